@@ -1,0 +1,1 @@
+"""The craft: models, methods, data, training, adapters, chat. Knows no queue and no screen."""

@@ -1,0 +1,137 @@
+"""The tree of errors a person may see. Everything else is our bug and may crash.
+
+StudioError                what went wrong, in one sentence, and what to do
+├── InputError             the person's input (exit code 2)
+│   ├── SpecError          a field of the run spec
+│   ├── ModelError         a model folder or hub id
+│   ├── DataError          a dataset
+│   ├── MethodError        a method on this model, or a stack that cannot be
+│   ├── AdapterError       an adapter file or folder
+│   ├── HomeError          the home folder or its database
+│   ├── QueueError         a job that is not there or cannot do that
+│   ├── ChatError          a prompt or lane that cannot be answered
+│   └── ServeError         port, host, browser
+└── RunError               a job that started and failed (exit code 3)
+    ├── OutOfMemory
+    ├── DiskFull
+    └── Diverged           NaN or infinite loss
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class StudioError(Exception):
+    """One sentence for the person: what was wrong, where, what to do."""
+
+    kind: ClassVar[str] = "studio"
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def as_dict(self) -> dict[str, str]:
+        """The shape every `--json` command prints for an error."""
+        return {"kind": self.kind, "text": self.text}
+
+
+class InputError(StudioError):
+    """The person's input was wrong; nothing was changed."""
+
+    kind = "input"
+    exit_code = 2
+
+
+class SpecError(InputError):
+    """A field of the run spec is unknown, missing or out of bounds."""
+
+    kind = "spec"
+
+    def __init__(self, text: str, *, field: str = "") -> None:
+        super().__init__(text)
+        self.field = field
+
+
+class ModelError(InputError):
+    """A model cannot be found, read or used."""
+
+    kind = "model"
+
+
+class DataError(InputError):
+    """A dataset cannot be found or read, or has nothing to train on."""
+
+    kind = "data"
+
+
+class MethodError(InputError):
+    """A method does not fit this model, or adapters cannot be combined."""
+
+    kind = "method"
+
+
+class AdapterError(InputError):
+    """An adapter cannot be found, is unsafe, broken, or made for another base."""
+
+    kind = "adapter"
+
+
+class HomeError(InputError):
+    """The home folder or its database cannot be used."""
+
+    kind = "home"
+
+
+class QueueError(InputError):
+    """A job does not exist or cannot do what was asked."""
+
+    kind = "queue"
+
+
+class ChatError(InputError):
+    """A prompt or lane cannot be answered."""
+
+    kind = "chat"
+
+
+class ServeError(InputError):
+    """The page cannot be served."""
+
+    kind = "serve"
+
+
+class RunError(StudioError):
+    """A job started and failed."""
+
+    kind = "run"
+
+
+class OutOfMemory(RunError):
+    """The device ran out of memory."""
+
+    kind = "out_of_memory"
+
+
+class DiskFull(RunError):
+    """The disk ran out of room."""
+
+    kind = "disk_full"
+
+
+class Diverged(RunError):
+    """The loss became NaN or infinite."""
+
+    kind = "diverged"
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """Return ' Did you mean "x"?' for the closest name, or the whole short list."""
+    known = sorted(set(names))
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if close:
+        return " Did you mean " + " or ".join(f'"{name}"' for name in close) + "?"
+    if 0 < len(known) <= 12:
+        return " Known: " + ", ".join(known) + "."
+    return ""

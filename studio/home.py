@@ -1,0 +1,187 @@
+"""The home folder: where everything a person made lives, and how folders get there whole.
+
+Layout (a contract): `studio.db`, `runs/<id>/{spec.yaml, log.txt, checkpoints/step-00000100/,
+adapter/, report.json}`, `adapters/<name>/`, `datasets/<name>/`, `models/`. A folder that matters is
+written beside its place, fsynced, listed with hashes in a manifest, then renamed: a half-written
+one is never mistaken for a whole one. This module knows folders, not what is in them.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from studio.errors import DiskFull, HomeError
+
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folders of one studio; `open_home` makes them."""
+
+    path: Path
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file of the queue."""
+        return self.path / "studio.db"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a run, named by job id."""
+        return self.path / "runs"
+
+    @property
+    def adapters(self) -> Path:
+        """The library: imported and mixed adapters, by name."""
+        return self.path / "adapters"
+
+    @property
+    def datasets(self) -> Path:
+        """Imported snapshots and the token cache."""
+        return self.path / "datasets"
+
+    @property
+    def models(self) -> Path:
+        """Merged and downloaded models."""
+        return self.path / "models"
+
+    @property
+    def state(self) -> Path:
+        """Locks, sockets, tokens and logs of the running processes; private to the user."""
+        return self.path / "state"
+
+    def run(self, job_id: int) -> Path:
+        """The folder of one run."""
+        return self.runs / str(job_id)
+
+
+def open_home(path: str | Path | None = None) -> Home:
+    """Open (and make) the home folder: `path`, else `STUDIO_HOME`, else the user's data folder.
+
+    Raises:
+        HomeError: It cannot be made or written.
+    """
+    chosen = path or os.environ.get("STUDIO_HOME") or platformdirs.user_data_path("adapter-studio")
+    home = Home(Path(chosen).expanduser().absolute())
+    try:
+        home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (home.runs, home.adapters, home.datasets, home.models, home.state):
+            folder.mkdir(exist_ok=True, mode=0o700)
+        probe = home.state / f".probe-{os.getpid()}"
+        probe.write_bytes(b"ok")
+        probe.unlink()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"The disk that holds {home.path} is full. Free some room.") from None
+        raise HomeError(
+            f"The home folder {home.path} cannot be written ({error.strerror}). "
+            "Give another one with --home or STUDIO_HOME."
+        ) from None
+    return home
+
+
+def slug(name: str, *, fallback: str = "unnamed") -> str:
+    """Return a safe folder name: lower case letters, digits, dashes; at most 60 characters."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].strip("-") or fallback
+
+
+@contextlib.contextmanager
+def publishing(target: Path) -> Iterator[Path]:
+    """Write a folder whole or not at all: yields a temporary folder, renames it to `target`.
+
+    Raises:
+        DiskFull: No room; nothing of the new folder stays, an old one is untouched.
+    """
+    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _write_manifest(temporary)
+        retired = target.with_name(f".old-{target.name}-{os.getpid()}")
+        if target.exists():
+            os.replace(target, retired)
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+        shutil.rmtree(retired, ignore_errors=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"The disk is full: {target.name} could not be written to {target.parent}. "
+                "Free some room and resume; what was saved before is intact."
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what an interrupted `publishing` left in `folder`; restore a folder it had retired."""
+    for left in folder.glob(".old-*-*"):
+        target = folder / left.name.removeprefix(".old-").rpartition("-")[0]
+        if target.exists():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            os.replace(left, target)
+    for left in folder.glob(".tmp-*-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file of a published folder is there with the size and hash of its manifest."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return all(
+            (folder / name).stat().st_size == entry["size"]
+            and _sha256(folder / name) == entry["sha256"]
+            for name, entry in manifest.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def folder_hash(folder: Path) -> str:
+    """Return the SHA-256 of a published folder's manifest."""
+    return _sha256(folder / MANIFEST)
+
+
+def _write_manifest(folder: Path) -> None:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    manifest = {
+        p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _sha256(p)}
+        for p in files
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    for file in [*files, folder / MANIFEST]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    for inner in [p for p in folder.rglob("*") if p.is_dir()]:
+        _sync_folder(inner)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # Windows has no handle to a folder; the rename is durable there
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

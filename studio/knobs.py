@@ -1,0 +1,47 @@
+"""Fields a person can turn. Default, bounds, help and unit are written once, here on the field.
+
+The form, `--help`, the docs tables and the spec's validation are all read from it.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    """A frozen, validated record; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def knob(
+    default: Any,
+    help: str,
+    *,
+    title: str | None = None,
+    unit: str = "",
+    advanced: bool = False,
+    step: float | None = None,
+    **bounds: Any,
+) -> Any:
+    """Declare a field with everything the form and the docs need.
+
+    Args:
+        default: The default; lists and dicts are copied.
+        help: One sentence: meaning, and what a larger value trades.
+        title: The label; the field's name in words when absent.
+        unit: Shown behind the number.
+        advanced: Shown only in the form's Advanced part.
+        step: The slider's step.
+        bounds: `ge`, `gt`, `le`, `lt`, `max_length` as in pydantic.
+    """
+    extra: dict[str, Any] = {"unit": unit, "advanced": advanced, "step": step}
+    if isinstance(default, list | dict):
+        return Field(
+            default_factory=lambda: type(default)(default),
+            title=title,
+            description=help,
+            json_schema_extra=extra,
+            **bounds,
+        )
+    return Field(default, title=title, description=help, json_schema_extra=extra, **bounds)

@@ -1,0 +1,287 @@
+"""RunSpec: one frozen object from the form to the adapter's passport.
+
+The form edits it, the queue stores it as JSON, `runs/<id>/spec.yaml` holds it, `studio train`
+accepts it, the passport embeds it. It knows what a run is, not how to do it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, SerializeAsAny, ValidationError
+
+from studio.errors import SpecError, StudioError, nearest
+from studio.knobs import Record, knob
+from studio.methods import Method, methods, named
+
+VERSION = 1
+T = TypeVar("T", bound=BaseModel)
+
+
+class ModelSource(Record):
+    """Where the base model comes from and how it is loaded."""
+
+    path: str = knob("starter", "A folder, a hub id, or the embedded starter.", title="Model")
+    revision: str = knob("", "Branch, tag or commit on the hub.", advanced=True)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
+        "auto",
+        "Precision of the frozen weights; auto takes bfloat16 on a GPU and float32 on a CPU.",
+        title="Precision",
+        advanced=True,
+    )
+    quantization: Literal["none", "nf4"] = knob(
+        "none",
+        "Load the frozen weights in 4 bit (QLoRA): a quarter of the memory, slower steps.",
+        advanced=True,
+    )
+
+
+class DataSource(Record):
+    """Where the examples come from and how they become tokens and labels."""
+
+    path: str = knob("starter:pirate", "A file, a folder, a hub id, or a demo.", title="Dataset")
+    subset: str = knob("", "Configuration name on the hub.", advanced=True)
+    split: str = knob("train", "Split on the hub.", advanced=True)
+    format: Literal[
+        "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer",
+        "preference", "labelled", "text",
+    ] = knob("auto", "How rows are read; auto looks at the columns.", advanced=True)  # fmt: skip
+    chat_template: Literal["auto", "chatml", "alpaca", "vicuna", "plain"] = knob(
+        "auto",
+        "How a conversation becomes text; auto takes the model's own template, else chatml.",
+        title="Chat template",
+        advanced=True,
+    )
+    train_on: Literal["assistant", "last", "all"] = knob(
+        "assistant",
+        "Which tokens carry loss: every answer, only the last one, or everything.",
+        title="Train on",
+        advanced=True,
+    )
+    max_length: int = knob(
+        1024,
+        "Longer rows are cut here, and at the model's own context if that is shorter.",
+        title="Maximum length",
+        unit="tokens",
+        ge=8,
+        le=1_048_576,
+        advanced=True,
+    )
+    validation_fraction: float = knob(
+        0.05,
+        "Share of rows held out for the evaluation loss (at most 256 rows).",
+        title="Held-out share",
+        ge=0,
+        lt=1,
+        advanced=True,
+    )
+    validation_path: str = knob("", "A file to evaluate on instead.", advanced=True)
+
+
+class TrainArgs(Record):
+    """How the optimiser walks; names and meanings are those of transformers' TrainingArguments."""
+
+    learning_rate: float | Literal["auto"] = knob(
+        "auto",
+        "Step size; auto takes the method's own, scaled to the model's width.",
+        title="Learning rate",
+    )
+    num_train_epochs: float = knob(
+        3, "Passes over the data.", title="Epochs", gt=0, le=1000, step=0.5
+    )
+    max_steps: int = knob(
+        -1, "Optimizer steps; -1 lets the epochs decide.", title="Steps", ge=-1, le=10_000_000
+    )
+    per_device_train_batch_size: int = knob(
+        8, "Rows that are computed at once.", title="Batch size", unit="rows", ge=1, le=4096
+    )
+    gradient_accumulation_steps: int = knob(
+        1, "Batches summed before each step.", title="Accumulation", ge=1, le=4096, advanced=True
+    )
+    lr_scheduler_type: Literal[
+        "cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay"
+    ] = knob("cosine", "How the step size falls.", title="Schedule", advanced=True)
+    warmup_steps: int = knob(
+        -1, "Steps until the full step size; -1 takes 5 %.", ge=-1, le=1_000_000, advanced=True
+    )
+    weight_decay: float = knob(0.0, "Pull of the weights to zero.", ge=0, le=10, advanced=True)
+    max_grad_norm: float = knob(
+        1.0, "Longer gradients are shortened to this; 0 never.", ge=0, advanced=True
+    )
+    eval_steps: int = knob(
+        0, "Steps between evaluations; 0 makes about ten, -1 none.", ge=-1, advanced=True
+    )
+    save_steps: int = knob(
+        0, "Steps between checkpoints; 0 makes about five, -1 only at stop.", ge=-1, advanced=True
+    )
+    save_total_limit: int = knob(2, "Checkpoints kept.", ge=1, le=1000, advanced=True)
+    packing: bool = knob(
+        True, "Concatenate rows instead of padding them; same losses, faster.", advanced=True
+    )
+    gradient_checkpointing: bool = knob(
+        False, "Recompute activations instead of keeping them: less memory, slower.", advanced=True
+    )
+    device: str = knob("auto", "auto, cpu, cuda:0 …", title="Device", advanced=True)
+
+
+def _read_method(value: Any) -> Any:
+    if isinstance(value, str):
+        return named(value)()
+    if isinstance(value, dict):
+        name = value.get("name", "lora")
+        return _validated(named(str(name)), value, "method")
+    return value
+
+
+class RunSpec(Record):
+    """Everything that decides a run."""
+
+    name: str = knob("", "What to call the run and its adapter.", title="Name", max_length=120)
+    model: ModelSource = ModelSource()
+    data: DataSource = DataSource()
+    method: Annotated[SerializeAsAny[Method], BeforeValidator(_read_method)] = knob("lora", "")
+    train: TrainArgs = TrainArgs()
+    seed: int = knob(0, "Same seed, same run.", ge=0, le=2**31 - 1, advanced=True)
+    version: Literal[1] = VERSION
+
+    model_config = Record.model_config | {"validate_default": True}
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values.
+
+        Raises:
+            SpecError: Names every wrong field, the value got and the nearest known key.
+        """
+        return _validated(cls, values, "")
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> Self:
+        """Read a spec file.
+
+        Raises:
+            SpecError: The file is missing, is no YAML mapping, or holds wrong fields.
+        """
+        return cls.parse(read_yaml(path))
+
+    def to_yaml(self) -> str:
+        """Return the whole spec as YAML, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def with_values(self, assignments: dict[str, Any]) -> Self:
+        """Return a copy with dotted fields replaced, as in `--set method.r=16`."""
+        return type(self).parse(merge_values(self.model_dump(mode="json"), assignments))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping or raise a SpecError that names the place."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(f"There is no spec file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"The spec file {path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise SpecError(f"The spec file {path} is not valid YAML{where}.") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"The spec file {path} must hold a mapping such as `method: {{r: 16}}`.")
+    return values
+
+
+def merge_values(values: dict[str, Any], assignments: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with dotted keys replaced; a new method name resets the method's fields."""
+    merged = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
+    for dotted, value in assignments.items():
+        *path, last = dotted.split(".")
+        target = merged
+        for part in path:
+            child = target.get(part)
+            if isinstance(child, str) and part == "method":
+                child = {"name": child}
+            if child is not None and not isinstance(child, dict):
+                raise SpecError(f'"{dotted}" is not a field: "{part}" has no parts.', field=dotted)
+            target[part] = dict(child or {})
+            target = target[part]
+        if dotted == "method.name" and target.get("name") != value:
+            target.clear()
+        target[last] = value
+    return merged
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split `method.r=16` and read the value as YAML.
+
+    Raises:
+        SpecError: There is no `=`.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise SpecError(f'"{text}" is not an assignment: write it as method.r=16.')
+    try:
+        return key.strip(), _number_or(yaml.safe_load(value) if value else "")
+    except yaml.YAMLError:
+        return key.strip(), value
+
+
+def _number_or(value: Any) -> Any:
+    # YAML 1.1 reads 1e-4 as text; a person means the number.
+    if isinstance(value, str):
+        try:
+            return float(value) if value.lower() not in {"nan", "inf", "-inf"} else value
+        except ValueError:
+            return value
+    return value
+
+
+def _validated(cls: type[T], values: dict[str, Any], prefix: str) -> T:
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        sentences, field = [], ""
+        for fault in error.errors():
+            inner = fault.get("ctx", {}).get("error")
+            if isinstance(inner, StudioError):
+                sentences.append(inner.text)
+                continue
+            path = [p for p in fault["loc"] if isinstance(p, str) and p in _known_parts(cls)]
+            if fault["type"] == "extra_forbidden":
+                path = [str(p) for p in fault["loc"]]
+            dotted = ".".join([prefix, *path] if prefix else path)
+            field = field or dotted
+            sentences.append(_sentence(cls, fault, dotted))
+        raise SpecError(" ".join(dict.fromkeys(sentences)), field=field) from None
+
+
+def _known_parts(cls: type[BaseModel]) -> set[str]:
+    names = set(cls.model_fields)
+    for info in cls.model_fields.values():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            names |= _known_parts(info.annotation)
+    return names
+
+
+def _sentence(cls: type[BaseModel], fault: Any, dotted: str) -> str:
+    if fault["type"] == "extra_forbidden":
+        owner: type[BaseModel] = cls
+        for part in fault["loc"][:-1]:
+            info = owner.model_fields.get(str(part))
+            if info and isinstance(info.annotation, type):
+                owner = info.annotation
+        return f'"{dotted}" is not a field.{nearest(str(fault["loc"][-1]), owner.model_fields)}'
+    message = str(fault["msg"])
+    return f"{dotted} is {fault.get('input')!r}: {message[0].lower() + message[1:]}."
+
+
+def known_fields() -> dict[str, tuple[str, ...]]:
+    """Return the dotted fields of the spec by part, for help and completion."""
+    parts: dict[str, type[BaseModel]] = {
+        "model": ModelSource, "data": DataSource, "train": TrainArgs,
+    }  # fmt: skip
+    fields = {part: tuple(cls.model_fields) for part, cls in parts.items()}
+    for name, method in methods().items():
+        fields[f"method:{name}"] = tuple(method.model_fields)
+    return fields

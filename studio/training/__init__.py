@@ -1,0 +1,1 @@
+"""The training engine: one readable loop that yields events."""

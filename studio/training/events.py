@@ -1,0 +1,85 @@
+"""What a training run says while it runs. Plain records: no torch, no queue, no screen."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something that happened; `step` counts finished optimizer steps."""
+
+    step: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, with the event's kind."""
+        return {"event": type(self).__name__.lower(), **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loading(Event):
+    """A phase before the first step: what is being done now."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started(Event):
+    """Everything is loaded; the first step comes next (or the first after `step`)."""
+
+    total_steps: int
+    trainable_parameters: int
+    total_parameters: int
+    device: str
+    dtype: str
+    learning_rate: float
+    rows_read: int
+    rows_kept: int
+    rows_dropped: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step(Event):
+    """One optimizer step. `tokens` counts real tokens, padding never."""
+
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    tokens_per_second: float
+    epoch: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluated(Event):
+    """Loss per token on the held-out rows."""
+
+    eval_loss: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampled(Event):
+    """A fixed prompt answered by the adapter as it is now."""
+
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved(Event):
+    """A checkpoint is whole on disk."""
+
+    path: str
+    eval_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished(Event):
+    """The run is over; `reason` says how, `adapter` where its result is."""
+
+    reason: Literal["completed", "stopped"]
+    adapter: str | None
+    first_loss: float | None
+    last_loss: float | None
+    eval_loss: float | None
+    seconds: float

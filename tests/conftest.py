@@ -1,0 +1,28 @@
+"""What every test can lean on: tiny models made in memory, a private home, the real folder."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+from studio.home import Home, open_home
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """A private home folder."""
+    return open_home(tmp_path / "home")
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """Real models and data that nobody here made; kept beside the repository."""
+    if not (REAL / "models").is_dir():
+        pytest.skip(f"the folder of real models and data is not here: {REAL}")
+    return REAL
