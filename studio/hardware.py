@@ -1,0 +1,139 @@
+"""What this machine can do: devices, memory, processor features, threads. Never imports torch.
+
+GPUs are asked through `nvidia-smi`, so the page and the supervisor can show them without holding
+one. A machine without it simply has no GPU here.
+"""
+
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device:
+    """One thing that can train: `name` is what torch calls it."""
+
+    name: str
+    label: str
+    total_bytes: int
+    free_bytes: int
+    utilization: float | None = None
+
+
+def devices() -> list[Device]:
+    """Return the GPUs, best first as torch counts them, then the CPU."""
+    return [*_gpus(), *_apple(), _cpu()]
+
+
+def physical_cores() -> int:
+    """Return how many real cores this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    return max(1, min(cores, allowed or cores, _cgroup_cores() or cores))
+
+
+def threads() -> int:
+    """Return the thread count for torch: `OMP_NUM_THREADS` where set, else the physical cores."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(wanted) if wanted.isdigit() and int(wanted) > 0 else physical_cores()
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """Return which of `FEATURES` the processor has; empty where the system does not say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return frozenset()
+    flags = {
+        word
+        for line in text.splitlines()
+        if line.lower().startswith(("flags", "features"))
+        for word in line.partition(":")[2].split()
+    }
+    return frozenset(flags & set(FEATURES))
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware."""
+    return bool(cpu_features() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def process_bytes(pid: int | None = None) -> int:
+    """Return the resident memory of a process, 0 if it is gone."""
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _cpu() -> Device:
+    memory = psutil.virtual_memory()
+    return Device(
+        name="cpu",
+        label=f"{_cpu_name()}, {physical_cores()} cores",
+        total_bytes=int(memory.total),
+        free_bytes=int(memory.available),
+        utilization=psutil.cpu_percent(interval=None) / 100,
+    )
+
+
+@cache
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine() or "CPU"
+
+
+def _apple() -> list[Device]:
+    if sys.platform != "darwin" or platform.machine() != "arm64":
+        return []
+    memory = psutil.virtual_memory()
+    return [Device(name="mps", label="Apple GPU", total_bytes=int(memory.total),
+                   free_bytes=int(memory.available))]  # fmt: skip
+
+
+def _gpus() -> list[Device]:
+    query = "index,name,memory.total,memory.free,utilization.gpu"
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = []
+    for line in answer.stdout.splitlines():
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) != 5 or not parts[2].isdigit():
+            continue
+        found.append(
+            Device(
+                name=f"cuda:{parts[0]}",
+                label=parts[1],
+                total_bytes=int(parts[2]) << 20,
+                free_bytes=int(parts[3]) << 20,
+                utilization=int(parts[4]) / 100 if parts[4].isdigit() else None,
+            )
+        )
+    return found
+
+
+def _cgroup_cores() -> int | None:
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if quota == "max" else max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return None

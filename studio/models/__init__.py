@@ -1,0 +1,1 @@
+"""Where base models come from (`sources`, no torch) and how one is loaded (`loading`)."""

@@ -1,0 +1,183 @@
+"""Load a base model, frozen and in eval mode, with its tokenizer.
+
+The dtype and device are decided here and nowhere else. It never runs a model's own code and never
+opens a pickle. What is trained on top is not its business.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from studio.errors import ModelError, OutOfMemory
+from studio.models.sources import ModelFacts, facts
+from studio.spec import ModelSource
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A resident base: the model never changes, adapters live beside it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype
+    facts: ModelFacts
+
+
+def default_device() -> str:
+    """Return the best device torch can use here."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda:0"
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cpu"
+
+
+def load(source: ModelSource, device: str = "auto") -> Loaded:
+    """Load model and tokenizer; every parameter frozen, dropout off.
+
+    Raises:
+        ModelError: As in `facts`, or the weights do not fit the configuration.
+        OutOfMemory: The device is too small for the weights.
+    """
+    import torch
+
+    known = facts(source)
+    target = _checked_device(device)
+    dtype = _dtype(source.dtype, target)
+    try:
+        model = _load_model(source, known, target, dtype)
+        tokenizer = load_tokenizer(source, known)
+    except torch.OutOfMemoryError:
+        raise OutOfMemory(
+            f"The weights of {known.path.name} do not fit on {target}: choose a smaller model, "
+            "bfloat16, or nf4."
+        ) from None
+    model.requires_grad_(False)
+    model.eval()
+    embeddings = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > embeddings:
+        logger.warning("The tokenizer knows %d tokens, the model %d.", len(tokenizer), embeddings)
+    return Loaded(model=model, tokenizer=tokenizer, device=target, dtype=dtype, facts=known)
+
+
+def load_tokenizer(source: ModelSource, known: ModelFacts | None = None) -> PreTrainedTokenizerBase:
+    """Load the tokenizer alone: no weights are read.
+
+    Raises:
+        ModelError: There is none, or it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    path = (known or facts(source)).path
+    try:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelError(
+            f"The tokenizer in {path} cannot be read ({_first_line(error)}): copy tokenizer.json "
+            "and tokenizer_config.json from the original model."
+        ) from error
+
+
+def _checked_device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        return torch.device(default_device())
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ModelError(f'"{name}" is no device: use auto, cpu or cuda:0.') from None
+    if device.type == "cuda" and (
+        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
+    ):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise ModelError(f'"{name}" is not here: torch sees {count} CUDA devices. Use auto.')
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    import torch
+
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _load_model(
+    source: ModelSource, known: ModelFacts, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    options: dict[str, Any] = {
+        "dtype": dtype, "local_files_only": True, "trust_remote_code": False,
+        "use_safetensors": True, "attn_implementation": "sdpa",
+    }  # fmt: skip
+    if source.quantization == "nf4":
+        options |= _nf4(dtype, device)
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            known.path, output_loading_info=True, **options
+        )
+    except (SafetensorError, OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(f"{known.path} cannot be loaded: {_first_line(error)}.") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        first = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))[0]
+        raise ModelError(
+            f"The weights in {known.path} do not fit its config.json: {first} is missing or has "
+            "another shape."
+        )
+    if source.quantization == "nf4":
+        _keep_autograd(model, device)
+        return model
+    return model.to(device)
+
+
+def _nf4(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    from importlib.util import find_spec
+
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(
+            "model.quantization is nf4, which needs bitsandbytes: `pip install bitsandbytes`, "
+            "or choose none."
+        )
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    return {"quantization_config": config, "device_map": {"": str(device)}}
+
+
+def _keep_autograd(model: PreTrainedModel, device: torch.device) -> None:
+    """Stop bitsandbytes 0.50 from repacking weights at the first eval forward on AVX512-BF16 CPUs.
+
+    The repacked kernel has no autograd, silently: later training steps get wrong gradients.
+    """
+    if device.type != "cpu":
+        return
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")

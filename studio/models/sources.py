@@ -1,0 +1,266 @@
+"""Where a base model comes from: the embedded starter, a folder, or a hub id.
+
+Everything here is read from `config.json` and the safetensors headers, so the form and the queue
+can judge a model without torch and without reading its weights. What it refuses to know: how a
+model is loaded or what is trained on it. Pickled weights and remote code are never touched.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from studio.errors import ModelError, nearest
+from studio.home import Home
+from studio.models.headers import Header, read_headers
+from studio.spec import ModelSource
+
+STARTER = "starter"
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
+DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFacts:
+    """What a model is, without having loaded it.
+
+    `fingerprint` is `<shape>-<content>`: the first half is equal for every model an adapter would
+    fit, the second only for the very same weights.
+    """
+
+    path: Path
+    architecture: str
+    model_type: str
+    parameters: int
+    hidden_size: int
+    num_layers: int
+    context_length: int
+    vocab_size: int
+    has_chat_template: bool
+    size_bytes: int
+    weights_dtype: str
+    fingerprint: str
+
+
+def resolve(source: ModelSource) -> Path:
+    """Return the model's folder, downloading a hub id on first use.
+
+    Raises:
+        ModelError: There is no such folder or hub id, or it cannot be reached.
+    """
+    if source.path == STARTER:
+        from studio.starter import MODEL_DIR
+
+        return Path(MODEL_DIR)
+    folder = Path(source.path).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if folder.is_file():
+        raise ModelError(f"{folder} is a file: give the model's folder, the one with config.json.")
+    if not _looks_like_hub_id(source.path):
+        raise ModelError(
+            f"There is no model folder {folder}. Give a folder with config.json and "
+            'safetensors weights, a hub id, or "starter".'
+        )
+    return _download(source)
+
+
+def facts(source: ModelSource) -> ModelFacts:
+    """Read what a model is from its configuration and its weight headers.
+
+    Raises:
+        ModelError: Something a person must fix: no config, no tokenizer, an unknown architecture,
+            pickled or truncated weights, or a model that wants to run its own code.
+    """
+    path = resolve(source)
+    config = _read_config(path)
+    architecture = _checked_architecture(path, config)
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelError(
+            f"{path} has no tokenizer: copy tokenizer.json and tokenizer_config.json "
+            "from the original model into it."
+        )
+    headers = read_headers(path)
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) else config
+    tensors = [tensor for header in headers for tensor in header.tensors]
+    dtypes = [tensor.dtype for tensor in tensors]
+    return ModelFacts(
+        path=path,
+        architecture=architecture,
+        model_type=str(config.get("model_type", "")),
+        parameters=sum(tensor.numel for tensor in tensors),
+        hidden_size=_number(text, "hidden_size", "n_embd", "d_model"),
+        num_layers=_number(text, "num_hidden_layers", "n_layer", "num_layers"),
+        context_length=_number(text, "max_position_embeddings", "n_positions", "n_ctx",
+                               "max_seq_len", default=2048),
+        vocab_size=_number(text, "vocab_size"),
+        has_chat_template=_has_chat_template(path),
+        size_bytes=sum(header.size_bytes for header in headers),
+        weights_dtype=max(set(dtypes), key=dtypes.count) if dtypes else "",
+        fingerprint=_fingerprint(architecture, headers),
+    )  # fmt: skip
+
+
+def available(home: Home) -> list[str]:
+    """Return what `ModelSource.path` may be at once: starter, the home's models, hub downloads."""
+    own = [str(p) for p in sorted(home.models.iterdir()) if _is_usable(p)]
+    cached = []
+    for folder in sorted(_hub_cache().glob("models--*")):
+        snapshots = sorted((folder / "snapshots").glob("*"), key=lambda p: p.stat().st_mtime)
+        if snapshots and _is_usable(snapshots[-1]):
+            cached.append(folder.name.removeprefix("models--").replace("--", "/"))
+    return [STARTER, *own, *cached]
+
+
+def _is_usable(folder: Path) -> bool:
+    if folder.name.startswith(".") or not (folder / "config.json").is_file():
+        return False
+    try:
+        _checked_architecture(folder, _read_config(folder))
+    except ModelError:
+        return False
+    return any(folder.glob("*.safetensors"))
+
+
+def _hub_cache() -> Path:
+    root = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(root) / "hub")
+
+
+def _looks_like_hub_id(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) is not None
+
+
+def _download(source: ModelSource) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    name, revision = source.path, source.revision or None
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=["*/*"]
+            )
+        )
+    except GatedRepoError:
+        why = "asks for its licence to be accepted: do that on its hub page, then log in with `hf`"
+    except RevisionNotFoundError:
+        why = f'has no revision "{source.revision}"'
+    except (RepositoryNotFoundError, HFValidationError):
+        why = "is neither a folder here nor a model on the hub: check the spelling"
+    except LocalEntryNotFoundError:
+        why = (
+            "is not a folder here, is not downloaded, and the hub cannot be reached: "
+            "check the spelling or the connection"
+        )
+    except OSError as error:
+        why = f"could not be downloaded ({error.strerror or type(error).__name__})"
+    raise ModelError(f'The model "{name}" {why}.') from None
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if (path / "adapter_config.json").is_file():
+            raise ModelError(
+                f"{path} is an adapter, not a model: choose its base model here."
+            ) from None
+        raise ModelError(f"{path} is no model folder: it has no config.json.") from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path / 'config.json'} cannot be read: {error}.") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path / 'config.json'} must hold a JSON object.")
+    return config
+
+
+def _checked_architecture(path: Path, config: dict[str, Any]) -> str:
+    if config.get("auto_map"):
+        raise ModelError(
+            f"{path} brings its own Python code (auto_map), which is never run here: "
+            "use a version of the model that transformers supports by itself."
+        )
+    quantized = config.get("quantization_config")
+    if isinstance(quantized, dict) and quantized:
+        raise ModelError(
+            f"{path} is already quantised ({quantized.get('quant_method', 'unknown')}): take the "
+            "original model and set model.quantization to nf4 instead."
+        )
+    architectures = config.get("architectures") or []
+    known = causal_architectures()
+    by_type = known.get(str(config.get("model_type", "")))
+    for name in architectures if isinstance(architectures, list) else []:
+        if not known or name in known.values():
+            return str(name)
+    if by_type and not architectures:
+        return by_type
+    got = ", ".join(map(str, architectures)) or config.get("model_type") or "none named"
+    raise ModelError(
+        f"{path} has an architecture that cannot be trained here ({got}): it must be a causal "
+        f"language model that transformers knows.{nearest(str(got), known.values())}"
+    )
+
+
+@cache
+def causal_architectures() -> dict[str, str]:
+    """Return transformers' causal language models by model type.
+
+    Read from its source, since importing the table would import torch; empty when it moved, and
+    then loading decides.
+    """
+    from importlib.util import find_spec
+
+    spec = find_spec("transformers")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    table = Path(spec.submodule_search_locations[0], "models", "auto", "modeling_auto.py")
+    try:
+        text = table.read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    block = re.search(r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = (.*?)^\)", text, re.M | re.S)
+    return dict(re.findall(r'\("([\w.-]+)", "(\w+)"\)', block[1])) if block else {}
+
+
+def _number(config: dict[str, Any], *names: str, default: int = 0) -> int:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return default
+
+
+def _has_chat_template(path: Path) -> bool:
+    if (path / "chat_template.jinja").is_file() or (path / "chat_template.json").is_file():
+        return True
+    try:
+        settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return bool(settings.get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _fingerprint(architecture: str, headers: list[Header]) -> str:
+    import hashlib
+
+    shape, content = hashlib.sha256(architecture.encode()), hashlib.sha256()
+    named = sorted((t.name, t.shape, t.dtype) for h in headers for t in h.tensors)
+    for name, dims, dtype in named:
+        shape.update(f"{name}{dims}".encode())
+        content.update(f"{name}{dims}{dtype}".encode())
+    for header in headers:
+        content.update(header.sample())
+    return f"{shape.hexdigest()[:16]}-{content.hexdigest()[:16]}"

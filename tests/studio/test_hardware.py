@@ -1,0 +1,35 @@
+import subprocess
+import sys
+
+import pytest
+
+from studio import hardware
+
+
+def test_the_cpu_is_always_a_device() -> None:
+    cpu = hardware.devices()[-1]
+    assert cpu.name == "cpu"
+    assert 0 < cpu.free_bytes <= cpu.total_bytes
+
+
+def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert hardware.threads() == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert hardware.threads() == hardware.physical_cores() >= 1
+
+
+def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], 0, "0, H200, 143771, 143000, 5\nbroken\n", "")
+
+    monkeypatch.setattr(subprocess, "run", answer)
+    gpu = hardware.devices()[0]
+    assert (gpu.name, gpu.label, gpu.total_bytes) == ("cuda:0", "H200", 143771 << 20)
+    assert gpu.utilization == 0.05
+
+
+def test_hardware_and_sources_start_without_torch() -> None:
+    code = "import sys, studio.hardware, studio.models.sources; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert answer.stdout.strip() == "False", answer.stderr
