@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from studio.errors import AdapterError
 from studio.knobs import knob
 from studio.methods.method import Method, Params, Phase, targets_knob
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from studio.methods.layer.sites import Backbone, Site
+    from studio.methods.layer.sites import Anatomy, Site
 
 
 class Lora(Method):
@@ -29,6 +28,14 @@ class Lora(Method):
     paper: ClassVar[str] = "arXiv:2106.09685"
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "LORA"
+    peft_fields: ClassVar[tuple[str, ...]] = ("r", "lora_alpha", "lora_dropout", "use_rslora")
+    peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "bias": ("none",),
+        "fan_in_fan_out": (True, False),
+        "init_lora_weights": (True, False, "gaussian", "pissa", "olora", "eva", "orthogonal"),
+        "megatron_core": ("megatron.core", None),
+        "qalora_group_size": (16, None),
+    }
 
     name: Literal["lora"] = "lora"
     r: int = knob(16, "Rank: capacity and size grow with it.", title="Rank (r)", ge=1, le=1024)
@@ -53,9 +60,9 @@ class Lora(Method):
         """The factor `s` in front of `B A x`."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
-    def sites(self, backbone: Backbone) -> list[Site]:
+    def sites(self, anatomy: Anatomy) -> list[Site]:
         """Every targeted linear layer."""
-        return backbone.linears(self.target_modules)
+        return anatomy.linears(self.target_modules)
 
     def create(self, site: Site, generator: Generator) -> Params:
         """`A` Kaiming-uniform as in PEFT, `B` zero."""
@@ -85,27 +92,15 @@ class Lora(Method):
             "lora_alpha": self.lora_alpha,
             "lora_dropout": self.lora_dropout,
             "use_rslora": self.use_rslora,
-            "target_modules": [site.key for site in sites],
             "fan_in_fan_out": any(site.transposed for site in sites),
             "bias": "none",
             "init_lora_weights": True,
         }
 
-    @classmethod
-    def from_peft(cls, config: dict[str, Any]) -> Self:
-        """Read PEFT's LoraConfig; variants with other maths are refused."""
-        for field in ("use_dora", "alora_invocation_tokens", "rank_pattern", "alpha_pattern",
-                      "modules_to_save", "lora_bias", "trainable_token_indices",
-                      "layer_replication", "target_parameters", "use_qalora"):  # fmt: skip
-            if config.get(field):
-                raise AdapterError(
-                    f"This LoRA uses {field}={config[field]!r}, which is not supported here."
-                )
-        if config.get("bias", "none") != "none":
-            raise AdapterError(f"This LoRA also trains biases (bias={config['bias']!r}).")
-        keep = ("r", "lora_alpha", "lora_dropout", "use_rslora")
-        return cls.parse_peft({name: config[name] for name in keep if name in config})
+    def candidates(self, anatomy: Anatomy) -> list[Site]:
+        """Any linear layer of the model, the output head included."""
+        return anatomy.all_linears()
 
     def tensor_name(self, site: Site, name: str) -> str:
         """PEFT stores `A` and `B` as the weights of two bias-free linears."""
-        return f"{super().tensor_name(site, name)}.weight"
+        return f"{super().tensor_name(site, name)}{'.weight' if name else ''}"

@@ -22,7 +22,7 @@ from studio.knobs import Record, knob
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from studio.methods.layer.sites import Backbone, Site
+    from studio.methods.layer.sites import Anatomy, Site
 
 Params = dict[str, "Tensor"]
 TargetGroup = Literal["all-linear", "attention", "mlp"]
@@ -46,6 +46,10 @@ class Method(Record):
     paper: ClassVar[str]
     phase: ClassVar[Phase]
     peft_type: ClassVar[str]
+    peft_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of PEFT's config that mean here exactly what they mean there."""
+    peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Further fields of PEFT's config, with the values under which the maths is ours."""
     base_learning_rate: ClassVar[float] = 5e-4
     """Learning rate for a hidden size of 2000; `"auto"` scales it to the model at hand."""
 
@@ -54,8 +58,8 @@ class Method(Record):
         """The class docstring: rule with shapes, paper, when to use it, what it costs."""
         return inspect.cleandoc(cls.__doc__ or "")
 
-    def sites(self, backbone: Backbone) -> list[Site]:
-        """Return the places this method edits, in the backbone's own order.
+    def sites(self, anatomy: Anatomy) -> list[Site]:
+        """Return the places this method edits, in the model's own order.
 
         Raises:
             MethodError: A target does not exist; names the nearest real ones.
@@ -102,34 +106,85 @@ class Method(Record):
     # -- PEFT's files --------------------------------------------------------------------------
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """Return this method's part of `adapter_config.json`."""
+        """Return this method's part of `adapter_config.json`; `target_modules` is added to it."""
         raise NotImplementedError
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Self:
-        """Read `adapter_config.json`; fields that would change the maths and that we do not have
-        are refused by name.
+        """Read the method's own fields of `adapter_config.json`.
 
         Raises:
-            AdapterError: A field has a value outside its bounds or one we cannot honour.
+            AdapterError: A field is out of bounds, or set to something with other maths than ours.
         """
-        raise NotImplementedError
-
-    @classmethod
-    def parse_peft(cls, fields: dict[str, Any]) -> Self:
-        """Build the method from PEFT's values, turning a bad one into one sentence."""
+        for field, value in config.items():
+            neutral = cls.peft_neutral.get(field, (None, False, "", [], {}))
+            if field not in cls.peft_fields and value not in neutral:
+                raise AdapterError(
+                    f"adapter_config.json sets {field} to {str(value)[:60]!r}, which this studio "
+                    f"does not know for {cls.title}; loading it would give other answers."
+                )
         try:
-            return cls(**fields)
+            return cls(**{name: config[name] for name in cls.peft_fields if name in config})
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
             raise AdapterError(
-                f"adapter_config.json: {where} is {first.get('input')!r}: {first['msg']}."
+                f"adapter_config.json: {where} is {str(first.get('input'))[:60]}: {first['msg']}."
             ) from None
+
+    def candidates(self, anatomy: Anatomy) -> list[Site]:
+        """Every place where a file of this method may have parameters."""
+        return self.sites(anatomy)
 
     def tensor_name(self, site: Site, name: str) -> str:
         """The parameter's key in the PEFT file."""
         return f"base_model.model.{site.key}.{name}"
+
+    def to_tensors(self, sites: list[Site], params: dict[str, Params]) -> Params:
+        """Return the tensors of `adapter_model.safetensors`."""
+        return {
+            self.tensor_name(site, name): self.to_file(name, tensor, site)
+            for site in sites
+            for name, tensor in params[site.key].items()
+        }
+
+    def from_tensors(
+        self, tensors: Params, anatomy: Anatomy
+    ) -> tuple[list[Site], list[Params]]:
+        """Match a file's tensors with sites of this model, exactly.
+
+        Raises:
+            AdapterError: A tensor is missing, unknown, or has another shape than this model's.
+        """
+        import torch
+
+        left = dict(tensors)
+        sites, params = [], []
+        for site in self.candidates(anatomy):
+            start = self.tensor_name(site, "")
+            if not any(key.startswith(start) for key in left):
+                continue
+            own = {}
+            for name, fresh in self.create(site, torch.Generator()).items():
+                key = self.tensor_name(site, name)
+                if key not in left:
+                    raise AdapterError(f"The adapter file lacks the tensor {key}.")
+                own[name] = self.from_file(name, left.pop(key).float(), site)
+                if own[name].shape != fresh.shape:
+                    raise AdapterError(
+                        f"{key} has shape {tuple(own[name].shape)}, but {site.key} of this model "
+                        f"needs {tuple(fresh.shape)}: the adapter was made for another base or r."
+                    )
+            sites.append(site)
+            params.append(own)
+        if left:
+            raise AdapterError(
+                f"The adapter file holds {len(left)} tensors that do not belong to {self.title} on "
+                f"this model, for example {min(left)}; nothing was loaded."
+            )
+        if not sites:
+            raise AdapterError("The adapter file holds no tensors.")
+        return sites, params
 
     def to_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
         """Turn a parameter into the tensor PEFT stores."""

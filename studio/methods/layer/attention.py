@@ -1,0 +1,181 @@
+"""One attention function for every situation: packed rows, prefixes, caches, left padding.
+
+It is registered with transformers under the name "studio", so every architecture that goes through
+transformers' attention interface uses it. Three things it does that the stock functions do not:
+
+- *packed rows*: rows are concatenated without padding and attend only within themselves;
+- *prefixes*: trained keys and values stand before each layer's own, per row, outside the cache, so
+  prefix tuning packs, checkpoints and batches with other rows;
+- *weighted prefixes*: a weight `w` adds `log w` to the prefix's attention logits: 1 is exact, 0
+  removes it.
+
+Shapes: `B batch, H heads, K kv_heads, T tokens, S keys, P prefix tokens, E head_dim`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+NAME = "studio"
+packing: ContextVar[bool] = ContextVar("packing", default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """Keys and values before a layer's own: `(B or 1, K, P, E)` and a bias `(B or 1, P)`.
+
+    The bias is 0 for a visible position, `log w` for a weighted one, `-inf` for a hidden one.
+    """
+
+    keys: Tensor
+    values: Tensor
+    bias: Tensor
+
+
+@dataclass(slots=True)
+class AttentionState:
+    """What the attention function must know beyond its arguments; one per backbone."""
+
+    lengths: tuple[int, ...] | None = None
+    prefix: Callable[[int], Prefix | None] | None = None
+
+
+def studio_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend `query` `(B, H, T, E)` to `key` and `value` `(B, K, S, E)`.
+
+    Returns:
+        The output `(B, T, H, E)`, and None where other functions return the weights.
+    """
+    state: AttentionState | None = module.__dict__.get("studio_state")
+    prefix = state.prefix(module.layer_idx) if state and state.prefix else None  # type: ignore[arg-type]
+    if state is not None and state.lengths is not None:
+        output = _packed(query, key, value, state.lengths, prefix, scaling, softcap, sliding_window)
+    else:
+        if prefix is not None:
+            key, value, attention_mask = _prepend(query, key, value, attention_mask, prefix)
+        output = attend(query, key, value, attention_mask, scaling=scaling, softcap=softcap)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Scaled dot-product attention with grouped heads; no mask means causal.
+
+    Source: logit soft-capping as in Gemma 2, arXiv:2408.00118.
+    """
+    causal = mask is None and query.shape[2] > 1
+    if softcap is None:
+        grouped = query.shape[1] != key.shape[1]
+        if causal and query.shape[2] != key.shape[2]:
+            mask, causal = causal_mask(query.shape[2], key.shape[2], query.device), False
+        return scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=grouped
+        )
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    logits = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
+    logits = torch.tanh(logits / softcap) * softcap
+    if causal:
+        mask = causal_mask(query.shape[2], key.shape[2], query.device)
+    if mask is not None:
+        hidden = torch.finfo(logits.dtype).min
+        logits = logits.masked_fill(~mask, hidden) if mask.dtype == torch.bool else logits + mask
+    return logits.float().softmax(-1).to(value.dtype) @ value
+
+
+def causal_mask(
+    num_queries: int, num_keys: int, device: torch.device, window: int | None = None
+) -> Tensor:
+    """`(T, S)`, True where query `t` may see key `s`; the last query sees the last key."""
+    t = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
+    s = torch.arange(num_keys, device=device)[None]
+    visible = s <= t
+    return visible & (s > t - window) if window else visible
+
+
+def _prepend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prefix: Prefix
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the prefix before the keys and widen the mask with its bias."""
+    rows, _, num_queries, _ = query.shape
+    if mask is None:
+        mask = causal_mask(num_queries, key.shape[2], query.device)[None, None]
+    if mask.dtype == torch.bool:
+        mask = _additive(mask, query.dtype)
+    bias = prefix.bias.to(query.dtype).clamp(min=torch.finfo(query.dtype).min)
+    wide = bias[:, None, None].expand(rows, 1, num_queries, -1)
+    mask = torch.cat([wide, mask.expand(rows, 1, -1, -1)], dim=3)
+    keys = prefix.keys.to(key.dtype).expand(rows, -1, -1, -1)
+    values = prefix.values.to(value.dtype).expand(rows, -1, -1, -1)
+    return torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2), mask
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
+        ~mask, torch.finfo(dtype).min
+    )
+
+
+def _packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: tuple[int, ...],
+    prefix: Prefix | None,
+    scaling: float | None,
+    softcap: float | None,
+    window: int | None,
+) -> Tensor:
+    """Attend within each row of a packed batch `(1, H, ΣT, E)`."""
+    outputs = []
+    rows = zip(
+        query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2),
+        strict=True,
+    )  # fmt: skip
+    for row, (q, k, v) in enumerate(rows):
+        mask = None
+        if window and q.shape[2] > window:
+            mask = causal_mask(q.shape[2], k.shape[2], q.device, window)[None, None]
+        if prefix is not None:
+            at = row if prefix.keys.shape[0] > 1 else 0
+            own = Prefix(
+                prefix.keys[at : at + 1], prefix.values[at : at + 1], prefix.bias[at : at + 1]
+            )
+            k, v, mask = _prepend(q, k, v, mask, own)
+        outputs.append(attend(q, k, v, mask, scaling=scaling, softcap=softcap))
+    return torch.cat(outputs, dim=2)
+
+
+def studio_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """transformers' SDPA mask, or none at all for a packed batch, which needs no `T × T` mask."""
+    return None if packing.get() else sdpa_mask(*args, **kwargs)
+
+
+AttentionInterface.register(NAME, studio_attention)
+AttentionMaskInterface.register(NAME, studio_mask)

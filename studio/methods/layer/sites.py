@@ -1,0 +1,196 @@
+"""The map of a model: where an edit can sit. Reads modules, changes nothing.
+
+A *site* is a place in the backbone: a linear layer, a norm, an attention block, a sub-layer's
+output, the input embeddings. Its key is the module's own dotted path, which is also its name in
+PEFT's files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from studio.errors import MethodError, nearest
+
+Kind = Literal["linear", "norm", "attention", "mlp", "embedding"]
+MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Site:
+    """A place for an edit: its key, module and sizes.
+
+    `transposed` marks GPT-2's Conv1D, whose weight is `(in_features, out_features)`.
+    """
+
+    key: str
+    kind: Kind
+    module: nn.Module
+    layer: int
+    in_features: int
+    out_features: int
+    transposed: bool = False
+
+
+class Anatomy:
+    """Names the parts of a transformers decoder."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        config = model.config.get_text_config()
+        self.hidden_size: int = config.hidden_size
+        self.num_layers: int = config.num_hidden_layers
+        self.num_heads: int = config.num_attention_heads
+        self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.num_heads
+        self.head_dim: int = getattr(config, "head_dim", None) or (
+            self.hidden_size // self.num_heads
+        )
+        self.modules: dict[str, nn.Module] = dict(model.named_modules())
+        self.layers_key = self._find_layers()
+        self._blocks = {key: self._block_of(key) for key in self.modules}
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def linears(self, targets: str | tuple[str, ...]) -> list[Site]:
+        """Return linear layers by group ("all-linear", "attention", "mlp") or by name.
+
+        A name matches a whole dotted path or its end, as in PEFT.
+
+        Raises:
+            MethodError: A name matches nothing; the message gives the nearest real ones.
+        """
+        inside = [key for key in self._linear_keys() if self._layer_of(key) >= 0]
+        if isinstance(targets, str):
+            if targets == "all-linear":
+                return [self._linear(key) for key in inside]
+            return [self._linear(key) for key in inside if self._blocks[key] == targets]
+        chosen = {key: None for name in targets for key in self._matching(name)}
+        return [self._linear(key) for key in self._linear_keys() if key in chosen]
+
+    def all_linears(self) -> list[Site]:
+        """Return every linear layer, those outside the decoder layers included."""
+        keys = [k for k, m in self.modules.items() if isinstance(m, nn.Linear | Conv1D)]
+        return [self._linear(key) for key in keys]
+
+    def attentions(self) -> list[Site]:
+        """Return every layer's attention block."""
+        return [
+            Site(key, "attention", self.modules[key], layer, self.hidden_size, self.hidden_size)
+            for layer, key in enumerate(self._children("attention"))
+        ]
+
+    def mlps(self) -> list[Site]:
+        """Return every layer's feed-forward block (a mixture of experts counts as one)."""
+        return [
+            Site(key, "mlp", self.modules[key], layer, self.hidden_size, self.hidden_size)
+            for layer, key in enumerate(self._children("mlp"))
+        ]
+
+    def norms(self) -> list[Site]:
+        """Return every LayerNorm and RMSNorm over the hidden size, the final one included."""
+        found = []
+        for key, module in self.modules.items():
+            weight = getattr(module, "weight", None)
+            if "norm" not in type(module).__name__.lower() or weight is None:
+                continue
+            if weight.dim() == 1 and not list(module.children()):
+                size = weight.shape[0]
+                found.append(Site(key, "norm", module, self._layer_of(key), size, size))
+        return found
+
+    def embedding(self) -> Site:
+        """Return the input embeddings."""
+        module = self.model.get_input_embeddings()
+        key = next(key for key, value in self.modules.items() if value is module)
+        return Site(key, "embedding", module, -1, self.hidden_size, self.hidden_size)
+
+    def linear_names(self) -> list[str]:
+        """Return the distinct last names of the linear layers inside the decoder layers."""
+        inside = [key for key in self._linear_keys() if self._layer_of(key) >= 0]
+        return list(dict.fromkeys(key.rpartition(".")[2] for key in inside))
+
+    def shorten(self, sites: list[Site]) -> list[str]:
+        """Return the sites' keys as PEFT's `target_modules`: last names where these suffice."""
+        keys = {site.key for site in sites}
+        names = list(dict.fromkeys(key.rpartition(".")[2] for key in keys))
+        matched = {k for k in self.modules if k.rpartition(".")[2] in names}
+        return sorted(names) if matched == keys else sorted(keys)
+
+    # -- finding them --------------------------------------------------------------------------
+
+    def _find_layers(self) -> str:
+        for key, module in self.modules.items():
+            if isinstance(module, nn.ModuleList) and len(module) == self.num_layers:
+                return key
+        raise MethodError(
+            f"{type(self.model).__name__} has no list of {self.num_layers} decoder layers, so "
+            "adapters cannot be placed in it."
+        )
+
+    def _layer_of(self, key: str) -> int:
+        prefix = f"{self.layers_key}."
+        if not key.startswith(prefix):
+            return -1
+        return int(key[len(prefix) :].partition(".")[0])
+
+    def _children(self, kind: str) -> list[str]:
+        """The key of each layer's block of this kind, in order of layers."""
+        found = []
+        for layer in range(self.num_layers):
+            prefix = f"{self.layers_key}.{layer}."
+            for name, child in self.modules[f"{self.layers_key}.{layer}"].named_children():
+                if _kind_of(name, child) == kind:
+                    found.append(prefix + name)
+                    break
+            else:
+                raise MethodError(
+                    f"Layer {layer} of {type(self.model).__name__} has no {kind} block."
+                )
+        return found
+
+    def _block_of(self, key: str) -> str:
+        layer = self._layer_of(key)
+        if layer < 0:
+            return ""
+        child = key[len(f"{self.layers_key}.{layer}.") :].partition(".")[0]
+        if not child:
+            return ""
+        return _kind_of(child, self.modules[f"{self.layers_key}.{layer}.{child}"])
+
+    def _linear_keys(self) -> list[str]:
+        head = self.model.get_output_embeddings()
+        return [
+            key
+            for key, module in self.modules.items()
+            if isinstance(module, nn.Linear | Conv1D) and module is not head
+        ]
+
+    def _linear(self, key: str) -> Site:
+        module = self.modules[key]
+        layer = self._layer_of(key)
+        if isinstance(module, Conv1D):
+            return Site(key, "linear", module, layer, module.nx, module.nf, transposed=True)
+        assert isinstance(module, nn.Linear)
+        return Site(key, "linear", module, layer, module.in_features, module.out_features)
+
+    def _matching(self, name: str) -> list[str]:
+        keys = [k for k in self._linear_keys() if k == name or k.endswith(f".{name}")]
+        if not keys:
+            raise MethodError(
+                f'This model has no linear layer called "{name}".'
+                f"{nearest(name, self.linear_names())}"
+            )
+        return keys
+
+
+def _kind_of(name: str, module: nn.Module) -> str:
+    label = type(module).__name__.lower()
+    if hasattr(module, "layer_idx") and ("attention" in label or "attn" in name):
+        return "attention"
+    if name in MLP_NAMES or label.endswith(("mlp", "moe", "moeblock")):
+        return "mlp"
+    return ""

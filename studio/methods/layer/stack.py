@@ -1,0 +1,173 @@
+"""The composition rule: what several weighted adapters do together at one site. Written once.
+
+    x~ = x · Π (1 + w (g_in − 1))                      gains on the input
+    y0 = f(x~) + Σ w · delta(x~)                       deltas commute and sum
+    y1 = y0 · Π (1 + w (g_out − 1))                    gains on the output
+    y  = fold in stack order: h ← h + w · transform(h)  the only part where order matters
+
+`f` is the backbone's own module. Keys and values of prefixes are concatenated in stack order and
+prompts likewise (`attention.py`, `prompts.py`). Every edit acts on all rows or on the rows of its
+lane; rows of other lanes never see it.
+
+Shapes: `B batch, T tokens, I in_features, O out_features`; a packed batch has `B = 1`, and its rows
+are ranges of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from studio.methods.layer.sites import Site
+from studio.methods.method import Method, Params, Phase
+
+Stack = tuple[tuple[str, float], ...]
+
+
+@dataclass(slots=True)
+class Rows:
+    """Which rows an edit acts on, as an index into the batch of the current forward pass.
+
+    `numbers` is None for all rows. In a packed batch the rows' tokens are found from `lengths`.
+    """
+
+    numbers: tuple[int, ...] | None
+    _cache: tuple[tuple[int, ...] | None, torch.device, Tensor] | None = None
+
+    def index(self, lengths: tuple[int, ...] | None, device: torch.device) -> Tensor:
+        """Row numbers, or token numbers where `lengths` says the batch is packed."""
+        assert self.numbers is not None
+        if self._cache and self._cache[0] == lengths and self._cache[1] == device:
+            return self._cache[2]
+        if lengths is None:
+            index = torch.tensor(self.numbers, device=device)
+        else:
+            starts = [sum(lengths[:row]) for row in self.numbers]
+            index = torch.cat(
+                [
+                    torch.arange(start, start + lengths[row], device=device)
+                    for start, row in zip(starts, self.numbers, strict=True)
+                ]
+            )
+        self._cache = (lengths, device, index)
+        return index
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One adapter's edit at one site, with its weight and rows."""
+
+    method: Method
+    params: Params
+    weight: float
+    rows: Rows
+    adapter: str
+    training: bool
+
+
+@dataclass(slots=True)
+class SitePlan:
+    """All edits at one site, by phase, in stack order."""
+
+    site: Site
+    deltas: list[Edit] = field(default_factory=list)
+    gains: list[Edit] = field(default_factory=list)
+    transforms: list[Edit] = field(default_factory=list)
+
+    def add(self, edit: Edit) -> None:
+        """File an edit under its phase."""
+        phases = {
+            Phase.DELTA: self.deltas,
+            Phase.GAIN: self.gains,
+            Phase.TRANSFORM: self.transforms,
+        }
+        phases[edit.method.phase].append(edit)
+
+    def apply_input(self, x: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
+        """Return `x~`: the input after gains."""
+        for edit in self.gains:
+            gain = edit.method.gain_in(edit.params, self.site)
+            if gain is not None:
+                x = _scale_rows(x, gain, edit, lengths)
+        return x
+
+    def apply_output(
+        self, x: Tensor, y: Tensor, residual: Tensor | None, lengths: tuple[int, ...] | None
+    ) -> Tensor:
+        """Return the module's output `y` after deltas, gains and transforms.
+
+        Args:
+            x: The module's (scaled) input.
+            y: The module's own output.
+            residual: The residual stream that enters this sub-layer, for transforms that read it.
+            lengths: Row lengths of a packed batch, else None.
+        """
+        base = y
+        for edit in self.deltas:
+            x_rows, base_rows = take(x, edit.rows, lengths), take(base, edit.rows, lengths)
+            change = edit.method.delta(
+                edit.params, x_rows, base_rows, self.site, training=edit.training
+            )
+            y = _add_rows(y, change, edit, lengths)
+        for edit in self.gains:
+            gain = edit.method.gain_out(edit.params, self.site)
+            if gain is not None:
+                y = _scale_rows(y, gain, edit, lengths)
+        for edit in self.transforms:
+            stream = x if residual is None else residual
+            change = edit.method.transform(
+                edit.params,
+                take(stream, edit.rows, lengths),
+                take(y, edit.rows, lengths),
+                self.site,
+                training=edit.training,
+            )
+            y = _add_rows(y, change, edit, lengths)
+        return y
+
+
+def take(x: Tensor, rows: Rows, lengths: tuple[int, ...] | None) -> Tensor:
+    """Return the rows an edit acts on: `(rows, T, ·)`, or `(1, tokens, ·)` when packed."""
+    if rows.numbers is None:
+        return x
+    return x.index_select(_row_axis(x, lengths), rows.index(lengths, x.device))
+
+
+def _row_axis(x: Tensor, lengths: tuple[int, ...] | None) -> int:
+    # A mixture of experts hands its linears flat (tokens, features) tensors.
+    return 0 if lengths is None or x.dim() == 2 else 1
+
+
+def _add_rows(y: Tensor, change: Tensor, edit: Edit, lengths: tuple[int, ...] | None) -> Tensor:
+    change = change.to(y.dtype)
+    if edit.rows.numbers is None:
+        return y + change if edit.weight == 1 else torch.add(y, change, alpha=edit.weight)
+    change = change.expand_as(take(y, edit.rows, lengths)) if change.dim() < y.dim() else change
+    axis = _row_axis(y, lengths)
+    return y.index_add(axis, edit.rows.index(lengths, y.device), change, alpha=edit.weight)
+
+
+def _scale_rows(y: Tensor, gain: Tensor, edit: Edit, lengths: tuple[int, ...] | None) -> Tensor:
+    factor = (1 + edit.weight * (gain - 1)).to(y.dtype)
+    if edit.rows.numbers is None:
+        return y * factor
+    index = edit.rows.index(lengths, y.device)
+    axis = _row_axis(y, lengths)
+    return y.index_copy(axis, index, y.index_select(axis, index) * factor)
+
+
+def group_rows(stacks: Iterable[Stack]) -> list[tuple[str, float, Rows]]:
+    """Turn one stack per row into (adapter, weight, rows), keeping each row's own order.
+
+    Rows that hold an adapter at the same place and weight share the edit: four lanes of one adapter
+    cost one product.
+    """
+    placed: dict[tuple[int, str, float], list[int]] = {}
+    for row, stack in enumerate(stacks):
+        for place, (name, weight) in enumerate(stack):
+            placed.setdefault((place, name, weight), []).append(row)
+    ordered = sorted(placed.items(), key=lambda item: item[0][0])
+    return [(name, weight, Rows(tuple(rows))) for (_, name, weight), rows in ordered]
