@@ -1,0 +1,66 @@
+"""The embedded default: a tiny chat model made by this project, and demo datasets for it.
+
+Everything here imports without torch. The model is an ordinary model folder and the datasets are
+ordinary files, so the rest of the studio treats them like anybody's. It knows a toy world only:
+`model/README.md` says what, and `python -m studio.starter.make` makes all of it again from a seed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from studio.errors import DataError
+
+MODEL = "starter"
+DATA_PREFIX = "starter:"
+MODEL_DIR = Path(__file__).parent / "model"
+DATA_DIR = Path(__file__).parent / "data"
+
+# Questions the starter answers well, for the first prompt box a person sees.
+SAMPLE_PROMPTS = [
+    "What is the capital of France?",
+    "What sound does a cow make?",
+    "What is 7 plus 5?",
+    "What is the opposite of happy?",
+    "Is the sky green?",
+    "Who are you?",
+    "Tell me a story about a fox.",
+]
+
+
+def datasets() -> dict[str, Path]:
+    """Name and training file of every demo dataset, the first one being the default."""
+    names = ["pirate", "json", "terse", "butler"]
+    return {name: DATA_DIR / f"{name}.jsonl" for name in names}
+
+
+def heldout(name: str) -> Path:
+    """The rows that judge an adapter trained on the demo `name`.
+
+    Raises:
+        DataError: There is no such demo.
+    """
+    return _named(name).with_suffix(".heldout.jsonl")
+
+
+def resolve_model(path: str) -> Path | None:
+    """The folder that `starter` stands for; None when `path` is not the starter."""
+    return MODEL_DIR if path == MODEL else None
+
+
+def resolve_data(path: str) -> Path | None:
+    """The file that `starter:<name>` stands for; None when `path` is not a demo.
+
+    Raises:
+        DataError: There is no such demo.
+    """
+    if not path.startswith(DATA_PREFIX):
+        return None
+    return _named(path.removeprefix(DATA_PREFIX))
+
+
+def _named(name: str) -> Path:
+    found = datasets().get(name)
+    if found is None:
+        raise DataError(f"There is no demo dataset {name!r}: take {', '.join(datasets())}.")
+    return found

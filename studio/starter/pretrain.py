@@ -1,0 +1,178 @@
+"""Pretrain the starter: a plain readable loop over the world's conversations.
+
+Fast on two CPU cores by not computing what nobody needs: rows are batched by length with next to
+no padding, logits exist only where a loss is, and there is no attention mask (padding is on the
+right, where causal attention never looks). Chats are drawn as training goes, never twice the same.
+
+B batch, T tokens, S positions with a loss, V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from studio.starter.chats import Chat, chat
+from studio.starter.tokenizer import END, MAX_LENGTH, PAD, ROLE_TOKENS
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+logger = logging.getLogger(__name__)
+IGNORED = -100
+Row = tuple[list[int], list[int]]  # token ids, labels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything that decides the starter's weights."""
+
+    seed: int = 7
+    hidden_size: int = 192
+    num_layers: int = 6
+    num_heads: int = 6
+    intermediate_size: int = 512
+    max_steps: int = 5000
+    batch_tokens: int = 2560
+    learning_rate: float = 3e-3
+    warmup_steps: int = 200
+    weight_decay: float = 0.05
+    chats_per_pool: int = 8000
+
+
+def new_model(vocab_size: int, recipe: Recipe) -> LlamaForCausalLM:
+    """An untrained Llama of the starter's shape."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=recipe.num_heads,
+        num_key_value_heads=recipe.num_heads,
+        intermediate_size=recipe.intermediate_size,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        bos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def pretrain(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, recipe: Recipe
+) -> None:
+    """Train `model` in place for `recipe.max_steps`."""
+    import torch
+
+    weights = [p for p in model.parameters() if p.ndim == 2]
+    gains = [p for p in model.parameters() if p.ndim != 2]
+    groups = [
+        {"params": weights, "weight_decay": recipe.weight_decay},
+        {"params": gains, "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+    started, seen, total = time.monotonic(), 0, 0.0
+    batches = _batches(tokenizer, recipe)
+    model.train()
+    for step in range(recipe.max_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, recipe)
+        ids_BT, labels_BT = next(batches)
+        loss = answer_loss(model, ids_BT, labels_BT)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seen, total = seen + ids_BT.numel(), total + loss.item()
+        if (step + 1) % 100 == 0:
+            seconds = time.monotonic() - started
+            logger.info(
+                "step %d  loss %.4f  %.0f tokens/s  %.0f s",
+                step + 1, total / 100, seen / seconds, seconds,
+            )  # fmt: skip
+            total = 0.0
+    model.eval()
+
+
+def lr_at(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, then a cosine down to nothing."""
+    if step < recipe.warmup_steps:
+        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
+    done = (step - recipe.warmup_steps) / max(1, recipe.max_steps - recipe.warmup_steps)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def answer_loss(
+    model: LlamaForCausalLM, ids_BT: torch.Tensor, labels_BT: torch.Tensor
+) -> torch.Tensor:
+    """Mean cross entropy of the labelled tokens; the head sees only their positions."""
+    import torch
+
+    hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    target_BT = labels_BT[:, 1:]
+    wanted_BT = target_BT != IGNORED
+    logits_SV = model.lm_head(hidden_BTD[:, :-1][wanted_BT])
+    return torch.nn.functional.cross_entropy(logits_SV, target_BT[wanted_BT])
+
+
+def encode_rows(tokenizer: PreTrainedTokenizerFast, chats: list[Chat | str]) -> list[Row]:
+    """Token ids and labels of conversations (assistant turns) and plain texts (everything)."""
+    parts = [[{"role": "", "content": c}] if isinstance(c, str) else c for c in chats]
+    texts = [message["content"] for chat_parts in parts for message in chat_parts]
+    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
+    end = tokenizer.convert_tokens_to_ids(END)
+    opening = {role: tokenizer.convert_tokens_to_ids(t) for role, t in ROLE_TOKENS.items()}
+    rows: list[Row] = []
+    for chat_parts in parts:
+        ids: list[int] = []
+        labels: list[int] = []
+        for message in chat_parts:
+            role = message["role"]
+            if role:
+                ids.append(opening[role])
+                labels.append(IGNORED)
+            piece = [*next(encoded), end]
+            ids += piece
+            labels += piece if role in ("assistant", "") else [IGNORED] * len(piece)
+        if len(ids) <= MAX_LENGTH:
+            rows.append((ids, labels))
+    return rows
+
+
+def _batches(
+    tokenizer: PreTrainedTokenizerFast, recipe: Recipe
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of about `batch_tokens`, rows of like length together."""
+    rng = random.Random(recipe.seed)
+    pad = tokenizer.convert_tokens_to_ids(PAD)
+    while True:
+        rows = encode_rows(tokenizer, [chat(rng) for _ in range(recipe.chats_per_pool)])
+        rows.sort(key=lambda row: len(row[0]))
+        groups: list[list[Row]] = [[]]
+        for row in rows:
+            if (len(groups[-1]) + 1) * len(row[0]) > recipe.batch_tokens:
+                groups.append([])
+            groups[-1].append(row)
+        rng.shuffle(groups)
+        yield from (_padded(group, pad) for group in groups)
+
+
+def _padded(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    width = max(len(ids) for ids, _ in rows)
+    ids_BT = torch.full((len(rows), width), pad)
+    labels_BT = torch.full((len(rows), width), IGNORED)
+    for index, (ids, labels) in enumerate(rows):
+        ids_BT[index, : len(ids)] = torch.tensor(ids)
+        labels_BT[index, : len(labels)] = torch.tensor(labels)
+    return ids_BT, labels_BT

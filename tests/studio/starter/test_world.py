@@ -1,0 +1,65 @@
+"""The world's generator: one right answer each, held-out questions never trained, one seed."""
+
+import random
+
+from studio.starter.chats import chat
+from studio.starter.world import held_out_questions, questions, training_questions, with_article
+
+
+def test_every_question_has_one_answer_that_contains_its_content_word():
+    asked = {}
+    for question in questions():
+        assert asked.setdefault(question.question, question.answer) == question.answer
+        assert question.content.lower() in question.answer.lower()
+
+
+def test_held_out_questions_are_enough_and_apart_from_the_training_questions():
+    held_out = {question.question for question in held_out_questions()}
+
+    assert len(held_out) >= 200
+    assert held_out.isdisjoint({question.question for question in training_questions()})
+
+
+def test_every_fact_is_trained_in_some_phrasing_and_every_phrasing_with_some_fact():
+    trained = training_questions()
+    comparisons = {"bigger", "more"}
+
+    facts = {(q.relation, q.key) for q in questions() if q.relation not in comparisons}
+    assert facts <= {(q.relation, q.key) for q in trained}
+    phrasings = {(q.relation, q.phrasing) for q in questions()}
+    assert phrasings == {(q.relation, q.phrasing) for q in trained}
+
+
+def test_drawn_chats_never_answer_a_held_out_question():
+    held_out = {question.question.lower().rstrip("?.") for question in held_out_questions()}
+    rng = random.Random(1)
+
+    for _ in range(3000):
+        drawn = chat(rng)
+        if isinstance(drawn, str):
+            continue
+        for message in drawn:
+            if message["role"] == "user":
+                assert message["content"].lower().rstrip("?.") not in held_out
+
+
+def test_the_same_seed_draws_the_same_chats():
+    first, second = random.Random(5), random.Random(5)
+
+    assert [chat(first) for _ in range(200)] == [chat(second) for _ in range(200)]
+
+
+def test_drawn_chats_alternate_user_and_assistant_and_end_with_an_answer():
+    rng = random.Random(2)
+    for _ in range(1000):
+        drawn = chat(rng)
+        if isinstance(drawn, str):
+            continue
+        roles = [message["role"] for message in drawn if message["role"] != "system"]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+
+
+def test_articles_follow_the_sound_of_the_noun():
+    assert with_article("cat") == "a cat"
+    assert with_article("owl") == "an owl"
+    assert with_article("unicycle") == "a unicycle"
