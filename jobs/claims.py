@@ -1,0 +1,288 @@
+"""What the supervisor and the runners write: claims, registration, progress, ends.
+
+Every write of a runner carries its attempt number. When the number is no longer the job's, the job
+was given to somebody else: `Fenced` is raised, nothing is changed, and the runner leaves at once.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from sqlite_utils import Database as Tables
+
+from jobs.database import Database, now
+from jobs.metrics import Progress, finite, write_measurements
+from jobs.processes import Identity
+from jobs.states import Intent, State
+
+NO_PROGRESS_LIMIT = 3
+
+
+class Fenced(Exception):
+    """This attempt no longer owns the job; the writer must leave without writing anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One attempt at one job on one device."""
+
+    job: int
+    attempt: int
+    device: str
+
+
+class Claims:
+    """The workers' side of the queue."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def claim(
+        self, device: str, *, owner: Identity, wanted: Iterable[str] | None = None
+    ) -> Claim | None:
+        """Take the next queued job for a free device, or None.
+
+        Args:
+            device: The slot that would run it.
+            owner: The supervisor that will start the runner.
+            wanted: Which wishes (`auto`, `cpu`, `cuda:0` …) this slot serves; None serves all.
+        """
+        values = {
+            "device": device, "owner": str(owner), "now": now(),
+            "any": wanted is None, "wanted": json.dumps(list(wanted or ())),
+        }  # fmt: skip
+        with self._database.writing() as db:
+            rows = db.conn.execute(_CLAIM, values).fetchall()
+        return Claim(rows[0][0], rows[0][1], device) if rows else None
+
+    def register(self, claim: Claim, process: Identity, *, from_step: int = 0) -> Intent | None:
+        """Say which process works on the claim; starting becomes running.
+
+        Returns:
+            The stop that was already asked for, if any.
+
+        Raises:
+            Fenced: The claim is no longer valid.
+        """
+        values = {
+            "id": claim.job, "attempt": claim.attempt, "now": now(), "pid": process.pid,
+            "started": process.started, "boot_id": process.boot_id, "from_step": from_step,
+        }  # fmt: skip
+        with self._database.writing() as db:
+            rows = db.conn.execute(_REGISTER, values).fetchall()
+            if not rows:
+                raise Fenced
+            db.conn.execute(_REGISTER_ATTEMPT, values)
+        return cast("Intent | None", rows[0][0])
+
+    def intent(self, claim: Claim, *, beat: bool = False) -> Intent | None:
+        """Return the stop that was asked for; with `beat`, also show that the runner lives.
+
+        Raises:
+            Fenced: The claim is no longer valid.
+        """
+        values = {"id": claim.job, "attempt": claim.attempt, "now": now()}
+        if beat:
+            with self._database.writing(durable=False) as db:
+                rows = db.conn.execute(_BEAT, values).fetchall()
+        else:
+            with self._database.reading() as db:
+                rows = db.conn.execute(_INTENT, values).fetchall()
+        if not rows:
+            raise Fenced
+        return cast("Intent | None", rows[0][0])
+
+    def report(self, claim: Claim, progress: Progress) -> None:
+        """Store what happened since the last report; a step that is done again replaces itself.
+
+        Raises:
+            Fenced: The claim is no longer valid; nothing was stored.
+        """
+        values = {
+            "id": claim.job, "attempt": claim.attempt, "now": now(), "step": progress.step,
+            "total": progress.total_steps, "phase": progress.phase,
+            "result": json.dumps(finite(progress.result or {})),
+        }  # fmt: skip
+        with self._database.writing(durable=bool(progress.checkpoints)) as db:
+            if not db.conn.execute(_PROGRESS, values).fetchall():
+                raise Fenced
+            write_measurements(db, claim.job, progress)
+
+    def ask_shutdown(self, claim: Claim) -> None:
+        """The machine is going down: stop, and come back by itself."""
+        values = {"id": claim.job, "attempt": claim.attempt, "now": now()}
+        with self._database.writing() as db:
+            db.conn.execute(_SHUTDOWN, values)
+
+    def ask_pause(self, claim: Claim, *, why: str) -> None:
+        """The runner itself cannot go on for now (a full disk): running becomes stopping."""
+        values = {"id": claim.job, "attempt": claim.attempt, "now": now(), "why": why}
+        with self._database.writing() as db:
+            db.conn.execute(_SELF_PAUSE, values)
+
+    def finish(
+        self,
+        claim: Claim,
+        state: Literal["succeeded", "failed", "cancelled", "paused", "interrupted"],
+        *,
+        result: dict[str, Any] | None = None,
+        error: tuple[str, str] | None = None,
+        why: str = "",
+    ) -> None:
+        """Write how the attempt ended.
+
+        Raises:
+            Fenced: The claim is no longer valid.
+        """
+        with self._database.writing() as db:
+            if not leave(
+                db, claim.job, state, attempt=claim.attempt, actor="runner", why=why,
+                result=result, error=error,
+            ):  # fmt: skip
+                raise Fenced
+
+    def lost(
+        self,
+        claim: Claim,
+        *,
+        why: str,
+        newest_step: int,
+        blameless: bool = False,
+        limit: int = NO_PROGRESS_LIMIT,
+    ) -> State | None:
+        """The claim's process is proven dead: end, or queue the job again.
+
+        Args:
+            claim: The attempt whose process is dead.
+            why: How it died, for the person.
+            newest_step: Step of the newest whole checkpoint; further than last time is progress.
+            blameless: The machine went down, so that the attempt does not count.
+            limit: Attempts without progress after which the job waits for a person.
+
+        Returns:
+            The state it is in now; None when it had already ended.
+        """
+        with self._database.writing() as db:
+            rows = db.conn.execute(_ACTIVE_ATTEMPT, (claim.job, claim.attempt)).fetchall()
+            if not rows:
+                return None
+            intent, resume_step, no_progress = rows[0]
+            if intent in ("cancel", "pause"):
+                ended: State = "cancelled" if intent == "cancel" else "paused"
+                leave(db, claim.job, ended, attempt=claim.attempt, actor="supervisor", why=why)
+                return ended
+            moved = newest_step > resume_step or blameless or intent == "shutdown"
+            tries = 0 if moved else no_progress + 1
+            error = ("interrupted", _GIVEN_UP.format(tries=tries, why=why))
+            leave(
+                db, claim.job, "interrupted", attempt=claim.attempt, actor="supervisor", why=why,
+                error=error if tries >= limit else None,
+            )  # fmt: skip
+            db.conn.execute(_COUNT_PROGRESS, (tries, max(newest_step, resume_step), claim.job))
+            if tries >= limit:
+                return "interrupted"
+            where = f"from step {newest_step}" if newest_step else "from the beginning"
+            leave(db, claim.job, "queued", actor="supervisor", why=f"goes on {where}")
+            return "queued"
+
+    def could_not_start(self, claim: Claim, *, text: str) -> None:
+        """The runner ended before it could register: the job fails with a sentence."""
+        with self._database.writing() as db:
+            rows = db.conn.execute(_ACTIVE_ATTEMPT, (claim.job, claim.attempt)).fetchall()
+            if rows:
+                state: State = {"cancel": "cancelled", "pause": "paused"}.get(rows[0][0], "failed")  # type: ignore[assignment]
+                leave(
+                    db, claim.job, state, attempt=claim.attempt, actor="supervisor",
+                    error=("start", text) if state == "failed" else None,
+                )  # fmt: skip
+
+
+def leave(
+    db: Tables,
+    job: int,
+    state: State,
+    *,
+    attempt: int | None = None,
+    actor: str,
+    why: str = "",
+    result: dict[str, Any] | None = None,
+    error: tuple[str, str] | None = None,
+) -> bool:
+    """Move a job into a state without a process; False when the attempt does not match.
+
+    The transition trigger refuses what is not legal.
+    """
+    kind, text = error or (None, None)
+    values = {
+        "id": job, "state": state, "attempt": attempt, "actor": actor, "why": why or text or "",
+        "now": now(), "error_kind": kind, "error_text": text,
+        "result": json.dumps(finite(result or {})),
+    }  # fmt: skip
+    return bool(db.conn.execute(_LEAVE, values).fetchall())
+
+
+_GIVEN_UP = "It ended {tries} times without reaching a new checkpoint. The last time: {why}"
+
+_CLAIM = """
+UPDATE jobs SET state = 'starting', device = :device, owner = :owner, attempt = attempt + 1,
+  heartbeat = :now, started = COALESCE(started, :now), phase = 'Starting',
+  error_kind = NULL, error_text = NULL, changed_by = 'supervisor', why = 'on ' || :device
+WHERE id = (SELECT id FROM jobs WHERE state = 'queued'
+              AND (:any OR device_wanted IN (SELECT value FROM json_each(:wanted)))
+            ORDER BY position, id LIMIT 1)
+  AND NOT EXISTS (SELECT 1 FROM jobs
+                  WHERE device = :device AND state IN ('starting', 'running', 'stopping'))
+RETURNING id, attempt
+"""
+_REGISTER = """
+UPDATE jobs SET state = CASE state WHEN 'starting' THEN 'running' ELSE state END,
+  pid = :pid, pid_started = :started, boot_id = :boot_id, heartbeat = :now,
+  changed_by = 'runner', why = 'process ' || :pid
+WHERE id = :id AND attempt = :attempt AND pid IS NULL AND state IN ('starting', 'stopping')
+RETURNING stop_requested
+"""
+_REGISTER_ATTEMPT = """
+UPDATE attempts SET pid = :pid, from_step = :from_step WHERE job = :id AND attempt = :attempt
+"""
+_INTENT = """
+SELECT stop_requested FROM jobs
+WHERE id = :id AND attempt = :attempt AND state IN ('starting', 'running', 'stopping')
+"""
+_BEAT = """
+UPDATE jobs SET heartbeat = :now
+WHERE id = :id AND attempt = :attempt AND state IN ('starting', 'running', 'stopping')
+RETURNING stop_requested
+"""
+_PROGRESS = """
+UPDATE jobs SET heartbeat = :now, step = COALESCE(:step, step),
+  total_steps = COALESCE(:total, total_steps), phase = COALESCE(:phase, phase),
+  result = json_patch(result, :result)
+WHERE id = :id AND attempt = :attempt AND state IN ('running', 'stopping')
+RETURNING id
+"""
+_SHUTDOWN = """
+UPDATE jobs SET state = 'stopping', stop_requested = 'shutdown', stop_requested_at = :now,
+  changed_by = 'runner', why = 'the system asked the runner to end'
+WHERE id = :id AND attempt = :attempt AND state = 'running'
+"""
+_SELF_PAUSE = """
+UPDATE jobs SET state = 'stopping', stop_requested = 'pause', stop_requested_at = :now,
+  changed_by = 'runner', why = :why
+WHERE id = :id AND attempt = :attempt AND state = 'running'
+"""
+_LEAVE = """
+UPDATE jobs SET state = :state, device = NULL, owner = NULL, pid = NULL, pid_started = NULL,
+  boot_id = NULL, heartbeat = NULL, stop_requested = NULL, stop_requested_at = NULL, phase = '',
+  finished = CASE WHEN :state IN ('succeeded', 'failed', 'cancelled') THEN :now END,
+  error_kind = :error_kind, error_text = :error_text, result = json_patch(result, :result),
+  changed_by = :actor, why = :why
+WHERE id = :id AND (:attempt IS NULL OR (attempt = :attempt
+                    AND state IN ('starting', 'running', 'stopping')))
+RETURNING id
+"""
+_ACTIVE_ATTEMPT = """
+SELECT stop_requested, resume_step, no_progress FROM jobs
+WHERE id = ? AND attempt = ? AND state IN ('starting', 'running', 'stopping')
+"""
+_COUNT_PROGRESS = "UPDATE jobs SET no_progress = ?, resume_step = ? WHERE id = ?"

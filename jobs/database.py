@@ -1,0 +1,209 @@
+"""Connections to `studio.db`: how to read, how to write, and when to refuse the file.
+
+Two write connections with two durabilities: state changes survive a power cut (`synchronous=FULL`),
+metrics may lose their last moments (`NORMAL`). Every write and checkpoint holds a lock file too:
+SQLite below 3.51.3 can corrupt a WAL database when a commit resets the log while another process
+checkpoints it, and Python links whatever the system has. It costs 0.1 ms. Reads take no lock.
+
+Transactions are always `BEGIN IMMEDIATE`: a deferred one that reads first and writes later fails
+with "locked", which no timeout cures. It knows tables by name only when it migrates.
+"""
+
+import atexit
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+from sqlite_utils import Database as Tables
+
+from jobs.filelock import FileLock
+from jobs.schema import migrations
+from studio.errors import DiskFull, HomeError
+from studio.home import Home
+
+BUSY_SECONDS = 30.0
+LOG_LIMIT_BYTES = 4 << 20
+IDLE_READERS = 4
+
+_open_databases: "weakref.WeakSet[Database]" = weakref.WeakSet()
+
+
+class Database:
+    """The studio's database file, safe to share between threads."""
+
+    def __init__(self, home: Home) -> None:
+        """Open and migrate.
+
+        Raises:
+            HomeError: The file is no database, is damaged, or is newer than this program.
+        """
+        self.path = home.database
+        self._lock_file = FileLock(home.state / "write.lock")
+        self._readers: list[Tables] = []
+        self._readers_guard = threading.Lock()
+        self._write_guard = threading.RLock()
+        self._writers: dict[str, Tables] = {}
+        with _plain_errors(self.path):
+            self._migrate()
+        _open_databases.add(self)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Tables]:
+        """Yield a connection for a short read; everything read inside is of one moment."""
+        with self._readers_guard:
+            tables = self._readers.pop() if self._readers else None
+        tables = tables or self._connect("NORMAL")
+        try:
+            with _plain_errors(self.path):
+                tables.conn.execute("BEGIN")
+                yield tables
+        finally:
+            tables.rollback()
+            with self._readers_guard:
+                keep = len(self._readers) < IDLE_READERS
+                if keep:
+                    self._readers.append(tables)
+            if not keep:
+                self._close(tables)
+
+    @contextlib.contextmanager
+    def writing(self, *, durable: bool = True) -> Iterator[Tables]:
+        """Yield a connection inside one immediate transaction; commit at the end.
+
+        Args:
+            durable: Whether the commit must survive a power cut.
+        """
+        level = "FULL" if durable else "NORMAL"
+        with self._write_guard, _plain_errors(self.path):
+            tables = self._writers.get(level) or self._connect(level)
+            self._writers[level] = tables
+            with self._lock_file.held(timeout_seconds=BUSY_SECONDS):
+                tables.conn.execute("BEGIN IMMEDIATE")
+                try:
+                    yield tables
+                except BaseException:
+                    tables.rollback()
+                    raise
+                try:
+                    tables.conn.execute("COMMIT")
+                except BaseException:
+                    tables.rollback()
+                    raise
+                self._shorten_log(tables)
+
+    def version(self) -> int:
+        """A number that changes whenever another connection commits; cheap enough to poll."""
+        with self._write_guard:
+            tables = self._writers.get("version") or self._connect("NORMAL")
+            self._writers["version"] = tables
+            return int(tables.conn.execute("PRAGMA data_version").fetchone()[0])
+
+    def close(self) -> None:
+        """Close every connection; the last one of all processes folds the log into the file."""
+        with self._write_guard, self._readers_guard:
+            connections = [*self._writers.values(), *self._readers]
+            self._writers, self._readers = {}, []
+        for tables in connections:
+            self._close(tables)
+        self._lock_file.close()
+
+    def _connect(self, synchronous: str) -> Tables:
+        connection = sqlite3.connect(
+            self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        tables = Tables(connection, execute_plugins=False)
+        for pragma in (
+            "PRAGMA foreign_keys = ON",
+            "PRAGMA wal_autocheckpoint = 0",
+            "PRAGMA synchronous = FULL" if synchronous == "FULL" else "PRAGMA synchronous = NORMAL",
+        ):
+            connection.execute(pragma)
+        return tables
+
+    def _close(self, tables: Tables) -> None:
+        # Closing the last connection checkpoints, so it needs the lock as well.
+        with contextlib.suppress(HomeError), self._lock_file.held(timeout_seconds=2):
+            tables.conn.close()
+
+    def _shorten_log(self, tables: Tables) -> None:
+        log = self.path.with_name(self.path.name + "-wal")
+        with contextlib.suppress(OSError):
+            if log.stat().st_size > LOG_LIMIT_BYTES:
+                tables.conn.execute("PRAGMA busy_timeout = 0")
+                try:  # TRUNCATE waits for readers; without a wait it does what it can
+                    tables.conn.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                except sqlite3.OperationalError:
+                    pass
+                finally:
+                    tables.conn.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+
+    def _migrate(self) -> None:
+        with self._lock_file.held(timeout_seconds=BUSY_SECONDS):
+            tables = self._connect("FULL")
+            try:
+                _refuse_newer(tables, self.path)
+                if tables.conn.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+                    raise HomeError(
+                        f"{self.path} is on a file system without the locks the queue needs "
+                        "(a network share?). Give a folder on a local disk with --home."
+                    )
+                migrations.apply(tables)
+                os.chmod(self.path, 0o600)
+            finally:
+                tables.conn.close()
+
+
+def _refuse_newer(tables: Tables, path: Path) -> None:
+    known = {migration.name for migration in migrations._migrations}
+    unknown = [m.name for m in migrations.applied(tables) if m.name not in known]
+    if unknown:
+        raise HomeError(
+            f"{path} was written by a newer Adapter Studio ({unknown[-1]}). "
+            "Upgrade this one, or give another home with --home."
+        )
+
+
+@contextlib.contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.DatabaseError as error:
+        text = str(error)
+        if "disk is full" in text:
+            raise DiskFull(
+                f"The disk that holds {path} is full. Free some room; nothing saved is lost."
+            ) from error
+        if "readonly" in text or "unable to open" in text:
+            raise HomeError(
+                f"{path} cannot be written. Check its permissions, or give another home with "
+                "--home."
+            ) from error
+        if "locked" in text or "busy" in text:
+            raise HomeError(
+                f"{path} stayed locked by another program for {BUSY_SECONDS:.0f} seconds. "
+                "Close that program and try again."
+            ) from error
+        if "malformed" in text or "not a database" in text:
+            raise HomeError(
+                f"{path} is damaged ({text}). Restore the newest file of "
+                f"{path.parent / 'backups'}, or move it away to start with an empty queue."
+            ) from error
+        raise
+
+
+def now() -> float:
+    """Seconds since 1970 in UTC."""
+    return time.time()
+
+
+@atexit.register
+def _close_all() -> None:
+    for database in list(_open_databases):
+        database.close()

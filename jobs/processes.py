@@ -1,0 +1,105 @@
+"""Who a process is, and whether it still lives.
+
+A pid alone lies: it is used again. A wall-clock start time lies: a clock step moves it. So a
+process is its pid, its start in ticks since boot, and the boot it belongs to. A zombie is dead.
+"""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One process, never confused with another."""
+
+    pid: int
+    started: int
+    boot_id: str
+
+    def __str__(self) -> str:
+        return f"{self.pid}:{self.started}:{self.boot_id}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Identity":
+        """Read what `str` wrote."""
+        pid, started, boot_id = text.split(":", 2)
+        return cls(int(pid), int(started), boot_id)
+
+    def alive(self) -> bool:
+        """Whether exactly this process still runs."""
+        return self.boot_id == boot_id() and _start_if_alive(self.pid) == self.started
+
+
+def me() -> Identity:
+    """The identity of this process."""
+    return of(os.getpid())
+
+
+def of(pid: int) -> Identity:
+    """The identity of a process; one that is gone gets a start that never matches."""
+    return Identity(pid, _start_if_alive(pid) or -1, boot_id())
+
+
+@cache
+def boot_id() -> str:
+    """Something that is new at each boot of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        # A clock step moves this by its own size; minutes are steady enough elsewhere.
+        return f"boot-{round(psutil.boot_time() / 600)}"
+
+
+def kill_session(leader: int, *, hard: bool) -> None:
+    """Signal a runner and everything it started; it leads a session of its own."""
+    number = signal.SIGTERM if not hard or sys.platform == "win32" else signal.SIGKILL
+    for pid in session_members(leader):
+        try:
+            os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def session_members(leader: int) -> list[int]:
+    """Return the living processes of the session `leader` started, itself last."""
+    if sys.platform == "win32":
+        try:
+            process = psutil.Process(leader)
+            return [*(child.pid for child in process.children(recursive=True)), leader]
+        except psutil.NoSuchProcess:
+            return []
+    found = []
+    for pid in psutil.pids():
+        try:
+            if os.getsid(pid) == leader and _start_if_alive(pid) is not None:
+                found.append(pid)
+        except (ProcessLookupError, PermissionError):
+            continue
+    return sorted(found, key=lambda pid: pid == leader)
+
+
+def _start_if_alive(pid: int) -> int | None:
+    try:
+        # Behind the last ')', because a program's name may hold spaces and parentheses.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        if sys.platform == "linux":
+            return None
+        return _start_elsewhere(pid)
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _start_elsewhere(pid: int) -> int | None:
+    try:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return round(process.create_time() - psutil.boot_time())
+    except psutil.NoSuchProcess:
+        return None

@@ -1,0 +1,69 @@
+"""A job as one row of the queue, read-only. Times are seconds since 1970 in UTC."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, cast
+
+from jobs.states import ACTIVE, Intent, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the queue knows about one job."""
+
+    id: int
+    kind: str
+    name: str
+    state: State
+    position: float
+    device_wanted: str
+    device: str | None
+    pid: int | None
+    attempt: int
+    no_progress: int
+    intent: Intent | None
+    created: float
+    started: float | None
+    finished: float | None
+    heartbeat: float | None
+    step: int
+    total_steps: int | None
+    phase: str
+    error_kind: str | None
+    error_text: str | None
+    parent: int | None
+    why: str
+    spec_json: str
+    result_json: str
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """The frozen spec as plain values."""
+        return cast(dict[str, Any], json.loads(self.spec_json))
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """What the runner reported so far: rows, losses, adapter, seconds."""
+        return cast(dict[str, Any], json.loads(self.result_json))
+
+    @property
+    def active(self) -> bool:
+        """Whether a process works on it."""
+        return self.state in ACTIVE
+
+
+COLUMNS = """id, kind, name, state, position, device_wanted, device, pid, attempt, no_progress,
+  stop_requested, created, started, finished, heartbeat, step, total_steps, phase, error_kind,
+  error_text, parent, why, spec, result"""
+
+
+def job_of(row: dict[str, Any]) -> Job:
+    """Build the record from a row of `jobs`."""
+    values = {key: row[key] for key in row if key in Job.__dataclass_fields__}
+    return Job(
+        **values,
+        intent=row["stop_requested"],
+        spec_json=row["spec"],
+        result_json=row["result"],
+    )

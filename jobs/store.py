@@ -1,0 +1,343 @@
+"""The queue as a person uses it: submit, look, reorder, stop, go on, delete.
+
+Pages and commands talk to this; runners and the supervisor write through `claims.py`. A request
+that makes no sense raises a `QueueError` with one sentence and changes nothing.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database as Tables
+
+from jobs import board, metrics, naming, order
+from jobs.checkpoints import newest_step
+from jobs.claims import Claims, leave
+from jobs.database import Database, now
+from jobs.processes import Identity, me
+from jobs.record import COLUMNS, Job, job_of
+from jobs.states import ACTIVE, ENDED, State
+from studio.errors import QueueError
+from studio.home import Home
+from studio.spec import RunSpec
+
+Jobs = list[Job]
+Rows = list[dict[str, Any]]
+
+
+class JobStore:
+    """The studio's queue; safe to share between threads. Close it when done."""
+
+    def __init__(self, home: Home) -> None:
+        """Open or make the home's database.
+
+        Raises:
+            HomeError: The database cannot be used.
+        """
+        self.home = home
+        self.database = Database(home)
+        self.claims = Claims(self.database)
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
+
+    # -- submit ----------------------------------------------------------------------------------
+
+    def submit(
+        self, spec: RunSpec | dict[str, Any], *, kind: str = "train", parent: int | None = None
+    ) -> Job:
+        """Put a job at the end of the queue.
+
+        Args:
+            spec: What to do; its name must be new, an empty one is made up from its parts.
+            kind: Who runs it (`kinds.py`).
+            parent: The job this one continues or came from.
+
+        Raises:
+            QueueError: The name is taken.
+        """
+        values = spec.model_dump(mode="json") if isinstance(spec, RunSpec) else dict(spec)
+        asked = str(values.get("name") or "").strip()
+        device = str((values.get("train") or {}).get("device") or "auto")
+        with self.database.writing() as db:
+            taken = naming.taken(db, asked or naming.made_up(values, kind))
+            if asked in taken:
+                raise QueueError(
+                    f'There is already a job called "{asked}" (number {taken[asked]}). '
+                    "Choose another name, or leave it empty to get one made up."
+                )
+            values["name"] = asked or naming.first_free(naming.made_up(values, kind), taken)
+            row = {
+                "kind": kind, "name": values["name"], "spec": json.dumps(metrics.finite(values)),
+                "device": device, "parent": parent, "now": now(),
+            }  # fmt: skip
+            job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
+        return self.get(job_id)
+
+    # -- look ------------------------------------------------------------------------------------
+
+    def get(self, job_id: int | str) -> Job:
+        """Return a job by number or name.
+
+        Raises:
+            QueueError: There is none.
+        """
+        with self.database.reading() as db:
+            return _get(db, job_id)
+
+    def list(
+        self, states: Iterable[State] | None = None, *, limit: int | None = None,
+        offset: int = 0, search: str = "",
+    ) -> Jobs:  # fmt: skip
+        """Return jobs, newest first.
+
+        Args:
+            states: Only these; None returns all.
+            limit: At most so many.
+            offset: Skip so many.
+            search: Words that the name must contain.
+        """
+        values = {
+            "all": states is None, "states": json.dumps(sorted(states or ())),
+            "limit": -1 if limit is None else limit, "offset": offset,
+            "pattern": "%" + naming.escaped(search.strip()) + "%",
+        }  # fmt: skip
+        with self.database.reading() as db:
+            return [job_of(row) for row in db.query(_LIST, values)]
+
+    def queue(self, *, limit: int | None = None) -> Jobs:
+        """Return what runs and what waits, in the order it will run."""
+        with self.database.reading() as db:
+            return [job_of(r) for r in db.query(_QUEUE, {"limit": -1 if limit is None else limit})]
+
+    def counts(self) -> dict[State, int]:
+        """Return how many jobs are in each state."""
+        with self.database.reading() as db:
+            return dict(db.conn.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
+
+    def metrics(
+        self, job_ids: Iterable[int], names: Iterable[str], *, after_seq: int = 0,
+        bins: int = 500, window: tuple[float, float] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Return curves, thinned, or what is new since `after_seq`; see `metrics.py`."""
+        with self.database.reading() as db:
+            return metrics.read_metrics(
+                db, job_ids, names, after_seq=after_seq, bins=bins, window=window
+            )
+
+    def samples(self, job_id: int) -> Rows:
+        """Return the answers the run gave on its way, oldest first."""
+        return self._rows("SELECT * FROM samples WHERE job = ? ORDER BY step, id", job_id)
+
+    def checkpoints(self, job_id: int) -> Rows:
+        """Return the checkpoints that are still on disk, oldest first."""
+        rows = self._rows("SELECT * FROM checkpoints WHERE job = ? ORDER BY step", job_id)
+        return [row for row in rows if Path(row["path"]).is_dir()]
+
+    def events(self, job_id: int) -> Rows:
+        """Return every transition of the job, oldest first."""
+        return self._rows("SELECT * FROM events WHERE job = ? ORDER BY id", job_id)
+
+    def attempts(self, job_id: int) -> Rows:
+        """Return every attempt at the job, oldest first."""
+        return self._rows("SELECT * FROM attempts WHERE job = ? ORDER BY attempt", job_id)
+
+    def log_path(self, job_id: int) -> Path:
+        """Where the run's log is."""
+        return self.home.run(job_id) / "log.txt"
+
+    def log_tail(self, job_id: int, lines: int = 200) -> str:
+        """Return the last lines of the run's log; empty when it has none yet."""
+        try:
+            with self.log_path(job_id).open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - 400 * lines))
+                text = file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    # -- change ----------------------------------------------------------------------------------
+
+    def cancel(self, job_id: int | str) -> Job:
+        """End a job; one that runs saves a checkpoint and stops at its next step."""
+        return self._stop(job_id, "cancel", "cancelled")
+
+    def pause(self, job_id: int | str) -> Job:
+        """Hold a waiting job back; let a running one save, stop and free its device."""
+        return self._stop(job_id, "pause", "paused")
+
+    def resume(self, job_id: int | str, *, restart: bool = False) -> Job:
+        """Queue a job again: from its newest whole checkpoint, or with `restart` from step 0.
+
+        Raises:
+            QueueError: It waits, runs or succeeded already, or has no checkpoint to go on from.
+        """
+        job = self.get(job_id)
+        if job.state not in ("paused", "failed", "cancelled", "interrupted"):
+            raise QueueError(_cannot(job, "resume"))
+        step = 0 if restart else newest_step(self.home.run(job.id))
+        if job.step > 0 and not step and not restart and job.kind == "train":
+            raise QueueError(
+                f'"{job.name}" has no whole checkpoint to go on from. '
+                "Restart it from the beginning instead (resume with --restart)."
+            )
+        if restart:
+            shutil.rmtree(self.home.run(job.id) / "checkpoints", ignore_errors=True)
+        with self.database.writing() as db:
+            _same_state(db, job)
+            if restart:
+                for statement in _FORGET:
+                    db.conn.execute(statement, (job.id,))
+            if job.state in ENDED:
+                order.to_the_end(db, job.id)
+            db.conn.execute(_FRESH_TRIES, (step, job.id))
+            why = f"goes on from step {step}" if step else "starts from the beginning"
+            leave(db, job.id, "queued", actor="person", why=why)
+        return self.get(job.id)
+
+    def move(self, job_id: int | str, *, before: int | str | None = None) -> Job:
+        """Place a waiting job before another one, or at the end."""
+        with self.database.writing() as db:
+            job = _get(db, job_id)
+            other = None if before is None else _get(db, before)
+            for one in (job, other):
+                if one is not None and one.state not in ("queued", "paused"):
+                    raise QueueError(
+                        f'"{one.name}" is {one.state}; only waiting jobs can be ordered.'
+                    )
+            if other is None:
+                order.to_the_end(db, job.id)
+            elif other.id != job.id:
+                order.place_before(db, job.id, other.id)
+        return self.get(job.id)
+
+    def run_next(self, job_id: int | str) -> Job:
+        """Place a waiting job before all others."""
+        with self.database.reading() as db:
+            first = order.first_waiting(db)
+        return self.move(job_id, before=first)
+
+    def delete(self, job_id: int | str) -> None:
+        """Remove a job that does not run, with its run folder."""
+        job = self.get(job_id)
+        with self.database.writing() as db:
+            job = _get(db, job.id)
+            if job.active:
+                raise QueueError(f'"{job.name}" is {job.state}. Cancel it first.')
+            db.conn.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
+        shutil.rmtree(self.home.run(job.id), ignore_errors=True)
+
+    # -- who is there ----------------------------------------------------------------------------
+
+    def supervisor(self) -> dict[str, Any] | None:
+        """Return the living supervisor's process row, or None."""
+        return next((row for row in self.processes() if row["role"] == "supervisor"), None)
+
+    def processes(self) -> Rows:
+        """Return our processes that live: supervisor, web, chat host, spare."""
+        with self.database.reading() as db:
+            return board.living(db)
+
+    def announce(self, role: str, *, url: str = "", identity: Identity | None = None) -> None:
+        """Say that this process is there; it counts until the process ends."""
+        with self.database.writing(durable=False) as db:
+            board.announce(db, role, identity or me(), url)
+
+    def leases(self) -> Rows:
+        """Return who holds which device."""
+        with self.database.reading() as db:
+            return board.leases(db)
+
+    def take_chat_lease(self, device: str, *, memory_bytes: int = 0) -> None:
+        """Say that this process keeps a chat model on a device."""
+        with self.database.writing(durable=False) as db:
+            board.take_chat_lease(db, device, me(), memory_bytes)
+
+    def return_chat_lease(self) -> None:
+        """Say that this process keeps no chat model any more."""
+        with self.database.writing(durable=False) as db:
+            board.return_chat_lease(db, me())
+
+    def _rows(self, sql: str, job_id: int) -> Rows:
+        with self.database.reading() as db:
+            return [dict(row) for row in db.query(sql, (job_id,))]
+
+    def _stop(self, job_id: int | str, intent: str, ended: State) -> Job:
+        with self.database.writing() as db:
+            job = _get(db, job_id)
+            if job.state in ACTIVE:
+                if job.intent == "cancel":
+                    raise QueueError(f'"{job.name}" is already being cancelled.')
+                if job.intent == intent:
+                    raise QueueError(f'"{job.name}" is already being stopped.')
+                db.conn.execute(_ASK, {"id": job.id, "intent": intent, "now": now()})
+            elif (job.state, ended) in (
+                ("queued", "paused"), ("queued", "cancelled"), ("paused", "cancelled"),
+                ("interrupted", "cancelled"),
+            ):  # fmt: skip
+                leave(db, job.id, ended, actor="person", why="asked for")
+            else:
+                raise QueueError(_cannot(job, intent))
+        return self.get(job.id)
+
+
+def _get(db: Tables, job_id: int | str) -> Job:
+    by_id = isinstance(job_id, int) or job_id.isdigit()
+    rows = list(db.query(_BY_ID if by_id else _BY_NAME, (int(job_id) if by_id else job_id,)))
+    if not rows:
+        label = f"number {job_id}" if by_id else f'called "{job_id}"'
+        raise QueueError(f"There is no job {label}. `studio runs` lists them.")
+    return job_of(rows[0])
+
+
+def _same_state(db: Tables, job: Job) -> None:
+    state = _get(db, job.id).state
+    if state != job.state:
+        raise QueueError(f'"{job.name}" has just become {state}. Nothing was changed.')
+
+
+def _cannot(job: Job, action: str) -> str:
+    text = f'"{job.name}" is {job.state} and cannot be {action.rstrip("e")}ed.'
+    text = text.replace("canceled", "cancelled")
+    if job.state == "succeeded" and action == "resume":
+        return text + " Start a new run that continues it instead."
+    return text
+
+
+_SUBMIT = """
+INSERT INTO jobs(kind, name, spec, device_wanted, parent, created, position, why)
+VALUES (:kind, :name, :spec, :device, :parent, :now,
+        (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'submitted')
+RETURNING id
+"""
+_BY_ID = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"
+_BY_NAME = f"SELECT {COLUMNS} FROM jobs WHERE name = ?"
+_LIST = f"""
+SELECT {COLUMNS} FROM jobs
+WHERE (:all OR state IN (SELECT value FROM json_each(:states)))
+  AND name LIKE :pattern ESCAPE '\\'
+ORDER BY id DESC LIMIT :limit OFFSET :offset
+"""
+_QUEUE = f"""
+SELECT {COLUMNS} FROM jobs WHERE state IN ('starting', 'running', 'stopping', 'queued')
+ORDER BY state = 'queued', position, id LIMIT :limit
+"""
+_ASK = """
+UPDATE jobs SET state = 'stopping', stop_requested = :intent, stop_requested_at = :now,
+  changed_by = 'person', why = :intent || ' asked for'
+WHERE id = :id
+"""
+_TO_THE_END = """
+UPDATE jobs SET position = (SELECT MAX(position) + 1 FROM jobs) WHERE id = ?
+"""
+_FRESH_TRIES = "UPDATE jobs SET no_progress = 0, resume_step = ? WHERE id = ?"
+_FORGET = (
+    "DELETE FROM metrics WHERE job = ?",
+    "DELETE FROM samples WHERE job = ?",
+    "DELETE FROM checkpoints WHERE job = ?",
+    "UPDATE jobs SET step = 0, total_steps = NULL, result = '{}' WHERE id = ?",
+)
