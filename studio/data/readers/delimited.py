@@ -1,0 +1,162 @@
+"""Comma, semicolon and tab separated tables with quoted fields that may hold line ends.
+
+Strict: a row with another number of fields than the header is dropped, never shifted. A quote that
+is opened and not closed costs its own line: reading starts again on the next one.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter, deque
+from collections.abc import Iterator
+
+from studio.data.files import Opened, utf8_chunks
+from studio.data.readers.lines import Line, lines
+from studio.data.records import Problem, Row
+from studio.errors import DataError
+
+MAX_COLUMNS = 2000
+MAX_RECORD_CHARS = 16 << 20
+MAX_RECORD_LINES = 20_000
+_DELIMITERS = ",;\t|"
+
+
+class _Lines:
+    """Feeds the csv reader line by line, and can go back to replay a record that went wrong."""
+
+    def __init__(self, source: Iterator[Line]) -> None:
+        self.source, self.pending = source, deque[Line]()
+        self.record: list[Line] = []
+        self.bad: str | None = None
+        self.size = 0
+
+    def next_line(self) -> Line | None:
+        return self.pending.popleft() if self.pending else next(self.source, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self.next_line()
+        if line is None:
+            raise StopIteration
+        self.record.append(line)
+        self.size += len(line.data)
+        if line.too_long or self.size > MAX_RECORD_CHARS or len(self.record) > MAX_RECORD_LINES:
+            self.bad = "too_long"
+            raise csv.Error("too long")
+        try:
+            return line.data.decode("utf-8") + "\n"
+        except UnicodeDecodeError as error:
+            self.bad = f"Byte {error.start + 1} of line {line.number} is not UTF-8."
+            return line.data.decode("utf-8", "replace") + "\n"
+
+    def start(self) -> None:
+        self.record, self.bad, self.size = [], None, 0
+
+    def replay(self) -> None:
+        """Put back all lines of the record but its first."""
+        self.pending.extendleft(reversed(self.record[1:]))
+
+
+def read_delimited(opened: Opened) -> Iterator[Row | Problem]:
+    """Yield the rows and problems of a table; `Row.line` is where the record starts.
+
+    Raises:
+        DataError: There is no usable header.
+    """
+    feed = _Lines(lines(utf8_chunks(opened)))
+    delimiter = guess_delimiter(opened, feed)
+    header = _header(opened, feed, delimiter)
+    csv.field_size_limit(MAX_RECORD_CHARS + 1)
+    reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    while True:
+        feed.start()
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            yield _broken(feed, error)
+            feed.replay()
+            continue
+        if fields is None:
+            return
+        line = feed.record[0].number
+        if feed.bad:
+            yield Problem(line, "encoding", feed.bad)
+        elif not fields:
+            continue
+        elif len(fields) != len(header):
+            yield Problem(
+                line, "fields", f"{len(fields)} fields where the header has {len(header)}."
+            )
+        else:
+            yield Row(line, dict(zip(header, fields, strict=True)))
+
+
+def guess_delimiter(opened: Opened, feed: _Lines) -> str:
+    """Return the separator that the first lines agree on; a tsv is separated by tabs."""
+    if opened.format == "tsv":
+        return "\t"
+    head: list[Line] = []
+    while len(head) < 20 and (line := feed.next_line()) is not None:
+        head.append(line)
+    feed.pending.extendleft(reversed(head))
+    counts = [_outside_quotes(line.data.decode("utf-8", "replace")) for line in head if line.data]
+    if not counts:
+        return ","
+    named = {d: counts[0][d] for d in _DELIMITERS if counts[0][d]}
+    if not named:
+        return ","
+    agree = {d: sum(1 for c in counts if c[d] >= n) for d, n in named.items()}
+    return max(named, key=lambda d: (agree[d], d == ",", named[d]))
+
+
+def _outside_quotes(line: str) -> Counter[str]:
+    return Counter("".join(line.split('"')[::2]))
+
+
+def _header(opened: Opened, feed: _Lines, delimiter: str) -> list[str]:
+    while True:
+        feed.start()
+        try:
+            names = next(csv.reader(feed, delimiter=delimiter, strict=True), None)
+        except csv.Error:
+            line = feed.record[0].number if feed.record else 1
+            raise DataError(
+                f"{opened.path.name} has no readable header: line {line} has an open quote or is "
+                "too long."
+            ) from None
+        if names is None:
+            raise DataError(f"{opened.path.name} is empty.")
+        if names and any(name.strip() for name in names):
+            break
+    if len(names) > MAX_COLUMNS:
+        raise DataError(
+            f"{opened.path.name} has {len(names):,} columns; at most {MAX_COLUMNS:,} are read. "
+            "Keep the ones to train on."
+        )
+    return unique_names([name.strip().replace("\x00", "") for name in names])
+
+
+def unique_names(names: list[str]) -> list[str]:
+    """Name empty columns by position and number the repeats: `a, , a` is `a, column 2, a (2)`."""
+    made: list[str] = []
+    for index, name in enumerate(names):
+        name = name or f"column {index + 1}"
+        fresh, count = name, 1
+        while fresh in made:
+            count += 1
+            fresh = f"{name} ({count})"
+        made.append(fresh)
+    return made
+
+
+def _broken(feed: _Lines, error: csv.Error) -> Problem:
+    line = feed.record[0].number
+    if feed.bad == "too_long" and len(feed.record) == 1:
+        return Problem(line, "too_long", f"The row is longer than {MAX_RECORD_CHARS >> 20} MB.")
+    if "end of data" in str(error) or feed.bad == "too_long":
+        return Problem(line, "quote", "A quote is opened here and never closed.")
+    return Problem(
+        line, "quote", "A quoted field is followed by more text: double the inner quotes."
+    )
