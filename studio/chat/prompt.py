@@ -1,0 +1,113 @@
+"""Fit a conversation into the model's context, and say what had to be left out.
+
+The oldest turns go first; the system prompt and the last question stay. The text of a turn is never
+cut silently. How turns become tokens is the template's business (`studio.data.templates`, the same
+that training uses).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from studio.chat.lanes import Lane
+from studio.errors import ChatError
+
+Turn = dict[str, str]
+
+
+class PromptTemplate(Protocol):
+    """The part of a chat template that answering needs."""
+
+    @property
+    def name(self) -> str:
+        """How a person calls it."""
+
+    @property
+    def stop_ids(self) -> Collection[int]:
+        """Tokens that end an answer."""
+
+    def encode_prompt(self, messages: list[Turn]) -> list[int]:
+        """Return the tokens of the conversation and the beginning of the answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fitted:
+    """The tokens to read, how many may be written, and what a person should know."""
+
+    ids: list[int]
+    max_new_tokens: int
+    note: str = ""
+
+
+def fit(
+    lane: Lane, template: PromptTemplate, tokenizer: Any, *, context: int, before: int = 0
+) -> Fitted:
+    """Return the prompt's tokens, shortened by whole old turns where it is too long.
+
+    Args:
+        lane: The conversation and how long the answer may be.
+        template: Turns the conversation into tokens.
+        tokenizer: Continues an unfinished answer.
+        context: How many tokens the model can see.
+        before: Positions that the stack's virtual tokens take.
+
+    Raises:
+        ChatError: The last question alone is longer than the context.
+    """
+    room = context - before
+    wanted = min(lane.sampling.max_new_tokens, max(16, room // 4), room // 2)
+    system, turns = _split(lane.conversation())
+    starts = [i for i, turn in enumerate(turns) if turn["role"] == "user" or i == 0] or [0]
+
+    def encoded(place: int) -> list[int]:
+        return _encode(template, tokenizer, system + turns[starts[place] :])
+
+    ids = encoded(0)
+    place = 0
+    if len(ids) > room - wanted and len(starts) > 1:
+        places = range(len(starts) - 1)
+        place = bisect_left(places, True, lo=1, key=lambda p: len(encoded(p)) <= room - wanted)
+        ids = encoded(place)
+    if len(ids) >= room:
+        raise ChatError(
+            f"The prompt has {len(ids):,} tokens, but the model reads at most {room - 1:,} at once"
+            f"{f' beside {before} virtual tokens' if before else ''}: shorten it, or choose a "
+            "model with a longer context."
+        )
+    if not ids:
+        raise ChatError("The prompt is empty: write something.")
+    left_out = starts[place]
+    note = (
+        f"The oldest {left_out} messages no longer fit into the {context:,} tokens of the context "
+        "and were left out."
+        if left_out
+        else ""
+    )
+    return Fitted(
+        ids=ids, max_new_tokens=min(lane.sampling.max_new_tokens, room - len(ids)), note=note
+    )
+
+
+def _split(turns: list[Turn]) -> tuple[list[Turn], list[Turn]]:
+    head = next((i for i, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+    return turns[:head], turns[head:]
+
+
+def _encode(template: PromptTemplate, tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
+    from jinja2 import TemplateError
+
+    unfinished = ""
+    if len(turns) > 1 and turns[-1]["role"] == "assistant":
+        unfinished, turns = turns[-1]["content"], turns[:-1]
+    try:
+        ids = list(template.encode_prompt(list(turns)))
+    except TemplateError as error:
+        raise ChatError(
+            f"The chat template {template.name} fails on this conversation ({error})."
+        ) from None
+    if unfinished:
+        ids += tokenizer.encode(unfinished, add_special_tokens=False)
+    return ids

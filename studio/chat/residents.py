@@ -1,0 +1,255 @@
+"""Keep bases and adapters in memory, and answer lanes of any of them.
+
+A base is loaded once, whatever number of adapters it serves; an adapter is loaded when a lane names
+it and again when its files have changed. What cannot be loaded costs its own lane. Where memory is
+short, the base that was not used for longest goes first. It knows folders and engines; processes
+and sockets it does not.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio.chat.lanes import Delta, Lane
+from studio.errors import AdapterError, OutOfMemory, StudioError
+from studio.home import Home
+from studio.models.sources import ModelFacts, facts
+from studio.spec import ModelSource
+
+if TYPE_CHECKING:
+    from studio.chat.engine import ChatEngine, Stopped
+    from studio.chat.prompt import PromptTemplate
+
+MAX_ADAPTERS = 64  # per base; the one used longest ago is forgotten beyond
+
+Signature = tuple[tuple[str, int, int], ...]
+
+
+@dataclass(slots=True)
+class _Adapter:
+    path: Path
+    signature: Signature
+    template: str = "auto"
+    fingerprint: str = ""
+
+
+@dataclass(slots=True)
+class _Base:
+    engine: ChatEngine
+    facts: ModelFacts
+    signature: Signature
+    adapters: dict[str, _Adapter] = field(default_factory=dict)
+
+
+class Residents:
+    """Everything that is in memory; for one thread at a time.
+
+    Args:
+        home: Where adapters are looked up by name.
+        device: Where bases are loaded.
+    """
+
+    def __init__(self, home: Home, *, device: str = "auto") -> None:
+        self._home = home
+        self._device = device
+        self._bases: dict[str, _Base] = {}
+
+    def stream(self, lanes: Sequence[Lane], *, stopped: Stopped | None = None) -> Iterator[Delta]:
+        """Load what is missing and answer every lane; see `ChatEngine.stream`.
+
+        Lanes on different bases take turns token by token.
+        """
+        numbers: dict[str, list[int]] = {}
+        for number, lane in enumerate(lanes):
+            numbers.setdefault(lane.model, []).append(number)
+        streams: list[Iterator[Delta]] = []
+        for model, wanted in numbers.items():
+            try:
+                yield from self._ready(model, wanted[0], keep=numbers.keys())
+            except StudioError as error:
+                yield from (_failed(number, error) for number in wanted)
+                continue
+            base = self._bases[model]
+            able: list[int] = []
+            for number in wanted:
+                try:
+                    yield from self._with_adapters(base, number, lanes[number])
+                    able.append(number)
+                except StudioError as error:
+                    yield _failed(number, error)
+            self._forget_old(base, lanes)
+            if able:
+                streams.append(_renumbered(base.engine, lanes, able, stopped))
+        yield from _in_turn(streams)
+
+    def release(self) -> None:
+        """Forget every base and adapter and give their memory back."""
+        import torch
+
+        self._bases.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return what is in memory, for a status page."""
+        return [
+            {
+                "model": model,
+                "device": str(base.engine.loaded.device),
+                "parameters": base.facts.parameters,
+                "bytes": _bytes_in_memory(base.facts, str(base.engine.loaded.dtype)),
+                "adapters": sorted(base.adapters),
+            }
+            for model, base in list(self._bases.items())
+        ]
+
+    # -- bases ---------------------------------------------------------------------------------
+
+    def _ready(self, model: str, number: int, *, keep: Any) -> Iterator[Delta]:
+        """Load a base unless it is there and unchanged; says so before, because it takes time."""
+        source = ModelSource(path=model)
+        known = facts(source)
+        signature = _signature(known.path, ("config.json", "*.safetensors", "tokenizer*.json"))
+        base = self._bases.pop(model, None)
+        if base is not None and base.signature == signature:
+            self._bases[model] = base  # back at the end: used last
+            return
+        del base
+        size = _readable(_bytes_in_memory(known, "float32"))
+        yield Delta(lane=number, note=f"Loading {model} ({size})…")
+        self._make_room(known, keep)
+        self._bases[model] = self._loaded(source, known, signature)
+
+    def _loaded(self, source: ModelSource, known: ModelFacts, signature: Signature) -> _Base:
+        from studio.chat.engine import ChatEngine
+        from studio.methods.layer import Backbone
+        from studio.models.loading import load
+
+        loaded = load(source, device=self._device)
+        engine = ChatEngine(loaded, Backbone(loaded.model), template_for=self._template)
+        return _Base(engine, known, signature)
+
+    def _make_room(self, known: ModelFacts, keep: Any) -> None:
+        for model in [name for name in self._bases if name not in keep]:
+            if self._free_bytes() > 1.2 * _bytes_in_memory(known, "float32"):
+                return
+            del self._bases[model]
+            gc.collect()
+        need = _bytes_in_memory(known, "float32")
+        free = self._free_bytes()
+        if need > free:
+            raise OutOfMemory(
+                f"{known.path.name} needs about {_readable(need)}, but only {_readable(free)} are "
+                "free: close other programs, pause running jobs, or choose a smaller model."
+            )
+
+    def _free_bytes(self) -> int:
+        import psutil
+        import torch
+
+        if self._device != "cpu" and torch.cuda.is_available():
+            return int(torch.cuda.mem_get_info()[0])
+        return int(psutil.virtual_memory().available)
+
+    # -- adapters ------------------------------------------------------------------------------
+
+    def _with_adapters(self, base: _Base, number: int, lane: Lane) -> Iterator[Delta]:
+        from studio.adapters.library import resolve
+
+        for part in lane.stack:
+            path = resolve(self._home, part.name)
+            signature = _signature(path, ("adapter_config.json", "adapter_model.safetensors"))
+            known = base.adapters.pop(part.name, None)
+            if known is None or (known.path, known.signature) != (path, signature):
+                if part.name in base.engine.backbone.adapters:
+                    base.engine.backbone.detach(part.name)
+                base.engine.backbone.load(part.name, path)
+                known = _read_adapter(path, signature)
+            base.adapters[part.name] = known
+            if known.fingerprint and known.fingerprint != base.facts.fingerprint:
+                yield Delta(
+                    lane=number,
+                    note=f"{part.name} was trained on another base than {lane.model}: its shapes "
+                    "fit, but its answers may be poor.",
+                )
+
+    def _forget_old(self, base: _Base, lanes: Sequence[Lane]) -> None:
+        in_use = {part.name for lane in lanes for part in lane.stack}
+        idle = [name for name in base.adapters if name not in in_use]
+        for name in idle[: max(0, len(base.adapters) - MAX_ADAPTERS)]:
+            del base.adapters[name]
+            base.engine.backbone.detach(name)
+
+    def _template(self, lane: Lane) -> PromptTemplate:
+        from studio.data.templates import choose
+
+        base = self._bases[lane.model]
+        name = lane.template
+        if name == "auto":
+            trained = [base.adapters[part.name].template for part in lane.stack]
+            name = next((template for template in trained if template != "auto"), "auto")
+        return choose(base.engine.loaded.tokenizer, name)
+
+
+def _read_adapter(path: Path, signature: Signature) -> _Adapter:
+    try:
+        passport = json.loads((path / "passport.json").read_text(encoding="utf-8"))
+        return _Adapter(
+            path,
+            signature,
+            str(passport.get("data", {}).get("template") or "auto"),
+            str(passport.get("base", {}).get("fingerprint") or ""),
+        )
+    except (OSError, ValueError, AttributeError):
+        return _Adapter(path, signature)  # an adapter from elsewhere has no passport
+
+
+def _signature(folder: Path, patterns: Sequence[str]) -> Signature:
+    try:
+        return tuple(
+            (file.name, file.stat().st_mtime_ns, file.stat().st_size)
+            for pattern in patterns
+            for file in sorted(folder.glob(pattern))
+        )
+    except OSError as error:
+        raise AdapterError(f"{folder} cannot be read ({error.strerror}).") from None
+
+
+def _failed(number: int, error: StudioError) -> Delta:
+    return Delta(lane=number, done=True, reason="error", error=error)
+
+
+def _renumbered(
+    engine: ChatEngine, lanes: Sequence[Lane], numbers: Sequence[int], stopped: Stopped | None
+) -> Iterator[Delta]:
+    for delta in engine.stream([lanes[number] for number in numbers], stopped=stopped):
+        yield replace(delta, lane=numbers[delta.lane])
+
+
+def _in_turn(streams: list[Iterator[Delta]]) -> Iterator[Delta]:
+    while streams:
+        for stream in list(streams):
+            delta = next(stream, None)
+            if delta is None:
+                streams.remove(stream)
+            else:
+                yield delta
+
+
+def _bytes_in_memory(known: ModelFacts, dtype: str) -> int:
+    return known.parameters * (4 if "float32" in dtype else 2)
+
+
+def _readable(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

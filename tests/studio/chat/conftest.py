@@ -1,0 +1,136 @@
+"""Tiny random models, a word-for-token tokenizer and a template, all made in memory."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from studio.chat.engine import ChatEngine
+from studio.chat.lanes import Delta, Lane, Message, Part, Sampling
+from studio.methods import named
+from studio.methods.layer import Backbone
+
+VOCABULARY = 97
+CONTEXT = 96
+
+
+@dataclass(frozen=True)
+class WordTemplate:
+    """`q <words of the turn> a` for each turn; token 96 ends an answer."""
+
+    name: str = "words"
+    stop_ids: tuple[int, ...] = (96,)
+
+    def encode_prompt(self, messages: list[dict[str, str]]) -> list[int]:
+        ids = []
+        for turn in messages:
+            ids += [1, *(int(word[1:]) for word in turn["content"].split()), 2]
+        return ids
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("w", " w"), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="w0")
+
+
+def make_model(kind: str) -> Any:
+    torch.manual_seed(3)
+    if kind == "gpt2":
+        return GPT2LMHeadModel(
+            GPT2Config(
+                n_embd=32,
+                n_layer=2,
+                n_head=4,
+                vocab_size=VOCABULARY,
+                n_positions=CONTEXT,
+                bos_token_id=0,
+                eos_token_id=95,
+                initializer_range=0.3,
+            )  # fmt: skip
+        ).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=VOCABULARY,
+            max_position_embeddings=CONTEXT,
+            eos_token_id=95,
+            initializer_range=0.3,
+        )  # fmt: skip
+    ).eval()
+
+
+def make_engine(kind: str, adapters: dict[str, str] | None = None) -> ChatEngine:
+    """An engine with trained-looking adapters: every parameter moved by random noise."""
+    loaded = SimpleNamespace(
+        model=make_model(kind),
+        tokenizer=make_tokenizer(),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        facts=SimpleNamespace(context_length=CONTEXT, path=Path(kind)),
+    )
+    backbone = Backbone(loaded.model)
+    for seed, (name, method) in enumerate((adapters or {}).items()):
+        adapter = backbone.attach(name, named(method)(), seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in adapter.parameters():
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
+    return ChatEngine(loaded, backbone, template_for=lambda lane: WordTemplate())
+
+
+def make_lane(prompt: str, *stack: str | tuple[str, float], **sampling: Any) -> Lane:
+    parts = [(item, 1.0) if isinstance(item, str) else item for item in stack]
+    return Lane(
+        model="tiny",
+        stack=tuple(Part(name=name, weight=weight) for name, weight in parts),
+        messages=(Message(role="user", content=prompt),),
+        sampling=Sampling(**{"temperature": 0, "max_new_tokens": 24} | sampling),
+    )
+
+
+def collect(deltas: Any) -> dict[int, dict[str, Any]]:
+    """Gather the deltas of each lane into text, tokens, notes and the last delta."""
+    lanes: dict[int, dict[str, Any]] = {}
+    for delta in deltas:
+        assert isinstance(delta, Delta)
+        lane = lanes.setdefault(delta.lane, {"text": "", "tokens": [], "notes": [], "end": None})
+        assert lane["end"] is None, "nothing comes after the end"
+        lane["text"] += delta.text
+        if delta.token_id is not None:
+            lane["tokens"].append(delta.token_id)
+        if delta.note:
+            lane["notes"].append(delta.note)
+        if delta.done:
+            lane["end"] = delta
+    return lanes
+
+
+@pytest.fixture(scope="session")
+def engines() -> Callable[[str], ChatEngine]:
+    """One engine a model kind, with a few adapters of several methods."""
+    made: dict[str, ChatEngine] = {}
+
+    def engine(kind: str) -> ChatEngine:
+        if kind not in made:
+            made[kind] = make_engine(kind, {"a": "lora", "b": "lora", "c": "lora"})
+        return made[kind]
+
+    return engine
