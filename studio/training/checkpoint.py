@@ -1,0 +1,130 @@
+"""Checkpoints: everything an exact resume needs, whole or absent, without a pickle.
+
+A checkpoint is `checkpoints/step-00000100/` with the adapter's tensors, the optimizer's tensors and
+`state.json`. Rows, learning rate and randomness of a step follow from (seed, step), so nothing of
+them is stored. Only a folder whose manifest verifies is ever resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio.errors import DataError, ModelError
+from studio.home import is_whole, publishing, sweep
+from studio.training import optimizer as optimizers
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from studio.methods.layer import Adapter
+
+VERSION = 1
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come; survives a resume."""
+
+    step: int = 0
+    first_loss: float | None = None
+    last_loss: float | None = None
+    eval_loss: float | None = None
+    seconds: float = 0.0
+    tokens: int = 0
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """What a checkpoint belongs to: resuming on anything else is refused."""
+
+    data_hash: str
+    base_fingerprint: str
+    total_steps: int
+
+
+def save(
+    folder: Path,
+    *,
+    adapter: Adapter,
+    optimizer: Optimizer,
+    progress: Progress,
+    origin: Origin,
+    keep: int,
+) -> Path:
+    """Publish `folder/step-<n>` and drop the oldest beyond `keep`.
+
+    Raises:
+        DiskFull: Nothing of the new checkpoint stays; older ones are untouched.
+    """
+    from safetensors.torch import save_file
+
+    target = folder / f"step-{progress.step:08d}"
+    tensors, numbers = optimizers.state_tensors(optimizer)
+    state = {
+        "version": VERSION,
+        "origin": asdict(origin),
+        "progress": asdict(progress),
+        "optimizer": numbers,
+    }
+    with publishing(target) as temporary:
+        save_file(_contiguous(adapter.state()), temporary / "adapter.safetensors")
+        save_file(_contiguous(tensors), temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps(state, indent=1))
+    for old in _newest_first(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint, sweeping what an interrupted save left."""
+    if not folder.is_dir():
+        return None
+    sweep(folder)
+    return next((path for path in _newest_first(folder) if is_whole(path)), None)
+
+
+def load(path: Path, *, adapter: Adapter, optimizer: Optimizer, origin: Origin) -> Progress:
+    """Restore adapter and optimizer, and return how far the run had come.
+
+    Raises:
+        DataError: The data changed since the checkpoint.
+        ModelError: The base model changed since the checkpoint.
+    """
+    from safetensors.torch import load_file
+
+    state = json.loads((path / "state.json").read_text())
+    _check_origin(path, Origin(**state["origin"]), origin)
+    adapter.load_state(load_file(path / "adapter.safetensors"))
+    tensors = load_file(path / "optimizer.safetensors")
+    optimizers.restore(optimizer, tensors, state["optimizer"])
+    values = state["progress"]
+    values["evaluations"] = [(int(step), float(loss)) for step, loss in values["evaluations"]]
+    return Progress(**values)
+
+
+def _check_origin(path: Path, then: Origin, now: Origin) -> None:
+    if then.data_hash != now.data_hash:
+        raise DataError(
+            f"The data changed since {path.name} was saved, so the run cannot go on exactly: put "
+            "the old data back, or start a new run."
+        )
+    if then.base_fingerprint != now.base_fingerprint:
+        raise ModelError(
+            f"The base model changed since {path.name} was saved, so the run cannot go on: put the "
+            "old model back, or start a new run."
+        )
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [p for p in folder.iterdir() if re.fullmatch(r"step-\d{8,}", p.name)]
+    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def _contiguous(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}

@@ -1,0 +1,61 @@
+"""What can go wrong in the middle of a run, in one sentence each.
+
+Libraries report a full disk or a full device in many ways; here they become the errors of
+`studio.errors`. Anything else is our bug and passes through.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Callable, Iterator
+
+from studio.errors import DiskFull, OutOfMemory, StudioError
+from studio.spec import RunSpec
+
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+DISK_WORDS = ("no space left", "os error 28", "disk quota exceeded")
+
+
+@contextlib.contextmanager
+def explained(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
+    """Turn a full device or disk into one sentence; `where` tells the moment, e.g. "at step 3".
+
+    Raises:
+        OutOfMemory: With the settings that make the same run fit.
+        DiskFull: What was saved before is intact.
+    """
+    try:
+        yield
+    except StudioError:
+        raise
+    except Exception as error:
+        text = str(error).lower()
+        if isinstance(error, MemoryError) or any(word in text for word in MEMORY_WORDS):
+            raise OutOfMemory(f"Memory ran out {where()}. {remedies(spec)}") from error
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or any(word in text for word in DISK_WORDS):
+            raise DiskFull(
+                f"The disk is full {where()}. Free some room and resume; what was saved before "
+                "is intact."
+            ) from error
+        raise
+
+
+def remedies(spec: RunSpec) -> str:
+    """Return what makes a run smaller, the change that keeps the result first."""
+    args = spec.train
+    ways = []
+    if args.per_device_train_batch_size > 1:
+        half = args.per_device_train_batch_size // 2
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        ways.append(
+            f"train.per_device_train_batch_size={half} with train.gradient_accumulation_steps="
+            f"{-(-rows // half)} (same result)"
+        )
+    if not args.gradient_checkpointing:
+        ways.append("train.gradient_checkpointing=true (same result, slower)")
+    if spec.model.quantization == "none":
+        ways.append("model.quantization=nf4")
+    ways.append(f"data.max_length={max(8, spec.data.max_length // 2)}")
+    return "Try " + ", or ".join(ways) + "."

@@ -1,0 +1,89 @@
+"""The loop, top to bottom: resume, step, evaluate, save, stop, finish. A generator of events.
+
+Stopping and progress are plain consumption: whoever reads the events decides what to do with them,
+and says through `control` what it wants after each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from studio.training import checkpoint, outcome
+from studio.training.events import Event, Finished, Saved
+from studio.training.session import NAME, Session
+
+Wish = Literal["stop", "save"] | None
+Control = Callable[[], Wish]
+
+
+def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]:
+    """Train to the end of the plan, or until `control` says stop."""
+    plan, folder = session.plan, run_dir / "checkpoints"
+    if (whole := checkpoint.newest(folder)) is not None:
+        session.resume(whole)
+    yield session.started()
+    while session.progress.step < plan.total_steps:
+        yield session.step()
+        step = session.progress.step
+        last, wish = step == plan.total_steps, control()
+        if session.prepared.validation and (
+            step % plan.eval_every == 0 or (last and plan.eval_every <= plan.total_steps)
+        ):
+            yield session.evaluate()
+        if step % plan.save_every == 0 or (wish is not None and not last):
+            path = session.save(folder)
+            yield Saved(step=step, path=str(path), eval_loss=session.progress.eval_loss)
+        if wish == "stop" and not last:
+            yield _finished(session, reason="stopped", adapter=None)
+            return
+    yield _publish(session, run_dir)
+
+
+def _publish(session: Session, run_dir: Path) -> Finished:
+    path = outcome.publish_adapter(
+        run_dir,
+        name=NAME,
+        backbone=session.backbone,
+        spec=session.spec,
+        base=session.loaded.facts,
+        prepared=session.prepared,
+        progress=session.progress,
+    )
+    finished = _finished(session, reason="completed", adapter=str(path))
+    progress = session.progress
+    outcome.write_report(
+        run_dir,
+        finished,
+        {
+            "total_steps": session.plan.total_steps,
+            "learning_rate": session.plan.learning_rate,
+            "tokens": progress.tokens,
+            "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
+            "memory_bytes": session.memory_bytes(),
+            "device": str(session.loaded.device),
+            "dtype": str(session.loaded.dtype).removeprefix("torch."),
+            "trainable_parameters": session.adapter.num_parameters,
+            "evaluations": progress.evaluations,
+            "rows": session.prepared.report.model_dump(mode="json"),
+            "versions": outcome.versions(),
+        },
+    )
+    return finished
+
+
+def _finished(
+    session: Session, *, reason: Literal["completed", "stopped"], adapter: str | None
+) -> Finished:
+    session.note_time()
+    progress = session.progress
+    return Finished(
+        step=progress.step,
+        reason=reason,
+        adapter=adapter,
+        first_loss=progress.first_loss,
+        last_loss=progress.last_loss,
+        eval_loss=progress.eval_loss,
+        seconds=progress.seconds,
+    )

@@ -1,0 +1,52 @@
+"""The loss: a sum over trained tokens, divided once by all trained tokens of the step.
+
+Dividing by the whole step's count (not by each batch's own) is what makes four small batches equal
+one large one. Averages over rows or batches would weigh short answers more.
+
+Shapes: `N positions that predict a trained token, V vocabulary`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from studio.training.batch import Packed, Padded
+
+if TYPE_CHECKING:
+    from studio.methods.layer import Backbone
+
+
+def loss_sum(backbone: Backbone, batch: Packed | Padded) -> Tensor:
+    """Return the summed negative log-likelihood of the batch's trained tokens, in float32."""
+    if isinstance(batch, Packed):
+        logits_NV = backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N)
+    else:
+        logits_NV = padded_logits(backbone, batch)
+    return cross_entropy(logits_NV.float(), batch.targets_N, reduction="sum")
+
+
+def padded_logits(backbone: Backbone, batch: Padded) -> Tensor:
+    """Return `(N, V)` through the ordinary forward: the plain twin of `packed_logits`."""
+    position_ids = (batch.mask_BT.cumsum(-1) - 1).clamp(min=0)
+    output = backbone.model(
+        input_ids=batch.ids_BT,
+        attention_mask=batch.mask_BT,
+        position_ids=position_ids,
+        use_cache=False,
+    )
+    logits_NV: Tensor = output.logits[batch.keep_BT]
+    return logits_NV
+
+
+def mean_loss(backbone: Backbone, batches: Iterable[Packed | Padded]) -> float:
+    """Return the loss per trained token over held-out batches, with dropout off."""
+    total, targets = 0.0, 0
+    with backbone.evaluating():
+        for batch in batches:
+            total += float(loss_sum(backbone, batch))
+            targets += batch.num_targets
+    return total / max(1, targets)

@@ -1,0 +1,65 @@
+"""One call from a spec to an adapter on disk: `train(spec, ...)` yields what happens.
+
+It loads the model and the data, opens the session and hands over to the loop. Errors leave as
+`StudioError`s of one sentence. It knows no queue and no screen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from studio.home import Home
+from studio.spec import RunSpec
+from studio.training.events import Event, Loading
+from studio.training.loop import Control, Wish
+
+__all__ = ["Control", "Wish", "train"]
+
+
+def _never() -> Wish:
+    return None
+
+
+def train(
+    spec: RunSpec, *, run_dir: Path, home: Home, control: Control = _never
+) -> Iterator[Event]:
+    """Train as the spec says, resuming by itself from the newest whole checkpoint in `run_dir`.
+
+    Args:
+        spec: Everything that decides the run.
+        run_dir: Where checkpoints, adapter and report go.
+        home: Where models and token caches live.
+        control: Asked after every step; "save" makes a checkpoint, "stop" one and ends.
+
+    Raises:
+        StudioError: One sentence; what was saved before is intact.
+    """
+    from studio.data.prepare import prepare
+    from studio.models.loading import load
+    from studio.training import loop, outcome
+    from studio.training.faults import explained
+    from studio.training.session import open_session
+
+    moment = "before the first step"
+
+    with explained(spec, lambda: moment):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        if (finished := outcome.already_finished(run_dir)) is not None:
+            yield finished
+            return
+        yield Loading(text="Loading the model")
+        loaded = load(spec.model, spec.train.device)
+        yield Loading(text="Reading the data")
+        prepared = prepare(
+            spec.data,
+            loaded.tokenizer,
+            context_length=max(1, loaded.facts.context_length - spec.method.num_tokens_before),
+            seed=spec.seed,
+            home=home,
+        )
+        yield Loading(text=f"Placing {spec.method.title}")
+        session = open_session(spec, loaded=loaded, prepared=prepared)
+        for event in loop.run(session, run_dir=run_dir, control=control):
+            moment = f"at step {session.progress.step + 1}"
+            yield event

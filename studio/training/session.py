@@ -1,0 +1,272 @@
+"""Everything one run holds while it runs, and the three things it can do: step, evaluate, save.
+
+The loop in `loop.py` decides when; here is how. It knows tensors and one device, not where a run
+folder is or who asked.
+
+Shapes: as in `batch.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from studio import hardware
+from studio.errors import DataError, Diverged
+from studio.training import checkpoint
+from studio.training.batch import Packed, Padded, Row, groups, pack, pad
+from studio.training.checkpoint import Origin, Progress
+from studio.training.events import Evaluated, Started, Step
+from studio.training.loss import loss_sum, mean_loss
+from studio.training.optimizer import make_optimizer, set_rate
+from studio.training.schedule import Plan, plan_run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from transformers import PreTrainedModel
+
+    from studio.data.prepare import Prepared
+    from studio.methods.layer import Adapter, Backbone
+    from studio.models.loading import Loaded
+    from studio.spec import RunSpec
+
+NAME = "trained"
+EVAL_TOKENS = 4096
+
+
+@dataclass(slots=True)
+class Session:
+    """A run's live objects."""
+
+    spec: RunSpec
+    plan: Plan
+    loaded: Loaded
+    backbone: Backbone
+    adapter: Adapter
+    prepared: Prepared
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    progress: Progress
+    origin: Origin
+    parameters: list[torch.nn.Parameter] = field(default_factory=list)
+    opened: float = field(default_factory=time.monotonic)
+
+    # -- batches -------------------------------------------------------------------------------
+
+    def batch(self, examples: Sequence[Row]) -> Packed | Padded:
+        """Turn rows into tensors, packed or padded as the spec says."""
+        vocabulary = self.loaded.model.get_input_embeddings().weight.shape[0]
+        for example in examples:
+            if (largest := int(example.input_ids.max())) >= vocabulary:
+                raise DataError(
+                    f"Row {example.row} of {self.spec.data.path} has the token {largest}, but the "
+                    f"model knows only {vocabulary}: the tokenizer belongs to another model."
+                )
+        if self.spec.train.packing:
+            return pack(examples, self.loaded.device)
+        return pad(examples, self.loaded.device)
+
+    # -- one optimizer step --------------------------------------------------------------------
+
+    def step(self) -> Step:
+        """Take one optimizer step over the plan's next rows.
+
+        Raises:
+            Diverged: The loss or the gradient is not finite; the weights are as before the step.
+        """
+        started, number = time.perf_counter(), self.progress.step
+        torch.manual_seed(self.plan.step_seed(number))
+        shares = self.plan.micro_batches(
+            number,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+        batches = [self.batch([self.prepared.train[row] for row in rows]) for rows in shares]
+        targets = max(1, self._total(sum(batch.num_targets for batch in batches)))
+        losses = []
+        for batch in batches:
+            loss = loss_sum(self.backbone, batch) / targets
+            self.accelerator.backward(loss)
+            losses.append(loss.detach())
+        grad_norm = self._reduce_and_clip()
+        values = [float(loss) for loss in losses]
+        self._check_finite(values, grad_norm, batches)
+        rate = self.plan.lr(number)
+        set_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = self._total(sum(batch.num_tokens for batch in batches))
+        return self._record(
+            loss=self._total(sum(values)), rate=rate, grad_norm=grad_norm, tokens=tokens,
+            seconds=time.perf_counter() - started,
+        )  # fmt: skip
+
+    def _record(
+        self, *, loss: float, rate: float, grad_norm: float, tokens: int, seconds: float
+    ) -> Step:
+        progress = self.progress
+        progress.step += 1
+        progress.tokens += tokens
+        progress.last_loss = loss
+        if progress.first_loss is None:
+            progress.first_loss = loss
+        return Step(
+            step=progress.step,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=grad_norm,
+            tokens=tokens,
+            tokens_per_second=tokens / max(seconds, 1e-9),
+            epoch=self.plan.epoch(progress.step),
+            memory_bytes=self.memory_bytes(),
+        )
+
+    def _reduce_and_clip(self) -> float:
+        """Sum gradients over processes, shorten them to `max_grad_norm`, return their length."""
+        if self.accelerator.num_processes > 1:
+            for parameter in self.parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+        longest = self.spec.train.max_grad_norm or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, longest))
+
+    def _total(self, value: Any) -> Any:
+        """Sum a number over processes."""
+        if self.accelerator.num_processes == 1:
+            return value
+        tensor = torch.tensor(value, device=self.loaded.device, dtype=torch.float64)
+        return type(value)(self.accelerator.reduce(tensor, "sum").item())
+
+    def _check_finite(
+        self, losses: list[float], grad_norm: float, batches: Sequence[Packed | Padded]
+    ) -> None:
+        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        if not bad and math.isfinite(grad_norm):
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        rows = [row for i in bad or range(len(batches)) for row in batches[i].rows]
+        what = f"loss became {losses[bad[0]]}" if bad else f"gradient became {grad_norm}"
+        number = self.progress.step + 1
+        rate = self.plan.lr(self.progress.step)
+        raise Diverged(
+            f"The {what} at step {number}, in row{'s' if len(rows) > 1 else ''} "
+            f"{', '.join(map(str, sorted(rows)[:16]))} of {self.spec.data.path}. Lower "
+            f"train.learning_rate (it was {rate:.2g}) or look at these rows; the last checkpoint "
+            "is intact."
+        )
+
+    # -- evaluation, state ---------------------------------------------------------------------
+
+    def evaluate(self) -> Evaluated:
+        """Return the loss per token on the held-out rows."""
+        held_out = groups(list(self.prepared.validation), max_tokens=EVAL_TOKENS)
+        loss = mean_loss(self.backbone, (self.batch(rows) for rows in held_out))
+        self.progress.eval_loss = loss
+        self.progress.evaluations.append((self.progress.step, loss))
+        return Evaluated(step=self.progress.step, eval_loss=loss)
+
+    def save(self, folder: Path) -> Path:
+        """Publish a checkpoint under `folder`."""
+        self.note_time()
+        return checkpoint.save(
+            folder,
+            adapter=self.adapter,
+            optimizer=self.optimizer,
+            progress=self.progress,
+            origin=self.origin,
+            keep=self.spec.train.save_total_limit,
+        )
+
+    def resume(self, path: Path) -> None:
+        """Go back to a checkpoint."""
+        self.progress = checkpoint.load(
+            path, adapter=self.adapter, optimizer=self.optimizer, origin=self.origin
+        )
+
+    def note_time(self) -> None:
+        """Add the time since the last note to the run's seconds."""
+        now = time.monotonic()
+        self.progress.seconds += now - self.opened
+        self.opened = now
+
+    def memory_bytes(self) -> int:
+        """Peak memory of the device, or what the process holds on a CPU."""
+        if self.loaded.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.loaded.device))
+        return hardware.process_bytes()
+
+    def started(self) -> Started:
+        """Describe the run about to start or go on."""
+        report = self.prepared.report
+        return Started(
+            step=self.progress.step,
+            total_steps=self.plan.total_steps,
+            trainable_parameters=self.adapter.num_parameters,
+            total_parameters=self.loaded.facts.parameters,
+            device=str(self.loaded.device),
+            dtype=str(self.loaded.dtype).removeprefix("torch."),
+            learning_rate=self.plan.learning_rate,
+            rows_read=report.read,
+            rows_kept=report.kept,
+            rows_dropped=report.dropped,
+        )
+
+
+def open_session(spec: RunSpec, *, loaded: Loaded, prepared: Prepared) -> Session:
+    """Attach a fresh adapter to a loaded base and get everything ready for the first step.
+
+    Raises:
+        MethodError: The method does not fit this model.
+    """
+    from accelerate import Accelerator
+
+    from studio.methods.layer import Backbone
+
+    torch.set_num_threads(hardware.threads())
+    backbone = Backbone(loaded.model)
+    adapter = backbone.attach(NAME, spec.method, seed=spec.seed)
+    backbone.use([(NAME, 1.0)])
+    parameters = backbone.train(NAME)
+    if spec.train.gradient_checkpointing:
+        checkpoint_layers(loaded.model)
+    plan = plan_run(spec, num_rows=len(prepared.train), hidden_size=backbone.anatomy.hidden_size)
+    return Session(
+        spec=spec,
+        plan=plan,
+        loaded=loaded,
+        backbone=backbone,
+        adapter=adapter,
+        prepared=prepared,
+        optimizer=make_optimizer(parameters, spec.train),
+        accelerator=Accelerator(cpu=loaded.device.type == "cpu"),
+        progress=Progress(),
+        origin=Origin(
+            data_hash=prepared.data_hash,
+            base_fingerprint=loaded.facts.fingerprint,
+            total_steps=plan.total_steps,
+        ),
+        parameters=parameters,
+    )
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Recompute each decoder layer's activations in the backward instead of keeping them.
+
+    transformers checkpoints only layers in training mode; the flag is set on the layers alone, so
+    that no dropout of the base wakes up.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    # Renamed in transformers 5.23; the old name warns.
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True

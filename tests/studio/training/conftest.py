@@ -1,0 +1,88 @@
+"""A tiny Llama made in memory and rows of random tokens: everything a session needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from studio.models.loading import Loaded
+from studio.models.sources import ModelFacts
+from studio.spec import RunSpec
+from studio.training.session import Session, open_session
+
+VOCABULARY = 97
+
+
+@dataclass
+class Example:
+    input_ids: np.ndarray
+    labels: np.ndarray
+    row: int
+
+
+@dataclass
+class Rows:
+    """What `prepare` would have returned."""
+
+    train: list[Example]
+    validation: list[Example]
+    template: str = "none"
+    data_hash: str = "abc"
+    report: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            read=24, kept=24, dropped=0, model_dump=lambda mode: {"read": 24}
+        )
+    )
+
+
+def make_rows(count: int = 24, *, seed: int = 0, shortest: int = 3, longest: int = 12) -> Rows:
+    """Rows whose second half carries loss; a token is its neighbour plus three, so it learns."""
+    generator = np.random.default_rng(seed)
+    examples = []
+    for number in range(count):
+        length = int(generator.integers(shortest, longest))
+        start = int(generator.integers(0, VOCABULARY))
+        ids = ((start + 3 * np.arange(length)) % VOCABULARY).astype(np.int32)
+        labels = ids.copy()
+        labels[: length // 2] = -100
+        examples.append(Example(ids, labels, number))
+    return Rows(examples[: count - 4], examples[count - 4 :])
+
+
+def make_model(**config: Any) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    values = {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 64, "tie_word_embeddings": False, **config,
+    }  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(**values)).eval()
+
+
+def make_session(rows: Rows | None = None, **spec: Any) -> Session:
+    """A session over a fresh tiny model; the same spec gives the same session."""
+    model = make_model()
+    known = ModelFacts(
+        path=Path("tiny"), architecture="LlamaForCausalLM", model_type="llama",
+        parameters=model.num_parameters(), hidden_size=32, num_layers=2, context_length=64,
+        vocab_size=VOCABULARY, has_chat_template=False, size_bytes=0, weights_dtype="F32",
+        fingerprint="f",
+    )  # fmt: skip
+    loaded = Loaded(
+        model=model, tokenizer=None, device=torch.device("cpu"), dtype=torch.float32, facts=known
+    )
+    spec = {"train": {"max_steps": 6, "per_device_train_batch_size": 4}, **spec}
+    return open_session(RunSpec.parse(spec), loaded=loaded, prepared=rows or make_rows())
+
+
+@pytest.fixture
+def session() -> Callable[..., Session]:
+    """Make sessions; see `make_session`."""
+    torch.manual_seed(0)
+    return make_session

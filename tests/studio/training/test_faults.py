@@ -1,0 +1,166 @@
+"""Every way a run can end badly, and what is left afterwards."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from studio.errors import DataError, DiskFull, Diverged, OutOfMemory
+from studio.home import is_whole
+from studio.spec import RunSpec
+from studio.training import checkpoint, loop
+from studio.training.events import Saved, Step
+from studio.training.faults import explained, remedies
+from studio.training.session import Session
+from tests.studio.training.conftest import make_rows
+
+Make = Callable[..., Session]
+
+
+def drain(session: Session, run_dir: Path) -> list[object]:
+    return list(loop.run(session, run_dir=run_dir, control=lambda: None))
+
+
+def test_an_infinite_loss_names_step_and_rows_and_keeps_the_checkpoint(
+    session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = session(train={"max_steps": 6, "per_device_train_batch_size": 2, "save_steps": 2})
+    real = own.backbone.packed_logits
+
+    def broken(ids: torch.Tensor, lengths: tuple[int, ...], keep: torch.Tensor) -> torch.Tensor:
+        logits = real(ids, lengths, keep)
+        return logits * float("nan") if own.progress.step == 3 else logits
+
+    monkeypatch.setattr(own.backbone, "packed_logits", broken)
+    with pytest.raises(Diverged) as error:
+        drain(own, tmp_path)
+    rows = sorted(own.prepared.train[r].row for r in own.plan.step_rows(3))
+    assert f"step 4, in rows {rows[0]}, {rows[1]} of" in error.value.text
+    assert "train.learning_rate" in error.value.text
+    kept = checkpoint.newest(tmp_path / "checkpoints")
+    assert kept is not None
+    assert kept.name == "step-00000002"
+
+
+def test_out_of_memory_offers_settings_that_keep_the_result() -> None:
+    spec = RunSpec.parse({"train": {"per_device_train_batch_size": 8}})
+    with pytest.raises(OutOfMemory) as error, explained(spec, lambda: "at step 3"):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    assert "at step 3" in error.value.text
+    assert "per_device_train_batch_size=4" in error.value.text
+    assert "gradient_accumulation_steps=2" in error.value.text
+    with pytest.raises(OutOfMemory), explained(spec, lambda: ""):
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+
+def test_at_batch_size_one_other_remedies_are_offered() -> None:
+    text = remedies(RunSpec.parse({"train": {"per_device_train_batch_size": 1}}))
+    assert "batch_size" not in text
+    assert "gradient_checkpointing" in text
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
+    session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = session(train={"max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 1})
+    own.step()
+    own.save(tmp_path)
+    own.step()
+
+    def full(*args: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(DiskFull):
+        own.save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    assert is_whole(tmp_path / "step-00000001")
+
+
+def test_safetensors_own_disk_error_is_understood_too() -> None:
+    from safetensors import SafetensorError
+
+    with pytest.raises(DiskFull), explained(RunSpec(), lambda: "at step 1"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+
+def test_our_own_bugs_pass_through() -> None:
+    with pytest.raises(KeyError), explained(RunSpec(), lambda: ""):
+        raise KeyError("bug")
+
+
+def test_a_damaged_checkpoint_is_passed_over(session: Make, tmp_path: Path) -> None:
+    own = session(train={"max_steps": 4, "save_steps": 2, "save_total_limit": 5})
+    drain(own, tmp_path)
+    newest = tmp_path / "checkpoints" / "step-00000004"
+    weights = newest / "adapter.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    kept = checkpoint.newest(tmp_path / "checkpoints")
+    assert kept is not None
+    assert kept.name == "step-00000002"
+
+
+def test_other_data_than_the_checkpoints_is_refused(session: Make, tmp_path: Path) -> None:
+    train = {"max_steps": 4, "save_steps": 2}
+    drain(session(train=train), tmp_path)
+    changed = make_rows()
+    changed.data_hash = "other"
+    with pytest.raises(DataError, match="data changed since step-00000004"):
+        drain(session(changed, train=train), tmp_path)
+
+
+def test_a_token_beyond_the_vocabulary_names_the_row(session: Make) -> None:
+    rows = make_rows()
+    for example in rows.train:
+        example.input_ids[0] = 500
+    with pytest.raises(DataError, match="token 500"):
+        session(rows).step()
+
+
+CRASH = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from tests.studio.training.conftest import make_session
+from studio import home
+from studio.training import loop
+run_dir = Path(sys.argv[1])
+session = make_session(train={"max_steps": 8, "save_steps": 2})
+real = home._write_manifest
+def killed(folder):
+    if session.progress.step == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(folder)
+home._write_manifest = killed
+list(loop.run(session, run_dir=run_dir, control=lambda: None))
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_a_kill_in_the_middle_of_a_checkpoint_resumes_from_the_one_before(
+    session: Make, tmp_path: Path
+) -> None:
+    root = str(Path(__file__).resolve().parents[3])
+    answer = subprocess.run(
+        [sys.executable, "-c", CRASH, str(tmp_path), root], env={**os.environ, "PYTHONPATH": root}
+    )
+    assert answer.returncode == -signal.SIGKILL
+    left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert any(name.startswith(".tmp-") for name in left)
+    own = session(train={"max_steps": 8, "save_steps": 2})
+    events = drain(own, tmp_path)
+    assert next(e.step for e in events if isinstance(e, Step)) == 5
+    assert [e.step for e in events if isinstance(e, Saved)] == [6, 8]
+    assert not list((tmp_path / "checkpoints").glob(".tmp-*"))
+    straight = session(train={"max_steps": 8, "save_steps": 2})
+    drain(straight, tmp_path / "straight")
+    for a, b in zip(own.adapter.state().values(), straight.adapter.state().values(), strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,90 @@
+import pytest
+
+from studio.errors import DataError
+from studio.methods.lora import Lora
+from studio.spec import RunSpec
+from studio.training.schedule import Plan, epoch_order, lr_at, lr_for, plan_run
+
+
+def make_plan(num_rows: int, **train: object) -> Plan:
+    return plan_run(RunSpec.parse({"train": train}), num_rows=num_rows, hidden_size=2000)
+
+
+def test_an_epoch_visits_every_row_once() -> None:
+    plan = make_plan(10, per_device_train_batch_size=5, num_train_epochs=2)
+    assert plan.total_steps == 4
+    first = plan.step_rows(0) + plan.step_rows(1)
+    second = plan.step_rows(2) + plan.step_rows(3)
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    assert epoch_order(50, seed=1, epoch=2).tolist() == epoch_order(50, seed=1, epoch=2).tolist()
+    assert epoch_order(50, seed=1, epoch=2).tolist() != epoch_order(50, seed=2, epoch=2).tolist()
+
+
+def test_steps_run_over_the_end_of_an_epoch() -> None:
+    plan = make_plan(3, per_device_train_batch_size=2, num_train_epochs=2)
+    rows = plan.step_rows(0) + plan.step_rows(1) + plan.step_rows(2)
+    assert plan.total_steps == 3
+    assert sorted(rows[:3]) == sorted(rows[3:]) == [0, 1, 2]
+
+
+def test_accumulation_takes_the_same_rows_as_one_large_batch() -> None:
+    large = make_plan(64, per_device_train_batch_size=4)
+    small = make_plan(64, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    assert large.micro_batches(7) == [small.step_rows(7)]
+    assert small.micro_batches(7) == [[row] for row in large.step_rows(7)]
+
+
+def test_processes_share_a_steps_rows_without_overlap() -> None:
+    plan = make_plan(64, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    shares = [plan.micro_batches(3, process=p, processes=3) for p in range(3)]
+    assert sorted(r for share in shares for batch in share for r in batch) == sorted(
+        plan.step_rows(3)
+    )
+
+
+def test_a_dataset_smaller_than_the_batch_is_one_full_batch() -> None:
+    plan = make_plan(3, per_device_train_batch_size=8, num_train_epochs=4)
+    assert plan.total_steps == 4
+    assert sorted(plan.step_rows(2)) == [0, 1, 2]
+
+
+def test_no_rows_is_one_sentence() -> None:
+    with pytest.raises(DataError, match="no usable row"):
+        make_plan(0)
+
+
+def test_max_steps_wins_over_epochs() -> None:
+    assert make_plan(100, max_steps=7, num_train_epochs=50).total_steps == 7
+
+
+def test_cadence_zero_means_about_ten_evaluations_and_minus_one_none() -> None:
+    assert make_plan(100, max_steps=95).eval_every == 10
+    assert make_plan(100, max_steps=95, eval_steps=-1).eval_every > 95
+    assert make_plan(100, max_steps=95, save_steps=4).save_every == 4
+
+
+def test_warm_up_rises_linearly_and_starts_above_zero() -> None:
+    rates = [lr_at(s, peak=1.0, total=10, warmup=4, scheduler="linear") for s in range(5)]
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_schedules_end_where_they_should() -> None:
+    def rate(step: int, scheduler: str) -> float:
+        return lr_at(step, peak=2.0, total=100, warmup=0, scheduler=scheduler)
+
+    assert rate(50, "cosine") == pytest.approx(1.0)
+    assert rate(75, "linear") == pytest.approx(0.5)
+    assert rate(79, "warmup_stable_decay") == 2.0
+    assert rate(90, "warmup_stable_decay") == pytest.approx(1.0)  # halfway down the last fifth
+    assert rate(99, "constant") == rate(99, "constant_with_warmup") == 2.0
+
+
+def test_auto_learning_rate_follows_the_width_and_is_bounded() -> None:
+    assert lr_for(Lora(), 2000) == pytest.approx(5e-4)
+    # 5e-4 * (2000 / 500) ** 0.775 = 5e-4 * 2.928
+    assert lr_for(Lora(), 500) == pytest.approx(1.4641e-3, rel=1e-3)
+    assert lr_for(Lora(), 64) == 5e-3
