@@ -1,0 +1,1 @@
+"""Adapters on disk; `library` lists and finds them without torch."""
