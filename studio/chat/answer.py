@@ -78,7 +78,7 @@ class Answer:
             self.reason = "stop"
         elif self._counted >= self._limit:
             self.reason = "length"
-        scored = ()
+        scored: tuple[Scored, ...] = ()
         if self.lane.sampling.logprobs >= 0:
             scored = (score(self._tokenizer, logits_V, token, self.lane.sampling.logprobs),)
         return Delta(lane=self.number, text=text, token_id=token, scored=scored)

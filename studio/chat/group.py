@@ -68,6 +68,7 @@ class Group:
         prompts = [answer.prompt for answer in self.answers]
         self._batch = Batch(self._loaded.model, prompts, self._loaded.device)
         logits_BV, probed_BV = self._batch.prefill([probe(prompt) for prompt in prompts])
+        assert probed_BV is not None
         yield from self._take(logits_BV)
         # The first tokens are out before the proof costs anything.
         if len(claimed) == 1:

@@ -9,7 +9,6 @@ and sockets it does not.
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -198,16 +197,12 @@ class Residents:
 
 
 def _read_adapter(path: Path, signature: Signature) -> _Adapter:
-    try:
-        passport = json.loads((path / "passport.json").read_text(encoding="utf-8"))
-        return _Adapter(
-            path,
-            signature,
-            str(passport.get("data", {}).get("template") or "auto"),
-            str(passport.get("base", {}).get("fingerprint") or ""),
-        )
-    except (OSError, ValueError, AttributeError):
-        return _Adapter(path, signature)  # an adapter from elsewhere has no passport
+    from studio.adapters.library import describe
+
+    known = describe(path)
+    data = known.passport.get("data")
+    template = data.get("template") if isinstance(data, dict) else None
+    return _Adapter(path, signature, str(template or "auto"), known.base_fingerprint)
 
 
 def _signature(folder: Path, patterns: Sequence[str]) -> Signature:

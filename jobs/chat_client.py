@@ -1,0 +1,221 @@
+"""Talk to the chat host from a page or a command: find it, start it, stream from it.
+
+Never imports torch. A host that died is found out at once and started anew by the next question;
+what it was saying ends with one sentence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+import jobs
+from jobs.chat_host import log_path, state_path
+from jobs.filelock import FileLock
+from jobs.processes import Identity
+from studio.errors import ChatError
+from studio.home import Home
+
+START_SECONDS = 60.0
+POLL_SECONDS = 0.05
+
+_children: list[subprocess.Popen[bytes]] = []  # kept, so that their end can be noticed
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """How to reach a running host; `token` is a secret of this user."""
+
+    url: str
+    token: str
+    identity: Identity
+
+    def client(self, *, read_seconds: float | None) -> httpx.Client:
+        """Return a client that knows the token and no proxies."""
+        return httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {self.token}"},
+            timeout=httpx.Timeout(5.0, read=read_seconds),
+            trust_env=False,
+        )
+
+
+def find_host(home: Home) -> Endpoint | None:
+    """Return the living host, or None."""
+    try:
+        state = json.loads(state_path(home).read_text())
+        identity = Identity.parse(state["identity"])
+        endpoint = Endpoint(f"http://127.0.0.1:{int(state['port'])}", state["token"], identity)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return endpoint if identity.alive() else None
+
+
+def ensure_host(home: Home, *, device: str = "auto", idle_seconds: float | None = None) -> Endpoint:
+    """Return a host that answers, starting one where none lives.
+
+    Args:
+        home: Whose adapters it serves; one host a home.
+        device: Where a new one loads models.
+        idle_seconds: When a new one leaves by itself.
+
+    Raises:
+        ChatError: It does not start; says what it said last.
+    """
+    if (endpoint := find_host(home)) and _answers(endpoint):
+        return endpoint
+    lock = FileLock(home.state / "chat_start.lock")
+    try:
+        with lock.held(timeout_seconds=START_SECONDS):
+            if (endpoint := find_host(home)) and _answers(endpoint):
+                return endpoint
+            command = [
+                sys.executable, "-m", "jobs.chat_host", "--home", str(home.path),
+                "--device", device,
+            ]  # fmt: skip
+            if idle_seconds is not None:
+                command += ["--idle-seconds", str(idle_seconds)]
+            return _started(home, command)
+    finally:
+        lock.close()
+
+
+def generate(home: Home, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Ask, and yield the events of `studio.chat.events` as they come.
+
+    Closing the iterator ends the answer.
+
+    Raises:
+        ChatError: The request is refused, or the host cannot be started or died.
+    """
+    for attempt in (1, 2):
+        endpoint = ensure_host(home)
+        try:
+            yield from _streamed(endpoint, request)
+            return
+        except httpx.ConnectError:
+            if attempt == 2:
+                raise ChatError("The chat process cannot be reached. Send again.") from None
+        except httpx.TransportError:
+            raise ChatError(
+                "The chat process ended in the middle of the answer, most likely for want of "
+                f"memory. Send again: it starts anew. Its last words are in {log_path(home)}."
+            ) from None
+
+
+def status(home: Home) -> dict[str, Any] | None:
+    """Return what the host holds, or None where none lives."""
+    return _post_or_get(home, "GET", "/status")
+
+
+def stop(home: Home, request_id: str) -> bool:
+    """End a request's answers where they are; False when nothing was running."""
+    answer = _post_or_get(home, "POST", f"/stop/{request_id}")
+    return bool(answer and answer.get("stopped"))
+
+
+def release(home: Home) -> None:
+    """Make the host give its models' memory back; it stays and loads again when asked."""
+    _post_or_get(home, "POST", "/release", seconds=60.0)
+
+
+def quit_host(home: Home, *, seconds: float = 10.0) -> bool:
+    """End the host; True when one was running."""
+    endpoint = find_host(home)
+    if endpoint is None:
+        return False
+    _post_or_get(home, "POST", "/quit")
+    deadline = time.monotonic() + seconds
+    while endpoint.identity.alive() and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _streamed(endpoint: Endpoint, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    with (
+        endpoint.client(read_seconds=None) as client,
+        client.stream("POST", "/generate", json=dict(request)) as response,
+    ):
+        if response.status_code != 200:
+            response.read()
+            raise ChatError(_refusal(response))
+        for line in response.iter_lines():
+            if line:
+                yield json.loads(line)
+
+
+def _refusal(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["text"])
+    except (ValueError, KeyError, TypeError):
+        return f"The chat process refused the request (status {response.status_code})."
+
+
+def _post_or_get(
+    home: Home, method: str, path: str, *, seconds: float = 10.0
+) -> dict[str, Any] | None:
+    endpoint = find_host(home)
+    if endpoint is None:
+        return None
+    try:
+        with endpoint.client(read_seconds=seconds) as client:
+            response = client.request(method, path)
+        return dict(response.json()) if response.status_code == 200 else None
+    except (httpx.TransportError, ValueError):
+        return None
+
+
+def _answers(endpoint: Endpoint) -> bool:
+    try:
+        with endpoint.client(read_seconds=20.0) as client:
+            return client.get("/status").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _started(home: Home, command: list[str]) -> Endpoint:
+    # A session of its own: closing the terminal or the page's server does not end it.
+    detached: dict[str, Any] = (
+        {"creationflags": 0x00000008 | 0x00000200}  # DETACHED_PROCESS, new process group
+        if sys.platform == "win32"
+        else {"start_new_session": True}
+    )
+    sources = str(Path(jobs.__file__).resolve().parents[1])
+    paths = [sources, *filter(None, [os.environ.get("PYTHONPATH")])]
+    with log_path(home).open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            **detached,
+        )
+    _children.append(process)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        endpoint = find_host(home)
+        if endpoint is not None and _answers(endpoint):
+            return endpoint
+        if process.poll() not in (None, 0):
+            break
+        time.sleep(POLL_SECONDS)
+    raise ChatError(f"The chat process does not start{_last_words(home)}.")
+
+
+def _last_words(home: Home) -> str:
+    with contextlib.suppress(OSError):
+        text = log_path(home).read_text(errors="replace").strip()
+        if text:
+            return f": {text.splitlines()[-1][:300].rstrip('.')}"
+    return ""
