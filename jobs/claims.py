@@ -93,8 +93,11 @@ class Claims:
             raise Fenced
         return cast("Intent | None", rows[0][0])
 
-    def report(self, claim: Claim, progress: Progress) -> None:
+    def report(self, claim: Claim, progress: Progress) -> Intent | None:
         """Store what happened since the last report; a step that is done again replaces itself.
+
+        Returns:
+            The stop that was asked for, if any.
 
         Raises:
             Fenced: The claim is no longer valid; nothing was stored.
@@ -105,12 +108,14 @@ class Claims:
             "result": json.dumps(finite(progress.result or {})),
         }  # fmt: skip
         with self._database.writing(durable=bool(progress.checkpoints)) as db:
-            if not db.conn.execute(_PROGRESS, values).fetchall():
+            rows = db.conn.execute(_PROGRESS, values).fetchall()
+            if not rows:
                 raise Fenced
             write_measurements(db, claim.job, progress)
+        return cast("Intent | None", rows[0][0])
 
     def ask_shutdown(self, claim: Claim) -> None:
-        """The machine is going down: stop, and come back by itself."""
+        """The studio or the machine goes down: stop, and come back by itself."""
         values = {"id": claim.job, "attempt": claim.attempt, "now": now()}
         with self._database.writing() as db:
             db.conn.execute(_SHUTDOWN, values)
@@ -141,6 +146,29 @@ class Claims:
                 result=result, error=error,
             ):  # fmt: skip
                 raise Fenced
+
+    def stopped(
+        self,
+        claim: Claim,
+        *,
+        result: dict[str, Any] | None = None,
+        error: tuple[str, str] | None = None,
+    ) -> State:
+        """The runner obeyed: end the way that was asked for, as it stands at this moment.
+
+        Raises:
+            Fenced: The claim is no longer valid.
+        """
+        with self._database.writing() as db:
+            rows = db.conn.execute(_ACTIVE_ATTEMPT, (claim.job, claim.attempt)).fetchall()
+            if not rows:
+                raise Fenced
+            state = _OBEYED[rows[0][0]]
+            leave(
+                db, claim.job, state, attempt=claim.attempt, actor="runner",
+                result=result, error=error if state == "paused" else None,
+            )  # fmt: skip
+        return state
 
     def lost(
         self,
@@ -222,6 +250,9 @@ def leave(
     return bool(db.conn.execute(_LEAVE, values).fetchall())
 
 
+_OBEYED: dict[Intent, State] = {
+    "cancel": "cancelled", "pause": "paused", "shutdown": "interrupted",
+}  # fmt: skip
 _GIVEN_UP = "It ended {tries} times without reaching a new checkpoint. The last time: {why}"
 
 _CLAIM = """
@@ -259,12 +290,12 @@ UPDATE jobs SET heartbeat = :now, step = COALESCE(:step, step),
   total_steps = COALESCE(:total, total_steps), phase = COALESCE(:phase, phase),
   result = json_patch(result, :result)
 WHERE id = :id AND attempt = :attempt AND state IN ('running', 'stopping')
-RETURNING id
+RETURNING stop_requested
 """
 _SHUTDOWN = """
 UPDATE jobs SET state = 'stopping', stop_requested = 'shutdown', stop_requested_at = :now,
-  changed_by = 'runner', why = 'the system asked the runner to end'
-WHERE id = :id AND attempt = :attempt AND state = 'running'
+  changed_by = 'supervisor', why = 'the system asked for it'
+WHERE id = :id AND attempt = :attempt AND state IN ('starting', 'running')
 """
 _SELF_PAUSE = """
 UPDATE jobs SET state = 'stopping', stop_requested = 'pause', stop_requested_at = :now,

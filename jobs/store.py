@@ -14,7 +14,7 @@ from sqlite_utils import Database as Tables
 
 from jobs import board, metrics, naming, order
 from jobs.checkpoints import newest_step
-from jobs.claims import Claims, leave
+from jobs.claims import Claim, Claims, leave
 from jobs.database import Database, now
 from jobs.processes import Identity, me
 from jobs.record import COLUMNS, Job, job_of
@@ -24,6 +24,7 @@ from studio.home import Home
 from studio.spec import RunSpec
 
 Jobs = list[Job]
+Claimed = list[Claim]
 Rows = list[dict[str, Any]]
 
 
@@ -198,6 +199,20 @@ class JobStore:
             why = f"goes on from step {step}" if step else "starts from the beginning"
             leave(db, job.id, "queued", actor="person", why=why)
         return self.get(job.id)
+
+    def go_on(self, job_id: int, *, newest_step: int) -> None:
+        """Queue again, by itself, what a shutdown had interrupted."""
+        with self.database.writing() as db:
+            if _get(db, job_id).state == "interrupted":
+                where = f"from step {newest_step}" if newest_step else "from the beginning"
+                leave(db, job_id, "queued", actor="supervisor", why=f"goes on {where}")
+
+    def active_claims(self) -> Claimed:
+        """Return the attempts that are under way."""
+        return [
+            Claim(job.id, job.attempt, job.device or "")
+            for job in self.list(["starting", "running", "stopping"])
+        ]
 
     def move(self, job_id: int | str, *, before: int | str | None = None) -> Job:
         """Place a waiting job before another one, or at the end."""

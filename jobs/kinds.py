@@ -1,0 +1,54 @@
+"""Which code runs which kind of job. A kind is a generator of training events.
+
+Everything heavy is imported when a job of the kind starts, never before.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from studio.errors import QueueError, nearest
+from studio.home import Home
+from studio.training.events import Event
+
+Control = Callable[[], Literal["stop", "save"] | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What a kind gets: its spec, where it may write, and what a person wants meanwhile."""
+
+    spec: dict[str, Any]
+    run_dir: Path
+    home: Home
+    control: Control
+
+
+Kind = Callable[[Work], Iterator[Event]]
+
+
+def train(work: Work) -> Iterator[Event]:
+    """Train an adapter."""
+    from studio.spec import RunSpec
+    from studio.training.run import train as train_spec
+
+    spec = RunSpec.parse(work.spec)
+    if spec.train.device.startswith("cuda:"):
+        spec = spec.with_values({"train.device": "cuda:0"})  # the only one this process sees
+    return train_spec(spec, run_dir=work.run_dir, home=work.home, control=work.control)
+
+
+KINDS: dict[str, Kind] = {"train": train}
+
+
+def named(kind: str) -> Kind:
+    """Return what runs this kind of job.
+
+    Raises:
+        QueueError: Nothing here runs it.
+    """
+    try:
+        return KINDS[kind]
+    except KeyError:
+        raise QueueError(f'No job is of the kind "{kind}".{nearest(kind, KINDS)}') from None

@@ -1,0 +1,123 @@
+"""What happens to jobs whose process died, and to those that do not stop when asked.
+
+A job is taken from its process on proof of death only, never because it was silent: a laptop that
+slept for a night has silent runners that go on. Proof is the exit of a child, or that no process
+has the recorded pid, start and boot any more.
+"""
+
+import logging
+import signal
+import time
+from typing import Any
+
+from jobs.checkpoints import newest_step
+from jobs.claims import NO_PROGRESS_LIMIT, Claim
+from jobs.processes import Identity, boot_id, kill_session, me
+from jobs.spawning import Runners
+from jobs.store import JobStore
+
+logger = logging.getLogger(__name__)
+
+ASK_AGAIN_SECONDS = 15.0
+KILL_SECONDS = {"cancel": 45.0, "pause": 120.0, "shutdown": 60.0}
+
+
+class Rescue:
+    """Watches the active jobs of one home."""
+
+    def __init__(
+        self, store: JobStore, runners: Runners, *, limit: int = NO_PROGRESS_LIMIT
+    ) -> None:
+        self._store, self._runners, self._limit = store, runners, limit
+        self._asked: dict[tuple[Claim, str], float] = {}
+        self._signalled: set[tuple[Claim, str]] = set()
+
+    def look(self) -> None:
+        """Take jobs from dead processes, and press those that were asked to stop."""
+        for row in self._active():
+            claim = Claim(row["id"], row["attempt"], row["device"])
+            death = self._death(claim, row)
+            if death is not None:
+                self._take_from_dead(claim, row, death)
+            elif row["stop_requested"]:
+                self._press(claim, row)
+        self._forget_ended()
+
+    def requeue_interrupted(self) -> None:
+        """Queue again what a shutdown interrupted; what gave up waits for a person."""
+        for job in self._store.list(["interrupted"]):
+            if job.error_kind is None:
+                self._store.go_on(job.id, newest_step=newest_step(self._store.home.run(job.id)))
+
+    def _active(self) -> list[dict[str, Any]]:
+        with self._store.database.reading() as db:
+            return list(db.query(_ACTIVE))
+
+    def _death(self, claim: Claim, row: dict[str, Any]) -> str | None:
+        child = self._runners.children.get(claim)
+        if child is not None:
+            code = child.poll()
+            return None if code is None else _described(code)
+        if row["pid"] is None:
+            owner = Identity.parse(row["owner"])
+            # Our own claim without a child: the start itself failed.
+            gone = not owner.alive() or owner == me()
+            return "it was claimed but not started" if gone else None
+        process = Identity(row["pid"], row["pid_started"], row["boot_id"])
+        if process.alive():
+            return None
+        return "the machine went down" if process.boot_id != boot_id() else "its process is gone"
+
+    def _take_from_dead(self, claim: Claim, row: dict[str, Any], death: str) -> None:
+        child = self._runners.children.pop(claim, None)
+        if row["pid"] is not None:
+            kill_session(row["pid"], hard=True)  # what it started must not go on writing
+        never_began = row["pid"] is None and child is not None and (child.returncode or 0) > 0
+        if never_began:
+            self._store.claims.could_not_start(
+                claim, text=f"The run could not start ({death}). Its log says why."
+            )
+            return
+        newest = newest_step(self._store.home.run(claim.job))
+        blameless = row["boot_id"] is not None and row["boot_id"] != boot_id()
+        state = self._store.claims.lost(
+            claim, why=death, newest_step=newest, blameless=blameless, limit=self._limit
+        )
+        logger.warning("job %d, attempt %d: %s; now %s", claim.job, claim.attempt, death, state)
+
+    def _press(self, claim: Claim, row: dict[str, Any]) -> None:
+        key = (claim, row["stop_requested"])
+        waited = time.monotonic() - self._asked.setdefault(key, time.monotonic())
+        pid = row["pid"] or getattr(self._runners.children.get(claim), "pid", None)
+        if pid is None:
+            return
+        if waited > KILL_SECONDS[row["stop_requested"]]:
+            logger.warning("job %d did not stop in %.0f s; killing it", claim.job, waited)
+            kill_session(pid, hard=True)
+        elif waited > ASK_AGAIN_SECONDS and key not in self._signalled:
+            self._signalled.add(key)
+            kill_session(pid, hard=False)
+
+    def _forget_ended(self) -> None:
+        """Reap children whose runner wrote its own end."""
+        living = {(row["id"], row["attempt"]) for row in self._active()}
+        for claim, child in list(self._runners.children.items()):
+            if (claim.job, claim.attempt) not in living and child.poll() is not None:
+                del self._runners.children[claim]
+        for key in [k for k in self._asked if (k[0].job, k[0].attempt) not in living]:
+            del self._asked[key]
+            self._signalled.discard(key)
+
+
+def _described(code: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
+        hint = " (often the system ran out of memory)" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}"
+    return f"its process ended with code {code}"
+
+
+_ACTIVE = """
+SELECT id, attempt, device, owner, pid, pid_started, boot_id, stop_requested FROM jobs
+WHERE state IN ('starting', 'running', 'stopping')
+"""

@@ -1,0 +1,232 @@
+"""The process that gives queued jobs to devices and rescues those whose process died.
+
+One per home, by a file lock that dies with it. It holds no model and never imports torch, so it may
+run for weeks. Everything it must remember is in the database: when it is killed, the next one
+adopts the runners that live and queues again what died. It ends by itself when there is nothing to
+do and no page is open.
+"""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from jobs.claims import NO_PROGRESS_LIMIT
+from jobs.filelock import FileLock
+from jobs.processes import Identity, me, of
+from jobs.rescue import Rescue
+from jobs.spawning import RUNNER, Runners, spawn
+from jobs.store import JobStore
+from studio import hardware
+from studio.errors import HomeError, StudioError
+from studio.home import Home, open_home
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1
+LOOK_SECONDS = 1.0
+BEAT_SECONDS = 2.0
+IDLE_SECONDS = 900.0
+GRACE_SECONDS = 60.0
+START_SECONDS = GRACE_SECONDS + 30
+
+
+class Supervisor:
+    """The loop: rescue, claim, keep a spare, leave when idle."""
+
+    def __init__(
+        self,
+        home: Home,
+        *,
+        slots: Sequence[str] | None = None,
+        command: Sequence[str] = RUNNER,
+        idle_seconds: float = IDLE_SECONDS,
+        limit: int = NO_PROGRESS_LIMIT,
+        spare: bool = True,
+    ) -> None:
+        self.home = home
+        self.store = JobStore(home)
+        self.runners = Runners(home, command)
+        self.rescue = Rescue(self.store, self.runners, limit=limit)
+        self.slots = list(slots or [device.name for device in hardware.devices()])
+        self._idle_seconds, self._spare = idle_seconds, spare
+        self._stop = threading.Event()
+        self._beaten = self._busy = time.monotonic()
+
+    def run(self) -> None:
+        """Work until told to stop or idle; the caller holds the home's supervisor lock."""
+        logger.info("supervising %s, devices %s", self.home.path, ", ".join(self.slots))
+        self.store.announce("supervisor")
+        seen, looked = -1, 0.0
+        while not self._stop.is_set():
+            try:
+                version = self.store.database.version()
+                if (
+                    version != seen
+                    or time.monotonic() - looked > LOOK_SECONDS
+                    or self._child_ended()
+                ):
+                    seen, looked = version, time.monotonic()
+                    self.look()
+                if self._idle_for() > self._idle_seconds:
+                    logger.info("nothing to do and no page open; leaving")
+                    break
+            except (HomeError, OSError) as error:
+                logger.error("trying again: %s", error)
+                self._stop.wait(2)
+            self._stop.wait(POLL_SECONDS)
+        self._let_go()
+
+    def stop(self) -> None:
+        """Ask the loop to end (safe to call from a signal handler)."""
+        self._stop.set()
+
+    def look(self) -> None:
+        """Do once what is to do now."""
+        self.rescue.look()
+        self.rescue.requeue_interrupted()
+        self._claim()
+        if self._spare:
+            self._care_for_spare()
+        if time.monotonic() - self._beaten > BEAT_SECONDS:
+            self._beaten = time.monotonic()
+            self.store.announce("supervisor")
+
+    def _claim(self) -> None:
+        for device in self.slots:
+            claim = self.store.claims.claim(device, owner=me(), wanted=self._served_by(device))
+            if claim is not None:
+                logger.info("job %d, attempt %d on %s", claim.job, claim.attempt, device)
+                self.runners.start(claim)
+
+    def _served_by(self, device: str) -> list[str] | None:
+        """Which wishes a slot serves: auto goes to GPUs where there are any."""
+        if device == self.slots[0] and len(self.slots) == 1:
+            return None
+        if device == "cpu":
+            return ["cpu"]
+        kind = device.partition(":")[0]
+        return ["auto", kind, device]
+
+    def _care_for_spare(self) -> None:
+        counts = self.store.counts()
+        active = sum(counts.get(state, 0) for state in ("starting", "running", "stopping"))
+        if active < len(self.slots):
+            started = self.runners.keep_spare()
+            if started is not None:
+                self.store.announce("spare", identity=of(started))
+
+    def _child_ended(self) -> bool:
+        return any(child.poll() is not None for child in self.runners.children.values())
+
+    def _idle_for(self) -> float:
+        counts = self.store.counts()
+        waiting = {"queued", "starting", "running", "stopping"} & set(counts)
+        if waiting or any(row["role"] == "web" for row in self.store.processes()):
+            self._busy = time.monotonic()
+        return time.monotonic() - self._busy
+
+    def _let_go(self) -> None:
+        _lock_path(self.home).write_text("")  # whoever looks for a supervisor starts the next one
+        self.runners.drop_spare()
+        if self._stop.is_set():
+            self._interrupt_all()
+        self.store.close()
+
+    def _interrupt_all(self) -> None:
+        """Let every running job save and end; it goes on when the studio starts again."""
+        deadline = time.monotonic() + GRACE_SECONDS
+        for claim in self.store.active_claims():
+            self.store.claims.ask_shutdown(claim)
+        while self.store.active_claims() and time.monotonic() < deadline:
+            self.rescue.look()
+            time.sleep(POLL_SECONDS)
+
+
+def living(home: Home) -> Identity | None:
+    """Return who supervises this home now."""
+    try:
+        identity = Identity.parse(_lock_path(home).read_text())
+    except (OSError, ValueError):
+        return None
+    return identity if identity.alive() else None
+
+
+def ensure_running(home: Home) -> int:
+    """Return the pid of the home's supervisor, starting one when none lives.
+
+    Raises:
+        HomeError: It did not start; its log says why.
+    """
+    found = living(home)
+    if found is not None:
+        return found.pid
+    JobStore(home).close()  # refuses a bad database here, where somebody can read it
+    log = home.state / "supervisor.log"
+    command = (sys.executable, "-P", "-m", "jobs.supervisor", "--home", str(home.path))
+    child = spawn(command, log)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        found = living(home)
+        if found is not None:
+            return found.pid
+        if child.poll() not in (None, 0):
+            break
+        time.sleep(0.02)
+    raise HomeError(f"The queue's supervisor did not start. {log} says why.")
+
+
+def stop(home: Home, *, timeout_seconds: float = GRACE_SECONDS + 10) -> bool:
+    """End the supervisor; running jobs save, end, and go on at the next start.
+
+    Returns:
+        Whether one was there.
+    """
+    found = living(home)
+    if found is None:
+        return False
+    os.kill(found.pid, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_seconds
+    while found.alive() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return True
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Supervise a home in this process until told to stop."""
+    parser = argparse.ArgumentParser(prog="jobs.supervisor")
+    parser.add_argument("--home", required=True)
+    parser.add_argument("--idle-seconds", type=float, default=IDLE_SECONDS)
+    options = parser.parse_args(arguments)
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)sZ %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
+    )
+    try:
+        home = open_home(options.home)
+        lock = FileLock(_lock_path(home))
+        # One that is just leaving has emptied the file: wait for it, for it may save for a while.
+        if not lock.acquire(timeout_seconds=1 if living(home) else START_SECONDS):
+            logger.info("another supervisor is already here; leaving")
+            return
+        _lock_path(home).write_text(str(me()))
+        supervisor = Supervisor(home, idle_seconds=options.idle_seconds)
+    except StudioError as error:
+        logger.error("%s", error.text)
+        raise SystemExit(error.exit_code) from None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.stop())
+    supervisor.run()
+
+
+def _lock_path(home: Home) -> Path:
+    return home.state / "supervisor.lock"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""A runner whose training is arithmetic: the queue's tests need no torch to be thorough.
+
+`python fake_runner.py --home … --claim …`, as `jobs.runner`. A run takes `max_steps` steps of
+`PACE` seconds, its loss is `fake_loss(seed, step)`, it saves every `save_steps`, and resumes.
+`FAKE_FAULT=<kind>@<step>` makes it misbehave once it gets there.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+
+from jobs import kinds, runner
+from jobs.checkpoints import newest_step
+from jobs.kinds import Work
+from studio.errors import DiskFull, Diverged
+from studio.home import publishing
+from studio.training.events import (
+    Evaluated,
+    Event,
+    Finished,
+    Loading,
+    Saved,
+    Started,
+    Step,
+)
+
+PACE = float(os.environ.get("FAKE_PACE", "0.02"))
+
+
+def fake_loss(seed: int, step: int) -> float:
+    """A curve that falls and depends on nothing but its place."""
+    return 4.0 / (1 + step) + seed
+
+
+def train(work: Work) -> Iterator[Event]:
+    seed, args = work.spec["seed"], work.spec["train"]
+    steps, every = args["max_steps"], max(args["save_steps"], 1)
+    fault, _, at = os.environ.get("FAKE_FAULT", "@-1").partition("@")
+    yield Loading(text="Loading")
+    done = newest_step(work.run_dir)
+    yield Started(
+        step=done, total_steps=steps, trainable_parameters=1, total_parameters=2, device="cpu",
+        dtype="float32", learning_rate=0.1, rows_read=3, rows_kept=2, rows_dropped=1,
+    )  # fmt: skip
+    for step in range(done + 1, steps + 1):
+        time.sleep(PACE)
+        if step == int(at):
+            misbehave(fault)
+        yield Step(
+            step=step, loss=fake_loss(seed, step), learning_rate=0.1, grad_norm=1.0, tokens=10,
+            tokens_per_second=500.0, epoch=step / steps, memory_bytes=1,
+        )  # fmt: skip
+        stop = work.control() == "stop"
+        if stop or step % every == 0:
+            folder = work.run_dir / "checkpoints" / f"step-{step:08d}"
+            with publishing(folder) as temporary:
+                (temporary / "state.json").write_text(json.dumps({"step": step}))
+            yield Saved(step=step, path=str(folder))
+        if stop:
+            yield finished("stopped", None, seed, step)
+            return
+    yield Evaluated(step=steps, eval_loss=fake_loss(seed, steps))
+    with publishing(work.run_dir / "adapter") as temporary:
+        (temporary / "passport.json").write_text("{}")
+    yield finished("completed", str(work.run_dir / "adapter"), seed, steps)
+
+
+def finished(reason: str, adapter: str | None, seed: int, step: int) -> Finished:
+    return Finished(
+        step=step, reason=reason, adapter=adapter, first_loss=fake_loss(seed, 1),
+        last_loss=fake_loss(seed, step), eval_loss=None, seconds=0.0,
+    )  # fmt: skip
+
+
+def misbehave(fault: str) -> None:
+    if fault == "crash":
+        raise ZeroDivisionError("secret detail\nsecond line")
+    if fault == "diverge":
+        raise Diverged("The loss became NaN at step 3. Lower the learning rate.")
+    if fault == "full":
+        raise DiskFull("The disk is full: no room for step-3.")
+    if fault == "die":
+        os.kill(os.getpid(), 9)
+    if fault == "hang":
+        time.sleep(1000)
+
+
+kinds.KINDS["train"] = train
+runner.WARM = ()
+
+if __name__ == "__main__":
+    runner.main()
