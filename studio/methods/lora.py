@@ -1,38 +1,51 @@
-"""LoRA: a trained low-rank product beside each frozen weight matrix."""
+"""LoRA: a trained low-rank product beside each frozen weight matrix, with its useful variants."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from pydantic import model_validator
+
+from studio.errors import MethodError
 from studio.knobs import knob
-from studio.methods.method import Method, Params, Phase, targets_knob
+from studio.methods.method import Init, Method, Params, Phase, targets_knob
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
 
     from studio.methods.layer.sites import Anatomy, Site
+
+RANDOM_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
 class Lora(Method):
     """`y = W x + s B A x`, with `A ∈ R^{r×I}`, `B ∈ R^{O×r}` and `s = lora_alpha / r`
     (`lora_alpha / √r` with rsLoRA). `B` starts at zero, so step 0 is exactly the base.
 
+    DoRA also trains the length of each row: `y = m ⊙ (W + s B A) x / ‖W + s B A‖`.
+    PiSSA starts `A`, `B` at the r strongest directions of `W` and trains the difference to them:
+    `y = W x + s (B A − B₀ A₀) x`, so step 0 is still the base; it is stored as LoRA of rank 2r.
+    QLoRA is this method over a base loaded in 4 bit (`model.quantization: nf4`).
+
     When to use it: first. It learns most of what full fine-tuning learns on instruction-sized
     data, and merges into the weights at no inference cost.
-    Cost: `r (I + O)` parameters per targeted matrix.
-    Source: arXiv:2106.09685; rsLoRA arXiv:2312.03732.
+    Cost: `r (I + O)` parameters per targeted matrix; DoRA `O` more and slower steps.
+    Source: arXiv:2106.09685; rsLoRA arXiv:2312.03732; DoRA arXiv:2402.09353; PiSSA
+    arXiv:2404.02948; QLoRA arXiv:2305.14314.
     """
 
     title: ClassVar[str] = "LoRA"
     paper: ClassVar[str] = "arXiv:2106.09685"
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "LORA"
-    peft_fields: ClassVar[tuple[str, ...]] = ("r", "lora_alpha", "lora_dropout", "use_rslora")
+    peft_fields: ClassVar[tuple[str, ...]] = (
+        "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
+    )  # fmt: skip
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "bias": ("none",),
         "fan_in_fan_out": (True, False),
-        "init_lora_weights": (True, False, "gaussian", "pissa", "olora", "eva", "orthogonal"),
+        "init_lora_weights": RANDOM_INITS,
         "megatron_core": ("megatron.core", None),
         "qalora_group_size": (16, None),
     }
@@ -42,18 +55,30 @@ class Lora(Method):
     lora_alpha: float = knob(
         32, "Strength of the update: the product is scaled by alpha / r.", title="Alpha", gt=0
     )
+    target_modules: Literal["all-linear", "attention", "mlp"] | tuple[str, ...] = targets_knob(
+        "Which linear layers to adapt: a group, or module names."
+    )
     lora_dropout: float = knob(
         0.0, "Share of inputs dropped while training.", title="Dropout", ge=0, lt=1, advanced=True
     )
     use_rslora: bool = knob(
-        False,
-        "Scale by alpha / √r, which keeps large ranks stable.",
-        title="rsLoRA scaling",
+        False, "Scale by alpha / √r, which keeps large ranks stable.", title="rsLoRA scaling",
         advanced=True,
-    )
-    target_modules: Literal["all-linear", "attention", "mlp"] | tuple[str, ...] = targets_knob(
-        "Which linear layers to adapt: a group, or module names."
-    )
+    )  # fmt: skip
+    use_dora: bool = knob(
+        False, "Train the length of each weight row too (DoRA): often better at low rank, slower.",
+        title="DoRA", advanced=True,
+    )  # fmt: skip
+    init_lora_weights: Literal["default", "gaussian", "pissa"] = knob(
+        "default", "How A starts: Kaiming-uniform, normal, or the strongest directions of W.",
+        title="Initialisation", advanced=True,
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.use_dora and self.init_lora_weights == "pissa":
+            raise ValueError("DoRA and the pissa initialisation cannot be combined; choose one")
+        return self
 
     @property
     def scaling(self) -> float:
@@ -61,37 +86,98 @@ class Lora(Method):
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
-        """Every targeted linear layer."""
-        return anatomy.linears(self.target_modules)
+        """Every targeted linear layer.
 
-    def create(self, site: Site, generator: Generator) -> Params:
-        """`A` Kaiming-uniform as in PEFT, `B` zero."""
+        Raises:
+            MethodError: A name matches nothing, or r is larger than a layer.
+        """
+        sites = anatomy.linears(self.target_modules)
+        for site in sites:
+            if self.r > min(site.in_features, site.out_features):
+                raise MethodError(
+                    f"r = {self.r} is larger than {site.key} ({site.out_features} × "
+                    f"{site.in_features}); take at most {min(site.in_features, site.out_features)}."
+                )
+        return sites
+
+    def create(self, site: Site, init: Init) -> Params:
+        """`A` as asked, `B` zero; DoRA's magnitude is the norm of each row of `W`."""
         import torch
 
-        bound = 1 / math.sqrt(site.in_features)
-        a = torch.empty(self.r, site.in_features).uniform_(-bound, bound, generator=generator)
-        return {"lora_A": a, "lora_B": torch.zeros(site.out_features, self.r)}
+        from studio.methods.layer.sites import dense_weight
+
+        a = torch.empty(self.r, site.in_features)
+        if self.init_lora_weights == "gaussian":
+            a.normal_(std=1 / self.r, generator=init.generator)
+        else:
+            a.uniform_(-1, 1, generator=init.generator).mul_(site.in_features**-0.5)
+        p = {"lora_A": a, "lora_B": torch.zeros(site.out_features, self.r)}
+        if self.init_lora_weights == "pissa":
+            p = self._principal(dense_weight(site).detach())
+        if self.use_dora:
+            p["magnitude"] = dense_weight(site).detach().norm(dim=1).cpu()
+        return p
+
+    def _principal(self, weight: Tensor) -> Params:
+        """`B₀ A₀` such that `s B₀ A₀` is the best rank-r approximation of `W`."""
+        import torch
+
+        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        root = (s[: self.r] / self.scaling).sqrt()
+        a = (root[:, None] * v[: self.r]).cpu().contiguous()
+        b = (u[:, : self.r] * root).cpu().contiguous()
+        return {"lora_A": a, "lora_B": b, "_lora_A0": a.clone(), "_lora_B0": b.clone()}
 
     def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
-        """`s B A dropout(x)`."""
+        """`s B A dropout(x)`, less the start (PiSSA), on renormalised rows (DoRA)."""
         from torch.nn.functional import dropout, linear
 
         x = x.to(p["lora_A"].dtype)
         if training and self.lora_dropout:
             x = dropout(x, self.lora_dropout)
-        return linear(linear(x, p["lora_A"]), p["lora_B"]) * self.scaling
+        change = linear(linear(x, p["lora_A"]), p["lora_B"])
+        if "_lora_A0" in p:
+            change = change - linear(linear(x, p["_lora_A0"]), p["_lora_B0"])
+        change = change * self.scaling
+        if not self.use_dora:
+            return change
+        gain = self._gain(p, site)
+        bias = getattr(site.module, "bias", None)
+        product = y if bias is None else y - bias
+        return (gain - 1) * product + gain * change
+
+    def _gain(self, p: Params, site: Site) -> Tensor:
+        """`m / ‖W + s B A‖` per row; the norm is a constant for the gradient, as in the paper."""
+        from studio.methods.layer.sites import dense_weight
+
+        row = dense_weight(site) + self.scaling * (p["lora_B"] @ p["lora_A"]).detach()
+        return p["magnitude"] / row.norm(dim=1)
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:
-        """`ΔW = w s B A`."""
-        return {"weight": p["lora_B"].float() @ p["lora_A"].float() * (weight * self.scaling)}
+        """`ΔW = w s B A`, less the start (PiSSA), on renormalised rows (DoRA)."""
+        from studio.methods.layer.sites import dense_weight
+
+        change = p["lora_B"].float() @ p["lora_A"].float()
+        if "_lora_A0" in p:
+            change = change - p["_lora_B0"] @ p["_lora_A0"]
+        change = change * self.scaling
+        if self.use_dora:
+            own = dense_weight(site)
+            change = self._gain(p, site)[:, None] * (own + change) - own
+        return {"weight": weight * change}
+
+    # -- PEFT's files --------------------------------------------------------------------------
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """PEFT's LoraConfig fields."""
+        """PEFT's LoraConfig; PiSSA's difference is an ordinary LoRA of rank 2r."""
+        doubled = 2 if self.init_lora_weights == "pissa" else 1
+        alpha_factor = math.sqrt(doubled) if self.use_rslora else doubled
         return {
-            "r": self.r,
-            "lora_alpha": self.lora_alpha,
+            "r": self.r * doubled,
+            "lora_alpha": self.lora_alpha * alpha_factor,
             "lora_dropout": self.lora_dropout,
             "use_rslora": self.use_rslora,
+            "use_dora": self.use_dora,
             "fan_in_fan_out": any(site.transposed for site in sites),
             "bias": "none",
             "init_lora_weights": True,
@@ -101,6 +187,22 @@ class Lora(Method):
         """Any linear layer of the model, the output head included."""
         return anatomy.all_linears()
 
+    def to_tensors(self, sites: list[Site], params: dict[str, Params]) -> Params:
+        """`A` and `B`; with PiSSA `[A; A₀]` and `[B, −B₀]`."""
+        import torch
+
+        def whole(p: Params) -> Params:
+            if "_lora_A0" not in p:
+                return p
+            return {
+                "lora_A": torch.cat([p["lora_A"], p["_lora_A0"]]),
+                "lora_B": torch.cat([p["lora_B"], -p["_lora_B0"]], dim=1),
+            }
+
+        return super().to_tensors(sites, {key: whole(p) for key, p in params.items()})
+
     def tensor_name(self, site: Site, name: str) -> str:
         """PEFT stores `A` and `B` as the weights of two bias-free linears."""
-        return f"{super().tensor_name(site, name)}{'.weight' if name else ''}"
+        if name == "magnitude":
+            name = "lora_magnitude_vector"
+        return f"{super().tensor_name(site, name)}{'.weight' if name.startswith('lora_') else ''}"

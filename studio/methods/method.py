@@ -11,6 +11,8 @@ Shapes: `B batch, T tokens, I in_features, O out_features, D hidden, P virtual t
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -39,6 +41,16 @@ class Phase(Enum):
     WEIGHTS = "weights"  # trains the backbone itself: no adapter, no stack
 
 
+@dataclass(frozen=True, slots=True)
+class Init:
+    """What a method may draw on for its first values; `shared` holds what its sites have in common."""
+
+    generator: Generator
+    sites: tuple[Site, ...] = ()
+    tokenize: Callable[[str], list[int]] | None = None
+    shared: Params = field(default_factory=dict)
+
+
 class Method(Record):
     """The contract every method fills in; see `lora.py` for the shortest whole example."""
 
@@ -50,6 +62,8 @@ class Method(Record):
     """Fields of PEFT's config that mean here exactly what they mean there."""
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
     """Further fields of PEFT's config, with the values under which the maths is ours."""
+    needs_bias: ClassVar[bool] = False
+    """Whether folding needs a bias vector at every site; see `layer/merge.py`."""
     base_learning_rate: ClassVar[float] = 5e-4
     """Learning rate for a hidden size of 2000; `"auto"` scales it to the model at hand."""
 
@@ -66,8 +80,12 @@ class Method(Record):
         """
         raise NotImplementedError
 
-    def create(self, site: Site, generator: Generator) -> Params:
-        """Return this site's freshly initialised parameters (float32, on the CPU)."""
+    def create(self, site: Site, init: Init) -> Params:
+        """Return this site's freshly initialised parameters (float32, on the CPU).
+
+        Names that start with `_` are kept with the adapter but not trained; with `__` they are
+        neither trained nor kept in checkpoints, because they follow from the config.
+        """
         raise NotImplementedError
 
     def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
@@ -86,17 +104,16 @@ class Method(Record):
         """Phase TRANSFORM: what to add to the running output `h`; `x` is the residual stream."""
         raise NotImplementedError
 
-    def keys_values(self, p: Params, site: Site) -> tuple[Tensor, Tensor]:
-        """Phase KEYS_VALUES: `(kv_heads, P, head_dim)` twice, before the site's own."""
+    def virtual_tokens(self, p: Params) -> Tensor:
+        """Phase KEYS_VALUES: `(P, layers · 2 · kv_heads · head_dim)`; phase PROMPT: `(P, D)`."""
         raise NotImplementedError
 
-    def prompt(self, p: Params) -> Tensor:
-        """Phase PROMPT: `(P, D)` embeddings before the sequence."""
-        raise NotImplementedError
+    def fold(self, p: Params, site: Site, weight: float) -> Params:
+        """Phase DELTA: float32 tensors to add to the module's own `weight` and `bias`, by name.
 
-    def fold(self, p: Params, site: Site, weight: float) -> Params | None:
-        """Return float32 tensors to add to the module's own, by name; None if it cannot fold."""
-        return None
+        A linear's weight is `(out_features, in_features)` here, whatever the module stores.
+        """
+        raise NotImplementedError
 
     @property
     def num_tokens_before(self) -> int:
@@ -146,6 +163,7 @@ class Method(Record):
             self.tensor_name(site, name): self.to_file(name, tensor, site)
             for site in sites
             for name, tensor in params[site.key].items()
+            if not name.startswith("_")
         }
 
     def from_tensors(
@@ -165,7 +183,9 @@ class Method(Record):
             if not any(key.startswith(start) for key in left):
                 continue
             own = {}
-            for name, fresh in self.create(site, torch.Generator()).items():
+            for name, fresh in self.create(site, Init(torch.Generator())).items():
+                if name.startswith("_"):
+                    continue
                 key = self.tensor_name(site, name)
                 if key not in left:
                     raise AdapterError(f"The adapter file lacks the tensor {key}.")

@@ -33,7 +33,8 @@ packing: ContextVar[bool] = ContextVar("packing", default=False)
 class Prefix:
     """Keys and values before a layer's own: `(B or 1, K, P, E)` and a bias `(B or 1, P)`.
 
-    The bias is 0 for a visible position, `log w` for a weighted one, `-inf` for a hidden one.
+    The bias is 0 for a visible position, `log w` for a weighted one, `-inf` for a hidden one; in a
+    sliding-window layer it is `(B or 1, T, P)`, since each query sees another part.
     """
 
     keys: Tensor
@@ -43,10 +44,17 @@ class Prefix:
 
 @dataclass(slots=True)
 class AttentionState:
-    """What the attention function must know beyond its arguments; one per backbone."""
+    """What the attention function must know beyond its arguments; one per backbone.
+
+    `lengths`: tokens of each packed row. `prefix`: a layer's virtual tokens. `positions`: `(B, T)`,
+    counted from the first virtual token; kept while there are any. `capture`: collects each layer's
+    own keys and values.
+    """
 
     lengths: tuple[int, ...] | None = None
     prefix: Callable[[int], Prefix | None] | None = None
+    positions: Tensor | None = None
+    capture: dict[int, tuple[Tensor, Tensor]] | None = None
 
 
 def studio_attention(
@@ -67,6 +75,10 @@ def studio_attention(
     """
     state: AttentionState | None = module.__dict__.get("studio_state")
     prefix = state.prefix(module.layer_idx) if state and state.prefix else None  # type: ignore[arg-type]
+    if state is not None and state.capture is not None:
+        state.capture[module.layer_idx] = (key, value)  # type: ignore[index]
+    if prefix is not None and sliding_window is not None and state is not None:
+        prefix = _within(prefix, state.positions, sliding_window)
     if state is not None and state.lengths is not None:
         output = _packed(query, key, value, state.lengths, prefix, scaling, softcap, sliding_window)
     else:
@@ -119,6 +131,16 @@ def causal_mask(
     return visible & (s > t - window) if window else visible
 
 
+def _within(prefix: Prefix, positions: Tensor | None, window: int) -> Prefix:
+    """Hide the virtual tokens that a query's window does not reach."""
+    assert positions is not None
+    places = torch.arange(prefix.bias.shape[1], device=positions.device)
+    gone = places <= (positions - window)[..., None]
+    return Prefix(
+        prefix.keys, prefix.values, prefix.bias[:, None].masked_fill(gone, -torch.inf)
+    )
+
+
 def _prepend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prefix: Prefix
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,7 +151,8 @@ def _prepend(
     if mask.dtype == torch.bool:
         mask = _additive(mask, query.dtype)
     bias = prefix.bias.to(query.dtype).clamp(min=torch.finfo(query.dtype).min)
-    wide = bias[:, None, None].expand(rows, 1, num_queries, -1)
+    bias = bias[:, None] if bias.dim() == 3 else bias[:, None, None]
+    wide = bias.expand(rows, 1, num_queries, -1)
     mask = torch.cat([wide, mask.expand(rows, 1, -1, -1)], dim=3)
     keys = prefix.keys.to(key.dtype).expand(rows, -1, -1, -1)
     values = prefix.values.to(value.dtype).expand(rows, -1, -1, -1)
@@ -158,17 +181,21 @@ def _packed(
         query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2),
         strict=True,
     )  # fmt: skip
+    start = 0
     for row, (q, k, v) in enumerate(rows):
         mask = None
         if window and q.shape[2] > window:
             mask = causal_mask(q.shape[2], k.shape[2], q.device, window)[None, None]
         if prefix is not None:
             at = row if prefix.keys.shape[0] > 1 else 0
-            own = Prefix(
-                prefix.keys[at : at + 1], prefix.values[at : at + 1], prefix.bias[at : at + 1]
-            )
+            bias = prefix.bias[at : at + 1]
+            if bias.dim() == 3:
+                everywhere = prefix.bias[at if prefix.bias.shape[0] > 1 else 0]
+                bias = everywhere[None, start : start + q.shape[2]]
+            own = Prefix(prefix.keys[at : at + 1], prefix.values[at : at + 1], bias)
             k, v, mask = _prepend(q, k, v, mask, own)
         outputs.append(attend(q, k, v, mask, scaling=scaling, softcap=softcap))
+        start += q.shape[2]
     return torch.cat(outputs, dim=2)
 
 

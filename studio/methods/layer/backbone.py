@@ -7,7 +7,7 @@ costs only its own parameters, and changing a weight costs a dictionary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,64 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from studio.errors import AdapterError, MethodError, nearest
-from studio.methods.layer import attention, files
+from studio.errors import MethodError, nearest
+from studio.methods.layer import attention, files, virtual
+from studio.methods.layer.adapter import Adapter
 from studio.methods.layer.sites import Anatomy, Site
 from studio.methods.layer.stack import Edit, Rows, SitePlan, Stack, group_rows
-from studio.methods.method import Method, Params, Phase
+from studio.methods.method import Init, Method, Phase
 
-EDITS = (Phase.DELTA, Phase.GAIN, Phase.TRANSFORM)
-
-
-class Adapter:
-    """One method's trained parameters, per site."""
-
-    def __init__(self, name: str, method: Method, sites: list[Site], params: list[Params]) -> None:
-        self.name = name
-        self.method = method
-        self.sites = sites
-        self.training = False
-        self.params: dict[str, Params] = {
-            site.key: {
-                key: nn.Parameter(tensor.to(_device(site.module)), requires_grad=False)
-                for key, tensor in own.items()
-            }
-            for site, own in zip(sites, params, strict=True)
-        }
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Every trainable tensor, in a fixed order."""
-        return [p for own in self.params.values() for p in own.values()]  # type: ignore[misc]
-
-    @property
-    def num_parameters(self) -> int:
-        """How many numbers the adapter trains."""
-        return sum(parameter.numel() for parameter in self.parameters())
-
-    def state(self) -> dict[str, Tensor]:
-        """Every tensor by `<site key>/<name>`, detached, for checkpoints."""
-        return {
-            f"{key}/{name}": tensor.detach()
-            for key, own in self.params.items()
-            for name, tensor in own.items()
-        }
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Copy a checkpoint's tensors in.
-
-        Raises:
-            AdapterError: The names or shapes are not exactly this adapter's.
-        """
-        mine = self.state()
-        if mine.keys() != state.keys():
-            raise AdapterError("The checkpoint was made with other target modules or methods.")
-        for key, tensor in mine.items():
-            if tensor.shape != state[key].shape:
-                raise AdapterError(
-                    f"The checkpoint's {key} has shape {tuple(state[key].shape)}, "
-                    f"this run's {tuple(tensor.shape)}."
-                )
-            tensor.copy_(state[key])
+VIRTUAL = (Phase.KEYS_VALUES, Phase.PROMPT)
 
 
 class Backbone:
@@ -88,16 +38,25 @@ class Backbone:
         self._plans: dict[str, SitePlan] = {}
         self._handles: dict[str, list[Any]] = {}
         self._state = attention.AttentionState()
+        self._residuals: dict[int, Tensor] = {}
+        self._banks: list[virtual.Bank] | None = None
         model.requires_grad_(False)
         model.eval()
         model.set_attn_implementation(attention.NAME)
-        model.register_forward_pre_hook(self._forget_packing)
+        model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         for site in self.anatomy.attentions():
             site.module.__dict__["studio_state"] = self._state
 
     # -- the bank ------------------------------------------------------------------------------
 
-    def attach(self, name: str, method: Method, *, seed: int = 0) -> Adapter:
+    def attach(
+        self,
+        name: str,
+        method: Method,
+        *,
+        seed: int = 0,
+        tokenize: Callable[[str], list[int]] | None = None,
+    ) -> Adapter:
         """Create a fresh adapter; at its start it changes nothing (where the method promises so).
 
         Raises:
@@ -105,12 +64,11 @@ class Backbone:
         """
         self._check_new(name)
         sites = method.sites(self.anatomy)
-        if not sites:
-            raise MethodError(
-                f"{method.title} finds nothing to edit in {type(self.model).__name__}."
-            )
-        generator = torch.Generator().manual_seed(seed)
-        params = [method.create(site, generator) for site in sites]
+        if method.phase is Phase.WEIGHTS:
+            own = dict(self.model.named_parameters())
+            return self._add(Adapter(name, method, sites, [own]))  # type: ignore[list-item]
+        init = Init(torch.Generator().manual_seed(seed), tuple(sites), tokenize)
+        params = [method.create(site, init) for site in sites]
         return self._add(Adapter(name, method, sites, params))
 
     def load(self, name: str, folder: Path) -> Adapter:
@@ -154,6 +112,17 @@ class Backbone:
                 parameter.grad = None
         self._plan()
 
+    def checkpointing(self, on: bool) -> None:
+        """Recompute each layer's activations in the backward pass instead of keeping them."""
+        switch = ("gradient", "activation")[hasattr(self.model, "activation_checkpointing_enable")]
+        if on:
+            getattr(self.model, f"{switch}_checkpointing_enable")({"use_reentrant": False})
+        else:
+            getattr(self.model, f"{switch}_checkpointing_disable")()
+        # Only the layers' own flag: the base keeps its dropouts off while adapters train.
+        for layer in self.anatomy.layers():
+            layer.training = on
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Switch dropout and gradients off for a while, keeping what is being trained."""
@@ -195,9 +164,20 @@ class Backbone:
         return [self._stack] if self._rows is None else list(self._rows)
 
     def _checked(self, stack: Sequence[tuple[str, float]]) -> Stack:
-        for name, _ in stack:
+        for name, weight in stack:
             if name not in self.adapters:
                 raise MethodError(f'No adapter "{name}" is loaded.{nearest(name, self.adapters)}')
+            method = self.adapters[name].method
+            if method.phase in VIRTUAL and weight < 0:
+                raise MethodError(
+                    f'"{name}" is {method.title.lower()}: virtual tokens can be weighted from 0 '
+                    f"upwards, but not negatively ({weight})."
+                )
+            if method.phase is Phase.WEIGHTS and (len(stack) > 1 or weight != 1):
+                raise MethodError(
+                    f'"{name}" is full fine-tuning, a model of its own: it cannot be stacked with '
+                    f"{', '.join(n for n, _ in stack if n != name) or 'a weight'}."
+                )
         return tuple((name, float(weight)) for name, weight in stack if weight != 0)
 
     def _plan(self) -> None:
@@ -206,45 +186,136 @@ class Backbone:
             items = [(name, weight, Rows(None)) for name, weight in self._stack]
         else:
             items = group_rows(self._rows)
+        self._plans, self._banks = self._edits(items), None
+        for key in self._handles.keys() - self._plans.keys():
+            for handle in self._handles.pop(key):
+                handle.remove()
+        for key in self._plans.keys() - self._handles.keys():
+            self._handles[key] = self._hook(self._plans[key])
+
+    def _edits(self, items: Sequence[tuple[str, float, Rows]]) -> dict[str, SitePlan]:
         plans: dict[str, SitePlan] = {}
         for name, weight, rows in items:
             adapter = self.adapters[name]
-            if adapter.method.phase not in EDITS:
+            if adapter.method.phase in (*VIRTUAL, Phase.WEIGHTS):
                 continue
             for site in adapter.sites:
-                plan = plans.setdefault(site.key, SitePlan(site))
-                plan.add(
-                    Edit(
-                        adapter.method, adapter.params[site.key], weight, rows, name,
-                        adapter.training,
-                    )  # fmt: skip
-                )
-        self._plans = plans
-        for key in self._handles.keys() - plans.keys():
-            for handle in self._handles.pop(key):
-                handle.remove()
-        for key in plans.keys() - self._handles.keys():
-            self._handles[key] = self._hook(plans[key].site)
+                params = adapter.params[site.key]
+                edit = Edit(adapter.method, params, weight, rows, name, adapter.training)
+                plans.setdefault(site.key, SitePlan(site)).add(edit)
+        return plans
 
-    def _hook(self, site: Site) -> list[Any]:
-        key = site.key
+    def _hook(self, plan: SitePlan) -> list[Any]:
+        key, layer = plan.site.key, plan.site.layer
 
         def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            plan = self._plans[key]
-            if not plan.gains or not args:
+            plan = self._plans.get(key)
+            if plan is None or not plan.gains or not args:
                 return None
             return (plan.apply_input(args[0], self._state.lengths), *args[1:])
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            plan = self._plans.get(key)
+            if plan is None:
+                return None
             hidden = output[0] if isinstance(output, tuple) else output
             x = args[0] if args else hidden
-            changed = self._plans[key].apply_output(x, hidden, None, self._state.lengths)
+            residual = self._residuals.pop(layer, None) if plan.transforms else None
+            changed = plan.apply_output(x, hidden, residual, self._state.lengths)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
-        return [
-            site.module.register_forward_pre_hook(before),
-            site.module.register_forward_hook(after),
+        handles: list[Any] = [
+            plan.site.module.register_forward_pre_hook(before),
+            plan.site.module.register_forward_hook(after),
         ]
+        norm = self.anatomy.residual_norm(plan.site) if plan.site.kind == "mlp" else None
+        if norm is not None:
+
+            def remember(module: nn.Module, args: tuple[Any, ...]) -> None:
+                self._residuals[layer] = args[0]
+
+            handles.append(norm.register_forward_pre_hook(remember))
+        return handles
+
+    # -- virtual tokens ------------------------------------------------------------------------
+
+    def _before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # Row lengths outlive a packed forward, because checkpointing recomputes in the backward.
+        if not attention.packing.get():
+            self._state.lengths = None
+        banks = self._virtual_banks()
+        rows = virtual.stack_rows(banks)
+        if rows is None:
+            self._state.prefix = None
+            return args, kwargs
+        keys_values, bias = rows.keys_values, rows.bias
+        self._state.prefix = lambda layer: attention.Prefix(*keys_values[layer], bias)
+        offsets = torch.tensor([bank.length for bank in banks], device=bias.device)
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = _default_positions(args, kwargs)
+        lengths = self._state.lengths
+        if lengths is not None and len(banks) > 1:
+            offsets = offsets.repeat_interleave(torch.tensor(lengths, device=bias.device))[None]
+        else:
+            offsets = offsets[:, None]
+        self._state.positions = positions + offsets
+        return args, {**kwargs, "position_ids": self._state.positions}
+
+    def _virtual_banks(self) -> list[virtual.Bank]:
+        """The virtual tokens of each row (one entry if all rows share a stack), kept while eval."""
+        if self._banks is not None and not torch.is_grad_enabled():
+            return self._banks
+        stacks = self.active
+        known: dict[Stack, virtual.Bank] = {}
+        for stack in stacks:
+            if stack not in known:
+                known[stack] = self._bank(stack)
+        banks = [known[stack] for stack in stacks]
+        self._banks = None if torch.is_grad_enabled() else banks
+        return banks
+
+    def _bank(self, stack: Stack) -> virtual.Bank:
+        items = [
+            virtual.Virtual(adapter.method, adapter.params[""], weight)
+            for name, weight in stack
+            if (adapter := self.adapters[name]).method.phase in VIRTUAL
+        ]
+
+        def run_prompt(embeddings: Tensor, before: virtual.Bank) -> Tensor:
+            return self._run_prompt(embeddings, before, stack)
+
+        return virtual.build(items, self.anatomy, run_prompt)
+
+    def _run_prompt(self, embeddings_PD: Tensor, before: virtual.Bank, stack: Stack) -> Tensor:
+        """Run a prompt under its own stack and return its keys and values `(L, 2, K, P, E)`."""
+        plans, lengths = self._plans, self._state.lengths
+        self._plans = self._edits([(name, weight, Rows(None)) for name, weight in stack])
+        self._state.lengths, self._state.capture = None, {}
+        self._state.prefix = before.layer if before.length else None
+        packed = attention.packing.set(False)
+        positions = torch.arange(len(embeddings_PD), device=embeddings_PD.device) + before.length
+        self._state.positions = positions[None]
+        checkpointed = [layer for layer in self.anatomy.layers() if layer.training]
+        for layer in checkpointed:
+            layer.training = False  # a recomputation would meet the rows' state, not the prompt's
+        try:
+            self.model.base_model(
+                inputs_embeds=embeddings_PD[None].to(self.model.dtype),
+                position_ids=positions[None],
+                use_cache=False,
+            )
+            captured = self._state.capture
+        finally:
+            attention.packing.reset(packed)
+            self._plans, self._state.lengths = plans, lengths
+            self._state.capture, self._state.prefix = None, None
+            for layer in checkpointed:
+                layer.training = True
+        layers = range(self.anatomy.num_layers)
+        return torch.stack([torch.stack([kv[0] for kv in captured[layer]]) for layer in layers])
 
     # -- use -----------------------------------------------------------------------------------
 
@@ -276,11 +347,6 @@ class Backbone:
             attention.packing.reset(token)
         return output.logits[0]
 
-    def _forget_packing(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        # Row lengths outlive a packed forward, because checkpointing recomputes in the backward.
-        if not attention.packing.get():
-            self._state.lengths = None
-
     def _check_new(self, name: str) -> None:
         if name in self.adapters:
             raise MethodError(f'An adapter "{name}" is already loaded.')
@@ -290,5 +356,10 @@ class Backbone:
         return adapter
 
 
-def _device(module: nn.Module) -> torch.device:
-    return next(iter(module.parameters()), torch.empty(0)).device
+def _default_positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Positions as transformers counts them: from what the cache holds."""
+    ids = args[0] if args else kwargs.get("input_ids")
+    source = kwargs["inputs_embeds"] if ids is None else ids
+    cache = kwargs.get("past_key_values")
+    start = cache.get_seq_length() if cache is not None else 0
+    return torch.arange(start, start + source.shape[1], device=source.device)[None]

@@ -21,7 +21,7 @@ from studio.methods.layer.sites import Anatomy, Site
 from studio.methods.method import Method, Params
 
 if TYPE_CHECKING:
-    from studio.methods.layer.backbone import Adapter
+    from studio.methods.layer.adapter import Adapter
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 MAX_CONFIG_BYTES = 1_000_000
@@ -91,6 +91,8 @@ def write(adapter: Adapter, folder: Path, anatomy: Anatomy, *, base: str) -> Non
         "target_modules": anatomy.shorten(adapter.sites),
         **method.to_peft(adapter.sites),
     }
+    if config["target_modules"] is None:
+        del config["target_modules"]
     tensors = {
         key: tensor.detach().cpu().contiguous()
         for key, tensor in method.to_tensors(adapter.sites, adapter.params).items()

@@ -10,14 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from studio.errors import MethodError, nearest
 
-Kind = Literal["linear", "norm", "attention", "mlp", "embedding"]
+Kind = Literal["linear", "norm", "attention", "mlp", "embedding", "model"]
 MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+# The norm whose input is the residual stream that enters the MLP; Gemma has more norms than most.
+PRE_MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "ffn_norm",
+                 "mlp_layernorm", "norm2")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +74,10 @@ class Anatomy:
         chosen = {key: None for name in targets for key in self._matching(name)}
         return [self._linear(key) for key in self._linear_keys() if key in chosen]
 
+    def layers(self) -> list[nn.Module]:
+        """Return the decoder layers."""
+        return list(self.modules[self.layers_key].children())
+
     def all_linears(self) -> list[Site]:
         """Return every linear layer, those outside the decoder layers included."""
         keys = [k for k, m in self.modules.items() if isinstance(m, nn.Linear | Conv1D)]
@@ -90,6 +97,16 @@ class Anatomy:
             for layer, key in enumerate(self._children("mlp"))
         ]
 
+    def residual_norm(self, site: Site) -> nn.Module | None:
+        """Return the norm whose input is the residual stream entering this feed-forward block."""
+        children = dict(self.modules[f"{self.layers_key}.{site.layer}"].named_children())
+        return next((children[name] for name in PRE_MLP_NORMS if name in children), None)
+
+    def biased(self) -> list[Site]:
+        """Return every linear layer and norm that owns a bias vector."""
+        sites = [*self.all_linears(), *self.norms()]
+        return [site for site in sites if getattr(site.module, "bias", None) is not None]
+
     def norms(self) -> list[Site]:
         """Return every LayerNorm and RMSNorm over the hidden size, the final one included."""
         found = []
@@ -107,6 +124,10 @@ class Anatomy:
         module = self.model.get_input_embeddings()
         key = next(key for key, value in self.modules.items() if value is module)
         return Site(key, "embedding", module, -1, self.hidden_size, self.hidden_size)
+
+    def whole(self) -> Site:
+        """Return the model itself, the place of virtual tokens."""
+        return Site("", "model", self.model, -1, self.hidden_size, self.hidden_size)
 
     def linear_names(self) -> list[str]:
         """Return the distinct last names of the linear layers inside the decoder layers."""
@@ -194,3 +215,25 @@ def _kind_of(name: str, module: nn.Module) -> str:
     if name in MLP_NAMES or label.endswith(("mlp", "moe", "moeblock")):
         return "mlp"
     return ""
+
+
+def dense_weight(site: Site) -> Tensor:
+    """Return a linear layer's weight as float32 `(out_features, in_features)`.
+
+    4-bit weights are dequantised; Conv1D is turned round.
+    """
+    weight = site.module.weight
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, state).float()
+    assert isinstance(weight, Tensor)
+    return (weight.T if site.transposed else weight).float()
+
+
+def kv_size(model: nn.Module) -> int:
+    """Return `layers · 2 · kv_heads · head_dim`: the numbers one virtual token has in a prefix."""
+    assert isinstance(model, PreTrainedModel)
+    anatomy = Anatomy(model)
+    return anatomy.num_layers * 2 * anatomy.num_kv_heads * anatomy.head_dim

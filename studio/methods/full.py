@@ -1,0 +1,33 @@
+"""Full fine-tuning: every weight moves. The yardstick for all the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from studio.methods.method import Method, Phase
+
+if TYPE_CHECKING:
+    from studio.methods.layer.sites import Anatomy, Site
+
+
+class Full(Method):
+    """`W ← W − η ∇W` for every weight of the model.
+
+    When to use it: to know what the best possible result is, or on models small enough to keep a
+    copy of each. The result is a model of its own, not an adapter: it cannot be stacked.
+    Cost: all parameters, their gradients and two optimizer moments: about 16 bytes per parameter
+    in float32.
+    Source: the yardstick of every paper here, e.g. arXiv:2106.09685.
+    """
+
+    title: ClassVar[str] = "Full fine-tuning"
+    paper: ClassVar[str] = "arXiv:2106.09685"
+    phase: ClassVar[Phase] = Phase.WEIGHTS
+    peft_type: ClassVar[str] = ""
+    base_learning_rate: ClassVar[float] = 5e-5
+
+    name: Literal["full"] = "full"
+
+    def sites(self, anatomy: Anatomy) -> list[Site]:
+        """The whole model."""
+        return [anatomy.whole()]

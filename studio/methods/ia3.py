@@ -1,0 +1,102 @@
+"""(IA)³: trained gains on keys, values and the feed-forward's inner activations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from studio.errors import MethodError
+from studio.methods.method import Init, Method, Params, Phase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from studio.methods.layer.sites import Anatomy, Site
+
+KEYS_VALUES = ("k_proj", "v_proj", "c_attn", "qkv_proj", "query_key_value")
+FEED_FORWARD = ("down_proj", "c_proj", "fc2", "w2", "fc_out", "dense_4h_to_h")
+
+
+class IA3(Method):
+    """`y = l ⊙ (W x + b)` for keys and values, `y = W (l ⊙ x) + b` for the MLP's last layer, with
+    `l` starting at one.
+
+    When to use it: for a very small adapter that merges exactly; gains multiply when stacked.
+    Cost: one number per output (keys, values) or input (feed-forward) of each targeted layer.
+    Source: arXiv:2205.05638.
+    """
+
+    title: ClassVar[str] = "IA³"
+    paper: ClassVar[str] = "arXiv:2205.05638"
+    phase: ClassVar[Phase] = Phase.GAIN
+    peft_type: ClassVar[str] = "IA3"
+    base_learning_rate: ClassVar[float] = 3e-3
+    peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "fan_in_fan_out": (True, False), "init_ia3_weights": (True, False),
+    }  # fmt: skip
+
+    name: Literal["ia3"] = "ia3"
+
+    def sites(self, anatomy: Anatomy) -> list[Site]:
+        """Keys and values (fused projections whole), and the last layer of each MLP."""
+        names = {*KEYS_VALUES}
+        attention = [s for s in anatomy.linears("attention") if s.key.split(".")[-1] in names]
+        feed = [s for s in anatomy.linears("mlp") if s.key.split(".")[-1] in FEED_FORWARD]
+        if not attention or not feed:
+            raise MethodError(
+                f"(IA)³ knows no key, value and feed-forward layers in "
+                f"{type(anatomy.model).__name__} (it has {', '.join(anatomy.linear_names())})."
+            )
+        return sorted([*attention, *feed], key=lambda site: site.layer)
+
+    def candidates(self, anatomy: Anatomy) -> list[Site]:
+        """Any linear layer inside the decoder."""
+        return anatomy.linears("all-linear")
+
+    def create(self, site: Site, init: Init) -> Params:
+        """`l = 1`; named for the side it scales."""
+        import torch
+
+        if _is_feed_forward(site):
+            return {"gain_in": torch.ones(site.in_features)}
+        return {"gain_out": torch.ones(site.out_features)}
+
+    def gain_in(self, p: Params, site: Site) -> Tensor | None:
+        """`l` on the feed-forward's input."""
+        return p.get("gain_in")
+
+    def gain_out(self, p: Params, site: Site) -> Tensor | None:
+        """`l` on keys and values."""
+        return p.get("gain_out")
+
+    def to_peft(self, sites: list[Site]) -> dict[str, Any]:
+        """PEFT's IA3Config."""
+        feed = sorted({s.key.split(".")[-1] for s in sites if _is_feed_forward(s)})
+        whole = sorted(s.key for s in sites if _is_feed_forward(s))
+        other = {s.key.split(".")[-1] for s in sites if not _is_feed_forward(s)}
+        clash = bool(other & set(feed))
+        return {
+            "feedforward_modules": whole if clash else feed,
+            "fan_in_fan_out": any(site.transposed for site in sites),
+        }
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> IA3:
+        """Which layers are feed-forward is seen from the tensors' shapes."""
+        return super().from_peft({k: v for k, v in config.items() if k != "feedforward_modules"})
+
+    def tensor_name(self, site: Site, name: str) -> str:
+        """PEFT calls both sides `ia3_l`."""
+        return f"base_model.model.{site.key}.{'ia3_l' if name else ''}"
+
+    def to_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
+        """PEFT stores `(1, in)` for the feed-forward and `(out, 1)` elsewhere."""
+        return tensor.reshape(1, -1) if name == "gain_in" else tensor.reshape(-1, 1)
+
+    def from_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
+        """Back to a vector."""
+        return tensor.reshape(-1)
+
+
+def _is_feed_forward(site: Site) -> bool:
+    parts = site.key.split(".")
+    return parts[-1] in FEED_FORWARD and "attn" not in parts[-2] and "attention" not in parts[-2]

@@ -1,0 +1,112 @@
+"""LoKr: a Kronecker product of a small and a low-rank matrix."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from studio.knobs import knob
+from studio.methods.method import Init, Method, Params, Phase, targets_knob
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from studio.methods.layer.sites import Anatomy, Site
+
+
+class LoKr(Method):
+    """`y = W x + s (C ⊗ D) x`, with `C ∈ R^{l×m}`, `D ∈ R^{k×n}`, `l k = O`, `m n = I`; `D` is
+    `D_a D_b` of rank r where that is smaller. `s = alpha / r`, and `C` starts at zero.
+
+    When to use it: for very small adapters of high rank. It merges exactly.
+    Cost: about `l m + r (k + n)` parameters per targeted matrix, far below LoRA's.
+    Source: KronA arXiv:2212.10650; LyCORIS arXiv:2309.14859.
+    """
+
+    title: ClassVar[str] = "LoKr"
+    paper: ClassVar[str] = "arXiv:2309.14859"
+    phase: ClassVar[Phase] = Phase.DELTA
+    peft_type: ClassVar[str] = "LOKR"
+    base_learning_rate: ClassVar[float] = 2e-3
+    peft_fields: ClassVar[tuple[str, ...]] = ("r", "alpha", "decompose_both", "decompose_factor")
+    peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
+        "rank_dropout": (0, 0.0), "module_dropout": (0, 0.0),
+        "init_weights": (True, False, "lycoris"), "rank_dropout_scale": (True, False),
+    }  # fmt: skip
+
+    name: Literal["lokr"] = "lokr"
+    r: int = knob(8, "Rank of the larger factor.", title="Rank (r)", ge=1, le=512)
+    alpha: float = knob(16, "Strength: the product is scaled by alpha / r.", title="Alpha", gt=0)
+    target_modules: Literal["all-linear", "attention", "mlp"] | tuple[str, ...] = targets_knob(
+        "Which linear layers to adapt: a group, or module names."
+    )
+    decompose_both: bool = knob(
+        False, "Give the smaller factor a low rank too.", title="Decompose both", advanced=True
+    )
+    decompose_factor: int = knob(
+        -1, "Size of the smaller factor; -1 takes the divisor nearest the square root.", ge=-1,
+        le=4096, title="Factor", advanced=True,
+    )  # fmt: skip
+
+    def sites(self, anatomy: Anatomy) -> list[Site]:
+        """Every targeted linear layer."""
+        return anatomy.linears(self.target_modules)
+
+    def candidates(self, anatomy: Anatomy) -> list[Site]:
+        """Any linear layer."""
+        return anatomy.all_linears()
+
+    def create(self, site: Site, init: Init) -> Params:
+        """Zero for `C` (or its first half), Kaiming-uniform elsewhere, as in PEFT."""
+        import torch
+
+        def draw(rows: int, columns: int) -> Tensor:
+            bound = columns**-0.5
+            return torch.empty(rows, columns).uniform_(-bound, bound, generator=init.generator)
+
+        m, n = factors(site.in_features, self.decompose_factor)
+        small, large = factors(site.out_features, self.decompose_factor)
+        if self.decompose_both and self.r < max(small, m) / 2:
+            p = {"lokr_w1_a": torch.zeros(small, self.r), "lokr_w1_b": draw(self.r, m)}
+        else:
+            p = {"lokr_w1": torch.zeros(small, m)}
+        if self.r < max(large, n) / 2:
+            return {**p, "lokr_w2_a": draw(large, self.r), "lokr_w2_b": draw(self.r, n)}
+        return {**p, "lokr_w2": draw(large, n)}
+
+    def _pair(self, p: Params) -> tuple[Tensor, Tensor]:
+        """`s C` and `D`."""
+        first = p["lokr_w1"] if "lokr_w1" in p else p["lokr_w1_a"] @ p["lokr_w1_b"]
+        second = p["lokr_w2"] if "lokr_w2" in p else p["lokr_w2_a"] @ p["lokr_w2_b"]
+        return first * (self.alpha / self.r), second
+
+    def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
+        """`(s C ⊗ D) x`, computed as `s C X Dᵀ` without forming the product."""
+        first, second = self._pair(p)
+        grid = x.to(second.dtype).unflatten(-1, (first.shape[1], second.shape[1]))
+        return (first @ (grid @ second.T)).flatten(-2)
+
+    def fold(self, p: Params, site: Site, weight: float) -> Params:
+        """`w s (C ⊗ D)`."""
+        import torch
+
+        first, second = self._pair(p)
+        return {"weight": weight * torch.kron(first.float(), second.float().contiguous())}
+
+    def to_peft(self, sites: list[Site]) -> dict[str, Any]:
+        """PEFT's LoKrConfig."""
+        return {
+            "r": self.r, "alpha": self.alpha, "decompose_both": self.decompose_both,
+            "decompose_factor": self.decompose_factor, "init_weights": True,
+        }  # fmt: skip
+
+
+def factors(size: int, factor: int = -1) -> tuple[int, int]:
+    """Split `size` into `small × large`: by `factor` if it divides, else as square as possible.
+
+    A positive factor that does not divide bounds the smaller part.
+    """
+    if factor > 0 and size % factor == 0:
+        return factor, size // factor
+    limit = min(int(size**0.5), factor) if factor > 0 else int(size**0.5)
+    small = max(d for d in range(1, limit + 1) if size % d == 0)
+    return small, size // small

@@ -1,0 +1,83 @@
+"""Norm tuning: train the scale and shift of the normalisation layers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from studio.methods.method import Init, Method, Params, Phase
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from studio.methods.layer.sites import Anatomy, Site
+
+
+class NormTuning(Method):
+    """`y = x̂ ⊙ (g + Δg) + (b + Δb)`, where `x̂` is the normalised input: LayerNorm's scale and
+    shift, or RMSNorm's scale (also in Gemma's form `1 + g`), stored as differences.
+
+    When to use it: for the smallest change that works on any model; it merges exactly.
+    Cost: one (RMSNorm) or two (LayerNorm) numbers per hidden unit and norm.
+    Source: arXiv:2312.11420.
+    """
+
+    title: ClassVar[str] = "Norm tuning"
+    paper: ClassVar[str] = "arXiv:2312.11420"
+    phase: ClassVar[Phase] = Phase.DELTA
+    peft_type: ClassVar[str] = "LN_TUNING"
+    base_learning_rate: ClassVar[float] = 2e-3
+
+    name: Literal["norm_tuning"] = "norm_tuning"
+
+    def sites(self, anatomy: Anatomy) -> list[Site]:
+        """Every LayerNorm and RMSNorm."""
+        return anatomy.norms()
+
+    def create(self, site: Site, init: Init) -> Params:
+        """`Δg = 0`, and `Δb = 0` where the norm has a shift."""
+        import torch
+
+        zeros = {"weight": torch.zeros(site.in_features)}
+        if getattr(site.module, "bias", None) is not None:
+            zeros["bias"] = torch.zeros(site.in_features)
+        return zeros
+
+    def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
+        """`x̂ ⊙ Δg + Δb`."""
+        import torch
+
+        x = x.float()
+        centred = "bias" in p or isinstance(site.module, torch.nn.LayerNorm)
+        if centred:
+            x = x - x.mean(-1, keepdim=True)
+        eps = _epsilon(site.module)
+        change = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * p["weight"]
+        return change + p["bias"] if "bias" in p else change
+
+    def fold(self, p: Params, site: Site, weight: float) -> Params:
+        """`w Δg`, `w Δb`."""
+        return {name: weight * tensor.float() for name, tensor in p.items()}
+
+    def to_peft(self, sites: list[Site]) -> dict[str, Any]:
+        """PEFT's LNTuningConfig has nothing but the targets."""
+        return {}
+
+    def tensor_name(self, site: Site, name: str) -> str:
+        """PEFT stores the whole layer's parameters."""
+        return f"base_model.model.{site.key}.ln_tuning_layers.{name}"
+
+    def to_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
+        """PEFT stores full values, not differences."""
+        return tensor + getattr(site.module, name).detach().float()
+
+    def from_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
+        """The difference to this model's own values."""
+        own = getattr(site.module, name).detach().float().cpu()
+        return tensor - own if tensor.shape == own.shape else tensor
+
+
+def _epsilon(module: Any) -> float:
+    for name in ("variance_epsilon", "eps", "epsilon"):
+        if hasattr(module, name):
+            return float(getattr(module, name))
+    return 1e-6

@@ -1,0 +1,186 @@
+"""The matrix: every registered method on every model shape, with no list to keep."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import DynamicCache
+
+from studio.methods import Phase
+from studio.methods.layer import Adapter, Backbone
+from studio.methods.layer.merge import fold
+from tests.studio.methods import by_hand
+from tests.studio.methods.cases import ADAPTERS, MODELS, fits
+from tests.studio.tiny import tiny_model
+
+VIRTUAL = (Phase.KEYS_VALUES, Phase.PROMPT)
+every = pytest.mark.parametrize("label", ADAPTERS)
+everywhere = pytest.mark.parametrize("model_name", MODELS)
+IDS = torch.randint(0, 64, (3, 11), generator=torch.Generator().manual_seed(1))
+
+
+def attached(label: str, model_name: str, *, trained: bool) -> tuple[Backbone, Adapter]:
+    """A backbone with one active adapter, its parameters moved away from their start."""
+    backbone = Backbone(tiny_model(model_name))
+    adapter = backbone.attach("a", fits(ADAPTERS[label], model_name), seed=3)
+    if trained:
+        generator = torch.Generator().manual_seed(7)
+        for parameter in adapter.parameters():
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    backbone.use([("a", 1.0)])
+    return backbone, adapter
+
+
+def logits(backbone: Backbone, ids: torch.Tensor = IDS, **kwargs) -> torch.Tensor:
+    with torch.no_grad():
+        return backbone.model(ids, **kwargs).logits
+
+
+@every
+@everywhere
+def test_at_step_zero_the_output_is_the_base(label, model_name):
+    backbone, adapter = attached(label, model_name, trained=False)
+    if adapter.method.phase in VIRTUAL:
+        pytest.skip("virtual tokens change the output from the start, by definition")
+    torch.testing.assert_close(logits(backbone), tiny_model(model_name)(IDS).logits, atol=2e-5, rtol=0)
+
+
+@every
+@everywhere
+def test_the_forward_equals_the_formula_by_hand(label, model_name):
+    backbone, adapter = attached(label, model_name, trained=True)
+    expected = by_hand.logits(model_name, adapter, IDS)
+    base = tiny_model(model_name)(IDS).logits
+    assert (expected - base).abs().max() > 1e-2, "the adapter must matter for this test to mean anything"
+    torch.testing.assert_close(logits(backbone), expected, atol=1e-4, rtol=1e-4)
+
+
+@every
+@everywhere
+def test_training_lowers_the_loss_and_touches_nothing_else(label, model_name):
+    backbone, adapter = attached(label, model_name, trained=False)
+    before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
+    parameters = backbone.train("a")
+    assert all(p.requires_grad for p in parameters)
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=0.02)
+    lengths, flat = [11, 11, 11], IDS.flatten()
+    keep = torch.cat([torch.arange(10) + 11 * row for row in range(3)])
+    losses = []
+    for _ in range(12):
+        loss = cross_entropy(backbone.packed_logits(flat, lengths, keep), flat[keep + 1])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.01, losses
+    after = backbone.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+@every
+@everywhere
+def test_save_and_load_give_equal_logits(label, model_name, tmp_path: Path):
+    backbone, _ = attached(label, model_name, trained=True)
+    backbone.save("a", tmp_path)
+    other = Backbone(tiny_model(model_name))
+    other.load("b", tmp_path)
+    other.use([("b", 1.0)])
+    torch.testing.assert_close(logits(other), logits(backbone), atol=5e-5, rtol=1e-4)
+
+
+@every
+@everywhere
+def test_detach_restores_the_base_exactly(label, model_name):
+    backbone, _ = attached(label, model_name, trained=True)
+    changed = logits(backbone)
+    backbone.detach("a")
+    restored = logits(backbone)
+    assert not torch.equal(restored, changed)
+    assert torch.equal(restored, logits(Backbone(tiny_model(model_name))))
+
+
+@every
+@everywhere
+def test_packed_rows_equal_rows_alone(label, model_name):
+    backbone, _ = attached(label, model_name, trained=True)
+    lengths = [4, 11, 7]
+    rows = [IDS[i, :n] for i, n in enumerate(lengths)]
+    with torch.no_grad():
+        packed = backbone.packed_logits(torch.cat(rows), lengths, torch.arange(sum(lengths)))
+    alone = torch.cat([logits(backbone, row[None])[0] for row in rows])
+    torch.testing.assert_close(packed, alone, atol=5e-5, rtol=1e-4)
+
+
+@every
+@everywhere
+def test_each_row_can_have_its_own_stack(label, model_name):
+    backbone, _ = attached(label, model_name, trained=True)
+    whole, base = logits(backbone), tiny_model(model_name)(IDS).logits
+    backbone.use([("a", 0.5)])
+    half = logits(backbone)
+    backbone.use_rows([[("a", 1.0)], [], [("a", 0.5)]])
+    mixed = logits(backbone)
+    expected = torch.stack([whole[0], base[1], half[2]])
+    torch.testing.assert_close(mixed, expected, atol=5e-5, rtol=1e-4)
+    lengths = [11, 11, 11]
+    with torch.no_grad():
+        packed = backbone.packed_logits(IDS.flatten(), lengths, torch.arange(33)).view(3, 11, -1)
+    torch.testing.assert_close(packed, expected, atol=5e-5, rtol=1e-4)
+
+
+@every
+@everywhere
+def test_cache_and_left_padding_equal_a_plain_forward(label, model_name):
+    backbone, _ = attached(label, model_name, trained=True)
+    lengths, width = [5, 9], 9
+    ids = torch.zeros(2, width, dtype=torch.long)
+    mask = torch.zeros(2, width, dtype=torch.long)
+    for row, n in enumerate(lengths):
+        ids[row, width - n :], mask[row, width - n :] = IDS[row, :n], 1
+    cache = DynamicCache(config=backbone.model.config)
+    step = lambda t, m, p: logits(  # noqa: E731
+        backbone, t, attention_mask=m, position_ids=p, past_key_values=cache, use_cache=True
+    )
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    first = step(ids, mask, positions)[:, -1]
+    mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], 1)
+    second = step(IDS[:2, 10:11], mask, positions[:, -1:] + 1)[:, -1]
+    for row, n in enumerate(lengths):
+        whole = torch.cat([IDS[row, :n], IDS[row, 10:11]])[None]
+        expected = logits(backbone, whole)[0]
+        torch.testing.assert_close(first[row], expected[-2], atol=5e-5, rtol=1e-4)
+        torch.testing.assert_close(second[row], expected[-1], atol=5e-5, rtol=1e-4)
+
+
+@every
+@pytest.mark.parametrize("model_name", ["llama", "gpt2"])
+def test_gradient_checkpointing_gives_the_same_gradients(label, model_name):
+    found = []
+    for checkpointing in (False, True):
+        backbone, _ = attached(label, model_name, trained=True)
+        parameters = backbone.train("a")
+        backbone.checkpointing(checkpointing)
+        keep = torch.arange(10)
+        loss = cross_entropy(backbone.packed_logits(IDS[0], [11], keep), IDS[0, 1:])
+        loss.backward()
+        found.append([p.grad.clone() for p in parameters])
+    for plain, recomputed in zip(*found, strict=True):
+        torch.testing.assert_close(recomputed, plain, atol=1e-6, rtol=1e-4)
+
+
+@every
+@everywhere
+def test_folding_into_the_weights_equals_the_live_adapter(label, model_name):
+    backbone, adapter = attached(label, model_name, trained=True)
+    backbone.use([("a", 0.7)])
+    live = logits(backbone)
+    folded = fold(backbone, (("a", 0.7),))
+    if folded.left:
+        pytest.skip(f"{adapter.method.title} does not fold here")
+    merged = tiny_model(model_name)
+    missing = merged.load_state_dict(folded.tensors, strict=False)
+    assert folded.tensors and not missing.unexpected_keys
+    torch.testing.assert_close(merged(IDS).logits, live, atol=1e-4, rtol=1e-4)
