@@ -196,6 +196,8 @@ def _start_facts(event: events.Started) -> dict[str, Any]:
         "total_parameters": event.total_parameters,
         "device": event.device,
         "dtype": event.dtype,
+        "training_since": time.time(),
+        "training_from_step": event.step,
     }  # fmt: skip
 
 
