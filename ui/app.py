@@ -1,0 +1,197 @@
+"""The web process: our routes, gradio's pages behind them, one guard in front of everything.
+
+It never trains, loads or generates: pages write to the queue and read from it, the chat host
+answers. So it imports no torch, and it can end at any moment without losing anything.
+"""
+
+import os
+import socket
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from studio.errors import ServeError, StudioError
+from studio.home import Home
+from ui.frame import FAVICON, Frame
+from ui.guard import LOOPBACK, App, Guard, Message, Receive, Scope, Send
+
+ASSETS = Path(__file__).parent / "assets"
+MAX_UPLOAD_BYTES = 2 * 1024**3
+
+
+def build_app(home: Home) -> Guard:
+    """Return the whole ASGI application for one home folder."""
+    os.environ["GRADIO_TEMP_DIR"] = str(home.state / "uploads")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_MCP_SERVER"] = "False"
+    from fastapi import FastAPI, Response
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.staticfiles import StaticFiles
+
+    from jobs.store import JobStore
+    from ui.live import routes
+    from ui.machine import machine_routes
+    from ui.talk import chat_routes
+
+    store = JobStore(home)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Adapter Studio")
+    app.add_exception_handler(StudioError, _sentence)
+    app.add_exception_handler(RequestValidationError, _wrong_request)
+    app.include_router(routes(home, store))
+    app.include_router(chat_routes(home))
+    app.include_router(machine_routes(home, store))
+    app.mount("/studio", _assets(StaticFiles))
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    def icon() -> Response:
+        return Response(FAVICON, media_type="image/svg+xml")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so
+        _mount(app, _pages(home, store))
+    return Guard(Frame(app))
+
+
+def _mount(app: Any, pages: Any) -> None:
+    import gradio as gr
+
+    from ui.theme import gradio_theme
+
+    gr.mount_gradio_app(
+        app,
+        pages,
+        path="",
+        server_name="127.0.0.1",
+        theme=gradio_theme(),
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        mcp_server=False,
+        pwa=False,
+        enable_monitoring=False,
+        allowed_paths=[],
+        max_file_size=MAX_UPLOAD_BYTES,
+        show_error=False,
+    )
+
+
+def _sentence(_: Any, error: Exception) -> Any:
+    from fastapi.responses import JSONResponse
+
+    assert isinstance(error, StudioError)
+    return JSONResponse({"error": error.as_dict()}, status_code=400)
+
+
+def _wrong_request(_: Any, error: Exception) -> Any:
+    from fastapi.responses import JSONResponse
+
+    text = "The page asked for something that does not exist; reload it."
+    return JSONResponse({"error": {"kind": "request", "text": text}}, status_code=422)
+
+
+def _pages(home: Home, store: Any) -> Any:
+    import gradio as gr
+
+    from ui.pages import compare, runs, system, train
+
+    with gr.Blocks(
+        analytics_enabled=False,
+        title="Train · Adapter Studio",
+        fill_width=True,
+        delete_cache=(3600, 86_400),
+    ) as pages:
+        train.build(pages, home, store)
+    for page in (runs, compare, system):
+        with pages.route(page.TITLE, page.TITLE.lower(), show_in_navbar=False):
+            page.build()
+    return pages
+
+
+def _assets(static_files: type) -> Any:
+    class Assets(static_files):  # type: ignore[misc]
+        """Our files: always revalidated, so that an upgrade is seen at once."""
+
+        def file_response(self, *args: Any, **kwargs: Any) -> Any:
+            response = super().file_response(*args, **kwargs)
+            response.headers["cache-control"] = "no-cache"
+            return response
+
+    return Assets(directory=ASSETS)
+
+
+def serve(
+    home: Home,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve the pages until interrupted; `port` 0 takes any free one.
+
+    Args:
+        home: The opened home folder.
+        host: A loopback address.
+        port: Where to listen.
+        on_ready: Called once with the page's address when it answers.
+
+    Raises:
+        ServeError: The address is not this machine's own, or the port is taken.
+    """
+    listener = _listen(host, port)
+    import uvicorn
+
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http://{shown}:{listener.getsockname()[1]}"
+    threading.Thread(target=_wake_queue, args=(home,), daemon=True).start()
+    config = uvicorn.Config(
+        _announced(build_app(home), on_ready, address),
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=2,
+        lifespan="on",
+        server_header=False,
+    )
+    with listener:
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if host not in LOOPBACK:
+        raise ServeError(
+            f"The studio listens on this machine only, not on {host}. From elsewhere, forward the "
+            f"port: ssh -L {port}:127.0.0.1:{port} you@this-machine."
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if os.name != "nt":  # there it would let two studios share one port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise ServeError(
+            f"Port {port} on {host} cannot be used ({error.strerror}). "
+            "Close the other program or choose another one, for example --port 0 for a free one."
+        ) from None
+    return listener
+
+
+def _wake_queue(home: Home) -> None:
+    from jobs import supervisor
+
+    supervisor.ensure_running(home)
+
+
+def _announced(app: App, on_ready: Callable[[str], None] | None, address: str) -> App:
+    async def announced(scope: Scope, receive: Receive, send: Send) -> None:
+        async def watched(message: Message) -> None:
+            await send(message)
+            if message["type"] == "lifespan.startup.complete" and on_ready:
+                on_ready(address)
+
+        await app(scope, receive, watched if scope["type"] == "lifespan" else send)
+
+    return announced

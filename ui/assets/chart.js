@@ -1,0 +1,337 @@
+// A line chart on one canvas: several runs, log axis, smoothing, drag to zoom, hover, keys, table.
+// Charts of a group share zoom, cursor and smoothing. New points redraw inside the same canvas at
+// the next frame, so nothing flickers and a zoom or a hover stays while a run goes on.
+
+import { button, count, h, keyed, number, text } from './dom.js';
+import { extent, logTicks, nearest, smooth, ticks } from './axis.js';
+
+const PAD = { left: 46, right: 12, top: 8, bottom: 20 };
+const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
+
+/** What the charts of one page share. */
+export class Group {
+  constructor() {
+    this.zoom = null;
+    this.cursor = null;
+    this.smoothing = 0;
+    this.hues = new Map();
+    this.names = new Map();
+    this.charts = new Set();
+    addEventListener('studio:theme', () => this.redraw());
+  }
+
+  redraw() {
+    for (const chart of this.charts) chart.redraw();
+  }
+
+  set(changes) {
+    Object.assign(this, changes);
+    this.redraw();
+  }
+}
+
+export class Chart {
+  /** `options`: name, title, unit, format, whole (legend with names), log. */
+  constructor(group, options) {
+    this.group = group;
+    this.options = { format: number, ...options };
+    this.lines = new Map();
+    this.log = Boolean(options.log);
+    this.element = this.build();
+    this.pending = 0;
+    this.draws = 0;
+    group.charts.add(this);
+    new ResizeObserver(() => this.redraw()).observe(this.plot);
+    this.listen();
+  }
+
+  build() {
+    const { title, unit } = this.options;
+    this.canvas = h('canvas', { tabindex: '0', role: 'img', 'aria-label': title });
+    this.empty = h('p', { class: 's-chart-empty' }, this.options.empty ?? 'No values yet');
+    this.plot = h('div', { class: 's-plot' }, this.canvas, this.empty);
+    this.legend = h('ul', { class: 's-legend' });
+    this.table = h('div', { class: 's-chart-table', hidden: true, tabindex: '0' });
+    this.logButton = button('log', () => this.toggleLog(), 's-tool',
+      { 'aria-pressed': String(this.log), title: 'Logarithmic axis' });
+    this.tableButton = button('table', () => this.toggleTable(), 's-tool',
+      { 'aria-pressed': 'false', title: 'Show the values as a table' });
+    this.resetButton = button('reset zoom', () => this.group.set({ zoom: null }), 's-tool',
+      { hidden: true });
+    return h('figure', { class: 's-chart', 'data-metric': this.options.name, 'data-draws': '0' },
+      h('figcaption', {}, h('strong', {}, title), unit && h('span', { class: 's-unit' }, unit),
+        this.legend, h('span', { class: 's-tools' }, this.resetButton, this.logButton,
+          this.tableButton)),
+      this.plot, this.table);
+  }
+
+  /** Show these lines: Map(run -> {x, y}). */
+  update(lines) {
+    this.lines = lines;
+    this.redraw();
+  }
+
+  redraw() {
+    if (!this.pending) this.pending = requestAnimationFrame(() => this.draw());
+  }
+
+  shown() {
+    const known = [...this.lines].filter(([run, l]) => l.x.length && this.group.hues.has(run));
+    return known.map(([run, { x, y }]) => {
+      const smoothed = this.options.smooth === false ? y : smooth(x, y, this.group.smoothing);
+      return { run, x, y: smoothed, raw: smoothed === y ? null : y };
+    });
+  }
+
+  domain(lines) {
+    if (this.group.zoom) return this.group.zoom;
+    const first = Math.min(...lines.map((l) => l.x[0]));
+    const last = Math.max(...lines.map((l) => l.x.at(-1)));
+    return first === last ? [first - 1, last + 1] : [first, last];
+  }
+
+  draw() {
+    this.pending = 0;
+    const { clientWidth: width, clientHeight: height } = this.plot;
+    if (!width || !height) return;
+    const ratio = devicePixelRatio || 1;
+    if (this.canvas.width !== Math.round(width * ratio)
+        || this.canvas.height !== Math.round(height * ratio)) {
+      this.canvas.width = Math.round(width * ratio);
+      this.canvas.height = Math.round(height * ratio);
+    }
+    const pen = this.canvas.getContext('2d');
+    pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+    pen.clearRect(0, 0, width, height);
+    const lines = this.shown();
+    const [from, to] = lines.length ? this.domain(lines) : [0, 1];
+    const range = extent(lines, from, to, this.log);
+    this.empty.hidden = Boolean(range);
+    this.scale = null;
+    if (range) {
+      this.scale = this.makeScale(from, to, range, width, height);
+      this.drawAxes(pen, width, height);
+      this.drawLines(pen, lines);
+      this.drawCursor(pen, lines, height);
+    }
+    this.fillLegend(lines);
+    this.resetButton.hidden = !this.group.zoom;
+    this.element.dataset.draws = ++this.draws;
+    this.element.dataset.points = lines.reduce((sum, line) => sum + line.x.length, 0);
+    if (!this.table.hidden) this.fillTable(lines);
+  }
+
+  makeScale(from, to, [low, high], width, height) {
+    const wide = width - PAD.left - PAD.right, tall = height - PAD.top - PAD.bottom;
+    const shape = this.log ? Math.log10 : (v) => v;
+    const a = shape(low), b = shape(high);
+    return {
+      from, to, low, high,
+      x: (v) => PAD.left + ((v - from) / (to - from)) * wide,
+      y: (v) => PAD.top + (1 - (shape(v) - a) / (b - a)) * tall,
+      step: (px) => from + ((px - PAD.left) / wide) * (to - from),
+    };
+  }
+
+  drawAxes(pen, width, height) {
+    const { from, to, low, high, x, y } = this.scale;
+    pen.font = `11px ${css('--s-sans') || 'sans-serif'}`;
+    pen.lineWidth = 1;
+    pen.strokeStyle = css('--s-grid');
+    pen.fillStyle = css('--s-faint');
+    pen.textAlign = 'right';
+    pen.textBaseline = 'middle';
+    const rows = Math.max(2, Math.floor((height - 30) / 36));
+    const marks = this.log ? logTicks(low, high) : ticks(low, high, rows);
+    for (const mark of marks) {
+      const at = Math.round(y(mark)) + 0.5;
+      pen.beginPath();
+      pen.moveTo(PAD.left, at);
+      pen.lineTo(width - PAD.right, at);
+      pen.stroke();
+      pen.fillText(label(mark), PAD.left - 6, at);
+    }
+    pen.textAlign = 'center';
+    pen.textBaseline = 'alphabetic';
+    for (const mark of ticks(from, to, Math.max(2, Math.floor(width / 90)), true)) {
+      if (x(mark) > width - 8) continue;
+      pen.fillText(count(mark), x(mark), height - 5);
+    }
+  }
+
+  drawLines(pen, lines) {
+    const { width, height } = this.canvas.getBoundingClientRect();
+    pen.save();
+    pen.beginPath();
+    pen.rect(PAD.left, 0, width - PAD.left - PAD.right + 4, height - PAD.bottom + 2);
+    pen.clip();
+    pen.lineJoin = 'round';
+    for (const { run, x, y, raw } of lines) {
+      pen.strokeStyle = css(`--s-run-${this.group.hues.get(run)}`);
+      if (raw) this.stroke(pen, x, raw, 1, 0.22);
+      this.stroke(pen, x, y, 1.6, 1);
+      if (x.length === 1 || this.options.dots) this.dots(pen, x, y);
+    }
+    pen.restore();
+  }
+
+  stroke(pen, xs, ys, width, alpha) {
+    const { x, y } = this.scale;
+    pen.globalAlpha = alpha;
+    pen.lineWidth = width;
+    pen.beginPath();
+    let drawing = false;
+    for (let i = 0; i < xs.length; i++) {
+      if (!Number.isFinite(ys[i]) || (this.log && ys[i] <= 0)) { drawing = false; continue; }
+      if (drawing) pen.lineTo(x(xs[i]), y(ys[i])); else pen.moveTo(x(xs[i]), y(ys[i]));
+      drawing = true;
+    }
+    pen.stroke();
+    pen.globalAlpha = 1;
+  }
+
+  dots(pen, xs, ys) {
+    const { x, y } = this.scale;
+    pen.fillStyle = pen.strokeStyle;
+    for (let i = 0; i < xs.length; i++) {
+      if (!Number.isFinite(ys[i])) continue;
+      pen.beginPath();
+      pen.arc(x(xs[i]), y(ys[i]), 2.5, 0, 7);
+      pen.fill();
+    }
+  }
+
+  drawCursor(pen, lines, height) {
+    const { cursor } = this.group;
+    const { from, to, x, y } = this.scale;
+    if (this.drag) {
+      pen.fillStyle = css('--s-accent');
+      pen.globalAlpha = 0.12;
+      const [a, b] = [this.drag.start, this.drag.now].sort((p, q) => p - q);
+      pen.fillRect(a, PAD.top, b - a, height - PAD.top - PAD.bottom);
+      pen.globalAlpha = 1;
+    }
+    if (cursor === null || cursor < from || cursor > to) return;
+    const at = Math.round(x(cursor)) + 0.5;
+    pen.strokeStyle = css('--s-line-strong');
+    pen.lineWidth = 1;
+    pen.beginPath();
+    pen.moveTo(at, PAD.top);
+    pen.lineTo(at, height - PAD.bottom);
+    pen.stroke();
+    for (const line of lines) {
+      const i = nearest(line.x, cursor);
+      if (!Number.isFinite(line.y[i])) continue;
+      pen.fillStyle = css(`--s-run-${this.group.hues.get(line.run)}`);
+      pen.beginPath();
+      pen.arc(x(line.x[i]), y(line.y[i]), 3.5, 0, 7);
+      pen.fill();
+    }
+    this.drawStep(pen, at, height, count(Math.round(cursor)));
+  }
+
+  drawStep(pen, at, height, words) {
+    pen.font = `600 11px ${css('--s-sans') || 'sans-serif'}`;
+    const wide = pen.measureText(words).width + 10;
+    pen.fillStyle = css('--s-text');
+    pen.fillRect(at - wide / 2, height - PAD.bottom + 2, wide, 16);
+    pen.fillStyle = css('--s-surface');
+    pen.textAlign = 'center';
+    pen.textBaseline = 'alphabetic';
+    pen.fillText(words, at, height - 6);
+  }
+
+  fillLegend(lines) {
+    const { cursor } = this.group;
+    keyed(this.legend, lines, (line) => line.run,
+      () => h('li', {}, h('i', {}), h('span', { class: 's-name' }), h('b', {})),
+      (node, line) => {
+        const i = cursor === null ? line.y.length - 1 : nearest(line.x, cursor);
+        const name = this.group.names.get(line.run) ?? `run ${line.run}`;
+        node.title = name;
+        node.firstChild.style.background = `var(--s-run-${this.group.hues.get(line.run)})`;
+        text(node.children[1], this.options.names && lines.length > 1 ? name : '');
+        text(node.lastChild, this.options.format(line.y[i]));
+      });
+    const says = lines.map((line) => `${this.group.names.get(line.run) ?? line.run}: `
+      + `${this.options.format(line.y.at(-1))} at step ${count(line.x.at(-1))}`).join('; ');
+    this.canvas.setAttribute('aria-label', `${this.options.title}. ${says || 'No values yet'}`);
+  }
+
+  fillTable(lines) {
+    const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => b - a).slice(0, 500);
+    const values = lines.map((line) => new Map(line.x.map((x, i) => [x, (line.raw ?? line.y)[i]])));
+    const name = (line) => this.group.names.get(line.run) ?? `run ${line.run}`;
+    this.table.replaceChildren(h('table', {},
+      h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'Step'),
+        lines.map((line) => h('th', { scope: 'col' }, name(line))))),
+      h('tbody', {}, steps.map((step) => h('tr', {}, h('td', {}, count(step)),
+        values.map((v) => h('td', {}, v.has(step) ? this.options.format(v.get(step)) : '')))))));
+  }
+
+  toggleLog() {
+    this.log = !this.log;
+    this.logButton.setAttribute('aria-pressed', String(this.log));
+    this.redraw();
+  }
+
+  toggleTable() {
+    this.table.hidden = !this.table.hidden;
+    this.plot.hidden = !this.table.hidden;
+    this.tableButton.setAttribute('aria-pressed', String(!this.table.hidden));
+    if (!this.table.hidden) this.fillTable(this.shown());
+    this.redraw();
+  }
+
+  listen() {
+    const place = (event) => event.clientX - this.canvas.getBoundingClientRect().left;
+    this.canvas.addEventListener('pointermove', (event) => {
+      if (!this.scale) return;
+      if (this.drag) this.drag.now = place(event);
+      this.group.set({ cursor: this.scale.step(place(event)) });
+    });
+    this.canvas.addEventListener('pointerleave', () => {
+      if (!this.drag) this.group.set({ cursor: null });
+    });
+    this.canvas.addEventListener('pointerdown', (event) => {
+      if (event.button !== 0 || !this.scale) return;
+      this.canvas.setPointerCapture(event.pointerId);
+      this.drag = { start: place(event), now: place(event) };
+    });
+    this.canvas.addEventListener('pointerup', () => {
+      const { drag } = this;
+      this.drag = null;
+      if (!drag || !this.scale || Math.abs(drag.now - drag.start) < 6) return this.redraw();
+      const [a, b] = [drag.start, drag.now].sort((p, q) => p - q).map(this.scale.step);
+      if (b - a >= 1) this.group.set({ zoom: [Math.max(0, a), b] });
+    });
+    this.canvas.addEventListener('dblclick', () => this.group.set({ zoom: null }));
+    this.canvas.addEventListener('keydown', (event) => this.key(event));
+    this.canvas.addEventListener('blur', () => this.group.set({ cursor: null }));
+  }
+
+  key(event) {
+    if (!this.scale) return;
+    const { from, to } = this.scale;
+    const span = to - from, at = this.group.cursor ?? to;
+    const actions = {
+      ArrowLeft: () => ({ cursor: Math.max(from, at - Math.max(1, span / 50)) }),
+      ArrowRight: () => ({ cursor: Math.min(to, at + Math.max(1, span / 50)) }),
+      Home: () => ({ cursor: from }),
+      End: () => ({ cursor: to }),
+      '+': () => ({ zoom: [Math.max(from, at - span / 4), Math.min(to, at + span / 4)] }),
+      '-': () => ({ zoom: null }),
+      Escape: () => ({ zoom: null, cursor: null }),
+    };
+    if (!actions[event.key]) return;
+    event.preventDefault();
+    this.group.set(actions[event.key]());
+  }
+}
+
+function label(value) {
+  const size = Math.abs(value);
+  if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
+  if (size !== 0 && size < 1e-3) return value.toExponential().replace('e-', 'e−');
+  return String(+value.toPrecision(4));
+}

@@ -1,0 +1,215 @@
+// One run: how it goes, its figures, what can be done with it, and its log, samples, checkpoints,
+// config and history. Everything a run wrote is shown as text.
+
+import { ago, api, badge, button, clock, compact, copy, count, duration, h, number, sureButton, text,
+  toast } from './dom.js';
+import { isLive, poke } from './live.js';
+import { Pace, progress, share, stateName } from './metrics.js';
+import { short } from './runs.js';
+
+const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config',
+  history: 'History' };
+const FAILURES = {
+  out_of_memory: ['Out of memory', 'Lower the batch size or the maximum length, or switch on '
+    + 'gradient checkpointing, then train again.'],
+  disk_full: ['The disk is full', 'Free some room, then resume: what was saved is intact.'],
+  diverged: ['The loss diverged', 'Lower the learning rate or the gradient norm limit, then train again.'],
+};
+
+export class Detail {
+  constructor(jobs) {
+    this.jobs = jobs;
+    this.view = 'log';
+    this.pace = new Pace();
+    this.dot = h('i', { class: 's-dot' });
+    this.title = h('h1', {});
+    this.state = h('span', {});
+    this.actions = h('div', { class: 's-actions' });
+    this.meta = h('p', { class: 's-meta' });
+    this.track = h('span', { class: 's-bar-track s-wide', role: 'progressbar',
+      'aria-label': 'Progress', 'aria-valuemin': 0, 'aria-valuemax': 100 }, h('span', {}));
+    this.going = h('span', { 'data-testid': 'progress' });
+    this.left = h('span', {});
+    this.progress = h('div', { class: 's-progress' }, this.track,
+      h('div', { class: 's-progress-words' }, this.going, this.left));
+    this.failure = h('div', { class: 's-failure', role: 'alert', hidden: true });
+    this.figures = h('dl', { class: 's-figures' });
+    this.element = h('section', { class: 's-detail', 'data-testid': 'detail' },
+      h('div', { class: 's-detail-head' }, this.dot, this.title, this.state, this.actions),
+      this.meta, this.failure, this.progress, this.figures);
+    this.tabs = h('div', { class: 's-tabs', role: 'tablist' }, Object.entries(VIEWS).map(([id, name]) =>
+      h('button', { type: 'button', role: 'tab', id: `tab-${id}`, 'data-view': id,
+        'aria-selected': String(id === this.view), 'aria-controls': 's-panel',
+        onclick: () => this.turn(id) }, name)));
+    this.body = h('div', { class: 's-panel', id: 's-panel', role: 'tabpanel', tabindex: '0' });
+    this.panels = h('section', { class: 's-panels' }, this.tabs, this.body);
+  }
+
+  turn(view) {
+    this.view = view;
+    for (const tab of this.tabs.children) {
+      tab.setAttribute('aria-selected', String(tab.dataset.view === view));
+    }
+    this.body.replaceChildren(h('p', { class: 's-quiet' }, '…'));
+    poke();
+  }
+
+  show(job, hue) {
+    if (this.job?.id !== job.id) {
+      this.body.replaceChildren(h('p', { class: 's-quiet' }, '…'));
+      this.acts = '';
+    }
+    this.job = job;
+    this.dot.style.background = `var(--s-run-${hue})`;
+    text(this.title, job.name);
+    const state = stateName(job);
+    if (this.state.dataset.state !== state) {
+      this.state.dataset.state = state;
+      this.state.replaceChildren(badge(state));
+    }
+    text(this.meta, [`Run ${job.id}`, job.method, short(job.model), short(job.data),
+      job.started ? `started ${clock(job.started)} (${ago(job.started)})` : `queued ${ago(job.created)}`,
+      job.device && `on ${job.device}`, job.attempt > 1 && `attempt ${job.attempt}`]
+      .filter(Boolean).join(' · '));
+    this.showProgress(job);
+    this.showFailure(job);
+    this.showFigures(job);
+    this.showActions(job);
+  }
+
+  showProgress(job) {
+    this.progress.hidden = !isLive(job) && job.state !== 'paused';
+    const part = Math.round(1000 * share(job)) / 10;
+    this.track.firstChild.style.width = `${part}%`;
+    this.track.setAttribute('aria-valuenow', part);
+    this.track.toggleAttribute('data-waiting', job.state === 'starting' || (job.state === 'running'
+      && !job.step));
+    const waiting = { queued: 'Waits for its turn', starting: 'Starting', stopping:
+      job.intent === 'cancel' ? 'Stopping after this step' : 'Saving, then pausing' }[job.state];
+    text(this.going, [progress(job), waiting ?? (job.step ? '' : job.phase)].filter(Boolean).join(' · '));
+    const left = job.state === 'running' ? this.pace.left(job) : null;
+    text(this.left, left === null ? '' : `${duration(left)} left`);
+  }
+
+  showFailure(job) {
+    this.failure.hidden = !job.error;
+    if (!job.error) return;
+    const [title, advice] = FAILURES[job.error.kind] ?? ['This run failed', ''];
+    const words = [title, job.error.text, advice].join('|');
+    if (this.failure.dataset.words === words) return;
+    this.failure.dataset.words = words;
+    this.failure.replaceChildren(h('strong', {}, title), h('p', {}, job.error.text),
+      advice && h('p', { class: 's-quiet' }, advice));
+  }
+
+  showFigures(job) {
+    const rows = job.rows ?? {};
+    const figures = [
+      ['Loss', number(job.last_loss), job.first_loss == null ? '' : `from ${number(job.first_loss)}`],
+      ['Held-out loss', number(job.eval_loss), ''],
+      ['Steps', count(job.step), job.total_steps ? `of ${count(job.total_steps)}` : ''],
+      ['Time', duration(job.seconds ?? (job.started && isLive(job)
+        ? Date.now() / 1000 - job.started : null)), ''],
+      ['Rows', count(rows.kept), rows.dropped ? `${count(rows.dropped)} dropped` : ''],
+      ['Trainable', compact(job.trainable_parameters), job.total_parameters
+        ? `${number((100 * job.trainable_parameters) / job.total_parameters, 2)}\u202f%` : ''],
+    ];
+    if (this.figures.children.length !== figures.length) {
+      this.figures.replaceChildren(...figures.map(([name]) =>
+        h('div', {}, h('dt', {}, name), h('dd', {}, h('b', {}), h('span', {})))));
+    }
+    figures.forEach(([, value, note], i) => {
+      const [main, aside] = this.figures.children[i].lastChild.children;
+      text(main, value);
+      text(aside, note);
+    });
+  }
+
+  showActions(job) {
+    const acts = `${job.id} ${job.state} ${job.intent} ${job.adapter}`;
+    if (this.acts === acts) return;
+    this.acts = acts;
+    const can = new Set(job.actions);
+    this.actions.replaceChildren(...[
+      job.adapter && h('a', { class: 's-button s-primary', href: compareAddress(job) }, 'Compare'),
+      can.has('resume') && button('Resume', () => this.act('resume'), 's-primary'),
+      job.state === 'queued' && button('Run next', () => this.act('first')),
+      (can.has('pause') || can.has('hold')) && button(job.state === 'queued' ? 'Hold' : 'Pause',
+        () => this.act('pause')),
+      button('Duplicate', () => this.duplicate(), '', { title: 'Open these settings in Train' }),
+      can.has('cancel') && !(job.intent === 'cancel')
+        && sureButton('Cancel', 'Really cancel?', () => this.act('cancel')),
+      can.has('delete') && sureButton('Delete', 'Delete for good?', () => this.act('delete')),
+    ].filter(Boolean));
+  }
+
+  async act(action) {
+    try {
+      await api(`/api/jobs/${this.job.id}/${action}`, {});
+    } catch (error) {
+      toast(error.message, 'error');
+    }
+    poke();
+  }
+
+  async duplicate() {
+    const answer = await api(`/api/live?detail=${this.job.id}&view=config`);
+    location.href = '/?' + (answer?.detail?.content?.query ?? '');
+  }
+
+  fill(detail) {
+    if (detail.id !== this.job?.id || detail.view !== this.view) return;
+    const { body } = this;
+    const atEnd = body.scrollTop + body.clientHeight >= body.scrollHeight - 8;
+    if (detail.error) body.replaceChildren(h('p', { class: 's-quiet' }, detail.error.text));
+    else body.replaceChildren(...[this[detail.view](detail.content)].flat());
+    if (detail.view === 'log' && atEnd) body.scrollTop = body.scrollHeight;
+  }
+
+  log(lines) {
+    return lines ? h('pre', {}, lines) : quiet('The log is empty until the run starts.');
+  }
+
+  samples(rows) {
+    if (!rows.length) return quiet('Answers given along the way appear here.');
+    return [...rows].reverse().map((row) => h('article', { class: 's-sample' },
+      h('header', {}, `Step ${count(row.step)}`), h('p', { class: 's-quiet' }, row.prompt),
+      h('p', {}, row.text)));
+  }
+
+  checkpoints(rows) {
+    if (!rows.length) return quiet('No checkpoint yet. One is saved regularly, and whenever you pause.');
+    return h('table', { class: 's-table' },
+      h('thead', {}, h('tr', {}, ['Step', 'Held-out loss', 'Saved', 'Folder'].map((name) =>
+        h('th', { scope: 'col' }, name)))),
+      h('tbody', {}, [...rows].reverse().map((row) => h('tr', {}, h('td', {}, count(row.step)),
+        h('td', {}, number(row.eval_loss)), h('td', {}, ago(row.time)),
+        h('td', { class: 's-path' }, row.path)))));
+  }
+
+  config({ yaml, command, error }) {
+    return [error && h('p', { class: 's-warning' }, error),
+      command && snippet('Command line', command), snippet('spec.yaml', yaml)].filter(Boolean);
+  }
+
+  history({ events }) {
+    return h('table', { class: 's-table' },
+      h('thead', {}, h('tr', {}, ['Time', 'State', 'By', 'Why'].map((name) =>
+        h('th', { scope: 'col' }, name)))),
+      h('tbody', {}, [...events].reverse().map((row) => h('tr', {}, h('td', {}, clock(row.time)),
+        h('td', {}, badge(row.dst)), h('td', {}, row.actor), h('td', {}, row.why)))));
+  }
+}
+
+const quiet = (words) => h('p', { class: 's-quiet' }, words);
+
+export function snippet(title, code) {
+  return h('div', { class: 's-snippet' },
+    h('header', {}, title, button('Copy', (e) => copy(code, e.currentTarget), 's-tool')),
+    h('pre', {}, code));
+}
+
+export function compareAddress(job) {
+  const base = encodeURIComponent(job.model);
+  return `/compare?lane=${base}&lane=${base}~${encodeURIComponent(job.name)}:1`;
+}

@@ -1,0 +1,144 @@
+// One poll per tab feeds everything: charts, tables, logs. It asks with a cursor and gets only what
+// is new (204 when nothing is), pauses while the tab is hidden and backs off while the server is away.
+
+import { api } from './dom.js';
+
+const LIVE = new Set(['queued', 'starting', 'running', 'stopping']);
+const FAST = 700, SLOW = 2500, MOST_POINTS = 4000;
+
+const subscribers = new Set();
+const state = { jobs: [], digest: '', seq: 0, watched: '', detail: '', supervised: true };
+const series = new Map(); // name -> Map(run -> {x: [], y: []})
+let timer = 0, wait = FAST, busy = false, again = false;
+
+/** Subscribe `{element, runs: () => [ids], names: () => [...], detail: () => [id, view], ...}`.
+ *  Callbacks: onJobs(jobs, supervised), onMetrics(series), onDetail(detail), onLink(ok). */
+export function subscribe(subscriber) {
+  subscribers.add(subscriber);
+  if (state.digest) subscriber.onJobs?.(state.jobs, state.supervised);
+  poke();
+  return () => subscribers.delete(subscriber);
+}
+
+/** Ask again now: something was pressed or the selection changed. */
+export function poke() {
+  clearTimeout(timer);
+  if (busy) { again = true; return; }
+  timer = setTimeout(tick, 0);
+}
+
+export const isLive = (job) => LIVE.has(job.state);
+
+async function tick() {
+  for (const s of subscribers) if (s.element && !s.element.isConnected) subscribers.delete(s);
+  if (document.hidden) return;
+  busy = true;
+  again = false;
+  try {
+    const news = await api('/api/live?' + question());
+    if (news) take(news);
+    wait = state.jobs.some(isLive) ? FAST : SLOW;
+    link(true);
+  } catch {
+    wait = Math.min(Math.max(wait, FAST) * 2, 8000);
+    link(false);
+  }
+  busy = false;
+  clearTimeout(timer);
+  timer = setTimeout(tick, again ? 0 : wait);
+}
+
+function question() {
+  const runs = new Set(), names = new Set();
+  let detail = null;
+  for (const s of subscribers) {
+    for (const run of s.runs?.() ?? []) runs.add(run);
+    for (const name of s.names?.() ?? []) names.add(name);
+    detail = s.detail?.() ?? detail;
+  }
+  const asked = new URLSearchParams({ jobs: state.digest });
+  const watched = [...runs].sort((a, b) => a - b).join() + ' ' + [...names].sort().join();
+  if (watched !== state.watched || tooLong()) { state.watched = watched; state.seq = 0; }
+  if (runs.size && names.size) {
+    asked.set('runs', [...runs].join());
+    asked.set('names', [...names].join());
+    asked.set('after', state.seq);
+  }
+  if (detail) {
+    asked.set('detail', detail[0]);
+    asked.set('view', detail[1]);
+    const key = detail.join();
+    asked.set('seen', state.detail.startsWith(key + '|') ? state.detail.slice(key.length + 1) : '');
+    state.detailKey = key;
+  }
+  return asked.toString().replaceAll('%2C', ',');
+}
+
+function tooLong() {
+  for (const runs of series.values()) {
+    for (const line of runs.values()) if (line.x.length > MOST_POINTS) return true;
+  }
+  return false;
+}
+
+function take(news) {
+  if (news.jobs) {
+    startAnew(news.jobs.items);
+    Object.assign(state, { jobs: news.jobs.items, digest: news.jobs.digest,
+      supervised: news.jobs.supervised });
+    for (const s of subscribers) s.onJobs?.(state.jobs, state.supervised);
+  }
+  if (news.metrics) {
+    if (news.metrics.snapshot) series.clear();
+    state.seq = news.metrics.seq;
+    for (const [name, runs] of Object.entries(news.metrics.data)) {
+      if (!series.has(name)) series.set(name, new Map());
+      for (const [run, points] of Object.entries(runs)) append(series.get(name), +run, points);
+    }
+    for (const s of subscribers) s.onMetrics?.(series);
+  }
+  if (news.detail) {
+    state.detail = `${state.detailKey}|${news.detail.digest}`;
+    for (const s of subscribers) s.onDetail?.(news.detail);
+  }
+}
+
+/** A run that began another attempt may have dropped points: ask for its curve afresh. */
+function startAnew(jobs) {
+  const before = new Map(state.jobs.map((job) => [job.id, job.attempt]));
+  for (const job of jobs) {
+    if (before.has(job.id) && before.get(job.id) !== job.attempt) { state.seq = 0; again = true; }
+  }
+}
+
+function append(runs, run, points) {
+  const line = runs.get(run) ?? { x: [], y: [] };
+  runs.set(run, line);
+  for (let i = 0; i < points.x.length; i++) {
+    // A resumed run repeats the steps after its checkpoint: the newer value wins.
+    while (line.x.length && line.x[line.x.length - 1] >= points.x[i]) {
+      line.x.pop();
+      line.y.pop();
+    }
+    line.x.push(points.x[i]);
+    line.y.push(points.y[i]);
+  }
+}
+
+function link(ok) {
+  for (const s of subscribers) s.onLink?.(ok);
+}
+
+document.addEventListener('visibilitychange', () => { if (!document.hidden) poke(); });
+
+/** The hue of each selected run: its id modulo ten, or the next free one where two would clash. */
+export function hues(runs) {
+  const taken = new Map();
+  for (const run of [...runs].sort((a, b) => a - b)) {
+    let hue = (run - 1) % 10;
+    const used = new Set(taken.values());
+    while (used.has(hue) && used.size < 10) hue = (hue + 1) % 10;
+    taken.set(run, hue);
+  }
+  return taken;
+}

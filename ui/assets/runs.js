@@ -1,0 +1,195 @@
+// The Runs page: the list on the left chooses, the right side shows the chosen run and its curves,
+// with other runs overlaid. The address keeps the choice: ?run=3,1 details run 3 and overlays run 1.
+
+import { ago, badge, duration, h, keyed, number, query, remember, text } from './dom.js';
+import { hues, isLive, poke, subscribe } from './live.js';
+import { METRICS, board, share, stateName } from './metrics.js';
+import { Detail } from './detail.js';
+
+const FILTERS = { all: () => true, live: isLive, ended: (job) => !isLive(job) };
+const MOST_OVERLAID = 10;
+
+export class Runs extends HTMLElement {
+  connectedCallback() {
+    if (this.built) return;
+    this.built = true;
+    this.jobs = [];
+    this.filter = 'all';
+    const asked = (query().get('run') ?? '').split(',').map(Number).filter(Boolean);
+    this.focus = asked[0] ?? null;
+    this.overlaid = new Set(asked);
+    this.build();
+    subscribe({
+      element: this,
+      runs: () => this.chosen(),
+      names: () => METRICS.map((metric) => metric.name),
+      detail: () => (this.focus ? [this.focus, this.detail.view] : null),
+      onJobs: (jobs, supervised) => this.take(jobs, supervised),
+      onMetrics: (series) => this.board.update(series),
+      onDetail: (detail) => this.detail.fill(detail),
+    });
+  }
+
+  build() {
+    this.board = board(METRICS.map((metric) => metric.name));
+    this.detail = new Detail(() => this.jobs);
+    this.search = h('input', { type: 'search', placeholder: 'Search runs', 'aria-label':
+      'Search runs', oninput: () => this.list() });
+    this.tabs = h('div', { class: 's-segments', role: 'group', 'aria-label': 'Which runs' },
+      Object.keys(FILTERS).map((name) => h('button', { type: 'button', 'data-filter': name,
+        'aria-pressed': String(name === 'all'), onclick: () => this.choose(name) })));
+    this.rows = h('ol', { class: 's-rows', 'data-testid': 'runs' });
+    this.nothing = h('p', { class: 's-quiet', hidden: true }, 'No run matches.');
+    this.warning = h('p', { class: 's-warning', hidden: true },
+      'The queue is asleep: nothing starts until its supervisor is back. '
+      + 'Opening the studio again wakes it.');
+    const slider = h('input', { type: 'range', min: 0, max: 0.98, step: 0.01, value: 0.0,
+      'aria-label': 'Smoothing', oninput: (e) => this.smooth(+e.target.value) });
+    this.smoothed = h('output', {}, '0');
+    slider.value = localStorage.getItem('studio.smoothing') ?? 0.6;
+    this.overlay = h('span', { class: 's-quiet' });
+    const [loss, ...small] = this.board.charts.map((chart) => chart.element);
+    loss.classList.add('s-large');
+    this.main = h('main', { class: 's-main', hidden: true }, this.detail.element,
+      h('div', { class: 's-chart-bar' }, this.overlay,
+        h('label', { class: 's-smooth' }, 'Smoothing', slider, this.smoothed)),
+      h('section', { class: 's-charts', 'aria-label': 'Curves' }, loss, small),
+      this.detail.panels);
+    this.welcome = h('div', { class: 's-welcome', hidden: true },
+      h('h2', {}, 'No runs yet'),
+      h('p', {}, 'A run trains one adapter. The Train page has a model, a dataset and a method '
+        + 'chosen already: one press starts it, and its curves appear here.'),
+      h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter'));
+    this.append(h('div', { class: 's-runs' },
+      h('aside', { class: 's-list' },
+        h('div', { class: 's-list-head' }, this.search, this.tabs), this.warning,
+        this.rows, this.nothing),
+      this.main), this.welcome);
+    this.smooth(+slider.value);
+  }
+
+  smooth(amount) {
+    this.smoothed.value = amount.toFixed(2);
+    try { localStorage.setItem('studio.smoothing', amount); } catch { /* private window */ }
+    this.board.group.set({ smoothing: amount });
+  }
+
+  choose(filter) {
+    this.filter = filter;
+    for (const tab of this.tabs.children) {
+      tab.setAttribute('aria-pressed', String(tab.dataset.filter === filter));
+    }
+    this.list();
+  }
+
+  chosen() {
+    return [...new Set([this.focus, ...this.overlaid])].filter(Boolean);
+  }
+
+  take(jobs, supervised) {
+    this.jobs = jobs;
+    const known = new Set(jobs.map((job) => job.id));
+    for (const id of this.overlaid) if (!known.has(id)) this.overlaid.delete(id);
+    if (!known.has(this.focus)) {
+      this.focus = (jobs.find((job) => isLive(job) && job.state !== 'queued') ?? jobs[0])?.id ?? null;
+      this.overlaid = new Set([this.focus].filter(Boolean));
+      this.moved();
+    }
+    this.welcome.hidden = jobs.length > 0;
+    this.main.hidden = !jobs.length;
+    this.querySelector('.s-runs').hidden = !jobs.length;
+    this.warning.hidden = supervised || !jobs.some(isLive);
+    this.show();
+  }
+
+  show() {
+    this.board.group.set({
+      hues: hues(this.chosen()),
+      names: new Map(this.jobs.map((job) => [job.id, job.name])),
+    });
+    const others = this.chosen().length - 1;
+    text(this.overlay, others > 0 ? `with ${others} other run${others > 1 ? 's' : ''} overlaid`
+      : 'Tick runs in the list to overlay their curves.');
+    const job = this.jobs.find((one) => one.id === this.focus);
+    if (job) this.detail.show(job, this.board.group.hues.get(job.id));
+    this.list();
+  }
+
+  moved() {
+    remember({ run: this.focus ? this.chosen().join() : null });
+    poke();
+  }
+
+  open(id) {
+    if (!this.overlaid.has(id)) this.overlaid.clear();
+    this.overlaid.add(id);
+    this.focus = id;
+    this.moved();
+    this.show();
+  }
+
+  toggle(id, on) {
+    if (on && this.chosen().length >= MOST_OVERLAID) return this.show();
+    if (on) this.overlaid.add(id);
+    else if (id !== this.focus || this.overlaid.size > 1) this.overlaid.delete(id);
+    if (!this.overlaid.has(this.focus)) this.focus = [...this.overlaid][0] ?? this.focus;
+    this.moved();
+    this.show();
+  }
+
+  list() {
+    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const matches = this.jobs.filter((job) => words.every((word) =>
+      `${job.id} ${job.name} ${job.model} ${job.data} ${job.method} ${job.state}`.toLowerCase()
+        .includes(word)));
+    for (const tab of this.tabs.children) {
+      const { filter } = tab.dataset;
+      text(tab, `${{ all: 'All', live: 'Live', ended: 'Ended' }[filter]} `
+        + matches.filter(FILTERS[filter]).length);
+    }
+    const shown = matches.filter(FILTERS[this.filter]);
+    this.nothing.hidden = shown.length > 0;
+    keyed(this.rows, shown, (job) => job.id, (job) => this.row(job), (node, job) =>
+      this.refresh(node, job));
+  }
+
+  row(job) {
+    const box = h('input', { type: 'checkbox', onchange: (e) => this.toggle(job.id, e.target.checked),
+      'aria-label': `Overlay ${job.name}`, 'data-testid': `overlay-${job.id}` });
+    const open = h('button', { type: 'button', class: 's-row-open', 'data-testid': `run-${job.id}`,
+      onclick: () => this.open(job.id) },
+      h('span', { class: 's-row-name' }), h('span', { class: 's-row-state' }),
+      h('span', { class: 's-row-what' }), h('span', { class: 's-row-loss' }),
+      h('span', { class: 's-bar-track' }, h('span', {})));
+    return h('li', {}, box, open);
+  }
+
+  refresh(node, job) {
+    const [box, open] = node.children;
+    const [name, state, what, loss, track] = open.children;
+    const hue = this.board.group.hues.get(job.id);
+    box.checked = this.overlaid.has(job.id);
+    node.style.setProperty('--hue', hue === undefined ? 'var(--s-line-strong)'
+      : `var(--s-run-${hue})`);
+    node.toggleAttribute('data-focus', job.id === this.focus);
+    open.setAttribute('aria-current', String(job.id === this.focus));
+    text(name, job.name);
+    const shown = stateName(job);
+    if (state.dataset.state !== shown) {
+      state.dataset.state = shown;
+      state.replaceChildren(badge(shown));
+    }
+    text(what, [job.method, short(job.model), short(job.data)].join(' · '));
+    const ended = job.finished ?? job.started ?? job.created;
+    text(loss, isLive(job) ? (job.last_loss == null ? job.phase || '' : `loss ${number(job.last_loss)}`)
+      : [job.last_loss == null ? '' : number(job.last_loss), job.seconds
+        ? duration(job.seconds) : ago(ended)].filter(Boolean).join(' · '));
+    track.hidden = !isLive(job) || job.state === 'queued';
+    track.firstChild.style.width = `${100 * share(job)}%`;
+  }
+}
+
+/** The last part of a path: what tells models and files apart. */
+export function short(path) {
+  return path.replace(/\/+$/, '').split('/').pop() || path;
+}

@@ -1,0 +1,47 @@
+// The tab's start: the theme switch, what the queue does (in the bar), and the pages' elements.
+// A page is one custom element; gradio only has to put it into the document.
+
+import { h, text } from './dom.js';
+import { isLive, subscribe } from './live.js';
+import { Compare } from './compare.js';
+import { Launch, Notes } from './train.js';
+import { Machine } from './system.js';
+import { Runs } from './runs.js';
+
+document.addEventListener('click', (event) => {
+  if (!event.target.closest('#s-theme')) return;
+  window.studioTheme(document.documentElement.classList.contains('dark') ? 'light' : 'dark');
+});
+
+/** 1 running · 2 queued, and a word when the server or the supervisor is away. */
+function pulse() {
+  const node = document.querySelector('.s-pulse');
+  const dot = h('i', {}), words = h('span', {});
+  node.append(dot, words);
+  let away = false, said = '';
+  const show = () => {
+    text(words, away ? 'The studio is not answering …' : said);
+    node.dataset.state = away ? 'failed' : node.dataset.calm;
+  };
+  subscribe({
+    element: node,
+    onJobs(jobs) {
+      const running = jobs.filter((job) => isLive(job) && job.state !== 'queued');
+      const queued = jobs.filter((job) => job.state === 'queued');
+      const parts = [running.length && `${running.length} running`,
+        queued.length && `${queued.length} queued`].filter(Boolean);
+      said = parts.join(' · ') || 'Idle';
+      node.dataset.calm = running.length ? 'running' : 'queued';
+      show();
+    },
+    onLink(ok) { if (away === ok) { away = !ok; show(); } },
+  });
+}
+
+if (document.querySelector('.s-pulse')) pulse();
+
+customElements.define('studio-runs', Runs);
+customElements.define('studio-launch', Launch);
+customElements.define('studio-notes', Notes);
+customElements.define('studio-compare', Compare);
+customElements.define('studio-system', Machine);

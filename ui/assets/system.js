@@ -1,0 +1,63 @@
+// System: what this machine has, who uses it, and where everything lives.
+
+import { api, badge, bytes, count, duration, h, number } from './dom.js';
+
+export class Machine extends HTMLElement {
+  connectedCallback() {
+    if (this.timer) return;
+    this.body = h('div', { class: 's-system', 'data-testid': 'system' });
+    this.append(this.body);
+    this.refresh();
+    this.timer = setInterval(() => { if (!document.hidden) this.refresh(); }, 3000);
+  }
+
+  disconnectedCallback() {
+    clearInterval(this.timer);
+    this.timer = 0;
+  }
+
+  async refresh() {
+    let now;
+    try {
+      now = await api('/api/system');
+    } catch (error) {
+      if (!this.body.children.length) this.body.append(h('p', { class: 's-error' }, error.message));
+      return;
+    }
+    this.body.replaceChildren(
+      card('Devices', now.devices.map((device) => this.device(device))),
+      card('Processes', this.processes(now.processes)),
+      card('Home', pairs([['Folder', now.home.path], ...now.home.parts.map((part) =>
+        [part.name, bytes(part.bytes)]), ['Free on this disk', bytes(now.home.free_bytes)]])),
+      card('Versions', pairs(now.versions)),
+    );
+  }
+
+  device(device) {
+    const used = device.total_bytes - device.free_bytes;
+    const bar = h('span', { class: 's-bar-track s-wide' }, h('span', {}));
+    bar.firstChild.style.width = `${(100 * used) / device.total_bytes}%`;
+    return h('div', { class: 's-device' },
+      h('header', {}, h('span', {}, h('b', {}, device.label), ` ${device.name}`),
+        h('span', {}, `${bytes(used)} of ${bytes(device.total_bytes)} used`)), bar,
+      h('span', { class: 's-quiet' }, [device.utilization != null
+        && `${number(device.utilization, 3)}\u202f% busy`,
+      device.holders.length ? `held by ${device.holders.join(' and ')}` : 'free'].filter(Boolean).join(' · ')));
+  }
+
+  processes(rows) {
+    return h('table', { class: 's-table' },
+      h('thead', {}, h('tr', {}, ['Process', 'State', 'Number', 'Since', 'CPU', 'Memory'].map((name) =>
+        h('th', { scope: 'col' }, name)))),
+      h('tbody', {}, rows.map((row) => h('tr', {}, h('td', { title: row.what }, row.role),
+        h('td', {}, badge(row.pid ? 'running' : 'queued', row.pid ? 'alive' : 'not running')),
+        h('td', {}, row.pid ? String(row.pid) : '–'), h('td', {}, duration(row.seconds)),
+        h('td', {}, row.cpu == null ? '–' : `${count(row.cpu)}\u202f%`),
+        h('td', {}, row.pid ? bytes(row.bytes) : '–')))));
+  }
+}
+
+const card = (title, ...content) => h('section', { class: 's-panel-card' }, h('h2', {}, title), ...content);
+
+const pairs = (rows) => h('dl', { class: 's-pairs' }, rows.map(([name, value]) =>
+  h('div', {}, h('dt', {}, name), h('dd', {}, value))));

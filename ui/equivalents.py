@@ -1,0 +1,82 @@
+"""Every form state is also a command line, a YAML file and an address: the same few differences.
+
+What differs from the defaults is computed once from the spec; the three texts are only ways to
+write it. It knows the spec, not the form.
+"""
+
+import shlex
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import urlencode
+
+import yaml
+
+from studio.methods import named
+from studio.spec import RunSpec, parse_assignment
+
+
+def differences(spec: RunSpec) -> dict[str, Any]:
+    """Return the dotted fields in which `spec` differs from the defaults (of its own method)."""
+    plain = spec.model_dump(mode="json")
+    usual = RunSpec(method=named(spec.method.name)()).model_dump(mode="json")
+    found: dict[str, Any] = {}
+    if spec.method.name != RunSpec().method.name:
+        found["method.name"] = spec.method.name
+    for part, value in plain.items():
+        if not isinstance(value, dict):
+            if value != usual[part]:
+                found[part] = value
+            continue
+        for field, inner in value.items():
+            if inner != usual[part].get(field):
+                found[f"{part}.{field}"] = inner
+    return found
+
+
+def command_line(spec: RunSpec) -> str:
+    """Return the `studio train` command that launches this very spec."""
+    rest = differences(spec)
+    words = ["studio", "train", "--model", spec.model.path, "--data", spec.data.path]
+    words += ["--method", spec.method.name]
+    if spec.name:
+        words += ["--name", spec.name]
+    for path in ("model.path", "data.path", "method.name", "name"):
+        rest.pop(path, None)
+    for path, value in rest.items():
+        words += ["--set", f"{path}={_written(value)}"]
+    return shlex.join(words)
+
+
+def minimal_yaml(spec: RunSpec) -> str:
+    """Return the shortest spec file that means the same."""
+    nested: dict[str, Any] = {
+        **({"name": spec.name} if spec.name else {}),
+        "model": {"path": spec.model.path},
+        "data": {"path": spec.data.path},
+        "method": {"name": spec.method.name},
+    }
+    for path, value in differences(spec).items():
+        part, _, field = path.rpartition(".")
+        (nested.setdefault(part, {}) if part else nested)[field] = value
+    return yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
+
+
+def query(spec: RunSpec) -> str:
+    """Return the address query that opens the form as it is: `set=method.r%3D32&…`."""
+    return urlencode([("set", f"{p}={_written(v)}") for p, v in differences(spec).items()])
+
+
+def from_query(assignments: Iterable[str]) -> RunSpec:
+    """Read what `query` wrote.
+
+    Raises:
+        SpecError: An assignment names no field or a wrong value.
+    """
+    return RunSpec().with_values(dict(parse_assignment(text) for text in assignments))
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, str):
+        # YAML would read these back as something else than text.
+        return value if yaml.safe_load(value) == value else yaml.safe_dump(value).strip()
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()

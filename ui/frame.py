@@ -1,0 +1,128 @@
+"""What every page gets before gradio wakes up: tokens, theme without a flash, the bar on top.
+
+Gradio writes the HTML document and fills it only once its scripts run; a stored theme applied there
+would flash. This pure ASGI layer edits the document as it leaves: the colour tokens and a four-line
+script that decides light or dark come first in the head, our stylesheet and module follow, and the
+bar with the navigation stands in the body from the first paint on. It edits HTML documents only
+and knows no page beyond its name and address.
+"""
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from ui.guard import App, Message, Receive, Scope, Send
+from ui.theme import tokens_css
+
+PAGES: Sequence[tuple[str, str]] = (
+    ("/", "Train"),
+    ("/runs", "Runs"),
+    ("/compare", "Compare"),
+    ("/system", "System"),
+)
+
+BOOT = """(function(){
+var root=document.documentElement,key='studio.theme',dark=matchMedia('(prefers-color-scheme: dark)');
+function read(){try{return localStorage.getItem(key)}catch(e){return null}}
+function apply(){var d=(read()||(dark.matches?'dark':'light'))==='dark';
+[root,document.body].forEach(function(n){if(n&&n.classList.contains('dark')!==d)
+n.classList.toggle('dark',d)})}
+window.studioTheme=function(next){try{localStorage.setItem(key,next)}catch(e){}apply();
+dispatchEvent(new Event('studio:theme'))};
+apply();dark.addEventListener('change',function(){apply();dispatchEvent(new Event('studio:theme'))});
+new MutationObserver(apply).observe(root,{attributes:true,attributeFilter:['class'],subtree:false});
+document.addEventListener('DOMContentLoaded',function(){apply();
+new MutationObserver(apply).observe(document.body,{attributes:true,attributeFilter:['class']})});
+})()"""
+
+MARK = (
+    '<svg viewBox="0 0 20 20" width="20" height="20" aria-hidden="true">'
+    '<rect x="1" y="1" width="18" height="18" rx="5" fill="var(--s-accent-fill)"/>'
+    '<path d="M5 14.5V5.5M15 14.5V5.5" stroke="#fff" stroke-width="1.6" stroke-linecap="round"/>'
+    '<path d="M5 7.5l10 5M5 12.5l10-5" stroke="#fff" stroke-opacity=".65" stroke-width="1.6"/></svg>'
+)
+FAVICON = MARK.replace("var(--s-accent-fill)", "#3350cf").replace(
+    "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '
+)
+SUN = (
+    '<svg viewBox="0 0 16 16" width="16" height="16" aria-hidden="true" fill="none" '
+    'stroke="currentColor" stroke-width="1.4" stroke-linecap="round">'
+    '<circle cx="8" cy="8" r="5.6"/><path d="M8 2.4a5.6 5.6 0 0 1 0 11.2z" fill="currentColor"/>'
+    "</svg>"
+)
+
+
+SHEETS = ("studio", "chart", "pages", "compare")
+HEAD = (
+    f"<style>{tokens_css()}</style><script>{BOOT}</script>"
+    '<link rel="icon" href="/favicon.ico" type="image/svg+xml">'
+    + "".join(f'<link rel="stylesheet" href="/studio/{name}.css">' for name in SHEETS)
+    + '<script type="module" src="/studio/studio.js"></script>'
+)
+
+
+class Frame:
+    """Edit HTML documents on their way out; everything else passes untouched."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hold an HTML response back until it is whole, then send the framed one."""
+        if scope["type"] != "http" or scope["method"] not in {"GET", "HEAD"}:
+            await self.app(scope, receive, send)
+            return
+        start: Message | None = None
+        body = bytearray()
+
+        async def framed(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                headers = dict(message["headers"])
+                if not headers.get(b"content-type", b"").startswith(b"text/html"):
+                    await send(message)
+                    return
+                start = message
+            elif start is None:
+                await send(message)
+            else:
+                body.extend(message.get("body", b""))
+                if not message.get("more_body"):
+                    await self._finish(send, start, bytes(body), scope["path"])
+
+        await self.app(scope, receive, framed)
+
+    async def _finish(self, send: Send, start: Message, body: bytes, path: str) -> None:
+        if body:
+            body = document(body.decode("utf-8"), path).encode()
+        headers = [h for h in start["headers"] if h[0] not in (b"content-length", b"cache-control")]
+        headers += [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+        await send({**start, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+def document(html: str, path: str) -> str:
+    """Return the document with our head and bar in it, and without gradio's social cards."""
+    html = re.sub(r'\s*<meta\s+(?:property="og:|name="twitter:)[^>]*>', "", html)
+    html = re.sub(r'\s*<link rel="manifest"[^>]*>', "", html)
+    html = html.replace("<head>", f"<head>{HEAD}", 1)
+    return re.sub(r"(<body[^>]*>)", lambda match: match[1] + bar(path), html, count=1)
+
+
+def bar(path: str) -> str:
+    """Return the bar on top: mark, pages, what the queue does, the theme switch."""
+    current = "/" + path.strip("/")
+    links = "".join(
+        f'<a href="{address}"{" aria-current=page" if address == current else ""}>'
+        f"{escape(name)}</a>"
+        for address, name in PAGES
+    )
+    return (
+        '<a class="s-skip" href="#studio-main">Skip to the page</a>'
+        f'<header class="s-bar"><a class="s-brand" href="/">{MARK}<span>Adapter Studio</span></a>'
+        f'<nav aria-label="Pages">{links}</nav>'
+        '<a class="s-pulse" href="/runs" data-testid="pulse" aria-live="polite"></a>'
+        f'<button class="s-icon" id="s-theme" type="button" title="Light or dark" '
+        f'aria-label="Switch between light and dark">{SUN}</button></header>'
+        '<div id="studio-main" tabindex="-1"></div>'
+    )

@@ -1,0 +1,176 @@
+"""The page's own JSON routes on the queue: one cursor poll per tab, one route per action.
+
+Gradio's events are bound to a tab and die with it; these routes only read the database or leave a
+wish in it, so any number of tabs may come and go. `/api/live` answers with what is new since the
+cursors it was given, and with 204 where nothing is. It knows the queue's store, not its tables.
+"""
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel
+
+from jobs.record import Job
+from jobs.states import actions
+from jobs.store import JobStore
+from jobs.summary import summary
+from studio.errors import QueueError, SpecError
+from studio.home import Home
+from studio.methods import methods
+from studio.spec import RunSpec
+from ui import equivalents
+
+MOST_JOBS = 500
+METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
+View = Literal["log", "samples", "checkpoints", "config", "history"]
+Action = Literal["pause", "cancel", "resume", "restart", "delete", "first"]
+
+
+class Nothing(BaseModel):
+    """An action's empty body: it must be JSON, which a foreign page cannot send unasked."""
+
+
+def routes(home: Home, store: JobStore) -> APIRouter:
+    """Return the routes on the queue of `home`."""
+    router = APIRouter(prefix="/api")
+
+    @router.get("/health")
+    def health() -> dict[str, Any]:
+        return {"ok": True, "home": str(home.path)}
+
+    @router.get("/live")
+    def live(
+        jobs: str = "",
+        runs: str = "",
+        names: str = "loss",
+        after: int = 0,
+        bins: int = Query(600, ge=10, le=5000),
+        detail: int | None = None,
+        view: View = "log",
+        seen: str = "",
+    ) -> Response:
+        news: dict[str, Any] = {}
+        listed = _jobs(store)
+        if listed["digest"] != jobs:
+            news["jobs"] = listed
+        metrics = _metrics(store, runs, names, after, bins)
+        if metrics:
+            news["metrics"] = metrics
+        if detail is not None:
+            shown = _detail(store, home, detail, view)
+            if shown["digest"] != seen:
+                news["detail"] = shown
+        return _json(news)
+
+    @router.get("/jobs")
+    def listing() -> dict[str, Any]:
+        return _jobs(store)
+
+    @router.get("/metrics")
+    def metrics(
+        runs: str, names: str = "loss", after: int = 0, bins: int = Query(600, ge=10, le=5000)
+    ) -> Response:
+        return _json(_metrics(store, runs, names, after, bins) or {})
+
+    @router.get("/jobs/{job_id}")
+    def one(job_id: int) -> dict[str, Any]:
+        return job_row(store.get(job_id))
+
+    @router.post("/jobs/{job_id}/{action}")
+    def act(job_id: int, action: Action, _: Nothing) -> dict[str, Any]:
+        if action == "delete":
+            store.delete(job_id)
+            return {"deleted": job_id}
+        if action == "first":
+            return job_row(store.run_next(job_id))
+        if action == "restart":
+            return job_row(store.resume(job_id, restart=True))
+        act_on = {"pause": store.pause, "cancel": store.cancel, "resume": store.resume}[action]
+        return job_row(act_on(job_id))
+
+    return router
+
+
+def job_row(job: Job) -> dict[str, Any]:
+    """Return what the page shows of a job: the command line's shape and a little more."""
+    spec = job.spec
+    method = dict(spec.get("method") or {})
+    known = methods().get(str(method.get("name")))
+    return {
+        **summary(job),
+        "kind": job.kind,
+        "model": (spec.get("model") or {}).get("path", ""),
+        "data": (spec.get("data") or {}).get("path", ""),
+        "method": known.title if known else method.get("name", ""),
+        "method_name": method.get("name", ""),
+        "phase": job.phase,
+        "device": job.device,
+        "created": job.created,
+        "started": job.started,
+        "finished": job.finished,
+        "attempt": job.attempt,
+        "ended": job.result.get("ended") or job.result.get("reason"),
+        "intent": job.intent,
+        "actions": actions(job.state),
+    }
+
+
+def _jobs(store: JobStore) -> dict[str, Any]:
+    items = [job_row(job) for job in store.list(limit=MOST_JOBS)]
+    supervised = store.supervisor() is not None
+    return {"digest": _digest([items, supervised]), "items": items, "supervised": supervised}
+
+
+def _metrics(
+    store: JobStore, runs: str, names: str, after: int, bins: int
+) -> dict[str, Any] | None:
+    ids = [int(part) for part in runs.split(",") if part.isdigit()][:20]
+    wanted = [name for name in names.split(",") if name in METRICS]
+    if not ids or not wanted:
+        return None
+    return store.metrics(ids, wanted, after_seq=after, bins=bins)
+
+
+def _detail(store: JobStore, home: Home, job_id: int, view: View) -> dict[str, Any]:
+    try:
+        job = store.get(job_id)
+    except QueueError as error:
+        return {"id": job_id, "view": view, "digest": "gone", "error": error.as_dict()}
+    content: Any
+    if view == "log":
+        content = store.log_tail(job_id, 400)
+    elif view == "samples":
+        content = store.samples(job_id)
+    elif view == "checkpoints":
+        content = store.checkpoints(job_id)
+    elif view == "history":
+        content = {"events": store.events(job_id), "attempts": store.attempts(job_id)}
+    else:
+        content = _config(job)
+    return {"id": job_id, "view": view, "content": content, "digest": _digest(content)}
+
+
+def _config(job: Job) -> dict[str, str]:
+    try:
+        spec = RunSpec.parse(job.spec)
+    except SpecError as error:
+        return {"yaml": json.dumps(job.spec, indent=2), "command": "", "query": "",
+                "error": error.text}  # fmt: skip
+    return {
+        "yaml": spec.to_yaml(),
+        "command": equivalents.command_line(spec),
+        "query": equivalents.query(spec.model_copy(update={"name": ""})),
+    }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.blake2b(json.dumps(value, default=str).encode(), digest_size=8).hexdigest()
+
+
+def _json(value: dict[str, Any]) -> Response:
+    if not value:
+        return Response(status_code=204, headers={"cache-control": "no-store"})
+    body = json.dumps(value, default=str, allow_nan=False, ensure_ascii=False).encode()
+    return Response(body, media_type="application/json", headers={"cache-control": "no-store"})

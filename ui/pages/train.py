@@ -1,0 +1,246 @@
+"""Train: one page, one button. Everything is chosen already; everything can be changed.
+
+The form is generated from the spec; the launch panel on the right shows the run it started, live.
+Launching only writes a row into the queue: nothing here trains.
+"""
+
+import html
+import json
+from typing import Any
+from urllib.parse import parse_qs
+
+import gradio as gr
+
+from jobs import supervisor
+from jobs.store import JobStore
+from studio.errors import InputError, SpecError, StudioError
+from studio.home import Home
+from studio.methods import methods
+from studio.spec import RunSpec
+from ui import equivalents, sources
+from ui.form import PARTS, Form, Knob, elem_id, knobs, method_choices
+
+TITLE = "Train"
+Groups = list[tuple[str, Any]]
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+
+
+def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
+    """Lay out the page inside the open blocks."""
+    form = Form()
+    with gr.Row(elem_classes="s-train", equal_height=False):
+        with gr.Column(elem_classes="s-form", min_width=320):
+            upload, notes, groups = _fields(form, home)
+        with gr.Column(elem_classes="s-side", min_width=320):
+            launch = gr.Button("Train", variant="primary", elem_id="train")
+            panel = gr.HTML("<studio-launch></studio-launch>", elem_id="launch")
+            preview = gr.HTML(_notes(_preview(RunSpec())), elem_id="preview")
+    inputs = list(form.components.values())
+    outputs = [preview, *notes]
+
+    def look(*values: Any) -> list[str]:
+        return _look(form, values)
+
+    def open_page(address: str) -> list[Any]:
+        return _open(form, groups, home, address)
+
+    def start(*values: Any) -> str:
+        return _start(form, home, store, values)
+
+    gr.on(
+        [component.change for component in inputs],
+        look,
+        inputs,
+        outputs,
+        trigger_mode="always_last",
+        **PRIVATE,
+    )
+    method = form.components["method.name"]
+    method.change(
+        lambda chosen: _shown_groups(groups, chosen),
+        method,
+        [group for _, group in groups],
+        **PRIVATE,
+    )
+    upload.upload(
+        lambda file: _uploaded(home, file),
+        upload,
+        [form.components["data.path"], panel],
+        **PRIVATE,
+    )
+    launch.click(start, inputs, panel, **PRIVATE)
+    address = gr.Textbox(visible=False)
+    page.load(
+        open_page,
+        address,
+        [*inputs, *outputs, *(group for _, group in groups)],
+        js="() => location.search",
+        **PRIVATE,
+    )
+
+
+def _fields(form: Form, home: Home) -> tuple[Any, list[Any], Groups]:
+    parts = {name: knobs(cls, f"{name}.") for name, cls in PARTS.items()}
+    with gr.Group(elem_classes="s-card"):
+        _heading("What to train")
+        with gr.Row(elem_classes="s-pair"):
+            model = _open_dropdown(form, parts["model"][0], sources.model_choices(home))
+            data = _open_dropdown(form, parts["data"][0], sources.data_choices(home))
+        with gr.Row(elem_classes="s-pair"):
+            model_note = gr.HTML("", elem_id="model-note")
+            data_note = gr.HTML("", elem_id="data-note")
+        upload = gr.UploadButton(
+            "Upload a data file …", size="sm", elem_id="upload", type="filepath",
+            file_types=list(sources.DATA_SUFFIXES), scale=0, min_width=160,
+        )  # fmt: skip
+    del model, data
+    with gr.Group(elem_classes="s-card"):
+        _heading("Method")
+        groups = _methods(form)
+        method_note = gr.HTML("", elem_id="method-note")
+    with gr.Group(elem_classes="s-card"):
+        _heading("Training")
+        with gr.Row(elem_classes="s-fields"):
+            for knob in (k for k in parts["train"] if not k.advanced):
+                form.add(knob)
+            for knob in knobs(RunSpec, ""):
+                form.add(knob)
+    with gr.Accordion("Advanced", open=False, elem_classes="s-card s-advanced", elem_id="advanced"):
+        for name, title in (("train", "Training"), ("data", "Data"), ("model", "Model")):
+            gr.HTML(f"<h3>{title}</h3>")
+            with gr.Row(elem_classes="s-fields"):
+                for knob in (k for k in parts[name] if k.advanced):
+                    form.add(knob)
+        for name, method in methods().items():
+            more = [k for k in knobs(method, f"method:{name}.") if k.advanced]
+            if more:
+                with gr.Column(visible=name == "lora", elem_classes="s-method-more") as group:
+                    gr.HTML(f"<h3>{html.escape(method.title)}</h3>")
+                    with gr.Row(elem_classes="s-fields"):
+                        for knob in more:
+                            form.add(knob)
+                groups.append((name, group))
+    return upload, [model_note, data_note, method_note], groups
+
+
+def _methods(form: Form) -> Groups:
+    groups: Groups = []
+    with gr.Row(elem_classes="s-fields"):
+        knob = Knob(
+            path="method.name", title="Method", help="How the model is adapted.", unit="",
+            advanced=False, kind="choice", default="lora",
+        )  # fmt: skip
+        form.add(
+            knob,
+            gr.Dropdown(
+                method_choices(), value="lora", label=knob.title, info=knob.help,
+                elem_id=knob.elem_id, filterable=False, min_width=120,
+            ),
+        )  # fmt: skip
+        for name, method in methods().items():
+            main = [k for k in knobs(method, f"method:{name}.") if not k.advanced]
+            with gr.Row(visible=name == "lora", elem_classes="s-method") as group:
+                for knob in main:
+                    form.add(knob)
+            groups.append((name, group))
+    return groups
+
+
+def _open_dropdown(form: Form, knob: Knob, choices: list[tuple[str, str]]) -> Any:
+    return form.add(
+        knob,
+        gr.Dropdown(
+            choices, value=knob.default, label=knob.title, info=knob.help, allow_custom_value=True,
+            elem_id=knob.elem_id, min_width=240,
+        ),
+    )  # fmt: skip
+
+
+def _heading(words: str) -> None:
+    gr.HTML(f"<h2>{html.escape(words)}</h2>")
+
+
+def _look(form: Form, values: Any) -> list[str]:
+    """Judge the form as it is: what it means, and a line on model, data and method."""
+    try:
+        spec = RunSpec.parse(form.read(values))
+    except SpecError as error:
+        return [_notes({"error": error.text, "field": elem_id(error.field)}), *[gr.skip()] * 3]
+    return [_notes(_preview(spec)), *_lines(spec)]
+
+
+def _lines(spec: RunSpec) -> list[str]:
+    lines = []
+    for say, part in ((sources.model_line, spec.model), (sources.data_line, spec.data)):
+        try:
+            lines.append(f'<p class="s-note">{html.escape(say(part))}</p>')
+        except StudioError as error:
+            lines.append(f'<p class="s-note s-wrong">{html.escape(error.text)}</p>')
+    manual = html.escape(sources.method_line(spec))
+    lines.append(f'<details class="s-manual"><summary>How it works</summary>'
+                 f"<pre>{manual}</pre></details>")  # fmt: skip
+    return lines
+
+
+def _preview(spec: RunSpec) -> dict[str, str]:
+    return {
+        "command": equivalents.command_line(spec),
+        "yaml": equivalents.minimal_yaml(spec),
+        "query": equivalents.query(spec),
+    }
+
+
+def _notes(values: dict[str, str]) -> str:
+    return _element("studio-notes", values)
+
+
+def _element(tag: str, values: dict[str, Any]) -> str:
+    """Write a custom element whose data is one escaped attribute."""
+    return f'<{tag} data-value="{html.escape(json.dumps(values))}"></{tag}>'
+
+
+def _open(form: Form, groups: Groups, home: Home, address: str) -> list[Any]:
+    """Fill the form from the address, so that a reload or a link finds it as it was."""
+    assignments = parse_qs(str(address).lstrip("?")).get("set", [])
+    error = ""
+    try:
+        spec = equivalents.from_query(assignments)
+    except InputError as wrong:
+        spec, error = RunSpec(), wrong.text
+    shown = dict(zip(form.components, form.write(spec), strict=True))
+    updates: list[Any] = [gr.skip() if not assignments else value for value in shown.values()]
+    order = list(shown)
+    for path, choices in (
+        ("model.path", sources.model_choices(home)),
+        ("data.path", sources.data_choices(home)),
+    ):
+        updates[order.index(path)] = gr.update(choices=choices, value=shown[path])
+    notes = _preview(spec) | ({"error": error} if error else {})
+    return [*updates, _notes(notes), *_lines(spec), *_shown_groups(groups, spec.method.name)]
+
+
+def _shown_groups(groups: Groups, method: str) -> list[Any]:
+    return [gr.update(visible=name == method) for name, _ in groups]
+
+
+def _uploaded(home: Home, file: str) -> list[Any]:
+    try:
+        kept = sources.keep_upload(home, file)
+    except StudioError as error:
+        return [gr.skip(), _element("studio-launch", {"error": error.text})]
+    choices = sources.data_choices(home)
+    return [gr.update(choices=choices, value=str(kept)), gr.skip()]
+
+
+def _start(form: Form, home: Home, store: JobStore, values: Any) -> str:
+    try:
+        spec = RunSpec.parse(form.read(values))
+        sources.model_line(spec.model)
+        sources.data_line(spec.data)
+        job = store.submit(spec)
+        supervisor.ensure_running(home)
+    except SpecError as error:
+        return _element("studio-launch", {"error": error.text, "field": elem_id(error.field)})
+    except StudioError as error:
+        return _element("studio-launch", {"error": error.text})
+    return _element("studio-launch", {"job": job.id})

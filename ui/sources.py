@@ -1,0 +1,151 @@
+"""What the Train page says about a model, a dataset and a method before anything runs.
+
+One line each, read from files without torch; a mistake becomes the same sentence as on the command
+line. It also keeps uploads: bounded, under a safe name, inside the home.
+"""
+
+import os
+import shutil
+from functools import lru_cache
+from pathlib import Path
+
+from studio import starter
+from studio.errors import DataError
+from studio.home import Home, slug
+from studio.methods import named
+from studio.models import sources
+from studio.spec import DataSource, ModelSource, RunSpec
+
+UPLOADS = "uploads"
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
+CHECKED_BYTES = 20 * 1024**2
+
+
+def model_choices(home: Home) -> list[tuple[str, str]]:
+    """Return (label, value) of the starter and the models in the home."""
+    found = [path for path in sources.available(home) if path != starter.MODEL]
+    return [("Starter · the tiny embedded model", starter.MODEL), *((_leaf(p), p) for p in found)]
+
+
+def data_choices(home: Home) -> list[tuple[str, str]]:
+    """Return (label, value) of the demos and of what was uploaded."""
+    own = sorted(p for p in (home.datasets / UPLOADS).glob("*") if p.suffix in DATA_SUFFIXES)
+    return [
+        *((f"Demo · {name}", f"{starter.DATA_PREFIX}{name}") for name in starter.datasets()),
+        *((path.name, str(path)) for path in own),
+    ]
+
+
+def model_line(source: ModelSource) -> str:
+    """Say what the model is: `Llama · 3.2 M parameters · …`.
+
+    Raises:
+        ModelError: It cannot be used; says why.
+    """
+    looks_local = source.path == starter.MODEL or Path(source.path).expanduser().exists()
+    if not looks_local and source.path.count("/") == 1 and not source.path.startswith((".", "~")):
+        return "A hub id: it is downloaded once, when the run starts."
+    facts = sources.facts(source)
+    parts = [
+        facts.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel"),
+        f"{_compact(facts.parameters)} parameters",
+        f"{facts.num_layers} layers",
+        f"context {facts.context_length:,}".replace(",", "\u202f"),
+        "own chat template" if facts.has_chat_template else "no chat template",
+    ]
+    return " · ".join(parts)
+
+
+def data_line(source: DataSource) -> str:
+    """Say what the dataset is: `300 rows · messages`.
+
+    Raises:
+        DataError: It cannot be used; says why.
+    """
+    path = _data_path(source.path)
+    if path is None:
+        return "A hub id: it is downloaded once, when the run starts."
+    if not path.exists():
+        raise DataError(f"There is no dataset {path}. Give a file, a folder, or a hub id.")
+    if path.is_dir():
+        return "A folder: every data file in it is read."
+    status = path.stat()
+    if status.st_size > CHECKED_BYTES:
+        return f"{_bytes(status.st_size)} · counted when the run starts"
+    return _checked(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=64)
+def _checked(path: Path, _changed: int, size: int) -> str:
+    from studio.data.check import check_file
+
+    report = check_file(path)
+    if report.error:
+        raise DataError(report.error.text)
+    rows = report.rows
+    parts = [f"{rows.kept:,} rows".replace(",", "\u202f")]
+    if rows.dropped:
+        parts.append(f"{rows.dropped} dropped")
+    return " · ".join([*parts, str(report.format).replace("_", " "), _bytes(size)])
+
+
+def method_line(spec: RunSpec) -> str:
+    """Return the first sentences of the method's own manual."""
+    return named(spec.method.name).manual()
+
+
+def _data_path(path: str) -> Path | None:
+    demo = starter.resolve_data(path)
+    if demo is not None:
+        return demo
+    local = Path(path).expanduser()
+    is_hub = path.count("/") == 1 and not path.startswith((".", "~")) and not local.exists()
+    return None if is_hub and not local.suffix else local
+
+
+def keep_upload(home: Home, temporary: str) -> Path:
+    """Move an uploaded file into the home under a safe, free name.
+
+    Raises:
+        DataError: Its ending is none of a data file.
+    """
+    source = Path(temporary)
+    suffix = source.suffix.lower()
+    if suffix not in DATA_SUFFIXES:
+        raise DataError(
+            f'"{source.name}" is no data file: its name must end in {", ".join(DATA_SUFFIXES)}.'
+        )
+    folder = home.datasets / UPLOADS
+    folder.mkdir(parents=True, exist_ok=True)
+    base = slug(source.stem, fallback="data")
+    for number in range(1, 10_000):
+        target = folder / f"{base}{'' if number == 1 else f'-{number}'}{suffix}"
+        if not target.exists():
+            break
+    partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    try:
+        shutil.copyfile(source, partial)
+        os.replace(partial, target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DataError(f"The upload could not be kept in {folder}: {error.strerror}.") from None
+    return target
+
+
+def _leaf(path: str) -> str:
+    return Path(path).name or path
+
+
+def _compact(value: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}\u202f{unit}"
+    return f"{value:.0f}"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.3g}\u202f{unit}"

@@ -1,0 +1,112 @@
+"""The page's way to the chat host: what lanes can hold, and one stream of answers.
+
+The host is its own process with its own token; the page never sees either. A closed tab ends the
+stream, which tells the host to stop. It holds no model and keeps no conversation.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from studio import starter
+from studio.errors import StudioError
+from studio.home import Home
+from ui.sources import model_choices
+
+MOST_LANES = 6
+
+
+class Part(BaseModel):
+    """One adapter of a lane's stack."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(max_length=1000)
+    weight: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
+
+
+class Lane(BaseModel):
+    """One lane as the page sends it; the host judges what is in it."""
+
+    model_config = ConfigDict(extra="forbid")
+    model: str = Field(max_length=1000)
+    stack: list[Part] = Field(default_factory=list, max_length=16)
+    system: str = Field("", max_length=100_000)
+    messages: list[dict[str, str]] = Field(max_length=1000)
+    sampling: dict[str, float | int | None] = Field(default_factory=dict)
+
+
+class Ask(BaseModel):
+    """One prompt to several lanes."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
+    lanes: list[Lane] = Field(min_length=1, max_length=MOST_LANES)
+
+
+class Stop(BaseModel):
+    """Which request to stop."""
+
+    id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
+
+
+def chat_routes(home: Home) -> APIRouter:
+    """Return the routes between Compare and the chat host."""
+    router = APIRouter(prefix="/api/chat")
+
+    @router.get("/choices")
+    def choices() -> dict[str, Any]:
+        return {
+            "models": [{"label": label, "path": path} for label, path in model_choices(home)],
+            "adapters": _adapters(home),
+            "prompts": starter.SAMPLE_PROMPTS,
+        }
+
+    @router.post("/generate")
+    def generate(ask: Ask) -> StreamingResponse:
+        return StreamingResponse(
+            _lines(home, ask.model_dump()),
+            media_type="application/x-ndjson",
+            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+        )
+
+    @router.post("/stop")
+    def stop(request: Stop) -> dict[str, Any]:
+        from jobs import chat_client
+
+        chat_client.stop(home, request.id)
+        return {"stopped": request.id}
+
+    return router
+
+
+def _adapters(home: Home) -> list[dict[str, Any]]:
+    from studio.adapters import library
+
+    return [
+        {"name": adapter.name, "base": str(adapter.base), "method": str(adapter.method)}
+        for adapter in library.adapters(home)
+    ]
+
+
+def _lines(home: Home, request: dict[str, Any]) -> Iterator[bytes]:
+    """Yield the host's events as JSON lines; a failure is the last event, never a broken stream."""
+    from jobs import chat_client
+
+    events = chat_client.generate(home, request)
+    try:
+        for event in events:
+            yield _line(event)
+    except StudioError as error:
+        yield _line({"type": "error", "lane": None, **error.as_dict()})
+    finally:
+        with suppress(AttributeError):
+            events.close()  # type: ignore[attr-defined]
+
+
+def _line(event: dict[str, Any]) -> bytes:
+    return (json.dumps(event, ensure_ascii=False) + "\n").encode()

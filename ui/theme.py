@@ -1,0 +1,197 @@
+"""The visual language, written down once: every page, chart and gradio component reads it.
+
+Calm, dense, professional. Paper and graphite neutrals with one cobalt accent; colour otherwise
+means something: a *state* or a *run*. Borders are one pixel and never doubled; there are no shadows
+but under what floats. Numbers are tabular and carry units. It refuses to know any page.
+
+Spacing   4 px grid: 4 inside a control, 8 between siblings, 12 inside a card, 16 between cards,
+          24 around the page.
+Type      11 px captions, 12 px secondary, 13 px text and controls, 15 px card titles, 20 px page
+          titles. Two weights: 400 and 600. System fonts only, nothing is fetched.
+Corners   6 px controls, 8 px cards, round only for dots and badges.
+States    one hue each (`STATES`); a badge is the hue as text on a 12 % tint of itself.
+Runs      ten hues (`RUNS`) told apart also by people who see few colours; a run keeps its hue on
+          every page (its id modulo ten, or the next free one where two would clash).
+Lanes     take the hues of runs in order, so lane A is always the same blue.
+"""
+
+from typing import Any
+
+SANS = (
+    '-apple-system, "Segoe UI Variable Text", "Segoe UI", Inter, Roboto, Cantarell, '
+    '"Noto Sans", "Liberation Sans", Arial, sans-serif'
+)
+MONO = (
+    'ui-monospace, "SF Mono", "Cascadia Mono", "JetBrains Mono", Menlo, Consolas, '
+    '"Liberation Mono", monospace'
+)
+
+SPACES = {"1": "4px", "2": "8px", "3": "12px", "4": "16px", "5": "24px", "6": "32px"}
+SIZES = {"caption": "11px", "small": "12px", "text": "13px", "card": "15px", "page": "20px"}
+RADII = {"control": "6px", "card": "8px"}
+
+# name: (light, dark)
+COLOURS: dict[str, tuple[str, str]] = {
+    "bg": ("#f6f6f3", "#121311"),
+    "surface": ("#ffffff", "#1a1b19"),
+    "raised": ("#fbfbf9", "#20221f"),
+    "hover": ("#f0f0ec", "#252723"),
+    "line": ("#e3e3dd", "#2d2f2b"),
+    "line-strong": ("#c9c9c1", "#45483f"),
+    "text": ("#1b1c1a", "#ecece6"),
+    "muted": ("#5f615b", "#a3a59c"),
+    "faint": ("#73756e", "#888a82"),
+    "accent": ("#3350cf", "#93a7ff"),
+    "accent-fill": ("#3350cf", "#4460dd"),
+    "accent-fill-hover": ("#2941b3", "#5470ec"),
+    "on-accent": ("#ffffff", "#ffffff"),
+    "grid": ("#ececE7", "#262824"),
+}
+
+STATES: dict[str, tuple[str, str]] = {
+    "queued": ("#5f615b", "#a3a59c"),
+    "starting": ("#3350cf", "#93a7ff"),
+    "running": ("#3350cf", "#93a7ff"),
+    "stopping": ("#8a5a00", "#e3b04b"),
+    "paused": ("#8a5a00", "#e3b04b"),
+    "succeeded": ("#17703f", "#5cc98b"),
+    "stopped": ("#0d6e74", "#58c4c9"),
+    "failed": ("#b92f27", "#ff8d84"),
+    "cancelled": ("#5f615b", "#a3a59c"),
+    "interrupted": ("#a34a08", "#f2a163"),
+}
+
+RUNS: list[tuple[str, str]] = [
+    ("#3350cf", "#93a7ff"),  # cobalt
+    ("#d06a12", "#f3a55c"),  # orange
+    ("#0d8a78", "#4cc9b4"),  # teal
+    ("#b5318b", "#e685c6"),  # magenta
+    ("#768a0b", "#b9cb4e"),  # olive
+    ("#2389bd", "#6cc4f0"),  # sky
+    ("#c4392f", "#ff8d84"),  # red
+    ("#7a4fc0", "#bd9bf5"),  # violet
+    ("#8a5a34", "#cfa27c"),  # brown
+    ("#5f6b76", "#aab6c1"),  # steel
+]
+
+
+def tokens_css() -> str:
+    """Return the custom properties (`--s-*`) of both schemes."""
+    fixed = {
+        "sans": SANS,
+        "mono": MONO,
+        **{f"space-{name}": value for name, value in SPACES.items()},
+        **{f"size-{name}": value for name, value in SIZES.items()},
+        **{f"radius-{name}": value for name, value in RADII.items()},
+    }
+    pairs = {
+        **COLOURS,
+        **{f"state-{name}": pair for name, pair in STATES.items()},
+        **{f"run-{index}": pair for index, pair in enumerate(RUNS)},
+    }
+    light = {**fixed, **{name: pair[0] for name, pair in pairs.items()}}
+    dark = {name: pair[1] for name, pair in pairs.items()}
+    return (
+        f":root{{color-scheme:light;{_properties(light)}}}"
+        f".dark{{color-scheme:dark;{_properties(dark)}}}"
+        "html{background:var(--s-bg)}"
+    )
+
+
+def _properties(values: dict[str, str]) -> str:
+    return "".join(f"--s-{name}:{value};" for name, value in values.items())
+
+
+def gradio_theme() -> Any:
+    """Return gradio's theme, written in our own properties so that both schemes follow them."""
+    import gradio as gr
+
+    theme = gr.themes.Base(
+        spacing_size="sm", radius_size="sm", text_size="sm", font=["Arial"], font_mono=["monospace"]
+    )
+    values = {
+        "body_background_fill": "var(--s-bg)",
+        "body_text_color": "var(--s-text)",
+        "body_text_color_subdued": "var(--s-muted)",
+        "body_text_size": "var(--s-size-text)",
+        "background_fill_primary": "var(--s-surface)",
+        "background_fill_secondary": "var(--s-raised)",
+        "border_color_primary": "var(--s-line)",
+        "border_color_accent": "var(--s-accent)",
+        "color_accent": "var(--s-accent)",
+        "color_accent_soft": "var(--s-hover)",
+        "link_text_color": "var(--s-accent)",
+        "link_text_color_hover": "var(--s-accent)",
+        "link_text_color_active": "var(--s-accent)",
+        "link_text_color_visited": "var(--s-accent)",
+        "shadow_drop": "none",
+        "shadow_drop_lg": "none",
+        "shadow_spread": "none",
+        "layout_gap": "var(--s-space-2)",
+        "block_background_fill": "transparent",
+        "block_border_width": "0px",
+        "block_border_color": "var(--s-line)",
+        "block_padding": "0px",
+        "block_shadow": "none",
+        "block_label_background_fill": "transparent",
+        "block_label_text_color": "var(--s-muted)",
+        "block_title_text_color": "var(--s-text)",
+        "block_title_text_size": "var(--s-size-small)",
+        "block_title_text_weight": "600",
+        "block_info_text_color": "var(--s-muted)",
+        "block_info_text_size": "var(--s-size-caption)",
+        "form_gap_width": "0px",
+        "panel_background_fill": "transparent",
+        "panel_border_width": "0px",
+        "input_background_fill": "var(--s-surface)",
+        "input_background_fill_focus": "var(--s-surface)",
+        "input_border_color": "var(--s-line-strong)",
+        "input_border_color_focus": "var(--s-accent)",
+        "input_border_color_hover": "var(--s-line-strong)",
+        "input_border_width": "1px",
+        "input_padding": "6px 8px",
+        "input_radius": "var(--s-radius-control)",
+        "input_shadow": "none",
+        "input_shadow_focus": "0 0 0 1px var(--s-accent)",
+        "input_text_size": "var(--s-size-text)",
+        "input_placeholder_color": "var(--s-faint)",
+        "checkbox_background_color": "var(--s-surface)",
+        "checkbox_background_color_selected": "var(--s-accent-fill)",
+        "checkbox_border_color": "var(--s-line-strong)",
+        "checkbox_border_color_selected": "var(--s-accent-fill)",
+        "checkbox_border_color_focus": "var(--s-accent)",
+        "checkbox_label_background_fill": "transparent",
+        "checkbox_label_background_fill_selected": "transparent",
+        "checkbox_label_background_fill_hover": "transparent",
+        "checkbox_label_border_width": "0px",
+        "checkbox_label_padding": "0px",
+        "checkbox_label_text_color": "var(--s-text)",
+        "checkbox_label_text_size": "var(--s-size-text)",
+        "slider_color": "var(--s-accent-fill)",
+        "button_border_width": "1px",
+        "button_large_padding": "8px 16px",
+        "button_large_radius": "var(--s-radius-control)",
+        "button_large_text_size": "var(--s-size-text)",
+        "button_small_padding": "5px 10px",
+        "button_small_radius": "var(--s-radius-control)",
+        "button_small_text_size": "var(--s-size-small)",
+        "button_primary_background_fill": "var(--s-accent-fill)",
+        "button_primary_background_fill_hover": "var(--s-accent-fill-hover)",
+        "button_primary_border_color": "var(--s-accent-fill)",
+        "button_primary_text_color": "var(--s-on-accent)",
+        "button_secondary_background_fill": "var(--s-surface)",
+        "button_secondary_background_fill_hover": "var(--s-hover)",
+        "button_secondary_border_color": "var(--s-line-strong)",
+        "button_secondary_text_color": "var(--s-text)",
+        "button_transition": "background-color .12s",
+        "error_background_fill": "var(--s-surface)",
+        "error_border_color": "var(--s-state-failed)",
+        "error_text_color": "var(--s-state-failed)",
+        "error_icon_color": "var(--s-state-failed)",
+        "accordion_text_color": "var(--s-text)",
+        "table_border_color": "var(--s-line)",
+        "stat_background_fill": "var(--s-accent)",
+    }
+    known = gr.themes.Base.set.__code__.co_varnames
+    both = {**values, **{f"{name}_dark": v for name, v in values.items()}}
+    return theme.set(**{name: value for name, value in both.items() if name in known})
