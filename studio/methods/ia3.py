@@ -70,12 +70,9 @@ class IA3(Method):
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
         """PEFT's IA3Config."""
-        feed = sorted({s.key.split(".")[-1] for s in sites if _is_feed_forward(s)})
-        whole = sorted(s.key for s in sites if _is_feed_forward(s))
-        other = {s.key.split(".")[-1] for s in sites if not _is_feed_forward(s)}
-        clash = bool(other & set(feed))
         return {
-            "feedforward_modules": whole if clash else feed,
+            "target_modules": [site.key for site in sites],
+            "feedforward_modules": [site.key for site in sites if _is_feed_forward(site)],
             "fan_in_fan_out": any(site.transposed for site in sites),
         }
 

@@ -203,6 +203,6 @@ class Lora(Method):
 
     def tensor_name(self, site: Site, name: str) -> str:
         """PEFT stores `A` and `B` as the weights of two bias-free linears."""
-        if name == "magnitude":
-            name = "lora_magnitude_vector"
-        return f"{super().tensor_name(site, name)}{'.weight' if name.startswith('lora_') else ''}"
+        ending = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight",
+                  "magnitude": "lora_magnitude_vector"}  # fmt: skip
+        return super().tensor_name(site, ending.get(name, name))

@@ -39,7 +39,8 @@ def read(folder: Path, anatomy: Anatomy) -> tuple[Method, list[Site], list[Param
         AdapterError: Says what is wrong with which file, or why it does not fit this base.
     """
     method = read_method(read_config(folder))
-    sites, params = method.from_tensors(_read_tensors(folder / WEIGHTS), anatomy)
+    tensors = _without_copies(_read_tensors(folder / WEIGHTS), anatomy)
+    sites, params = method.from_tensors(tensors, anatomy)
     return method, sites, params
 
 
@@ -99,6 +100,17 @@ def write(adapter: Adapter, folder: Path, anatomy: Anatomy, *, base: str) -> Non
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _without_copies(tensors: Params, anatomy: Anatomy) -> Params:
+    """Drop copies of the base's own tensors, which PEFT adds when it adapts the output head."""
+    kept = {}
+    for key, tensor in tensors.items():
+        own_key = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        own = anatomy.parameter(own_key)
+        if own is None or own.shape != tensor.shape or not own.detach().cpu().equal(tensor):
+            kept[key] = tensor
+    return kept
 
 
 def _read_tensors(path: Path) -> Params:

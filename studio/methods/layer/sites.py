@@ -125,6 +125,12 @@ class Anatomy:
         key = next(key for key, value in self.modules.items() if value is module)
         return Site(key, "embedding", module, -1, self.hidden_size, self.hidden_size)
 
+    def parameter(self, key: str) -> nn.Parameter | None:
+        """Return the model's own parameter of this name, if it has one."""
+        module = self.modules.get(key.rpartition(".")[0])
+        found = getattr(module, key.rpartition(".")[2], None)
+        return found if isinstance(found, nn.Parameter) else None
+
     def whole(self) -> Site:
         """Return the model itself, the place of virtual tokens."""
         return Site("", "model", self.model, -1, self.hidden_size, self.hidden_size)
