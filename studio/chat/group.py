@@ -73,8 +73,9 @@ class Group:
         # The first tokens are out before the proof costs anything.
         if len(claimed) == 1:
             claimed = claimed * len(self.answers)
+        routed = len({answer.stack for answer in self.answers}) > 1
         for answer, stack, probed_V in zip(self.answers, claimed, probed_BV, strict=True):
-            yield from self._prove(answer, stack, probed_V, routed=len(set(claimed)) > 1)
+            yield from self._prove(answer, stack, probed_V, routed=routed)
         self.activate()
 
     def _prove(
@@ -108,7 +109,7 @@ class Group:
                 answer.fail(ChatError(OVERFLOW))
                 continue
             delta = answer.take(token, logits_BV[row])
-            if delta.text or delta.scored:
+            if delta.token_id is not None:
                 yield delta
 
     def _drop_finished(self) -> Iterator[Delta]:

@@ -1,12 +1,11 @@
 """Tiny random models, a word-for-token tokenizer and a template, all made in memory."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -74,7 +73,7 @@ def make_model(kind: str) -> Any:
             max_position_embeddings=CONTEXT,
             eos_token_id=95,
             initializer_range=0.3,
-        )  # fmt: skip
+        )
     ).eval()
 
 
@@ -123,14 +122,7 @@ def collect(deltas: Any) -> dict[int, dict[str, Any]]:
     return lanes
 
 
-@pytest.fixture(scope="session")
-def engines() -> Callable[[str], ChatEngine]:
-    """One engine a model kind, with a few adapters of several methods."""
-    made: dict[str, ChatEngine] = {}
-
-    def engine(kind: str) -> ChatEngine:
-        if kind not in made:
-            made[kind] = make_engine(kind, {"a": "lora", "b": "lora", "c": "lora"})
-        return made[kind]
-
-    return engine
+@cache
+def engine_of(kind: str) -> ChatEngine:
+    """One engine a model kind, shared by tests that only ask."""
+    return make_engine(kind, {"a": "lora", "b": "lora", "c": "lora"})

@@ -1,0 +1,124 @@
+"""Sampling: the filters are transformers', the draws belong to each row alone."""
+
+import math
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from studio.chat.lanes import Sampling
+from studio.chat.sampling import Sampler, candidates, pick_all
+
+
+def logits(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def test_temperature_zero_takes_the_likeliest_token():
+    row = torch.tensor([0.1, 3.0, -1.0, 2.9])
+
+    assert Sampler(Sampling(temperature=0), [0], 4).pick(row) == 1
+
+
+@pytest.mark.parametrize(
+    ("temperature", "top_k", "top_p"),
+    [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.9), (0.8, 40, 0.5), (2.0, 3, 0.99), (1.0, 0, 0.01)],
+)
+def test_filters_leave_the_same_distribution_as_transformers(temperature, top_k, top_p):
+    row = logits(3000)
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+    if top_k:
+        warpers.append(TopKLogitsWarper(top_k))
+    if top_p < 1:
+        warpers.append(TopPLogitsWarper(top_p))
+    expected = warpers(torch.zeros(1, 1, dtype=torch.long), row[None].clone())[0].softmax(-1)
+
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    probabilities, tokens = candidates(row, sampling)
+
+    assert set(tokens.tolist()) == set(expected.nonzero().flatten().tolist())
+    torch.testing.assert_close(probabilities, expected[tokens])
+
+
+def test_a_flat_distribution_keeps_more_tokens_than_the_first_thousand():
+    row = torch.zeros(5000)
+
+    probabilities, tokens = candidates(row, Sampling(temperature=1, top_p=0.8))
+
+    assert len(tokens) == math.ceil(0.8 * 5000)
+    torch.testing.assert_close(probabilities.sum(), torch.tensor(1.0))
+
+
+def test_repetition_penalty_is_that_of_transformers():
+    row, prompt = logits(50), [3, 7, 7, 49]
+    processor = RepetitionPenaltyLogitsProcessor(1.7)
+    expected = processor(torch.tensor([prompt]), row[None].clone())[0].argmax()
+
+    sampler = Sampler(Sampling(temperature=0, repetition_penalty=1.7), prompt, 50)
+
+    assert sampler.pick(row) == expected
+
+
+def test_a_generated_token_is_penalised_too():
+    row = torch.tensor([2.0, 1.9, 0.0])
+    sampler = Sampler(Sampling(temperature=0, repetition_penalty=2), [2], 3)
+
+    assert [sampler.pick(row), sampler.pick(row)] == [0, 1]
+
+
+def test_draws_follow_the_probabilities():
+    row = torch.tensor([0.5, 0.3, 0.2]).log()
+    sampler = Sampler(Sampling(temperature=1, seed=1), [0], 3)
+
+    counts = torch.bincount(torch.tensor([sampler.pick(row) for _ in range(4000)]), minlength=3)
+
+    # Four standard deviations of a share near one half among 4000 draws: 0.032.
+    assert (counts / 4000 - row.exp()).abs().max() < 0.032
+
+
+def test_same_seed_gives_same_tokens_whatever_the_neighbours_are():
+    mine = logits(6, 80)
+    alone = Sampler(Sampling(temperature=1, seed=5), [0], 80)
+    expected = [alone.pick(row) for row in mine]
+
+    rows = [
+        Sampler(Sampling(temperature=2, seed=9), [0], 80),
+        Sampler(Sampling(temperature=1, seed=5), [0], 80),
+        Sampler(Sampling(temperature=0), [0], 80),
+    ]
+    got = [pick_all(rows, torch.stack([-row, row, row * 2]))[1] for row in mine]
+
+    assert got == expected
+
+
+def test_rounding_noise_does_not_change_a_draw():
+    mine = logits(40, 80)
+    one = Sampler(Sampling(temperature=1, top_p=0.95, seed=5), [0], 80)
+    two = Sampler(Sampling(temperature=1, top_p=0.95, seed=5), [0], 80)
+
+    noisy = mine + logits(40, 80, seed=1) * 1e-6
+
+    assert [one.pick(row) for row in mine] == [two.pick(row) for row in noisy]
+
+
+def test_other_seeds_give_other_tokens():
+    rows = logits(8, 80)
+    drawn = []
+    for seed in range(3):
+        sampler = Sampler(Sampling(temperature=1, seed=seed), [0], 80)
+        drawn.append(tuple(sampler.pick(row) for row in rows))
+
+    assert len(set(drawn)) == 3
+
+
+def test_numbers_that_overflowed_are_no_token():
+    rows = torch.tensor([[1.0, 2.0], [float("nan"), 1.0], [float("inf"), 1.0]])
+    samplers = [Sampler(Sampling(temperature=0), [0], 2) for _ in range(3)]
+
+    assert pick_all(samplers, rows) == [1, None, None]
