@@ -103,7 +103,7 @@ def _plausible(text: bytes, name: str) -> float:
 
 _COMMON_HANZI = set(
     "的一是不了在人有我他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天而能好都然没日于起还发成事只作当想看文无开手十用主行方又如前所本见经头面公同三已老从动两长问話說這個們時為會來國對後沒發"
-)  # noqa: E501
+)
 _COMMON: dict[str, Callable[[str], bool]] = {
     "gb18030": lambda c: c in _COMMON_HANZI or c in "，。！？、：；（）“”《》",
     "big5": lambda c: c in _COMMON_HANZI or c in "，。！？、：；（）「」",

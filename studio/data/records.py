@@ -30,6 +30,7 @@ class Conversation:
     messages: list[Message]
     tools: list[Any] | None = None
     line: int = 0
+    open_ended: bool = False  # a question at the end had no answer and was left out
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,14 @@ class Document:
 
     text: str
     line: int = 0
+
+
+class Dropped(Exception):
+    """Raised while a row is read: it cannot be used, and this is why."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind, self.text = kind, text
 
 
 @dataclass(slots=True)

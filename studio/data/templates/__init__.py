@@ -1,0 +1,184 @@
+"""Templates: the one function that turns messages into token ids, for training, chat and X-ray.
+
+`choose(tokenizer, name)` takes the model's own template where there is one, else a named fallback.
+Character spans become token masks through the tokenizer's own offsets: a token carries loss when
+it covers at least one character of an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from studio.data.records import Conversation, Document, Message, Problem
+from studio.data.templates.backend import Backend, backend_of
+from studio.data.templates.guard import Guard
+from studio.data.templates.layout import Layout, Rendered
+from studio.data.templates.named import STYLES, NamedLayout
+from studio.data.templates.own import OwnLayout
+from studio.data.templates.sandbox import BREAK, TemplateRefused
+from studio.data.templates.spans import trained_mask, without_breaks
+from studio.errors import DataError, ModelError, nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TrainOn = Literal["assistant", "last", "all"]
+IGNORED = -100
+
+
+class Encoded(NamedTuple):
+    """Token ids, and which of them carry loss."""
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+
+
+class Template:
+    """A layout on a tokenizer. `reason` says why it was chosen."""
+
+    def __init__(self, backend: Backend, layout: Layout, reason: str) -> None:
+        self.backend, self.layout, self.reason = backend, layout, reason
+        self._guard = Guard(backend.controls)
+        self._prefix = list(backend.prefix) if layout.adds_prefix else []
+        eos = backend.token_id(backend.eos) if backend.eos else None
+        self._eos = [] if eos is None else [eos]
+        end = backend.token_id(layout.end) if layout.end else None
+        ids = [i for i in (end, eos) if i is not None]
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(ids))
+
+    @property
+    def name(self) -> str:
+        """`model` for the model's own template, else the name of the fallback."""
+        return self.layout.name
+
+    @property
+    def end(self) -> str:
+        """The text of the token that ends a turn; "" when the model has none."""
+        return self.layout.end
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens such as `<s>` that stand before every row."""
+        return len(self._prefix)
+
+    def encode_prompt(self, messages: list[Message], tools: list[Any] | None = None) -> list[int]:
+        """Return the ids that stand before the next answer, as training saw them.
+
+        Raises:
+            DataError: The model's template refuses the conversation.
+        """
+        try:
+            text = self.layout.prompt(messages, tools)
+        except TemplateRefused as refused:
+            raise DataError(f"The model's chat template refuses this: {refused}.") from None
+        return self._prefix + self._ids(text).tolist()
+
+    def encode(
+        self,
+        messages: list[Message],
+        train_on: TrainOn = "assistant",
+        tools: list[Any] | None = None,
+    ) -> tuple[list[int], list[int]]:
+        """Return ids and labels of one conversation; masked labels are -100.
+
+        Raises:
+            DataError: The model's template refuses the conversation.
+        """
+        encoded = self.encode_batch([Conversation(messages, tools)], train_on)[0]
+        if isinstance(encoded, Problem):
+            raise DataError(f"The conversation cannot be encoded: {encoded.text}")
+        labels = np.where(encoded.trained, encoded.ids, IGNORED)
+        return encoded.ids.tolist(), labels.tolist()
+
+    def encode_batch(
+        self, rows: Sequence[Conversation | Document], train_on: TrainOn = "assistant"
+    ) -> list[Encoded | Problem]:
+        """Encode many rows at once; a row that the template refuses becomes a Problem."""
+        rendered = [self._laid_out(row) for row in rows]
+        texts = [r.text for r in rendered if not isinstance(r, Problem)]
+        encodings = iter(self.backend.core.encode_batch(texts, add_special_tokens=False))
+        out: list[Encoded | Problem] = []
+        for row, laid in zip(rows, rendered, strict=True):
+            if isinstance(laid, Problem):
+                out.append(laid)
+                continue
+            out.append(self._encoded(row, laid, next(encodings), train_on))
+        return out
+
+    def _laid_out(self, row: Conversation | Document) -> Rendered | Problem:
+        if isinstance(row, Document):
+            return Rendered(self._guard(row.text), [])
+        try:
+            return self.layout.render(row.messages, row.tools)
+        except TemplateRefused as refused:
+            return Problem(row.line, "template", f"The model's chat template refuses it: {refused}")
+
+    def _encoded(
+        self, row: Conversation | Document, laid: Rendered, encoding: Any, train_on: TrainOn
+    ) -> Encoded:
+        whole = isinstance(row, Document)
+        spans = laid.spans[-1:] if train_on == "last" else laid.spans
+        if BREAK in laid.text:
+            ids, mask = without_breaks(self.backend.core, laid.text, encoding, spans)
+        else:
+            ids = np.array(encoding.ids, dtype=np.int32)
+            mask = trained_mask(encoding, spans, len(ids))
+        before = list(self.backend.prefix) if whole else self._prefix
+        after = self._eos if whole else []
+        if before or after:
+            ids = np.concatenate([before, ids, after]).astype(np.int32)
+            mask = np.concatenate([np.zeros(len(before), bool), mask, np.ones(len(after), bool)])
+        if whole or train_on == "all":
+            mask = np.ones(len(ids), bool)
+        return Encoded(ids, mask)
+
+    def _ids(self, text: str) -> NDArray[np.int32]:
+        encoding = self.backend.core.encode(text, add_special_tokens=False)
+        if BREAK in text:
+            return without_breaks(self.backend.core, text, encoding, [])[0]
+        return np.array(encoding.ids, dtype=np.int32)
+
+
+def choose(tokenizer: Any, name: str = "auto") -> Template:
+    """Return the template of a tokenizer: its own where it has one, else a named fallback.
+
+    Without one, `auto` takes ChatML where the vocabulary has its markers as tokens, else `plain`,
+    which costs no marker tokens at all.
+
+    Raises:
+        ModelError: The tokenizer has no fast form, or its own template is broken.
+    """
+    backend = backend_of(tokenizer)
+    guard = Guard(backend.controls)
+    if name == "auto" and backend.chat_template:
+        try:
+            layout: Layout = OwnLayout(
+                backend.chat_template,
+                special=backend.special,
+                controls=backend.controls,
+                guard=guard,
+            )
+        except TemplateRefused as refused:
+            raise ModelError(
+                f"The model's own chat template cannot be used: {refused}. "
+                "Choose a named one: chatml, alpaca, vicuna or plain."
+            ) from None
+        return Template(backend, layout, "the model's own chat template")
+    marked = all(backend.token_id(token) is not None for token in ("<|im_start|>", "<|im_end|>"))
+    reason = "chosen by hand"
+    if name == "auto":
+        name = "chatml" if marked else "plain"
+        why = "its vocabulary has ChatML's markers" if marked else "it costs no marker tokens"
+        reason = f"the model has no chat template; {name} was taken because {why}"
+    if name not in STYLES:
+        raise DataError(f'There is no chat template "{name}".{nearest(name, STYLES)}')
+    end = "<|im_end|>" if name == "chatml" and marked else backend.eos
+    if end and backend.token_id(end) is None:
+        end = ""
+    return Template(backend, NamedLayout(name, end=end, guard=guard), reason)
+
+
+__all__ = ["IGNORED", "Encoded", "Template", "TrainOn", "choose"]

@@ -1,0 +1,271 @@
+"""The model's own chat template, and which characters of its output are answers.
+
+Templates with `{% generation %}` blocks say so themselves. For all others each message is rendered
+between two invisible marks, which gives the exact place of every content; the answer then reaches
+from the end of the generation prompt to the token that ends the turn, both learned once from a
+probe. A plain second rendering proves that the marks changed nothing; where they did (templates
+that rewrite contents), answers are located by rendering the conversation up to each of them.
+Text of the data is never searched for markers: special tokens in it have been broken before.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from studio.data.records import Message
+from studio.data.templates.guard import Guard
+from studio.data.templates.layout import Rendered, calls_as_text, with_tools_as_text
+from studio.data.templates.sandbox import (
+    BREAK,
+    DATA_END,
+    DATA_START,
+    GENERATION_START,
+    MARKS,
+    TemplateRefused,
+    compiled,
+    render,
+)
+
+_SPLIT = re.compile(f"([{MARKS}])")
+_GENERATION = re.compile(r"\{%-?\s*generation\b")
+_THOUGHT = re.compile(r".*</think>\s*", re.DOTALL)
+_PROBE = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
+
+
+class OwnLayout:
+    """A model's chat template, compiled and probed once."""
+
+    name = "model"
+    adds_prefix = False
+
+    def __init__(
+        self, source: str, *, special: dict[str, str], controls: tuple[str, ...], guard: Guard
+    ) -> None:
+        self.guard = guard
+        self._special = special
+        self._template = compiled(source)
+        self._marked_by_author = bool(_GENERATION.search(source))
+        self._knows_tools = "tools" in source
+        self._knows_calls = "tool_calls" in source
+        self._knows_tool_role = bool(re.search(r"""['"](tool|ipython)['"]""", source))
+        self._knows_system = self._accepts([{"role": "system", "content": "s"}, *_PROBE])
+        self._cue = self._learn_cue()
+        self.end, self._appended = self._learn_end(controls)
+
+    def render(self, messages: list[Message], tools: list[Any] | None = None) -> Rendered:
+        """Lay out a whole conversation.
+
+        Raises:
+            TemplateRefused: The template raised on it.
+        """
+        adapted, tools = self._adapted(messages, tools)
+        if self._marked_by_author:
+            text, spans = self._by_generation(adapted, tools)
+        else:
+            text, spans = self._by_marks(adapted, tools)
+        if self._appended and messages[-1]["role"] == "assistant" and spans:
+            text = text[: spans[-1][1]] + self._appended
+            spans[-1] = (spans[-1][0], len(text))
+        return Rendered(text, spans)
+
+    def prompt(self, messages: list[Message], tools: list[Any] | None = None) -> str:
+        """Lay out what stands before the next answer."""
+        adapted, tools = self._adapted(messages, tools)
+        return self._stripped(self._render(adapted, tools, cue=True))
+
+    def _render(self, messages: list[Message], tools: list[Any] | None, *, cue: bool) -> str:
+        return render(
+            self._template,
+            {
+                "messages": messages,
+                "tools": tools,
+                "documents": None,
+                "add_generation_prompt": cue,
+                **self._special,
+            },
+        )
+
+    def _stripped(self, text: str) -> str:
+        return _SPLIT.sub("", text) if self._marked_by_author else text
+
+    def _accepts(self, messages: list[Message]) -> bool:
+        try:
+            return "s" in self._render(messages, None, cue=False)
+        except TemplateRefused:
+            return False
+
+    def _learn_cue(self) -> str:
+        asked = _PROBE[:1]
+        try:
+            bare = self._render(asked, None, cue=False)
+            cued = self._render(asked, None, cue=True)
+        except TemplateRefused:
+            return ""
+        return cued[len(bare) :] if cued.startswith(bare) else ""
+
+    def _learn_end(self, controls: tuple[str, ...]) -> tuple[str, str]:
+        """Return the token text that ends a turn, and what has to be appended for lack of one."""
+        content = f"{DATA_START}a{DATA_END}"
+        messages: list[Message] = [_PROBE[0], {"role": "assistant", "content": content}]
+        text = self._render(messages, None, cue=False)
+        tail = text.rpartition(DATA_END)[2]
+        found = [(tail.find(token), -len(token), token) for token in controls if token in tail]
+        if found:
+            return min(found)[2], ""
+        eos = self._special.get("eos_token", "")
+        return eos, eos
+
+    def _adapted(
+        self, messages: list[Message], tools: list[Any] | None
+    ) -> tuple[list[Message], list[Any] | None]:
+        guard = self.guard
+        if tools and not self._knows_tools:
+            messages, tools = with_tools_as_text(messages, tools), None
+        if messages and messages[0]["role"] == "system" and not self._knows_system:
+            messages = _system_into_user(messages)
+        adapted: list[Message] = []
+        for message in messages:
+            role = message["role"]
+            if len(message) == 2 and (role != "tool" or self._knows_tool_role):
+                adapted.append({"role": role, "content": guard(message["content"])})
+            elif role == "tool" and not self._knows_tool_role:
+                adapted.append({"role": "user", "content": guard(message["content"])})
+            elif "tool_calls" in message and not self._knows_calls:
+                adapted.append({"role": role, "content": guard(calls_as_text(message))})
+            else:
+                adapted.append({key: guard.deep(value) for key, value in message.items()})
+        return adapted, guard.deep(tools) if tools else None
+
+    def _by_generation(
+        self, messages: list[Message], tools: list[Any] | None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        text, marks = _unmarked(self._render(messages, tools, cue=False))
+        starts = [at for mark, at in marks if mark == GENERATION_START]
+        ends = [at for mark, at in marks if mark != GENERATION_START]
+        spans = []
+        for start, end in zip(starts, ends, strict=True):
+            if self.end and text.startswith(self.end, end):
+                end += len(self.end)
+            spans.append((start, end))
+        return text, spans
+
+    def _by_marks(
+        self, messages: list[Message], tools: list[Any] | None
+    ) -> tuple[str, list[tuple[int, int]]]:
+        marked: list[Message] = []
+        places: list[int] = []
+        for index, message in enumerate(messages):
+            content = _between_marks(message["content"], message["role"] == "assistant")
+            if content is None:
+                marked.append(message)
+            else:
+                marked.append({**message, "content": content})
+                places.append(index)
+        plain = self._render(messages, tools, cue=False)
+        try:
+            text, marks = _unmarked(self._render(marked, tools, cue=False))
+        except TemplateRefused:
+            text, marks = "", []
+        if text == plain and _in_order(marks, len(places)):
+            data = {index: (marks[2 * i][1], marks[2 * i + 1][1]) for i, index in enumerate(places)}
+            spans = self._around(text, messages, data)
+            if spans is not None:
+                return text, spans
+        return plain, self._by_prefixes(plain, messages, tools)
+
+    def _around(
+        self, text: str, messages: list[Message], data: dict[int, tuple[int, int]]
+    ) -> list[tuple[int, int]] | None:
+        """Widen each answer's content from the end of the cue to the token that ends the turn."""
+        spans: list[tuple[int, int]] = []
+        low = 0
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                low = data[index][1] if index in data else low
+                continue
+            place = data.get(index)
+            later = [data[i][0] for i in range(index + 1, len(messages)) if i in data][:1]
+            high = later[0] if later else len(text)
+            start = self._start(text, low, place[0] if place else high)
+            if start is None:
+                if place is None:
+                    return None
+                start = place[0]
+            after = place[1] if place else start
+            stop = text.find(self.end, after, high) if self.end else -1
+            spans.append((start, stop + len(self.end) if stop >= 0 else after))
+            low = spans[-1][1]
+        return spans
+
+    def _start(self, text: str, low: int, high: int) -> int | None:
+        if not self._cue:
+            return None
+        at = text.find(self._cue, low, high)
+        if at >= 0:
+            return at + len(self._cue)
+        # The cue may go on with an empty thought that this answer fills: its first line decides.
+        line = self._cue.partition("\n")
+        at = text.find(line[0] + line[1], low, high)
+        return at + len(line[0]) + len(line[1]) if at >= 0 else None
+
+    def _by_prefixes(
+        self, text: str, messages: list[Message], tools: list[Any] | None
+    ) -> list[tuple[int, int]]:
+        """Locate answers by rendering up to and including each; what moved stays masked."""
+        spans = []
+        for index, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            try:
+                before = self._render(messages[:index], tools, cue=True)
+                through = self._render(messages[: index + 1], tools, cue=False)
+            except TemplateRefused:
+                continue
+            if index + 1 == len(messages):
+                through = text
+            if not (text.startswith(before) and text.startswith(through)):
+                continue
+            stop = text.rfind(self.end, len(before), len(through)) if self.end else -1
+            spans.append((len(before), stop + len(self.end) if stop >= 0 else len(through)))
+        return spans
+
+
+def _between_marks(content: Any, answer: bool) -> str | None:
+    # The marks go inside the outer white space and after a thought, which templates may cut off.
+    if not content or not isinstance(content, str):
+        return None
+    start = 0
+    if answer and "</think>" in content:
+        match = _THOUGHT.match(content)
+        start = match.end() if match else 0
+    start += len(content) - start - len(content[start:].lstrip())
+    stop = len(content.rstrip())
+    if start >= stop:
+        return None
+    return f"{content[:start]}{DATA_START}{content[start:stop]}{DATA_END}{content[stop:]}"
+
+
+def _unmarked(text: str) -> tuple[str, list[tuple[str, int]]]:
+    pieces = _SPLIT.split(text)
+    at, marks = 0, []
+    for piece, mark in zip(pieces[::2], pieces[1::2], strict=False):
+        at += len(piece)
+        marks.append((mark, at))
+    return "".join(pieces[::2]), marks
+
+
+def _in_order(marks: list[tuple[str, int]], count: int) -> bool:
+    return [mark for mark, _ in marks] == [DATA_START, DATA_END] * count
+
+
+def _system_into_user(messages: list[Message]) -> list[Message]:
+    system, *rest = messages
+    for index, message in enumerate(rest):
+        if message["role"] == "user":
+            joined = f"{system['content']}\n\n{message['content']}"
+            return [*rest[:index], message | {"content": joined}, *rest[index + 1 :]]
+    return [{"role": "user", "content": system["content"]}, *rest]
+
+
+__all__ = ["BREAK", "OwnLayout"]

@@ -1,0 +1,86 @@
+"""From character spans to token masks, through the tokenizer's offsets.
+
+Offsets have habits: byte-level tokens of one character share its place, tokens of white space may
+have an empty place behind it, and tokens put in front by the tokenizer have none at all.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from studio.data.templates.sandbox import BREAK
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Spans = list[tuple[int, int]]
+
+
+def trained_mask(encoding: Any, spans: Spans, length: int) -> NDArray[np.bool_]:
+    """Return which tokens cover a character of a span."""
+    mask = np.zeros(length, bool)
+    for start, end in spans:
+        if start >= end:
+            continue
+        first = encoding.char_to_token(start)
+        last = encoding.char_to_token(end - 1)
+        if first is None or last is None:
+            return _by_offsets(_places(encoding.offsets), spans)
+        # All byte tokens of the last character belong to it.
+        while last + 1 < length:
+            place = encoding.token_to_chars(last + 1)
+            if place is None or place[0] >= end or place[0] == place[1]:
+                break
+            last += 1
+        mask[first : last + 1] = True
+    return mask
+
+
+def without_breaks(
+    core: Any, text: str, encoding: Any, spans: Spans
+) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """Return ids and mask of a text with BREAK marks, the marks' own tokens taken out."""
+    ids = np.array(encoding.ids, dtype=np.int32)
+    places = _places(encoding.offsets)
+    breaks = np.array([i for i, char in enumerate(text) if char == BREAK])
+    at = np.searchsorted(breaks, places[:, 0])
+    covers = (at < len(breaks)) & (breaks[np.minimum(at, len(breaks) - 1)] < places[:, 1])
+    alone = places[:, 1] - places[:, 0] == 1
+    if not np.all(alone[covers]) or not _all_found(breaks, places[covers]):
+        return _piecewise(core, text, spans)
+    keep = ~covers
+    return ids[keep], _by_offsets(places, spans)[keep]
+
+
+def _all_found(breaks: NDArray[np.int64], covered: NDArray[np.int64]) -> bool:
+    return set(breaks.tolist()) <= set(covered[:, 0].tolist())
+
+
+def _piecewise(core: Any, text: str, spans: Spans) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    # A tokenizer that merges the mark with its neighbours: encode what stands between the marks.
+    ids: list[int] = []
+    masks: list[NDArray[np.bool_]] = []
+    at = 0
+    for piece in text.split(BREAK):
+        encoding = core.encode(piece, add_special_tokens=False)
+        ids += encoding.ids
+        masks.append(_by_offsets(_places(encoding.offsets) + at, spans))
+        at += len(piece) + 1
+    return np.array(ids, dtype=np.int32), np.concatenate(masks)
+
+
+def _places(offsets: list[tuple[int, int]]) -> NDArray[np.int64]:
+    places = np.array(offsets, dtype=np.int64).reshape(-1, 2)
+    # White space whose place was trimmed away lies just before the place it was given.
+    empty = places[:, 0] == places[:, 1]
+    places[empty, 0] = np.maximum(places[empty, 0] - 1, 0)
+    return places
+
+
+def _by_offsets(places: NDArray[np.int64], spans: Spans) -> NDArray[np.bool_]:
+    mask = np.zeros(len(places), bool)
+    for start, end in spans:
+        mask |= (places[:, 1] > start) & (places[:, 0] < end) & (places[:, 1] > places[:, 0])
+    return mask
