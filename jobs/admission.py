@@ -1,0 +1,62 @@
+"""What is checked before a run enters the queue: that its model and data exist and can be used.
+
+Torch-free and quick: the model's configuration and headers, the first look at the data file. A
+mistake is told to the person who makes it, not to a log an hour later. Paths become absolute here,
+because the runner lives elsewhere.
+"""
+
+import re
+from pathlib import Path
+
+from studio.errors import DataError
+from studio.home import Home
+from studio.models import sources
+from studio.spec import RunSpec
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def admit(spec: RunSpec, home: Home) -> RunSpec:
+    """Return the spec as the queue stores it.
+
+    Raises:
+        StudioError: The model or the data cannot be used; nothing was changed.
+    """
+    spec = spec.with_values(
+        {
+            "model.path": _absolute(spec.model.path),
+            "data.path": _data(spec.data.path),
+            "data.validation_path": _data(spec.data.validation_path),
+        }
+    )
+    sources.facts(spec.model)
+    return spec
+
+
+def _absolute(path: str) -> str:
+    folder = Path(path).expanduser()
+    return str(folder.absolute()) if folder.exists() else path
+
+
+def _data(path: str) -> str:
+    if not path:
+        return ""
+    if path.startswith("starter:"):
+        from studio.starter import resolve_data
+
+        resolve_data(path)  # raises for an unknown demo
+        return path
+    place = Path(path).expanduser()
+    if place.is_dir():
+        return str(place.absolute())
+    if place.exists():
+        from studio.data.files import look
+
+        look(place)
+        return str(place.absolute())
+    if not HUB_ID.fullmatch(path) or place.suffix:
+        raise DataError(
+            f"There is no data file or folder {place}. Check the path, or use a demo such as "
+            "starter:pirate."
+        )
+    return path

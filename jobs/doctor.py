@@ -1,0 +1,125 @@
+"""`studio doctor`: what this machine, this home and this queue are, and what is wrong with them."""
+
+import json
+import platform
+import shutil
+import sqlite3
+import sys
+from contextlib import closing
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jobs.database import Database
+from jobs.store import JobStore
+from studio import hardware
+from studio.errors import StudioError
+from studio.home import open_home
+
+PACKAGES = (
+    "adapter-studio", "torch", "transformers", "accelerate", "datasets", "safetensors", "gradio",
+    "sqlite-utils", "pydantic", "bitsandbytes",
+)  # fmt: skip
+FIXED_SQLITE = (3, 51, 3)
+LITTLE_ROOM_BYTES = 2 << 30
+
+
+def examine(home_path: Path | None, *, as_json: bool) -> int:
+    """Print the findings; 2 when something keeps the studio from working."""
+    findings: list[dict[str, str]] = []
+    facts: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "system": platform.platform(),
+        "sqlite": sqlite3.sqlite_version,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "devices": [
+            {"name": d.name, "label": d.label, "total_bytes": d.total_bytes,
+             "free_bytes": d.free_bytes}
+            for d in hardware.devices()
+        ],
+        "home": None,
+    }  # fmt: skip
+    for name in ("torch", "transformers", "gradio"):
+        if facts["packages"][name] is None:
+            findings.append(_problem(f"{name} is not installed. Install adapter-studio again."))
+    if sqlite3.sqlite_version_info < FIXED_SQLITE:
+        findings.append(_note(
+            f"SQLite {sqlite3.sqlite_version} has a rare bug in its write-ahead log (fixed in "
+            "3.51.3); the queue's lock file avoids it."
+        ))  # fmt: skip
+    try:
+        facts["home"] = _home_facts(home_path, findings)
+    except StudioError as error:
+        findings.append(_problem(error.text))
+    facts["findings"] = findings
+    facts["ok"] = not any(finding["kind"] == "problem" for finding in findings)
+    if as_json:
+        print(json.dumps(facts, ensure_ascii=False))
+    else:
+        _print(facts)
+    return 0 if facts["ok"] else 2
+
+
+def _home_facts(home_path: Path | None, findings: list[dict[str, str]]) -> dict[str, Any]:
+    home = open_home(home_path)
+    usage = shutil.disk_usage(home.path)
+    if usage.free < LITTLE_ROOM_BYTES:
+        findings.append(_problem(
+            f"Only {usage.free / 1e9:.1f} GB are free in {home.path}: checkpoints may not fit."
+        ))  # fmt: skip
+    with closing(JobStore(home)) as store:
+        damage = _damage(store.database)
+        if damage:
+            findings.append(_problem(f"{home.database} is damaged: {damage}"))
+        supervisor = store.supervisor()
+        counts = dict(store.counts())
+        if supervisor is None and counts.get("queued"):
+            findings.append(_note(
+                "Runs wait and no supervisor lives; opening the studio starts one."
+            ))  # fmt: skip
+        return {
+            "path": str(home.path),
+            "free_bytes": usage.free,
+            "jobs": counts,
+            "processes": [
+                {key: row[key] for key in ("role", "pid", "url")} for row in store.processes()
+            ],
+        }
+
+
+def _damage(database: Database) -> str:
+    with database.reading() as db:
+        answer = str(db.conn.execute("PRAGMA quick_check(1)").fetchone()[0])
+    return "" if answer == "ok" else answer
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _problem(text: str) -> dict[str, str]:
+    return {"kind": "problem", "text": text}
+
+
+def _note(text: str) -> dict[str, str]:
+    return {"kind": "note", "text": text}
+
+
+def _print(facts: dict[str, Any]) -> None:
+    print(f"Python {facts['python']} on {facts['system']}, SQLite {facts['sqlite']}")
+    print(", ".join(f"{name} {v}" for name, v in facts["packages"].items() if v))
+    for device in facts["devices"]:
+        free, total = device["free_bytes"] / 1e9, device["total_bytes"] / 1e9
+        print(f"{device['name']}: {device['label']}, {free:.1f} of {total:.1f} GB free")
+    if facts["home"]:
+        home = facts["home"]
+        print(f"Home {home['path']}, {home['free_bytes'] / 1e9:.1f} GB free")
+        print("Runs: " + (", ".join(f"{n} {s}" for s, n in home["jobs"].items()) or "none"))
+        for row in home["processes"]:
+            print(f"Process {row['pid']}: {row['role']} {row['url']}".rstrip())
+    for finding in facts["findings"]:
+        print(f"{finding['kind'].capitalize()}: {finding['text']}")
+    print("All is well." if facts["ok"] else "Something needs you; see the problems above.")

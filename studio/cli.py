@@ -1,0 +1,338 @@
+"""The door: every command, its options and its exit codes.
+
+Bodies live with what they are about and are imported when their command runs, so that `--help` and
+errors come at once. This is the only file of `studio` that may import the queue and the pages.
+
+Exit codes: 0 done, 2 the input was wrong, 3 the job failed, 4 it was cancelled or paused, 130
+interrupted. With `--json` exactly one JSON document goes to standard output, errors included.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from studio.errors import StudioError, nearest
+from studio.home import open_home
+
+app = typer.Typer(
+    name="studio",
+    help="Train adapters, watch them learn, and chat with them. Without a command it opens the "
+    "page in the browser.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data_app = typer.Typer(help="Look at data before it trains anything.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="The home folder; STUDIO_HOME when absent.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+JobArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's number or name.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the contract's codes."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or (words[0].startswith("-") and words[0] not in ("--help", "-h")):
+        words.insert(0, "serve")
+    as_json = "--json" in words
+    try:
+        code = app(words, prog_name="studio", standalone_mode=False)
+    except StudioError as error:
+        raise SystemExit(_tell(error.as_dict(), error.exit_code, as_json)) from None
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read us has gone; there is nobody to tell
+        raise SystemExit(0) from None
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise SystemExit(_unforeseen(error, as_json)) from None
+        text = _usage_sentence(error, words)
+        raise SystemExit(_tell({"kind": "usage", "text": text}, 2, as_json)) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 7860,
+    home: HomeOption = None,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the address only.")
+    ] = False,
+) -> None:
+    """Open the studio in the browser (the default command)."""
+    from jobs import commands
+
+    opened = open_home(home)
+    commands.refuse_second_page(opened, port)
+    from ui.app import serve as serve_page
+
+    def ready(address: str) -> None:
+        print(f"Adapter Studio is at {address} (Ctrl-C ends the page, not the runs)", flush=True)
+        if not no_browser:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    serve_page(opened, host=host, port=port, on_ready=ready)
+
+
+@app.command()
+def stop(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """End the page, the queue and the chat; running jobs save and go on at the next start."""
+    from jobs import commands
+
+    commands.stop(open_home(home), as_json=as_json)
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC.yaml]", help="A spec file.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="A folder, a hub id, or starter.", show_default=False)
+    ] = "",
+    data: Annotated[
+        str,
+        typer.Option(help="A file, a folder, a hub id, or starter:<name>.", show_default=False),
+    ] = "",
+    method: Annotated[str, typer.Option(help="One of `studio methods`.", show_default=False)] = "",
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="As in method.r=16; may be repeated."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What to call the run.", show_default=False)] = "",
+    follow: Annotated[
+        bool, typer.Option("--follow/--detach", help="Watch it to its end, or only queue it.")
+    ] = True,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Train an adapter: queue a run and, unless detached, follow it.
+
+    Ctrl-C stops the watching, never the run.
+    """
+    from jobs import commands
+
+    short = {"model.path": model, "data.path": data, "method.name": method, "name": name}
+    given = {field: value for field, value in short.items() if value}
+    return commands.train(
+        open_home(home), spec, given, assignments or [], follow=follow, as_json=as_json
+    )
+
+
+@app.command()
+def runs(
+    search: Annotated[str, typer.Option(help="Part of the name.", show_default=False)] = "",
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only this state; may be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="At most so many; 0 shows all.", min=0)] = 0,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs, newest first."""
+    from jobs import commands
+
+    commands.runs(open_home(home), search=search, states=state or [], limit=limit, as_json=as_json)
+
+
+@app.command()
+def show(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show one run: state, progress, losses, adapter, history."""
+    from jobs import commands
+
+    commands.show(open_home(home), job, as_json=as_json)
+
+
+@app.command()
+def cancel(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """End a run; one that is under way saves a checkpoint first."""
+    from jobs import commands
+
+    commands.change(open_home(home), job, "cancel", as_json=as_json)
+
+
+@app.command()
+def pause(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Hold a waiting run back, or let a running one save and free its device."""
+    from jobs import commands
+
+    commands.change(open_home(home), job, "pause", as_json=as_json)
+
+
+@app.command()
+def resume(
+    job: JobArgument,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget the checkpoints and begin at step 0.")
+    ] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Queue a stopped run again, from its newest checkpoint."""
+    from jobs import commands
+
+    commands.change(open_home(home), job, "restart" if restart else "resume", as_json=as_json)
+
+
+@app.command()
+def logs(
+    job: JobArgument,
+    lines: Annotated[int, typer.Option(help="How many of the last.", min=1)] = 200,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print until it ends.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Print a run's log."""
+    from jobs import commands
+
+    commands.logs(open_home(home), job, lines=lines, follow=follow)
+
+
+# -- adapters and chat -----------------------------------------------------------------------------
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str, typer.Option(help="A folder, a hub id, or starter.", show_default=False)
+    ] = "",
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:WEIGHT]", help="A name or folder; may be repeated."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Answer this and end.", show_default=False)
+    ] = None,
+    system: Annotated[str, typer.Option(help="The system prompt.", show_default=False)] = "",
+    max_new_tokens: Annotated[int | None, typer.Option(show_default=False)] = None,
+    temperature: Annotated[float | None, typer.Option(show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 …")] = "auto",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Chat with a model and any adapters stacked on it."""
+    from studio.chat.command import ChatOptions
+    from studio.chat.command import chat as run_chat
+    from studio.errors import ChatError
+
+    if as_json and prompt is None:
+        raise ChatError("--json prints one answer: give the question with --prompt.")
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    options = ChatOptions(
+        model=model, adapters=adapter or [], prompt=prompt, system=system, device=device,
+        sampling={key: value for key, value in sampling.items() if value is not None},
+        as_json=as_json,
+    )  # fmt: skip
+    return run_chat(open_home(home), options)
+
+
+@app.command()
+def adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """List the adapters: trained here, imported, mixed."""
+    from studio.listing import print_adapters
+
+    print_adapters(open_home(home), as_json=as_json)
+
+
+@app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """List the methods that can train an adapter."""
+    from studio.listing import print_methods
+
+    print_methods(as_json=as_json)
+
+
+# -- data and machine ------------------------------------------------------------------------------
+
+
+@data_app.command("check")
+def data_check(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
+    as_json: JsonOption = False,
+) -> int:
+    """Say how each file would be read: format, rows kept and dropped, and why."""
+    from studio.listing import print_checks
+
+    return print_checks(files, as_json=as_json)
+
+
+@app.command()
+def doctor(home: HomeOption = None, as_json: JsonOption = False) -> int:
+    """Look at the machine, the home and the queue, and say what is wrong."""
+    from jobs.doctor import examine
+
+    return examine(home, as_json=as_json)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> int:
+    """Measure: startup, train, queue, chat."""
+    from studio.bench.command import bench as run_bench
+
+    return run_bench(context.args)
+
+
+# -- how it ends -----------------------------------------------------------------------------------
+
+
+def _tell(error: dict[str, str], code: int, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": error}, ensure_ascii=False))
+    else:
+        print(error["text"], file=sys.stderr)
+    return code
+
+
+def _usage_sentence(error: Any, words: Sequence[str]) -> str:
+    text = str(error.format_message()).strip().rstrip(".")
+    if "No such command" in text:
+        names = [
+            str(c.name or getattr(c.callback, "__name__", "")) for c in app.registered_commands
+        ]
+        text = f'There is no command "{words[0]}".' + nearest(words[0], [*names, "data"])
+        return text.rstrip(".") + ". `studio --help` lists them all."
+    return f"{text}. `studio {words[0]} --help` shows how it is used."
+
+
+def _unforeseen(error: Exception, as_json: bool) -> int:
+    import traceback
+
+    where = ""
+    try:
+        log = open_home().state / "crash.log"
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+        where = f" Details are in {log}."
+    except Exception:
+        pass
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    text = f"Something nobody foresaw happened ({type(error).__name__}: {first}).{where}"
+    return _tell({"kind": "bug", "text": text}, 1, as_json)
+
+
+if __name__ == "__main__":
+    main()
