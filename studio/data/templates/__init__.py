@@ -45,6 +45,8 @@ class Template:
         self._prefix = list(backend.prefix) if layout.adds_prefix else []
         eos = backend.token_id(backend.eos) if backend.eos else None
         self._eos = [] if eos is None else [eos]
+        bos = backend.special.get("bos_token")
+        self._bos = backend.token_id(bos) if bos else None
         end = backend.token_id(layout.end) if layout.end else None
         ids = [i for i in (end, eos) if i is not None]
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(ids))
@@ -60,9 +62,19 @@ class Template:
         return self.layout.end
 
     @property
-    def num_prefix_tokens(self) -> int:
-        """Tokens such as `<s>` that stand before every row."""
-        return len(self._prefix)
+    def eos_ids(self) -> list[int]:
+        """The end-of-sequence token that closes a document; empty when there is none."""
+        return self._eos
+
+    def num_lead_tokens(self, ids: NDArray[np.int32]) -> int:
+        """Return how many tokens at the start of a row must survive any cut (`<s>`)."""
+        if self._prefix:
+            return len(self._prefix)
+        return int(len(ids) > 0 and self._bos is not None and int(ids[0]) == self._bos)
+
+    def encode_text(self, text: str) -> NDArray[np.int32]:
+        """Return the ids of plain text, with nothing in front or behind."""
+        return self._ids(self._guard(text))
 
     def encode_prompt(self, messages: list[Message], tools: list[Any] | None = None) -> list[int]:
         """Return the ids that stand before the next answer, as training saw them.

@@ -1,0 +1,123 @@
+"""Examples as flat arrays: ids, which tokens are trained, where rows begin. On disk or in memory.
+
+Many gigabytes of tokens cost no more memory than the pages that are touched.
+"""
+
+from __future__ import annotations
+
+import io
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, overload
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row for the loop; `row` is its number in the source, counted from 1."""
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """All rows one after the other; row `i` reaches from `starts[i]` to `starts[i + 1]`."""
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row."""
+        return np.diff(self.starts)
+
+
+class Examples(Sequence[Example]):
+    """Some of the rows of `Tokens`, in a given order."""
+
+    def __init__(self, tokens: Tokens, order: NDArray[np.int64]) -> None:
+        self.tokens, self.order = tokens, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> Examples: ...
+    def __getitem__(self, index: int | slice) -> Example | Examples:
+        if isinstance(index, slice):
+            return Examples(self.tokens, self.order[index])
+        at = int(self.order[index])
+        start, stop = int(self.tokens.starts[at]), int(self.tokens.starts[at + 1])
+        ids = np.array(self.tokens.ids[start:stop])
+        labels = np.where(self.tokens.trained[start:stop], ids, np.int32(IGNORED))
+        return Example(ids, labels.astype(np.int32), int(self.tokens.rows[at]))
+
+
+class TokenWriter:
+    """Collects rows; with a folder the tokens go straight to disk."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._ids: BinaryIO = (folder / "ids.i32").open("wb") if folder else io.BytesIO()
+        self._trained: BinaryIO = (folder / "trained.u8").open("wb") if folder else io.BytesIO()
+        self._starts, self._rows = array("q", [0]), array("q")
+
+    def add(self, ids: NDArray[np.int32], trained: NDArray[np.bool_], row: int) -> None:
+        """Append one row."""
+        self._ids.write(ids.tobytes())
+        self._trained.write(trained.tobytes())
+        self._starts.append(self._starts[-1] + len(ids))
+        self._rows.append(row)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def finish(self) -> Tokens:
+        """Close the files (or take the memory) and return everything."""
+        starts = np.array(self._starts, dtype=np.int64)
+        rows = np.array(self._rows, dtype=np.int64)
+        if self.folder:
+            self._ids.close()
+            self._trained.close()
+            starts.tofile(self.folder / "starts.i64")
+            rows.tofile(self.folder / "rows.i64")
+            return load_tokens(self.folder)
+        assert isinstance(self._ids, io.BytesIO) and isinstance(self._trained, io.BytesIO)
+        return Tokens(
+            np.frombuffer(self._ids.getbuffer(), dtype=np.int32),
+            np.frombuffer(self._trained.getbuffer(), dtype=np.bool_),
+            starts,
+            rows,
+        )
+
+
+def load_tokens(folder: Path) -> Tokens:
+    """Map the arrays of a folder that a `TokenWriter` finished."""
+    return Tokens(
+        _mapped(folder / "ids.i32", np.int32),
+        _mapped(folder / "trained.u8", np.bool_),
+        np.fromfile(folder / "starts.i64", dtype=np.int64),
+        np.fromfile(folder / "rows.i64", dtype=np.int64),
+    )
+
+
+def _mapped(path: Path, dtype: type) -> NDArray:  # type: ignore[type-arg]
+    if path.stat().st_size == 0:
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r")
