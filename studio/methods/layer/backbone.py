@@ -206,7 +206,7 @@ class Backbone:
         return plans
 
     def _hook(self, plan: SitePlan) -> list[Any]:
-        key, layer = plan.site.key, plan.site.layer
+        key, layer, is_mlp = plan.site.key, plan.site.layer, plan.site.kind == "mlp"
 
         def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             plan = self._plans.get(key)
@@ -220,7 +220,7 @@ class Backbone:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
             x = args[0] if args else hidden
-            residual = self._residuals.pop(layer, None) if plan.transforms else None
+            residual = self._residuals.pop(layer, None) if is_mlp else None
             changed = plan.apply_output(x, hidden, residual, self._state.lengths)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
@@ -228,7 +228,7 @@ class Backbone:
             plan.site.module.register_forward_pre_hook(before),
             plan.site.module.register_forward_hook(after),
         ]
-        norm = self.anatomy.residual_norm(plan.site) if plan.site.kind == "mlp" else None
+        norm = self.anatomy.residual_norm(plan.site) if is_mlp else None
         if norm is not None:
 
             def remember(module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -1,0 +1,152 @@
+"""Adapters from strangers: every unsafe, broken or foreign one is refused in one sentence."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from studio.errors import AdapterError, MethodError
+from studio.methods.bitfit import BitFit
+from studio.methods.layer import Backbone
+from studio.methods.lora import Lora
+from studio.methods.prefix_tuning import PrefixTuning
+from tests.studio.tiny import tiny_model
+
+Q = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    backbone = Backbone(tiny_model("llama"))
+    backbone.attach("a", Lora(r=4))
+    backbone.save("a", tmp_path)
+    return tmp_path
+
+
+def refused(folder: Path, says: str, model_name: str = "llama") -> None:
+    """Loading must say so, attach nothing and leave the base as it was."""
+    backbone = Backbone(tiny_model(model_name))
+    before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
+    with pytest.raises(AdapterError, match=says):
+        backbone.load("x", folder)
+    assert not backbone.adapters
+    assert all(torch.equal(before[k], v) for k, v in backbone.model.state_dict().items())
+
+
+def edit_config(folder: Path, **changes) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_tensors(folder: Path, **changes) -> None:
+    path = folder / "adapter_model.safetensors"
+    tensors = {**load_file(path), **changes}
+    save_file({k: v for k, v in tensors.items() if v is not None}, path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"r": 10**9}, "r is 1000000000: Input should be less than or equal to 1024"),
+        ({"r": -1}, "greater than or equal to 1"),
+        ({"r": "many"}, "valid integer"),
+        ({"r": 8}, "made for another base or r"),
+        ({"lora_dropout": 7}, "less than 1"),
+        ({"peft_type": "XLORA"}, "XLORA"),
+        ({"peft_type": None}, "peft_type"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"bias": "all"}, "bias to 'all'"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"exotic_new_field": {"a": 1}}, "exotic_new_field"),
+        ({"auto_mapping": {"parent_library": "os", "base_model_class": "system"}}, "never runs code"),
+        ({"auto_mapping": "evil"}, "never runs code"),
+    ],
+)
+def test_a_config_with_other_maths_is_refused(folder, changes, says):
+    edit_config(folder, **changes)
+    refused(folder, says)
+
+
+def test_a_regular_expression_in_the_config_is_never_run(folder):
+    """`([a-z_.0-9]+)+X` hangs PEFT for more than ten seconds; here the tensors name the sites."""
+    edit_config(folder, target_modules="([a-z_.0-9]+)+X")
+    backbone = Backbone(tiny_model("llama"))
+    assert len(backbone.load("x", folder).sites) == 14
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({f"{Q}.lora_B.weight": None}, "lacks the tensor"),
+        ({"base_model.model.model.layers.0.mlp.up_proj.weight": torch.ones(48, 32)}, "do not belong"),
+        ({"base_model.model.model.embed_tokens.weight": torch.ones(64, 32)}, "do not belong"),
+        ({f"{Q}.lora_A.weight": torch.ones(4, 99)}, r"has shape \(4, 99\)"),
+        ({f"{Q}.lora_C.weight": torch.ones(4)}, "do not belong"),
+    ],
+)
+def test_tensors_that_are_not_exactly_the_adapters_are_refused(folder, changes, says):
+    edit_tensors(folder, **changes)
+    refused(folder, says)
+
+
+def test_an_adapter_for_another_base_is_explained(folder):
+    refused(folder, "do not belong to LoRA on this model", model_name="gpt2")
+
+
+def test_a_prefix_for_another_base_names_both_shapes(tmp_path):
+    backbone = Backbone(tiny_model("llama"))
+    backbone.attach("p", PrefixTuning(num_virtual_tokens=3))
+    backbone.save("p", tmp_path)
+    refused(tmp_path, r"shape \(3, 64\), but this model needs \(3, 128\)", model_name="gpt2")
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle from an adapter folder was opened",))
+
+
+def test_a_pickle_is_refused_unopened_with_how_to_convert(folder):
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
+    refused(folder, "pickle.*safe_serialization=True")
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 4, 100, 3000])
+def test_a_truncated_file_is_refused(folder, kept_bytes):
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+    refused(folder, "broken or cut short")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "[" * 5000, "nul"])
+def test_a_config_that_is_no_json_object_is_refused(folder, text):
+    (folder / "adapter_config.json").write_text(text)
+    refused(folder, "not valid JSON|must hold a JSON object")
+
+
+def test_an_endless_config_is_not_read(folder):
+    (folder / "adapter_config.json").write_bytes(b" " * 1_000_001)
+    refused(folder, "larger than any")
+
+
+def test_a_folder_without_an_adapter_says_so(tmp_path):
+    refused(tmp_path, "has no adapter_config.json")
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        (Lora(r=33), r"r = 33 is larger than model.layers.0.self_attn.q_proj \(32 × 32\)"),
+        (Lora(r=4, target_modules=("q_porj",)), 'no linear layer called "q_porj". Did you mean "q_proj"'),
+        (BitFit(), "no biases to train. Norm tuning"),
+    ],
+)
+def test_a_method_that_does_not_fit_the_model_says_why(method, says):
+    backbone = Backbone(tiny_model("llama"))
+    with pytest.raises(MethodError, match=says):
+        backbone.attach("a", method)
+    assert not backbone.adapters
