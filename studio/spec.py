@@ -16,7 +16,7 @@ from studio.errors import SpecError, StudioError, nearest
 from studio.knobs import Record, knob
 from studio.methods import Method, methods, named
 
-VERSION = 1
+VERSION: Literal[1] = 1
 T = TypeVar("T", bound=BaseModel)
 
 

@@ -34,7 +34,9 @@ class LoHa(Method):
     }  # fmt: skip
 
     name: Literal["loha"] = "loha"
-    r: int = knob(8, "Rank of both factors; the product reaches r².", title="Rank (r)", ge=1, le=512)
+    r: int = knob(
+        8, "Rank of both factors; the product reaches r².", title="Rank (r)", ge=1, le=512
+    )
     alpha: float = knob(16, "Strength: the product is scaled by alpha / r.", title="Alpha", gt=0)
     target_modules: Literal["all-linear", "attention", "mlp"] | tuple[str, ...] = targets_knob(
         "Which linear layers to adapt: a group, or module names."

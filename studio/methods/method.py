@@ -1,4 +1,4 @@
-"""What a method is: a config with PEFT's names, its maths at a site, and how it folds and is stored.
+"""What a method is: a config with PEFT's names, its maths at a site, how it folds and is stored.
 
 A method file holds one `Method` subclass and needs no torch to be imported: its maths are plain
 tensor expressions over a dictionary of parameters, so the form, the queue and `studio methods` read
@@ -43,7 +43,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """What a method may draw on for its first values; `shared` holds what its sites have in common."""
+    """What a method may draw on for its first values; `shared` is what its sites have in common."""
 
     generator: Generator
     sites: tuple[Site, ...] = ()
@@ -133,11 +133,11 @@ class Method(Record):
         Raises:
             AdapterError: A field is out of bounds, or set to something with other maths than ours.
         """
-        for field, value in config.items():
-            neutral = cls.peft_neutral.get(field, (None, False, "", [], {}))
-            if field not in cls.peft_fields and value not in neutral:
+        for key, value in config.items():
+            neutral = cls.peft_neutral.get(key, (None, False, "", [], {}))
+            if key not in cls.peft_fields and value not in neutral:
                 raise AdapterError(
-                    f"adapter_config.json sets {field} to {str(value)[:60]!r}, which this studio "
+                    f"adapter_config.json sets {key} to {str(value)[:60]!r}, which this studio "
                     f"does not know for {cls.title}; loading it would give other answers."
                 )
         try:
@@ -166,9 +166,7 @@ class Method(Record):
             if not name.startswith("_")
         }
 
-    def from_tensors(
-        self, tensors: Params, anatomy: Anatomy
-    ) -> tuple[list[Site], list[Params]]:
+    def from_tensors(self, tensors: Params, anatomy: Anatomy) -> tuple[list[Site], list[Params]]:
         """Match a file's tensors with sites of this model, exactly.
 
         Raises:

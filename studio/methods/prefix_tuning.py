@@ -85,7 +85,7 @@ class PrefixTuning(Method):
         """PEFT's PrefixTuningConfig of the finished prefix."""
         from studio.methods.layer.sites import Anatomy
 
-        anatomy = Anatomy(sites[0].module)  # type: ignore[arg-type]
+        anatomy = Anatomy(sites[0].module)
         return {
             "num_virtual_tokens": self.num_virtual_tokens,
             "token_dim": anatomy.num_kv_heads * anatomy.head_dim,

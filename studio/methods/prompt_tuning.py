@@ -61,7 +61,7 @@ class PromptTuning(Method):
         """Rows of the model's own embedding table, or noise of their scale."""
         import torch
 
-        table = site.module.get_input_embeddings().weight.detach().float().cpu()  # type: ignore[operator]
+        table = site.module.get_input_embeddings().weight.detach().float().cpu()
         count = self.num_virtual_tokens
         if self.prompt_tuning_init == "RANDOM":
             noise = torch.empty(count, table.shape[1]).normal_(generator=init.generator)
@@ -108,7 +108,7 @@ def virtual_config(num_virtual_tokens: int, site: Site) -> dict[str, Any]:
     """The fields that PEFT's prompt-learning configs share."""
     from studio.methods.layer.sites import Anatomy
 
-    anatomy = Anatomy(site.module)  # type: ignore[arg-type]
+    anatomy = Anatomy(site.module)
     return {
         "num_virtual_tokens": num_virtual_tokens,
         "token_dim": anatomy.hidden_size,

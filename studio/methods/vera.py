@@ -29,7 +29,12 @@ class Vera(Method):
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "VERA"
     base_learning_rate: ClassVar[float] = 5e-3
-    peft_fields: ClassVar[tuple[str, ...]] = ("r", "projection_prng_key", "vera_dropout", "d_initial")
+    peft_fields: ClassVar[tuple[str, ...]] = (
+        "r",
+        "projection_prng_key",
+        "vera_dropout",
+        "d_initial",
+    )
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "bias": ("none",), "fan_in_fan_out": (True, False), "init_weights": (True, False),
         "save_projection": (True,),
@@ -87,7 +92,9 @@ class Vera(Method):
     def fold(self, p: Params, site: Site, weight: float) -> Params:
         """`w (b ⊙ B) (d ⊙ A)`."""
         left = p["lambda_b"][:, None] * p["__B"][: site.out_features]
-        return {"weight": weight * left @ (p["lambda_d"][:, None] * p["__A"][:, : site.in_features])}
+        return {
+            "weight": weight * left @ (p["lambda_d"][:, None] * p["__A"][:, : site.in_features])
+        }
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
         """PEFT's VeraConfig, with the projections in the file."""

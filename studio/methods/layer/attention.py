@@ -74,9 +74,9 @@ def studio_attention(
         The output `(B, T, H, E)`, and None where other functions return the weights.
     """
     state: AttentionState | None = module.__dict__.get("studio_state")
-    prefix = state.prefix(module.layer_idx) if state and state.prefix else None  # type: ignore[arg-type]
+    prefix = state.prefix(module.layer_idx) if state and state.prefix else None
     if state is not None and state.capture is not None:
-        state.capture[module.layer_idx] = (key, value)  # type: ignore[index]
+        state.capture[module.layer_idx] = (key, value)
     if prefix is not None and sliding_window is not None and state is not None:
         prefix = _within(prefix, state.positions, sliding_window)
     if state is not None and state.lengths is not None:
@@ -136,9 +136,7 @@ def _within(prefix: Prefix, positions: Tensor | None, window: int) -> Prefix:
     assert positions is not None
     places = torch.arange(prefix.bias.shape[1], device=positions.device)
     gone = places <= (positions - window)[..., None]
-    return Prefix(
-        prefix.keys, prefix.values, prefix.bias[:, None].masked_fill(gone, -torch.inf)
-    )
+    return Prefix(prefix.keys, prefix.values, prefix.bias[:, None].masked_fill(gone, -torch.inf))
 
 
 def _prepend(

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from studio.errors import MethodError, nearest
 from studio.methods.layer import attention, files, virtual
 from studio.methods.layer.adapter import Adapter
-from studio.methods.layer.sites import Anatomy, Site
+from studio.methods.layer.sites import Anatomy
 from studio.methods.layer.stack import Edit, Rows, SitePlan, Stack, group_rows
 from studio.methods.method import Init, Method, Phase
 
@@ -66,7 +66,7 @@ class Backbone:
         sites = method.sites(self.anatomy)
         if method.phase is Phase.WEIGHTS:
             own = dict(self.model.named_parameters())
-            return self._add(Adapter(name, method, sites, [own]))  # type: ignore[list-item]
+            return self._add(Adapter(name, method, sites, [own]))
         init = Init(torch.Generator().manual_seed(seed), tuple(sites), tokenize)
         params = [method.create(site, init) for site in sites]
         return self._add(Adapter(name, method, sites, params))
@@ -251,7 +251,9 @@ class Backbone:
             self._state.prefix = None
             return args, kwargs
         keys_values, bias = rows.keys_values, rows.bias
-        self._state.prefix = lambda layer: attention.Prefix(*keys_values[layer], bias)
+        self._state.prefix = lambda layer: attention.Prefix(
+            keys_values[layer, 0], keys_values[layer, 1], bias
+        )
         offsets = torch.tensor([bank.length for bank in banks], device=bias.device)
         positions = kwargs.get("position_ids")
         if positions is None:

@@ -125,6 +125,6 @@ def _read_tensors(path: Path) -> Params:
         raise AdapterError(f"{path.parent} has no {WEIGHTS}.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(f"{path} is broken or cut short ({error}).") from None

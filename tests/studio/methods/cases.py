@@ -1,4 +1,4 @@
-"""Which variants of each registered method the matrix runs; a new method file runs with defaults."""
+"""Which variants of each method the matrix runs; a new method file runs with its defaults."""
 
 from collections.abc import Iterator
 

@@ -62,7 +62,10 @@ def edit_tensors(folder: Path, **changes) -> None:
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
         ({"exotic_new_field": {"a": 1}}, "exotic_new_field"),
-        ({"auto_mapping": {"parent_library": "os", "base_model_class": "system"}}, "never runs code"),
+        (
+            {"auto_mapping": {"parent_library": "os", "base_model_class": "system"}},
+            "never runs code",
+        ),
         ({"auto_mapping": "evil"}, "never runs code"),
     ],
 )
@@ -82,7 +85,10 @@ def test_a_regular_expression_in_the_config_is_never_run(folder):
     ("changes", "says"),
     [
         ({f"{Q}.lora_B.weight": None}, "lacks the tensor"),
-        ({"base_model.model.model.layers.0.mlp.up_proj.weight": torch.ones(48, 32)}, "do not belong"),
+        (
+            {"base_model.model.model.layers.0.mlp.up_proj.weight": torch.ones(48, 32)},
+            "do not belong",
+        ),
         ({"base_model.model.model.embed_tokens.weight": torch.ones(64, 32)}, "do not belong"),
         ({f"{Q}.lora_A.weight": torch.ones(4, 99)}, r"has shape \(4, 99\)"),
         ({f"{Q}.lora_C.weight": torch.ones(4)}, "do not belong"),
@@ -141,7 +147,10 @@ def test_a_folder_without_an_adapter_says_so(tmp_path):
     ("method", "says"),
     [
         (Lora(r=33), r"r = 33 is larger than model.layers.0.self_attn.q_proj \(32 × 32\)"),
-        (Lora(r=4, target_modules=("q_porj",)), 'no linear layer called "q_porj". Did you mean "q_proj"'),
+        (
+            Lora(r=4, target_modules=("q_porj",)),
+            'no linear layer called "q_porj". Did you mean "q_proj"',
+        ),
         (BitFit(), "no biases to train. Norm tuning"),
     ],
 )

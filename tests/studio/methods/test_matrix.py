@@ -43,7 +43,9 @@ def test_at_step_zero_the_output_is_the_base(label, model_name):
     backbone, adapter = attached(label, model_name, trained=False)
     if adapter.method.phase in VIRTUAL:
         pytest.skip("virtual tokens change the output from the start, by definition")
-    torch.testing.assert_close(logits(backbone), tiny_model(model_name)(IDS).logits, atol=2e-5, rtol=0)
+    torch.testing.assert_close(
+        logits(backbone), tiny_model(model_name)(IDS).logits, atol=2e-5, rtol=0
+    )
 
 
 @every
@@ -52,14 +54,16 @@ def test_the_forward_equals_the_formula_by_hand(label, model_name):
     backbone, adapter = attached(label, model_name, trained=True)
     expected = by_hand.logits(model_name, adapter, IDS)
     base = tiny_model(model_name)(IDS).logits
-    assert (expected - base).abs().max() > 1e-2, "the adapter must matter for this test to mean anything"
+    assert (expected - base).abs().max() > 1e-2, (
+        "the adapter must matter for this test to mean anything"
+    )
     torch.testing.assert_close(logits(backbone), expected, atol=1e-4, rtol=1e-4)
 
 
 @every
 @everywhere
 def test_training_lowers_the_loss_and_touches_nothing_else(label, model_name):
-    backbone, adapter = attached(label, model_name, trained=False)
+    backbone, _ = attached(label, model_name, trained=False)
     before = {k: v.clone() for k, v in backbone.model.state_dict().items()}
     parameters = backbone.train("a")
     assert all(p.requires_grad for p in parameters)

@@ -28,7 +28,9 @@ MADE_BY_PEFT = {
     "LOKR": dict(r=2, alpha=8, target_modules=["q_proj", "down_proj"]),
     "LOKR-both": dict(r=1, decompose_both=True, decompose_factor=8, target_modules=["q_proj"]),
     "VERA": dict(r=8, target_modules=["q_proj"]),
-    "IA3": dict(target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "IA3": dict(
+        target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"]
+    ),
     "LN_TUNING": dict(target_modules=["input_layernorm", "post_attention_layernorm"]),
     "PREFIX_TUNING": dict(num_virtual_tokens=5),
     "PREFIX_TUNING-mlp": dict(num_virtual_tokens=5, prefix_projection=True, encoder_hidden_size=16),

@@ -105,9 +105,7 @@ def _with_virtual(backbone: Backbone, model, names: list[str]) -> torch.Tensor:
         adapter = backbone.adapters["prefix"]
         return by_hand._prefix(model, adapter.method, adapter.params[""], IDS)
     prompt = backbone.adapters["prompt"].params[""]["embedding"].detach()
-    whole = torch.cat(
-        [prompt[None].expand(2, -1, -1), model.get_input_embeddings()(IDS)], dim=1
-    )
+    whole = torch.cat([prompt[None].expand(2, -1, -1), model.get_input_embeddings()(IDS)], dim=1)
     if names == ["prompt"]:
         return model(inputs_embeds=whole).logits[:, 3:]
     cache = by_hand.DynamicCache()
