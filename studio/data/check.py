@@ -46,6 +46,8 @@ class FileReport(BaseModel):
     ok: bool
     format: str = ""
     reason: str = ""
+    container: str = ""
+    encoding: str = ""
     mapping: dict[str, str] = {}
     rows: RowCounts = RowCounts()
     problems: list[ProblemLine] = []
@@ -112,6 +114,8 @@ def _checked(shown: str, origin: Origin, source: DataSource, mapping: Mapping | 
         ok=True,
         format=mapping.format,
         reason=guess.reason,
+        container=origin.container,
+        encoding=origin.encoding,
         mapping=mapping.columns,
         rows=RowCounts(read=read, kept=kept, dropped=tally.total),
         problems=listed(tally),

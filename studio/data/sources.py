@@ -32,6 +32,8 @@ class Origin:
     rows: Callable[[], Iterator[Row | Problem]]
     content_hash: Callable[[], str]
     notes: tuple[str, ...] = ()
+    container: str = ""
+    encoding: str = ""
     guess: Guess | None = None  # a mapping that a person has settled
 
 
@@ -92,7 +94,16 @@ def from_files(name: str, files: list[Path]) -> Origin:
             yield from read(each)
 
     notes = tuple(note for o in opened for note in o.notes)
-    return Origin(name, tuple(files), plain == {True}, rows, lambda: hash_files(files), notes)
+    return Origin(
+        name=name,
+        files=tuple(files),
+        plain=plain == {True},
+        rows=rows,
+        content_hash=lambda: hash_files(files),
+        notes=notes,
+        container=" ".join(sorted({o.format for o in opened})),
+        encoding=" ".join(sorted({o.encoding for o in opened})),
+    )
 
 
 def files_in(folder: Path) -> list[Path]:

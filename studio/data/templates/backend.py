@@ -74,7 +74,7 @@ def backend_of(tokenizer: Any) -> Backend:
     template = tokenizer.chat_template
     if isinstance(template, dict):
         template = template.get("default") or next(iter(template.values()), None)
-    return _made(core, special, template)
+    return backend_from_core(core, special, template)
 
 
 def backend_from_folder(folder: Path) -> Backend:
@@ -105,10 +105,11 @@ def backend_from_folder(folder: Path) -> Backend:
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
         template = jinja.read_text(encoding="utf-8")
-    return _made(core, special, template)
+    return backend_from_core(core, special, template)
 
 
-def _made(core: Tokenizer, special: dict[str, str], template: str | None) -> Backend:
+def backend_from_core(core: Tokenizer, special: dict[str, str], template: str | None) -> Backend:
+    """Gather what templates need from a fast tokenizer and its settings."""
     if core.padding is not None or core.truncation is not None:
         # Settings that an earlier call left in the shared object would reach into our rows.
         core = type(core).from_str(core.to_str())

@@ -1,0 +1,365 @@
+"""Loss masks on templates of the shapes of Llama-3, Qwen, Gemma, Mistral, Phi and ChatML.
+
+The templates are small equivalents written here; every expected mask was written by hand. Trained
+parts stand in double square brackets.
+"""
+
+import json
+
+import pytest
+
+from studio.data.templates import choose
+from studio.errors import DataError
+
+LLAMA3 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim"
+    " + '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{% endif %}"
+)
+LLAMA3_SPECIALS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# Thinking is cut out of every answer but the last, as Qwen 3 does.
+QWEN = (
+    "{% for m in messages %}{% set content = m.content %}"
+    "{% if m.role == 'assistant' and '</think>' in content and not loop.last %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}"
+    "{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ content }}\n</tool_response>"
+    "<|im_end|>\n{% else %}<|im_start|>{{ m.role }}\n{{ content }}"
+    "{% if m.tool_calls %}{% for c in m.tool_calls %}"
+    '<tool_call>\n{"name": "{{ c.function.name }}", "arguments": '
+    "{{ c.function.arguments | tojson }}}\n</tool_call>{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+GEMMA = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}{% for m in messages %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}"
+    "{% endfor %}"
+)
+
+PHI = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}<|endoftext|>{% endif %}"
+)
+
+SMOL = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+IM = ["<|im_start|>", "<|im_end|>"]
+SHAPES = {
+    "llama3": (LLAMA3, LLAMA3_SPECIALS, "<|eot_id|>", "<|begin_of_text|>"),
+    "chatml": (CHATML, IM, "<|im_end|>", ""),
+    "qwen": (QWEN, [*IM, "<|endoftext|>"], "<|im_end|>", ""),
+    "gemma": (GEMMA, ["<bos>", "<start_of_turn>", "<end_of_turn>", "<eos>"], "<eos>", "<bos>"),
+    "mistral": (MISTRAL, ["<s>", "</s>"], "</s>", "<s>"),
+    "phi": (PHI, ["<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"], "<|endoftext|>", ""),
+    "generation": (SMOL, IM, "<|im_end|>", ""),
+}
+TURNS = [
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello!"},
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": "4"},
+]
+MULTI_TURN = {
+    "llama3": (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n[[Hello!<|eot_id|>]]"
+        "<|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n[[4<|eot_id|>]]"
+    ),
+    "chatml": (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n[[Hello!<|im_end|>]]\n"
+        "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n[[4<|im_end|>]]\n"
+    ),
+    "gemma": (
+        "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n[[Hello!<end_of_turn>]]\n"
+        "<start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n[[4<end_of_turn>]]\n"
+    ),
+    "mistral": "<s>[INST] Hi [/INST] [[Hello!</s>]][INST] 2+2? [/INST] [[4</s>]]",
+    "phi": (
+        "<|user|>\nHi<|end|>\n<|assistant|>\n[[Hello!<|end|>]]\n"
+        "<|user|>\n2+2?<|end|>\n<|assistant|>\n[[4<|end|>]]\n<|endoftext|>"
+    ),
+}
+MULTI_TURN["qwen"] = MULTI_TURN["generation"] = MULTI_TURN["chatml"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_answer_and_its_end_of_turn_are_trained(shape, byte_backend, bracketed):
+    source, specials, eos, bos = SHAPES[shape]
+    backend = byte_backend(specials, source, eos=eos, bos=bos)
+
+    ids, labels = choose(backend).encode(TURNS)
+
+    assert bracketed(backend, ids, labels) == MULTI_TURN[shape]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_only_the_last_answer_is_trained_when_asked(shape, byte_backend, bracketed):
+    source, specials, eos, bos = SHAPES[shape]
+    backend = byte_backend(specials, source, eos=eos, bos=bos)
+
+    ids, labels = choose(backend).encode(TURNS, "last")
+
+    first, _, rest = MULTI_TURN[shape].partition("[[")
+    assert bracketed(backend, ids, labels) == first + rest.replace("]]", "", 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_everything_is_trained_when_asked(shape, byte_backend):
+    source, specials, eos, bos = SHAPES[shape]
+
+    ids, labels = choose(byte_backend(specials, source, eos=eos, bos=bos)).encode(TURNS, "all")
+
+    assert ids == labels
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s != "mistral"])
+def test_the_prompt_is_exactly_what_stands_before_the_answer(shape, byte_backend):
+    source, specials, eos, bos = SHAPES[shape]
+    template = choose(byte_backend(specials, source, eos=eos, bos=bos))
+
+    ids, labels = template.encode(TURNS, "last")
+    prompt = template.encode_prompt(TURNS[:3])
+
+    assert ids[: len(prompt)] == prompt
+    assert labels[: len(prompt)] == [-100] * len(prompt)
+    assert labels[len(prompt)] == ids[len(prompt)]
+
+
+SYSTEM = [{"role": "system", "content": "Be brief."}, *TURNS[:2]]
+WITH_SYSTEM = {
+    "llama3": (
+        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n[[Hello!<|eot_id|>]]"
+    ),
+    "chatml": (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\n[[Hello!<|im_end|>]]\n"
+    ),
+    "gemma": (
+        "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n"
+        "<start_of_turn>model\n[[Hello!<end_of_turn>]]\n"
+    ),
+    "mistral": "<s>[INST] Be brief.\n\nHi [/INST] [[Hello!</s>]]",
+    "phi": (
+        "<|system|>\nBe brief.<|end|>\n<|user|>\nHi<|end|>\n"
+        "<|assistant|>\n[[Hello!<|end|>]]\n<|endoftext|>"
+    ),
+}
+WITH_SYSTEM["qwen"] = WITH_SYSTEM["generation"] = WITH_SYSTEM["chatml"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_system_prompt_is_masked_or_joined_to_the_question(shape, byte_backend, bracketed):
+    source, specials, eos, bos = SHAPES[shape]
+    backend = byte_backend(specials, source, eos=eos, bos=bos)
+
+    ids, labels = choose(backend).encode(SYSTEM)
+
+    assert bracketed(backend, ids, labels) == WITH_SYSTEM[shape]
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+CALLING = [
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "4"},
+    {"role": "assistant", "content": "It is 4."},
+]
+WITH_CALL = {
+    "qwen": (
+        "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+        '[[<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call><|im_end|>]]\n'
+        "<|im_start|>user\n<tool_response>\n4\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n[[It is 4.<|im_end|>]]\n"
+    ),
+    # These know no tools: the call is written out as JSON, the result comes from the user.
+    "llama3": (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n2+2?<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        '[[{"name": "add", "arguments": {"a": 2}}<|eot_id|>]]'
+        "<|start_header_id|>user<|end_header_id|>\n\n4<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n[[It is 4.<|eot_id|>]]"
+    ),
+    "chatml": (
+        "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n"
+        '[[{"name": "add", "arguments": {"a": 2}}<|im_end|>]]\n'
+        "<|im_start|>user\n4<|im_end|>\n<|im_start|>assistant\n[[It is 4.<|im_end|>]]\n"
+    ),
+    "gemma": (
+        "<bos><start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n"
+        '[[{"name": "add", "arguments": {"a": 2}}<end_of_turn>]]\n'
+        "<start_of_turn>user\n4<end_of_turn>\n<start_of_turn>model\n[[It is 4.<end_of_turn>]]\n"
+    ),
+    "mistral": (
+        '<s>[INST] 2+2? [/INST] [[{"name": "add", "arguments": {"a": 2}}</s>]]'
+        "[INST] 4 [/INST] [[It is 4.</s>]]"
+    ),
+    "phi": (
+        '<|user|>\n2+2?<|end|>\n<|assistant|>\n[[{"name": "add", "arguments": {"a": 2}}<|end|>]]\n'
+        "<|user|>\n4<|end|>\n<|assistant|>\n[[It is 4.<|end|>]]\n<|endoftext|>"
+    ),
+}
+WITH_CALL["generation"] = WITH_CALL["chatml"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tool_calls_are_trained_and_tool_results_are_not(shape, byte_backend, bracketed):
+    source, specials, eos, bos = SHAPES[shape]
+    backend = byte_backend(specials, source, eos=eos, bos=bos)
+
+    ids, labels = choose(backend).encode(CALLING)
+
+    assert bracketed(backend, ids, labels) == WITH_CALL[shape]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_special_tokens_typed_inside_data_are_text(shape, byte_backend):
+    source, specials, eos, bos = SHAPES[shape]
+    backend = byte_backend(specials, source, eos=eos, bos=bos)
+    clean = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    typed = "".join(specials)
+    dirty = [{"role": "user", "content": typed}, {"role": "assistant", "content": f"y{typed}"}]
+
+    ids, labels = choose(backend).encode(dirty)
+    plain, _ = choose(backend).encode(clean)
+
+    lowest = min(backend.token_id(s) for s in specials)
+    assert [i for i in ids if i >= lowest] == [i for i in plain if i >= lowest]
+    text = backend.core.decode(ids, skip_special_tokens=False)
+    assert text.count(typed) == 2
+    answer = backend.core.decode([t for t in labels if t >= 0], skip_special_tokens=False)
+    assert answer.startswith(f"y{typed}") and "\ufdd4" not in text
+
+
+def test_an_earlier_thought_is_cut_by_the_template_and_the_last_one_is_trained(
+    byte_backend, bracketed
+):
+    backend = byte_backend([*IM, "<|endoftext|>"], QWEN, eos="<|im_end|>")
+    turns = [
+        TURNS[0],
+        {"role": "assistant", "content": "<think>\nwave\n</think>\n\nHello!"},
+        TURNS[2],
+        {"role": "assistant", "content": "<think>\nadd\n</think>\n\n4"},
+    ]
+
+    ids, labels = choose(backend).encode(turns)
+
+    assert bracketed(backend, ids, labels) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n[[Hello!<|im_end|>]]\n"
+        "<|im_start|>user\n2+2?<|im_end|>\n"
+        "<|im_start|>assistant\n[[<think>\nadd\n</think>\n\n4<|im_end|>]]\n"
+    )
+
+
+def test_white_space_that_the_template_trims_does_not_move_the_mask(byte_backend, bracketed):
+    backend = byte_backend(
+        LLAMA3_SPECIALS, LLAMA3, eos="<|eot_id|>", bos="<|begin_of_text|>"
+    )
+
+    ids, labels = choose(backend).encode(
+        [{"role": "user", "content": " Hi "}, {"role": "assistant", "content": "\n  a b\n"}]
+    )
+
+    assert bracketed(backend, ids, labels).endswith("<|end_header_id|>\n\n[[a b<|eot_id|>]]")
+
+
+def test_white_space_that_the_template_keeps_is_trained(byte_backend, bracketed):
+    backend = byte_backend(IM, CHATML, eos="<|im_end|>")
+
+    ids, labels = choose(backend).encode(
+        [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  é🙂\n"}]
+    )
+
+    assert bracketed(backend, ids, labels).endswith("assistant\n[[  é🙂\n<|im_end|>]]\n")
+
+
+def test_answers_equal_to_the_markers_of_the_template_do_not_confuse_the_mask(
+    byte_backend, bracketed
+):
+    backend = byte_backend(
+        ["<e>"], "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}", eos="<e>",
+    )  # fmt: skip
+    turns = [
+        {"role": "user", "content": "assistant: no\nassistant: "},
+        {"role": "assistant", "content": "user: assistant: yes"},
+    ]
+
+    ids, labels = choose(backend).encode(turns)
+
+    assert bracketed(backend, ids, labels) == (
+        "user: assistant: no\nassistant: \nassistant: [[user: assistant: yes<e>]]"
+    )
+
+
+def test_a_template_that_refuses_roles_drops_the_row_with_its_own_words(byte_backend):
+    backend = byte_backend(["<bos>", "<end_of_turn>"], GEMMA, bos="<bos>", eos="<end_of_turn>")
+
+    with pytest.raises(DataError, match="must alternate"):
+        choose(backend).encode([TURNS[0], TURNS[0], TURNS[1]])
+
+
+def test_a_template_cannot_reach_python(byte_backend):
+    backend = byte_backend(IM, "{{ ''.__class__.__mro__[1].__subclasses__() }}", eos="<|im_end|>")
+
+    with pytest.raises(Exception, match="unsafe|cannot be used"):
+        choose(backend).encode(TURNS)
+
+
+def test_the_real_chatml_template_masks_tool_conversations(real, bracketed):
+    from studio.data.templates.backend import backend_from_folder
+
+    backend = backend_from_folder(real / "tokenizers" / "minimind")
+
+    ids, labels = choose(backend).encode(CALLING, tools=[{"name": "add"}])
+
+    written = bracketed(backend, ids, labels)
+    assert written.startswith("<|im_start|>system\n# Tools\n")
+    assert json.dumps({"name": "add"}) in written
+    assert written.endswith(
+        "<|im_start|>user\n2+2?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+        '[[<tool_call>\n{"name": "add", "arguments": {"a": 2}}\n</tool_call><|im_end|>]]\n'
+        "<|im_start|>user\n<tool_response>\n4\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n<think>\n\n</think>\n\n[[It is 4.<|im_end|>]]\n"
+    )
+
+
+def test_ids_equal_those_of_transformers_own_rendering(real):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(real / "tokenizers" / "minimind")
+
+    for messages in (TURNS, SYSTEM, CALLING):
+        ids, _ = choose(tokenizer).encode(messages)
+        assert ids == tokenizer.apply_chat_template(messages, return_dict=False)
+        prompt = tokenizer.apply_chat_template(
+            messages[:-1], add_generation_prompt=True, return_dict=False
+        )
+        assert choose(tokenizer).encode_prompt(messages[:-1]) == prompt
