@@ -144,7 +144,7 @@ def serve(
 
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"
-    threading.Thread(target=_wake_queue, args=(home,), daemon=True).start()
+    threading.Thread(target=_wake_queue, args=(home, address), daemon=True).start()
     config = uvicorn.Config(
         _announced(build_app(home), on_ready, address),
         log_level="warning",
@@ -179,9 +179,13 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _wake_queue(home: Home) -> None:
+def _wake_queue(home: Home, address: str) -> None:
     from jobs import supervisor
+    from jobs.store import JobStore
 
+    store = JobStore(home)
+    store.announce("web", url=address)  # a supervisor stays while a page is there
+    store.close()
     supervisor.ensure_running(home)
 
 

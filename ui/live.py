@@ -7,6 +7,7 @@ cursors it was given, and with 204 where nothing is. It knows the queue's store,
 
 import hashlib
 import json
+from collections import OrderedDict
 from typing import Any, Literal
 
 from fastapi import APIRouter, Query, Response
@@ -23,6 +24,7 @@ from studio.spec import RunSpec
 from ui import equivalents
 
 MOST_JOBS = 500
+KEPT_LISTINGS = 64
 METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
 View = Literal["log", "samples", "checkpoints", "config", "history"]
 Action = Literal["pause", "cancel", "resume", "restart", "delete", "first"]
@@ -35,6 +37,7 @@ class Nothing(BaseModel):
 def routes(home: Home, store: JobStore) -> APIRouter:
     """Return the routes on the queue of `home`."""
     router = APIRouter(prefix="/api")
+    listing = Listing(store)
 
     @router.get("/health")
     def health() -> dict[str, Any]:
@@ -52,9 +55,9 @@ def routes(home: Home, store: JobStore) -> APIRouter:
         seen: str = "",
     ) -> Response:
         news: dict[str, Any] = {}
-        listed = _jobs(store)
-        if listed["digest"] != jobs:
-            news["jobs"] = listed
+        changes = listing.since(jobs)
+        if changes:
+            news["jobs"] = changes
         metrics = _metrics(store, runs, names, after, bins)
         if metrics:
             news["metrics"] = metrics
@@ -65,8 +68,8 @@ def routes(home: Home, store: JobStore) -> APIRouter:
         return _json(news)
 
     @router.get("/jobs")
-    def listing() -> dict[str, Any]:
-        return _jobs(store)
+    def all_jobs() -> list[dict[str, Any]]:
+        return [job_row(job) for job in store.list(limit=MOST_JOBS)]
 
     @router.get("/metrics")
     def metrics(
@@ -112,15 +115,44 @@ def job_row(job: Job) -> dict[str, Any]:
         "finished": job.finished,
         "attempt": job.attempt,
         "ended": job.result.get("ended") or job.result.get("reason"),
+        "trainable_parameters": job.result.get("trainable_parameters"),
+        "total_parameters": job.result.get("total_parameters"),
         "intent": job.intent,
         "actions": actions(job.state),
     }
 
 
-def _jobs(store: JobStore) -> dict[str, Any]:
-    items = [job_row(job) for job in store.list(limit=MOST_JOBS)]
-    supervised = store.supervisor() is not None
-    return {"digest": _digest([items, supervised]), "items": items, "supervised": supervised}
+class Listing:
+    """The list of jobs, told as differences: a tab names the state it has and gets what changed."""
+
+    def __init__(self, store: JobStore) -> None:
+        self.store = store
+        self.told: OrderedDict[str, dict[int, str]] = OrderedDict()
+
+    def since(self, digest: str) -> dict[str, Any] | None:
+        """Return what changed since the listing of that digest; None where nothing did.
+
+        `items` are the changed jobs, `removed` the ids that are gone; `whole` says that the tab
+        must forget what it had, because its listing is not known here (any more).
+        """
+        rows = [job_row(job) for job in self.store.list(limit=MOST_JOBS)]
+        now = {row["id"]: _digest(row) for row in rows}
+        supervised = self.store.supervisor() is not None
+        current = _digest([now, supervised])
+        if current == digest:
+            return None
+        before = self.told.get(digest)
+        self.told[current] = now
+        while len(self.told) > KEPT_LISTINGS:
+            self.told.popitem(last=False)
+        known = before or {}
+        return {
+            "digest": current,
+            "supervised": supervised,
+            "whole": before is None,
+            "items": [row for row in rows if known.get(row["id"]) != now[row["id"]]],
+            "removed": [job_id for job_id in known if job_id not in now],
+        }
 
 
 def _metrics(

@@ -87,7 +87,8 @@ export class Chart {
     if (this.group.zoom) return this.group.zoom;
     const first = Math.min(...lines.map((l) => l.x[0]));
     const last = Math.max(...lines.map((l) => l.x.at(-1)));
-    return first === last ? [first - 1, last + 1] : [first, last];
+    if (first === last) return [Math.max(0, first - 1), last + 1];
+    return [first < last * 0.1 ? 0 : first, last];
   }
 
   draw() {
@@ -141,7 +142,7 @@ export class Chart {
     pen.fillStyle = css('--s-faint');
     pen.textAlign = 'right';
     pen.textBaseline = 'middle';
-    const rows = Math.max(2, Math.floor((height - 30) / 36));
+    const rows = Math.max(3, Math.floor((height - 30) / 36));
     const marks = this.log ? logTicks(low, high) : ticks(low, high, rows);
     for (const mark of marks) {
       const at = Math.round(y(mark)) + 0.5;

@@ -4,7 +4,7 @@
 import { ago, api, badge, button, clock, compact, copy, count, duration, h, number, sureButton, text,
   toast } from './dom.js';
 import { isLive, poke } from './live.js';
-import { Pace, progress, share, stateName } from './metrics.js';
+import { progress, share, stateName } from './metrics.js';
 import { short } from './runs.js';
 
 const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config',
@@ -20,7 +20,6 @@ export class Detail {
   constructor(jobs) {
     this.jobs = jobs;
     this.view = 'log';
-    this.pace = new Pace();
     this.dot = h('i', { class: 's-dot' });
     this.title = h('h1', {});
     this.state = h('span', {});
@@ -87,8 +86,8 @@ export class Detail {
     const waiting = { queued: 'Waits for its turn', starting: 'Starting', stopping:
       job.intent === 'cancel' ? 'Stopping after this step' : 'Saving, then pausing' }[job.state];
     text(this.going, [progress(job), waiting ?? (job.step ? '' : job.phase)].filter(Boolean).join(' · '));
-    const left = job.state === 'running' ? this.pace.left(job) : null;
-    text(this.left, left === null ? '' : `${duration(left)} left`);
+    const left = job.state === 'running' ? job.seconds_left : null;
+    text(this.left, left == null ? '' : `${duration(left)} left`);
   }
 
   showFailure(job) {

@@ -47,6 +47,7 @@ const THIN = '\u202f';
 /** Four significant digits: 1.234, 0.0123, 12.3 k. */
 export function number(value, digits = 4) {
   if (value === null || value === undefined || !Number.isFinite(value)) return '–';
+  if (value === 0) return '0';
   const size = Math.abs(value);
   if (size >= 10000) return compact(value);
   if (size !== 0 && size < 0.001) return value.toExponential(2).replace('e-', 'e−');

@@ -83,9 +83,12 @@ function tooLong() {
 
 function take(news) {
   if (news.jobs) {
-    startAnew(news.jobs.items);
-    Object.assign(state, { jobs: news.jobs.items, digest: news.jobs.digest,
-      supervised: news.jobs.supervised });
+    const { items, removed, whole, digest, supervised } = news.jobs;
+    startAnew(items);
+    const jobs = new Map(whole ? [] : state.jobs.map((job) => [job.id, job]));
+    for (const job of items) jobs.set(job.id, job);
+    for (const id of removed) jobs.delete(id);
+    Object.assign(state, { digest, supervised, jobs: [...jobs.values()].sort((a, b) => b.id - a.id) });
     for (const s of subscribers) s.onJobs?.(state.jobs, state.supervised);
   }
   if (news.metrics) {

@@ -37,24 +37,3 @@ export function stateName(job) {
 }
 
 export const lossOf = (job) => number(job.last_loss);
-
-/** Steps per second over the last half minute, as this tab saw them; gives the time left. */
-export class Pace {
-  constructor() {
-    this.seen = new Map();
-  }
-
-  left(job) {
-    const at = performance.now() / 1000;
-    const seen = this.seen.get(job.id) ?? [];
-    this.seen.set(job.id, seen);
-    if (!seen.length || seen.at(-1)[1] !== job.step) seen.push([at, job.step]);
-    while (seen.length > 2 && at - seen[0][0] > 30) seen.shift();
-    if (!job.total_steps || !job.step) return null;
-    const [first, last] = [seen[0], seen.at(-1)];
-    const own = last[1] > first[1] ? (last[0] - first[0]) / (last[1] - first[1]) : null;
-    const whole = job.started ? (Date.now() / 1000 - job.started) / job.step : null;
-    const each = own ?? whole;
-    return each === null ? null : each * (job.total_steps - job.step);
-  }
-}

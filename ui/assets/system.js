@@ -1,6 +1,6 @@
 // System: what this machine has, who uses it, and where everything lives.
 
-import { api, badge, bytes, count, duration, h, number } from './dom.js';
+import { api, badge, bytes, count, duration, h } from './dom.js';
 
 export class Machine extends HTMLElement {
   connectedCallback() {
@@ -25,11 +25,10 @@ export class Machine extends HTMLElement {
       return;
     }
     this.body.replaceChildren(
-      card('Devices', now.devices.map((device) => this.device(device))),
-      card('Processes', this.processes(now.processes)),
-      card('Home', pairs([['Folder', now.home.path], ...now.home.parts.map((part) =>
-        [part.name, bytes(part.bytes)]), ['Free on this disk', bytes(now.home.free_bytes)]])),
-      card('Versions', pairs(now.versions)),
+      column(card('Devices', now.devices.map((device) => this.device(device))),
+        card('Home', pairs([['Folder', now.home.path], ...now.home.parts.map((part) =>
+          [part.name, bytes(part.bytes)]), ['Free on this disk', bytes(now.home.free_bytes)]]))),
+      column(card('Processes', this.processes(now.processes)), card('Versions', pairs(now.versions))),
     );
   }
 
@@ -41,7 +40,7 @@ export class Machine extends HTMLElement {
       h('header', {}, h('span', {}, h('b', {}, device.label), ` ${device.name}`),
         h('span', {}, `${bytes(used)} of ${bytes(device.total_bytes)} used`)), bar,
       h('span', { class: 's-quiet' }, [device.utilization != null
-        && `${number(device.utilization, 3)}\u202f% busy`,
+        && `${count(100 * device.utilization)}\u202f% busy`,
       device.holders.length ? `held by ${device.holders.join(' and ')}` : 'free'].filter(Boolean).join(' · ')));
   }
 
@@ -58,6 +57,8 @@ export class Machine extends HTMLElement {
 }
 
 const card = (title, ...content) => h('section', { class: 's-panel-card' }, h('h2', {}, title), ...content);
+
+const column = (...cards) => h('div', { class: 's-column' }, cards);
 
 const pairs = (rows) => h('dl', { class: 's-pairs' }, rows.map(([name, value]) =>
   h('div', {}, h('dt', {}, name), h('dd', {}, value))));

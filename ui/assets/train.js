@@ -4,7 +4,7 @@
 import { api, badge, button, duration, h, number, remember, query, sureButton, text, toast }
   from './dom.js';
 import { hues, isLive, poke, subscribe } from './live.js';
-import { Pace, board, progress, share, stateName } from './metrics.js';
+import { board, progress, share, stateName } from './metrics.js';
 import { compareAddress, snippet } from './detail.js';
 
 const value = (element) => JSON.parse(element.dataset.value || '{}');
@@ -32,7 +32,6 @@ export class Launch extends HTMLElement {
   build(error) {
     this.board = board(['loss', 'eval_loss']);
     this.board.group.smoothing = Number(localStorage.getItem('studio.smoothing') ?? 0.6);
-    this.pace = new Pace();
     this.error = h('p', { class: 's-error', role: 'alert', 'data-testid': 'launch-error',
       hidden: !error }, error);
     this.line = h('p', { class: 's-launched', role: 'status', 'data-testid': 'launched' });
@@ -70,8 +69,8 @@ export class Launch extends HTMLElement {
       || (job.state === 'running' && !job.step));
     text(this.going, progress(job) || job.phase || (job.state === 'queued' ? 'Waits for its turn'
       : job.state === 'starting' ? 'Starting' : ''));
-    const left = job.state === 'running' ? this.pace.left(job) : null;
-    text(this.left, left !== null ? `${duration(left)} left`
+    const left = job.state === 'running' ? job.seconds_left : null;
+    text(this.left, left != null ? `${duration(left)} left`
       : job.last_loss != null && !isLive(job) ? `loss ${number(job.first_loss)} → ${number(job.last_loss)}` : '');
     this.act(job);
   }

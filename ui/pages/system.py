@@ -1,10 +1,10 @@
 """System: devices, processes, the home folder. The page is one element of `assets/system.js`."""
 
-import gradio as gr
+from ui.pages.element import bare, element
 
 TITLE = "System"
 
 
 def build() -> None:
     """Put the page's element into the open blocks."""
-    gr.HTML("<studio-system></studio-system>")
+    bare(element("studio-system"))

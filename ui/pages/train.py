@@ -5,7 +5,6 @@ Launching only writes a row into the queue: nothing here trains.
 """
 
 import html
-import json
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -19,6 +18,7 @@ from studio.methods import methods
 from studio.spec import RunSpec
 from ui import equivalents, sources
 from ui.form import PARTS, Form, Knob, elem_id, knobs, method_choices
+from ui.pages.element import bare, element, heading
 
 TITLE = "Train"
 Groups = list[tuple[str, Any]]
@@ -33,8 +33,8 @@ def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
             upload, notes, groups = _fields(form, home)
         with gr.Column(elem_classes="s-side", min_width=320):
             launch = gr.Button("Train", variant="primary", elem_id="train")
-            panel = gr.HTML("<studio-launch></studio-launch>", elem_id="launch")
-            preview = gr.HTML(_notes(_preview(RunSpec())), elem_id="preview")
+            panel = bare("<studio-launch></studio-launch>", elem_id="launch")
+            preview = bare(_notes(_preview(RunSpec())), elem_id="preview")
     inputs = list(form.components.values())
     outputs = [preview, *notes]
 
@@ -81,25 +81,25 @@ def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
 
 def _fields(form: Form, home: Home) -> tuple[Any, list[Any], Groups]:
     parts = {name: knobs(cls, f"{name}.") for name, cls in PARTS.items()}
-    with gr.Group(elem_classes="s-card"):
-        _heading("What to train")
+    with gr.Column(elem_classes="s-card"):
+        heading("What to train")
         with gr.Row(elem_classes="s-pair"):
             model = _open_dropdown(form, parts["model"][0], sources.model_choices(home))
             data = _open_dropdown(form, parts["data"][0], sources.data_choices(home))
         with gr.Row(elem_classes="s-pair"):
-            model_note = gr.HTML("", elem_id="model-note")
-            data_note = gr.HTML("", elem_id="data-note")
+            model_note = bare("", elem_id="model-note")
+            data_note = bare("", elem_id="data-note")
         upload = gr.UploadButton(
             "Upload a data file …", size="sm", elem_id="upload", type="filepath",
             file_types=list(sources.DATA_SUFFIXES), scale=0, min_width=160,
         )  # fmt: skip
     del model, data
-    with gr.Group(elem_classes="s-card"):
-        _heading("Method")
+    with gr.Column(elem_classes="s-card"):
+        heading("Method")
         groups = _methods(form)
-        method_note = gr.HTML("", elem_id="method-note")
-    with gr.Group(elem_classes="s-card"):
-        _heading("Training")
+        method_note = bare("", elem_id="method-note")
+    with gr.Column(elem_classes="s-card"):
+        heading("Training")
         with gr.Row(elem_classes="s-fields"):
             for knob in (k for k in parts["train"] if not k.advanced):
                 form.add(knob)
@@ -107,7 +107,7 @@ def _fields(form: Form, home: Home) -> tuple[Any, list[Any], Groups]:
                 form.add(knob)
     with gr.Accordion("Advanced", open=False, elem_classes="s-card s-advanced", elem_id="advanced"):
         for name, title in (("train", "Training"), ("data", "Data"), ("model", "Model")):
-            gr.HTML(f"<h3>{title}</h3>")
+            heading(title, 3)
             with gr.Row(elem_classes="s-fields"):
                 for knob in (k for k in parts[name] if k.advanced):
                     form.add(knob)
@@ -115,7 +115,7 @@ def _fields(form: Form, home: Home) -> tuple[Any, list[Any], Groups]:
             more = [k for k in knobs(method, f"method:{name}.") if k.advanced]
             if more:
                 with gr.Column(visible=name == "lora", elem_classes="s-method-more") as group:
-                    gr.HTML(f"<h3>{html.escape(method.title)}</h3>")
+                    heading(method.title, 3)
                     with gr.Row(elem_classes="s-fields"):
                         for knob in more:
                             form.add(knob)
@@ -156,16 +156,12 @@ def _open_dropdown(form: Form, knob: Knob, choices: list[tuple[str, str]]) -> An
     )  # fmt: skip
 
 
-def _heading(words: str) -> None:
-    gr.HTML(f"<h2>{html.escape(words)}</h2>")
-
-
 def _look(form: Form, values: Any) -> list[str]:
     """Judge the form as it is: what it means, and a line on model, data and method."""
     try:
         spec = RunSpec.parse(form.read(values))
     except SpecError as error:
-        return [_notes({"error": error.text, "field": elem_id(error.field)}), *[gr.skip()] * 3]
+        return [_notes({"error": error.text, "field": _field(form, values, error)})] + [gr.skip()] * 3
     return [_notes(_preview(spec)), *_lines(spec)]
 
 
@@ -191,12 +187,7 @@ def _preview(spec: RunSpec) -> dict[str, str]:
 
 
 def _notes(values: dict[str, str]) -> str:
-    return _element("studio-notes", values)
-
-
-def _element(tag: str, values: dict[str, Any]) -> str:
-    """Write a custom element whose data is one escaped attribute."""
-    return f'<{tag} data-value="{html.escape(json.dumps(values))}"></{tag}>'
+    return element("studio-notes", values)
 
 
 def _open(form: Form, groups: Groups, home: Home, address: str) -> list[Any]:
@@ -227,7 +218,7 @@ def _uploaded(home: Home, file: str) -> list[Any]:
     try:
         kept = sources.keep_upload(home, file)
     except StudioError as error:
-        return [gr.skip(), _element("studio-launch", {"error": error.text})]
+        return [gr.skip(), element("studio-launch", {"error": error.text})]
     choices = sources.data_choices(home)
     return [gr.update(choices=choices, value=str(kept)), gr.skip()]
 
@@ -240,7 +231,14 @@ def _start(form: Form, home: Home, store: JobStore, values: Any) -> str:
         job = store.submit(spec)
         supervisor.ensure_running(home)
     except SpecError as error:
-        return _element("studio-launch", {"error": error.text, "field": elem_id(error.field)})
+        wrong = {"error": error.text, "field": _field(form, values, error)}
+        return element("studio-launch", wrong)
     except StudioError as error:
-        return _element("studio-launch", {"error": error.text})
-    return _element("studio-launch", {"job": job.id})
+        return element("studio-launch", {"error": error.text})
+    return element("studio-launch", {"job": job.id})
+
+
+def _field(form: Form, values: Any, error: SpecError) -> str:
+    """Return the DOM id of the field an error is about."""
+    method = form.read(values)["method"]["name"]
+    return elem_id(error.field.replace("method.", f"method:{method}.", 1))
