@@ -279,9 +279,7 @@ def test_an_earlier_thought_is_cut_by_the_template_and_the_last_one_is_trained(
 
 
 def test_white_space_that_the_template_trims_does_not_move_the_mask(byte_backend, bracketed):
-    backend = byte_backend(
-        LLAMA3_SPECIALS, LLAMA3, eos="<|eot_id|>", bos="<|begin_of_text|>"
-    )
+    backend = byte_backend(LLAMA3_SPECIALS, LLAMA3, eos="<|eot_id|>", bos="<|begin_of_text|>")
 
     ids, labels = choose(backend).encode(
         [{"role": "user", "content": " Hi "}, {"role": "assistant", "content": "\n  a b\n"}]

@@ -1,0 +1,166 @@
+"""Every format is read strictly, and every fault is told with its line."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from studio.data.files import look
+from studio.data.readers import read
+from studio.data.records import Row
+from studio.errors import DataError
+
+ROWS = [{"question": "a, b", "answer": 'say "hi"\nthere'}, {"question": "c", "answer": "d"}]
+
+
+def values(path):
+    return [item.values for item in read(look(path))]
+
+
+def faults(path):
+    return [(p.line, p.kind) for p in read(look(path)) if not isinstance(p, Row)]
+
+
+def write(path, content):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content, encoding="utf-8")
+    return path
+
+
+JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
+COLUMNS = {key: [row[key] for row in ROWS] for key in ROWS[0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", JSONL),
+        ("a.jsonl", JSONL.rstrip()),
+        ("a.jsonl", JSONL.replace("\n", "\r\n")),
+        ("a.jsonl", "\ufeff" + JSONL),
+        ("a.jsonl", json.dumps(ROWS)),
+        ("a.json", JSONL),
+        ("a.json", json.dumps(ROWS)),
+        ("a.json", json.dumps(ROWS, indent=2)),
+        ("a.json", json.dumps(COLUMNS)),
+        ("a.json", json.dumps({"version": 1, "data": ROWS})),
+        ("a.json", "\n".join(json.dumps(row, indent=1) for row in ROWS)),
+        ("a.csv", 'question,answer\n"a, b","say ""hi""\nthere"\nc,d\n'),
+        ("a.csv", 'question;answer\na, b;"say ""hi""\nthere"\nc;d\n'),
+        ("a.tsv", 'question\tanswer\na, b\t"say ""hi""\nthere"\nc\td\n'),
+        ("a.jsonl", JSONL.encode("utf-16")),
+        ("a.jsonl", JSONL.encode("utf-16-le")),
+        ("a.csv", 'question,answer\n"a, b","say ""hi""\nthere"\nc,d\n'.encode("utf-16-be")),
+        ("a.jsonl.gz", gzip.compress(JSONL.encode())),
+        ("a.jsonl.zst", pa.compress(JSONL.encode(), codec="zstd", asbytes=True)),
+    ],
+)
+def test_the_same_rows_come_from_every_form(tmp_path, name, content):
+    assert values(write(tmp_path / name, content)) == ROWS
+
+
+def test_parquet_rows_keep_nested_values(tmp_path):
+    rows = [{"messages": [{"role": "user", "content": "é"}], "n": 1}, {"messages": [], "n": None}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+
+    assert values(tmp_path / "a.parquet") == rows
+
+
+@pytest.mark.parametrize("name", ["gsm8k_train.jsonl", "gsm8k_test.parquet", "alpaca_en_demo.json",
+                                  "identity.json", "glaive_toolcall_en_demo.json",
+                                  "openai_messages_math.jsonl", "tinyshakespeare.txt",
+                                  "banking77_train.csv"])  # fmt: skip
+def test_real_files_have_the_row_counts_of_their_readme(real, name):
+    readme = (real / "README.md").read_text()
+    line = next(line for line in readme.splitlines() if line.startswith(f"| `data/{name}`"))
+    expected = int(line.split("|")[3].strip().replace(",", ""))
+
+    items = list(read(look(real / "data" / name)))
+
+    assert len(items) == expected and all(isinstance(item, Row) for item in items)
+
+
+def test_broken_lines_cost_only_themselves(tmp_path):
+    lines = ['{"a": 1}', "{", '{"a": NaN}', "[1]", "", '{"a": 1, "a": 2}', '{"a": "\\ud800"}',
+             '{"a": 2}']  # fmt: skip
+
+    path = write(tmp_path / "a.jsonl", "\n".join(lines))
+
+    assert faults(path) == [
+        (2, "json"), (3, "json"), (4, "not_object"), (6, "duplicate_key"), (7, "json"),
+    ]  # fmt: skip
+    assert sum(isinstance(item, Row) for item in read(look(path))) == 2
+
+
+def test_a_line_that_is_not_utf8_is_dropped_alone(tmp_path):
+    good = b'{"a": "x"}\n' * 20
+    path = write(tmp_path / "a.jsonl", good + b'{"a": "\xff"}\n' + good)
+
+    assert faults(path) == [(21, "encoding")]
+
+
+def test_a_json_array_that_breaks_names_line_and_column(tmp_path):
+    path = write(tmp_path / "a.json", '[\n {"a": 1},\n {"a": 2}\n {"a": 3}\n]')
+
+    with pytest.raises(DataError, match=r"line 4, column 2: a comma .* The 2 rows before"):
+        list(read(look(path)))
+
+
+def test_a_json_array_cut_short_says_so(tmp_path):
+    path = write(tmp_path / "a.json", '[{"a": 1}, {"a": "tw')
+
+    with pytest.raises(DataError, match="cut short"):
+        list(read(look(path)))
+
+
+def test_csv_rows_with_other_field_counts_are_dropped_never_shifted(tmp_path):
+    path = write(tmp_path / "a.csv", "a,b\n1,2\n1\n1,2,3\n\n4,5\n")
+
+    assert faults(path) == [(3, "fields"), (4, "fields")]
+
+
+def test_a_quote_that_stays_open_costs_its_line(tmp_path):
+    path = write(tmp_path / "a.csv", 'a,b\n1,"2\n3,4\n5,6\n')
+
+    assert faults(path) == [(2, "quote")]
+    assert [r.values for r in read(look(path)) if isinstance(r, Row)] == [
+        {"a": "3", "b": "4"}, {"a": "5", "b": "6"},
+    ]  # fmt: skip
+
+
+def test_repeated_and_empty_column_names_are_numbered(tmp_path):
+    path = write(tmp_path / "a.csv", "a,,a\n1,2,3\n")
+
+    assert values(path) == [{"a": "1", "column 2": "2", "a (2)": "3"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.jsonl", b"", "is empty"),
+        ("a.jsonl", b" \n\n", "is empty"),
+        ("a.csv", b"PK\x03\x04aaaa", "zip archive"),
+        ("a.json", b"\x80\x04\x95aaaa", "pickle"),
+        ("a.parquet", b"hello", "no Parquet"),
+        ("a.parquet", b"PAR1hello", "damaged Parquet"),
+        ("a.xyz", b"hello", "are not read"),
+        ("a.jsonl.gz", b"\x1f\x8b\x08broken", "damaged"),
+        ("a.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "packed twice"),
+        ("a.txt.gz", gzip.compress(b"a" * (80 << 20)), "unpacks to more"),
+    ],
+)
+def test_what_is_no_data_is_refused_with_a_sentence(tmp_path, name, content, words):
+    with pytest.raises(DataError, match=words):
+        list(read(look(write(tmp_path / name, content))))
+
+
+def test_old_encodings_are_guessed_and_said(tmp_path):
+    text = "question,answer\n" + "né à Zürich,où ça\n" * 20
+    opened = look(write(tmp_path / "a.csv", text.encode("cp1252")))
+
+    assert next(iter(read(opened))).values == {"question": "né à Zürich", "answer": "où ça"}
+    assert "Windows-1252" in opened.notes[0]
