@@ -7,10 +7,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from sqlite_utils import Database as Tables
-
 from jobs.database import now
 from jobs.processes import Identity
+from jobs.tables import Tables
 
 
 def announce(db: Tables, role: str, identity: Identity, url: str) -> None:

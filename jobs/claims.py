@@ -9,12 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from sqlite_utils import Database as Tables
-
 from jobs.database import Database, now
 from jobs.metrics import Progress, finite, write_measurements
 from jobs.processes import Identity
 from jobs.states import Intent, State
+from jobs.tables import Tables
 
 NO_PROGRESS_LIMIT = 3
 

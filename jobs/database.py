@@ -19,10 +19,9 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlite_utils import Database as Tables
-
 from jobs.filelock import FileLock
 from jobs.schema import migrations
+from jobs.tables import Tables
 from studio.errors import DiskFull, HomeError
 from studio.home import Home
 

@@ -11,10 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from sqlite_utils import Database as Tables
-
 from jobs.database import now
+from jobs.tables import Tables
 
 Series = dict[str, list[float | None]]
 
@@ -106,6 +104,8 @@ def finite(value: Any) -> Any:
 def _thinned(rows: list[tuple[int, float | None]], bins: int) -> Series:
     if len(rows) <= 2 * bins:
         return {"x": [row[0] for row in rows], "y": [row[1] for row in rows]}
+    import numpy as np
+
     steps = np.fromiter((row[0] for row in rows), np.int64, len(rows))
     values = np.fromiter(
         (math.nan if row[1] is None else row[1] for row in rows), np.float64, len(rows)

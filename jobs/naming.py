@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database as Tables
-
+from jobs.tables import Tables
 from studio.home import slug
 
 

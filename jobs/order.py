@@ -1,6 +1,6 @@
 """The order of the queue: a real number per job, so that one always fits between two."""
 
-from sqlite_utils import Database as Tables
+from jobs.tables import Tables
 
 
 def to_the_end(db: Tables, job: int) -> None:

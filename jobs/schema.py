@@ -8,33 +8,31 @@ module may have bugs; the database still says no. Times are seconds since 1970 i
 Migrations are append-only; a released one is never edited.
 """
 
-from sqlite_utils import Database
-from sqlite_utils.migrations import Migrations
-
 from jobs.states import LEGAL
+from jobs.tables import Migrations, Tables
 
 
-def m001_create_jobs(db: Database) -> None:
+def m001_create_jobs(db: Tables) -> None:
     """Jobs, the legal transitions, and their audit."""
     for statement in (_TRANSITIONS, _JOBS, *_JOB_INDEXES, _EVENTS, _ATTEMPTS, *_TRIGGERS):
         db.conn.execute(statement)
     db.conn.executemany("INSERT INTO transitions(src, dst) VALUES (?, ?)", sorted(LEGAL))
 
 
-def m002_create_measurements(db: Database) -> None:
+def m002_create_measurements(db: Tables) -> None:
     """What runs write while they run."""
     for statement in (_COUNTERS, _METRICS, _METRICS_CURSOR, _SAMPLES, _CHECKPOINTS):
         db.conn.execute(statement)
     db.conn.execute("INSERT INTO counters(name, value) VALUES ('metrics', 0)")
 
 
-def m003_create_library(db: Database) -> None:
+def m003_create_library(db: Tables) -> None:
     """What a person collects: adapters, datasets, votes of the arena."""
     for statement in (_ADAPTERS, _DATASETS, _MATCHES):
         db.conn.execute(statement)
 
 
-def m004_create_leases(db: Database) -> None:
+def m004_create_leases(db: Tables) -> None:
     """Who holds which device, and which of our processes live."""
     for statement in (_LEASES, _ONE_JOB_PER_DEVICE, _PROCESSES, *_LEASE_TRIGGERS):
         db.conn.execute(statement)

@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database as Tables
-
 from jobs import board, metrics, naming, order
 from jobs.checkpoints import newest_step
 from jobs.claims import Claim, Claims, leave
@@ -19,6 +17,7 @@ from jobs.database import Database, now
 from jobs.processes import Identity, me
 from jobs.record import COLUMNS, Job, job_of
 from jobs.states import ACTIVE, ENDED, State
+from jobs.tables import Tables
 from studio.errors import QueueError
 from studio.home import Home
 from studio.spec import RunSpec

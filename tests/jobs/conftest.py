@@ -1,0 +1,57 @@
+"""A store in a private home, specs that need no model, and a wait that has an end."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.spawning import environment
+from jobs.store import JobStore
+from studio.home import Home
+from studio.spec import RunSpec
+
+FAKE_RUNNER = Path(__file__).with_name("fake_runner.py")
+
+
+@pytest.fixture
+def store(home: Home) -> Iterator[JobStore]:
+    opened = JobStore(home)
+    yield opened
+    opened.close()
+
+
+def a_spec(
+    *, name: str = "", steps: int = 20, save: int = 5, seed: int = 0, **train: Any
+) -> RunSpec:
+    return RunSpec.parse(
+        {"name": name, "seed": seed, "train": {"max_steps": steps, "save_steps": save, **train}}
+    )
+
+
+def until(true: Callable[[], Any], *, seconds: float = 30) -> Any:
+    """Poll until something is true, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.02)
+    return value
+
+
+def run_workers(name: str, home: Home, arguments: list[list[str]]) -> list[Any]:
+    """Run programs of `workers.py` at the same time and return what each printed."""
+    script = str(Path(__file__).with_name("workers.py"))
+    started = [
+        subprocess.Popen(
+            [sys.executable, script, name, str(home.path), *own],
+            stdout=subprocess.PIPE, env=environment(),
+        )
+        for own in arguments
+    ]  # fmt: skip
+    answers = [worker.communicate(timeout=90)[0] for worker in started]
+    assert [worker.returncode for worker in started] == [0] * len(started)
+    return [json.loads(answer) for answer in answers]

@@ -1,0 +1,148 @@
+"""Claims are exact, and whoever lost a job can change nothing."""
+
+import time
+from collections import Counter
+
+import pytest
+
+from jobs.claims import Claim, Fenced
+from jobs.metrics import Progress
+from jobs.processes import Identity, boot_id, me
+from jobs.store import JobStore
+from studio.home import Home
+from tests.jobs.conftest import a_spec, run_workers
+
+
+def test_eight_processes_claim_every_job_exactly_once(home: Home) -> None:
+    store = JobStore(home)
+    count = 80
+    for _ in range(count):
+        store.submit(a_spec())
+    taken = run_workers("claim_all", home, [[f"slot-{number}"] for number in range(8)])
+    counts = Counter(job for part in taken for job in part)
+    assert len(counts) == count
+    assert set(counts.values()) == {1}
+    assert store.counts() == {"succeeded": count}
+    store.close()
+
+
+def test_claims_follow_the_order_and_wait_for_the_device(store: JobStore) -> None:
+    first, second = store.submit(a_spec()).id, store.submit(a_spec()).id
+    claim = store.claims.claim("cpu", owner=me())
+    assert claim == Claim(first, 1, "cpu")
+    assert store.claims.claim("cpu", owner=me()) is None
+    assert store.claims.claim("cuda:0", owner=me()) == Claim(second, 1, "cuda:0")
+
+
+def test_a_slot_takes_only_the_wishes_it_serves(store: JobStore) -> None:
+    store.submit(a_spec(device="cpu"))
+    gpu = store.submit(a_spec(device="cuda:1")).id
+    assert store.claims.claim("cuda:0", owner=me(), wanted=["auto", "cuda", "cuda:0"]) is None
+    claim = store.claims.claim("cuda:1", owner=me(), wanted=["auto", "cuda", "cuda:1"])
+    assert claim is not None
+    assert claim.job == gpu
+
+
+def test_a_stale_attempt_changes_nothing(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    old = store.claims.claim("cpu", owner=me())
+    store.claims.register(old, me())
+    store.claims.lost(old, why="gone", newest_step=0)
+    new = store.claims.claim("cpu", owner=me())
+    store.claims.register(new, me())
+    store.claims.report(new, Progress(metrics=[("loss", 1, 1.0, 0.0)], step=1))
+    before = store.get(job)
+
+    with pytest.raises(Fenced):
+        store.claims.report(old, Progress(metrics=[("loss", 1, 9.0, 0.0)], step=9))
+    with pytest.raises(Fenced):
+        store.claims.finish(old, "succeeded")
+    with pytest.raises(Fenced):
+        store.claims.stopped(old)
+    with pytest.raises(Fenced):
+        store.claims.intent(old)
+    with pytest.raises(Fenced):
+        store.claims.intent(old, beat=True)
+    with pytest.raises(Fenced):
+        store.claims.register(old, me())
+    store.claims.ask_shutdown(old)
+    assert store.claims.lost(old, why="again", newest_step=5) is None
+
+    assert store.get(job) == before
+    assert store.metrics([job], ["loss"])["data"]["loss"][str(job)]["y"] == [1.0]
+
+
+def test_a_second_process_cannot_register_the_same_attempt(store: JobStore) -> None:
+    store.submit(a_spec())
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    with pytest.raises(Fenced):
+        store.claims.register(claim, Identity(1, 1, boot_id()))
+
+
+def test_a_cancel_before_registration_is_obeyed(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    claim = store.claims.claim("cpu", owner=me())
+    store.cancel(job)
+    assert store.claims.register(claim, me()) == "cancel"
+    assert store.claims.stopped(claim) == "cancelled"
+
+
+def test_finishing_before_seeing_a_stop_is_a_success(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    store.pause(job)
+    store.claims.finish(claim, "succeeded")
+    assert store.get(job).state == "succeeded"
+
+
+def test_a_cancelled_job_that_dies_stays_cancelled(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    store.cancel(job)
+    assert store.claims.lost(claim, why="killed", newest_step=3) == "cancelled"
+    assert store.claims.claim("cpu", owner=me()) is None
+
+
+def test_three_deaths_without_progress_wait_for_a_person(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    states = []
+    for _ in range(3):
+        claim = store.claims.claim("cpu", owner=me())
+        store.claims.register(claim, me())
+        states.append(store.claims.lost(claim, why="killed", newest_step=0))
+    assert states == ["queued", "queued", "interrupted"]
+    ended = store.get(job)
+    assert "3 times without reaching a new checkpoint" in str(ended.error_text)
+    assert store.resume(job).no_progress == 0
+
+
+def test_progress_or_a_reboot_begins_a_new_count(store: JobStore) -> None:
+    store.submit(a_spec())
+    died = [(0, False), (0, False), (5, False), (5, False), (5, False), (5, True), (5, False)]
+    for newest, blameless in died:
+        claim = store.claims.claim("cpu", owner=me())
+        store.claims.register(claim, me())
+        state = store.claims.lost(claim, why="x", newest_step=newest, blameless=blameless)
+        assert state == "queued"
+
+
+def test_a_claimed_device_shows_as_a_lease(store: JobStore) -> None:
+    job = store.submit(a_spec(name="mine")).id
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    (lease,) = store.leases()
+    assert (lease["device"], lease["holder"], lease["job_name"]) == ("cpu", "job", "mine")
+    assert lease["pid"] == me().pid
+    store.claims.finish(claim, "failed", error=("run", "because"))
+    assert store.leases() == []
+    assert store.attempts(job)[0]["outcome"] == "failed"
+
+
+def test_a_claim_is_quick(store: JobStore) -> None:
+    store.submit(a_spec())
+    begun = time.perf_counter()
+    store.claims.claim("cpu", owner=me())
+    assert time.perf_counter() - begun < 0.3  # the budget from submit to claimed

@@ -1,0 +1,99 @@
+"""The file itself: refused when newer, damaged or unreachable; safe between processes."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from jobs.database import Database
+from jobs.filelock import FileLock
+from jobs.schema import migrations
+from jobs.store import JobStore
+from studio.errors import DiskFull, HomeError
+from studio.home import Home
+from tests.jobs.conftest import a_spec, run_workers
+
+
+def test_a_newer_database_is_refused_in_one_sentence(home: Home) -> None:
+    JobStore(home).close()
+    connection = sqlite3.connect(home.database)
+    connection.execute(
+        "INSERT INTO _sqlite_migrations(migration_set, name, applied_at) "
+        "VALUES ('jobs', 'm999_from_the_future', '2030-01-01')"
+    )
+    connection.commit()
+    connection.close()
+    with pytest.raises(HomeError, match=r"newer Adapter Studio \(m999_from_the_future\)"):
+        JobStore(home)
+
+
+def test_a_file_that_is_no_database_is_refused(home: Home) -> None:
+    home.database.write_bytes(b"this is no database, whatever its name says" * 100)
+    with pytest.raises(HomeError, match="damaged"):
+        JobStore(home)
+
+
+def test_opening_again_changes_nothing(home: Home) -> None:
+    store = JobStore(home)
+    job = store.submit(a_spec())
+    store.close()
+    store = JobStore(home)
+    assert store.get(job.id) == job
+    store.close()
+
+
+def test_every_migration_has_its_number_in_its_name() -> None:
+    names = [migration.name for migration in migrations._migrations]
+    assert [int(name[1:4]) for name in names] == list(range(1, len(names) + 1))
+
+
+def test_processes_that_open_a_new_home_together_all_succeed(home: Home) -> None:
+    assert run_workers("open_and_submit", home, [["5"]] * 4) == [5] * 4
+    store = JobStore(home)
+    assert len(store.list()) == 20
+    with store.database.reading() as db:
+        assert db.conn.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    store.close()
+
+
+def test_a_failed_write_leaves_nothing_and_frees_the_lock(store: JobStore) -> None:
+    with pytest.raises(RuntimeError), store.database.writing() as db:
+        db.conn.execute("UPDATE counters SET value = 5")
+        raise RuntimeError
+    assert store.metrics([1], ["loss"])["seq"] == 0
+    store.submit(a_spec())
+
+
+def test_a_full_disk_is_its_own_error(store: JobStore) -> None:
+    with pytest.raises(DiskFull, match="is full"), store.database.writing() as db:
+        db.conn.execute("PRAGMA max_page_count = 1")
+        db.conn.execute("INSERT INTO counters VALUES (?, 1)", ("x" * 5_000_000,))
+    with store.database.writing() as db:
+        db.conn.execute("PRAGMA max_page_count = 1073741823")
+
+
+def test_the_log_does_not_grow_without_end(home: Home) -> None:
+    database = Database(home)
+    for _ in range(40):
+        with database.writing(durable=False) as db:
+            db.conn.execute("INSERT INTO counters VALUES (?, 1)", ("x" * 500_000 + str(_),))
+    size = home.database.with_name("studio.db-wal").stat().st_size
+    database.close()
+    assert size < 16 << 20
+
+
+def test_a_lock_is_one_holder_at_a_time(tmp_path: Path) -> None:
+    one, other = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    assert one.acquire()
+    assert not other.acquire()
+    with pytest.raises(HomeError, match="held by another process"), other.held(timeout_seconds=0):
+        pass
+    one.release()
+    assert other.acquire()
+    other.release()
+    one.close()
+    other.close()
+
+
+def test_the_database_is_private(store: JobStore) -> None:
+    assert store.home.database.stat().st_mode & 0o077 == 0

@@ -1,0 +1,180 @@
+"""The queue as a person uses it."""
+
+import json
+import threading
+
+import pytest
+
+from jobs.metrics import Progress
+from jobs.processes import me
+from jobs.store import JobStore
+from studio.errors import QueueError
+from studio.home import publishing
+from tests.jobs.conftest import a_spec
+
+
+def start(store: JobStore) -> int:
+    claim = store.claims.claim("cpu", owner=me())
+    assert claim is not None
+    store.claims.register(claim, me())
+    return claim.job
+
+
+def test_a_submitted_spec_comes_back_whole(store: JobStore) -> None:
+    spec = a_spec(name="mine", seed=7)
+    job = store.submit(spec)
+    assert job.state == "queued"
+    assert job.spec == spec.model_dump(mode="json")
+    assert store.get("mine") == job
+
+
+def test_a_name_is_made_up_from_the_parts(store: JobStore) -> None:
+    names = [store.submit(a_spec()).name for _ in range(3)]
+    assert names == ["starter-lora-pirate", "starter-lora-pirate-2", "starter-lora-pirate-3"]
+    assert store.get(names[2]).spec["name"] == names[2]
+
+
+def test_a_taken_name_is_refused_and_nothing_changes(store: JobStore) -> None:
+    store.submit(a_spec(name="mine"))
+    with pytest.raises(QueueError, match="already a job called"):
+        store.submit(a_spec(name="mine"))
+    assert len(store.list()) == 1
+
+
+def test_names_that_look_like_wildcards_are_only_names(store: JobStore) -> None:
+    store.submit(a_spec(name="50%_a"))
+    store.submit(a_spec(name="50xya"))
+    assert [job.name for job in store.list(search="%_")] == ["50%_a"]
+
+
+def test_an_unknown_job_is_one_sentence(store: JobStore) -> None:
+    with pytest.raises(QueueError, match="no job number 9"):
+        store.get(9)
+    with pytest.raises(QueueError, match='no job called "x"'):
+        store.cancel("x")
+
+
+def test_waiting_jobs_are_held_and_cancelled_at_once(store: JobStore) -> None:
+    first, second = store.submit(a_spec()), store.submit(a_spec())
+    assert store.pause(first.id).state == "paused"
+    assert store.cancel(second.id).state == "cancelled"
+    assert store.claims.claim("cpu", owner=me()) is None
+
+
+def test_stopping_twice_is_refused(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    start(store)
+    assert store.pause(job).intent == "pause"
+    with pytest.raises(QueueError, match="already being stopped"):
+        store.pause(job)
+    assert store.cancel(job).intent == "cancel"
+    with pytest.raises(QueueError, match="already being cancelled"):
+        store.cancel(job)
+    with pytest.raises(QueueError, match="already being cancelled"):
+        store.pause(job)
+
+
+def test_cancelling_an_ended_job_is_refused(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    store.cancel(job)
+    with pytest.raises(QueueError, match="is cancelled and cannot be cancelled"):
+        store.cancel(job)
+
+
+def test_a_running_job_is_neither_moved_nor_deleted(store: JobStore) -> None:
+    job, other = store.submit(a_spec()).id, store.submit(a_spec()).id
+    start(store)
+    with pytest.raises(QueueError, match="only waiting jobs"):
+        store.move(job, before=other)
+    with pytest.raises(QueueError, match="Cancel it first"):
+        store.delete(job)
+
+
+def test_moving_changes_the_order_of_claims(store: JobStore) -> None:
+    a, b, c = (store.submit(a_spec()).id for _ in range(3))
+    store.move(c, before=b)
+    store.run_next(b)
+    assert [job.id for job in store.queue()] == [b, a, c]
+    store.move(b)
+    assert [job.id for job in store.queue()] == [a, c, b]
+
+
+def test_moving_between_two_for_ever_never_runs_out_of_numbers(store: JobStore) -> None:
+    a, b, c = (store.submit(a_spec()).id for _ in range(3))
+    for _ in range(100):
+        store.move(c, before=b)
+        store.move(b, before=c)
+        order = [job.id for job in store.queue()]
+        assert order == [a, b, c]
+
+
+def test_resume_goes_on_from_a_checkpoint_or_says_that_there_is_none(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    store.claims.report(claim, Progress(step=7, total_steps=20))
+    store.pause(job)
+    store.claims.stopped(claim)
+
+    with pytest.raises(QueueError, match="no whole checkpoint"):
+        store.resume(job)
+    assert store.get(job).state == "paused"
+
+    folder = store.home.run(job) / "checkpoints" / "step-00000005"
+    with publishing(folder) as temporary:
+        (temporary / "state.json").write_text(json.dumps({"step": 5}))
+    assert store.resume(job).why == "goes on from step 5"
+
+
+def test_restart_forgets_what_was_done(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    store.claims.report(claim, Progress(metrics=[("loss", 7, 1.0, 0.0)], step=7))
+    store.cancel(job)
+    store.claims.stopped(claim)
+    again = store.resume(job, restart=True)
+    assert (again.state, again.step) == ("queued", 0)
+    assert store.metrics([job], ["loss"])["data"] == {}
+
+
+def test_a_finished_job_cannot_be_resumed(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    store.claims.finish(claim, "succeeded")
+    with pytest.raises(QueueError, match="succeeded and cannot be resumed"):
+        store.resume(job)
+
+
+def test_deleting_removes_the_folder_and_keeps_the_audit(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    store.home.run(job).mkdir()
+    store.delete(job)
+    assert not store.home.run(job).exists()
+    assert [event["dst"] for event in store.events(job)] == ["queued", "deleted"]
+    assert store.submit(a_spec()).id > job, "a number names a folder and is never used again"
+
+
+def test_many_threads_share_one_store(store: JobStore) -> None:
+    names: list[str] = []
+
+    def submit() -> None:
+        for _ in range(10):
+            names.append(store.submit(a_spec()).name)
+            store.list(limit=5)
+
+    threads = [threading.Thread(target=submit) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(names)) == 80 == len(store.list())
+
+
+def test_a_living_process_is_seen_and_a_dead_one_is_not(store: JobStore) -> None:
+    store.announce("web", url="http://127.0.0.1:1")
+    assert [row["role"] for row in store.processes()] == ["web"]
+    with store.database.writing() as db:
+        db.conn.execute("UPDATE processes SET pid_started = pid_started - 1")
+    assert store.processes() == [], "the same pid with another start is another process"

@@ -1,0 +1,53 @@
+"""Small programs that tests start several of at once: `python workers.py <name> <home> …`.
+
+They import as little as possible, because on a small machine their start is most of the test.
+"""
+
+import json
+import sys
+import time
+
+from jobs.metrics import Progress
+from jobs.processes import me
+from jobs.store import JobStore
+from studio.home import open_home
+
+
+def claim_all(store: JobStore, slot: str) -> list[int]:
+    """Claim and finish until nothing is queued."""
+    taken = []
+    while claim := store.claims.claim(slot, owner=me()):
+        store.claims.register(claim, me())
+        store.claims.finish(claim, "succeeded")
+        taken.append(claim.job)
+    return taken
+
+
+def open_and_submit(store: JobStore, count: str) -> int:
+    """Open the home again and again, submitting something each time."""
+    for _ in range(int(count)):
+        again = JobStore(store.home)
+        again.submit({"name": ""})
+        again.close()
+    return int(count)
+
+
+def write_metrics(store: JobStore, seconds: str) -> int:
+    """Claim the next job and write 200 rows a second for a while; return how many."""
+    claim = store.claims.claim("cpu", owner=me())
+    assert claim is not None
+    store.claims.register(claim, me())
+    step, end = 0, time.monotonic() + float(seconds)
+    while time.monotonic() < end:
+        rows = [("loss", step + n, 1.0, 0.0) for n in range(20)]
+        step += 20
+        store.claims.report(claim, Progress(metrics=rows, step=step))
+        time.sleep(0.1)
+    return step
+
+
+if __name__ == "__main__":
+    name, home, *rest = sys.argv[1:]
+    opened = JobStore(open_home(home))
+    print(json.dumps(globals()[name](opened, *rest)))
+    opened.close()
