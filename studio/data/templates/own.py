@@ -17,7 +17,6 @@ from studio.data.records import Message
 from studio.data.templates.guard import Guard
 from studio.data.templates.layout import Rendered, calls_as_text, with_tools_as_text
 from studio.data.templates.sandbox import (
-    BREAK,
     DATA_END,
     DATA_START,
     GENERATION_START,
@@ -26,6 +25,7 @@ from studio.data.templates.sandbox import (
     compiled,
     render,
 )
+from studio.data.templates.shapes import Frames
 
 _SPLIT = re.compile(f"([{MARKS}])")
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
@@ -45,6 +45,7 @@ class OwnLayout:
         self.guard = guard
         self._special = special
         self._template = compiled(source)
+        self._frames = Frames(source)
         self._marked_by_author = bool(_GENERATION.search(source))
         self._knows_tools = "tools" in source
         self._knows_calls = "tool_calls" in source
@@ -153,6 +154,16 @@ class OwnLayout:
     def _by_marks(
         self, messages: list[Message], tools: list[Any] | None
     ) -> tuple[str, list[tuple[int, int]]]:
+        key = None if tools else self._frames.key(messages)
+        frame = self._frames.get(key) if key else None
+        if frame and not frame.due():
+            return frame.fill(messages)
+        plain = self._render(messages, tools, cue=False)
+        if frame:
+            filled = frame.fill(messages)
+            if filled[0] == plain:
+                return filled
+            self._frames.trusted = False
         marked: list[Message] = []
         places: list[int] = []
         for index, message in enumerate(messages):
@@ -162,7 +173,6 @@ class OwnLayout:
             else:
                 marked.append({**message, "content": content})
                 places.append(index)
-        plain = self._render(messages, tools, cue=False)
         try:
             text, marks = _unmarked(self._render(marked, tools, cue=False))
         except TemplateRefused:
@@ -171,6 +181,8 @@ class OwnLayout:
             data = {index: (marks[2 * i][1], marks[2 * i + 1][1]) for i, index in enumerate(places)}
             spans = self._around(text, messages, data)
             if spans is not None:
+                if key:
+                    self._frames.learn(key, text, list(data.values()), spans)
                 return text, spans
         return plain, self._by_prefixes(plain, messages, tools)
 
@@ -266,6 +278,3 @@ def _system_into_user(messages: list[Message]) -> list[Message]:
             joined = f"{system['content']}\n\n{message['content']}"
             return [*rest[:index], message | {"content": joined}, *rest[index + 1 :]]
     return [{"role": "user", "content": system["content"]}, *rest]
-
-
-__all__ = ["BREAK", "OwnLayout"]

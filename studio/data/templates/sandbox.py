@@ -25,10 +25,13 @@ class TemplateRefused(Exception):
     """The template refuses this conversation; the text is the template's own, shortened."""
 
 
-class _Generation(Extension):
+class Generation(Extension):
+    """The `{% generation %}` block: its output stands between two invisible marks."""
+
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Parser) -> nodes.Node:
+        """Read the block; Jinja calls this at its first word."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         block = nodes.CallBlock(self.call_method("_marked"), [], [], body)
@@ -45,7 +48,7 @@ def compiled(source: str) -> jinja2.Template:
         TemplateRefused: It is no valid Jinja.
     """
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise

@@ -1,0 +1,127 @@
+"""Shapes: what a chat template writes around plain conversations of one sequence of roles.
+
+Rendering is by far the slowest part of preparing short rows, and for plain texts it only ever
+inserts them into the same frame. A frame is learned from a true rendering, used only for contents
+that the template cannot treat specially, and checked against true renderings again and again: at
+the first difference frames are given up for that template.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jinja2
+from jinja2 import nodes
+
+from studio.data.records import Message
+
+CHECKS_FIRST = 3
+CHECK_EVERY = 64
+MAX_FRAMES = 512
+_LOOKS_INTO = {
+    "startswith", "endswith", "split", "rsplit", "partition", "rpartition", "replace", "find",
+    "rfind", "index", "count", "removeprefix", "removesuffix",
+}  # fmt: skip
+_HARMLESS_FILTERS = {
+    "trim", "tojson", "length", "count", "string", "default", "d", "list", "first", "last", "join",
+    "selectattr", "rejectattr", "map", "items", "dictsort", "reverse", "int", "safe", "replace",
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class Frame:
+    """The texts between the contents, and how far each answer reaches around its content."""
+
+    texts: list[str]
+    reach: list[tuple[int, int, int]]  # message, characters before its content, behind it
+    uses: int = 0
+
+    def fill(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """Insert contents; returns the text and the answers' spans."""
+        pieces, places, at = [self.texts[0]], [], len(self.texts[0])
+        for message, behind in zip(messages, self.texts[1:], strict=True):
+            content = message["content"]
+            places.append((at, at + len(content)))
+            pieces += (content, behind)
+            at += len(content) + len(behind)
+        spans = [(places[i][0] - before, places[i][1] + after) for i, before, after in self.reach]
+        return "".join(pieces), spans
+
+    def due(self) -> bool:
+        """Whether this use has to be checked against a true rendering."""
+        self.uses += 1
+        return self.uses <= CHECKS_FIRST or self.uses % CHECK_EVERY == 0
+
+
+class Frames:
+    """The frames of one template, by sequence of roles."""
+
+    def __init__(self, source: str) -> None:
+        self.trusted, self._sensitive = _sensitive_to(source)
+        self._known: dict[tuple[str, ...], Frame] = {}
+
+    def key(self, messages: list[Message]) -> tuple[str, ...] | None:
+        """Return the shape of a conversation; None when the template might look into it."""
+        if not self.trusted:
+            return None
+        for message in messages:
+            content = message["content"]
+            if len(message) != 2 or not content or content[0].isspace() or content[-1].isspace():
+                return None
+            for text in self._sensitive:
+                if text in content:
+                    return None
+        return tuple([message["role"] for message in messages])
+
+    def get(self, key: tuple[str, ...]) -> Frame | None:
+        """Return the frame of a shape that was learned."""
+        return self._known.get(key)
+
+    def learn(
+        self,
+        key: tuple[str, ...],
+        text: str,
+        places: list[tuple[int, int]],
+        spans: list[tuple[int, int]],
+    ) -> None:
+        """Learn a frame from a true rendering with the place of every content."""
+        answers = [i for i, role in enumerate(key) if role == "assistant"]
+        if len(places) != len(key) or len(spans) != len(answers):
+            return
+        if len(self._known) >= MAX_FRAMES:
+            self._known.clear()
+        edges = [0, *(edge for place in places for edge in place), len(text)]
+        texts = [text[edges[i] : edges[i + 1]] for i in range(0, len(edges), 2)]
+        reach = [
+            (i, places[i][0] - start, stop - places[i][1])
+            for i, (start, stop) in zip(answers, spans, strict=True)
+        ]
+        self._known[key] = Frame(texts, reach)
+
+
+def _sensitive_to(source: str) -> tuple[bool, tuple[str, ...]]:
+    """Return whether frames may be used, and the texts whose presence a template may ask for."""
+    environment = jinja2.Environment(
+        extensions=["jinja2.ext.loopcontrols", "studio.data.templates.sandbox.Generation"]
+    )
+    tree = environment.parse(source)
+    found: set[str] = set()
+    for compare in tree.find_all(nodes.Compare):
+        if any(op.op in ("in", "notin") for op in compare.ops):
+            found |= _texts([compare.expr, *(op.expr for op in compare.ops)])
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Getattr):
+            if call.node.attr in _LOOKS_INTO:
+                found |= _texts(call.args)
+            elif call.node.attr in ("strip", "lstrip", "rstrip"):
+                found |= {c for text in _texts(call.args) for c in text if not c.isspace()}
+    for used in tree.find_all(nodes.Filter):
+        if used.name not in _HARMLESS_FILTERS:
+            return False, ()
+        if used.name == "replace":
+            found |= _texts(used.args)
+    return True, tuple(sorted(text for text in found if text))
+
+
+def _texts(parts: list[nodes.Expr]) -> set[str]:
+    return {p.value for p in parts if isinstance(p, nodes.Const) and isinstance(p.value, str)}
