@@ -1,8 +1,10 @@
 """Tiny random models made in memory, one of each shape that people use."""
 
 import copy
+from pathlib import Path
 
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -11,6 +13,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
 )
@@ -44,3 +47,24 @@ def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
             noise = torch.randn_like(parameter)
             parameter.add_(noise * (0.15 if parameter.dim() > 1 else 0.1))
     return model.eval()
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters with 64 entries: pad 0, eos 1, unknown 2."""
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,?!:+=\n"
+    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
+    for letter in letters[:61]:
+        vocabulary[letter] = len(vocabulary)
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    inner.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
+    )
+
+
+def tiny_folder(path: Path, name: str = "llama", seed: int = 0) -> Path:
+    """Write a tiny model with its tokenizer as a person's model folder."""
+    tiny_model(name, seed).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path

@@ -21,7 +21,7 @@ from studio.methods.layer import attention, files, virtual
 from studio.methods.layer.adapter import Adapter
 from studio.methods.layer.sites import Anatomy
 from studio.methods.layer.stack import Edit, Rows, SitePlan, Stack, group_rows
-from studio.methods.method import Init, Method, Phase
+from studio.methods.method import Init, Method, Params, Phase
 
 VIRTUAL = (Phase.KEYS_VALUES, Phase.PROMPT)
 
@@ -66,10 +66,19 @@ class Backbone:
         sites = method.sites(self.anatomy)
         if method.phase is Phase.WEIGHTS:
             own = dict(self.model.named_parameters())
-            return self._add(Adapter(name, method, sites, [own]))
+            return self._keep(Adapter(name, method, sites, [own]))
         init = Init(torch.Generator().manual_seed(seed), tuple(sites), tokenize)
         params = [method.create(site, init) for site in sites]
-        return self._add(Adapter(name, method, sites, params))
+        return self._keep(Adapter(name, method, sites, params))
+
+    def add(self, name: str, method: Method, sites: list[Site], params: list[Params]) -> Adapter:
+        """Take in an adapter whose parameters are already known.
+
+        Raises:
+            MethodError: The name is taken.
+        """
+        self._check_new(name)
+        return self._keep(Adapter(name, method, sites, params))
 
     def load(self, name: str, folder: Path) -> Adapter:
         """Load an adapter from PEFT's two files.
@@ -77,9 +86,7 @@ class Backbone:
         Raises:
             AdapterError: The folder is unsafe, broken, or made for another base.
         """
-        self._check_new(name)
-        method, sites, params = files.read(folder, self.anatomy)
-        return self._add(Adapter(name, method, sites, params))
+        return self.add(name, *files.read(folder, self.anatomy))
 
     def save(self, name: str, folder: Path, *, base: str = "") -> None:
         """Write an adapter as PEFT's two files into an existing folder."""
@@ -353,7 +360,7 @@ class Backbone:
         if name in self.adapters:
             raise MethodError(f'An adapter "{name}" is already loaded.')
 
-    def _add(self, adapter: Adapter) -> Adapter:
+    def _keep(self, adapter: Adapter) -> Adapter:
         self.adapters[adapter.name] = adapter
         return adapter
 

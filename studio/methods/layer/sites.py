@@ -66,13 +66,12 @@ class Anatomy:
         Raises:
             MethodError: A name matches nothing; the message gives the nearest real ones.
         """
-        inside = [key for key in self._linear_keys() if self._layer_of(key) >= 0]
+        if targets == "all-linear":
+            return [s for s in self.all_linears() if s.layer >= 0]
         if isinstance(targets, str):
-            if targets == "all-linear":
-                return [self._linear(key) for key in inside]
-            return [self._linear(key) for key in inside if self._blocks[key] == targets]
-        chosen = {key: None for name in targets for key in self._matching(name)}
-        return [self._linear(key) for key in self._linear_keys() if key in chosen]
+            return [s for s in self.all_linears() if self._blocks[s.key] == targets]
+        chosen = {key for name in targets for key in self._matching(name)}
+        return [site for site in self.all_linears() if site.key in chosen]
 
     def layers(self) -> list[nn.Module]:
         """Return the decoder layers."""
@@ -80,8 +79,7 @@ class Anatomy:
 
     def all_linears(self) -> list[Site]:
         """Return every linear layer, those outside the decoder layers included."""
-        keys = [k for k, m in self.modules.items() if isinstance(m, nn.Linear | Conv1D)]
-        return [self._linear(key) for key in keys]
+        return [self._linear(key) for key in self._linear_keys()]
 
     def attentions(self) -> list[Site]:
         """Return every layer's attention block."""
@@ -137,8 +135,7 @@ class Anatomy:
 
     def linear_names(self) -> list[str]:
         """Return the distinct last names of the linear layers inside the decoder layers."""
-        inside = [key for key in self._linear_keys() if self._layer_of(key) >= 0]
-        return list(dict.fromkeys(key.rpartition(".")[2] for key in inside))
+        return list(dict.fromkeys(s.key.rpartition(".")[2] for s in self.linears("all-linear")))
 
     def shorten(self, sites: list[Site]) -> list[str]:
         """Return the sites' keys as PEFT's `target_modules`: last names where these suffice."""
@@ -189,12 +186,7 @@ class Anatomy:
         return _kind_of(child, self.modules[f"{self.layers_key}.{layer}.{child}"])
 
     def _linear_keys(self) -> list[str]:
-        head = self.model.get_output_embeddings()
-        return [
-            key
-            for key, module in self.modules.items()
-            if isinstance(module, nn.Linear | Conv1D) and module is not head
-        ]
+        return [k for k, m in self.modules.items() if isinstance(m, nn.Linear | Conv1D)]
 
     def _linear(self, key: str) -> Site:
         module = self.modules[key]

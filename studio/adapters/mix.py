@@ -1,0 +1,200 @@
+"""Mixing several LoRAs into one new adapter.
+
+Only ways that do what their name says are offered: PEFT's `linear` averages A and B separately,
+which is not the weighted sum of the adapters, so it is not here.
+
+`ΔW_i = s_i B_i A_i` is what adapter i adds; `w_i` its weight.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from studio.errors import AdapterError, MethodError
+from studio.home import publishing
+from studio.methods.lora import Lora
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from studio.methods.layer import Adapter, Backbone
+
+How = Literal["concatenate", "svd", "ties", "dare"]
+PASSPORT = "passport.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mixed:
+    """What a mix is: its rank, and how far it is from the exact weighted sum.
+
+    `error` is `‖ΔW_mix − Σ w_i ΔW_i‖ / ‖Σ w_i ΔW_i‖` over all sites; TIES and DARE aim elsewhere,
+    so theirs says how far elsewhere.
+    """
+
+    method: Lora
+    error: float
+
+
+def mix(
+    backbone: Backbone,
+    stack: Sequence[tuple[str, float]],
+    out: str,
+    *,
+    how: How = "concatenate",
+    r: int = 16,
+    density: float = 0.5,
+    seed: int = 0,
+) -> Mixed:
+    """Add a new adapter `out` to the bank, mixed from loaded LoRAs.
+
+    Args:
+        backbone: Holds the adapters.
+        stack: (adapter, weight).
+        out: The new adapter's name.
+        how: `concatenate` is exact, at the sum of the ranks; `svd` is the best approximation of
+            rank `r`; `ties` trims each to its largest `density`, elects signs and averages what
+            agrees (arXiv:2306.01708); `dare` drops all but `density` at random and rescales
+            (arXiv:2311.03099). The last two are brought back to rank `r`.
+        r: Rank of the result, except for `concatenate`.
+        density: Share kept by `ties` and `dare`.
+        seed: For `dare`.
+
+    Raises:
+        MethodError: The adapters cannot be mixed this way.
+    """
+    import torch
+
+    adapters = [(_lora(backbone, name), weight) for name, weight in stack if weight != 0]
+    if how not in get_args(How):
+        raise MethodError(f'There is no mix "{how}"; known: {", ".join(get_args(How))}.')
+    if not adapters:
+        raise MethodError("A mix needs at least one adapter with a weight other than 0.")
+    if not 0 < density <= 1:
+        raise MethodError(f"density must be above 0 and at most 1, not {density}.")
+    sites = {site.key: site for adapter, _ in adapters for site in adapter.sites}
+    rank = sum(a.method.r for a, _ in adapters) if how == "concatenate" else r  # type: ignore[attr-defined]
+    widest = min(min(s.in_features, s.out_features) for s in sites.values())
+    if how != "concatenate" and rank > widest:
+        raise MethodError(f"r = {rank} is larger than the smallest layer; take at most {widest}.")
+    generator = torch.Generator().manual_seed(seed)
+    params, missed, whole = [], 0.0, 0.0
+    for key, site in sites.items():
+        parts = [(a.method.fold(a.params[key], site, 1.0)["weight"].detach().cpu(), w)
+                 for a, w in adapters if key in a.params]  # fmt: skip
+        exact = sum(w * delta for delta, w in parts)
+        if how == "concatenate":
+            a, b = _concatenated(adapters, key, rank, site)
+        else:
+            target = _TARGETS[how](parts, density, generator)
+            a, b = _low_rank(target, rank)
+        params.append({"lora_A": a, "lora_B": b})
+        missed += float((b @ a - exact).square().sum())
+        whole += float(torch.as_tensor(exact).square().sum())
+    method = Lora(r=rank, lora_alpha=rank, target_modules=tuple(sites))
+    backbone.add(out, method, list(sites.values()), params)
+    return Mixed(method=method, error=(missed / whole) ** 0.5 if whole else 0.0)
+
+
+def publish_mix(
+    backbone: Backbone, name: str, folder: Path, *, base: dict[str, str],
+    parents: Sequence[tuple[str, float]], mixed: Mixed, how: How,
+) -> None:  # fmt: skip
+    """Write a mixed adapter with a passport that names its parents."""
+    passport: dict[str, Any] = {
+        "name": folder.name,
+        "base": base,
+        "ended": "mixed",
+        "mix": {"how": how, "error": mixed.error},
+        "parents": [f"{parent}:{weight:g}" for parent, weight in parents],
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "spec": {"method": mixed.method.model_dump(mode="json")},
+    }
+    if folder.exists():
+        raise AdapterError(f'There is already an adapter "{folder.name}"; choose another name.')
+    with publishing(folder) as temporary:
+        backbone.save(name, temporary, base=base.get("path", ""))
+        (temporary / PASSPORT).write_text(json.dumps(passport, indent=1, ensure_ascii=False))
+
+
+def _lora(backbone: Backbone, name: str) -> Adapter:
+    adapter = backbone.adapters[name]
+    if not isinstance(adapter.method, Lora):
+        raise MethodError(
+            f'"{name}" is {adapter.method.title}; only LoRAs can be mixed into one. '
+            "Stack the others instead."
+        )
+    if adapter.method.use_dora:
+        raise MethodError(
+            f'"{name}" uses DoRA, which is not a low-rank sum; stack it, or merge it into a model.'
+        )
+    return adapter
+
+
+def _concatenated(
+    adapters: Sequence[tuple[Adapter, float]], key: str, rank: int, site: Any
+) -> tuple[Tensor, Tensor]:
+    """`A = [A_1; A_2; …]`, `B = [w_1 s_1 B_1, …]`: exactly the weighted sum; zeros where absent."""
+    import torch
+
+    rows, columns = [], []
+    for adapter, weight in adapters:
+        method: Lora = adapter.method  # type: ignore[assignment]
+        p = adapter.params.get(key)
+        if p is None:
+            rows.append(torch.zeros(method.r, site.in_features))
+            columns.append(torch.zeros(site.out_features, method.r))
+        else:
+            rows.append(p["lora_A"].detach().float().cpu())
+            columns.append(p["lora_B"].detach().float().cpu() * (weight * method.scaling))
+    return torch.cat(rows), torch.cat(columns, dim=1)
+
+
+def _low_rank(target: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The best rank-r factors of a matrix (Eckart–Young)."""
+    import torch
+
+    u, s, v = torch.linalg.svd(target, full_matrices=False)
+    root = s[:rank].sqrt()
+    return (root[:, None] * v[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
+
+
+Parts = Sequence[tuple["Tensor", float]]
+
+
+def _sum(parts: Parts, density: float, generator: Any) -> Tensor:
+    import torch
+
+    return torch.stack([w * delta for delta, w in parts]).sum(0)
+
+
+def _ties(parts: Parts, density: float, generator: Any) -> Tensor:
+    import torch
+
+    trimmed = []
+    for delta, weight in parts:
+        keep = max(1, round(density * delta.numel()))
+        bar = delta.abs().flatten().kthvalue(delta.numel() - keep + 1).values
+        trimmed.append(torch.where(delta.abs() >= bar, weight * delta, torch.zeros_like(delta)))
+    stacked = torch.stack(trimmed)
+    agrees = (stacked.sign() == stacked.sum(0).sign()) & (stacked != 0)
+    return (stacked * agrees).sum(0) / agrees.sum(0).clamp(min=1)
+
+
+def _dare(parts: Parts, density: float, generator: Any) -> Tensor:
+    import torch
+
+    kept = [
+        w * delta * (torch.rand(delta.shape, generator=generator) < density) / density
+        for delta, w in parts
+    ]
+    return torch.stack(kept).sum(0)
+
+
+_TARGETS: dict[str, Callable[[Parts, float, Any], "Tensor"]] = {
+    "svd": _sum, "ties": _ties, "dare": _dare,
+}  # fmt: skip

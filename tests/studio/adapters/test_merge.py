@@ -1,0 +1,137 @@
+"""Merged models: every one carries a certificate, and a wrong one never appears."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from studio.adapters import merge as merging
+from studio.adapters.merge import CertificateError, merge, read_certificate
+from studio.errors import InputError, MethodError
+from studio.methods.bottleneck import Bottleneck
+from studio.methods.ia3 import IA3
+from studio.methods.layer import Backbone
+from studio.methods.lora import Lora
+from studio.methods.norm_tuning import NormTuning
+from studio.spec import ModelSource
+from tests.studio.tiny import tiny_folder, tiny_model
+
+METHODS = {
+    "lora": Lora(r=4),
+    "dora": Lora(r=4, use_dora=True),
+    "ia3": IA3(),
+    "norm": NormTuning(),
+    "bottleneck": Bottleneck(bottleneck_dim=4),
+    "head": Lora(r=4, target_modules=("lm_head",)),
+}
+
+
+def saved(tmp_path: Path, *names: str, model_name: str = "llama") -> list[tuple[Path, float]]:
+    """Adapter folders whose parameters matter."""
+    stack = []
+    for seed, name in enumerate(names):
+        backbone = Backbone(tiny_model(model_name))
+        adapter = backbone.attach(name, METHODS[name], seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in adapter.parameters():
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+        folder = tmp_path / name
+        folder.mkdir()
+        backbone.save(name, folder)
+        stack.append((folder, 1.0 if name == "head" else 0.7))
+    return stack
+
+
+def run(source: ModelSource, stack, out: Path):
+    return list(merge(source, stack, out, device="cpu"))
+
+
+@pytest.mark.parametrize("model_name", ["llama", "gpt2"])
+def test_a_mixed_stack_is_merged_with_a_certificate(tmp_path, model_name):
+    base = tiny_folder(tmp_path / "base", model_name)
+    stack = saved(tmp_path, "lora", "dora", "ia3", "norm", "bottleneck", model_name=model_name)
+    events = run(ModelSource(path=str(base)), stack, tmp_path / "out")
+    assert events[-1].adapter == str(tmp_path / "out")
+    certificate = read_certificate(tmp_path / "out")
+    assert certificate["max_error"] <= 1e-4
+    assert certificate["tokens_changed"] == 0 < certificate["tokens_compared"]
+    assert certificate["base_precision"] == "float32"
+    assert certificate["merged"] == ["lora", "dora", "ia3", "norm"]
+    assert certificate["left"] == [str(tmp_path / "bottleneck")]
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    base_state = tiny_model(model_name).state_dict()
+    assert any(not torch.equal(v, base_state[k]) for k, v in merged.state_dict().items())
+
+
+def test_bfloat16_is_merged_in_float32_and_then_cast(tmp_path):
+    base = tiny_folder(tmp_path / "base")
+    run(ModelSource(path=str(base), dtype="bfloat16"), saved(tmp_path, "lora"), tmp_path / "out")
+    certificate = read_certificate(tmp_path / "out")
+    assert certificate["merged_precision"] == certificate["base_precision"] == "bfloat16"
+    assert load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+
+
+def test_a_nf4_base_is_dequantised_and_says_so(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes")
+    base = tiny_folder(tmp_path / "base")
+    run(ModelSource(path=str(base), quantization="nf4"), saved(tmp_path, "lora"), tmp_path / "out")
+    certificate = read_certificate(tmp_path / "out")
+    assert certificate["base_precision"] == "nf4"
+    assert certificate["merged_precision"] == "float32"
+    assert certificate["max_error"] <= certificate["tolerance"]
+
+
+def test_a_tied_head_is_untied_when_it_changes(tmp_path):
+    model = tiny_model("llama")
+    base = tiny_folder(tmp_path / "base")
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(base)
+    run(ModelSource(path=str(base)), saved(tmp_path, "head"), tmp_path / "out")
+    assert read_certificate(tmp_path / "out")["max_error"] <= 1e-4
+    state = load_file(tmp_path / "out" / "model.safetensors")
+    assert not torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
+
+
+def test_a_corrupted_merge_is_caught_and_not_kept(tmp_path, monkeypatch):
+    base = tiny_folder(tmp_path / "base")
+    write = merging._write_model
+
+    def write_then_corrupt(loaded, source, tensors, folder):
+        precision = write(loaded, source, tensors, folder)
+        path = folder / "model.safetensors"
+        state = load_file(path)
+        state["model.layers.1.mlp.down_proj.weight"][3] *= 1.01
+        save_file(state, path, metadata={"format": "pt"})
+        return precision
+
+    monkeypatch.setattr(merging, "_write_model", write_then_corrupt)
+    with pytest.raises(CertificateError, match="differs from the live stack.*not kept"):
+        run(ModelSource(path=str(base)), saved(tmp_path, "lora"), tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "lora"]
+
+
+def test_a_truncated_merge_is_caught(tmp_path, monkeypatch):
+    base = tiny_folder(tmp_path / "base")
+    write = merging._write_model
+
+    def write_then_cut(loaded, source, tensors, folder):
+        precision = write(loaded, source, tensors, folder)
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-100])
+        return precision
+
+    monkeypatch.setattr(merging, "_write_model", write_then_cut)
+    with pytest.raises(CertificateError, match="not kept"):
+        run(ModelSource(path=str(base)), saved(tmp_path, "lora"), tmp_path / "out")
+
+
+def test_what_cannot_be_merged_is_refused(tmp_path):
+    base = tiny_folder(tmp_path / "base")
+    with pytest.raises(MethodError, match="Nothing in this stack can be merged: .*bottleneck"):
+        run(ModelSource(path=str(base)), saved(tmp_path, "bottleneck"), tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(InputError, match="exists already"):
+        run(ModelSource(path=str(base)), [], tmp_path / "out")
