@@ -61,13 +61,16 @@ def find_host(home: Home) -> Endpoint | None:
     return endpoint if identity.alive() else None
 
 
-def ensure_host(home: Home, *, device: str = "auto", idle_seconds: float | None = None) -> Endpoint:
+def ensure_host(
+    home: Home, *, device: str = "auto", idle_seconds: float | None = None, warm: bool = True
+) -> Endpoint:
     """Return a host that answers, starting one where none lives.
 
     Args:
         home: Whose adapters it serves; one host a home.
         device: Where a new one loads models.
         idle_seconds: When a new one leaves by itself.
+        warm: Whether a new one imports torch before it is asked.
 
     Raises:
         ChatError: It does not start; says what it said last.
@@ -85,6 +88,8 @@ def ensure_host(home: Home, *, device: str = "auto", idle_seconds: float | None 
             ]  # fmt: skip
             if idle_seconds is not None:
                 command += ["--idle-seconds", str(idle_seconds)]
+            if not warm:
+                command.append("--cold")
             return _started(home, command)
     finally:
         lock.close()

@@ -97,7 +97,7 @@ class Host:
         self._forget()
 
     def warm_up(self) -> None:
-        """Import torch before the first question comes."""
+        """Import torch and transformers before the first question comes."""
         self._thread.submit(self._get_residents)
 
     def status(self) -> dict[str, Any]:
@@ -160,9 +160,9 @@ class Host:
 
     def _get_residents(self) -> Any:
         if self._residents is None:
-            import torch  # noqa: F401  (the slow part, before anything is promised)
+            from studio.chat.residents import Residents, import_everything
 
-            from studio.chat.residents import Residents
+            import_everything()
 
             self._residents = Residents(self.home, device=self._leases.device(self._device))
         return self._residents
@@ -193,6 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--home", required=True)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--idle-seconds", type=float, default=IDLE_SECONDS)
+    parser.add_argument("--cold", action="store_true", help="import torch only when asked")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     home = open_home(options.home)
@@ -204,19 +205,19 @@ def main(arguments: list[str] | None = None) -> int:
         listener.bind(("127.0.0.1", 0))
         listener.listen(64)
         try:
-            asyncio.run(_serve(home, listener, options.device, options.idle_seconds))
+            asyncio.run(_serve(home, listener, options))
         finally:
             state_path(home).unlink(missing_ok=True)
             lock.close()
     return 0
 
 
-async def _serve(home: Home, listener: socket.socket, device: str, idle_seconds: float) -> None:
+async def _serve(home: Home, listener: socket.socket, options: argparse.Namespace) -> None:
     import uvicorn
 
     from jobs.chat_server import make_app
 
-    host = Host(home, device=device)
+    host = Host(home, device=options.device)
     port = listener.getsockname()[1]
     leaving = asyncio.Event()
     config = uvicorn.Config(
@@ -228,10 +229,11 @@ async def _serve(home: Home, listener: socket.socket, device: str, idle_seconds:
     )
     server = uvicorn.Server(config)
     _publish(home, host, port)
-    host.warm_up()
+    if not options.cold:
+        host.warm_up()
     watchers = [
         asyncio.create_task(host.watch()),
-        asyncio.create_task(_leave_when_idle(host, leaving, idle_seconds)),
+        asyncio.create_task(_leave_when_idle(host, leaving, options.idle_seconds)),
         asyncio.create_task(_leave(server, leaving)),
     ]
     logger.info("answering on port %d", port)

@@ -126,6 +126,11 @@ def _who(name: Any, home: Home) -> dict[str, Any]:
     own = {adapter.name: adapter for adapter in adapters(home)}
     first = parse_part(base)
     if first.name in own:
+        if not own[first.name].base:
+            raise ChatError(
+                f'The adapter "{first.name}" does not say which base it was trained on: '
+                f"name it as BASE+{first.name}."
+            )
         return {"model": own[first.name].base, "stack": [first.model_dump(), *stack]}
     return {"model": base, "stack": stack}
 

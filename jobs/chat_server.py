@@ -24,6 +24,7 @@ from studio.chat.lanes import parse_request
 from studio.errors import ChatError, StudioError
 
 PACE_SECONDS = 1 / 16
+GATHER_SECONDS = 0.005  # the first tokens of all lanes leave together
 MAX_BODY_BYTES = 32_000_000
 
 
@@ -112,6 +113,8 @@ async def batches(running: Running) -> AsyncIterator[list[Event]]:
     """Yield a request's events as they gather; when the reader goes, the answer ends."""
     outbox = running.outbox
     try:
+        await outbox.wait()
+        await outbox.rest(GATHER_SECONDS)
         while True:
             await outbox.wait()
             ended = outbox.ended.is_set()

@@ -47,6 +47,9 @@ class ChatEngine:
     ) -> None:
         import torch
 
+        from studio.chat.head import quicken_head
+
+        quicken_head(loaded.model)
         self.loaded = loaded
         self.backbone = backbone
         self._template_for = template_for or self._chosen_template

@@ -85,7 +85,7 @@ class Message(Record):
 class Lane(Record):
     """One pane: who answers, what, and how. A last assistant message is continued."""
 
-    model: str = knob("starter", "A folder, a hub id, or the embedded starter.")
+    model: str = knob("starter", "A folder, a hub id, or the embedded starter.", min_length=1)
     stack: tuple[Part, ...] = knob((), "Adapters in order; none is the base itself.", max_length=32)
     system: str = knob("", "What the model is told first.", max_length=MAX_CHARACTERS)
     messages: tuple[Message, ...] = knob((), "The conversation; it ends with the question.")

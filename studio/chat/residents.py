@@ -196,13 +196,24 @@ class Residents:
         return choose(base.engine.loaded.tokenizer, name)
 
 
+def import_everything() -> None:
+    """Import what the first answer needs: seconds, spent while the person still types."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache  # noqa: F401
+
+    from studio.chat.engine import ChatEngine  # noqa: F401
+    from studio.data.templates import choose  # noqa: F401
+    from studio.methods.layer import Backbone  # noqa: F401
+    from studio.models.loading import load  # noqa: F401
+
+
 def _read_adapter(path: Path, signature: Signature) -> _Adapter:
     from studio.adapters.library import describe
 
     known = describe(path)
     data = known.passport.get("data")
-    template = data.get("template") if isinstance(data, dict) else None
-    return _Adapter(path, signature, str(template or "auto"), known.base_fingerprint)
+    template = str(data.get("template") or "auto") if isinstance(data, dict) else "auto"
+    template = "auto" if template == "model" else template  # the model's own is what auto takes
+    return _Adapter(path, signature, template, known.base_fingerprint)
 
 
 def _signature(folder: Path, patterns: Sequence[str]) -> Signature:

@@ -60,7 +60,7 @@ def make_model(kind: str) -> Any:
                 bos_token_id=0,
                 eos_token_id=95,
                 initializer_range=0.3,
-            )  # fmt: skip
+            )
         ).eval()
     return LlamaForCausalLM(
         LlamaConfig(

@@ -1,0 +1,521 @@
+"""The chat host as a page meets it: a real process, real models, over its loopback port."""
+
+import asyncio
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from jobs import chat_client
+from jobs.chat_host import Host, state_path
+from jobs.chat_outbox import Outbox
+from jobs.chat_server import batches
+from studio.chat.lanes import Delta, parse_request
+from studio.errors import ChatError
+from studio.home import Home, open_home
+from studio.methods import named
+from studio.methods.layer import Backbone
+
+
+def make_base(folder: Path, *, hidden: int = 32) -> Path:
+    """A tiny random Llama that reads bytes and never ends by itself, saved like any model."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: number for number, token in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=hidden, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=256, max_position_embeddings=512, eos_token_id=None,
+        bos_token_id=None, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_adapter(base: Path, folder: Path, *, seed: int = 1) -> Path:
+    """A LoRA moved by noise, so that it changes answers."""
+    backbone = Backbone(LlamaForCausalLM.from_pretrained(base))
+    adapter = backbone.attach("x", named("lora")(r=4), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in adapter.parameters():
+        parameter.data += torch.randn(parameter.shape, generator=generator) * 0.2
+    folder.mkdir(parents=True, exist_ok=True)
+    backbone.save("x", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A home with a base, an adapter, and a running host that is ended afterwards."""
+    root = tmp_path_factory.mktemp("chat")
+    home = open_home(root / "home")
+    base = make_base(root / "base")
+    make_adapter(base, home.adapters / "noisy")
+    chat_client.ensure_host(home, device="cpu", idle_seconds=300)
+    yield home, base
+    chat_client.quit_host(home)
+
+
+def lane(base: Path, *stack: str, prompt: str = "Hello there", **sampling) -> dict:
+    return {
+        "model": str(base),
+        "stack": [{"name": name, "weight": 1.0} for name in stack],
+        "messages": [{"role": "user", "content": prompt}],
+        "sampling": {"temperature": 0, "max_new_tokens": 12} | sampling,
+    }
+
+
+def ask(home: Home, *lanes: dict, request_id: str = "") -> dict[int | None, dict]:
+    """Send a request and gather what each lane said."""
+    said: dict = {}
+    for event in chat_client.generate(home, {"id": request_id, "lanes": list(lanes)}):
+        mine = said.setdefault(event["lane"], {"text": "", "status": [], "end": None})
+        if event["type"] == "delta":
+            mine["text"] += event["text"]
+        elif event["type"] == "status":
+            mine["status"].append(event["text"])
+        else:
+            mine["end"] = event
+    return said
+
+
+def until(condition, *, seconds: float = 20.0):
+    """Wait for a fact, not for a time."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it never became true"
+        time.sleep(0.02)
+    return value
+
+
+def raw(home: Home) -> httpx.Client:
+    return chat_client.find_host(home).client(read_seconds=20)
+
+
+def test_base_and_adapter_answer_together_and_say_who_they_are(place):
+    home, base = place
+
+    said = ask(home, lane(base), lane(base, "noisy"))
+
+    assert said[0]["text"] != said[1]["text"]
+    assert said[0]["end"]["active"]["stack"] == []
+    assert said[1]["end"]["active"]["stack"] == [{"name": "noisy", "weight": 1.0}]
+    assert said[1]["end"]["active"]["max_logit_difference"] > 0.01
+    assert all(said[n]["end"]["active"]["verified"] for n in (0, 1))
+    assert said[1]["end"]["tokens"] <= 12
+    assert said[1]["end"]["first_token_seconds"] <= said[1]["end"]["seconds"]
+
+
+def test_asking_again_gives_the_same_answer_from_the_same_process(place):
+    home, base = place
+    pid = chat_client.status(home)["pid"]
+
+    first, second = (ask(home, lane(base, temperature=1.0, seed=7))[0]["text"] for _ in range(2))
+
+    assert first == second
+    assert chat_client.ensure_host(home).identity.pid == pid
+
+
+def test_the_state_file_is_only_for_its_user(place):
+    home, _ = place
+
+    assert stat.S_IMODE(state_path(home).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": ""}, 401),
+        ({"Host": "evil.example"}, 421),
+        ({"Origin": "http://localhost:9999"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_strangers_are_refused(place, headers, code):
+    home, _ = place
+    with raw(home) as client:
+        assert client.get("/status", headers=headers).status_code == code
+        assert client.post("/release", headers=headers).status_code == code
+
+
+def test_an_adapter_that_is_gone_costs_only_its_lane(place):
+    home, base = place
+    make_adapter(base, home.adapters / "brief")
+    assert ask(home, lane(base, "brief"))[0]["end"]["type"] == "done"
+    for file in (home.adapters / "brief").iterdir():
+        file.unlink()
+    (home.adapters / "brief").rmdir()
+
+    said = ask(home, lane(base, "brief"), lane(base, "noisy"))
+
+    assert said[0]["end"]["kind"] == "adapter"
+    assert '"brief"' in said[0]["end"]["text"]
+    assert said[1]["end"]["type"] == "done"
+
+
+def test_an_adapter_of_another_base_costs_only_its_lane(place, tmp_path):
+    home, base = place
+    other = make_base(tmp_path / "other", hidden=48)
+    make_adapter(other, tmp_path / "foreign")
+
+    said = ask(home, lane(base, str(tmp_path / "foreign")), lane(base))
+
+    assert said[0]["end"]["kind"] == "adapter"
+    assert "Traceback" not in said[0]["end"]["text"]
+    assert said[1]["end"]["type"] == "done"
+
+
+def test_an_adapter_that_changed_on_disk_is_loaded_again(place):
+    home, base = place
+    folder = make_adapter(base, home.adapters / "moving", seed=1)
+    before = ask(home, lane(base, "moving"))[0]["end"]["active"]["max_logit_difference"]
+
+    make_adapter(base, folder, seed=2)
+    after = ask(home, lane(base, "moving"))[0]["end"]["active"]["max_logit_difference"]
+
+    assert before != after
+
+
+def test_two_bases_answer_in_one_request(place, tmp_path):
+    home, base = place
+    other = make_base(tmp_path / "other", hidden=48)
+
+    said = ask(home, lane(base), lane(other), lane("/no/such/model"))
+
+    assert said[0]["end"]["type"] == said[1]["end"]["type"] == "done"
+    assert said[1]["status"][0].startswith(f"Loading {other}")
+    assert said[2]["end"]["kind"] == "model"
+
+
+def test_a_stop_ends_the_answer_where_it_is(place):
+    home, base = place
+    events = chat_client.generate(
+        home, {"id": "long", "lanes": [lane(base, temperature=3.0, max_new_tokens=400)]}
+    )
+    next(events)
+
+    assert chat_client.stop(home, "long")
+    last = list(events)[-1]
+
+    assert (last["type"], last["reason"]) == ("done", "stopped")
+    assert last["tokens"] < 400
+    assert not chat_client.stop(home, "long")
+
+
+def test_a_reader_that_goes_ends_the_answer(place):
+    home, base = place
+    events = chat_client.generate(
+        home, {"id": "left", "lanes": [lane(base, temperature=3.0, max_new_tokens=450)]}
+    )
+    next(events)
+
+    events.close()
+
+    until(lambda: chat_client.status(home)["answering"] == 0)
+    assert ask(home, lane(base))[0]["end"]["type"] == "done"
+
+
+def test_a_second_request_waits_its_turn_and_is_told_so(home, monkeypatch):
+    """In this process, with models that speak only when they are let."""
+    let = threading.Event()
+
+    class Models:
+        def stream(self, lanes, stopped):
+            let.wait(10)
+            yield Delta(lane=0, text=lanes[0].messages[0].content)
+
+        def describe(self):
+            return []
+
+        def release(self):
+            pass
+
+    async def talk():
+        host = Host(home)
+        monkeypatch.setattr(host, "_get_residents", Models)
+        asked = [
+            host.submit(parse_request({"lanes": [{"messages": [{"role": "user", "content": c}]}]}))
+            for c in ("one", "two")
+        ]
+        let.set()
+        said = [[event async for events in batches(r) for event in events] for r in asked]
+        host.close()
+        return said
+
+    first, second = asyncio.run(talk())
+
+    assert [event["text"] for event in first] == ["Starting the chat engine…", "one"]
+    assert second[0]["text"] == "Another answer is being written; this one is next."
+    assert second[-1]["text"] == "two"
+
+
+def test_a_fault_of_ours_is_one_sentence_and_the_host_lives_on(home, monkeypatch):
+    class Broken:
+        def stream(self, lanes, stopped):
+            raise ZeroDivisionError("division by zero")
+            yield
+
+    async def talk():
+        host = Host(home)
+        monkeypatch.setattr(host, "_get_residents", Broken)
+        values = {"lanes": [{"messages": [{"role": "user", "content": "x"}]}]}
+        said = [
+            [
+                event
+                async for events in batches(host.submit(parse_request(values)))
+                for event in events
+            ]
+            for _ in range(2)
+        ]
+        host.close()
+        return said
+
+    for said in asyncio.run(talk()):
+        assert said[-1]["type"] == "error"
+        assert said[-1]["text"].startswith(
+            "The chat engine failed (ZeroDivisionError: division by zero). Send again"
+        )
+
+
+def test_text_that_nobody_fetched_is_joined():
+    async def talk():
+        outbox = Outbox()
+        for text in ("a", "b"):
+            outbox.put({"type": "delta", "lane": 0, "text": text})
+            outbox.put({"type": "delta", "lane": 1, "text": text.upper(), "tokens": [text]})
+        outbox.put({"type": "done", "lane": 0})
+        first = outbox.take()
+        outbox.put({"type": "delta", "lane": 1, "text": "C"})
+        return first, outbox.take()
+
+    first, second = asyncio.run(talk())
+
+    assert first == [
+        {"type": "delta", "lane": 0, "text": "ab"},
+        {"type": "delta", "lane": 1, "text": "AB", "tokens": ["a", "b"]},
+        {"type": "done", "lane": 0},
+    ]
+    assert second == [{"type": "delta", "lane": 1, "text": "C"}]
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        ({"lanes": []}, "lanes is []"),
+        ({"lanes": [{"messages": []}]}, "Lane 1: there is no prompt to answer"),
+        ({"lanes": [{"messages": [{"role": "user", "content": "x"}], "sampling": {"top_p": 2}}]},
+         "Lane 1: sampling.top_p is 2"),
+        ({"lanes": [{"messages": [{"role": "user", "content": "x"}], "colour": 1}]}, "colour"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_refused_in_one_sentence(place, request_, sentence):
+    with pytest.raises(ChatError) as caught:
+        list(chat_client.generate(place[0], request_))
+
+    assert sentence in caught.value.text
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1]", b"\xff", b"[" * 100_000])
+def test_a_body_that_is_no_request_is_refused(place, body):
+    with raw(place[0]) as client:
+        answer = client.post("/generate", content=body)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["kind"] == "chat"
+
+
+def test_ten_thousand_characters_are_refused_with_what_to_do(place):
+    home, base = place
+
+    said = ask(home, lane(base, prompt="<script>alert(1)</script>" * 400), lane(base, prompt="<b>"))
+
+    assert said[0]["end"]["kind"] == "chat"
+    assert "shorten it" in said[0]["end"]["text"]
+    assert said[1]["end"]["type"] == "done"
+
+
+def test_release_gives_the_memory_back_and_the_next_question_loads_again(place):
+    home, base = place
+    ask(home, lane(base))
+    assert chat_client.status(home)["models"]
+
+    chat_client.release(home)
+
+    assert chat_client.status(home)["models"] == []
+    assert ask(home, lane(base))[0]["end"]["type"] == "done"
+
+
+def test_the_client_never_loads_torch(place):
+    code = (
+        "import sys; from jobs import chat_client; from studio.home import open_home; "
+        f"print(chat_client.status(open_home({str(place[0].path)!r}))['pid'] > 0, "
+        "'torch' in sys.modules)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )  # fmt: skip
+    assert output.stdout.split() == ["True", "False"]
+
+
+# -- the OpenAI-compatible side ------------------------------------------------------------------
+
+
+def completion(base: Path, **values) -> dict:
+    message = {"role": "user", "content": "Hello there"}
+    return {"model": str(base), "messages": [message], "temperature": 0, "max_tokens": 12} | values
+
+
+def test_openai_models_name_bases_and_adapters(place):
+    with raw(place[0]) as client:
+        names = {model["id"] for model in client.get("/v1/models").json()["data"]}
+
+    assert "noisy" in names
+
+
+def test_an_openai_completion_is_the_lanes_answer(place):
+    home, base = place
+    expected = ask(home, lane(base, "noisy"))[0]
+
+    with raw(home) as client:
+        answer = client.post(
+            "/v1/chat/completions", json=completion(f"{base}+noisy", logprobs=True, top_logprobs=2)
+        ).json()
+
+    choice = answer["choices"][0]
+    assert choice["message"] == {
+        "role": "assistant", "content": expected["text"], "refusal": None,
+    }  # fmt: skip
+    assert choice["finish_reason"] == expected["end"]["reason"]
+    assert answer["usage"]["completion_tokens"] == expected["end"]["tokens"]
+    assert len(choice["logprobs"]["content"][0]["top_logprobs"]) == 2
+    assert answer["object"] == "chat.completion"
+
+
+def test_an_openai_stream_joins_to_the_same_answer(place):
+    home, base = place
+    expected = ask(home, lane(base))[0]["text"]
+
+    body = completion(base, stream=True, stream_options={"include_usage": True})
+    with raw(home) as client:
+        text = client.post("/v1/chat/completions", json=body).text
+    lines = [line.removeprefix("data: ") for line in text.split("\n\n") if line]
+
+    chunks = [json.loads(line) for line in lines[:-1]]
+    assert lines[-1] == "[DONE]"
+    pieces = [c["choices"][0]["delta"].get("content", "") for c in chunks if c["choices"]]
+    assert "".join(pieces) == expected
+    assert chunks[-1]["usage"]["total_tokens"] > 0
+
+
+def test_an_adapters_name_alone_means_its_base(place):
+    home, base = place
+    make_adapter(base, home.adapters / "documented")
+    passport = {"name": "documented", "base": {"path": str(base)}}
+    (home.adapters / "documented" / "passport.json").write_text(json.dumps(passport))
+
+    with raw(home) as client:
+        known = client.post("/v1/chat/completions", json=completion("documented"))
+        unknown = client.post("/v1/chat/completions", json=completion("noisy"))
+
+    assert known.json()["active"]["model"] == str(base)
+    assert known.json()["active"]["stack"] == [{"name": "documented", "weight": 1.0}]
+    assert unknown.json()["error"]["message"] == (
+        'The adapter "noisy" does not say which base it was trained on: name it as BASE+noisy.'
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"n": 2}, "n must be 1"),
+        ({"presence_penalty": 1.0}, '"presence_penalty" is not supported'),
+        ({"model": ""}, "model is missing"),
+        ({"messages": "hi"}, "messages must be a list"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "Only text"),
+        ({"temperature": 99}, "temperature is 99"),
+        ({"model": "/no/such/model"}, "There is no model folder"),
+    ],
+)
+def test_what_openai_clients_ask_and_we_cannot_is_said(place, values, sentence):
+    home, base = place
+    with raw(home) as client:
+        answer = client.post("/v1/chat/completions", json=completion(base) | values)
+
+    assert answer.status_code == 400
+    assert sentence in answer.json()["error"]["message"]
+
+
+def test_the_official_client_is_answered(place):
+    openai = pytest.importorskip("openai")
+    home, base = place
+    endpoint = chat_client.find_host(home)
+    with openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key=endpoint.token) as client:
+        options = {
+            "model": f"{base}+noisy:0.5", "temperature": 0, "max_tokens": 8,
+            "messages": [{"role": "user", "content": "Hello"}],
+        }  # fmt: skip
+        whole = client.chat.completions.create(**options).choices[0].message.content
+        stream = client.chat.completions.create(**options, stream=True)
+        joined = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    assert joined == whole
+
+
+# -- life and death; last, because they end the shared host ----------------------------------------
+
+
+def test_a_host_that_is_killed_costs_one_sentence_and_starts_anew(place):
+    home, base = place
+    events = chat_client.generate(
+        home, {"id": "doomed", "lanes": [lane(base, temperature=3.0, max_new_tokens=450)]}
+    )
+    next(events)
+    os.kill(chat_client.find_host(home).identity.pid, signal.SIGKILL)
+
+    with pytest.raises(ChatError, match="ended in the middle of the answer"):
+        list(events)
+
+    assert ask(home, lane(base))[0]["end"]["type"] == "done"
+
+
+def test_a_host_has_a_session_of_its_own_and_leaves_when_told(place):
+    home, _ = place
+    endpoint = chat_client.ensure_host(home)
+    assert os.getsid(endpoint.identity.pid) == endpoint.identity.pid
+
+    assert chat_client.quit_host(home)
+
+    assert not endpoint.identity.alive()
+    assert chat_client.find_host(home) is None
+    assert not state_path(home).exists()
+
+
+def test_a_host_that_nobody_asks_leaves(home):
+    endpoint = chat_client.ensure_host(home, device="cpu", idle_seconds=0.2, warm=False)
+
+    until(lambda: not endpoint.identity.alive())
+
+    assert chat_client.status(home) is None
+
+
+def test_a_host_that_cannot_start_says_why(home, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+
+    with pytest.raises(ChatError, match="does not start"):
+        chat_client.ensure_host(home)
