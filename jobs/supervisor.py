@@ -197,7 +197,7 @@ def stop(home: Home, *, timeout_seconds: float = GRACE_SECONDS + 10) -> bool:
     return True
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, *, command: Sequence[str] = RUNNER) -> None:
     """Supervise a home in this process until told to stop."""
     parser = argparse.ArgumentParser(prog="jobs.supervisor")
     parser.add_argument("--home", required=True)
@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             logger.info("another supervisor is already here; leaving")
             return
         _lock_path(home).write_text(str(me()))
-        supervisor = Supervisor(home, idle_seconds=options.idle_seconds)
+        supervisor = Supervisor(home, idle_seconds=options.idle_seconds, command=command)
     except StudioError as error:
         logger.error("%s", error.text)
         raise SystemExit(error.exit_code) from None

@@ -1,8 +1,10 @@
 """A store in a private home, specs that need no model, and a wait that has an end."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 from jobs.spawning import environment
 from jobs.store import JobStore
+from jobs.supervisor import Supervisor, living
 from studio.home import Home
 from studio.spec import RunSpec
 
@@ -55,3 +58,30 @@ def run_workers(name: str, home: Home, arguments: list[list[str]]) -> list[Any]:
     answers = [worker.communicate(timeout=90)[0] for worker in started]
     assert [worker.returncode for worker in started] == [0] * len(started)
     return [json.loads(answer) for answer in answers]
+
+
+@contextlib.contextmanager
+def supervising(home: Home, *, spare: bool = False, **options: Any) -> Iterator[Supervisor]:
+    """Run a supervisor of fake runners in a thread of this process."""
+    running = Supervisor(
+        home, slots=["cpu"], command=(sys.executable, str(FAKE_RUNNER)), spare=spare, **options
+    )
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+        thread.join()
+
+
+def start_supervisor(home: Home) -> subprocess.Popen[bytes]:
+    """Start the real supervisor process with fake runners, and wait until it is there."""
+    script = str(Path(__file__).with_name("fake_supervisor.py"))
+    child = subprocess.Popen(
+        [sys.executable, script, "--home", str(home.path)],
+        env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until(lambda: (found := living(home)) is not None and found.pid == child.pid)
+    return child

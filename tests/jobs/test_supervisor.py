@@ -1,0 +1,285 @@
+"""The supervisor and its runners as real processes; only the training is arithmetic."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from jobs import rescue, supervisor
+from jobs.processes import Identity, boot_id, me, of, session_members
+from jobs.spawning import environment
+from jobs.states import LEGAL
+from jobs.store import JobStore
+from studio.home import Home
+from tests.jobs.conftest import a_spec, start_supervisor, supervising, until
+from tests.jobs.fake_runner import fake_loss
+
+
+def losses(store: JobStore, job: int) -> list[float]:
+    series = store.metrics([job], ["loss"])["data"]["loss"][str(job)]
+    assert series["x"] == list(range(1, len(series["x"]) + 1))
+    return series["y"]
+
+
+def undisturbed(seed: int, steps: int) -> list[float]:
+    return [fake_loss(seed, step) for step in range(1, steps + 1)]
+
+
+def test_jobs_run_in_order_to_their_end(store: JobStore) -> None:
+    first = store.submit(a_spec(steps=12, seed=1)).id
+    second = store.submit(a_spec(steps=5, seed=2)).id
+    with supervising(store.home):
+        until(lambda: store.get(second).state == "succeeded")
+    job = store.get(first)
+    assert (job.state, job.step, job.total_steps, job.attempt) == ("succeeded", 12, 12, 1)
+    assert losses(store, first) == undisturbed(1, 12)
+    assert losses(store, second) == undisturbed(2, 5)
+    assert job.result["rows"] == {"read": 3, "kept": 2, "dropped": 1}
+    assert job.result["first_loss"] == fake_loss(1, 1)
+    assert Path(job.result["adapter"]).is_dir()
+    assert (store.home.run(first) / "spec.yaml").is_file()
+    assert "attempt 1 on cpu" in store.log_tail(first)
+    ways = [(event["src"], event["dst"]) for event in store.events(first)]
+    assert ways == [
+        (None, "queued"), ("queued", "starting"), ("starting", "running"),
+        ("running", "succeeded"),
+    ]  # fmt: skip
+    assert job.finished <= store.get(second).finished
+
+
+def test_a_killed_runner_goes_on_from_its_checkpoint(store: JobStore) -> None:
+    job = store.submit(a_spec(steps=60, save=5)).id
+    with supervising(store.home):
+        until(lambda: store.get(job).step >= 20)
+        os.kill(store.get(job).pid, signal.SIGKILL)
+        until(lambda: store.get(job).state == "succeeded")
+    assert losses(store, job) == undisturbed(0, 60)
+    died, finished = store.attempts(job)
+    assert (died["outcome"], finished["outcome"]) == ("interrupted", "succeeded")
+    assert "SIGKILL" in died["why"]
+    assert finished["from_step"] >= 15
+    assert {(e["src"], e["dst"]) for e in store.events(job)} - {(None, "queued")} <= LEGAL
+
+
+def test_pause_saves_and_resume_goes_on(store: JobStore) -> None:
+    job = store.submit(a_spec(steps=400, save=1000)).id
+    with supervising(store.home):
+        until(lambda: store.get(job).step >= 5)
+        asked = time.monotonic()
+        pid = store.get(job).pid
+        store.pause(job)
+        until(lambda: store.get(job).state == "paused")
+        assert time.monotonic() - asked < 5  # G9: gone within 5 s on a tiny model
+        until(lambda: not of(pid).started > 0)
+        at = store.get(job).step
+        assert store.checkpoints(job)[-1]["step"] == at
+        store.resume(job)
+        until(lambda: store.get(job).step > at + 3)
+        store.cancel(job)
+        until(lambda: store.get(job).state == "cancelled")
+    assert store.attempts(job)[1]["from_step"] == at
+    assert losses(store, job) == undisturbed(0, store.get(job).step)
+
+
+@pytest.mark.parametrize(
+    ("fault", "state", "kind", "words"),
+    [
+        ("crash", "failed", "studio", "ZeroDivisionError: secret detail"),
+        ("diverge", "failed", "diverged", "Lower the learning rate"),
+        ("full", "paused", "disk_full", "no room for step-3"),
+    ],
+)
+def test_each_fault_ends_in_its_state_with_one_sentence(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, fault: str, state: str, kind: str, words: str
+) -> None:
+    monkeypatch.setenv("FAKE_FAULT", f"{fault}@3")
+    job = store.submit(a_spec(steps=5)).id
+    with supervising(store.home):
+        until(lambda: store.get(job).state == state)
+    ended = store.get(job)
+    assert ended.error_kind == kind
+    assert words in ended.error_text
+    assert "Traceback" not in ended.error_text
+    assert "second line" not in ended.error_text
+    assert ended.step == 2
+    if fault == "crash":
+        assert "Traceback" in store.log_tail(job)
+
+
+def test_a_run_that_dies_at_the_same_step_gives_up(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_FAULT", "die@3")
+    job = store.submit(a_spec(steps=5, save=100)).id
+    with supervising(store.home, limit=2):
+        until(lambda: store.get(job).error_kind == "interrupted")
+    ended = store.get(job)
+    assert (ended.state, ended.attempt) == ("interrupted", 2)
+    assert "ended 2 times" in ended.error_text
+
+
+def test_a_run_that_does_not_stop_is_killed(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_FAULT", "hang@3")
+    monkeypatch.setattr(rescue, "ASK_AGAIN_SECONDS", 0.5)
+    monkeypatch.setitem(rescue.KILL_SECONDS, "cancel", 1.5)
+    job = store.submit(a_spec(steps=5)).id
+    with supervising(store.home):
+        until(lambda: store.get(job).step >= 2)
+        pid = store.get(job).pid
+        store.cancel(job)
+        until(lambda: store.get(job).state == "cancelled")
+        assert session_members(pid) == []
+
+
+def test_a_runner_that_cannot_start_fails_with_a_sentence(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    broken = supervisor.Supervisor(
+        store.home, slots=["cpu"], command=(sys.executable, "-c", "raise SystemExit(9)"),
+        spare=False,
+    )  # fmt: skip
+    broken.look()
+    until(lambda: (broken.look(), store.get(job).state == "failed")[1])
+    assert "could not start (its process ended with code 9)" in store.get(job).error_text
+    broken.store.close()
+
+
+def test_a_silent_runner_is_not_taken_for_dead(store: JobStore) -> None:
+    job = store.submit(a_spec(steps=100)).id
+    with supervising(store.home):
+        until(lambda: store.get(job).step >= 3)
+        pid = store.get(job).pid
+        os.kill(pid, signal.SIGSTOP)  # a laptop that sleeps
+        time.sleep(2.5)
+        asleep = store.get(job)
+        os.kill(pid, signal.SIGCONT)
+        assert (asleep.state, asleep.attempt, asleep.pid) == ("running", 1, pid)
+        until(lambda: store.get(job).state == "succeeded")
+    assert store.get(job).attempt == 1
+
+
+def test_a_spare_takes_the_job(store: JobStore) -> None:
+    with supervising(store.home, spare=True) as running:
+        pid = until(lambda: running.runners.spare_pid)
+        until(lambda: any(row["role"] == "spare" for row in store.processes()))
+        job = store.submit(a_spec(steps=200)).id
+        until(lambda: store.get(job).state == "running")
+        assert store.get(job).pid == pid
+        store.cancel(job)
+        until(lambda: store.get(job).state == "cancelled")
+        until(lambda: running.runners.spare_pid not in (None, pid))
+
+
+def test_a_killed_supervisor_is_replaced_and_adopts(store: JobStore) -> None:
+    job = store.submit(a_spec(steps=250)).id
+    first = start_supervisor(store.home)
+    until(lambda: store.get(job).step >= 5)
+    before = store.get(job)
+    spare = next((row["pid"] for row in store.processes() if row["role"] == "spare"), None)
+    first.kill()
+    first.wait()
+    until(lambda: store.get(job).step > before.step + 5)  # nobody is needed while it runs
+    second = start_supervisor(store.home)
+    until(lambda: store.get(job).state == "succeeded")
+    after = store.get(job)
+    assert (after.attempt, after.step) == (1, 250)
+    assert losses(store, job) == undisturbed(0, 250)
+    if spare is not None:
+        assert not psutil.pid_exists(spare), "a spare ends with its supervisor"
+    second.terminate()
+    second.wait(timeout=30)
+
+
+def test_both_killed_at_once_go_on(store: JobStore) -> None:
+    job = store.submit(a_spec(steps=60)).id
+    first = start_supervisor(store.home)
+    until(lambda: store.get(job).step >= 10)
+    first.kill()
+    os.kill(store.get(job).pid, signal.SIGKILL)
+    first.wait()
+    second = start_supervisor(store.home)
+    until(lambda: store.get(job).state == "succeeded")
+    assert store.get(job).attempt == 2
+    assert losses(store, job) == undisturbed(0, 60)
+    second.terminate()
+    second.wait(timeout=30)
+
+
+def test_stopping_the_supervisor_lets_runs_save_and_come_back(store: JobStore) -> None:
+    job = store.submit(a_spec(steps=100, save=1000)).id
+    first = start_supervisor(store.home)
+    until(lambda: store.get(job).step >= 5)
+    assert supervisor.stop(store.home)
+    first.wait(timeout=30)
+    waiting = store.get(job)
+    assert waiting.state in ("interrupted", "queued")
+    assert store.checkpoints(job)[-1]["step"] == waiting.step
+    assert store.supervisor() is None
+    assert not supervisor.stop(store.home)
+    second = start_supervisor(store.home)
+    until(lambda: store.get(job).state == "succeeded")
+    assert losses(store, job) == undisturbed(0, 100)
+    second.terminate()
+    second.wait(timeout=30)
+
+
+def test_two_supervisors_cannot_both_run(home: Home) -> None:
+    first = start_supervisor(home)
+    script = str(Path(__file__).with_name("fake_supervisor.py"))
+    second = subprocess.run(
+        [sys.executable, script, "--home", str(home.path)],
+        env=environment(), capture_output=True, timeout=60, text=True,
+    )  # fmt: skip
+    assert second.returncode == 0
+    assert "already here" in second.stderr
+    assert supervisor.ensure_running(home) == first.pid
+    first.terminate()
+    first.wait(timeout=30)
+
+
+def test_an_idle_supervisor_leaves(home: Home) -> None:
+    idle = supervisor.Supervisor(home, slots=["cpu"], idle_seconds=0.2, spare=False)
+    idle.run()  # returns by itself
+
+
+def test_a_supervisor_stays_while_a_page_is_open(home: Home) -> None:
+    store = JobStore(home)
+    store.announce("web")
+    with supervising(home, idle_seconds=0.1):
+        time.sleep(0.6)
+        assert store.supervisor() is not None
+    store.close()
+
+
+def test_the_supervisor_never_imports_torch() -> None:
+    heavy = ("torch", "transformers", "accelerate", "datasets", "gradio", "pandas", "numpy")
+    code = (
+        "import sys, jobs.supervisor, jobs.commands, jobs.doctor; "
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_an_identity_is_no_mere_pid() -> None:
+    here = me()
+    assert here.alive()
+    assert Identity.parse(str(here)) == here
+    assert not Identity(here.pid, here.started + 1, here.boot_id).alive(), "a reused pid"
+    assert not Identity(here.pid, here.started, "another boot").alive()
+    assert boot_id() == here.boot_id
+
+
+def test_a_zombie_is_dead() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "pass"])
+    until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
+    assert of(child.pid).started == -1
+    child.wait()
