@@ -1,0 +1,64 @@
+"""The whole machinery with real training: killed in the middle, it ends as if nothing had been."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from jobs import supervisor
+from jobs.store import JobStore
+from studio.home import Home, folder_hash
+from studio.spec import RunSpec
+from tests.jobs.conftest import until
+from tests.studio.tiny import tiny_folder
+
+
+@pytest.fixture
+def ingredients(tmp_path: Path) -> RunSpec:
+    model = tiny_folder(tmp_path / "model")
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"say {a}", "completion": f"{a * 3}"} for a in "abcdefghijklmnop"]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return RunSpec.parse(
+        {
+            "model": {"path": str(model)},
+            "data": {"path": str(data)},
+            "method": {"name": "lora", "r": 2, "lora_dropout": 0.1},
+            "train": {"max_steps": 120, "save_steps": 10, "eval_steps": -1,
+                      "per_device_train_batch_size": 4},
+        }
+    )  # fmt: skip
+
+
+def test_a_run_killed_twice_ends_with_the_same_adapter(home: Home, ingredients: RunSpec) -> None:
+    store = JobStore(home)
+    calm = store.submit(ingredients.with_values({"name": "calm"})).id
+    rough = store.submit(ingredients.with_values({"name": "rough"})).id
+    supervisor.ensure_running(home)
+    try:
+        until(lambda: store.get(calm).state == "succeeded", seconds=120)
+        for kill in (1, 2):
+            until(lambda kill=kill: store.get(rough).attempt == kill, seconds=60)
+            until(lambda kill=kill: store.get(rough).step >= 35 * kill, seconds=60)
+            os.kill(store.get(rough).pid, signal.SIGKILL)
+        until(lambda: store.get(rough).state == "succeeded", seconds=120)
+    finally:
+        supervisor.stop(home)
+
+    job = store.get(rough)
+    assert (job.attempt, job.step) == (3, 120)
+    assert [a["outcome"] for a in store.attempts(rough)] == [
+        "interrupted", "interrupted", "succeeded",
+    ]  # fmt: skip
+    assert store.attempts(rough)[1]["from_step"] >= 30
+    curves = store.metrics([calm, rough], ["loss"])["data"]["loss"]
+    assert curves[str(calm)] == curves[str(rough)], "bit for bit"
+    folders = [Path(store.get(number).result["adapter"]) for number in (calm, rough)]
+    weights = [(folder / "adapter_model.safetensors").read_bytes() for folder in folders]
+    assert weights[0] == weights[1]
+    assert all(folder_hash(folder) for folder in folders)
+    left = [p.name for p in home.runs.rglob(".tmp-*")] + [p.name for p in home.runs.rglob(".old-*")]
+    assert left == []
+    store.close()

@@ -1,0 +1,260 @@
+"""The command line from outside: exit codes, one JSON document, sentences instead of tracebacks."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import supervisor
+from jobs.commands import exit_code
+from jobs.processes import me
+from jobs.spawning import environment
+from jobs.store import JobStore
+from studio import cli
+from studio.home import Home, open_home
+from studio.spec import RunSpec
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
+    home = open_home()
+    yield home
+    supervisor.stop(home)
+
+
+def studio(*words: str, home: Home | None = None) -> subprocess.CompletedProcess[str]:
+    env = environment() | ({"STUDIO_HOME": str(home.path)} if home else {})
+    return subprocess.run(
+        [sys.executable, "-m", "studio.cli", *words],
+        env=env, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Run a command in this process."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+def add_job(home: Home, state: str = "queued", **values: Any) -> int:
+    store = JobStore(home)
+    job = store.submit(RunSpec.parse(values)).id
+    if state != "queued":
+        claim = store.claims.claim("cpu", owner=me())
+        store.claims.register(claim, me())
+        error = ("diverged", "The loss became NaN.") if state == "failed" else None
+        result = {"first_loss": 2.0, "last_loss": 1.0, "seconds": 61.0}
+        store.claims.finish(claim, state, result=result, error=error)
+    store.close()
+    return job
+
+
+# -- mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "said"),
+    [
+        (["trian"], "usage", 'no command "trian". Did you mean "train"?'),
+        (["train", "--nope"], "usage", "No such option: --nope"),
+        (["show"], "usage", "Missing argument"),
+        (["show", "7"], "queue", "no job number 7"),
+        (["cancel", "nobody"], "queue", 'no job called "nobody"'),
+        (["runs", "--state", "quedued"], "queue", "queued"),
+        (["train", "--set", "method.rr=3"], "spec", "rr"),
+        (["train", "--set", "r"], "spec", "is not an assignment"),
+        (["train", "--method", "lorra"], "method", "lora"),
+        (["train", "nothing.yaml"], "spec", "no spec file"),
+        (["train", "--model", "/nowhere/model"], "model", "no model folder /nowhere/model"),
+        (["train", "--data", "/nowhere.jsonl"], "data", "/nowhere.jsonl"),
+        (["train", "--data", "starter:piratt"], "data", "pirate"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_code_2(
+    own_home: Home, capsys: pytest.CaptureFixture[str], words: list[str], kind: str, said: str
+) -> None:
+    code, out, err = run(capsys, *words)
+    assert code == 2
+    assert out == ""
+    assert said in err
+    assert "Traceback" not in err
+
+    code, out, err = run(capsys, *words, "--json")
+    assert code == 2
+    error = json.loads(out)["error"]
+    assert error["kind"] == kind
+    assert said in error["text"]
+    assert err == ""
+
+
+def test_a_mistake_leaves_nothing_behind(own_home: Home, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    result = studio("train", "--data", str(empty), "--json", home=own_home)
+    assert result.returncode == 2
+    assert json.loads(result.stdout)["error"]["kind"] == "data"
+    store = JobStore(own_home)
+    assert store.list() == []
+    store.close()
+    assert list(own_home.runs.iterdir()) == []
+    assert supervisor.living(own_home) is None
+
+
+def test_a_home_that_cannot_be_made_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("I am no folder")
+    code, _, err = run(capsys, "runs", "--home", str(tmp_path / "file" / "home"))
+    assert code == 2
+    assert "cannot be written" in err
+
+
+def test_a_port_in_use_is_refused(own_home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, _, err = run(capsys, "serve", "--port", str(port), "--no-browser")
+    assert code == 2
+    assert f"Port {port}" in err
+
+
+def test_our_own_page_is_named_instead_of_opened_twice(
+    own_home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = JobStore(own_home)
+    store.announce("web", url="http://127.0.0.1:7860")
+    code, _, err = run(capsys, "--no-browser")
+    store.close()
+    assert code == 2
+    assert "already running at http://127.0.0.1:7860" in err
+
+
+def test_an_unforeseen_error_is_one_sentence_too(
+    own_home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.commands.runs", lambda *a, **k: 1 / 0)
+    code, out, _ = run(capsys, "runs", "--json")
+    assert code == 1
+    assert json.loads(out)["error"]["kind"] == "bug"
+    assert "Traceback" in (own_home.state / "crash.log").read_text()
+
+
+# -- looking ---------------------------------------------------------------------------------------
+
+
+def test_runs_and_show_print_the_contract(
+    own_home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_job(own_home, "succeeded", name="first")
+    add_job(own_home, "failed", name="second")
+    _, out, _ = run(capsys, "runs", "--json")
+    second, first = json.loads(out)
+    assert first["name"] == "first"
+    assert (first["state"], first["first_loss"], first["last_loss"]) == ("succeeded", 2.0, 1.0)
+    assert first["error"] is None
+    assert second["error"] == {"kind": "diverged", "text": "The loss became NaN."}
+    keys = {"id", "name", "state", "step", "total_steps", "first_loss", "last_loss", "eval_loss",
+            "seconds", "adapter", "rows", "error"}  # fmt: skip
+    assert keys <= set(first)
+    assert set(first["rows"]) == {"read", "kept", "dropped"}
+    _, out, _ = run(capsys, "show", "first", "--json")
+    assert json.loads(out)["id"] == first["id"]
+
+
+def test_tables_show_names_as_text(own_home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    add_job(own_home, name="[red]x[/red]")
+    code, out, _ = run(capsys, "runs")
+    assert code == 0
+    assert "[red]x[/red]" in out
+    code, out, _ = run(capsys, "show", "[red]x[/red]")
+    assert "is queued" in out
+
+
+def test_states_of_an_end_have_their_exit_codes(own_home: Home) -> None:
+    store = JobStore(own_home)
+    done = store.get(add_job(own_home, "succeeded"))
+    failed = store.get(add_job(own_home, "failed"))
+    stopped = store.cancel(add_job(own_home))
+    held = store.pause(add_job(own_home))
+    store.close()
+    codes = [exit_code(job) for job in (done, failed, stopped, held)]
+    assert codes == [0, 3, 4, 4]
+
+
+def test_cancel_and_pause_print_what_became_of_it(
+    own_home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = add_job(own_home, name="waiting")
+    code, out, _ = run(capsys, "pause", "waiting", "--json")
+    assert (code, json.loads(out)["state"]) == (0, "paused")
+    code, out, _ = run(capsys, "cancel", str(job))
+    assert (code, out.strip()) == (0, '"waiting" is cancelled.')
+    code, _, err = run(capsys, "cancel", str(job))
+    assert code == 2
+    assert "cannot be cancelled" in err
+
+
+def test_methods_and_doctor_print_one_document(
+    own_home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, out, _ = run(capsys, "methods", "--json")
+    found = {method["name"]: method for method in json.loads(out)}
+    assert found["lora"]["paper"] == "arXiv:2106.09685"
+    code, out, _ = run(capsys, "doctor", "--json")
+    facts = json.loads(out)
+    assert code == (0 if facts["ok"] else 2)
+    assert facts["home"]["path"] == str(own_home.path)
+    assert any(device["name"] == "cpu" for device in facts["devices"])
+
+
+def test_data_check_reports_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"question": "a?", "answer": "b"}\n' * 3)
+    code, out, _ = run(capsys, "data", "check", str(good), str(tmp_path / "no.csv"), "--json")
+    first, second = json.loads(out)
+    assert code == 2
+    assert first["ok"] is True
+    assert first["rows"]["read"] == 3
+    assert second["ok"] is False
+    assert second["error"]["kind"] == "data"
+
+
+# -- the whole way ---------------------------------------------------------------------------------
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from studio import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch','gradio','sqlite_utils','transformers') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
+    )
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_stop_says_when_nothing_runs(own_home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(capsys, "stop") == (0, "Nothing was running.\n", "")
+
+
+def test_a_detached_run_starts_a_supervisor_and_is_queued(own_home: Home) -> None:
+    result = studio("train", "--detach", "--set", "train.max_steps=1", "--json", home=own_home)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["state"] == "queued"
+    living = supervisor.living(own_home)
+    assert living is not None
+    assert os.getsid(living.pid) == living.pid, "it leads a session of its own"
+    assert studio("stop", "--json", home=own_home).returncode == 0
+    assert supervisor.living(own_home) is None
