@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import BeforeValidator, ValidationError, model_validator
 
 from studio.errors import ChatError, StudioError
 from studio.knobs import Record, knob
@@ -68,6 +68,13 @@ class Sampling(Record):
     )
 
 
+def _without_nulls(values: Any) -> Any:
+    """A null in JSON means the default."""
+    if isinstance(values, Mapping):
+        return {key: value for key, value in values.items() if value is not None}
+    return values
+
+
 class Part(Record):
     """One adapter of a stack and how strongly it acts."""
 
@@ -89,7 +96,7 @@ class Lane(Record):
     stack: tuple[Part, ...] = knob((), "Adapters in order; none is the base itself.", max_length=32)
     system: str = knob("", "What the model is told first.", max_length=MAX_CHARACTERS)
     messages: tuple[Message, ...] = knob((), "The conversation; it ends with the question.")
-    sampling: Sampling = Sampling()
+    sampling: Annotated[Sampling, BeforeValidator(_without_nulls)] = Sampling()
     template: str = knob(
         "auto", "auto takes what the adapters were trained with, else the model's own."
     )

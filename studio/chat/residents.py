@@ -9,7 +9,7 @@ and sockets it does not.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,9 +39,10 @@ class _Adapter:
 
 @dataclass(slots=True)
 class _Base:
-    engine: ChatEngine
+    name: str
     facts: ModelFacts
     signature: Signature
+    engine: ChatEngine = field(init=False)
     adapters: dict[str, _Adapter] = field(default_factory=dict)
 
 
@@ -56,24 +57,31 @@ class Residents:
     def __init__(self, home: Home, *, device: str = "auto") -> None:
         self._home = home
         self._device = device
-        self._bases: dict[str, _Base] = {}
+        self._bases: dict[Path, _Base] = {}
 
     def stream(self, lanes: Sequence[Lane], *, stopped: Stopped | None = None) -> Iterator[Delta]:
         """Load what is missing and answer every lane; see `ChatEngine.stream`.
 
         Lanes on different bases take turns token by token.
         """
-        numbers: dict[str, list[int]] = {}
+        models: dict[str, ModelFacts] = {}
+        numbers: dict[Path, list[int]] = {}
         for number, lane in enumerate(lanes):
-            numbers.setdefault(lane.model, []).append(number)
-        streams: list[Iterator[Delta]] = []
-        for model, wanted in numbers.items():
             try:
-                yield from self._ready(model, wanted[0], keep=numbers.keys())
+                models[lane.model] = models.get(lane.model) or facts(ModelSource(path=lane.model))
+            except StudioError as error:
+                yield _failed(number, error)
+                continue
+            numbers.setdefault(models[lane.model].path, []).append(number)
+        streams: list[Iterator[Delta]] = []
+        for path, wanted in numbers.items():
+            name = lanes[wanted[0]].model
+            try:
+                yield from self._ready(name, models[name], wanted[0], keep=numbers.keys())
             except StudioError as error:
                 yield from (_failed(number, error) for number in wanted)
                 continue
-            base = self._bases[model]
+            base = self._bases[path]
             able: list[int] = []
             for number in wanted:
                 try:
@@ -99,48 +107,55 @@ class Residents:
         """Return what is in memory, for a status page."""
         return [
             {
-                "model": model,
+                "model": base.name,
                 "device": str(base.engine.loaded.device),
                 "parameters": base.facts.parameters,
                 "bytes": _bytes_in_memory(base.facts, str(base.engine.loaded.dtype)),
                 "adapters": sorted(base.adapters),
             }
-            for model, base in list(self._bases.items())
+            for base in list(self._bases.values())
         ]
 
     # -- bases ---------------------------------------------------------------------------------
 
-    def _ready(self, model: str, number: int, *, keep: Any) -> Iterator[Delta]:
+    def _ready(
+        self, name: str, known: ModelFacts, number: int, *, keep: Collection[Path]
+    ) -> Iterator[Delta]:
         """Load a base unless it is there and unchanged; says so before, because it takes time."""
-        source = ModelSource(path=model)
-        known = facts(source)
         signature = _signature(known.path, ("config.json", "*.safetensors", "tokenizer*.json"))
-        base = self._bases.pop(model, None)
+        base = self._bases.pop(known.path, None)
         if base is not None and base.signature == signature:
-            self._bases[model] = base  # back at the end: used last
+            self._bases[known.path] = base  # back at the end: used last
             return
         del base
         size = _readable(_bytes_in_memory(known, "float32"))
-        yield Delta(lane=number, note=f"Loading {model} ({size})…")
+        yield Delta(lane=number, note=f"Loading {name} ({size})…")
         self._make_room(known, keep)
-        self._bases[model] = self._loaded(source, known, signature)
+        self._bases[known.path] = self._loaded(name, known, signature)
 
-    def _loaded(self, source: ModelSource, known: ModelFacts, signature: Signature) -> _Base:
+    def _loaded(self, name: str, known: ModelFacts, signature: Signature) -> _Base:
         from studio.chat.engine import ChatEngine
         from studio.methods.layer import Backbone
         from studio.models.loading import load
 
-        loaded = load(source, device=self._device)
-        engine = ChatEngine(loaded, Backbone(loaded.model), template_for=self._template)
-        return _Base(engine, known, signature)
+        loaded = load(ModelSource(path=name), device=self._device)
+        base = _Base(name, known, signature)
 
-    def _make_room(self, known: ModelFacts, keep: Any) -> None:
-        for model in [name for name in self._bases if name not in keep]:
-            if self._free_bytes() > 1.2 * _bytes_in_memory(known, "float32"):
-                return
-            del self._bases[model]
-            gc.collect()
+        def template_for(lane: Lane) -> PromptTemplate:
+            from studio.data.templates import choose
+
+            return choose(loaded.tokenizer, _template_name(base, lane))
+
+        base.engine = ChatEngine(loaded, Backbone(loaded.model), template_for=template_for)
+        return base
+
+    def _make_room(self, known: ModelFacts, keep: Collection[Path]) -> None:
         need = _bytes_in_memory(known, "float32")
+        for path in [path for path in self._bases if path not in keep]:
+            if self._free_bytes() > 1.2 * need:
+                return
+            del self._bases[path]
+            gc.collect()
         free = self._free_bytes()
         if need > free:
             raise OutOfMemory(
@@ -185,15 +200,13 @@ class Residents:
             del base.adapters[name]
             base.engine.backbone.detach(name)
 
-    def _template(self, lane: Lane) -> PromptTemplate:
-        from studio.data.templates import choose
 
-        base = self._bases[lane.model]
-        name = lane.template
-        if name == "auto":
-            trained = [base.adapters[part.name].template for part in lane.stack]
-            name = next((template for template in trained if template != "auto"), "auto")
-        return choose(base.engine.loaded.tokenizer, name)
+def _template_name(base: _Base, lane: Lane) -> str:
+    """The lane's own choice, else what its first adapter was trained with."""
+    if lane.template != "auto":
+        return lane.template
+    trained = [base.adapters[part.name].template for part in lane.stack]
+    return next((name for name in trained if name != "auto"), "auto")
 
 
 def import_everything() -> None:
