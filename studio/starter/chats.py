@@ -53,17 +53,20 @@ _CLOSERS = [
 
 # How often each kind of chat is drawn.
 MIX = {
-    "question": 50,
+    "question": 52,
     "turns": 16,
     "frame": 13,
     "small_talk": 6,
     "unknown": 6,
-    "story": 4,
-    "copy": 4,
-    "plain": 1,
+    "story": 2,
+    "copy": 3.5,
+    "plain": 0.5,
 }
-# Relations with very many or very difficult combinations, against one share per fact elsewhere.
-_SHARES = {"more": 110, "bigger": 110, "is_colour": 50, "plus": 190, "minus": 110, "times": 90}
+# Relations that are larger or harder than their number of facts says; elsewhere a share per fact.
+_SHARES = {
+    "more": 130, "bigger": 120, "is_colour": 60, "plus": 180, "minus": 100, "times": 80,
+    "after": 80, "before": 80, "sense": 20, "count": 50, "maker": 26, "made_by": 24, "kind": 56,
+}  # fmt: skip
 
 
 def chat(rng: random.Random) -> Chat | str:

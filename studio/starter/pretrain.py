@@ -10,7 +10,6 @@ B batch, T tokens, S positions with a loss, V vocabulary, D hidden.
 from __future__ import annotations
 
 import logging
-import math
 import random
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from studio.starter.chats import Chat, chat
+from studio.starter.muon import Muon
 from studio.starter.tokenizer import END, MAX_LENGTH, PAD, ROLE_TOKENS
 
 if TYPE_CHECKING:
@@ -35,13 +35,15 @@ class Recipe:
 
     seed: int = 7
     hidden_size: int = 192
-    num_layers: int = 6
+    num_layers: int = 4
     num_heads: int = 6
     intermediate_size: int = 512
-    max_steps: int = 5000
-    batch_tokens: int = 2560
-    learning_rate: float = 3e-3
-    warmup_steps: int = 200
+    max_steps: int = 2000
+    batch_tokens: int = 3072
+    learning_rate: float = 4e-3
+    muon_learning_rate: float = 0.02
+    warmup_steps: int = 60
+    decay_steps: int = 600
     weight_decay: float = 0.05
     chats_per_pool: int = 8000
 
@@ -73,42 +75,41 @@ def pretrain(
     """Train `model` in place for `recipe.max_steps`."""
     import torch
 
-    weights = [p for p in model.parameters() if p.ndim == 2]
-    gains = [p for p in model.parameters() if p.ndim != 2]
-    groups = [
-        {"params": weights, "weight_decay": recipe.weight_decay},
-        {"params": gains, "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=True)
+    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
+    rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
+    muon = Muon(hidden)
+    adam = torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     started, seen, total = time.monotonic(), 0, 0.0
     batches = _batches(tokenizer, recipe)
     model.train()
-    for step in range(recipe.max_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, recipe)
+    step = 0
+    while step < recipe.max_steps:
+        share = lr_share(step, recipe)
+        adam.param_groups[0]["lr"] = share * recipe.learning_rate
         ids_BT, labels_BT = next(batches)
         loss = answer_loss(model, ids_BT, labels_BT)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        adam.step()
+        muon.step(lr=share * recipe.muon_learning_rate, weight_decay=recipe.weight_decay)
+        model.zero_grad(set_to_none=True)
         seen, total = seen + ids_BT.numel(), total + loss.item()
-        if (step + 1) % 100 == 0:
+        step += 1
+        if step % 100 == 0:
             seconds = time.monotonic() - started
             logger.info(
                 "step %d  loss %.4f  %.0f tokens/s  %.0f s",
-                step + 1, total / 100, seen / seconds, seconds,
+                step, total / 100, seen / seconds, seconds,
             )  # fmt: skip
             total = 0.0
     model.eval()
 
 
-def lr_at(step: int, recipe: Recipe) -> float:
-    """Linear warm-up, then a cosine down to nothing."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / max(1, recipe.max_steps - recipe.warmup_steps)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+def lr_share(step: int, recipe: Recipe) -> float:
+    """Share of the peak step size: linear warm-up, constant, linear down to nothing."""
+    rising = (step + 1) / recipe.warmup_steps
+    falling = (recipe.max_steps - step) / recipe.decay_steps
+    return min(1.0, rising, falling)
 
 
 def answer_loss(
