@@ -5,11 +5,12 @@ stream, which tells the host to stop. It holds no model and keeps no conversatio
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 from fastapi import APIRouter
+from fastapi.concurrency import iterate_in_threadpool, run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -93,19 +94,22 @@ def _adapters(home: Home) -> list[dict[str, Any]]:
     ]
 
 
-def _lines(home: Home, request: dict[str, Any]) -> Iterator[bytes]:
+async def _lines(home: Home, request: dict[str, Any]) -> AsyncIterator[bytes]:
     """Yield the host's events as JSON lines; a failure is the last event, never a broken stream."""
     from jobs import chat_client
 
-    events = chat_client.generate(home, request)
+    whole = False
     try:
-        for event in events:
+        async for event in iterate_in_threadpool(chat_client.generate(home, request)):
             yield _line(event)
+        whole = True
     except StudioError as error:
         yield _line({"type": "error", "lane": None, **error.as_dict()})
+        whole = True
     finally:
-        with suppress(AttributeError):
-            events.close()  # type: ignore[attr-defined]
+        if not whole:  # the tab is gone: what it asked for is not needed any more
+            with anyio.CancelScope(shield=True):
+                await run_in_threadpool(chat_client.stop, home, request["id"])
 
 
 def _line(event: dict[str, Any]) -> bytes:

@@ -15,6 +15,7 @@ export class Compare extends HTMLElement {
     if (this.built) return;
     this.built = true;
     this.id = query().get('chat') || crypto.randomUUID().slice(0, 8);
+    addEventListener('pagehide', () => { this.leaving = true; });
     this.restore();
     this.build();
     try {
@@ -68,6 +69,7 @@ export class Compare extends HTMLElement {
       stop: () => this.stop(),
       again: () => this.again(),
       fresh: () => this.fresh(),
+      add: () => this.add(),
     });
     this.append(h('div', { class: 's-compare' }, this.heads, this.scroll, this.composer.element));
   }
@@ -80,8 +82,8 @@ export class Compare extends HTMLElement {
       changed: () => this.moved(),
       redraw: () => { this.moved(); this.show(); },
       remove: this.lanes.length > 1 ? () => this.drop(i) : null,
-    }).element), this.lanes.length < MOST_LANES ? button('+ Lane', () => this.add(), 's-add',
-      { title: 'Add a lane', 'data-testid': 'add-lane' }) : '');
+    }).element));
+    this.composer.more(this.lanes.length < MOST_LANES);
     this.scroll.replaceChildren(...(this.turns.length ? this.turns.map((turn) => this.turn(turn))
       : [this.welcome()]));
     this.composer.ready(this.turns.length > 0);
@@ -158,7 +160,7 @@ export class Compare extends HTMLElement {
     try {
       await this.stream(request, turn);
     } catch (error) {
-      this.fail(turn, error.message);
+      if (!this.leaving) this.fail(turn, error.message);
     }
     for (const answer of turn.answers) if (!answer.reason) answer.reason = 'interrupted';
     this.refresh(turn);
@@ -254,16 +256,18 @@ function fill({ element, words, foot }, answer) {
   text(foot, stats(answer));
 }
 
-/** 24 tok · 31 tok/s · first after 0.2 s · starter + pirate × 1 */
-function stats(answer) {
-  if (!answer.reason) return '';
-  const how = { length: 'cut at the limit', stopped: 'stopped', interrupted: 'interrupted' }[answer.reason];
-  const active = answer.active && [answer.active.model.split('/').pop(),
-    ...answer.active.stack.map((part) => `${part.name} × ${part.weight}`)].join(' + ');
-  return [answer.tokens != null && `${answer.tokens} tokens`,
-    answer.tokens_per_second && `${number(answer.tokens_per_second, 3)} tok/s`,
-    answer.first_token_seconds != null && `first after ${number(answer.first_token_seconds, 2)} s`,
-    how, active].filter(Boolean).join(' · ');
+/** 24 tokens · 31 tok/s · first after 0.2 s · starter + pirate × 1 · moves the logits by 6.7 */
+function stats({ reason, tokens, tokens_per_second: speed, first_token_seconds: first, active }) {
+  if (!reason) return '';
+  const how = { length: 'cut at the limit', stopped: 'stopped', interrupted: 'interrupted' }[reason];
+  const stack = active?.stack ?? [];
+  const moved = active?.max_logit_difference;
+  return [tokens != null && `${tokens} tokens`, speed && `${number(speed, 3)} tok/s`,
+    first != null && `first after ${number(first, 2)} s`, how,
+    active && [active.model.split('/').pop(),
+      ...stack.map((part) => `${part.name} × ${part.weight}`)].join(' + '),
+    stack.length && moved != null && `moves the logits by ${number(moved, 2)}`,
+  ].filter(Boolean).join(' · ');
 }
 
 function read(key) {

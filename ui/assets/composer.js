@@ -14,7 +14,7 @@ const SETTINGS = [
 ];
 
 export class Composer {
-  /** `doors`: send(prompt), stop(), again(), fresh(). */
+  /** `doors`: send(prompt), stop(), again(), fresh(), add(). */
   constructor(doors) {
     this.doors = doors;
     const kept = this.kept();
@@ -25,7 +25,8 @@ export class Composer {
     this.again = button('Ask again', doors.again, '', { hidden: true,
       title: 'Answer the last prompt again, with the weights as they are now' });
     this.fresh = button('New chat', doors.fresh, '', { hidden: true });
-    this.system = h('textarea', { rows: 2, placeholder: 'None' , onchange: () => this.keep() });
+    this.add = button('+ Lane', doors.add, '', { title: 'Add a lane', 'data-testid': 'add-lane' });
+    this.system = h('textarea', { rows: 2, placeholder: 'None', onchange: () => this.keep() });
     this.system.value = kept.system ?? '';
     this.fields = SETTINGS.map(([name, title, note, bounds, usual]) => {
       const input = h('input', { type: 'number', ...bounds, onchange: () => this.keep() });
@@ -40,7 +41,7 @@ export class Composer {
       'aria-controls': 's-sampling' });
     this.element = h('div', { class: 's-composer' }, this.panel,
       h('div', { class: 's-composer-row' }, this.prompt, this.send, this.stop, this.again,
-        this.gear, this.fresh));
+        this.add, this.gear, this.fresh));
   }
 
   key(event) {
@@ -81,6 +82,10 @@ export class Composer {
   ready(started) {
     this.again.hidden = !started;
     this.fresh.hidden = !started;
+  }
+
+  more(possible) {
+    this.add.hidden = !possible;
   }
 
   focus() {

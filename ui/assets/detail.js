@@ -1,11 +1,10 @@
 // One run: how it goes, its figures, what can be done with it, and its log, samples, checkpoints,
 // config and history. Everything a run wrote is shown as text.
 
-import { ago, api, badge, button, clock, compact, copy, count, duration, h, number, sureButton, text,
+import { ago, api, badge, button, clock, compact, copy, count, duration, h, number, short, sureButton, text,
   toast } from './dom.js';
 import { isLive, poke } from './live.js';
 import { progress, share, stateName } from './metrics.js';
-import { short } from './runs.js';
 
 const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config',
   history: 'History' };

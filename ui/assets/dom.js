@@ -168,6 +168,11 @@ export function remember(changes) {
     url.searchParams.delete(name);
     for (const one of [].concat(value ?? [])) url.searchParams.append(name, one);
   }
-  url.search = url.search.replace(/%2C/gi, ',').replace(/%3A/gi, ':').replace(/%7E/gi, '~');
+  url.search = url.search.replace(/%(2C|3A|7E|2F|3D)/gi, (code) => decodeURIComponent(code));
   if (url.href !== location.href) history.replaceState(history.state, '', url);
+}
+
+/** The last part of a path: what tells models and files apart. */
+export function short(path) {
+  return path.replace(/\/+$/, '').split('/').pop() || path;
 }

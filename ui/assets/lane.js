@@ -1,6 +1,6 @@
 // The head of a lane: which model, which adapters, how strong. It edits its lane in place.
 
-import { button, h, number, text } from './dom.js';
+import { button, h, short, text } from './dom.js';
 
 const SUFFIX = /^(.*)~([^~]+:-?[\d.]+(?:\+[^~]+:-?[\d.]+)*)$/;
 
@@ -26,7 +26,7 @@ export class LaneHead {
   constructor(lane, index, doors) {
     Object.assign(this, { lane, index, doors });
     const models = doors.choices.models.map((model) => [model.path, model.label]);
-    if (!models.some(([path]) => path === lane.model)) models.push([lane.model, lane.model]);
+    if (!models.some(([path]) => path === lane.model)) models.push([lane.model, short(lane.model)]);
     this.element = h('section', { class: 's-lane', style: `--hue:var(--s-run-${index})`,
       'aria-label': `Lane ${doors.letter}`, 'data-testid': `lane-${index}` },
     h('div', { class: 's-lane-top' }, h('b', { class: 's-letter' }, doors.letter),
@@ -47,7 +47,7 @@ export class LaneHead {
   part(part, index) {
     const names = this.fitting().map((adapter) => [adapter.name, adapter.name]);
     if (!names.some(([name]) => name === part.name)) names.push([part.name, part.name]);
-    const shown = h('output', {}, number(part.weight, 3));
+    const shown = h('output', {}, part.weight.toFixed(2));
     const slider = h('input', { type: 'range', min: -1, max: 2, step: 0.05, 'aria-label':
       `Weight of ${part.name}`, title: 'Weight: 0 is the base, 1 as trained; double click resets',
     oninput: (event) => this.weigh(part, Number(event.target.value), shown),

@@ -1,7 +1,7 @@
 // The Runs page: the list on the left chooses, the right side shows the chosen run and its curves,
 // with other runs overlaid. The address keeps the choice: ?run=3,1 details run 3 and overlays run 1.
 
-import { ago, badge, duration, h, keyed, number, query, remember, text } from './dom.js';
+import { ago, badge, duration, h, keyed, number, query, remember, short, text } from './dom.js';
 import { hues, isLive, poke, subscribe } from './live.js';
 import { METRICS, board, share, stateName } from './metrics.js';
 import { Detail } from './detail.js';
@@ -187,9 +187,4 @@ export class Runs extends HTMLElement {
     track.hidden = !isLive(job) || job.state === 'queued';
     track.firstChild.style.width = `${100 * share(job)}%`;
   }
-}
-
-/** The last part of a path: what tells models and files apart. */
-export function short(path) {
-  return path.replace(/\/+$/, '').split('/').pop() || path;
 }

@@ -7,19 +7,33 @@ import { hues, isLive, poke, subscribe } from './live.js';
 import { board, progress, share, stateName } from './metrics.js';
 import { compareAddress, snippet } from './detail.js';
 
-const value = (element) => JSON.parse(element.dataset.value || '{}');
+/** An element that python writes again and again: gradio then changes the attribute in place and
+ *  takes the children away, so everything is rendered afresh once it is done. */
+class Told extends HTMLElement {
+  static observedAttributes = ['data-value'];
 
-export class Launch extends HTMLElement {
   connectedCallback() {
-    if (this.built) return;
-    this.built = true;
-    const { job, error, field } = value(this);
-    this.run = job ?? (Number(query().get('run')) || null);
-    this.asked = Boolean(job);
+    if (!this.children.length) this.render(this.value());
+  }
+
+  attributeChangedCallback() {
+    if (this.isConnected) queueMicrotask(() => this.render(this.value()));
+  }
+
+  value() {
+    return JSON.parse(this.dataset.value || '{}');
+  }
+}
+
+export class Launch extends Told {
+  render({ job, error, field }) {
+    this.leave?.();
+    this.run = job ?? this.run ?? (Number(query().get('run')) || null);
+    this.said = this.acts = null;
     if (job) remember({ run: job });
     mark(field);
     this.build(error);
-    subscribe({
+    this.leave = subscribe({
       element: this,
       runs: () => (this.run ? [this.run] : []),
       names: () => ['loss', 'eval_loss'],
@@ -46,7 +60,7 @@ export class Launch extends HTMLElement {
       this.board.charts.map((chart) => chart.element), this.actions);
     this.before = h('div', { class: 's-before' }, sketch(),
       h('p', {}, 'The loss appears here within seconds of pressing Train.'));
-    this.append(this.error, this.show, this.before);
+    this.replaceChildren(this.error, this.show, this.before);
   }
 
   take(jobs) {
@@ -108,18 +122,16 @@ export class Launch extends HTMLElement {
 }
 
 /** The form in other words: command line and YAML, and the address that opens it again. */
-export class Notes extends HTMLElement {
-  connectedCallback() {
-    if (this.built) return;
-    this.built = true;
-    const { command, yaml, query: state, error, field } = value(this);
+export class Notes extends Told {
+  render({ command, yaml, query: state, error, field }) {
     mark(field);
     if (error) {
-      this.append(h('p', { class: 's-error', role: 'alert' }, error));
+      this.replaceChildren(h('p', { class: 's-error', role: 'alert' }, error));
       return;
     }
-    remember({ set: new URLSearchParams(state).getAll('set') });
-    this.append(h('details', { class: 's-same', open: localStorage.getItem('studio.same') !== '0',
+    // The document's own first state says nothing yet: the address decides what the form shows.
+    if (state !== null) remember({ set: new URLSearchParams(state).getAll('set') });
+    this.replaceChildren(h('details', { class: 's-same', open: localStorage.getItem('studio.same') !== '0',
       ontoggle: (e) => localStorage.setItem('studio.same', e.target.open ? '1' : '0') },
       h('summary', {}, 'The same as a command or a file'),
       snippet('Command line', command), snippet('spec.yaml', yaml)));
@@ -130,9 +142,7 @@ export class Notes extends HTMLElement {
 function mark(field) {
   for (const node of document.querySelectorAll('.s-wrong-field')) node.classList.remove('s-wrong-field');
   if (!field) return;
-  const own = field.startsWith('field-method-') && !document.getElementById(field)
-    ? [...document.querySelectorAll('[id^="field-method:"]')] : [];
-  (document.getElementById(field) ?? own[0])?.classList.add('s-wrong-field');
+  document.getElementById(field)?.classList.add('s-wrong-field');
 }
 
 /** A faint falling curve: what is going to be here. */

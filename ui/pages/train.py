@@ -5,6 +5,7 @@ Launching only writes a row into the queue: nothing here trains.
 """
 
 import html
+import time
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -34,7 +35,7 @@ def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
         with gr.Column(elem_classes="s-side", min_width=320):
             launch = gr.Button("Train", variant="primary", elem_id="train")
             panel = bare("<studio-launch></studio-launch>", elem_id="launch")
-            preview = bare(_notes(_preview(RunSpec())), elem_id="preview")
+            preview = bare(_notes(_preview(RunSpec()) | {"query": None}), elem_id="preview")
     inputs = list(form.components.values())
     outputs = [preview, *notes]
 
@@ -178,7 +179,7 @@ def _lines(spec: RunSpec) -> list[str]:
     return lines
 
 
-def _preview(spec: RunSpec) -> dict[str, str]:
+def _preview(spec: RunSpec) -> dict[str, str | None]:
     return {
         "command": equivalents.command_line(spec),
         "yaml": equivalents.minimal_yaml(spec),
@@ -186,7 +187,7 @@ def _preview(spec: RunSpec) -> dict[str, str]:
     }
 
 
-def _notes(values: dict[str, str]) -> str:
+def _notes(values: dict[str, str | None]) -> str:
     return element("studio-notes", values)
 
 
@@ -205,7 +206,8 @@ def _open(form: Form, groups: Groups, home: Home, address: str) -> list[Any]:
         ("model.path", sources.model_choices(home)),
         ("data.path", sources.data_choices(home)),
     ):
-        updates[order.index(path)] = gr.update(choices=choices, value=shown[path])
+        given = {"value": shown[path]} if assignments else {}
+        updates[order.index(path)] = gr.update(choices=choices, **given)
     notes = _preview(spec) | ({"error": error} if error else {})
     return [*updates, _notes(notes), *_lines(spec), *_shown_groups(groups, spec.method.name)]
 
@@ -218,7 +220,7 @@ def _uploaded(home: Home, file: str) -> list[Any]:
     try:
         kept = sources.keep_upload(home, file)
     except StudioError as error:
-        return [gr.skip(), element("studio-launch", {"error": error.text})]
+        return [gr.skip(), _refused(error.text)]
     choices = sources.data_choices(home)
     return [gr.update(choices=choices, value=str(kept)), gr.skip()]
 
@@ -231,10 +233,9 @@ def _start(form: Form, home: Home, store: JobStore, values: Any) -> str:
         job = store.submit(spec)
         supervisor.ensure_running(home)
     except SpecError as error:
-        wrong = {"error": error.text, "field": _field(form, values, error)}
-        return element("studio-launch", wrong)
+        return _refused(error.text, _field(form, values, error))
     except StudioError as error:
-        return element("studio-launch", {"error": error.text})
+        return _refused(error.text)
     return element("studio-launch", {"job": job.id})
 
 
@@ -242,3 +243,8 @@ def _field(form: Form, values: Any, error: SpecError) -> str:
     """Return the DOM id of the field an error is about."""
     method = form.read(values)["method"]["name"]
     return elem_id(error.field.replace("method.", f"method:{method}.", 1))
+
+
+def _refused(text: str, field: str = "") -> str:
+    # The time makes the same mistake twice two different values, so that it is shown again.
+    return element("studio-launch", {"error": text, "field": field, "at": time.time()})
