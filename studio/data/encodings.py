@@ -26,6 +26,8 @@ _NAMES = {
     "utf-32-le": "UTF-32 (little-endian)", "utf-32-be": "UTF-32 (big-endian)",
 }  # fmt: skip
 
+_WESTERN = set("ÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜÝßàáâãäåæçèéêëìíîïñòóôõöøùúûüýŒœ‘’“”–—…•€£§°«»¿¡ºª")
+
 
 def guess_encoding(sample: bytes) -> tuple[str, list[str]]:
     """Return a codec name and the notes a person should read about it."""
@@ -40,9 +42,11 @@ def guess_encoding(sample: bytes) -> tuple[str, list[str]]:
     lines = sample.split(b"\n")
     lines = lines[:-1] or lines  # the last one may be cut in the middle of a character
     damaged = [line for line in lines if not _is_utf8(line)]
-    if not damaged or len(damaged) * 4 < len(lines) or _mostly_utf8(damaged):
+    if len(damaged) * 100 < len(lines) or _mostly_utf8(damaged):
         return "utf-8", []
     name = _regional(b"\n".join(damaged)[:65536])
+    if name == "cp1252" and not _reads_as_words(b"\n".join(damaged)[:65536]):
+        return "utf-8", []
     return name, [
         f"The file is not UTF-8; it was read as {_NAMES[name]}, which is a guess. "
         "Save it as UTF-8 if characters look wrong."
@@ -63,6 +67,13 @@ def _mostly_utf8(damaged: list[bytes]) -> bool:
     bad = text.count("\ufffd")
     good = sum(1 for char in text if char > "\x7f" and char != "\ufffd")
     return good > 4 * bad
+
+
+def _reads_as_words(text: bytes) -> bool:
+    # Western text has accented letters and typographic marks; damage has anything.
+    marked = [c for c in text.decode("cp1252", "replace") if c > "\x7f"]
+    common = [c for c in marked if c in _WESTERN]
+    return len(common) * 20 >= len(marked) * 19
 
 
 def _wide(sample: bytes) -> str | None:
@@ -98,7 +109,7 @@ def _plausible(text: bytes, name: str) -> float:
     marked = [char for char in text.decode(name, "replace") if char > "\x7f"]
     bad = sum(1 for char in marked if char == "\ufffd" or "\ue000" <= char <= "\uf8ff")
     hits = sum(1 for char in marked if _COMMON[name](char))
-    return (hits - 4 * bad) / max(1, len(marked))
+    return (hits - 4 * bad) / len(marked) if len(marked) >= 8 else 0.0
 
 
 _COMMON_HANZI = set(

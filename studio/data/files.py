@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import json
 import os
 import stat
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from studio.errors import DataError
 CHUNK_BYTES = 1 << 20
 SAMPLE_BYTES = 1 << 18
 MAX_RATIO = 200
-RATIO_FREE_BYTES = 64 << 20
+RATIO_FREE_BYTES = 8 << 20
 
 Format = Literal["jsonl", "json", "csv", "tsv", "parquet", "txt", "md"]
 ENDINGS: dict[str, Format] = {
@@ -218,6 +219,8 @@ def _layout(path: Path, ending: Format | None, text: str, sample: bytes) -> Form
     start = text.lstrip()[:1]
     if ending in ("json", "jsonl"):
         return _json_layout(ending, text)
+    if ending in ("csv", "tsv") and start == "{" and _is_object(text.lstrip().split("\n", 1)[0]):
+        return "jsonl"
     if ending is None:
         if start in "[{":
             return _json_layout(ending, text)
@@ -230,6 +233,13 @@ def _layout(path: Path, ending: Format | None, text: str, sample: bytes) -> Form
             "Known: jsonl, json, csv, tsv, parquet, txt, md, and gzip or zstd of these."
         )
     return ending
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _json_layout(ending: Format | None, text: str) -> Format:
@@ -257,4 +267,6 @@ def _recoded(chunks: Iterator[bytes], encoding: str) -> Iterator[bytes]:
         if first and text:
             text, first = text.removeprefix("\ufeff"), False
         yield text.encode("utf-8", "replace")
-    yield decoder.decode(b"", final=True).encode("utf-8", "replace")
+    rest = decoder.decode(b"", final=True)
+    if rest != "\ufffd":  # half a character at the very end is no line of its own
+        yield rest.encode("utf-8", "replace")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from studio.data.conversations import Converter, converter
 from studio.data.cut import fit, windows
+from studio.data.duplicates import bytes_hash, num_repeats
 from studio.data.examples import Example, Examples, Tokens, TokenWriter
 from studio.data.mapping import Mapping
 from studio.data.recognise import SAMPLE_ROWS, Guess, recognise
@@ -54,9 +56,8 @@ class _Counts:
     truncated_start: int = 0
     truncated_tokens: int = 0
     open_ended: int = 0
-    lengths: list[int] = field(default_factory=list)
-    hashes: set[bytes] = field(default_factory=set)
-    duplicates: int = 0
+    lengths: array[int] = field(default_factory=lambda: array("q"))
+    hashes: array[int] = field(default_factory=lambda: array("Q"))
     tally: Tally = field(default_factory=Tally)
 
 
@@ -185,9 +186,7 @@ def _write_batch(
             continue
         counts.lengths.append(len(item.ids))
         counts.used += 1
-        digest = hashlib.blake2b(item.ids.tobytes(), digest_size=12).digest()
-        counts.duplicates += digest in counts.hashes
-        counts.hashes.add(digest)
+        counts.hashes.append(bytes_hash(item.ids.tobytes()))
         if isinstance(row, Document):
             _write_document(item, template, limit, writer, number)
             continue
@@ -287,7 +286,7 @@ def _report(
         limit=limit,
         longest=int(lengths.max()),
         length_histogram=histogram(lengths),
-        duplicates=counts.duplicates,
+        duplicates=num_repeats(counts.hashes),
         empty_answers=tally.counts.get("empty_answer", 0),
         open_ended=counts.open_ended,
         warnings=_warnings(origin, guess, template, limit, num_trained / len(tokens.ids), counts),

@@ -15,8 +15,8 @@ from studio.data.records import Problem, Row
 from studio.errors import DataError
 
 BATCH_ROWS = 64
-MAX_RATIO = 1000
-RATIO_FREE_BYTES = 1 << 30
+MAX_RATIO = 500
+RATIO_FREE_BYTES = 1 << 28
 MAX_BATCH_BYTES = 1 << 30
 
 

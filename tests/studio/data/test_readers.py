@@ -150,7 +150,7 @@ def test_repeated_and_empty_column_names_are_numbered(tmp_path):
         ("a.xyz", b"hello", "are not read"),
         ("a.jsonl.gz", b"\x1f\x8b\x08broken", "damaged"),
         ("a.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "packed twice"),
-        ("a.txt.gz", gzip.compress(b"a" * (80 << 20)), "unpacks to more"),
+        ("a.txt.gz", gzip.compress(b"a" * (40 << 20)), "unpacks to more"),
     ],
 )
 def test_what_is_no_data_is_refused_with_a_sentence(tmp_path, name, content, words):

@@ -1,0 +1,139 @@
+"""What looks wrong inside the texts: damage, control characters, HTML, secrets; scripts, languages.
+
+Findings are counted and named by line; the text itself, above all a secret, is never repeated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict
+
+MAX_LINES = 20
+SCRIPT_CHARS = 400
+LANGUAGE_ROWS = 2000
+
+_SECRETS = re.compile(
+    r"sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|hf_[A-Za-z0-9]{30,}"
+    r"|xox[abprs]-[A-Za-z0-9-]{10,}|AIza[0-9A-Za-z_-]{35}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+)
+_SECRET_HINTS = ("sk-", "AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "hf_", "xox", "AIza", "eyJ",
+                 "PRIVATE KEY")  # fmt: skip
+_HTML = re.compile(r"</?(?:script|div|span|p|br|a|img|table|td|tr|html|body|iframe|style)\b", re.I)
+_CONTROL = bytes(c for c in range(32) if c not in (9, 10, 13)) + b"\x7f"
+_DAMAGE = re.compile("\ufffd|Ã[\x80-\xbf©¨¤¶¼±]|â€[™œ\x9d“”¦]|Â[\xa0-\xbf]")
+_HIDDEN = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+
+KINDS = {
+    "secret": "hold what looks like a secret key",
+    "control": "hold control characters",
+    "damage": "hold damaged characters (a wrong encoding somewhere)",
+    "hidden": "hold invisible or direction-changing characters",
+    "html": "hold HTML tags",
+    "formula": "begin like a spreadsheet formula",
+}
+
+_SCRIPTS: list[tuple[str, str]] = [
+    ("Latin", "A-Za-zÀ-ɏ"), ("Greek", "Ͱ-Ͽ"), ("Cyrillic", "Ѐ-ӿ"), ("Hebrew", "֐-׿"),
+    ("Arabic", "؀-ۿ"), ("Devanagari", "ऀ-ॿ"), ("Thai", "฀-๿"), ("Kana", "぀-ヿ"),
+    ("Hangul", "가-힯"), ("Han", "一-鿿㐀-䶿"), ("Emoji", "\U0001f300-\U0001faff☀-➿"),
+]  # fmt: skip
+_SCRIPT_PATTERNS = [(name, re.compile(f"[{chars}]")) for name, chars in _SCRIPTS]
+_COMMON_WORDS = {
+    "English": "the of and to in is that for it with as was on are this you be have not",
+    "German": "der die und das ist nicht ein zu den mit sich auf für es dem auch eine werden",
+    "French": "le la les des et est un une dans que pour qui pas sur au avec ne ce vous",
+    "Spanish": "el los las que es en un una por con para no se su como más pero al",
+    "Italian": "il di che la per un non sono una con le del è si da anche ma gli",
+    "Portuguese": "o que de não um uma para com os do da em se mais por as ao você",
+    "Dutch": "de het een en van is dat niet op te zijn voor met die er aan ook je",
+}
+_LANGUAGES = {name: frozenset(words.split()) for name, words in _COMMON_WORDS.items()}
+
+
+class Suspicion(BaseModel):
+    """Rows that share a suspicious trait."""
+
+    model_config = ConfigDict(frozen=True)
+    kind: str
+    text: str
+    rows: int
+    lines: list[int]
+
+
+@dataclass(slots=True)
+class Inspector:
+    """Looks at one text after the other."""
+
+    found: dict[str, int] = field(default_factory=dict)
+    lines: dict[str, list[int]] = field(default_factory=dict)
+    scripts: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    seen: int = 0
+
+    def look(self, text: str, line: int) -> None:
+        """Inspect the texts of one row, joined."""
+        self.seen += 1
+        if "<" in text and _HTML.search(text):
+            self._note("html", line)
+        for hint in _SECRET_HINTS:
+            if hint in text and _SECRETS.search(text):
+                self._note("secret", line)
+                break
+        if text[:1] in ("=", "@") and len(text) > 1:
+            self._note("formula", line)
+        if text.isascii():
+            self.scripts["Latin"] += 1
+            data = text.encode()
+            if len(data.translate(None, _CONTROL)) != len(data):
+                self._note("control", line)
+        else:
+            self._look_beyond_ascii(text, line)
+        if self.seen <= LANGUAGE_ROWS:
+            self._guess_language(text)
+
+    def suspicions(self) -> list[Suspicion]:
+        """Return what was found, worst first."""
+        return [
+            Suspicion(kind=kind, text=f"{self.found[kind]:,} rows {words}", rows=self.found[kind],
+                      lines=self.lines[kind])
+            for kind, words in KINDS.items()
+            if kind in self.found
+        ]  # fmt: skip
+
+    def script_shares(self) -> dict[str, float]:
+        """Return the share of rows by main script."""
+        return {name: round(n / self.seen, 4) for name, n in self.scripts.most_common()}
+
+    def language_shares(self) -> dict[str, float]:
+        """Return the share of rows by language, guessed from common words in the first rows."""
+        total = sum(self.languages.values())
+        return {name: round(n / total, 4) for name, n in self.languages.most_common()}
+
+    def _look_beyond_ascii(self, text: str, line: int) -> None:
+        data = text.encode("utf-8", "replace")
+        if len(data.translate(None, _CONTROL)) != len(data):
+            self._note("control", line)
+        if _DAMAGE.search(text):
+            self._note("damage", line)
+        if _HIDDEN.search(text):
+            self._note("hidden", line)
+        head = text[:SCRIPT_CHARS]
+        counts = {name: len(pattern.findall(head)) for name, pattern in _SCRIPT_PATTERNS}
+        best = max(counts, key=lambda name: counts[name])
+        self.scripts[best if counts[best] else "other"] += 1
+
+    def _guess_language(self, text: str) -> None:
+        words = text[:SCRIPT_CHARS].lower().split()
+        counts = {n: sum(w in common for w in words) for n, common in _LANGUAGES.items()}
+        best = max(counts, key=lambda name: counts[name])
+        self.languages[best if counts[best] >= 2 else "unknown"] += 1
+
+    def _note(self, kind: str, line: int) -> None:
+        self.found[kind] = self.found.get(kind, 0) + 1
+        lines = self.lines.setdefault(kind, [])
+        if len(lines) < MAX_LINES:
+            lines.append(line)
