@@ -146,6 +146,18 @@ class Lora(Method):
         product = y if bias is None else y - bias
         return (gain - 1) * product + gain * change
 
+    def factors(self, p: Params, site: Site) -> tuple[Tensor, Tensor] | None:
+        """`A` and `s B`; DoRA's change depends on the module's own output too."""
+        import torch
+
+        if self.use_dora:
+            return None
+        a, b = p["lora_A"], p["lora_B"]
+        if "_lora_A0" in p:
+            a = torch.cat([a, p["_lora_A0"]])
+            b = torch.cat([b, -p["_lora_B0"]], dim=1)
+        return a, b * self.scaling
+
     def _gain(self, p: Params, site: Site) -> Tensor:
         """`m / ‖W + s B A‖` per row; the norm is a constant for the gradient, as in the paper."""
         from studio.methods.layer.sites import dense_weight

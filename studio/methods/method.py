@@ -92,6 +92,10 @@ class Method(Record):
         """Phase DELTA: what to add to `y`, the module's own output for the input `x`."""
         raise NotImplementedError
 
+    def factors(self, p: Params, site: Site) -> tuple[Tensor, Tensor] | None:
+        """Phase DELTA: `A (r, I)` and `B (O, r)` when the whole delta is `B A x`, else None."""
+        return None
+
     def gain_in(self, p: Params, site: Site) -> Tensor | None:
         """Phase GAIN: the factor on the module's input, or None."""
         raise NotImplementedError

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from studio.methods.layer.fused import Fused, fuse
 from studio.methods.layer.sites import Site
 from studio.methods.method import Method, Params, Phase
 
@@ -76,6 +77,8 @@ class SitePlan:
     deltas: list[Edit] = field(default_factory=list)
     gains: list[Edit] = field(default_factory=list)
     transforms: list[Edit] = field(default_factory=list)
+    _fused: Fused | None = None
+    _fused_rows: int = 0
 
     def add(self, edit: Edit) -> None:
         """File an edit under its phase."""
@@ -106,7 +109,10 @@ class SitePlan:
             lengths: Row lengths of a packed batch, else None.
         """
         base = y
-        for edit in self.deltas:
+        fused = self._fuse(x, lengths)
+        if fused is not None:
+            y = fused.add_to(y, x)
+        for edit in self.deltas if fused is None else ():
             x_rows, base_rows = take(x, edit.rows, lengths), take(base, edit.rows, lengths)
             change = edit.method.delta(
                 edit.params, x_rows, base_rows, self.site, training=edit.training
@@ -127,6 +133,15 @@ class SitePlan:
             )
             y = _add_rows(y, change, edit, lengths)
         return y
+
+    def _fuse(self, x: Tensor, lengths: tuple[int, ...] | None) -> Fused | None:
+        """The deltas as one product, where rows differ and nothing is being trained."""
+        routed = any(edit.rows.numbers is not None for edit in self.deltas)
+        if not routed or lengths is not None or x.dim() != 3 or torch.is_grad_enabled():
+            return None
+        if self._fused_rows != x.shape[0]:
+            self._fused, self._fused_rows = fuse(self.deltas, self.site, x.shape[0]), x.shape[0]
+        return self._fused
 
 
 def take(x: Tensor, rows: Rows, lengths: tuple[int, ...] | None) -> Tensor:
