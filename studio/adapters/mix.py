@@ -195,6 +195,6 @@ def _dare(parts: Parts, density: float, generator: Any) -> Tensor:
     return torch.stack(kept).sum(0)
 
 
-_TARGETS: dict[str, Callable[[Parts, float, Any], "Tensor"]] = {
+_TARGETS: dict[str, Callable[[Parts, float, Any], Tensor]] = {
     "svd": _sum, "ties": _ties, "dare": _dare,
 }  # fmt: skip

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from studio.errors import MethodError, nearest
-from studio.methods.layer import attention, files, virtual
+from studio.methods.layer import attention, files
 from studio.methods.layer.adapter import Adapter
-from studio.methods.layer.sites import Anatomy
+from studio.methods.layer.hooks import Hooks, Plans
+from studio.methods.layer.sites import Anatomy, Site
 from studio.methods.layer.stack import Edit, Rows, SitePlan, Stack, group_rows
+from studio.methods.layer.virtual import VIRTUAL, VirtualTokens
 from studio.methods.method import Init, Method, Params, Phase
-
-VIRTUAL = (Phase.KEYS_VALUES, Phase.PROMPT)
 
 
 class Backbone:
@@ -35,11 +35,9 @@ class Backbone:
         self.adapters: dict[str, Adapter] = {}
         self._rows: list[Stack] | None = None
         self._stack: Stack = ()
-        self._plans: dict[str, SitePlan] = {}
-        self._handles: dict[str, list[Any]] = {}
         self._state = attention.AttentionState()
-        self._residuals: dict[int, Tensor] = {}
-        self._banks: list[virtual.Bank] | None = None
+        self._hooks = Hooks(self.anatomy, self._state)
+        self._virtual = VirtualTokens(self.anatomy, self._state, self._prompt_context)
         model.requires_grad_(False)
         model.eval()
         model.set_attn_implementation(attention.NAME)
@@ -193,15 +191,11 @@ class Backbone:
             items = [(name, weight, Rows(None)) for name, weight in self._stack]
         else:
             items = group_rows(self._rows)
-        self._plans, self._banks = self._edits(items), None
-        for key in self._handles.keys() - self._plans.keys():
-            for handle in self._handles.pop(key):
-                handle.remove()
-        for key in self._plans.keys() - self._handles.keys():
-            self._handles[key] = self._hook(self._plans[key])
+        self._hooks.follow(self._edits(items))
+        self._virtual.use(self.active, self.adapters)
 
-    def _edits(self, items: Sequence[tuple[str, float, Rows]]) -> dict[str, SitePlan]:
-        plans: dict[str, SitePlan] = {}
+    def _edits(self, items: Sequence[tuple[str, float, Rows]]) -> Plans:
+        plans: Plans = {}
         for name, weight, rows in items:
             adapter = self.adapters[name]
             if adapter.method.phase in (*VIRTUAL, Phase.WEIGHTS):
@@ -212,119 +206,23 @@ class Backbone:
                 plans.setdefault(site.key, SitePlan(site)).add(edit)
         return plans
 
-    def _hook(self, plan: SitePlan) -> list[Any]:
-        key, layer, is_mlp = plan.site.key, plan.site.layer, plan.site.kind == "mlp"
+    @contextmanager
+    def _prompt_context(self, stack: Stack) -> Iterator[None]:
+        """Let a prompt run under the edits of its own stack, without recomputation.
 
-        def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-            plan = self._plans.get(key)
-            if plan is None or not plan.gains or not args:
-                return None
-            return (plan.apply_input(args[0], self._state.lengths), *args[1:])
-
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            plan = self._plans.get(key)
-            if plan is None:
-                return None
-            hidden = output[0] if isinstance(output, tuple) else output
-            x = args[0] if args else hidden
-            residual = self._residuals.pop(layer, None) if is_mlp else None
-            changed = plan.apply_output(x, hidden, residual, self._state.lengths)
-            return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-        handles: list[Any] = [
-            plan.site.module.register_forward_pre_hook(before),
-            plan.site.module.register_forward_hook(after),
-        ]
-        norm = self.anatomy.residual_norm(plan.site) if is_mlp else None
-        if norm is not None:
-
-            def remember(module: nn.Module, args: tuple[Any, ...]) -> None:
-                self._residuals[layer] = args[0]
-
-            handles.append(norm.register_forward_pre_hook(remember))
-        return handles
-
-    # -- virtual tokens ------------------------------------------------------------------------
-
-    def _before_forward(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        # Row lengths outlive a packed forward, because checkpointing recomputes in the backward.
-        if not attention.packing.get():
-            self._state.lengths = None
-        banks = self._virtual_banks()
-        rows = virtual.stack_rows(banks)
-        if rows is None:
-            self._state.prefix = None
-            return args, kwargs
-        keys_values, bias = rows.keys_values, rows.bias
-        self._state.prefix = lambda layer: attention.Prefix(
-            keys_values[layer, 0], keys_values[layer, 1], bias
-        )
-        offsets = torch.tensor([bank.length for bank in banks], device=bias.device)
-        positions = kwargs.get("position_ids")
-        if positions is None:
-            positions = _default_positions(args, kwargs)
-        lengths = self._state.lengths
-        if lengths is not None and len(banks) > 1:
-            offsets = offsets.repeat_interleave(torch.tensor(lengths, device=bias.device))[None]
-        else:
-            offsets = offsets[:, None]
-        self._state.positions = positions + offsets
-        return args, {**kwargs, "position_ids": self._state.positions}
-
-    def _virtual_banks(self) -> list[virtual.Bank]:
-        """The virtual tokens of each row (one entry if all rows share a stack), kept while eval."""
-        if self._banks is not None and not torch.is_grad_enabled():
-            return self._banks
-        stacks = self.active
-        known: dict[Stack, virtual.Bank] = {}
-        for stack in stacks:
-            if stack not in known:
-                known[stack] = self._bank(stack)
-        banks = [known[stack] for stack in stacks]
-        self._banks = None if torch.is_grad_enabled() else banks
-        return banks
-
-    def _bank(self, stack: Stack) -> virtual.Bank:
-        items = [
-            virtual.Virtual(adapter.method, adapter.params[""], weight)
-            for name, weight in stack
-            if (adapter := self.adapters[name]).method.phase in VIRTUAL
-        ]
-
-        def run_prompt(embeddings: Tensor, before: virtual.Bank) -> Tensor:
-            return self._run_prompt(embeddings, before, stack)
-
-        return virtual.build(items, self.anatomy, run_prompt)
-
-    def _run_prompt(self, embeddings_PD: Tensor, before: virtual.Bank, stack: Stack) -> Tensor:
-        """Run a prompt under its own stack and return its keys and values `(L, 2, K, P, E)`."""
-        plans, lengths = self._plans, self._state.lengths
-        self._plans = self._edits([(name, weight, Rows(None)) for name, weight in stack])
-        self._state.lengths, self._state.capture = None, {}
-        self._state.prefix = before.layer if before.length else None
-        packed = attention.packing.set(False)
-        positions = torch.arange(len(embeddings_PD), device=embeddings_PD.device) + before.length
-        self._state.positions = positions[None]
-        checkpointed = [layer for layer in self.anatomy.layers() if layer.training]
-        for layer in checkpointed:
-            layer.training = False  # a recomputation would meet the rows' state, not the prompt's
+        A recomputed layer would meet the rows' state in the backward pass, not the prompt's.
+        """
+        recomputed = [layer for layer in self.anatomy.layers() if layer.training]
+        for layer in recomputed:
+            layer.training = False
         try:
-            self.model.base_model(
-                inputs_embeds=embeddings_PD[None].to(self.model.dtype),
-                position_ids=positions[None],
-                use_cache=False,
-            )
-            captured = self._state.capture
+            with self._hooks.following(
+                self._edits([(name, weight, Rows(None)) for name, weight in stack])
+            ):
+                yield
         finally:
-            attention.packing.reset(packed)
-            self._plans, self._state.lengths = plans, lengths
-            self._state.capture, self._state.prefix = None, None
-            for layer in checkpointed:
+            for layer in recomputed:
                 layer.training = True
-        layers = range(self.anatomy.num_layers)
-        return torch.stack([torch.stack([kv[0] for kv in captured[layer]]) for layer in layers])
 
     # -- use -----------------------------------------------------------------------------------
 
@@ -356,6 +254,14 @@ class Backbone:
             attention.packing.reset(token)
         return output.logits[0]
 
+    def _before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # Row lengths outlive a packed forward, because checkpointing recomputes in the backward.
+        if not attention.packing.get():
+            self._state.lengths = None
+        return args, self._virtual.place(args, kwargs)
+
     def _check_new(self, name: str) -> None:
         if name in self.adapters:
             raise MethodError(f'An adapter "{name}" is already loaded.')
@@ -363,12 +269,3 @@ class Backbone:
     def _keep(self, adapter: Adapter) -> Adapter:
         self.adapters[adapter.name] = adapter
         return adapter
-
-
-def _default_positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Positions as transformers counts them: from what the cache holds."""
-    ids = args[0] if args else kwargs.get("input_ids")
-    source = kwargs["inputs_embeds"] if ids is None else ids
-    cache = kwargs.get("past_key_values")
-    start = cache.get_seq_length() if cache is not None else 0
-    return torch.arange(start, start + source.shape[1], device=source.device)[None]

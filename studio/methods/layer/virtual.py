@@ -14,23 +14,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from studio.methods.layer.attention import Prefix
+from studio.methods.layer.adapter import Adapter
+from studio.methods.layer.attention import AttentionState, Prefix, packing
 from studio.methods.layer.sites import Anatomy
-from studio.methods.method import Method, Params, Phase
+from studio.methods.layer.stack import Stack
+from studio.methods.method import Phase
 
-
-@dataclass(frozen=True, slots=True)
-class Virtual:
-    """One adapter's virtual tokens in a stack."""
-
-    method: Method
-    params: Params
-    weight: float
+VIRTUAL = (Phase.KEYS_VALUES, Phase.PROMPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,27 +48,102 @@ class Bank:
         return Prefix(keys[None], values[None], self.bias[None])
 
 
-RunPrompt = Callable[[Tensor, Bank], Tensor]
-"""Runs `(P, D)` embeddings after a bank and returns their `(L, 2, K, P, E)`."""
+class VirtualTokens:
+    """Places the active stacks' virtual tokens before every forward pass."""
 
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        state: AttentionState,
+        prompt_context: Callable[[Stack], AbstractContextManager[None]],
+    ) -> None:
+        self._anatomy = anatomy
+        self._state = state
+        self._prompt_context = prompt_context
+        self._stacks: Sequence[Stack] = [()]
+        self._adapters: dict[str, Adapter] = {}
+        self._banks: list[Bank] | None = None
 
-def build(stack: Sequence[Virtual], anatomy: Anatomy, run_prompt: RunPrompt) -> Bank:
-    """Turn a stack's virtual tokens into keys and values, in stack order."""
-    shape = (anatomy.num_layers, 2, anatomy.num_kv_heads, 0, anatomy.head_dim)
-    device = next(anatomy.model.parameters()).device
-    bank = Bank(torch.zeros(shape, device=device), torch.zeros(0, device=device))
-    for item in stack:
-        tokens = item.method.virtual_tokens(item.params)
-        if item.method.phase is Phase.PROMPT:
-            own = run_prompt(tokens, bank)
-        else:
-            own = tokens.unflatten(1, (shape[0], 2, shape[2], shape[4])).permute(1, 2, 3, 0, 4)
-        weights = torch.full((tokens.shape[0],), math.log(item.weight), device=device)
-        bank = Bank(
-            torch.cat([bank.keys_values.to(own.dtype), own], dim=3),
-            torch.cat([bank.bias, weights]),
+    def use(self, stacks: Sequence[Stack], adapters: dict[str, Adapter]) -> None:
+        """Serve these stacks: one for all rows, or one per row."""
+        self._stacks, self._adapters, self._banks = stacks, adapters, None
+
+    def place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Set the attention's prefix for this forward; returns kwargs with shifted positions."""
+        banks = self._current()
+        rows = stack_rows(banks)
+        if rows is None:
+            self._state.prefix = None
+            return kwargs
+        keys_values, bias = rows.keys_values, rows.bias
+        self._state.prefix = lambda layer: Prefix(
+            keys_values[layer, 0], keys_values[layer, 1], bias
         )
-    return bank
+        offsets = torch.tensor([bank.length for bank in banks], device=bias.device)
+        lengths = self._state.lengths
+        if lengths is not None and len(banks) > 1:
+            offsets = offsets.repeat_interleave(torch.tensor(lengths, device=bias.device))[None]
+        else:
+            offsets = offsets[:, None]
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = _default_positions(args, kwargs)
+        self._state.positions = positions + offsets
+        return {**kwargs, "position_ids": self._state.positions}
+
+    def _current(self) -> list[Bank]:
+        """Each row's bank; kept until the stacks change, unless gradients are wanted."""
+        if self._banks is not None and not torch.is_grad_enabled():
+            return self._banks
+        known = {stack: self._build(stack) for stack in dict.fromkeys(self._stacks)}
+        banks = [known[stack] for stack in self._stacks]
+        self._banks = None if torch.is_grad_enabled() else banks
+        return banks
+
+    def _build(self, stack: Stack) -> Bank:
+        """Turn a stack's virtual tokens into keys and values, in stack order."""
+        a = self._anatomy
+        device = next(a.model.parameters()).device
+        shape = (a.num_layers, 2, a.num_kv_heads, 0, a.head_dim)
+        bank = Bank(torch.zeros(shape, device=device), torch.zeros(0, device=device))
+        for name, weight in stack:
+            adapter = self._adapters[name]
+            if adapter.method.phase not in VIRTUAL:
+                continue
+            tokens = adapter.method.virtual_tokens(adapter.params[""])
+            if adapter.method.phase is Phase.PROMPT:
+                own = self._run(tokens, bank, stack)
+            else:
+                parts = (a.num_layers, 2, a.num_kv_heads, a.head_dim)
+                own = tokens.unflatten(1, parts).permute(1, 2, 3, 0, 4)
+            weights = torch.full((tokens.shape[0],), math.log(weight), device=device)
+            bank = Bank(
+                torch.cat([bank.keys_values.to(own.dtype), own], dim=3),
+                torch.cat([bank.bias, weights]),
+            )
+        return bank
+
+    def _run(self, embeddings_PD: Tensor, before: Bank, stack: Stack) -> Tensor:
+        """Run a prompt under its own stack and return its keys and values `(L, 2, K, P, E)`."""
+        state, lengths = self._state, self._state.lengths
+        positions = torch.arange(len(embeddings_PD), device=embeddings_PD.device) + before.length
+        state.lengths, state.positions, state.capture = None, positions[None], {}
+        state.prefix = before.layer if before.length else None
+        packed = packing.set(False)
+        model = self._anatomy.model
+        try:
+            with self._prompt_context(stack):
+                model.base_model(
+                    inputs_embeds=embeddings_PD[None].to(model.dtype),
+                    position_ids=positions[None],
+                    use_cache=False,
+                )
+            captured = state.capture
+        finally:
+            packing.reset(packed)
+            state.lengths, state.capture, state.prefix = lengths, None, None
+        layers = range(self._anatomy.num_layers)
+        return torch.stack([torch.stack([kv[0] for kv in captured[layer]]) for layer in layers])
 
 
 def stack_rows(banks: Sequence[Bank]) -> Bank | None:
@@ -89,3 +161,12 @@ def stack_rows(banks: Sequence[Bank]) -> Bank | None:
     )
     bias = torch.stack([pad(b.bias, (0, longest - b.length), value=-math.inf) for b in banks])
     return Bank(keys_values, bias)
+
+
+def _default_positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Positions as transformers counts them: from what the cache holds."""
+    ids = args[0] if args else kwargs.get("input_ids")
+    source = kwargs["inputs_embeds"] if ids is None else ids
+    cache = kwargs.get("past_key_values")
+    start = cache.get_seq_length() if cache is not None else 0
+    return torch.arange(start, start + source.shape[1], device=source.device)[None]

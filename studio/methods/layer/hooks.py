@@ -1,0 +1,80 @@
+"""Hooks on the sites: they look up what the current plan does there and do it.
+
+They are installed where a plan has edits and removed where it has none, so an idle site costs
+nothing. Planning itself is `backbone.py`'s, the maths `stack.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from studio.methods.layer.attention import AttentionState
+from studio.methods.layer.sites import Anatomy, Site
+from studio.methods.layer.stack import SitePlan
+
+Plans = dict[str, SitePlan]
+
+
+class Hooks:
+    """Applies plans while the model runs."""
+
+    def __init__(self, anatomy: Anatomy, state: AttentionState) -> None:
+        self._anatomy = anatomy
+        self._state = state
+        self._plans: Plans = {}
+        self._handles: dict[str, list[Any]] = {}
+        self._residuals: dict[int, Tensor] = {}
+
+    def follow(self, plans: Plans) -> None:
+        """Apply these plans from now on."""
+        self._plans = plans
+        for key in self._handles.keys() - plans.keys():
+            for handle in self._handles.pop(key):
+                handle.remove()
+        for key in plans.keys() - self._handles.keys():
+            self._handles[key] = self._install(plans[key].site)
+
+    @contextmanager
+    def following(self, plans: Plans) -> Iterator[None]:
+        """Apply plans for sites that are hooked already, for a while."""
+        before, self._plans = self._plans, plans
+        try:
+            yield
+        finally:
+            self._plans = before
+
+    def _install(self, site: Site) -> list[Any]:
+        key, layer, is_mlp = site.key, site.layer, site.kind == "mlp"
+
+        def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            plan = self._plans.get(key)
+            if plan is None or not plan.gains or not args:
+                return None
+            return (plan.apply_input(args[0], self._state.lengths), *args[1:])
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            plan = self._plans.get(key)
+            if plan is None:
+                return None
+            hidden = output[0] if isinstance(output, tuple) else output
+            x = args[0] if args else hidden
+            residual = self._residuals.pop(layer, None) if is_mlp else None
+            changed = plan.apply_output(x, hidden, residual, self._state.lengths)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        handles: list[Any] = [
+            site.module.register_forward_pre_hook(before),
+            site.module.register_forward_hook(after),
+        ]
+        norm = self._anatomy.residual_norm(site) if is_mlp else None
+        if norm is not None:
+
+            def remember(module: nn.Module, args: tuple[Any, ...]) -> None:
+                self._residuals[layer] = args[0]
+
+            handles.append(norm.register_forward_pre_hook(remember))
+        return handles
