@@ -25,9 +25,17 @@ IGNORED = -100
 class Row(Protocol):
     """What training needs of an example."""
 
-    input_ids: NDArray[np.int32]
-    labels: NDArray[np.int32]
-    row: int
+    @property
+    def input_ids(self) -> NDArray[np.int32]:
+        """Token ids."""
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """The id where it carries loss, else -100; not shifted."""
+
+    @property
+    def row(self) -> int:
+        """Where the row stands in its file."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from studio.training.batch import Packed, Padded
+from studio.training.head import bare_head, head_loss, packed_hidden
 
 if TYPE_CHECKING:
     from studio.methods.layer import Backbone
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 def loss_sum(backbone: Backbone, batch: Packed | Padded) -> Tensor:
     """Return the summed negative log-likelihood of the batch's trained tokens, in float32."""
     if isinstance(batch, Packed):
+        if (head := bare_head(backbone)) is not None:
+            hidden_ND = packed_hidden(backbone, head, batch.ids_T, batch.lengths, batch.keep_N)
+            return head_loss(hidden_ND, head.weight, batch.targets_N)
         logits_NV = backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N)
     else:
         logits_NV = padded_logits(backbone, batch)

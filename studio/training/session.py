@@ -24,6 +24,7 @@ from studio.training.batch import Packed, Padded, Row, groups, pack, pad
 from studio.training.checkpoint import Origin, Progress
 from studio.training.events import Evaluated, Started, Step
 from studio.training.loss import loss_sum, mean_loss
+from studio.training.memory import keep_freed_memory
 from studio.training.optimizer import make_optimizer, set_rate
 from studio.training.schedule import Plan, plan_run
 
@@ -166,8 +167,9 @@ class Session:
 
     def evaluate(self) -> Evaluated:
         """Return the loss per token on the held-out rows."""
-        held_out = groups(list(self.prepared.validation), max_tokens=EVAL_TOKENS)
-        loss = mean_loss(self.backbone, (self.batch(rows) for rows in held_out))
+        rows = list(self.prepared.validation[: self.plan.eval_rows])
+        held_out = groups(rows, max_tokens=EVAL_TOKENS)
+        loss = mean_loss(self.backbone, (self.batch(group) for group in held_out))
         self.progress.eval_loss = loss
         self.progress.evaluations.append((self.progress.step, loss))
         return Evaluated(step=self.progress.step, eval_loss=loss)
@@ -230,6 +232,7 @@ def open_session(spec: RunSpec, *, loaded: Loaded, prepared: Prepared) -> Sessio
     from studio.methods.layer import Backbone
 
     torch.set_num_threads(hardware.threads())
+    keep_freed_memory()
     backbone = Backbone(loaded.model)
     adapter = backbone.attach(NAME, spec.method, seed=spec.seed)
     backbone.use([(NAME, 1.0)])

@@ -17,6 +17,7 @@ from studio.spec import RunSpec
 from studio.training import checkpoint, loop
 from studio.training.events import Saved, Step
 from studio.training.faults import explained, remedies
+from studio.training.loss import loss_sum
 from studio.training.session import Session
 from tests.studio.training.conftest import make_rows
 
@@ -31,13 +32,11 @@ def test_an_infinite_loss_names_step_and_rows_and_keeps_the_checkpoint(
     session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = session(train={"max_steps": 6, "per_device_train_batch_size": 2, "save_steps": 2})
-    real = own.backbone.packed_logits
 
-    def broken(ids: torch.Tensor, lengths: tuple[int, ...], keep: torch.Tensor) -> torch.Tensor:
-        logits = real(ids, lengths, keep)
-        return logits * float("nan") if own.progress.step == 3 else logits
+    def broken(*args: object) -> torch.Tensor:
+        return loss_sum(*args) * (float("nan") if own.progress.step == 3 else 1.0)
 
-    monkeypatch.setattr(own.backbone, "packed_logits", broken)
+    monkeypatch.setattr("studio.training.session.loss_sum", broken)
     with pytest.raises(Diverged) as error:
         drain(own, tmp_path)
     rows = sorted(own.prepared.train[r].row for r in own.plan.step_rows(3))

@@ -67,6 +67,12 @@ def test_cadence_zero_means_about_ten_evaluations_and_minus_one_none() -> None:
     assert make_plan(100, max_steps=95, save_steps=4).save_every == 4
 
 
+def test_a_short_run_evaluates_few_rows_and_a_persons_cadence_all() -> None:
+    assert make_plan(5000, max_steps=30).eval_rows == 16
+    assert make_plan(5000, max_steps=500).eval_rows == 200  # 500 steps of 8 rows, a twentieth
+    assert make_plan(5000, max_steps=30, eval_steps=10).eval_rows > 5000
+
+
 def test_warm_up_rises_linearly_and_starts_above_zero() -> None:
     rates = [lr_at(s, peak=1.0, total=10, warmup=4, scheduler="linear") for s in range(5)]
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0]

@@ -1,0 +1,97 @@
+"""The loss at the label positions without ever holding all their logits.
+
+The head's product, the softmax and the gradient are made chunk by chunk in the forward pass: the
+logits of a chunk are turned in place into their own gradient and multiplied back through the head
+at once. What is kept for the backward is one `(N, D)` gradient instead of three `(N, V)` tensors.
+`loss_sum` in `loss.py` is the plain twin.
+
+Only a head that is a bare product can be taken over; one with soft-capping, scaling, a bias or an
+adapter on it goes the plain way.
+
+Shapes: `N positions that predict a trained token, D hidden, V vocabulary, C rows of a chunk`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from studio.methods.layer import Backbone
+
+CHUNK_NUMBERS = (
+    16_000_000  # logits held at once: 64 MB in float32; smaller chunks waste the product
+)
+SHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+class HeadLoss(torch.autograd.Function):
+    """`Σ_n −log softmax(h_n Wᵀ)[target_n]`, with the gradient of `h` made on the way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int
+    ) -> Tensor:
+        """Return the summed loss in float32."""
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        gradient_ND = torch.empty_like(hidden_ND)
+        for start in range(0, hidden_ND.shape[0], chunk):
+            part = slice(start, start + chunk)
+            logits_CV = (hidden_ND[part] @ weight_VD.T).float()
+            target_C1 = targets_N[part, None]
+            chosen_C = logits_CV.gather(1, target_C1)[:, 0]
+            largest_C1 = logits_CV.amax(1, keepdim=True)
+            logits_CV.sub_(largest_C1).exp_()
+            sums_C1 = logits_CV.sum(1, keepdim=True)
+            total += (sums_C1.log() + largest_C1)[:, 0].sum() - chosen_C.sum()
+            if ctx.needs_input_grad[0]:
+                logits_CV.div_(sums_C1)
+                logits_CV.scatter_add_(1, target_C1, torch.full_like(sums_C1, -1.0))
+                gradient_ND[part] = logits_CV.to(weight_VD.dtype) @ weight_VD
+        ctx.save_for_backward(gradient_ND)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        """Scale the gradient that the forward made."""
+        (gradient_ND,) = ctx.saved_tensors
+        return gradient_ND * outputs[0].to(gradient_ND.dtype), None, None, None
+
+
+def head_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """Return the summed loss of hidden states under a bare head."""
+    chunk = max(1, CHUNK_NUMBERS // weight_VD.shape[0])
+    loss: Tensor = HeadLoss.apply(hidden_ND, weight_VD, targets_N, chunk)
+    return loss
+
+
+def bare_head(backbone: Backbone) -> nn.Linear | None:
+    """Return the head if it is a frozen bias-free product that nothing shapes, else None."""
+    head = backbone.model.get_output_embeddings()
+    config = backbone.model.config.get_text_config()
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+        return None
+    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in SHAPED):
+        return None
+    edited = {id(site.module) for a in backbone.adapters.values() for site in a.sites}
+    return None if id(head) in edited else head
+
+
+def packed_hidden(
+    backbone: Backbone, head: nn.Linear, ids_T: Tensor, lengths: tuple[int, ...], keep_N: Tensor
+) -> Tensor:
+    """Return what the head would have been given at the positions `keep_N`: `(N, D)`."""
+    seen: list[Tensor] = []
+
+    def intercept(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        seen.append(args[0])
+        return (args[0].detach()[:, :0],)
+
+    handle = head.register_forward_pre_hook(intercept)
+    try:
+        backbone.packed_logits(ids_T, lengths, keep_N)
+    finally:
+        handle.remove()
+    return seen[0][0]

@@ -1,0 +1,65 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from studio.training import head
+from studio.training.batch import pack
+from studio.training.head import bare_head, head_loss, packed_hidden
+from studio.training.loss import loss_sum
+from studio.training.session import Session
+from tests.studio.training.conftest import make_rows
+
+Make = Callable[..., Session]
+
+
+@pytest.mark.parametrize("chunk_numbers", [50, 4_000_000])
+def test_the_chunked_loss_and_gradient_equal_the_plain_ones(
+    chunk_numbers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", chunk_numbers)
+    torch.manual_seed(0)
+    hidden = torch.randn(13, 8, dtype=torch.float64).float().requires_grad_()
+    weight, targets = torch.randn(23, 8), torch.randint(0, 23, (13,))
+    plain = cross_entropy(hidden @ weight.T, targets, reduction="sum") / 7
+    (expected,) = torch.autograd.grad(plain, hidden)
+    ours = head_loss(hidden, weight, targets) / 7
+    (got,) = torch.autograd.grad(ours, hidden)
+    torch.testing.assert_close(ours, plain)
+    torch.testing.assert_close(got, expected)
+
+
+def test_the_fast_way_equals_the_plain_way_on_a_model(
+    session: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = session()
+    own.step()
+    batch = pack(make_rows(8, seed=1).train, torch.device("cpu"))
+    results = []
+    for plain in (False, True):
+        if plain:
+            monkeypatch.setattr("studio.training.loss.bare_head", lambda backbone: None)
+        own.optimizer.zero_grad()
+        loss = loss_sum(own.backbone, batch)
+        loss.backward()
+        results.append((loss.detach(), [p.grad.clone() for p in own.parameters]))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_the_head_leaves_no_hook_behind(session: Make) -> None:
+    own = session()
+    found = bare_head(own.backbone)
+    assert found is not None
+    batch = pack(make_rows(3).train or make_rows(8).train, torch.device("cpu"))
+    hidden = packed_hidden(own.backbone, found, batch.ids_T, batch.lengths, batch.keep_N)
+    assert hidden.shape == (batch.num_targets, 32)
+    assert not found._forward_pre_hooks
+
+
+def test_a_shaped_head_goes_the_plain_way(session: Make) -> None:
+    own = session()
+    own.backbone.model.config.final_logit_softcapping = 30.0
+    assert bare_head(own.backbone) is None
