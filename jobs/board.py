@@ -54,6 +54,13 @@ def take_chat_lease(db: Tables, device: str, identity: Identity, memory_bytes: i
     )  # fmt: skip
 
 
+def ask_chat_to_leave(db: Tables, device: str) -> None:
+    """Mark the chat's lease on a device as wanted back."""
+    db.conn.execute(
+        "UPDATE leases SET wanted_back = 1 WHERE holder = 'chat' AND device = ?", (device,)
+    )
+
+
 def return_chat_lease(db: Tables, identity: Identity) -> None:
     """Remove the leases of a chat process."""
     db.conn.execute("DELETE FROM leases WHERE holder = 'chat' AND pid = ?", (identity.pid,))

@@ -38,18 +38,25 @@ class Claims:
         self._database = database
 
     def claim(
-        self, device: str, *, owner: Identity, wanted: Iterable[str] | None = None
+        self,
+        device: str,
+        *,
+        owner: Identity,
+        wanted: Iterable[str] | None = None,
+        moods: Iterable[str] = ("idle", "night"),
     ) -> Claim | None:
-        """Take the next queued job for a free device, or None.
+        """Take the next queued job that may start now for a free device, or None.
 
         Args:
             device: The slot that would run it.
             owner: The supervisor that will start the runner.
             wanted: Which wishes (`auto`, `cpu`, `cuda:0` …) this slot serves; None serves all.
+            moods: What the machine is now; a job may ask to start only when `idle` or at `night`.
         """
         values = {
             "device": device, "owner": str(owner), "now": now(),
             "any": wanted is None, "wanted": json.dumps(list(wanted or ())),
+            "moods": json.dumps(["", *moods]),
         }  # fmt: skip
         with self._database.writing() as db:
             rows = db.conn.execute(_CLAIM, values).fetchall()
@@ -112,6 +119,15 @@ class Claims:
                 raise Fenced
             write_measurements(db, claim.job, progress)
         return cast("Intent | None", rows[0][0])
+
+    def take_save(self, claim: Claim) -> bool:
+        """Whether a person asked for a checkpoint now; asking is over with this answer."""
+        values = {"id": claim.job, "attempt": claim.attempt}
+        with self._database.reading() as db:
+            if not db.conn.execute(_SAVE_WANTED, values).fetchall():
+                return False
+        with self._database.writing(durable=False) as db:
+            return bool(db.conn.execute(_TAKE_SAVE, values).fetchall())
 
     def ask_shutdown(self, claim: Claim) -> None:
         """The studio or the machine goes down: stop, and come back by itself."""
@@ -260,6 +276,11 @@ UPDATE jobs SET state = 'starting', device = :device, owner = :owner, attempt = 
   error_kind = NULL, error_text = NULL, changed_by = 'supervisor', why = 'on ' || :device
 WHERE id = (SELECT id FROM jobs WHERE state = 'queued'
               AND (:any OR device_wanted IN (SELECT value FROM json_each(:wanted)))
+              AND (start_after IS NULL OR start_after <= :now)
+              AND start_when IN (SELECT value FROM json_each(:moods))
+              AND NOT EXISTS (SELECT 1 FROM dependencies JOIN jobs AS needed
+                                ON needed.id = dependencies.needs
+                              WHERE dependencies.job = jobs.id AND needed.state <> 'succeeded')
             ORDER BY position, id LIMIT 1)
   AND NOT EXISTS (SELECT 1 FROM jobs
                   WHERE device = :device AND state IN ('starting', 'running', 'stopping'))
@@ -316,3 +337,8 @@ SELECT stop_requested, resume_step, no_progress FROM jobs
 WHERE id = ? AND attempt = ? AND state IN ('starting', 'running', 'stopping')
 """
 _COUNT_PROGRESS = "UPDATE jobs SET no_progress = ?, resume_step = ? WHERE id = ?"
+_SAVE_WANTED = "SELECT 1 FROM jobs WHERE id = :id AND attempt = :attempt AND save_requested = 1"
+_TAKE_SAVE = """
+UPDATE jobs SET save_requested = 0 WHERE id = :id AND attempt = :attempt AND save_requested = 1
+RETURNING id
+"""

@@ -34,6 +34,13 @@ class Job:
     error_text: str | None
     parent: int | None
     why: str
+    sweep: str | None
+    on_error: str
+    start_after: float | None
+    start_when: str
+    retries_left: int
+    notes: str
+    tags_json: str
     spec_json: str
     result_json: str
 
@@ -47,6 +54,11 @@ class Job:
         """What the runner reported so far: rows, losses, adapter, seconds."""
         return cast(dict[str, Any], json.loads(self.result_json))
 
+    @cached_property
+    def tags(self) -> list[str]:
+        """The words a person sorts runs by."""
+        return cast(list[str], json.loads(self.tags_json))
+
     @property
     def active(self) -> bool:
         """Whether a process works on it."""
@@ -55,7 +67,8 @@ class Job:
 
 COLUMNS = """id, kind, name, state, position, device_wanted, device, pid, attempt, no_progress,
   stop_requested, created, started, finished, heartbeat, step, total_steps, phase, error_kind,
-  error_text, parent, why, spec, result"""
+  error_text, parent, why, sweep, on_error, start_after, start_when, retries_left, notes, tags,
+  spec, result"""
 
 
 def job_of(row: dict[str, Any]) -> Job:
@@ -64,6 +77,7 @@ def job_of(row: dict[str, Any]) -> Job:
     return Job(
         **values,
         intent=row["stop_requested"],
+        tags_json=row["tags"],
         spec_json=row["spec"],
         result_json=row["result"],
     )

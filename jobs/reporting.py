@@ -69,6 +69,7 @@ class Line:
         self._result: dict[str, Any] = {}
         self._spoke = 0.0
         self._terminated = threading.Event()
+        self._save = threading.Event()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="line", daemon=True)
         self.intent: Intent | None = None
@@ -85,7 +86,12 @@ class Line:
 
     def control(self) -> Literal["stop", "save"] | None:
         """What the training loop should do now."""
-        return "stop" if self.intent or self.full or self._terminated.is_set() else None
+        if self.intent or self.full or self._terminated.is_set():
+            return "stop"
+        if self._save.is_set():
+            self._save.clear()
+            return "save"
+        return None
 
     def hear(self, event: events.Event) -> None:
         """Take one event of the run."""
@@ -136,6 +142,8 @@ class Line:
                 if self._terminated.is_set() and self.intent is None:
                     self._store.claims.ask_shutdown(self._claim)
                 self._flush()
+                if not self.interruptible and self._store.claims.take_save(self._claim):
+                    self._save.set()
                 if self.intent and self.interruptible:
                     self._leave_at_once()
             except Fenced:

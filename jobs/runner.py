@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 WARM = (
     "torch", "transformers", "accelerate", "studio.models.loading", "studio.methods.layer",
     "studio.data.prepare", "studio.training.run", "transformers.models.auto.modeling_auto",
-    "transformers.models.llama.modeling_llama",
+    "transformers.models.llama.modeling_llama", "transformers.tokenization_utils_tokenizers",
 )  # fmt: skip
 LOCK_SECONDS = 20.0
 

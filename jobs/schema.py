@@ -38,12 +38,19 @@ def m004_create_leases(db: Tables) -> None:
         db.conn.execute(statement)
 
 
+def m005_create_plans(db: Tables) -> None:
+    """When a job may start, what it waits for, what belongs together, what a person notes."""
+    for statement in (*_PLAN_COLUMNS, _DEPENDENCIES, _JOBS_BY_SWEEP, _NO_DELETE_NEEDED):
+        db.conn.execute(statement)
+
+
 migrations = Migrations("jobs")
 for _step in (
     m001_create_jobs,
     m002_create_measurements,
     m003_create_library,
     m004_create_leases,
+    m005_create_plans,
 ):
     migrations()(_step)
 
@@ -295,3 +302,33 @@ _LEASE_TRIGGERS = (
         WHEN OLD.device IS NOT NULL AND NEW.device IS NULL BEGIN
          DELETE FROM leases WHERE job = NEW.id; END""",
 )
+
+_PLAN_COLUMNS = (
+    "ALTER TABLE jobs ADD COLUMN sweep TEXT",
+    """ALTER TABLE jobs ADD COLUMN on_error TEXT NOT NULL DEFAULT 'continue'
+       CHECK (on_error IN ('continue', 'stop'))""",
+    "ALTER TABLE jobs ADD COLUMN start_after REAL",
+    """ALTER TABLE jobs ADD COLUMN start_when TEXT NOT NULL DEFAULT ''
+       CHECK (start_when IN ('', 'idle', 'night'))""",
+    "ALTER TABLE jobs ADD COLUMN retries_left INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE jobs ADD COLUMN retries_done INTEGER NOT NULL DEFAULT 0",
+    """ALTER TABLE jobs ADD COLUMN save_requested INTEGER NOT NULL DEFAULT 0
+       CHECK (save_requested IN (0, 1))""",
+    "ALTER TABLE jobs ADD COLUMN notes TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE jobs ADD COLUMN tags TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(tags))",
+)
+_DEPENDENCIES = """
+CREATE TABLE dependencies (
+  job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
+  needs INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
+  PRIMARY KEY (job, needs),
+  CHECK (needs < job)  -- only on older jobs, so that no circle can be
+) STRICT, WITHOUT ROWID
+"""
+_JOBS_BY_SWEEP = "CREATE INDEX jobs_by_sweep ON jobs(sweep) WHERE sweep IS NOT NULL"
+_NO_DELETE_NEEDED = """
+CREATE TRIGGER jobs_no_delete_needed BEFORE DELETE ON jobs
+WHEN EXISTS (SELECT 1 FROM dependencies JOIN jobs AS waiting ON waiting.id = dependencies.job
+             WHERE dependencies.needs = OLD.id AND waiting.state IN ('queued', 'paused'))
+BEGIN SELECT RAISE(ABORT, 'a waiting job needs this one'); END
+"""

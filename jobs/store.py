@@ -47,7 +47,15 @@ class JobStore:
     # -- submit ----------------------------------------------------------------------------------
 
     def submit(
-        self, spec: RunSpec | dict[str, Any], *, kind: str = "train", parent: int | None = None
+        self,
+        spec: RunSpec | dict[str, Any],
+        *,
+        kind: str = "train",
+        parent: int | None = None,
+        needs: Iterable[int] = (),
+        sweep: str | None = None,
+        on_error: str = "continue",
+        retries: int = 0,
     ) -> Job:
         """Put a job at the end of the queue.
 
@@ -55,6 +63,10 @@ class JobStore:
             spec: What to do; its name must be new, an empty one is made up from its parts.
             kind: Who runs it (`kinds.py`).
             parent: The job this one continues or came from.
+            needs: Jobs that must have succeeded before it starts.
+            sweep: The group it belongs to.
+            on_error: `stop` holds the rest of its sweep back when it fails.
+            retries: How often a transient failure (no memory, no start) is tried again.
 
         Raises:
             QueueError: The name is taken.
@@ -73,8 +85,11 @@ class JobStore:
             row = {
                 "kind": kind, "name": values["name"], "spec": json.dumps(metrics.finite(values)),
                 "device": device, "parent": parent, "now": now(),
+                "sweep": sweep, "on_error": on_error, "retries": retries,
             }  # fmt: skip
             job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
+            for needed in needs:
+                db.conn.execute(_NEED, (job_id, _get(db, needed).id))
         return self.get(job_id)
 
     # -- look ------------------------------------------------------------------------------------
@@ -199,10 +214,10 @@ class JobStore:
             leave(db, job.id, "queued", actor="person", why=why)
         return self.get(job.id)
 
-    def go_on(self, job_id: int, *, newest_step: int) -> None:
-        """Queue again, by itself, what a shutdown had interrupted."""
+    def go_on(self, job_id: int, *, newest_step: int, state: State = "interrupted") -> None:
+        """Queue again, by itself, what a shutdown had interrupted or a full disk had paused."""
         with self.database.writing() as db:
-            if _get(db, job_id).state == "interrupted":
+            if _get(db, job_id).state == state:
                 where = f"from step {newest_step}" if newest_step else "from the beginning"
                 leave(db, job_id, "queued", actor="supervisor", why=f"goes on {where}")
 
@@ -242,6 +257,11 @@ class JobStore:
             job = _get(db, job.id)
             if job.active:
                 raise QueueError(f'"{job.name}" is {job.state}. Cancel it first.')
+            waiting = db.conn.execute(_WAITING_FOR, (job.id,)).fetchone()
+            if waiting:
+                raise QueueError(
+                    f'"{waiting[0]}" waits for "{job.name}". Delete or cancel that one first.'
+                )
             db.conn.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
         shutil.rmtree(self.home.run(job.id), ignore_errors=True)
 
@@ -270,6 +290,14 @@ class JobStore:
         """Say that this process keeps a chat model on a device."""
         with self.database.writing(durable=False) as db:
             board.take_chat_lease(db, device, me(), memory_bytes)
+
+    def ask_chat_to_leave(self, device: str) -> bool:
+        """Ask whoever chats on a device to free it; False when nobody does."""
+        if not any(row["holder"] == "chat" and row["device"] == device for row in self.leases()):
+            return False
+        with self.database.writing(durable=False) as db:
+            board.ask_chat_to_leave(db, device)
+        return True
 
     def return_chat_lease(self) -> None:
         """Say that this process keeps no chat model any more."""
@@ -323,11 +351,13 @@ def _cannot(job: Job, action: str) -> str:
 
 
 _SUBMIT = """
-INSERT INTO jobs(kind, name, spec, device_wanted, parent, created, position, why)
-VALUES (:kind, :name, :spec, :device, :parent, :now,
+INSERT INTO jobs(kind, name, spec, device_wanted, parent, created, sweep, on_error, retries_left,
+                 position, why)
+VALUES (:kind, :name, :spec, :device, :parent, :now, :sweep, :on_error, :retries,
         (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'submitted')
 RETURNING id
 """
+_NEED = "INSERT OR IGNORE INTO dependencies(job, needs) VALUES (?, ?)"
 _BY_ID = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"
 _BY_NAME = f"SELECT {COLUMNS} FROM jobs WHERE name = ?"
 _LIST = f"""
@@ -347,6 +377,10 @@ WHERE id = :id
 """
 _TO_THE_END = """
 UPDATE jobs SET position = (SELECT MAX(position) + 1 FROM jobs) WHERE id = ?
+"""
+_WAITING_FOR = """
+SELECT waiting.name FROM dependencies JOIN jobs AS waiting ON waiting.id = dependencies.job
+WHERE dependencies.needs = ? AND waiting.state IN ('queued', 'paused')
 """
 _FRESH_TRIES = "UPDATE jobs SET no_progress = 0, resume_step = ? WHERE id = ?"
 _FORGET = (

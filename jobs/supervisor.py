@@ -16,6 +16,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
+from jobs import plans, room
 from jobs.claims import NO_PROGRESS_LIMIT
 from jobs.filelock import FileLock
 from jobs.processes import Identity, me, of
@@ -33,6 +36,7 @@ LOOK_SECONDS = 1.0
 BEAT_SECONDS = 2.0
 IDLE_SECONDS = 900.0
 GRACE_SECONDS = 60.0
+CHAT_SECONDS = 10.0
 START_SECONDS = GRACE_SECONDS + 30
 
 
@@ -56,6 +60,8 @@ class Supervisor:
         self.slots = list(slots or [device.name for device in hardware.devices()])
         self._idle_seconds, self._spare = idle_seconds, spare
         self._stop = threading.Event()
+        self._short: str | None = None
+        self._chat_asked: dict[str, float] = {}
         self._beaten = self._busy = time.monotonic()
 
     def run(self) -> None:
@@ -90,6 +96,7 @@ class Supervisor:
         """Do once what is to do now."""
         self.rescue.look()
         self.rescue.requeue_interrupted()
+        plans.settle(self.store)
         self._claim()
         if self._spare:
             self._care_for_spare()
@@ -98,11 +105,42 @@ class Supervisor:
             self.store.announce("supervisor")
 
     def _claim(self) -> None:
+        short = room.shortage(self.home.path)
+        if short != self._short:
+            logger.warning("%s", short or "there is room again")
+            self._short = short
+        if short:
+            return
+        room.resume_what_waited_for_room(self.store)
         for device in self.slots:
-            claim = self.store.claims.claim(device, owner=me(), wanted=self._served_by(device))
+            if not self._chat_has_left(device):
+                continue
+            claim = self.store.claims.claim(
+                device, owner=me(), wanted=self._served_by(device), moods=self._moods()
+            )
             if claim is not None:
                 logger.info("job %d, attempt %d on %s", claim.job, claim.attempt, device)
                 self.runners.start(claim)
+
+    def _chat_has_left(self, device: str) -> bool:
+        """Ask the chat to leave a GPU that a job waits for, and give it a moment to."""
+        if device == "cpu" or not self.store.counts().get("queued"):
+            return True  # a processor is shared
+        if not self.store.ask_chat_to_leave(device):
+            self._chat_asked.pop(device, None)
+            return True
+        asked = self._chat_asked.setdefault(device, time.monotonic())
+        return time.monotonic() - asked > CHAT_SECONDS
+
+    def _moods(self) -> list[str]:
+        """What the machine is now: `idle`, when little computes and nobody chats; `night`."""
+        moods = []
+        if not any(row["holder"] == "chat" for row in self.store.leases()):
+            if psutil.getloadavg()[0] < 0.25 * hardware.physical_cores():
+                moods.append("idle")
+        if not 7 <= time.localtime().tm_hour < 22:
+            moods.append("night")
+        return moods
 
     def _served_by(self, device: str) -> list[str] | None:
         """Which wishes a slot serves: auto goes to GPUs where there are any."""
