@@ -222,7 +222,9 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     if not equals or not key.strip():
         raise SpecError(f'"{text}" is not an assignment: write it as method.r=16.')
     try:
-        return key.strip(), _number_or(yaml.safe_load(value) if value else "")
+        read = yaml.safe_load(value) if value else ""
+        quoted = value.lstrip()[:1] in ("'", '"')
+        return key.strip(), read if quoted else _number_or(read)
     except yaml.YAMLError:
         return key.strip(), value
 

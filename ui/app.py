@@ -37,7 +37,7 @@ def build_app(home: Home) -> Guard:
 
     store = JobStore(home)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Adapter Studio")
-    app.add_exception_handler(StudioError, _sentence)
+    app.add_exception_handler(StudioError, sentence_of)
     app.add_exception_handler(RequestValidationError, _wrong_request)
     app.include_router(routes(home, store))
     app.include_router(chat_routes(home))
@@ -77,7 +77,8 @@ def _mount(app: Any, pages: Any) -> None:
     )
 
 
-def _sentence(_: Any, error: Exception) -> Any:
+def sentence_of(_: Any, error: Exception) -> Any:
+    """Answer a person's mistake with its sentence as JSON."""
     from fastapi.responses import JSONResponse
 
     assert isinstance(error, StudioError)

@@ -4,6 +4,7 @@ What differs from the defaults is computed once from the spec; the three texts a
 write it. It knows the spec, not the form.
 """
 
+import json
 import shlex
 from collections.abc import Iterable
 from typing import Any
@@ -11,6 +12,7 @@ from urllib.parse import urlencode
 
 import yaml
 
+from studio.errors import SpecError
 from studio.methods import named
 from studio.spec import RunSpec, parse_assignment
 
@@ -76,7 +78,15 @@ def from_query(assignments: Iterable[str]) -> RunSpec:
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, str):
-        # YAML would read these back as something else than text.
-        return value if yaml.safe_load(value) == value else yaml.safe_dump(value).strip()
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()
+    if not isinstance(value, str):
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
+        return text.strip().removesuffix("...").strip()
+    # Quoted where it would be read back as something else than this text.
+    return value if _reads_back(value) else json.dumps(value, ensure_ascii=False)
+
+
+def _reads_back(text: str) -> bool:
+    try:
+        return bool(parse_assignment(f"text={text}")[1] == text)
+    except SpecError:
+        return False

@@ -40,12 +40,12 @@ COLOURS: dict[str, tuple[str, str]] = {
     "line-strong": ("#c9c9c1", "#45483f"),
     "text": ("#1b1c1a", "#ecece6"),
     "muted": ("#5f615b", "#a3a59c"),
-    "faint": ("#73756e", "#888a82"),
+    "faint": ("#6c6e67", "#8d8f87"),
     "accent": ("#3350cf", "#93a7ff"),
     "accent-fill": ("#3350cf", "#4460dd"),
-    "accent-fill-hover": ("#2941b3", "#5470ec"),
+    "accent-fill-hover": ("#2941b3", "#4b66e0"),
     "on-accent": ("#ffffff", "#ffffff"),
-    "grid": ("#ececE7", "#262824"),
+    "grid": ("#ecece7", "#262824"),
 }
 
 STATES: dict[str, tuple[str, str]] = {

@@ -3,10 +3,8 @@
 // the next frame, so nothing flickers and a zoom or a hover stays while a run goes on.
 
 import { button, count, h, keyed, number, text } from './dom.js';
-import { extent, logTicks, nearest, smooth, ticks } from './axis.js';
-
-const PAD = { left: 46, right: 12, top: 8, bottom: 20 };
-const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
+import { extent, nearest, smooth } from './axis.js';
+import { Painter } from './paint.js';
 
 /** What the charts of one page share. */
 export class Group {
@@ -110,136 +108,13 @@ export class Chart {
     this.empty.hidden = Boolean(range);
     this.scale = null;
     if (range) {
-      this.scale = this.makeScale(from, to, range, width, height);
-      this.drawAxes(pen, width, height);
-      this.drawLines(pen, lines);
-      this.drawCursor(pen, lines, height);
+      this.scale = new Painter(this, pen, width, height).paint(lines, [from, to], range);
     }
     this.fillLegend(lines);
     this.resetButton.hidden = !this.group.zoom;
     this.element.dataset.draws = ++this.draws;
     this.element.dataset.points = lines.reduce((sum, line) => sum + line.x.length, 0);
     if (!this.table.hidden) this.fillTable(lines);
-  }
-
-  makeScale(from, to, [low, high], width, height) {
-    const wide = width - PAD.left - PAD.right, tall = height - PAD.top - PAD.bottom;
-    const shape = this.log ? Math.log10 : (v) => v;
-    const a = shape(low), b = shape(high);
-    return {
-      from, to, low, high,
-      x: (v) => PAD.left + ((v - from) / (to - from)) * wide,
-      y: (v) => PAD.top + (1 - (shape(v) - a) / (b - a)) * tall,
-      step: (px) => from + ((px - PAD.left) / wide) * (to - from),
-    };
-  }
-
-  drawAxes(pen, width, height) {
-    const { from, to, low, high, x, y } = this.scale;
-    pen.font = `11px ${css('--s-sans') || 'sans-serif'}`;
-    pen.lineWidth = 1;
-    pen.strokeStyle = css('--s-grid');
-    pen.fillStyle = css('--s-faint');
-    pen.textAlign = 'right';
-    pen.textBaseline = 'middle';
-    const rows = Math.max(3, Math.floor((height - 30) / 36));
-    const marks = this.log ? logTicks(low, high) : ticks(low, high, rows);
-    for (const mark of marks) {
-      const at = Math.round(y(mark)) + 0.5;
-      pen.beginPath();
-      pen.moveTo(PAD.left, at);
-      pen.lineTo(width - PAD.right, at);
-      pen.stroke();
-      pen.fillText(label(mark), PAD.left - 6, at);
-    }
-    pen.textAlign = 'center';
-    pen.textBaseline = 'alphabetic';
-    for (const mark of ticks(from, to, Math.max(2, Math.floor(width / 90)), true)) {
-      if (x(mark) > width - 8) continue;
-      pen.fillText(count(mark), x(mark), height - 5);
-    }
-  }
-
-  drawLines(pen, lines) {
-    const { width, height } = this.canvas.getBoundingClientRect();
-    pen.save();
-    pen.beginPath();
-    pen.rect(PAD.left, 0, width - PAD.left - PAD.right + 4, height - PAD.bottom + 2);
-    pen.clip();
-    pen.lineJoin = 'round';
-    for (const { run, x, y, raw } of lines) {
-      pen.strokeStyle = css(`--s-run-${this.group.hues.get(run)}`);
-      if (raw) this.stroke(pen, x, raw, 1, 0.22);
-      this.stroke(pen, x, y, 1.6, 1);
-      if (x.length === 1 || this.options.dots) this.dots(pen, x, y);
-    }
-    pen.restore();
-  }
-
-  stroke(pen, xs, ys, width, alpha) {
-    const { x, y } = this.scale;
-    pen.globalAlpha = alpha;
-    pen.lineWidth = width;
-    pen.beginPath();
-    let drawing = false;
-    for (let i = 0; i < xs.length; i++) {
-      if (!Number.isFinite(ys[i]) || (this.log && ys[i] <= 0)) { drawing = false; continue; }
-      if (drawing) pen.lineTo(x(xs[i]), y(ys[i])); else pen.moveTo(x(xs[i]), y(ys[i]));
-      drawing = true;
-    }
-    pen.stroke();
-    pen.globalAlpha = 1;
-  }
-
-  dots(pen, xs, ys) {
-    const { x, y } = this.scale;
-    pen.fillStyle = pen.strokeStyle;
-    for (let i = 0; i < xs.length; i++) {
-      if (!Number.isFinite(ys[i])) continue;
-      pen.beginPath();
-      pen.arc(x(xs[i]), y(ys[i]), 2.5, 0, 7);
-      pen.fill();
-    }
-  }
-
-  drawCursor(pen, lines, height) {
-    const { cursor } = this.group;
-    const { from, to, x, y } = this.scale;
-    if (this.drag) {
-      pen.fillStyle = css('--s-accent');
-      pen.globalAlpha = 0.12;
-      const [a, b] = [this.drag.start, this.drag.now].sort((p, q) => p - q);
-      pen.fillRect(a, PAD.top, b - a, height - PAD.top - PAD.bottom);
-      pen.globalAlpha = 1;
-    }
-    if (cursor === null || cursor < from || cursor > to) return;
-    const at = Math.round(x(cursor)) + 0.5;
-    pen.strokeStyle = css('--s-line-strong');
-    pen.lineWidth = 1;
-    pen.beginPath();
-    pen.moveTo(at, PAD.top);
-    pen.lineTo(at, height - PAD.bottom);
-    pen.stroke();
-    for (const line of lines) {
-      const i = nearest(line.x, cursor);
-      if (!Number.isFinite(line.y[i])) continue;
-      pen.fillStyle = css(`--s-run-${this.group.hues.get(line.run)}`);
-      pen.beginPath();
-      pen.arc(x(line.x[i]), y(line.y[i]), 3.5, 0, 7);
-      pen.fill();
-    }
-    this.drawStep(pen, at, height, count(Math.round(cursor)));
-  }
-
-  drawStep(pen, at, height, words) {
-    pen.font = `600 11px ${css('--s-sans') || 'sans-serif'}`;
-    const wide = pen.measureText(words).width + 10;
-    pen.fillStyle = css('--s-text');
-    pen.fillRect(at - wide / 2, height - PAD.bottom + 2, wide, 16);
-    pen.fillStyle = css('--s-surface');
-    pen.textAlign = 'center';
-    pen.textBaseline = 'alphabetic';
-    pen.fillText(words, at, height - 6);
   }
 
   fillLegend(lines) {
@@ -328,11 +203,4 @@ export class Chart {
     event.preventDefault();
     this.group.set(actions[event.key]());
   }
-}
-
-function label(value) {
-  const size = Math.abs(value);
-  if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
-  if (size !== 0 && size < 1e-3) return value.toExponential().replace('e-', 'e−');
-  return String(+value.toPrecision(4));
 }

@@ -256,7 +256,7 @@ function fill({ element, words, foot }, answer) {
   text(foot, stats(answer));
 }
 
-/** 24 tokens · 31 tok/s · first after 0.2 s · starter + pirate × 1 · moves the logits by 6.7 */
+/** 24 tokens · 31 tok/s · first after 0.2 s · pirate × 1 · logits moved by 6.7 */
 function stats({ reason, tokens, tokens_per_second: speed, first_token_seconds: first, active }) {
   if (!reason) return '';
   const how = { length: 'cut at the limit', stopped: 'stopped', interrupted: 'interrupted' }[reason];
@@ -264,9 +264,8 @@ function stats({ reason, tokens, tokens_per_second: speed, first_token_seconds: 
   const moved = active?.max_logit_difference;
   return [tokens != null && `${tokens} tokens`, speed && `${number(speed, 3)} tok/s`,
     first != null && `first after ${number(first, 2)} s`, how,
-    active && [active.model.split('/').pop(),
-      ...stack.map((part) => `${part.name} × ${part.weight}`)].join(' + '),
-    stack.length && moved != null && `moves the logits by ${number(moved, 2)}`,
+    active && (stack.map((part) => `${part.name} × ${part.weight}`).join(' + ') || 'base'),
+    stack.length > 0 && moved != null && `logits moved by ${number(moved, 2)}`,
   ].filter(Boolean).join(' · ');
 }
 

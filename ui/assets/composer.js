@@ -34,7 +34,7 @@ export class Composer {
       return { name, usual, input, title, note };
     });
     this.panel = h('div', { class: 's-sampling', hidden: true, id: 's-sampling' },
-      h('label', { class: 's-system' }, h('span', {}, 'System prompt'), this.system),
+      h('label', { class: 's-wide-label' }, h('span', {}, 'System prompt'), this.system),
       this.fields.map(({ title, note, input }) => h('label', { title: note },
         h('span', {}, title), input)));
     this.gear = button('Settings', () => this.toggle(), '', { 'aria-expanded': 'false',

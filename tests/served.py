@@ -1,0 +1,55 @@
+"""A real studio in its own process: the page, its queue and its chat, in a private home."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running studio."""
+
+    address: str
+    home: Path
+    pid: int
+
+    def json(self, path: str, body: Any = None) -> Any:
+        """GET, or POST a body, and read JSON; an empty answer is None."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self.address + path, data, {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read() or "null")
+
+
+@contextlib.contextmanager
+def served(home: Path) -> Iterator[Served]:
+    """Start `studio serve` on a free port; end the page, the queue and the chat afterwards."""
+    command = [sys.executable, "-m", "studio.cli"]
+    environment = os.environ | {"STUDIO_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    log = home.with_suffix(".serve.log")
+    with log.open("wb") as errors:
+        page = subprocess.Popen(
+            [*command, "serve", "--port", "0", "--no-browser"],
+            stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=ROOT, text=True,
+        )  # fmt: skip
+    try:
+        assert page.stdout is not None
+        line = page.stdout.readline()
+        assert "http://" in line, f"the studio did not start: {line} {log.read_text()}"
+        address = next(word for word in line.split() if word.startswith("http://"))
+        yield Served(address=address, home=home, pid=page.pid)
+    finally:
+        subprocess.run([*command, "stop"], env=environment, cwd=ROOT, timeout=60, check=False)
+        page.terminate()
+        page.wait(timeout=20)

@@ -1,0 +1,54 @@
+"""The command line, the YAML and the address that the page shows mean the very same spec."""
+
+import shlex
+from urllib.parse import parse_qs
+
+import pytest
+import yaml
+
+from studio.methods import methods
+from studio.spec import RunSpec, parse_assignment
+from ui import equivalents
+
+SPECS = [
+    RunSpec(),
+    *(RunSpec(method=method()) for method in methods().values()),
+    RunSpec.parse(
+        {
+            "name": "it's a 'name' with $HOME, 1e-4 & ünïcode",
+            "model": {"path": "/models/a folder"},
+            "data": {"path": "~/rows.jsonl", "split": "1e-4"},
+            "method": {"name": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"]},
+            "train": {"learning_rate": 3e-5, "max_steps": 9, "packing": False},
+        }
+    ),
+]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_the_command_line_means_the_same(spec: RunSpec) -> None:
+    words = shlex.split(equivalents.command_line(spec))
+    assert words[:2] == ["studio", "train"]
+    pairs = list(zip(words[2::2], words[3::2], strict=True))
+    named = {"--model": "model.path", "--data": "data.path", "--method": "method.name",
+             "--name": "name"}  # fmt: skip
+    given = {named[flag]: value for flag, value in pairs if flag in named}
+    given |= dict(parse_assignment(value) for flag, value in pairs if flag == "--set")
+    assert RunSpec().with_values(given) == spec
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_the_yaml_means_the_same(spec: RunSpec) -> None:
+    assert RunSpec.parse(yaml.safe_load(equivalents.minimal_yaml(spec))) == spec
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_the_address_means_the_same(spec: RunSpec) -> None:
+    assert equivalents.from_query(parse_qs(equivalents.query(spec)).get("set", [])) == spec
+
+
+def test_the_default_needs_no_words() -> None:
+    assert equivalents.query(RunSpec()) == ""
+    assert equivalents.command_line(RunSpec()) == (
+        "studio train --model starter --data starter:pirate --method lora"
+    )

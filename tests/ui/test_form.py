@@ -1,0 +1,105 @@
+"""Forms and the spec say the same, for every registered method, with no list to keep."""
+
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from studio.errors import SpecError
+from studio.methods import methods
+from studio.spec import RunSpec
+from ui.form import PARTS, Form, Knob, knobs
+
+
+@pytest.fixture(scope="module")
+def form() -> Form:
+    """The whole form of the Train page."""
+    whole = Form()
+    with gr.Blocks(analytics_enabled=False):
+        whole.add(Knob(path="method.name", title="Method", help="", unit="", advanced=False,
+                       kind="choice", default="lora"), gr.Textbox("lora"))  # fmt: skip
+        for name, cls in PARTS.items():
+            for knob in knobs(cls, f"{name}."):
+                whole.add(knob)
+        for knob in knobs(RunSpec, ""):
+            whole.add(knob)
+        for name, method in methods().items():
+            for knob in knobs(method, f"method:{name}."):
+                whole.add(knob)
+    return whole
+
+
+def round_trip(form: Form, spec: RunSpec) -> RunSpec:
+    return RunSpec.parse(form.read(form.write(spec)))
+
+
+@pytest.mark.parametrize("name", list(methods()))
+def test_a_methods_defaults_survive_the_form(form: Form, name: str) -> None:
+    spec = RunSpec(method=methods()[name]())
+    assert round_trip(form, spec) == spec
+
+
+@pytest.mark.parametrize("name", list(methods()))
+def test_every_field_of_a_method_has_a_component_with_title_and_help(form: Form, name: str) -> None:
+    fields = set(methods()[name].model_fields) - {"name"}
+    shown = {path.removeprefix(f"method:{name}.") for path in form.knobs
+             if path.startswith(f"method:{name}.")}  # fmt: skip
+    assert shown == fields
+    assert all(form.knobs[f"method:{name}.{field}"].help for field in fields)
+
+
+@pytest.mark.parametrize("name", list(methods()))
+def test_changed_choices_and_switches_survive_the_form(form: Form, name: str) -> None:
+    changed: dict[str, Any] = {}
+    for path, knob in form.knobs.items():
+        if not path.startswith(f"method:{name}."):
+            continue
+        field = path.rpartition(".")[2]
+        value: Any = None
+        if knob.kind == "switch":
+            value = not knob.default
+        elif knob.kind == "choice":
+            value = knob.choices[-1]
+        else:
+            continue
+        try:
+            RunSpec.parse({"method": {"name": name, **changed, field: value}})
+        except SpecError:
+            continue  # the method itself forbids this combination
+        changed[field] = value
+    spec = RunSpec.parse({"method": {"name": name, **changed}})
+    assert round_trip(form, spec) == spec
+
+
+def test_values_of_every_kind_survive_the_form(form: Form) -> None:
+    spec = RunSpec.parse(
+        {
+            "name": "a name",
+            "seed": 7,
+            "model": {"path": "/models/x", "quantization": "nf4"},
+            "data": {"path": "rows.jsonl", "max_length": 64, "validation_fraction": 0.2},
+            "method": {"name": "lora", "r": 4, "target_modules": ["q_proj", "v_proj"]},
+            "train": {"learning_rate": 1e-3, "max_steps": 5, "packing": False},
+        }
+    )
+    assert round_trip(form, spec) == spec
+
+
+def test_a_learning_rate_may_be_a_word_or_a_number(form: Form) -> None:
+    values = dict(zip(form.components, form.write(RunSpec()), strict=True))
+    for typed, meant in (("auto", "auto"), ("1e-4", 1e-4), (" 0.003 ", 0.003)):
+        values["train.learning_rate"] = typed
+        assert RunSpec.parse(form.read(list(values.values()))).train.learning_rate == meant
+
+
+def test_a_wrong_value_names_its_field(form: Form) -> None:
+    values = dict(zip(form.components, form.write(RunSpec()), strict=True))
+    values["train.per_device_train_batch_size"] = 0
+    with pytest.raises(SpecError) as error:
+        RunSpec.parse(form.read(list(values.values())))
+    assert error.value.field == "train.per_device_train_batch_size"
+
+
+def test_a_blank_field_means_the_default(form: Form) -> None:
+    values: list[Any] = [None] * len(form.components)
+    assert RunSpec.parse(form.read(values)) == RunSpec()

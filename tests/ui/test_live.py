@@ -1,0 +1,142 @@
+"""The page's JSON routes, on a queue without any process behind it."""
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs.metrics import Progress
+from jobs.processes import me
+from jobs.store import JobStore
+from studio.errors import StudioError
+from studio.home import Home
+from studio.spec import RunSpec
+from ui.app import sentence_of
+from ui.live import routes
+
+
+@pytest.fixture
+def page(home: Home, store: JobStore) -> TestClient:
+    app = FastAPI()
+    app.add_exception_handler(StudioError, sentence_of)
+    app.include_router(routes(home, store))
+    return TestClient(app)
+
+
+def running(store: JobStore, **values: Any) -> tuple[int, Any]:
+    job = store.submit(RunSpec.parse(values))
+    claim = store.claims.claim("cpu", owner=me())
+    assert claim is not None
+    store.claims.register(claim, me())
+    return job.id, claim
+
+
+def points(first: int, last: int) -> Progress:
+    return Progress(
+        metrics=[("loss", step, 1 / step, 0.0) for step in range(first, last + 1)], step=last,
+        total_steps=10,
+    )  # fmt: skip
+
+
+def test_an_empty_queue_is_told_once_and_then_not_again(page: TestClient) -> None:
+    first = page.get("/api/live").json()
+    assert first["jobs"]["items"] == []
+    assert page.get("/api/live", params={"jobs": first["jobs"]["digest"]}).status_code == 204
+
+
+def test_only_changed_jobs_are_told(page: TestClient, store: JobStore) -> None:
+    one, two = (store.submit(RunSpec(name=name)).id for name in ("one", "two"))
+    first = page.get("/api/live").json()["jobs"]
+    assert first["whole"] and {job["id"] for job in first["items"]} == {one, two}
+    store.cancel(one)
+    second = page.get("/api/live", params={"jobs": first["digest"]}).json()["jobs"]
+    assert [(job["id"], job["state"]) for job in second["items"]] == [(one, "cancelled")]
+    assert not second["whole"] and second["removed"] == []
+    store.delete(one)
+    third = page.get("/api/live", params={"jobs": second["digest"]}).json()["jobs"]
+    assert third["items"] == [] and third["removed"] == [one]
+
+
+def test_an_unknown_listing_is_told_whole(page: TestClient, store: JobStore) -> None:
+    store.submit(RunSpec())
+    answer = page.get("/api/live", params={"jobs": "of-another-server"}).json()["jobs"]
+    assert answer["whole"] and len(answer["items"]) == 1
+
+
+def test_a_curve_comes_as_a_snapshot_and_then_only_what_is_new(
+    page: TestClient, store: JobStore
+) -> None:
+    job, claim = running(store)
+    store.claims.report(claim, points(1, 3))
+    asked = {"runs": str(job), "names": "loss"}
+    first = page.get("/api/live", params=asked).json()["metrics"]
+    assert first["snapshot"] and first["data"]["loss"][str(job)]["x"] == [1, 2, 3]
+    store.claims.report(claim, points(4, 5))
+    second = page.get("/api/live", params=asked | {"after": first["seq"]}).json()["metrics"]
+    assert not second["snapshot"] and second["data"]["loss"][str(job)]["x"] == [4, 5]
+
+
+def test_nothing_new_is_204_with_every_cursor(page: TestClient, store: JobStore) -> None:
+    job = store.submit(RunSpec()).id
+    asked = {"runs": str(job), "names": "loss", "detail": str(job), "view": "config"}
+    first = page.get("/api/live", params=asked).json()
+    cursors = {"jobs": first["jobs"]["digest"], "after": first["metrics"]["seq"],
+               "seen": first["detail"]["digest"]}  # fmt: skip
+    # A queue that has never measured anything has no cursor yet and says so each time.
+    again = page.get("/api/live", params=asked | cursors)
+    assert again.status_code == 204 or set(again.json()) == {"metrics"}
+
+
+@pytest.mark.parametrize("view", ["log", "samples", "checkpoints", "config", "history"])
+def test_every_view_of_a_run_has_content(page: TestClient, store: JobStore, view: str) -> None:
+    job, claim = running(store, name="seen")
+    store.claims.report(claim, Progress(samples=[(1, "<b>hi</b>", "<script>")], step=1))
+    detail = page.get("/api/live", params={"detail": job, "view": view}).json()["detail"]
+    assert detail["id"] == job and detail["view"] == view and "content" in detail
+
+
+def test_the_config_of_a_run_is_given_in_all_its_forms(page: TestClient, store: JobStore) -> None:
+    job = store.submit(RunSpec.parse({"name": "mine", "method": {"name": "lora", "r": 3}})).id
+    detail = page.get("/api/live", params={"detail": job, "view": "config"}).json()["detail"]
+    assert "--set method.r=3" in detail["content"]["command"]
+    assert "r: 3" in detail["content"]["yaml"]
+    assert "mine" not in detail["content"]["query"]  # a duplicate needs a name of its own
+
+
+def test_a_run_that_is_gone_is_a_sentence(page: TestClient) -> None:
+    detail = page.get("/api/live", params={"detail": 9, "view": "log"}).json()["detail"]
+    assert "no job number 9" in detail["error"]["text"]
+
+
+def test_actions_move_the_job(page: TestClient, store: JobStore) -> None:
+    job = store.submit(RunSpec()).id
+    for action, state in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
+        assert page.post(f"/api/jobs/{job}/{action}", json={}).json()["state"] == state
+    assert page.post(f"/api/jobs/{job}/delete", json={}).json() == {"deleted": job}
+    assert store.list() == []
+
+
+def test_an_impossible_action_is_a_sentence_and_changes_nothing(
+    page: TestClient, store: JobStore
+) -> None:
+    job = store.submit(RunSpec(name="waits")).id
+    answer = page.post(f"/api/jobs/{job}/resume", json={})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["kind"] == "queue" and "waits" in answer.json()["error"]["text"]
+    assert store.get(job).state == "queued"
+
+
+def test_an_action_without_a_json_body_does_nothing(page: TestClient, store: JobStore) -> None:
+    job = store.submit(RunSpec()).id
+    plain = page.post(f"/api/jobs/{job}/cancel", content=b"{}",
+                      headers={"content-type": "text/plain"})  # fmt: skip
+    assert plain.status_code == 422
+    assert page.post(f"/api/jobs/{job}/explode", json={}).status_code == 422
+    assert store.get(job).state == "queued"
+
+
+def test_run_next_moves_a_job_to_the_front(page: TestClient, store: JobStore) -> None:
+    ids = [store.submit(RunSpec()).id for _ in range(3)]
+    page.post(f"/api/jobs/{ids[2]}/first", json={})
+    assert [job.id for job in store.queue()] == [ids[2], ids[0], ids[1]]

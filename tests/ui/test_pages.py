@@ -1,0 +1,74 @@
+"""What the pages may not do: expose functions, hold connections, name outside hosts."""
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from studio.home import Home
+from tests.served import Served
+from ui.app import ASSETS, build_app
+from ui.frame import PAGES
+
+
+def html(studio: Served, path: str) -> str:
+    with urllib.request.urlopen(studio.address + path, timeout=20) as answer:
+        return str(answer.read().decode())
+
+
+def config(page: str) -> dict:
+    found = re.search(r"window\.gradio_config = (.*?);</script>", page)
+    assert found
+    return json.loads(found[1])
+
+
+@pytest.mark.parametrize("path", [path for path, _ in PAGES])
+def test_a_page_is_one_document_with_our_bar_and_no_held_connection(
+    studio: Served, path: str
+) -> None:
+    page = html(studio, path)
+    assert f'href="{path}" aria-current' in page
+    assert 'data-testid="pulse"' in page
+    settings = config(page)
+    assert settings["connect_heartbeat"] is False
+    assert settings["analytics_enabled"] is False
+    assert settings["footer_links"] == []
+
+
+def test_the_theme_is_decided_before_anything_is_painted(studio: Served) -> None:
+    page = html(studio, "/")
+    assert page.index("studio.theme") < page.index("<meta") < page.index("gradio_config")
+
+
+def test_no_page_names_a_social_card_or_foreign_stylesheet(studio: Served) -> None:
+    page = html(studio, "/").split("window.gradio_config")[0]
+    assert not re.findall(r"""(?:src|href|content)=["'](?:https?:)?//[^"']+""", page)
+
+
+def test_no_function_is_published(studio: Served) -> None:
+    info = studio.json("/gradio_api/info")
+    assert info["named_endpoints"] == {} and info["unnamed_endpoints"] == {}
+
+
+def test_our_assets_name_no_outside_host_and_write_no_html() -> None:
+    for file in ASSETS.iterdir():
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"https?://(?!www\.w3\.org/)", text), file.name
+        if file.suffix == ".js":
+            assert "innerHTML" not in re.sub(r"//.*", "", text), file.name
+            assert "insertAdjacentHTML" not in text and "eval(" not in text, file.name
+
+
+def test_our_assets_are_few_and_small() -> None:
+    sizes = {file.name: len(file.read_bytes()) for file in ASSETS.iterdir()}
+    assert sum(sizes.values()) < 120_000, sizes
+    lines = {file.name: len(file.read_text().splitlines()) for file in ASSETS.iterdir()}
+    assert max(lines.values()) <= 320, lines
+
+
+def test_pages_build_without_a_supervisor(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    assert callable(build_app(home))
+    assert Path(home.state / "uploads").name == "uploads"

@@ -1,0 +1,50 @@
+"""The lines beside the form, and uploads that stay inside the home."""
+
+from pathlib import Path
+
+import pytest
+
+from studio.errors import DataError, ModelError
+from studio.home import Home
+from studio.spec import DataSource, ModelSource
+from ui import sources
+
+
+def test_the_starter_and_its_demos_are_offered_first(home: Home) -> None:
+    assert sources.model_choices(home)[0][1] == "starter"
+    assert sources.data_choices(home)[0][1] == "starter:pirate"
+
+
+def test_a_missing_model_is_a_sentence() -> None:
+    with pytest.raises(ModelError, match="/no/such/model"):
+        sources.model_line(ModelSource(path="/no/such/model"))
+
+
+def test_a_missing_dataset_is_a_sentence() -> None:
+    with pytest.raises(DataError, match=r"/no/such\.jsonl"):
+        sources.data_line(DataSource(path="/no/such.jsonl"))
+
+
+def test_rows_are_counted_before_launch(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n' * 3 + "{broken\n")
+    line = sources.data_line(DataSource(path=str(file)))
+    assert line.startswith("3 rows · 1 dropped · prompt completion")
+
+
+def test_an_upload_gets_a_safe_free_name_inside_the_home(home: Home, tmp_path: Path) -> None:
+    file = tmp_path / "..%2f My Räw data!.JSONL"
+    file.write_text('{"text": "x"}\n')
+    first, second = (sources.keep_upload(home, str(file)) for _ in range(2))
+    assert first.parent == second.parent == home.datasets / "uploads"
+    assert (first.name, second.name) == ("2f-my-raw-data.jsonl", "2f-my-raw-data-2.jsonl")
+    assert first.read_text() == file.read_text()
+    assert [path for _, path in sources.data_choices(home)][-2:] == [str(second), str(first)]
+
+
+@pytest.mark.parametrize("name", ["model.pkl", "rows", "run.sh", "page.html"])
+def test_an_upload_that_is_no_data_file_is_refused(home: Home, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("x")
+    with pytest.raises(DataError, match="no data file"):
+        sources.keep_upload(home, str(tmp_path / name))
+    assert not list(home.datasets.rglob("*.*"))
