@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 
 from studio.errors import AdapterError, nearest
 from studio.methods import methods
+from studio.methods.bottleneck import Bottleneck
+from studio.methods.layer import adapterhub
 from studio.methods.layer.sites import Anatomy, Site
 from studio.methods.method import Method, Params
 
@@ -38,8 +40,11 @@ def read(folder: Path, anatomy: Anatomy) -> tuple[Method, list[Site], list[Param
     Raises:
         AdapterError: Says what is wrong with which file, or why it does not fit this base.
     """
-    method = read_method(read_config(folder))
-    tensors = _without_copies(_read_tensors(folder / WEIGHTS), anatomy)
+    config = read_config(folder)
+    if adapterhub.is_adapterhub(config):
+        return adapterhub.read(config, read_tensors(folder, adapterhub.WEIGHTS), anatomy)
+    method = read_method(config)
+    tensors = _without_copies(read_tensors(folder, WEIGHTS), anatomy)
     sites, params = method.from_tensors(tensors, anatomy)
     return method, sites, params
 
@@ -81,6 +86,22 @@ def read_method(config: dict[str, Any]) -> Method:
     return known[kind].from_peft(fields)
 
 
+def write_adapterhub(adapter: Adapter, folder: Path, anatomy: Anatomy, *, name: str) -> None:
+    """Write a bottleneck adapter in AdapterHub's format into an existing folder.
+
+    Raises:
+        AdapterError: The adapter is no bottleneck.
+    """
+    if not isinstance(adapter.method, Bottleneck):
+        raise AdapterError(
+            f"{adapter.method.title} has no place in AdapterHub's format; export it as PEFT."
+        )
+    config = adapterhub.write_config(adapter.method, name, anatomy)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    tensors = adapterhub.write_tensors(adapter.sites, adapter.params, name)
+    save_file(tensors, folder / adapterhub.WEIGHTS, metadata={"format": "pt"})
+
+
 def write(adapter: Adapter, folder: Path, anatomy: Anatomy, *, base: str) -> None:
     """Write PEFT's two files into an existing folder."""
     method = adapter.method
@@ -113,18 +134,24 @@ def _without_copies(tensors: Params, anatomy: Anatomy) -> Params:
     return kept
 
 
-def _read_tensors(path: Path) -> Params:
+def read_tensors(folder: Path, name: str) -> Params:
+    """Read a safetensors file of an adapter folder.
+
+    Raises:
+        AdapterError: It is missing, a pickle, or broken.
+    """
+    path = folder / name
     if not path.is_file():
-        pickles = [p.name for p in path.parent.glob("*.bin")]
+        pickles = [p.name for p in folder.glob("*.bin")]
         if pickles:
             raise AdapterError(
-                f"{path.parent} stores its weights as a pickle ({pickles[0]}), which can run code "
-                "when opened. Convert it where you trust it: load it with PEFT and call "
-                "save_pretrained(folder, safe_serialization=True)."
+                f"{folder} stores its weights as a pickle ({pickles[0]}), which can run code "
+                "when opened. Convert it where you trust it: load it with its own library and "
+                "save it as safetensors (PEFT: save_pretrained(folder, safe_serialization=True))."
             )
-        raise AdapterError(f"{path.parent} has no {WEIGHTS}.")
+        raise AdapterError(f"{folder} has no {name}.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(f"{path} is broken or cut short ({error}).") from None

@@ -1,0 +1,92 @@
+"""QLoRA: training over an NF4 base equals training over its dequantised weights, evals included."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from studio.methods.layer import Backbone
+from studio.methods.layer.merge import fold
+from studio.methods.layer.sites import dense_weight
+from studio.methods.lora import Lora
+from studio.models.loading import load
+from studio.spec import ModelSource
+from tests.studio.tiny import tiny_folder
+
+pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes")
+IDS = torch.arange(3, 47)
+KEEP = torch.arange(43)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Backbone, Backbone]:
+    """The NF4 base, and a plain model holding its dequantised weights."""
+    folder = tiny_folder(tmp_path / "base")
+    quantised = Backbone(load(ModelSource(path=str(folder), quantization="nf4"), "cpu").model)
+    plain = Backbone(load(ModelSource(path=str(folder)), "cpu").model)
+    with torch.no_grad():
+        own = {site.key: site for site in plain.anatomy.all_linears()}
+        for site in quantised.anatomy.all_linears():
+            own[site.key].module.weight.copy_(dense_weight(site))
+    import bitsandbytes
+
+    guarded = [m for m in quantised.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert guarded and not any(m.support_avx512bf16_for_cpu for m in guarded)
+    assert any(hasattr(s.module.weight, "quant_state") for s in quantised.anatomy.all_linears())
+    return quantised, plain
+
+
+def train(backbone: Backbone, steps: int) -> list[float]:
+    parameters = backbone.train("a")
+    optimizer = torch.optim.AdamW(parameters, lr=0.01)
+    losses = []
+    for _ in range(steps):
+        loss = cross_entropy(backbone.packed_logits(IDS, [44], KEEP), IDS[1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def evaluate(backbone: Backbone) -> torch.Tensor:
+    with backbone.evaluating():
+        return backbone.model(IDS[None]).logits
+
+
+def test_train_evaluate_train_merge_equals_the_dequantised_reference(pair):
+    """bitsandbytes 0.50 repacks weights at the first eval forward on some CPUs, after which
+    gradients and merges are silently wrong; `models.loading` prevents it."""
+    quantised, plain = pair
+    curves, logits, merged = [], [], []
+    for backbone in (quantised, plain):
+        backbone.attach("a", Lora(r=4), seed=1)
+        backbone.use([("a", 1.0)])
+        before = train(backbone, 4)
+        evaluate(backbone)
+        after = train(backbone, 4)
+        curves.append(before + after)
+        logits.append(evaluate(backbone))
+        merged.append(fold(backbone, (("a", 1.0),)).tensors)
+    assert curves[0][-1] < curves[0][0]
+    torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits[0], logits[1], atol=2e-3, rtol=1e-3)
+    for key, tensor in merged[1].items():
+        torch.testing.assert_close(merged[0][key], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_the_trained_adapter_is_an_ordinary_lora(pair, tmp_path):
+    quantised, plain = pair
+    quantised.attach("a", Lora(r=4), seed=1)
+    quantised.use([("a", 1.0)])
+    train(quantised, 3)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    quantised.save("a", folder)
+    plain.load("a", folder)
+    plain.use([("a", 1.0)])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            evaluate(quantised), plain.model(IDS[None]).logits, atol=2e-3, rtol=1e-3
+        )
