@@ -48,7 +48,7 @@ class Signatures:
         runs = (
             (words[:-2] * _FIRST + words[1:-1]) * _SECOND + words[2:] if len(words) > 2 else words
         )
-        runs ^= runs >> np.uint64(29)
+        runs = runs ^ (runs >> np.uint64(29))
         mixed = runs[:, None] * _FACTORS + _ADDENDS
         return (mixed.min(axis=0) >> np.uint64(32)).astype(np.uint32)
 

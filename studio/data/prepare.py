@@ -95,7 +95,8 @@ def prepare(
             home, key, lambda folder: _tokenised(origin, source, template, limit, _to(folder))
         )
     report = report.model_copy(update={"context_length": context_length})
-    return _split(tokens, report, source, tokenizer, seed, home, data_hash, context_length)
+    chosen = _chosen(tokens, origin, source, seed)
+    return _split(tokens, report, source, tokenizer, seed, home, data_hash, context_length, chosen)
 
 
 def guess_origin(origin: Origin, source: DataSource, mapping: Mapping | None = None) -> Guess:
@@ -132,7 +133,8 @@ def _cache_key(data_hash: str, source: DataSource, template: Template, limit: in
 def _tokenised(
     origin: Origin, source: DataSource, template: Template, limit: int, writer: TokenWriter
 ) -> tuple[Tokens, Report]:
-    guess = origin.guess or guess_origin(origin, source)
+    guess = origin.guess if source.format == "auto" else None
+    guess = guess or guess_origin(origin, source)
     counts = _Counts()
     if origin.plain and guess.mapping.format == "text":
         _write_text(origin, template, limit, writer, counts)
@@ -336,6 +338,7 @@ def _split(
     home: Home | None,
     data_hash: str,
     context_length: int,
+    chosen: NDArray[np.bool_],
 ) -> Prepared:
     everything = np.arange(len(tokens))
     warnings = list(report.warnings)
@@ -347,7 +350,6 @@ def _split(
         train: Sequence[Example] = Examples(tokens, everything)
         validation: Sequence[Example] = held.train[:MAX_VALIDATION]
     else:
-        chosen = held_out(tokens, source.validation_fraction, seed)
         train = Examples(tokens, everything[~chosen])
         validation = Examples(tokens, everything[chosen])
     if source.validation_fraction and not len(validation):
@@ -360,6 +362,14 @@ def _split(
         }
     )
     return Prepared(train, validation, report, report.template, data_hash)
+
+
+def _chosen(tokens: Tokens, origin: Origin, source: DataSource, seed: int) -> NDArray[np.bool_]:
+    # A split that was stored with the dataset goes before any other.
+    stored = origin.held_out()
+    if stored is not None:
+        return np.asarray(stored[tokens.rows - 1])
+    return held_out(tokens, source.validation_fraction, seed)
 
 
 def held_out(tokens: Tokens, fraction: float, seed: int) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from studio.data.files import ENDINGS, PACKED, look
 from studio.data.readers import read
@@ -17,6 +18,10 @@ from studio.data.records import Problem, Row
 from studio.errors import DataError, nearest
 from studio.home import Home
 from studio.spec import DataSource
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 MAX_FILES = 10_000
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -35,6 +40,7 @@ class Origin:
     container: str = ""
     encoding: str = ""
     guess: Guess | None = None  # a mapping that a person has settled
+    held_out: Callable[[], NDArray[np.bool_] | None] = lambda: None  # a split that is stored
 
 
 def starter_folder() -> Path:

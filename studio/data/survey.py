@@ -22,6 +22,7 @@ from studio.errors import DataError
 
 NEAR_ROWS = 10_000
 NEAR_CHARS = 2000
+MAX_PROBLEMS = 100_000
 
 
 class RowCounts(BaseModel):
@@ -61,7 +62,7 @@ class Survey:
 
     def __init__(self, origin: Origin, guess: Guess) -> None:
         self.origin, self.guess = origin, guess
-        self.tally, self.inspector = Tally(), Inspector()
+        self.tally, self.inspector = Tally(limit=MAX_PROBLEMS), Inspector()
         self.read = self.kept = 0
         self._open_ended = self._characters = self._answer_characters = 0
         self._hashes: array[int] = array("Q")

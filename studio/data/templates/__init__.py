@@ -45,6 +45,8 @@ class Template:
         self._prefix = list(backend.prefix) if layout.adds_prefix else []
         eos = backend.token_id(backend.eos) if backend.eos else None
         self._eos = [] if eos is None else [eos]
+        found = [backend.token_id(control) for control in backend.controls]
+        self._controls = frozenset(i for i in found if i is not None)
         bos = backend.special.get("bos_token")
         self._bos = backend.token_id(bos) if bos else None
         end = backend.token_id(layout.end) if layout.end else None
@@ -71,6 +73,10 @@ class Template:
         if self._prefix:
             return len(self._prefix)
         return int(len(ids) > 0 and self._bos is not None and int(ids[0]) == self._bos)
+
+    def is_special(self, token: int) -> bool:
+        """Whether a token is a control token, not text."""
+        return token in self._controls
 
     def encode_text(self, text: str) -> NDArray[np.int32]:
         """Return the ids of plain text, with nothing in front or behind."""

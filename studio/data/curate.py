@@ -1,0 +1,301 @@
+"""Curation: filter, deduplicate, split, drop and remap. Each step makes a new snapshot.
+
+The new one names its parent and the step, so the way back is always there and a dataset can say
+how it came to be.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+
+from studio.data.check import check_file
+from studio.data.conversations import converter
+from studio.data.duplicates import content_hash
+from studio.data.mapping import Mapping, at_path
+from studio.data.near import near_duplicates
+from studio.data.recognise import Guess
+from studio.data.records import Conversation, Document, Problem, Row
+from studio.data.snapshots import (
+    Meta,
+    PageRow,
+    Parent,
+    Part,
+    Snapshot,
+    free_name,
+    open_snapshot,
+    write_snapshot,
+)
+from studio.data.survey import Survey
+from studio.errors import DataError
+from studio.home import Home
+from studio.knobs import Record
+
+Keep = Callable[[PageRow], Part | None]
+Operator = Literal[
+    "equals", "not_equals", "contains", "not_contains", "greater", "less", "present", "absent"
+]
+
+
+class Filter(Record):
+    """Keep rows whose text length lies within bounds, or whose column meets a condition."""
+
+    kind: Literal["filter"] = "filter"
+    min_characters: int = 0
+    max_characters: int = 0
+    column: str = ""
+    operator: Operator = "present"
+    value: str = ""
+
+
+class Deduplicate(Record):
+    """Keep the first of equal rows, or of nearly equal ones."""
+
+    kind: Literal["dedupe"] = "dedupe"
+    near: bool = False
+
+
+class Split(Record):
+    """Hold rows out: a fraction, a count, or whole groups of a column (never split apart)."""
+
+    kind: Literal["split"] = "split"
+    fraction: float = Field(0.0, ge=0, lt=1)
+    count: int = Field(0, ge=0)
+    group_by: str = ""
+    seed: int = 0
+
+
+class Drop(Record):
+    """Drop rows by number (from 1), or keep only them."""
+
+    kind: Literal["drop"] = "drop"
+    rows: tuple[int, ...] = ()
+    keep: bool = False
+
+
+class Remap(Record):
+    """Read the columns differently."""
+
+    kind: Literal["remap"] = "remap"
+    mapping: Mapping
+
+
+Step = Annotated[Filter | Deduplicate | Split | Drop | Remap, Field(discriminator="kind")]
+_STEPS: TypeAdapter[Filter | Deduplicate | Split | Drop | Remap] = TypeAdapter(Step)
+
+
+def parse_step(values: dict[str, Any]) -> Filter | Deduplicate | Split | Drop | Remap:
+    """Validate a step given as plain values.
+
+    Raises:
+        DataError: Names the wrong field.
+    """
+    try:
+        return _STEPS.validate_python(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        field = ".".join(str(part) for part in fault["loc"])
+        raise DataError(f"The step cannot be used: {field}: {fault['msg']}.") from None
+
+
+def apply_step(
+    home: Home,
+    name: str,
+    step: Filter | Deduplicate | Split | Drop | Remap,
+    *,
+    new_name: str = "",
+) -> Snapshot:
+    """Apply a step to a dataset and return the new snapshot.
+
+    Raises:
+        DataError: The dataset or column is not there, or no row would stay.
+    """
+    parent = open_snapshot(home, name)
+    mapping = step.mapping.checked() if isinstance(step, Remap) else parent.meta.mapping
+    keep = _keeper(parent, step)
+    guess = Guess(mapping, parent.meta.reason if mapping == parent.meta.mapping else "by hand")
+    meta = Meta(
+        name=free_name(home, new_name or parent.meta.name),
+        plain=parent.meta.plain and mapping.format == "text",
+        mapping=mapping,
+        reason=guess.reason,
+        original=parent.meta.original,
+        parent=Parent(name=parent.meta.name, hash=parent.meta.hash),
+        step=step.model_dump(mode="json"),
+    )
+
+    def items() -> Iterator[tuple[Row | Problem, Part]]:
+        for row in parent.rows():
+            part = keep(row)
+            if part:
+                yield Row(row.line, row.values), part
+
+    return write_snapshot(home, meta, items(), survey=Survey(parent.origin(), guess))
+
+
+def lineage(home: Home, name: str) -> list[Meta]:
+    """Return a dataset and its ancestors that are still there, itself first."""
+    found = [open_snapshot(home, name).meta]
+    while (parent := found[-1].parent) is not None:
+        try:
+            meta = open_snapshot(home, parent.name).meta
+        except DataError:
+            break
+        if meta.hash != parent.hash:
+            break  # another dataset has taken the name since
+        found.append(meta)
+    return found
+
+
+def overlap(home: Home, name: str, other: str | Path) -> int:
+    """Return how many rows of `other` (a file or dataset) are in a dataset, word for word."""
+    from studio.data.sources import find
+    from studio.spec import DataSource
+
+    report = check_file(other, home=home)
+    if report.error:
+        raise DataError(report.error.text)
+    mine = _hashes(
+        open_snapshot(home, name).origin().rows(), open_snapshot(home, name).meta.mapping
+    )
+    theirs = _hashes(find(DataSource(path=str(other)), home).rows(), report.mapping)
+    return len(mine & theirs)
+
+
+def _hashes(items: Iterator[Row | Problem], mapping: Mapping) -> set[int]:
+    convert = converter(mapping)
+    made = (convert(item) for item in items if isinstance(item, Row))
+    return {content_hash(row) for row in made if not isinstance(row, Problem)}
+
+
+def _keeper(parent: Snapshot, step: Filter | Deduplicate | Split | Drop | Remap) -> Keep:
+    if isinstance(step, Filter):
+        return _filter(parent, step)
+    if isinstance(step, Deduplicate):
+        return _dedupe(parent, step)
+    if isinstance(step, Split):
+        return _split(parent, step)
+    if isinstance(step, Drop):
+        chosen = set(step.rows)
+        wrong = [n for n in chosen if not 1 <= n <= parent.meta.rows]
+        if wrong:
+            raise DataError(f"There is no row {wrong[0]}: the dataset has {parent.meta.rows:,}.")
+        return lambda row: _part(row) if (row.number in chosen) == step.keep else None
+    return _part
+
+
+def _part(row: PageRow) -> Part:
+    return "validation" if row.part == "validation" else "train"
+
+
+def _filter(parent: Snapshot, step: Filter) -> Keep:
+    texts = _texts(parent)
+    test = _condition(step) if step.column else None
+    if test and not any(step.column.split(".")[0] in r.values or step.column in r.values
+                        for r in parent.page(0, 200)):  # fmt: skip
+        raise DataError(f'The dataset "{parent.meta.name}" has no column "{step.column}".')
+
+    def keep(row: PageRow) -> Part | None:
+        if step.min_characters or step.max_characters:
+            length = len(texts(row))
+            if length < step.min_characters or 0 < step.max_characters < length:
+                return None
+        return _part(row) if test is None or test(row.values) else None
+
+    return keep
+
+
+def _condition(step: Filter) -> Callable[[dict[str, Any]], bool]:
+    def value_of(values: dict[str, Any]) -> Any:
+        try:
+            return at_path(values, step.column)
+        except KeyError:
+            return None
+
+    def compared(values: dict[str, Any]) -> bool:
+        found = value_of(values)
+        if step.operator in ("present", "absent"):
+            return (found is not None and str(found).strip() != "") == (step.operator == "present")
+        if step.operator in ("greater", "less"):
+            try:
+                difference = float(found) - float(step.value)
+            except (TypeError, ValueError):
+                return False
+            return difference > 0 if step.operator == "greater" else difference < 0
+        text = "" if found is None else str(found)
+        hit = text == step.value if "equals" in step.operator else step.value in text
+        return hit != step.operator.startswith("not_")
+
+    if step.operator in ("greater", "less") and not re.fullmatch(r"-?\d+(\.\d+)?", step.value):
+        raise DataError(f'"{step.value}" is no number to compare "{step.column}" with.')
+    return compared
+
+
+def _texts(parent: Snapshot) -> Callable[[PageRow], str]:
+    convert = converter(parent.meta.mapping)
+
+    def text_of(row: PageRow) -> str:
+        made: Conversation | Document | Problem = convert(Row(row.line, row.values))
+        if isinstance(made, Problem):
+            return ""
+        if isinstance(made, Document):
+            return made.text
+        return "\n".join(message["content"] for message in made.messages)
+
+    return text_of
+
+
+def _dedupe(parent: Snapshot, step: Deduplicate) -> Keep:
+    if step.near:
+        texts = _texts(parent)
+        repeats = {row for row, _ in near_duplicates(texts(row) for row in parent.rows())}
+        return lambda row: None if row.number - 1 in repeats else _part(row)
+    convert = converter(parent.meta.mapping)
+    seen: set[int] = set()
+
+    def keep(row: PageRow) -> Part | None:
+        made = convert(Row(row.line, row.values))
+        if isinstance(made, Problem):
+            return _part(row)
+        digest = content_hash(made)
+        if digest in seen:
+            return None
+        seen.add(digest)
+        return _part(row)
+
+    return keep
+
+
+def _split(parent: Snapshot, step: Split) -> Keep:
+    total = parent.meta.rows
+    wanted = step.count or round(step.fraction * total)
+    if not 0 < wanted < total:
+        raise DataError(
+            f"Hold out between 1 and {total - 1:,} rows (a fraction or a count), not {wanted:,}."
+        )
+    convert = converter(parent.meta.mapping)
+    groups: dict[Any, list[int]] = {}
+    for row in parent.rows():
+        key: Any
+        if step.group_by:
+            try:
+                key = str(at_path(row.values, step.group_by))
+            except KeyError:
+                raise DataError(f'Row {row.number} has no column "{step.group_by}".') from None
+        else:
+            made = convert(Row(row.line, row.values))
+            key = row.number if isinstance(made, Problem) else content_hash(made)
+        groups.setdefault(key, []).append(row.number)
+    members = list(groups.values())
+    chosen: set[int] = set()
+    for at in np.random.default_rng(step.seed).permutation(len(members)):
+        if len(chosen) + len(members[at]) <= wanted:
+            chosen.update(members[at])
+    if not chosen:
+        raise DataError(f'Every group of "{step.group_by}" is larger than {wanted:,} rows.')
+    return lambda row: "validation" if row.number in chosen else "train"

@@ -1,0 +1,107 @@
+"""The mapping panel's engine: columns, a guess that can be corrected, the first rows rendered.
+
+Everything here reads only the first rows of a source, so it answers at once for any size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from studio.data.conversations import converter
+from studio.data.mapping import PARTS, Mapping
+from studio.data.prepare import guess_origin
+from studio.data.recognise import Guess
+from studio.data.records import Document, Problem, Row
+from studio.data.sources import find
+from studio.errors import DataError, nearest
+from studio.home import Home
+from studio.spec import DataSource
+
+
+def guess(path: str, home: Home | None = None, *, format: str = "auto") -> Guess:
+    """Guess how a source is read, or return what was settled at its import.
+
+    Raises:
+        DataError: It cannot be read, or nothing fits.
+    """
+    source = DataSource(path=path, format=format)
+    origin = find(source, home)
+    if origin.guess and format in ("auto", origin.guess.mapping.format):
+        return origin.guess
+    return guess_origin(origin, source)
+
+
+def columns(path: str, home: Home | None = None, *, count: int = 50) -> dict[str, str]:
+    """Return the columns of a source (dotted where objects lie inside) with an example each."""
+    found: dict[str, str] = {}
+    for row in _first(path, home, count):
+        _collect(row.values, "", found)
+    return found
+
+
+def corrected(
+    path: str, format: str, changes: dict[str, dict[str, str]], home: Home | None = None
+) -> Mapping:
+    """Return the guessed mapping with a person's changes; a new format starts from its own guess.
+
+    Raises:
+        DataError: The format or a part is not known, or a needed part has no source.
+    """
+    if format and format not in PARTS:
+        raise DataError(f'"{format}" is no format.{nearest(format, PARTS)}')
+    try:
+        base = guess(path, home, format=format or "auto").mapping.model_dump()
+    except DataError:
+        if not format:
+            raise
+        base = {"format": format, "columns": {}, "templates": {}, "constants": {}, "roles": {}}
+    given = {part for kind in ("columns", "templates", "constants") for part in changes[kind]}
+    for kind in ("columns", "templates", "constants"):
+        base[kind] = {k: v for k, v in base[kind].items() if k not in given} | changes[kind]
+    base["roles"] |= changes["roles"]
+    try:
+        return Mapping.model_validate(base).checked()
+    except ValidationError as error:
+        raise DataError(f"The mapping cannot be used: {error.errors()[0]['msg']}.") from None
+
+
+def preview(
+    path: str, mapping: Mapping, *, count: int = 5, home: Home | None = None
+) -> list[dict[str, Any]]:
+    """Return the first rows as they are and as the conversations that they become."""
+    convert = converter(mapping)
+    shown: list[dict[str, Any]] = []
+    for row in _first(path, home, count):
+        made = convert(row)
+        entry: dict[str, Any] = {"line": row.line, "row": row.values}
+        if isinstance(made, Problem):
+            entry["problem"] = made.text
+        elif isinstance(made, Document):
+            entry["text"] = made.text
+        else:
+            entry["messages"] = made.messages
+            if made.tools:
+                entry["tools"] = made.tools
+        shown.append(entry)
+    return shown
+
+
+def _first(path: str, home: Home | None, count: int) -> list[Row]:
+    found: list[Row] = []
+    for item in find(DataSource(path=path), home).rows():
+        if isinstance(item, Row):
+            found.append(item)
+        if len(found) >= count:
+            break
+    return found
+
+
+def _collect(values: dict[str, Any], prefix: str, found: dict[str, str], depth: int = 0) -> None:
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict) and depth < 3:
+            _collect(value, f"{path}.", found, depth + 1)
+        elif len(found) < 500 and (path not in found or not found[path]):
+            found[path] = "" if value is None else str(value)[:120]

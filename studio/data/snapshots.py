@@ -1,0 +1,345 @@
+"""Imported datasets: immutable snapshots under the home folder, each with hash, origin and report.
+
+A snapshot is `datasets/<name>/` with `rows.parquet` (line, part, row as JSON), `dataset.json` and
+`problems.jsonl`. It never changes; every change makes a new one that names its parent. Rows are
+written as they are read, so any size needs the same memory, and pages are read by row group.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import orjson
+from pydantic import BaseModel, ConfigDict
+
+from studio.data.mapping import Mapping
+from studio.data.recognise import Guess
+from studio.data.records import Problem, Row
+from studio.data.sources import Origin
+from studio.data.survey import Findings, Survey
+from studio.errors import DataError, nearest
+from studio.home import Home, publishing, slug, sweep
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+GROUP_ROWS = 4096
+GROUP_BYTES = 8 << 20
+ROWS, META, PROBLEMS = "rows.parquet", "dataset.json", "problems.jsonl"
+Part = Literal["train", "validation"]
+
+
+class Original(BaseModel):
+    """The file a dataset was imported from."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    sha256: str
+    size_bytes: int = 0
+    container: str = ""
+    encoding: str = ""
+
+
+class Parent(BaseModel):
+    """The snapshot that a step was applied to."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    hash: str
+
+
+class Meta(BaseModel):
+    """Everything about a snapshot that is not its rows."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    hash: str = ""
+    created: str = ""
+    rows: int = 0
+    validation_rows: int = 0
+    plain: bool = False
+    mapping: Mapping
+    reason: str = ""
+    original: Original
+    parent: Parent | None = None
+    step: dict[str, Any] | None = None
+    findings: Findings = Findings()
+
+
+class PageRow(NamedTuple):
+    """One row of a page; `number` counts from 1."""
+
+    number: int
+    line: int
+    part: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """An imported dataset on disk."""
+
+    folder: Path
+    meta: Meta
+
+    def rows(self) -> Iterator[PageRow]:
+        """Yield every row, streamed."""
+        import pyarrow.parquet as pq
+
+        number = 0
+        with pq.ParquetFile(self.folder / ROWS) as file:
+            for batch in file.iter_batches(batch_size=256):
+                for line, part, row in zip(*(c.to_pylist() for c in batch.columns), strict=True):
+                    number += 1
+                    yield PageRow(number, line, part, orjson.loads(row))
+
+    def page(self, offset: int, limit: int) -> list[PageRow]:
+        """Return some rows, reading only the row groups that hold them."""
+        import pyarrow.parquet as pq
+
+        found: list[PageRow] = []
+        with pq.ParquetFile(self.folder / ROWS) as file:
+            start = 0
+            for group in range(file.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                low, high = max(offset, start), min(offset + limit, start + count)
+                if low < high:
+                    table = file.read_row_group(group).slice(low - start, high - low)
+                    columns = zip(*(c.to_pylist() for c in table.columns), strict=True)
+                    for index, (line, part, row) in enumerate(columns):
+                        found.append(PageRow(low + index + 1, line, part, orjson.loads(row)))
+                start += count
+                if start >= offset + limit:
+                    break
+        return found
+
+    def held_out(self) -> NDArray[np.bool_] | None:
+        """Return which rows are held out; None where no split is stored."""
+        if not self.meta.validation_rows:
+            return None
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(self.folder / ROWS, columns=["part"])
+        return np.array(table.column("part").to_numpy() == "validation")
+
+    def problems(self) -> Iterator[dict[str, Any]]:
+        """Yield the problems that were found when it was made."""
+        with (self.folder / PROBLEMS).open("rb") as handle:
+            for line in handle:
+                yield orjson.loads(line)
+
+    def origin(self) -> Origin:
+        """Return the snapshot as a source of rows."""
+        guess = Guess(self.meta.mapping, self.meta.reason)
+        return Origin(
+            name=self.meta.name,
+            files=(self.folder / ROWS,),
+            plain=self.meta.plain,
+            rows=lambda: (Row(row.line, row.values) for row in self.rows()),
+            content_hash=lambda: self.meta.hash,
+            container=self.meta.original.container,
+            encoding=self.meta.original.encoding,
+            guess=guess,
+            held_out=self.held_out,
+        )
+
+
+def snapshots(home: Home) -> list[Snapshot]:
+    """Return all imported datasets, the newest first."""
+    sweep(home.datasets)
+    found = [
+        open_snapshot(home, folder.name)
+        for folder in home.datasets.iterdir()
+        if (folder / META).is_file() and not folder.name.startswith(".")
+    ]
+    return sorted(found, key=lambda s: s.meta.created, reverse=True)
+
+
+def open_snapshot(home: Home, name: str) -> Snapshot:
+    """Open a dataset by name.
+
+    Raises:
+        DataError: There is none of that name, or its description is broken.
+    """
+    folder = home.datasets / name
+    if slug(name) != name or not (folder / META).is_file():
+        names = [f.name for f in home.datasets.iterdir() if (f / META).is_file()]
+        raise DataError(f'There is no imported dataset "{name[:80]}".{nearest(name, names)}')
+    try:
+        meta = Meta.model_validate_json((folder / META).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f'The dataset "{name}" cannot be read ({str(error).splitlines()[0][:120]}). '
+            "Delete and import it again."
+        ) from None
+    return Snapshot(folder, meta)
+
+
+def delete_snapshot(home: Home, name: str) -> None:
+    """Delete a dataset; runs keep what they have trained on in their passports."""
+    import shutil
+
+    shutil.rmtree(open_snapshot(home, name).folder)
+
+
+def free_name(home: Home, wanted: str) -> str:
+    """Return a folder name that is not taken: `wanted`, else `wanted-2` and so on."""
+    base = slug(wanted, fallback="dataset")
+    name, count = base, 1
+    while (home.datasets / name).exists():
+        count += 1
+        name = f"{base[:56]}-{count}"
+    return name
+
+
+def write_snapshot(
+    home: Home,
+    meta: Meta,
+    items: Iterator[tuple[Row | Problem, Part]],
+    *,
+    survey: Survey,
+    progress: Callable[[int, int], None] | None = None,
+) -> Snapshot:
+    """Write rows, report and description in one pass, whole or not at all.
+
+    Args:
+        home: Where to.
+        meta: The description; hash, counts and findings are filled in here.
+        items: Rows with the part they belong to, and problems.
+        survey: Sees every item and gives the findings.
+        progress: Told rows and bytes written, now and then.
+    """
+    sweep(home.datasets)
+    with publishing(home.datasets / meta.name) as folder:
+        with _Writer(folder) as writer:
+            for item, part in items:
+                survey.see(item)
+                if isinstance(item, Row):
+                    writer.add(item, part)
+                    if progress and writer.count % 1024 == 0:
+                        progress(writer.count, writer.size)
+            findings = survey.findings()
+        with (folder / PROBLEMS).open("wb") as handle:
+            for problem in survey.tally.problems:
+                handle.write(orjson.dumps(problem._asdict()) + b"\n")
+        mapping = meta.mapping.model_dump_json().encode()
+        done = meta.model_copy(
+            update={
+                "hash": hashlib.sha256(writer.hash.digest() + mapping).hexdigest(),
+                "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "rows": writer.count,
+                "validation_rows": writer.num_held_out,
+                "findings": findings,
+            }
+        )
+        (folder / META).write_text(done.model_dump_json(indent=1), encoding="utf-8")
+    return open_snapshot(home, meta.name)
+
+
+class _Writer:
+    """Writes rows in groups of bounded size and hashes them on the way."""
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._schema = pa.schema(
+            [("line", pa.int64()), ("part", pa.string()), ("row", pa.large_string())]
+        )
+        self._file = pq.ParquetWriter(
+            folder / ROWS, self._schema, compression="zstd", use_dictionary=["part"]
+        )
+        self.hash = hashlib.sha256()
+        self.count = self.num_held_out = self.size = self._waiting_bytes = 0
+        self._lines: list[int] = []
+        self._parts: list[str] = []
+        self._rows: list[bytes] = []
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        if failed[0] is None:
+            self._flush()
+        self._file.close()
+
+    def add(self, row: Row, part: Part) -> None:
+        data = orjson.dumps(row.values, default=_plain, option=orjson.OPT_NON_STR_KEYS)
+        self.hash.update(b"%d %s " % (len(data), part.encode()))
+        self.hash.update(data)
+        self.count += 1
+        self.num_held_out += part == "validation"
+        self.size += len(data)
+        self._waiting_bytes += len(data)
+        self._lines.append(row.line)
+        self._parts.append(part)
+        self._rows.append(data)
+        if len(self._rows) >= GROUP_ROWS or self._waiting_bytes >= GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if not self._rows:
+            return
+        rows = pa.array(self._rows, pa.large_binary()).cast(pa.large_string())
+        columns = [pa.array(self._lines, pa.int64()), pa.array(self._parts, pa.string()), rows]
+        self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        self._lines, self._parts, self._rows, self._waiting_bytes = [], [], [], 0
+
+
+def _plain(value: Any) -> Any:
+    # Parquet holds more kinds of values than JSON.
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, int):
+        return float(value)
+    return str(value)
+
+
+def export_rows(snapshot: Snapshot, target: Path, *, part: str = "") -> int:
+    """Write the rows as jsonl or csv (by the target's ending); returns how many.
+
+    Cells of a csv that a spreadsheet would run as a formula get an apostrophe in front.
+
+    Raises:
+        DataError: The ending is another one, or the file cannot be written.
+    """
+    import csv
+
+    rows = (row for row in snapshot.rows() if not part or row.part == part)
+    count = 0
+    try:
+        if target.suffix == ".jsonl":
+            with target.open("wb") as handle:
+                for row in rows:
+                    handle.write(orjson.dumps(row.values) + b"\n")
+                    count += 1
+        elif target.suffix == ".csv":
+            names: dict[str, None] = {}
+            for row in snapshot.rows():
+                names.update(dict.fromkeys(row.values))
+            with target.open("w", newline="", encoding="utf-8") as text:
+                writer = csv.writer(text)
+                writer.writerow([harmless(name) for name in names])
+                for row in rows:
+                    writer.writerow([harmless(row.values.get(name)) for name in names])
+                    count += 1
+        else:
+            raise DataError(f'Export to a name ending in .jsonl or .csv, not "{target.name}".')
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error.strerror}).") from None
+    return count
+
+
+def harmless(value: Any) -> str:
+    """Return a cell that no spreadsheet takes for a formula."""
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

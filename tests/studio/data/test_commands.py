@@ -1,0 +1,107 @@
+"""Every data command: what it prints, its exit codes, and that a terminal is never repainted."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from studio.data.commands import app
+
+RUN = CliRunner()
+
+
+@pytest.fixture
+def put(home, monkeypatch, tmp_path):
+    """Run a command in a private home; returns exit code and parsed JSON."""
+    monkeypatch.setenv("STUDIO_HOME", str(home.path))
+
+    def run(*args):
+        result = RUN.invoke(app, [*args, "--json"])
+        return result.exit_code, json.loads(result.stdout)
+
+    return run
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"question": f"q{i}", "answer": f"a{i}"}) for i in range(20)]
+    path.write_text("\n".join([*lines, "{broken"]) + "\n")
+    return str(path)
+
+
+def test_check_prints_one_report_a_file_and_exits_2_on_a_refusal(put, rows, tmp_path):
+    code, (report,) = put("check", rows)
+    assert code == 0
+    assert report["rows"] == {"read": 21, "kept": 20, "dropped": 1}
+    assert report["problems"] == [
+        {"line": 21, "kind": "json", "text": report["problems"][0]["text"], "file": ""}
+    ]
+    assert {"file", "ok", "format", "warnings", "error"} <= set(report)
+
+    code, reports = put("check", rows, str(tmp_path / "gone.csv"))
+    assert code == 2 and [r["ok"] for r in reports] == [True, False]
+    assert reports[1]["error"]["kind"] == "data"
+
+
+def test_a_dataset_lives_from_import_to_delete(put, rows, tmp_path):
+    assert put("import", rows, "--name", "My Rows")[1]["name"] == "my-rows"
+    assert put("import", rows)[1]["already"] is True
+    assert put("split", "my-rows", "--count", "4")[1]["validation_rows"] == 4
+    assert put("filter", "my-rows", "--column", "answer", "--operator", "contains", "--value",
+               "a1")[1]["rows"] == 11  # fmt: skip
+    assert put("dedupe", "my-rows")[1]["parent"]["name"] == "my-rows"
+    assert put("drop", "my-rows", "--row", "1")[1]["rows"] == 19
+    mapped = put("map", "my-rows", "--column", "question=answer", "--column", "answer=question")
+    assert mapped[1]["rows"][0]["messages"][0]["content"] == "a0"
+    assert put("map", "my-rows", "--constant", "system=S", "--save")[1]["step"]["kind"] == "remap"
+    assert len(put("list")[1]) == 6
+    assert put("export", "my-rows", str(tmp_path / "out.jsonl"))[1]["rows"] == 20
+    assert put("delete", "my-rows")[1] == {"deleted": "my-rows"}
+    code, answer = put("export", "my-rows", str(tmp_path / "out.jsonl"))
+    assert code == 2 and "no imported dataset" in answer["error"]["text"]
+
+
+def test_a_mapping_that_map_prints_can_be_given_to_import(put, rows, tmp_path):
+    mapping = put("map", rows, "--constant", "system=Be kind.")[1]
+    (tmp_path / "mapping.json").write_text(json.dumps(mapping))
+
+    made = put("import", rows, "--mapping", str(tmp_path / "mapping.json"))[1]
+
+    assert made["mapping"]["constants"] == {"system": "Be kind."}
+    (tmp_path / "mapping.json").write_text('{"format": 3}')
+    assert put("import", rows, "--mapping", str(tmp_path / "mapping.json"))[0] == 2
+
+
+def test_xray_shows_tokens_of_a_real_model(put, rows, real):
+    model = str(real / "models" / "stories260k")
+    code, shown = put("xray", rows, "--model", model, "--row", "2")
+
+    assert code == 0 and shown[0]["row"] == 2
+    trained = "".join(t["text"] for t in shown[0]["tokens"] if t["state"] == "trained")
+    assert trained == "a1</s>"
+    assert (
+        put("xray", rows, "--model", str(real / "models" / "stories260k"), "--pick", "odd")[0] == 2
+    )
+
+
+def test_a_file_cannot_repaint_the_terminal(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("STUDIO_HOME", str(home.path))
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"\\u001b[2Jx": 1, "b": 2, "c": 3}\n')
+
+    result = RUN.invoke(app, ["check", str(path)])
+
+    assert result.exit_code == 2 and "\x1b" not in result.output
+
+
+def test_the_commands_load_no_torch():
+    code = (
+        "import sys, studio.data.commands, studio.data.check, studio.data.importing,"
+        "studio.data.curate, studio.data.xray, studio.data.preview;"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,189 @@
+"""The guess, its reason, and what a person can correct."""
+
+import pytest
+
+from studio.data.conversations import converter
+from studio.data.mapping import Mapping
+from studio.data.preview import columns, corrected, preview
+from studio.data.recognise import recognise
+from studio.data.records import Conversation, Problem, Row
+from studio.errors import DataError
+
+
+def guessed(row, **kwargs):
+    return recognise([Row(1, row)], **kwargs)
+
+
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+SHARE = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "parts"),
+    [
+        ({"messages": CHAT}, "messages", {"messages": "messages"}),
+        ({"id": 1, "dialog": CHAT}, "messages", {"messages": "dialog"}),
+        ({"conversations": SHARE, "tools": "[]"}, "sharegpt",
+         {"messages": "conversations", "tools": "tools"}),
+        ({"conversations": SHARE, "system": "s"}, "sharegpt",
+         {"messages": "conversations", "system": "system"}),
+        ({"instruction": "i", "input": "", "output": "o"}, "alpaca",
+         {"instruction": "instruction", "output": "output", "input": "input"}),
+        ({"instruction": "i", "context": "", "response": "o", "category": "c"}, "alpaca",
+         {"instruction": "instruction", "output": "response", "input": "context"}),
+        ({"prompt": "p", "completion": "c"}, "prompt_completion",
+         {"prompt": "prompt", "completion": "completion"}),
+        ({"Prompt": "p", "Response": "c"}, "prompt_completion",
+         {"prompt": "Prompt", "completion": "Response"}),
+        ({"input": "p", "output": "c"}, "prompt_completion",
+         {"prompt": "input", "completion": "output"}),
+        ({"question": "q", "answer": "a"}, "question_answer",
+         {"question": "question", "answer": "answer"}),
+        ({"prompt": "p", "chosen": "c", "rejected": "r"}, "preference",
+         {"chosen": "chosen", "rejected": "rejected", "prompt": "prompt"}),
+        ({"chosen": CHAT, "rejected": CHAT}, "preference",
+         {"chosen": "chosen", "rejected": "rejected"}),
+        ({"text": "t", "label": 3}, "labelled", {"text": "text", "label": "label"}),
+        ({"text": "t", "category": "c"}, "labelled", {"text": "text", "label": "category"}),
+        ({"sentence": "t", "sentiment": "pos"}, "labelled",
+         {"text": "sentence", "label": "sentiment"}),
+        ({"text": "t"}, "text", {"text": "text"}),
+        ({"id": 4, "story": "once upon"}, "text", {"text": "story"}),
+    ],
+)  # fmt: skip
+def test_rows_are_recognised_by_their_columns(row, kind, parts):
+    guess = guessed(row)
+
+    assert (guess.mapping.format, guess.mapping.columns, guess.sure) == (kind, parts, True)
+    assert guess.reason
+
+
+def test_two_unknown_text_columns_are_a_guess_that_says_so():
+    guess = guessed({"frage": "wie?", "antwort": "so"})
+
+    assert not guess.sure and "which is a guess" in guess.reason
+    assert guess.mapping.columns == {"prompt": "frage", "completion": "antwort"}
+
+
+def test_a_chosen_format_that_does_not_fit_names_the_columns():
+    with pytest.raises(DataError, match='"alpaca" was chosen.*"text"'):
+        guessed({"text": "t"}, wanted="alpaca")
+
+
+def made(row, **mapping):
+    return converter(Mapping(**mapping))(Row(1, row))
+
+
+def test_alpaca_joins_the_input_and_history_comes_first():
+    got = made(
+        {"instruction": "Add.", "input": "1 2", "output": "3", "history": [["a", "b"]]},
+        format="alpaca",
+        columns={"instruction": "instruction", "input": "input", "output": "output",
+                 "history": "history"},
+    )  # fmt: skip
+
+    assert [m["content"] for m in got.messages] == ["a", "b", "Add.\n\n1 2", "3"]
+
+
+def test_preference_trains_the_chosen_answer():
+    got = made(
+        {"prompt": "p", "chosen": "good", "rejected": "bad"},
+        format="preference",
+        columns={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
+    )
+
+    assert [(m["role"], m["content"]) for m in got.messages] == [
+        ("user", "p"), ("assistant", "good"),
+    ]  # fmt: skip
+
+
+def test_labels_become_answers_to_a_question_about_them():
+    got = made({"text": "great", "mood": 1}, format="labelled",
+               columns={"text": "text", "label": "mood"})  # fmt: skip
+
+    assert [m["content"] for m in got.messages] == ["What is the mood?\ngreat", "1"]
+
+
+def test_sharegpt_calls_become_tool_calls_and_tools_are_read():
+    got = made(
+        {"c": [{"from": "human", "value": "q"},
+               {"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'},
+               {"from": "observation", "value": "1"}, {"from": "gpt", "value": "a"}],
+         "t": '[{"name": "f"}]'},
+        format="sharegpt", columns={"messages": "c", "tools": "t"},
+    )  # fmt: skip
+
+    assert [m["role"] for m in got.messages] == ["user", "assistant", "tool", "assistant"]
+    assert got.messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    assert got.tools == [{"name": "f"}]
+
+
+def test_templates_constants_paths_and_roles_shape_a_row():
+    row = {"meta": {"title": "T", "list": [{"x": "deep"}]}, "body.text": "B", "done": "{A}"}
+    got = made(
+        row,
+        format="prompt_completion",
+        templates={"prompt": "{meta.title}: {body.text} {{{meta.list.0.x}}}"},
+        columns={"completion": "done"},
+        constants={"system": "S"},
+    )
+
+    assert [m["content"] for m in got.messages] == ["S", "T: B {deep}", "{A}"]
+    talk = [{"role": "klant", "content": "q"}, {"role": "hulp", "content": "a"}]
+    got = made({"m": talk}, format="messages", columns={"messages": "m"},
+               roles={"klant": "user", "hulp": "assistant"})  # fmt: skip
+    assert [m["role"] for m in got.messages] == ["user", "assistant"]
+
+
+def test_a_template_from_a_file_is_only_filled_never_run():
+    got = made(
+        {"a": "x", "b": "y"},
+        format="prompt_completion",
+        templates={"prompt": "{a.__class__} {0} {a!r}"},
+        columns={"completion": "b"},
+    )
+
+    assert isinstance(got, Problem) and got.kind == "missing"
+
+
+def test_conversational_prompt_and_completion_are_joined():
+    got = made({"prompt": CHAT[:1], "completion": CHAT[1:]}, format="prompt_completion",
+               columns={"prompt": "prompt", "completion": "completion"})  # fmt: skip
+
+    assert isinstance(got, Conversation) and [m["content"] for m in got.messages] == ["q", "a"]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "words"),
+    [
+        ({"format": "alpaca", "columns": {"instruction": "a"}}, 'needs the part "output"'),
+        ({"format": "text", "columns": {"text": "a", "label": "b"}}, 'no part "label"'),
+        ({"format": "messages", "columns": {"messages": "m"}, "roles": {"x": "boss"}},
+         '"boss" is no role'),
+    ],
+)  # fmt: skip
+def test_a_mapping_that_cannot_be_names_the_part(mapping, words):
+    with pytest.raises(DataError, match=words):
+        Mapping(**mapping).checked()
+
+
+def test_the_mapping_panel_corrects_a_guess_and_shows_rows_at_once(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("Nr,Was man fragt,Was man sagt,Thema\n1,wie?,so,x\n2,wer?,ich,y\n")
+
+    with pytest.raises(DataError, match="Was man fragt"):
+        corrected(str(path), "", {"columns": {}, "templates": {}, "constants": {}, "roles": {}})
+    mapping = corrected(
+        str(path),
+        "question_answer",
+        {
+            "columns": {"answer": "Was man sagt"},
+            "templates": {"question": "{Thema}: {Was man fragt}"},
+            "constants": {"system": "Kurz."},
+            "roles": {},
+        },
+    )
+    shown = preview(str(path), mapping, count=1)
+
+    assert [m["content"] for m in shown[0]["messages"]] == ["Kurz.", "x: wie?", "so"]
+    assert list(columns(str(path))) == ["Nr", "Was man fragt", "Was man sagt", "Thema"]

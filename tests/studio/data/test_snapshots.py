@@ -1,0 +1,212 @@
+"""Imported datasets: immutable, recognised, paged, with a way back to their parents."""
+
+import json
+
+import pytest
+
+from studio.data.check import check_file
+from studio.data.curate import (
+    Deduplicate,
+    Drop,
+    Filter,
+    Remap,
+    Split,
+    apply_step,
+    lineage,
+    overlap,
+    parse_step,
+)
+from studio.data.importing import import_dataset
+from studio.data.mapping import Mapping
+from studio.data.prepare import prepare
+from studio.data.snapshots import delete_snapshot, export_rows, open_snapshot, snapshots
+from studio.errors import DataError
+from studio.home import is_whole
+from studio.spec import DataSource
+
+
+@pytest.fixture
+def numbers(tmp_path):
+    """Ten rows, of which the last two repeat the first two."""
+    rows = [{"q": f"what is {i}?", "a": f"it is {i}", "topic": f"t{i % 3}", "n": i}
+            for i in range(8)]  # fmt: skip
+    rows += [dict(rows[0]), dict(rows[1])]
+    path = tmp_path / "numbers.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+MAPPING = Mapping(format="question_answer", columns={"question": "q", "answer": "a"})
+
+
+def brought_in(home, path, **kwargs):
+    return import_dataset(home, DataSource(path=str(path)), mapping=MAPPING, **kwargs).snapshot
+
+
+def test_a_snapshot_holds_the_rows_the_mapping_and_where_they_came_from(home, numbers):
+    snapshot = brought_in(home, numbers)
+
+    meta = open_snapshot(home, "numbers").meta
+    assert (meta.rows, meta.mapping, meta.original.name) == (10, MAPPING, "numbers.jsonl")
+    assert meta.findings.rows.kept == 10 and meta.findings.duplicates == 2
+    assert [r.values["n"] for r in snapshot.rows()] == [0, 1, 2, 3, 4, 5, 6, 7, 0, 1]
+    assert is_whole(snapshot.folder)
+
+
+def test_the_same_file_twice_is_recognised_whatever_its_name(home, numbers, tmp_path):
+    first = brought_in(home, numbers)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_bytes(numbers.read_bytes())
+
+    again = import_dataset(home, DataSource(path=str(copy)), mapping=MAPPING)
+
+    assert again.already and again.snapshot.meta.hash == first.meta.hash
+    assert len(snapshots(home)) == 1
+
+
+def test_equal_rows_have_equal_hashes_and_another_mapping_another(home, numbers, tmp_path):
+    one = brought_in(home, numbers, name="one")
+    swapped = Mapping(format="question_answer", columns={"question": "a", "answer": "q"})
+    two = import_dataset(home, DataSource(path=str(numbers)), mapping=swapped).snapshot
+
+    assert one.meta.hash != two.meta.hash
+
+
+def test_a_refused_file_leaves_nothing_behind(home, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"question": "q", "answer": ""}\n')
+
+    with pytest.raises(DataError):
+        import_dataset(home, DataSource(path=str(path)))
+
+    assert [f.name for f in home.datasets.iterdir()] == []
+
+
+def test_pages_read_any_part_of_the_rows(home, numbers):
+    snapshot = brought_in(home, numbers)
+
+    assert [r.number for r in snapshot.page(3, 4)] == [4, 5, 6, 7]
+    assert [r.values["n"] for r in snapshot.page(8, 99)] == [0, 1]
+    assert snapshot.page(10, 5) == []
+
+
+def test_a_run_trains_on_the_snapshot_and_names_its_hash(home, numbers, byte_backend):
+    snapshot = brought_in(home, numbers)
+    numbers.unlink()
+
+    made = prepare(DataSource(path="numbers"), byte_backend(["</s>"], eos="</s>"),
+                   context_length=64, seed=0, home=home)  # fmt: skip
+
+    assert made.data_hash == snapshot.meta.hash
+    assert (made.report.kept, made.report.format) == (10, "question_answer")
+
+
+def test_a_stored_split_is_the_one_that_is_used(home, numbers, byte_backend):
+    brought_in(home, numbers)
+    split = apply_step(home, "numbers", Split(count=3, group_by="topic", seed=1))
+
+    made = prepare(DataSource(path=split.meta.name), byte_backend(["</s>"], eos="</s>"),
+                   context_length=64, seed=5, home=home)  # fmt: skip
+
+    held = {e.row for e in made.validation}
+    stored = {r.number for r in split.rows() if r.part == "validation"}
+    assert held == stored and 0 < len(held) <= 3
+    topics = {r.values["topic"] for r in split.rows() if r.part == "validation"}
+    assert all((r.values["topic"] in topics) == (r.part == "validation") for r in split.rows())
+
+
+def test_each_step_makes_a_new_snapshot_that_names_its_parent(home, numbers):
+    first = brought_in(home, numbers)
+    unique = apply_step(home, "numbers", Deduplicate(), new_name="unique")
+    small = apply_step(home, "unique", Filter(column="n", operator="less", value="4"))
+    picked = apply_step(home, small.meta.name, Drop(rows=(1, 3), keep=True))
+
+    assert [s.meta.rows for s in (first, unique, small, picked)] == [10, 8, 4, 2]
+    assert [r.values["n"] for r in picked.rows()] == [0, 2]
+    names = [meta.name for meta in lineage(home, picked.meta.name)]
+    assert names == [picked.meta.name, small.meta.name, "unique", "numbers"]
+    assert open_snapshot(home, "numbers").meta.rows == 10
+    assert picked.meta.step == {"kind": "drop", "rows": [1, 3], "keep": True}
+
+
+def test_steps_refuse_what_cannot_be(home, numbers):
+    brought_in(home, numbers)
+
+    with pytest.raises(DataError, match='no column "m"'):
+        apply_step(home, "numbers", Filter(column="m"))
+    with pytest.raises(DataError, match="no row 11"):
+        apply_step(home, "numbers", Drop(rows=(11,)))
+    with pytest.raises(DataError, match="between 1 and 9 rows"):
+        apply_step(home, "numbers", Split(count=10))
+    with pytest.raises(DataError, match="holds no rows"):
+        apply_step(home, "numbers", Filter(min_characters=10_000))
+    with pytest.raises(DataError, match="step cannot be used"):
+        parse_step({"kind": "explode"})
+    assert len(snapshots(home)) == 1
+
+
+def test_near_duplicates_are_dropped_when_asked(home, tmp_path):
+    story = "the quick brown fox jumps over the lazy dog and runs far away into the deep dark wood"
+    rows = [story, story.replace("deep dark wood", "deep dark forest"), "something else entirely"]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in rows))
+    import_dataset(home, DataSource(path=str(path)))
+
+    assert apply_step(home, "a", Deduplicate()).meta.rows == 3
+    assert apply_step(home, "a", Deduplicate(near=True)).meta.rows == 2
+
+
+def test_a_corrected_mapping_is_a_step_too(home, numbers):
+    brought_in(home, numbers)
+    mapping = Mapping(
+        format="labelled",
+        columns={"label": "topic"},
+        templates={"text": "{q} ({n})"},
+        constants={"system": "Sort."},
+    )
+
+    made = apply_step(home, "numbers", Remap(mapping=mapping))
+
+    assert made.meta.mapping == mapping and made.meta.findings.format == "labelled"
+
+
+def test_overlap_counts_rows_that_are_in_both(home, numbers, tmp_path):
+    brought_in(home, numbers)
+    other = tmp_path / "eval.jsonl"
+    other.write_text(
+        '{"question": "what is 3?", "answer": "it is 3"}\n{"question": "x", "answer": "y"}\n'
+    )
+
+    assert overlap(home, "numbers", other) == 1
+
+
+def test_csv_export_neutralises_formulas(home, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": "=1+1", "answer": "@x"}) + "\n")
+    snapshot = import_dataset(home, DataSource(path=str(path))).snapshot
+
+    assert export_rows(snapshot, tmp_path / "out.csv") == 1
+    assert (tmp_path / "out.csv").read_text().splitlines() == ["question,answer", "'=1+1,'@x"]
+    export_rows(snapshot, tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == json.loads(path.read_text())
+    with pytest.raises(DataError, match=r"\.jsonl or \.csv"):
+        export_rows(snapshot, tmp_path / "out.exe")
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "", ".", "A B", "nope"])
+def test_names_cannot_leave_the_home(home, name):
+    with pytest.raises(DataError, match="no imported dataset"):
+        delete_snapshot(home, name)
+
+
+def test_an_imported_text_file_stays_one_text(home, tmp_path, byte_backend):
+    path = tmp_path / "a.txt"
+    path.write_text("one\n\ntwo\n")
+    import_dataset(home, DataSource(path=str(path)))
+    backend = byte_backend(["</s>"], eos="</s>")
+
+    from_file = prepare(DataSource(path=str(path)), backend, context_length=64, seed=0)
+    imported = prepare(DataSource(path="a"), backend, context_length=64, seed=0, home=home)
+
+    assert from_file.train[0].input_ids.tolist() == imported.train[0].input_ids.tolist()
+    assert check_file("a", home=home).rows.kept == 3
