@@ -31,8 +31,7 @@ UPDATE jobs SET position = (SELECT MAX(position) + 1 FROM jobs) WHERE id = ?
 _FIRST_WAITING = "SELECT id FROM jobs WHERE state = 'queued' ORDER BY position, id LIMIT 1"
 _NEIGHBOURS = """
 SELECT (SELECT MAX(position) FROM jobs
-        WHERE position < (SELECT position FROM jobs WHERE id = :other) AND id <> :job
-          AND state IN ('queued', 'paused')),
+        WHERE position < (SELECT position FROM jobs WHERE id = :other) AND id <> :job),
        (SELECT position FROM jobs WHERE id = :other)
 """
 _RENUMBER = """

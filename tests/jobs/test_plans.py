@@ -1,0 +1,200 @@
+"""Sweeps, copies, schedules, dependencies, retries, notes, room on the disk."""
+
+import json
+import time
+
+import pytest
+
+from jobs import plans, room, sweeps
+from jobs.claims import Claim
+from jobs.metrics import Progress
+from jobs.processes import me
+from jobs.store import JobStore
+from studio.errors import QueueError, SpecError
+from studio.home import publishing
+from tests.jobs.conftest import a_spec, supervising, until
+
+
+def run_one(store: JobStore, state: str = "succeeded", kind: str = "run", **moods: object) -> Claim:
+    claim = store.claims.claim("cpu", owner=me(), **moods)
+    assert claim is not None
+    store.claims.register(claim, me())
+    error = (kind, "because") if state == "failed" else None
+    store.claims.finish(claim, state, error=error)
+    return claim
+
+
+def test_a_grid_is_every_combination() -> None:
+    found = sweeps.points({"method.r": [4, 8], "seed": [0, 1, 2]})
+    assert len(found) == 6
+    assert found[0] == {"method.r": 4, "seed": 0}
+    assert found[-1] == {"method.r": 8, "seed": 2}
+
+
+def test_a_random_sweep_draws_different_points_from_its_seed() -> None:
+    fields = {"method.r": list(range(1, 1001)), "seed": list(range(1_000_000))}
+    found = sweeps.points(fields, mode="random", count=50, seed=3)
+    assert len({json.dumps(point) for point in found}) == 50
+    assert found == sweeps.points(fields, mode="random", count=50, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"seed": range(1_000_000)}, "1,000,000 points"),
+        ({"seed": []}, "needs values to try for seed"),
+        ({}, "needs values"),
+    ],
+)
+def test_a_senseless_sweep_is_refused(fields: dict[str, list[int]], words: str) -> None:
+    with pytest.raises(QueueError, match=words):
+        sweeps.points({key: list(value) for key, value in fields.items()})
+
+
+def test_a_sweep_is_a_group_of_named_runs(store: JobStore) -> None:
+    jobs = plans.submit_sweep(store, a_spec(), {"method.r": [4, 8]}, name="ranks")
+    assert [job.name for job in jobs] == ["ranks r=4", "ranks r=8"]
+    assert [job.spec["method"]["r"] for job in jobs] == [4, 8]
+    assert {job.sweep for job in jobs} == {"ranks"}
+
+
+def test_a_sweep_with_a_wrong_field_queues_nothing(store: JobStore) -> None:
+    with pytest.raises(SpecError):
+        plans.submit_sweep(store, a_spec(), {"method.r": [4, -1]}, name="bad")
+    plans.submit_sweep(store, a_spec(), {"method.r": [4]}, name="ranks")
+    with pytest.raises(QueueError, match="another name"):
+        plans.submit_sweep(store, a_spec(), {"method.r": [4, 8]}, name="ranks")
+    assert len(store.list()) == 1
+
+
+def test_a_sweep_can_stop_at_an_error(store: JobStore) -> None:
+    jobs = plans.submit_sweep(store, a_spec(), {"seed": [1, 2, 3]}, name="s", on_error="stop")
+    run_one(store, "failed")
+    plans.settle(store)
+    assert [store.get(job.id).state for job in jobs] == ["failed", "paused", "paused"]
+    assert "stops at an error" in store.get(jobs[1].id).why
+
+
+def test_a_sweep_goes_on_after_an_error_by_default(store: JobStore) -> None:
+    jobs = plans.submit_sweep(store, a_spec(), {"seed": [1, 2]}, name="s")
+    run_one(store, "failed")
+    plans.settle(store)
+    assert store.get(jobs[1].id).state == "queued"
+
+
+def test_a_copy_differs_only_where_asked(store: JobStore) -> None:
+    job = store.submit(a_spec(name="first", seed=5))
+    copy = plans.duplicate(store, "first", {"method.r": 32})
+    assert copy.parent == job.id
+    assert copy.spec["method"]["r"] == 32
+    assert copy.spec["seed"] == 5
+    assert copy.name != "first"
+
+
+def test_a_job_waits_for_what_it_needs(store: JobStore) -> None:
+    first = store.submit(a_spec()).id
+    second = store.submit({"name": "evaluate first"}, kind="evaluate", needs=[first])
+    third = store.submit(a_spec()).id
+    assert run_one(store).job == first
+    assert run_one(store).job == second.id
+    assert run_one(store).job == third
+    fourth = store.submit(a_spec()).id
+    fifth = store.submit({"name": "x"}, kind="evaluate", needs=[fourth]).id
+    with pytest.raises(QueueError, match='"x" waits for'):
+        store.cancel(fourth)
+        store.delete(fourth)
+    plans.settle(store)
+    assert store.get(fifth).state == "paused"
+    assert "which is cancelled" in store.get(fifth).why
+
+
+def test_a_job_that_needs_an_unknown_one_is_not_queued(store: JobStore) -> None:
+    with pytest.raises(QueueError, match="no job number 99"):
+        store.submit(a_spec(), needs=[99])
+    assert store.list() == []
+
+
+def test_a_scheduled_job_starts_when_its_time_comes(store: JobStore) -> None:
+    first, second = store.submit(a_spec()).id, store.submit(a_spec()).id
+    plans.schedule(store, first, after=time.time() + 3600)
+    assert run_one(store).job == second
+    assert store.claims.claim("cpu", owner=me()) is None
+    plans.schedule(store, first)
+    assert run_one(store).job == first
+
+
+def test_a_night_job_waits_for_the_night(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    plans.schedule(store, job, when="night")
+    assert store.claims.claim("cpu", owner=me(), moods=["idle"]) is None
+    assert run_one(store, moods=["night"]).job == job
+
+
+def test_a_schedule_in_the_past_or_of_a_finished_job_is_refused(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    with pytest.raises(QueueError, match="That moment is over"):
+        plans.schedule(store, job, after=1.0)
+    run_one(store)
+    with pytest.raises(QueueError, match="only waiting jobs"):
+        plans.schedule(store, job, when="night")
+
+
+def test_only_transient_failures_are_tried_again_and_not_for_ever(store: JobStore) -> None:
+    job = store.submit(a_spec(), retries=2).id
+    for wait in (30, 60):
+        run_one(store, "failed", "out_of_memory")
+        plans.settle(store)
+        assert store.get(job).state == "queued"
+        assert store.get(job).start_after == pytest.approx(time.time() + wait, abs=5)
+        plans.schedule(store, job)
+    run_one(store, "failed", "out_of_memory")
+    plans.settle(store)
+    assert store.get(job).state == "failed"
+    other = store.submit(a_spec(), retries=2).id
+    run_one(store, "failed", "diverged")
+    plans.settle(store)
+    assert store.get(other).state == "failed"
+
+
+def test_notes_and_tags_are_kept(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    plans.annotate(store, job, notes="the good one", tags=["b", "a", "b", " "])
+    plans.annotate(store, job, tags=["a", "c"])
+    assert (store.get(job).notes, store.get(job).tags) == ("the good one", ["a", "c"])
+
+
+def test_save_now_reaches_the_run_once(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    with pytest.raises(QueueError, match="only a running job"):
+        plans.save_now(store, job)
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    plans.save_now(store, job)
+    assert [store.claims.take_save(claim), store.claims.take_save(claim)] == [True, False]
+
+
+def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 10 << 20
+    monkeypatch.setattr(room, "free_bytes", lambda _: free)
+    waiting = store.submit(a_spec(steps=3)).id
+    paused = store.submit(a_spec(steps=3)).id
+    claim = store.claims.claim("cpu", owner=me())
+    assert claim.job == waiting
+    store.claims.register(claim, me())
+    store.claims.report(claim, Progress(step=2))
+    with publishing(store.home.run(waiting) / "checkpoints" / "step-00000002") as folder:
+        (folder / "state.json").write_text("{}")
+    store.claims.ask_pause(claim, why="full")
+    store.claims.stopped(claim, error=("disk_full", "The disk is full."))
+
+    assert "10 MB are free" in str(room.shortage(store.home.path))
+    with supervising(store.home) as running:
+        running.look()
+        assert store.get(paused).state == "queued"
+        assert store.get(waiting).state == "paused"
+        free = 10 << 30
+        until(lambda: store.get(waiting).state == "succeeded")
+        until(lambda: store.get(paused).state == "succeeded")
+    assert store.attempts(waiting)[1]["from_step"] == 2
