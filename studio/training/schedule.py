@@ -37,6 +37,7 @@ class Plan:
     learning_rate: float
     scheduler: str
     seed: int
+    shuffled: bool = True
 
     def step_rows(self, step: int) -> list[int]:
         """Return the rows of one optimizer step (counted from 0), in order."""
@@ -44,8 +45,12 @@ class Plan:
         rows: list[int] = []
         while len(rows) < self.rows_per_step:
             epoch, place = divmod(start + len(rows), self.num_rows)
-            order = epoch_order(self.num_rows, seed=self.seed, epoch=epoch)
-            rows.extend(order[place : place + self.rows_per_step - len(rows)].tolist())
+            end = min(self.num_rows, place + self.rows_per_step - len(rows))
+            if self.shuffled:
+                order = epoch_order(self.num_rows, seed=self.seed, epoch=epoch)
+                rows.extend(order[place:end].tolist())
+            else:
+                rows.extend(range(place, end))
         return rows
 
     def micro_batches(self, step: int, *, process: int = 0, processes: int = 1) -> list[list[int]]:

@@ -1,0 +1,74 @@
+"""`studio bench`: parse, run, print. The figures come from `turns.py` and `startup.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from studio.bench.case import SHAPES, SYNTHETIC, Case
+from studio.errors import InputError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise InputError(f"studio bench: {message}.")
+
+
+def bench(arguments: Sequence[str]) -> int:
+    """Run `studio bench startup|train`; returns the exit code."""
+    options = _parser().parse_args(list(arguments))
+    if options.what == "startup":
+        return _startup(options)
+    return _train(options)
+
+
+def _startup(options: argparse.Namespace) -> int:
+    from studio.bench.startup import startup
+
+    figures = startup(options.rounds)
+    if options.json:
+        print(json.dumps(figures))
+        return 0
+    for figure in figures:
+        bar = f"  (bar {figure['bar']:g})" if figure["bar"] else ""
+        print(
+            f"{figure['name']:<36} {figure['median']:>8.2f} {figure['unit']:<3}"
+            f" best {figure['best']:.2f}{bar}"
+        )
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from studio.bench.turns import compare, table
+
+    case = Case(
+        model=options.model, data=options.data, method=options.method, dtype=options.dtype,
+        batch=options.batch, steps_per_round=options.steps, rounds=options.rounds,
+        learning_rate=options.learning_rate,
+    )  # fmt: skip
+    peers = ["ours", *[name for name in options.vs.split(",") if name and name != "ours"]]
+    result = compare(case, peers)
+    print(json.dumps(result) if options.json else table(result))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="studio bench", description="Measure this studio and its peers.")
+    kinds = parser.add_subparsers(dest="what", required=True)
+    start = kinds.add_parser("startup", help="page and first loss")
+    start.add_argument("--rounds", type=int, default=3)
+    start.add_argument("--json", action="store_true")
+    train = kinds.add_parser("train", help="real tokens per second against peers")
+    shapes = ", ".join(SHAPES)
+    train.add_argument("--model", default="llama-30m", help=f"a folder, or a shape: {shapes}")
+    train.add_argument("--data", default=SYNTHETIC, help=f"a data file, or {SYNTHETIC}")
+    train.add_argument("--method", default="lora")
+    train.add_argument("--vs", default="hf", help="peers: hf, trl, trl-best")
+    train.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    train.add_argument("--batch", type=int, default=8)
+    train.add_argument("--steps", type=int, default=3, help="steps per round")
+    train.add_argument("--rounds", type=int, default=3)
+    train.add_argument("--learning-rate", type=float, default=1e-3)
+    train.add_argument("--json", action="store_true")
+    return parser

@@ -1,0 +1,130 @@
+"""One peer in its own process: trains round by round, when the parent says so.
+
+`python -m studio.bench.worker PEER FOLDER` reads a line before each round and answers with one JSON
+line after it, so that several peers take turns on one machine and share its noise. All of them are
+timed around the same thing: from taking a step's rows to the updated weights.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from studio import hardware
+from studio.bench.case import Case, Example, read_case
+
+
+class Turnstile:
+    """Lets a round through when the parent says so, and reports it when it is over."""
+
+    def __init__(self, case: Case, rows: list[Example]) -> None:
+        self.case, self.rows = case, rows
+        self.base_bytes = 0
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+        self.grad_norms: list[float] = []
+        self._started = 0.0
+
+    def before(self, step: int) -> None:
+        """Call before a step; waits at the start of a round."""
+        if step % self.case.steps_per_round == 0:
+            sys.stdin.readline()
+            if step == 0:
+                reset_peak()
+                self.base_bytes = hardware.process_bytes()
+        self._started = time.perf_counter()
+
+    def after(self) -> None:
+        """Call as soon as the weights are updated."""
+        self.seconds.append(time.perf_counter() - self._started)
+
+    def note(self, *, loss: float, grad_norm: float) -> None:
+        """Call with the step's figures; reports at the end of a round."""
+        self.losses.append(loss)
+        self.grad_norms.append(grad_norm)
+        done = len(self.losses)
+        if done % self.case.steps_per_round == 0:
+            self._report(done - self.case.steps_per_round, done)
+
+    def _report(self, first: int, last: int) -> None:
+        batch = self.case.batch
+        tokens = sum(len(row.input_ids) for row in self.rows[first * batch : last * batch])
+        report = {
+            "tokens": tokens,
+            "examples": (last - first) * batch,
+            "seconds": sum(self.seconds[first:last]),
+            "losses": self.losses[first:last],
+            "grad_norms": self.grad_norms[first:last],
+            "peak_bytes": max(0, peak_bytes() - self.base_bytes),
+        }
+        print(json.dumps(report), flush=True)
+
+
+def reset_peak() -> None:
+    """Start the peak memory count anew, where the system can."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def peak_bytes() -> int:
+    """Return the most memory held since `reset_peak`."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return hardware.process_bytes()
+
+
+def matmul_peak(rows: int, inner: int, outer: int) -> float:
+    """Return this machine's best FLOP/s on one product of a training step's shape."""
+    import torch
+
+    device = "cuda:0" if torch.cuda.is_available() else "cpu"
+    a, b = torch.randn(rows, inner, device=device), torch.randn(inner, outer, device=device)
+    best = float("inf")
+    for _ in range(20):
+        started = time.perf_counter()
+        a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * rows * inner * outer / best
+
+
+def main() -> None:
+    """Run one peer over a prepared case, or prepare it."""
+    import os
+
+    import torch
+
+    from studio.bench import peers
+    from studio.bench.case import prepare_case
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(hardware.threads())
+    peer, folder = sys.argv[1], Path(sys.argv[2])
+    if peer == "prepare":
+        prepare_case(Case(**json.loads(sys.argv[3])), folder)
+        return
+    case, rows = read_case(folder)
+    run: Any = peers.PEERS[peer]
+    run(folder, case, rows, Turnstile(case, rows))
+
+
+if __name__ == "__main__":
+    main()
