@@ -1,0 +1,79 @@
+"""A real Chromium on a real studio; every page is watched for errors and outside requests."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.served import Served, served
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The machine's own Chromium or Chrome."""
+    found = os.environ.get("STUDIO_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
+    if found:
+        return found
+    message = "no Chromium or Chrome on this machine: install one, or set STUDIO_BROWSER to it"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="module")
+def studio(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A running studio with an empty home."""
+    with served(tmp_path_factory.mktemp("browser") / "home") as running:
+        yield running
+
+
+class Watch:
+    """What a page did that it should not have done."""
+
+    def __init__(self, address: str) -> None:
+        self.host = urlsplit(address).netloc
+        self.outside: list[str] = []
+        self.errors: list[str] = []
+        self.leaving = False
+
+    def follow(self, page) -> None:
+        page.on("request", lambda request: self._request(request.url))
+        page.on("console", lambda message: self._console(message))
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _request(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme in {"http", "https", "ws", "wss"} and parts.netloc != self.host:
+            self.outside.append(url)
+
+    def _console(self, message) -> None:
+        if message.type == "error":
+            self.errors.append(f"{message.text} ({message.location.get('url')})")
+
+
+@pytest.fixture
+def page(chromium: str, studio: Served) -> Iterator:
+    """A fresh browser page; the test fails on a console error or an outside request."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
+        context = browser.new_context(
+            viewport={"width": 1280, "height": 800}, base_url=studio.address
+        )
+        context.grant_permissions(["clipboard-read", "clipboard-write"])
+        opened, watch = context.new_page(), Watch(studio.address)
+        opened.set_default_timeout(30_000)
+        watch.follow(opened)
+        yield opened
+        browser.close()
+    assert watch.outside == []
+    assert watch.errors == []
