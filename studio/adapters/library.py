@@ -15,7 +15,8 @@ from studio.errors import AdapterError, nearest
 from studio.home import Home, slug
 from studio.methods import methods
 
-CONFIG, WEIGHTS, PASSPORT = "adapter_config.json", "adapter_model.safetensors", "passport.json"
+CONFIG, PASSPORT = "adapter_config.json", "passport.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # PEFT's and AdapterHub's
 MAX_JSON_BYTES = 1_000_000
 
 
@@ -62,8 +63,8 @@ def describe(folder: Path, *, source: Literal["run", "library", "folder"] = "fol
         AdapterError: The folder holds no readable adapter.
     """
     config = _read(folder / CONFIG)
-    weights = folder / WEIGHTS
-    if not weights.is_file():
+    weights = next((folder / w for w in WEIGHTS if (folder / w).is_file()), None)
+    if weights is None:
         raise AdapterError(_why_no_weights(folder))
     passport = _read(folder / PASSPORT) if (folder / PASSPORT).is_file() else {}
     base = _part(passport, "base")
@@ -73,7 +74,12 @@ def describe(folder: Path, *, source: Literal["run", "library", "folder"] = "fol
         name=str(passport.get("name") or default_name),
         path=folder,
         source=source,
-        base=str(base.get("path") or config.get("base_model_name_or_path") or ""),
+        base=str(
+            base.get("path")
+            or config.get("base_model_name_or_path")
+            or config.get("model_name")
+            or ""
+        ),
         base_fingerprint=str(base.get("fingerprint") or ""),
         method=_method_name(passport, config),
         size_bytes=weights.stat().st_size,
@@ -136,7 +142,7 @@ def _why_no_weights(folder: Path) -> str:
             f"{folder} holds pickled weights, which can run code and are never opened. Convert "
             "them where you trust them: load with PEFT and call save_pretrained."
         )
-    return f"{folder} is not a whole adapter: {WEIGHTS} is missing."
+    return f"{folder} is not a whole adapter: {WEIGHTS[0]} is missing."
 
 
 def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
@@ -148,6 +154,8 @@ def _method_name(passport: dict[str, Any], config: dict[str, Any]) -> str:
     named = _part(_part(passport, "spec"), "method").get("name")
     if named:
         return str(named)
+    if "peft_type" not in config and isinstance(config.get("config"), dict):
+        return "bottleneck"  # AdapterHub's
     peft_type = str(config.get("peft_type", ""))
     for name, method in methods().items():
         if method.peft_type == peft_type:

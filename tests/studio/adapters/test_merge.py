@@ -70,7 +70,9 @@ def test_bfloat16_is_merged_in_float32_and_then_cast(tmp_path):
     run(ModelSource(path=str(base), dtype="bfloat16"), saved(tmp_path, "lora"), tmp_path / "out")
     certificate = read_certificate(tmp_path / "out")
     assert certificate["merged_precision"] == certificate["base_precision"] == "bfloat16"
-    assert load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    assert (
+        load_file(tmp_path / "out" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    )
 
 
 def test_a_nf4_base_is_dequantised_and_says_so(tmp_path):

@@ -1,0 +1,157 @@
+"""Bringing adapters in and giving them away: PEFT and AdapterHub folders, told apart by content.
+
+An import copies only the files it understands, after reading them as strictly as a load would;
+nothing appears in the library unless everything held.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from studio.adapters.library import Adapter, describe, resolve
+from studio.errors import AdapterError
+from studio.home import Home, publishing, slug
+from studio.spec import ModelSource
+
+CONFIG, PASSPORT = "adapter_config.json", "passport.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")
+MAX_BYTES = 64 * 2**30
+Format = Literal["peft", "adapterhub"]
+
+
+def import_adapter(
+    home: Home, source: str, *, name: str = "", model: ModelSource | None = None
+) -> Adapter:
+    """Copy a folder (or a hub id) into the library.
+
+    Args:
+        home: Whose library.
+        source: The folder, or a hub id such as `org/name`.
+        name: What to call it; the folder's own name when empty.
+        model: The base to check it against; loaded and tried when given.
+
+    Raises:
+        AdapterError: It is unsafe, broken, for another base, or the name is taken.
+    """
+    folder = _find(source)
+    target = home.adapters / slug(name or folder.name)
+    if target.exists():
+        raise AdapterError(
+            f'There is already an adapter "{target.name}" in the library; import it under '
+            "another name."
+        )
+    weights = _checked_files(folder)
+    if model is not None:
+        check_fit(folder, model)
+    with publishing(target) as temporary:
+        for file in (folder / CONFIG, weights):
+            shutil.copyfile(file, temporary / file.name, follow_symlinks=False)
+        passport = _foreign_passport(folder, target.name, source)
+        if model is not None:
+            passport["base"] = {"path": model.path, "fingerprint": _fingerprint(model)}
+        (temporary / PASSPORT).write_text(json.dumps(passport, indent=1, ensure_ascii=False))
+    return describe(target, source="library")
+
+
+def check_fit(folder: Path, model: ModelSource) -> None:
+    """Load the adapter onto this base and let it go again.
+
+    Raises:
+        AdapterError: Says which shape, module or vocabulary does not match.
+    """
+    from studio.methods.layer import Backbone
+    from studio.models.loading import load
+
+    Backbone(load(model, "cpu").model).load("candidate", folder)
+
+
+def export_adapter(
+    home: Home, name: str, out: Path, *, form: Format = "peft", model: str = ""
+) -> Path:
+    """Write an adapter of the library to a folder of its own.
+
+    Raises:
+        AdapterError: The folder exists, or the method has no place in that format.
+    """
+    folder = resolve(home, name)
+    if out.exists():
+        raise AdapterError(f"{out} exists already; give another folder.")
+    if form == "peft" and (folder / WEIGHTS[0]).is_file():
+        with publishing(out) as temporary:
+            for file in (CONFIG, WEIGHTS[0], PASSPORT):
+                if (folder / file).is_file():
+                    shutil.copyfile(folder / file, temporary / file)
+        return out
+    from studio.methods.layer import Backbone, files
+    from studio.models.loading import load
+
+    base = model or describe(folder).base
+    backbone = Backbone(load(ModelSource(path=base), "cpu").model)
+    adapter = backbone.load(name, folder)
+    with publishing(out) as temporary:
+        if form == "adapterhub":
+            files.write_adapterhub(adapter, temporary, backbone.anatomy, name=slug(name))
+        else:
+            backbone.save(name, temporary, base=base)
+    return out
+
+
+def _find(source: str) -> Path:
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder.absolute()
+    if folder.exists():
+        raise AdapterError(f"{folder} is a file; give the folder that holds {CONFIG}.")
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise AdapterError(f"There is no adapter folder {source}.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG, *WEIGHTS]))
+    except Exception as error:
+        raise AdapterError(
+            f"{source} is no folder here, and it cannot be fetched from the hub "
+            f"({type(error).__name__}). Download it and give the folder."
+        ) from error
+
+
+def _checked_files(folder: Path) -> Path:
+    """Return the weights file after reading config and tensors as a load would."""
+    from studio.methods.layer import adapterhub, files
+
+    for file in (folder / CONFIG, *(folder / w for w in WEIGHTS)):
+        if file.is_symlink() and not file.resolve().is_file():
+            raise AdapterError(f"{file} is a link to nothing.")
+        if file.exists() and (not file.is_file() or file.stat().st_size > MAX_BYTES):
+            raise AdapterError(f"{file} is no ordinary file of a sensible size.")
+    config = files.read_config(folder)
+    theirs = adapterhub.is_adapterhub(config)
+    if not theirs:
+        files.read_method(config)
+    name = adapterhub.WEIGHTS if theirs else files.WEIGHTS
+    files.read_tensors(folder, name)
+    return (folder / name).resolve()
+
+
+def _foreign_passport(folder: Path, name: str, source: str) -> dict[str, object]:
+    """Keep the passport an adapter brings, if it is one of ours; say where it came from."""
+    passport: dict[str, object] = {}
+    path = folder / PASSPORT
+    if path.is_file() and path.stat().st_size < 1_000_000:
+        try:
+            brought = json.loads(path.read_text(encoding="utf-8"))
+            passport = brought if isinstance(brought, dict) else {}
+        except ValueError:
+            passport = {}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"created": now, "ended": "imported", **passport, "name": name, "imported_from": source}
+
+
+def _fingerprint(model: ModelSource) -> str:
+    from studio.models.sources import facts
+
+    return facts(model).fingerprint
