@@ -94,9 +94,16 @@ class Line:
         return None
 
     def hear(self, event: events.Event) -> None:
-        """Take one event of the run."""
+        """Take one event of the run; before a checkpoint, store everything first."""
         with self._guard:
             self._take(event)
+        if isinstance(event, events.Saving):
+            try:
+                self._flush()
+            except Fenced:
+                leave_fenced()
+            except (DiskFull, HomeError) as error:
+                logger.error("before a checkpoint: %s", error.text)
 
     def close(self) -> dict[str, Any]:
         """Write what is left, stop the thread and return the run's result so far.
@@ -134,6 +141,7 @@ class Line:
         elif isinstance(event, events.Saved):
             notes.checkpoints.append((event.step, event.path, event.eval_loss))
         elif isinstance(event, events.Finished):
+            notes.step = event.step
             self._result |= _end_facts(event)
 
     def _loop(self) -> None:

@@ -120,6 +120,8 @@ def _consume(work: Any, line: Line) -> events.Finished | None:
         line.hear(event)
         if isinstance(event, events.Finished):
             finished = event
+        if isinstance(event, events.Saving):
+            continue
         if not isinstance(event, events.Step) or time.monotonic() - spoke > 2:
             spoke = time.monotonic()
             logger.info("%s", _as_line(event))

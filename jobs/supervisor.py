@@ -240,6 +240,7 @@ def main(arguments: Sequence[str] | None = None, *, command: Sequence[str] = RUN
     parser = argparse.ArgumentParser(prog="jobs.supervisor")
     parser.add_argument("--home", required=True)
     parser.add_argument("--idle-seconds", type=float, default=IDLE_SECONDS)
+    parser.add_argument("--tries", type=int, default=NO_PROGRESS_LIMIT)
     options = parser.parse_args(arguments)
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(
@@ -253,7 +254,9 @@ def main(arguments: Sequence[str] | None = None, *, command: Sequence[str] = RUN
             logger.info("another supervisor is already here; leaving")
             return
         _lock_path(home).write_text(str(me()))
-        supervisor = Supervisor(home, idle_seconds=options.idle_seconds, command=command)
+        supervisor = Supervisor(
+            home, idle_seconds=options.idle_seconds, limit=options.tries, command=command
+        )
     except StudioError as error:
         logger.error("%s", error.text)
         raise SystemExit(error.exit_code) from None

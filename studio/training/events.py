@@ -66,6 +66,14 @@ class Sampled(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Saving(Event):
+    """A checkpoint or the adapter is written next: store what was said so far.
+
+    A run that is killed right after goes on from there and never says it again.
+    """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Saved(Event):
     """A checkpoint is whole on disk."""
 

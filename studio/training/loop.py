@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from studio.training import checkpoint, outcome
-from studio.training.events import Event, Finished, Saved
+from studio.training.events import Event, Finished, Saved, Saving
 from studio.training.session import NAME, Session
 
 Wish = Literal["stop", "save"] | None
@@ -33,11 +33,13 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
         ):
             yield session.evaluate()
         if step % plan.save_every == 0 or (wish is not None and not last):
+            yield Saving(step=step)
             path = session.save(folder)
             yield Saved(step=step, path=str(path), eval_loss=session.progress.eval_loss)
         if wish == "stop" and not last:
             yield _finished(session, reason="stopped", adapter=None)
             return
+    yield Saving(step=session.progress.step)
     yield _publish(session, run_dir)
 
 
@@ -50,6 +52,7 @@ def _publish(session: Session, run_dir: Path) -> Finished:
         base=session.loaded.facts,
         prepared=session.prepared,
         progress=session.progress,
+        tokenizer=session.loaded.tokenizer,
     )
     finished = _finished(session, reason="completed", adapter=str(path))
     progress = session.progress

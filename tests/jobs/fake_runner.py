@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from jobs import kinds, runner
 from jobs.checkpoints import newest_step
 from jobs.kinds import Work
+from jobs.processes import Identity, me
 from studio.errors import DiskFull, Diverged
 from studio.home import publishing
 from studio.training.events import (
@@ -21,6 +22,7 @@ from studio.training.events import (
     Finished,
     Loading,
     Saved,
+    Saving,
     Started,
     Step,
 )
@@ -37,6 +39,7 @@ def train(work: Work) -> Iterator[Event]:
     seed, args = work.spec["seed"], work.spec["train"]
     steps, every = args["max_steps"], max(args["save_steps"], 1)
     fault, _, at = os.environ.get("FAKE_FAULT", "@-1").partition("@")
+    alone(work)
     yield Loading(text="Loading")
     done = newest_step(work.run_dir)
     yield Started(
@@ -53,6 +56,7 @@ def train(work: Work) -> Iterator[Event]:
         )  # fmt: skip
         stop = work.control() == "stop"
         if stop or step % every == 0:
+            yield Saving(step=step)
             folder = work.run_dir / "checkpoints" / f"step-{step:08d}"
             with publishing(folder) as temporary:
                 (temporary / "state.json").write_text(json.dumps({"step": step}))
@@ -61,9 +65,18 @@ def train(work: Work) -> Iterator[Event]:
             yield finished("stopped", None, seed, step)
             return
     yield Evaluated(step=steps, eval_loss=fake_loss(seed, steps))
+    yield Saving(step=steps)
     with publishing(work.run_dir / "adapter") as temporary:
         (temporary / "passport.json").write_text("{}")
     yield finished("completed", str(work.run_dir / "adapter"), seed, steps)
+
+
+def alone(work: Work) -> None:
+    """Leave a mark if another living process works on the same run."""
+    mark = work.run_dir / "working"
+    if mark.exists() and Identity.parse(mark.read_text()).alive():
+        (work.run_dir / "OVERLAP").write_text(f"{mark.read_text()} and {me()}")
+    mark.write_text(str(me()))
 
 
 def finished(reason: str, adapter: str | None, seed: int, step: int) -> Finished:

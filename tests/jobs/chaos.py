@@ -1,0 +1,116 @@
+"""A queue of short runs while a controller kills its supervisor and its runners at random.
+
+`python -m tests.jobs.chaos --kills 1000 --jobs 120` runs the long storm by hand and prints its
+figures; `test_chaos.py` runs a short one.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from jobs.spawning import environment
+from jobs.store import JobStore
+from jobs.supervisor import living
+from studio.home import Home, open_home
+from studio.spec import RunSpec
+from tests.jobs.fake_runner import fake_loss
+
+STEPS, SAVE = 30, 5
+
+
+def storm(home: Home, *, kills: int, jobs: int, seed: int) -> dict[str, object]:
+    """Run it and return the figures; asserts that nothing was lost, doubled or torn."""
+    store, dice = JobStore(home), random.Random(seed)
+    ids = [store.submit(_spec(number)).id for number in range(jobs)]
+    begun, killed, child = time.monotonic(), Counter[str](), None
+    while not _all_done(store, jobs):
+        if child is None or child.poll() is not None:
+            child = _start(home)
+        time.sleep(dice.uniform(0.02, 0.5))
+        if killed.total() < kills:
+            _kill(store, home, dice, killed)
+    assert child is not None
+    child.terminate()
+    child.wait()
+    figures = _judge(store, ids) | {
+        "kills": killed.total(), **killed, "seconds": round(time.monotonic() - begun, 1),
+    }  # fmt: skip
+    store.close()
+    return figures
+
+
+def _spec(number: int) -> RunSpec:
+    return RunSpec.parse(
+        {"name": f"job {number}", "seed": number, "train": {"max_steps": STEPS, "save_steps": SAVE}}
+    )
+
+
+def _start(home: Home) -> "subprocess.Popen[bytes]":
+    script = str(Path(__file__).with_name("fake_supervisor.py"))
+    return subprocess.Popen(
+        [sys.executable, script, "--home", str(home.path), "--tries", "1000000"],
+        env=environment() | {"FAKE_PACE": "0.01"}, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def _kill(store: JobStore, home: Home, dice: random.Random, killed: "Counter[str]") -> None:
+    supervisor = living(home)
+    runners = [job.pid for job in store.list(["running", "stopping"]) if job.pid]
+    choice = dice.choices(["supervisor", "runner", "both"], [45, 45, 10])[0]
+    if choice != "runner" and supervisor is not None:
+        os.kill(supervisor.pid, signal.SIGKILL)
+        killed["supervisors"] += 1
+    if choice != "supervisor":
+        for pid in runners:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                killed["runners"] += 1
+            except ProcessLookupError:
+                continue
+
+
+def _all_done(store: JobStore, jobs: int) -> bool:
+    return store.counts().get("succeeded", 0) == jobs
+
+
+def _judge(store: JobStore, ids: list[int]) -> dict[str, object]:
+    resumed = redone = 0
+    for number, job in enumerate(ids):
+        events = [event["dst"] for event in store.events(job)]
+        assert events.count("succeeded") == 1, (job, events)
+        assert events.count("starting") == store.get(job).attempt
+        series = store.metrics([job], ["loss"])["data"]["loss"][str(job)]
+        assert series["y"] == [fake_loss(number, step) for step in range(1, STEPS + 1)]
+        assert not (store.home.run(job) / "OVERLAP").exists(), "two processes on one run"
+        attempts = store.attempts(job)
+        resumed += sum(1 for one in attempts if one["from_step"] > 0)
+        redone += len(attempts) - 1
+    left = [*store.home.runs.rglob(".tmp-*"), *store.home.runs.rglob(".old-*")]
+    left = [path for path in left if path.name != ".tmp-spec.yaml"]
+    assert left == [], left
+    with store.database.reading() as db:
+        assert db.conn.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    return {
+        "jobs": len(ids), "lost": 0, "doubled": 0, "corrupted": 0,
+        "attempts_more": redone, "resumed_from_checkpoint": resumed,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--jobs", type=int, default=120)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = open_home(folder)
+        print(json.dumps(storm(place, **vars(options))))
