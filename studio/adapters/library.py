@@ -1,7 +1,8 @@
 """The library of adapters: what is on disk, with each one's passport. Reads files, never tensors.
 
 An adapter lives in `adapters/<name>/` (imported, mixed) or in `runs/<id>/adapter/` (trained here).
-Its folder holds PEFT's two files; the passport beside them is ours and may be missing.
+Its folder holds PEFT's two files; the passport beside them is ours and may be missing. What full
+fine-tuning leaves is a whole model in the same place (`is_model`): chosen as a model, never stacked.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ class Adapter:
     parents: tuple[str, ...]
     passport: dict[str, Any]
 
+    @property
+    def is_model(self) -> bool:
+        """Whether this is a whole model, from full fine-tuning."""
+        return self.method == "full"
+
 
 def adapters(home: Home) -> list[Adapter]:
     """Return every adapter of the home, newest first; unreadable folders are left out."""
@@ -47,7 +53,7 @@ def adapters(home: Home) -> list[Adapter]:
     own = [("library", folder) for folder in home.adapters.iterdir() if folder.is_dir()]
     found = []
     for source, folder in [*runs, *own]:
-        if folder.name.startswith(".") or not (folder / CONFIG).is_file():
+        if folder.name.startswith(".") or not _holds_something(folder):
             continue
         try:
             found.append(describe(folder, source="run" if source == "run" else "library"))
@@ -62,11 +68,13 @@ def describe(folder: Path, *, source: Literal["run", "library", "folder"] = "fol
     Raises:
         AdapterError: The folder holds no readable adapter.
     """
-    config = _read(folder / CONFIG)
-    weights = next((folder / w for w in WEIGHTS if (folder / w).is_file()), None)
-    if weights is None:
-        raise AdapterError(_why_no_weights(folder))
     passport = _read(folder / PASSPORT) if (folder / PASSPORT).is_file() else {}
+    whole = _is_model(folder)
+    config = {} if whole else _read(folder / CONFIG)
+    names = [file.name for file in folder.glob("*.safetensors")] if whole else WEIGHTS
+    weights = [folder / name for name in names if (folder / name).is_file()]
+    if not weights:
+        raise AdapterError(_why_no_weights(folder))
     base = _part(passport, "base")
     trained_here = source == "run"
     default_name = folder.parent.name if trained_here else folder.name
@@ -82,7 +90,7 @@ def describe(folder: Path, *, source: Literal["run", "library", "folder"] = "fol
         ),
         base_fingerprint=str(base.get("fingerprint") or ""),
         method=_method_name(passport, config),
-        size_bytes=weights.stat().st_size,
+        size_bytes=sum(file.stat().st_size for file in weights),
         created=str(passport.get("created") or ""),
         ended=str(passport.get("ended") or ""),
         steps=int(passport.get("steps") or 0),
@@ -103,14 +111,13 @@ def resolve(home: Home, name_or_dir: str) -> Path:
         AdapterError: There is none; names the nearest.
     """
     folder = Path(name_or_dir).expanduser()
-    if (folder / CONFIG).is_file():
-        return folder.absolute()
-    if (folder / "adapter" / CONFIG).is_file():
-        return (folder / "adapter").absolute()
+    for place in (folder, folder / "adapter"):
+        if _holds_something(place):
+            return place.absolute()
     if folder.is_dir():
         raise AdapterError(f"{folder} is not an adapter: it has no {CONFIG}.")
     for place in (home.adapters / slug(name_or_dir), home.runs / slug(name_or_dir) / "adapter"):
-        if (place / CONFIG).is_file():
+        if _holds_something(place):
             return place
     known = adapters(home)
     for adapter in known:
@@ -120,6 +127,14 @@ def resolve(home: Home, name_or_dir: str) -> Path:
         f'There is no adapter "{name_or_dir}".{nearest(name_or_dir, [a.name for a in known])}'
         + ("" if known else " None has been trained or imported yet.")
     )
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and not (folder / CONFIG).is_file()
+
+
+def _holds_something(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() or (_is_model(folder) and (folder / PASSPORT).is_file())
 
 
 def _read(path: Path) -> dict[str, Any]:

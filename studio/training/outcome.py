@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.home import is_whole, publishing, sweep
+from studio.methods import Phase
 from studio.spec import RunSpec
 from studio.training.checkpoint import Progress
 from studio.training.events import Finished
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from studio.data.prepare import Prepared
     from studio.methods.layer import Backbone
     from studio.models.sources import ModelFacts
@@ -35,8 +38,10 @@ def publish_adapter(
     base: ModelFacts,
     prepared: Prepared,
     progress: Progress,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Path:
-    """Write `run_dir/adapter` whole: PEFT's two files and the passport."""
+    """Write `run_dir/adapter` whole: PEFT's two files (after full fine-tuning a model folder with
+    its tokenizer) and the passport."""
     target = run_dir / "adapter"
     passport = {
         "name": spec.name or run_dir.name,
@@ -59,6 +64,8 @@ def publish_adapter(
     }
     with publishing(target) as temporary:
         backbone.save(name, temporary, base=str(spec.model.path))
+        if spec.method.phase is Phase.WEIGHTS:
+            tokenizer.save_pretrained(temporary)
         (temporary / PASSPORT).write_text(json.dumps(passport, indent=1, ensure_ascii=False))
     return target
 

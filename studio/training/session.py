@@ -234,7 +234,12 @@ def open_session(spec: RunSpec, *, loaded: Loaded, prepared: Prepared) -> Sessio
     torch.set_num_threads(hardware.threads())
     keep_freed_memory()
     backbone = Backbone(loaded.model)
-    adapter = backbone.attach(NAME, spec.method, seed=spec.seed)
+    adapter = backbone.attach(
+        NAME,
+        spec.method,
+        seed=spec.seed,
+        tokenize=lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
+    )
     backbone.use([(NAME, 1.0)])
     parameters = backbone.train(NAME)
     if spec.train.gradient_checkpointing:

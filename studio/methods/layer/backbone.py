@@ -87,7 +87,13 @@ class Backbone:
         return self.add(name, *files.read(folder, self.anatomy))
 
     def save(self, name: str, folder: Path, *, base: str = "") -> None:
-        """Write an adapter as PEFT's two files into an existing folder."""
+        """Write an adapter as PEFT's two files into an existing folder.
+
+        Full fine-tuning has no adapter: the whole model is written.
+        """
+        if self.adapters[name].method.phase is Phase.WEIGHTS:
+            self.model.save_pretrained(folder)
+            return
         files.write(self.adapters[name], folder, self.anatomy, base=base)
 
     def detach(self, name: str) -> None:
