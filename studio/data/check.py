@@ -18,6 +18,8 @@ from studio.errors import DataError, StudioError
 from studio.home import Home
 from studio.spec import DataSource
 
+NEAR_ROWS = 500  # an import compares more: it has the time
+
 
 class Fault(BaseModel):
     """Why a file was refused."""
@@ -50,7 +52,7 @@ def check_file(
         if mapping:
             guess = Guess(mapping.checked(), "the mapping was given")
         assert guess is not None
-        survey = Survey(origin, guess)
+        survey = Survey(origin, guess, near_rows=NEAR_ROWS)
         for item in origin.rows():
             survey.see(item)
         return FileReport(file=shown, ok=True, **dict(survey.findings()))

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 MAX_LINES = 20
 SCRIPT_CHARS = 400
-LANGUAGE_ROWS = 2000
+LANGUAGE_ROWS = 500
 
 _SECRETS = re.compile(
     r"sk-[A-Za-z0-9_-]{20,}|AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{30,}|hf_[A-Za-z0-9]{30,}"
@@ -128,7 +128,7 @@ class Inspector:
 
     def _guess_language(self, text: str) -> None:
         words = text[:SCRIPT_CHARS].lower().split()
-        counts = {n: sum(w in common for w in words) for n, common in _LANGUAGES.items()}
+        counts = {name: len(common.intersection(words)) for name, common in _LANGUAGES.items()}
         best = max(counts, key=lambda name: counts[name])
         self.languages[best if counts[best] >= 2 else "unknown"] += 1
 

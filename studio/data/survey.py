@@ -20,7 +20,7 @@ from studio.data.report import ProblemLine, listed, why_nothing
 from studio.data.sources import Origin
 from studio.errors import DataError
 
-NEAR_ROWS = 10_000
+NEAR_ROWS = 20_000
 NEAR_CHARS = 2000
 MAX_PROBLEMS = 100_000
 
@@ -35,7 +35,7 @@ class RowCounts(BaseModel):
 
 
 class Findings(BaseModel):
-    """What a survey found; `near_duplicates` is None where the rows are too many to compare."""
+    """What a survey found; near duplicates are sought in the first `near_compared` rows."""
 
     model_config = ConfigDict(frozen=True)
     format: str = ""
@@ -49,6 +49,7 @@ class Findings(BaseModel):
     warnings: list[str] = []
     duplicates: int = 0
     near_duplicates: int | None = None
+    near_compared: int = 0
     empty_answers: int = 0
     suspicious: list[Suspicion] = []
     scripts: dict[str, float] = {}
@@ -60,7 +61,8 @@ class Findings(BaseModel):
 class Survey:
     """Give it every row and problem in order, then ask for the findings."""
 
-    def __init__(self, origin: Origin, guess: Guess) -> None:
+    def __init__(self, origin: Origin, guess: Guess, *, near_rows: int = NEAR_ROWS) -> None:
+        self._near_rows = near_rows
         self.origin, self.guess = origin, guess
         self.tally, self.inspector = Tally(limit=MAX_PROBLEMS), Inspector()
         self.read = self.kept = 0
@@ -91,7 +93,7 @@ class Survey:
         if self._plain:
             return
         self._hashes.append(content_hash(made))
-        if self.kept <= NEAR_ROWS:
+        if self.kept <= self._near_rows:
             self._texts.append(text[:NEAR_CHARS])
 
     def _texts_of(self, made: Conversation | Document) -> str:
@@ -115,9 +117,7 @@ class Survey:
         tally, origin = self.tally, self.origin
         if not self.kept:
             raise DataError(why_nothing(origin.name, self.read, tally.problems, tally.counts))
-        near = None
-        if self.kept <= NEAR_ROWS and not self._plain:
-            near = len(near_duplicates(self._texts))
+        near = None if self._plain else len(near_duplicates(self._texts))
         repeats = num_repeats(self._hashes)
         return Findings(
             format=self.guess.mapping.format,
@@ -131,6 +131,7 @@ class Survey:
             warnings=self._warnings(repeats, near),
             duplicates=repeats,
             near_duplicates=near,
+            near_compared=len(self._texts),
             empty_answers=tally.counts.get("empty_answer", 0),
             suspicious=self.inspector.suspicions(),
             scripts=self.inspector.script_shares(),
@@ -150,5 +151,6 @@ class Survey:
         if repeats:
             notes.append(f"{repeats:,} rows are exact duplicates of earlier ones.")
         if near and near > repeats:
-            notes.append(f"{near - repeats:,} more rows nearly repeat an earlier one.")
+            among = f" among the first {len(self._texts):,}" * (len(self._texts) < self.kept)
+            notes.append(f"{near - repeats:,} more rows{among} nearly repeat an earlier one.")
         return notes + [f"{found.text}." for found in self.inspector.suspicions()]

@@ -25,9 +25,9 @@ def test_ids_and_labels_are_those_of_the_loop(real, home, model, context, name):
     source = DataSource(path=str(real / "data" / name), validation_fraction=0)
 
     made = prepare(source, backend, context_length=context, seed=0, home=home)
-    shown = xray(source, backend, context_length=context, count=40, home=home)
+    shown = xray(source, backend, context_length=context, count=12, home=home)
 
-    assert len(shown) == 40
+    assert len(shown) == 12
     for row, example in zip(shown, made.train, strict=False):
         kept = [t for t in row.tokens if t.state != "truncated"]
         assert [t.id for t in kept] == example.input_ids.tolist()
