@@ -29,6 +29,7 @@ class BitFit(Method):
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "BITFIT"
     base_learning_rate: ClassVar[float] = 2e-3
+    largest_learning_rate: ClassVar[float] = 2e-2
     peft_fields: ClassVar[tuple[str, ...]] = ("create_missing",)
     needs_bias: ClassVar[bool] = True
 

@@ -30,6 +30,7 @@ class IA3(Method):
     phase: ClassVar[Phase] = Phase.GAIN
     peft_type: ClassVar[str] = "IA3"
     base_learning_rate: ClassVar[float] = 3e-3
+    largest_learning_rate: ClassVar[float] = 3e-2
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "fan_in_fan_out": (True, False), "init_ia3_weights": (True, False),
     }  # fmt: skip

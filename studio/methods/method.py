@@ -66,6 +66,8 @@ class Method(Record):
     """Whether folding needs a bias vector at every site; see `layer/merge.py`."""
     base_learning_rate: ClassVar[float] = 5e-4
     """Learning rate for a hidden size of 2000; `"auto"` scales it to the model at hand."""
+    largest_learning_rate: ClassVar[float] = 5e-3
+    """Where that scaling stops. Vectors bear larger steps than matrices."""
 
     @classmethod
     def manual(cls) -> str:

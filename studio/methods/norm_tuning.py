@@ -26,6 +26,7 @@ class NormTuning(Method):
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "LN_TUNING"
     base_learning_rate: ClassVar[float] = 2e-3
+    largest_learning_rate: ClassVar[float] = 2e-2
 
     name: Literal["norm_tuning"] = "norm_tuning"
 

@@ -30,7 +30,8 @@ class PrefixTuning(Method):
     paper: ClassVar[str] = "arXiv:2101.00190"
     phase: ClassVar[Phase] = Phase.KEYS_VALUES
     peft_type: ClassVar[str] = "PREFIX_TUNING"
-    base_learning_rate: ClassVar[float] = 2e-3
+    base_learning_rate: ClassVar[float] = 1e-2
+    largest_learning_rate: ClassVar[float] = 5e-2
     peft_fields: ClassVar[tuple[str, ...]] = ("num_virtual_tokens",)
 
     name: Literal["prefix_tuning"] = "prefix_tuning"

@@ -31,7 +31,8 @@ class PromptTuning(Method):
     paper: ClassVar[str] = "arXiv:2104.08691"
     phase: ClassVar[Phase] = Phase.PROMPT
     peft_type: ClassVar[str] = "PROMPT_TUNING"
-    base_learning_rate: ClassVar[float] = 5e-3
+    base_learning_rate: ClassVar[float] = 2e-2
+    largest_learning_rate: ClassVar[float] = 1e-1
     peft_fields: ClassVar[tuple[str, ...]] = ("num_virtual_tokens",)
 
     name: Literal["prompt_tuning"] = "prompt_tuning"

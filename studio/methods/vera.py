@@ -28,7 +28,8 @@ class Vera(Method):
     paper: ClassVar[str] = "arXiv:2310.11454"
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "VERA"
-    base_learning_rate: ClassVar[float] = 5e-3
+    base_learning_rate: ClassVar[float] = 4e-3
+    largest_learning_rate: ClassVar[float] = 3e-2
     peft_fields: ClassVar[tuple[str, ...]] = (
         "r",
         "projection_prng_key",

@@ -17,7 +17,6 @@ from studio.methods import Method
 from studio.spec import RunSpec, TrainArgs
 
 REFERENCE_WIDTH = 2000
-LARGEST_AUTO_RATE = 5e-3
 MOST_EVAL_ROWS = 1_000_000
 STABLE_SHARE = 0.8  # of the steps after warm-up, for warmup_stable_decay
 
@@ -126,7 +125,7 @@ def learning_rate(args: TrainArgs, method: Method, hidden_size: int) -> float:
 
 
 def lr_for(method: Method, hidden_size: int) -> float:
-    """Return the method's learning rate for a model's width, at most 5e-3.
+    """Return the method's learning rate for a model's width, at most the method's largest.
 
     `lr = base (2000 / D)^0.775`, fitted on Llama models of many sizes; below a width of about 100
     the fit has no data, hence the bound.
@@ -134,7 +133,7 @@ def lr_for(method: Method, hidden_size: int) -> float:
     Source: "LoRA Without Regret", Schulman and Thinking Machines Lab, 2025.
     """
     scaled = method.base_learning_rate * (REFERENCE_WIDTH / max(hidden_size, 1)) ** 0.775
-    return min(scaled, LARGEST_AUTO_RATE)
+    return min(scaled, method.largest_learning_rate)
 
 
 def lr_at(step: int, *, peak: float, total: int, warmup: int, scheduler: str) -> float:

@@ -141,9 +141,17 @@ def _method(config: dict[str, Any], hidden_size: int) -> Bottleneck:
 def _placement(inner: dict[str, Any]) -> str:
     if inner.get("is_parallel"):
         return "parallel"
-    if inner.get("mh_adapter") and inner.get("output_adapter") and not inner.get("original_ln_before"):
+    if (
+        inner.get("mh_adapter")
+        and inner.get("output_adapter")
+        and not inner.get("original_ln_before")
+    ):
         return "houlsby"
-    if inner.get("output_adapter") and not inner.get("mh_adapter") and inner.get("original_ln_before"):
+    if (
+        inner.get("output_adapter")
+        and not inner.get("mh_adapter")
+        and inner.get("original_ln_before")
+    ):
         return "pfeiffer"
     raise AdapterError(
         "This AdapterHub adapter sits in an unusual place (neither after both sub-layers, nor "
