@@ -1,0 +1,53 @@
+"""The README's tables come from the code; `python -m tests.test_readme` writes them."""
+
+import json
+from pathlib import Path
+
+from studio.methods import methods
+from studio.methods.layer.probe import CAPABILITIES
+from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def methods_table() -> str:
+    able = json.loads(CAPABILITIES.read_text())
+    names = list(next(iter(able.values())))
+    lines = [
+        "| method | name | paper | " + " | ".join(n.replace("_", " ") for n in names) + " |",
+        "|---|---|---|" + "---|" * len(names),
+    ]
+    for name, cls in methods().items():
+        marks = " | ".join("yes" if able[name][n] else "–" for n in names)
+        lines.append(f"| {cls.title} | `{name}` | {cls.paper} | {marks} |")
+    return "\n".join(lines)
+
+
+def spec_table() -> str:
+    parts = {"model": ModelSource, "data": DataSource, "train": TrainArgs}
+    lines = ["| field | default | meaning |", "|---|---|---|"]
+    for part, cls in parts.items():
+        for name, info in cls.model_fields.items():
+            default = json.dumps(info.default)
+            lines.append(f"| `{part}.{name}` | `{default}` | {info.description} |")
+    seed = RunSpec.model_fields["seed"]
+    lines.append(f"| `seed` | `{seed.default}` | {seed.description} |")
+    return "\n".join(lines)
+
+
+def with_tables(text: str) -> str:
+    for name, table in {"methods table": methods_table(), "spec table": spec_table()}.items():
+        start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        before, _, rest = text.partition(start)
+        after = rest.partition(end)[2]
+        text = f"{before}{start}\n{table}\n{end}{after}"
+    return text
+
+
+def test_the_tables_are_what_the_code_says():
+    text = README.read_text(encoding="utf-8")
+    assert text == with_tables(text), "run `python -m tests.test_readme` to write them again"
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
