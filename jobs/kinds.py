@@ -39,7 +39,21 @@ def train(work: Work) -> Iterator[Event]:
     return train_spec(spec, run_dir=work.run_dir, home=work.home, control=work.control)
 
 
-KINDS: dict[str, Kind] = {"train": train}
+def merge(work: Work) -> Iterator[Event]:
+    """Fold a stack of adapters into a model, with a certificate."""
+    from studio.adapters.requests import MergeRequest
+
+    return MergeRequest.parse(work.spec).perform(work.home)
+
+
+def mix(work: Work) -> Iterator[Event]:
+    """Mix several LoRAs into one."""
+    from studio.adapters.requests import MixRequest
+
+    return MixRequest.parse(work.spec).perform(work.home)
+
+
+KINDS: dict[str, Kind] = {"train": train, "merge": merge, "mix": mix}
 
 
 def named(kind: str) -> Kind:

@@ -131,7 +131,7 @@ def _read_method(value: Any) -> Any:
         return named(value)()
     if isinstance(value, dict):
         name = value.get("name", "lora")
-        return _validated(named(str(name)), value, "method")
+        return validated(named(str(name)), value, "method")
     return value
 
 
@@ -155,7 +155,7 @@ class RunSpec(Record):
         Raises:
             SpecError: Names every wrong field, the value got and the nearest known key.
         """
-        return _validated(cls, values, "")
+        return validated(cls, values)
 
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
@@ -239,7 +239,12 @@ def _number_or(value: Any) -> Any:
     return value
 
 
-def _validated(cls: type[T], values: dict[str, Any], prefix: str) -> T:
+def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
+    """Build a record from plain values.
+
+    Raises:
+        SpecError: Names every wrong field, the value got and the nearest known key.
+    """
     try:
         return cls.model_validate(values)
     except ValidationError as error:

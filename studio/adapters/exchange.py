@@ -69,6 +69,17 @@ def check_fit(folder: Path, model: ModelSource) -> None:
     Backbone(load(model, "cpu").model).load("candidate", folder)
 
 
+def as_format(text: str) -> Format:
+    """Check a format's name.
+
+    Raises:
+        AdapterError: There is none of that name.
+    """
+    if text == "peft" or text == "adapterhub":
+        return text
+    raise AdapterError(f'There is no format "{text}"; known: peft, adapterhub.')
+
+
 def export_adapter(
     home: Home, name: str, out: Path, *, form: Format = "peft", model: str = ""
 ) -> Path:

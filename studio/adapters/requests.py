@@ -1,0 +1,158 @@
+"""What a person can ask to be made of adapters: frozen requests, checked before they are queued.
+
+Each becomes a job; `perform` is the generator that the job runs. Torch loads only there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from studio.errors import AdapterError, InputError
+from studio.home import Home, slug
+from studio.knobs import Record, knob
+from studio.spec import ModelSource, validated
+from studio.training.events import Event, Finished, Loading
+
+
+class StackItem(Record):
+    """One adapter of a stack."""
+
+    name: str = knob("", "Name or folder of the adapter.", title="Adapter")
+    weight: float = knob(1.0, "Its strength; 0 leaves it out.", title="Weight", ge=-10, le=10)
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Read `NAME[:WEIGHT]`.
+
+        Raises:
+            AdapterError: The weight is no number.
+        """
+        name, colon, weight = text.rpartition(":")
+        if not colon or not name:
+            return cls(name=text)
+        try:
+            return cls(name=name, weight=float(weight))
+        except ValueError:
+            if Path(text).exists():
+                return cls(name=text)
+            raise AdapterError(
+                f'"{weight}" is no weight between -10 and 10; write NAME:0.5.'
+            ) from None
+
+
+class MergeRequest(Record):
+    """Fold a stack into a model of its own."""
+
+    name: str = knob("", "What to call the merged model.", title="Name", max_length=120)
+    model: ModelSource = ModelSource()
+    stack: tuple[StackItem, ...] = ()
+    out: str = knob("", "A folder; empty puts it among the home's models.", advanced=True)
+    device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values or raise one SpecError."""
+        return validated(cls, values)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it: adapters found, folders absolute.
+
+        Raises:
+            StudioError: An adapter or the model is missing, or the result exists already.
+        """
+        from studio.models.sources import facts
+
+        facts(self.model)
+        out = self.folder(home)
+        if out.exists():
+            raise InputError(f"{out} exists already; give the merged model another name.")
+        return self.model_copy(update={"stack": _found(self.stack, home), "out": str(out)})
+
+    def folder(self, home: Home) -> Path:
+        """Where the merged model goes."""
+        if self.out:
+            return Path(self.out).expanduser().absolute()
+        names = "-".join(Path(item.name).name for item in self.stack)
+        return home.models / slug(self.name or f"merged-{names}")
+
+    def perform(self, home: Home) -> Iterator[Event]:
+        """Merge, with a certificate."""
+        from studio.adapters.merge import merge
+
+        stack = [(Path(item.name), item.weight) for item in self.stack]
+        return merge(self.model, stack, self.folder(home), device=self.device)
+
+
+class MixRequest(Record):
+    """Mix several LoRAs into one new adapter of the library."""
+
+    name: str = knob("", "What to call the new adapter.", title="Name", max_length=120)
+    model: ModelSource = ModelSource()
+    stack: tuple[StackItem, ...] = ()
+    how: Literal["concatenate", "svd", "ties", "dare"] = knob(
+        "concatenate", "Exact weighted sum, its best rank-r approximation, TIES, or DARE.",
+        title="Way",
+    )  # fmt: skip
+    r: int = knob(16, "Rank of the result (not for concatenate).", title="Rank (r)", ge=1, le=1024)
+    density: float = knob(0.5, "Share kept by TIES and DARE.", title="Density", gt=0, le=1)
+    seed: int = knob(0, "For DARE.", ge=0, le=2**31 - 1, advanced=True)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values or raise one SpecError."""
+        return validated(cls, values)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it.
+
+        Raises:
+            StudioError: An adapter or the model is missing, or the name is empty or taken.
+        """
+        from studio.models.sources import facts
+
+        facts(self.model)
+        if not self.name.strip():
+            raise InputError("A mix needs a name for the new adapter (--name).")
+        if (home.adapters / slug(self.name)).exists():
+            raise AdapterError(f'There is already an adapter "{slug(self.name)}"; choose another.')
+        return self.model_copy(update={"stack": _found(self.stack, home)})
+
+    def perform(self, home: Home) -> Iterator[Event]:
+        """Load, mix, publish."""
+        import time
+
+        from studio.adapters.library import describe
+        from studio.adapters.mix import mix, publish_mix
+        from studio.methods.layer import Backbone
+        from studio.models.loading import load
+
+        started = time.monotonic()
+        yield Loading(text="Loading the base")
+        loaded = load(self.model, "cpu")
+        backbone = Backbone(loaded.model)
+        stack = []
+        for item in self.stack:
+            name = describe(Path(item.name)).name
+            backbone.load(name, Path(item.name))
+            stack.append((name, item.weight))
+        yield Loading(text="Mixing")
+        mixed = mix(
+            backbone, stack, "mix", how=self.how, r=self.r, density=self.density, seed=self.seed
+        )
+        folder = home.adapters / slug(self.name)
+        base = {"path": self.model.path, "fingerprint": loaded.facts.fingerprint}
+        publish_mix(backbone, "mix", folder, base=base, parents=stack, mixed=mixed, how=self.how)
+        yield Finished(
+            reason="completed", adapter=str(folder), first_loss=None, last_loss=None,
+            eval_loss=None, seconds=time.monotonic() - started,
+        )  # fmt: skip
+
+
+def _found(stack: tuple[StackItem, ...], home: Home) -> tuple[StackItem, ...]:
+    from studio.adapters.library import resolve
+
+    if not stack:
+        raise InputError("Name at least one adapter (--adapter NAME[:WEIGHT]).")
+    return tuple(item.model_copy(update={"name": str(resolve(home, item.name))}) for item in stack)
