@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from studio.adapters.library import Adapter, describe, resolve
-from studio.errors import AdapterError
+from studio.errors import AdapterError, nearest
 from studio.home import Home, publishing, slug
 from studio.spec import ModelSource
 
@@ -75,9 +75,10 @@ def as_format(text: str) -> Format:
     Raises:
         AdapterError: There is none of that name.
     """
-    if text == "peft" or text == "adapterhub":
-        return text
-    raise AdapterError(f'There is no format "{text}"; known: peft, adapterhub.')
+    known: dict[str, Format] = {"peft": "peft", "adapterhub": "adapterhub"}
+    if text not in known:
+        raise AdapterError(f'There is no format "{text}".{nearest(text, known)}')
+    return known[text]
 
 
 def export_adapter(

@@ -2,7 +2,7 @@
 
 An adapter lives in `adapters/<name>/` (imported, mixed) or in `runs/<id>/adapter/` (trained here).
 Its folder holds PEFT's two files; the passport beside them is ours and may be missing. What full
-fine-tuning leaves is a whole model in the same place (`is_model`): chosen as a model, never stacked.
+fine-tuning leaves is a whole model in the same place (`is_model`): a base to choose, not to stack.
 """
 
 from __future__ import annotations
