@@ -53,7 +53,14 @@ def mix(work: Work) -> Iterator[Event]:
     return MixRequest.parse(work.spec).perform(work.home)
 
 
-KINDS: dict[str, Kind] = {"train": train, "merge": merge, "mix": mix}
+def bakeoff(work: Work) -> Iterator[Event]:
+    """Measure the adapters of several runs beside each other."""
+    from studio.adapters.bakeoff import BakeoffRequest
+
+    return BakeoffRequest.parse(work.spec).perform(work.home, work.run_dir)
+
+
+KINDS: dict[str, Kind] = {"train": train, "merge": merge, "mix": mix, "bakeoff": bakeoff}
 
 
 def named(kind: str) -> Kind:

@@ -1,0 +1,98 @@
+"""The bake-off: the same data, budget and seed over several methods, and one table at the end.
+
+Each method is an ordinary run of one group; one more job measures their adapters beside each other.
+The table joins what the queue knows of each run with what was measured.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jobs.record import Job
+from jobs.store import JobStore
+from jobs.summary import summary
+from studio.adapters.bakeoff import REPORT, BakeoffRequest
+from studio.errors import QueueError
+from studio.methods import methods, named
+from studio.spec import RunSpec
+
+PROMPTS = ("What is the capital of France?", "What sound does a cow make?", "Tell me a story.")
+
+
+def submit(
+    store: JobStore, spec: RunSpec, chosen: Sequence[str], *, name: str,
+    prompts: Sequence[str] = PROMPTS,
+) -> list[Job]:  # fmt: skip
+    """Queue one run per method as the group `name`, and the job that measures them.
+
+    Raises:
+        QueueError: No name, no method, or the name is taken.
+    """
+    name = name.strip()
+    if not name:
+        raise QueueError("A bake-off needs a name: its runs are called after it.")
+    picked = list(dict.fromkeys(chosen or methods()))
+    specs = []
+    for method in picked:
+        named(method)
+        changes = {"name": f"{name} {method}", "method.name": method}
+        own = spec.method.name if spec.method.name == method else None
+        values = {"name": f"{name} {method}"} if own else changes
+        specs.append(spec.with_values(values))
+    if any(job.sweep == name for job in store.list(search=name)):
+        raise QueueError(f'There is already "{name}". Give the bake-off another name.')
+    runs = [store.submit(one, sweep=name) for one in specs]
+    request = BakeoffRequest(
+        name=f"{name} table", model=spec.model, runs=tuple(r.id for r in runs),
+        prompts=tuple(prompts),
+    )  # fmt: skip
+    return [*runs, store.submit(request.model_dump(mode="json"), kind="bakeoff", sweep=name)]
+
+
+def table(store: JobStore, name: str) -> list[dict[str, Any]]:
+    """Return one row per method, as far as it is known by now.
+
+    Raises:
+        QueueError: There is no such bake-off.
+    """
+    jobs = [job for job in store.list(search=name) if job.sweep == name]
+    if not jobs:
+        raise QueueError(f'There is no bake-off "{name}".')
+    measured: dict[int, dict[str, Any]] = {}
+    for job in jobs:
+        path = store.home.run(job.id) / REPORT
+        if job.kind == "bakeoff" and path.is_file():
+            rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+            measured = {row["run"]: row for row in rows}
+    runs = sorted((job for job in jobs if job.kind == "train"), key=lambda job: job.id)
+    return [_row(store, job, measured.get(job.id, {})) for job in runs]
+
+
+def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
+    facts = summary(job)
+    steps = max(1, job.step)
+    points = store.metrics([job.id], ["memory_bytes", "tokens_per_second"], bins=2000)["data"]
+    memory = _values(points, "memory_bytes", job.id)
+    return {
+        "run": job.id,
+        "method": job.spec["method"]["name"],
+        "state": job.state,
+        "error": job.error_text,
+        "trainable_parameters": job.result.get("trainable_parameters"),
+        "total_parameters": job.result.get("total_parameters"),
+        "peak_memory_bytes": max(memory) if memory else None,
+        "seconds_per_step": facts["seconds"] / steps if facts["seconds"] else None,
+        "first_loss": facts["first_loss"],
+        "last_loss": facts["last_loss"],
+        "eval_loss": facts["eval_loss"],
+        "size_bytes": measured.get("size_bytes"),
+        "live_ratio": measured.get("live_ratio"),
+        "merged_ratio": measured.get("merged_ratio"),
+        "answers": measured.get("answers", []),
+    }
+
+
+def _values(points: dict[str, Any], name: str, job_id: int) -> list[float]:
+    series = points.get(name, {})
+    own = series.get(job_id) or series.get(str(job_id)) or {}
+    return [value for value in own.get("y", []) if value is not None]
