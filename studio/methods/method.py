@@ -69,6 +69,8 @@ class Method(Record):
     largest_learning_rate: ClassVar[float] = 5e-3
     """Where that scaling stops. Vectors bear larger steps than matrices."""
 
+    name: str = ""
+
     @classmethod
     def manual(cls) -> str:
         """The class docstring: rule with shapes, paper, when to use it, what it costs."""
