@@ -99,7 +99,7 @@ def _pages(home: Home, store: Any) -> Any:
 
     with gr.Blocks(
         analytics_enabled=False,
-        title="Train · Adapter Studio",
+        title="Adapter Studio",
         fill_width=True,
         delete_cache=(3600, 86_400),
     ) as pages:

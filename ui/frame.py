@@ -22,14 +22,16 @@ PAGES: Sequence[tuple[str, str]] = (
 )
 
 BOOT = """(function(){
-var root=document.documentElement,key='studio.theme',dark=matchMedia('(prefers-color-scheme: dark)');
+var root=document.documentElement,key='studio.theme';
+var dark=matchMedia('(prefers-color-scheme: dark)');
 function read(){try{return localStorage.getItem(key)}catch(e){return null}}
 function apply(){var d=(read()||(dark.matches?'dark':'light'))==='dark';
 [root,document.body].forEach(function(n){if(n&&n.classList.contains('dark')!==d)
 n.classList.toggle('dark',d)})}
 window.studioTheme=function(next){try{localStorage.setItem(key,next)}catch(e){}apply();
 dispatchEvent(new Event('studio:theme'))};
-apply();dark.addEventListener('change',function(){apply();dispatchEvent(new Event('studio:theme'))});
+apply();dark.addEventListener('change',function(){apply();
+dispatchEvent(new Event('studio:theme'))});
 new MutationObserver(apply).observe(root,{attributes:true,attributeFilter:['class'],subtree:false});
 document.addEventListener('DOMContentLoaded',function(){apply();
 new MutationObserver(apply).observe(document.body,{attributes:true,attributeFilter:['class']})});
@@ -39,7 +41,8 @@ MARK = (
     '<svg viewBox="0 0 20 20" width="20" height="20" aria-hidden="true">'
     '<rect x="1" y="1" width="18" height="18" rx="5" fill="var(--s-accent-fill)"/>'
     '<path d="M5 14.5V5.5M15 14.5V5.5" stroke="#fff" stroke-width="1.6" stroke-linecap="round"/>'
-    '<path d="M5 7.5l10 5M5 12.5l10-5" stroke="#fff" stroke-opacity=".65" stroke-width="1.6"/></svg>'
+    '<path d="M5 7.5l10 5M5 12.5l10-5" stroke="#fff" stroke-opacity=".65" stroke-width="1.6"/>'
+    "</svg>"
 )
 FAVICON = MARK.replace("var(--s-accent-fill)", "#3350cf").replace(
     "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '
@@ -105,8 +108,14 @@ def document(html: str, path: str) -> str:
     """Return the document with our head and bar in it, and without gradio's social cards."""
     html = re.sub(r'\s*<meta\s+(?:property="og:|name="twitter:)[^>]*>', "", html)
     html = re.sub(r'\s*<link rel="manifest"[^>]*>', "", html)
-    html = html.replace("<head>", f"<head>{HEAD}", 1)
+    html = html.replace('control_page_title="true"', 'control_page_title="false"', 1)
+    html = html.replace("<head>", f"<head><title>{_title(path)}</title>{HEAD}", 1)
     return re.sub(r"(<body[^>]*>)", lambda match: match[1] + bar(path), html, count=1)
+
+
+def _title(path: str) -> str:
+    page = dict(PAGES).get("/" + path.strip("/"))
+    return f"{page} · Adapter Studio" if page else "Adapter Studio"
 
 
 def bar(path: str) -> str:

@@ -73,9 +73,10 @@ def routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.get("/metrics")
     def metrics(
-        runs: str, names: str = "loss", after: int = 0, bins: int = Query(600, ge=10, le=5000)
-    ) -> Response:
-        return _json(_metrics(store, runs, names, after, bins) or {})
+        runs: str, names: str = "loss", low: int = 0, high: int = 2**53,
+        bins: int = Query(1000, ge=10, le=5000),
+    ) -> Response:  # fmt: skip
+        return _json(_metrics(store, runs, names, 0, bins, window=(low, high)) or {})
 
     @router.get("/jobs/{job_id}")
     def one(job_id: int) -> dict[str, Any]:
@@ -156,13 +157,18 @@ class Listing:
 
 
 def _metrics(
-    store: JobStore, runs: str, names: str, after: int, bins: int
+    store: JobStore,
+    runs: str,
+    names: str,
+    after: int,
+    bins: int,
+    window: tuple[int, int] | None = None,
 ) -> dict[str, Any] | None:
     ids = [int(part) for part in runs.split(",") if part.isdigit()][:20]
     wanted = [name for name in names.split(",") if name in METRICS]
     if not ids or not wanted:
         return None
-    return store.metrics(ids, wanted, after_seq=after, bins=bins)
+    return store.metrics(ids, wanted, after_seq=after, bins=bins, window=window)
 
 
 def _detail(store: JobStore, home: Home, job_id: int, view: View) -> dict[str, Any]:

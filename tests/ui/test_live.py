@@ -140,3 +140,13 @@ def test_run_next_moves_a_job_to_the_front(page: TestClient, store: JobStore) ->
     ids = [store.submit(RunSpec()).id for _ in range(3)]
     page.post(f"/api/jobs/{ids[2]}/first", json={})
     assert [job.id for job in store.queue()] == [ids[2], ids[0], ids[1]]
+
+
+def test_a_zoomed_part_comes_at_full_detail(page: TestClient, store: JobStore) -> None:
+    job, claim = running(store)
+    store.claims.report(claim, points(1, 400))
+    asked = {"runs": str(job), "names": "loss", "bins": 10}
+    whole = page.get("/api/metrics", params=asked).json()["data"]["loss"][str(job)]
+    part = page.get("/api/metrics", params=asked | {"low": 101, "high": 110}).json()
+    assert len(whole["x"]) < 100
+    assert part["data"]["loss"][str(job)]["x"] == list(range(101, 111))

@@ -24,11 +24,12 @@ def config(page: str) -> dict:
     return json.loads(found[1])
 
 
-@pytest.mark.parametrize("path", [path for path, _ in PAGES])
+@pytest.mark.parametrize(("path", "name"), PAGES)
 def test_a_page_is_one_document_with_our_bar_and_no_held_connection(
-    studio: Served, path: str
+    studio: Served, path: str, name: str
 ) -> None:
     page = html(studio, path)
+    assert f"<title>{name} · Adapter Studio</title>" in page
     assert f'href="{path}" aria-current' in page
     assert 'data-testid="pulse"' in page
     settings = config(page)

@@ -29,13 +29,15 @@ export function logTicks(low, high) {
   return found;
 }
 
-/** Exponential moving average that starts unbiased and follows uneven steps. */
+/** Exponential moving average that starts unbiased and follows uneven steps; its unit is the usual
+ *  distance of two points, so that a thinned curve is smoothed like a whole one. */
 export function smooth(x, y, amount) {
   if (!amount) return y;
   const out = new Array(y.length);
+  const usual = Math.max(1, (x.at(-1) - x[0]) / Math.max(1, x.length - 1));
   let mean = 0, weight = 0;
   for (let i = 0; i < y.length; i++) {
-    const gap = i ? Math.max(1, x[i] - x[i - 1]) : 1;
+    const gap = i ? Math.max(0.25, (x[i] - x[i - 1]) / usual) : 1;
     const keep = amount ** Math.min(gap, 50);
     if (Number.isFinite(y[i])) {
       mean = mean * keep + y[i] * (1 - keep);
@@ -60,7 +62,8 @@ export function nearest(x, value) {
 /** [low, high] of the values that are visible, with a little air; null when there are none. */
 export function extent(lines, from, to, log) {
   let low = Infinity, high = -Infinity;
-  for (const { x, y } of lines) {
+  for (const { x, y: smoothed, raw } of lines) {
+    const y = raw ?? smoothed; // a spike must stay in sight, however smooth the line
     for (let i = 0; i < x.length; i++) {
       if (x[i] < from || x[i] > to || !Number.isFinite(y[i]) || (log && y[i] <= 0)) continue;
       if (y[i] < low) low = y[i];

@@ -12,6 +12,7 @@ export class Group {
     this.zoom = null;
     this.cursor = null;
     this.smoothing = 0;
+    this.fine = null; // {zoom, series}: the zoomed part at full detail, where it was thinned
     this.hues = new Map();
     this.names = new Map();
     this.charts = new Set();
@@ -24,6 +25,7 @@ export class Group {
 
   set(changes) {
     Object.assign(this, changes);
+    if ('zoom' in changes) this.onZoom?.(this.zoom);
     this.redraw();
   }
 }
@@ -33,7 +35,7 @@ export class Chart {
   constructor(group, options) {
     this.group = group;
     this.options = { format: number, ...options };
-    this.lines = new Map();
+    this.lines = new Map(); // run -> {x, y}, set by whoever feeds the group
     this.log = Boolean(options.log);
     this.element = this.build();
     this.pending = 0;
@@ -63,29 +65,44 @@ export class Chart {
       this.plot, this.table);
   }
 
-  /** Show these lines: Map(run -> {x, y}). */
-  update(lines) {
-    this.lines = lines;
-    this.redraw();
-  }
-
   redraw() {
     if (!this.pending) this.pending = requestAnimationFrame(() => this.draw());
   }
 
   shown() {
     const known = [...this.lines].filter(([run, l]) => l.x.length && this.group.hues.has(run));
-    return known.map(([run, { x, y }]) => {
+    return known.map(([run, line]) => {
+      const { x, y } = this.detailed(run, line);
       const smoothed = this.options.smooth === false ? y : smooth(x, y, this.group.smoothing);
       return { run, x, y: smoothed, raw: smoothed === y ? null : y };
     });
   }
 
-  domain(lines) {
+  /** The line with its zoomed part at full detail, followed by what came since. */
+  detailed(run, line) {
+    const { fine, zoom } = this.group;
+    const part = fine && fine.zoom === zoom && fine.series.get(this.options.name)?.get(run);
+    if (!part?.x.length) return line;
+    const [first, last] = [part.x[0], part.x.at(-1)];
+    const before = line.x.findIndex((step) => step >= first);
+    const after = line.x.findIndex((step) => step > last);
+    const join = (key) => [...line[key].slice(0, Math.max(0, before)), ...part[key],
+      ...(after < 0 ? [] : line[key].slice(after))];
+    return { x: join('x'), y: join('y') };
+  }
+
+  /** The steps that all charts of the group show, so that they stand one below the other. */
+  domain() {
     if (this.group.zoom) return this.group.zoom;
-    const first = Math.min(...lines.map((l) => l.x[0]));
-    const last = Math.max(...lines.map((l) => l.x.at(-1)));
-    if (first === last) return [Math.max(0, first - 1), last + 1];
+    let first = Infinity, last = -Infinity;
+    for (const chart of this.group.charts) {
+      for (const [run, { x }] of chart.lines) {
+        if (!x.length || !this.group.hues.has(run)) continue;
+        first = Math.min(first, x[0]);
+        last = Math.max(last, x.at(-1));
+      }
+    }
+    if (first >= last) return [Math.max(0, last - 1), last + 1];
     return [first < last * 0.1 ? 0 : first, last];
   }
 
@@ -103,7 +120,7 @@ export class Chart {
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
     const lines = this.shown();
-    const [from, to] = lines.length ? this.domain(lines) : [0, 1];
+    const [from, to] = lines.length ? this.domain() : [0, 1];
     const range = extent(lines, from, to, this.log);
     this.empty.hidden = Boolean(range);
     this.scale = null;

@@ -1,6 +1,6 @@
 // The five charts of a run and the strip above them; Train shows the first, Runs shows all.
 
-import { compact, count, number } from './dom.js';
+import { api, compact, count, number } from './dom.js';
 import { Chart, Group } from './chart.js';
 
 export const METRICS = [
@@ -17,9 +17,26 @@ export function board(names) {
   const group = new Group();
   const charts = METRICS.filter((m) => names.includes(m.name)).map((m) => new Chart(group, m));
   const update = (series) => {
-    for (const chart of charts) chart.update(series.get(chart.options.name) ?? new Map());
+    for (const chart of charts) chart.lines = series.get(chart.options.name) ?? new Map();
+    group.redraw();
   };
+  group.onZoom = (zoom) => refine(group, charts, zoom);
   return { group, charts, update };
+}
+
+const WHOLE = 1000; // shorter curves come whole
+
+/** Fetch the zoomed part again where the curve on screen is a thinned one. */
+async function refine(group, charts, zoom) {
+  const thinned = charts.some((chart) => [...chart.lines.values()].some((l) => l.x.length > WHOLE));
+  if (!zoom || !thinned) return;
+  const asked = new URLSearchParams({ runs: [...group.hues.keys()].join(), low: Math.floor(zoom[0]),
+    high: Math.ceil(zoom[1]), names: charts.map((chart) => chart.options.name).join() });
+  const answer = await api(`/api/metrics?${asked}`).catch(() => null);
+  if (!answer || group.zoom !== zoom) return;
+  const series = new Map(Object.entries(answer.data).map(([name, runs]) =>
+    [name, new Map(Object.entries(runs).map(([run, line]) => [Number(run), line]))]));
+  group.set({ fine: { zoom, series } });
 }
 
 /** 120 / 400 steps · 30 % */

@@ -57,8 +57,9 @@ export class Painter {
     pen.textAlign = 'center';
     pen.textBaseline = 'alphabetic';
     for (const mark of ticks(from, to, Math.max(2, Math.floor(width / 90)), true)) {
-      if (x(mark) > width - 8) continue;
-      pen.fillText(count(mark), x(mark), height - 5);
+      const words = count(mark);
+      const half = pen.measureText(words).width / 2;
+      pen.fillText(words, Math.min(x(mark), width - half - 2), height - 5);
     }
   }
 

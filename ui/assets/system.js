@@ -49,7 +49,7 @@ export class Machine extends HTMLElement {
       h('thead', {}, h('tr', {}, ['Process', 'State', 'Number', 'Since', 'CPU', 'Memory'].map((name) =>
         h('th', { scope: 'col' }, name)))),
       h('tbody', {}, rows.map((row) => h('tr', {}, h('td', { title: row.what }, row.role),
-        h('td', {}, badge(row.pid ? 'running' : 'queued', row.pid ? 'alive' : 'not running')),
+        h('td', {}, badge(row.pid ? 'succeeded' : 'queued', row.pid ? 'alive' : 'not running')),
         h('td', {}, row.pid ? String(row.pid) : '–'), h('td', {}, duration(row.seconds)),
         h('td', {}, row.cpu == null ? '–' : `${count(row.cpu)}\u202f%`),
         h('td', {}, row.pid ? bytes(row.bytes) : '–')))));

@@ -1,4 +1,7 @@
-"""Compare: lanes side by side, answering one prompt together. The page is one element of `assets/compare.js`."""
+"""Compare: lanes side by side, answering one prompt together.
+
+The page is one element of `assets/compare.js`.
+"""
 
 from ui.pages.element import bare, element
 

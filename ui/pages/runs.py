@@ -1,4 +1,7 @@
-"""Runs: the queue, live curves and everything about one run. The page is one element of `assets/runs.js`."""
+"""Runs: the queue, live curves and everything about one run.
+
+The page is one element of `assets/runs.js`.
+"""
 
 from ui.pages.element import bare, element
 

@@ -1,4 +1,7 @@
-"""System: devices, processes, the home folder. The page is one element of `assets/system.js`."""
+"""System: devices, processes, the home folder.
+
+The page is one element of `assets/system.js`.
+"""
 
 from ui.pages.element import bare, element
 

@@ -162,7 +162,9 @@ def _look(form: Form, values: Any) -> list[str]:
     try:
         spec = RunSpec.parse(form.read(values))
     except SpecError as error:
-        return [_notes({"error": error.text, "field": _field(form, values, error)})] + [gr.skip()] * 3
+        return [_notes({"error": error.text, "field": _field(form, values, error)})] + [
+            gr.skip()
+        ] * 3
     return [_notes(_preview(spec)), *_lines(spec)]
 
 

@@ -1,0 +1,119 @@
+"""The charts on a run that grows while one looks: zoom and hover stay, the table tells the same."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from jobs.claims import Claim
+from jobs.metrics import Progress
+from jobs.processes import me
+from jobs.store import JobStore
+from studio.home import open_home
+from studio.spec import RunSpec
+from tests.served import Served
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+
+class Growing:
+    """A run that this test writes by hand."""
+
+    def __init__(self, store: JobStore, name: str, device: str) -> None:
+        self.store = store
+        self.job = store.submit(RunSpec.parse({"name": name, "train": {"device": device}}))
+        claim = store.claims.claim(device, owner=me(), wanted=[device])
+        assert isinstance(claim, Claim) and claim.job == self.job.id
+        self.claim = claim
+        store.claims.register(claim, me())
+
+    def grow(self, first: int, last: int) -> None:
+        metrics = [("loss", step, 100.0 / step, 0.0) for step in range(first, last + 1)]
+        self.store.claims.report(self.claim, Progress(metrics=metrics, step=last, total_steps=9999))
+
+
+@pytest.fixture
+def run(studio: Served) -> Iterator[Growing]:
+    # A device of its own keeps the supervisor away from it.
+    store = JobStore(open_home(studio.home))
+    growing = Growing(store, "by hand", "cuda:7")
+    yield growing
+    store.claims.finish(growing.claim, "succeeded")
+    store.delete(growing.job.id)
+    store.close()
+
+
+def loss(page: Page):
+    return page.locator("[data-metric=loss]")
+
+
+def test_a_point_is_on_screen_within_a_second_and_zoom_stays(page: Page, run: Growing) -> None:
+    run.grow(1, 400)
+    page.goto(f"/runs?run={run.job.id}")
+    expect(loss(page)).to_have_attribute("data-points", "400")
+    box = loss(page).locator("canvas").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 200, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 500, box["y"] + 60, steps=4)
+    page.mouse.up()
+    reset = loss(page).get_by_role("button", name="reset zoom")
+    expect(reset).to_be_visible()
+    page.mouse.move(box["x"] + 300, box["y"] + 60)
+    hovered = loss(page).locator(".s-legend b").inner_text()
+    same_canvas = loss(page).locator("canvas").element_handle()
+    run.grow(401, 450)
+    page.wait_for_function(
+        "document.querySelector('[data-metric=loss]').dataset.points === '450'", timeout=3000
+    )
+    expect(reset).to_be_visible()
+    assert loss(page).locator(".s-legend b").inner_text() == hovered
+    assert page.evaluate("c => c.isConnected", same_canvas)
+    reset.click()
+    expect(reset).to_be_hidden()
+
+
+def test_the_table_and_the_keys_tell_what_the_curve_shows(page: Page, run: Growing) -> None:
+    run.grow(1, 50)
+    page.goto(f"/runs?run={run.job.id}")
+    expect(loss(page)).to_have_attribute("data-points", "50")
+    page.get_by_label("Smoothing").fill("0")
+    loss(page).get_by_role("button", name="table").click()
+    first = loss(page).locator("tbody tr").first
+    expect(first).to_have_text("502.000")  # step 50, 100 / 50
+    loss(page).get_by_role("button", name="table").click()
+    loss(page).locator("canvas").focus()
+    page.keyboard.press("Home")
+    expect(loss(page).locator(".s-legend b")).to_have_text("100.0")  # step 1
+    page.keyboard.press("End")
+    expect(loss(page).locator(".s-legend b")).to_have_text("2.000")
+    expect(loss(page).locator("canvas")).to_have_attribute("aria-label", "Training loss. by hand: "
+                                                           "2.000 at step 50")  # fmt: skip
+
+
+def test_many_runs_and_many_tabs(page: Page, run: Growing, studio: Served) -> None:
+    run.grow(1, 20)
+    address = f"/runs?run={run.job.id}"
+    tabs = [page.context.new_page() for _ in range(7)]
+    for tab in [page, *tabs]:
+        tab.goto(address)
+        expect(loss(tab)).to_have_attribute("data-points", "20")
+    run.grow(21, 25)
+    for tab in [page, *tabs]:
+        tab.bring_to_front()
+        expect(loss(tab)).to_have_attribute("data-points", "25")
+
+
+def test_a_search_and_a_filter_keep_the_choice(page: Page, run: Growing) -> None:
+    run.grow(1, 3)
+    page.goto(f"/runs?run={run.job.id}")
+    page.get_by_label("Search runs").fill("no such words")
+    expect(page.get_by_text("No run matches.")).to_be_visible()
+    page.get_by_label("Search runs").fill("by hand")
+    expect(page.get_by_test_id(f"run-{run.job.id}")).to_be_visible()
+    expect(page.get_by_role("heading", name="by hand")).to_be_visible()
+
+
+def test_an_empty_studio_tells_the_next_step(page: Page) -> None:
+    page.goto("/runs")
+    expect(page.get_by_role("link", name="Train the first adapter")).to_be_visible()
