@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from studio.methods.layer.fast import low_rank_linear, plain
+
+
+def make(
+    dtype: torch.dtype, *, transposed: bool, biased: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    weight = torch.randn((5, 7) if transposed else (7, 5))
+    return (
+        torch.randn(2, 3, 5).to(dtype).requires_grad_(),
+        weight.to(dtype),
+        torch.randn(7).to(dtype) if biased else None,
+        torch.randn(2, 5).requires_grad_(),
+        torch.randn(7, 2).requires_grad_(),
+    )
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_output_and_gradients_equal_the_plain_twin(transposed: bool, biased: bool) -> None:
+    results = []
+    for function in (plain, low_rank_linear):
+        x, weight, bias, a, b = make(torch.float32, transposed=transposed, biased=biased)
+        y = function(x, weight, bias, a, b, transposed=transposed)
+        y.pow(2).sum().backward()
+        results.append((y, x.grad, a.grad, b.grad))
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_gradients_equal_finite_differences() -> None:
+    torch.manual_seed(0)
+    x, a, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True)
+               for s in ((3, 4), (2, 4), (5, 2)))  # fmt: skip
+    weight = torch.randn(5, 4, dtype=torch.float64)
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: low_rank_linear(x, weight, None, a, b), (x, a, b)
+    )
+
+
+def test_low_precision_keeps_the_parameters_gradients_in_float32() -> None:
+    x, weight, bias, a, b = make(torch.bfloat16, transposed=False, biased=True)
+    y = low_rank_linear(x, weight, bias, a, b)
+    y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert a.grad is not None
+    assert a.grad.dtype == torch.float32
+    torch.testing.assert_close(y, plain(x, weight, bias, a, b), rtol=5e-2, atol=1e-1)
+
+
+def test_nothing_is_asked_of_an_input_below_the_first_trained_layer() -> None:
+    x, weight, bias, a, b = make(torch.float32, transposed=False, biased=False)
+    y = low_rank_linear(x.detach(), weight, bias, a, b)
+    y.sum().backward()
+    assert x.grad is None
+    assert a.grad is not None
