@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from jobs.adapter_cli import app as adapter_app
 from studio.errors import StudioError, nearest
 from studio.home import open_home
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Look at data before it trains anything.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.add_typer(adapter_app)
 
 HomeOption = Annotated[
     Path | None,
@@ -291,6 +293,10 @@ def doctor(home: HomeOption = None, as_json: JsonOption = False) -> int:
 )
 def bench(context: typer.Context) -> int:
     """Measure: startup, train, queue, chat."""
+    if context.args[:1] == ["queue"]:
+        from jobs.bench import bench_queue
+
+        return bench_queue(context.args[1:])
     from studio.bench.command import bench as run_bench
 
     return run_bench(context.args)

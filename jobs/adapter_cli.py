@@ -1,0 +1,134 @@
+"""The commands about adapters, for the door to mount: their options, and nothing else."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from studio.home import open_home
+
+app = typer.Typer()
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="The home folder; STUDIO_HOME when absent.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+FollowOption = Annotated[
+    bool, typer.Option("--follow/--detach", help="Wait for its end, or only queue it.")
+]
+ModelOption = Annotated[str, typer.Option(help="A folder, a hub id, or starter.")]
+QuantizationOption = Annotated[str, typer.Option(help="none, or nf4 for a 4-bit base.")]
+AdaptersOption = Annotated[
+    list[str],
+    typer.Option("--adapter", metavar="NAME[:WEIGHT]", help="In stack order; may be repeated."),
+]
+
+
+@app.command()
+def merge(
+    adapter: AdaptersOption,
+    model: ModelOption = "starter",
+    quantization: QuantizationOption = "none",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    out: Annotated[str, typer.Option(help="The new folder; in the home when empty.")] = "",
+    name: Annotated[str, typer.Option(help="What to call it.")] = "",
+    follow: FollowOption = True,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Fold adapters into a model of its own, with a certificate."""
+    from jobs import adapter_commands
+    from studio.spec import ModelSource, validated
+
+    source = validated(ModelSource, {"path": model, "quantization": quantization, "dtype": dtype})
+    return adapter_commands.merge(
+        open_home(home), model=source, adapters=adapter, out=out, name=name, follow=follow,
+        as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
+def mix(
+    name: Annotated[str, typer.Option(help="What to call the new adapter.")],
+    adapter: AdaptersOption,
+    model: ModelOption = "starter",
+    how: Annotated[str, typer.Option(help="concatenate, svd, ties, dare")] = "concatenate",
+    r: Annotated[int, typer.Option(help="Rank of the result (not for concatenate).")] = 16,
+    density: Annotated[float, typer.Option(help="Share kept by ties and dare.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="For dare.")] = 0,
+    follow: FollowOption = True,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Mix several LoRAs into one new adapter."""
+    from jobs import adapter_commands
+
+    values = {
+        "name": name, "model": {"path": model}, "how": how, "r": r, "density": density,
+        "seed": seed,
+    }  # fmt: skip
+    return adapter_commands.mix(
+        open_home(home), values, adapters=adapter, follow=follow, as_json=as_json
+    )
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(metavar="DIR", help="A folder or a hub id.")],
+    name: Annotated[str, typer.Option(help="What to call it.")] = "",
+    model: Annotated[str, typer.Option(help="Check it against this base.")] = "",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Copy a PEFT or AdapterHub adapter into the library."""
+    from jobs import adapter_commands
+
+    return adapter_commands.import_(
+        open_home(home), source, name=name, model=model, as_json=as_json
+    )
+
+
+@app.command()
+def export(
+    name: Annotated[str, typer.Argument(help="Name or folder of the adapter.")],
+    out: Annotated[str, typer.Option(help="The new folder.")],
+    form: Annotated[str, typer.Option("--format", help="peft or adapterhub")] = "peft",
+    model: Annotated[str, typer.Option(help="Its base, where the passport does not say.")] = "",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Write an adapter to a folder of its own."""
+    from jobs import adapter_commands
+
+    return adapter_commands.export(
+        open_home(home), name, out=out, form=form, model=model, as_json=as_json
+    )
+
+
+@app.command()
+def bakeoff(
+    name: Annotated[str, typer.Option(help="What to call it.")] = "bake-off",
+    model: ModelOption = "starter",
+    data: Annotated[str, typer.Option(help="A file, a folder, a hub id, or starter:<name>.")] = (
+        "starter:pirate"
+    ),
+    methods: Annotated[str, typer.Option(help="Comma-separated; all when empty.")] = "",
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="For every run.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Every adapter answers it; may be repeated.")
+    ] = None,
+    follow: FollowOption = True,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Train several methods on the same data and budget, and compare what they cost and learn."""
+    from jobs import adapter_commands
+
+    fields = {"model.path": model, "data.path": data}
+    chosen = [word.strip() for word in methods.split(",") if word.strip()]
+    return adapter_commands.bakeoff(
+        open_home(home), name, fields, assignments or [], methods=chosen, prompts=prompt or [],
+        follow=follow, as_json=as_json,
+    )  # fmt: skip
