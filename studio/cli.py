@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from jobs.adapter_cli import app as adapter_app
+from studio.data.commands import app as data_app
 from studio.errors import StudioError, nearest
 from studio.home import open_home
 
@@ -30,7 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(help="Look at data before it trains anything.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(adapter_app)
 
@@ -266,17 +266,6 @@ def methods(as_json: JsonOption = False) -> None:
 
 
 # -- data and machine ------------------------------------------------------------------------------
-
-
-@data_app.command("check")
-def data_check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...")],
-    as_json: JsonOption = False,
-) -> int:
-    """Say how each file would be read: format, rows kept and dropped, and why."""
-    from studio.listing import print_checks
-
-    return print_checks(files, as_json=as_json)
 
 
 @app.command()

@@ -1,14 +1,10 @@
-"""What the commands that only look print: methods, adapters, checks of data files."""
+"""What the commands that only look print: methods and adapters."""
 
-import inspect
 import json
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-from studio.errors import StudioError
 from studio.home import Home
-from studio.methods import methods
+from studio.methods import capabilities, methods
 
 
 def print_methods(*, as_json: bool) -> None:
@@ -34,7 +30,7 @@ def describe_method(name: str) -> dict[str, Any]:
         "title": method.title,
         "paper": method.paper,
         "summary": method.manual().split("\n\n")[0].replace("\n", " "),
-        "capabilities": _capabilities(method),
+        "capabilities": capabilities(name),
     }
 
 
@@ -60,50 +56,3 @@ def print_adapters(home: Home, *, as_json: bool) -> None:
         loss = "" if one["last_loss"] is None else f", loss {one['last_loss']:.4f}"
         ended = f", {one['ended']} after {one['steps']} steps" if one["ended"] else ""
         print(f"{one['name']}: {one['method']} on {one['base']}{ended}{loss}")
-
-
-def print_checks(files: Iterable[Path], *, as_json: bool) -> int:
-    """Print how each file would be read; 2 when one was refused."""
-    reports = [_checked(file) for file in files]
-    if as_json:
-        print(json.dumps(reports, ensure_ascii=False))
-    else:
-        for report in reports:
-            _print_check(report)
-    return 0 if all(report["ok"] for report in reports) else 2
-
-
-def _checked(file: Path) -> dict[str, Any]:
-    from studio.data.check import check_file
-
-    try:
-        return dict(check_file(file).model_dump(mode="json"))
-    except StudioError as error:
-        nothing = {"read": 0, "kept": 0, "dropped": 0}
-        return {
-            "file": str(file), "ok": False, "format": None, "rows": nothing, "problems": [],
-            "warnings": [], "error": error.as_dict(),
-        }  # fmt: skip
-
-
-def _print_check(report: dict[str, Any]) -> None:
-    rows = report["rows"]
-    if report["error"]:
-        print(f"{report['file']}: {report['error']['text']}")
-    else:
-        counted = f"{rows['read']} rows, {rows['kept']} kept, {rows['dropped']} dropped"
-        print(f"{report['file']}: {report['format']}, {counted}")
-    for problem in report["problems"][:20]:
-        print(f"  line {problem['line']}: {problem['text']}")
-    if len(report["problems"]) > 20:
-        print(f"  and {len(report['problems']) - 20} more")
-    for warning in report["warnings"]:
-        print(f"  note: {warning if isinstance(warning, str) else warning.get('text')}")
-
-
-def _capabilities(method: type[Any]) -> dict[str, bool]:
-    found = inspect.getattr_static(method, "capabilities", None)
-    if found is None:
-        return {}
-    value = method.capabilities
-    return {key: bool(flag) for key, flag in (value() if callable(value) else value).items()}

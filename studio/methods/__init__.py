@@ -4,13 +4,15 @@ Importing it needs no torch. The machinery that runs methods on a model is `stud
 """
 
 import importlib
+import json
 import pkgutil
 from functools import cache
+from pathlib import Path
 
 from studio.errors import MethodError, nearest
 from studio.methods.method import Method, Phase
 
-__all__ = ["Method", "Phase", "methods", "named"]
+__all__ = ["Method", "Phase", "capabilities", "methods", "named"]
 
 
 @cache
@@ -39,3 +41,10 @@ def named(name: str) -> type[Method]:
         raise MethodError(
             f'There is no method called "{name}".{nearest(name, methods())}'
         ) from None
+
+
+@cache
+def capabilities(name: str) -> dict[str, bool]:
+    """Return what a probe found this method able to do (`layer/probe.py`); empty if unprobed."""
+    table = json.loads((Path(__file__).parent / "capabilities.json").read_text(encoding="utf-8"))
+    return dict(table.get(name, {}))
