@@ -47,9 +47,9 @@ class ChatEngine:
     ) -> None:
         import torch
 
-        from studio.chat.head import quicken_head
+        from studio.chat.products import quicken_products
 
-        quicken_head(loaded.model)
+        quicken_products(loaded.model)
         self.loaded = loaded
         self.backbone = backbone
         self._template_for = template_for or self._chosen_template

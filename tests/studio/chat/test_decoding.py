@@ -5,6 +5,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from studio.chat.decoding import Batch
+from studio.chat.products import quicken_products
 from studio.methods.layer import Backbone
 from tests.studio.chat.tiny import VOCABULARY, make_model
 
@@ -100,3 +101,18 @@ def test_probe_logits_are_those_of_the_row_alone():
     with torch.no_grad():
         alone = model(torch.tensor([PROMPTS[1][:5]])).logits[0, -1]
     torch.testing.assert_close(probed[1], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 9])
+def test_quick_products_are_the_same_products(rows):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(16, 8192), torch.nn.Linear(8192, 16, bias=False))
+    x = torch.randn(rows, 1, 16)
+    expected = model(x)
+
+    quicken_products(model)
+
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected.detach(), atol=1e-5, rtol=1e-5)
+    assert model(x).requires_grad
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "1.weight"]
