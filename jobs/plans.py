@@ -36,13 +36,9 @@ def submit_sweep(
     chosen = sweeps.points(fields, mode=mode, count=count, seed=spec.seed)
     specs = sweeps.expand(spec, chosen, name=name.strip())
     with store.database.reading() as db:
-        taken = db.conn.execute(
-            "SELECT name FROM jobs WHERE name IN (SELECT value FROM json_each(?)) OR sweep = ?",
-            (json.dumps([one.name for one in specs]), name.strip()),
-        ).fetchone()
-    if taken:
-        raise QueueError(f'There is already "{taken[0]}". Give the sweep another name.')
-    return [store.submit(one, sweep=name.strip(), on_error=on_error) for one in specs]
+        if db.conn.execute("SELECT 1 FROM jobs WHERE sweep = ?", (name.strip(),)).fetchone():
+            raise QueueError(f'There is already a sweep "{name.strip()}". Choose another name.')
+    return store.submit_many(specs, sweep=name.strip(), on_error=on_error)
 
 
 def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]) -> Job:

@@ -71,26 +71,32 @@ class JobStore:
         Raises:
             QueueError: The name is taken.
         """
-        values = spec.model_dump(mode="json") if isinstance(spec, RunSpec) else dict(spec)
-        asked = str(values.get("name") or "").strip()
-        device = str((values.get("train") or {}).get("device") or "auto")
+        plan = {
+            "kind": kind, "parent": parent, "sweep": sweep, "on_error": on_error,
+            "retries": retries,
+        }  # fmt: skip
         with self.database.writing() as db:
-            taken = naming.taken(db, asked or naming.made_up(values, kind))
-            if asked in taken:
-                raise QueueError(
-                    f'There is already a job called "{asked}" (number {taken[asked]}). '
-                    "Choose another name, or leave it empty to get one made up."
-                )
-            values["name"] = asked or naming.first_free(naming.made_up(values, kind), taken)
-            row = {
-                "kind": kind, "name": values["name"], "spec": json.dumps(metrics.finite(values)),
-                "device": device, "parent": parent, "now": now(),
-                "sweep": sweep, "on_error": on_error, "retries": retries,
-            }  # fmt: skip
-            job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
-            for needed in needs:
-                db.conn.execute(_NEED, (job_id, _get(db, needed).id))
+            job_id = _insert(db, spec, plan, needs)
         return self.get(job_id)
+
+    def submit_many(
+        self,
+        specs: Iterable[RunSpec | dict[str, Any]],
+        *,
+        sweep: str | None = None,
+        on_error: str = "continue",
+    ) -> Jobs:
+        """Put several runs at the end of the queue, all of them or none.
+
+        Raises:
+            QueueError: One of the names is taken; nothing was queued.
+        """
+        plan = {
+            "kind": "train", "parent": None, "sweep": sweep, "on_error": on_error, "retries": 0,
+        }  # fmt: skip
+        with self.database.writing() as db:
+            ids = [_insert(db, spec, plan) for spec in specs]
+        return [self.get(job_id) for job_id in ids]
 
     # -- look ------------------------------------------------------------------------------------
 
@@ -325,6 +331,29 @@ class JobStore:
             else:
                 raise QueueError(_cannot(job, intent))
         return self.get(job.id)
+
+
+def _insert(
+    db: Tables, spec: RunSpec | dict[str, Any], plan: dict[str, Any], needs: Iterable[int] = ()
+) -> int:
+    values = spec.model_dump(mode="json") if isinstance(spec, RunSpec) else dict(spec)
+    asked = str(values.get("name") or "").strip()
+    made_up = naming.made_up(values, plan["kind"])
+    taken = naming.taken(db, asked or made_up)
+    if asked in taken:
+        raise QueueError(
+            f'There is already a job called "{asked}" (number {taken[asked]}). '
+            "Choose another name, or leave it empty to get one made up."
+        )
+    values["name"] = asked or naming.first_free(made_up, taken)
+    row = plan | {
+        "name": values["name"], "spec": json.dumps(metrics.finite(values)), "now": now(),
+        "device": str((values.get("train") or {}).get("device") or "auto"),
+    }  # fmt: skip
+    job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
+    for needed in needs:
+        db.conn.execute(_NEED, (job_id, _get(db, needed).id))
+    return job_id
 
 
 def _get(db: Tables, job_id: int | str) -> Job:

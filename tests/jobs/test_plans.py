@@ -62,9 +62,12 @@ def test_a_sweep_with_a_wrong_field_queues_nothing(store: JobStore) -> None:
     with pytest.raises(SpecError):
         plans.submit_sweep(store, a_spec(), {"method.r": [4, -1]}, name="bad")
     plans.submit_sweep(store, a_spec(), {"method.r": [4]}, name="ranks")
-    with pytest.raises(QueueError, match="another name"):
+    with pytest.raises(QueueError, match="Choose another name"):
         plans.submit_sweep(store, a_spec(), {"method.r": [4, 8]}, name="ranks")
-    assert len(store.list()) == 1
+    store.submit(a_spec(name="late r=8"))
+    with pytest.raises(QueueError, match="already a job"):
+        plans.submit_sweep(store, a_spec(), {"method.r": [4, 8]}, name="late")
+    assert len(store.list()) == 2, "all of a sweep or nothing"
 
 
 def test_a_sweep_can_stop_at_an_error(store: JobStore) -> None:
