@@ -50,7 +50,7 @@ class DataSource(Record):
     ] = knob("auto", "How rows are read; auto looks at the columns.", advanced=True)  # fmt: skip
     chat_template: Literal["auto", "chatml", "alpaca", "vicuna", "plain"] = knob(
         "auto",
-        "How a conversation becomes text; auto takes the model's own template, else chatml.",
+        "How a conversation becomes text; auto takes the model's own, else chatml or plain.",
         title="Chat template",
         advanced=True,
     )

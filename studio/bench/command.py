@@ -16,11 +16,41 @@ class _Parser(argparse.ArgumentParser):
 
 
 def bench(arguments: Sequence[str]) -> int:
-    """Run `studio bench startup|train`; returns the exit code."""
+    """Run `studio bench startup|data|chat|train`; returns the exit code."""
     options = _parser().parse_args(list(arguments))
     if options.what == "startup":
         return _startup(options)
+    if options.what == "data":
+        return _data(options)
+    if options.what == "chat":
+        return _chat(options)
     return _train(options)
+
+
+def _data(options: argparse.Namespace) -> int:
+    from studio.bench.data import bench_data
+
+    figures = bench_data(
+        file=options.file,
+        model=options.model,
+        template=options.chat_template,
+        megabytes=options.megabytes,
+    )
+    if options.json:
+        print(json.dumps(figures))
+        return 0
+    for figure in figures:
+        bar = f"  (bar {figure['bar']:g})" if figure["bar"] else ""
+        print(f"{figure['name']:<36} {figure['value']:>8.2f} {figure['unit']}{bar}")
+    return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from studio.bench.chat import measure, table
+
+    result = measure(shape=options.shape, new_tokens=options.tokens, rounds=options.rounds)
+    print(json.dumps(result) if options.json else table(result))
+    return 0
 
 
 def _startup(options: argparse.Namespace) -> int:
@@ -59,6 +89,17 @@ def _parser() -> argparse.ArgumentParser:
     start = kinds.add_parser("startup", help="page and first loss")
     start.add_argument("--rounds", type=int, default=3)
     start.add_argument("--json", action="store_true")
+    data = kinds.add_parser("data", help="check, tokenise and import")
+    data.add_argument("--file", default="", help="a jsonl file; made rows when absent")
+    data.add_argument("--model", default="starter", help="whose tokenizer")
+    data.add_argument("--chat-template", default="auto")
+    data.add_argument("--megabytes", type=int, default=32)
+    data.add_argument("--json", action="store_true")
+    chat = kinds.add_parser("chat", help="lanes together against generate and PEFT's switching")
+    chat.add_argument("--shape", default="llama-30m", choices=sorted(SHAPES))
+    chat.add_argument("--tokens", type=int, default=64)
+    chat.add_argument("--rounds", type=int, default=5)
+    chat.add_argument("--json", action="store_true")
     train = kinds.add_parser("train", help="real tokens per second against peers")
     shapes = ", ".join(SHAPES)
     train.add_argument("--model", default="llama-30m", help=f"a folder, or a shape: {shapes}")

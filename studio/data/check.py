@@ -10,9 +10,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from studio.data.mapping import Mapping
-from studio.data.prepare import guess_origin
 from studio.data.recognise import Guess
-from studio.data.sources import find
+from studio.data.sources import find, guess_origin
 from studio.data.survey import Findings, Survey
 from studio.errors import DataError, StudioError
 from studio.home import Home

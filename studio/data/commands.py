@@ -9,6 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
+from studio.data.printing import (
+    print_json,
+    printable,
+    say_snapshot,
+    short,
+    show_check,
+    show_progress,
+    show_xray,
+)
 from studio.errors import DataError, InputError, StudioError
 
 app = typer.Typer(
@@ -30,10 +39,10 @@ def check(
 
     reports = [check_file(file, home=_home(home, create=False)) for file in files]
     if as_json:
-        _print_json([report.model_dump(mode="json") for report in reports])
+        print_json([report.model_dump(mode="json") for report in reports])
     else:
         for report in reports:
-            _show_check(report)
+            show_check(report)
     if not all(report.ok for report in reports):
         raise typer.Exit(2)
 
@@ -55,11 +64,11 @@ def import_(
         from studio.spec import DataSource
 
         wanted = DataSource(path=source, subset=subset, split=split)
-        progress = None if as_json or not sys.stderr.isatty() else _progress
+        progress = None if as_json or not sys.stderr.isatty() else show_progress
         made = import_dataset(
             _home(home), wanted, name=name, mapping=_read_mapping(mapping), progress=progress
         )
-        _say_snapshot(made.snapshot.meta, as_json, already=made.already)
+        say_snapshot(made.snapshot.meta, as_json, already=made.already)
 
     _guarded(work, as_json)
 
@@ -93,9 +102,9 @@ def map_(
             from studio.data.curate import Remap, apply_step
 
             meta = apply_step(place, source, Remap(mapping=mapping)).meta
-            _say_snapshot(meta, as_json)
+            say_snapshot(meta, as_json)
         elif as_json:
-            _print_json({"mapping": mapping.model_dump(mode="json"), "rows": shown})
+            print_json({"mapping": mapping.model_dump(mode="json"), "rows": shown})
         else:
             typer.echo(json.dumps(mapping.model_dump(mode="json", exclude_defaults=True)))
             for row in shown:
@@ -142,10 +151,10 @@ def xray_(
             home=_home(home),
         )
         if as_json:
-            _print_json([one.model_dump(mode="json") for one in shown])
+            print_json([one.model_dump(mode="json") for one in shown])
         else:
             for one in shown:
-                _show_xray(one)
+                show_xray(one)
 
     _guarded(work, as_json)
 
@@ -215,7 +224,7 @@ def list_(as_json: AsJson = False, home: HomeDir = "") -> None:
 
         metas = [snapshot.meta for snapshot in snapshots(_home(home))]
         if as_json:
-            _print_json([_short(meta) for meta in metas])
+            print_json([short(meta) for meta in metas])
             return
         if not metas:
             typer.echo("No dataset is imported yet: studio data import FILE")
@@ -237,11 +246,12 @@ def export(
     """Write the rows of a dataset to a file."""
 
     def work() -> None:
-        from studio.data.snapshots import export_rows, open_snapshot
+        from studio.data.export import export_rows
+        from studio.data.snapshots import open_snapshot
 
         count = export_rows(open_snapshot(_home(home), name), target, part=part)
         if as_json:
-            _print_json({"file": str(target), "rows": count})
+            print_json({"file": str(target), "rows": count})
         else:
             typer.echo(f"{count:,} rows are in {target}.")
 
@@ -261,7 +271,7 @@ def delete(
 
         delete_snapshot(_home(home), name)
         if as_json:
-            _print_json({"deleted": name})
+            print_json({"deleted": name})
         else:
             typer.echo(f"{name} is deleted.")
 
@@ -272,7 +282,7 @@ def _apply(name: str, step: dict[str, Any], as_json: bool, home: str) -> None:
     def work() -> None:
         from studio.data.curate import apply_step, parse_step
 
-        _say_snapshot(apply_step(_home(home), name, parse_step(step)).meta, as_json)
+        say_snapshot(apply_step(_home(home), name, parse_step(step)).meta, as_json)
 
     _guarded(work, as_json)
 
@@ -282,9 +292,9 @@ def _guarded(work: Any, as_json: bool) -> None:
         work()
     except StudioError as error:
         if as_json:
-            _print_json({"error": error.as_dict()})
+            print_json({"error": error.as_dict()})
         else:
-            typer.echo(f"Error: {_printable(error.text)}", err=True)
+            typer.echo(f"Error: {printable(error.text)}", err=True)
         raise typer.Exit(error.exit_code) from None
 
 
@@ -324,74 +334,3 @@ def _read_mapping(path: str) -> Any:
     except (ValueError, AttributeError, ValidationError) as error:
         first = str(error).splitlines()[0][:120]
         raise DataError(f"The mapping file {path} is not a mapping: {first}.") from None
-
-
-def _short(meta: Any) -> dict[str, Any]:
-    keys = ("name", "hash", "created", "rows", "validation_rows", "reason")
-    return {key: getattr(meta, key) for key in keys} | {
-        "format": meta.mapping.format,
-        "mapping": meta.mapping.model_dump(mode="json"),
-        "original": meta.original.model_dump(mode="json"),
-        "parent": meta.parent.model_dump(mode="json") if meta.parent else None,
-        "step": meta.step,
-    }
-
-
-def _say_snapshot(meta: Any, as_json: bool, *, already: bool = False) -> None:
-    if as_json:
-        report = meta.findings.model_dump(mode="json")
-        _print_json(_short(meta) | {"already": already, "report": report})
-        return
-    kept = meta.findings.rows
-    known = "was imported before" if already else "is imported"
-    typer.echo(f'"{meta.name}" {known}: {kept.kept:,} of {kept.read:,} rows can be used, '
-               f"{meta.mapping.format} ({meta.reason}).")  # fmt: skip
-    for warning in meta.findings.warnings:
-        typer.echo(f"  {_printable(warning)}")
-
-
-def _show_check(report: Any) -> None:
-    name = _printable(report.file)
-    if report.error:
-        typer.echo(f"{name}: refused. {_printable(report.error.text)}", err=True)
-        return
-    rows = report.rows
-    typer.echo(f"{name}: {rows.kept:,} of {rows.read:,} rows can be used. {report.format}: "
-               f"{_printable(report.reason)}.")  # fmt: skip
-    for warning in report.warnings:
-        typer.echo(f"  {_printable(warning)}")
-    for problem in report.problems[:10]:
-        typer.echo(f"  line {problem.line:,}: {_printable(problem.text)}")
-    if len(report.problems) > 10:
-        typer.echo("  … all of them with --json")
-
-
-def _show_xray(row: Any) -> None:
-    typer.echo(f"row {row.row} (line {row.line}): {row.num_tokens} tokens, {row.num_trained} "
-               f"trained, {row.num_truncated} cut off")  # fmt: skip
-    if row.problem:
-        typer.echo(f"  dropped: {_printable(row.problem)}")
-        return
-    out, state = "", "masked"
-    marks = {"trained": ("[[", "]]"), "truncated": ("~~", "~~"), "masked": ("", "")}
-    for token in row.tokens:
-        if token.state != state:
-            out += marks[state][1] + marks[token.state][0]
-            state = token.state
-        out += _printable(token.text, keep_lines=True)
-    typer.echo(out + marks[state][1])
-
-
-def _printable(text: str, *, keep_lines: bool = False) -> str:
-    # A file may hold escape codes that would repaint the terminal.
-    return "".join(
-        c if c.isprintable() or (keep_lines and c in "\n\t") else f"\\x{ord(c):02x}" for c in text
-    )
-
-
-def _progress(share: float, text: str) -> None:
-    typer.echo(f"\r{share:5.0%}  {text:30}", nl=share >= 1.0, err=True)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=True, indent=1))

@@ -6,11 +6,11 @@ repaired by guessing. It knows columns and roles, not tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 from studio.data.mapping import Getter, Mapping, as_text, getter
+from studio.data.messages import message_of, parsed, tools_of
 from studio.data.records import Conversation, Document, Dropped, Message, Problem, Row
 
 Converter = Callable[[Row], Conversation | Document | Problem]
@@ -134,10 +134,10 @@ def _messages(mapping: Mapping) -> Callable[[Row], Conversation]:
     def make(row: Row) -> Conversation:
         turns = get(row.values)
         if isinstance(turns, str):
-            turns = _from_json(turns, name)
+            turns = parsed(turns, name)
         if not isinstance(turns, list):
             raise Dropped("type", f'"{name}" is no list of messages.')
-        tools = _tools(_quiet(tools_get, row.values)) if tools_get else None
+        tools = tools_of(_quiet(tools_get, row.values)) if tools_get else None
         system = _optional(system_get, row.values, "system")
         return _conversation(turns, mapping, row, system, tools)
 
@@ -156,7 +156,7 @@ def _conversation(
         if not role:
             got = str(turn.get("role", turn.get("from", "")))[:40]
             raise Dropped("roles", f'Message {index + 1} has the role "{got}", which is not known.')
-        message = _message(turn, role, index)
+        message = message_of(turn, role, index)
         if message["role"] == "assistant":
             last_answer = len(messages)
         messages.append(message)
@@ -167,85 +167,6 @@ def _conversation(
         last_answer += 1
     cut = last_answer + 1 < len(messages)
     return Conversation(messages[: last_answer + 1], tools, row.line, cut)
-
-
-def _message(turn: dict[str, Any], role: str, index: int) -> Message:
-    content = turn.get("content", turn.get("value", turn.get("text")))
-    text = content if type(content) is str else _content(content, index)
-    if text and ("\x00" in text or not text.isascii()):
-        as_text(text, f"message {index + 1}")
-    calls = turn.get("tool_calls") or None
-    if role == "call":
-        role, calls = "assistant", _calls(text)
-        if calls:
-            text = ""
-    message: Message = {"role": role, "content": text}
-    if role == "assistant":
-        if calls:
-            message["tool_calls"] = [_call(call, index) for call in _listed(calls)]
-        elif not text.strip():
-            raise Dropped("empty_answer", f"Message {index + 1} is an empty answer.")
-        thought = turn.get("reasoning_content")
-        if isinstance(thought, str) and thought.strip():
-            message["reasoning_content"] = as_text(thought, "reasoning_content")
-    elif role == "user" and not text.strip():
-        raise Dropped("empty_prompt", f"Message {index + 1} is an empty question.")
-    if role == "tool" and isinstance(turn.get("name"), str):
-        message["name"] = turn["name"]
-    return message
-
-
-def _content(content: Any, index: int) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, list):
-        texts = []
-        for part in content:
-            if isinstance(part, str):
-                texts.append(part)
-            elif isinstance(part, dict) and isinstance(part.get("text"), str):
-                texts.append(part["text"])
-            else:
-                kind = part.get("type", "?") if isinstance(part, dict) else type(part).__name__
-                raise Dropped("type", f'Message {index + 1} holds "{str(kind)[:30]}", not text.')
-        return "".join(texts)
-    if isinstance(content, dict):
-        return json.dumps(content, ensure_ascii=False)
-    return as_text(content, f"message {index + 1}")
-
-
-def _calls(text: str) -> list[Any] | None:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    calls = _listed(found)
-    fine = all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls)
-    return calls if calls and fine else None
-
-
-def _call(call: Any, index: int) -> dict[str, Any]:
-    inner = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-        raise Dropped("type", f"Message {index + 1} has a tool call without a name.")
-    arguments = inner.get("arguments", inner.get("parameters", {}))
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            pass  # templates take text as well
-    made = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
-    return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
-
-
-def _tools(value: Any) -> list[Any] | None:
-    if isinstance(value, str):
-        value = _from_json(value, "tools") if value.strip() else None
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise Dropped("type", '"tools" is no list of objects.')
-    return value
 
 
 def _history(value: Any) -> list[Message]:
@@ -281,17 +202,6 @@ def _role(turn: Any, mapping: Mapping) -> str:
     if known and not mapping.roles:
         return known
     return mapping.roles.get(name) or ROLES.get(name.strip().lower(), "")
-
-
-def _from_json(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise Dropped("json", f'"{name}" is text that is not valid JSON.') from None
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _system(text: str) -> list[Message]:

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from studio.data.check import check_file
 from studio.data.conversations import converter
 from studio.data.duplicates import content_hash
 from studio.data.mapping import Mapping, at_path
 from studio.data.near import near_duplicates
 from studio.data.recognise import Guess
 from studio.data.records import Conversation, Document, Problem, Row
+from studio.data.snapshot_writer import Part
 from studio.data.snapshots import (
     Meta,
     PageRow,
     Parent,
-    Part,
     Snapshot,
     free_name,
     open_snapshot,
@@ -150,27 +148,6 @@ def lineage(home: Home, name: str) -> list[Meta]:
             break  # another dataset has taken the name since
         found.append(meta)
     return found
-
-
-def overlap(home: Home, name: str, other: str | Path) -> int:
-    """Return how many rows of `other` (a file or dataset) are in a dataset, word for word."""
-    from studio.data.sources import find
-    from studio.spec import DataSource
-
-    report = check_file(other, home=home)
-    if report.error:
-        raise DataError(report.error.text)
-    mine = _hashes(
-        open_snapshot(home, name).origin().rows(), open_snapshot(home, name).meta.mapping
-    )
-    theirs = _hashes(find(DataSource(path=str(other)), home).rows(), report.mapping)
-    return len(mine & theirs)
-
-
-def _hashes(items: Iterator[Row | Problem], mapping: Mapping) -> set[int]:
-    convert = converter(mapping)
-    made = (convert(item) for item in items if isinstance(item, Row))
-    return {content_hash(row) for row in made if not isinstance(row, Problem)}
 
 
 def _keeper(parent: Snapshot, step: Filter | Deduplicate | Split | Drop | Remap) -> Keep:

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 
 class Cut(NamedTuple):
-    """A row within the limit; `kept` are the places of its tokens in the whole row."""
+    """A row within the limit; `kept` are its places in the whole row, None for all."""
 
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
     lost: Literal["nothing", "end", "start"]
-    kept: NDArray[np.int64]
+    kept: NDArray[np.int64] | None
 
 
 def fit(row: Encoded, *, limit: int, num_lead_tokens: int) -> Cut:
     """Cut one conversation to `limit` tokens by the rule above."""
     length = len(row.ids)
     if length <= limit:
-        return Cut(row.ids, row.trained, "nothing", np.arange(length))
+        return Cut(row.ids, row.trained, "nothing", None)
     summed = np.concatenate([[0], np.cumsum(row.trained)])
     enough = min(int(summed[-1]), limit // 2)
     if summed[limit] >= enough:

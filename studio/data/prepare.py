@@ -7,34 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from studio.data.conversations import Converter, converter
-from studio.data.cut import fit, windows
-from studio.data.duplicates import bytes_hash, num_repeats
 from studio.data.examples import Example, Examples, Tokens, TokenWriter
-from studio.data.mapping import Mapping
-from studio.data.recognise import SAMPLE_ROWS, Guess, recognise
-from studio.data.records import Conversation, Document, Problem, Row, Tally
-from studio.data.report import LOW_SHARE, Report, histogram, listed, why_nothing
-from studio.data.sources import Origin, find
-from studio.data.templates import Encoded, Template, choose
-from studio.errors import DataError
+from studio.data.report import Report
+from studio.data.sources import find
+from studio.data.split import MAX_VALIDATION, chosen
+from studio.data.templates import Template, choose
+from studio.data.tokenise import tokenised
 from studio.home import Home
 from studio.spec import DataSource
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-BATCH_ROWS = 256
-PIECE_CHARS = 1 << 16
-MAX_VALIDATION = 256
-MIN_ROWS_TO_SPLIT = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +35,6 @@ class Prepared:
     report: Report
     template: str
     data_hash: str
-
-
-@dataclass(slots=True)
-class _Counts:
-    read: int = 0
-    used: int = 0
-    truncated: int = 0
-    truncated_start: int = 0
-    truncated_tokens: int = 0
-    open_ended: int = 0
-    lengths: array[int] = field(default_factory=lambda: array("q"))
-    hashes: array[int] = field(default_factory=lambda: array("Q"))
-    tally: Tally = field(default_factory=Tally)
 
 
 def prepare(
@@ -86,36 +62,17 @@ def prepare(
     limit = max(2, min(source.max_length, context_length))
     data_hash = origin.content_hash()
     if home is None:
-        tokens, report = _tokenised(origin, source, template, limit, TokenWriter())
+        tokens, report = tokenised(origin, source, template, limit, TokenWriter())
     else:
         from studio.data.cache import cached
 
         key = _cache_key(data_hash, source, template, limit)
         tokens, report = cached(
-            home, key, lambda folder: _tokenised(origin, source, template, limit, _to(folder))
+            home, key, lambda folder: tokenised(origin, source, template, limit, _to(folder))
         )
     report = report.model_copy(update={"context_length": context_length})
-    chosen = _chosen(tokens, origin, source, seed)
-    return _split(tokens, report, source, tokenizer, seed, home, data_hash, context_length, chosen)
-
-
-def guess_origin(origin: Origin, source: DataSource, mapping: Mapping | None = None) -> Guess:
-    """Guess what the rows of an origin are from its first ones."""
-    sample: list[Row] = []
-    problems: list[Problem] = []
-    for item in origin.rows():
-        if isinstance(item, Row):
-            sample.append(item)
-        else:
-            problems.append(item)
-        if len(sample) >= SAMPLE_ROWS or len(problems) >= 100_000:
-            break
-    if not sample:
-        counts: dict[str, int] = {}
-        for problem in problems:
-            counts[problem.kind] = counts.get(problem.kind, 0) + 1
-        raise DataError(why_nothing(origin.name, len(problems), problems, counts))
-    return recognise(sample, wanted=source.format, plain=origin.plain)
+    held = chosen(tokens, origin, source, seed)
+    return _split(tokens, report, source, tokenizer, seed, home, data_hash, context_length, held)
 
 
 def _to(folder: Any) -> TokenWriter:
@@ -130,205 +87,6 @@ def _cache_key(data_hash: str, source: DataSource, template: Template, limit: in
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _tokenised(
-    origin: Origin, source: DataSource, template: Template, limit: int, writer: TokenWriter
-) -> tuple[Tokens, Report]:
-    guess = origin.guess if source.format == "auto" else None
-    guess = guess or guess_origin(origin, source)
-    counts = _Counts()
-    if origin.plain and guess.mapping.format == "text":
-        _write_text(origin, template, limit, writer, counts)
-    else:
-        convert = converter(guess.mapping)
-        rows = _converted(origin.rows(), convert, counts)
-        for batch in _batches(rows):
-            _write_batch(batch, source, template, limit, writer, counts)
-    tokens = writer.finish()
-    return tokens, _report(origin, guess, template, limit, tokens, counts)
-
-
-def _converted(
-    items: Iterator[Row | Problem], convert: Converter, counts: _Counts
-) -> Iterator[tuple[int, Conversation | Document]]:
-    for item in items:
-        counts.read += 1
-        made = convert(item) if isinstance(item, Row) else item
-        if isinstance(made, Problem):
-            counts.tally.add(made)
-        else:
-            yield counts.read, made
-
-
-def _batches(rows: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
-    batch: list[tuple[int, Any]] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) >= BATCH_ROWS:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _write_batch(
-    batch: list[tuple[int, Any]],
-    source: DataSource,
-    template: Template,
-    limit: int,
-    writer: TokenWriter,
-    counts: _Counts,
-) -> None:
-    encoded = template.encode_batch([row for _, row in batch], source.train_on)
-    for (number, row), item in zip(batch, encoded, strict=True):
-        if isinstance(item, Problem):
-            counts.tally.add(item)
-            continue
-        if not item.trained.any():
-            counts.tally.add(Problem(row.line, "no_answer", "No token of the row is trained."))
-            continue
-        counts.lengths.append(len(item.ids))
-        counts.used += 1
-        counts.hashes.append(bytes_hash(item.ids.tobytes()))
-        if isinstance(row, Document):
-            _write_document(item, template, limit, writer, number)
-            continue
-        counts.open_ended += row.open_ended
-        cut = fit(item, limit=limit, num_lead_tokens=template.num_lead_tokens(item.ids))
-        if cut.lost != "nothing":
-            counts.truncated += 1
-            counts.truncated_start += cut.lost == "start"
-            counts.truncated_tokens += len(item.ids) - len(cut.ids)
-        writer.add(cut.ids, cut.trained, number)
-
-
-def _write_document(
-    item: Encoded, template: Template, limit: int, writer: TokenWriter, number: int
-) -> None:
-    if len(item.ids) <= limit:
-        writer.add(item.ids, item.trained, number)
-        return
-    lead = np.array(template.backend.prefix, dtype=np.int32)
-    for piece in windows(item.ids[len(lead) :], limit=limit, lead=lead):
-        writer.add(piece.ids, piece.trained, number)
-
-
-def _write_text(
-    origin: Origin, template: Template, limit: int, writer: TokenWriter, counts: _Counts
-) -> None:
-    """A text file is one long text: lines are joined, the tokens cut into windows."""
-    lead = np.array(template.backend.prefix, dtype=np.int32)
-    body = max(1, limit - len(lead))
-    waiting, first = np.empty(0, np.int32), 1
-    for text, number in _pieces(origin.rows(), counts):
-        waiting = np.concatenate([waiting, template.encode_text(text)])
-        full = len(waiting) // body * body
-        for window in windows(waiting[:full], limit=limit, lead=lead):
-            writer.add(window.ids, window.trained, first)
-            counts.lengths.append(len(window.ids))
-        waiting, first = waiting[full:], number
-    rest = np.concatenate([waiting, template.eos_ids]).astype(np.int32)
-    for window in windows(rest, limit=limit, lead=lead):
-        writer.add(window.ids, window.trained, first)
-        counts.lengths.append(len(window.ids))
-
-
-def _pieces(items: Iterator[Row | Problem], counts: _Counts) -> Iterator[tuple[str, int]]:
-    lines: list[str] = []
-    size = 0
-    for item in items:
-        counts.read += 1
-        if isinstance(item, Problem):
-            counts.tally.add(item)
-            continue
-        counts.used += 1
-        lines.append(item.values["text"])
-        size += len(lines[-1]) + 1
-        if size >= PIECE_CHARS:
-            yield "\n".join(lines) + "\n", counts.read
-            lines, size = [], 0
-    if lines:
-        yield "\n".join(lines), counts.read
-
-
-def _report(
-    origin: Origin,
-    guess: Guess,
-    template: Template,
-    limit: int,
-    tokens: Tokens,
-    counts: _Counts,
-) -> Report:
-    tally = counts.tally
-    if not len(tokens):
-        raise DataError(why_nothing(origin.name, counts.read, tally.problems, tally.counts))
-    lengths = np.array(counts.lengths, dtype=np.int64)
-    num_trained = int(np.count_nonzero(tokens.trained))
-    if num_trained == 0:
-        raise DataError(f"Not one token of {origin.name} would be trained.")
-    is_text = guess.mapping.format == "text"
-    return Report(
-        name=origin.name,
-        read=counts.read,
-        kept=counts.used,
-        dropped=tally.total,
-        problems=listed(tally),
-        problem_counts=tally.counts,
-        format=guess.mapping.format,
-        reason=guess.reason,
-        mapping=guess.mapping.columns,
-        template="text" if is_text else template.name,
-        template_reason="plain text needs no template" if is_text else template.reason,
-        examples=len(tokens),
-        tokens=len(tokens.ids),
-        trained_tokens=num_trained,
-        trained_token_share=num_trained / len(tokens.ids),
-        truncated=counts.truncated,
-        truncated_start=counts.truncated_start,
-        truncated_tokens=counts.truncated_tokens,
-        limit=limit,
-        longest=int(lengths.max()),
-        length_histogram=histogram(lengths),
-        duplicates=num_repeats(counts.hashes),
-        empty_answers=tally.counts.get("empty_answer", 0),
-        open_ended=counts.open_ended,
-        warnings=_warnings(origin, guess, template, limit, num_trained / len(tokens.ids), counts),
-    )
-
-
-def _warnings(
-    origin: Origin, guess: Guess, template: Template, limit: int, share: float, counts: _Counts
-) -> list[str]:
-    notes = list(origin.notes)
-    if not guess.sure:
-        notes.append(f"The meaning of the columns was guessed: {guess.reason}.")
-    if counts.tally.total:
-        notes.append(f"{counts.tally.total:,} of {counts.read:,} rows were dropped.")
-    at_end = counts.truncated - counts.truncated_start
-    if at_end:
-        notes.append(f"{at_end:,} rows are longer than {limit:,} tokens and lost their end.")
-    if counts.truncated_start:
-        notes.append(
-            f"{counts.truncated_start:,} rows are longer than {limit:,} tokens and lost the "
-            "beginning of their prompt, so that the answer stays in."
-        )
-    if counts.open_ended:
-        notes.append(f"{counts.open_ended:,} rows end with a question; it was left out.")
-    if share < LOW_SHARE:
-        notes.append(f"Only {share:.1%} of the tokens are trained.")
-    if not template.end and guess.mapping.format != "text":
-        notes.append("The tokenizer has no end-of-turn token: answers will not learn to stop.")
-    return notes
-
-
-def row_hashes(tokens: Tokens) -> list[bytes]:
-    """Return a hash of the ids of every row."""
-    starts = tokens.starts
-    return [
-        hashlib.blake2b(tokens.ids[starts[i] : starts[i + 1]].tobytes(), digest_size=12).digest()
-        for i in range(len(tokens))
-    ]
-
-
 def _split(
     tokens: Tokens,
     report: Report,
@@ -338,7 +96,7 @@ def _split(
     home: Home | None,
     data_hash: str,
     context_length: int,
-    chosen: NDArray[np.bool_],
+    held: NDArray[np.bool_],
 ) -> Prepared:
     everything = np.arange(len(tokens))
     warnings = list(report.warnings)
@@ -346,12 +104,12 @@ def _split(
         other = source.model_copy(
             update={"path": source.validation_path, "validation_path": "", "validation_fraction": 0}
         )
-        held = prepare(other, tokenizer, context_length=context_length, seed=seed, home=home)
+        other_file = prepare(other, tokenizer, context_length=context_length, seed=seed, home=home)
         train: Sequence[Example] = Examples(tokens, everything)
-        validation: Sequence[Example] = held.train[:MAX_VALIDATION]
+        validation: Sequence[Example] = other_file.train[:MAX_VALIDATION]
     else:
-        train = Examples(tokens, everything[~chosen])
-        validation = Examples(tokens, everything[chosen])
+        train = Examples(tokens, everything[~held])
+        validation = Examples(tokens, everything[held])
     if source.validation_fraction and not len(validation):
         warnings.append("Too few rows to hold some out: there is no evaluation loss.")
     report = report.model_copy(
@@ -362,31 +120,3 @@ def _split(
         }
     )
     return Prepared(train, validation, report, report.template, data_hash)
-
-
-def _chosen(tokens: Tokens, origin: Origin, source: DataSource, seed: int) -> NDArray[np.bool_]:
-    # A split that was stored with the dataset goes before any other.
-    stored = origin.held_out()
-    if stored is not None:
-        return np.asarray(stored[tokens.rows - 1])
-    return held_out(tokens, source.validation_fraction, seed)
-
-
-def held_out(tokens: Tokens, fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Choose the held-out rows: seeded, at most 256, and equal rows always on the same side."""
-    count = len(tokens)
-    chosen = np.zeros(count, bool)
-    wanted = min(MAX_VALIDATION, max(1, round(fraction * count)))
-    if not fraction or count < MIN_ROWS_TO_SPLIT:
-        return chosen
-    groups: dict[bytes, list[int]] = {}
-    for index, digest in enumerate(row_hashes(tokens)):
-        groups.setdefault(digest, []).append(index)
-    members = list(groups.values())
-    for at in np.random.default_rng(seed).permutation(len(members)):
-        if int(chosen.sum()) + len(members[at]) > wanted:
-            continue
-        chosen[members[at]] = True
-        if int(chosen.sum()) >= wanted:
-            break
-    return chosen

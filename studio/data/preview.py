@@ -11,10 +11,9 @@ from pydantic import ValidationError
 
 from studio.data.conversations import converter
 from studio.data.mapping import PARTS, Mapping
-from studio.data.prepare import guess_origin
 from studio.data.recognise import Guess
 from studio.data.records import Document, Problem, Row
-from studio.data.sources import find
+from studio.data.sources import find, guess_origin
 from studio.errors import DataError, nearest
 from studio.home import Home
 from studio.spec import DataSource

@@ -8,12 +8,11 @@ written as they are read, so any size needs the same memory, and pages are read 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from studio.data.mapping import Mapping
 from studio.data.recognise import Guess
 from studio.data.records import Problem, Row
+from studio.data.snapshot_writer import ROWS, Part, RowWriter
 from studio.data.sources import Origin
 from studio.data.survey import Findings, Survey
 from studio.errors import DataError, nearest
@@ -30,10 +30,7 @@ from studio.home import Home, publishing, slug, sweep
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-GROUP_ROWS = 4096
-GROUP_BYTES = 8 << 20
-ROWS, META, PROBLEMS = "rows.parquet", "dataset.json", "problems.jsonl"
-Part = Literal["train", "validation"]
+META, PROBLEMS = "dataset.json", "problems.jsonl"
 
 
 class Original(BaseModel):
@@ -218,7 +215,7 @@ def write_snapshot(
     """
     sweep(home.datasets)
     with publishing(home.datasets / meta.name) as folder:
-        with _Writer(folder) as writer:
+        with RowWriter(folder) as writer:
             for item, part in items:
                 survey.see(item)
                 if isinstance(item, Row):
@@ -241,105 +238,3 @@ def write_snapshot(
         )
         (folder / META).write_text(done.model_dump_json(indent=1), encoding="utf-8")
     return open_snapshot(home, meta.name)
-
-
-class _Writer:
-    """Writes rows in groups of bounded size and hashes them on the way."""
-
-    def __init__(self, folder: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._schema = pa.schema(
-            [("line", pa.int64()), ("part", pa.string()), ("row", pa.large_string())]
-        )
-        self._file = pq.ParquetWriter(
-            folder / ROWS, self._schema, compression="zstd", use_dictionary=["part"]
-        )
-        self.hash = hashlib.sha256()
-        self.count = self.num_held_out = self.size = self._waiting_bytes = 0
-        self._lines: list[int] = []
-        self._parts: list[str] = []
-        self._rows: list[bytes] = []
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *failed: object) -> None:
-        if failed[0] is None:
-            self._flush()
-        self._file.close()
-
-    def add(self, row: Row, part: Part) -> None:
-        data = orjson.dumps(row.values, default=_plain, option=orjson.OPT_NON_STR_KEYS)
-        self.hash.update(b"%d %s " % (len(data), part.encode()))
-        self.hash.update(data)
-        self.count += 1
-        self.num_held_out += part == "validation"
-        self.size += len(data)
-        self._waiting_bytes += len(data)
-        self._lines.append(row.line)
-        self._parts.append(part)
-        self._rows.append(data)
-        if len(self._rows) >= GROUP_ROWS or self._waiting_bytes >= GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if not self._rows:
-            return
-        rows = pa.array(self._rows, pa.large_binary()).cast(pa.large_string())
-        columns = [pa.array(self._lines, pa.int64()), pa.array(self._parts, pa.string()), rows]
-        self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))
-        self._lines, self._parts, self._rows, self._waiting_bytes = [], [], [], 0
-
-
-def _plain(value: Any) -> Any:
-    # Parquet holds more kinds of values than JSON.
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, int):
-        return float(value)
-    return str(value)
-
-
-def export_rows(snapshot: Snapshot, target: Path, *, part: str = "") -> int:
-    """Write the rows as jsonl or csv (by the target's ending); returns how many.
-
-    Cells of a csv that a spreadsheet would run as a formula get an apostrophe in front.
-
-    Raises:
-        DataError: The ending is another one, or the file cannot be written.
-    """
-    import csv
-
-    rows = (row for row in snapshot.rows() if not part or row.part == part)
-    count = 0
-    try:
-        if target.suffix == ".jsonl":
-            with target.open("wb") as handle:
-                for row in rows:
-                    handle.write(orjson.dumps(row.values) + b"\n")
-                    count += 1
-        elif target.suffix == ".csv":
-            names: dict[str, None] = {}
-            for row in snapshot.rows():
-                names.update(dict.fromkeys(row.values))
-            with target.open("w", newline="", encoding="utf-8") as text:
-                writer = csv.writer(text)
-                writer.writerow([harmless(name) for name in names])
-                for row in rows:
-                    writer.writerow([harmless(row.values.get(name)) for name in names])
-                    count += 1
-        else:
-            raise DataError(f'Export to a name ending in .jsonl or .csv, not "{target.name}".')
-    except OSError as error:
-        raise DataError(f"{target} cannot be written ({error.strerror}).") from None
-    return count
-
-
-def harmless(value: Any) -> str:
-    """Return a cell that no spreadsheet takes for a formula."""
-    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from studio.data.files import ENDINGS, PACKED, look
 from studio.data.readers import read
-from studio.data.recognise import Guess
+from studio.data.recognise import SAMPLE_ROWS, Guess, recognise
 from studio.data.records import Problem, Row
+from studio.data.report import why_nothing
 from studio.errors import DataError, nearest
 from studio.home import Home
 from studio.spec import DataSource
@@ -162,3 +163,22 @@ def _imported(path: str, home: Home | None) -> Origin | None:
     from studio.data.snapshots import open_snapshot
 
     return open_snapshot(home, path).origin()
+
+
+def guess_origin(origin: Origin, source: DataSource) -> Guess:
+    """Guess what the rows of an origin are from its first ones."""
+    sample: list[Row] = []
+    problems: list[Problem] = []
+    for item in origin.rows():
+        if isinstance(item, Row):
+            sample.append(item)
+        else:
+            problems.append(item)
+        if len(sample) >= SAMPLE_ROWS or len(problems) >= 100_000:
+            break
+    if not sample:
+        counts: dict[str, int] = {}
+        for problem in problems:
+            counts[problem.kind] = counts.get(problem.kind, 0) + 1
+        raise DataError(why_nothing(origin.name, len(problems), problems, counts))
+    return recognise(sample, wanted=source.format, plain=origin.plain)

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict
 
 from studio.data.conversations import converter
 from studio.data.cut import fit
-from studio.data.prepare import guess_origin, prepare
+from studio.data.prepare import prepare
 from studio.data.records import Conversation, Document, Problem, Row
-from studio.data.sources import Origin, find
+from studio.data.sources import Origin, find, guess_origin
 from studio.data.templates import Encoded, Template, choose
 from studio.errors import DataError
 from studio.home import Home
@@ -153,7 +153,7 @@ def _row(
     if isinstance(encoded, Problem):
         return XRow(row=number, line=line, problem=encoded.text)
     if isinstance(made, Document):
-        kept = np.arange(len(encoded.ids))  # a long document becomes several windows
+        kept = None  # a long document becomes several windows, nothing is lost
     else:
         lead = template.num_lead_tokens(encoded.ids)
         kept = fit(encoded, limit=limit, num_lead_tokens=lead).kept
@@ -161,8 +161,9 @@ def _row(
 
 
 def _shown(number: int, line: int, encoded: Encoded, kept: Any, template: Template) -> XRow:
-    inside = np.zeros(len(encoded.ids), bool)
-    inside[kept] = True
+    inside = np.full(len(encoded.ids), kept is None)
+    if kept is not None:
+        inside[kept] = True
     ids = [int(i) for i in encoded.ids]
     states: list[State] = [
         "truncated" if not keep else "trained" if trained else "masked"
@@ -236,6 +237,5 @@ def _windows(
     for at in order[: len(rows) if rows else count]:
         example = made.train[at]
         encoded = Encoded(example.input_ids, example.labels >= 0)
-        kept = np.arange(len(example.input_ids))
-        shown.append(_shown(at + 1, example.row, encoded, kept, template))
+        shown.append(_shown(at + 1, example.row, encoded, None, template))
     return shown

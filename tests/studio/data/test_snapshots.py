@@ -13,13 +13,14 @@ from studio.data.curate import (
     Split,
     apply_step,
     lineage,
-    overlap,
     parse_step,
 )
+from studio.data.export import export_rows
 from studio.data.importing import import_dataset
 from studio.data.mapping import Mapping
+from studio.data.overlap import overlap
 from studio.data.prepare import prepare
-from studio.data.snapshots import delete_snapshot, export_rows, open_snapshot, snapshots
+from studio.data.snapshots import delete_snapshot, open_snapshot, snapshots
 from studio.errors import DataError
 from studio.home import is_whole
 from studio.spec import DataSource

@@ -1,0 +1,126 @@
+"""`studio bench data`: how fast rows are checked, tokenised, cached and imported, and in how much
+memory.
+
+The tokenizer's own time is measured on the very texts that preparation gives it, so the figures say
+what our part costs. The import runs in a process of its own, whose peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+IMPORT = """
+import json, resource, sys, time
+from studio.data.importing import import_dataset
+from studio.home import open_home
+from studio.spec import DataSource
+start = time.perf_counter()
+made = import_dataset(open_home(sys.argv[2]), DataSource(path=sys.argv[1]))
+print(json.dumps({
+    "seconds": time.perf_counter() - start,
+    "rows": made.snapshot.meta.rows,
+    "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+}))
+"""
+
+
+def bench_data(
+    *, file: str = "", model: str = "starter", template: str = "auto", megabytes: int = 32
+) -> list[dict[str, Any]]:
+    """Measure on a jsonl file, or on made conversations of `megabytes` MB."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the figures are per core
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(file) if file else _made(Path(folder) / "made.jsonl", megabytes)
+        size = path.stat().st_size / 1e6
+        checked = _check(path)
+        figures = [
+            {"name": "check", "value": size / checked, "unit": "MB/s", "bar": 20},
+            *_tokenise(path, model, template, Path(folder)),
+            *_import(path, Path(folder)),
+        ]
+    return figures
+
+
+def _made(path: Path, megabytes: int) -> Path:
+    # Words of many lengths, so that the tokenizer's own cache does not answer everything.
+    import random
+
+    rng = random.Random(0)
+    words = ["".join(rng.choices("aeioulnrstdmkp", k=rng.randint(1, 9))) for _ in range(20_000)]
+    written = 0
+    with path.open("w", encoding="utf-8") as handle:
+        while written < megabytes * 1_000_000:
+            ask, answer = (" ".join(rng.choices(words, k=rng.randint(8, 80))) for _ in range(2))
+            line = json.dumps({"question": f"{ask}?", "answer": f"{answer}."}) + "\n"
+            written += handle.write(line)
+    return path
+
+
+def _check(path: Path) -> float:
+    from studio.data.check import check_file
+
+    start = time.process_time()
+    check_file(path)
+    return time.process_time() - start
+
+
+def _tokenise(path: Path, model: str, template: str, folder: Path) -> list[dict[str, Any]]:
+    from studio.data.conversations import converter
+    from studio.data.prepare import prepare
+    from studio.data.records import Problem, Row
+    from studio.data.sources import find, guess_origin
+    from studio.data.templates import choose
+    from studio.data.templates.backend import backend_from_folder
+    from studio.home import open_home
+    from studio.models.sources import facts
+    from studio.spec import DataSource, ModelSource
+
+    backend = backend_from_folder(facts(ModelSource(path=model)).path)
+    source = DataSource(path=str(path), chat_template=template)
+    origin = find(source)
+    convert = converter(guess_origin(origin, source).mapping)
+    chosen = choose(backend, template)
+    rows = (convert(item) for item in origin.rows() if isinstance(item, Row))
+    texts = [chosen.text_of(row) for row in rows if not isinstance(row, Problem)]
+    start = time.process_time()
+    for at in range(0, len(texts), 256):
+        backend.core.encode_batch(texts[at : at + 256], add_special_tokens=False)
+    own = time.process_time() - start
+    home = open_home(folder / "home")
+    start = time.process_time()
+    prepare(source, backend, context_length=2048, seed=0)
+    whole = time.process_time() - start
+    prepare(source, backend, context_length=2048, seed=0, home=home)
+    start = time.perf_counter()
+    prepare(source, backend, context_length=2048, seed=0, home=home)
+    again = time.perf_counter() - start
+    size = path.stat().st_size / 1e6
+    return [
+        {"name": "tokenizer alone", "value": size / own, "unit": "MB/s", "bar": 0},
+        {"name": "prepare without it", "value": size / max(1e-9, whole - own), "unit": "MB/s",
+         "bar": 20},
+        {"name": "prepare over tokenizer", "value": whole / own, "unit": "times", "bar": 1.3},
+        {"name": "second launch", "value": again, "unit": "s", "bar": 0},
+    ]  # fmt: skip
+
+
+def _import(path: Path, folder: Path) -> list[dict[str, Any]]:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT, str(path), str(folder / "import-home")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = json.loads(done.stdout)
+    size = path.stat().st_size / 1e6
+    return [
+        {"name": "import", "value": size / told["seconds"], "unit": "MB/s", "bar": 0},
+        {"name": "import peak memory", "value": told["peak_bytes"] / 1e6, "unit": "MB", "bar": 600},
+    ]
