@@ -16,6 +16,7 @@ from studio.errors import ServeError, StudioError
 from studio.home import Home
 from ui.frame import FAVICON, Frame
 from ui.guard import LOOPBACK, App, Guard, Message, Receive, Scope, Send
+from ui.wake import import_gradio
 
 ASSETS = Path(__file__).parent / "assets"
 MAX_UPLOAD_BYTES = 2 * 1024**3
@@ -26,6 +27,7 @@ def build_app(home: Home) -> Guard:
     os.environ["GRADIO_TEMP_DIR"] = str(home.state / "uploads")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_MCP_SERVER"] = "False"
+    import_gradio()
     from fastapi import FastAPI, Response
     from fastapi.exceptions import RequestValidationError
     from fastapi.staticfiles import StaticFiles
