@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.adapter_cli import app as adapter_app
+from studio.cli_adapters import app as adapter_app
 from studio.data.commands import app as data_app
 from studio.errors import StudioError, nearest
 from studio.home import open_home

@@ -11,7 +11,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"studio": 0, "jobs": 1, "ui": 2}
 # The door of the house and the bench that times it whole: they call upstairs inside functions only.
-DOORS = {Path("studio/cli.py"), Path("studio/bench/startup.py")}
+DOORS = {
+    Path("studio/cli.py"),
+    Path("studio/cli_adapters.py"),
+    Path("studio/bench/startup.py"),
+}
 MOST_LINES = 320
 # Files that outgrew their room; a new one wants a second room instead.
 LONGER: dict[str, int] = {

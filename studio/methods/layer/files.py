@@ -152,6 +152,6 @@ def read_tensors(folder: Path, name: str) -> Params:
         raise AdapterError(f"{folder} has no {name}.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise AdapterError(f"{path} is broken or cut short ({error}).") from None

@@ -70,7 +70,9 @@ def test_train_evaluate_train_merge_equals_the_dequantised_reference(pair):
         logits.append(evaluate(backbone))
         merged.append(fold(backbone, (("a", 1.0),)).tensors)
     assert curves[0][-1] < curves[0][0]
-    torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(curves[0]), torch.tensor(curves[1]), atol=1e-4, rtol=1e-4
+    )
     torch.testing.assert_close(logits[0], logits[1], atol=2e-3, rtol=1e-3)
     for key, tensor in merged[1].items():
         torch.testing.assert_close(merged[0][key], tensor, atol=1e-4, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""The commands about adapters, for the door to mount: their options, and nothing else."""
+"""The door's commands about adapters: their options; the bodies are in `jobs`."""
 
 from pathlib import Path
 from typing import Annotated
