@@ -96,6 +96,10 @@ class Host:
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._forget()
 
+    def announce(self, port: int) -> None:
+        """Tell the queue's database that this process is there."""
+        self._thread.submit(self._leases.announce, f"http://127.0.0.1:{port}")
+
     def warm_up(self) -> None:
         """Import torch and transformers before the first question comes."""
         self._thread.submit(self._get_residents)
@@ -229,6 +233,7 @@ async def _serve(home: Home, listener: socket.socket, options: argparse.Namespac
     )
     server = uvicorn.Server(config)
     _publish(home, host, port)
+    host.announce(port)
     if not options.cold:
         host.warm_up()
     watchers = [

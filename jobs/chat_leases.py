@@ -27,6 +27,13 @@ class Leases:
         self._held: set[str] = set()
         self._threads = 0
 
+    def announce(self, url: str) -> None:
+        """Say that this process lives, so that pages show it and `studio stop` ends it."""
+        try:
+            self._open().announce("chat", url=url)
+        except StudioError as error:
+            logger.warning("the chat host is not announced: %s", error)
+
     def device(self, asked: str) -> str:
         """Return where models may be loaded now: a GPU that a job has is not for chat."""
         if asked != "auto":

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,7 @@ from jobs import chat_client
 from jobs.chat_host import Host, state_path
 from jobs.chat_outbox import Outbox
 from jobs.chat_server import batches
+from jobs.store import JobStore
 from studio.chat.lanes import Delta, parse_request
 from studio.errors import ChatError
 from studio.home import Home, open_home
@@ -134,6 +136,18 @@ def test_the_state_file_is_only_for_its_user(place):
     home, _ = place
 
     assert stat.S_IMODE(state_path(home).stat().st_mode) == 0o600
+
+
+def test_the_queue_knows_the_host_and_what_it_holds(place):
+    home, base = place
+    ask(home, lane(base))
+    with closing(JobStore(home)) as store:
+        row = next(row for row in store.processes() if row["role"] == "chat")
+        lease = until(store.leases)[0]
+
+    assert row["pid"] == lease["pid"] == chat_client.status(home)["pid"]
+    assert (lease["device"], lease["holder"]) == ("cpu", "chat")
+    assert lease["memory_bytes"] > 0
 
 
 @pytest.mark.parametrize(
