@@ -44,7 +44,7 @@ export class Painter {
     pen.fillStyle = css('--s-faint');
     pen.textAlign = 'right';
     pen.textBaseline = 'middle';
-    const rows = Math.max(3, Math.floor((height - 30) / 36));
+    const rows = Math.max(3, Math.floor((height - 30) / 24));
     const marks = this.chart.log ? logTicks(low, high) : ticks(low, high, rows);
     for (const mark of marks) {
       const at = Math.round(y(mark)) + 0.5;
