@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO, overload
 
 import numpy as np
 
+from studio.data.duplicates import bytes_hash
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -37,6 +39,7 @@ class Tokens:
     trained: NDArray[np.bool_]
     starts: NDArray[np.int64]
     rows: NDArray[np.int64]
+    hashes: NDArray[np.uint64]  # equal rows have equal ones
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -76,14 +79,17 @@ class TokenWriter:
         self.folder = folder
         self._ids: BinaryIO = (folder / "ids.i32").open("wb") if folder else io.BytesIO()
         self._trained: BinaryIO = (folder / "trained.u8").open("wb") if folder else io.BytesIO()
-        self._starts, self._rows = array("q", [0]), array("q")
+        self._starts, self._rows, self._hashes = array("q", [0]), array("q"), array("Q")
 
-    def add(self, ids: NDArray[np.int32], trained: NDArray[np.bool_], row: int) -> None:
-        """Append one row."""
-        self._ids.write(ids.tobytes())
+    def add(self, ids: NDArray[np.int32], trained: NDArray[np.bool_], row: int) -> int:
+        """Append one row; returns a hash of its ids."""
+        data = ids.tobytes()
+        self._hashes.append(bytes_hash(data))
+        self._ids.write(data)
         self._trained.write(trained.tobytes())
         self._starts.append(self._starts[-1] + len(ids))
         self._rows.append(row)
+        return self._hashes[-1]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -92,11 +98,13 @@ class TokenWriter:
         """Close the files (or take the memory) and return everything."""
         starts = np.array(self._starts, dtype=np.int64)
         rows = np.array(self._rows, dtype=np.int64)
+        hashes = np.array(self._hashes, dtype=np.uint64)
         if self.folder:
             self._ids.close()
             self._trained.close()
             starts.tofile(self.folder / "starts.i64")
             rows.tofile(self.folder / "rows.i64")
+            hashes.tofile(self.folder / "hashes.u64")
             return load_tokens(self.folder)
         assert isinstance(self._ids, io.BytesIO) and isinstance(self._trained, io.BytesIO)
         return Tokens(
@@ -104,6 +112,7 @@ class TokenWriter:
             np.frombuffer(self._trained.getbuffer(), dtype=np.bool_),
             starts,
             rows,
+            hashes,
         )
 
 
@@ -114,6 +123,7 @@ def load_tokens(folder: Path) -> Tokens:
         _mapped(folder / "trained.u8", np.bool_),
         np.fromfile(folder / "starts.i64", dtype=np.int64),
         np.fromfile(folder / "rows.i64", dtype=np.int64),
+        np.fromfile(folder / "hashes.u64", dtype=np.uint64),
     )
 
 

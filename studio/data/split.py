@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,27 +28,20 @@ def chosen(tokens: Tokens, origin: Origin, source: DataSource, seed: int) -> NDA
 def held_out(tokens: Tokens, fraction: float, seed: int) -> NDArray[np.bool_]:
     """Choose the held-out rows: seeded, at most 256, and equal rows always on the same side."""
     count = len(tokens)
-    chosen = np.zeros(count, bool)
-    wanted = min(MAX_VALIDATION, max(1, round(fraction * count)))
+    held = np.zeros(count, bool)
     if not fraction or count < MIN_ROWS_TO_SPLIT:
-        return chosen
-    groups: dict[bytes, list[int]] = {}
-    for index, digest in enumerate(row_hashes(tokens)):
-        groups.setdefault(digest, []).append(index)
-    members = list(groups.values())
-    for at in np.random.default_rng(seed).permutation(len(members)):
-        if int(chosen.sum()) + len(members[at]) > wanted:
-            continue
-        chosen[members[at]] = True
-        if int(chosen.sum()) >= wanted:
+        return held
+    wanted = min(MAX_VALIDATION, max(1, round(fraction * count)))
+    _, first, group, sizes = np.unique(
+        tokens.hashes, return_index=True, return_inverse=True, return_counts=True
+    )
+    # Groups in the order of their first rows: which rows are drawn does not hang on the hashes.
+    order = np.argsort(first)
+    taken, chosen_groups = 0, []
+    for at in order[np.random.default_rng(seed).permutation(len(order))]:
+        if taken + sizes[at] <= wanted:
+            taken += int(sizes[at])
+            chosen_groups.append(at)
+        if taken >= wanted:
             break
-    return chosen
-
-
-def row_hashes(tokens: Tokens) -> list[bytes]:
-    """Return a hash of the ids of every row."""
-    starts = tokens.starts
-    return [
-        hashlib.blake2b(tokens.ids[starts[i] : starts[i + 1]].tobytes(), digest_size=12).digest()
-        for i in range(len(tokens))
-    ]
+    return np.isin(group, chosen_groups)

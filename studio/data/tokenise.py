@@ -98,13 +98,13 @@ def _write_batch(
         if isinstance(item, Problem):
             counts.tally.add(item)
             continue
-        if not item.trained.any():
+        if not item.trained[1:].any():  # the first token is never predicted
             counts.tally.add(Problem(row.line, "no_answer", "No token of the row is trained."))
             continue
         counts.lengths.append(len(item.ids))
         counts.used += 1
-        counts.hashes.append(bytes_hash(item.ids.tobytes()))
         if isinstance(row, Document):
+            counts.hashes.append(bytes_hash(item.ids.tobytes()))
             _write_document(item, template, limit, writer, number)
             continue
         counts.open_ended += row.open_ended
@@ -113,7 +113,10 @@ def _write_batch(
             counts.truncated += 1
             counts.truncated_start += cut.lost == "start"
             counts.truncated_tokens += len(item.ids) - len(cut.ids)
-        writer.add(cut.ids, cut.trained, number)
+            counts.hashes.append(bytes_hash(item.ids.tobytes()))
+            writer.add(cut.ids, cut.trained, number)
+        else:
+            counts.hashes.append(writer.add(cut.ids, cut.trained, number))
 
 
 def _write_document(

@@ -126,11 +126,6 @@ class Template:
             out.append(self._encoded(row, laid, next(encodings), train_on))
         return out
 
-    def text_of(self, row: Conversation | Document) -> str:
-        """Return a row as the text that is tokenised; "" for one that the template refuses."""
-        laid = self._laid_out(row)
-        return "" if isinstance(laid, Problem) else laid.text
-
     def _laid_out(self, row: Conversation | Document) -> Rendered | Problem:
         if isinstance(row, Document):
             return Rendered(self._guard(row.text), [])

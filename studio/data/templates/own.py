@@ -61,10 +61,7 @@ class OwnLayout:
             TemplateRefused: The template raised on it.
         """
         adapted, tools = self._adapted(messages, tools)
-        if self._marked_by_author:
-            text, spans = self._by_generation(adapted, tools)
-        else:
-            text, spans = self._by_marks(adapted, tools)
+        text, spans = self._located(adapted, tools)
         if self._appended and messages[-1]["role"] == "assistant" and spans:
             text = text[: spans[-1][1]] + self._appended
             spans[-1] = (spans[-1][0], len(text))
@@ -138,32 +135,43 @@ class OwnLayout:
                 adapted.append({key: guard.deep(value) for key, value in message.items()})
         return adapted, guard.deep(tools) if tools else None
 
-    def _by_generation(
-        self, messages: list[Message], tools: list[Any] | None
-    ) -> tuple[str, list[tuple[int, int]]]:
-        text, marks = _unmarked(self._render(messages, tools, cue=False))
-        starts = [at for mark, at in marks if mark == GENERATION_START]
-        ends = [at for mark, at in marks if mark != GENERATION_START]
-        spans = []
-        for start, end in zip(starts, ends, strict=True):
-            if self.end and text.startswith(self.end, end):
-                end += len(self.end)
-            spans.append((start, end))
-        return text, spans
-
-    def _by_marks(
+    def _located(
         self, messages: list[Message], tools: list[Any] | None
     ) -> tuple[str, list[tuple[int, int]]]:
         key = None if tools else self._frames.key(messages)
         frame = self._frames.get(key) if key else None
         if frame and not frame.due():
             return frame.fill(messages)
-        plain = self._render(messages, tools, cue=False)
+        plain, generated = _unmarked(self._render(messages, tools, cue=False))
         if frame:
             filled = frame.fill(messages)
             if filled[0] == plain:
                 return filled
-            self._frames.trusted = False
+            self._frames.trusted, key = False, None
+        data = self._data_places(messages, tools, plain)
+        spans: list[tuple[int, int]] | None
+        if self._marked_by_author:
+            spans = self._generation_spans(plain, generated)
+        else:
+            spans = None if data is None else self._around(plain, messages, data)
+        if spans is None:
+            return plain, self._by_prefixes(plain, messages, tools)
+        if key and data is not None:
+            self._frames.learn(key, plain, list(data.values()), spans)
+        return plain, spans
+
+    def _generation_spans(self, text: str, marks: list[tuple[str, int]]) -> list[tuple[int, int]]:
+        starts = [at for mark, at in marks if mark == GENERATION_START]
+        ends = [at for mark, at in marks if mark != GENERATION_START]
+        return [
+            (start, end + len(self.end) * (bool(self.end) and text.startswith(self.end, end)))
+            for start, end in zip(starts, ends, strict=True)
+        ]
+
+    def _data_places(
+        self, messages: list[Message], tools: list[Any] | None, plain: str
+    ) -> dict[int, tuple[int, int]] | None:
+        """Return where each message's content stands; None where marks change the text."""
         marked: list[Message] = []
         places: list[int] = []
         for index, message in enumerate(messages):
@@ -176,15 +184,11 @@ class OwnLayout:
         try:
             text, marks = _unmarked(self._render(marked, tools, cue=False))
         except TemplateRefused:
-            text, marks = "", []
-        if text == plain and _in_order(marks, len(places)):
-            data = {index: (marks[2 * i][1], marks[2 * i + 1][1]) for i, index in enumerate(places)}
-            spans = self._around(text, messages, data)
-            if spans is not None:
-                if key:
-                    self._frames.learn(key, text, list(data.values()), spans)
-                return text, spans
-        return plain, self._by_prefixes(plain, messages, tools)
+            return None
+        marks = [(mark, at) for mark, at in marks if mark in (DATA_START, DATA_END)]
+        if text != plain or not _in_order(marks, len(places)):
+            return None
+        return {index: (marks[2 * i][1], marks[2 * i + 1][1]) for i, index in enumerate(places)}
 
     def _around(
         self, text: str, messages: list[Message], data: dict[int, tuple[int, int]]
