@@ -9,7 +9,7 @@ same sentence. It knows fields and components, not pages.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -167,7 +167,7 @@ def _component(knob: Knob) -> Any:
     if knob.kind == "open_choice":
         return gr.Dropdown(list(knob.choices), info=info, allow_custom_value=True, **common)
     if knob.kind == "number":
-        return gr.Number(info=info, step=knob.step or "any", **common)
+        return gr.Number(info=info, step=cast(float, knob.step or "any"), **common)
     return gr.Textbox(info=info, max_lines=1, **common)
 
 

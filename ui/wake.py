@@ -17,10 +17,10 @@ def without_stubs() -> Iterator[None]:
     """Let gradio find no source files inside the block; everybody else does as ever."""
     usual = inspect.getfile
 
-    def getfile(thing: Any) -> str:
+    def getfile(object: Any) -> str:  # the name that inspect gives it
         if sys._getframe(1).f_globals.get("__name__") == "gradio.component_meta":
             raise OSError("no stubs are wanted")
-        return usual(thing)
+        return usual(object)
 
     inspect.getfile = getfile
     try:

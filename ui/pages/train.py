@@ -6,12 +6,14 @@ Launching only writes a row into the queue: nothing here trains.
 
 import html
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
 import gradio as gr
 
 from jobs import supervisor
+from jobs.admission import admit
 from jobs.store import JobStore
 from studio.errors import InputError, SpecError, StudioError
 from studio.home import Home
@@ -170,9 +172,12 @@ def _look(form: Form, values: Any) -> list[str]:
 
 def _lines(spec: RunSpec) -> list[str]:
     lines = []
-    for say, part in ((sources.model_line, spec.model), (sources.data_line, spec.data)):
+    says: tuple[Callable[[], str], ...] = (
+        lambda: sources.model_line(spec.model), lambda: sources.data_line(spec.data),
+    )  # fmt: skip
+    for say in says:
         try:
-            lines.append(f'<p class="s-note">{html.escape(say(part))}</p>')
+            lines.append(f'<p class="s-note">{html.escape(say())}</p>')
         except StudioError as error:
             lines.append(f'<p class="s-note s-wrong">{html.escape(error.text)}</p>')
     manual = html.escape(sources.method_line(spec))
@@ -229,10 +234,7 @@ def _uploaded(home: Home, file: str) -> list[Any]:
 
 def _start(form: Form, home: Home, store: JobStore, values: Any) -> str:
     try:
-        spec = RunSpec.parse(form.read(values))
-        sources.model_line(spec.model)
-        sources.data_line(spec.data)
-        job = store.submit(spec)
+        job = store.submit(admit(RunSpec.parse(form.read(values)), home))
         supervisor.ensure_running(home)
     except SpecError as error:
         return _refused(error.text, _field(form, values, error))
