@@ -62,8 +62,9 @@ class Watch:
 @pytest.fixture
 def page(chromium: str, studio: Served) -> Iterator:
     """A fresh browser page; the test fails on a console error or an outside request."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
         context = browser.new_context(

@@ -37,10 +37,12 @@ def run(studio: Served) -> Iterator[Growing]:
     # A device of its own keeps the supervisor away from it.
     store = JobStore(open_home(studio.home))
     growing = Growing(store, "by hand", "cuda:7")
-    yield growing
-    store.claims.finish(growing.claim, "succeeded")
-    store.delete(growing.job.id)
-    store.close()
+    try:
+        yield growing
+    finally:
+        store.claims.finish(growing.claim, "succeeded")
+        store.delete(growing.job.id)
+        store.close()
 
 
 def loss(page: Page):
@@ -64,7 +66,7 @@ def test_a_point_is_on_screen_within_a_second_and_zoom_stays(page: Page, run: Gr
     same_canvas = loss(page).locator("canvas").element_handle()
     run.grow(401, 450)
     page.wait_for_function(
-        "document.querySelector('[data-metric=loss]').dataset.points === '450'", timeout=3000
+        "document.querySelector('[data-metric=loss]').dataset.points === '450'", timeout=10_000
     )
     expect(reset).to_be_visible()
     assert loss(page).locator(".s-legend b").inner_text() == hovered
