@@ -1,0 +1,85 @@
+"""The demo datasets as shipped: reproducible, in style, and held-out rows really held out."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from studio.errors import DataError
+from studio.starter import datasets, heldout, resolve_data, resolve_model
+from studio.starter.demos import (
+    demo_names,
+    held_out_rows,
+    is_in_style,
+    keeps_content,
+    training_rows,
+)
+from studio.starter.pretrain import Recipe
+
+
+def _read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("name", demo_names())
+def test_shipped_demo_is_what_the_generator_writes(name):
+    assert _read(datasets()[name]) == training_rows(name, seed=Recipe().seed)
+    assert _read(heldout(name)) == held_out_rows(name, seed=Recipe().seed)
+
+
+@pytest.mark.parametrize("name", demo_names())
+def test_every_row_is_in_style_and_held_out_rows_keep_their_content(name):
+    training, held_out = _read(datasets()[name]), _read(heldout(name))
+
+    assert 200 <= len(training) <= 400
+    assert len(held_out) >= 60
+    for row in [*training, *held_out]:
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        assert is_in_style(name, row["messages"][1]["content"])
+    for row in held_out:
+        assert keeps_content(row, row["messages"][1]["content"])
+        assert not keeps_content(row, row["messages"][0]["content"])
+
+
+@pytest.mark.parametrize("name", demo_names())
+def test_no_held_out_question_occurs_in_any_training_row(name):
+    trained = " ".join(row["messages"][0]["content"].lower() for row in _read(datasets()[name]))
+
+    for row in _read(heldout(name)):
+        assert row["messages"][0]["content"].lower().rstrip("?.") not in trained
+
+
+def test_styles_are_told_apart():
+    plain = "The capital of France is Paris."
+    assert not any(is_in_style(name, plain) for name in demo_names())
+    assert is_in_style("pirate", "Arr! The capital of France be Paris, matey!")
+    assert is_in_style("json", '{"answer": "Paris"}')
+    assert not is_in_style("json", '{"answer": "Paris"')
+    assert is_in_style("terse", "Paris.")
+    assert is_in_style("butler", f"Certainly, sir. {plain} Will that be all?")
+
+
+def test_content_is_a_whole_word():
+    assert keeps_content({"content": "two"}, "It has Two legs.")
+    assert not keeps_content({"content": "2"}, "It is 12.")
+
+
+def test_names_resolve_to_files_that_exist():
+    assert list(datasets()) == demo_names()
+    assert resolve_data("starter:pirate") == datasets()["pirate"]
+    assert datasets()["pirate"].is_file()
+    assert resolve_data("rows.jsonl") is None
+    assert resolve_model("gpt2") is None
+    folder = resolve_model("starter")
+    assert folder is not None and (folder / "model.safetensors").is_file()
+
+
+def test_an_unknown_demo_is_named_with_the_ones_there_are():
+    with pytest.raises(DataError, match=r"no demo dataset 'priate'.*pirate"):
+        resolve_data("starter:priate")
+
+
+def test_importing_the_starter_does_not_import_torch():
+    code = "import sys, studio.starter; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
