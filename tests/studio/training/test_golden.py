@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -13,7 +12,8 @@ from studio.training.batch import pack, pad
 from studio.training.events import Evaluated, Event, Finished, Saved, Step
 from studio.training.loss import loss_sum
 from studio.training.session import Session
-from tests.studio.training.conftest import make_rows
+from tests.studio.training.conftest import make_model, make_rows
+from tests.studio.training.peer import train_with_hf
 
 CPU = torch.device("cpu")
 Make = Callable[..., Session]
@@ -159,7 +159,6 @@ def test_losses_and_gradients_equal_hf_trainer_with_peft(
     session: Make, tmp_path: Path, accumulation: int
 ) -> None:
     peft = pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
     own = session(
         train={
             "max_steps": 5, "per_device_train_batch_size": 4, "lr_scheduler_type": "constant",
@@ -170,38 +169,7 @@ def test_losses_and_gradients_equal_hf_trainer_with_peft(
     rows = [own.prepared.train[r] for step in range(5) for r in own.plan.step_rows(step)]
     ours = run_steps(own, 5)
 
-    from tests.studio.training.conftest import make_model
-
     model = peft.PeftModel.from_pretrained(make_model(), tmp_path, is_trainable=True)
-    losses: list[float] = []
-
-    class Ordered(transformers.Trainer):
-        def _get_train_sampler(self, *args: object) -> torch.utils.data.Sampler:
-            return torch.utils.data.SequentialSampler(rows)
-
-        def training_step(self, *args: object, **options: object) -> torch.Tensor:
-            losses.append(float(loss := super().training_step(*args, **options)))
-            return loss
-
-    def collate(batch: list) -> dict[str, torch.Tensor]:
-        padded = pad(batch, CPU)
-        labels = np.full(padded.ids_BT.shape, -100)
-        for i, example in enumerate(batch):
-            labels[i, : len(example.labels)] = example.labels
-        return {
-            "input_ids": padded.ids_BT, "attention_mask": padded.mask_BT,
-            "labels": torch.from_numpy(labels),
-        }  # fmt: skip
-
-    args = transformers.TrainingArguments(
-        output_dir=str(tmp_path / "hf"), per_device_train_batch_size=4, max_steps=5,
-        gradient_accumulation_steps=accumulation, learning_rate=1e-3, logging_steps=1,
-        lr_scheduler_type="constant", report_to=[], use_cpu=True, save_strategy="no",
-        disable_tqdm=True, remove_unused_columns=False,
-    )  # fmt: skip
-    trainer = Ordered(model=model, args=args, train_dataset=rows, data_collator=collate)
-    trainer.train()
-    logged = [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
-    theirs = np.array(losses).reshape(5, accumulation).sum(1)
-    assert [s.loss for s in ours] == pytest.approx(theirs.tolist(), rel=1e-5)
-    assert [s.grad_norm for s in ours] == pytest.approx(logged, rel=1e-4)
+    losses, norms = train_with_hf(model, rows, tmp_path / "hf", steps=5, accumulation=accumulation)
+    assert [s.loss for s in ours] == pytest.approx(losses, rel=1e-5)
+    assert [s.grad_norm for s in ours] == pytest.approx(norms, rel=1e-4)
