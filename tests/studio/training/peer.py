@@ -1,4 +1,4 @@
-"""The peer that golden tests are held to: Hugging Face's Trainer over PEFT, on rows in our order."""
+"""The golden tests' peer: Hugging Face's Trainer over PEFT, on the same rows in the same order."""
 
 from pathlib import Path
 from typing import Any
