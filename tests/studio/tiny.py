@@ -12,6 +12,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -35,6 +36,7 @@ CONFIGS = {
     "gemma": GemmaConfig(**{**SIZES, "head_dim": 8, "num_key_value_heads": 1}),
     "gemma2": Gemma2Config(**SIZES, head_dim=8, query_pre_attn_scalar=8, sliding_window=8),
     "mistral": MistralConfig(**SIZES, sliding_window=8),
+    "mixtral": MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2),
 }  # fmt: skip
 
 
