@@ -10,6 +10,11 @@ def newest_step(run_dir: Path) -> int:
     return next((step_of(folder) for folder in _newest_first(run_dir) if is_whole(folder)), 0)
 
 
+def folder_of(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
 def step_of(folder: Path) -> int:
     """Read the step from a folder name such as `step-00000100`."""
     return int(folder.name.removeprefix("step-"))

@@ -120,14 +120,20 @@ class Claims:
             write_measurements(db, claim.job, progress)
         return cast("Intent | None", rows[0][0])
 
-    def take_save(self, claim: Claim) -> bool:
-        """Whether a person asked for a checkpoint now; asking is over with this answer."""
+    def take_wish(self, claim: Claim) -> Literal["save", "sample"] | None:
+        """What a person wants of the run now; asking is over with this answer."""
         values = {"id": claim.job, "attempt": claim.attempt}
         with self._database.reading() as db:
-            if not db.conn.execute(_SAVE_WANTED, values).fetchall():
-                return False
+            row = db.conn.execute(_WISHES, values).fetchone()
+        wish: Literal["save", "sample"] | None = "save" if row and row[0] else None
+        if row and row[1] and not row[0]:
+            wish = "sample"
+        if wish is None:
+            return None
         with self._database.writing(durable=False) as db:
-            return bool(db.conn.execute(_TAKE_SAVE, values).fetchall())
+            done = f"UPDATE jobs SET {wish}_requested = 0 WHERE id = :id AND attempt = :attempt"
+            db.conn.execute(done, values)
+        return wish
 
     def ask_shutdown(self, claim: Claim) -> None:
         """The studio or the machine goes down: stop, and come back by itself."""
@@ -337,8 +343,4 @@ SELECT stop_requested, resume_step, no_progress FROM jobs
 WHERE id = ? AND attempt = ? AND state IN ('starting', 'running', 'stopping')
 """
 _COUNT_PROGRESS = "UPDATE jobs SET no_progress = ?, resume_step = ? WHERE id = ?"
-_SAVE_WANTED = "SELECT 1 FROM jobs WHERE id = :id AND attempt = :attempt AND save_requested = 1"
-_TAKE_SAVE = """
-UPDATE jobs SET save_requested = 0 WHERE id = :id AND attempt = :attempt AND save_requested = 1
-RETURNING id
-"""
+_WISHES = "SELECT save_requested, sample_requested FROM jobs WHERE id = :id AND attempt = :attempt"

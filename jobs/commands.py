@@ -30,27 +30,31 @@ SETTLE_SECONDS = 15.0
 
 def train(
     home: Home, spec_file: Path | None, given: dict[str, Any], assignments: Sequence[str],
-    *, follow: bool, as_json: bool,
+    *, needs: Sequence[str] = (), held: bool = False, follow: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Check a run, queue it, make sure somebody runs it, and watch it unless detached."""
     values = read_yaml(spec_file) if spec_file else {}
     values = merge_values(values, given | dict(map(parse_assignment, assignments)))
     spec = admit(RunSpec.parse(values), home)
     with closing(JobStore(home)) as store:
-        job = store.submit(spec)
+        needed = [store.get(other).id for other in needs]
+        job = store.submit(spec, needs=needed, held=held)
         supervisor.ensure_running(home)
-        if not follow:
-            _print_job(job, as_json, f'Queued "{job.name}" as number {job.id}.')
+        if held or not follow:
+            word = "Held" if held else "Queued"
+            say(job, as_json, f'{word} "{job.name}" as number {job.id}.')
             return 0
         try:
             job = follow_to_the_end(store, job)
         except KeyboardInterrupt:
-            say = f'"{job.name}" goes on. `studio logs {job.id}` shows it, `studio cancel {job.id}`'
-            print(f"\n{say} ends it.", file=sys.stderr)
+            hint = (
+                f'"{job.name}" goes on. `studio logs {job.id}` shows it, `studio cancel {job.id}`'
+            )
+            print(f"\n{hint} ends it.", file=sys.stderr)
             if as_json:
                 print(json.dumps(summary(store.get(job.id)), ensure_ascii=False))
             return 130
-    _print_job(job, as_json, _ending(job))
+    say(job, as_json, _ending(job))
     return exit_code(job)
 
 
@@ -115,21 +119,21 @@ def show(home: Home, job_id: str, *, as_json: bool) -> None:
             print(f"  {moment}  {event['dst']:12} {event['why']}")
 
 
-def change(home: Home, job_id: str, action: str, *, as_json: bool) -> None:
+def change(home: Home, job_id: str, action: str, *, drop: bool = False, as_json: bool) -> None:
     """Cancel, pause, resume or restart a job, and wait a moment for it to settle."""
     with closing(JobStore(home)) as store:
         if action == "cancel":
-            job = store.cancel(job_id)
+            job = store.cancel(job_id, drop=drop)
         elif action == "pause":
             job = store.pause(job_id)
         else:
             job = store.resume(job_id, restart=action == "restart")
-        if job.active or job.state == "queued":
+        if drop or job.active or job.state == "queued":
             supervisor.ensure_running(home)
         deadline = time.monotonic() + SETTLE_SECONDS
         while (job := store.get(job.id)).state == "stopping" and time.monotonic() < deadline:
             time.sleep(0.05)
-    _print_job(job, as_json, f'"{job.name}" is {job.state}.')
+    say(job, as_json, f'"{job.name}" is {job.state}.')
 
 
 def logs(home: Home, job_id: str, *, lines: int, follow: bool) -> None:
@@ -191,7 +195,8 @@ def stop(home: Home, *, as_json: bool) -> None:
         print("Ended: " + ", ".join(ended) + "." if ended else "Nothing was running.")
 
 
-def _print_job(job: Job, as_json: bool, sentence: str) -> None:
+def say(job: Job, as_json: bool, sentence: str) -> None:
+    """Print a job: one JSON document, or a sentence."""
     print(json.dumps(summary(job), ensure_ascii=False) if as_json else sentence)
 
 

@@ -60,7 +60,31 @@ def bakeoff(work: Work) -> Iterator[Event]:
     return BakeoffRequest.parse(work.spec).perform(work.home, work.run_dir)
 
 
-KINDS: dict[str, Kind] = {"train": train, "merge": merge, "mix": mix, "bakeoff": bakeoff}
+def import_(work: Work) -> Iterator[Event]:
+    """Keep a file, folder or hub dataset as a snapshot."""
+    from studio.data.requests import ImportRequest
+
+    return ImportRequest.parse(work.spec).perform(work.home)
+
+
+def curate(work: Work) -> Iterator[Event]:
+    """Make a new snapshot of a snapshot."""
+    from studio.data.requests import CurateRequest
+
+    return CurateRequest.parse(work.spec).perform(work.home)
+
+
+def measure(work: Work) -> Iterator[Event]:
+    """Tokenise a dataset for a model and keep the tokens."""
+    from studio.data.requests import MeasureRequest
+
+    return MeasureRequest.parse(work.spec).perform(work.home)
+
+
+KINDS: dict[str, Kind] = {
+    "train": train, "merge": merge, "mix": mix, "bakeoff": bakeoff,
+    "import": import_, "curate": curate, "measure": measure,
+}  # fmt: skip
 
 
 def named(kind: str) -> Kind:

@@ -4,10 +4,11 @@ Each function changes the queue in one step or raises a sentence and changes not
 """
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from jobs import sweeps
+from jobs import settings, sweeps
 from jobs.claims import leave
 from jobs.database import now
 from jobs.record import Job
@@ -66,13 +67,81 @@ def schedule(
     return store.get(job.id)
 
 
+def depend(store: JobStore, job_id: int | str, needs: Sequence[int | str]) -> Job:
+    """Let a waiting job start only after others succeeded; none lets it start when it may."""
+    job = store.get(job_id)
+    if job.state not in ("queued", "paused"):
+        raise QueueError(f'"{job.name}" is {job.state}; only waiting jobs can wait for others.')
+    needed = [store.get(other) for other in needs]
+    for other in needed:
+        if other.id >= job.id:
+            raise QueueError(
+                f'"{job.name}" can only wait for jobs older than itself, and "{other.name}" is '
+                "not: submit it again after that one."
+            )
+        if other.state in ("failed", "cancelled"):
+            raise QueueError(f'"{other.name}" is {other.state}: it would wait for ever.')
+    with store.database.writing() as db:
+        db.conn.execute("DELETE FROM dependencies WHERE job = ?", (job.id,))
+        db.conn.executemany(
+            "INSERT OR IGNORE INTO dependencies(job, needs) VALUES (?, ?)",
+            [(job.id, other.id) for other in needed],
+        )
+    return store.get(job.id)
+
+
+def shift(store: JobStore, job_id: int | str, places: int) -> Job:
+    """Move a waiting job some places towards the front (negative) or the end."""
+    job = store.get(job_id)
+    if job.state not in ("queued", "paused"):
+        raise QueueError(f'"{job.name}" is {job.state}; only waiting jobs can be ordered.')
+    with store.database.reading() as db:
+        waiting = [row[0] for row in db.conn.execute(_WAITING).fetchall()]
+    place = waiting.index(job.id)
+    others = [other for other in waiting if other != job.id]
+    target = min(max(0, place + places), len(others))
+    return store.move(job.id, before=others[target] if target < len(others) else None)
+
+
+def for_sweep(store: JobStore, sweep: str, action: Literal["hold", "release", "cancel"]) -> int:
+    """Hold, release or cancel every run of a sweep that can be; return how many were.
+
+    Raises:
+        QueueError: There is no such sweep, or none of its runs can do that.
+    """
+    with store.database.reading() as db:
+        rows = db.conn.execute("SELECT id, state FROM jobs WHERE sweep = ?", (sweep,)).fetchall()
+    if not rows:
+        raise QueueError(f'There is no sweep called "{sweep}".')
+    able, act = {
+        "hold": ({"queued", "running", "starting"}, store.pause),
+        "release": ({"paused"}, store.resume),
+        "cancel": ({"queued", "running", "starting", "paused", "interrupted"}, store.cancel),
+    }[action]
+    chosen = [job for job, state in rows if state in able]
+    if not chosen:
+        raise QueueError(f'No run of "{sweep}" is in a state to {action}.')
+    for job in chosen:
+        act(job)
+    return len(chosen)
+
+
 def save_now(store: JobStore, job_id: int | str) -> None:
     """Ask a running job for a checkpoint at its next step."""
+    _wish(store, job_id, "save")
+
+
+def sample_now(store: JobStore, job_id: int | str) -> None:
+    """Ask a running job to answer its fixed prompts at its next step."""
+    _wish(store, job_id, "sample")
+
+
+def _wish(store: JobStore, job_id: int | str, wish: Literal["save", "sample"]) -> None:
     job = store.get(job_id)
-    if job.state != "running":
-        raise QueueError(f'"{job.name}" is {job.state}; only a running job can save.')
+    if job.state != "running" or job.kind != "train":
+        raise QueueError(f'"{job.name}" is {job.state}; only a running training can {wish}.')
     with store.database.writing() as db:
-        db.conn.execute("UPDATE jobs SET save_requested = 1 WHERE id = ?", (job.id,))
+        db.conn.execute(f"UPDATE jobs SET {wish}_requested = 1 WHERE id = ?", (job.id,))
 
 
 def annotate(
@@ -94,7 +163,10 @@ def annotate(
 
 
 def settle(store: JobStore) -> None:
-    """What follows from ends: hold back what cannot start any more, retry what may pass."""
+    """What follows from ends: hold back what cannot start any more, retry what may pass, and
+    forget the checkpoints that a cancel was to drop."""
+    settings.hold_after_error(store)
+    _drop_checkpoints(store)
     with store.database.reading() as db:
         blocked = db.conn.execute(_BLOCKED).fetchall()
         retried = db.conn.execute(_RETRIED, (json.dumps(TRANSIENT),)).fetchall()
@@ -109,6 +181,18 @@ def settle(store: JobStore) -> None:
             db.conn.execute(_COUNT_RETRY, (now() + wait, job))
 
 
+def _drop_checkpoints(store: JobStore) -> None:
+    with store.database.reading() as db:
+        dropped = [row[0] for row in db.conn.execute(_DROPPED).fetchall()]
+    for job in dropped:  # the flag goes last: killed in between, it is done again
+        shutil.rmtree(store.home.run(job) / "checkpoints", ignore_errors=True)
+        with store.database.writing() as db:
+            db.conn.execute("DELETE FROM checkpoints WHERE job = ?", (job,))
+            db.conn.execute("UPDATE jobs SET drop_checkpoints = 0 WHERE id = ?", (job,))
+
+
+_WAITING = "SELECT id FROM jobs WHERE state IN ('queued', 'paused') ORDER BY position, id"
+_DROPPED = "SELECT id FROM jobs WHERE state = 'cancelled' AND drop_checkpoints = 1"
 _BLOCKED = """
 SELECT jobs.id, 'it needs "' || other.name || '", which is ' || other.state
 FROM jobs JOIN dependencies ON dependencies.job = jobs.id

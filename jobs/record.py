@@ -41,6 +41,8 @@ class Job:
     retries_left: int
     notes: str
     tags_json: str
+    needs_json: str
+    drop_checkpoints: int
     spec_json: str
     result_json: str
 
@@ -59,6 +61,11 @@ class Job:
         """The words a person sorts runs by."""
         return cast(list[str], json.loads(self.tags_json))
 
+    @cached_property
+    def needs(self) -> list[int]:
+        """The jobs that must have succeeded before it starts."""
+        return cast(list[int], json.loads(self.needs_json))
+
     @property
     def active(self) -> bool:
         """Whether a process works on it."""
@@ -68,7 +75,9 @@ class Job:
 COLUMNS = """id, kind, name, state, position, device_wanted, device, pid, attempt, no_progress,
   stop_requested, created, started, finished, heartbeat, step, total_steps, phase, error_kind,
   error_text, parent, why, sweep, on_error, start_after, start_when, retries_left, notes, tags,
-  spec, result"""
+  drop_checkpoints, spec, result,
+  (SELECT json_group_array(needs) FROM dependencies WHERE dependencies.job = jobs.id)
+    AS needs_json"""
 
 
 def job_of(row: dict[str, Any]) -> Job:

@@ -121,6 +121,8 @@ class Line:
         moment, notes = time.time(), self._notes
         if isinstance(event, events.Loading):
             notes.phase = event.text
+        elif isinstance(event, events.Working):
+            notes.phase, notes.step, notes.total_steps = event.text, event.step, event.total_steps
         elif isinstance(event, events.Started):
             self.interruptible = False
             notes.phase, notes.step, notes.total_steps = "Training", event.step, event.total_steps
@@ -136,6 +138,11 @@ class Line:
         elif isinstance(event, events.Evaluated):
             notes.metrics.append(("eval_loss", event.step, event.eval_loss, moment))
             self._result["eval_loss"] = event.eval_loss
+            if event.token_accuracy is not None:
+                notes.metrics.append(
+                    ("token_accuracy", event.step, event.token_accuracy, moment)
+                )
+                self._result["token_accuracy"] = event.token_accuracy
         elif isinstance(event, events.Sampled):
             notes.samples.append((event.step, event.prompt, event.text))
         elif isinstance(event, events.Saved):
@@ -150,7 +157,7 @@ class Line:
                 if self._terminated.is_set() and self.intent is None:
                     self._store.claims.ask_shutdown(self._claim)
                 self._flush()
-                if not self.interruptible and self._store.claims.take_save(self._claim):
+                if not self.interruptible and self._store.claims.take_wish(self._claim) == "save":
                     self._save.set()
                 if self.intent and self.interruptible:
                     self._leave_at_once()
@@ -222,4 +229,4 @@ def _end_facts(event: events.Finished) -> dict[str, Any]:
         "first_loss": event.first_loss, "last_loss": event.last_loss,
         "eval_loss": event.eval_loss, "adapter": event.adapter, "ended": event.reason,
     }  # fmt: skip
-    return {key: value for key, value in facts.items() if value is not None}
+    return {key: value for key, value in (facts | (event.facts or {})).items() if value is not None}

@@ -44,6 +44,12 @@ def m005_create_plans(db: Tables) -> None:
         db.conn.execute(statement)
 
 
+def m006_create_settings(db: Tables) -> None:
+    """What a person decides about the whole queue, and two more wishes about a job."""
+    for statement in (_SETTINGS, *_WISH_COLUMNS):
+        db.conn.execute(statement)
+
+
 migrations = Migrations("jobs")
 for _step in (
     m001_create_jobs,
@@ -51,6 +57,7 @@ for _step in (
     m003_create_library,
     m004_create_leases,
     m005_create_plans,
+    m006_create_settings,
 ):
     migrations()(_step)
 
@@ -332,3 +339,16 @@ WHEN EXISTS (SELECT 1 FROM dependencies JOIN jobs AS waiting ON waiting.id = dep
              WHERE dependencies.needs = OLD.id AND waiting.state IN ('queued', 'paused'))
 BEGIN SELECT RAISE(ABORT, 'a waiting job needs this one'); END
 """
+
+_SETTINGS = """
+CREATE TABLE settings (
+  name TEXT PRIMARY KEY,
+  value TEXT NOT NULL CHECK (json_valid(value))
+) STRICT, WITHOUT ROWID
+"""
+_WISH_COLUMNS = (
+    """ALTER TABLE jobs ADD COLUMN drop_checkpoints INTEGER NOT NULL DEFAULT 0
+       CHECK (drop_checkpoints IN (0, 1))""",
+    """ALTER TABLE jobs ADD COLUMN sample_requested INTEGER NOT NULL DEFAULT 0
+       CHECK (sample_requested IN (0, 1))""",
+)

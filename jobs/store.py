@@ -56,6 +56,7 @@ class JobStore:
         sweep: str | None = None,
         on_error: str = "continue",
         retries: int = 0,
+        held: bool = False,
     ) -> Job:
         """Put a job at the end of the queue.
 
@@ -67,6 +68,7 @@ class JobStore:
             sweep: The group it belongs to.
             on_error: `stop` holds the rest of its sweep back when it fails.
             retries: How often a transient failure (no memory, no start) is tried again.
+            held: Whether it waits for a person to let it start.
 
         Raises:
             QueueError: The name is taken.
@@ -77,6 +79,8 @@ class JobStore:
         }  # fmt: skip
         with self.database.writing() as db:
             job_id = _insert(db, spec, plan, needs)
+            if held:
+                leave(db, job_id, "paused", actor="person", why="held back")
         return self.get(job_id)
 
     def submit_many(
@@ -183,9 +187,9 @@ class JobStore:
 
     # -- change ----------------------------------------------------------------------------------
 
-    def cancel(self, job_id: int | str) -> Job:
-        """End a job; one that runs saves a checkpoint and stops at its next step."""
-        return self._stop(job_id, "cancel", "cancelled")
+    def cancel(self, job_id: int | str, *, drop: bool = False) -> Job:
+        """End a job; one that runs stops at its next step. `drop` forgets its checkpoints then."""
+        return self._stop(job_id, "cancel", "cancelled", drop=drop)
 
     def pause(self, job_id: int | str) -> Job:
         """Hold a waiting job back; let a running one save, stop and free its device."""
@@ -200,6 +204,7 @@ class JobStore:
         job = self.get(job_id)
         if job.state not in ("paused", "failed", "cancelled", "interrupted"):
             raise QueueError(_cannot(job, "resume"))
+        restart = restart or bool(job.drop_checkpoints)
         step = 0 if restart else newest_step(self.home.run(job.id))
         if job.step > 0 and not step and not restart and job.kind == "train":
             raise QueueError(
@@ -314,9 +319,11 @@ class JobStore:
         with self.database.reading() as db:
             return [dict(row) for row in db.query(sql, (job_id,))]
 
-    def _stop(self, job_id: int | str, intent: str, ended: State) -> Job:
+    def _stop(self, job_id: int | str, intent: str, ended: State, *, drop: bool = False) -> Job:
         with self.database.writing() as db:
             job = _get(db, job_id)
+            if drop:
+                db.conn.execute("UPDATE jobs SET drop_checkpoints = 1 WHERE id = ?", (job.id,))
             if job.state in ACTIVE:
                 if job.intent == "cancel":
                     raise QueueError(f'"{job.name}" is already being cancelled.')
@@ -404,9 +411,6 @@ UPDATE jobs SET state = 'stopping', stop_requested = :intent, stop_requested_at 
   changed_by = 'person', why = :intent || ' asked for'
 WHERE id = :id
 """
-_TO_THE_END = """
-UPDATE jobs SET position = (SELECT MAX(position) + 1 FROM jobs) WHERE id = ?
-"""
 _WAITING_FOR = """
 SELECT waiting.name FROM dependencies JOIN jobs AS waiting ON waiting.id = dependencies.job
 WHERE dependencies.needs = ? AND waiting.state IN ('queued', 'paused')
@@ -416,5 +420,6 @@ _FORGET = (
     "DELETE FROM metrics WHERE job = ?",
     "DELETE FROM samples WHERE job = ?",
     "DELETE FROM checkpoints WHERE job = ?",
-    "UPDATE jobs SET step = 0, total_steps = NULL, result = '{}' WHERE id = ?",
+    """UPDATE jobs SET step = 0, total_steps = NULL, result = '{}', drop_checkpoints = 0
+       WHERE id = ?""",
 )

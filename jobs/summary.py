@@ -25,6 +25,15 @@ def summary(job: Job) -> dict[str, Any]:
         "seconds_left": seconds_left(job),
         "adapter": result.get("adapter"),
         "rows": {key: rows.get(key) for key in ("read", "kept", "dropped")},
+        "position": job.position,
+        "parent": job.parent,
+        "needs": job.needs,
+        "sweep": job.sweep,
+        "on_error": job.on_error,
+        "start_after": job.start_after,
+        "start_when": job.start_when,
+        "notes": job.notes,
+        "tags": job.tags,
         "error": {"kind": job.error_kind or "run", "text": job.error_text} if failed else None,
     }
 

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import psutil
 
-from jobs import plans, room
+from jobs import plans, room, settings
 from jobs.claims import NO_PROGRESS_LIMIT
 from jobs.filelock import FileLock
 from jobs.processes import Identity, me, of
 from jobs.rescue import Rescue
 from jobs.spawning import RUNNER, Runners, spawn
 from jobs.store import JobStore
+from jobs.webhook import Webhook
 from studio import hardware
 from studio.errors import HomeError, StudioError
 from studio.home import Home, open_home
@@ -57,6 +58,7 @@ class Supervisor:
         self.store = JobStore(home)
         self.runners = Runners(home, command)
         self.rescue = Rescue(self.store, self.runners, limit=limit)
+        self.webhook = Webhook(self.store)
         self.slots = list(slots or [device.name for device in hardware.devices()])
         self._idle_seconds, self._spare = idle_seconds, spare
         self._stop = threading.Event()
@@ -97,6 +99,7 @@ class Supervisor:
         self.rescue.look()
         self.rescue.requeue_interrupted()
         plans.settle(self.store)
+        self.webhook.look()
         self._claim()
         if self._spare:
             self._care_for_spare()
@@ -109,7 +112,7 @@ class Supervisor:
         if short != self._short:
             logger.warning("%s", short or "there is room again")
             self._short = short
-        if short:
+        if short or settings.read(self.store, "held"):
             return
         room.resume_what_waited_for_room(self.store)
         for device in self.slots:

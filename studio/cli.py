@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from studio.cli_adapters import app as adapter_app
+from studio.cli_queue import app as queue_app
 from studio.data.commands import app as data_app
 from studio.errors import StudioError, nearest
 from studio.home import open_home
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(adapter_app)
+app.add_typer(queue_app)
 
 HomeOption = Annotated[
     Path | None,
@@ -123,6 +125,11 @@ def train(
         typer.Option("--set", metavar="FIELD=VALUE", help="As in method.r=16; may be repeated."),
     ] = None,
     name: Annotated[str, typer.Option(help="What to call the run.", show_default=False)] = "",
+    needs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Start after this job succeeded; may be repeated."),
+    ] = None,
+    hold: Annotated[bool, typer.Option("--hold", help="Queue it; it waits for you.")] = False,
     follow: Annotated[
         bool, typer.Option("--follow/--detach", help="Watch it to its end, or only queue it.")
     ] = True,
@@ -138,8 +145,9 @@ def train(
     short = {"model.path": model, "data.path": data, "method.name": method, "name": name}
     given = {field: value for field, value in short.items() if value}
     return commands.train(
-        open_home(home), spec, given, assignments or [], follow=follow, as_json=as_json
-    )
+        open_home(home), spec, given, assignments or [], needs=needs or [], held=hold,
+        follow=follow, as_json=as_json,
+    )  # fmt: skip
 
 
 @app.command()
@@ -167,11 +175,16 @@ def show(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False)
 
 
 @app.command()
-def cancel(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """End a run; one that is under way saves a checkpoint first."""
+def cancel(
+    job: JobArgument,
+    drop: Annotated[bool, typer.Option("--drop", help="Forget its checkpoints too.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End a run; one that is under way saves a checkpoint first, so that it can be resumed."""
     from jobs import commands
 
-    commands.change(open_home(home), job, "cancel", as_json=as_json)
+    commands.change(open_home(home), job, "cancel", drop=drop, as_json=as_json)
 
 
 @app.command()

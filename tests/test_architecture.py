@@ -14,6 +14,7 @@ FLOORS = {"studio": 0, "jobs": 1, "ui": 2}
 DOORS = {
     Path("studio/cli.py"),
     Path("studio/cli_adapters.py"),
+    Path("studio/cli_queue.py"),
     Path("studio/bench/startup.py"),
 }
 MOST_LINES = 320
@@ -21,7 +22,7 @@ MOST_LINES = 320
 LONGER: dict[str, int] = {
     "jobs/claims.py": 380,
     "jobs/schema.py": 360,
-    "jobs/store.py": 420,
+    "jobs/store.py": 440,
     "studio/cli.py": 400,
     "studio/data/conversations.py": 350,
     "studio/data/curate.py": 420,

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
+from jobs import plans
 from jobs.record import Job
 from jobs.states import actions
 from jobs.store import JobStore
@@ -22,12 +23,14 @@ from studio.home import Home
 from studio.methods import methods
 from studio.spec import RunSpec
 from ui import equivalents
+from ui.queue import plan_routes, queue_state
 
 MOST_JOBS = 500
 KEPT_LISTINGS = 64
 METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
 View = Literal["log", "samples", "checkpoints", "config", "history"]
-Action = Literal["pause", "cancel", "resume", "restart", "delete", "first"]
+MOST_QUEUED = 200
+Action = Literal["pause", "cancel", "drop", "resume", "restart", "delete", "first", "save"]
 
 
 class Nothing(BaseModel):
@@ -37,7 +40,8 @@ class Nothing(BaseModel):
 def routes(home: Home, store: JobStore) -> APIRouter:
     """Return the routes on the queue of `home`."""
     router = APIRouter(prefix="/api")
-    listing = Listing(store)
+    router.include_router(plan_routes(home, store))
+    listing = Listing(home, store)
 
     @router.get("/health")
     def health() -> dict[str, Any]:
@@ -89,6 +93,11 @@ def routes(home: Home, store: JobStore) -> APIRouter:
             return {"deleted": job_id}
         if action == "first":
             return job_row(store.run_next(job_id))
+        if action == "drop":
+            return job_row(store.cancel(job_id, drop=True))
+        if action == "save":
+            plans.save_now(store, job_id)
+            return job_row(store.get(job_id))
         if action == "restart":
             return job_row(store.resume(job_id, restart=True))
         act_on = {"pause": store.pause, "cancel": store.cancel, "resume": store.resume}[action]
@@ -126,8 +135,8 @@ def job_row(job: Job) -> dict[str, Any]:
 class Listing:
     """The list of jobs, told as differences: a tab names the state it has and gets what changed."""
 
-    def __init__(self, store: JobStore) -> None:
-        self.store = store
+    def __init__(self, home: Home, store: JobStore) -> None:
+        self.home, self.store = home, store
         self.told: OrderedDict[str, dict[int, str]] = OrderedDict()
 
     def since(self, digest: str) -> dict[str, Any] | None:
@@ -136,10 +145,11 @@ class Listing:
         `items` are the changed jobs, `removed` the ids that are gone; `whole` says that the tab
         must forget what it had, because its listing is not known here (any more).
         """
-        rows = [job_row(job) for job in self.store.list(limit=MOST_JOBS)]
+        rows = [job_row(job) for job in self._shown()]
         now = {row["id"]: _digest(row) for row in rows}
         supervised = self.store.supervisor() is not None
-        current = _digest([now, supervised])
+        queue = queue_state(self.home, self.store)
+        current = _digest([now, supervised, queue])
         if current == digest:
             return None
         before = self.told.get(digest)
@@ -150,10 +160,18 @@ class Listing:
         return {
             "digest": current,
             "supervised": supervised,
+            "queue": queue,
             "whole": before is None,
             "items": [row for row in rows if known.get(row["id"]) != now[row["id"]]],
             "removed": [job_id for job_id in known if job_id not in now],
         }
+
+    def _shown(self) -> list[Job]:
+        """The newest jobs and the front of the queue, however long each is."""
+        jobs = {job.id: job for job in self.store.list(limit=MOST_JOBS)}
+        if len(jobs) == MOST_JOBS:
+            jobs |= {job.id: job for job in self.store.queue(limit=MOST_QUEUED)}
+        return sorted(jobs.values(), key=lambda job: -job.id)
 
 
 def _metrics(

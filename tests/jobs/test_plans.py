@@ -168,12 +168,12 @@ def test_notes_and_tags_are_kept(store: JobStore) -> None:
 
 def test_save_now_reaches_the_run_once(store: JobStore) -> None:
     job = store.submit(a_spec()).id
-    with pytest.raises(QueueError, match="only a running job"):
+    with pytest.raises(QueueError, match="only a running training"):
         plans.save_now(store, job)
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
     plans.save_now(store, job)
-    assert [store.claims.take_save(claim), store.claims.take_save(claim)] == [True, False]
+    assert [store.claims.take_wish(claim), store.claims.take_wish(claim)] == ["save", None]
 
 
 def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(

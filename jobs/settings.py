@@ -1,0 +1,95 @@
+"""What a person decides about the whole queue: held or not, what an error does, what is kept.
+
+One row a setting, JSON values, defaults here. It knows no job.
+"""
+
+import json
+from typing import Any
+
+from jobs.store import JobStore
+from studio.errors import QueueError
+
+DEFAULTS: dict[str, Any] = {
+    "held": None,  # a sentence while nothing may start
+    "on_error": "continue",  # or "stop": a failed run holds the queue
+    "errors_seen": 0,  # the event up to which failures were looked at
+    "ends_told": 0,  # the event up to which the webhook was told
+    "keep_checkpoints": 1,  # of an ended run; 0 keeps none
+    "keep_days": 0,  # checkpoints of runs that ended longer ago go; 0 keeps them
+}
+
+
+def read(store: JobStore, name: str) -> Any:
+    """Return a setting, or its default."""
+    with store.database.reading() as db:
+        row = db.conn.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
+    return json.loads(row[0]) if row else DEFAULTS[name]
+
+
+def write(store: JobStore, name: str, value: Any) -> None:
+    """Store a setting."""
+    assert name in DEFAULTS, name
+    with store.database.writing() as db:
+        db.conn.execute(_WRITE, (name, json.dumps(value)))
+
+
+def hold_queue(store: JobStore, why: str = "A person holds the queue.") -> None:
+    """Let nothing start any more; what runs goes on.
+
+    Raises:
+        QueueError: It is held already.
+    """
+    if read(store, "held"):
+        raise QueueError("The queue is already held. `studio queue --release` lets it go on.")
+    write(store, "held", why)
+
+
+def release_queue(store: JobStore) -> None:
+    """Let waiting jobs start again; failures until now are forgiven.
+
+    Raises:
+        QueueError: It is not held.
+    """
+    if not read(store, "held"):
+        raise QueueError("The queue is not held; jobs start as soon as a device is free.")
+    write(store, "errors_seen", last_event(store))
+    write(store, "held", None)
+
+
+def on_error(store: JobStore, policy: str) -> None:
+    """Choose what a failed job does to the queue: `continue` or `stop`.
+
+    Raises:
+        QueueError: It is neither.
+    """
+    if policy not in ("continue", "stop"):
+        raise QueueError(f'After an error the queue can "continue" or "stop", not "{policy}".')
+    write(store, "errors_seen", last_event(store))
+    write(store, "on_error", policy)
+
+
+def hold_after_error(store: JobStore) -> None:
+    """Hold the queue when a job failed since the last look and the person wants that."""
+    if read(store, "on_error") != "stop" or read(store, "held"):
+        return
+    with store.database.reading() as db:
+        row = db.conn.execute(_FAILED_SINCE, (read(store, "errors_seen"),)).fetchone()
+    if row:
+        write(store, "held", f'"{row[0]}" failed, and the queue stops at an error.')
+
+
+def last_event(store: JobStore) -> int:
+    """Return the number of the newest event, 0 when there is none."""
+    with store.database.reading() as db:
+        return int(db.conn.execute("SELECT COALESCE(MAX(id), 0) FROM events").fetchone()[0])
+
+
+_WRITE = """
+INSERT INTO settings(name, value) VALUES (?, ?)
+ON CONFLICT(name) DO UPDATE SET value = excluded.value
+"""
+_FAILED_SINCE = """
+SELECT jobs.name FROM events JOIN jobs ON jobs.id = events.job
+WHERE events.id > ? AND events.dst = 'failed' AND jobs.state = 'failed' AND jobs.retries_left = 0
+ORDER BY events.id LIMIT 1
+"""

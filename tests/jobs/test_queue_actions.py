@@ -1,0 +1,245 @@
+"""Order, holds, longer runs, dropped checkpoints, the webhook: what a person asks of the queue."""
+
+import json
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from jobs import plans, secrets, settings, webhook
+from jobs.extend import extend
+from jobs.moments import parse_moment
+from jobs.processes import me
+from jobs.store import JobStore
+from studio.errors import QueueError
+from tests.jobs.conftest import a_spec, supervising, until
+from tests.jobs.fake_runner import fake_loss
+from tests.jobs.test_plans import run_one
+
+
+def order(store: JobStore) -> list[int]:
+    return [job.id for job in store.queue()]
+
+
+def test_a_job_moves_by_places_and_stops_at_the_ends(store: JobStore) -> None:
+    a, b, c = (store.submit(a_spec()).id for _ in range(3))
+    for job, places, wanted in (
+        (c, -1, [a, c, b]), (c, -5, [c, a, b]), (c, 1, [a, c, b]), (a, 9, [c, b, a]),
+    ):  # fmt: skip
+        plans.shift(store, job, places)
+        assert order(store) == wanted
+    run_one(store)
+    with pytest.raises(QueueError, match="only waiting jobs"):
+        plans.shift(store, c, 1)
+
+
+def test_a_held_queue_starts_nothing_and_goes_on_when_released(store: JobStore) -> None:
+    job = store.submit(a_spec(steps=2)).id
+    settings.hold_queue(store)
+    with pytest.raises(QueueError, match="already held"):
+        settings.hold_queue(store)
+    with supervising(store.home) as running:
+        running.look()
+        time.sleep(0.3)
+        assert store.get(job).state == "queued"
+        settings.release_queue(store)
+        until(lambda: store.get(job).state == "succeeded")
+    with pytest.raises(QueueError, match="not held"):
+        settings.release_queue(store)
+
+
+def test_the_queue_stops_at_an_error_when_asked(store: JobStore) -> None:
+    store.submit(a_spec(name="old"))
+    run_one(store, "failed")
+    settings.on_error(store, "stop")
+    plans.settle(store)
+    assert settings.read(store, "held") is None, "what failed before was seen"
+    store.submit(a_spec(name="new"))
+    run_one(store, "failed")
+    plans.settle(store)
+    assert settings.read(store, "held") == '"new" failed, and the queue stops at an error.'
+    settings.release_queue(store)
+    plans.settle(store)
+    assert settings.read(store, "held") is None
+    with pytest.raises(QueueError, match='"continue" or "stop"'):
+        settings.on_error(store, "explode")
+
+
+def test_dependencies_can_be_changed_while_it_waits(store: JobStore) -> None:
+    a, b, c = (store.submit(a_spec()).id for _ in range(3))
+    assert plans.depend(store, b, [a]).needs == [a]
+    assert plans.depend(store, b, []).needs == []
+    with pytest.raises(QueueError, match="only wait for jobs older"):
+        plans.depend(store, b, [c])
+    store.cancel(a)
+    with pytest.raises(QueueError, match="wait for ever"):
+        plans.depend(store, b, [a])
+
+
+def test_a_sweep_is_held_released_and_cancelled_as_one(store: JobStore) -> None:
+    jobs = plans.submit_sweep(store, a_spec(), {"seed": [1, 2, 3]}, name="s")
+    assert plans.for_sweep(store, "s", "hold") == 3
+    assert plans.for_sweep(store, "s", "release") == 3
+    store.cancel(jobs[0].id)
+    assert plans.for_sweep(store, "s", "cancel") == 2
+    for action, words in (("hold", "in a state to hold"), ("release", "in a state to release")):
+        with pytest.raises(QueueError, match=words):
+            plans.for_sweep(store, "s", action)
+    with pytest.raises(QueueError, match="no sweep"):
+        plans.for_sweep(store, "nobody", "hold")
+
+
+def test_a_finished_run_goes_on_where_it_ended(store: JobStore) -> None:
+    first = store.submit(a_spec(steps=10, save=5, seed=2)).id
+    with pytest.raises(QueueError, match="Resume it instead"):
+        extend(store, first, steps=5)
+    with supervising(store.home):
+        until(lambda: store.get(first).state == "succeeded")
+        for wrong in ({}, {"steps": 5, "epochs": 1}, {"steps": -1}):
+            with pytest.raises(QueueError, match="more than 0 of one"):
+                extend(store, first, **wrong)
+        with pytest.raises(QueueError, match="counts steps"):
+            extend(store, first, epochs=1)
+        longer = extend(store, first, steps=5)
+        assert (longer.parent, longer.step) == (first, 10)
+        until(lambda: store.get(longer.id).state == "succeeded")
+    job = store.get(longer.id)
+    assert (job.step, job.total_steps) == (15, 15)
+    assert store.attempts(job.id)[0]["from_step"] == 10
+    series = store.metrics([job.id], ["loss"])["data"]["loss"][str(job.id)]
+    assert series == {"x": list(range(1, 16)), "y": [fake_loss(2, n) for n in range(1, 16)]}
+    seqs = [r[0] for r in _sql(store, "SELECT seq FROM metrics")]
+    assert len(seqs) == len(set(seqs)), "a cursor of the page counts every point once"
+
+
+def test_a_run_without_a_checkpoint_cannot_be_extended(store: JobStore) -> None:
+    store.submit(a_spec(name="bare"))
+    run_one(store)
+    with pytest.raises(QueueError, match="kept no checkpoint"):
+        extend(store, "bare", steps=5)
+    assert len(store.list()) == 1, "nothing was queued"
+
+
+def test_a_cancel_keeps_the_checkpoint_or_drops_it(store: JobStore) -> None:
+    for drop in (False, True):
+        job = store.submit(a_spec(steps=500)).id
+        folder = store.home.run(job) / "checkpoints"
+        with supervising(store.home) as running:
+            until(lambda job=job: store.get(job).step > 1)
+            store.cancel(job, drop=drop)
+            until(lambda job=job: store.get(job).state == "cancelled")
+            running.look()
+            until(lambda folder=folder, drop=drop: folder.is_dir() is not drop)
+        if drop:
+            with pytest.raises(QueueError, match="no whole checkpoint"):
+                store.resume(job)
+        else:
+            store.resume(job)
+            store.cancel(job)
+
+
+def test_sample_and_save_are_heard_one_after_the_other(store: JobStore) -> None:
+    job = store.submit(a_spec()).id
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    plans.sample_now(store, job)
+    plans.save_now(store, job)
+    assert [store.claims.take_wish(claim) for _ in range(3)] == ["save", "sample", None]
+
+
+@pytest.mark.parametrize(("text", "later"), [("+2h", 7200), ("+15m", 900), ("+1d", 86_400)])
+def test_a_moment_can_be_a_distance(text: str, later: int) -> None:
+    assert parse_moment(text, now=1000.0) == 1000.0 + later
+
+
+def test_a_moment_can_be_a_time_or_a_date() -> None:
+    now = time.mktime((2027, 1, 31, 12, 0, 0, 0, 0, -1))
+    assert parse_moment("12:30", now=now) == now + 1800
+    assert parse_moment("12:00", now=now) == now + 86_400
+    assert parse_moment("2027-01-31 13:00", now=now) == now + 3600
+    for wrong in ("", "soon", "25:00", "+2", "2027-13-01", "9" * 50):
+        with pytest.raises(QueueError, match="is no moment"):
+            parse_moment(wrong, now=now)
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[str, list[dict[str, object]]]]:
+    heard: list[dict[str, object]] = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            heard.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Hook)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/hook?key=s3cret", heard
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_webhook_hears_every_end_once_and_nothing_from_before(
+    store: JobStore, listener: tuple[str, list[dict[str, object]]]
+) -> None:
+    url, heard = listener
+    store.submit(a_spec(name="before"))
+    run_one(store)
+    webhook.choose(store, url)
+    store.submit(a_spec(name="good", steps=2))
+    store.submit(a_spec(name="later"))
+    store.cancel("later")
+    with supervising(store.home):
+        until(lambda: len(heard) == 2)
+        time.sleep(0.3)
+    assert [(end["name"], end["state"]) for end in heard] == [
+        ("later", "cancelled"), ("good", "succeeded"),
+    ]  # fmt: skip
+
+
+def test_a_webhook_that_does_not_answer_is_given_up_and_holds_nothing(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "WAIT_SECONDS", 0.0)
+    webhook.choose(store, "http://127.0.0.1:9/nobody")
+    assert webhook.send("http://127.0.0.1:9/nobody", {}) is False
+    for wrong in ("ftp://x/y", "example.org", "http://", "http://[bad"):
+        with pytest.raises(QueueError, match="webhook is an address"):
+            webhook.choose(store, wrong)
+
+
+def test_offline_nobody_outside_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("urllib.request.build_opener", lambda *_: pytest.fail("a request"))
+    assert webhook.send("https://example.org/hook", {}) is False
+
+
+def test_a_secret_is_in_one_private_file_and_nowhere_else(store: JobStore) -> None:
+    url = "https://example.org/hook?key=very-s3cret"
+    webhook.choose(store, url)
+    store.submit(a_spec())
+    place = store.home.state / "secrets" / "webhook"
+    assert stat.S_IMODE(place.stat().st_mode) == 0o600
+    assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
+    assert webhook.shown(store.home) == "https://example.org/…"
+    holding = [
+        os.path.relpath(file, store.home.path)
+        for file in store.home.path.rglob("*")
+        if file.is_file() and b"very-s3cret" in file.read_bytes()
+    ]
+    assert holding == ["state/secrets/webhook"]
+    assert secrets.forget(store.home, "webhook") and not secrets.forget(store.home, "webhook")
+    assert webhook.shown(store.home) is None
+
+
+def _sql(store: JobStore, text: str) -> list[tuple[int, ...]]:
+    with store.database.reading() as db:
+        return list(db.conn.execute(text).fetchall())
