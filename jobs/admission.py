@@ -1,6 +1,6 @@
 """What is checked before a run enters the queue: that its model and data exist and can be used.
 
-Torch-free and quick: the model's configuration and headers, the first look at the data file. A
+Torch-free and quick: the model's configuration and headers, the first rows of the data file. A
 mistake is told to the person who makes it, not to a log an hour later. Paths become absolute here,
 because the runner lives elsewhere.
 """
@@ -30,6 +30,10 @@ def admit(spec: RunSpec, home: Home) -> RunSpec:
         }
     )
     sources.facts(spec.model)
+    if Path(spec.data.path).is_file():
+        from studio.data.sources import find, guess_origin
+
+        guess_origin(find(spec.data, home), spec.data)
     return spec
 
 

@@ -209,7 +209,7 @@ def _ending(job: Job) -> str:
             f"Its adapter is {facts['adapter']}\n"
             f"Talk to it: studio chat --adapter {job.name}"
         )
-    text = f'"{job.name}" is {job.state} at step {job.step}.'
+    text = f'"{job.name}" ended at step {job.step}: {job.state}.'
     return f"{text}\n{job.error_text}" if job.error_text else text
 
 

@@ -195,16 +195,16 @@ def _refuse_foreign(path: Path, sample: bytes) -> None:
         raise DataError(f"{path.name} is packed twice: unpack it once.")
     for magic, name in _FOREIGN:
         if sample.startswith(magic):
-            raise DataError(f"{path.name} is {name}, not a data file: {_ADVICE}")
+            raise DataError(f"{path.name} is {name}, not a data file. {_ADVICE}")
     if sample[257:262] == b"ustar":
-        raise DataError(f"{path.name} is a tar archive, not a data file: {_ADVICE}")
+        raise DataError(f"{path.name} is a tar archive, not a data file. {_ADVICE}")
     if sample[:1] == b"\x80" and sample[1:2] in b"\x02\x03\x04\x05" and len(sample) > 1:
         raise DataError(
             f"{path.name} is a pickle: it would run code when opened, so it is refused. {_ADVICE}"
         )
 
 
-_ADVICE = "save the rows as jsonl, json, csv, tsv, parquet, txt or md."
+_ADVICE = "Save the rows as jsonl, json, csv, tsv, parquet, txt or md."
 
 
 def _ending(path: Path) -> Format | None:
@@ -225,7 +225,7 @@ def _layout(path: Path, ending: Format | None, text: str, sample: bytes) -> Form
         if start in "[{":
             return _json_layout(ending, text)
         if b"\x00" in sample and "\x00" in text:
-            raise DataError(f"{path.name} is no text and no known data file: {_ADVICE}")
+            raise DataError(f"{path.name} is no text and no known data file. {_ADVICE}")
         if not path.suffix:
             return "txt"
         raise DataError(
