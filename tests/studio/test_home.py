@@ -1,0 +1,78 @@
+"""The home: safe names, folders that are whole or not there, and clear refusals."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from studio.errors import DiskFull, HomeError
+from studio.home import MANIFEST, is_whole, open_home, publishing, slug, sweep
+
+
+def test_the_layout_is_the_contract(tmp_path: Path) -> None:
+    home = open_home(tmp_path / "home")
+
+    assert home.database == tmp_path / "home" / "studio.db"
+    for name in ("runs", "adapters", "datasets", "models"):
+        assert (tmp_path / "home" / name).is_dir()
+    assert home.run(3) == home.runs / "3"
+    assert home.path.stat().st_mode & 0o077 == 0
+
+
+def test_the_environment_names_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "there"))
+    assert open_home().path == tmp_path / "there"
+    assert open_home(tmp_path / "here").path == tmp_path / "here"
+
+
+def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("")
+    with pytest.raises(HomeError, match=r"cannot be written .* --home or STUDIO_HOME"):
+        open_home(tmp_path / "home")
+
+
+@given(st.text())
+def test_a_slug_is_always_a_harmless_name(name: str) -> None:
+    made = slug(name)
+    assert made and len(made) <= 60
+    assert set(made) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    assert slug(made) == made
+
+
+def test_a_published_folder_is_whole_and_notices_damage(tmp_path: Path) -> None:
+    target = tmp_path / "thing"
+    with publishing(target) as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "weights").write_bytes(b"1234")
+        assert not target.exists()
+
+    assert is_whole(target)
+    (target / "inner" / "weights").write_bytes(b"1235")
+    assert not is_whole(target)
+    (target / MANIFEST).unlink()
+    assert not is_whole(target)
+
+
+def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "thing"
+    with publishing(target) as folder:
+        (folder / "file").write_text("old")
+
+    with pytest.raises(DiskFull, match="what was saved before is intact"), publishing(target):
+        raise OSError(28, os.strerror(28))
+
+    assert (target / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["thing"]
+
+
+def test_an_interrupted_exchange_is_put_right(tmp_path: Path) -> None:
+    (tmp_path / ".old-thing-99999999").mkdir()  # retired, but its successor never came
+    (tmp_path / ".tmp-other-99999999").mkdir()  # half written by a process that is gone
+    mine = tmp_path / f".tmp-third-{os.getppid()}"  # another living process writes it
+    mine.mkdir()
+
+    sweep(tmp_path)
+
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["thing", mine.name])

@@ -1,0 +1,122 @@
+"""The spec: what it accepts, what it says about mistakes, and that it survives every trip."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from studio.errors import InputError, SpecError
+from studio.methods import methods
+from studio.spec import RunSpec, parse_assignment
+
+
+@pytest.mark.parametrize("method", sorted(methods()))
+def test_a_spec_survives_yaml_and_json(method: str, tmp_path: Path) -> None:
+    spec = RunSpec.parse({"name": "née", "method": method, "train": {"max_steps": 7}})
+    file = tmp_path / "spec.yaml"
+    file.write_text(spec.to_yaml(), encoding="utf-8")
+
+    assert RunSpec.from_yaml(file) == spec
+    assert RunSpec.parse(json.loads(spec.model_dump_json())) == spec
+
+
+def test_a_spec_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunSpec().name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "field", "sentence"),
+    [
+        ("method.rr=3", "method.rr", '"method.rr" is not a field. Did you mean "r"?'),
+        ("trian.max_steps=1", "trian", 'Did you mean "train" or "version"?'),
+        ("method.r=0", "method.r", "method.r is 0: input should be greater than or equal to 1."),
+        (
+            "train.learning_rate=fast",
+            "train.learning_rate",
+            "train.learning_rate is 'fast': input should be a valid number or 'auto'.",
+        ),
+        (
+            "method.target_modules=q_proj",
+            "method.target_modules",
+            "'all-linear', 'attention' or 'mlp' or a list such as [q_proj, v_proj].",
+        ),
+        ("seed=-1", "seed", "seed is -1"),
+        ("version=2", "version", "version is 2"),
+    ],
+)
+def test_a_wrong_field_is_named_with_the_value_and_the_way_out(
+    assignment: str, field: str, sentence: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        RunSpec().with_values(dict([parse_assignment(assignment)]))
+
+    assert sentence in caught.value.text
+    assert caught.value.field == field
+
+
+def test_a_field_has_no_parts_of_its_own() -> None:
+    with pytest.raises(SpecError, match='"seed" has no parts'):
+        RunSpec().with_values({"seed.x": 1})
+
+
+def test_an_unknown_method_names_the_nearest() -> None:
+    with pytest.raises(InputError, match='Did you mean "lora"'):
+        RunSpec.parse({"method": "lorra"})
+
+
+def test_a_new_method_forgets_the_fields_of_the_old_one() -> None:
+    spec = RunSpec().with_values({"method.r": 4}).with_values({"method.name": "bitfit"})
+
+    assert spec.method.name == "bitfit"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a=1e-4", 1e-4), ("a=16", 16), ("a=true", True), ("a='16'", "16"), ("a=", ""),
+        ("a=[q, v]", ["q", "v"]), ("a=nan", "nan"), ("a={", "{"), ("a=b=c", "b=c"),
+    ],
+)  # fmt: skip
+def test_an_assignment_is_read_as_a_person_means_it(text: str, value: object) -> None:
+    assert parse_assignment(text) == ("a", value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(b"a: [", "not valid YAML at line 1"), (b"- 1", "must hold a mapping"), (b"\xff", "be read")],
+)
+def test_a_broken_spec_file_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    file = tmp_path / "spec.yaml"
+    file.write_bytes(content)
+
+    with pytest.raises(SpecError, match=sentence):
+        RunSpec.from_yaml(file)
+
+
+def test_a_missing_spec_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="There is no spec file"):
+        RunSpec.from_yaml(tmp_path / "none.yaml")
+
+
+_PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+_PARTS = st.sampled_from(["name", "model", "data", "method", "train", "seed", "version", "other"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(_PARTS, _PLAIN, max_size=4))
+def test_any_plain_values_make_a_spec_or_a_sentence(values: dict[str, object]) -> None:
+    try:
+        spec = RunSpec.parse(values)
+    except InputError as error:
+        assert error.text
+    else:
+        assert RunSpec.parse(spec.model_dump(mode="json")) == spec
