@@ -5,6 +5,7 @@ import { ago, api, badge, button, clock, compact, copy, count, duration, h, numb
   toast } from './dom.js';
 import { isLive, poke } from './live.js';
 import { progress, share, stateName } from './metrics.js';
+import { planLonger, planSchedule, planSweep, planWords } from './plan.js';
 
 const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config',
   history: 'History' };
@@ -30,11 +31,12 @@ export class Detail {
     this.left = h('span', {});
     this.progress = h('div', { class: 's-progress' }, this.track,
       h('div', { class: 's-progress-words' }, this.going, this.left));
+    this.words = h('p', { class: 's-words', hidden: true });
     this.failure = h('div', { class: 's-failure', role: 'alert', hidden: true });
     this.figures = h('dl', { class: 's-figures' });
     this.element = h('section', { class: 's-detail', 'data-testid': 'detail' },
       h('div', { class: 's-detail-head' }, this.dot, this.title, this.state, this.actions),
-      this.meta, this.failure, this.progress, this.figures);
+      this.meta, this.words, this.failure, this.progress, this.figures);
     this.tabs = h('div', { class: 's-tabs', role: 'tablist' }, Object.entries(VIEWS).map(([id, name]) =>
       h('button', { type: 'button', role: 'tab', id: `tab-${id}`, 'data-view': id,
         'aria-selected': String(id === this.view), 'aria-controls': 's-panel',
@@ -69,10 +71,25 @@ export class Detail {
       job.started ? `started ${clock(job.started)} (${ago(job.started)})` : `queued ${ago(job.created)}`,
       job.device && `on ${job.device}`, job.attempt > 1 && `attempt ${job.attempt}`]
       .filter(Boolean).join(' · '));
+    this.showWords(job);
     this.showProgress(job);
     this.showFailure(job);
     this.showFigures(job);
     this.showActions(job);
+  }
+
+  /** What it waits for, the group it belongs to, its tags and its note. */
+  showWords(job) {
+    const waits = job.state === 'queued' || job.state === 'paused';
+    const names = job.needs.map((id) => this.jobs().find((one) => one.id === id)?.name ?? `run ${id}`);
+    const parts = [
+      waits && job.start_after > Date.now() / 1000 && `starts after ${moment(job.start_after)}`,
+      waits && { idle: 'starts when the machine is idle', night: 'starts at night' }[job.start_when],
+      waits && names.length && `waits for ${names.join(', ')}`,
+      job.sweep && `in the sweep ${job.sweep}`, job.parent && `from run ${job.parent}`,
+      ...job.tags.map((tag) => `#${tag}`), job.notes].filter(Boolean);
+    this.words.hidden = !parts.length;
+    text(this.words, parts.join(' · '));
   }
 
   showProgress(job) {
@@ -124,7 +141,7 @@ export class Detail {
   }
 
   showActions(job) {
-    const acts = `${job.id} ${job.state} ${job.intent} ${job.adapter}`;
+    const acts = `${job.id} ${job.state} ${job.intent} ${job.adapter} ${job.sweep}`;
     if (this.acts === acts) return;
     this.acts = acts;
     const can = new Set(job.actions);
@@ -137,13 +154,50 @@ export class Detail {
       button('Duplicate', () => this.duplicate(), '', { title: 'Open these settings in Train' }),
       can.has('cancel') && !(job.intent === 'cancel')
         && sureButton('Cancel', 'Really cancel?', () => this.act('cancel')),
-      can.has('delete') && sureButton('Delete', 'Delete for good?', () => this.act('delete')),
+      this.menu(job, can),
     ].filter(Boolean));
   }
 
-  async act(action) {
+  menu(job, can) {
+    const trains = job.kind === 'train', now = () => this.job;
+    const waits = job.state === 'queued' || job.state === 'paused';
+    const inside = h('div', { class: 's-menu-items' }, [
+      waits && button('When it starts …', () => planSchedule(now(), this.jobs())),
+      trains && button('Sweep …', () => planSweep(now())),
+      trains && job.state === 'succeeded' && button('Train longer …', () => planLonger(now())),
+      trains && job.state === 'running' && button('Save now', () => this.act('save', 'A checkpoint is saved after this step.')),
+      button('Note and tags …', () => planWords(now())),
+      job.sweep && button('Hold the sweep', () => this.group('hold')),
+      job.sweep && button('Release the sweep', () => this.group('release')),
+      job.sweep && sureButton('Cancel the sweep', 'Cancel all of it?', () => this.group('cancel')),
+      can.has('resume') && job.step > 0
+        && sureButton('Restart from step 0', 'Forget its steps?', () => this.act('restart')),
+      can.has('cancel') && job.intent !== 'cancel' && sureButton('Cancel, drop checkpoints',
+        'Drop them for good?', () => this.act('drop')),
+      can.has('delete') && sureButton('Delete', 'Delete for good?', () => this.act('delete')),
+    ].filter(Boolean));
+    const menu = h('details', { class: 's-menu', onfocusout: (e) => {
+      if (!menu.contains(e.relatedTarget)) menu.open = false;
+    }, onkeydown: (e) => {
+      if (e.key === 'Escape') { menu.open = false; menu.firstChild.focus(); }
+    } }, h('summary', { class: 's-button' }, 'More'), inside);
+    return menu;
+  }
+
+  async group(action) {
+    try {
+      const { changed } = await api('/api/sweep-runs', { sweep: this.job.sweep, action });
+      toast(`${changed} run${changed === 1 ? '' : 's'} changed.`);
+    } catch (error) {
+      toast(error.message, 'error');
+    }
+    poke();
+  }
+
+  async act(action, said = '') {
     try {
       await api(`/api/jobs/${this.job.id}/${action}`, {});
+      if (said) toast(said);
     } catch (error) {
       toast(error.message, 'error');
     }
@@ -198,6 +252,9 @@ export class Detail {
         h('td', {}, badge(row.dst)), h('td', {}, row.actor), h('td', {}, row.why)))));
   }
 }
+
+const moment = (time) => new Date(time * 1000).toLocaleString([], { dateStyle: 'medium',
+  timeStyle: 'short' });
 
 const quiet = (words) => h('p', { class: 's-quiet' }, words);
 

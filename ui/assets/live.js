@@ -2,20 +2,21 @@
 // is new (204 when nothing is), pauses while the tab is hidden and backs off while the server is away.
 
 import { api } from './dom.js';
+import { notice, wanted } from './notify.js';
 
 const LIVE = new Set(['queued', 'starting', 'running', 'stopping']);
-const FAST = 700, SLOW = 2500, MOST_POINTS = 4000;
+const FAST = 700, SLOW = 2500, HIDDEN = 5000, MOST_POINTS = 4000;
 
 const subscribers = new Set();
-const state = { jobs: [], digest: '', seq: 0, watched: '', detail: '', supervised: true };
+const state = { jobs: [], digest: '', seq: 0, watched: '', detail: '', supervised: true, queue: {} };
 const series = new Map(); // name -> Map(run -> {x: [], y: []})
 let timer = 0, wait = FAST, busy = false, again = false;
 
 /** Subscribe `{element, runs: () => [ids], names: () => [...], detail: () => [id, view], ...}`.
- *  Callbacks: onJobs(jobs, supervised), onMetrics(series), onDetail(detail), onLink(ok). */
+ *  Callbacks: onJobs(jobs, supervised, queue), onMetrics(series), onDetail(detail), onLink(ok). */
 export function subscribe(subscriber) {
   subscribers.add(subscriber);
-  if (state.digest) subscriber.onJobs?.(state.jobs, state.supervised);
+  if (state.digest) subscriber.onJobs?.(state.jobs, state.supervised, state.queue);
   poke();
   return () => subscribers.delete(subscriber);
 }
@@ -31,13 +32,13 @@ export const isLive = (job) => LIVE.has(job.state);
 
 async function tick() {
   for (const s of subscribers) if (s.element && !s.element.isConnected) subscribers.delete(s);
-  if (document.hidden) return;
+  if (document.hidden && !wanted()) return;
   busy = true;
   again = false;
   try {
     const news = await api('/api/live?' + question());
     if (news) take(news);
-    wait = state.jobs.some(isLive) ? FAST : SLOW;
+    wait = document.hidden ? HIDDEN : state.jobs.some(isLive) ? FAST : SLOW;
     link(true);
   } catch {
     wait = Math.min(Math.max(wait, FAST) * 2, 8000);
@@ -83,13 +84,13 @@ function tooLong() {
 
 function take(news) {
   if (news.jobs) {
-    const { items, removed, whole, digest, supervised } = news.jobs;
+    const { items, removed, whole, digest, supervised, queue } = news.jobs;
     startAnew(items);
     const jobs = new Map(whole ? [] : state.jobs.map((job) => [job.id, job]));
-    for (const job of items) jobs.set(job.id, job);
+    for (const job of items) { notice(jobs.get(job.id), job); jobs.set(job.id, job); }
     for (const id of removed) jobs.delete(id);
-    Object.assign(state, { digest, supervised, jobs: [...jobs.values()].sort((a, b) => b.id - a.id) });
-    for (const s of subscribers) s.onJobs?.(state.jobs, state.supervised);
+    Object.assign(state, { digest, supervised, queue, jobs: [...jobs.values()].sort((a, b) => b.id - a.id) });
+    for (const s of subscribers) s.onJobs?.(state.jobs, state.supervised, state.queue);
   }
   if (news.metrics) {
     if (news.metrics.snapshot) series.clear();

@@ -1,12 +1,17 @@
 // The Runs page: the list on the left chooses, the right side shows the chosen run and its curves,
 // with other runs overlaid. The address keeps the choice: ?run=3,1 details run 3 and overlays run 1.
 
-import { ago, badge, duration, h, keyed, number, query, remember, short, text } from './dom.js';
+import { ago, api, badge, button, duration, h, keyed, number, query, remember, short, text,
+  toast } from './dom.js';
 import { hues, isLive, poke, subscribe } from './live.js';
 import { METRICS, board, share, stateName } from './metrics.js';
 import { Detail } from './detail.js';
+import { planTelling } from './plan.js';
+import { toggle, wanted } from './notify.js';
 
-const FILTERS = { all: () => true, live: isLive, ended: (job) => !isLive(job) };
+const waits = (job) => job.state === 'queued' || job.state === 'paused';
+const FILTERS = { all: () => true, live: (job) => isLive(job) || job.state === 'paused',
+  ended: (job) => !isLive(job) && job.state !== 'paused' };
 const MOST_OVERLAID = 10;
 
 export class Runs extends HTMLElement {
@@ -24,7 +29,7 @@ export class Runs extends HTMLElement {
       runs: () => this.chosen(),
       names: () => METRICS.map((metric) => metric.name),
       detail: () => (this.focus ? [this.focus, this.detail.view] : null),
-      onJobs: (jobs, supervised) => this.take(jobs, supervised),
+      onJobs: (jobs, supervised, queue) => this.take(jobs, supervised, queue),
       onMetrics: (series) => this.board.update(series),
       onDetail: (detail) => this.detail.fill(detail),
     });
@@ -40,9 +45,9 @@ export class Runs extends HTMLElement {
         'aria-pressed': String(name === 'all'), onclick: () => this.choose(name) })));
     this.rows = h('ol', { class: 's-rows', 'data-testid': 'runs' });
     this.nothing = h('p', { class: 's-quiet', hidden: true }, 'No run matches.');
-    this.warning = h('p', { class: 's-warning', hidden: true },
-      'The queue is asleep: nothing starts until its supervisor is back. '
-      + 'Opening the studio again wakes it.');
+    this.warning = h('p', { class: 's-warning', role: 'status', hidden: true,
+      'data-testid': 'queue-notice' });
+    this.bar = this.queueBar();
     const slider = h('input', { type: 'range', min: 0, max: 0.98, step: 0.01, value: 0.0,
       'aria-label': 'Smoothing', oninput: (e) => this.smooth(+e.target.value) });
     this.smoothed = h('output', {}, '0');
@@ -62,10 +67,37 @@ export class Runs extends HTMLElement {
       h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter'));
     this.append(h('div', { class: 's-runs' },
       h('aside', { class: 's-list' },
-        h('div', { class: 's-list-head' }, this.search, this.tabs), this.warning,
+        h('div', { class: 's-list-head' }, this.search, this.tabs, this.bar), this.warning,
         this.rows, this.nothing),
       this.main), this.welcome);
     this.smooth(+slider.value);
+  }
+
+  queueBar() {
+    this.holding = button('Hold all', () => this.whole({ held: !this.queue?.held }), 's-tool',
+      { 'data-testid': 'hold-queue' });
+    this.onError = h('select', { 'aria-label': 'After an error', onchange: (e) =>
+      this.whole({ on_error: e.target.value }) }, h('option', { value: 'continue' }, 'Errors: go on'),
+    h('option', { value: 'stop' }, 'Errors: stop'));
+    this.telling = button('', async () => {
+      const refused = await toggle();
+      if (refused) toast(refused, 'error');
+      this.showBar();
+    }, 's-tool', { title: 'A desktop notification when a run ends' });
+    return h('div', { class: 's-queue-bar', hidden: true }, this.holding, this.onError, this.telling,
+      button('Webhook', () => planTelling().catch((error) => toast(error.message, 'error')), 's-tool'));
+  }
+
+  showBar() {
+    this.bar.hidden = this.filter !== 'live';
+    text(this.holding, this.queue?.held ? 'Release all' : 'Hold all');
+    text(this.telling, wanted() ? 'Notify: on' : 'Notify: off');
+    if (document.activeElement !== this.onError) this.onError.value = this.queue?.on_error ?? 'continue';
+  }
+
+  async whole(change) {
+    await api('/api/queue', change).catch((error) => toast(error.message, 'error'));
+    poke();
   }
 
   smooth(amount) {
@@ -86,8 +118,9 @@ export class Runs extends HTMLElement {
     return [...new Set([this.focus, ...this.overlaid])].filter(Boolean);
   }
 
-  take(jobs, supervised) {
+  take(jobs, supervised, queue) {
     this.jobs = jobs;
+    this.queue = queue;
     const known = new Set(jobs.map((job) => job.id));
     for (const id of this.overlaid) if (!known.has(id)) this.overlaid.delete(id);
     if (!known.has(this.focus)) {
@@ -98,7 +131,10 @@ export class Runs extends HTMLElement {
     this.welcome.hidden = jobs.length > 0;
     this.main.hidden = !jobs.length;
     this.querySelector('.s-runs').hidden = !jobs.length;
-    this.warning.hidden = supervised || !jobs.some(isLive);
+    const why = queue?.short || queue?.held || (supervised ? '' : 'The queue is asleep: nothing starts '
+      + 'until its supervisor is back. Opening the studio again wakes it.');
+    this.warning.hidden = !why || !(jobs.some(isLive) || queue?.short || queue?.held);
+    text(this.warning, why);
     this.show();
   }
 
@@ -140,14 +176,18 @@ export class Runs extends HTMLElement {
   list() {
     const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const matches = this.jobs.filter((job) => words.every((word) =>
-      `${job.id} ${job.name} ${job.model} ${job.data} ${job.method} ${job.state}`.toLowerCase()
-        .includes(word)));
+      `${job.id} ${job.name} ${job.model} ${job.data} ${job.method} ${job.state} ${job.sweep ?? ''} ${
+        job.tags.join(' ')} ${job.notes}`.toLowerCase().includes(word)));
     for (const tab of this.tabs.children) {
       const { filter } = tab.dataset;
-      text(tab, `${{ all: 'All', live: 'Live', ended: 'Ended' }[filter]} `
+      text(tab, `${{ all: 'All', live: 'Queue', ended: 'Ended' }[filter]} `
         + matches.filter(FILTERS[filter]).length);
     }
     const shown = matches.filter(FILTERS[this.filter]);
+    if (this.filter === 'live') {
+      shown.sort((a, b) => waits(a) - waits(b) || a.position - b.position || a.id - b.id);
+    }
+    this.showBar();
     this.nothing.hidden = shown.length > 0;
     keyed(this.rows, shown, (job) => job.id, (job) => this.row(job), (node, job) =>
       this.refresh(node, job));
@@ -161,13 +201,64 @@ export class Runs extends HTMLElement {
       h('span', { class: 's-row-name' }), h('span', { class: 's-row-state' }),
       h('span', { class: 's-row-what' }), h('span', { class: 's-row-loss' }),
       h('span', { class: 's-bar-track' }, h('span', {})));
-    return h('li', {}, box, open);
+    const row = h('li', { onkeydown: (e) => this.key(e, job.id),
+      ondragstart: (e) => this.drag(e, job.id), ondragover: (e) => this.over(e, row),
+      ondragleave: () => row.removeAttribute('data-drop'), ondrop: (e) => this.drop(e, row, job.id) },
+    box, open);
+    return row;
+  }
+
+  // -- order: Alt and an arrow moves a waiting run, Alt+Home lets it run next; or drag it ----------
+
+  key(event, id) {
+    const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    const job = this.jobs.find((one) => one.id === id);
+    if (event.altKey && waits(job) && (by || event.key === 'Home')) {
+      event.preventDefault();
+      this.move(id, by ? { by } : null);
+    } else if (by && !event.altKey && event.target.tagName === 'BUTTON') {
+      event.preventDefault();
+      const next = event.currentTarget[by < 0 ? 'previousElementSibling' : 'nextElementSibling'];
+      next?.querySelector('button').focus();
+    }
+  }
+
+  drag(event, id) {
+    this.dragged = id;
+    event.dataTransfer.effectAllowed = 'move';
+    event.dataTransfer.setData('text/plain', String(id));
+  }
+
+  over(event, row) {
+    if (!this.dragged || !row.draggable) return;
+    event.preventDefault();
+    const box = row.getBoundingClientRect();
+    row.dataset.drop = event.clientY < box.top + box.height / 2 ? 'before' : 'after';
+  }
+
+  drop(event, row, id) {
+    event.preventDefault();
+    const dragged = this.dragged, place = row.dataset.drop;
+    this.dragged = null;
+    row.removeAttribute('data-drop');
+    if (!dragged || dragged === id) return;
+    const next = row.nextElementSibling?.draggable ? Number(row.nextElementSibling.dataset.key) : null;
+    if (place === 'after' && next === dragged) return;
+    this.move(dragged, { before: place === 'before' ? id : next });
+  }
+
+  async move(id, place) {
+    await api(`/api/jobs/${id}/${place ? 'move' : 'first'}`, place ?? {})
+      .catch((error) => toast(error.message, 'error'));
+    poke();
   }
 
   refresh(node, job) {
     const [box, open] = node.children;
     const [name, state, what, loss, track] = open.children;
     const hue = this.board.group.hues.get(job.id);
+    node.draggable = this.filter === 'live' && waits(job);
+    node.title = node.draggable ? 'Drag, or press Alt and an arrow, to change the order' : '';
     box.checked = this.overlaid.has(job.id);
     node.style.setProperty('--hue', hue === undefined ? 'var(--s-line-strong)'
       : `var(--s-run-${hue})`);
@@ -179,7 +270,8 @@ export class Runs extends HTMLElement {
       state.dataset.state = shown;
       state.replaceChildren(badge(shown));
     }
-    text(what, [job.method, short(job.model), short(job.data)].join(' · '));
+    text(what, [job.sweep && `⊞ ${job.sweep}`, ...job.tags.map((tag) => `#${tag}`), job.method,
+      short(job.model), short(job.data)].filter(Boolean).join(' · '));
     const ended = job.finished ?? job.started ?? job.created;
     text(loss, isLive(job) ? (job.last_loss == null ? job.phase || '' : `loss ${number(job.last_loss)}`)
       : [job.last_loss == null ? '' : number(job.last_loss), job.seconds

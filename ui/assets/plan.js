@@ -1,0 +1,125 @@
+// What can be planned for a run, each in a small dialog: when it starts, a sweep, a longer run, its
+// note and tags. Every dialog is one form and one POST; a refusal is a sentence inside it.
+
+import { api, button, h, toast } from './dom.js';
+import { poke } from './live.js';
+
+/** A modal form: `fields` are [label, control, hint]; `send()` returns a promise, or throws. */
+function ask(title, fields, label, send) {
+  const refusal = h('p', { class: 's-error', role: 'alert', hidden: true });
+  const form = h('form', { method: 'dialog' }, h('h2', {}, title),
+    fields.map(([name, control, hint]) => h('label', {}, h('span', {}, name), control,
+      hint && h('small', { class: 's-quiet' }, hint))), refusal,
+    h('div', { class: 's-actions' }, h('button', { type: 'submit', class: 's-button s-primary' }, label),
+      button('Close', () => dialog.close())));
+  const dialog = h('dialog', { class: 's-dialog', 'aria-label': title }, form);
+  form.addEventListener('submit', async (event) => {
+    event.preventDefault();
+    try {
+      const said = await send();
+      dialog.close();
+      if (said) toast(said);
+      poke();
+    } catch (error) {
+      refusal.textContent = error.message;
+      refusal.hidden = false;
+    }
+  });
+  dialog.addEventListener('close', () => dialog.remove());
+  document.querySelector('studio-runs').append(dialog);
+  dialog.showModal();
+  return dialog;
+}
+
+const select = (choices, value) => h('select', {}, choices.map(([id, name]) =>
+  h('option', { value: id, selected: id === value }, name)));
+
+const input = (props) => h('input', { autocomplete: 'off', ...props });
+
+export function planSchedule(job, jobs) {
+  const at = input({ placeholder: '02:30, +2h or 2027-01-31 02:30', value: job.start_after
+    ? local(job.start_after) : '' });
+  const when = select([['', 'At any time'], ['idle', 'Only when the machine is idle'],
+    ['night', 'Only at night (22 to 7)']], job.start_when);
+  const older = jobs.filter((one) => one.id < job.id
+    && (one.state !== 'failed' && one.state !== 'cancelled')).slice(0, 60);
+  const needs = h('select', { multiple: true, size: String(Math.min(5, Math.max(2, older.length))) },
+    older.map((one) => h('option', { value: String(one.id), selected: job.needs.includes(one.id) },
+      `${one.id} · ${one.name}`)));
+  ask('When it starts', [['Not before', at, 'Empty: as soon as it is its turn'], ['Only', when],
+    ['After these succeeded', needs, 'Ctrl-click chooses several, or none']], 'Plan', async () => {
+    await api(`/api/jobs/${job.id}/schedule`, { at: at.value, when: when.value,
+      needs: [...needs.selectedOptions].map((option) => Number(option.value)) });
+  });
+}
+
+const local = (time) => {
+  const date = new Date(time * 1000 - new Date().getTimezoneOffset() * 60000);
+  return date.toISOString().slice(0, 16).replace('T', ' ');
+};
+
+const FIELDS = ['method.r', 'method.lora_alpha', 'method.lora_dropout', 'method.name',
+  'train.learning_rate', 'train.num_train_epochs', 'train.max_steps', 'train.warmup_steps',
+  'train.per_device_train_batch_size', 'train.weight_decay', 'data.path', 'data.max_length',
+  'model.path', 'seed'];
+
+export function planSweep(job) {
+  const name = input({ required: true, placeholder: 'ranks', value: '' });
+  const lines = h('textarea', { rows: '4', spellcheck: 'false', 'aria-label': 'Values',
+    placeholder: 'method.r = 4, 8, 16\nseed = 0, 1' });
+  const known = h('div', { class: 's-chips' }, FIELDS.map((field) => button(field, () => {
+    lines.value = lines.value.trim() ? `${lines.value.trimEnd()}\n${field} = ` : `${field} = `;
+    lines.focus();
+  }, 's-tool')));
+  const draw = input({ type: 'number', min: '0', max: '1000', value: '0' });
+  const onError = select([['continue', 'Go on with the others'], ['stop', 'Hold the rest']], 'continue');
+  const total = h('small', { class: 's-quiet' }, 'One line a field: field = value, value, …');
+  const over = () => lines.value.split('\n').map((line) => line.trim()).filter(Boolean)
+    .map((line) => line.replace(/\s*=\s*/, '='));
+  const count = () => {
+    const all = over().reduce((n, line) => n * line.slice(line.indexOf('=') + 1).split(',')
+      .filter((value) => value.trim()).length, over().length ? 1 : 0);
+    total.textContent = all ? `${Math.min(all, Number(draw.value) || all)} runs` : 'No values yet';
+  };
+  lines.addEventListener('input', count);
+  draw.addEventListener('input', count);
+  ask(`Sweep from ${job.name}`, [['Name', name], ['Values to try', h('div', { class: 's-stack' }, lines,
+    total, known)], ['Draw at random', draw, '0 tries every combination'], ['After an error', onError]],
+  'Queue the sweep', async () => {
+    const answer = await api('/api/sweeps', { job: job.id, name: name.value, over: over(),
+      count: Number(draw.value) || 0, on_error: onError.value });
+    return `${answer.jobs.length} runs are queued.`;
+  });
+}
+
+export function planLonger(job) {
+  const much = input({ type: 'number', min: '0', step: 'any', required: true, value: '1' });
+  const unit = select([['epochs', 'epochs'], ['steps', 'steps']], 'epochs');
+  const name = input({ placeholder: 'made up when empty', maxlength: '120' });
+  ask(`Train ${job.name} longer`, [['How much more', h('div', { class: 's-side-by-side' }, much, unit),
+    'A new run that starts from the newest checkpoint'], ['Name', name]], 'Queue', async () => {
+    const answer = await api(`/api/jobs/${job.id}/extend`, { [unit.value]: Number(much.value),
+      name: name.value });
+    return `${answer.name} is queued, from step ${answer.step}.`;
+  });
+}
+
+export function planWords(job) {
+  const tags = input({ value: job.tags.join(', '), placeholder: 'baseline, keep' });
+  const notes = h('textarea', { rows: '5', maxlength: '10000' });
+  notes.value = job.notes;
+  ask(`Note on ${job.name}`, [['Tags', tags, 'Separated by commas; the search finds them'],
+    ['Note', notes]], 'Keep', async () => {
+    await api(`/api/jobs/${job.id}/note`, { notes: notes.value,
+      tags: tags.value.split(',').map((tag) => tag.trim()).filter(Boolean) });
+  });
+}
+
+export async function planTelling() {
+  const now = await api('/api/queue');
+  const url = input({ type: 'url', placeholder: now.webhook ?? 'https://example.org/hook' });
+  ask('Tell an address when a run ends', [['Webhook', url, now.webhook
+    ? `Now ${now.webhook}. Empty tells nobody any more.`
+    : 'One POST of JSON for each end. The address is kept where only you can read it.']], 'Keep',
+  async () => { await api('/api/queue', { webhook: url.value.trim() }); });
+}
