@@ -139,9 +139,7 @@ class Line:
             notes.metrics.append(("eval_loss", event.step, event.eval_loss, moment))
             self._result["eval_loss"] = event.eval_loss
             if event.token_accuracy is not None:
-                notes.metrics.append(
-                    ("token_accuracy", event.step, event.token_accuracy, moment)
-                )
+                notes.metrics.append(("token_accuracy", event.step, event.token_accuracy, moment))
                 self._result["token_accuracy"] = event.token_accuracy
         elif isinstance(event, events.Sampled):
             notes.samples.append((event.step, event.prompt, event.text))

@@ -117,6 +117,12 @@ class TrainArgs(Record):
         0, "Steps between checkpoints; 0 makes about five, -1 only at stop.", ge=-1, advanced=True
     )
     save_total_limit: int = knob(2, "Checkpoints kept.", ge=1, le=1000, advanced=True)
+    num_samples: int = knob(
+        3, "Held-out prompts answered at every evaluation; 0 none.", ge=0, le=8, advanced=True
+    )
+    sample_prompts: str = knob(
+        "", "Your own prompts to answer instead, separated by |.", max_length=4000, advanced=True
+    )
     packing: bool = knob(
         True, "Concatenate rows instead of padding them; same losses, faster.", advanced=True
     )
@@ -124,6 +130,14 @@ class TrainArgs(Record):
         False, "Recompute activations instead of keeping them: less memory, slower.", advanced=True
     )
     device: str = knob("auto", "auto, cpu, cuda:0 …", title="Device", advanced=True)
+    num_processes: int = knob(
+        1,
+        "Processes (one a GPU, or CPU processes) that share each step's rows; same result.",
+        title="Processes",
+        ge=1,
+        le=64,
+        advanced=True,
+    )
 
 
 def _read_method(value: Any) -> Any:
@@ -248,7 +262,7 @@ def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        sentences, field = [], ""
+        sentences, wishes, field = [], dict[str, list[str]](), ""
         for fault in error.errors():
             inner = fault.get("ctx", {}).get("error")
             if isinstance(inner, StudioError):
@@ -259,7 +273,11 @@ def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
                 path = [str(p) for p in fault["loc"]]
             dotted = ".".join([prefix, *path] if prefix else path)
             field = field or dotted
-            sentences.append(_sentence(cls, fault, dotted))
+            if fault["type"] == "extra_forbidden":
+                sentences.append(_unknown(cls, fault, dotted))
+            else:  # a field of several types has a fault for each
+                wishes.setdefault(f"{dotted} is {fault.get('input')!r}", []).append(_wish(fault))
+        sentences += [f"{got}: input should be {' or '.join(w)}." for got, w in wishes.items()]
         raise SpecError(" ".join(dict.fromkeys(sentences)), field=field) from None
 
 
@@ -271,16 +289,18 @@ def _known_parts(cls: type[BaseModel]) -> set[str]:
     return names
 
 
-def _sentence(cls: type[BaseModel], fault: Any, dotted: str) -> str:
-    if fault["type"] == "extra_forbidden":
-        owner: type[BaseModel] = cls
-        for part in fault["loc"][:-1]:
-            info = owner.model_fields.get(str(part))
-            if info and isinstance(info.annotation, type):
-                owner = info.annotation
-        return f'"{dotted}" is not a field.{nearest(str(fault["loc"][-1]), owner.model_fields)}'
-    message = str(fault["msg"])
-    return f"{dotted} is {fault.get('input')!r}: {message[0].lower() + message[1:]}."
+def _unknown(cls: type[BaseModel], fault: Any, dotted: str) -> str:
+    owner: type[BaseModel] = cls
+    for part in fault["loc"][:-1]:
+        info = owner.model_fields.get(str(part))
+        if info and isinstance(info.annotation, type):
+            owner = info.annotation
+    return f'"{dotted}" is not a field.{nearest(str(fault["loc"][-1]), owner.model_fields)}'
+
+
+def _wish(fault: Any) -> str:
+    wish = str(fault["msg"]).removeprefix("Input should be ").partition(", unable to parse")[0]
+    return wish.replace("a valid tuple", "a list such as [q_proj, v_proj]")
 
 
 def known_fields() -> dict[str, tuple[str, ...]]:

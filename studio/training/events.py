@@ -23,6 +23,14 @@ class Loading(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Working(Event):
+    """How far a job without optimizer steps is: `step` of `total_steps` parts are done."""
+
+    text: str
+    total_steps: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Started(Event):
     """Everything is loaded; the first step comes next (or the first after `step`)."""
 
@@ -52,9 +60,10 @@ class Step(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated(Event):
-    """Loss per token on the held-out rows."""
+    """Loss per token on the held-out rows, and the share of tokens guessed right."""
 
     eval_loss: float
+    token_accuracy: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +92,7 @@ class Saved(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished(Event):
-    """The run is over; `reason` says how, `adapter` where its result is."""
+    """The run is over; `reason` says how, `adapter` or `facts` what its result is."""
 
     reason: Literal["completed", "stopped"]
     adapter: str | None
@@ -91,3 +100,11 @@ class Finished(Event):
     last_loss: float | None
     eval_loss: float | None
     seconds: float
+    facts: dict[str, Any] | None = None
+
+
+def event_from(values: dict[str, Any]) -> Event:
+    """Return the event that `as_dict` made plain."""
+    kinds = {kind.__name__.lower(): kind for kind in Event.__subclasses__()}
+    values = dict(values)
+    return kinds[values.pop("event")](**values)

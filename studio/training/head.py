@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 if TYPE_CHECKING:
     from studio.methods.layer import Backbone
@@ -65,6 +66,17 @@ def head_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor
     chunk = max(1, CHUNK_NUMBERS // weight_VD.shape[0])
     loss: Tensor = HeadLoss.apply(hidden_ND, weight_VD, targets_N, chunk)
     return loss
+
+
+def head_measured(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[float, int]:
+    """Return the summed loss and how many targets were the likeliest, without gradients."""
+    chunk, total, correct = max(1, CHUNK_NUMBERS // weight_VD.shape[0]), 0.0, 0
+    for start in range(0, hidden_ND.shape[0], chunk):
+        part = slice(start, start + chunk)
+        logits_CV = (hidden_ND[part] @ weight_VD.T).float()
+        total += float(cross_entropy(logits_CV, targets_N[part], reduction="sum"))
+        correct += int((logits_CV.argmax(-1) == targets_N[part]).sum())
+    return total, correct
 
 
 def bare_head(backbone: Backbone) -> nn.Linear | None:

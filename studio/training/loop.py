@@ -12,6 +12,7 @@ from typing import Literal
 
 from studio.training import checkpoint, outcome
 from studio.training.events import Event, Finished, Saved, Saving
+from studio.training.film import Film
 from studio.training.session import NAME, Session
 
 Wish = Literal["stop", "save"] | None
@@ -24,14 +25,21 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
     if (whole := checkpoint.newest(folder)) is not None:
         session.resume(whole)
     yield session.started()
+    film = Film(session)
+    if session.leads and session.progress.step == 0 and plan.eval_every <= plan.total_steps:
+        yield from film.shoot()
     while session.progress.step < plan.total_steps:
         yield session.step()
         step = session.progress.step
-        last, wish = step == plan.total_steps, control()
-        if session.prepared.validation and (
-            step % plan.eval_every == 0 or (last and plan.eval_every <= plan.total_steps)
-        ):
-            yield session.evaluate()
+        last, wish = step == plan.total_steps, session.agreed(control())
+        if not session.leads:
+            if wish == "stop" and not last:
+                return
+            continue
+        if step % plan.eval_every == 0 or (last and plan.eval_every <= plan.total_steps):
+            if session.prepared.validation:
+                yield session.evaluate()
+            yield from film.shoot()
         if step % plan.save_every == 0 or (wish is not None and not last):
             yield Saving(step=step)
             path = session.save(folder)
@@ -39,8 +47,9 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
         if wish == "stop" and not last:
             yield _finished(session, reason="stopped", adapter=None)
             return
-    yield Saving(step=session.progress.step)
-    yield _publish(session, run_dir)
+    if session.leads:
+        yield Saving(step=session.progress.step)
+        yield _publish(session, run_dir)
 
 
 def _publish(session: Session, run_dir: Path) -> Finished:

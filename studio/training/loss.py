@@ -9,13 +9,14 @@ Shapes: `N positions that predict a trained token, V vocabulary`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from studio.training.batch import Packed, Padded
-from studio.training.head import bare_head, head_loss, packed_hidden
+from studio.training.head import bare_head, head_loss, head_measured, packed_hidden
 
 if TYPE_CHECKING:
     from studio.methods.layer import Backbone
@@ -46,11 +47,43 @@ def padded_logits(backbone: Backbone, batch: Padded) -> Tensor:
     return logits_NV
 
 
-def mean_loss(backbone: Backbone, batches: Iterable[Packed | Padded]) -> float:
-    """Return the loss per trained token over held-out batches, with dropout off."""
-    total, targets = 0.0, 0
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What held-out rows say: summed loss, tokens guessed right, tokens."""
+
+    loss_sum: float
+    correct: int
+    tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Loss per trained token."""
+        return self.loss_sum / max(1, self.tokens)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of trained tokens that were the likeliest."""
+        return self.correct / max(1, self.tokens)
+
+
+def measure(backbone: Backbone, batches: Iterable[Packed | Padded]) -> Measured:
+    """Measure held-out batches, with dropout off."""
+    total, correct, tokens = 0.0, 0, 0
     with backbone.evaluating():
         for batch in batches:
-            total += float(loss_sum(backbone, batch))
-            targets += batch.num_targets
-    return total / max(1, targets)
+            loss, right = _measured(backbone, batch)
+            total, correct, tokens = total + loss, correct + right, tokens + batch.num_targets
+    return Measured(total, correct, tokens)
+
+
+def _measured(backbone: Backbone, batch: Packed | Padded) -> tuple[float, int]:
+    head = bare_head(backbone) if isinstance(batch, Packed) else None
+    if isinstance(batch, Packed) and head is not None:
+        hidden_ND = packed_hidden(backbone, head, batch.ids_T, batch.lengths, batch.keep_N)
+        return head_measured(hidden_ND, head.weight, batch.targets_N)
+    if isinstance(batch, Packed):
+        logits_NV = backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N)
+    else:
+        logits_NV = padded_logits(backbone, batch)
+    loss = cross_entropy(logits_NV.float(), batch.targets_N, reduction="sum")
+    return float(loss), int((logits_NV.argmax(-1) == batch.targets_N).sum())

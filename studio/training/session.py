@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -23,7 +23,7 @@ from studio.training import checkpoint
 from studio.training.batch import Packed, Padded, Row, groups, pack, pad
 from studio.training.checkpoint import Origin, Progress
 from studio.training.events import Evaluated, Started, Step
-from studio.training.loss import loss_sum, mean_loss
+from studio.training.loss import loss_sum, measure
 from studio.training.memory import keep_freed_memory
 from studio.training.optimizer import make_optimizer, set_rate
 from studio.training.schedule import Plan, plan_run
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
     from studio.spec import RunSpec
 
 NAME = "trained"
+BUCKET = 8_000_000  # gradient numbers that are summed over processes at once
 EVAL_TOKENS = 4096
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -73,6 +75,21 @@ class Session:
             return pack(examples, self.loaded.device)
         return pad(examples, self.loaded.device)
 
+    # -- several processes ---------------------------------------------------------------------
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that evaluates, saves and is heard."""
+        return bool(self.accelerator.is_main_process)
+
+    def agreed(self, wish: T) -> T:
+        """Return what the leading process wishes, because all must do the same."""
+        if self.accelerator.num_processes == 1:
+            return wish
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([wish])[0]
+
     # -- one optimizer step --------------------------------------------------------------------
 
     def step(self) -> Step:
@@ -97,14 +114,15 @@ class Session:
             losses.append(loss.detach())
         grad_norm = self._reduce_and_clip()
         values = [float(loss) for loss in losses]
-        self._check_finite(values, grad_norm, batches)
+        total_loss = self._total(sum(values))
+        self._check_finite(values, total_loss, grad_norm, batches)
         rate = self.plan.lr(number)
         set_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         tokens = self._total(sum(batch.num_tokens for batch in batches))
         return self._record(
-            loss=self._total(sum(values)), rate=rate, grad_norm=grad_norm, tokens=tokens,
+            loss=total_loss, rate=rate, grad_norm=grad_norm, tokens=tokens,
             seconds=time.perf_counter() - started,
         )  # fmt: skip
 
@@ -131,10 +149,7 @@ class Session:
     def _reduce_and_clip(self) -> float:
         """Sum gradients over processes, shorten them to `max_grad_norm`, return their length."""
         if self.accelerator.num_processes > 1:
-            for parameter in self.parameters:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                parameter.grad = self.accelerator.reduce(parameter.grad, "sum")
+            _sum_gradients(self.parameters)
         longest = self.spec.train.max_grad_norm or math.inf
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, longest))
 
@@ -146,14 +161,23 @@ class Session:
         return type(value)(self.accelerator.reduce(tensor, "sum").item())
 
     def _check_finite(
-        self, losses: list[float], grad_norm: float, batches: Sequence[Packed | Padded]
+        self,
+        losses: list[float],
+        total_loss: float,
+        grad_norm: float,
+        batches: Sequence[Packed | Padded],
     ) -> None:
-        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-        if not bad and math.isfinite(grad_norm):
+        if math.isfinite(total_loss) and math.isfinite(grad_norm):
             return
         self.optimizer.zero_grad(set_to_none=True)
+        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
         rows = [row for i in bad or range(len(batches)) for row in batches[i].rows]
         what = f"loss became {losses[bad[0]]}" if bad else f"gradient became {grad_norm}"
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            said = gather_object([(not bad, what, rows)])
+            _, what, rows = min(said)  # whoever saw the loss itself knows the rows
         number = self.progress.step + 1
         rate = self.plan.lr(self.progress.step)
         raise Diverged(
@@ -169,10 +193,12 @@ class Session:
         """Return the loss per token on the held-out rows."""
         rows = list(self.prepared.validation[: self.plan.eval_rows])
         held_out = groups(rows, max_tokens=EVAL_TOKENS)
-        loss = mean_loss(self.backbone, (self.batch(group) for group in held_out))
-        self.progress.eval_loss = loss
-        self.progress.evaluations.append((self.progress.step, loss))
-        return Evaluated(step=self.progress.step, eval_loss=loss)
+        found = measure(self.backbone, (self.batch(group) for group in held_out))
+        self.progress.eval_loss = found.loss
+        self.progress.evaluations.append((self.progress.step, found.loss))
+        return Evaluated(
+            step=self.progress.step, eval_loss=found.loss, token_accuracy=found.accuracy
+        )
 
     def save(self, folder: Path) -> Path:
         """Publish a checkpoint under `folder`."""
@@ -231,7 +257,7 @@ def open_session(spec: RunSpec, *, loaded: Loaded, prepared: Prepared) -> Sessio
 
     from studio.methods.layer import Backbone
 
-    torch.set_num_threads(hardware.threads())
+    torch.set_num_threads(hardware.threads())  # a team's members have a share each
     keep_freed_memory()
     backbone = Backbone(loaded.model)
     adapter = backbone.attach(
@@ -262,6 +288,25 @@ def open_session(spec: RunSpec, *, loaded: Loaded, prepared: Prepared) -> Sessio
         ),
         parameters=parameters,
     )
+
+
+def _sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Sum every gradient over all processes, in few large messages."""
+    from torch import distributed
+
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    buckets: list[list[torch.Tensor]] = [[]]
+    for gradient in (p.grad for p in parameters if p.grad is not None):
+        if sum(g.numel() for g in buckets[-1]) + gradient.numel() > BUCKET and buckets[-1]:
+            buckets.append([])
+        buckets[-1].append(gradient)
+    for bucket in buckets:
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        distributed.all_reduce(flat)
+        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:

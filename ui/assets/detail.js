@@ -30,8 +30,8 @@ export class Detail {
     this.going = h('span', { 'data-testid': 'progress' });
     this.left = h('span', {});
     this.progress = h('div', { class: 's-progress' }, this.track,
-      h('div', { class: 's-progress-words' }, this.going, this.left));
-    this.words = h('p', { class: 's-words', hidden: true });
+      h('div', { class: 's-progress-remarks' }, this.going, this.left));
+    this.words = h('p', { class: 's-remarks', hidden: true });
     this.failure = h('div', { class: 's-failure', role: 'alert', hidden: true });
     this.figures = h('dl', { class: 's-figures' });
     this.element = h('section', { class: 's-detail', 'data-testid': 'detail' },
@@ -214,7 +214,14 @@ export class Detail {
     const { body } = this;
     const atEnd = body.scrollTop + body.clientHeight >= body.scrollHeight - 8;
     if (detail.error) body.replaceChildren(h('p', { class: 's-quiet' }, detail.error.text));
-    else body.replaceChildren(...[this[detail.view](detail.content)].flat());
+    else {
+      const films = [...body.querySelectorAll('.s-film ol')].map((film) => film.scrollLeft
+        + film.clientWidth >= film.scrollWidth - 8 ? Infinity : film.scrollLeft);
+      body.replaceChildren(...[this[detail.view](detail.content)].flat());
+      body.querySelectorAll('.s-film ol').forEach((film, i) => {
+        film.scrollLeft = Math.min(films[i] ?? Infinity, film.scrollWidth);
+      });
+    }
     if (detail.view === 'log' && atEnd) body.scrollTop = body.scrollHeight;
   }
 
@@ -223,10 +230,13 @@ export class Detail {
   }
 
   samples(rows) {
-    if (!rows.length) return quiet('Answers given along the way appear here.');
-    return [...rows].reverse().map((row) => h('article', { class: 's-sample' },
-      h('header', {}, `Step ${count(row.step)}`), h('p', { class: 's-quiet' }, row.prompt),
-      h('p', {}, row.text)));
+    if (!rows.length) return quiet('Answers to a few fixed prompts appear here, before the first step and at each evaluation.');
+    const films = Map.groupBy(rows, (row) => row.prompt);
+    return [...films].map(([prompt, shots]) => h('section', { class: 's-film' },
+      h('h3', {}, prompt),
+      h('ol', { tabindex: '0', 'aria-label': prompt }, shots.map((shot) => h('li', { class: 's-sample' },
+        h('header', {}, shot.step ? `Step ${count(shot.step)}` : 'Before training'),
+        h('p', {}, shot.text || '–'))))));
   }
 
   checkpoints(rows) {
