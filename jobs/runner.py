@@ -25,7 +25,7 @@ from jobs.filelock import FileLock
 from jobs.processes import me
 from jobs.reporting import Line, leave, leave_fenced
 from jobs.store import JobStore
-from studio.errors import DiskFull, OutOfMemory, StudioError
+from studio.errors import DiskFull, OutOfMemory, ProcessLost, StudioError
 from studio.home import Home, open_home, sweep
 from studio.training import events
 
@@ -141,6 +141,10 @@ def _write_failure(store: JobStore, claim: Claim, line: Line, error: Exception) 
         logger.error("the last measurements could not be stored: %s", late.text)
     if isinstance(fault, DiskFull):
         _pause_for_room(store, claim, fault)
+    elif isinstance(fault, ProcessLost):  # as if this process had died: go on from the checkpoint
+        store.claims.lost(
+            claim, why=fault.text, newest_step=newest_step(store.home.run(claim.job))
+        )
     else:
         store.claims.finish(claim, "failed", result=result, error=(fault.kind, fault.text))
 

@@ -14,6 +14,7 @@ StudioError                what went wrong, in one sentence, and what to do
 └── RunError               a job that started and failed (exit code 3)
     ├── OutOfMemory
     ├── DiskFull
+    ├── ProcessLost        one of several processes was killed
     └── Diverged           NaN or infinite loss
 """
 
@@ -118,6 +119,12 @@ class DiskFull(RunError):
     """The disk ran out of room."""
 
     kind = "disk_full"
+
+
+class ProcessLost(RunError):
+    """One of a run's several processes was killed; the run can go on from its checkpoint."""
+
+    kind = "process_lost"
 
 
 class Diverged(RunError):

@@ -7,12 +7,14 @@ It loads the model and the data, opens the session and hands over to the loop. E
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.events import Event, Loading
 from studio.training.loop import Control, Wish
+from studio.training.team import train_in_team
 
 __all__ = ["Control", "Wish", "train"]
 
@@ -22,7 +24,12 @@ def _never() -> Wish:
 
 
 def train(
-    spec: RunSpec, *, run_dir: Path, home: Home, control: Control = _never
+    spec: RunSpec,
+    *,
+    run_dir: Path,
+    home: Home,
+    control: Control = _never,
+    in_team: bool = False,
 ) -> Iterator[Event]:
     """Train as the spec says, resuming by itself from the newest whole checkpoint in `run_dir`.
 
@@ -31,6 +38,7 @@ def train(
         run_dir: Where checkpoints, adapter and report go.
         home: Where models and token caches live.
         control: Asked after every step; "save" makes a checkpoint, "stop" one and ends.
+        in_team: This process is already one of `spec.train.num_processes`.
 
     Raises:
         StudioError: One sentence; what was saved before is intact.
@@ -48,18 +56,37 @@ def train(
         if (finished := outcome.already_finished(run_dir)) is not None:
             yield finished
             return
+        if spec.train.num_processes > 1 and not in_team:
+            yield from train_in_team(spec, run_dir=run_dir, home=home, control=control)
+            return
         yield Loading(text="Loading the model")
         loaded = load(spec.model, spec.train.device)
         yield Loading(text="Reading the data")
-        prepared = prepare(
-            spec.data,
-            loaded.tokenizer,
-            context_length=max(1, loaded.facts.context_length - spec.method.num_tokens_before),
-            seed=spec.seed,
-            home=home,
-        )
+        with leader_first(in_team):
+            prepared = prepare(
+                spec.data,
+                loaded.tokenizer,
+                context_length=max(1, loaded.facts.context_length - spec.method.num_tokens_before),
+                seed=spec.seed,
+                home=home,
+            )
         yield Loading(text=f"Placing {spec.method.title}")
         session = open_session(spec, loaded=loaded, prepared=prepared)
         for event in loop.run(session, run_dir=run_dir, control=control):
             moment = f"at step {session.progress.step + 1}"
             yield event
+
+
+@contextmanager
+def leader_first(in_team: bool) -> Iterator[None]:
+    """Let a team's first member do it alone, so that the others find it in the cache."""
+    if not in_team:
+        yield
+        return
+    from torch import distributed
+
+    if distributed.get_rank() > 0:
+        distributed.barrier()
+    yield
+    if distributed.get_rank() == 0:
+        distributed.barrier()

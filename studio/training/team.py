@@ -1,0 +1,187 @@
+"""One run on several processes of this machine: start them, hear the first, end them together.
+
+Every member holds the frozen base and takes its share of each step's rows; gradients are summed
+after each step, so that all members stay equal and any number of them may resume the run. They meet
+through a file and talk over the loopback interface: torchrun would do the same around a store that
+listens on every interface, which a studio on loopback must not have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from studio import hardware
+from studio.errors import ProcessLost, RunError, SpecError, StudioError
+from studio.home import Home
+from studio.spec import RunSpec
+from studio.training.events import Event, event_from
+from studio.training.loop import Control
+
+POLL_SECONDS = 0.1
+END_SECONDS = 5.0
+OTHERS_SECONDS = 1.0  # a member that fails makes others fail: wait for the one that can say why
+
+
+def train_in_team(spec: RunSpec, *, run_dir: Path, home: Home, control: Control) -> Iterator[Event]:
+    """Train on `spec.train.num_processes` processes; the events are the first one's.
+
+    Raises:
+        SpecError: This machine has fewer devices.
+        ProcessLost: A member was killed; the others were ended, the last checkpoint is whole.
+        StudioError: What a member failed with.
+    """
+    device = checked_device(spec)
+    with tempfile.TemporaryDirectory(prefix="studio-team-") as folder:
+        order = {
+            "size": spec.train.num_processes, "device": device, "meeting": f"{folder}/meeting",
+            "spec": spec.model_dump(mode="json"), "run_dir": str(run_dir), "home": str(home.path),
+        }  # fmt: skip
+        team = _Team(order)
+        try:
+            yield from team.events(control)
+        finally:
+            team.end()
+
+
+def checked_device(spec: RunSpec) -> str:
+    """Return "cuda" or "cpu", after making sure that there are enough of them.
+
+    Raises:
+        SpecError: There are not; says how many there are.
+    """
+    wanted, chosen = spec.train.num_processes, spec.train.device
+    gpus = sum(device.name.startswith("cuda") for device in hardware.devices())
+    if chosen.startswith("cuda") or (chosen == "auto" and gpus):
+        if wanted > gpus:
+            raise SpecError(
+                f"train.num_processes is {wanted}, but this machine has {gpus} GPUs. Take at most "
+                f"{gpus}, or train.device=cpu.",
+                field="train.num_processes",
+            )
+        return "cuda"
+    cores = os.cpu_count() or 1
+    if wanted > cores:
+        raise SpecError(
+            f"train.num_processes is {wanted}, but this machine has {cores} processor cores: more "
+            "processes than cores only wait for each other.",
+            field="train.num_processes",
+        )
+    return "cpu"
+
+
+class _Team:
+    """The members' processes, and one queue of what they say."""
+
+    def __init__(self, order: dict[str, Any]) -> None:
+        self.size = int(order["size"])
+        self.said: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
+        threads = max(1, hardware.threads() // self.size)
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+            "NCCL_SOCKET_IFNAME": "lo",
+        }
+        self.members = [
+            subprocess.Popen(
+                (sys.executable, "-P", "-m", "studio.training.member"), env=environment,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
+            )
+            for _ in range(self.size)
+        ]  # fmt: skip
+        for rank, member in enumerate(self.members):
+            self._tell(member, json.dumps(order | {"rank": rank}))
+            threading.Thread(target=self._listen, args=(rank, member), daemon=True).start()
+
+    def events(self, control: Control) -> Iterator[Event]:
+        """Yield what the first member says until all have ended well."""
+        left, asked = self.size, False
+        while left:
+            wish = control()
+            if wish is not None and not (wish == "stop" and asked):
+                asked = asked or wish == "stop"
+                self._tell(self.members[0], wish)
+            try:
+                rank, said = self.said.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if said is None:
+                left -= 1
+                if (code := self.members[rank].wait()) != 0:
+                    raise self._why(rank, code)
+            elif "error" in said:
+                raise self._error(rank, said["error"])
+            else:
+                yield event_from(said)
+
+    def end(self) -> None:
+        """End every member that still lives."""
+        for member in self.members:
+            if member.stdin:
+                try:
+                    member.stdin.close()  # they leave by themselves
+                except OSError:
+                    pass
+        deadline = time.monotonic() + END_SECONDS
+        for member in self.members:
+            try:
+                member.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                member.kill()
+                member.wait()
+
+    def _why(self, rank: int, code: int) -> StudioError:
+        """Why a member ended: what any of them can say, else how it died."""
+        deadline = time.monotonic() + OTHERS_SECONDS
+        while code > 0 and time.monotonic() < deadline:
+            try:
+                speaker, said = self.said.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                continue
+            if said and "error" in said:
+                return self._error(speaker, said["error"])
+        how = (
+            f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        )
+        return ProcessLost(
+            f"Process {rank + 1} of {self.size} {how}, so the others were ended too. The last "
+            "checkpoint is intact."
+        )
+
+    def _error(self, rank: int, error: dict[str, str]) -> StudioError:
+        kinds = {cls.kind: cls for cls in _all_kinds(StudioError)}
+        made = kinds.get(error["kind"], RunError)
+        text = error["text"]
+        if made is RunError:
+            text = f"Process {rank + 1} of {self.size} failed: {text}"
+        return made(text)
+
+    def _listen(self, rank: int, member: subprocess.Popen[str]) -> None:
+        assert member.stdout is not None
+        for line in member.stdout:
+            self.said.put((rank, json.loads(line)))
+        self.said.put((rank, None))
+
+    def _tell(self, member: subprocess.Popen[str], line: str) -> None:
+        assert member.stdin is not None
+        try:
+            member.stdin.write(line + "\n")
+            member.stdin.flush()
+        except OSError:
+            pass  # it is gone; its end is heard
+
+
+def _all_kinds(root: type[StudioError]) -> Iterator[type[StudioError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _all_kinds(child)

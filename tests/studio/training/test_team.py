@@ -1,0 +1,108 @@
+"""Several processes give what one gives: same losses, stop, resume by any number, honest deaths."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from studio.errors import ProcessLost, SpecError
+from studio.home import Home
+from studio.spec import RunSpec
+from studio.training.events import Event, Finished, Step
+from studio.training.loop import Wish
+from studio.training.run import train
+from tests.studio.tiny import tiny_folder
+
+ROWS = [{"question": f"say {word}", "answer": word * 2} for word in "abcdefghijklmnopqrstuvwx"]
+
+
+@pytest.fixture(scope="module")
+def ingredients(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+    folder = tmp_path_factory.mktemp("team")
+    rows = folder / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps(row) for row in ROWS))
+    return {
+        "model": {"path": str(tiny_folder(folder / "model"))},
+        "data": {"path": str(rows), "chat_template": "plain"},
+        "train": {"device": "cpu", "max_steps": 6, "num_samples": 0, "eval_steps": 3},
+    }
+
+
+def _spec(ingredients: dict[str, dict[str, object]], method: str, processes: int) -> RunSpec:
+    return RunSpec.parse({**ingredients, "method": method}).with_values(
+        {"train.num_processes": processes}
+    )
+
+
+def _losses(events: list[Event]) -> list[tuple[int, float]]:
+    return [(event.step, event.loss) for event in events if isinstance(event, Step)]
+
+
+def _members() -> list[psutil.Process]:
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "studio.training.member" in child.cmdline()]
+
+
+def test_two_processes_stopped_and_resumed_by_one_equal_one(
+    ingredients: dict[str, dict[str, object]], home: Home, tmp_path: Path
+) -> None:
+    alone = list(train(_spec(ingredients, "lora", 1), run_dir=tmp_path / "one", home=home))
+    seen = 0
+
+    def stop_at_three() -> Wish:
+        return "stop" if seen >= 3 else None
+
+    first: list[Event] = []
+    for event in train(
+        _spec(ingredients, "lora", 2), run_dir=tmp_path / "two", home=home, control=stop_at_three
+    ):
+        seen = max(seen, event.step)
+        first.append(event)
+    rest = list(train(_spec(ingredients, "lora", 1), run_dir=tmp_path / "two", home=home))
+
+    assert isinstance(first[-1], Finished)
+    assert first[-1].reason == "stopped" or first[-1].step == 6
+    together = _losses(first) + _losses(rest)
+    assert [step for step, _ in together] == [1, 2, 3, 4, 5, 6]
+    assert [loss for _, loss in together] == pytest.approx(
+        [loss for _, loss in _losses(alone)], rel=1e-4
+    )
+    assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not _members()
+
+
+def test_a_killed_member_ends_all_and_says_which(
+    ingredients: dict[str, dict[str, object]], home: Home, tmp_path: Path
+) -> None:
+    spec = _spec(ingredients, "bottleneck", 2).with_values({"train.max_steps": 100_000})
+    alone = train(spec.with_values({"train.num_processes": 1}), run_dir=tmp_path / "a", home=home)
+    expected = _until(alone, steps=3)
+
+    together = train(spec, run_dir=tmp_path / "b", home=home)
+    losses = _until(together, steps=3)
+    victim = sorted(_members(), key=lambda process: process.pid)[1]
+    victim.kill()
+    with pytest.raises(ProcessLost, match="Process 2 of 2 was ended by SIGKILL"):
+        list(together)
+
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert not _members()
+
+
+def _until(events: Iterator[Event], *, steps: int) -> list[float]:
+    losses = []
+    for event in events:
+        if isinstance(event, Step):
+            losses.append(event.loss)
+            if len(losses) == steps:
+                break
+    return losses
+
+
+def test_more_processes_than_cores_are_refused(
+    ingredients: dict[str, dict[str, object]], home: Home, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=r"num_processes is 64, but this machine has \d+ processor"):
+        list(train(_spec(ingredients, "lora", 64), run_dir=tmp_path / "run", home=home))
