@@ -8,6 +8,7 @@ module may have bugs; the database still says no. Times are seconds since 1970 i
 Migrations are append-only; a released one is never edited.
 """
 
+from jobs.schema_compare import COMPARE
 from jobs.states import LEGAL
 from jobs.tables import Migrations, Tables
 
@@ -50,6 +51,12 @@ def m006_create_settings(db: Tables) -> None:
         db.conn.execute(statement)
 
 
+def m007_create_conversations(db: Tables) -> None:
+    """What Compare keeps: conversations, saved mixes, and more about a vote."""
+    for statement in COMPARE:
+        db.conn.execute(statement)
+
+
 migrations = Migrations("jobs")
 for _step in (
     m001_create_jobs,
@@ -58,6 +65,7 @@ for _step in (
     m004_create_leases,
     m005_create_plans,
     m006_create_settings,
+    m007_create_conversations,
 ):
     migrations()(_step)
 
