@@ -57,6 +57,11 @@ class Home:
         return self.path / "models"
 
     @property
+    def trash(self) -> Path:
+        """Deleted adapters, until they are restored or a month old; made when first needed."""
+        return self.path / "trash"
+
+    @property
     def state(self) -> Path:
         """Locks, sockets, tokens and logs of the running processes; private to the user."""
         return self.path / "state"
@@ -128,7 +133,10 @@ def publishing(target: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what an interrupted `publishing` left in `folder`; restore a folder it had retired."""
+    """Remove what an interrupted `publishing` left in `folder`; restore a folder it had retired.
+
+    What another living process writes just now stays.
+    """
     for left in folder.glob(".old-*-*"):
         target = folder / left.name.removeprefix(".old-").rpartition("-")[0]
         if target.exists():
@@ -136,7 +144,15 @@ def sweep(folder: Path) -> None:
         else:
             os.replace(left, target)
     for left in folder.glob(".tmp-*-*"):
-        shutil.rmtree(left, ignore_errors=True)
+        if not _in_other_hands(left):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _in_other_hands(temporary: Path) -> bool:
+    import psutil
+
+    pid = temporary.name.rpartition("-")[2]
+    return pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))
 
 
 def is_whole(folder: Path) -> bool:

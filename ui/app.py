@@ -33,6 +33,7 @@ def build_app(home: Home) -> Guard:
     from fastapi.staticfiles import StaticFiles
 
     from jobs.store import JobStore
+    from ui.datasets import data_routes
     from ui.live import routes
     from ui.machine import machine_routes
     from ui.talk import chat_routes
@@ -44,6 +45,7 @@ def build_app(home: Home) -> Guard:
     app.include_router(routes(home, store))
     app.include_router(chat_routes(home))
     app.include_router(machine_routes(home, store))
+    app.include_router(data_routes(home, store))
     app.mount("/studio", _assets(StaticFiles))
 
     @app.get("/favicon.ico", include_in_schema=False)
@@ -97,7 +99,7 @@ def _wrong_request(_: Any, error: Exception) -> Any:
 def _pages(home: Home, store: Any) -> Any:
     import gradio as gr
 
-    from ui.pages import compare, runs, system, train
+    from ui.pages import compare, data, runs, system, train
 
     with gr.Blocks(
         analytics_enabled=False,
@@ -106,7 +108,7 @@ def _pages(home: Home, store: Any) -> Any:
         delete_cache=(3600, 86_400),
     ) as pages:
         train.build(pages, home, store)
-    for page in (runs, compare, system):
+    for page in (runs, compare, data, system):
         with pages.route(page.TITLE, page.TITLE.lower(), show_in_navbar=False):
             page.build()
     return pages

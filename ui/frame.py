@@ -18,6 +18,7 @@ PAGES: Sequence[tuple[str, str]] = (
     ("/", "Train"),
     ("/runs", "Runs"),
     ("/compare", "Compare"),
+    ("/data", "Data"),
     ("/system", "System"),
 )
 
@@ -55,7 +56,7 @@ SUN = (
 )
 
 
-SHEETS = ("studio", "chart", "pages", "compare")
+SHEETS = ("studio", "chart", "pages", "compare", "data")
 HEAD = (
     f"<style>{tokens_css()}</style><script>{BOOT}</script>"
     '<link rel="icon" href="/favicon.ico" type="image/svg+xml">'

@@ -30,6 +30,11 @@ def cached(
     return load_tokens(folder), report
 
 
+def is_cached(home: Home, key: str) -> bool:
+    """Whether the tokens of a key are there (they are verified when they are read)."""
+    return (home.datasets / ".tokens" / key / "report.json").is_file()
+
+
 def _forget_old(root: Path) -> None:
     folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
     for old in sorted(folders, key=lambda f: f.stat().st_mtime)[:-KEEP]:

@@ -107,8 +107,11 @@ def apply_step(
     step: Filter | Deduplicate | Split | Drop | Remap,
     *,
     new_name: str = "",
+    progress: Callable[[float, str], None] | None = None,
 ) -> Snapshot:
     """Apply a step to a dataset and return the new snapshot.
+
+    `progress` is told a share between 0 and 1 and a few words, now and then.
 
     Raises:
         DataError: The dataset or column is not there, or no row would stay.
@@ -133,7 +136,11 @@ def apply_step(
             if part:
                 yield Row(row.line, row.values), part
 
-    return write_snapshot(home, meta, items(), survey=Survey(parent.origin(), guess))
+    def told(count: int, _: int) -> None:
+        if progress:
+            progress(min(0.99, count / max(1, parent.meta.rows)), f"{count:,} rows")
+
+    return write_snapshot(home, meta, items(), survey=Survey(parent.origin(), guess), progress=told)
 
 
 def lineage(home: Home, name: str) -> list[Meta]:

@@ -40,6 +40,7 @@ class Tokens:
     starts: NDArray[np.int64]
     rows: NDArray[np.int64]
     hashes: NDArray[np.uint64]  # equal rows have equal ones
+    whole: NDArray[np.int64]  # how long each row was before it was cut
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -80,15 +81,19 @@ class TokenWriter:
         self._ids: BinaryIO = (folder / "ids.i32").open("wb") if folder else io.BytesIO()
         self._trained: BinaryIO = (folder / "trained.u8").open("wb") if folder else io.BytesIO()
         self._starts, self._rows, self._hashes = array("q", [0]), array("q"), array("Q")
+        self._whole = array("q")
 
-    def add(self, ids: NDArray[np.int32], trained: NDArray[np.bool_], row: int) -> int:
-        """Append one row; returns a hash of its ids."""
+    def add(
+        self, ids: NDArray[np.int32], trained: NDArray[np.bool_], row: int, *, whole: int = 0
+    ) -> int:
+        """Append one row (`whole` tokens long before it was cut); returns a hash of its ids."""
         data = ids.tobytes()
         self._hashes.append(bytes_hash(data))
         self._ids.write(data)
         self._trained.write(trained.tobytes())
         self._starts.append(self._starts[-1] + len(ids))
         self._rows.append(row)
+        self._whole.append(whole or len(ids))
         return self._hashes[-1]
 
     def __len__(self) -> int:
@@ -99,12 +104,14 @@ class TokenWriter:
         starts = np.array(self._starts, dtype=np.int64)
         rows = np.array(self._rows, dtype=np.int64)
         hashes = np.array(self._hashes, dtype=np.uint64)
+        whole = np.array(self._whole, dtype=np.int64)
         if self.folder:
             self._ids.close()
             self._trained.close()
             starts.tofile(self.folder / "starts.i64")
             rows.tofile(self.folder / "rows.i64")
             hashes.tofile(self.folder / "hashes.u64")
+            whole.tofile(self.folder / "whole.i64")
             return load_tokens(self.folder)
         assert isinstance(self._ids, io.BytesIO) and isinstance(self._trained, io.BytesIO)
         return Tokens(
@@ -113,6 +120,7 @@ class TokenWriter:
             starts,
             rows,
             hashes,
+            whole,
         )
 
 
@@ -124,6 +132,7 @@ def load_tokens(folder: Path) -> Tokens:
         np.fromfile(folder / "starts.i64", dtype=np.int64),
         np.fromfile(folder / "rows.i64", dtype=np.int64),
         np.fromfile(folder / "hashes.u64", dtype=np.uint64),
+        np.fromfile(folder / "whole.i64", dtype=np.int64),
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +18,44 @@ from studio.errors import DataError
 def export_rows(snapshot: Snapshot, target: Path, *, part: str = "") -> int:
     """Write the rows as jsonl or csv (by the target's ending); returns how many.
 
-    Cells of a csv that a spreadsheet would run as a formula get an apostrophe in front.
-
     Raises:
         DataError: The ending is another one, or the file cannot be written.
     """
-    import csv
-
-    rows = (row for row in snapshot.rows() if not part or row.part == part)
-    count = 0
+    if target.suffix not in (".jsonl", ".csv"):
+        raise DataError(f'Export to a name ending in .jsonl or .csv, not "{target.name}".')
     try:
-        if target.suffix == ".jsonl":
-            with target.open("wb") as handle:
-                for row in rows:
-                    handle.write(orjson.dumps(row.values) + b"\n")
-                    count += 1
-        elif target.suffix == ".csv":
-            names: dict[str, None] = {}
-            for row in snapshot.rows():
-                names.update(dict.fromkeys(row.values))
-            with target.open("w", newline="", encoding="utf-8") as text:
-                writer = csv.writer(text)
-                writer.writerow([harmless(name) for name in names])
-                for row in rows:
-                    writer.writerow([harmless(row.values.get(name)) for name in names])
-                    count += 1
-        else:
-            raise DataError(f'Export to a name ending in .jsonl or .csv, not "{target.name}".')
+        with target.open("wb") as handle:
+            for piece in rows_as(snapshot, target.suffix[1:], part=part):
+                handle.write(piece)
     except OSError as error:
         raise DataError(f"{target} cannot be written ({error.strerror}).") from None
-    return count
+    meta = snapshot.meta
+    held_out = meta.validation_rows
+    return {"": meta.rows, "train": meta.rows - held_out, "validation": held_out}[part]
+
+
+def rows_as(snapshot: Snapshot, form: str, *, part: str = "") -> Iterator[bytes]:
+    """Yield the rows as lines of jsonl or csv.
+
+    Cells of a csv that a spreadsheet would run as a formula get an apostrophe in front.
+    """
+    rows = (row for row in snapshot.rows() if not part or row.part == part)
+    if form == "jsonl":
+        for row in rows:
+            yield orjson.dumps(row.values) + b"\n"
+        return
+    names: dict[str, None] = {}
+    for row in snapshot.rows():
+        names.update(dict.fromkeys(row.values))
+    yield _csv_line([harmless(name) for name in names])
+    for row in rows:
+        yield _csv_line([harmless(row.values.get(name)) for name in names])
+
+
+def _csv_line(cells: list[str]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(cells)
+    return text.getvalue().encode()
 
 
 def harmless(value: Any) -> str:

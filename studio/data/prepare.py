@@ -75,13 +75,22 @@ def prepare(
     return _split(tokens, report, source, tokenizer, seed, home, data_hash, context_length, held)
 
 
+def is_prepared(source: DataSource, tokenizer: Any, *, context_length: int, home: Home) -> bool:
+    """Whether the tokens of exactly this are in the cache, so that `prepare` answers at once."""
+    from studio.data.cache import is_cached
+
+    limit = max(2, min(source.max_length, context_length))
+    template = choose(tokenizer, source.chat_template)
+    return is_cached(home, _cache_key(find(source, home).content_hash(), source, template, limit))
+
+
 def _to(folder: Any) -> TokenWriter:
     return TokenWriter(folder)
 
 
 def _cache_key(data_hash: str, source: DataSource, template: Template, limit: int) -> str:
     parts = [
-        "tokens-2", data_hash, source.format, source.chat_template, source.train_on, limit,
+        "tokens-3", data_hash, source.format, source.chat_template, source.train_on, limit,
         template.backend.fingerprint(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

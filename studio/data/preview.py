@@ -13,10 +13,13 @@ from studio.data.conversations import converter
 from studio.data.mapping import PARTS, Mapping
 from studio.data.recognise import Guess
 from studio.data.records import Document, Problem, Row
-from studio.data.sources import find, guess_origin
+from studio.data.sources import find, guess_origin, looks_like_hub_id
 from studio.errors import DataError, nearest
 from studio.home import Home
 from studio.spec import DataSource
+
+MAX_SHOWN = 4000
+MAX_ITEMS = 200
 
 
 def guess(path: str, home: Home | None = None, *, format: str = "auto") -> Guess:
@@ -30,6 +33,11 @@ def guess(path: str, home: Home | None = None, *, format: str = "auto") -> Guess
     if origin.guess and format in ("auto", origin.guess.mapping.format):
         return origin.guess
     return guess_origin(origin, source)
+
+
+def is_hub_id(path: str, home: Home | None = None) -> bool:
+    """Whether a source would have to be downloaded before anything of it can be shown."""
+    return looks_like_hub_id(path.strip(), home)
 
 
 def columns(path: str, home: Home | None = None, *, count: int = 50) -> dict[str, str]:
@@ -74,7 +82,7 @@ def preview(
     shown: list[dict[str, Any]] = []
     for row in _first(path, home, count):
         made = convert(row)
-        entry: dict[str, Any] = {"line": row.line, "row": row.values}
+        entry: dict[str, Any] = {"line": row.line, "row": shortened(row.values)}
         if isinstance(made, Problem):
             entry["problem"] = made.text
         elif isinstance(made, Document):
@@ -85,6 +93,20 @@ def preview(
                 entry["tools"] = made.tools
         shown.append(entry)
     return shown
+
+
+def shortened(value: Any, limit: int = MAX_SHOWN) -> Any:
+    """Return plain values with long texts and lists cut, so that a page stays small."""
+    if isinstance(value, str):
+        if len(value) <= limit:
+            return value
+        return f"{value[:limit]} … ({len(value):,} characters)"
+    if isinstance(value, dict):
+        kept = list(value.items())[:MAX_ITEMS]
+        return {str(key)[:200]: shortened(inner, limit) for key, inner in kept}
+    if isinstance(value, list | tuple):
+        return [shortened(inner, limit) for inner in value[:MAX_ITEMS]]
+    return value if isinstance(value, int | float | bool | None) else str(value)[:limit]
 
 
 def _first(path: str, home: Home | None, count: int) -> list[Row]:

@@ -117,6 +117,12 @@ class Snapshot:
                     break
         return found
 
+    def pick(self, numbers: list[int]) -> Iterator[tuple[int, Row]]:
+        """Yield rows by number (from 1), reading only the row groups that hold them."""
+        for number in numbers:
+            for row in self.page(number - 1, 1) if number > 0 else []:
+                yield number, Row(row.line, row.values)
+
     def held_out(self) -> NDArray[np.bool_] | None:
         """Return which rows are held out; None where no split is stored."""
         if not self.meta.validation_rows:
@@ -145,12 +151,12 @@ class Snapshot:
             encoding=self.meta.original.encoding,
             guess=guess,
             held_out=self.held_out,
+            pick=self.pick,
         )
 
 
 def snapshots(home: Home) -> list[Snapshot]:
     """Return all imported datasets, the newest first."""
-    sweep(home.datasets)
     found = [
         open_snapshot(home, folder.name)
         for folder in home.datasets.iterdir()

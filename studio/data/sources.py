@@ -42,6 +42,7 @@ class Origin:
     encoding: str = ""
     guess: Guess | None = None  # a mapping that a person has settled
     held_out: Callable[[], NDArray[np.bool_] | None] = lambda: None  # a split that is stored
+    pick: Callable[[list[int]], Iterator[tuple[int, Row]]] | None = None  # rows by number, at once
 
 
 def starter_folder() -> Path:
@@ -81,12 +82,22 @@ def find(source: DataSource, home: Home | None = None) -> Origin:
         if not place.is_dir():
             return from_files(place.name, [place])
         return from_files(place.name, files_in(place))
-    looks_local = place.suffix.lower() in {*ENDINGS, *PACKED} or path.startswith((".", "/", "~"))
-    if looks_local or not _HUB_ID.fullmatch(path):
+    if not looks_like_hub_id(path, home):
         raise DataError(f"There is no file {path}.")
     from studio.data.hub import from_hub
 
     return from_hub(source)
+
+
+def looks_like_hub_id(path: str, home: Home | None = None) -> bool:
+    """Whether a path can only be meant as the id of a dataset on the hub."""
+    place = Path(path).expanduser()
+    here = path.startswith(("starter:", ".", "/", "~")) or "\x00" in path
+    if here or os.path.lexists(place) or place.suffix.lower() in {*ENDINGS, *PACKED}:
+        return False
+    return bool(_HUB_ID.fullmatch(path)) and not (
+        home is not None and (home.datasets / path / "dataset.json").is_file()
+    )
 
 
 def from_files(name: str, files: list[Path]) -> Origin:

@@ -114,7 +114,7 @@ def _write_batch(
             counts.truncated_start += cut.lost == "start"
             counts.truncated_tokens += len(item.ids) - len(cut.ids)
             counts.hashes.append(bytes_hash(item.ids.tobytes()))
-            writer.add(cut.ids, cut.trained, number)
+            writer.add(cut.ids, cut.trained, number, whole=len(item.ids))
         else:
             counts.hashes.append(writer.add(cut.ids, cut.trained, number))
 
@@ -127,7 +127,7 @@ def _write_document(
         return
     lead = np.array(template.backend.prefix, dtype=np.int32)
     for piece in windows(item.ids[len(lead) :], limit=limit, lead=lead):
-        writer.add(piece.ids, piece.trained, number)
+        writer.add(piece.ids, piece.trained, number, whole=len(item.ids))
 
 
 def _write_text(

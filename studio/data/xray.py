@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from studio.data.conversations import converter
 from studio.data.cut import fit
+from studio.data.examples import Examples
 from studio.data.prepare import prepare
 from studio.data.records import Conversation, Document, Problem, Row
 from studio.data.sources import Origin, find, guess_origin
@@ -111,6 +112,9 @@ def backend_for(model_folder: Path) -> Any:
 
 
 def _wanted(origin: Origin, numbers: set[int]) -> Iterator[tuple[int, Row | Problem]]:
+    if origin.pick is not None:
+        yield from origin.pick(sorted(numbers))
+        return
     last = max(numbers, default=0)
     for index, item in enumerate(origin.rows()):
         if index + 1 in numbers:
@@ -128,15 +132,16 @@ def _picked(
     seed: int,
     home: Home | None,
 ) -> list[int]:
-    whole = source.model_copy(update={"validation_fraction": 0, "validation_path": "",
-                                      "max_length": 1_048_576})  # fmt: skip
-    made = prepare(whole, tokenizer, context_length=1_048_576, seed=seed, home=home)
-    lengths = [(len(example.input_ids), example.row) for example in made.train]
+    whole = source.model_copy(update={"validation_fraction": 0, "validation_path": ""})
+    made = prepare(whole, tokenizer, context_length=context_length, seed=seed, home=home)
+    assert isinstance(made.train, Examples)
+    tokens = made.train.tokens
     if pick == "random":
-        chosen = random.Random(seed).sample(lengths, min(count, len(lengths)))
-        return sorted(row for _, row in chosen)
-    lengths.sort(key=lambda pair: (-pair[0] if pick == "longest" else pair[0], pair[1]))
-    return [row for _, row in lengths[:count]]
+        chosen = random.Random(seed).sample(range(len(tokens)), min(count, len(tokens)))
+        return [int(tokens.rows[at]) for at in sorted(chosen)]
+    lengths = -tokens.whole if pick == "longest" else tokens.whole
+    order = np.lexsort((tokens.rows, lengths))  # a document's windows share one row
+    return list(dict.fromkeys(int(tokens.rows[at]) for at in order[: 50 * count]))[:count]
 
 
 def _row(

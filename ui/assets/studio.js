@@ -45,3 +45,8 @@ customElements.define('studio-launch', Launch);
 customElements.define('studio-notes', Notes);
 customElements.define('studio-compare', Compare);
 customElements.define('studio-system', Machine);
+
+// Its modules are many, and no other page needs them.
+if (document.querySelector('studio-data') || location.pathname.startsWith('/data')) {
+  import('./data.js').then(({ Data }) => customElements.define('studio-data', Data));
+}

@@ -1,0 +1,148 @@
+"""What a person can ask to be made of datasets: frozen requests that a queued job performs.
+
+Reading many gigabytes takes minutes, so nothing of it happens inside a page's request. Each request
+tells how far it is, and ends with the name of the dataset that it made or found. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from studio.data.curate import Step
+from studio.data.mapping import Mapping
+from studio.home import Home
+from studio.knobs import Record, knob
+from studio.spec import DataSource, ModelSource, validated
+from studio.training.events import Event, Finished, Loading, Working
+
+Told = Callable[[float, str], None]
+PARTS = 100
+
+
+class ImportRequest(Record):
+    """Keep a source as a snapshot."""
+
+    name: str = knob("", "The job's name.", max_length=120)
+    data: DataSource = DataSource()
+    dataset: str = knob("", "What to call it; the source's name when empty.", max_length=120)
+    mapping: Mapping | None = None
+    uploaded: bool = knob(False, "The file is a copy that nobody needs afterwards.")
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values or raise one SpecError."""
+        return validated(cls, values)
+
+    def perform(self, home: Home) -> Iterator[Event]:
+        """Read everything and publish it."""
+
+        def work(told: Told) -> dict[str, Any]:
+            from studio.data.importing import import_dataset
+
+            made = import_dataset(
+                home, self.data, name=self.dataset, mapping=self.mapping, progress=told
+            )
+            if self.uploaded:
+                forget_upload(home, Path(self.data.path))
+            return {"already": made.already, **_facts(made.snapshot.meta)}
+
+        return _told("Looking at the file", work)
+
+
+class CurateRequest(Record):
+    """Make a new snapshot by one step."""
+
+    name: str = knob("", "The job's name.", max_length=120)
+    data: DataSource = DataSource()
+    step: Step
+    dataset: str = knob("", "What to call the new one; like its parent when empty.", max_length=120)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values or raise one SpecError."""
+        return validated(cls, values)
+
+    def perform(self, home: Home) -> Iterator[Event]:
+        """Read the parent, write the child."""
+
+        def work(told: Told) -> dict[str, Any]:
+            from studio.data.curate import apply_step
+
+            made = apply_step(home, self.data.path, self.step, new_name=self.dataset, progress=told)
+            return _facts(made.meta)
+
+        return _told("Reading the rows", work)
+
+
+class MeasureRequest(Record):
+    """Tokenise a dataset for a model, so that its report and every later run find the tokens."""
+
+    name: str = knob("", "The job's name.", max_length=120)
+    model: ModelSource = ModelSource()
+    data: DataSource = DataSource()
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values or raise one SpecError."""
+        return validated(cls, values)
+
+    def perform(self, home: Home) -> Iterator[Event]:
+        """Fill the token cache."""
+
+        def work(told: Told) -> dict[str, Any]:
+            from studio.data.measure import measured
+
+            report = measured(self.model, self.data, home).report
+            return {"dataset": self.data.path, "rows": _rows(report)}
+
+        return _told("Tokenising", work)
+
+
+def uploads(home: Home) -> Path:
+    """Return the folder where an uploaded file waits for its import."""
+    return home.state / "incoming"
+
+
+def forget_upload(home: Home, file: Path) -> None:
+    """Delete an uploaded file (in a folder of its own); never one that lies elsewhere."""
+    if file.parent.parent == uploads(home):
+        file.unlink(missing_ok=True)
+        file.parent.rmdir()
+
+
+def _facts(meta: Any) -> dict[str, Any]:
+    return {"dataset": meta.name, "hash": meta.hash, "rows": _rows(meta.findings.rows)}
+
+
+def _rows(counts: Any) -> dict[str, int]:
+    return {"read": counts.read, "kept": counts.kept, "dropped": counts.dropped}
+
+
+def _told(first: str, work: Callable[[Told], dict[str, Any]]) -> Iterator[Event]:
+    """Run `work` beside the generator, so that what it tells comes out as events."""
+    said: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
+    outcome: list[dict[str, Any] | BaseException] = []
+    started = time.monotonic()
+
+    def run() -> None:
+        try:
+            outcome.append(work(lambda share, text: said.put((share, text))))
+        except BaseException as error:  # it is raised again where the job is watched
+            outcome.append(error)
+        said.put(None)
+
+    yield Loading(text=first)
+    threading.Thread(target=run, daemon=True).start()
+    while (news := said.get()) is not None:
+        yield Working(step=int(news[0] * PARTS), total_steps=PARTS, text=news[1])
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    yield Finished(
+        step=PARTS, reason="completed", adapter=None, first_loss=None, last_loss=None,
+        eval_loss=None, seconds=time.monotonic() - started, facts=outcome[0],
+    )  # fmt: skip

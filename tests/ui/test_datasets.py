@@ -1,0 +1,168 @@
+"""The Data page's routes: import as a job, paged reads, X-ray, steps, uploads; all without torch."""
+
+import json
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from studio.data import requests
+from studio.data.importing import import_dataset
+from studio.home import Home, open_home
+from studio.spec import DataSource
+from tests.served import ROOT, Served
+
+ROWS = [
+    {"prompt": f"Say {n} ahoy.", "completion": "Ahoy! " * (n % 7 + 1), "group": n % 3}
+    for n in range(60)
+]
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty rows and a broken line."""
+    file = tmp_path_factory.mktemp("rows") / "Ahoy rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + '{"prompt": "cut')
+    return file
+
+
+@pytest.fixture(scope="module")
+def dataset(studio: Served, rows_file: Path) -> str:
+    """The file imported, beside the queue."""
+    home = open_home(studio.home)
+    return import_dataset(home, DataSource(path=str(rows_file)), name="ahoy").snapshot.meta.name
+
+
+def refused(studio: Served, path: str, body: object = None) -> str:
+    with pytest.raises(urllib.error.HTTPError) as error:
+        studio.json(path, body)
+    assert error.value.code == 400
+    return str(json.loads(error.value.read())["error"]["text"])
+
+
+def test_a_source_is_looked_at_with_its_guess_and_reason(studio: Served, rows_file: Path) -> None:
+    found = studio.json("/api/data/look", {"path": str(rows_file)})
+    assert found["mapping"]["format"] == "prompt_completion" and found["reason"]
+    assert found["columns"]["prompt"] == "Say 0 ahoy."
+    assert found["rows"][0]["messages"][0] == {"role": "user", "content": "Say 0 ahoy."}
+
+
+def test_a_corrected_mapping_renders_the_rows_anew(studio: Served, rows_file: Path) -> None:
+    mapping = {
+        "format": "question_answer",
+        "columns": {"answer": "completion"},
+        "templates": {"question": "{group}: {prompt}"},
+        "constants": {"system": "Be a pirate."},
+    }
+    found = studio.json("/api/data/look", {"path": str(rows_file), "mapping": mapping})
+    said = [message["content"] for message in found["rows"][0]["messages"]]
+    assert said == ["Be a pirate.", "0: Say 0 ahoy.", "Ahoy! "]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"path": "/no/such/file.csv"}, "no file"),
+        ({"path": ""}, "No dataset is named"),
+        ({"path": "starter:parrot"}, "parrot"),
+        ({"path": "starter:pirate", "mapping": {"format": "alpaca"}}, "instruction"),
+        ({"path": "starter:pirate", "mapping": {"format": "haiku"}}, "format"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_one_sentence(studio: Served, body: dict, words: str) -> None:
+    assert words in refused(studio, "/api/data/look", body)
+
+
+def test_a_hub_id_is_not_downloaded_to_be_looked_at(studio: Served) -> None:
+    assert studio.json("/api/data/look", {"path": "some/dataset"}) == {"hub": True}
+
+
+def test_the_list_and_one_dataset(studio: Served, dataset: str) -> None:
+    listed = {one["name"]: one for one in studio.json("/api/data")["datasets"]}
+    assert listed[dataset]["rows"] == 60 and listed[dataset]["dropped"] == 1
+    one = studio.json(f"/api/data/{dataset}")
+    assert one["findings"]["problems"][0]["line"] == 61
+    assert "no imported dataset" in refused(studio, "/api/data/..%5cother")
+
+
+def test_rows_come_in_pages(studio: Served, dataset: str) -> None:
+    page = studio.json(f"/api/data/{dataset}/rows?offset=58&limit=5")
+    assert [row["number"] for row in page["rows"]] == [59, 60] and page["total"] == 60
+
+
+def test_tokens_and_x_ray_agree(studio: Served, dataset: str) -> None:
+    made = studio.json(f"/api/data/{dataset}/tokens")
+    report = made["report"]
+    assert report["kept"] == 60 and 0 < report["trained_token_share"] < 1 and made["steps"] > 0
+    (longest,) = studio.json(f"/api/data/{dataset}/xray?pick=longest")["rows"]
+    assert longest["num_tokens"] == report["longest"] == len(longest["tokens"])
+    (row,) = studio.json(f"/api/data/{dataset}/xray?row=7")["rows"]
+    assert row["row"] == 7 and {token["state"] for token in row["tokens"]} == {"masked", "trained"}
+    assert "no row 61" in refused(studio, f"/api/data/{dataset}/xray?row=61")
+
+
+def test_problems_and_rows_are_downloaded(studio: Served, dataset: str) -> None:
+    def lines(path: str) -> list[str]:
+        with urllib.request.urlopen(f"{studio.address}/api/data/{dataset}/{path}") as answer:
+            assert answer.headers["content-disposition"].startswith("attachment")
+            return answer.read().decode().splitlines()
+
+    assert json.loads(lines("problems.jsonl")[0])["line"] == 61
+    assert [json.loads(line) for line in lines("export?format=jsonl")] == ROWS
+    assert lines("export?format=csv")[0] == "prompt,completion,group"
+
+
+def test_a_step_is_checked_before_it_is_queued(studio: Served, dataset: str) -> None:
+    assert "step" in refused(studio, f"/api/data/{dataset}/steps", {"step": {"kind": "shuffle"}})
+    assert refused(studio, "/api/data/nothing/steps", {"step": {"kind": "dedupe"}})
+
+
+def test_an_upload_is_kept_under_a_safe_name(studio: Served) -> None:
+    request = urllib.request.Request(
+        f"{studio.address}/api/data/upload?name=..%2F..%2Fmy%20%F0%9F%98%80rows.JSONL",
+        b'{"text": "a"}\n', {"content-type": "application/octet-stream"},
+    )  # fmt: skip
+    with urllib.request.urlopen(request) as answer:
+        file = Path(json.loads(answer.read())["path"])
+    assert file.parent.parent == requests.uploads(Home(studio.home))
+    assert file.name == "my-rows.jsonl" and file.read_text() == '{"text": "a"}\n'
+
+
+def test_only_an_uploaded_copy_is_forgotten(home: Home, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text("{}")
+    requests.forget_upload(home, mine)
+    assert mine.exists()
+
+
+WITHOUT_TORCH = """
+import sys
+from pathlib import Path
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from jobs.store import JobStore
+from studio.home import open_home
+from studio.data.importing import import_dataset
+from studio.spec import DataSource
+from ui.datasets import data_routes
+home = open_home(sys.argv[1])
+import_dataset(home, DataSource(path="starter:pirate"), name="p")
+app = FastAPI()
+app.include_router(data_routes(home, JobStore(home)))
+page = TestClient(app)
+for path in ("", "/p", "/p/rows", "/p/tokens", "/p/xray?pick=longest", "/p/export?format=csv"):
+    assert page.get("/api/data" + path).status_code == 200, path
+assert page.post("/api/data/look", json={"path": "starter:pirate"}).status_code == 200
+print(sorted({"torch", "transformers", "datasets", "peft"} & set(sys.modules)))
+"""
+
+
+def test_the_whole_page_answers_without_torch(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "home")], cwd=ROOT, timeout=120,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]

@@ -1,0 +1,191 @@
+// The mapping panel: what the rows are, which column plays which part, and the first rows rendered
+// with it at once. It edits one mapping in the shape the command line knows.
+
+import { api, button, h, text } from './dom.js';
+import { labelled, options } from './data_lens.js';
+
+const MOST_COLUMNS = 60;
+const ROLES = ['system', 'user', 'assistant', 'tool'];
+
+export class Mapping {
+  constructor(page, path, { found = null, save = null } = {}) {
+    Object.assign(this, { page, path, changed: false });
+    this.why = h('p', { class: 's-quiet', 'data-testid': 'guess' });
+    this.error = h('p', { class: 's-error', role: 'alert', hidden: true, 'data-testid': 'mapping-error' });
+    this.controls = h('div', { class: 's-stack' });
+    this.preview = h('div', { class: 's-preview', 'data-testid': 'preview' });
+    this.element = h('div', { class: 's-mapping' },
+      h('div', { class: 's-stack' }, this.why, this.controls, this.error, save),
+      h('div', { class: 's-stack' }, h('h3', {}, 'The first rows'), this.preview));
+    if (found) this.take(found, true);
+  }
+
+  /** Ask again: with the mapping as it is now, or for the guess of another format. */
+  async look(format = '') {
+    const asked = this.asked = {};
+    const body = { path: this.path, format, mapping: format || !this.mapping ? null : this.mapping };
+    try {
+      const found = await api('/api/data/look', body);
+      if (asked === this.asked) this.take(found, !body.mapping);
+    } catch (error) {
+      if (asked !== this.asked) return;
+      text(this.error, error.message);
+      this.error.hidden = false;
+      if (format) { // nothing can be guessed for it: start empty
+        this.mapping = { format, columns: {}, templates: {}, constants: {}, roles: {} };
+        this.draw();
+      }
+    }
+  }
+
+  take(found, redraw) {
+    this.error.hidden = true;
+    this.mapping = found.mapping;
+    this.columns = found.columns;
+    text(this.why, found.reason === 'by hand' ? 'Corrected by hand.'
+      : `${found.sure ? 'Recognised' : 'Guessed'} as ${found.mapping.format.replace('_', ' ')}: ${found.reason}.`);
+    this.why.classList.toggle('s-warning', !found.sure);
+    if (redraw) this.draw();
+    this.preview.replaceChildren(...found.rows.map(renderedRow));
+  }
+
+  change(edit) {
+    this.changed = true;
+    const mapping = structuredClone(this.mapping);
+    edit(mapping);
+    this.mapping = mapping;
+    this.look();
+  }
+
+  parts() {
+    const { needed, optional } = this.page.formats[this.mapping.format];
+    return [...needed, ...optional];
+  }
+
+  draw() {
+    const { mapping } = this;
+    const format = h('select', { 'data-testid': 'format', onchange: (event) => {
+      this.changed = true;
+      this.look(event.target.value);
+    } }, options(Object.keys(this.page.formats).map((name) => [name, name.replace('_', ' ')]), mapping.format));
+    const others = this.page.datasets.filter((one) => one.name !== this.path);
+    const reuse = others.length ? labelled('Same as in', h('select', { onchange: (event) => this.reuse(event.target.value) },
+      options([['', '–'], ...others.map((one) => [one.name])], ''))) : null;
+    this.controls.replaceChildren(h('div', { class: 's-lens' }, labelled('The rows are', format), reuse),
+      this.columnTable(), this.parts().includes('system') ? this.systemPrompt() : '', this.extras(),
+      this.mapping.format === 'messages' || this.mapping.format === 'sharegpt' ? this.roles() : '');
+  }
+
+  async reuse(name) {
+    if (!name) return;
+    const { mapping } = await api(`/api/data/${encodeURIComponent(name)}`);
+    this.mapping = mapping;
+    this.changed = true;
+    this.draw();
+    this.look();
+  }
+
+  columnTable() {
+    const { needed, optional } = this.page.formats[this.mapping.format];
+    const used = Object.values(this.mapping.columns);
+    const names = [...new Set([...used, ...Object.keys(this.columns ?? {})])].slice(0, MOST_COLUMNS);
+    const hidden = Object.keys(this.columns ?? {}).length - names.length;
+    return h('table', { class: 's-table s-columns' },
+      h('thead', {}, h('tr', {}, ['Column', 'Example', 'Its part'].map((name) => h('th', { scope: 'col' }, name)))),
+      h('tbody', {}, names.map((column) => h('tr', {}, h('td', { class: 's-path' }, column),
+        h('td', {}, h('span', { class: 's-example' }, this.columns?.[column] ?? '')),
+        h('td', {}, h('select', { 'data-testid': `part-${column}`, 'aria-label': `Part of ${column}`,
+          onchange: (event) => this.change((mapping) => {
+            for (const part in mapping.columns) if (mapping.columns[part] === column) delete mapping.columns[part];
+            const part = event.target.value;
+            if (!part) return;
+            mapping.columns[part] = column;
+            delete mapping.templates[part];
+            delete mapping.constants[part];
+            queueMicrotask(() => this.draw());
+          }) },
+        options([['', 'not used'], ...needed.map((part) => [part, `${part} *`]), ...optional.map((part) => [part])],
+          Object.keys(this.mapping.columns).find((part) => this.mapping.columns[part] === column) ?? '')))))),
+      hidden > 0 ? h('caption', {}, `and ${hidden} more columns`) : null);
+  }
+
+  systemPrompt() {
+    const input = h('input', { placeholder: 'none', 'data-testid': 'system-prompt', oninput: () =>
+      this.change((mapping) => {
+        if (input.value) {
+          mapping.constants.system = input.value;
+          delete mapping.columns.system;
+          delete mapping.templates.system;
+        } else delete mapping.constants.system;
+      }) });
+    input.value = this.mapping.constants.system ?? '';
+    return labelled('System prompt for every row', input);
+  }
+
+  /** Parts that are combined from columns, or fixed. */
+  extras() {
+    const lines = ['templates', 'constants'].flatMap((kind) => Object.keys(this.mapping[kind])
+      .filter((part) => kind === 'templates' || part !== 'system').map((part) => this.extra(kind, part)));
+    const free = this.parts().filter((part) => !this.mapping.templates[part] && !(part in this.mapping.constants));
+    const add = (kind) => this.change((mapping) => {
+      const part = free.find((name) => !(name in mapping.columns)) ?? free[0];
+      const [first] = Object.keys(this.columns ?? {});
+      mapping[kind][part] = kind === 'templates' ? `{${mapping.columns[part] ?? first ?? 'column'}}` : 'text';
+      delete mapping.columns[part];
+      queueMicrotask(() => this.draw());
+    });
+    return h('div', { class: 's-stack' }, lines, free.length ? h('div', { class: 's-actions' },
+      button('Combine columns', () => add('templates'), '', { title: 'Fill a part from several columns' }),
+      button('Fixed text', () => add('constants'), '', { title: 'Give a part the same text in every row' })) : null);
+  }
+
+  extra(kind, part) {
+    const input = h('input', { 'aria-label': `Text of ${part}`, spellcheck: 'false', 'data-testid': `text-${part}`,
+      oninput: () => this.change((mapping) => { mapping[kind][part] = input.value; }) });
+    input.value = this.mapping[kind][part];
+    return h('div', { class: 's-extra' },
+      h('select', { 'aria-label': 'Part', onchange: (event) => this.change((mapping) => {
+        mapping[kind][event.target.value] = mapping[kind][part];
+        delete mapping[kind][part];
+        delete mapping.columns[event.target.value];
+        queueMicrotask(() => this.draw());
+      }) }, options(this.parts().map((name) => [name]), part)),
+      h('span', { class: 's-quiet' }, kind === 'templates' ? 'is' : 'is always'), input,
+      button('×', () => this.change((mapping) => {
+        delete mapping[kind][part];
+        queueMicrotask(() => this.draw());
+      }), 's-tool', { 'aria-label': `Remove ${part}` }));
+  }
+
+  roles() {
+    const known = Object.entries(this.mapping.roles);
+    const name = h('input', { placeholder: 'name in the file', 'aria-label': 'Role name in the file' });
+    const role = h('select', { 'aria-label': 'Our role' }, options(ROLES.map((one) => [one]), 'user'));
+    const redraw = () => queueMicrotask(() => this.draw());
+    return h('details', { class: 's-same', open: known.length > 0 }, h('summary', {}, 'Role names of the file'),
+      known.map(([from, to]) => h('div', { class: 's-extra' }, h('span', { class: 's-path' }, from),
+        h('span', { class: 's-quiet' }, 'means'), h('span', {}, to),
+        button('×', () => { this.change((m) => { delete m.roles[from]; }); redraw(); }, 's-tool',
+          { 'aria-label': `Remove ${from}` }))),
+      h('div', { class: 's-extra' }, name, h('span', { class: 's-quiet' }, 'means'), role, button('Add', () => {
+        if (name.value.trim()) { this.change((m) => { m.roles[name.value.trim()] = role.value; }); redraw(); }
+      })));
+  }
+}
+
+function renderedRow(row) {
+  return h('article', { class: 's-rendered' }, h('header', {}, `line ${row.line}`), rendered(row),
+    h('details', { class: 's-same' }, h('summary', {}, 'As it is in the file'),
+      h('pre', {}, JSON.stringify(row.row, null, 1))));
+}
+
+/** What became of a row: messages, a text, or why it is dropped. */
+export function rendered(row) {
+  if (row.problem) return h('p', { class: 's-error' }, `Dropped: ${row.problem}`);
+  if (row.text !== undefined) return h('p', { class: 's-said' }, row.text);
+  return h('div', { class: 's-messages' }, row.messages.map((message) => h('div', { 'data-role': message.role },
+    h('span', { class: 's-role' }, message.role),
+    h('p', { class: 's-said' }, message.content ?? '',
+      message.tool_calls ? h('code', {}, JSON.stringify(message.tool_calls)) : null))),
+  row.tools?.length ? h('p', { class: 's-quiet' }, `${row.tools.length} tools may be called`) : null);
+}

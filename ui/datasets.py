@@ -1,0 +1,312 @@
+"""The Data page's JSON routes: look at a file, import it, page through it, X-ray it, change it.
+
+What takes minutes (import, a step, tokenising much) is left in the queue as a job; what a route
+answers itself reads the first rows, one page, or tokens that are cached. No table is ever read
+whole. It knows the data room and the queue, never torch.
+"""
+
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, cast
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from jobs import supervisor
+from jobs.record import Job
+from jobs.store import JobStore
+from studio.data import measure, preview, requests, snapshots
+from studio.data.conversations import converter
+from studio.data.curate import lineage, parse_step
+from studio.data.export import rows_as
+from studio.data.mapping import PARTS, Mapping
+from studio.data.records import Document, Problem, Row
+from studio.data.snapshots import Meta, Snapshot
+from studio.data.sources import demos
+from studio.data.xray import Pick, xray
+from studio.errors import DataError
+from studio.home import Home, slug
+from studio.spec import DataSource, ModelSource, validated
+from ui import sources
+
+MAX_UPLOAD_BYTES = 64 * 1024**3
+AT_ONCE_BYTES = 16 * 1024**2  # more text than this is tokenised by a job
+STALE_SECONDS = 86_400.0
+Name = Annotated[str, Query(max_length=120)]
+
+
+class Looked(BaseModel):
+    """A source to look at; a mapping or a format when a person chose one."""
+
+    path: str
+    format: str = ""
+    mapping: dict[str, Any] | None = None
+
+
+class Wanted(BaseModel):
+    """An import."""
+
+    path: str
+    subset: str = ""
+    split: str = "train"
+    name: str = ""
+    mapping: dict[str, Any] | None = None
+    uploaded: bool = False
+
+
+class Change(BaseModel):
+    """A step to apply."""
+
+    step: dict[str, Any]
+    name: str = ""
+
+
+class Nothing(BaseModel):
+    """An action's empty body: it must be JSON, which a foreign page cannot send unasked."""
+
+
+def data_routes(home: Home, store: JobStore) -> APIRouter:
+    """Return the Data page's routes."""
+    router = APIRouter(prefix="/api/data")
+
+    @router.get("")
+    def everything() -> dict[str, Any]:
+        return {
+            "datasets": [short(found) for found in snapshots.snapshots(home)],
+            "models": sources.model_choices(home),
+            "demos": demos(),
+            "formats": {name: {"needed": n, "optional": o} for name, (n, o) in PARTS.items()},
+        }
+
+    @router.post("/upload")
+    async def upload(request: Request, name: Name) -> dict[str, str]:
+        return {"path": await _kept(home, request, name)}
+
+    @router.post("/look")
+    def look(wanted: Looked) -> dict[str, Any]:
+        return _look(home, wanted)
+
+    @router.post("/import")
+    def import_(wanted: Wanted) -> dict[str, Any]:
+        data = DataSource(path=wanted.path.strip(), subset=wanted.subset, split=wanted.split)
+        request = requests.ImportRequest(
+            data=data, dataset=wanted.name, mapping=_mapping(wanted.mapping),
+            uploaded=wanted.uploaded,
+        )  # fmt: skip
+        return _queued(home, store, "import", request)
+
+    @router.get("/outcome/{job_id}")
+    def outcome(job_id: int) -> dict[str, Any]:
+        job = store.get(job_id)
+        found = {key: job.result.get(key) for key in ("dataset", "already", "rows")}
+        return {"state": job.state, "error": job.error_text, **found}
+
+    @router.get("/{name}")
+    def one(name: str) -> dict[str, Any]:
+        found = snapshots.open_snapshot(home, name)
+        family = [short(Snapshot(found.folder, meta)) for meta in lineage(home, name)[1:]]
+        children = [
+            meta.meta.name
+            for meta in snapshots.snapshots(home)
+            if meta.meta.parent and meta.meta.parent.hash == found.meta.hash
+        ]
+        return {
+            **short(found), "mapping": found.meta.mapping.model_dump(mode="json"),
+            "findings": found.meta.findings.model_dump(mode="json", exclude={"mapping"}),
+            "ancestors": family, "children": children,
+            "columns": preview.columns(name, home),
+        }  # fmt: skip
+
+    _reading(router, home, store)
+
+    @router.post("/{name}/steps")
+    def change(name: str, wanted: Change) -> dict[str, Any]:
+        snapshots.open_snapshot(home, name)
+        request = requests.CurateRequest(
+            data=DataSource(path=name), step=parse_step(wanted.step), dataset=wanted.name
+        )
+        return _queued(home, store, "curate", request)
+
+    @router.post("/{name}/delete")
+    def delete(name: str, _: Nothing) -> dict[str, str]:
+        snapshots.delete_snapshot(home, name)
+        return {"deleted": name}
+
+    return router
+
+
+def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
+    @router.get("/{name}/rows")
+    def rows(
+        name: str, offset: int = Query(0, ge=0), limit: int = Query(20, ge=1, le=100)
+    ) -> dict[str, Any]:
+        return _page(snapshots.open_snapshot(home, name), offset, limit)
+
+    @router.get("/{name}/tokens")
+    def tokens(
+        name: str, model: Name = "starter", max_length: int = 1024, train_on: str = "assistant",
+        chat_template: str = "auto",
+    ) -> dict[str, Any]:  # fmt: skip
+        found, data = _source(home, name, max_length, train_on, chat_template)
+        waiting = _must_wait(home, store, found, ModelSource(path=model), data)
+        if waiting:
+            return waiting
+        return measure.measured(ModelSource(path=model), data, home).model_dump(mode="json")
+
+    @router.get("/{name}/xray")
+    def rays(
+        name: str, model: Name = "starter", max_length: int = 1024, train_on: str = "assistant",
+        chat_template: str = "auto", pick: Pick = "first", row: int | None = None,
+        count: int = Query(1, ge=1, le=20), seed: int = 0,
+    ) -> dict[str, Any]:  # fmt: skip
+        found, data = _source(home, name, max_length, train_on, chat_template)
+        source = ModelSource(path=model)
+        if found.meta.plain or (row is None and pick != "first"):
+            waiting = _must_wait(home, store, found, source, data)
+            if waiting:
+                return waiting
+        seen = measure.lens(source)
+        shown = xray(
+            data, seen.backend, context_length=seen.context_length,
+            rows=None if row is None else [row], pick=pick, count=count, seed=seed, home=home,
+        )  # fmt: skip
+        return {"rows": [one.model_dump(mode="json") for one in shown]}
+
+    @router.get("/{name}/problems.jsonl")
+    def problems(name: str) -> StreamingResponse:
+        found = snapshots.open_snapshot(home, name)
+        lines = (json.dumps(p, ensure_ascii=False).encode() + b"\n" for p in found.problems())
+        return _download(lines, f"{name}-problems.jsonl")
+
+    @router.get("/{name}/export")
+    def export(
+        name: str, format: Literal["jsonl", "csv"] = "jsonl",
+        part: Literal["", "train", "validation"] = "",
+    ) -> StreamingResponse:  # fmt: skip
+        found = snapshots.open_snapshot(home, name)
+        suffix = f"-{part}" if part else ""
+        return _download(rows_as(found, format, part=part), f"{name}{suffix}.{format}")
+
+
+def short(snapshot: Snapshot) -> dict[str, Any]:
+    """Return what the list shows of a dataset."""
+    meta: Meta = snapshot.meta
+    size = sum(f.stat().st_size for f in snapshot.folder.iterdir() if f.is_file())
+    return {
+        "name": meta.name, "rows": meta.rows, "validation_rows": meta.validation_rows,
+        "format": meta.mapping.format, "hash": meta.hash, "created": meta.created,
+        "parent": meta.parent.name if meta.parent else "", "step": meta.step, "bytes": size,
+        "original": meta.original.model_dump(mode="json"), "reason": meta.reason,
+        "plain": meta.plain, "dropped": meta.findings.rows.dropped,
+    }  # fmt: skip
+
+
+def _look(home: Home, wanted: Looked) -> dict[str, Any]:
+    path = wanted.path.strip()
+    if preview.is_hub_id(path, home):
+        return {"hub": True}
+    guess = preview.guess(path, home, format="auto")
+    mapping, reason, sure = guess.mapping, guess.reason, guess.sure
+    if wanted.mapping is not None:
+        mapping, reason, sure = _mapping(wanted.mapping) or mapping, "by hand", True
+    elif wanted.format and wanted.format != mapping.format:
+        found = preview.guess(path, home, format=wanted.format)
+        mapping, reason, sure = found.mapping, found.reason, found.sure
+    same = [
+        s.meta.name
+        for s in snapshots.snapshots(home)
+        if not s.meta.parent and s.meta.original.name == path.rstrip("/").split("/")[-1]
+    ]
+    return {
+        "hub": False, "reason": reason, "sure": sure, "mapping": mapping.model_dump(mode="json"),
+        "columns": preview.columns(path, home), "same_name": same[:1],
+        "rows": preview.preview(path, mapping, count=5, home=home),
+    }  # fmt: skip
+
+
+def _mapping(values: dict[str, Any] | None) -> Mapping | None:
+    return validated(Mapping, values).checked() if values is not None else None
+
+
+def _queued(home: Home, store: JobStore, kind: str, request: BaseModel) -> dict[str, Any]:
+    job: Job = store.submit(request.model_dump(mode="json"), kind=kind)
+    supervisor.ensure_running(home)
+    return {"job": job.id, "name": job.name}
+
+
+def _source(
+    home: Home, name: str, max_length: int, train_on: str, chat_template: str
+) -> tuple[Snapshot, DataSource]:
+    values = {
+        "path": name, "max_length": max_length, "train_on": train_on, "validation_fraction": 0.05,
+        "chat_template": chat_template,
+    }  # fmt: skip
+    return snapshots.open_snapshot(home, name), validated(DataSource, values)
+
+
+def _must_wait(
+    home: Home, store: JobStore, found: Snapshot, model: ModelSource, data: DataSource
+) -> dict[str, Any] | None:
+    """Leave much text to a job; None when the answer is small or there already."""
+    small = found.meta.findings.characters <= AT_ONCE_BYTES
+    if small or measure.is_measured(model, data, home):
+        return None
+    request = requests.MeasureRequest(model=model, data=data)
+    values = request.model_dump(mode="json")
+    for job in store.list(["queued", "starting", "running"]):
+        if job.kind == "measure" and job.spec | {"name": ""} == values:
+            return {"job": job.id, "name": job.name}
+    return _queued(home, store, "measure", request)
+
+
+def _page(found: Snapshot, offset: int, limit: int) -> dict[str, Any]:
+    convert = converter(found.meta.mapping)
+    shown = []
+    for row in found.page(offset, limit):
+        made = convert(Row(row.line, row.values))
+        entry: dict[str, Any] = {"number": row.number, "line": row.line, "part": row.part}
+        if isinstance(made, Problem):
+            entry |= {"problem": made.text, "row": row.values}
+        elif isinstance(made, Document):
+            entry["text"] = made.text
+        else:
+            entry |= {"messages": made.messages, "tools": made.tools}
+        shown.append(preview.shortened(entry))
+    return {"rows": shown, "total": found.meta.rows, "offset": offset}
+
+
+async def _kept(home: Home, request: Request, name: str) -> str:
+    """Write an upload as it comes, under its own (safe) name in a folder of its own."""
+    folder = requests.uploads(home)
+    folder.mkdir(exist_ok=True, mode=0o700)
+    for old in folder.iterdir():  # looked at and never imported
+        if time.time() - old.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(old, ignore_errors=True)
+    base, dot, ending = name.replace("\\", "/").split("/")[-1].partition(".")
+    suffix = "".join(c for c in ending.lower() if c.isalnum() or c in "._-")[:40]
+    target = folder / secrets.token_hex(8) / f"{slug(base, fallback='data')}{dot}{suffix}"
+    target.parent.mkdir(mode=0o700)
+    size = 0
+    try:
+        with target.open("wb") as handle:
+            async for piece in request.stream():
+                size += len(piece)
+                if size > MAX_UPLOAD_BYTES:
+                    raise DataError("The upload is larger than 64 GiB; import it by its path.")
+                handle.write(piece)
+    except BaseException:
+        shutil.rmtree(target.parent, ignore_errors=True)
+        raise
+    return str(target)
+
+
+def _download(pieces: Iterator[bytes], name: str) -> StreamingResponse:
+    headers = {
+        "content-disposition": f'attachment; filename="{name}"',
+        "cache-control": "no-store",
+    }
+    return StreamingResponse(cast(Any, pieces), media_type="text/plain", headers=headers)
