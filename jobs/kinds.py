@@ -60,6 +60,13 @@ def bakeoff(work: Work) -> Iterator[Event]:
     return BakeoffRequest.parse(work.spec).perform(work.home, work.run_dir)
 
 
+def evaluate(work: Work) -> Iterator[Event]:
+    """Measure a stack of adapters on a dataset."""
+    from studio.adapters.evaluate import EvaluateRequest
+
+    return EvaluateRequest.parse(work.spec).perform(work.home, work.run_dir)
+
+
 def import_(work: Work) -> Iterator[Event]:
     """Keep a file, folder or hub dataset as a snapshot."""
     from studio.data.requests import ImportRequest
@@ -81,9 +88,16 @@ def measure(work: Work) -> Iterator[Event]:
     return MeasureRequest.parse(work.spec).perform(work.home)
 
 
+def arrive(work: Work) -> Iterator[Event]:
+    """Take a run that was trained on another machine."""
+    from studio.training.elsewhere import arrive as take
+
+    return take(Path(work.spec["folder"]), work.run_dir)
+
+
 KINDS: dict[str, Kind] = {
-    "train": train, "merge": merge, "mix": mix, "bakeoff": bakeoff,
-    "import": import_, "curate": curate, "measure": measure,
+    "train": train, "merge": merge, "mix": mix, "bakeoff": bakeoff, "evaluate": evaluate,
+    "arrive": arrive, "import": import_, "curate": curate, "measure": measure,
 }  # fmt: skip
 
 

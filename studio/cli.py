@@ -18,6 +18,8 @@ from typing import Annotated, Any
 import typer
 
 from studio.cli_adapters import app as adapter_app
+from studio.cli_elsewhere import app as elsewhere_app
+from studio.cli_home import app as home_app
 from studio.cli_queue import app as queue_app
 from studio.data.commands import app as data_app
 from studio.errors import StudioError, nearest
@@ -35,6 +37,8 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(adapter_app)
 app.add_typer(queue_app)
+app.add_typer(elsewhere_app)
+app.add_typer(home_app)
 
 HomeOption = Annotated[
     Path | None,

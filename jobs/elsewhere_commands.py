@@ -1,0 +1,48 @@
+"""The bodies of `studio pack` and `studio unpack`."""
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from jobs import supervisor
+from jobs.admission import admit
+from jobs.commands import exit_code, say
+from jobs.follow import follow_to_the_end
+from jobs.store import JobStore
+from studio.home import Home
+from studio.spec import RunSpec, merge_values, parse_assignment, read_yaml
+from studio.training import elsewhere
+
+
+def pack(
+    home: Home, spec_file: Path | None, given: dict[str, Any], assignments: Sequence[str],
+    *, out: Path, with_model: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Check a run as if it were queued, and write it as a folder."""
+    values = read_yaml(spec_file) if spec_file else {}
+    values = merge_values(values, given | dict(map(parse_assignment, assignments)))
+    elsewhere.pack(admit(RunSpec.parse(values), home), out, home, with_model=with_model)
+    if as_json:
+        print(json.dumps({"out": str(out.absolute())}))
+    else:
+        print(f"Packed into {out}. Its README.txt says how to train it and bring it back.")
+    return 0
+
+
+def unpack(home: Home, folder: Path, *, name: str, follow: bool, as_json: bool) -> int:
+    """Queue the taking of a folder that came back and, unless detached, wait for it."""
+    spec = elsewhere.read_spec(folder)
+    values = spec.model_dump(mode="json")
+    values |= {"folder": str(folder.absolute()), "name": name or spec.name or folder.name}
+    with closing(JobStore(home)) as store:
+        job = store.submit(values, kind="arrive")
+        supervisor.ensure_running(home)
+        if follow:
+            job = follow_to_the_end(store, job)
+    sentence = f'Queued "{job.name}" as number {job.id}.'
+    if follow:
+        sentence = job.error_text or f'"{job.name}" is here, as number {job.id}.'
+    say(job, as_json, sentence)
+    return exit_code(job) if follow else 0

@@ -1,0 +1,97 @@
+"""A packed run trains as it would here, comes back whole, and says what is wrong with it."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from studio.errors import InputError
+from studio.home import Home
+from studio.spec import RunSpec
+from studio.training import elsewhere
+from studio.training.events import Finished, Step
+from studio.training.run import train
+from tests.studio.tiny import tiny_folder
+
+ROWS = [{"question": f"say {word}", "answer": word * 2} for word in "abcdefghijklmnopqrstuvwx"]
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> RunSpec:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps(row) for row in ROWS))
+    return RunSpec.parse(
+        {
+            "name": "far",
+            "model": {"path": str(tiny_folder(tmp_path / "model"))},
+            "data": {"path": str(rows), "chat_template": "plain"},
+            "train": {"max_steps": 4, "num_samples": 0},
+        }
+    )
+
+
+def test_a_packed_run_gives_the_same_adapter_and_comes_back_as_a_run(
+    spec: RunSpec, home: Home, tmp_path: Path
+) -> None:
+    here = [e for e in train(spec, run_dir=tmp_path / "here", home=home) if isinstance(e, Step)]
+
+    packed = elsewhere.pack(spec, tmp_path / "packed", home, with_model=True)
+    there = Path(shutil.move(tmp_path / "packed", tmp_path / "another place"))
+    shutil.rmtree(tmp_path / "model")
+    (tmp_path / "rows.jsonl").unlink()
+    assert elsewhere.main([str(there)]) == 0
+    back = list(elsewhere.arrive(there, tmp_path / "back"))
+
+    assert (packed.model.path, packed.data.path) == ("model", "data/rows.jsonl")
+    assert [e.loss for e in back if isinstance(e, Step)] == [e.loss for e in here]
+    assert isinstance(back[-1], Finished)
+    assert back[-1].adapter == str(tmp_path / "back" / "adapter")
+    weights = "adapter/adapter_model.safetensors"
+    assert (tmp_path / "back" / weights).read_bytes() == (tmp_path / "here" / weights).read_bytes()
+
+
+def test_the_scripts_are_valid_shell_and_name_no_place_of_this_machine(
+    spec: RunSpec, home: Home, tmp_path: Path
+) -> None:
+    elsewhere.pack(spec, tmp_path / "packed", home, with_model=True)
+
+    for script in ("run.sh", "slurm.sh"):
+        subprocess.run(["bash", "-n", tmp_path / "packed" / script], check=True)
+    written = "".join(
+        path.read_text()
+        for path in (tmp_path / "packed").iterdir()
+        if path.suffix in (".sh", ".yaml", ".txt")
+    )
+    assert str(tmp_path) not in written
+    assert os.environ.get("STUDIO_HOME", "no home") not in written
+
+
+def test_a_folder_that_is_not_trained_to_its_end_is_refused_with_its_step(
+    spec: RunSpec, home: Home, tmp_path: Path
+) -> None:
+    folder = tmp_path / "packed"
+    elsewhere.pack(spec, folder, home)
+    with pytest.raises(InputError, match="it has not begun"):
+        list(elsewhere.arrive(folder, tmp_path / "back"))
+
+    assert elsewhere.main([str(folder)]) == 0
+    events = folder / "run" / elsewhere.EVENTS
+    lines = events.read_text().splitlines()
+    events.write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:20])
+    with pytest.raises(InputError, match=r"it stands at step \d"):
+        list(elsewhere.arrive(folder, tmp_path / "back"))
+
+    events.write_text("\n".join(lines))
+    (folder / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(InputError, match="damaged or cut short"):
+        list(elsewhere.arrive(folder, tmp_path / "back"))
+    assert not (tmp_path / "back").exists()
+
+
+def test_a_place_that_is_taken_is_refused(spec: RunSpec, home: Home, tmp_path: Path) -> None:
+    (tmp_path / "packed").mkdir()
+    with pytest.raises(InputError, match="is there already"):
+        elsewhere.pack(spec, tmp_path / "packed", home)
