@@ -132,3 +132,39 @@ def bakeoff(
         open_home(home), name, fields, assignments or [], methods=chosen, prompts=prompt or [],
         follow=follow, as_json=as_json,
     )  # fmt: skip
+
+
+@app.command()
+def evaluate(
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:WEIGHT]", help="In stack order; none measures the base."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Its base; the first adapter's own when empty.")] = "",
+    data: Annotated[str, typer.Option(help="A file, a folder, a hub id, or starter:<name>.")] = (
+        "starter:pirate"
+    ),
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="As in max_rows=100.")
+    ] = None,
+    score: Annotated[
+        list[str] | None,
+        typer.Option(help="Of generated answers: exact_match, rouge_l, regex, json."),
+    ] = None,
+    pattern: Annotated[str, typer.Option(help="What the score regex looks for.")] = "",
+    name: Annotated[str, typer.Option(help="What to call it.")] = "",
+    follow: FollowOption = True,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Measure a stack on a dataset: loss, perplexity, token accuracy, scores of its answers."""
+    from jobs import evaluation
+
+    given = {
+        "model.path": model, "data.path": data, "scores": list(score or []), "pattern": pattern,
+        "name": name,
+    }  # fmt: skip
+    return evaluation.evaluate(
+        open_home(home), given, assignments or [], adapters=adapter or [], follow=follow,
+        as_json=as_json,
+    )  # fmt: skip
