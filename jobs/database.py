@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.filelock import FileLock
+from jobs.filesystem import refuse_unsafe
 from jobs.schema import migrations
 from jobs.tables import Tables
 from studio.errors import DiskFull, HomeError
@@ -47,6 +48,7 @@ class Database:
         self._readers_guard = threading.Lock()
         self._write_guard = threading.RLock()
         self._writers: dict[str, Tables] = {}
+        refuse_unsafe(home.state)
         with _plain_errors(self.path):
             self._migrate()
         _open_databases.add(self)
@@ -190,11 +192,21 @@ def _plain_errors(path: Path) -> Iterator[None]:
                 "Close that program and try again."
             ) from error
         if "malformed" in text or "not a database" in text:
-            raise HomeError(
-                f"{path} is damaged ({text}). Restore the newest file of "
-                f"{path.parent / 'backups'}, or move it away to start with an empty queue."
-            ) from error
+            raise HomeError(f"{path} is damaged ({text}). {advice(path.parent)}") from error
         raise
+
+
+def copies(home: Path) -> list[Path]:
+    """Return the daily copies of a home's database, oldest first."""
+    return sorted((home / "backups").glob("studio-*.db"))
+
+
+def advice(home: Path) -> str:
+    """Say how a damaged database comes back."""
+    kept = copies(home)
+    if kept:
+        return f"`studio restore {kept[-1]}` brings back its newest copy."
+    return "There is no copy of it yet; move it away to start with an empty queue."
 
 
 def now() -> float:

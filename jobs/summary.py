@@ -45,4 +45,5 @@ def seconds_left(job: Job) -> float | None:
     done = job.step - first
     if job.state != "running" or not begun or not job.total_steps or done < 2:
         return None
-    return round((now() - begun) / done * (job.total_steps - job.step), 1)
+    pace = max(0.0, now() - begun) / done  # the clock may have been set back meanwhile
+    return round(pace * (job.total_steps - job.step), 1)

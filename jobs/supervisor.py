@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from jobs import plans, room, settings
+from jobs import backup, plans, room, settings
 from jobs.claims import NO_PROGRESS_LIMIT
 from jobs.filelock import FileLock
 from jobs.processes import Identity, me, of
@@ -38,6 +38,7 @@ BEAT_SECONDS = 2.0
 IDLE_SECONDS = 900.0
 GRACE_SECONDS = 60.0
 CHAT_SECONDS = 10.0
+BACKUP_LOOK_SECONDS = 600.0
 START_SECONDS = GRACE_SECONDS + 30
 
 
@@ -65,6 +66,7 @@ class Supervisor:
         self._short: str | None = None
         self._chat_asked: dict[str, float] = {}
         self._beaten = self._busy = time.monotonic()
+        self._copied = time.monotonic() - BACKUP_LOOK_SECONDS + 30  # not while it starts
 
     def run(self) -> None:
         """Work until told to stop or idle; the caller holds the home's supervisor lock."""
@@ -106,6 +108,9 @@ class Supervisor:
         if time.monotonic() - self._beaten > BEAT_SECONDS:
             self._beaten = time.monotonic()
             self.store.announce("supervisor")
+        if time.monotonic() - self._copied > BACKUP_LOOK_SECONDS:
+            self._copied = time.monotonic()
+            backup.daily(self.home, self.store.database, now=time.time())
 
     def _claim(self) -> None:
         short = room.shortage(self.home.path)

@@ -14,6 +14,7 @@ FLOORS = {"studio": 0, "jobs": 1, "ui": 2}
 DOORS = {
     Path("studio/cli.py"),
     Path("studio/cli_adapters.py"),
+    Path("studio/cli_home.py"),
     Path("studio/cli_queue.py"),
     Path("studio/bench/startup.py"),
 }

@@ -30,7 +30,7 @@ export class Detail {
     this.going = h('span', { 'data-testid': 'progress' });
     this.left = h('span', {});
     this.progress = h('div', { class: 's-progress' }, this.track,
-      h('div', { class: 's-progress-remarks' }, this.going, this.left));
+      h('div', { class: 's-progress-words' }, this.going, this.left));
     this.words = h('p', { class: 's-remarks', hidden: true });
     this.failure = h('div', { class: 's-failure', role: 'alert', hidden: true });
     this.figures = h('dl', { class: 's-figures' });

@@ -1,0 +1,212 @@
+"""What uses space in a home, and what can go without a loss: rules, a preview, a clean-up.
+
+Only what a rule names goes: spare checkpoints of runs that ended, folders that nothing knows any
+more, half-written ones of dead processes, old uploads of the page. The newest checkpoint of a run
+that could still be resumed always stays, and so does every adapter, dataset and model.
+"""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs import settings
+from jobs.checkpoints import newest_step, step_of
+from jobs.record import Job
+from jobs.states import ENDED
+from jobs.store import JobStore
+from studio.errors import QueueError
+from studio.home import Home
+
+LEFTOVER_SECONDS = 3600.0
+UPLOAD_SECONDS = 86_400.0
+SHOWN_RUNS = 12
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """Something that can go, and why."""
+
+    path: str
+    bytes: int
+    what: str
+    why: str
+
+
+def usage(store: JobStore) -> dict[str, Any]:
+    """Return what uses space, the largest runs, and what is free."""
+    home = store.home
+    names = {job.id: job for job in store.list()}
+    runs, checkpoints = [], 0
+    for folder in _folders(home.runs):
+        job = names.get(int(folder.name)) if folder.name.isdigit() else None
+        spare = size(folder / "checkpoints")
+        checkpoints += spare
+        runs.append({
+            "id": job.id if job else None, "name": job.name if job else folder.name,
+            "state": job.state if job else "deleted", "bytes": size(folder), "checkpoints": spare,
+        })  # fmt: skip
+    whole = sum(int(run["bytes"] or 0) for run in runs)
+    parts = {
+        "Checkpoints": checkpoints,
+        "Runs without checkpoints": whole - checkpoints,
+        "Adapters": size(home.adapters),
+        "Datasets": size(home.datasets),
+        "Models": size(home.models),
+        "Database": sum(size(p) for p in home.path.glob("studio.db*")),
+        "Copies of the database": size(home.path / "backups"),
+        "Uploads and logs": size(home.state),
+    }
+    runs.sort(key=lambda run: -int(run["bytes"] or 0))
+    return {
+        "path": str(home.path),
+        "parts": [{"name": name, "bytes": count} for name, count in parts.items()],
+        "runs": runs[:SHOWN_RUNS],
+        "free_bytes": shutil.disk_usage(home.path).free,
+        "rules": rules(store),
+    }
+
+
+def rules(store: JobStore) -> dict[str, int]:
+    """Return the retention rules of this home."""
+    return {name: settings.read(store, name) for name in ("keep_checkpoints", "keep_days")}
+
+
+def set_rules(store: JobStore, *, keep_checkpoints: int, keep_days: int) -> None:
+    """Change the retention rules.
+
+    Raises:
+        QueueError: A number is out of bounds.
+    """
+    if not (0 <= keep_checkpoints <= 1000 and 0 <= keep_days <= 36_500):
+        raise QueueError("Keep 0 to 1000 checkpoints of a finished run, for 0 to 36500 days.")
+    settings.write(store, "keep_checkpoints", keep_checkpoints)
+    settings.write(store, "keep_days", keep_days)
+
+
+def spare(store: JobStore) -> list[Item]:
+    """Return everything the rules let go, largest first. Nothing is changed."""
+    found = [*_checkpoints(store), *_forgotten(store), *_leftovers(store.home)]
+    found += _uploads(store.home)
+    return sorted(found, key=lambda item: -item.bytes)
+
+
+def clean(store: JobStore) -> list[Item]:
+    """Remove what `spare` names and return what is really gone."""
+    gone = []
+    for item in spare(store):
+        path = Path(item.path)
+        if path.is_symlink() or not path.resolve().is_relative_to(store.home.path.resolve()):
+            continue  # a link leads elsewhere: not ours to remove
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+        if not path.exists():
+            gone.append(item)
+    return gone
+
+
+def report(items: list[Item]) -> dict[str, Any]:
+    """Return items as plain values with their sum."""
+    return {"bytes": sum(i.bytes for i in items), "items": [asdict(item) for item in items]}
+
+
+def size(path: Path) -> int:
+    """Return the bytes in a file or folder; links count nothing."""
+    try:
+        if path.is_symlink():
+            return 0
+        if path.is_file():
+            return path.stat().st_size
+        return sum(
+            size(Path(entry.path)) if entry.is_dir(follow_symlinks=False)
+            else entry.stat(follow_symlinks=False).st_size
+            for entry in os.scandir(path)
+        )  # fmt: skip
+    except OSError:
+        return 0  # it was removed meanwhile
+
+
+def _checkpoints(store: JobStore) -> Iterator[Item]:
+    keep, days = rules(store).values()
+    for job in store.list(ENDED):
+        folders = sorted(
+            (f for f in _folders(store.home.run(job.id) / "checkpoints") if _numbered(f)),
+            key=step_of, reverse=True,
+        )  # fmt: skip
+        for folder in folders[_kept(store, job, keep, days) :]:
+            yield Item(
+                path=str(folder), bytes=size(folder), what=f"checkpoint of {job.name}",
+                why=f"step {step_of(folder)} of a run that {_ended(job)}",
+            )  # fmt: skip
+
+
+def _kept(store: JobStore, job: Job, keep: int, days: int) -> int:
+    """How many of a run's newest checkpoints stay."""
+    if job.state != "succeeded":
+        newest = newest_step(store.home.run(job.id))
+        folders = [f for f in _folders(store.home.run(job.id) / "checkpoints") if _numbered(f)]
+        return sum(1 for f in folders if step_of(f) >= newest) if newest else len(folders)
+    old = bool(days) and time.time() - (job.finished or 0) > days * 86_400
+    return 0 if old else keep
+
+
+def _ended(job: Job) -> str:
+    return {"succeeded": "succeeded", "failed": "failed"}.get(job.state, "was cancelled")
+
+
+def _forgotten(store: JobStore) -> Iterator[Item]:
+    known = {str(job.id) for job in store.list()}
+    for folder in _folders(store.home.runs):
+        if folder.name.isdigit() and folder.name not in known and _aged(folder, LEFTOVER_SECONDS):
+            yield Item(
+                path=str(folder), bytes=size(folder), what=f"run folder {folder.name}",
+                why="its job was deleted",
+            )  # fmt: skip
+
+
+def _leftovers(home: Home) -> Iterator[Item]:
+    import psutil
+
+    for place in (home.runs, home.adapters, home.datasets, home.models):
+        for path in place.rglob(".*"):
+            match = re.fullmatch(r"\.(?:tmp|old)-.+-(\d+)", path.name)
+            if match and not psutil.pid_exists(int(match[1])) and _aged(path, LEFTOVER_SECONDS):
+                yield Item(
+                    path=str(path), bytes=size(path), what=path.name,
+                    why="a process ended while it wrote this",
+                )  # fmt: skip
+
+
+def _uploads(home: Home) -> Iterator[Item]:
+    for path in _folders(home.state / "uploads"):
+        if _aged(path, UPLOAD_SECONDS):
+            yield Item(
+                path=str(path),
+                bytes=size(path),
+                what="upload",
+                why="the page's own copy, a day old",
+            )
+
+
+def _folders(place: Path) -> list[Path]:
+    try:
+        return [p for p in place.iterdir() if p.is_dir() and not p.is_symlink()]
+    except OSError:
+        return []
+
+
+def _numbered(folder: Path) -> bool:
+    return folder.name.startswith("step-") and folder.name[5:].isdigit()
+
+
+def _aged(path: Path, seconds: float) -> bool:
+    try:
+        return time.time() - path.lstat().st_mtime > seconds
+    except OSError:
+        return False

@@ -1,0 +1,263 @@
+"""A backup of a home in use comes back as it was, or is refused and changes nothing."""
+
+import io
+import json
+import os
+import sqlite3
+import stat
+import tarfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs import backup as backups
+from jobs.backup import MANIFEST, backup, daily
+from jobs.claims import Claim
+from jobs.metrics import Progress
+from jobs.processes import me
+from jobs.restore import restore
+from jobs.store import JobStore
+from studio.errors import DiskFull, HomeError
+from studio.home import Home, is_whole, open_home, publishing
+from tests.jobs.conftest import a_spec, start_supervisor, supervising, until
+from tests.jobs.test_plans import run_one
+
+
+def filled(store: JobStore) -> Claim:
+    """One run that ended, one under way with a checkpoint, one waiting."""
+    store.submit(a_spec(name="done"))
+    run_one(store)
+    store.submit(a_spec(name="under way", steps=6))
+    store.submit(a_spec(name="waits", steps=2))
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    folder = store.home.run(claim.job) / "checkpoints" / "step-00000003"
+    with publishing(folder) as temporary:
+        (temporary / "state.json").write_text('{"step": 3}')
+    rows = [("loss", step, 1.0 / step, 0.0) for step in range(1, 4)]
+    store.claims.report(
+        claim,
+        Progress(metrics=rows, step=3, checkpoints=[(3, str(folder), None)],
+                 result={"adapter": str(store.home.run(1) / "adapter")}),
+    )  # fmt: skip
+    (store.home.adapters / "mine").mkdir()
+    (store.home.adapters / "mine" / "adapter.safetensors").write_bytes(os.urandom(5000))
+    (store.home.state / "secrets").mkdir()
+    (store.home.state / "secrets" / "webhook").write_text("https://s3cret")
+    return claim
+
+
+def test_a_home_comes_back_elsewhere_and_goes_on(store: JobStore, tmp_path: Path) -> None:
+    claim = filled(store)
+    file = tmp_path / "home.tar"
+    done = backup(store.home, file)
+    assert done["files"] >= 4 and stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert b"s3cret" not in file.read_bytes()
+    target = tmp_path / "elsewhere"
+    assert restore(target, file)["before"] is None
+    home = open_home(target)
+    again = JobStore(home)
+    assert [job.name for job in again.list()] == ["waits", "under way", "done"]
+    (point,) = again.checkpoints(claim.job)
+    assert point["path"].startswith(str(target)) and is_whole(Path(point["path"]))
+    assert again.get(claim.job).result["adapter"].startswith(str(target))
+    made = "adapters/mine/adapter.safetensors"
+    assert (target / made).read_bytes() == (store.home.path / made).read_bytes()
+    with supervising(home):  # the process that ran it lives, but it is not of this home
+        until(lambda: again.counts() == {"succeeded": 3})
+    assert again.attempts(claim.job)[1]["from_step"] == 3
+    assert [a["outcome"] for a in again.attempts(claim.job)] == ["interrupted", "succeeded"]
+    assert store.get(claim.job).state == "running", "the home itself is untouched"
+    again.close()
+
+
+def test_a_backup_under_load_is_whole_every_time(store: JobStore, tmp_path: Path) -> None:
+    store.submit(a_spec())
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    log, done = store.home.run(1) / "log.txt", threading.Event()
+    log.parent.mkdir(parents=True)
+
+    def write() -> None:
+        step = 0
+        while not done.is_set():
+            rows = [("loss", step + n, 1.0, 0.0) for n in range(20)]
+            store.claims.report(claim, Progress(metrics=rows, step=step))
+            with log.open("a") as file:
+                file.write("line\n" * 200)
+            step += 20
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for number in range(3):
+            backup(store.home, tmp_path / f"{number}.tar")
+    finally:
+        done.set()
+        writer.join()
+    for number in range(3):
+        restore(tmp_path / f"home-{number}", tmp_path / f"{number}.tar")
+        connection = sqlite3.connect(tmp_path / f"home-{number}" / "studio.db")
+        assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        ((low, high, count),) = connection.execute(
+            "SELECT COALESCE(min(step), 0), COALESCE(max(step), -1), count(*) FROM metrics"
+        )
+        assert count == high - low + 1 and count % 20 == 0, "whole reports only"
+        connection.close()
+
+
+def test_what_was_there_before_is_moved_aside(store: JobStore, tmp_path: Path) -> None:
+    filled(store)
+    file = tmp_path / "home.tar"
+    backup(store.home, file)
+    store.submit(a_spec(name="later"))
+    store.close()
+    done = restore(store.home.path, file)
+    kept = JobStore(Home(Path(done["before"])))
+    assert kept.get("later").name == "later"
+    kept.close()
+    with pytest.raises(HomeError, match="exists already"):
+        backup(store.home, file)
+    with pytest.raises(HomeError, match="inside the home"):
+        backup(store.home, store.home.path / "runs" / "b.tar")
+
+
+def test_a_home_in_use_is_not_overwritten(home: Home, tmp_path: Path) -> None:
+    JobStore(home).close()
+    backup(home, tmp_path / "b.tar")
+    child = start_supervisor(home)
+    try:
+        with pytest.raises(HomeError, match="studio stop"):
+            restore(home.path, tmp_path / "b.tar")
+    finally:
+        child.terminate()
+        child.wait(timeout=30)
+
+
+def tar_of(path: Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for info, body in members:
+            info.size = len(body) if info.isreg() else 0
+            tar.addfile(info, io.BytesIO(body))
+    return path
+
+
+def named(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+HOSTILE = [
+    named("../escape"), named("/etc/escape"), named("runs/../../escape"), named("a\\..\\b"),
+    named("C:/escape"), named("runs/link", tarfile.SYMTYPE, "/etc/passwd"),
+    named("runs/hard", tarfile.LNKTYPE, "studio.db"), named("pipe", tarfile.FIFOTYPE),
+    named("device", tarfile.CHRTYPE), named("runs", tarfile.DIRTYPE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("info", HOSTILE, ids=lambda info: info.name)
+def test_a_hostile_member_is_refused(tmp_path: Path, info: tarfile.TarInfo) -> None:
+    file = tar_of(tmp_path / "bad.tar", [(info, b"x")])
+    with pytest.raises(HomeError, match="no backup of ours holds"):
+        restore(tmp_path / "home", file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tar"]
+
+
+def spoil(change: Callable[[bytearray], None]) -> Callable[[Path], None]:
+    def spoiled(file: Path) -> None:
+        content = bytearray(file.read_bytes())
+        change(content)
+        file.write_bytes(content)
+
+    return spoiled
+
+
+def _flip(content: bytearray) -> None:
+    content[3000] ^= 1
+
+
+def _lie(file: Path) -> None:
+    with tarfile.open(file) as tar:
+        members = [(m, tar.extractfile(m).read()) for m in tar]
+    changed = []
+    for info, body in members:
+        if info.name == MANIFEST:
+            manifest = json.loads(body)
+            manifest["files"]["runs/9/extra"] = {"size": 1, "sha256": "0"}
+            body = json.dumps(manifest).encode()
+        changed.append((info, body))
+    tar_of(file, changed)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "words"),
+    [
+        (spoil(_flip), "damaged: studio.db"),
+        (spoil(lambda c: c.__delitem__(slice(len(c) // 2, None))), "cut short|no backup"),
+        (spoil(lambda c: c.__delitem__(slice(20480, None))), "cut short|no backup"),
+        (lambda file: file.write_bytes(b"no tar at all" * 99), "no backup of this studio"),
+        (lambda file: file.write_bytes(b""), "no backup|cut short"),
+        (lambda file: file.unlink(), "cannot be read"),
+        (_lie, "damaged: runs/9/extra"),
+    ],
+)
+def test_a_spoiled_backup_is_refused_and_changes_nothing(
+    store: JobStore, tmp_path: Path, spoiled: Callable[[Path], None], words: str
+) -> None:
+    filled(store)
+    file = tmp_path / "home.tar"
+    backup(store.home, file)
+    spoiled(file)
+    with pytest.raises(HomeError, match=words):
+        restore(tmp_path / "other", file)
+    assert not (tmp_path / "other").exists()
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_damaged_database_comes_back_from_its_daily_copy(home: Home) -> None:
+    store = JobStore(home)
+    store.submit(a_spec(name="kept"))
+    copy = daily(home, store.database, now=1_800_000_000.0)
+    assert copy is not None and daily(home, store.database, now=copy.stat().st_mtime + 60) is None
+    for day in range(1, 12):
+        daily(home, store.database, now=copy.stat().st_mtime + 86_401 * day)
+    assert len(list((home.path / "backups").iterdir())) <= backups.DAILY_KEPT
+    store.close()
+    newest = sorted((home.path / "backups").iterdir())[-1]
+    with home.database.open("r+b") as file:
+        file.seek(0)
+        file.write(b"\xff" * 8000)
+    with pytest.raises(HomeError, match=f"studio restore {newest}"):
+        JobStore(home)
+    done = restore(home.path, newest)
+    assert done["before"] and Path(done["before"]).exists()
+    store = JobStore(home)
+    assert store.get("kept").state == "queued"
+    store.close()
+
+
+def test_a_foreign_database_is_not_restored(home: Home, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    connection = sqlite3.connect(other)
+    connection.execute("CREATE TABLE x(y)")
+    connection.close()
+    with pytest.raises(HomeError, match="not one of this studio"):
+        restore(home.path, other)
+
+
+def test_a_full_disk_leaves_no_half_backup(
+    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(store)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tarfile.TarFile, "addfile", full)
+    with pytest.raises(DiskFull, match="backup was not made"):
+        backup(store.home, tmp_path / "b.tar")
+    assert not [p.name for p in tmp_path.iterdir() if p.name.endswith(".tar")]
+    assert not list(store.home.state.glob(".backup-*"))

@@ -1,0 +1,118 @@
+"""What uses space is counted, and only what a rule names can go."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import storage
+from jobs.store import JobStore
+from studio.errors import QueueError
+from studio.home import publishing
+from tests.jobs.conftest import a_spec
+from tests.jobs.test_plans import run_one
+
+
+def checkpoint(store: JobStore, job: int, step: int, *, whole: bool = True) -> Path:
+    folder = store.home.run(job) / "checkpoints" / f"step-{step:08d}"
+    with publishing(folder) as temporary:
+        (temporary / "adapter.safetensors").write_bytes(b"x" * 1000)
+    if not whole:
+        (folder / "adapter.safetensors").write_bytes(b"torn")
+    return folder
+
+
+def spare(store: JobStore) -> list[str]:
+    return [os.path.relpath(item.path, store.home.path) for item in storage.spare(store)]
+
+
+def ended(store: JobStore, state: str) -> int:
+    store.submit(a_spec())
+    return run_one(store, state).job
+
+
+def test_a_finished_run_keeps_as_many_as_the_rule_says(store: JobStore) -> None:
+    job = ended(store, "succeeded")
+    folders = [checkpoint(store, job, step) for step in (1, 2, 3)]
+    assert spare(store) == [f"runs/{job}/checkpoints/step-0000000{n}" for n in (2, 1)]
+    storage.set_rules(store, keep_checkpoints=0, keep_days=0)
+    assert len(spare(store)) == 3
+    storage.set_rules(store, keep_checkpoints=3, keep_days=7)
+    assert spare(store) == []
+    with store.database.writing() as db:
+        db.conn.execute("UPDATE jobs SET finished = finished - 8 * 86400")
+    assert len(spare(store)) == 3
+    gone = storage.clean(store)
+    assert storage.report(gone)["bytes"] > 3000
+    assert not any(folder.exists() for folder in folders)
+    with pytest.raises(QueueError, match="Keep 0 to 1000"):
+        storage.set_rules(store, keep_checkpoints=-1, keep_days=0)
+
+
+@pytest.mark.parametrize("state", ["failed", "cancelled", "paused", "running", "queued"])
+def test_the_newest_whole_checkpoint_of_a_run_that_can_go_on_stays(
+    store: JobStore, state: str
+) -> None:
+    job = store.submit(a_spec()).id
+    if state in ("failed", "cancelled"):
+        if state == "failed":
+            run_one(store, "failed")
+        else:
+            store.cancel(job)
+    elif state == "paused":
+        store.pause(job)
+    storage.set_rules(store, keep_checkpoints=0, keep_days=0)
+    old, good, torn = (
+        checkpoint(store, job, 1), checkpoint(store, job, 2), checkpoint(store, job, 3, whole=False)
+    )  # fmt: skip
+    storage.clean(store)
+    assert good.exists() and torn.exists()
+    assert old.exists() is (state not in ("failed", "cancelled"))
+
+
+def test_leftovers_go_when_their_process_is_gone_and_an_hour_has_passed(store: JobStore) -> None:
+    dead, living = 2**22 + 1, os.getpid()
+    old = time.time() - 7200
+    for name, at in (
+        (f".tmp-a-{dead}", old), (f".tmp-b-{living}", old), (f".tmp-c-{dead}", time.time()),
+        (".hidden", old), ("kept", old),
+    ):  # fmt: skip
+        folder = store.home.adapters / name
+        folder.mkdir()
+        (folder / "file").write_bytes(b"x" * 10)
+        os.utime(folder, (at, at))
+    gone = store.home.run(99)
+    gone.mkdir(parents=True)
+    os.utime(gone, (old, old))
+    storage.clean(store)
+    left = {path.name for path in store.home.adapters.iterdir()}
+    assert left == {f".tmp-b-{living}", f".tmp-c-{dead}", ".hidden", "kept"}
+    assert not gone.exists()
+
+
+def test_a_link_is_never_followed(store: JobStore, tmp_path: Path) -> None:
+    outside = tmp_path / "precious"
+    outside.mkdir()
+    (outside / "file").write_bytes(b"x" * 10_000)
+    job = ended(store, "succeeded")
+    folder = store.home.run(job) / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "step-00000001").symlink_to(outside)
+    checkpoint(store, job, 2)
+    storage.set_rules(store, keep_checkpoints=0, keep_days=0)
+    storage.clean(store)
+    assert (outside / "file").exists()
+    assert storage.size(folder) < 10_000
+
+
+def test_usage_names_the_parts_and_the_largest_runs(store: JobStore) -> None:
+    job = ended(store, "succeeded")
+    checkpoint(store, job, 1)
+    (store.home.models / "m").write_bytes(b"x" * 3000)
+    facts = storage.usage(store)
+    parts = {part["name"]: part["bytes"] for part in facts["parts"]}
+    assert parts["Models"] == 3000
+    assert parts["Checkpoints"] > 1000
+    assert facts["runs"][0]["id"] == job
+    assert facts["free_bytes"] > 0 and facts["rules"] == {"keep_checkpoints": 1, "keep_days": 0}
