@@ -106,10 +106,30 @@ class TrainArgs(Record):
     warmup_steps: int = knob(
         -1, "Steps until the full step size; -1 takes 5 %.", ge=-1, le=1_000_000, advanced=True
     )
+    optim: Literal[
+        "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "muon"
+    ] = knob(
+        "adamw",
+        "What turns gradients into steps; 8 bit (CUDA only) and adafactor need less memory.",
+        title="Optimizer",
+        advanced=True,
+    )  # fmt: skip
+    loraplus_lr_ratio: float = knob(
+        1.0, "LoRA+: how many times faster B learns than A; 1 is plain LoRA.", gt=0, le=1000,
+        title="LoRA+ ratio", advanced=True,
+    )  # fmt: skip
     weight_decay: float = knob(0.0, "Pull of the weights to zero.", ge=0, le=10, advanced=True)
     max_grad_norm: float = knob(
         1.0, "Longer gradients are shortened to this; 0 never.", ge=0, advanced=True
     )
+    label_smoothing_factor: float = knob(
+        0.0, "Share of each target given to all tokens alike.", title="Label smoothing", ge=0, lt=1,
+        advanced=True,
+    )  # fmt: skip
+    neftune_noise_alpha: float = knob(
+        0.0, "NEFTune: noise on the embeddings while training; 5 is usual, 0 none.",
+        title="NEFTune noise", ge=0, le=1000, advanced=True,
+    )  # fmt: skip
     eval_steps: int = knob(
         0, "Steps between evaluations; 0 makes about ten, -1 none.", ge=-1, advanced=True
     )
@@ -117,6 +137,14 @@ class TrainArgs(Record):
         0, "Steps between checkpoints; 0 makes about five, -1 only at stop.", ge=-1, advanced=True
     )
     save_total_limit: int = knob(2, "Checkpoints kept.", ge=1, le=1000, advanced=True)
+    load_best_model_at_end: bool = knob(
+        False, "Keep the checkpoint with the best held-out loss, and make it the adapter.",
+        title="Best checkpoint", advanced=True,
+    )  # fmt: skip
+    early_stopping_patience: int = knob(
+        0, "End after so many evaluations without a better held-out loss (the best one is kept); "
+        "0 never.", title="Early stopping", ge=0, le=1000, advanced=True,
+    )  # fmt: skip
     num_samples: int = knob(
         3, "Held-out prompts answered at every evaluation; 0 none.", ge=0, le=8, advanced=True
     )
@@ -129,6 +157,10 @@ class TrainArgs(Record):
     gradient_checkpointing: bool = knob(
         False, "Recompute activations instead of keeping them: less memory, slower.", advanced=True
     )
+    attn_implementation: Literal["auto", "sdpa", "eager"] = knob(
+        "auto", "auto takes the fastest, sdpa torch's fused kernel, eager plain products.",
+        title="Attention", advanced=True,
+    )  # fmt: skip
     device: str = knob("auto", "auto, cpu, cuda:0 …", title="Device", advanced=True)
     num_processes: int = knob(
         1,
@@ -136,6 +168,12 @@ class TrainArgs(Record):
         title="Processes",
         ge=1,
         le=64,
+        advanced=True,
+    )
+    fsdp: bool = knob(
+        False,
+        "Each process keeps only its part of the frozen weights: for a base too large for one.",
+        title="Share the base",
         advanced=True,
     )
 

@@ -6,6 +6,7 @@ the time: beyond it they are cut short, and say so with an ellipsis.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -38,13 +39,18 @@ class Film:
             device=session.loaded.device,
             stop_ids=self.stop_ids,
             max_new_tokens=MAX_NEW_TOKENS,
-            seconds=max(LEAST_SECONDS, SHARE * (now - self._cut)),
+            seconds=self._seconds(now - self._cut),
         )
         for prompt, (ids, ended) in zip(self.prompts, answers, strict=True):
             text = session.loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
             more = "" if ended else " …"
             yield Sampled(step=session.progress.step, prompt=prompt.text, text=text + more)
         self._cut = time.monotonic()
+
+    def _seconds(self, since: float) -> float:
+        if self._session.spec.train.fsdp:
+            return math.inf  # all processes compute each token together, so none may stop alone
+        return max(LEAST_SECONDS, SHARE * since)
 
     def _choose(self) -> list[Prompt]:
         from studio.data.templates import choose

@@ -26,20 +26,21 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
         session.resume(whole)
     yield session.started()
     film = Film(session)
-    if session.leads and session.progress.step == 0 and plan.eval_every <= plan.total_steps:
+    if session.looks and session.progress.step == 0 and plan.eval_every <= plan.total_steps:
         yield from film.shoot()
     while session.progress.step < plan.total_steps:
         yield session.step()
         step = session.progress.step
         last, wish = step == plan.total_steps, session.agreed(control())
+        due = step % plan.eval_every == 0 or (last and plan.eval_every <= plan.total_steps)
+        if due and session.looks:
+            if session.prepared.validation:
+                yield session.evaluate()
+            yield from film.shoot()
         if not session.leads:
             if wish == "stop" and not last:
                 return
             continue
-        if step % plan.eval_every == 0 or (last and plan.eval_every <= plan.total_steps):
-            if session.prepared.validation:
-                yield session.evaluate()
-            yield from film.shoot()
         if step % plan.save_every == 0 or (wish is not None and not last):
             yield Saving(step=step)
             path = session.save(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from studio.home import Home
 from studio.spec import RunSpec
+from studio.training import sharding
 from studio.training.events import Event, Loading
 from studio.training.loop import Control, Wish
 from studio.training.team import train_in_team
@@ -59,6 +60,7 @@ def train(
         if spec.train.num_processes > 1 and not in_team:
             yield from train_in_team(spec, run_dir=run_dir, home=home, control=control)
             return
+        sharding.checked(spec)
         yield Loading(text="Loading the model")
         loaded = load(spec.model, spec.train.device)
         yield Loading(text="Reading the data")

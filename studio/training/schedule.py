@@ -57,6 +57,11 @@ class Plan:
         rows = self.step_rows(step)[process::processes]
         return [rows[i : i + self.micro_batch] for i in range(0, len(rows), self.micro_batch)]
 
+    def most_passes(self, processes: int) -> int:
+        """Return how many batches the process with the largest share takes each step."""
+        share = math.ceil(self.rows_per_step / processes)
+        return math.ceil(share / self.micro_batch)
+
     def step_seed(self, step: int) -> int:
         """Return the seed of everything random within a step (dropout, noise)."""
         return int(np.random.SeedSequence([self.seed, step]).generate_state(1)[0])

@@ -25,8 +25,10 @@ from studio.training.checkpoint import Origin, Progress
 from studio.training.events import Evaluated, Started, Step
 from studio.training.loss import loss_sum, measure
 from studio.training.memory import keep_freed_memory
-from studio.training.optimizer import make_optimizer, set_rate
+from studio.training.noise import Noise
+from studio.training.optimizer import Steps, make_optimizer, set_rate
 from studio.training.schedule import Plan, plan_run
+from studio.training.sharding import share_base
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,11 +55,12 @@ class Session:
     backbone: Backbone
     adapter: Adapter
     prepared: Prepared
-    optimizer: torch.optim.Optimizer
+    optimizer: Steps
     accelerator: Accelerator
     progress: Progress
     origin: Origin
     parameters: list[torch.nn.Parameter] = field(default_factory=list)
+    noise: Noise | None = None
     opened: float = field(default_factory=time.monotonic)
 
     # -- batches -------------------------------------------------------------------------------
@@ -79,8 +82,13 @@ class Session:
 
     @property
     def leads(self) -> bool:
-        """Whether this process is the one that evaluates, saves and is heard."""
+        """Whether this process is the one that saves and is heard."""
         return bool(self.accelerator.is_main_process)
+
+    @property
+    def looks(self) -> bool:
+        """Whether this process evaluates: the leading one, or all when the base is shared out."""
+        return self.leads or self.spec.train.fsdp
 
     def agreed(self, wish: T) -> T:
         """Return what the leading process wishes, because all must do the same."""
@@ -109,9 +117,12 @@ class Session:
         targets = max(1, self._total(sum(batch.num_targets for batch in batches)))
         losses = []
         for batch in batches:
-            loss = loss_sum(self.backbone, batch) / targets
+            if self.noise:
+                self.noise.expect(batch)
+            loss = loss_sum(self.backbone, batch, self.spec.train.label_smoothing_factor) / targets
             self.accelerator.backward(loss)
             losses.append(loss.detach())
+        self._keep_company(len(batches))
         grad_norm = self._reduce_and_clip()
         values = [float(loss) for loss in losses]
         total_loss = self._total(sum(values))
@@ -125,6 +136,14 @@ class Session:
             loss=total_loss, rate=rate, grad_norm=grad_norm, tokens=tokens,
             seconds=time.perf_counter() - started,
         )  # fmt: skip
+
+    def _keep_company(self, passes: int) -> None:
+        """Where layers are put together by all, pass through them as often as any process does."""
+        if not self.spec.train.fsdp:
+            return
+        for _ in range(self.plan.most_passes(self.accelerator.num_processes) - passes):
+            loss = loss_sum(self.backbone, self.batch([self.prepared.train[0]]))
+            self.accelerator.backward(loss * 0.0)
 
     def _record(
         self, *, loss: float, rate: float, grad_norm: float, tokens: int, seconds: float
@@ -194,11 +213,28 @@ class Session:
         rows = list(self.prepared.validation[: self.plan.eval_rows])
         held_out = groups(rows, max_tokens=EVAL_TOKENS)
         found = measure(self.backbone, (self.batch(group) for group in held_out))
-        self.progress.eval_loss = found.loss
-        self.progress.evaluations.append((self.progress.step, found.loss))
+        self.progress.take(found.loss)
         return Evaluated(
             step=self.progress.step, eval_loss=found.loss, token_accuracy=found.accuracy
         )
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best evaluation's checkpoint is kept and becomes the adapter."""
+        args = self.spec.train
+        return args.load_best_model_at_end or args.early_stopping_patience > 0
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether the held-out loss has not fallen for as long as patience lasts."""
+        patience = self.spec.train.early_stopping_patience
+        return 0 < patience <= self.progress.waited
+
+    def go_back_to_best(self, folder: Path) -> None:
+        """Take the adapter of the best evaluation, where its checkpoint is there."""
+        best = self.progress.best_step
+        if self.keeps_best and best is not None and best != self.progress.step:
+            checkpoint.load_adapter(folder, best, self.adapter)
 
     def save(self, folder: Path) -> Path:
         """Publish a checkpoint under `folder`."""
@@ -210,6 +246,7 @@ class Session:
             progress=self.progress,
             origin=self.origin,
             keep=self.spec.train.save_total_limit,
+            protect=self.progress.best_step if self.keeps_best else None,
         )
 
     def resume(self, path: Path) -> None:
@@ -269,7 +306,10 @@ def open_session(spec: RunSpec, *, loaded: Loaded, prepared: Prepared) -> Sessio
     backbone.use([(NAME, 1.0)])
     parameters = backbone.train(NAME)
     if spec.train.gradient_checkpointing:
-        checkpoint_layers(loaded.model)
+        backbone.checkpointing(True)
+    if spec.train.fsdp:
+        share_base(backbone)
+    alpha = spec.train.neftune_noise_alpha
     plan = plan_run(spec, num_rows=len(prepared.train), hidden_size=backbone.anatomy.hidden_size)
     return Session(
         spec=spec,
@@ -278,7 +318,7 @@ def open_session(spec: RunSpec, *, loaded: Loaded, prepared: Prepared) -> Sessio
         backbone=backbone,
         adapter=adapter,
         prepared=prepared,
-        optimizer=make_optimizer(parameters, spec.train),
+        optimizer=make_optimizer(adapter.named_parameters(), spec.train),
         accelerator=Accelerator(cpu=loaded.device.type == "cpu"),
         progress=Progress(),
         origin=Origin(
@@ -287,6 +327,7 @@ def open_session(spec: RunSpec, *, loaded: Loaded, prepared: Prepared) -> Sessio
             total_steps=plan.total_steps,
         ),
         parameters=parameters,
+        noise=Noise(backbone, adapter, alpha) if alpha else None,
     )
 
 
@@ -308,18 +349,3 @@ def _sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-
-def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Recompute each decoder layer's activations in the backward instead of keeping them.
-
-    transformers checkpoints only layers in training mode; the flag is set on the layers alone, so
-    that no dropout of the base wakes up.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    # Renamed in transformers 5.23; the old name warns.
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})
-    for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
-            module.training = True

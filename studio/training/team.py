@@ -25,6 +25,7 @@ from studio import hardware
 from studio.errors import ProcessLost, RunError, SpecError, StudioError
 from studio.home import Home
 from studio.spec import RunSpec
+from studio.training import sharding
 from studio.training.events import Event, event_from
 from studio.training.loop import Control
 
@@ -42,6 +43,7 @@ def train_in_team(spec: RunSpec, *, run_dir: Path, home: Home, control: Control)
         StudioError: What a member failed with.
     """
     device = checked_device(spec)
+    sharding.checked(spec)
     with tempfile.TemporaryDirectory(prefix="studio-team-") as folder:
         order = {
             "size": spec.train.num_processes, "device": device, "meeting": f"{folder}/meeting",

@@ -7,10 +7,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from studio.errors import ProcessLost, SpecError
+from studio.errors import InputError, ProcessLost, SpecError
 from studio.home import Home
 from studio.spec import RunSpec
-from studio.training.events import Event, Finished, Step
+from studio.training.events import Evaluated, Event, Finished, Step
 from studio.training.loop import Wish
 from studio.training.run import train
 from tests.studio.tiny import tiny_folder
@@ -99,6 +99,49 @@ def _until(events: Iterator[Event], *, steps: int) -> list[float]:
             if len(losses) == steps:
                 break
     return losses
+
+
+def test_a_shared_base_trains_as_a_whole_one(
+    ingredients: dict[str, dict[str, object]], home: Home, tmp_path: Path
+) -> None:
+    few = {"train.max_steps": 3, "train.per_device_train_batch_size": 3, "train.num_samples": 1}
+    spec = _spec(ingredients, "bottleneck", 2).with_values(few)
+    whole = spec.with_values({"train.num_processes": 1})
+
+    alone = list(train(whole, run_dir=tmp_path / "one", home=home))
+    shared = list(
+        train(spec.with_values({"train.fsdp": True}), run_dir=tmp_path / "two", home=home)
+    )
+
+    assert [loss for _, loss in _losses(shared)] == pytest.approx(
+        [loss for _, loss in _losses(alone)], rel=1e-4
+    )
+    assert isinstance(shared[-1], Finished)
+    assert _evaluations(shared) == pytest.approx(_evaluations(alone), rel=1e-4)
+
+
+def _evaluations(events: list[Event]) -> list[float]:
+    return [event.eval_loss for event in events if isinstance(event, Evaluated)]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"train.num_processes": 1}, "set train.num_processes to two or more"),
+        ({"model.quantization": "nf4"}, "cannot share a base in 4 bit"),
+        ({"method": "full"}, "leave train.fsdp off"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(
+    ingredients: dict[str, dict[str, object]],
+    home: Home,
+    tmp_path: Path,
+    values: dict[str, object],
+    sentence: str,
+) -> None:
+    spec = _spec(ingredients, "lora", 2).with_values({"train.fsdp": True, **values})
+    with pytest.raises(InputError, match=sentence):
+        list(train(spec, run_dir=tmp_path / "run", home=home))
 
 
 def test_more_processes_than_cores_are_refused(

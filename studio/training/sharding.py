@@ -1,0 +1,51 @@
+"""A base too large for one device: each process keeps part of every frozen layer (FSDP2).
+
+A layer's weights are put together when it computes and dropped again after. Adapters are small and
+stay whole on every process, so their files, checkpoints and gradients are those of any run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from studio.errors import MethodError, SpecError
+from studio.methods import Phase
+
+if TYPE_CHECKING:
+    from studio.methods.layer import Backbone
+    from studio.spec import RunSpec
+
+
+def checked(spec: RunSpec) -> None:
+    """Refuse what cannot be shared out.
+
+    Raises:
+        SpecError: There is one process, or the base is in 4 bit.
+        MethodError: The method trains the base itself.
+    """
+    if not spec.train.fsdp:
+        return
+    if spec.train.num_processes == 1:
+        raise SpecError(
+            "train.fsdp shares the base between processes: set train.num_processes to two or more.",
+            field="train.fsdp",
+        )
+    if spec.model.quantization != "none":
+        raise SpecError(
+            "train.fsdp cannot share a base in 4 bit: take model.quantization=none, or nf4 without "
+            "train.fsdp.",
+            field="train.fsdp",
+        )
+    if spec.method.phase is Phase.WEIGHTS:
+        raise MethodError(
+            f"{spec.method.title} moves the weights that train.fsdp would share out frozen: leave "
+            "train.fsdp off, or take an adapter method."
+        )
+
+
+def share_base(backbone: Backbone) -> None:
+    """Leave each process its part of every decoder layer; embeddings and head stay whole."""
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in backbone.anatomy.layers():
+        fully_shard(layer)
