@@ -51,17 +51,7 @@ def backup(home: Home, file: Path) -> dict[str, Any]:
             open(partial, "xb", opener=_private) as out,
             tarfile.open(fileobj=out, mode="w") as tar,
         ):
-            members = {"studio.db": _add(tar, copy, "studio.db")}
-            for path in _files(home):
-                name = path.relative_to(home.path).as_posix()
-                entry = _add(tar, path, name)
-                if entry is not None:
-                    members[name] = entry
-            manifest = {
-                "version": VERSION, "home": str(home.path), "created": time.time(),
-                "files": members,
-            }  # fmt: skip
-            _add_text(tar, MANIFEST, json.dumps(manifest))
+            members = _write(tar, home, copy)
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(partial, file)

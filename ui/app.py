@@ -36,6 +36,7 @@ def build_app(home: Home) -> Guard:
     from ui.datasets import data_routes
     from ui.live import routes
     from ui.machine import machine_routes
+    from ui.storage import storage_routes
     from ui.talk import chat_routes
 
     store = JobStore(home)
@@ -45,6 +46,7 @@ def build_app(home: Home) -> Guard:
     app.include_router(routes(home, store))
     app.include_router(chat_routes(home))
     app.include_router(machine_routes(home, store))
+    app.include_router(storage_routes(home, store))
     app.include_router(data_routes(home, store))
     app.mount("/studio", _assets(StaticFiles))
 

@@ -1,14 +1,12 @@
 """What the System page shows: devices and who holds them, our processes, the home, versions.
 
-Everything is asked from the system at the moment of the question; sizes of folders are kept for a
-minute because counting many files costs time. It imports no torch to name torch's version.
+Everything is asked from the system at the moment of the question; what uses space is in
+`storage.py`. It imports no torch to name torch's version.
 """
 
 import platform
-import shutil
 import time
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,13 +24,11 @@ ROLES = {
     "chat": "keeps one base and its adapters for Compare",
 }
 PACKAGES = ("adapter-studio", "torch", "transformers", "gradio", "peft", "datasets", "sqlite-utils")
-SIZES_KEPT_SECONDS = 60.0
 
 
 def machine_routes(home: Home, store: JobStore) -> APIRouter:
     """Return the System page's route."""
     router = APIRouter(prefix="/api")
-    sizes = _Sizes(home)
     seen: dict[int, psutil.Process] = {}
 
     @router.get("/system")
@@ -40,7 +36,7 @@ def machine_routes(home: Home, store: JobStore) -> APIRouter:
         return {
             "devices": _devices(store),
             "processes": _processes(store, seen),
-            "home": sizes.read(),
+            "home": {"path": str(home.path)},
             "versions": _versions(),
         }
 
@@ -103,42 +99,3 @@ def _versions() -> list[tuple[str, str]]:
         except PackageNotFoundError:
             continue
     return rows
-
-
-class _Sizes:
-    """The home's folders by size, counted at most once a minute."""
-
-    def __init__(self, home: Home) -> None:
-        self.home = home
-        self.counted = 0.0
-        self.parts: list[dict[str, Any]] = []
-
-    def read(self) -> dict[str, Any]:
-        if time.monotonic() - self.counted > SIZES_KEPT_SECONDS or not self.parts:
-            home = self.home
-            folders = {
-                "Runs": home.runs,
-                "Adapters": home.adapters,
-                "Datasets": home.datasets,
-                "Models": home.models,
-                "Database": home.database,
-            }
-            self.parts = [{"name": n, "bytes": _bytes_in(path)} for n, path in folders.items()]
-            self.counted = time.monotonic()
-        return {
-            "path": str(self.home.path),
-            "parts": self.parts,
-            "free_bytes": shutil.disk_usage(self.home.path).free,
-        }
-
-
-def _bytes_in(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    total = 0
-    for file in path.rglob("*"):
-        try:
-            total += file.lstat().st_size if not file.is_dir() else 0
-        except OSError:
-            continue  # it was removed meanwhile
-    return total

@@ -1,11 +1,13 @@
 // System: what this machine has, who uses it, and where everything lives.
 
 import { api, badge, bytes, count, duration, h } from './dom.js';
+import { Storage } from './storage.js';
 
 export class Machine extends HTMLElement {
   connectedCallback() {
     if (this.timer) return;
     this.body = h('div', { class: 's-system', 'data-testid': 'system' });
+    this.storage = new Storage(); // built once: a refresh must not take what is typed in it
     this.append(this.body);
     this.refresh();
     this.timer = setInterval(() => { if (!document.hidden) this.refresh(); }, 3000);
@@ -24,12 +26,13 @@ export class Machine extends HTMLElement {
       if (!this.body.children.length) this.body.append(h('p', { class: 's-error' }, error.message));
       return;
     }
-    this.body.replaceChildren(
-      column(card('Devices', now.devices.map((device) => this.device(device))),
-        card('Home', pairs([['Folder', now.home.path], ...now.home.parts.map((part) =>
-          [part.name, bytes(part.bytes)]), ['Free on this disk', bytes(now.home.free_bytes)]]))),
-      column(card('Processes', this.processes(now.processes)), card('Versions', pairs(now.versions))),
-    );
+    this.left ??= column();
+    this.right ??= column();
+    if (!this.body.children.length) this.body.append(this.left, this.right);
+    if (!this.left.children.length) this.left.append(h('section', {}), this.storage.element);
+    this.left.firstChild.replaceWith(card('Devices', now.devices.map((device) => this.device(device))));
+    this.right.replaceChildren(card('Processes', this.processes(now.processes)),
+      card('Home', pairs([['Folder', now.home.path]])), card('Versions', pairs(now.versions)));
   }
 
   device(device) {

@@ -1,0 +1,122 @@
+"""The page's planning and storage routes: what the command line can, the page can."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs import supervisor
+from jobs.store import JobStore
+from studio.errors import StudioError
+from studio.home import Home
+from studio.spec import RunSpec
+from ui.app import sentence_of
+from ui.live import routes
+from ui.storage import storage_routes
+
+
+@pytest.fixture
+def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    monkeypatch.setattr(supervisor, "ensure_running", lambda _: 0)
+    app = FastAPI()
+    app.add_exception_handler(StudioError, sentence_of)
+    app.include_router(routes(home, store))
+    app.include_router(storage_routes(home, store))
+    return TestClient(app)
+
+
+def test_order_by_drag_and_by_keys(page: TestClient, store: JobStore) -> None:
+    a, b, c = (store.submit(RunSpec()).id for _ in range(3))
+    for body, wanted in (
+        ({"before": a}, [c, a, b]), ({"by": 1}, [a, c, b]), ({"before": None}, [a, b, c]),
+    ):  # fmt: skip
+        assert page.post(f"/api/jobs/{c}/move", json=body).status_code == 200
+        assert [job.id for job in store.queue()] == wanted
+    store.cancel(b)
+    refused = page.post(f"/api/jobs/{b}/move", json={"by": -1})
+    assert (refused.status_code, refused.json()["error"]["kind"]) == (400, "queue")
+    assert page.post("/api/jobs/99/move", json={"by": -1}).status_code == 400
+
+
+def test_schedule_note_and_drop(page: TestClient, store: JobStore) -> None:
+    a, b = (store.submit(RunSpec()).id for _ in range(2))
+    body = {"at": "+1h", "when": "idle", "needs": [a]}
+    planned = page.post(f"/api/jobs/{b}/schedule", json=body).json()
+    assert planned["start_after"] == pytest.approx(time.time() + 3600, abs=60)
+    assert (planned["start_when"], planned["needs"]) == ("idle", [a])
+    for wrong in ({"at": "soon"}, {"at": "2001-01-01"}, {"needs": [99]}, {"needs": [b]}):
+        assert page.post(f"/api/jobs/{b}/schedule", json=wrong).status_code == 400
+    words = {"notes": "<b>x</b>", "tags": ["a", "a", " "]}
+    noted = page.post(f"/api/jobs/{a}/note", json=words).json()
+    assert (noted["notes"], noted["tags"]) == ("<b>x</b>", ["a"])
+    assert page.post(f"/api/jobs/{a}/note", json={"notes": "x" * 20_000}).status_code == 422
+    assert page.post(f"/api/jobs/{a}/drop", json={}).json()["state"] == "cancelled"
+    assert store.get(a).drop_checkpoints == 1
+    assert page.post(f"/api/jobs/{b}/save", json={}).status_code == 400
+
+
+def test_a_sweep_from_a_run(page: TestClient, store: JobStore) -> None:
+    job = store.submit(RunSpec(name="base")).id
+    body = {"job": job, "name": "ranks", "over": ["method.r=4,8", "seed=0,1"]}
+    made = page.post("/api/sweeps", json=body).json()
+    assert len(made["jobs"]) == 4
+    assert store.get(made["jobs"][-1]).spec["method"]["r"] == 8
+    for wrong in (
+        body, body | {"name": "x", "over": []}, body | {"name": "x", "over": ["method.rr=1"]},
+        body | {"name": "x", "over": ["method.r"]}, body | {"name": " "},
+        body | {"name": "x", "over": [f"seed={','.join(map(str, range(1500)))}"]},
+    ):  # fmt: skip
+        refused = page.post("/api/sweeps", json=wrong)
+        assert refused.status_code == 400 and refused.json()["error"]["text"]
+    assert len(store.list()) == 5
+    group = {"sweep": "ranks", "action": "cancel"}
+    assert page.post("/api/sweep-runs", json=group).json() == {"changed": 4}
+
+
+def test_the_whole_queue_is_held_and_its_state_reaches_every_tab(
+    page: TestClient, store: JobStore
+) -> None:
+    store.submit(RunSpec())
+    first = page.get("/api/live").json()["jobs"]
+    assert first["queue"] == {"held": None, "on_error": "continue", "short": None}
+    page.post("/api/queue", json={"held": True, "on_error": "stop"})
+    news = page.get("/api/live", params={"jobs": first["digest"]}).json()["jobs"]
+    assert news["queue"]["held"] and news["items"] == []
+    assert page.post("/api/queue", json={"held": True}).status_code == 400
+    url = "https://example.org/x?key=s3cret"
+    told = page.post("/api/queue", json={"webhook": url})
+    assert told.json()["webhook"] == "https://example.org/…"
+    assert "s3cret" not in told.text + page.get("/api/queue").text + page.get("/api/live").text
+    assert page.post("/api/queue", json={"webhook": ""}).json()["webhook"] is None
+
+
+def test_the_front_of_a_long_queue_is_shown(page: TestClient, store: JobStore) -> None:
+    first = store.submit(RunSpec(name="first")).id
+    store.submit_many({"name": f"job {n}"} for n in range(600))
+    ids = {row["id"] for row in page.get("/api/live").json()["jobs"]["items"]}
+    assert first in ids and len(ids) >= 600
+
+
+def test_storage_shows_previews_cleans_and_backs_up(
+    page: TestClient, store: JobStore, tmp_path: Path
+) -> None:
+    gone = store.home.run(77)
+    gone.mkdir()
+    (gone / "log.txt").write_text("x" * 500)
+
+    os.utime(gone, (1, 1))
+    assert {part["name"] for part in page.get("/api/storage").json()["parts"]} >= {"Models"}
+    preview = page.post("/api/storage/clean", json={}).json()
+    assert preview["bytes"] == 500 and gone.exists()
+    rules = {"keep_checkpoints": 2, "keep_days": 9}
+    assert page.post("/api/storage/rules", json=rules).json()["bytes"] == 500
+    assert page.post("/api/storage/clean", json={"sure": True}).json()["removed"] is True
+    assert not gone.exists()
+    assert page.get("/api/storage").json()["rules"] == rules
+    target = tmp_path / "b.tar"
+    assert page.post("/api/storage/backup", json={"file": str(target)}).status_code == 200
+    for wrong in ("relative.tar", "/tmp/x.zip", str(target), str(store.home.path / "x.tar"), ""):
+        assert page.post("/api/storage/backup", json={"file": wrong}).status_code == 400
