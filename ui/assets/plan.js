@@ -117,7 +117,7 @@ export function planWords(job) {
 
 export async function planTelling() {
   const now = await api('/api/queue');
-  const url = input({ type: 'url', placeholder: now.webhook ?? 'https://example.org/hook' });
+  const url = input({ type: 'url', placeholder: now.webhook ?? 'An http or https address' });
   ask('Tell an address when a run ends', [['Webhook', url, now.webhook
     ? `Now ${now.webhook}. Empty tells nobody any more.`
     : 'One POST of JSON for each end. The address is kept where only you can read it.']], 'Keep',
