@@ -95,9 +95,31 @@ def arrive(work: Work) -> Iterator[Event]:
     return take(Path(work.spec["folder"]), work.run_dir)
 
 
+def picture(work: Work) -> Iterator[Event]:
+    """Measure what an adapter changed."""
+    from studio.adapters.requests import PictureRequest
+
+    return PictureRequest.parse(work.spec).perform()
+
+
+def import_adapter(work: Work) -> Iterator[Event]:
+    """Bring an adapter into the library."""
+    from studio.adapters.requests import ImportRequest
+
+    return ImportRequest.parse(work.spec).perform(work.home)
+
+
+def export_adapter(work: Work) -> Iterator[Event]:
+    """Write an adapter to a folder of its own."""
+    from studio.adapters.requests import ExportRequest
+
+    return ExportRequest.parse(work.spec).perform(work.home)
+
+
 KINDS: dict[str, Kind] = {
     "train": train, "merge": merge, "mix": mix, "bakeoff": bakeoff, "evaluate": evaluate,
     "arrive": arrive, "import": import_, "curate": curate, "measure": measure,
+    "picture": picture, "import_adapter": import_adapter, "export_adapter": export_adapter,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from studio.adapters.library import Adapter, describe, resolve
+from studio.adapters.library import Adapter, adapters, describe, resolve
 from studio.errors import AdapterError, nearest
 from studio.home import Home, publishing, slug
 from studio.spec import ModelSource
@@ -37,13 +37,8 @@ def import_adapter(
     Raises:
         AdapterError: It is unsafe, broken, for another base, or the name is taken.
     """
-    folder = _find(source)
-    target = home.adapters / slug(name or folder.name)
-    if target.exists():
-        raise AdapterError(
-            f'There is already an adapter "{target.name}" in the library; import it under '
-            "another name."
-        )
+    source, target = locate(home, source, name)
+    folder = _fetched(source)
     weights = _checked_files(folder)
     if model is not None:
         check_fit(folder, model)
@@ -112,14 +107,32 @@ def export_adapter(
     return out
 
 
-def _find(source: str) -> Path:
+def locate(home: Home, source: str, name: str = "") -> tuple[str, Path]:
+    """Return a source as it is written (a whole path or a hub id) and its place in the library.
+
+    Raises:
+        AdapterError: No such folder, or the name is taken.
+    """
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder.absolute()
-    if folder.exists():
+    if source and folder.is_dir():
+        source = str(folder.absolute())
+    elif source and folder.exists():
         raise AdapterError(f"{folder} is a file; give the folder that holds {CONFIG}.")
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+    elif source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise AdapterError(f"There is no adapter folder {source}.")
+    target = home.adapters / slug(name or Path(source).name)
+    taken = {adapter.name.casefold() for adapter in adapters(home)}
+    if target.exists() or {target.name, name.casefold()} & taken:
+        raise AdapterError(
+            f'There is already an adapter "{name or target.name}" in the library; import it under '
+            "another name."
+        )
+    return source, target
+
+
+def _fetched(source: str) -> Path:
+    if Path(source).is_absolute():
+        return Path(source)
     from huggingface_hub import snapshot_download
 
     try:

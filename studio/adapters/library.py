@@ -1,8 +1,9 @@
 """The library of adapters: what is on disk, with each one's passport. Reads files, never tensors.
 
 An adapter lives in `adapters/<name>/` (imported, mixed) or in `runs/<id>/adapter/` (trained here).
-Its folder holds PEFT's two files; the passport beside them is ours and may be missing. What full
-fine-tuning leaves is a whole model in the same place (`is_model`): a base to choose, not to stack.
+Its folder holds PEFT's two files; the passport beside them is ours and may be missing, and so may
+the label: what a person calls it and sorts it by (`keeping.py` writes it). What full fine-tuning
+leaves is a whole model in the same place (`is_model`): a base to choose, not to stack.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from studio.errors import AdapterError, nearest
 from studio.home import Home, slug
 from studio.methods import methods
 
-CONFIG, PASSPORT = "adapter_config.json", "passport.json"
+CONFIG, PASSPORT, LABEL = "adapter_config.json", "passport.json", "label.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # PEFT's and AdapterHub's
 MAX_JSON_BYTES = 1_000_000
 
@@ -39,7 +40,14 @@ class Adapter:
     last_loss: float | None
     eval_loss: float | None
     parents: tuple[str, ...]
+    tags: tuple[str, ...]
     passport: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """Where it is in the home, in one word that survives a new name: `run-3`."""
+        folder = self.path.parent if self.source == "run" else self.path
+        return f"{self.source}-{folder.name}"
 
     @property
     def is_model(self) -> bool:
@@ -71,6 +79,7 @@ def describe(folder: Path, *, source: Literal["run", "library", "folder"] = "fol
     passport = _read(folder / PASSPORT) if (folder / PASSPORT).is_file() else {}
     whole = _is_model(folder)
     config = {} if whole else _read(folder / CONFIG)
+    label = _label(folder)
     names = [file.name for file in folder.glob("*.safetensors")] if whole else WEIGHTS
     weights = [folder / name for name in names if (folder / name).is_file()]
     if not weights:
@@ -79,7 +88,7 @@ def describe(folder: Path, *, source: Literal["run", "library", "folder"] = "fol
     trained_here = source == "run"
     default_name = folder.parent.name if trained_here else folder.name
     return Adapter(
-        name=str(passport.get("name") or default_name),
+        name=str(label.get("name") or passport.get("name") or default_name),
         path=folder,
         source=source,
         base=str(
@@ -98,14 +107,16 @@ def describe(folder: Path, *, source: Literal["run", "library", "folder"] = "fol
         last_loss=_number(passport.get("last_loss")),
         eval_loss=_number(passport.get("eval_loss")),
         parents=tuple(map(str, passport.get("parents") or ())),
+        tags=tuple(map(str, label.get("tags") or ())),
         passport=passport,
     )
 
 
 def resolve(home: Home, name_or_dir: str) -> Path:
-    """Return an adapter's folder: a path, a library name, a run's number or a run's name.
+    """Return an adapter's folder: a path, its name, a library folder, a run's number or name.
 
-    Of several runs with one name the newest wins.
+    Of several with one name the newest wins. A run's own name still finds an adapter that was
+    given another one.
 
     Raises:
         AdapterError: There is none; names the nearest.
@@ -116,12 +127,15 @@ def resolve(home: Home, name_or_dir: str) -> Path:
             return place.absolute()
     if folder.is_dir():
         raise AdapterError(f"{folder} is not an adapter: it has no {CONFIG}.")
-    for place in (home.adapters / slug(name_or_dir), home.runs / slug(name_or_dir) / "adapter"):
-        if _holds_something(place):
-            return place
     known = adapters(home)
     for adapter in known:
         if adapter.name == name_or_dir:
+            return adapter.path
+    for place in (home.adapters / slug(name_or_dir), home.runs / slug(name_or_dir) / "adapter"):
+        if _holds_something(place):
+            return place
+    for adapter in known:
+        if adapter.passport.get("name") == name_or_dir:
             return adapter.path
     raise AdapterError(
         f'There is no adapter "{name_or_dir}".{nearest(name_or_dir, [a.name for a in known])}'
@@ -135,6 +149,13 @@ def _is_model(folder: Path) -> bool:
 
 def _holds_something(folder: Path) -> bool:
     return (folder / CONFIG).is_file() or (_is_model(folder) and (folder / PASSPORT).is_file())
+
+
+def _label(folder: Path) -> dict[str, Any]:
+    try:
+        return _read(folder / LABEL) if (folder / LABEL).is_file() else {}
+    except AdapterError:
+        return {}  # a name and tags are not worth an adapter
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,36 +3,69 @@
 For adapters that fold into weights: the relative norm `‖ΔW‖ / ‖W‖` and the effective rank of `ΔW`,
 `exp(H(σ / Σσ))`, the exponential of the entropy of its normalised singular values
 (Roy & Vetterli 2007, "The effective rank"). For bottlenecks and virtual tokens, which have
-no `ΔW`, the norm of their own parameters against their start.
+no `ΔW`, the root mean square of their own numbers. A picture costs a load of the base, so it is
+drawn once and kept beside the adapter.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from studio.errors import AdapterError
 from studio.methods.method import Phase
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.methods.layer import Backbone, Site
+    from studio.methods.layer import Adapter, Backbone, Site
+
+PICTURE = "picture.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """One cell of the heat map; `effective_rank` is None where there is no matrix."""
+    """One cell of the heat map; `layer` is -1 outside the layers.
+
+    `relative` says whether `norm` is against the weight's own or the root mean square of numbers
+    that stand for themselves. `effective_rank` is None where there is no matrix.
+    """
 
     layer: int
     module: str
-    relative_norm: float
+    norm: float
+    relative: bool
     effective_rank: float | None
 
 
+def draw(source: ModelSource, folder: Path) -> Path:
+    """Measure an adapter on its base and keep the picture beside it.
+
+    Raises:
+        StudioError: The base cannot be loaded, or the adapter does not fit it.
+    """
+    found = [asdict(change) for change in changes(source, folder)]
+    temporary = folder / f".{PICTURE}-{os.getpid()}"
+    temporary.write_text(json.dumps({"base": source.path, "changes": found}), encoding="utf-8")
+    os.replace(temporary, folder / PICTURE)
+    return folder / PICTURE
+
+
+def drawn(folder: Path) -> dict[str, Any] | None:
+    """Return the picture kept beside an adapter, if there is one."""
+    try:
+        values = json.loads((folder / PICTURE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) and "changes" in values else None
+
+
 def changes(source: ModelSource, folder: Path) -> list[Change]:
-    """Load base and adapter on the CPU and measure every site.
+    """Load base and adapter (or the whole tuned model) on the CPU and measure every site.
 
     Raises:
         AdapterError: The adapter does not fit this base.
@@ -41,8 +74,32 @@ def changes(source: ModelSource, folder: Path) -> list[Change]:
     from studio.models.loading import load
 
     backbone = Backbone(load(source, "cpu").model)
+    if (folder / "config.json").is_file():
+        return compared(backbone, Backbone(load(ModelSource(path=str(folder)), "cpu").model))
     backbone.load("a", folder)
     return measure(backbone, "a")
+
+
+def compared(base: Backbone, tuned: Backbone) -> list[Change]:
+    """Measure every linear layer and norm of a tuned model against its base.
+
+    Raises:
+        AdapterError: They are not of one shape.
+    """
+    import torch
+
+    found = []
+    pairs = {
+        site.key: site for site in [*tuned.anatomy.all_linears(), *tuned.anatomy.norms()]
+    }  # fmt: skip
+    with torch.no_grad():
+        for site in [*base.anatomy.all_linears(), *base.anatomy.norms()]:
+            other = pairs.get(site.key)
+            if other is None or other.module.weight.shape != site.module.weight.shape:
+                raise AdapterError(f"The base has another {site.key}; it is not its base.")
+            own = _own(site, weight=True)
+            found.append(_change(base, site, _own(other, weight=True) - own, own))
+    return found
 
 
 def measure(backbone: Backbone, name: str) -> list[Change]:
@@ -50,33 +107,52 @@ def measure(backbone: Backbone, name: str) -> list[Change]:
     import torch
 
     adapter = backbone.adapters[name]
-    found = []
     with torch.no_grad():
-        for site in adapter.sites:
-            params = adapter.params[site.key]
-            if adapter.method.phase is Phase.DELTA:
-                delta = adapter.method.fold(params, site, 1.0)
-                tensor = delta.get("weight", delta.get("bias"))
-                assert tensor is not None
-                found.append(_change(site, tensor, _own(site, "weight" in delta)))
-            elif adapter.method.phase is Phase.GAIN:
-                gain = torch.cat([t - 1 for t in params.values()])
-                found.append(_change(site, gain, torch.ones_like(gain)))
-            else:
-                flat = torch.cat([t.flatten() for k, t in params.items() if "_" != k[0]])
-                found.append(_change(site, flat, torch.ones(1)))
-    return found
+        return [change for site in adapter.sites for change in _of_site(backbone, adapter, site)]
 
 
-def _change(site: Site, delta: Tensor, own: Tensor) -> Change:
-    norm = float(delta.norm()) / max(float(own.norm()), 1e-12)
-    module = site.key.rpartition(".")[2] or "model"
+def _of_site(backbone: Backbone, adapter: Adapter, site: Site) -> list[Change]:
+    import torch
+
+    params, phase = adapter.params[site.key], adapter.method.phase
+    if phase is Phase.DELTA:
+        delta = adapter.method.fold(params, site, 1.0)
+        tensor = delta.get("weight", delta.get("bias"))
+        assert tensor is not None
+        return [_change(backbone, site, tensor, _own(site, weight="weight" in delta))]
+    if phase is Phase.GAIN:
+        gain = torch.cat([values - 1 for values in params.values()])
+        return [_change(backbone, site, gain, torch.ones_like(gain))]
+    if phase is Phase.KEYS_VALUES:
+        table = adapter.method.virtual_tokens(params)
+        parts = table.unflatten(1, (backbone.anatomy.num_layers, 2, -1))
+        return [
+            Change(layer=layer, module=name, norm=_size(parts[:, layer, place]), relative=False,
+                   effective_rank=effective_rank(parts[:, layer, place]))
+            for layer in range(backbone.anatomy.num_layers)
+            for place, name in enumerate(("prefix keys", "prefix values"))
+        ]  # fmt: skip
+    if phase is Phase.PROMPT:
+        table = adapter.method.virtual_tokens(params)
+        return [Change(layer=-1, module="prompt", norm=_size(table), relative=False,
+                       effective_rank=effective_rank(table))]  # fmt: skip
+    numbers = torch.cat([values.flatten() for values in params.values()])
+    return [_change(backbone, site, numbers, None)]
+
+
+def _change(backbone: Backbone, site: Site, delta: Tensor, own: Tensor | None) -> Change:
+    inside = site.key.removeprefix(f"{backbone.anatomy.layers_key}.{site.layer}.")
     return Change(
         layer=site.layer,
-        module=module,
-        relative_norm=norm,
+        module=inside or "model",
+        norm=_size(delta) if own is None else float(delta.norm()) / max(float(own.norm()), 1e-12),
+        relative=own is not None,
         effective_rank=effective_rank(delta) if delta.dim() == 2 else None,
     )
+
+
+def _size(tensor: Tensor) -> float:
+    return float(tensor.float().square().mean().sqrt())
 
 
 def effective_rank(matrix: Tensor) -> float:

@@ -144,10 +144,137 @@ class MixRequest(Record):
         folder = home.adapters / slug(self.name)
         base = {"path": self.model.path, "fingerprint": loaded.facts.fingerprint}
         publish_mix(backbone, "mix", folder, base=base, parents=stack, mixed=mixed, how=self.how)
-        yield Finished(
-            reason="completed", adapter=str(folder), first_loss=None, last_loss=None,
-            eval_loss=None, seconds=time.monotonic() - started,
+        yield _done(str(folder), time.monotonic() - started)
+
+
+class PictureRequest(Record):
+    """Measure what an adapter changed, per layer and module."""
+
+    name: str = knob("", "What to call the job.", title="Name", max_length=120)
+    adapter: str = knob("", "Name or folder of the adapter.", title="Adapter")
+    model: ModelSource = ModelSource(path="")
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values or raise one SpecError."""
+        return validated(cls, values)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it; no model means the adapter's own base.
+
+        Raises:
+            StudioError: The adapter or its base is missing.
+        """
+        from studio.adapters.library import describe, resolve
+        from studio.models.sources import facts
+
+        folder = resolve(home, self.adapter)
+        path = self.model.path or describe(folder).base
+        if not path:
+            raise AdapterError(f'"{self.adapter}" does not say what its base is: choose one.')
+        model = self.model.model_copy(update={"path": path})
+        facts(model)
+        return self.model_copy(update={"adapter": str(folder), "model": model})
+
+    def perform(self) -> Iterator[Event]:
+        """Measure and keep the picture beside the adapter."""
+        import time
+
+        from studio.adapters.picture import draw
+
+        started = time.monotonic()
+        yield Loading(text="Measuring what the adapter changed")
+        draw(self.model, Path(self.adapter))
+        yield _done(None, time.monotonic() - started)
+
+
+class ImportRequest(Record):
+    """Bring an adapter into the library."""
+
+    name: str = knob("", "What to call the job.", title="Name", max_length=120)
+    adapter: str = knob("", "What to call it; its folder's name when empty.", max_length=120)
+    source: str = knob("", "A folder, or a hub id such as org/name.", max_length=4000)
+    model: ModelSource | None = knob(None, "The base to check it against.")
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values or raise one SpecError."""
+        return validated(cls, values)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it; what is in the folder is read by the job.
+
+        Raises:
+            StudioError: No such folder, the name is taken, or the model is missing.
+        """
+        from studio.adapters.exchange import locate
+        from studio.models.sources import facts
+
+        source, _ = locate(home, self.source.strip(), self.adapter)
+        if self.model is not None:
+            facts(self.model)
+        return self.model_copy(update={"source": source})
+
+    def perform(self, home: Home) -> Iterator[Event]:
+        """Read it as strictly as a load would, try it on its base, copy it."""
+        import time
+
+        from studio.adapters.exchange import import_adapter
+
+        started = time.monotonic()
+        yield Loading(text="Reading the adapter")
+        found = import_adapter(home, self.source, name=self.adapter, model=self.model)
+        yield _done(str(found.path), time.monotonic() - started)
+
+
+class ExportRequest(Record):
+    """Write an adapter to a folder of its own."""
+
+    name: str = knob("", "What to call the job.", title="Name", max_length=120)
+    adapter: str = knob("", "Name or folder of the adapter.", title="Adapter")
+    out: str = knob("", "The new folder; empty puts it into the home's exports.", max_length=4000)
+    form: Literal["peft", "adapterhub"] = knob("peft", "Whose files.", title="Format")
+    model: str = knob("", "Its base, where the passport does not say.", advanced=True)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values or raise one SpecError."""
+        return validated(cls, values)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it.
+
+        Raises:
+            StudioError: The adapter is missing, or the folder exists.
+        """
+        from studio.adapters.library import describe, resolve
+
+        folder = resolve(home, self.adapter)
+        usual = home.path / "exports" / slug(f"{describe(folder).name} {self.form}")
+        out = Path(self.out).expanduser().absolute() if self.out.strip() else usual
+        if out.exists():
+            raise AdapterError(f"{out} exists already; give another folder.")
+        return self.model_copy(update={"adapter": str(folder), "out": str(out)})
+
+    def perform(self, home: Home) -> Iterator[Event]:
+        """Copy, or load and write in the other format."""
+        import time
+
+        from studio.adapters.exchange import export_adapter
+
+        started = time.monotonic()
+        yield Loading(text="Writing the adapter")
+        out = export_adapter(
+            home, self.adapter, Path(self.out), form=self.form, model=self.model
         )  # fmt: skip
+        yield _done(str(out), time.monotonic() - started)
+
+
+def _done(result: str | None, seconds: float) -> Finished:
+    return Finished(
+        reason="completed", adapter=result, first_loss=None, last_loss=None, eval_loss=None,
+        seconds=seconds,
+    )  # fmt: skip
 
 
 def _found(stack: tuple[StackItem, ...], home: Home) -> tuple[StackItem, ...]:
