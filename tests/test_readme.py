@@ -3,6 +3,9 @@
 import json
 from pathlib import Path
 
+import typer
+
+from studio.cli import app
 from studio.methods import methods
 from studio.methods.layer.probe import CAPABILITIES
 from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
@@ -29,15 +32,46 @@ def spec_table() -> str:
     for part, cls in parts.items():
         for name, info in cls.model_fields.items():
             default = json.dumps(info.default)
-            lines.append(f"| `{part}.{name}` | `{default}` | {info.description} |")
+            lines.append(f"| `{part}.{name}` | `{default}` | {_cell(info.description)} |")
     seed = RunSpec.model_fields["seed"]
     lines.append(f"| `seed` | `{seed.default}` | {seed.description} |")
     return "\n".join(lines)
 
 
+def _cell(text: str | None) -> str:
+    return (text or "").replace("|", "\\|")
+
+
+def commands_table() -> str:
+    lines = ["| command | what it does |", "|---|---|"]
+    group = typer.main.get_command(app)
+    for words, command in [((), group), *_commands(group, ())]:
+        usage = " ".join(["studio", *words, *_arguments(command)])
+        lines.append(f"| `{usage}` | {_first_sentence(command)} |")
+    return "\n".join(lines)
+
+
+def _commands(group, before: tuple[str, ...]):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, (*before, name))
+        else:
+            yield (*before, name), command
+
+
+def _arguments(command) -> list[str]:
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    return [p.metavar or (p.name or "").upper() for p in arguments]
+
+
+def _first_sentence(command) -> str:
+    return " ".join((command.help or "").split("\n\n")[0].split()).replace("|", "\\|")
+
+
 def with_tables(text: str) -> str:
-    for name, table in {"methods table": methods_table(), "spec table": spec_table()}.items():
-        start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+    tables = {"methods": methods_table(), "spec": spec_table(), "commands": commands_table()}
+    for name, table in tables.items():
+        start, end = f"<!-- {name} table -->", f"<!-- end {name} table -->"
         before, _, rest = text.partition(start)
         after = rest.partition(end)[2]
         text = f"{before}{start}\n{table}\n{end}{after}"
