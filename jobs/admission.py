@@ -12,6 +12,7 @@ from studio.errors import DataError
 from studio.home import Home
 from studio.models import sources
 from studio.spec import RunSpec
+from studio.training import sharding, team
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -29,6 +30,9 @@ def admit(spec: RunSpec, home: Home) -> RunSpec:
             "data.validation_path": _data(spec.data.validation_path),
         }
     )
+    if spec.train.num_processes > 1:
+        team.checked_device(spec)
+    sharding.checked(spec)
     sources.facts(spec.model)
     if Path(spec.data.path).is_file():
         from studio.data.sources import find, guess_origin

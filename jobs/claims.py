@@ -24,7 +24,7 @@ class Fenced(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One attempt at one job on one device."""
+    """One attempt at one job on its devices (`cpu`, `cuda:0`, or several: `cuda:0,cuda:1`)."""
 
     job: int
     attempt: int
@@ -42,25 +42,30 @@ class Claims:
         device: str,
         *,
         owner: Identity,
+        more: Iterable[str] = (),
         wanted: Iterable[str] | None = None,
         moods: Iterable[str] = ("idle", "night"),
     ) -> Claim | None:
         """Take the next queued job that may start now for a free device, or None.
 
+        A job that wants more devices than are free is passed by narrower ones behind it.
+
         Args:
             device: The slot that would run it.
             owner: The supervisor that will start the runner.
+            more: Further slots, of which a wide job takes what it needs; those in use are left.
             wanted: Which wishes (`auto`, `cpu`, `cuda:0` …) this slot serves; None serves all.
             moods: What the machine is now; a job may ask to start only when `idle` or at `night`.
         """
         values = {
             "device": device, "owner": str(owner), "now": now(),
+            "devices": json.dumps([device, *more]),
             "any": wanted is None, "wanted": json.dumps(list(wanted or ())),
             "moods": json.dumps(["", *moods]),
         }  # fmt: skip
         with self._database.writing() as db:
             rows = db.conn.execute(_CLAIM, values).fetchall()
-        return Claim(rows[0][0], rows[0][1], device) if rows else None
+        return Claim(*rows[0]) if rows else None
 
     def register(self, claim: Claim, process: Identity, *, from_step: int = 0) -> Intent | None:
         """Say which process works on the claim; starting becomes running.
@@ -277,20 +282,26 @@ _OBEYED: dict[Intent, State] = {
 _GIVEN_UP = "It ended {tries} times without reaching a new checkpoint. The last time: {why}"
 
 _CLAIM = """
-UPDATE jobs SET state = 'starting', device = :device, owner = :owner, attempt = attempt + 1,
+WITH free AS (SELECT value AS name, row_number() OVER (ORDER BY key) AS place
+              FROM json_each(:devices)
+              WHERE value NOT IN (SELECT device FROM leases WHERE holder = 'job'))
+UPDATE jobs SET state = 'starting', owner = :owner, attempt = attempt + 1,
   heartbeat = :now, started = COALESCE(started, :now), phase = 'Starting',
-  error_kind = NULL, error_text = NULL, changed_by = 'supervisor', why = 'on ' || :device
+  error_kind = NULL, error_text = NULL, changed_by = 'supervisor', why = 'on ' || :device,
+  device = (SELECT group_concat(name, ',') FROM
+            (SELECT name FROM free WHERE :device <> 'cpu' AND place <= width OR place = 1
+             ORDER BY place))
 WHERE id = (SELECT id FROM jobs WHERE state = 'queued'
               AND (:any OR device_wanted IN (SELECT value FROM json_each(:wanted)))
+              AND (:device = 'cpu' OR width <= (SELECT count(*) FROM free))
               AND (start_after IS NULL OR start_after <= :now)
               AND start_when IN (SELECT value FROM json_each(:moods))
               AND NOT EXISTS (SELECT 1 FROM dependencies JOIN jobs AS needed
                                 ON needed.id = dependencies.needs
                               WHERE dependencies.job = jobs.id AND needed.state <> 'succeeded')
             ORDER BY position, id LIMIT 1)
-  AND NOT EXISTS (SELECT 1 FROM jobs
-                  WHERE device = :device AND state IN ('starting', 'running', 'stopping'))
-RETURNING id, attempt
+  AND :device IN (SELECT name FROM free)
+RETURNING id, attempt, device
 """
 _REGISTER = """
 UPDATE jobs SET state = CASE state WHEN 'starting' THEN 'running' ELSE state END,

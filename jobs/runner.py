@@ -188,9 +188,9 @@ def _write_spec(run_dir: Path, spec: dict[str, Any]) -> None:
 
 
 def _use_device(device: str) -> None:
-    # Whatever the job imports sees the one device it was given, as number 0.
+    # Whatever the job imports sees the devices it was given, counted from 0.
     if device.startswith("cuda:"):
-        os.environ["CUDA_VISIBLE_DEVICES"] = device.removeprefix("cuda:")
+        os.environ["CUDA_VISIBLE_DEVICES"] = device.replace("cuda:", "")
     elif device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 

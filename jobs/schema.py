@@ -57,6 +57,12 @@ def m007_create_conversations(db: Tables) -> None:
         db.conn.execute(statement)
 
 
+def m008_widen_jobs(db: Tables) -> None:
+    """A job may hold several devices: a lease on each, all taken in the claim's transaction."""
+    for statement in (_WIDTH, "DROP TRIGGER leases_taken", _LEASES_TAKEN):
+        db.conn.execute(statement)
+
+
 migrations = Migrations("jobs")
 for _step in (
     m001_create_jobs,
@@ -66,6 +72,7 @@ for _step in (
     m005_create_plans,
     m006_create_settings,
     m007_create_conversations,
+    m008_widen_jobs,
 ):
     migrations()(_step)
 
@@ -360,3 +367,12 @@ _WISH_COLUMNS = (
     """ALTER TABLE jobs ADD COLUMN sample_requested INTEGER NOT NULL DEFAULT 0
        CHECK (sample_requested IN (0, 1))""",
 )
+
+_WIDTH = "ALTER TABLE jobs ADD COLUMN width INTEGER NOT NULL DEFAULT 1 CHECK (width > 0)"
+_LEASES_TAKEN = f"""
+CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
+WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
+  INSERT INTO leases(device, holder, job, since)
+  SELECT value, 'job', NEW.id, {_NOW}
+  FROM json_each('["' || replace(NEW.device, ',', '","') || '"]'); END
+"""

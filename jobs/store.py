@@ -13,6 +13,7 @@ from typing import Any
 from jobs import board, metrics, naming, order
 from jobs.checkpoints import newest_step
 from jobs.claims import Claim, Claims, leave
+from jobs.curves import Curves
 from jobs.database import Database, now
 from jobs.processes import Identity, me
 from jobs.record import COLUMNS, Job, job_of
@@ -39,6 +40,7 @@ class JobStore:
         self.home = home
         self.database = Database(home)
         self.claims = Claims(self.database)
+        self._curves = Curves()
 
     def close(self) -> None:
         """Close the database."""
@@ -150,7 +152,13 @@ class JobStore:
         """Return curves, thinned, or what is new since `after_seq`; see `metrics.py`."""
         with self.database.reading() as db:
             return metrics.read_metrics(
-                db, job_ids, names, after_seq=after_seq, bins=bins, window=window
+                db,
+                job_ids,
+                names,
+                after_seq=after_seq,
+                bins=bins,
+                window=window,
+                curves=self._curves,
             )
 
     def samples(self, job_id: int) -> Rows:
@@ -353,9 +361,10 @@ def _insert(
             "Choose another name, or leave it empty to get one made up."
         )
     values["name"] = asked or naming.first_free(made_up, taken)
+    train = values.get("train") or {}
     row = plan | {
         "name": values["name"], "spec": json.dumps(metrics.finite(values)), "now": now(),
-        "device": str((values.get("train") or {}).get("device") or "auto"),
+        "device": str(train.get("device") or "auto"), "width": int(train.get("num_processes") or 1),
     }  # fmt: skip
     job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
     for needed in needs:
@@ -388,8 +397,8 @@ def _cannot(job: Job, action: str) -> str:
 
 _SUBMIT = """
 INSERT INTO jobs(kind, name, spec, device_wanted, parent, created, sweep, on_error, retries_left,
-                 position, why)
-VALUES (:kind, :name, :spec, :device, :parent, :now, :sweep, :on_error, :retries,
+                 width, position, why)
+VALUES (:kind, :name, :spec, :device, :parent, :now, :sweep, :on_error, :retries, :width,
         (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'submitted')
 RETURNING id
 """

@@ -124,10 +124,11 @@ class Supervisor:
             if not self._chat_has_left(device):
                 continue
             claim = self.store.claims.claim(
-                device, owner=me(), wanted=self._served_by(device), moods=self._moods()
-            )
+                device, owner=me(), more=self._beside(device), wanted=self._served_by(device),
+                moods=self._moods(),
+            )  # fmt: skip
             if claim is not None:
-                logger.info("job %d, attempt %d on %s", claim.job, claim.attempt, device)
+                logger.info("job %d, attempt %d on %s", claim.job, claim.attempt, claim.device)
                 self.runners.start(claim)
 
     def _chat_has_left(self, device: str) -> bool:
@@ -149,6 +150,11 @@ class Supervisor:
         if not 7 <= time.localtime().tm_hour < 22:
             moods.append("night")
         return moods
+
+    def _beside(self, device: str) -> list[str]:
+        """The other slots of its kind, for a job that trains on several."""
+        kind = device.partition(":")[0]
+        return [s for s in self.slots if s != device and s.partition(":")[0] == kind != "cpu"]
 
     def _served_by(self, device: str) -> list[str] | None:
         """Which wishes a slot serves: auto goes to GPUs where there are any."""
