@@ -130,7 +130,7 @@ def test_a_claim_that_forgets_the_device_is_stopped_by_the_database(
 ) -> None:
     """The unique index holds where the statement fails: defence in depth."""
     statement = claims_module._CLAIM
-    broken = statement.replace("WHERE device = :device AND", "WHERE device = -1 AND")
+    broken = statement.replace("FROM leases WHERE holder = 'job'", "FROM leases WHERE 0")
     assert broken != statement
     monkeypatch.setattr(claims_module, "_CLAIM", broken)
     with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
