@@ -14,6 +14,8 @@ from fastapi.concurrency import iterate_in_threadpool, run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.recipes import Recipes
+from jobs.store import JobStore
 from studio import starter
 from studio.errors import StudioError
 from studio.home import Home
@@ -55,7 +57,7 @@ class Stop(BaseModel):
     id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
 
 
-def chat_routes(home: Home) -> APIRouter:
+def chat_routes(home: Home, store: JobStore) -> APIRouter:
     """Return the routes between Compare and the chat host."""
     router = APIRouter(prefix="/api/chat")
 
@@ -65,6 +67,7 @@ def chat_routes(home: Home) -> APIRouter:
             "models": [{"label": label, "path": path} for label, path in model_choices(home)],
             "adapters": _adapters(home),
             "prompts": starter.SAMPLE_PROMPTS,
+            "recipes": Recipes(store.database).list(),
         }
 
     @router.post("/generate")

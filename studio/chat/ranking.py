@@ -1,0 +1,148 @@
+"""Who is better, from votes: Bradley-Terry strengths with confidence intervals, on Elo's scale.
+
+`P(a beats b) = 1 / (1 + 10^((score_b - score_a) / 400))`. A vote among several lanes is one game
+of the winner against each other lane; a tie is half a win each way. Every pair that met is given
+half a win more each way (the Haldane-Anscombe correction), so a record without a loss has a finite
+score. With two lanes, `w` wins to `l`, the strengths differ by `ln((w + ½) / (l + ½))` with the
+variance `1 / (w + ½) + 1 / (l + ½)`: the tests work these out by hand. Lanes that never met, not
+even through others, are of different groups, and their scores cannot be compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SCALE = 400 / math.log(10)
+CENTRE = 1000.0
+EXTRA = 0.5
+NORMAL_95 = 1.959963984540054
+ROUNDS = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Match:
+    """One vote: the lanes, and which of them won; None is a tie."""
+
+    lanes: tuple[str, ...]
+    winner: int | None = None
+    bad: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """One lane's place: its score, 95 % interval, and its games."""
+
+    lane: str
+    score: float
+    low: float
+    high: float
+    wins: int
+    losses: int
+    ties: int
+    bad: int
+    group: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, scores rounded as they are shown."""
+        return {
+            "lane": self.lane, "score": round(self.score, 1), "low": round(self.low, 1),
+            "high": round(self.high, 1), "wins": self.wins, "losses": self.losses,
+            "ties": self.ties, "bad": self.bad, "group": self.group,
+        }  # fmt: skip
+
+
+def wins_of(matches: Sequence[Match]) -> tuple[list[str], list[list[float]]]:
+    """Return the lanes, and how often the row's lane beat the column's; ties count a half."""
+    lanes = list(dict.fromkeys(lane for match in matches for lane in match.lanes))
+    place = {lane: i for i, lane in enumerate(lanes)}
+    table = [[0.0] * len(lanes) for _ in lanes]
+    for match in matches:
+        for a, b in _games(match):
+            won, lost = place[match.lanes[a]], place[match.lanes[b]]
+            if won != lost:
+                table[won][lost] += 1.0 if match.winner is not None else 0.5
+    return lanes, table
+
+
+def leaderboard(matches: Sequence[Match]) -> list[Standing]:
+    """Return every lane that was voted on, group by group, the best first."""
+    lanes, table = wins_of(matches)
+    standings = []
+    for number, group in enumerate(_groups(table)):
+        strengths, deviations = fit([[table[a][b] for b in group] for a in group])
+        for row, a in enumerate(group):
+            score, spread = strengths[row] * SCALE, deviations[row] * SCALE * NORMAL_95
+            standings.append(Standing(
+                lane=lanes[a], score=CENTRE + score, low=CENTRE + score - spread,
+                high=CENTRE + score + spread, group=number, **_record(lanes[a], matches),
+            ))  # fmt: skip
+    return sorted(standings, key=lambda one: (one.group, -one.score, one.lane))
+
+
+def fit(wins: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Return the likeliest strengths (their sum is 0) and their standard deviations.
+
+    Newton's method on a concave likelihood; the deviations come from the inverse of the observed
+    information within the strengths that sum to zero.
+    """
+    import numpy as np
+
+    won = np.asarray(wins, dtype=float)
+    won = won + EXTRA * ((won + won.T) > 0)
+    games = won + won.T
+    count = len(won)
+    theta = np.zeros(count)
+    if count < 2:
+        return [0.0] * count, [0.0] * count
+    for _ in range(ROUNDS):
+        chance = 1 / (1 + np.exp(theta[None, :] - theta[:, None]))
+        slope = (won - games * chance).sum(1)
+        weight = games * chance * (1 - chance)
+        information = np.diag(weight.sum(1)) - weight
+        covariance = np.linalg.pinv(information)
+        step = covariance @ slope
+        theta = theta + step / max(1.0, float(np.abs(step).max()))
+        if float(np.abs(step).max()) < 1e-10:
+            break
+    theta = theta - theta.mean()
+    return theta.tolist(), np.sqrt(np.diag(covariance).clip(0)).tolist()
+
+
+def _games(match: Match) -> list[tuple[int, int]]:
+    places = range(len(match.lanes))
+    if match.winner is not None:
+        return [(match.winner, other) for other in places if other != match.winner]
+    return [(a, b) for a in places for b in places if a != b]
+
+
+def _groups(table: Sequence[Sequence[float]]) -> list[list[int]]:
+    """Lanes that met, directly or through others; the largest group first."""
+    left, groups = set(range(len(table))), []
+    while left:
+        found, open_ = set(), [min(left)]
+        while open_:
+            a = open_.pop()
+            if a not in found:
+                found.add(a)
+                open_ += [b for b in left - found if table[a][b] + table[b][a] > 0]
+        groups.append(sorted(found))
+        left -= found
+    return sorted(groups, key=lambda group: (-len(group), group))
+
+
+def _record(lane: str, matches: Sequence[Match]) -> dict[str, int]:
+    record = {"wins": 0, "losses": 0, "ties": 0, "bad": 0}
+    for match in matches:
+        if lane not in match.lanes:
+            continue
+        if match.winner is None:
+            record["ties"] += 1
+            record["bad"] += match.bad
+        elif match.lanes[match.winner] == lane:
+            record["wins"] += 1
+        else:
+            record["losses"] += 1
+    return record
