@@ -209,22 +209,30 @@ def _look(home: Home, wanted: Looked) -> dict[str, Any]:
     path = wanted.path.strip()
     if preview.is_hub_id(path, home):
         return {"hub": True}
-    guess = preview.guess(path, home, format="auto")
-    mapping, reason, sure = guess.mapping, guess.reason, guess.sure
-    if wanted.mapping is not None:
-        mapping, reason, sure = _mapping(wanted.mapping) or mapping, "by hand", True
-    elif wanted.format and wanted.format != mapping.format:
-        found = preview.guess(path, home, format=wanted.format)
-        mapping, reason, sure = found.mapping, found.reason, found.sure
+    columns = preview.columns(path, home)
+    given = validated(Mapping, wanted.mapping) if wanted.mapping is not None else None
+    problem, sure = "", True
+    try:
+        if given is not None:
+            mapping, reason = given.checked(), "by hand"
+        else:
+            mapping, reason, sure = preview.guess(path, home, format=wanted.format or "auto")
+        rows = preview.preview(path, mapping, count=5, home=home)
+    except DataError as error:
+        if not columns:
+            raise
+        # The person can still say what the columns are, looking at the rows as they stand.
+        mapping = given or preview.blank(wanted.format)
+        problem, reason, sure = error.text, "", False
+        rows = preview.preview(path, None, count=5, home=home)
     same = [
         s.meta.name
         for s in snapshots.snapshots(home)
         if not s.meta.parent and s.meta.original.name == path.rstrip("/").split("/")[-1]
     ]
     return {
-        "hub": False, "reason": reason, "sure": sure, "mapping": mapping.model_dump(mode="json"),
-        "columns": preview.columns(path, home), "same_name": same[:1],
-        "rows": preview.preview(path, mapping, count=5, home=home),
+        "hub": False, "problem": problem, "reason": reason, "sure": sure, "columns": columns,
+        "mapping": mapping.model_dump(mode="json"), "same_name": same[:1], "rows": rows,
     }  # fmt: skip
 
 

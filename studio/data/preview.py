@@ -20,6 +20,7 @@ from studio.spec import DataSource
 
 MAX_SHOWN = 4000
 MAX_ITEMS = 200
+MOST_LOOKED_AT = 100_000
 
 
 def guess(path: str, home: Home | None = None, *, format: str = "auto") -> Guess:
@@ -74,24 +75,35 @@ def corrected(
         raise DataError(f"The mapping cannot be used: {error.errors()[0]['msg']}.") from None
 
 
+def blank(format: str = "") -> Mapping:
+    """Return a mapping without any column, to be filled by a person.
+
+    Raises:
+        DataError: The format is not known.
+    """
+    if format and format not in PARTS:
+        raise DataError(f'"{format}" is no format.{nearest(format, PARTS)}')
+    return Mapping.model_validate({"format": format or "prompt_completion"})
+
+
 def preview(
-    path: str, mapping: Mapping, *, count: int = 5, home: Home | None = None
+    path: str, mapping: Mapping | None, *, count: int = 5, home: Home | None = None
 ) -> list[dict[str, Any]]:
-    """Return the first rows as they are and as the conversations that they become."""
-    convert = converter(mapping)
+    """Return the first rows as they are and, with a mapping, as what they become."""
+    convert = converter(mapping) if mapping else None
     shown: list[dict[str, Any]] = []
     for row in _first(path, home, count):
-        made = convert(row)
-        entry: dict[str, Any] = {"line": row.line, "row": shortened(row.values)}
+        entry: dict[str, Any] = {"line": row.line, "row": row.values}
+        made = convert(row) if convert else None
         if isinstance(made, Problem):
             entry["problem"] = made.text
         elif isinstance(made, Document):
             entry["text"] = made.text
-        else:
+        elif made:
             entry["messages"] = made.messages
             if made.tools:
                 entry["tools"] = made.tools
-        shown.append(entry)
+        shown.append(shortened(entry))
     return shown
 
 
@@ -111,10 +123,10 @@ def shortened(value: Any, limit: int = MAX_SHOWN) -> Any:
 
 def _first(path: str, home: Home | None, count: int) -> list[Row]:
     found: list[Row] = []
-    for item in find(DataSource(path=path), home).rows():
+    for looked_at, item in enumerate(find(DataSource(path=path), home).rows()):
         if isinstance(item, Row):
             found.append(item)
-        if len(found) >= count:
+        if len(found) >= count or looked_at >= MOST_LOOKED_AT:
             break
     return found
 

@@ -68,12 +68,24 @@ def test_a_corrected_mapping_renders_the_rows_anew(studio: Served, rows_file: Pa
         ({"path": "/no/such/file.csv"}, "no file"),
         ({"path": ""}, "No dataset is named"),
         ({"path": "starter:parrot"}, "parrot"),
-        ({"path": "starter:pirate", "mapping": {"format": "alpaca"}}, "instruction"),
         ({"path": "starter:pirate", "mapping": {"format": "haiku"}}, "format"),
     ],
 )
 def test_what_cannot_be_looked_at_is_one_sentence(studio: Served, body: dict, words: str) -> None:
     assert words in refused(studio, "/api/data/look", body)
+
+
+def test_columns_that_nothing_fits_can_still_be_mapped(studio: Served, tmp_path: Path) -> None:
+    file = tmp_path / "odd.csv"
+    file.write_text("colA,colB,colC\n" + "".join(f"what {n}?,so {n},x\n" for n in range(20)))
+
+    found = studio.json("/api/data/look", {"path": str(file)})
+    assert found["problem"] and list(found["columns"]) == ["colA", "colB", "colC"]
+    assert found["rows"][0]["row"]["colA"] == "what 0?" and "messages" not in found["rows"][0]
+
+    half = {"format": "question_answer", "columns": {"question": "colA"}}
+    found = studio.json("/api/data/look", {"path": str(file), "mapping": half})
+    assert '"answer"' in found["problem"] and found["mapping"]["columns"] == {"question": "colA"}
 
 
 def test_a_hub_id_is_not_downloaded_to_be_looked_at(studio: Served) -> None:

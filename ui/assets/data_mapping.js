@@ -27,22 +27,19 @@ export class Mapping {
     try {
       const found = await api('/api/data/look', body);
       if (asked === this.asked) this.take(found, !body.mapping);
-    } catch (error) {
-      if (asked !== this.asked) return;
-      text(this.error, error.message);
-      this.error.hidden = false;
-      if (format) { // nothing can be guessed for it: start empty
-        this.mapping = { format, columns: {}, templates: {}, constants: {}, roles: {} };
-        this.draw();
-      }
-    }
+    } catch (error) { if (asked === this.asked) this.fail(error.message); }
+  }
+
+  fail(words) {
+    text(this.error, words);
+    this.error.hidden = !words;
   }
 
   take(found, redraw) {
-    this.error.hidden = true;
+    this.fail(found.problem);
     this.mapping = found.mapping;
     this.columns = found.columns;
-    text(this.why, found.reason === 'by hand' ? 'Corrected by hand.'
+    text(this.why, found.problem ? 'Say what the columns are:' : found.reason === 'by hand' ? 'Corrected by hand.'
       : `${found.sure ? 'Recognised' : 'Guessed'} as ${found.mapping.format.replace('_', ' ')}: ${found.reason}.`);
     this.why.classList.toggle('s-warning', !found.sure);
     if (redraw) this.draw();
@@ -174,14 +171,16 @@ export class Mapping {
 }
 
 function renderedRow(row) {
+  const raw = !row.messages && row.text === undefined && !row.problem;
   return h('article', { class: 's-rendered' }, h('header', {}, `line ${row.line}`), rendered(row),
-    h('details', { class: 's-same' }, h('summary', {}, 'As it is in the file'),
+    raw ? null : h('details', { class: 's-same' }, h('summary', {}, 'As it is in the file'),
       h('pre', {}, JSON.stringify(row.row, null, 1))));
 }
 
 /** What became of a row: messages, a text, or why it is dropped. */
 export function rendered(row) {
   if (row.problem) return h('p', { class: 's-error' }, `Dropped: ${row.problem}`);
+  if (!row.messages && row.text === undefined) return h('pre', {}, JSON.stringify(row.row, null, 1));
   if (row.text !== undefined) return h('p', { class: 's-said' }, row.text);
   return h('div', { class: 's-messages' }, row.messages.map((message) => h('div', { 'data-role': message.role },
     h('span', { class: 's-role' }, message.role),
