@@ -1,8 +1,7 @@
 """Measurements of runs: written in small batches, read as one snapshot and then only what is new.
 
-A snapshot is thinned on the way out: min and max of bins whose width is a power of two anchored at
-step 0, so that points that were drawn stay drawn as the curve grows, and no spike is lost. After it
-a page asks with its cursor and gets raw new points, steps that were done again included.
+A snapshot is thinned on the way out (`curves.py`). After it a page asks with its cursor and gets
+raw new points, steps that were done again included.
 """
 
 import json
@@ -11,10 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.curves import Curves, Series
 from jobs.database import now
 from jobs.tables import Tables
-
-Series = dict[str, list[float | None]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +57,7 @@ def read_metrics(
     after_seq: int = 0,
     bins: int = 500,
     window: tuple[float, float] | None = None,
+    curves: Curves | None = None,
 ) -> dict[str, Any]:
     """Return `{"seq", "snapshot", "data": {name: {job: {"x": [...], "y": [...]}}}}`.
 
@@ -71,6 +70,7 @@ def read_metrics(
         after_seq: The `seq` of the previous answer; 0 asks for a snapshot.
         bins: At most twice this many points a series in a snapshot.
         window: Steps to show, both included; None shows all.
+        curves: What the process keeps between questions.
     """
     ids, wanted = list(jobs), list(names)
     seq = int(db.conn.execute("SELECT value FROM counters WHERE name = 'metrics'").fetchone()[0])
@@ -83,10 +83,12 @@ def read_metrics(
             series["y"].append(value)
         return {"seq": seq, "snapshot": False, "data": data}
     low, high = window or (0, 2**62)
+    kept = curves or Curves()
     for name in wanted:
         for job in ids:
-            rows = db.conn.execute(_SERIES, (job, name, math.floor(low), math.ceil(high)))
-            series = _thinned(rows.fetchall(), bins)
+            series = kept.read(
+                db, job, name, seq=seq, low=math.floor(low), high=math.ceil(high), bins=bins
+            )
             if series["x"]:
                 data.setdefault(name, {})[str(job)] = series
     return {"seq": seq, "snapshot": True, "data": data}
@@ -99,29 +101,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _thinned(rows: list[tuple[int, float | None]], bins: int) -> Series:
-    if len(rows) <= 2 * bins:
-        return {"x": [row[0] for row in rows], "y": [row[1] for row in rows]}
-    import numpy as np
-
-    steps = np.fromiter((row[0] for row in rows), np.int64, len(rows))
-    values = np.fromiter(
-        (math.nan if row[1] is None else row[1] for row in rows), np.float64, len(rows)
-    )
-    span = int(steps[-1] - steps[0]) + 1
-    width = 1 << max(0, math.ceil(math.log2(span / bins)))
-    edges = np.flatnonzero(np.diff(steps // width, prepend=-1))
-    keep: set[int] = set()
-    for start, stop in zip(edges, [*edges[1:], len(rows)], strict=True):
-        part = values[start:stop]
-        gaps = np.flatnonzero(np.isnan(part))
-        keep.update(int(start + gap) for gap in gaps[:1])  # a gap must stay visible
-        if len(gaps) < len(part):
-            keep |= {int(start + np.nanargmin(part)), int(start + np.nanargmax(part))}
-    chosen = sorted(keep | {len(rows) - 1})
-    return {"x": [rows[i][0] for i in chosen], "y": [rows[i][1] for i in chosen]}
 
 
 def _storable(value: float) -> tuple[float | None, str | None]:
@@ -151,7 +130,4 @@ SELECT job, name, step, value FROM metrics INDEXED BY metrics_by_seq
 WHERE seq > ? AND seq <= ?
   AND job IN (SELECT value FROM json_each(?)) AND name IN (SELECT value FROM json_each(?))
 ORDER BY seq
-"""
-_SERIES = """
-SELECT step, value FROM metrics WHERE job = ? AND name = ? AND step BETWEEN ? AND ? ORDER BY step
 """

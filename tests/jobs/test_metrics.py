@@ -1,6 +1,8 @@
 """Curves: thinned without losing a spike, and a cursor that misses nothing."""
 
 import math
+import random
+from contextlib import closing
 
 from jobs.claims import Claim
 from jobs.metrics import Progress
@@ -104,3 +106,37 @@ def test_the_cursor_uses_its_index(store: JobStore) -> None:
     text = " ".join(row[3] for row in plan)
     assert "metrics_by_seq" in text
     assert "TEMP B-TREE FOR ORDER BY" not in text
+
+
+def test_what_a_process_keeps_of_a_curve_is_never_another_answer(store: JobStore) -> None:
+    """Any mixture of growing, redoing, gaps, restarts and deletions: warm equals cold."""
+    dice, claim, step = random.Random(5), running(store), 0
+    for _ in range(60):
+        what = dice.choice(["grow", "grow", "grow", "redo", "gap", "restart", "other", "delete"])
+        if what == "grow":
+            write(store, claim, {step + n: dice.random() for n in range(1, dice.randint(2, 300))})
+            step = store.get(claim.job).step
+        elif what == "redo" and step > 10:
+            step -= dice.randint(1, 9)
+            write(store, claim, {step: dice.random()})
+        elif what == "gap":
+            step += 1
+            write(store, claim, {step: math.nan})
+        elif what == "other":
+            write(store, claim, {step + 1: 1.0}, "grad_norm")
+        elif what in ("restart", "delete"):
+            store.claims.finish(claim, "failed", error=("run", "because"))
+            if what == "delete":
+                store.delete(claim.job)
+                claim = running(store)
+            else:
+                store.resume(claim.job, restart=True)
+                claim = store.claims.claim("cpu", owner=me())
+                store.claims.register(claim, me())
+            step = 0
+        with closing(JobStore(store.home)) as cold:
+            for bins, window in ((40, None), (40, (3, max(3, step // 2)))):
+                asked = {"bins": bins, "window": window}
+                names = ["loss", "grad_norm"]
+                warm = store.metrics([claim.job], names, **asked)
+                assert warm == cold.metrics([claim.job], names, **asked), what

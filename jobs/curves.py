@@ -1,0 +1,147 @@
+"""Curves as arrays, kept between questions: a snapshot of 100,000 points costs what is new in it.
+
+Each process that shows curves keeps the ones it was asked for last. What was kept is only used
+while the rows behind it can have done nothing but grow; a step that was done again, a restart or a
+deletion makes it read the rows again. Thinning takes min and max of bins whose width is a power of
+two anchored at step 0, so that points that were drawn stay drawn, and no spike or gap is lost.
+"""
+
+import math
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jobs.tables import Tables
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MOST_CURVES, MOST_POINTS = 128, 3_000_000
+MOST_NEWS = 50_000
+Series = dict[str, list[float | None]]
+
+
+@dataclass(slots=True)
+class Curve:
+    """One metric of one job up to a cursor."""
+
+    steps: "np.ndarray[Any, Any]"
+    values: "np.ndarray[Any, Any]"
+    seq: int
+
+
+class Curves:
+    """The curves that were asked for last; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, str], Curve] = OrderedDict()
+        self._guard = threading.Lock()
+
+    def read(
+        self, db: Tables, job: int, name: str, *, seq: int, low: int, high: int, bins: int
+    ) -> Series:
+        """Return the points between two steps, both included, thinned to about `2 * bins`."""
+        with self._guard:
+            curve = self._current(db, job, name, seq)
+            steps, values = curve.steps, curve.values
+        first, last = steps.searchsorted(low, "left"), steps.searchsorted(high, "right")
+        return _thinned(steps[first:last], values[first:last], bins)
+
+    def _current(self, db: Tables, job: int, name: str, seq: int) -> Curve:
+        key = (job, name)
+        curve = self._kept.pop(key, None)
+        if curve is None or not _grown(db, job, name, curve, seq):
+            curve = _fetched(db, job, name, seq)
+        self._kept[key] = curve
+        while len(self._kept) > MOST_CURVES or (
+            len(self._kept) > 1 and sum(len(c.steps) for c in self._kept.values()) > MOST_POINTS
+        ):
+            self._kept.popitem(last=False)
+        return curve
+
+
+def _grown(db: Tables, job: int, name: str, curve: Curve, seq: int) -> bool:
+    """Add what is new; False when the curve must be read again."""
+    if not len(curve.steps) or not 0 <= seq - curve.seq <= MOST_NEWS:
+        return False
+    ends = db.conn.execute(_ENDS, {"job": job, "name": name}).fetchone()
+    if ends[0] != int(curve.steps[0]) or ends[1] is None or ends[1] < int(curve.steps[-1]):
+        return False
+    rows = db.conn.execute(_NEWS, (curve.seq, seq, job, name)).fetchall()
+    if rows:
+        steps, values = _arrays(rows)
+        if steps[0] <= curve.steps[-1]:
+            return False
+        import numpy as np
+
+        curve.steps = np.concatenate([curve.steps, steps])
+        curve.values = np.concatenate([curve.values, values])
+    curve.seq = seq
+    return True
+
+
+def _fetched(db: Tables, job: int, name: str, seq: int) -> Curve:
+    return Curve(*_arrays(db.conn.execute(_SERIES, (job, name)).fetchall()), seq)
+
+
+def _arrays(rows: list[tuple[int, float | None]]) -> tuple[Any, Any]:
+    import numpy as np
+
+    count = len(rows)
+    steps = np.fromiter((row[0] for row in rows), np.int64, count)
+    gaps = (math.nan if row[1] is None else row[1] for row in rows)
+    return steps, np.fromiter(gaps, np.float64, count)
+
+
+def _thinned(steps: Any, values: Any, bins: int) -> Series:
+    import numpy as np
+
+    if len(steps) > 2 * bins:
+        span = int(steps[-1] - steps[0]) + 1
+        width = 1 << max(0, math.ceil(math.log2(span / bins)))
+        starts = np.flatnonzero(np.diff(steps // width, prepend=steps[0] // width - 1))
+        gaps = np.isnan(values)
+        chosen = [
+            _first_equal(
+                values, starts, np.minimum.reduceat(np.where(gaps, np.inf, values), starts)
+            ),
+            _first_equal(
+                values, starts, np.maximum.reduceat(np.where(gaps, -np.inf, values), starts)
+            ),
+            _first_true(gaps, starts),  # a gap must stay visible
+            np.array([len(steps) - 1]),
+        ]
+        keep = np.unique(np.concatenate(chosen))
+        steps, values = steps[keep], values[keep]
+    numbers: list[float | None] = values.tolist()
+    for gap in np.flatnonzero(np.isnan(values)).tolist():
+        numbers[gap] = None
+    return {"x": steps.tolist(), "y": numbers}
+
+
+def _first_equal(values: Any, starts: Any, wanted: Any) -> Any:
+    import numpy as np
+
+    lengths = np.diff(starts, append=len(values))
+    return _first_true(values == np.repeat(wanted, lengths), starts)
+
+
+def _first_true(marks: Any, starts: Any) -> Any:
+    """The first marked place of each bin that has one."""
+    import numpy as np
+
+    places = np.flatnonzero(marks)
+    owners = np.searchsorted(starts, places, "right")
+    return places[np.unique(owners, return_index=True)[1]]
+
+
+_SERIES = "SELECT step, value FROM metrics WHERE job = ? AND name = ? ORDER BY step"
+_ENDS = """
+SELECT (SELECT min(step) FROM metrics WHERE job = :job AND name = :name),
+       (SELECT max(step) FROM metrics WHERE job = :job AND name = :name)
+"""
+_NEWS = """
+SELECT step, value FROM metrics INDEXED BY metrics_by_seq
+WHERE seq > ? AND seq <= ? AND job = ? AND name = ? ORDER BY step
+"""
