@@ -226,5 +226,6 @@ def _end_facts(event: events.Finished) -> dict[str, Any]:
     facts = {
         "first_loss": event.first_loss, "last_loss": event.last_loss,
         "eval_loss": event.eval_loss, "adapter": event.adapter, "ended": event.reason,
+        "note": event.note or None,
     }  # fmt: skip
     return {key: value for key, value in (facts | (event.facts or {})).items() if value is not None}

@@ -10,6 +10,7 @@ import json
 from collections import OrderedDict
 from typing import Any, Literal
 
+import yaml
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
@@ -125,6 +126,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "finished": job.finished,
         "attempt": job.attempt,
         "ended": job.result.get("ended") or job.result.get("reason"),
+        "note": job.result.get("note"),
         "trainable_parameters": job.result.get("trainable_parameters"),
         "total_parameters": job.result.get("total_parameters"),
         "intent": job.intent,
@@ -209,6 +211,8 @@ def _detail(store: JobStore, home: Home, job_id: int, view: View) -> dict[str, A
 
 
 def _config(job: Job) -> dict[str, str]:
+    if job.kind != "train":
+        return {"yaml": yaml.safe_dump(job.spec, sort_keys=False, allow_unicode=True)}
     try:
         spec = RunSpec.parse(job.spec)
     except SpecError as error:

@@ -28,7 +28,8 @@ def run_ours(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> 
 
     from studio.models.loading import Loaded
     from studio.models.sources import ModelFacts
-    from studio.training.session import NAME, open_session
+    from studio.training.opening import open_session
+    from studio.training.session import NAME
 
     model = load_bare(Path(case.model), case.dtype)
     known = ModelFacts(

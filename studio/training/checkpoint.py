@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 from studio.errors import DataError, ModelError
 from studio.home import is_whole, publishing, sweep
 from studio.training import optimizer as optimizers
+from studio.training.optimizer import Steps
 
 if TYPE_CHECKING:
-    from torch.optim import Optimizer
-
     from studio.methods.layer import Adapter
 
 VERSION = 1
@@ -37,6 +36,18 @@ class Progress:
     seconds: float = 0.0
     tokens: int = 0
     evaluations: list[tuple[int, float]] = field(default_factory=list)
+    best_loss: float | None = None
+    best_step: int | None = None
+    waited: int = 0
+
+    def take(self, eval_loss: float) -> None:
+        """Note an evaluation: the best so far, or one more without a better."""
+        self.eval_loss = eval_loss
+        self.evaluations.append((self.step, eval_loss))
+        if self.best_loss is None or eval_loss < self.best_loss:
+            self.best_loss, self.best_step, self.waited = eval_loss, self.step, 0
+        else:
+            self.waited += 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,19 +63,20 @@ def save(
     folder: Path,
     *,
     adapter: Adapter,
-    optimizer: Optimizer,
+    optimizer: Steps,
     progress: Progress,
     origin: Origin,
     keep: int,
+    protect: int | None = None,
 ) -> Path:
-    """Publish `folder/step-<n>` and drop the oldest beyond `keep`.
+    """Publish `folder/step-<n>` and drop the oldest beyond `keep`, but never step `protect`.
 
     Raises:
         DiskFull: Nothing of the new checkpoint stays; older ones are untouched.
     """
     from safetensors.torch import save_file
 
-    target = folder / f"step-{progress.step:08d}"
+    target = _place(folder, progress.step)
     tensors, numbers = optimizers.state_tensors(optimizer)
     state = {
         "version": VERSION,
@@ -77,7 +89,8 @@ def save(
         save_file(_contiguous(tensors), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
     for old in _newest_first(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        if protect is None or old != _place(folder, protect):
+            shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -89,7 +102,14 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in _newest_first(folder) if is_whole(path)), None)
 
 
-def load(path: Path, *, adapter: Adapter, optimizer: Optimizer, origin: Origin) -> Progress:
+def load_adapter(folder: Path, step: int, adapter: Adapter) -> None:
+    """Take the adapter alone from a step's checkpoint."""
+    from safetensors.torch import load_file
+
+    adapter.load_state(load_file(_place(folder, step) / "adapter.safetensors"))
+
+
+def load(path: Path, *, adapter: Adapter, optimizer: Steps, origin: Origin) -> Progress:
     """Restore adapter and optimizer, and return how far the run had come.
 
     Raises:
@@ -119,6 +139,10 @@ def _check_origin(path: Path, then: Origin, now: Origin) -> None:
             f"The base model changed since {path.name} was saved, so the run cannot go on: put the "
             "old model back, or start a new run."
         )
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}"
 
 
 def _newest_first(folder: Path) -> list[Path]:

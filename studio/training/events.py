@@ -100,6 +100,7 @@ class Finished(Event):
     last_loss: float | None
     eval_loss: float | None
     seconds: float
+    note: str = ""
     facts: dict[str, Any] | None = None
 
 

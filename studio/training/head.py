@@ -29,12 +29,16 @@ SHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_m
 
 
 class HeadLoss(torch.autograd.Function):
-    """`Σ_n −log softmax(h_n Wᵀ)[target_n]`, with the gradient of `h` made on the way."""
+    """`Σ_n −log softmax(h_n Wᵀ)[target_n]`, with the gradient of `h` made on the way.
+
+    With smoothing `ε` the target is `1 − ε` of the right token and `ε / V` of every one.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int
-    ) -> Tensor:
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int,
+        smoothing: float,
+    ) -> Tensor:  # fmt: skip
         """Return the summed loss in float32."""
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
         gradient_ND = torch.empty_like(hidden_ND)
@@ -42,29 +46,35 @@ class HeadLoss(torch.autograd.Function):
             part = slice(start, start + chunk)
             logits_CV = (hidden_ND[part] @ weight_VD.T).float()
             target_C1 = targets_N[part, None]
-            chosen_C = logits_CV.gather(1, target_C1)[:, 0]
+            wanted_C = logits_CV.gather(1, target_C1)[:, 0]
+            if smoothing:
+                wanted_C = (1 - smoothing) * wanted_C + smoothing * logits_CV.mean(1)
             largest_C1 = logits_CV.amax(1, keepdim=True)
             logits_CV.sub_(largest_C1).exp_()
             sums_C1 = logits_CV.sum(1, keepdim=True)
-            total += (sums_C1.log() + largest_C1)[:, 0].sum() - chosen_C.sum()
+            total += (sums_C1.log() + largest_C1)[:, 0].sum() - wanted_C.sum()
             if ctx.needs_input_grad[0]:
                 logits_CV.div_(sums_C1)
-                logits_CV.scatter_add_(1, target_C1, torch.full_like(sums_C1, -1.0))
+                if smoothing:
+                    logits_CV.sub_(smoothing / logits_CV.shape[1])
+                logits_CV.scatter_add_(1, target_C1, torch.full_like(sums_C1, smoothing - 1))
                 gradient_ND[part] = logits_CV.to(weight_VD.dtype) @ weight_VD
         ctx.save_for_backward(gradient_ND)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
         """Scale the gradient that the forward made."""
         (gradient_ND,) = ctx.saved_tensors
-        return gradient_ND * outputs[0].to(gradient_ND.dtype), None, None, None
+        return gradient_ND * outputs[0].to(gradient_ND.dtype), None, None, None, None
 
 
-def head_loss(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def head_loss(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, smoothing: float = 0.0
+) -> Tensor:
     """Return the summed loss of hidden states under a bare head."""
     chunk = max(1, CHUNK_NUMBERS // weight_VD.shape[0])
-    loss: Tensor = HeadLoss.apply(hidden_ND, weight_VD, targets_N, chunk)
+    loss: Tensor = HeadLoss.apply(hidden_ND, weight_VD, targets_N, chunk, smoothing)
     return loss
 
 

@@ -28,7 +28,7 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
     film = Film(session)
     if session.looks and session.progress.step == 0 and plan.eval_every <= plan.total_steps:
         yield from film.shoot()
-    while session.progress.step < plan.total_steps:
+    while session.progress.step < plan.total_steps and not session.gave_up:
         yield session.step()
         step = session.progress.step
         last, wish = step == plan.total_steps, session.agreed(control())
@@ -41,7 +41,8 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
             if wish == "stop" and not last:
                 return
             continue
-        if step % plan.save_every == 0 or (wish is not None and not last):
+        better = session.keeps_best and session.progress.best_step == step
+        if step % plan.save_every == 0 or better or (wish is not None and not last):
             yield Saving(step=step)
             path = session.save(folder)
             yield Saved(step=step, path=str(path), eval_loss=session.progress.eval_loss)
@@ -50,10 +51,11 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
             return
     if session.leads:
         yield Saving(step=session.progress.step)
-        yield _publish(session, run_dir)
+        note = session.go_back_to_best(folder)
+        yield _publish(session, run_dir, note)
 
 
-def _publish(session: Session, run_dir: Path) -> Finished:
+def _publish(session: Session, run_dir: Path, note: str) -> Finished:
     path = outcome.publish_adapter(
         run_dir,
         name=NAME,
@@ -64,7 +66,7 @@ def _publish(session: Session, run_dir: Path) -> Finished:
         progress=session.progress,
         tokenizer=session.loaded.tokenizer,
     )
-    finished = _finished(session, reason="completed", adapter=str(path))
+    finished = _finished(session, reason="completed", adapter=str(path), note=note)
     progress = session.progress
     outcome.write_report(
         run_dir,
@@ -87,7 +89,11 @@ def _publish(session: Session, run_dir: Path) -> Finished:
 
 
 def _finished(
-    session: Session, *, reason: Literal["completed", "stopped"], adapter: str | None
+    session: Session,
+    *,
+    reason: Literal["completed", "stopped"],
+    adapter: str | None,
+    note: str = "",
 ) -> Finished:
     session.note_time()
     progress = session.progress
@@ -99,4 +105,5 @@ def _finished(
         last_loss=progress.last_loss,
         eval_loss=progress.eval_loss,
         seconds=progress.seconds,
+        note=note,
     )

@@ -22,16 +22,24 @@ if TYPE_CHECKING:
     from studio.methods.layer import Backbone
 
 
-def loss_sum(backbone: Backbone, batch: Packed | Padded) -> Tensor:
-    """Return the summed negative log-likelihood of the batch's trained tokens, in float32."""
+def loss_sum(backbone: Backbone, batch: Packed | Padded, smoothing: float = 0.0) -> Tensor:
+    """Return the summed negative log-likelihood of the batch's trained tokens, in float32.
+
+    Args:
+        backbone: The model with its active stack.
+        batch: The rows.
+        smoothing: Share of each target that all tokens get alike (label smoothing).
+    """
     if isinstance(batch, Packed):
         if (head := bare_head(backbone)) is not None:
             hidden_ND = packed_hidden(backbone, head, batch.ids_T, batch.lengths, batch.keep_N)
-            return head_loss(hidden_ND, head.weight, batch.targets_N)
+            return head_loss(hidden_ND, head.weight, batch.targets_N, smoothing)
         logits_NV = backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N)
     else:
         logits_NV = padded_logits(backbone, batch)
-    return cross_entropy(logits_NV.float(), batch.targets_N, reduction="sum")
+    return cross_entropy(
+        logits_NV.float(), batch.targets_N, reduction="sum", label_smoothing=smoothing
+    )
 
 
 def padded_logits(backbone: Backbone, batch: Padded) -> Tensor:

@@ -5,41 +5,67 @@ Checkpoints hold no pickle, so the state is taken apart here and put together ag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from studio.errors import SpecError
 from studio.spec import TrainArgs
 
+Named = Sequence[tuple[str, nn.Parameter]]
+Groups = list[dict[str, Any]]
+LION_BETAS = (0.9, 0.99)
 
-def make_optimizer(parameters: Sequence[nn.Parameter], args: TrainArgs) -> Optimizer:
-    """Return AdamW; vectors (biases, gains) are never decayed.
 
-    The learning rate is set before every step by `set_rate`.
+class Steps(Protocol):
+    """What training needs of an optimizer; torch's own are this."""
+
+    @property
+    def param_groups(self) -> Groups:
+        """Parameters with their settings."""
+
+    def step(self) -> Any:
+        """Move the parameters."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state by parameter number."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state back."""
+
+
+def make_optimizer(named: Named, args: TrainArgs) -> Steps:
+    """Return the optimizer of the spec; vectors (biases, gains) are never decayed.
+
+    The learning rate is set before every step by `set_rate`. LoRA+ lets `B` learn faster than `A`.
+
+    Raises:
+        SpecError: It needs a library or a device that is not here.
     """
-    matrices = [p for p in parameters if p.dim() > 1]
-    vectors = [p for p in parameters if p.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": args.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        fast = args.loraplus_lr_ratio if name.rpartition("/")[2] == "lora_B" else 1.0
+        groups.setdefault((parameter.dim() > 1, fast), []).append(parameter)
+    made: Groups = [
+        {"params": members, "weight_decay": args.weight_decay if decayed else 0.0, "scale": scale}
+        for (decayed, scale), members in groups.items()
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=0.0,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
-    )
+    return _MAKERS[args.optim](made, named[0][1].device)
 
 
-def set_rate(optimizer: Optimizer, rate: float) -> None:
+def set_rate(optimizer: Steps, rate: float) -> None:
     """Set the learning rate of the coming step."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["scale"]
 
 
-def state_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def state_tensors(optimizer: Steps) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the optimizer's state: tensors by `<parameter>/<name>`, and the plain numbers."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
@@ -50,7 +76,7 @@ def state_tensors(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, numbers
 
 
-def restore(optimizer: Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+def restore(optimizer: Steps, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     """Put a state that `state_tensors` took apart back into a fresh optimizer."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *numbers.items()]:
@@ -59,3 +85,141 @@ def restore(optimizer: Optimizer, tensors: dict[str, Tensor], numbers: dict[str,
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )
+
+
+class Lion(Optimizer):
+    """`p ← p − η (sign(β₁ m + (1 − β₁) g) + λ p)`, then `m ← β₂ m + (1 − β₂) g`: one moment.
+
+    Its steps are all of one length, so it wants a learning rate three to ten times smaller.
+    Source: arXiv:2302.06675.
+    """
+
+    def __init__(self, groups: Groups) -> None:
+        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "scale": 1.0})
+
+    def step(self, closure: Any = None) -> None:
+        """Move every parameter that has a gradient."""
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._move(parameter, group["lr"], group["weight_decay"])
+
+    def _move(self, parameter: nn.Parameter, rate: float, decay: float) -> None:
+        now, later = LION_BETAS
+        assert parameter.grad is not None
+        moment = self.state[parameter].setdefault("exp_avg", torch.zeros_like(parameter))
+        direction = moment.lerp(parameter.grad, 1 - now).sign_()
+        parameter.mul_(1 - rate * decay).add_(direction, alpha=-rate)
+        moment.lerp_(parameter.grad, 1 - later)
+
+
+class Together:
+    """Several optimizers as one: Muon for the matrices, AdamW for the vectors."""
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> Groups:
+        """All groups, part by part."""
+        return [group for part in self.parts for group in part.param_groups]
+
+    def step(self) -> None:
+        """Step each part."""
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of each part."""
+        for part in self.parts:
+            part.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Number the parameters part by part."""
+        state, groups, start = {}, [], 0
+        for part in self.parts:
+            own = part.state_dict()
+            state.update({start + index: value for index, value in own["state"].items()})
+            groups += own["param_groups"]
+            start += _count(part)
+        return {"state": state, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Give each part its own numbers back."""
+        start = 0
+        for part in self.parts:
+            stop = start + _count(part)
+            own = {i - start: v for i, v in state_dict["state"].items() if start <= i < stop}
+            part.load_state_dict({"state": own, "param_groups": part.state_dict()["param_groups"]})
+            start = stop
+
+
+def _count(optimizer: Optimizer) -> int:
+    return sum(len(group["params"]) for group in optimizer.param_groups)
+
+
+def _adamw(groups: Groups, device: torch.device) -> Steps:
+    return torch.optim.AdamW(groups, lr=0.0, fused=device.type in ("cpu", "cuda"))
+
+
+def _adafactor(groups: Groups, device: torch.device) -> Steps:
+    """With the rate from outside, as transformers' Trainer sets it; arXiv:1804.04235."""
+    from transformers.optimization import Adafactor
+
+    made: Steps = Adafactor(groups, lr=0.0, scale_parameter=False, relative_step=False)
+    return made
+
+
+def _lion(groups: Groups, device: torch.device) -> Steps:
+    return Lion(groups)
+
+
+def _muon(groups: Groups, device: torch.device) -> Steps:
+    """arXiv:2502.16982: its updates have AdamW's size, so AdamW's learning rate fits."""
+    if not hasattr(torch.optim, "Muon"):
+        raise SpecError(
+            f"train.optim is muon, which torch {torch.__version__} lacks: take adamw, or install "
+            "torch 2.9 or newer.",
+            field="train.optim",
+        )
+    flat = [group for group in groups if group["params"][0].dim() != 2]
+    square = [group for group in groups if group["params"][0].dim() == 2]
+    parts: list[Optimizer] = []
+    if square:
+        parts.append(torch.optim.Muon(square, lr=0.0, adjust_lr_fn="match_rms_adamw"))
+    if flat:
+        parts.append(torch.optim.AdamW(flat, lr=0.0))
+    return Together(parts)
+
+
+def _eight_bits(name: str, cls: str) -> Callable[[Groups, torch.device], Steps]:
+    def make(groups: Groups, device: torch.device) -> Steps:
+        if device.type != "cuda":
+            raise SpecError(
+                f"train.optim is {name}, which works on a CUDA GPU only, not on {device.type}: "
+                "take adamw, or adafactor to save memory.",
+                field="train.optim",
+            )
+        try:
+            import bitsandbytes
+        except ImportError:
+            raise SpecError(
+                f"train.optim is {name}, which needs bitsandbytes: `pip install bitsandbytes`, or "
+                "take adamw.",
+                field="train.optim",
+            ) from None
+        made: Steps = getattr(bitsandbytes.optim, cls)(groups, lr=0.0)
+        return made
+
+    return make
+
+
+_MAKERS: dict[str, Callable[[Groups, torch.device], Steps]] = {
+    "adamw": _adamw,
+    "adamw_8bit": _eight_bits("adamw_8bit", "AdamW8bit"),
+    "paged_adamw_8bit": _eight_bits("paged_adamw_8bit", "PagedAdamW8bit"),
+    "adafactor": _adafactor,
+    "lion": _lion,
+    "muon": _muon,
+}

@@ -48,7 +48,7 @@ def train(
     from studio.models.loading import load
     from studio.training import loop, outcome
     from studio.training.faults import explained
-    from studio.training.session import open_session
+    from studio.training.opening import open_session
 
     moment = "before the first step"
 

@@ -1,4 +1,4 @@
-"""How close an answer is to what was wanted: exact match, ROUGE-L, a pattern, valid JSON. Pure text.
+"""How close an answer is to the wanted one: exact match, ROUGE-L, a pattern, valid JSON. Pure text.
 
 Words are runs of letters and digits without case; everything else only separates them.
 """

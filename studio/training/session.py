@@ -24,15 +24,12 @@ from studio.training.batch import Packed, Padded, Row, groups, pack, pad
 from studio.training.checkpoint import Origin, Progress
 from studio.training.events import Evaluated, Started, Step
 from studio.training.loss import loss_sum, measure
-from studio.training.memory import keep_freed_memory
 from studio.training.noise import Noise
-from studio.training.optimizer import Steps, make_optimizer, set_rate
-from studio.training.schedule import Plan, plan_run
-from studio.training.sharding import share_base
+from studio.training.optimizer import Steps, set_rate
+from studio.training.schedule import Plan
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from transformers import PreTrainedModel
 
     from studio.data.prepare import Prepared
     from studio.methods.layer import Adapter, Backbone
@@ -228,13 +225,17 @@ class Session:
     def gave_up(self) -> bool:
         """Whether the held-out loss has not fallen for as long as patience lasts."""
         patience = self.spec.train.early_stopping_patience
-        return 0 < patience <= self.progress.waited
+        return patience > 0 and self.agreed(self.progress.waited >= patience)
 
-    def go_back_to_best(self, folder: Path) -> None:
-        """Take the adapter of the best evaluation, where its checkpoint is there."""
-        best = self.progress.best_step
-        if self.keeps_best and best is not None and best != self.progress.step:
-            checkpoint.load_adapter(folder, best, self.adapter)
+    def go_back_to_best(self, folder: Path) -> str:
+        """Take the adapter of the best evaluation; returns what a person should know."""
+        progress, best = self.progress, self.progress.best_step
+        if not self.keeps_best or best is None or best == progress.step:
+            return ""
+        checkpoint.load_adapter(folder, best, self.adapter)
+        progress.eval_loss = progress.best_loss
+        early = f"Ended early at step {progress.step}. " if self.gave_up else ""
+        return f"{early}The adapter is that of step {best}, which had the best held-out loss."
 
     def save(self, folder: Path) -> Path:
         """Publish a checkpoint under `folder`."""
@@ -284,53 +285,6 @@ class Session:
         )
 
 
-def open_session(spec: RunSpec, *, loaded: Loaded, prepared: Prepared) -> Session:
-    """Attach a fresh adapter to a loaded base and get everything ready for the first step.
-
-    Raises:
-        MethodError: The method does not fit this model.
-    """
-    from accelerate import Accelerator
-
-    from studio.methods.layer import Backbone
-
-    torch.set_num_threads(hardware.threads())  # a team's members have a share each
-    keep_freed_memory()
-    backbone = Backbone(loaded.model)
-    adapter = backbone.attach(
-        NAME,
-        spec.method,
-        seed=spec.seed,
-        tokenize=lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
-    )
-    backbone.use([(NAME, 1.0)])
-    parameters = backbone.train(NAME)
-    if spec.train.gradient_checkpointing:
-        backbone.checkpointing(True)
-    if spec.train.fsdp:
-        share_base(backbone)
-    alpha = spec.train.neftune_noise_alpha
-    plan = plan_run(spec, num_rows=len(prepared.train), hidden_size=backbone.anatomy.hidden_size)
-    return Session(
-        spec=spec,
-        plan=plan,
-        loaded=loaded,
-        backbone=backbone,
-        adapter=adapter,
-        prepared=prepared,
-        optimizer=make_optimizer(adapter.named_parameters(), spec.train),
-        accelerator=Accelerator(cpu=loaded.device.type == "cpu"),
-        progress=Progress(),
-        origin=Origin(
-            data_hash=prepared.data_hash,
-            base_fingerprint=loaded.facts.fingerprint,
-            total_steps=plan.total_steps,
-        ),
-        parameters=parameters,
-        noise=Noise(backbone, adapter, alpha) if alpha else None,
-    )
-
-
 def _sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
     """Sum every gradient over all processes, in few large messages."""
     from torch import distributed
@@ -348,4 +302,3 @@ def _sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
         distributed.all_reduce(flat)
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
-

@@ -69,7 +69,7 @@ export class Detail {
     }
     text(this.meta, [`Run ${job.id}`, job.method, short(job.model), short(job.data),
       job.started ? `started ${clock(job.started)} (${ago(job.started)})` : `queued ${ago(job.created)}`,
-      job.device && `on ${job.device}`, job.attempt > 1 && `attempt ${job.attempt}`]
+      job.device && `on ${job.device}`, job.attempt > 1 && `attempt ${job.attempt}`, job.note]
       .filter(Boolean).join(' · '));
     this.showWords(job);
     this.showProgress(job);
@@ -146,7 +146,8 @@ export class Detail {
     this.acts = acts;
     const can = new Set(job.actions);
     this.actions.replaceChildren(...[
-      job.adapter && h('a', { class: 's-button s-primary', href: compareAddress(job) }, 'Compare'),
+      job.adapter && COMPARED.has(job.kind)
+        && h('a', { class: 's-button s-primary', href: compareAddress(job) }, 'Compare'),
       can.has('resume') && button('Resume', () => this.act('resume'), 's-primary'),
       job.state === 'queued' && button('Run next', () => this.act('first')),
       (can.has('pause') || can.has('hold')) && button(job.state === 'queued' ? 'Hold' : 'Pause',
@@ -274,7 +275,10 @@ export function snippet(title, code) {
     h('pre', {}, code));
 }
 
+const COMPARED = new Set(['train', 'mix', 'merge']);
+
 export function compareAddress(job) {
   const base = encodeURIComponent(job.model);
+  if (job.kind === 'merge') return `/compare?lane=${base}&lane=${encodeURIComponent(job.adapter)}`;
   return `/compare?lane=${base}&lane=${base}~${encodeURIComponent(job.name)}:1`;
 }

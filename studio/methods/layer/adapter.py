@@ -24,9 +24,13 @@ class Adapter:
 
     def parameters(self) -> list[nn.Parameter]:
         """Every trained tensor, in a fixed order."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Every trained tensor as (`<site key>/<name>`, tensor), in a fixed order."""
         return [
-            tensor
-            for own in self.params.values()
+            (f"{key}/{name}", tensor)
+            for key, own in self.params.items()
             for name, tensor in own.items()
             if isinstance(tensor, nn.Parameter) and not name.startswith("_")
         ]

@@ -48,13 +48,14 @@ class AttentionState:
 
     `lengths`: tokens of each packed row. `prefix`: a layer's virtual tokens. `positions`: `(B, T)`,
     counted from the first virtual token; kept while there are any. `capture`: collects each layer's
-    own keys and values.
+    own keys and values. `eager`: plain products instead of torch's fused kernel.
     """
 
     lengths: tuple[int, ...] | None = None
     prefix: Callable[[int], Prefix | None] | None = None
     positions: Tensor | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
+    eager: bool = False
 
 
 def studio_attention(
@@ -74,17 +75,21 @@ def studio_attention(
         The output `(B, T, H, E)`, and None where other functions return the weights.
     """
     state: AttentionState | None = module.__dict__.get("studio_state")
+    eager = state is not None and state.eager
     prefix = state.prefix(module.layer_idx) if state and state.prefix else None
     if state is not None and state.capture is not None:
         state.capture[module.layer_idx] = (key, value)
     if prefix is not None and sliding_window is not None and state is not None:
         prefix = _within(prefix, state.positions, sliding_window)
     if state is not None and state.lengths is not None:
-        output = _packed(query, key, value, state.lengths, prefix, scaling, softcap, sliding_window)
+        how = {"scaling": scaling, "softcap": softcap, "eager": eager}
+        output = _packed(query, key, value, state.lengths, prefix, sliding_window, how)
     else:
         if prefix is not None:
             key, value, attention_mask = _prepend(query, key, value, attention_mask, prefix)
-        output = attend(query, key, value, attention_mask, scaling=scaling, softcap=softcap)
+        output = attend(
+            query, key, value, attention_mask, scaling=scaling, softcap=softcap, eager=eager
+        )
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -96,13 +101,14 @@ def attend(
     *,
     scaling: float | None = None,
     softcap: float | None = None,
+    eager: bool = False,
 ) -> Tensor:
     """Scaled dot-product attention with grouped heads; no mask means causal.
 
     Source: logit soft-capping as in Gemma 2, arXiv:2408.00118.
     """
     causal = mask is None and query.shape[2] > 1
-    if softcap is None:
+    if softcap is None and not eager:
         grouped = query.shape[1] != key.shape[1]
         if causal and query.shape[2] != key.shape[2]:
             mask, causal = causal_mask(query.shape[2], key.shape[2], query.device), False
@@ -112,7 +118,8 @@ def attend(
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     logits = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
-    logits = torch.tanh(logits / softcap) * softcap
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
     if causal:
         mask = causal_mask(query.shape[2], key.shape[2], query.device)
     if mask is not None:
@@ -169,9 +176,8 @@ def _packed(
     value: Tensor,
     lengths: tuple[int, ...],
     prefix: Prefix | None,
-    scaling: float | None,
-    softcap: float | None,
     window: int | None,
+    how: dict[str, Any],
 ) -> Tensor:
     """Attend within each row of a packed batch `(1, H, ΣT, E)`."""
     outputs = []
@@ -192,7 +198,7 @@ def _packed(
                 bias = everywhere[None, start : start + q.shape[2]]
             own = Prefix(prefix.keys[at : at + 1], prefix.values[at : at + 1], bias)
             k, v, mask = _prepend(q, k, v, mask, own)
-        outputs.append(attend(q, k, v, mask, scaling=scaling, softcap=softcap))
+        outputs.append(attend(q, k, v, mask, **how))
         start += q.shape[2]
     return torch.cat(outputs, dim=2)
 

@@ -123,6 +123,10 @@ class Backbone:
                 parameter.grad = None
         self._plan()
 
+    def attend_eagerly(self, on: bool) -> None:
+        """Use plain products instead of torch's fused attention."""
+        self._state.eager = on
+
     def checkpointing(self, on: bool) -> None:
         """Recompute each layer's activations in the backward pass instead of keeping them."""
         switch = ("gradient", "activation")[hasattr(self.model, "activation_checkpointing_enable")]

@@ -1,0 +1,69 @@
+"""Open a session: a fresh adapter on a loaded base, and everything ready for the first step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from studio import hardware
+from studio.training.checkpoint import Origin, Progress
+from studio.training.memory import keep_freed_memory
+from studio.training.noise import Noise
+from studio.training.optimizer import make_optimizer
+from studio.training.schedule import plan_run
+from studio.training.session import NAME, Session
+from studio.training.sharding import share_base
+
+if TYPE_CHECKING:
+    from studio.data.prepare import Prepared
+    from studio.models.loading import Loaded
+    from studio.spec import RunSpec
+
+
+def open_session(spec: RunSpec, *, loaded: Loaded, prepared: Prepared) -> Session:
+    """Attach a fresh adapter to a loaded base and get everything ready for the first step.
+
+    Raises:
+        MethodError: The method does not fit this model.
+    """
+    from accelerate import Accelerator
+
+    from studio.methods.layer import Backbone
+
+    torch.set_num_threads(hardware.threads())  # a team's members have a share each
+    keep_freed_memory()
+    backbone = Backbone(loaded.model)
+    adapter = backbone.attach(
+        NAME,
+        spec.method,
+        seed=spec.seed,
+        tokenize=lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
+    )
+    backbone.use([(NAME, 1.0)])
+    parameters = backbone.train(NAME)
+    if spec.train.gradient_checkpointing:
+        backbone.checkpointing(True)
+    backbone.attend_eagerly(spec.train.attn_implementation == "eager")
+    if spec.train.fsdp:
+        share_base(backbone)
+    alpha = spec.train.neftune_noise_alpha
+    plan = plan_run(spec, num_rows=len(prepared.train), hidden_size=backbone.anatomy.hidden_size)
+    return Session(
+        spec=spec,
+        plan=plan,
+        loaded=loaded,
+        backbone=backbone,
+        adapter=adapter,
+        prepared=prepared,
+        optimizer=make_optimizer(adapter.named_parameters(), spec.train),
+        accelerator=Accelerator(cpu=loaded.device.type == "cpu"),
+        progress=Progress(),
+        origin=Origin(
+            data_hash=prepared.data_hash,
+            base_fingerprint=loaded.facts.fingerprint,
+            total_steps=plan.total_steps,
+        ),
+        parameters=parameters,
+        noise=Noise(backbone, adapter, alpha) if alpha else None,
+    )

@@ -1,0 +1,100 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from studio.errors import SpecError
+from studio.spec import TrainArgs
+from studio.training.optimizer import make_optimizer, restore, set_rate, state_tensors
+
+CPU_OPTIMIZERS = ["adamw", "adafactor", "lion", "muon"]
+
+
+def made(optim: str, **args: Any) -> tuple[list[tuple[str, nn.Parameter]], Any]:
+    torch.manual_seed(0)
+    named = [
+        ("q/lora_A", nn.Parameter(torch.randn(4, 6))),
+        ("q/lora_B", nn.Parameter(torch.randn(6, 4))),
+        ("q/bias", nn.Parameter(torch.randn(6))),
+    ]
+    return named, make_optimizer(named, TrainArgs(optim=optim, **args))
+
+
+def walk(named: list[tuple[str, nn.Parameter]], optimizer: Any, steps: int, first: int = 0) -> None:
+    for step in range(first, first + steps):
+        torch.manual_seed(100 + step)
+        for _, parameter in named:
+            parameter.grad = torch.randn_like(parameter)
+        set_rate(optimizer, 1e-2)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("optim", CPU_OPTIMIZERS)
+def test_a_restored_optimizer_goes_on_bit_for_bit(optim: str) -> None:
+    whole, one = made(optim)
+    walk(whole, one, 6)
+    halves, first = made(optim)
+    walk(halves, first, 3)
+    again, second = made(optim)
+    for (_, a), (_, b) in zip(again, halves, strict=True):
+        a.data.copy_(b)
+    restore(second, *state_tensors(first))
+    walk(again, second, 3, first=3)
+    for (_, a), (_, b) in zip(whole, again, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_lion_is_the_sign_of_its_interpolated_moment() -> None:
+    named, optimizer = made("lion", weight_decay=0.5)
+    parameter = named[0][1]
+    expected, moment = parameter.detach().clone(), torch.zeros(4, 6)
+    for step in range(3):
+        torch.manual_seed(100 + step)
+        gradient = torch.randn(4, 6)
+        update = (0.9 * moment + 0.1 * gradient).sign()
+        expected = expected - 1e-2 * (update + 0.5 * expected)
+        moment = 0.99 * moment + 0.01 * gradient
+    walk(named, optimizer, 3)
+    torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_muons_update_is_orthogonal_and_vectors_go_with_adamw() -> None:
+    named, optimizer = made("muon")
+    before = [p.detach().clone() for _, p in named]
+    walk(named, optimizer, 1)
+    moved = before[0] - named[0][1].detach()
+    sizes = torch.linalg.svdvals(moved)
+    assert float(sizes.max() / sizes.min()) < 2  # Newton-Schulz leaves 0.7 to 1.2 of each
+    # 0.2 √max(4, 6) of the rate, the size of AdamW's updates
+    assert float(sizes.mean()) == pytest.approx(1e-2 * 0.2 * 6**0.5, rel=0.3)
+    torch.testing.assert_close(
+        (before[2] - named[2][1].detach()).abs(), torch.full((6,), 1e-2), rtol=1e-3, atol=0
+    )
+
+
+def test_lora_plus_lets_b_learn_faster() -> None:
+    plain, fast = made("adamw"), made("adamw", loraplus_lr_ratio=16)
+    for named, optimizer in (plain, fast):
+        walk(named, optimizer, 1)
+    start = made("adamw")[0]
+    moved = [
+        [(p - s).abs().mean().item() for (_, p), (_, s) in zip(named, start, strict=True)]
+        for named, _ in (plain, fast)
+    ]
+    assert [fast / slow for slow, fast in zip(*moved, strict=True)] == pytest.approx(
+        [1, 16, 1], rel=1e-4
+    )
+
+
+def test_vectors_are_never_decayed() -> None:
+    named, optimizer = made("adamw", weight_decay=0.1)
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert [decays[id(p)] for _, p in named] == [0.1, 0.1, 0.0]
+
+
+@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
+def test_eight_bits_without_a_gpu_is_one_sentence(optim: str) -> None:
+    with pytest.raises(SpecError, match=f"train.optim is {optim}, which works on a CUDA GPU only"):
+        made(optim)

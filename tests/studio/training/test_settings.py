@@ -1,0 +1,148 @@
+"""Settings that change what is learned, each held to its formula."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from studio.training import checkpoint, loop
+from studio.training.batch import pack, pad
+from studio.training.events import Evaluated, Finished, Step
+from studio.training.head import head_loss
+from studio.training.loss import loss_sum, measure
+from studio.training.session import Session
+from tests.studio.training.conftest import make_rows
+
+CPU = torch.device("cpu")
+Make = Callable[..., Session]
+
+
+def run_all(session: Session, run_dir: Path, stop_at: int = -1) -> list[Any]:
+    def control() -> loop.Wish:
+        return "stop" if session.progress.step == stop_at else None
+
+    return list(loop.run(session, run_dir=run_dir, control=control))
+
+
+def test_label_smoothing_mixes_the_target_with_all_tokens() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 8, requires_grad=True)
+    weight, targets = torch.randn(11, 8), torch.tensor([0, 3, 10, 2, 2])
+    loss = head_loss(hidden, weight, targets, 0.1)
+    loss.backward()
+    ours, hidden.grad = hidden.grad, None
+    logs = (hidden @ weight.T).log_softmax(-1)
+    wanted = 0.9 * logs.gather(1, targets[:, None]).sum() + 0.1 * logs.mean(1).sum()
+    (-wanted).backward()
+    torch.testing.assert_close(loss, -wanted)
+    torch.testing.assert_close(ours, hidden.grad)
+
+
+def test_smoothing_trains_but_is_not_in_the_held_out_loss(session: Make) -> None:
+    own = session(train={"label_smoothing_factor": 0.2})
+    plain = session()
+    batch = pack(own.prepared.train[:3], CPU)
+    padded = pad(own.prepared.train[:3], CPU)
+    smooth = float(loss_sum(own.backbone, batch, 0.2).detach())
+    assert smooth == pytest.approx(float(loss_sum(own.backbone, padded, 0.2).detach()), rel=1e-5)
+    assert smooth != pytest.approx(measure(own.backbone, [batch]).loss_sum, rel=1e-3)
+    assert own.evaluate().eval_loss == pytest.approx(plain.evaluate().eval_loss, rel=1e-6)
+
+
+def test_neftune_noise_has_its_size_per_row_and_only_while_training(session: Make) -> None:
+    own = session(train={"neftune_noise_alpha": 5.0})
+    seen: list[torch.Tensor] = []
+    embeddings = own.loaded.model.get_input_embeddings()
+    embeddings.register_forward_hook(lambda m, a, out: seen.append(out.detach()))
+    batch = pack(own.prepared.train[:3], CPU)
+    clean = embeddings.weight[batch.ids_T]
+    own.noise.expect(batch)
+    loss_sum(own.backbone, batch)
+    noise = (seen[-1][0] - clean).detach()
+    for part, length in zip(noise.split(batch.lengths), batch.lengths, strict=True):
+        bound = 5.0 / (length * 32) ** 0.5  # α / √(L D)
+        assert 0.8 * bound < float(part.abs().max()) <= bound * (1 + 1e-5)
+    measure(own.backbone, [batch])
+    assert torch.equal(seen[-1][0], clean)
+
+
+def test_noise_is_the_same_after_a_resume(session: Make, tmp_path: Path) -> None:
+    spec = {"train": {"max_steps": 6, "neftune_noise_alpha": 5.0, "save_steps": -1}}
+    whole = run_all(session(**spec), tmp_path / "whole")
+    halves = run_all(session(**spec), tmp_path / "halves", stop_at=3)
+    halves += run_all(session(**spec), tmp_path / "halves")
+    told = [[e.loss for e in events if isinstance(e, Step)] for events in (whole, halves)]
+    assert told[0] == told[1]
+
+
+def worsening(own: Session, losses: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the evaluations find these losses."""
+    waiting = iter(losses)
+
+    def evaluate() -> Evaluated:
+        own.progress.take(loss := next(waiting))
+        return Evaluated(step=own.progress.step, eval_loss=loss)
+
+    monkeypatch.setattr(type(own), "evaluate", lambda self: evaluate())
+
+
+def test_early_stopping_ends_the_run_and_keeps_the_best(
+    session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = session(
+        train={
+            "max_steps": 20, "eval_steps": 2, "save_steps": 1, "save_total_limit": 1,
+            "early_stopping_patience": 3,
+        }
+    )  # fmt: skip
+    worsening(own, [3.0, 2.0, 2.5, 2.1, 2.0], monkeypatch)
+    states: dict[int, torch.Tensor] = {}
+
+    def control() -> loop.Wish:
+        states[own.progress.step] = next(iter(own.adapter.state().values())).clone()
+        return None
+
+    done = list(loop.run(own, run_dir=tmp_path, control=control))[-1]
+    assert isinstance(done, Finished)
+    assert (done.step, done.eval_loss, done.reason) == (10, 2.0, "completed")
+    assert "step 4" in done.note
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-00000004", "step-00000010"]
+    assert torch.equal(next(iter(own.adapter.state().values())), states[4])
+    again = session(train=own.spec.train.model_dump())
+    assert [type(e).__name__ for e in run_all(again, tmp_path)][-1] == "Finished"
+    assert again.progress.step == 10  # it does not train on after a kill before the end
+
+
+def test_the_best_checkpoint_is_saved_when_it_is_found(
+    session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = session(
+        train={"max_steps": 8, "eval_steps": 2, "save_steps": -1, "load_best_model_at_end": True}
+    )
+    worsening(own, [3.0, 2.0, 2.5, 2.6], monkeypatch)
+    done = run_all(own, tmp_path)[-1]
+    assert done.step == 8
+    assert done.eval_loss == 2.0
+    assert checkpoint.newest(tmp_path / "checkpoints").name == "step-00000004"
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_every_attention_gives_the_same_losses_and_gradients(
+    session: Make, implementation: str
+) -> None:
+    rows = make_rows(24, longest=40)
+    steps = [
+        [own.step() for _ in range(3)]
+        for own in (
+            session(rows, train={"attn_implementation": name, "max_steps": 3})
+            for name in ("auto", implementation)
+        )
+    ]
+    for one, other in zip(*steps, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=1e-5)
+        assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
+    assert np.isfinite(steps[0][-1].loss)
