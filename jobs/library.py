@@ -12,7 +12,7 @@ from jobs.record import Job
 from jobs.states import ENDED, STATES
 from jobs.store import JobStore
 from studio.adapters import keeping, requests
-from studio.adapters.library import Adapter
+from studio.adapters.library import Adapter, describe
 from studio.errors import AdapterError
 from studio.home import Home
 
@@ -39,9 +39,7 @@ def ask(store: JobStore, kind: str, values: dict[str, Any]) -> Job:
     request: _Request = REQUESTS[kind].parse(values)
     plain = request.checked(store.home).model_dump(mode="json")
     if not plain["name"]:
-        about = plain.get("adapter") or plain.get("source") or ""
-        words = values.get("adapter") or Path(about).name
-        plain["name"] = _free_name(store, f"{kind.partition('_')[0]} {words}".strip())
+        plain["name"] = _free_name(store, f"{kind.partition('_')[0]} {_about(plain)}")
     job = store.submit(plain, kind=kind)
     supervisor.ensure_running(store.home)
     return job
@@ -86,6 +84,13 @@ def _idle(store: JobStore, adapter: Adapter) -> None:
 def _parts(job: Job) -> set[str]:
     stack = job.spec.get("stack") or []
     return {str(item.get("name")) for item in stack} | {str(job.spec.get("adapter") or "")}
+
+
+def _about(plain: dict[str, Any]) -> str:
+    if "source" in plain:
+        return str(plain["adapter"] or Path(plain["source"]).name)
+    folders = [item["name"] for item in plain.get("stack", ())] or [plain["adapter"]]
+    return " + ".join(describe(Path(folder)).name for folder in folders)
 
 
 def _free_name(store: JobStore, base: str) -> str:

@@ -76,8 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @app.command()
 def serve(
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Where to listen; elsewhere than here asks for a token.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 7860,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name of this machine; may be repeated."),
+    ] = None,
     home: HomeOption = None,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Print the address only.")
@@ -97,7 +103,7 @@ def serve(
 
             webbrowser.open(address)
 
-    serve_page(opened, host=host, port=port, on_ready=ready)
+    serve_page(opened, host=host, port=port, allowed=allow_host, on_ready=ready)
 
 
 @app.command()

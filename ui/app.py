@@ -33,6 +33,7 @@ def build_app(home: Home) -> Guard:
     from fastapi.staticfiles import StaticFiles
 
     from jobs.store import JobStore
+    from ui.adapters import adapter_routes, contest_routes
     from ui.datasets import data_routes
     from ui.live import routes
     from ui.machine import machine_routes
@@ -48,6 +49,8 @@ def build_app(home: Home) -> Guard:
     app.include_router(machine_routes(home, store))
     app.include_router(storage_routes(home, store))
     app.include_router(data_routes(home, store))
+    app.include_router(adapter_routes(home, store))
+    app.include_router(contest_routes(home, store))
     app.mount("/studio", _assets(StaticFiles))
 
     @app.get("/favicon.ico", include_in_schema=False)
@@ -101,7 +104,7 @@ def _wrong_request(_: Any, error: Exception) -> Any:
 def _pages(home: Home, store: Any) -> Any:
     import gradio as gr
 
-    from ui.pages import compare, data, runs, system, train
+    from ui.pages import adapters, compare, data, runs, system, train
 
     with gr.Blocks(
         analytics_enabled=False,
@@ -110,7 +113,7 @@ def _pages(home: Home, store: Any) -> Any:
         delete_cache=(3600, 86_400),
     ) as pages:
         train.build(pages, home, store)
-    for page in (runs, compare, data, system):
+    for page in (runs, compare, adapters, data, system):
         with pages.route(page.TITLE, page.TITLE.lower(), show_in_navbar=False):
             page.build()
     return pages

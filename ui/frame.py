@@ -18,6 +18,7 @@ PAGES: Sequence[tuple[str, str]] = (
     ("/", "Train"),
     ("/runs", "Runs"),
     ("/compare", "Compare"),
+    ("/adapters", "Adapters"),
     ("/data", "Data"),
     ("/system", "System"),
 )
@@ -56,7 +57,7 @@ SUN = (
 )
 
 
-SHEETS = ("studio", "chart", "pages", "compare", "data")
+SHEETS = ("studio", "chart", "pages", "compare", "data", "adapters")
 HEAD = (
     f"<style>{tokens_css()}</style><script>{BOOT}</script>"
     '<link rel="icon" href="/favicon.ico" type="image/svg+xml">'

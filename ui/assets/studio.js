@@ -46,7 +46,10 @@ customElements.define('studio-notes', Notes);
 customElements.define('studio-compare', Compare);
 customElements.define('studio-system', Machine);
 
-// Its modules are many, and no other page needs them.
+// Their modules are many, and no other page needs them.
+if (document.querySelector('studio-adapters') || location.pathname.startsWith('/adapters')) {
+  import('./adapters.js').then(({ Adapters }) => customElements.define('studio-adapters', Adapters));
+}
 if (document.querySelector('studio-data') || location.pathname.startsWith('/data')) {
   import('./data.js').then(({ Data }) => customElements.define('studio-data', Data));
 }

@@ -134,7 +134,9 @@ export class Notes extends Told {
     this.replaceChildren(h('details', { class: 's-same', open: localStorage.getItem('studio.same') !== '0',
       ontoggle: (e) => localStorage.setItem('studio.same', e.target.open ? '1' : '0') },
       h('summary', {}, 'The same as a command or a file'),
-      snippet('Command line', command), snippet('spec.yaml', yaml)));
+      snippet('Command line', command), snippet('spec.yaml', yaml)),
+    button('Bake-off: these settings with several methods …', () => import('./bakeoff.js').then(
+      ({ askBakeoff }) => askBakeoff({ assignments: query().getAll('set') })), 's-tool'));
   }
 }
 

@@ -1,0 +1,48 @@
+// What a finished job about adapters made: the certificate of a merge, the error of a mix, or the
+// sentence that says why there is nothing.
+
+import { api, h, number, short } from './dom.js';
+
+export const KINDS = { merge: 'Merge', mix: 'Mix', import_adapter: 'Import', export_adapter: 'Export',
+  picture: 'Picture', bakeoff: 'Bake-off' };
+
+/** Fill `node` with the outcome of an ended job. */
+export async function outcome(job, node) {
+  if (job.error) return node.replaceChildren(h('p', { class: 's-error' }, job.error.text));
+  if (job.state !== 'succeeded') return node.replaceChildren();
+  if (job.kind !== 'merge' && job.kind !== 'mix') {
+    return node.replaceChildren(job.kind === 'export_adapter'
+      ? h('p', { class: 's-path' }, job.adapter) : '');
+  }
+  const found = await api(`/api/adapters/jobs/${job.id}`).catch(() => null);
+  if (!found) return node.replaceChildren();
+  if (job.kind === 'mix') return node.replaceChildren(found.mix ? mixed(found) : '');
+  return node.replaceChildren(...certificate(found));
+}
+
+function mixed({ mix, adapter }) {
+  const exact = mix.how === 'concatenate';
+  return h('p', {}, `"${short(adapter)}" is `, exact ? 'exactly the weighted sum'
+    : `${mix.how.toUpperCase()}`, ', ', h('b', {}, `${number(100 * mix.error, 2)}\u202f%`),
+  exact ? ' away from it by rounding.' : ' away from the weighted sum (truncation included).');
+}
+
+/** The certificate: the written files were loaded by a fresh process and answered like the stack. */
+function certificate({ certificate: found, adapter }) {
+  const compare = `/compare?lane=${encodeURIComponent(adapter)}`;
+  if (!found || found.max_error === undefined) {
+    return [h('p', { class: 's-quiet' }, `Merged into ${adapter}; its certificate is gone.`)];
+  }
+  const rows = [
+    ['Largest logit error', `${number(found.max_error, 2)} (allowed ${number(found.tolerance, 2)})`],
+    ['Mean logit error', number(found.mean_error, 2)],
+    ['Tokens changed', `${found.tokens_changed} of ${found.tokens_compared}`],
+    ['Precision', `${found.base_precision} base, ${found.merged_precision} result`],
+    ['Merged', found.merged.join(', ')],
+    found.left.length && ['Stays an adapter', found.left.map(short).join(', ')],
+    ['Files', found.files?.slice(0, 16)],
+  ].filter(Boolean);
+  return [h('dl', { class: 's-pairs s-certificate', 'data-testid': 'certificate' },
+    rows.map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value)))),
+  h('p', {}, h('span', { class: 's-path' }, adapter), ' ', h('a', { href: compare }, 'Chat with it'))];
+}
