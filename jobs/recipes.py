@@ -74,8 +74,9 @@ def make(store: JobStore, kind: str, name: str, model: str, stack: Sequence[dict
         StudioError: It cannot be made; nothing was queued.
     """
     values = {"name": name.strip(), "model": {"path": model}, "stack": list(stack)}
-    request = {"mix": MixRequest, "merge": MergeRequest}[kind].parse(values).checked(store.home)
-    job = store.submit(request.model_dump(mode="json"), kind=kind)
+    request = MixRequest if kind == "mix" else MergeRequest
+    plain = request.parse(values).checked(store.home).model_dump(mode="json")
+    job = store.submit(plain, kind=kind)
     supervisor.ensure_running(store.home)
     return job
 

@@ -6,24 +6,38 @@ answers. So it imports no torch, and it can end at any moment without losing any
 
 import os
 import socket
+import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from studio.errors import ServeError, StudioError
 from studio.home import Home
+from ui.bounds import Bounded
+from ui.door import Door, token_of
 from ui.frame import FAVICON, Frame
 from ui.guard import LOOPBACK, App, Guard, Message, Receive, Scope, Send
+from ui.reach import is_local, own_names, shown_host, warning
 from ui.wake import import_gradio
 
 ASSETS = Path(__file__).parent / "assets"
 MAX_UPLOAD_BYTES = 2 * 1024**3
+LARGER = {"/gradio_api/upload": MAX_UPLOAD_BYTES, "/api/data/upload": 64 * 1024**3}
 
 
-def build_app(home: Home) -> Guard:
-    """Return the whole ASGI application for one home folder."""
+def build_app(
+    home: Home, *, hosts: Iterable[str] = LOOPBACK, token: str = "", port: int = 0
+) -> Guard:
+    """Return the whole ASGI application for one home folder.
+
+    Args:
+        home: The opened home folder.
+        hosts: The `Host` names that are ours.
+        token: What everybody must know; empty asks for nothing.
+        port: Where it listens, so that two studios have two cookies.
+    """
     os.environ["GRADIO_TEMP_DIR"] = str(home.state / "uploads")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["GRADIO_MCP_SERVER"] = "False"
@@ -34,6 +48,7 @@ def build_app(home: Home) -> Guard:
 
     from jobs.store import JobStore
     from ui.adapters import adapter_routes, contest_routes
+    from ui.conversations import conversation_routes
     from ui.datasets import data_routes
     from ui.live import routes
     from ui.machine import machine_routes
@@ -45,7 +60,8 @@ def build_app(home: Home) -> Guard:
     app.add_exception_handler(StudioError, sentence_of)
     app.add_exception_handler(RequestValidationError, _wrong_request)
     app.include_router(routes(home, store))
-    app.include_router(chat_routes(home))
+    app.include_router(chat_routes(home, store))
+    app.include_router(conversation_routes(store))
     app.include_router(machine_routes(home, store))
     app.include_router(storage_routes(home, store))
     app.include_router(data_routes(home, store))
@@ -60,7 +76,8 @@ def build_app(home: Home) -> Guard:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so
         _mount(app, _pages(home, store))
-    return Guard(Frame(app))
+    inner: App = Bounded(Frame(app), larger=LARGER)
+    return Guard(Door(inner, token=token, port=port) if token else inner, hosts=hosts)
 
 
 def _mount(app: Any, pages: Any) -> None:
@@ -136,14 +153,16 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,
+    allowed: list[str] | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the pages until interrupted; `port` 0 takes any free one.
 
     Args:
         home: The opened home folder.
-        host: A loopback address.
+        host: Where to listen; anything but a loopback address asks for the home's token.
         port: Where to listen.
+        allowed: Further names under which it may be reached.
         on_ready: Called once with the page's address when it answers.
 
     Raises:
@@ -152,11 +171,17 @@ def serve(
     listener = _listen(host, port)
     import uvicorn
 
-    shown = f"[{host}]" if ":" in host else host
-    address = f"http://{shown}:{listener.getsockname()[1]}"
+    shown = shown_host(host)
+    port = listener.getsockname()[1]
+    address, token = f"http://{shown}:{port}", ""
+    if not is_local(host):
+        token = token_of(home)
+        print(warning(host), file=sys.stderr, flush=True)
     threading.Thread(target=_wake_queue, args=(home, address), daemon=True).start()
+    app = build_app(home, hosts=own_names(host, allowed or []), token=token, port=port)
+    entrance = f"{address}/?token={token}" if token else address
     config = uvicorn.Config(
-        _announced(build_app(home), on_ready, address),
+        _announced(app, on_ready, entrance),
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=2,
@@ -168,11 +193,6 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    if host not in LOOPBACK:
-        raise ServeError(
-            f"The studio listens on this machine only, not on {host}. From elsewhere, forward the "
-            f"port: ssh -L {port}:127.0.0.1:{port} you@this-machine."
-        )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     if os.name != "nt":  # there it would let two studios share one port

@@ -1,32 +1,37 @@
-// Compare: up to four lanes, one composer. A turn is a row: the prompt once, the answers side by side,
-// streaming together from one resident base. Lanes live in the address, the conversation in the
-// browser's storage, so a reload finds both. What a model says is text and nothing else.
+// Compare: up to six lanes, one composer. A turn is a row: the prompt once, the answers side by side,
+// streaming together from one resident base. Lanes and view live in the address, the conversation in
+// the studio's database, so a reload finds both. What a model says is text and nothing else.
 
-import { api, button, h, number, query, remember, text, toast } from './dom.js';
-import { LaneHead, parseLane, writeLane } from './lane.js';
+import { api, button, h, query, remember, toast } from './dom.js';
+import { Cell } from './cell.js';
 import { Composer } from './composer.js';
+import { LaneHead, laneName, parseLane, writeLane } from './lane.js';
+import { Talk } from './talk.js';
+import { Votes, hidden } from './judge.js';
+import { Shelf } from './shelf.js';
 
-const MOST_LANES = 4;
-const LETTERS = 'ABCD';
-const KEPT = 20;
+const MOST_LANES = 6;
+export const LETTERS = 'ABCDEF';
 
 export class Compare extends HTMLElement {
   async connectedCallback() {
     if (this.built) return;
     this.built = true;
-    this.id = query().get('chat') || crypto.randomUUID().slice(0, 8);
-    addEventListener('pagehide', () => { this.leaving = true; });
-    this.restore();
+    this.cells = new Map();
+    this.look = { confidence: false, reference: null };
+    this.talk = new Talk(query().get('chat'), (turn) => this.grew(turn));
     this.build();
     try {
       this.choices = await api('/api/chat/choices');
     } catch (error) {
-      this.choices = { models: [{ label: 'starter', path: 'starter' }], adapters: [], prompts: [] };
+      this.choices = { models: [{ label: 'starter', path: 'starter' }], adapters: [], prompts: [],
+        recipes: [] };
       toast(error.message, 'error');
     }
-    if (!this.lanes.length) this.lanes = this.usualLanes();
-    this.moved();
+    await this.talk.open(query().getAll('lane').slice(0, MOST_LANES).map(parseLane));
+    if (!this.talk.lanes.length) this.talk.lanes = this.usualLanes();
     this.show();
+    this.shelf.open(query().get('view') ?? 'chat');
   }
 
   usualLanes() {
@@ -36,245 +41,233 @@ export class Compare extends HTMLElement {
     return newest ? [base, { model, stack: [{ name: newest.name, weight: 1 }] }] : [base];
   }
 
-  restore() {
-    const kept = read(`studio.chat.${this.id}`) ?? {};
-    const asked = query().getAll('lane').map(parseLane);
-    this.lanes = (asked.length ? asked : kept.lanes ?? []).slice(0, MOST_LANES);
-    this.turns = kept.turns ?? [];
-    for (const turn of this.turns) {
-      for (const answer of turn.answers) if (answer && !answer.reason) answer.reason = 'interrupted';
-    }
-  }
-
-  moved() {
-    remember({ lane: this.lanes.map(writeLane), chat: this.turns.length ? this.id : null });
-    this.keep();
-  }
-
-  keep() {
-    if (!this.turns.length) return;
-    try {
-      localStorage.setItem(`studio.chat.${this.id}`,
-        JSON.stringify({ lanes: this.lanes, turns: this.turns.map(({ prompt, answers }) =>
-          ({ prompt, answers })), time: Date.now() }));
-      forgetOldest();
-    } catch { /* private window or full storage: the page works, it only forgets */ }
-  }
-
   build() {
     this.heads = h('div', { class: 's-lane-heads' });
     this.scroll = h('div', { class: 's-turns', 'data-testid': 'turns' });
+    this.votes = new Votes(this);
     this.composer = new Composer({
-      send: (prompt) => this.ask(prompt),
-      stop: () => this.stop(),
+      send: (prompt) => this.send(prompt),
+      stop: () => this.talk.stop(),
       again: () => this.again(),
-      fresh: () => this.fresh(),
       add: () => this.add(),
+      letters: () => [...LETTERS].slice(0, this.talk.lanes.length),
+      settings: (lane, own) => this.talk.settingsOf(lane, own),
+      changed: () => this.moved(),
     });
-    this.append(h('div', { class: 's-compare' }, this.heads, this.scroll, this.composer.element));
+    this.confidence = button('Confidence', () => this.toggleConfidence(), 's-tool',
+      { title: 'Tint each token by how unsure the model was; hover shows the alternatives' });
+    this.reference = h('select', { 'aria-label': 'Differences', title: 'Mark what differs, word by word',
+      onchange: (event) => this.compareWith(event.target.value) });
+    this.blind = button('Blind', () => this.toggleBlind(), 's-tool', { 'data-testid': 'blind',
+      title: 'Shuffle the lanes and hide their names until you have voted' });
+    this.fresh = button('New chat', () => this.fresh_(), 's-tool');
+    this.shelf = new Shelf(this);
+    this.append(h('div', { class: 's-compare' },
+      h('div', { class: 's-compare-bar' }, this.shelf.tabs, h('span', { class: 's-grow' }), this.fresh,
+        this.confidence, this.reference, this.blind),
+      this.heads, this.scroll, this.shelf.element, this.composer.element));
+    addEventListener('keydown', (event) => this.votes.key(event));
   }
 
+  /** Draw everything: after lanes, turns or the way of looking changed. */
   show() {
-    this.style.setProperty('--lanes', this.lanes.length);
-    this.heads.replaceChildren(...this.lanes.map((lane, i) => new LaneHead(lane, i, {
-      choices: this.choices,
-      letter: LETTERS[i],
-      changed: () => this.moved(),
-      redraw: () => { this.moved(); this.show(); },
-      remove: this.lanes.length > 1 ? () => this.drop(i) : null,
-    }).element));
-    this.composer.more(this.lanes.length < MOST_LANES);
-    this.scroll.replaceChildren(...(this.turns.length ? this.turns.map((turn) => this.turn(turn))
+    const { lanes, turns, blind } = this.talk;
+    this.style.setProperty('--lanes', lanes.length);
+    if (this.look.reference >= lanes.length) this.look.reference = null;
+    this.heads.toggleAttribute('data-blind', blind);
+    this.heads.replaceChildren(...(blind ? [h('p', { class: 's-quiet' },
+      `Blind: ${lanes.length} lanes answer shuffled and without names. Vote, and you see who was who.`)]
+      : lanes.map((lane, i) => this.head(lane, i))));
+    this.composer.more(lanes.length < MOST_LANES && !blind);
+    this.composer.ready(turns.length > 0);
+    this.composer.choose(this.composer.lane < lanes.length ? this.composer.lane : null);
+    this.fresh.hidden = !turns.length;
+    this.confidence.setAttribute('aria-pressed', String(this.look.confidence));
+    this.blind.setAttribute('aria-pressed', String(blind));
+    this.blind.hidden = lanes.length < 2;
+    this.reference.hidden = lanes.length < 2;
+    this.reference.replaceChildren(h('option', { value: '' }, 'No differences'),
+      ...lanes.map((_, i) => h('option', { value: i }, `Differ from ${LETTERS[i]}`)));
+    this.reference.value = this.look.reference ?? '';
+    this.cells.clear();
+    this.scroll.replaceChildren(...(turns.length ? turns.map((turn) => this.row(turn))
       : [this.welcome()]));
-    this.composer.ready(this.turns.length > 0);
     this.toEnd();
+    this.address();
+  }
+
+  head(lane, i) {
+    return new LaneHead(lane, i, {
+      choices: this.choices, letter: LETTERS[i], full: this.talk.lanes.length >= MOST_LANES,
+      changed: () => this.moved(),
+      redraw: () => { this.show(); this.moved(); },
+      add: (...lanes) => { this.talk.lanes.push(...lanes.slice(0, MOST_LANES - this.talk.lanes.length));
+        this.show(); this.moved(); },
+      refresh: async () => { this.choices = await api('/api/chat/choices'); this.show(); },
+      remove: this.talk.lanes.length > 1 && !this.talk.asking ? () => {
+        this.talk.dropLane(i); this.show(); this.moved(); } : null,
+    }).element;
+  }
+
+  row(turn) {
+    const cells = this.talk.lanes.map((_, lane) => new Cell(lane, {
+      again: (i) => this.run(turn, [i], { nextSeed: true }),
+      goOn: (i) => this.run(turn, [i], { goOn: true }),
+    }));
+    this.cells.set(turn, cells);
+    const number = this.talk.turns.indexOf(turn);
+    const tools = h('span', { class: 's-turn-tools' },
+      button('Edit', () => this.edit(number), 's-tool', { title: 'Ask something else here' }),
+      button('Branch', () => this.branch(number + 1), 's-tool',
+        { title: 'Go on from here in a copy of this conversation' }));
+    const element = h('article', { class: 's-turn' },
+      h('div', { class: 's-turn-head' }, h('p', { class: 's-prompt' }, turn.prompt), tools),
+      h('div', { class: 's-answers' }, cells.map((cell) => cell.element)), this.votes.bar(turn));
+    this.refresh(turn);
+    return element;
+  }
+
+  refresh(turn) {
+    const last = turn === this.talk.turns.at(-1), covered = hidden(turn);
+    const { reference, confidence } = this.look;
+    this.cells.get(turn)?.forEach((cell, lane) => cell.show(turn.answers[lane], {
+      confidence, last, busy: Boolean(this.talk.asking), letter: LETTERS[lane],
+      reference: reference !== null && reference !== lane && !covered
+        ? turn.answers[reference] ?? null : null,
+      hidden: covered, place: turn.answers[lane]?.place, name: laneName(this.talk.lanes[lane]),
+    }));
+    this.votes.refresh(turn);
+  }
+
+  grew(turn) {
+    this.growing = turn;
+    if (!this.frame) this.frame = requestAnimationFrame(() => {
+      this.frame = 0;
+      const near = this.scroll.scrollHeight - this.scroll.scrollTop - this.scroll.clientHeight < 80;
+      this.refresh(this.growing);
+      if (near) this.toEnd();
+    });
   }
 
   welcome() {
-    const tuned = this.lanes.some((lane) => lane.stack.length);
+    const tuned = this.talk.lanes.some((lane) => lane.stack.length);
     return h('div', { class: 's-welcome' },
       h('h2', {}, 'One prompt, every lane answers'),
       h('p', {}, tuned ? 'Same prompt, same seed, side by side: what you see is what the adapter changed.'
         : 'Only the base is here so far. Train an adapter, or add a lane, to see a difference.'),
       h('div', { class: 's-prompts' }, this.choices.prompts.slice(0, 6).map((prompt) =>
-        button(prompt, () => this.ask(prompt), 's-chip'))),
+        button(prompt, () => this.send(prompt), 's-chip'))),
       tuned ? '' : h('a', { class: 's-button', href: '/' }, 'Train an adapter'));
   }
 
-  add() {
-    const last = this.lanes.at(-1);
-    const used = new Set(this.lanes.flatMap((lane) => lane.stack.map((part) => part.name)));
-    const next = this.choices.adapters.find((a) => a.base === last.model && !used.has(a.name));
-    this.lanes.push({ model: last.model, stack: next ? [{ name: next.name, weight: 1 }] : [] });
-    this.moved();
-    this.show();
+  // -- what a person does ------------------------------------------------------------------------
+
+  async send(prompt) {
+    if (this.talk.asking || !prompt.trim()) return;
+    if (!this.talk.turns.length) this.scroll.replaceChildren();
+    const answered = this.talk.ask(prompt);
+    const [before, turn] = this.talk.turns.slice(-2);
+    if (turn) this.refresh(before);
+    this.scroll.append(this.row(turn ?? before));
+    await this.wait(answered);
   }
 
-  drop(index) {
-    this.lanes.splice(index, 1);
-    for (const turn of this.turns) turn.answers.splice(index, 1);
-    this.moved();
-    this.show();
+  async run(turn, lanes, how = {}) {
+    if (this.talk.asking) return;
+    if (turn.answers.some((answer) => answer?.verdict)) await this.votes.takeBack(turn);
+    await this.wait(this.talk.run(turn, lanes, how));
   }
 
-  turn(turn) {
-    turn.cells = this.lanes.map((_, i) => this.cell(turn.answers[i], i));
-    return h('article', { class: 's-turn' }, h('p', { class: 's-prompt' }, turn.prompt),
-      h('div', { class: 's-answers' }, turn.cells.map((cell) => cell.element)));
-  }
-
-  cell(answer, index) {
-    const words = h('div', { class: 's-words', 'data-testid': `answer-${index}` });
-    const foot = h('footer', { class: 's-cell-foot' });
-    const element = h('section', { class: 's-cell', style: `--hue:var(--s-run-${index})`,
-      'aria-label': `Lane ${LETTERS[index]}` }, words, foot);
-    const cell = { element, words, foot };
-    fill(cell, answer);
-    return cell;
-  }
-
-  messages(lane) {
-    return this.turns.flatMap(({ prompt, answers }) => {
-      const answer = answers[lane];
-      return answer?.text ? [{ role: 'user', content: prompt },
-        { role: 'assistant', content: answer.text }] : [];
-    });
-  }
-
-  async ask(prompt) {
-    if (this.asking || !prompt.trim()) return;
-    const { system, sampling } = this.composer.settings();
-    const request = {
-      id: crypto.randomUUID(),
-      lanes: this.lanes.map((lane, i) => ({ ...lane, system, sampling,
-        messages: [...this.messages(i), { role: 'user', content: prompt }] })),
-    };
-    const turn = { prompt, answers: this.lanes.map((lane) => ({ text: '', lane: writeLane(lane) })) };
-    if (!this.turns.length) this.scroll.replaceChildren();
-    this.turns.push(turn);
-    this.scroll.append(this.turn(turn));
-    this.moved();
-    this.toEnd();
-    this.asking = request.id;
+  async wait(answered) {
     this.composer.busy(true);
-    try {
-      await this.stream(request, turn);
-    } catch (error) {
-      if (!this.leaving) this.fail(turn, error.message);
-    }
-    for (const answer of turn.answers) if (!answer.reason) answer.reason = 'interrupted';
-    this.refresh(turn);
-    this.asking = null;
+    this.address();
+    this.toEnd();
+    await answered;
     this.composer.busy(false);
     this.composer.ready(true);
-    this.keep();
-  }
-
-  async stream(request, turn) {
-    const response = await fetch('/api/chat/generate', { method: 'POST',
-      headers: { 'content-type': 'application/json' }, body: JSON.stringify(request) });
-    if (!response.ok) {
-      const answer = await response.json().catch(() => ({}));
-      throw new Error(answer.error?.text || `The studio answered ${response.status}.`);
-    }
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let rest = '';
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done) break;
-      const lines = (rest + value).split('\n');
-      rest = lines.pop();
-      for (const line of lines) if (line) this.take(JSON.parse(line), turn);
-    }
-  }
-
-  take(event, turn) {
-    const touched = event.lane == null ? turn.answers : [turn.answers[event.lane]];
-    for (const answer of touched.filter(Boolean)) {
-      if (event.type === 'status') answer.status = event.text;
-      if (event.type === 'delta') answer.text += event.text;
-      if (event.type === 'error') Object.assign(answer, { reason: 'error', error: event.text });
-      if (event.type === 'done') {
-        const { type, lane, ...stats } = event;
-        Object.assign(answer, stats);
-      }
-    }
-    this.changed = turn;
-    if (!this.frame) this.frame = requestAnimationFrame(() => {
-      this.frame = 0;
-      this.refresh(this.changed);
-    });
-    if (Date.now() - (this.kept ?? 0) > 500) { this.kept = Date.now(); this.keep(); }
-  }
-
-  refresh(turn) {
-    const near = this.scroll.scrollHeight - this.scroll.scrollTop - this.scroll.clientHeight < 80;
-    turn.cells.forEach((cell, i) => fill(cell, turn.answers[i]));
-    if (near) this.toEnd();
-  }
-
-  fail(turn, message) {
-    for (const answer of turn.answers) {
-      if (!answer.reason) Object.assign(answer, { reason: 'error', error: message });
-    }
-  }
-
-  stop() {
-    if (this.asking) api('/api/chat/stop', { id: this.asking }).catch((e) => toast(e.message, 'error'));
+    this.fresh.hidden = false;
+    const turn = this.talk.turns.at(-1);
+    this.refresh(turn);
+    if (hidden(turn)) this.votes.focus(turn); else this.composer.focus();
   }
 
   again() {
-    const last = this.turns.at(-1);
-    if (!last || this.asking) return;
-    this.turns.pop();
-    this.scroll.lastElementChild.remove();
-    this.ask(last.prompt);
+    const turn = this.talk.turns.at(-1);
+    if (turn) this.run(turn, this.talk.lanes.keys());
   }
 
-  fresh() {
-    if (this.asking) return;
-    this.id = crypto.randomUUID().slice(0, 8);
-    this.turns = [];
+  /** Ask something else at a turn: later turns stay in the old conversation. */
+  async edit(number) {
+    if (this.talk.asking) return;
+    const { prompt } = this.talk.turns[number];
+    if (await this.branch(number)) {
+      this.composer.fill(prompt);
+      this.composer.focus();
+    }
+  }
+
+  async branch(turns) {
+    try {
+      await this.talk.branch(turns);
+    } catch (error) {
+      toast(error.message, 'error');
+      return false;
+    }
+    this.show();
+    toast('Going on in a copy; the old conversation is kept.');
+    return true;
+  }
+
+  add() {
+    const { lanes } = this.talk, last = lanes.at(-1);
+    const used = new Set(lanes.flatMap((lane) => lane.stack.map((part) => part.name)));
+    const next = this.choices.adapters.find((a) => a.base === last.model && !used.has(a.name)
+      && !a.checkpoint);
+    lanes.push({ model: last.model, stack: next ? [{ name: next.name, weight: 1 }] : [] });
+    this.show();
     this.moved();
+  }
+
+  fresh_() {
+    if (this.talk.asking) return;
+    Object.assign(this.talk, { id: crypto.randomUUID().slice(0, 8), turns: [], parent: null, saved: false });
     this.show();
     this.composer.focus();
+  }
+
+  toggleConfidence() {
+    this.look.confidence = !this.look.confidence;
+    this.show();
+  }
+
+  compareWith(lane) {
+    this.look.reference = lane === '' ? null : Number(lane);
+    this.show();
+  }
+
+  toggleBlind() {
+    if (this.talk.asking) return;
+    this.talk.blind = !this.talk.blind;
+    for (const turn of this.talk.turns) {
+      if (!this.talk.blind && hidden(turn)) for (const a of turn.answers) delete a.place;
+    }
+    this.show();
+    this.moved();
+  }
+
+  /** A lane or a setting changed: the address says so, and what is kept follows. */
+  moved() {
+    this.address();
+    clearTimeout(this.saving);
+    this.saving = setTimeout(() => { if (this.talk.saved || this.talk.turns.length) this.talk.save(); }, 300);
+  }
+
+  address() {
+    const kept = this.talk.turns.length || this.talk.saved;
+    remember({ lane: this.talk.lanes.map(writeLane), chat: kept ? this.talk.id : null });
   }
 
   toEnd() {
     this.scroll.scrollTop = this.scroll.scrollHeight;
   }
-}
-
-function fill({ element, words, foot }, answer) {
-  element.toggleAttribute('data-empty', !answer);
-  if (!answer) return text(words, '');
-  const waiting = !answer.text && !answer.reason;
-  words.toggleAttribute('data-waiting', waiting);
-  words.toggleAttribute('data-error', answer.reason === 'error');
-  text(words, answer.error ? [answer.text, answer.error].filter(Boolean).join('\n\n')
-    : waiting ? answer.status ?? '' : answer.text || '(an empty answer)');
-  text(foot, stats(answer));
-}
-
-/** 24 tokens · 31 tok/s · first after 0.2 s · pirate × 1 · logits moved by 6.7 */
-function stats({ reason, tokens, tokens_per_second: speed, first_token_seconds: first, active }) {
-  if (!reason) return '';
-  const how = { length: 'cut at the limit', stopped: 'stopped', interrupted: 'interrupted' }[reason];
-  const stack = active?.stack ?? [];
-  const moved = active?.max_logit_difference;
-  return [tokens != null && `${tokens} tokens`, speed && `${number(speed, 3)} tok/s`,
-    first != null && `first after ${number(first, 2)} s`, how,
-    active && (stack.map((part) => `${part.name} × ${part.weight}`).join(' + ') || 'base'),
-    stack.length > 0 && moved != null && `logits moved by ${number(moved, 2)}`,
-  ].filter(Boolean).join(' · ');
-}
-
-function read(key) {
-  try { return JSON.parse(localStorage.getItem(key)); } catch { return null; }
-}
-
-function forgetOldest() {
-  const chats = Object.keys(localStorage).filter((key) => key.startsWith('studio.chat.'))
-    .map((key) => [key, read(key)?.time ?? 0]).sort((a, b) => b[1] - a[1]);
-  for (const [key] of chats.slice(KEPT)) localStorage.removeItem(key);
 }

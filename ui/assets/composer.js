@@ -1,5 +1,5 @@
-// The composer: one prompt for all lanes, and the settings all lanes share. Enter sends, Shift+Enter
-// breaks the line, Escape stops.
+// The composer: one prompt for all lanes, and their settings: the same for all, or each its own.
+// Enter sends, Shift+Enter breaks the line, Escape stops.
 
 import { button, h } from './dom.js';
 
@@ -7,41 +7,76 @@ const KEY = 'studio.sampling';
 const SETTINGS = [
   ['max_new_tokens', 'Longest answer', 'tokens', { min: 1, max: 8192, step: 1 }, 128],
   ['temperature', 'Temperature', '0 takes the likeliest', { min: 0, max: 5, step: 0.05 }, 0],
-  ['top_p', 'Top p', 'share of likelihood kept', { min: 0, max: 1, step: 0.01 }, 1],
+  ['top_p', 'Top p', 'share of likelihood kept', { min: 0.01, max: 1, step: 0.01 }, 1],
   ['top_k', 'Top k', '0 keeps all', { min: 0, max: 1000, step: 1 }, 0],
   ['repetition_penalty', 'Repetition penalty', '1 is none', { min: 0.5, max: 3, step: 0.01 }, 1],
-  ['seed', 'Seed', 'the same in every lane', { min: 0, max: 2 ** 31 - 1, step: 1 }, 0],
+  ['seed', 'Seed', 'same seed and prompt, same answer', { min: 0, max: 2 ** 31 - 1, step: 1 }, 0],
 ];
 
+/** What a lane without settings of its own answers with. */
+export function usualSettings() {
+  let kept = {};
+  try { kept = JSON.parse(localStorage.getItem(KEY)) ?? {}; } catch { /* private window */ }
+  const sampling = Object.fromEntries(SETTINGS.map(([name, , , , usual]) => [name, kept[name] ?? usual]));
+  return { system: kept.system ?? '', sampling };
+}
+
 export class Composer {
-  /** `doors`: send(prompt), stop(), again(), fresh(), add(). */
+  /** `doors`: send(prompt), stop(), again(), add(), letters(), settings(lane or null), changed(). */
   constructor(doors) {
     this.doors = doors;
-    const kept = this.kept();
+    this.lane = null;
     this.prompt = h('textarea', { rows: 1, placeholder: 'Ask all lanes …', 'aria-label': 'Prompt',
       'data-testid': 'prompt', oninput: () => this.grow(), onkeydown: (event) => this.key(event) });
     this.send = button('Send', () => this.submit(), 's-primary', { 'data-testid': 'send' });
-    this.stop = button('Stop', doors.stop, 's-danger', { hidden: true, 'data-testid': 'stop' });
+    this.stop = button('Stop', doors.stop, 's-danger', { hidden: true, 'data-testid': 'stop',
+      title: 'Stop every lane (Escape)' });
     this.again = button('Ask again', doors.again, '', { hidden: true,
-      title: 'Answer the last prompt again, with the weights as they are now' });
-    this.fresh = button('New chat', doors.fresh, '', { hidden: true });
+      title: 'Answer the last prompt again, with the weights and settings as they are now' });
     this.add = button('+ Lane', doors.add, '', { title: 'Add a lane', 'data-testid': 'add-lane' });
-    this.system = h('textarea', { rows: 2, placeholder: 'None', onchange: () => this.keep() });
-    this.system.value = kept.system ?? '';
-    this.fields = SETTINGS.map(([name, title, note, bounds, usual]) => {
-      const input = h('input', { type: 'number', ...bounds, onchange: () => this.keep() });
-      input.value = kept[name] ?? usual;
-      return { name, usual, input, title, note };
-    });
-    this.panel = h('div', { class: 's-sampling', hidden: true, id: 's-sampling' },
-      h('label', { class: 's-wide-label' }, h('span', {}, 'System prompt'), this.system),
-      this.fields.map(({ title, note, input }) => h('label', { title: note },
-        h('span', {}, title), input)));
     this.gear = button('Settings', () => this.toggle(), '', { 'aria-expanded': 'false',
       'aria-controls': 's-sampling' });
+    this.system = h('textarea', { rows: 2, placeholder: 'None', onchange: () => this.take() });
+    this.fields = SETTINGS.map(([name, title, note, bounds, usual]) => ({ name, usual, title, note,
+      input: h('input', { type: 'number', ...bounds, onchange: () => this.take() }) }));
+    this.whose = h('select', { 'aria-label': 'Whose settings', onchange: (event) => {
+      this.choose(event.target.value === '' ? null : Number(event.target.value));
+    } });
+    this.panel = h('div', { class: 's-sampling', hidden: true, id: 's-sampling' },
+      h('label', {}, h('span', {}, 'Settings of'), this.whose),
+      h('label', {}, h('span', {}, 'System prompt'), this.system),
+      this.fields.map(({ title, note, input }) => h('label', { title: note },
+        h('span', {}, title), input)));
     this.element = h('div', { class: 's-composer' }, this.panel,
       h('div', { class: 's-composer-row' }, this.prompt, this.send, this.stop, this.again,
-        this.add, this.gear, this.fresh));
+        this.add, this.gear));
+  }
+
+  /** Show the settings of all lanes (null) or of one. */
+  choose(lane) {
+    this.lane = lane;
+    const { system, sampling } = this.doors.settings(lane);
+    this.system.value = system;
+    for (const { name, usual, input } of this.fields) input.value = sampling[name] ?? usual;
+    this.whose.replaceChildren(h('option', { value: '' }, 'all lanes'),
+      ...this.doors.letters().map((letter, i) => h('option', { value: i }, `lane ${letter} only`)));
+    this.whose.value = lane ?? '';
+  }
+
+  take() {
+    const sampling = {};
+    for (const { name, usual, input } of this.fields) {
+      const value = input.valueAsNumber;
+      const low = Number(input.min), high = Number(input.max);
+      sampling[name] = Number.isFinite(value) ? Math.min(high, Math.max(low, value)) : usual;
+    }
+    const values = { system: this.system.value.trim(), sampling };
+    Object.assign(this.doors.settings(this.lane, true), values);
+    if (this.lane === null) {
+      try { localStorage.setItem(KEY, JSON.stringify({ system: values.system, ...sampling })); }
+      catch { /* private window: kept on this page only */ }
+    }
+    this.doors.changed();
   }
 
   key(event) {
@@ -55,9 +90,13 @@ export class Composer {
   submit() {
     const prompt = this.prompt.value.trim();
     if (!prompt || this.isBusy) return;
-    this.prompt.value = '';
-    this.grow();
+    this.fill('');
     this.doors.send(prompt);
+  }
+
+  fill(words) {
+    this.prompt.value = words;
+    this.grow();
   }
 
   grow() {
@@ -68,6 +107,7 @@ export class Composer {
   toggle() {
     this.panel.hidden = !this.panel.hidden;
     this.gear.setAttribute('aria-expanded', String(!this.panel.hidden));
+    if (!this.panel.hidden) this.choose(this.lane);
   }
 
   busy(on) {
@@ -75,13 +115,10 @@ export class Composer {
     this.send.hidden = on;
     this.stop.hidden = !on;
     this.again.disabled = on;
-    this.fresh.disabled = on;
-    if (!on) this.focus();
   }
 
   ready(started) {
     this.again.hidden = !started;
-    this.fresh.hidden = !started;
   }
 
   more(possible) {
@@ -90,23 +127,5 @@ export class Composer {
 
   focus() {
     this.prompt.focus({ preventScroll: true });
-  }
-
-  settings() {
-    const sampling = {};
-    for (const { name, usual, input } of this.fields) {
-      const value = input.valueAsNumber;
-      sampling[name] = Number.isFinite(value) ? value : usual;
-    }
-    return { system: this.system.value.trim(), sampling };
-  }
-
-  kept() {
-    try { return JSON.parse(localStorage.getItem(KEY)) ?? {}; } catch { return {}; }
-  }
-
-  keep() {
-    const { system, sampling } = this.settings();
-    try { localStorage.setItem(KEY, JSON.stringify({ system, ...sampling })); } catch { /* private */ }
   }
 }

@@ -1,6 +1,6 @@
 // The head of a lane: which model, which adapters, how strong. It edits its lane in place.
 
-import { button, h, short, text } from './dom.js';
+import { api, button, h, short, text, toast } from './dom.js';
 
 const SUFFIX = /^(.*)~([^~]+:-?[\d.]+(?:\+[^~]+:-?[\d.]+)*)$/;
 
@@ -21,8 +21,14 @@ export function writeLane({ model, stack }) {
   return parts.length ? `${model}~${parts.join('+')}` : model;
 }
 
+/** starter + pirate × 0.5 */
+export function laneName({ model, stack }) {
+  return [short(model), ...stack.map(({ name, weight }) =>
+    weight === 1 ? short(name) : `${short(name)} × ${weight}`)].join(' + ');
+}
+
 export class LaneHead {
-  /** `doors`: choices, letter, changed(), redraw(), remove() or null. */
+  /** `doors`: choices, letter, full, changed(), redraw(), add(...lanes), refresh(), remove() or null. */
   constructor(lane, index, doors) {
     Object.assign(this, { lane, index, doors });
     const models = doors.choices.models.map((model) => [model.path, model.label]);
@@ -67,18 +73,65 @@ export class LaneHead {
   }
 
   more() {
-    const used = new Set(this.lane.stack.map((part) => part.name));
+    const { lane, doors } = this, used = new Set(lane.stack.map((part) => part.name));
     const next = this.fitting().find((adapter) => !used.has(adapter.name));
-    const bare = !this.lane.stack.length && h('span', { class: 's-quiet' }, 'Base, no adapter');
-    const add = next && button('+ Adapter', () => {
-      this.lane.stack.push({ name: next.name, weight: 1 });
+    const words = [!lane.stack.length && 'Base, no adapter', lane.own && 'own settings']
+      .filter(Boolean).join(' · ');
+    this.form = h('form', { class: 's-mix', hidden: true, onsubmit: (event) => event.preventDefault() });
+    return [h('div', { class: 's-lane-more' }, words && h('span', { class: 's-quiet' }, words),
+      lane.own && button('Share settings', () => { delete lane.own; doors.redraw(); }, 's-tool',
+        { title: 'Use the settings of all lanes again' }),
+      h('span', { class: 's-grow' }), this.recipes(),
+      lane.stack.length > 1 && !doors.full && button('Audition', () => doors.add(...this.audition()),
+        's-tool', { title: 'Add a lane for each adapter of this mix alone' }),
+      lane.stack.length > 0 && button('Keep mix', () => this.keep(), 's-tool',
+        { title: 'Save this mix as a recipe, a new adapter, or a merged model' }),
+      next && button('+ Adapter', () => {
+        lane.stack.push({ name: next.name, weight: 1 });
+        doors.redraw();
+      }, 's-tool')), this.form];
+  }
+
+  audition() {
+    return this.lane.stack.map((part) => ({ model: this.lane.model, stack: [{ ...part }] }));
+  }
+
+  recipes() {
+    const own = (this.doors.choices.recipes ?? []).filter((one) => one.model === this.lane.model);
+    if (!own.length) return null;
+    const options = [['', 'Recipes …'], ...own.map((one) => [one.name, one.name])];
+    return select('Recipes', options, '', (name) => {
+      this.lane.stack = structuredClone(own.find((one) => one.name === name).stack);
       this.doors.redraw();
-    }, 's-tool');
-    return bare || add ? h('div', { class: 's-lane-more' }, bare, add) : '';
+    });
+  }
+
+  /** Name the mix and choose what becomes of it. */
+  keep() {
+    if (!this.form.hidden) { this.form.hidden = true; return; }
+    const usual = this.lane.stack.map((part) => `${short(part.name)} ${part.weight}`).join(' ');
+    const name = h('input', { 'aria-label': 'Name of the mix', maxLength: 120 });
+    name.value = usual;
+    const act = (kind, done) => async () => {
+      const { model, stack } = this.lane;
+      try {
+        const made = await api('/api/chat/recipes', { kind, name: name.value, model, stack });
+        toast(done(made));
+        this.form.hidden = true;
+        this.doors.refresh();
+      } catch (error) { toast(error.message, 'error'); }
+    };
+    const queued = (made) => `Queued as “${made.name}”; Runs shows how it goes.`;
+    this.form.replaceChildren(name, h('div', { class: 's-actions' },
+      button('Save recipe', act('recipe', () => 'Saved: every lane on this base can take it.')),
+      button('Make an adapter', act('mix', queued), '', { title: 'One LoRA that acts like the mix' }),
+      button('Merge into a model', act('merge', queued), '', { title: 'A whole model, with a certificate' })));
+    this.form.hidden = false;
+    name.select();
   }
 }
 
-function select(label, options, value, changed) {
+export function select(label, options, value, changed) {
   const node = h('select', { 'aria-label': label, onchange: (e) => changed(e.target.value) },
     options.map(([key, words]) => h('option', { value: key }, words)));
   node.value = value;

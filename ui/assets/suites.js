@@ -1,0 +1,2 @@
+// Prompt suites.
+export class Suites { constructor(page) { this.page = page; } async show(element) { element.replaceChildren(); } }
