@@ -26,18 +26,17 @@ def admit(spec: RunSpec, home: Home) -> RunSpec:
     spec = spec.with_values(
         {
             "model.path": _absolute(spec.model.path),
-            "data.path": _data(spec.data.path),
-            "data.validation_path": _data(spec.data.validation_path),
+            "data.path": _data(spec.data.path, home),
+            "data.validation_path": _data(spec.data.validation_path, home),
         }
     )
     if spec.train.num_processes > 1:
         team.checked_device(spec)
     sharding.checked(spec)
     sources.facts(spec.model)
-    if Path(spec.data.path).is_file():
-        from studio.data.sources import find, guess_origin
+    from studio.data.trainable import first_report
 
-        guess_origin(find(spec.data, home), spec.data)
+    first_report(spec, home)  # raises where not one token would be trained
     return spec
 
 
@@ -46,9 +45,11 @@ def _absolute(path: str) -> str:
     return str(folder.absolute()) if folder.exists() else path
 
 
-def _data(path: str) -> str:
+def _data(path: str, home: Home) -> str:
     if not path:
         return ""
+    if "/" not in path and (home.datasets / path / "dataset.json").is_file():
+        return path  # an imported dataset
     if path.startswith("starter:"):
         from studio.starter import resolve_data
 

@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from studio import starter
+from studio.data.report import LOW_SHARE
+from studio.data.snapshots import open_snapshot, snapshots
 from studio.errors import DataError
 from studio.home import Home, slug
 from studio.methods import named
@@ -28,10 +30,11 @@ def model_choices(home: Home) -> list[tuple[str, str]]:
 
 
 def data_choices(home: Home) -> list[tuple[str, str]]:
-    """Return (label, value) of the demos and of what was uploaded."""
+    """Return (label, value) of the demos, of imported datasets and of what was uploaded."""
     own = sorted(p for p in (home.datasets / UPLOADS).glob("*") if p.suffix in DATA_SUFFIXES)
     return [
         *((f"Demo · {name}", f"{starter.DATA_PREFIX}{name}") for name in starter.datasets()),
+        *((f"Dataset · {found.meta.name}", found.meta.name) for found in snapshots(home)),
         *((path.name, str(path)) for path in own),
     ]
 
@@ -56,12 +59,21 @@ def model_line(source: ModelSource) -> str:
     return " · ".join(parts)
 
 
-def data_line(source: DataSource) -> str:
+def data_line(source: DataSource, home: Home) -> str:
     """Say what the dataset is: `300 rows · messages`.
 
     Raises:
         DataError: It cannot be used; says why.
     """
+    if "/" not in source.path and (home.datasets / source.path / "dataset.json").is_file():
+        meta = open_snapshot(home, source.path).meta
+        return " · ".join(
+            [
+                f"{meta.rows:,} rows".replace(",", "\u202f"),
+                meta.mapping.format.replace("_", " "),
+                f"imported, hash {meta.hash[:12]}",
+            ]
+        )
     path = _data_path(source.path)
     if path is None:
         return "A hub id: it is downloaded once, when the run starts."
@@ -87,6 +99,39 @@ def _checked(path: Path, _changed: int, size: int) -> str:
     if rows.dropped:
         parts.append(f"{rows.dropped} dropped")
     return " · ".join([*parts, str(report.format).replace("_", " "), _bytes(size)])
+
+
+def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
+    """Say which share of the first rows' tokens is trained, and whether that is too little.
+
+    Raises:
+        StudioError: Not one token would be trained.
+    """
+    if spec.model.path != starter.MODEL and not Path(spec.model.path).expanduser().exists():
+        return "", False  # it is told with the model, or only known once it is downloaded
+    path = Path(spec.data.path).expanduser()
+    status = path.stat() if path.is_file() else None
+    changed = (status.st_mtime_ns, status.st_size) if status else (0, 0)
+    share = _trained_share(spec.model, spec.data, home, changed)
+    if share is None:
+        return "", False
+    if share < LOW_SHARE:
+        return (
+            f"Only {share:.1%} of the tokens would be trained: the rest is read, not learnt. "
+            "The X-ray of the Data page shows which.",
+            True,
+        )
+    return f"{share:.0%} of the tokens are trained", False
+
+
+@lru_cache(maxsize=64)
+def _trained_share(
+    model: ModelSource, data: DataSource, home: Home, _changed: tuple[int, int]
+) -> float | None:
+    from studio.data.trainable import first_report
+
+    report = first_report(RunSpec(model=model, data=data), home)
+    return None if report is None else report.trained_token_share
 
 
 def method_line(spec: RunSpec) -> str:

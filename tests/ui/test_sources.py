@@ -1,12 +1,14 @@
 """The lines beside the form, and uploads that stay inside the home."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from studio.data.importing import import_dataset
 from studio.errors import DataError, ModelError
 from studio.home import Home
-from studio.spec import DataSource, ModelSource
+from studio.spec import DataSource, ModelSource, RunSpec
 from ui import sources
 
 
@@ -20,16 +22,34 @@ def test_a_missing_model_is_a_sentence() -> None:
         sources.model_line(ModelSource(path="/no/such/model"))
 
 
-def test_a_missing_dataset_is_a_sentence() -> None:
+def test_a_missing_dataset_is_a_sentence(home: Home) -> None:
     with pytest.raises(DataError, match=r"/no/such\.jsonl"):
-        sources.data_line(DataSource(path="/no/such.jsonl"))
+        sources.data_line(DataSource(path="/no/such.jsonl"), home)
 
 
-def test_rows_are_counted_before_launch(tmp_path: Path) -> None:
+def test_rows_are_counted_before_launch(tmp_path: Path, home: Home) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n' * 3 + "{broken\n")
-    line = sources.data_line(DataSource(path=str(file)))
+    line = sources.data_line(DataSource(path=str(file)), home)
     assert line.startswith("3 rows · 1 dropped · prompt completion")
+
+
+def test_an_imported_dataset_is_offered_with_its_hash(home: Home) -> None:
+    meta = import_dataset(home, DataSource(path="starter:pirate"), name="Ahoy").snapshot.meta
+    assert ("Dataset · ahoy", "ahoy") in sources.data_choices(home)
+    line = sources.data_line(DataSource(path="ahoy"), home)
+    assert line == f"320 rows · messages · imported, hash {meta.hash[:12]}"
+
+
+@pytest.mark.parametrize(("answer", "little"), [("word " * 40, False), ("x", True)])
+def test_too_few_trained_tokens_are_a_warning(
+    home: Home, tmp_path: Path, answer: str, little: bool
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    row = {"prompt": "many words and more of them " * 20, "completion": answer}
+    file.write_text((json.dumps(row) + "\n") * 12)
+    words, warned = sources.trained_line(RunSpec(data=DataSource(path=str(file))), home)
+    assert warned is little and words.startswith("Only" if little else "2")
 
 
 def test_an_upload_gets_a_safe_free_name_inside_the_home(home: Home, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ Launching only writes a row into the queue: nothing here trains.
 
 import html
 import time
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -42,7 +41,7 @@ def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
     outputs = [preview, *notes]
 
     def look(*values: Any) -> list[str]:
-        return _look(form, values)
+        return _look(form, home, values)
 
     def open_page(address: str) -> list[Any]:
         return _open(form, groups, home, address)
@@ -159,7 +158,7 @@ def _open_dropdown(form: Form, knob: Knob, choices: list[tuple[str, str]]) -> An
     )  # fmt: skip
 
 
-def _look(form: Form, values: Any) -> list[str]:
+def _look(form: Form, home: Home, values: Any) -> list[str]:
     """Judge the form as it is: what it means, and a line on model, data and method."""
     try:
         spec = RunSpec.parse(form.read(values))
@@ -167,23 +166,32 @@ def _look(form: Form, values: Any) -> list[str]:
         return [_notes({"error": error.text, "field": _field(form, values, error)})] + [
             gr.skip()
         ] * 3
-    return [_notes(_preview(spec)), *_lines(spec)]
+    return [_notes(_preview(spec)), *_lines(spec, home)]
 
 
-def _lines(spec: RunSpec) -> list[str]:
+def _lines(spec: RunSpec, home: Home) -> list[str]:
     lines = []
-    says: tuple[Callable[[], str], ...] = (
-        lambda: sources.model_line(spec.model), lambda: sources.data_line(spec.data),
-    )  # fmt: skip
-    for say in says:
+    for say in (lambda: _note(sources.model_line(spec.model)), lambda: _data_notes(spec, home)):
         try:
-            lines.append(f'<p class="s-note">{html.escape(say())}</p>')
+            lines.append(say())
         except StudioError as error:
-            lines.append(f'<p class="s-note s-wrong">{html.escape(error.text)}</p>')
+            lines.append(_note(error.text, "s-note s-wrong"))
     manual = html.escape(sources.method_line(spec))
     lines.append(f'<details class="s-manual"><summary>How it works</summary>'
                  f"<pre>{manual}</pre></details>")  # fmt: skip
     return lines
+
+
+def _data_notes(spec: RunSpec, home: Home) -> str:
+    line = sources.data_line(spec.data, home)
+    words, too_little = sources.trained_line(spec, home)
+    if too_little:
+        return _note(line) + _note(words, "s-note s-warning")
+    return _note(f"{line} · {words}" if words else line)
+
+
+def _note(words: str, style: str = "s-note") -> str:
+    return f'<p class="{style}">{html.escape(words)}</p>'
 
 
 def _preview(spec: RunSpec) -> dict[str, str | None]:
@@ -216,7 +224,7 @@ def _open(form: Form, groups: Groups, home: Home, address: str) -> list[Any]:
         given = {"value": shown[path]} if assignments else {}
         updates[order.index(path)] = gr.update(choices=choices, **given)
     notes = _preview(spec) | ({"error": error} if error else {})
-    return [*updates, _notes(notes), *_lines(spec), *_shown_groups(groups, spec.method.name)]
+    return [*updates, _notes(notes), *_lines(spec, home), *_shown_groups(groups, spec.method.name)]
 
 
 def _shown_groups(groups: Groups, method: str) -> list[Any]:

@@ -1,0 +1,60 @@
+"""Is there anything to train on? The first rows of a dataset, tokenised before a run is queued.
+
+It goes the way of the loop (`tokenised`), so what it refuses would fail and what it counts is what
+the run will see. Usually some dozen rows answer; only where they hold nothing does it read on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from itertools import islice
+
+from studio.data.examples import TokenWriter
+from studio.data.records import Problem, Row
+from studio.data.report import Report
+from studio.data.sources import find, looks_like_hub_id
+from studio.data.templates import choose
+from studio.data.templates.backend import backend_from_folder
+from studio.data.tokenise import tokenised
+from studio.errors import DataError
+from studio.home import Home
+from studio.models.sources import facts
+from studio.spec import RunSpec
+
+FEW, MANY = 64, 20_000
+
+
+def first_report(spec: RunSpec, home: Home | None) -> Report | None:
+    """Return the report of the first rows that can be trained on.
+
+    None where that cannot be told before the run: a dataset of the hub, a tokenizer without a fast
+    form.
+
+    Raises:
+        StudioError: Nothing of the dataset can be used, or not one token would be trained.
+    """
+    if looks_like_hub_id(spec.data.path, home):
+        return None
+    origin = find(spec.data, home)
+    model = facts(spec.model)
+    if not (model.path / "tokenizer.json").is_file():
+        return None
+    template = choose(backend_from_folder(model.path), spec.data.chat_template)
+    limit = max(2, min(spec.data.max_length, model.context_length))
+    for count in (FEW, MANY):
+        seen = 0
+
+        def first(count: int = count) -> Iterator[Row | Problem]:
+            nonlocal seen
+            for item in islice(origin.rows(), count):
+                seen += 1
+                yield item
+
+        some = dataclasses.replace(origin, rows=first)
+        try:
+            return tokenised(some, spec.data, template, limit, TokenWriter())[1]
+        except DataError:
+            if seen < count or count == MANY:
+                raise
+    raise AssertionError("unreachable")
