@@ -67,6 +67,20 @@ def evaluate(work: Work) -> Iterator[Event]:
     return EvaluateRequest.parse(work.spec).perform(work.home, work.run_dir)
 
 
+def suite(work: Work) -> Iterator[Event]:
+    """Ask a suite's prompts of several lanes."""
+    from studio.chat.suite import SuiteRequest
+
+    return SuiteRequest.parse(work.spec).perform(work.home, work.run_dir, work.control)
+
+
+def promote(work: Work) -> Iterator[Event]:
+    """Make a checkpoint the run's adapter."""
+    from studio.chat.promotion import PromoteRequest
+
+    return PromoteRequest.parse(work.spec).perform(work.home)
+
+
 def import_(work: Work) -> Iterator[Event]:
     """Keep a file, folder or hub dataset as a snapshot."""
     from studio.data.requests import ImportRequest
@@ -119,6 +133,7 @@ def export_adapter(work: Work) -> Iterator[Event]:
 KINDS: dict[str, Kind] = {
     "train": train, "merge": merge, "mix": mix, "bakeoff": bakeoff, "evaluate": evaluate,
     "arrive": arrive, "import": import_, "curate": curate, "measure": measure,
+    "suite": suite, "promote": promote,
     "picture": picture, "import_adapter": import_adapter, "export_adapter": export_adapter,
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ and sockets it does not.
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ Signature = tuple[tuple[str, int, int], ...]
 @dataclass(slots=True)
 class _Adapter:
     path: Path
-    signature: Signature
+    signature: Signature = ()
     template: str = "auto"
     fingerprint: str = ""
 
@@ -174,17 +174,15 @@ class Residents:
     # -- adapters ------------------------------------------------------------------------------
 
     def _with_adapters(self, base: _Base, number: int, lane: Lane) -> Iterator[Delta]:
-        from studio.adapters.library import resolve
-
         for part in lane.stack:
-            path = resolve(self._home, part.name)
-            signature = _signature(path, ("adapter_config.json", "adapter_model.safetensors"))
+            path, load = self._found(base, part.name)
+            signature = _signature(path, ("adapter_config.json", "*.safetensors"))
             known = base.adapters.pop(part.name, None)
             if known is None or (known.path, known.signature) != (path, signature):
                 if part.name in base.engine.backbone.adapters:
                     base.engine.backbone.detach(part.name)
-                base.engine.backbone.load(part.name, path)
-                known = _read_adapter(path, signature)
+                known = load()
+                known.signature = signature
             base.adapters[part.name] = known
             if known.fingerprint and known.fingerprint != base.facts.fingerprint:
                 yield Delta(
@@ -192,6 +190,31 @@ class Residents:
                     note=f"{part.name} was trained on another base than {lane.model}: its shapes "
                     "fit, but its answers may be poor.",
                 )
+
+    def _found(self, base: _Base, name: str) -> tuple[Path, Callable[[], _Adapter]]:
+        """Return where an adapter or checkpoint is, and what loads it."""
+        from studio.adapters.library import resolve
+        from studio.chat import checkpoints
+
+        backbone, tokenizer = base.engine.backbone, base.engine.loaded.tokenizer
+        if not checkpoints.is_checkpoint(self._home, name):
+            path = resolve(self._home, name)
+
+            def load() -> _Adapter:
+                backbone.load(name, path)
+                return _read_adapter(path)
+
+            return path, load
+        checkpoint = checkpoints.find(self._home, name)
+
+        def attach() -> _Adapter:
+            checkpoints.attach(
+                backbone, checkpoint, name=name,
+                tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+            )  # fmt: skip
+            return _Adapter(checkpoint.path, template=_own(checkpoint.spec.data.chat_template))
+
+        return checkpoint.path, attach
 
     def _forget_old(self, base: _Base, lanes: Sequence[Lane]) -> None:
         in_use = {part.name for lane in lanes for part in lane.stack}
@@ -219,14 +242,17 @@ def import_everything() -> None:
     from studio.models.loading import load  # noqa: F401
 
 
-def _read_adapter(path: Path, signature: Signature) -> _Adapter:
+def _read_adapter(path: Path) -> _Adapter:
     from studio.adapters.library import describe
 
     known = describe(path)
     data = known.passport.get("data")
     template = str(data.get("template") or "auto") if isinstance(data, dict) else "auto"
-    template = "auto" if template == "model" else template  # the model's own is what auto takes
-    return _Adapter(path, signature, template, known.base_fingerprint)
+    return _Adapter(path, template=_own(template), fingerprint=known.base_fingerprint)
+
+
+def _own(template: str) -> str:
+    return "auto" if template == "model" else template  # the model's own is what auto takes
 
 
 def _signature(folder: Path, patterns: Sequence[str]) -> Signature:

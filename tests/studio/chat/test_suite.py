@@ -1,0 +1,117 @@
+"""Suites: what a person writes is read, answers are scored, and a lane that is better wins."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from studio.chat.lanes import Delta, Stats
+from studio.chat.suite import (
+    RESULTS,
+    SuiteLane,
+    SuiteRequest,
+    match,
+    parse_cases,
+    read_cases,
+    read_results,
+    summarise,
+)
+from studio.errors import ChatError, SpecError
+
+
+@pytest.mark.parametrize(
+    ("line", "case"),
+    [
+        ("What is 2 + 2?", {"prompt": "What is 2 + 2?", "expected": None}),
+        ("Capital of France? => Paris", {"prompt": "Capital of France?", "expected": "Paris"}),
+        (r"Count =~ \d+", {"prompt": "Count", "pattern": r"\d+"}),
+        (
+            '{"prompt": "a", "expected": "b"}',
+            {"prompt": "a", "expected": "b", "pattern": None},
+        ),
+        (
+            '{"messages": [{"role": "user", "content": "a"}, '
+            '{"role": "assistant", "content": "b"}]}',
+            {"prompt": "a", "expected": "b"},
+        ),
+    ],
+)
+def test_a_line_is_a_case(line, case):
+    assert parse_cases(f"\n{line}\n") == [case]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (" \n", "no prompts"),
+        ('ok\n{"prompt": 3}', "Line 2"),
+        ('{"messages": []}', "Line 1"),
+        ("{broken", "Line 1"),
+        ("x\n" * 2001, "at most 2,000"),
+    ],
+)
+def test_what_is_no_suite_is_refused(text, sentence):
+    with pytest.raises(ChatError, match=sentence):
+        parse_cases(text)
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ChatError, match="no UTF-8"):
+        read_cases(tmp_path / "x")
+    with pytest.raises(ChatError, match="cannot be read"):
+        read_cases(tmp_path / "none")
+
+
+def test_a_pattern_that_is_none_is_refused_before_anything_runs():
+    with pytest.raises(SpecError, match="no regular expression"):
+        SuiteRequest.parse({"lanes": [{}], "cases": [{"prompt": "a", "pattern": "("}]})
+
+
+def test_a_pattern_that_never_ends_costs_its_limit():
+    verdict, why = match(r"^(?:a|aa)+$", "a" * 60 + "b", seconds=0.05)
+
+    assert verdict is None and "longer than" in why
+
+
+def test_a_lane_is_written_as_in_the_address():
+    lane = SuiteLane.model_validate({"stack": [{"name": "a b", "weight": 0.5}]})
+
+    assert lane.name == "starter~a%20b:0.5"
+
+
+def fake_stream(lanes):
+    for place, _ in enumerate(lanes):
+        text = "Paris" if place else "London"
+        yield Delta(lane=place, text=text)
+        yield Delta(lane=place, done=True, reason="stop", stats=Stats(tokens=2, seconds=1.0))
+
+
+def test_answers_are_scored_and_kept_and_a_stopped_suite_goes_on(tmp_path, home, monkeypatch):
+    monkeypatch.setattr(
+        "studio.chat.residents.Residents", lambda *_, **__: SimpleNamespace(stream=fake_stream)
+    )
+    request = SuiteRequest.parse({
+        "lanes": [{}, {"stack": [{"name": "x"}]}],
+        "cases": [{"prompt": "a", "expected": "Paris"}, {"prompt": "b", "pattern": "^L"},
+                  {"prompt": "c"}],
+    })  # fmt: skip
+    wishes = iter([None, "stop"])
+
+    assert list(request.perform(home, tmp_path, lambda: next(wishes)))[-1].reason == "stopped"
+    assert len(read_results(tmp_path)) == 1
+    with (tmp_path / RESULTS).open("a") as file:
+        file.write('{"half": ')  # a kill in the middle of a line
+    assert list(request.perform(home, tmp_path))[-1].reason == "completed"
+
+    rows = read_results(tmp_path)
+    assert [row["case"] for row in rows] == [0, 1, 2]
+    assert [answer["exact_match"] for answer in rows[0]["answers"]] == [0.0, 1.0]
+    assert [answer["pattern"] for answer in rows[1]["answers"]] == [1.0, 0.0]
+    assert rows[2]["answers"][0]["exact_match"] is None
+    summary = summarise([lane.name for lane in request.lanes], rows)
+    # Each lane is better on one case; the case without an expectation counts for nobody.
+    assert summary["wins"] == [[0, 1], [1, 0]]
+    assert summary["means"][1]["exact_match"] == 1.0
+    assert summary["means"][0]["tokens"] == 2
+    json.dumps(summary)
