@@ -6,6 +6,7 @@ Launching only writes a row into the queue: nothing here trains.
 
 import html
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -171,7 +172,11 @@ def _look(form: Form, home: Home, values: Any) -> list[str]:
 
 def _lines(spec: RunSpec, home: Home) -> list[str]:
     lines = []
-    for say in (lambda: _note(sources.model_line(spec.model)), lambda: _data_notes(spec, home)):
+    says: tuple[Callable[[], str], ...] = (
+        lambda: _note(sources.model_line(spec.model)),
+        lambda: _data_notes(spec, home),
+    )
+    for say in says:
         try:
             lines.append(say())
         except StudioError as error:
