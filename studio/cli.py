@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from studio.cli_adapters import app as adapter_app
+from studio.cli_compare import app as compare_app
 from studio.cli_elsewhere import app as elsewhere_app
 from studio.cli_home import app as home_app
 from studio.cli_queue import app as queue_app
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(adapter_app)
+app.add_typer(compare_app)
 app.add_typer(queue_app)
 app.add_typer(elsewhere_app)
 app.add_typer(home_app)

@@ -50,6 +50,7 @@ def build_app(
     from ui.adapters import adapter_routes, contest_routes
     from ui.conversations import conversation_routes
     from ui.datasets import data_routes
+    from ui.judging import judging_routes
     from ui.live import routes
     from ui.machine import machine_routes
     from ui.storage import storage_routes
@@ -62,6 +63,7 @@ def build_app(
     app.include_router(routes(home, store))
     app.include_router(chat_routes(home, store))
     app.include_router(conversation_routes(store))
+    app.include_router(judging_routes(store))
     app.include_router(machine_routes(home, store))
     app.include_router(storage_routes(home, store))
     app.include_router(data_routes(home, store))

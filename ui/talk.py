@@ -14,6 +14,7 @@ from fastapi.concurrency import iterate_in_threadpool, run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.chat_lanes import adapters_and_checkpoints
 from jobs.recipes import Recipes
 from jobs.store import JobStore
 from studio import starter
@@ -65,7 +66,7 @@ def chat_routes(home: Home, store: JobStore) -> APIRouter:
     def choices() -> dict[str, Any]:
         return {
             "models": [{"label": label, "path": path} for label, path in model_choices(home)],
-            "adapters": _adapters(home),
+            "adapters": adapters_and_checkpoints(home),
             "prompts": starter.SAMPLE_PROMPTS,
             "recipes": Recipes(store.database).list(),
         }
@@ -86,15 +87,6 @@ def chat_routes(home: Home, store: JobStore) -> APIRouter:
         return {"stopped": request.id}
 
     return router
-
-
-def _adapters(home: Home) -> list[dict[str, Any]]:
-    from studio.adapters import library
-
-    return [
-        {"name": adapter.name, "base": str(adapter.base), "method": str(adapter.method)}
-        for adapter in library.adapters(home)
-    ]
 
 
 async def _lines(home: Home, request: dict[str, Any]) -> AsyncIterator[bytes]:

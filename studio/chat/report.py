@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Literal
 from urllib.parse import unquote
@@ -71,7 +71,7 @@ def votes_as(form: Form, votes: Sequence[dict[str, Any]], board: dict[str, Any])
 
 def suite_as(
     form: Form, name: str, summary: dict[str, Any], rows: Sequence[dict[str, Any]],
-    curves: dict[str, Sequence[tuple[float, float]]],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
 ) -> str:  # fmt: skip
     """Return a suite's answers, and as HTML its tables and the loss curves of the lanes' runs."""
     lanes = summary["lanes"]
@@ -195,7 +195,7 @@ def _intervals(standings: Sequence[dict[str, Any]]) -> str:
     return f'<svg width="1000" height="{24 * len(standings) + 8}">{"".join(marks)}</svg>'
 
 
-def _curves(curves: dict[str, Sequence[tuple[float, float]]]) -> str:
+def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
     points = [point for curve in curves.values() for point in curve]
     if not points:
         return ""

@@ -7,7 +7,7 @@ import { board } from './board.js';
 import { Suites } from './suites.js';
 
 const VIEWS = [['chat', 'Chat'], ['conversations', 'Conversations'], ['leaderboard', 'Leaderboard'],
-  ];
+  ['suites', 'Suites']];
 
 export class Shelf {
   constructor(page) {

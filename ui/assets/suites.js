@@ -1,2 +1,100 @@
-// Prompt suites.
-export class Suites { constructor(page) { this.page = page; } async show(element) { element.replaceChildren(); } }
+// Prompt suites: the same prompts to the lanes of this page as a queued job, and its table.
+
+import { ago, api, badge, button, count, h, number, toast } from './dom.js';
+import { exports, heat } from './board.js';
+import { laneName, parseLane } from './lane.js';
+
+const EXAMPLE = 'What is the capital of France? => Paris\nWhat sound does a cow make? =~ (?i)moo\nTell me a story.';
+const COLUMNS = [['exact_match', 'Exact', share], ['rouge_l', 'ROUGE-L', share], ['pattern', 'Pattern', share],
+  ['json', 'JSON', share], ['tokens', 'Tokens', (v) => number(v, 3)],
+  ['tokens_per_second', 'tok/s', (v) => number(v, 3)],
+  ['first_token_seconds', 'First token', (v) => (v == null ? '–' : `${number(v, 2)} s`)], ['errors', 'Errors', count]];
+const LIVE = ['queued', 'starting', 'running', 'stopping'];
+
+export class Suites {
+  constructor(page) { this.page = page; }
+
+  async show(element) {
+    clearTimeout(this.timer);
+    this.cases = h('textarea', { rows: 6, 'aria-label': 'Prompts of the suite', placeholder: EXAMPLE,
+      'data-testid': 'suite-cases' });
+    this.name = h('input', { 'aria-label': 'Name of the suite', placeholder: 'Name (optional)', maxLength: 120 });
+    const file = h('input', { type: 'file', accept: '.txt,.jsonl', hidden: true, onchange: async () => {
+      const [picked] = file.files;
+      if (picked) { this.cases.value = await picked.text(); this.name.value ||= picked.name.replace(/\.\w+$/, ''); }
+    } });
+    this.list = h('div', { class: 's-suites' });
+    this.table = h('div', { class: 's-board', 'data-testid': 'suite' });
+    const lanes = this.page.talk.lanes.map(laneName).join('  ·  ');
+    element.replaceChildren(h('div', { class: 's-shelf-head' }, h('h2', {}, 'Prompt suites')),
+      h('div', { class: 's-suite-form' }, this.cases, h('div', { class: 's-shelf-head' }, this.name,
+        button('From a file …', () => file.click()), file, h('span', { class: 's-grow' }),
+        button('Run over all lanes', () => this.run(), 's-primary', { 'data-testid': 'run-suite' })),
+      h('p', { class: 's-quiet' }, 'One prompt a line. “prompt => answer” gives the wanted answer, '
+        + '“prompt =~ pattern” a regular expression; or one JSON object a line. Lanes: ' + lanes)),
+      this.list, this.table);
+    await this.refresh();
+  }
+
+  async run() {
+    const { talk } = this.page;
+    const lanes = talk.lanes.map(({ model, stack }, lane) => {
+      const { system, sampling } = talk.settingsOf(lane);
+      return { model, stack, system, sampling };
+    });
+    try {
+      const job = await api('/api/chat/suites', { name: this.name.value, cases: this.cases.value, lanes });
+      this.open = job.id;
+      await this.refresh();
+    } catch (error) { toast(error.message, 'error'); }
+  }
+
+  async refresh() {
+    clearTimeout(this.timer);
+    const found = await api('/api/chat/suites');
+    this.open ??= found[0]?.id;
+    this.list.replaceChildren(h('table', { class: 's-table' }, h('tbody', {}, found.map((suite) =>
+      h('tr', { class: suite.id === this.open ? 's-chosen' : '' }, h('td', {}, button(suite.name,
+        () => { this.open = suite.id; this.refresh(); }, 's-tool')), h('td', {}, badge(suite.state)),
+      h('td', { class: 's-quiet' }, LIVE.includes(suite.state) ? `${suite.step} of ${suite.total_steps} prompts`
+        : `${suite.total_steps} prompts · ${suite.lanes.length} lanes · ${ago(suite.created)}`),
+      h('td', { class: 's-error' }, suite.error ?? ''))))));
+    if (this.open == null) return;
+    const suite = await api(`/api/chat/suites/${this.open}`);
+    this.table.replaceChildren(...results(suite, (cases) => { this.cases.value = cases; }));
+    if (LIVE.includes(suite.state) && this.table.isConnected && !this.table.closest('[hidden]')) {
+      this.timer = setTimeout(() => this.refresh().catch(() => {}), 1500);
+    }
+  }
+}
+
+function results(suite, reuse) {
+  const cases = suite.spec.cases.map(({ prompt, expected, pattern }) => pattern ? `${prompt} =~ ${pattern}`
+    : expected ? `${prompt} => ${expected}` : prompt).join('\n');
+  const head = h('div', { class: 's-shelf-head' }, h('h3', {}, `${suite.name}: ${suite.cases} of ${suite.total} prompts`),
+    button('Use these prompts again', () => reuse(cases), 's-tool'), h('span', { class: 's-grow' }),
+    exports(`suite-${suite.id}`));
+  if (!suite.rows.length) return [head, h('p', { class: 's-quiet' }, suite.error ?? 'No answer yet.')];
+  const shown = COLUMNS.filter(([key]) => suite.means.some((one) => one[key] != null));
+  const names = suite.lanes.map((lane) => laneName(parseLane(lane)));
+  const scored = suite.spec.cases.some((one) => one.expected || one.pattern);
+  return [head,
+    h('table', { class: 's-table' }, h('thead', {}, h('tr', {}, h('th', {}, 'Lane'),
+      shown.map(([, words]) => h('th', {}, words)))),
+    h('tbody', {}, suite.means.map((one, i) => h('tr', {}, h('td', {}, names[i]),
+      shown.map(([key, , form]) => h('td', { class: 's-figure' }, form(one[key]))))))),
+    ...(scored ? [h('h3', {}, 'Wins of the row against the column'), heat(suite.lanes, suite.wins)] : []),
+    h('div', { class: 's-scroll-x' }, h('table', { class: 's-table s-answers-table' },
+      h('thead', {}, h('tr', {}, ['', 'Prompt', 'Wanted', ...names].map((words) => h('th', {}, words)))),
+      h('tbody', {}, suite.rows.map((row) => h('tr', {}, h('td', {}, row.case + 1), h('td', {}, row.prompt),
+        h('td', {}, row.expected ?? row.pattern ?? ''), row.answers.map((answer) => {
+          const good = answer.pattern ?? answer.exact_match;
+          return h('td', { 'data-good': good == null ? null : String(good), class: answer.error ? 's-error' : '' },
+            answer.error ?? answer.text);
+        })))))),
+  ];
+}
+
+function share(value) {
+  return value == null ? '–' : `${(value * 100).toFixed(0)} %`;
+}

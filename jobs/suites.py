@@ -1,0 +1,87 @@
+"""Suites as jobs of the queue: ask for one, read its table, write it to a file."""
+
+from typing import Any
+
+from jobs import supervisor
+from jobs.chat_lanes import run_of
+from jobs.record import Job
+from jobs.store import JobStore
+from studio.chat.report import Form, suite_as
+from studio.chat.suite import SuiteRequest, read_results, summarise
+from studio.errors import QueueError
+
+KIND = "suite"
+
+
+def submit(store: JobStore, values: dict[str, Any]) -> Job:
+    """Check a suite and queue it.
+
+    Raises:
+        StudioError: It cannot be asked; nothing was queued.
+    """
+    request = SuiteRequest.parse(values).checked(store.home)
+    job = store.submit(request.model_dump(mode="json"), kind=KIND)
+    supervisor.ensure_running(store.home)
+    return job
+
+
+def listing(store: JobStore) -> list[dict[str, Any]]:
+    """Return the suites, the newest first."""
+    return [
+        {
+            "id": job.id, "name": job.name, "state": job.state, "step": job.step,
+            "total_steps": len(job.spec["cases"]), "created": job.created,
+            "lanes": _lanes(job), "error": job.error_text,
+        }
+        for job in store.list() if job.kind == KIND
+    ]  # fmt: skip
+
+
+def table(store: JobStore, name: int | str) -> dict[str, Any]:
+    """Return a suite's summary and its rows as far as they are answered.
+
+    Raises:
+        QueueError: There is no such suite.
+    """
+    job = _get(store, name)
+    rows = read_results(store.home.run(job.id))
+    return {
+        "id": job.id, "name": job.name, "state": job.state, "total": len(job.spec["cases"]),
+        "error": job.error_text, "spec": job.spec, **summarise(_lanes(job), rows), "rows": rows,
+    }  # fmt: skip
+
+
+def exported(store: JobStore, name: int | str, form: Form) -> str:
+    """Return a suite as a file's text.
+
+    Raises:
+        QueueError: There is no such suite.
+    """
+    found = table(store, name)
+    return suite_as(form, found["name"], found, found["rows"], _curves(store, found["lanes"]))
+
+
+def _curves(store: JobStore, lanes: list[str]) -> dict[str, list[tuple[float, float]]]:
+    """The loss curves of the runs whose adapters answer."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for run, label in run_of(store.home, lanes).items():
+        data = store.metrics([run], ["loss"], bins=200)["data"].get("loss", {})
+        own = data.get(run) or data.get(str(run)) or {}
+        curve = [
+            (float(x), float(y))
+            for x, y in zip(own.get("x", []), own.get("y", []), strict=False) if y is not None
+        ]  # fmt: skip
+        if curve:
+            curves[label] = curve
+    return curves
+
+
+def _lanes(job: Job) -> list[str]:
+    return [lane.name for lane in SuiteRequest.parse(job.spec).lanes]
+
+
+def _get(store: JobStore, name: int | str) -> Job:
+    job = store.get(name)
+    if job.kind != KIND:
+        raise QueueError(f'"{job.name}" is no suite but a job of the kind {job.kind}.')
+    return job

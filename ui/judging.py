@@ -1,0 +1,79 @@
+"""The JSON routes on suites and files: ask a suite, read its table, download votes and results."""
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs import suites
+from jobs.store import JobStore
+from jobs.supervisor import ensure_running
+from jobs.votes import Votes
+from studio.chat.promotion import PromoteRequest
+from studio.chat.report import MEDIA, Form, votes_as
+from studio.chat.suite import parse_cases
+
+FormName = Literal["csv", "jsonl", "html"]
+
+
+class Suite(BaseModel):
+    """A suite as a person wrote it, over the lanes of the page."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field("", max_length=120)
+    cases: str = Field(max_length=4_000_000)
+    lanes: list[dict[str, Any]] = Field(min_length=1, max_length=6)
+
+
+class Checkpoint(BaseModel):
+    """Which checkpoint: RUN@STEP."""
+
+    model_config = ConfigDict(extra="forbid")
+    checkpoint: str = Field(max_length=40)
+
+
+def judging_routes(store: JobStore) -> APIRouter:
+    """Return the routes on suites, promotions and exports."""
+    router = APIRouter(prefix="/api/chat")
+
+    @router.get("/suites")
+    def listing() -> list[dict[str, Any]]:
+        return suites.listing(store)
+
+    @router.get("/suites/{number}")
+    def table(number: int) -> dict[str, Any]:
+        return suites.table(store, number)
+
+    @router.post("/suites")
+    def ask(body: Suite) -> dict[str, Any]:
+        values = {"name": body.name, "lanes": body.lanes, "cases": parse_cases(body.cases)}
+        job = suites.submit(store, values)
+        return {"id": job.id, "name": job.name}
+
+    @router.post("/promote")
+    def promote(body: Checkpoint) -> dict[str, Any]:
+        request = PromoteRequest(checkpoint=body.checkpoint).checked(store.home)
+        job = store.submit(request.model_dump(mode="json"), kind="promote")
+        ensure_running(store.home)
+        return {"id": job.id, "name": job.name}
+
+    @router.get("/export/votes.{form}")
+    def votes(form: FormName) -> Response:
+        kept = Votes(store.database)
+        return _file("votes", form, votes_as(form, kept.list(), kept.board()))
+
+    @router.get("/export/suite-{number}.{form}")
+    def suite(number: int, form: FormName) -> Response:
+        return _file(f"suite-{number}", form, suites.exported(store, number, form))
+
+    return router
+
+
+def _file(name: str, form: Form, text: str) -> Response:
+    # A download, never a page of ours: what is in it was written by people and models.
+    headers = {
+        "content-disposition": f'attachment; filename="{name}.{form}"',
+        "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+        "cache-control": "no-store",
+    }
+    return Response(text, media_type=f"{MEDIA[form]}; charset=utf-8", headers=headers)
