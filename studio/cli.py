@@ -20,7 +20,10 @@ import typer
 from studio.cli_adapters import app as adapter_app
 from studio.cli_compare import app as compare_app
 from studio.cli_elsewhere import app as elsewhere_app
+from studio.cli_engine import app as engine_app
+from studio.cli_engine import presets_app
 from studio.cli_home import app as home_app
+from studio.cli_library import app as library_app
 from studio.cli_queue import app as queue_app
 from studio.data.commands import app as data_app
 from studio.errors import StudioError, nearest
@@ -38,8 +41,11 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(adapter_app)
 app.add_typer(compare_app)
+app.add_typer(library_app, name="adapters")
 app.add_typer(queue_app)
 app.add_typer(elsewhere_app)
+app.add_typer(engine_app)
+app.add_typer(presets_app, name="presets")
 app.add_typer(home_app)
 
 HomeOption = Annotated[
@@ -136,6 +142,9 @@ def train(
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="As in method.r=16; may be repeated."),
     ] = None,
+    preset: Annotated[
+        str, typer.Option(help="One of `studio presets list`.", show_default=False)
+    ] = "",
     name: Annotated[str, typer.Option(help="What to call the run.", show_default=False)] = "",
     needs: Annotated[
         list[str] | None,
@@ -157,8 +166,8 @@ def train(
     short = {"model.path": model, "data.path": data, "method.name": method, "name": name}
     given = {field: value for field, value in short.items() if value}
     return commands.train(
-        open_home(home), spec, given, assignments or [], needs=needs or [], held=hold,
-        follow=follow, as_json=as_json,
+        open_home(home), spec, given, assignments or [], preset=preset, needs=needs or [],
+        held=hold, follow=follow, as_json=as_json,
     )  # fmt: skip
 
 
@@ -275,14 +284,6 @@ def chat(
 
 
 @app.command()
-def adapters(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """List the adapters: trained here, imported, mixed."""
-    from studio.listing import print_adapters
-
-    print_adapters(open_home(home), as_json=as_json)
-
-
-@app.command()
 def methods(as_json: JsonOption = False) -> None:
     """List the methods that can train an adapter."""
     from studio.listing import print_methods
@@ -333,7 +334,9 @@ def _usage_sentence(error: Any, words: Sequence[str]) -> str:
         names = [
             str(c.name or getattr(c.callback, "__name__", "")) for c in app.registered_commands
         ]
-        text = f'There is no command "{words[0]}".' + nearest(words[0], [*names, "data"])
+        text = f'There is no command "{words[0]}".' + nearest(
+            words[0], [*names, "data", "adapters"]
+        )
         return text.rstrip(".") + ". `studio --help` lists them all."
     return f"{text}. `studio {words[0]} --help` shows how it is used."
 

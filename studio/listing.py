@@ -40,8 +40,9 @@ def print_adapters(home: Home, *, as_json: bool) -> None:
 
     found = [
         {
-            "name": one.name, "path": str(one.path), "source": one.source, "base": one.base,
-            "method": one.method, "size_bytes": one.size_bytes, "created": one.created,
+            "id": one.id, "name": one.name, "tags": list(one.tags), "path": str(one.path),
+            "source": one.source, "base": one.base, "method": one.method,
+            "size_bytes": one.size_bytes, "created": one.created,
             "ended": one.ended, "steps": one.steps, "first_loss": one.first_loss,
             "last_loss": one.last_loss, "eval_loss": one.eval_loss,
         }

@@ -15,7 +15,9 @@ DOORS = {
     Path("studio/cli.py"),
     Path("studio/cli_adapters.py"),
     Path("studio/cli_home.py"),
+    Path("studio/cli_library.py"),
     Path("studio/cli_queue.py"),
+    Path("studio/cli_engine.py"),
     Path("studio/bench/startup.py"),
 }
 MOST_LINES = 320

@@ -141,8 +141,8 @@ def card(adapter: Adapter, best: dict[int, float]) -> dict[str, Any]:
         "method": adapter.method, "method_title": known.title if known else adapter.method,
         "base": adapter.base, "data": data.get("path", ""), "is_model": adapter.is_model,
         "size_bytes": adapter.size_bytes, "created": _seconds(adapter.created),
-        "ended": adapter.ended, "steps": adapter.steps, "first_loss": adapter.first_loss, "last_loss": adapter.last_loss,
-        "eval_loss": adapter.eval_loss,
+        "ended": adapter.ended, "steps": adapter.steps, "first_loss": adapter.first_loss,
+        "last_loss": adapter.last_loss, "eval_loss": adapter.eval_loss,
         "best_eval_loss": best.get(run, adapter.eval_loss) if run else adapter.eval_loss,
         "parents": adapter.parents, "tags": adapter.tags,
     }  # fmt: skip

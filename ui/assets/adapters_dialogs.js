@@ -117,11 +117,10 @@ export function askMix(page, adapters) {
   const name = input('', { placeholder: 'for example pirate-butler', required: true });
   const r = numeric(16, { min: 1, max: 1024 }), density = numeric(0.5, { min: 0.01, max: 1, step: 0.01 });
   const seed = numeric(0, { min: 0 });
-  const parts = { svd: [labelled('Rank of the result', r)],
-    ties: [labelled('Rank of the result', r), labelled('Share kept', density)],
-    dare: [labelled('Rank of the result', r), labelled('Share kept', density), labelled('Seed', seed)] };
+  const rank = labelled('Rank of the result', r), kept = labelled('Share kept', density);
+  const parts = { svd: [rank], ties: [rank, kept], dare: [rank, kept, labelled('Seed', seed)] };
   const more = h('div', { class: 's-fields-row' });
-  const how = choice(WAYS, 'concatenate', (way) => more.replaceChildren(...parts[way] ?? []));
+  const how = choice(WAYS, 'concatenate', (way) => more.replaceChildren(...(parts[way] ?? [])));
   dialog('Mix into a new adapter', [h('p', { class: 's-quiet' }, 'Makes one LoRA from several. How far it '
     + 'is from the exact weighted sum is measured and kept in its passport.'), stack.element,
   labelled('Way', how), more, labelled('Base', model), labelled('Name of the adapter', name)],
