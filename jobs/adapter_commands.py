@@ -92,6 +92,44 @@ def export(home: Home, name: str, *, out: str, form: str, model: str, as_json: b
     return 0
 
 
+def export_gguf(
+    home: Home, name: str, *, out: str, model: str, precision: str, as_json: bool
+) -> int:
+    """Queue a GGUF export of an adapter (`NAME[:WEIGHT]`) or of a model folder, and wait."""
+    from studio.adapters.gguf_export import GgufRequest, read_check
+    from studio.adapters.library import describe, resolve
+
+    item = StackItem.read(name)
+    stack, base = [item], model
+    if Path(name).expanduser().joinpath("config.json").is_file() or name == "starter":
+        stack, base = [], name
+    else:
+        found = describe(resolve(home, item.name))
+        base = base or found.base
+        if found.is_model:
+            stack, base = [], str(found.path)
+    values = {
+        "model": {"path": base or "starter"}, "stack": [one.model_dump() for one in stack],
+        "precision": precision, "out": out,
+    }  # fmt: skip
+    request = GgufRequest.parse(values).checked(home)
+    job = _run(home, "gguf", request.model_dump(mode="json"), follow=True)
+    if job.state != "succeeded":
+        return _say(job, as_json)
+    check = read_check(Path(request.out))
+    if as_json:
+        print(json.dumps({"out": request.out, "check": check}, ensure_ascii=False))
+        return 0
+    print(f"Exported to {request.out}")
+    print(
+        f"Read back: max logit error {check['max_error']:.2g} (allowed {check['tolerance']:.2g}), "
+        f"{check['tokens_changed']} of {check['tokens_compared']} tokens changed."
+    )
+    for note in check["notes"]:
+        print(note)
+    return 0
+
+
 def _run(home: Home, kind: str, values: dict[str, Any], *, follow: bool) -> Job:
     with closing(JobStore(home)) as store:
         job = store.submit(values, kind=kind)

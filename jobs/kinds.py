@@ -81,6 +81,13 @@ def promote(work: Work) -> Iterator[Event]:
     return PromoteRequest.parse(work.spec).perform(work.home)
 
 
+def gguf(work: Work) -> Iterator[Event]:
+    """Write a model with a stack folded in as one GGUF file."""
+    from studio.adapters.gguf_export import GgufRequest
+
+    return GgufRequest.parse(work.spec).perform(work.home)
+
+
 def import_(work: Work) -> Iterator[Event]:
     """Keep a file, folder or hub dataset as a snapshot."""
     from studio.data.requests import ImportRequest
@@ -133,7 +140,7 @@ def export_adapter(work: Work) -> Iterator[Event]:
 KINDS: dict[str, Kind] = {
     "train": train, "merge": merge, "mix": mix, "bakeoff": bakeoff, "evaluate": evaluate,
     "arrive": arrive, "import": import_, "curate": curate, "measure": measure,
-    "suite": suite, "promote": promote,
+    "suite": suite, "promote": promote, "gguf": gguf,
     "picture": picture, "import_adapter": import_adapter, "export_adapter": export_adapter,
 }  # fmt: skip
 

@@ -90,16 +90,23 @@ def import_(
 
 @app.command()
 def export(
-    name: Annotated[str, typer.Argument(help="Name or folder of the adapter.")],
+    name: Annotated[
+        str, typer.Argument(help="Name or folder of the adapter; for gguf a model folder too.")
+    ],
     out: Annotated[str, typer.Option(help="The new folder.")],
-    form: Annotated[str, typer.Option("--format", help="peft or adapterhub")] = "peft",
+    form: Annotated[str, typer.Option("--format", help="peft, adapterhub or gguf")] = "peft",
+    precision: Annotated[str, typer.Option(help="For gguf: f32, f16, bf16, q8_0.")] = "f16",
     model: Annotated[str, typer.Option(help="Its base, where the passport does not say.")] = "",
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Write an adapter to a folder of its own."""
+    """Write an adapter to a folder of its own; gguf folds it into its base first, as a job."""
     from jobs import adapter_commands
 
+    if form == "gguf":
+        return adapter_commands.export_gguf(
+            open_home(home), name, out=out, model=model, precision=precision, as_json=as_json
+        )
     return adapter_commands.export(
         open_home(home), name, out=out, form=form, model=model, as_json=as_json
     )
