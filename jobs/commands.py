@@ -23,6 +23,7 @@ from jobs.store import JobStore
 from jobs.summary import summary
 from studio.errors import InputError, QueueError, ServeError, nearest
 from studio.home import Home
+from studio.presets import applied
 from studio.spec import RunSpec, merge_values, parse_assignment, read_yaml
 
 SETTLE_SECONDS = 15.0
@@ -30,10 +31,13 @@ SETTLE_SECONDS = 15.0
 
 def train(
     home: Home, spec_file: Path | None, given: dict[str, Any], assignments: Sequence[str],
-    *, needs: Sequence[str] = (), held: bool = False, follow: bool, as_json: bool,
+    *, preset: str = "", needs: Sequence[str] = (), held: bool = False, follow: bool,
+    as_json: bool,
 ) -> int:  # fmt: skip
     """Check a run, queue it, make sure somebody runs it, and watch it unless detached."""
     values = read_yaml(spec_file) if spec_file else {}
+    if preset:
+        values = applied(home, preset, RunSpec.parse(values)).model_dump(mode="json")
     values = merge_values(values, given | dict(map(parse_assignment, assignments)))
     spec = admit(RunSpec.parse(values), home)
     with closing(JobStore(home)) as store:

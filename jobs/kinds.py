@@ -81,6 +81,17 @@ def promote(work: Work) -> Iterator[Event]:
     return PromoteRequest.parse(work.spec).perform(work.home)
 
 
+def preflight(work: Work) -> Iterator[Event]:
+    """Measure a run with two real steps."""
+    from studio.spec import RunSpec
+    from studio.training.preflight import preflight as measure_spec
+
+    spec = RunSpec.parse(work.spec)
+    if spec.train.device.startswith("cuda:"):
+        spec = spec.with_values({"train.device": "cuda:0"})  # the only one this process sees
+    return measure_spec(spec, run_dir=work.run_dir, home=work.home)
+
+
 def gguf(work: Work) -> Iterator[Event]:
     """Write a model with a stack folded in as one GGUF file."""
     from studio.adapters.gguf_export import GgufRequest
@@ -139,6 +150,7 @@ def export_adapter(work: Work) -> Iterator[Event]:
 
 KINDS: dict[str, Kind] = {
     "train": train, "merge": merge, "mix": mix, "bakeoff": bakeoff, "evaluate": evaluate,
+    "preflight": preflight,
     "arrive": arrive, "import": import_, "curate": curate, "measure": measure,
     "suite": suite, "promote": promote, "gguf": gguf,
     "picture": picture, "import_adapter": import_adapter, "export_adapter": export_adapter,

@@ -75,6 +75,25 @@ def process_bytes(pid: int | None = None) -> int:
         return 0
 
 
+def reset_peak_bytes() -> None:
+    """Start this process's peak anew, where the system can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
+
+
+def peak_bytes() -> int:
+    """Return the most memory this process held since `reset_peak_bytes`."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) << 10
+    except OSError:
+        pass
+    return process_bytes()
+
+
 def _cpu() -> Device:
     memory = psutil.virtual_memory()
     return Device(

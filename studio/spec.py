@@ -157,6 +157,10 @@ class TrainArgs(Record):
     gradient_checkpointing: bool = knob(
         False, "Recompute activations instead of keeping them: less memory, slower.", advanced=True
     )
+    retry_when_out_of_memory: bool = knob(
+        False, "When memory runs out, halve the batch (the effective one stays) and go on from the "
+        "last checkpoint.", title="Make it fit by itself", advanced=True,
+    )  # fmt: skip
     attn_implementation: Literal["auto", "sdpa", "eager"] = knob(
         "auto", "auto takes the fastest, sdpa torch's fused kernel, eager plain products.",
         title="Attention", advanced=True,

@@ -69,10 +69,7 @@ def reset_peak() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
+    hardware.reset_peak_bytes()
 
 
 def peak_bytes() -> int:
@@ -81,13 +78,7 @@ def peak_bytes() -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) << 10
-    except OSError:
-        pass
-    return hardware.process_bytes()
+    return hardware.peak_bytes()
 
 
 def matmul_peak(rows: int, inner: int, outer: int) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from studio.errors import OutOfMemory
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training import sharding
@@ -44,6 +45,36 @@ def train(
     Raises:
         StudioError: One sentence; what was saved before is intact.
     """
+    from studio.training.fit import smaller
+
+    while True:
+        try:
+            yield from _train(spec, run_dir=run_dir, home=home, control=control, in_team=in_team)
+            return
+        except OutOfMemory:
+            alone = spec.train.num_processes == 1
+            changes = smaller(spec) if spec.train.retry_when_out_of_memory and alone else None
+            if changes is None:
+                raise
+            spec = spec.with_values(changes)
+        _free_memory()
+        told = ", ".join(f"{field.removeprefix('train.')} {v}" for field, v in changes.items())
+        yield Loading(text=f"Memory ran out; going on with {told}")
+
+
+def _free_memory() -> None:
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _train(
+    spec: RunSpec, *, run_dir: Path, home: Home, control: Control, in_team: bool
+) -> Iterator[Event]:
     from studio.data.prepare import prepare
     from studio.models.loading import load
     from studio.training import loop, outcome

@@ -10,8 +10,7 @@ import { planLonger, planSchedule, planSweep, planWords } from './plan.js';
 const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config',
   history: 'History' };
 const FAILURES = {
-  out_of_memory: ['Out of memory', 'Lower the batch size or the maximum length, or switch on '
-    + 'gradient checkpointing, then train again.'],
+  out_of_memory: ['Out of memory', ''],
   disk_full: ['The disk is full', 'Free some room, then resume: what was saved is intact.'],
   diverged: ['The loss diverged', 'Lower the learning rate or the gradient norm limit, then train again.'],
 };
@@ -114,7 +113,20 @@ export class Detail {
     if (this.failure.dataset.words === words) return;
     this.failure.dataset.words = words;
     this.failure.replaceChildren(h('strong', {}, title), h('p', {}, job.error.text),
-      advice && h('p', { class: 's-quiet' }, advice));
+      advice && h('p', { class: 's-quiet' }, advice),
+      job.error.kind === 'out_of_memory' && job.kind === 'train'
+        && button('Make it fit and train again', () => this.refit(), 's-primary',
+          { title: 'Smaller batches, summed to the same size: the result stays the same' }));
+  }
+
+  async refit() {
+    try {
+      const { job } = await api(`/api/refit/${this.job.id}`, {});
+      toast(`Queued again as run ${job}.`);
+    } catch (error) {
+      toast(error.message, 'error');
+    }
+    poke();
   }
 
   showFigures(job) {

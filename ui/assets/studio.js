@@ -5,6 +5,7 @@ import { h, text } from './dom.js';
 import { isLive, subscribe } from './live.js';
 import { Compare } from './compare.js';
 import { Launch, Notes } from './train.js';
+import { Preflight, Presets } from './preflight.js';
 import { Machine } from './system.js';
 import { Runs } from './runs.js';
 
@@ -43,6 +44,8 @@ if (document.querySelector('.s-pulse')) pulse();
 customElements.define('studio-runs', Runs);
 customElements.define('studio-launch', Launch);
 customElements.define('studio-notes', Notes);
+customElements.define('studio-preflight', Preflight);
+customElements.define('studio-presets', Presets);
 customElements.define('studio-compare', Compare);
 customElements.define('studio-system', Machine);
 

@@ -130,7 +130,11 @@ export class Notes extends Told {
       return;
     }
     // The document's own first state says nothing yet: the address decides what the form shows.
-    if (state !== null) remember({ set: new URLSearchParams(state).getAll('set') });
+    if (state !== null) {
+      const set = new URLSearchParams(state).getAll('set');
+      remember({ set });
+      document.dispatchEvent(new CustomEvent('studio-form', { detail: set }));
+    }
     this.replaceChildren(h('details', { class: 's-same', open: localStorage.getItem('studio.same') !== '0',
       ontoggle: (e) => localStorage.setItem('studio.same', e.target.open ? '1' : '0') },
       h('summary', {}, 'The same as a command or a file'),

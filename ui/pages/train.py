@@ -33,9 +33,11 @@ def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
     form = Form()
     with gr.Row(elem_classes="s-train", equal_height=False):
         with gr.Column(elem_classes="s-form", min_width=320):
+            bare("<studio-presets></studio-presets>", elem_id="presets")
             upload, notes, groups = _fields(form, home)
         with gr.Column(elem_classes="s-side", min_width=320):
             launch = gr.Button("Train", variant="primary", elem_id="train")
+            bare("<studio-preflight></studio-preflight>", elem_id="preflight")
             panel = bare("<studio-launch></studio-launch>", elem_id="launch")
             preview = bare(_notes(_preview(RunSpec()) | {"query": None}), elem_id="preview")
     inputs = list(form.components.values())

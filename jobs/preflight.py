@@ -1,0 +1,122 @@
+"""The bodies of `studio preflight` and `studio presets`, and the way out of a full memory."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from jobs import plans, supervisor
+from jobs.admission import admit
+from jobs.commands import exit_code
+from jobs.follow import follow_to_the_end
+from jobs.record import Job
+from jobs.store import JobStore
+from studio import presets
+from studio.errors import QueueError
+from studio.home import Home
+from studio.spec import RunSpec, merge_values, parse_assignment, read_yaml
+from studio.training.estimate import estimate
+from studio.training.fit import make_it_fit, tight
+from studio.training.preflight import REPORT
+
+TITLES = {
+    "runtime": "Program and libraries", "weights": "Base weights", "adapter": "Adapter",
+    "gradients": "Gradients", "optimizer": "Optimizer", "activations": "Activations",
+    "logits": "Logits", "workspace": "Workspace",
+}  # fmt: skip
+
+
+def preflight(
+    home: Home, spec_file: Path | None, given: Mapping[str, Any], assignments: Sequence[str], *,
+    measure: bool, fit: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Print what a run will take; with `measure` after two real steps in a job."""
+    values = read_yaml(spec_file) if spec_file else {}
+    values = merge_values(values, dict(given) | dict(map(parse_assignment, assignments)))
+    spec = admit(RunSpec.parse(values), home)
+    changes: dict[str, Any] = {}
+    if fit:
+        changes, _ = make_it_fit(spec, home)
+        spec = spec.with_values(changes)
+    if measure:
+        with closing(JobStore(home)) as store:
+            job = submit_measure(store, spec)
+            supervisor.ensure_running(home)
+            job = follow_to_the_end(store, job)
+        if job.state != "succeeded":
+            error = {"kind": job.error_kind, "text": job.error_text or job.state}
+            print(json.dumps({"error": error}) if as_json else error["text"])
+            return exit_code(job)
+        found = read_measured(home, job.id)
+    else:
+        found = estimate(spec, home).as_dict()
+    report = {**found, "changes": changes}
+    print(json.dumps(report) if as_json else _lines(report))
+    return 0
+
+
+def submit_measure(store: JobStore, spec: RunSpec) -> Job:
+    """Queue two real steps of a run."""
+    return store.submit({**spec.model_dump(mode="json"), "name": ""}, kind="preflight")
+
+
+def read_measured(home: Home, job_id: int) -> dict[str, Any]:
+    """Return what a preflight job found."""
+    found: dict[str, Any] = json.loads((home.run(job_id) / REPORT).read_text(encoding="utf-8"))
+    return found
+
+
+def fit_and_retry(store: JobStore, job_id: int | str) -> Job:
+    """Queue a run that ran out of memory again, with smaller batches and the same result.
+
+    Raises:
+        QueueError: It did not end that way.
+        OutOfMemory: Nothing that keeps the result is left to change.
+    """
+    job = store.get(job_id)
+    if job.kind != "train" or job.error_kind != "out_of_memory":
+        raise QueueError(f'"{job.name}" did not run out of memory, so there is nothing to fit.')
+    return plans.duplicate(store, job.id, tight(RunSpec.parse(job.spec)))
+
+
+def refit(home: Home, job_id: str, *, as_json: bool) -> int:
+    """Queue a run that ran out of memory again, so that it fits."""
+    with closing(JobStore(home)) as store:
+        job = fit_and_retry(store, job_id)
+        supervisor.ensure_running(home)
+    print(
+        json.dumps({"id": job.id, "name": job.name})
+        if as_json else f'Queued "{job.name}" as number {job.id}.'
+    )  # fmt: skip
+    return 0
+
+
+def list_presets(home: Home, *, as_json: bool) -> None:
+    """Print every preset."""
+    found = presets.presets(home)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+        return
+    for preset in found:
+        print(f"{preset['name']}: {preset['about']}")
+        for field, value in preset["values"].items():
+            print(f"  {field}={value}")
+
+
+def _lines(report: Mapping[str, Any]) -> str:
+    lines = [
+        f"{TITLES[part]:22} {size / 2**20:10.1f} MiB" for part, size in report["parts"].items()
+    ]
+    how = "measured" if report["measured"] else "estimated"
+    fits = "fits" if report["fits"] else "does not fit"
+    return "\n".join(
+        [
+            *lines,
+            f"{'Peak, ' + how:22} {report['total_bytes'] / 2**20:10.1f} MiB, {fits} into "
+            f"{report['device_bytes'] / 2**20:.0f} MiB free on {report['device']}",
+            f"{report['total_steps']} steps of about {report['tokens_per_step']} tokens, about "
+            f"{report['seconds']:.0f} s",
+            *(f"changed: {field}={value}" for field, value in report["changes"].items()),
+        ]
+    )

@@ -1,0 +1,126 @@
+"""Measure a run before it starts: two real steps on its longest batch, then throw them away."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio import hardware
+from studio.home import Home
+from studio.spec import RunSpec
+from studio.training.estimate import START_SECONDS, Estimate, estimate, note_speed
+from studio.training.events import Event, Finished, Loading
+
+if TYPE_CHECKING:
+    from studio.training.session import Session
+
+REPORT = "preflight.json"
+STEPS = 2
+MOST_STEPS = 4000
+
+
+def preflight(spec: RunSpec, *, run_dir: Path, home: Home) -> Iterator[Event]:
+    """Load everything, take two steps, and write `preflight.json`: the corrected estimate.
+
+    Raises:
+        StudioError: What the run itself would end with.
+    """
+    from studio.training.faults import explained
+
+    started = time.monotonic()
+    with explained(spec, lambda: "in the first step"):
+        yield Loading(text="Estimating")
+        guessed = estimate(spec, home)
+        yield Loading(text="Loading the model and the data")
+        session = _open(spec, home)
+        yield Loading(text="Two steps on the longest batch")
+        peak, seconds = measured_steps(session)
+    found = corrected(guessed, peak_bytes=peak, step_seconds=seconds)
+    tokens = guessed.longest_batch_tokens
+    flops = _flops(spec, session, tokens)
+    note_speed(home, guessed.device, flops / max(seconds, 1e-9))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    report = {"guessed_bytes": guessed.total_bytes, **found.as_dict()}
+    (run_dir / REPORT).write_text(json.dumps(report, indent=1))
+    yield Finished(
+        reason="completed", adapter=None, first_loss=None, last_loss=None, eval_loss=None,
+        seconds=time.monotonic() - started,
+        note=f"Peak {peak / 2**20:.0f} MiB, {seconds:.3g} s a step.",
+    )  # fmt: skip
+
+
+def corrected(guess: Estimate, *, peak_bytes: int, step_seconds: float) -> Estimate:
+    """Put what was measured into an estimate; the difference is the runtime's and the heap's."""
+    parts = dict(guess.parts)
+    rest = peak_bytes - sum(v for k, v in parts.items() if k != "runtime")
+    if rest >= 0:
+        parts["runtime"] = rest
+    else:
+        share = peak_bytes / max(1, guess.total_bytes)
+        parts = {name: int(value * share) for name, value in parts.items()}
+    share = guess.tokens_per_step / max(1, guess.longest_batch_tokens)
+    seconds = START_SECONDS + guess.total_steps * step_seconds * share
+    return replace(guess, parts=parts, seconds=seconds, measured=True)
+
+
+def measured_steps(session: Session) -> tuple[int, float]:
+    """Take two steps on the longest micro-batch; return peak bytes and seconds a batch."""
+    import torch
+
+    lengths = {row: len(session.prepared.train[row].input_ids) for row in _rows(session)}
+    longest = max(
+        (batch for step in range(_steps(session)) for batch in session.plan.micro_batches(step)),
+        key=lambda batch: sum(lengths[row] for row in batch),
+    )
+    session.plan = replace(
+        session.plan, num_rows=len(longest), rows_per_step=len(longest), micro_batch=len(longest),
+        shuffled=False, total_steps=STEPS,
+    )  # fmt: skip
+    rows = [session.prepared.train[row] for row in longest]
+    session.prepared = replace(session.prepared, train=rows)
+    on_gpu = session.loaded.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        hardware.reset_peak_bytes()
+    seconds = []
+    for _ in range(STEPS):
+        started = time.perf_counter()
+        session.step()
+        seconds.append(time.perf_counter() - started)
+    peak = int(torch.cuda.max_memory_allocated()) if on_gpu else hardware.peak_bytes()
+    return peak, min(seconds)
+
+
+def _open(spec: RunSpec, home: Home) -> Session:
+    from studio.data.prepare import prepare
+    from studio.models.loading import load
+    from studio.training.opening import open_session
+
+    loaded = load(spec.model, spec.train.device)
+    prepared = prepare(
+        spec.data, loaded.tokenizer, seed=spec.seed, home=home,
+        context_length=max(1, loaded.facts.context_length - spec.method.num_tokens_before),
+    )  # fmt: skip
+    return open_session(spec, loaded=loaded, prepared=prepared)
+
+
+def _steps(session: Session) -> int:
+    return min(session.plan.total_steps, MOST_STEPS)
+
+
+def _rows(session: Session) -> set[int]:
+    return {row for step in range(_steps(session)) for row in session.plan.step_rows(step)}
+
+
+def _flops(spec: RunSpec, session: Session, tokens: int) -> float:
+    from studio.training.estimate import Load, read_shape, step_flops
+
+    rows: Any = session.prepared.train
+    targets = sum(int((row.labels != -100).sum()) for row in rows)
+    load = Load(tokens=tokens, targets=targets, step_tokens=tokens, step_targets=targets)
+    return step_flops(spec, read_shape(session.loaded.facts), load)

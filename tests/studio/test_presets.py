@@ -1,0 +1,56 @@
+import pytest
+
+from studio.errors import SpecError
+from studio.home import open_home
+from studio.presets import OURS, applied, forget_preset, presets, save_preset
+from studio.spec import RunSpec
+
+
+@pytest.fixture
+def home(tmp_path):
+    return open_home(tmp_path)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_ours_set_fields_that_exist_and_keep_what_is_trained(home, name):
+    spec = RunSpec().with_values(
+        {
+            "name": "mine",
+            "data.path": "starter:json",
+            "method.r": 4,
+            "train.lr_scheduler_type": "linear",
+        }
+    )
+    found = applied(home, name, spec)
+    assert (found.name, found.data.path, found.method.r) == ("mine", "starter:json", 4)
+    assert found.train.lr_scheduler_type == "cosine"  # back to the default
+    flat = found.model_dump()
+    for field, value in OURS[name][1].items():
+        part, _, inner = field.partition(".")
+        assert flat[part][inner] == value
+
+
+def test_a_persons_own_is_saved_by_name_without_model_and_data(home):
+    spec = RunSpec().with_values(
+        {"data.path": "starter:json", "method.name": "vera", "method.r": 8, "train.max_steps": 7}
+    )
+    save_preset(home, "short vera", spec)
+    assert [p["name"] for p in presets(home) if p["own"]] == ["short vera"]
+    found = applied(home, "short vera", RunSpec())
+    assert (found.data.path, found.method.name, found.method.r) == ("starter:pirate", "vera", 8)
+    assert found.train.max_steps == 7
+    forget_preset(home, "short vera")
+    assert not any(p["own"] for p in presets(home))
+
+
+def test_bad_names_are_one_sentence(home):
+    for name in ("", "balanced", "x" * 61):
+        with pytest.raises(SpecError, match="cannot be a preset"):
+            save_preset(home, name, RunSpec())
+    with pytest.raises(SpecError, match='Did you mean "balanced"'):
+        applied(home, "balance", RunSpec())
+    with pytest.raises(SpecError, match="of your own"):
+        forget_preset(home, "thorough")
+    (home.path / "presets.json").write_text("{")
+    with pytest.raises(SpecError, match="cannot be read"):
+        presets(home)

@@ -1,0 +1,133 @@
+"""What a run will take, before it starts: counted, made to fit, and measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from studio.errors import OutOfMemory
+from studio.home import Home, open_home
+from studio.spec import RunSpec
+from studio.training import run
+from studio.training.estimate import estimate, loads
+from studio.training.events import Finished, Loading, Step
+from studio.training.fit import make_it_fit, smaller, tight
+from studio.training.preflight import REPORT, preflight
+from studio.training.schedule import plan_run
+from tests.studio.tiny import tiny_folder
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return open_home(tmp_path / "home")
+
+
+def make_spec(tmp_path: Path, **fields: Any) -> RunSpec:
+    if not (tmp_path / "model").exists():
+        tiny_folder(tmp_path / "model")
+        rows = [{"prompt": "ab" * (n % 7 + 1), "completion": "abc"} for n in range(40)]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    usual = {
+        "model.path": str(tmp_path / "model"), "data.path": str(tmp_path / "rows.jsonl"),
+        "train.max_steps": 4, "train.device": "cpu",
+    }  # fmt: skip
+    return RunSpec().with_values(usual | fields)
+
+
+def test_the_load_is_that_of_the_runs_own_batches() -> None:
+    plan = plan_run(
+        RunSpec.parse({"train": {"per_device_train_batch_size": 2, "num_train_epochs": 1}}),
+        num_rows=4, hidden_size=8,
+    )  # fmt: skip
+    lengths, targets = np.array([10, 20, 30, 40]), np.array([1, 2, 3, 4])
+    steps = [plan.step_rows(0), plan.step_rows(1)]
+    packed = loads(plan, lengths, targets, packing=True)
+    assert packed.tokens == max(int(lengths[rows].sum()) for rows in steps)
+    assert packed.step_tokens == 50
+    assert packed.step_targets == 5
+    padded = loads(plan, lengths, targets, packing=False)
+    assert padded.tokens == 80  # two rows as wide as the widest of all
+
+
+def test_parts_follow_the_settings(tmp_path: Path, home: Home) -> None:
+    def parts(**fields: Any) -> dict[str, int]:
+        return estimate(make_spec(tmp_path, **fields), home).parts
+
+    usual = parts()
+    # q, o 32+32; k, v 32+16; gate, up, down 32+48: 16 · 2 layers · (2·64 + 2·48 + 3·80) numbers
+    assert usual["adapter"] == 4 * 16 * 2 * (2 * 64 + 2 * 48 + 3 * 80)
+    assert usual["optimizer"] == 2 * usual["adapter"]
+    assert parts(**{"train.optim": "lion"})["optimizer"] == usual["adapter"]
+    assert parts(**{"model.dtype": "bfloat16"})["weights"] * 2 == usual["weights"]
+    halved = parts(**{
+        "train.per_device_train_batch_size": 4, "train.gradient_accumulation_steps": 2
+    })  # fmt: skip
+    assert halved["activations"] < 0.7 * usual["activations"]
+    saving = parts(**{"train.gradient_checkpointing": True})
+    assert saving["activations"] < 0.7 * usual["activations"]
+    assert parts(**{"method.name": "full"})["optimizer"] == 8 * usual["weights"] // 4
+
+
+def test_making_it_fit_keeps_the_effective_batch(tmp_path: Path, home: Home) -> None:
+    spec = make_spec(tmp_path, **{"train.gradient_accumulation_steps": 3})
+    whole = estimate(spec, home)
+    room = int((whole.total_bytes - whole.parts["activations"] // 3) / 0.95)
+    changes, found = make_it_fit(spec, home, device_bytes=room)
+    args = spec.with_values(changes).train
+    assert changes
+    assert found.total_bytes <= 0.95 * room
+    assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 24
+    with pytest.raises(OutOfMemory, match="even with batches of one row"):
+        make_it_fit(spec, home, device_bytes=1000)
+
+
+def test_batches_shrink_to_one_and_then_activations_are_recomputed() -> None:
+    spec, seen = RunSpec.parse({"train": {"per_device_train_batch_size": 6}}), []
+    while changes := smaller(spec):
+        spec = spec.with_values(changes)
+        seen.append(list(changes.values()))
+    assert seen == [[3, 2], [1, 6], [True]]
+    with pytest.raises(OutOfMemory, match="of one row"):
+        tight(spec)
+
+
+def test_two_real_steps_correct_the_estimate(tmp_path: Path, home: Home) -> None:
+    spec = make_spec(tmp_path)
+    events = list(preflight(spec, run_dir=tmp_path / "run", home=home))
+    report = json.loads((tmp_path / "run" / REPORT).read_text())
+    assert isinstance(events[-1], Finished)
+    assert report["measured"]
+    assert report["longest_batch_tokens"] == estimate(spec, home).longest_batch_tokens
+    assert sum(report["parts"].values()) == pytest.approx(report["total_bytes"])
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert json.loads((home.state / "speed.json").read_text())["cpu"] > 0
+
+
+def test_a_full_memory_is_retried_with_smaller_batches(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from studio.training.session import Session
+
+    real = Session.step
+
+    def step(self: Session) -> Step:
+        if self.plan.micro_batch > 2 and self.progress.step == 2:
+            raise MemoryError
+        return real(self)
+
+    monkeypatch.setattr(Session, "step", step)
+    spec = make_spec(tmp_path, **{
+        "train.retry_when_out_of_memory": True, "train.save_steps": 1, "train.num_samples": 0
+    })  # fmt: skip
+    events = list(run.train(spec, run_dir=tmp_path / "run", home=home))
+    said = [e.text for e in events if isinstance(e, Loading) and "Memory ran out" in e.text]
+    assert len(said) == 2  # 8, 4, then 2 rows at once
+    assert [e.step for e in events if isinstance(e, Step)] == [1, 2, 3, 4]
+    assert isinstance(events[-1], Finished)
+    with pytest.raises(OutOfMemory):
+        list(run.train(
+            spec.with_values({"train.retry_when_out_of_memory": False}),
+            run_dir=tmp_path / "other", home=home,
+        ))  # fmt: skip

@@ -1,0 +1,60 @@
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs.store import JobStore
+from studio.errors import StudioError
+from studio.home import open_home
+from studio.spec import RunSpec
+from ui.app import sentence_of
+from ui.preflight import preflight_routes, unknown
+
+
+@pytest.fixture
+def client(tmp_path):
+    home = open_home(tmp_path)
+    store = JobStore(home)
+    app = FastAPI()
+    app.add_exception_handler(StudioError, sentence_of)
+    app.include_router(preflight_routes(home, store))
+    yield TestClient(app)
+    store.close()
+
+
+def test_the_form_is_estimated_by_part(client):
+    found = client.post("/api/estimate", json={"set": ["train.max_steps=5"]}).json()
+    assert found["total_steps"] == 5
+    assert sum(found["parts"].values()) == found["total_bytes"]
+    assert set(found["parts"]) == set(found["titles"])
+
+
+def test_what_is_not_here_yet_is_said_and_not_downloaded(tmp_path):
+    home = open_home(tmp_path)
+    spec = RunSpec().with_values({"model.path": "someone/model"})
+    assert "model is downloaded" in unknown(spec, home)
+    assert "dataset is downloaded" in unknown(RunSpec().with_values({"data.path": "a/b"}), home)
+    assert unknown(RunSpec(), home) == ""
+
+
+def test_presets_are_applied_saved_and_forgotten(client):
+    answer = client.post("/api/presets/apply", json={"name": "low memory", "set": ["method.r=4"]})
+    assert "method.r%3D4" in answer.json()["query"]
+    assert "train.optim%3Dadafactor" in answer.json()["query"]
+    client.post("/api/presets/save", json={"name": "mine", "set": ["train.max_steps=9"]})
+    assert client.get("/api/presets").json()[-1]["values"] == {"train.max_steps": 9}
+    client.post("/api/presets/forget", json={"name": "mine"})
+    assert not client.get("/api/presets").json()[-1]["own"]
+
+
+def test_a_wrong_field_is_one_sentence(client):
+    answer = client.post("/api/estimate", json={"set": ["train.max_step=5"]})
+    assert answer.status_code == 400
+    assert "max_steps" in answer.json()["error"]["text"]
+
+
+def test_only_a_run_that_ran_out_of_memory_is_refitted(client, tmp_path):
+    store = JobStore(open_home(tmp_path))
+    job = store.submit(RunSpec())
+    answer = client.post(f"/api/refit/{job.id}", json={})
+    assert "did not run out of memory" in answer.json()["error"]["text"]
+    store.close()
