@@ -21,7 +21,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, cast
 
-from jobs.database import Database, advice, copies
+from jobs.database import Database, advice, copies, plain_errors
 from studio.errors import DiskFull, HomeError
 from studio.home import Home
 
@@ -82,9 +82,15 @@ def _name(home: Home, path: Path) -> str:
 
 
 def copy_database(home: Home, target: Path) -> None:
-    """Copy the database as it is at one moment, while others write."""
+    """Copy the database as it is at one moment, while others write.
+
+    Raises:
+        HomeError: It cannot be read.
+        DiskFull: There is no room for the copy.
+    """
     target.unlink(missing_ok=True)
     with (
+        plain_errors(home.database),
         closing(sqlite3.connect(home.database, timeout=30)) as source,
         closing(sqlite3.connect(target)) as copy,
     ):

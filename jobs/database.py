@@ -49,7 +49,7 @@ class Database:
         self._write_guard = threading.RLock()
         self._writers: dict[str, Tables] = {}
         refuse_unsafe(home.state)
-        with _plain_errors(self.path):
+        with plain_errors(self.path):
             self._migrate()
         _open_databases.add(self)
 
@@ -60,7 +60,7 @@ class Database:
             tables = self._readers.pop() if self._readers else None
         tables = tables or self._connect("NORMAL")
         try:
-            with _plain_errors(self.path):
+            with plain_errors(self.path):
                 tables.conn.execute("BEGIN")
                 yield tables
         finally:
@@ -80,7 +80,7 @@ class Database:
             durable: Whether the commit must survive a power cut.
         """
         level = "FULL" if durable else "NORMAL"
-        with self._write_guard, _plain_errors(self.path):
+        with self._write_guard, plain_errors(self.path):
             tables = self._writers.get(level) or self._connect(level)
             self._writers[level] = tables
             with self._lock_file.held(timeout_seconds=BUSY_SECONDS):
@@ -170,7 +170,8 @@ def _refuse_newer(tables: Tables, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _plain_errors(path: Path) -> Iterator[None]:
+def plain_errors(path: Path) -> Iterator[None]:
+    """Turn what SQLite says about a database file into one sentence."""
     try:
         yield
     except sqlite3.IntegrityError:

@@ -65,13 +65,12 @@ class Supervisor:
         self._stop = threading.Event()
         self._short: str | None = None
         self._chat_asked: dict[str, float] = {}
-        self._beaten = self._busy = time.monotonic()
+        self._beaten, self._busy = float("-inf"), time.monotonic()
         self._copied = time.monotonic() - BACKUP_LOOK_SECONDS + 30  # not while it starts
 
     def run(self) -> None:
         """Work until told to stop or idle; the caller holds the home's supervisor lock."""
         logger.info("supervising %s, devices %s", self.home.path, ", ".join(self.slots))
-        self.store.announce("supervisor")
         seen, looked = -1, 0.0
         while not self._stop.is_set():
             try:
@@ -86,7 +85,7 @@ class Supervisor:
                 if self._idle_for() > self._idle_seconds:
                     logger.info("nothing to do and no page open; leaving")
                     break
-            except (HomeError, OSError) as error:
+            except (StudioError, OSError) as error:  # busy, full, gone for a moment
                 logger.error("trying again: %s", error)
                 self._stop.wait(2)
             self._stop.wait(POLL_SECONDS)
@@ -98,6 +97,9 @@ class Supervisor:
 
     def look(self) -> None:
         """Do once what is to do now."""
+        if time.monotonic() - self._beaten > BEAT_SECONDS:
+            self.store.announce("supervisor")
+            self._beaten = time.monotonic()
         self.rescue.look()
         self.rescue.requeue_interrupted()
         plans.settle(self.store)
@@ -105,9 +107,6 @@ class Supervisor:
         self._claim()
         if self._spare:
             self._care_for_spare()
-        if time.monotonic() - self._beaten > BEAT_SECONDS:
-            self._beaten = time.monotonic()
-            self.store.announce("supervisor")
         if time.monotonic() - self._copied > BACKUP_LOOK_SECONDS:
             self._copied = time.monotonic()
             backup.daily(self.home, self.store.database, now=time.time())

@@ -111,12 +111,13 @@ def publishing(target: Path) -> Iterator[Path]:
     """
     temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     try:
+        temporary.mkdir(parents=True)
         yield temporary
         _write_manifest(temporary)
         retired = target.with_name(f".old-{target.name}-{os.getpid()}")
         if target.exists():
+            shutil.rmtree(retired, ignore_errors=True)  # of a time when the last sync failed
             os.replace(target, retired)
         os.replace(temporary, target)
         _sync_folder(target.parent)

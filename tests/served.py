@@ -33,14 +33,21 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(home: Path) -> Iterator[Served]:
-    """Start `studio serve` on a free port; end the page, the queue and the chat afterwards."""
+def served(home: Path, *words: str, **variables: str) -> Iterator[Served]:
+    """Start `studio serve` on a free port; end the page, the queue and the chat afterwards.
+
+    Args:
+        home: The home folder.
+        words: More words of the command.
+        variables: More of its environment.
+    """
     command = [sys.executable, "-m", "studio.cli"]
     environment = os.environ | {"STUDIO_HOME": str(home), "PYTHONPATH": str(ROOT)}
+    environment |= variables
     log = home.with_suffix(".serve.log")
     with log.open("wb") as errors:
         page = subprocess.Popen(
-            [*command, "serve", "--port", "0", "--no-browser"],
+            [*command, "serve", "--port", "0", "--no-browser", *words],
             stdout=subprocess.PIPE, stderr=errors, env=environment, cwd=ROOT, text=True,
         )  # fmt: skip
     try:

@@ -1,0 +1,241 @@
+"""Faults on purpose: full and read-only disks, a busy or spoiled database, clocks that jump."""
+
+import errno
+import os
+import random
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import database, filesystem, room
+from jobs.claims import Claim
+from jobs.metrics import Progress
+from jobs.processes import me
+from jobs.store import JobStore
+from jobs.summary import seconds_left
+from studio.errors import DiskFull, HomeError
+from studio.home import Home, is_whole, open_home, publishing
+from tests.jobs.conftest import a_spec, supervising, until
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB, where this machine lets us mount one."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(place)]
+    if os.name == "nt" or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place: Path, *, leave: int = 0) -> Path:
+    ballast = place / "ballast"
+    free = os.statvfs(place)
+    with ballast.open("wb") as file:
+        try:
+            for _ in range((free.f_bavail * free.f_frsize - leave) // 4096):
+                file.write(b"\0" * 4096)
+                file.flush()
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+    return ballast
+
+
+def test_a_really_full_disk_is_a_sentence_and_loses_nothing(small_disk: Path) -> None:
+    home = open_home(small_disk / "home")
+    store = JobStore(home)
+    kept = store.submit(a_spec(name="kept")).id
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    folder = home.run(kept) / "checkpoints" / "step-00000001"
+    with publishing(folder) as temporary:
+        (temporary / "weights").write_bytes(os.urandom(100_000))
+    ballast = fill(small_disk)
+    with pytest.raises(DiskFull), publishing(folder.with_name("step-00000002")) as temporary:
+        (temporary / "weights").write_bytes(os.urandom(100_000))
+    with pytest.raises(DiskFull, match="is full"):
+        for step in range(2000):
+            rows = [("loss", step * 100 + n, 1.0, 0.0) for n in range(100)]
+            store.claims.report(claim, Progress(metrics=rows))
+    assert is_whole(folder) and not list(folder.parent.glob(".tmp-*"))
+    assert str(room.shortage(home.path)).startswith("Only 0 MB are free")
+    ballast.unlink()
+    store.submit(a_spec(name="after"))
+    with store.database.reading() as db:
+        assert db.conn.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+    assert {job.name for job in store.list()} == {"kept", "after"}
+    store.close()
+
+
+WRITES = ("open", "fsync", "replace", "mkdir")
+
+
+@pytest.mark.parametrize("call", WRITES)
+def test_a_disk_that_fills_at_any_write_of_a_checkpoint_never_tears_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The n-th call of a kind finds no room: the old checkpoint stays whole, or the new is."""
+    target, failed = tmp_path / "step-00000001", 0
+
+    def write(content: bytes) -> None:
+        with publishing(target) as temporary:
+            for name in ("a", "b"):
+                handle = os.open(temporary / name, os.O_WRONLY | os.O_CREAT)
+                os.write(handle, content)
+                os.close(handle)
+
+    write(b"old")
+    for number in range(1, 9):
+        count = 0
+        real: Callable[..., object] = getattr(os, call)
+
+        def full(*arguments: object, real: Callable[..., object] = real, number: int = number,
+                 **named: object) -> object:  # fmt: skip
+            nonlocal count
+            if call == "open" and not int(str(arguments[1])) & (os.O_WRONLY | os.O_RDWR):
+                return real(*arguments, **named)  # reading needs no room
+            count += 1
+            if count == number:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(*arguments, **named)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(os, call, full)
+            try:
+                write(b"new")
+            except DiskFull:
+                failed += 1
+        if not target.exists():  # between the two renames: the next start puts the old one back
+            from studio.home import sweep
+
+            sweep(tmp_path)
+        assert is_whole(target)
+        assert (target / "a").read_bytes() in (b"old", b"new")
+        assert not list(tmp_path.glob(".tmp-*"))
+    assert failed
+
+
+def test_a_home_that_cannot_be_written_is_refused_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(self: Path, *_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    home = open_home(tmp_path / "home")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", read_only)
+        with pytest.raises(HomeError, match=r"cannot be written \(Read-only file system\)"):
+            open_home(home.path)
+    JobStore(home).close()
+    connection = sqlite3.connect(f"file:{home.database}?mode=ro", uri=True)
+    with pytest.raises(HomeError, match="Check its permissions"):
+        with database.plain_errors(home.database):
+            connection.execute("DELETE FROM jobs")
+    connection.close()
+
+
+def test_a_database_that_stays_busy_is_a_sentence_and_the_queue_goes_on_after(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.3)
+    store = JobStore(home)
+    job = store.submit(a_spec(steps=2)).id
+    other = sqlite3.connect(home.database, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(HomeError, match="stayed locked by another program"):
+        store.submit(a_spec())
+    with supervising(home):
+        time.sleep(1.0)  # it looks, cannot write, and stays
+        assert store.get(job).state == "queued"
+        other.execute("ROLLBACK")
+        until(lambda: store.get(job).state == "succeeded")
+    other.close()
+    store.close()
+
+
+def test_a_spoiled_page_is_found_and_named(home: Home) -> None:
+    store = JobStore(home)
+    for _ in range(200):
+        store.submit({"name": ""})
+    store.close()
+    with home.database.open("r+b") as file:
+        for page in range(2, 30):
+            file.seek(page * 4096)
+            file.write(os.urandom(4096))
+    with pytest.raises(HomeError, match="is damaged .* move it away|studio restore"):
+        again = JobStore(home)
+        try:
+            for job in again.list():
+                again.get(job.id)
+        finally:
+            again.close()
+
+
+MOUNTS = """/dev/vda / ext4 rw 0 0
+server:/home /home nfs4 rw,vers=4.2 0 0
+//nas/data /mnt/with\\040space cifs rw 0 0
+me@box: /home/me/local fuse.sshfs rw 0 0
+tmpfs /home/fast tmpfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [("/home/ann/studio", "nfs4"), ("/mnt/with space/x", "cifs"), ("/home/me/local", "fuse.sshfs"),
+     ("/home/fast/x", "tmpfs"), ("/srv/x", "ext4"), ("/homes/x", "ext4")],
+)  # fmt: skip
+def test_the_file_system_of_a_folder_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, kind: str
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(MOUNTS)
+    monkeypatch.setattr(filesystem, "MOUNTS", mounts)
+    assert filesystem.kind_of(Path(place)) == kind
+
+
+def test_a_home_on_a_network_share_or_without_locks_is_refused(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(filesystem, "kind_of", lambda _: "nfs4")
+        with pytest.raises(HomeError, match=r"network share \(nfs4\)"):
+            JobStore(home)
+    with monkeypatch.context() as patched:
+        patched.setattr("fcntl.flock", lambda *_: None)
+        with pytest.raises(HomeError, match="without the locks"):
+            JobStore(home)
+    assert filesystem.locks_exclude(home.state)
+    JobStore(home).close()
+
+
+def test_a_clock_that_jumps_does_no_harm(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Days forwards and backwards at every look: each job still runs exactly once."""
+    real, dice = time.time, random.Random(3)
+    store = JobStore(home)
+    ids = [store.submit(a_spec(steps=8)).id for _ in range(3)]
+    monkeypatch.setattr(time, "time", lambda: real() + dice.uniform(-1e6, 1e6))
+    with supervising(home):
+        until(lambda: store.counts() == {"succeeded": 3}, seconds=60)
+    monkeypatch.undo()
+    for job in ids:
+        assert [event["dst"] for event in store.events(job)] == [
+            "queued", "starting", "running", "succeeded",
+        ]  # fmt: skip
+    store.close()
+
+
+def test_time_left_is_never_negative(store: JobStore) -> None:
+    store.submit(a_spec())
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    ahead = {"training_since": time.time() + 5000, "training_from_step": 0}
+    store.claims.report(
+        Claim(claim.job, claim.attempt, "cpu"), Progress(step=5, total_steps=9, result=ahead)
+    )
+    assert seconds_left(store.get(claim.job)) == 0
