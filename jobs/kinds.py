@@ -157,6 +157,11 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
+FILES = "files"
+FILE_KINDS = frozenset({"import", "curate", "measure"})
+"""Kinds that only read and write files: they run beside training, on a slot of their own."""
+
+
 def named(kind: str) -> Kind:
     """Return what runs this kind of job.
 

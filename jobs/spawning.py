@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from jobs.claims import Claim
+from jobs.kinds import FILES
 from studio.home import Home
 
 logger = logging.getLogger(__name__)
@@ -57,9 +58,9 @@ class Runners:
         self.children: dict[Claim, subprocess.Popen[bytes]] = {}
 
     def start(self, claim: Claim) -> None:
-        """Hand a claim to the spare, or to a new process."""
+        """Hand a claim to the spare, or to a new process; work on files needs no torch."""
         text = f"{claim.job}:{claim.attempt}:{claim.device}"
-        child = self._use_spare(text)
+        child = None if claim.device == FILES else self._use_spare(text)
         if child is None:
             run_dir = self._home.run(claim.job)
             run_dir.mkdir(parents=True, exist_ok=True)

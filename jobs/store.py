@@ -15,6 +15,7 @@ from jobs.checkpoints import newest_step
 from jobs.claims import Claim, Claims, leave
 from jobs.curves import Curves
 from jobs.database import Database, now
+from jobs.kinds import FILE_KINDS, FILES
 from jobs.processes import Identity, me
 from jobs.record import COLUMNS, Job, job_of
 from jobs.states import ACTIVE, ENDED, State
@@ -364,7 +365,8 @@ def _insert(
     train = values.get("train") or {}
     row = plan | {
         "name": values["name"], "spec": json.dumps(metrics.finite(values)), "now": now(),
-        "device": str(train.get("device") or "auto"), "width": int(train.get("num_processes") or 1),
+        "device": FILES if plan["kind"] in FILE_KINDS else str(train.get("device") or "auto"),
+        "width": int(train.get("num_processes") or 1),
     }  # fmt: skip
     job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
     for needed in needs:

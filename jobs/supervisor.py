@@ -21,6 +21,7 @@ import psutil
 from jobs import backup, plans, room, settings
 from jobs.claims import NO_PROGRESS_LIMIT
 from jobs.filelock import FileLock
+from jobs.kinds import FILES
 from jobs.processes import Identity, me, of
 from jobs.rescue import Rescue
 from jobs.spawning import RUNNER, Runners, spawn
@@ -119,7 +120,7 @@ class Supervisor:
         if short or settings.read(self.store, "held"):
             return
         room.resume_what_waited_for_room(self.store)
-        for device in self.slots:
+        for device in [FILES, *self.slots]:
             if not self._chat_has_left(device):
                 continue
             claim = self.store.claims.claim(
@@ -157,6 +158,8 @@ class Supervisor:
 
     def _served_by(self, device: str) -> list[str] | None:
         """Which wishes a slot serves: auto goes to GPUs where there are any."""
+        if device == FILES:
+            return [FILES]
         if device == self.slots[0] and len(self.slots) == 1:
             return None
         if device == "cpu":

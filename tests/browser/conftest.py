@@ -47,12 +47,17 @@ class Watch:
     def follow(self, page) -> None:
         page.on("request", lambda request: self._request(request.url))
         page.on("console", lambda message: self._console(message))
-        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("pageerror", lambda error: self._thrown(str(error)))
 
     def _request(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme in {"http", "https", "ws", "wss"} and parts.netloc != self.host:
             self.outside.append(url)
+
+    def _thrown(self, words: str) -> None:
+        # The browser's own word on a cross-fade between pages that came too late, no fault of ours.
+        if not words.startswith("Transition was aborted"):
+            self.errors.append(words)
 
     def _console(self, message) -> None:
         if message.type == "error":

@@ -283,3 +283,20 @@ def test_a_zombie_is_dead() -> None:
     until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
     assert of(child.pid).started == -1
     child.wait()
+
+
+def test_an_import_runs_beside_training(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_PACE", "0.2")
+    run = store.submit(a_spec(steps=600)).id
+    with supervising(store.home):
+        until(lambda: store.get(run).step >= 1)
+        wanted = {"data": {"path": "starter:pirate"}, "dataset": "ahoy"}
+        job = store.submit(wanted, kind="import").id
+        until(lambda: store.get(job).state == "succeeded")
+        assert store.get(run).state == "running"
+        assert (
+            store.get(job).device_wanted == "files" and store.get(job).result["dataset"] == "ahoy"
+        )
+        store.cancel(run)
+        until(lambda: store.get(run).state == "cancelled")
+    assert (store.home.datasets / "ahoy" / "dataset.json").is_file()

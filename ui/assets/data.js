@@ -74,8 +74,9 @@ export class Data extends HTMLElement {
 
   /** Show a dataset, or the import where there is no name. */
   async open(name, tab = this.tab) {
+    const other = name !== this.name;
     Object.assign(this, { name, tab });
-    remember({ name, tab: name && tab !== 'report' ? tab : null, row: null });
+    remember({ name, tab: name && tab !== 'report' ? tab : null, ...(other ? { row: null } : {}) });
     this.list();
     if (!name) {
       this.main.replaceChildren(new Import(this).element);

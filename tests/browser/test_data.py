@@ -1,0 +1,107 @@
+"""From an odd csv to a trained adapter in a real browser: import, map, X-ray, change, launch."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.served import Served
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+SLOW = 120_000  # a busy machine with two cores
+BAD = "<img src=x onerror=window.hit=1>"
+
+
+@pytest.fixture
+def odd_csv(tmp_path: Path) -> Path:
+    """Columns whose names say nothing, and text that would run if it were HTML."""
+    file = tmp_path / "odd columns.csv"
+    with file.open("w", newline="") as handle:
+        writer = csv.writer(handle, delimiter=";")
+        writer.writerow(["colA", "col B", "Zeile Nr."])
+        for n in range(64):
+            writer.writerow([f"What is {n} plus {n}? {BAD}", f"Arr, it be {2 * n}, matey!", n])
+    return file
+
+
+def test_an_odd_csv_becomes_a_run_whose_passport_names_it(
+    page: Page, studio: Served, odd_csv: Path
+) -> None:
+    # Import: the columns say little, so the person says what they are.
+    page.goto("/data")
+    page.get_by_test_id("import-file").set_input_files(odd_csv)
+    expect(page.get_by_test_id("guess")).to_contain_text("uessed as")
+    page.get_by_test_id("format").select_option("question_answer")
+    page.get_by_test_id("part-colA").select_option("question")
+    page.get_by_test_id("part-col B").select_option("answer")
+    expect(page.get_by_test_id("mapping-error")).to_be_hidden()
+    preview = page.get_by_test_id("preview")
+    expect(preview.locator("[data-role=assistant]").first).to_contain_text("Arr, it be 0, matey!")
+    page.get_by_test_id("system-prompt").fill("You are a pirate.")
+    expect(preview.locator("[data-role=system]").first).to_contain_text("You are a pirate.")
+    page.get_by_test_id("import-name").fill("Odd sums")
+    page.get_by_test_id("import-go").click()
+
+    # The snapshot opens with its report.
+    expect(page).to_have_url(re.compile(r"/data\?name=odd-sums$"), timeout=SLOW)
+    expect(page.get_by_test_id("report")).to_contain_text("Carry loss")
+    expect(page.get_by_test_id("lengths")).to_be_visible()
+    snapshot = studio.json("/api/data/odd-sums")
+    assert snapshot["rows"] == 64 and snapshot["mapping"]["constants"]
+
+    # X-ray: answer tokens are trained, the question is only read; a reload finds the row again.
+    page.get_by_role("tab", name="X-ray").click()
+    tokens = page.get_by_test_id("tokens").locator("span")
+    expect(tokens.first).to_be_visible()
+    page.get_by_test_id("xray-row").fill("12")
+    page.keyboard.press("Enter")
+    expect(page.get_by_test_id("xray-summary")).to_contain_text("line 13 ·")
+    page.reload()
+    expect(page.get_by_test_id("xray-summary")).to_contain_text("line 13 ·")
+    shown = page.get_by_test_id("tokens").evaluate(
+        "node => ['trained', 'masked'].map(state => [...node.children]"
+        ".filter(one => one.dataset.state === state).map(one => one.textContent).join(''))"
+    )
+    assert "Arr, it be 22, matey!" in shown[0] and "What is 11 plus 11?" in shown[1]
+    assert re.match(r"\d+ · ", tokens.first.get_attribute("title") or "")
+    page.get_by_test_id("pick-longest").click()
+    expect(page.get_by_test_id("xray-summary")).not_to_contain_text("line 13 ·")
+
+    # Hold rows out: a new dataset that names its parent.
+    page.get_by_role("tab", name="Change").click()
+    page.get_by_label("or rows").fill("8")
+    page.get_by_test_id("change-split").click()
+    expect(page.get_by_test_id("family")).to_contain_text("of odd-sums", timeout=SLOW)
+    child = studio.json("/api/data/odd-sums-2")
+    assert child["validation_rows"] == 8 and child["parent"] == "odd-sums"
+
+    # Train on this: the dataset is chosen, and the adapter's passport names the snapshot's hash.
+    page.get_by_test_id("train-on-this").click()
+    expect(page.locator("#data-note")).to_contain_text(f"hash {child['hash'][:12]}")
+    expect(page.locator("#data-note")).to_contain_text("of the tokens are trained")
+    page.locator("#field-train-max_steps input").fill("2")
+    expect(page).to_have_url(re.compile("train.max_steps=2"))
+    page.get_by_role("button", name="Train", exact=True).click()
+    expect(page.get_by_test_id("launched")).to_contain_text("succeeded", timeout=SLOW)
+    run = next(job for job in studio.json("/api/jobs") if job["kind"] == "train")
+    passport = json.loads((Path(run["adapter"]) / "passport.json").read_text())
+    assert passport["data"]["hash"] == child["hash"]
+    assert page.evaluate("window.hit") is None
+
+
+def test_the_same_file_twice_is_said_and_a_deletion_asks_first(page: Page, studio: Served) -> None:
+    for _ in range(2):
+        page.goto("/data")
+        page.get_by_role("button", name="terse", exact=True).click()
+        page.get_by_test_id("import-go").click()
+        expect(page).to_have_url(re.compile(r"/data\?name=terse$"), timeout=SLOW)
+    expect(page.get_by_text("This very file was imported before, as terse.")).to_be_visible()
+    expect(page.get_by_test_id("dataset-terse")).to_have_count(1)
+
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_role("button", name="Really delete?").click()
+    expect(page.get_by_test_id("dataset-terse")).to_have_count(0)
+    assert "terse" not in [one["name"] for one in studio.json("/api/data")["datasets"]]
