@@ -112,11 +112,11 @@ export class Detail {
     const words = [title, job.error.text, advice].join('|');
     if (this.failure.dataset.words === words) return;
     this.failure.dataset.words = words;
-    this.failure.replaceChildren(h('strong', {}, title), h('p', {}, job.error.text),
+    this.failure.replaceChildren(...[h('strong', {}, title), h('p', {}, job.error.text),
       advice && h('p', { class: 's-quiet' }, advice),
       job.error.kind === 'out_of_memory' && job.kind === 'train'
         && button('Make it fit and train again', () => this.refit(), 's-primary',
-          { title: 'Smaller batches, summed to the same size: the result stays the same' }));
+          { title: 'Smaller batches, summed to the same size: the result stays the same' })].filter(Boolean));
   }
 
   async refit() {
@@ -179,6 +179,8 @@ export class Detail {
       trains && button('Sweep …', () => planSweep(now())),
       trains && job.state === 'succeeded' && button('Train longer …', () => planLonger(now())),
       trains && job.state === 'running' && button('Save now', () => this.act('save', 'A checkpoint is saved after this step.')),
+      trains && job.state === 'running' && button('Sample now', () => this.act('sample',
+        'The prompts are answered after this step.')),
       button('Note and tags …', () => planWords(now())),
       job.sweep && button('Hold the sweep', () => this.group('hold')),
       job.sweep && button('Release the sweep', () => this.group('release')),

@@ -43,7 +43,7 @@ export class Preflight extends HTMLElement {
     const whole = Math.max(found.total_bytes, found.device_bytes);
     const parts = Object.entries(found.parts).filter(([, size]) => size > 0);
     const colour = (part) => `background: var(--s-run-${HUES[part] ?? 9})`;
-    this.replaceChildren(
+    this.replaceChildren(...[
       h('header', {}, h('h2', {}, 'Memory and time'), measure,
         !found.fits && button('Make it fit', () => this.fit(), 's-primary')),
       h('p', { class: 's-forecast' }, h('b', {}, bytes(found.total_bytes)),
@@ -56,7 +56,7 @@ export class Preflight extends HTMLElement {
         h('i', { style: `${colour(part)}; width: ${(100 * size) / whole}%`,
           title: `${found.titles[part]}: ${bytes(size)}` }))),
       h('ul', { class: 's-legend' }, parts.map(([part, size]) => h('li', {}, h('i', { style: colour(part) }),
-        found.titles[part], h('span', {}, bytes(size))))));
+        found.titles[part], h('span', {}, bytes(size)))))].filter(Boolean));
   }
 
   async measure() {
@@ -95,7 +95,7 @@ export class Presets extends HTMLElement {
     } }, this.name, h('button', { class: 's-button s-tool', type: 'submit' }, 'Save'));
     this.replaceChildren(h('span', { class: 's-quiet' }, 'Presets'), ...found.map((preset) =>
       h('span', { class: 's-preset' },
-        button(preset.name, () => this.apply(preset.name), 's-tool', { title: about(preset) }),
+        button(preset.name, () => this.apply(preset.name), '', { title: about(preset) }),
         preset.own && sureButton('×', 'Forget?', () => this.change('forget', preset.name), 's-tool'))),
       button('Save as …', () => { save.hidden = !save.hidden; this.name.focus(); }, 's-tool'), save);
   }
