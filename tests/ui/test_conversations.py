@@ -1,0 +1,81 @@
+"""The routes of Compare: what is kept comes back, votes are ranked, files are downloads."""
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs.store import JobStore
+from studio.errors import StudioError
+from ui.app import sentence_of
+from ui.conversations import conversation_routes
+from ui.judging import judging_routes
+
+LANES = [{"model": "starter", "stack": []}, {"model": "starter", "stack": [{"name": "p"}]}]
+VOTE = {"conversation": "c1", "turn": 0, "prompt": "Hi", "lanes": ["starter", "starter~p:1"],
+        "answers": ["a", "<b>"], "winner": 1, "blind": True}  # fmt: skip
+
+
+@pytest.fixture
+def client(store: JobStore) -> TestClient:
+    app = FastAPI()
+    app.add_exception_handler(StudioError, sentence_of)
+    app.include_router(conversation_routes(store))
+    app.include_router(judging_routes(store))
+    talking = TestClient(app)
+    kept = {"id": "c1", "lanes": LANES, "settings": {"shared": {"system": ""}}}
+    talking.post("/api/chat/conversations", json=kept)
+    turn = {"conversation": "c1", "number": 0, "prompt": "Hi", "answers": [{"text": "a"}, {}]}
+    talking.post("/api/chat/turns", json=turn)
+    return talking
+
+
+def test_a_conversation_is_kept_found_branched_and_deleted(client):
+    assert client.get("/api/chat/conversations?search=hi").json()[0]["id"] == "c1"
+    assert client.get("/api/chat/conversations/c1").json()["lanes"] == LANES
+    assert (
+        client.post("/api/chat/branch", json={"id": "c1", "new": "c2", "turns": 0}).json()["turns"]
+        == []
+    )
+    assert len(client.get("/api/chat/conversations").json()) == 1  # an empty one is not listed
+    client.post("/api/chat/conversations/delete", json={"id": "c1"})
+    gone = client.get("/api/chat/conversations/c1")
+    assert gone.status_code == 400 and "no conversation" in gone.json()["error"]["text"]
+
+
+def test_a_vote_is_ranked_and_taken_back(client):
+    client.post("/api/chat/vote", json=VOTE)
+    board = client.get("/api/chat/leaderboard?blind=true").json()
+    assert [one["lane"] for one in board["standings"]] == ["starter~p:1", "starter"]
+
+    client.post("/api/chat/vote/back", json={"conversation": "c1", "turn": 0})
+    assert client.get("/api/chat/leaderboard").json()["votes"] == 0
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "html"])
+def test_votes_are_downloads_that_no_browser_runs(client, form):
+    client.post("/api/chat/vote", json=VOTE)
+
+    answer = client.get(f"/api/chat/export/votes.{form}")
+
+    assert answer.headers["content-disposition"] == f'attachment; filename="votes.{form}"'
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "<b>" not in answer.text or form != "html"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code"),
+    [
+        (
+            "/api/chat/turns",
+            {"conversation": "../x", "number": 0, "prompt": "", "answers": []},
+            422,
+        ),
+        ("/api/chat/vote", VOTE | {"winner": 5}, 400),
+        ("/api/chat/recipes", {"kind": "recipe", "name": "", "model": "m", "stack": []}, 400),
+        ("/api/chat/recipes", {"kind": "erase", "name": "a", "model": "m", "stack": []}, 422),
+        ("/api/chat/suites", {"name": "", "cases": " ", "lanes": LANES}, 400),
+        ("/api/chat/promote", {"checkpoint": "x"}, 400),
+    ],
+)
+def test_what_is_wrong_is_refused(client, path, body, code):
+    assert client.post(path, json=body).status_code == code
