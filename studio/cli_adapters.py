@@ -72,6 +72,26 @@ def mix(
     )
 
 
+@app.command()
+def modules(
+    model: ModelOption = "starter",
+    as_json: JsonOption = False,
+) -> None:
+    """List a model's linear layers by name: what `method.target_modules` can say."""
+    import json
+
+    from studio.models.modules import linear_modules
+    from studio.spec import ModelSource
+
+    found = linear_modules(ModelSource(path=model))
+    if as_json:
+        rows = [{"key": m.key, "layer": m.layer, "name": m.name, "shape": m.shape} for m in found]
+        print(json.dumps(rows))
+        return
+    for one in found:
+        print(f"{one.key}  {one.shape[0]} x {one.shape[1]}")
+
+
 @app.command("import")
 def import_(
     source: Annotated[str, typer.Argument(metavar="DIR", help="A folder or a hub id.")],

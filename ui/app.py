@@ -56,6 +56,7 @@ def build_app(
     from ui.preflight import preflight_routes
     from ui.storage import storage_routes
     from ui.talk import chat_routes
+    from ui.targets import target_routes
 
     store = JobStore(home)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Adapter Studio")
@@ -71,6 +72,7 @@ def build_app(
     app.include_router(data_routes(home, store))
     app.include_router(adapter_routes(home, store))
     app.include_router(contest_routes(home, store))
+    app.include_router(target_routes())
     app.mount("/studio", _assets(StaticFiles))
 
     @app.get("/favicon.ico", include_in_schema=False)

@@ -13,7 +13,7 @@ export async function askBakeoff({ methods, models, assignments = null }) {
   const boxes = methods.map(({ name, title }) => {
     const box = h('input', { type: 'checkbox', class: 's-box', value: name });
     box.checked = USUAL.includes(name);
-    return h('label', { class: 's-tick' }, box, title);
+    return h('label', { class: 's-method-tick' }, box, title);
   });
   const name = h('input', { type: 'text', required: true, maxlength: 120 });
   name.value = `bake-off ${new Date().toISOString().slice(5, 16).replace('T', ' ').replace(':', '.')}`;

@@ -17,7 +17,7 @@ export function heatmap(changes) {
     const share = Math.sqrt(one.norm / most); // small changes stay visible
     const rank = one.effective_rank;
     return h('td', { class: share > 0.55 ? 's-heat s-heat-dark' : 's-heat', style: `--share:${(100 * share).toFixed(1)}%`,
-      title: `${layerName(layer)} ${module}: ${one.relative ? 'changed by' : 'size'} ${percent(one)}`
+      title: `${place(one)}: ${one.relative ? 'changed by' : 'size'} ${percent(one)}`
         + (rank == null ? '' : `, effective rank ${number(rank, 3)}`) },
     h('span', {}, rank == null ? '' : number(rank, 2)),
     h('span', { class: 's-heat-words' }, `${percent(one)}`));
@@ -31,8 +31,9 @@ export function heatmap(changes) {
         modules.map((module) => cell(layer, module))))))),
     h('figcaption', { class: 's-quiet' }, relative
       ? `Colour: size of the change against the weight it changes, up to ${percent(strongest)} (${
-        layerName(strongest.layer)} ${strongest.module}). Number: effective rank of the change.`
+        place(strongest)}). Number: effective rank of the change.`
       : `Colour: root mean square of its own numbers, up to ${percent(strongest)}. Number: effective rank.`));
 }
 
 const layerName = (layer) => (layer < 0 ? 'outside' : String(layer));
+const place = (one) => (one.layer < 0 ? one.module : `layer ${one.layer}, ${one.module}`);

@@ -135,6 +135,7 @@ export class Notes extends Told {
       remember({ set });
       document.dispatchEvent(new CustomEvent('studio-form', { detail: set }));
     }
+    for (const wait of [0, 400, 1500]) setTimeout(offer, wait); // another method's fields come later
     this.replaceChildren(h('details', { class: 's-same', open: localStorage.getItem('studio.same') !== '0',
       ontoggle: (e) => localStorage.setItem('studio.same', e.target.open ? '1' : '0') },
       h('summary', {}, 'The same as a command or a file'),
@@ -142,6 +143,13 @@ export class Notes extends Told {
     button('Bake-off: these settings with several methods …', () => import('./bakeoff.js').then(
       ({ askBakeoff }) => askBakeoff({ assignments: query().getAll('set') })), 's-tool'));
   }
+}
+
+/** The picker of target modules, where the page shows such a field. */
+async function offer() {
+  const { offerPicker } = await import('./targets.js');
+  offerPicker(() => query().getAll('set').find((one) => one.startsWith('model.path='))
+    ?.slice('model.path='.length) ?? 'starter');
 }
 
 /** Point at the field a sentence is about. */

@@ -1,0 +1,58 @@
+"""The names a person can target, read from headers."""
+
+from pathlib import Path
+
+from safetensors.numpy import save_file
+
+from studio.models.modules import linear_modules, targets
+from studio.spec import ModelSource
+
+
+def llama(folder: Path) -> ModelSource:
+    import numpy as np
+
+    folder.mkdir()
+    names = ["self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj"]
+    tensors = {
+        f"model.layers.{layer}.{name}.weight": np.zeros((4, 2), np.float32)
+        for layer in range(11)
+        for name in names
+    }
+    tensors |= {
+        "model.embed_tokens.weight": np.zeros((9, 2), np.float32),
+        "lm_head.weight": np.zeros((9, 2), np.float32),
+        "model.layers.0.input_layernorm.weight": np.zeros(2, np.float32),
+        "model.layers.0.self_attn.q_proj.bias": np.zeros(4, np.float32),
+    }
+    save_file(tensors, folder / "model.safetensors")
+    return ModelSource(path=str(folder))
+
+
+def test_only_linear_layers_inside_layers_are_named(tmp_path: Path) -> None:
+    found = linear_modules(llama(tmp_path / "m"))
+    assert len(found) == 33
+    assert [module.name for module in found[:3]] == [
+        "mlp.up_proj", "self_attn.o_proj", "self_attn.q_proj"
+    ]  # fmt: skip
+    assert [module.layer for module in found[-3:]] == [10, 10, 10]
+    assert found[0].shape == (4, 2)
+
+
+def test_the_shortest_words_mean_the_same(tmp_path: Path) -> None:
+    found = linear_modules(llama(tmp_path / "m"))
+    every = [module.key for module in found]
+    queries = [key for key in every if key.endswith("q_proj")]
+    assert targets(every, found) == ["all-linear"]
+    assert targets(queries, found) == ["q_proj"]
+    one = "model.layers.1.mlp.up_proj"
+    assert set(targets([*queries, one], found)) == {"q_proj", one}
+    assert targets([], found) == []
+
+
+def test_a_last_word_that_two_modules_share_is_not_enough(real: Path) -> None:
+    source = ModelSource(path=str(real / "models" / "tarot-gpt2"))
+    found = linear_modules(source)
+    names = {module.name for module in found}
+    assert names == {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}
+    chosen = [module.key for module in found if module.name == "attn.c_proj"]
+    assert targets(chosen, found) == ["attn.c_proj"]

@@ -1,0 +1,162 @@
+"""The Adapters page's JSON routes, on a library of small files and a queue without a process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs import supervisor
+from jobs.metrics import Progress
+from jobs.processes import me
+from jobs.store import JobStore
+from studio.errors import StudioError
+from studio.home import Home, publishing
+from studio.spec import RunSpec
+from ui.adapters import adapter_routes, contest_routes
+from ui.app import sentence_of
+
+
+@pytest.fixture
+def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    monkeypatch.setattr(supervisor, "ensure_running", lambda home: None)
+    app = FastAPI()
+    app.add_exception_handler(StudioError, sentence_of)
+    app.include_router(adapter_routes(home, store))
+    app.include_router(contest_routes(home, store))
+    return TestClient(app)
+
+
+def put(folder: Path, name: str, **passport: Any) -> Path:
+    with publishing(folder) as temporary:
+        (temporary / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+        (temporary / "adapter_model.safetensors").write_bytes(b"12345")
+        values = {"name": name, "base": {"path": "starter", "fingerprint": "a-b"}, **passport}
+        (temporary / "passport.json").write_text(json.dumps(values))
+    return folder
+
+
+def sentence(answer: Any) -> str:
+    assert answer.status_code == 400, answer.text
+    return str(answer.json()["error"]["text"])
+
+
+def test_a_card_tells_what_a_person_sorts_by(page: TestClient, home: Home, store: JobStore) -> None:
+    job = store.submit(RunSpec.parse({"name": "pirate"}))
+    claim = store.claims.claim("cpu", owner=me())
+    assert claim is not None
+    store.claims.register(claim, me())
+    losses = [("eval_loss", step, value, 0.0) for step, value in ((1, 2.5), (2, 1.25), (3, 1.5))]
+    store.claims.report(claim, Progress(metrics=losses, step=3, total_steps=3))
+    put(home.run(job.id) / "adapter", "pirate", ended="completed", eval_loss=1.5, steps=3,
+        created="2026-01-01T00:00:00+00:00", data={"path": "starter:pirate", "hash": "abc"},
+        seed=7, versions={"torch": "2"}, spec={"method": {"name": "lora"}})  # fmt: skip
+    found = page.get("/api/adapters").json()
+    (card,) = found["adapters"]
+    assert (card["id"], card["run"], card["method_title"]) == (f"run-{job.id}", job.id, "LoRA")
+    assert (card["eval_loss"], card["best_eval_loss"], card["size_bytes"]) == (1.5, 1.25, 5)
+    assert card["data"] == "starter:pirate" and found["trash"] == []
+    passport = page.get(f"/api/adapters/run-{job.id}").json()
+    assert (passport["fingerprint"], passport["data_hash"], passport["seed"]) == ("a-b", "abc", 7)
+    assert passport["job"]["id"] == job.id and passport["picture"] is None
+
+
+def test_rename_tag_delete_and_undo(page: TestClient, home: Home) -> None:
+    put(home.adapters / "a", "a")
+    put(home.adapters / "b", "b")
+    assert page.post("/api/adapters/library-a/rename", json={"name": "Sea"}).json()["id"] == (
+        "library-sea"
+    )
+    assert "already" in sentence(page.post("/api/adapters/library-b/rename", json={"name": "sea"}))
+    card = page.post("/api/adapters/library-sea/tag", json={"tags": ["x", " y "]}).json()
+    assert card["tags"] == ["x", "y"]
+    token = page.post("/api/adapters/library-sea/delete", json={}).json()["token"]
+    listed = page.get("/api/adapters").json()
+    assert [one["name"] for one in listed["adapters"]] == ["b"]
+    assert [one["token"] for one in listed["trash"]] == [token]
+    back = page.post("/api/adapters/undo", json={"token": token}).json()
+    assert (back["name"], back["tags"]) == ("Sea", ["x", "y"])
+    assert "nothing to restore" in sentence(page.post("/api/adapters/undo", json={}))
+
+
+@pytest.mark.parametrize("path", ["..%2F..", "run-..%2F1", "other-1", "library-A"])
+def test_an_id_is_never_a_path(page: TestClient, path: str) -> None:
+    assert page.get(f"/api/adapters/{path}").status_code in (404, 422)
+
+
+def test_an_action_needs_a_json_body(page: TestClient, home: Home) -> None:
+    put(home.adapters / "a", "a")
+    answer = page.post("/api/adapters/library-a/delete", content="x",
+                       headers={"content-type": "text/plain"})  # fmt: skip
+    assert answer.status_code == 422 and (home.adapters / "a").is_dir()
+
+
+def test_mixing_is_queued_once_it_can_be(page: TestClient, home: Home, store: JobStore) -> None:
+    folder = put(home.adapters / "a", "a")
+    ask = "/api/adapters/ask/mix"
+    assert "name" in sentence(page.post(ask, json={"stack": [{"name": "a"}]}))
+    assert 'no adapter "q"' in sentence(
+        page.post(ask, json={"name": "m", "stack": [{"name": "q"}]})
+    )
+    assert "is 99" in sentence(
+        page.post(ask, json={"name": "m", "stack": [{"name": "a", "weight": 99}]})
+    )
+    job = page.post(ask, json={"name": "m", "stack": [{"name": "a"}]}).json()
+    assert (job["kind"], job["state"]) == ("mix", "queued")
+    assert store.get(job["id"]).spec["stack"] == [{"name": str(folder), "weight": 1.0}]
+
+
+def test_what_a_waiting_job_needs_stays_where_it_is(
+    page: TestClient, home: Home, store: JobStore
+) -> None:
+    put(home.adapters / "a", "a")
+    job = page.post("/api/adapters/ask/picture", json={"adapter": "a"}).json()
+    assert job["name"] == "picture a"
+    for action, body in (("delete", {}), ("rename", {"name": "z"})):
+        words = sentence(page.post(f"/api/adapters/library-a/{action}", json=body))
+        assert '"picture a" is queued and needs "a"' in words
+    store.cancel(job["id"])
+    assert page.post("/api/adapters/library-a/delete", json={}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"source": "/nowhere/at/all"}, "no adapter folder"),
+        ({"source": ""}, "no adapter folder"),
+        ({"source": "org/name", "adapter": "a"}, "already an adapter"),
+        ({"source": "org/name", "model": {"path": "/no/model"}}, "no model folder"),
+        ({"sauce": "org/name"}, "source"),
+    ],
+)
+def test_a_wrong_import_is_told_before_it_is_queued(
+    page: TestClient, home: Home, store: JobStore, values: dict[str, Any], words: str
+) -> None:
+    put(home.adapters / "a", "a")
+    assert words in sentence(page.post("/api/adapters/ask/import_adapter", json=values))
+    assert store.list() == []
+
+
+def test_an_import_keeps_its_own_name(page: TestClient, store: JobStore) -> None:
+    job = page.post("/api/adapters/ask/import_adapter", json={"source": "org/sea"}).json()
+    assert job["name"] == "import sea" and store.get(job["id"]).spec["adapter"] == ""
+
+
+def test_a_bake_off_from_the_form_queues_siblings(page: TestClient, store: JobStore) -> None:
+    asked = {"name": "duel", "methods": ["lora", "ia3"],
+             "assignments": ["train.max_steps=3", "method.r=4"]}  # fmt: skip
+    done = page.post("/api/bakeoffs", json=asked).json()
+    jobs = [store.get(number) for number in done["runs"]]
+    assert [job.kind for job in jobs] == ["train", "train", "bakeoff"]
+    assert {job.sweep for job in jobs} == {"duel"}
+    assert jobs[0].spec["method"]["r"] == 4 and jobs[1].spec["method"]["name"] == "ia3"
+    rows = page.get("/api/bakeoffs/table", params={"name": "duel"}).json()["rows"]
+    assert [(row["method"], row["state"]) for row in rows] == [
+        ("lora", "queued"),
+        ("ia3", "queued"),
+    ]
+    assert page.get("/api/bakeoffs").json() == [{"name": "duel", "state": "queued"}]
+    assert "already" in sentence(page.post("/api/bakeoffs", json=asked))
+    assert "no bake-off" in sentence(page.get("/api/bakeoffs/table", params={"name": "x"}))
