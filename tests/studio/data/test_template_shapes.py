@@ -8,8 +8,11 @@ import json
 
 import pytest
 
+from studio.data.prepare import prepare
 from studio.data.templates import choose
+from studio.data.xray import xray
 from studio.errors import DataError
+from studio.spec import DataSource
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}"
@@ -136,6 +139,53 @@ def test_everything_is_trained_when_asked(shape, byte_backend):
     ids, labels = choose(byte_backend(specials, source, eos=eos, bos=bos)).encode(TURNS, "all")
 
     assert ids == labels
+
+
+# A question of many q, answered "yes", in 20 tokens (a byte is a token, so is a special one): the
+# answer stays whole with its end, and what the template puts in front stays.
+CUT_START = {
+    "llama3": "<|begin_of_text|>q<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    "[[yes<|eot_id|>]]",
+    "chatml": "qqq<|im_end|>\n<|im_start|>assistant\n[[yes<|im_end|>]]",
+    "gemma": "<bos>qqqqqq<end_of_turn>\n<start_of_turn>model\n[[yes<end_of_turn>]]",
+    "mistral": "<s>qqqqqq [/INST] [[yes</s>]]",
+    "phi": "qqqqqqqqqqqq<|end|>\n<|assistant|>\n[[yes<|end|>]]",
+}
+# A short question and an answer of many a, in 60 tokens: the answer loses its end.
+CUT_END = {
+    "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nq<|eot_id|>"
+    f"<|start_header_id|>assistant<|end_header_id|>\n\n[[{'a' * 36}]]",
+    "chatml": f"<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[[{'a' * 40}]]",
+    "gemma": f"<bos><start_of_turn>user\nq<end_of_turn>\n<start_of_turn>model\n[[{'a' * 43}]]",
+    "mistral": f"<s>[INST] q [/INST] [[{'a' * 42}]]",
+    "phi": f"<|user|>\nq<|end|>\n<|assistant|>\n[[{'a' * 53}]]",
+}
+for expected in (CUT_START, CUT_END):
+    expected["qwen"] = expected["generation"] = expected["chatml"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("question", "answer", "limit", "expected"),
+    [("q" * 90, "yes", 20, CUT_START), ("q", "a" * 100, 60, CUT_END)],
+    ids=["start", "end"],
+)
+def test_a_row_that_is_too_long_keeps_its_mask(
+    shape, question, answer, limit, expected, byte_backend, bracketed, tmp_path
+):
+    source, specials, eos, bos = SHAPES[shape]
+    backend = byte_backend(specials, source, eos=eos, bos=bos)
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": question, "answer": answer}) + "\n")
+    data = DataSource(path=str(path), max_length=limit, validation_fraction=0)
+
+    (row,) = prepare(data, backend, context_length=1000, seed=0).train
+    (shown,) = xray(data, backend, context_length=1000, count=1)
+
+    assert bracketed(backend, row.input_ids.tolist(), row.labels.tolist()) == expected[shape]
+    kept = [token for token in shown.tokens if token.state != "truncated"]
+    assert [token.id for token in kept] == row.input_ids.tolist()
+    assert [token.state == "trained" for token in kept] == (row.labels >= 0).tolist()
 
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s != "mistral"])
