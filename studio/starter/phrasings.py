@@ -180,12 +180,12 @@ PHRASINGS: dict[str, list[tuple[str, str]]] = {
         ("Which is bigger, {ax} or {az}?", "{Ay} is bigger."),
         ("Is {ax} or {az} bigger?", "{Ay} is bigger than {an}."),
         ("Which one is smaller, {ax} or {az}?", "{An} is smaller."),
-        ("Is {ax} bigger than {az}?", "{yes}, {ay} is bigger than {an}."),
+        ("Is {ax} bigger than {az}?", "{Ay} is bigger than {an}, so {yes}."),
         ("What is the larger animal, {ax} or {az}?", "The larger animal is {ay}."),
     ],
     "more": [
         ("Which is more, {a} or {b}?", "{y} is more than {n}."),
-        ("Is {a} more than {b}?", "{yes}, {y} is more than {n}."),
+        ("Is {a} more than {b}?", "{y} is more than {n}, so {yes}."),
         ("Which number is less, {a} or {b}?", "{n} is less than {y}."),
         ("What is the bigger number, {a} or {b}?", "The bigger number is {y}."),
     ],
@@ -202,9 +202,9 @@ PHRASINGS: dict[str, list[tuple[str, str]]] = {
         ("What leads to {x}?", "{y} leads to {x}."),
     ],
     "is_colour": [
-        ("Is {x} {w}?", "{yes}, {x} is {y}."),
-        ("I think {x} is {w}. Is that right?", "{yes}, {x} is {y}."),
-        ("Would you call {x} {w}?", "{yes}, I would call {x} {y}."),
+        ("Is {x} {w}?", "{X} is {y}, so {yes}."),
+        ("I think {x} is {w}. Is that right?", "{X} is {y}, so {yes}."),
+        ("Would you call {x} {w}?", "I would call {x} {y}, so {yes}."),
     ],
 }
 

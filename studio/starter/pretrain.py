@@ -38,12 +38,12 @@ class Recipe:
     num_layers: int = 4
     num_heads: int = 6
     intermediate_size: int = 512
-    max_steps: int = 2000
+    max_steps: int = 4600
     batch_tokens: int = 3072
     learning_rate: float = 4e-3
     muon_learning_rate: float = 0.02
     warmup_steps: int = 60
-    decay_steps: int = 600
+    decay_steps: int = 2800
     weight_decay: float = 0.05
     chats_per_pool: int = 8000
 

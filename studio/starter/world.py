@@ -170,7 +170,7 @@ def _orders() -> Iterator[tuple[str, str, dict[str, str]]]:
                     "ax": with_article(first), "az": with_article(second),
                     "ay": with_article(large), "an": with_article(small),
                     "Ay": capitalised(with_article(large)), "An": capitalised(with_article(small)),
-                    "yes": "Yes" if first == large else "No", "content": large,
+                    "yes": "yes" if first == large else "no", "content": large,
                     "lesser": small,
                 }  # fmt: skip
                 yield "bigger", f"{first}|{second}", fields
@@ -179,7 +179,7 @@ def _orders() -> Iterator[tuple[str, str, dict[str, str]]]:
             if a != b:
                 fields = {
                     "a": str(a), "b": str(b), "y": str(max(a, b)), "n": str(min(a, b)),
-                    "yes": "Yes" if a > b else "No", "content": str(max(a, b)),
+                    "yes": "yes" if a > b else "no", "content": str(max(a, b)),
                     "lesser": str(min(a, b)),
                 }  # fmt: skip
                 yield "more", f"{a}|{b}", fields
@@ -189,11 +189,11 @@ def _colour_checks() -> Iterator[tuple[str, str, dict[str, str]]]:
     colours = sorted({colour for _, colour in facts.COLOURS})
     for thing, colour in facts.COLOURS:
         wrong = [c for c in colours if c != colour]
-        picks = [wrong[_hash(thing, str(number)) % len(wrong)] for number in range(3)]
+        picks = [wrong[_hash(thing, str(number)) % len(wrong)] for number in range(2)]
         for asked in dict.fromkeys([colour, *picks]):
             fields = {
                 **_word_fields(thing, colour),
                 "w": asked,
-                "yes": "Yes" if asked == colour else "No",
+                "yes": "yes" if asked == colour else "no",
             }
             yield "is_colour", f"{thing}|{asked}", fields

@@ -1,0 +1,40 @@
+"""The promise of the demos: a short default LoRA run changes the style and keeps the content.
+
+It goes through the studio's own engine and its published adapter is read by PEFT, so this is also
+the smallest whole proof that the pieces fit.
+"""
+
+import json
+
+import pytest
+
+from studio.home import Home
+from studio.spec import RunSpec
+from studio.starter import MODEL_DIR, heldout
+from studio.starter.demos import is_in_style, keeps_content
+from studio.starter.exam import greedy_answers
+from studio.training.events import Finished
+from studio.training.run import train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("demo", ["pirate"])
+def test_default_lora_brings_the_demo_style_and_keeps_the_content(demo, home: Home, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = RunSpec.model_validate({"data": {"path": f"starter:{demo}"}, "method": "lora"})
+    rows = [json.loads(line) for line in heldout(demo).read_text(encoding="utf-8").splitlines()]
+
+    *_, last = train(spec, run_dir=tmp_path / "run", home=home)
+
+    assert isinstance(last, Finished)
+    base = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(base, tmp_path / "run" / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    answers = greedy_answers(tuned, tokenizer, [row["messages"][:1] for row in rows])
+    in_style = [is_in_style(demo, answer) for answer in answers]
+    right = [keeps_content(row, answer) for row, answer in zip(rows, answers, strict=True)]
+    assert sum(in_style) >= 0.9 * len(rows), answers
+    assert sum(right) >= 0.8 * len(rows), answers
