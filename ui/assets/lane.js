@@ -2,13 +2,14 @@
 
 import { api, button, h, short, text, toast } from './dom.js';
 
-const SUFFIX = /^(.*)~([^~]+:-?[\d.]+(?:\+[^~]+:-?[\d.]+)*)$/;
+const SUFFIX = /^(.*)~([^~]+:-?[\d.]+)$/;
+const BETWEEN = /(?<=:-?[\d.]+)[+ ]/; // an address turns a plus that was typed into a space
 
 /** "starter~pirate:1+terse:0.5" -> {model, stack}; names are encoded, so they may hold anything. */
 export function parseLane(words) {
   const found = SUFFIX.exec(words);
   if (!found) return { model: words, stack: [] };
-  const stack = found[2].split('+').map((part) => {
+  const stack = found[2].split(BETWEEN).map((part) => {
     const at = part.lastIndexOf(':');
     return { name: decodeURIComponent(part.slice(0, at)), weight: Number(part.slice(at + 1)) };
   });
