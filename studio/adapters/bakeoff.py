@@ -82,14 +82,14 @@ def measure(
         whole = load(ModelSource(path=str(folder)), str(loaded.device))
         own = Backbone(whole.model)
         return row | {
-            "live_ratio": ratio(_decoder(backbone), _decoder(own)),
+            "live_ratio": ratio(decoder(backbone), decoder(own)),
             "merged_ratio": None,
             "answers": answers(whole, own, prompts),
         }
     backbone.load("candidate", folder)
     try:
         stack = (("candidate", 1.0),)
-        row["live_ratio"] = ratio(_decoder(backbone), _decoder(backbone, stack))
+        row["live_ratio"] = ratio(decoder(backbone), decoder(backbone, stack))
         backbone.use(stack)
         row["answers"] = answers(loaded, backbone, prompts)
         folded = fold(backbone, stack)
@@ -98,7 +98,7 @@ def measure(
         if not folded.left:
             merged = copy.deepcopy(backbone.model)
             merged.load_state_dict(folded.tensors, strict=False)
-            row["merged_ratio"] = ratio(_decoder(backbone), _decoder(Backbone(merged)))
+            row["merged_ratio"] = ratio(decoder(backbone), decoder(Backbone(merged)))
     finally:
         backbone.detach("candidate")
     return row
@@ -119,7 +119,7 @@ def ratio(base: Callable[[], None], other: Callable[[], None]) -> float:
     return median(pairs)
 
 
-def _decoder(backbone: Backbone, stack: tuple[tuple[str, float], ...] = ()) -> Callable[[], None]:
+def decoder(backbone: Backbone, stack: tuple[tuple[str, float], ...] = ()) -> Callable[[], None]:
     """Return a function that generates `TOKENS` tokens one by one with a cache."""
     import torch
     from transformers import DynamicCache

@@ -101,10 +101,11 @@ def make_rows(count: int, *, vocabulary: int, seed: int = 0) -> list[Example]:
     return rows
 
 
-def prepare_case(case: Case, folder: Path) -> Case:
+def prepare_case(case: Case, folder: Path, *, adapter: bool = True) -> Case:
     """Write `folder/{model, adapter, rows.json, case.json}`; returns the case with its own paths.
 
-    `rows.json` holds the rows in the order the steps take them, the same for every peer.
+    Without `adapter` every peer starts its own. `rows.json` holds the rows in the order the steps
+    take them, the same for every peer.
     """
     from studio.methods.layer import Backbone
     from studio.models.sources import resolve
@@ -117,10 +118,11 @@ def prepare_case(case: Case, folder: Path) -> Case:
     local = Case(**{**asdict(case), "model": str(path)})
     model = load_bare(path, case.dtype)
     rows = _rows(local, model.config.get_text_config())
-    backbone = Backbone(model)
-    backbone.attach("bench", local.spec().method, seed=0)
-    (folder / "adapter").mkdir()
-    backbone.save("bench", folder / "adapter", base=str(path))
+    if adapter:
+        backbone = Backbone(model)
+        backbone.attach("bench", local.spec().method, seed=0)
+        (folder / "adapter").mkdir()
+        backbone.save("bench", folder / "adapter", base=str(path))
     count = case.steps * case.batch
     ordered = [rows[i % len(rows)] for i in range(count)]
     values = [[row.input_ids.tolist(), row.labels.tolist()] for row in ordered]

@@ -16,7 +16,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def bench(arguments: Sequence[str]) -> int:
-    """Run `studio bench startup|data|chat|train`; returns the exit code."""
+    """Run `studio bench startup|data|chat|methods|train`; returns the exit code."""
     options = _parser().parse_args(list(arguments))
     if options.what == "startup":
         return _startup(options)
@@ -24,7 +24,23 @@ def bench(arguments: Sequence[str]) -> int:
         return _data(options)
     if options.what == "chat":
         return _chat(options)
+    if options.what == "methods":
+        return _methods(options)
     return _train(options)
+
+
+def _methods(options: argparse.Namespace) -> int:
+    from studio.bench.methods import bench_methods, table
+
+    case = Case(
+        model=options.model, data=SYNTHETIC, method="lora", dtype=options.dtype,
+        batch=options.batch, steps_per_round=options.steps, rounds=options.rounds,
+        learning_rate=options.learning_rate,
+    )  # fmt: skip
+    chosen = [word for word in options.methods.split(",") if word]
+    result = bench_methods(case, chosen)
+    print(json.dumps(result) if options.json else table(result))
+    return 0
 
 
 def _data(options: argparse.Namespace) -> int:
@@ -100,6 +116,15 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--tokens", type=int, default=64)
     chat.add_argument("--rounds", type=int, default=5)
     chat.add_argument("--json", action="store_true")
+    every = kinds.add_parser("methods", help="every method against full fine-tuning")
+    every.add_argument("--model", default="llama-tiny", help="a folder, or a shape")
+    every.add_argument("--methods", default="", help="comma-separated; all when empty")
+    every.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    every.add_argument("--batch", type=int, default=8)
+    every.add_argument("--steps", type=int, default=3, help="steps per round")
+    every.add_argument("--rounds", type=int, default=3)
+    every.add_argument("--learning-rate", type=float, default=1e-3)
+    every.add_argument("--json", action="store_true")
     train = kinds.add_parser("train", help="real tokens per second against peers")
     shapes = ", ".join(SHAPES)
     train.add_argument("--model", default="llama-30m", help=f"a folder, or a shape: {shapes}")

@@ -43,11 +43,12 @@ def run_ours(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> 
     )  # fmt: skip
     prepared: Any = SimpleNamespace(train=rows, validation=[], data_hash="", template="")
     session = open_session(case.spec(), loaded=loaded, prepared=prepared)
-    trained = session.backbone.load("file", folder / "adapter")
-    session.adapter.load_state(trained.state())
-    session.backbone.detach("file")
-    session.backbone.use([(NAME, 1.0)])
-    session.backbone.train(NAME)
+    if (folder / "adapter").is_dir():
+        trained = session.backbone.load("file", folder / "adapter")
+        session.adapter.load_state(trained.state())
+        session.backbone.detach("file")
+        session.backbone.use([(NAME, 1.0)])
+        session.backbone.train(NAME)
     session.plan = replace(session.plan, shuffled=False)
     for step in range(case.steps):
         gate.before(step)
