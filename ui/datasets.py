@@ -6,9 +6,6 @@ whole. It knows the data room and the queue, never torch.
 """
 
 import json
-import secrets
-import shutil
-import time
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, cast
 
@@ -24,18 +21,18 @@ from studio.data.conversations import converter
 from studio.data.curate import lineage, parse_step
 from studio.data.export import rows_as
 from studio.data.mapping import PARTS, Mapping
+from studio.data.overlap import overlap
 from studio.data.records import Document, Problem, Row
 from studio.data.snapshots import Meta, Snapshot
 from studio.data.sources import demos
 from studio.data.xray import Pick, xray
 from studio.errors import DataError
-from studio.home import Home, slug
+from studio.home import Home
 from studio.spec import DataSource, ModelSource, validated
 from ui import sources
+from ui.uploads import kept_upload
 
-MAX_UPLOAD_BYTES = 64 * 1024**3
 AT_ONCE_BYTES = 16 * 1024**2  # more text than this is tokenised by a job
-STALE_SECONDS = 86_400.0
 Name = Annotated[str, Query(max_length=120)]
 
 
@@ -84,7 +81,7 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/upload")
     async def upload(request: Request, name: Name) -> dict[str, str]:
-        return {"path": await _kept(home, request, name)}
+        return {"path": await kept_upload(home, request.stream(), name)}
 
     @router.post("/look")
     def look(wanted: Looked) -> dict[str, Any]:
@@ -175,6 +172,15 @@ def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
             rows=None if row is None else [row], pick=pick, count=count, seed=seed, home=home,
         )  # fmt: skip
         return {"rows": [one.model_dump(mode="json") for one in shown]}
+
+    @router.get("/{name}/overlap")
+    def shared(name: str, other: Name) -> dict[str, Any]:
+        both = [snapshots.open_snapshot(home, one) for one in (name, other)]
+        if sum(one.meta.findings.characters for one in both) > 4 * AT_ONCE_BYTES:
+            raise DataError(
+                f"That is much text: ask in a terminal, studio data overlap {name} {other}"
+            )
+        return {"rows": overlap(home, name, other)}
 
     @router.get("/{name}/problems.jsonl")
     def problems(name: str) -> StreamingResponse:
@@ -285,31 +291,6 @@ def _page(found: Snapshot, offset: int, limit: int) -> dict[str, Any]:
             entry |= {"messages": made.messages, "tools": made.tools}
         shown.append(preview.shortened(entry))
     return {"rows": shown, "total": found.meta.rows, "offset": offset}
-
-
-async def _kept(home: Home, request: Request, name: str) -> str:
-    """Write an upload as it comes, under its own (safe) name in a folder of its own."""
-    folder = requests.uploads(home)
-    folder.mkdir(exist_ok=True, mode=0o700)
-    for old in folder.iterdir():  # looked at and never imported
-        if time.time() - old.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(old, ignore_errors=True)
-    base, dot, ending = name.replace("\\", "/").split("/")[-1].partition(".")
-    suffix = "".join(c for c in ending.lower() if c.isalnum() or c in "._-")[:40]
-    target = folder / secrets.token_hex(8) / f"{slug(base, fallback='data')}{dot}{suffix}"
-    target.parent.mkdir(mode=0o700)
-    size = 0
-    try:
-        with target.open("wb") as handle:
-            async for piece in request.stream():
-                size += len(piece)
-                if size > MAX_UPLOAD_BYTES:
-                    raise DataError("The upload is larger than 64 GiB; import it by its path.")
-                handle.write(piece)
-    except BaseException:
-        shutil.rmtree(target.parent, ignore_errors=True)
-        raise
-    return str(target)
 
 
 def _download(pieces: Iterator[bytes], name: str) -> StreamingResponse:

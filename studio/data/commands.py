@@ -21,7 +21,7 @@ from studio.data.printing import (
 from studio.errors import DataError, InputError, StudioError
 
 app = typer.Typer(
-    help="Datasets: check, import, map, X-ray, split, list, export, delete.",
+    help="Datasets: check, import, map, X-ray, split, overlap, list, export, delete.",
     no_args_is_help=True,
 )
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -213,6 +213,27 @@ def drop(
 ) -> None:
     """Drop rows by number, as a new snapshot."""
     _apply(name, {"kind": "drop", "rows": row, "keep": keep}, as_json, home)
+
+
+@app.command("overlap")
+def overlap_(
+    name: Annotated[str, typer.Argument(help="An imported dataset.")],
+    other: Annotated[str, typer.Argument(help="A file or dataset, such as one to evaluate on.")],
+    as_json: AsJson = False,
+    home: HomeDir = "",
+) -> None:
+    """Count the rows that two datasets share, word for word."""
+
+    def work() -> None:
+        from studio.data.overlap import overlap
+
+        count = overlap(_home(home), name, other)
+        if as_json:
+            print_json({"dataset": name, "other": other, "rows": count})
+        else:
+            typer.echo(f"{count:,} rows of {other} are in {name} too.")
+
+    _guarded(work, as_json)
 
 
 @app.command("list")

@@ -1,4 +1,4 @@
-"""The Data page's routes: import as a job, paged reads, X-ray, steps, uploads; all without torch."""
+"""The Data page's routes: looking, paged reads, X-ray, steps, uploads; all without torch."""
 
 import json
 import subprocess
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from studio.data import requests
+from studio.data.curate import apply_step, parse_step
 from studio.data.importing import import_dataset
 from studio.home import Home, open_home
 from studio.spec import DataSource
@@ -114,6 +115,14 @@ def test_tokens_and_x_ray_agree(studio: Served, dataset: str) -> None:
     (row,) = studio.json(f"/api/data/{dataset}/xray?row=7")["rows"]
     assert row["row"] == 7 and {token["state"] for token in row["tokens"]} == {"masked", "trained"}
     assert "no row 61" in refused(studio, f"/api/data/{dataset}/xray?row=61")
+
+
+def test_rows_that_two_datasets_share_are_counted(studio: Served, dataset: str) -> None:
+    home = open_home(studio.home)
+    apply_step(home, dataset, parse_step({"kind": "drop", "rows": [1, 2, 3]}), new_name="fewer")
+    # Rows that say the same count once: the answer depends on n modulo 7, the question on n.
+    assert studio.json(f"/api/data/{dataset}/overlap?other=fewer") == {"rows": 57}
+    assert "nobody" in refused(studio, f"/api/data/{dataset}/overlap?other=nobody")
 
 
 def test_problems_and_rows_are_downloaded(studio: Served, dataset: str) -> None:

@@ -1,6 +1,7 @@
 // The report of a dataset: what the import found, and what the rows are on the chosen model.
 
-import { api, compact, count, h } from './dom.js';
+import { api, compact, count, h, text } from './dom.js';
+import { labelled, options } from './data_lens.js';
 
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u202f%`;
 
@@ -62,6 +63,23 @@ export class Report {
         h('a', { href: `/api/data/${this.found.name}/problems.jsonl`, download: '' }, 'Download the list'))] : null);
   }
 
+  /** Rows that are in another dataset too, such as one that is used to evaluate. */
+  overlap() {
+    const others = this.page.datasets.filter((one) => one.name !== this.found.name);
+    if (!others.length) return null;
+    const answer = h('span', { class: 's-quiet', role: 'status', 'data-testid': 'overlap' });
+    const ask = async (other) => {
+      text(answer, other ? 'Comparing …' : '');
+      if (!other) return;
+      try {
+        const { rows } = await api(`/api/data/${this.found.name}/overlap?other=${encodeURIComponent(other)}`);
+        text(answer, rows ? `${count(rows)} rows are in both, word for word` : 'no row is in both');
+      } catch (error) { text(answer, error.message); }
+    };
+    return h('div', { class: 's-lens' }, labelled('Overlap with', h('select', { 'data-testid': 'overlap-with',
+      onchange: (event) => ask(event.target.value) }, options([['', '–'], ...others.map((one) => [one.name])], ''))), answer);
+  }
+
   contents() {
     const found = this.found.findings;
     const near = found.near_duplicates;
@@ -71,10 +89,9 @@ export class Report {
         near === null ? null : ['Near duplicates', `${count(near)}${found.near_compared < found.rows.kept
           ? ` in the first ${count(found.near_compared)} rows` : ''}`],
         ['Empty answers', count(found.empty_answers)],
-        found.overlap == null ? null : ['Rows both trained and held out', count(found.overlap)],
         ['Characters', `${compact(found.characters)}, ${percent(found.answer_share, 0)} in answers`],
         ['Scripts', shares(found.scripts)], ['Languages', shares(found.languages)],
-      ].filter(Boolean)),
+      ].filter(Boolean)), this.overlap(),
       found.suspicious.length ? [h('h3', {}, 'Worth a look'), h('table', { class: 's-table' }, h('tbody', {},
         found.suspicious.map((one) => h('tr', {}, h('td', {}, one.text), h('td', {}, count(one.rows)),
           h('td', { class: 's-path' }, `lines ${one.lines.slice(0, 6).join(', ')}${one.rows > 6 ? ' …' : ''}`)))))]

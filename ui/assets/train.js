@@ -66,7 +66,8 @@ export class Launch extends Told {
   take(jobs) {
     // Before the first launch in this tab, show what is going on anyway.
     if (!this.run) {
-      this.run = jobs.find((job) => isLive(job) && job.state !== 'queued')?.id ?? null;
+      this.run = jobs.find((job) => job.kind === 'train' && isLive(job) && job.state !== 'queued')?.id
+        ?? null;
       if (this.run) poke();
     }
     const job = jobs.find((one) => one.id === this.run);
