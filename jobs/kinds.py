@@ -12,7 +12,7 @@ from studio.errors import QueueError, nearest
 from studio.home import Home
 from studio.training.events import Event
 
-Control = Callable[[], Literal["stop", "save"] | None]
+Control = Callable[[], Literal["stop", "save", "sample"] | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

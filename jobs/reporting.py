@@ -69,7 +69,7 @@ class Line:
         self._result: dict[str, Any] = {}
         self._spoke = 0.0
         self._terminated = threading.Event()
-        self._save = threading.Event()
+        self._wish: Literal["save", "sample"] | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="line", daemon=True)
         self.intent: Intent | None = None
@@ -84,14 +84,12 @@ class Line:
         """The system wants this process gone (safe to call from a signal handler)."""
         self._terminated.set()
 
-    def control(self) -> Literal["stop", "save"] | None:
+    def control(self) -> Literal["stop", "save", "sample"] | None:
         """What the training loop should do now."""
         if self.intent or self.full or self._terminated.is_set():
             return "stop"
-        if self._save.is_set():
-            self._save.clear()
-            return "save"
-        return None
+        wish, self._wish = self._wish, None
+        return wish
 
     def hear(self, event: events.Event) -> None:
         """Take one event of the run; before a checkpoint, store everything first."""
@@ -155,8 +153,8 @@ class Line:
                 if self._terminated.is_set() and self.intent is None:
                     self._store.claims.ask_shutdown(self._claim)
                 self._flush()
-                if not self.interruptible and self._store.claims.take_wish(self._claim) == "save":
-                    self._save.set()
+                if not self.interruptible and self._wish is None:
+                    self._wish = self._store.claims.take_wish(self._claim)
                 if self.intent and self.interruptible:
                     self._leave_at_once()
             except Fenced:

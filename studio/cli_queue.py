@@ -187,6 +187,14 @@ def save(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False)
 
 
 @app.command()
+def sample(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Let a running training answer its fixed prompts now."""
+    from jobs import queue_commands
+
+    queue_commands.wish(open_home(home), job, "sample", as_json=as_json)
+
+
+@app.command()
 def note(
     job: JobArgument,
     text: Annotated[str | None, typer.Argument(help="The note.", show_default=False)] = None,

@@ -31,7 +31,9 @@ KEPT_LISTINGS = 64
 METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
 View = Literal["log", "samples", "checkpoints", "config", "history"]
 MOST_QUEUED = 200
-Action = Literal["pause", "cancel", "drop", "resume", "restart", "delete", "first", "save"]
+Action = Literal[
+    "pause", "cancel", "drop", "resume", "restart", "delete", "first", "save", "sample"
+]
 
 
 class Nothing(BaseModel):
@@ -96,8 +98,8 @@ def routes(home: Home, store: JobStore) -> APIRouter:
             return job_row(store.run_next(job_id))
         if action == "drop":
             return job_row(store.cancel(job_id, drop=True))
-        if action == "save":
-            plans.save_now(store, job_id)
+        if action in ("save", "sample"):
+            (plans.save_now if action == "save" else plans.sample_now)(store, job_id)
             return job_row(store.get(job_id))
         if action == "restart":
             return job_row(store.resume(job_id, restart=True))

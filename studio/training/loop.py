@@ -15,7 +15,7 @@ from studio.training.events import Event, Finished, Saved, Saving
 from studio.training.film import Film
 from studio.training.session import NAME, Session
 
-Wish = Literal["stop", "save"] | None
+Wish = Literal["stop", "save", "sample"] | None
 Control = Callable[[], Wish]
 
 
@@ -37,12 +37,14 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
             if session.prepared.validation:
                 yield session.evaluate()
             yield from film.shoot()
+        elif wish == "sample":
+            yield from film.shoot()
         if not session.leads:
             if wish == "stop" and not last:
                 return
             continue
         better = session.keeps_best and session.progress.best_step == step
-        if step % plan.save_every == 0 or better or (wish is not None and not last):
+        if step % plan.save_every == 0 or better or (wish in ("stop", "save") and not last):
             yield Saving(step=step)
             path = session.save(folder)
             yield Saved(step=step, path=str(path), eval_loss=session.progress.eval_loss)

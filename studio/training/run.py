@@ -39,7 +39,8 @@ def train(
         spec: Everything that decides the run.
         run_dir: Where checkpoints, adapter and report go.
         home: Where models and token caches live.
-        control: Asked after every step; "save" makes a checkpoint, "stop" one and ends.
+        control: Asked after every step; "save" makes a checkpoint, "stop" one and ends, "sample"
+            answers the fixed prompts.
         in_team: This process is already one of `spec.train.num_processes`.
 
     Raises:

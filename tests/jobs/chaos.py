@@ -1,4 +1,7 @@
-"""A queue of short runs while a controller kills its supervisor and its runners at random.
+"""A queue of short runs while a controller kills supervisor, runners and readers at random.
+
+A reader stands for the web server: it announces itself, polls the queue and its curves, and moves
+waiting jobs; that is all a page does to the queue.
 
 `python -m tests.jobs.chaos --kills 1000 --jobs 120` runs the long storm by hand and prints its
 figures; `test_chaos.py` runs a short one.
@@ -24,22 +27,58 @@ from studio.spec import RunSpec
 from tests.jobs.fake_runner import fake_loss
 
 STEPS, SAVE = 30, 5
+READER = """
+import sys, time
+from jobs.store import JobStore
+from studio.home import open_home
+from studio.errors import StudioError
+store, seq = JobStore(open_home(sys.argv[1])), 0
+store.announce("web")
+while True:
+    jobs = store.list(limit=500)
+    seq = store.metrics([job.id for job in jobs[:5]], ["loss"], after_seq=seq)["seq"]
+    waiting = [job.id for job in jobs if job.state == "queued"]
+    try:
+        if waiting:
+            store.run_next(waiting[0])
+    except StudioError:
+        pass
+    time.sleep(0.05)
+"""
 
 
-def storm(home: Home, *, kills: int, jobs: int, seed: int) -> dict[str, object]:
-    """Run it and return the figures; asserts that nothing was lost, doubled or torn."""
+def storm(
+    home: Home, *, kills: int, jobs: int, seed: int, seconds: float = 3600
+) -> dict[str, object]:
+    """Run it and return the figures; asserts that nothing was lost, doubled or torn.
+
+    Args:
+        home: A private home.
+        kills: So many, unless the time is over before.
+        jobs: So many runs at first; more follow while kills are left.
+        seed: Of every choice.
+        seconds: After this no more kills: what is left must end by itself.
+    """
     store, dice = JobStore(home), random.Random(seed)
     ids = [store.submit(_spec(number)).id for number in range(jobs)]
-    begun, killed, child = time.monotonic(), Counter[str](), None
-    while not _all_done(store, jobs):
+    begun, killed, child, reader = time.monotonic(), Counter[str](), None, None
+    while True:
+        stormy = killed.total() < kills and time.monotonic() - begun < seconds
+        if _all_done(store, len(ids)):
+            if not stormy:
+                break
+            ids.append(store.submit(_spec(len(ids))).id)
         if child is None or child.poll() is not None:
             child = _start(home)
-        time.sleep(dice.uniform(0.02, 0.5))
-        if killed.total() < kills:
-            _kill(store, home, dice, killed)
-    assert child is not None
-    child.terminate()
-    child.wait()
+        if reader is None or reader.poll() is not None:
+            reader = _start_reader(home)
+        time.sleep(dice.uniform(0.01, 0.25))
+        if stormy:
+            _kill(store, home, dice, killed, reader)
+    for process in (child, reader):
+        assert process is not None
+        process.terminate()
+        process.wait()
     figures = _judge(store, ids) | {
         "kills": killed.total(), **killed, "seconds": round(time.monotonic() - begun, 1),
     }  # fmt: skip
@@ -62,10 +101,25 @@ def _start(home: Home) -> "subprocess.Popen[bytes]":
     )  # fmt: skip
 
 
-def _kill(store: JobStore, home: Home, dice: random.Random, killed: "Counter[str]") -> None:
+def _start_reader(home: Home) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-c", READER, str(home.path)], env=environment(),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def _kill(
+    store: JobStore, home: Home, dice: random.Random, killed: "Counter[str]",
+    reader: "subprocess.Popen[bytes]",
+) -> None:  # fmt: skip
     supervisor = living(home)
     runners = [job.pid for job in store.list(["running", "stopping"]) if job.pid]
-    choice = dice.choices(["supervisor", "runner", "both"], [45, 45, 10])[0]
+    choice = dice.choices(["supervisor", "runner", "both", "reader"], [40, 40, 10, 10])[0]
+    if choice == "reader":
+        reader.kill()
+        reader.wait()
+        killed["readers"] += 1
+        return
     if choice != "runner" and supervisor is not None:
         os.kill(supervisor.pid, signal.SIGKILL)
         killed["supervisors"] += 1
@@ -110,6 +164,7 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--jobs", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3600)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = open_home(folder)

@@ -21,6 +21,7 @@ from studio.training.events import (
     Event,
     Finished,
     Loading,
+    Sampled,
     Saved,
     Saving,
     Started,
@@ -54,8 +55,11 @@ def train(work: Work) -> Iterator[Event]:
             step=step, loss=fake_loss(seed, step), learning_rate=0.1, grad_norm=1.0, tokens=10,
             tokens_per_second=500.0, epoch=step / steps, memory_bytes=1,
         )  # fmt: skip
-        stop = work.control() == "stop"
-        if stop or step % every == 0:
+        wish = work.control()
+        stop = wish == "stop"
+        if wish == "sample":
+            yield Sampled(step=step, prompt="say", text=f"word {step}")
+        if stop or wish == "save" or step % every == 0:
             yield Saving(step=step)
             folder = work.run_dir / "checkpoints" / f"step-{step:08d}"
             with publishing(folder) as temporary:

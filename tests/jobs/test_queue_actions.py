@@ -151,6 +151,17 @@ def test_sample_and_save_are_heard_one_after_the_other(store: JobStore) -> None:
     assert [store.claims.take_wish(claim) for _ in range(3)] == ["save", "sample", None]
 
 
+def test_save_and_sample_now_reach_the_run_and_come_back(store: JobStore) -> None:
+    job = store.submit(a_spec(steps=2000, save=1000)).id
+    with supervising(store.home):
+        until(lambda: store.get(job).step > 1)
+        plans.save_now(store, job)
+        plans.sample_now(store, job)
+        until(lambda: store.samples(job) and store.checkpoints(job))
+        store.cancel(job)
+        until(lambda: store.get(job).state == "cancelled")
+
+
 @pytest.mark.parametrize(("text", "later"), [("+2h", 7200), ("+15m", 900), ("+1d", 86_400)])
 def test_a_moment_can_be_a_distance(text: str, later: int) -> None:
     assert parse_moment(text, now=1000.0) == 1000.0 + later

@@ -88,7 +88,8 @@ def test_sweep_duplicate_extend_save(store: JobStore, capsys: pytest.CaptureFixt
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
     assert run(capsys, "save", str(claim.job))[1]["state"] == "running"
-    assert store.claims.take_wish(claim) == "save"
+    assert run(capsys, "sample", str(claim.job))[0] == 0
+    assert [store.claims.take_wish(claim) for _ in range(2)] == ["save", "sample"]
 
 
 def test_a_cancel_that_drops_and_a_webhook(
