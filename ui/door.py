@@ -75,10 +75,10 @@ class Door:
         return False
 
     def _waits(self, address: str) -> bool:
-        times = self.guesses.get(address)
+        times = self.guesses.get(address, deque())
         while times and time.monotonic() - times[0] > WINDOW_SECONDS:
             times.popleft()
-        return bool(times) and len(times) >= MOST_GUESSES
+        return len(times) >= MOST_GUESSES
 
     def _count(self, address: str) -> None:
         self.guesses.setdefault(address, deque(maxlen=MOST_GUESSES)).append(time.monotonic())
