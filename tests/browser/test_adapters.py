@@ -1,0 +1,130 @@
+"""The library in a real browser: train two, mix and merge them, name, tag, delete, undo."""
+
+import contextlib
+import re
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from jobs.store import JobStore
+from studio.home import open_home
+from studio.spec import RunSpec
+from tests.served import Served
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+SLOW = 240_000  # a busy machine with two cores
+
+
+def train(studio: Served, name: str, method: dict[str, Any], seed: int = 0) -> None:
+    """Queue two steps on the starter; the studio's own supervisor runs them."""
+    values = {
+        "name": name, "seed": seed, "method": method, "train": {"max_steps": 2},
+        "data": {"max_length": 64},
+    }  # fmt: skip
+    with contextlib.closing(JobStore(open_home(studio.home))) as store:
+        store.submit(RunSpec.parse(values))
+
+
+def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(
+    page: Page, studio: Served
+) -> None:
+    for seed, name in enumerate(("one", "two")):
+        train(studio, name, {"name": "lora", "r": 2}, seed)
+    page.goto("/adapters")
+    cards = page.locator(".s-adapter")
+    expect(cards).to_have_count(2, timeout=SLOW)
+    expect(cards.first).to_contain_text("completed")
+
+    # Mix: exactly the weighted sum, and its passport names both parents.
+    for place in (0, 1):
+        cards.nth(place).get_by_role("checkbox").check()
+    page.get_by_role("button", name="Mix …").click()
+    page.get_by_label("Weight 1").fill("0.5")
+    page.get_by_label("Name of the adapter").fill("both")
+    page.get_by_role("button", name="Mix", exact=True).click()
+    expect(page.get_by_test_id("activity")).to_contain_text(
+        "exactly the weighted sum", timeout=SLOW
+    )
+    mixed = page.get_by_test_id("adapter-library-both")
+    expect(mixed).to_contain_text("mixed")
+
+    # Merge: the certificate is shown.
+    page.get_by_role("button", name="Merge …").click()
+    page.get_by_label("Name of the model").fill("merged")
+    page.get_by_role("button", name="Merge", exact=True).click()
+    expect(page.get_by_test_id("certificate")).to_contain_text("Largest logit error", timeout=SLOW)
+
+    # Passport: rename and tag in place; the address reopens it.
+    mixed.get_by_role("button", name="Passport").click()
+    passport = page.get_by_test_id("passport")
+    expect(passport).to_contain_text(re.compile("one:0.5, two:1|two:0.5, one:1"))
+    passport.get_by_test_id("name").fill("sea talk")
+    page.keyboard.press("Enter")
+    expect(page).to_have_url(re.compile("adapter=library-sea-talk"))
+    passport.get_by_test_id("tags").fill("good, <b>demo</b>")
+    page.keyboard.press("Enter")
+    card = page.get_by_test_id("adapter-library-sea-talk")
+    expect(card).to_contain_text("<b>demo</b>")
+    page.reload()
+    expect(passport.get_by_test_id("name")).to_have_value("sea talk")
+
+    # Delete and undo.
+    passport.get_by_role("button", name="Delete").click()
+    passport.get_by_role("button", name="Really delete?").click()
+    expect(card).to_have_count(0)
+    page.get_by_test_id("undo").click()
+    expect(card).to_contain_text("sea talk")
+
+    # Compare opens with the base and this adapter.
+    card.get_by_role("link", name="Compare").click()
+    expect(page.get_by_test_id("lane-1")).to_contain_text("sea talk")
+
+
+def test_target_modules_are_picked_by_layer(page: Page) -> None:
+    page.goto("/")
+    field = page.locator("#field-method-lora-target_modules")
+    field.get_by_role("button", name="Choose …").click()
+    page.get_by_role("button", name="All", exact=True).click()
+    page.get_by_role("button", name="self_attn.q_proj").click()
+    page.get_by_role("button", name="Use these").click()
+    expect(page.locator(".s-snippet pre").first).to_contain_text("method.target_modules")
+
+
+def test_four_families_in_one_lane_follow_their_sliders(page: Page, studio: Served) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from studio import starter
+    from studio.methods import named
+    from studio.methods.layer import Backbone
+
+    backbone = Backbone(AutoModelForCausalLM.from_pretrained(starter.MODEL_DIR))
+    families = {"low": ("lora", {}), "neck": ("bottleneck", {}), "front": ("prefix_tuning", {}),
+                "bias": ("bitfit", {"create_missing": True})}  # fmt: skip
+    for name, (method, values) in families.items():
+        adapter = backbone.attach(name, named(method)(**values))
+        generator = torch.Generator().manual_seed(1)
+        for parameter in adapter.parameters():
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
+        folder = studio.home / "adapters" / name
+        folder.mkdir(parents=True)
+        backbone.save(name, folder, base=starter.MODEL)
+
+    page.goto("/compare?lane=starter&lane=starter~" + "%2B".join(f"{name}:1" for name in families))
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Longest answer").fill("8")
+    page.get_by_label("Longest answer").press("Tab")
+    page.get_by_test_id("prompt").fill("What sound does a cow make?")
+    page.keyboard.press("Enter")
+    stack = " + ".join(f"{name} × 1" for name in families)
+    expect(page.get_by_test_id("figures-1")).to_contain_text(stack, timeout=SLOW)
+    expect(page.get_by_test_id("figures-0")).to_contain_text("base", timeout=SLOW)
+    base, all_four = (page.get_by_test_id(f"answer-{lane}").inner_text() for lane in (0, 1))
+    assert base != all_four
+
+    for name in families:
+        page.get_by_test_id("lane-1").get_by_label(f"Weight of {name}").fill("0")
+    expect(page).to_have_url(re.compile(r"bias:0\b"))
+    page.get_by_role("button", name="Ask again").click()
+    expect(page.get_by_test_id("answer-1")).to_have_text(base, timeout=SLOW)
