@@ -38,7 +38,7 @@ def made(session: Make, name: str, dropout: bool = False, **train: Any) -> Sessi
         method=method,
         train={
             "max_steps": 4, "per_device_train_batch_size": 4, "learning_rate": 1e-3,
-            "lr_scheduler_type": "constant", **train,
+            "lr_scheduler_type": "constant", "num_samples": 0, **train,
         },
     )  # fmt: skip
 
