@@ -257,11 +257,24 @@ export class Detail {
   checkpoints(rows) {
     if (!rows.length) return quiet('No checkpoint yet. One is saved regularly, and whenever you pause.');
     return h('table', { class: 's-table' },
-      h('thead', {}, h('tr', {}, ['Step', 'Held-out loss', 'Saved', 'Folder'].map((name) =>
+      h('thead', {}, h('tr', {}, ['Step', 'Held-out loss', 'Saved', '', 'Folder'].map((name) =>
         h('th', { scope: 'col' }, name)))),
       h('tbody', {}, [...rows].reverse().map((row) => h('tr', {}, h('td', {}, count(row.step)),
         h('td', {}, number(row.eval_loss)), h('td', {}, ago(row.time)),
+        h('td', {}, this.job.method !== 'full' && this.useCheckpoint(`${this.job.id}@${row.step}`)),
         h('td', { class: 's-path' }, row.path)))));
+  }
+
+  useCheckpoint(name) {
+    const base = encodeURIComponent(this.job.model);
+    return h('span', { class: 's-actions' },
+      h('a', { href: `/compare?lane=${base}&lane=${base}~${name}:1` }, 'Compare'),
+      sureButton('Promote', 'Make it the adapter?', async () => {
+        try {
+          const made = await api('/api/chat/promote', { checkpoint: name });
+          toast(`Queued as “${made.name}”. The adapter of now is kept beside it.`);
+        } catch (error) { toast(error.message, 'error'); }
+      }, 's-tool'));
   }
 
   config({ yaml, command, error }) {
