@@ -153,7 +153,15 @@ def _in_other_hands(temporary: Path) -> bool:
     import psutil
 
     pid = temporary.name.rpartition("-")[2]
-    return pid.isdigit() and int(pid) != os.getpid() and psutil.pid_exists(int(pid))
+    if not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    try:
+        process = psutil.Process(int(pid))
+        # A killed writer may be a zombie for a while, and its number may be another's by now.
+        younger = process.create_time() > temporary.stat().st_mtime + 2
+        return process.status() != psutil.STATUS_ZOMBIE and not younger
+    except (psutil.NoSuchProcess, OSError):
+        return False
 
 
 def is_whole(folder: Path) -> bool:

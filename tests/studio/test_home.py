@@ -1,6 +1,8 @@
 """The home: safe names, folders that are whole or not there, and clear refusals."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,17 @@ def test_an_interrupted_exchange_is_put_right(tmp_path: Path) -> None:
     sweep(tmp_path)
 
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["thing", mine.name])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="zombies as Linux keeps them")
+def test_what_a_killed_but_not_yet_buried_process_left_is_swept(tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    left = tmp_path / f".tmp-adapter-{child.pid}"
+    left.mkdir()
+    sweep(tmp_path)
+    assert left.exists(), "a living process writes it"
+    child.kill()
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and still a zombie
+    sweep(tmp_path)
+    assert not left.exists()
+    child.communicate()
