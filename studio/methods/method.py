@@ -100,6 +100,11 @@ class Method(Record):
         """Phase DELTA: `A (r, I)` and `B (O, r)` when the whole delta is `B A x`, else None."""
         return None
 
+    @property
+    def drops_inputs(self) -> bool:
+        """Whether dropout acts on what the delta reads while it trains."""
+        return any(value for name, value in self if name.endswith("dropout"))
+
     def gain_in(self, p: Params, site: Site) -> Tensor | None:
         """Phase GAIN: the factor on the module's input, or None."""
         raise NotImplementedError

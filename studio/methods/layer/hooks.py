@@ -6,13 +6,15 @@ nothing. Planning itself is `backbone.py`'s, the maths `stack.py`'s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from studio.methods.layer.attention import AttentionState
+from studio.methods.layer.fast import low_rank_linear
 from studio.methods.layer.sites import Anatomy, Site
 from studio.methods.layer.stack import SitePlan
 
@@ -28,6 +30,7 @@ class Hooks:
         self._plans: Plans = {}
         self._handles: dict[str, list[Any]] = {}
         self._residuals: dict[int, Tensor] = {}
+        self._short: dict[str, nn.Module] = {}
 
     def follow(self, plans: Plans) -> None:
         """Apply these plans from now on."""
@@ -37,15 +40,40 @@ class Hooks:
                 handle.remove()
         for key in plans.keys() - self._handles.keys():
             self._handles[key] = self._install(plans[key].site)
+        self._shorten({key for key, plan in plans.items() if plan.is_one_product})
+
+    def _shorten(self, wanted: set[str]) -> None:
+        """Let these linear layers and their trained product be one autograd node, others not."""
+        for key in self._short.keys() - wanted:
+            del self._short.pop(key).forward  # the class's own shows again
+        for key in wanted - self._short.keys():
+            site = self._plans[key].site
+            if type(site.module) in (nn.Linear, Conv1D) and "forward" not in vars(site.module):
+                site.module.forward = self._one_node(site)
+                self._short[key] = site.module
+
+    def _one_node(self, site: Site) -> Callable[[Tensor], Tensor]:
+        module: Any = site.module
+
+        def forward(x: Tensor) -> Tensor:
+            a_RI, b_OR = self._plans[site.key].factors()
+            return low_rank_linear(
+                x, module.weight, module.bias, a_RI, b_OR, transposed=site.transposed
+            )
+
+        return forward
 
     @contextmanager
     def following(self, plans: Plans) -> Iterator[None]:
         """Apply plans for sites that are hooked already, for a while."""
         before, self._plans = self._plans, plans
+        short = set(self._short)
+        self._shorten({key for key in short if key in plans and plans[key].is_one_product})
         try:
             yield
         finally:
             self._plans = before
+            self._shorten(short)
 
     def _install(self, site: Site) -> list[Any]:
         key, layer, is_mlp = site.key, site.layer, site.kind == "mlp"
@@ -58,7 +86,7 @@ class Hooks:
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             plan = self._plans.get(key)
-            if plan is None:
+            if plan is None or key in self._short:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
             x = args[0] if args else hidden

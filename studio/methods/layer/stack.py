@@ -89,6 +89,27 @@ class SitePlan:
         }
         phases[edit.method.phase].append(edit)
 
+    @property
+    def is_one_product(self) -> bool:
+        """Whether the site trains one low-rank product and nothing else: `fast.py` does that."""
+        if len(self.deltas) != 1 or self.gains or self.transforms:
+            return False
+        edit = self.deltas[0]
+        return (
+            edit.training
+            and edit.rows.numbers is None
+            and not edit.method.drops_inputs
+            and edit.method.factors(edit.params, self.site) is not None
+        )
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`A` and `B` of the one product, the weight in `B`."""
+        edit = self.deltas[0]
+        found = edit.method.factors(edit.params, self.site)
+        assert found is not None
+        a, b = found
+        return a, b if edit.weight == 1 else b * edit.weight
+
     def apply_input(self, x: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
         """Return `x~`: the input after gains."""
         for edit in self.gains:

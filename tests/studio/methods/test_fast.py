@@ -57,3 +57,25 @@ def test_nothing_is_asked_of_an_input_below_the_first_trained_layer() -> None:
     y.sum().backward()
     assert x.grad is None
     assert a.grad is not None
+
+
+def test_a_training_lora_is_one_node_and_leaves_nothing_behind() -> None:
+    from studio.methods.layer import Backbone
+    from studio.methods.lora import Lora
+    from tests.studio.tiny import tiny_model
+
+    backbone = Backbone(tiny_model("llama"))
+    adapter = backbone.attach("a", Lora(r=4))
+    for parameter in adapter.parameters():
+        parameter.data += 0.1
+    backbone.use([("a", 0.5)])
+    ids = torch.tensor([[3, 5, 8, 13]])
+    expected = backbone.model(ids).logits
+    backbone.train("a")
+    site = adapter.sites[0]
+    assert "forward" in vars(site.module)
+    torch.testing.assert_close(backbone.model(ids).logits, expected, rtol=1e-5, atol=1e-5)
+    with backbone.evaluating():
+        assert "forward" not in vars(site.module)
+    backbone.use([])
+    assert all("forward" not in vars(s.module) for s in adapter.sites)
