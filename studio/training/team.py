@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from studio import hardware
 from studio.errors import ProcessLost, RunError, SpecError, StudioError
@@ -27,7 +27,9 @@ from studio.home import Home
 from studio.spec import RunSpec
 from studio.training import sharding
 from studio.training.events import Event, event_from
-from studio.training.loop import Control
+
+if TYPE_CHECKING:  # the queue checks a spec with this room, and the page must hold no torch
+    from studio.training.loop import Control
 
 POLL_SECONDS = 0.1
 END_SECONDS = 5.0
