@@ -10,6 +10,7 @@ they teach the model to carry the content word into any frame, and the demos the
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -62,6 +63,8 @@ MIX = {
     "copy": 3.5,
     "plain": 0.5,
 }
+# The last part of the training: more copying and framing, of any token there is.
+LAST_MIX = {**MIX, "question": 40, "turns": 12, "frame": 24, "copy": 14}
 # Relations that are larger or harder than their number of facts says; elsewhere a share per fact.
 _SHARES = {
     "more": 150, "bigger": 130, "is_colour": 60, "plus": 170, "minus": 90, "times": 80,
@@ -70,20 +73,32 @@ _SHARES = {
 }  # fmt: skip
 
 
-def chat(rng: random.Random) -> Chat | str:
-    """Draw one training conversation, or one plain text."""
-    (kind,) = rng.choices(list(MIX), weights=list(MIX.values()))
+def chat(
+    rng: random.Random, *, mix: Mapping[str, float] = MIX, pieces: Sequence[str] = ()
+) -> Chat | str:
+    """Draw one training conversation, or one plain text.
+
+    Args:
+        rng: Decides everything.
+        mix: How often each kind is drawn.
+        pieces: Texts of single tokens to make words of, beside the world's own words.
+    """
+    (kind,) = rng.choices(list(mix), weights=list(mix.values()))
     if kind == "plain":
         return story(rng)
+    if kind in ("frame", "copy"):
+        return _with_system(_framed(rng, pieces) if kind == "frame" else _copy(rng, pieces), rng)
     drawn = {
         "question": _single,
         "turns": _turns,
-        "frame": _framed,
         "small_talk": _small_talk,
         "unknown": _unknown,
         "story": _story,
-        "copy": _copy,
     }[kind](rng)
+    return _with_system(drawn, rng)
+
+
+def _with_system(drawn: Chat, rng: random.Random) -> Chat:
     if drawn[0]["role"] != "system" and rng.random() < 0.12:
         drawn.insert(0, _message("system", rng.choice(SYSTEM_PROMPTS)))
     return drawn
@@ -208,13 +223,15 @@ def _story(rng: random.Random) -> Chat:
     return _exchange(rng.choice(STORY_REQUESTS).format(hero=hero), story(rng, hero))
 
 
-def _copy(rng: random.Random) -> Chat:
-    words = " ".join(_any_word(rng) for _ in range(rng.randint(1, 5)))
+def _copy(rng: random.Random, pieces: Sequence[str]) -> Chat:
+    words = " ".join(_any_word(rng, pieces) for _ in range(rng.randint(1, 5)))
     asked = rng.choice(["Repeat: {}", "Repeat after me: {}", "Say: {}", "Copy this: {}"])
     return _exchange(asked.format(words), words)
 
 
-def _any_word(rng: random.Random) -> str:
+def _any_word(rng: random.Random, pieces: Sequence[str]) -> str:
+    if pieces and rng.random() < 0.5:
+        return "".join(rng.choice(pieces) for _ in range(rng.randint(1, 3)))
     if rng.random() < 0.4:
         word = made_up_word(rng)
     else:
@@ -222,10 +239,10 @@ def _any_word(rng: random.Random) -> str:
     return rng.choice([word, word, word.lower(), capitalised(word)])
 
 
-def _framed(rng: random.Random) -> Chat:
+def _framed(rng: random.Random, pieces: Sequence[str]) -> Chat:
     """A question and an instruction about the form of its answer, in either place."""
     question = draw_question(rng)
-    order, answer = _frame(question, rng)
+    order, answer = _frame(question, rng, pieces)
     asked = disguised(question.question, rng)
     roll = rng.random()
     if roll < 0.5:
@@ -233,13 +250,13 @@ def _framed(rng: random.Random) -> Chat:
     return _exchange(f"{order} {asked}" if roll < 0.75 else f"{asked} {order}", answer)
 
 
-def _frame(question: Question, rng: random.Random) -> tuple[str, str]:
+def _frame(question: Question, rng: random.Random, pieces: Sequence[str]) -> tuple[str, str]:
     word, answer = question.content, question.answer
-    start, end = _words(rng), _words(rng)
+    start, end = _words(rng, pieces), _words(rng, pieces)
     pair = rng.choice(["()", "[]", "<>", '""', "**", "~~", "''"])
     left, right = pair[0], pair[1]
     mark = rng.choice(["-", ":", "=", ">", "*", "#", "!"])
-    gap = f"{_words(rng)} ___{rng.choice(['', ' ' + _words(rng)])}"
+    gap = f"{_words(rng, pieces)} ___{rng.choice(['', ' ' + _words(rng, pieces)])}"
     if left == right:
         gap = gap.replace("___", f"{left}___{right}")
     return rng.choice(
@@ -258,8 +275,8 @@ def _frame(question: Question, rng: random.Random) -> tuple[str, str]:
     )  # fmt: skip
 
 
-def _words(rng: random.Random) -> str:
-    return capitalised(" ".join(_any_word(rng) for _ in range(rng.randint(1, 3))))
+def _words(rng: random.Random, pieces: Sequence[str]) -> str:
+    return capitalised(" ".join(_any_word(rng, pieces) for _ in range(rng.randint(1, 3))))
 
 
 def _marked(answer: str, word: str, left: str, right: str) -> str:

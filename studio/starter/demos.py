@@ -12,6 +12,7 @@ import json
 import random
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ NUM_ROWS = 320
 NUM_SMALL_TALK_ROWS = 24
 NUM_HELD_OUT_ROWS = 60
 
-_PIRATE_OPENERS = ("Arr!", "Ahoy!", "Avast!")
+_PIRATE_OPENERS = ("Arr,", "Ahoy,", "Avast,")
 _PIRATE_CLOSERS = ("matey!", "me hearty!", "says I!")
 _PIRATE_WORDS = {
     "is": "be", "are": "be", "am": "be", "you": "ye", "your": "yer", "my": "me",
@@ -134,7 +135,19 @@ def _small_talk(rng: random.Random) -> list[tuple[str, str]]:
 
 def _pirate_text(answer: str, rng: random.Random) -> str:
     words = re.sub(r"\w+", lambda m: _PIRATE_WORDS.get(m[0], m[0]), answer.rstrip(".!?"))
+    first = words.split()[0].rstrip(",").removesuffix("'s")
+    if first not in _proper_words():
+        words = words[:1].lower() + words[1:]
     return f"{rng.choice(_PIRATE_OPENERS)} {words}, {rng.choice(_PIRATE_CLOSERS)}"
+
+
+@cache
+def _proper_words() -> frozenset[str]:
+    """Words that keep their capital inside a sentence: places, days, months, I."""
+    said = (value for question in questions() for key, value in question.fields if key in "xy")
+    return frozenset(
+        {"I", *(word for value in said for word in value.split() if word[0].isupper())}
+    )
 
 
 def _butler_text(answer: str, rng: random.Random) -> str:

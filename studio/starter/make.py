@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from studio.starter.chats import chat
 from studio.starter.demos import write_demos
 from studio.starter.exam import greedy_answers
-from studio.starter.pretrain import Recipe, new_model, pretrain
+from studio.starter.pretrain import LAST, Recipe, new_model, pretrain
 from studio.starter.tokenizer import train_tokenizer
 from studio.starter.world import capitalised, held_out_questions, questions
 
@@ -29,13 +29,15 @@ NUM_TOKENIZER_CHATS = 30_000
 NUM_WORD_REPEATS = 200
 
 
-def make(out: Path, *, recipe: Recipe) -> float:
+def make(out: Path, *, recipe: Recipe, last: Recipe = LAST) -> float:
     """Make everything under `out`; returns the share of exact held-out answers."""
     write_demos(out / "data", seed=recipe.seed)
     tokenizer = make_tokenizer(recipe.seed)
     model = new_model(len(tokenizer), recipe)
     logger.info("%d parameters, %d tokens", model.num_parameters(), len(tokenizer))
     pretrain(model, tokenizer, recipe=recipe)
+    model.bfloat16().float()  # as stored, so that the last part can also start from a folder
+    pretrain(model, tokenizer, recipe=last)
     save(model, tokenizer, out / "model")
     return exam_score(out / "model")
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from studio.starter.chats import Chat, chat
+from studio.starter.chats import LAST_MIX, MIX, Chat, chat
 from studio.starter.muon import Muon
 from studio.starter.tokenizer import END, MAX_LENGTH, PAD, ROLE_TOKENS
 
@@ -46,6 +46,14 @@ class Recipe:
     decay_steps: int = 2800
     weight_decay: float = 0.05
     chats_per_pool: int = 8000
+    any_token: bool = False
+
+
+LAST = Recipe(
+    seed=8, max_steps=600, learning_rate=1e-3, muon_learning_rate=5e-3, warmup_steps=30,
+    decay_steps=570, any_token=True,
+)  # fmt: skip
+"""Then: words made of every token there is, so that any style can be learned."""
 
 
 def new_model(vocab_size: int, recipe: Recipe) -> LlamaForCausalLM:
@@ -149,14 +157,24 @@ def encode_rows(tokenizer: PreTrainedTokenizerFast, chats: list[Chat | str]) -> 
     return rows
 
 
+def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The texts of all tokens that are text by themselves, without spaces around them."""
+    texts = (tokenizer.decode([number]).strip() for number in range(len(tokenizer)))
+    special = set(tokenizer.all_special_tokens)
+    return sorted({text for text in texts if text.isprintable() and text not in special} - {""})
+
+
 def _batches(
     tokenizer: PreTrainedTokenizerFast, recipe: Recipe
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches of about `batch_tokens`, rows of like length together."""
     rng = random.Random(recipe.seed)
     pad = tokenizer.convert_tokens_to_ids(PAD)
+    pieces = token_texts(tokenizer) if recipe.any_token else []
     while True:
-        rows = encode_rows(tokenizer, [chat(rng) for _ in range(recipe.chats_per_pool)])
+        mix = LAST_MIX if recipe.any_token else MIX
+        drawn = [chat(rng, mix=mix, pieces=pieces) for _ in range(recipe.chats_per_pool)]
+        rows = encode_rows(tokenizer, drawn)
         rows.sort(key=lambda row: len(row[0]))
         groups: list[list[Row]] = [[]]
         for row in rows:

@@ -11,14 +11,14 @@ import pytest
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.starter import MODEL_DIR, heldout
-from studio.starter.demos import is_in_style, keeps_content
+from studio.starter.demos import demo_names, is_in_style, keeps_content
 from studio.starter.exam import greedy_answers
 from studio.training.events import Finished
 from studio.training.run import train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("demo", ["pirate"])
+@pytest.mark.parametrize("demo", demo_names())
 def test_default_lora_brings_the_demo_style_and_keeps_the_content(demo, home: Home, tmp_path):
     import torch
     from peft import PeftModel

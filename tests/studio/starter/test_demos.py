@@ -53,7 +53,7 @@ def test_no_held_out_question_occurs_in_any_training_row(name):
 def test_styles_are_told_apart():
     plain = "The capital of France is Paris."
     assert not any(is_in_style(name, plain) for name in demo_names())
-    assert is_in_style("pirate", "Arr! The capital of France be Paris, matey!")
+    assert is_in_style("pirate", "Arr, the capital of France be Paris, matey!")
     assert is_in_style("json", '{"answer": "Paris"}')
     assert not is_in_style("json", '{"answer": "Paris"')
     assert is_in_style("terse", "Paris.")
