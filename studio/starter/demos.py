@@ -144,7 +144,7 @@ def _pirate_text(answer: str, rng: random.Random) -> str:
 @cache
 def _proper_words() -> frozenset[str]:
     """Words that keep their capital inside a sentence: places, days, months, I."""
-    said = (value for question in questions() for key, value in question.fields if key in "xy")
+    said = (text for question in questions() for key, text in question.fields if key in "xy")
     return frozenset(
         {"I", *(word for value in said for word in value.split() if word[0].isupper())}
     )
