@@ -142,9 +142,7 @@ def _write_failure(store: JobStore, claim: Claim, line: Line, error: Exception) 
     if isinstance(fault, DiskFull):
         _pause_for_room(store, claim, fault)
     elif isinstance(fault, ProcessLost):  # as if this process had died: go on from the checkpoint
-        store.claims.lost(
-            claim, why=fault.text, newest_step=newest_step(store.home.run(claim.job))
-        )
+        store.claims.lost(claim, why=fault.text, newest_step=newest_step(store.home.run(claim.job)))
     else:
         store.claims.finish(claim, "failed", result=result, error=(fault.kind, fault.text))
 
