@@ -70,7 +70,6 @@ def table(store: JobStore, name: str) -> list[dict[str, Any]]:
 
 def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
     facts = summary(job)
-    steps = max(1, job.step)
     points = store.metrics([job.id], ["memory_bytes", "tokens_per_second"], bins=2000)["data"]
     memory = _values(points, "memory_bytes", job.id)
     return {
@@ -81,7 +80,7 @@ def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
         "trainable_parameters": job.result.get("trainable_parameters"),
         "total_parameters": job.result.get("total_parameters"),
         "peak_memory_bytes": max(memory) if memory else None,
-        "seconds_per_step": facts["seconds"] / steps if facts["seconds"] else None,
+        "seconds_per_step": facts["seconds"] / job.step if facts["seconds"] and job.step else None,
         "first_loss": facts["first_loss"],
         "last_loss": facts["last_loss"],
         "eval_loss": facts["eval_loss"],
