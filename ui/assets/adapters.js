@@ -130,9 +130,9 @@ export class Adapters extends HTMLElement {
 
   async open(id) {
     this.chosen = id;
-    remember({ adapter: id });
     this.list();
     await this.passport.show(id);
+    if (this.chosen === id) remember({ adapter: id });
   }
 
   close() {
@@ -157,6 +157,7 @@ export class Adapters extends HTMLElement {
     const done = await this.act(`${one.id}/rename`, { name });
     if (!done) return;
     if (this.picked.delete(one.id)) this.picked.add(done.id);
+    one.id = done.id; // the passport that is still shown acts on the new name at once
     this.chosen = done.id;
     await this.refresh();
     this.open(done.id);

@@ -41,8 +41,14 @@ def _losses(events: list[Event]) -> list[tuple[int, float]]:
 
 
 def _members() -> list[psutil.Process]:
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "studio.training.member" in child.cmdline()]
+    return [child for child in psutil.Process().children(recursive=True) if _is_member(child)]
+
+
+def _is_member(process: psutil.Process) -> bool:
+    try:
+        return "studio.training.member" in process.cmdline()
+    except psutil.Error:  # another test's child that just ended
+        return False
 
 
 def test_two_processes_stopped_and_resumed_by_one_equal_one(
