@@ -21,7 +21,7 @@ export class XRay {
         button('‹', () => this.jump(this.row - 1), '', { 'aria-label': 'Row before' }),
         h('label', {}, 'Row ', this.number, ` of ${count(page.found.rows)}`),
         button('›', () => this.jump(this.row + 1), '', { 'aria-label': 'Next row' }),
-        h('span', { class: 's-legend' }, Object.entries(STATES).map(([state, words]) =>
+        h('span', { class: 's-xray-legend' }, Object.entries(STATES).map(([state, words]) =>
           h('span', {}, h('i', { class: 's-token', 'data-state': state === 'special' ? 'masked' : state,
             'data-special': state === 'special' }, 'Aa'), words)))),
       this.summary,
