@@ -37,9 +37,10 @@ def adapters_and_checkpoints(home: Home) -> list[dict[str, Any]]:
         if not run.name.isdigit() or len(kept) >= MOST_CHECKPOINTS:
             continue
         if steps := steps_of(home, int(run.name)):
-            base, method = _trained_on(run)
+            base, method, called = _trained_on(run)
             kept += [
-                {"name": f"{run.name}@{step}", "base": base, "method": method, "checkpoint": True}
+                {"name": f"{run.name}@{step}", "base": base, "method": method, "checkpoint": True,
+                 "label": f"{called or f'run {run.name}'} at step {step}"}
                 for step in reversed(steps) if base and method != "full"
             ]  # fmt: skip
     return rows + kept
@@ -65,12 +66,13 @@ def run_of(home: Home, lanes: Sequence[str]) -> dict[int, str]:
     return found
 
 
-def _trained_on(run: Any) -> tuple[str, str]:
+def _trained_on(run: Any) -> tuple[str, str, str]:
+    """Return a run's base, method and name; empty where its spec cannot be read."""
     from studio.errors import StudioError
     from studio.spec import RunSpec, read_yaml
 
     try:
         spec = RunSpec.parse(read_yaml(run / "spec.yaml"))
     except (StudioError, OSError):
-        return "", ""
-    return str(spec.model.path), spec.method.name
+        return "", "", ""
+    return str(spec.model.path), spec.method.name, spec.name

@@ -6,6 +6,8 @@ import { button, count, h, keyed, number, text } from './dom.js';
 import { extent, nearest, smooth } from './axis.js';
 import { Painter } from './paint.js';
 
+const NEAR = 24; // a click as close to a curve, in pixels, means its point
+
 /** What the charts of one page share. */
 export class Group {
   constructor() {
@@ -31,7 +33,7 @@ export class Group {
 }
 
 export class Chart {
-  /** `options`: name, title, unit, format, whole (legend with names), log. */
+  /** `options`: name, title, unit, format, names (in the legend), log, pick({run, step}) on a click. */
   constructor(group, options) {
     this.group = group;
     this.options = { format: number, ...options };
@@ -181,6 +183,9 @@ export class Chart {
     this.canvas.addEventListener('pointermove', (event) => {
       if (!this.scale) return;
       if (this.drag) this.drag.now = place(event);
+      const near = Boolean(this.options.pick && !this.drag && this.under(event));
+      this.canvas.toggleAttribute('data-point', near);
+      this.canvas.title = near ? this.options.hint : '';
       this.group.set({ cursor: this.scale.step(place(event)) });
     });
     this.canvas.addEventListener('pointerleave', () => {
@@ -194,7 +199,8 @@ export class Chart {
     this.canvas.addEventListener('pointerup', () => {
       const { drag } = this;
       this.drag = null;
-      if (!drag || !this.scale || Math.abs(drag.now - drag.start) < 6) return this.redraw();
+      if (!drag || !this.scale) return this.redraw();
+      if (Math.abs(drag.now - drag.start) < 6) return this.pick(this.under(event));
       const [a, b] = [drag.start, drag.now].sort((p, q) => p - q).map(this.scale.step);
       if (b - a >= 1) this.group.set({ zoom: [Math.max(0, a), b] });
     });
@@ -203,10 +209,36 @@ export class Chart {
     this.canvas.addEventListener('blur', () => this.group.set({ cursor: null }));
   }
 
+  /** The run and step of the curve's point under the pointer; null where no curve is near. */
+  under(event) {
+    const box = this.canvas.getBoundingClientRect();
+    const [left, top] = [event.clientX - box.left, event.clientY - box.top];
+    const found = this.shown().map((line) => this.closest(line, left, top))
+      .sort((a, b) => a.away - b.away)[0];
+    return found && found.away <= NEAR ? found : null;
+  }
+
+  closest({ run, x, y, raw }, left, top) {
+    const i = nearest(x, this.scale.step(left));
+    const ys = [y[i], raw?.[i]].filter(Number.isFinite).map(this.scale.y);
+    return { run, step: x[i], away: Math.min(...ys.map((at) =>
+      Math.hypot(this.scale.x(x[i]) - left, at - top))) };
+  }
+
+  pick(point) {
+    if (point) this.options.pick?.(point);
+    this.redraw();
+  }
+
   key(event) {
     if (!this.scale) return;
     const { from, to } = this.scale;
     const span = to - from, at = this.group.cursor ?? to;
+    if (event.key === 'Enter') {
+      const line = this.shown()[0];
+      if (line) this.pick({ run: line.run, step: line.x[nearest(line.x, at)] });
+      return;
+    }
     const actions = {
       ArrowLeft: () => ({ cursor: Math.max(from, at - Math.max(1, span / 50)) }),
       ArrowRight: () => ({ cursor: Math.min(to, at + Math.max(1, span / 50)) }),

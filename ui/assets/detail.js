@@ -3,6 +3,7 @@
 
 import { ago, api, badge, button, clock, compact, copy, count, duration, h, number, short, sureButton, text,
   toast } from './dom.js';
+import { useCheckpoint } from './checkpoint.js';
 import { isLive, poke } from './live.js';
 import { progress, share, stateName } from './metrics.js';
 import { planLonger, planSchedule, planSweep, planWords } from './plan.js';
@@ -261,20 +262,9 @@ export class Detail {
         h('th', { scope: 'col' }, name)))),
       h('tbody', {}, [...rows].reverse().map((row) => h('tr', {}, h('td', {}, count(row.step)),
         h('td', {}, number(row.eval_loss)), h('td', {}, ago(row.time)),
-        h('td', {}, this.job.method !== 'full' && this.useCheckpoint(`${this.job.id}@${row.step}`)),
+        h('td', {}, this.job.method_name !== 'full'
+          && useCheckpoint(this.job.model, `${this.job.id}@${row.step}`)),
         h('td', { class: 's-path' }, row.path)))));
-  }
-
-  useCheckpoint(name) {
-    const base = encodeURIComponent(this.job.model);
-    return h('span', { class: 's-actions' },
-      h('a', { href: `/compare?lane=${base}&lane=${base}~${name}:1` }, 'Compare'),
-      sureButton('Promote', 'Make it the adapter?', async () => {
-        try {
-          const made = await api('/api/chat/promote', { checkpoint: name });
-          toast(`Queued as “${made.name}”. The adapter of now is kept beside it.`);
-        } catch (error) { toast(error.message, 'error'); }
-      }, 's-tool'));
   }
 
   config({ yaml, command, error }) {

@@ -1,6 +1,7 @@
 // The head of a lane: which model, which adapters, how strong. It edits its lane in place.
 
 import { api, button, h, short, text, toast } from './dom.js';
+import { isCheckpoint, promoteButton } from './checkpoint.js';
 
 const SUFFIX = /^(.*)~([^~]+:-?[\d.]+)$/;
 const BETWEEN = /(?<=:-?[\d.]+)[+ ]/; // an address turns a plus that was typed into a space
@@ -52,7 +53,7 @@ export class LaneHead {
   }
 
   part(part, index) {
-    const names = this.fitting().map((adapter) => [adapter.name, adapter.name]);
+    const names = this.fitting().map((adapter) => [adapter.name, adapter.label || adapter.name]);
     if (!names.some(([name]) => name === part.name)) names.push([part.name, part.name]);
     const shown = h('output', {}, part.weight.toFixed(2));
     const slider = h('input', { type: 'range', min: -1, max: 2, step: 0.05, 'aria-label':
@@ -83,6 +84,7 @@ export class LaneHead {
       lane.own && button('Share settings', () => { delete lane.own; doors.redraw(); }, 's-tool',
         { title: 'Use the settings of all lanes again' }),
       h('span', { class: 's-grow' }), this.recipes(),
+      lane.stack.length === 1 && isCheckpoint(lane.stack[0].name) && promoteButton(lane.stack[0].name),
       lane.stack.length > 1 && !doors.full && button('Audition', () => doors.add(...this.audition()),
         's-tool', { title: 'Add a lane for each adapter of this mix alone' }),
       lane.stack.length > 0 && button('Keep mix', () => this.keep(), 's-tool',

@@ -12,10 +12,15 @@ export const METRICS = [
   { name: 'tokens_per_second', title: 'Tokens per second', format: compact },
 ];
 
-/** Charts for these metrics in one group; `update(series)` feeds them all. */
-export function board(names) {
+const LOSSES = ['loss', 'eval_loss'];
+const HINT = 'A click opens the nearest checkpoint in Compare';
+
+/** Charts for these metrics in one group; `update(series)` feeds them all. A click on a point of a
+ *  loss curve calls `pick({run, step})`, where one is given. */
+export function board(names, pick = null) {
   const group = new Group();
-  const charts = METRICS.filter((m) => names.includes(m.name)).map((m) => new Chart(group, m));
+  const charts = METRICS.filter((m) => names.includes(m.name)).map((m) => new Chart(group,
+    pick && LOSSES.includes(m.name) ? { ...m, pick, hint: HINT } : m));
   const update = (series) => {
     for (const chart of charts) chart.lines = series.get(chart.options.name) ?? new Map();
     group.redraw();

@@ -6,6 +6,7 @@ import { ago, api, badge, button, duration, h, keyed, number, query, remember, s
 import { hues, isLive, poke, subscribe } from './live.js';
 import { METRICS, board, share, stateName } from './metrics.js';
 import { Detail } from './detail.js';
+import { openCheckpoint } from './checkpoint.js';
 import { planTelling } from './plan.js';
 import { toggle, wanted } from './notify.js';
 
@@ -36,7 +37,8 @@ export class Runs extends HTMLElement {
   }
 
   build() {
-    this.board = board(METRICS.map((metric) => metric.name));
+    this.board = board(METRICS.map((metric) => metric.name), (point) =>
+      openCheckpoint(this.jobs.find((job) => job.id === point.run), point.step));
     this.detail = new Detail(() => this.jobs);
     this.search = h('input', { type: 'search', placeholder: 'Search runs', 'aria-label':
       'Search runs', oninput: () => this.list() });
