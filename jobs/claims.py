@@ -9,13 +9,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from jobs import endings
 from jobs.database import Database, now
+from jobs.endings import NO_PROGRESS_LIMIT
 from jobs.metrics import Progress, finite, write_measurements
 from jobs.processes import Identity
 from jobs.states import Intent, State
-from jobs.tables import Tables
-
-NO_PROGRESS_LIMIT = 3
 
 
 class Fenced(Exception):
@@ -167,7 +166,7 @@ class Claims:
             Fenced: The claim is no longer valid.
         """
         with self._database.writing() as db:
-            if not leave(
+            if not endings.leave(
                 db, claim.job, state, attempt=claim.attempt, actor="runner", why=why,
                 result=result, error=error,
             ):  # fmt: skip
@@ -186,14 +185,9 @@ class Claims:
             Fenced: The claim is no longer valid.
         """
         with self._database.writing() as db:
-            rows = db.conn.execute(_ACTIVE_ATTEMPT, (claim.job, claim.attempt)).fetchall()
-            if not rows:
+            state = endings.obey(db, claim.job, claim.attempt, result=result, error=error)
+            if state is None:
                 raise Fenced
-            state = _OBEYED[rows[0][0]]
-            leave(
-                db, claim.job, state, attempt=claim.attempt, actor="runner",
-                result=result, error=error if state == "paused" else None,
-            )  # fmt: skip
         return state
 
     def lost(
@@ -218,68 +212,16 @@ class Claims:
             The state it is in now; None when it had already ended.
         """
         with self._database.writing() as db:
-            rows = db.conn.execute(_ACTIVE_ATTEMPT, (claim.job, claim.attempt)).fetchall()
-            if not rows:
-                return None
-            intent, resume_step, no_progress = rows[0]
-            if intent in ("cancel", "pause"):
-                ended: State = "cancelled" if intent == "cancel" else "paused"
-                leave(db, claim.job, ended, attempt=claim.attempt, actor="supervisor", why=why)
-                return ended
-            moved = newest_step > resume_step or blameless or intent == "shutdown"
-            tries = 0 if moved else no_progress + 1
-            error = ("interrupted", _GIVEN_UP.format(tries=tries, why=why))
-            leave(
-                db, claim.job, "interrupted", attempt=claim.attempt, actor="supervisor", why=why,
-                error=error if tries >= limit else None,
+            return endings.lose(
+                db, claim.job, claim.attempt, why=why, newest_step=newest_step,
+                blameless=blameless, limit=limit,
             )  # fmt: skip
-            db.conn.execute(_COUNT_PROGRESS, (tries, max(newest_step, resume_step), claim.job))
-            if tries >= limit:
-                return "interrupted"
-            where = f"from step {newest_step}" if newest_step else "from the beginning"
-            leave(db, claim.job, "queued", actor="supervisor", why=f"goes on {where}")
-            return "queued"
 
     def could_not_start(self, claim: Claim, *, text: str) -> None:
         """The runner ended before it could register: the job fails with a sentence."""
         with self._database.writing() as db:
-            rows = db.conn.execute(_ACTIVE_ATTEMPT, (claim.job, claim.attempt)).fetchall()
-            if rows:
-                state: State = {"cancel": "cancelled", "pause": "paused"}.get(rows[0][0], "failed")  # type: ignore[assignment]
-                leave(
-                    db, claim.job, state, attempt=claim.attempt, actor="supervisor",
-                    error=("start", text) if state == "failed" else None,
-                )  # fmt: skip
+            endings.never_began(db, claim.job, claim.attempt, text=text)
 
-
-def leave(
-    db: Tables,
-    job: int,
-    state: State,
-    *,
-    attempt: int | None = None,
-    actor: str,
-    why: str = "",
-    result: dict[str, Any] | None = None,
-    error: tuple[str, str] | None = None,
-) -> bool:
-    """Move a job into a state without a process; False when the attempt does not match.
-
-    The transition trigger refuses what is not legal.
-    """
-    kind, text = error or (None, None)
-    values = {
-        "id": job, "state": state, "attempt": attempt, "actor": actor, "why": why or text or "",
-        "now": now(), "error_kind": kind, "error_text": text,
-        "result": json.dumps(finite(result or {})),
-    }  # fmt: skip
-    return bool(db.conn.execute(_LEAVE, values).fetchall())
-
-
-_OBEYED: dict[Intent, State] = {
-    "cancel": "cancelled", "pause": "paused", "shutdown": "interrupted",
-}  # fmt: skip
-_GIVEN_UP = "It ended {tries} times without reaching a new checkpoint. The last time: {why}"
 
 _CLAIM = """
 WITH free AS (SELECT value AS name, row_number() OVER (ORDER BY key) AS place
@@ -339,19 +281,4 @@ UPDATE jobs SET state = 'stopping', stop_requested = 'pause', stop_requested_at 
   changed_by = 'runner', why = :why
 WHERE id = :id AND attempt = :attempt AND state = 'running'
 """
-_LEAVE = """
-UPDATE jobs SET state = :state, device = NULL, owner = NULL, pid = NULL, pid_started = NULL,
-  boot_id = NULL, heartbeat = NULL, stop_requested = NULL, stop_requested_at = NULL, phase = '',
-  finished = CASE WHEN :state IN ('succeeded', 'failed', 'cancelled') THEN :now END,
-  error_kind = :error_kind, error_text = :error_text, result = json_patch(result, :result),
-  changed_by = :actor, why = :why
-WHERE id = :id AND (:attempt IS NULL OR (attempt = :attempt
-                    AND state IN ('starting', 'running', 'stopping')))
-RETURNING id
-"""
-_ACTIVE_ATTEMPT = """
-SELECT stop_requested, resume_step, no_progress FROM jobs
-WHERE id = ? AND attempt = ? AND state IN ('starting', 'running', 'stopping')
-"""
-_COUNT_PROGRESS = "UPDATE jobs SET no_progress = ?, resume_step = ? WHERE id = ?"
 _WISHES = "SELECT save_requested, sample_requested FROM jobs WHERE id = :id AND attempt = :attempt"

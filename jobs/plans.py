@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from jobs import settings, sweeps
-from jobs.claims import leave
 from jobs.database import now
+from jobs.endings import leave
 from jobs.record import Job
 from jobs.store import JobStore
 from studio.errors import QueueError

@@ -11,7 +11,8 @@ import time
 from typing import Any
 
 from jobs.checkpoints import newest_step
-from jobs.claims import NO_PROGRESS_LIMIT, Claim
+from jobs.claims import Claim
+from jobs.endings import NO_PROGRESS_LIMIT
 from jobs.processes import Identity, boot_id, kill_session, me
 from jobs.spawning import Runners
 from jobs.store import JobStore

@@ -4,22 +4,20 @@ Pages and commands talk to this; runners and the supervisor write through `claim
 that makes no sense raises a `QueueError` with one sentence and changes nothing.
 """
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jobs import board, metrics, naming, order
+from jobs import board, lookup, metrics, order, stops, submission
 from jobs.checkpoints import newest_step
-from jobs.claims import Claim, Claims, leave
+from jobs.claims import Claim, Claims
 from jobs.curves import Curves
-from jobs.database import Database, now
-from jobs.kinds import FILE_KINDS, FILES
+from jobs.database import Database
+from jobs.endings import leave
 from jobs.processes import Identity, me
-from jobs.record import COLUMNS, Job, job_of
-from jobs.states import ACTIVE, ENDED, State
-from jobs.tables import Tables
+from jobs.record import Job
+from jobs.states import State
 from studio.errors import QueueError
 from studio.home import Home
 from studio.spec import RunSpec
@@ -81,7 +79,7 @@ class JobStore:
             "retries": retries,
         }  # fmt: skip
         with self.database.writing() as db:
-            job_id = _insert(db, spec, plan, needs)
+            job_id = submission.insert(db, spec, plan, needs)
             if held:
                 leave(db, job_id, "paused", actor="person", why="held back")
         return self.get(job_id)
@@ -102,7 +100,7 @@ class JobStore:
             "kind": "train", "parent": None, "sweep": sweep, "on_error": on_error, "retries": 0,
         }  # fmt: skip
         with self.database.writing() as db:
-            ids = [_insert(db, spec, plan) for spec in specs]
+            ids = [submission.insert(db, spec, plan) for spec in specs]
         return [self.get(job_id) for job_id in ids]
 
     # -- look ------------------------------------------------------------------------------------
@@ -114,7 +112,7 @@ class JobStore:
             QueueError: There is none.
         """
         with self.database.reading() as db:
-            return _get(db, job_id)
+            return lookup.one(db, job_id)
 
     def list(
         self, states: Iterable[State] | None = None, *, limit: int | None = None,
@@ -128,18 +126,13 @@ class JobStore:
             offset: Skip so many.
             search: Words that the name must contain.
         """
-        values = {
-            "all": states is None, "states": json.dumps(sorted(states or ())),
-            "limit": -1 if limit is None else limit, "offset": offset,
-            "pattern": "%" + naming.escaped(search.strip()) + "%",
-        }  # fmt: skip
         with self.database.reading() as db:
-            return [job_of(row) for row in db.query(_LIST, values)]
+            return lookup.listed(db, states, limit=limit, offset=offset, search=search)
 
     def queue(self, *, limit: int | None = None) -> Jobs:
         """Return what runs and what waits, in the order it will run."""
         with self.database.reading() as db:
-            return [job_of(r) for r in db.query(_QUEUE, {"limit": -1 if limit is None else limit})]
+            return lookup.queued(db, limit=limit)
 
     def counts(self) -> dict[State, int]:
         """Return how many jobs are in each state."""
@@ -212,7 +205,7 @@ class JobStore:
         """
         job = self.get(job_id)
         if job.state not in ("paused", "failed", "cancelled", "interrupted"):
-            raise QueueError(_cannot(job, "resume"))
+            raise QueueError(stops.cannot(job, "resume"))
         restart = restart or bool(job.drop_checkpoints)
         step = 0 if restart else newest_step(self.home.run(job.id))
         if job.step > 0 and not step and not restart and job.kind == "train":
@@ -223,21 +216,13 @@ class JobStore:
         if restart:
             shutil.rmtree(self.home.run(job.id) / "checkpoints", ignore_errors=True)
         with self.database.writing() as db:
-            _same_state(db, job)
-            if restart:
-                for statement in _FORGET:
-                    db.conn.execute(statement, (job.id,))
-            if job.state in ENDED:
-                order.to_the_end(db, job.id)
-            db.conn.execute(_FRESH_TRIES, (step, job.id))
-            why = f"goes on from step {step}" if step else "starts from the beginning"
-            leave(db, job.id, "queued", actor="person", why=why)
+            stops.queue_again(db, job, step=step, restart=restart)
         return self.get(job.id)
 
     def go_on(self, job_id: int, *, newest_step: int, state: State = "interrupted") -> None:
         """Queue again, by itself, what a shutdown had interrupted or a full disk had paused."""
         with self.database.writing() as db:
-            if _get(db, job_id).state == state:
+            if lookup.one(db, job_id).state == state:
                 where = f"from step {newest_step}" if newest_step else "from the beginning"
                 leave(db, job_id, "queued", actor="supervisor", why=f"goes on {where}")
 
@@ -251,8 +236,8 @@ class JobStore:
     def move(self, job_id: int | str, *, before: int | str | None = None) -> Job:
         """Place a waiting job before another one, or at the end."""
         with self.database.writing() as db:
-            job = _get(db, job_id)
-            other = None if before is None else _get(db, before)
+            job = lookup.one(db, job_id)
+            other = None if before is None else lookup.one(db, before)
             for one in (job, other):
                 if one is not None and one.state not in ("queued", "paused"):
                     raise QueueError(
@@ -274,7 +259,7 @@ class JobStore:
         """Remove a job that does not run, with its run folder."""
         job = self.get(job_id)
         with self.database.writing() as db:
-            job = _get(db, job.id)
+            job = lookup.one(db, job.id)
             if job.active:
                 raise QueueError(f'"{job.name}" is {job.state}. Cancel it first.')
             waiting = db.conn.execute(_WAITING_FOR, (job.id,)).fetchone()
@@ -330,107 +315,11 @@ class JobStore:
 
     def _stop(self, job_id: int | str, intent: str, ended: State, *, drop: bool = False) -> Job:
         with self.database.writing() as db:
-            job = _get(db, job_id)
-            if drop:
-                db.conn.execute("UPDATE jobs SET drop_checkpoints = 1 WHERE id = ?", (job.id,))
-            if job.state in ACTIVE:
-                if job.intent == "cancel":
-                    raise QueueError(f'"{job.name}" is already being cancelled.')
-                if job.intent == intent:
-                    raise QueueError(f'"{job.name}" is already being stopped.')
-                db.conn.execute(_ASK, {"id": job.id, "intent": intent, "now": now()})
-            elif (job.state, ended) in (
-                ("queued", "paused"), ("queued", "cancelled"), ("paused", "cancelled"),
-                ("interrupted", "cancelled"),
-            ):  # fmt: skip
-                leave(db, job.id, ended, actor="person", why="asked for")
-            else:
-                raise QueueError(_cannot(job, intent))
-        return self.get(job.id)
+            number = stops.stop(db, job_id, intent, ended, drop=drop)
+        return self.get(number)
 
 
-def _insert(
-    db: Tables, spec: RunSpec | dict[str, Any], plan: dict[str, Any], needs: Iterable[int] = ()
-) -> int:
-    values = spec.model_dump(mode="json") if isinstance(spec, RunSpec) else dict(spec)
-    asked = str(values.get("name") or "").strip()
-    made_up = naming.made_up(values, plan["kind"])
-    taken = naming.taken(db, asked or made_up)
-    if asked in taken:
-        raise QueueError(
-            f'There is already a job called "{asked}" (number {taken[asked]}). '
-            "Choose another name, or leave it empty to get one made up."
-        )
-    values["name"] = asked or naming.first_free(made_up, taken)
-    train = values.get("train") or {}
-    row = plan | {
-        "name": values["name"], "spec": json.dumps(metrics.finite(values)), "now": now(),
-        "device": FILES if plan["kind"] in FILE_KINDS else str(train.get("device") or "auto"),
-        "width": int(train.get("num_processes") or 1),
-    }  # fmt: skip
-    job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
-    for needed in needs:
-        db.conn.execute(_NEED, (job_id, _get(db, needed).id))
-    return job_id
-
-
-def _get(db: Tables, job_id: int | str) -> Job:
-    by_id = isinstance(job_id, int) or job_id.isdigit()
-    rows = list(db.query(_BY_ID if by_id else _BY_NAME, (int(job_id) if by_id else job_id,)))
-    if not rows:
-        label = f"number {job_id}" if by_id else f'called "{job_id}"'
-        raise QueueError(f"There is no job {label}. `studio runs` lists them.")
-    return job_of(rows[0])
-
-
-def _same_state(db: Tables, job: Job) -> None:
-    state = _get(db, job.id).state
-    if state != job.state:
-        raise QueueError(f'"{job.name}" has just become {state}. Nothing was changed.')
-
-
-def _cannot(job: Job, action: str) -> str:
-    text = f'"{job.name}" is {job.state} and cannot be {action.rstrip("e")}ed.'
-    text = text.replace("canceled", "cancelled")
-    if job.state == "succeeded" and action == "resume":
-        return text + " Start a new run that continues it instead."
-    return text
-
-
-_SUBMIT = """
-INSERT INTO jobs(kind, name, spec, device_wanted, parent, created, sweep, on_error, retries_left,
-                 width, position, why)
-VALUES (:kind, :name, :spec, :device, :parent, :now, :sweep, :on_error, :retries, :width,
-        (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'submitted')
-RETURNING id
-"""
-_NEED = "INSERT OR IGNORE INTO dependencies(job, needs) VALUES (?, ?)"
-_BY_ID = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"
-_BY_NAME = f"SELECT {COLUMNS} FROM jobs WHERE name = ?"
-_LIST = f"""
-SELECT {COLUMNS} FROM jobs
-WHERE (:all OR state IN (SELECT value FROM json_each(:states)))
-  AND name LIKE :pattern ESCAPE '\\'
-ORDER BY id DESC LIMIT :limit OFFSET :offset
-"""
-_QUEUE = f"""
-SELECT {COLUMNS} FROM jobs WHERE state IN ('starting', 'running', 'stopping', 'queued')
-ORDER BY state = 'queued', position, id LIMIT :limit
-"""
-_ASK = """
-UPDATE jobs SET state = 'stopping', stop_requested = :intent, stop_requested_at = :now,
-  changed_by = 'person', why = :intent || ' asked for'
-WHERE id = :id
-"""
 _WAITING_FOR = """
 SELECT waiting.name FROM dependencies JOIN jobs AS waiting ON waiting.id = dependencies.job
 WHERE dependencies.needs = ? AND waiting.state IN ('queued', 'paused')
 """
-_FRESH_TRIES = "UPDATE jobs SET no_progress = 0, resume_step = ? WHERE id = ?"
-_FORGET = (
-    "DELETE FROM metrics WHERE job = ?",
-    "DELETE FROM samples WHERE job = ?",
-    "DELETE FROM checkpoints WHERE job = ?",
-    """UPDATE jobs SET step = 0, total_steps = NULL, result = '{}', drop_checkpoints = 0
-       WHERE id = ?""",
-)

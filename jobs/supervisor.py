@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 
 from jobs import backup, plans, room, settings
-from jobs.claims import NO_PROGRESS_LIMIT
+from jobs.endings import NO_PROGRESS_LIMIT
 from jobs.filelock import FileLock
 from jobs.kinds import FILES
 from jobs.processes import Identity, me, of

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from jobs import claims as claims_module
+from jobs import endings as endings_module
 from jobs import order as order_module
-from jobs import store as store_module
+from jobs import stops as stops_module
 from jobs.claims import Fenced
 from jobs.database import Database
 from jobs.store import JobStore
@@ -94,20 +95,20 @@ PLANTED: dict[str, tuple[Any, str, str, str]] = {
         claims_module, "_PROGRESS", "('running',", "('starting', 'running',",
     ),
     "ends without the attempt": (
-        claims_module, "_LEAVE", "(attempt = :attempt", "(attempt <> -1",
+        endings_module, "_LEAVE", "(attempt = :attempt", "(attempt <> -1",
     ),
     "forgets the intent at an end": (
-        claims_module, "_ACTIVE_ATTEMPT", "SELECT stop_requested", "SELECT NULL",
+        endings_module, "_ACTIVE_ATTEMPT", "SELECT stop_requested", "SELECT NULL",
     ),
     "takes jobs from new owners": (
-        claims_module, "_ACTIVE_ATTEMPT", "attempt = ?", "attempt <> -?",
+        endings_module, "_ACTIVE_ATTEMPT", "attempt = ?", "attempt <> -?",
     ),
     "shuts down other attempts": (claims_module, "_SHUTDOWN", ATTEMPT, ""),
     "never gives up": (
-        claims_module, "_COUNT_PROGRESS", "no_progress = ?", "no_progress = 0 * ?",
+        endings_module, "_COUNT_PROGRESS", "no_progress = ?", "no_progress = 0 * ?",
     ),
-    "resumes with old tries": (store_module, "_FRESH_TRIES", "no_progress = 0, ", ""),
-    "asks nobody to stop": (store_module, "_ASK", "WHERE id = :id", "WHERE id = -:id"),
+    "resumes with old tries": (stops_module, "_FRESH_TRIES", "no_progress = 0, ", ""),
+    "asks nobody to stop": (stops_module, "_ASK", "WHERE id = :id", "WHERE id = -:id"),
     "moves too far": (order_module, "_NEIGHBOURS", "MAX(position)", "MIN(position)"),
 }  # fmt: skip
 

@@ -1,0 +1,55 @@
+"""How jobs are found: by number or name, as a list, as a queue. Reads only."""
+
+import json
+from collections.abc import Iterable
+
+from jobs import naming
+from jobs.record import COLUMNS, Job, job_of
+from jobs.states import State
+from jobs.tables import Tables
+from studio.errors import QueueError
+
+
+def one(db: Tables, job_id: int | str) -> Job:
+    """Return a job by number or name.
+
+    Raises:
+        QueueError: There is none.
+    """
+    by_id = isinstance(job_id, int) or job_id.isdigit()
+    rows = list(db.query(_BY_ID if by_id else _BY_NAME, (int(job_id) if by_id else job_id,)))
+    if not rows:
+        label = f"number {job_id}" if by_id else f'called "{job_id}"'
+        raise QueueError(f"There is no job {label}. `studio runs` lists them.")
+    return job_of(rows[0])
+
+
+def listed(
+    db: Tables, states: Iterable[State] | None, *, limit: int | None, offset: int, search: str
+) -> list[Job]:
+    """Return jobs, newest first; see `JobStore.list`."""
+    values = {
+        "all": states is None, "states": json.dumps(sorted(states or ())),
+        "limit": -1 if limit is None else limit, "offset": offset,
+        "pattern": "%" + naming.escaped(search.strip()) + "%",
+    }  # fmt: skip
+    return [job_of(row) for row in db.query(_LIST, values)]
+
+
+def queued(db: Tables, *, limit: int | None) -> list[Job]:
+    """Return what runs and what waits, in the order it will run."""
+    return [job_of(row) for row in db.query(_QUEUE, {"limit": -1 if limit is None else limit})]
+
+
+_BY_ID = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"
+_BY_NAME = f"SELECT {COLUMNS} FROM jobs WHERE name = ?"
+_LIST = f"""
+SELECT {COLUMNS} FROM jobs
+WHERE (:all OR state IN (SELECT value FROM json_each(:states)))
+  AND name LIKE :pattern ESCAPE '\\'
+ORDER BY id DESC LIMIT :limit OFFSET :offset
+"""
+_QUEUE = f"""
+SELECT {COLUMNS} FROM jobs WHERE state IN ('starting', 'running', 'stopping', 'queued')
+ORDER BY state = 'queued', position, id LIMIT :limit
+"""

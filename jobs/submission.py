@@ -1,0 +1,58 @@
+"""How a job enters the queue: its name, its row, what it waits for."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from jobs import lookup, metrics, naming
+from jobs.database import now
+from jobs.kinds import FILE_KINDS, FILES
+from jobs.tables import Tables
+from studio.errors import QueueError
+from studio.spec import RunSpec
+
+
+def insert(
+    db: Tables, spec: RunSpec | dict[str, Any], plan: dict[str, Any], needs: Iterable[int] = ()
+) -> int:
+    """Write a job at the end of the queue inside the caller's transaction; return its number.
+
+    Args:
+        db: A connection that writes.
+        spec: What to do.
+        plan: The columns of `jobs` that say how: kind, parent, sweep, on_error, retries.
+        needs: Jobs that must have succeeded before it starts.
+
+    Raises:
+        QueueError: The name is taken.
+    """
+    values = spec.model_dump(mode="json") if isinstance(spec, RunSpec) else dict(spec)
+    asked = str(values.get("name") or "").strip()
+    made_up = naming.made_up(values, plan["kind"])
+    taken = naming.taken(db, asked or made_up)
+    if asked in taken:
+        raise QueueError(
+            f'There is already a job called "{asked}" (number {taken[asked]}). '
+            "Choose another name, or leave it empty to get one made up."
+        )
+    values["name"] = asked or naming.first_free(made_up, taken)
+    train = values.get("train") or {}
+    row = plan | {
+        "name": values["name"], "spec": json.dumps(metrics.finite(values)), "now": now(),
+        "device": FILES if plan["kind"] in FILE_KINDS else str(train.get("device") or "auto"),
+        "width": int(train.get("num_processes") or 1),
+    }  # fmt: skip
+    job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
+    for needed in needs:
+        db.conn.execute(_NEED, (job_id, lookup.one(db, needed).id))
+    return job_id
+
+
+_SUBMIT = """
+INSERT INTO jobs(kind, name, spec, device_wanted, parent, created, sweep, on_error, retries_left,
+                 width, position, why)
+VALUES (:kind, :name, :spec, :device, :parent, :now, :sweep, :on_error, :retries, :width,
+        (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'submitted')
+RETURNING id
+"""
+_NEED = "INSERT OR IGNORE INTO dependencies(job, needs) VALUES (?, ?)"
