@@ -25,10 +25,8 @@ DOORS = {
 MOST_LINES = 320
 # Files that outgrew their room; a new one wants a second room instead.
 LONGER: dict[str, int] = {
-    "jobs/claims.py": 380,
-    "jobs/schema.py": 380,
     "studio/spec.py": 360,
-    "jobs/store.py": 440,
+    "jobs/store.py": 330,
     "studio/cli.py": 400,
     "studio/data/conversations.py": 350,
     "studio/data/curate.py": 420,
