@@ -15,11 +15,12 @@ StudioError                what went wrong, in one sentence, and what to do
     ├── OutOfMemory
     ├── DiskFull
     ├── ProcessLost        one of several processes was killed
+    ├── ClusterError       the cluster, its machines or its storage
     └── Diverged           NaN or infinite loss
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 
@@ -127,10 +128,28 @@ class ProcessLost(RunError):
     kind = "process_lost"
 
 
+class ClusterError(RunError):
+    """The cluster cannot do it: its packages, its version, its storage."""
+
+    kind = "cluster"
+
+
 class Diverged(RunError):
     """The loss became NaN or infinite."""
 
     kind = "diverged"
+
+
+def revived(values: dict[str, str]) -> StudioError:
+    """Return the error that `as_dict` made plain, in another process."""
+    kinds = {cls.kind: cls for cls in _with_children(StudioError)}
+    return kinds.get(values["kind"], RunError)(values["text"])
+
+
+def _with_children(root: type[StudioError]) -> Iterator[type[StudioError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _with_children(child)
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

@@ -117,6 +117,18 @@ def read_spec(folder: Path) -> RunSpec:
     return RunSpec.from_yaml(folder / "spec.yaml")
 
 
+def spec_in(folder: Path) -> RunSpec:
+    """Return a packed folder's spec with the paths of this machine."""
+    spec = read_spec(folder)
+    changes: dict[str, Any] = {}
+    for field in ("model.path", "data.path", "data.validation_path"):
+        part, _, name = field.partition(".")
+        value = getattr(getattr(spec, part), name)
+        if value and (folder / value).exists():
+            changes[field] = str(folder / value)
+    return spec.with_values(changes)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Train a packed folder; every process of a launcher calls this."""
     folder = Path((arguments or sys.argv[1:] or ["."])[0]).absolute()
@@ -133,16 +145,10 @@ def _train(folder: Path) -> None:
     from studio.training.run import train
 
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    spec = read_spec(folder)
     changes: dict[str, Any] = {"train.num_processes": size}
-    for field in ("model.path", "data.path", "data.validation_path"):
-        part, _, name = field.partition(".")
-        value = getattr(getattr(spec, part), name)
-        if value and (folder / value).exists():
-            changes[field] = str(folder / value)
     if size > 1:
         changes["train.device"] = _join()
-    spec, run_dir = spec.with_values(changes), folder / "run"
+    spec, run_dir = spec_in(folder).with_values(changes), folder / "run"
     run_dir.mkdir(exist_ok=True)
     with (run_dir / EVENTS).open("a", encoding="utf-8") as file:
         for event in train(

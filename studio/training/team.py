@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio import hardware
-from studio.errors import ProcessLost, RunError, SpecError, StudioError
+from studio.errors import ProcessLost, RunError, SpecError, StudioError, revived
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training import sharding
@@ -163,12 +163,10 @@ class _Team:
         )
 
     def _error(self, rank: int, error: dict[str, str]) -> StudioError:
-        kinds = {cls.kind: cls for cls in _all_kinds(StudioError)}
-        made = kinds.get(error["kind"], RunError)
-        text = error["text"]
-        if made is RunError:
-            text = f"Process {rank + 1} of {self.size} failed: {text}"
-        return made(text)
+        made = revived(error)
+        if type(made) is RunError:
+            return RunError(f"Process {rank + 1} of {self.size} failed: {made.text}")
+        return made
 
     def _listen(self, rank: int, member: subprocess.Popen[str]) -> None:
         assert member.stdout is not None
@@ -183,9 +181,3 @@ class _Team:
             member.stdin.flush()
         except OSError:
             pass  # it is gone; its end is heard
-
-
-def _all_kinds(root: type[StudioError]) -> Iterator[type[StudioError]]:
-    yield root
-    for child in root.__subclasses__():
-        yield from _all_kinds(child)

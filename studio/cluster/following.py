@@ -1,0 +1,238 @@
+"""Following a job on the cluster: its events as they come, wishes to it, and how it ended."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Literal
+
+from studio.cluster.homecoming import Homecoming
+from studio.cluster.order import CONTROL, write_json
+from studio.cluster.ray_api import OVER, NoAnswer, Ray, Status, error_in
+from studio.cluster.sending import Sent, forget
+from studio.cluster.storage import Place
+from studio.cluster.stream import Reader
+from studio.errors import ClusterError, ProcessLost, StudioError
+from studio.spec import RunSpec
+from studio.training.events import (
+    Event,
+    Finished,
+    Loading,
+    Saved,
+    Saving,
+    Started,
+    Step,
+    Working,
+    event_from,
+)
+
+logger = logging.getLogger(__name__)
+
+Control = Callable[[], Literal["stop", "save", "sample"] | None]
+Intent = Callable[[], Literal["cancel", "pause", "shutdown"] | None]
+
+POLL_SECONDS = 0.25
+STATUS_SECONDS = 2.0
+NOTE_SECONDS = 2.0
+END_SECONDS = 30.0
+PATIENCE_SECONDS = {"cancel": 15.0, "pause": 90.0}
+LOG_LINES = 40
+
+
+class Following:
+    """One job on the cluster, followed until it is over or we must go."""
+
+    def __init__(self, spec: RunSpec, run_dir: Path, ray: Ray, sent: Sent, intent: Intent) -> None:
+        self._spec, self._run_dir, self._ray, self._sent = spec, run_dir, ray, sent
+        self._intent = intent
+        self._place = Place(sent.place)
+        self._reader = Reader(self._place, number=sent.file, lines=sent.lines)
+        self._home = Homecoming(self._place, run_dir)
+        self._finished: Finished | None = None
+        self._step, self._total, self._trains = sent.step, sent.total_steps, bool(sent.total_steps)
+        self._asked = self._looked = self._noted = 0.0
+        self._lost = ""
+        self._status: Status | Literal["", "UNKNOWN"] = ""
+        self._words = ""
+
+    def to_the_end(self, control: Control) -> Generator[Event, None, Finished | None]:
+        """Yield what the job says; returns how it ended, None when we left it to itself.
+
+        Raises:
+            ProcessLost: The cluster lost it; it goes on from the checkpoints that are here.
+            StudioError: What it failed with.
+        """
+        try:
+            if self._total:  # it has been followed before
+                yield self._going_on()
+            while self._intent() != "shutdown":
+                self._pass_on(control())
+                yield from self._look()
+                yield from self._news()
+                if self._finished or self._status in (*OVER, "UNKNOWN"):
+                    return (yield from self._end())
+                if self._left_to_itself():
+                    return None
+                time.sleep(POLL_SECONDS)
+            yield from self._note(now=True)
+            return None
+        finally:
+            self._home.close()
+
+    # -- what the job says ---------------------------------------------------------------------
+
+    def _news(self) -> Iterator[Event]:
+        try:
+            for values in self._reader.read():
+                yield from self._heard(event_from(values))
+        except OSError as error:
+            yield from self._trouble(f"The storage {self._place.url} does not answer ({error}).")
+        else:
+            yield from self._home.arrived()
+            yield from self._note()
+
+    def _heard(self, event: Event) -> Iterator[Event]:
+        self._step = max(event.step, self._step) if isinstance(event, Step) else self._step
+        if isinstance(event, Finished):
+            self._finished = event
+        elif isinstance(event, Saved):
+            self._home.expect(event)
+        else:
+            if isinstance(event, Started):
+                self._step, self._total, self._trains = event.step, event.total_steps, True
+            yield event
+
+    def _note(self, *, now: bool = False) -> Iterator[Event]:
+        """Remember how far we have heard, after it was stored."""
+        if not now and time.monotonic() - self._noted < NOTE_SECONDS:
+            return
+        self._noted = time.monotonic()
+        heard = {
+            "file": self._reader.number, "lines": self._reader.lines, "step": self._step,
+            "total_steps": self._total,
+        }  # fmt: skip
+        if heard == self._sent.model_dump(include=set(heard)):
+            return
+        yield Saving(step=self._step)  # whoever hears this stores all that came before
+        self._sent = self._sent.model_copy(update=heard).keep(self._run_dir)
+
+    # -- how the cluster is --------------------------------------------------------------------
+
+    def _look(self) -> Iterator[Event]:
+        """Ask now and then how the job is; say when nobody answers, and when somebody does."""
+        if time.monotonic() - self._looked < STATUS_SECONDS:
+            return
+        self._looked = time.monotonic()
+        try:
+            found = self._ray.status(self._sent.submission)
+        except NoAnswer as error:
+            yield from self._trouble(error.text)
+            return
+        self._status, self._words = found or ("UNKNOWN", "")
+        if self._lost:
+            logger.info("the cluster answers again")
+            self._lost = ""
+            yield self._going_on()
+
+    def _trouble(self, text: str) -> Iterator[Event]:
+        if not self._lost:
+            logger.warning("%s The run goes on there; trying again until there is an answer.", text)
+            yield Loading(text=f"Waiting for the cluster: {text}")
+        self._lost = self._lost or text
+
+    def _going_on(self) -> Event:
+        if self._total:
+            return Working(text="Training", step=self._step, total_steps=self._total)
+        return Loading(text="Waiting for the run on the cluster")
+
+    # -- what a person wishes ------------------------------------------------------------------
+
+    def _pass_on(self, wish: Literal["stop", "save", "sample"] | None) -> None:
+        if wish is None or (wish == "stop" and self._asked):
+            self._press()
+            return
+        if wish == "stop":
+            self._asked = time.monotonic()
+        try:
+            write_json(self._place, CONTROL, {"number": time.time_ns(), "wish": wish})
+        except OSError as error:
+            logger.warning("the cluster could not be asked to %s: %s", wish, error)
+            self._asked = 0.0
+
+    def _press(self) -> None:
+        """End at once what has not begun, or does not stop when asked."""
+        intent = self._intent()
+        if not self._asked or intent is None or intent == "shutdown":
+            return
+        if self._trains and time.monotonic() - self._asked < PATIENCE_SECONDS[intent]:
+            return
+        try:
+            self._ray.stop(self._sent.submission)
+        except ClusterError as error:
+            logger.warning("the run could not be ended on the cluster: %s", error.text)
+
+    def _left_to_itself(self) -> bool:
+        """Whether we were asked to stop, and the cluster does not answer."""
+        intent = self._intent()
+        if not (self._lost and self._asked and intent in ("cancel", "pause")):
+            return False
+        if time.monotonic() - self._asked < PATIENCE_SECONDS["cancel"]:
+            return False
+        logger.warning("the cluster does not answer; the wish to stop waits on the storage for it")
+        return True
+
+    # -- how it ended --------------------------------------------------------------------------
+
+    def _end(self) -> Generator[Event, None, Finished | None]:
+        """Bring everything home, tidy up, and say how it ended."""
+        yield Loading(text="Bringing the run home")
+        yield from self._news()  # what it said before the end that we have seen
+        yield from self._home.arrived(wait=True)
+        finished, error = self._finished, None
+        if finished is not None and finished.adapter:
+            finished = self._home.bring_adapter(finished, self._spec)
+        elif finished is None:
+            self._home.bring_checkpoints()
+            finished, error = self._without_a_word()
+        self._wait_until_over()
+        forget(self._run_dir)
+        self._place.remove()
+        if error is not None:
+            raise error
+        assert finished is not None
+        yield finished
+        return finished
+
+    def _without_a_word(self) -> tuple[Finished | None, StudioError | None]:
+        """How a job ended that did not say so itself."""
+        if self._status == "STOPPED" and self._asked:
+            return Finished(
+                step=self._step, reason="stopped", adapter=None, first_loss=None, last_loss=None,
+                eval_loss=None, seconds=0.0,
+            ), None  # fmt: skip
+        if self._status == "STOPPED":
+            return None, ClusterError(
+                "Somebody stopped the run on the cluster itself. Resume it to go on from its last "
+                "checkpoint."
+            )
+        if self._status == "UNKNOWN":
+            return None, ProcessLost("The cluster was started anew and has forgotten the run.")
+        log = self._ray.log(self._sent.submission)
+        logger.info("the end of the driver's log:\n%s", "\n".join(log.splitlines()[-LOG_LINES:]))
+        if (said := error_in(log)) is not None:
+            return None, said
+        text = f"The run ended on the cluster without a word: {self._words[:300]}"
+        return None, ProcessLost(text) if self._trains else ClusterError(text)
+
+    def _wait_until_over(self) -> None:
+        """Let the job leave its devices, so that the next one finds them free."""
+        deadline = time.monotonic() + END_SECONDS
+        while self._status not in (*OVER, "UNKNOWN") and time.monotonic() < deadline:
+            try:
+                found = self._ray.status(self._sent.submission)
+                self._status = found[0] if found else "UNKNOWN"
+            except NoAnswer:
+                pass
+            time.sleep(POLL_SECONDS)

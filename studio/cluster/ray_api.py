@@ -1,0 +1,215 @@
+"""What a Ray cluster is asked over HTTP: who it is, what it has, how a job is doing.
+
+Every question ends after a few seconds, which Ray's own client does not promise; only the upload of
+code and the submission go through that client. It imports ray for those alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import httpx
+
+from studio.cluster.order import MARK
+from studio.errors import ClusterError, StudioError, revived
+
+TIMEOUT_SECONDS = 5.0
+OLDEST = (2, 51)  # the first whose TorchTrainer is the one that starts lost workers again
+Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
+OVER: frozenset[Status] = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+
+
+class NoAnswer(ClusterError):
+    """Nobody answers at the address now; whoever asks may ask again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What a cluster has: devices are its GPUs, or its processors where it has none."""
+
+    version: str
+    kind: Literal["GPU", "CPU"]
+    devices: int
+    free: int
+    machines: int
+
+
+class Ray:
+    """One cluster, by the address of its dashboard, such as http://10.0.0.5:8265."""
+
+    def __init__(self, address: str) -> None:
+        self.address = checked_address(address)
+
+    def facts(self) -> Facts:
+        """Return what the cluster has and is.
+
+        Raises:
+            NoAnswer: Nobody answers.
+            ClusterError: It is no Ray, or one that cannot be used.
+        """
+        version = self._version()
+        nodes = self._ask("GET", "/nodes?view=summary").json()["data"]["summary"]
+        alive = [n["raylet"] for n in nodes if n.get("raylet", {}).get("state") == "ALIVE"]
+        kind: Literal["GPU", "CPU"] = "CPU"
+        if any(node.get("resourcesTotal", {}).get("GPU") for node in alive):
+            kind = "GPU"
+        devices = int(sum(node.get("resourcesTotal", {}).get(kind, 0) for node in alive))
+        return Facts(
+            version=version, kind=kind, devices=devices, machines=len(alive),
+            free=max(0, devices - self._used(kind)),
+        )  # fmt: skip
+
+    def status(self, submission: str) -> tuple[Status, str] | None:
+        """Return how a job is doing, with Ray's own words; None when the cluster knows no such job.
+
+        Raises:
+            NoAnswer: Nobody answers.
+        """
+        answer = self._ask("GET", f"/api/jobs/{submission}", missing=True)
+        if answer.status_code == 404:
+            return None
+        values = answer.json()
+        return values["status"], str(values.get("message") or "")
+
+    def stop(self, submission: str) -> None:
+        """End a job at once."""
+        self._ask("POST", f"/api/jobs/{submission}/stop", missing=True)
+
+    def log(self, submission: str) -> str:
+        """Return what a job's driver has printed."""
+        answer = self._ask("GET", f"/api/jobs/{submission}/logs", missing=True)
+        return str(answer.json().get("logs") or "") if answer.status_code == 200 else ""
+
+    def submit(self, submission: str, *, place: str) -> None:
+        """Start the driver of a run, with our code; a name that is there already is left alone.
+
+        Raises:
+            NoAnswer: Nobody answers.
+            ClusterError: Ray is not installed here, or the cluster refused the job.
+        """
+        import studio
+
+        try:
+            from ray.job_submission import JobSubmissionClient
+        except ImportError:
+            raise ClusterError(
+                "A cluster needs Ray here too: pip install 'adapter-studio[ray]'."
+            ) from None
+        if self.status(submission) is not None:
+            return
+        try:
+            JobSubmissionClient(self.address).submit_job(
+                entrypoint=f"python -m studio.cluster.driver {shlex.quote(place)}",
+                submission_id=submission,
+                runtime_env={
+                    "py_modules": [str(Path(studio.__file__).parent)],
+                    "excludes": ["**/__pycache__"],
+                    "env_vars": {"RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false"},
+                },
+                metadata={"from": "adapter-studio"},
+            )
+        except (ConnectionError, OSError) as error:
+            raise self._no_answer(error) from None
+        except RuntimeError as error:
+            first = (str(error).splitlines() or [""])[0][:300]
+            raise ClusterError(f"The cluster refused the run: {first}") from None
+
+    def _version(self) -> str:
+        try:
+            version = str(self._ask("GET", "/api/version").json()["ray_version"])
+        except (ValueError, KeyError, TypeError):
+            raise ClusterError(
+                f"{self.address} answers, but not as a Ray dashboard does. Give the address that "
+                "`ray start --head` printed, such as http://10.0.0.5:8265."
+            ) from None
+        numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+        if not OLDEST <= numbers < (3,):
+            here = _version_here()
+            raise ClusterError(
+                f"The cluster runs Ray {version}; this studio needs 2.{OLDEST[1]} or later, below 3"
+                f"{f' (here is {here})' if here else ''}."
+            )
+        return version
+
+    def _used(self, kind: str) -> int:
+        answer = self._ask("GET", "/api/cluster_status").json()
+        try:
+            usage = answer["data"]["clusterStatus"]["loadMetricsReport"]["usage"]
+            return int(usage.get(kind, (0, 0))[0])
+        except (KeyError, TypeError):  # the head has not heard from its machines yet
+            return 0
+
+    def _ask(self, method: str, path: str, *, missing: bool = False) -> httpx.Response:
+        try:
+            answer = httpx.request(
+                method, self.address + path, timeout=TIMEOUT_SECONDS, headers=_token(),
+            )  # fmt: skip
+        except httpx.HTTPError as error:
+            raise self._no_answer(error) from None
+        if answer.status_code in (401, 403):
+            raise ClusterError(
+                f"The cluster at {self.address} wants a token: set RAY_AUTH_TOKEN before studio "
+                "starts."
+            )
+        if answer.status_code >= 500:
+            raise self._no_answer(RuntimeError(f"it answered {answer.status_code}"))
+        if answer.status_code == 404 and not missing:
+            raise ClusterError(
+                f"{self.address} answers, but not as a Ray dashboard does. Give the address that "
+                "`ray start --head` printed, such as http://10.0.0.5:8265."
+            )
+        return answer
+
+    def _no_answer(self, error: Exception) -> NoAnswer:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        return NoAnswer(
+            f"Nobody answers at the cluster's address {self.address} ({reason}). Start it with "
+            "`ray start --head`, or change the address on the System page."
+        )
+
+
+def checked_address(address: str) -> str:
+    """Return the address of a dashboard as a URL.
+
+    Raises:
+        ClusterError: It is none.
+    """
+    text = address.strip().rstrip("/")
+    if text.startswith("ray://"):
+        raise ClusterError(
+            f"{text} is the address for Ray clients. Give that of the dashboard, such as "
+            f"http://{text.removeprefix('ray://').partition(':')[0]}:8265."
+        )
+    url = text if "://" in text else f"http://{text}"
+    if not re.fullmatch(r"https?://[\w.\-\[\]:]+(/[\w./\-]*)?", url):
+        raise ClusterError(f'"{address}" is no address: write it as http://10.0.0.5:8265.')
+    return url
+
+
+def error_in(log: str) -> StudioError | None:
+    """Return the error that a driver printed as its last word."""
+    for line in reversed(log.splitlines()):
+        if line.startswith(MARK):
+            with contextlib.suppress(ValueError, KeyError):
+                return revived(json.loads(line.removeprefix(MARK)))
+    return None
+
+
+def _token() -> dict[str, str]:
+    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+def _version_here() -> str:
+    try:
+        return metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        return ""
