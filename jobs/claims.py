@@ -5,7 +5,7 @@ was given to somebody else: `Fenced` is raised, nothing is changed, and the runn
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -42,29 +42,43 @@ class Claims:
         *,
         owner: Identity,
         more: Iterable[str] = (),
+        room: Mapping[str, int] | None = None,
         wanted: Iterable[str] | None = None,
         moods: Iterable[str] = ("idle", "night"),
     ) -> Claim | None:
         """Take the next queued job that may start now for a free device, or None.
 
-        A job that wants more devices than are free is passed by narrower ones behind it.
+        A job that wants more devices or memory than are free is passed by smaller ones behind it.
 
         Args:
             device: The slot that would run it.
             owner: The supervisor that will start the runner.
             more: Further slots, of which a wide job takes what it needs; those in use are left.
+            room: Bytes that a slot has left for a job; a slot that is absent has room for any.
             wanted: Which wishes (`auto`, `cpu`, `cuda:0` …) this slot serves; None serves all.
             moods: What the machine is now; a job may ask to start only when `idle` or at `night`.
         """
-        values = {
-            "device": device, "owner": str(owner), "now": now(),
-            "devices": json.dumps([device, *more]),
-            "any": wanted is None, "wanted": json.dumps(list(wanted or ())),
-            "moods": json.dumps(["", *moods]),
+        known = room or {}
+        values = _conditions(wanted, moods) | {
+            "device": device, "owner": str(owner),
+            "devices": json.dumps([[one, known.get(one, UNBOUNDED)] for one in (device, *more)]),
         }  # fmt: skip
         with self._database.writing() as db:
             rows = db.conn.execute(_CLAIM, values).fetchall()
         return Claim(*rows[0]) if rows else None
+
+    def waiting_for_memory(
+        self,
+        room: int,
+        *,
+        wanted: Iterable[str] | None = None,
+        moods: Iterable[str] = ("idle", "night"),
+    ) -> tuple[int, int] | None:
+        """Return number and bytes of the first job that would start in more room than this."""
+        values = _conditions(wanted, moods) | {"room": room}
+        with self._database.reading() as db:
+            row = db.conn.execute(_WAITING_FOR_MEMORY, values).fetchone()
+        return (row[0], row[1]) if row else None
 
     def register(self, claim: Claim, process: Identity, *, from_step: int = 0) -> Intent | None:
         """Say which process works on the claim; starting becomes running.
@@ -223,24 +237,44 @@ class Claims:
             endings.never_began(db, claim.job, claim.attempt, text=text)
 
 
-_CLAIM = """
-WITH free AS (SELECT value AS name, row_number() OVER (ORDER BY key) AS place
+def _conditions(wanted: Iterable[str] | None, moods: Iterable[str]) -> dict[str, Any]:
+    return {
+        "now": now(), "any": wanted is None, "wanted": json.dumps(list(wanted or ())),
+        "moods": json.dumps(["", *moods]),
+    }  # fmt: skip
+
+
+UNBOUNDED = 2**62
+_MAY_START = """
+  state = 'queued'
+  AND (:any OR device_wanted IN (SELECT value FROM json_each(:wanted)))
+  AND (start_after IS NULL OR start_after <= :now)
+  AND start_when IN (SELECT value FROM json_each(:moods))
+  AND NOT EXISTS (SELECT 1 FROM dependencies JOIN jobs AS needed ON needed.id = dependencies.needs
+                  WHERE dependencies.job = jobs.id AND needed.state <> 'succeeded')
+"""
+_WAITING_FOR_MEMORY = f"""
+SELECT id, memory_bytes FROM jobs WHERE memory_bytes > :room AND {_MAY_START}
+ORDER BY position, id LIMIT 1
+"""
+_CLAIM = f"""
+WITH free AS (SELECT json_extract(value, '$[0]') AS name, json_extract(value, '$[1]') AS room,
+                     key AS place
               FROM json_each(:devices)
-              WHERE value NOT IN (SELECT device FROM leases WHERE holder = 'job'))
+              WHERE json_extract(value, '$[0]')
+                    NOT IN (SELECT device FROM leases WHERE holder = 'job'))
 UPDATE jobs SET state = 'starting', owner = :owner, attempt = attempt + 1,
   heartbeat = :now, started = COALESCE(started, :now), phase = 'Starting',
   error_kind = NULL, error_text = NULL, changed_by = 'supervisor', why = 'on ' || :device,
+  waits = '',
   device = (SELECT group_concat(name, ',') FROM
-            (SELECT name FROM free WHERE :device <> 'cpu' AND place <= width OR place = 1
-             ORDER BY place))
-WHERE id = (SELECT id FROM jobs WHERE state = 'queued'
-              AND (:any OR device_wanted IN (SELECT value FROM json_each(:wanted)))
-              AND (:device = 'cpu' OR width <= (SELECT count(*) FROM free))
-              AND (start_after IS NULL OR start_after <= :now)
-              AND start_when IN (SELECT value FROM json_each(:moods))
-              AND NOT EXISTS (SELECT 1 FROM dependencies JOIN jobs AS needed
-                                ON needed.id = dependencies.needs
-                              WHERE dependencies.job = jobs.id AND needed.state <> 'succeeded')
+            (SELECT name, row_number() OVER (ORDER BY place) AS nth
+             FROM free WHERE room >= memory_bytes ORDER BY place)
+            WHERE nth = 1 OR :device <> 'cpu' AND nth <= width)
+WHERE id = (SELECT id FROM jobs WHERE {_MAY_START}
+              AND memory_bytes <= (SELECT room FROM free WHERE name = :device)
+              AND (:device = 'cpu' OR width <= (SELECT count(*) FROM free
+                                                WHERE room >= memory_bytes))
             ORDER BY position, id LIMIT 1)
   AND :device IN (SELECT name FROM free)
 RETURNING id, attempt, device

@@ -43,6 +43,8 @@ class Job:
     tags_json: str
     needs_json: str
     drop_checkpoints: int
+    memory_bytes: int
+    waits: str
     spec_json: str
     result_json: str
 
@@ -75,7 +77,7 @@ class Job:
 COLUMNS = """id, kind, name, state, position, device_wanted, device, pid, attempt, no_progress,
   stop_requested, created, started, finished, heartbeat, step, total_steps, phase, error_kind,
   error_text, parent, why, sweep, on_error, start_after, start_when, retries_left, notes, tags,
-  drop_checkpoints, spec, result,
+  drop_checkpoints, memory_bytes, waits, spec, result,
   (SELECT json_group_array(needs) FROM dependencies WHERE dependencies.job = jobs.id)
     AS needs_json"""
 

@@ -95,6 +95,17 @@ def m008_widen_jobs(db: Tables) -> None:
         db.conn.execute(statement)
 
 
+def m009_place_by_memory(db: Tables) -> None:
+    """A job brings the memory it will need, its lease holds it, and it says what it waits for."""
+    for statement in (
+        *schema_devices.MEMORY_COLUMNS,
+        schema_devices.JOBS_BY_MEMORY,
+        "DROP TRIGGER leases_taken",
+        schema_devices.LEASES_TAKEN_WITH_MEMORY,
+    ):
+        db.conn.execute(statement)
+
+
 migrations = Migrations("jobs")
 for _step in (
     m001_create_jobs,
@@ -105,5 +116,6 @@ for _step in (
     m006_create_settings,
     m007_create_conversations,
     m008_widen_jobs,
+    m009_place_by_memory,
 ):
     migrations()(_step)

@@ -85,7 +85,7 @@ ATTEMPT = "attempt = :attempt AND "
 PLANTED: dict[str, tuple[Any, str, str, str]] = {
     "claims out of order": (claims_module, "_CLAIM", "ORDER BY position, id", "ORDER BY -id"),
     "claims paused jobs too": (
-        claims_module, "_CLAIM", "WHERE state = 'queued'", "WHERE state IN ('queued', 'paused')",
+        claims_module, "_CLAIM", "state = 'queued'", "state IN ('queued', 'paused')",
     ),
     "registers without the attempt": (claims_module, "_REGISTER", ATTEMPT, ""),
     "registers twice": (claims_module, "_REGISTER", "pid IS NULL AND ", ""),
