@@ -52,7 +52,8 @@ def run_ours(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> 
     session.plan = replace(session.plan, shuffled=False)
     for step in range(case.steps):
         gate.before(step)
-        event = session.step()
+        with gate.counting(step):
+            event = session.step()
         gate.after()
         gate.note(loss=event.loss, grad_norm=event.grad_norm)
 
@@ -82,7 +83,7 @@ def _run_trl(
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import PreTrainedTokenizerFast
-    from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
+    from trl import SFTConfig, SFTTrainer
 
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>")),

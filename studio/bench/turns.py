@@ -78,6 +78,7 @@ def compare(case: Case, peers: Sequence[str]) -> dict[str, Any]:
         )  # fmt: skip
         if made.returncode:
             raise RunError(f"The case could not be prepared: {made.stderr.strip()[-400:]}")
+        peaks = [_peak(folder)]
         running = [Peer(name, folder) for name in peers]
         try:
             for _ in range(case.rounds + 1):
@@ -86,11 +87,28 @@ def compare(case: Case, peers: Sequence[str]) -> dict[str, Any]:
         finally:
             for peer in running:
                 peer.close()
+        peaks.append(_peak(folder))
+        summaries = [summarise(peer.name, peer.rounds, running[0].rounds) for peer in running]
+        flops = max(r["flops_per_token"] for r in running[0].rounds)
         return {
             "case": asdict(case),
             "threads": os.environ.get("OMP_NUM_THREADS", ""),
-            "peers": [summarise(peer.name, peer.rounds, running[0].rounds) for peer in running],
+            "matmul_peak": max(peaks),
+            "flops_per_token": flops,
+            "share_of_peak": flops * summaries[0]["tokens_per_second"] / max(peaks),
+            "peers": summaries,
         }
+
+
+def _peak(folder: Path) -> float:
+    """This machine's best product, measured while nobody trains."""
+    done = subprocess.run(
+        [sys.executable, "-m", "studio.bench.worker", "peak", str(folder)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise RunError(f"The product could not be measured: {done.stderr.strip()[-400:]}")
+    return float(json.loads(done.stdout)["flops"])
 
 
 def summarise(
@@ -142,10 +160,16 @@ def table(result: dict[str, Any]) -> str:
             )
         )
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
+    share = (
+        f"ours reaches {result['share_of_peak']:.0%} of the machine's best product "
+        f"({result['matmul_peak'] / 1e9:,.0f} GFLOP/s; {result['flops_per_token'] / 1e6:,.0f} "
+        f"MFLOP a token counted)"
+    )
+    rows = "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+    return f"{rows}\n{share}"
 
 
 def _check_installed(peers: Sequence[str]) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ class Turnstile:
         self.seconds: list[float] = []
         self.losses: list[float] = []
         self.grad_norms: list[float] = []
+        self.flops_per_token = 0.0
         self._started = 0.0
 
     def before(self, step: int) -> None:
@@ -40,6 +43,19 @@ class Turnstile:
     def after(self) -> None:
         """Call as soon as the weights are updated."""
         self.seconds.append(time.perf_counter() - self._started)
+
+    @contextmanager
+    def counting(self, step: int) -> Iterator[None]:
+        """Count the arithmetic of the first step, which warms up and is not timed."""
+        if step:
+            yield
+            return
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counter:
+            yield
+        tokens = sum(len(row.input_ids) for row in self.rows[: self.case.batch])
+        self.flops_per_token = counter.get_total_flops() / tokens
 
     def note(self, *, loss: float, grad_norm: float) -> None:
         """Call with the step's figures; reports at the end of a round."""
@@ -59,6 +75,7 @@ class Turnstile:
             "losses": self.losses[first:last],
             "grad_norms": self.grad_norms[first:last],
             "peak_bytes": max(0, peak_bytes() - self.base_bytes),
+            "flops_per_token": self.flops_per_token,
         }
         print(json.dumps(report), flush=True)
 
@@ -81,14 +98,15 @@ def peak_bytes() -> int:
     return hardware.peak_bytes()
 
 
-def matmul_peak(rows: int, inner: int, outer: int) -> float:
-    """Return this machine's best FLOP/s on one product of a training step's shape."""
+def matmul_peak(dtype: str, rows: int = 1024, inner: int = 1024, outer: int = 4096) -> float:
+    """Return the most FLOP/s this machine reaches on one large product."""
     import torch
 
-    device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    a, b = torch.randn(rows, inner, device=device), torch.randn(inner, outer, device=device)
+    device, kind = "cuda:0" if torch.cuda.is_available() else "cpu", getattr(torch, dtype)
+    a = torch.randn(rows, inner, device=device, dtype=kind)
+    b = torch.randn(inner, outer, device=device, dtype=kind)
     best = float("inf")
-    for _ in range(20):
+    for _ in range(12):
         started = time.perf_counter()
         a @ b
         if device != "cpu":
@@ -113,6 +131,9 @@ def main() -> None:
         prepare_case(Case(**json.loads(sys.argv[3])), folder)
         return
     case, rows = read_case(folder)
+    if peer == "peak":
+        print(json.dumps({"flops": matmul_peak(case.dtype)}))
+        return
     run: Any = peers.PEERS[peer]
     run(folder, case, rows, Turnstile(case, rows))
 

@@ -24,7 +24,7 @@ def content_hash(row: Conversation | Document) -> int:
     return bytes_hash(text.encode("utf-8", "replace"))
 
 
-def bytes_hash(data: bytes) -> int:
+def bytes_hash(data: bytes | memoryview) -> int:
     """Return 64 bits that differ for different bytes."""
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 

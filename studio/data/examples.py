@@ -87,10 +87,9 @@ class TokenWriter:
         self, ids: NDArray[np.int32], trained: NDArray[np.bool_], row: int, *, whole: int = 0
     ) -> int:
         """Append one row (`whole` tokens long before it was cut); returns a hash of its ids."""
-        data = ids.tobytes()
-        self._hashes.append(bytes_hash(data))
-        self._ids.write(data)
-        self._trained.write(trained.tobytes())
+        self._hashes.append(bytes_hash(ids.data))
+        self._ids.write(ids.data)
+        self._trained.write(trained.data)
         self._starts.append(self._starts[-1] + len(ids))
         self._rows.append(row)
         self._whole.append(whole or len(ids))

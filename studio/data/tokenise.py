@@ -104,7 +104,7 @@ def _write_batch(
         counts.lengths.append(len(item.ids))
         counts.used += 1
         if isinstance(row, Document):
-            counts.hashes.append(bytes_hash(item.ids.tobytes()))
+            counts.hashes.append(bytes_hash(item.ids.data))
             _write_document(item, template, limit, writer, number)
             continue
         counts.open_ended += row.open_ended
@@ -113,7 +113,7 @@ def _write_batch(
             counts.truncated += 1
             counts.truncated_start += cut.lost == "start"
             counts.truncated_tokens += len(item.ids) - len(cut.ids)
-            counts.hashes.append(bytes_hash(item.ids.tobytes()))
+            counts.hashes.append(bytes_hash(item.ids.data))
             writer.add(cut.ids, cut.trained, number, whole=len(item.ids))
         else:
             counts.hashes.append(writer.add(cut.ids, cut.trained, number))

@@ -7,6 +7,7 @@ it covers at least one character of an answer.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from studio.data.templates.layout import Layout, Rendered
 from studio.data.templates.named import STYLES, NamedLayout
 from studio.data.templates.own import OwnLayout
 from studio.data.templates.sandbox import BREAK, TemplateRefused
-from studio.data.templates.spans import trained_mask, without_breaks
+from studio.data.templates.spans import trained_ranges, without_breaks
 from studio.errors import DataError, ModelError, nearest
 
 if TYPE_CHECKING:
@@ -118,13 +119,20 @@ class Template:
         rendered = [self._laid_out(row) for row in rows]
         texts = [r.text for r in rendered if not isinstance(r, Problem)]
         encodings = iter(self.backend.core.encode_batch(texts, add_special_tokens=False))
-        out: list[Encoded | Problem] = []
+        flat, stops = array("i"), array("q", [0])  # one array for all, as rows are short
+        ranges: list[tuple[int, int]] = []
         for row, laid in zip(rows, rendered, strict=True):
-            if isinstance(laid, Problem):
-                out.append(laid)
-                continue
-            out.append(self._encoded(row, laid, next(encodings), train_on))
-        return out
+            if not isinstance(laid, Problem):
+                self._append(row, laid, next(encodings), train_on, flat, ranges)
+            stops.append(len(flat))
+        ids = np.frombuffer(flat, dtype=np.int32) if flat else np.empty(0, np.int32)
+        trained = np.zeros(len(ids), bool)
+        for start, stop in ranges:
+            trained[start:stop] = True
+        return [
+            laid if isinstance(laid, Problem) else Encoded(ids[start:stop], trained[start:stop])
+            for laid, start, stop in zip(rendered, stops, stops[1:], strict=False)
+        ]
 
     def _laid_out(self, row: Conversation | Document) -> Rendered | Problem:
         if isinstance(row, Document):
@@ -134,29 +142,35 @@ class Template:
         except TemplateRefused as refused:
             return Problem(row.line, "template", f"The model's chat template refuses it: {refused}")
 
-    def _encoded(
-        self, row: Conversation | Document, laid: Rendered, encoding: Any, train_on: TrainOn
-    ) -> Encoded:
-        whole = isinstance(row, Document)
+    def _append(
+        self,
+        row: Conversation | Document,
+        laid: Rendered,
+        encoding: Any,
+        train_on: TrainOn,
+        flat: array[int],
+        ranges: list[tuple[int, int]],
+    ) -> None:
+        """Append a row's ids to `flat`, and where in it tokens are trained to `ranges`."""
+        whole, begin = isinstance(row, Document), len(flat)
+        flat.extend(self.backend.prefix if whole else self._prefix)
+        body = len(flat)
         spans = laid.spans[-1:] if train_on == "last" else laid.spans
         if BREAK in laid.text:
-            ids, mask = without_breaks(self.backend.core, laid.text, encoding, spans)
+            ids, found = without_breaks(self.backend.core, laid.text, encoding, spans)
         else:
-            ids = np.array(encoding.ids, dtype=np.int32)
-            mask = trained_mask(encoding, spans, len(ids))
-        before = list(self.backend.prefix) if whole else self._prefix
-        after = self._eos if whole else []
-        if before or after:
-            ids = np.concatenate([before, ids, after]).astype(np.int32)
-            mask = np.concatenate([np.zeros(len(before), bool), mask, np.ones(len(after), bool)])
+            ids, found = encoding.ids, trained_ranges(encoding, spans)
+        flat.fromlist(ids)
+        flat.extend(self._eos if whole else ())
         if whole or train_on == "all":
-            mask = np.ones(len(ids), bool)
-        return Encoded(ids, mask)
+            ranges.append((begin, len(flat)))
+        else:
+            ranges += [(body + start, body + stop) for start, stop in found]
 
     def _ids(self, text: str) -> NDArray[np.int32]:
         encoding = self.backend.core.encode(text, add_special_tokens=False)
         if BREAK in text:
-            return without_breaks(self.backend.core, text, encoding, [])[0]
+            return np.array(without_breaks(self.backend.core, text, encoding, [])[0], np.int32)
         return np.array(encoding.ids, dtype=np.int32)
 
 

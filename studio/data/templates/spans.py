@@ -18,30 +18,29 @@ if TYPE_CHECKING:
 Spans = list[tuple[int, int]]
 
 
-def trained_mask(encoding: Any, spans: Spans, length: int) -> NDArray[np.bool_]:
-    """Return which tokens cover a character of a span."""
-    mask = np.zeros(length, bool)
+def trained_ranges(encoding: Any, spans: Spans) -> list[tuple[int, int]]:
+    """Return the ranges of tokens, from the first to behind the last, that cover the spans."""
+    ranges: list[tuple[int, int]] = []
     for start, end in spans:
         if start >= end:
             continue
         first = encoding.char_to_token(start)
         last = encoding.char_to_token(end - 1)
         if first is None or last is None:
-            return _by_offsets(_places(encoding.offsets), spans)
+            return _runs(_by_offsets(_places(encoding.offsets), spans))
         # All byte tokens of the last character belong to it.
-        while last + 1 < length:
-            place = encoding.token_to_chars(last + 1)
-            if place is None or place[0] >= end or place[0] == place[1]:
+        while (place := encoding.token_to_chars(last + 1)) and place[0] < end:
+            if place[0] == place[1]:
                 break
             last += 1
-        mask[first : last + 1] = True
-    return mask
+        ranges.append((first, last + 1))
+    return ranges
 
 
 def without_breaks(
     core: Any, text: str, encoding: Any, spans: Spans
-) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Return ids and mask of a text with BREAK marks, the marks' own tokens taken out."""
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Return ids and trained ranges of a text with BREAK marks, the marks' own tokens taken out."""
     ids = np.array(encoding.ids, dtype=np.int32)
     places = _places(encoding.offsets)
     breaks = np.array([i for i, char in enumerate(text) if char == BREAK])
@@ -51,14 +50,14 @@ def without_breaks(
     if not np.all(alone[covers]) or not _all_found(breaks, places[covers]):
         return _piecewise(core, text, spans)
     keep = ~covers
-    return ids[keep], _by_offsets(places, spans)[keep]
+    return ids[keep].tolist(), _runs(_by_offsets(places, spans)[keep])
 
 
 def _all_found(breaks: NDArray[np.int64], covered: NDArray[np.int64]) -> bool:
     return set(breaks.tolist()) <= set(covered[:, 0].tolist())
 
 
-def _piecewise(core: Any, text: str, spans: Spans) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+def _piecewise(core: Any, text: str, spans: Spans) -> tuple[list[int], list[tuple[int, int]]]:
     # A tokenizer that merges the mark with its neighbours: encode what stands between the marks.
     ids: list[int] = []
     masks: list[NDArray[np.bool_]] = []
@@ -68,7 +67,7 @@ def _piecewise(core: Any, text: str, spans: Spans) -> tuple[NDArray[np.int32], N
         ids += encoding.ids
         masks.append(_by_offsets(_places(encoding.offsets) + at, spans))
         at += len(piece) + 1
-    return np.array(ids, dtype=np.int32), np.concatenate(masks)
+    return ids, _runs(np.concatenate(masks))
 
 
 def _places(offsets: list[tuple[int, int]]) -> NDArray[np.int64]:
@@ -84,3 +83,8 @@ def _by_offsets(places: NDArray[np.int64], spans: Spans) -> NDArray[np.bool_]:
     for start, end in spans:
         mask |= (places[:, 1] > start) & (places[:, 0] < end) & (places[:, 1] > places[:, 0])
     return mask
+
+
+def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+    return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]
