@@ -11,12 +11,13 @@ import json
 import os
 import re
 import shlex
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
+from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
-
-import httpx
+from typing import Any, Literal
 
 from studio.cluster.order import MARK
 from studio.errors import ClusterError, StudioError, revived
@@ -56,7 +57,7 @@ class Ray:
             ClusterError: It is no Ray, or one that cannot be used.
         """
         version = self._version()
-        nodes = self._ask("GET", "/nodes?view=summary").json()["data"]["summary"]
+        nodes = self._ask("GET", "/nodes?view=summary")[1]["data"]["summary"]
         alive = [n["raylet"] for n in nodes if n.get("raylet", {}).get("state") == "ALIVE"]
         kind: Literal["GPU", "CPU"] = "CPU"
         if any(node.get("resourcesTotal", {}).get("GPU") for node in alive):
@@ -73,10 +74,9 @@ class Ray:
         Raises:
             NoAnswer: Nobody answers.
         """
-        answer = self._ask("GET", f"/api/jobs/{submission}", missing=True)
-        if answer.status_code == 404:
+        code, values = self._ask("GET", f"/api/jobs/{submission}", missing=True)
+        if code == 404:
             return None
-        values = answer.json()
         return values["status"], str(values.get("message") or "")
 
     def stop(self, submission: str) -> None:
@@ -85,8 +85,8 @@ class Ray:
 
     def log(self, submission: str) -> str:
         """Return what a job's driver has printed."""
-        answer = self._ask("GET", f"/api/jobs/{submission}/logs", missing=True)
-        return str(answer.json().get("logs") or "") if answer.status_code == 200 else ""
+        _, values = self._ask("GET", f"/api/jobs/{submission}/logs", missing=True)
+        return str((values or {}).get("logs") or "")
 
     def submit(self, submission: str, *, place: str) -> None:
         """Start the driver of a run, with our code; a name that is there already is left alone.
@@ -117,19 +117,16 @@ class Ray:
                 metadata={"from": "adapter-studio"},
             )
         except (ConnectionError, OSError) as error:
-            raise self._no_answer(error) from None
+            raise self._no_answer(str(error)) from None
         except RuntimeError as error:
             first = (str(error).splitlines() or [""])[0][:300]
             raise ClusterError(f"The cluster refused the run: {first}") from None
 
     def _version(self) -> str:
-        try:
-            version = str(self._ask("GET", "/api/version").json()["ray_version"])
-        except (ValueError, KeyError, TypeError):
-            raise ClusterError(
-                f"{self.address} answers, but not as a Ray dashboard does. Give the address that "
-                "`ray start --head` printed, such as http://10.0.0.5:8265."
-            ) from None
+        _, said = self._ask("GET", "/api/version")
+        if not isinstance(said, dict) or "ray_version" not in said:
+            raise self._no_ray()
+        version = str(said["ray_version"])
         numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
         if not OLDEST <= numbers < (3,):
             here = _version_here()
@@ -140,36 +137,44 @@ class Ray:
         return version
 
     def _used(self, kind: str) -> int:
-        answer = self._ask("GET", "/api/cluster_status").json()
+        _, answer = self._ask("GET", "/api/cluster_status")
         try:
             usage = answer["data"]["clusterStatus"]["loadMetricsReport"]["usage"]
             return int(usage.get(kind, (0, 0))[0])
         except (KeyError, TypeError):  # the head has not heard from its machines yet
             return 0
 
-    def _ask(self, method: str, path: str, *, missing: bool = False) -> httpx.Response:
+    def _ask(self, method: str, path: str, *, missing: bool = False) -> tuple[int, Any]:
+        """Return the status and the JSON of an answer; 404 is one only where it may be missing."""
+        request = urllib.request.Request(self.address + path, method=method, headers=_token())
         try:
-            answer = httpx.request(
-                method, self.address + path, timeout=TIMEOUT_SECONDS, headers=_token(),
-            )  # fmt: skip
-        except httpx.HTTPError as error:
-            raise self._no_answer(error) from None
-        if answer.status_code in (401, 403):
-            raise ClusterError(
-                f"The cluster at {self.address} wants a token: set RAY_AUTH_TOKEN before studio "
-                "starts."
-            )
-        if answer.status_code >= 500:
-            raise self._no_answer(RuntimeError(f"it answered {answer.status_code}"))
-        if answer.status_code == 404 and not missing:
-            raise ClusterError(
-                f"{self.address} answers, but not as a Ray dashboard does. Give the address that "
-                "`ray start --head` printed, such as http://10.0.0.5:8265."
-            )
-        return answer
+            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code == 404 and missing:
+                return 404, None
+            if error.code in (401, 403):
+                raise ClusterError(
+                    f"The cluster at {self.address} wants a token: set RAY_AUTH_TOKEN before "
+                    "studio starts."
+                ) from None
+            if error.code >= 500:
+                raise self._no_answer(f"it answered {error.code}") from None
+            raise self._no_ray() from None
+        except (OSError, HTTPException) as error:
+            raise self._no_answer(str(getattr(error, "reason", error))) from None
+        except ValueError:
+            raise self._no_ray() from None
 
-    def _no_answer(self, error: Exception) -> NoAnswer:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    def _no_ray(self) -> ClusterError:
+        return ClusterError(
+            f"{self.address} answers, but not as a Ray dashboard does. Give the address that "
+            "`ray start --head` printed, such as http://10.0.0.5:8265."
+        )
+
+    def _no_answer(self, reason: str) -> NoAnswer:
+        reason = (reason.splitlines() or ["no answer"])[0][:120]
         return NoAnswer(
             f"Nobody answers at the cluster's address {self.address} ({reason}). Start it with "
             "`ray start --head`, or change the address on the System page."
