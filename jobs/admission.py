@@ -8,6 +8,8 @@ because the runner lives elsewhere.
 import re
 from pathlib import Path
 
+from jobs import cluster
+from studio.cluster import DEVICE
 from studio.errors import DataError
 from studio.home import Home
 from studio.models import sources
@@ -30,7 +32,9 @@ def admit(spec: RunSpec, home: Home) -> RunSpec:
             "data.validation_path": _data(spec.data.validation_path, home),
         }
     )
-    if spec.train.num_processes > 1:
+    if spec.train.device == DEVICE:
+        cluster.admit(spec, home)
+    elif spec.train.num_processes > 1:
         team.checked_device(spec)
     sharding.checked(spec)
     sources.facts(spec.model)

@@ -247,7 +247,7 @@ def _conditions(wanted: Iterable[str] | None, moods: Iterable[str]) -> dict[str,
 UNBOUNDED = 2**62
 _MAY_START = """
   state = 'queued'
-  AND (:any OR device_wanted IN (SELECT value FROM json_each(:wanted)))
+  AND (:any AND device_wanted <> 'ray' OR device_wanted IN (SELECT value FROM json_each(:wanted)))
   AND (start_after IS NULL OR start_after <= :now)
   AND start_when IN (SELECT value FROM json_each(:moods))
   AND NOT EXISTS (SELECT 1 FROM dependencies JOIN jobs AS needed ON needed.id = dependencies.needs

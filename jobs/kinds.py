@@ -8,21 +8,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from studio.errors import QueueError, nearest
+from jobs.states import Intent
+from studio.cluster import DEVICE, Cluster
+from studio.errors import ClusterError, QueueError, nearest
 from studio.home import Home
+from studio.spec import RunSpec
 from studio.training.events import Event
 
 Control = Callable[[], Literal["stop", "save", "sample"] | None]
+Wanted = Callable[[], Intent | None]
+
+
+def _nothing() -> Intent | None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What a kind gets: its spec, where it may write, and what a person wants meanwhile."""
+    """What a kind gets: its spec, where it may write, and what a person wants meanwhile.
+
+    `control` says what a run should do now, `intent` why it should stop.
+    """
 
     spec: dict[str, Any]
     run_dir: Path
     home: Home
     control: Control
+    intent: Wanted = _nothing
+    cluster: Cluster | None = None
 
 
 Kind = Callable[[Work], Iterator[Event]]
@@ -30,13 +43,25 @@ Kind = Callable[[Work], Iterator[Event]]
 
 def train(work: Work) -> Iterator[Event]:
     """Train an adapter."""
-    from studio.spec import RunSpec
     from studio.training.run import train as train_spec
 
     spec = RunSpec.parse(work.spec)
+    if spec.train.device == DEVICE:
+        return _train_away(spec, work)
     if spec.train.device.startswith("cuda:"):
         spec = spec.with_values({"train.device": "cuda:0"})  # the only one this process sees
     return train_spec(spec, run_dir=work.run_dir, home=work.home, control=work.control)
+
+
+def _train_away(spec: RunSpec, work: Work) -> Iterator[Event]:
+    from studio.cluster.away import train as train_away
+
+    if work.cluster is None:
+        raise ClusterError("The run wants a cluster, but none is set: name one, then resume it.")
+    return train_away(
+        spec, run_dir=work.run_dir, home=work.home, cluster=work.cluster, control=work.control,
+        intent=work.intent,
+    )  # fmt: skip
 
 
 def merge(work: Work) -> Iterator[Event]:
@@ -83,7 +108,6 @@ def promote(work: Work) -> Iterator[Event]:
 
 def preflight(work: Work) -> Iterator[Event]:
     """Measure a run with two real steps."""
-    from studio.spec import RunSpec
     from studio.training.preflight import preflight as measure_spec
 
     spec = RunSpec.parse(work.spec)

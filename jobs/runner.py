@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jobs import kinds
+from jobs import cluster, kinds
 from jobs.checkpoints import newest_step
 from jobs.claims import Claim, Fenced
 from jobs.filelock import FileLock
@@ -94,10 +94,14 @@ def _work(store: JobStore, claim: Claim, run_dir: Path) -> None:
     line = Line(store, claim, seconds_before=float(job.result.get("seconds", 0)))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: line.terminate())
+    line.interruptible = not cluster.is_slot(claim.device)  # it must be stopped there as well
     line.start()
     try:
         finished = _consume(kinds.named(job.kind)(
-            kinds.Work(spec=job.spec, run_dir=run_dir, home=store.home, control=line.control)
+            kinds.Work(
+                spec=job.spec, run_dir=run_dir, home=store.home, control=line.control,
+                intent=lambda: line.intent, cluster=cluster.chosen(store),
+            )
         ), line)  # fmt: skip
         result = line.close()
     except Fenced:

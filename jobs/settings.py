@@ -14,6 +14,7 @@ DEFAULTS: dict[str, Any] = {
     "on_error": "continue",  # or "stop": a failed run holds the queue
     "errors_seen": 0,  # the event up to which failures were looked at
     "ends_told": 0,  # the event up to which the webhook was told
+    "cluster": None,  # or {"address", "storage"} of a Ray cluster
     "keep_checkpoints": 1,  # of an ended run; 0 keeps none
     "keep_days": 0,  # checkpoints of runs that ended longer ago go; 0 keeps them
 }

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from jobs.claims import Claim
+from jobs.cluster import is_slot
 from jobs.kinds import FILES
 from studio.home import Home
 
@@ -58,9 +59,11 @@ class Runners:
         self.children: dict[Claim, subprocess.Popen[bytes]] = {}
 
     def start(self, claim: Claim) -> None:
-        """Hand a claim to the spare, or to a new process; work on files needs no torch."""
+        """Hand a claim to the spare, or to a new process; work on files or far away
+        needs no torch."""
         text = f"{claim.job}:{claim.attempt}:{claim.device}"
-        child = None if claim.device == FILES else self._use_spare(text)
+        light = claim.device == FILES or is_slot(claim.device)
+        child = None if light else self._use_spare(text)
         if child is None:
             run_dir = self._home.run(claim.job)
             run_dir.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,9 @@ from typing import TypeVar
 
 from studio.cluster import Cluster
 from studio.cluster.following import Control, Following, Intent
+from studio.cluster.note import Sent
 from studio.cluster.ray_api import NoAnswer, Ray
-from studio.cluster.sending import Sent, send
+from studio.cluster.sending import send
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.events import Event, Loading

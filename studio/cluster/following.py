@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from studio.cluster.homecoming import Homecoming
+from studio.cluster.note import Sent, forget
 from studio.cluster.order import CONTROL, write_json
 from studio.cluster.ray_api import OVER, NoAnswer, Ray, Status, error_in
-from studio.cluster.sending import Sent, forget
 from studio.cluster.storage import Place
 from studio.cluster.stream import Reader
 from studio.errors import ClusterError, ProcessLost, StudioError

@@ -8,56 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from pathlib import Path
 
+from studio.cluster.note import Sent, remembered
 from studio.cluster.order import CHECKPOINTS, ORDER, PACKED, Order, needed, write_json
 from studio.cluster.ray_api import Facts, Ray
 from studio.cluster.storage import Place, opened, unwritable
 from studio.errors import ClusterError
 from studio.home import Home, is_whole, slug
-from studio.knobs import Record
 from studio.spec import RunSpec
 from studio.training import elsewhere
-
-NOTE = "cluster.json"
-
-
-class Sent(Record):
-    """Which job on the cluster is this run's, and how much of it has been heard."""
-
-    submission: str
-    place: str
-    submitted: bool = False
-    file: int = 1
-    lines: int = 0
-    step: int = 0
-    total_steps: int | None = None
-
-    def keep(self, run_dir: Path) -> Sent:
-        """Write the note in one rename."""
-        temporary = run_dir / f".tmp-{NOTE}"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(self.model_dump_json())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, run_dir / NOTE)
-        return self
-
-
-def remembered(run_dir: Path) -> Sent | None:
-    """Return the note of a run that was sent."""
-    try:
-        return Sent.model_validate_json((run_dir / NOTE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-
-
-def forget(run_dir: Path) -> None:
-    """The job on the cluster is over and everything of it is here."""
-    (run_dir / NOTE).unlink(missing_ok=True)
 
 
 def send(spec: RunSpec, *, run_dir: Path, home: Home, ray: Ray, storage: str) -> Sent:

@@ -28,7 +28,8 @@ class Place:
         """
         from fsspec.core import url_to_fs
 
-        self.url = url.rstrip("/")
+        self.url = url if "://" in url else str(Path(url).expanduser().absolute())
+        self.url = self.url.rstrip("/")
         try:
             self.files, self.root = url_to_fs(self.url)
         except (ImportError, ValueError) as error:

@@ -1,0 +1,173 @@
+"""The cluster as a device of the queue: which one it is, what it has, and what waits for it.
+
+Its slots are `ray:0`, `ray:1` …, one for each of its GPUs (or processors, where it has none); a run
+takes as many as it has processes, and the queue's order holds as on any device. The cluster is only
+ever asked from a thread, so that one that does not answer holds up nobody.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+
+from jobs import settings
+from jobs.claims import Claim
+from jobs.processes import Identity
+from jobs.record import Job
+from jobs.store import JobStore
+from studio.cluster import DEVICE, Cluster
+from studio.cluster.note import remembered, wish_to_stop
+from studio.cluster.ray_api import Facts, NoAnswer, Ray, checked_address
+from studio.cluster.sending import too_few
+from studio.cluster.storage import opened
+from studio.errors import ClusterError, InputError, QueueError, SpecError, StudioError
+from studio.home import Home
+from studio.spec import RunSpec
+
+logger = logging.getLogger(__name__)
+
+ASK_SECONDS = 5.0
+NONE = "No cluster is set. Name one on the System page, or with studio cluster ADDRESS --storage S."
+
+
+def chosen(store: JobStore) -> Cluster | None:
+    """Return the cluster that a person has named."""
+    found = settings.read(store, "cluster")
+    return Cluster(**found) if found else None
+
+
+def choose(store: JobStore, address: str, storage: str) -> Cluster:
+    """Train on this cluster from now on, by way of this storage; it may be down just now.
+
+    Raises:
+        InputError: The address is none, a stranger answers there, or the storage is not writable.
+    """
+    before = chosen(store)
+    address, storage = address.strip(), storage.strip() or (before.storage if before else "")
+    if not storage:
+        raise QueueError(
+            "A cluster needs a storage that this machine and all of its machines can write: a "
+            "shared folder, s3://bucket/folder or gs://bucket/folder."
+        )
+    try:
+        cluster = Cluster(address=checked_address(address), storage=opened(storage).url)
+        Ray(cluster.address).facts()
+    except NoAnswer as error:
+        logger.warning("%s", error.text)
+    except ClusterError as error:
+        raise InputError(error.text) from None
+    settings.write(store, "cluster", {"address": cluster.address, "storage": cluster.storage})
+    return cluster
+
+
+def forget(store: JobStore) -> None:
+    """Train on no cluster any more; what runs there is followed when it is named again."""
+    settings.write(store, "cluster", None)
+
+
+def is_slot(device: str) -> bool:
+    """Whether a claim's device is the cluster."""
+    return device.partition(":")[0] == DEVICE
+
+
+def admit(spec: RunSpec, home: Home) -> None:
+    """Check a run that wants the cluster, as far as the cluster answers.
+
+    Raises:
+        SpecError: None is set, it cannot be used, or it has too few devices.
+    """
+    with closing(JobStore(home)) as store:
+        cluster = chosen(store)
+    if cluster is None:
+        raise SpecError(f"train.device is {DEVICE}. {NONE}", field="train.device")
+    try:
+        facts = Ray(cluster.address).facts()
+    except NoAnswer:
+        return  # the queue keeps it, and says so
+    except ClusterError as error:
+        raise SpecError(error.text, field="train.device") from None
+    if spec.train.num_processes > facts.devices:
+        text = too_few(spec.train.num_processes, facts)
+        raise SpecError(text, field="train.num_processes")
+
+
+class Watch:
+    """What is known of the cluster just now; `look` never waits."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._thread: threading.Thread | None = None
+        self._asked_at = float("-inf")
+        self._stopped: set[int] = set()
+        self.cluster: Cluster | None = None
+        self.facts: Facts | None = None
+        self.trouble = ""
+
+    def look(self) -> None:
+        """Have the cluster asked, unless that is under way or was just done."""
+        cluster = chosen(self._store)
+        if cluster != self.cluster:
+            self.cluster, self.facts, self.trouble = cluster, None, ""
+            self._asked_at = float("-inf")
+        busy = self._thread is not None and self._thread.is_alive()
+        if cluster is None or busy or time.monotonic() - self._asked_at < ASK_SECONDS:
+            return
+        self._asked_at = time.monotonic()
+        self._thread = threading.Thread(target=self._ask, args=(cluster,), daemon=True)
+        self._thread.start()
+
+    def slots(self) -> list[str]:
+        """Return the slots of the cluster; none while it does not answer."""
+        return [f"{DEVICE}:{n}" for n in range(self.facts.devices)] if self.facts else []
+
+    def claims(self, owner: Identity, moods: Iterable[str]) -> Iterator[Claim]:
+        """Claim for the slots that are free, in the queue's order, until nothing waits or fits."""
+        held = {str(row["device"]) for row in self._store.leases()}
+        free = [slot for slot in self.slots() if slot not in held]
+        while free:
+            claim = self._store.claims.claim(
+                free[0], owner=owner, more=free[1:], wanted=[DEVICE], moods=moods
+            )
+            if claim is None:
+                return
+            free = [slot for slot in free if slot not in claim.device.split(",")]
+            yield claim
+
+    def waits(self) -> dict[int, str]:
+        """Say of each queued run what it waits for, where that is not only its turn."""
+        waiting = [job for job in self._store.list(["queued"]) if job.device_wanted == DEVICE]
+        found = {job.id: self._waits(job) for job in waiting}
+        return {job: sentence for job, sentence in found.items() if sentence}
+
+    def _waits(self, job: Job) -> str:
+        if self.cluster is None:
+            return NONE
+        if self.facts is None:
+            return self.trouble
+        wanted = int((job.spec.get("train") or {}).get("num_processes") or 1)
+        return too_few(wanted, self.facts) if wanted > self.facts.devices else ""
+
+    def _ask(self, cluster: Cluster) -> None:
+        try:
+            facts, trouble = Ray(cluster.address).facts(), ""
+        except StudioError as error:
+            facts, trouble = None, error.text
+        if trouble != self.trouble:
+            logger.info("%s", trouble or f"the cluster at {cluster.address} answers")
+        if cluster == self.cluster:
+            self.facts, self.trouble = facts, trouble
+        self._stop_what_nobody_follows()
+
+    def _stop_what_nobody_follows(self) -> None:
+        """A run that was held or cancelled while it waited to be followed again ends there too."""
+        for job in self._store.list(["paused", "cancelled"]):
+            if job.device_wanted != DEVICE or job.id in self._stopped:
+                continue
+            self._stopped.add(job.id)
+            sent = remembered(self._store.home.run(job.id))
+            if sent is not None:
+                wish_to_stop(sent)
+                logger.info("job %d was asked to stop on the cluster", job.id)
+        waiting = {job.id for job in self._store.list(["queued", "starting", "running"])}
+        self._stopped -= waiting
