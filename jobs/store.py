@@ -18,6 +18,7 @@ from jobs.endings import leave
 from jobs.processes import Identity, me
 from jobs.record import Job
 from jobs.states import State
+from studio.cluster.note import forget, remembered
 from studio.errors import QueueError
 from studio.home import Home
 from studio.spec import RunSpec
@@ -208,12 +209,14 @@ class JobStore:
             raise QueueError(stops.cannot(job, "resume"))
         restart = restart or bool(job.drop_checkpoints)
         step = 0 if restart else newest_step(self.home.run(job.id))
-        if job.step > 0 and not step and not restart and job.kind == "train":
+        away = remembered(self.home.run(job.id)) is not None  # it is followed where it trains
+        if job.step > 0 and not (step or restart or away) and job.kind == "train":
             raise QueueError(
                 f'"{job.name}" has no whole checkpoint to go on from. '
                 "Restart it from the beginning instead (resume with --restart)."
             )
         if restart:
+            forget(self.home.run(job.id))
             shutil.rmtree(self.home.run(job.id) / "checkpoints", ignore_errors=True)
         with self.database.writing() as db:
             stops.queue_again(db, job, step=step, restart=restart)
