@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,29 @@ def stop(home: Home, request_id: str) -> bool:
     """End a request's answers where they are; False when nothing was running."""
     answer = _post_or_get(home, "POST", f"/stop/{request_id}")
     return bool(answer and answer.get("stopped"))
+
+
+def weigh(home: Home, request_id: str, lane: int, stack: Sequence[Mapping[str, Any]]) -> bool:
+    """Move the weights of a lane that is answering; they act on its next token.
+
+    Returns:
+        False when nothing was running.
+
+    Raises:
+        ChatError: The stack is none.
+    """
+    endpoint = find_host(home)
+    if endpoint is None:
+        return False
+    body = {"lane": lane, "stack": [dict(part) for part in stack]}
+    try:
+        with endpoint.client(read_seconds=10.0) as client:
+            response = client.post(f"/weigh/{request_id}", json=body)
+    except httpx.TransportError:
+        return False
+    if response.status_code != 200:
+        raise ChatError(_refusal(response))
+    return bool(response.json()["moved"])
 
 
 def release(home: Home) -> None:

@@ -28,7 +28,7 @@ from jobs.chat_outbox import Outbox
 from jobs.filelock import FileLock
 from jobs.processes import me
 from studio.chat.events import error_event, events_of, status_event
-from studio.chat.lanes import Request
+from studio.chat.lanes import Request, parse_weights
 from studio.errors import ChatError, OutOfMemory, StudioError
 from studio.home import Home, open_home
 
@@ -46,6 +46,7 @@ class Running:
         self.request = request
         self.outbox = Outbox()
         self.stop = threading.Event()
+        self.weights: dict[int, tuple[tuple[str, float], ...]] = {}  # moved since it began
 
 
 class Host:
@@ -82,6 +83,19 @@ class Host:
         if running is not None:
             running.stop.set()
         return running is not None
+
+    def weigh(self, request_id: str, values: dict[str, Any]) -> bool:
+        """Move a lane's weights from its next token on; False when there is no such request.
+
+        Raises:
+            ChatError: The lane or its stack is none.
+        """
+        lane, stack = parse_weights(values)
+        running = self.requests.get(request_id)
+        if running is None:
+            return False
+        running.weights = {**running.weights, lane: stack}  # replaced whole: read by a thread
+        return True
 
     async def release(self, why: str = "") -> None:
         """Stop every answer and give the models' memory back."""
@@ -131,7 +145,9 @@ class Host:
                 put(status_event("Starting the chat engine…"))
             residents = self._get_residents()
             self._leases.share_the_cpu()
-            for delta in residents.stream(running.request.lanes, stopped=running.stop.is_set):
+            for delta in residents.stream(
+                running.request.lanes, stopped=running.stop.is_set, wanted=lambda: running.weights
+            ):
                 for event in events_of(delta):
                     put(event)
             self._leases.take(residents.describe())

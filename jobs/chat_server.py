@@ -67,6 +67,10 @@ def make_app(host: Host, port: int, *, quit: Callable[[], None]) -> ASGIApp:
     async def stop(request: Request) -> Response:
         return JSONResponse({"stopped": host.stop(request.path_params["request"])})
 
+    async def weigh(request: Request) -> Response:
+        moved = host.weigh(request.path_params["request"], await read_json(request))
+        return JSONResponse({"moved": moved})
+
     async def release(request: Request) -> Response:
         await host.release()
         return JSONResponse(host.status())
@@ -80,6 +84,7 @@ def make_app(host: Host, port: int, *, quit: Callable[[], None]) -> ASGIApp:
             Route("/generate", generate, methods=["POST"]),
             Route("/status", status),
             Route("/stop/{request}", stop, methods=["POST"]),
+            Route("/weigh/{request}", weigh, methods=["POST"]),
             Route("/release", release, methods=["POST"]),
             Route("/quit", leave, methods=["POST"]),
             *routes(host),

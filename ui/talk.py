@@ -58,6 +58,15 @@ class Stop(BaseModel):
     id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
 
 
+class Moved(BaseModel):
+    """The weights of a lane that is answering, as its sliders stand now."""
+
+    model_config = ConfigDict(extra="forbid")
+    id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
+    lane: int = Field(ge=0, lt=MOST_LANES)
+    stack: list[Part] = Field(max_length=16)
+
+
 def chat_routes(home: Home, store: JobStore) -> APIRouter:
     """Return the routes between Compare and the chat host."""
     router = APIRouter(prefix="/api/chat")
@@ -85,6 +94,13 @@ def chat_routes(home: Home, store: JobStore) -> APIRouter:
 
         chat_client.stop(home, request.id)
         return {"stopped": request.id}
+
+    @router.post("/weigh")
+    def weigh(moved: Moved) -> dict[str, Any]:
+        from jobs import chat_client
+
+        stack = [part.model_dump() for part in moved.stack]
+        return {"moved": chat_client.weigh(home, moved.id, moved.lane, stack)}
 
     return router
 

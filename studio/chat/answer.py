@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from studio.chat.identity import Stack
@@ -49,7 +50,9 @@ class Answer:
     ) -> None:
         self.number = number
         self.lane = lane
-        self.stack = stack
+        self.stack = stack  # what acts now
+        self.asked = stack  # what was last asked for while it was written
+        self.moved_at: int | None = None  # the token at which weights last moved
         self.prompt = fitted.ids
         self.tokens: list[int] = []
         self.sampler = Sampler(lane.sampling, fitted.ids, vocab_size)
@@ -94,16 +97,23 @@ class Answer:
         note = ""
         if self.reason == "length" and self._limit < self.lane.sampling.max_new_tokens:
             note = "The model's context is full: the answer ends here."
+        if self.moved_at is not None:
+            note = f"{note} Weights moved while it was written, last at token {self.moved_at + 1}."
         return Delta(
             lane=self.number,
             text=text,
             done=True,
             reason=self.reason,
             stats=self.stats(),
-            active=self.active,
+            active=self._active_at_the_end(),
             error=self.error,
-            note=note,
+            note=note.strip(),
         )
+
+    def _active_at_the_end(self) -> Active | None:
+        if self.active is None or self.moved_at is None:
+            return self.active
+        return replace(self.active, stack=tuple(part for part in self.stack if part[1]))
 
     def stats(self) -> Stats:
         """What the answer cost until now."""

@@ -30,12 +30,13 @@ class Batch:
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
         import torch
-        from transformers import DynamicCache
+
+        from studio.chat.cache import roomy_cache
 
         assert prompts and all(prompts)
         self._model = model
         self._device = device
-        self._cache = DynamicCache(config=model.config)
+        self._cache = roomy_cache(model.config)
         self._width = max(map(len, prompts))
         self._pads = [self._width - len(prompt) for prompt in prompts]
         padded = [[0] * pad + list(prompt) for pad, prompt in zip(self._pads, prompts, strict=True)]

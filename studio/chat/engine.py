@@ -8,12 +8,12 @@ say the same. It knows one base and its loaded adapters; finding and loading the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from studio.chat.answer import Answer
 from studio.chat.group import Group
-from studio.chat.identity import Identity
+from studio.chat.identity import Identity, Stack
 from studio.chat.lanes import Delta, Lane
 from studio.chat.prompt import PromptTemplate, fit
 from studio.errors import ChatError, MethodError, OutOfMemory, StudioError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from studio.models.loading import Loaded
 
 Stopped = Callable[[], bool]
+Wanted = Callable[[], Mapping[int, Stack]]
 TOO_LITTLE_MEMORY = (
     "There is not enough memory for this answer: use fewer lanes, a shorter conversation or a "
     "smaller model."
@@ -56,12 +57,16 @@ class ChatEngine:
         quantized = bool(getattr(loaded.model, "is_loaded_in_4bit", False))
         self._identity = Identity(backbone, exact=loaded.dtype == torch.float32 and not quantized)
 
-    def stream(self, lanes: Sequence[Lane], *, stopped: Stopped | None = None) -> Iterator[Delta]:
+    def stream(
+        self, lanes: Sequence[Lane], *, stopped: Stopped | None = None, wanted: Wanted | None = None
+    ) -> Iterator[Delta]:
         """Answer every lane; each ends with exactly one `done` delta, whatever happens to it.
 
         Args:
             lanes: Their stacks name adapters that are loaded in the backbone.
             stopped: Asked before each token; True ends all answers where they are.
+            wanted: Asked before each token for the stacks that lanes should have now; weights that
+                differ act on the next token.
 
         Yields:
             Text and notes in the order they come, lanes interleaved.
@@ -84,6 +89,8 @@ class ChatEngine:
                     for left in groups:
                         yield from left.end("stopped")
                     return
+                if wanted is not None and (moved := wanted()):
+                    yield from group.reweigh(moved)
                 yield from self._advance(group, alone=len(groups) == 1)
 
     def _advance(self, group: Group, *, alone: bool) -> Iterator[Delta]:

@@ -5,7 +5,7 @@ Shapes: `B rows, V vocabulary`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from studio.chat.answer import Answer
@@ -13,7 +13,7 @@ from studio.chat.decoding import Batch
 from studio.chat.identity import Identity, Stack, probe
 from studio.chat.lanes import Active, Delta, Reason
 from studio.chat.sampling import pick_all
-from studio.errors import ChatError, StudioError
+from studio.errors import ChatError, MethodError, StudioError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from studio.models.loading import Loaded
 
 NO_EFFECT = "This stack does not change the model here: the answer is the base's."
+LATER = "This change acts from the next answer on: only weights can move while one is written."
+VIRTUAL = "{} has virtual tokens: switching it on or off acts from the next answer on."
 OVERFLOW = "The model's numbers overflow with this stack: lower its weights."
 
 
@@ -53,6 +55,37 @@ class Group:
             logits_BV = self._batch.step([answer.tokens[-1] for answer in self.answers])
             yield from self._take(logits_BV)
         yield from self._drop_finished()
+
+    def reweigh(self, wanted: Mapping[int, Stack]) -> Iterator[Delta]:
+        """Let answers go on with other weights from their next token on.
+
+        What cannot change in the middle is said once and left as it was.
+        """
+        for answer in self.answers:
+            stack = wanted.get(answer.number, answer.asked)
+            if stack == answer.asked:
+                continue
+            before, answer.asked = answer.stack, stack
+            refusal = self._refusal(before, stack)
+            if not refusal:
+                answer.stack = stack
+                try:
+                    self.activate()
+                    answer.moved_at = len(answer.tokens)
+                except MethodError as error:
+                    answer.stack, refusal = before, error.text
+                    self.activate()
+            if refusal:
+                yield Delta(lane=answer.number, note=refusal)
+
+    def _refusal(self, before: Stack, after: Stack) -> str:
+        if [name for name, _ in before] != [name for name, _ in after]:
+            return LATER
+        for (name, was), (_, now) in zip(before, after, strict=True):
+            virtual = self._backbone.adapters[name].method.num_tokens_before
+            if virtual and bool(was) != bool(now):
+                return VIRTUAL.format(name)
+        return ""
 
     def end(self, reason: Reason, error: StudioError | None = None) -> Iterator[Delta]:
         """End every answer that is left."""

@@ -123,6 +123,13 @@ class Request(Record):
     lanes: tuple[Lane, ...] = knob((), "", min_length=1, max_length=MAX_LANES)
 
 
+class Moved(Record):
+    """A lane's stack with other weights, while it answers."""
+
+    lane: int = knob(0, "Its place in the request.", ge=0, lt=MAX_LANES)
+    stack: tuple[Part, ...] = knob((), "The same adapters, in the same order.", max_length=32)
+
+
 def parse_request(values: Mapping[str, Any]) -> Request:
     """Validate what arrived as JSON.
 
@@ -133,6 +140,19 @@ def parse_request(values: Mapping[str, Any]) -> Request:
         return Request.model_validate(values)
     except ValidationError as error:
         raise ChatError(_sentence(error)) from None
+
+
+def parse_weights(values: Mapping[str, Any]) -> tuple[int, tuple[tuple[str, float], ...]]:
+    """Validate what a slider sends: `{"lane": 0, "stack": [{"name", "weight"}]}`.
+
+    Raises:
+        ChatError: Names the first wrong field and the value got.
+    """
+    try:
+        moved = Moved.model_validate(values)
+    except ValidationError as error:
+        raise ChatError(_sentence(error)) from None
+    return moved.lane, tuple((part.name, part.weight) for part in moved.stack)
 
 
 def _sentence(error: ValidationError) -> str:

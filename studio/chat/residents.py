@@ -21,7 +21,8 @@ from studio.models.sources import ModelFacts, facts
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:
-    from studio.chat.engine import ChatEngine, Stopped
+    from studio.chat.engine import ChatEngine, Stopped, Wanted
+    from studio.chat.identity import Stack
     from studio.chat.prompt import PromptTemplate
 
 MAX_ADAPTERS = 64  # per base; the one used longest ago is forgotten beyond
@@ -59,7 +60,9 @@ class Residents:
         self._device = device
         self._bases: dict[Path, _Base] = {}
 
-    def stream(self, lanes: Sequence[Lane], *, stopped: Stopped | None = None) -> Iterator[Delta]:
+    def stream(
+        self, lanes: Sequence[Lane], *, stopped: Stopped | None = None, wanted: Wanted | None = None
+    ) -> Iterator[Delta]:
         """Load what is missing and answer every lane; see `ChatEngine.stream`.
 
         Lanes on different bases take turns token by token.
@@ -74,16 +77,16 @@ class Residents:
                 continue
             numbers.setdefault(models[lane.model].path, []).append(number)
         streams: list[Iterator[Delta]] = []
-        for path, wanted in numbers.items():
-            name = lanes[wanted[0]].model
+        for path, places in numbers.items():
+            name = lanes[places[0]].model
             try:
-                yield from self._ready(name, models[name], wanted[0], keep=numbers.keys())
+                yield from self._ready(name, models[name], places[0], keep=numbers.keys())
             except StudioError as error:
-                yield from (_failed(number, error) for number in wanted)
+                yield from (_failed(number, error) for number in places)
                 continue
             base = self._bases[path]
             able: list[int] = []
-            for number in wanted:
+            for number in places:
                 try:
                     yield from self._with_adapters(base, number, lanes[number])
                     able.append(number)
@@ -91,7 +94,7 @@ class Residents:
                     yield _failed(number, error)
             self._forget_old(base, lanes)
             if able:
-                streams.append(_renumbered(base.engine, lanes, able, stopped))
+                streams.append(_renumbered(base.engine, lanes, able, stopped, wanted))
         yield from _in_turn(streams)
 
     def release(self) -> None:
@@ -271,9 +274,14 @@ def _failed(number: int, error: StudioError) -> Delta:
 
 
 def _renumbered(
-    engine: ChatEngine, lanes: Sequence[Lane], numbers: Sequence[int], stopped: Stopped | None
-) -> Iterator[Delta]:
-    for delta in engine.stream([lanes[number] for number in numbers], stopped=stopped):
+    engine: ChatEngine, lanes: Sequence[Lane], numbers: Sequence[int], stopped: Stopped | None,
+    wanted: Wanted | None,
+) -> Iterator[Delta]:  # fmt: skip
+    def own() -> dict[int, Stack]:
+        asked = wanted() if wanted is not None else {}
+        return {place: asked[number] for place, number in enumerate(numbers) if number in asked}
+
+    for delta in engine.stream([lanes[n] for n in numbers], stopped=stopped, wanted=own):
         yield replace(delta, lane=numbers[delta.lane])
 
 

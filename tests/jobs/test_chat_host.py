@@ -231,6 +231,23 @@ def test_a_stop_ends_the_answer_where_it_is(place):
     assert not chat_client.stop(home, "long")
 
 
+def test_weights_move_while_an_answer_is_written(place):
+    home, base = place
+    events = chat_client.generate(
+        home, {"id": "slid", "lanes": [lane(base, "noisy", temperature=2.0, max_new_tokens=300)]}
+    )
+    next(events)
+
+    assert chat_client.weigh(home, "slid", 0, [{"name": "noisy", "weight": 0.25}])
+    last = list(events)
+
+    assert last[-1]["active"]["stack"] == [{"name": "noisy", "weight": 0.25}]
+    assert any("Weights moved" in event.get("text", "") for event in last)
+    assert not chat_client.weigh(home, "slid", 0, [{"name": "noisy", "weight": 1}])
+    with pytest.raises(ChatError, match="lane is 99"):
+        chat_client.weigh(home, "slid", 99, [])
+
+
 def test_a_reader_that_goes_ends_the_answer(place):
     home, base = place
     events = chat_client.generate(
@@ -249,7 +266,7 @@ def test_a_second_request_waits_its_turn_and_is_told_so(home, monkeypatch):
     let = threading.Event()
 
     class Models:
-        def stream(self, lanes, stopped):
+        def stream(self, lanes, stopped, wanted):
             let.wait(10)
             yield Delta(lane=0, text=lanes[0].messages[0].content)
 
@@ -280,7 +297,7 @@ def test_a_second_request_waits_its_turn_and_is_told_so(home, monkeypatch):
 
 def test_a_fault_of_ours_is_one_sentence_and_the_host_lives_on(home, monkeypatch):
     class Broken:
-        def stream(self, lanes, stopped):
+        def stream(self, lanes, stopped, wanted):
             raise ZeroDivisionError("division by zero")
             yield
 

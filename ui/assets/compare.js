@@ -100,6 +100,7 @@ export class Compare extends HTMLElement {
     return new LaneHead(lane, i, {
       choices: this.choices, letter: LETTERS[i], full: this.talk.lanes.length >= MOST_LANES,
       changed: () => this.moved(),
+      weigh: () => this.talk.weigh(i),
       redraw: () => { this.show(); this.moved(); },
       add: (...lanes) => { this.talk.lanes.push(...lanes.slice(0, MOST_LANES - this.talk.lanes.length));
         this.show(); this.moved(); },

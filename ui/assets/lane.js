@@ -30,7 +30,7 @@ export function laneName({ model, stack }) {
 }
 
 export class LaneHead {
-  /** `doors`: choices, letter, full, changed(), redraw(), add(...lanes), refresh(), remove() or null. */
+  /** `doors`: choices, letter, full, changed(), weigh(), redraw(), add(...lanes), refresh(), remove() or null. */
   constructor(lane, index, doors) {
     Object.assign(this, { lane, index, doors });
     const models = doors.choices.models.map((model) => [model.path, model.label]);
@@ -72,6 +72,8 @@ export class LaneHead {
     text(shown, part.weight.toFixed(2));
     clearTimeout(this.timer);
     this.timer = setTimeout(this.doors.changed, 150);
+    // An answer that is being written follows at once, but not at every pixel of the way.
+    this.following ??= setTimeout(() => { this.following = null; this.doors.weigh(); }, 60);
   }
 
   more() {

@@ -69,6 +69,7 @@ export class Talk {
         messages: [...this.before(number, lane), { role: 'user', content: turn.prompt }, ...tail] };
     }) };
     this.asking = request.id;
+    this.answering = wanted;
     await this.save(number);
     try {
       await this.stream(request, turn, wanted);
@@ -111,6 +112,14 @@ export class Talk {
 
   stop() {
     if (this.asking) api('/api/chat/stop', { id: this.asking }).catch((e) => toast(e.message, 'error'));
+  }
+
+  /** Weights were moved while the lane answers: they act on its next token. */
+  weigh(lane) {
+    const place = this.asking ? this.answering.indexOf(lane) : -1;
+    if (place < 0 || this.turns.at(-1)?.answers[lane]?.reason) return;
+    const moved = { id: this.asking, lane: place, stack: this.lanes[lane].stack };
+    api('/api/chat/weigh', moved).catch((error) => toast(error.message, 'error'));
   }
 
   dropLane(index) {

@@ -1,6 +1,6 @@
 """Rows with different low-rank adapters share one product: `B (w ⊙ (A x))`.
 
-All adapters of a site are laid side by side, `A (R, I)` and `B (O, R)`, and each row's weights
+All adapters of a site are laid side by side, `Aᵀ (I, R)` and `Bᵀ (R, O)`, and each row's weights
 `(rows, R)` let through only its own part. Two products for the whole batch instead of four calls
 an adapter: decoding a few rows is bound by calls, not by arithmetic. Used without gradients only.
 
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 if TYPE_CHECKING:
     from studio.methods.layer.sites import Site
@@ -28,14 +27,18 @@ MAX_RANK = 256  # beyond, computing every row's part for all costs more than the
 class Fused:
     """One site's low-rank edits for all rows of a batch."""
 
-    a_RI: Tensor
-    b_OR: Tensor
+    a_IR: Tensor
+    b_RO: Tensor
     weights_BR: Tensor
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
         """Return `y` plus every row's own change for the input `x`, both `(B, T, ·)`."""
-        parts_BTR = linear(x.to(self.a_RI.dtype), self.a_RI) * self.weights_BR[:, None]
-        return y + linear(parts_BTR, self.b_OR).to(y.dtype)
+        if x.dtype != self.a_IR.dtype or y.dtype != x.dtype or y.shape[1] != 1:
+            parts_BTR = (x.to(self.a_IR.dtype) @ self.a_IR) * self.weights_BR[:, None]
+            return y + (parts_BTR @ self.b_RO).to(y.dtype)
+        # One token a row, all in one precision: decoding. Two products, the second one adds.
+        parts_BR = torch.mm(x[:, 0], self.a_IR).mul_(self.weights_BR)
+        return torch.addmm(y[:, 0], parts_BR, self.b_RO)[:, None]
 
 
 def fuse(edits: Sequence[Edit], site: Site, rows: int) -> Fused | None:
@@ -56,4 +59,5 @@ def fuse(edits: Sequence[Edit], site: Site, rows: int) -> Fused | None:
         own = torch.zeros(rows, 1, dtype=a.dtype)
         own[list(range(rows) if edit.rows.numbers is None else edit.rows.numbers)] = edit.weight
         columns.append(own.expand(-1, len(a)))
-    return Fused(a_RI, b_OR, torch.cat(columns, dim=1).to(a_RI.device))
+    weights_BR = torch.cat(columns, dim=1).to(a_RI.device)
+    return Fused(a_RI.t().contiguous(), b_OR.t().contiguous(), weights_BR)
