@@ -47,5 +47,6 @@ def share_base(backbone: Backbone) -> None:
     """Leave each process its part of every decoder layer; embeddings and head stay whole."""
     from torch.distributed.fsdp import fully_shard
 
+    backbone.be_lean(False)  # a layer's weights are there only while the layer itself runs
     for layer in backbone.anatomy.layers():
         fully_shard(layer)

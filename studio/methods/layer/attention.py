@@ -48,7 +48,9 @@ class AttentionState:
 
     `lengths`: tokens of each packed row. `prefix`: a layer's virtual tokens. `positions`: `(B, T)`,
     counted from the first virtual token; kept while there are any. `capture`: collects each layer's
-    own keys and values. `eager`: plain products instead of torch's fused kernel.
+    own keys and values. `eager`: plain products instead of torch's fused kernel. `lean`: keep and
+    compute no more than training needs (`lean.py`). `keep`: the positions whose output is read, and
+    `kept_lengths` how many of them lie in each packed row; None where all are.
     """
 
     lengths: tuple[int, ...] | None = None
@@ -56,6 +58,9 @@ class AttentionState:
     positions: Tensor | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     eager: bool = False
+    lean: bool = True
+    keep: Tensor | None = None
+    kept_lengths: tuple[int, ...] = ()
 
 
 def studio_attention(

@@ -1,0 +1,137 @@
+"""What a training pass need not keep, and need not compute.
+
+Three parts of a frozen layer are given a leaner forward, the same numbers by another way:
+
+- a *norm* keeps its input alone and computes its inner steps again in the backward pass;
+- a *gated feed-forward* keeps `gate x` and `up x` alone: the activation and the product, which the
+  down projection would keep as its own input, are cheap to make again;
+- the *last layer*, of whose output only the positions that predict a trained token are ever read,
+  computes its feed-forward for these alone.
+
+Everything else runs as it was written; where gradients are off, or layers are recomputed anyway, or
+a part's own weights train, nothing is changed. `AttentionState.lean = False` is the plain twin.
+
+Shapes: `T packed tokens, N positions that predict a trained token, D hidden`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from studio.methods.layer.attention import AttentionState, packing
+from studio.methods.layer.sites import Anatomy
+
+GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+PLAIN_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer",
+                "Qwen3DecoderLayer"}  # fmt: skip
+
+
+class Recomputed(torch.autograd.Function):
+    """A function that keeps nothing but its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Return `function(*inputs)`."""
+        ctx.function = function
+        ctx.save_for_backward(*inputs)
+        return function(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Run the function again, this time for its gradients."""
+        needed = ctx.needs_input_grad[1:]
+        with torch.enable_grad():
+            inputs = [
+                saved.detach().requires_grad_(need)
+                for saved, need in zip(ctx.saved_tensors, needed, strict=True)
+            ]
+            wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
+            found = iter(torch.autograd.grad(ctx.function(*inputs), wanted, outputs[0]))
+        return None, *(next(found) if need else None for need in needed)
+
+
+def make_lean(anatomy: Anatomy, state: AttentionState) -> None:
+    """Give the parts of a model their leaner forwards."""
+    for site in anatomy.norms():
+        _set(site.module, _norm(site.module, state))
+    for site in anatomy.mlps():
+        names = {name for name, _ in site.module.named_children()}
+        if names == GATED and not list(site.module.act_fn.parameters()):  # type: ignore[union-attr]
+            _set(site.module, _feed_forward(site.module, state))
+    last = anatomy.layers()[-1]
+    if type(last).__name__ in PLAIN_LAYERS:
+        _set(last, _last_layer(last, state))
+
+
+def _set(module: nn.Module, forward: Callable[..., Any]) -> None:
+    if "forward" not in vars(module):
+        module.forward = forward
+
+
+def _norm(module: nn.Module, state: AttentionState) -> Callable[[Tensor], Tensor]:
+    own = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if not (state.lean and torch.is_grad_enabled()) or _trains(module):
+            return own(x)
+        result: Tensor = Recomputed.apply(own, x)
+        return result
+
+    return forward
+
+
+def _feed_forward(module: Any, state: AttentionState) -> Callable[[Tensor], Tensor]:
+    own = module.forward
+
+    def product(gate: Tensor, up: Tensor) -> Tensor:
+        result: Tensor = module.act_fn(gate) * up
+        return result
+
+    def forward(x: Tensor) -> Tensor:
+        if not (state.lean and torch.is_grad_enabled()):
+            return own(x)  # type: ignore[no-any-return]
+        gate, up = module.gate_proj(x), module.up_proj(x)
+        inner: Tensor = Recomputed.apply(product, gate, up)
+
+        def pack(tensor: Tensor) -> Tensor | torch.Size:
+            same = tensor.data_ptr() == inner.data_ptr() and tensor.numel() == inner.numel()
+            return tensor.shape if same else tensor
+
+        def unpack(kept: Tensor | torch.Size) -> Tensor:
+            if isinstance(kept, Tensor):
+                return kept
+            with torch.no_grad():
+                return product(gate, up).view(kept)
+
+        with saved_tensors_hooks(pack, unpack):
+            return module.down_proj(inner)
+
+    return forward
+
+
+def _last_layer(layer: Any, state: AttentionState) -> Callable[..., Tensor]:
+    own = layer.forward
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if state.keep is None or args or not packing.get():
+            return own(hidden_states, *args, **kwargs)
+        attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+        hidden = hidden_states[:, state.keep] + attended[:, state.keep]
+        state.lengths = state.kept_lengths
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+    return forward
+
+
+def can_skip(anatomy: Anatomy, state: AttentionState) -> bool:
+    """Whether the last layer hands on only the positions in `state.keep`."""
+    return state.lean and type(anatomy.layers()[-1]).__name__ in PLAIN_LAYERS
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
