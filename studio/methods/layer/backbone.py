@@ -20,6 +20,7 @@ from studio.errors import MethodError, nearest
 from studio.methods.layer import attention, files
 from studio.methods.layer.adapter import Adapter
 from studio.methods.layer.hooks import Hooks, Plans
+from studio.methods.layer.lean import can_skip, make_lean
 from studio.methods.layer.sites import Anatomy, Site
 from studio.methods.layer.stack import Edit, Rows, SitePlan, Stack, group_rows
 from studio.methods.layer.virtual import VIRTUAL, VirtualTokens
@@ -41,6 +42,7 @@ class Backbone:
         model.requires_grad_(False)
         model.eval()
         model.set_attn_implementation(attention.NAME)
+        make_lean(self.anatomy, self._state)
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         for site in self.anatomy.attentions():
             site.module.__dict__["studio_state"] = self._state
@@ -104,15 +106,16 @@ class Backbone:
             self._rows = [tuple(i for i in row if i[0] != name) for row in self._rows]
         self._plan()
 
-    def train(self, name: str) -> list[nn.Parameter]:
-        """Make one adapter trainable (all others frozen), and return its parameters."""
+    def train(self, *names: str) -> list[nn.Parameter]:
+        """Make adapters trainable (all others frozen), and return their parameters."""
         self.eval()
-        adapter = self.adapters[name]
-        adapter.training = True
-        for parameter in adapter.parameters():
-            parameter.requires_grad_(True)
+        chosen = [self.adapters[name] for name in names]
+        for adapter in chosen:
+            adapter.training = True
+            for parameter in adapter.parameters():
+                parameter.requires_grad_(True)
         self._plan()
-        return adapter.parameters()
+        return [parameter for adapter in chosen for parameter in adapter.parameters()]
 
     def eval(self) -> None:
         """Freeze every adapter and switch their dropout off."""
@@ -127,8 +130,13 @@ class Backbone:
         """Use plain products instead of torch's fused attention."""
         self._state.eager = on
 
+    def be_lean(self, on: bool) -> None:
+        """Keep and compute only what a training pass needs (`lean.py`); off is the plain twin."""
+        self._state.lean = on
+
     def checkpointing(self, on: bool) -> None:
         """Recompute each layer's activations in the backward pass instead of keeping them."""
+        self.be_lean(not on)  # a layer that is recomputed whole keeps nothing anyway
         switch = ("gradient", "activation")[hasattr(self.model, "activation_checkpointing_enable")]
         if on:
             getattr(self.model, f"{switch}_checkpointing_enable")({"use_reentrant": False})
@@ -177,6 +185,11 @@ class Backbone:
     def active(self) -> list[Stack]:
         """The stacks that really act now: one for all rows, or one per row."""
         return [self._stack] if self._rows is None else list(self._rows)
+
+    @property
+    def active_for_all(self) -> Stack | None:
+        """The one stack of all rows; None where rows have their own."""
+        return self._stack if self._rows is None else None
 
     def _checked(self, stack: Sequence[tuple[str, float]]) -> Stack:
         for name, weight in stack:
@@ -253,15 +266,21 @@ class Backbone:
         positions_T = torch.cat([torch.arange(n, device=device) for n in lengths])
         token = attention.packing.set(True)
         self._state.lengths = tuple(lengths)
+        skips = can_skip(self.anatomy, self._state)
+        if skips:
+            bounds = torch.tensor(lengths, device=device).cumsum(0)
+            counts = torch.searchsorted(keep_N, bounds).diff(prepend=bounds.new_zeros(1))
+            self._state.keep, self._state.kept_lengths = keep_N, tuple(counts.tolist())
         try:
             output = self.model(
                 input_ids=ids_T[None],
                 position_ids=positions_T[None],
                 use_cache=False,
-                logits_to_keep=keep_N,
+                logits_to_keep=0 if skips else keep_N,
             )
         finally:
             attention.packing.reset(token)
+            self._state.lengths, self._state.keep = tuple(lengths), None
         return output.logits[0]
 
     def _before_forward(

@@ -61,7 +61,7 @@ def make_lean(anatomy: Anatomy, state: AttentionState) -> None:
         _set(site.module, _norm(site.module, state))
     for site in anatomy.mlps():
         names = {name for name, _ in site.module.named_children()}
-        if names == GATED and not list(site.module.act_fn.parameters()):  # type: ignore[union-attr]
+        if names == GATED and not list(site.module.act_fn.parameters()):
             _set(site.module, _feed_forward(site.module, state))
     last = anatomy.layers()[-1]
     if type(last).__name__ in PLAIN_LAYERS:
@@ -94,7 +94,7 @@ def _feed_forward(module: Any, state: AttentionState) -> Callable[[Tensor], Tens
 
     def forward(x: Tensor) -> Tensor:
         if not (state.lean and torch.is_grad_enabled()):
-            return own(x)  # type: ignore[no-any-return]
+            return own(x)
         gate, up = module.gate_proj(x), module.up_proj(x)
         inner: Tensor = Recomputed.apply(product, gate, up)
 
