@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from jobs.memory import needed_bytes
 from jobs.record import Job
 from jobs.store import JobStore
 from jobs.summary import summary
@@ -41,7 +42,11 @@ def submit(
         specs.append(spec.with_values(values))
     if any(job.sweep == name for job in store.list(search=name)):
         raise QueueError(f'There is already "{name}". Give the bake-off another name.')
-    runs = [store.submit(one, sweep=name) for one in specs]
+    memory = [needed_bytes(one, store.home) for one in specs]
+    runs = [
+        store.submit(one, sweep=name, memory_bytes=needed)
+        for one, needed in zip(specs, memory, strict=True)
+    ]
     request = BakeoffRequest(
         name=f"{name} table", model=spec.model, runs=tuple(r.id for r in runs),
         prompts=tuple(prompts),

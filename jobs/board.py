@@ -61,6 +61,20 @@ def ask_chat_to_leave(db: Tables, device: str) -> None:
     )
 
 
+def what_waits(db: Tables) -> dict[int, str]:
+    """Return what queued jobs say that they wait for, besides their turn."""
+    return dict(db.conn.execute("SELECT id, waits FROM jobs WHERE waits <> ''").fetchall())
+
+
+def say_what_waits(db: Tables, sentences: dict[int, str]) -> None:
+    """Write what each of some queued jobs waits for, and that no other does."""
+    db.conn.execute("UPDATE jobs SET waits = '' WHERE waits <> ''")
+    for job, sentence in sentences.items():
+        db.conn.execute(
+            "UPDATE jobs SET waits = ? WHERE id = ? AND state = 'queued'", (sentence, job)
+        )
+
+
 def return_chat_lease(db: Tables, identity: Identity) -> None:
     """Remove the leases of a chat process."""
     db.conn.execute("DELETE FROM leases WHERE holder = 'chat' AND pid = ?", (identity.pid,))

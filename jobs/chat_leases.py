@@ -64,12 +64,10 @@ class Leases:
             logger.warning("no chat lease returned: %s", error)
 
     def wanted(self) -> bool:
-        """Whether a job needs a device that chat holds; a CPU is shared instead."""
-        held = {device for device in self._held if device != "cpu"}
-        if not held:
-            return False
-        return any(
-            row["device"] in held and (row["holder"] == "job" or row["wanted_back"])
+        """Whether a job needs a device that chat holds; a CPU is shared while its memory lasts."""
+        return bool(self._held) and any(
+            row["device"] in self._held
+            and (row["wanted_back"] or (row["holder"] == "job" and row["device"] != "cpu"))
             for row in self._rows()
         )
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 from jobs import supervisor
 from jobs.admission import admit
 from jobs.follow import follow_to_the_end
+from jobs.memory import needed_bytes
 from jobs.processes import Identity
 from jobs.record import Job
 from jobs.states import STATES, State
@@ -42,7 +43,8 @@ def train(
     spec = admit(RunSpec.parse(values), home)
     with closing(JobStore(home)) as store:
         needed = [store.get(other).id for other in needs]
-        job = store.submit(spec, needs=needed, held=held)
+        memory = needed_bytes(spec, home)
+        job = store.submit(spec, needs=needed, held=held, memory_bytes=memory)
         supervisor.ensure_running(home)
         if held or not follow:
             word = "Held" if held else "Queued"

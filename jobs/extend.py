@@ -40,7 +40,7 @@ def extend(
             f'"{job.name}" kept no checkpoint to go on from. Start a new run with more steps '
             f"instead: studio duplicate {job.id} --set train.max_steps=…"
         )
-    child = store.submit(spec, parent=job.id, held=True)
+    child = store.submit(spec, parent=job.id, held=True, memory_bytes=job.memory_bytes)
     try:
         _hand_over(folder_of(store.home.run(job.id), step), store.home.run(child.id))
     except BaseException:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jobs import settings, sweeps
 from jobs.database import now
 from jobs.endings import leave
+from jobs.memory import needed_by_each, needed_bytes
 from jobs.record import Job
 from jobs.store import JobStore
 from studio.errors import QueueError
@@ -39,7 +40,10 @@ def submit_sweep(
     with store.database.reading() as db:
         if db.conn.execute("SELECT 1 FROM jobs WHERE sweep = ?", (name.strip(),)).fetchone():
             raise QueueError(f'There is already a sweep "{name.strip()}". Choose another name.')
-    return store.submit_many(specs, sweep=name.strip(), on_error=on_error)
+    return store.submit_many(
+        specs, sweep=name.strip(), on_error=on_error,
+        memory_bytes=needed_by_each(specs, store.home),
+    )  # fmt: skip
 
 
 def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]) -> Job:
@@ -48,7 +52,7 @@ def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]
     if job.kind != "train":
         return store.submit({**job.spec, **assignments, "name": ""}, kind=job.kind, parent=job.id)
     spec = RunSpec.parse({**job.spec, "name": ""}).with_values(dict(assignments))
-    return store.submit(spec, parent=job.id)
+    return store.submit(spec, parent=job.id, memory_bytes=needed_bytes(spec, store.home))
 
 
 def schedule(

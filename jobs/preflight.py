@@ -10,6 +10,7 @@ from jobs import plans, supervisor
 from jobs.admission import admit
 from jobs.commands import exit_code
 from jobs.follow import follow_to_the_end
+from jobs.memory import needed_bytes
 from jobs.record import Job
 from jobs.store import JobStore
 from studio import presets
@@ -58,7 +59,10 @@ def preflight(
 
 def submit_measure(store: JobStore, spec: RunSpec) -> Job:
     """Queue two real steps of a run."""
-    return store.submit({**spec.model_dump(mode="json"), "name": ""}, kind="preflight")
+    return store.submit(
+        {**spec.model_dump(mode="json"), "name": ""}, kind="preflight",
+        memory_bytes=needed_bytes(spec, store.home),
+    )  # fmt: skip
 
 
 def read_measured(home: Home, job_id: int) -> dict[str, Any]:

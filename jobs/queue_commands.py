@@ -209,6 +209,8 @@ def _waits_for(job: Job) -> str:
         parts.append({"idle": "when idle", "night": "at night"}[job.start_when])
     if job.needs:
         parts.append("after " + ", ".join(map(str, job.needs)))
+    if job.waits and job.state == "queued":
+        parts.append(job.waits)
     return f" ({'; '.join(parts)})" if parts else ""
 
 

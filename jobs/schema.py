@@ -99,7 +99,7 @@ def m009_place_by_memory(db: Tables) -> None:
     """A job brings the memory it will need, its lease holds it, and it says what it waits for."""
     for statement in (
         *schema_devices.MEMORY_COLUMNS,
-        schema_devices.JOBS_BY_MEMORY,
+        *schema_devices.MEMORY_INDEXES,
         "DROP TRIGGER leases_taken",
         schema_devices.LEASES_TAKEN_WITH_MEMORY,
     ):

@@ -63,7 +63,10 @@ MEMORY_COLUMNS = (
     "ALTER TABLE jobs ADD COLUMN memory_bytes INTEGER NOT NULL DEFAULT 0",  # 0: not known
     "ALTER TABLE jobs ADD COLUMN waits TEXT NOT NULL DEFAULT ''",
 )
-JOBS_BY_MEMORY = "CREATE INDEX jobs_by_memory ON jobs(memory_bytes) WHERE state = 'queued'"
+MEMORY_INDEXES = (
+    "CREATE INDEX jobs_by_memory ON jobs(memory_bytes) WHERE state = 'queued'",
+    "CREATE INDEX jobs_that_wait ON jobs(id) WHERE waits <> ''",
+)
 LEASES_TAKEN_WITH_MEMORY = LEASES_TAKEN.replace(
     "device, holder, job, since)", "device, holder, job, memory_bytes, since)"
 ).replace("'job', NEW.id, ", "'job', NEW.id, NEW.memory_bytes, ")

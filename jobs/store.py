@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jobs import board, lookup, metrics, order, stops, submission
+from jobs import board, logs, lookup, metrics, order, stops, submission
 from jobs.checkpoints import newest_step
 from jobs.claims import Claim, Claims
 from jobs.curves import Curves
@@ -59,6 +59,7 @@ class JobStore:
         on_error: str = "continue",
         retries: int = 0,
         held: bool = False,
+        memory_bytes: int = 0,
     ) -> Job:
         """Put a job at the end of the queue.
 
@@ -71,13 +72,14 @@ class JobStore:
             on_error: `stop` holds the rest of its sweep back when it fails.
             retries: How often a transient failure (no memory, no start) is tried again.
             held: Whether it waits for a person to let it start.
+            memory_bytes: What it will need of its device; 0 is not known.
 
         Raises:
             QueueError: The name is taken.
         """
         plan = {
             "kind": kind, "parent": parent, "sweep": sweep, "on_error": on_error,
-            "retries": retries,
+            "retries": retries, "memory": memory_bytes,
         }  # fmt: skip
         with self.database.writing() as db:
             job_id = submission.insert(db, spec, plan, needs)
@@ -91,6 +93,7 @@ class JobStore:
         *,
         sweep: str | None = None,
         on_error: str = "continue",
+        memory_bytes: Iterable[int] = (),
     ) -> Jobs:
         """Put several runs at the end of the queue, all of them or none.
 
@@ -100,8 +103,13 @@ class JobStore:
         plan = {
             "kind": "train", "parent": None, "sweep": sweep, "on_error": on_error, "retries": 0,
         }  # fmt: skip
+        wanted = list(specs)
+        needed = list(memory_bytes) or [0] * len(wanted)
         with self.database.writing() as db:
-            ids = [submission.insert(db, spec, plan) for spec in specs]
+            ids = [
+                submission.insert(db, spec, plan | {"memory": memory})
+                for spec, memory in zip(wanted, needed, strict=True)
+            ]
         return [self.get(job_id) for job_id in ids]
 
     # -- look ------------------------------------------------------------------------------------
@@ -179,14 +187,7 @@ class JobStore:
 
     def log_tail(self, job_id: int, lines: int = 200) -> str:
         """Return the last lines of the run's log; empty when it has none yet."""
-        try:
-            with self.log_path(job_id).open("rb") as file:
-                size = file.seek(0, 2)
-                file.seek(max(0, size - 400 * lines))
-                text = file.read().decode(errors="replace")
-        except FileNotFoundError:
-            return ""
-        return "\n".join(text.splitlines()[-lines:])
+        return logs.tail(self.log_path(job_id), lines)
 
     # -- change ----------------------------------------------------------------------------------
 

@@ -50,8 +50,8 @@ def insert(
 
 _SUBMIT = """
 INSERT INTO jobs(kind, name, spec, device_wanted, parent, created, sweep, on_error, retries_left,
-                 width, position, why)
-VALUES (:kind, :name, :spec, :device, :parent, :now, :sweep, :on_error, :retries, :width,
+                 width, memory_bytes, position, why)
+VALUES (:kind, :name, :spec, :device, :parent, :now, :sweep, :on_error, :retries, :width, :memory,
         (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'submitted')
 RETURNING id
 """

@@ -32,6 +32,8 @@ def summary(job: Job) -> dict[str, Any]:
         "on_error": job.on_error,
         "start_after": job.start_after,
         "start_when": job.start_when,
+        "memory_bytes": job.memory_bytes or None,
+        "waits": job.waits if job.state == "queued" else "",
         "notes": job.notes,
         "tags": job.tags,
         "error": {"kind": job.error_kind or "run", "text": job.error_text} if failed else None,

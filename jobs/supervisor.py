@@ -19,9 +19,12 @@ from pathlib import Path
 import psutil
 
 from jobs import backup, plans, room, settings
+from jobs.claims import Claim
+from jobs.cluster import Watch
 from jobs.endings import NO_PROGRESS_LIMIT
 from jobs.filelock import FileLock
 from jobs.kinds import FILES
+from jobs.placement import Placement
 from jobs.processes import Identity, me, of
 from jobs.rescue import Rescue
 from jobs.spawning import RUNNER, Runners, spawn
@@ -38,7 +41,6 @@ LOOK_SECONDS = 1.0
 BEAT_SECONDS = 2.0
 IDLE_SECONDS = 900.0
 GRACE_SECONDS = 60.0
-CHAT_SECONDS = 10.0
 BACKUP_LOOK_SECONDS = 600.0
 START_SECONDS = GRACE_SECONDS + 30
 
@@ -61,11 +63,12 @@ class Supervisor:
         self.runners = Runners(home, command)
         self.rescue = Rescue(self.store, self.runners, limit=limit)
         self.webhook = Webhook(self.store)
+        self.placement = Placement(self.store)
+        self.cluster = Watch(self.store)
         self.slots = list(slots or [device.name for device in hardware.devices()])
         self._idle_seconds, self._spare = idle_seconds, spare
         self._stop = threading.Event()
         self._short: str | None = None
-        self._chat_asked: dict[str, float] = {}
         self._beaten, self._busy = float("-inf"), time.monotonic()
         self._copied = time.monotonic() - BACKUP_LOOK_SECONDS + 30  # not while it starts
 
@@ -105,6 +108,7 @@ class Supervisor:
         self.rescue.requeue_interrupted()
         plans.settle(self.store)
         self.webhook.look()
+        self.cluster.look()
         self._claim()
         if self._spare:
             self._care_for_spare()
@@ -120,26 +124,26 @@ class Supervisor:
         if short or settings.read(self.store, "held"):
             return
         room.resume_what_waited_for_room(self.store)
+        if not self.store.counts().get("queued"):
+            return
+        moods = self._moods()
+        waits = self.cluster.waits()
+        self.placement.look(self.slots, served_by=self._served_by, moods=moods, others=waits)
         for device in [FILES, *self.slots]:
-            if not self._chat_has_left(device):
+            if not self.placement.may_claim(device):
                 continue
             claim = self.store.claims.claim(
                 device, owner=me(), more=self._beside(device), wanted=self._served_by(device),
-                moods=self._moods(),
+                moods=moods, room=self.placement.left,
             )  # fmt: skip
             if claim is not None:
-                logger.info("job %d, attempt %d on %s", claim.job, claim.attempt, claim.device)
-                self.runners.start(claim)
+                self._start(claim)
+        for claim in self.cluster.claims(me(), moods):
+            self._start(claim)
 
-    def _chat_has_left(self, device: str) -> bool:
-        """Ask the chat to leave a GPU that a job waits for, and give it a moment to."""
-        if device == "cpu" or not self.store.counts().get("queued"):
-            return True  # a processor is shared
-        if not self.store.ask_chat_to_leave(device):
-            self._chat_asked.pop(device, None)
-            return True
-        asked = self._chat_asked.setdefault(device, time.monotonic())
-        return time.monotonic() - asked > CHAT_SECONDS
+    def _start(self, claim: Claim) -> None:
+        logger.info("job %d, attempt %d on %s", claim.job, claim.attempt, claim.device)
+        self.runners.start(claim)
 
     def _moods(self) -> list[str]:
         """What the machine is now: `idle`, when little computes and nobody chats; `night`."""

@@ -14,6 +14,7 @@ import gradio as gr
 
 from jobs import supervisor
 from jobs.admission import admit
+from jobs.memory import needed_bytes
 from jobs.store import JobStore
 from studio.errors import InputError, SpecError, StudioError
 from studio.home import Home
@@ -249,7 +250,8 @@ def _uploaded(home: Home, file: str) -> list[Any]:
 
 def _start(form: Form, home: Home, store: JobStore, values: Any) -> str:
     try:
-        job = store.submit(admit(RunSpec.parse(form.read(values)), home))
+        spec = admit(RunSpec.parse(form.read(values)), home)
+        job = store.submit(spec, memory_bytes=needed_bytes(spec, home))
         supervisor.ensure_running(home)
     except SpecError as error:
         return _refused(error.text, _field(form, values, error))

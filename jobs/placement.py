@@ -1,0 +1,126 @@
+"""Whether a device has the memory a waiting job needs, and who gives way when it has not.
+
+A job brings its estimate (0 is unknown and fits everywhere). On a GPU counts what is really free,
+other programs included; on a CPU only what chat holds, because the system makes room from the rest.
+A job that needs more than nearly all of a device waits for an empty one, not for ever. Chat is
+asked to leave a GPU as soon as anything waits for it, and any device that lacks memory; a chat host
+that does not leave is ended, because all it holds comes back with the next question.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from jobs import board
+from jobs.processes import kill_session
+from jobs.store import JobStore
+from studio import hardware
+
+logger = logging.getLogger(__name__)
+
+ENOUGH = 0.9
+READ_SECONDS = 2.0
+CHAT_SECONDS = 10.0
+END_CHAT_SECONDS = 60.0
+
+
+class Placement:
+    """What a supervisor knows about the memory of its slots; `left` is in bytes a slot.
+
+    A slot that has (nearly) all of its memory is absent from `left`.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        *,
+        devices: Callable[[], list[hardware.Device]] = hardware.devices,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._devices, self._clock = store, devices, clock
+        self._read_at, self._known = float("-inf"), dict[str, hardware.Device]()
+        self._asked: dict[str, float] = {}
+        self._short: set[str] = set()
+        self.left: dict[str, int] = {}
+
+    def look(
+        self,
+        slots: Sequence[str],
+        *,
+        served_by: Callable[[str], Iterable[str] | None],
+        moods: Iterable[str],
+        others: Mapping[int, str] | None = None,
+    ) -> None:
+        """See what memory the idle slots have, and say of each first job that needs more.
+
+        Args:
+            slots: The slots of this machine.
+            served_by: Which wishes a slot serves.
+            moods: What the machine is now.
+            others: What queued jobs wait for that are not of this machine.
+        """
+        leases = self._store.leases()
+        chat = {str(r["device"]): int(r["memory_bytes"]) for r in leases if r["holder"] == "chat"}
+        busy = {str(row["device"]) for row in leases if row["holder"] == "job"}
+        self.left = self._room([slot for slot in slots if slot not in busy], chat)
+        self._short, sentences = set(), dict(others or {})
+        for slot, room in self.left.items():
+            found = self._store.claims.waiting_for_memory(room, wanted=served_by(slot), moods=moods)
+            if found:
+                self._short.add(slot)
+                sentences.setdefault(found[0], _sentence(found[1], slot, room, chat.get(slot, 0)))
+        self._say(sentences)
+
+    def may_claim(self, slot: str) -> bool:
+        """Ask chat to leave a slot that a job waits for; False while it is given time to.
+
+        After that time a job that fits beside chat starts; one that does not goes on waiting.
+        """
+        if slot == "cpu" and slot not in self._short:
+            self._asked.pop(slot, None)
+            return True  # a processor is shared
+        if not self._store.ask_chat_to_leave(slot):
+            self._asked.pop(slot, None)
+            return True
+        waited = self._clock() - self._asked.setdefault(slot, self._clock())
+        if slot in self._short and waited > END_CHAT_SECONDS:
+            self._end_chat(slot)
+        return slot == "cpu" or waited > CHAT_SECONDS
+
+    def _room(self, slots: Iterable[str], chat: dict[str, int]) -> dict[str, int]:
+        if self._clock() - self._read_at > READ_SECONDS:
+            self._known = {device.name: device for device in self._devices()}
+            self._read_at = self._clock()
+        found = {}
+        for slot in slots:
+            device = self._known.get(slot)
+            if device is None:
+                continue
+            room = device.total_bytes - chat.get(slot, 0)
+            if slot != "cpu":
+                room = min(room, device.free_bytes)
+            if room < ENOUGH * device.total_bytes:
+                found[slot] = max(0, room)
+        return found
+
+    def _say(self, sentences: dict[int, str]) -> None:
+        database = self._store.database
+        with database.reading() as db:
+            said = board.what_waits(db)
+        if said != sentences:
+            with database.writing(durable=False) as db:
+                board.say_what_waits(db, sentences)
+
+    def _end_chat(self, slot: str) -> None:
+        holders: list[dict[str, Any]] = self._store.leases()
+        for row in holders:
+            if row["holder"] == "chat" and row["device"] == slot:
+                logger.warning("chat did not leave %s; ending process %d", slot, row["pid"])
+                kill_session(row["pid"], hard=True)
+        self._asked.pop(slot, None)
+
+
+def _sentence(need: int, slot: str, room: int, chat: int) -> str:
+    held = f"; chat holds {chat / 1e9:.1f} GB" if chat else ""
+    return f"needs about {need / 1e9:.1f} GB of {slot}, which has {room / 1e9:.1f} GB left{held}"

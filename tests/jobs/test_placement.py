@@ -1,0 +1,228 @@
+"""Memory decides where a job starts: beside what is held, after chat left, or not yet."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from jobs import plans, supervisor
+from jobs.memory import needed_by_each, needed_bytes
+from jobs.placement import CHAT_SECONDS, END_CHAT_SECONDS, Placement
+from jobs.processes import me, of
+from jobs.store import JobStore
+from jobs.supervisor import Supervisor
+from studio.hardware import Device
+from studio.home import Home
+from studio.spec import RunSpec
+from tests.jobs.conftest import supervising, until
+
+GB = 10**9
+CARD = 24 * GB
+
+
+class Machine:
+    """A card of 24 GB whose free memory, and a clock, that the test sets."""
+
+    def __init__(self, store: JobStore, *, name: str = "cuda:0") -> None:
+        self.name, self.free, self.now = name, CARD, 0.0
+        self.store = store
+        self.placement = Placement(store, devices=self.devices, clock=lambda: self.now)
+
+    def devices(self) -> list[Device]:
+        return [Device(name=self.name, label="Card", total_bytes=CARD, free_bytes=self.free)]
+
+    def claim(self) -> int | None:
+        """What a supervisor does at one look."""
+        self.now += 3
+        self.placement.look([self.name], served_by=lambda _: None, moods=[])
+        if not self.placement.may_claim(self.name):
+            return None
+        claim = self.store.claims.claim(self.name, owner=me(), room=self.placement.left)
+        return claim.job if claim else None
+
+
+@pytest.fixture
+def machine(store: JobStore) -> Machine:
+    return Machine(store)
+
+
+def queue(store: JobStore, gigabytes: int) -> int:
+    return store.submit({"name": ""}, memory_bytes=gigabytes * GB).id
+
+
+def test_two_thirds_do_not_start_beside_a_half_that_another_program_holds(
+    store: JobStore, machine: Machine
+) -> None:
+    large = queue(store, 16)
+    machine.free = CARD // 2
+
+    assert machine.claim() is None
+    waits = store.get(large).waits
+    assert waits == "needs about 16.0 GB of cuda:0, which has 12.0 GB left"
+    machine.free = CARD
+
+    assert machine.claim() == large
+    assert store.get(large).waits == ""
+    lease = store.leases()[0]
+    assert (lease["job_name"], lease["memory_bytes"]) == (store.get(large).name, 16 * GB)
+
+
+def test_a_smaller_job_passes_and_the_large_one_keeps_its_place(
+    store: JobStore, machine: Machine
+) -> None:
+    large, small = queue(store, 16), queue(store, 8)
+    machine.free = CARD // 2
+
+    assert machine.claim() == small
+    assert [job.id for job in store.queue()] == [small, large]
+    store.cancel(small)  # its memory is still held while it ends
+    assert machine.claim() is None
+
+
+def test_a_job_without_an_estimate_or_larger_than_the_card_starts_on_an_empty_one(
+    store: JobStore, machine: Machine
+) -> None:
+    unknown, huge = queue(store, 0), queue(store, 999)
+    machine.free = GB
+    assert machine.claim() == unknown
+    end(store, unknown)
+    assert machine.claim() is None
+    machine.free = CARD - GB // 2  # a screen takes a little
+
+    assert machine.claim() == huge
+
+
+def test_chat_is_asked_to_leave_and_only_what_fits_starts_beside_it(
+    store: JobStore, machine: Machine
+) -> None:
+    store.take_chat_lease("cuda:0", memory_bytes=CARD // 2)
+    large = queue(store, 16)
+
+    assert machine.claim() is None
+    assert store.leases()[0]["wanted_back"] == 1
+    machine.now += CHAT_SECONDS
+    assert machine.claim() is None, "a grace that is over does not make room"
+    assert "chat holds 12.0 GB" in store.get(large).waits
+    small = queue(store, 8)
+    assert machine.claim() == small, "what fits beside a slow chat starts"
+    end(store, small)
+    store.return_chat_lease()
+
+    assert machine.claim() == large
+
+
+def test_a_chat_that_does_not_leave_is_ended(store: JobStore, machine: Machine) -> None:
+    chat = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
+    )
+    identity = of(chat.pid)
+    with store.database.writing() as db:
+        from jobs import board
+
+        board.take_chat_lease(db, "cuda:0", identity, CARD // 2)
+    large = queue(store, 16)
+    assert machine.claim() is None
+    machine.now += END_CHAT_SECONDS
+
+    assert machine.claim() is None
+    assert chat.wait(timeout=10) == -9
+    assert machine.claim() == large
+
+
+def test_a_processor_is_shared_until_its_memory_is_short(store: JobStore) -> None:
+    machine = Machine(store, name="cpu")
+    machine.free = 0  # other programs: the system makes room from them
+    store.take_chat_lease("cpu", memory_bytes=CARD // 2)
+    small = queue(store, 8)
+    assert machine.claim() == small
+    assert store.leases()[0]["wanted_back"] == 0
+    end(store, small)
+    large = queue(store, 16)
+
+    assert machine.claim() is None
+    assert store.leases()[0]["wanted_back"] == 1
+    store.return_chat_lease()
+    assert machine.claim() == large
+
+
+def test_a_wide_job_takes_the_devices_that_have_room_for_it(store: JobStore) -> None:
+    job = store.submit({"train": {"num_processes": 2}}, memory_bytes=8 * GB).id
+    slots = ["cuda:0", "cuda:1", "cuda:2"]
+
+    def claim(room: dict[str, int]) -> Any:
+        return store.claims.claim("cuda:0", owner=me(), more=slots[1:], room=room)
+
+    assert claim({"cuda:0": 2 * GB}) is None
+    assert claim({"cuda:1": 2 * GB, "cuda:2": 2 * GB}) is None
+    found = claim({"cuda:1": 2 * GB})
+    assert (found.job, found.device) == (job, "cuda:0,cuda:2")
+
+
+def test_the_estimate_at_submission_travels_with_the_job(store: JobStore, home: Home) -> None:
+    spec = RunSpec(name="one")
+    needed = needed_bytes(spec, home)
+    assert 300_000_000 < needed < GB, "a tiny model is mostly its program"
+
+    job = store.submit(spec, memory_bytes=needed)
+    copy = plans.duplicate(store, job.id, {})
+    group = plans.submit_sweep(store, spec, {"train.learning_rate": [0.1, 0.2]}, name="group")
+
+    assert {one.memory_bytes for one in (store.get(job.id), copy, *group)} == {needed}
+
+
+def test_what_cannot_be_estimated_quickly_is_not_known(home: Home) -> None:
+    assert needed_bytes(RunSpec().with_values({"model.path": "somebody/model"}), home) == 0
+    assert needed_bytes(RunSpec().with_values({"data.path": "somebody/rows"}), home) == 0
+
+
+def test_a_large_sweep_estimates_only_some_of_its_points(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(
+        "jobs.memory.needed_bytes", lambda spec, _: asked.append(spec) or spec.method.r
+    )
+    specs = [RunSpec().with_values({"method.r": r}) for r in range(1, 201)]
+
+    found = needed_by_each(specs, home)
+
+    assert len(asked) == 40 and found[:3] == [1, 2, 3] and set(found[40:]) == {40}
+
+
+@pytest.fixture
+def crowded(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """A supervisor whose processor has as much memory left as the test says."""
+    free = [CARD]
+    make = supervisor.Placement
+
+    def placement(store: JobStore) -> Placement:
+        return make(store, devices=lambda: [
+            Device(name="cpu", label="", total_bytes=free[0], free_bytes=free[0])
+        ])  # fmt: skip
+
+    monkeypatch.setattr(supervisor, "Placement", placement)
+    monkeypatch.setattr("jobs.placement.READ_SECONDS", 0.0)
+    yield free
+
+
+def test_a_supervisor_starts_what_fits_and_says_what_waits(
+    store: JobStore, crowded: list[int]
+) -> None:
+    store.take_chat_lease("cpu", memory_bytes=CARD // 2)
+    spec = {"name": "", "seed": 0, "train": {"max_steps": 1, "save_steps": 1}}
+    large = store.submit(spec, memory_bytes=16 * GB).id
+    small = store.submit(spec, memory_bytes=8 * GB).id
+    with supervising(store.home) as running:
+        assert isinstance(running, Supervisor)
+        until(lambda: store.get(small).state == "succeeded")
+        until(lambda: "chat holds" in store.get(large).waits)
+        store.return_chat_lease()
+        until(lambda: store.get(large).state == "succeeded")
+
+
+def end(store: JobStore, job: int) -> None:
+    claim = next(one for one in store.active_claims() if one.job == job)
+    store.claims.register(claim, me())
+    store.claims.finish(claim, "succeeded")
