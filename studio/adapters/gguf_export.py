@@ -146,9 +146,7 @@ def compare(folder: Path, file: Path, precision: Precision, notes: list[str]) ->
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     wanted = [_logits(model, row) for row in ids]
     del model
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32
-    )
+    model = _read_back(file)
     errors, changed, scale = [], 0, 1.0
     for row, before in zip(ids, wanted, strict=True):
         after = _logits(model, row)[..., : before.shape[-1]]
@@ -171,6 +169,28 @@ def compare(folder: Path, file: Path, precision: Precision, notes: list[str]) ->
         texts_tokenised_differently=differ,
         notes=tuple(notes),
     )
+
+
+def _read_back(file: Path) -> Any:
+    """Load the file with transformers.
+
+    Raises:
+        AdapterError: It cannot; nothing was kept.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32
+        )
+    except (RuntimeError, ValueError, AssertionError, KeyError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise AdapterError(
+            f"transformers cannot read the written file back ({said}), so nothing was kept: "
+            "GGUF's reader there takes some sizes of this family for granted. Export the merged "
+            "folder instead."
+        ) from error
 
 
 def judge(check: Check) -> None:

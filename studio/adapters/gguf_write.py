@@ -1,9 +1,10 @@
-"""Write a plain transformers folder of the Llama family as one GGUF file.
+"""Write a plain transformers folder of the Llama, Mistral, Qwen or Gemma family as one GGUF file.
 
 The tensors' names come from the `gguf` package; what it cannot know is here: the order of rotary
-rows, which numbers of the config go where, and how a tokenizer is written down. Llama and Mistral
-rotate pairs of rows in GGUF and halves in transformers, so the rows of q and k change places; Qwen
-rotates halves in both.
+rows and which numbers of the config go where (`gguf_tokenizer.py` writes the tokenizer down). Llama
+and Mistral rotate pairs of rows in GGUF and halves in transformers, so the rows of q and k change
+places; Qwen and Gemma rotate halves in both. Gemma multiplies by `1 + w` where it normalises, and
+GGUF keeps that sum.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from studio.adapters.gguf_tokenizer import add_tokenizer
 from studio.errors import InputError, ModelError
 
 if TYPE_CHECKING:
@@ -20,15 +22,16 @@ if TYPE_CHECKING:
 
 Precision = Literal["f32", "f16", "bf16", "q8_0"]
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "bf16", "q8_0")
-# architecture in transformers: (in GGUF, whether the rotary rows are interleaved)
 FAMILIES = {
-    "LlamaForCausalLM": ("llama", True),
-    "MistralForCausalLM": ("llama", True),
-    "Qwen2ForCausalLM": ("qwen2", False),
-    "Qwen3ForCausalLM": ("qwen3", False),
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3",
 }
+"""Architectures in transformers, and what GGUF calls them."""
 BLOCK = 32  # Q8_0 packs so many numbers; a row that is no multiple stays in 16 bit
-NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
 
 
 def write(folder: Path, target: Path, *, precision: Precision, name: str) -> list[str]:
@@ -46,16 +49,12 @@ def write(folder: Path, target: Path, *, precision: Precision, name: str) -> lis
             f"{architecture or 'This model'} cannot be written as GGUF here; "
             f"{', '.join(FAMILIES)} can."
         )
-    family, interleaved = FAMILIES[architecture]
+    family = FAMILIES[architecture]
     writer = gguf.GGUFWriter(target, family)
     writer.add_name(name)
     _add_config(writer, config, precision, gguf)
-    notes = _add_tokenizer(writer, folder, config, gguf)
-    names = gguf.get_tensor_name_map(
-        {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2,
-         "qwen3": gguf.MODEL_ARCH.QWEN3}[family],
-        config["num_hidden_layers"],
-    )  # fmt: skip
+    notes = add_tokenizer(writer, folder, config)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.upper()], config["num_hidden_layers"])
     kept: set[str] = set()
     for key, tensor in tensors(folder):
         stem, _, ending = key.rpartition(".")
@@ -64,8 +63,10 @@ def write(folder: Path, target: Path, *, precision: Precision, name: str) -> lis
             raise ModelError(f"{key} has no name in GGUF: this is no plain {architecture}.")
         if key == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
-        if interleaved and (heads := _rotary_heads(stem, config)):
+        if family == "llama" and (heads := _rotary_heads(stem, config)):
             tensor = interleave(tensor, heads)
+        if family.startswith("gemma") and stem.endswith("norm"):
+            tensor = tensor + 1
         data, kind = _packed(tensor, precision, gguf)
         if precision == "q8_0" and tensor.ndim == 2 and kind != gguf.GGMLQuantizationType.Q8_0:
             kept.add(stem.rpartition(".")[2])
@@ -134,6 +135,7 @@ def _add_config(writer: Any, config: dict[str, Any], precision: Precision, gguf:
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = rope.get("full_attention", rope)  # Gemma 3 has another rotation for its windows
     if rope.get("rope_type", "default") != "default":
         raise ModelError(
             f"Rotary scaling of the kind {rope['rope_type']} is not written to GGUF yet: export "
@@ -151,54 +153,11 @@ def _add_config(writer: Any, config: dict[str, Any], precision: Precision, gguf:
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_vocab_size(config["vocab_size"])
+    if config.get("sliding_window") and config["model_type"].startswith("gemma"):
+        writer.add_sliding_window(config["sliding_window"])
+    if config.get("attn_logit_softcapping"):
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+    if config.get("final_logit_softcapping"):
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
     names = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
     writer.add_file_type(gguf.LlamaFileType[names[precision]])
-
-
-def _add_tokenizer(writer: Any, folder: Path, config: dict[str, Any], gguf: Any) -> list[str]:
-    """Write vocabulary, merges, special tokens and the chat template."""
-    from transformers import AutoTokenizer
-
-    raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    model = raw["model"]
-    if model.get("type") != "BPE":
-        raise ModelError(f"A {model.get('type')} tokenizer cannot be written as GGUF here.")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    bytewise = not model.get("byte_fallback")
-    special = {t["id"]: t for t in raw.get("added_tokens", [])}
-    words = {index: word for word, index in model["vocab"].items()}
-    words |= {index: token["content"] for index, token in special.items()}
-    count = config["vocab_size"]
-    tokens = [words.get(i, f"[UNUSED{i}]") for i in range(count)]
-    unknown = model.get("unk_token")
-
-    def kind(index: int) -> int:
-        if index not in words:
-            return NORMAL + 4  # unused
-        if index in special:
-            control = special[index].get("special")
-            return UNKNOWN if tokens[index] == unknown else CONTROL if control else USER
-        return BYTE if not bytewise and tokens[index].startswith("<0x") else NORMAL
-
-    writer.add_tokenizer_model("gpt2" if bytewise else "llama")
-    writer.add_token_list(tokens)
-    writer.add_token_types([kind(i) for i in range(count)])
-    writer.add_token_merges(merges)
-    if bytewise:
-        writer.add_tokenizer_pre("qwen2" if "qwen" in config["model_type"] else "gpt-2")
-    else:
-        # In sentencepiece's order the earlier merge has the higher score.
-        rank = {merge.replace(" ", ""): -float(i) for i, merge in reversed([*enumerate(merges)])}
-        writer.add_token_scores([rank.get(token, -1e6) for token in tokens])
-    for name in ("bos", "eos", "unk", "pad"):
-        index = getattr(tokenizer, f"{name}_token_id", None)
-        if index is not None:
-            getattr(writer, f"add_{name}_token_id")(index)
-    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
-    writer.add_add_bos_token(bool(begins and tokenizer.bos_token_id is not None))
-    template = tokenizer.chat_template
-    if isinstance(template, str):
-        writer.add_chat_template(template)
-        return []
-    return ["The model has no chat template: programs will use one of their own."]

@@ -36,6 +36,83 @@ def test_stories_read_back_answer_the_same(real: Path, tmp_path: Path, precision
     assert check.texts_tokenised_differently == ()
 
 
+SHAPE = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.1,
+    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+FAMILIES = {
+    "Mistral": {}, "Qwen2": {"tie_word_embeddings": False}, "Qwen3": {"head_dim": 128},
+    "Gemma2": {"head_dim": 32, "sliding_window": 64},
+    "Gemma3Text": {"head_dim": 32, "sliding_window": 16},
+}  # fmt: skip
+
+
+def make_family(name: str, folder: Path, tokenizer: Path, **changes) -> Path:
+    """A random model of a family, its norms moved, with a real tokenizer."""
+    import torch
+    import transformers
+
+    words = transformers.AutoTokenizer.from_pretrained(tokenizer)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=len(words), **SHAPE, **{**FAMILIES[name], **changes}
+    )
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config)
+    for key, parameter in model.named_parameters():
+        if "norm" in key:
+            parameter.data += torch.randn_like(parameter) * 0.2
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder
+
+
+SENTENCEPIECE, BYTEWISE = "models/stories260k", "tokenizers/minimind"
+
+
+@pytest.mark.parametrize(
+    ("name", "tokenizer"),
+    [("Mistral", SENTENCEPIECE), ("Mistral", BYTEWISE), ("Qwen2", BYTEWISE), ("Qwen3", BYTEWISE),
+     ("Gemma2", SENTENCEPIECE), ("Gemma3Text", SENTENCEPIECE)],
+)  # fmt: skip
+def test_every_family_reads_back_exactly(real: Path, tmp_path: Path, name, tokenizer):
+    folder = make_family(name, tmp_path / "model", real / tokenizer)
+
+    file = tmp_path / "x.gguf"
+    check = compare(folder, file, "f32", write(folder, file, precision="f32", name="x"))
+
+    judge(check)
+    assert check.max_error <= 1e-5
+    assert check.tokens_changed == 0
+    if "Gemma" not in name:  # Gemma's own tokenizers put no space before a text, this one does
+        assert check.texts_tokenised_differently == ()
+
+
+def test_gemma_without_its_shifted_norms_is_caught(real: Path, tmp_path: Path, monkeypatch):
+    folder = make_family("Gemma2", tmp_path / "model", real / "models" / "stories260k")
+    file = tmp_path / "x.gguf"
+    monkeypatch.setattr(
+        gguf_write, "tensors",
+        lambda where, own=gguf_write.tensors: (
+            (key, tensor - 1 if "norm" in key else tensor) for key, tensor in own(where)
+        ),
+    )  # fmt: skip
+
+    check = compare(folder, file, "f32", write(folder, file, precision="f32", name="x"))
+
+    with pytest.raises(AdapterError, match="answers differently"):
+        judge(check)
+
+
+def test_a_size_that_the_reader_takes_for_granted_is_a_sentence(real: Path, tmp_path: Path):
+    tokenizer = real / "models" / "stories260k"
+    folder = make_family("Qwen3", tmp_path / "model", tokenizer, head_dim=32)
+    file = tmp_path / "x.gguf"
+
+    with pytest.raises(AdapterError, match="cannot read the written file back"):
+        compare(folder, file, "f32", write(folder, file, precision="f32", name="x"))
+
+
 def test_the_starter_is_exported_whole_with_its_chat_template(home: Home):
     request = GgufRequest.parse({"precision": "f32"}).checked(home)
 
