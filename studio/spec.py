@@ -165,7 +165,9 @@ class TrainArgs(Record):
         "auto", "auto takes the fastest, sdpa torch's fused kernel, eager plain products.",
         title="Attention", advanced=True,
     )  # fmt: skip
-    device: str = knob("auto", "auto, cpu, cuda:0 …", title="Device", advanced=True)
+    device: str = knob(
+        "auto", "auto, cpu, cuda:0 …, or ray: the cluster.", title="Device", advanced=True
+    )
     num_processes: int = knob(
         1,
         "Processes (one a GPU, or CPU processes) that share each step's rows; same result.",
