@@ -10,6 +10,8 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import asdict
+from typing import Any
 
 from jobs import settings
 from jobs.claims import Claim
@@ -66,6 +68,36 @@ def forget(store: JobStore) -> None:
     settings.write(store, "cluster", None)
 
 
+def shown(store: JobStore) -> dict[str, Any] | None:
+    """Return the cluster as a page shows it, asking it now; None when none is set."""
+    cluster = chosen(store)
+    if cluster is None:
+        return None
+    try:
+        return described(cluster, Ray(cluster.address).facts(), "")
+    except StudioError as error:
+        return described(cluster, None, error.text)
+
+
+def described(cluster: Cluster, facts: Facts | None, trouble: str) -> dict[str, Any]:
+    """Return a cluster, what is known of it, and what is wrong with it as plain values."""
+    known = asdict(facts) if facts else {}
+    return {**asdict(cluster), "trouble": trouble, **known}
+
+
+def sentence(found: dict[str, Any] | None) -> str:
+    """Say in one line how the cluster is."""
+    if found is None:
+        return NONE
+    if found["trouble"]:
+        return str(found["trouble"])
+    return (
+        f"cluster: {found['free']} of {found['devices']} {found['kind']}s free on "
+        f"{found['machines']} machines, Ray {found['version']} at {found['address']}, storage "
+        f"{found['storage']}"
+    )
+
+
 def is_slot(device: str) -> bool:
     """Whether a claim's device is the cluster."""
     return device.partition(":")[0] == DEVICE
@@ -116,6 +148,10 @@ class Watch:
         self._asked_at = time.monotonic()
         self._thread = threading.Thread(target=self._ask, args=(cluster,), daemon=True)
         self._thread.start()
+
+    def shown(self) -> dict[str, Any] | None:
+        """Return the cluster as a page shows it; None when none is set."""
+        return described(self.cluster, self.facts, self.trouble) if self.cluster else None
 
     def slots(self) -> list[str]:
         """Return the slots of the cluster; none while it does not answer."""

@@ -1,4 +1,4 @@
-"""The bodies of `studio pack` and `studio unpack`."""
+"""The bodies of `studio pack`, `studio unpack` and `studio cluster`."""
 
 import json
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from jobs import cluster as clusters
 from jobs import supervisor
 from jobs.admission import admit
 from jobs.commands import exit_code, say
@@ -46,3 +47,15 @@ def unpack(home: Home, folder: Path, *, name: str, follow: bool, as_json: bool) 
         sentence = job.error_text or f'"{job.name}" is here, as number {job.id}.'
     say(job, as_json, sentence)
     return exit_code(job) if follow else 0
+
+
+def cluster(home: Home, address: str, storage: str, *, off: bool, as_json: bool) -> None:
+    """Choose, show or forget the cluster."""
+    with closing(JobStore(home)) as store:
+        if off:
+            clusters.forget(store)
+        elif address or storage:
+            before = clusters.chosen(store)
+            clusters.choose(store, address or (before.address if before else ""), storage)
+        found = clusters.shown(store)
+    print(json.dumps(found) if as_json else clusters.sentence(found))

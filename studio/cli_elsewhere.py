@@ -1,4 +1,4 @@
-"""The door's commands for training on another machine: pack a run, take it back."""
+"""The door's commands for training elsewhere: pack a run, take it back, name a cluster."""
 
 from pathlib import Path
 from typing import Annotated
@@ -54,3 +54,23 @@ def unpack(
     return elsewhere_commands.unpack(
         open_home(home), folder, name=name, follow=follow, as_json=as_json
     )
+
+
+@app.command()
+def cluster(
+    address: Annotated[
+        str,
+        typer.Argument(help="Its dashboard, as in http://10.0.0.5:8265.", show_default=False),
+    ] = "",
+    storage: Annotated[
+        str,
+        typer.Option(help="What both sides write: a shared folder, s3://…, gs://…"),
+    ] = "",
+    off: Annotated[bool, typer.Option("--off", help="Train on no cluster any more.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Name the Ray cluster that runs with train.device=ray train on, or show it."""
+    from jobs import elsewhere_commands
+
+    elsewhere_commands.cluster(open_home(home), address, storage, off=off, as_json=as_json)

@@ -11,7 +11,9 @@ from typing import Any
 
 import psutil
 from fastapi import APIRouter
+from pydantic import BaseModel, Field
 
+from jobs import cluster, supervisor
 from jobs.store import JobStore
 from studio import hardware
 from studio.home import Home
@@ -26,21 +28,49 @@ ROLES = {
 PACKAGES = ("adapter-studio", "torch", "transformers", "gradio", "peft", "datasets", "sqlite-utils")
 
 
+class Wanted(BaseModel):
+    """Which cluster a person wants; an empty address is none."""
+
+    address: str = Field("", max_length=500)
+    storage: str = Field("", max_length=1000)
+
+
 def machine_routes(home: Home, store: JobStore) -> APIRouter:
-    """Return the System page's route."""
+    """Return the System page's routes."""
     router = APIRouter(prefix="/api")
     seen: dict[int, psutil.Process] = {}
 
+    watch = cluster.Watch(store)
+
     @router.get("/system")
     def system() -> dict[str, Any]:
+        watch.look()
         return {
+            "cluster": _cluster(store, watch),
             "devices": _devices(store),
             "processes": _processes(store, seen),
             "home": {"path": str(home.path)},
             "versions": _versions(),
         }
 
+    @router.post("/cluster")
+    def choose(wanted: Wanted) -> dict[str, Any] | None:
+        if wanted.address.strip():
+            cluster.choose(store, wanted.address, wanted.storage)
+        else:
+            cluster.forget(store)
+        supervisor.ensure_running(home)
+        return cluster.shown(store)
+
     return router
+
+
+def _cluster(store: JobStore, watch: cluster.Watch) -> dict[str, Any] | None:
+    found = watch.shown()
+    if found is None:
+        return None
+    rows = [row for row in store.leases() if cluster.is_slot(str(row["device"]))]
+    return found | {"holders": list(dict.fromkeys(str(row["job_name"]) for row in rows))}
 
 
 def _devices(store: JobStore) -> list[dict[str, Any]]:

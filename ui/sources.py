@@ -9,7 +9,8 @@ import shutil
 from functools import lru_cache
 from pathlib import Path
 
-from studio import starter
+from studio import hardware, starter
+from studio.cluster import DEVICE
 from studio.data.report import LOW_SHARE
 from studio.data.snapshots import open_snapshot, snapshots
 from studio.errors import DataError
@@ -37,6 +38,12 @@ def data_choices(home: Home) -> list[tuple[str, str]]:
         *((f"Dataset · {found.meta.name}", found.meta.name) for found in snapshots(home)),
         *((path.name, str(path)) for path in own),
     ]
+
+
+def device_choices() -> list[tuple[str, str]]:
+    """Return (label, value) of what a run may train on: this machine's devices, the cluster."""
+    here = [(f"{device.name} · {device.label}", device.name) for device in hardware.devices()]
+    return [("auto", "auto"), *here, ("ray · the cluster of the System page", DEVICE)]
 
 
 def model_line(source: ModelSource) -> str:

@@ -16,8 +16,6 @@ from typing import Any
 import psutil
 import pytest
 
-ray = pytest.importorskip("ray", reason="the extra ray is not installed")
-
 from jobs import cluster, supervisor
 from jobs.admission import admit
 from jobs.record import Job
@@ -31,6 +29,7 @@ from studio.training.events import Step
 from studio.training.run import train
 from tests.jobs.conftest import until
 
+pytest.importorskip("ray", reason="the extra ray is not installed")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 MEMORY = 80 * 2**20

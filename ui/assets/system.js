@@ -1,6 +1,7 @@
 // System: what this machine has, who uses it, and where everything lives.
 
 import { api, badge, bytes, count, duration, h } from './dom.js';
+import { ClusterChoice, clusterDevice } from './cluster.js';
 import { Storage } from './storage.js';
 
 export class Machine extends HTMLElement {
@@ -8,6 +9,7 @@ export class Machine extends HTMLElement {
     if (this.timer) return;
     this.body = h('div', { class: 's-system', 'data-testid': 'system' });
     this.storage = new Storage(); // built once: a refresh must not take what is typed in it
+    this.cluster = new ClusterChoice(() => this.refresh());
     this.append(this.body);
     this.refresh();
     this.timer = setInterval(() => { if (!document.hidden) this.refresh(); }, 3000);
@@ -29,8 +31,10 @@ export class Machine extends HTMLElement {
     this.left ??= column();
     this.right ??= column();
     if (!this.body.children.length) this.body.append(this.left, this.right);
-    if (!this.left.children.length) this.left.append(h('section', {}), this.storage.element);
-    this.left.firstChild.replaceWith(card('Devices', now.devices.map((device) => this.device(device))));
+    if (!this.left.children.length) this.left.append(h('section', {}), this.cluster.element, this.storage.element);
+    this.cluster.show(now.cluster);
+    this.left.firstChild.replaceWith(card('Devices', ...now.devices.map((device) => this.device(device)),
+      now.cluster && clusterDevice(now.cluster)));
     this.right.replaceChildren(card('Processes', this.processes(now.processes)),
       card('Home', pairs([['Folder', now.home.path]])), card('Versions', pairs(now.versions)));
   }

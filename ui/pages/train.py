@@ -116,7 +116,10 @@ def _fields(form: Form, home: Home) -> tuple[Any, list[Any], Groups]:
             heading(title, 3)
             with gr.Row(elem_classes="s-fields"):
                 for knob in (k for k in parts[name] if k.advanced):
-                    form.add(knob)
+                    if knob.path == "train.device":
+                        _open_dropdown(form, knob, sources.device_choices())
+                    else:
+                        form.add(knob)
         for name, method in methods().items():
             more = [k for k in knobs(method, f"method:{name}.") if k.advanced]
             if more:
