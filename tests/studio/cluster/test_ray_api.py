@@ -1,0 +1,163 @@
+"""What a cluster answers becomes facts, and what it does not becomes a sentence."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from studio.cluster.order import MARK, lacking, needed
+from studio.cluster.ray_api import Facts, NoAnswer, Ray, checked_address, error_in
+from studio.cluster.sending import too_few
+from studio.errors import ClusterError, Diverged
+
+
+class Dashboard:
+    """A dashboard of our own: `answers` by path; a number is a status."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Any] = {
+            "/api/version": {"ray_version": "2.60.0"},
+            "/nodes?view=summary": {"data": {"summary": [
+                node(CPU=4, GPU=4), node(CPU=4, GPU=2), node(state="DEAD", GPU=8), {},
+            ]}},
+            "/api/cluster_status": status(GPU=[1.0, 6.0]),
+        }  # fmt: skip
+        self.asked: list[str] = []
+        self.address = ""
+
+
+def node(*, state: str = "ALIVE", **resources: float) -> dict[str, Any]:
+    return {"raylet": {"state": state, "resourcesTotal": resources}}
+
+
+def status(**usage: list[float]) -> dict[str, Any]:
+    return {"data": {"clusterStatus": {"loadMetricsReport": {"usage": usage}}}}
+
+
+@pytest.fixture
+def dashboard() -> Iterator[Dashboard]:
+    here = Dashboard()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            here.asked.append(f"{self.command} {self.path}")
+            answer = here.answers.get(self.path, 404)
+            self.send_response(answer if isinstance(answer, int) else 200)
+            self.end_headers()
+            if not isinstance(answer, int):
+                self.wfile.write(
+                    answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                )
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    here.address = f"http://127.0.0.1:{server.server_port}"
+    yield here
+    server.shutdown()
+    server.server_close()
+
+
+def test_gpus_of_living_machines_are_the_devices(dashboard: Dashboard) -> None:
+    assert Ray(dashboard.address).facts() == Facts(
+        version="2.60.0", kind="GPU", devices=6, free=5, machines=2
+    )
+
+
+def test_without_gpus_processors_are(dashboard: Dashboard) -> None:
+    dashboard.answers["/nodes?view=summary"] = {"data": {"summary": [node(CPU=3)]}}
+    dashboard.answers["/api/cluster_status"] = {"data": {"clusterStatus": None}}
+    facts = Ray(dashboard.address).facts()
+    assert (facts.kind, facts.devices, facts.free) == ("CPU", 3, 3)
+
+
+def test_an_address_nobody_answers_is_a_sentence() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(NoAnswer, match=f"Nobody answers at the cluster's address {address}"):
+        Ray(address).facts()
+
+
+def test_a_failing_dashboard_may_be_asked_again(dashboard: Dashboard) -> None:
+    dashboard.answers["/api/version"] = 503
+    with pytest.raises(NoAnswer, match="it answered 503"):
+        Ray(dashboard.address).facts()
+
+
+@pytest.mark.parametrize("answer", [404, b"<html>hello</html>", {"version": 1}, [1]])
+def test_a_stranger_at_the_address_is_named(dashboard: Dashboard, answer: Any) -> None:
+    dashboard.answers["/api/version"] = answer
+    with pytest.raises(ClusterError, match="answers, but not as a Ray dashboard does"):
+        Ray(dashboard.address).facts()
+
+
+@pytest.mark.parametrize("version", ["2.9.3", "1.13", "3.0.0"])
+def test_another_version_is_named(dashboard: Dashboard, version: str) -> None:
+    dashboard.answers["/api/version"] = {"ray_version": version}
+    with pytest.raises(ClusterError, match=f"runs Ray {version}; this studio needs 2.51 or later"):
+        Ray(dashboard.address).facts()
+
+
+def test_a_cluster_that_wants_a_token_is_a_sentence(dashboard: Dashboard) -> None:
+    dashboard.answers["/api/version"] = 401
+    with pytest.raises(ClusterError, match="set RAY_AUTH_TOKEN"):
+        Ray(dashboard.address).facts()
+
+
+def test_a_job_has_a_status_or_is_not_known(dashboard: Dashboard) -> None:
+    dashboard.answers["/api/jobs/one"] = {"status": "FAILED", "message": "why"}
+    ray = Ray(dashboard.address)
+    assert ray.status("one") == ("FAILED", "why")
+    assert ray.status("two") is None
+    ray.stop("one")
+    assert dashboard.asked[-1] == "POST /api/jobs/one/stop"
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ("10.0.0.5:8265", "http://10.0.0.5:8265"),
+        (" https://ray.example/x/ ", "https://ray.example/x"),
+    ],
+)
+def test_an_address_may_leave_out_what_is_clear(given: str, made: str) -> None:
+    assert checked_address(given) == made
+
+
+@pytest.mark.parametrize("given", ["", "ftp://x", "http://a b", "http://x'; rm -rf", "file:///etc"])
+def test_what_is_no_address_is_refused(given: str) -> None:
+    with pytest.raises(ClusterError, match="is no address"):
+        checked_address(given)
+
+
+def test_the_address_for_clients_is_told_from_the_dashboards() -> None:
+    with pytest.raises(ClusterError, match=r"such as http://head:8265"):
+        checked_address("ray://head:10001")
+
+
+def test_a_drivers_last_word_is_its_error() -> None:
+    log = f"a line\n{MARK}{json.dumps(Diverged('The loss became nan.').as_dict())}\n"
+    found = error_in(log)
+    assert isinstance(found, Diverged) and found.text == "The loss became nan."
+    assert error_in("nothing of the kind") is None
+
+
+def test_too_few_devices_say_how_many_there_are() -> None:
+    facts = Facts(version="2.60.0", kind="GPU", devices=6, free=5, machines=2)
+    assert too_few(8, facts).startswith("train.num_processes is 8, but the cluster has 6 GPUs on 2")
+
+
+def test_what_is_needed_is_here_and_what_is_not_is_named() -> None:
+    assert any(text.startswith("torch") for text in needed())
+    assert lacking(needed()) == ""
+    assert lacking(("no-such-package>=2",)) == "no-such-package is not installed"
+    assert lacking(("pydantic<1",)).startswith("pydantic is 2.")
