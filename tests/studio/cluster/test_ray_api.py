@@ -2,9 +2,7 @@
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -13,57 +11,13 @@ from studio.cluster.order import MARK, lacking, needed
 from studio.cluster.ray_api import Facts, NoAnswer, Ray, checked_address, error_in
 from studio.cluster.sending import too_few
 from studio.errors import ClusterError, Diverged
-
-
-class Dashboard:
-    """A dashboard of our own: `answers` by path; a number is a status."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, Any] = {
-            "/api/version": {"ray_version": "2.60.0"},
-            "/nodes?view=summary": {"data": {"summary": [
-                node(CPU=4, GPU=4), node(CPU=4, GPU=2), node(state="DEAD", GPU=8), {},
-            ]}},
-            "/api/cluster_status": status(GPU=[1.0, 6.0]),
-        }  # fmt: skip
-        self.asked: list[str] = []
-        self.address = ""
-
-
-def node(*, state: str = "ALIVE", **resources: float) -> dict[str, Any]:
-    return {"raylet": {"state": state, "resourcesTotal": resources}}
-
-
-def status(**usage: list[float]) -> dict[str, Any]:
-    return {"data": {"clusterStatus": {"loadMetricsReport": {"usage": usage}}}}
+from tests.dashboard import Dashboard, answering, node, nodes
 
 
 @pytest.fixture
 def dashboard() -> Iterator[Dashboard]:
-    here = Dashboard()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            here.asked.append(f"{self.command} {self.path}")
-            answer = here.answers.get(self.path, 404)
-            self.send_response(answer if isinstance(answer, int) else 200)
-            self.end_headers()
-            if not isinstance(answer, int):
-                self.wfile.write(
-                    answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                )
-
-        do_POST = do_GET
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    here.address = f"http://127.0.0.1:{server.server_port}"
-    yield here
-    server.shutdown()
-    server.server_close()
+    with answering() as here:
+        yield here
 
 
 def test_gpus_of_living_machines_are_the_devices(dashboard: Dashboard) -> None:
@@ -73,7 +27,7 @@ def test_gpus_of_living_machines_are_the_devices(dashboard: Dashboard) -> None:
 
 
 def test_without_gpus_processors_are(dashboard: Dashboard) -> None:
-    dashboard.answers["/nodes?view=summary"] = {"data": {"summary": [node(CPU=3)]}}
+    dashboard.answers["/nodes?view=summary"] = nodes(node(CPU=3))
     dashboard.answers["/api/cluster_status"] = {"data": {"clusterStatus": None}}
     facts = Ray(dashboard.address).facts()
     assert (facts.kind, facts.devices, facts.free) == ("CPU", 3, 3)

@@ -1,0 +1,193 @@
+"""The cluster as a device of the queue: chosen, counted, waited for, claimed in order."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import cluster, settings
+from jobs.admission import admit
+from jobs.claims import Claim
+from jobs.cluster import Watch
+from jobs.elsewhere_commands import cluster as cluster_command
+from jobs.processes import me
+from jobs.store import JobStore
+from studio.cluster import Cluster
+from studio.cluster.note import Sent
+from studio.errors import InputError, QueueError, SpecError
+from studio.home import Home
+from tests.dashboard import Dashboard, answering, node, nodes
+from tests.jobs.conftest import a_spec, until
+
+MOODS = ("idle", "night")
+
+
+@pytest.fixture
+def dashboard() -> Iterator[Dashboard]:
+    with answering() as here:
+        yield here
+
+
+def watching(store: JobStore) -> Watch:
+    """A watch that has heard from the cluster, or that nobody answers."""
+    watch = Watch(store)
+    watch.look()
+    until(lambda: watch.facts or watch.trouble)
+    return watch
+
+
+def nobody(dashboard: Dashboard) -> None:
+    dashboard.answers["/api/version"] = 503
+
+
+def test_a_cluster_is_chosen_shown_and_forgotten(
+    store: JobStore, dashboard: Dashboard, tmp_path: Path
+) -> None:
+    assert cluster.chosen(store) is None
+
+    cluster.choose(store, f"{dashboard.address}/", str(tmp_path / "s"))
+    assert cluster.chosen(store) == Cluster(address=dashboard.address, storage=str(tmp_path / "s"))
+    found = cluster.shown(store)
+    assert found is not None
+    assert (found["free"], found["devices"], found["trouble"]) == (5, 6, "")
+    assert cluster.sentence(found).startswith("cluster: 5 of 6 GPUs free on 2 machines, Ray 2.60.0")
+
+    cluster.choose(store, "127.0.0.1:1", "")  # down just now; the storage stays
+    assert cluster.chosen(store) == Cluster(
+        address="http://127.0.0.1:1", storage=str(tmp_path / "s")
+    )
+    cluster.forget(store)
+    assert cluster.shown(store) is None
+
+
+def test_what_cannot_be_a_cluster_is_refused_and_changes_nothing(
+    store: JobStore, dashboard: Dashboard, tmp_path: Path
+) -> None:
+    with pytest.raises(QueueError, match="A cluster needs a storage"):
+        cluster.choose(store, dashboard.address, "")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        cluster.choose(store, dashboard.address, str(tmp_path / "file" / "s"))
+    dashboard.answers["/api/version"] = {"ray_version": "2.9"}
+    with pytest.raises(InputError, match=r"runs Ray 2\.9; this studio needs"):
+        cluster.choose(store, dashboard.address, str(tmp_path / "s"))
+    assert cluster.chosen(store) is None
+
+
+def test_slots_are_claimed_in_the_queues_order_and_wide_jobs_take_several(
+    store: JobStore, dashboard: Dashboard, tmp_path: Path
+) -> None:
+    cluster.choose(store, dashboard.address, str(tmp_path / "s"))
+    for name, width in (("a", 4), ("b", 3), ("c", 1), ("d", 1), ("e", 1)):
+        store.submit(a_spec(name=name, device="ray", num_processes=width))
+    store.submit(a_spec(name="here"))
+    watch = watching(store)
+
+    claims = list(watch.claims(me(), MOODS))
+
+    assert [claim.job for claim in claims] == [1, 3, 4]  # b waits for three, e for one
+    assert claims[0].device == "ray:0,ray:1,ray:2,ray:3"
+    assert list(watch.claims(me(), MOODS)) == []
+    here = store.claims.claim("cpu", owner=me())
+    assert here is not None and here.job == 6  # a processor here is no cluster
+    assert store.claims.claim("cpu", owner=me()) is None
+
+
+def test_what_a_run_waits_for_is_said(
+    store: JobStore, dashboard: Dashboard, tmp_path: Path
+) -> None:
+    wide = store.submit(a_spec(name="wide", device="ray", num_processes=7)).id
+    fits = store.submit(a_spec(name="fits", device="ray")).id
+    assert Watch(store).waits() == {wide: cluster.NONE, fits: cluster.NONE}
+
+    cluster.choose(store, dashboard.address, str(tmp_path / "s"))
+    (sentence,) = watching(store).waits().values()
+    assert sentence.startswith("train.num_processes is 7, but the cluster has 6 GPUs on 2 machines")
+
+    nobody(dashboard)
+    silent = watching(store)
+    assert silent.slots() == [] and set(silent.waits()) == {wide, fits}
+    assert "Nobody answers at the cluster's address" in silent.waits()[fits]
+
+
+def test_a_cluster_that_grows_is_seen(
+    store: JobStore, dashboard: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "ASK_SECONDS", 0.05)
+    cluster.choose(store, dashboard.address, str(tmp_path / "s"))
+    watch = watching(store)
+    dashboard.answers["/nodes?view=summary"] = nodes(node(GPU=9))
+
+    def grown() -> bool:
+        watch.look()
+        return len(watch.slots()) == 9
+
+    until(grown)
+
+
+def test_admission_says_what_the_cluster_cannot_do(
+    home: Home, store: JobStore, dashboard: Dashboard, tmp_path: Path
+) -> None:
+    spec = a_spec(device="ray", num_processes=7)
+    with pytest.raises(SpecError, match=r"train\.device is ray\. No cluster is set"):
+        admit(spec, home)
+
+    cluster.choose(store, dashboard.address, str(tmp_path / "s"))
+    with pytest.raises(SpecError, match="the cluster has 6 GPUs") as error:
+        admit(spec, home)
+    assert error.value.field == "train.num_processes"
+    assert admit(spec.with_values({"train.num_processes": 6}), home).train.device == "ray"
+    nobody(dashboard)
+    assert admit(spec, home).train.num_processes == 7  # the queue keeps it
+
+
+def test_a_run_that_is_cancelled_while_nobody_follows_it_is_asked_to_stop(
+    store: JobStore, dashboard: Dashboard, tmp_path: Path
+) -> None:
+    job = store.submit(a_spec(name="left", device="ray"))
+    folder = store.home.run(job.id)
+    folder.mkdir(parents=True)
+    Sent(submission="left-1", place=str(tmp_path / "s" / "left-1")).keep(folder)
+    store.cancel(job.id)
+
+    cluster.choose(store, dashboard.address, str(tmp_path / "s"))
+    watching(store)
+
+    control = until(lambda: (tmp_path / "s/left-1/control.json").exists())
+    assert control
+    time.sleep(0.05)
+    assert json.loads((tmp_path / "s/left-1/control.json").read_text())["wish"] == "stop"
+
+
+def test_a_restart_forgets_the_job_that_was_under_way(store: JobStore, tmp_path: Path) -> None:
+    job = store.submit(a_spec(name="again", device="ray"))
+    folder = store.home.run(job.id)
+    folder.mkdir(parents=True)
+    Sent(submission="again-1", place=str(tmp_path / "s")).keep(folder)
+    store.pause(job.id)
+
+    store.resume(job.id)
+    assert (folder / "cluster.json").exists()
+    store.pause(job.id)
+    store.resume(job.id, restart=True)
+    assert not (folder / "cluster.json").exists()
+
+
+def test_the_command_chooses_shows_and_forgets(
+    home: Home, store: JobStore, dashboard: Dashboard, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    cluster_command(home, "", "", off=False, as_json=False)
+    assert capsys.readouterr().out.startswith("No cluster is set.")
+    cluster_command(home, dashboard.address, str(tmp_path / "s"), off=False, as_json=True)
+    assert json.loads(capsys.readouterr().out)["devices"] == 6
+    cluster_command(home, "", "", off=True, as_json=True)
+    assert json.loads(capsys.readouterr().out) is None
+    assert settings.read(store, "cluster") is None
+
+
+def test_a_slot_of_the_cluster_is_told_from_a_device_here() -> None:
+    assert cluster.is_slot(Claim(1, 1, "ray:0,ray:1").device)
+    assert not any(map(cluster.is_slot, ("cpu", "cuda:0", "files")))
