@@ -161,6 +161,10 @@ class TrainArgs(Record):
         False, "When memory runs out, halve the batch (the effective one stays) and go on from the "
         "last checkpoint.", title="Make it fit by itself", advanced=True,
     )  # fmt: skip
+    together: bool = knob(
+        True, "Runs of one sweep on the same model and data train together on one base in memory; "
+        "same results.", title="With its siblings", advanced=True,
+    )  # fmt: skip
     attn_implementation: Literal["auto", "sdpa", "eager"] = knob(
         "auto", "auto takes the fastest, sdpa torch's fused kernel, eager plain products.",
         title="Attention", advanced=True,

@@ -31,7 +31,7 @@ def explained(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error).lower()
-        if isinstance(error, MemoryError) or any(word in text for word in MEMORY_WORDS):
+        if is_out_of_memory(error):
             raise OutOfMemory(f"Memory ran out {where()}. {remedies(spec)}") from error
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or any(word in text for word in DISK_WORDS):
@@ -40,6 +40,12 @@ def explained(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
                 "is intact."
             ) from error
         raise
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the memory of the process or of a device ran out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | OutOfMemory) or any(w in text for w in MEMORY_WORDS)
 
 
 def remedies(spec: RunSpec) -> str:

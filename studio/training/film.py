@@ -33,6 +33,7 @@ class Film:
         if not self.prompts:
             return
         session, now = self._session, time.monotonic()
+        session.stage()
         answers = greedy(
             session.backbone,
             [prompt.ids for prompt in self.prompts],

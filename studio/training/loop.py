@@ -13,7 +13,7 @@ from typing import Literal
 from studio.training import checkpoint, outcome
 from studio.training.events import Event, Finished, Saved, Saving
 from studio.training.film import Film
-from studio.training.session import NAME, Session
+from studio.training.session import Session
 
 Wish = Literal["stop", "save", "sample"] | None
 Control = Callable[[], Wish]
@@ -60,7 +60,7 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
 def _publish(session: Session, run_dir: Path, note: str) -> Finished:
     path = outcome.publish_adapter(
         run_dir,
-        name=NAME,
+        name=session.name,
         backbone=session.backbone,
         spec=session.spec,
         base=session.loaded.facts,

@@ -17,31 +17,46 @@ from studio.training.sharding import share_base
 
 if TYPE_CHECKING:
     from studio.data.prepare import Prepared
+    from studio.methods.layer import Backbone
     from studio.models.loading import Loaded
     from studio.spec import RunSpec
 
 
-def open_session(spec: RunSpec, *, loaded: Loaded, prepared: Prepared) -> Session:
+def open_session(
+    spec: RunSpec,
+    *,
+    loaded: Loaded,
+    prepared: Prepared,
+    backbone: Backbone | None = None,
+    name: str = NAME,
+) -> Session:
     """Attach a fresh adapter to a loaded base and get everything ready for the first step.
+
+    Args:
+        spec: The run.
+        loaded: The base.
+        prepared: The rows.
+        backbone: The base as siblings have it; a fresh one when the run is alone.
+        name: What the adapter is called on it.
 
     Raises:
         MethodError: The method does not fit this model.
     """
     from accelerate import Accelerator
 
-    from studio.methods.layer import Backbone
+    from studio.methods.layer import Backbone as NewBackbone
 
     torch.set_num_threads(hardware.threads())  # a team's members have a share each
     keep_freed_memory()
-    backbone = Backbone(loaded.model)
+    backbone = backbone or NewBackbone(loaded.model)
     adapter = backbone.attach(
-        NAME,
+        name,
         spec.method,
         seed=spec.seed,
         tokenize=lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
     )
-    backbone.use([(NAME, 1.0)])
-    parameters = backbone.train(NAME)
+    backbone.use([(name, 1.0)])
+    parameters = backbone.train(name)
     if spec.train.gradient_checkpointing:
         backbone.checkpointing(True)
     backbone.attend_eagerly(spec.train.attn_implementation == "eager")
@@ -64,6 +79,7 @@ def open_session(spec: RunSpec, *, loaded: Loaded, prepared: Prepared) -> Sessio
             base_fingerprint=loaded.facts.fingerprint,
             total_steps=plan.total_steps,
         ),
+        name=name,
         parameters=parameters,
         noise=Noise(backbone, adapter, alpha) if alpha else None,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from studio import hardware
-from studio.errors import DataError, Diverged
+from studio.errors import DataError
 from studio.training import checkpoint
 from studio.training.batch import Packed, Padded, Row, groups, pack, pad
 from studio.training.checkpoint import Origin, Progress
 from studio.training.events import Evaluated, Started, Step
-from studio.training.loss import loss_sum, measure
+from studio.training.loss import measure
 from studio.training.noise import Noise
 from studio.training.optimizer import Steps, set_rate
+from studio.training.passes import Passed, diverged, pass_alone
 from studio.training.schedule import Plan
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ class Session:
     accelerator: Accelerator
     progress: Progress
     origin: Origin
+    name: str = NAME
     parameters: list[torch.nn.Parameter] = field(default_factory=list)
+    passes: Callable[[Session], Passed] = pass_alone
     noise: Noise | None = None
     opened: float = field(default_factory=time.monotonic)
 
@@ -97,50 +100,41 @@ class Session:
 
     # -- one optimizer step --------------------------------------------------------------------
 
+    def next_batches(self) -> list[Packed | Padded]:
+        """Return this process's batches of the coming step."""
+        shares = self.plan.micro_batches(
+            self.progress.step,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+        return [self.batch([self.prepared.train[row] for row in rows]) for rows in shares]
+
     def step(self) -> Step:
         """Take one optimizer step over the plan's next rows.
 
         Raises:
             Diverged: The loss or the gradient is not finite; the weights are as before the step.
         """
-        started, number = time.perf_counter(), self.progress.step
-        torch.manual_seed(self.plan.step_seed(number))
-        shares = self.plan.micro_batches(
-            number,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-        )
-        batches = [self.batch([self.prepared.train[row] for row in rows]) for rows in shares]
-        targets = max(1, self._total(sum(batch.num_targets for batch in batches)))
-        losses = []
-        for batch in batches:
-            if self.noise:
-                self.noise.expect(batch)
-            loss = loss_sum(self.backbone, batch, self.spec.train.label_smoothing_factor) / targets
-            self.accelerator.backward(loss)
-            losses.append(loss.detach())
-        self._keep_company(len(batches))
+        passed, started = self.passes(self), time.perf_counter()
         grad_norm = self._reduce_and_clip()
-        values = [float(loss) for loss in losses]
-        total_loss = self._total(sum(values))
-        self._check_finite(values, total_loss, grad_norm, batches)
-        rate = self.plan.lr(number)
+        total_loss = self.total(sum(passed.losses))
+        if not (math.isfinite(total_loss) and math.isfinite(grad_norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise diverged(self, passed, grad_norm)
+        rate = self.plan.lr(self.progress.step)
         set_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        tokens = self._total(sum(batch.num_tokens for batch in batches))
         return self._record(
-            loss=total_loss, rate=rate, grad_norm=grad_norm, tokens=tokens,
-            seconds=time.perf_counter() - started,
+            loss=total_loss, rate=rate, grad_norm=grad_norm,
+            tokens=self.total(passed.num_tokens),
+            seconds=passed.seconds + time.perf_counter() - started,
         )  # fmt: skip
 
-    def _keep_company(self, passes: int) -> None:
-        """Where layers are put together by all, pass through them as often as any process does."""
-        if not self.spec.train.fsdp:
-            return
-        for _ in range(self.plan.most_passes(self.accelerator.num_processes) - passes):
-            loss = loss_sum(self.backbone, self.batch([self.prepared.train[0]]))
-            self.accelerator.backward(loss * 0.0)
+    def stage(self) -> None:
+        """Let this run's adapter, and no sibling's, act on every row."""
+        if self.backbone.active_for_all != ((self.name, 1.0),):
+            self.backbone.use([(self.name, 1.0)])
 
     def _record(
         self, *, loss: float, rate: float, grad_norm: float, tokens: int, seconds: float
@@ -169,44 +163,18 @@ class Session:
         longest = self.spec.train.max_grad_norm or math.inf
         return float(torch.nn.utils.clip_grad_norm_(self.parameters, longest))
 
-    def _total(self, value: Any) -> Any:
+    def total(self, value: Any) -> Any:
         """Sum a number over processes."""
         if self.accelerator.num_processes == 1:
             return value
         tensor = torch.tensor(value, device=self.loaded.device, dtype=torch.float64)
         return type(value)(self.accelerator.reduce(tensor, "sum").item())
 
-    def _check_finite(
-        self,
-        losses: list[float],
-        total_loss: float,
-        grad_norm: float,
-        batches: Sequence[Packed | Padded],
-    ) -> None:
-        if math.isfinite(total_loss) and math.isfinite(grad_norm):
-            return
-        self.optimizer.zero_grad(set_to_none=True)
-        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-        rows = [row for i in bad or range(len(batches)) for row in batches[i].rows]
-        what = f"loss became {losses[bad[0]]}" if bad else f"gradient became {grad_norm}"
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            said = gather_object([(not bad, what, rows)])
-            _, what, rows = min(said)  # whoever saw the loss itself knows the rows
-        number = self.progress.step + 1
-        rate = self.plan.lr(self.progress.step)
-        raise Diverged(
-            f"The {what} at step {number}, in row{'s' if len(rows) > 1 else ''} "
-            f"{', '.join(map(str, sorted(rows)[:16]))} of {self.spec.data.path}. Lower "
-            f"train.learning_rate (it was {rate:.2g}) or look at these rows; the last checkpoint "
-            "is intact."
-        )
-
     # -- evaluation, state ---------------------------------------------------------------------
 
     def evaluate(self) -> Evaluated:
         """Return the loss per token on the held-out rows."""
+        self.stage()
         rows = list(self.prepared.validation[: self.plan.eval_rows])
         held_out = groups(rows, max_tokens=EVAL_TOKENS)
         found = measure(self.backbone, (self.batch(group) for group in held_out))

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from studio.methods.layer.attention import AttentionState
 from studio.methods.layer.fast import low_rank_linear
+from studio.methods.layer.routed import routed, routed_linear
 from studio.methods.layer.sites import Anatomy, Site
 from studio.methods.layer.stack import SitePlan
 
@@ -40,7 +41,7 @@ class Hooks:
                 handle.remove()
         for key in plans.keys() - self._handles.keys():
             self._handles[key] = self._install(plans[key].site)
-        self._shorten({key for key, plan in plans.items() if plan.is_one_product})
+        self._shorten({key for key, plan in plans.items() if plan.is_one_node})
 
     def _shorten(self, wanted: set[str]) -> None:
         """Let these linear layers and their trained product be one autograd node, others not."""
@@ -56,10 +57,13 @@ class Hooks:
         module: Any = site.module
 
         def forward(x: Tensor) -> Tensor:
-            a_RI, b_OR = self._plans[site.key].factors()
-            return low_rank_linear(
-                x, module.weight, module.bias, a_RI, b_OR, transposed=site.transposed
-            )
+            plan, lengths = self._plans[site.key], self._state.lengths
+            weight, bias, turned = module.weight, module.bias, site.transposed
+            if plan.is_one_product:
+                return low_rank_linear(x, weight, bias, *plan.factors(), transposed=turned)
+            if (routes := routed(plan.deltas, site, lengths)) is not None:
+                return routed_linear(x, weight, bias, routes, transposed=turned)
+            return plan.apply_output(x, type(module).forward(module, x), None, lengths)
 
         return forward
 
@@ -68,7 +72,7 @@ class Hooks:
         """Apply plans for sites that are hooked already, for a while."""
         before, self._plans = self._plans, plans
         short = set(self._short)
-        self._shorten({key for key in short if key in plans and plans[key].is_one_product})
+        self._shorten({key for key in short if key in plans and plans[key].is_one_node})
         try:
             yield
         finally:

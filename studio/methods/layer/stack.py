@@ -56,6 +56,16 @@ class Rows:
         self._cache = (lengths, device, index)
         return index
 
+    def span(self, lengths: tuple[int, ...]) -> tuple[int, int] | None:
+        """Where these rows' tokens start and stop in a packed batch; None if others lie between."""
+        if self.numbers is None:
+            return 0, sum(lengths)
+        first, last = self.numbers[0], self.numbers[-1]
+        if self.numbers != tuple(range(first, last + 1)):
+            return None
+        start = sum(lengths[:first])
+        return start, start + sum(lengths[first : last + 1])
+
 
 @dataclass(frozen=True, slots=True)
 class Edit:
@@ -90,17 +100,26 @@ class SitePlan:
         phases[edit.method.phase].append(edit)
 
     @property
-    def is_one_product(self) -> bool:
-        """Whether the site trains one low-rank product and nothing else: `fast.py` does that."""
-        if len(self.deltas) != 1 or self.gains or self.transforms:
+    def is_one_node(self) -> bool:
+        """Whether the site trains low-rank products alone: one for all rows, or one each for some.
+
+        `fast.py` does the first, `routed.py` the second.
+        """
+        if not self.deltas or self.gains or self.transforms:
             return False
-        edit = self.deltas[0]
-        return (
+        if len(self.deltas) > 1 and any(edit.rows.numbers is None for edit in self.deltas):
+            return False
+        return all(
             edit.training
-            and edit.rows.numbers is None
             and not edit.method.drops_inputs
             and edit.method.factors(edit.params, self.site) is not None
+            for edit in self.deltas
         )
+
+    @property
+    def is_one_product(self) -> bool:
+        """Whether the one node has one product for all rows."""
+        return len(self.deltas) == 1 and self.deltas[0].rows.numbers is None
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """`A` and `B` of the one product, the weight in `B`."""

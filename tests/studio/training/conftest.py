@@ -66,8 +66,8 @@ def make_model(**config: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**values)).eval()
 
 
-def make_session(rows: Rows | None = None, **spec: Any) -> Session:
-    """A session over a fresh tiny model; the same spec gives the same session."""
+def make_loaded() -> Loaded:
+    """A fresh tiny model as `load` would have given it, without a tokenizer."""
     model = make_model()
     known = ModelFacts(
         path=Path("tiny"), architecture="LlamaForCausalLM", model_type="llama",
@@ -75,11 +75,15 @@ def make_session(rows: Rows | None = None, **spec: Any) -> Session:
         vocab_size=VOCABULARY, has_chat_template=False, size_bytes=0, weights_dtype="F32",
         fingerprint="f",
     )  # fmt: skip
-    loaded = Loaded(
+    return Loaded(
         model=model, tokenizer=None, device=torch.device("cpu"), dtype=torch.float32, facts=known
     )
+
+
+def make_session(rows: Rows | None = None, **spec: Any) -> Session:
+    """A session over a fresh tiny model; the same spec gives the same session."""
     spec = {"train": {"max_steps": 6, "per_device_train_batch_size": 4}, **spec}
-    return open_session(RunSpec.parse(spec), loaded=loaded, prepared=rows or make_rows())
+    return open_session(RunSpec.parse(spec), loaded=make_loaded(), prepared=rows or make_rows())
 
 
 @pytest.fixture
