@@ -14,6 +14,7 @@ from jobs.memory import needed_bytes
 from jobs.record import Job
 from jobs.store import JobStore
 from studio import presets
+from studio.cluster import DEVICE
 from studio.errors import QueueError
 from studio.home import Home
 from studio.spec import RunSpec, merge_values, parse_assignment, read_yaml
@@ -58,7 +59,9 @@ def preflight(
 
 
 def submit_measure(store: JobStore, spec: RunSpec) -> Job:
-    """Queue two real steps of a run."""
+    """Queue two real steps of a run; those of a run on the cluster are taken on this machine."""
+    if spec.train.device == DEVICE:
+        spec = spec.with_values({"train.device": "auto", "train.num_processes": 1})
     return store.submit(
         {**spec.model_dump(mode="json"), "name": ""}, kind="preflight",
         memory_bytes=needed_bytes(spec, store.home),
