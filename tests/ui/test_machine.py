@@ -1,0 +1,67 @@
+"""The System page's cluster: named there, shown as a device, with what is wrong."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs import cluster, supervisor
+from jobs.processes import me
+from jobs.store import JobStore
+from studio.errors import StudioError
+from studio.home import Home
+from studio.spec import RunSpec
+from tests.dashboard import Dashboard, answering
+from tests.jobs.conftest import until
+from ui.app import sentence_of
+from ui.machine import machine_routes
+from ui.sources import device_choices
+
+
+@pytest.fixture
+def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    monkeypatch.setattr(supervisor, "ensure_running", lambda _: 0)
+    app = FastAPI()
+    app.add_exception_handler(StudioError, sentence_of)
+    app.include_router(machine_routes(home, store))
+    return TestClient(app)
+
+
+@pytest.fixture
+def dashboard() -> Iterator[Dashboard]:
+    with answering() as here:
+        yield here
+
+
+def test_a_cluster_is_one_more_device_with_who_holds_it(
+    page: TestClient, store: JobStore, dashboard: Dashboard, tmp_path: Path
+) -> None:
+    assert page.get("/api/system").json()["cluster"] is None
+    wanted = {"address": dashboard.address, "storage": str(tmp_path / "s")}
+    assert page.post("/api/cluster", json=wanted).json()["devices"] == 6
+    store.submit(RunSpec.parse({"name": "far", "train": {"device": "ray", "num_processes": 2}}))
+    store.claims.claim("ray:0", owner=me(), more=["ray:1"], wanted=["ray"])
+
+    found = until(lambda: (s := page.get("/api/system").json()["cluster"]).get("devices") and s)
+
+    assert (found["free"], found["kind"], found["holders"]) == (5, "GPU", ["far"])
+    assert page.post("/api/cluster", json={}).json() is None
+    assert cluster.chosen(store) is None
+
+
+def test_a_wrong_cluster_is_a_sentence_and_changes_nothing(
+    page: TestClient, store: JobStore, dashboard: Dashboard
+) -> None:
+    refused = page.post("/api/cluster", json={"address": "ray://head:10001", "storage": "/tmp/x"})
+    assert refused.status_code == 400
+    assert "Give that of the dashboard" in refused.json()["error"]["text"]
+    refused = page.post("/api/cluster", json={"address": dashboard.address})
+    assert "needs a storage" in refused.json()["error"]["text"]
+    assert cluster.chosen(store) is None
+
+
+def test_the_form_offers_the_cluster_among_the_devices() -> None:
+    values = [value for _, value in device_choices()]
+    assert values[0] == "auto" and "cpu" in values and values[-1] == "ray"
