@@ -62,7 +62,7 @@ def train(
         if sent is None:
             return
         ended = yield from Following(spec, run_dir, ray, sent, intent).to_the_end(control)
-        if ended is None or ended.reason == "completed" or intent():
+        if ended is None or ended.reason == "completed" or control() == "stop":
             return
         logger.info("it had been asked to stop before; it goes on now")
 

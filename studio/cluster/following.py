@@ -36,7 +36,8 @@ Intent = Callable[[], Literal["cancel", "pause", "shutdown"] | None]
 POLL_SECONDS = 0.25
 STATUS_SECONDS = 2.0
 NOTE_SECONDS = 2.0
-END_SECONDS = 30.0
+END_SECONDS, CANCEL_SECONDS = 30.0, 10.0
+EXPLAIN_SECONDS = 2.0
 PATIENCE_SECONDS = {"cancel": 15.0, "pause": 90.0}
 LOG_LINES = 40
 
@@ -52,7 +53,8 @@ class Following:
         self._home = Homecoming(self._place, run_dir)
         self._finished: Finished | None = None
         self._step, self._total, self._trains = sent.step, sent.total_steps, bool(sent.total_steps)
-        self._asked = self._looked = self._noted = 0.0
+        self._asked = self._looked = self._noted = self._pressed = self._unexplained = 0.0
+        self._heard_all = True
         self._lost = ""
         self._status: Status | Literal["", "UNKNOWN"] = ""
         self._words = ""
@@ -71,7 +73,7 @@ class Following:
                 self._pass_on(control())
                 yield from self._look()
                 yield from self._news()
-                if self._finished or self._status in (*OVER, "UNKNOWN"):
+                if self._heard_all and (self._finished or self._status in (*OVER, "UNKNOWN")):
                     return (yield from self._end())
                 if self._left_to_itself():
                     return None
@@ -88,8 +90,10 @@ class Following:
             for values in self._reader.read():
                 yield from self._heard(event_from(values))
         except OSError as error:
+            self._heard_all = False
             yield from self._trouble(f"The storage {self._place.url} does not answer ({error}).")
         else:
+            self._heard_all = True
             yield from self._home.arrived()
             yield from self._note()
 
@@ -105,8 +109,9 @@ class Following:
             yield event
 
     def _note(self, *, now: bool = False) -> Iterator[Event]:
-        """Remember how far we have heard, after it was stored."""
-        if not now and time.monotonic() - self._noted < NOTE_SECONDS:
+        """Remember how far we have heard, after it was stored; never past the end, which is only
+        remembered by what it brings home."""
+        if self._finished or (not now and time.monotonic() - self._noted < NOTE_SECONDS):
             return
         self._noted = time.monotonic()
         heard = {
@@ -153,6 +158,10 @@ class Following:
         if wish is None or (wish == "stop" and self._asked):
             self._press()
             return
+        if wish == "stop" and self._intent() is None:  # of a shutdown we will hear in a moment
+            self._unexplained = self._unexplained or time.monotonic()
+            if time.monotonic() - self._unexplained < EXPLAIN_SECONDS:
+                return
         if wish == "stop":
             self._asked = time.monotonic()
         try:
@@ -168,6 +177,9 @@ class Following:
             return
         if self._trains and time.monotonic() - self._asked < PATIENCE_SECONDS[intent]:
             return
+        if time.monotonic() - self._pressed < STATUS_SECONDS:
+            return
+        self._pressed = time.monotonic()
         try:
             self._ray.stop(self._sent.submission)
         except ClusterError as error:
@@ -191,10 +203,16 @@ class Following:
         yield from self._news()  # what it said before the end that we have seen
         yield from self._home.arrived(wait=True)
         finished, error = self._finished, None
-        if finished is not None and finished.adapter:
-            finished = self._home.bring_adapter(finished, self._spec)
-        elif finished is None:
+        try:
             self._home.bring_checkpoints()
+            if finished is not None and finished.adapter:
+                finished = self._home.bring_adapter(finished, self._spec)
+        except OSError as trouble:
+            raise ClusterError(
+                f"What the run made could not be fetched from the storage {self._place.url} "
+                f"({trouble}). It lies there: resume the run to fetch it."
+            ) from trouble
+        if finished is None:
             finished, error = self._without_a_word()
         self._wait_until_over()
         forget(self._run_dir)
@@ -228,7 +246,8 @@ class Following:
 
     def _wait_until_over(self) -> None:
         """Let the job leave its devices, so that the next one finds them free."""
-        deadline = time.monotonic() + END_SECONDS
+        hurry = self._intent() == "cancel"
+        deadline = time.monotonic() + (CANCEL_SECONDS if hurry else END_SECONDS)
         while self._status not in (*OVER, "UNKNOWN") and time.monotonic() < deadline:
             try:
                 found = self._ray.status(self._sent.submission)

@@ -52,12 +52,12 @@ class Homecoming:
                 yield replace(event, path=str(path))
 
     def bring_checkpoints(self) -> None:
-        """Fetch every checkpoint of the storage that is not here."""
+        """Fetch every checkpoint of the storage that is not here; a damaged one is left out."""
         for name in self._place.names(CHECKPOINTS):
             try:
                 self._fetch_checkpoint(name)
-            except (ClusterError, OSError) as error:
-                logger.warning("the checkpoint %s did not come: %s", name, error)
+            except ClusterError as error:
+                logger.warning("%s", error.text)
 
     def bring_adapter(self, finished: Finished, spec: RunSpec) -> Finished:
         """Fetch the adapter with its passport, and the report; returns the end as it is here.
