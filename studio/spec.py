@@ -162,8 +162,8 @@ class TrainArgs(Record):
         "last checkpoint.", title="Make it fit by itself", advanced=True,
     )  # fmt: skip
     together: bool = knob(
-        True, "Runs of one sweep on the same model and data train together on one base in memory; "
-        "same results.", title="With its siblings", advanced=True,
+        True, "Runs of one sweep on the same model and data share one base in memory; same results.",
+        title="With its siblings", advanced=True,
     )  # fmt: skip
     attn_implementation: Literal["auto", "sdpa", "eager"] = knob(
         "auto", "auto takes the fastest, sdpa torch's fused kernel, eager plain products.",
@@ -181,11 +181,9 @@ class TrainArgs(Record):
         advanced=True,
     )
     fsdp: bool = knob(
-        False,
-        "Each process keeps only its part of the frozen weights: for a base too large for one.",
-        title="Share the base",
-        advanced=True,
-    )
+        False, "Each process keeps only its part of the frozen weights: for a base too large for "
+        "one.", title="Share the base", advanced=True,
+    )  # fmt: skip
 
 
 def _read_method(value: Any) -> Any:
