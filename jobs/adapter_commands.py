@@ -85,10 +85,16 @@ def import_(home: Home, source: str, *, name: str, model: str, as_json: bool) ->
 
 def export(home: Home, name: str, *, out: str, form: str, model: str, as_json: bool) -> int:
     """Write an adapter to a folder of its own."""
-    from studio.adapters.exchange import as_format, export_adapter
+    from studio.adapters.export import as_format, export_adapter, read_check
 
     folder = export_adapter(home, name, Path(out).expanduser(), form=as_format(form), model=model)
-    print(json.dumps({"out": str(folder)}) if as_json else f"Exported to {folder}")
+    check = read_check(folder)
+    if as_json:
+        print(json.dumps({"out": str(folder), "check": check or None}))
+    else:
+        print(f"Exported to {folder}")
+        if check.get("max_error") is not None:
+            print(f"Read back on its base: max logit error {check['max_error']:.2g}.")
     return 0
 
 
@@ -127,6 +133,19 @@ def export_gguf(
     )
     for note in check["notes"]:
         print(note)
+    return 0
+
+
+def push(home: Home, values: dict[str, Any], *, follow: bool, as_json: bool) -> int:
+    """Queue an upload and, unless detached, wait until it has arrived."""
+    from studio.adapters.push import PushRequest
+
+    request = PushRequest.parse(values).checked(home)
+    job = _run(home, "push", request.model_dump(mode="json"), follow=follow)
+    if not follow or job.state != "succeeded":
+        return _say(job, as_json)
+    address = job.result.get("address")
+    print(json.dumps({"address": address}) if as_json else f"Uploaded to {address}")
     return 0
 
 

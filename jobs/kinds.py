@@ -123,6 +123,13 @@ def gguf(work: Work) -> Iterator[Event]:
     return GgufRequest.parse(work.spec).perform(work.home)
 
 
+def push(work: Work) -> Iterator[Event]:
+    """Upload an exported folder to a hub."""
+    from studio.adapters.push import PushRequest
+
+    return PushRequest.parse(work.spec).perform(work.home)
+
+
 def import_(work: Work) -> Iterator[Event]:
     """Keep a file, folder or hub dataset as a snapshot."""
     from studio.data.requests import ImportRequest
@@ -176,7 +183,7 @@ KINDS: dict[str, Kind] = {
     "train": train, "merge": merge, "mix": mix, "bakeoff": bakeoff, "evaluate": evaluate,
     "preflight": preflight,
     "arrive": arrive, "import": import_, "curate": curate, "measure": measure,
-    "suite": suite, "promote": promote, "gguf": gguf,
+    "suite": suite, "promote": promote, "gguf": gguf, "push": push,
     "picture": picture, "import_adapter": import_adapter, "export_adapter": export_adapter,
 }  # fmt: skip
 

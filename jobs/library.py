@@ -12,7 +12,9 @@ from jobs.record import Job
 from jobs.states import ENDED, STATES
 from jobs.store import JobStore
 from studio.adapters import keeping, requests
+from studio.adapters.gguf_export import GgufRequest
 from studio.adapters.library import Adapter, describe
+from studio.adapters.push import PushRequest
 from studio.errors import AdapterError
 from studio.home import Home
 
@@ -27,6 +29,8 @@ REQUESTS: dict[str, Any] = {
     "import_adapter": requests.ImportRequest,
     "export_adapter": requests.ExportRequest,
     "picture": requests.PictureRequest,
+    "gguf": GgufRequest,
+    "push": PushRequest,
 }
 
 

@@ -114,7 +114,9 @@ def export(
         str, typer.Argument(help="Name or folder of the adapter; for gguf a model folder too.")
     ],
     out: Annotated[str, typer.Option(help="The new folder.")],
-    form: Annotated[str, typer.Option("--format", help="peft, adapterhub or gguf")] = "peft",
+    form: Annotated[
+        str, typer.Option("--format", help="peft, vllm, adapterhub, card or gguf")
+    ] = "peft",
     precision: Annotated[str, typer.Option(help="For gguf: f32, f16, bf16, q8_0.")] = "f16",
     model: Annotated[str, typer.Option(help="Its base, where the passport does not say.")] = "",
     home: HomeOption = None,
@@ -130,6 +132,22 @@ def export(
     return adapter_commands.export(
         open_home(home), name, out=out, form=form, model=model, as_json=as_json
     )
+
+
+@app.command()
+def push(
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="What an export or merge wrote.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Where to.")],
+    public: Annotated[bool, typer.Option(help="Everybody can see it.")] = False,
+    follow: FollowOption = True,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Upload an exported folder to the hub, with the token its own library keeps."""
+    from jobs import adapter_commands
+
+    values = {"folder": folder, "repo": repo, "private": not public}
+    return adapter_commands.push(open_home(home), values, follow=follow, as_json=as_json)
 
 
 @app.command()

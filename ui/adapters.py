@@ -92,7 +92,9 @@ def adapter_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/ask/{kind}")
     def ask(
-        kind: Literal["merge", "mix", "picture", "import_adapter", "export_adapter"],
+        kind: Literal[
+            "merge", "mix", "picture", "import_adapter", "export_adapter", "gguf", "push"
+        ],
         values: dict[str, Any],
     ) -> dict[str, Any]:
         return job_row(library.ask(store, kind, values))
@@ -179,6 +181,13 @@ def _outcome(job: Job) -> dict[str, Any]:
         from studio.adapters.merge import read_certificate
 
         row["certificate"] = read_certificate(folder)
+    if job.kind in ("gguf", "export_adapter") and job.state == "succeeded":
+        from studio.adapters import export, gguf_export
+
+        read = gguf_export.read_check if job.kind == "gguf" else export.read_check
+        row["check"] = read(folder) or None
+    if job.kind == "push":
+        row["address"] = job.result.get("address")
     if job.kind == "mix" and job.state == "succeeded":
         from studio.adapters.library import describe
 

@@ -1,4 +1,4 @@
-"""Bringing adapters in and giving them away: PEFT and AdapterHub folders, told apart by content.
+"""Bringing adapters in: PEFT and AdapterHub folders, told apart by content.
 
 An import copies only the files it understands, after reading them as strictly as a load would;
 nothing appears in the library unless everything held.
@@ -10,17 +10,15 @@ import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
-from studio.adapters.library import Adapter, adapters, describe, resolve
-from studio.errors import AdapterError, nearest
+from studio.adapters.library import Adapter, adapters, describe
+from studio.errors import AdapterError
 from studio.home import Home, publishing, slug
 from studio.spec import ModelSource
 
 CONFIG, PASSPORT = "adapter_config.json", "passport.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")
 MAX_BYTES = 64 * 2**30
-Format = Literal["peft", "adapterhub"]
 
 
 def import_adapter(
@@ -62,49 +60,6 @@ def check_fit(folder: Path, model: ModelSource) -> None:
     from studio.models.loading import load
 
     Backbone(load(model, "cpu").model).load("candidate", folder)
-
-
-def as_format(text: str) -> Format:
-    """Check a format's name.
-
-    Raises:
-        AdapterError: There is none of that name.
-    """
-    known: dict[str, Format] = {"peft": "peft", "adapterhub": "adapterhub"}
-    if text not in known:
-        raise AdapterError(f'There is no format "{text}".{nearest(text, known)}')
-    return known[text]
-
-
-def export_adapter(
-    home: Home, name: str, out: Path, *, form: Format = "peft", model: str = ""
-) -> Path:
-    """Write an adapter of the library to a folder of its own.
-
-    Raises:
-        AdapterError: The folder exists, or the method has no place in that format.
-    """
-    folder = resolve(home, name)
-    if out.exists():
-        raise AdapterError(f"{out} exists already; give another folder.")
-    if form == "peft" and (folder / WEIGHTS[0]).is_file():
-        with publishing(out) as temporary:
-            for file in (CONFIG, WEIGHTS[0], PASSPORT):
-                if (folder / file).is_file():
-                    shutil.copyfile(folder / file, temporary / file)
-        return out
-    from studio.methods.layer import Backbone, files
-    from studio.models.loading import load
-
-    base = model or describe(folder).base
-    backbone = Backbone(load(ModelSource(path=base), "cpu").model)
-    adapter = backbone.load(name, folder)
-    with publishing(out) as temporary:
-        if form == "adapterhub":
-            files.write_adapterhub(adapter, temporary, backbone.anatomy, name=slug(name))
-        else:
-            backbone.save(name, temporary, base=base)
-    return out
 
 
 def locate(home: Home, source: str, name: str = "") -> tuple[str, Path]:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from studio.adapters.card import stack_card, write_card
 from studio.adapters.gguf_write import Precision, package, write
 from studio.adapters.requests import StackItem
 from studio.errors import AdapterError, InputError
@@ -108,7 +109,7 @@ class GgufRequest(Record):
                 check = compare(folder, file, self.precision, notes)
                 (temporary / REPORT).write_text(json.dumps(asdict(check), indent=1))
                 (temporary / "Modelfile").write_text(modelfile(folder, file.name), "utf-8")
-                (temporary / "README.md").write_text(self.card(check), "utf-8")
+                write_card(temporary, self.card(check))
                 judge(check)
         yield Finished(
             reason="completed", adapter=str(out), first_loss=None, last_loss=None, eval_loss=None,
@@ -117,15 +118,15 @@ class GgufRequest(Record):
 
     def card(self, check: Check) -> str:
         """Return the model card: what it is made of, and how exact the file is."""
-        parts = [f"- base: `{self.model.path}`"]
-        parts += [f"- adapter: `{Path(i.name).name}` × {i.weight:g}" for i in self.stack]
-        return (
-            f"---\nlibrary_name: gguf\nbase_model: {self.model.path}\n---\n\n# {self.name}\n\n"
-            + "\n".join(parts)
-            + f"\n- precision: {check.precision}\n- largest logit error against the model it was "
-            f"made from: {check.max_error:.2g} ({check.tokens_changed} of {check.tokens_compared} "
-            "likeliest tokens changed)\n\nMade with Adapter Studio. The base's licence applies.\n"
-        )
+        rows = {
+            "Precision": check.precision,
+            "Checked": "read back with transformers, its logits differ from the model it was made "
+            f"from by at most {check.max_error:.2g}, and {check.tokens_changed} of "
+            f"{check.tokens_compared} likeliest tokens changed",
+            "Use": "`ollama create NAME -f Modelfile`, or `llama-server -m FILE.gguf`",
+        }
+        stack = [(Path(item.name).name, item.weight) for item in self.stack]
+        return stack_card(self.name, self.model.path, stack, rows, library="gguf")
 
 
 def read_check(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.adapters.card import stack_card, write_card
 from studio.errors import AdapterError, InputError, MethodError
 from studio.home import Home, folder_hash, publishing, slug
 from studio.spec import ModelSource
@@ -115,11 +116,26 @@ def merge(
             left=tuple(str(path) for path, _ in left),
         )
         (temporary / CERTIFICATE).write_text(json.dumps(asdict(certificate), indent=1))
+        write_card(temporary, _card(out.name, source, stack, certificate))
         judge(certificate)
     yield Finished(
         reason="completed", adapter=str(out), first_loss=None, last_loss=None, eval_loss=None,
         seconds=time.monotonic() - started,
     )  # fmt: skip
+
+
+def _card(
+    name: str, source: ModelSource, stack: Sequence[tuple[Path, float]], found: Certificate
+) -> str:
+    rows = {
+        "Precision": found.merged_precision,
+        "Checked": "reloaded in a fresh process, its logits differ from the base with its adapters "
+        f"by at most {found.max_error:.2g}, and {found.tokens_changed} of "
+        f"{found.tokens_compared} likeliest tokens changed",
+        "Not folded in": ", ".join(Path(path).name for path in found.left),
+    }
+    parts = [(path.name, weight) for path, weight in stack]
+    return stack_card(name, source.path, parts, rows, library="transformers")
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:

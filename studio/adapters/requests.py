@@ -233,7 +233,9 @@ class ExportRequest(Record):
     name: str = knob("", "What to call the job.", title="Name", max_length=120)
     adapter: str = knob("", "Name or folder of the adapter.", title="Adapter")
     out: str = knob("", "The new folder; empty puts it into the home's exports.", max_length=4000)
-    form: Literal["peft", "adapterhub"] = knob("peft", "Whose files.", title="Format")
+    form: Literal["peft", "vllm", "adapterhub", "card"] = knob(
+        "peft", "Whose files, or the model card alone.", title="Format"
+    )
     model: str = knob("", "Its base, where the passport does not say.", advanced=True)
 
     @classmethod
@@ -247,9 +249,11 @@ class ExportRequest(Record):
         Raises:
             StudioError: The adapter is missing, or the folder exists.
         """
+        from studio.adapters.export import refuse_form
         from studio.adapters.library import describe, resolve
 
         folder = resolve(home, self.adapter)
+        refuse_form(describe(folder), self.form)
         usual = home.path / "exports" / slug(f"{describe(folder).name} {self.form}")
         out = Path(self.out).expanduser().absolute() if self.out.strip() else usual
         if out.exists():
@@ -257,10 +261,10 @@ class ExportRequest(Record):
         return self.model_copy(update={"adapter": str(folder), "out": str(out)})
 
     def perform(self, home: Home) -> Iterator[Event]:
-        """Copy, or load and write in the other format."""
+        """Write it, and let it answer beside the original."""
         import time
 
-        from studio.adapters.exchange import export_adapter
+        from studio.adapters.export import export_adapter
 
         started = time.monotonic()
         yield Loading(text="Writing the adapter")

@@ -81,6 +81,29 @@ def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(
     expect(page.get_by_test_id("lane-1")).to_contain_text("sea talk")
 
 
+def test_an_adapter_is_exported_checked_and_not_pushed_offline(page: Page, studio: Served) -> None:
+    train(studio, "gift", {"name": "lora", "r": 2}, 5)
+    page.goto("/adapters")
+    card = page.locator(".s-adapter").filter(has_text="gift")
+    expect(card).to_have_count(1, timeout=SLOW)
+    for form, words in (("vllm", "Read back: largest logit error"), ("gguf", "Read back")):
+        card.get_by_role("button", name="Passport").click()
+        page.get_by_test_id("passport").get_by_role("button", name="Export …").click()
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_test_id("export-form").select_option(form)
+        dialog.get_by_role("button", name="Export", exact=True).click()
+        made = page.get_by_test_id("activity").locator("li").first
+        expect(made.get_by_test_id("export-check")).to_contain_text(words, timeout=SLOW)
+        page.get_by_test_id("passport").get_by_role("button", name="Close").click()
+    folder = next((studio.home / "exports").glob("*gguf"))
+    assert {"Modelfile", "README.md", "gguf.json"} <= {file.name for file in folder.iterdir()}
+
+    page.get_by_role("button", name="Push to the hub …").first.click()
+    page.get_by_label("Repository").fill("me/gift")
+    page.get_by_role("button", name="Push", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("this studio is offline")
+
+
 def test_target_modules_are_picked_by_layer(page: Page) -> None:
     page.goto("/")
     field = page.locator("#field-method-lora-target_modules")

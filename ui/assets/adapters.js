@@ -6,7 +6,8 @@ import { ago, api, badge, button, bytes, h, keyed, number, query, remember, shor
   toast } from './dom.js';
 import { isLive, subscribe } from './live.js';
 import { writeLane } from './lane.js';
-import { askExport, askImport, askMerge, askMix } from './adapters_dialogs.js';
+import { askImport, askMerge, askMix } from './adapters_dialogs.js';
+import { askExport } from './adapters_export.js';
 import { KINDS, outcome } from './adapters_jobs.js';
 import { Passport } from './adapters_passport.js';
 import { askBakeoff, Results } from './bakeoff.js';
@@ -41,6 +42,7 @@ export class Adapters extends HTMLElement {
       Object.keys(ORDERS).map((name) => h('option', { value: name }, name)));
     this.merge = button('Merge …', () => askMerge(this, this.selection()));
     this.mix = button('Mix …', () => askMix(this, this.selection()));
+    this.give = button('Export …', () => askExport(this, this.selection()));
     this.together = button('Compare', () => { location.href = compare(this.selection()); });
     this.count = h('span', { class: 's-quiet' });
     this.notice = h('p', { class: 's-notice', role: 'status', hidden: true });
@@ -55,7 +57,7 @@ export class Adapters extends HTMLElement {
       h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter'));
     this.append(h('div', { class: 's-library' },
       h('div', { class: 's-library-bar' }, this.search, this.order, this.count,
-        h('span', { class: 's-actions' }, this.together, this.merge, this.mix,
+        h('span', { class: 's-actions' }, this.together, this.merge, this.mix, this.give,
           button('Import …', () => askImport(this)),
           button('Bake-off …', () => askBakeoff({ models: this.models, methods: this.methods })))),
       this.notice, this.jobs, this.results.element, this.cards, this.welcome, this.bin),
@@ -90,6 +92,7 @@ export class Adapters extends HTMLElement {
   chose() {
     const picked = this.selection();
     const small = picked.filter((one) => !one.is_model);
+    this.give.disabled = !picked.length || (picked.length > 1 && small.length < picked.length);
     this.merge.disabled = this.mix.disabled = !small.length || small.length < picked.length;
     this.together.disabled = !picked.length || picked.length > 3;
     text(this.count, picked.length ? `${picked.length} chosen`
@@ -187,7 +190,7 @@ export class Adapters extends HTMLElement {
     this.open(back.id);
   }
 
-  export(one) { askExport(this, one); }
+  export(one) { askExport(this, [one]); }
 
   showTrash() {
     this.bin.hidden = !this.trash.length;

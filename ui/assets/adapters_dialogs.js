@@ -42,7 +42,7 @@ export function choice(options, value, changed) {
   return node;
 }
 
-function input(value, props = {}) {
+export function input(value, props = {}) {
   const node = h('input', { type: 'text', ...props });
   node.value = value;
   return node;
@@ -50,7 +50,7 @@ function input(value, props = {}) {
 
 const numeric = (value, bounds) => input(value, { type: 'number', ...bounds });
 
-function modelChoice(page, adapters) {
+export function modelChoice(page, adapters) {
   const base = adapters.find((one) => one.base)?.base;
   const options = page.models.map((one) => [one.path, one.label]);
   if (base && !options.some(([path]) => path === base)) options.push([base, short(base)]);
@@ -58,7 +58,7 @@ function modelChoice(page, adapters) {
 }
 
 /** An ordered stack of adapters with weights that can be edited. */
-function stackOf(page, adapters, fits) {
+export function stackOf(page, adapters, fits) {
   const known = page.adapters.filter((one) => !one.is_model && fits(one));
   const stack = (adapters.length ? adapters : known.slice(0, 1)).map((one) =>
     ({ name: one.name, path: one.path, weight: 1 }));
@@ -91,7 +91,7 @@ function stackOf(page, adapters, fits) {
     }) };
 }
 
-const ask = (kind, values) => api(`/api/adapters/ask/${kind}`, values);
+export const ask = (kind, values) => api(`/api/adapters/ask/${kind}`, values);
 
 export function askMerge(page, adapters) {
   const model = modelChoice(page, adapters);
@@ -140,12 +140,3 @@ export function askImport(page) {
   'Import', () => ask('import_adapter', { source: source.value.trim(), adapter: name.value.trim(),
     model: model.value ? { path: model.value } : null }));
 }
-
-export function askExport(page, one) {
-  const form = choice([['peft', 'PEFT: loads with PeftModel.from_pretrained'],
-    ...(one.method === 'bottleneck' ? [['adapterhub', "AdapterHub: loads with its load_adapter"]] : [])]);
-  const out = input('', { placeholder: "the studio's own exports folder" });
-  dialog(`Export "${one.name}"`, [labelled('Format', form), labelled('New folder', out)], 'Export',
-    () => ask('export_adapter', { adapter: one.path, form: form.value, out: out.value.trim() }));
-}
-

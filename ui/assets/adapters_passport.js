@@ -59,7 +59,7 @@ export class Passport {
     return h('div', { class: 's-actions' },
       h('a', { class: 's-button s-primary', href: compare([one]) }, 'Compare with the base'),
       one.run && h('a', { class: 's-button', href: `/runs?run=${one.run}` }, 'Its run'),
-      !one.is_model && button('Export …', () => this.page.export(one)),
+      button('Export …', () => this.page.export(one)),
       sureButton('Delete', 'Really delete?', () => this.page.remove(one)));
   }
 

@@ -1,6 +1,5 @@
 """Adapters in and out of the library."""
 
-import json
 import os
 import pickle
 from pathlib import Path
@@ -9,7 +8,7 @@ import peft
 import pytest
 import torch
 
-from studio.adapters.exchange import export_adapter, import_adapter
+from studio.adapters.exchange import import_adapter
 from studio.adapters.library import adapters, resolve
 from studio.errors import AdapterError
 from studio.methods.bottleneck import Bottleneck
@@ -99,23 +98,6 @@ def test_unsafe_folders_are_refused(home, peft_folder, tmp_path):
     assert sorted(p.name for p in found.path.iterdir()) == [
         "MANIFEST.json", "adapter_config.json", "adapter_model.safetensors", "passport.json",
     ]  # fmt: skip
-
-
-def test_exports_load_where_they_say(home, hub_folder, peft_folder, tmp_path):
-    base = tiny_folder(tmp_path / "llama")
-    import_adapter(home, str(hub_folder), name="b")
-    import_adapter(home, str(peft_folder), name="p")
-    out = export_adapter(home, "b", tmp_path / "out-hub", form="adapterhub", model=str(base))
-    assert json.loads((out / "adapter_config.json").read_text())["name"] == "b"
-    out = export_adapter(home, "b", tmp_path / "out-peft", model=str(base))
-    Backbone(tiny_model("llama")).load("x", out)
-    out = export_adapter(home, "p", tmp_path / "lora")
-    peft.PeftModel.from_pretrained(tiny_model("llama"), out)
-    with pytest.raises(AdapterError, match="LoRA has no place"):
-        export_adapter(home, "p", tmp_path / "no", form="adapterhub", model=str(base))
-    with pytest.raises(AdapterError, match="exists already"):
-        export_adapter(home, "p", tmp_path / "lora")
-    assert not (tmp_path / "no").exists()
 
 
 def test_the_picture_measures_what_changed():

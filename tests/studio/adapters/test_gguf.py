@@ -121,7 +121,7 @@ def test_the_starter_is_exported_whole_with_its_chat_template(home: Home):
     out = Path(finished.adapter)
     assert read_check(out)["max_error"] < 1e-5
     assert (out / REPORT).is_file() and "FROM ./" in (out / "Modelfile").read_text()
-    assert "base: `starter`" in (out / "README.md").read_text()
+    assert "Base: `starter`" in (out / "README.md").read_text()
     from transformers import AutoTokenizer
 
     read = AutoTokenizer.from_pretrained(out, gguf_file=next(out.glob("*.gguf")).name)

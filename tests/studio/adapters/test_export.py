@@ -1,0 +1,157 @@
+"""Exported folders answer like the adapter they were made from, and say so in card and report."""
+
+import json
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+
+from studio.adapters.export import as_format, export_adapter, read_check
+from studio.adapters.library import resolve
+from studio.adapters.requests import ExportRequest
+from studio.errors import AdapterError, StudioError
+from studio.methods.bottleneck import Bottleneck
+from studio.methods.layer import Backbone, files
+from studio.methods.lora import Lora
+from tests.studio.tiny import tiny_folder, tiny_model
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return tiny_folder(tmp_path / "llama")
+
+
+def put(home, base: Path, name: str, method, **passport) -> Path:
+    """An adapter of the library that was moved by noise, with a passport."""
+    backbone = Backbone(tiny_model("llama"))
+    adapter = backbone.attach(name, method)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in adapter.parameters():
+        parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
+    folder = home.adapters / name
+    folder.mkdir()
+    backbone.save(name, folder, base=str(base))
+    values = {"name": name, "base": {"path": str(base)}, **passport}
+    (folder / "passport.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_a_peft_folder_loads_with_peft_and_was_checked_on_its_base(home, base, tmp_path):
+    put(home, base, "p", Lora(r=2, target_modules=("q_proj",)))
+
+    out = export_adapter(home, "p", tmp_path / "out")
+
+    peft.PeftModel.from_pretrained(tiny_model("llama"), out)
+    check = read_check(out)
+    assert check["max_error"] == 0.0 and check["moved"] > 0.01
+    assert check["tokens_compared"] > 20
+    assert "largest logit error 0" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("place", ["head", "layers"])
+def test_a_vllm_folder_names_short_modules_and_its_rank_limit(home, base, tmp_path, place):
+    some = ("layers.0.self_attn.q_proj", "layers.1.mlp.up_proj") if place == "layers" else (
+        "q_proj", "v_proj")  # fmt: skip
+    put(home, base, "v", Lora(r=12, target_modules=some, init_lora_weights="pissa"))
+
+    out = export_adapter(home, "v", tmp_path / "out", form="vllm")
+
+    config = json.loads((out / "adapter_config.json").read_text())
+    wanted = {"q_proj", "up_proj"} if place == "layers" else {"q_proj", "v_proj"}
+    assert set(config["target_modules"]) == wanted
+    assert (config["r"], config["bias"], config["use_dora"]) == (24, "none", False)
+    tensors = files.read_tensors(out, files.WEIGHTS)
+    assert all(key.startswith("base_model.model.model.layers.") for key in tensors)
+    assert read_check(out)["max_error"] < 1e-5
+    card = (out / "README.md").read_text()
+    assert "--max-lora-rank 32" in card and f'vllm serve "{base}"' in card
+
+
+def test_an_adapterhub_folder_is_read_back(home, base, tmp_path):
+    put(home, base, "b", Bottleneck(bottleneck_dim=4))
+
+    out = export_adapter(home, "b", tmp_path / "hub", form="adapterhub")
+
+    assert json.loads((out / "adapter_config.json").read_text())["name"] == "b"
+    assert read_check(out)["max_error"] < 1e-5
+    again = export_adapter(home, str(out), tmp_path / "peft", model=str(base))
+    Backbone(tiny_model("llama")).load("x", again)
+
+
+def test_the_card_tells_the_training_and_runs_nothing(home, base, tmp_path):
+    put(
+        home, base, "c<script>", Lora(r=2), steps=40, first_loss=2.5, last_loss=0.5, seed=7,
+        data={"path": "rows`.jsonl", "hash": "abc"}, spec={"method": {"name": "lora", "r": 2}},
+    )  # fmt: skip
+
+    out = export_adapter(home, "c<script>", tmp_path / "card", form="card")
+
+    text = (out / "README.md").read_text()
+    assert [file.name for file in out.glob("*.safetensors")] == []
+    assert "# c\\<script\\>" in text and "<script>" not in text.replace("\\<script\\>", "")
+    assert "2.5000 at first, 0.5000 at the end" in text
+    assert "`rows'.jsonl`" in text and "Seed: 7" in text and "`name=lora`, `r=2`" in text
+
+
+@pytest.mark.parametrize(
+    ("method", "form", "sentence"),
+    [
+        (Bottleneck(bottleneck_dim=4), "vllm", "vLLM serves LoRA only"),
+        (Lora(r=2, use_dora=True), "vllm", "vLLM cannot serve DoRA"),
+        (Lora(r=2, target_modules=("lm_head", "q_proj")), "vllm", "changes lm_head: merge it"),
+        (Lora(r=2), "adapterhub", "LoRA has no place in AdapterHub"),
+    ],
+)
+def test_what_has_no_place_in_a_form_is_refused_and_nothing_is_kept(
+    home, base, tmp_path, method, form, sentence
+):
+    put(home, base, "x", method)
+
+    with pytest.raises(AdapterError, match=sentence):
+        export_adapter(home, "x", tmp_path / "no", form=form)
+
+    assert not (tmp_path / "no").exists()
+
+
+def test_files_that_answer_differently_are_not_kept(home, base, tmp_path, monkeypatch):
+    put(home, base, "w", Lora(r=2))
+    own = files.write
+
+    def spoiled(adapter, out, anatomy, *, base):
+        own(adapter, out, anatomy, base=base)
+        config = json.loads((out / "adapter_config.json").read_text())
+        (out / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 99}))
+
+    monkeypatch.setattr(files, "write", spoiled)
+
+    with pytest.raises(AdapterError, match="answer differently from the adapter"):
+        export_adapter(home, "w", tmp_path / "no", form="vllm")
+
+    assert not (tmp_path / "no").exists()
+
+
+def test_without_its_base_a_copy_is_read_and_says_so(home, base, tmp_path):
+    put(home, tmp_path / "gone", "lost", Lora(r=2))
+
+    out = export_adapter(home, "lost", tmp_path / "out")
+
+    assert read_check(out)["max_error"] is None
+    assert "Its base is not here" in (out / "README.md").read_text()
+    with pytest.raises(StudioError):
+        export_adapter(home, "lost", tmp_path / "vllm", form="vllm")
+
+
+def test_a_request_is_checked_before_it_is_queued(home, base, tmp_path):
+    put(home, base, "q", Bottleneck(bottleneck_dim=4))
+
+    asked = ExportRequest.parse({"adapter": "q", "form": "adapterhub"}).checked(home)
+
+    assert asked.out == str(home.path / "exports" / "q-adapterhub")
+    with pytest.raises(AdapterError, match="vLLM serves LoRA only"):
+        ExportRequest.parse({"adapter": "q", "form": "vllm"}).checked(home)
+    with pytest.raises(AdapterError, match="exists already"):
+        ExportRequest.parse({"adapter": "q", "out": str(tmp_path)}).checked(home)
+    with pytest.raises(AdapterError, match='no format "pft"'):
+        as_format("pft")
+    assert resolve(home, "q") == home.adapters / "q"

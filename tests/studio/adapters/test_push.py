@@ -1,0 +1,149 @@
+"""Uploading goes through the hub's own library to a small hub of our own on the loopback."""
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+
+from studio.adapters import push
+from studio.adapters.push import PushRequest, files_of
+from studio.errors import InputError
+from studio.home import Home
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a hub's API as an upload of small files needs."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    asked: ClassVar[list[tuple[str, str]]] = []
+    status = 200
+    loses = ""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        Hub.asked.append((self.path, self.headers.get("authorization", "")))
+        if Hub.status != 200:
+            return self.answer({"error": "no"}, Hub.status)
+        if self.path.endswith("/repos/create"):
+            name = json.loads(body)["name"]
+            return self.answer({"url": f"http://{self.headers['host']}/me/{name}"})
+        if "/preupload/" in self.path:
+            asked = json.loads(body)["files"]
+            modes = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False,
+                      "oid": None} for f in asked]  # fmt: skip
+            return self.answer({"files": modes})
+        if "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    value = line["value"]
+                    Hub.files[value["path"]] = base64.b64decode(value["content"])
+            address = f"http://{self.headers['host']}/me/x/commit/{'0' * 40}"
+            return self.answer({"commitUrl": address, "commitOid": "0" * 40, "success": True,
+                                "pullRequestUrl": None})  # fmt: skip
+        if "/paths-info/" in self.path:
+            there = [{"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
+                     for name, data in Hub.files.items() if name != Hub.loses]  # fmt: skip
+            return self.answer(there)
+        return self.answer({})
+
+    def do_GET(self) -> None:
+        self.answer({"id": "me/x", "modelId": "me/x", "siblings": []}, Hub.status)
+
+    def answer(self, values: object, status: int = 200) -> None:
+        body = json.dumps(values).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *words: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    Hub.files, Hub.asked, Hub.status, Hub.loses = {}, [], 200, ""
+    monkeypatch.setattr(constants, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
+    own = huggingface_hub.HfApi
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda token: own(endpoint=address, token=token))
+    yield Hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "export"
+    made.mkdir()
+    (made / "adapter_model.safetensors").write_bytes(b"weights")
+    (made / "README.md").write_text("card")
+    (made / "MANIFEST.json").write_text("{}")
+    (made / "passport.json").write_text('{"base": {"path": "/home/me/models"}}')
+    return made
+
+
+def test_a_folder_is_uploaded_and_looked_at(hub, folder: Path, home: Home):
+    request = PushRequest.parse({"folder": str(folder), "repo": "me/x"}).checked(home)
+
+    finished = list(request.perform(home))[-1]
+
+    assert finished.facts["address"].endswith("/me/x")
+    assert hub.files == {"adapter_model.safetensors": b"weights", "README.md": b"card"}
+    assert {word for _, word in hub.asked} == {"Bearer hf_secret"}
+    assert "hf_secret" not in request.model_dump_json()
+
+
+def test_what_did_not_arrive_whole_is_said(hub, folder: Path):
+    hub.loses = "README.md"
+
+    with pytest.raises(InputError, match=r"README.md did not arrive whole in me/x"):
+        push.push(folder, "me/x")
+
+
+@pytest.mark.parametrize(
+    ("status", "sentence"),
+    [(401, "not valid any more"), (403, "may not write"), (418, "answers 418")],
+)
+def test_a_refusal_is_a_sentence(hub, folder: Path, status: int, sentence: str):
+    hub.status = status
+
+    with pytest.raises(InputError, match=sentence) as caught:
+        push.push(folder, "me/x")
+
+    assert "hf_secret" not in caught.value.text
+
+
+def test_offline_and_without_a_token_nothing_is_tried(hub, folder: Path, home: Home, monkeypatch):
+    asked = PushRequest.parse({"folder": str(folder), "repo": "me/x"})
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(InputError, match="no token for the hub"):
+        asked.checked(home)
+    monkeypatch.setattr(constants, "is_offline_mode", lambda: True)
+    with pytest.raises(InputError, match="this studio is offline"):
+        asked.checked(home)
+    assert hub.asked == []
+
+
+@pytest.mark.parametrize("repo", ["", "x", "a/b/c", "../x", "me/ x"])
+def test_a_name_that_is_no_repository_is_refused(folder: Path, home: Home, repo: str):
+    with pytest.raises(InputError, match="is no repository"):
+        PushRequest.parse({"folder": str(folder), "repo": repo}).checked(home)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path, home: Home):
+    assert files_of(tmp_path) == {}
+    for place in (str(tmp_path), "", "/no/such/folder"):
+        with pytest.raises(InputError, match="holds nothing to upload"):
+            PushRequest.parse({"folder": place, "repo": "me/x"}).checked(home)
