@@ -162,7 +162,7 @@ class TrainArgs(Record):
         "last checkpoint.", title="Make it fit by itself", advanced=True,
     )  # fmt: skip
     together: bool = knob(
-        True, "Runs of one sweep on the same model and data share one base in memory; same results.",
+        True, "Runs of one sweep on one model and its data share one base in memory; same results.",
         title="With its siblings", advanced=True,
     )  # fmt: skip
     attn_implementation: Literal["auto", "sdpa", "eager"] = knob(
