@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 
+from studio.cluster import DEVICE
 from studio.methods import Phase
 from studio.spec import RunSpec
 
@@ -17,14 +18,15 @@ SHARED_TRAIN = ("device", "gradient_checkpointing", "attn_implementation")
 def kinship(spec: RunSpec) -> str | None:
     """Return what siblings have in common; None for a run that must be alone.
 
-    Alone are runs that train the base itself, that are spread over processes, that put noise on
-    the embeddings of every row, and that may have to start again smaller.
+    Alone are runs that train the base itself, that are spread over processes or sent to a cluster,
+    that put noise on the embeddings of every row, and that may have to start again smaller.
     """
     args = spec.train
     apart = (
         not args.together
         or spec.method.phase is Phase.WEIGHTS
         or args.num_processes > 1
+        or args.device == DEVICE
         or args.fsdp
         or args.neftune_noise_alpha > 0
         or args.retry_when_out_of_memory
