@@ -4,7 +4,8 @@ A reader stands for the web server: it announces itself, polls the queue and its
 waiting jobs; that is all a page does to the queue.
 
 `python -m tests.jobs.chaos --kills 1000 --jobs 120` runs the long storm by hand and prints its
-figures; `test_chaos.py` runs a short one.
+figures, every process a program of its own; with `--forked`, and in `test_chaos.py`, they come from
+a nursery, which is several times as quick.
 """
 
 import argparse
@@ -25,30 +26,15 @@ from jobs.supervisor import living
 from studio.home import Home, open_home
 from studio.spec import RunSpec
 from tests.jobs.fake_runner import fake_loss
+from tests.jobs.nursery import AVAILABLE, Born, Nursery
 
-STEPS, SAVE = 30, 5
-READER = """
-import sys, time
-from jobs.store import JobStore
-from studio.home import open_home
-from studio.errors import StudioError
-store, seq = JobStore(open_home(sys.argv[1])), 0
-store.announce("web")
-while True:
-    jobs = store.list(limit=500)
-    seq = store.metrics([job.id for job in jobs[:5]], ["loss"], after_seq=seq)["seq"]
-    waiting = [job.id for job in jobs if job.state == "queued"]
-    try:
-        if waiting:
-            store.run_next(waiting[0])
-    except StudioError:
-        pass
-    time.sleep(0.05)
-"""
+STEPS, SAVE, PACE = 30, 5, "0.01"
+READER = "import sys; from tests.jobs.workers import read_and_reorder as r; r(sys.argv[1:])"
+Process = subprocess.Popen[bytes] | Born
 
 
 def storm(
-    home: Home, *, kills: int, jobs: int, seed: int, seconds: float = 3600
+    home: Home, *, kills: int, jobs: int, seed: int, seconds: float = 3600, forked: bool = False
 ) -> dict[str, object]:
     """Run it and return the figures; asserts that nothing was lost, doubled or torn.
 
@@ -58,27 +44,33 @@ def storm(
         jobs: So many runs at first; more follow while kills are left.
         seed: Of every choice.
         seconds: After this no more kills: what is left must end by itself.
+        forked: Take processes from a nursery, where this system has what it needs.
     """
+    nursery = Nursery.start(FAKE_PACE=PACE) if forked and AVAILABLE else None
     store, dice = JobStore(home), random.Random(seed)
     ids = [store.submit(_spec(number)).id for number in range(jobs)]
     begun, killed, child, reader = time.monotonic(), Counter[str](), None, None
     while True:
+        failed = store.list(["failed"])
+        assert not failed, failed[0].error_text
         stormy = killed.total() < kills and time.monotonic() - begun < seconds
         if _all_done(store, len(ids)):
             if not stormy:
                 break
             ids.append(store.submit(_spec(len(ids))).id)
         if child is None or child.poll() is not None:
-            child = _start(home)
+            child = _start(home, "supervisor", nursery)
         if reader is None or reader.poll() is not None:
-            reader = _start_reader(home)
-        time.sleep(dice.uniform(0.01, 0.25))
+            reader = _start(home, "reader", nursery)
+        time.sleep(dice.uniform(0.01, 0.15 if nursery else 0.25))
         if stormy:
             _kill(store, home, dice, killed, reader)
     for process in (child, reader):
         assert process is not None
         process.terminate()
         process.wait()
+    if nursery is not None:
+        nursery.close()
     figures = _judge(store, ids) | {
         "kills": killed.total(), **killed, "seconds": round(time.monotonic() - begun, 1),
     }  # fmt: skip
@@ -92,29 +84,37 @@ def _spec(number: int) -> RunSpec:
     )
 
 
-def _start(home: Home) -> "subprocess.Popen[bytes]":
-    script = str(Path(__file__).with_name("fake_supervisor.py"))
+def _start(home: Home, what: str, nursery: Nursery | None) -> Process:
+    words = (
+        [str(home.path)] if what == "reader" else ["--home", str(home.path), "--tries", "1000000"]
+    )
+    if nursery is not None:
+        return nursery.born(what, words, home.path / "state" / f"{what}.log")
+    script = Path(__file__).with_name("fake_supervisor.py")
+    program = (
+        [sys.executable, str(script)] if what == "supervisor" else [sys.executable, "-c", READER]
+    )
     return subprocess.Popen(
-        [sys.executable, script, "--home", str(home.path), "--tries", "1000000"],
-        env=environment() | {"FAKE_PACE": "0.01"}, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-
-
-def _start_reader(home: Home) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, "-c", READER, str(home.path)], env=environment(),
+        [*program, *words], env=environment() | {"FAKE_PACE": PACE}, start_new_session=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
 
 def _kill(
     store: JobStore, home: Home, dice: random.Random, killed: "Counter[str]",
-    reader: "subprocess.Popen[bytes]",
+    reader: Process,
 ) -> None:  # fmt: skip
     supervisor = living(home)
     runners = [job.pid for job in store.list(["running", "stopping"]) if job.pid]
-    choice = dice.choices(["supervisor", "runner", "both", "reader"], [40, 40, 10, 10])[0]
+    # A supervisor is mostly left alone until a run is under way: else few runs would ever be hit.
+    weights = {
+        "supervisor": (40 if runners else 12) * (supervisor is not None),
+        "runner": 40 * bool(runners), "both": 10 * bool(supervisor and runners), "reader": 6,
+        "nobody": 28 * (not runners),
+    }  # fmt: skip
+    choice = dice.choices(list(weights), list(weights.values()))[0]
+    if choice == "nobody":
+        return
     if choice == "reader":
         reader.kill()
         reader.wait()
@@ -165,6 +165,7 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, default=120)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--forked", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = open_home(folder)

@@ -80,7 +80,9 @@ def alone(work: Work) -> None:
     mark = work.run_dir / "working"
     if mark.exists() and Identity.parse(mark.read_text()).alive():
         (work.run_dir / "OVERLAP").write_text(f"{mark.read_text()} and {me()}")
-    mark.write_text(str(me()))
+    own = mark.with_name(f"working-{os.getpid()}")  # in one rename: a kill may come at any moment
+    own.write_text(str(me()))
+    os.replace(own, mark)
 
 
 def finished(reason: str, adapter: str | None, seed: int, step: int) -> Finished:

@@ -3,13 +3,16 @@
 They import as little as possible, because on a small machine their start is most of the test.
 """
 
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Sequence
 
 from jobs.metrics import Progress
 from jobs.processes import me
 from jobs.store import JobStore
+from studio.errors import StudioError
 from studio.home import open_home
 
 
@@ -44,6 +47,20 @@ def write_metrics(store: JobStore, seconds: str) -> int:
         store.claims.report(claim, Progress(metrics=rows, step=step))
         time.sleep(0.1)
     return step
+
+
+def read_and_reorder(arguments: Sequence[str]) -> None:
+    """Do for ever what a page does: announce itself, poll queue and curves, move waiting jobs."""
+    store, seq = JobStore(open_home(arguments[0])), 0
+    store.announce("web")
+    while True:
+        jobs = store.list(limit=500)
+        seq = store.metrics([job.id for job in jobs[:5]], ["loss"], after_seq=seq)["seq"]
+        waiting = [job.id for job in jobs if job.state == "queued"]
+        with contextlib.suppress(StudioError):
+            if waiting:
+                store.run_next(waiting[0])
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,188 @@
+"""Processes in milliseconds: one that has everything imported forks supervisors, runners, readers.
+
+On a small machine half a second of imports a process is most of a kill test. A nursery opens no
+database and starts no thread, so that what it forks is as good as new; each child leads a session
+of its own, with nothing open but its log and its input. A forked supervisor keeps a nursery of its
+own for its runners. `Born` looks to its parent as `subprocess.Popen` does. Linux only.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jobs import runner, spawning, supervisor
+from jobs.spawning import environment
+from tests.jobs import fake_runner, workers
+
+assert fake_runner.train  # its import replaced the training of this process
+AVAILABLE = hasattr(os, "pidfd_open") and hasattr(socket, "send_fds")
+
+
+class Nursery:
+    """One end of the line to a process that forks."""
+
+    def __init__(self, line: socket.socket, process: "subprocess.Popen[bytes] | None" = None):
+        self._line, self._process = line, process
+        self.codes: dict[int, int] = {}
+
+    @classmethod
+    def start(cls, **variables: str) -> "Nursery":
+        """Start one as a program of its own."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.jobs.nursery", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()], env=environment() | variables,
+            )  # fmt: skip
+        return cls(ours, process)
+
+    @classmethod
+    def fork(cls) -> "Nursery":
+        """Leave one behind before this process opens anything."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        if os.fork() == 0:
+            ours.close()
+            serve(theirs)
+            os._exit(0)
+        theirs.close()
+        return cls(ours)
+
+    def born(self, what: str, arguments: Sequence[str], log: Path, *, pipe: bool = False) -> "Born":
+        """Fork a `supervisor`, `runner` or `reader`."""
+        inside, outside = os.pipe() if pipe else (os.open(os.devnull, os.O_RDONLY), None)
+        output = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            socket.send_fds(self._line, [json.dumps([what, *arguments]).encode()], [inside, output])
+        finally:
+            os.close(inside)
+            os.close(output)
+        while True:
+            pid, code = json.loads(self._line.recv(4096))
+            if code is None:
+                return Born(self, pid, outside)
+            self.codes[pid] = code
+
+    def hear(self) -> None:
+        """Take what has ended meanwhile."""
+        while select.select([self._line], [], [], 0)[0]:
+            message = self._line.recv(4096)
+            if not message:
+                return
+            pid, code = json.loads(message)
+            self.codes[pid] = code
+
+    def close(self) -> None:
+        """Let it end; what it forked goes on."""
+        self._line.close()
+        if self._process is not None:
+            self._process.wait()
+
+
+class Born:
+    """A forked process, in the shape of `subprocess.Popen`."""
+
+    def __init__(self, nursery: Nursery, pid: int, pipe: int | None) -> None:
+        self._nursery, self.pid, self.returncode = nursery, pid, None
+        self.stdin = None if pipe is None else os.fdopen(pipe, "wb", buffering=0)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self._nursery.hear()
+            self.returncode = self._nursery.codes.pop(self.pid, None)
+        return self.returncode
+
+    def wait(self) -> int:
+        while self.poll() is None:
+            time.sleep(0.005)
+        return self.returncode
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+
+def serve(line: socket.socket) -> None:
+    """Fork on demand and tell how each child ended, until the line closes."""
+    children: dict[int, int] = {}
+    poll = select.poll()
+    poll.register(line, select.POLLIN)
+    open_ = True
+    while open_ or children:
+        for handle, _ in poll.poll():
+            if handle == line.fileno():
+                message, handles, _, _ = socket.recv_fds(line, 65536, 2)
+                if not message:
+                    poll.unregister(line)
+                    open_ = False
+                    continue
+                pid = _fork(json.loads(message), handles)
+                for one in handles:
+                    os.close(one)
+                children[watched := os.pidfd_open(pid)] = pid
+                poll.register(watched, select.POLLIN)
+                _tell(line, [pid, None])
+            else:
+                pid = children.pop(handle)
+                poll.unregister(handle)
+                os.close(handle)
+                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                if open_:
+                    _tell(line, [pid, code])
+
+
+def _tell(line: socket.socket, message: list[int | None]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        line.send(json.dumps(message).encode())
+
+
+def _fork(words: list[str], handles: list[int]) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        os.setsid()
+        os.dup2(handles[0], 0)
+        os.dup2(handles[1], 1)
+        os.dup2(handles[1], 2)
+        os.closerange(3, 1024)
+        sys.stdin = os.fdopen(0, closefd=False)
+        TARGETS[words[0]](words[1:])
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    finally:
+        os._exit(code)
+
+
+def _supervise(arguments: Sequence[str]) -> None:
+    own = Nursery.fork()
+
+    def spawn(command: Sequence[str], log: Path, *, pipe: bool = False) -> Born:
+        return own.born("runner", command[1:], log, pipe=pipe)
+
+    spawning.spawn = spawn
+    supervisor.main(arguments, command=("runner",))
+
+
+TARGETS: dict[str, Callable[[Sequence[str]], None]] = {
+    "supervisor": _supervise, "runner": runner.main, "reader": workers.read_and_reorder,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))
