@@ -59,7 +59,7 @@ class Claims:
             moods: What the machine is now; a job may ask to start only when `idle` or at `night`.
         """
         known = room or {}
-        values = _conditions(wanted, moods) | {
+        values = conditions(wanted, moods) | {
             "device": device, "owner": str(owner),
             "devices": json.dumps([[one, known.get(one, UNBOUNDED)] for one in (device, *more)]),
         }  # fmt: skip
@@ -75,7 +75,7 @@ class Claims:
         moods: Iterable[str] = ("idle", "night"),
     ) -> tuple[int, int] | None:
         """Return number and bytes of the first job that would start in more room than this."""
-        values = _conditions(wanted, moods) | {"room": room}
+        values = conditions(wanted, moods) | {"room": room}
         with self._database.reading() as db:
             row = db.conn.execute(_WAITING_FOR_MEMORY, values).fetchone()
         return (row[0], row[1]) if row else None
@@ -237,7 +237,8 @@ class Claims:
             endings.never_began(db, claim.job, claim.attempt, text=text)
 
 
-def _conditions(wanted: Iterable[str] | None, moods: Iterable[str]) -> dict[str, Any]:
+def conditions(wanted: Iterable[str] | None, moods: Iterable[str]) -> dict[str, Any]:
+    """Return what `MAY_START` asks for."""
     return {
         "now": now(), "any": wanted is None, "wanted": json.dumps(list(wanted or ())),
         "moods": json.dumps(["", *moods]),
@@ -245,7 +246,7 @@ def _conditions(wanted: Iterable[str] | None, moods: Iterable[str]) -> dict[str,
 
 
 UNBOUNDED = 2**62
-_MAY_START = """
+MAY_START = """
   state = 'queued'
   AND (:any AND device_wanted <> 'ray' OR device_wanted IN (SELECT value FROM json_each(:wanted)))
   AND (start_after IS NULL OR start_after <= :now)
@@ -254,15 +255,16 @@ _MAY_START = """
                   WHERE dependencies.job = jobs.id AND needed.state <> 'succeeded')
 """
 _WAITING_FOR_MEMORY = f"""
-SELECT id, memory_bytes FROM jobs WHERE memory_bytes > :room AND {_MAY_START}
+SELECT id, memory_bytes FROM jobs WHERE memory_bytes > :room AND {MAY_START}
 ORDER BY position, id LIMIT 1
 """
 _CLAIM = f"""
 WITH free AS (SELECT json_extract(value, '$[0]') AS name, json_extract(value, '$[1]') AS room,
                      key AS place
               FROM json_each(:devices)
-              WHERE json_extract(value, '$[0]')
-                    NOT IN (SELECT device FROM leases WHERE holder = 'job'))
+              WHERE json_extract(value, '$[0]')  -- `cpu#12` is a seat on `cpu` (seats.py)
+                    NOT IN (SELECT substr(device, 1, instr(device || '#', '#') - 1)
+                            FROM leases WHERE holder = 'job'))
 UPDATE jobs SET state = 'starting', owner = :owner, attempt = attempt + 1,
   heartbeat = :now, started = COALESCE(started, :now), phase = 'Starting',
   error_kind = NULL, error_text = NULL, changed_by = 'supervisor', why = 'on ' || :device,
@@ -271,7 +273,7 @@ UPDATE jobs SET state = 'starting', owner = :owner, attempt = attempt + 1,
             (SELECT name, row_number() OVER (ORDER BY place) AS nth
              FROM free WHERE room >= memory_bytes ORDER BY place)
             WHERE nth = 1 OR :device <> 'cpu' AND nth <= width)
-WHERE id = (SELECT id FROM jobs WHERE {_MAY_START}
+WHERE id = (SELECT id FROM jobs WHERE {MAY_START}
               AND memory_bytes <= (SELECT room FROM free WHERE name = :device)
               AND (:device = 'cpu' OR width <= (SELECT count(*) FROM free
                                                 WHERE room >= memory_bytes))

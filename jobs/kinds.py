@@ -3,7 +3,7 @@
 Everything heavy is imported when a job of the kind starts, never before.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,20 @@ def train(work: Work) -> Iterator[Event]:
     if spec.train.device.startswith("cuda:"):
         spec = spec.with_values({"train.device": "cuda:0"})  # the only one this process sees
     return train_spec(spec, run_dir=work.run_dir, home=work.home, control=work.control)
+
+
+def train_together(works: Sequence[Work]) -> Iterator[tuple[int, Event | Exception]]:
+    """Train siblings on one base: events with the number of their run, an exception is its end."""
+    from studio.training.siblings import Sibling
+    from studio.training.siblings import train_together as train_siblings
+
+    runs = []
+    for work in works:
+        spec = RunSpec.parse(work.spec)
+        if spec.train.device.startswith("cuda:"):
+            spec = spec.with_values({"train.device": "cuda:0"})  # the only one this process sees
+        runs.append(Sibling(spec, work.run_dir, work.control))
+    return train_siblings(runs, home=works[0].home)
 
 
 def _train_away(spec: RunSpec, work: Work) -> Iterator[Event]:

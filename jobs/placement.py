@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs import board
 from jobs.processes import kill_session
+from jobs.seats import device_of
 from jobs.store import JobStore
 from studio import hardware
 
@@ -62,7 +63,7 @@ class Placement:
         """
         leases = self._store.leases()
         chat = {str(r["device"]): int(r["memory_bytes"]) for r in leases if r["holder"] == "chat"}
-        busy = {str(row["device"]) for row in leases if row["holder"] == "job"}
+        busy = {device_of(str(row["device"])) for row in leases if row["holder"] == "job"}
         self.left = self._room([slot for slot in slots if slot not in busy], chat)
         self._short, sentences = set(), dict(others or {})
         for slot, room in self.left.items():

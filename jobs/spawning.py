@@ -58,10 +58,11 @@ class Runners:
         self._spare: subprocess.Popen[bytes] | None = None
         self.children: dict[Claim, subprocess.Popen[bytes]] = {}
 
-    def start(self, claim: Claim) -> None:
-        """Hand a claim to the spare, or to a new process; work on files or far away
-        needs no torch."""
-        text = f"{claim.job}:{claim.attempt}:{claim.device}"
+    def start(self, claim: Claim, siblings: Sequence[Claim] = ()) -> None:
+        """Hand a claim and its siblings to the spare, or to a new process; work on files or far
+        away needs no torch."""
+        claims = (claim, *siblings)
+        text = "+".join(f"{one.job}:{one.attempt}:{one.device}" for one in claims)
         light = claim.device == FILES or is_slot(claim.device)
         child = None if light else self._use_spare(text)
         if child is None:
@@ -69,7 +70,7 @@ class Runners:
             run_dir.mkdir(parents=True, exist_ok=True)
             command = (*self._command, "--home", str(self._home.path), "--claim", text)
             child = spawn(command, run_dir / "log.txt")
-        self.children[claim] = child
+        self.children |= dict.fromkeys(claims, child)
 
     def keep_spare(self) -> int | None:
         """Make sure that a spare waits, where there is memory for it; return a new one's pid."""

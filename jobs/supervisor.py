@@ -27,6 +27,7 @@ from jobs.kinds import FILES
 from jobs.placement import Placement
 from jobs.processes import Identity, me, of
 from jobs.rescue import Rescue
+from jobs.seats import take_seats
 from jobs.spawning import RUNNER, Runners, spawn
 from jobs.store import JobStore
 from jobs.webhook import Webhook
@@ -137,13 +138,18 @@ class Supervisor:
                 moods=moods, room=self.placement.left,
             )  # fmt: skip
             if claim is not None:
-                self._start(claim)
+                siblings = take_seats(
+                    self.store.database, claim, owner=me(), beside=self._beside(device),
+                    wanted=self._served_by(device), moods=moods,
+                )  # fmt: skip
+                self._start(claim, siblings)
         for claim in self.cluster.claims(me(), moods):
             self._start(claim)
 
-    def _start(self, claim: Claim) -> None:
-        logger.info("job %d, attempt %d on %s", claim.job, claim.attempt, claim.device)
-        self.runners.start(claim)
+    def _start(self, claim: Claim, siblings: Sequence[Claim] = ()) -> None:
+        for one in (claim, *siblings):
+            logger.info("job %d, attempt %d on %s", one.job, one.attempt, one.device)
+        self.runners.start(claim, siblings)
 
     def _moods(self) -> list[str]:
         """What the machine is now: `idle`, when little computes and nobody chats; `night`."""

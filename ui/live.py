@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from jobs import plans
 from jobs.record import Job
+from jobs.seats import device_of
 from jobs.states import actions
 from jobs.store import JobStore
 from jobs.summary import summary
@@ -122,7 +123,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "method": known.title if known else method.get("name", ""),
         "method_name": method.get("name", ""),
         "phase": job.phase,
-        "device": job.device,
+        "device": job.device and device_of(job.device),
         "created": job.created,
         "started": job.started,
         "finished": job.finished,

@@ -14,6 +14,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from jobs import cluster, supervisor
+from jobs.seats import device_of
 from jobs.store import JobStore
 from studio import hardware
 from studio.home import Home
@@ -77,7 +78,7 @@ def _devices(store: JobStore) -> list[dict[str, Any]]:
     holders: dict[str, list[str]] = {}
     for lease in store.leases():
         who = lease.get("job_name") or lease["holder"]
-        holders.setdefault(str(lease["device"]), []).append(str(who))
+        holders.setdefault(device_of(str(lease["device"])), []).append(str(who))
     return [
         {
             "name": device.name,

@@ -8,7 +8,7 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from jobs import kinds, runner
 from jobs.checkpoints import newest_step
@@ -75,6 +75,25 @@ def train(work: Work) -> Iterator[Event]:
     yield finished("completed", str(work.run_dir / "adapter"), seed, steps)
 
 
+def train_together(works: Sequence[Work]) -> Iterator[tuple[int, Event | Exception]]:
+    """Each run as above, a step of each in turn; `FAKE_SIBLING` is the seed that misbehaves."""
+    runs = {number: train(work) for number, work in enumerate(works)}
+    while runs:
+        for number, own in list(runs.items()):
+            try:
+                for event in own:
+                    yield number, event
+                    if isinstance(event, Step):
+                        if works[number].spec["seed"] == int(os.environ.get("FAKE_SIBLING", "-1")):
+                            raise Diverged("The loss became NaN at step 1.")
+                        break
+                else:
+                    del runs[number]
+            except Exception as error:
+                del runs[number]
+                yield number, error
+
+
 def alone(work: Work) -> None:
     """Leave a mark if another living process works on the same run."""
     mark = work.run_dir / "working"
@@ -106,6 +125,7 @@ def misbehave(fault: str) -> None:
 
 
 kinds.KINDS["train"] = train
+kinds.train_together = train_together
 runner.WARM = ()
 
 if __name__ == "__main__":
