@@ -2,7 +2,8 @@
 
 One random 30 M-parameter Llama, one prompt, greedy, the same number of tokens for everybody; the
 variants are interleaved, so that a busy machine slows all alike. The questions: what do four
-LoRA lanes cost together against one, when comes the first token, what does a switch cost.
+LoRA lanes cost together against one, when comes the first token, what does a switch cost, what
+does streaming through the host add, and how old is a token when it arrives.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from studio.bench.case import SHAPES, make_model
+from studio.bench.stream import measure_stream
 from studio.chat.lanes import Lane, Message, Part, Sampling
 
 if TYPE_CHECKING:
     from studio.chat.engine import ChatEngine
 
 ADAPTERS = ("a", "b", "c", "d")
+BARS = {
+    "four LoRA lanes / one": 1.6,
+    "first token of a LoRA lane / generate's": 1.3,
+    "streamed by the host / in process": 1.05,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,9 @@ def measure(
                 took = _timed(run)
                 if round_number:  # the first warms caches up
                     seconds[name].append(took)
+        stream = measure_stream(
+            base, Path(folder), prompt_tokens=prompt_tokens, new_tokens=new_tokens, rounds=rounds
+        )
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "shape": shape,
@@ -67,7 +77,9 @@ def measure(
         "threads": torch.get_num_threads(),
         "device": str(engine.loaded.device),
         "seconds": {name: round(value, 5) for name, value in medians.items()},
-        "ratios": _ratios(seconds),
+        "ratios": _ratios(seconds) | {"streamed by the host / in process": stream["ratio"]},
+        "token_age_ms": {"median": stream["median_age_ms"], "95 %": stream["p95_age_ms"]},
+        "bars": BARS,
     }
 
 
@@ -79,7 +91,12 @@ def table(result: dict[str, Any]) -> str:
     )
     lines = [heads, ""]
     lines += [f"  {name:<44} {value:>9.4f} s" for name, value in result["seconds"].items()]
-    lines += ["", *(f"  {name:<44} {value:>9.2f}" for name, value in result["ratios"].items())]
+    lines.append("")
+    for name, value in result["ratios"].items():
+        bar = f"   (bar {BARS[name]:g})" if name in BARS else ""
+        lines.append(f"  {name:<44} {value:>9.2f}{bar}")
+    for name, value in result["token_age_ms"].items():
+        lines.append(f"  {'age of a token on arrival, ' + name:<44} {value:>9.0f} ms   (bar 100)")
     return "\n".join(lines)
 
 

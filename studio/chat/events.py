@@ -1,11 +1,13 @@
 """The lines of the chat host's stream: one JSON object an event. The shape is a contract.
 
-`status` (lane or null, text) · `delta` (lane, text, tokens when asked) · `done` (lane, reason,
+`status` (lane or null, text) · `delta` (lane, text, at, tokens when asked) · `done` (lane, reason,
 figures, active) · `error` (lane or null, kind, text). Every lane ends with one `done` or `error`.
+`at` is when the oldest token of the text existed, in seconds since 1970.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from studio.chat.lanes import Delta, Scored
@@ -28,7 +30,9 @@ def events_of(delta: Delta) -> list[Event]:
     """Return what a delta says, in order."""
     events: list[Event] = []
     if delta.text or delta.scored:
-        event: Event = {"type": "delta", "lane": delta.lane, "text": delta.text}
+        event: Event = {
+            "type": "delta", "lane": delta.lane, "text": delta.text, "at": round(time.time(), 3)
+        }  # fmt: skip
         if delta.scored:
             event["tokens"] = [_scored(token) for token in delta.scored]
         events.append(event)

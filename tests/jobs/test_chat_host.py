@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -30,7 +31,7 @@ from studio.methods import named
 from studio.methods.layer import Backbone
 
 
-def make_base(folder: Path, *, hidden: int = 32) -> Path:
+def make_base(folder: Path, *, hidden: int = 32, more_words: int = 0) -> Path:
     """A tiny random Llama that reads bytes and never ends by itself, saved like any model."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: number for number, token in enumerate(alphabet)}
@@ -41,7 +42,7 @@ def make_base(folder: Path, *, hidden: int = 32) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=hidden, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=256, max_position_embeddings=512, eos_token_id=None,
+        num_key_value_heads=2, vocab_size=256 + more_words, max_position_embeddings=512, eos_token_id=None,
         bos_token_id=None, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -207,12 +208,13 @@ def test_an_adapter_that_changed_on_disk_is_loaded_again(place):
 
 def test_two_bases_answer_in_one_request(place, tmp_path):
     home, base = place
-    other = make_base(tmp_path / "other", hidden=48)
+    other = make_base(tmp_path / "other", hidden=48, more_words=64)
 
     said = ask(home, lane(base), lane(other), lane("/no/such/model"))
 
     assert said[0]["end"]["type"] == said[1]["end"]["type"] == "done"
-    assert said[1]["status"][0].startswith(f"Loading {other}")
+    # Other vocabulary, other base: allowed, and its memory is said before it is taken.
+    assert re.fullmatch(rf"Loading {other} \([\d.]+ kB\)…", said[1]["status"][0])
     assert said[2]["end"]["kind"] == "model"
 
 

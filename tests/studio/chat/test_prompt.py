@@ -72,3 +72,20 @@ def test_a_last_assistant_message_is_continued():
 def test_a_lane_without_a_prompt_is_refused():
     with pytest.raises(ValueError, match="there is no prompt to answer"):
         lane_of(("user", "  "))
+
+
+def test_a_template_that_fails_costs_a_sentence():
+    from jinja2 import TemplateError
+
+    class Broken:
+        name, stop_ids = "theirs", ()
+
+        def encode_prompt(self, messages):
+            raise TemplateError("roles must alternate")
+
+    with pytest.raises(ChatError) as caught:
+        fit(lane_of(("user", "w5")), Broken(), make_tokenizer(), context=96)
+
+    assert caught.value.text == (
+        "The chat template theirs fails on this conversation (roles must alternate)."
+    )
