@@ -42,8 +42,8 @@ def make_base(folder: Path, *, hidden: int = 32, more_words: int = 0) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=hidden, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=256 + more_words, max_position_embeddings=512, eos_token_id=None,
-        bos_token_id=None, initializer_range=0.2,
+        num_key_value_heads=2, vocab_size=256 + more_words, max_position_embeddings=512,
+        eos_token_id=None, bos_token_id=None, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
