@@ -13,7 +13,7 @@ import sys
 from studio.cluster.order import ERROR, MARK, order_in, read_json
 from studio.cluster.storage import Place
 from studio.cluster.stream import Writer
-from studio.errors import RunError, StudioError
+from studio.errors import ProcessLost, RunError, StudioError
 from studio.training.events import Loading
 
 logger = logging.getLogger(__name__)
@@ -66,15 +66,18 @@ def _drive(place: Place) -> None:
 
 def _cause(error: Exception) -> StudioError:
     """Return what a failure was about: a worker's own sentence, else how Ray tells it."""
-    for failure in getattr(error, "worker_failures", {}).values():
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
         for inner in (failure, getattr(failure, "_base_exc", None), failure.__cause__):
             if isinstance(inner, StudioError):
                 return inner
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     last = lines[-1][:300] if lines else type(error).__name__
+    if not failures:  # Ray's own part of it was lost: home may send the run again
+        return ProcessLost(f"Ray gave the run up: {last}")
     return RunError(
-        f"The run failed on the cluster {MOST_FAILURES + 1} times, the last time with: {last}. The "
-        "last checkpoint is intact."
+        f"The run's workers failed {MOST_FAILURES + 1} times on the cluster, the last time with: "
+        f"{last}. The last checkpoint is intact."
     )
 
 

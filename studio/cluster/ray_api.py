@@ -28,6 +28,13 @@ Status = Literal["PENDING", "RUNNING", "STOPPED", "SUCCEEDED", "FAILED"]
 OVER: frozenset[Status] = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 
 
+ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",  # a busy machine imports torch for minutes
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
 class NoAnswer(ClusterError):
     """Nobody answers at the address now; whoever asks may ask again."""
 
@@ -112,7 +119,7 @@ class Ray:
                 runtime_env={
                     "py_modules": [str(Path(studio.__file__).parent)],
                     "excludes": ["**/__pycache__"],
-                    "env_vars": {"RAY_TRAIN_V2_ENABLED": "1", "TOKENIZERS_PARALLELISM": "false"},
+                    "env_vars": ENVIRONMENT,
                 },
                 metadata={"from": "adapter-studio"},
             )

@@ -3,6 +3,7 @@
 The cluster has one processor on each machine, so that a run of two processes spans both.
 """
 
+import json
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs import cluster, supervisor
+from jobs import cluster, plans, supervisor
 from jobs.admission import admit
 from jobs.record import Job
 from jobs.store import JobStore
@@ -28,12 +29,13 @@ from studio.spec import RunSpec
 from studio.training.events import Step
 from studio.training.run import train
 from tests.jobs.conftest import until
+from tests.studio.tiny import tiny_folder
 
 pytest.importorskip("ray", reason="the extra ray is not installed")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 MEMORY = 80 * 2**20
-LONG = 180.0
+LONG = 400.0
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +249,31 @@ def test_a_run_is_cancelled_while_ray_is_still_placing_it(
         assert [s for name, s in states.items() if name.startswith("placing-")] == ["STOPPED"]
     finally:
         client.stop_job(other)
+
+
+def test_a_sweep_fans_out_with_a_model_and_rows_of_this_machine(
+    studio: JobStore, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"question": w, "answer": w * 2}) for w in "abcdefgh"))
+    model = tiny_folder(tmp_path / "model")
+    spec = a_run("", num_processes=1).with_values(
+        {"model.path": str(model), "data.path": str(rows), "data.chat_template": "plain"}
+    )
+    jobs = plans.submit_sweep(
+        studio, admit(spec, studio.home), {"method.r": [2, 4]}, name="fan", mode="grid"
+    )
+
+    both = [reaches(studio, job, succeeded) for job in jobs]
+
+    assert [studio.attempts(job.id)[0]["device"] for job in both] == ["ray:0", "ray:1"]
+    starts, ends = zip(*((job.started, job.finished) for job in both), strict=True)
+    assert max(starts) < min(ends)  # they ran at the same time
+    passport = json.loads(Path(both[0].result["adapter"], "passport.json").read_text())
+    assert passport["base"]["path"] == str(model)
+    assert losses(studio, both[0]) == pytest.approx(
+        losses_here(RunSpec.parse(both[0].spec), tmp_path / "here"), rel=1e-4
+    )
 
 
 def test_a_run_that_wants_more_than_the_cluster_has_is_refused_with_how_many_there_are(
