@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 
 import numpy as np
+import xxhash
 
 from studio.data.records import Conversation, Document
 
@@ -26,7 +26,7 @@ def content_hash(row: Conversation | Document) -> int:
 
 def bytes_hash(data: bytes | memoryview) -> int:
     """Return 64 bits that differ for different bytes."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    return xxhash.xxh3_64_intdigest(data)
 
 
 def num_repeats(hashes: array[int]) -> int:

@@ -108,15 +108,15 @@ def _write_batch(
             _write_document(item, template, limit, writer, number)
             continue
         counts.open_ended += row.open_ended
+        if len(item.ids) <= limit:
+            counts.hashes.append(writer.add(item.ids, item.trained, number))
+            continue
         cut = fit(item, limit=limit, num_lead_tokens=template.num_lead_tokens(item.ids))
-        if cut.lost != "nothing":
-            counts.truncated += 1
-            counts.truncated_start += cut.lost == "start"
-            counts.truncated_tokens += len(item.ids) - len(cut.ids)
-            counts.hashes.append(bytes_hash(item.ids.data))
-            writer.add(cut.ids, cut.trained, number, whole=len(item.ids))
-        else:
-            counts.hashes.append(writer.add(cut.ids, cut.trained, number))
+        counts.truncated += 1
+        counts.truncated_start += cut.lost == "start"
+        counts.truncated_tokens += len(item.ids) - len(cut.ids)
+        counts.hashes.append(bytes_hash(item.ids.data))
+        writer.add(cut.ids, cut.trained, number, whole=len(item.ids))
 
 
 def _write_document(

@@ -16,7 +16,7 @@ Shapes: `T packed tokens, N positions that predict a trained token, D hidden`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,28 +31,44 @@ PLAIN_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer",
                 "Qwen3DecoderLayer"}  # fmt: skip
 
 
+class Again:
+    """A function's inputs, and its result made anew when the backward pass first asks for it."""
+
+    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+        self.function = function
+        self._inputs = [tensor.detach() for tensor in inputs]
+        self._result: Tensor | None = None
+
+    def result(self, needed: Sequence[bool]) -> Tensor:
+        """Return the result with a graph of its own, down to the inputs that are needed."""
+        if self._result is None:
+            with torch.enable_grad():
+                for tensor, need in zip(self._inputs, needed, strict=True):
+                    tensor.requires_grad_(need)
+                self._result = self.function(*self._inputs)
+        return self._result
+
+    def gradients(self, needed: Sequence[bool], outer: Tensor) -> list[Tensor | None]:
+        """Return the inputs' gradients and forget the result."""
+        result, self._result = self.result(needed), None
+        wanted = [tensor for tensor, need in zip(self._inputs, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(result, wanted, outer))
+        return [next(found) if need else None for need in needed]
+
+
 class Recomputed(torch.autograd.Function):
     """A function that keeps nothing but its inputs."""
 
     @staticmethod
-    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Return `function(*inputs)`."""
-        ctx.function = function
-        ctx.save_for_backward(*inputs)
-        return function(*inputs)
+    def forward(ctx: Any, again: Again, *inputs: Tensor) -> Tensor:
+        """Return `again.function(*inputs)`."""
+        ctx.again = again
+        return again.function(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Run the function again, this time for its gradients."""
-        needed = ctx.needs_input_grad[1:]
-        with torch.enable_grad():
-            inputs = [
-                saved.detach().requires_grad_(need)
-                for saved, need in zip(ctx.saved_tensors, needed, strict=True)
-            ]
-            wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(ctx.function(*inputs), wanted, outputs[0]))
-        return None, *(next(found) if need else None for need in needed)
+        return None, *ctx.again.gradients(ctx.needs_input_grad[1:], outputs[0])
 
 
 def make_lean(anatomy: Anatomy, state: AttentionState) -> None:
@@ -79,7 +95,7 @@ def _norm(module: nn.Module, state: AttentionState) -> Callable[[Tensor], Tensor
     def forward(x: Tensor) -> Tensor:
         if not (state.lean and torch.is_grad_enabled()) or _trains(module):
             return own(x)
-        result: Tensor = Recomputed.apply(own, x)
+        result: Tensor = Recomputed.apply(Again(own, [x]), x)
         return result
 
     return forward
@@ -96,7 +112,8 @@ def _feed_forward(module: Any, state: AttentionState) -> Callable[[Tensor], Tens
         if not (state.lean and torch.is_grad_enabled()):
             return own(x)
         gate, up = module.gate_proj(x), module.up_proj(x)
-        inner: Tensor = Recomputed.apply(product, gate, up)
+        again, needed = Again(product, [gate, up]), (gate.requires_grad, up.requires_grad)
+        inner: Tensor = Recomputed.apply(again, gate, up)
 
         def pack(tensor: Tensor) -> Tensor | torch.Size:
             same = tensor.data_ptr() == inner.data_ptr() and tensor.numel() == inner.numel()
@@ -105,8 +122,7 @@ def _feed_forward(module: Any, state: AttentionState) -> Callable[[Tensor], Tens
         def unpack(kept: Tensor | torch.Size) -> Tensor:
             if isinstance(kept, Tensor):
                 return kept
-            with torch.no_grad():
-                return product(gate, up).view(kept)
+            return again.result(needed).detach().view(kept)
 
         with saved_tensors_hooks(pack, unpack):
             return module.down_proj(inner)
