@@ -1,12 +1,18 @@
 """Compare in a real browser: three lanes answer, a slider acts, a blind vote is ranked, a reload
 finds everything."""
 
+import contextlib
+import json
 import re
+import time
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from jobs.store import JobStore
+from studio.home import open_home
+from studio.spec import RunSpec
 from tests.served import Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -71,7 +77,7 @@ def test_three_lanes_a_slider_a_blind_vote_and_a_reload(page: Page, studio: Serv
 
     # Each token tells how sure the model was, and what else it could have said.
     page.get_by_role("button", name="Confidence").click()
-    token = page.get_by_test_id("answer-0").locator(".s-token").first
+    token = page.get_by_test_id("answer-0").locator(".s-sure").first
     expect(token).to_have_attribute("title", re.compile(r"% sure.*\n.*%", re.DOTALL))
     page.get_by_role("button", name="Confidence").click()
 
@@ -105,6 +111,106 @@ def test_three_lanes_a_slider_a_blind_vote_and_a_reload(page: Page, studio: Serv
     expect(page.locator(".s-turn")).to_have_count(2)
     expect(page.get_by_test_id("answer-2").first).to_have_text(both)
     assert studio.json("/api/chat/leaderboard")["votes"] == 1
+
+
+def test_a_slider_acts_on_an_answer_that_is_being_written(page: Page, lanes: str):
+    page.goto("/compare?lane=starter&lane=starter~loud:1")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Longest answer").fill("400")
+    page.get_by_label("Temperature").fill("2")
+    page.get_by_label("Temperature").press("Tab")
+    ask(page, "Tell me a story.")
+    expect(page.get_by_test_id("answer-1")).to_contain_text(re.compile(r"\w+ \w+"), timeout=SLOW)
+    page.get_by_test_id("lane-1").get_by_label("Weight of loud").fill("0.35")
+    expect(page).to_have_url(re.compile(r"loud:0\.35"))
+    page.wait_for_timeout(300)  # some tokens later
+    page.get_by_test_id("stop").click()
+    expect(page.get_by_test_id("figures-1")).to_contain_text("loud × 0.35", timeout=SLOW)
+    expect(page.locator(".s-cell").nth(1)).to_contain_text("Weights moved while it was written")
+
+
+def test_a_suite_runs_from_the_page_and_is_a_table_and_files(
+    page: Page, studio: Served, lanes: str
+):
+    page.goto(f"{lanes}&view=suites")
+    page.get_by_test_id("suite-cases").fill(
+        "What is the capital of France? => Paris\nWhat sound does a cow make? =~ (?i)moo"
+    )
+    page.get_by_label("Name of the suite").fill("<b>capitals</b>")
+    page.get_by_test_id("run-suite").click()
+    shelf = page.get_by_test_id("shelf")
+    expect(shelf.locator(".s-suites .s-badge").first).to_have_text("succeeded", timeout=SLOW)
+    table = page.get_by_test_id("suite")
+    expect(table).to_contain_text("2 of 2 prompts")
+    expect(table.locator(".s-heat tbody tr")).to_have_count(3)
+    expect(table.locator(".s-answers-table tbody tr")).to_have_count(2)
+    for form, words in (("CSV", "capital of France"), ("JSONL", '"case"'), ("HTML", "<table>")):
+        with page.expect_download() as fetched:
+            table.get_by_role("link", name=form, exact=True).click()
+        text = Path(fetched.value.path()).read_text()
+        assert words in text and "<b>capitals" not in text
+        assert "http://" not in text and "<script" not in text
+
+
+def test_a_recipe_is_kept_taken_and_forgotten(page: Page, lanes: str):
+    page.goto(lanes)
+    page.get_by_test_id("lane-2").get_by_role("button", name="Keep mix").click()
+    page.get_by_label("Name of the mix").fill("both at once")
+    page.get_by_role("button", name="Save recipe").click()
+    page.get_by_role("tab", name="Recipes").click()
+    kept = page.get_by_test_id("recipes")
+    expect(kept).to_contain_text("loud × 1")
+    kept.get_by_role("button", name="Into a lane").click()
+    expect(page.get_by_test_id("lane-3")).to_contain_text("warm")
+    page.get_by_role("tab", name="Recipes").click()
+    kept.get_by_role("button", name="Delete").click()
+    kept.get_by_role("button", name="Really delete?").click()
+    expect(kept).to_contain_text("None yet")
+
+
+def test_a_click_on_a_loss_curve_opens_its_checkpoint_which_can_be_promoted(
+    page: Page, studio: Served
+):
+    values = {
+        "name": "short", "method": {"name": "lora", "r": 2}, "data": {"max_length": 64},
+        "train": {"max_steps": 6, "save_steps": 2, "learning_rate": 0.01},
+    }  # fmt: skip
+    with contextlib.closing(JobStore(open_home(studio.home))) as store:
+        run = store.submit(RunSpec.parse(values)).id
+    page.goto(f"/runs?run={run}")
+    chart = page.locator("[data-metric=loss]")
+    expect(page.get_by_test_id("detail")).to_contain_text("succeeded", timeout=SLOW)
+    expect(chart).to_have_attribute("data-points", "6")
+    page.get_by_label("Smoothing").fill("0")
+    # The curve falls from the upper left: its third of six points is looked for on its column.
+    box = chart.locator("canvas").bounding_box()
+    assert box
+    canvas = chart.locator("canvas")
+    column = box["x"] + 46 + (box["width"] - 58) * 0.4
+    for y in range(int(box["y"]) + 8, int(box["y"] + box["height"]) - 20, 6):
+        page.mouse.move(column, y)
+        if canvas.get_attribute("data-point") is not None:
+            break
+    page.mouse.down()
+    page.mouse.up()
+    expect(page).to_have_url(re.compile(rf"lane=starter~{run}@[24]:1"))
+    lane = page.get_by_test_id("lane-1")
+    expect(lane).to_contain_text(re.compile("short at step [24]"))
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Longest answer").fill("4")
+    page.get_by_label("Longest answer").press("Tab")
+    ask(page, "What sound does a cow make?")
+    expect(page.get_by_test_id("figures-1")).to_contain_text(f"{run}@", timeout=SLOW)
+
+    lane.get_by_role("button", name="Promote").click()
+    lane.get_by_role("button", name="Make it the adapter?").click()
+    expect(page.get_by_text("Queued as “promote")).to_be_visible()
+    passport = studio.home / "runs" / str(run) / "adapter" / "passport.json"
+    deadline = time.monotonic() + SLOW / 1000
+    while "promoted_from" not in json.loads(passport.read_text()):
+        assert time.monotonic() < deadline, "it was never promoted"
+        page.wait_for_timeout(200)
+    assert re.fullmatch(rf"{run}@[24]", json.loads(passport.read_text())["promoted_from"])
 
 
 def test_a_deleted_adapter_costs_its_lane_a_sentence(page: Page, studio: Served):

@@ -33,10 +33,10 @@ export function askExport(page, adapters) {
   const precision = choice(PRECISIONS, 'f16');
   const stack = one.is_model ? null : stackOf(page, adapters, () => true);
   const model = modelChoice(page, adapters);
-  const folder = labelled('New folder', out), called = labelled('Name', name);
+  const folder = labelled('New folder', out), called = labelled('Name', name), base = labelled('Base', model);
   const parts = {
-    gguf: [stack?.element, stack && labelled('Base', model), labelled('Precision', precision), called, folder],
-    merge: [stack?.element, labelled('Base', model), called],
+    gguf: [stack?.element, stack && base, labelled('Precision', precision), called, folder],
+    merge: [stack?.element, base, called],
   };
   const more = h('div', { class: 's-dialog-parts' });
   const which = choice(forms.map(({ key, name: words }) => [key, words]), forms[0].key, show);

@@ -1,6 +1,6 @@
 // The leaderboard: a score with its 95 % interval for every lane that was voted on, and who beat whom.
 
-import { api, h, number } from './dom.js';
+import { api, h } from './dom.js';
 import { laneName, parseLane } from './lane.js';
 
 export async function board(element) {
@@ -26,7 +26,8 @@ function table(standings) {
   const at = (value) => `${((value - low) / (high - low || 1) * 100).toFixed(2)}%`;
   const groups = new Set(standings.map((s) => s.group)).size > 1;
   return h('table', { class: 's-table' }, h('thead', {}, h('tr', {}, ['', 'Lane', 'Score', '95 % interval', '',
-    'Won', 'Lost', 'Tied', 'Bad', groups && 'Group'].filter((w) => w !== false).map((w) => h('th', {}, w)))),
+    'Won', 'Lost', 'Tied', 'Bad', groups && 'Group'].filter((w) => w !== false).map((w) =>
+    h('th', { class: w === 'Won' ? 's-after-interval' : '' }, w)))),
   h('tbody', {}, standings.map((s, i) => h('tr', {}, h('td', {}, i + 1), h('td', { title: s.lane },
     laneName(parseLane(s.lane))), h('td', { class: 's-figure' }, s.score.toFixed(0)),
   h('td', { class: 's-figure' }, `${s.low.toFixed(0)} – ${s.high.toFixed(0)}`),
@@ -45,7 +46,7 @@ export function heat(lanes, wins) {
       const games = won + wins[j][i];
       if (i === j || !games) return h('td', { class: 's-quiet' }, '–');
       return h('td', { style: `--share:${(won / games).toFixed(3)}`,
-        title: `${names[i]} won ${won} of ${games} against ${names[j]}` }, number(won, 3));
+        title: `${names[i]} won ${won} of ${games} against ${names[j]}` }, won % 1 ? won.toFixed(1) : String(won));
     }))))));
 }
 

@@ -21,7 +21,8 @@ export class Cell {
       h('footer', { class: 's-cell-foot' }, this.figures, this.tools));
   }
 
-  /** `view`: confidence, reference (an answer or null), hidden (its place when blind), name, last, busy. */
+  /** `view`: confidence, reference (an answer or null), hidden (its place when blind), name, named (show it),
+   *  last, busy. */
   show(answer, view) {
     this.answer = answer;
     const { element, words } = this;
@@ -30,8 +31,9 @@ export class Cell {
     element.setAttribute('aria-label', view.hidden ? `Answer ${view.place + 1}` : `Lane ${view.letter}`);
     element.toggleAttribute('data-empty', !answer);
     element.dataset.verdict = view.hidden ? '' : answer?.verdict ?? '';
-    this.name.hidden = view.place == null;
-    text(this.name, view.hidden ? `${view.place + 1}` : `${(view.place ?? 0) + 1} · ${view.name}`);
+    this.name.hidden = view.place == null && !view.named;
+    text(this.name, view.hidden ? `${view.place + 1}`
+      : `${view.place == null ? view.letter : view.place + 1} · ${view.name}`);
     this.tools.hidden = !view.last || view.busy || !answer;
     if (!answer) { words.replaceChildren(); text(this.figures, ''); this.note.hidden = true; return; }
     this.go.hidden = !['length', 'stopped', 'interrupted'].includes(answer.reason) || !answer.text;
@@ -73,7 +75,7 @@ function token([piece, logprob, others]) {
   const share = Math.exp(logprob);
   const line = ([words, value]) => `${percent(Math.exp(value)).padStart(6)}  ${JSON.stringify(words)}`;
   const title = [`${percent(share)} sure (logprob ${logprob.toFixed(2)})`, ...others.map(line)].join('\n');
-  return h('span', { class: 's-token', title, tabindex: '0', style: `--doubt:${(1 - share).toFixed(3)}` },
+  return h('span', { class: 's-sure', title, tabindex: '0', style: `--doubt:${(1 - share).toFixed(3)}` },
     piece);
 }
 

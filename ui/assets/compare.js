@@ -135,7 +135,7 @@ export class Compare extends HTMLElement {
       confidence, last, busy: Boolean(this.talk.asking), letter: LETTERS[lane],
       reference: reference !== null && reference !== lane && !covered
         ? turn.answers[reference] ?? null : null,
-      hidden: covered, place: turn.answers[lane]?.place, name: laneName(this.talk.lanes[lane]),
+      hidden: covered, place: turn.answers[lane]?.place, named: this.talk.blind, name: laneName(this.talk.lanes[lane]),
     }));
     this.votes.refresh(turn);
   }
@@ -227,6 +227,17 @@ export class Compare extends HTMLElement {
     lanes.push({ model: last.model, stack: next ? [{ name: next.name, weight: 1 }] : [] });
     this.show();
     this.moved();
+  }
+
+  /** Put a recipe into a new lane, or into the last one where there are as many as can be. */
+  take({ model, stack }) {
+    if (this.talk.asking) return;
+    const lane = { model, stack: structuredClone(stack) };
+    const { lanes } = this.talk;
+    if (lanes.length < MOST_LANES) lanes.push(lane); else Object.assign(lanes.at(-1), lane);
+    this.show();
+    this.moved();
+    this.shelf.open('chat');
   }
 
   fresh_() {

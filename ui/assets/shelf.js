@@ -1,13 +1,14 @@
-// The views of Compare beside the chat: past conversations, the leaderboard, prompt suites. The one
+// The views of Compare beside the chat: past conversations, the leaderboard, suites, recipes. The one
 // that is open is in the address.
 
 import { ago, api, button, h, remember, sureButton, toast } from './dom.js';
 import { laneName } from './lane.js';
 import { board } from './board.js';
+import { recipes } from './recipes.js';
 import { Suites } from './suites.js';
 
 const VIEWS = [['chat', 'Chat'], ['conversations', 'Conversations'], ['leaderboard', 'Leaderboard'],
-  ['suites', 'Suites']];
+  ['suites', 'Suites'], ['recipes', 'Recipes']];
 
 export class Shelf {
   constructor(page) {
@@ -31,7 +32,8 @@ export class Shelf {
     this.element.replaceChildren();
     try {
       await { conversations: () => this.conversations(), leaderboard: () => board(this.element),
-        suites: () => this.suites.show(this.element) }[this.view]();
+        suites: () => this.suites.show(this.element),
+        recipes: () => recipes(this.element, this.page) }[this.view]();
     } catch (error) { toast(error.message, 'error'); }
   }
 

@@ -82,7 +82,8 @@ function results(suite, reuse) {
     h('table', { class: 's-table' }, h('thead', {}, h('tr', {}, h('th', {}, 'Lane'),
       shown.map(([, words]) => h('th', {}, words)))),
     h('tbody', {}, suite.means.map((one, i) => h('tr', {}, h('td', {}, names[i]),
-      shown.map(([key, , form]) => h('td', { class: 's-figure' }, form(one[key]))))))),
+      shown.map(([key, , form]) => h('td', { class: `s-figure ${best(suite.means, key, one) ? 's-best' : ''}` },
+        form(one[key]))))))),
     ...(scored ? [h('h3', {}, 'Wins of the row against the column'), heat(suite.lanes, suite.wins)] : []),
     h('div', { class: 's-scroll-x' }, h('table', { class: 's-table s-answers-table' },
       h('thead', {}, h('tr', {}, ['', 'Prompt', 'Wanted', ...names].map((words) => h('th', {}, words)))),
@@ -93,6 +94,15 @@ function results(suite, reuse) {
             answer.error ?? answer.text);
         })))))),
   ];
+}
+
+// Where more is better, and a column says something: not all lanes have the same.
+const MORE = ['exact_match', 'rouge_l', 'pattern', 'json', 'tokens_per_second'];
+
+function best(means, key, one) {
+  const values = means.map((lane) => lane[key]).filter((value) => value != null);
+  const top = Math.max(...values);
+  return MORE.includes(key) && one[key] === top && values.some((value) => value < top);
 }
 
 function share(value) {
