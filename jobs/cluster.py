@@ -6,6 +6,7 @@ ever asked from a thread, so that one that does not answer holds up nobody.
 """
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -193,7 +194,10 @@ class Watch:
             logger.info("%s", trouble or f"the cluster at {cluster.address} answers")
         if cluster == self.cluster:
             self.facts, self.trouble = facts, trouble
-        self._stop_what_nobody_follows()
+        try:
+            self._stop_what_nobody_follows()
+        except (StudioError, sqlite3.Error) as error:  # busy, or closed meanwhile
+            logger.info("what nobody follows is asked to stop later: %s", error)
 
     def _stop_what_nobody_follows(self) -> None:
         """A run that was held or cancelled while it waited to be followed again ends there too."""

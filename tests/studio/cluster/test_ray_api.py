@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -115,3 +116,11 @@ def test_what_is_needed_is_here_and_what_is_not_is_named() -> None:
     assert lacking(needed()) == ""
     assert lacking(("no-such-package>=2",)) == "no-such-package is not installed"
     assert lacking(("pydantic<1",)).startswith("pydantic is 2.")
+
+
+def test_a_studio_without_ray_says_what_to_install(
+    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray.job_submission", None)
+    with pytest.raises(ClusterError, match=r"pip install 'adapter-studio\[ray\]'"):
+        Ray(dashboard.address).submit("one", place="/x")

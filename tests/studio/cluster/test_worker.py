@@ -1,0 +1,144 @@
+"""What a worker does on the cluster, played here: Ray's part is a rank, a size and a device."""
+
+import json
+import sys
+import threading
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from studio.cluster import driver
+from studio.cluster.order import CONTROL, ERROR, ORDER, Order, order_in, read_json, write_json
+from studio.cluster.storage import Place
+from studio.cluster.stream import Reader, Writer
+from studio.cluster.worker import work
+from studio.errors import ClusterError, DataError, ProcessLost, RunError
+from studio.home import Home
+from studio.spec import RunSpec
+from studio.training import elsewhere
+from studio.training.events import Loading, Step
+from studio.training.run import train
+
+
+@pytest.fixture
+def place(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A packed run on a storage, and a ray of one worker."""
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    trains, torches = ModuleType("ray.train"), ModuleType("ray.train.torch")
+    trains.get_context = lambda: context  # type: ignore[attr-defined]
+    torches.get_device = lambda: "cpu"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "ray.train", trains)
+    monkeypatch.setitem(sys.modules, "ray.train.torch", torches)
+    place = Place(str(tmp_path / "storage"))
+    elsewhere.pack(SPEC, tmp_path / "packed", home)
+    place.send(tmp_path / "packed", "packed")
+    write_json(place, ORDER, Order(workers=1, gpus=False, needs=("torch",)).model_dump(mode="json"))
+    speaker = Writer(place)
+    speaker.say(Loading(text="Ray is placing the run").as_dict())  # the driver's word comes first
+    speaker.close()
+    return place
+
+
+SPEC = RunSpec.parse(
+    {"train": {"max_steps": 6, "save_steps": 3, "num_samples": 1, "eval_steps": 6, "device": "ray"}}
+)
+
+
+def said(place: Place) -> list[dict[str, Any]]:
+    return list(Reader(place).read())
+
+
+def test_a_worker_says_what_the_run_says_here_and_leaves_what_it_makes(
+    place: Place, home: Home, tmp_path: Path
+) -> None:
+    work({"place": place.url})
+
+    alone = SPEC.with_values({"train.device": "cpu"})
+    here = [e for e in train(alone, run_dir=tmp_path / "here", home=home) if isinstance(e, Step)]
+    heard = said(place)
+    assert [v["loss"] for v in heard if v["event"] == "step"] == [e.loss for e in here]
+    assert [v["step"] for v in heard if v["event"] == "saved"] == [3, 6]
+    assert heard[-1]["event"] == "finished" and heard[-1]["adapter"] == "adapter"
+    assert place.names("checkpoints") == ["step-00000003", "step-00000006"]
+    assert place.fetch("adapter", tmp_path / "adapter")
+    assert (read_json(place, "report.json") or {})["reason"] == "completed"
+
+
+def test_a_wish_on_the_storage_is_obeyed_and_the_next_worker_goes_on(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("studio.cluster.worker.LISTEN_SECONDS", 0.01)
+    write_json(place, CONTROL, {"number": 1, "wish": "stop"})
+    work({"place": place.url})
+    first = said(place)
+    assert first[-1]["reason"] == "stopped"
+    reached = first[-1]["step"]
+    assert 1 <= reached < 6
+    assert place.names("checkpoints")[-1] == f"step-{reached:08d}"
+
+    place.remove(CONTROL)
+    work({"place": place.url})
+    then = said(place)[len(first) :]
+    assert then[0]["text"].startswith("A worker was lost")
+    assert [v["step"] for v in then if v["event"] == "step"] == list(range(reached + 1, 7))
+    assert then[-1]["reason"] == "completed"
+
+
+def test_a_checkpoint_that_a_person_wants_is_made_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("studio.cluster.worker.LISTEN_SECONDS", 0.01)
+    spec = elsewhere.read_spec(Path(place.root) / "packed")
+    spec = spec.with_values({"train.max_steps": 60, "train.save_steps": -1, "train.eval_steps": -1})
+    (Path(place.root) / "packed" / "spec.yaml").write_text(spec.to_yaml())
+    running = threading.Thread(target=work, args=({"place": place.url},))
+    running.start()
+    write_json(place, CONTROL, {"number": 1, "wish": "save"})
+    running.join()
+
+    saved = [v["step"] for v in said(place) if v["event"] == "saved"]
+    assert len(saved) == 1 and 1 <= saved[0] < 60
+
+
+def test_an_error_that_another_try_would_meet_again_is_not_tried_again(place: Place) -> None:
+    packed = Path(place.root) / "packed" / "spec.yaml"
+    packed.write_text(SPEC.with_values({"data.path": "/no/such/rows.jsonl"}).to_yaml())
+
+    with pytest.raises(DataError) as error:
+        work({"place": place.url})
+    assert read_json(place, ERROR) == error.value.as_dict()
+    work({"place": place.url})  # Ray starts it again: it returns at once
+
+
+def test_a_machine_that_does_not_see_the_storage_or_lacks_packages_says_so(
+    place: Place, tmp_path: Path
+) -> None:
+    with pytest.raises(ClusterError, match="does not see the storage"):
+        order_in(Place(str(tmp_path / "elsewhere")))
+    lacking = Order(workers=1, gpus=False, needs=("torch<1",))
+    write_json(place, ORDER, lacking.model_dump(mode="json"))
+    with pytest.raises(ClusterError, match="cannot train: torch is .*, not <1"):
+        order_in(place)
+
+
+def test_a_drivers_error_is_its_last_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert driver.main([str(tmp_path / "nowhere")]) == 1
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(last.removeprefix("ADAPTER STUDIO ERROR "))["kind"] == "cluster"
+
+
+def test_what_ray_failed_with_becomes_a_sentence() -> None:
+    ours = RuntimeError("wrapped")
+    ours.__cause__ = DataError("Row 3 is empty.")
+    failed = RuntimeError("Training failed")
+    failed.worker_failures = {0: RuntimeError("gloo"), 1: ours}  # type: ignore[attr-defined]
+    assert driver._cause(failed).text == "Row 3 is empty."
+
+    failed.worker_failures = {0: RuntimeError("gloo")}  # type: ignore[attr-defined]
+    found = driver._cause(failed)
+    assert isinstance(found, RunError) and "4 times on the cluster" in found.text
+    assert isinstance(driver._cause(RuntimeError("controller gone")), ProcessLost)
