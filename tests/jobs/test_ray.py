@@ -6,6 +6,7 @@ The cluster has one processor on each machine, so that a run of two processes sp
 import json
 import os
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -127,6 +128,9 @@ def test_a_run_on_two_machines_gives_what_it_gives_here_and_its_curve_is_live(
 
     here = losses_here(spec, tmp_path / "here")
     assert losses(studio, job) == pytest.approx(here, rel=1e-4)
+    print(
+        f"seconds from storage to database: median {statistics.median(late):.2f}, {max(late):.2f}"
+    )
     assert max(late) < 2.0, late
     adapter = Path(str(job.result["adapter"]))
     assert adapter == studio.home.run(job.id) / "adapter"
