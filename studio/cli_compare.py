@@ -165,3 +165,17 @@ def promote(
     from jobs import compare_commands
 
     return compare_commands.promote(open_home(home), checkpoint, follow=follow, as_json=as_json)
+
+
+@app.command()
+def endpoint(
+    hours: Annotated[
+        float, typer.Option(min=0.01, max=8760, help="It leaves when nobody asked for so long.")
+    ] = 0.5,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Print the address and key at which OpenAI clients on this machine find every lane by name."""
+    from jobs import endpoint as serving
+
+    return serving.endpoint(open_home(home), hours=hours, as_json=as_json)

@@ -510,6 +510,20 @@ def test_the_official_client_is_answered(place):
     assert joined == whole
 
 
+def test_a_command_says_where_clients_find_the_lanes(place, capsys):
+    from studio.cli import main
+
+    home, _ = place
+    with pytest.raises(SystemExit) as ended:
+        main(["endpoint", "--home", str(home.path), "--json"])
+    assert not ended.value.code
+    told = json.loads(capsys.readouterr().out)
+
+    reached = chat_client.find_host(home)
+    assert (told["base_url"], told["api_key"]) == (f"{reached.url}/v1", reached.token)
+    assert {"starter", "noisy"} <= set(told["models"])
+
+
 # -- life and death; last, because they end the shared host ----------------------------------------
 
 

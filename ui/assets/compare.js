@@ -9,6 +9,7 @@ import { LaneHead, laneName, parseLane, writeLane } from './lane.js';
 import { Talk } from './talk.js';
 import { Votes, hidden } from './judge.js';
 import { Shelf } from './shelf.js';
+import { askElsewhere } from './elsewhere.js';
 
 const MOST_LANES = 6;
 export const LETTERS = 'ABCDEF';
@@ -60,13 +61,23 @@ export class Compare extends HTMLElement {
       onchange: (event) => this.compareWith(event.target.value) });
     this.blind = button('Blind', () => this.toggleBlind(), 's-tool', { 'data-testid': 'blind',
       title: 'Shuffle the lanes and hide their names until you have voted' });
-    this.fresh = button('New chat', () => this.fresh_(), 's-tool');
+    this.fresh = button('New chat', () => this.fresh_(), 's-tool', { title: 'Key n' });
+    this.serve = button('Use elsewhere', () => askElsewhere(this.talk.lanes), 's-tool',
+      { title: 'These lanes in other programs, over an OpenAI-compatible address' });
     this.shelf = new Shelf(this);
     this.append(h('div', { class: 's-compare' },
       h('div', { class: 's-compare-bar' }, this.shelf.tabs, h('span', { class: 's-grow' }), this.fresh,
-        this.confidence, this.reference, this.blind),
+        this.confidence, this.reference, this.blind, this.serve),
       this.heads, this.scroll, this.shelf.element, this.composer.element));
-    addEventListener('keydown', (event) => this.votes.key(event));
+    addEventListener('keydown', (event) => { this.key(event); this.votes.key(event); });
+  }
+
+  /** Away from fields: / goes to the composer, n begins a new chat, r answers the last prompt again. */
+  key(event) {
+    const typing = event.target.closest?.('input, textarea, select, dialog');
+    if (typing || event.ctrlKey || event.metaKey || event.altKey || this.hasAttribute('data-shelf')) return;
+    const act = { '/': () => this.composer.focus(), n: () => this.fresh_(), r: () => this.again() }[event.key];
+    if (act) { event.preventDefault(); act(); }
   }
 
   /** Draw everything: after lanes, turns or the way of looking changed. */

@@ -32,7 +32,7 @@ export class Composer {
     this.stop = button('Stop', doors.stop, 's-danger', { hidden: true, 'data-testid': 'stop',
       title: 'Stop every lane (Escape)' });
     this.again = button('Ask again', doors.again, '', { hidden: true,
-      title: 'Answer the last prompt again, with the weights and settings as they are now' });
+      title: 'Answer the last prompt again, with the weights and settings as they are now (key r)' });
     this.add = button('+ Lane', doors.add, '', { title: 'Add a lane', 'data-testid': 'add-lane' });
     this.gear = button('Settings', () => this.toggle(), '', { 'aria-expanded': 'false',
       'aria-controls': 's-sampling' });
