@@ -13,6 +13,7 @@ const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', conf
 const FAILURES = {
   out_of_memory: ['Out of memory', ''],
   disk_full: ['The disk is full', 'Free some room, then resume: what was saved is intact.'],
+  cluster: ['The cluster could not train it', 'When that is mended, resume: what was saved is here.'],
   diverged: ['The loss diverged', 'Lower the learning rate or the gradient norm limit, then train again.'],
 };
 
@@ -102,7 +103,8 @@ export class Detail {
       && !job.step));
     const waiting = { queued: 'Waits for its turn', starting: 'Starting', stopping:
       job.intent === 'cancel' ? 'Stopping after this step' : 'Saving, then pausing' }[job.state];
-    text(this.going, [progress(job), waiting ?? (job.step ? '' : job.phase)].filter(Boolean).join(' · '));
+    const usual = job.step && (job.kind !== 'train' || job.phase === 'Training');
+    text(this.going, [progress(job), waiting ?? (usual ? '' : job.phase)].filter(Boolean).join(' · '));
     const left = job.state === 'running' ? job.seconds_left : null;
     text(this.left, left == null ? '' : `${duration(left)} left`);
   }
