@@ -64,6 +64,7 @@ class Case:
     steps_per_round: int
     rounds: int
     learning_rate: float
+    siblings: int = 1
 
     @property
     def steps(self) -> int:

@@ -16,7 +16,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def bench(arguments: Sequence[str]) -> int:
-    """Run `studio bench startup|data|chat|methods|train`; returns the exit code."""
+    """Run `studio bench startup|data|chat|methods|siblings|train`; returns the exit code."""
     options = _parser().parse_args(list(arguments))
     if options.what == "startup":
         return _startup(options)
@@ -26,7 +26,22 @@ def bench(arguments: Sequence[str]) -> int:
         return _chat(options)
     if options.what == "methods":
         return _methods(options)
+    if options.what == "siblings":
+        return _siblings(options)
     return _train(options)
+
+
+def _siblings(options: argparse.Namespace) -> int:
+    from studio.bench.siblings import bench_siblings, table
+
+    case = Case(
+        model=options.model, data=options.data, method=options.method, dtype=options.dtype,
+        batch=options.batch, steps_per_round=options.steps, rounds=options.rounds,
+        learning_rate=options.learning_rate,
+    )  # fmt: skip
+    result = bench_siblings(case, options.count)
+    print(json.dumps(result) if options.json else table(result))
+    return 0
 
 
 def _methods(options: argparse.Namespace) -> int:
@@ -125,6 +140,17 @@ def _parser() -> argparse.ArgumentParser:
     every.add_argument("--rounds", type=int, default=3)
     every.add_argument("--learning-rate", type=float, default=1e-3)
     every.add_argument("--json", action="store_true")
+    kin = kinds.add_parser("siblings", help="a sweep on one base against each run alone")
+    kin.add_argument("--count", type=int, default=4, help="runs that train together")
+    kin.add_argument("--model", default="llama-30m", help="a folder, or a shape")
+    kin.add_argument("--data", default=SYNTHETIC, help=f"a data file, or {SYNTHETIC}")
+    kin.add_argument("--method", default="lora")
+    kin.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    kin.add_argument("--batch", type=int, default=8)
+    kin.add_argument("--steps", type=int, default=3, help="steps per round")
+    kin.add_argument("--rounds", type=int, default=5)
+    kin.add_argument("--learning-rate", type=float, default=1e-3)
+    kin.add_argument("--json", action="store_true")
     train = kinds.add_parser("train", help="real tokens per second against peers")
     shapes = ", ".join(SHAPES)
     train.add_argument("--model", default="llama-30m", help=f"a folder, or a shape: {shapes}")

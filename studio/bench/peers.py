@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from studio.bench.case import Case, Example, load_bare
 from studio.bench.worker import Turnstile
+
+if TYPE_CHECKING:
+    from studio.models.loading import Loaded
 
 IGNORED = -100
 
@@ -24,23 +27,10 @@ def run_ours(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> 
     """The loop of `studio.training`, as `studio train` runs it."""
     from dataclasses import replace
 
-    import torch
-
-    from studio.models.loading import Loaded
-    from studio.models.sources import ModelFacts
     from studio.training.opening import open_session
     from studio.training.session import NAME
 
-    model = load_bare(Path(case.model), case.dtype)
-    known = ModelFacts(
-        path=Path(case.model), architecture="", model_type="", parameters=model.num_parameters(),
-        hidden_size=0, num_layers=0, context_length=0, vocab_size=0, has_chat_template=False,
-        size_bytes=0, weights_dtype="", fingerprint="",
-    )  # fmt: skip
-    loaded = Loaded(
-        model=model, tokenizer=None, device=model.device,
-        dtype=getattr(torch, case.dtype), facts=known,
-    )  # fmt: skip
+    loaded = bare(case)
     prepared: Any = SimpleNamespace(train=rows, validation=[], data_hash="", template="")
     session = open_session(case.spec(), loaded=loaded, prepared=prepared)
     if (folder / "adapter").is_dir():
@@ -56,6 +46,32 @@ def run_ours(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> 
             event = session.step()
         gate.after()
         gate.note(loss=event.loss, grad_norm=event.grad_norm)
+
+
+def bare(case: Case) -> Loaded:
+    """Load the case's model as a session wants it, without a tokenizer."""
+    import torch
+
+    from studio.models.loading import Loaded
+    from studio.models.sources import ModelFacts
+
+    model = load_bare(Path(case.model), case.dtype)
+    known = ModelFacts(
+        path=Path(case.model), architecture="", model_type="", parameters=model.num_parameters(),
+        hidden_size=0, num_layers=0, context_length=0, vocab_size=0, has_chat_template=False,
+        size_bytes=0, weights_dtype="", fingerprint="",
+    )  # fmt: skip
+    return Loaded(
+        model=model, tokenizer=None, device=model.device,
+        dtype=getattr(torch, case.dtype), facts=known,
+    )  # fmt: skip
+
+
+def run_siblings(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
+    """Several runs of this studio on one base."""
+    from studio.bench.siblings import run
+
+    run(folder, case, rows, gate)
 
 
 def run_hf(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
@@ -166,5 +182,6 @@ def _train(
 
 
 PEERS: dict[str, Callable[[Path, Case, list[Example], Turnstile], None]] = {
-    "ours": run_ours, "hf": run_hf, "trl": run_trl, "trl-best": run_trl_best,
+    "ours": run_ours, "siblings": run_siblings, "hf": run_hf, "trl": run_trl,
+    "trl-best": run_trl_best,
 }  # fmt: skip
