@@ -35,6 +35,7 @@ CHUNK_NUMBERS = 16_000_000
 MOST_STEPS = 4000
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 1, "lion": 4, "muon": 4}
+SKIPPING = ("llama", "mistral", "qwen2", "qwen3")
 FLOPS_PER_CORE = 2.5e10
 GPU_FLOPS = 6e13
 SPEED = "speed.json"
@@ -80,6 +81,7 @@ class Shape:
     vocabulary: int
     gated: bool
     tied: bool
+    model_type: str
 
     @property
     def layer_parameters(self) -> int:
@@ -137,10 +139,13 @@ def memory(
         weights = int(matrices * 0.56) + (known.parameters - matrices) * width
     kept = layer_activations(spec, shape) * load.tokens * width
     layers = shape.layers * kept
+    if shape.model_type in SKIPPING and shape.gated:  # the last feed-forward runs where it is read
+        layers -= 2 * shape.inner * (load.tokens - load.targets) * width
     if spec.train.gradient_checkpointing:
         layers = shape.layers * shape.hidden * load.tokens * width + kept
     spread = 1.0 if on_gpu else HEAP_SHARE
-    chunk = min(load.targets * shape.vocabulary, CHUNK_NUMBERS)
+    logits = load.targets * shape.vocabulary
+    held = 3 * logits if whole else 2 * min(logits, CHUNK_NUMBERS)  # a head that trains: no chunks
     return {
         "runtime": CUDA_RUNTIME_BYTES if on_gpu else RUNTIME_BYTES,
         "weights": weights,
@@ -148,7 +153,7 @@ def memory(
         "gradients": (width if whole else 4) * trained,
         "optimizer": STATES[spec.train.optim] * trained,
         "activations": int(spread * layers),
-        "logits": int(spread * (2 * 4 * chunk + 2 * load.targets * shape.hidden * width)),
+        "logits": int(spread * (4 * held + 2 * load.targets * shape.hidden * width)),
         "workspace": int(spread * 3 * max(shape.inner, shape.hidden) * load.tokens * width),
     }
 
@@ -157,11 +162,12 @@ def layer_activations(spec: RunSpec, shape: Shape) -> int:
     """Numbers that autograd keeps a token and layer.
 
     The norms' inputs (2 D), queries, keys, values and the attention's output; of the feed-forward
-    what its activation needs. Methods beside linear layers keep these layers' inputs as well.
+    what its activation needs. Methods beside linear layers keep these layers' inputs as well; the
+    down projection's is made again from the gate (`methods/layer/lean.py`).
     """
     attention = 2 * shape.attention + 2 * shape.keys_values
-    inner = (3 if shape.gated else 5) * shape.inner
-    inputs = 2 * shape.hidden + shape.attention + shape.inner
+    inner = (2 if shape.gated else 5) * shape.inner
+    inputs = 2 * shape.hidden + shape.attention + (0 if shape.gated else shape.inner)
     beside = spec.method.phase in (Phase.DELTA, Phase.WEIGHTS, Phase.GAIN)
     rank = 7 * int(getattr(spec.method, "r", 0))
     return 2 * shape.hidden + attention + inner + (inputs + rank if beside else 0)
@@ -206,7 +212,7 @@ def read_shape(known: ModelFacts) -> Shape:
         layers=known.num_layers, hidden=known.hidden_size, attention=heads * head,
         keys_values=groups * head, inner=int(inner), vocabulary=known.vocab_size,
         gated="intermediate_size" in config and known.model_type not in ("gpt_neox", "opt", "phi"),
-        tied=bool(config.get("tie_word_embeddings", True)),
+        tied=bool(config.get("tie_word_embeddings", True)), model_type=known.model_type,
     )  # fmt: skip
 
 
