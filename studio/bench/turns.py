@@ -181,4 +181,6 @@ def _check_installed(peers: Sequence[str]) -> None:
             raise InputError(f'There is no peer "{name}". Known: {", ".join(needs)}.')
         for library in needs[name]:
             if find_spec(library) is None:
-                raise InputError(f"The peer {name} needs {library}: `pip install 'adapter-studio[bench]'`.")
+                raise InputError(
+                    f"The peer {name} needs {library}: `pip install 'adapter-studio[bench]'`."
+                )

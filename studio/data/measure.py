@@ -35,6 +35,7 @@ class Measured(BaseModel):
     """A dataset on a model, and a run with the usual settings on it.
 
     `padding_share` is what padding would add to the tokens of a batch; packing adds nothing.
+    `seconds` is what that run would take on this machine's device, as far as that can be told.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +44,7 @@ class Measured(BaseModel):
     epochs: float = 0
     rows_per_step: int = 0
     padding_share: float = 0.0
+    seconds: float = 0.0
 
 
 def lens(model: ModelSource) -> Lens:
@@ -67,6 +69,7 @@ def measured(model: ModelSource, data: DataSource, home: Home) -> Measured:
     Raises:
         StudioError: The model or the data cannot be used, or no token would be trained.
     """
+    from studio.training.estimate import estimate
     from studio.training.schedule import plan_run
 
     seen, spec = lens(model), RunSpec(model=model, data=data)
@@ -83,6 +86,7 @@ def measured(model: ModelSource, data: DataSource, home: Home) -> Measured:
         epochs=spec.train.num_train_epochs,
         rows_per_step=plan.rows_per_step,
         padding_share=padding_share(lengths, plan.micro_batch, seed=spec.seed),
+        seconds=estimate(spec, home).seconds,
     )
 
 

@@ -108,7 +108,7 @@ def _split(
     held: NDArray[np.bool_],
 ) -> Prepared:
     everything = np.arange(len(tokens))
-    warnings = list(report.warnings)
+    warnings, overlap = list(report.warnings), 0
     if source.validation_path:
         other = source.model_copy(
             update={"path": source.validation_path, "validation_path": "", "validation_fraction": 0}
@@ -116,6 +116,12 @@ def _split(
         other_file = prepare(other, tokenizer, context_length=context_length, seed=seed, home=home)
         train: Sequence[Example] = Examples(tokens, everything)
         validation: Sequence[Example] = other_file.train[:MAX_VALIDATION]
+        overlap = _num_shared(validation, tokens)
+        if overlap:
+            warnings.append(
+                f"{overlap:,} of the {len(validation):,} evaluation rows are training rows too: "
+                "the evaluation loss will flatter."
+            )
     else:
         train = Examples(tokens, everything[~held])
         validation = Examples(tokens, everything[held])
@@ -125,7 +131,15 @@ def _split(
         update={
             "train_examples": len(train),
             "validation_examples": len(validation),
+            "overlap": overlap,
             "warnings": warnings,
         }
     )
     return Prepared(train, validation, report, report.template, data_hash)
+
+
+def _num_shared(validation: Sequence[Example], tokens: Tokens) -> int:
+    """Return how many rows of another file are among these, token for token."""
+    assert isinstance(validation, Examples)
+    others = validation.tokens.hashes[validation.order]
+    return int(np.isin(others, tokens.hashes).sum())

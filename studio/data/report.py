@@ -68,6 +68,7 @@ class Report(BaseModel):
     duplicates: int = 0
     empty_answers: int = 0
     open_ended: int = 0
+    overlap: int = 0  # held-out rows that are among the training rows, token for token
 
 
 def listed(tally: Tally, files: Sequence[str] = ()) -> list[ProblemLine]:

@@ -1,6 +1,6 @@
 // The report of a dataset: what the import found, and what the rows are on the chosen model.
 
-import { api, compact, count, h, text } from './dom.js';
+import { api, compact, count, duration, h, text } from './dom.js';
 import { labelled, options } from './data_lens.js';
 
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u202f%`;
@@ -29,7 +29,7 @@ export class Report {
     return undefined;
   }
 
-  show({ report, steps, epochs, rows_per_step: rowsPerStep, padding_share: padding }) {
+  show({ report, steps, epochs, rows_per_step: rowsPerStep, padding_share: padding, seconds }) {
     const low = report.trained_token_share < 0.05;
     const cut = report.truncated;
     this.tokens.replaceChildren(
@@ -39,6 +39,7 @@ export class Report {
         ['Cut rows', count(cut), `longer than ${count(report.limit)} tokens`, cut > 0],
         ['Longest row', `${count(report.longest)}`, 'tokens'],
         ['Steps', count(steps), `${epochs} epochs of ${count(report.train_examples)} rows, ${rowsPerStep} a step`],
+        ['Takes about', duration(seconds), 'with LoRA on this machine; a run\'s own form measures it'],
         ['Packing saves', percent(padding, 0), 'of what padded batches would compute; packed rows need no padding'],
       ]),
       h('div', {}, h('h3', {}, 'Length of the rows, in tokens'), bars(report)),

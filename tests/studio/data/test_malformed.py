@@ -70,22 +70,19 @@ def test_any_bytes_are_read_or_refused(ending, pieces, tmp_path):
     assert report.rows.read == report.rows.kept + report.rows.dropped
 
 
-VALUES = st.recursive(
-    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=4),
-        st.dictionaries(
-            st.one_of(
-                st.sampled_from(["role", "content", "from", "value", "messages", "tool_calls",
-                                 "function", "name", "arguments", "text", "question"]),
-                st.text(string.printable, max_size=8),
-            ),
-            inner,
-            max_size=5,
-        ),
-    ),
-    max_leaves=25,
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20))
+KEYS = st.one_of(
+    st.sampled_from(["role", "content", "from", "value", "messages", "tool_calls", "function",
+                     "name", "arguments", "text", "question"]),
+    st.text(string.printable, max_size=8),
 )  # fmt: skip
+
+
+def _around(inner: st.SearchStrategy) -> st.SearchStrategy:
+    return st.one_of(LEAVES, st.lists(inner, max_size=4), st.dictionaries(KEYS, inner, max_size=5))
+
+
+VALUES = _around(_around(_around(LEAVES)))  # three deep: conversations with tool calls
 COLUMNS = st.sampled_from(
     ["question", "answer", "messages", "conversations", "text", "label", "prompt", "completion",
      "instruction", "input", "output", "chosen", "rejected", "tools", "system", "history", "x.y"]

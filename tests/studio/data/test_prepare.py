@@ -234,3 +234,27 @@ def test_preparing_needs_no_torch(real):
     )
 
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_evaluation_rows_that_are_trained_on_are_counted_and_told(tmp_path, byte_backend):
+    backend = byte_backend(["</s>"], eos="</s>")
+    train = write_rows(tmp_path / "train.jsonl", pairs(20))
+    held = write_rows(tmp_path / "held.jsonl", [*pairs(3), {"question": "new", "answer": "one"}])
+
+    made = prepare(DataSource(path=train, validation_path=held), backend,
+                   context_length=64, seed=0)  # fmt: skip
+
+    assert made.report.overlap == 3
+    assert any("3 of the 4 evaluation rows" in words for words in made.report.warnings)
+
+
+def test_what_a_dataset_is_on_a_model_says_how_long_it_takes(tmp_path, home):
+    from studio.data.measure import measured
+    from studio.spec import ModelSource
+
+    rows = [measured(ModelSource(path="starter"),
+                     DataSource(path=write_rows(tmp_path / f"{n}.jsonl", pairs(n))), home)
+            for n in (40, 400)]  # fmt: skip
+
+    assert 0 < rows[0].seconds < rows[1].seconds
+    assert rows[1].steps > rows[0].steps
