@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import asdict
+from importlib.util import find_spec
 from typing import Any
 
 from jobs import settings
@@ -84,6 +85,20 @@ def described(cluster: Cluster, facts: Facts | None, trouble: str) -> dict[str, 
     """Return a cluster, what is known of it, and what is wrong with it as plain values."""
     known = asdict(facts) if facts else {}
     return {**asdict(cluster), "trouble": trouble, **known}
+
+
+def troubles(found: dict[str, Any] | None) -> list[str]:
+    """Return what keeps the cluster from being used, a sentence each."""
+    if found is None:
+        return []
+    sentences = [str(found["trouble"])] if found["trouble"] else []
+    if find_spec("ray") is None:
+        sentences.append("A cluster needs Ray here too: pip install 'adapter-studio[ray]'.")
+    try:
+        opened(str(found["storage"]))
+    except ClusterError as error:
+        sentences.append(error.text)
+    return sentences
 
 
 def sentence(found: dict[str, Any] | None) -> str:

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from jobs import cluster as clusters
 from jobs.database import Database
 from jobs.store import JobStore
 from studio import hardware
@@ -77,7 +78,10 @@ def _home_facts(home_path: Path | None, findings: list[dict[str, str]]) -> dict[
             findings.append(_note(
                 "Runs wait and no supervisor lives; opening the studio starts one."
             ))  # fmt: skip
+        cluster = clusters.shown(store)
+        findings += [_note(trouble) for trouble in clusters.troubles(cluster)]
         return {
+            "cluster": cluster,
             "path": str(home.path),
             "free_bytes": usage.free,
             "jobs": counts,
@@ -118,6 +122,8 @@ def _print(facts: dict[str, Any]) -> None:
         home = facts["home"]
         print(f"Home {home['path']}, {home['free_bytes'] / 1e9:.1f} GB free")
         print("Runs: " + (", ".join(f"{n} {s}" for s, n in home["jobs"].items()) or "none"))
+        if home["cluster"] and not home["cluster"]["trouble"]:
+            print(clusters.sentence(home["cluster"]))
         for row in home["processes"]:
             print(f"Process {row['pid']}: {row['role']} {row['url']}".rstrip())
     for finding in facts["findings"]:

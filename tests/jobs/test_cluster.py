@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cluster, settings
+from jobs import cluster, doctor, settings
 from jobs.admission import admit
 from jobs.claims import Claim
 from jobs.cluster import Watch
@@ -186,6 +186,24 @@ def test_the_command_chooses_shows_and_forgets(
     cluster_command(home, "", "", off=True, as_json=True)
     assert json.loads(capsys.readouterr().out) is None
     assert settings.read(store, "cluster") is None
+
+
+def test_the_doctor_says_what_keeps_a_cluster_from_being_used(
+    home: Home, store: JobStore, dashboard: Dashboard, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    storage = tmp_path / "s"
+    cluster.choose(store, dashboard.address, str(storage))
+    doctor.examine(home.path, as_json=False)
+    assert "cluster: 5 of 6 GPUs free" in capsys.readouterr().out
+
+    nobody(dashboard)
+    storage.rmdir()
+    storage.write_text("a file now")
+    monkeypatch.setattr(cluster, "find_spec", lambda _: None)
+    doctor.examine(home.path, as_json=True)
+    said = " ".join(f["text"] for f in json.loads(capsys.readouterr().out)["findings"])
+    assert "Nobody answers" in said and "cannot be written" in said and "pip install" in said
 
 
 def test_a_slot_of_the_cluster_is_told_from_a_device_here() -> None:
