@@ -222,3 +222,11 @@ def test_a_deleted_adapter_costs_its_lane_a_sentence(page: Page, studio: Served)
     expect(page.get_by_test_id("answer-1")).to_contain_text('no adapter "gone"', timeout=SLOW)
     expect(page.get_by_test_id("figures-0")).to_contain_text("base", timeout=SLOW)
     assert page.evaluate("window.hit") is None
+
+    # Ten thousand characters: a sentence, and what was written is still there.
+    page.get_by_role("button", name="Remove this lane").last.click()
+    ask(page, "once upon a time " * 600)
+    turn = page.locator(".s-turn").last
+    expect(turn.get_by_test_id("answer-0")).to_contain_text("shorten it", timeout=SLOW)
+    turn.get_by_role("button", name="Edit").click()
+    expect(page.get_by_test_id("prompt")).to_have_value(re.compile("^once upon a time"))

@@ -1,0 +1,50 @@
+"""The page's way to the chat host: what is wrong is refused before a host is asked or started."""
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from jobs.store import JobStore
+from studio.errors import StudioError
+from studio.home import Home
+from ui.app import sentence_of
+from ui.talk import chat_routes
+
+
+@pytest.fixture
+def client(home: Home, store: JobStore) -> TestClient:
+    app = FastAPI()
+    app.add_exception_handler(StudioError, sentence_of)
+    app.include_router(chat_routes(home, store))
+    return TestClient(app)
+
+
+def test_lanes_can_choose_from_bases_adapters_and_recipes(client):
+    choices = client.get("/api/chat/choices").json()
+
+    assert choices["models"][0]["path"] == "starter"
+    assert choices["adapters"] == choices["recipes"] == []
+    assert "What is the capital of France?" in choices["prompts"]
+
+
+def test_weights_of_an_answer_that_is_over_move_nothing(client):
+    moved = {"id": "gone", "lane": 0, "stack": [{"name": "p", "weight": 0.5}]}
+
+    assert client.post("/api/chat/weigh", json=moved).json() == {"moved": False}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("weigh", {"id": "a", "lane": 6, "stack": []}),
+        ("weigh", {"id": "../a", "lane": 0, "stack": []}),
+        ("weigh", {"id": "a", "lane": 0, "stack": [{"name": "p", "weight": "much"}]}),
+        ("weigh", {"id": "a", "lane": 0, "stack": [{"name": "p", "weight": 99}]}),
+        ("generate", {"id": "a", "lanes": []}),
+        ("generate", {"id": "a", "lanes": [{"model": "starter", "messages": []}] * 7}),
+        ("generate", {"id": "a b", "lanes": [{"model": "starter", "messages": []}]}),
+        ("stop", {"id": ""}),
+    ],
+)
+def test_what_is_no_request_is_refused(client, path, body):
+    assert client.post(f"/api/chat/{path}", json=body).status_code == 422
