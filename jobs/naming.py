@@ -7,9 +7,20 @@ from jobs.tables import Tables
 from studio.home import slug
 
 
-def taken(db: Tables, name: str) -> dict[str, int]:
-    """Return the jobs called `name` or `name-…`, as name: id."""
-    return dict(db.conn.execute(_NAMES, (name, escaped(name) + "-%")).fetchall())
+def holder(db: Tables, name: str) -> int | None:
+    """Return the number of the job of that name."""
+    row = db.conn.execute("SELECT id FROM jobs WHERE name = ?", (name,)).fetchone()
+    return row[0] if row else None
+
+
+def free(db: Tables, base: str) -> str:
+    """Return `base`, or one of `base-2`, `base-3` … that is free; quick among thousands."""
+    if holder(db, base) is None:
+        return base
+    number = 2 + int(db.conn.execute(_COUNT, {"base": base}).fetchone()[0])
+    while holder(db, f"{base}-{number}") is not None:
+        number += 1
+    return f"{base}-{number}"
 
 
 def first_free(base: str, taken: dict[str, int]) -> str:
@@ -35,4 +46,5 @@ def escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
-_NAMES = "SELECT name, id FROM jobs WHERE name = ? OR name LIKE ? ESCAPE '\\'"
+# What lies between `base-` and `base.` begins with `base-`: a range of the index of names.
+_COUNT = "SELECT count(*) FROM jobs WHERE name > :base || '-' AND name < :base || '.'"

@@ -84,7 +84,7 @@ COLUMNS = """id, kind, name, state, position, device_wanted, device, pid, attemp
 
 def job_of(row: dict[str, Any]) -> Job:
     """Build the record from a row of `jobs`."""
-    values = {key: row[key] for key in row if key in Job.__dataclass_fields__}
+    values = {key: row[key] for key in _SAME}
     return Job(
         **values,
         intent=row["stop_requested"],
@@ -92,3 +92,7 @@ def job_of(row: dict[str, Any]) -> Job:
         spec_json=row["spec"],
         result_json=row["result"],
     )
+
+
+_NAMED_ELSE = {"intent", "tags_json", "spec_json", "result_json"}
+_SAME = [key for key in Job.__dataclass_fields__ if key not in _NAMED_ELSE]

@@ -106,6 +106,11 @@ def m009_place_by_memory(db: Tables) -> None:
         db.conn.execute(statement)
 
 
+def m010_index_positions(db: Tables) -> None:
+    """The end of a long queue is found without reading it."""
+    db.conn.execute(schema_jobs.JOBS_BY_PLACE)
+
+
 migrations = Migrations("jobs")
 for _step in (
     m001_create_jobs,
@@ -117,5 +122,6 @@ for _step in (
     m007_create_conversations,
     m008_widen_jobs,
     m009_place_by_memory,
+    m010_index_positions,
 ):
     migrations()(_step)

@@ -125,3 +125,5 @@ TRIGGERS = (
          INSERT INTO events(job, attempt, time, src, dst, actor, why)
          VALUES (OLD.id, OLD.attempt, {NOW}, OLD.state, 'deleted', 'person', OLD.name); END""",
 )
+
+JOBS_BY_PLACE = "CREATE INDEX jobs_by_place ON jobs(position)"

@@ -28,14 +28,13 @@ def insert(
     """
     values = spec.model_dump(mode="json") if isinstance(spec, RunSpec) else dict(spec)
     asked = str(values.get("name") or "").strip()
-    made_up = naming.made_up(values, plan["kind"])
-    taken = naming.taken(db, asked or made_up)
-    if asked in taken:
+    holder = naming.holder(db, asked) if asked else None
+    if holder is not None:
         raise QueueError(
-            f'There is already a job called "{asked}" (number {taken[asked]}). '
+            f'There is already a job called "{asked}" (number {holder}). '
             "Choose another name, or leave it empty to get one made up."
         )
-    values["name"] = asked or naming.first_free(made_up, taken)
+    values["name"] = asked or naming.free(db, naming.made_up(values, plan["kind"]))
     train = values.get("train") or {}
     row = plan | {
         "name": values["name"], "spec": json.dumps(metrics.finite(values)), "now": now(),

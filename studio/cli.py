@@ -309,7 +309,7 @@ def doctor(home: HomeOption = None, as_json: JsonOption = False) -> int:
 def bench(context: typer.Context) -> int:
     """Measure: startup, train, methods, data, queue, chat."""
     if context.args[:1] == ["queue"]:
-        from jobs.bench import bench_queue
+        from studio.bench.queue import bench_queue
 
         return bench_queue(context.args[1:])
     from studio.bench.command import bench as run_bench

@@ -143,6 +143,7 @@ class Listing:
     def __init__(self, home: Home, store: JobStore) -> None:
         self.home, self.store = home, store
         self.told: OrderedDict[str, dict[int, str]] = OrderedDict()
+        self.rows: dict[int, tuple[Job, dict[str, Any], str]] = {}
 
     def since(self, digest: str) -> dict[str, Any] | None:
         """Return what changed since the listing of that digest; None where nothing did.
@@ -150,8 +151,9 @@ class Listing:
         `items` are the changed jobs, `removed` the ids that are gone; `whole` says that the tab
         must forget what it had, because its listing is not known here (any more).
         """
-        rows = [job_row(job) for job in self._shown()]
-        now = {row["id"]: _digest(row) for row in rows}
+        self.rows = {job.id: self._row(job) for job in self._shown()}
+        rows = [row for _, row, _ in self.rows.values()]
+        now = {job_id: digest for job_id, (_, _, digest) in self.rows.items()}
         supervised = self.store.supervisor() is not None
         queue = queue_state(self.home, self.store)
         current = _digest([now, supervised, queue])
@@ -170,6 +172,14 @@ class Listing:
             "items": [row for row in rows if known.get(row["id"]) != now[row["id"]]],
             "removed": [job_id for job_id in known if job_id not in now],
         }
+
+    def _row(self, job: Job) -> tuple[Job, dict[str, Any], str]:
+        """The row as it was last told; made anew for what has changed, and for what time moves."""
+        kept = self.rows.get(job.id)
+        if kept and kept[0] == job and not job.active:
+            return kept
+        row = job_row(job)
+        return job, row, _digest(row)
 
     def _shown(self) -> list[Job]:
         """The newest jobs and the front of the queue, however long each is."""

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from jobs import naming
 from jobs.metrics import Progress
 from jobs.processes import me
 from jobs.store import JobStore
@@ -32,6 +33,27 @@ def test_a_name_is_made_up_from_the_parts(store: JobStore) -> None:
     names = [store.submit(a_spec()).name for _ in range(3)]
     assert names == ["starter-lora-pirate", "starter-lora-pirate-2", "starter-lora-pirate-3"]
     assert store.get(names[2]).spec["name"] == names[2]
+
+
+def test_a_made_up_name_is_free_whatever_was_deleted_between(store: JobStore) -> None:
+    names = [store.submit({"name": ""}, kind="merge").name for _ in range(4)]
+    assert names == ["merge", "merge-2", "merge-3", "merge-4"]
+    store.cancel("merge-2")
+    store.delete("merge-2")
+    store.submit({"name": "merge-5x"})
+    found = [store.submit({"name": ""}, kind="merge").name for _ in range(3)]
+    assert len({*found, *names}) == 7 and all(name.startswith("merge-") for name in found)
+
+
+def test_a_name_is_searched_without_reading_all_names(store: JobStore) -> None:
+    with store.database.reading() as db:
+        for sql in (
+            naming._COUNT.replace(":base", "'x'"),
+            "SELECT id FROM jobs WHERE name = 'x'",
+            "SELECT MAX(position) FROM jobs",
+        ):
+            plan = db.conn.execute("EXPLAIN QUERY PLAN " + sql).fetchall()
+            assert "SEARCH" in plan[0][3], plan
 
 
 def test_a_taken_name_is_refused_and_nothing_changes(store: JobStore) -> None:
