@@ -197,7 +197,12 @@ def tell(home: Home, url: str, *, off: bool, as_json: bool) -> None:
         elif url:
             webhook.choose(store, url)
     where = webhook.shown(home)
-    _done(as_json, {"webhook": where}, f"Ends are told to {where}." if where else "Nobody is told.")
+    place = kept.where(home, "webhook")
+    words = {"keyring": "in the system's keyring", "file": "in a file that only you can read"}
+    _done(
+        as_json, {"webhook": where, "kept": place},
+        f"Ends are told to {where}; the address is {words[place]}." if place else "Nobody is told.",
+    )  # fmt: skip
 
 
 def _waits_for(job: Job) -> str:

@@ -1,23 +1,107 @@
-"""The few secrets of a home, each in a file of its own that only its owner can read.
+"""The few secrets of a home: in the system's keyring where it has one, else each in a private file.
 
 They are never in a spec, a log, an answer of a route or the database; a page and a command see
-only whether one is there. The hub's token stays where the hub's own library keeps it.
+only whether one is there. The package `keyring` is asked if it is installed and has a real backend
+here; a mark in the home says that a secret is in it. A keyring that is locked and asks somebody who
+is not there is given a few seconds. The hub's token stays where the hub's own library keeps it.
 """
 
+import logging
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from studio.home import Home
 
+logger = logging.getLogger(__name__)
+
 Name = Literal["webhook", "token"]
+SERVICE = "adapter-studio"
+PATIENCE_SECONDS = 5.0
 
 
 def keep(home: Home, name: Name, value: str) -> None:
-    """Store a secret in one rename; nobody else can ever read it, not even for a moment."""
+    """Store a secret; nobody else can ever read it, not even for a moment."""
     place = _place(home, name)
     place.parent.mkdir(mode=0o700, exist_ok=True)
-    temporary = place.with_name(f".tmp-{name}-{os.getpid()}")
+    ring = _keyring()
+    if ring is not None and _ask(lambda: ring.set_password(SERVICE, _user(home, name), value))[0]:
+        _write(_mark(home, name), "")
+        place.unlink(missing_ok=True)
+    else:
+        _write(place, value)
+        _forget_in_keyring(home, name)
+
+
+def read(home: Home, name: Name) -> str:
+    """Return a secret; empty when there is none."""
+    if _mark(home, name).exists():
+        ring = _keyring()
+        done, found = False, None
+        if ring is not None:
+            done, found = _ask(lambda: ring.get_password(SERVICE, _user(home, name)))
+        if not done:
+            logger.warning("the system's keyring did not answer for the %s", name)
+        return str(found or "").strip()
+    try:
+        return _place(home, name).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return ""
+
+
+def where(home: Home, name: Name) -> Literal["keyring", "file", ""]:
+    """Return where a secret is, without reading it; empty when there is none."""
+    if _mark(home, name).exists():
+        return "keyring"
+    return "file" if _place(home, name).exists() else ""
+
+
+def forget(home: Home, name: Name) -> bool:
+    """Remove a secret; whether there was one."""
+    there = where(home, name) != ""
+    _place(home, name).unlink(missing_ok=True)
+    _forget_in_keyring(home, name)
+    return there
+
+
+def _forget_in_keyring(home: Home, name: Name) -> None:
+    mark = _mark(home, name)
+    ring = _keyring() if mark.exists() else None
+    if ring is not None:
+        _ask(lambda: ring.delete_password(SERVICE, _user(home, name)))
+    mark.unlink(missing_ok=True)
+
+
+def _keyring() -> Any:
+    """The package, where it has a backend that keeps things."""
+    try:
+        import keyring
+
+        return keyring if keyring.get_keyring().priority >= 1 else None
+    except Exception:  # any backend may fail in any way where there is no desktop
+        return None
+
+
+def _ask(call: Callable[[], Any]) -> tuple[bool, Any]:
+    """Call the keyring with patience; whether it answered, and what."""
+    answer: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answer.append(call())
+        except Exception as error:  # its text may hold the secret
+            logger.warning("the system's keyring refused: %s", type(error).__name__)
+
+    thread = threading.Thread(target=ask, name="keyring", daemon=True)
+    thread.start()
+    thread.join(PATIENCE_SECONDS)
+    return bool(answer), answer[0] if answer else None
+
+
+def _write(place: Path, value: str) -> None:
+    temporary = place.with_name(f".tmp-{place.name}-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -27,20 +111,13 @@ def keep(home: Home, name: Name, value: str) -> None:
     os.replace(temporary, place)
 
 
-def read(home: Home, name: Name) -> str:
-    """Return a secret; empty when there is none."""
-    try:
-        return _place(home, name).read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        return ""
-
-
-def forget(home: Home, name: Name) -> bool:
-    """Remove a secret; whether there was one."""
-    there = _place(home, name).exists()
-    _place(home, name).unlink(missing_ok=True)
-    return there
+def _user(home: Home, name: Name) -> str:
+    return f"{name} of {home.path}"
 
 
 def _place(home: Home, name: Name) -> Path:
     return home.state / "secrets" / name
+
+
+def _mark(home: Home, name: Name) -> Path:
+    return home.state / "secrets" / f"{name}.keyring"

@@ -56,13 +56,13 @@ class Webhook:
         """Start to tell what has ended since the last time, unless that is still under way."""
         if self._thread is not None and self._thread.is_alive():
             return
-        url = secrets.read(self._store.home, "webhook")
-        if not url:
+        if not secrets.where(self._store.home, "webhook"):
             return
         with self._store.database.reading() as db:
             told = settings.read(self._store, "ends_told")
             ends = list(db.query(_ENDS, (told,)))
-        if ends:
+        url = secrets.read(self._store.home, "webhook") if ends else ""
+        if url:
             self._thread = threading.Thread(target=self._tell, args=(url, ends), daemon=True)
             self._thread.start()
 

@@ -1,8 +1,6 @@
 """Order, holds, longer runs, dropped checkpoints, the webhook: what a person asks of the queue."""
 
 import json
-import os
-import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from jobs import plans, secrets, settings, webhook
+from jobs import plans, settings, webhook
 from jobs.extend import extend
 from jobs.moments import parse_moment
 from jobs.processes import me
@@ -231,24 +229,6 @@ def test_offline_nobody_outside_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("urllib.request.build_opener", lambda *_: pytest.fail("a request"))
     assert webhook.send("https://example.org/hook", {}) is False
-
-
-def test_a_secret_is_in_one_private_file_and_nowhere_else(store: JobStore) -> None:
-    url = "https://example.org/hook?key=very-s3cret"
-    webhook.choose(store, url)
-    store.submit(a_spec())
-    place = store.home.state / "secrets" / "webhook"
-    assert stat.S_IMODE(place.stat().st_mode) == 0o600
-    assert stat.S_IMODE(place.parent.stat().st_mode) == 0o700
-    assert webhook.shown(store.home) == "https://example.org/…"
-    holding = [
-        os.path.relpath(file, store.home.path)
-        for file in store.home.path.rglob("*")
-        if file.is_file() and b"very-s3cret" in file.read_bytes()
-    ]
-    assert holding == ["state/secrets/webhook"]
-    assert secrets.forget(store.home, "webhook") and not secrets.forget(store.home, "webhook")
-    assert webhook.shown(store.home) is None
 
 
 def _sql(store: JobStore, text: str) -> list[tuple[int, ...]]:
