@@ -1,4 +1,4 @@
-"""How long a person waits: for the page, and for the first loss after Train. Never torch.
+"""How long a person waits, and what an open page costs a training. Never torch.
 
 Everything is measured from outside through processes, as a person would meet it, in a home of its
 own. A browser adds its own time to the page; `tests/browser` measures that.
@@ -9,20 +9,28 @@ from __future__ import annotations
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from studio.errors import RunError
 
+if TYPE_CHECKING:
+    from jobs.store import JobStore
+
 PATIENCE_SECONDS = 120
+SPARE_SECONDS = 8  # in which a spare imports torch
+PAGE_TURNS, TURN_SECONDS, ASK_SECONDS = 5, 6.0, 0.7
 
 
 def startup(rounds: int = 3) -> list[dict[str, Any]]:
@@ -30,12 +38,15 @@ def startup(rounds: int = 3) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="studio-bench-") as temporary:
         home = Path(temporary)
         pages = [_page(home / f"page-{i}") for i in range(rounds)]
-        steps = [_first_step(home / f"run-{i}") for i in range(rounds)]
+        steps = [_first_steps(home / f"run-{i}") for i in range(rounds)]
+        costs = [_page_cost(home / "cost")]
     return [
         _figure("studio to HTTP 200 of /", "s", [p["seconds"] for p in pages], 5.0),
         _figure("web process resident", "MB", [p["bytes"] / 1e6 for p in pages], 400.0),
         _figure("train command to first loss, cold", "s", [s["first"] for s in steps], 6.0),
         _figure("of which inside the runner", "s", [s["inside"] for s in steps], None),
+        _figure("with a warm spare", "s", [s["warm"] for s in steps], 3.0),
+        _figure("an open page costs", "%", costs, 2.0),
     ]
 
 
@@ -48,6 +59,24 @@ def _figure(name: str, unit: str, values: list[float], bar: float | None) -> dic
 
 
 def _page(home: Path) -> dict[str, float]:
+    with _serving(home) as (process, url, started):
+        while time.perf_counter() - started < PATIENCE_SECONDS:
+            if process.poll() is not None:
+                assert process.stderr is not None
+                raise RunError(f"The page did not start: {process.stderr.read().strip()[-300:]}")
+            try:
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    answer.read()
+                seconds = time.perf_counter() - started
+                return {"seconds": seconds, "bytes": psutil.Process(process.pid).memory_info().rss}
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.02)
+        raise RunError(f"The page did not answer within {PATIENCE_SECONDS} s.")
+
+
+@contextmanager
+def _serving(home: Path) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
+    """A web process of its own; its address and when it was started."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -58,54 +87,92 @@ def _page(home: Path) -> dict[str, float]:
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_environment(home), text=True,
     )  # fmt: skip
     try:
-        while time.perf_counter() - started < PATIENCE_SECONDS:
-            if process.poll() is not None:
-                assert process.stderr is not None
-                raise RunError(f"The page did not start: {process.stderr.read().strip()[-300:]}")
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
-                    answer.read()
-                seconds = time.perf_counter() - started
-                return {"seconds": seconds, "bytes": psutil.Process(process.pid).memory_info().rss}
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.02)
-        raise RunError(f"The page did not answer within {PATIENCE_SECONDS} s.")
+        yield process, f"http://127.0.0.1:{port}/", started
     finally:
         process.terminate()
         process.wait()
         _stop(home)
 
 
-def _first_step(home: Path) -> dict[str, float]:
-    """Time from the command to the first loss in the database, as the page's poll sees it."""
+def _first_steps(home: Path) -> dict[str, float]:
+    """Time from the command to the first loss in the database: cold, then with a spare waiting."""
     from jobs.store import JobStore
     from studio.home import open_home
 
-    opened = open_home(home)
-    started = time.time()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "studio.cli", "train", "--home", str(home), "--set",
-         "train.max_steps=3", "--detach", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=_environment(home), text=True,
-    )  # fmt: skip
+    store = JobStore(open_home(home))
     try:
-        answer, complaint = process.communicate(timeout=PATIENCE_SECONDS)
-        if process.returncode:
-            raise RunError(f"The run did not start: {(complaint or answer).strip()[-300:]}")
-        job_id = int(json.loads(answer)["id"])
-        store = JobStore(opened)
-        while time.time() - started < PATIENCE_SECONDS:
-            job = store.get(job_id)
-            if job.step >= 1:
-                now = time.time()
-                inside = now - (job.started or started)
-                return {"first": now - started, "inside": inside}
-            if job.error_text:
-                raise RunError(job.error_text)
-            time.sleep(0.02)
-        raise RunError(f"No first step within {PATIENCE_SECONDS} s.")
+        first, inside = _first_loss(home, store)
+        _wait(lambda: any(row["role"] == "spare" for row in store.processes()), "spare runner")
+        time.sleep(SPARE_SECONDS)  # it is there before it has imported everything
+        warm, _ = _first_loss(home, store)
     finally:
         _stop(home)
+    return {"first": first, "inside": inside, "warm": warm}
+
+
+def _first_loss(home: Path, store: JobStore) -> tuple[float, float]:
+    started = time.time()
+    job_id = _submit(home, 3)
+    _wait(lambda: store.get(job_id).step >= 1 or bool(store.get(job_id).error_text), "first step")
+    now, job = time.time(), store.get(job_id)
+    if job.error_text:
+        raise RunError(job.error_text)
+    return now - started, now - (job.started or started)
+
+
+def _submit(home: Path, steps: int) -> int:
+    done = subprocess.run(
+        [sys.executable, "-m", "studio.cli", "train", "--home", str(home), "--set",
+         f"train.max_steps={steps}", "--detach", "--json"],
+        capture_output=True, env=_environment(home), text=True, timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+    if done.returncode:
+        raise RunError(f"The run did not start: {(done.stderr or done.stdout).strip()[-300:]}")
+    return int(json.loads(done.stdout)["id"])
+
+
+def _page_cost(home: Path) -> float:
+    """Percent of throughput that a page loses to a run: it asks in turns, and keeps still.
+
+    The page's own question is asked as often as the page asks it; what a browser draws is the
+    browser's, on a core of its own.
+    """
+    from jobs.store import JobStore
+    from studio.home import open_home
+
+    store = JobStore(open_home(home))
+    with _serving(home) as (_, url, _started):
+        job_id = _submit(home, 100_000)
+        _wait(lambda: store.get(job_id).step >= 20, "20 steps")
+        speeds: dict[bool, list[float]] = {True: [], False: []}
+        for turn in range(2 * PAGE_TURNS):
+            asking, before, until = turn % 2 == 0, store.get(job_id), time.time() + TURN_SECONDS
+            start, after = time.time(), 0
+            while time.time() < until:
+                if asking:
+                    after = _ask(url, job_id, after)
+                time.sleep(ASK_SECONDS)
+            steps = store.get(job_id).step - before.step
+            speeds[asking].append(steps / (time.time() - start))
+        store.cancel(job_id)
+    return 100 * (1 - statistics.median(
+        on / off for on, off in zip(speeds[True], speeds[False], strict=True)
+    ))  # fmt: skip
+
+
+def _ask(url: str, job_id: int, after: int) -> int:
+    question = f"api/live?runs={job_id}&names=loss,eval_loss&after={after}&detail={job_id}"
+    with urllib.request.urlopen(url + question, timeout=30) as answer:
+        text = answer.read()
+    return int((json.loads(text).get("metrics") or {}).get("seq", after)) if text else after
+
+
+def _wait(there: Callable[[], bool], what: str) -> None:
+    until = time.time() + PATIENCE_SECONDS
+    while not there():
+        if time.time() > until:
+            raise RunError(f"No {what} within {PATIENCE_SECONDS} s.")
+        time.sleep(0.02)
 
 
 def _stop(home: Path) -> None:
