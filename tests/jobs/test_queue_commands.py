@@ -98,10 +98,10 @@ def test_a_cancel_that_drops_and_a_webhook(
     store.submit(a_spec(name="a"))
     assert run(capsys, "cancel", "a", "--drop")[1]["state"] == "cancelled"
     assert store.get("a").drop_checkpoints == 1
-    assert run(capsys, "webhook")[1] == {"webhook": None}
-    shown = {"webhook": "https://example.org/…"}
+    assert run(capsys, "webhook")[1] == {"webhook": None, "kept": ""}
+    shown = {"webhook": "https://example.org/…", "kept": "file"}
     assert run(capsys, "webhook", "https://example.org/a?k=s3cret")[1] == shown
-    assert run(capsys, "webhook", "--off")[1] == {"webhook": None}
+    assert run(capsys, "webhook", "--off")[1] == {"webhook": None, "kept": ""}
     assert run(capsys, "webhook", "nonsense")[0] == 2
     store.submit(a_spec(name="b"))
     run_one(store)
