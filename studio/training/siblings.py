@@ -41,9 +41,10 @@ if TYPE_CHECKING:
     from studio.training.session import Session
 
 VIRTUAL = (Phase.KEYS_VALUES, Phase.PROMPT)
-PASS_NUMBERS = 4_000_000
-"""Numbers of one residual stream (tokens × width × layers) that may go through in one pass: enough
-to fill the processor, and few enough that what is kept for the backward is small."""
+PASS_NUMBERS = {"cpu": 1_500_000, "cuda": 64_000_000}
+"""Numbers of one residual stream (tokens × width × layers) that may go through in one pass. On a
+CPU beyond that more rows only cost memory; on a GPU the figure is a guess: `studio bench siblings`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,8 @@ class Group:
     def _crew(self, first: Session) -> list[Session]:
         """The session and its siblings, as many as one pass has room for."""
         shape = self.backbone.anatomy
-        room = PASS_NUMBERS // (shape.hidden_size * shape.num_layers) - _tokens(first)
+        numbers = PASS_NUMBERS["cuda" if self._loaded.device.type == "cuda" else "cpu"]
+        room = numbers // (shape.hidden_size * shape.num_layers) - _tokens(first)
         crew = [first]
         for one in self._sessions:
             if one is first or not self._shares(one) or _is_virtual(one) != _is_virtual(first):

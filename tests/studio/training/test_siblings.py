@@ -114,7 +114,7 @@ def test_what_is_random_or_padded_passes_alone_and_not_one_bit_differs() -> None
 
 
 def test_rows_that_do_not_fit_into_one_pass_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(siblings, "PASS_NUMBERS", 0)
+    monkeypatch.setitem(siblings.PASS_NUMBERS, "cpu", 0)
     _, sessions = grouped(*SWEEP)
     rounds(sessions)
     for session, values in zip(sessions, SWEEP, strict=True):
