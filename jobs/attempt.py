@@ -153,8 +153,10 @@ def _as_line(event: events.Event) -> str:
     if kind == "loading":
         return str(values["text"])
     parts = [
-        f"{key} {value:.5g}" if isinstance(value, float) else f"{key} {json.dumps(value)}"
+        f"{key} {value:.5g}"
+        if isinstance(value, float)
+        else f"{key} {json.dumps(value, ensure_ascii=False)}"
         for key, value in values.items()
-        if value is not None
+        if value not in (None, "")
     ]
     return f"step {step} {kind}: " + ", ".join(parts)

@@ -44,6 +44,7 @@ def build_app(
     import_gradio()
     from fastapi import FastAPI, Response
     from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import RedirectResponse
     from fastapi.staticfiles import StaticFiles
 
     from jobs.store import JobStore
@@ -74,6 +75,10 @@ def build_app(
     app.include_router(contest_routes(home, store))
     app.include_router(target_routes())
     app.mount("/studio", _assets(StaticFiles))
+
+    @app.get("/train", include_in_schema=False)
+    def train() -> Response:  # the first page, under the name its link has
+        return RedirectResponse("/")
 
     @app.get("/favicon.ico", include_in_schema=False)
     def icon() -> Response:
