@@ -5,6 +5,7 @@ The cluster has one processor on each machine, so that a run of two processes sp
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import sys
@@ -59,6 +60,7 @@ def two_machines() -> Iterator[Any]:
     until(lambda: Ray(address).facts().devices == 2)
     yield SimpleNamespace(address=address, pids=_processes_of(made))
     made.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
     os.environ.clear()
     os.environ |= before
 
