@@ -71,6 +71,20 @@ def schedule(
     return store.get(job.id)
 
 
+def start_anyway(store: JobStore, job_id: int | str) -> Job:
+    """Let a waiting job start without room for the memory it was estimated to need.
+
+    Raises:
+        QueueError: It does not wait for memory.
+    """
+    job = store.get(job_id)
+    if job.state != "queued" or not job.waits or not job.memory_bytes:
+        raise QueueError(f'"{job.name}" does not wait for memory: it is {job.state}.')
+    with store.database.writing() as db:
+        db.conn.execute("UPDATE jobs SET memory_bytes = 0, waits = '' WHERE id = ?", (job.id,))
+    return store.get(job.id)
+
+
 def depend(store: JobStore, job_id: int | str, needs: Sequence[int | str]) -> Job:
     """Let a waiting job start only after others succeeded; none lets it start when it may."""
     job = store.get(job_id)

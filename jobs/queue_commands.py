@@ -160,6 +160,13 @@ def schedule(
     say(job, as_json, f'"{job.name}" is {job.state}{_waits_for(job)}.')
 
 
+def start_anyway(home: Home, job_id: str, *, as_json: bool) -> None:
+    """Let a waiting job start without room for its memory."""
+    with closing(JobStore(home)) as store:
+        job = plans.start_anyway(store, job_id)
+    say(job, as_json, f'"{job.name}" starts when it is its turn, with room or without.')
+
+
 def extend(home: Home, job_id: str, *, epochs: float, steps: int, name: str, as_json: bool) -> None:
     """Queue the continuation of a finished run."""
     with closing(JobStore(home)) as store:

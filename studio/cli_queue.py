@@ -152,12 +152,18 @@ def schedule(
         list[str] | None,
         typer.Option(metavar="ID", help="Only after this job succeeded; none forgets it."),
     ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Without room for the memory it will need.")
+    ] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Choose when a waiting job may start; without a wish, at once."""
     from jobs import queue_commands
 
+    if anyway:
+        queue_commands.start_anyway(open_home(home), job, as_json=as_json)
+        return
     queue_commands.schedule(open_home(home), job, at=at, when=when, needs=needs, as_json=as_json)
 
 

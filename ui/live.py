@@ -33,7 +33,16 @@ METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second
 View = Literal["log", "samples", "checkpoints", "config", "history"]
 MOST_QUEUED = 200
 Action = Literal[
-    "pause", "cancel", "drop", "resume", "restart", "delete", "first", "save", "sample"
+    "pause",
+    "cancel",
+    "drop",
+    "resume",
+    "restart",
+    "delete",
+    "first",
+    "save",
+    "sample",
+    "anyway",
 ]
 
 
@@ -97,6 +106,8 @@ def routes(home: Home, store: JobStore) -> APIRouter:
             return {"deleted": job_id}
         if action == "first":
             return job_row(store.run_next(job_id))
+        if action == "anyway":
+            return job_row(plans.start_anyway(store, job_id))
         if action == "drop":
             return job_row(store.cancel(job_id, drop=True))
         if action in ("save", "sample"):

@@ -75,10 +75,9 @@ def _cluster(store: JobStore, watch: cluster.Watch) -> dict[str, Any] | None:
 
 
 def _devices(store: JobStore) -> list[dict[str, Any]]:
-    holders: dict[str, list[str]] = {}
+    holders: dict[str, list[dict[str, Any]]] = {}
     for lease in store.leases():
-        who = lease.get("job_name") or lease["holder"]
-        holders.setdefault(device_of(str(lease["device"])), []).append(str(who))
+        holders.setdefault(device_of(str(lease["device"])), []).append(_holder(lease))
     return [
         {
             "name": device.name,
@@ -90,6 +89,17 @@ def _devices(store: JobStore) -> list[dict[str, Any]]:
         }
         for device in hardware.devices()
     ]
+
+
+def _holder(lease: dict[str, Any]) -> dict[str, Any]:
+    """One who holds a device: a job with its estimate, or chat with what it keeps."""
+    return {
+        "name": str(lease["job_name"] or lease["holder"]),
+        "job": lease["job"],
+        "state": lease["job_state"] or ("asked to leave" if lease["wanted_back"] else "chat"),
+        "bytes": lease["memory_bytes"],
+        "seconds": max(0.0, time.time() - lease["since"]),
+    }
 
 
 def _processes(store: JobStore, seen: dict[int, psutil.Process]) -> list[dict[str, Any]]:

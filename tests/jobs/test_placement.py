@@ -13,6 +13,8 @@ from jobs.placement import CHAT_SECONDS, END_CHAT_SECONDS, Placement
 from jobs.processes import me, of
 from jobs.store import JobStore
 from jobs.supervisor import Supervisor
+from studio.cli import main
+from studio.errors import QueueError
 from studio.hardware import Device
 from studio.home import Home
 from studio.spec import RunSpec
@@ -158,6 +160,23 @@ def test_a_wide_job_takes_the_devices_that_have_room_for_it(store: JobStore) -> 
     assert claim({"cuda:1": 2 * GB, "cuda:2": 2 * GB}) is None
     found = claim({"cuda:1": 2 * GB})
     assert (found.job, found.device) == (job, "cuda:0,cuda:2")
+
+
+def test_a_person_may_start_it_without_the_room(
+    store: JobStore, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = queue(store, 16)
+    with pytest.raises(QueueError, match="does not wait for memory"):
+        plans.start_anyway(store, large)
+    machine.free = CARD // 2
+    assert machine.claim() is None
+    command = ["schedule", str(large), "--anyway", "--home", str(store.home.path)]
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    assert ended.value.code == 0
+    assert "with room or without" in capsys.readouterr().out
+
+    assert machine.claim() == large
 
 
 def test_the_estimate_at_submission_travels_with_the_job(store: JobStore, home: Home) -> None:

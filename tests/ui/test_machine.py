@@ -65,3 +65,23 @@ def test_a_wrong_cluster_is_a_sentence_and_changes_nothing(
 def test_the_form_offers_the_cluster_among_the_devices() -> None:
     values = [value for _, value in device_choices()]
     assert values[0] == "auto" and "cpu" in values and values[-1] == "ray"
+
+
+def test_who_holds_a_device_is_named_with_state_time_and_memory(
+    page: TestClient, store: JobStore
+) -> None:
+    job = store.submit(RunSpec(name="<b>large</b>"), memory_bytes=5 * 10**8).id
+    claim = store.claims.claim("cpu", owner=me())
+    assert claim is not None
+    store.claims.register(claim, me())
+    store.take_chat_lease("cpu", memory_bytes=10**7)
+    store.ask_chat_to_leave("cpu")
+
+    here = page.get("/api/system").json()["devices"][-1]
+
+    held = [(h["name"], h["job"], h["state"], h["bytes"]) for h in here["holders"]]
+    assert here["name"] == "cpu" and held == [
+        ("chat", None, "asked to leave", 10**7),
+        ("<b>large</b>", job, "running", 5 * 10**8),
+    ]
+    assert all(0 <= one["seconds"] < 60 for one in here["holders"])

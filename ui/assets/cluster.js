@@ -19,7 +19,7 @@ export function clusterDevice(cluster) {
 export class ClusterChoice {
   constructor(changed) {
     this.changed = changed;
-    this.address = h('input', { placeholder: 'http://10.0.0.5:8265', 'aria-label': 'Dashboard address',
+    this.address = h('input', { placeholder: '10.0.0.5:8265', 'aria-label': 'Dashboard address',
       autocomplete: 'off' });
     this.storage = h('input', { placeholder: '/mnt/shared/studio or s3://bucket/studio',
       'aria-label': 'Storage', autocomplete: 'off' });

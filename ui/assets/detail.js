@@ -157,7 +157,7 @@ export class Detail {
   }
 
   showActions(job) {
-    const acts = `${job.id} ${job.state} ${job.intent} ${job.adapter} ${job.sweep}`;
+    const acts = `${job.id} ${job.state} ${job.intent} ${job.adapter} ${job.sweep} ${job.waits}`;
     if (this.acts === acts) return;
     this.acts = acts;
     const can = new Set(job.actions);
@@ -180,6 +180,8 @@ export class Detail {
     const waits = job.state === 'queued' || job.state === 'paused';
     const inside = h('div', { class: 's-menu-items' }, [
       waits && button('When it starts …', () => planSchedule(now(), this.jobs())),
+      job.state === 'queued' && job.waits && job.memory_bytes && button('Start without the room',
+        () => this.act('anyway'), '', { title: 'It may run out of memory' }),
       trains && button('Sweep …', () => planSweep(now())),
       trains && job.state === 'succeeded' && button('Train longer …', () => planLonger(now())),
       trains && job.state === 'running' && button('Save now', () => this.act('save', 'A checkpoint is saved after this step.')),

@@ -47,8 +47,20 @@ export class Machine extends HTMLElement {
       h('header', {}, h('span', {}, h('b', {}, device.label), ` ${device.name}`),
         h('span', {}, `${bytes(used)} of ${bytes(device.total_bytes)} used`)), bar,
       h('span', { class: 's-quiet' }, [device.utilization != null
-        && `${count(100 * device.utilization)}\u202f% busy`,
-      device.holders.length ? `held by ${device.holders.join(' and ')}` : 'free'].filter(Boolean).join(' · ')));
+        && `${count(100 * device.utilization)}\u202f% busy`, !device.holders.length && 'free']
+        .filter(Boolean).join(' · ')),
+      device.holders.length > 0 && this.holders(device));
+  }
+
+  /** Who holds the device: a run with what it was estimated to need, chat with what it keeps. */
+  holders(device) {
+    return h('table', { class: 's-table', 'data-testid': `holders-${device.name}` },
+      h('thead', {}, h('tr', {}, ['Held by', 'State', 'Since', 'Memory'].map((name) =>
+        h('th', { scope: 'col' }, name)))),
+      h('tbody', {}, device.holders.map((one) => h('tr', {},
+        h('td', {}, one.job ? h('a', { href: `/runs?run=${one.job}` }, one.name) : 'Compare'),
+        h('td', {}, one.job ? badge(one.state) : one.state), h('td', {}, duration(one.seconds)),
+        h('td', {}, one.bytes ? `${one.job ? 'about ' : ''}${bytes(one.bytes)}` : '–')))));
   }
 
   processes(rows) {
