@@ -12,10 +12,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -25,6 +25,8 @@ from jobs.filelock import FileLock
 from jobs.processes import Identity
 from studio.errors import ChatError
 from studio.home import Home
+
+T = TypeVar("T")
 
 START_SECONDS = 60.0
 POLL_SECONDS = 0.05
@@ -104,10 +106,25 @@ def generate(home: Home, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]
     Raises:
         ChatError: The request is refused, or the host cannot be started or died.
     """
+    yield from _asked(home, request, _events)
+
+
+def relay(home: Home, request: Mapping[str, Any]) -> Iterator[bytes]:
+    """Ask, and yield the same events as lines of JSON, as many at a time as the host sends.
+
+    Raises:
+        ChatError: As in `generate`.
+    """
+    yield from _asked(home, request, lambda response: response.iter_raw())
+
+
+def _asked(
+    home: Home, request: Mapping[str, Any], read: Callable[[httpx.Response], Iterator[T]]
+) -> Iterator[T]:
     for attempt in (1, 2):
         endpoint = (find_host(home) if attempt == 1 else None) or ensure_host(home)
         try:
-            yield from _streamed(endpoint, request)
+            yield from _streamed(endpoint, request, read)
             return
         except httpx.ConnectError:
             if attempt == 2:
@@ -170,7 +187,9 @@ def quit_host(home: Home, *, seconds: float = 10.0) -> bool:
     return True
 
 
-def _streamed(endpoint: Endpoint, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _streamed(
+    endpoint: Endpoint, request: Mapping[str, Any], read: Callable[[httpx.Response], Iterator[T]]
+) -> Iterator[T]:
     with (
         endpoint.client(read_seconds=None) as client,
         client.stream("POST", "/generate", json=dict(request)) as response,
@@ -178,9 +197,13 @@ def _streamed(endpoint: Endpoint, request: Mapping[str, Any]) -> Iterator[dict[s
         if response.status_code != 200:
             response.read()
             raise ChatError(_refusal(response))
-        for line in response.iter_lines():
-            if line:
-                yield json.loads(line)
+        yield from read(response)
+
+
+def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    for line in response.iter_lines():
+        if line:
+            yield json.loads(line)
 
 
 def _refusal(response: httpx.Response) -> str:

@@ -106,13 +106,14 @@ def chat_routes(home: Home, store: JobStore) -> APIRouter:
 
 
 async def _lines(home: Home, request: dict[str, Any]) -> AsyncIterator[bytes]:
-    """Yield the host's events as JSON lines; a failure is the last event, never a broken stream."""
+    """Yield the host's events as JSON lines; a failure is the last line, never a broken stream."""
     from jobs import chat_client
 
     whole = False
     try:
-        async for event in iterate_in_threadpool(chat_client.generate(home, request)):
-            yield _line(event)
+        # What the host sent together stays together: a hop of a thread for each would age it.
+        async for lines in iterate_in_threadpool(chat_client.relay(home, request)):
+            yield lines
         whole = True
     except StudioError as error:
         yield _line({"type": "error", "lane": None, **error.as_dict()})

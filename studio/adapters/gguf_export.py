@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from studio.adapters.card import stack_card, write_card
 from studio.adapters.gguf_write import Precision, package, write
+from studio.adapters.library import name_of
 from studio.adapters.requests import StackItem
 from studio.errors import AdapterError, InputError
 from studio.home import Home, publishing, slug
@@ -78,8 +79,8 @@ class GgufRequest(Record):
         stack = tuple(
             item.model_copy(update={"name": str(resolve(home, item.name))}) for item in self.stack
         )
-        parts = [known.path.name, *(Path(item.name).name for item in self.stack), self.precision]
-        name = self.name.strip() or " ".join(parts)
+        called = [name_of(Path(item.name)) for item in stack]
+        name = self.name.strip() or " ".join([known.path.name, *called, self.precision])
         out = Path(self.out).expanduser().absolute() if self.out.strip() else None
         out = out or home.path / "exports" / slug(f"{name} gguf")
         if out.exists():
@@ -125,7 +126,7 @@ class GgufRequest(Record):
             f"{check.tokens_compared} likeliest tokens changed",
             "Use": "`ollama create NAME -f Modelfile`, or `llama-server -m FILE.gguf`",
         }
-        stack = [(Path(item.name).name, item.weight) for item in self.stack]
+        stack = [(name_of(Path(item.name)), item.weight) for item in self.stack]
         return stack_card(self.name, self.model.path, stack, rows, library="gguf")
 
 
@@ -231,7 +232,7 @@ def _refuse_leftovers(folder: Path) -> None:
     from studio.adapters.merge import read_certificate
 
     if left := read_certificate(folder).get("left"):
+        names = ", ".join(name_of(Path(part)) for part in left)
         raise AdapterError(
-            f"{', '.join(Path(part).name for part in left)} cannot be folded into weights, so it "
-            "cannot be in a GGUF file: leave it out."
+            f"{names} cannot be folded into weights, so it cannot be in a GGUF file: leave it out."
         )

@@ -112,6 +112,14 @@ def describe(folder: Path, *, source: Literal["run", "library", "folder"] = "fol
     )
 
 
+def name_of(folder: Path) -> str:
+    """Return what an adapter is called; its folder's name where it cannot be read."""
+    try:
+        return describe(folder).name
+    except AdapterError:
+        return folder.name
+
+
 def resolve(home: Home, name_or_dir: str) -> Path:
     """Return an adapter's folder: a path, its name, a library folder, a run's number or name.
 

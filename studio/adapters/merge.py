@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.adapters.card import stack_card, write_card
+from studio.adapters.library import name_of
 from studio.errors import AdapterError, InputError, MethodError
 from studio.home import Home, folder_hash, publishing, slug
 from studio.spec import ModelSource
@@ -112,7 +113,7 @@ def merge(
             base_precision="nf4" if source.quantization == "nf4" else _name(loaded.dtype),
             merged_precision=precision,
             base_fingerprint=loaded.facts.fingerprint,
-            merged=tuple(stack[names.index(n)][0].name for n in folded.merged),
+            merged=tuple(name_of(stack[names.index(n)][0]) for n in folded.merged),
             left=tuple(str(path) for path, _ in left),
         )
         (temporary / CERTIFICATE).write_text(json.dumps(asdict(certificate), indent=1))
@@ -132,9 +133,9 @@ def _card(
         "Checked": "reloaded in a fresh process, its logits differ from the base with its adapters "
         f"by at most {found.max_error:.2g}, and {found.tokens_changed} of "
         f"{found.tokens_compared} likeliest tokens changed",
-        "Not folded in": ", ".join(Path(path).name for path in found.left),
+        "Not folded in": ", ".join(name_of(Path(path)) for path in found.left),
     }
-    parts = [(path.name, weight) for path, weight in stack]
+    parts = [(name_of(path), weight) for path, weight in stack]
     return stack_card(name, source.path, parts, rows, library="transformers")
 
 

@@ -74,7 +74,9 @@ class MergeRequest(Record):
         """Where the merged model goes."""
         if self.out:
             return Path(self.out).expanduser().absolute()
-        names = "-".join(Path(item.name).name for item in self.stack)
+        from studio.adapters.library import name_of
+
+        names = "-".join(name_of(Path(item.name)) for item in self.stack)
         return home.models / slug(self.name or f"merged-{names}")
 
     def perform(self, home: Home) -> Iterator[Event]:

@@ -106,8 +106,10 @@ def test_probe_logits_are_those_of_the_row_alone():
 @pytest.mark.parametrize("rows", [1, 2, 4, 8, 9])
 def test_quick_products_are_the_same_products(rows):
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(16, 8192), torch.nn.Linear(8192, 16, bias=False))
-    x = torch.randn(rows, 1, 16)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(128, 8192), torch.nn.Linear(8192, 128, bias=False), torch.nn.Linear(128, 8)
+    )
+    x = torch.randn(rows, 1, 128)
     expected = model(x)
 
     quicken_products(model)
@@ -115,4 +117,5 @@ def test_quick_products_are_the_same_products(rows):
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected.detach(), atol=1e-5, rtol=1e-5)
     assert model(x).requires_grad
-    assert list(model.state_dict()) == ["0.weight", "0.bias", "1.weight"]
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "1.weight", "2.weight", "2.bias"]
+    assert ["forward" in vars(layer) for layer in model] == [True, True, False]
