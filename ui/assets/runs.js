@@ -147,7 +147,7 @@ export class Runs extends HTMLElement {
     });
     const others = this.chosen().length - 1;
     text(this.overlay, others > 0 ? `with ${others} other run${others > 1 ? 's' : ''} overlaid`
-      : 'Tick runs in the list to overlay their curves.');
+      : 'Tick runs to overlay their curves; click a loss curve to talk to its nearest checkpoint.');
     const job = this.jobs.find((one) => one.id === this.focus);
     if (job) this.detail.show(job, this.board.group.hues.get(job.id));
     this.list();
