@@ -124,7 +124,11 @@ export class Launch extends Told {
 
 /** The form in other words: command line and YAML, and the address that opens it again. */
 export class Notes extends Told {
-  render({ command, yaml, query: state, error, field }) {
+  render(values) {
+    // Looks at the form overlap and an older one may arrive last: the newest is what counts.
+    if (values.turn && values.turn < (Notes.newest?.turn ?? 0)) values = Notes.newest;
+    else if (values.turn) Notes.newest = values;
+    const { command, yaml, query: state, error, field } = values;
     mark(field);
     if (error) {
       this.replaceChildren(h('p', { class: 's-error', role: 'alert' }, error));

@@ -26,6 +26,8 @@ from ui.pages.element import bare, element, heading
 
 TITLE = "Train"
 Groups = list[tuple[str, Any]]
+# Each field's change asks at once and answers may cross: the page keeps that of the highest turn.
+NEXT_TURN = "(...values) => [...values.slice(0, -1), window.sTurn = (window.sTurn ?? 0) + 1]"
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
 
@@ -45,7 +47,8 @@ def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
     outputs = [preview, *notes]
 
     def look(*values: Any) -> list[str]:
-        return _look(form, home, values)
+        *own, turn = values
+        return _look(form, home, own, turn)
 
     def open_page(address: str) -> list[Any]:
         return _open(form, groups, home, address)
@@ -53,11 +56,13 @@ def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
     def start(*values: Any) -> str:
         return _start(form, home, store, values)
 
+    turn = gr.Number(0, visible=False)
     gr.on(
         [component.change for component in inputs],
         look,
-        inputs,
+        [*inputs, turn],
         outputs,
+        js=NEXT_TURN,
         trigger_mode="always_last",
         **PRIVATE,
     )
@@ -165,15 +170,14 @@ def _open_dropdown(form: Form, knob: Knob, choices: list[tuple[str, str]]) -> An
     )  # fmt: skip
 
 
-def _look(form: Form, home: Home, values: Any) -> list[str]:
+def _look(form: Form, home: Home, values: Any, turn: int) -> list[str]:
     """Judge the form as it is: what it means, and a line on model, data and method."""
     try:
         spec = RunSpec.parse(form.read(values))
     except SpecError as error:
-        return [_notes({"error": error.text, "field": _field(form, values, error)})] + [
-            gr.skip()
-        ] * 3
-    return [_notes(_preview(spec)), *_lines(spec, home)]
+        wrong = {"error": error.text, "field": _field(form, values, error), "turn": turn}
+        return [_notes(wrong)] + [gr.skip()] * 3
+    return [_notes(_preview(spec) | {"turn": turn}), *_lines(spec, home)]
 
 
 def _lines(spec: RunSpec, home: Home) -> list[str]:
@@ -205,7 +209,7 @@ def _note(words: str, style: str = "s-note") -> str:
     return f'<p class="{style}">{html.escape(words)}</p>'
 
 
-def _preview(spec: RunSpec) -> dict[str, str | None]:
+def _preview(spec: RunSpec) -> dict[str, Any]:
     return {
         "command": equivalents.command_line(spec),
         "yaml": equivalents.minimal_yaml(spec),
@@ -213,7 +217,7 @@ def _preview(spec: RunSpec) -> dict[str, str | None]:
     }
 
 
-def _notes(values: dict[str, str | None]) -> str:
+def _notes(values: dict[str, Any]) -> str:
     return element("studio-notes", values)
 
 
