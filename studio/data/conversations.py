@@ -171,9 +171,10 @@ def _conversation(
 
 def _history(value: Any) -> list[Message]:
     messages: list[Message] = []
-    for pair in value or []:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise Dropped("type", '"history" is no list of question and answer pairs.')
+    pairs = [] if value is None or value == "" or value != value else value
+    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        raise Dropped("type", '"history" is no list of question and answer pairs.')
+    for pair in pairs:
         messages.append({"role": "user", "content": as_text(pair[0], "history")})
         messages.append({"role": "assistant", "content": as_text(pair[1], "history")})
     return messages

@@ -187,3 +187,17 @@ def test_the_mapping_panel_corrects_a_guess_and_shows_rows_at_once(tmp_path):
 
     assert [m["content"] for m in shown[0]["messages"]] == ["Kurz.", "x: wie?", "so"]
     assert list(columns(str(path))) == ["Nr", "Was man fragt", "Was man sagt", "Thema"]
+
+
+@pytest.mark.parametrize("history", [True, 3, "once", {"a": "b"}, [["q"]], ["qa"]])
+def test_a_history_that_is_none_is_told(history):
+    mapping = Mapping(format="alpaca", columns={"instruction": "i", "output": "o", "history": "h"})
+    made = converter(mapping)(Row(7, {"i": "Add.", "o": "3", "h": history}))
+    assert isinstance(made, Problem) and made.line == 7 and "history" in made.text
+
+
+@pytest.mark.parametrize("nothing", [None, "", float("nan"), []])
+def test_an_empty_history_is_none(nothing):
+    mapping = Mapping(format="alpaca", columns={"instruction": "i", "output": "o", "history": "h"})
+    made = converter(mapping)(Row(1, {"i": "Add.", "o": "3", "h": nothing}))
+    assert isinstance(made, Conversation) and len(made.messages) == 2
