@@ -14,6 +14,7 @@ StudioError                what went wrong, in one sentence, and what to do
 └── RunError               a job that started and failed (exit code 3)
     ├── OutOfMemory
     ├── DiskFull
+    ├── DeviceLost         a GPU failed or vanished in the middle
     ├── ProcessLost        one of several processes was killed
     ├── ClusterError       the cluster, its machines or its storage
     └── Diverged           NaN or infinite loss
@@ -120,6 +121,12 @@ class DiskFull(RunError):
     """The disk ran out of room."""
 
     kind = "disk_full"
+
+
+class DeviceLost(RunError):
+    """A device failed or vanished while it was used."""
+
+    kind = "device_lost"
 
 
 class ProcessLost(RunError):

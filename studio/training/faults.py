@@ -10,10 +10,14 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterator
 
-from studio.errors import DiskFull, OutOfMemory, StudioError
+from studio.errors import DeviceLost, DiskFull, OutOfMemory, StudioError
 from studio.spec import RunSpec
 
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+DEVICE_WORDS = (
+    "cuda error", "cuda driver", "cublas_status", "cudnn_status", "nccl error", "hip error",
+    "mps backend",
+)  # fmt: skip
 DISK_WORDS = ("no space left", "os error 28", "disk quota exceeded")
 
 
@@ -24,6 +28,7 @@ def explained(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
     Raises:
         OutOfMemory: With the settings that make the same run fit.
         DiskFull: What was saved before is intact.
+        DeviceLost: Likewise.
     """
     try:
         yield
@@ -38,6 +43,11 @@ def explained(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
             raise DiskFull(
                 f"The disk is full {where()}. Free some room and resume; what was saved before "
                 "is intact."
+            ) from error
+        if any(word in text for word in DEVICE_WORDS):
+            raise DeviceLost(
+                f"The device failed or vanished {where()} ({text.splitlines()[0][:120]}). Look "
+                "whether the driver still sees it, then resume: the last checkpoint is intact."
             ) from error
         raise
 

@@ -12,6 +12,7 @@ const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', conf
   history: 'History' };
 const FAILURES = {
   out_of_memory: ['Out of memory', ''],
+  device_lost: ['The device failed', ''],
   disk_full: ['The disk is full', 'Free some room, then resume: what was saved is intact.'],
   cluster: ['The cluster could not train it', 'When that is mended, resume: what was saved is here.'],
   diverged: ['The loss diverged', 'Lower the learning rate or the gradient norm limit, then train again.'],

@@ -1,0 +1,108 @@
+"""What a person or a machine can get wrong: one sentence each, and what was saved stays.
+
+Elsewhere: a dataset smaller than the batch (`test_schedule.py`), a batch that cannot fit even at
+one row (`test_estimate.py`), a device that is not there (`test_loading.py`), a full memory or disk
+and a kill in a checkpoint (`test_faults.py`).
+"""
+
+import builtins
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from studio.data.prepare import prepare
+from studio.errors import DeviceLost, Diverged, SpecError
+from studio.home import Home
+from studio.models.loading import load_tokenizer
+from studio.spec import DataSource, ModelSource, TrainArgs
+from studio.training import checkpoint, loop
+from studio.training.faults import explained
+from studio.training.optimizer import _MAKERS, make_optimizer
+from studio.training.session import Session
+
+Make = Callable[..., Session]
+
+
+def drain(session: Session, run_dir: Path) -> None:
+    with explained(session.spec, lambda: f"at step {session.progress.step + 1}"):
+        list(loop.run(session, run_dir=run_dir, control=lambda: None))
+
+
+def test_a_learning_rate_that_explodes_ends_with_the_rate_and_keeps_the_checkpoint(
+    session: Make, tmp_path: Path
+) -> None:
+    own = session(
+        method={"name": "lora", "r": 4},
+        train={
+            "max_steps": 20, "per_device_train_batch_size": 4, "learning_rate": 1e30,
+            "lr_scheduler_type": "constant", "save_steps": 1, "eval_steps": -1, "optim": "lion",
+        },
+    )  # fmt: skip
+    with pytest.raises(Diverged, match=r"Lower train.learning_rate \(it was 1e\+30\)") as error:
+        drain(own, tmp_path)
+    assert "\n" not in error.value.text
+    kept = checkpoint.newest(tmp_path / "checkpoints")
+    assert kept is not None
+    assert int(kept.name[5:]) == own.progress.step
+
+
+def test_a_device_that_vanishes_in_the_middle_is_one_sentence_and_the_run_goes_on_later(
+    session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = {"max_steps": 6, "save_steps": 2, "eval_steps": -1}
+    own = session(train=args)
+    real = Session.step
+
+    def step(self: Session) -> Any:
+        if self.progress.step == 3:
+            raise RuntimeError("CUDA error: unspecified launch failure\nCompile with TORCH_USE …")
+        return real(self)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Session, "step", step)
+        with pytest.raises(DeviceLost, match="at step 4 .*launch failure.*checkpoint is intact"):
+            drain(own, tmp_path)
+    again = session(train=args)
+    drain_again = list(loop.run(again, run_dir=tmp_path, control=lambda: "stop"))
+    assert drain_again[0].step == 2
+
+
+@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
+def test_an_optimizer_whose_library_is_missing_names_it(
+    optim: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name.startswith("bitsandbytes"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(SpecError, match=f"{optim}, which needs bitsandbytes: `pip install"):
+        _MAKERS[optim]([], torch.device("cuda:0"))
+
+
+def test_muon_that_this_torch_lacks_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    with pytest.raises(SpecError, match="which torch .* lacks: take adamw"):
+        make_optimizer([("w", weight)], TrainArgs(optim="muon"))
+
+
+def test_rows_longer_than_the_models_context_are_cut_and_counted(
+    tmp_path: Path, home: Home
+) -> None:
+    long = tmp_path / "long.jsonl"
+    row = '{"prompt": "' + "word " * 40 + '", "completion": "' + "answer " * 400 + '"}\n'
+    long.write_text(row.replace("word", "one") + row)
+    found = prepare(
+        DataSource(path=str(long), max_length=4096, validation_fraction=0),
+        load_tokenizer(ModelSource()), context_length=64, seed=0, home=home,
+    )  # fmt: skip
+    assert {len(example.input_ids) for example in found.train} == {64}
+    assert found.report.truncated == 2
+    assert found.report.context_length == 64
