@@ -1,8 +1,10 @@
 """Many runs from one: a grid or a random sample over any fields of the spec. Pure: no queue."""
 
 import itertools
+import json
 import math
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -28,7 +30,7 @@ def points(
         seed: Same seed, same draw.
 
     Raises:
-        QueueError: A field has no values, or there are too many points.
+        QueueError: A field has no values or one twice, or there are too many points.
     """
     empty = [field for field, values in fields.items() if not values]
     if not fields or empty:
@@ -42,6 +44,11 @@ def points(
             f"This sweep has {wanted:,} points; {MOST_POINTS:,} is the most. "
             "Try fewer values, or draw some at random."
         )
+    for field, values in fields.items():
+        written = Counter(json.dumps(value, sort_keys=True, default=str) for value in values)
+        value, times = written.most_common(1)[0]
+        if times > 1:
+            raise QueueError(f"{field} names {value} twice. Each value is tried once.")
     names, lists = list(fields), list(fields.values())
     if mode == "grid" or wanted >= total:
         chosen = list(itertools.product(*lists))

@@ -19,6 +19,7 @@ from jobs.store import JobStore
 from jobs.summary import summary
 from studio.home import Home
 from studio.spec import RunSpec
+from ui import equivalents
 
 MOST_TEXT = 10_000
 
@@ -54,9 +55,10 @@ class Words(BaseModel):
 
 
 class Sweep(BaseModel):
-    """A sweep over the spec of a run."""
+    """A sweep over the spec of a run, or over the form as it stands in its address (`set`)."""
 
-    job: int
+    job: int | None = None
+    set: list[str] = []
     name: str = Field(max_length=100)
     over: list[str]
     count: int = Field(0, ge=0)
@@ -115,7 +117,10 @@ def plan_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/sweeps")
     def sweep(wanted: Sweep) -> dict[str, Any]:
-        spec = RunSpec.parse({**store.get(wanted.job).spec, "name": ""})
+        if wanted.job is None:
+            spec = equivalents.from_query(wanted.set).with_values({"name": ""})
+        else:
+            spec = RunSpec.parse({**store.get(wanted.job).spec, "name": ""})
         jobs = plans.submit_sweep(
             store, admit(spec, home), dict(map(parse_values, wanted.over)), name=wanted.name,
             mode="random" if wanted.count else "grid", count=wanted.count,

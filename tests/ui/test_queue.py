@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -74,6 +75,41 @@ def test_a_sweep_from_a_run(page: TestClient, store: JobStore) -> None:
     assert len(store.list()) == 5
     group = {"sweep": "ranks", "action": "cancel"}
     assert page.post("/api/sweep-runs", json=group).json() == {"changed": 4}
+
+
+def test_a_sweep_from_the_form(page: TestClient, store: JobStore) -> None:
+    form = {"set": ["method.r=4", "name=mine", "train.max_steps=3"], "name": "rates"}
+    made = page.post("/api/sweeps", json={**form, "over": ["train.learning_rate=0.001,0.002"]})
+
+    jobs = [store.get(job) for job in made.json()["jobs"]]
+    assert [job.name for job in jobs] == ["rates learning_rate=0.001", "rates learning_rate=0.002"]
+    assert {job.spec["method"]["r"] for job in jobs} == {4} and {j.sweep for j in jobs} == {"rates"}
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"over": ["seed=" + ",".join(map(str, range(100))),
+            "method.r=" + ",".join(map(str, range(1, 101))),
+            "train.max_steps=" + ",".join(map(str, range(1, 101)))]}, "1,000,000 points; 1,000 is"),
+        ({"over": ["method.rank=1,2"]}, "method.r"),
+        ({"over": ["method.r=0,4"]}, "method.r"),
+        ({"over": []}, "needs values"),
+        ({"over": ["method.r="]}, "names no values"),
+        ({"over": ["method.r=4"], "name": " "}, "needs a name"),
+        ({"over": ["method.r=4,4"]}, "twice"),
+        ({"over": ["seed=1"], "set": ["method.nothing=1"]}, "nothing"),
+        ({"over": ["seed=1"], "job": 99}, "no job number 99"),
+    ],
+)  # fmt: skip
+def test_a_senseless_sweep_is_a_sentence_and_queues_nothing(
+    page: TestClient, store: JobStore, body: dict[str, Any], words: str
+) -> None:
+    refused = page.post("/api/sweeps", json={"name": "x", "set": [], **body})
+
+    assert refused.status_code == 400, refused.text
+    assert words in refused.json()["error"]["text"]
+    assert store.list() == []
 
 
 def test_the_whole_queue_is_held_and_its_state_reaches_every_tab(

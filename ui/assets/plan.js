@@ -63,7 +63,8 @@ const FIELDS = ['method.r', 'method.lora_alpha', 'method.lora_dropout', 'method.
   'train.per_device_train_batch_size', 'train.weight_decay', 'data.path', 'data.max_length',
   'model.path', 'seed'];
 
-export function planSweep(job) {
+/** A sweep from a run, or from the form: its address assignments in `set`. */
+export function planSweep(job, set = []) {
   const name = input({ required: true, placeholder: 'ranks', value: '' });
   const lines = h('textarea', { rows: '4', spellcheck: 'false', 'aria-label': 'Values',
     placeholder: 'method.r = 4, 8, 16\nseed = 0, 1' });
@@ -83,10 +84,10 @@ export function planSweep(job) {
   };
   lines.addEventListener('input', count);
   draw.addEventListener('input', count);
-  ask(`Sweep from ${job.name}`, [['Name', name], ['Values to try', h('div', { class: 's-stack' }, lines,
+  ask(job ? `Sweep from ${job.name}` : 'Sweep from this form', [['Name', name], ['Values to try', h('div', { class: 's-stack' }, lines,
     total, known)], ['Draw at random', draw, '0 tries every combination'], ['After an error', onError]],
   'Queue the sweep', async () => {
-    const answer = await api('/api/sweeps', { job: job.id, name: name.value, over: over(),
+    const answer = await api('/api/sweeps', { ...(job ? { job: job.id } : { set }), name: name.value, over: over(),
       count: Number(draw.value) || 0, on_error: onError.value });
     return `${answer.jobs.length} runs are queued.`;
   });
