@@ -115,7 +115,7 @@ def relay(home: Home, request: Mapping[str, Any]) -> Iterator[bytes]:
     Raises:
         ChatError: As in `generate`.
     """
-    yield from _asked(home, request, lambda response: response.iter_raw())
+    yield from _asked(home, request, _whole_lines)
 
 
 def _asked(
@@ -204,6 +204,14 @@ def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
     for line in response.iter_lines():
         if line:
             yield json.loads(line)
+
+
+def _whole_lines(response: httpx.Response) -> Iterator[bytes]:
+    rest = b""  # half a line is kept back: a sentence may have to follow instead of its end
+    for chunk in response.iter_raw():
+        whole, newline, rest = (rest + chunk).rpartition(b"\n")
+        if newline:
+            yield whole + newline
 
 
 def _refusal(response: httpx.Response) -> str:

@@ -393,6 +393,31 @@ def test_release_gives_the_memory_back_and_the_next_question_loads_again(place):
     assert ask(home, lane(base))[0]["end"]["type"] == "done"
 
 
+def test_a_page_gets_the_same_events_as_whole_lines(place):
+    home, base = place
+    request = {"lanes": [lane(base), lane(base, "noisy")]}
+
+    pieces = list(chat_client.relay(home, request))
+
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    events = [json.loads(line) for line in b"".join(pieces).splitlines()]
+    said = ask(home, *request["lanes"])
+    for number in (0, 1):
+        text = "".join(e["text"] for e in events if (e["type"], e["lane"]) == ("delta", number))
+        assert text == said[number]["text"]
+    assert [e["type"] for e in events].count("done") == 2
+
+
+def test_half_a_line_is_kept_back():
+    class Response:
+        def iter_raw(self):
+            yield from (b'{"a"', b': 1}\n{"b', b'": 2}\n{"c": 3}\n', b'{"cut')
+
+    got = list(chat_client._whole_lines(Response()))
+
+    assert got == [b'{"a": 1}\n', b'{"b": 2}\n{"c": 3}\n']
+
+
 def test_the_client_never_loads_torch(place):
     code = (
         "import sys; from jobs import chat_client; from studio.home import open_home; "
