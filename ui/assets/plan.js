@@ -26,7 +26,7 @@ function ask(title, fields, label, send) {
     }
   });
   dialog.addEventListener('close', () => dialog.remove());
-  document.querySelector('studio-runs').append(dialog);
+  (document.querySelector('studio-runs') ?? document.body).append(dialog);
   dialog.showModal();
   return dialog;
 }
@@ -84,8 +84,9 @@ export function planSweep(job, set = []) {
   };
   lines.addEventListener('input', count);
   draw.addEventListener('input', count);
-  ask(job ? `Sweep from ${job.name}` : 'Sweep from this form', [['Name', name], ['Values to try', h('div', { class: 's-stack' }, lines,
-    total, known)], ['Draw at random', draw, '0 tries every combination'], ['After an error', onError]],
+  const title = job ? `Sweep from ${job.name}` : 'Sweep from this form';
+  ask(title, [['Name', name], ['Values to try', h('div', { class: 's-stack' }, lines, total, known)],
+    ['Draw at random', draw, '0 tries every combination'], ['After an error', onError]],
   'Queue the sweep', async () => {
     const answer = await api('/api/sweeps', { ...(job ? { job: job.id } : { set }), name: name.value, over: over(),
       count: Number(draw.value) || 0, on_error: onError.value });

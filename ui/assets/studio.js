@@ -8,7 +8,6 @@ import { Launch, Notes } from './train.js';
 import { Preflight, Presets } from './preflight.js';
 import { Machine } from './system.js';
 import { Runs } from './runs.js';
-import { Sweep } from './sweep.js';
 
 document.addEventListener('click', (event) => {
   if (!event.target.closest('#s-theme')) return;
@@ -47,7 +46,6 @@ customElements.define('studio-launch', Launch);
 customElements.define('studio-notes', Notes);
 customElements.define('studio-preflight', Preflight);
 customElements.define('studio-presets', Presets);
-customElements.define('studio-sweep', Sweep);
 customElements.define('studio-compare', Compare);
 customElements.define('studio-system', Machine);
 

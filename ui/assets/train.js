@@ -6,6 +6,7 @@ import { api, badge, button, duration, h, number, remember, query, sureButton, t
 import { hues, isLive, poke, subscribe } from './live.js';
 import { board, progress, share, stateName } from './metrics.js';
 import { compareAddress, snippet } from './detail.js';
+import { planSweep } from './plan.js';
 
 /** An element that python writes again and again: gradio then changes the attribute in place and
  *  takes the children away, so everything is rendered afresh once it is done. */
@@ -145,6 +146,8 @@ export class Notes extends Told {
       ontoggle: (e) => localStorage.setItem('studio.same', e.target.open ? '1' : '0') },
       h('summary', {}, 'The same as a command or a file'),
       snippet('Command line', command), snippet('spec.yaml', yaml)),
+    button('Sweep: several values of some fields …', () => planSweep(null, query().getAll('set')),
+      's-tool'),
     button('Bake-off: these settings with several methods …', () => import('./bakeoff.js').then(
       ({ askBakeoff }) => askBakeoff({ assignments: query().getAll('set') })), 's-tool'));
   }

@@ -40,7 +40,6 @@ def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
             upload, notes, groups = _fields(form, home)
         with gr.Column(elem_classes="s-side", min_width=320):
             launch = gr.Button("Train", variant="primary", elem_id="train")
-            bare("<studio-sweep></studio-sweep>", elem_id="sweep")
             bare("<studio-preflight></studio-preflight>", elem_id="preflight")
             panel = bare("<studio-launch></studio-launch>", elem_id="launch")
             preview = bare(_notes(_preview(RunSpec()) | {"query": None}), elem_id="preview")
