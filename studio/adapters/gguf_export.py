@@ -143,9 +143,11 @@ def compare(folder: Path, file: Path, precision: Precision, notes: list[str]) ->
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    old = AutoTokenizer.from_pretrained(folder)
+    old = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     ids = [old(text)["input_ids"] for text in TEXTS]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
     wanted = [_logits(model, row) for row in ids]
     del model
     model = _read_back(file)
@@ -155,7 +157,7 @@ def compare(folder: Path, file: Path, precision: Precision, notes: list[str]) ->
         errors.append((after - before).abs())
         changed += int((after.argmax(-1) != before.argmax(-1)).sum())
         scale = max(scale, float(before.abs().max()))
-    new = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    new = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     differ = tuple(
         text for text, row in zip(TEXTS, ids, strict=True) if new(text)["input_ids"] != row
     )
@@ -184,7 +186,7 @@ def _read_back(file: Path) -> Any:
 
     try:
         return AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
         )
     except (RuntimeError, ValueError, AssertionError, KeyError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
@@ -213,7 +215,7 @@ def modelfile(folder: Path, name: str) -> str:
     from transformers import AutoTokenizer
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     lines = [f"FROM ./{name}", f"PARAMETER num_ctx {min(config['max_position_embeddings'], 8192)}"]
     if tokenizer.eos_token:
         lines.append(f"PARAMETER stop {json.dumps(tokenizer.eos_token)}")

@@ -27,7 +27,7 @@ def add_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> list[str
     model = raw["model"]
     if model.get("type") != "BPE":
         raise ModelError(f"A {model.get('type')} tokenizer cannot be written as GGUF here.")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     bytewise = not model.get("byte_fallback")
     special = {t["id"]: t for t in raw.get("added_tokens", [])}
