@@ -197,7 +197,7 @@ def _compact(value: float) -> str:
 
 def _bytes(size: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
+        if size < 1000 or unit == "GiB":
             break
         size /= 1024
     return f"{size:.3g}\u202f{unit}"
