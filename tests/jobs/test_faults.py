@@ -140,6 +140,39 @@ def test_a_home_that_cannot_be_written_is_refused_in_a_sentence(
     connection.close()
 
 
+def test_a_file_system_that_became_read_only_is_refused_in_a_sentence(small_disk: Path) -> None:
+    home = open_home(small_disk / "home")
+    JobStore(home).close()
+    remount = ["mount", "-o", "remount,ro", str(small_disk)]
+    if subprocess.run(remount, capture_output=True, check=False).returncode:
+        pytest.skip("it cannot be made read-only here")
+    with pytest.raises(HomeError, match="cannot be written"):
+        JobStore(open_home(home.path))
+
+
+@pytest.mark.parametrize("spoil", ["a byte", "a missing file", "a missing manifest", "its end"])
+def test_a_spoiled_newest_checkpoint_is_passed_over_for_the_one_before(
+    store: JobStore, spoil: str
+) -> None:
+    job = store.submit(a_spec(steps=40, save=5)).id
+    with supervising(store.home):
+        until(lambda: len(store.checkpoints(job)) >= 2)
+        store.pause(job)
+        until(lambda: store.get(job).state == "paused")
+    *_, before, newest = (Path(row["path"]) for row in store.checkpoints(job))
+    state = newest / "state.json"
+    if spoil == "a byte":
+        state.write_bytes(state.read_bytes()[:-2] + b"7}")
+    elif spoil == "its end":
+        state.write_bytes(state.read_bytes()[:-3])
+    else:
+        (state if spoil == "a missing file" else newest / "MANIFEST.json").unlink()
+    store.resume(job)
+    with supervising(store.home):
+        until(lambda: store.get(job).state == "succeeded")
+    assert store.attempts(job)[-1]["from_step"] == int(before.name.removeprefix("step-"))
+
+
 def test_a_database_that_stays_busy_is_a_sentence_and_the_queue_goes_on_after(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
