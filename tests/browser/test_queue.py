@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from jobs import settings
+from jobs.processes import me
 from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
@@ -41,6 +42,33 @@ def wait_for_order(page: Page, wanted: list[str]) -> None:
         ".map((n) => n.textContent).join() === wanted",
         arg=",".join(wanted), timeout=SLOW,
     )  # fmt: skip
+
+
+SHOWN = """() => {
+  window.shown = [];
+  window.Notification = class {
+    static permission = 'granted';
+    static requestPermission = async () => 'granted';
+    constructor(title, { body, tag }) { window.shown.push([title, body, tag]); }
+  };
+}"""
+
+
+def one_notification(page: Page, store: JobStore) -> None:
+    """A run that ends is told on the desktop, once, when the person wants it; its name is text."""
+    page.evaluate(SHOWN)
+    page.get_by_role("button", name="Notify: off").click()
+    expect(page.get_by_role("button", name="Notify: on")).to_be_visible()
+    claim = store.claims.claim("cpu", owner=me())
+    assert claim is not None
+    store.claims.register(claim, me())
+    expect(page.get_by_test_id(f"run-{claim.job}")).to_contain_text("running")
+    store.claims.finish(claim, "succeeded", result={"last_loss": 0.5})
+    page.wait_for_function("window.shown.length > 0", timeout=SLOW)
+    page.wait_for_timeout(1500)
+    assert page.evaluate("window.shown") == [
+        ["delta is trained", "loss 0.5000", f"studio-{claim.job}-1-succeeded"]
+    ]
 
 
 def test_a_queue_survives_its_server(chromium: str, held: JobStore) -> None:
@@ -103,7 +131,8 @@ def test_a_queue_survives_its_server(chromium: str, held: JobStore) -> None:
             for words in ("paused", "#keep", "<b>bold</b>", "<img src=x", "starts after"):
                 expect(detail).to_contain_text(words)
             assert page.evaluate("window.hit") is None
+            one_notification(page, held)
             expect(page.get_by_test_id("queue-notice")).to_contain_text("holds the queue")
         browser.close()
-    assert [job.name for job in held.queue()] == ["delta", "gamma", "alpha"]
+    assert [job.name for job in held.queue()] == ["gamma", "alpha"]
     assert held.get("beta").state == "paused"
