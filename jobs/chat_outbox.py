@@ -19,6 +19,7 @@ class Outbox:
         self._events: list[Event] = []
         self._open: dict[int, Event] = {}  # the last delta of a lane, while nothing follows it
         self._guard = threading.Lock()
+        self._told = False  # the loop knows that something waits: not woken again for more
         self._loop = asyncio.get_running_loop()
         self._filled = asyncio.Event()
         self.ended = asyncio.Event()
@@ -38,7 +39,9 @@ class Outbox:
                 last["text"] += event["text"]
                 if "tokens" in event:
                     last.setdefault("tokens", []).extend(event["tokens"])
-        self._tell(self._filled)
+            told, self._told = self._told, True
+        if not told:
+            self._tell(self._filled)
 
     def end(self) -> None:
         """Say that nothing follows, from any thread."""
@@ -61,6 +64,7 @@ class Outbox:
         with self._guard:
             events, self._events = self._events, []
             self._open.clear()
+            self._told = False
             if not self.ended.is_set():
                 self._filled.clear()
         return events

@@ -1,8 +1,9 @@
 """What it costs to stream an answer through the chat host, and how old a token is on arrival.
 
 The same lane is asked in turns: of the models in this process, and of a real host in its own, over
-its loopback port. The host stamps each piece of text with the moment its oldest token existed; the
-age is taken where a page would take it, when the line has been read and parsed.
+its loopback port. The ratio is of the processor seconds of the two processes, so that others on
+the machine do not change it. The host stamps each piece of text with the moment its oldest token
+existed; the age is taken where a page would take it, when the line has been read and parsed.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from studio.home import open_home
 def measure_stream(
     base: Path, folder: Path, *, prompt_tokens: int, new_tokens: int, rounds: int
 ) -> dict[str, float]:
-    """Return median seconds of both ways, their ratio, and the ages of tokens in milliseconds.
+    """Return processor seconds of both ways, their ratio, and the ages of tokens in milliseconds.
 
     Args:
         base: A model folder without a tokenizer; it gets one of numbers.
@@ -28,6 +29,8 @@ def measure_stream(
         new_tokens: Tokens of every answer.
         rounds: Counted rounds; one more warms up.
     """
+    import psutil
+
     from jobs import chat_client
     from studio.chat.residents import Residents
 
@@ -40,21 +43,22 @@ def measure_stream(
     )
     here = Residents(home)
     alone, streamed, ages = [], [], []
-    chat_client.ensure_host(home)
+    reached = chat_client.ensure_host(home)
+    host = psutil.Process(reached.identity.pid)
     try:
         for number in range(rounds + 1):
-            started = time.perf_counter()
+            started = time.process_time()
             for _ in here.stream([lane]):
                 pass
-            took = time.perf_counter() - started
-            started = time.perf_counter()
+            took = time.process_time() - started
+            started = _cpu_seconds(host)
             request = {"lanes": [lane.model_dump(mode="json")]}
             for event in chat_client.generate(home, request):
                 if event["type"] == "delta" and number:
                     ages.append(1000 * (time.time() - event["at"]))
             if number:
                 alone.append(took)
-                streamed.append(time.perf_counter() - started)
+                streamed.append(_cpu_seconds(host) - started)
     finally:
         chat_client.quit_host(home)
     ages.sort()
@@ -65,6 +69,11 @@ def measure_stream(
         "median_age_ms": statistics.median(ages),
         "p95_age_ms": ages[int(0.95 * (len(ages) - 1))],
     }
+
+
+def _cpu_seconds(process: Any) -> float:
+    used = process.cpu_times()
+    return float(used.user + used.system)
 
 
 def _give_tokenizer(base: Path) -> None:
