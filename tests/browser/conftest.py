@@ -38,7 +38,8 @@ def studio(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 class Watch:
     """What a page did that it should not have done."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, refused: tuple[str, ...]) -> None:
+        self.refused = refused
         self.host = urlsplit(address).netloc
         self.outside: list[str] = []
         self.errors: list[str] = []
@@ -60,13 +61,18 @@ class Watch:
             self.errors.append(words)
 
     def _console(self, message) -> None:
-        if message.type == "error":
-            self.errors.append(f"{message.text} ({message.location.get('url')})")
+        url = message.location.get("url", "")
+        if message.type == "error" and urlsplit(url).path not in self.refused:
+            self.errors.append(f"{message.text} ({url})")
 
 
 @pytest.fixture
-def page(chromium: str, studio: Served) -> Iterator:
-    """A fresh browser page; the test fails on a console error or an outside request."""
+def page(request: pytest.FixtureRequest, chromium: str, studio: Served) -> Iterator:
+    """A fresh browser page; the test fails on a console error or an outside request.
+
+    The mark `refused` names the routes whose refusal the test is about; the browser logs it.
+    """
+    mark = request.node.get_closest_marker("refused")
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
@@ -76,7 +82,7 @@ def page(chromium: str, studio: Served) -> Iterator:
             viewport={"width": 1280, "height": 800}, base_url=studio.address
         )
         context.grant_permissions(["clipboard-read", "clipboard-write"])
-        opened, watch = context.new_page(), Watch(studio.address)
+        opened, watch = context.new_page(), Watch(studio.address, mark.args if mark else ())
         opened.set_default_timeout(30_000)
         watch.follow(opened)
         yield opened

@@ -81,6 +81,8 @@ def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(
     expect(page.get_by_test_id("lane-1")).to_contain_text("sea talk")
 
 
+@pytest.mark.refused("/api/adapters/ask/push")
+@pytest.mark.refused("/api/adapters/ask/push")
 def test_an_adapter_is_exported_checked_and_not_pushed_offline(page: Page, studio: Served) -> None:
     train(studio, "gift", {"name": "lora", "r": 2}, 5)
     page.goto("/adapters")
