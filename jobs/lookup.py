@@ -38,7 +38,9 @@ def listed(
 
 def queued(db: Tables, *, limit: int | None) -> list[Job]:
     """Return what runs and what waits, in the order it will run."""
-    return [job_of(row) for row in db.query(_QUEUE, {"limit": -1 if limit is None else limit})]
+    active = [job_of(row) for row in db.query(_ACTIVE)]
+    left = -1 if limit is None else max(0, limit - len(active))
+    return [*active, *(job_of(row) for row in db.query(_WAITING, (left,)))][:limit]
 
 
 _BY_ID = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"
@@ -49,7 +51,9 @@ WHERE (:all OR state IN (SELECT value FROM json_each(:states)))
   AND name LIKE :pattern ESCAPE '\\'
 ORDER BY id DESC LIMIT :limit OFFSET :offset
 """
-_QUEUE = f"""
-SELECT {COLUMNS} FROM jobs WHERE state IN ('starting', 'running', 'stopping', 'queued')
-ORDER BY state = 'queued', position, id LIMIT :limit
+_ACTIVE = f"""
+SELECT {COLUMNS} FROM jobs WHERE state IN ('starting', 'running', 'stopping')
+ORDER BY position, id
 """
+# Alone, so that the index gives the first of ten thousand without sorting them.
+_WAITING = f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' ORDER BY position, id LIMIT ?"
