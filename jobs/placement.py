@@ -89,8 +89,8 @@ class Placement:
             self._end_chat(slot)
         return slot == "cpu" or waited > CHAT_SECONDS
 
-    def _room(self, slots: Iterable[str], chat: dict[str, int]) -> dict[str, int]:
-        if self._clock() - self._read_at > READ_SECONDS:
+    def _room(self, slots: Sequence[str], chat: dict[str, int]) -> dict[str, int]:
+        if slots and self._clock() - self._read_at > READ_SECONDS:
             self._known = {device.name: device for device in self._devices()}
             self._read_at = self._clock()
         found = {}
