@@ -82,7 +82,6 @@ def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(
 
 
 @pytest.mark.refused("/api/adapters/ask/push")
-@pytest.mark.refused("/api/adapters/ask/push")
 def test_an_adapter_is_exported_checked_and_not_pushed_offline(page: Page, studio: Served) -> None:
     train(studio, "gift", {"name": "lora", "r": 2}, 5)
     page.goto("/adapters")
