@@ -16,6 +16,7 @@ Shapes: `N positions that predict a trained token, D hidden, V vocabulary`.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from studio.models.loading import Loaded
     from studio.spec import RunSpec
     from studio.training.session import Session
+
+logger = logging.getLogger(__name__)
 
 VIRTUAL = (Phase.KEYS_VALUES, Phase.PROMPT)
 PASS_NUMBERS = {"cpu": 1_500_000, "cuda": 64_000_000}
@@ -185,6 +188,7 @@ class Group:
 
     def _recover(self, error: Exception) -> None:
         """After a pass together failed, let each of its runs pass alone and meet its own fault."""
+        logger.warning("siblings pass alone, their pass together failed", exc_info=error)
         self._cramped = self._cramped or is_out_of_memory(error)  # it would run out again
         for one in self._sessions:
             if one.name not in self._ready:

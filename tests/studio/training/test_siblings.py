@@ -79,7 +79,9 @@ def assert_equals_alone(own: Session, steps: list[Step], values: dict[str, Any])
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_sweep_in_one_pass_is_as_if_each_run_were_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_in_one_pass_is_as_if_each_run_were_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     passes: list[int] = []
     own = Group._loss_sums
     monkeypatch.setattr(
@@ -88,15 +90,17 @@ def test_a_sweep_in_one_pass_is_as_if_each_run_were_alone(monkeypatch: pytest.Mo
     _, sessions = grouped(*SWEEP)
     for session, steps, values in zip(sessions, rounds(sessions), SWEEP, strict=True):
         assert_equals_alone(session, steps, values)
+    assert not caplog.records  # no shared pass failed
     assert passes == [4, 1, 1] * 4  # the last run's second and third micro-batch stand alone
 
 
 @pytest.mark.parametrize("name", [n for n, m in methods().items() if m.phase is not Phase.WEIGHTS])
-def test_any_method_is_a_sibling_of_any(name: str) -> None:
+def test_any_method_is_a_sibling_of_any(name: str, caplog: pytest.LogCaptureFixture) -> None:
     mixed = [{"method": fields(name)}, *SWEEP[:1], {"method": fields(name), "seed": 1}]
     _, sessions = grouped(*mixed)
     for session, steps, values in zip(sessions, rounds(sessions), mixed, strict=True):
         assert_equals_alone(session, steps, values)
+    assert not caplog.records
 
 
 def test_what_is_random_or_padded_passes_alone_and_not_one_bit_differs() -> None:
