@@ -34,12 +34,7 @@ def bench(arguments: Sequence[str]) -> int:
 def _siblings(options: argparse.Namespace) -> int:
     from studio.bench.siblings import bench_siblings, table
 
-    case = Case(
-        model=options.model, data=options.data, method=options.method, dtype=options.dtype,
-        batch=options.batch, steps_per_round=options.steps, rounds=options.rounds,
-        learning_rate=options.learning_rate,
-    )  # fmt: skip
-    result = bench_siblings(case, options.count)
+    result = bench_siblings(_case(options, options.data, options.method), options.count)
     print(json.dumps(result) if options.json else table(result))
     return 0
 
@@ -47,13 +42,8 @@ def _siblings(options: argparse.Namespace) -> int:
 def _methods(options: argparse.Namespace) -> int:
     from studio.bench.methods import bench_methods, table
 
-    case = Case(
-        model=options.model, data=SYNTHETIC, method="lora", dtype=options.dtype,
-        batch=options.batch, steps_per_round=options.steps, rounds=options.rounds,
-        learning_rate=options.learning_rate,
-    )  # fmt: skip
     chosen = [word for word in options.methods.split(",") if word]
-    result = bench_methods(case, chosen)
+    result = bench_methods(_case(options, SYNTHETIC, "lora"), chosen)
     print(json.dumps(result) if options.json else table(result))
     return 0
 
@@ -103,15 +93,30 @@ def _startup(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from studio.bench.turns import compare, table
 
-    case = Case(
-        model=options.model, data=options.data, method=options.method, dtype=options.dtype,
+    peers = ["ours", *[name for name in options.vs.split(",") if name and name != "ours"]]
+    result = compare(_case(options, options.data, options.method), peers)
+    print(json.dumps(result) if options.json else table(result))
+    return 0
+
+
+def _case(options: argparse.Namespace, data: str, method: str) -> Case:
+    """What `_add_case` asked for."""
+    return Case(
+        model=options.model, data=data, method=method, dtype=options.dtype,
         batch=options.batch, steps_per_round=options.steps, rounds=options.rounds,
         learning_rate=options.learning_rate,
     )  # fmt: skip
-    peers = ["ours", *[name for name in options.vs.split(",") if name and name != "ours"]]
-    result = compare(case, peers)
-    print(json.dumps(result) if options.json else table(result))
-    return 0
+
+
+def _add_case(parser: argparse.ArgumentParser, *, model: str, rounds: int = 3) -> None:
+    shapes = ", ".join(SHAPES)
+    parser.add_argument("--model", default=model, help=f"a folder, or a shape: {shapes}")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3, help="steps per round")
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--json", action="store_true")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -132,35 +137,15 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--rounds", type=int, default=5)
     chat.add_argument("--json", action="store_true")
     every = kinds.add_parser("methods", help="every method against full fine-tuning")
-    every.add_argument("--model", default="llama-tiny", help="a folder, or a shape")
     every.add_argument("--methods", default="", help="comma-separated; all when empty")
-    every.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    every.add_argument("--batch", type=int, default=8)
-    every.add_argument("--steps", type=int, default=3, help="steps per round")
-    every.add_argument("--rounds", type=int, default=3)
-    every.add_argument("--learning-rate", type=float, default=1e-3)
-    every.add_argument("--json", action="store_true")
+    _add_case(every, model="llama-tiny")
     kin = kinds.add_parser("siblings", help="a sweep on one base against each run alone")
     kin.add_argument("--count", type=int, default=4, help="runs that train together")
-    kin.add_argument("--model", default="llama-30m", help="a folder, or a shape")
-    kin.add_argument("--data", default=SYNTHETIC, help=f"a data file, or {SYNTHETIC}")
-    kin.add_argument("--method", default="lora")
-    kin.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    kin.add_argument("--batch", type=int, default=8)
-    kin.add_argument("--steps", type=int, default=3, help="steps per round")
-    kin.add_argument("--rounds", type=int, default=5)
-    kin.add_argument("--learning-rate", type=float, default=1e-3)
-    kin.add_argument("--json", action="store_true")
+    _add_case(kin, model="llama-30m", rounds=5)
     train = kinds.add_parser("train", help="real tokens per second against peers")
-    shapes = ", ".join(SHAPES)
-    train.add_argument("--model", default="llama-30m", help=f"a folder, or a shape: {shapes}")
-    train.add_argument("--data", default=SYNTHETIC, help=f"a data file, or {SYNTHETIC}")
-    train.add_argument("--method", default="lora")
     train.add_argument("--vs", default="hf", help="peers: hf, trl, trl-best")
-    train.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    train.add_argument("--batch", type=int, default=8)
-    train.add_argument("--steps", type=int, default=3, help="steps per round")
-    train.add_argument("--rounds", type=int, default=3)
-    train.add_argument("--learning-rate", type=float, default=1e-3)
-    train.add_argument("--json", action="store_true")
+    _add_case(train, model="llama-30m")
+    for one in (kin, train):
+        one.add_argument("--data", default=SYNTHETIC, help=f"a data file, or {SYNTHETIC}")
+        one.add_argument("--method", default="lora")
     return parser

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import psutil
 
@@ -145,12 +146,13 @@ def _page_cost(home: Path) -> float:
         job_id = _submit(home, 100_000)
         _wait(lambda: store.get(job_id).step >= 20, "20 steps")
         speeds: dict[bool, list[float]] = {True: [], False: []}
+        cursors: dict[str, Any] = {"after": 0}
         for turn in range(2 * PAGE_TURNS):
             asking, before, until = turn % 2 == 0, store.get(job_id), time.time() + TURN_SECONDS
-            start, after = time.time(), 0
+            start = time.time()
             while time.time() < until:
                 if asking:
-                    after = _ask(url, job_id, after)
+                    _ask(url, job_id, cursors)
                 time.sleep(ASK_SECONDS)
             steps = store.get(job_id).step - before.step
             speeds[asking].append(steps / (time.time() - start))
@@ -160,11 +162,17 @@ def _page_cost(home: Path) -> float:
     ))  # fmt: skip
 
 
-def _ask(url: str, job_id: int, after: int) -> int:
-    question = f"api/live?runs={job_id}&names=loss,eval_loss&after={after}&detail={job_id}"
-    with urllib.request.urlopen(url + question, timeout=30) as answer:
+def _ask(url: str, job_id: int, cursors: dict[str, Any]) -> None:
+    """Ask as an open run page does, with the cursors of the answer before; they are moved on."""
+    asked = {"runs": job_id, "names": "loss,eval_loss", "detail": job_id, **cursors}
+    with urllib.request.urlopen(f"{url}api/live?{urlencode(asked)}", timeout=30) as answer:
         text = answer.read()
-    return int((json.loads(text).get("metrics") or {}).get("seq", after)) if text else after
+    news = json.loads(text) if text else {}
+    for cursor, part, key in (
+        ("after", "metrics", "seq"), ("jobs", "jobs", "digest"), ("seen", "detail", "digest")
+    ):  # fmt: skip
+        if news.get(part):
+            cursors[cursor] = news[part][key]
 
 
 def _wait(there: Callable[[], bool], what: str) -> None:
