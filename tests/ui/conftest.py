@@ -3,10 +3,23 @@
 from collections.abc import Iterator
 
 import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.testclient import TestClient
 
 from jobs.store import JobStore
+from studio.errors import StudioError
 from studio.home import Home
 from tests.served import Served, served
+from ui.app import sentence_of
+
+
+def client_of(*routers: APIRouter) -> TestClient:
+    """A client of these routes alone, whose refusals are sentences as in the whole app."""
+    app = FastAPI()
+    app.add_exception_handler(StudioError, sentence_of)
+    for router in routers:
+        app.include_router(router)
+    return TestClient(app)
 
 
 @pytest.fixture(scope="session")

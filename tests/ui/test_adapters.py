@@ -5,28 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from jobs import supervisor
 from jobs.metrics import Progress
 from jobs.processes import me
 from jobs.store import JobStore
-from studio.errors import StudioError
 from studio.home import Home, publishing
 from studio.spec import RunSpec
+from tests.ui.conftest import client_of
 from ui.adapters import adapter_routes, contest_routes
-from ui.app import sentence_of
 
 
 @pytest.fixture
 def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     monkeypatch.setattr(supervisor, "ensure_running", lambda home: None)
-    app = FastAPI()
-    app.add_exception_handler(StudioError, sentence_of)
-    app.include_router(adapter_routes(home, store))
-    app.include_router(contest_routes(home, store))
-    return TestClient(app)
+    return client_of(adapter_routes(home, store), contest_routes(home, store))
 
 
 def put(folder: Path, name: str, **passport: Any) -> Path:

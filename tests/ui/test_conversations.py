@@ -1,12 +1,10 @@
 """The routes of Compare: what is kept comes back, votes are ranked, files are downloads."""
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from jobs.store import JobStore
-from studio.errors import StudioError
-from ui.app import sentence_of
+from tests.ui.conftest import client_of
 from ui.conversations import conversation_routes
 from ui.judging import judging_routes
 
@@ -17,11 +15,7 @@ VOTE = {"conversation": "c1", "turn": 0, "prompt": "Hi", "lanes": ["starter", "s
 
 @pytest.fixture
 def client(store: JobStore) -> TestClient:
-    app = FastAPI()
-    app.add_exception_handler(StudioError, sentence_of)
-    app.include_router(conversation_routes(store))
-    app.include_router(judging_routes(store))
-    talking = TestClient(app)
+    talking = client_of(conversation_routes(store), judging_routes(store))
     kept = {"id": "c1", "lanes": LANES, "settings": {"shared": {"system": ""}}}
     talking.post("/api/chat/conversations", json=kept)
     turn = {"conversation": "c1", "number": 0, "prompt": "Hi", "answers": [{"text": "a"}, {}]}

@@ -3,25 +3,20 @@
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from jobs.metrics import Progress
 from jobs.processes import me
 from jobs.store import JobStore
-from studio.errors import StudioError
 from studio.home import Home
 from studio.spec import RunSpec
-from ui.app import sentence_of
+from tests.ui.conftest import client_of
 from ui.live import routes
 
 
 @pytest.fixture
 def page(home: Home, store: JobStore) -> TestClient:
-    app = FastAPI()
-    app.add_exception_handler(StudioError, sentence_of)
-    app.include_router(routes(home, store))
-    return TestClient(app)
+    return client_of(routes(home, store))
 
 
 def running(store: JobStore, **values: Any) -> tuple[int, Any]:

@@ -4,18 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from jobs import cluster, supervisor
 from jobs.processes import me
 from jobs.store import JobStore
-from studio.errors import StudioError
 from studio.home import Home
 from studio.spec import RunSpec
 from tests.dashboard import Dashboard, answering
 from tests.jobs.conftest import until
-from ui.app import sentence_of
+from tests.ui.conftest import client_of
 from ui.machine import machine_routes
 from ui.sources import device_choices
 
@@ -23,10 +21,7 @@ from ui.sources import device_choices
 @pytest.fixture
 def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     monkeypatch.setattr(supervisor, "ensure_running", lambda _: 0)
-    app = FastAPI()
-    app.add_exception_handler(StudioError, sentence_of)
-    app.include_router(machine_routes(home, store))
-    return TestClient(app)
+    return client_of(machine_routes(home, store))
 
 
 @pytest.fixture

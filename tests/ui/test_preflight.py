@@ -1,12 +1,9 @@
 import pytest
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
 
 from jobs.store import JobStore
-from studio.errors import StudioError
 from studio.home import open_home
 from studio.spec import RunSpec
-from ui.app import sentence_of
+from tests.ui.conftest import client_of
 from ui.preflight import preflight_routes, unknown
 
 
@@ -14,10 +11,7 @@ from ui.preflight import preflight_routes, unknown
 def client(tmp_path):
     home = open_home(tmp_path)
     store = JobStore(home)
-    app = FastAPI()
-    app.add_exception_handler(StudioError, sentence_of)
-    app.include_router(preflight_routes(home, store))
-    yield TestClient(app)
+    yield client_of(preflight_routes(home, store))
     store.close()
 
 

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from jobs import supervisor
 from jobs.store import JobStore
-from studio.errors import StudioError
 from studio.home import Home
 from studio.spec import RunSpec
-from ui.app import sentence_of
+from tests.ui.conftest import client_of
 from ui.live import routes
 from ui.storage import storage_routes
 
@@ -22,11 +20,7 @@ from ui.storage import storage_routes
 @pytest.fixture
 def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     monkeypatch.setattr(supervisor, "ensure_running", lambda _: 0)
-    app = FastAPI()
-    app.add_exception_handler(StudioError, sentence_of)
-    app.include_router(routes(home, store))
-    app.include_router(storage_routes(home, store))
-    return TestClient(app)
+    return client_of(routes(home, store), storage_routes(home, store))
 
 
 def test_order_by_drag_and_by_keys(page: TestClient, store: JobStore) -> None:

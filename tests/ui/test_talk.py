@@ -1,22 +1,17 @@
 """The page's way to the chat host: what is wrong is refused before a host is asked or started."""
 
 import pytest
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from jobs.store import JobStore
-from studio.errors import StudioError
 from studio.home import Home
-from ui.app import sentence_of
+from tests.ui.conftest import client_of
 from ui.talk import chat_routes
 
 
 @pytest.fixture
 def client(home: Home, store: JobStore) -> TestClient:
-    app = FastAPI()
-    app.add_exception_handler(StudioError, sentence_of)
-    app.include_router(chat_routes(home, store))
-    return TestClient(app)
+    return client_of(chat_routes(home, store))
 
 
 def test_lanes_can_choose_from_bases_adapters_and_recipes(client):

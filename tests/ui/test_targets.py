@@ -1,18 +1,13 @@
 """The routes behind the picker of target modules."""
 
-from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from studio.errors import StudioError
-from ui.app import sentence_of
+from tests.ui.conftest import client_of
 from ui.targets import target_routes
 
 
 def page() -> TestClient:
-    app = FastAPI()
-    app.add_exception_handler(StudioError, sentence_of)
-    app.include_router(target_routes())
-    return TestClient(app)
+    return client_of(target_routes())
 
 
 def test_the_starters_own_modules_can_be_ticked_layer_by_layer() -> None:
