@@ -307,7 +307,7 @@ def doctor(home: HomeOption = None, as_json: JsonOption = False) -> int:
     add_help_option=False,
 )
 def bench(context: typer.Context) -> int:
-    """Measure: startup, train, methods, data, queue, chat."""
+    """Measure: startup, train, siblings, methods, data, queue, chat."""
     if context.args[:1] == ["queue"]:
         from studio.bench.queue import bench_queue
 
