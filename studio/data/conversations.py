@@ -70,13 +70,13 @@ def _pair(mapping: Mapping, ask: str, answer: str, extra: str = "") -> Callable[
         text = as_text(answer_value, answer_name)
         if not text.strip():
             raise Dropped("empty_answer", f'"{answer_name}" is empty.')
-        more = _optional(extra_get, values, extra)
-        if more.strip():
+        more = _optional(extra_get, values, extra) if extra_get else ""
+        if more and more.strip():
             first, second = (more, question) if lead else (question, more)
             question = f"{first}\n\n{second}" if first.strip() else second
         if not question.strip():
             raise Dropped("empty_prompt", f'"{ask_name}" is empty.')
-        messages = _system(_optional(system_get, values, "system"))
+        messages = _system(_optional(system_get, values, "system")) if system_get else []
         if history_get:
             messages += _history(_quiet(history_get, values))
         messages.append({"role": "user", "content": question})

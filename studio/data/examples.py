@@ -95,6 +95,26 @@ class TokenWriter:
         self._whole.append(whole or len(ids))
         return self._hashes[-1]
 
+    def extend(
+        self,
+        ids: NDArray[np.int32],
+        trained: NDArray[np.bool_],
+        starts: NDArray[np.int64],
+        rows: Sequence[int],
+    ) -> array[int]:
+        """Append whole rows, row `i` from `starts[i]` to `starts[i + 1]`; returns their hashes."""
+        first, stop = int(starts[0]), int(starts[-1])
+        view = ids.data.cast("B")
+        edges = (4 * starts).tolist()
+        hashes = array("Q", [bytes_hash(view[a:b]) for a, b in zip(edges, edges[1:], strict=False)])
+        self._ids.write(ids[first:stop].data)
+        self._trained.write(trained[first:stop].data)
+        self._starts.extend((starts[1:] + (self._starts[-1] - first)).tolist())
+        self._rows.extend(rows)
+        self._whole.extend(np.diff(starts).tolist())
+        self._hashes += hashes
+        return hashes
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -23,8 +23,7 @@ class Problem(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
+class Conversation(NamedTuple):
     """Messages of `role` and `content` (and `tool_calls`), with the tools they may call."""
 
     messages: list[Message]
@@ -33,8 +32,7 @@ class Conversation:
     open_ended: bool = False  # a question at the end had no answer and was left out
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """Plain text: no template, everything trained, the end marked."""
 
     text: str

@@ -18,6 +18,7 @@ from studio.data.records import Conversation, Document, Problem, Row, Tally
 from studio.data.report import LOW_SHARE, Report, histogram, listed, why_nothing
 from studio.data.sources import Origin, guess_origin
 from studio.data.templates import Encoded, Template
+from studio.data.templates.spans import runs
 from studio.errors import DataError
 from studio.spec import DataSource
 
@@ -93,38 +94,61 @@ def _write_batch(
     writer: TokenWriter,
     counts: Counts,
 ) -> None:
-    encoded = template.encode_batch([row for _, row in batch], source.train_on)
-    for (number, row), item in zip(batch, encoded, strict=True):
-        if isinstance(item, Problem):
-            counts.tally.add(item)
-            continue
-        if not item.trained[1:].any():  # the first token is never predicted
-            counts.tally.add(Problem(row.line, "no_answer", "No token of the row is trained."))
-            continue
-        counts.lengths.append(len(item.ids))
-        counts.used += 1
-        if isinstance(row, Document):
-            counts.hashes.append(bytes_hash(item.ids.data))
-            _write_document(item, template, limit, writer, number)
-            continue
-        counts.open_ended += row.open_ended
-        if len(item.ids) <= limit:
-            counts.hashes.append(writer.add(item.ids, item.trained, number))
-            continue
-        cut = fit(item, limit=limit, num_lead_tokens=template.num_lead_tokens(item.ids))
-        counts.truncated += 1
-        counts.truncated_start += cut.lost == "start"
-        counts.truncated_tokens += len(item.ids) - len(cut.ids)
-        counts.hashes.append(bytes_hash(item.ids.data))
-        writer.add(cut.ids, cut.trained, number, whole=len(item.ids))
+    numbers, rows = [number for number, _ in batch], [row for _, row in batch]
+    encoded = template.encode_batch(rows, source.train_on)
+    lengths = np.diff(encoded.starts)
+    simple = np.array(encoded.teaches) & (lengths <= limit)
+    at = 0
+    for start, stop in [*runs(simple), (len(rows), len(rows))]:
+        for i in range(at, start):
+            _write_row(numbers[i], rows[i], encoded.row(i), template, limit, writer, counts)
+        at, starts = stop, encoded.starts[start : stop + 1]
+        if start < stop:
+            counts.hashes += writer.extend(
+                encoded.ids, encoded.trained, starts, numbers[start:stop]
+            )
+            counts.lengths.extend(lengths[start:stop].tolist())
+            counts.used += stop - start
+            counts.open_ended += sum(_is_open_ended(row) for row in rows[start:stop])
+
+
+def _is_open_ended(row: Conversation | Document) -> bool:
+    return isinstance(row, Conversation) and row.open_ended
+
+
+def _write_row(
+    number: int,
+    row: Conversation | Document,
+    item: Encoded | Problem,
+    template: Template,
+    limit: int,
+    writer: TokenWriter,
+    counts: Counts,
+) -> None:
+    """Write a row that is too long, or count why it cannot be used."""
+    if isinstance(item, Problem):
+        counts.tally.add(item)
+        return
+    if not item.trained[1:].any():
+        counts.tally.add(Problem(row.line, "no_answer", "No token of the row is trained."))
+        return
+    counts.lengths.append(len(item.ids))
+    counts.hashes.append(bytes_hash(item.ids.data))
+    counts.used += 1
+    counts.open_ended += _is_open_ended(row)
+    if isinstance(row, Document):
+        _write_document(item, template, limit, writer, number)
+        return
+    cut = fit(item, limit=limit, num_lead_tokens=template.num_lead_tokens(item.ids))
+    counts.truncated += 1
+    counts.truncated_start += cut.lost == "start"
+    counts.truncated_tokens += len(item.ids) - len(cut.ids)
+    writer.add(cut.ids, cut.trained, number, whole=len(item.ids))
 
 
 def _write_document(
     item: Encoded, template: Template, limit: int, writer: TokenWriter, number: int
 ) -> None:
-    if len(item.ids) <= limit:
-        writer.add(item.ids, item.trained, number)
-        return
     lead = np.array(template.backend.prefix, dtype=np.int32)
     for piece in windows(item.ids[len(lead) :], limit=limit, lead=lead):
         writer.add(piece.ids, piece.trained, number, whole=len(item.ids))

@@ -154,7 +154,7 @@ def _row(
 ) -> XRow:
     if isinstance(made, Problem):
         return XRow(row=number, line=line, problem=made.text)
-    encoded = template.encode_batch([made], source.train_on)[0]
+    encoded = template.encode_batch([made], source.train_on).row(0)
     if isinstance(encoded, Problem):
         return XRow(row=number, line=line, problem=encoded.text)
     if isinstance(made, Document):

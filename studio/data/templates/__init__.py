@@ -7,7 +7,7 @@ it covers at least one character of an answer.
 
 from __future__ import annotations
 
-from array import array
+import struct
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -35,6 +35,27 @@ class Encoded(NamedTuple):
 
     ids: NDArray[np.int32]
     trained: NDArray[np.bool_]
+
+
+class Batch(NamedTuple):
+    """Rows encoded together; row `i` reaches from `starts[i]` to `starts[i + 1]`.
+
+    A row that the template refuses is empty and in `problems`, by its place. `teaches`: whether a
+    token of a row is trained; its first does not count, nothing predicts it.
+    """
+
+    ids: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+    starts: NDArray[np.int64]
+    teaches: list[bool]
+    problems: dict[int, Problem]
+
+    def row(self, index: int) -> Encoded | Problem:
+        """Return one row, or why there is none."""
+        if index in self.problems:
+            return self.problems[index]
+        start, stop = self.starts[index : index + 2]
+        return Encoded(self.ids[start:stop], self.trained[start:stop])
 
 
 class Template:
@@ -106,7 +127,7 @@ class Template:
         Raises:
             DataError: The model's template refuses the conversation.
         """
-        encoded = self.encode_batch([Conversation(messages, tools)], train_on)[0]
+        encoded = self.encode_batch([Conversation(messages, tools)], train_on).row(0)
         if isinstance(encoded, Problem):
             raise DataError(f"The conversation cannot be encoded: {encoded.text}")
         labels = np.where(encoded.trained, encoded.ids, IGNORED)
@@ -114,25 +135,33 @@ class Template:
 
     def encode_batch(
         self, rows: Sequence[Conversation | Document], train_on: TrainOn = "assistant"
-    ) -> list[Encoded | Problem]:
-        """Encode many rows at once; a row that the template refuses becomes a Problem."""
+    ) -> Batch:
+        """Encode many rows at once."""
         rendered = [self._laid_out(row) for row in rows]
-        texts = [r.text for r in rendered if not isinstance(r, Problem)]
+        texts = [laid.text for laid in rendered if not isinstance(laid, Problem)]
         encodings = iter(self.backend.core.encode_batch(texts, add_special_tokens=False))
-        flat, stops = array("i"), array("q", [0])  # one array for all, as rows are short
+        packed: list[bytes] = []
+        stops: list[int] = [0]
+        teaches: list[bool] = []
         ranges: list[tuple[int, int]] = []
+        problems: dict[int, Problem] = {}
         for row, laid in zip(rows, rendered, strict=True):
-            if not isinstance(laid, Problem):
-                self._append(row, laid, next(encodings), train_on, flat, ranges)
-            stops.append(len(flat))
-        ids = np.frombuffer(flat, dtype=np.int32) if flat else np.empty(0, np.int32)
-        trained = np.zeros(len(ids), bool)
+            at = stops[-1]
+            found: list[tuple[int, int]] = []
+            if isinstance(laid, Problem):
+                problems[len(teaches)] = laid
+            else:
+                ids, found = self._encoded(row, laid, next(encodings), train_on)
+                packed.append(struct.pack(f"={len(ids)}i", *ids))  # the fastest way from a list
+                ranges += [(at + start, at + stop) for start, stop in found]
+                at += len(ids)
+            stops.append(at)
+            teaches.append(bool(found) and found[-1][1] > 1)
+        trained = np.zeros(stops[-1], bool)
         for start, stop in ranges:
             trained[start:stop] = True
-        return [
-            laid if isinstance(laid, Problem) else Encoded(ids[start:stop], trained[start:stop])
-            for laid, start, stop in zip(rendered, stops, stops[1:], strict=False)
-        ]
+        flat = np.frombuffer(b"".join(packed), dtype=np.int32)
+        return Batch(flat, trained, np.array(stops), teaches, problems)
 
     def _laid_out(self, row: Conversation | Document) -> Rendered | Problem:
         if isinstance(row, Document):
@@ -142,30 +171,22 @@ class Template:
         except TemplateRefused as refused:
             return Problem(row.line, "template", f"The model's chat template refuses it: {refused}")
 
-    def _append(
-        self,
-        row: Conversation | Document,
-        laid: Rendered,
-        encoding: Any,
-        train_on: TrainOn,
-        flat: array[int],
-        ranges: list[tuple[int, int]],
-    ) -> None:
-        """Append a row's ids to `flat`, and where in it tokens are trained to `ranges`."""
-        whole, begin = isinstance(row, Document), len(flat)
-        flat.extend(self.backend.prefix if whole else self._prefix)
-        body = len(flat)
+    def _encoded(
+        self, row: Conversation | Document, laid: Rendered, encoding: Any, train_on: TrainOn
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return a row's ids, and the ranges of them that carry loss."""
+        whole = isinstance(row, Document)
         spans = laid.spans[-1:] if train_on == "last" else laid.spans
         if BREAK in laid.text:
             ids, found = without_breaks(self.backend.core, laid.text, encoding, spans)
         else:
             ids, found = encoding.ids, trained_ranges(encoding, spans)
-        flat.fromlist(ids)
-        flat.extend(self._eos if whole else ())
-        if whole or train_on == "all":
-            ranges.append((begin, len(flat)))
-        else:
-            ranges += [(body + start, body + stop) for start, stop in found]
+        if prefix := self.backend.prefix if whole else self._prefix:
+            ids = [*prefix, *ids]
+            found = [(len(prefix) + start, len(prefix) + stop) for start, stop in found]
+        if whole:
+            ids = ids + self._eos
+        return ids, [(0, len(ids))] if whole or train_on == "all" else found
 
     def _ids(self, text: str) -> NDArray[np.int32]:
         encoding = self.backend.core.encode(text, add_special_tokens=False)
@@ -213,4 +234,4 @@ def choose(tokenizer: Any, name: str = "auto") -> Template:
     return Template(backend, NamedLayout(name, end=end, guard=guard), reason)
 
 
-__all__ = ["IGNORED", "Encoded", "Template", "TrainOn", "choose"]
+__all__ = ["IGNORED", "Batch", "Encoded", "Template", "TrainOn", "choose"]

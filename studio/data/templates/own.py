@@ -126,7 +126,9 @@ class OwnLayout:
         for message in messages:
             role = message["role"]
             if len(message) == 2 and (role != "tool" or self._knows_tool_role):
-                adapted.append({"role": role, "content": guard(message["content"])})
+                content = guard(message["content"])
+                same = content is message["content"]
+                adapted.append(message if same else {"role": role, "content": content})
             elif role == "tool" and not self._knows_tool_role:
                 adapted.append({"role": "user", "content": guard(message["content"])})
             elif "tool_calls" in message and not self._knows_calls:

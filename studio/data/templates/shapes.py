@@ -30,21 +30,26 @@ _HARMLESS_FILTERS = {
 
 @dataclass(slots=True)
 class Frame:
-    """The texts between the contents, and how far each answer reaches around its content."""
+    """What stands before, between and behind the contents.
 
-    texts: list[str]
-    reach: list[tuple[int, int, int]]  # message, characters before its content, behind it
+    A part is the text behind a content and, for an answer, how many characters it reaches before
+    and behind its content.
+    """
+
+    lead: str
+    parts: list[tuple[str, tuple[int, int] | None]]
     uses: int = 0
 
     def fill(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
         """Insert contents; returns the text and the answers' spans."""
-        pieces, places, at = [self.texts[0]], [], len(self.texts[0])
-        for message, behind in zip(messages, self.texts[1:], strict=True):
+        pieces, spans, at = [self.lead], [], len(self.lead)
+        for message, (behind, reach) in zip(messages, self.parts, strict=True):
             content = message["content"]
-            places.append((at, at + len(content)))
+            end = at + len(content)
+            if reach:
+                spans.append((at - reach[0], end + reach[1]))
             pieces += (content, behind)
-            at += len(content) + len(behind)
-        spans = [(places[i][0] - before, places[i][1] + after) for i, before, after in self.reach]
+            at = end + len(behind)
         return "".join(pieces), spans
 
     def due(self) -> bool:
@@ -92,11 +97,12 @@ class Frames:
             self._known.clear()
         edges = [0, *(edge for place in places for edge in place), len(text)]
         texts = [text[edges[i] : edges[i + 1]] for i in range(0, len(edges), 2)]
-        reach = [
-            (i, places[i][0] - start, stop - places[i][1])
+        reach = {
+            i: (places[i][0] - start, stop - places[i][1])
             for i, (start, stop) in zip(answers, spans, strict=True)
-        ]
-        self._known[key] = Frame(texts, reach)
+        }
+        parts = [(behind, reach.get(i)) for i, behind in enumerate(texts[1:])]
+        self._known[key] = Frame(texts[0], parts)
 
 
 def _sensitive_to(source: str) -> tuple[bool, tuple[str, ...]]:

@@ -27,7 +27,7 @@ def trained_ranges(encoding: Any, spans: Spans) -> list[tuple[int, int]]:
         first = encoding.char_to_token(start)
         last = encoding.char_to_token(end - 1)
         if first is None or last is None:
-            return _runs(_by_offsets(_places(encoding.offsets), spans))
+            return runs(_by_offsets(_places(encoding.offsets), spans))
         # All byte tokens of the last character belong to it.
         while (place := encoding.token_to_chars(last + 1)) and place[0] < end:
             if place[0] == place[1]:
@@ -50,7 +50,7 @@ def without_breaks(
     if not np.all(alone[covers]) or not _all_found(breaks, places[covers]):
         return _piecewise(core, text, spans)
     keep = ~covers
-    return ids[keep].tolist(), _runs(_by_offsets(places, spans)[keep])
+    return ids[keep].tolist(), runs(_by_offsets(places, spans)[keep])
 
 
 def _all_found(breaks: NDArray[np.int64], covered: NDArray[np.int64]) -> bool:
@@ -67,7 +67,7 @@ def _piecewise(core: Any, text: str, spans: Spans) -> tuple[list[int], list[tupl
         ids += encoding.ids
         masks.append(_by_offsets(_places(encoding.offsets) + at, spans))
         at += len(piece) + 1
-    return ids, _runs(np.concatenate(masks))
+    return ids, runs(np.concatenate(masks))
 
 
 def _places(offsets: list[tuple[int, int]]) -> NDArray[np.int64]:
@@ -85,6 +85,7 @@ def _by_offsets(places: NDArray[np.int64], spans: Spans) -> NDArray[np.bool_]:
     return mask
 
 
-def _runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+def runs(mask: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Return where a mask is true, as ranges."""
     edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]

@@ -112,8 +112,11 @@ def test_any_mapping_makes_something_of_any_row(byte_backend, mapping, rows) -> 
     assert all(isinstance(one, Conversation | Document | Problem) for one in made)
     usable = [one for one in made if not isinstance(one, Problem)]
     template = choose(byte_backend(["</s>"], eos="</s>"), "auto")
-    for one in template.encode_batch(usable, "assistant") if usable else []:
+    encoded = template.encode_batch(usable, "assistant")
+    for index in range(len(usable)):
+        one = encoded.row(index)
         assert isinstance(one, Problem) or len(one.ids) == len(one.trained)
+        assert encoded.teaches[index] == (not isinstance(one, Problem) and one.trained[1:].any())
 
 
 @FUZZ
