@@ -9,6 +9,7 @@ import io
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, overload
 
@@ -106,7 +107,7 @@ class TokenWriter:
         first, stop = int(starts[0]), int(starts[-1])
         view = ids.data.cast("B")
         edges = (4 * starts).tolist()
-        hashes = array("Q", [bytes_hash(view[a:b]) for a, b in zip(edges, edges[1:], strict=False)])
+        hashes = array("Q", [bytes_hash(view[a:b]) for a, b in pairwise(edges)])
         self._ids.write(ids[first:stop].data)
         self._trained.write(trained[first:stop].data)
         self._starts.extend((starts[1:] + (self._starts[-1] - first)).tolist())
