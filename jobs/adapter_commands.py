@@ -18,8 +18,9 @@ from jobs.record import Job
 from jobs.store import JobStore
 from jobs.summary import summary
 from studio.adapters.requests import MergeRequest, MixRequest, StackItem
+from studio.assignments import merge_values, parse_assignment
 from studio.home import Home
-from studio.spec import ModelSource, RunSpec, merge_values, parse_assignment
+from studio.spec import ModelSource, RunSpec
 
 
 def merge(

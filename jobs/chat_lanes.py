@@ -68,8 +68,9 @@ def run_of(home: Home, lanes: Sequence[str]) -> dict[int, str]:
 
 def _trained_on(run: Any) -> tuple[str, str, str]:
     """Return a run's base, method and name; empty where its spec cannot be read."""
+    from studio.assignments import read_yaml
     from studio.errors import StudioError
-    from studio.spec import RunSpec, read_yaml
+    from studio.spec import RunSpec
 
     try:
         spec = RunSpec.parse(read_yaml(run / "spec.yaml"))

@@ -22,10 +22,11 @@ from jobs.record import Job
 from jobs.states import STATES, State
 from jobs.store import JobStore
 from jobs.summary import summary
+from studio.assignments import merge_values, parse_assignment, read_yaml
 from studio.errors import InputError, QueueError, ServeError, nearest
 from studio.home import Home
 from studio.presets import applied
-from studio.spec import RunSpec, merge_values, parse_assignment, read_yaml
+from studio.spec import RunSpec
 
 SETTLE_SECONDS = 15.0
 

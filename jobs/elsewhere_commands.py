@@ -12,8 +12,9 @@ from jobs.admission import admit
 from jobs.commands import exit_code, say
 from jobs.follow import follow_to_the_end
 from jobs.store import JobStore
+from studio.assignments import merge_values, parse_assignment, read_yaml
 from studio.home import Home
-from studio.spec import RunSpec, merge_values, parse_assignment, read_yaml
+from studio.spec import RunSpec
 from studio.training import elsewhere
 
 

@@ -14,8 +14,9 @@ from jobs.store import JobStore
 from jobs.summary import summary
 from studio.adapters.evaluate import REPORT, EvaluateRequest
 from studio.adapters.requests import StackItem
+from studio.assignments import merge_values, parse_assignment
 from studio.home import Home
-from studio.spec import RunSpec, merge_values, parse_assignment
+from studio.spec import RunSpec
 
 
 def evaluate(

@@ -14,10 +14,11 @@ from jobs.memory import needed_bytes
 from jobs.record import Job
 from jobs.store import JobStore
 from studio import presets
+from studio.assignments import merge_values, parse_assignment, read_yaml
 from studio.cluster import DEVICE
 from studio.errors import QueueError
 from studio.home import Home
-from studio.spec import RunSpec, merge_values, parse_assignment, read_yaml
+from studio.spec import RunSpec
 from studio.training.estimate import estimate
 from studio.training.fit import make_it_fit, tight
 from studio.training.preflight import REPORT

@@ -15,9 +15,10 @@ from jobs.moments import parse_moment
 from jobs.record import Job
 from jobs.store import JobStore
 from jobs.summary import summary
+from studio.assignments import parse_assignment
 from studio.errors import QueueError, SpecError
 from studio.home import Home
-from studio.spec import RunSpec, parse_assignment
+from studio.spec import RunSpec
 
 
 def queue(

@@ -10,7 +10,7 @@ from jobs.record import Job
 from jobs.store import JobStore
 from studio.adapters.requests import MergeRequest, MixRequest, StackItem
 from studio.errors import ChatError, nearest
-from studio.spec import validated
+from studio.validating import validated
 
 NAME_LENGTH = 120
 Rows = list[dict[str, Any]]

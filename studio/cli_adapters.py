@@ -38,7 +38,8 @@ def merge(
 ) -> int:
     """Fold adapters into a model of its own, with a certificate."""
     from jobs import adapter_commands
-    from studio.spec import ModelSource, validated
+    from studio.spec import ModelSource
+    from studio.validating import validated
 
     source = validated(ModelSource, {"path": model, "quantization": quantization, "dtype": dtype})
     return adapter_commands.merge(

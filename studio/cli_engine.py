@@ -75,8 +75,9 @@ def save(
     home: HomeOption = None,
 ) -> None:
     """Keep settings under a name; model and data are not kept."""
+    from studio.assignments import parse_assignment
     from studio.presets import save_preset
-    from studio.spec import RunSpec, parse_assignment
+    from studio.spec import RunSpec
 
     spec = RunSpec().with_values(dict(map(parse_assignment, assignments or [])))
     save_preset(open_home(home), name, spec)

@@ -130,7 +130,7 @@ def sweep(
 ) -> None:
     """Queue one run for each combination of some values, as a group."""
     from jobs import queue_commands
-    from studio.spec import parse_assignment
+    from studio.assignments import parse_assignment
 
     short = {"model.path": model, "data.path": data, "method.name": method}
     given: dict[str, Any] = {field: value for field, value in short.items() if value}

@@ -7,17 +7,17 @@ accepts it, the passport embeds it. It knows what a run is, not how to do it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, SerializeAsAny, ValidationError
+from pydantic import BaseModel, BeforeValidator, SerializeAsAny
 
-from studio.errors import SpecError, StudioError, nearest
+from studio.assignments import merge_values, read_yaml
 from studio.knobs import Record, knob
 from studio.methods import Method, methods, named
+from studio.validating import validated
 
 VERSION: Literal[1] = 1
-T = TypeVar("T", bound=BaseModel)
 
 
 class ModelSource(Record):
@@ -165,8 +165,9 @@ class TrainArgs(Record):
         True, "Runs of one sweep on one model and its data share one base in memory; same results.",
         title="With its siblings", advanced=True,
     )  # fmt: skip
-    attn_implementation: Literal["auto", "sdpa", "eager"] = knob(
-        "auto", "auto takes the fastest, sdpa torch's fused kernel, eager plain products.",
+    attn_implementation: Literal["auto", "varlen", "sdpa", "eager"] = knob(
+        "auto", "auto takes the fastest; varlen torch's flash kernel for all packed rows at once "
+        "(GPU, half precision), sdpa its fused kernel row by row, eager plain products.",
         title="Attention", advanced=True,
     )  # fmt: skip
     device: str = knob(
@@ -233,120 +234,6 @@ class RunSpec(Record):
     def with_values(self, assignments: dict[str, Any]) -> Self:
         """Return a copy with dotted fields replaced, as in `--set method.r=16`."""
         return type(self).parse(merge_values(self.model_dump(mode="json"), assignments))
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping or raise a SpecError that names the place."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SpecError(f"There is no spec file {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"The spec file {path} cannot be read: {error}.") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark else ""
-        raise SpecError(f"The spec file {path} is not valid YAML{where}.") from None
-    if not isinstance(values, dict):
-        raise SpecError(f"The spec file {path} must hold a mapping such as `method: {{r: 16}}`.")
-    return values
-
-
-def merge_values(values: dict[str, Any], assignments: dict[str, Any]) -> dict[str, Any]:
-    """Return `values` with dotted keys replaced; a new method name resets the method's fields."""
-    merged = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
-    for dotted, value in assignments.items():
-        *path, last = dotted.split(".")
-        target = merged
-        for part in path:
-            child = target.get(part)
-            if isinstance(child, str) and part == "method":
-                child = {"name": child}
-            if child is not None and not isinstance(child, dict):
-                raise SpecError(f'"{dotted}" is not a field: "{part}" has no parts.', field=dotted)
-            target[part] = dict(child or {})
-            target = target[part]
-        if dotted == "method.name" and target.get("name") != value:
-            target.clear()
-        target[last] = value
-    return merged
-
-
-def parse_assignment(text: str) -> tuple[str, Any]:
-    """Split `method.r=16` and read the value as YAML.
-
-    Raises:
-        SpecError: There is no `=`.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise SpecError(f'"{text}" is not an assignment: write it as method.r=16.')
-    try:
-        read = yaml.safe_load(value) if value else ""
-        quoted = value.lstrip()[:1] in ("'", '"')
-        return key.strip(), read if quoted else _number_or(read)
-    except yaml.YAMLError:
-        return key.strip(), value
-
-
-def _number_or(value: Any) -> Any:
-    # YAML 1.1 reads 1e-4 as text; a person means the number.
-    if isinstance(value, str):
-        try:
-            return float(value) if value.lower() not in {"nan", "inf", "-inf"} else value
-        except ValueError:
-            return value
-    return value
-
-
-def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
-    """Build a record from plain values.
-
-    Raises:
-        SpecError: Names every wrong field, the value got and the nearest known key.
-    """
-    try:
-        return cls.model_validate(values)
-    except ValidationError as error:
-        sentences, wishes, field = [], dict[str, list[str]](), ""
-        for fault in error.errors():
-            inner = fault.get("ctx", {}).get("error")
-            if isinstance(inner, StudioError):
-                sentences.append(inner.text)
-                continue
-            path = [p for p in fault["loc"] if isinstance(p, str) and p in _known_parts(cls)]
-            if fault["type"] == "extra_forbidden":
-                path = [str(p) for p in fault["loc"]]
-            dotted = ".".join([prefix, *path] if prefix else path)
-            field = field or dotted
-            if fault["type"] == "extra_forbidden":
-                sentences.append(_unknown(cls, fault, dotted))
-            else:  # a field of several types has a fault for each
-                wishes.setdefault(f"{dotted} is {fault.get('input')!r}", []).append(_wish(fault))
-        sentences += [f"{got}: input should be {' or '.join(w)}." for got, w in wishes.items()]
-        raise SpecError(" ".join(dict.fromkeys(sentences)), field=field) from None
-
-
-def _known_parts(cls: type[BaseModel]) -> set[str]:
-    names = set(cls.model_fields)
-    for info in cls.model_fields.values():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            names |= _known_parts(info.annotation)
-    return names
-
-
-def _unknown(cls: type[BaseModel], fault: Any, dotted: str) -> str:
-    owner: type[BaseModel] = cls
-    for part in fault["loc"][:-1]:
-        info = owner.model_fields.get(str(part))
-        if info and isinstance(info.annotation, type):
-            owner = info.annotation
-    return f'"{dotted}" is not a field.{nearest(str(fault["loc"][-1]), owner.model_fields)}'
-
-
-def _wish(fault: Any) -> str:
-    wish = str(fault["msg"]).removeprefix("Input should be ").partition(", unable to parse")[0]
-    return wish.replace("a valid tuple", "a list such as [q_proj, v_proj]")
 
 
 def known_fields() -> dict[str, tuple[str, ...]]:

@@ -27,7 +27,6 @@ DOORS = {
 MOST_LINES = 320
 # Files that outgrew their room; a new one wants a second room instead.
 LONGER: dict[str, int] = {
-    "studio/spec.py": 360,
     "jobs/store.py": 330,
     "studio/cli.py": 400,
     "studio/data/conversations.py": 350,

@@ -28,7 +28,8 @@ from studio.data.sources import demos
 from studio.data.xray import Pick, xray
 from studio.errors import DataError
 from studio.home import Home
-from studio.spec import DataSource, ModelSource, validated
+from studio.spec import DataSource, ModelSource
+from studio.validating import validated
 from ui import sources
 from ui.uploads import kept_upload
 

@@ -12,9 +12,10 @@ from urllib.parse import urlencode
 
 import yaml
 
+from studio.assignments import parse_assignment
 from studio.errors import SpecError
 from studio.methods import named
-from studio.spec import RunSpec, parse_assignment
+from studio.spec import RunSpec
 
 
 def differences(spec: RunSpec) -> dict[str, Any]:

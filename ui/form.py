@@ -14,8 +14,9 @@ from typing import Any, Literal, Union, cast, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from studio.assignments import parse_assignment
 from studio.methods import methods
-from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs, parse_assignment
+from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
 
 Kind = Literal["switch", "choice", "number", "text", "open_choice"]
 PARTS: dict[str, type[BaseModel]] = {"model": ModelSource, "data": DataSource, "train": TrainArgs}

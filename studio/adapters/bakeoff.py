@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from studio.home import Home
 from studio.knobs import Record, knob
-from studio.spec import ModelSource, validated
+from studio.spec import ModelSource
 from studio.training.events import Event, Finished, Loading
+from studio.validating import validated
 
 if TYPE_CHECKING:
     from studio.methods.layer import Backbone

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from studio.adapters.requests import StackItem
 from studio.home import Home
 from studio.knobs import Record, knob
-from studio.spec import DataSource, ModelSource, validated
+from studio.spec import DataSource, ModelSource
 from studio.training.events import Evaluated, Event, Finished, Loading, Sampled
 from studio.training.scores import scorers
+from studio.validating import validated
 
 if TYPE_CHECKING:
     from studio.methods.layer import Backbone

@@ -21,8 +21,9 @@ from studio.adapters.requests import StackItem
 from studio.errors import AdapterError, InputError
 from studio.home import Home, publishing, slug
 from studio.knobs import Record, knob
-from studio.spec import ModelSource, validated
+from studio.spec import ModelSource
 from studio.training.events import Event, Finished, Loading
+from studio.validating import validated
 
 REPORT = "gguf.json"
 # Largest logit error for its own size (the largest logit): rounding of weights, nothing else.

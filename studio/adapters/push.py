@@ -15,8 +15,8 @@ from typing import Any, Self
 from studio.errors import InputError
 from studio.home import Home
 from studio.knobs import Record, knob
-from studio.spec import validated
 from studio.training.events import Event, Finished, Loading
+from studio.validating import validated
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # What belongs to a hub's folder; our manifest and anything hidden stay here.

@@ -12,8 +12,9 @@ from typing import Any, Literal, Self
 from studio.errors import AdapterError, InputError
 from studio.home import Home, slug
 from studio.knobs import Record, knob
-from studio.spec import ModelSource, validated
+from studio.spec import ModelSource
 from studio.training.events import Event, Finished, Loading
+from studio.validating import validated
 
 
 class StackItem(Record):

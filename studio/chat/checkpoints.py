@@ -118,6 +118,6 @@ def attach(
 
 
 def _spec(home: Home, run: int) -> RunSpec:
-    from studio.spec import read_yaml
+    from studio.assignments import read_yaml
 
     return RunSpec.parse(read_yaml(home.run(run) / "spec.yaml"))

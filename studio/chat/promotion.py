@@ -17,8 +17,8 @@ from studio.chat import checkpoints
 from studio.errors import AdapterError
 from studio.home import Home, publishing
 from studio.knobs import Record, knob
-from studio.spec import validated
 from studio.training.events import Event, Finished, Loading
+from studio.validating import validated
 
 BEFORE = "adapter-before"
 

@@ -20,9 +20,9 @@ from studio.chat.lanes import Lane, Message, Part, Sampling
 from studio.errors import ChatError, StudioError
 from studio.home import Home
 from studio.knobs import Record, knob
-from studio.spec import validated
 from studio.training.events import Event, Finished, Loading, Working
 from studio.training.scores import exact_match, rouge_l, valid_json
+from studio.validating import validated
 
 if TYPE_CHECKING:
     from studio.chat.lanes import Delta

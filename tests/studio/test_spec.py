@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from studio.assignments import parse_assignment
 from studio.errors import InputError, SpecError
 from studio.methods import methods
-from studio.spec import RunSpec, parse_assignment
+from studio.spec import RunSpec
 
 
 @pytest.mark.parametrize("method", sorted(methods()))
