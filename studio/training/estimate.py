@@ -22,6 +22,7 @@ from studio import hardware
 from studio.errors import StudioError
 from studio.home import Home
 from studio.methods import Phase
+from studio.models.families import SKIPPING
 from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
 from studio.training.schedule import Plan, plan_run
@@ -35,7 +36,6 @@ CHUNK_NUMBERS = 16_000_000
 MOST_STEPS = 4000
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 1, "lion": 4, "muon": 4}
-SKIPPING = ("llama", "mistral", "qwen2", "qwen3")
 FLOPS_PER_CORE = 2.5e10
 GPU_FLOPS = 6e13
 SPEED = "speed.json"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from studio import hardware
+from studio.errors import SpecError
 from studio.training.checkpoint import Origin, Progress
 from studio.training.memory import keep_freed_memory
 from studio.training.noise import Noise
@@ -41,6 +42,7 @@ def open_session(
 
     Raises:
         MethodError: The method does not fit this model.
+        SpecError: A setting is not possible on this device.
     """
     from accelerate import Accelerator
 
@@ -59,7 +61,7 @@ def open_session(
     parameters = backbone.train(name)
     if spec.train.gradient_checkpointing:
         backbone.checkpointing(True)
-    backbone.attend_eagerly(spec.train.attn_implementation == "eager")
+    backbone.attend(_attention(spec, loaded))
     if spec.train.fsdp:
         share_base(backbone)
     alpha = spec.train.neftune_noise_alpha
@@ -83,3 +85,24 @@ def open_session(
         parameters=parameters,
         noise=Noise(backbone, adapter, alpha) if alpha else None,
     )
+
+
+def _attention(spec: RunSpec, loaded: Loaded) -> str:
+    """Return the attention to take; one that was asked for by name must be possible."""
+    from studio.methods.layer.varlen import why_not
+
+    asked = spec.train.attn_implementation
+    if asked != "varlen":
+        return asked
+    config = loaded.model.config.get_text_config()
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    why = why_not(loaded.device, loaded.dtype, head, capped=capped)
+    if not (why or spec.train.packing):
+        why = "it attends packed rows: set train.packing=true"
+    if why:
+        raise SpecError(
+            f"train.attn_implementation=varlen is not possible: {why}. auto takes the fastest that "
+            "is.", field="train.attn_implementation",
+        )  # fmt: skip
+    return asked

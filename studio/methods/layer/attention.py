@@ -3,7 +3,8 @@
 It is registered with transformers under the name "studio", so every architecture that goes through
 transformers' attention interface uses it. Three things it does that the stock functions do not:
 
-- *packed rows*: rows are concatenated without padding and attend only within themselves;
+- *packed rows*: rows are concatenated without padding and attend only within themselves, in one
+  call where a GPU has the kernel for it (`varlen.py`), else one by one;
 - *prefixes*: trained keys and values stand before each layer's own, per row, outside the cache, so
   prefix tuning packs, checkpoints and batches with other rows;
 - *weighted prefixes*: a weight `w` adds `log w` to the prefix's attention logits: 1 is exact, 0
@@ -14,7 +15,7 @@ Shapes: `B batch, H heads, K kv_heads, T tokens, S keys, P prefix tokens, E head
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from studio.methods.layer import varlen
+
 NAME = "studio"
 packing: ContextVar[bool] = ContextVar("packing", default=False)
 
@@ -34,12 +37,14 @@ class Prefix:
     """Keys and values before a layer's own: `(B or 1, K, P, E)` and a bias `(B or 1, P)`.
 
     The bias is 0 for a visible position, `log w` for a weighted one, `-inf` for a hidden one; in a
-    sliding-window layer it is `(B or 1, T, P)`, since each query sees another part.
+    sliding-window layer it is `(B or 1, T, P)`, since each query sees another part. `whole`: the
+    bias is 0 everywhere.
     """
 
     keys: Tensor
     values: Tensor
     bias: Tensor
+    whole: bool = False
 
 
 @dataclass(slots=True)
@@ -48,8 +53,9 @@ class AttentionState:
 
     `lengths`: tokens of each packed row. `prefix`: a layer's virtual tokens. `positions`: `(B, T)`,
     counted from the first virtual token; kept while there are any. `capture`: collects each layer's
-    own keys and values. `eager`: plain products instead of torch's fused kernel. `lean`: keep and
-    compute no more than training needs (`lean.py`). `keep`: the positions whose output is read, and
+    own keys and values. `eager`: plain products instead of torch's fused kernel. `kernel`: the
+    one that takes all packed rows at once, and `spans` where they lie. `lean`: keep and compute
+    no more than training needs (`lean.py`). `keep`: the positions whose output is read, and
     `kept_lengths` how many of them lie in each packed row; None where all are.
     """
 
@@ -58,9 +64,16 @@ class AttentionState:
     positions: Tensor | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     eager: bool = False
+    kernel: varlen.Kernel | None = None
+    spans: varlen.Spans | None = None
     lean: bool = True
     keep: Tensor | None = None
     kept_lengths: tuple[int, ...] = ()
+
+    def pack(self, lengths: Sequence[int], device: torch.device) -> None:
+        """Say how long the rows of the coming packed batch are."""
+        self.lengths = tuple(lengths)
+        self.spans = varlen.Spans.of(lengths, device) if self.kernel else None
 
 
 def studio_attention(
@@ -84,12 +97,11 @@ def studio_attention(
     prefix = state.prefix(module.layer_idx) if state and state.prefix else None
     if state is not None and state.capture is not None:
         state.capture[module.layer_idx] = (key, value)
-    if prefix is not None and sliding_window is not None and state is not None:
-        prefix = _within(prefix, state.positions, sliding_window)
     if state is not None and state.lengths is not None:
-        how = {"scaling": scaling, "softcap": softcap, "eager": eager}
-        output = _packed(query, key, value, state.lengths, prefix, sliding_window, how)
+        output = _attend_packed(state, query, key, value, prefix, sliding_window, scaling, softcap)
     else:
+        if prefix is not None and sliding_window is not None and state is not None:
+            prefix = _within(prefix, state.positions, sliding_window)
         if prefix is not None:
             key, value, attention_mask = _prepend(query, key, value, attention_mask, prefix)
         output = attend(
@@ -175,7 +187,30 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
-def _packed(
+def _attend_packed(
+    state: AttentionState,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: Prefix | None,
+    window: int | None,
+    scaling: float | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attend within each row of a packed batch `(1, H, ΣT, E)`, all at once where that goes."""
+    assert state.lengths is not None
+    if state.kernel and state.spans and varlen.fits(query, key, value, softcap, prefix):
+        return varlen.attend_rows(
+            state.kernel, query, key, value, state.spans,
+            prefix=prefix, scaling=scaling, window=window,
+        )  # fmt: skip
+    if prefix is not None and window is not None:
+        prefix = _within(prefix, state.positions, window)
+    how = {"scaling": scaling, "softcap": softcap, "eager": state.eager}
+    return packed(query, key, value, state.lengths, prefix, window, how)
+
+
+def packed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -184,7 +219,7 @@ def _packed(
     window: int | None,
     how: dict[str, Any],
 ) -> Tensor:
-    """Attend within each row of a packed batch `(1, H, ΣT, E)`."""
+    """Attend within each row of a packed batch `(1, H, ΣT, E)`, one after the other."""
     outputs = []
     rows = zip(
         query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2),

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from studio.errors import MethodError, nearest
-from studio.methods.layer import attention, files
+from studio.methods.layer import attention, files, varlen
 from studio.methods.layer.adapter import Adapter
 from studio.methods.layer.hooks import Hooks, Plans
-from studio.methods.layer.lean import can_skip, make_lean
+from studio.methods.layer.lean import keep_only, make_lean
 from studio.methods.layer.sites import Anatomy, Site
 from studio.methods.layer.stack import Edit, Rows, SitePlan, Stack, group_rows
 from studio.methods.layer.virtual import VIRTUAL, VirtualTokens
@@ -42,6 +42,7 @@ class Backbone:
         model.requires_grad_(False)
         model.eval()
         model.set_attn_implementation(attention.NAME)
+        self.attend("auto")
         make_lean(self.anatomy, self._state)
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         for site in self.anatomy.attentions():
@@ -126,9 +127,11 @@ class Backbone:
                 parameter.grad = None
         self._plan()
 
-    def attend_eagerly(self, on: bool) -> None:
-        """Use plain products instead of torch's fused attention."""
-        self._state.eager = on
+    def attend(self, how: str) -> None:
+        """Choose the attention: "varlen", "sdpa", "eager", or "auto": the first that there is."""
+        device = next(self.model.parameters()).device
+        self._state.eager = how == "eager"
+        self._state.kernel = varlen.kernel(device) if how in ("auto", "varlen") else None
 
     def be_lean(self, on: bool) -> None:
         """Keep and compute only what a training pass needs (`lean.py`); off is the plain twin."""
@@ -265,12 +268,8 @@ class Backbone:
         device = ids_T.device
         positions_T = torch.cat([torch.arange(n, device=device) for n in lengths])
         token = attention.packing.set(True)
-        self._state.lengths = tuple(lengths)
-        skips = can_skip(self.anatomy, self._state)
-        if skips:
-            bounds = torch.tensor(lengths, device=device).cumsum(0)
-            counts = torch.searchsorted(keep_N, bounds).diff(prepend=bounds.new_zeros(1))
-            self._state.keep, self._state.kept_lengths = keep_N, tuple(counts.tolist())
+        self._state.pack(lengths, device)
+        skips = keep_only(self.anatomy, self._state, keep_N)
         try:
             output = self.model(
                 input_ids=ids_T[None],

@@ -25,10 +25,9 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from studio.methods.layer.attention import AttentionState, packing
 from studio.methods.layer.sites import Anatomy
+from studio.models.families import SKIPPING
 
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-PLAIN_LAYERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer",
-                "Qwen3DecoderLayer"}  # fmt: skip
 
 
 class Again:
@@ -80,7 +79,7 @@ def make_lean(anatomy: Anatomy, state: AttentionState) -> None:
         if names == GATED and not list(site.module.act_fn.parameters()):
             _set(site.module, _feed_forward(site.module, state))
     last = anatomy.layers()[-1]
-    if type(last).__name__ in PLAIN_LAYERS:
+    if _is_plain(last):
         _set(last, _last_layer(last, state))
 
 
@@ -144,9 +143,19 @@ def _last_layer(layer: Any, state: AttentionState) -> Callable[..., Tensor]:
     return forward
 
 
-def can_skip(anatomy: Anatomy, state: AttentionState) -> bool:
-    """Whether the last layer hands on only the positions in `state.keep`."""
-    return state.lean and type(anatomy.layers()[-1]).__name__ in PLAIN_LAYERS
+def keep_only(anatomy: Anatomy, state: AttentionState, keep_N: Tensor) -> bool:
+    """Let the last layer of a packed forward hand on these positions alone; False if it cannot."""
+    if not (state.lean and _is_plain(anatomy.layers()[-1])):
+        return False
+    assert state.lengths is not None
+    bounds = torch.tensor(state.lengths, device=keep_N.device).cumsum(0)
+    counts = torch.searchsorted(keep_N, bounds).diff(prepend=bounds.new_zeros(1))
+    state.keep, state.kept_lengths = keep_N, tuple(counts.tolist())
+    return True
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return type(layer).__name__.removesuffix("DecoderLayer").lower() in SKIPPING
 
 
 def _trains(module: nn.Module) -> bool:

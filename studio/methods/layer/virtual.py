@@ -32,10 +32,14 @@ VIRTUAL = (Phase.KEYS_VALUES, Phase.PROMPT)
 
 @dataclass(frozen=True, slots=True)
 class Bank:
-    """Keys and values `(L, 2, K, P, E)` and log-weights `(P,)` of one stack's virtual tokens."""
+    """Keys and values `(L, 2, K, P, E)` and log-weights `(P,)` of one stack's virtual tokens.
+
+    `whole`: every log-weight is 0, known without asking the device.
+    """
 
     keys_values: Tensor
     bias: Tensor
+    whole: bool = True
 
     @property
     def length(self) -> int:
@@ -45,7 +49,7 @@ class Bank:
     def layer(self, index: int) -> Prefix:
         """This layer's keys and values as a batch of one."""
         keys, values = self.keys_values[index]
-        return Prefix(keys[None], values[None], self.bias[None])
+        return Prefix(keys[None], values[None], self.bias[None], self.whole)
 
 
 class VirtualTokens:
@@ -77,7 +81,7 @@ class VirtualTokens:
             return kwargs
         keys_values, bias = rows.keys_values, rows.bias
         self._state.prefix = lambda layer: Prefix(
-            keys_values[layer, 0], keys_values[layer, 1], bias
+            keys_values[layer, 0], keys_values[layer, 1], bias, rows.whole
         )
         offsets = torch.tensor([bank.length for bank in banks], device=bias.device)
         lengths = self._state.lengths
@@ -120,6 +124,7 @@ class VirtualTokens:
             bank = Bank(
                 torch.cat([bank.keys_values.to(own.dtype), own], dim=3),
                 torch.cat([bank.bias, weights]),
+                bank.whole and weight == 1,
             )
         return bank
 
@@ -160,7 +165,7 @@ def stack_rows(banks: Sequence[Bank]) -> Bank | None:
         [pad(b.keys_values.to(dtype), (0, 0, 0, longest - b.length)) for b in banks], dim=2
     )
     bias = torch.stack([pad(b.bias, (0, longest - b.length), value=-math.inf) for b in banks])
-    return Bank(keys_values, bias)
+    return Bank(keys_values, bias, all(b.whole and b.length == longest for b in banks))
 
 
 def _default_positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

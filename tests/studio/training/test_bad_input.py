@@ -106,3 +106,9 @@ def test_rows_longer_than_the_models_context_are_cut_and_counted(
     assert {len(example.input_ids) for example in found.train} == {64}
     assert found.report.truncated == 2
     assert found.report.context_length == 64
+
+
+def test_an_attention_that_this_device_has_not_is_one_sentence(session: Make) -> None:
+    with pytest.raises(SpecError, match="runs on a GPU, and this run is on cpu") as caught:
+        session(train={"attn_implementation": "varlen"})
+    assert caught.value.field == "train.attn_implementation"
