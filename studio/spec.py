@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, SerializeAsAny
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny
 
 from studio.assignments import merge_values, read_yaml
 from studio.knobs import Record, knob
@@ -83,7 +83,7 @@ class DataSource(Record):
 class TrainArgs(Record):
     """How the optimiser walks; names and meanings are those of transformers' TrainingArguments."""
 
-    learning_rate: float | Literal["auto"] = knob(
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = knob(
         "auto",
         "Step size; auto takes the method's own, scaled to the model's width.",
         title="Learning rate",

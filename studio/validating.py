@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from studio.errors import SpecError, StudioError, nearest
 
 T = TypeVar("T", bound=BaseModel)
+SHOWN = 80  # characters of a wrong value that are worth repeating
 
 
 def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
@@ -38,9 +39,16 @@ def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
             if fault["type"] == "extra_forbidden":
                 sentences.append(_unknown(cls, fault, dotted))
             else:  # a field of several types has a fault for each
-                wishes.setdefault(f"{dotted} is {fault.get('input')!r}", []).append(_wish(fault))
+                wishes.setdefault(f"{dotted} is {_shown(fault.get('input'))}", []).append(
+                    _wish(fault)
+                )
         sentences += [f"{got}: input should be {' or '.join(w)}." for got, w in wishes.items()]
         raise SpecError(" ".join(dict.fromkeys(sentences)), field=field) from None
+
+
+def _shown(value: Any) -> str:
+    words = repr(value)
+    return words if len(words) <= SHOWN else f"{words[:SHOWN]}… ({len(words)} characters)"
 
 
 def _known_parts(cls: type[BaseModel]) -> set[str]:
@@ -62,4 +70,5 @@ def _unknown(cls: type[BaseModel], fault: Any, dotted: str) -> str:
 
 def _wish(fault: Any) -> str:
     wish = str(fault["msg"]).removeprefix("Input should be ").partition(", unable to parse")[0]
+    wish = wish.replace("String should have ", "text of ")
     return wish.replace("a valid tuple", "a list such as [q_proj, v_proj]")

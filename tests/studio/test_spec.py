@@ -121,3 +121,32 @@ def test_any_plain_values_make_a_spec_or_a_sentence(values: dict[str, object]) -
         assert error.text
     else:
         assert RunSpec.parse(spec.model_dump(mode="json")) == spec
+
+
+@pytest.mark.parametrize(
+    ("rate", "wish"),
+    [
+        (-1, "-1: input should be greater than 0 or 'auto'."),
+        (0.0, "0.0: input should be greater than 0 or 'auto'."),
+        (float("inf"), "inf: input should be a finite number or 'auto'."),
+        (float("nan"), "nan: input should be a finite number or 'auto'."),
+    ],
+)
+def test_a_step_size_is_a_positive_number(rate: float, wish: str) -> None:
+    with pytest.raises(SpecError) as error:
+        RunSpec.parse({"train": {"learning_rate": rate}})
+    assert error.value.text == f"train.learning_rate is {wish}"
+
+
+def test_no_number_is_infinite() -> None:
+    with pytest.raises(SpecError, match="method.scaling is inf: input should be a finite number"):
+        RunSpec.parse({"method": {"name": "bottleneck", "scaling": float("inf")}})
+
+
+def test_a_wrong_value_is_not_repeated_beyond_reason() -> None:
+    with pytest.raises(SpecError) as error:
+        RunSpec.parse({"name": "x" * 5000})
+    assert len(error.value.text) < 200
+    assert error.value.text.endswith(
+        "… (5002 characters): input should be text of at most 120 characters."
+    )
