@@ -9,12 +9,13 @@ import re
 from pathlib import Path
 
 from jobs import cluster
+from studio import devices
 from studio.cluster import DEVICE
 from studio.errors import DataError
 from studio.home import Home
 from studio.models import sources
 from studio.spec import RunSpec
-from studio.training import sharding, team
+from studio.training import sharding
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -34,9 +35,7 @@ def admit(spec: RunSpec, home: Home) -> RunSpec:
     )
     if spec.train.device == DEVICE:
         cluster.admit(spec, home)
-    elif spec.train.num_processes > 1:
-        team.checked_device(spec)
-    sharding.checked(spec)
+    sharding.checked(devices.resolved(spec))
     sources.facts(spec.model)
     from studio.data.trainable import first_report
 

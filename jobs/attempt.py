@@ -49,7 +49,7 @@ class Attempt:
         return Work(
             spec=self.job.spec, run_dir=self.run_dir, home=self._store.home,
             control=self.line.control, intent=lambda: self.line.intent,
-            cluster=cluster.chosen(self._store),
+            cluster=cluster.chosen(self._store), device=self._claim.device,
         )  # fmt: skip
 
     def hear(self, event: events.Event) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 from jobs import endings
 from jobs.database import Database, now
+from jobs.eligible import FIRST, FREE, MAY_START, SERVES, TAKES, asked, conditions
 from jobs.endings import NO_PROGRESS_LIMIT
 from jobs.metrics import Progress, finite, write_measurements
 from jobs.processes import Identity
@@ -49,6 +50,7 @@ class Claims:
         """Take the next queued job that may start now for a free device, or None.
 
         A job that wants more devices or memory than are free is passed by smaller ones behind it.
+        One that names its devices gets exactly these, one that wants `all` every slot given here.
 
         Args:
             device: The slot that would run it.
@@ -58,14 +60,25 @@ class Claims:
             wanted: Which wishes (`auto`, `cpu`, `cuda:0` …) this slot serves; None serves all.
             moods: What the machine is now; a job may ask to start only when `idle` or at `night`.
         """
-        known = room or {}
-        values = conditions(wanted, moods) | {
-            "device": device, "owner": str(owner),
-            "devices": json.dumps([[one, known.get(one, UNBOUNDED)] for one in (device, *more)]),
-        }  # fmt: skip
+        values = asked(device, more, room, wanted, moods) | {"owner": str(owner)}
         with self._database.writing() as db:
             rows = db.conn.execute(_CLAIM, values).fetchall()
         return Claim(*rows[0]) if rows else None
+
+    def turn(
+        self,
+        device: str,
+        *,
+        more: Iterable[str] = (),
+        room: Mapping[str, int] | None = None,
+        wanted: Iterable[str] | None = None,
+        moods: Iterable[str] = ("idle", "night"),
+    ) -> tuple[float, int] | None:
+        """Return place and number of the job that `claim` would take now, or None."""
+        values = asked(device, more, room, wanted, moods)
+        with self._database.reading() as db:
+            row = db.conn.execute(_TURN, values).fetchone()
+        return (row[0], row[1]) if row else None
 
     def waiting_for_memory(
         self,
@@ -237,48 +250,21 @@ class Claims:
             endings.never_began(db, claim.job, claim.attempt, text=text)
 
 
-def conditions(wanted: Iterable[str] | None, moods: Iterable[str]) -> dict[str, Any]:
-    """Return what `MAY_START` asks for."""
-    return {
-        "now": now(), "any": wanted is None, "wanted": json.dumps(list(wanted or ())),
-        "moods": json.dumps(["", *moods]),
-    }  # fmt: skip
-
-
-UNBOUNDED = 2**62
-MAY_START = """
-  state = 'queued'
-  AND (:any AND device_wanted <> 'ray' OR device_wanted IN (SELECT value FROM json_each(:wanted)))
-  AND (start_after IS NULL OR start_after <= :now)
-  AND start_when IN (SELECT value FROM json_each(:moods))
-  AND NOT EXISTS (SELECT 1 FROM dependencies JOIN jobs AS needed ON needed.id = dependencies.needs
-                  WHERE dependencies.job = jobs.id AND needed.state <> 'succeeded')
-"""
 _WAITING_FOR_MEMORY = f"""
 SELECT id, memory_bytes FROM jobs WHERE memory_bytes > :room AND {MAY_START}
 ORDER BY position, id LIMIT 1
 """
-_CLAIM = f"""
-WITH free AS (SELECT json_extract(value, '$[0]') AS name, json_extract(value, '$[1]') AS room,
-                     key AS place
-              FROM json_each(:devices)
-              WHERE json_extract(value, '$[0]')  -- `cpu#12` is a seat on `cpu` (seats.py)
-                    NOT IN (SELECT substr(device, 1, instr(device || '#', '#') - 1)
-                            FROM leases WHERE holder = 'job'))
+_TURN = f"{FREE} SELECT position, id {FIRST}"
+_CLAIM = f"""{FREE}
 UPDATE jobs SET state = 'starting', owner = :owner, attempt = attempt + 1,
   heartbeat = :now, started = COALESCE(started, :now), phase = 'Starting',
   error_kind = NULL, error_text = NULL, changed_by = 'supervisor', why = 'on ' || :device,
   waits = '',
   device = (SELECT group_concat(name, ',') FROM
             (SELECT name, row_number() OVER (ORDER BY place) AS nth
-             FROM free WHERE room >= memory_bytes ORDER BY place)
-            WHERE nth = 1 OR :device <> 'cpu' AND nth <= width)
-WHERE id = (SELECT id FROM jobs WHERE {MAY_START}
-              AND memory_bytes <= (SELECT room FROM free WHERE name = :device)
-              AND (:device = 'cpu' OR width <= (SELECT count(*) FROM free
-                                                WHERE room >= memory_bytes))
-            ORDER BY position, id LIMIT 1)
-  AND :device IN (SELECT name FROM free)
+             FROM free WHERE {SERVES} ORDER BY place)
+            WHERE nth = 1 OR :device <> 'cpu' AND nth <= {TAKES})
+WHERE id = (SELECT id {FIRST})
 RETURNING id, attempt, device
 """
 _REGISTER = """

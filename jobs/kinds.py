@@ -27,7 +27,8 @@ def _nothing() -> Intent | None:
 class Work:
     """What a kind gets: its spec, where it may write, and what a person wants meanwhile.
 
-    `control` says what a run should do now, `intent` why it should stop.
+    `control` says what a run should do now, `intent` why it should stop, `device` what it was given
+    of this machine (`cuda:0,cuda:2`).
     """
 
     spec: dict[str, Any]
@@ -36,6 +37,7 @@ class Work:
     control: Control
     intent: Wanted = _nothing
     cluster: Cluster | None = None
+    device: str = ""
 
 
 Kind = Callable[[Work], Iterator[Event]]
@@ -48,8 +50,7 @@ def train(work: Work) -> Iterator[Event]:
     spec = RunSpec.parse(work.spec)
     if spec.train.device == DEVICE:
         return _train_away(spec, work)
-    if spec.train.device.startswith("cuda:"):
-        spec = spec.with_values({"train.device": "cuda:0"})  # the only one this process sees
+    spec = _as_seen(spec, work.device)
     return train_spec(spec, run_dir=work.run_dir, home=work.home, control=work.control)
 
 
@@ -60,11 +61,17 @@ def train_together(works: Sequence[Work]) -> Iterator[tuple[int, Event | Excepti
 
     runs = []
     for work in works:
-        spec = RunSpec.parse(work.spec)
-        if spec.train.device.startswith("cuda:"):
-            spec = spec.with_values({"train.device": "cuda:0"})  # the only one this process sees
+        spec = _as_seen(RunSpec.parse(work.spec), work.device)
         runs.append(Sibling(spec, work.run_dir, work.control))
     return train_siblings(runs, home=works[0].home)
+
+
+def _as_seen(spec: RunSpec, device: str) -> RunSpec:
+    """The spec on the GPUs that this process was given and alone sees, counted from 0."""
+    if not device.startswith("cuda:"):
+        return spec
+    names = [f"cuda:{n}" for n in range(1 + device.count(","))]
+    return spec.with_values({"train.device": ",".join(names), "train.num_processes": len(names)})
 
 
 def _train_away(spec: RunSpec, work: Work) -> Iterator[Event]:
@@ -125,9 +132,8 @@ def preflight(work: Work) -> Iterator[Event]:
     from studio.training.preflight import preflight as measure_spec
 
     spec = RunSpec.parse(work.spec)
-    if spec.train.device.startswith("cuda:"):
-        spec = spec.with_values({"train.device": "cuda:0"})  # the only one this process sees
-    return measure_spec(spec, run_dir=work.run_dir, home=work.home)
+    here = _as_seen(spec, work.device).train.device
+    return measure_spec(spec, run_dir=work.run_dir, home=work.home, device=here)
 
 
 def gguf(work: Work) -> Iterator[Event]:

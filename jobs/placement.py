@@ -65,7 +65,7 @@ class Placement:
         chat = {str(r["device"]): int(r["memory_bytes"]) for r in leases if r["holder"] == "chat"}
         busy = {device_of(str(row["device"])) for row in leases if row["holder"] == "job"}
         self.left = self._room([slot for slot in slots if slot not in busy], chat)
-        self._short, sentences = set(), dict(others or {})
+        self._short, sentences = set(), self._absent(slots) | dict(others or {})
         for slot, room in self.left.items():
             found = self._store.claims.waiting_for_memory(room, wanted=served_by(slot), moods=moods)
             if found:
@@ -105,6 +105,18 @@ class Placement:
                 found[slot] = max(0, room)
         return found
 
+    def _absent(self, slots: Sequence[str]) -> dict[int, str]:
+        """Say of each job that names a GPU which is not here that it waits for that one."""
+        with self._store.database.reading() as db:
+            named = db.conn.execute(_NAMED).fetchall()
+        gpus = [slot for slot in slots if slot.startswith("cuda:")]
+        found = {}
+        for job, wish in named if gpus else ():  # where there is none, its runner says so
+            absent = [name for name in wish.split(",") if name not in gpus]
+            if absent:
+                found[job] = f"wants {', '.join(absent)}; this machine has {', '.join(gpus)}"
+        return found
+
     def _say(self, sentences: dict[int, str]) -> None:
         database = self._store.database
         with database.reading() as db:
@@ -120,6 +132,9 @@ class Placement:
                 logger.warning("chat did not leave %s; ending process %d", slot, row["pid"])
                 kill_session(row["pid"], hard=True)
         self._asked.pop(slot, None)
+
+
+_NAMED = "SELECT id, device_wanted FROM jobs WHERE state = 'queued' AND device_wanted LIKE 'cuda:%'"
 
 
 def _sentence(need: int, slot: str, room: int, chat: int) -> str:

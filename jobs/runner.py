@@ -151,6 +151,7 @@ def _work_together(attempts: Sequence[Attempt]) -> None:
 def _use_device(device: str) -> None:
     # Whatever the job imports sees the devices it was given, counted from 0.
     if device.startswith("cuda:"):
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts, who named it
         os.environ["CUDA_VISIBLE_DEVICES"] = device.replace("cuda:", "")
     elif device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -10,9 +10,10 @@ import math
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from jobs.claims import MAY_START, Claim, conditions
+from jobs.claims import Claim
 from jobs.cluster import is_slot
 from jobs.database import Database, now
+from jobs.eligible import MAY_START, conditions
 from jobs.kinds import FILES
 from jobs.processes import Identity
 from jobs.tables import Tables

@@ -8,6 +8,7 @@ from jobs import lookup, metrics, naming
 from jobs.database import now
 from jobs.kinds import FILE_KINDS, FILES
 from jobs.tables import Tables
+from studio import devices
 from studio.errors import QueueError
 from studio.spec import RunSpec
 
@@ -36,10 +37,13 @@ def insert(
         )
     values["name"] = asked or naming.free(db, naming.made_up(values, plan["kind"]))
     train = values.get("train") or {}
+    wish = str(train.get("device") or "auto")
+    width = devices.width(wish, int(train.get("num_processes") or 1))
+    if plan["kind"] == "preflight":  # one process measures for all
+        wish, width = devices.one_of(wish), 1
     row = plan | {
         "name": values["name"], "spec": json.dumps(metrics.finite(values)), "now": now(),
-        "device": FILES if plan["kind"] in FILE_KINDS else str(train.get("device") or "auto"),
-        "width": int(train.get("num_processes") or 1),
+        "device": FILES if plan["kind"] in FILE_KINDS else wish, "width": width,
     }  # fmt: skip
     job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
     for needed in needs:

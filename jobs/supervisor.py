@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -30,6 +31,7 @@ from jobs.rescue import Rescue
 from jobs.seats import take_seats
 from jobs.spawning import RUNNER, Runners, spawn
 from jobs.store import JobStore
+from jobs.turns import in_turn
 from jobs.webhook import Webhook
 from studio import hardware
 from studio.errors import HomeError, StudioError
@@ -130,13 +132,11 @@ class Supervisor:
         moods = self._moods()
         waits = self.cluster.waits()
         self.placement.look(self.slots, served_by=self._served_by, moods=moods, others=waits)
-        for device in [FILES, *self.slots]:
-            if not self.placement.may_claim(device):
-                continue
-            claim = self.store.claims.claim(
-                device, owner=me(), more=self._beside(device), wanted=self._served_by(device),
-                moods=moods, room=self.placement.left,
-            )  # fmt: skip
+        for device in in_turn(
+            [slot for slot in (FILES, *self.slots) if self.placement.may_claim(slot)],
+            lambda slot: self.store.claims.turn(slot, **self._asks(slot, moods)),
+        ):
+            claim = self.store.claims.claim(device, owner=me(), **self._asks(device, moods))
             if claim is not None:
                 siblings = take_seats(
                     self.store.database, claim, owner=me(), beside=self._beside(device),
@@ -166,6 +166,12 @@ class Supervisor:
         kind = device.partition(":")[0]
         return [s for s in self.slots if s != device and s.partition(":")[0] == kind != "cpu"]
 
+    def _asks(self, slot: str, moods: list[str]) -> dict[str, Any]:
+        return {
+            "more": self._beside(slot), "wanted": self._served_by(slot), "moods": moods,
+            "room": self.placement.left,
+        }  # fmt: skip
+
     def _served_by(self, device: str) -> list[str] | None:
         """Which wishes a slot serves: auto goes to GPUs where there are any."""
         if device == FILES:
@@ -175,7 +181,7 @@ class Supervisor:
         if device == "cpu":
             return ["cpu"]
         kind = device.partition(":")[0]
-        return ["auto", kind, device]
+        return ["auto", "all", kind, device]
 
     def _care_for_spare(self) -> None:
         counts = self.store.counts()

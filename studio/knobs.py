@@ -22,6 +22,7 @@ def knob(
     unit: str = "",
     advanced: bool = False,
     step: float | None = None,
+    several: bool = False,
     **bounds: Any,
 ) -> Any:
     """Declare a field with everything the form and the docs need.
@@ -33,9 +34,10 @@ def knob(
         unit: Shown behind the number.
         advanced: Shown only in the form's Advanced part.
         step: The slider's step.
+        several: Text in which a comma stands between names that are picked together.
         bounds: `ge`, `gt`, `le`, `lt`, `max_length` as in pydantic.
     """
-    extra: dict[str, Any] = {"unit": unit, "advanced": advanced, "step": step}
+    extra: dict[str, Any] = {"unit": unit, "advanced": advanced, "step": step, "several": several}
     if isinstance(default, list | dict):
         return Field(
             default_factory=lambda: type(default)(default),

@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    model_validator,
+)
 
+from studio import devices
 from studio.assignments import merge_values, read_yaml
 from studio.knobs import Record, knob
 from studio.methods import Method, methods, named
@@ -170,12 +177,15 @@ class TrainArgs(Record):
         "(GPU, half precision), sdpa its fused kernel row by row, eager plain products.",
         title="Attention", advanced=True,
     )  # fmt: skip
-    device: str = knob(
-        "auto", "auto, cpu, cuda:0 …, or ray: the cluster.", title="Device", advanced=True
-    )
+    device: Annotated[str, BeforeValidator(devices.read)] = knob(
+        "auto", "auto, cpu, a GPU (cuda:0), several at once (cuda:0,cuda:2), all (every GPU; "
+        "without one a CPU process a core), or ray: the cluster.", title="Devices",
+        advanced=True, several=True,
+    )  # fmt: skip
     num_processes: int = knob(
         1,
-        "Processes (one a GPU, or CPU processes) that share each step's rows; same result.",
+        "Processes (one a GPU, or CPU processes) that share each step's rows; same result. "
+        "Several devices, or all, bring their own number.",
         title="Processes",
         ge=1,
         le=64,
@@ -185,6 +195,11 @@ class TrainArgs(Record):
         False, "Each process keeps only its part of the frozen weights: for a base too large for "
         "one.", title="Share the base", advanced=True,
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _devices_agree(self) -> Self:
+        devices.check_agreement(self.device, self.num_processes)
+        return self
 
 
 def _read_method(value: Any) -> Any:

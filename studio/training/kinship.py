@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 from studio.cluster import DEVICE
+from studio.devices import is_spread
 from studio.methods import Phase
 from studio.spec import RunSpec
 
@@ -25,7 +26,7 @@ def kinship(spec: RunSpec) -> str | None:
     apart = (
         not args.together
         or spec.method.phase is Phase.WEIGHTS
-        or args.num_processes > 1
+        or is_spread(args)
         or args.device == DEVICE
         or args.fsdp
         or args.neftune_noise_alpha > 0

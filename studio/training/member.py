@@ -54,19 +54,20 @@ def _train(order: dict[str, Any], wishes: list[Wish], heard: TextIO) -> None:
     from studio.training.run import train
 
     rank, size = int(order["rank"]), int(order["size"])
-    on_gpu = order["device"] != "cpu"
+    device = str(order["devices"][rank])
+    on_gpu = device != "cpu"
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0",
     }  # fmt: skip
     if on_gpu:
-        torch.cuda.set_device(rank)
+        torch.cuda.set_device(device)
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo", init_method=f"file://{order['meeting']}", rank=rank,
         world_size=size, timeout=PATIENCE,
     )  # fmt: skip
     spec = RunSpec.parse(order["spec"])
-    spec = spec.with_values({"train.device": f"cuda:{rank}" if on_gpu else "cpu"})
+    spec = spec.with_values({"train.device": device, "train.num_processes": size})
 
     def control() -> Wish:
         return wishes.pop(0) if wishes and wishes[0] != "stop" else (wishes or [None])[0]

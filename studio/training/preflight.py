@@ -23,8 +23,17 @@ STEPS = 2
 MOST_STEPS = 4000
 
 
-def preflight(spec: RunSpec, *, run_dir: Path, home: Home) -> Iterator[Event]:
+def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> Iterator[Event]:
     """Load everything, take two steps, and write `preflight.json`: the corrected estimate.
+
+    Of a run on several devices one process is measured, with its share of the rows and the whole
+    base; what sharing the base saves is counted, not measured.
+
+    Args:
+        spec: The run.
+        run_dir: Where the report goes.
+        home: Where models and token caches live.
+        device: Where it is measured, as this process names it; absent, the run's own.
 
     Raises:
         StudioError: What the run itself would end with.

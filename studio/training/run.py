@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from studio import devices
 from studio.errors import OutOfMemory
 from studio.home import Home
 from studio.spec import RunSpec
@@ -48,6 +49,8 @@ def train(
     """
     from studio.training.fit import smaller
 
+    if not in_team and devices.is_spread(spec.train):
+        spec = devices.resolved(spec)
     while True:
         try:
             yield from _train(spec, run_dir=run_dir, home=home, control=control, in_team=in_team)

@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio import hardware
-from studio.errors import ProcessLost, RunError, SpecError, StudioError, revived
+from studio import devices, hardware
+from studio.errors import ProcessLost, RunError, StudioError, revived
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training import sharding
@@ -40,15 +40,15 @@ def train_in_team(spec: RunSpec, *, run_dir: Path, home: Home, control: Control)
     """Train on `spec.train.num_processes` processes; the events are the first one's.
 
     Raises:
-        SpecError: This machine has fewer devices.
+        SpecError: This machine has other devices, or fewer.
         ProcessLost: A member was killed; the others were ended, the last checkpoint is whole.
         StudioError: What a member failed with.
     """
-    device = checked_device(spec)
+    places = devices.meant(spec)
     sharding.checked(spec)
     with tempfile.TemporaryDirectory(prefix="studio-team-") as folder:
         order = {
-            "size": spec.train.num_processes, "device": device, "meeting": f"{folder}/meeting",
+            "size": len(places), "devices": places, "meeting": f"{folder}/meeting",
             "spec": spec.model_dump(mode="json"), "run_dir": str(run_dir), "home": str(home.path),
         }  # fmt: skip
         team = _Team(order)
@@ -56,32 +56,6 @@ def train_in_team(spec: RunSpec, *, run_dir: Path, home: Home, control: Control)
             yield from team.events(control)
         finally:
             team.end()
-
-
-def checked_device(spec: RunSpec) -> str:
-    """Return "cuda" or "cpu", after making sure that there are enough of them.
-
-    Raises:
-        SpecError: There are not; says how many there are.
-    """
-    wanted, chosen = spec.train.num_processes, spec.train.device
-    gpus = sum(device.name.startswith("cuda") for device in hardware.devices())
-    if chosen.startswith("cuda") or (chosen == "auto" and gpus):
-        if wanted > gpus:
-            raise SpecError(
-                f"train.num_processes is {wanted}, but this machine has {gpus} GPUs. Take at most "
-                f"{gpus}, or train.device=cpu.",
-                field="train.num_processes",
-            )
-        return "cuda"
-    cores = os.cpu_count() or 1
-    if wanted > cores:
-        raise SpecError(
-            f"train.num_processes is {wanted}, but this machine has {cores} processor cores: more "
-            "processes than cores only wait for each other.",
-            field="train.num_processes",
-        )
-    return "cpu"
 
 
 class _Team:

@@ -1,0 +1,154 @@
+"""A set of GPUs, or all of them: exactly these are leased, at once, and the run sees only them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs import kinds, runner
+from jobs.admission import admit
+from jobs.placement import Placement
+from jobs.processes import me
+from jobs.store import JobStore
+from jobs.supervisor import Supervisor
+from jobs.turns import in_turn
+from studio import hardware
+from studio.errors import SpecError
+from studio.hardware import Device
+from studio.home import Home
+from studio.spec import RunSpec
+from tests.jobs.conftest import a_spec
+
+SLOTS = ["cuda:0", "cuda:1", "cuda:2", "cpu"]
+
+
+class Looks:
+    """What a supervisor of these slots claims in one look."""
+
+    def __init__(self, store: JobStore, slots: list[str] = SLOTS) -> None:
+        self._supervisor = Supervisor(store.home, slots=slots, spare=False)
+        self._store, self._slots = store, slots
+
+    def __call__(self, **room: int) -> list[tuple[int, str]]:
+        self._supervisor.placement.left = room
+        ask = lambda slot: self._supervisor._asks(slot, ["idle"])  # noqa: E731
+        turns = in_turn(self._slots, lambda slot: self._store.claims.turn(slot, **ask(slot)))
+        claims = [self._store.claims.claim(slot, owner=me(), **ask(slot)) for slot in turns]
+        return [(claim.job, claim.device) for claim in claims if claim]
+
+
+def _submit(store: JobStore, device: str, memory: int = 0, **train: int) -> int:
+    return store.submit(a_spec(device=device, **train), memory_bytes=memory).id
+
+
+def _end(store: JobStore, job: int) -> None:
+    claim = next(one for one in store.active_claims() if one.job == job)
+    store.claims.register(claim, me())
+    store.claims.finish(claim, "succeeded")
+
+
+def test_a_set_gets_exactly_its_devices_and_others_take_the_rest(store: JobStore) -> None:
+    pair, one = _submit(store, "cuda:2,cuda:0"), _submit(store, "auto")
+
+    assert Looks(store)() == [(pair, "cuda:0,cuda:2"), (one, "cuda:1")]
+    assert {(row["device"], row["job"]) for row in store.leases()} == {
+        ("cuda:0", pair), ("cuda:2", pair), ("cuda:1", one)
+    }  # fmt: skip
+    _end(store, pair)
+    assert [row["device"] for row in store.leases()] == ["cuda:1"]
+
+
+def test_sets_that_overlap_never_hold_a_part_and_wait_for_the_rest(store: JobStore) -> None:
+    looks = Looks(store)
+    first, second = _submit(store, "cuda:0,cuda:1"), _submit(store, "cuda:1,cuda:2")
+    third = _submit(store, "cuda:2,cuda:0")
+
+    for job, devices in ((first, "cuda:0,cuda:1"), (second, "cuda:1,cuda:2"),
+                         (third, "cuda:0,cuda:2")):  # fmt: skip
+        assert looks() == [(job, devices)]
+        assert len(store.leases()) == 2
+        _end(store, job)
+
+
+def test_a_set_waits_for_its_own_devices_though_others_are_free(store: JobStore) -> None:
+    looks = Looks(store)
+    busy = _submit(store, "cuda:1")
+    assert looks() == [(busy, "cuda:1")]
+    pair = _submit(store, "cuda:0,cuda:1")
+
+    assert looks() == []
+    _end(store, busy)
+    assert looks() == [(pair, "cuda:0,cuda:1")]
+
+
+def test_all_waits_for_every_gpu_and_takes_them(store: JobStore) -> None:
+    looks = Looks(store)
+    busy = _submit(store, "cuda:2")
+    assert looks() == [(busy, "cuda:2")]
+    every, beside = _submit(store, "all"), _submit(store, "cpu")
+
+    assert looks() == [(beside, "cpu")]
+    _end(store, busy)
+    assert looks() == [(every, "cuda:0,cuda:1,cuda:2")]
+
+
+def test_each_device_of_a_set_needs_the_memory(store: JobStore) -> None:
+    looks = Looks(store)
+    pair = _submit(store, "cuda:0,cuda:1", memory=8)
+
+    assert looks(**{"cuda:1": 7}) == []
+    assert looks(**{"cuda:0": 7}) == []
+    assert looks(**{"cuda:0": 9, "cuda:2": 0}) == [(pair, "cuda:0,cuda:1")]
+
+
+def test_without_a_gpu_all_is_the_processor(store: JobStore) -> None:
+    every = _submit(store, "all")
+    assert Looks(store, ["cpu"])() == [(every, "cpu")]
+
+
+def test_measuring_takes_one_device_of_a_set(store: JobStore) -> None:
+    spec = a_spec(device="cuda:1,cuda:2")
+    job = store.submit({**spec.model_dump(mode="json"), "name": ""}, kind="preflight").id
+    assert Looks(store)() == [(job, "cuda:1")]
+
+
+def test_a_device_that_is_not_here_any_more_is_waited_for_in_words(store: JobStore) -> None:
+    job = _submit(store, "cuda:0,cuda:7")
+    assert Looks(store)() == []
+    Placement(store, devices=list).look(SLOTS, served_by=lambda _: None, moods=[])
+    assert store.get(job).waits == "wants cuda:7; this machine has cuda:0, cuda:1, cuda:2"
+
+
+def test_a_run_sees_what_it_was_given_and_counts_it_from_zero(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[RunSpec] = []
+    monkeypatch.setattr(
+        "studio.training.run.train", lambda spec, **_: seen.append(spec) or iter(())
+    )
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.setenv(name, "")
+    for wish, given in (("all", "cuda:0,cuda:2"), ("cuda:2", "cuda:2"), ("auto", "cpu")):
+        spec = a_spec(device=wish).model_dump(mode="json")
+        kinds.train(kinds.Work(
+            spec=spec, run_dir=tmp_path, home=home, control=lambda: None, device=given
+        ))  # fmt: skip
+        runner._use_device(given)
+        if wish == "all":
+            assert os.environ["CUDA_VISIBLE_DEVICES"] == "0,2"
+            assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert [(one.train.device, one.train.num_processes) for one in seen] == [
+        ("cuda:0,cuda:1", 2), ("cuda:0", 1), ("auto", 1)
+    ]  # fmt: skip
+
+
+def test_a_device_that_is_not_there_is_refused_at_the_door(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cards = [Device(name=f"cuda:{n}", label="", total_bytes=8, free_bytes=8) for n in (0, 1)]
+    monkeypatch.setattr(hardware, "devices", lambda: cards)
+    with pytest.raises(SpecError, match="this machine has 2 GPUs: cuda:0, cuda:1") as error:
+        admit(a_spec(device="cuda:1,cuda:2"), home)
+    assert error.value.field == "train.device"
+    spec = a_spec(device="cuda:0,cuda:1", fsdp=True)
+    assert admit(spec, home).train == spec.train, "the wish stays as it was written"
