@@ -27,3 +27,19 @@ def real() -> Path:
     if not (REAL / "models").is_dir():
         pytest.skip(f"the folder of real models and data is not here: {REAL}")
     return REAL
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Among several workers a file stays with one, for its fixtures; so do all browser tests."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            alone = item.path.parent.name == "browser"
+            group = "browser" if alone else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The long browser stories start first, since they are one group."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
