@@ -18,7 +18,7 @@ from studio.assignments import parse_assignment
 from studio.methods import methods
 from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
 
-Kind = Literal["switch", "choice", "number", "text", "open_choice"]
+Kind = Literal["switch", "choice", "number", "text", "open_choice", "several"]
 PARTS: dict[str, type[BaseModel]] = {"model": ModelSource, "data": DataSource, "train": TrainArgs}
 
 
@@ -60,7 +60,7 @@ def knobs(cls: type[BaseModel], prefix: str) -> list[Knob]:
 
 def _knob(path: str, name: str, info: FieldInfo) -> Knob:
     extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    kind, choices = _kind(info.annotation)
+    kind, choices = ("several", ()) if extra.get("several") else _kind(info.annotation)
     return Knob(
         path=path,
         title=info.title or name.replace("_", " ").capitalize(),
@@ -121,7 +121,7 @@ class Form:
         spec: dict[str, Any] = {"method": {"name": method}}
         for path, value in given.items():
             part, _, field = path.rpartition(".")
-            if value is None or value == "" or path == "method.name":
+            if value in (None, "", []) or path == "method.name":
                 continue
             if part.startswith("method:"):
                 if part != f"method:{method}":
@@ -140,7 +140,8 @@ class Form:
             owner = plain.get(part, {}) if part else plain
             if part.startswith("method:"):
                 owner = plain["method"] if part == f"method:{spec.method.name}" else {}
-            shown.append(_shown(owner[field]) if field in owner else knob.default)
+            value = _shown(owner[field]) if field in owner else knob.default
+            shown.append(value.split(",") if knob.kind == "several" else value)
         return shown
 
 
@@ -150,6 +151,8 @@ def _read(knob: Knob, value: Any) -> Any:
         if text in knob.choices:
             return text
         return [part.strip() for part in text.split(",") if part.strip()]
+    if knob.kind == "several" and not isinstance(value, str):
+        return ",".join(value)
     if knob.kind == "text" and knob.default == "auto" and isinstance(value, str):
         return parse_assignment(f"value={value.strip()}")[1]
     return value.strip() if isinstance(value, str) else value
@@ -165,6 +168,10 @@ def _component(knob: Knob) -> Any:
         return gr.Checkbox(info=info, **common)
     if knob.kind == "choice":
         return gr.Dropdown(list(knob.choices), info=info, filterable=False, **common)
+    if knob.kind == "several":
+        common["value"] = [knob.default]
+        return gr.Dropdown([knob.default], info=info, multiselect=True, allow_custom_value=True,
+                           **common)  # fmt: skip
     if knob.kind == "open_choice":
         return gr.Dropdown(list(knob.choices), info=info, allow_custom_value=True, **common)
     if knob.kind == "number":

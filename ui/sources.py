@@ -9,7 +9,7 @@ import shutil
 from functools import lru_cache
 from pathlib import Path
 
-from studio import hardware, starter
+from studio import devices, hardware, starter
 from studio.cluster import DEVICE
 from studio.data.report import LOW_SHARE
 from studio.data.snapshots import open_snapshot, snapshots
@@ -42,8 +42,23 @@ def data_choices(home: Home) -> list[tuple[str, str]]:
 
 def device_choices() -> list[tuple[str, str]]:
     """Return (label, value) of what a run may train on: this machine's devices, the cluster."""
-    here = [(f"{device.name} · {device.label}", device.name) for device in hardware.devices()]
-    return [("auto", "auto"), *here, ("ray · the cluster of the System page", DEVICE)]
+    found = hardware.devices()
+    here = [(f"{device.name} · {device.label}", device.name) for device in found]
+    gpus = sum(device.name.startswith("cuda:") for device in found)
+    every = f"all · {gpus} GPUs at once" if gpus else "all · the processor, a process a core"
+    return [
+        ("auto · a free one", devices.AUTO), (every, devices.ALL), *here,
+        ("ray · the cluster of the System page", DEVICE),
+    ]  # fmt: skip
+
+
+def picked_devices(chosen: list[str]) -> list[str]:
+    """Return what stays of the devices picked, the newest last: GPUs together, all else alone."""
+    if not chosen:
+        return [devices.AUTO]
+    if not devices.GPU.fullmatch(chosen[-1]):
+        return chosen[-1:]
+    return [name for name in chosen if devices.GPU.fullmatch(name)]
 
 
 def model_line(source: ModelSource) -> str:

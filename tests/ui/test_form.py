@@ -92,6 +92,15 @@ def test_a_learning_rate_may_be_a_word_or_a_number(form: Form) -> None:
         assert RunSpec.parse(form.read(list(values.values()))).train.learning_rate == meant
 
 
+def test_devices_picked_together_are_one_set(form: Form) -> None:
+    spec = RunSpec.parse({"train": {"device": "cuda:2,cuda:0"}})
+    values = dict(zip(form.components, form.write(spec), strict=True))
+    assert values["train.device"] == ["cuda:2", "cuda:0"]
+    assert round_trip(form, spec) == spec
+    values["train.device"] = []
+    assert RunSpec.parse(form.read(list(values.values()))).train.device == "auto"
+
+
 def test_a_wrong_value_names_its_field(form: Form) -> None:
     values = dict(zip(form.components, form.write(RunSpec()), strict=True))
     values["train.per_device_train_batch_size"] = 0

@@ -15,7 +15,7 @@ from tests.dashboard import Dashboard, answering
 from tests.jobs.conftest import until
 from tests.ui.conftest import client_of
 from ui.machine import machine_routes
-from ui.sources import device_choices
+from ui.sources import device_choices, picked_devices
 
 
 @pytest.fixture
@@ -59,7 +59,21 @@ def test_a_wrong_cluster_is_a_sentence_and_changes_nothing(
 
 def test_the_form_offers_the_cluster_among_the_devices() -> None:
     values = [value for _, value in device_choices()]
-    assert values[0] == "auto" and "cpu" in values and values[-1] == "ray"
+    assert values[:2] == ["auto", "all"] and "cpu" in values and values[-1] == "ray"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "stays"),
+    [
+        (["auto", "cuda:1"], ["cuda:1"]),
+        (["cuda:1", "cuda:0"], ["cuda:1", "cuda:0"]),
+        (["cuda:1", "cuda:0", "cpu"], ["cpu"]),
+        (["all", "cuda:0"], ["cuda:0"]),
+        ([], ["auto"]),
+    ],
+)
+def test_gpus_are_picked_together_and_all_else_alone(chosen: list[str], stays: list[str]) -> None:
+    assert picked_devices(chosen) == stays
 
 
 def test_who_holds_a_device_is_named_with_state_time_and_memory(

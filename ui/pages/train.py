@@ -122,7 +122,7 @@ def _fields(form: Form, home: Home) -> tuple[Any, list[Any], Groups]:
             with gr.Row(elem_classes="s-fields"):
                 for knob in (k for k in parts[name] if k.advanced):
                     if knob.path == "train.device":
-                        _open_dropdown(form, knob, sources.device_choices())
+                        _devices(form, knob)
                     else:
                         form.add(knob)
         for name, method in methods().items():
@@ -168,6 +168,18 @@ def _open_dropdown(form: Form, knob: Knob, choices: list[tuple[str, str]]) -> An
             elem_id=knob.elem_id, min_width=240,
         ),
     )  # fmt: skip
+
+
+def _devices(form: Form, knob: Knob) -> None:
+    """GPUs are picked together, everything else stands alone: the newest pick decides."""
+    box = form.add(
+        knob,
+        gr.Dropdown(
+            sources.device_choices(), value=[knob.default], label=knob.title, info=knob.help,
+            multiselect=True, allow_custom_value=True, elem_id=knob.elem_id, min_width=240,
+        ),
+    )  # fmt: skip
+    box.input(sources.picked_devices, box, box, **PRIVATE)
 
 
 def _look(form: Form, home: Home, values: Any, turn: int) -> list[str]:
