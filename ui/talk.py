@@ -5,6 +5,8 @@ stream, which tells the host to stop. It holds no model and keeps no conversatio
 """
 
 import json
+import logging
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,6 +25,7 @@ from studio.home import Home
 from ui.sources import model_choices
 
 MOST_LANES = 6
+logger = logging.getLogger(__name__)
 
 
 class Part(BaseModel):
@@ -50,6 +53,12 @@ class Ask(BaseModel):
     model_config = ConfigDict(extra="forbid")
     id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
     lanes: list[Lane] = Field(min_length=1, max_length=MOST_LANES)
+
+
+class Nothing(BaseModel):
+    """An empty body: it must be JSON, which a foreign page cannot send unasked."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 class Stop(BaseModel):
@@ -80,6 +89,16 @@ def chat_routes(home: Home, store: JobStore) -> APIRouter:
             "recipes": Recipes(store.database).list(),
         }
 
+    @router.post("/warm")
+    def warm(_: Nothing) -> dict[str, bool]:
+        """Start the host before the first prompt, unless a run is under way that it would slow."""
+        from jobs import chat_client
+
+        wanted = chat_client.find_host(home) is None and not store.active_claims()
+        if wanted:
+            threading.Thread(target=_warm, args=(home,), daemon=True).start()
+        return {"warming": wanted}
+
     @router.post("/generate")
     def generate(ask: Ask) -> StreamingResponse:
         return StreamingResponse(
@@ -105,12 +124,23 @@ def chat_routes(home: Home, store: JobStore) -> APIRouter:
     return router
 
 
+def _warm(home: Home) -> None:
+    from jobs import chat_client
+
+    try:
+        chat_client.ensure_host(home)
+    except StudioError as error:  # the first prompt tries again, and says it on the page
+        logger.warning("the chat host did not start: %s", error)
+
+
 async def _lines(home: Home, request: dict[str, Any]) -> AsyncIterator[bytes]:
     """Yield the host's events as JSON lines; a failure is the last line, never a broken stream."""
     from jobs import chat_client
 
     whole = False
     try:
+        if await run_in_threadpool(chat_client.find_host, home) is None:
+            yield _line({"type": "status", "lane": None, "text": "Starting the chat engine…"})
         # What the host sent together stays together: a hop of a thread for each would age it.
         async for lines in iterate_in_threadpool(chat_client.relay(home, request)):
             yield lines

@@ -1,10 +1,14 @@
 """The page's way to the chat host: what is wrong is refused before a host is asked or started."""
 
+import time
+
 import pytest
 from fastapi.testclient import TestClient
 
+from jobs.processes import me
 from jobs.store import JobStore
 from studio.home import Home
+from studio.spec import RunSpec
 from tests.ui.conftest import client_of
 from ui.talk import chat_routes
 
@@ -43,3 +47,19 @@ def test_weights_of_an_answer_that_is_over_move_nothing(client):
 )
 def test_what_is_no_request_is_refused(client, path, body):
     assert client.post(f"/api/chat/{path}", json=body).status_code == 422
+
+
+def test_the_host_is_started_ahead_only_where_nothing_trains(client, store, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr("jobs.chat_client.ensure_host", lambda home: asked.append(str(home.path)))
+    store.submit(RunSpec())
+    claim = store.claims.claim("cpu", owner=me())
+
+    assert client.post("/api/chat/warm", json={}).json() == {"warming": False}
+    store.claims.register(claim, me())
+    store.claims.finish(claim, "succeeded")
+    assert client.post("/api/chat/warm", json={}).json() == {"warming": True}
+    deadline = time.monotonic() + 10
+    while not asked and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert asked == [str(store.home.path)]

@@ -223,7 +223,8 @@ export class Adapters extends HTMLElement {
     if (node.dataset.words === words) return;
     node.dataset.words = words;
     const result = h('div', {});
-    node.replaceChildren(badge(job.state), h('b', {}, `${KINDS[job.kind]} `),
+    node.replaceChildren(badge(job.state), job.name.startsWith(KINDS[job.kind].toLowerCase()) ? ''
+      : h('b', {}, `${KINDS[job.kind]} `),
       h('a', { href: `/runs?run=${job.id}` }, job.name),
       h('span', { class: 's-quiet' }, isLive(job) ? job.phase || (job.state === 'queued'
         ? 'waits for its turn' : '') : ''),

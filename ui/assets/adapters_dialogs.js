@@ -4,7 +4,8 @@
 import { api, button, h, short, text } from './dom.js';
 import { poke } from './live.js';
 
-/** A modal form; `submit(fields)` returns a promise, whose error is shown and keeps it open. */
+/** A modal form; `submit(fields)` returns a promise, whose error is shown and keeps it open. Without
+ *  one it only tells something. */
 export function dialog(title, body, label, submit) {
   const wrong = h('p', { class: 's-error', role: 'alert', hidden: true });
   const go = h('button', { class: 's-button s-primary', type: 'submit' }, label);
@@ -14,7 +15,7 @@ export function dialog(title, body, label, submit) {
       go.disabled = true;
       wrong.hidden = true;
       try {
-        await submit();
+        await submit?.();
         node.close();
         poke();
       } catch (error) {
@@ -23,7 +24,7 @@ export function dialog(title, body, label, submit) {
       }
       go.disabled = false;
     } }, h('h2', {}, title), body, wrong, h('div', { class: 's-actions s-dialog-end' },
-      button('Close', () => node.close()), go)));
+      button('Close', () => node.close()), submit && go)));
   // Beside the page's element: gradio's container has resets that would reach it.
   (document.querySelector('studio-adapters') ?? document.body).append(node);
   node.showModal();

@@ -1,13 +1,20 @@
 // Pure arithmetic of a chart: ticks, scales, smoothing, the nearest point. No canvas, no document.
 
-/** About `wanted` round values covering [low, high]. */
+/** About `wanted` round values covering [low, high]; at least two where the smallest step has them. */
 export function ticks(low, high, wanted, whole = false) {
   const span = high - low;
   if (!(span > 0)) return [low];
   const rough = span / Math.max(1, wanted);
   const power = 10 ** Math.floor(Math.log10(rough));
-  let step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
-  if (whole) step = Math.max(1, Math.round(step));
+  const steps = [1, 2, 5, 10].map((m) => (whole ? Math.max(1, Math.round(m * power)) : m * power));
+  let found = [];
+  for (let at = steps.findIndex((step) => step >= rough * 0.7); at >= 0 && found.length < 2; at--) {
+    found = multiples(steps[at], low, high);
+  }
+  return found;
+}
+
+function multiples(step, low, high) {
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) {
     found.push(+(k * step).toPrecision(12));

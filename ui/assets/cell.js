@@ -5,13 +5,16 @@ import { button, copy, h, number, text } from './dom.js';
 import { diff } from './diff.js';
 import { markdown } from './markdown.js';
 
+const PROOF = 'What was really active. “Logits moved by” is the largest change that the adapters made to a score of a '
+  + 'possible token, against the base alone: more than 0 proves that they took part.';
+
 export class Cell {
   /** `doors`: again(lane), goOn(lane). */
   constructor(lane, doors) {
     this.lane = lane;
     this.name = h('header', { class: 's-cell-name', hidden: true });
     this.words = h('div', { class: 's-words', 'data-testid': `answer-${lane}` });
-    this.figures = h('span', { 'data-testid': `figures-${lane}` });
+    this.figures = h('span', { title: PROOF, 'data-testid': `figures-${lane}` });
     this.note = h('p', { class: 's-cell-note', hidden: true });
     this.go = button('Continue', () => doors.goOn(lane), 's-tool', { title: 'Write on where it was cut' });
     this.tools = h('span', { class: 's-cell-tools' }, this.go,
@@ -26,7 +29,7 @@ export class Cell {
   show(answer, view) {
     this.answer = answer;
     const { element, words } = this;
-    element.style.cssText = view.hidden ? '--hue:var(--s-line-strong)' : `--hue:var(--s-run-${this.lane})`;
+    element.style.cssText = view.hidden ? '--hue:var(--s-line-strong);--ink:var(--s-muted)' : `--hue:var(--s-run-${this.lane})`;
     element.style.order = view.place ?? this.lane;
     element.setAttribute('aria-label', view.hidden ? `Answer ${view.place + 1}` : `Lane ${view.letter}`);
     element.toggleAttribute('data-empty', !answer);

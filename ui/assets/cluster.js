@@ -25,12 +25,12 @@ export class ClusterChoice {
       'aria-label': 'Storage', autocomplete: 'off' });
     this.none = button('Use none', () => this.send({}));
     this.element = h('section', { class: 's-panel-card s-storage', 'data-testid': 'cluster' },
-      h('h2', {}, 'Cluster'),
+      h('h2', {}, 'Cluster'), h('p', { class: 's-quiet' }, 'Optional: a Ray cluster is one more device. Runs whose '
+        + 'device is “ray” wait in this queue, train there, and their adapters come home.'),
       h('p', { class: 's-rules' }, 'Ray dashboard ', this.address),
       h('p', { class: 's-rules' }, 'Storage that all machines write ', this.storage),
       h('div', { class: 's-actions' }, button('Use this cluster', () => this.send({
-        address: this.address.value, storage: this.storage.value })), this.none),
-      h('p', { class: 's-quiet' }, 'Runs whose device is ray train there, and come home.'));
+        address: this.address.value, storage: this.storage.value })), this.none));
   }
 
   /** Show what is set, unless somebody types. */

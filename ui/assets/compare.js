@@ -33,6 +33,7 @@ export class Compare extends HTMLElement {
     if (!this.talk.lanes.length) this.talk.lanes = this.usualLanes();
     this.show();
     this.shelf.open(query().get('view') ?? 'chat');
+    api('/api/chat/warm', {}).catch(() => {}); // the first prompt says what is wrong
   }
 
   usualLanes() {
@@ -104,6 +105,7 @@ export class Compare extends HTMLElement {
     this.scroll.replaceChildren(...(turns.length ? turns.map((turn) => this.row(turn))
       : [this.welcome()]));
     this.toEnd();
+    this.style.setProperty('--gutter', `${this.scroll.offsetWidth - this.scroll.clientWidth}px`);
     this.address();
   }
 
@@ -155,7 +157,7 @@ export class Compare extends HTMLElement {
     this.growing = turn;
     if (!this.frame) this.frame = requestAnimationFrame(() => {
       this.frame = 0;
-      const near = this.scroll.scrollHeight - this.scroll.scrollTop - this.scroll.clientHeight < 80;
+      const near = this.near();
       this.refresh(this.growing);
       if (near) this.toEnd();
     });
@@ -199,8 +201,10 @@ export class Compare extends HTMLElement {
     this.composer.ready(true);
     this.fresh.hidden = false;
     const turn = this.talk.turns.at(-1);
+    const near = this.near();
     this.refresh(turn);
     if (hidden(turn)) this.votes.focus(turn); else this.composer.focus();
+    if (near) this.toEnd();
   }
 
   again() {
@@ -288,6 +292,10 @@ export class Compare extends HTMLElement {
   address() {
     const kept = this.talk.turns.length || this.talk.saved;
     remember({ lane: this.talk.lanes.map(writeLane), chat: kept ? this.talk.id : null });
+  }
+
+  near() {
+    return this.scroll.scrollHeight - this.scroll.scrollTop - this.scroll.clientHeight < 80;
   }
 
   toEnd() {

@@ -70,7 +70,7 @@ export class Detail {
       this.state.replaceChildren(badge(state));
     }
     text(this.meta, [`Run ${job.id}`, job.method, short(job.model), short(job.data),
-      job.started ? `started ${clock(job.started)} (${ago(job.started)})` : `queued ${ago(job.created)}`,
+      job.started && job.state !== 'queued' ? `started ${clock(job.started)} (${ago(job.started)})` : `queued ${ago(job.created)}`,
       job.device && `on ${job.device}`, job.attempt > 1 && `attempt ${job.attempt}`, job.note]
       .filter(Boolean).join(' · '));
     this.showWords(job);
@@ -282,7 +282,7 @@ export class Detail {
     return h('table', { class: 's-table' },
       h('thead', {}, h('tr', {}, ['Time', 'State', 'By', 'Why'].map((name) =>
         h('th', { scope: 'col' }, name)))),
-      h('tbody', {}, [...events].reverse().map((row) => h('tr', {}, h('td', {}, clock(row.time)),
+      h('tbody', {}, [...events].reverse().map((row) => h('tr', {}, h('td', {}, clock(row.time, true)),
         h('td', {}, badge(row.dst)), h('td', {}, row.actor), h('td', {}, row.why)))));
   }
 }

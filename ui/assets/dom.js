@@ -51,7 +51,8 @@ export function number(value, digits = 4) {
   const size = Math.abs(value);
   if (size >= 10000) return compact(value);
   if (size !== 0 && size < 0.001) return value.toExponential(2).replace('e-', 'e−');
-  return value.toPrecision(digits);
+  const whole = String(Math.trunc(size)).length; // 100 to two digits is 100, never 1.0e+2
+  return value.toPrecision(Math.max(digits, size >= 1 ? whole : 1));
 }
 
 export function compact(value) {
@@ -96,8 +97,11 @@ export function ago(time) {
   return new Date(time * 1000).toLocaleDateString(undefined, { day: 'numeric', month: 'short' });
 }
 
-export function clock(time) {
-  return time ? new Date(time * 1000).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit' }) : '';
+/** 02:53; exactly 25 Nov 02:53:12. */
+export function clock(time, exact = false) {
+  const shown = { hour: '2-digit', minute: '2-digit' };
+  if (exact) Object.assign(shown, { second: '2-digit', day: 'numeric', month: 'short' });
+  return time ? new Date(time * 1000).toLocaleString([], shown) : '';
 }
 
 /** GET or POST our own JSON; a refusal becomes an Error whose message is the sentence. */
@@ -123,21 +127,29 @@ export function toast(message, kind = 'info') {
   if (kind !== 'error') setTimeout(() => node.remove(), 4000);
 }
 
+/** A button; while what it began is under way it says so and a second press does nothing. */
 export function button(label, onclick, kind = '', props = {}) {
-  return h('button', { type: 'button', class: `s-button ${kind}`, onclick, ...props }, label);
+  const node = h('button', { type: 'button', class: `s-button ${kind}`, ...props, onclick: async (event) => {
+    if (node.ariaBusy) return;
+    const done = onclick(event);
+    if (!done?.then) return;
+    node.ariaBusy = 'true';
+    try { await done; } finally { node.ariaBusy = null; }
+  } }, label);
+  return node;
 }
 
 /** A button that asks once more in place: no dialog, no accident. */
 export function sureButton(label, question, act, kind = '') {
   let timer = 0;
   const node = button(label, () => {
-    if (timer) { clearTimeout(timer); timer = 0; node.textContent = label; act(); return; }
+    if (timer) { clearTimeout(timer); calm(); return act(); }
     node.textContent = question;
     node.classList.add('s-danger');
-    timer = setTimeout(() => {
-      timer = 0; node.textContent = label; node.classList.remove('s-danger');
-    }, 3000);
+    timer = setTimeout(calm, 3000);
+    return null;
   }, kind);
+  const calm = () => { timer = 0; node.textContent = label; node.classList.remove('s-danger'); };
   return node;
 }
 

@@ -14,5 +14,5 @@ export function askElsewhere(lanes) {
   dialog('Use these lanes elsewhere', [h('p', { class: 's-quiet' }, 'Editors, scripts and other chat programs on '
     + 'this machine can talk to any lane over an OpenAI-compatible address. This command prints the address '
     + 'and its key:'), snippet('In a terminal', 'studio endpoint'),
-  snippet('Names of these lanes, as “model”', names.join('\n'))], 'Done', async () => {});
+  snippet('Names of these lanes, as “model”', names.join('\n'))]);
 }

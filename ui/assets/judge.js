@@ -80,7 +80,9 @@ export class Votes {
       answer.verdict = winner === null ? (bad ? 'bad' : 'tie') : lane === winner ? 'won' : 'lost';
     });
     await talk.save(number);
+    const near = this.page.near();
     this.page.refresh(turn);
+    if (near) this.page.toEnd();
     this.page.composer.focus();
   }
 

@@ -1,34 +1,15 @@
 // What can be planned for a run, each in a small dialog: when it starts, a sweep, a longer run, its
 // note and tags. Every dialog is one form and one POST; a refusal is a sentence inside it.
 
+import { dialog, labelled } from './adapters_dialogs.js';
 import { api, button, h, toast } from './dom.js';
-import { poke } from './live.js';
 
-/** A modal form: `fields` are [label, control, hint]; `send()` returns a promise, or throws. */
+/** A dialog of `fields`: [label, control, hint]; `send()` returns a promise of what to say, or throws. */
 function ask(title, fields, label, send) {
-  const refusal = h('p', { class: 's-error', role: 'alert', hidden: true });
-  const form = h('form', { method: 'dialog' }, h('h2', {}, title),
-    fields.map(([name, control, hint]) => h('label', {}, h('span', {}, name), control,
-      hint && h('small', { class: 's-quiet' }, hint))), refusal,
-    h('div', { class: 's-actions' }, h('button', { type: 'submit', class: 's-button s-primary' }, label),
-      button('Close', () => dialog.close())));
-  const dialog = h('dialog', { class: 's-dialog', 'aria-label': title }, form);
-  form.addEventListener('submit', async (event) => {
-    event.preventDefault();
-    try {
-      const said = await send();
-      dialog.close();
-      if (said) toast(said);
-      poke();
-    } catch (error) {
-      refusal.textContent = error.message;
-      refusal.hidden = false;
-    }
+  dialog(title, fields.map((field) => labelled(...field)), label, async () => {
+    const said = await send();
+    if (said) toast(said);
   });
-  dialog.addEventListener('close', () => dialog.remove());
-  (document.querySelector('studio-runs') ?? document.body).append(dialog);
-  dialog.showModal();
-  return dialog;
 }
 
 const select = (choices, value) => h('select', {}, choices.map(([id, name]) =>
@@ -80,7 +61,8 @@ export function planSweep(job, set = []) {
   const count = () => {
     const all = over().reduce((n, line) => n * line.slice(line.indexOf('=') + 1).split(',')
       .filter((value) => value.trim()).length, over().length ? 1 : 0);
-    total.textContent = all ? `${Math.min(all, Number(draw.value) || all)} runs` : 'No values yet';
+    const some = Math.min(all, Number(draw.value) || all);
+    total.textContent = all ? `${some} run${some > 1 ? 's' : ''}` : 'No values yet';
   };
   lines.addEventListener('input', count);
   draw.addEventListener('input', count);

@@ -151,6 +151,11 @@ export class Runs extends HTMLElement {
     const job = this.jobs.find((one) => one.id === this.focus);
     if (job) this.detail.show(job, this.board.group.hues.get(job.id));
     this.list();
+    const row = this.seen ? null : this.rows.querySelector('[data-focus]');
+    if (row) { // a link may open a run far down the list: brought into sight once, never against a person
+      row.scrollIntoView({ block: 'nearest' });
+      this.seen = true;
+    }
   }
 
   moved() {

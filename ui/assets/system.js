@@ -28,14 +28,15 @@ export class Machine extends HTMLElement {
       if (!this.body.children.length) this.body.append(h('p', { class: 's-error' }, error.message));
       return;
     }
-    this.left ??= column();
-    this.right ??= column();
-    if (!this.body.children.length) this.body.append(this.left, this.right);
-    if (!this.left.children.length) this.left.append(h('section', {}), this.cluster.element, this.storage.element);
+    if (!this.body.children.length) {
+      this.devices = column();
+      this.facts = column();
+      this.body.append(column(this.devices, this.storage.element), column(this.facts, this.cluster.element));
+    }
     this.cluster.show(now.cluster);
-    this.left.firstChild.replaceWith(card('Devices', ...now.devices.map((device) => this.device(device)),
-      now.cluster && clusterDevice(now.cluster)));
-    this.right.replaceChildren(card('Processes', this.processes(now.processes)),
+    this.devices.replaceChildren(card('Devices', ...now.devices.map((device) => this.device(device)),
+      ...(now.cluster ? [clusterDevice(now.cluster)] : [])));
+    this.facts.replaceChildren(card('Processes', this.processes(now.processes)),
       card('Home', pairs([['Folder', now.home.path]])), card('Versions', pairs(now.versions)));
   }
 
@@ -65,9 +66,9 @@ export class Machine extends HTMLElement {
 
   processes(rows) {
     return h('table', { class: 's-table' },
-      h('thead', {}, h('tr', {}, ['Process', 'State', 'Number', 'Since', 'CPU', 'Memory'].map((name) =>
+      h('thead', {}, h('tr', {}, ['Process', 'State', 'PID', 'Since', 'CPU', 'Memory'].map((name) =>
         h('th', { scope: 'col' }, name)))),
-      h('tbody', {}, rows.map((row) => h('tr', {}, h('td', { title: row.what }, row.role),
+      h('tbody', {}, rows.map((row) => h('tr', {}, h('td', {}, row.role, h('br', {}), h('span', { class: 's-quiet' }, row.what)),
         h('td', {}, badge(row.pid ? 'succeeded' : 'queued', row.pid ? 'alive' : 'not running')),
         h('td', {}, row.pid ? String(row.pid) : '–'), h('td', {}, duration(row.seconds)),
         h('td', {}, row.cpu == null ? '–' : `${count(row.cpu)}\u202f%`),
