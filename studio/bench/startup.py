@@ -24,6 +24,7 @@ from urllib.parse import urlencode
 
 import psutil
 
+from studio import hardware
 from studio.errors import RunError
 
 if TYPE_CHECKING:
@@ -40,14 +41,15 @@ def startup(rounds: int = 3) -> list[dict[str, Any]]:
         home = Path(temporary)
         pages = [_page(home / f"page-{i}") for i in range(rounds)]
         steps = [_first_steps(home / f"run-{i}") for i in range(rounds)]
-        costs = [_page_cost(home / "cost")]
+        cost = _page_cost(home / "cost")
     return [
         _figure("studio to HTTP 200 of /", "s", [p["seconds"] for p in pages], 5.0),
         _figure("web process resident", "MB", [p["bytes"] / 1e6 for p in pages], 400.0),
         _figure("train command to first loss, cold", "s", [s["first"] for s in steps], 6.0),
         _figure("of which inside the runner", "s", [s["inside"] for s in steps], None),
         _figure("with a warm spare", "s", [s["warm"] for s in steps], 3.0),
-        _figure("an open page costs", "%", costs, 2.0),
+        _figure("an open page takes of the processor", "%", [cost["processor"]], 2.0),
+        _figure("an open page costs in steps/s", "%", [cost["speed"]], 2.0),
     ]
 
 
@@ -132,34 +134,40 @@ def _submit(home: Path, steps: int) -> int:
     return int(json.loads(done.stdout)["id"])
 
 
-def _page_cost(home: Path) -> float:
-    """Percent of throughput that a page loses to a run: it asks in turns, and keeps still.
+def _page_cost(home: Path) -> dict[str, float]:
+    """What an open page costs a run, in percent: it asks in turns, and keeps still.
 
-    The page's own question is asked as often as the page asks it; what a browser draws is the
-    browser's, on a core of its own.
+    `speed`: of the run's steps a second, as noisy as the machine. `processor`: the web process's
+    share of all cores while it answers, which bounds what it can take from anybody. The page's own
+    question is asked as often as the page asks it; what a browser draws is the browser's.
     """
     from jobs.store import JobStore
     from studio.home import open_home
 
     store = JobStore(open_home(home))
-    with _serving(home) as (_, url, _started):
+    with _serving(home) as (web, url, _started):
+        process, busy = psutil.Process(web.pid), 0.0
         job_id = _submit(home, 100_000)
         _wait(lambda: store.get(job_id).step >= 20, "20 steps")
         speeds: dict[bool, list[float]] = {True: [], False: []}
         cursors: dict[str, Any] = {"after": 0}
         for turn in range(2 * PAGE_TURNS):
             asking, before, until = turn % 2 == 0, store.get(job_id), time.time() + TURN_SECONDS
-            start = time.time()
+            start, used = time.time(), sum(process.cpu_times()[:2])
             while time.time() < until:
                 if asking:
                     _ask(url, job_id, cursors)
                 time.sleep(ASK_SECONDS)
             steps = store.get(job_id).step - before.step
             speeds[asking].append(steps / (time.time() - start))
+            busy += asking * (sum(process.cpu_times()[:2]) - used) / (time.time() - start)
         store.cancel(job_id)
-    return 100 * (1 - statistics.median(
-        on / off for on, off in zip(speeds[True], speeds[False], strict=True)
-    ))  # fmt: skip
+    ratios = [on / off for on, off in zip(speeds[True], speeds[False], strict=True)]
+    cores = hardware.physical_cores()
+    return {
+        "speed": 100 * (1 - statistics.median(ratios)),
+        "processor": 100 * busy / PAGE_TURNS / cores,
+    }
 
 
 def _ask(url: str, job_id: int, cursors: dict[str, Any]) -> None:
