@@ -20,8 +20,9 @@ from studio.errors import QueueError
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.estimate import estimate
-from studio.training.fit import make_it_fit, tight
+from studio.training.fit import make_it_fit
 from studio.training.preflight import REPORT
+from studio.training.remedies import Remedy, pick, remedies
 
 TITLES = {
     "runtime": "Program and libraries", "weights": "Base weights", "adapter": "Adapter",
@@ -75,29 +76,60 @@ def read_measured(home: Home, job_id: int) -> dict[str, Any]:
     return found
 
 
-def fit_and_retry(store: JobStore, job_id: int | str) -> Job:
-    """Queue a run that ran out of memory again, with smaller batches and the same result.
+def offers(store: JobStore, job_id: int | str) -> list[Remedy]:
+    """Return what would make a run that ran out of memory smaller, best first.
 
     Raises:
         QueueError: It did not end that way.
-        OutOfMemory: Nothing that keeps the result is left to change.
     """
     job = store.get(job_id)
     if job.kind != "train" or job.error_kind != "out_of_memory":
         raise QueueError(f'"{job.name}" did not run out of memory, so there is nothing to fit.')
-    return plans.duplicate(store, job.id, tight(RunSpec.parse(job.spec)))
+    on_gpu = job.device.startswith("cuda") if job.device else None
+    return remedies(RunSpec.parse(job.spec), on_gpu=on_gpu)
 
 
-def refit(home: Home, job_id: str, *, as_json: bool) -> int:
-    """Queue a run that ran out of memory again, so that it fits."""
+def fit_and_retry(store: JobStore, job_id: int | str, name: str = "") -> tuple[Job, Remedy]:
+    """Queue a run that ran out of memory again with one remedy, and return both.
+
+    Args:
+        store: The queue.
+        job_id: The run's number or name.
+        name: The remedy; the first that keeps the result when empty.
+
+    Raises:
+        QueueError: It did not end that way.
+        SpecError: There is no such remedy.
+        OutOfMemory: Nothing that keeps the result is left to change.
+    """
+    remedy = pick(offers(store, job_id), name)
+    return plans.duplicate(store, store.get(job_id).id, remedy.changes), remedy
+
+
+def refit(home: Home, job_id: str, *, remedy: str, listing: bool, as_json: bool) -> int:
+    """Queue a run that ran out of memory again so that it fits, or list how it could."""
     with closing(JobStore(home)) as store:
-        job = fit_and_retry(store, job_id)
+        found = offers(store, job_id)
+        if listing:
+            print(json.dumps([one.as_dict() for one in found]) if as_json else _offered(found))
+            return 0
+        job, taken = fit_and_retry(store, job_id, remedy)
         supervisor.ensure_running(home)
-    print(
-        json.dumps({"id": job.id, "name": job.name})
-        if as_json else f'Queued "{job.name}" as number {job.id}.'
-    )  # fmt: skip
+    if as_json:
+        print(json.dumps({"id": job.id, "name": job.name, "remedy": taken.as_dict()}))
+        return 0
+    print(f'Queued "{job.name}" as number {job.id}. {taken.title}: {taken.about}')
+    if others := [one for one in found if one.name != taken.name]:
+        print(f"Other ways, with --remedy NAME:\n{_offered(others)}")
     return 0
+
+
+def _offered(found: Sequence[Remedy]) -> str:
+    return "\n".join(
+        f"  {one.name:14} {one.about} "
+        f"{one.lacks or ('Same result.' if one.same_result else 'The result changes.')}"
+        for one in found
+    )
 
 
 def list_presets(home: Home, *, as_json: bool) -> None:

@@ -51,13 +51,20 @@ def preflight(
 @app.command()
 def refit(
     job: Annotated[str, typer.Argument(metavar="ID", help="The run's number or name.")],
+    remedy: Annotated[
+        str, typer.Option(help="What to change; without it the first that keeps the result.")
+    ] = "",
+    listing: Annotated[
+        bool, typer.Option("--list", help="Only say what could be changed.")
+    ] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Queue a run that ran out of memory again, with smaller batches and the same result."""
+    """Queue a run that ran out of memory again so that it fits, with the same result if it can."""
     from jobs import preflight as body
 
-    return body.refit(open_home(home), job, as_json=as_json)
+    where = open_home(home)
+    return body.refit(where, job, remedy=remedy, listing=listing, as_json=as_json)
 
 
 @presets_app.command("list")

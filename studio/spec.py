@@ -20,6 +20,7 @@ from pydantic import (
 
 from studio import devices
 from studio.assignments import merge_values, read_yaml
+from studio.errors import SpecError
 from studio.knobs import Record, knob
 from studio.methods import Method, methods, named
 from studio.validating import validated
@@ -164,6 +165,11 @@ class TrainArgs(Record):
     gradient_checkpointing: bool = knob(
         False, "Recompute activations instead of keeping them: less memory, slower.", advanced=True
     )
+    activation_offloading: bool = knob(
+        False, "Keep what layers are recomputed from in main memory instead of the GPU's: less "
+        "memory again, same result, a little slower; needs gradient checkpointing.",
+        title="Offload activations", advanced=True,
+    )  # fmt: skip
     retry_when_out_of_memory: bool = knob(
         False, "When memory runs out, halve the batch (the effective one stays) and go on from the "
         "last checkpoint.", title="Make it fit by itself", advanced=True,
@@ -195,6 +201,16 @@ class TrainArgs(Record):
         False, "Each process keeps only its part of the frozen weights: for a base too large for "
         "one.", title="Share the base", advanced=True,
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _offloads_what_is_recomputed(self) -> Self:
+        if self.activation_offloading and not self.gradient_checkpointing:
+            raise SpecError(
+                "train.activation_offloading moves away what layers are recomputed from: set "
+                "train.gradient_checkpointing=true as well.",
+                field="train.activation_offloading",
+            )
+        return self
 
     @model_validator(mode="after")
     def _devices_agree(self) -> Self:

@@ -60,11 +60,15 @@ def preflight_routes(home: Home, store: JobStore) -> APIRouter:
             return preflight.read_measured(home, job_id) | {"titles": preflight.TITLES}
         return {"state": job.state, "phase": job.phase, "error": job.error_text}
 
+    @router.get("/refit/{job_id}")
+    def offered(job_id: int) -> dict[str, Any]:
+        return {"remedies": [one.as_dict() for one in preflight.offers(store, job_id)]}
+
     @router.post("/refit/{job_id}")
-    def refit(job_id: int, _: Asked) -> dict[str, Any]:
-        job = preflight.fit_and_retry(store, job_id)
+    def refit(job_id: int, asked: Asked) -> dict[str, Any]:
+        job, remedy = preflight.fit_and_retry(store, job_id, asked.name)
         supervisor.ensure_running(home)
-        return {"job": job.id}
+        return {"job": job.id, "remedy": remedy.name}
 
     @router.get("/presets")
     def all_presets() -> list[dict[str, Any]]:

@@ -142,7 +142,8 @@ def memory(
     if shape.model_type in SKIPPING and shape.gated:  # the last feed-forward runs where it is read
         layers -= 2 * shape.inner * (load.tokens - load.targets) * width
     if spec.train.gradient_checkpointing:
-        layers = shape.layers * shape.hidden * load.tokens * width + kept
+        inputs = min(2, shape.layers) if spec.train.activation_offloading else shape.layers
+        layers = inputs * shape.hidden * load.tokens * width + kept  # offloaded: in use, and next
     spread = 1.0 if on_gpu else HEAP_SHARE
     logits = load.targets * shape.vocabulary
     held = 3 * logits if whole else 2 * min(logits, CHUNK_NUMBERS)  # a head that trains: no chunks

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from studio.errors import DeviceLost, DiskFull, OutOfMemory, StudioError
 from studio.spec import RunSpec
+from studio.training.remedies import remedies
 
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 DEVICE_WORDS = (
@@ -37,7 +38,7 @@ def explained(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
     except Exception as error:
         text = str(error).lower()
         if is_out_of_memory(error):
-            raise OutOfMemory(f"Memory ran out {where()}. {remedies(spec)}") from error
+            raise OutOfMemory(f"Memory ran out {where()}. {advice(spec)}") from error
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or any(word in text for word in DISK_WORDS):
             raise DiskFull(
@@ -58,20 +59,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | OutOfMemory) or any(w in text for w in MEMORY_WORDS)
 
 
-def remedies(spec: RunSpec) -> str:
-    """Return what makes a run smaller, the change that keeps the result first."""
-    args = spec.train
+def advice(spec: RunSpec) -> str:
+    """Return what makes a run smaller, the changes that keep the result first."""
     ways = []
-    if args.per_device_train_batch_size > 1:
-        half = args.per_device_train_batch_size // 2
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        ways.append(
-            f"train.per_device_train_batch_size={half} with train.gradient_accumulation_steps="
-            f"{-(-rows // half)} (same result)"
-        )
-    if not args.gradient_checkpointing:
-        ways.append("train.gradient_checkpointing=true (same result, slower)")
-    if spec.model.quantization == "none":
-        ways.append("model.quantization=nf4")
-    ways.append(f"data.max_length={max(8, spec.data.max_length // 2)}")
-    return "Try " + ", or ".join(ways) + "."
+    for remedy in remedies(spec):
+        values = (f"{name}={str(v).lower()}" for name, v in remedy.changes.items())
+        ways.append(" with ".join(values) + (" (same result)" if remedy.same_result else ""))
+    return f"Try {', or '.join(ways)}." if ways else "Choose a smaller model."

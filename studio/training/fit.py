@@ -1,4 +1,4 @@
-"""Make a run fit: smaller batches first, then recomputed activations; the result stays the same.
+"""Make a run fit: one remedy after the other, those that keep the result first.
 
 The effective batch never changes. Precision and quantization do change the result a little, so they
 come last, and are offered rather than taken when memory ran out in the middle.
@@ -6,30 +6,19 @@ come last, and are offered rather than taken when memory ran out in the middle.
 
 from __future__ import annotations
 
-from typing import Any
-
 from studio.errors import OutOfMemory
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.estimate import Estimate, estimate
+from studio.training.remedies import Changes, remedies
 
-Changes = dict[str, Any]
+TAKEN = ("precision", "quantization")  # of what changes the result a little, and only on a GPU
 
 
-def smaller(spec: RunSpec) -> Changes | None:
+def smaller(spec: RunSpec, *, on_gpu: bool | None = None) -> Changes | None:
     """Return the next change that saves memory and keeps the result; None where none is left."""
-    args = spec.train
-    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    size = args.per_device_train_batch_size
-    if size > 1:
-        size = max(n for n in range(1, size // 2 + 1) if rows % n == 0)
-        return {
-            "train.per_device_train_batch_size": size,
-            "train.gradient_accumulation_steps": rows // size,
-        }
-    if not args.gradient_checkpointing:
-        return {"train.gradient_checkpointing": True}
-    return None
+    found = remedies(spec, on_gpu=on_gpu)
+    return next((remedy.changes for remedy in found if remedy.same_result), None)
 
 
 def make_it_fit(
@@ -50,9 +39,10 @@ def make_it_fit(
         found = estimate(spec.with_values(changes), home)
         if found.total_bytes <= 0.95 * (device_bytes or found.device_bytes):
             return changes, found
-        more = smaller(spec.with_values(changes))
-        if more is None and spec.model.quantization == "none" and found.device != "cpu":
-            more = {} if "model.quantization" in changes else {"model.quantization": "nf4"}
+        on_gpu = found.device.startswith("cuda")
+        more = smaller(spec.with_values(changes), on_gpu=on_gpu)
+        if more is None and on_gpu:
+            more = _rougher(spec.with_values(changes))
         if not more:
             room = (device_bytes or found.device_bytes) / 2**30
             raise OutOfMemory(
@@ -64,16 +54,7 @@ def make_it_fit(
         changes |= more
 
 
-def tight(spec: RunSpec) -> Changes:
-    """Return the change to offer after memory ran out.
-
-    Raises:
-        OutOfMemory: Nothing that keeps the result is left.
-    """
-    changes = smaller(spec)
-    if changes is None:
-        raise OutOfMemory(
-            "Batches are of one row and activations are recomputed already: lower data.max_length, "
-            "load the base with model.quantization=nf4, or choose a smaller model."
-        )
-    return changes
+def _rougher(spec: RunSpec) -> Changes | None:
+    """Return the next change that saves memory on a GPU and changes the result a little."""
+    usable = [one for one in remedies(spec, on_gpu=True) if one.name in TAKEN and not one.lacks]
+    return usable[0].changes if usable else None

@@ -13,7 +13,9 @@ from studio.devices import is_spread
 from studio.methods import Phase
 from studio.spec import RunSpec
 
-SHARED_TRAIN = ("device", "gradient_checkpointing", "attn_implementation")
+SHARED_TRAIN = (
+    "device", "gradient_checkpointing", "activation_offloading", "attn_implementation"
+)  # fmt: skip
 
 
 def kinship(spec: RunSpec) -> str | None:

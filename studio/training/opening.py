@@ -60,7 +60,7 @@ def open_session(
     backbone.use([(name, 1.0)])
     parameters = backbone.train(name)
     if spec.train.gradient_checkpointing:
-        backbone.checkpointing(True)
+        backbone.checkpointing(True, offload=_offloads(spec, loaded))
     backbone.attend(_attention(spec, loaded))
     if spec.train.fsdp:
         share_base(backbone)
@@ -85,6 +85,17 @@ def open_session(
         parameters=parameters,
         noise=Noise(backbone, adapter, alpha) if alpha else None,
     )
+
+
+def _offloads(spec: RunSpec, loaded: Loaded) -> bool:
+    """Return whether layers' inputs go to main memory; on a CPU they are there."""
+    asked = spec.train.activation_offloading
+    if asked and loaded.device.type != "cuda":
+        raise SpecError(
+            "train.activation_offloading moves activations from a GPU to main memory, and this run "
+            f"is on {loaded.device}: set it to false.", field="train.activation_offloading",
+        )  # fmt: skip
+    return asked
 
 
 def _attention(spec: RunSpec, loaded: Loaded) -> str:

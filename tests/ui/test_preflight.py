@@ -1,5 +1,7 @@
 import pytest
 
+from jobs import supervisor
+from jobs.processes import me
 from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
@@ -44,6 +46,29 @@ def test_a_wrong_field_is_one_sentence(client):
     answer = client.post("/api/estimate", json={"set": ["train.max_step=5"]})
     assert answer.status_code == 400
     assert "max_steps" in answer.json()["error"]["text"]
+
+
+def test_a_run_that_ran_out_of_memory_is_queued_again_with_the_remedy_chosen(
+    client, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(supervisor, "ensure_running", lambda home: None)
+    store = JobStore(open_home(tmp_path))
+    job = store.submit(RunSpec().with_values({"name": "large", "train.device": "cpu"}))
+    claim = store.claims.claim("cpu", owner=me())
+    store.claims.register(claim, me())
+    store.claims.finish(claim, "failed", error=("out_of_memory", "Memory ran out at step 1."))
+    found = client.get(f"/api/refit/{job.id}").json()["remedies"]
+    assert [one["name"] for one in found][:2] == ["batch", "checkpointing"]
+    assert found[0]["same_result"] and found[0]["about"].startswith("4 rows at once")
+    answer = client.post(f"/api/refit/{job.id}", json={"name": "checkpointing"}).json()
+    again = RunSpec.parse(store.get(answer["job"]).spec)
+    assert answer["remedy"] == "checkpointing"
+    assert again.train.gradient_checkpointing and again.train.per_device_train_batch_size == 8
+    first = client.post(f"/api/refit/{job.id}", json={}).json()
+    assert RunSpec.parse(store.get(first["job"]).spec).train.per_device_train_batch_size == 4
+    wrong = client.post(f"/api/refit/{job.id}", json={"name": "memory"})
+    assert wrong.status_code == 400
+    store.close()
 
 
 def test_only_a_run_that_ran_out_of_memory_is_refitted(client, tmp_path):

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from studio.errors import MethodError, nearest
 from studio.methods.layer import attention, files, varlen
 from studio.methods.layer.adapter import Adapter
+from studio.methods.layer.checkpointing import recompute_layers
 from studio.methods.layer.hooks import Hooks, Plans
 from studio.methods.layer.lean import keep_only, make_lean
 from studio.methods.layer.sites import Anatomy, Site
@@ -137,17 +138,15 @@ class Backbone:
         """Keep and compute only what a training pass needs (`lean.py`); off is the plain twin."""
         self._state.lean = on
 
-    def checkpointing(self, on: bool) -> None:
-        """Recompute each layer's activations in the backward pass instead of keeping them."""
+    def checkpointing(self, on: bool, *, offload: bool = False) -> None:
+        """Recompute each layer's activations in the backward pass instead of keeping them.
+
+        Args:
+            on: Whether to.
+            offload: Keep the layers' inputs in main memory.
+        """
         self.be_lean(not on)  # a layer that is recomputed whole keeps nothing anyway
-        switch = ("gradient", "activation")[hasattr(self.model, "activation_checkpointing_enable")]
-        if on:
-            getattr(self.model, f"{switch}_checkpointing_enable")({"use_reentrant": False})
-        else:
-            getattr(self.model, f"{switch}_checkpointing_disable")()
-        # Only the layers' own flag: the base keeps its dropouts off while adapters train.
-        for layer in self.anatomy.layers():
-            layer.training = on
+        recompute_layers(self.anatomy, on, offload=offload)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -112,3 +112,10 @@ def test_an_attention_that_this_device_has_not_is_one_sentence(session: Make) ->
     with pytest.raises(SpecError, match="runs on a GPU, and this run is on cpu") as caught:
         session(train={"attn_implementation": "varlen"})
     assert caught.value.field == "train.attn_implementation"
+
+
+def test_offloading_says_what_it_needs(session: Make) -> None:
+    with pytest.raises(SpecError, match="gradient_checkpointing=true as well"):
+        session(train={"activation_offloading": True})
+    with pytest.raises(SpecError, match="from a GPU to main memory, and this run is on cpu"):
+        session(train={"activation_offloading": True, "gradient_checkpointing": True})

@@ -16,7 +16,7 @@ from studio.home import is_whole
 from studio.spec import RunSpec
 from studio.training import checkpoint, loop
 from studio.training.events import Saved, Step
-from studio.training.faults import explained, remedies
+from studio.training.faults import advice, explained
 from studio.training.loss import loss_sum
 from studio.training.session import Session
 from tests.studio.training.conftest import make_rows
@@ -59,7 +59,7 @@ def test_out_of_memory_offers_settings_that_keep_the_result() -> None:
 
 
 def test_at_batch_size_one_other_remedies_are_offered() -> None:
-    text = remedies(RunSpec.parse({"train": {"per_device_train_batch_size": 1}}))
+    text = advice(RunSpec.parse({"train": {"per_device_train_batch_size": 1}}))
     assert "batch_size" not in text
     assert "gradient_checkpointing" in text
 

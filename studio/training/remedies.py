@@ -1,0 +1,143 @@
+"""What makes a run need less memory, in the order to try it. Torch-free.
+
+One list for all who offer it: the card of a run that ran out of memory, `studio refit`, the error's
+own sentence, "make it fit", and the retry by itself. What keeps the result comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from studio import hardware
+from studio.errors import OutOfMemory, SpecError, nearest
+from studio.methods import capabilities
+from studio.spec import RunSpec
+
+Changes = dict[str, Any]
+SHORTEST = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Remedy:
+    """One change: what it does, whether the result stays the same, and what this machine lacks."""
+
+    name: str
+    title: str
+    about: str
+    same_result: bool
+    changes: Changes = field(default_factory=dict)
+    lacks: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for `--json` and the page."""
+        return asdict(self)
+
+
+def remedies(spec: RunSpec, *, on_gpu: bool | None = None) -> list[Remedy]:
+    """Return what is left to change, each on its own.
+
+    Args:
+        spec: The run as it is.
+        on_gpu: Where it runs; told from the spec and this machine when None.
+    """
+    on_gpu = runs_on_gpu(spec) if on_gpu is None else on_gpu
+    return [*_exact(spec, on_gpu), *_inexact(spec, on_gpu)]
+
+
+def pick(found: Sequence[Remedy], name: str = "") -> Remedy:
+    """Return the remedy of a name; without one the first that keeps the result.
+
+    Raises:
+        SpecError: There is none of that name, or this machine lacks what it needs.
+        OutOfMemory: Nothing that keeps the result is left; names what else there is.
+    """
+    if not name:
+        for remedy in found:
+            if remedy.same_result:
+                return remedy
+        others = ", ".join(f"{one.name} ({one.title.lower()})" for one in found)
+        raise OutOfMemory(
+            "Batches are of one row and activations are recomputed already. What is left changes "
+            f"the result: {others or 'choose a smaller model'}."
+        )
+    known = {remedy.name: remedy for remedy in found}
+    if name not in known:
+        raise SpecError(
+            f'"{name}" is no remedy for this run.{nearest(name, known)} There are: '
+            f"{', '.join(known) or 'none'}."
+        )
+    if known[name].lacks:
+        raise SpecError(f"{known[name].title}: {known[name].lacks}")
+    return known[name]
+
+
+def runs_on_gpu(spec: RunSpec) -> bool:
+    """Whether the device that this run asks for is a GPU of this machine."""
+    wish = spec.train.device
+    if wish in ("auto", "all"):
+        return hardware.devices()[0].name.startswith("cuda")
+    return wish.startswith("cuda")
+
+
+def _exact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
+    args = spec.train
+    size = args.per_device_train_batch_size
+    if size > 1:
+        rows = size * args.gradient_accumulation_steps
+        fewer = max(n for n in range(1, size // 2 + 1) if rows % n == 0)
+        yield Remedy(
+            name="batch", title="Smaller batches", same_result=True,
+            about=f"{fewer} row{'s' if fewer > 1 else ''} at once instead of {size}, summed "
+            f"{rows // fewer} times before each step.",
+            changes={
+                "train.per_device_train_batch_size": fewer,
+                "train.gradient_accumulation_steps": rows // fewer,
+            },
+        )  # fmt: skip
+    recompute = {} if args.gradient_checkpointing else {"train.gradient_checkpointing": True}
+    if recompute:
+        yield Remedy(
+            name="checkpointing", title="Recompute activations", same_result=True,
+            about="Layers run again in the backward pass instead of being remembered: steps take "
+            "about a third longer.",
+            changes=recompute,
+        )  # fmt: skip
+    if on_gpu and not args.activation_offloading:
+        also = "Activations are recomputed, and what" if recompute else "What"
+        yield Remedy(
+            name="offloading", title="Activations in main memory", same_result=True,
+            about=f"{also} layers start from waits in main memory instead of the GPU's: a little "
+            "slower.",
+            changes={**recompute, "train.activation_offloading": True},
+        )  # fmt: skip
+
+
+def _inexact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
+    dtype = spec.model.dtype
+    if dtype == "float32" or (dtype == "auto" and not on_gpu and hardware.has_fast_bfloat16()):
+        yield Remedy(
+            name="precision", title="Half precision", same_result=False,
+            about="The base and its activations take half the memory in bfloat16; losses differ "
+            "from about the third digit on.",
+            changes={"model.dtype": "bfloat16"},
+        )  # fmt: skip
+    quantizable = capabilities(spec.method.name).get("quantizable", False)
+    if spec.model.quantization == "none" and quantizable:
+        lacking = "" if find_spec("bitsandbytes") else "Needs pip install bitsandbytes."
+        yield Remedy(
+            name="quantization", title="4-bit base", same_result=False,
+            about="The frozen weights in nf4 (QLoRA) take about a quarter of the memory; steps are "
+            "slower, losses a little higher.",
+            changes={"model.quantization": "nf4"}, lacks=lacking,
+        )  # fmt: skip
+    if spec.data.max_length >= 2 * SHORTEST:
+        shorter = spec.data.max_length // 2
+        yield Remedy(
+            name="length", title="Shorter rows", same_result=False,
+            about=f"Rows are cut after {shorter} tokens instead of {spec.data.max_length}; what is "
+            "cut off is not learned.",
+            changes={"data.max_length": shorter},
+        )  # fmt: skip
