@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from studio.data.mapping import Getter, Mapping, as_text, getter
-from studio.data.messages import message_of, parsed, tools_of
+from studio.data.messages import is_muted, message_of, parsed, system_of, tools_of
 from studio.data.records import Conversation, Document, Dropped, Message, Problem, Row
 
 Converter = Callable[[Row], Conversation | Document | Problem]
@@ -138,7 +138,7 @@ def _messages(mapping: Mapping) -> Callable[[Row], Conversation]:
         if not isinstance(turns, list):
             raise Dropped("type", f'"{name}" is no list of messages.')
         tools = tools_of(_quiet(tools_get, row.values)) if tools_get else None
-        system = _optional(system_get, row.values, "system")
+        system = system_of(_quiet(system_get, row.values)) if system_get else ""
         return _conversation(turns, mapping, row, system, tools)
 
     return make
@@ -148,7 +148,8 @@ def _conversation(
     turns: list[Any], mapping: Mapping, row: Row, system: str, tools: list[Any] | None = None
 ) -> Conversation:
     messages: list[Message] = []
-    last_answer = -1
+    muted: list[int] = []
+    last_answer, num_answers = -1, 0
     for index, turn in enumerate(turns):
         if type(turn) is not dict:
             raise Dropped("type", f"Message {index + 1} is no object with a role.")
@@ -159,6 +160,9 @@ def _conversation(
         message = message_of(turn, role, index)
         if message["role"] == "assistant":
             last_answer = len(messages)
+            if is_muted(turn):
+                muted.append(num_answers)
+            num_answers += 1
         messages.append(message)
     if last_answer < 0:
         raise Dropped("no_answer", "No message is from the assistant: there is nothing to learn.")
@@ -166,7 +170,7 @@ def _conversation(
         messages.insert(0, {"role": "system", "content": system})
         last_answer += 1
     cut = last_answer + 1 < len(messages)
-    return Conversation(messages[: last_answer + 1], tools, row.line, cut)
+    return Conversation(messages[: last_answer + 1], tools, row.line, cut, tuple(muted))
 
 
 def _history(value: Any) -> list[Message]:

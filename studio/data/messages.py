@@ -15,7 +15,7 @@ def message_of(turn: dict[str, Any], role: str, index: int) -> Message:
     Raises:
         Dropped: It is empty where it may not be, or holds something other than text.
     """
-    content = turn.get("content", turn.get("value", turn.get("text")))
+    content = turn.get("content", turn.get("value", turn.get("text", turn.get("parts"))))
     text = content if type(content) is str else _content(content, index)
     if text and ("\x00" in text or not text.isascii()):
         as_text(text, f"message {index + 1}")
@@ -81,6 +81,19 @@ def _call(call: Any, index: int) -> dict[str, Any]:
             pass  # templates take text as well
     made = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
     return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
+
+
+def system_of(value: Any) -> str:
+    """Return a system prompt, given as text or as an object with its parts."""
+    if isinstance(value, dict):
+        value = value.get("content", value.get("parts", value.get("text")))
+        return _content(value, 0)
+    return as_text(value, "system")
+
+
+def is_muted(turn: dict[str, Any]) -> bool:
+    """Whether a turn says itself that it carries no loss: `weight: 0` or `train: false`."""
+    return turn.get("weight") == 0 or turn.get("train") is False
 
 
 def tools_of(value: Any) -> list[Any] | None:

@@ -90,7 +90,7 @@ def _to(folder: Any) -> TokenWriter:
 
 def _cache_key(data_hash: str, source: DataSource, template: Template, limit: int) -> str:
     parts = [
-        "tokens-4", data_hash, source.format, source.chat_template, source.train_on, limit,
+        "tokens-5", data_hash, source.format, source.chat_template, source.train_on, limit,
         template.backend.fingerprint(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

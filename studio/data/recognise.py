@@ -10,11 +10,13 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from studio.data.mapping import PARTS, DataFormat, Mapping
+from studio.data.mapping import PARTS, DataFormat, Mapping, at_path
 from studio.data.records import Row
 from studio.errors import DataError
 
 SAMPLE_ROWS = 200
+MAX_INNER = 50
+_WHOLE_TEXTS = ("text", "content", "document", "markdown", "story", "body")
 
 _ANSWERS = (
     "output", "response", "answer", "completion", "target", "reply", "assistant", "answers",
@@ -24,7 +26,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "messages", "conversations", "conversation", "dialog", "dialogue", "chat", "turns",
     ),
     "tools": ("tools", "functions"),
-    "system": ("system", "systemprompt", "systemmessage"),
+    "system": ("system", "systemprompt", "systemmessage", "systeminstruction"),
     "history": ("history",),
     "instruction": ("instruction", "instructions"),
     "input": ("input", "context", "inputs"),
@@ -112,6 +114,7 @@ def _optional(format: DataFormat, columns: Sequence[str], found: dict[str, str])
 
 def _conversation(columns: list[str], rows: Sequence[Row]) -> Guess | None:
     shaped = [name for name in columns if _message_keys(name, rows)]
+    shaped = shaped or [path for path in _inner(rows) if _message_keys(path, rows)]
     named = _find("messages", columns)
     if not shaped:
         return None
@@ -131,9 +134,22 @@ def _conversation(columns: list[str], rows: Sequence[Row]) -> Guess | None:
     return Guess(mapping, f'"{name}" holds lists of messages with {pair}{tools}')
 
 
+def _inner(rows: Sequence[Row]) -> list[str]:
+    """Return the paths of what lies in objects, as in a log of requests."""
+    first = rows[0].values if rows else {}
+    return [
+        f"{name}.{key}"
+        for name, value in first.items() if isinstance(value, dict) and len(value) <= MAX_INNER
+        for key in value
+    ]  # fmt: skip
+
+
 def _message_keys(name: str, rows: Sequence[Row]) -> set[str]:
     for row in rows:
-        value = row.values.get(name)
+        try:
+            value = at_path(row.values, name)
+        except KeyError:
+            continue
         if isinstance(value, str) and value.lstrip().startswith(("[{", "[ {")):
             import json
 
@@ -220,9 +236,15 @@ def _text(columns: list[str], rows: Sequence[Row]) -> Guess | None:
     named = _find("text", texts)
     if (named and _plain_name(named) == "text") or len(texts) == 1:
         name = named or texts[0]
+        if _plain_name(name) not in _WHOLE_TEXTS and _is_nested(rows):
+            return None  # a title beside what really matters
         mapping = Mapping(format="text", columns={"text": name})
         return Guess(mapping, f'"{name}" is plain text; everything in it is trained')
     return None
+
+
+def _is_nested(rows: Sequence[Row]) -> bool:
+    return any(isinstance(v, list | dict) and v for row in rows for v in row.values.values())
 
 
 def _by_shape(columns: list[str], rows: Sequence[Row]) -> Guess | None:

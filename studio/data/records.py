@@ -30,6 +30,7 @@ class Conversation(NamedTuple):
     tools: list[Any] | None = None
     line: int = 0
     open_ended: bool = False  # a question at the end had no answer and was left out
+    muted: tuple[int, ...] = ()  # which answers, counted from 0, carry no loss
 
 
 class Document(NamedTuple):

@@ -36,6 +36,7 @@ class Counts:
     truncated_start: int = 0
     truncated_tokens: int = 0
     open_ended: int = 0
+    muted: int = 0
     lengths: array[int] = field(default_factory=lambda: array("q"))
     hashes: array[int] = field(default_factory=lambda: array("Q"))
     tally: Tally = field(default_factory=Tally)
@@ -109,11 +110,14 @@ def _write_batch(
             )
             counts.lengths.extend(lengths[start:stop].tolist())
             counts.used += stop - start
-            counts.open_ended += sum(_is_open_ended(row) for row in rows[start:stop])
+            for row in rows[start:stop]:
+                _note(row, counts)
 
 
-def _is_open_ended(row: Conversation | Document) -> bool:
-    return isinstance(row, Conversation) and row.open_ended
+def _note(row: Conversation | Document, counts: Counts) -> None:
+    if isinstance(row, Conversation):
+        counts.open_ended += row.open_ended
+        counts.muted += len(row.muted)
 
 
 def _write_row(
@@ -135,7 +139,7 @@ def _write_row(
     counts.lengths.append(len(item.ids))
     counts.hashes.append(bytes_hash(item.ids.data))
     counts.used += 1
-    counts.open_ended += _is_open_ended(row)
+    _note(row, counts)
     if isinstance(row, Document):
         _write_document(item, template, limit, writer, number)
         return
@@ -255,6 +259,11 @@ def _warnings(
         )
     if counts.open_ended:
         notes.append(f"{counts.open_ended:,} rows end with a question; it was left out.")
+    if counts.muted:
+        notes.append(
+            f"{counts.muted:,} answers are marked in the file (weight 0, or train false) and carry "
+            "no loss."
+        )
     if share < LOW_SHARE:
         notes.append(f"Only {share:.1%} of the tokens are trained.")
     if not template.end and guess.mapping.format != "text":

@@ -7,6 +7,7 @@ is opened and not closed costs its own line: reading starts again on the next on
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter, deque
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ MAX_COLUMNS = 2000
 MAX_RECORD_CHARS = 16 << 20
 MAX_RECORD_LINES = 20_000
 _DELIMITERS = ",;\t|"
+_DECLARED = re.compile(rb'"?sep=([,;\t|])"?')  # a first line that spreadsheets write
 
 
 class _Lines:
@@ -94,12 +96,15 @@ def read_delimited(opened: Opened) -> Iterator[Row | Problem]:
 
 
 def guess_delimiter(opened: Opened, feed: _Lines) -> str:
-    """Return the separator that the first lines agree on; a tsv is separated by tabs."""
+    """Return the separator that the file declares or its first lines agree on; tabs in a tsv."""
     if opened.format == "tsv":
         return "\t"
     head: list[Line] = []
     while len(head) < 20 and (line := feed.next_line()) is not None:
         head.append(line)
+    if head and (declared := _DECLARED.fullmatch(head[0].data)):
+        feed.pending.extendleft(reversed(head[1:]))
+        return declared[1].decode()
     feed.pending.extendleft(reversed(head))
     counts = [_outside_quotes(line.data.decode("utf-8", "replace")) for line in head if line.data]
     if not counts:

@@ -152,6 +152,7 @@ class _Buffer:
 
         self.name, self.line = opened.path.name, 1
         self.text, self.at, self.rows, self.ended = "", 0, 0, False
+        self.cut = 0  # characters of the first line here that are gone already
         self._chunks = utf8_chunks(opened)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._scan = json.JSONDecoder(
@@ -171,6 +172,7 @@ class _Buffer:
         except UnicodeDecodeError:
             last = self.line + self.text.count("\n", self.at)
             raise DataError(f"{self.name} is not UTF-8 in or after line {last:,}.") from None
+        self.cut = self._column(self.at) - 1
         self.text = self.text[self.at :] + text
         self.at = 0
         return True
@@ -222,13 +224,16 @@ class _Buffer:
 
     def _broken_at(self, error: json.JSONDecodeError) -> DataError:
         line = self.line + self.text.count("\n", self.at, error.pos)
-        column = error.pos - self.text.rfind("\n", 0, error.pos)
         cut = "Unterminated" in error.msg or error.pos >= len(self.text.rstrip())
         reason = "it was cut short" if cut else error.msg[0].lower() + error.msg[1:]
-        return self._sentence(line, column, reason)
+        return self._sentence(line, self._column(error.pos), reason)
 
     def broken(self, reason: str) -> DataError:
-        return self._sentence(self.line, self.at - self.text.rfind("\n", 0, self.at), reason)
+        return self._sentence(self.line, self._column(self.at), reason)
+
+    def _column(self, at: int) -> int:
+        end = self.text.rfind("\n", 0, at)
+        return at - end + (self.cut if end < 0 else 0)
 
     def _sentence(self, line: int, column: int, reason: str) -> DataError:
         return DataError(

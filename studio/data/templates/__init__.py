@@ -167,7 +167,8 @@ class Template:
         if isinstance(row, Document):
             return Rendered(self._guard(row.text), [])
         try:
-            return self.layout.render(row.messages, row.tools)
+            laid = self.layout.render(row.messages, row.tools)
+            return _without(laid, row) if row.muted else laid
         except TemplateRefused as refused:
             return Problem(row.line, "template", f"The model's chat template refuses it: {refused}")
 
@@ -193,6 +194,16 @@ class Template:
         if BREAK in text:
             return np.array(without_breaks(self.backend.core, text, encoding, [])[0], np.int32)
         return np.array(encoding.ids, dtype=np.int32)
+
+
+def _without(laid: Rendered, row: Conversation) -> Rendered:
+    """Empty the spans of the answers that carry no loss."""
+    if len(laid.spans) != sum(message["role"] == "assistant" for message in row.messages):
+        raise TemplateRefused("it leaves an answer out, so those without loss cannot be told apart")
+    return Rendered(
+        laid.text,
+        [(a, a if i in row.muted else b) for i, (a, b) in enumerate(laid.spans)],
+    )
 
 
 def choose(tokenizer: Any, name: str = "auto") -> Template:

@@ -81,6 +81,8 @@ def _places(offsets: list[tuple[int, int]]) -> NDArray[np.int64]:
 def _by_offsets(places: NDArray[np.int64], spans: Spans) -> NDArray[np.bool_]:
     mask = np.zeros(len(places), bool)
     for start, end in spans:
+        if start >= end:
+            continue
         mask |= (places[:, 1] > start) & (places[:, 0] < end) & (places[:, 1] > places[:, 0])
     return mask
 

@@ -108,6 +108,21 @@ def test_a_line_that_is_not_utf8_is_dropped_alone(tmp_path):
     assert faults(path) == [(21, "encoding")]
 
 
+@pytest.mark.parametrize("rows", [1, 3, 20_000])
+def test_a_json_array_on_one_line_names_the_column_in_the_file(tmp_path, rows):
+    text = "[" + '{"question": "q"},' * rows + "]"
+
+    with pytest.raises(DataError, match=f"line 1, column {len(text):,}: expecting value"):
+        values(write(tmp_path / "a.json", text))
+
+
+@pytest.mark.parametrize("declared", ["sep=;", '"sep=;"'])
+def test_the_separator_that_a_spreadsheet_declares_is_no_row(tmp_path, declared):
+    path = write(tmp_path / "a.csv", f"{declared}\r\nquestion;answer\r\na, b, c;d\r\n")
+
+    assert values(path) == [{"question": "a, b, c", "answer": "d"}]
+
+
 def test_a_json_array_that_breaks_names_line_and_column(tmp_path):
     path = write(tmp_path / "a.json", '[\n {"a": 1},\n {"a": 2}\n {"a": 3}\n]')
 

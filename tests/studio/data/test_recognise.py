@@ -49,6 +49,12 @@ SHARE = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
          {"text": "sentence", "label": "sentiment"}),
         ({"text": "t"}, "text", {"text": "text"}),
         ({"id": 4, "story": "once upon"}, "text", {"text": "story"}),
+        ({"text": "t", "meta": {"source": "web"}}, "text", {"text": "text"}),
+        ({"custom_id": "1", "method": "POST", "body": {"messages": CHAT}}, "messages",
+         {"messages": "body.messages"}),
+        ({"systemInstruction": {"parts": [{"text": "s"}]},
+          "contents": [{"role": "user", "parts": [{"text": "q"}]}]}, "messages",
+         {"messages": "contents", "system": "systemInstruction"}),
     ],
 )  # fmt: skip
 def test_rows_are_recognised_by_their_columns(row, kind, parts):
@@ -63,6 +69,36 @@ def test_two_unknown_text_columns_are_a_guess_that_says_so():
 
     assert not guess.sure and "which is a guess" in guess.reason
     assert guess.mapping.columns == {"prompt": "frage", "completion": "antwort"}
+
+
+@pytest.mark.parametrize("inner", [[{"context": "c", "qas": []}], {"a": {"message": None}}])
+def test_a_title_beside_objects_is_not_taken_for_the_text(inner):
+    with pytest.raises(DataError, match='"title", "inner" tell no question'):
+        guessed({"title": "t", "inner": inner})
+
+
+def test_messages_in_parts_are_read_with_their_system_prompt():
+    row = {
+        "systemInstruction": {"role": "system", "parts": [{"text": "Be kind."}]},
+        "contents": [
+            {"role": "user", "parts": [{"text": "q"}]},
+            {"role": "model", "parts": [{"text": "a"}, {"text": "b"}]},
+        ],
+    }
+
+    made = converter(guessed(row).mapping)(Row(1, row))
+
+    assert [m["content"] for m in made.messages] == ["Be kind.", "q", "ab"]
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])
+def test_an_answer_marked_in_the_file_carries_no_loss(mark):
+    turns = [CHAT[0], CHAT[1] | mark, CHAT[0], CHAT[1] | {"weight": 1, "train": True}]
+
+    made = converter(Mapping(columns={"messages": "messages"}))(Row(1, {"messages": turns}))
+
+    assert made.muted == (0,)
+    assert made.messages == [*CHAT, *CHAT]
 
 
 def test_a_chosen_format_that_does_not_fit_names_the_columns():

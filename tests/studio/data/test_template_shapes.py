@@ -6,9 +6,11 @@ parts stand in double square brackets.
 
 import json
 
+import numpy as np
 import pytest
 
 from studio.data.prepare import prepare
+from studio.data.records import Conversation
 from studio.data.templates import choose
 from studio.data.xray import xray
 from studio.errors import DataError
@@ -130,6 +132,22 @@ def test_only_the_last_answer_is_trained_when_asked(shape, byte_backend, bracket
 
     first, _, rest = MULTI_TURN[shape].partition("[[")
     assert bracketed(backend, ids, labels) == first + rest.replace("]]", "", 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("train_on", ["assistant", "last"])
+def test_an_answer_without_weight_is_read_and_not_trained(shape, train_on, byte_backend, bracketed):
+    source, specials, eos, bos = SHAPES[shape]
+    backend = byte_backend(specials, source, eos=eos, bos=bos)
+
+    row = Conversation(TURNS, muted=(0,) if train_on == "assistant" else (1,))
+    batch = choose(backend).encode_batch([row, Conversation(TURNS)], train_on)
+    ids, trained = batch.row(0)
+
+    expected = MULTI_TURN[shape].replace("[[", "", 1).replace("]]", "", 1)
+    expected = expected if train_on == "assistant" else expected.replace("[[", "").replace("]]", "")
+    assert bracketed(backend, ids.tolist(), np.where(trained, ids, -100).tolist()) == expected
+    assert batch.teaches == [train_on == "assistant", True]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
