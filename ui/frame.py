@@ -57,6 +57,11 @@ SUN = (
 )
 
 
+LOST = (
+    '<!doctype html><html lang="en"><head></head><body><main class="s-welcome"><h2>There is no '
+    "such page</h2><p>The address has a typing error, or comes from another version.</p>"
+    '<a class="s-button s-primary" href="/">Go to the first page</a></main></body></html>'
+)
 SHEETS = ("studio", "chart", "pages", "compare", "data", "adapters")
 HEAD = (
     f"<style>{tokens_css()}</style><script>{BOOT}</script>"
@@ -79,11 +84,16 @@ class Frame:
             return
         start: Message | None = None
         body = bytearray()
+        lost = b""
 
         async def framed(message: Message) -> None:
-            nonlocal start
+            nonlocal start, lost
             if message["type"] == "http.response.start":
                 headers = dict(message["headers"])
+                if message["status"] == 404 and _navigates(scope):
+                    lost = LOST.encode()
+                    start = {**message, "headers": [(b"content-type", b"text/html; charset=utf-8")]}
+                    return
                 if not headers.get(b"content-type", b"").startswith(b"text/html"):
                     await send(message)
                     return
@@ -93,7 +103,7 @@ class Frame:
             else:
                 body.extend(message.get("body", b""))
                 if not message.get("more_body"):
-                    await self._finish(send, start, bytes(body), scope["path"])
+                    await self._finish(send, start, lost or bytes(body), scope["path"])
 
         await self.app(scope, receive, framed)
 
@@ -104,6 +114,11 @@ class Frame:
         headers += [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
         await send({**start, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def _navigates(scope: Scope) -> bool:
+    """Whether a person opened the address, not a script."""
+    return (b"sec-fetch-dest", b"document") in scope["headers"]
 
 
 def document(html: str, path: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -36,6 +37,19 @@ def test_a_page_is_one_document_with_our_bar_and_no_held_connection(
     assert settings["connect_heartbeat"] is False
     assert settings["analytics_enabled"] is False
     assert settings["footer_links"] == []
+
+
+def test_a_wrong_address_is_a_page_for_a_person_and_json_for_a_script(studio: Served) -> None:
+    for headers, kind, words in (
+        ({"Sec-Fetch-Dest": "document"}, "text/html", "There is no such page"),
+        ({}, "application/json", "Not Found"),
+    ):
+        request = urllib.request.Request(studio.address + "/nope", headers=headers)
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(request, timeout=20)
+        assert error.value.code == 404
+        assert error.value.headers["content-type"].startswith(kind)
+        assert words in error.value.read().decode()
 
 
 def test_the_theme_is_decided_before_anything_is_painted(studio: Served) -> None:

@@ -29,7 +29,7 @@ export class Adapters extends HTMLElement {
     this.picked = new Set();
     this.build();
     this.refresh().then(() => {
-      if (this.chosen) this.open(this.chosen);
+      if (this.chosen) this.arrive(this.chosen);
       if (this.contest) this.results.show(this.contest);
     });
     subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
@@ -131,6 +131,13 @@ export class Adapters extends HTMLElement {
       button('Passport', () => this.open(one.id)));
   }
 
+  /** A link's adapter may be gone by now. */
+  arrive(id) {
+    if (this.adapters.some((one) => one.id === id)) return this.open(id);
+    toast('The adapter of this link is not here any more: it was renamed or deleted.', 'error');
+    return this.close();
+  }
+
   async open(id) {
     this.chosen = id;
     this.list();
@@ -210,7 +217,9 @@ export class Adapters extends HTMLElement {
     const ended = jobs.filter((job) => !isLive(job)).map((job) => `${job.id} ${job.state}`);
     const news = ended.some((key) => !this.ended.has(key));
     this.ended = new Set(ended);
-    const recent = (job) => isLive(job) || Date.now() / 1000 - (job.finished ?? 0) < 900;
+    // A picture that is done is in its passport and needs no line here.
+    const recent = (job) => isLive(job) || (Date.now() / 1000 - (job.finished ?? 0) < 900
+      && !(job.kind === 'picture' && job.state === 'succeeded'));
     keyed(this.jobs, ours.filter(recent).slice(0, 6), (job) => job.id, (job) => h('li',
       { 'data-testid': `job-${job.id}` }), (node, job) => this.job(node, job));
     this.results.take(jobs);

@@ -46,8 +46,9 @@ function certificate({ certificate: found, adapter }) {
   if (!found || found.max_error === undefined) {
     return [h('p', { class: 's-quiet' }, `Merged into ${adapter}; its certificate is gone.`)];
   }
+  const error = `${number(found.max_error, 2)} (allowed ${number(found.tolerance, 2)})`;
   const rows = [
-    ['Largest logit error', `${number(found.max_error, 2)} (allowed ${number(found.tolerance, 2)})`],
+    ['Largest logit error', error],
     ['Mean logit error', number(found.mean_error, 2)],
     ['Tokens changed', `${found.tokens_changed} of ${found.tokens_compared}`],
     ['Precision', `${found.base_precision} base, ${found.merged_precision} result`],
@@ -55,8 +56,9 @@ function certificate({ certificate: found, adapter }) {
     found.left.length && ['Stays an adapter', found.left.map(short).join(', ')],
     ['Files', found.files?.slice(0, 16)],
   ].filter(Boolean);
-  return [h('dl', { class: 's-pairs s-certificate', 'data-testid': 'certificate' },
-    rows.map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value)))),
+  return [h('details', { class: 's-certificate', 'data-testid': 'certificate' },
+    h('summary', {}, `Certificate: reloaded, it answers like the stack; largest logit error ${error}`),
+    h('dl', { class: 's-pairs' }, rows.map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))))),
   h('p', {}, h('span', { class: 's-path' }, adapter), ' ', h('a', { href: compare }, 'Chat with it'), ' ',
     button('Push to the hub …', () => askPush(adapter), 's-tool'))];
 }

@@ -8,6 +8,8 @@ import { markdown } from './markdown.js';
 const PROOF = 'What was really active. “Logits moved by” is the largest change that the adapters made to a score of a '
   + 'possible token, against the base alone: more than 0 proves that they took part.';
 
+const EMPTY = { stopped: '(stopped before the first word)', interrupted: '(cut before the first word: ask again)' };
+
 export class Cell {
   /** `doors`: again(lane), goOn(lane). */
   constructor(lane, doors) {
@@ -53,7 +55,7 @@ export class Cell {
   fill(answer, view, waiting) {
     const { words } = this;
     if (waiting || (!answer.text && answer.reason)) {
-      text(words, waiting ? answer.status ?? '' : answer.error ?? '(an empty answer)');
+      text(words, waiting ? answer.status ?? '' : answer.error ?? EMPTY[answer.reason] ?? '(an empty answer)');
       this.shown = null;
       return;
     }

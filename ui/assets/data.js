@@ -38,7 +38,10 @@ export class Data extends HTMLElement {
     this.append(h('div', { class: 's-runs s-data' },
       h('aside', { class: 's-list' },
         h('div', { class: 's-list-head' },
-          button('Import a dataset', () => this.open(null), 's-primary'), this.search),
+          button('Import a dataset', async () => {
+            await this.open(null);
+            this.main.querySelector('input[type=text], input:not([type])')?.focus();
+          }, 's-primary'), this.search),
         this.jobs, this.rows, this.none),
       this.main));
   }
@@ -78,8 +81,10 @@ export class Data extends HTMLElement {
     Object.assign(this, { name, tab });
     remember({ name, tab: name && tab !== 'report' ? tab : null, ...(other ? { row: null } : {}) });
     this.list();
-    if (!name) {
-      this.main.replaceChildren(new Import(this).element);
+    if (!this.datasets.some((one) => one.name === name)) {
+      const gone = name && h('p', { class: 's-error', role: 'alert' },
+        `There is no dataset “${name}” here any more: it was renamed or deleted.`);
+      this.main.replaceChildren(...[gone, new Import(this).element].filter(Boolean));
       return;
     }
     try {

@@ -25,7 +25,8 @@ export class Votes {
     const bar = this.bars.get(turn);
     if (!bar) return;
     const done = turn.answers.length > 1 && turn.answers.every((answer) => answer?.reason);
-    const answered = done && turn.answers.every((answer) => answer.reason !== 'error');
+    const answered = done && turn.answers.every((answer) => answer.reason !== 'error')
+      && turn.answers.some((answer) => answer.text);
     const verdicts = turn.answers.map((answer) => answer?.verdict), voted = verdicts.some(Boolean);
     bar.element.hidden = !done || (!voted && !answered && !hidden(turn));
     const key = JSON.stringify([done, verdicts, hidden(turn), turn.answers.length]);

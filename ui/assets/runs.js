@@ -126,8 +126,11 @@ export class Runs extends HTMLElement {
     const known = new Set(jobs.map((job) => job.id));
     for (const id of this.overlaid) if (!known.has(id)) this.overlaid.delete(id);
     if (!known.has(this.focus)) {
-      this.focus = (jobs.find((job) => isLive(job) && job.state !== 'queued') ?? jobs[0])?.id ?? null;
-      this.overlaid = new Set([this.focus].filter(Boolean));
+      if (this.focus && jobs.length) toast(`Run ${this.focus} is not in the list.`);
+      const next = jobs.find((job) => this.overlaid.has(job.id))
+        ?? jobs.find((job) => isLive(job) && job.state !== 'queued') ?? jobs[0];
+      this.focus = next?.id ?? null;
+      this.overlaid = new Set([...this.overlaid, this.focus].filter(Boolean));
       this.moved();
     }
     this.welcome.hidden = jobs.length > 0;
