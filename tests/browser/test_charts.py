@@ -115,7 +115,7 @@ def test_many_runs_and_many_tabs(page: Page, run: Growing, studio: Served) -> No
         expect(loss(tab)).to_have_attribute("data-points", "25")
 
 
-def test_a_search_and_a_filter_keep_the_choice(page: Page, run: Growing) -> None:
+def test_a_search_keeps_the_choice_and_a_full_memory_offers_its_ways_out(page: Page, run: Growing) -> None:
     run.grow(1, 3)
     page.goto(f"/runs?run={run.job.id}")
     page.get_by_label("Search runs").fill("no such words")
@@ -123,6 +123,24 @@ def test_a_search_and_a_filter_keep_the_choice(page: Page, run: Growing) -> None
     page.get_by_label("Search runs").fill("by hand")
     expect(page.get_by_test_id(f"run-{run.job.id}")).to_be_visible()
     expect(page.get_by_role("heading", name="by hand")).to_be_visible()
+
+    # A run that ran out of memory offers its ways out, by keyboard too.
+    large = Growing(run.store, "too large", "cuda:6")
+    run.store.claims.finish(large.claim, "failed", error=("out_of_memory", "Memory ran out."))
+    page.goto(f"/runs?run={large.job.id}")
+    offered = page.get_by_role("list", name="Ways to make it fit")
+    expect(offered.get_by_role("button")).to_have_count(5)  # GPU, half precision already
+    expect(offered).to_contain_text("4 rows at once instead of 8")
+    page.get_by_role("button", name="Smaller batches").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(offered).to_contain_text("Queued as run")
+    again = max(run.store.list(), key=lambda job: job.id)
+    assert RunSpec.parse(again.spec).train.gradient_checkpointing
+    while run.store.get(again.id).active or run.store.get(again.id).state == "queued":
+        time.sleep(0.1)  # until the supervisor has said that there is no such device
+    for job in (again, large.job):
+        run.store.delete(job.id)
 
 
 def test_an_empty_studio_tells_the_next_step(page: Page) -> None:

@@ -7,6 +7,7 @@ import { useCheckpoint } from './checkpoint.js';
 import { isLive, poke } from './live.js';
 import { progress, share, stateName } from './metrics.js';
 import { planLonger, planSchedule, planSweep, planWords } from './plan.js';
+import { remedies } from './remedies.js';
 
 const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config',
   history: 'History' };
@@ -114,24 +115,15 @@ export class Detail {
     this.failure.hidden = !job.error;
     if (!job.error) return;
     const [title, advice] = FAILURES[job.error.kind] ?? ['This run failed', ''];
-    const words = [title, job.error.text, advice].join('|');
+    const words = [job.id, title, job.error.text, advice].join('|');
     if (this.failure.dataset.words === words) return;
     this.failure.dataset.words = words;
-    this.failure.replaceChildren(...[h('strong', {}, title), h('p', {}, job.error.text),
+    const fits = job.error.kind === 'out_of_memory' && job.kind === 'train';
+    const told = fits ? job.error.text.replace(/ Try .*/s, '') : job.error.text; // the buttons say it
+    this.failure.replaceChildren(...[h('strong', {}, title), h('p', {}, told),
       advice && h('p', { class: 's-quiet' }, advice),
-      job.error.kind === 'out_of_memory' && job.kind === 'train'
-        && button('Make it fit and train again', () => this.refit(), 's-primary',
-          { title: 'Smaller batches, summed to the same size: the result stays the same' })].filter(Boolean));
-  }
-
-  async refit() {
-    try {
-      const { job } = await api(`/api/refit/${this.job.id}`, {});
-      toast(`Queued again as run ${job}.`);
-    } catch (error) {
-      toast(error.message, 'error');
-    }
-    poke();
+      fits && h('p', { class: 's-quiet' }, 'Train it again with one of these changes:'),
+      fits && remedies(job.id)].filter(Boolean));
   }
 
   showFigures(job) {
@@ -161,18 +153,20 @@ export class Detail {
     const acts = `${job.id} ${job.state} ${job.intent} ${job.adapter} ${job.sweep} ${job.waits}`;
     if (this.acts === acts) return;
     this.acts = acts;
-    const can = new Set(job.actions);
+    const can = new Set(job.actions), menu = this.menu(job, can);
+    menu.open = Boolean(this.actions.querySelector('.s-menu')?.open); // a change must not shut it
     this.actions.replaceChildren(...[
       job.adapter && COMPARED.has(job.kind)
         && h('a', { class: 's-button s-primary', href: compareAddress(job) }, 'Compare'),
-      can.has('resume') && button('Resume', () => this.act('resume'), 's-primary'),
+      can.has('resume') && button('Resume', () => this.act('resume'),
+        job.error?.kind === 'out_of_memory' ? '' : 's-primary'), // there the card has the better way
       job.state === 'queued' && button('Run next', () => this.act('first')),
       (can.has('pause') || can.has('hold')) && button(job.state === 'queued' ? 'Hold' : 'Pause',
         () => this.act('pause')),
       button('Duplicate', () => this.duplicate(), '', { title: 'Open these settings in Train' }),
       can.has('cancel') && !(job.intent === 'cancel')
         && sureButton('Cancel', 'Really cancel?', () => this.act('cancel')),
-      this.menu(job, can),
+      menu,
     ].filter(Boolean));
   }
 
@@ -256,9 +250,12 @@ export class Detail {
     const films = Map.groupBy(rows, (row) => row.prompt);
     return [...films].map(([prompt, shots]) => h('section', { class: 's-film' },
       h('h3', {}, prompt),
-      h('ol', { tabindex: '0', 'aria-label': prompt }, shots.map((shot) => h('li', { class: 's-sample' },
-        h('header', {}, shot.step ? `Step ${count(shot.step)}` : 'Before training'),
-        h('p', {}, shot.text || '–'))))));
+      h('ol', { tabindex: '0', 'aria-label': prompt }, shots.map((shot, i) => {
+        const same = i > 0 && shot.text === shots[i - 1].text;
+        return h('li', { class: 's-sample', 'data-same': same },
+          h('header', {}, shot.step ? `Step ${count(shot.step)}` : 'Before training', same && ' · the same'),
+          h('p', {}, shot.text || '–'));
+      }))));
   }
 
   checkpoints(rows) {

@@ -1,0 +1,34 @@
+// Ways out of a full memory, a button each: what it changes, and whether the result stays the same.
+// Each queues the run again with that one change; the run that failed stays as it is.
+
+import { api, button, h, text, toast } from './dom.js';
+import { poke } from './live.js';
+
+export function remedies(job) {
+  const list = h('ul', { class: 's-remedies', 'aria-label': 'Ways to make it fit' });
+  api(`/api/refit/${job}`).then(({ remedies: found }) => {
+    list.replaceChildren(...found.map((one, i) => row(job, one, i === 0 && one.same_result)));
+  }, (error) => list.replaceChildren(h('li', { class: 's-quiet' }, error.message)));
+  return list;
+}
+
+function row(job, remedy, best) {
+  const id = `remedy-${remedy.name}`;
+  const kept = remedy.same_result ? 'Same result.' : 'The result changes.';
+  const fate = h('span', { 'data-same': String(remedy.same_result), role: 'status' }, remedy.lacks || kept);
+  return h('li', {},
+    button(remedy.title, () => again(job, remedy, fate), best ? 's-primary' : '',
+      { 'aria-describedby': id, 'data-remedy': remedy.name, disabled: Boolean(remedy.lacks) }),
+    h('p', { id }, remedy.about, ' ', fate));
+}
+
+async function again(job, remedy, fate) {
+  try {
+    const queued = await api(`/api/refit/${job}`, { name: remedy.name });
+    text(fate, `Queued as run ${queued.job}.`);
+    toast(`Queued again as run ${queued.job}.`);
+  } catch (error) {
+    toast(error.message, 'error');
+  }
+  poke();
+}
