@@ -308,10 +308,6 @@ def doctor(home: HomeOption = None, as_json: JsonOption = False) -> int:
 )
 def bench(context: typer.Context) -> int:
     """Measure: startup, train, siblings, methods, data, queue, chat."""
-    if context.args[:1] == ["queue"]:
-        from studio.bench.queue import bench_queue
-
-        return bench_queue(context.args[1:])
     from studio.bench.command import bench as run_bench
 
     return run_bench(context.args)

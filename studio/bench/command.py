@@ -1,13 +1,16 @@
-"""`studio bench`: parse, run, print. The figures come from `turns.py` and `startup.py`."""
+"""`studio bench`: parse, run, print. The figures come from the files beside this one."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from studio.bench.case import SHAPES, SYNTHETIC, Case
 from studio.errors import InputError
+
+Told = tuple[Any, str]  # the result for --json, and as a person reads it
 
 
 class _Parser(argparse.ArgumentParser):
@@ -16,39 +19,31 @@ class _Parser(argparse.ArgumentParser):
 
 
 def bench(arguments: Sequence[str]) -> int:
-    """Run `studio bench startup|data|chat|methods|siblings|train`; returns the exit code."""
+    """Run `studio bench startup|data|queue|chat|methods|siblings|train`; returns the exit code."""
     options = _parser().parse_args(list(arguments))
-    if options.what == "startup":
-        return _startup(options)
-    if options.what == "data":
-        return _data(options)
-    if options.what == "chat":
-        return _chat(options)
-    if options.what == "methods":
-        return _methods(options)
-    if options.what == "siblings":
-        return _siblings(options)
-    return _train(options)
-
-
-def _siblings(options: argparse.Namespace) -> int:
-    from studio.bench.siblings import bench_siblings, table
-
-    result = bench_siblings(_case(options, options.data, options.method), options.count)
-    print(json.dumps(result) if options.json else table(result))
+    result, text = _RUN[options.what](options)
+    print(json.dumps(result) if options.json else text)
     return 0
 
 
-def _methods(options: argparse.Namespace) -> int:
-    from studio.bench.methods import bench_methods, table
+def shown(figures: Sequence[Mapping[str, Any]]) -> str:
+    """Return figures (name, value, unit, bar, and their best of several where known) as lines."""
+    lines = []
+    for figure in figures:
+        best = f"  best {figure['best']:.2f}" if "best" in figure else ""
+        bar = f"  (bar {figure['bar']:g})" if figure["bar"] else ""
+        lines.append(f"{figure['name']:<44} {figure['value']:>9.2f} {figure['unit']:<5}{best}{bar}")
+    return "\n".join(line.rstrip() for line in lines)
 
-    chosen = [word for word in options.methods.split(",") if word]
-    result = bench_methods(_case(options, SYNTHETIC, "lora"), chosen)
-    print(json.dumps(result) if options.json else table(result))
-    return 0
+
+def _startup(options: argparse.Namespace) -> Told:
+    from studio.bench.startup import startup
+
+    figures = startup(options.rounds)
+    return figures, shown(figures)
 
 
-def _data(options: argparse.Namespace) -> int:
+def _data(options: argparse.Namespace) -> Told:
     from studio.bench.data import bench_data
 
     figures = bench_data(
@@ -57,46 +52,50 @@ def _data(options: argparse.Namespace) -> int:
         template=options.chat_template,
         megabytes=options.megabytes,
     )
-    if options.json:
-        print(json.dumps(figures))
-        return 0
-    for figure in figures:
-        bar = f"  (bar {figure['bar']:g})" if figure["bar"] else ""
-        print(f"{figure['name']:<36} {figure['value']:>8.2f} {figure['unit']}{bar}")
-    return 0
+    return figures, shown(figures)
 
 
-def _chat(options: argparse.Namespace) -> int:
+def _queue(options: argparse.Namespace) -> Told:
+    from studio.bench.queue import bench_queue
+
+    figures = bench_queue()
+    return figures, shown(figures)
+
+
+def _chat(options: argparse.Namespace) -> Told:
     from studio.bench.chat import measure, table
 
     result = measure(shape=options.shape, new_tokens=options.tokens, rounds=options.rounds)
-    print(json.dumps(result) if options.json else table(result))
-    return 0
+    return result, table(result)
 
 
-def _startup(options: argparse.Namespace) -> int:
-    from studio.bench.startup import startup
+def _methods(options: argparse.Namespace) -> Told:
+    from studio.bench.methods import bench_methods, table
 
-    figures = startup(options.rounds)
-    if options.json:
-        print(json.dumps(figures))
-        return 0
-    for figure in figures:
-        bar = f"  (bar {figure['bar']:g})" if figure["bar"] else ""
-        print(
-            f"{figure['name']:<36} {figure['median']:>8.2f} {figure['unit']:<3}"
-            f" best {figure['best']:.2f}{bar}"
-        )
-    return 0
+    chosen = [word for word in options.methods.split(",") if word]
+    result = bench_methods(_case(options, SYNTHETIC, "lora"), chosen)
+    return result, table(result)
 
 
-def _train(options: argparse.Namespace) -> int:
+def _siblings(options: argparse.Namespace) -> Told:
+    from studio.bench.siblings import bench_siblings, table
+
+    result = bench_siblings(_case(options, options.data, options.method), options.count)
+    return result, table(result)
+
+
+def _train(options: argparse.Namespace) -> Told:
     from studio.bench.turns import compare, table
 
     peers = ["ours", *[name for name in options.vs.split(",") if name and name != "ours"]]
     result = compare(_case(options, options.data, options.method), peers)
-    print(json.dumps(result) if options.json else table(result))
-    return 0
+    return result, table(result)
+
+
+_RUN: dict[str, Callable[[argparse.Namespace], Told]] = {
+    "startup": _startup, "data": _data, "chat": _chat, "methods": _methods,
+    "siblings": _siblings, "train": _train, "queue": _queue,
+}  # fmt: skip
 
 
 def _case(options: argparse.Namespace, data: str, method: str) -> Case:
@@ -131,6 +130,8 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--chat-template", default="auto")
     data.add_argument("--megabytes", type=int, default=32)
     data.add_argument("--json", action="store_true")
+    queue = kinds.add_parser("queue", help="claims, queries and curves of a full queue")
+    queue.add_argument("--json", action="store_true")
     chat = kinds.add_parser("chat", help="lanes together against generate and PEFT's switching")
     chat.add_argument("--shape", default="llama-30m", choices=sorted(SHAPES))
     chat.add_argument("--tokens", type=int, default=64)

@@ -3,38 +3,21 @@
 It times the house whole, so it calls upstairs, inside functions only, and loads no torch.
 """
 
-import json
 import tempfile
-from collections.abc import Sequence
 from contextlib import closing
 
-from studio.errors import InputError
 from studio.home import Home, open_home
 
 MANY = 10_000
 
 
-def bench_queue(arguments: Sequence[str]) -> int:
-    """Measure in a temporary home, print a table or, with `--json`, one document.
-
-    Raises:
-        InputError: An option nobody knows.
-    """
+def bench_queue(many: int = MANY) -> list[dict[str, object]]:
+    """Measure in a temporary home and return the figures."""
     from jobs import bench
 
-    unknown = [word for word in arguments if word != "--json"]
-    if unknown:
-        raise InputError(f"`studio bench queue` knows --json only, not {unknown[0]}.")
     with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
         home = open_home(folder)
-        figures = bench.measure(home, many=MANY) + page_figures(home, many=MANY)
-    if "--json" in arguments:
-        print(json.dumps(figures))
-        return 0
-    for figure in figures:
-        bar = f"  (bar {figure['bar']:g})" if figure["bar"] else ""
-        print(f"{figure['name']:<46} {figure['value']:>10.2f} {figure['unit']:<6}{bar}")
-    return 0
+        return bench.measure(home, many=many) + page_figures(home, many=many)
 
 
 def page_figures(home: Home, *, many: int) -> list[dict[str, object]]:
