@@ -1,6 +1,5 @@
 """Claims are exact, and whoever lost a job can change nothing."""
 
-import time
 from collections import Counter
 
 import pytest
@@ -139,10 +138,3 @@ def test_a_claimed_device_shows_as_a_lease(store: JobStore) -> None:
     store.claims.finish(claim, "failed", error=("run", "because"))
     assert store.leases() == []
     assert store.attempts(job)[0]["outcome"] == "failed"
-
-
-def test_a_claim_is_quick(store: JobStore) -> None:
-    store.submit(a_spec())
-    begun = time.perf_counter()
-    store.claims.claim("cpu", owner=me())
-    assert time.perf_counter() - begun < 0.3  # the budget from submit to claimed

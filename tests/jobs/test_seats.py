@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from typing import Any
 
 import pytest
@@ -158,7 +157,5 @@ def test_a_studio_that_goes_down_lets_all_of_them_save(store: JobStore) -> None:
     runs = submit(store, 2, steps=300, save=1000)
     with supervising(store.home):
         until(lambda: all(store.get(run).step >= 5 for run in runs))
-        started = time.monotonic()
-    assert time.monotonic() - started < 30
     assert [store.get(run).state for run in runs] == ["interrupted"] * 2
     assert all((store.home.run(run) / "checkpoints").is_dir() for run in runs)

@@ -2,7 +2,6 @@
 
 import os
 import string
-import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,14 +18,13 @@ def test_the_corpus_is_large_and_its_names_differ():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_a_malformed_file_comes_out_as_expected(case: Case, tmp_path):
     path = case.make(tmp_path)
-    start = time.monotonic()
 
     report = check_file(path)
 
-    assert time.monotonic() - start < 30
     assert not os.path.exists("/tmp/adapter-studio-was-executed")
     report.model_dump_json()
     if case.extra.get("any"):
