@@ -49,4 +49,4 @@ def share_base(backbone: Backbone) -> None:
 
     backbone.be_lean(False)  # a layer's weights are there only while the layer itself runs
     for layer in backbone.anatomy.layers():
-        fully_shard(layer)
+        fully_shard(layer, reshard_after_forward=True)  # the default keeps a root's layers whole
