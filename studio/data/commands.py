@@ -9,23 +9,26 @@ from typing import Annotated, Any
 
 import typer
 
+from studio.data.curate_commands import app as curate_app
 from studio.data.printing import (
+    AsJson,
+    HomeDir,
+    guarded,
+    home_at,
     print_json,
-    printable,
     say_snapshot,
     short,
     show_check,
     show_progress,
     show_xray,
 )
-from studio.errors import DataError, InputError, StudioError
+from studio.errors import DataError
 
 app = typer.Typer(
     help="Datasets: check, import, map, X-ray, split, overlap, list, export, delete.",
     no_args_is_help=True,
 )
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-HomeDir = Annotated[str, typer.Option("--home", help="The home folder; STUDIO_HOME when absent.")]
+app.add_typer(curate_app)
 
 
 @app.command("check")
@@ -37,7 +40,7 @@ def check(
     """Read files whole and say what a run would keep, drop and why. Exit code 2 on a refusal."""
     from studio.data.check import check_file
 
-    reports = [check_file(file, home=_home(home, create=False)) for file in files]
+    reports = [check_file(file, home=home_at(home, create=False)) for file in files]
     if as_json:
         print_json([report.model_dump(mode="json") for report in reports])
     else:
@@ -66,11 +69,11 @@ def import_(
         wanted = DataSource(path=source, subset=subset, split=split)
         progress = None if as_json or not sys.stderr.isatty() else show_progress
         made = import_dataset(
-            _home(home), wanted, name=name, mapping=_read_mapping(mapping), progress=progress
+            home_at(home), wanted, name=name, mapping=_read_mapping(mapping), progress=progress
         )
         say_snapshot(made.snapshot.meta, as_json, already=made.already)
 
-    _guarded(work, as_json)
+    guarded(work, as_json)
 
 
 @app.command("map")
@@ -91,7 +94,7 @@ def map_(
     def work() -> None:
         from studio.data.preview import corrected, preview
 
-        place = _home(home)
+        place = home_at(home)
         changes = {
             "columns": _pairs(column), "templates": _pairs(template),
             "constants": _pairs(constant), "roles": _pairs(role),
@@ -110,7 +113,7 @@ def map_(
             for row in shown:
                 typer.echo(json.dumps(row, ensure_ascii=False, indent=1))
 
-    _guarded(work, as_json)
+    guarded(work, as_json)
 
 
 @app.command("xray")
@@ -148,7 +151,7 @@ def xray_(
             pick=pick,  # type: ignore[arg-type]
             count=count,
             seed=seed,
-            home=_home(home),
+            home=home_at(home),
         )
         if as_json:
             print_json([one.model_dump(mode="json") for one in shown])
@@ -156,84 +159,7 @@ def xray_(
             for one in shown:
                 show_xray(one)
 
-    _guarded(work, as_json)
-
-
-@app.command("split")
-def split_(
-    name: Annotated[str, typer.Argument(help="An imported dataset.")],
-    fraction: Annotated[float, typer.Option(help="Share to hold out.", min=0, max=0.99)] = 0.0,
-    count: Annotated[int, typer.Option(help="Rows to hold out.", min=0)] = 0,
-    group_by: Annotated[str, typer.Option(help="Column whose groups stay together.")] = "",
-    seed: int = 0,
-    as_json: AsJson = False,
-    home: HomeDir = "",
-) -> None:
-    """Hold rows out of training, seeded and stored, as a new snapshot."""
-    step = {"kind": "split", "fraction": fraction, "count": count, "group_by": group_by,
-            "seed": seed}  # fmt: skip
-    _apply(name, step, as_json, home)
-
-
-@app.command("filter")
-def filter_(
-    name: Annotated[str, typer.Argument(help="An imported dataset.")],
-    min_characters: int = 0,
-    max_characters: int = 0,
-    column: str = "",
-    operator: Annotated[str, typer.Option(help="equals, contains, greater, present …")] = "present",
-    value: str = "",
-    as_json: AsJson = False,
-    home: HomeDir = "",
-) -> None:
-    """Keep the rows that meet a condition, as a new snapshot."""
-    step = {"kind": "filter", "min_characters": min_characters, "max_characters": max_characters,
-            "column": column, "operator": operator, "value": value}  # fmt: skip
-    _apply(name, step, as_json, home)
-
-
-@app.command("dedupe")
-def dedupe(
-    name: Annotated[str, typer.Argument(help="An imported dataset.")],
-    near: Annotated[bool, typer.Option("--near", help="Nearly equal rows too.")] = False,
-    as_json: AsJson = False,
-    home: HomeDir = "",
-) -> None:
-    """Keep the first of equal rows, as a new snapshot."""
-    _apply(name, {"kind": "dedupe", "near": near}, as_json, home)
-
-
-@app.command("drop")
-def drop(
-    name: Annotated[str, typer.Argument(help="An imported dataset.")],
-    row: Annotated[list[int], typer.Option(help="Row numbers from 1.")],
-    keep: Annotated[bool, typer.Option("--keep", help="Keep only these.")] = False,
-    as_json: AsJson = False,
-    home: HomeDir = "",
-) -> None:
-    """Drop rows by number, as a new snapshot."""
-    _apply(name, {"kind": "drop", "rows": row, "keep": keep}, as_json, home)
-
-
-@app.command("overlap")
-def overlap_(
-    name: Annotated[str, typer.Argument(help="An imported dataset.")],
-    other: Annotated[str, typer.Argument(help="A file or dataset, such as one to evaluate on.")],
-    as_json: AsJson = False,
-    home: HomeDir = "",
-) -> None:
-    """Count the rows that two datasets share, word for word."""
-
-    def work() -> None:
-        from studio.data.overlap import overlap
-
-        count = overlap(_home(home), name, other)
-        if as_json:
-            print_json({"dataset": name, "other": other, "rows": count})
-        else:
-            typer.echo(f"{count:,} rows of {other} are in {name} too.")
-
-    _guarded(work, as_json)
+    guarded(work, as_json)
 
 
 @app.command("list")
@@ -243,7 +169,7 @@ def list_(as_json: AsJson = False, home: HomeDir = "") -> None:
     def work() -> None:
         from studio.data.snapshots import snapshots
 
-        metas = [snapshot.meta for snapshot in snapshots(_home(home))]
+        metas = [snapshot.meta for snapshot in snapshots(home_at(home))]
         if as_json:
             print_json([short(meta) for meta in metas])
             return
@@ -253,7 +179,7 @@ def list_(as_json: AsJson = False, home: HomeDir = "") -> None:
             typer.echo(f"{meta.name:32} {meta.rows:>12,} rows  {meta.mapping.format:18} "
                        f"{meta.hash[:12]}")  # fmt: skip
 
-    _guarded(work, as_json)
+    guarded(work, as_json)
 
 
 @app.command("export")
@@ -270,13 +196,13 @@ def export(
         from studio.data.export import export_rows
         from studio.data.snapshots import open_snapshot
 
-        count = export_rows(open_snapshot(_home(home), name), target, part=part)
+        count = export_rows(open_snapshot(home_at(home), name), target, part=part)
         if as_json:
             print_json({"file": str(target), "rows": count})
         else:
             typer.echo(f"{count:,} rows are in {target}.")
 
-    _guarded(work, as_json)
+    guarded(work, as_json)
 
 
 @app.command("delete")
@@ -290,44 +216,13 @@ def delete(
     def work() -> None:
         from studio.data.snapshots import delete_snapshot
 
-        delete_snapshot(_home(home), name)
+        delete_snapshot(home_at(home), name)
         if as_json:
             print_json({"deleted": name})
         else:
             typer.echo(f"{name} is deleted.")
 
-    _guarded(work, as_json)
-
-
-def _apply(name: str, step: dict[str, Any], as_json: bool, home: str) -> None:
-    def work() -> None:
-        from studio.data.curate import apply_step, parse_step
-
-        say_snapshot(apply_step(_home(home), name, parse_step(step)).meta, as_json)
-
-    _guarded(work, as_json)
-
-
-def _guarded(work: Any, as_json: bool) -> None:
-    try:
-        work()
-    except StudioError as error:
-        if as_json:
-            print_json({"error": error.as_dict()})
-        else:
-            typer.echo(f"Error: {printable(error.text)}", err=True)
-        raise typer.Exit(error.exit_code) from None
-
-
-def _home(path: str, *, create: bool = True) -> Any:
-    from studio.home import open_home
-
-    if create:
-        return open_home(path or None)
-    try:
-        return open_home(path or None)
-    except InputError:
-        return None  # checking a file needs no home
+    guarded(work, as_json)
 
 
 def _pairs(given: list[str] | None) -> dict[str, str]:

@@ -1,11 +1,16 @@
-"""What the data commands print; nothing of a file reaches the terminal unescaped."""
+"""What all data commands share; nothing of a file reaches the terminal unescaped."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import typer
+
+from studio.errors import InputError, StudioError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+HomeDir = Annotated[str, typer.Option("--home", help="The home folder; STUDIO_HOME when absent.")]
 
 
 def short(meta: Any) -> dict[str, Any]:
@@ -83,3 +88,27 @@ def show_progress(share: float, text: str) -> None:
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     typer.echo(json.dumps(value, ensure_ascii=True, indent=1))
+
+
+def guarded(work: Any, as_json: bool) -> None:
+    """Do it, or say why not and exit with the contract's code."""
+    try:
+        work()
+    except StudioError as error:
+        if as_json:
+            print_json({"error": error.as_dict()})
+        else:
+            typer.echo(f"Error: {printable(error.text)}", err=True)
+        raise typer.Exit(error.exit_code) from None
+
+
+def home_at(path: str, *, create: bool = True) -> Any:
+    """Open the home; None where there is none and none shall be made."""
+    from studio.home import open_home
+
+    if create:
+        return open_home(path or None)
+    try:
+        return open_home(path or None)
+    except InputError:
+        return None  # checking a file needs no home
