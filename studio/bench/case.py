@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,8 @@ class Case:
     rounds: int
     learning_rate: float
     siblings: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the studio alone, such as `{"train.attn_implementation": "sdpa"}`."""
 
     @property
     def steps(self) -> int:
@@ -73,7 +75,7 @@ class Case:
 
     def spec(self) -> RunSpec:
         """The run that every peer imitates."""
-        return RunSpec.parse(
+        plain = RunSpec.parse(
             {
                 "model": {"path": self.model, "dtype": self.dtype},
                 "method": {"name": self.method},
@@ -87,6 +89,7 @@ class Case:
                 },
             }
         )
+        return plain.with_values(self.settings)
 
 
 def make_rows(count: int, *, vocabulary: int, seed: int = 0) -> list[Example]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from studio.assignments import parse_assignment
 from studio.bench.case import SHAPES, SYNTHETIC, Case
 from studio.errors import InputError
 
@@ -100,11 +101,14 @@ _RUN: dict[str, Callable[[argparse.Namespace], Told]] = {
 
 def _case(options: argparse.Namespace, data: str, method: str) -> Case:
     """What `_add_case` asked for."""
-    return Case(
+    case = Case(
         model=options.model, data=data, method=method, dtype=options.dtype,
         batch=options.batch, steps_per_round=options.steps, rounds=options.rounds,
         learning_rate=options.learning_rate,
+        settings=dict(map(parse_assignment, options.set)),
     )  # fmt: skip
+    case.spec()  # a setting that is none is refused before anything is measured
+    return case
 
 
 def _add_case(parser: argparse.ArgumentParser, *, model: str, rounds: int = 3) -> None:
@@ -115,6 +119,10 @@ def _add_case(parser: argparse.ArgumentParser, *, model: str, rounds: int = 3) -
     parser.add_argument("--steps", type=int, default=3, help="steps per round")
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE",
+        help="a setting of the studio alone, such as train.attn_implementation=sdpa",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true")
 
 

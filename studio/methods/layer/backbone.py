@@ -265,7 +265,7 @@ class Backbone:
             logits_NV.
         """
         device = ids_T.device
-        positions_T = torch.cat([torch.arange(n, device=device) for n in lengths])
+        positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device, non_blocking=True)
         token = attention.packing.set(True)
         self._state.pack(lengths, device)
         skips = keep_only(self.anatomy, self._state, keep_N)

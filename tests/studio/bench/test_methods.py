@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from studio.bench import command
 from studio.bench import methods as bench
 from studio.bench.case import SYNTHETIC, Case
-from studio.errors import MethodError, RunError
+from studio.errors import MethodError, RunError, SpecError
 
 CASE = Case(
     model="llama-tiny", data=SYNTHETIC, method="lora", dtype="float32", batch=2,
@@ -66,3 +67,11 @@ def test_what_is_refused_is_a_row_with_its_sentence() -> None:
 def test_an_unknown_method_is_refused_at_once() -> None:
     with pytest.raises(MethodError):
         bench.bench_methods(CASE, ["lorra"])
+
+
+def test_a_setting_of_the_studio_is_taken_and_one_that_is_none_refused() -> None:
+    with pytest.raises(SpecError, match="attn_implementation"):
+        command.bench(["train", "--set", "train.attn_implementaton=sdpa"])
+    settings = {"train.attn_implementation": "eager"}
+    args = replace(CASE, settings=settings).spec().train
+    assert (args.attn_implementation, args.per_device_train_batch_size) == ("eager", 2)

@@ -3,8 +3,10 @@
 On a CPU the hooks copy as they do on a GPU; the streams themselves need one.
 """
 
+import contextlib
 import gc
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -92,6 +94,53 @@ def test_switching_off_takes_the_hooks_away() -> None:
     names = {layer._gradient_checkpointing_func.__qualname__ for layer in backbone.anatomy.layers()
              if hasattr(layer._gradient_checkpointing_func, "__qualname__")}  # fmt: skip
     assert not any("_keep_inputs" in name for name in names)
+
+
+class Clock:
+    """Stands for CUDA's streams and events; writes down who waits for whom."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def stream(self, name: str) -> SimpleNamespace:
+        def record_event() -> str:
+            self.said.append(f"{name} marks")
+            return "mark"
+
+        return SimpleNamespace(
+            record_event=record_event, name=name,
+            wait_stream=lambda other: self.said.append(f"{name} waits for {other.name}"),
+            wait_event=lambda event: self.said.append(f"{name} waits for a {event}"),
+        )  # fmt: skip
+
+
+def test_copies_wait_for_what_they_copy_and_the_layer_for_its_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, empty = Clock(), torch.empty
+    away = Offload(torch.device("cpu"))
+    away._stream = clock.stream("side")
+    compute = clock.stream("compute")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: compute)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(
+        torch.Tensor, "record_stream", lambda tensor, s: clock.said.append(f"{s.name} reads")
+    )
+    monkeypatch.setattr(
+        torch, "empty", lambda shape, *, dtype, pin_memory: empty(shape, dtype=dtype)
+    )
+    tensors = [torch.full((2000,), float(i)) for i in range(3)]
+    kept = [away.pack(tensor) for tensor in tensors]
+    assert clock.said == ["side waits for compute", "side reads"] * 3
+    clock.said.clear()
+    for i, said in [
+        (2, ["side marks"]),  # near already; the one before is fetched
+        (1, ["compute waits for a mark", "compute reads", "side marks"]),
+        (0, ["compute waits for a mark", "compute reads"]),
+    ]:
+        assert torch.equal(away.unpack(kept[i]), tensors[i])
+        assert clock.said == said
+        clock.said.clear()
 
 
 @pytest.mark.gpu

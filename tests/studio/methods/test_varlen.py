@@ -153,6 +153,23 @@ def test_what_the_kernel_cannot_goes_the_plain_way(kernel: Reference) -> None:
     assert not kernel.bounds
 
 
+@pytest.mark.parametrize(("window", "virtual"), [(None, 0), (8, 6)])
+def test_the_real_kernel_takes_these_arguments(window: int | None, virtual: int) -> None:
+    # Tensors without storage run torch's own operator up to the device's code, gradients included.
+    def made(heads: int, tokens: int) -> Tensor:
+        shape = (1, heads, tokens, 64)
+        return torch.empty(shape, device="meta", dtype=torch.bfloat16, requires_grad=True)
+
+    q, k, v, own = made(8, 29), made(2, 29), made(2, 29), made(2, virtual)
+    prefix = Prefix(own, own, torch.zeros(1, virtual), whole=True) if virtual else None
+    spans = varlen.Spans.of(LENGTHS, torch.device("meta"))
+    out = varlen.attend_rows(varlen_attn, q, k, v, spans, prefix=prefix, scaling=0.1, window=window)
+    leaves = [q, k, v, own] if virtual else [q, k, v]
+    gradients = torch.autograd.grad(out.float().sum(), leaves)
+    assert out.shape == q.shape
+    assert [g.shape for g in gradients] == [leaf.shape for leaf in leaves]
+
+
 def test_a_cpu_has_no_kernel_and_says_so() -> None:
     cpu = torch.device("cpu")
     assert varlen.kernel(cpu) is None
