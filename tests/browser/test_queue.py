@@ -1,6 +1,8 @@
-"""The queue in a real browser: reorder, pause, kill the server, start it again: all as it was."""
+"""The queue in a real browser: train, pause, reorder, resume, kill the server, start it again: all
+as it was, and the training goes on."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -23,11 +25,17 @@ SLOW = 120_000
 
 @pytest.fixture
 def held(tmp_path: Path) -> Iterator[JobStore]:
-    """Four waiting runs of a queue that a person holds: nothing trains during this story."""
+    """Five waiting runs of a queue that a person holds; the last one would train for very long."""
     store = JobStore(open_home(tmp_path / "home"))
     settings.hold_queue(store)
     for name in ("alpha", "beta", "gamma", "delta"):
         store.submit(RunSpec(name=name))
+    long = {"max_steps": 100_000, "eval_steps": -1, "save_steps": -1, "num_samples": 0}
+    data = {"max_length": 32, "validation_fraction": 0}
+    store.submit(
+        RunSpec.parse({"name": "long", "method": {"name": "lora", "r": 2}, "data": data}
+                      | {"train": {**long, "per_device_train_batch_size": 1}})
+    )  # fmt: skip
     yield store
     store.close()
 
@@ -42,6 +50,29 @@ def wait_for_order(page: Page, wanted: list[str]) -> None:
         ".map((n) => n.textContent).join() === wanted",
         arg=",".join(wanted), timeout=SLOW,
     )  # fmt: skip
+
+
+def act(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def wait_for_steps(page: Page, store: JobStore, more_than: int) -> None:
+    """The training is past a step."""
+    deadline = time.monotonic() + SLOW / 1000
+    while (job := store.get("long")).step <= more_than or job.state != "running":
+        assert time.monotonic() < deadline, f"{job.state} at step {job.step}"
+        page.wait_for_timeout(100)
+
+
+def train_a_little(page: Page, store: JobStore, more_than: int) -> None:
+    """Let the run start, next and alone: the queue is held again as soon as it is under way."""
+    page.get_by_test_id("run-5").click()
+    act(page, "Run next")
+    act(page, "Release all")
+    expect(page.get_by_test_id("run-5")).to_contain_text(re.compile("starting|running"))
+    act(page, "Hold all")
+    wait_for_steps(page, store, more_than)
+    expect(page.get_by_test_id("progress")).to_contain_text("steps")
 
 
 SHOWN = """() => {
@@ -82,22 +113,29 @@ def test_a_queue_survives_its_server(chromium: str, held: JobStore) -> None:
         with served(home) as studio:
             page.goto(f"{studio.address}/runs?run=1")
             page.locator("[data-filter=live]").click()
-            wait_for_order(page, ["alpha", "beta", "gamma", "delta"])
+            wait_for_order(page, ["alpha", "beta", "gamma", "delta", "long"])
             expect(page.get_by_test_id("queue-notice")).to_contain_text("holds the queue")
+
+            # A training is paused: it saves and frees its device.
+            train_a_little(page, held, more_than=1)
+            act(page, "Pause")
+            expect(page.get_by_test_id("detail")).to_contain_text("paused")
+            paused = held.get("long").step
+            assert held.checkpoints(5)[-1]["step"] == paused
 
             # By keys: Alt and an arrow moves, Alt+Home runs next.
             page.get_by_test_id("run-1").focus()
             page.keyboard.press("Alt+ArrowDown")
-            wait_for_order(page, ["beta", "alpha", "gamma", "delta"])
+            wait_for_order(page, ["long", "beta", "alpha", "gamma", "delta"])
             page.get_by_test_id("run-4").focus()
             page.keyboard.press("Alt+Home")
-            wait_for_order(page, ["delta", "beta", "alpha", "gamma"])
+            wait_for_order(page, ["long", "delta", "beta", "alpha", "gamma"])
 
             # By drag: gamma before beta.
             page.get_by_test_id("run-3").drag_to(
                 page.get_by_test_id("run-2"), target_position={"x": 40, "y": 4}
             )
-            wait_for_order(page, ["delta", "gamma", "beta", "alpha"])
+            wait_for_order(page, ["long", "delta", "gamma", "beta", "alpha"])
 
             # Hold one, note it, plan it; duplicate opens Train prefilled.
             page.get_by_test_id("run-2").click()
@@ -119,18 +157,31 @@ def test_a_queue_survives_its_server(chromium: str, held: JobStore) -> None:
             dialog.get_by_role("button", name="Plan").click()
             expect(page.get_by_test_id("detail")).to_contain_text("starts after")
 
-            # The server dies without a word.
+            # The training is resumed where it was. The server dies without a word: it goes on.
+            page.get_by_test_id("run-5").click()
+            act(page, "Resume")
+            train_a_little(page, held, more_than=paused)
+            assert held.get("long").attempt == 2
             os.kill(studio.pid, signal.SIGKILL)
-            time.sleep(0.5)
+            wait_for_steps(page, held, more_than=held.get("long").step)
+            assert held.get("long").attempt == 2
 
         with served(home) as again:  # another port: a reload of the address, not of the page
             page.goto(f"{again.address}/runs?run=2")
             page.locator("[data-filter=live]").click()
-            wait_for_order(page, ["delta", "gamma", "beta", "alpha"])
+            wait_for_order(page, ["long", "delta", "gamma", "beta", "alpha"])
             detail = page.get_by_test_id("detail")
             for words in ("paused", "#keep", "<b>bold</b>", "<img src=x", "starts after"):
                 expect(detail).to_contain_text(words)
             assert page.evaluate("window.hit") is None
+            # What trained was saved as the studio ended, and waits, for the queue is still held.
+            assert held.get("long").state == "queued"
+            page.get_by_test_id("run-5").click()
+            expect(page.get_by_test_id("progress")).to_contain_text("steps")
+            assert held.checkpoints(5)[-1]["step"] == held.get("long").step > paused
+            act(page, "Cancel")
+            act(page, "Really cancel?")
+            expect(detail).to_contain_text("cancelled")
             one_notification(page, held)
             expect(page.get_by_test_id("queue-notice")).to_contain_text("holds the queue")
         browser.close()
