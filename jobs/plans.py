@@ -18,7 +18,7 @@ from studio.errors import QueueError
 from studio.spec import RunSpec
 
 StartWhen = Literal["", "idle", "night"]
-TRANSIENT = ("start", "out_of_memory", "network")
+TRANSIENT = ("start", "out_of_memory", "weights_too_large", "network")
 BACKOFF_SECONDS = 30.0
 
 

@@ -16,7 +16,7 @@ from jobs.store import JobStore
 from studio import presets
 from studio.assignments import merge_values, parse_assignment, read_yaml
 from studio.cluster import DEVICE
-from studio.errors import QueueError
+from studio.errors import OutOfMemory, QueueError, WeightsTooLarge
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.estimate import estimate
@@ -24,6 +24,7 @@ from studio.training.fit import make_it_fit
 from studio.training.preflight import REPORT
 from studio.training.remedies import Remedy, pick, remedies
 
+FULL = (OutOfMemory.kind, WeightsTooLarge.kind)
 TITLES = {
     "runtime": "Program and libraries", "weights": "Base weights", "adapter": "Adapter",
     "gradients": "Gradients", "optimizer": "Optimizer", "activations": "Activations",
@@ -83,10 +84,13 @@ def offers(store: JobStore, job_id: int | str) -> list[Remedy]:
         QueueError: It did not end that way.
     """
     job = store.get(job_id)
-    if job.kind != "train" or job.error_kind != "out_of_memory":
+    if job.kind != "train" or job.error_kind not in FULL:
         raise QueueError(f'"{job.name}" did not run out of memory, so there is nothing to fit.')
     on_gpu = job.device.startswith("cuda") if job.device else None
-    return remedies(RunSpec.parse(job.spec), on_gpu=on_gpu)
+    found = remedies(RunSpec.parse(job.spec), on_gpu=on_gpu)
+    if job.error_kind == WeightsTooLarge.kind:
+        return [one for one in found if one.of_weights]
+    return found
 
 
 def fit_and_retry(store: JobStore, job_id: int | str, name: str = "") -> tuple[Job, Remedy]:

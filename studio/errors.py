@@ -117,6 +117,12 @@ class OutOfMemory(RunError):
     kind = "out_of_memory"
 
 
+class WeightsTooLarge(OutOfMemory):
+    """The base's weights alone do not fit on the device: smaller batches would not help."""
+
+    kind = "weights_too_large"
+
+
 class DiskFull(RunError):
     """The disk ran out of room."""
 

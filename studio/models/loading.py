@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from studio.errors import ModelError, OutOfMemory
+from studio.errors import ModelError, WeightsTooLarge
 from studio.models.sources import ModelFacts, facts
 from studio.spec import ModelSource
 
@@ -48,7 +48,7 @@ def load(source: ModelSource, device: str = "auto") -> Loaded:
 
     Raises:
         ModelError: As in `facts`, or the weights do not fit the configuration.
-        OutOfMemory: The device is too small for the weights.
+        WeightsTooLarge: The device is too small for the weights.
     """
     import torch
 
@@ -59,7 +59,7 @@ def load(source: ModelSource, device: str = "auto") -> Loaded:
         model = _load_model(source, known, target, dtype)
         tokenizer = load_tokenizer(source, known)
     except torch.OutOfMemoryError:
-        raise OutOfMemory(
+        raise WeightsTooLarge(
             f"The weights of {known.path.name} do not fit on {target}: choose a smaller model, "
             "bfloat16, or nf4."
         ) from None

@@ -22,12 +22,16 @@ SHORTEST = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Remedy:
-    """One change: what it does, whether the result stays the same, and what this machine lacks."""
+    """One change: what it does, whether the result stays the same, and what this machine lacks.
+
+    `of_weights`: it makes the frozen weights themselves smaller.
+    """
 
     name: str
     title: str
     about: str
     same_result: bool
+    of_weights: bool = False
     changes: Changes = field(default_factory=dict)
     lacks: str = ""
 
@@ -60,8 +64,8 @@ def pick(found: Sequence[Remedy], name: str = "") -> Remedy:
                 return remedy
         others = ", ".join(f"{one.name} ({one.title.lower()})" for one in found)
         raise OutOfMemory(
-            "Batches are of one row and activations are recomputed already. What is left changes "
-            f"the result: {others or 'choose a smaller model'}."
+            "Nothing that keeps the result is left to change. What changes it: "
+            f"{others or 'a smaller model'}."
         )
     known = {remedy.name: remedy for remedy in found}
     if name not in known:
@@ -122,7 +126,7 @@ def _inexact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
             name="precision", title="Half precision", same_result=False,
             about="The base and its activations take half the memory in bfloat16; losses differ "
             "from about the third digit on.",
-            changes={"model.dtype": "bfloat16"},
+            changes={"model.dtype": "bfloat16"}, of_weights=True,
         )  # fmt: skip
     quantizable = capabilities(spec.method.name).get("quantizable", False)
     if spec.model.quantization == "none" and quantizable:
@@ -131,7 +135,7 @@ def _inexact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
             name="quantization", title="4-bit base", same_result=False,
             about="The frozen weights in nf4 (QLoRA) take about a quarter of the memory; steps are "
             "slower, losses a little higher.",
-            changes={"model.quantization": "nf4"}, lacks=lacking,
+            changes={"model.quantization": "nf4"}, lacks=lacking, of_weights=True,
         )  # fmt: skip
     if spec.data.max_length >= 2 * SHORTEST:
         shorter = spec.data.max_length // 2

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from studio import devices
-from studio.errors import OutOfMemory
+from studio.errors import OutOfMemory, WeightsTooLarge
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training import sharding
@@ -55,9 +55,10 @@ def train(
         try:
             yield from _train(spec, run_dir=run_dir, home=home, control=control, in_team=in_team)
             return
-        except OutOfMemory:
+        except OutOfMemory as error:
             alone = spec.train.num_processes == 1
-            changes = smaller(spec) if spec.train.retry_when_out_of_memory and alone else None
+            helps = alone and not isinstance(error, WeightsTooLarge)
+            changes = smaller(spec) if spec.train.retry_when_out_of_memory and helps else None
             if changes is None:
                 raise
             spec = spec.with_values(changes)

@@ -71,6 +71,22 @@ def test_a_run_that_ran_out_of_memory_is_queued_again_with_the_remedy_chosen(
     store.close()
 
 
+def test_a_base_that_does_not_fit_is_offered_what_makes_its_weights_smaller(client, tmp_path):
+    store = JobStore(open_home(tmp_path))
+    values = {"model.dtype": "float32", "train.device": "cuda:7"}
+    job = store.submit(RunSpec().with_values(values))
+    claim = store.claims.claim("cuda:7", owner=me(), wanted=["cuda:7"])
+    store.claims.register(claim, me())
+    store.claims.finish(claim, "failed", error=("weights_too_large", "They do not fit."))
+    found = client.get(f"/api/refit/{job.id}").json()["remedies"]
+    assert [one["name"] for one in found] == ["precision", "quantization"]
+    assert (
+        "precision (half precision)"
+        in client.post(f"/api/refit/{job.id}", json={}).json()["error"]["text"]
+    )
+    store.close()
+
+
 def test_only_a_run_that_ran_out_of_memory_is_refitted(client, tmp_path):
     store = JobStore(open_home(tmp_path))
     job = store.submit(RunSpec())

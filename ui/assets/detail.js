@@ -13,11 +13,14 @@ const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', conf
   history: 'History' };
 const FAILURES = {
   out_of_memory: ['Out of memory', ''],
+  weights_too_large: ['The base does not fit', ''],
   device_lost: ['The device failed', ''],
   disk_full: ['The disk is full', 'Free some room, then resume: what was saved is intact.'],
   cluster: ['The cluster could not train it', 'When that is mended, resume: what was saved is here.'],
   diverged: ['The loss diverged', 'Lower the learning rate or the gradient norm limit, then train again.'],
 };
+
+const FULL = new Set(['out_of_memory', 'weights_too_large']);
 
 export class Detail {
   constructor(jobs) {
@@ -118,11 +121,11 @@ export class Detail {
     const words = [job.id, title, job.error.text, advice].join('|');
     if (this.failure.dataset.words === words) return;
     this.failure.dataset.words = words;
-    const fits = job.error.kind === 'out_of_memory' && job.kind === 'train';
+    const fits = FULL.has(job.error.kind) && job.kind === 'train';
     const told = fits ? job.error.text.replace(/ Try .*/s, '') : job.error.text; // the buttons say it
     this.failure.replaceChildren(...[h('strong', {}, title), h('p', {}, told),
       advice && h('p', { class: 's-quiet' }, advice),
-      fits && h('p', { class: 's-quiet' }, 'Train it again with one of these changes:'),
+      fits && h('p', { class: 's-quiet' }, 'To train it again with a change:'),
       fits && remedies(job.id)].filter(Boolean));
   }
 
@@ -159,7 +162,7 @@ export class Detail {
       job.adapter && COMPARED.has(job.kind)
         && h('a', { class: 's-button s-primary', href: compareAddress(job) }, 'Compare'),
       can.has('resume') && button('Resume', () => this.act('resume'),
-        job.error?.kind === 'out_of_memory' ? '' : 's-primary'), // there the card has the better way
+        FULL.has(job.error?.kind) ? '' : 's-primary'), // there the card has the better way
       job.state === 'queued' && button('Run next', () => this.act('first')),
       (can.has('pause') || can.has('hold')) && button(job.state === 'queued' ? 'Hold' : 'Pause',
         () => this.act('pause')),

@@ -8,6 +8,8 @@ export function remedies(job) {
   const list = h('ul', { class: 's-remedies', 'aria-label': 'Ways to make it fit' });
   api(`/api/refit/${job}`).then(({ remedies: found }) => {
     list.replaceChildren(...found.map((one, i) => row(job, one, i === 0 && one.same_result)));
+    if (!found.length) list.append(h('li', { class: 's-quiet' }, 'Nothing here makes it small enough: '
+      + 'choose a smaller model, or a device with more memory.'));
   }, (error) => list.replaceChildren(h('li', { class: 's-quiet' }, error.message)));
   return list;
 }

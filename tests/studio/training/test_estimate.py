@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from studio.errors import OutOfMemory
+from studio.errors import OutOfMemory, WeightsTooLarge
 from studio.home import Home, open_home
 from studio.spec import RunSpec
 from studio.training import run
@@ -136,3 +136,19 @@ def test_a_full_memory_is_retried_with_smaller_batches(
             spec.with_values({"train.retry_when_out_of_memory": False}),
             run_dir=tmp_path / "other", home=home,
         ))  # fmt: skip
+
+
+def test_weights_that_do_not_fit_are_not_tried_again_with_smaller_batches(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def load(*args: object) -> None:
+        tried.append(args)
+        raise WeightsTooLarge("The weights do not fit.")
+
+    monkeypatch.setattr("studio.models.loading.load", load)
+    spec = make_spec(tmp_path, **{"train.retry_when_out_of_memory": True})
+    with pytest.raises(WeightsTooLarge):
+        list(run.train(spec, run_dir=tmp_path / "run", home=home))
+    assert len(tried) == 1

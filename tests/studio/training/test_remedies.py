@@ -80,7 +80,7 @@ def test_where_nothing_that_keeps_the_result_is_left_the_rest_is_named() -> None
         train__per_device_train_batch_size=1, train__gradient_checkpointing=True,
         train__activation_offloading=True,
     )  # fmt: skip
-    with pytest.raises(OutOfMemory, match=r"of one row.*length \(shorter rows\)"):
+    with pytest.raises(OutOfMemory, match=r"Nothing that keeps.*length \(shorter rows\)"):
         pick(remedies(least, on_gpu=True))
 
 
