@@ -64,7 +64,7 @@ def test_one_site_follows_the_rule_with_every_phase_at_once():
     torch.testing.assert_close(module(x), by_rule, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(FAMILIES, 2), ids="+".join)
+@pytest.mark.parametrize("pair", list(itertools.combinations(FAMILIES, 2)), ids="+".join)
 def test_every_pair_of_families_acts_together(pair):
     """Both edits act, in one stack as in nested application by hand on a second copy."""
     one, two = pair
