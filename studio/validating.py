@@ -31,6 +31,9 @@ def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
             if isinstance(inner, StudioError):
                 sentences.append(inner.text)
                 continue
+            if isinstance(inner, ValueError):  # of a record's own validator: it is a sentence
+                sentences.append(f"{inner}.")
+                continue
             path = [p for p in fault["loc"] if isinstance(p, str) and p in _known_parts(cls)]
             if fault["type"] == "extra_forbidden":
                 path = [str(p) for p in fault["loc"]]

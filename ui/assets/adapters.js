@@ -145,6 +145,11 @@ export class Adapters extends HTMLElement {
     if (this.chosen === id) remember({ adapter: id });
   }
 
+  /** Give the focus to the card of the chosen adapter. */
+  focus() {
+    this.cards.querySelector(`[data-testid="adapter-${CSS.escape(this.chosen ?? '')}"] .s-adapter-name`)?.focus();
+  }
+
   close() {
     this.chosen = null;
     remember({ adapter: null });
@@ -165,12 +170,13 @@ export class Adapters extends HTMLElement {
 
   async rename(one, name) {
     const done = await this.act(`${one.id}/rename`, { name });
-    if (!done) return;
+    if (!done) return false;
     if (this.picked.delete(one.id)) this.picked.add(done.id);
     one.id = done.id; // the passport that is still shown acts on the new name at once
     this.chosen = done.id;
     await this.refresh();
     this.open(done.id);
+    return true;
   }
 
   async tag(one, words) {

@@ -11,7 +11,7 @@ import { heatmap } from './heatmap.js';
 export class Passport {
   constructor(page) {
     this.page = page;
-    this.element = h('aside', { class: 's-drawer', hidden: true, 'aria-label': 'Passport',
+    this.element = h('aside', { class: 's-drawer', hidden: true, tabindex: '-1', 'aria-label': 'Passport',
       'data-testid': 'passport', onkeydown: (event) => { if (event.key === 'Escape') this.hide(); } });
     subscribe({
       element: page,
@@ -22,7 +22,9 @@ export class Passport {
   }
 
   hide() {
+    const inside = this.element.contains(document.activeElement);
     this.element.hidden = true;
+    if (inside) this.page.focus(); // back to where it was opened
     this.run = this.shown = null;
     this.page.close();
   }
@@ -40,9 +42,11 @@ export class Passport {
     this.shown = words;
     this.run = one.job?.id ?? null;
     this.board = null;
+    const opened = this.element.hidden;
     this.element.hidden = false;
     this.element.replaceChildren(this.head(one), this.actions(one), this.tags(one), this.facts(one),
       this.curve(one), this.picture(one), this.spec(one));
+    if (opened) this.element.focus({ preventScroll: true });
     poke();
   }
 
@@ -50,7 +54,9 @@ export class Passport {
     const name = h('input', { type: 'text', 'aria-label': 'Name', 'data-testid': 'name', onkeydown: (event) => {
       if (event.key === 'Enter') name.blur();
       if (event.key === 'Escape') { name.value = one.name; event.stopPropagation(); name.blur(); }
-    }, onchange: () => { if (name.value.trim() !== one.name) this.page.rename(one, name.value); } });
+    }, onchange: async () => { // a refused name is not shown as if it were the adapter's
+      if (name.value.trim() !== one.name && !await this.page.rename(one, name.value)) name.value = one.name;
+    } });
     name.value = one.name;
     return h('header', {}, name, button('×', () => this.hide(), 's-tool', { 'aria-label': 'Close' }));
   }

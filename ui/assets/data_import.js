@@ -29,7 +29,7 @@ export class Import {
         onclick: () => this.file.click() }, 'choose one'), '.'),
       h('p', { class: 's-quiet' }, 'jsonl, json, csv, tsv, parquet, txt, md, and gzip or zstd of these'));
     this.element = h('section', { class: 's-card s-stack' }, h('h1', {}, 'Import a dataset'), drop, this.file,
-      h('div', { class: 's-import-path' }, this.path, button('Look', () => this.look(), '', { 'data-testid': 'look' })),
+      h('div', { class: 's-import-path' }, this.path, button('Look', () => { this.look(); }, '', { 'data-testid': 'look' })),
       h('p', { class: 's-quiet' }, 'Embedded demos: ', page.demos?.flatMap((name, at) => [at ? ', ' : '',
         h('button', { type: 'button', class: 's-link', onclick: () => {
           this.path.value = `starter:${name}`;

@@ -123,6 +123,7 @@ export function toast(message, kind = 'info') {
     h('button', { type: 'button', 'aria-label': 'Close', onclick: () => node.remove() }, '×'));
   let shelf = document.querySelector('.s-toasts');
   if (!shelf) document.body.append(shelf = h('div', { class: 's-toasts' }));
+  for (const old of shelf.children) if (old.firstChild.textContent === message) old.remove();
   shelf.append(node);
   if (kind !== 'error') setTimeout(() => node.remove(), 4000);
 }

@@ -61,6 +61,7 @@ export class Storage {
       this.list(await api(path, body));
     } catch (error) {
       toast(error.message, 'error');
+      this.refresh(); // the fields show what is kept, not what was refused
     }
   }
 

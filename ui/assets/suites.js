@@ -5,8 +5,10 @@ import { exports, heat } from './board.js';
 import { laneName, parseLane } from './lane.js';
 
 const EXAMPLE = 'What is the capital of France? => Paris\nWhat sound does a cow make? =~ (?i)moo\nTell me a story.';
-const COLUMNS = [['exact_match', 'Exact', share], ['rouge_l', 'ROUGE-L', share], ['pattern', 'Pattern', share],
-  ['json', 'JSON', share], ['tokens', 'Tokens', (v) => number(v, 3)],
+const COLUMNS = [['exact_match', 'Exact', share, 'Answers that are the wanted one'],
+  ['rouge_l', 'ROUGE-L', share, 'Words in common with the wanted answer, in its order'],
+  ['pattern', 'Pattern', share, 'Answers that the regular expression finds'],
+  ['json', 'JSON', share, 'Answers that are valid JSON'], ['tokens', 'Tokens', (v) => number(v, 3)],
   ['tokens_per_second', 'tok/s', (v) => number(v, 3)],
   ['first_token_seconds', 'First token', (v) => (v == null ? '–' : `${number(v, 2)} s`)], ['errors', 'Errors', count]];
 const LIVE = ['queued', 'starting', 'running', 'stopping'];
@@ -26,7 +28,8 @@ export class Suites {
     this.list = h('div', { class: 's-suites' });
     this.table = h('div', { class: 's-board', 'data-testid': 'suite' });
     const lanes = this.page.talk.lanes.map(laneName).join('  ·  ');
-    element.replaceChildren(h('div', { class: 's-shelf-head' }, h('h2', {}, 'Prompt suites')),
+    element.replaceChildren(h('div', { class: 's-shelf-head' }, h('h2', {}, 'Prompt suites'),
+        h('span', { class: 's-quiet' }, 'The same prompts to every lane, as a job; answers are scored against what you want.')),
       h('div', { class: 's-suite-form' }, this.cases, h('div', { class: 's-shelf-head' }, this.name,
         button('From a file …', () => file.click()), file, h('span', { class: 's-grow' }),
         button('Run over all lanes', () => this.run(), 's-primary', { 'data-testid': 'run-suite' })),
@@ -80,7 +83,7 @@ function results(suite, reuse) {
   const scored = suite.spec.cases.some((one) => one.expected || one.pattern);
   return [head,
     h('table', { class: 's-table' }, h('thead', {}, h('tr', {}, h('th', {}, 'Lane'),
-      shown.map(([, words]) => h('th', {}, words)))),
+      shown.map(([, words, , title]) => h('th', { title }, words)))),
     h('tbody', {}, suite.means.map((one, i) => h('tr', {}, h('td', {}, names[i]),
       shown.map(([key, , form]) => h('td', { class: `s-figure ${best(suite.means, key, one) ? 's-best' : ''}` },
         form(one[key]))))))),

@@ -64,8 +64,10 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
 
 
 def test_a_pattern_that_is_none_is_refused_before_anything_runs():
-    with pytest.raises(SpecError, match="no regular expression"):
-        SuiteRequest.parse({"lanes": [{}], "cases": [{"prompt": "a", "pattern": "("}]})
+    with pytest.raises(SpecError) as error:
+        cases = [{"prompt": "a"}, {"prompt": "b", "pattern": "("}]
+        SuiteRequest.parse({"lanes": [{"model": "starter"}], "cases": cases})
+    assert error.value.text == '"(" is no regular expression: missing ) at position 1.'
 
 
 def test_a_pattern_that_never_ends_costs_its_limit():
