@@ -166,8 +166,8 @@ class TrainArgs(Record):
         False, "Recompute activations instead of keeping them: less memory, slower.", advanced=True
     )
     activation_offloading: bool = knob(
-        False, "Keep what layers are recomputed from in main memory instead of the GPU's: less "
-        "memory again, same result, a little slower; needs gradient checkpointing.",
+        False, "With gradient checkpointing on a GPU: layers' inputs wait in main memory; same "
+        "result.",
         title="Offload activations", advanced=True,
     )  # fmt: skip
     retry_when_out_of_memory: bool = knob(
@@ -179,8 +179,8 @@ class TrainArgs(Record):
         title="With its siblings", advanced=True,
     )  # fmt: skip
     attn_implementation: Literal["auto", "varlen", "sdpa", "eager"] = knob(
-        "auto", "auto takes the fastest; varlen torch's flash kernel for all packed rows at once "
-        "(GPU, half precision), sdpa its fused kernel row by row, eager plain products.",
+        "auto", "auto takes the fastest of varlen (all packed rows at once; GPU, half precision), "
+        "sdpa (row by row) and eager.",
         title="Attention", advanced=True,
     )  # fmt: skip
     device: Annotated[str, BeforeValidator(devices.read)] = knob(

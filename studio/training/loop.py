@@ -81,6 +81,7 @@ def _publish(session: Session, run_dir: Path, note: str) -> Finished:
             "memory_bytes": session.memory_bytes(),
             "device": str(session.loaded.device),
             "dtype": str(session.loaded.dtype).removeprefix("torch."),
+            "attention": session.backbone.attends,
             "trainable_parameters": session.adapter.num_parameters,
             "evaluations": progress.evaluations,
             "rows": session.prepared.report.model_dump(mode="json"),

@@ -125,8 +125,7 @@ export class Detail {
     const told = fits ? job.error.text.replace(/ Try .*/s, '') : job.error.text; // the buttons say it
     this.failure.replaceChildren(...[h('strong', {}, title), h('p', {}, told),
       advice && h('p', { class: 's-quiet' }, advice),
-      fits && h('p', { class: 's-quiet' }, 'To train it again with a change:'),
-      fits && remedies(job.id)].filter(Boolean));
+      ...(fits ? remedies(job.id) : [])].filter(Boolean));
   }
 
   showFigures(job) {

@@ -5,13 +5,14 @@ import { api, button, h, text, toast } from './dom.js';
 import { poke } from './live.js';
 
 export function remedies(job) {
+  const intro = h('p', { class: 's-quiet' });
   const list = h('ul', { class: 's-remedies', 'aria-label': 'Ways to make it fit' });
   api(`/api/refit/${job}`).then(({ remedies: found }) => {
+    text(intro, found.length ? 'Train it again with one of these changes:'
+      : 'No setting makes it small enough: choose a smaller model, or a device with more memory.');
     list.replaceChildren(...found.map((one, i) => row(job, one, i === 0 && one.same_result)));
-    if (!found.length) list.append(h('li', { class: 's-quiet' }, 'Nothing here makes it small enough: '
-      + 'choose a smaller model, or a device with more memory.'));
-  }, (error) => list.replaceChildren(h('li', { class: 's-quiet' }, error.message)));
-  return list;
+  }, (error) => text(intro, error.message));
+  return [intro, list];
 }
 
 function row(job, remedy, best) {

@@ -134,6 +134,11 @@ class Backbone:
         self._state.eager = how == "eager"
         self._state.kernel = varlen.kernel(device) if how in ("auto", "varlen") else None
 
+    @property
+    def attends(self) -> str:
+        """How packed rows attend, where the kernel can: "varlen", "sdpa" or "eager"."""
+        return "varlen" if self._state.kernel else "eager" if self._state.eager else "sdpa"
+
     def be_lean(self, on: bool) -> None:
         """Keep and compute only what a training pass needs (`lean.py`); off is the plain twin."""
         self._state.lean = on

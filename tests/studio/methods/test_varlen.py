@@ -113,6 +113,14 @@ def test_loss_and_gradients_are_those_of_row_after_row(
         torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
 
 
+def test_what_is_taken_is_told(kernel: Reference) -> None:
+    backbone, _ = adapted("llama", METHODS["lora"])
+    assert backbone.attends == "varlen"
+    for how in ("sdpa", "eager"):
+        backbone.attend(how)
+        assert backbone.attends == how
+
+
 def test_where_rows_lie_is_laid_out_once_a_forward(kernel: Reference) -> None:
     backbone, parameters = adapted("llama", METHODS["prefix"])
     passed(backbone, parameters, "auto")
