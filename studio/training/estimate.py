@@ -10,22 +10,30 @@ Shapes: `T tokens of the largest batch, D hidden, A attention width, K key/value
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from studio import hardware
-from studio.errors import StudioError
+from studio import devices, hardware
+from studio.cluster import DEVICE as CLUSTER
 from studio.home import Home
 from studio.methods import Phase
 from studio.models.families import SKIPPING
 from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
-from studio.training.schedule import Plan, plan_run
+from studio.training.schedule import plan_run
+from studio.training.shares import (
+    LEADER_BYTES,
+    LIBRARIES_BYTES,
+    MESSAGE_BYTES,
+    Load,
+    is_mapped,
+    loads,
+    slowdown,
+)
+from studio.training.shares import START_SECONDS as TEAM_SECONDS
+from studio.training.speed import speed
 
 RUNTIME_BYTES = 410_000_000  # Python, torch, transformers, and a loop that has run: Linux, x86-64
 CUDA_RUNTIME_BYTES = 450_000_000
@@ -33,17 +41,18 @@ HEAP_SHARE = 1.5  # on a CPU: the heap keeps freed blocks between the living one
 STEP_SECONDS = 0.002  # of Python and dispatch, a layer and batch
 START_SECONDS = 4.0
 CHUNK_NUMBERS = 16_000_000
-MOST_STEPS = 4000
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 1, "lion": 4, "muon": 4}
-FLOPS_PER_CORE = 2.5e10
-GPU_FLOPS = 6e13
-SPEED = "speed.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Bytes by part and seconds; `measured` when two real steps corrected them."""
+    """Bytes by part and seconds; `measured` when two real steps corrected them.
+
+    `parts` are those of one of `processes`, of which `on_device` share the device's memory. These
+    hold `shared_bytes` of their parts once for all; `beside_bytes` is what the device holds beside.
+    `share_tokens` is what a process takes of `tokens_per_step`.
+    """
 
     parts: dict[str, int]
     seconds: float
@@ -53,11 +62,22 @@ class Estimate:
     device: str
     device_bytes: int
     measured: bool = False
+    processes: int = 1
+    on_device: int = 1
+    shared_bytes: int = 0
+    beside_bytes: int = 0
+    share_tokens: int = 0
+
+    @property
+    def process_bytes(self) -> int:
+        """The peak of one process."""
+        return sum(self.parts.values())
 
     @property
     def total_bytes(self) -> int:
-        """The peak."""
-        return sum(self.parts.values())
+        """The peak on the device: of its process, or of all that share a processor's memory."""
+        others = (self.on_device - 1) * (self.process_bytes - self.shared_bytes)
+        return self.process_bytes + others + self.beside_bytes
 
     @property
     def fits(self) -> bool:
@@ -66,7 +86,8 @@ class Estimate:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `--json` and the page."""
-        return {**asdict(self), "total_bytes": self.total_bytes, "fits": self.fits}
+        more = {"process_bytes": self.process_bytes, "total_bytes": self.total_bytes}
+        return {**asdict(self), **more, "fits": self.fits}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,56 +111,80 @@ class Shape:
         return self.hidden * (2 * self.attention + 2 * self.keys_values) + mlp
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
-    """What the batches are: the largest one, and the mean step."""
-
-    tokens: int
-    targets: int
-    step_tokens: float
-    step_targets: float
-
-
 def estimate(spec: RunSpec, home: Home | None) -> Estimate:
     """Return what this run will take on its device.
 
     Raises:
         StudioError: The model or the data cannot be used.
     """
+    spec = devices.resolved(spec)
+    size = spec.train.num_processes
     known = facts(spec.model)
     shape = read_shape(known)
     lengths, targets = row_lengths(spec, known, home)
     plan = plan_run(spec, num_rows=len(lengths), hidden_size=shape.hidden)
-    load = loads(plan, lengths, targets, packing=spec.train.packing)
+    load = loads(plan, lengths, targets, packing=spec.train.packing, processes=size)
     device = chosen_device(spec.train.device)
-    overhead = STEP_SECONDS * shape.layers * len(plan.micro_batches(0))
-    step_seconds = overhead + step_flops(spec, shape, load) / speed(device, home)
+    on_gpu = device.name != "cpu"
+    flops = step_flops(spec, shape, tokens=load.share_tokens, targets=load.share_targets)
+    step_seconds = STEP_SECONDS * shape.layers * plan.most_passes(size)
+    step_seconds += flops / speed(device, home) * slowdown(size, on_gpu=on_gpu)
+    on_device, shared, beside = _together(spec, known, on_gpu=on_gpu)
+    starts = START_SECONDS + (TEAM_SECONDS if size > 1 else 0)
     return Estimate(
-        parts=memory(spec, shape, known, load, on_gpu=device.name != "cpu"),
-        seconds=START_SECONDS + plan.total_steps * step_seconds,
+        parts=memory(spec, shape, known, load, on_gpu=on_gpu),
+        seconds=starts + plan.total_steps * step_seconds,
         total_steps=plan.total_steps,
         tokens_per_step=round(load.step_tokens),
+        share_tokens=round(load.share_tokens),
         longest_batch_tokens=load.tokens,
-        device=device.name,
+        device=spec.train.device if "," in spec.train.device else device.name,
         device_bytes=device.free_bytes,
+        processes=size,
+        on_device=on_device,
+        shared_bytes=shared,
+        beside_bytes=beside,
     )
+
+
+def _together(spec: RunSpec, known: ModelFacts, *, on_gpu: bool) -> tuple[int, int, int]:
+    """How many processes share the device, what they all hold once, and what is beside them."""
+    size = spec.train.num_processes
+    if on_gpu or size == 1 or spec.train.device == CLUSTER:
+        return 1, 0, 0
+    shared, beside = LIBRARIES_BYTES, LEADER_BYTES
+    dtype = loaded_dtype(spec, on_gpu=False)
+    if is_mapped(known.weights_dtype, dtype, spec.model.quantization, on_gpu=False):
+        base = known.parameters * WIDTH[dtype]
+        shared, beside = (shared, beside + base) if spec.train.fsdp else (shared + base, beside)
+    return size, shared, beside
+
+
+def loaded_dtype(spec: RunSpec, *, on_gpu: bool) -> str:
+    """Return the precision that the frozen weights will have."""
+    return spec.model.dtype if spec.model.dtype != "auto" else ("float32", "bfloat16")[on_gpu]
 
 
 def memory(
     spec: RunSpec, shape: Shape, known: ModelFacts, load: Load, *, on_gpu: bool
 ) -> dict[str, int]:
     """Return bytes by part."""
-    dtype = spec.model.dtype if spec.model.dtype != "auto" else ("float32", "bfloat16")[on_gpu]
-    width = WIDTH[dtype]
+    width = WIDTH[loaded_dtype(spec, on_gpu=on_gpu)]
+    size, shares_base = spec.train.num_processes, spec.train.fsdp and spec.train.num_processes > 1
     trained = trained_parameters(spec, shape, known)
     whole = spec.method.phase is Phase.WEIGHTS
     matrices = shape.layers * shape.layer_parameters
     weights = known.parameters * width
     if spec.model.quantization == "nf4":
         weights = int(matrices * 0.56) + (known.parameters - matrices) * width
+    gathered = 0
+    if shares_base:  # a layer whole, and the message that it is made of
+        weights -= matrices * width * (size - 1) // size
+        gathered = 2 * shape.layer_parameters * width
     kept = layer_activations(spec, shape) * load.tokens * width
     layers = shape.layers * kept
-    if shape.model_type in SKIPPING and shape.gated:  # the last feed-forward runs where it is read
+    if shape.model_type in SKIPPING and shape.gated and not shares_base:
+        # The last feed-forward runs where it is read.
         layers -= 2 * shape.inner * (load.tokens - load.targets) * width
     if spec.train.gradient_checkpointing:
         inputs = min(2, shape.layers) if spec.train.activation_offloading else shape.layers
@@ -147,15 +192,17 @@ def memory(
     spread = 1.0 if on_gpu else HEAP_SHARE
     logits = load.targets * shape.vocabulary
     held = 3 * logits if whole else 2 * min(logits, CHUNK_NUMBERS)  # a head that trains: no chunks
+    messages = MESSAGE_BYTES if size > 1 else 0
     return {
-        "runtime": CUDA_RUNTIME_BYTES if on_gpu else RUNTIME_BYTES,
+        "runtime": CUDA_RUNTIME_BYTES + messages if on_gpu else RUNTIME_BYTES,
         "weights": weights,
         "adapter": 0 if whole else 4 * trained,
         "gradients": (width if whole else 4) * trained,
         "optimizer": STATES[spec.train.optim] * trained,
         "activations": int(spread * layers),
         "logits": int(spread * (4 * held + 2 * load.targets * shape.hidden * width)),
-        "workspace": int(spread * 3 * max(shape.inner, shape.hidden) * load.tokens * width),
+        "workspace": int(spread * 3 * max(shape.inner, shape.hidden) * load.tokens * width)
+        + gathered,
     }
 
 
@@ -168,7 +215,9 @@ def layer_activations(spec: RunSpec, shape: Shape) -> int:
     """
     attention = 2 * shape.attention + 2 * shape.keys_values
     inner = (2 if shape.gated else 5) * shape.inner
-    inputs = 2 * shape.hidden + shape.attention + (0 if shape.gated else shape.inner)
+    lean = shape.gated and not spec.train.fsdp  # a shared base computes as it was written
+    inner += 0 if lean or not shape.gated else shape.inner
+    inputs = 2 * shape.hidden + shape.attention + (0 if lean else shape.inner)
     beside = spec.method.phase in (Phase.DELTA, Phase.WEIGHTS, Phase.GAIN)
     rank = 7 * int(getattr(spec.method, "r", 0))
     return 2 * shape.hidden + attention + inner + (inputs + rank if beside else 0)
@@ -193,12 +242,12 @@ def trained_parameters(spec: RunSpec, shape: Shape, known: ModelFacts) -> int:
     return shape.layers * sides
 
 
-def step_flops(spec: RunSpec, shape: Shape, load: Load) -> float:
+def step_flops(spec: RunSpec, shape: Shape, *, tokens: float, targets: float) -> float:
     """Products of one step: forward, gradients of the inputs, and of weights where they train."""
     passes = 3.0 if spec.method.phase is Phase.WEIGHTS else 2.0
     passes += 1.0 if spec.train.gradient_checkpointing else 0.0
-    body = 2 * shape.layers * shape.layer_parameters * load.step_tokens
-    return passes * body + 4 * shape.hidden * shape.vocabulary * load.step_targets
+    body = 2 * shape.layers * shape.layer_parameters * tokens
+    return passes * body + 4 * shape.hidden * shape.vocabulary * targets
 
 
 def read_shape(known: ModelFacts) -> Shape:
@@ -235,52 +284,8 @@ def row_lengths(
     return tokens.lengths()[order], trained[order]
 
 
-def loads(
-    plan: Plan, lengths: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, *,
-    packing: bool,
-) -> Load:  # fmt: skip
-    """Return the largest batch of the run and its mean step, in the run's own order."""
-    size, loss, steps = np.asarray(lengths), np.asarray(targets), min(plan.total_steps, MOST_STEPS)
-    most = most_targets = 0
-    total = total_targets = 0.0
-    for step in range(steps):
-        for rows in plan.micro_batches(step):
-            taken = size[rows]
-            tokens = int(taken.sum() if packing else taken.max() * len(rows))
-            trained = int(loss[rows].sum())
-            most, most_targets = max(most, tokens), max(most_targets, trained)
-            total, total_targets = total + tokens, total_targets + trained
-    return Load(
-        tokens=most, targets=most_targets, step_tokens=total / steps,
-        step_targets=total_targets / steps,
-    )  # fmt: skip
-
-
 def chosen_device(name: str) -> hardware.Device:
-    """Return the device a run would get; `auto` is the first."""
-    here = hardware.devices()
-    return next((d for d in here if d.name == name), here[0])
-
-
-def speed(device: hardware.Device, home: Home | None) -> float:
-    """Return FLOP/s: what the last run here reached, else a guess from the kind of device."""
-    if home is not None:
-        try:
-            return float(json.loads((home.state / SPEED).read_text())[device.name])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-    return GPU_FLOPS if device.name != "cpu" else FLOPS_PER_CORE * hardware.threads()
-
-
-def note_speed(home: Home, device: str, flops_per_second: float) -> None:
-    """Remember what a run reached, for the next estimate."""
-    if not math.isfinite(flops_per_second) or flops_per_second <= 0:
-        return
-    path: Path = home.state / SPEED
-    try:
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**known, device: flops_per_second}))
-        temporary.replace(path)
-    except (OSError, ValueError, StudioError):
-        return
+    """Return the device a run would get; `auto` is the first, of a set the one that is fullest."""
+    here, names = hardware.devices(), name.split(",")
+    named = [device for device in here if device.name in names]
+    return min(named, key=lambda device: device.free_bytes, default=here[0])

@@ -9,18 +9,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio import hardware
+from studio import devices, hardware
 from studio.home import Home
 from studio.spec import RunSpec
-from studio.training.estimate import START_SECONDS, Estimate, estimate, note_speed
+from studio.training.estimate import START_SECONDS, Estimate, estimate
 from studio.training.events import Event, Finished, Loading
+from studio.training.shares import MOST_STEPS, slowdown
+from studio.training.speed import note_speed
 
 if TYPE_CHECKING:
     from studio.training.session import Session
 
 REPORT = "preflight.json"
 STEPS = 2
-MOST_STEPS = 4000
 
 
 def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> Iterator[Event]:
@@ -44,14 +45,20 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
     with explained(spec, lambda: "in the first step"):
         yield Loading(text="Estimating")
         guessed = estimate(spec, home)
+        whole = estimate(spec.with_values({"train.fsdp": False}), home)
         yield Loading(text="Loading the model and the data")
-        session = _open(spec, home)
+        session = _open(_alone(spec, device), home)
         yield Loading(text="Two steps on the longest batch")
-        peak, seconds = measured_steps(session)
-    found = corrected(guessed, peak_bytes=peak, step_seconds=seconds)
+        peak, seconds = measured_steps(session, processes=guessed.processes)
+    found = corrected(whole, peak_bytes=peak, step_seconds=seconds)
+    found = replace(
+        guessed, seconds=found.seconds, measured=True,
+        parts={name: max(0, size + guessed.parts[name] - whole.parts[name])
+               for name, size in found.parts.items()},
+    )  # fmt: skip
     tokens = guessed.longest_batch_tokens
     flops = _flops(spec, session, tokens)
-    note_speed(home, guessed.device, flops / max(seconds, 1e-9))
+    note_speed(home, guessed.device.partition(",")[0], flops / max(seconds, 1e-9))
     run_dir.mkdir(parents=True, exist_ok=True)
     report = {"guessed_bytes": guessed.total_bytes, **found.as_dict()}
     (run_dir / REPORT).write_text(json.dumps(report, indent=1))
@@ -69,20 +76,33 @@ def corrected(guess: Estimate, *, peak_bytes: int, step_seconds: float) -> Estim
     if rest >= 0:
         parts["runtime"] = rest
     else:
-        share = peak_bytes / max(1, guess.total_bytes)
+        share = peak_bytes / max(1, guess.process_bytes)
         parts = {name: int(value * share) for name, value in parts.items()}
-    share = guess.tokens_per_step / max(1, guess.longest_batch_tokens)
+    share = guess.share_tokens / max(1, guess.longest_batch_tokens)
+    share *= slowdown(guess.processes, on_gpu=guess.device != "cpu")
     seconds = START_SECONDS + guess.total_steps * step_seconds * share
     return replace(guess, parts=parts, seconds=seconds, measured=True)
 
 
-def measured_steps(session: Session) -> tuple[int, float]:
-    """Take two steps on the longest micro-batch; return peak bytes and seconds a batch."""
+def _alone(spec: RunSpec, device: str) -> RunSpec:
+    """The run as one process here, with the whole base."""
+    device = device or devices.one_of(spec.train.device)
+    alone = {"train.device": device, "train.num_processes": 1, "train.fsdp": False}
+    return spec.with_values(alone)
+
+
+def measured_steps(session: Session, *, processes: int = 1) -> tuple[int, float]:
+    """Take two steps on a process's longest micro-batch; return peak bytes and seconds a batch."""
     import torch
 
     lengths = {row: len(session.prepared.train[row].input_ids) for row in _rows(session)}
     longest = max(
-        (batch for step in range(_steps(session)) for batch in session.plan.micro_batches(step)),
+        (
+            batch
+            for step in range(max(1, _steps(session) // processes))
+            for process in range(processes)
+            for batch in session.plan.micro_batches(step, process=process, processes=processes)
+        ),
         key=lambda batch: sum(lengths[row] for row in batch),
     )
     session.plan = replace(
@@ -127,9 +147,8 @@ def _rows(session: Session) -> set[int]:
 
 
 def _flops(spec: RunSpec, session: Session, tokens: int) -> float:
-    from studio.training.estimate import Load, read_shape, step_flops
+    from studio.training.estimate import read_shape, step_flops
 
     rows: Any = session.prepared.train
     targets = sum(int((row.labels != -100).sum()) for row in rows)
-    load = Load(tokens=tokens, targets=targets, step_tokens=tokens, step_targets=targets)
-    return step_flops(spec, read_shape(session.loaded.facts), load)
+    return step_flops(spec, read_shape(session.loaded.facts), tokens=tokens, targets=targets)

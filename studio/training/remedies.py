@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
-from studio import hardware
-from studio.errors import OutOfMemory, SpecError, nearest
+from studio import devices, hardware
+from studio.errors import InputError, OutOfMemory, SpecError, nearest
 from studio.methods import capabilities
 from studio.spec import RunSpec
+from studio.training import sharding
 
 Changes = dict[str, Any]
 SHORTEST = 16
@@ -117,6 +118,25 @@ def _exact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
             "slower.",
             changes={**recompute, "train.activation_offloading": True},
         )  # fmt: skip
+    if on_gpu and _may_share(spec):
+        yield Remedy(
+            name="sharing", title="Share the base", same_result=True,
+            about="Each GPU keeps only its part of the frozen layers and gets the others' when it "
+            "computes them: slower steps, above all between cards without a fast link.",
+            changes={"train.fsdp": True},
+        )  # fmt: skip
+
+
+def _may_share(spec: RunSpec) -> bool:
+    """Whether several devices hold a base whole that they could share out."""
+    if spec.train.fsdp or not devices.is_spread(spec.train):
+        return False
+    shared = devices.resolved(spec).with_values({"train.fsdp": True})
+    try:
+        sharding.checked(shared)
+    except InputError:
+        return False
+    return True
 
 
 def _inexact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:

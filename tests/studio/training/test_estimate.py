@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from studio import hardware
 from studio.errors import OutOfMemory, WeightsTooLarge
+from studio.hardware import Device
 from studio.home import Home, open_home
 from studio.spec import RunSpec
 from studio.training import run
@@ -49,6 +51,94 @@ def test_the_load_is_that_of_the_runs_own_batches() -> None:
     assert packed.step_targets == 5
     padded = loads(plan, lengths, targets, packing=False)
     assert padded.tokens == 80  # two rows as wide as the widest of all
+
+
+def test_processes_take_their_share_of_each_step() -> None:
+    plan = plan_run(
+        RunSpec.parse({"train": {"per_device_train_batch_size": 4, "num_train_epochs": 1}}),
+        num_rows=4, hidden_size=8,
+    )  # fmt: skip
+    lengths, targets = np.array([10, 20, 30, 40]), np.array([1, 2, 3, 4])
+    rows = plan.step_rows(0)
+    both = loads(plan, lengths, targets, packing=True, processes=2)
+    assert both.tokens == max(lengths[rows[0::2]].sum(), lengths[rows[1::2]].sum())
+    assert both.share_tokens == both.tokens  # one batch each
+    assert both.step_tokens == 100
+    assert loads(plan, lengths, targets, packing=True, processes=4).tokens == 40
+
+
+def on_two_cards(monkeypatch: pytest.MonkeyPatch, free: tuple[int, int] = (10**10, 10**10)) -> None:
+    cards = [
+        Device(name=f"cuda:{n}", label="", total_bytes=10**10, free_bytes=bytes_)
+        for n, bytes_ in enumerate(free)
+    ]
+    monkeypatch.setattr(hardware, "devices", lambda: cards)
+
+
+def test_each_device_holds_the_base_or_its_part_of_it(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_two_cards(monkeypatch, (9 * 10**9, 6 * 10**9))
+    one = estimate(make_spec(tmp_path, **{"train.device": "cuda:0"}), home)
+    two = estimate(make_spec(tmp_path, **{"train.device": "all"}), home)
+    shared = estimate(make_spec(tmp_path, **{"train.device": "all", "train.fsdp": True}), home)
+
+    assert (two.device, two.processes, two.device_bytes) == ("cuda:0,cuda:1", 2, 6 * 10**9)
+    for part in ("weights", "adapter", "gradients", "optimizer"):
+        assert two.parts[part] == one.parts[part]
+    assert two.parts["activations"] < 0.7 * one.parts["activations"]
+    assert two.total_bytes == two.process_bytes, "each card has its own memory"
+    # 2 layers of q 32·32, k and v 32·16, o 32·32, gate, up, down 32·48, in bfloat16: half stays
+    layers = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) * 2
+    assert one.parts["weights"] - shared.parts["weights"] == layers // 2
+    assert shared.parts["workspace"] > two.parts["workspace"]
+    assert two.seconds > one.seconds, "a short run is not worth the start of two processes"
+    longer = {"train.max_steps": 10**6, "train.gradient_accumulation_steps": 2}
+    alone = estimate(make_spec(tmp_path, **{"train.device": "cuda:0"}, **longer), home).seconds
+    both = estimate(make_spec(tmp_path, **{"train.device": "all"}, **longer), home).seconds
+    assert both == pytest.approx(alone / 2, rel=0.05), "one pass each instead of two"
+
+
+def test_processes_on_a_processor_need_the_sum_and_a_mapped_base_once(
+    tmp_path: Path, home: Home
+) -> None:
+    one = estimate(make_spec(tmp_path), home)
+    two = estimate(make_spec(tmp_path, **{"train.num_processes": 2}), home)
+    half = {"train.num_processes": 2, "model.dtype": "bfloat16"}
+    copied = estimate(make_spec(tmp_path, **half), home)
+
+    assert (two.processes, two.on_device) == (2, 2)
+    assert two.total_bytes == 2 * two.process_bytes - two.shared_bytes + two.beside_bytes
+    assert two.total_bytes > 1.5 * one.total_bytes
+    assert two.shared_bytes - copied.shared_bytes == two.parts["weights"]
+    assert one.total_bytes == one.process_bytes
+
+
+def test_sharing_the_base_is_offered_where_there_are_several_cards(
+    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_two_cards(monkeypatch)
+    small = {
+        "train.per_device_train_batch_size": 1, "train.gradient_checkpointing": True,
+        "train.activation_offloading": True,
+    }  # fmt: skip
+    pair = make_spec(tmp_path, **{"train.device": "cuda:0,cuda:1"}, **small)
+    assert smaller(pair) == {"train.fsdp": True}
+    assert smaller(pair.with_values({"train.fsdp": True})) is None
+    assert smaller(pair.with_values({"model.quantization": "nf4"})) is None
+    assert smaller(pair.with_values({"method.name": "full"})) is None
+    assert smaller(pair.with_values({"train.device": "cuda:0"})) is None
+
+
+def test_one_process_of_several_is_measured(tmp_path: Path, home: Home) -> None:
+    spec = make_spec(tmp_path, **{"train.num_processes": 2, "train.fsdp": True})
+    list(preflight(spec, run_dir=tmp_path / "run", home=home))
+    report = json.loads((tmp_path / "run" / REPORT).read_text())
+    counted = estimate(spec, home)
+    assert report["measured"] and report["processes"] == 2
+    assert report["longest_batch_tokens"] == counted.longest_batch_tokens
+    assert report["parts"]["weights"] == counted.parts["weights"]
+    assert report["total_bytes"] > report["process_bytes"]
 
 
 def test_parts_follow_the_settings(tmp_path: Path, home: Home) -> None:
