@@ -61,7 +61,7 @@ def open_session(
     parameters = backbone.train(name)
     if spec.train.gradient_checkpointing:
         backbone.checkpointing(True, offload=_offloads(spec, loaded))
-    backbone.attend(_attention(spec, loaded))
+    backbone.attend(_attention(spec, loaded, backbone.anatomy.head_dim))
     if spec.train.fsdp:
         share_base(backbone)
     alpha = spec.train.neftune_noise_alpha
@@ -98,7 +98,7 @@ def _offloads(spec: RunSpec, loaded: Loaded) -> bool:
     return asked
 
 
-def _attention(spec: RunSpec, loaded: Loaded) -> str:
+def _attention(spec: RunSpec, loaded: Loaded, head_dim: int) -> str:
     """Return the attention to take; one that was asked for by name must be possible."""
     from studio.methods.layer.varlen import why_not
 
@@ -106,9 +106,8 @@ def _attention(spec: RunSpec, loaded: Loaded) -> str:
     if asked != "varlen":
         return asked
     config = loaded.model.config.get_text_config()
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     capped = getattr(config, "attn_logit_softcapping", None) is not None
-    why = why_not(loaded.device, loaded.dtype, head, capped=capped)
+    why = why_not(loaded.device, loaded.dtype, head_dim, capped=capped)
     if not (why or spec.train.packing):
         why = "it attends packed rows: set train.packing=true"
     if why:
