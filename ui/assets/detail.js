@@ -4,6 +4,7 @@
 import { ago, api, badge, button, clock, compact, copy, count, duration, h, number, short, sureButton, text,
   toast } from './dom.js';
 import { useCheckpoint } from './checkpoint.js';
+import { Errand, draws } from './errand.js';
 import { isLive, poke } from './live.js';
 import { progress, share, stateName } from './metrics.js';
 import { planLonger, planSchedule, planSweep, planWords } from './plan.js';
@@ -39,10 +40,11 @@ export class Detail {
       h('div', { class: 's-progress-words' }, this.going, this.left));
     this.words = h('p', { class: 's-remarks', hidden: true });
     this.failure = h('div', { class: 's-failure', role: 'alert', hidden: true });
+    this.errand = new Errand();
     this.figures = h('dl', { class: 's-figures' });
     this.element = h('section', { class: 's-detail', 'data-testid': 'detail' },
       h('div', { class: 's-detail-head' }, this.dot, this.title, this.state, this.actions),
-      this.meta, this.words, this.failure, this.progress, this.figures);
+      this.meta, this.words, this.failure, this.progress, this.errand.element, this.figures);
     this.tabs = h('div', { class: 's-tabs', role: 'tablist' }, Object.entries(VIEWS).map(([id, name]) =>
       h('button', { type: 'button', role: 'tab', id: `tab-${id}`, 'data-view': id,
         'aria-selected': String(id === this.view), 'aria-controls': 's-panel',
@@ -80,6 +82,7 @@ export class Detail {
     this.showWords(job);
     this.showProgress(job);
     this.showFailure(job);
+    this.errand.show(job);
     this.showFigures(job);
     this.showActions(job);
   }
@@ -129,6 +132,7 @@ export class Detail {
   }
 
   showFigures(job) {
+    this.figures.hidden = !draws(job) && job.eval_loss == null;
     const rows = job.rows ?? {};
     const figures = [
       ['Loss', number(job.last_loss), job.first_loss == null ? '' : `from ${number(job.first_loss)}`],
@@ -165,7 +169,7 @@ export class Detail {
       job.state === 'queued' && button('Run next', () => this.act('first')),
       (can.has('pause') || can.has('hold')) && button(job.state === 'queued' ? 'Hold' : 'Pause',
         () => this.act('pause')),
-      button('Duplicate', () => this.duplicate(), '', { title: 'Open these settings in Train' }),
+      draws(job) && button('Duplicate', () => this.duplicate(), '', { title: 'Open these settings in Train' }),
       can.has('cancel') && !(job.intent === 'cancel')
         && sureButton('Cancel', 'Really cancel?', () => this.act('cancel')),
       menu,

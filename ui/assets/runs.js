@@ -6,6 +6,7 @@ import { ago, api, badge, button, duration, h, keyed, number, query, remember, s
 import { hues, isLive, poke, subscribe } from './live.js';
 import { METRICS, board, share, stateName } from './metrics.js';
 import { Detail } from './detail.js';
+import { draws } from './errand.js';
 import { openCheckpoint } from './checkpoint.js';
 import { planTelling } from './plan.js';
 import { toggle, wanted } from './notify.js';
@@ -57,10 +58,10 @@ export class Runs extends HTMLElement {
     this.overlay = h('span', { class: 's-quiet' });
     const [loss, ...small] = this.board.charts.map((chart) => chart.element);
     loss.classList.add('s-large');
-    this.main = h('main', { class: 's-main', hidden: true }, this.detail.element,
-      h('div', { class: 's-chart-bar' }, this.overlay,
-        h('label', { class: 's-smooth' }, 'Smoothing', slider, this.smoothed)),
-      h('section', { class: 's-charts', 'aria-label': 'Curves' }, loss, small),
+    this.curves = [h('div', { class: 's-chart-bar' }, this.overlay,
+      h('label', { class: 's-smooth' }, 'Smoothing', slider, this.smoothed)),
+    h('section', { class: 's-charts', 'aria-label': 'Curves' }, loss, small)];
+    this.main = h('main', { class: 's-main', hidden: true }, this.detail.element, this.curves,
       this.detail.panels);
     this.welcome = h('div', { class: 's-welcome', hidden: true },
       h('h2', {}, 'No runs yet'),
@@ -148,6 +149,8 @@ export class Runs extends HTMLElement {
       hues: hues(this.chosen()),
       names: new Map(this.jobs.map((job) => [job.id, job.name])),
     });
+    const drawn = this.jobs.some((one) => draws(one) && (one.id === this.focus || this.overlaid.has(one.id)));
+    for (const part of this.curves) part.hidden = !drawn;
     const others = this.chosen().length - 1;
     text(this.overlay, others > 0 ? `with ${others} other run${others > 1 ? 's' : ''} overlaid`
       : 'Tick runs to overlay their curves; click a loss curve to talk to its nearest checkpoint.');
