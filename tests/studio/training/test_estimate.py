@@ -11,9 +11,10 @@ from studio import hardware
 from studio.errors import OutOfMemory, WeightsTooLarge
 from studio.hardware import Device
 from studio.home import Home, open_home
+from studio.models.sources import facts
 from studio.spec import RunSpec
 from studio.training import run
-from studio.training.estimate import estimate, loads
+from studio.training.estimate import Load, Shape, estimate, loads, memory
 from studio.training.events import Finished, Loading, Step
 from studio.training.fit import make_it_fit, smaller
 from studio.training.preflight import REPORT, preflight
@@ -242,3 +243,19 @@ def test_weights_that_do_not_fit_are_not_tried_again_with_smaller_batches(
     with pytest.raises(WeightsTooLarge):
         list(run.train(spec, run_dir=tmp_path / "run", home=home))
     assert len(tried) == 1
+
+
+def test_offloaded_inputs_leave_two_of_them_on_the_gpu(tmp_path: Path, home: Home) -> None:
+    shape = Shape(
+        layers=32, hidden=4096, attention=4096, keys_values=1024, inner=14_336, vocabulary=128_256,
+        gated=True, tied=False, model_type="llama",
+    )  # fmt: skip
+    load = Load(tokens=8192, targets=3000, step_tokens=8192, step_targets=3000)
+    spec = make_spec(tmp_path, **{"train.gradient_checkpointing": True})
+    known = facts(spec.model)
+    kept, offloaded = (
+        memory(spec.with_values({"train.activation_offloading": on}), shape, known, load,
+               on_gpu=True)["activations"]
+        for on in (False, True)
+    )  # fmt: skip
+    assert kept - offloaded == 30 * 8192 * 4096 * 2  # of 32 layers, in bfloat16: 2 GB
