@@ -154,13 +154,19 @@ def _lines(report: Mapping[str, Any]) -> str:
     ]
     how = "measured" if report["measured"] else "estimated"
     fits = "fits" if report["fits"] else "does not fit"
+    size, apart = report["processes"], report["on_device"] == 1
+    each, pace = "", ""
+    if size > 1:
+        each = " on each device" if apart else f" for all {size} processes"
+        each += "" if apart else f" of {report['process_bytes'] / 2**20:.1f} MiB"
+        pace = f", if {size} are {report['efficiency'] * size:.2g} times as fast as one"
     return "\n".join(
         [
             *lines,
-            f"{'Peak, ' + how:22} {report['total_bytes'] / 2**20:10.1f} MiB, {fits} into "
+            f"{'Peak, ' + how:22} {report['total_bytes'] / 2**20:10.1f} MiB{each}, {fits} into "
             f"{report['device_bytes'] / 2**20:.0f} MiB free on {report['device']}",
             f"{report['total_steps']} steps of about {report['tokens_per_step']} tokens, about "
-            f"{report['seconds']:.0f} s",
+            f"{report['seconds']:.0f} s{pace}",
             *(f"changed: {field}={value}" for field, value in report["changes"].items()),
         ]
     )

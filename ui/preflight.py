@@ -14,6 +14,7 @@ from jobs import preflight, supervisor
 from jobs.admission import admit
 from jobs.store import JobStore
 from studio import presets, starter
+from studio.errors import SpecError
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.estimate import estimate
@@ -39,7 +40,10 @@ def preflight_routes(home: Home, store: JobStore) -> APIRouter:
         spec = equivalents.from_query(asked.set)
         if why := unknown(spec, home):
             return {"unknown": why}
-        return estimate(spec, home).as_dict() | {"titles": preflight.TITLES}
+        try:
+            return estimate(spec, home).as_dict() | {"titles": preflight.TITLES}
+        except SpecError as error:  # devices that are not here
+            return {"unknown": error.text}
 
     @router.post("/fit")
     def fitted(asked: Asked) -> dict[str, Any]:

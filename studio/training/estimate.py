@@ -24,6 +24,7 @@ from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
 from studio.training.schedule import plan_run
 from studio.training.shares import (
+    EFFICIENCY,
     LEADER_BYTES,
     LIBRARIES_BYTES,
     MESSAGE_BYTES,
@@ -86,8 +87,10 @@ class Estimate:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for `--json` and the page."""
-        more = {"process_bytes": self.process_bytes, "total_bytes": self.total_bytes}
-        return {**asdict(self), **more, "fits": self.fits}
+        return {
+            **asdict(self), "process_bytes": self.process_bytes, "total_bytes": self.total_bytes,
+            "fits": self.fits, "efficiency": EFFICIENCY if self.processes > 1 else 1.0,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

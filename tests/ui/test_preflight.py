@@ -24,6 +24,14 @@ def test_the_form_is_estimated_by_part(client):
     assert set(found["parts"]) == set(found["titles"])
 
 
+def test_several_processes_are_told_apart_from_their_sum(client):
+    found = client.post("/api/estimate", json={"set": ["train.num_processes=2"]}).json()
+    assert (found["processes"], found["on_device"], found["efficiency"]) == (2, 2, 0.9)
+    assert sum(found["parts"].values()) == found["process_bytes"] < found["total_bytes"]
+    absent = client.post("/api/estimate", json={"set": ["train.device=cuda:70,cuda:71"]}).json()
+    assert absent["unknown"].startswith("train.device names cuda:70, cuda:71, but this machine has")
+
+
 def test_what_is_not_here_yet_is_said_and_not_downloaded(tmp_path):
     home = open_home(tmp_path)
     spec = RunSpec().with_values({"model.path": "someone/model"})

@@ -46,10 +46,12 @@ export class Preflight extends HTMLElement {
     this.replaceChildren(...[
       h('header', {}, h('h2', {}, 'Memory and time'), measure,
         !found.fits && button('Make it fit', () => this.fit(), 's-primary')),
-      h('p', { class: 's-forecast' }, h('b', {}, bytes(found.total_bytes)),
-        ` of ${bytes(found.device_bytes)} free on ${found.device}`, h('span', {}, ' · '),
+      h('p', { class: 's-forecast' }, h('b', {}, bytes(found.total_bytes)), ` ${free(found)}`, h('span', {}, ' · '),
         h('b', {}, duration(found.seconds)), ` for ${count(found.total_steps)} steps`,
         h('span', { class: 's-quiet' }, found.measured ? ' · measured' : ' · estimated')),
+      found.processes > 1 && h('p', { class: 's-quiet' }, `Below: one process of ${found.processes}, `
+        + `${bytes(found.process_bytes)}. The time takes ${found.processes} to be `
+        + `${number(found.efficiency * found.processes)} times as fast as one.`),
       !found.fits && h('p', { class: 's-error', role: 'alert' },
         'This will not fit as it is. Make it fit keeps the result: smaller batches, summed to the same size.'),
       h('div', { class: 's-parts', role: 'img', 'aria-label': 'Memory by part' }, parts.map(([part, size]) =>
@@ -109,6 +111,13 @@ export class Presets extends HTMLElement {
     const found = await tell(() => api(`/api/presets/${action}`, { set: form.set, name }));
     if (found) this.show(found);
   }
+}
+
+function free(found) {
+  const names = found.device.replaceAll(',', ', ');
+  if (found.processes === 1) return `of ${bytes(found.device_bytes)} free on ${names}`;
+  if (found.on_device > 1) return `for ${found.processes} processes, of ${bytes(found.device_bytes)} free on ${names}`;
+  return `on each device, of ${bytes(found.device_bytes)} free on ${names}`;
 }
 
 const about = (preset) => [preset.about, ...Object.entries(preset.values).map(([field, value]) =>
