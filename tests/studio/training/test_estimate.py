@@ -250,7 +250,10 @@ def test_offloaded_inputs_leave_two_of_them_on_the_gpu(tmp_path: Path, home: Hom
         layers=32, hidden=4096, attention=4096, keys_values=1024, inner=14_336, vocabulary=128_256,
         gated=True, tied=False, model_type="llama",
     )  # fmt: skip
-    load = Load(tokens=8192, targets=3000, step_tokens=8192, step_targets=3000)
+    load = Load(
+        tokens=8192, targets=3000, step_tokens=8192, step_targets=3000, share_tokens=8192,
+        share_targets=3000,
+    )  # fmt: skip
     spec = make_spec(tmp_path, **{"train.gradient_checkpointing": True})
     known = facts(spec.model)
     kept, offloaded = (
