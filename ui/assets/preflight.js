@@ -51,7 +51,7 @@ export class Preflight extends HTMLElement {
         h('span', { class: 's-quiet' }, found.measured ? ' · measured' : ' · estimated')),
       found.processes > 1 && h('p', { class: 's-quiet' }, `Below: one process of ${found.processes}, `
         + `${bytes(found.process_bytes)}. The time takes ${found.processes} to be `
-        + `${number(found.efficiency * found.processes)} times as fast as one.`),
+        + `${(found.efficiency * found.processes).toFixed(1)} times as fast as one.`),
       !found.fits && h('p', { class: 's-error', role: 'alert' },
         'This will not fit as it is. Make it fit keeps the result: smaller batches, summed to the same size.'),
       h('div', { class: 's-parts', role: 'img', 'aria-label': 'Memory by part' }, parts.map(([part, size]) =>
