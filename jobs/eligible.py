@@ -45,6 +45,10 @@ MAY_START = """
   AND start_when IN (SELECT value FROM json_each(:moods))
   AND NOT EXISTS (SELECT 1 FROM dependencies JOIN jobs AS needed ON needed.id = dependencies.needs
                   WHERE dependencies.job = jobs.id AND needed.state <> 'succeeded')
+  AND (kind <> 'bakeoff'  -- which measures what its runs left, wherever these are trained
+       OR NOT EXISTS (SELECT 1 FROM jobs AS run WHERE run.sweep = jobs.sweep AND run.kind = 'train'
+                      AND run.state IN ('queued', 'starting', 'running', 'stopping',
+                                        'interrupted')))
 """
 SERVES = """(room >= memory_bytes AND (:device = 'cpu' OR NOT instr(device_wanted, ',')
   OR instr(',' || device_wanted || ',', ',' || free.name || ',')))"""

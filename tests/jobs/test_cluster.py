@@ -7,17 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from jobs import cluster, doctor, settings
+from jobs import bakeoff, cluster, doctor, plans, settings
 from jobs.admission import admit
 from jobs.claims import Claim
 from jobs.cluster import Watch
 from jobs.elsewhere_commands import cluster as cluster_command
 from jobs.processes import me
+from jobs.seats import take_seats
 from jobs.store import JobStore
 from studio.cluster import Cluster
 from studio.cluster.note import Sent
+from studio.cluster.ray_api import Ray
+from studio.cluster.sending import send
 from studio.errors import InputError, QueueError, SpecError
 from studio.home import Home
+from studio.spec import RunSpec
 from tests.dashboard import Dashboard, answering, node, nodes
 from tests.jobs.conftest import a_spec, until
 
@@ -93,6 +97,43 @@ def test_slots_are_claimed_in_the_queues_order_and_wide_jobs_take_several(
     here = store.claims.claim("cpu", owner=me())
     assert here is not None and here.job == 6  # a processor here is no cluster
     assert store.claims.claim("cpu", owner=me()) is None
+
+
+def test_sweeps_and_bakeoffs_go_out_as_separate_jobs_and_are_measured_at_the_end(
+    store: JobStore, dashboard: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[str, str]] = []
+    submit = lambda self, name, *, place: taken.append((name, place))  # noqa: E731
+    monkeypatch.setattr(Ray, "submit", submit)
+    cluster.choose(store, dashboard.address, str(tmp_path / "s"))
+    spec = a_spec(device="ray", num_processes=2).with_values({"name": ""})
+    sweep = plans.submit_sweep(store, spec, {"train.learning_rate": [0.1, 0.2]}, name="rates")
+    *runs, table = bakeoff.submit(
+        store, spec.with_values({"train.num_processes": 1}), ["lora", "bitfit"], name="duel"
+    )
+    here = cluster.chosen(store)
+    assert here is not None
+
+    claims = list(watching(store).claims(me(), MOODS))
+
+    assert [claim.job for claim in claims] == [job.id for job in (*sweep, *runs)]
+    assert [claim.device for claim in claims] == ["ray:0,ray:1", "ray:2,ray:3", "ray:4", "ray:5"]
+    for claim in claims:
+        assert take_seats(store.database, claim, owner=me()) == []
+        send(
+            RunSpec.parse(store.get(claim.job).spec), run_dir=store.home.run(claim.job),
+            home=store.home, ray=Ray(here.address), storage=here.storage,
+        )  # fmt: skip
+    names, places = zip(*taken, strict=True)
+    assert len(set(names)) == len(set(places)) == 4
+    assert [name.rsplit("-", 2)[0] for name in names][2:] == ["duel-lora", "duel-bitfit"]
+    for run in runs:
+        assert store.claims.claim("cpu", owner=me()) is None, "the table waits for its runs"
+        claim = next(one for one in claims if one.job == run.id)
+        store.claims.register(claim, me())
+        store.claims.finish(claim, "failed", error=("run", "It failed."))
+    last = store.claims.claim("cpu", owner=me())
+    assert last is not None and last.job == table.id
 
 
 def test_what_a_run_waits_for_is_said(
