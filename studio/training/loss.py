@@ -8,11 +8,13 @@ Shapes: `N positions that predict a trained token, V vocabulary`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from studio.training.batch import Packed, Padded
@@ -31,15 +33,31 @@ def loss_sum(backbone: Backbone, batch: Packed | Padded, smoothing: float = 0.0)
         smoothing: Share of each target that all tokens get alike (label smoothing).
     """
     if isinstance(batch, Packed):
-        if (head := bare_head(backbone)) is not None:
-            hidden_ND = packed_hidden(backbone, head, batch.ids_T, batch.lengths, batch.keep_N)
-            return head_loss(hidden_ND, head.weight, batch.targets_N, smoothing)
-        logits_NV = backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N)
+        return loss_sums(backbone, [batch], [smoothing])[0]
+    return _summed(padded_logits(backbone, batch), None, batch.targets_N, smoothing)
+
+
+def loss_sums(
+    backbone: Backbone, batches: Sequence[Packed], smoothings: Sequence[float]
+) -> list[Tensor]:
+    """Return the `loss_sum` of each batch, from one pass over the rows of all."""
+    edges = accumulate((batch.num_tokens for batch in batches), initial=0)
+    ids_T = torch.cat([batch.ids_T for batch in batches])
+    lengths = tuple(length for batch in batches for length in batch.lengths)
+    keep_N = torch.cat([b.keep_N + start for b, start in zip(batches, edges, strict=False)])
+    if (head := bare_head(backbone)) is not None:
+        found = packed_hidden(backbone, head, ids_T, lengths, keep_N)
     else:
-        logits_NV = padded_logits(backbone, batch)
-    return cross_entropy(
-        logits_NV.float(), batch.targets_N, reduction="sum", label_smoothing=smoothing
-    )
+        found = backbone.packed_logits(ids_T, lengths, keep_N)
+    parts = found.split([b.num_targets for b in batches]) if len(batches) > 1 else (found,)
+    each = zip(parts, batches, smoothings, strict=True)
+    return [_summed(part, head, batch.targets_N, smoothing) for part, batch, smoothing in each]
+
+
+def _summed(found: Tensor, head: nn.Linear | None, targets_N: Tensor, smoothing: float) -> Tensor:
+    if head is not None:
+        return head_loss(found, head.weight, targets_N, smoothing)
+    return cross_entropy(found.float(), targets_N, reduction="sum", label_smoothing=smoothing)
 
 
 def padded_logits(backbone: Backbone, batch: Padded) -> Tensor:

@@ -25,14 +25,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from studio.methods import Phase
 from studio.training.batch import Packed, Padded
 from studio.training.events import Event, Loading, Started, Step
 from studio.training.faults import explained, is_out_of_memory
-from studio.training.head import bare_head, head_loss, packed_hidden
 from studio.training.loop import Control
+from studio.training.loss import loss_sums
 from studio.training.passes import Passed, pass_alone
 
 if TYPE_CHECKING:
@@ -250,28 +249,8 @@ class Group:
         ]
         if self.backbone.active_for_all is not None or self.backbone.active != stacks:
             self.backbone.use_rows(stacks)
-        starts = [sum(batch.num_tokens for batch in batches[:i]) for i in range(len(batches))]
-        ids_T = torch.cat([batch.ids_T for batch in batches])
-        keep_N = torch.cat(
-            [batch.keep_N + start for batch, start in zip(batches, starts, strict=True)]
-        )
-        lengths = tuple(length for batch in batches for length in batch.lengths)
-        head = bare_head(self.backbone)
-        if head is None:
-            found = self.backbone.packed_logits(ids_T, lengths, keep_N)
-        else:
-            found = packed_hidden(self.backbone, head, ids_T, lengths, keep_N)
-        parts = found.split([batch.num_targets for batch in batches])
-        sums = []
-        for one, batch, part in zip(crew, batches, parts, strict=True):
-            smoothing, targets_N = one.spec.train.label_smoothing_factor, batch.targets_N
-            if head is not None:
-                sums.append(head_loss(part, head.weight, targets_N, smoothing))
-            else:
-                sums.append(cross_entropy(
-                    part.float(), targets_N, reduction="sum", label_smoothing=smoothing
-                ))  # fmt: skip
-        return sums
+        smoothings = [one.spec.train.label_smoothing_factor for one in crew]
+        return loss_sums(self.backbone, batches, smoothings)
 
 
 def _tokens(session: Session) -> int:
