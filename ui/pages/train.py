@@ -5,6 +5,7 @@ Launching only writes a row into the queue: nothing here trains.
 """
 
 import html
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -203,10 +204,16 @@ def _lines(spec: RunSpec, home: Home) -> list[str]:
             lines.append(say())
         except StudioError as error:
             lines.append(_note(error.text, "s-note s-wrong"))
-    manual = html.escape(sources.method_line(spec))
-    lines.append(f'<details class="s-manual"><summary>How it works</summary>'
-                 f"<pre>{manual}</pre></details>")  # fmt: skip
+    lines.append(_manual(sources.method_line(spec)))
     return lines
+
+
+def _manual(words: str) -> str:
+    """Show a manual, first when to use the method; a line ends only where a sentence does."""
+    flowing = re.sub(r"(?<![.:\n])\n(?!\n)", " ", words)
+    parts = sorted(flowing.split("\n\n"), key=lambda part: not part.startswith("When to use it"))
+    shown = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape("\n\n".join(parts)))
+    return f'<details class="s-manual"><summary>How it works</summary><pre>{shown}</pre></details>'
 
 
 def _data_notes(spec: RunSpec, home: Home) -> str:
