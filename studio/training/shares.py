@@ -22,7 +22,7 @@ EFFICIENCY = 0.9
 START_SECONDS = 5.0  # until new processes are where a warm one is
 MESSAGE_BYTES = 256_000_000  # a GPU's buffers for talking to the others: a guess
 LIBRARIES_BYTES = 110_000_000  # of a CPU process: pages of the libraries' files, there once for all
-LEADER_BYTES = 150_000_000  # what the process that started the others holds of its own
+LEADER_BYTES = 165_000_000  # what the process that started the others holds of its own
 MOST_STEPS = 4000
 FILE_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
