@@ -5,12 +5,14 @@ import { laneName, parseLane } from './lane.js';
 
 export async function board(element) {
   const blind = h('input', { type: 'checkbox', class: 's-box', onchange: () => draw() });
+  const files = exports('votes');
   const body = h('div', { class: 's-board', 'data-testid': 'leaderboard' });
   element.replaceChildren(h('div', { class: 's-shelf-head' }, h('h2', {}, 'Leaderboard'),
     h('label', { class: 's-check' }, blind, 'Blind votes only'), h('span', { class: 's-grow' }),
-    exports('votes')), body);
+    files), body);
   const draw = async () => {
     const { standings, lanes, wins, votes } = await api(`/api/chat/leaderboard?blind=${blind.checked}`);
+    files.hidden = !standings.length;
     body.replaceChildren(...(standings.length ? [table(standings),
       h('p', { class: 's-quiet' }, `${votes} ${votes === 1 ? 'vote' : 'votes'}. Bradley-Terry scores around `
         + '1000: 400 points more means ten wins to one. The bar is the 95 % interval; where two bars '
