@@ -26,7 +26,7 @@ def in_turn(slots: Iterable[str], turn: Callable[[str], Turn | None]) -> Iterato
         found = turn(slot)
         if found is None:
             continue
-        if waiting and found > waiting[0][0]:
+        if waiting and (found, number) > waiting[0][:2]:
             heapq.heappush(waiting, (found, number, slot))
         else:
             yield slot

@@ -53,6 +53,16 @@ def width(wish: str, num_processes: int = 1) -> int:
     return max(num_processes, 1 + wish.count(","))
 
 
+def count(spec: RunSpec) -> int:
+    """Return how many devices a run takes, here or elsewhere; `all` is as many as there are here.
+
+    Raises:
+        SpecError: As in `resolved`.
+    """
+    wish, wanted = spec.train.device, spec.train.num_processes
+    return len(meant(spec)) if wish == ALL else width(wish, wanted)
+
+
 def one_of(wish: str) -> str:
     """Return a wish for one device alone, of those that a wish names."""
     return AUTO if wish in (ALL, CLUSTER) else wish.partition(",")[0]

@@ -69,6 +69,15 @@ def test_the_scripts_are_valid_shell_and_name_no_place_of_this_machine(
     assert os.environ.get("STUDIO_HOME", "no home") not in written
 
 
+def test_a_set_of_gpus_is_as_many_processes_elsewhere(
+    spec: RunSpec, home: Home, tmp_path: Path
+) -> None:
+    pair = spec.with_values({"train.device": "cuda:1,cuda:3", "train.num_processes": 1})
+    packed = elsewhere.pack(pair, tmp_path / "packed", home)
+    assert "#SBATCH --gpus-per-node=2" in (tmp_path / "packed" / "slurm.sh").read_text()
+    assert packed.train.device == "auto"
+
+
 def test_a_folder_that_is_not_trained_to_its_end_is_refused_with_its_step(
     spec: RunSpec, home: Home, tmp_path: Path
 ) -> None:
