@@ -89,6 +89,10 @@ def test_the_table_and_the_keys_tell_what_the_curve_shows(page: Page, run: Growi
     page.goto(f"/runs?run={run.job.id}")
     expect(loss(page)).to_have_attribute("data-points", "50")
     page.get_by_label("Smoothing").fill("0")
+    # An axis has two marks at least, and 100 % to two digits is 100.
+    marks = "import('/studio/axis.js').then(({ ticks }) => ticks(0.66, 9.8, 3).length)"
+    assert page.evaluate(marks) >= 2
+    assert page.evaluate("import('/studio/dom.js').then(({ number }) => number(100, 2))") == "100"
     loss(page).get_by_role("button", name="table").click()
     first = loss(page).locator("tbody tr").first
     expect(first).to_have_text("502.000")  # step 50, 100 / 50
@@ -115,7 +119,9 @@ def test_many_runs_and_many_tabs(page: Page, run: Growing, studio: Served) -> No
         expect(loss(tab)).to_have_attribute("data-points", "25")
 
 
-def test_a_search_keeps_the_choice_and_a_full_memory_offers_its_ways_out(page: Page, run: Growing) -> None:
+def test_a_search_keeps_the_choice_and_a_full_memory_offers_its_ways_out(
+    page: Page, run: Growing
+) -> None:
     run.grow(1, 3)
     page.goto(f"/runs?run={run.job.id}")
     page.get_by_label("Search runs").fill("no such words")
