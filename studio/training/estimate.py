@@ -196,7 +196,7 @@ def memory(
     logits = load.targets * shape.vocabulary
     held = 3 * logits if whole else 2 * min(logits, CHUNK_NUMBERS)  # a head that trains: no chunks
     messages = MESSAGE_BYTES if size > 1 else 0
-    return {
+    parts = {
         "runtime": CUDA_RUNTIME_BYTES + messages if on_gpu else RUNTIME_BYTES,
         "weights": weights,
         "adapter": 0 if whole else 4 * trained,
@@ -207,6 +207,10 @@ def memory(
         "workspace": int(spread * 3 * max(shape.inner, shape.hidden) * load.tokens * width)
         + gathered,
     }
+    if shares_base:  # each process has the base whole on its device while it takes its part
+        loading = known.parameters * width + parts["runtime"]
+        parts["workspace"] += max(0, loading - sum(parts.values()))
+    return parts
 
 
 def layer_activations(spec: RunSpec, shape: Shape) -> int:
