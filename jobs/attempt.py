@@ -134,7 +134,7 @@ def as_studio_error(error: Exception) -> StudioError:
     first = (str(error).strip().splitlines() or [""])[0][:300]
     return StudioError(
         f"The run stopped on something nobody foresaw ({type(error).__name__}: {first}). "
-        "The log holds the details; it can be resumed from its last checkpoint."
+        "The log holds the details; if it had saved a checkpoint, resume it from there."
     )
 
 

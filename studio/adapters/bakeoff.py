@@ -125,16 +125,17 @@ def decoder(backbone: Backbone, stack: tuple[tuple[str, float], ...] = ()) -> Ca
     import torch
     from transformers import DynamicCache
 
+    from studio.chat.cache import cache_argument
+
     def run() -> None:
         backbone.use(stack)
+        name = cache_argument(backbone.model)
         cache = DynamicCache(config=backbone.model.config)
         token = torch.ones(1, 1, dtype=torch.long, device=backbone.model.device)
         with torch.no_grad():
             for place in range(TOKENS):
                 at = torch.full_like(token, place)
-                output = backbone.model(
-                    token, position_ids=at, past_key_values=cache, use_cache=True
-                )
+                output = backbone.model(token, position_ids=at, use_cache=True, **{name: cache})
                 token = output.logits[:, -1:].argmax(-1)
 
     return run

@@ -9,6 +9,7 @@ Shapes: `B rows, K kv_heads, S keys, E head_dim`.
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from torch import Tensor
@@ -65,3 +66,8 @@ def roomy_cache(config: Any) -> DynamicCache:
         RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     return cache
+
+
+def cache_argument(model: Any) -> str:
+    """Return the name under which a model takes its cache; transformers 5.2x changed it."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"

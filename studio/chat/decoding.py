@@ -31,12 +31,13 @@ class Batch:
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
         import torch
 
-        from studio.chat.cache import roomy_cache
+        from studio.chat.cache import cache_argument, roomy_cache
 
         assert prompts and all(prompts)
         self._model = model
         self._device = device
         self._cache = roomy_cache(model.config)
+        self._cache_argument = {cache_argument(model): self._cache}
         self._width = max(map(len, prompts))
         self._pads = [self._width - len(prompt) for prompt in prompts]
         padded = [[0] * pad + list(prompt) for pad, prompt in zip(self._pads, prompts, strict=True)]
@@ -106,9 +107,9 @@ class Batch:
                 input_ids=ids_BT,
                 attention_mask=None if self._mask_BT is None else self._mask_BT[:, : self._width],
                 position_ids=positions_BT,
-                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=keep,
+                **self._cache_argument,
             )
         logits_BKV: Tensor = output.logits
         return logits_BKV

@@ -64,6 +64,11 @@ class Suspicion(BaseModel):
     lines: list[int]
 
 
+def _sentence(rows: int, words: str) -> str:
+    verb, _, rest = words.partition(" ")
+    return f"1 row {verb}s {rest}" if rows == 1 else f"{rows:,} rows {words}"
+
+
 @dataclass(slots=True)
 class Inspector:
     """Looks at one text after the other."""
@@ -98,7 +103,7 @@ class Inspector:
     def suspicions(self) -> list[Suspicion]:
         """Return what was found, worst first."""
         return [
-            Suspicion(kind=kind, text=f"{self.found[kind]:,} rows {words}", rows=self.found[kind],
+            Suspicion(kind=kind, text=_sentence(self.found[kind], words), rows=self.found[kind],
                       lines=self.lines[kind])
             for kind, words in KINDS.items()
             if kind in self.found

@@ -34,7 +34,7 @@ def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(
     page.goto("/adapters")
     cards = page.locator(".s-adapter")
     expect(cards).to_have_count(2, timeout=SLOW)
-    expect(cards.first).to_contain_text("completed")
+    expect(cards.first).to_contain_text("succeeded")
 
     # Mix: exactly the weighted sum, and its passport names both parents.
     for place in (0, 1):

@@ -13,6 +13,7 @@ import { Passport } from './adapters_passport.js';
 import { askBakeoff, Results } from './bakeoff.js';
 
 // How it ended, in the colour of the state that means the same.
+export const ending = (one) => (one.ended === 'completed' ? 'succeeded' : one.ended);
 export const ENDED = { completed: 'succeeded', stopped: 'stopped', imported: 'starting', mixed: 'stopped' };
 const ORDERS = { 'Newest first': (a, b) => (b.created ?? 0) - (a.created ?? 0),
   'By name': (a, b) => a.name.localeCompare(b.name),
@@ -78,7 +79,7 @@ export class Adapters extends HTMLElement {
   list() {
     const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const shown = this.adapters.filter((one) => words.every((word) => [one.name, one.method_title,
-      one.base, one.data, one.ended, ...one.tags].join(' ').toLowerCase().includes(word)))
+      one.base, one.data, ending(one) ?? '', ...one.tags].join(' ').toLowerCase().includes(word)))
       .sort(ORDERS[this.order.value]);
     const known = new Set(this.adapters.map((one) => one.id));
     for (const id of this.picked) if (!known.has(id)) this.picked.delete(id);
@@ -116,7 +117,7 @@ export class Adapters extends HTMLElement {
     node.dataset.words = words;
     const [head, what, figures, foot] = node.children;
     text(head.children[1], one.name);
-    head.lastChild.replaceChildren(badge(ENDED[one.ended] ?? 'queued', one.ended || 'unknown'));
+    head.lastChild.replaceChildren(badge(ENDED[one.ended] ?? 'queued', ending(one) || 'unknown'));
     text(what, [one.method_title, short(one.base) || 'unknown base', short(one.data),
       one.parents.length && `from ${one.parents.join(', ')}`].filter(Boolean).join(' · '));
     figures.replaceChildren(...[['Final loss', number(one.last_loss)],

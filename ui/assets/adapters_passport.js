@@ -2,7 +2,7 @@
 // The name and the tags are edited here.
 
 import { api, badge, button, bytes, count, h, number, sureButton, text, toast } from './dom.js';
-import { compare, ENDED } from './adapters.js';
+import { compare, ENDED, ending } from './adapters.js';
 import { snippet } from './detail.js';
 import { hues, poke, subscribe } from './live.js';
 import { board } from './metrics.js';
@@ -95,7 +95,7 @@ export class Passport {
       ['Made', one.created ? new Date(one.created * 1000).toLocaleString() : ''],
       ['Size', bytes(one.size_bytes)], ['Folder', one.path],
     ].filter(([, value]) => value !== '' && value !== null && value !== undefined && value !== 0);
-    return h('section', {}, h('h3', {}, 'Passport ', badge(ENDED[one.ended] ?? 'queued', one.ended || 'no passport')),
+    return h('section', {}, h('h3', {}, 'Passport ', badge(ENDED[one.ended] ?? 'queued', ending(one) || 'no passport')),
       h('dl', { class: 's-pairs' }, rows.map(([name, value]) =>
         h('div', {}, h('dt', {}, name), h('dd', {}, String(value))))));
   }

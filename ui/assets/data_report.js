@@ -94,7 +94,7 @@ export class Report {
       ].filter(Boolean)), this.overlap(),
       found.suspicious.length ? [h('h3', {}, 'Worth a look'), h('table', { class: 's-table' }, h('tbody', {},
         found.suspicious.map((one) => h('tr', {}, h('td', {}, one.text), h('td', {}, count(one.rows)),
-          h('td', { class: 's-path' }, `lines ${one.lines.slice(0, 6).join(', ')}${one.rows > 6 ? ' …' : ''}`)))))]
+          h('td', { class: 's-path' }, `line${one.rows > 1 ? 's' : ''} ${one.lines.slice(0, 6).join(', ')}${one.rows > 6 ? ' …' : ''}`)))))]
         : h('p', { class: 's-quiet' }, 'No damaged, hidden or secret-looking text was found.'));
   }
 }

@@ -172,6 +172,6 @@ def _default_positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Positions as transformers counts them: from what the cache holds."""
     ids = args[0] if args else kwargs.get("input_ids")
     source = kwargs["inputs_embeds"] if ids is None else ids
-    cache = kwargs.get("past_key_values")
+    cache = kwargs.get("cache") or kwargs.get("past_key_values")  # its name before 5.2x
     start = cache.get_seq_length() if cache is not None else 0
     return torch.arange(start, start + source.shape[1], device=source.device)[None]
