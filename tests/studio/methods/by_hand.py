@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
+from studio.chat.cache import cache_argument
 from studio.methods.layer import Adapter
 from tests.studio.tiny import tiny_model
 
@@ -133,7 +134,7 @@ def _prefix(model: Any, method: Any, p: Any, ids_BT: Tensor) -> Tensor:
         expand = lambda t: t[None].expand(rows, -1, -1, -1)  # noqa: E731
         cache.update(expand(keys), expand(values), layer)
     mask = torch.ones(rows, len(table) + ids_BT.shape[1], dtype=torch.long)
-    return model(ids_BT, past_key_values=cache, attention_mask=mask).logits
+    return model(ids_BT, attention_mask=mask, **{cache_argument(model): cache}).logits
 
 
 def _prompt(model: Any, p: Any, ids_BT: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
+from studio.chat.cache import cache_argument
 from studio.methods import Phase
 from studio.methods.layer import Adapter, Backbone
 from studio.methods.layer.merge import fold
@@ -145,8 +146,9 @@ def test_cache_and_left_padding_equal_a_plain_forward(label, model_name):
     for row, n in enumerate(lengths):
         ids[row, width - n :], mask[row, width - n :] = IDS[row, :n], 1
     cache = DynamicCache(config=backbone.model.config)
+    keeping = {cache_argument(backbone.model): cache}
     step = lambda t, m, p: logits(  # noqa: E731
-        backbone, t, attention_mask=m, position_ids=p, past_key_values=cache, use_cache=True
+        backbone, t, attention_mask=m, position_ids=p, use_cache=True, **keeping
     )
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     first = step(ids, mask, positions)[:, -1]

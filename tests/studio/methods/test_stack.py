@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
+from studio.chat.cache import cache_argument
 from studio.errors import MethodError
 from studio.methods.bitfit import BitFit
 from studio.methods.bottleneck import Bottleneck
@@ -114,7 +115,9 @@ def _with_virtual(backbone: Backbone, model, names: list[str]) -> torch.Tensor:
         keys, values = table[:, layer].permute(1, 2, 0, 3)
         cache.update(keys[None].expand(2, -1, -1, -1), values[None].expand(2, -1, -1, -1), layer)
     mask = torch.ones(2, 4 + whole.shape[1])
-    return model(inputs_embeds=whole, past_key_values=cache, attention_mask=mask).logits[:, 3:]
+    return model(inputs_embeds=whole, attention_mask=mask, **{cache_argument(model): cache}).logits[
+        :, 3:
+    ]
 
 
 def test_bottlenecks_apply_in_stack_order():
