@@ -43,8 +43,14 @@ def default_device() -> str:
     return "cpu"
 
 
-def load(source: ModelSource, device: str = "auto") -> Loaded:
+def load(source: ModelSource, device: str = "auto", *, on_host: bool = False) -> Loaded:
     """Load model and tokenizer; every parameter frozen, dropout off.
+
+    Args:
+        source: The base.
+        device: Where it will compute.
+        on_host: Leave the weights in main memory (mapped from their file where the precision is
+            the file's): whoever shares them out puts each part where it belongs.
 
     Raises:
         ModelError: As in `facts`, or the weights do not fit the configuration.
@@ -56,7 +62,8 @@ def load(source: ModelSource, device: str = "auto") -> Loaded:
     target = _checked_device(device)
     dtype = _dtype(source.dtype, target)
     try:
-        model = _load_model(source, known, target, dtype)
+        place = torch.device("cpu") if on_host else target
+        model = _load_model(source, known, place, dtype)
         tokenizer = load_tokenizer(source, known)
     except torch.OutOfMemoryError:
         raise WeightsTooLarge(

@@ -207,7 +207,7 @@ def memory(
         "workspace": int(spread * 3 * max(shape.inner, shape.hidden) * load.tokens * width)
         + gathered,
     }
-    if shares_base:  # each process has the base whole on its device while it takes its part
+    if shares_base and not on_gpu:  # where the base comes from: whole until its parts are taken
         loading = known.parameters * width + parts["runtime"]
         parts["workspace"] += max(0, loading - sum(parts.values()))
     return parts

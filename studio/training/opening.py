@@ -51,6 +51,8 @@ def open_session(
     torch.set_num_threads(hardware.threads())  # a team's members have a share each
     _ = give_back_freed_memory() if spec.train.fsdp else keep_freed_memory()
     backbone = backbone or NewBackbone(loaded.model)
+    if spec.train.fsdp:
+        share_base(backbone, loaded.device)
     adapter = backbone.attach(
         name,
         spec.method,
@@ -62,8 +64,6 @@ def open_session(
     if spec.train.gradient_checkpointing:
         backbone.checkpointing(True, offload=_offloads(spec, loaded))
     backbone.attend(_attention(spec, loaded, backbone.anatomy.head_dim))
-    if spec.train.fsdp:
-        share_base(backbone)
     alpha = spec.train.neftune_noise_alpha
     plan = plan_run(spec, num_rows=len(prepared.train), hidden_size=backbone.anatomy.hidden_size)
     return Session(

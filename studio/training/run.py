@@ -98,7 +98,7 @@ def _train(
             return
         sharding.checked(spec)
         yield Loading(text="Loading the model")
-        loaded = load(spec.model, spec.train.device)
+        loaded = load(spec.model, spec.train.device, on_host=spec.train.fsdp)
         yield Loading(text="Reading the data")
         with leader_first(in_team):
             prepared = prepare(

@@ -1,7 +1,8 @@
 """A base too large for one device: each process keeps part of every frozen layer (FSDP2).
 
-A layer's weights are put together when it computes and dropped again after. Adapters are small and
-stay whole on every process, so their files, checkpoints and gradients are those of any run.
+A layer's weights are put together when it computes and dropped again after. They come from main
+memory layer by layer, so that no device ever holds the base whole. Adapters are small and stay
+whole on every process, so their files, checkpoints and gradients are those of any run.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from studio.errors import MethodError, SpecError
 from studio.methods import Phase
 
 if TYPE_CHECKING:
+    import torch
+
     from studio.methods.layer import Backbone
     from studio.spec import RunSpec
 
@@ -43,10 +46,18 @@ def checked(spec: RunSpec) -> None:
         )
 
 
-def share_base(backbone: Backbone) -> None:
-    """Leave each process its part of every decoder layer; embeddings and head stay whole."""
+def share_base(backbone: Backbone, device: torch.device) -> None:
+    """Leave each process its part of every decoder layer on its device, the rest there whole.
+
+    Before anything is attached: what stands beside a layer would be shared out with it.
+
+    Args:
+        backbone: The base, in main memory or on the device.
+        device: This process's own.
+    """
     from torch.distributed.fsdp import fully_shard
 
     backbone.be_lean(False)  # a layer's weights are there only while the layer itself runs
     for layer in backbone.anatomy.layers():
         fully_shard(layer, reshard_after_forward=True)  # the default keeps a root's layers whole
+    backbone.model.to(device)  # embeddings, head, last norm: the layers' parts are there already

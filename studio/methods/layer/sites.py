@@ -218,9 +218,12 @@ def _kind_of(name: str, module: nn.Module) -> str:
 def dense_weight(site: Site) -> Tensor:
     """Return a linear layer's weight as float32 `(out_features, in_features)`.
 
-    4-bit weights are dequantised; Conv1D is turned round.
+    4-bit weights are dequantised; Conv1D is turned round. Of a base that processes share the parts
+    are put together, so all of them must ask.
     """
     weight = site.module.weight
+    if hasattr(weight, "full_tensor"):  # a DTensor, whose class is slow to import
+        weight = weight.full_tensor()
     state = getattr(weight, "quant_state", None)
     if state is not None:
         from bitsandbytes.functional import dequantize_4bit

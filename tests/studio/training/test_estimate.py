@@ -92,8 +92,7 @@ def test_each_device_holds_the_base_or_its_part_of_it(
     # 2 layers of q 32·32, k and v 32·16, o 32·32, gate, up, down 32·48, in bfloat16: half stays
     layers = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) * 2
     assert one.parts["weights"] - shared.parts["weights"] == layers // 2
-    assert shared.parts["workspace"] > two.parts["workspace"]
-    assert shared.process_bytes >= one.parts["weights"] + shared.parts["runtime"], "while loading"
+    assert shared.parts["workspace"] > two.parts["workspace"], "a layer that is put together"
     assert two.seconds > one.seconds, "a short run is not worth the start of two processes"
     longer = {"train.max_steps": 10**6, "train.gradient_accumulation_steps": 2}
     alone = estimate(make_spec(tmp_path, **{"train.device": "cuda:0"}, **longer), home).seconds

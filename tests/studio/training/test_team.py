@@ -107,11 +107,24 @@ def _until(events: Iterator[Event], *, steps: int) -> list[float]:
     return losses
 
 
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("bottleneck", {}),
+        ("lora", {}),
+        ("lora", {"method.use_dora": True}),
+    ],
+    ids=["bottleneck", "lora", "dora"],
+)
 def test_a_shared_base_trains_as_a_whole_one(
-    ingredients: dict[str, dict[str, object]], home: Home, tmp_path: Path
+    ingredients: dict[str, dict[str, object]],
+    home: Home,
+    tmp_path: Path,
+    method: str,
+    more: dict[str, object],
 ) -> None:
     few = {"train.max_steps": 3, "train.per_device_train_batch_size": 3, "train.num_samples": 1}
-    spec = _spec(ingredients, "bottleneck", 2).with_values(few)
+    spec = _spec(ingredients, method, 2).with_values({**few, **more})
     whole = spec.with_values({"train.num_processes": 1})
 
     alone = list(train(whole, run_dir=tmp_path / "one", home=home))
