@@ -234,7 +234,7 @@ def test_weights_that_do_not_fit_are_not_tried_again_with_smaller_batches(
 ) -> None:
     tried = []
 
-    def load(*args: object) -> None:
+    def load(*args: object, **_: object) -> None:
         tried.append(args)
         raise WeightsTooLarge("The weights do not fit.")
 
