@@ -45,17 +45,18 @@ def two_machines() -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     before = dict(os.environ)
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets want a short path
     os.environ |= {
+        "RAY_TMPDIR": folder,  # its note of the current cluster too, which may be another's
         "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # its sockets want a short path
-    machine = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": MEMORY, "temp_dir": folder}
+    machine = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": MEMORY}
     made = Cluster(
         initialize_head=True,
         head_node_args=machine | {"include_dashboard": True, "dashboard_port": 0},
     )
-    made.add_node(**{key: value for key, value in machine.items() if key != "temp_dir"})
+    made.add_node(**machine)
     address = f"http://{made.head_node.webui_url}"
     until(lambda: Ray(address).facts().devices == 2)
     yield SimpleNamespace(address=address, pids=_processes_of(made))
