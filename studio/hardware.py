@@ -98,7 +98,7 @@ def _cpu() -> Device:
     memory = psutil.virtual_memory()
     return Device(
         name="cpu",
-        label=f"{_cpu_name()}, {physical_cores()} cores",
+        label=f"{_cpu_name()}, {physical_cores()} cores{', bfloat16' * has_fast_bfloat16()}",
         total_bytes=int(memory.total),
         free_bytes=int(memory.available),
         utilization=psutil.cpu_percent(interval=None) / 100,

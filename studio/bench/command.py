@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     kin.add_argument("--count", type=int, default=4, help="runs that train together")
     _add_case(kin, model="llama-30m", rounds=5)
     train = kinds.add_parser("train", help="real tokens per second against peers")
-    train.add_argument("--vs", default="hf", help="peers: hf, trl, trl-best")
+    train.add_argument("--vs", default="hf", help="peers: hf, hf-float32, trl, trl-best")
     _add_case(train, model="llama-30m")
     for one in (kin, train):
         one.add_argument("--data", default=SYNTHETIC, help=f"a data file, or {SYNTHETIC}")

@@ -8,6 +8,7 @@ saving, no dropout).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,6 @@ IGNORED = -100
 
 def run_ours(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
     """The loop of `studio.training`, as `studio train` runs it."""
-    from dataclasses import replace
-
     from studio.training.opening import open_session
     from studio.training.session import NAME
 
@@ -80,6 +79,11 @@ def run_hf(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> No
 
     args = TrainingArguments(**_arguments(folder, case, "hf"), remove_unused_columns=False)
     _train(Trainer, args, folder, case, rows, gate, data_collator=_collate, train_dataset=rows)
+
+
+def run_hf_float32(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
+    """The same in float32, whatever the precision of the others."""
+    run_hf(folder, replace(case, dtype="float32"), rows, gate)
 
 
 def run_trl(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
@@ -182,6 +186,6 @@ def _train(
 
 
 PEERS: dict[str, Callable[[Path, Case, list[Example], Turnstile], None]] = {
-    "ours": run_ours, "siblings": run_siblings, "hf": run_hf, "trl": run_trl,
-    "trl-best": run_trl_best,
+    "ours": run_ours, "siblings": run_siblings, "hf": run_hf,
+    "hf-float32": run_hf_float32, "trl": run_trl, "trl-best": run_trl_best,
 }  # fmt: skip

@@ -175,7 +175,8 @@ def table(result: dict[str, Any]) -> str:
 def _check_installed(peers: Sequence[str]) -> None:
     from importlib.util import find_spec
 
-    needs = {"ours": (), "hf": ("peft",), "trl": ("peft", "trl"), "trl-best": ("peft", "trl")}
+    trl = ("peft", "trl")
+    needs = {"ours": (), "hf": trl[:1], "hf-float32": trl[:1], "trl": trl, "trl-best": trl}
     for name in peers:
         if name not in needs:
             raise InputError(f'There is no peer "{name}". Known: {", ".join(needs)}.')

@@ -39,9 +39,10 @@ from studio.training.speed import speed
 RUNTIME_BYTES = 410_000_000  # Python, torch, transformers, and a loop that has run: Linux, x86-64
 CUDA_RUNTIME_BYTES = 450_000_000
 HEAP_SHARE = 1.5  # on a CPU: the heap keeps freed blocks between the living ones
+MAPPED_SHARE, MAPPED_BYTES = 1.25, 8 << 20  # larger tensors go back when freed: `memory.py`
 STEP_SECONDS = 0.002  # of Python and dispatch, a layer and batch
 START_SECONDS = 4.0
-CHUNK_NUMBERS = 16_000_000
+CHUNK_NUMBERS = 8_000_000
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 1, "lion": 4, "muon": 4}
 
@@ -192,7 +193,8 @@ def memory(
     if spec.train.gradient_checkpointing:
         inputs = min(2, shape.layers) if spec.train.activation_offloading else shape.layers
         layers = inputs * shape.hidden * load.tokens * width + kept  # offloaded: in use, and next
-    spread = 1.0 if on_gpu else HEAP_SHARE
+    mapped = shape.hidden * load.tokens * width > MAPPED_BYTES
+    spread = 1.0 if on_gpu else MAPPED_SHARE if mapped else HEAP_SHARE
     logits = load.targets * shape.vocabulary
     held = 3 * logits if whole else 2 * min(logits, CHUNK_NUMBERS)  # a head that trains: no chunks
     messages = MESSAGE_BYTES if size > 1 else 0

@@ -22,9 +22,7 @@ from torch.nn.functional import cross_entropy
 if TYPE_CHECKING:
     from studio.methods.layer import Backbone
 
-CHUNK_NUMBERS = (
-    16_000_000  # logits held at once: 64 MB in float32; smaller chunks waste the product
-)
+CHUNK_NUMBERS = 8_000_000  # logits held at once: 32 MB in float32; smaller chunks waste the product
 SHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 

@@ -9,7 +9,11 @@ import torch
 from studio import hardware
 from studio.errors import SpecError
 from studio.training.checkpoint import Origin, Progress
-from studio.training.memory import give_back_freed_memory, keep_freed_memory
+from studio.training.memory import (
+    give_back_freed_memory,
+    keep_few_kernels,
+    reuse_freed_memory,
+)
 from studio.training.noise import Noise
 from studio.training.optimizer import make_optimizer
 from studio.training.schedule import plan_run
@@ -49,7 +53,8 @@ def open_session(
     from studio.methods.layer import Backbone as NewBackbone
 
     torch.set_num_threads(hardware.threads())  # a team's members have a share each
-    _ = give_back_freed_memory() if spec.train.fsdp else keep_freed_memory()
+    keep_few_kernels()
+    _ = give_back_freed_memory() if spec.train.fsdp else reuse_freed_memory()
     backbone = backbone or NewBackbone(loaded.model)
     if spec.train.fsdp:
         share_base(backbone, loaded.device)

@@ -26,7 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from studio.methods.layer import varlen
+from studio.methods.layer import short, varlen
 
 NAME = "studio"
 packing: ContextVar[bool] = ContextVar("packing", default=False)
@@ -53,8 +53,9 @@ class AttentionState:
 
     `lengths`: tokens of each packed row. `prefix`: a layer's virtual tokens. `positions`: `(B, T)`,
     counted from the first virtual token; kept while there are any. `capture`: collects each layer's
-    own keys and values. `eager`: plain products instead of torch's fused kernel. `kernel`: the
-    one that takes all packed rows at once, and `spans` where they lie. `lean`: keep and compute
+    own keys and values. `eager`: plain products instead of torch's fused kernel. `short`: short
+    rows as `short.py` does them, where it can. `kernel`: the one that takes all packed rows at
+    once, and `spans` where they lie. `lean`: keep and compute
     no more than training needs (`lean.py`). `keep`: the positions whose output is read, and
     `kept_lengths` how many of them lie in each packed row; None where all are.
     """
@@ -64,6 +65,7 @@ class AttentionState:
     positions: Tensor | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     eager: bool = False
+    short: bool = False
     kernel: varlen.Kernel | None = None
     spans: varlen.Spans | None = None
     lean: bool = True
@@ -119,12 +121,17 @@ def attend(
     scaling: float | None = None,
     softcap: float | None = None,
     eager: bool = False,
+    quick: bool = False,
 ) -> Tensor:
     """Scaled dot-product attention with grouped heads; no mask means causal.
+
+    `eager` takes plain products, `quick` those of `short.py` where they gain.
 
     Source: logit soft-capping as in Gemma 2, arXiv:2408.00118.
     """
     causal = mask is None and query.shape[2] > 1
+    if quick and softcap is None and mask is None and short.fits(query, key):
+        return short.attend_row(query, key, value, scaling)
     if softcap is None and not eager:
         grouped = query.shape[1] != key.shape[1]
         if causal and query.shape[2] != key.shape[2]:
@@ -206,7 +213,7 @@ def _attend_packed(
         )  # fmt: skip
     if prefix is not None and window is not None:
         prefix = _within(prefix, state.positions, window)
-    how = {"scaling": scaling, "softcap": softcap, "eager": state.eager}
+    how = {"scaling": scaling, "softcap": softcap, "eager": state.eager, "quick": state.short}
     return packed(query, key, value, state.lengths, prefix, window, how)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from studio import hardware
 from studio.errors import MethodError, nearest
 from studio.methods.layer import attention, files, varlen
 from studio.methods.layer.adapter import Adapter
@@ -132,6 +133,7 @@ class Backbone:
         """Choose the attention: "varlen", "sdpa", "eager", or "auto": the first that there is."""
         device = next(self.model.parameters()).device
         self._state.eager = how == "eager"
+        self._state.short = how == "auto" and hardware.has_fast_bfloat16()
         self._state.kernel = varlen.kernel(device) if how in ("auto", "varlen") else None
 
     @property
