@@ -174,7 +174,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(label, model_name):
         loss.backward()
         found.append([p.grad.clone() for p in parameters])
     for plain, recomputed in zip(*found, strict=True):
-        torch.testing.assert_close(recomputed, plain, atol=5e-6, rtol=1e-4)
+        largest = float(plain.abs().max())  # what rounds is a sum of numbers of that size
+        torch.testing.assert_close(recomputed, plain, atol=max(5e-6, 5e-5 * largest), rtol=1e-4)
 
 
 @every

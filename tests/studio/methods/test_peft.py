@@ -94,4 +94,7 @@ def test_gradients_equal_pefts(label, model_name):
     for site in adapter.sites:
         for name, tensor in adapter.params[site.key].items():
             expected = own[f"base_model.model.{site.key}.{name}.default.weight"].grad
-            torch.testing.assert_close(tensor.grad, expected, atol=1e-5, rtol=1e-4)
+            largest = float(expected.abs().max())  # what rounds is a sum of numbers of that size
+            torch.testing.assert_close(
+                tensor.grad, expected, atol=max(1e-5, 5e-5 * largest), rtol=1e-4
+            )
