@@ -175,8 +175,8 @@ def table(result: dict[str, Any]) -> str:
 def _check_installed(peers: Sequence[str]) -> None:
     from importlib.util import find_spec
 
-    trl = ("peft", "trl")
-    needs = {"ours": (), "hf": trl[:1], "hf-float32": trl[:1], "trl": trl, "trl-best": trl}
+    peft, trl = ("peft",), ("peft", "trl")
+    needs = {"ours": (), "hf": peft, "hf-float32": peft, "trl": trl, "trl-best": trl}
     for name in peers:
         if name not in needs:
             raise InputError(f'There is no peer "{name}". Known: {", ".join(needs)}.')

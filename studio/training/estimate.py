@@ -22,6 +22,7 @@ from studio.methods import Phase
 from studio.models.families import SKIPPING
 from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
+from studio.training.memory import CHUNK_NUMBERS, REUSED_BYTES
 from studio.training.schedule import plan_run
 from studio.training.shares import (
     EFFICIENCY,
@@ -39,10 +40,9 @@ from studio.training.speed import speed
 RUNTIME_BYTES = 410_000_000  # Python, torch, transformers, and a loop that has run: Linux, x86-64
 CUDA_RUNTIME_BYTES = 450_000_000
 HEAP_SHARE = 1.5  # on a CPU: the heap keeps freed blocks between the living ones
-MAPPED_SHARE, MAPPED_BYTES = 1.25, 8 << 20  # larger tensors go back when freed: `memory.py`
+MAPPED_SHARE = 1.25  # where even the hidden states go back when freed
 STEP_SECONDS = 0.002  # of Python and dispatch, a layer and batch
 START_SECONDS = 4.0
-CHUNK_NUMBERS = 8_000_000
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
 STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 1, "lion": 4, "muon": 4}
 
@@ -193,7 +193,7 @@ def memory(
     if spec.train.gradient_checkpointing:
         inputs = min(2, shape.layers) if spec.train.activation_offloading else shape.layers
         layers = inputs * shape.hidden * load.tokens * width + kept  # offloaded: in use, and next
-    mapped = shape.hidden * load.tokens * width > MAPPED_BYTES
+    mapped = shape.hidden * load.tokens * width > REUSED_BYTES
     spread = 1.0 if on_gpu else MAPPED_SHARE if mapped else HEAP_SHARE
     logits = load.targets * shape.vocabulary
     held = 3 * logits if whole else 2 * min(logits, CHUNK_NUMBERS)  # a head that trains: no chunks

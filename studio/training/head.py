@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from studio.training.memory import CHUNK_NUMBERS
+
 if TYPE_CHECKING:
     from studio.methods.layer import Backbone
 
-CHUNK_NUMBERS = 8_000_000  # logits held at once: 32 MB in float32; smaller chunks waste the product
 SHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 

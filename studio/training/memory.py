@@ -1,4 +1,4 @@
-"""What a training process asks of the allocator and of oneDNN before it starts."""
+"""How much a training process keeps: of freed memory, compiled products, logits. Never torch."""
 
 import ctypes
 import os
@@ -6,6 +6,7 @@ import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 REUSED_BYTES, GIVE_BYTES = 8 << 20, 1 << 20
+CHUNK_NUMBERS = 8_000_000  # logits held at once: 32 MB in float32; smaller chunks waste the product
 
 
 def reuse_freed_memory() -> bool:
