@@ -20,7 +20,7 @@ def knob(
     *,
     title: str | None = None,
     unit: str = "",
-    advanced: bool = False,
+    advanced: bool | str = False,
     step: float | None = None,
     several: bool = False,
     **bounds: Any,
@@ -32,7 +32,7 @@ def knob(
         help: One sentence: meaning, and what a larger value trades.
         title: The label; the field's name in words when absent.
         unit: Shown behind the number.
-        advanced: Shown only in the form's Advanced part.
+        advanced: Shown only in the form's Advanced part; a text is its heading there.
         step: The slider's step.
         several: Text in which a comma stands between names that are picked together.
         bounds: `ge`, `gt`, `le`, `lt`, `max_length` as in pydantic.

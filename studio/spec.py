@@ -89,6 +89,13 @@ class DataSource(Record):
     validation_path: str = knob("", "A file to evaluate on instead.", advanced=True)
 
 
+# Headings of the form's Advanced part.
+OPTIMIZER = "Optimizer"
+EVALUATION = "Evaluation and checkpoints"
+SPEED = "Speed and memory"
+DEVICES = "Devices"
+
+
 class TrainArgs(Record):
     """How the optimiser walks; names and meanings are those of transformers' TrainingArguments."""
 
@@ -107,13 +114,18 @@ class TrainArgs(Record):
         8, "Rows that are computed at once.", title="Batch size", unit="rows", ge=1, le=4096
     )
     gradient_accumulation_steps: int = knob(
-        1, "Batches summed before each step.", title="Accumulation", ge=1, le=4096, advanced=True
+        1,
+        "Batches summed before each step.",
+        title="Accumulation",
+        ge=1,
+        le=4096,
+        advanced=OPTIMIZER,
     )
     lr_scheduler_type: Literal[
         "cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay"
-    ] = knob("cosine", "How the step size falls.", title="Schedule", advanced=True)
+    ] = knob("cosine", "How the step size falls.", title="Schedule", advanced=OPTIMIZER)
     warmup_steps: int = knob(
-        -1, "Steps until the full step size; -1 takes 5 %.", ge=-1, le=1_000_000, advanced=True
+        -1, "Steps until the full step size; -1 takes 5 %.", ge=-1, le=1_000_000, advanced=OPTIMIZER
     )
     optim: Literal[
         "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "muon"
@@ -121,73 +133,79 @@ class TrainArgs(Record):
         "adamw",
         "What turns gradients into steps; 8 bit (CUDA only) and adafactor need less memory.",
         title="Optimizer",
-        advanced=True,
+        advanced=OPTIMIZER,
     )  # fmt: skip
     loraplus_lr_ratio: float = knob(
         1.0, "LoRA+: how many times faster B learns than A; 1 is plain LoRA.", gt=0, le=1000,
-        title="LoRA+ ratio", advanced=True,
+        title="LoRA+ ratio", advanced=OPTIMIZER,
     )  # fmt: skip
-    weight_decay: float = knob(0.0, "Pull of the weights to zero.", ge=0, le=10, advanced=True)
+    weight_decay: float = knob(0.0, "Pull of the weights to zero.", ge=0, le=10, advanced=OPTIMIZER)
     max_grad_norm: float = knob(
-        1.0, "Longer gradients are shortened to this; 0 never.", ge=0, advanced=True
+        1.0, "Longer gradients are shortened to this; 0 never.", ge=0, advanced=OPTIMIZER
     )
     label_smoothing_factor: float = knob(
         0.0, "Share of each target given to all tokens alike.", title="Label smoothing", ge=0, lt=1,
-        advanced=True,
+        advanced=OPTIMIZER,
     )  # fmt: skip
     neftune_noise_alpha: float = knob(
         0.0, "NEFTune: noise on the embeddings while training; 5 is usual, 0 none.",
-        title="NEFTune noise", ge=0, le=1000, advanced=True,
+        title="NEFTune noise", ge=0, le=1000, advanced=OPTIMIZER,
     )  # fmt: skip
     eval_steps: int = knob(
-        0, "Steps between evaluations; 0 makes about ten, -1 none.", ge=-1, advanced=True
+        0, "Steps between evaluations; 0 makes about ten, -1 none.", ge=-1, advanced=EVALUATION
     )
     save_steps: int = knob(
-        0, "Steps between checkpoints; 0 makes about five, -1 only at stop.", ge=-1, advanced=True
+        0,
+        "Steps between checkpoints; 0 makes about five, -1 only at stop.",
+        ge=-1,
+        advanced=EVALUATION,
     )
-    save_total_limit: int = knob(2, "Checkpoints kept.", ge=1, le=1000, advanced=True)
+    save_total_limit: int = knob(2, "Checkpoints kept.", ge=1, le=1000, advanced=EVALUATION)
     load_best_model_at_end: bool = knob(
         False, "Keep the checkpoint with the best held-out loss, and make it the adapter.",
-        title="Best checkpoint", advanced=True,
+        title="Best checkpoint", advanced=EVALUATION,
     )  # fmt: skip
     early_stopping_patience: int = knob(
         0, "End after so many evaluations without a better held-out loss (the best one is kept); "
-        "0 never.", title="Early stopping", ge=0, le=1000, advanced=True,
+        "0 never.", title="Early stopping", ge=0, le=1000, advanced=EVALUATION,
     )  # fmt: skip
     num_samples: int = knob(
-        3, "Held-out prompts answered at every evaluation; 0 none.", ge=0, le=8, advanced=True
+        3, "Held-out prompts answered at every evaluation; 0 none.", ge=0, le=8, advanced=EVALUATION
     )
     sample_prompts: str = knob(
-        "", "Your own prompts to answer instead, separated by |.", max_length=4000, advanced=True
+        "",
+        "Your own prompts to answer instead, separated by |.",
+        max_length=4000,
+        advanced=EVALUATION,
     )
     packing: bool = knob(
-        True, "Concatenate rows instead of padding them; same losses, faster.", advanced=True
+        True, "Concatenate rows instead of padding them; same losses, faster.", advanced=SPEED
     )
     gradient_checkpointing: bool = knob(
-        False, "Recompute activations instead of keeping them: less memory, slower.", advanced=True
+        False, "Recompute activations instead of keeping them: less memory, slower.", advanced=SPEED
     )
     activation_offloading: bool = knob(
         False, "With gradient checkpointing on a GPU: layers' inputs wait in main memory; same "
         "result.",
-        title="Offload activations", advanced=True,
+        title="Offload activations", advanced=SPEED,
     )  # fmt: skip
     retry_when_out_of_memory: bool = knob(
         False, "When memory runs out, halve the batch (the effective one stays) and go on from the "
-        "last checkpoint.", title="Make it fit by itself", advanced=True,
+        "last checkpoint.", title="Make it fit by itself", advanced=SPEED,
     )  # fmt: skip
     together: bool = knob(
         True, "Runs of one sweep on one model and its data share one base in memory; same results.",
-        title="With its siblings", advanced=True,
+        title="With its siblings", advanced=SPEED,
     )  # fmt: skip
     attn_implementation: Literal["auto", "varlen", "sdpa", "eager"] = knob(
         "auto", "auto takes the fastest: varlen (all packed rows at once; GPU, half precision), or "
         "sdpa (row by row) with plain products for short rows in bfloat16 on a CPU.",
-        title="Attention", advanced=True,
+        title="Attention", advanced=SPEED,
     )  # fmt: skip
     device: Annotated[str, BeforeValidator(devices.read)] = knob(
         "auto", "auto, cpu, a GPU (cuda:0), several at once (cuda:0,cuda:2), all (every GPU; "
         "without one a CPU process a core), or ray: the cluster.", title="Devices",
-        advanced=True, several=True,
+        advanced=DEVICES, several=True,
     )  # fmt: skip
     num_processes: int = knob(
         1,
@@ -196,11 +214,11 @@ class TrainArgs(Record):
         title="Processes",
         ge=1,
         le=64,
-        advanced=True,
+        advanced=DEVICES,
     )
     fsdp: bool = knob(
         False, "Each process keeps only its part of the frozen weights: for a base too large for "
-        "one.", title="Share the base", advanced=True,
+        "one.", title="Share the base", advanced=DEVICES,
     )  # fmt: skip
 
     @model_validator(mode="after")

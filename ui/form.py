@@ -33,6 +33,7 @@ class Knob:
     advanced: bool
     kind: Kind
     default: Any
+    heading: str = ""
     choices: tuple[str, ...] = ()
     step: float | None = None
 
@@ -67,6 +68,7 @@ def _knob(path: str, name: str, info: FieldInfo) -> Knob:
         help=info.description or "",
         unit=str(extra.get("unit") or ""),
         advanced=bool(extra.get("advanced")),
+        heading=advanced if isinstance(advanced := extra.get("advanced"), str) else "",
         kind=kind,
         choices=choices,
         default=_shown(info.get_default(call_default_factory=True)),

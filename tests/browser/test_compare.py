@@ -132,7 +132,7 @@ def test_a_slider_acts_on_an_answer_that_is_being_written(page: Page, lanes: str
     page.get_by_label("Temperature").press("Tab")
     slider = page.get_by_test_id("lane-1").get_by_label("Weight of loud")
     moved = page.get_by_text("Weights moved while it was written")
-    for weight in ("0.95", "0.9", "0.85", "0.8"):  # the answer's length is chance: again if it was short
+    for weight in ("0.95", "0.9", "0.85", "0.8"):  # again if the answer happened to be a short one
         slider.evaluate(MOVE_AT_THE_FIRST_WORD, weight)
         ask(page, "Tell me a story.")
         expect(page).to_have_url(re.compile(re.escape(f"loud:{weight}")), timeout=SLOW)

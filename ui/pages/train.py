@@ -5,9 +5,10 @@ Launching only writes a row into the queue: nothing here trains.
 """
 
 import html
+import itertools
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -118,24 +119,27 @@ def _fields(form: Form, home: Home) -> tuple[Any, list[Any], Groups]:
             for knob in knobs(RunSpec, ""):
                 form.add(knob)
     with gr.Accordion("Advanced", open=False, elem_classes="s-card s-advanced", elem_id="advanced"):
-        for name, title in (("train", "Training"), ("data", "Data"), ("model", "Model")):
-            heading(title, 3)
-            with gr.Row(elem_classes="s-fields"):
-                for knob in (k for k in parts[name] if k.advanced):
-                    if knob.path == "train.device":
-                        _devices(form, knob)
-                    else:
-                        form.add(knob)
         for name, method in methods().items():
             more = [k for k in knobs(method, f"method:{name}.") if k.advanced]
             if more:
                 with gr.Column(visible=name == "lora", elem_classes="s-method-more") as group:
-                    heading(method.title, 3)
-                    with gr.Row(elem_classes="s-fields"):
-                        for knob in more:
-                            form.add(knob)
+                    _under(form, method.title, more)
                 groups.append((name, group))
+        for name, title in (("train", "Training"), ("data", "Data"), ("model", "Model")):
+            more = [k for k in parts[name] if k.advanced]
+            for words, some in itertools.groupby(more, key=lambda k: k.heading or title):
+                _under(form, words, some)
     return upload, [model_note, data_note, method_note], groups
+
+
+def _under(form: Form, title: str, some: Iterable[Knob]) -> None:
+    heading(title, 3)
+    with gr.Row(elem_classes="s-fields"):
+        for knob in some:
+            if knob.path == "train.device":
+                _devices(form, knob)
+            else:
+                form.add(knob)
 
 
 def _methods(form: Form) -> Groups:
