@@ -42,6 +42,7 @@ def ask(store: JobStore, kind: str, values: dict[str, Any]) -> Job:
     """
     request: _Request = REQUESTS[kind].parse(values)
     plain = request.checked(store.home).model_dump(mode="json")
+    _nobody_makes(store, plain.get("out"))
     if not plain["name"]:
         plain["name"] = _free_name(store, f"{kind.partition('_')[0]} {_about(plain)}")
     job = store.submit(plain, kind=kind)
@@ -82,6 +83,15 @@ def _idle(store: JobStore, adapter: Adapter) -> None:
             raise AdapterError(
                 f'"{job.name}" is {job.state} and needs "{adapter.name}": wait for it or cancel it '
                 "first."
+            )
+
+
+def _nobody_makes(store: JobStore, out: str | None) -> None:
+    for job in store.list([state for state in STATES if state not in ENDED]) if out else ():
+        if job.spec.get("out") == out:
+            raise AdapterError(
+                f'"{job.name}" (number {job.id}) is {job.state} and will make {out}: wait for it, '
+                "or choose another name."
             )
 
 

@@ -102,6 +102,17 @@ def test_mixing_is_queued_once_it_can_be(page: TestClient, home: Home, store: Jo
     assert store.get(job["id"]).spec["stack"] == [{"name": str(folder), "weight": 1.0}]
 
 
+def test_two_merges_do_not_make_one_folder(page: TestClient, home: Home, store: JobStore) -> None:
+    put(home.adapters / "a", "a")
+    ask, stack = "/api/adapters/ask/merge", [{"name": "a"}]
+    first = page.post(ask, json={"stack": stack}).json()
+    words = sentence(page.post(ask, json={"stack": stack}))
+    assert f'"merge a" (number {first["id"]}) is queued and will make' in words
+    assert page.post(ask, json={"name": "other", "stack": stack}).status_code == 200
+    store.cancel(first["id"])
+    assert page.post(ask, json={"stack": stack}).json()["name"] == "merge a-2"
+
+
 def test_what_a_waiting_job_needs_stays_where_it_is(
     page: TestClient, home: Home, store: JobStore
 ) -> None:
