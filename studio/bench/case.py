@@ -145,13 +145,19 @@ def read_case(folder: Path) -> tuple[Case, list[Example]]:
 
 
 def load_bare(path: Path, dtype: str) -> Any:
-    """Load a model without asking for a tokenizer."""
+    """Load a model without asking for a tokenizer, all of it.
+
+    The weights are mapped from their file: each is read once, or they would come in with the first
+    step and count as what training takes above the base.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
         path, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
     )
+    for tensor in model.state_dict().values():
+        tensor.sum()
     return model.to("cuda:0" if torch.cuda.is_available() else "cpu").eval()
 
 
