@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs import board
-from jobs.processes import kill_session
+from jobs.processes import Identity, kill_session
 from jobs.seats import device_of
 from jobs.store import JobStore
 from studio import hardware
@@ -130,7 +130,8 @@ class Placement:
         for row in holders:
             if row["holder"] == "chat" and row["device"] == slot:
                 logger.warning("chat did not leave %s; ending process %d", slot, row["pid"])
-                kill_session(row["pid"], hard=True)
+                chat = Identity(row["pid"], row["pid_started"], row["boot_id"])
+                kill_session(chat, hard=True)
         self._asked.pop(slot, None)
 
 

@@ -56,10 +56,14 @@ def boot_id() -> str:
         return f"boot-{round(psutil.boot_time() / 600)}"
 
 
-def kill_session(leader: int, *, hard: bool) -> None:
-    """Signal a runner and everything it started; it leads a session of its own."""
+def kill_session(leader: Identity, *, hard: bool) -> None:
+    """Signal a runner and everything it started, but never a stranger who has its pid now.
+
+    It leads a session of its own; what it started may outlive it.
+    """
+    known = leader.boot_id == boot_id() and _start_if_alive(leader.pid) in (None, leader.started)
     number = signal.SIGTERM if not hard or sys.platform == "win32" else signal.SIGKILL
-    for pid in session_members(leader):
+    for pid in session_members(leader.pid) if known else ():
         try:
             os.kill(pid, number)
         except (ProcessLookupError, PermissionError):

@@ -13,7 +13,7 @@ from typing import Any
 from jobs.checkpoints import newest_step
 from jobs.claims import Claim
 from jobs.endings import NO_PROGRESS_LIMIT
-from jobs.processes import Identity, boot_id, kill_session, me
+from jobs.processes import Identity, boot_id, kill_session, me, of
 from jobs.spawning import Runners
 from jobs.store import JobStore
 
@@ -72,7 +72,8 @@ class Rescue:
     def _take_from_dead(self, claim: Claim, row: dict[str, Any], death: str) -> None:
         child = self._runners.children.pop(claim, None)
         if row["pid"] is not None:
-            kill_session(row["pid"], hard=True)  # what it started must not go on writing
+            process = Identity(row["pid"], row["pid_started"], row["boot_id"])
+            kill_session(process, hard=True)  # what it started must not go on writing
         never_began = row["pid"] is None and child is not None and (child.returncode or 0) > 0
         if never_began:
             self._store.claims.could_not_start(
@@ -89,15 +90,19 @@ class Rescue:
     def _press(self, claim: Claim, row: dict[str, Any]) -> None:
         key = (claim, row["stop_requested"])
         waited = time.monotonic() - self._asked.setdefault(key, time.monotonic())
-        pid = row["pid"] or getattr(self._runners.children.get(claim), "pid", None)
-        if pid is None:
+        child = self._runners.children.get(claim)
+        if row["pid"] is not None:
+            process = Identity(row["pid"], row["pid_started"], row["boot_id"])
+        elif child is not None:
+            process = of(child.pid)
+        else:
             return
         if waited > KILL_SECONDS[row["stop_requested"]]:
             logger.warning("job %d did not stop in %.0f s; killing it", claim.job, waited)
-            kill_session(pid, hard=True)
+            kill_session(process, hard=True)
         elif waited > ASK_AGAIN_SECONDS and key not in self._signalled:
             self._signalled.add(key)
-            kill_session(pid, hard=False)
+            kill_session(process, hard=False)
 
     def _forget_ended(self) -> None:
         """Reap children whose runner wrote its own end."""
