@@ -10,7 +10,6 @@ import hmac
 import secrets as randomness
 import time
 from collections import OrderedDict, deque
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode
 
 from jobs import secrets
@@ -64,15 +63,14 @@ class Door:
             await self.app(scope, receive, send)
 
     def _has_cookie(self, scope: Scope) -> bool:
-        for name, value in scope["headers"]:
-            if name.lower() == b"cookie":
-                try:
-                    found = SimpleCookie(value.decode("latin-1")).get(self.cookie)
-                except CookieError:
-                    continue
-                if found and hmac.compare_digest(found.value.encode(), self.pass_.encode()):
-                    return True
-        return False
+        # By hand: a parser gives up at the first cookie of a neighbour's that it cannot read.
+        own = f"{self.cookie}={self.pass_}".encode()
+        return any(
+            hmac.compare_digest(pair.strip(), own)
+            for name, value in scope["headers"]
+            if name.lower() == b"cookie"
+            for pair in value.split(b";")
+        )
 
     def _waits(self, address: str) -> bool:
         times = self.guesses.get(address, deque())

@@ -60,6 +60,18 @@ def test_the_token_becomes_a_cookie_and_leaves_the_address(open_studio: Served) 
         assert ask(open_studio, "GET", "/api/live", {"Cookie": f"{name}={forged}"})[0] == 401
 
 
+@pytest.mark.parametrize("foreign", ['prefs={"a":"b"}', "a b=c", "=", "caf\xe9=1", "studio-1=x"])
+def test_a_cookie_of_another_program_on_this_host_locks_nobody_out(
+    open_studio: Served, foreign: str
+) -> None:
+    _, headers, _ = ask(open_studio, "GET", f"/?token={token(open_studio)}", {})
+    own = headers["set-cookie"].partition(";")[0]
+    for both in (f"{foreign}; {own}", f"{own}; {foreign}", f"{own.partition('=')[0]}=old; {own}"):
+        escaped = both.replace("{", "{{").replace("}", "}}")  # `ask` fills in the host
+        assert ask(open_studio, "GET", "/api/live", {"Cookie": escaped})[0] == 200, both
+    assert ask(open_studio, "GET", "/api/live", {"Cookie": f"x{own}"})[0] == 401
+
+
 def test_a_foreign_page_with_the_cookie_is_still_refused(open_studio: Served) -> None:
     _, headers, _ = ask(open_studio, "GET", f"/?token={token(open_studio)}", {})
     own = {"Cookie": headers["set-cookie"].partition(";")[0]}
