@@ -14,7 +14,7 @@ from jobs import preflight, supervisor
 from jobs.admission import admit
 from jobs.store import JobStore
 from studio import presets, starter
-from studio.errors import SpecError
+from studio.errors import InputError, SpecError
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.estimate import estimate
@@ -37,13 +37,10 @@ def preflight_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/estimate")
     def estimated(asked: Asked) -> dict[str, Any]:
-        spec = equivalents.from_query(asked.set)
-        if why := unknown(spec, home):
-            return {"unknown": why}
         try:
-            return estimate(spec, home).as_dict() | {"titles": preflight.TITLES}
-        except SpecError as error:  # devices that are not here
-            return {"unknown": error.text}
+            return _told(equivalents.from_query(asked.set), home)
+        except InputError as error:  # a form on its way to a valid one: an answer, not a failure
+            return {"error": error.as_dict()}
 
     @router.post("/fit")
     def fitted(asked: Asked) -> dict[str, Any]:
@@ -109,3 +106,12 @@ def unknown(spec: RunSpec, home: Home) -> str:
     if path.is_file() and path.stat().st_size > MOST_BYTES:
         return "A large dataset: press Measure to read it and take two real steps."
     return ""
+
+
+def _told(spec: RunSpec, home: Home) -> dict[str, Any]:
+    if why := unknown(spec, home):
+        return {"unknown": why}
+    try:
+        return estimate(spec, home).as_dict() | {"titles": preflight.TITLES}
+    except SpecError as error:  # devices that are not here
+        return {"unknown": error.text}

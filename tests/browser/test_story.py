@@ -110,6 +110,14 @@ def test_a_mistake_is_a_sentence_beside_the_button(page: Page, studio: Served) -
     assert all(job["model"] != "/no/such/model" for job in studio.json("/api/jobs"))
 
 
+def test_an_address_with_a_mistake_is_a_sentence_and_no_error_of_the_browser(page: Page) -> None:
+    with page.expect_response("**/api/estimate") as answer:
+        page.goto("/?set=train.max_step=5")
+    assert answer.value.status == 200
+    expect(page.get_by_role("alert").filter(has_text="max_steps")).to_be_visible()
+    expect(page.locator("studio-preflight")).to_be_hidden()
+
+
 def test_the_theme_is_chosen_once_and_stays(page: Page) -> None:
     page.goto("/runs")
     before = page.evaluate("document.documentElement.classList.contains('dark')")

@@ -30,9 +30,10 @@ export class Preflight extends HTMLElement {
     if (turn === this.turn) this.show(found);
   }
 
+  /** Of a form with a mistake nothing is told here: its sentence stands beside the fields. */
   show(found) {
-    this.hidden = !found;
-    if (!found) return;
+    this.hidden = !found || Boolean(found.error);
+    if (this.hidden) return;
     const measure = button('Measure', () => this.measure(), 's-tool',
       { title: 'Take two real steps on the longest batch' });
     if (found.unknown) {
