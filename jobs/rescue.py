@@ -15,12 +15,15 @@ from jobs.claims import Claim
 from jobs.endings import NO_PROGRESS_LIMIT
 from jobs.processes import Identity, boot_id, kill_session, me, of
 from jobs.spawning import Runners
+from jobs.states import Intent
 from jobs.store import JobStore
 
 logger = logging.getLogger(__name__)
 
 ASK_AGAIN_SECONDS = 15.0
 KILL_SECONDS = {"cancel": 45.0, "pause": 120.0, "shutdown": 60.0}
+# Beside siblings that go on a stop waits even for a slow evaluation; only a hang lasts longer.
+SHARED_KILL_SECONDS = 900.0
 
 
 class Rescue:
@@ -30,18 +33,21 @@ class Rescue:
         self, store: JobStore, runners: Runners, *, limit: int = NO_PROGRESS_LIMIT
     ) -> None:
         self._store, self._runners, self._limit = store, runners, limit
-        self._asked: dict[tuple[Claim, str], float] = {}
-        self._signalled: set[tuple[Claim, str]] = set()
+        self._asked: dict[tuple[Claim, Intent], float] = {}
+        self._signalled: set[tuple[Claim, Intent]] = set()
 
     def look(self) -> None:
         """Take jobs from dead processes, and press those that were asked to stop."""
+        held: dict[Identity, dict[Claim, Intent | None]] = {}
         for row in self._active():
             claim = Claim(row["id"], row["attempt"], row["device"])
             death = self._death(claim, row)
             if death is not None:
                 self._take_from_dead(claim, row, death)
-            elif row["stop_requested"]:
-                self._press(claim, row)
+            elif (process := self._process(claim, row)) is not None:
+                held.setdefault(process, {})[claim] = row["stop_requested"]
+        for process, intents in held.items():
+            self._press(process, intents)
         self._forget_ended()
 
     def requeue_interrupted(self) -> None:
@@ -64,7 +70,7 @@ class Rescue:
             # Our own claim without a child: the start itself failed.
             gone = not owner.alive() or owner == me()
             return "it was claimed but not started" if gone else None
-        process = Identity(row["pid"], row["pid_started"], row["boot_id"])
+        process = _registered(row)
         if process.alive():
             return None
         return "the machine went down" if process.boot_id != boot_id() else "its process is gone"
@@ -72,8 +78,7 @@ class Rescue:
     def _take_from_dead(self, claim: Claim, row: dict[str, Any], death: str) -> None:
         child = self._runners.children.pop(claim, None)
         if row["pid"] is not None:
-            process = Identity(row["pid"], row["pid_started"], row["boot_id"])
-            kill_session(process, hard=True)  # what it started must not go on writing
+            kill_session(_registered(row), hard=True)  # what it started must not go on writing
         never_began = row["pid"] is None and child is not None and (child.returncode or 0) > 0
         if never_began:
             self._store.claims.could_not_start(
@@ -87,21 +92,28 @@ class Rescue:
         )
         logger.warning("job %d, attempt %d: %s; now %s", claim.job, claim.attempt, death, state)
 
-    def _press(self, claim: Claim, row: dict[str, Any]) -> None:
-        key = (claim, row["stop_requested"])
-        waited = time.monotonic() - self._asked.setdefault(key, time.monotonic())
-        child = self._runners.children.get(claim)
+    def _process(self, claim: Claim, row: dict[str, Any]) -> Identity | None:
         if row["pid"] is not None:
-            process = Identity(row["pid"], row["pid_started"], row["boot_id"])
-        elif child is not None:
-            process = of(child.pid)
-        else:
-            return
-        if waited > KILL_SECONDS[row["stop_requested"]]:
-            logger.warning("job %d did not stop in %.0f s; killing it", claim.job, waited)
+            return _registered(row)
+        child = self._runners.children.get(claim)
+        return of(child.pid) if child is not None else None
+
+    def _press(self, process: Identity, intents: dict[Claim, Intent | None]) -> None:
+        """End a process that does not stop, once all its jobs were asked for long enough."""
+        now = time.monotonic()
+        asked = {(claim, intent) for claim, intent in intents.items() if intent}
+        waited = {key: now - self._asked.setdefault(key, now) for key in asked}
+        all_asked, longest = len(asked) == len(intents), max(waited.values(), default=0.0)
+        overdue = all_asked and all(waited[key] > KILL_SECONDS[key[1]] for key in asked)
+        if overdue or longest > SHARED_KILL_SECONDS:
+            numbers = ", ".join(str(claim.job) for claim, _ in asked)
+            logger.warning("job %s did not stop in %.0f s; killing it", numbers, longest)
             kill_session(process, hard=True)
-        elif waited > ASK_AGAIN_SECONDS and key not in self._signalled:
-            self._signalled.add(key)
+        elif (
+            all_asked and min(waited.values()) > ASK_AGAIN_SECONDS
+            and not asked <= self._signalled
+        ):  # fmt: skip
+            self._signalled |= asked
             kill_session(process, hard=False)
 
     def _forget_ended(self) -> None:
@@ -113,6 +125,10 @@ class Rescue:
         for key in [k for k in self._asked if (k[0].job, k[0].attempt) not in living]:
             del self._asked[key]
             self._signalled.discard(key)
+
+
+def _registered(row: dict[str, Any]) -> Identity:
+    return Identity(row["pid"], row["pid_started"], row["boot_id"])
 
 
 def _described(code: int) -> str:

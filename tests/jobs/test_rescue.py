@@ -1,5 +1,6 @@
 """Who is ended and who is left alone: strangers who have a pid now, siblings that are to go on."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
+from jobs import rescue
 from jobs.processes import kill_session, me, of, session_members
 from jobs.rescue import Rescue
 from jobs.spawning import Runners
@@ -52,3 +54,49 @@ def test_what_a_dead_runner_started_is_ended() -> None:
     kill_session(identity, hard=True)
 
     until(lambda: not psutil.pid_exists(child) or of(child).started == -1)
+
+
+@pytest.fixture
+def siblings(
+    store: JobStore, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> list[int]:
+    """Two runs of one process that obeys nothing; patience is over at once."""
+    monkeypatch.setattr(rescue, "ASK_AGAIN_SECONDS", -1.0)
+    monkeypatch.setitem(rescue.KILL_SECONDS, "cancel", -1.0)
+    jobs = [job.id for job in store.submit_many([a_spec(), a_spec()])]
+    for device in ("cpu", "cpu#2"):
+        claim = store.claims.claim(device, owner=me())
+        assert claim is not None
+        store.claims.register(claim, of(sleeper.pid))
+    return jobs
+
+
+def test_a_process_is_pressed_only_when_none_of_its_siblings_is_to_go_on(
+    store: JobStore, sleeper: subprocess.Popen[bytes], siblings: list[int]
+) -> None:
+    looking = Rescue(store, Runners(store.home))
+    store.cancel(siblings[0])
+    looking.look()
+    assert [store.get(job).state for job in siblings] == ["stopping", "running"]
+    with pytest.raises(subprocess.TimeoutExpired):
+        sleeper.wait(timeout=0.3)
+
+    store.cancel(siblings[1])
+    looking.look()
+
+    assert sleeper.wait(timeout=10) == -signal.SIGKILL
+
+
+def test_a_process_that_hangs_is_ended_with_its_siblings_who_go_on_later(
+    store: JobStore, sleeper: subprocess.Popen[bytes], siblings: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(rescue, "SHARED_KILL_SECONDS", -1.0)
+    looking = Rescue(store, Runners(store.home))
+    store.cancel(siblings[0])
+    looking.look()
+    assert sleeper.wait(timeout=10) == -signal.SIGKILL
+
+    looking.look()
+
+    assert [store.get(job).state for job in siblings] == ["cancelled", "queued"]
