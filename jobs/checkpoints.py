@@ -1,5 +1,6 @@
 """Which checkpoint of a run can be trusted: the newest whose files all match their manifest."""
 
+import json
 from pathlib import Path
 
 from studio.home import is_whole
@@ -8,6 +9,18 @@ from studio.home import is_whole
 def newest_step(run_dir: Path) -> int:
     """Return the step of the newest whole checkpoint, 0 when there is none."""
     return next((step_of(folder) for folder in _newest_first(run_dir) if is_whole(folder)), 0)
+
+
+def needed_steps(run_dir: Path) -> list[int]:
+    """Return the steps of the checkpoints to go on with, oldest first.
+
+    They are the newest whole one, and the best so far, whose adapter a run may take at its end.
+    """
+    newest = newest_step(run_dir)
+    note = folder_of(run_dir, newest) / "state.json"
+    progress = json.loads(note.read_text()).get("progress", {}) if note.is_file() else {}
+    best = progress.get("best_step") or newest
+    return [step for step in sorted({best, newest}) if is_whole(folder_of(run_dir, step))]
 
 
 def folder_of(run_dir: Path, step: int) -> Path:

@@ -1,8 +1,8 @@
 """A finished run goes on: a new job of more steps that starts from its newest checkpoint.
 
 A run that succeeded is over, its adapter and its record stay as they are. The longer run is its
-child: it takes over the checkpoint and the curve, and its learning-rate schedule is that of the
-longer run.
+child: it takes over that checkpoint, the best one and the curve, and its learning-rate schedule is
+that of the longer run.
 """
 
 import json
@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from jobs.checkpoints import folder_of, newest_step
+from jobs.checkpoints import folder_of, needed_steps
 from jobs.record import Job
 from jobs.store import JobStore
 from studio.errors import QueueError
@@ -34,15 +34,16 @@ def extend(
             "Resume it instead."
         )
     spec = _longer(job, epochs=epochs, steps=steps, name=name)
-    step = newest_step(store.home.run(job.id))
-    if not step:
+    kept = needed_steps(store.home.run(job.id))
+    if not kept:
         raise QueueError(
             f'"{job.name}" kept no checkpoint to go on from. Start a new run with more steps '
             f"instead: studio duplicate {job.id} --set train.max_steps=…"
         )
     child = store.submit(spec, parent=job.id, held=True, memory_bytes=job.memory_bytes)
     try:
-        _hand_over(folder_of(store.home.run(job.id), step), store.home.run(child.id))
+        for step in kept:  # the newest last: with it the child can go on
+            _hand_over(folder_of(store.home.run(job.id), step), store.home.run(child.id))
     except BaseException:
         store.cancel(child.id)
         store.delete(child.id)

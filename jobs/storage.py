@@ -2,7 +2,8 @@
 
 Only what a rule names goes: spare checkpoints of runs that ended, folders that nothing knows any
 more, half-written ones of dead processes, old uploads of the page. The newest checkpoint of a run
-that could still be resumed always stays, and so does every adapter, dataset and model.
+that could still be resumed always stays, the best one beside it, and so does every adapter, dataset
+and model.
 """
 
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import settings
-from jobs.checkpoints import newest_step, step_of
+from jobs.checkpoints import needed_steps, newest_step, step_of
 from jobs.record import Job
 from jobs.states import ENDED
 from jobs.store import JobStore
@@ -139,7 +140,9 @@ def _checkpoints(store: JobStore) -> Iterator[Item]:
             (f for f in _folders(store.home.run(job.id) / "checkpoints") if _numbered(f)),
             key=step_of, reverse=True,
         )  # fmt: skip
-        for folder in folders[_kept(store, job, keep, days) :]:
+        kept = _kept(store, job, keep, days)
+        needed = needed_steps(store.home.run(job.id)) if 0 < kept < len(folders) else []
+        for folder in (one for one in folders[kept:] if step_of(one) not in needed):
             yield Item(
                 path=str(folder), bytes=size(folder), what=f"checkpoint of {job.name}",
                 why=f"step {step_of(folder)} of a run that {_ended(job)}",

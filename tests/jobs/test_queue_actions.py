@@ -17,6 +17,7 @@ from studio.errors import QueueError
 from tests.jobs.conftest import a_spec, supervising, until
 from tests.jobs.fake_runner import fake_loss
 from tests.jobs.test_plans import run_one
+from tests.jobs.test_storage import checkpoint
 
 
 def order(store: JobStore) -> list[int]:
@@ -112,6 +113,17 @@ def test_a_finished_run_goes_on_where_it_ended(store: JobStore) -> None:
     assert series == {"x": list(range(1, 16)), "y": [fake_loss(2, n) for n in range(1, 16)]}
     seqs = [r[0] for r in _sql(store, "SELECT seq FROM metrics")]
     assert len(seqs) == len(set(seqs)), "a cursor of the page counts every point once"
+
+
+def test_a_longer_run_gets_the_best_checkpoint_beside_the_newest(store: JobStore) -> None:
+    store.submit(a_spec(name="first"))
+    first = run_one(store).job
+    for step in (1, 2, 3):
+        checkpoint(store, first, step, best=2)
+    longer = extend(store, "first", steps=5)
+    folders = (store.home.run(longer.id) / "checkpoints").iterdir()
+    assert sorted(folder.name for folder in folders) == ["step-00000002", "step-00000003"]
+    assert longer.step == 3
 
 
 def test_a_run_without_a_checkpoint_cannot_be_extended(store: JobStore) -> None:

@@ -1,5 +1,6 @@
 """What uses space is counted, and only what a rule names can go."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -14,10 +15,14 @@ from tests.jobs.conftest import a_spec
 from tests.jobs.test_plans import run_one
 
 
-def checkpoint(store: JobStore, job: int, step: int, *, whole: bool = True) -> Path:
+def checkpoint(
+    store: JobStore, job: int, step: int, *, whole: bool = True, best: int | None = None
+) -> Path:
     folder = store.home.run(job) / "checkpoints" / f"step-{step:08d}"
     with publishing(folder) as temporary:
         (temporary / "adapter.safetensors").write_bytes(b"x" * 1000)
+        state = json.dumps({"progress": {"best_step": best}})
+        (temporary / "state.json").write_text(state)
     if not whole:
         (folder / "adapter.safetensors").write_bytes(b"torn")
     return folder
@@ -69,6 +74,14 @@ def test_the_newest_whole_checkpoint_of_a_run_that_can_go_on_stays(
     storage.clean(store)
     assert good.exists() and torn.exists()
     assert old.exists() is (state not in ("failed", "cancelled"))
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed"])
+def test_the_best_checkpoint_stays_beside_the_newest(store: JobStore, state: str) -> None:
+    job = ended(store, state)
+    folders = [checkpoint(store, job, step, best=2) for step in (1, 2, 3, 4)]
+    storage.clean(store)
+    assert [folder.exists() for folder in folders] == [False, True, False, True]
 
 
 def test_leftovers_go_when_their_process_is_gone_and_an_hour_has_passed(store: JobStore) -> None:
