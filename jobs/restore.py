@@ -58,17 +58,16 @@ def _restore_database(home: Home, file: Path) -> dict[str, Any]:
                 source.backup(target)
         _settle(temporary, home.path, home.path)
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        before = None
-        for name in ("studio.db", "studio.db-wal", "studio.db-shm"):
-            if (home.path / name).exists():
-                before = home.path / f"{name}.before-{stamp}"
-                os.replace(home.path / name, before)
+        before = home.path / f"studio.db.before-{stamp}"
+        for end in ("", "-wal", "-shm"):  # named so that SQLite finds what is not merged yet
+            if (home.path / f"studio.db{end}").exists():
+                os.replace(home.path / f"studio.db{end}", f"{before}{end}")
         os.replace(temporary, home.database)
     except sqlite3.DatabaseError as error:
         raise HomeError(f"{file} is damaged ({error}); nothing was changed.") from None
     finally:
         temporary.unlink(missing_ok=True)
-    return {"home": str(home.path), "files": 1, "before": str(before) if before else None}
+    return {"home": str(home.path), "files": 1, "before": str(before) if before.exists() else None}
 
 
 def _restore_home(home_path: Path, file: Path) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import shutil
 import sqlite3
 import stat
 import tarfile
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -237,6 +239,18 @@ def test_a_damaged_database_comes_back_from_its_daily_copy(home: Home) -> None:
     store = JobStore(home)
     assert store.get("kept").state == "queued"
     store.close()
+
+
+def test_the_database_before_keeps_what_a_kill_left_in_its_log(
+    store: JobStore, tmp_path: Path
+) -> None:
+    copy = daily(store.home, store.database, now=1_800_000_000.0)
+    store.submit(a_spec(name="later"))
+    killed = tmp_path / "killed"
+    shutil.copytree(store.home.path, killed)  # as it is while the database is open
+    done = restore(killed, copy)
+    with closing(sqlite3.connect(done["before"])) as kept:
+        assert kept.execute("SELECT name FROM jobs").fetchall() == [("later",)]
 
 
 def test_a_foreign_database_is_not_restored(home: Home, tmp_path: Path) -> None:
