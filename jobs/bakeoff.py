@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from jobs import submission
 from jobs.memory import needed_bytes
 from jobs.record import Job
 from jobs.store import JobStore
@@ -24,10 +25,10 @@ def submit(
     store: JobStore, spec: RunSpec, chosen: Sequence[str], *, name: str,
     prompts: Sequence[str] = PROMPTS,
 ) -> list[Job]:  # fmt: skip
-    """Queue one run per method as the group `name`, and the job that measures them.
+    """Queue one run per method as the group `name`, and the job that measures them, or nothing.
 
     Raises:
-        QueueError: No name, no method, or the name is taken.
+        QueueError: No name, no method, or a name is taken.
     """
     name = name.strip()
     if not name:
@@ -43,15 +44,17 @@ def submit(
     if any(job.sweep == name for job in store.list(search=name)):
         raise QueueError(f'There is already "{name}". Give the bake-off another name.')
     memory = [needed_bytes(one, store.home) for one in specs]
-    runs = [
-        store.submit(one, sweep=name, memory_bytes=needed)
-        for one, needed in zip(specs, memory, strict=True)
-    ]
-    request = BakeoffRequest(
-        name=f"{name} table", model=spec.model, runs=tuple(r.id for r in runs),
-        prompts=tuple(prompts),
-    )  # fmt: skip
-    return [*runs, store.submit(request.model_dump(mode="json"), kind="bakeoff", sweep=name)]
+    with store.database.writing() as db:
+        runs = [
+            submission.insert(db, one, {"sweep": name, "memory": needed})
+            for one, needed in zip(specs, memory, strict=True)
+        ]
+        request = BakeoffRequest(
+            name=f"{name} table", model=spec.model, runs=tuple(runs), prompts=tuple(prompts)
+        )
+        measuring = {"kind": "bakeoff", "sweep": name}
+        last = submission.insert(db, request.model_dump(mode="json"), measuring)
+    return [store.get(job) for job in (*runs, last)]
 
 
 def table(store: JobStore, name: str) -> list[dict[str, Any]]:

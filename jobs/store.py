@@ -100,9 +100,7 @@ class JobStore:
         Raises:
             QueueError: One of the names is taken; nothing was queued.
         """
-        plan = {
-            "kind": "train", "parent": None, "sweep": sweep, "on_error": on_error, "retries": 0,
-        }  # fmt: skip
+        plan = {"sweep": sweep, "on_error": on_error}
         wanted = list(specs)
         needed = list(memory_bytes) or [0] * len(wanted)
         with self.database.writing() as db:

@@ -12,6 +12,11 @@ from studio import devices
 from studio.errors import QueueError
 from studio.spec import RunSpec
 
+PLAN: dict[str, Any] = {
+    "kind": "train", "parent": None, "sweep": None, "on_error": "continue", "retries": 0,
+    "memory": 0,
+}  # fmt: skip
+
 
 def insert(
     db: Tables, spec: RunSpec | dict[str, Any], plan: dict[str, Any], needs: Iterable[int] = ()
@@ -21,12 +26,13 @@ def insert(
     Args:
         db: A connection that writes.
         spec: What to do.
-        plan: The columns of `jobs` that say how: kind, parent, sweep, on_error, retries.
+        plan: The columns of `jobs` that say how, where they are not as `PLAN` has them.
         needs: Jobs that must have succeeded before it starts.
 
     Raises:
         QueueError: The name is taken.
     """
+    plan = PLAN | plan
     values = spec.model_dump(mode="json") if isinstance(spec, RunSpec) else dict(spec)
     asked = str(values.get("name") or "").strip()
     holder = naming.holder(db, asked) if asked else None

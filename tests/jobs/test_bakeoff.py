@@ -59,6 +59,15 @@ def test_a_bakeoff_queues_siblings_that_differ_only_in_the_method(home, spec):
         assert [row["state"] for row in rows] == ["queued"] * 3
 
 
+@pytest.mark.parametrize("taken", ["duel bitfit", "duel table"])
+def test_a_bakeoff_whose_second_name_is_taken_queues_nothing(home, spec, taken):
+    with closing(JobStore(home)) as store:
+        store.submit(spec.with_values({"name": taken}))
+        with pytest.raises(QueueError, match=f'already a job called "{taken}"'):
+            bakeoff.submit(store, spec, ["lora", "bitfit"], name="duel")
+        assert [job.name for job in store.list()] == [taken]
+
+
 def test_the_measuring_job_fills_the_table(home, spec):
     with closing(JobStore(home)) as store:
         jobs = bakeoff.submit(
