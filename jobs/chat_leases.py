@@ -11,6 +11,7 @@ import logging
 import os
 from typing import Any
 
+from jobs.seats import device_of
 from jobs.store import JobStore
 from studio.errors import StudioError
 from studio.home import Home
@@ -66,9 +67,10 @@ class Leases:
     def wanted(self) -> bool:
         """Whether a job needs a device that chat holds; a CPU is shared while its memory lasts."""
         return bool(self._held) and any(
-            row["device"] in self._held
-            and (row["wanted_back"] or (row["holder"] == "job" and row["device"] != "cpu"))
+            device in self._held
+            and (row["wanted_back"] or (row["holder"] == "job" and device != "cpu"))
             for row in self._rows()
+            for device in [device_of(row["device"])]
         )
 
     def share_the_cpu(self) -> None:
@@ -84,7 +86,7 @@ class Leases:
             torch.set_num_threads(wanted)
 
     def _taken_by_jobs(self) -> set[str]:
-        return {str(row["device"]) for row in self._rows() if row["holder"] == "job"}
+        return {device_of(row["device"]) for row in self._rows() if row["holder"] == "job"}
 
     def _rows(self) -> list[dict[str, Any]]:
         try:

@@ -63,3 +63,21 @@ def test_models_go_to_the_cpu_while_a_job_has_the_gpu(home, monkeypatch):
     assert leases_with(home).device("auto") == "cuda:0"
     assert leases_with(home, {"device": "cuda:0", "holder": "job"}).device("auto") == "cpu"
     assert leases_with(home).device("cuda:0") == "cuda:0"
+
+
+def test_a_gpu_of_which_a_job_has_only_a_seat_is_the_jobs(home, monkeypatch):
+    monkeypatch.setattr("studio.models.loading.default_device", lambda: "cuda:0")
+    leases = leases_with(home, {"device": "cuda:0#2", "holder": "job"})
+
+    assert leases.device("auto") == "cpu"
+    leases.take([{"device": "cuda:0", "bytes": 1}])
+    assert leases.wanted()
+
+
+def test_a_cpu_of_which_a_job_has_a_seat_is_shared(home):
+    leases = leases_with(home, {"device": "cpu#2", "holder": "job"})
+
+    leases.take([{"device": "cpu", "bytes": 1}])
+
+    assert not leases.wanted()
+    assert leases._taken_by_jobs() == {"cpu"}
