@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from studio.adapters.card import adapter_card, write_card
 from studio.adapters.library import CONFIG, PASSPORT, WEIGHTS, Adapter, describe, resolve
+from studio.adapters.place import refuse_place
 from studio.errors import AdapterError, StudioError, nearest
 from studio.home import Home, publishing, slug
 from studio.spec import ModelSource
@@ -80,6 +81,7 @@ def export_adapter(
     folder = resolve(home, name)
     if out.exists():
         raise AdapterError(f"{out} exists already; give another folder.")
+    refuse_place(out)
     adapter = describe(folder)
     refuse_form(adapter, form)
     if form == "card":

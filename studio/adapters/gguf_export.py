@@ -17,6 +17,7 @@ from typing import Any, Self
 from studio.adapters.card import stack_card, write_card
 from studio.adapters.gguf_write import Precision, package, write
 from studio.adapters.library import name_of
+from studio.adapters.place import refuse_place
 from studio.adapters.requests import StackItem
 from studio.errors import AdapterError, InputError
 from studio.home import Home, publishing, slug
@@ -86,6 +87,7 @@ class GgufRequest(Record):
         out = out or home.path / "exports" / slug(f"{name} gguf")
         if out.exists():
             raise InputError(f"{out} exists already; give another folder or name.")
+        refuse_place(out)
         return self.model_copy(update={"stack": stack, "out": str(out), "name": name})
 
     def perform(self, home: Home) -> Iterator[Event]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from studio.adapters.place import refuse_place
 from studio.errors import AdapterError, InputError
 from studio.home import Home, slug
 from studio.knobs import Record, knob
@@ -69,6 +70,7 @@ class MergeRequest(Record):
         out = self.folder(home)
         if out.exists():
             raise InputError(f"{out} exists already; give the merged model another name.")
+        refuse_place(out)
         return self.model_copy(update={"stack": _found(self.stack, home), "out": str(out)})
 
     def folder(self, home: Home) -> Path:
@@ -261,6 +263,7 @@ class ExportRequest(Record):
         out = Path(self.out).expanduser().absolute() if self.out.strip() else usual
         if out.exists():
             raise AdapterError(f"{out} exists already; give another folder.")
+        refuse_place(out)
         return self.model_copy(update={"adapter": str(folder), "out": str(out)})
 
     def perform(self, home: Home) -> Iterator[Event]:

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from studio.adapters.export import as_format, export_adapter, read_check
+from studio.adapters.gguf_export import GgufRequest
 from studio.adapters.library import resolve
-from studio.adapters.requests import ExportRequest
-from studio.errors import AdapterError, StudioError
+from studio.adapters.requests import ExportRequest, MergeRequest
+from studio.errors import AdapterError, InputError, StudioError
 from studio.methods.bottleneck import Bottleneck
 from studio.methods.layer import Backbone, files
 from studio.methods.lora import Lora
@@ -155,3 +156,31 @@ def test_a_request_is_checked_before_it_is_queued(home, base, tmp_path):
     with pytest.raises(AdapterError, match='no format "pft"'):
         as_format("pft")
     assert resolve(home, "q") == home.adapters / "q"
+
+
+def test_a_place_where_no_folder_can_be_is_refused_before_anything_is_queued(
+    home, base, tmp_path, monkeypatch
+):
+    put(home, base, "q", Lora(r=2, target_modules=("q_proj",)))
+    file = tmp_path / "odd.csv"
+    file.write_text("a,b")
+    below = str(file / "x" / "y")
+    stack = [{"name": "q"}]
+
+    with pytest.raises(InputError, match=r"odd\.csv is a file, not a folder"):
+        export_adapter(home, "q", file / "x")
+    for request in (
+        ExportRequest.parse({"adapter": "q", "out": below}),
+        MergeRequest.parse({"model": {"path": str(base)}, "stack": stack, "out": below}),
+        GgufRequest.parse({"model": {"path": str(base)}, "stack": stack, "out": below}),
+    ):
+        with pytest.raises(InputError, match=r"odd\.csv is a file, not a folder"):
+            request.checked(home)
+
+    def full(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", full)
+    with pytest.raises(InputError, match="takes no new folder \\(permission denied\\)"):
+        export_adapter(home, "q", tmp_path / "closed")
+    assert not (tmp_path / "closed").exists()
