@@ -13,6 +13,10 @@ from jobs.states import Intent, State
 from jobs.tables import Tables
 
 NO_PROGRESS_LIMIT = 3
+TRIED_AGAIN = """
+SELECT id FROM jobs WHERE state = 'failed' AND retries_left > 0  -- only what may pass by itself
+  AND error_kind IN ('start', 'out_of_memory', 'weights_too_large', 'network')
+"""
 
 
 def leave(

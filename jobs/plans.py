@@ -10,16 +10,17 @@ from typing import Any, Literal
 
 from jobs import settings, sweeps
 from jobs.database import now
-from jobs.endings import leave
+from jobs.endings import TRIED_AGAIN, leave
 from jobs.memory import needed_by_each, needed_bytes
 from jobs.record import Job
+from jobs.states import ENDED
 from jobs.store import JobStore
 from studio.errors import QueueError
 from studio.spec import RunSpec
 
 StartWhen = Literal["", "idle", "night"]
-TRANSIENT = ("start", "out_of_memory", "weights_too_large", "network")
 BACKOFF_SECONDS = 30.0
+MOST_RETRIES = 10  # the last after 4 hours
 
 
 def submit_sweep(
@@ -31,6 +32,7 @@ def submit_sweep(
     mode: Literal["grid", "random"] = "grid",
     count: int = 0,
     on_error: Literal["continue", "stop"] = "continue",
+    retries: int = 0,
 ) -> list[Job]:
     """Queue one run for each point of a sweep, as a group called `name`."""
     if not name.strip():
@@ -41,7 +43,7 @@ def submit_sweep(
         if db.conn.execute("SELECT 1 FROM jobs WHERE sweep = ?", (name.strip(),)).fetchone():
             raise QueueError(f'There is already a sweep "{name.strip()}". Choose another name.')
     return store.submit_many(
-        specs, sweep=name.strip(), on_error=on_error,
+        specs, sweep=name.strip(), on_error=on_error, retries=_allowed(retries),
         memory_bytes=needed_by_each(specs, store.home),
     )  # fmt: skip
 
@@ -69,6 +71,23 @@ def schedule(
             "UPDATE jobs SET start_after = ?, start_when = ? WHERE id = ?", (after, when, job.id)
         )
     return store.get(job.id)
+
+
+def retry(store: JobStore, job_id: int | str, times: int) -> Job:
+    """Let a job that has not ended be tried again after failures that may pass, so many times."""
+    job = store.get(job_id)
+    if job.state in ENDED:
+        raise QueueError(f'"{job.name}" is {job.state}; resume it instead.')
+    with store.database.writing() as db:
+        values = (_allowed(times), job.id)
+        db.conn.execute("UPDATE jobs SET retries_left = ?, retries_done = 0 WHERE id = ?", values)
+    return store.get(job.id)
+
+
+def _allowed(retries: int) -> int:
+    if not 0 <= retries <= MOST_RETRIES:
+        raise QueueError(f"A failed job can be tried again 0 to {MOST_RETRIES} times.")
+    return retries
 
 
 def start_anyway(store: JobStore, job_id: int | str) -> Job:
@@ -187,13 +206,13 @@ def settle(store: JobStore) -> None:
     _drop_checkpoints(store)
     with store.database.reading() as db:
         blocked = db.conn.execute(_BLOCKED).fetchall()
-        retried = db.conn.execute(_RETRIED, (json.dumps(TRANSIENT),)).fetchall()
+        retried = db.conn.execute(_RETRIED).fetchall()
     if not blocked and not retried:
         return
     with store.database.writing() as db:
         for job, why in db.conn.execute(_BLOCKED).fetchall():
             leave(db, job, "paused", actor="supervisor", why=why)
-        for job, done in db.conn.execute(_RETRIED, (json.dumps(TRANSIENT),)).fetchall():
+        for job, done in db.conn.execute(_RETRIED).fetchall():
             wait = BACKOFF_SECONDS * 2**done
             leave(db, job, "queued", actor="supervisor", why=f"tries again in {wait:.0f} s")
             db.conn.execute(_COUNT_RETRY, (now() + wait, job))
@@ -211,23 +230,19 @@ def _drop_checkpoints(store: JobStore) -> None:
 
 _WAITING = "SELECT id FROM jobs WHERE state IN ('queued', 'paused') ORDER BY position, id"
 _DROPPED = "SELECT id FROM jobs WHERE state = 'cancelled' AND drop_checkpoints = 1"
-_BLOCKED = """
+_BLOCKED = f"""
 SELECT jobs.id, 'it needs "' || other.name || '", which is ' || other.state
 FROM jobs JOIN dependencies ON dependencies.job = jobs.id
           JOIN jobs AS other ON other.id = dependencies.needs
 WHERE jobs.state = 'queued' AND other.state IN ('failed', 'cancelled')
-  AND other.retries_left = 0
+  AND other.id NOT IN ({TRIED_AGAIN})
 UNION
 SELECT jobs.id, 'its sweep stops at an error, and "' || other.name || '" failed'
 FROM jobs JOIN jobs AS other ON other.sweep = jobs.sweep
 WHERE jobs.state = 'queued' AND jobs.on_error = 'stop' AND other.state = 'failed'
-  AND other.retries_left = 0
+  AND other.id NOT IN ({TRIED_AGAIN})
 """
-_RETRIED = """
-SELECT id, retries_done FROM jobs
-WHERE state = 'failed' AND retries_left > 0
-  AND error_kind IN (SELECT value FROM json_each(?))
-"""
+_RETRIED = f"SELECT id, retries_done FROM jobs WHERE id IN ({TRIED_AGAIN})"
 _COUNT_RETRY = """
 UPDATE jobs SET retries_left = retries_left - 1, retries_done = retries_done + 1, start_after = ?
 WHERE id = ?

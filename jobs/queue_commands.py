@@ -110,6 +110,7 @@ def sweep(
     over: Sequence[str],
     count: int,
     on_error: str,
+    retries: int,
     as_json: bool,
 ) -> None:
     """Queue a run for every combination of some values, or for some drawn at random."""
@@ -122,6 +123,7 @@ def sweep(
         jobs = plans.submit_sweep(
             store, admit(spec, home), fields, name=name, mode="random" if count else "grid",
             count=count, on_error=cast("Literal['continue', 'stop']", on_error),
+            retries=retries,
         )  # fmt: skip
         supervisor.ensure_running(home)
     found = {"sweep": name, "jobs": [summary(job) for job in jobs]}
@@ -144,9 +146,10 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
 
 
 def schedule(
-    home: Home, job_id: str, *, at: str, when: str, needs: Sequence[str] | None, as_json: bool
-) -> None:
-    """Choose when a waiting job may start; without a wish it may start at once."""
+    home: Home, job_id: str, *, at: str, when: str, needs: Sequence[str] | None,
+    retries: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Choose when a waiting job may start and how often again; without a wish it may at once."""
     if when not in ("", "any", "idle", "night"):
         raise QueueError(f'A job can start when "idle" or at "night", not "{when}".')
     with closing(JobStore(home)) as store:
@@ -154,7 +157,9 @@ def schedule(
             plans.depend(store, job_id, [one for one in needs if one != "none"])
         moment = parse_moment(at, now=time.time()) if at else None
         mood = cast("plans.StartWhen", "" if when == "any" else when)
-        if at or when or needs is None:
+        if retries is not None:
+            plans.retry(store, job_id, retries)
+        if at or when or (needs is None and retries is None):
             plans.schedule(store, job_id, after=moment, when=mood)
         job = store.get(job_id)
         supervisor.ensure_running(home)
@@ -222,6 +227,8 @@ def _waits_for(job: Job) -> str:
         parts.append({"idle": "when idle", "night": "at night"}[job.start_when])
     if job.needs:
         parts.append("after " + ", ".join(map(str, job.needs)))
+    if job.retries_left:
+        parts.append(f"tried again up to {job.retries_left} times")
     if job.waits and job.state == "queued":
         parts.append(job.waits)
     return f" ({'; '.join(parts)})" if parts else ""

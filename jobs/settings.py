@@ -6,6 +6,7 @@ One row a setting, JSON values, defaults here. It knows no job.
 import json
 from typing import Any
 
+from jobs.endings import TRIED_AGAIN
 from jobs.store import JobStore
 from studio.errors import QueueError
 
@@ -89,8 +90,9 @@ _WRITE = """
 INSERT INTO settings(name, value) VALUES (?, ?)
 ON CONFLICT(name) DO UPDATE SET value = excluded.value
 """
-_FAILED_SINCE = """
+_FAILED_SINCE = f"""
 SELECT jobs.name FROM events JOIN jobs ON jobs.id = events.job
-WHERE events.id > ? AND events.dst = 'failed' AND jobs.state = 'failed' AND jobs.retries_left = 0
+WHERE events.id > ? AND events.dst = 'failed' AND jobs.state = 'failed'
+  AND jobs.id NOT IN ({TRIED_AGAIN})
 ORDER BY events.id LIMIT 1
 """

@@ -93,6 +93,7 @@ class JobStore:
         *,
         sweep: str | None = None,
         on_error: str = "continue",
+        retries: int = 0,
         memory_bytes: Iterable[int] = (),
     ) -> Jobs:
         """Put several runs at the end of the queue, all of them or none.
@@ -100,7 +101,7 @@ class JobStore:
         Raises:
             QueueError: One of the names is taken; nothing was queued.
         """
-        plan = {"sweep": sweep, "on_error": on_error}
+        plan = {"sweep": sweep, "on_error": on_error, "retries": retries}
         wanted = list(specs)
         needed = list(memory_bytes) or [0] * len(wanted)
         with self.database.writing() as db:

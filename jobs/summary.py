@@ -30,6 +30,7 @@ def summary(job: Job) -> dict[str, Any]:
         "needs": job.needs,
         "sweep": job.sweep,
         "on_error": job.on_error,
+        "retries_left": job.retries_left,
         "start_after": job.start_after,
         "start_when": job.start_when,
         "memory_bytes": job.memory_bytes or None,

@@ -20,6 +20,13 @@ SetOption = Annotated[
 ]
 JobOrSweep = Annotated[str, typer.Argument(metavar="[ID]", help="The job's number or name.")]
 SweepOption = Annotated[str, typer.Option(help="Every run of this sweep.", show_default=False)]
+RetriesOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Try again so often after a failure that may pass, such as too little memory.",
+        show_default=False,
+    ),
+]
 NameOption = Annotated[str, typer.Option(help="What to call it.", show_default=False)]
 
 
@@ -125,6 +132,7 @@ def sweep(
     method: Annotated[str, typer.Option(help="As in train.", show_default=False)] = "",
     assignments: SetOption = None,
     on_error: Annotated[str, typer.Option(help="continue, or stop: hold the rest.")] = "continue",
+    retries: RetriesOption = 0,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -137,7 +145,7 @@ def sweep(
     given |= dict(map(parse_assignment, assignments or []))
     queue_commands.sweep(
         open_home(home), name, given=given, base=like, over=over, count=random,
-        on_error=on_error, as_json=as_json,
+        on_error=on_error, retries=retries or 0, as_json=as_json,
     )  # fmt: skip
 
 
@@ -152,6 +160,7 @@ def schedule(
         list[str] | None,
         typer.Option(metavar="ID", help="Only after this job succeeded; none forgets it."),
     ] = None,
+    retries: RetriesOption = None,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Without room for the memory it will need.")
     ] = False,
@@ -164,7 +173,9 @@ def schedule(
     if anyway:
         queue_commands.start_anyway(open_home(home), job, as_json=as_json)
         return
-    queue_commands.schedule(open_home(home), job, at=at, when=when, needs=needs, as_json=as_json)
+    queue_commands.schedule(
+        open_home(home), job, at=at, when=when, needs=needs, retries=retries, as_json=as_json
+    )
 
 
 @app.command()

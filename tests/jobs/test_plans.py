@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from jobs import plans, room, sweeps
+from jobs import plans, room, settings, sweeps
 from jobs.claims import Claim
 from jobs.metrics import Progress
 from jobs.processes import me
@@ -157,6 +157,45 @@ def test_only_transient_failures_are_tried_again_and_not_for_ever(store: JobStor
     run_one(store, "failed", "diverged")
     plans.settle(store)
     assert store.get(other).state == "failed"
+
+
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+def test_what_waits_for_a_job_that_is_not_tried_again_is_held(store: JobStore, end: str) -> None:
+    first = store.submit(a_spec(), retries=2).id
+    waiting = store.submit({"name": "x"}, kind="evaluate", needs=[first]).id
+    if end == "failed":
+        run_one(store, "failed", "diverged")
+    else:
+        store.cancel(first)
+    plans.settle(store)
+    assert store.get(waiting).state == "paused"
+    assert f"which is {end}" in store.get(waiting).why
+
+
+def test_what_waits_for_a_job_that_is_tried_again_goes_on_waiting(store: JobStore) -> None:
+    first = plans.retry(store, store.submit(a_spec()).id, 1).id
+    waiting = store.submit({"name": "x"}, kind="evaluate", needs=[first]).id
+    for state in ("queued", "paused"):
+        run_one(store, "failed", "out_of_memory")
+        plans.settle(store)
+        assert store.get(waiting).state == state
+        if state == "queued":
+            plans.schedule(store, first)
+    with pytest.raises(QueueError, match="resume it instead"):
+        plans.retry(store, first, 1)
+    with pytest.raises(QueueError, match="0 to 10 times"):
+        plans.retry(store, waiting, 11)
+
+
+def test_a_sweep_and_a_queue_that_stop_do_so_although_retries_are_left(store: JobStore) -> None:
+    settings.on_error(store, "stop")
+    _, second = plans.submit_sweep(
+        store, a_spec(), {"seed": [1, 2]}, name="s", on_error="stop", retries=3
+    )
+    run_one(store, "failed", "diverged")
+    plans.settle(store)
+    assert store.get(second.id).state == "paused"
+    assert "the queue stops at an error" in settings.read(store, "held")
 
 
 def test_notes_and_tags_are_kept(store: JobStore) -> None:

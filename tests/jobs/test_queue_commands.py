@@ -58,6 +58,9 @@ def test_hold_release_schedule_note_delete(
     kept = run(capsys, "schedule", "b", "--needs", "none")[1]
     assert kept["start_when"] == "night" and kept["needs"] == []
     assert run(capsys, "schedule", "b")[1]["start_after"] is None
+    again = run(capsys, "schedule", "b", "--retries", "3")[1]
+    assert again["retries_left"] == 3
+    assert run(capsys, "schedule", "b", "--retries", "-1")[0] == 2
     assert run(capsys, "schedule", "b", "--at", "2001-01-01 00:00")[1]["error"]["kind"] == "queue"
     noted = run(capsys, "note", "b", "good", "--tag", "x", "--tag", "y")[1]
     assert (noted["notes"], noted["tags"]) == ("good", ["x", "y"])
@@ -73,8 +76,8 @@ def test_sweep_duplicate_extend_save(store: JobStore, capsys: pytest.CaptureFixt
     assert found["jobs"][0]["name"] == "ranks r=4 seed=0"
     assert len(found["jobs"]) == 4 and found["jobs"][0]["sweep"] == "ranks"
     drawn = run(capsys, "sweep", "drawn", "--over", "method.r=1,2,3,4", "--random", "2",
-                "--like", "1")[1]  # fmt: skip
-    assert len(drawn["jobs"]) == 2
+                "--like", "1", "--retries", "2")[1]  # fmt: skip
+    assert [job["retries_left"] for job in drawn["jobs"]] == [2, 2]
     assert store.get(drawn["jobs"][0]["id"]).spec["train"]["max_steps"] == 7
     million = "seed=[" + ",".join(map(str, range(2000))) + "]"
     assert "2,000 points" in run(capsys, "sweep", "big", "--over", million)[1]["error"]["text"]
