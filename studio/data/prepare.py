@@ -15,7 +15,7 @@ import numpy as np
 
 from studio.data.examples import Example, Examples, Tokens, TokenWriter
 from studio.data.report import Report
-from studio.data.sources import find
+from studio.data.sources import Origin, find
 from studio.data.split import MAX_VALIDATION, chosen
 from studio.data.templates import Template, choose
 from studio.data.tokenise import tokenised
@@ -66,7 +66,7 @@ def prepare(
     else:
         from studio.data.cache import cached
 
-        key = _cache_key(data_hash, source, template, limit)
+        key = _cache_key(origin, data_hash, source, template, limit)
         tokens, report = cached(
             home, key, lambda folder: tokenised(origin, source, template, limit, _to(folder))
         )
@@ -81,16 +81,21 @@ def is_prepared(source: DataSource, tokenizer: Any, *, context_length: int, home
 
     limit = max(2, min(source.max_length, context_length))
     template = choose(tokenizer, source.chat_template)
-    return is_cached(home, _cache_key(find(source, home).content_hash(), source, template, limit))
+    origin = find(source, home)
+    key = _cache_key(origin, origin.content_hash(), source, template, limit)
+    return is_cached(home, key)
 
 
 def _to(folder: Any) -> TokenWriter:
     return TokenWriter(folder)
 
 
-def _cache_key(data_hash: str, source: DataSource, template: Template, limit: int) -> str:
+def _cache_key(
+    origin: Origin, data_hash: str, source: DataSource, template: Template, limit: int
+) -> str:
+    how = [origin.container, origin.encoding, origin.plain]  # a name may say how bytes are read
     parts = [
-        "tokens-5", data_hash, source.format, source.chat_template, source.train_on, limit,
+        "tokens-6", data_hash, how, source.format, source.chat_template, source.train_on, limit,
         template.backend.fingerprint(),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

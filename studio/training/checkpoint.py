@@ -71,6 +71,8 @@ def save(
 ) -> Path:
     """Publish `folder/step-<n>` and drop the oldest beyond `keep`, but never step `protect`.
 
+    Checkpoints of later steps are damaged, or the run would have gone on from them: they go too.
+
     Raises:
         DiskFull: Nothing of the new checkpoint stays; older ones are untouched.
     """
@@ -88,7 +90,9 @@ def save(
         save_file(_contiguous(adapter.state()), temporary / "adapter.safetensors")
         save_file(_contiguous(tensors), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps(state, indent=1))
-    for old in _newest_first(folder)[keep:]:
+    found = _newest_first(folder)
+    newer = found.index(target)
+    for old in [*found[:newer], *found[newer + keep :]]:
         if protect is None or old != _place(folder, protect):
             shutil.rmtree(old, ignore_errors=True)
     return target
@@ -102,11 +106,14 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in _newest_first(folder) if is_whole(path)), None)
 
 
-def load_adapter(folder: Path, step: int, adapter: Adapter) -> None:
-    """Take the adapter alone from a step's checkpoint."""
+def load_adapter(folder: Path, step: int, adapter: Adapter) -> bool:
+    """Take the adapter alone from a step's checkpoint; False where that is not whole."""
     from safetensors.torch import load_file
 
-    adapter.load_state(load_file(_place(folder, step) / "adapter.safetensors"))
+    if not is_whole(path := _place(folder, step)):
+        return False
+    adapter.load_state(load_file(path / "adapter.safetensors"))
+    return True
 
 
 def load(path: Path, *, adapter: Adapter, optimizer: Steps, origin: Origin) -> Progress:

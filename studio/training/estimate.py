@@ -23,6 +23,7 @@ from studio.models.families import SKIPPING
 from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
 from studio.training.memory import CHUNK_NUMBERS, REUSED_BYTES
+from studio.training.precision import loaded_dtype
 from studio.training.schedule import plan_run
 from studio.training.shares import (
     EFFICIENCY,
@@ -162,11 +163,6 @@ def _together(spec: RunSpec, known: ModelFacts, *, on_gpu: bool) -> tuple[int, i
         base = known.parameters * WIDTH[dtype]
         shared, beside = (shared, beside + base) if spec.train.fsdp else (shared + base, beside)
     return size, shared, beside
-
-
-def loaded_dtype(spec: RunSpec, *, on_gpu: bool) -> str:
-    """Return the precision that the frozen weights will have."""
-    return spec.model.dtype if spec.model.dtype != "auto" else ("float32", "bfloat16")[on_gpu]
 
 
 def memory(

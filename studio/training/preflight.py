@@ -14,6 +14,7 @@ from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.estimate import START_SECONDS, Estimate, estimate
 from studio.training.events import Event, Finished, Loading
+from studio.training.precision import base_of
 from studio.training.shares import MOST_STEPS, slowdown
 from studio.training.speed import note_speed
 
@@ -130,7 +131,7 @@ def _open(spec: RunSpec, home: Home) -> Session:
     from studio.models.loading import load
     from studio.training.opening import open_session
 
-    loaded = load(spec.model, spec.train.device)
+    loaded = load(base_of(spec), spec.train.device)
     prepared = prepare(
         spec.data, loaded.tokenizer, seed=spec.seed, home=home,
         context_length=max(1, loaded.facts.context_length - spec.method.num_tokens_before),

@@ -17,6 +17,7 @@ from studio.spec import RunSpec
 from studio.training import sharding
 from studio.training.events import Event, Loading
 from studio.training.loop import Control, Wish
+from studio.training.precision import base_of
 from studio.training.team import train_in_team
 
 __all__ = ["Control", "Wish", "train"]
@@ -98,7 +99,7 @@ def _train(
             return
         sharding.checked(spec)
         yield Loading(text="Loading the model")
-        loaded = load(spec.model, spec.train.device, on_host=spec.train.fsdp)
+        loaded = load(base_of(spec), spec.train.device, on_host=spec.train.fsdp)
         yield Loading(text="Reading the data")
         with leader_first(in_team):
             prepared = prepare(

@@ -117,7 +117,7 @@ class Session:
         """
         passed, started = self.passes(self), time.perf_counter()
         grad_norm = self._reduce_and_clip()
-        total_loss = self.total(sum(passed.losses))
+        total_loss = self.total(float(sum(passed.losses)))
         if not (math.isfinite(total_loss) and math.isfinite(grad_norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise diverged(self, passed, grad_norm)
@@ -200,9 +200,14 @@ class Session:
         progress, best = self.progress, self.progress.best_step
         if not self.keeps_best or best is None or best == progress.step:
             return ""
-        checkpoint.load_adapter(folder, best, self.adapter)
+        patience = self.spec.train.early_stopping_patience
+        early = f"Ended early at step {progress.step}. " if 0 < patience <= progress.waited else ""
+        if not checkpoint.load_adapter(folder, best, self.adapter):
+            return (
+                f"{early}The checkpoint of step {best}, which had the best held-out loss, is gone "
+                f"or damaged: the adapter is that of step {progress.step}."
+            )
         progress.eval_loss = progress.best_loss
-        early = f"Ended early at step {progress.step}. " if self.gave_up else ""
         return f"{early}The adapter is that of step {best}, which had the best held-out loss."
 
     def save(self, folder: Path) -> Path:

@@ -39,6 +39,11 @@ def checked(spec: RunSpec) -> None:
             "train.fsdp.",
             field="train.fsdp",
         )
+    if spec.method.phase is Phase.PROMPT:
+        raise MethodError(
+            f"{spec.method.title} runs its prompt through the layers before the rows come, which "
+            "train.fsdp has not put together then: leave train.fsdp off, or take prefix tuning."
+        )
     if spec.method.phase is Phase.WEIGHTS:
         raise MethodError(
             f"{spec.method.title} moves the weights that train.fsdp would share out frozen: leave "
@@ -59,5 +64,8 @@ def share_base(backbone: Backbone, device: torch.device) -> None:
 
     backbone.be_lean(False)  # a layer's weights are there only while the layer itself runs
     for layer in backbone.anatomy.layers():
-        fully_shard(layer, reshard_after_forward=True)  # the default keeps a root's layers whole
+        small = {parameter for parameter in layer.parameters() if parameter.ndim == 1}
+        # Norms and biases stay whole: tuning them writes their own values into the file. The
+        # default would keep a root's layers whole.
+        fully_shard(layer, reshard_after_forward=True, ignored_params=small)
     backbone.model.to(device)  # embeddings, head, last norm: the layers' parts are there already

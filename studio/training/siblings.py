@@ -33,6 +33,7 @@ from studio.training.faults import explained, is_out_of_memory
 from studio.training.loop import Control
 from studio.training.loss import loss_sums
 from studio.training.passes import Passed, pass_alone
+from studio.training.precision import base_of
 
 if TYPE_CHECKING:
     from studio.home import Home
@@ -74,7 +75,7 @@ def train_together(siblings: Sequence[Sibling], *, home: Home) -> Iterator[Heard
     for number in live:
         yield number, Loading(text=f"Loading the model, for {len(siblings)} runs together")
     try:
-        loaded = load(siblings[0].spec.model, siblings[0].spec.train.device)
+        loaded = load(base_of(siblings[0].spec), siblings[0].spec.train.device)
     except Exception as error:
         yield from ((number, error) for number in live)
         return

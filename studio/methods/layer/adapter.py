@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from studio.errors import AdapterError
@@ -17,10 +18,12 @@ class Adapter:
         self.method = method
         self.sites = sites
         self.training = False
-        self.params: dict[str, Params] = {
-            site.key: {key: _parameter(tensor, site) for key, tensor in own.items()}
-            for site, own in zip(sites, params, strict=True)
-        }
+        self.params: dict[str, Params] = {}
+        placed: dict[tuple[int, torch.device], nn.Parameter] = {}  # what sites share stays one
+        for site, own in zip(sites, params, strict=True):
+            self.params[site.key] = {
+                key: _placed(tensor, site, placed) for key, tensor in own.items()
+            }
 
     def parameters(self) -> list[nn.Parameter]:
         """Every trained tensor, in a fixed order."""
@@ -67,8 +70,13 @@ class Adapter:
             tensor.copy_(state[key])
 
 
-def _parameter(tensor: Tensor, site: Site) -> nn.Parameter:
+def _placed(
+    tensor: Tensor, site: Site, placed: dict[tuple[int, torch.device], nn.Parameter]
+) -> nn.Parameter:
     if isinstance(tensor, nn.Parameter):
         return tensor  # full fine-tuning: the model's own
     device = next((p.device for p in site.module.parameters()), tensor.device)
-    return nn.Parameter(tensor.to(device), requires_grad=False)
+    key = (id(tensor), device)
+    if key not in placed:
+        placed[key] = nn.Parameter(tensor.to(device), requires_grad=False)
+    return placed[key]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from studio.errors import MethodError
 from studio.methods.layer import short, varlen
 
 NAME = "studio"
@@ -57,7 +58,8 @@ class AttentionState:
     rows as `short.py` does them, where it can. `kernel`: the one that takes all packed rows at
     once, and `spans` where they lie. `lean`: keep and compute
     no more than training needs (`lean.py`). `keep`: the positions whose output is read, and
-    `kept_lengths` how many of them lie in each packed row; None where all are.
+    `kept_lengths` how many of them lie in each packed row; None where all are. `packed`: the layers
+    that have kept packed rows apart; `apart`: all have.
     """
 
     lengths: tuple[int, ...] | None = None
@@ -71,6 +73,8 @@ class AttentionState:
     lean: bool = True
     keep: Tensor | None = None
     kept_lengths: tuple[int, ...] = ()
+    packed: set[int] = field(default_factory=set)
+    apart: bool = False
 
     def pack(self, lengths: Sequence[int], device: torch.device) -> None:
         """Say how long the rows of the coming packed batch are."""
@@ -100,6 +104,8 @@ def studio_attention(
     if state is not None and state.capture is not None:
         state.capture[module.layer_idx] = (key, value)
     if state is not None and state.lengths is not None:
+        if attention_mask is None:  # else the layer makes a mask of its own, which packing drops
+            state.packed.add(module.layer_idx)
         output = _attend_packed(state, query, key, value, prefix, sliding_window, scaling, softcap)
     else:
         if prefix is not None and sliding_window is not None and state is not None:
@@ -248,6 +254,23 @@ def packed(
         outputs.append(attend(q, k, v, mask, **how))
         start += q.shape[2]
     return torch.cat(outputs, dim=2)
+
+
+def check_apart(state: AttentionState, layers: Sequence[nn.Module]) -> None:
+    """Check, after a packed pass, that nothing but this attention mixes the tokens of a layer.
+
+    Raises:
+        MethodError: Packed rows would leak into each other.
+    """
+    if state.apart:
+        return
+    others = any(isinstance(part, nn.Conv1d) for layer in layers for part in layer.modules())
+    if others or len(state.packed) < len(layers):
+        raise MethodError(
+            "This model has layers with linear attention, convolutions or a mask of their own, "
+            "where packed rows would leak into each other: set train.packing=false."
+        )
+    state.apart = True
 
 
 def studio_mask(*args: Any, **kwargs: Any) -> Tensor | None:

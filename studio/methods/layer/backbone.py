@@ -270,6 +270,9 @@ class Backbone:
 
         Returns:
             logits_NV.
+
+        Raises:
+            MethodError: A layer of this model does not keep packed rows apart.
         """
         device = ids_T.device
         positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device, non_blocking=True)
@@ -286,6 +289,7 @@ class Backbone:
         finally:
             attention.packing.reset(token)
             self._state.lengths, self._state.keep = tuple(lengths), None
+        attention.check_apart(self._state, self.anatomy.layers())
         return output.logits[0]
 
     def _before_forward(

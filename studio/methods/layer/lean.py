@@ -16,12 +16,14 @@ Shapes: `T packed tokens, N positions that predict a trained token, D hidden`.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from studio.methods.layer.attention import AttentionState, packing
 from studio.methods.layer.sites import Anatomy
@@ -75,8 +77,7 @@ def make_lean(anatomy: Anatomy, state: AttentionState) -> None:
     for site in anatomy.norms():
         _set(site.module, _norm(site.module, state))
     for site in anatomy.mlps():
-        names = {name for name, _ in site.module.named_children()}
-        if names == GATED and not list(site.module.act_fn.parameters()):
+        if _is_gated(site.module):
             _set(site.module, _feed_forward(site.module, state))
     last = anatomy.layers()[-1]
     if _is_plain(last):
@@ -88,13 +89,14 @@ def _set(module: nn.Module, forward: Callable[..., Any]) -> None:
         module.forward = forward
 
 
-def _norm(module: nn.Module, state: AttentionState) -> Callable[[Tensor], Tensor]:
+def _norm(module: nn.Module, state: AttentionState) -> Callable[..., Tensor]:
     own = module.forward
 
-    def forward(x: Tensor) -> Tensor:
-        if not (state.lean and torch.is_grad_enabled()) or _trains(module):
-            return own(x)
-        result: Tensor = Recomputed.apply(Again(own, [x]), x)
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or not (state.lean and torch.is_grad_enabled()) or _trains(module):
+            result: Tensor = own(x, *args, **kwargs)
+            return result
+        result = Recomputed.apply(Again(own, [x]), x)
         return result
 
     return forward
@@ -156,6 +158,21 @@ def keep_only(anatomy: Anatomy, state: AttentionState, keep_N: Tensor) -> bool:
 
 def _is_plain(layer: nn.Module) -> bool:
     return type(layer).__name__.removesuffix("DecoderLayer").lower() in SKIPPING
+
+
+def _is_gated(module: nn.Module) -> bool:
+    """Whether it computes `down(act(gate x) · up x)` and nothing else, by the code it runs.
+
+    The names alone do not say so: Gemma 3n drops activations in between, Falcon H1 scales them.
+    """
+    if {name for name, _ in module.named_children()} != GATED:
+        return False
+    return not list(module.act_fn.parameters()) and _code(type(module)) == _code(LlamaMLP)
+
+
+def _code(cls: type[nn.Module]) -> tuple[bytes, tuple[str, ...]]:
+    code = inspect.unwrap(cls.forward).__code__
+    return code.co_code, code.co_names
 
 
 def _trains(module: nn.Module) -> bool:

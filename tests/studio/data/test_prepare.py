@@ -158,6 +158,21 @@ def test_the_second_launch_comes_from_the_cache_and_is_equal(home, tmp_path, byt
     assert changed.report.read == 1 and changed.data_hash != first.data_hash
 
 
+def test_the_same_bytes_under_a_name_that_reads_otherwise_are_read_again(
+    home, tmp_path, byte_backend
+):
+    backend = byte_backend(["</s>"], eos="</s>")
+    rows = tmp_path / "a.jsonl"
+    write_rows(rows, pairs(30))
+    (tmp_path / "a.txt").write_bytes(rows.read_bytes())
+    formats = [
+        prepare(DataSource(path=str(tmp_path / name)), backend, context_length=64, seed=0,
+                home=home).report.format
+        for name in ("a.txt", "a.jsonl")
+    ]  # fmt: skip
+    assert formats == ["text", "question_answer"]
+
+
 def test_the_report_names_dropped_rows_by_line(tmp_path, byte_backend):
     path = tmp_path / "a.jsonl"
     path.write_text('{"question": "q", "answer": "a"}\n{"question": "q", "answer": " "}\n{"que\n')

@@ -1,10 +1,13 @@
 """The leaner forwards give the plain ones' losses and gradients, and keep less."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
+import transformers
 
+from studio.errors import MethodError
 from studio.methods import Method
 from studio.methods.full import Full
 from studio.methods.layer import Backbone
@@ -70,6 +73,40 @@ def test_every_model(model: str, method: Method) -> None:
     backbone.attach("a", method)
     backbone.use([("a", 1.0)])
     compare(backbone, ["a"])
+
+
+SMALL = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+}  # fmt: skip
+UNUSUAL = {
+    "a feed-forward with factors": transformers.FalconH1Config(
+        **SMALL, mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_n_groups=1,
+        mamba_d_state=8, mlp_multipliers=[2.0, 0.5],
+    ),
+    "norms with a gate": transformers.Qwen3_5TextConfig(
+        **SMALL | {"num_hidden_layers": 4}, linear_num_key_heads=2, linear_num_value_heads=2,
+        linear_key_head_dim=8, linear_value_head_dim=8,
+    ),
+    "linear attention": transformers.MiniMaxConfig(**SMALL, num_local_experts=2),
+    "masks of its own": transformers.DogeConfig(**SMALL),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", UNUSUAL.values(), ids=UNUSUAL)
+def test_unusual_layers_train_as_written_and_are_never_packed(config: Any) -> None:
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    rows_BT = torch.arange(3, 27).reshape(2, 12)
+    with torch.no_grad():
+        plain = model(input_ids=rows_BT, use_cache=False).logits
+    backbone = Backbone(model)
+    backbone.attach("a", Lora(r=2))
+    backbone.use([("a", 1.0)])
+    backbone.train("a")
+    torch.testing.assert_close(model(input_ids=rows_BT, use_cache=False).logits, plain)
+    with pytest.raises(MethodError, match="set train.packing=false"):
+        backbone.packed_logits(rows_BT.flatten(), (12, 12), torch.arange(24))
 
 
 def test_rows_with_adapters_of_their_own() -> None:

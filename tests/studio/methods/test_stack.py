@@ -18,6 +18,7 @@ from studio.methods.lora import Lora
 from studio.methods.norm_tuning import NormTuning
 from studio.methods.prefix_tuning import PrefixTuning
 from studio.methods.prompt_tuning import PromptTuning
+from studio.methods.vera import Vera
 from tests.studio.methods import by_hand
 from tests.studio.tiny import tiny_model
 
@@ -242,3 +243,10 @@ def test_lora_delta_is_linear_in_the_input():
     """A guard on the toy itself: `linear` is what the hand computation relies on."""
     w = torch.randn(3, 4)
     assert torch.allclose(linear(torch.eye(4), w), w.T)
+
+
+def test_what_sites_share_is_placed_once() -> None:
+    backbone = Backbone(tiny_model("llama"))
+    adapter = backbone.attach("a", Vera(r=4))
+    shared = [own["__A"] for own in adapter.params.values()]
+    assert len(shared) > 1 and len({id(tensor) for tensor in shared}) == 1

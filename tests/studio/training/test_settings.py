@@ -130,6 +130,36 @@ def test_the_best_checkpoint_is_saved_when_it_is_found(
     assert checkpoint.newest(tmp_path / "checkpoints").name == "step-00000004"
 
 
+def test_without_the_best_checkpoint_the_last_adapter_stays_and_the_note_says_so(
+    session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = session(train={"max_steps": 6, "eval_steps": 2, "load_best_model_at_end": True})
+    worsening(own, [2.0, 2.5, 2.6], monkeypatch)
+
+    def lose_the_best() -> loop.Wish:
+        if own.progress.step == 5:
+            (tmp_path / "checkpoints" / "step-00000002" / "adapter.safetensors").unlink()
+        return None
+
+    done = list(loop.run(own, run_dir=tmp_path, control=lose_the_best))[-1]
+    assert isinstance(done, Finished)
+    assert done.note.endswith("is gone or damaged: the adapter is that of step 6.")
+
+
+def test_a_checkpoint_goes_not_for_a_damaged_one_of_a_later_step(
+    session: Make, tmp_path: Path
+) -> None:
+    args = {"max_steps": 30, "save_steps": 10, "save_total_limit": 2, "eval_steps": -1}
+    own = session(train=args)
+    run_all(own, tmp_path, stop_at=20)
+    folder = tmp_path / "checkpoints"
+    (folder / "step-00000020" / "adapter.safetensors").write_bytes(b"torn")
+    own = session(train=args | {"save_total_limit": 1})
+    run_all(own, tmp_path, stop_at=15)
+    assert checkpoint.newest(folder) == folder / "step-00000015"
+    assert [path.name for path in folder.iterdir()] == ["step-00000015"]
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_every_attention_gives_the_same_losses_and_gradients(
     session: Make, implementation: str

@@ -113,8 +113,9 @@ def _until(events: Iterator[Event], *, steps: int) -> list[float]:
         ("bottleneck", {}),
         ("lora", {}),
         ("lora", {"method.use_dora": True}),
+        ("norm_tuning", {}),
     ],
-    ids=["bottleneck", "lora", "dora"],
+    ids=["bottleneck", "lora", "dora", "norms"],
 )
 def test_a_shared_base_trains_as_a_whole_one(
     ingredients: dict[str, dict[str, object]],
@@ -139,6 +140,20 @@ def test_a_shared_base_trains_as_a_whole_one(
     assert _evaluations(shared) == pytest.approx(_evaluations(alone), rel=1e-4)
 
 
+def test_a_team_that_stops_early_publishes_the_best(
+    ingredients: dict[str, dict[str, object]], home: Home, tmp_path: Path
+) -> None:
+    spec = _spec(ingredients, "lora", 2).with_values({
+        "train.max_steps": 60, "train.eval_steps": 2, "train.early_stopping_patience": 1,
+        "train.learning_rate": 0.5,
+    })  # fmt: skip
+    events = list(train(spec, run_dir=tmp_path / "two", home=home))
+    assert isinstance(events[-1], Finished)
+    assert "Ended early" in events[-1].note
+    assert events[-1].eval_loss == min(_evaluations(events))
+    assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").is_file()
+
+
 def _evaluations(events: list[Event]) -> list[float]:
     return [event.eval_loss for event in events if isinstance(event, Evaluated)]
 
@@ -149,6 +164,7 @@ def _evaluations(events: list[Event]) -> list[float]:
         ({"train.num_processes": 1}, "set train.num_processes to two or more"),
         ({"model.quantization": "nf4"}, "cannot share a base in 4 bit"),
         ({"method": "full"}, "leave train.fsdp off"),
+        ({"method": "prompt_tuning"}, "leave train.fsdp off"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(
