@@ -10,7 +10,7 @@ What a page or command calls, all of it without torch (a `DataError` is the sent
 - `sources.demos()`; `check.check_file(path, home=) -> FileReport`: never raises; `.error`, `.rows`,
   `.problems`, `.warnings`, `.suspicious`, `.duplicates`, `.mapping`, `.reason`.
 - Mapping panel: `preview.guess(path, home)`, `preview.columns(path, home)` (dotted names with an
-  example), `preview.corrected(path, format, {"columns", "templates", "constants", "roles"}, home)
+  example), `preview.corrected(source, format, {"columns", "templates", "constants", "roles"}, home)
   -> Mapping`, `preview.preview(path, mapping, count=, home=)` (first rows and what they become);
   `mapping.PARTS` lists each format's needed and optional parts.
 - `importing.import_dataset(home, DataSource(path=...), name=, mapping=, progress=) -> Imported`:

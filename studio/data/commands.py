@@ -29,6 +29,11 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(curate_app)
+Format = Annotated[str, typer.Option("--format", help="What the rows are; guessed when absent.")]
+Columns = Annotated[list[str] | None, typer.Option("--column", help="part=column or part=a.b.c")]
+Templates = Annotated[list[str] | None, typer.Option("--template", help='part="{title}: {body}"')]
+Constants = Annotated[list[str] | None, typer.Option("--constant", help="part=fixed text")]
+Roles = Annotated[list[str] | None, typer.Option("--role", help="name in the file=our role")]
 
 
 @app.command("check")
@@ -57,6 +62,11 @@ def import_(
     subset: Annotated[str, typer.Option(help="Configuration on the hub.")] = "",
     split: Annotated[str, typer.Option(help="Split on the hub.")] = "train",
     mapping: Annotated[str, typer.Option(help="A mapping file, as `map --json` prints.")] = "",
+    format: Format = "",
+    column: Columns = None,
+    template: Templates = None,
+    constant: Constants = None,
+    role: Roles = None,
     as_json: AsJson = False,
     home: HomeDir = "",
 ) -> None:
@@ -68,9 +78,15 @@ def import_(
 
         wanted = DataSource(path=source, subset=subset, split=split)
         progress = None if as_json or not sys.stderr.isatty() else show_progress
-        made = import_dataset(
-            home_at(home), wanted, name=name, mapping=_read_mapping(mapping), progress=progress
-        )
+        place, chosen = home_at(home), _read_mapping(mapping)
+        changes = _changes(column, template, constant, role)
+        if format or any(changes.values()):
+            from studio.data.preview import corrected
+
+            if chosen:
+                raise DataError("Give a mapping file or --format and --column, not both.")
+            chosen = corrected(wanted, format, changes, place)
+        made = import_dataset(place, wanted, name=name, mapping=chosen, progress=progress)
         say_snapshot(made.snapshot.meta, as_json, already=made.already)
 
     guarded(work, as_json)
@@ -79,11 +95,11 @@ def import_(
 @app.command("map")
 def map_(
     source: Annotated[str, typer.Argument(help="A file, or the name of an imported dataset.")],
-    format: Annotated[str, typer.Option(help="What the rows are.")] = "",
-    column: Annotated[list[str] | None, typer.Option(help="part=column or part=a.b.c")] = None,
-    template: Annotated[list[str] | None, typer.Option(help='part="{title}: {body}"')] = None,
-    constant: Annotated[list[str] | None, typer.Option(help="part=fixed text")] = None,
-    role: Annotated[list[str] | None, typer.Option(help="name in the file=our role")] = None,
+    format: Format = "",
+    column: Columns = None,
+    template: Templates = None,
+    constant: Constants = None,
+    role: Roles = None,
     rows: Annotated[int, typer.Option(help="Rows to show.")] = 3,
     save: Annotated[bool, typer.Option("--save", help="Apply it to the imported dataset.")] = False,
     as_json: AsJson = False,
@@ -93,13 +109,11 @@ def map_(
 
     def work() -> None:
         from studio.data.preview import corrected, preview
+        from studio.spec import DataSource
 
         place = home_at(home)
-        changes = {
-            "columns": _pairs(column), "templates": _pairs(template),
-            "constants": _pairs(constant), "roles": _pairs(role),
-        }  # fmt: skip
-        mapping = corrected(source, format, changes, place)
+        changes = _changes(column, template, constant, role)
+        mapping = corrected(DataSource(path=source), format, changes, place)
         shown = preview(source, mapping, count=rows, home=place)
         if save:
             from studio.data.curate import Remap, apply_step
@@ -223,6 +237,16 @@ def delete(
             typer.echo(f"{name} is deleted.")
 
     guarded(work, as_json)
+
+
+def _changes(
+    column: list[str] | None, template: list[str] | None, constant: list[str] | None,
+    role: list[str] | None,
+) -> dict[str, dict[str, str]]:  # fmt: skip
+    return {
+        "columns": _pairs(column), "templates": _pairs(template),
+        "constants": _pairs(constant), "roles": _pairs(role),
+    }  # fmt: skip
 
 
 def _pairs(given: list[str] | None) -> dict[str, str]:

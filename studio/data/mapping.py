@@ -82,6 +82,11 @@ def getter(mapping: Mapping, part: str) -> Getter | None:
     return None
 
 
+def fields(template: str) -> list[str]:
+    """Return the columns that a template names."""
+    return [match[1].strip() for match in _FIELD.finditer(template) if match[1]]
+
+
 def at_path(values: dict[str, Any], path: str) -> Any:
     """Follow a dotted path (`meta.answers.0.text`); a column of that very name comes first.
 

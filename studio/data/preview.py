@@ -7,13 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from studio.data.conversations import converter
-from studio.data.mapping import PARTS, Mapping
-from studio.data.recognise import Guess
+from studio.data.mapping import PARTS, Mapping, at_path, fields
+from studio.data.recognise import SAMPLE_ROWS, Guess, shown
 from studio.data.records import Document, Problem, Row
-from studio.data.sources import find, guess_origin, looks_like_hub_id
+from studio.data.sources import Origin, find, guess_origin, looks_like_hub_id
 from studio.errors import DataError, nearest
 from studio.home import Home
 from studio.spec import DataSource
@@ -21,6 +19,8 @@ from studio.spec import DataSource
 MAX_SHOWN = 4000
 MAX_ITEMS = 200
 MOST_LOOKED_AT = 100_000
+KINDS = ("columns", "templates", "constants")
+KNOWN = {part for groups in PARTS.values() for group in groups for part in group}
 
 
 def guess(path: str, home: Home | None = None, *, format: str = "auto") -> Guess:
@@ -30,10 +30,7 @@ def guess(path: str, home: Home | None = None, *, format: str = "auto") -> Guess
         DataError: It cannot be read, or nothing fits.
     """
     source = DataSource(path=path, format=format)
-    origin = find(source, home)
-    if origin.guess and format in ("auto", origin.guess.mapping.format):
-        return origin.guess
-    return guess_origin(origin, source)
+    return _guess(find(source, home), source)
 
 
 def is_hub_id(path: str, home: Home | None = None) -> bool:
@@ -50,29 +47,84 @@ def columns(path: str, home: Home | None = None, *, count: int = 50) -> dict[str
 
 
 def corrected(
-    path: str, format: str, changes: dict[str, dict[str, str]], home: Home | None = None
+    source: DataSource, format: str, changes: dict[str, dict[str, str]], home: Home | None = None
 ) -> Mapping:
     """Return the guessed mapping with a person's changes; a new format starts from its own guess.
 
+    Without a format it is the guessed one, or else the only one that the named parts make.
+
     Raises:
-        DataError: The format or a part is not known, or a needed part has no source.
+        DataError: The format, a part or a column is not known, or a needed part has no source.
     """
     if format and format not in PARTS:
         raise DataError(f'"{format}" is no format.{nearest(format, PARTS)}')
+    named = {part for kind in KINDS for part in changes[kind]}
+    if unknown := sorted(named - KNOWN):
+        raise DataError(f'"{unknown[0]}" is no part. The parts: {", ".join(sorted(KNOWN))}.')
+    origin = find(source, home)
+    empty = {"format": format, "columns": {}, "templates": {}, "constants": {}, "roles": {}}
     try:
-        base = guess(path, home, format=format or "auto").mapping.model_dump()
+        guessed = _guess(origin, source.model_copy(update={"format": format or "auto"})).mapping
     except DataError:
-        if not format:
+        if not format and not named:
             raise
-        base = {"format": format, "columns": {}, "templates": {}, "constants": {}, "roles": {}}
-    given = {part for kind in ("columns", "templates", "constants") for part in changes[kind]}
-    for kind in ("columns", "templates", "constants"):
-        base[kind] = {k: v for k, v in base[kind].items() if k not in given} | changes[kind]
+        guessed = None
+    if not format and not (guessed and named <= _parts(guessed.format)):
+        return corrected(source, _only_format(named), changes, home)
+    base: dict[str, Any] = guessed.model_dump() if guessed else empty
+    for kind in KINDS:
+        base[kind] = {k: v for k, v in base[kind].items() if k not in named} | changes[kind]
     base["roles"] |= changes["roles"]
+    _refuse_missing(origin, changes)
+    return Mapping.model_validate(base).checked()
+
+
+def _guess(origin: Origin, source: DataSource) -> Guess:
+    if origin.guess and source.format in ("auto", origin.guess.mapping.format):
+        return origin.guess
+    return guess_origin(origin, source)
+
+
+def _parts(format: str) -> set[str]:
+    return {part for group in PARTS[format] for part in group}
+
+
+def _only_format(named: set[str]) -> str:
+    """Return the one format that these parts make."""
+    fitting = [name for name in PARTS if {*PARTS[name][0]} <= named <= _parts(name)]
+    if len(fitting) == 1:
+        return fitting[0]
+    words = " and ".join(f'"{part}"' for part in sorted(named))
+    what = f"fit {' and '.join(fitting)}" if fitting else "do not make a format by themselves"
+    known = "; ".join(
+        f"{name} ({', '.join(needed)}{''.join(f', [{part}]' for part in more)})"
+        for name, (needed, more) in PARTS.items()
+    )
+    raise DataError(f"The parts {words} {what}: choose one with --format. Formats: {known}.")
+
+
+def _refuse_missing(origin: Origin, changes: dict[str, dict[str, str]]) -> None:
+    """Refuse a column that no row has; a row that has it is mostly among the first."""
+    wanted = [*changes["columns"].values()]
+    wanted += [name for template in changes["templates"].values() for name in fields(template)]
+    seen: dict[str, str] = {}
+    for looked_at, item in enumerate(origin.rows()):
+        if isinstance(item, Row):
+            wanted = [path for path in wanted if not _has(item.values, path)]
+            if looked_at < SAMPLE_ROWS:
+                _collect(item.values, "", seen)
+        if not wanted or looked_at >= MOST_LOOKED_AT:
+            break
+    if wanted:
+        raise DataError(f'No row has a column "{wanted[0][:60]}". The columns: {shown([*seen])}.')
+
+
+def _has(values: dict[str, Any], path: str) -> bool:
     try:
-        return Mapping.model_validate(base).checked()
-    except ValidationError as error:
-        raise DataError(f"The mapping cannot be used: {error.errors()[0]['msg']}.") from None
+        at_path(values, path)
+    except KeyError:
+        return False
+    return True
 
 
 def blank(format: str = "") -> Mapping:

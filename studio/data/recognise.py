@@ -82,8 +82,9 @@ def recognise(rows: Sequence[Row], *, wanted: str = "auto", plain: bool = False)
     if guess:
         return guess
     raise DataError(
-        f"The columns {_shown(columns)} tell no question, answer, messages or text. "
-        "Say which column plays which part (studio data map, or the mapping on the Data page)."
+        f"The columns {shown(columns)} tell no question, answer, messages or text. "
+        "Say which column plays which part: `studio data import FILE --column prompt=COLUMN "
+        "--column completion=COLUMN`, or the mapping on the Data page."
     )
 
 
@@ -278,13 +279,14 @@ def _as_wanted(wanted: DataFormat, columns: list[str], rows: Sequence[Row]) -> G
     if not found:
         needed = " and ".join(f'"{part}"' for part in PARTS[wanted][0])
         raise DataError(
-            f'The format "{wanted}" was chosen, but the columns {_shown(columns)} have no '
+            f'The format "{wanted}" was chosen, but the columns {shown(columns)} have no '
             f"{needed}. Choose another format or map the columns."
         )
     mapping = Mapping(format=wanted, columns=_optional(wanted, columns, found))
     return Guess(mapping, "the format was chosen by hand")
 
 
-def _shown(columns: Sequence[str]) -> str:
+def shown(columns: Sequence[str]) -> str:
+    """Return the first columns' names for a sentence."""
     names = ", ".join(f'"{name[:40]}"' for name in columns[:12])
     return names + (f" and {len(columns) - 12:,} more" if len(columns) > 12 else "")

@@ -75,6 +75,19 @@ def test_a_mapping_that_map_prints_can_be_given_to_import(put, rows, tmp_path):
     assert put("import", rows, "--mapping", str(tmp_path / "mapping.json"))[0] == 2
 
 
+def test_the_parts_named_decide_the_format_of_a_map_and_an_import(put, tmp_path):
+    (tmp_path / "odd.csv").write_text("A,B,C\nhello there,good day,one\nbye,farewell,two\n")
+    odd, columns = str(tmp_path / "odd.csv"), ["--column", "prompt=A", "--column", "completion=B"]
+
+    code, answer = put("import", odd)
+    assert code == 2 and "--column prompt=COLUMN" in answer["error"]["text"]
+    shown = put("map", odd, *columns)[1]
+    assert [m["content"] for m in shown["rows"][0]["messages"]] == ["hello there", "good day"]
+    made = put("import", odd, *columns)[1]
+    assert made["mapping"]["format"] == "prompt_completion" and made["rows"] == 2
+    assert put("import", odd, *columns, "--mapping", odd)[0] == 2
+
+
 def test_xray_shows_tokens_of_a_real_model(put, rows, real):
     model = str(real / "models" / "stories260k")
     code, shown = put("xray", rows, "--model", model, "--row", "2")

@@ -8,6 +8,7 @@ from studio.data.preview import columns, corrected, preview
 from studio.data.recognise import recognise
 from studio.data.records import Conversation, Problem, Row
 from studio.errors import DataError
+from studio.spec import DataSource
 
 
 def guessed(row, **kwargs):
@@ -206,11 +207,12 @@ def test_a_mapping_that_cannot_be_names_the_part(mapping, words):
 def test_the_mapping_panel_corrects_a_guess_and_shows_rows_at_once(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("Nr,Was man fragt,Was man sagt,Thema\n1,wie?,so,x\n2,wer?,ich,y\n")
+    source = DataSource(path=str(path))
 
     with pytest.raises(DataError, match="Was man fragt"):
-        corrected(str(path), "", {"columns": {}, "templates": {}, "constants": {}, "roles": {}})
+        corrected(source, "", {"columns": {}, "templates": {}, "constants": {}, "roles": {}})
     mapping = corrected(
-        str(path),
+        source,
         "question_answer",
         {
             "columns": {"answer": "Was man sagt"},
@@ -223,6 +225,23 @@ def test_the_mapping_panel_corrects_a_guess_and_shows_rows_at_once(tmp_path):
 
     assert [m["content"] for m in shown[0]["messages"]] == ["Kurz.", "x: wie?", "so"]
     assert list(columns(str(path))) == ["Nr", "Was man fragt", "Was man sagt", "Thema"]
+
+
+@pytest.mark.parametrize(
+    ("format", "columns", "templates", "said"),
+    [
+        ("", {"foo": "A"}, {}, '"foo" is no part. The parts: answer, chosen'),
+        ("", {"prompt": "A"}, {}, r"--format. Formats: .*question_answer \(question, answer, "),
+        ("", {"messages": "A"}, {}, "fit messages and sharegpt: choose one with --format"),
+        ("", {"prompt": "A", "completion": "zzz"}, {}, 'No row has a column "zzz".*"A", "B", "C"'),
+        ("text", {}, {"text": "{A} {zzz}"}, 'No row has a column "zzz"'),
+    ],
+)
+def test_a_part_or_column_that_is_not_there_is_named(tmp_path, format, columns, templates, said):
+    (tmp_path / "a.csv").write_text("A,B,C\none,two,three\nvier,fünf,sechs\n")
+    changes = {"columns": columns, "templates": templates, "constants": {}, "roles": {}}
+    with pytest.raises(DataError, match=said):
+        corrected(DataSource(path=str(tmp_path / "a.csv")), format, changes)
 
 
 @pytest.mark.parametrize("history", [True, 3, "once", {"a": "b"}, [["q"]], ["qa"]])
