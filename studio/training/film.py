@@ -1,7 +1,8 @@
 """The filmstrip of a run: the same few prompts answered at every evaluation, and before the first.
 
 Answers are greedy and touch nothing of the training. Together they cost at most about a tenth of
-the time: beyond it they are cut short, and say so with an ellipsis.
+the time: beyond it they are cut short, and say so with an ellipsis. Those that are read, the last
+ones and those that a person asks for, get longer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from studio.training.events import Sampled
 from studio.training.session import Session
 
 MAX_NEW_TOKENS = 48
-LEAST_SECONDS = 1.0
+LEAST_SECONDS, READ_SECONDS = 1.0, 15.0
 SHARE = 0.1
 
 
@@ -28,8 +29,8 @@ class Film:
         self.stop_ids: tuple[int, ...] = ()
         self.prompts = self._choose()
 
-    def shoot(self) -> Iterator[Sampled]:
-        """Answer every prompt as the adapter is now."""
+    def shoot(self, *, read: bool = False) -> Iterator[Sampled]:
+        """Answer every prompt as the adapter is now; `read`: somebody waits for these."""
         if not self.prompts:
             return
         session, now = self._session, time.monotonic()
@@ -40,7 +41,7 @@ class Film:
             device=session.loaded.device,
             stop_ids=self.stop_ids,
             max_new_tokens=MAX_NEW_TOKENS,
-            seconds=self._seconds(now - self._cut),
+            seconds=self._seconds(now - self._cut, READ_SECONDS if read else LEAST_SECONDS),
         )
         for prompt, (ids, ended) in zip(self.prompts, answers, strict=True):
             text = session.loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -48,10 +49,10 @@ class Film:
             yield Sampled(step=session.progress.step, prompt=prompt.text, text=text + more)
         self._cut = time.monotonic()
 
-    def _seconds(self, since: float) -> float:
+    def _seconds(self, since: float, least: float) -> float:
         if self._session.spec.train.fsdp:
             return math.inf  # all processes compute each token together, so none may stop alone
-        return max(LEAST_SECONDS, SHARE * since)
+        return max(least, SHARE * since)
 
     def _choose(self) -> list[Prompt]:
         from studio.data.templates import choose

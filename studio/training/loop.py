@@ -36,9 +36,9 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
         if due and session.looks:
             if session.prepared.validation:
                 yield session.evaluate()
-            yield from film.shoot()
+            yield from film.shoot(read=last)
         elif wish == "sample":
-            yield from film.shoot()
+            yield from film.shoot(read=True)
         if not session.leads:
             if wish == "stop" and not last:
                 return

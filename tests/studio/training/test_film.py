@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from studio.training import loop
+from studio.training import film, loop
 from studio.training.answers import greedy, prompt_of
 from studio.training.events import Evaluated, Sampled, Step
 from tests.studio.tiny import tiny_tokenizer
@@ -75,3 +75,11 @@ def test_accuracy_is_the_share_of_tokens_guessed_right(tmp_path):
                 if label != -100:
                     right, total = right + int(guessed[place] == label), total + 1
     assert last.token_accuracy == right / total
+
+
+def test_the_last_answers_are_not_cut_for_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(film, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(film, "SHARE", 0.0)
+    _, events = told(tmp_path, sample_prompts="hello", num_samples=1)
+    first, _, last = [len(e.text) for e in events if isinstance(e, Sampled)]
+    assert last > 2 * first
