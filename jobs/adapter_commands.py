@@ -29,7 +29,8 @@ def merge(
 ) -> int:  # fmt: skip
     """Queue a merge and, unless detached, wait for its certificate."""
     stack = tuple(StackItem.read(text) for text in adapters)
-    request = MergeRequest(name=name, model=model, stack=stack, out=out).checked(home)
+    values = {"name": name, "model": model, "stack": stack, "out": out}
+    request = MergeRequest.parse(values).checked(home)
     job = _run(home, "merge", request.model_dump(mode="json"), follow=follow)
     if not follow or job.state != "succeeded":
         return _say(job, as_json)

@@ -17,6 +17,7 @@ from studio.adapters.library import Adapter, describe
 from studio.adapters.push import PushRequest
 from studio.errors import AdapterError
 from studio.home import Home
+from studio.names import cleaned
 
 
 class _Request(Protocol):
@@ -108,7 +109,7 @@ def _about(plain: dict[str, Any]) -> str:
 
 
 def _free_name(store: JobStore, base: str) -> str:
-    base = base[:110]
+    base = cleaned(base)
     taken = {job.name: job.id for job in store.list(search=base)}
     return naming.first_free(base, taken)
 

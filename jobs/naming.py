@@ -4,13 +4,29 @@ from pathlib import Path
 from typing import Any
 
 from jobs.tables import Tables
+from studio.errors import QueueError
 from studio.home import slug
+from studio.names import cleaned, fault
 
 
 def holder(db: Tables, name: str) -> int | None:
     """Return the number of the job of that name."""
     row = db.conn.execute("SELECT id FROM jobs WHERE name = ?", (name,)).fetchone()
     return row[0] if row else None
+
+
+def checked(name: Any, *, made_up: bool = False) -> str:
+    """Return the name that was asked for, empty where none was; a made up one is cleaned.
+
+    Raises:
+        QueueError: It could be read as something else.
+    """
+    asked = str(name or "").strip()
+    if made_up:
+        return cleaned(asked) if asked else ""
+    if asked and (why := fault(asked)):
+        raise QueueError(why)
+    return asked
 
 
 def free(db: Tables, base: str) -> str:

@@ -30,11 +30,13 @@ def insert(
         needs: Jobs that must have succeeded before it starts.
 
     Raises:
-        QueueError: The name is taken.
+        QueueError: The name is taken, or could be read as something else.
     """
     plan = PLAN | plan
     values = spec.model_dump(mode="json") if isinstance(spec, RunSpec) else dict(spec)
-    asked = str(values.get("name") or "").strip()
+    made_up = plan["kind"] == "promote" or bool(plan.get("sweep"))
+    asked = naming.checked(values.get("name"), made_up=made_up)
+    naming.checked(plan.get("sweep"))
     holder = naming.holder(db, asked) if asked else None
     if holder is not None:
         raise QueueError(

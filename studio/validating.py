@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from studio.errors import SpecError, StudioError, nearest
 
 T = TypeVar("T", bound=BaseModel)
-SHOWN = 80  # characters of a wrong value that are worth repeating
+SHOWN = 60  # characters of a wrong value that are worth repeating
 
 
 def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
@@ -51,7 +51,8 @@ def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
 
 def _shown(value: Any) -> str:
     words = repr(value)
-    return words if len(words) <= SHOWN else f"{words[:SHOWN]}… ({len(words)} characters)"
+    size = len(value) if isinstance(value, str) else len(words)
+    return words if len(words) <= SHOWN else f"{words[:SHOWN]}… ({size} characters)"
 
 
 def _known_parts(cls: type[BaseModel]) -> set[str]:

@@ -22,6 +22,7 @@ from studio.adapters.requests import StackItem
 from studio.errors import AdapterError, InputError
 from studio.home import Home, publishing, slug
 from studio.knobs import Record, knob
+from studio.names import cleaned
 from studio.spec import ModelSource
 from studio.training.events import Event, Finished, Loading
 from studio.validating import validated
@@ -82,7 +83,8 @@ class GgufRequest(Record):
             item.model_copy(update={"name": str(resolve(home, item.name))}) for item in self.stack
         )
         called = [name_of(Path(item.name)) for item in stack]
-        name = self.name.strip() or " ".join([known.path.name, *called, self.precision])
+        made_up = cleaned(" ".join([known.path.name, *called, self.precision]))
+        name = self.name.strip() or made_up
         out = Path(self.out).expanduser().absolute() if self.out.strip() else None
         out = out or home.path / "exports" / slug(f"{name} gguf")
         if out.exists():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -20,10 +19,11 @@ from typing import Any
 from studio.adapters.library import LABEL, Adapter, adapters, describe, resolve
 from studio.errors import AdapterError, nearest
 from studio.home import Home, slug
+from studio.names import fault
 
 ORIGIN, KEPT = "origin.json", "adapter"
 KEEP_SECONDS = 30 * 86_400
-MOST_TAGS, LONGEST_TAG, LONGEST_NAME = 20, 40, 120
+MOST_TAGS, LONGEST_TAG = 20, 40
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,14 +150,10 @@ def undo(home: Home, token_or_name: str = "") -> Adapter:
 
 
 def _checked_name(name: str) -> str:
-    name = " ".join(name.split())
-    if not name or len(name) > LONGEST_NAME or not name.isprintable():
-        raise AdapterError(f"A name has between 1 and {LONGEST_NAME} ordinary characters.")
-    if "/" in name or "\\" in name or re.search(r":-?[\d.]*$", name) or name.startswith("~"):
-        raise AdapterError(
-            f'"{name}" could be read as a path or as a name with a weight; take a plain name.'
-        )
-    return name
+    name = name.strip()
+    if why := fault(name):
+        raise AdapterError(why)
+    return " ".join(name.split())
 
 
 def _write_label(adapter: Adapter, **changes: Any) -> None:

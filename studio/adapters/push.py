@@ -15,6 +15,7 @@ from typing import Any, Self
 from studio.errors import InputError
 from studio.home import Home
 from studio.knobs import Record, knob
+from studio.names import cleaned
 from studio.training.events import Event, Finished, Loading
 from studio.validating import validated
 
@@ -52,7 +53,7 @@ class PushRequest(Record):
         if not REPO.fullmatch(self.repo.strip()):
             raise InputError(f'"{self.repo}" is no repository: write OWNER/NAME.')
         token()
-        name = self.name.strip() or f"push {self.repo.strip()}"
+        name = self.name.strip() or cleaned(f"push {self.repo}")
         changes = {"folder": str(folder), "repo": self.repo.strip(), "name": name}
         return self.model_copy(update=changes)
 

@@ -95,12 +95,12 @@ def _only_format(named: set[str]) -> str:
     if len(fitting) == 1:
         return fitting[0]
     words = " and ".join(f'"{part}"' for part in sorted(named))
-    what = f"fit {' and '.join(fitting)}" if fitting else "do not make a format by themselves"
+    which = f"fit {' and '.join(fitting)}" if fitting else "make no whole format"
     known = "; ".join(
         f"{name} ({', '.join(needed)}{''.join(f', [{part}]' for part in more)})"
         for name, (needed, more) in PARTS.items()
     )
-    raise DataError(f"The parts {words} {what}: choose one with --format. Formats: {known}.")
+    raise DataError(f"The parts given ({words}) {which}: choose one with --format. Known: {known}.")
 
 
 def _refuse_missing(origin: Origin, changes: dict[str, dict[str, str]]) -> None:

@@ -11,6 +11,7 @@ from jobs.processes import me
 from jobs.store import JobStore
 from studio.errors import QueueError
 from studio.home import publishing
+from studio.spec import RunSpec
 from tests.jobs.conftest import a_spec
 
 
@@ -61,6 +62,31 @@ def test_a_taken_name_is_refused_and_nothing_changes(store: JobStore) -> None:
     with pytest.raises(QueueError, match="already a job called"):
         store.submit(a_spec(name="mine"))
     assert len(store.list()) == 1
+
+
+@pytest.mark.parametrize("name", ["x:2", "a\nb", "\x1b[31mred", "../../etc", "--json", "5"])
+@pytest.mark.parametrize("kind", ["train", "merge", "mix", "evaluate"])
+def test_a_name_that_reads_as_something_else_is_refused(
+    store: JobStore, name: str, kind: str
+) -> None:
+    with pytest.raises(QueueError, match="take a plain name|cannot be a name"):
+        store.submit({"name": name}, kind=kind)
+    with pytest.raises(QueueError, match="take a plain name|cannot be a name"):
+        store.submit_many([{"name": "fine"}], sweep=name)
+    assert store.list() == []
+
+
+def test_a_sweep_names_its_runs_after_values_that_are_no_names(store: JobStore) -> None:
+    (job,) = store.submit_many([a_spec(name="s device=cuda:0")], sweep="s")
+    assert job.name == "s device=cuda-0"
+
+
+def test_an_older_name_still_loads(store: JobStore) -> None:
+    job = store.submit(a_spec(name="fine"))
+    with store.database.writing() as db:
+        db.conn.execute("UPDATE jobs SET name = 'x:2', spec = json_set(spec, '$.name', 'x:2')")
+    assert store.get("x:2").id == job.id
+    assert RunSpec.parse(store.get(job.id).spec).name == "x:2"
 
 
 def test_names_that_look_like_wildcards_are_only_names(store: JobStore) -> None:

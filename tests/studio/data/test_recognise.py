@@ -231,7 +231,7 @@ def test_the_mapping_panel_corrects_a_guess_and_shows_rows_at_once(tmp_path):
     ("format", "columns", "templates", "said"),
     [
         ("", {"foo": "A"}, {}, '"foo" is no part. The parts: answer, chosen'),
-        ("", {"prompt": "A"}, {}, r"--format. Formats: .*question_answer \(question, answer, "),
+        ("", {"prompt": "A"}, {}, r"--format. Known: .*question_answer \(question, answer, "),
         ("", {"messages": "A"}, {}, "fit messages and sharegpt: choose one with --format"),
         ("", {"prompt": "A", "completion": "zzz"}, {}, 'No row has a column "zzz".*"A", "B", "C"'),
         ("text", {}, {"text": "{A} {zzz}"}, 'No row has a column "zzz"'),

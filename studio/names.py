@@ -1,0 +1,57 @@
+"""What a run or an adapter can be called, everywhere the same.
+
+A name is typed where a path, a number, an option or `NAME:WEIGHT` could stand, and printed on a
+terminal: what could be read as one of these is no name.
+"""
+
+import re
+import unicodedata
+
+LONGEST = 120
+SHOWN = 60  # characters of a wrong name that are worth repeating
+_CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"  # between letters of Persian, and in the middle of emoji
+
+
+def fault(name: str) -> str:
+    """Return in a sentence why a name cannot be one; empty when it can."""
+    if not name or len(name) > LONGEST:
+        shown = f', not "{_shown(name)}" ({len(name):,})' if name else ""
+        return f"A name has between 1 and {LONGEST} characters{shown}."
+    if _shown(name, len(name)) != name:
+        return f'"{_shown(name)}" cannot be a name: it holds line breaks or control characters.'
+    why = _read_as(name)
+    return f'"{_shown(name)}" could be read as {why}: take a plain name.' if why else ""
+
+
+def cleaned(name: str) -> str:
+    """Return a name that was made up of parts without what a person's name could not hold."""
+    plain = re.sub(r"[/\\:]+", "-", " ".join(_shown(name[:110], LONGEST).split())).strip(" -~.")
+    return plain if not fault(plain) else f"job {plain}".strip()
+
+
+def _read_as(name: str) -> str:
+    if "/" in name or "\\" in name or name.startswith("~") or name in (".", ".."):
+        return "a path"
+    if name.startswith("-"):
+        return "an option"
+    if name.isdigit():
+        return "a run's number"
+    head, colon, last = name.rpartition(":")
+    return "a name with a weight" if colon and (not head or _is_weight(last)) else ""
+
+
+def _is_weight(text: str) -> bool:
+    try:
+        float(text or "1")
+    except ValueError:
+        return bool(re.fullmatch(r"-?[\d.]*", text))
+    return True
+
+
+def _shown(name: str, most: int = SHOWN) -> str:
+    """Return the beginning of a name without what would repaint a terminal."""
+    kept = "".join(
+        "?" if unicodedata.category(c) in _CONTROL and c not in _JOINERS else c for c in name[:most]
+    )
+    return kept + ("…" if len(name) > most else "")

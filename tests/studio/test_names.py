@@ -1,0 +1,43 @@
+"""What could be read as a path, an option, a number or a weight is no name; all else is one."""
+
+import pytest
+
+from studio.names import cleaned, fault
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "between 1 and 120"),
+        ("x" * 121, '"' + "x" * 60 + '…" (121)'),
+        ("a\nb", '"a?b" cannot be a name: it holds line breaks or control characters'),
+        ("red\x1b[31m", "control characters"),
+        ("a\u202eb", "control characters"),
+        ("a/b", "a path"),
+        ("../../etc", "a path"),
+        ("..", "a path"),
+        ("~root", "a path"),
+        ("a\\b", "a path"),
+        ("--json", "an option"),
+        ("5", "a run's number"),
+        ("x:2", "a name with a weight"),
+        ("x:-.5e1", "a name with a weight"),
+        ("x:", "a name with a weight"),
+    ],
+)
+def test_what_could_be_something_else_is_no_name(name: str, said: str) -> None:
+    assert said in fault(name)
+    assert fault(cleaned(name)) == ""
+
+
+@pytest.mark.parametrize(
+    "name", ["pirate", "Käpt'n 2", "a-b_c.d", "trial: warm", "r=4 lr=1e-3", "می‌خواهم", "👩‍🚀"]
+)
+def test_ordinary_names_are_names_and_stay_as_they_are(name: str) -> None:
+    assert fault(name) == ""
+
+
+def test_a_name_made_up_of_parts_is_cleaned() -> None:
+    assert cleaned("s device=cuda:0 path=/a/b") == "s device=cuda-0 path=-a-b"
+    assert cleaned("push owner/name") == "push owner-name"
+    assert len(cleaned("x" * 500)) == 110
