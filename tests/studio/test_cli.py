@@ -174,11 +174,11 @@ def test_runs_and_show_print_the_contract(
 
 
 def test_tables_show_names_as_text(own_home: Home, capsys: pytest.CaptureFixture[str]) -> None:
-    add_job(own_home, name="[red]x[/red]")
+    add_job(own_home, name="[red]x")
     code, out, _ = run(capsys, "runs")
     assert code == 0
-    assert "[red]x[/red]" in out
-    code, out, _ = run(capsys, "show", "[red]x[/red]")
+    assert "[red]x" in out
+    code, out, _ = run(capsys, "show", "[red]x")
     assert "is queued" in out
 
 

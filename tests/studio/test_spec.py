@@ -148,5 +148,5 @@ def test_a_wrong_value_is_not_repeated_beyond_reason() -> None:
         RunSpec.parse({"name": "x" * 5000})
     assert len(error.value.text) < 200
     assert error.value.text.endswith(
-        "… (5002 characters): input should be text of at most 120 characters."
+        "… (5000 characters): input should be text of at most 120 characters."
     )
