@@ -71,4 +71,7 @@ def _data(path: str, home: Home) -> str:
             f"There is no data file or folder {place}. Check the path, or use a demo such as "
             "starter:pirate."
         )
+    from studio.data.hub import is_reached
+
+    is_reached(path)  # raises where nobody has a dataset of that name
     return path

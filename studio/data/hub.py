@@ -1,14 +1,47 @@
-"""Datasets by hub id, through the `datasets` library; the only place that may use the network."""
+"""Datasets by hub id, through the `datasets` library; the only place that may use the network.
+
+The library tries for half a minute what cannot be reached, and says so line by line. So the hub is
+asked once and quickly first, and when it does not answer only what is downloaded already is read.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from studio.data.records import Problem, Row
 from studio.data.sources import Origin
 from studio.errors import DataError
 from studio.spec import DataSource
+
+ANSWER_SECONDS = 10.0
+
+
+def is_reached(path: str) -> bool:
+    """Ask the hub for a dataset, once; False where the hub is silent and it was downloaded before.
+
+    Raises:
+        DataError: The hub has none of that id, or is silent and none was downloaded.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        HfApi().dataset_info(path, timeout=ANSWER_SECONDS)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise DataError(
+            f'"{path}" is no file or folder here, no imported dataset, and no dataset on the hub: '
+            "check the spelling."
+        ) from None
+    except Exception:  # whatever the network, a proxy or the hub itself has
+        if _is_downloaded(path):
+            return False
+        raise DataError(_unreachable(path)) from None
+    return True
 
 
 def from_hub(source: DataSource) -> Origin:
@@ -18,12 +51,17 @@ def from_hub(source: DataSource) -> Origin:
         DataError: It is not there, cannot be reached, needs a subset, or wants to run code.
     """
     import datasets
+    import huggingface_hub
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()
+    offline = contextlib.nullcontext() if is_reached(source.path) else _offline()
     try:
-        loaded = datasets.load_dataset(
-            source.path, source.subset or None, split=source.split or "train"
-        )
+        with offline:
+            loaded = datasets.load_dataset(
+                source.path, source.subset or None, split=source.split or "train"
+            )
     except Exception as error:  # the library raises dozens of kinds, some of them undocumented
         raise DataError(_sentence(source, error)) from None
 
@@ -34,6 +72,38 @@ def from_hub(source: DataSource) -> Origin:
     name = "/".join(filter(None, [source.path, source.subset, source.split]))
     key = f"{name}@{loaded._fingerprint}"
     return Origin(name, (), False, rows, lambda: hashlib.sha256(key.encode()).hexdigest())
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Let the libraries look only at what is downloaded, without a try of the network."""
+    import datasets
+    import huggingface_hub
+
+    places: tuple[Any, Any] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+def _is_downloaded(path: str) -> bool:
+    from huggingface_hub import constants
+
+    prepared = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    kept = Path(constants.HF_HUB_CACHE) / f"datasets--{path.replace('/', '--')}"
+    return (prepared / path.replace("/", "___")).is_dir() or kept.is_dir()
+
+
+def _unreachable(path: str) -> str:
+    return (
+        f'There is no file or folder "{path}", and the hub cannot be reached to look for a dataset '
+        "of that name: check the spelling or the connection."
+    )
 
 
 def _sentence(source: DataSource, error: Exception) -> str:
@@ -47,10 +117,6 @@ def _sentence(source: DataSource, error: Exception) -> str:
         return f'The hub dataset "{source.path}" wants to run code, which is refused.'
     if "Gated" in name or "401" in text or "403" in text:
         return f'The hub dataset "{source.path}" needs permission: log in with `hf auth login`.'
-    offline = "Offline" in name or "Connection" in name or "reach" in text or "offline" in text
-    if offline:
-        return (
-            f'There is no file or folder "{source.path}", and the hub cannot be reached to look '
-            "for a dataset of that name."
-        )
+    if "Offline" in name or "Connection" in name or "reach" in text or "offline" in text:
+        return _unreachable(source.path)
     return f'There is no file, folder or hub dataset "{source.path}" ({name}: {text}).'

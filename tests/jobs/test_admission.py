@@ -42,3 +42,15 @@ def test_an_imported_dataset_is_admitted_by_name(
     assert spec.data.path == "pirate"
     report = first_report(spec, home)
     assert report is not None and report.trained_token_share > 0.5
+
+
+@pytest.mark.parametrize("path", ["README", "nobody/nothing"])
+def test_a_dataset_that_nobody_has_is_refused_at_the_door(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    spec = RunSpec(data=DataSource(path=path))
+    with pytest.raises(DataError, match=f'no file or folder "{path}", and the hub cannot be'):
+        admit(spec, home)
+    (tmp_path / "cache" / path.replace("/", "___")).mkdir(parents=True)  # of an earlier run
+    assert admit(spec, home).data.path == path
