@@ -26,7 +26,7 @@ from studio.cli_home import app as home_app
 from studio.cli_library import app as library_app
 from studio.cli_queue import app as queue_app
 from studio.data.commands import app as data_app
-from studio.errors import StudioError, nearest
+from studio.errors import SpecError, StudioError, nearest
 from studio.home import open_home
 
 app = typer.Typer(
@@ -131,13 +131,15 @@ def train(
         Path | None, typer.Argument(metavar="[SPEC.yaml]", help="A spec file.", show_default=False)
     ] = None,
     model: Annotated[
-        str, typer.Option(help="A folder, a hub id, or starter.", show_default=False)
-    ] = "",
+        str | None, typer.Option(help="A folder, a hub id, or starter.", show_default=False)
+    ] = None,
     data: Annotated[
-        str,
+        str | None,
         typer.Option(help="A file, a folder, a hub id, or starter:<name>.", show_default=False),
-    ] = "",
-    method: Annotated[str, typer.Option(help="One of `studio methods`.", show_default=False)] = "",
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="One of `studio methods`.", show_default=False)
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="FIELD=VALUE", help="As in method.r=16; may be repeated."),
@@ -163,8 +165,13 @@ def train(
     """
     from jobs import commands
 
-    short = {"model.path": model, "data.path": data, "method.name": method, "name": name}
-    given = {field: value for field, value in short.items() if value}
+    short = {"model.path": model, "data.path": data, "method.name": method}
+    given = {field: value for field, value in short.items() if value is not None}
+    for field, value in given.items():
+        if not value.strip():  # of a variable that is not set: never silently the default
+            option = "--" + field.partition(".")[0]
+            raise SpecError(f"{option} is empty: give a value, or leave it out.", field=field)
+    given |= {"name": name} if name else {}
     return commands.train(
         open_home(home), spec, given, assignments or [], preset=preset, needs=needs or [],
         held=hold, follow=follow, as_json=as_json,

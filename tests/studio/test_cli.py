@@ -77,6 +77,8 @@ def add_job(home: Home, state: str = "queued", **values: Any) -> int:
         (["train", "--model", "/nowhere/model"], "model", "no model folder /nowhere/model"),
         (["train", "--data", "/nowhere.jsonl"], "data", "/nowhere.jsonl"),
         (["train", "--data", "starter:piratt"], "data", "pirate"),
+        (["train", "--model", ""], "spec", "--model is empty"),
+        (["train", "--data", " "], "spec", "--data is empty"),
         (["train", "--name", "x" * 200], "spec", "… (200 characters)"),
         (["merge", "--adapter", "a", "--name", "x" * 200], "spec", "… (200 characters)"),
     ],
