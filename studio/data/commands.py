@@ -201,6 +201,7 @@ def export(
     name: Annotated[str, typer.Argument(help="An imported dataset.")],
     target: Annotated[Path, typer.Argument(help="A name ending in .jsonl or .csv.")],
     part: Annotated[str, typer.Option(help="train or validation; everything when absent.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
     as_json: AsJson = False,
     home: HomeDir = "",
 ) -> None:
@@ -210,7 +211,10 @@ def export(
         from studio.data.export import export_rows
         from studio.data.snapshots import open_snapshot
 
-        count = export_rows(open_snapshot(home_at(home), name), target, part=part)
+        if part not in ("", "train", "validation"):
+            raise DataError(f'--part is "{part}": use train or validation.')
+        snapshot = open_snapshot(home_at(home), name)
+        count = export_rows(snapshot, target, part=part, replace=force)
         if as_json:
             print_json({"file": str(target), "rows": count})
         else:

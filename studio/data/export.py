@@ -15,18 +15,22 @@ from studio.data.snapshots import Snapshot
 from studio.errors import DataError
 
 
-def export_rows(snapshot: Snapshot, target: Path, *, part: str = "") -> int:
+def export_rows(snapshot: Snapshot, target: Path, *, part: str = "", replace: bool = False) -> int:
     """Write the rows as jsonl or csv (by the target's ending); returns how many.
 
     Raises:
-        DataError: The ending is another one, or the file cannot be written.
+        DataError: The ending is another one, a file is there, or it cannot be written.
     """
     if target.suffix not in (".jsonl", ".csv"):
         raise DataError(f'Export to a name ending in .jsonl or .csv, not "{target.name}".')
     try:
-        with target.open("wb") as handle:
+        with target.open("wb" if replace else "xb") as handle:
             for piece in rows_as(snapshot, target.suffix[1:], part=part):
                 handle.write(piece)
+    except FileExistsError:
+        raise DataError(
+            f"{target} exists already: give another name, or --force to replace it."
+        ) from None
     except OSError as error:
         raise DataError(f"{target} cannot be written ({error.strerror}).") from None
     meta = snapshot.meta

@@ -59,6 +59,11 @@ def test_a_dataset_lives_from_import_to_delete(put, rows, tmp_path):
     assert put("map", "my-rows", "--constant", "system=S", "--save")[1]["step"]["kind"] == "remap"
     assert len(put("list")[1]) == 6
     assert put("export", "my-rows", str(tmp_path / "out.jsonl"))[1]["rows"] == 20
+    code, answer = put("export", "my-rows", str(tmp_path / "out.jsonl"), "--part", "validation")
+    assert code == 2 and "exists already" in answer["error"]["text"]
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 20
+    assert put("export", "my-rows", str(tmp_path / "out.jsonl"), "--force")[1]["rows"] == 20
+    assert put("export", "my-rows", str(tmp_path / "new.csv"), "--part", "odd")[0] == 2
     assert put("delete", "my-rows")[1] == {"deleted": "my-rows"}
     code, answer = put("export", "my-rows", str(tmp_path / "out.jsonl"))
     assert code == 2 and "no imported dataset" in answer["error"]["text"]
