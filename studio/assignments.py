@@ -17,7 +17,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise SpecError(f"There is no spec file {path}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"The spec file {path} cannot be read: {error}.") from None
+        why = (error.strerror or "").lower() if isinstance(error, OSError) else "it is not text"
+        why = "it is a folder" if path.is_dir() else why
+        raise SpecError(f"The spec file {path} cannot be read: {why}.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}" if mark else ""

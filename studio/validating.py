@@ -42,14 +42,15 @@ def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
             if fault["type"] == "extra_forbidden":
                 sentences.append(_unknown(cls, fault, dotted))
             else:  # a field of several types has a fault for each
-                wishes.setdefault(f"{dotted} is {_shown(fault.get('input'))}", []).append(
-                    _wish(fault)
-                )
+                got = f"{dotted or 'This'} is {_shown(fault.get('input'))}"
+                wishes.setdefault(got, []).append(_wish(fault, cls))
         sentences += [f"{got}: input should be {' or '.join(w)}." for got, w in wishes.items()]
         raise SpecError(" ".join(dict.fromkeys(sentences)), field=field) from None
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "empty"
     words = repr(value)
     size = len(value) if isinstance(value, str) else len(words)
     return words if len(words) <= SHOWN else f"{words[:SHOWN]}… ({size} characters)"
@@ -72,7 +73,38 @@ def _unknown(cls: type[BaseModel], fault: Any, dotted: str) -> str:
     return f'"{dotted}" is not a field.{nearest(str(fault["loc"][-1]), owner.model_fields)}'
 
 
-def _wish(fault: Any) -> str:
-    wish = str(fault["msg"]).removeprefix("Input should be ").partition(", unable to parse")[0]
+def _wish(fault: Any, cls: type[BaseModel]) -> str:
+    if fault["type"] == "model_type":
+        owner = _owner(cls, fault["loc"])
+        return "fields of its own" + "".join(f", such as {name}" for name in owner[:1])
+    if fault["type"] in _PLAIN:
+        return _PLAIN[fault["type"]]
+    wish = str(fault["msg"]).removeprefix("Input should be ").partition(", unable to ")[0]
     wish = wish.replace("String should have ", "text of ")
     return wish.replace("a valid tuple", "a list such as [q_proj, v_proj]")
+
+
+def _owner(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """Return the fields of the record that was wished for at a place."""
+    for part in loc:
+        info = cls.model_fields.get(str(part))
+        if info is None or not isinstance(info.annotation, type):
+            return []
+        cls = info.annotation
+    return list(cls.model_fields)
+
+
+# What pydantic says for programmers, by its own names of faults.
+_PLAIN = {
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number that is not so long",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text (in quotes where it looks like something else)",
+    "dict_type": "a mapping such as {part: column}",
+    "invalid_key": "fields with names that are text",
+}

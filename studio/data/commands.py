@@ -266,15 +266,19 @@ def _pairs(given: list[str] | None) -> dict[str, str]:
 def _read_mapping(path: str) -> Any:
     if not path:
         return None
-    from pydantic import ValidationError
-
     from studio.data.mapping import Mapping
+    from studio.errors import SpecError
+    from studio.validating import validated
 
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-        return Mapping.model_validate(values.get("mapping", values))
+        if isinstance(values, dict):
+            return validated(Mapping, values.get("mapping", values))
     except OSError as error:
-        raise DataError(f"The mapping file {path} cannot be read ({error.strerror}).") from None
-    except (ValueError, AttributeError, ValidationError) as error:
-        first = str(error).splitlines()[0][:120]
-        raise DataError(f"The mapping file {path} is not a mapping: {first}.") from None
+        why = (error.strerror or "").lower()
+        raise DataError(f"The mapping file {path} cannot be read ({why}).") from None
+    except SpecError as error:
+        raise DataError(f"The mapping file {path} cannot be used. {error.text}") from None
+    except ValueError:
+        pass
+    raise DataError(f"{path} is no mapping file: give what `studio data map … --json` printed.")

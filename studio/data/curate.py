@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from studio.data.conversations import converter
 from studio.data.duplicates import content_hash
@@ -30,9 +30,10 @@ from studio.data.snapshots import (
     write_snapshot,
 )
 from studio.data.survey import Survey
-from studio.errors import DataError
+from studio.errors import DataError, SpecError, nearest
 from studio.home import Home
 from studio.knobs import Record
+from studio.validating import validated
 
 Keep = Callable[[PageRow], Part | None]
 Operator = Literal[
@@ -84,7 +85,9 @@ class Remap(Record):
 
 
 Step = Annotated[Filter | Deduplicate | Split | Drop | Remap, Field(discriminator="kind")]
-_STEPS: TypeAdapter[Filter | Deduplicate | Split | Drop | Remap] = TypeAdapter(Step)
+_STEPS: dict[str, type[Filter | Deduplicate | Split | Drop | Remap]] = {
+    "filter": Filter, "dedupe": Deduplicate, "split": Split, "drop": Drop, "remap": Remap,
+}  # fmt: skip
 
 
 def parse_step(values: dict[str, Any]) -> Filter | Deduplicate | Split | Drop | Remap:
@@ -93,12 +96,13 @@ def parse_step(values: dict[str, Any]) -> Filter | Deduplicate | Split | Drop | 
     Raises:
         DataError: Names the wrong field.
     """
+    kind = str(values.get("kind", ""))
+    if kind not in _STEPS:
+        raise DataError(f'There is no step "{kind}".{nearest(kind, _STEPS)}')
     try:
-        return _STEPS.validate_python(values)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        field = ".".join(str(part) for part in fault["loc"])
-        raise DataError(f"The step cannot be used: {field}: {fault['msg']}.") from None
+        return validated(_STEPS[kind], values)
+    except SpecError as error:
+        raise DataError(error.text) from None
 
 
 def apply_step(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -37,7 +38,7 @@ def test_a_spec_is_frozen() -> None:
         (
             "train.learning_rate=fast",
             "train.learning_rate",
-            "train.learning_rate is 'fast': input should be a valid number or 'auto'.",
+            "train.learning_rate is 'fast': input should be a number or 'auto'.",
         ),
         (
             "method.target_modules=q_proj",
@@ -87,7 +88,11 @@ def test_an_assignment_is_read_as_a_person_means_it(text: str, value: object) ->
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(b"a: [", "not valid YAML at line 1"), (b"- 1", "must hold a mapping"), (b"\xff", "be read")],
+    [
+        (b"a: [", "not valid YAML at line 1"),
+        (b"- 1", "must hold a mapping"),
+        (b"\xff", "cannot be read: it is not text."),
+    ],
 )
 def test_a_broken_spec_file_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
     file = tmp_path / "spec.yaml"
@@ -98,6 +103,8 @@ def test_a_broken_spec_file_is_one_sentence(tmp_path: Path, content: bytes, sent
 
 
 def test_a_missing_spec_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"cannot be read: it is a folder\."):
+        RunSpec.from_yaml(tmp_path)
     with pytest.raises(SpecError, match="There is no spec file"):
         RunSpec.from_yaml(tmp_path / "none.yaml")
 
@@ -136,6 +143,26 @@ def test_a_step_size_is_a_positive_number(rate: float, wish: str) -> None:
     with pytest.raises(SpecError) as error:
         RunSpec.parse({"train": {"learning_rate": rate}})
     assert error.value.text == f"train.learning_rate is {wish}"
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"seed": 1e30}, "seed is 1e+30: input should be a whole number that is not so long."),
+        ({"seed": 1.5}, "seed is 1.5: input should be a whole number."),
+        ({"model": 5}, "model is 5: input should be fields of its own, such as path."),
+        ({"data": None}, "data is empty: input should be fields of its own, such as path."),
+        ({"method": 5}, "method is 5: input should be fields of its own, such as name."),
+        (
+            {"train": {"packing": "maybe"}},
+            "train.packing is 'maybe': input should be true or false.",
+        ),
+    ],
+)
+def test_a_wrong_value_is_told_in_plain_words(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SpecError) as error:
+        RunSpec.parse(values)
+    assert error.value.text == sentence
 
 
 def test_no_number_is_infinite() -> None:

@@ -76,8 +76,14 @@ def test_a_mapping_that_map_prints_can_be_given_to_import(put, rows, tmp_path):
     made = put("import", rows, "--mapping", str(tmp_path / "mapping.json"))[1]
 
     assert made["mapping"]["constants"] == {"system": "Be kind."}
-    (tmp_path / "mapping.json").write_text('{"format": 3}')
-    assert put("import", rows, "--mapping", str(tmp_path / "mapping.json"))[0] == 2
+    for wrong, said in (
+        ('{"format": 3}', "cannot be used. format is 3: input should be 'messages'"),
+        ("a,b\n1,2\n", "is no mapping file: give what"),
+        ("[1]", "is no mapping file: give what"),
+    ):
+        (tmp_path / "mapping.json").write_text(wrong)
+        code, answer = put("import", rows, "--mapping", str(tmp_path / "mapping.json"))
+        assert code == 2 and said in answer["error"]["text"]
 
 
 def test_the_parts_named_decide_the_format_of_a_map_and_an_import(put, tmp_path):

@@ -141,8 +141,12 @@ def test_steps_refuse_what_cannot_be(home, numbers):
         apply_step(home, "numbers", Split(count=10))
     with pytest.raises(DataError, match="holds no rows"):
         apply_step(home, "numbers", Filter(min_characters=10_000))
-    with pytest.raises(DataError, match="step cannot be used"):
+    with pytest.raises(DataError, match='no step "explode". Known: dedupe, drop, filter'):
         parse_step({"kind": "explode"})
+    with pytest.raises(
+        DataError, match="operator is 'odd': input should be 'equals', 'not_equals'"
+    ):
+        parse_step({"kind": "filter", "operator": "odd"})
     assert len(snapshots(home)) == 1
 
 
