@@ -76,7 +76,7 @@ def routes(home: Home, store: JobStore) -> APIRouter:
         if changes:
             news["jobs"] = changes
         metrics = _metrics(store, runs, names, after, bins)
-        if metrics:
+        if metrics and (metrics["data"] or metrics["seq"] != after):
             news["metrics"] = metrics
         if detail is not None:
             shown = _detail(store, home, detail, view)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from jobs.claims import Claim
 from jobs.metrics import Progress
@@ -21,7 +21,7 @@ class Growing:
     """A run that this test writes by hand."""
 
     def __init__(self, store: JobStore, name: str, device: str) -> None:
-        self.store = store
+        self.store, self.device = store, device
         while not (claim := self._claimed(name, device)):
             pass  # the supervisor was quicker, to say that there is no such device
         self.claim = claim
@@ -35,6 +35,19 @@ class Growing:
                 time.sleep(0.1)
             self.store.delete(self.job.id)
         return claim
+
+    def again(self) -> None:
+        """End it, and begin it anew from step 0."""
+        self.store.claims.finish(self.claim, "failed", error=("run", "by hand"))
+        claim = None
+        while claim is None:
+            while (job := self.store.get(self.job.id)).active:
+                time.sleep(0.1)
+            if job.state != "queued":
+                self.store.resume(self.job.id, restart=True)
+            claim = self.store.claims.claim(self.device, owner=me(), wanted=[self.device])
+        self.claim = claim
+        self.store.claims.register(claim, me())
 
     def grow(self, first: int, last: int) -> None:
         metrics = [("loss", step, 100.0 / step, 0.0) for step in range(first, last + 1)]
@@ -104,6 +117,60 @@ def test_the_table_and_the_keys_tell_what_the_curve_shows(page: Page, run: Growi
     expect(loss(page).locator(".s-legend b")).to_have_text("2.000")
     expect(loss(page).locator("canvas")).to_have_attribute("aria-label", "Training loss. by hand: "
                                                            "2.000 at step 50")  # fmt: skip
+
+
+def test_a_restarted_run_loses_its_old_curve_and_quiet_polls_keep_it(
+    page: Page, run: Growing
+) -> None:
+    other = Growing(run.store, "beside", "cuda:6")
+    run.grow(1, 30)
+    page.goto(f"/runs?run={run.job.id},{other.job.id}")
+    expect(loss(page)).to_have_attribute("data-points", "30")
+
+    # Nothing new is 204. The curve stays, and who comes late is told it.
+    page.wait_for_event("response", lambda got: "/api/live" in got.url and got.status == 204)
+    expect(loss(page)).to_have_attribute("data-points", "30")
+    late = """import('/studio/live.js').then(({ subscribe }) => {
+      let told = 0;
+      subscribe({ onMetrics: (series) => { told = series.get('loss').size; } })();
+      return told;
+    })"""
+    assert page.evaluate(late) == 1
+
+    # What the other one measures at the same time does not hide that this one begins anew.
+    def meanwhile(route: Route) -> None:
+        run.again()
+        other.grow(1, 2)
+        route.continue_()
+
+    page.route("**/api/live?*", meanwhile, times=1)
+    expect(loss(page)).to_have_attribute("data-points", "2")
+    run.store.claims.finish(other.claim, "succeeded")
+    run.store.delete(other.job.id)
+
+
+def test_a_tab_that_is_open_stays_filled(page: Page, run: Growing) -> None:
+    ended = [Growing(run.store, name, f"cuda:{n}") for n, name in ((5, "one"), (6, "two"))]
+    for other in ended:  # of an ended run there is no news that would fill it again
+        run.store.claims.finish(other.claim, "failed", error=("run", "by hand"))
+    one, two = (other.job.id for other in ended)
+    page.goto(f"/runs?run={one}")
+    panel, tab = page.locator("#s-panel"), page.get_by_role("tab", name="History")
+    tab.click()
+    expect(panel).to_contain_text("failed")
+    tab.click()
+    expect(panel).to_contain_text("failed")
+
+    # To another run or tab and back, before the studio was asked.
+    press = "both => both.forEach((one) => document.querySelector(one).click())"
+    for there, back in (
+        (f"[data-testid=run-{two}]", f"[data-testid=run-{one}]"),
+        ("[data-view=log]", "[data-view=history]"),
+    ):
+        page.evaluate(press, [there, back])
+        expect(panel).to_contain_text("failed")
+    for number in (one, two):
+        run.store.delete(number)
 
 
 def test_many_runs_and_many_tabs(page: Page, run: Growing, studio: Served) -> None:

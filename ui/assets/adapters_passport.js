@@ -3,7 +3,7 @@
 
 import { api, badge, button, bytes, count, h, number, sureButton, text, toast } from './dom.js';
 import { compare, ENDED, ending } from './adapters.js';
-import { snippet } from './detail.js';
+import { snippet } from './views.js';
 import { hues, poke, subscribe } from './live.js';
 import { board } from './metrics.js';
 import { heatmap } from './heatmap.js';

@@ -1,14 +1,13 @@
-// One run: how it goes, its figures, what can be done with it, and its log, samples, checkpoints,
-// config and history. Everything a run wrote is shown as text.
+// One run: how it goes, its figures, what can be done with it, and tabs with what it wrote.
 
-import { ago, api, badge, button, clock, compact, copy, count, duration, h, number, short, sureButton, text,
-  toast } from './dom.js';
-import { useCheckpoint } from './checkpoint.js';
+import { ago, api, badge, button, clock, compact, count, duration, h, number, short, sureButton, text, toast }
+  from './dom.js';
 import { Errand, draws } from './errand.js';
 import { isLive, poke } from './live.js';
 import { progress, share, stateName } from './metrics.js';
 import { planLonger, planSchedule, planSweep, planWords } from './plan.js';
 import { remedies } from './remedies.js';
+import { quiet, views } from './views.js';
 
 const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config',
   history: 'History' };
@@ -27,6 +26,7 @@ export class Detail {
   constructor(jobs) {
     this.jobs = jobs;
     this.view = 'log';
+    this.digest = ''; // of what the body shows
     this.dot = h('i', { class: 's-dot' });
     this.title = h('h1', {});
     this.state = h('span', {});
@@ -54,17 +54,24 @@ export class Detail {
   }
 
   turn(view) {
+    if (view === this.view) return;
     this.view = view;
     for (const tab of this.tabs.children) {
       tab.setAttribute('aria-selected', String(tab.dataset.view === view));
     }
-    this.body.replaceChildren(h('p', { class: 's-quiet' }, '…'));
+    this.empty();
     poke();
+  }
+
+  /** Until the next answer comes, which must be whole: what was shown is gone. */
+  empty() {
+    this.digest = '';
+    this.body.replaceChildren(quiet('…'));
   }
 
   show(job, hue) {
     if (this.job?.id !== job.id) {
-      this.body.replaceChildren(h('p', { class: 's-quiet' }, '…'));
+      this.empty();
       this.acts = '';
     }
     this.job = job;
@@ -233,73 +240,24 @@ export class Detail {
 
   fill(detail) {
     if (detail.id !== this.job?.id || detail.view !== this.view) return;
+    this.digest = detail.digest;
     const { body } = this;
     const atEnd = body.scrollTop + body.clientHeight >= body.scrollHeight - 8;
-    if (detail.error) body.replaceChildren(h('p', { class: 's-quiet' }, detail.error.text));
+    if (detail.error) body.replaceChildren(quiet(detail.error.text));
     else {
       const films = [...body.querySelectorAll('.s-film ol')].map((film) => film.scrollLeft
         + film.clientWidth >= film.scrollWidth - 8 ? Infinity : film.scrollLeft);
-      body.replaceChildren(...[this[detail.view](detail.content)].flat());
+      body.replaceChildren(...[views[detail.view](detail.content, this.job)].flat());
       body.querySelectorAll('.s-film ol').forEach((film, i) => {
         film.scrollLeft = Math.min(films[i] ?? Infinity, film.scrollWidth);
       });
     }
     if (detail.view === 'log' && atEnd) body.scrollTop = body.scrollHeight;
   }
-
-  log(lines) {
-    return lines ? h('pre', {}, lines) : quiet('The log is empty until the run starts.');
-  }
-
-  samples(rows) {
-    if (!rows.length) return quiet('Answers to a few fixed prompts appear here, before the first step and at each evaluation.');
-    const films = Map.groupBy(rows, (row) => row.prompt);
-    return [...films].map(([prompt, shots]) => h('section', { class: 's-film' },
-      h('h3', {}, prompt),
-      h('ol', { tabindex: '0', 'aria-label': prompt }, shots.map((shot, i) => {
-        const same = i > 0 && shot.text === shots[i - 1].text;
-        return h('li', { class: 's-sample', 'data-same': same },
-          h('header', {}, shot.step ? `Step ${count(shot.step)}` : 'Before training', same && ' · the same'),
-          h('p', {}, shot.text || '–'));
-      }))));
-  }
-
-  checkpoints(rows) {
-    if (!rows.length) return quiet('No checkpoint yet. One is saved regularly, and whenever you pause.');
-    return h('table', { class: 's-table' },
-      h('thead', {}, h('tr', {}, ['Step', 'Held-out loss', 'Saved', '', 'Folder'].map((name) =>
-        h('th', { scope: 'col' }, name)))),
-      h('tbody', {}, [...rows].reverse().map((row) => h('tr', {}, h('td', {}, count(row.step)),
-        h('td', {}, number(row.eval_loss)), h('td', {}, ago(row.time)),
-        h('td', {}, this.job.method_name !== 'full'
-          && useCheckpoint(this.job.model, `${this.job.id}@${row.step}`)),
-        h('td', { class: 's-path' }, row.path)))));
-  }
-
-  config({ yaml, command, error }) {
-    return [error && h('p', { class: 's-warning' }, error),
-      command && snippet('Command line', command), snippet('spec.yaml', yaml)].filter(Boolean);
-  }
-
-  history({ events }) {
-    return h('table', { class: 's-table' },
-      h('thead', {}, h('tr', {}, ['Time', 'State', 'By', 'Why'].map((name) =>
-        h('th', { scope: 'col' }, name)))),
-      h('tbody', {}, [...events].reverse().map((row) => h('tr', {}, h('td', {}, clock(row.time, true)),
-        h('td', {}, badge(row.dst)), h('td', {}, row.actor), h('td', {}, row.why)))));
-  }
 }
 
 const moment = (time) => new Date(time * 1000).toLocaleString([], { dateStyle: 'medium',
   timeStyle: 'short' });
-
-const quiet = (words) => h('p', { class: 's-quiet' }, words);
-
-export function snippet(title, code) {
-  return h('div', { class: 's-snippet' },
-    h('header', {}, title, button('Copy', (e) => copy(code, e.currentTarget), 's-tool')),
-    h('pre', {}, code));
-}
 
 const COMPARED = new Set(['train', 'mix', 'merge']);
 

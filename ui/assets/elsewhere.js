@@ -3,7 +3,7 @@
 
 import { dialog } from './adapters_dialogs.js';
 import { h } from './dom.js';
-import { snippet } from './detail.js';
+import { snippet } from './views.js';
 
 /** What an OpenAI client calls a lane: starter+pirate:0.5+terse */
 export const clientName = ({ model, stack }) => [model, ...stack.map(({ name, weight }) =>

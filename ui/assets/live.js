@@ -8,11 +8,11 @@ const LIVE = new Set(['queued', 'starting', 'running', 'stopping']);
 const FAST = 700, SLOW = 2500, HIDDEN = 5000, MOST_POINTS = 4000;
 
 const subscribers = new Set();
-const state = { jobs: [], digest: '', seq: 0, watched: '', detail: '', supervised: true, queue: {} };
+const state = { jobs: [], digest: '', seq: 0, watched: '', supervised: true, queue: {} };
 const series = new Map(); // name -> Map(run -> {x: [], y: []})
 let timer = 0, wait = FAST, busy = false, again = false;
 
-/** Subscribe `{element, runs: () => [ids], names: () => [...], detail: () => [id, view], ...}`.
+/** Subscribe `{element, runs: () => [ids], names: () => [...], detail: () => [id, view, digest shown], ...}`.
  *  Callbacks: onJobs(jobs, supervised, queue), onMetrics(series), onDetail(detail), onLink(ok). */
 export function subscribe(subscriber) {
   subscribers.add(subscriber);
@@ -21,8 +21,10 @@ export function subscribe(subscriber) {
   return () => subscribers.delete(subscriber);
 }
 
-/** Ask again now: something was pressed or the selection changed. */
+/** Ask again now: something was pressed or the selection changed. What is known is told at once, for
+ *  no news may come. */
 export function poke() {
+  for (const s of subscribers) s.onMetrics?.(series);
   clearTimeout(timer);
   if (busy) { again = true; return; }
   timer = setTimeout(tick, 0);
@@ -68,9 +70,7 @@ function question() {
   if (detail) {
     asked.set('detail', detail[0]);
     asked.set('view', detail[1]);
-    const key = detail.join();
-    asked.set('seen', state.detail.startsWith(key + '|') ? state.detail.slice(key.length + 1) : '');
-    state.detailKey = key;
+    asked.set('seen', detail[2]);
   }
   return asked.toString().replaceAll('%2C', ',');
 }
@@ -101,17 +101,15 @@ function take(news) {
     }
     for (const s of subscribers) s.onMetrics?.(series);
   }
-  if (news.detail) {
-    state.detail = `${state.detailKey}|${news.detail.digest}`;
-    for (const s of subscribers) s.onDetail?.(news.detail);
-  }
+  if (news.detail) for (const s of subscribers) s.onDetail?.(news.detail);
 }
 
-/** A run that began another attempt may have dropped points: ask for its curve afresh. */
+/** A run that began another attempt may have dropped points: ask for its curve afresh. (The cursor
+ *  itself is about to be overwritten by the curves of the same answer.) */
 function startAnew(jobs) {
   const before = new Map(state.jobs.map((job) => [job.id, job.attempt]));
   for (const job of jobs) {
-    if (before.has(job.id) && before.get(job.id) !== job.attempt) { state.seq = 0; again = true; }
+    if (before.has(job.id) && before.get(job.id) !== job.attempt) { state.watched = ''; again = true; }
   }
 }
 

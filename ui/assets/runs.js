@@ -30,7 +30,7 @@ export class Runs extends HTMLElement {
       element: this,
       runs: () => this.chosen(),
       names: () => METRICS.map((metric) => metric.name),
-      detail: () => (this.focus ? [this.focus, this.detail.view] : null),
+      detail: () => (this.focus ? [this.focus, this.detail.view, this.detail.digest] : null),
       onJobs: (jobs, supervised, queue) => this.take(jobs, supervised, queue),
       onMetrics: (series) => this.board.update(series),
       onDetail: (detail) => this.detail.fill(detail),

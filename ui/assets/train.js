@@ -5,8 +5,9 @@ import { api, badge, button, duration, h, number, remember, query, sureButton, t
   from './dom.js';
 import { hues, isLive, poke, subscribe } from './live.js';
 import { board, progress, share, stateName } from './metrics.js';
-import { compareAddress, snippet } from './detail.js';
+import { compareAddress } from './detail.js';
 import { planSweep } from './plan.js';
+import { snippet } from './views.js';
 
 /** An element that python writes again and again: gradio then changes the attribute in place and
  *  takes the children away, so everything is rendered afresh once it is done. */
