@@ -16,6 +16,7 @@ from studio.data.printing import (
     guarded,
     home_at,
     print_json,
+    printable,
     say_snapshot,
     short,
     show_check,
@@ -74,6 +75,7 @@ def import_(
 
     def work() -> None:
         from studio.data.importing import import_dataset
+        from studio.home import slug
         from studio.spec import DataSource
 
         wanted = DataSource(path=source, subset=subset, split=split)
@@ -88,6 +90,9 @@ def import_(
             chosen = corrected(wanted, format, changes, place)
         made = import_dataset(place, wanted, name=name, mapping=chosen, progress=progress)
         say_snapshot(made.snapshot.meta, as_json, already=made.already)
+        kept = made.snapshot.meta.name
+        if made.already and name and slug(name) != kept and not as_json:
+            typer.echo(f'  It keeps its name: it was not called "{printable(name[:60])}".')
 
     guarded(work, as_json)
 

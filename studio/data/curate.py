@@ -113,7 +113,7 @@ def apply_step(
     new_name: str = "",
     progress: Callable[[float, str], None] | None = None,
 ) -> Snapshot:
-    """Apply a step to a dataset and return the new snapshot.
+    """Apply a step to a dataset and return the new snapshot; itself where no row would go.
 
     `progress` is told a share between 0 and 1 and a few words, now and then.
 
@@ -135,16 +135,33 @@ def apply_step(
     )
 
     def items() -> Iterator[tuple[Row | Problem, Part]]:
+        kept = 0
         for row in parent.rows():
             part = keep(row)
             if part:
+                kept += 1
                 yield Row(row.line, row.values), part
+        if not kept:
+            raise DataError(
+                f'The {step.kind} keeps none of the {parent.meta.rows:,} rows of "{name}": '
+                "nothing was made."
+            )
+        if kept == parent.meta.rows and isinstance(step, Filter | Deduplicate | Drop):
+            raise _Unchanged  # what was written so far is forgotten
 
     def told(count: int, _: int) -> None:
         if progress:
             progress(min(0.99, count / max(1, parent.meta.rows)), f"{count:,} rows")
 
-    return write_snapshot(home, meta, items(), survey=Survey(parent.origin(), guess), progress=told)
+    survey = Survey(parent.origin(), guess)
+    try:
+        return write_snapshot(home, meta, items(), survey=survey, progress=told)
+    except _Unchanged:
+        return parent
+
+
+class _Unchanged(Exception):
+    """No row would go: a copy would say nothing new."""
 
 
 def lineage(home: Home, name: str) -> list[Meta]:

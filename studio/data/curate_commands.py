@@ -92,6 +92,12 @@ def _apply(name: str, step: dict[str, Any], as_json: bool, home: str) -> None:
     def work() -> None:
         from studio.data.curate import apply_step, parse_step
 
-        say_snapshot(apply_step(home_at(home), name, parse_step(step)).meta, as_json)
+        meta = apply_step(home_at(home), name, parse_step(step)).meta
+        if meta.name == name and not as_json:
+            typer.echo(
+                f'Nothing was removed: "{name}" keeps its {meta.rows:,} rows. No copy was made.'
+            )
+        else:
+            say_snapshot(meta, as_json, already=meta.name == name)
 
     guarded(work, as_json)

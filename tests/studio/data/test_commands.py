@@ -52,12 +52,12 @@ def test_a_dataset_lives_from_import_to_delete(put, rows, tmp_path):
     assert put("split", "my-rows", "--count", "4")[1]["validation_rows"] == 4
     assert put("filter", "my-rows", "--column", "answer", "--operator", "contains", "--value",
                "a1")[1]["rows"] == 11  # fmt: skip
-    assert put("dedupe", "my-rows")[1]["parent"]["name"] == "my-rows"
+    assert put("dedupe", "my-rows")[1]["already"] is True
     assert put("drop", "my-rows", "--row", "1")[1]["rows"] == 19
     mapped = put("map", "my-rows", "--column", "question=answer", "--column", "answer=question")
     assert mapped[1]["rows"][0]["messages"][0]["content"] == "a0"
     assert put("map", "my-rows", "--constant", "system=S", "--save")[1]["step"]["kind"] == "remap"
-    assert len(put("list")[1]) == 6
+    assert len(put("list")[1]) == 5
     assert put("export", "my-rows", str(tmp_path / "out.jsonl"))[1]["rows"] == 20
     code, answer = put("export", "my-rows", str(tmp_path / "out.jsonl"), "--part", "validation")
     assert code == 2 and "exists already" in answer["error"]["text"]
@@ -67,6 +67,20 @@ def test_a_dataset_lives_from_import_to_delete(put, rows, tmp_path):
     assert put("delete", "my-rows")[1] == {"deleted": "my-rows"}
     code, answer = put("export", "my-rows", str(tmp_path / "out.jsonl"))
     assert code == 2 and "no imported dataset" in answer["error"]["text"]
+
+
+def test_what_changes_nothing_makes_no_copy_and_says_so(home, monkeypatch, rows):
+    monkeypatch.setenv("STUDIO_HOME", str(home.path))
+    RUN.invoke(app, ["import", rows, "--name", "mine"])
+
+    for step in (["dedupe", "mine"], ["filter", "mine", "--min-characters", "1"]):
+        result = RUN.invoke(app, step)
+        assert result.exit_code == 0
+        assert 'Nothing was removed: "mine" keeps its 20 rows.' in result.stdout
+    again = RUN.invoke(app, ["import", rows, "--name", "a/b"])
+    assert '"mine" was imported before' in again.stdout
+    assert 'It keeps its name: it was not called "a/b".' in again.stdout
+    assert [folder.name for folder in home.datasets.iterdir()] == ["mine"]
 
 
 def test_a_mapping_that_map_prints_can_be_given_to_import(put, rows, tmp_path):
