@@ -109,7 +109,7 @@ def _about(plain: dict[str, Any]) -> str:
 
 
 def _free_name(store: JobStore, base: str) -> str:
-    base = cleaned(base)
+    base = cleaned(base)[:110]
     taken = {job.name: job.id for job in store.list(search=base)}
     return naming.first_free(base, taken)
 

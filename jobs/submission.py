@@ -37,6 +37,8 @@ def insert(
     made_up = plan["kind"] == "promote" or bool(plan.get("sweep"))
     asked = naming.checked(values.get("name"), made_up=made_up)
     naming.checked(plan.get("sweep"))
+    if made_up and asked != str(values.get("name") or "").strip():
+        asked = naming.free(db, asked[:110])  # what made two of them different may be gone
     holder = naming.holder(db, asked) if asked else None
     if holder is not None:
         raise QueueError(

@@ -26,8 +26,8 @@ def fault(name: str) -> str:
 
 def cleaned(name: str) -> str:
     """Return a name that was made up of parts without what a person's name could not hold."""
-    plain = re.sub(r"[/\\:]+", "-", " ".join(_shown(name[:110], LONGEST).split())).strip(" -~.")
-    return plain if not fault(plain) else f"job {plain}".strip()
+    plain = re.sub(r"[/\\:]+", "-", " ".join(_shown(name[:LONGEST], LONGEST).split())).strip(" -~.")
+    return plain if not fault(plain) else f"job {plain[:100]}".strip()
 
 
 def _read_as(name: str) -> str:

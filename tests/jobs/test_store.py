@@ -77,8 +77,11 @@ def test_a_name_that_reads_as_something_else_is_refused(
 
 
 def test_a_sweep_names_its_runs_after_values_that_are_no_names(store: JobStore) -> None:
-    (job,) = store.submit_many([a_spec(name="s device=cuda:0")], sweep="s")
-    assert job.name == "s device=cuda-0"
+    specs = [a_spec(name=f"s path={path}") for path in ("a/b", "a:b")]
+    assert [job.name for job in store.submit_many(specs, sweep="s")] == [
+        "s path=a-b",
+        "s path=a-b-2",
+    ]
 
 
 def test_an_older_name_still_loads(store: JobStore) -> None:
