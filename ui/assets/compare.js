@@ -10,6 +10,7 @@ import { Talk } from './talk.js';
 import { Votes, hidden } from './judge.js';
 import { Shelf } from './shelf.js';
 import { askElsewhere } from './elsewhere.js';
+import { welcome } from './welcome.js';
 
 const MOST_LANES = 6;
 export const LETTERS = 'ABCDEF';
@@ -96,14 +97,13 @@ export class Compare extends HTMLElement {
     this.fresh.hidden = !turns.length;
     this.confidence.setAttribute('aria-pressed', String(this.look.confidence));
     this.blind.setAttribute('aria-pressed', String(blind));
-    this.blind.hidden = lanes.length < 2;
-    this.reference.hidden = lanes.length < 2;
+    this.blind.hidden = this.reference.hidden = lanes.length < 2;
     this.reference.replaceChildren(h('option', { value: '' }, 'No differences'),
       ...lanes.map((_, i) => h('option', { value: i }, `Differ from ${LETTERS[i]}`)));
     this.reference.value = this.look.reference ?? '';
     this.cells.clear();
     this.scroll.replaceChildren(...(turns.length ? turns.map((turn) => this.row(turn))
-      : [this.welcome()]));
+      : [welcome(this)]));
     this.toEnd();
     this.style.setProperty('--gutter', `${this.scroll.offsetWidth - this.scroll.clientWidth}px`);
     this.address();
@@ -118,8 +118,8 @@ export class Compare extends HTMLElement {
       add: (...lanes) => { this.talk.lanes.push(...lanes.slice(0, MOST_LANES - this.talk.lanes.length));
         this.show(); this.moved(); },
       refresh: async () => { this.choices = await api('/api/chat/choices'); this.show(); },
-      remove: this.talk.lanes.length > 1 && !this.talk.asking ? () => {
-        this.talk.dropLane(i); this.show(); this.moved(); } : null,
+      remove: this.talk.lanes.length > 1 ? () => {
+        if (this.free()) { this.talk.dropLane(i); this.show(); this.moved(); } } : null,
     }).element;
   }
 
@@ -163,18 +163,13 @@ export class Compare extends HTMLElement {
     });
   }
 
-  welcome() {
-    const tuned = this.talk.lanes.some((lane) => lane.stack.length);
-    return h('div', { class: 's-welcome' },
-      h('h2', {}, 'One prompt, every lane answers'),
-      h('p', {}, tuned ? 'Same prompt, same seed, side by side: what you see is what the adapter changed.'
-        : 'Only the base is here so far. Train an adapter, or add a lane, to see a difference.'),
-      h('div', { class: 's-prompts' }, this.choices.prompts.slice(0, 6).map((prompt) =>
-        button(prompt, () => this.send(prompt), 's-chip'))),
-      tuned ? '' : h('a', { class: 's-button', href: '/' }, 'Train an adapter'));
-  }
-
   // -- what a person does ------------------------------------------------------------------------
+
+  /** Whether lanes and turns may be swapped: not under an answer that is being written. */
+  free() {
+    if (this.talk.asking) toast('Stop the answer first.');
+    return !this.talk.asking;
+  }
 
   async send(prompt) {
     if (this.talk.asking || !prompt.trim()) return;
@@ -189,15 +184,17 @@ export class Compare extends HTMLElement {
   async run(turn, lanes, how = {}) {
     if (this.talk.asking) return;
     if (turn.answers.some((answer) => answer?.verdict)) await this.votes.takeBack(turn);
-    await this.wait(this.talk.run(turn, lanes, how));
+    if (this.talk.asking) return; // pressed twice, while the vote was taken back
+    const answered = this.talk.run(turn, lanes, how);
+    this.refresh(turn); // a turn that is answered again cannot be voted on
+    await this.wait(answered);
   }
 
   async wait(answered) {
     this.composer.busy(true);
     this.address();
     this.toEnd();
-    await answered;
-    this.composer.busy(false);
+    try { await answered; } finally { this.composer.busy(false); }
     this.composer.ready(true);
     this.fresh.hidden = false;
     const turn = this.talk.turns.at(-1);
@@ -214,7 +211,6 @@ export class Compare extends HTMLElement {
 
   /** Ask something else at a turn: later turns stay in the old conversation. */
   async edit(number) {
-    if (this.talk.asking) return;
     const { prompt } = this.talk.turns[number];
     if (await this.branch(number)) {
       this.composer.fill(prompt);
@@ -223,6 +219,7 @@ export class Compare extends HTMLElement {
   }
 
   async branch(turns) {
+    if (!this.free()) return false;
     try {
       await this.talk.branch(turns);
     } catch (error) {
@@ -246,7 +243,7 @@ export class Compare extends HTMLElement {
 
   /** Put a recipe into a new lane, or into the last one where there are as many as can be. */
   take({ model, stack }) {
-    if (this.talk.asking) return;
+    if (!this.free()) return;
     const lane = { model, stack: structuredClone(stack) };
     const { lanes } = this.talk;
     if (lanes.length < MOST_LANES) lanes.push(lane); else Object.assign(lanes.at(-1), lane);
@@ -256,7 +253,7 @@ export class Compare extends HTMLElement {
   }
 
   fresh_() {
-    if (this.talk.asking) return;
+    if (!this.free()) return;
     Object.assign(this.talk, { id: crypto.randomUUID().slice(0, 8), turns: [], parent: null, saved: false });
     this.show();
     this.composer.focus();
@@ -273,11 +270,10 @@ export class Compare extends HTMLElement {
   }
 
   toggleBlind() {
-    if (this.talk.asking) return;
+    if (!this.free()) return;
     this.talk.blind = !this.talk.blind;
-    for (const turn of this.talk.turns) {
-      if (!this.talk.blind && hidden(turn)) for (const a of turn.answers) delete a.place;
-    }
+    const shown = this.talk.blind ? [] : this.talk.turns.filter(hidden);
+    for (const a of shown.flatMap((turn) => turn.answers)) delete a.place;
     this.show();
     this.moved();
   }

@@ -70,17 +70,18 @@ export class Talk {
     }) };
     this.asking = request.id;
     this.answering = wanted;
-    await this.save(number);
     try {
+      await this.save(number);
       await this.stream(request, turn, wanted);
     } catch (error) {
       for (const lane of wanted) {
         const answer = turn.answers[lane];
         if (!answer.reason && !this.leaving) Object.assign(answer, { reason: 'error', error: error.message });
       }
+    } finally {
+      this.asking = null; // whatever happened, the page can be used again
     }
     for (const lane of wanted) turn.answers[lane].reason ??= 'interrupted';
-    this.asking = null;
     this.changed(turn);
     await this.save(number);
   }
@@ -160,9 +161,11 @@ export class Talk {
   /** Go on in a copy that has the first turns; the old conversation stays as it is. */
   async branch(turns) {
     const id = crypto.randomUUID().slice(0, 8);
+    const copied = this.turns.slice(0, turns).map(({ prompt, answers }) =>
+      structuredClone({ prompt, answers }));
     const kept = await api('/api/chat/branch', { id: this.id, new: id, turns });
-    Object.assign(this, { id, parent: kept.parent, turns: this.turns.slice(0, turns).map((turn) =>
-      structuredClone({ prompt: turn.prompt, answers: turn.answers })) });
+    if (this.asking) throw new Error('Something was asked before the copy was made: it stays in Conversations.');
+    Object.assign(this, { id, parent: kept.parent, turns: copied });
   }
 }
 
