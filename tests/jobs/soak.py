@@ -82,7 +82,7 @@ def _one_run(
             if news.status_code == 200 and dice.random() < 0.8:  # else a fresh tab
                 body = news.json()
                 cursors["jobs"] = body.get("jobs", {}).get("digest", cursors.get("jobs", ""))
-                cursors["after"] = body.get("metrics", {}).get("seq", 0)
+                cursors["after"] = body.get("metrics", {}).get("seq", cursors.get("after", 0))
             else:
                 cursors.clear()
     state = dice.choice(["succeeded", "succeeded", "failed"])
