@@ -22,8 +22,10 @@ export function text(node, value) {
   return node;
 }
 
-/** Make `parent` hold one child per item, reusing nodes by key and keeping their order. */
+/** Make `parent` hold one child per item, reusing nodes by key and keeping their order. The focus stays
+ *  on its node, which a move in the document would take away. */
 export function keyed(parent, items, key, create, update) {
+  const held = parent.contains(document.activeElement) ? document.activeElement : null;
   const old = new Map([...parent.children].map((node) => [node.dataset.key, node]));
   let before = null;
   for (const item of items) {
@@ -40,6 +42,7 @@ export function keyed(parent, items, key, create, update) {
     before = node;
   }
   for (const node of old.values()) node.remove();
+  if (held?.isConnected && held !== document.activeElement) held.focus();
 }
 
 const THIN = '\u202f';

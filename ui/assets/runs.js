@@ -1,15 +1,14 @@
 // The Runs page: the list on the left chooses, the right side shows the chosen run and its curves,
 // with other runs overlaid. The address keeps the choice: ?run=3,1 details run 3 and overlays run 1.
 
-import { ago, api, badge, button, duration, h, keyed, number, query, remember, short, text,
+import { ago, api, badge, duration, h, keyed, number, query, remember, short, text,
   toast } from './dom.js';
 import { hues, isLive, poke, subscribe } from './live.js';
 import { METRICS, board, share, stateName } from './metrics.js';
 import { Detail } from './detail.js';
 import { draws } from './errand.js';
 import { openCheckpoint } from './checkpoint.js';
-import { planTelling } from './plan.js';
-import { toggle, wanted } from './notify.js';
+import { QueueBar } from './queue_bar.js';
 
 const waits = (job) => job.state === 'queued' || job.state === 'paused';
 const FILTERS = { all: () => true, live: (job) => isLive(job) || job.state === 'paused',
@@ -50,7 +49,7 @@ export class Runs extends HTMLElement {
     this.nothing = h('p', { class: 's-quiet', hidden: true }, 'No run matches.');
     this.warning = h('p', { class: 's-warning', role: 'status', hidden: true,
       'data-testid': 'queue-notice' });
-    this.bar = this.queueBar();
+    this.bar = new QueueBar();
     const slider = h('input', { type: 'range', min: 0, max: 0.98, step: 0.01, value: 0.0,
       'aria-label': 'Smoothing', oninput: (e) => this.smooth(+e.target.value) });
     this.smoothed = h('output', {}, '0');
@@ -70,37 +69,10 @@ export class Runs extends HTMLElement {
       h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter'));
     this.append(h('div', { class: 's-runs' },
       h('aside', { class: 's-list' },
-        h('div', { class: 's-list-head' }, this.search, this.tabs, this.bar), this.warning,
+        h('div', { class: 's-list-head' }, this.search, this.tabs, this.bar.element), this.warning,
         this.rows, this.nothing),
       this.main), this.welcome);
     this.smooth(+slider.value);
-  }
-
-  queueBar() {
-    this.holding = button('Hold all', () => this.whole({ held: !this.queue?.held }), 's-tool',
-      { 'data-testid': 'hold-queue' });
-    this.onError = h('select', { 'aria-label': 'After an error', onchange: (e) =>
-      this.whole({ on_error: e.target.value }) }, h('option', { value: 'continue' }, 'Errors: go on'),
-    h('option', { value: 'stop' }, 'Errors: stop'));
-    this.telling = button('', async () => {
-      const refused = await toggle();
-      if (refused) toast(refused, 'error');
-      this.showBar();
-    }, 's-tool', { title: 'A desktop notification when a run ends' });
-    return h('div', { class: 's-queue-bar', hidden: true }, this.holding, this.onError, this.telling,
-      button('Webhook', () => planTelling().catch((error) => toast(error.message, 'error')), 's-tool'));
-  }
-
-  showBar() {
-    this.bar.hidden = this.filter !== 'live';
-    text(this.holding, this.queue?.held ? 'Release all' : 'Hold all');
-    text(this.telling, wanted() ? 'Notify: on' : 'Notify: off');
-    if (document.activeElement !== this.onError) this.onError.value = this.queue?.on_error ?? 'continue';
-  }
-
-  async whole(change) {
-    await api('/api/queue', change).catch((error) => toast(error.message, 'error'));
-    poke();
   }
 
   smooth(amount) {
@@ -200,7 +172,7 @@ export class Runs extends HTMLElement {
     if (this.filter === 'live') {
       shown.sort((a, b) => waits(a) - waits(b) || a.position - b.position || a.id - b.id);
     }
-    this.showBar();
+    this.bar.show(this.queue, this.filter === 'live', shown.filter(waits).length > 1);
     this.nothing.hidden = shown.length > 0;
     keyed(this.rows, shown, (job) => job.id, (job) => this.row(job), (node, job) =>
       this.refresh(node, job));
@@ -271,6 +243,7 @@ export class Runs extends HTMLElement {
     const [name, state, what, loss, track] = open.children;
     const hue = this.board.group.hues.get(job.id);
     node.draggable = this.filter === 'live' && waits(job);
+    open.ariaKeyShortcuts = node.draggable ? 'Alt+ArrowUp Alt+ArrowDown Alt+Home' : null;
     node.title = node.draggable ? 'Drag, or press Alt and an arrow, to change the order' : '';
     box.checked = this.overlaid.has(job.id);
     node.style.setProperty('--hue', hue === undefined ? 'var(--s-line-strong)'

@@ -1,0 +1,56 @@
+"""The list of the Runs page: keys move a waiting run."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from jobs import settings
+from jobs.store import JobStore
+from studio.home import open_home
+from studio.spec import RunSpec
+from tests.served import Served
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+FOCUS = "document.activeElement.dataset.testid"
+
+
+@pytest.fixture
+def held(studio: Served) -> Iterator[JobStore]:
+    """Three waiting runs of a queue that a person holds."""
+    store = JobStore(open_home(studio.home))
+    settings.hold_queue(store)
+    jobs = [store.submit(RunSpec(name=name)).id for name in ("alpha", "beta", "gamma")]
+    yield store
+    for job in jobs:
+        store.cancel(job)
+        store.delete(job)
+    settings.release_queue(store)
+    store.close()
+
+
+def wait_for_order(page: Page, wanted: list[str]) -> None:
+    expect(page.locator("[data-testid=runs] .s-row-name")).to_have_text(wanted)
+
+
+def test_keys_move_a_waiting_run_again_and_again(page: Page, held: JobStore) -> None:
+    last = max(job.id for job in held.queue())
+    page.goto("/runs")
+    page.locator("[data-filter=live]").click()
+    wait_for_order(page, ["alpha", "beta", "gamma"])
+    expect(page.get_by_test_id("queue-keys")).to_contain_text("moves a waiting run")
+    row = page.get_by_test_id(f"run-{last}")
+    expect(row).to_have_attribute("aria-keyshortcuts", "Alt+ArrowUp Alt+ArrowDown Alt+Home")
+    row.focus()
+
+    page.keyboard.press("Alt+ArrowUp")
+    wait_for_order(page, ["alpha", "gamma", "beta"])
+    assert page.evaluate(FOCUS) == f"run-{last}"
+    page.keyboard.press("Alt+ArrowUp")
+    wait_for_order(page, ["gamma", "alpha", "beta"])
+    assert page.evaluate(FOCUS) == f"run-{last}"
+
+    # Another process changes the order: the next poll draws it, and the focus stays.
+    held.move(last)
+    wait_for_order(page, ["alpha", "beta", "gamma"])
+    assert page.evaluate(FOCUS) == f"run-{last}"
