@@ -1,5 +1,6 @@
-"""The list of the Runs page: keys move a waiting run."""
+"""The list of the Runs page: keys move a waiting run, and the address keeps what is shown."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -35,8 +36,7 @@ def wait_for_order(page: Page, wanted: list[str]) -> None:
 
 def test_keys_move_a_waiting_run_again_and_again(page: Page, held: JobStore) -> None:
     last = max(job.id for job in held.queue())
-    page.goto("/runs")
-    page.locator("[data-filter=live]").click()
+    page.goto("/runs?show=live")
     wait_for_order(page, ["alpha", "beta", "gamma"])
     expect(page.get_by_test_id("queue-keys")).to_contain_text("moves a waiting run")
     row = page.get_by_test_id(f"run-{last}")
@@ -54,3 +54,15 @@ def test_keys_move_a_waiting_run_again_and_again(page: Page, held: JobStore) -> 
     held.move(last)
     wait_for_order(page, ["alpha", "beta", "gamma"])
     assert page.evaluate(FOCUS) == f"run-{last}"
+
+
+def test_a_reload_shows_the_same_list(page: Page, held: JobStore) -> None:
+    page.goto("/runs")
+    queue = page.get_by_role("button", name=re.compile("^Queue"))
+    queue.click()
+    expect(page).to_have_url(re.compile(r"[?&]show=live\b"))
+    page.reload()
+    expect(queue).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_test_id("hold-queue")).to_be_visible()
+    page.get_by_role("button", name=re.compile("^All")).click()
+    expect(page).not_to_have_url(re.compile("show="))

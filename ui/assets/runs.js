@@ -1,5 +1,6 @@
 // The Runs page: the list on the left chooses, the right side shows the chosen run and its curves,
-// with other runs overlaid. The address keeps the choice: ?run=3,1 details run 3 and overlays run 1.
+// with other runs overlaid. The address keeps the choice: ?run=3,1 details run 3 and overlays run 1,
+// &show=live lists the queue.
 
 import { ago, api, badge, duration, h, keyed, number, query, remember, short, text,
   toast } from './dom.js';
@@ -20,7 +21,7 @@ export class Runs extends HTMLElement {
     if (this.built) return;
     this.built = true;
     this.jobs = [];
-    this.filter = 'all';
+    this.filter = Object.hasOwn(FILTERS, query().get('show')) ? query().get('show') : 'all';
     const asked = (query().get('run') ?? '').split(',').map(Number).filter(Boolean);
     this.focus = asked[0] ?? null;
     this.overlaid = new Set(asked);
@@ -44,7 +45,7 @@ export class Runs extends HTMLElement {
       'Search runs', oninput: () => this.list() });
     this.tabs = h('div', { class: 's-segments', role: 'group', 'aria-label': 'Which runs' },
       Object.keys(FILTERS).map((name) => h('button', { type: 'button', 'data-filter': name,
-        'aria-pressed': String(name === 'all'), onclick: () => this.choose(name) })));
+        'aria-pressed': String(name === this.filter), onclick: () => this.choose(name) })));
     this.rows = h('ol', { class: 's-rows', 'data-testid': 'runs' });
     this.nothing = h('p', { class: 's-quiet', hidden: true }, 'No run matches.');
     this.warning = h('p', { class: 's-warning', role: 'status', hidden: true,
@@ -83,6 +84,7 @@ export class Runs extends HTMLElement {
 
   choose(filter) {
     this.filter = filter;
+    remember({ show: filter === 'all' ? null : filter });
     for (const tab of this.tabs.children) {
       tab.setAttribute('aria-pressed', String(tab.dataset.filter === filter));
     }
