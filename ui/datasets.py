@@ -20,7 +20,7 @@ from studio.data import measure, preview, requests, snapshots
 from studio.data.conversations import converter
 from studio.data.curate import lineage, parse_step
 from studio.data.export import rows_as
-from studio.data.mapping import PARTS, Mapping
+from studio.data.mapping import PARTS
 from studio.data.overlap import overlap
 from studio.data.records import Document, Problem, Row
 from studio.data.snapshots import Meta, Snapshot
@@ -30,19 +30,12 @@ from studio.errors import DataError
 from studio.home import Home
 from studio.spec import DataSource, ModelSource
 from studio.validating import validated
-from ui import sources
+from ui import looking, sources
+from ui.looking import Looked
 from ui.uploads import kept_upload
 
 AT_ONCE_BYTES = 16 * 1024**2  # more text than this is tokenised by a job
 Name = Annotated[str, Query(max_length=120)]
-
-
-class Looked(BaseModel):
-    """A source to look at; a mapping or a format when a person chose one."""
-
-    path: str
-    format: str = ""
-    mapping: dict[str, Any] | None = None
 
 
 class Wanted(BaseModel):
@@ -86,15 +79,16 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/look")
     def look(wanted: Looked) -> dict[str, Any]:
-        return _look(home, wanted)
+        return looking.look(home, wanted)
 
     @router.post("/import")
     def import_(wanted: Wanted) -> dict[str, Any]:
         data = DataSource(path=wanted.path.strip(), subset=wanted.subset, split=wanted.split)
         request = requests.ImportRequest(
-            data=data, dataset=wanted.name, mapping=_mapping(wanted.mapping),
+            data=data, dataset=wanted.name, mapping=looking.given(wanted.mapping),
             uploaded=wanted.uploaded,
         )  # fmt: skip
+        looking.refuse_early(home, request)
         return _queued(home, store, "import", request)
 
     @router.get("/outcome/{job_id}")
@@ -210,41 +204,6 @@ def short(snapshot: Snapshot) -> dict[str, Any]:
         "original": meta.original.model_dump(mode="json"), "reason": meta.reason,
         "plain": meta.plain, "dropped": meta.findings.rows.dropped,
     }  # fmt: skip
-
-
-def _look(home: Home, wanted: Looked) -> dict[str, Any]:
-    path = wanted.path.strip()
-    if preview.is_hub_id(path, home):
-        return {"hub": True}
-    columns = preview.columns(path, home)
-    given = validated(Mapping, wanted.mapping) if wanted.mapping is not None else None
-    problem, sure = "", True
-    try:
-        if given is not None:
-            mapping, reason = given.checked(), "by hand"
-        else:
-            mapping, reason, sure = preview.guess(path, home, format=wanted.format or "auto")
-        rows = preview.preview(path, mapping, count=5, home=home)
-    except DataError as error:
-        if not columns:
-            raise
-        # The person can still say what the columns are, looking at the rows as they stand.
-        mapping = given or preview.blank(wanted.format)
-        problem, reason, sure = error.text, "", False
-        rows = preview.preview(path, None, count=5, home=home)
-    same = [
-        s.meta.name
-        for s in snapshots.snapshots(home)
-        if not s.meta.parent and s.meta.original.name == path.rstrip("/").split("/")[-1]
-    ]
-    return {
-        "hub": False, "problem": problem, "reason": reason, "sure": sure, "columns": columns,
-        "mapping": mapping.model_dump(mode="json"), "same_name": same[:1], "rows": rows,
-    }  # fmt: skip
-
-
-def _mapping(values: dict[str, Any] | None) -> Mapping | None:
-    return validated(Mapping, values).checked() if values is not None else None
 
 
 def _queued(home: Home, store: JobStore, kind: str, request: BaseModel) -> dict[str, Any]:

@@ -92,6 +92,50 @@ def test_an_odd_csv_becomes_a_run_whose_passport_names_it(
     assert page.evaluate("window.hit") is None
 
 
+def test_a_mapping_that_lacks_a_part_is_said_once_and_queues_nothing(
+    page: Page, studio: Served, tmp_path: Path
+) -> None:
+    numbers = tmp_path / "odd.csv"
+    numbers.write_text("colA,colB\n" + "".join(f"{n},{n * 7}\n" for n in range(20)))
+    before = len(studio.json("/api/jobs"))
+    page.goto("/data")
+    page.get_by_test_id("import-path").fill(str(numbers))
+    page.get_by_test_id("look").click()
+    problem = page.get_by_test_id("mapping-error")
+    expect(problem).to_be_visible()
+    page.get_by_test_id("import-go").click()
+    expect(page.get_by_test_id("part-colA")).to_be_focused()
+    expect(page.get_by_test_id("import-error")).to_be_hidden()
+    expect(page.get_by_text(problem.inner_text())).to_have_count(1)
+
+    page.get_by_test_id("part-colA").select_option("prompt")
+    page.get_by_test_id("part-colB").select_option("completion")
+    expect(page.get_by_test_id("guess")).to_contain_text("Corrected by hand.")
+    expect(problem).to_be_hidden()
+    assert len(studio.json("/api/jobs")) == before
+    page.get_by_test_id("import-go").click()
+    expect(page).to_have_url(re.compile(r"/data\?name=odd$"), timeout=SLOW)
+
+
+@pytest.mark.refused("/api/data/import")
+def test_a_refusal_goes_when_the_mapping_changes(
+    page: Page, studio: Served, tmp_path: Path
+) -> None:
+    file = tmp_path / "gone.jsonl"
+    file.write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    page.goto("/data")
+    page.get_by_test_id("import-path").fill(str(file))
+    page.get_by_test_id("look").click()
+    expect(page.get_by_test_id("preview")).to_contain_text("line 3")
+    text = file.read_text()
+    file.unlink()
+    page.get_by_test_id("import-go").click()
+    expect(page.get_by_test_id("import-error")).to_contain_text("gone.jsonl")
+    file.write_text(text)
+    page.get_by_test_id("system-prompt").fill("Short.")
+    expect(page.get_by_test_id("import-error")).to_be_hidden()
+
+
 def test_the_same_file_twice_is_said_and_a_deletion_asks_first(page: Page, studio: Served) -> None:
     for _ in range(2):
         page.goto("/data")

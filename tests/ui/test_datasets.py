@@ -63,6 +63,17 @@ def test_a_corrected_mapping_renders_the_rows_anew(studio: Served, rows_file: Pa
     assert said == ["Be a pirate.", "0: Say 0 ahoy.", "Ahoy! "]
 
 
+def test_an_import_that_cannot_be_read_is_refused_before_it_is_queued(
+    studio: Served, tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd.csv"
+    odd.write_text("colA,colB,n\n" + "".join(f"{n},{n * 7},{n}\n" for n in range(20)))
+    before = studio.json("/api/jobs")
+    assert "colA" in refused(studio, "/api/data/import", {"path": str(odd)})
+    assert "no file" in refused(studio, "/api/data/import", {"path": "/no/such/file.csv"})
+    assert studio.json("/api/jobs") == before
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -90,9 +90,11 @@ export class Import {
   settle(path, shown, found) {
     const name = h('input', { placeholder: 'made from the file\'s name', 'data-testid': 'import-name' });
     const subset = h('input', {}), split = h('input', { value: 'train' });
-    const go = button('Import', () => this.queue(go, { path, name: name.value, uploaded: this.uploaded,
-      subset: subset.value, split: split.value || 'train',
-      mapping: panel?.changed ? panel.mapping : null }), 's-primary', { 'data-testid': 'import-go' });
+    const go = button('Import', async () => {
+      if (await panel?.refused()) return;
+      await this.queue(go, { path, name: name.value, uploaded: this.uploaded, subset: subset.value,
+        split: split.value || 'train', mapping: panel?.changed ? panel.mapping : null });
+    }, 's-primary', { 'data-testid': 'import-go' });
     const bar = h('div', { class: 's-lens' }, labelled('Name of the dataset', name),
       found.hub && [labelled('Subset', subset), labelled('Split', split)], go);
     let panel = null;
@@ -101,7 +103,7 @@ export class Import {
         + 'downloaded by the import. Its mapping can be corrected afterwards.'), bar);
       return;
     }
-    panel = new Mapping(this.page, path, { found });
+    panel = new Mapping(this.page, path, { found, heard: () => this.fail('') });
     const before = found.same_name[0];
     this.looked.replaceChildren(bar, before ? h('p', { class: 's-quiet' },
       `A file of this name was imported before, as ${before}; the same content is recognised.`) : '', panel.element);

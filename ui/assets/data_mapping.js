@@ -8,8 +8,8 @@ const MOST_COLUMNS = 60;
 const ROLES = ['system', 'user', 'assistant', 'tool'];
 
 export class Mapping {
-  constructor(page, path, { found = null, save = null } = {}) {
-    Object.assign(this, { page, path, changed: false });
+  constructor(page, path, { found = null, save = null, heard = null } = {}) {
+    Object.assign(this, { page, path, heard, changed: false });
     this.why = h('p', { class: 's-quiet', 'data-testid': 'guess' });
     this.error = h('p', { class: 's-error', role: 'alert', hidden: true, 'data-testid': 'mapping-error' });
     this.controls = h('div', { class: 's-stack' });
@@ -21,7 +21,12 @@ export class Mapping {
   }
 
   /** Ask again: with the mapping as it is now, or for the guess of another format. */
-  async look(format = '') {
+  look(format = '') {
+    this.heard?.();
+    return this.asking = this.ask(format);
+  }
+
+  async ask(format) {
     const asked = this.asked = {};
     const body = { path: this.path, format, mapping: format || !this.mapping ? null : this.mapping };
     try {
@@ -33,6 +38,15 @@ export class Mapping {
   fail(words) {
     text(this.error, words);
     this.error.hidden = !words;
+  }
+
+  /** Whether it cannot be used as it is; the person is then led to where the reason and the cure are. */
+  async refused() {
+    await this.asking;
+    if (this.error.hidden) return false;
+    this.error.scrollIntoView({ block: 'center' });
+    this.controls.querySelector('.s-columns select')?.focus({ preventScroll: true });
+    return true;
   }
 
   take(found, redraw) {

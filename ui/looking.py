@@ -1,0 +1,79 @@
+"""A first look at what is to be imported: columns, how it is read and why, the first rows.
+
+It reads the first rows only, so it answers at once; what it refuses never reaches the queue.
+"""
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from studio.data import preview, snapshots
+from studio.data.mapping import Mapping
+from studio.data.requests import ImportRequest
+from studio.errors import DataError
+from studio.home import Home
+from studio.validating import validated
+
+
+class Looked(BaseModel):
+    """A source to look at; a mapping or a format when a person chose one."""
+
+    path: str
+    format: str = ""
+    mapping: dict[str, Any] | None = None
+
+
+def look(home: Home, wanted: Looked) -> dict[str, Any]:
+    """Return columns, a mapping with its reason, and the first rows rendered with it.
+
+    Raises:
+        DataError: Nothing of it can be read.
+    """
+    path = wanted.path.strip()
+    if preview.is_hub_id(path, home):
+        return {"hub": True}
+    columns = preview.columns(path, home)
+    corrected = validated(Mapping, wanted.mapping) if wanted.mapping is not None else None
+    problem, sure = "", True
+    try:
+        if corrected is not None:
+            mapping, reason = corrected.checked(), "by hand"
+        else:
+            mapping, reason, sure = preview.guess(path, home, format=wanted.format or "auto")
+        rows = preview.preview(path, mapping, count=5, home=home)
+    except DataError as error:
+        if not columns:
+            raise
+        # The person can still say what the columns are, looking at the rows as they stand.
+        mapping = corrected or preview.blank(wanted.format)
+        problem, reason, sure = error.text, "", False
+        rows = preview.preview(path, None, count=5, home=home)
+    same = [
+        s.meta.name
+        for s in snapshots.snapshots(home)
+        if not s.meta.parent and s.meta.original.name == path.rstrip("/").split("/")[-1]
+    ]
+    return {
+        "hub": False, "problem": problem, "reason": reason, "sure": sure, "columns": columns,
+        "mapping": mapping.model_dump(mode="json"), "same_name": same[:1], "rows": rows,
+    }  # fmt: skip
+
+
+def given(values: dict[str, Any] | None) -> Mapping | None:
+    """Return the mapping a person chose; None where the guess is taken.
+
+    Raises:
+        SpecError: It is none.
+        DataError: A part is missing.
+    """
+    return validated(Mapping, values).checked() if values is not None else None
+
+
+def refuse_early(home: Home, request: ImportRequest) -> None:
+    """Refuse an import whose first rows tell already that it cannot be read.
+
+    Raises:
+        DataError: There is no such file, or its columns say nothing.
+    """
+    if request.mapping is None and not preview.is_hub_id(request.data.path, home):
+        preview.guess(request.data.path, home, format=request.data.format)
