@@ -8,6 +8,8 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -94,6 +96,43 @@ def peak_bytes() -> int:
     return process_bytes()
 
 
+class _Busy:
+    """How busy the processor is: measured from question to question, in whatever thread they come.
+
+    psutil's own answer is 0 at the first question in every thread. None means not measured.
+    """
+
+    SHORTEST, LONGEST = 0.5, 15.0  # seconds that one measurement may span
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._at, self._spent = -self.LONGEST, (0.0, 0.0)
+        self._share: float | None = None
+
+    def share(self) -> float | None:
+        """Return the busy part of the time since the last question, from 0 to 1."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._at < self.SHORTEST:
+                return self._share
+            (busy, whole), recent = _processor_seconds(), now - self._at < self.LONGEST
+            (busy_before, before), self._spent = self._spent, (busy, whole)
+            self._at = now
+            spent = max(0.0, busy - busy_before) / max(whole - before, 1e-9)
+            self._share = min(1.0, spent) if recent else None
+            return self._share
+
+
+_busy = _Busy()
+
+
+def _processor_seconds() -> tuple[float, float]:
+    """Return the seconds all cores worked, and those they could have, since the system started."""
+    times = psutil.cpu_times()._asdict()
+    whole = sum(times.values()) - times.get("guest", 0) - times.get("guest_nice", 0)
+    return whole - times["idle"] - times.get("iowait", 0), whole
+
+
 def _cpu() -> Device:
     memory = psutil.virtual_memory()
     return Device(
@@ -101,7 +140,7 @@ def _cpu() -> Device:
         label=f"{_cpu_name()}, {physical_cores()} cores{', bfloat16' * has_fast_bfloat16()}",
         total_bytes=int(memory.total),
         free_bytes=int(memory.available),
-        utilization=psutil.cpu_percent(interval=None) / 100,
+        utilization=_busy.share(),
     )
 
 

@@ -117,14 +117,16 @@ def _processes(store: JobStore, seen: dict[int, psutil.Process]) -> list[dict[st
 
 def _process(role: str, pid: int, seen: dict[int, psutil.Process]) -> dict[str, Any] | None:
     try:
+        first = pid not in seen
         process = seen.setdefault(pid, psutil.Process(pid))
         with process.oneshot():
+            cpu = process.cpu_percent()
             return {
                 "role": role,
                 "what": ROLES.get(role, ""),
                 "pid": pid,
                 "seconds": time.time() - process.create_time(),
-                "cpu": process.cpu_percent(),
+                "cpu": None if first else cpu,  # psutil begins to measure at the first question
                 "bytes": process.memory_info().rss,
             }
     except psutil.Error:

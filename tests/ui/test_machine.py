@@ -79,7 +79,7 @@ def test_gpus_are_picked_together_and_all_else_alone(chosen: list[str], stays: l
 def test_who_holds_a_device_is_named_with_state_time_and_memory(
     page: TestClient, store: JobStore
 ) -> None:
-    job = store.submit(RunSpec(name="<b>large</b>"), memory_bytes=5 * 10**8).id
+    job = store.submit(RunSpec(name="<b>large"), memory_bytes=5 * 10**8).id
     claim = store.claims.claim("cpu", owner=me())
     assert claim is not None
     store.claims.register(claim, me())
@@ -91,6 +91,14 @@ def test_who_holds_a_device_is_named_with_state_time_and_memory(
     held = [(h["name"], h["job"], h["state"], h["bytes"]) for h in here["holders"]]
     assert here["name"] == "cpu" and held == [
         ("chat", None, "asked to leave", 10**7),
-        ("<b>large</b>", job, "running", 5 * 10**8),
+        ("<b>large", job, "running", 5 * 10**8),
     ]
     assert all(0 <= one["seconds"] < 60 for one in here["holders"])
+
+
+def test_what_is_not_measured_yet_is_not_told_as_zero(page: TestClient, store: JobStore) -> None:
+    store.announce("web", url="http://127.0.0.1:1")
+    rows = page.get("/api/system").json()["processes"]
+    assert [row["cpu"] for row in rows if row["pid"]] == [None]
+    rows = page.get("/api/system").json()["processes"]
+    assert all(row["cpu"] is not None for row in rows if row["pid"])
