@@ -14,8 +14,10 @@ from jobs import preflight, supervisor
 from jobs.admission import admit
 from jobs.store import JobStore
 from studio import presets, starter
+from studio.data import preview
 from studio.errors import InputError, SpecError
 from studio.home import Home
+from studio.models import sources as models
 from studio.spec import RunSpec
 from studio.training.estimate import estimate
 from studio.training.fit import make_it_fit
@@ -97,11 +99,15 @@ def unknown(spec: RunSpec, home: Home) -> str:
     """Return why nothing can be told yet; empty where it can."""
     local = spec.model.path == starter.MODEL or Path(spec.model.path).expanduser().exists()
     if not local:
+        if not models.looks_like_hub_id(spec.model.path):
+            return f"There is no model at {spec.model.path}."
         return "Known once the model is downloaded."
     path = starter.resolve_data(spec.data.path) or Path(spec.data.path).expanduser()
     if (home.datasets / spec.data.path).is_dir():
         return ""
     if not path.exists():
+        if not preview.is_hub_id(spec.data.path, home):
+            return f"There is no dataset at {spec.data.path}."
         return "Known once the dataset is downloaded."
     if path.is_file() and path.stat().st_size > MOST_BYTES:
         return "A large dataset: press Measure to read it and take two real steps."

@@ -63,7 +63,7 @@ def resolve(source: ModelSource) -> Path:
         return folder.absolute()
     if folder.is_file():
         raise ModelError(f"{folder} is a file: give the model's folder, the one with config.json.")
-    if not _looks_like_hub_id(source.path):
+    if not looks_like_hub_id(source.path):
         raise ModelError(
             f"There is no model folder {folder}. Give a folder with config.json and "
             'safetensors weights, a hub id, or "starter".'
@@ -134,7 +134,8 @@ def _hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(root) / "hub")
 
 
-def _looks_like_hub_id(text: str) -> bool:
+def looks_like_hub_id(text: str) -> bool:
+    """Whether a path can be meant as the id of a model on the hub."""
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) is not None
 
 

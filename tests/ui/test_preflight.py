@@ -40,6 +40,18 @@ def test_what_is_not_here_yet_is_said_and_not_downloaded(tmp_path):
     assert unknown(RunSpec(), home) == ""
 
 
+def test_a_path_that_is_not_there_is_never_called_a_download(tmp_path):
+    home = open_home(tmp_path)
+    for field, words in (
+        ("data.path", "no dataset at /nope/x"),
+        ("model.path", "no model at /nope/x"),
+    ):
+        said = unknown(RunSpec().with_values({field: "/nope/x"}), home)
+        assert words in said and "download" not in said
+    file = RunSpec().with_values({"data.path": "gone.jsonl"})
+    assert unknown(file, home) == "There is no dataset at gone.jsonl."
+
+
 def test_presets_are_applied_saved_and_forgotten(client):
     answer = client.post("/api/presets/apply", json={"name": "low memory", "set": ["method.r=4"]})
     assert "method.r%3D4" in answer.json()["query"]
