@@ -90,7 +90,7 @@ class Attempt:
         Raises:
             Fenced: The job is no longer ours.
         """
-        fault = as_studio_error(error)
+        fault = as_studio_error(error, kind=self.job.kind)
         if fault is not error:
             self._log.error("the run failed", exc_info=error)
         else:
@@ -120,8 +120,8 @@ class Attempt:
         leave(errno.ENOSPC)  # the supervisor sees a dead process and rescues the job
 
 
-def as_studio_error(error: Exception) -> StudioError:
-    """Turn any exception of a run into one sentence for the person."""
+def as_studio_error(error: Exception, *, kind: str = "train") -> StudioError:
+    """Turn any exception of a job into one sentence for the person; only a run has checkpoints."""
     if isinstance(error, StudioError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -132,9 +132,11 @@ def as_studio_error(error: Exception) -> StudioError:
             "shorten the maximum length, or turn gradient checkpointing on."
         )
     first = (str(error).strip().splitlines() or [""])[0][:300]
+    trains = kind == "train"
     return StudioError(
-        f"The run stopped on something nobody foresaw ({type(error).__name__}: {first}). "
-        "The log holds the details; if it had saved a checkpoint, resume it from there."
+        f"The {'run' if trains else 'job'} stopped on something nobody foresaw "
+        f"({type(error).__name__}: {first}). The log holds the details"
+        + ("; if it had saved a checkpoint, resume it from there." if trains else ".")
     )
 
 

@@ -5,6 +5,7 @@ Progress goes to standard error, results to standard output, so that `--json` pr
 
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -214,7 +215,7 @@ def _ending(job: Job) -> str:
         return (
             f'"{job.name}" is trained: {job.step} steps in {_time(facts["seconds"])}, {losses}.\n'
             f"Its adapter is {facts['adapter']}\n"
-            f"Talk to it: studio chat --adapter {job.name}"
+            f"Talk to it: studio chat --adapter {shlex.quote(job.name)}"
         )
     text = f'"{job.name}" ended at step {job.step}: {job.state}.'
     return f"{text}\n{job.error_text}" if job.error_text else text

@@ -102,6 +102,8 @@ def _parts(job: Job) -> set[str]:
 
 
 def _about(plain: dict[str, Any]) -> str:
+    if "repo" in plain:
+        return str(plain["repo"])
     if "source" in plain:
         return str(plain["adapter"] or Path(plain["source"]).name)
     folders = [item["name"] for item in plain.get("stack", ())] or [plain["adapter"]]

@@ -8,6 +8,9 @@ from jobs.record import COLUMNS, Job, job_of
 from jobs.states import State
 from jobs.tables import Tables
 from studio.errors import QueueError
+from studio.names import shown
+
+LONGEST_NUMBER = 19  # digits: more is no number of a job
 
 
 def one(db: Tables, job_id: int | str) -> Job:
@@ -16,10 +19,10 @@ def one(db: Tables, job_id: int | str) -> Job:
     Raises:
         QueueError: There is none.
     """
-    by_id = isinstance(job_id, int) or job_id.isdigit()
+    by_id = isinstance(job_id, int) or (job_id.isdecimal() and len(job_id) < LONGEST_NUMBER)
     rows = list(db.query(_BY_ID if by_id else _BY_NAME, (int(job_id) if by_id else job_id,)))
     if not rows:
-        label = f"number {job_id}" if by_id else f'called "{job_id}"'
+        label = f"number {job_id}" if by_id else f'called "{shown(str(job_id))}"'
         raise QueueError(f"There is no job {label}. `studio runs` lists them.")
     return job_of(rows[0])
 

@@ -65,7 +65,8 @@ def cannot(job: Job, action: str) -> str:
     text = f'"{job.name}" is {job.state} and cannot be {action.rstrip("e")}ed.'
     text = text.replace("canceled", "cancelled")
     if job.state == "succeeded" and action == "resume":
-        return text + " Start a new run that continues it instead."
+        more = f"`studio extend {job.id}` trains it longer, as a new run."
+        return f"{text} {more if job.kind == 'train' else 'Start a new one instead.'}"
     return text
 
 

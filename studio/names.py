@@ -16,17 +16,17 @@ _JOINERS = "\u200c\u200d"  # between letters of Persian, and in the middle of em
 def fault(name: str) -> str:
     """Return in a sentence why a name cannot be one; empty when it can."""
     if not name or len(name) > LONGEST:
-        shown = f', not "{_shown(name)}" ({len(name):,})' if name else ""
-        return f"A name has between 1 and {LONGEST} characters{shown}."
-    if _shown(name, len(name)) != name:
-        return f'"{_shown(name)}" cannot be a name: it holds line breaks or control characters.'
+        given = f', not "{shown(name)}" ({len(name):,})' if name else ""
+        return f"A name has between 1 and {LONGEST} characters{given}."
+    if shown(name, len(name)) != name:
+        return f'"{shown(name)}" cannot be a name: it holds line breaks or control characters.'
     why = _read_as(name)
-    return f'"{_shown(name)}" could be read as {why}: take a plain name.' if why else ""
+    return f'"{shown(name)}" could be read as {why}: take a plain name.' if why else ""
 
 
 def cleaned(name: str) -> str:
     """Return a name that was made up of parts without what a person's name could not hold."""
-    plain = re.sub(r"[/\\:]+", "-", " ".join(_shown(name[:LONGEST], LONGEST).split())).strip(" -~.")
+    plain = re.sub(r"[/\\:]+", "-", " ".join(shown(name[:LONGEST], LONGEST).split())).strip(" -~.")
     return plain if not fault(plain) else f"job {plain[:100]}".strip()
 
 
@@ -49,7 +49,7 @@ def _is_weight(text: str) -> bool:
     return True
 
 
-def _shown(name: str, most: int = SHOWN) -> str:
+def shown(name: str, most: int = SHOWN) -> str:
     """Return the beginning of a name without what would repaint a terminal."""
     kept = "".join(
         "?" if unicodedata.category(c) in _CONTROL and c not in _JOINERS else c for c in name[:most]

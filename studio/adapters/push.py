@@ -15,7 +15,6 @@ from typing import Any, Self
 from studio.errors import InputError
 from studio.home import Home
 from studio.knobs import Record, knob
-from studio.names import cleaned
 from studio.training.events import Event, Finished, Loading
 from studio.validating import validated
 
@@ -53,9 +52,7 @@ class PushRequest(Record):
         if not REPO.fullmatch(self.repo.strip()):
             raise InputError(f'"{self.repo}" is no repository: write OWNER/NAME.')
         token()
-        name = self.name.strip() or cleaned(f"push {self.repo}")
-        changes = {"folder": str(folder), "repo": self.repo.strip(), "name": name}
-        return self.model_copy(update=changes)
+        return self.model_copy(update={"folder": str(folder), "repo": self.repo.strip()})
 
     def perform(self, home: Home) -> Iterator[Event]:
         """Create the repository, upload, and compare the sizes of what is there."""

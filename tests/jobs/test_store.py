@@ -194,7 +194,7 @@ def test_a_finished_job_cannot_be_resumed(store: JobStore) -> None:
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
     store.claims.finish(claim, "succeeded")
-    with pytest.raises(QueueError, match="succeeded and cannot be resumed"):
+    with pytest.raises(QueueError, match="cannot be resumed. `studio extend 1` trains it"):
         store.resume(job)
 
 

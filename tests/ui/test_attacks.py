@@ -177,7 +177,13 @@ def test_a_hostile_name_is_a_name_and_names_no_place(
     studio: Served, name: str, tmp_path: Path
 ) -> None:
     store = JobStore(open_home(studio.home))
-    job = store.submit(RunSpec(name=name), held=True)
+    job = store.submit(RunSpec(name="harmless"), held=True)
+    with store.database.writing() as db:  # as an older studio may have stored it
+        db.conn.execute(
+            "UPDATE jobs SET name = ?1, spec = json_set(spec, '$.name', ?1) WHERE id = ?2",
+            (name, job.id),
+        )
+    assert store.get(job.id).name == name
     log = store.log_path(job.id)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text(f"{name}\n<script>alert(1)</script>\n")
