@@ -66,3 +66,18 @@ def test_a_reload_shows_the_same_list(page: Page, held: JobStore) -> None:
     expect(page.get_by_test_id("hold-queue")).to_be_visible()
     page.get_by_role("button", name=re.compile("^All")).click()
     expect(page).not_to_have_url(re.compile("show="))
+
+
+def test_only_what_draws_is_overlaid(page: Page, held: JobStore) -> None:
+    first, second, *_ = sorted(job.id for job in held.queue())
+    request = {"data": {"path": "starter:terse"}}
+    errand = held.submit(request, kind="import").id
+    page.goto(f"/runs?run={first},{second},{errand}")
+    expect(page.get_by_test_id(f"overlay-{second}")).to_be_checked()
+    expect(page.get_by_test_id(f"overlay-{errand}")).to_be_hidden()
+    expect(page.get_by_text("with 1 other run overlaid")).to_be_visible()
+    page.get_by_test_id(f"run-{errand}").click()
+    expect(page.get_by_test_id("detail")).to_contain_text("The import of a dataset")
+    expect(page).to_have_url(re.compile(rf"run={errand}$"))
+    held.cancel(errand)
+    held.delete(errand)

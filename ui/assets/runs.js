@@ -99,7 +99,7 @@ export class Runs extends HTMLElement {
     this.jobs = jobs;
     this.queue = queue;
     const known = new Set(jobs.map((job) => job.id));
-    for (const id of this.overlaid) if (!known.has(id)) this.overlaid.delete(id);
+    this.prune();
     if (!known.has(this.focus)) {
       if (this.focus && jobs.length) toast(`Run ${this.focus} is not in the list.`);
       const next = jobs.find((job) => this.overlaid.has(job.id))
@@ -116,6 +116,14 @@ export class Runs extends HTMLElement {
     this.warning.hidden = !why || !(jobs.some(isLive) || queue?.short || queue?.held);
     text(this.warning, why);
     this.show();
+  }
+
+  /** What is gone, or draws nothing, is not overlaid; the chosen run stays in either case. */
+  prune() {
+    for (const id of this.overlaid) {
+      const job = this.jobs.find((one) => one.id === id);
+      if (!job || (id !== this.focus && !draws(job))) this.overlaid.delete(id);
+    }
   }
 
   show() {
@@ -147,6 +155,7 @@ export class Runs extends HTMLElement {
     if (!this.overlaid.has(id)) this.overlaid.clear();
     this.overlaid.add(id);
     this.focus = id;
+    this.prune();
     this.moved();
     this.show();
   }
@@ -247,6 +256,7 @@ export class Runs extends HTMLElement {
     node.draggable = this.filter === 'live' && waits(job);
     open.ariaKeyShortcuts = node.draggable ? 'Alt+ArrowUp Alt+ArrowDown Alt+Home' : null;
     node.title = node.draggable ? 'Drag, or press Alt and an arrow, to change the order' : '';
+    box.style.visibility = draws(job) ? '' : 'hidden';
     box.checked = this.overlaid.has(job.id);
     node.style.setProperty('--hue', hue === undefined ? 'var(--s-line-strong)'
       : `var(--s-run-${hue})`);
