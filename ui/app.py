@@ -223,11 +223,13 @@ def _listen(host: str, port: int) -> socket.socket:
 def _wake_queue(home: Home, address: str) -> None:
     from jobs import supervisor
     from jobs.store import JobStore
+    from ui.uploads import sweep
 
     store = JobStore(home)
     store.announce("web", url=address)  # a supervisor stays while a page is there
-    store.close()
     supervisor.ensure_running(home)
+    sweep(store)
+    store.close()
 
 
 def _announced(app: App, on_ready: Callable[[str], None] | None, address: str) -> App:

@@ -75,7 +75,7 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/upload")
     async def upload(request: Request, name: Name) -> dict[str, str]:
-        return {"path": await kept_upload(home, request.stream(), name)}
+        return {"path": await kept_upload(store, request.stream(), name)}
 
     @router.post("/look")
     def look(wanted: Looked) -> dict[str, Any]:
