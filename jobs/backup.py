@@ -24,6 +24,7 @@ from typing import IO, Any, cast
 from jobs.database import Database, advice, copies, plain_errors
 from studio.errors import DiskFull, HomeError
 from studio.home import Home
+from studio.sizes import readable
 
 MANIFEST = "BACKUP.json"
 LEFT_OUT = frozenset({"state", "backups", "studio.db", "studio.db-wal", "studio.db-shm"})
@@ -200,6 +201,4 @@ def free_enough(folder: Path, needed: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise DiskFull(
-            f"{needed / 1e6:.0f} MB are needed in {folder} and {free / 1e6:.0f} MB are free."
-        )
+        raise DiskFull(f"{readable(needed)} are needed in {folder} and {readable(free)} are free.")

@@ -16,6 +16,7 @@ from jobs.store import JobStore
 from studio import hardware
 from studio.errors import StudioError
 from studio.home import open_home
+from studio.sizes import readable
 
 PACKAGES = (
     "adapter-studio", "torch", "transformers", "accelerate", "datasets", "safetensors", "gradio",
@@ -66,7 +67,7 @@ def _home_facts(home_path: Path | None, findings: list[dict[str, str]]) -> dict[
     usage = shutil.disk_usage(home.path)
     if usage.free < LITTLE_ROOM_BYTES:
         findings.append(_problem(
-            f"Only {usage.free / 1e9:.1f} GB are free in {home.path}: checkpoints may not fit."
+            f"Only {readable(usage.free)} are free in {home.path}: checkpoints may not fit."
         ))  # fmt: skip
     with closing(JobStore(home)) as store:
         damage = _damage(store.database)
@@ -116,11 +117,11 @@ def _print(facts: dict[str, Any]) -> None:
     print(f"Python {facts['python']} on {facts['system']}, SQLite {facts['sqlite']}")
     print(", ".join(f"{name} {v}" for name, v in facts["packages"].items() if v))
     for device in facts["devices"]:
-        free, total = device["free_bytes"] / 1e9, device["total_bytes"] / 1e9
-        print(f"{device['name']}: {device['label']}, {free:.1f} of {total:.1f} GB free")
+        free, total = readable(device["free_bytes"]), readable(device["total_bytes"])
+        print(f"{device['name']}: {device['label']}, {free} of {total} free")
     if facts["home"]:
         home = facts["home"]
-        print(f"Home {home['path']}, {home['free_bytes'] / 1e9:.1f} GB free")
+        print(f"Home {home['path']}, {readable(home['free_bytes'])} free")
         print("Runs: " + (", ".join(f"{n} {s}" for s, n in home["jobs"].items()) or "none"))
         if home["cluster"] and not home["cluster"]["trouble"]:
             print(clusters.sentence(home["cluster"]))

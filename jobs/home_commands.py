@@ -10,6 +10,7 @@ from jobs.backup import backup as write_backup
 from jobs.restore import restore as bring_back
 from jobs.store import JobStore
 from studio.home import Home
+from studio.sizes import readable
 
 
 def show_storage(home: Home, *, as_json: bool) -> None:
@@ -21,11 +22,11 @@ def show_storage(home: Home, *, as_json: bool) -> None:
         print(json.dumps(facts | {"spare": spare}, ensure_ascii=False))
         return
     for part in facts["parts"]:
-        print(f"{megabytes(part['bytes']):>12}  {part['name']}")
-    print(f"{megabytes(facts['free_bytes']):>12}  free on this disk")
+        print(f"{readable(part['bytes']):>12}  {part['name']}")
+    print(f"{readable(facts['free_bytes']):>12}  free on this disk")
     for run in facts["runs"]:
-        print(f"{megabytes(run['bytes']):>12}  run {run['name']} ({run['state']})")
-    print(f"`studio clean` would free {megabytes(spare['bytes'])}.")
+        print(f"{readable(run['bytes']):>12}  run {run['name']} ({run['state']})")
+    print(f"`studio clean` would free {readable(spare['bytes'])}.")
 
 
 def clean(
@@ -46,11 +47,11 @@ def clean(
         print(json.dumps(found | {"removed": sure}, ensure_ascii=False))
         return
     for item in found["items"]:
-        print(f"{megabytes(item['bytes']):>12}  {item['what']}: {item['why']}")
+        print(f"{readable(item['bytes']):>12}  {item['what']}: {item['why']}")
     if sure:
-        print(f"{megabytes(found['bytes'])} are free again.")
+        print(f"{readable(found['bytes'])} are free again.")
     elif found["items"]:
-        print(f"`studio clean --yes` frees {megabytes(found['bytes'])}.")
+        print(f"`studio clean --yes` frees {readable(found['bytes'])}.")
     else:
         print("There is nothing to clean up.")
 
@@ -59,7 +60,7 @@ def backup(home: Home, file: Path, *, as_json: bool) -> None:
     """Write the whole home into one file."""
     done = write_backup(home, file)
     sentence = (
-        f"{done['file']} holds {done['files']} files, {megabytes(done['bytes'])}. "
+        f"{done['file']} holds {done['files']} files, {readable(done['bytes'])}. "
         "Secrets and running processes are not in it."
     )
     _say(done, sentence, as_json)
@@ -70,11 +71,6 @@ def restore(home: Home, file: Path, *, as_json: bool) -> None:
     done = bring_back(home.path, file)
     kept = f" What was there before is {done['before']}." if done["before"] else ""
     _say(done, f"{done['home']} is restored.{kept} Open the studio to go on.", as_json)
-
-
-def megabytes(count: float) -> str:
-    """Return bytes as a person reads them."""
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _say(values: dict[str, Any], sentence: str, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from jobs.processes import Identity, kill_session
 from jobs.seats import device_of
 from jobs.store import JobStore
 from studio import hardware
+from studio.sizes import readable
 
 logger = logging.getLogger(__name__)
 
@@ -139,5 +140,5 @@ _NAMED = "SELECT id, device_wanted FROM jobs WHERE state = 'queued' AND device_w
 
 
 def _sentence(need: int, slot: str, room: int, chat: int) -> str:
-    held = f"; chat holds {chat / 1e9:.1f} GB" if chat else ""
-    return f"needs about {need / 1e9:.1f} GB of {slot}, which has {room / 1e9:.1f} GB left{held}"
+    held = f"; chat holds {readable(chat)}" if chat else ""
+    return f"needs about {readable(need)} of {slot}, which has {readable(room)} left{held}"

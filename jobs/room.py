@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jobs.checkpoints import newest_step
 from jobs.store import JobStore
+from studio.sizes import readable
 
 NEEDED_BYTES = 256 << 20
 
@@ -20,8 +21,8 @@ def shortage(path: Path) -> str | None:
     if free >= NEEDED_BYTES:
         return None
     return (
-        f"Only {free / 1e6:.0f} MB are free in {path}. The queue waits until there are "
-        f"{NEEDED_BYTES / 1e6:.0f} MB; nothing is lost."
+        f"Only {readable(free)} are free in {path}. The queue waits until there are "
+        f"{readable(NEEDED_BYTES)}; nothing is lost."
     )
 
 

@@ -17,6 +17,7 @@ from studio.errors import DataError
 from studio.home import Home, slug
 from studio.methods import named
 from studio.models import sources
+from studio.sizes import readable
 from studio.spec import DataSource, ModelSource, RunSpec
 
 UPLOADS = "uploads"
@@ -211,8 +212,4 @@ def _compact(value: float) -> str:
 
 
 def _bytes(size: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1000 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.3g}\u202f{unit}"
+    return readable(size).replace(" ", "\u202f")

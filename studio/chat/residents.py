@@ -18,6 +18,7 @@ from studio.chat.lanes import Delta, Lane
 from studio.errors import AdapterError, OutOfMemory, StudioError
 from studio.home import Home
 from studio.models.sources import ModelFacts, facts
+from studio.sizes import readable
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Residents:
             self._bases[known.path] = base  # back at the end: used last
             return
         del base
-        size = _readable(_bytes_in_memory(known, "float32"))
+        size = readable(_bytes_in_memory(known, "float32"))
         yield Delta(lane=number, note=f"Loading {name} ({size})…")
         self._make_room(known, keep)
         self._bases[known.path] = self._loaded(name, known, signature)
@@ -162,7 +163,7 @@ class Residents:
         free = self._free_bytes()
         if need > free:
             raise OutOfMemory(
-                f"{known.path.name} needs about {_readable(need)}, but only {_readable(free)} are "
+                f"{known.path.name} needs about {readable(need)}, but only {readable(free)} are "
                 "free: close other programs, pause running jobs, or choose a smaller model."
             )
 
@@ -297,12 +298,3 @@ def _in_turn(streams: list[Iterator[Delta]]) -> Iterator[Delta]:
 
 def _bytes_in_memory(known: ModelFacts, dtype: str) -> int:
     return known.parameters * (4 if "float32" in dtype else 2)
-
-
-def _readable(count: int) -> str:
-    size = float(count)
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from studio.errors import OutOfMemory
 from studio.home import Home
+from studio.sizes import readable
 from studio.spec import RunSpec
 from studio.training.estimate import Estimate, estimate
 from studio.training.remedies import Changes, remedies
@@ -44,10 +45,9 @@ def make_it_fit(
         if more is None and on_gpu:
             more = _rougher(spec.with_values(changes))
         if not more:
-            room = (device_bytes or found.device_bytes) / 2**30
             raise OutOfMemory(
-                f"This run needs about {found.total_bytes / 2**30:.1f} GiB even with batches of "
-                f"one row, and {room:.1f} GiB are free: lower "
+                f"This run needs about {readable(found.total_bytes)} even with batches of "
+                f"one row, and {readable(device_bytes or found.device_bytes)} are free: lower "
                 f"data.max_length (the longest batch has {found.longest_batch_tokens} tokens) or "
                 "choose a smaller model."
             )

@@ -62,7 +62,7 @@ def test_two_thirds_do_not_start_beside_a_half_that_another_program_holds(
 
     assert machine.claim() is None
     waits = store.get(large).waits
-    assert waits == "needs about 16.0 GB of cuda:0, which has 12.0 GB left"
+    assert waits == "needs about 14.9 GiB of cuda:0, which has 11.2 GiB left"
     machine.free = CARD
 
     assert machine.claim() == large
@@ -106,7 +106,7 @@ def test_chat_is_asked_to_leave_and_only_what_fits_starts_beside_it(
     assert store.leases()[0]["wanted_back"] == 1
     machine.now += CHAT_SECONDS
     assert machine.claim() is None, "a grace that is over does not make room"
-    assert "chat holds 12.0 GB" in store.get(large).waits
+    assert "chat holds 11.2 GiB" in store.get(large).waits
     small = queue(store, 8)
     assert machine.claim() == small, "what fits beside a slow chat starts"
     end(store, small)

@@ -231,7 +231,7 @@ def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(
     store.claims.ask_pause(claim, why="full")
     store.claims.stopped(claim, error=("disk_full", "The disk is full."))
 
-    assert "10 MB are free" in str(room.shortage(store.home.path))
+    assert "10.0 MiB are free" in str(room.shortage(store.home.path))
     with supervising(store.home) as running:
         running.look()
         assert store.get(paused).state == "queued"

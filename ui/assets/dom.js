@@ -75,7 +75,7 @@ export function count(value) {
 export function bytes(value) {
   if (value === null || value === undefined) return '–';
   let unit = 0;
-  while (value >= 1000 && unit < 4) { value /= 1024; unit++; }
+  while (value >= 999.5 && unit < 4) { value /= 1024; unit++; }
   return (unit ? value.toPrecision(3) : value) + THIN + ['B', 'KiB', 'MiB', 'GiB', 'TiB'][unit];
 }
 
