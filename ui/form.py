@@ -6,6 +6,7 @@ are judged by `RunSpec.parse`, never by a component, so that the page and the co
 same sentence. It knows fields and components, not pages.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -15,6 +16,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from studio.assignments import parse_assignment
+from studio.errors import SpecError
 from studio.methods import methods
 from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
 
@@ -99,6 +101,10 @@ def _shown(value: Any) -> Any:
     return "" if value is None else value
 
 
+# A field's path in a sentence; not where it stands in an assignment or in quotes.
+_PATH = re.compile(r"""(?<![\w.="'`-])(?:model|data|train|method)\.\w+(?![\w="'`]|\.\w)""")
+
+
 class Form:
     """Components by field, in the order they were added, and the way back to plain values."""
 
@@ -132,6 +138,28 @@ class Form:
             target = spec.setdefault(part, {}) if part else spec
             target[field] = _read(self.knobs[path], value)
         return spec
+
+    def wrong(self, values: Sequence[Any], error: SpecError) -> dict[str, str]:
+        """Return a mistake as the form tells it: with its fields' labels, and where to look.
+
+        Args:
+            values: One per component, in the order they were added.
+            error: What is wrong with them.
+        """
+        method, said = self.read(values)["method"]["name"], set[str]()
+
+        def own(path: str) -> str:
+            return path.replace("method.", f"method:{method}.", 1)
+
+        def named(found: re.Match[str]) -> str:
+            path = found[0]
+            knob = self.knobs.get(own(path)) or self.knobs.get(path)
+            if knob is None or path in said:
+                return path
+            said.add(path)
+            return f"{knob.title.split(' (')[0]} ({path})"
+
+        return {"error": _PATH.sub(named, error.text), "field": elem_id(own(error.field))}
 
     def write(self, spec: RunSpec) -> list[Any]:
         """Return one value per component that shows `spec`; other methods show their defaults."""

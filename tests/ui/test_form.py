@@ -109,6 +109,21 @@ def test_a_wrong_value_names_its_field(form: Form) -> None:
     assert error.value.field == "train.per_device_train_batch_size"
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("train.max_steps is 0: wrong.", "Steps (train.max_steps) is 0: wrong."),
+        ("method.r is 0.", "Rank (method.r) is 0."),
+        ("Lower method.r; method.r is 9.", "Lower Rank (method.r); method.r is 9."),
+        ('"train.max_step" is not a field.', '"train.max_step" is not a field.'),
+        ("Take model.quantization=none.", "Take model.quantization=none."),
+    ],
+)
+def test_a_mistake_is_told_with_the_label_of_its_field(form: Form, text: str, told: str) -> None:
+    said = form.wrong(form.write(RunSpec()), SpecError(text, field="method.r"))
+    assert said == {"error": told, "field": "field-method-lora-r"}
+
+
 def test_a_blank_field_means_the_default(form: Form) -> None:
     values: list[Any] = [None] * len(form.components)
     assert RunSpec.parse(form.read(values)) == RunSpec()

@@ -23,7 +23,7 @@ from studio.home import Home
 from studio.methods import methods
 from studio.spec import RunSpec
 from ui import equivalents, sources
-from ui.form import PARTS, Form, Knob, elem_id, knobs, method_choices
+from ui.form import PARTS, Form, Knob, knobs, method_choices
 from ui.pages.element import bare, element, heading
 
 TITLE = "Train"
@@ -192,8 +192,7 @@ def _look(form: Form, home: Home, values: Any, turn: int) -> list[str]:
     try:
         spec = RunSpec.parse(form.read(values))
     except SpecError as error:
-        wrong = {"error": error.text, "field": _field(form, values, error), "turn": turn}
-        return [_notes(wrong)] + [gr.skip()] * 3
+        return [_notes(form.wrong(values, error) | {"turn": turn})] + [gr.skip()] * 3
     return [_notes(_preview(spec) | {"turn": turn}), *_lines(spec, home)]
 
 
@@ -284,18 +283,12 @@ def _start(form: Form, home: Home, store: JobStore, values: Any) -> str:
         job = store.submit(spec, memory_bytes=needed_bytes(spec, home))
         supervisor.ensure_running(home)
     except SpecError as error:
-        return _refused(error.text, _field(form, values, error))
+        return _refused(**form.wrong(values, error))
     except StudioError as error:
         return _refused(error.text)
     return element("studio-launch", {"job": job.id})
 
 
-def _field(form: Form, values: Any, error: SpecError) -> str:
-    """Return the DOM id of the field an error is about."""
-    method = form.read(values)["method"]["name"]
-    return elem_id(error.field.replace("method.", f"method:{method}.", 1))
-
-
-def _refused(text: str, field: str = "") -> str:
+def _refused(error: str, field: str = "") -> str:
     # The time makes the same mistake twice two different values, so that it is shown again.
-    return element("studio-launch", {"error": text, "field": field, "at": time.time()})
+    return element("studio-launch", {"error": error, "field": field, "at": time.time()})
