@@ -38,7 +38,7 @@ def test_keys_move_a_waiting_run_again_and_again(page: Page, held: JobStore) -> 
     last = max(job.id for job in held.queue())
     page.goto("/runs?show=live")
     wait_for_order(page, ["alpha", "beta", "gamma"])
-    expect(page.get_by_test_id("queue-keys")).to_contain_text("moves a waiting run")
+    expect(page.get_by_test_id("queue-keys")).to_contain_text("move a run")
     row = page.get_by_test_id(f"run-{last}")
     expect(row).to_have_attribute("aria-keyshortcuts", "Alt+ArrowUp Alt+ArrowDown Alt+Home")
     row.focus()

@@ -19,8 +19,8 @@ export class QueueBar {
       this.tell();
     }, 's-tool', { title: 'A desktop notification when a run ends' });
     this.keys = h('p', { class: 's-keys', 'data-testid': 'queue-keys' },
-      h('kbd', {}, 'Alt ↑'), ' ', h('kbd', {}, 'Alt ↓'), ' moves a waiting run, ', h('kbd', {}, 'Alt Home'),
-      ' lets it run next.');
+      h('kbd', {}, 'Alt ↑'), ' ', h('kbd', {}, 'Alt ↓'), ' move a run, ', h('kbd', {}, 'Alt Home'),
+      ' puts it first.');
     this.element = h('div', { class: 's-queue-bar', hidden: true }, this.holding, this.onError, this.telling,
       button('Webhook', () => planTelling().catch((error) => toast(error.message, 'error')), 's-tool'),
       this.keys);
