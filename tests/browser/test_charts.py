@@ -119,6 +119,18 @@ def test_the_table_and_the_keys_tell_what_the_curve_shows(page: Page, run: Growi
                                                            "2.000 at step 50")  # fmt: skip
 
 
+def test_the_dot_at_the_left_end_is_whole(page: Page, run: Growing) -> None:
+    rows = [("eval_loss", step, 9.0 - step / 20, 0.0) for step in range(0, 101, 20)]
+    run.store.claims.report(run.claim, Progress(metrics=rows, step=100, total_steps=100))
+    page.goto(f"/runs?run={run.job.id}")
+    chart = page.locator("[data-metric=eval_loss]")
+    expect(chart).to_have_attribute("data-points", "6")
+    # Between the axis' labels, that end at 40, and the plot, that begins at 46, is only the dot.
+    ink = """canvas => canvas.getContext('2d').getImageData(44, 0, 1, canvas.height).data
+      .filter((value, i) => i % 4 === 3 && value > 0).length"""
+    assert chart.locator("canvas").evaluate(ink) >= 2
+
+
 def test_a_restarted_run_loses_its_old_curve_and_quiet_polls_keep_it(
     page: Page, run: Growing
 ) -> None:

@@ -5,6 +5,7 @@ import { count } from './dom.js';
 import { logTicks, nearest, ticks } from './axis.js';
 
 const PAD = { left: 46, right: 12, top: 8, bottom: 20 };
+const DOT = 2.5;
 const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim();
 
 export class Painter {
@@ -66,14 +67,17 @@ export class Painter {
   drawLines(lines) {
     const { pen, width, height } = this;
     const { hues } = this.chart.group;
+    // On a dark ground a thin line needs more of its colour to be seen.
+    const raws = document.documentElement.classList.contains('dark') ? 0.4 : 0.25;
+    const whole = this.chart.options.dots ? DOT + 1 : 0; // the dot at the left end
     pen.save();
     pen.beginPath();
-    pen.rect(PAD.left, 0, width - PAD.left - PAD.right + 4, height - PAD.bottom + 2);
+    pen.rect(PAD.left - whole, 0, width - PAD.left - PAD.right + whole + 4, height - PAD.bottom + 2);
     pen.clip();
     pen.lineJoin = 'round';
     for (const { run, x, y, raw } of lines) {
       pen.strokeStyle = css(`--s-run-${hues.get(run)}`);
-      if (raw) this.stroke(x, raw, 1, 0.22);
+      if (raw) this.stroke(x, raw, 1, raws);
       this.stroke(x, y, 1.6, 1);
       if (x.length === 1 || this.chart.options.dots) this.dots(x, y);
     }
@@ -103,7 +107,7 @@ export class Painter {
     for (let i = 0; i < xs.length; i++) {
       if (!Number.isFinite(ys[i])) continue;
       pen.beginPath();
-      pen.arc(x(xs[i]), y(ys[i]), 2.5, 0, 7);
+      pen.arc(x(xs[i]), y(ys[i]), DOT, 0, 7);
       pen.fill();
     }
   }
