@@ -99,5 +99,8 @@ export class Votes {
 }
 
 function choice(label, key, act) {
-  return button(label, act, '', { 'data-key': key, title: `Key ${key}` });
+  const node = button(label, act, '', { 'data-key': key, 'aria-keyshortcuts': key,
+    title: `The key ${key} does the same` });
+  node.append(h('kbd', { 'aria-hidden': 'true' }, String(key)));
+  return node;
 }
