@@ -152,7 +152,7 @@ def test_a_suite_runs_from_the_page_and_is_a_table_and_files(
     page.get_by_test_id("suite-cases").fill(
         "What is the capital of France? => Paris\nWhat sound does a cow make? =~ (?i)moo"
     )
-    page.get_by_label("Name of the suite").fill("<b>capitals</b>")
+    page.get_by_label("Name of the suite").fill("<b>capitals")
     page.get_by_test_id("run-suite").click()
     shelf = page.get_by_test_id("shelf")
     expect(shelf.locator(".s-suites .s-badge").first).to_have_text("succeeded", timeout=SLOW)
