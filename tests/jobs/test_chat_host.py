@@ -214,7 +214,7 @@ def test_two_bases_answer_in_one_request(place, tmp_path):
 
     assert said[0]["end"]["type"] == said[1]["end"]["type"] == "done"
     # Other vocabulary, other base: allowed, and its memory is said before it is taken.
-    assert re.fullmatch(rf"Loading {other} \([\d.]+ kB\)…", said[1]["status"][0])
+    assert re.fullmatch(rf"Loading {other} \([\d.]+ KiB\)…", said[1]["status"][0])
     assert said[2]["end"]["kind"] == "model"
 
 

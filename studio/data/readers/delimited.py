@@ -159,7 +159,7 @@ def unique_names(names: list[str]) -> list[str]:
 def _broken(feed: _Lines, error: csv.Error) -> Problem:
     line = feed.record[0].number
     if feed.bad == "too_long" and len(feed.record) == 1:
-        return Problem(line, "too_long", f"The row is longer than {MAX_RECORD_CHARS >> 20} MB.")
+        return Problem(line, "too_long", f"The row is longer than {MAX_RECORD_CHARS >> 20} MiB.")
     if "end of data" in str(error) or feed.bad == "too_long":
         return Problem(line, "quote", "A quote is opened here and never closed.")
     return Problem(

@@ -18,7 +18,7 @@ def read_jsonl(opened: Opened) -> Iterator[Row | Problem]:
     loads = orjson.loads
     for number, data, too_long in lines(utf8_chunks(opened)):
         if too_long:
-            yield Problem(number, "too_long", f"The line is longer than {MAX_LINE_BYTES >> 20} MB.")
+            yield Problem(number, "too_long", f"The line is longer than {MAX_LINE_BYTES >> 20} MiB.")
             continue
         try:
             values = loads(data)

@@ -13,7 +13,7 @@ def read_plain(opened: Opened) -> Iterator[Row | Problem]:
     """Yield the lines of a text file as rows with one column, `text`."""
     for number, data, too_long in lines(utf8_chunks(opened)):
         if too_long:
-            yield Problem(number, "too_long", f"The line is longer than {MAX_LINE_BYTES >> 20} MB.")
+            yield Problem(number, "too_long", f"The line is longer than {MAX_LINE_BYTES >> 20} MiB.")
             continue
         try:
             text = data.decode("utf-8")
