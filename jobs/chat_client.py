@@ -123,13 +123,18 @@ def _asked(
 ) -> Iterator[T]:
     for attempt in (1, 2):
         endpoint = (find_host(home) if attempt == 1 else None) or ensure_host(home)
+        begun = False
         try:
-            yield from _streamed(endpoint, request, read)
+            for one in _streamed(endpoint, request, read):
+                begun = True
+                yield one
             return
         except httpx.ConnectError:
             if attempt == 2:
                 raise ChatError("The chat process cannot be reached. Send again.") from None
-        except httpx.TransportError:
+        except httpx.TransportError as error:
+            if attempt == 1 and not begun and not isinstance(error, httpx.TimeoutException):
+                continue  # it was ending already when it was asked
             raise ChatError(
                 "The chat process ended in the middle of the answer, most likely for want of "
                 f"memory. Send again: it starts anew. Its last words are in {log_path(home)}."

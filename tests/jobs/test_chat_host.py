@@ -566,6 +566,23 @@ def test_a_host_that_is_killed_costs_one_sentence_and_starts_anew(place):
     assert ask(home, lane(base))[0]["end"]["type"] == "done"
 
 
+def test_a_host_that_was_ending_when_it_was_asked_is_asked_anew(home, monkeypatch):
+    asked = []
+
+    def streamed(endpoint, request, read):
+        asked.append(endpoint)
+        if len(asked) == 1:
+            raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
+        yield {"type": "done"}
+
+    monkeypatch.setattr(chat_client, "find_host", lambda home: "dying")
+    monkeypatch.setattr(chat_client, "ensure_host", lambda home: "new")
+    monkeypatch.setattr(chat_client, "_streamed", streamed)
+
+    assert list(chat_client.generate(home, {})) == [{"type": "done"}]
+    assert asked == ["dying", "new"]
+
+
 def test_a_host_has_a_session_of_its_own_and_leaves_when_told(place):
     home, _ = place
     endpoint = chat_client.ensure_host(home)

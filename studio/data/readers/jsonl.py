@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from studio.data.files import Opened, utf8_chunks
-from studio.data.readers.lines import MAX_LINE_BYTES, lines
+from studio.data.readers.lines import LONG, lines
 from studio.data.records import Problem, Row
 
 
@@ -18,7 +18,7 @@ def read_jsonl(opened: Opened) -> Iterator[Row | Problem]:
     loads = orjson.loads
     for number, data, too_long in lines(utf8_chunks(opened)):
         if too_long:
-            yield Problem(number, "too_long", f"The line is longer than {MAX_LINE_BYTES >> 20} MiB.")
+            yield Problem(number, "too_long", LONG)
             continue
         try:
             values = loads(data)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 MAX_LINE_BYTES = 64 << 20
+LONG = f"The line is longer than {MAX_LINE_BYTES >> 20} MiB."
 
 
 class Line(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from studio.data.files import Opened, utf8_chunks
-from studio.data.readers.lines import MAX_LINE_BYTES, lines
+from studio.data.readers.lines import LONG, lines
 from studio.data.records import Problem, Row
 
 
@@ -13,7 +13,7 @@ def read_plain(opened: Opened) -> Iterator[Row | Problem]:
     """Yield the lines of a text file as rows with one column, `text`."""
     for number, data, too_long in lines(utf8_chunks(opened)):
         if too_long:
-            yield Problem(number, "too_long", f"The line is longer than {MAX_LINE_BYTES >> 20} MiB.")
+            yield Problem(number, "too_long", LONG)
             continue
         try:
             text = data.decode("utf-8")
