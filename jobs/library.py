@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from jobs import naming, supervisor
 from jobs.record import Job
-from jobs.states import ENDED, STATES
+from jobs.states import OPEN
 from jobs.store import JobStore
 from studio.adapters import keeping, requests
 from studio.adapters.gguf_export import GgufRequest
@@ -78,7 +78,7 @@ def best_losses(store: JobStore) -> dict[int, float]:
 
 
 def _idle(store: JobStore, adapter: Adapter) -> None:
-    waiting = store.list([state for state in STATES if state not in ENDED])
+    waiting = store.list(OPEN)
     for job in waiting:
         if str(adapter.path) in _parts(job):
             raise AdapterError(
@@ -88,7 +88,7 @@ def _idle(store: JobStore, adapter: Adapter) -> None:
 
 
 def _nobody_makes(store: JobStore, out: str | None) -> None:
-    for job in store.list([state for state in STATES if state not in ENDED]) if out else ():
+    for job in store.list(OPEN) if out else ():
         if job.spec.get("out") == out:
             raise AdapterError(
                 f'"{job.name}" (number {job.id}) is {job.state} and will make {out}: wait for it, '

@@ -17,6 +17,8 @@ ACTIVE: frozenset[State] = frozenset({"starting", "running", "stopping"})
 """A process works on the job, or should; it holds a device."""
 ENDED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
 """Nothing more happens unless a person asks for it."""
+OPEN: frozenset[State] = frozenset(STATES) - ENDED
+"""What the job reads has to stay where it is."""
 
 LEGAL: frozenset[tuple[State, State]] = frozenset(
     {

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from jobs.states import ENDED, STATES
+from jobs.states import OPEN
 from jobs.store import JobStore
 from studio.data.requests import uploads
 from studio.errors import DataError
@@ -53,7 +53,7 @@ def sweep(store: JobStore) -> None:
     folder = uploads(store.home)
     if not folder.is_dir():
         return
-    waiting = [job.spec.get("data") or {} for job in store.list(set(STATES) - ENDED)]
+    waiting = [job.spec.get("data") or {} for job in store.list(OPEN)]
     needed = {Path(str(data.get("path", ""))).parent for data in waiting}
     for old in folder.iterdir():
         with contextlib.suppress(OSError):  # its import has just removed it

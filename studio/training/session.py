@@ -192,16 +192,20 @@ class Session:
     @property
     def gave_up(self) -> bool:
         """Whether the held-out loss has not fallen for as long as patience lasts."""
-        patience = self.spec.train.early_stopping_patience
-        return patience > 0 and self.agreed(self.progress.waited >= patience)
+        return self.spec.train.early_stopping_patience > 0 and self.agreed(self._waited_out)
+
+    @property
+    def _waited_out(self) -> bool:
+        """Whether patience is over by this process's own count."""
+        return 0 < self.spec.train.early_stopping_patience <= self.progress.waited
 
     def go_back_to_best(self, folder: Path) -> str:
         """Take the adapter of the best evaluation; returns what a person should know."""
         progress, best = self.progress, self.progress.best_step
         if not self.keeps_best or best is None or best == progress.step:
             return ""
-        patience = self.spec.train.early_stopping_patience
-        early = f"Ended early at step {progress.step}. " if 0 < patience <= progress.waited else ""
+        # Not `gave_up`: that asks all processes, and the others have left.
+        early = f"Ended early at step {progress.step}. " if self._waited_out else ""
         if not checkpoint.load_adapter(folder, best, self.adapter):
             return (
                 f"{early}The checkpoint of step {best}, which had the best held-out loss, is gone "
