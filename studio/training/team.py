@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # the queue checks a spec with this room, and the page must h
 
 POLL_SECONDS = 0.1
 END_SECONDS = 5.0
-OTHERS_SECONDS = 1.0  # a member that fails makes others fail: wait for the one that can say why
+OTHERS_SECONDS = 3.0  # a member that fails makes others fail: wait for the one that began it
 
 
 def train_in_team(spec: RunSpec, *, run_dir: Path, home: Home, control: Control) -> Iterator[Event]:
@@ -56,6 +56,10 @@ def train_in_team(spec: RunSpec, *, run_dir: Path, home: Home, control: Control)
             yield from team.events(control)
         finally:
             team.end()
+
+
+# how likely it began the trouble (0 surely, for it says why; 1 killed; 2 it failed; 3 it ended)
+_Fault = tuple[int, StudioError]
 
 
 class _Team:
@@ -95,11 +99,9 @@ class _Team:
                 continue
             if said is None:
                 left -= 1
-                if (code := self.members[rank].wait()) != 0:
-                    raise self._why(rank, code)
-            elif "error" in said:
-                raise self._error(rank, said["error"])
-            else:
+            if (fault := self._fault(rank, said)) is not None:
+                raise self._first(fault, left)
+            if said is not None:
                 yield event_from(said)
 
     def end(self) -> None:
@@ -118,29 +120,35 @@ class _Team:
                 member.kill()
                 member.wait()
 
-    def _why(self, rank: int, code: int) -> StudioError:
-        """Why a member ended: what any of them can say, else how it died."""
-        deadline = time.monotonic() + OTHERS_SECONDS
-        while code > 0 and time.monotonic() < deadline:
+    def _first(self, fault: _Fault, left: int) -> StudioError:
+        """What began the trouble: when one fails or dies, the next to be heard may be another."""
+        faults, deadline = [fault], time.monotonic() + OTHERS_SECONDS
+        while left and min(likely for likely, _ in faults) > 1 and time.monotonic() < deadline:
             try:
-                speaker, said = self.said.get(timeout=POLL_SECONDS)
+                rank, said = self.said.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
-            if said and "error" in said:
-                return self._error(speaker, said["error"])
+            left -= said is None
+            if (another := self._fault(rank, said)) is not None:
+                faults.append(another)
+        return min(faults, key=lambda fault: fault[0])[1]
+
+    def _fault(self, rank: int, said: dict[str, Any] | None) -> _Fault | None:
+        """What is wrong with a member that said this (None: it ended), if anything is."""
+        who = f"Process {rank + 1} of {self.size}"
+        if said is not None and "error" in said:
+            made = revived(said["error"])
+            if type(made) is not RunError:
+                return 0, made
+            return 2, RunError(f"{who} failed: {made.text}")
+        if said is not None or (code := self.members[rank].wait()) == 0:
+            return None
         how = (
             f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         )
-        return ProcessLost(
-            f"Process {rank + 1} of {self.size} {how}, so the others were ended too. The last "
-            "checkpoint is intact."
+        return 1 if code < 0 else 3, ProcessLost(
+            f"{who} {how}, so the others were ended too. The last checkpoint is intact."
         )
-
-    def _error(self, rank: int, error: dict[str, str]) -> StudioError:
-        made = revived(error)
-        if type(made) is RunError:
-            return RunError(f"Process {rank + 1} of {self.size} failed: {made.text}")
-        return made
 
     def _listen(self, rank: int, member: subprocess.Popen[str]) -> None:
         assert member.stdout is not None

@@ -1,18 +1,20 @@
 """Several processes give what one gives: same losses, stop, resume by any number, honest deaths."""
 
 import json
+import queue
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from studio.errors import InputError, ProcessLost, SpecError
+from studio.errors import DiskFull, InputError, ProcessLost, RunError, SpecError
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.events import Evaluated, Event, Finished, Step
 from studio.training.loop import Wish
 from studio.training.run import train
+from studio.training.team import _Team
 from tests.studio.tiny import tiny_folder
 
 ROWS = [{"question": f"say {word}", "answer": word * 2} for word in "abcdefghijklmnopqrstuvwx"]
@@ -95,6 +97,52 @@ def test_a_killed_member_ends_all_and_says_which(
 
     assert losses == pytest.approx(expected, rel=1e-4)
     assert not _members()
+
+
+def test_whoever_is_heard_first_the_killed_member_is_named() -> None:
+    team = _ended_team(codes=[1, -9])
+    for said in ((0, _failed("RuntimeError: Connection reset by peer")), (0, None), (1, None)):
+        team.said.put(said)
+    with pytest.raises(ProcessLost, match="Process 2 of 2 was ended by SIGKILL"):
+        list(team.events(lambda: None))
+
+
+def test_whoever_is_heard_first_the_member_that_knows_why_is_heard() -> None:
+    team = _ended_team(codes=[1, 1])
+    full = DiskFull("The disk is full.").as_dict()
+    for said in ((0, _failed("RuntimeError: Connection reset by peer")), (1, {"error": full})):
+        team.said.put(said)
+    with pytest.raises(DiskFull, match="The disk is full"):
+        list(team.events(lambda: None))
+
+
+def test_a_member_that_fails_without_a_known_cause_is_named() -> None:
+    team = _ended_team(codes=[1, 1])
+    for said in ((1, _failed("ValueError: broken")), (1, None), (0, None)):
+        team.said.put(said)
+    with pytest.raises(RunError, match="Process 2 of 2 failed: ValueError: broken"):
+        list(team.events(lambda: None))
+
+
+def _failed(text: str) -> dict[str, object]:
+    return {"error": {"kind": "run", "text": text}}
+
+
+def _ended_team(codes: list[int]) -> _Team:
+    team = _Team.__new__(_Team)
+    team.size, team.said = len(codes), queue.Queue()
+    team.members = [_Ended(code) for code in codes]  # type: ignore[misc]
+    return team
+
+
+class _Ended:
+    """A process that has ended with `code`."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def wait(self) -> int:
+        return self.code
 
 
 def _until(events: Iterator[Event], *, steps: int) -> list[float]:
