@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, cast
 
-from jobs import supervisor
+from jobs import plans, supervisor
 from jobs.admission import admit
 from jobs.follow import follow_to_the_end
 from jobs.memory import needed_bytes
@@ -34,8 +34,8 @@ SETTLE_SECONDS = 15.0
 
 def train(
     home: Home, spec_file: Path | None, given: dict[str, Any], assignments: Sequence[str],
-    *, preset: str = "", needs: Sequence[str] = (), held: bool = False, follow: bool,
-    as_json: bool,
+    *, preset: str = "", needs: Sequence[str] = (), retries: int = 0, held: bool = False,
+    follow: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Check a run, queue it, make sure somebody runs it, and watch it unless detached."""
     values = read_yaml(spec_file) if spec_file else {}
@@ -46,7 +46,9 @@ def train(
     with closing(JobStore(home)) as store:
         needed = [store.get(other).id for other in needs]
         memory = needed_bytes(spec, home)
-        job = store.submit(spec, needs=needed, held=held, memory_bytes=memory)
+        job = store.submit(
+            spec, needs=needed, retries=plans.allowed(retries), held=held, memory_bytes=memory
+        )
         supervisor.ensure_running(home)
         if held or not follow:
             word = "Held" if held else "Queued"

@@ -6,9 +6,9 @@ Each function changes the queue in one step or raises a sentence and changes not
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from jobs import settings, sweeps
+from jobs import settings, submission, sweeps
 from jobs.database import now
 from jobs.endings import TRIED_AGAIN, leave
 from jobs.memory import needed_by_each, needed_bytes
@@ -43,7 +43,7 @@ def submit_sweep(
         if db.conn.execute("SELECT 1 FROM jobs WHERE sweep = ?", (name.strip(),)).fetchone():
             raise QueueError(f'There is already a sweep "{name.strip()}". Choose another name.')
     return store.submit_many(
-        specs, sweep=name.strip(), on_error=on_error, retries=_allowed(retries),
+        specs, sweep=name.strip(), on_error=on_error, retries=allowed(retries),
         memory_bytes=needed_by_each(specs, store.home),
     )  # fmt: skip
 
@@ -57,34 +57,64 @@ def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]
     return store.submit(spec, parent=job.id, memory_bytes=needed_bytes(spec, store.home))
 
 
+class Start(NamedTuple):
+    """When a job may start: after a moment, and only when the machine is idle or at night."""
+
+    after: float | None = None
+    when: StartWhen = ""
+
+
 def schedule(
-    store: JobStore, job_id: int | str, *, after: float | None = None, when: StartWhen = ""
+    store: JobStore,
+    job_id: int | str,
+    start: Start | None = None,
+    *,
+    needs: Sequence[int | str] | None = None,
+    retries: int | None = None,
 ) -> Job:
-    """Let a waiting job start only after a moment, when the machine is idle, or at night."""
+    """Choose when a job may start, after which others, how often again; None leaves it as it is.
+
+    Raises:
+        QueueError: The job does not wait any more (or has ended, for `retries`), the moment is
+            over, or it would wait for a job that cannot succeed before it.
+    """
     job = store.get(job_id)
-    if job.state not in ("queued", "paused"):
+    if job.state not in ("queued", "paused") and (start or needs is not None):
         raise QueueError(f'"{job.name}" is {job.state}; only waiting jobs can be scheduled.')
-    if after is not None and after < now():
-        raise QueueError("That moment is over. Choose one in the future, or start it now.")
-    with store.database.writing() as db:
-        db.conn.execute(
-            "UPDATE jobs SET start_after = ?, start_when = ? WHERE id = ?", (after, when, job.id)
-        )
-    return store.get(job.id)
-
-
-def retry(store: JobStore, job_id: int | str, times: int) -> Job:
-    """Let a job that has not ended be tried again after failures that may pass, so many times."""
-    job = store.get(job_id)
     if job.state in ENDED:
         raise QueueError(f'"{job.name}" is {job.state}; resume it instead.')
+    if start and start.after is not None and start.after < now():
+        raise QueueError("That moment is over. Choose one in the future, or start it now.")
+    needed = [_awaited(job, store.get(other)) for other in needs or ()]
+    again = None if retries is None else allowed(retries)
     with store.database.writing() as db:
-        values = (_allowed(times), job.id)
-        db.conn.execute("UPDATE jobs SET retries_left = ?, retries_done = 0 WHERE id = ?", values)
+        if start:
+            db.conn.execute(_START, (*start, job.id))
+        if again is not None:
+            db.conn.execute(_AGAIN, (again, job.id))
+        if needs is not None:
+            db.conn.execute("DELETE FROM dependencies WHERE job = ?", (job.id,))
+            db.conn.executemany(submission.NEED, [(job.id, other) for other in needed])
     return store.get(job.id)
 
 
-def _allowed(retries: int) -> int:
+def _awaited(job: Job, other: Job) -> int:
+    if other.id >= job.id:
+        raise QueueError(
+            f'"{job.name}" can only wait for jobs older than itself, and "{other.name}" is '
+            "not: submit it again after that one."
+        )
+    if other.state in ("failed", "cancelled"):
+        raise QueueError(f'"{other.name}" is {other.state}: it would wait for ever.')
+    return other.id
+
+
+def allowed(retries: int) -> int:
+    """Return how often a failed job is tried again.
+
+    Raises:
+        QueueError: Less than never, or more than `MOST_RETRIES`.
+    """
     if not 0 <= retries <= MOST_RETRIES:
         raise QueueError(f"A failed job can be tried again 0 to {MOST_RETRIES} times.")
     return retries
@@ -101,29 +131,6 @@ def start_anyway(store: JobStore, job_id: int | str) -> Job:
         raise QueueError(f'"{job.name}" does not wait for memory: it is {job.state}.')
     with store.database.writing() as db:
         db.conn.execute("UPDATE jobs SET memory_bytes = 0, waits = '' WHERE id = ?", (job.id,))
-    return store.get(job.id)
-
-
-def depend(store: JobStore, job_id: int | str, needs: Sequence[int | str]) -> Job:
-    """Let a waiting job start only after others succeeded; none lets it start when it may."""
-    job = store.get(job_id)
-    if job.state not in ("queued", "paused"):
-        raise QueueError(f'"{job.name}" is {job.state}; only waiting jobs can wait for others.')
-    needed = [store.get(other) for other in needs]
-    for other in needed:
-        if other.id >= job.id:
-            raise QueueError(
-                f'"{job.name}" can only wait for jobs older than itself, and "{other.name}" is '
-                "not: submit it again after that one."
-            )
-        if other.state in ("failed", "cancelled"):
-            raise QueueError(f'"{other.name}" is {other.state}: it would wait for ever.')
-    with store.database.writing() as db:
-        db.conn.execute("DELETE FROM dependencies WHERE job = ?", (job.id,))
-        db.conn.executemany(
-            "INSERT OR IGNORE INTO dependencies(job, needs) VALUES (?, ?)",
-            [(job.id, other.id) for other in needed],
-        )
     return store.get(job.id)
 
 
@@ -242,6 +249,8 @@ FROM jobs JOIN jobs AS other ON other.sweep = jobs.sweep
 WHERE jobs.state = 'queued' AND jobs.on_error = 'stop' AND other.state = 'failed'
   AND other.id NOT IN ({TRIED_AGAIN})
 """
+_START = "UPDATE jobs SET start_after = ?, start_when = ? WHERE id = ?"
+_AGAIN = "UPDATE jobs SET retries_left = ?, retries_done = 0 WHERE id = ?"
 _RETRIED = f"SELECT id, retries_done FROM jobs WHERE id IN ({TRIED_AGAIN})"
 _COUNT_RETRY = """
 UPDATE jobs SET retries_left = retries_left - 1, retries_done = retries_done + 1, start_after = ?

@@ -153,15 +153,12 @@ def schedule(
     if when not in ("", "any", "idle", "night"):
         raise QueueError(f'A job can start when "idle" or at "night", not "{when}".')
     with closing(JobStore(home)) as store:
-        if needs is not None:
-            plans.depend(store, job_id, [one for one in needs if one != "none"])
-        moment = parse_moment(at, now=time.time()) if at else None
-        mood = cast("plans.StartWhen", "" if when == "any" else when)
-        if retries is not None:
-            plans.retry(store, job_id, retries)
+        start = None
         if at or when or (needs is None and retries is None):
-            plans.schedule(store, job_id, after=moment, when=mood)
-        job = store.get(job_id)
+            moment = parse_moment(at, now=time.time()) if at else None
+            start = plans.Start(moment, cast("plans.StartWhen", "" if when == "any" else when))
+        others = None if needs is None else [one for one in needs if one != "none"]
+        job = plans.schedule(store, job_id, start, needs=others, retries=retries)
         supervisor.ensure_running(home)
     say(job, as_json, f'"{job.name}" is {job.state}{_waits_for(job)}.')
 

@@ -57,7 +57,7 @@ def insert(
     }  # fmt: skip
     job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
     for needed in needs:
-        db.conn.execute(_NEED, (job_id, lookup.one(db, needed).id))
+        db.conn.execute(NEED, (job_id, lookup.one(db, needed).id))
     return job_id
 
 
@@ -68,4 +68,4 @@ VALUES (:kind, :name, :spec, :device, :parent, :now, :sweep, :on_error, :retries
         (SELECT COALESCE(MAX(position), 0) + 1 FROM jobs), 'submitted')
 RETURNING id
 """
-_NEED = "INSERT OR IGNORE INTO dependencies(job, needs) VALUES (?, ?)"
+NEED = "INSERT OR IGNORE INTO dependencies(job, needs) VALUES (?, ?)"

@@ -24,6 +24,7 @@ from studio.cli_engine import app as engine_app
 from studio.cli_engine import presets_app
 from studio.cli_home import app as home_app
 from studio.cli_library import app as library_app
+from studio.cli_options import HomeOption, JobArgument, JsonOption, RetriesOption
 from studio.cli_queue import app as queue_app
 from studio.data.commands import app as data_app
 from studio.errors import SpecError, StudioError, nearest
@@ -47,13 +48,6 @@ app.add_typer(elsewhere_app)
 app.add_typer(engine_app)
 app.add_typer(presets_app, name="presets")
 app.add_typer(home_app)
-
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", help="The home folder; STUDIO_HOME when absent.", show_default=False),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-JobArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's number or name.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -152,6 +146,7 @@ def train(
         list[str] | None,
         typer.Option(metavar="ID", help="Start after this job succeeded; may be repeated."),
     ] = None,
+    retries: RetriesOption = None,
     hold: Annotated[bool, typer.Option("--hold", help="Queue it; it waits for you.")] = False,
     follow: Annotated[
         bool, typer.Option("--follow/--detach", help="Watch it to its end, or only queue it.")
@@ -174,7 +169,7 @@ def train(
     given |= {"name": name} if name else {}
     return commands.train(
         open_home(home), spec, given, assignments or [], preset=preset, needs=needs or [],
-        held=hold, follow=follow, as_json=as_json,
+        retries=retries or 0, held=hold, follow=follow, as_json=as_json,
     )  # fmt: skip
 
 

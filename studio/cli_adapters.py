@@ -1,21 +1,13 @@
 """The door's commands about adapters: their options; the bodies are in `jobs`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from studio.cli_options import FollowOption, HomeOption, JsonOption
 from studio.home import open_home
 
 app = typer.Typer()
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", help="The home folder; STUDIO_HOME when absent.", show_default=False),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-FollowOption = Annotated[
-    bool, typer.Option("--follow/--detach", help="Wait for its end, or only queue it.")
-]
 ModelOption = Annotated[str, typer.Option(help="A folder, a hub id, or starter.")]
 QuantizationOption = Annotated[str, typer.Option(help="none, or nf4 for a 4-bit base.")]
 AdaptersOption = Annotated[

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from studio.cli_adapters import FollowOption, HomeOption, JsonOption
+from studio.cli_options import FollowOption, HomeOption, JsonOption
 from studio.home import open_home
 
 app = typer.Typer()

@@ -5,19 +5,11 @@ from typing import Annotated
 
 import typer
 
+from studio.cli_options import HomeOption, JsonOption, SetOption
 from studio.home import open_home
 
 app = typer.Typer()
 presets_app = typer.Typer(help="Named settings: ours and your own.")
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", help="The home folder; STUDIO_HOME when absent.", show_default=False),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="As in method.r=16; may be repeated."),
-]
 
 
 @app.command()

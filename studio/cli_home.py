@@ -5,14 +5,10 @@ from typing import Annotated
 
 import typer
 
+from studio.cli_options import HomeOption, JsonOption
 from studio.home import open_home
 
 app = typer.Typer()
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", help="The home folder; STUDIO_HOME when absent.", show_default=False),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @app.command()

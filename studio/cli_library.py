@@ -1,20 +1,15 @@
 """The door's commands about the library: `studio adapters …`; the bodies are in `jobs`."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from studio.cli_options import HomeOption, JsonOption
 from studio.home import open_home
 
 app = typer.Typer(
     invoke_without_command=True, help="List the adapters, or name, tag, delete and restore them."
 )
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", help="The home folder; STUDIO_HOME when absent.", show_default=False),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 AdapterArgument = Annotated[
     str, typer.Argument(metavar="ADAPTER", help="Its name, its run's number, or its id.")
 ]

@@ -1,32 +1,15 @@
 """The door's commands about the queue and the home: their options; the bodies are in `jobs`."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from studio.cli_options import HomeOption, JobArgument, JsonOption, RetriesOption, SetOption
 from studio.home import open_home
 
 app = typer.Typer()
-HomeOption = Annotated[
-    Path | None,
-    typer.Option("--home", help="The home folder; STUDIO_HOME when absent.", show_default=False),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-JobArgument = Annotated[str, typer.Argument(metavar="ID", help="The job's number or name.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="As in method.r=16; may be repeated."),
-]
 JobOrSweep = Annotated[str, typer.Argument(metavar="[ID]", help="The job's number or name.")]
 SweepOption = Annotated[str, typer.Option(help="Every run of this sweep.", show_default=False)]
-RetriesOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Try again so often after a failure that may pass, such as too little memory.",
-        show_default=False,
-    ),
-]
 NameOption = Annotated[str, typer.Option(help="What to call it.", show_default=False)]
 
 

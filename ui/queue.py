@@ -37,6 +37,7 @@ class When(BaseModel):
     at: str = Field("", max_length=100)
     when: Literal["", "idle", "night"] = ""
     needs: list[int] = []
+    retries: int | None = None
 
 
 class Longer(BaseModel):
@@ -102,8 +103,8 @@ def plan_routes(home: Home, store: JobStore) -> APIRouter:
     @router.post("/jobs/{job_id}/schedule")
     def schedule(job_id: int, when: When) -> dict[str, Any]:
         moment = parse_moment(when.at, now=time.time()) if when.at.strip() else None
-        plans.depend(store, job_id, when.needs)
-        return summary(plans.schedule(store, job_id, after=moment, when=when.when))
+        start = plans.Start(moment, when.when)
+        return summary(plans.schedule(store, job_id, start, needs=when.needs, retries=when.retries))
 
     @router.post("/jobs/{job_id}/extend")
     def longer(job_id: int, more: Longer) -> dict[str, Any]:

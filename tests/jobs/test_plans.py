@@ -119,16 +119,16 @@ def test_a_job_that_needs_an_unknown_one_is_not_queued(store: JobStore) -> None:
 
 def test_a_scheduled_job_starts_when_its_time_comes(store: JobStore) -> None:
     first, second = store.submit(a_spec()).id, store.submit(a_spec()).id
-    plans.schedule(store, first, after=time.time() + 3600)
+    plans.schedule(store, first, plans.Start(after=time.time() + 3600))
     assert run_one(store).job == second
     assert store.claims.claim("cpu", owner=me()) is None
-    plans.schedule(store, first)
+    plans.schedule(store, first, plans.Start())
     assert run_one(store).job == first
 
 
 def test_a_night_job_waits_for_the_night(store: JobStore) -> None:
     job = store.submit(a_spec()).id
-    plans.schedule(store, job, when="night")
+    plans.schedule(store, job, plans.Start(when="night"))
     assert store.claims.claim("cpu", owner=me(), moods=["idle"]) is None
     assert run_one(store, moods=["night"]).job == job
 
@@ -136,10 +136,10 @@ def test_a_night_job_waits_for_the_night(store: JobStore) -> None:
 def test_a_schedule_in_the_past_or_of_a_finished_job_is_refused(store: JobStore) -> None:
     job = store.submit(a_spec()).id
     with pytest.raises(QueueError, match="That moment is over"):
-        plans.schedule(store, job, after=1.0)
+        plans.schedule(store, job, plans.Start(after=1.0))
     run_one(store)
     with pytest.raises(QueueError, match="only waiting jobs"):
-        plans.schedule(store, job, when="night")
+        plans.schedule(store, job, plans.Start(when="night"))
 
 
 def test_only_transient_failures_are_tried_again_and_not_for_ever(store: JobStore) -> None:
@@ -149,7 +149,7 @@ def test_only_transient_failures_are_tried_again_and_not_for_ever(store: JobStor
         plans.settle(store)
         assert store.get(job).state == "queued"
         assert store.get(job).start_after == pytest.approx(time.time() + wait, abs=5)
-        plans.schedule(store, job)
+        plans.schedule(store, job, plans.Start())
     run_one(store, "failed", "out_of_memory")
     plans.settle(store)
     assert store.get(job).state == "failed"
@@ -173,18 +173,18 @@ def test_what_waits_for_a_job_that_is_not_tried_again_is_held(store: JobStore, e
 
 
 def test_what_waits_for_a_job_that_is_tried_again_goes_on_waiting(store: JobStore) -> None:
-    first = plans.retry(store, store.submit(a_spec()).id, 1).id
+    first = plans.schedule(store, store.submit(a_spec()).id, retries=1).id
     waiting = store.submit({"name": "x"}, kind="evaluate", needs=[first]).id
     for state in ("queued", "paused"):
         run_one(store, "failed", "out_of_memory")
         plans.settle(store)
         assert store.get(waiting).state == state
         if state == "queued":
-            plans.schedule(store, first)
+            plans.schedule(store, first, plans.Start())
     with pytest.raises(QueueError, match="resume it instead"):
-        plans.retry(store, first, 1)
+        plans.schedule(store, first, retries=1)
     with pytest.raises(QueueError, match="0 to 10 times"):
-        plans.retry(store, waiting, 11)
+        plans.schedule(store, waiting, retries=11)
 
 
 def test_a_sweep_and_a_queue_that_stop_do_so_although_retries_are_left(store: JobStore) -> None:

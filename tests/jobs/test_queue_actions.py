@@ -70,13 +70,13 @@ def test_the_queue_stops_at_an_error_when_asked(store: JobStore) -> None:
 
 def test_dependencies_can_be_changed_while_it_waits(store: JobStore) -> None:
     a, b, c = (store.submit(a_spec()).id for _ in range(3))
-    assert plans.depend(store, b, [a]).needs == [a]
-    assert plans.depend(store, b, []).needs == []
+    assert plans.schedule(store, b, needs=[a]).needs == [a]
+    assert plans.schedule(store, b, needs=[]).needs == []
     with pytest.raises(QueueError, match="only wait for jobs older"):
-        plans.depend(store, b, [c])
+        plans.schedule(store, b, needs=[c])
     store.cancel(a)
     with pytest.raises(QueueError, match="wait for ever"):
-        plans.depend(store, b, [a])
+        plans.schedule(store, b, needs=[a])
 
 
 def test_a_sweep_is_held_released_and_cancelled_as_one(store: JobStore) -> None:

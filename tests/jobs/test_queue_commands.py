@@ -46,6 +46,16 @@ def test_order_and_the_whole_queue(store: JobStore, capsys: pytest.CaptureFixtur
     assert run(capsys, "queue", "--on-error", "explode")[0] == 2
 
 
+def test_a_run_can_be_queued_with_further_tries(
+    store: JobStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, job = run(capsys, "train", "--retries", "2", "--hold")
+    assert (code, job["state"], job["retries_left"]) == (0, "paused", 2)
+    code, said = run(capsys, "train", "--retries", "11", "--hold")
+    assert (code, said["error"]["text"]) == (2, "A failed job can be tried again 0 to 10 times.")
+    assert len(store.list()) == 1
+
+
 def test_hold_release_schedule_note_delete(
     store: JobStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +70,9 @@ def test_hold_release_schedule_note_delete(
     assert run(capsys, "schedule", "b")[1]["start_after"] is None
     again = run(capsys, "schedule", "b", "--retries", "3")[1]
     assert again["retries_left"] == 3
-    assert run(capsys, "schedule", "b", "--retries", "-1")[0] == 2
+    assert run(capsys, "schedule", "b", "--needs", "none", "--retries", "-1")[0] == 2
+    assert run(capsys, "schedule", "b", "--needs", "a", "--at", "2001-01-01 00:00")[0] == 2
+    assert run(capsys, "show", "b")[1]["needs"] == []
     assert run(capsys, "schedule", "b", "--at", "2001-01-01 00:00")[1]["error"]["kind"] == "queue"
     noted = run(capsys, "note", "b", "good", "--tag", "x", "--tag", "y")[1]
     assert (noted["notes"], noted["tags"]) == ("good", ["x", "y"])

@@ -38,12 +38,16 @@ def test_order_by_drag_and_by_keys(page: TestClient, store: JobStore) -> None:
 
 def test_schedule_note_and_drop(page: TestClient, store: JobStore) -> None:
     a, b = (store.submit(RunSpec()).id for _ in range(2))
-    body = {"at": "+1h", "when": "idle", "needs": [a]}
+    body = {"at": "+1h", "when": "idle", "needs": [a], "retries": 2}
     planned = page.post(f"/api/jobs/{b}/schedule", json=body).json()
     assert planned["start_after"] == pytest.approx(time.time() + 3600, abs=60)
     assert (planned["start_when"], planned["needs"]) == ("idle", [a])
-    for wrong in ({"at": "soon"}, {"at": "2001-01-01"}, {"needs": [99]}, {"needs": [b]}):
+    assert planned["retries_left"] == 2
+    wrongs = ({"at": "soon"}, {"at": "2001-01-01"}, {"needs": [99]}, {"needs": [b]},
+              {"retries": 11})  # fmt: skip
+    for wrong in wrongs:
         assert page.post(f"/api/jobs/{b}/schedule", json=wrong).status_code == 400
+        assert store.get(b).needs == [a]  # nothing changed
     words = {"notes": "<b>x</b>", "tags": ["a", "a", " "]}
     noted = page.post(f"/api/jobs/{a}/note", json=words).json()
     assert (noted["notes"], noted["tags"]) == ("<b>x</b>", ["a"])

@@ -101,7 +101,7 @@ export class Detail {
     const parts = [
       waits && job.start_after > Date.now() / 1000 && `starts after ${moment(job.start_after)}`,
       waits && { idle: 'starts when the machine is idle', night: 'starts at night' }[job.start_when],
-      job.waits,
+      waits && job.retries_left > 0 && `tried again up to ${job.retries_left}×`, job.waits,
       waits && names.length && `waits for ${names.join(', ')}`,
       job.sweep && `in the sweep ${job.sweep}`, job.parent && `from run ${job.parent}`,
       ...job.tags.map((tag) => `#${tag}`), job.notes].filter(Boolean);
