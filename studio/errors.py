@@ -9,6 +9,7 @@ StudioError                what went wrong, in one sentence, and what to do
 │   ├── AdapterError       an adapter file or folder
 │   ├── HomeError          the home folder or its database
 │   ├── QueueError         a job that is not there or cannot do that
+│   ├── Unreached          the hub did not answer; it may later
 │   ├── ChatError          a prompt or lane that cannot be answered
 │   └── ServeError         port, host, browser
 └── RunError               a job that started and failed (exit code 3)
@@ -91,6 +92,12 @@ class QueueError(InputError):
     """A job does not exist or cannot do what was asked."""
 
     kind = "queue"
+
+
+class Unreached(InputError):
+    """The hub is needed and cannot be reached; the same may work later."""
+
+    kind = "network"
 
 
 class ChatError(InputError):

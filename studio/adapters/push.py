@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from studio.errors import InputError
+from studio.errors import InputError, Unreached
 from studio.home import Home
 from studio.knobs import Record, knob
 from studio.training.events import Event, Finished, Loading
@@ -100,7 +100,8 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
     """Upload a folder's files and return the repository's address.
 
     Raises:
-        InputError: The hub refuses or is not reached, or something did not arrive whole.
+        InputError: The hub refuses, or something did not arrive whole.
+        Unreached: It does not answer, or has too much to do.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -116,10 +117,12 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
         infos = api.get_paths_info(repo, list(wanted))
         there = {one.path: getattr(one, "size", None) for one in infos}
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
+        status = error.response.status_code if error.response is not None else 0
+        if not status or status == 429 or status >= 500:
+            raise Unreached(_refused(repo, status)) from None
         raise InputError(_refused(repo, status)) from None
     except OSError as error:
-        raise InputError(
+        raise Unreached(
             f"The hub cannot be reached ({type(error).__name__}): check the network, then push "
             "again. The folder stays as it is."
         ) from None
@@ -132,12 +135,12 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
     return address
 
 
-def _refused(repo: str, status: int | str) -> str:
+def _refused(repo: str, status: int) -> str:
     why = {
         401: "the token is not valid any more: run `hf auth login` again",
         403: f"the token may not write to {repo}: make one with write access",
         404: f"there is no owner {repo.partition('/')[0]} that this token can write to",
         413: "a file is larger than it takes",
     }
-    reason = why.get(status, f"it answers {status}") if isinstance(status, int) else status
+    reason = why.get(status, f"it answers {status}" if status else "it gives no answer")
     return f"The hub refused the upload: {reason}. The folder stays as it is."

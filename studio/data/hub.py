@@ -15,7 +15,7 @@ from typing import Any
 
 from studio.data.records import Problem, Row
 from studio.data.sources import Origin
-from studio.errors import DataError
+from studio.errors import DataError, InputError, Unreached
 from studio.spec import DataSource
 
 ANSWER_SECONDS = 10.0
@@ -40,7 +40,7 @@ def is_reached(path: str) -> bool:
     except Exception:  # whatever the network, a proxy or the hub itself has
         if _is_downloaded(path):
             return False
-        raise DataError(_unreachable(path)) from None
+        raise _unreached(path) from None
     return True
 
 
@@ -48,7 +48,8 @@ def from_hub(source: DataSource) -> Origin:
     """Load one split of a hub dataset (from the local cache when offline).
 
     Raises:
-        DataError: It is not there, cannot be reached, needs a subset, or wants to run code.
+        DataError: It is not there, needs a subset, or wants to run code.
+        Unreached: The hub does not answer.
     """
     import datasets
     import huggingface_hub
@@ -63,7 +64,7 @@ def from_hub(source: DataSource) -> Origin:
                 source.path, source.subset or None, split=source.split or "train"
             )
     except Exception as error:  # the library raises dozens of kinds, some of them undocumented
-        raise DataError(_sentence(source, error)) from None
+        raise _meaning(source, error) from None
 
     def rows() -> Iterator[Row | Problem]:
         for index, values in enumerate(loaded):
@@ -99,24 +100,25 @@ def _is_downloaded(path: str) -> bool:
     return (prepared / path.replace("/", "___")).is_dir() or kept.is_dir()
 
 
-def _unreachable(path: str) -> str:
-    return (
+def _unreached(path: str) -> Unreached:
+    return Unreached(
         f'There is no file or folder "{path}", and the hub cannot be reached to look for a dataset '
         "of that name: check the spelling or the connection."
     )
 
 
-def _sentence(source: DataSource, error: Exception) -> str:
+def _meaning(source: DataSource, error: Exception) -> InputError:
     text = str(error).split("\n")[0][:200]
     name = type(error).__name__
+    known = f'The hub dataset "{source.path}"'
     if "BuilderConfig" in text or "Config name is missing" in text:
-        return f'The hub dataset "{source.path}" has several subsets: {text}'
+        return DataError(f"{known} has several subsets: {text}")
     if "Unknown split" in text or "split" in text.lower():
-        return f'The hub dataset "{source.path}" has no split "{source.split}": {text}'
+        return DataError(f'{known} has no split "{source.split}": {text}')
     if "script" in text.lower():
-        return f'The hub dataset "{source.path}" wants to run code, which is refused.'
+        return DataError(f"{known} wants to run code, which is refused.")
     if "Gated" in name or "401" in text or "403" in text:
-        return f'The hub dataset "{source.path}" needs permission: log in with `hf auth login`.'
+        return DataError(f"{known} needs permission: log in with `hf auth login`.")
     if "Offline" in name or "Connection" in name or "reach" in text or "offline" in text:
-        return _unreachable(source.path)
-    return f'There is no file, folder or hub dataset "{source.path}" ({name}: {text}).'
+        return _unreached(source.path)
+    return DataError(f'There is no file, folder or hub dataset "{source.path}" ({name}: {text}).')

@@ -5,6 +5,7 @@ can judge a model without torch and without reading its weights. What it refuses
 model is loaded or what is trained on it. Pickled weights and remote code are never touched.
 """
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from studio.errors import ModelError, nearest
+from studio.errors import DiskFull, ModelError, Unreached, nearest
 from studio.home import Home
 from studio.models.headers import Header, read_headers
 from studio.spec import ModelSource
@@ -163,12 +164,20 @@ def _download(source: ModelSource) -> Path:
     except (RepositoryNotFoundError, HFValidationError):
         why = "is neither a folder here nor a model on the hub: check the spelling"
     except LocalEntryNotFoundError:
-        why = (
-            "is not a folder here, is not downloaded, and the hub cannot be reached: "
-            "check the spelling or the connection"
-        )
+        raise Unreached(
+            f'The model "{name}" is not a folder here, is not downloaded, and the hub cannot be '
+            "reached: check the spelling or the connection."
+        ) from None
     except OSError as error:
-        why = f"could not be downloaded ({error.strerror or type(error).__name__})"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f'The disk ran full while the model "{name}" was downloaded: free some room, then '
+                "try again; what has arrived is kept."
+            ) from None
+        raise Unreached(
+            f'The model "{name}" could not be downloaded ({error.strerror or type(error).__name__})'
+            ": what has arrived is kept, try again."
+        ) from None
     raise ModelError(f'The model "{name}" {why}.') from None
 
 

@@ -8,7 +8,7 @@ import pytest
 from jobs.admission import admit
 from studio.data.importing import import_dataset
 from studio.data.trainable import first_report
-from studio.errors import DataError
+from studio.errors import DataError, Unreached
 from studio.home import Home
 from studio.spec import DataSource, RunSpec
 
@@ -50,7 +50,7 @@ def test_a_dataset_that_nobody_has_is_refused_at_the_door(
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     spec = RunSpec(data=DataSource(path=path))
-    with pytest.raises(DataError, match=f'no file or folder "{path}", and the hub cannot be'):
+    with pytest.raises(Unreached, match=f'no file or folder "{path}", and the hub cannot be'):
         admit(spec, home)
     (tmp_path / "cache" / path.replace("/", "___")).mkdir(parents=True)  # of an earlier run
     assert admit(spec, home).data.path == path

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from studio.adapters import push
 from studio.adapters.push import PushRequest, files_of
-from studio.errors import InputError
+from studio.errors import InputError, Unreached
 from studio.home import Home
 
 
@@ -123,6 +123,14 @@ def test_a_refusal_is_a_sentence(hub, folder: Path, status: int, sentence: str):
         push.push(folder, "me/x")
 
     assert "hf_secret" not in caught.value.text
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_hub_that_has_too_much_to_do_may_be_asked_again(hub, folder: Path, status: int):
+    hub.status = status
+
+    with pytest.raises(Unreached, match=f"it answers {status}"):
+        push.push(folder, "me/x")
 
 
 def test_offline_and_without_a_token_nothing_is_tried(hub, folder: Path, home: Home, monkeypatch):

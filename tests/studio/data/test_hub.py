@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 
 from studio.data.hub import from_hub, is_reached
-from studio.errors import DataError
+from studio.errors import DataError, Unreached
 from studio.spec import DataSource
 
 
@@ -22,7 +22,7 @@ def test_without_a_network_one_sentence_comes_at_once(monkeypatch, tmp_path, cap
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it was tried"))
 
-    with pytest.raises(DataError, match='no file or folder "nope", and the hub cannot be reached'):
+    with pytest.raises(Unreached, match='no file or folder "nope", and the hub cannot be reached'):
         from_hub(DataSource(path="nope"))
 
     assert asked == [("nope", 10.0)] and caplog.records == []

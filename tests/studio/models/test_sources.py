@@ -1,10 +1,12 @@
+import errno
 import json
 import struct
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
-from studio.errors import ModelError
+from studio.errors import DiskFull, ModelError, StudioError, Unreached
 from studio.home import Home
 from studio.models.sources import available, facts, resolve
 from studio.spec import ModelSource
@@ -111,7 +113,27 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_hub_id_is_one_sentence_offline() -> None:
-    assert '"no-such-org/no-such-model"' in refused(Path("no-such-org/no-such-model"))
+    with pytest.raises(Unreached, match='"no-such-org/no-such-model" is not a folder here'):
+        facts(ModelSource(path="no-such-org/no-such-model"))
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), DiskFull, "free some room"),
+        (ConnectionResetError(errno.ECONNRESET, "reset by peer"), Unreached, "try again"),
+    ],
+    ids=["disk", "network"],
+)
+def test_a_download_that_breaks_off_says_why(
+    monkeypatch: pytest.MonkeyPatch, fault: OSError, kind: type[StudioError], sentence: str
+) -> None:
+    def broken(*_: object, **__: object) -> str:
+        raise fault
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    with pytest.raises(kind, match=f'"org/model".*{sentence}'):
+        facts(ModelSource(path="org/model"))
 
 
 def test_available_lists_starter_and_the_homes_models(
