@@ -79,12 +79,16 @@ def test_three_lanes_a_slider_a_blind_vote_and_a_reload(page: Page, studio: Serv
     page.get_by_role("button", name="Confidence").click()
     token = page.get_by_test_id("answer-0").locator(".s-sure").first
     expect(token).to_have_attribute("title", re.compile(r"% sure.*\n.*%", re.DOTALL))
-    page.get_by_role("button", name="Confidence").click()
 
-    # Differences, word by word.
+    # Differences, word by word. How answers are looked at is in the address: a reload keeps it.
     page.get_by_label("Differences").select_option("0")
     expect(page.get_by_test_id("answer-2").locator("ins, del").first).to_be_visible()
+    page.reload()
+    expect(page.get_by_test_id("answer-2").locator("ins, del").first).to_be_visible(timeout=SLOW)
+    expect(token).to_be_visible()
     page.get_by_label("Differences").select_option("")
+    page.get_by_role("button", name="Confidence").click()
+    expect(token).to_be_hidden()
 
     # Blind: nobody is named until the vote, which a number key casts.
     page.get_by_test_id("blind").click()

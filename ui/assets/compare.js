@@ -20,7 +20,7 @@ export class Compare extends HTMLElement {
     if (this.built) return;
     this.built = true;
     this.cells = new Map();
-    this.look = { confidence: false, reference: null };
+    this.look = { confidence: query().has('confidence'), reference: Number(query().get('from') || NaN) - 1 };
     this.talk = new Talk(query().get('chat'), (turn) => this.grew(turn));
     this.build();
     try {
@@ -57,10 +57,10 @@ export class Compare extends HTMLElement {
       settings: (lane, own) => this.talk.settingsOf(lane, own),
       changed: () => this.moved(),
     });
-    this.confidence = button('Confidence', () => this.toggleConfidence(), 's-tool',
+    this.confidence = button('Confidence', () => this.looked({ confidence: !this.look.confidence }), 's-tool',
       { title: 'Tint each token by how unsure the model was; hover shows the alternatives' });
     this.reference = h('select', { 'aria-label': 'Differences', title: 'Mark what differs, word by word',
-      onchange: (event) => this.compareWith(event.target.value) });
+      onchange: ({ target: { value } }) => this.looked({ reference: value === '' ? null : Number(value) }) });
     this.blind = button('Blind', () => this.toggleBlind(), 's-tool', { 'data-testid': 'blind',
       title: 'Shuffle the lanes and hide their names until you have voted' });
     this.fresh = button('New chat', () => this.fresh_(), 's-tool', { title: 'Key n' });
@@ -86,7 +86,7 @@ export class Compare extends HTMLElement {
   show() {
     const { lanes, turns, blind } = this.talk;
     this.style.setProperty('--lanes', lanes.length);
-    if (this.look.reference >= lanes.length) this.look.reference = null;
+    if (!(this.look.reference >= 0 && this.look.reference < lanes.length)) this.look.reference = null;
     this.heads.toggleAttribute('data-blind', blind);
     this.heads.replaceChildren(...(blind ? [h('p', { class: 's-quiet' },
       `Blind: ${lanes.length} lanes answer shuffled and without names. Vote, and you see who was who.`)]
@@ -259,14 +259,12 @@ export class Compare extends HTMLElement {
     this.composer.focus();
   }
 
-  toggleConfidence() {
-    this.look.confidence = !this.look.confidence;
-    this.show();
-  }
-
-  compareWith(lane) {
-    this.look.reference = lane === '' ? null : Number(lane);
-    this.show();
+  /** How the answers are looked at, without moving what is read. */
+  looked(change) {
+    Object.assign(this.look, change);
+    this.confidence.setAttribute('aria-pressed', String(this.look.confidence));
+    for (const turn of this.talk.turns) this.refresh(turn);
+    this.address();
   }
 
   toggleBlind() {
@@ -287,7 +285,9 @@ export class Compare extends HTMLElement {
 
   address() {
     const kept = this.talk.turns.length || this.talk.saved;
-    remember({ lane: this.talk.lanes.map(writeLane), chat: kept ? this.talk.id : null });
+    const { confidence, reference } = this.look;
+    remember({ lane: this.talk.lanes.map(writeLane), chat: kept ? this.talk.id : null,
+      confidence: confidence ? 'on' : null, from: reference === null ? null : reference + 1 });
   }
 
   near() {

@@ -62,6 +62,7 @@ export class Shelf {
     h('span', { class: 's-quiet' }, `${talk.turns} ${talk.turns === 1 ? 'turn' : 'turns'} · ${ago(talk.updated)}`
       + (talk.parent ? ' · a branch' : '')),
     sureButton('Delete', 'Really delete?', async () => {
+      if (talk.id === this.page.talk.id && !this.page.free()) return;
       try { await api('/api/chat/conversations/delete', { id: talk.id }); await this.list(list, words); }
       catch (error) { toast(error.message, 'error'); }
     }, 's-tool'));

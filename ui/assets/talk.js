@@ -7,6 +7,7 @@ import { usualSettings } from './composer.js';
 
 const KEPT_ALTERNATIVES = 4;
 const SAVE_EVERY = 2000;
+const KEEPALIVE_BYTES = 60000; // a browser takes 64 KB from a page that goes away
 
 export class Talk {
   /** `changed(turn)` is called whenever an answer grew. */
@@ -70,6 +71,7 @@ export class Talk {
     }) };
     this.asking = request.id;
     this.answering = wanted;
+    this.unkept = number;
     try {
       await this.save(number);
       await this.stream(request, turn, wanted);
@@ -84,6 +86,7 @@ export class Talk {
     for (const lane of wanted) turn.answers[lane].reason ??= 'interrupted';
     this.changed(turn);
     await this.save(number);
+    if (!this.asking) this.unkept = null;
   }
 
   before(number, lane) {
@@ -148,14 +151,16 @@ export class Talk {
     }
   }
 
-  /** The page goes away while an answer is written: keep its words at least. */
+  /** The page goes away before a turn is kept: its words at least, and all where a browser takes it. */
   saveNow() {
-    const number = this.turns.length - 1;
-    if (!this.asking || number < 0) return;
-    const answers = this.turns[number].answers.map((answer) => ({ ...answer, tokens: undefined }));
+    const turn = this.turns[this.unkept];
+    if (!turn) return;
+    const body = (answers) => JSON.stringify({ conversation: this.id, number: this.unkept,
+      prompt: turn.prompt, answers, last: this.unkept === this.turns.length - 1 });
+    const whole = body(turn.answers);
     fetch('/api/chat/turns', { method: 'POST', keepalive: true,
-      headers: { 'content-type': 'application/json' }, body: JSON.stringify({ conversation: this.id,
-        number, prompt: this.turns[number].prompt, answers, last: true }) });
+      headers: { 'content-type': 'application/json' }, body: new Blob([whole]).size < KEEPALIVE_BYTES
+        ? whole : body(turn.answers.map((answer) => ({ ...answer, tokens: undefined }))) });
   }
 
   /** Go on in a copy that has the first turns; the old conversation stays as it is. */
