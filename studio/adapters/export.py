@@ -79,8 +79,6 @@ def export_adapter(
             does not answer like the original.
     """
     folder = resolve(home, name)
-    if out.exists():
-        raise AdapterError(f"{out} exists already; give another folder.")
     refuse_place(out)
     adapter = describe(folder)
     refuse_form(adapter, form)

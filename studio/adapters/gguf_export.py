@@ -19,7 +19,7 @@ from studio.adapters.gguf_write import Precision, package, write
 from studio.adapters.library import name_of
 from studio.adapters.place import refuse_place
 from studio.adapters.requests import StackItem
-from studio.errors import AdapterError, InputError
+from studio.errors import AdapterError
 from studio.home import Home, publishing, slug
 from studio.knobs import Record, knob
 from studio.names import cleaned
@@ -87,8 +87,6 @@ class GgufRequest(Record):
         name = self.name.strip() or made_up
         out = Path(self.out).expanduser().absolute() if self.out.strip() else None
         out = out or home.path / "exports" / slug(f"{name} gguf")
-        if out.exists():
-            raise InputError(f"{out} exists already; give another folder or name.")
         refuse_place(out)
         return self.model_copy(update={"stack": stack, "out": str(out), "name": name})
 

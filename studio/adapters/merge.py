@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from studio.adapters.card import stack_card, write_card
 from studio.adapters.library import name_of
-from studio.errors import AdapterError, InputError, MethodError
+from studio.adapters.place import refuse_place
+from studio.errors import AdapterError, MethodError
 from studio.home import Home, folder_hash, publishing, slug
 from studio.spec import ModelSource
 from studio.training.events import Event, Finished, Loading
@@ -85,8 +86,7 @@ def merge(
     from studio.models.loading import load
 
     started = time.monotonic()
-    if out.exists():
-        raise InputError(f"{out} exists already; give the merged model another name.")
+    refuse_place(out)
     yield Loading(text="Loading the base")
     loaded = load(source, device)
     backbone = Backbone(loaded.model)

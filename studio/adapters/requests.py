@@ -68,8 +68,6 @@ class MergeRequest(Record):
 
         facts(self.model)
         out = self.folder(home)
-        if out.exists():
-            raise InputError(f"{out} exists already; give the merged model another name.")
         refuse_place(out)
         return self.model_copy(update={"stack": _found(self.stack, home), "out": str(out)})
 
@@ -261,8 +259,6 @@ class ExportRequest(Record):
         refuse_form(describe(folder), self.form)
         usual = home.path / "exports" / slug(f"{describe(folder).name} {self.form}")
         out = Path(self.out).expanduser().absolute() if self.out.strip() else usual
-        if out.exists():
-            raise AdapterError(f"{out} exists already; give another folder.")
         refuse_place(out)
         return self.model_copy(update={"adapter": str(folder), "out": str(out)})
 

@@ -151,7 +151,7 @@ def test_a_request_is_checked_before_it_is_queued(home, base, tmp_path):
     assert asked.out == str(home.path / "exports" / "q-adapterhub")
     with pytest.raises(AdapterError, match="vLLM serves LoRA only"):
         ExportRequest.parse({"adapter": "q", "form": "vllm"}).checked(home)
-    with pytest.raises(AdapterError, match="exists already"):
+    with pytest.raises(InputError, match="exists already"):
         ExportRequest.parse({"adapter": "q", "out": str(tmp_path)}).checked(home)
     with pytest.raises(AdapterError, match='no format "pft"'):
         as_format("pft")
