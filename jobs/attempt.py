@@ -15,7 +15,8 @@ from jobs import cluster
 from jobs.checkpoints import newest_step
 from jobs.claims import Claim, Fenced
 from jobs.kinds import Work
-from jobs.reporting import Line, leave
+from jobs.processes import leave
+from jobs.reporting import Line
 from jobs.store import JobStore
 from studio.errors import DiskFull, OutOfMemory, ProcessLost, StudioError
 from studio.home import sweep

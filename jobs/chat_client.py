@@ -180,8 +180,8 @@ def release(home: Home) -> None:
     _post_or_get(home, "POST", "/release", seconds=60.0)
 
 
-def quit_host(home: Home, *, seconds: float = 10.0) -> bool:
-    """End the host; True when one was running."""
+def quit_host(home: Home, *, seconds: float = 30.0) -> bool:
+    """End the host and wait until it has ended, or so long; True when one was running."""
     endpoint = find_host(home)
     if endpoint is None:
         return False
@@ -199,6 +199,8 @@ def _streamed(
         endpoint.client(read_seconds=None) as client,
         client.stream("POST", "/generate", json=dict(request)) as response,
     ):
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            raise httpx.RemoteProtocolError("it is ending")
         if response.status_code != 200:
             response.read()
             raise ChatError(_refusal(response))
@@ -249,6 +251,21 @@ def _answers(endpoint: Endpoint) -> bool:
 
 
 def _started(home: Home, command: list[str]) -> Endpoint:
+    process = _spawned(home, command)
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        endpoint = find_host(home)
+        if endpoint is not None and _answers(endpoint):
+            return endpoint
+        if (code := process.poll()) == 0:  # it left the home to another host, which is leaving
+            process = _spawned(home, command)
+        elif code is not None:
+            break
+        time.sleep(POLL_SECONDS)
+    raise ChatError(f"The chat process does not start{_last_words(home)}.")
+
+
+def _spawned(home: Home, command: list[str]) -> subprocess.Popen[bytes]:
     # A session of its own: closing the terminal or the page's server does not end it.
     detached: dict[str, Any] = (
         {"creationflags": 0x00000008 | 0x00000200}  # DETACHED_PROCESS, new process group
@@ -267,15 +284,7 @@ def _started(home: Home, command: list[str]) -> Endpoint:
             **detached,
         )
     _children.append(process)
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        endpoint = find_host(home)
-        if endpoint is not None and _answers(endpoint):
-            return endpoint
-        if process.poll() not in (None, 0):
-            break
-        time.sleep(POLL_SECONDS)
-    raise ChatError(f"The chat process does not start{_last_words(home)}.")
+    return process
 
 
 def _last_words(home: Home) -> str:

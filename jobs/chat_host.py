@@ -15,7 +15,6 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from typing import Any
 from jobs.chat_leases import Leases
 from jobs.chat_outbox import Outbox
 from jobs.filelock import FileLock
-from jobs.processes import me
+from jobs.processes import leave, me
 from studio.chat.events import error_event, events_of, status_event
 from studio.chat.lanes import Request, parse_weights
 from studio.errors import ChatError, OutOfMemory, StudioError
@@ -56,6 +55,7 @@ class Host:
         self.home = home
         self.token = secrets.token_urlsafe(32)
         self.requests: dict[str, Running] = {}
+        self.leaving = asyncio.Event()
         self.last_used = time.monotonic()
         self._device = device
         self._residents: Any = None
@@ -84,6 +84,13 @@ class Host:
             running.stop.set()
         return running is not None
 
+    def stop_all(self, why: str = "") -> None:
+        """End every answer where it is, and say why."""
+        for running in list(self.requests.values()):
+            if why:
+                running.outbox.put(status_event(why))
+            running.stop.set()
+
     def weigh(self, request_id: str, values: dict[str, Any]) -> bool:
         """Move a lane's weights from its next token on; False when there is no such request.
 
@@ -99,10 +106,7 @@ class Host:
 
     async def release(self, why: str = "") -> None:
         """Stop every answer and give the models' memory back."""
-        for running in list(self.requests.values()):
-            if why:
-                running.outbox.put(status_event(why))
-            running.stop.set()
+        self.stop_all(why)
         await asyncio.wrap_future(self._thread.submit(self._forget))
 
     def close(self) -> None:
@@ -239,9 +243,8 @@ async def _serve(home: Home, listener: socket.socket, options: argparse.Namespac
 
     host = Host(home, device=options.device)
     port = listener.getsockname()[1]
-    leaving = asyncio.Event()
     config = uvicorn.Config(
-        make_app(host, port, quit=leaving.set),
+        make_app(host, port),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -254,15 +257,15 @@ async def _serve(home: Home, listener: socket.socket, options: argparse.Namespac
         host.warm_up()
     watchers = [
         asyncio.create_task(host.watch()),
-        asyncio.create_task(_leave_when_idle(host, leaving, options.idle_seconds)),
-        asyncio.create_task(_leave(server, leaving)),
+        asyncio.create_task(_leave_when_idle(host, options.idle_seconds)),
+        asyncio.create_task(_leave(server, host)),
     ]
+    host.last_used = time.monotonic()
     logger.info("answering on port %d", port)
     await server.serve(sockets=[listener])
     for watcher in watchers:
         watcher.cancel()
-    for running in list(host.requests.values()):
-        running.stop.set()
+    host.stop_all()
     host.close()
 
 
@@ -276,19 +279,20 @@ def _publish(home: Home, host: Host, port: int) -> None:
     os.replace(temporary, path)
 
 
-async def _leave_when_idle(host: Host, leaving: asyncio.Event, idle_seconds: float) -> None:
-    while not leaving.is_set():
+async def _leave_when_idle(host: Host, idle_seconds: float) -> None:
+    while not host.leaving.is_set():
         await asyncio.sleep(min(5.0, max(0.05, idle_seconds / 4)))
         idle = not host.requests and time.monotonic() - host.last_used > idle_seconds
         if idle or not host.home.state.is_dir():
             logger.info("nobody asked for long: leaving")
-            leaving.set()
+            host.leaving.set()
 
 
-async def _leave(server: Any, leaving: asyncio.Event) -> None:
-    await leaving.wait()
+async def _leave(server: Any, host: Host) -> None:
+    await host.leaving.wait()
+    host.stop_all("The chat process ends: the answer was cut.")
     server.should_exit = True
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.applications import Starlette
@@ -25,15 +25,17 @@ from studio.errors import ChatError, StudioError
 
 PACE_SECONDS = 1 / 24
 GATHER_SECONDS = 0.005  # the first tokens of all lanes leave together
+LEAVING_STATUS = 503  # of a host that is ending: whoever asks starts another
 MAX_BODY_BYTES = 32_000_000
 
 
 class Guard:
     """Refuse everybody but the holder of the token on this very machine."""
 
-    def __init__(self, app: ASGIApp, *, token: str, port: int) -> None:
+    def __init__(self, app: ASGIApp, host: Host, port: int) -> None:
         self._app = app
-        self._expected = f"Bearer {token}".encode()
+        self._leaving = host.leaving
+        self._expected = f"Bearer {host.token}".encode()
         self._hosts = {f"{name}:{port}".encode() for name in ("127.0.0.1", "localhost")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,13 +49,15 @@ class Guard:
             refusal = _refusal(403, "Web pages of other origins are not answered.")
         elif not secrets.compare_digest(headers.get(b"authorization", b""), self._expected):
             refusal = _refusal(401, "The token is missing or wrong.")
+        elif self._leaving.is_set():
+            refusal = _refusal(LEAVING_STATUS, "This chat process is ending: ask again.")
         else:
             await self._app(scope, receive, send)
             return
         await refusal(scope, receive, send)
 
 
-def make_app(host: Host, port: int, *, quit: Callable[[], None]) -> ASGIApp:
+def make_app(host: Host, port: int) -> ASGIApp:
     """Return the guarded application."""
     from jobs.chat_openai import routes
 
@@ -76,7 +80,7 @@ def make_app(host: Host, port: int, *, quit: Callable[[], None]) -> ASGIApp:
         return JSONResponse(host.status())
 
     async def leave(request: Request) -> Response:
-        quit()
+        host.leaving.set()
         return JSONResponse({"leaving": True})
 
     app = Starlette(
@@ -91,7 +95,7 @@ def make_app(host: Host, port: int, *, quit: Callable[[], None]) -> ASGIApp:
         ],
         exception_handlers={StudioError: _explain},
     )
-    return Guard(app, token=host.token, port=port)
+    return Guard(app, host, port)
 
 
 async def read_json(request: Request) -> dict[str, Any]:

@@ -4,6 +4,7 @@ A pid alone lies: it is used again. A wall-clock start time lies: a clock step m
 process is its pid, its start in ticks since boot, and the boot it belongs to. A zombie is dead.
 """
 
+import logging
 import os
 import signal
 import sys
@@ -107,3 +108,11 @@ def _start_elsewhere(pid: int) -> int | None:
         return round(process.create_time() - psutil.boot_time())
     except psutil.NoSuchProcess:
         return None
+
+
+def leave(code: int) -> None:
+    """End the process now, without the slow goodbye of torch's threads."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -6,8 +6,6 @@ attempt (`Fenced`), the process leaves at once.
 """
 
 import logging
-import os
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -15,6 +13,7 @@ from typing import Any, Literal
 
 from jobs.claims import Claim, Fenced
 from jobs.metrics import Progress
+from jobs.processes import leave
 from jobs.states import Intent
 from jobs.store import JobStore
 from studio.errors import DiskFull, HomeError
@@ -190,14 +189,6 @@ class Line:
 
     def _seconds(self) -> float:
         return round(self._seconds_before + time.monotonic() - self._began, 3)
-
-
-def leave(code: int) -> None:
-    """End the process now, without the slow goodbye of torch's threads."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def leave_fenced() -> None:

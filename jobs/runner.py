@@ -21,8 +21,8 @@ from jobs.attempt import Attempt
 from jobs.checkpoints import newest_step
 from jobs.claims import Claim, Fenced
 from jobs.filelock import FileLock
-from jobs.processes import me
-from jobs.reporting import leave, leave_fenced
+from jobs.processes import leave, me
+from jobs.reporting import leave_fenced
 from jobs.seats import device_of
 from jobs.store import JobStore
 from studio.home import Home, open_home

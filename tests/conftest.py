@@ -9,8 +9,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")  # never a person's
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from studio.home import Home, open_home
+
+# The same examples in every run, however slow the machine; a long hunt looks for new ones.
+settings.register_profile(
+    "steady", derandomize="FUZZ_EXAMPLES" not in os.environ, deadline=None, database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("steady")
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 

@@ -5,11 +5,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from jobs.supervisor import living
+from studio.home import Home
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,8 +59,13 @@ def served(home: Path, *words: str, **variables: str) -> Iterator[Served]:
         line = page.stdout.readline()
         assert "http://" in line, f"the studio did not start: {line} {log.read_text()}"
         address = next(word for word in line.split() if word.startswith("http://"))
+        deadline = time.monotonic() + 60
+        while living(Home(home)) is None and time.monotonic() < deadline:
+            time.sleep(0.05)  # a stop in the meantime would leave it behind
         yield Served(address=address, home=home, pid=page.pid)
     finally:
-        subprocess.run([*command, "stop"], env=environment, cwd=ROOT, timeout=60, check=False)
-        page.terminate()
-        page.wait(timeout=20)
+        try:
+            subprocess.run([*command, "stop"], env=environment, cwd=ROOT, timeout=180, check=False)
+        finally:
+            page.terminate()
+            page.wait(timeout=60)

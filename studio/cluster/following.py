@@ -179,7 +179,7 @@ class Following:
             return
         if time.monotonic() - self._pressed < STATUS_SECONDS:
             return
-        self._pressed = time.monotonic()
+        self._pressed, self._looked = time.monotonic(), 0.0  # look at once whether it helped
         try:
             self._ray.stop(self._sent.submission)
         except ClusterError as error:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # the queue checks a spec with this room, and the page must h
 
 POLL_SECONDS = 0.1
 END_SECONDS = 5.0
-OTHERS_SECONDS = 3.0  # a member that fails makes others fail: wait for the one that began it
+OTHERS_SECONDS = 15.0  # a member that fails makes others fail: wait for the one that began it
 
 
 def train_in_team(spec: RunSpec, *, run_dir: Path, home: Home, control: Control) -> Iterator[Event]:
@@ -123,10 +123,12 @@ class _Team:
     def _first(self, fault: _Fault, left: int) -> StudioError:
         """What began the trouble: when one fails or dies, the next to be heard may be another."""
         faults, deadline = [fault], time.monotonic() + OTHERS_SECONDS
-        while left and min(likely for likely, _ in faults) > 1 and time.monotonic() < deadline:
+        while left and min(likely for likely, _ in faults) > 1:
             try:
                 rank, said = self.said.get(timeout=POLL_SECONDS)
             except queue.Empty:
+                if time.monotonic() > deadline:
+                    break
                 continue
             left -= said is None
             if (another := self._fault(rank, said)) is not None:

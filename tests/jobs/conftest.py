@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from jobs.database import Database
 from jobs.spawning import environment
 from jobs.store import JobStore
 from jobs.supervisor import Supervisor, living
@@ -19,6 +20,7 @@ from studio.home import Home
 from studio.spec import RunSpec
 
 FAKE_RUNNER = Path(__file__).with_name("fake_runner.py")
+SLOW, FAST = "0.1", "0.005"  # FAKE_PACE of runs that must not end before a test acts, and after
 
 
 @pytest.fixture
@@ -26,6 +28,19 @@ def store(home: Home) -> Iterator[JobStore]:
     opened = JobStore(home)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of commits need no fsync to be logically right."""
+    connect = Database._connect
+
+    def fast(self: Database, synchronous: str) -> Any:
+        tables = connect(self, synchronous)
+        tables.conn.execute("PRAGMA synchronous = OFF")
+        return tables
+
+    monkeypatch.setattr(Database, "_connect", fast)
 
 
 def a_spec(
@@ -36,7 +51,7 @@ def a_spec(
     )
 
 
-def until(true: Callable[[], Any], *, seconds: float = 30) -> Any:
+def until(true: Callable[[], Any], *, seconds: float = 120) -> Any:
     """Poll until something is true, and return it."""
     deadline = time.monotonic() + seconds
     while not (value := true()):

@@ -30,6 +30,8 @@ from studio.home import Home, open_home
 from studio.methods import named
 from studio.methods.layer import Backbone
 
+LONG = 6000  # tokens of an answer that is still being written when the test acts
+
 
 def make_base(folder: Path, *, hidden: int = 32, more_words: int = 0) -> Path:
     """A tiny random Llama that reads bytes and never ends by itself, saved like any model."""
@@ -42,7 +44,7 @@ def make_base(folder: Path, *, hidden: int = 32, more_words: int = 0) -> Path:
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=hidden, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=256 + more_words, max_position_embeddings=512,
+        num_key_value_heads=2, vocab_size=256 + more_words, max_position_embeddings=8192,
         eos_token_id=None, bos_token_id=None, initializer_range=0.2,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -96,7 +98,7 @@ def ask(home: Home, *lanes: dict, request_id: str = "") -> dict[int | None, dict
     return said
 
 
-def until(condition, *, seconds: float = 20.0):
+def until(condition, *, seconds: float = 120.0):
     """Wait for a fact, not for a time."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -221,7 +223,7 @@ def test_two_bases_answer_in_one_request(place, tmp_path):
 def test_a_stop_ends_the_answer_where_it_is(place):
     home, base = place
     events = chat_client.generate(
-        home, {"id": "long", "lanes": [lane(base, temperature=3.0, max_new_tokens=400)]}
+        home, {"id": "long", "lanes": [lane(base, temperature=3.0, max_new_tokens=LONG)]}
     )
     next(events)
 
@@ -229,18 +231,23 @@ def test_a_stop_ends_the_answer_where_it_is(place):
     last = list(events)[-1]
 
     assert (last["type"], last["reason"]) == ("done", "stopped")
-    assert last["tokens"] < 400
+    assert last["tokens"] < LONG
     assert not chat_client.stop(home, "long")
 
 
 def test_weights_move_while_an_answer_is_written(place):
     home, base = place
     events = chat_client.generate(
-        home, {"id": "slid", "lanes": [lane(base, "noisy", temperature=2.0, max_new_tokens=300)]}
+        home, {"id": "slid", "lanes": [lane(base, "noisy", temperature=2.0, max_new_tokens=LONG)]}
     )
     next(events)
 
     assert chat_client.weigh(home, "slid", 0, [{"name": "noisy", "weight": 0.25}])
+    read_until = time.monotonic() + 1
+    for _ in events:  # what was under way when they moved, and more
+        if time.monotonic() > read_until:
+            break
+    assert chat_client.stop(home, "slid")
     last = list(events)
 
     assert last[-1]["active"]["stack"] == [{"name": "noisy", "weight": 0.25}]
@@ -253,7 +260,7 @@ def test_weights_move_while_an_answer_is_written(place):
 def test_a_reader_that_goes_ends_the_answer(place):
     home, base = place
     events = chat_client.generate(
-        home, {"id": "left", "lanes": [lane(base, temperature=3.0, max_new_tokens=450)]}
+        home, {"id": "left", "lanes": [lane(base, temperature=3.0, max_new_tokens=LONG)]}
     )
     next(events)
 
@@ -555,7 +562,7 @@ def test_a_command_says_where_clients_find_the_lanes(place, capsys):
 def test_a_host_that_is_killed_costs_one_sentence_and_starts_anew(place):
     home, base = place
     events = chat_client.generate(
-        home, {"id": "doomed", "lanes": [lane(base, temperature=3.0, max_new_tokens=450)]}
+        home, {"id": "doomed", "lanes": [lane(base, temperature=3.0, max_new_tokens=LONG)]}
     )
     next(events)
     os.kill(chat_client.find_host(home).identity.pid, signal.SIGKILL)
@@ -564,6 +571,22 @@ def test_a_host_that_is_killed_costs_one_sentence_and_starts_anew(place):
         list(events)
 
     assert ask(home, lane(base))[0]["end"]["type"] == "done"
+
+
+def test_a_host_that_is_told_to_leave_in_mid_answer_is_followed_by_another(place):
+    home, base = place
+    events = chat_client.generate(
+        home, {"id": "cut", "lanes": [lane(base, temperature=3.0, max_new_tokens=LONG)]}
+    )
+    next(events)
+    old = chat_client.find_host(home)
+    with old.client(read_seconds=20) as client:
+        client.post("/quit")
+
+    assert ask(home, lane(base))[0]["end"]["type"] == "done"
+
+    assert chat_client.find_host(home).identity != old.identity
+    until(lambda: not old.identity.alive())
 
 
 def test_a_host_that_was_ending_when_it_was_asked_is_asked_anew(home, monkeypatch):
@@ -596,7 +619,7 @@ def test_a_host_has_a_session_of_its_own_and_leaves_when_told(place):
 
 
 def test_a_host_that_nobody_asks_leaves(home):
-    endpoint = chat_client.ensure_host(home, device="cpu", idle_seconds=0.2, warm=False)
+    endpoint = chat_client.ensure_host(home, device="cpu", idle_seconds=2, warm=False)
 
     until(lambda: not endpoint.identity.alive())
 

@@ -1,7 +1,6 @@
 """The cluster as a device of the queue: chosen, counted, waited for, claimed in order."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -196,10 +195,9 @@ def test_a_run_that_is_cancelled_while_nobody_follows_it_is_asked_to_stop(
     cluster.choose(store, dashboard.address, str(tmp_path / "s"))
     watching(store)
 
-    control = until(lambda: (tmp_path / "s/left-1/control.json").exists())
-    assert control
-    time.sleep(0.05)
-    assert json.loads((tmp_path / "s/left-1/control.json").read_text())["wish"] == "stop"
+    control = tmp_path / "s/left-1/control.json"
+    until(lambda: control.exists() and '"stop"' in control.read_text())  # it is written in place
+    assert json.loads(control.read_text())["wish"] == "stop"
 
 
 def test_a_restart_forgets_the_job_that_was_under_way(store: JobStore, tmp_path: Path) -> None:

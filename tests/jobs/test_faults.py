@@ -20,7 +20,7 @@ from jobs.store import JobStore
 from jobs.summary import seconds_left
 from studio.errors import DiskFull, HomeError
 from studio.home import Home, is_whole, open_home, publishing
-from tests.jobs.conftest import a_spec, supervising, until
+from tests.jobs.conftest import FAST, SLOW, a_spec, supervising, until
 
 
 @pytest.fixture
@@ -153,8 +153,9 @@ def test_a_file_system_that_became_read_only_is_refused_in_a_sentence(small_disk
 
 @pytest.mark.parametrize("spoil", ["a byte", "a missing file", "a missing manifest", "its end"])
 def test_a_spoiled_newest_checkpoint_is_passed_over_for_the_one_before(
-    store: JobStore, spoil: str
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, spoil: str
 ) -> None:
+    monkeypatch.setenv("FAKE_PACE", SLOW)  # it must not end before it is paused
     job = store.submit(a_spec(steps=40, save=5)).id
     with supervising(store.home):
         until(lambda: len(store.checkpoints(job)) >= 2)
@@ -163,12 +164,14 @@ def test_a_spoiled_newest_checkpoint_is_passed_over_for_the_one_before(
     *_, before, newest = (Path(row["path"]) for row in store.checkpoints(job))
     state = newest / "state.json"
     if spoil == "a byte":
-        state.write_bytes(state.read_bytes()[:-2] + b"7}")
+        raw = state.read_bytes()
+        state.write_bytes(raw[:-2] + bytes([raw[-2] ^ 1]) + raw[-1:])
     elif spoil == "its end":
         state.write_bytes(state.read_bytes()[:-3])
     else:
         (state if spoil == "a missing file" else newest / "MANIFEST.json").unlink()
     store.resume(job)
+    monkeypatch.setenv("FAKE_PACE", FAST)
     with supervising(store.home):
         until(lambda: store.get(job).state == "succeeded")
     assert store.attempts(job)[-1]["from_step"] == int(before.name.removeprefix("step-"))

@@ -20,26 +20,13 @@ from jobs import endings as endings_module
 from jobs import order as order_module
 from jobs import stops as stops_module
 from jobs.claims import Fenced
-from jobs.database import Database
 from jobs.store import JobStore
 from studio.errors import StudioError
 from studio.home import open_home
 from tests.jobs.model import Queue, one_step, walk
 
+pytestmark = [pytest.mark.usefixtures("no_power_cuts"), pytest.mark.timeout(900)]
 STEPS = int(os.environ.get("STUDIO_WALK_STEPS", "20000"))
-
-
-@pytest.fixture(autouse=True)
-def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of commits need no fsync to be logically right."""
-    connect = Database._connect
-
-    def fast(self: Database, synchronous: str) -> Any:
-        tables = connect(self, synchronous)
-        tables.conn.execute("PRAGMA synchronous = OFF")
-        return tables
-
-    monkeypatch.setattr(Database, "_connect", fast)
 
 
 def test_a_long_random_walk_keeps_every_promise(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def test_a_held_queue_starts_nothing_and_goes_on_when_released(store: JobStore) 
     settings.hold_queue(store)
     with pytest.raises(QueueError, match="already held"):
         settings.hold_queue(store)
-    with supervising(store.home) as running:
-        running.look()
+    with supervising(store.home):
+        until(store.supervisor)
         time.sleep(0.3)
         assert store.get(job).state == "queued"
         settings.release_queue(store)
@@ -138,11 +138,10 @@ def test_a_cancel_keeps_the_checkpoint_or_drops_it(store: JobStore) -> None:
     for drop in (False, True):
         job = store.submit(a_spec(steps=500)).id
         folder = store.home.run(job) / "checkpoints"
-        with supervising(store.home) as running:
+        with supervising(store.home):
             until(lambda job=job: store.get(job).step > 1)
             store.cancel(job, drop=drop)
             until(lambda job=job: store.get(job).state == "cancelled")
-            running.look()
             until(lambda folder=folder, drop=drop: folder.is_dir() is not drop)
         if drop:
             with pytest.raises(QueueError, match="no whole checkpoint"):

