@@ -1,12 +1,11 @@
 """Names of jobs: unique, and made up from the parts of the spec when a person gives none."""
 
-from pathlib import Path
 from typing import Any
 
 from jobs.tables import Tables
 from studio.errors import QueueError
 from studio.home import slug
-from studio.names import cleaned, fault
+from studio.names import called_after, cleaned, fault
 
 
 def holder(db: Tables, name: str) -> int | None:
@@ -50,10 +49,10 @@ def first_free(base: str, taken: dict[str, int]) -> str:
 def made_up(values: dict[str, Any], kind: str) -> str:
     """Return `<model>-<method>-<data>` for a run, led by the kind for other jobs."""
     words = [] if kind == "train" else [kind]
-    for part in (values.get("model"), values.get("method"), values.get("data")):
-        if isinstance(part, dict):
-            text = str(part.get("path") or part.get("name") or "")
-            words.append(slug(Path(text.removeprefix("starter:")).stem, fallback=""))
+    for part in (values.get(field) for field in ("model", "method", "data", "repo")):
+        text = part.get("path") or part.get("name") if isinstance(part, dict) else part
+        if isinstance(text, str):
+            words.append(slug(called_after(text), fallback=""))
     return "-".join(word for word in words if word)[:100] or kind
 
 

@@ -9,6 +9,7 @@ import unicodedata
 
 LONGEST = 120
 SHOWN = 60  # characters of a wrong name that are worth repeating
+_ENDINGS = "jsonl?|ndjson|csv|tsv|tab|parquet|pq|txt|text|md|markdown|gz|zst"
 _CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"  # between letters of Persian, and in the middle of emoji
 
@@ -28,6 +29,12 @@ def cleaned(name: str) -> str:
     """Return a name that was made up of parts without what a person's name could not hold."""
     plain = re.sub(r"[/\\:]+", "-", " ".join(shown(name[:LONGEST], LONGEST).split())).strip(" -~.")
     return plain if not fault(plain) else f"job {plain[:100]}".strip()
+
+
+def called_after(path: str) -> str:
+    """Return what a path or id calls its model or dataset: no folders, no data file's ending."""
+    name = path.removeprefix("starter:").rstrip("/").split("/")[-1]
+    return re.sub(rf"(\.({_ENDINGS}))+$", "", name, flags=re.I)
 
 
 def _read_as(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ from studio.data.snapshots import (
 from studio.data.sources import Origin, find, guess_origin
 from studio.data.survey import Survey
 from studio.home import Home
+from studio.names import called_after
 from studio.spec import DataSource
 
 
@@ -63,7 +63,7 @@ def import_dataset(
             return Imported(old, True)
     size = sum(file.stat().st_size for file in origin.files)
     meta = Meta(
-        name=free_name(home, name or _base_name(origin)),
+        name=free_name(home, name or called_after(origin.name)),
         plain=origin.plain,
         mapping=guess.mapping,
         reason=guess.reason,
@@ -99,9 +99,3 @@ def _settled(origin: Origin, source: DataSource, mapping: Mapping | None) -> Gue
     if origin.guess and source.format in ("auto", origin.guess.mapping.format):
         return origin.guess
     return guess_origin(origin, source)
-
-
-def _base_name(origin: Origin) -> str:
-    name = origin.name.removeprefix("starter:").split("/")[-1]
-    return re.sub(r"(\.(jsonl?|ndjson|csv|tsv|tab|parquet|pq|txt|text|md|markdown|gz|zst))+$", "",
-                  name, flags=re.I)  # fmt: skip

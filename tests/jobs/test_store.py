@@ -36,6 +36,20 @@ def test_a_name_is_made_up_from_the_parts(store: JobStore) -> None:
     assert store.get(names[2]).spec["name"] == names[2]
 
 
+@pytest.mark.parametrize(
+    ("kind", "values", "name"),
+    [
+        ("train", {"model": {"path": "Qwen/Qwen2.5-0.5B"}, "data": {"path": "/x/rows.jsonl.gz"}},
+         "qwen2-5-0-5b-rows"),
+        ("push", {"folder": "/x/out", "repo": "me/pirate"}, "push-pirate"),
+    ],
+)  # fmt: skip
+def test_a_made_up_name_keeps_what_is_no_ending(
+    store: JobStore, kind: str, values: dict[str, object], name: str
+) -> None:
+    assert store.submit(values, kind=kind).name == name
+
+
 def test_a_made_up_name_is_free_whatever_was_deleted_between(store: JobStore) -> None:
     names = [store.submit({"name": ""}, kind="merge").name for _ in range(4)]
     assert names == ["merge", "merge-2", "merge-3", "merge-4"]

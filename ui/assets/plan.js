@@ -30,7 +30,7 @@ export function planSchedule(job, jobs) {
   const retries = input({ type: 'number', min: '0', max: '10', value: String(job.retries_left ?? 0) });
   ask('When it starts', [['Not before', at, 'Empty: as soon as it is its turn'], ['Only', when],
     ['After these succeeded', needs, 'Ctrl-click chooses several, or none'],
-    ['Try again', retries, 'times, later each time, after a failure that may pass, such as too little memory']], 'Plan', async () => {
+    ['Try again', retries, 'How often, later each time, after a failure that may pass, such as too little memory']], 'Plan', async () => {
     await api(`/api/jobs/${job.id}/schedule`, { at: at.value, when: when.value,
       retries: Number(retries.value) || 0,
       needs: [...needs.selectedOptions].map((option) => Number(option.value)) });
