@@ -150,12 +150,14 @@ def test_a_queue_survives_its_server(chromium: str, held: JobStore) -> None:
             expect(page.get_by_test_id("detail")).to_contain_text("#keep")
             page.get_by_text("More", exact=True).click()
             page.get_by_role("button", name="When it starts …").click()
-            dialog.locator("input").fill("2001-01-01 00:00")
+            dialog.get_by_label("Not before").fill("2001-01-01 00:00")
             dialog.get_by_role("button", name="Plan").click()
             expect(dialog.get_by_role("alert")).to_contain_text("That moment is over")
-            dialog.locator("input").fill("+3h")
+            dialog.get_by_label("Not before").fill("+3h")
+            dialog.get_by_label("Try again").fill("2")
             dialog.get_by_role("button", name="Plan").click()
             expect(page.get_by_test_id("detail")).to_contain_text("starts after")
+            expect(page.get_by_test_id("detail")).to_contain_text("tried again up to 2×")
 
             # The training is resumed where it was. The server dies without a word: it goes on.
             page.get_by_test_id("run-5").click()
