@@ -28,7 +28,7 @@ from studio.home import Home
 
 T = TypeVar("T")
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0  # of a machine that is very busy; a process that dies is noticed
 POLL_SECONDS = 0.05
 
 _children: list[subprocess.Popen[bytes]] = []  # kept, so that their end can be noticed

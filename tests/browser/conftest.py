@@ -19,6 +19,9 @@ QUIET = [
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The machine's own Chromium or Chrome."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
     found = os.environ.get("STUDIO_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
     if found:
         return found
@@ -33,6 +36,20 @@ def studio(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """A running studio with an empty home."""
     with served(tmp_path_factory.mktemp("browser") / "home") as running:
         yield running
+
+
+def surely(scope, name: str, question: str) -> None:
+    """Press a button and, before it calms down again, what it asks."""
+    from playwright.sync_api import TimeoutError
+
+    for _ in range(5):
+        scope.get_by_role("button", name=name, exact=True).click()
+        try:
+            scope.get_by_role("button", name=question, exact=True).click(timeout=2500)
+            return
+        except TimeoutError:
+            continue
+    pytest.fail(f"{question} was never there for long enough")
 
 
 class Watch:
@@ -57,7 +74,7 @@ class Watch:
 
     def _thrown(self, words: str) -> None:
         # The browser's own word on a cross-fade between pages that came too late, no fault of ours.
-        if not words.startswith("Transition was aborted"):
+        if not words.startswith("Transition was "):
             self.errors.append(words)
 
     def _console(self, message) -> None:
@@ -73,9 +90,8 @@ def page(request: pytest.FixtureRequest, chromium: str, studio: Served) -> Itera
     The mark `refused` names the routes whose refusal the test is about; the browser logs it.
     """
     mark = request.node.get_closest_marker("refused")
-    from playwright.sync_api import expect, sync_playwright
+    from playwright.sync_api import sync_playwright
 
-    expect.set_options(timeout=30_000)  # a busy machine is slow, not wrong
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=QUIET)
         context = browser.new_context(

@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
+from tests.browser.conftest import surely
 from tests.served import Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -70,8 +71,7 @@ def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(
     expect(passport.get_by_test_id("name")).to_have_value("sea talk")
 
     # Delete and undo.
-    passport.get_by_role("button", name="Delete").click()
-    passport.get_by_role("button", name="Really delete?").click()
+    surely(passport, "Delete", "Really delete?")
     expect(card).to_have_count(0)
     page.get_by_test_id("undo").click()
     expect(card).to_contain_text("sea talk")
@@ -108,6 +108,7 @@ def test_an_adapter_is_exported_checked_and_not_pushed_offline(page: Page, studi
 
 def test_target_modules_are_picked_by_layer(page: Page) -> None:
     page.goto("/")
+    expect(page.locator("#data-note")).to_contain_text("rows", timeout=SLOW)
     field = page.locator("#field-method-lora-target_modules")
     field.get_by_role("button", name="Choose …").click()
     page.get_by_role("button", name="All", exact=True).click()
@@ -152,4 +153,4 @@ def test_four_families_in_one_lane_follow_their_sliders(page: Page, studio: Serv
         page.get_by_test_id("lane-1").get_by_label(f"Weight of {name}").fill("0")
     expect(page).to_have_url(re.compile(r"bias:0\b"))
     page.get_by_role("button", name="Ask again").click()
-    expect(page.get_by_test_id("answer-1")).to_have_text(base, timeout=SLOW)
+    expect(page.get_by_test_id("answer-1")).to_have_text(base, timeout=SLOW, use_inner_text=True)

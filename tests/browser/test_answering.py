@@ -54,8 +54,7 @@ def host(page: Page) -> Host:
 def refused(page: Page) -> None:
     toast = page.locator(".s-toast", has_text="Stop the answer first.")
     expect(toast).to_be_visible()
-    toast.get_by_role("button", name="Close").click()
-    expect(toast).to_be_hidden()
+    page.evaluate("document.querySelector('.s-toasts').replaceChildren()")  # before the next
 
 
 def test_a_lane_that_answers_is_not_removed(page: Page, host: Host) -> None:

@@ -88,7 +88,7 @@ def test_a_point_is_on_screen_within_a_second_and_zoom_stays(page: Page, run: Gr
     same_canvas = loss(page).locator("canvas").element_handle()
     run.grow(401, 450)
     page.wait_for_function(
-        "document.querySelector('[data-metric=loss]').dataset.points === '450'", timeout=10_000
+        "document.querySelector('[data-metric=loss]').dataset.points === '450'", timeout=30_000
     )
     expect(reset).to_be_visible()
     assert loss(page).locator(".s-legend b").inner_text() == hovered

@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
+from tests.browser.conftest import surely
 from tests.served import Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -47,6 +48,7 @@ def answers(page: Page) -> list[str]:
 
 
 def ask(page: Page, prompt: str) -> None:
+    expect(page.get_by_test_id("stop")).to_be_hidden(timeout=SLOW)  # the last answer is kept
     page.get_by_test_id("prompt").fill(prompt)
     page.keyboard.press("Enter")
 
@@ -71,7 +73,7 @@ def test_three_lanes_a_slider_a_blind_vote_and_a_reload(page: Page, studio: Serv
     slider.fill("0")
     expect(page).to_have_url(re.compile(r"lane=starter~loud:0&"))
     page.get_by_role("button", name="Ask again").click()
-    expect(page.get_by_test_id("answer-1")).to_have_text(base, timeout=SLOW)
+    expect(page.get_by_test_id("answer-1")).to_have_text(base, timeout=SLOW, use_inner_text=True)
     expect(page.get_by_test_id("vote")).to_be_visible(timeout=SLOW)
     assert answers(page)[2] == both
 
@@ -113,7 +115,7 @@ def test_three_lanes_a_slider_a_blind_vote_and_a_reload(page: Page, studio: Serv
     expect(page.get_by_test_id("conversations").locator("li")).to_have_count(1)
     page.get_by_role("tab", name="Chat").click()
     expect(page.locator(".s-turn")).to_have_count(2)
-    expect(page.get_by_test_id("answer-2").first).to_have_text(both)
+    expect(page.get_by_test_id("answer-2").first).to_have_text(both, use_inner_text=True)
     assert studio.json("/api/chat/leaderboard")["votes"] == 1
 
 
@@ -136,7 +138,7 @@ def test_a_slider_acts_on_an_answer_that_is_being_written(page: Page, lanes: str
     page.get_by_label("Temperature").press("Tab")
     slider = page.get_by_test_id("lane-1").get_by_label("Weight of loud")
     moved = page.get_by_text("Weights moved while it was written")
-    for weight in ("0.95", "0.9", "0.85", "0.8"):  # again if the answer happened to be a short one
+    for weight in ("0.95", "1", "0.95", "1"):  # again: the first may be over before it is moved
         slider.evaluate(MOVE_AT_THE_FIRST_WORD, weight)
         ask(page, "Tell me a story.")
         expect(page).to_have_url(re.compile(re.escape(f"loud:{weight}")), timeout=SLOW)
@@ -177,14 +179,14 @@ def test_a_recipe_is_kept_taken_and_forgotten(page: Page, lanes: str):
     page.get_by_test_id("lane-2").get_by_role("button", name="Keep mix").click()
     page.get_by_label("Name of the mix").fill("both at once")
     page.get_by_role("button", name="Save recipe").click()
+    expect(page.get_by_label("Name of the mix")).to_be_hidden()
     page.get_by_role("tab", name="Recipes").click()
     kept = page.get_by_test_id("recipes")
     expect(kept).to_contain_text("loud × 1")
     kept.get_by_role("button", name="Into a lane").click()
     expect(page.get_by_test_id("lane-3")).to_contain_text("warm")
     page.get_by_role("tab", name="Recipes").click()
-    kept.get_by_role("button", name="Delete").click()
-    kept.get_by_role("button", name="Really delete?").click()
+    surely(kept, "Delete", "Really delete?")
     expect(kept).to_contain_text("None yet")
 
 
@@ -222,15 +224,16 @@ def test_a_click_on_a_loss_curve_opens_its_checkpoint_which_can_be_promoted(
     ask(page, "What sound does a cow make?")
     expect(page.get_by_test_id("figures-1")).to_contain_text(f"{run}@", timeout=SLOW)
 
-    lane.get_by_role("button", name="Promote").click()
-    lane.get_by_role("button", name="Make it the adapter?").click()
-    expect(page.get_by_text("Queued as “promote")).to_be_visible()
+    surely(lane, "Promote", "Make it the adapter?")
     passport = studio.home / "runs" / str(run) / "adapter" / "passport.json"
     deadline = time.monotonic() + SLOW / 1000
-    while "promoted_from" not in json.loads(passport.read_text()):
+    promoted = ""
+    while not promoted:
         assert time.monotonic() < deadline, "it was never promoted"
         page.wait_for_timeout(200)
-    assert re.fullmatch(rf"{run}@[24]", json.loads(passport.read_text())["promoted_from"])
+        with contextlib.suppress(FileNotFoundError):  # the folder is being exchanged
+            promoted = json.loads(passport.read_text()).get("promoted_from", "")
+    assert re.fullmatch(rf"{run}@[24]", promoted)
 
 
 def test_a_deleted_adapter_costs_its_lane_a_sentence(page: Page, studio: Served):
@@ -244,9 +247,11 @@ def test_a_deleted_adapter_costs_its_lane_a_sentence(page: Page, studio: Served)
     assert page.evaluate("window.hit") is None
 
     # Ten thousand characters: a sentence, and what was written is still there.
+    expect(page.get_by_test_id("stop")).to_be_hidden(timeout=SLOW)
     page.get_by_role("button", name="Remove this lane").last.click()
     ask(page, "once upon a time " * 600)
     turn = page.locator(".s-turn").last
     expect(turn.get_by_test_id("answer-0")).to_contain_text("shorten it", timeout=SLOW)
+    expect(page.get_by_test_id("stop")).to_be_hidden(timeout=SLOW)
     turn.get_by_role("button", name="Edit").click()
     expect(page.get_by_test_id("prompt")).to_have_value(re.compile("^once upon a time"))

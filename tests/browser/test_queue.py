@@ -16,11 +16,11 @@ from jobs.processes import me
 from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
-from tests.browser.conftest import QUIET
+from tests.browser.conftest import QUIET, surely
 from tests.served import served
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-SLOW = 120_000
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
+SLOW = 240_000
 
 
 @pytest.fixture
@@ -68,8 +68,12 @@ def train_a_little(page: Page, store: JobStore, more_than: int) -> None:
     """Let the run start, next and alone: the queue is held again as soon as it is under way."""
     page.get_by_test_id("run-5").click()
     act(page, "Run next")
+    first = page.locator("[data-testid=runs] .s-row-open").first
+    expect(first).to_have_attribute("data-testid", "run-5", timeout=SLOW)
     act(page, "Release all")
-    expect(page.get_by_test_id("run-5")).to_contain_text(re.compile("starting|running"))
+    expect(page.get_by_test_id("run-5")).to_contain_text(
+        re.compile("starting|running"), timeout=SLOW
+    )
     act(page, "Hold all")
     wait_for_steps(page, store, more_than)
     expect(page.get_by_test_id("progress")).to_contain_text("steps")
@@ -119,7 +123,7 @@ def test_a_queue_survives_its_server(chromium: str, held: JobStore) -> None:
             # A training is paused: it saves and frees its device.
             train_a_little(page, held, more_than=1)
             act(page, "Pause")
-            expect(page.get_by_test_id("detail")).to_contain_text("paused")
+            expect(page.get_by_test_id("detail")).to_contain_text("paused", timeout=SLOW)
             paused = held.get("long").step
             assert held.checkpoints(5)[-1]["step"] == paused
 
@@ -181,9 +185,8 @@ def test_a_queue_survives_its_server(chromium: str, held: JobStore) -> None:
             page.get_by_test_id("run-5").click()
             expect(page.get_by_test_id("progress")).to_contain_text("steps")
             assert held.checkpoints(5)[-1]["step"] == held.get("long").step > paused
-            act(page, "Cancel")
-            act(page, "Really cancel?")
-            expect(detail).to_contain_text("cancelled")
+            surely(page, "Cancel", "Really cancel?")
+            expect(detail).to_contain_text("cancelled", timeout=SLOW)
             one_notification(page, held)
             expect(page.get_by_test_id("queue-notice")).to_contain_text("holds the queue")
         browser.close()

@@ -10,7 +10,7 @@ from ui.form import elem_id
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 STEPS = 12
-SLOW = 120_000  # a busy machine with two cores
+SLOW = 240_000  # a busy machine with two cores
 
 
 def field(page: Page, path: str) -> Locator:
@@ -88,7 +88,7 @@ def test_a_fine_tune_from_click_to_chat(page: Page, studio: Served) -> None:
     assert all(answers)
     page.reload()
     for lane, answer in enumerate(answers):
-        expect(page.get_by_test_id(f"answer-{lane}")).to_have_text(answer)
+        expect(page.get_by_test_id(f"answer-{lane}")).to_have_text(answer, use_inner_text=True)
     expect(page.get_by_text("What sound does a cow make?")).to_be_visible()
 
     # System: the house is all there.

@@ -32,6 +32,7 @@ export class Compare extends HTMLElement {
     }
     await this.talk.open(query().getAll('lane').slice(0, MOST_LANES).map(parseLane));
     if (!this.talk.lanes.length) this.talk.lanes = this.usualLanes();
+    this.root.hidden = false;
     this.show();
     this.shelf.open(query().get('view') ?? 'chat');
     api('/api/chat/warm', {}).catch(() => {}); // the first prompt says what is wrong
@@ -67,17 +68,18 @@ export class Compare extends HTMLElement {
     this.serve = button('Use elsewhere', () => askElsewhere(this.talk.lanes), 's-tool',
       { title: 'These lanes in other programs, over an OpenAI-compatible address' });
     this.shelf = new Shelf(this);
-    this.append(h('div', { class: 's-compare' },
+    this.root = h('div', { class: 's-compare', hidden: true }, // until the lanes are known
       h('div', { class: 's-compare-bar' }, this.shelf.tabs, h('span', { class: 's-grow' }), this.fresh,
         this.confidence, this.reference, this.blind, this.serve),
-      this.heads, this.scroll, this.shelf.element, this.composer.element));
+      this.heads, this.scroll, this.shelf.element, this.composer.element);
+    this.append(this.root);
     addEventListener('keydown', (event) => { this.key(event); this.votes.key(event); });
   }
 
   /** Away from fields: / goes to the composer, n begins a new chat, r answers the last prompt again. */
   key(event) {
     const typing = event.target.closest?.('input, textarea, select, dialog');
-    if (typing || event.ctrlKey || event.metaKey || event.altKey || this.hasAttribute('data-shelf')) return;
+    if (typing || this.root.hidden || event.ctrlKey || event.metaKey || event.altKey || this.hasAttribute('data-shelf')) return;
     const act = { '/': () => this.composer.focus(), n: () => this.fresh_(), r: () => this.again() }[event.key];
     if (act) { event.preventDefault(); act(); }
   }
@@ -117,7 +119,7 @@ export class Compare extends HTMLElement {
       redraw: () => { this.show(); this.moved(); },
       add: (...lanes) => { this.talk.lanes.push(...lanes.slice(0, MOST_LANES - this.talk.lanes.length));
         this.show(); this.moved(); },
-      refresh: async () => { this.choices = await api('/api/chat/choices'); this.show(); },
+      refresh: async () => { this.choices = await api('/api/chat/choices'); this.show(); this.shelf.again(); },
       remove: this.talk.lanes.length > 1 ? () => {
         if (this.free()) { this.talk.dropLane(i); this.show(); this.moved(); } } : null,
     }).element;

@@ -178,10 +178,12 @@ export class Data extends HTMLElement {
 
   await(job, then, failed) {
     this.waiting.set(job.job, { then, failed });
+    if (this.known) this.take(this.known); // its end may have been told already
     poke();
   }
 
   take(jobs) {
+    this.known = jobs;
     const ours = jobs.filter((job) => KINDS.has(job.kind));
     keyed(this.jobs, ours.filter(isLive), (job) => job.id, (job) => this.job(job), (node, job) => {
       const [name, state, what, , track] = node.firstChild.children;

@@ -37,6 +37,11 @@ export class Shelf {
     } catch (error) { toast(error.message, 'error'); }
   }
 
+  /** A recipe was kept while its list may be on screen. */
+  again() {
+    if (this.view === 'recipes') this.open('recipes');
+  }
+
   async conversations() {
     const search = h('input', { type: 'search', placeholder: 'Search prompts and answers …',
       'aria-label': 'Search conversations', oninput: () => {

@@ -56,14 +56,14 @@ export class Suites {
     clearTimeout(this.timer);
     const found = await api('/api/chat/suites');
     this.open ??= found[0]?.id;
+    const suite = this.open == null ? null : await api(`/api/chat/suites/${this.open}`);
     this.list.replaceChildren(h('table', { class: 's-table' }, h('tbody', {}, found.map((suite) =>
       h('tr', { class: suite.id === this.open ? 's-chosen' : '' }, h('td', {}, button(suite.name,
         () => { this.open = suite.id; this.refresh(); }, 's-tool')), h('td', {}, badge(suite.state)),
       h('td', { class: 's-quiet' }, LIVE.includes(suite.state) ? `${suite.step} of ${suite.total_steps} prompts`
         : `${suite.total_steps} prompts · ${suite.lanes.length} lanes · ${ago(suite.created)}`),
       h('td', { class: 's-error' }, suite.error ?? ''))))));
-    if (this.open == null) return;
-    const suite = await api(`/api/chat/suites/${this.open}`);
+    if (!suite) return;
     this.table.replaceChildren(...results(suite, (cases) => { this.cases.value = cases; }));
     if (LIVE.includes(suite.state) && this.table.isConnected && !this.table.closest('[hidden]')) {
       this.timer = setTimeout(() => this.refresh().catch(() => {}), 1500);

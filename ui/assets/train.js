@@ -128,7 +128,7 @@ export class Launch extends Told {
 export class Notes extends Told {
   render(values) {
     // Looks at the form overlap and an older one may arrive last: the newest is what counts.
-    if (values.turn && values.turn < (Notes.newest?.turn ?? 0)) values = Notes.newest;
+    if ((values.turn ?? 0) < (Notes.newest?.turn ?? 0)) values = Notes.newest;
     else if (values.turn) Notes.newest = values;
     const { command, yaml, query: state, error, field } = values;
     mark(field);
