@@ -67,9 +67,9 @@ MIX = {
 LAST_MIX = {**MIX, "question": 40, "turns": 12, "frame": 24, "copy": 14}
 # Relations that are larger or harder than their number of facts says; elsewhere a share per fact.
 _SHARES = {
-    "more": 150, "bigger": 130, "is_colour": 60, "plus": 170, "minus": 90, "times": 80,
+    "more": 190, "bigger": 130, "is_colour": 60, "plus": 170, "minus": 90, "times": 80,
     "after": 110, "before": 120, "sense": 36, "count": 80, "maker": 26, "made_by": 24, "kind": 60,
-    "baby": 24, "home": 26, "past": 30,
+    "baby": 30, "home": 26, "past": 30,
 }  # fmt: skip
 
 

@@ -38,20 +38,20 @@ class Recipe:
     num_layers: int = 4
     num_heads: int = 6
     intermediate_size: int = 512
-    max_steps: int = 4600
+    max_steps: int = 5600
     batch_tokens: int = 3072
     learning_rate: float = 4e-3
     muon_learning_rate: float = 0.02
     warmup_steps: int = 60
-    decay_steps: int = 2800
+    decay_steps: int = 3600
     weight_decay: float = 0.05
     chats_per_pool: int = 8000
     any_token: bool = False
 
 
 LAST = Recipe(
-    seed=8, max_steps=600, learning_rate=1e-3, muon_learning_rate=5e-3, warmup_steps=30,
-    decay_steps=570, any_token=True,
+    seed=8, max_steps=800, learning_rate=1e-3, muon_learning_rate=5e-3, warmup_steps=30,
+    decay_steps=770, any_token=True,
 )  # fmt: skip
 """Then: words made of every token there is, so that any style can be learned."""
 
