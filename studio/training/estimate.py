@@ -22,7 +22,7 @@ from studio.methods import Phase
 from studio.models.families import SKIPPING
 from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
-from studio.training.memory import CHUNK_NUMBERS, REUSED_BYTES
+from studio.training.memory import CHUNK_NUMBERS, REUSED_BYTES, WIDE_NUMBERS
 from studio.training.precision import loaded_dtype
 from studio.training.schedule import plan_run
 from studio.training.shares import (
@@ -192,7 +192,9 @@ def memory(
     mapped = shape.hidden * load.tokens * width > REUSED_BYTES
     spread = 1.0 if on_gpu else MAPPED_SHARE if mapped else HEAP_SHARE
     logits = load.targets * shape.vocabulary
-    held = 3 * logits if whole else 2 * min(logits, CHUNK_NUMBERS)  # a head that trains: no chunks
+    chunk = min(logits, CHUNK_NUMBERS)
+    wide = 0 if width == 4 else chunk if on_gpu else min(chunk, WIDE_NUMBERS)
+    held = 12 * logits if whole else width * chunk + 4 * wide  # a head that trains: no chunks
     messages = MESSAGE_BYTES if size > 1 else 0
     parts = {
         "runtime": CUDA_RUNTIME_BYTES + messages if on_gpu else RUNTIME_BYTES,
@@ -201,7 +203,7 @@ def memory(
         "gradients": (width if whole else 4) * trained,
         "optimizer": STATES[spec.train.optim] * trained,
         "activations": int(spread * layers),
-        "logits": int(spread * (4 * held + 2 * load.targets * shape.hidden * width)),
+        "logits": int(spread * (held + 2 * load.targets * shape.hidden * width)),
         "workspace": int(spread * 3 * max(shape.inner, shape.hidden) * load.tokens * width)
         + gathered,
     }

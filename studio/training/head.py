@@ -8,18 +8,20 @@ at once. What is kept for the backward is one `(N, D)` gradient instead of three
 Only a head that is a bare product can be taken over; one with soft-capping, scaling, a bias or an
 adapter on it goes the plain way.
 
-Shapes: `N positions that predict a trained token, D hidden, V vocabulary, C rows of a chunk`.
+Shapes: `N positions that predict a trained token, D hidden, V vocabulary, C rows of a chunk,
+R of them in float32`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from studio.training.memory import CHUNK_NUMBERS
+from studio.training.memory import CHUNK_NUMBERS, WIDE_NUMBERS
 
 if TYPE_CHECKING:
     from studio.methods.layer import Backbone
@@ -43,21 +45,10 @@ class HeadLoss(torch.autograd.Function):
         gradient_ND = torch.empty_like(hidden_ND)
         for start in range(0, hidden_ND.shape[0], chunk):
             part = slice(start, start + chunk)
-            logits_CV = (hidden_ND[part] @ weight_VD.T).float()
-            target_C1 = targets_N[part, None]
-            wanted_C = logits_CV.gather(1, target_C1)[:, 0]
-            if smoothing:
-                wanted_C = (1 - smoothing) * wanted_C + smoothing * logits_CV.mean(1)
-            largest_C1 = logits_CV.amax(1, keepdim=True)
-            logits_CV.sub_(largest_C1).exp_()
-            sums_C1 = logits_CV.sum(1, keepdim=True)
-            total += (sums_C1.log() + largest_C1)[:, 0].sum() - wanted_C.sum()
+            logits_CV = hidden_ND[part] @ weight_VD.T
+            total += _turned(logits_CV, targets_N[part], smoothing)
             if ctx.needs_input_grad[0]:
-                logits_CV.div_(sums_C1)
-                if smoothing:
-                    logits_CV.sub_(smoothing / logits_CV.shape[1])
-                logits_CV.scatter_add_(1, target_C1, torch.full_like(sums_C1, smoothing - 1))
-                gradient_ND[part] = logits_CV.to(weight_VD.dtype) @ weight_VD
+                gradient_ND[part] = logits_CV @ weight_VD
         ctx.save_for_backward(gradient_ND)
         return total
 
@@ -66,6 +57,27 @@ class HeadLoss(torch.autograd.Function):
         """Scale the gradient that the forward made."""
         (gradient_ND,) = ctx.saved_tensors
         return gradient_ND * outputs[0].to(gradient_ND.dtype), None, None, None, None
+
+
+def _turned(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> Tensor:
+    """Return the summed loss in float32, and turn the logits in place into their gradient."""
+    total = torch.zeros((), dtype=torch.float32, device=logits_CV.device)
+    for rows_RV, target_R in _few(logits_CV, targets_C):
+        wide_RV, target_R1 = rows_RV.float(), target_R[:, None]
+        wanted_R = wide_RV.gather(1, target_R1)[:, 0]
+        if smoothing:
+            wanted_R = (1 - smoothing) * wanted_R + smoothing * wide_RV.mean(1)
+        largest_R1 = wide_RV.amax(1, keepdim=True)
+        wide_RV.sub_(largest_R1).exp_()
+        sums_R1 = wide_RV.sum(1, keepdim=True)
+        total += (sums_R1.log() + largest_R1)[:, 0].sum() - wanted_R.sum()
+        wide_RV.div_(sums_R1)
+        if smoothing:
+            wide_RV.sub_(smoothing / wide_RV.shape[1])
+        wide_RV.scatter_add_(1, target_R1, torch.full_like(sums_R1, smoothing - 1))
+        if wide_RV is not rows_RV:
+            rows_RV.copy_(wide_RV)
+    return total
 
 
 def head_loss(
@@ -82,10 +94,16 @@ def head_measured(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tu
     chunk, total, correct = max(1, CHUNK_NUMBERS // weight_VD.shape[0]), 0.0, 0
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
-        logits_CV = (hidden_ND[part] @ weight_VD.T).float()
-        total += float(cross_entropy(logits_CV, targets_N[part], reduction="sum"))
-        correct += int((logits_CV.argmax(-1) == targets_N[part]).sum())
+        for rows_RV, target_R in _few(hidden_ND[part] @ weight_VD.T, targets_N[part]):
+            total += float(cross_entropy(rows_RV.float(), target_R, reduction="sum"))
+            correct += int((rows_RV.argmax(-1) == target_R).sum())
     return total, correct
+
+
+def _few(logits_CV: Tensor, targets_C: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows that are worked on at once: what a processor's cache holds, or all on a GPU."""
+    rows = len(logits_CV) if logits_CV.is_cuda else max(1, WIDE_NUMBERS // logits_CV.shape[1])
+    return zip(logits_CV.split(rows), targets_C.split(rows), strict=True)
 
 
 def bare_head(backbone: Backbone) -> nn.Linear | None:

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from studio.training import head
 from studio.training.batch import pack
-from studio.training.head import bare_head, head_loss, packed_hidden
+from studio.training.head import bare_head, head_loss, head_measured, packed_hidden
 from studio.training.loss import loss_sum
 from studio.training.session import Session
 from tests.studio.training.conftest import make_rows
@@ -14,20 +14,28 @@ from tests.studio.training.conftest import make_rows
 Make = Callable[..., Session]
 
 
-@pytest.mark.parametrize("chunk_numbers", [50, 4_000_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("chunk", "wide"), [(50, 50), (150, 50), (8_000_000, 8_000_000)])
 def test_the_chunked_loss_and_gradient_equal_the_plain_ones(
-    chunk_numbers: int, monkeypatch: pytest.MonkeyPatch
+    chunk: int, wide: int, smoothing: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(head, "CHUNK_NUMBERS", chunk_numbers)
+    monkeypatch.setattr(head, "CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(head, "WIDE_NUMBERS", wide)
     torch.manual_seed(0)
-    hidden = torch.randn(13, 8, dtype=torch.float64).float().requires_grad_()
-    weight, targets = torch.randn(23, 8), torch.randint(0, 23, (13,))
-    plain = cross_entropy(hidden @ weight.T, targets, reduction="sum") / 7
+    hidden = torch.randn(13, 8).to(dtype).requires_grad_()
+    weight, targets = torch.randn(23, 8).to(dtype), torch.randint(0, 23, (13,))
+    logits = (hidden @ weight.T).float()
+    plain = cross_entropy(logits, targets, reduction="sum", label_smoothing=smoothing) / 7
     (expected,) = torch.autograd.grad(plain, hidden)
-    ours = head_loss(hidden, weight, targets) / 7
+    ours = head_loss(hidden, weight, targets, smoothing) / 7
     (got,) = torch.autograd.grad(ours, hidden)
     torch.testing.assert_close(ours, plain)
-    torch.testing.assert_close(got, expected)
+    rounding = {"rtol": 2e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(got, expected, **rounding)
+    total, correct = head_measured(hidden.detach(), weight, targets)
+    assert total == pytest.approx(float(cross_entropy(logits, targets, reduction="sum")), rel=1e-5)
+    assert correct == int((logits.argmax(-1) == targets).sum())
 
 
 def test_the_fast_way_equals_the_plain_way_on_a_model(
