@@ -4,7 +4,6 @@ Merging and mixing are queued jobs that are followed like a run; importing and e
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from jobs import supervisor
 from jobs.admission import admit
-from jobs.commands import exit_code
+from jobs.commands import say_state
 from jobs.follow import follow_to_the_end
 from jobs.record import Job
 from jobs.store import JobStore
@@ -33,7 +32,7 @@ def merge(
     request = MergeRequest.parse(values).checked(home)
     job = _run(home, "merge", request.model_dump(mode="json"), follow=follow)
     if not follow or job.state != "succeeded":
-        return _say(job, as_json)
+        return say_state(job, as_json)
     from studio.adapters.merge import read_certificate
 
     certificate = read_certificate(Path(request.out))
@@ -59,7 +58,7 @@ def mix(
     request = MixRequest.parse({**values, "stack": stack}).checked(home)
     job = _run(home, "mix", request.model_dump(mode="json"), follow=follow)
     if not follow or job.state != "succeeded":
-        return _say(job, as_json)
+        return say_state(job, as_json)
     from studio.adapters.library import describe
 
     folder = Path(str(summary(job)["adapter"]))
@@ -123,7 +122,7 @@ def export_gguf(
     request = GgufRequest.parse(values).checked(home)
     job = _run(home, "gguf", request.model_dump(mode="json"), follow=True)
     if job.state != "succeeded":
-        return _say(job, as_json)
+        return say_state(job, as_json)
     check = read_check(Path(request.out))
     if as_json:
         print(json.dumps({"out": request.out, "check": check}, ensure_ascii=False))
@@ -145,7 +144,7 @@ def push(home: Home, values: dict[str, Any], *, follow: bool, as_json: bool) -> 
     request = PushRequest.parse(values).checked(home)
     job = _run(home, "push", request.model_dump(mode="json"), follow=follow)
     if not follow or job.state != "succeeded":
-        return _say(job, as_json)
+        return say_state(job, as_json)
     address = job.result.get("address")
     print(json.dumps({"address": address}) if as_json else f"Uploaded to {address}")
     return 0
@@ -156,17 +155,6 @@ def _run(home: Home, kind: str, values: dict[str, Any], *, follow: bool) -> Job:
         job = store.submit(values, kind=kind)
         supervisor.ensure_running(home)
         return follow_to_the_end(store, job) if follow else job
-
-
-def _say(job: Job, as_json: bool) -> int:
-    facts = summary(job)
-    if as_json:
-        error = facts["error"]
-        print(json.dumps({"error": error} if error else facts, ensure_ascii=False))
-    else:
-        text = f'Queued "{job.name}" as number {job.id}.' if job.state == "queued" else ""
-        print(text or job.error_text or f'"{job.name}" is {job.state}.', file=sys.stderr)
-    return 0 if job.state == "queued" else exit_code(job)
 
 
 def bakeoff(

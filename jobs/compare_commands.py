@@ -1,7 +1,6 @@
 """The bodies of the commands of Compare: what they print, and their exit codes."""
 
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -9,11 +8,10 @@ from typing import Any
 
 from jobs import suites, supervisor
 from jobs.chat_lanes import parse_lane
-from jobs.commands import exit_code
+from jobs.commands import say_state
 from jobs.conversations import Conversations
 from jobs.follow import follow_to_the_end
 from jobs.recipes import Recipes
-from jobs.record import Job
 from jobs.store import JobStore
 from jobs.summary import summary
 from jobs.votes import Votes
@@ -95,10 +93,10 @@ def suite(
             }  # fmt: skip
             job = suites.submit(store, values)
             if not follow:
-                return _say(job, as_json)
+                return say_state(job, as_json)
             job = follow_to_the_end(store, job)
             if job.state != "succeeded":
-                return _say(job, as_json)
+                return say_state(job, as_json)
             show = str(job.id)
         found = suites.table(store, show)
         if out:
@@ -212,18 +210,7 @@ def promote(home: Home, checkpoint: str, *, follow: bool, as_json: bool) -> int:
     if job.state == "succeeded" and not as_json:
         print(f"{checkpoint} is the run's adapter now: {summary(job)['adapter']}")
         return 0
-    return _say(job, as_json)
-
-
-def _say(job: Job, as_json: bool) -> int:
-    facts = summary(job)
-    if as_json:
-        error = facts["error"]
-        print(json.dumps({"error": error} if error else facts, ensure_ascii=False))
-    else:
-        text = f'Queued "{job.name}" as number {job.id}.' if job.state == "queued" else ""
-        print(text or job.error_text or f'"{job.name}" is {job.state}.', file=sys.stderr)
-    return 0 if job.state == "queued" else exit_code(job)
+    return say_state(job, as_json)
 
 
 def _list_suites(found: Sequence[dict[str, Any]], as_json: bool) -> None:
