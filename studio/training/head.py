@@ -102,7 +102,9 @@ def head_measured(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tu
 
 def _few(logits_CV: Tensor, targets_C: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """The rows that are worked on at once: what a processor's cache holds, or all on a GPU."""
-    rows = len(logits_CV) if logits_CV.is_cuda else max(1, WIDE_NUMBERS // logits_CV.shape[1])
+    rows = len(logits_CV)
+    if logits_CV.device.type == "cpu":
+        rows = max(1, WIDE_NUMBERS // logits_CV.shape[1])
     return zip(logits_CV.split(rows), targets_C.split(rows), strict=True)
 
 
