@@ -35,7 +35,7 @@ def lanes(studio: Served) -> str:
         adapter = backbone.attach(name, named(method)())
         generator = torch.Generator().manual_seed(1)
         for parameter in adapter.parameters():
-            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.08
+            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.12
         folder = Path(studio.home) / "adapters" / name
         folder.mkdir(parents=True)
         backbone.save(name, folder, base=starter.MODEL)
