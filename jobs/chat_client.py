@@ -31,6 +31,11 @@ T = TypeVar("T")
 START_SECONDS = 180.0  # of a machine that is very busy; a process that dies is noticed
 POLL_SECONDS = 0.05
 
+
+class _Leaving(Exception):
+    """The host is ending and answers nothing any more."""
+
+
 _children: list[subprocess.Popen[bytes]] = []  # kept, so that their end can be noticed
 
 
@@ -129,7 +134,7 @@ def _asked(
                 begun = True
                 yield one
             return
-        except httpx.ConnectError:
+        except (httpx.ConnectError, _Leaving):
             if attempt == 2:
                 raise ChatError("The chat process cannot be reached. Send again.") from None
         except httpx.TransportError as error:
@@ -170,6 +175,8 @@ def weigh(home: Home, request_id: str, lane: int, stack: Sequence[Mapping[str, A
             response = client.post(f"/weigh/{request_id}", json=body)
     except httpx.TransportError:
         return False
+    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        return False  # it is ending
     if response.status_code != 200:
         raise ChatError(_refusal(response))
     return bool(response.json()["moved"])
@@ -200,7 +207,7 @@ def _streamed(
         client.stream("POST", "/generate", json=dict(request)) as response,
     ):
         if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-            raise httpx.RemoteProtocolError("it is ending")
+            raise _Leaving
         if response.status_code != 200:
             response.read()
             raise ChatError(_refusal(response))
@@ -257,9 +264,10 @@ def _started(home: Home, command: list[str]) -> Endpoint:
         endpoint = find_host(home)
         if endpoint is not None and _answers(endpoint):
             return endpoint
-        if (code := process.poll()) == 0:  # it left the home to another host, which is leaving
+        code = process.poll()
+        if code == 0 and find_host(home) is None:  # it left the home to one that has left since
             process = _spawned(home, command)
-        elif code is not None:
+        elif code:
             break
         time.sleep(POLL_SECONDS)
     raise ChatError(f"The chat process does not start{_last_words(home)}.")

@@ -14,6 +14,7 @@ from pathlib import Path
 from studio.adapters.library import Adapter, adapters, describe
 from studio.errors import AdapterError, Unreached
 from studio.home import Home, publishing, slug
+from studio.network import may_pass
 from studio.spec import ModelSource
 
 CONFIG, PASSPORT = "adapter_config.json", "passport.json"
@@ -89,16 +90,15 @@ def _fetched(source: str) -> Path:
     if Path(source).is_absolute():
         return Path(source)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(source, allow_patterns=[CONFIG, *WEIGHTS]))
-    except LocalEntryNotFoundError:
-        raise Unreached(
-            f"{source} is no folder here, is not downloaded, and the hub cannot be reached: check "
-            "the spelling or the connection."
-        ) from None
     except Exception as error:
+        if may_pass(error):
+            raise Unreached(
+                f"{source} is no folder here, is not downloaded, and the hub cannot be reached: "
+                "check the spelling or the connection."
+            ) from None
         raise AdapterError(
             f"{source} is no folder here, and it cannot be fetched from the hub "
             f"({type(error).__name__}). Download it and give the folder."

@@ -75,8 +75,9 @@ def export_adapter(
     """Write an adapter of the library to a folder of its own.
 
     Raises:
-        AdapterError: The folder exists, the method has no place in that form, or what was written
-            does not answer like the original.
+        InputError: The folder exists.
+        AdapterError: The method has no place in that form, or what was written does not answer
+            like the original.
     """
     folder = resolve(home, name)
     refuse_place(out)

@@ -15,6 +15,7 @@ from typing import Any, Self
 from studio.errors import InputError, Unreached
 from studio.home import Home
 from studio.knobs import Record, knob
+from studio.network import may_pass
 from studio.training.events import Event, Finished, Loading
 from studio.validating import validated
 
@@ -118,10 +119,11 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
         there = {one.path: getattr(one, "size", None) for one in infos}
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        if not status or status == 429 or status >= 500:
-            raise Unreached(_refused(repo, status)) from None
-        raise InputError(_refused(repo, status)) from None
-    except OSError as error:
+        kind = Unreached if may_pass(error) or not status else InputError
+        raise kind(_refused(repo, status)) from None
+    except Exception as error:
+        if not may_pass(error):
+            raise
         raise Unreached(
             f"The hub cannot be reached ({type(error).__name__}): check the network, then push "
             "again. The folder stays as it is."

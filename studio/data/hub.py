@@ -16,6 +16,7 @@ from typing import Any
 from studio.data.records import Problem, Row
 from studio.data.sources import Origin
 from studio.errors import DataError, InputError, Unreached
+from studio.network import may_pass
 from studio.spec import DataSource
 
 ANSWER_SECONDS = 10.0
@@ -25,7 +26,8 @@ def is_reached(path: str) -> bool:
     """Ask the hub for a dataset, once; False where the hub is silent and it was downloaded before.
 
     Raises:
-        DataError: The hub has none of that id, or is silent and none was downloaded.
+        DataError: The hub has none of that id, or refuses it.
+        Unreached: It is silent, and none was downloaded.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
@@ -37,10 +39,10 @@ def is_reached(path: str) -> bool:
             f'"{path}" is no file or folder here, no imported dataset, and no dataset on the hub: '
             "check the spelling."
         ) from None
-    except Exception:  # whatever the network, a proxy or the hub itself has
+    except Exception as error:  # whatever the network, a proxy or the hub itself has
         if _is_downloaded(path):
             return False
-        raise _unreached(path) from None
+        raise _meaning(DataSource(path=path), error) from None
     return True
 
 
@@ -119,6 +121,6 @@ def _meaning(source: DataSource, error: Exception) -> InputError:
         return DataError(f"{known} wants to run code, which is refused.")
     if "Gated" in name or "401" in text or "403" in text:
         return DataError(f"{known} needs permission: log in with `hf auth login`.")
-    if "Offline" in name or "Connection" in name or "reach" in text or "offline" in text:
+    if may_pass(error) or "reach" in text or "offline" in text:
         return _unreached(source.path)
     return DataError(f'There is no file, folder or hub dataset "{source.path}" ({name}: {text}).')

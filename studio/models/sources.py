@@ -17,6 +17,7 @@ from typing import Any
 from studio.errors import DiskFull, ModelError, Unreached, nearest
 from studio.home import Home
 from studio.models.headers import Header, read_headers
+from studio.network import may_pass
 from studio.spec import ModelSource
 
 STARTER = "starter"
@@ -163,21 +164,26 @@ def _download(source: ModelSource) -> Path:
         why = f'has no revision "{source.revision}"'
     except (RepositoryNotFoundError, HFValidationError):
         why = "is neither a folder here nor a model on the hub: check the spelling"
-    except LocalEntryNotFoundError:
-        raise Unreached(
-            f'The model "{name}" is not a folder here, is not downloaded, and the hub cannot be '
-            "reached: check the spelling or the connection."
-        ) from None
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(
                 f'The disk ran full while the model "{name}" was downloaded: free some room, then '
                 "try again; what has arrived is kept."
             ) from None
-        raise Unreached(
-            f'The model "{name}" could not be downloaded ({error.strerror or type(error).__name__})'
-            ": what has arrived is kept, try again."
-        ) from None
+        nothing = isinstance(error, LocalEntryNotFoundError)
+        fault = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
+        if not may_pass(error):
+            why = f"could not be downloaded ({fault})"
+        elif nothing:
+            raise Unreached(
+                f'The model "{name}" is not a folder here, is not downloaded, and the hub cannot '
+                "be reached: check the spelling or the connection."
+            ) from None
+        else:
+            raise Unreached(
+                f'The model "{name}" could not be downloaded ({fault}): what has arrived is kept, '
+                "try again."
+            ) from None
     raise ModelError(f'The model "{name}" {why}.') from None
 
 

@@ -124,10 +124,11 @@ class _Team:
         """What began the trouble: when one fails or dies, the next to be heard may be another."""
         faults, deadline = [fault], time.monotonic() + OTHERS_SECONDS
         while left and min(likely for likely, _ in faults) > 1:
+            late = time.monotonic() > deadline
             try:
-                rank, said = self.said.get(timeout=POLL_SECONDS)
+                rank, said = self.said.get(timeout=0 if late else POLL_SECONDS)
             except queue.Empty:
-                if time.monotonic() > deadline:
+                if late:
                     break
                 continue
             left -= said is None
@@ -148,7 +149,7 @@ class _Team:
         how = (
             f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         )
-        return 1 if code < 0 else 3, ProcessLost(
+        return 1 if code < 0 and code != -signal.SIGABRT else 3, ProcessLost(
             f"{who} {how}, so the others were ended too. The last checkpoint is intact."
         )
 

@@ -18,7 +18,7 @@ const select = (choices, value) => h('select', {}, choices.map(([id, name]) =>
 const input = (props) => h('input', { autocomplete: 'off', ...props });
 
 export function planSchedule(job, jobs) {
-  const at = input({ placeholder: '02:30, +2h or 2027-01-31 02:30', value: job.start_after
+  const at = input({ placeholder: '02:30, +2h or 2027-01-31 02:30', value: job.start_after > Date.now() / 1000 + 60
     ? local(job.start_after) : '' });
   const when = select([['', 'At any time'], ['idle', 'Only when the machine is idle'],
     ['night', 'Only at night (22 to 7)']], job.start_when);
@@ -32,7 +32,7 @@ export function planSchedule(job, jobs) {
     ['After these succeeded', needs, 'Ctrl-click chooses several, or none'],
     ['Try again', retries, 'How often, later each time, after a failure that may pass, such as too little memory']], 'Plan', async () => {
     await api(`/api/jobs/${job.id}/schedule`, { at: at.value, when: when.value,
-      retries: Number(retries.value) || 0,
+      retries: (Number(retries.value) || 0) === job.retries_left ? null : Number(retries.value) || 0,
       needs: [...needs.selectedOptions].map((option) => Number(option.value)) });
   });
 }

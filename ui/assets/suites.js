@@ -55,7 +55,7 @@ export class Suites {
   async refresh() {
     clearTimeout(this.timer);
     const found = await api('/api/chat/suites');
-    this.open ??= found[0]?.id;
+    if (!found.some((one) => one.id === this.open)) this.open = found[0]?.id;
     const suite = this.open == null ? null : await api(`/api/chat/suites/${this.open}`);
     this.list.replaceChildren(h('table', { class: 's-table' }, h('tbody', {}, found.map((suite) =>
       h('tr', { class: suite.id === this.open ? 's-chosen' : '' }, h('td', {}, button(suite.name,

@@ -122,8 +122,9 @@ def test_an_unknown_hub_id_is_one_sentence_offline() -> None:
     [
         (OSError(errno.ENOSPC, "No space left on device"), DiskFull, "free some room"),
         (ConnectionResetError(errno.ECONNRESET, "reset by peer"), Unreached, "try again"),
+        (PermissionError(errno.EACCES, "Permission denied"), ModelError, "Permission denied"),
     ],
-    ids=["disk", "network"],
+    ids=["disk", "network", "permission"],
 )
 def test_a_download_that_breaks_off_says_why(
     monkeypatch: pytest.MonkeyPatch, fault: OSError, kind: type[StudioError], sentence: str

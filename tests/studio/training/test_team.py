@@ -116,6 +116,14 @@ def test_whoever_is_heard_first_the_member_that_knows_why_is_heard() -> None:
         list(team.events(lambda: None))
 
 
+def test_a_member_that_gives_up_because_another_failed_is_not_blamed() -> None:
+    team = _ended_team(codes=[-6, 1])
+    for said in ((1, _failed("ValueError: broken")), (0, None), (1, None)):
+        team.said.put(said)
+    with pytest.raises(RunError, match="Process 2 of 2 failed: ValueError: broken"):
+        list(team.events(lambda: None))
+
+
 def test_a_member_that_fails_without_a_known_cause_is_named() -> None:
     team = _ended_team(codes=[1, 1])
     for said in ((1, _failed("ValueError: broken")), (1, None), (0, None)):
