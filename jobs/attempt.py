@@ -18,7 +18,7 @@ from jobs.kinds import Work
 from jobs.processes import leave
 from jobs.reporting import Line
 from jobs.store import JobStore
-from studio.errors import DiskFull, OutOfMemory, ProcessLost, StudioError
+from studio.errors import DiskFull, OutOfMemory, ProcessLost, StudioError, is_disk_full
 from studio.home import sweep
 from studio.training import events
 
@@ -125,7 +125,7 @@ def as_studio_error(error: Exception, *, kind: str = "train") -> StudioError:
     """Turn any exception of a job into one sentence for the person; only a run has checkpoints."""
     if isinstance(error, StudioError):
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return DiskFull("The disk is full. Free some room; the last checkpoint is intact.")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return OutOfMemory(

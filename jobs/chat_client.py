@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import httpx
 
 import jobs
-from jobs.chat_host import log_path, state_path
+from jobs.chat_host import LEAVING_STATUS, log_path, state_path
 from jobs.filelock import FileLock
 from jobs.processes import Identity
 from studio.errors import ChatError
@@ -175,7 +175,7 @@ def weigh(home: Home, request_id: str, lane: int, stack: Sequence[Mapping[str, A
             response = client.post(f"/weigh/{request_id}", json=body)
     except httpx.TransportError:
         return False
-    if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+    if response.status_code == LEAVING_STATUS:
         return False  # it is ending
     if response.status_code != 200:
         raise ChatError(_refusal(response))
@@ -206,7 +206,7 @@ def _streamed(
         endpoint.client(read_seconds=None) as client,
         client.stream("POST", "/generate", json=dict(request)) as response,
     ):
-        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+        if response.status_code == LEAVING_STATUS:
             raise _Leaving
         if response.status_code != 200:
             response.read()

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 1800.0
 STATE = "chat_host.json"
+LEAVING_STATUS = 503  # of a host that is ending: whoever asks starts another
 WATCH_SECONDS = 1.0
 
 

@@ -18,14 +18,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from jobs.chat_host import Host, Running
+from jobs.chat_host import LEAVING_STATUS, Host, Running
 from studio.chat.events import Event
 from studio.chat.lanes import parse_request
 from studio.errors import ChatError, StudioError
 
 PACE_SECONDS = 1 / 24
 GATHER_SECONDS = 0.005  # the first tokens of all lanes leave together
-LEAVING_STATUS = 503  # of a host that is ending: whoever asks starts another
 MAX_BODY_BYTES = 32_000_000
 
 

@@ -22,6 +22,7 @@ StudioError                what went wrong, in one sentence, and what to do
 """
 
 import difflib
+import errno
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
@@ -158,6 +159,11 @@ class Diverged(RunError):
     """The loss became NaN or infinite."""
 
     kind = "diverged"
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the system says that a disk, or a person's share of it, has no room left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def revived(values: dict[str, str]) -> StudioError:

@@ -7,7 +7,6 @@ one is never mistaken for a whole one. This module knows folders, not what is in
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import platformdirs
 
-from studio.errors import DiskFull, HomeError
+from studio.errors import DiskFull, HomeError, is_disk_full
 
 MANIFEST = "MANIFEST.json"
 
@@ -87,7 +86,7 @@ def open_home(path: str | Path | None = None) -> Home:
         probe.write_bytes(b"ok")
         probe.unlink()
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise DiskFull(f"The disk that holds {home.path} is full. Free some room.") from None
         raise HomeError(
             f"The home folder {home.path} cannot be written ({error.strerror}). "
@@ -123,7 +122,7 @@ def publishing(target: Path) -> Iterator[Path]:
         _sync_folder(target.parent)
         shutil.rmtree(retired, ignore_errors=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise DiskFull(
                 f"The disk is full: {target.name} could not be written to {target.parent}. "
                 "Free some room and resume; what was saved before is intact."

@@ -13,4 +13,4 @@ def may_pass(error: BaseException) -> bool:
         return status in (408, 429) or status >= 500
     if isinstance(error, ConnectionError | TimeoutError) or kinds & TRANSPORT:
         return True
-    return isinstance(error, OSError) and error.errno is None  # what arrived was not whole
+    return type(error) is OSError and error.errno is None  # what arrived was not whole

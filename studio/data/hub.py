@@ -110,6 +110,8 @@ def _unreached(path: str) -> Unreached:
 
 
 def _meaning(source: DataSource, error: Exception) -> InputError:
+    if may_pass(error):
+        return _unreached(source.path)
     text = str(error).split("\n")[0][:200]
     name = type(error).__name__
     known = f'The hub dataset "{source.path}"'
@@ -121,6 +123,6 @@ def _meaning(source: DataSource, error: Exception) -> InputError:
         return DataError(f"{known} wants to run code, which is refused.")
     if "Gated" in name or "401" in text or "403" in text:
         return DataError(f"{known} needs permission: log in with `hf auth login`.")
-    if may_pass(error) or "reach" in text or "offline" in text:
+    if "reach" in text or "offline" in text:
         return _unreached(source.path)
     return DataError(f'There is no file, folder or hub dataset "{source.path}" ({name}: {text}).')

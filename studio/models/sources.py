@@ -5,7 +5,6 @@ can judge a model without torch and without reading its weights. What it refuses
 model is loaded or what is trained on it. Pickled weights and remote code are never touched.
 """
 
-import errno
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from studio.errors import DiskFull, ModelError, Unreached, nearest
+from studio.errors import DiskFull, ModelError, StudioError, Unreached, is_disk_full, nearest
 from studio.home import Home
 from studio.models.headers import Header, read_headers
 from studio.network import may_pass
@@ -146,7 +145,6 @@ def _download(source: ModelSource) -> Path:
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -164,27 +162,31 @@ def _download(source: ModelSource) -> Path:
         why = f'has no revision "{source.revision}"'
     except (RepositoryNotFoundError, HFValidationError):
         why = "is neither a folder here nor a model on the hub: check the spelling"
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(
-                f'The disk ran full while the model "{name}" was downloaded: free some room, then '
-                "try again; what has arrived is kept."
-            ) from None
-        nothing = isinstance(error, LocalEntryNotFoundError)
-        fault = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
-        if not may_pass(error):
-            why = f"could not be downloaded ({fault})"
-        elif nothing:
-            raise Unreached(
-                f'The model "{name}" is not a folder here, is not downloaded, and the hub cannot '
-                "be reached: check the spelling or the connection."
-            ) from None
-        else:
-            raise Unreached(
-                f'The model "{name}" could not be downloaded ({fault}): what has arrived is kept, '
-                "try again."
-            ) from None
+    except Exception as error:  # the library raises dozens of kinds
+        raise _not_downloaded(name, error) from None
     raise ModelError(f'The model "{name}" {why}.') from None
+
+
+def _not_downloaded(name: str, error: Exception) -> StudioError:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if is_disk_full(error):
+        return DiskFull(
+            f'The disk ran full while the model "{name}" was downloaded: free some room, then try '
+            "again; what has arrived is kept."
+        )
+    fault = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
+    if not may_pass(error):
+        return ModelError(f'The model "{name}" could not be downloaded ({fault}).')
+    if isinstance(error, LocalEntryNotFoundError):
+        return Unreached(
+            f'The model "{name}" is not a folder here, is not downloaded, and the hub cannot be '
+            "reached: check the spelling or the connection."
+        )
+    return Unreached(
+        f'The model "{name}" could not be downloaded ({fault}): what has arrived is kept, try '
+        "again."
+    )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -7,10 +7,9 @@ Libraries report a full disk or a full device in many ways; here they become the
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Callable, Iterator
 
-from studio.errors import DeviceLost, DiskFull, OutOfMemory, StudioError
+from studio.errors import DeviceLost, DiskFull, OutOfMemory, StudioError, is_disk_full
 from studio.spec import RunSpec
 from studio.training.remedies import remedies
 
@@ -39,8 +38,7 @@ def explained(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
         text = str(error).lower()
         if is_out_of_memory(error):
             raise OutOfMemory(f"Memory ran out {where()}. {advice(spec)}") from error
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or any(word in text for word in DISK_WORDS):
+        if is_disk_full(error) or any(word in text for word in DISK_WORDS):
             raise DiskFull(
                 f"The disk is full {where()}. Free some room and resume; what was saved before "
                 "is intact."

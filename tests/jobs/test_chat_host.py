@@ -29,6 +29,7 @@ from studio.errors import ChatError
 from studio.home import Home, open_home
 from studio.methods import named
 from studio.methods.layer import Backbone
+from tests.jobs.conftest import until
 
 LONG = 6000  # tokens of an answer that is still being written when the test acts
 
@@ -96,15 +97,6 @@ def ask(home: Home, *lanes: dict, request_id: str = "") -> dict[int | None, dict
         else:
             mine["end"] = event
     return said
-
-
-def until(condition, *, seconds: float = 120.0):
-    """Wait for a fact, not for a time."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it never became true"
-        time.sleep(0.02)
-    return value
 
 
 def raw(home: Home) -> httpx.Client:

@@ -4,6 +4,7 @@ import errno
 
 import httpx
 import pytest
+from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from studio.network import may_pass
@@ -38,6 +39,7 @@ def not_found(cause: BaseException | None) -> LocalEntryNotFoundError:
         (not_found(answered(403)), False),
         (PermissionError(errno.EACCES, "denied"), False),
         (OSError(errno.EROFS, "read-only"), False),
+        (DatasetNotFoundError("nobody has it"), False),
         (ValueError("ours"), False),
     ],
     ids=repr,

@@ -4,11 +4,12 @@ import json
 import queue
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from studio.errors import DiskFull, InputError, ProcessLost, RunError, SpecError
+from studio.errors import DiskFull, InputError, ProcessLost, RunError, SpecError, StudioError
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.events import Evaluated, Event, Finished, Step
@@ -99,48 +100,37 @@ def test_a_killed_member_ends_all_and_says_which(
     assert not _members()
 
 
-def test_whoever_is_heard_first_the_killed_member_is_named() -> None:
-    team = _ended_team(codes=[1, -9])
-    for said in ((0, _failed("RuntimeError: Connection reset by peer")), (0, None), (1, None)):
-        team.said.put(said)
-    with pytest.raises(ProcessLost, match="Process 2 of 2 was ended by SIGKILL"):
-        list(team.events(lambda: None))
+RESET, BROKEN, FULL = (
+    {"error": {"kind": kind, "text": text}}
+    for kind, text in (
+        ("run", "RuntimeError: Connection reset by peer"), ("run", "ValueError: broken"),
+        ("disk_full", "The disk is full."),
+    )
+)  # fmt: skip
+KILLED = "Process 2 of 2 was ended by SIGKILL"
+FAILED = "Process 2 of 2 failed: ValueError: broken"
 
 
-def test_whoever_is_heard_first_the_member_that_knows_why_is_heard() -> None:
-    team = _ended_team(codes=[1, 1])
-    full = DiskFull("The disk is full.").as_dict()
-    for said in ((0, _failed("RuntimeError: Connection reset by peer")), (1, {"error": full})):
-        team.said.put(said)
-    with pytest.raises(DiskFull, match="The disk is full"):
-        list(team.events(lambda: None))
-
-
-def test_a_member_that_gives_up_because_another_failed_is_not_blamed() -> None:
-    team = _ended_team(codes=[-6, 1])
-    for said in ((1, _failed("ValueError: broken")), (0, None), (1, None)):
-        team.said.put(said)
-    with pytest.raises(RunError, match="Process 2 of 2 failed: ValueError: broken"):
-        list(team.events(lambda: None))
-
-
-def test_a_member_that_fails_without_a_known_cause_is_named() -> None:
-    team = _ended_team(codes=[1, 1])
-    for said in ((1, _failed("ValueError: broken")), (1, None), (0, None)):
-        team.said.put(said)
-    with pytest.raises(RunError, match="Process 2 of 2 failed: ValueError: broken"):
-        list(team.events(lambda: None))
-
-
-def _failed(text: str) -> dict[str, object]:
-    return {"error": {"kind": "run", "text": text}}
-
-
-def _ended_team(codes: list[int]) -> _Team:
+@pytest.mark.parametrize(
+    ("codes", "said", "kind", "sentence"),
+    [
+        ([1, -9], [(0, RESET), (0, None), (1, None)], ProcessLost, KILLED),
+        ([1, 1], [(0, RESET), (1, FULL)], DiskFull, "The disk is full"),
+        ([-6, 1], [(1, BROKEN), (0, None), (1, None)], RunError, FAILED),
+        ([1, 1], [(1, BROKEN), (1, None), (0, None)], RunError, FAILED),
+    ],
+    ids=["killed", "knows why", "gives up because another failed", "no known cause"],
+)  # fmt: skip
+def test_whoever_is_heard_first_the_member_that_began_it_is_named(
+    codes: list[int], said: list[tuple[int, Any]], kind: type[StudioError], sentence: str
+) -> None:
     team = _Team.__new__(_Team)
     team.size, team.said = len(codes), queue.Queue()
     team.members = [_Ended(code) for code in codes]  # type: ignore[misc]
-    return team
+    for one in said:
+        team.said.put(one)
+    with pytest.raises(kind, match=sentence):
+        list(team.events(lambda: None))
 
 
 class _Ended:
