@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from jobs import supervisor
 from jobs.record import Job
 from jobs.store import JobStore
+from studio import starter
 from studio.data import measure, preview, requests, snapshots
 from studio.data.conversations import converter
 from studio.data.curate import lineage, parse_step
@@ -24,7 +25,6 @@ from studio.data.mapping import PARTS
 from studio.data.overlap import overlap
 from studio.data.records import Document, Problem, Row
 from studio.data.snapshots import Meta, Snapshot
-from studio.data.sources import demos
 from studio.data.xray import Pick, xray
 from studio.errors import DataError
 from studio.home import Home
@@ -69,7 +69,7 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
         return {
             "datasets": [short(found) for found in snapshots.snapshots(home)],
             "models": sources.model_choices(home),
-            "demos": demos(),
+            "demos": list(starter.datasets()),
             "formats": {name: {"needed": n, "optional": o} for name, (n, o) in PARTS.items()},
         }
 

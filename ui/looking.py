@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from studio.data import preview, snapshots
 from studio.data.mapping import Mapping
 from studio.data.requests import ImportRequest
+from studio.data.sources import origin_of
 from studio.errors import DataError
 from studio.home import Home
 from studio.validating import validated
@@ -30,7 +31,7 @@ def look(home: Home, wanted: Looked) -> dict[str, Any]:
         DataError: Nothing of it can be read.
     """
     path = wanted.path.strip()
-    if preview.is_hub_id(path, home):
+    if origin_of(path, home).kind == "hub":
         return {"hub": True}
     columns = preview.columns(path, home)
     corrected = validated(Mapping, wanted.mapping) if wanted.mapping is not None else None
@@ -75,5 +76,5 @@ def refuse_early(home: Home, request: ImportRequest) -> None:
     Raises:
         DataError: There is no such file, or its columns say nothing.
     """
-    if request.mapping is None and not preview.is_hub_id(request.data.path, home):
+    if request.mapping is None and origin_of(request.data.path, home).kind != "hub":
         preview.guess(request.data.path, home, format=request.data.format)

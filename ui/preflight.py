@@ -4,7 +4,6 @@ The page sends the form as it stands in its address (`set` assignments). Nothing
 what is not on this machine nothing can be told yet.
 """
 
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,8 +12,8 @@ from pydantic import BaseModel
 from jobs import preflight, supervisor
 from jobs.admission import admit
 from jobs.store import JobStore
-from studio import presets, starter
-from studio.data import preview
+from studio import presets
+from studio.data import sources as data
 from studio.errors import InputError, SpecError
 from studio.home import Home
 from studio.models import sources as models
@@ -97,19 +96,16 @@ def preflight_routes(home: Home, store: JobStore) -> APIRouter:
 
 def unknown(spec: RunSpec, home: Home) -> str:
     """Return why nothing can be told yet; empty where it can."""
-    local = spec.model.path == starter.MODEL or Path(spec.model.path).expanduser().exists()
-    if not local:
-        if not models.looks_like_hub_id(spec.model.path):
-            return f"There is no model at {spec.model.path}."
-        return "Known once the model is downloaded."
-    path = starter.resolve_data(spec.data.path) or Path(spec.data.path).expanduser()
-    if (home.datasets / spec.data.path).is_dir():
-        return ""
-    if not path.exists():
-        if not preview.is_hub_id(spec.data.path, home):
-            return f"There is no dataset at {spec.data.path}."
-        return "Known once the dataset is downloaded."
-    if path.is_file() and path.stat().st_size > MOST_BYTES:
+    for noun, path, (kind, _) in (
+        ("model", spec.model.path, models.origin_of(spec.model.path)),
+        ("dataset", spec.data.path, data.origin_of(spec.data.path, home)),
+    ):
+        if kind == "missing":
+            return f"There is no {noun} at {path}."
+        if kind == "hub":
+            return f"Known once the {noun} is downloaded."
+    kind, file = data.origin_of(spec.data.path, home)
+    if kind == "file" and file.stat().st_size > MOST_BYTES:
         return "A large dataset: press Measure to read it and take two real steps."
     return ""
 

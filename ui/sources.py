@@ -13,6 +13,7 @@ from studio import devices, hardware, starter
 from studio.cluster import DEVICE
 from studio.data.report import LOW_SHARE
 from studio.data.snapshots import open_snapshot, snapshots
+from studio.data.sources import origin_of
 from studio.errors import DataError
 from studio.home import Home, slug
 from studio.methods import named
@@ -21,6 +22,7 @@ from studio.sizes import readable
 from studio.spec import DataSource, ModelSource, RunSpec
 
 UPLOADS = "uploads"
+HUB_ID = "A hub id: it is downloaded once, when the run starts."
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
 CHECKED_BYTES = 20 * 1024**2
 
@@ -68,9 +70,8 @@ def model_line(source: ModelSource) -> str:
     Raises:
         ModelError: It cannot be used; says why.
     """
-    looks_local = source.path == starter.MODEL or Path(source.path).expanduser().exists()
-    if not looks_local and source.path.count("/") == 1 and not source.path.startswith((".", "~")):
-        return "A hub id: it is downloaded once, when the run starts."
+    if sources.origin_of(source.path).kind == "hub":
+        return HUB_ID
     facts = sources.facts(source)
     parts = [
         facts.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel"),
@@ -88,7 +89,8 @@ def data_line(source: DataSource, home: Home) -> str:
     Raises:
         DataError: It cannot be used; says why.
     """
-    if "/" not in source.path and (home.datasets / source.path / "dataset.json").is_file():
+    kind, path = origin_of(source.path, home)
+    if kind == "dataset":
         meta = open_snapshot(home, source.path).meta
         return " · ".join(
             [
@@ -97,12 +99,11 @@ def data_line(source: DataSource, home: Home) -> str:
                 f"imported, hash {meta.hash[:12]}",
             ]
         )
-    path = _data_path(source.path)
-    if path is None:
-        return "A hub id: it is downloaded once, when the run starts."
-    if not path.exists():
+    if kind == "hub":
+        return HUB_ID
+    if kind == "missing":
         raise DataError(f"There is no dataset {path}. Give a file, a folder, or a hub id.")
-    if path.is_dir():
+    if kind == "folder":
         return "A folder: every data file in it is read."
     status = path.stat()
     if status.st_size > CHECKED_BYTES:
@@ -130,9 +131,9 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
     Raises:
         StudioError: Not one token would be trained.
     """
-    if spec.model.path != starter.MODEL and not Path(spec.model.path).expanduser().exists():
+    if not sources.origin_of(spec.model.path).is_local:
         return "", False  # it is told with the model, or only known once it is downloaded
-    path = Path(spec.data.path).expanduser()
+    path = origin_of(spec.data.path, home).path
     status = path.stat() if path.is_file() else None
     changed = (status.st_mtime_ns, status.st_size) if status else (0, 0)
     share = _trained_share(spec.model, spec.data, home, changed)
@@ -160,15 +161,6 @@ def _trained_share(
 def method_line(spec: RunSpec) -> str:
     """Return the first sentences of the method's own manual."""
     return named(spec.method.name).manual()
-
-
-def _data_path(path: str) -> Path | None:
-    demo = starter.resolve_data(path)
-    if demo is not None:
-        return demo
-    local = Path(path).expanduser()
-    is_hub = path.count("/") == 1 and not path.startswith((".", "~")) and not local.exists()
-    return None if is_hub and not local.suffix else local
 
 
 def keep_upload(home: Home, temporary: str) -> Path:

@@ -11,6 +11,7 @@ import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
+from studio import locations
 from studio.adapters.library import Adapter, adapters, describe
 from studio.errors import AdapterError, Unreached
 from studio.home import Home, publishing, slug
@@ -69,12 +70,12 @@ def locate(home: Home, source: str, name: str = "") -> tuple[str, Path]:
     Raises:
         AdapterError: No such folder, or the name is taken.
     """
-    folder = Path(source).expanduser()
-    if source and folder.is_dir():
+    kind, folder = locations.locate(source)
+    if kind == "folder":
         source = str(folder.absolute())
-    elif source and folder.exists():
+    elif kind == "file":
         raise AdapterError(f"{folder} is a file; give the folder that holds {CONFIG}.")
-    elif source.count("/") != 1 or source.startswith((".", "/", "~")):
+    elif kind != "hub" or "/" not in source:
         raise AdapterError(f"There is no adapter folder {source}.")
     target = home.adapters / slug(name or Path(source).name)
     taken = {adapter.name.casefold() for adapter in adapters(home)}

@@ -11,7 +11,7 @@ from studio.data.conversations import converter
 from studio.data.mapping import PARTS, Mapping, at_path, fields
 from studio.data.recognise import SAMPLE_ROWS, Guess, shown
 from studio.data.records import Document, Problem, Row
-from studio.data.sources import Origin, find, guess_origin, looks_like_hub_id
+from studio.data.sources import Origin, find, guess_origin
 from studio.errors import DataError, nearest
 from studio.home import Home
 from studio.spec import DataSource
@@ -31,11 +31,6 @@ def guess(path: str, home: Home | None = None, *, format: str = "auto") -> Guess
     """
     source = DataSource(path=path, format=format)
     return _guess(find(source, home), source)
-
-
-def is_hub_id(path: str, home: Home | None = None) -> bool:
-    """Whether a source would have to be downloaded before anything of it can be shown."""
-    return looks_like_hub_id(path.strip(), home)
 
 
 def columns(path: str, home: Home | None = None, *, count: int = 50) -> dict[str, str]:

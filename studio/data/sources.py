@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from studio import starter
 from studio.data.files import ENDINGS, PACKED, look
 from studio.data.readers import read
 from studio.data.recognise import SAMPLE_ROWS, Guess, recognise
 from studio.data.records import Problem, Row
 from studio.data.report import why_nothing
-from studio.errors import DataError, nearest
+from studio.errors import DataError
 from studio.home import Home
+from studio.locations import Location, locate
 from studio.spec import DataSource
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_FILES = 10_000
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,59 +46,50 @@ class Origin:
     pick: Callable[[list[int]], Iterator[tuple[int, Row]]] | None = None  # rows by number, at once
 
 
-def starter_folder() -> Path:
-    """Return the folder of the embedded demo datasets."""
-    import studio.starter
+def origin_of(path: str, home: Home | None = None) -> Location:
+    """Return what the path of a dataset stands for: demo, dataset, file, folder or hub id.
 
-    return Path(studio.starter.__file__).parent / "data"
-
-
-def demos() -> list[str]:
-    """Return the names of the embedded demo datasets."""
-    names = [p.stem for p in sorted(starter_folder().glob("*.jsonl"))]
-    return [name for name in names if "." not in name]
+    Raises:
+        DataError: There is no demo of that name.
+    """
+    path = path.strip()
+    if demo := starter.resolve_data(path):
+        return Location("embedded", demo)
+    if home is not None and path and not re.search(r"^\.|[/\\\x00]", path):
+        folder = home.datasets / path
+        if (folder / "dataset.json").is_file():
+            return Location("dataset", folder)
+    return locate(path, file_endings={*ENDINGS, *PACKED})
 
 
 def find(source: DataSource, home: Home | None = None) -> Origin:
     """Find a dataset.
 
     Raises:
-        DataError: Nothing of that name is there, or it cannot be reached.
+        DataError: There is nothing of that name, or it cannot be reached.
     """
     path = source.path.strip()
     if not path:
         raise DataError("No dataset is named: give a file, a folder, a hub id or starter:pirate.")
     if "\x00" in path:
         raise DataError("The dataset's path holds a NUL character.")
-    if path.startswith("starter:"):
-        name = path.removeprefix("starter:")
-        if name not in demos():
-            raise DataError(f'There is no demo dataset "{name}".{nearest(name, demos())}')
-        return from_files(path, [starter_folder() / f"{name}.jsonl"])
-    imported = _imported(path, home)
-    if imported:
-        return imported
-    place = Path(path).expanduser()
-    if os.path.lexists(place):
-        if not place.is_dir():
-            return from_files(place.name, [place])
-        return from_files(place.name, files_in(place))
-    if not looks_like_hub_id(path, home):
-        raise DataError(f"There is no file {path}.")
-    from studio.data.hub import from_hub
+    kind, place = origin_of(path, home)
+    if kind == "dataset":
+        from studio.data.snapshots import open_snapshot
 
-    return from_hub(source)
+        assert home is not None
+        return open_snapshot(home, path).origin()
+    if kind == "hub":
+        from studio.data.hub import from_hub
 
-
-def looks_like_hub_id(path: str, home: Home | None = None) -> bool:
-    """Whether a path can only be meant as the id of a dataset on the hub."""
-    place = Path(path).expanduser()
-    here = path.startswith(("starter:", ".", "/", "~")) or "\x00" in path
-    if here or os.path.lexists(place) or place.suffix.lower() in {*ENDINGS, *PACKED}:
-        return False
-    return bool(_HUB_ID.fullmatch(path)) and not (
-        home is not None and (home.datasets / path / "dataset.json").is_file()
-    )
+        return from_hub(source)
+    if kind == "missing":
+        raise DataError(
+            f"There is no file or folder {path}: check the path, or use a demo such as "
+            "starter:pirate."
+        )
+    files = files_in(place) if kind == "folder" else [place]
+    return from_files(path if kind == "embedded" else place.name, files)
 
 
 def from_files(name: str, files: list[Path]) -> Origin:
@@ -164,16 +156,6 @@ def hash_files(files: list[Path]) -> str:
     if len(digests) == 1:
         return digests[0]
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-
-
-def _imported(path: str, home: Home | None) -> Origin | None:
-    if home is None or "/" in path or "\\" in path or path.startswith("."):
-        return None
-    if not (home.datasets / path / "dataset.json").is_file():
-        return None
-    from studio.data.snapshots import open_snapshot
-
-    return open_snapshot(home, path).origin()
 
 
 def guess_origin(origin: Origin, source: DataSource) -> Guess:

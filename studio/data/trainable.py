@@ -13,7 +13,7 @@ from itertools import islice
 from studio.data.examples import TokenWriter
 from studio.data.records import Problem, Row
 from studio.data.report import Report
-from studio.data.sources import find, looks_like_hub_id
+from studio.data.sources import find, origin_of
 from studio.data.templates import choose
 from studio.data.templates.backend import backend_from_folder
 from studio.data.tokenise import tokenised
@@ -34,7 +34,7 @@ def first_report(spec: RunSpec, home: Home | None) -> Report | None:
     Raises:
         StudioError: Nothing of the dataset can be used, or not one token would be trained.
     """
-    if looks_like_hub_id(spec.data.path, home):
+    if origin_of(spec.data.path, home).kind == "hub":
         return None
     origin = find(spec.data, home)
     model = facts(spec.model)

@@ -15,11 +15,13 @@ from typing import Any
 
 from studio.errors import DiskFull, ModelError, StudioError, Unreached, is_disk_full, nearest
 from studio.home import Home
+from studio.locations import Location, locate
 from studio.models.headers import Header, read_headers
 from studio.network import may_pass
 from studio.spec import ModelSource
+from studio.starter import MODEL as STARTER
+from studio.starter import MODEL_DIR
 
-STARTER = "starter"
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
     "sentencepiece.bpe.model",
@@ -55,21 +57,22 @@ def resolve(source: ModelSource) -> Path:
     Raises:
         ModelError: There is no such folder or hub id, or it cannot be reached.
     """
-    if source.path == STARTER:
-        from studio.starter import MODEL_DIR
-
-        return Path(MODEL_DIR)
-    folder = Path(source.path).expanduser()
-    if folder.is_dir():
-        return folder.absolute()
-    if folder.is_file():
-        raise ModelError(f"{folder} is a file: give the model's folder, the one with config.json.")
-    if not looks_like_hub_id(source.path):
+    kind, place = origin_of(source.path)
+    if kind == "hub":
+        return _download(source)
+    if kind == "file":
+        raise ModelError(f"{place} is a file: give the model's folder, the one with config.json.")
+    if kind == "missing":
         raise ModelError(
-            f"There is no model folder {folder}. Give a folder with config.json and "
+            f"There is no model folder {place}. Give a folder with config.json and "
             'safetensors weights, a hub id, or "starter".'
         )
-    return _download(source)
+    return place.absolute()
+
+
+def origin_of(path: str) -> Location:
+    """Return what the path of a model stands for: the starter, a folder or a hub id."""
+    return Location("embedded", MODEL_DIR) if path == STARTER else locate(path)
 
 
 def facts(source: ModelSource) -> ModelFacts:
@@ -133,11 +136,6 @@ def _is_usable(folder: Path) -> bool:
 def _hub_cache() -> Path:
     root = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
     return Path(os.environ.get("HF_HUB_CACHE") or Path(root) / "hub")
-
-
-def looks_like_hub_id(text: str) -> bool:
-    """Whether a path can be meant as the id of a model on the hub."""
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text) is not None
 
 
 def _download(source: ModelSource) -> Path:
