@@ -1,1 +1,5 @@
 """The craft: models, methods, data, training, adapters, chat. Knows no queue and no screen."""
+
+from studio import openmp
+
+openmp.configure()

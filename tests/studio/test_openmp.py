@@ -1,0 +1,80 @@
+"""No clock in any assertion: what a bounded spin gains is measured by hand."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from studio import openmp
+
+NAMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+# Import a process' module and print what the environment holds when torch is first looked for.
+AT_TORCH = """
+import importlib.util, json, os, sys
+class Watch:
+    seen = None
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch" and Watch.seen is None:
+            Watch.seen = dict(os.environ)
+sys.meta_path.insert(0, Watch())
+__import__(sys.argv[1])
+importlib.util.find_spec("torch")
+print(json.dumps(Watch.seen))
+"""
+
+
+def variables_at_torch(module: str, **chosen: str) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if name not in NAMES}
+    done = subprocess.run(
+        [sys.executable, "-c", AT_TORCH, module], env=clean | chosen, text=True, check=True,
+        capture_output=True,
+    )  # fmt: skip
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["jobs.runner", "jobs.chat_host", "jobs.supervisor", "studio.training.member",
+     "studio.adapters.verify", "studio.bench.worker", "studio.chat.command", "studio.cli"],
+)  # fmt: skip
+def test_every_process_that_computes_bounds_the_spin_before_torch_loads(module: str) -> None:
+    seen = variables_at_torch(module)
+    assert {name: seen[name] for name in openmp.BOUNDED} == openmp.BOUNDED
+
+
+def test_these_tests_compute_with_a_bounded_spin_too() -> None:
+    assert "OMP_WAIT_POLICY" in os.environ or openmp.BOUNDED.keys() <= os.environ.keys()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "1"}),
+        ({"KMP_BLOCKTIME": "0"}, {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "0"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_a_setting_of_the_user_wins(chosen: dict[str, str], expected: dict[str, str]) -> None:
+    seen = variables_at_torch("studio.cli", **chosen)
+    assert {name: seen[name] for name in NAMES if name in seen} == expected
+
+
+@pytest.mark.parametrize("threads", ["0", "-2", "many", "2,none", "1.5", " "])
+def test_an_invalid_number_of_threads_is_ignored_with_a_sentence(
+    threads: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    variables = {"OMP_NUM_THREADS": threads}
+    openmp.configure(variables)
+    assert "OMP_NUM_THREADS" not in variables
+    assert f"OMP_NUM_THREADS={threads} is ignored: it must be a positive integer." in caplog.text
+
+
+@pytest.mark.parametrize("threads", ["1", "3", "4,2"])
+def test_a_valid_number_of_threads_stays(threads: str, caplog: pytest.LogCaptureFixture) -> None:
+    variables = {"OMP_NUM_THREADS": threads}
+    openmp.configure(variables)
+    assert variables["OMP_NUM_THREADS"] == threads
+    assert not caplog.text
