@@ -15,7 +15,7 @@ from studio.errors import DataError
 from studio.home import Home
 from studio.models import sources
 from studio.spec import RunSpec
-from studio.training import sharding
+from studio.training import distributed
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -35,7 +35,7 @@ def admit(spec: RunSpec, home: Home) -> RunSpec:
     )
     if spec.train.device == DEVICE:
         cluster.admit(spec, home)
-    sharding.checked(devices.resolved(spec))
+    distributed.checked(devices.resolved(spec))
     sources.facts(spec.model)
     from studio.data.trainable import first_report
 

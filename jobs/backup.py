@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 from jobs.database import Database, advice, copies, plain_errors
 from studio.errors import DiskFull, HomeError
 from studio.home import Home
-from studio.sizes import readable
+from studio.names import readable
 
 MANIFEST = "BACKUP.json"
 LEFT_OUT = frozenset({"state", "backups", "studio.db", "studio.db-wal", "studio.db-shm"})

@@ -8,13 +8,13 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jobs import submission
+from jobs import jobs_table
+from jobs.job import Job
+from jobs.jobs_table import summary
 from jobs.memory import needed_bytes
-from jobs.record import Job
 from jobs.store import JobStore
-from jobs.summary import summary
-from studio.adapters.bakeoff import REPORT, BakeoffRequest
 from studio.errors import QueueError
+from studio.evaluation.bakeoff import REPORT, BakeoffRequest
 from studio.methods import methods, named
 from studio.spec import RunSpec
 
@@ -46,14 +46,14 @@ def submit(
     memory = [needed_bytes(one, store.home) for one in specs]
     with store.database.writing() as db:
         runs = [
-            submission.insert(db, one, {"sweep": name, "memory": needed})
+            jobs_table.insert(db, one, {"sweep": name, "memory": needed})
             for one, needed in zip(specs, memory, strict=True)
         ]
         request = BakeoffRequest(
             name=f"{name} table", model=spec.model, runs=tuple(runs), prompts=tuple(prompts)
         )
         measuring = {"kind": "bakeoff", "sweep": name}
-        last = submission.insert(db, request.model_dump(mode="json"), measuring)
+        last = jobs_table.insert(db, request.model_dump(mode="json"), measuring)
     return [store.get(job) for job in (*runs, last)]
 
 

@@ -21,7 +21,7 @@ import httpx
 
 import jobs
 from jobs.chat_host import LEAVING_STATUS, log_path, state_path
-from jobs.filelock import FileLock
+from jobs.locks import FileLock
 from jobs.processes import Identity
 from studio.errors import ChatError
 from studio.home import Home
@@ -104,7 +104,7 @@ def ensure_host(
 
 
 def generate(home: Home, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Ask, and yield the events of `studio.chat.events` as they come.
+    """Ask, and yield the events of `studio.chat.lanes` as they come.
 
     Closing the iterator ends the answer.
 

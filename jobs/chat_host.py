@@ -1,4 +1,11 @@
-"""The chat host: the one process that keeps models in memory to talk to.
+"""The chat host: the process that keeps models in memory and answers lanes.
+
+Training comes first: chat takes a GPU only while no job has it, lets go when one wants it, and on a
+CPU that is training it uses half the threads. A database that cannot be read costs this courtesy,
+never an answer.
+
+Text of a lane that was not fetched yet is joined, so a slow reader gets fewer, longer pieces and
+never slows the model down; what waits is bounded by the answers' length.
 
 It is started by the first page or command that needs it, answers on a loopback port that only the
 holder of its token can use, and goes when nobody has asked for long. torch lives here and nowhere
@@ -22,16 +29,162 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jobs.chat_leases import Leases
-from jobs.chat_outbox import Outbox
-from jobs.filelock import FileLock
+from jobs.locks import FileLock
 from jobs.processes import leave, me
-from studio.chat.events import error_event, events_of, status_event
-from studio.chat.lanes import Request, parse_weights
+from jobs.siblings import device_of
+from jobs.store import JobStore
+from studio.chat.lanes import Event, Request, error_event, events_of, parse_weights, status_event
 from studio.errors import ChatError, OutOfMemory, StudioError
 from studio.home import Home, open_home
 
 logger = logging.getLogger(__name__)
+
+
+class Leases:
+    """The chat host's own leases; torch is loaded when a method that needs it is called."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._store: JobStore | None = None
+        self._held: set[str] = set()
+        self._threads = 0
+
+    def announce(self, url: str) -> None:
+        """Say that this process lives, so that pages show it and `studio stop` ends it."""
+        try:
+            self._open().announce("chat", url=url)
+        except StudioError as error:
+            logger.warning("the chat host is not announced: %s", error)
+
+    def device(self, asked: str) -> str:
+        """Return where models may be loaded now: a GPU that a job has is not for chat."""
+        if asked != "auto":
+            return asked
+        from studio.models.loading import default_device
+
+        device = default_device()
+        return "cpu" if device in self._taken_by_jobs() else device
+
+    def take(self, models: list[dict[str, Any]]) -> None:
+        """Write down what is in memory where."""
+        memory: dict[str, int] = {}
+        for model in models:
+            memory[model["device"]] = memory.get(model["device"], 0) + model["bytes"]
+        self._held = set(memory)
+        try:
+            for device, count in memory.items():
+                self._open().take_chat_lease(device, memory_bytes=count)
+        except StudioError as error:
+            logger.warning("no chat lease: %s", error)
+
+    def give_back(self) -> None:
+        """Say that nothing is in memory any more."""
+        self._held = set()
+        try:
+            self._open().return_chat_lease()
+        except StudioError as error:
+            logger.warning("no chat lease returned: %s", error)
+
+    def wanted(self) -> bool:
+        """Whether a job needs a device that chat holds; a CPU is shared while its memory lasts."""
+        return bool(self._held) and any(
+            device in self._held
+            and (row["wanted_back"] or (row["holder"] == "job" and device != "cpu"))
+            for row in self._rows()
+            for device in [device_of(row["device"])]
+        )
+
+    def share_the_cpu(self) -> None:
+        """Use half the threads while a job trains on the CPU, all otherwise."""
+        if os.environ.get("OMP_NUM_THREADS"):
+            return
+        import torch
+
+        self._threads = self._threads or torch.get_num_threads()
+        crowded = "cpu" in self._taken_by_jobs()
+        wanted = max(1, self._threads // 2) if crowded else self._threads
+        if torch.get_num_threads() != wanted:
+            torch.set_num_threads(wanted)
+
+    def _taken_by_jobs(self) -> set[str]:
+        return {device_of(row["device"]) for row in self._rows() if row["holder"] == "job"}
+
+    def _rows(self) -> list[dict[str, Any]]:
+        try:
+            return self._open().leases()
+        except StudioError as error:
+            logger.warning("leases cannot be read: %s", error)
+            return []
+
+    def _open(self) -> JobStore:
+        if self._store is None:
+            self._store = JobStore(self._home)
+        return self._store
+
+
+class Outbox:
+    """Events of one request, from one thread to one coroutine."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._open: dict[int, Event] = {}  # the last delta of a lane, while nothing follows it
+        self._guard = threading.Lock()
+        self._told = False  # the loop knows that something waits: not woken again for more
+        self._loop = asyncio.get_running_loop()
+        self._filled = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        """Add an event, from any thread."""
+        with self._guard:
+            lane = event["lane"]
+            last = self._open.get(lane)
+            if event["type"] != "delta":
+                self._open.pop(lane, None)
+                self._events.append(event)
+            elif last is None:
+                self._open[lane] = event
+                self._events.append(event)
+            else:
+                last["text"] += event["text"]
+                if "tokens" in event:
+                    last.setdefault("tokens", []).extend(event["tokens"])
+            told, self._told = self._told, True
+        if not told:
+            self._tell(self._filled)
+
+    def end(self) -> None:
+        """Say that nothing follows, from any thread."""
+        self._tell(self.ended)
+        self._tell(self._filled)
+
+    async def wait(self) -> None:
+        """Return when there is something to take, or nothing will follow."""
+        await self._filled.wait()
+
+    async def rest(self, seconds: float) -> None:
+        """Let text gather for a moment, unless the end has come."""
+        try:
+            await asyncio.wait_for(self.ended.wait(), seconds)
+        except TimeoutError:
+            return
+
+    def take(self) -> list[Event]:
+        """Return the waiting events."""
+        with self._guard:
+            events, self._events = self._events, []
+            self._open.clear()
+            self._told = False
+            if not self.ended.is_set():
+                self._filled.clear()
+        return events
+
+    def _tell(self, flag: asyncio.Event) -> None:
+        try:
+            self._loop.call_soon_threadsafe(flag.set)
+        except RuntimeError:
+            return  # the server is shutting down: nobody listens any more
+
 
 IDLE_SECONDS = 1800.0
 STATE = "chat_host.json"

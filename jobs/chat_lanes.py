@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
 
-from studio.chat.checkpoints import steps_of
-from studio.chat.naming import parse_part
+from studio.chat.lanes import parse_part
+from studio.chat.run_checkpoints import steps_of
 from studio.errors import AdapterError
 from studio.home import Home
 
@@ -68,8 +68,8 @@ def run_of(home: Home, lanes: Sequence[str]) -> dict[int, str]:
 
 def _trained_on(run: Any) -> tuple[str, str, str]:
     """Return a run's base, method and name; empty where its spec cannot be read."""
-    from studio.assignments import read_yaml
     from studio.errors import StudioError
+    from studio.fields import read_yaml
     from studio.spec import RunSpec
 
     try:

@@ -16,10 +16,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from studio.chat.events import Event
+from studio.chat.lanes import Event, parse_part, parse_request
 from studio.chat.lanes import Request as ChatRequest
-from studio.chat.lanes import parse_request
-from studio.chat.naming import parse_part
 from studio.errors import ChatError, StudioError, nearest
 from studio.home import Home
 

@@ -19,8 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs.chat_host import LEAVING_STATUS, Host, Running
-from studio.chat.events import Event
-from studio.chat.lanes import parse_request
+from studio.chat.lanes import Event, parse_request
 from studio.errors import ChatError, StudioError
 
 PACE_SECONDS = 1 / 24

@@ -1,4 +1,11 @@
-"""What the supervisor and the runners write: claims, registration, progress, ends.
+"""Claim jobs for devices, record progress, end attempts: what supervisor and runners write.
+
+A job that names its devices (`cuda:0,cuda:2`) starts when these are free, one that wants `all` when
+every slot of the kind is, any other on as many as it is wide. Statements here take what `asked`
+returns and say nothing of who starts it.
+
+Each function works inside the caller's transaction, moves one row along a legal way and says what
+became of it; an attempt that is no longer the job's moves nothing.
 
 Every write of a runner carries its attempt number. When the number is no longer the job's, the job
 was given to somebody else: `Fenced` is raised, nothing is changed, and the runner leaves at once.
@@ -9,13 +16,190 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from jobs import endings
+from jobs.curves import Progress, finite, write_measurements
 from jobs.database import Database, now
-from jobs.eligible import FIRST, FREE, MAY_START, SERVES, TAKES, asked, conditions
-from jobs.endings import NO_PROGRESS_LIMIT
-from jobs.metrics import Progress, finite, write_measurements
+from jobs.job import Intent, State
 from jobs.processes import Identity
-from jobs.states import Intent, State
+from jobs.schema import Tables
+
+UNBOUNDED = 2**62
+
+
+def conditions(wanted: Iterable[str] | None, moods: Iterable[str]) -> dict[str, Any]:
+    """Return what `MAY_START` asks for."""
+    return {
+        "now": now(), "any": wanted is None, "wanted": json.dumps(list(wanted or ())),
+        "moods": json.dumps(["", *moods]),
+    }  # fmt: skip
+
+
+def asked(
+    device: str,
+    more: Iterable[str],
+    room: Mapping[str, int] | None,
+    wanted: Iterable[str] | None,
+    moods: Iterable[str],
+) -> dict[str, Any]:
+    """Return what `FREE` and `FIRST` ask for; the arguments are those of `Claims.claim`."""
+    known = room or {}
+    slots = [[one, known.get(one, UNBOUNDED)] for one in (device, *more)]
+    return conditions(wanted, moods) | {"device": device, "devices": json.dumps(slots)}
+
+
+MAY_START = """
+  state = 'queued'
+  AND (:any AND device_wanted <> 'ray' OR device_wanted IN (SELECT value FROM json_each(:wanted))
+       OR instr(device_wanted, ',')  -- a set, of which this slot is one
+          AND EXISTS (SELECT 1 FROM json_each(:wanted) AS mine
+                      WHERE instr(',' || device_wanted || ',', ',' || mine.value || ',')))
+  AND (start_after IS NULL OR start_after <= :now)
+  AND start_when IN (SELECT value FROM json_each(:moods))
+  AND NOT EXISTS (SELECT 1 FROM dependencies JOIN jobs AS needed ON needed.id = dependencies.needs
+                  WHERE dependencies.job = jobs.id AND needed.state <> 'succeeded')
+  AND (kind <> 'bakeoff'  -- which measures what its runs left, wherever these are trained
+       OR NOT EXISTS (SELECT 1 FROM jobs AS run WHERE run.sweep = jobs.sweep AND run.kind = 'train'
+                      AND run.state IN ('queued', 'starting', 'running', 'stopping',
+                                        'interrupted')))
+"""
+SERVES = """(room >= memory_bytes AND (:device = 'cpu' OR NOT instr(device_wanted, ',')
+  OR instr(',' || device_wanted || ',', ',' || free.name || ',')))"""
+TAKES = "CASE device_wanted WHEN 'all' THEN json_array_length(:devices) ELSE width END"
+FREE = """
+WITH free AS (SELECT json_extract(value, '$[0]') AS name, json_extract(value, '$[1]') AS room,
+                     key AS place
+              FROM json_each(:devices)
+              WHERE json_extract(value, '$[0]')  -- `cpu#12` is a seat on `cpu` (seats.py)
+                    NOT IN (SELECT substr(device, 1, instr(device || '#', '#') - 1)
+                            FROM leases WHERE holder = 'job'))
+"""
+FIRST = f"""
+FROM jobs WHERE {MAY_START}
+  AND :device IN (SELECT name FROM free)
+  AND memory_bytes <= (SELECT room FROM free WHERE name = :device)
+  AND (:device = 'cpu' OR {TAKES} <= (SELECT count(*) FROM free WHERE {SERVES}))
+ORDER BY position, id LIMIT 1
+"""
+
+
+NO_PROGRESS_LIMIT = 3
+TRIED_AGAIN = """
+SELECT id FROM jobs WHERE state = 'failed' AND retries_left > 0  -- only what may pass by itself
+  AND error_kind IN ('start', 'out_of_memory', 'weights_too_large', 'network')
+"""
+
+
+def leave(
+    db: Tables,
+    job: int,
+    state: State,
+    *,
+    attempt: int | None = None,
+    actor: str,
+    why: str = "",
+    result: dict[str, Any] | None = None,
+    error: tuple[str, str] | None = None,
+) -> bool:
+    """Move a job into a state without a process; False when the attempt does not match.
+
+    The transition trigger refuses what is not legal.
+    """
+    kind, text = error or (None, None)
+    values = {
+        "id": job, "state": state, "attempt": attempt, "actor": actor, "why": why or text or "",
+        "now": now(), "error_kind": kind, "error_text": text,
+        "result": json.dumps(finite(result or {})),
+    }  # fmt: skip
+    return bool(db.conn.execute(_LEAVE, values).fetchall())
+
+
+def obey(
+    db: Tables,
+    job: int,
+    attempt: int,
+    *,
+    result: dict[str, Any] | None = None,
+    error: tuple[str, str] | None = None,
+) -> State | None:
+    """End the way that was asked for, as it stands now; None when the attempt is not the job's."""
+    row = db.conn.execute(_ACTIVE_ATTEMPT, (job, attempt)).fetchone()
+    if row is None:
+        return None
+    state = _OBEYED[row[0]]
+    leave(
+        db, job, state, attempt=attempt, actor="runner", result=result,
+        error=error if state == "paused" else None,
+    )  # fmt: skip
+    return state
+
+
+def lose(
+    db: Tables,
+    job: int,
+    attempt: int,
+    *,
+    why: str,
+    newest_step: int,
+    blameless: bool,
+    limit: int,
+) -> State | None:
+    """The attempt's process is proven dead: end as was asked, or queue again while it moves on.
+
+    Returns:
+        The state the job is in now; None when the attempt had already ended.
+    """
+    row = db.conn.execute(_ACTIVE_ATTEMPT, (job, attempt)).fetchone()
+    if row is None:
+        return None
+    intent, resume_step, no_progress = row
+    if intent in ("cancel", "pause"):
+        leave(db, job, _OBEYED[intent], attempt=attempt, actor="supervisor", why=why)
+        return _OBEYED[intent]
+    moved = newest_step > resume_step or blameless or intent == "shutdown"
+    tries = 0 if moved else no_progress + 1
+    error = ("interrupted", _GIVEN_UP.format(tries=tries, why=why))
+    leave(
+        db, job, "interrupted", attempt=attempt, actor="supervisor", why=why,
+        error=error if tries >= limit else None,
+    )  # fmt: skip
+    db.conn.execute(_COUNT_PROGRESS, (tries, max(newest_step, resume_step), job))
+    if tries >= limit:
+        return "interrupted"
+    where = f"from step {newest_step}" if newest_step else "from the beginning"
+    leave(db, job, "queued", actor="supervisor", why=f"goes on {where}")
+    return "queued"
+
+
+def never_began(db: Tables, job: int, attempt: int, *, text: str) -> None:
+    """The runner ended before it could register: the job fails with a sentence, or as asked."""
+    row = db.conn.execute(_ACTIVE_ATTEMPT, (job, attempt)).fetchone()
+    if row is None:
+        return
+    state: State = _OBEYED[row[0]] if row[0] in ("cancel", "pause") else "failed"
+    leave(
+        db, job, state, attempt=attempt, actor="supervisor",
+        error=("start", text) if state == "failed" else None,
+    )  # fmt: skip
+
+
+_OBEYED: dict[Intent, State] = {
+    "cancel": "cancelled", "pause": "paused", "shutdown": "interrupted",
+}  # fmt: skip
+_GIVEN_UP = "It ended {tries} times without reaching a new checkpoint. The last time: {why}"
+_LEAVE = """
+UPDATE jobs SET state = :state, device = NULL, owner = NULL, pid = NULL, pid_started = NULL,
+  boot_id = NULL, heartbeat = NULL, stop_requested = NULL, stop_requested_at = NULL, phase = '',
+  finished = CASE WHEN :state IN ('succeeded', 'failed', 'cancelled') THEN :now END,
+  error_kind = :error_kind, error_text = :error_text, result = json_patch(result, :result),
+  changed_by = :actor, why = :why
+WHERE id = :id AND (:attempt IS NULL OR (attempt = :attempt
+                    AND state IN ('starting', 'running', 'stopping')))
+RETURNING id
+"""
+_ACTIVE_ATTEMPT = """
+SELECT stop_requested, resume_step, no_progress FROM jobs
+WHERE id = ? AND attempt = ? AND state IN ('starting', 'running', 'stopping')
+"""
+_COUNT_PROGRESS = "UPDATE jobs SET no_progress = ?, resume_step = ? WHERE id = ?"
 
 
 class Fenced(Exception):
@@ -193,7 +377,7 @@ class Claims:
             Fenced: The claim is no longer valid.
         """
         with self._database.writing() as db:
-            if not endings.leave(
+            if not leave(
                 db, claim.job, state, attempt=claim.attempt, actor="runner", why=why,
                 result=result, error=error,
             ):  # fmt: skip
@@ -212,7 +396,7 @@ class Claims:
             Fenced: The claim is no longer valid.
         """
         with self._database.writing() as db:
-            state = endings.obey(db, claim.job, claim.attempt, result=result, error=error)
+            state = obey(db, claim.job, claim.attempt, result=result, error=error)
             if state is None:
                 raise Fenced
         return state
@@ -239,7 +423,7 @@ class Claims:
             The state it is in now; None when it had already ended.
         """
         with self._database.writing() as db:
-            return endings.lose(
+            return lose(
                 db, claim.job, claim.attempt, why=why, newest_step=newest_step,
                 blameless=blameless, limit=limit,
             )  # fmt: skip
@@ -247,7 +431,7 @@ class Claims:
     def could_not_start(self, claim: Claim, *, text: str) -> None:
         """The runner ended before it could register: the job fails with a sentence."""
         with self._database.writing() as db:
-            endings.never_began(db, claim.job, claim.attempt, text=text)
+            never_began(db, claim.job, claim.attempt, text=text)
 
 
 _WAITING_FOR_MEMORY = f"""

@@ -17,14 +17,14 @@ from typing import Any
 
 from jobs import settings
 from jobs.claims import Claim
+from jobs.job import Job
 from jobs.processes import Identity
-from jobs.record import Job
 from jobs.store import JobStore
 from studio.cluster import DEVICE, Cluster
-from studio.cluster.note import remembered, wish_to_stop
+from studio.cluster.orders import remembered, wish_to_stop
 from studio.cluster.ray_api import Facts, NoAnswer, Ray, checked_address
-from studio.cluster.sending import too_few
 from studio.cluster.storage import opened
+from studio.cluster.submit import too_few
 from studio.errors import ClusterError, InputError, QueueError, SpecError, StudioError
 from studio.home import Home
 from studio.spec import RunSpec

@@ -19,10 +19,8 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.filelock import FileLock
-from jobs.filesystem import refuse_unsafe
-from jobs.schema import migrations
-from jobs.tables import Tables
+from jobs.locks import FileLock, refuse_unsafe
+from jobs.schema import Tables, migrations
 from studio.errors import DiskFull, HomeError
 from studio.home import Home
 

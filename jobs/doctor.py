@@ -16,7 +16,7 @@ from jobs.store import JobStore
 from studio import hardware
 from studio.errors import StudioError
 from studio.home import open_home
-from studio.sizes import readable
+from studio.names import readable
 
 PACKAGES = (
     "adapter-studio", "torch", "transformers", "accelerate", "datasets", "safetensors", "gradio",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.states import Intent
+from jobs.job import Intent
 from studio.cluster import DEVICE, Cluster
 from studio.errors import ClusterError, QueueError, nearest
 from studio.home import Home
@@ -75,7 +75,7 @@ def _as_seen(spec: RunSpec, device: str) -> RunSpec:
 
 
 def _train_away(spec: RunSpec, work: Work) -> Iterator[Event]:
-    from studio.cluster.away import train as train_away
+    from studio.cluster.submit import train as train_away
 
     if work.cluster is None:
         raise ClusterError("The run wants a cluster, but none is set: name one, then resume it.")
@@ -101,28 +101,28 @@ def mix(work: Work) -> Iterator[Event]:
 
 def bakeoff(work: Work) -> Iterator[Event]:
     """Measure the adapters of several runs beside each other."""
-    from studio.adapters.bakeoff import BakeoffRequest
+    from studio.evaluation.bakeoff import BakeoffRequest
 
     return BakeoffRequest.parse(work.spec).perform(work.home, work.run_dir)
 
 
 def evaluate(work: Work) -> Iterator[Event]:
     """Measure a stack of adapters on a dataset."""
-    from studio.adapters.evaluate import EvaluateRequest
+    from studio.evaluation.evaluate import EvaluateRequest
 
     return EvaluateRequest.parse(work.spec).perform(work.home, work.run_dir)
 
 
 def suite(work: Work) -> Iterator[Event]:
     """Ask a suite's prompts of several lanes."""
-    from studio.chat.suite import SuiteRequest
+    from studio.evaluation.suites import SuiteRequest
 
     return SuiteRequest.parse(work.spec).perform(work.home, work.run_dir, work.control)
 
 
 def promote(work: Work) -> Iterator[Event]:
     """Make a checkpoint the run's adapter."""
-    from studio.chat.promotion import PromoteRequest
+    from studio.evaluation.promotion import PromoteRequest
 
     return PromoteRequest.parse(work.spec).perform(work.home)
 
@@ -138,7 +138,7 @@ def preflight(work: Work) -> Iterator[Event]:
 
 def gguf(work: Work) -> Iterator[Event]:
     """Write a model with a stack folded in as one GGUF file."""
-    from studio.adapters.gguf_export import GgufRequest
+    from studio.adapters.gguf import GgufRequest
 
     return GgufRequest.parse(work.spec).perform(work.home)
 
@@ -173,7 +173,7 @@ def measure(work: Work) -> Iterator[Event]:
 
 def arrive(work: Work) -> Iterator[Event]:
     """Take a run that was trained on another machine."""
-    from studio.training.elsewhere import arrive as take
+    from studio.training.transfer import arrive as take
 
     return take(Path(work.spec["folder"]), work.run_dir)
 

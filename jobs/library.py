@@ -7,12 +7,11 @@ and queues what takes longer than a moment.
 from pathlib import Path
 from typing import Any, Protocol
 
-from jobs import naming, supervisor
-from jobs.record import Job
-from jobs.states import OPEN
+from jobs import jobs_table, supervisor
+from jobs.job import OPEN, Job
 from jobs.store import JobStore
-from studio.adapters import keeping, requests
-from studio.adapters.gguf_export import GgufRequest
+from studio.adapters import library, requests
+from studio.adapters.gguf import GgufRequest
 from studio.adapters.library import Adapter, describe
 from studio.adapters.push import PushRequest
 from studio.errors import AdapterError
@@ -57,18 +56,18 @@ def rename(store: JobStore, name: str, new: str) -> Adapter:
     Raises:
         StudioError: The name cannot be, or a waiting job needs the adapter where it is.
     """
-    _idle(store, keeping.find(store.home, name))
-    return keeping.rename(store.home, name, new)
+    _idle(store, library.find(store.home, name))
+    return library.rename(store.home, name, new)
 
 
-def delete(store: JobStore, name: str) -> keeping.Trashed:
+def delete(store: JobStore, name: str) -> library.Trashed:
     """Move an adapter to the trash.
 
     Raises:
         StudioError: There is none, or a waiting job needs it.
     """
-    _idle(store, keeping.find(store.home, name))
-    return keeping.delete(store.home, name)
+    _idle(store, library.find(store.home, name))
+    return library.delete(store.home, name)
 
 
 def best_losses(store: JobStore) -> dict[int, float]:
@@ -113,7 +112,7 @@ def _about(plain: dict[str, Any]) -> str:
 def _free_name(store: JobStore, base: str) -> str:
     base = cleaned(base)[:110]
     taken = {job.name: job.id for job in store.list(search=base)}
-    return naming.first_free(base, taken)
+    return jobs_table.first_free(base, taken)
 
 
 _BEST = """

@@ -1,4 +1,7 @@
-"""Whether a device has the memory a waiting job needs, and who gives way when it has not.
+"""Decide which slot starts which job: queue order, free memory, who gives way.
+
+Slots ask one after the other, and a job on several devices takes them from slots that have not been
+asked yet. Were these asked in a fixed order, it could pass an older job that wants one of them.
 
 A job brings its estimate (0 is unknown and fits everywhere). On a GPU counts what is really free,
 other programs included; on a CPU only what chat holds, because the system makes room from the rest.
@@ -7,17 +10,43 @@ asked to leave a GPU as soon as anything waits for it, and any device that lacks
 that does not leave is ended, because all it holds comes back with the next question.
 """
 
+import heapq
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jobs import board
+from jobs import leases as board
 from jobs.processes import Identity, kill_session
-from jobs.seats import device_of
+from jobs.siblings import device_of
 from jobs.store import JobStore
 from studio import hardware
-from studio.sizes import readable
+from studio.names import readable
+
+Turn = tuple[float, int]
+"""A job's place in the queue, and its number."""
+
+
+def in_turn(slots: Iterable[str], turn: Callable[[str], Turn | None]) -> Iterator[str]:
+    """Yield the slot that is to claim next, each at most once, while any has a job to start.
+
+    Args:
+        slots: Those that may claim.
+        turn: Asked what a slot would claim now. The caller claims before it takes the next slot;
+            devices only get fewer, so that what a slot was told before is never too late a turn.
+    """
+    waiting = [(found, n, slot) for n, slot in enumerate(slots) if (found := turn(slot))]
+    heapq.heapify(waiting)
+    while waiting:
+        _, number, slot = heapq.heappop(waiting)
+        found = turn(slot)
+        if found is None:
+            continue
+        if waiting and (found, number) > waiting[0][:2]:
+            heapq.heappush(waiting, (found, number, slot))
+        else:
+            yield slot
+
 
 logger = logging.getLogger(__name__)
 

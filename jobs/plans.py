@@ -1,22 +1,212 @@
-"""What a person plans beyond one run: sweeps, copies, schedules, dependencies, notes.
+"""Plans beyond one run: sweeps, copies, schedules, dependencies, longer runs, notes.
+
+A run that succeeded is over, its adapter and its record stay as they are. The longer run is its
+child: it takes over that checkpoint, the best one and the curve, and its learning-rate schedule is
+that of the longer run.
 
 Each function changes the queue in one step or raises a sentence and changes nothing.
 """
 
+import datetime
+import itertools
 import json
+import math
+import os
+import random
+import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from jobs import settings, submission, sweeps
+from jobs import jobs_table, settings
+from jobs.claims import TRIED_AGAIN, leave
 from jobs.database import now
-from jobs.endings import TRIED_AGAIN, leave
+from jobs.job import ENDED, Job
 from jobs.memory import needed_by_each, needed_bytes
-from jobs.record import Job
-from jobs.states import ENDED
+from jobs.run_files import folder_of, needed_steps
 from jobs.store import JobStore
 from studio.errors import QueueError
 from studio.spec import RunSpec
+
+UNITS = {"m": 60, "h": 3600, "d": 86_400}
+
+
+def parse_moment(text: str, *, now: float) -> float:
+    """Return seconds since 1970 in UTC; a time of day that is over today means tomorrow.
+
+    Raises:
+        QueueError: It is no moment.
+    """
+    words = text.strip()
+    if match := re.fullmatch(r"\+(\d{1,6})([mhd])", words):
+        return now + int(match[1]) * UNITS[match[2]]
+    today = datetime.datetime.fromtimestamp(now)
+    try:
+        if re.fullmatch(r"\d{1,2}:\d{2}", words):
+            hour, minute = map(int, words.split(":"))
+            moment = today.replace(hour=hour, minute=minute, second=0, microsecond=0)
+            return (moment + datetime.timedelta(days=moment <= today)).timestamp()
+        return datetime.datetime.fromisoformat(words).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise QueueError(f'"{text}" is no moment. Write 02:30, +2h, or 2027-01-31 02:30.') from None
+
+
+MOST_POINTS = 1000
+
+
+def points(
+    fields: Mapping[str, Sequence[Any]],
+    *,
+    mode: Literal["grid", "random"] = "grid",
+    count: int = 0,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Return the assignments of each run, every one different.
+
+    Args:
+        fields: The values to try, by dotted field.
+        mode: `grid` takes all combinations, `random` draws `count` of them.
+        count: How many for `random`.
+        seed: Same seed, same draw.
+
+    Raises:
+        QueueError: A field has no values or one twice, or there are too many points.
+    """
+    empty = [field for field, values in fields.items() if not values]
+    if not fields or empty:
+        raise QueueError(f"A sweep needs values to try{' for ' + empty[0] if empty else ''}.")
+    total = math.prod(len(values) for values in fields.values())
+    wanted = total if mode == "grid" else count
+    if mode == "random" and count < 1:
+        raise QueueError(f"A random sweep needs a count of 1 or more, not {count}.")
+    if min(wanted, total) > MOST_POINTS:
+        raise QueueError(
+            f"This sweep has {wanted:,} points; {MOST_POINTS:,} is the most. "
+            "Try fewer values, or draw some at random."
+        )
+    for field, values in fields.items():
+        written = Counter(json.dumps(value, sort_keys=True, default=str) for value in values)
+        value, times = written.most_common(1)[0]
+        if times > 1:
+            raise QueueError(f"{field} names {value} twice. Each value is tried once.")
+    names, lists = list(fields), list(fields.values())
+    if mode == "grid" or wanted >= total:
+        chosen = list(itertools.product(*lists))
+    else:
+        numbers = random.Random(seed).sample(range(total), wanted)
+        chosen = [_combination(lists, number) for number in sorted(numbers)]
+    return [dict(zip(names, values, strict=True)) for values in chosen]
+
+
+def expand(spec: RunSpec, assignments: Sequence[Mapping[str, Any]], *, name: str) -> list[RunSpec]:
+    """Return one spec a point, named after what differs.
+
+    Raises:
+        SpecError: A field does not exist or a value is out of bounds; nothing is returned.
+    """
+    return [
+        spec.with_values({**point, "name": f"{name} {_label(point)}"[:120]})
+        for point in assignments
+    ]
+
+
+def _combination(lists: Sequence[Sequence[Any]], number: int) -> tuple[Any, ...]:
+    picked = []
+    for values in reversed(lists):
+        number, index = divmod(number, len(values))
+        picked.append(values[index])
+    return tuple(reversed(picked))
+
+
+def _label(point: Mapping[str, Any]) -> str:
+    return " ".join(f"{field.rpartition('.')[2]}={value}" for field, value in point.items())
+
+
+def extend(
+    store: JobStore, job_id: int | str, *, epochs: float = 0, steps: int = 0, name: str = ""
+) -> Job:
+    """Queue the continuation of an ended run.
+
+    Raises:
+        QueueError: It has not ended, is no training, kept no checkpoint, or nothing was added.
+    """
+    job = store.get(job_id)
+    if job.kind != "train":
+        raise QueueError(f'"{job.name}" is a {job.kind}; only training runs can be extended.')
+    if job.state != "succeeded":
+        raise QueueError(
+            f'"{job.name}" is {job.state}; only a run that succeeded can be extended. '
+            "Resume it instead."
+        )
+    spec = _longer(job, epochs=epochs, steps=steps, name=name)
+    kept = needed_steps(store.home.run(job.id))
+    if not kept:
+        raise QueueError(
+            f'"{job.name}" kept no checkpoint to go on from. Start a new run with more steps '
+            f"instead: studio duplicate {job.id} --set train.max_steps=…"
+        )
+    child = store.submit(spec, parent=job.id, held=True, memory_bytes=job.memory_bytes)
+    try:
+        for step in kept:  # the newest last: with it the child can go on
+            _hand_over(folder_of(store.home.run(job.id), step), store.home.run(child.id))
+    except BaseException:
+        store.cancel(child.id)
+        store.delete(child.id)
+        raise
+    with store.database.writing() as db:
+        for statement in _CURVE:
+            db.conn.execute(statement, {"old": job.id, "new": child.id, "step": step})
+        facts = {key: job.result[key] for key in ("first_loss", "rows") if key in job.result}
+        db.conn.execute(
+            "UPDATE jobs SET step = ?, result = ? WHERE id = ?",
+            (step, json.dumps(facts), child.id),
+        )
+    return store.resume(child.id)
+
+
+def _longer(job: Job, *, epochs: float, steps: int, name: str) -> RunSpec:
+    if (epochs > 0) == (steps > 0) or epochs < 0 or steps < 0:
+        raise QueueError("Say how much longer it trains: epochs or steps, more than 0 of one.")
+    train = job.spec["train"]
+    if steps:
+        change = {"train.max_steps": (job.total_steps or job.step) + steps}
+    elif train["max_steps"] > 0:
+        raise QueueError(
+            f'"{job.name}" counts steps, not epochs (train.max_steps is {train["max_steps"]}). '
+            "Extend it by steps."
+        )
+    else:
+        change = {"train.num_train_epochs": train["num_train_epochs"] + epochs}
+    return RunSpec.parse({**job.spec, "name": name}).with_values(change)
+
+
+def _hand_over(checkpoint: Path, run_dir: Path) -> None:
+    """Copy a checkpoint into a new run, whole or not at all."""
+    target = run_dir / "checkpoints" / checkpoint.name
+    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(checkpoint, temporary)
+        os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+_CURVE = (
+    """UPDATE counters SET value = value +
+         (SELECT COUNT(*) FROM metrics WHERE job = :old AND step <= :step)
+       WHERE name = 'metrics'""",
+    """INSERT INTO metrics(job, name, step, value, flag, time, seq)
+       SELECT :new, name, step, value, flag, time,
+         (SELECT value FROM counters WHERE name = 'metrics') + 1
+           - ROW_NUMBER() OVER (ORDER BY name, step DESC)
+       FROM metrics WHERE job = :old AND step <= :step""",
+    """INSERT INTO samples(job, step, prompt, text, time)
+       SELECT :new, step, prompt, text, time FROM samples WHERE job = :old AND step <= :step""",
+)
+
 
 StartWhen = Literal["", "idle", "night"]
 BACKOFF_SECONDS = 30.0
@@ -37,8 +227,8 @@ def submit_sweep(
     """Queue one run for each point of a sweep, as a group called `name`."""
     if not name.strip():
         raise QueueError("A sweep needs a name: its runs are called after it.")
-    chosen = sweeps.points(fields, mode=mode, count=count, seed=spec.seed)
-    specs = sweeps.expand(spec, chosen, name=name.strip())
+    chosen = points(fields, mode=mode, count=count, seed=spec.seed)
+    specs = expand(spec, chosen, name=name.strip())
     with store.database.reading() as db:
         if db.conn.execute("SELECT 1 FROM jobs WHERE sweep = ?", (name.strip(),)).fetchone():
             raise QueueError(f'There is already a sweep "{name.strip()}". Choose another name.')
@@ -94,7 +284,7 @@ def schedule(
             db.conn.execute(_AGAIN, (again, job.id))
         if needs is not None:
             db.conn.execute("DELETE FROM dependencies WHERE job = ?", (job.id,))
-            db.conn.executemany(submission.NEED, [(job.id, other) for other in needed])
+            db.conn.executemany(jobs_table.NEED, [(job.id, other) for other in needed])
     return store.get(job.id)
 
 

@@ -8,21 +8,20 @@ from typing import Any
 
 from jobs import plans, supervisor
 from jobs.admission import admit
-from jobs.commands import exit_code
-from jobs.follow import follow_to_the_end
+from jobs.job import Job
 from jobs.memory import needed_bytes
-from jobs.record import Job
 from jobs.store import JobStore
 from studio import presets
-from studio.assignments import merge_values, parse_assignment, read_yaml
 from studio.cluster import DEVICE
 from studio.errors import OutOfMemory, QueueError, WeightsTooLarge
+from studio.fields import merge_values, parse_assignment, read_yaml
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.estimate import estimate
-from studio.training.fit import make_it_fit
 from studio.training.preflight import REPORT
-from studio.training.remedies import Remedy, pick, remedies
+from studio.training.remedies import Remedy, make_it_fit, pick, remedies
+from ui.cli.follow import follow_to_the_end
+from ui.cli.runs_commands import exit_code
 
 FULL = (OutOfMemory.kind, WeightsTooLarge.kind)
 TITLES = {

@@ -6,11 +6,11 @@ from typing import Any
 
 from jobs import supervisor
 from jobs.database import Database, now
-from jobs.record import Job
+from jobs.job import Job
 from jobs.store import JobStore
 from studio.adapters.requests import MergeRequest, MixRequest, StackItem
 from studio.errors import ChatError, nearest
-from studio.validating import validated
+from studio.fields import validated
 
 NAME_LENGTH = 120
 Rows = list[dict[str, Any]]

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from jobs.claims import Claim, Fenced
-from jobs.metrics import Progress
+from jobs.curves import Progress
+from jobs.job import Intent
 from jobs.processes import leave
-from jobs.states import Intent
 from jobs.store import JobStore
 from studio.errors import DiskFull, HomeError
 from studio.training import events

@@ -10,12 +10,11 @@ import signal
 import time
 from typing import Any
 
-from jobs.checkpoints import newest_step
-from jobs.claims import Claim
-from jobs.endings import NO_PROGRESS_LIMIT
+from jobs.claims import NO_PROGRESS_LIMIT, Claim
+from jobs.job import Intent
 from jobs.processes import Identity, boot_id, kill_session, me, of
+from jobs.run_files import newest_step
 from jobs.spawning import Runners
-from jobs.states import Intent
 from jobs.store import JobStore
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ One row a setting, JSON values, defaults here. It knows no job.
 import json
 from typing import Any
 
-from jobs.endings import TRIED_AGAIN
+from jobs.claims import TRIED_AGAIN
 from jobs.store import JobStore
 from studio.errors import QueueError
 

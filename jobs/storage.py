@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs import settings
-from jobs.checkpoints import needed_steps, newest_step, step_of
-from jobs.record import Job
-from jobs.states import ENDED
+from jobs.job import ENDED, Job
+from jobs.run_files import needed_steps, newest_step, step_of
 from jobs.store import JobStore
 from studio.errors import QueueError
 from studio.home import Home

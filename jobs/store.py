@@ -9,16 +9,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from jobs import board, logs, lookup, metrics, order, stops, submission
-from jobs.checkpoints import newest_step
-from jobs.claims import Claim, Claims
+from jobs import curves, jobs_table, leases, run_files
+from jobs.claims import Claim, Claims, leave
 from jobs.curves import Curves
 from jobs.database import Database
-from jobs.endings import leave
+from jobs.job import Job, State
 from jobs.processes import Identity, me
-from jobs.record import Job
-from jobs.states import State
-from studio.cluster.note import forget, remembered
+from jobs.run_files import newest_step
+from studio.cluster.orders import forget, remembered
 from studio.errors import QueueError
 from studio.home import Home
 from studio.spec import RunSpec
@@ -82,7 +80,7 @@ class JobStore:
             "retries": retries, "memory": memory_bytes,
         }  # fmt: skip
         with self.database.writing() as db:
-            job_id = submission.insert(db, spec, plan, needs)
+            job_id = jobs_table.insert(db, spec, plan, needs)
             if held:
                 leave(db, job_id, "paused", actor="person", why="held back")
         return self.get(job_id)
@@ -106,7 +104,7 @@ class JobStore:
         needed = list(memory_bytes) or [0] * len(wanted)
         with self.database.writing() as db:
             ids = [
-                submission.insert(db, spec, plan | {"memory": memory})
+                jobs_table.insert(db, spec, plan | {"memory": memory})
                 for spec, memory in zip(wanted, needed, strict=True)
             ]
         return [self.get(job_id) for job_id in ids]
@@ -120,7 +118,7 @@ class JobStore:
             QueueError: There is none.
         """
         with self.database.reading() as db:
-            return lookup.one(db, job_id)
+            return jobs_table.find_job(db, job_id)
 
     def list(
         self, states: Iterable[State] | None = None, *, limit: int | None = None,
@@ -135,12 +133,12 @@ class JobStore:
             search: Words that the name must contain.
         """
         with self.database.reading() as db:
-            return lookup.listed(db, states, limit=limit, offset=offset, search=search)
+            return jobs_table.list_jobs(db, states, limit=limit, offset=offset, search=search)
 
     def queue(self, *, limit: int | None = None) -> Jobs:
         """Return what runs and what waits, in the order it will run."""
         with self.database.reading() as db:
-            return lookup.queued(db, limit=limit)
+            return jobs_table.queued_jobs(db, limit=limit)
 
     def counts(self) -> dict[State, int]:
         """Return how many jobs are in each state."""
@@ -153,7 +151,7 @@ class JobStore:
     ) -> dict[str, Any]:  # fmt: skip
         """Return curves, thinned, or what is new since `after_seq`; see `metrics.py`."""
         with self.database.reading() as db:
-            return metrics.read_metrics(
+            return curves.read_metrics(
                 db,
                 job_ids,
                 names,
@@ -186,7 +184,7 @@ class JobStore:
 
     def log_tail(self, job_id: int, lines: int = 200) -> str:
         """Return the last lines of the run's log; empty when it has none yet."""
-        return logs.tail(self.log_path(job_id), lines)
+        return run_files.log_tail(self.log_path(job_id), lines)
 
     # -- change ----------------------------------------------------------------------------------
 
@@ -206,7 +204,7 @@ class JobStore:
         """
         job = self.get(job_id)
         if job.state not in ("paused", "failed", "cancelled", "interrupted"):
-            raise QueueError(stops.cannot(job, "resume"))
+            raise QueueError(jobs_table.cannot(job, "resume"))
         restart = restart or bool(job.drop_checkpoints)
         step = 0 if restart else newest_step(self.home.run(job.id))
         away = remembered(self.home.run(job.id)) is not None  # it is followed where it trains
@@ -219,13 +217,13 @@ class JobStore:
             forget(self.home.run(job.id))
             shutil.rmtree(self.home.run(job.id) / "checkpoints", ignore_errors=True)
         with self.database.writing() as db:
-            stops.queue_again(db, job, step=step, restart=restart)
+            jobs_table.queue_again(db, job, step=step, restart=restart)
         return self.get(job.id)
 
     def go_on(self, job_id: int, *, newest_step: int, state: State = "interrupted") -> None:
         """Queue again, by itself, what a shutdown had interrupted or a full disk had paused."""
         with self.database.writing() as db:
-            if lookup.one(db, job_id).state == state:
+            if jobs_table.find_job(db, job_id).state == state:
                 where = f"from step {newest_step}" if newest_step else "from the beginning"
                 leave(db, job_id, "queued", actor="supervisor", why=f"goes on {where}")
 
@@ -239,30 +237,30 @@ class JobStore:
     def move(self, job_id: int | str, *, before: int | str | None = None) -> Job:
         """Place a waiting job before another one, or at the end."""
         with self.database.writing() as db:
-            job = lookup.one(db, job_id)
-            other = None if before is None else lookup.one(db, before)
+            job = jobs_table.find_job(db, job_id)
+            other = None if before is None else jobs_table.find_job(db, before)
             for one in (job, other):
                 if one is not None and one.state not in ("queued", "paused"):
                     raise QueueError(
                         f'"{one.name}" is {one.state}; only waiting jobs can be ordered.'
                     )
             if other is None:
-                order.to_the_end(db, job.id)
+                jobs_table.to_the_end(db, job.id)
             elif other.id != job.id:
-                order.place_before(db, job.id, other.id)
+                jobs_table.place_before(db, job.id, other.id)
         return self.get(job.id)
 
     def run_next(self, job_id: int | str) -> Job:
         """Place a waiting job before all others."""
         with self.database.reading() as db:
-            first = order.first_waiting(db)
+            first = jobs_table.first_waiting(db)
         return self.move(job_id, before=first)
 
     def delete(self, job_id: int | str) -> None:
         """Remove a job that does not run, with its run folder."""
         job = self.get(job_id)
         with self.database.writing() as db:
-            job = lookup.one(db, job.id)
+            job = jobs_table.find_job(db, job.id)
             if job.active:
                 raise QueueError(f'"{job.name}" is {job.state}. Cancel it first.')
             waiting = db.conn.execute(_WAITING_FOR, (job.id,)).fetchone()
@@ -282,35 +280,35 @@ class JobStore:
     def processes(self) -> Rows:
         """Return our processes that live: supervisor, web, chat host, spare."""
         with self.database.reading() as db:
-            return board.living(db)
+            return leases.living(db)
 
     def announce(self, role: str, *, url: str = "", identity: Identity | None = None) -> None:
         """Say that this process is there; it counts until the process ends."""
         with self.database.writing(durable=False) as db:
-            board.announce(db, role, identity or me(), url)
+            leases.announce(db, role, identity or me(), url)
 
     def leases(self) -> Rows:
         """Return who holds which device."""
         with self.database.reading() as db:
-            return board.leases(db)
+            return leases.leases(db)
 
     def take_chat_lease(self, device: str, *, memory_bytes: int = 0) -> None:
         """Say that this process keeps a chat model on a device."""
         with self.database.writing(durable=False) as db:
-            board.take_chat_lease(db, device, me(), memory_bytes)
+            leases.take_chat_lease(db, device, me(), memory_bytes)
 
     def ask_chat_to_leave(self, device: str) -> bool:
         """Ask whoever chats on a device to free it; False when nobody does."""
         if not any(row["holder"] == "chat" and row["device"] == device for row in self.leases()):
             return False
         with self.database.writing(durable=False) as db:
-            board.ask_chat_to_leave(db, device)
+            leases.ask_chat_to_leave(db, device)
         return True
 
     def return_chat_lease(self) -> None:
         """Say that this process keeps no chat model any more."""
         with self.database.writing(durable=False) as db:
-            board.return_chat_lease(db, me())
+            leases.return_chat_lease(db, me())
 
     def _rows(self, sql: str, job_id: int) -> Rows:
         with self.database.reading() as db:
@@ -318,7 +316,7 @@ class JobStore:
 
     def _stop(self, job_id: int | str, intent: str, ended: State, *, drop: bool = False) -> Job:
         with self.database.writing() as db:
-            number = stops.stop(db, job_id, intent, ended, drop=drop)
+            number = jobs_table.stop(db, job_id, intent, ended, drop=drop)
         return self.get(number)
 
 

@@ -4,11 +4,11 @@ from typing import Any
 
 from jobs import supervisor
 from jobs.chat_lanes import run_of
-from jobs.record import Job
+from jobs.job import Job
 from jobs.store import JobStore
-from studio.chat.report import Form, suite_as
-from studio.chat.suite import SuiteRequest, read_results, summarise
 from studio.errors import QueueError
+from studio.evaluation.reports import Form, suite_as
+from studio.evaluation.suites import SuiteRequest, read_results, summarise
 
 KIND = "suite"
 

@@ -1,4 +1,4 @@
-"""The process that gives queued jobs to devices and rescues those whose process died.
+"""The supervisor: give queued jobs to devices, rescue jobs whose process died.
 
 One per home, by a file lock that dies with it. It holds no model and never imports torch, so it may
 run for weeks. Everything it must remember is in the database: when it is killed, the next one
@@ -9,6 +9,7 @@ do and no page is open.
 import argparse
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -19,23 +20,60 @@ from typing import Any
 
 import psutil
 
-from jobs import backup, plans, room, settings
-from jobs.claims import Claim
+from jobs import backup, plans, settings
+from jobs.claims import NO_PROGRESS_LIMIT, Claim
 from jobs.cluster import Watch
-from jobs.endings import NO_PROGRESS_LIMIT
-from jobs.filelock import FileLock
 from jobs.kinds import FILES
-from jobs.placement import Placement
+from jobs.locks import FileLock
+from jobs.placement import Placement, in_turn
 from jobs.processes import Identity, me, of
 from jobs.rescue import Rescue
-from jobs.seats import take_seats
+from jobs.run_files import newest_step
+from jobs.siblings import take_seats
 from jobs.spawning import RUNNER, Runners, spawn
 from jobs.store import JobStore
-from jobs.turns import in_turn
 from jobs.webhook import Webhook
 from studio import hardware
 from studio.errors import HomeError, StudioError
 from studio.home import Home, open_home
+from studio.names import readable
+
+NEEDED_BYTES = 256 << 20
+
+
+def free_bytes(path: Path) -> int:
+    """Return how much room the file system of `path` has for us."""
+    return shutil.disk_usage(path).free
+
+
+def shortage(path: Path) -> str | None:
+    """Return a sentence when there is too little room to start anything."""
+    free = free_bytes(path)
+    if free >= NEEDED_BYTES:
+        return None
+    return (
+        f"Only {readable(free)} are free in {path}. The queue waits until there are "
+        f"{readable(NEEDED_BYTES)}; nothing is lost."
+    )
+
+
+def resume_what_waited_for_room(store: JobStore) -> None:
+    """Queue again the runs that paused because the disk was full, if each now has room."""
+    for job in store.list(["paused"]):
+        if job.error_kind != "disk_full":
+            continue
+        run_dir = store.home.run(job.id)
+        if free_bytes(store.home.path) > NEEDED_BYTES + 2 * _newest_checkpoint_bytes(run_dir):
+            step = newest_step(run_dir)
+            store.go_on(job.id, newest_step=step, state="paused")
+
+
+def _newest_checkpoint_bytes(run_dir: Path) -> int:
+    folders = sorted((run_dir / "checkpoints").glob("step-*"))
+    if not folders:
+        return 0
+    return sum(file.stat().st_size for file in folders[-1].rglob("*") if file.is_file())
+
 
 logger = logging.getLogger(__name__)
 
@@ -120,13 +158,13 @@ class Supervisor:
             backup.daily(self.home, self.store.database, now=time.time())
 
     def _claim(self) -> None:
-        short = room.shortage(self.home.path)
+        short = shortage(self.home.path)
         if short != self._short:
             logger.warning("%s", short or "there is room again")
             self._short = short
         if short or settings.read(self.store, "held"):
             return
-        room.resume_what_waited_for_room(self.store)
+        resume_what_waited_for_room(self.store)
         if not self.store.counts().get("queued"):
             return
         moods = self._moods()

@@ -1,4 +1,4 @@
-"""What a run or an adapter can be called, everywhere the same.
+"""Names of runs and adapters, and sizes in bytes, as users read them.
 
 A name is typed where a path, a number, an option or `NAME:WEIGHT` could stand, and printed on a
 terminal: what could be read as one of these is no name.
@@ -6,6 +6,17 @@ terminal: what could be read as one of these is no name.
 
 import re
 import unicodedata
+
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def readable(count: float) -> str:
+    """Return bytes with three digits and a unit: 43.5 MiB."""
+    size, unit = float(count), 0
+    while size >= 999.5 and unit < len(UNITS) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{size:#.3g}".rstrip(".") + f" {UNITS[unit]}" if unit else f"{size:.0f} B"
+
 
 LONGEST = 120
 SHOWN = 60  # characters of a wrong name that are worth repeating

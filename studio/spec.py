@@ -19,11 +19,9 @@ from pydantic import (
 )
 
 from studio import devices
-from studio.assignments import merge_values, read_yaml
 from studio.errors import SpecError
-from studio.knobs import Record, knob
+from studio.fields import Record, knob, merge_values, read_yaml, validated
 from studio.methods import Method, methods, named
-from studio.validating import validated
 
 VERSION: Literal[1] = 1
 

@@ -45,7 +45,7 @@ def served(home: Path, *words: str, **variables: str) -> Iterator[Served]:
         words: More words of the command.
         variables: More of its environment.
     """
-    command = [sys.executable, "-m", "studio.cli"]
+    command = [sys.executable, "-m", "ui.cli.main"]
     environment = os.environ | {"STUDIO_HOME": str(home), "PYTHONPATH": str(ROOT)}
     environment |= variables
     log = home.with_suffix(".serve.log")

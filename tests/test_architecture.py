@@ -172,7 +172,7 @@ def test_the_supervisor_holds_no_torch(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from studio.home import open_home
-import jobs.supervisor, jobs.chat_client, jobs.summary
+import jobs.supervisor, jobs.chat_client, jobs.jobs_table
 from jobs.store import JobStore
 JobStore(open_home(Path(sys.argv[1]))).close()
 {HEAVY}"""
@@ -180,5 +180,5 @@ JobStore(open_home(Path(sys.argv[1]))).close()
 
 
 def test_the_command_line_starts_without_torch_or_gradio(tmp_path: Path) -> None:
-    code = f"import sys, studio.cli\n{HEAVY}\nprint('gradio' in sys.modules)"
+    code = f"import sys, ui.cli.main\n{HEAVY}\nprint('gradio' in sys.modules)"
     assert run(code, tmp_path).split() == ["False"]

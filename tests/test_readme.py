@@ -5,10 +5,10 @@ from pathlib import Path
 
 import typer
 
-from studio.cli import app
+from studio.backbone.probe import CAPABILITIES
 from studio.methods import methods
-from studio.methods.layer.probe import CAPABILITIES
 from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
+from ui.cli.main import app
 
 README = Path(__file__).parents[1] / "README.md"
 

@@ -14,9 +14,9 @@ from pydantic import BaseModel, Field
 
 from jobs import bakeoff, library, supervisor
 from jobs.admission import admit
-from jobs.record import Job
+from jobs.job import Job
 from jobs.store import JobStore
-from studio.adapters import keeping
+from studio.adapters import library as keeping
 from studio.adapters.library import Adapter, adapters
 from studio.adapters.picture import drawn
 from studio.errors import QueueError, StudioError
@@ -182,9 +182,9 @@ def _outcome(job: Job) -> dict[str, Any]:
 
         row["certificate"] = read_certificate(folder)
     if job.kind in ("gguf", "export_adapter") and job.state == "succeeded":
-        from studio.adapters import export, gguf_export
+        from studio.adapters import export, gguf
 
-        read = gguf_export.read_check if job.kind == "gguf" else export.read_check
+        read = gguf.read_check if job.kind == "gguf" else export.read_check
         row["check"] = read(folder) or None
     if job.kind == "push":
         row["address"] = job.result.get("address")

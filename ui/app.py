@@ -15,11 +15,23 @@ from typing import Any
 
 from studio.errors import ServeError, StudioError
 from studio.home import Home
-from ui.bounds import Bounded
-from ui.door import Door, token_of
 from ui.frame import FAVICON, Frame
-from ui.guard import LOOPBACK, App, Guard, Message, Receive, Scope, Send
-from ui.reach import is_local, own_names, shown_host, warning
+from ui.guard import (
+    LOOPBACK,
+    App,
+    Bounded,
+    Door,
+    Guard,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    is_local,
+    own_names,
+    shown_host,
+    token_of,
+    warning,
+)
 from ui.wake import import_gradio
 
 ASSETS = Path(__file__).parent / "assets"

@@ -10,10 +10,9 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import recipes
-from jobs.conversations import Conversations
+from jobs.conversations import Conversations, Votes
 from jobs.recipes import Recipes
 from jobs.store import JobStore
-from jobs.votes import Votes
 
 ID = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
 MOST_LANES = 6

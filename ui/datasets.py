@@ -14,22 +14,21 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
 from jobs import supervisor
-from jobs.record import Job
+from jobs.job import Job
 from jobs.store import JobStore
 from studio import starter
 from studio.data import measure, preview, requests, snapshots
-from studio.data.conversations import converter
-from studio.data.curate import lineage, parse_step
-from studio.data.export import rows_as
+from studio.data.check import overlap
+from studio.data.curate import lineage, parse_step, rows_as
 from studio.data.mapping import PARTS
-from studio.data.overlap import overlap
 from studio.data.records import Document, Problem, Row
+from studio.data.rows import converter
 from studio.data.snapshots import Meta, Snapshot
 from studio.data.xray import Pick, xray
 from studio.errors import DataError
+from studio.fields import validated
 from studio.home import Home
 from studio.spec import DataSource, ModelSource
-from studio.validating import validated
 from ui import looking, sources
 from ui.looking import Looked
 from ui.uploads import kept_upload

@@ -12,8 +12,8 @@ from urllib.parse import urlencode
 
 import yaml
 
-from studio.assignments import parse_assignment
 from studio.errors import SpecError
+from studio.fields import parse_assignment
 from studio.methods import named
 from studio.spec import RunSpec
 

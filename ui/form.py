@@ -15,8 +15,8 @@ from typing import Any, Literal, Union, cast, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from studio.assignments import parse_assignment
 from studio.errors import SpecError
+from studio.fields import parse_assignment
 from studio.methods import methods
 from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
 

@@ -1,15 +1,34 @@
-"""The door of the web process: who may speak to it, and what a page of it may do.
+"""Guard every request: host, origin, token, size.
 
 Loopback is not a wall: any web page can make the browser send requests here. Gradio alone answers a
 foreign `Host` (DNS rebinding), takes uploads and runs server functions from other origins. So every
 request, gradio's own routes included, passes this pure ASGI guard first; streaming is untouched. It
 knows headers only, nothing of routes or jobs.
+
+A length that is announced too large is refused at once; one that is not announced is counted. It
+knows paths and sizes only.
+
+The address that is printed holds it once; the answer puts a cookie in its place and takes it out of
+the address. Comparison takes the same time for every guess, and an address that guesses wrong too
+often waits. It stands behind the guard, in front of everything else, gradio's routes included.
 """
 
+import contextlib
+import hashlib
+import hmac
 import json
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+import secrets as randomness
+import socket
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import psutil
+
+from jobs import secrets
+from studio.home import Home
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -137,3 +156,225 @@ async def _refuse(send: Send, why: str) -> None:
         }
     )
     await send({"type": "http.response.body", "body": body})
+
+
+DEFAULT_BYTES = 16 << 20
+
+
+class Bounded:
+    """Refuse bodies that are larger than their route takes."""
+
+    def __init__(self, app: App, *, larger: Mapping[str, int] = {}) -> None:
+        self.app, self.larger = app, dict(larger)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 413 in one sentence, or pass on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        most = self.larger.get(str(scope.get("path", "")).rstrip("/"), DEFAULT_BYTES)
+        announced = _announced(scope)
+        if announced is None or announced > most:
+            await refuse(send, 413 if announced else 400, "That is larger than this page takes.")
+            return
+        arrived, answered = 0, False
+
+        async def counted() -> Message:
+            nonlocal arrived
+            message = await receive()
+            arrived += len(message.get("body", b""))
+            if arrived > most:
+                raise _TooLarge
+            return message
+
+        async def watched(message: Message) -> None:
+            nonlocal answered
+            if arrived <= most or answered:  # else it is ours to say what was wrong
+                answered = True
+                await send(message)
+
+        with contextlib.suppress(_TooLarge):
+            await self.app(scope, counted, watched)
+        if arrived > most and not answered:
+            await refuse(send, 413, "That is larger than this page takes.")
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def _announced(scope: Scope) -> int | None:
+    """The announced length, 0 where there is none, None where it is no number."""
+    lengths = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
+    if not lengths:
+        return 0
+    if len(lengths) > 1 or not lengths[0].isdigit():
+        return None
+    return int(lengths[0])
+
+
+async def refuse(
+    send: Send, status: int, text: str, headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    """Answer with one sentence as JSON."""
+    body = json.dumps({"error": {"kind": "refused", "text": text}}).encode()
+    own = [
+        (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"), *(headers or []),
+    ]  # fmt: skip
+    await send({"type": "http.response.start", "status": status, "headers": own})
+    await send({"type": "http.response.body", "body": body})
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    return host in LOOPBACK
+
+
+def own_names(host: str, allowed: list[str]) -> frozenset[str]:
+    """Return the `Host` names that are ours.
+
+    Numbers of this machine's own network cards are: rebinding attacks need a name. Names are only
+    ours when the person says so.
+    """
+    names = {*LOOPBACK, *(name.lower() for name in allowed)}
+    if is_local(host):
+        return frozenset(names)
+    names.add(host.lower())
+    for cards in psutil.net_if_addrs().values():
+        names |= {
+            card.address.partition("%")[0].lower()
+            for card in cards
+            if card.family in (socket.AF_INET, socket.AF_INET6)
+        }
+    return frozenset(names - {"0.0.0.0", "::"})
+
+
+def shown_host(host: str) -> str:
+    """Return the host as an address names it; for all cards at once, the first that has one."""
+    if host == "0.0.0.0":
+        cards = sorted(own_names(host, []) - LOOPBACK)
+        host = next((name for name in cards if name.count(".") == 3), "127.0.0.1")
+    return f"[{host}]" if ":" in host else host
+
+
+def warning(host: str) -> str:
+    """Say loudly what binding elsewhere means."""
+    return (
+        f"WARNING: the studio listens on {host}: other machines can reach it. Whoever has the "
+        "address below, with its token, can train, read and delete everything in this home. The "
+        "connection is not encrypted; prefer an ssh tunnel on networks that you do not own."
+    )
+
+
+MOST_GUESSES, WINDOW_SECONDS = 10, 60.0
+MOST_ADDRESSES = 1000
+COOKIE_SECONDS = 30 * 86_400
+ASK = (
+    "This studio asks for its token: open the address that `studio serve` printed in its terminal."
+)
+
+
+def token_of(home: Home) -> str:
+    """Return the home's token, made at the first need; 256 random bits in a private file."""
+    found = secrets.read(home, "token")
+    if len(found) < 32:
+        found = randomness.token_urlsafe(32)
+        secrets.keep(home, "token", found)
+    return found
+
+
+class Door:
+    """Let in who knows the token."""
+
+    def __init__(self, app: App, *, token: str, port: int) -> None:
+        self.app, self.token = app, token.encode()
+        self.cookie = f"studio-{port}"
+        # The cookie is not the token, so that neither gives the other away.
+        self.pass_ = hmac.new(self.token, b"studio-cookie", hashlib.sha256).hexdigest()
+        self.guesses: OrderedDict[str, deque[float]] = OrderedDict()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, exchange a token for the cookie, or refuse."""
+        if scope["type"] == "lifespan" or self._has_cookie(scope):
+            await self.app(scope, receive, send)
+            return
+        given = _given(scope)
+        address = str((scope.get("client") or ("?", 0))[0])
+        if given and self._waits(address):
+            await _no(scope, send, 429, "Too many wrong tokens; wait a minute.")
+        elif not given or not hmac.compare_digest(given.encode(), self.token):
+            if given:
+                self._count(address)
+            await _no(scope, send, 401, ASK)
+        elif scope["type"] == "http" and scope.get("method") == "GET" and _in_query(scope):
+            await self._exchange(scope, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _has_cookie(self, scope: Scope) -> bool:
+        # By hand: a parser gives up at the first cookie of a neighbour's that it cannot read.
+        own = f"{self.cookie}={self.pass_}".encode()
+        return any(
+            hmac.compare_digest(pair.strip(), own)
+            for name, value in scope["headers"]
+            if name.lower() == b"cookie"
+            for pair in value.split(b";")
+        )
+
+    def _waits(self, address: str) -> bool:
+        times = self.guesses.get(address, deque())
+        while times and time.monotonic() - times[0] > WINDOW_SECONDS:
+            times.popleft()
+        return len(times) >= MOST_GUESSES
+
+    def _count(self, address: str) -> None:
+        self.guesses.setdefault(address, deque(maxlen=MOST_GUESSES)).append(time.monotonic())
+        self.guesses.move_to_end(address)
+        while len(self.guesses) > MOST_ADDRESSES:
+            self.guesses.popitem(last=False)
+
+    async def _exchange(self, scope: Scope, send: Send) -> None:
+        rest = urlencode([pair for pair in _query(scope) if pair[0] != "token"])
+        path = "/" + str(scope.get("path", "/")).lstrip("/\\")
+        place = path + (f"?{rest}" if rest else "")
+        cookie = (
+            f"{self.cookie}={self.pass_}; Path=/; HttpOnly; SameSite=Strict; "
+            f"Max-Age={COOKIE_SECONDS}"
+        )
+        headers = [
+            (b"location", _quoted(place)), (b"set-cookie", cookie.encode()),
+            (b"cache-control", b"no-store"), (b"content-length", b"0"),
+        ]  # fmt: skip
+        await send({"type": "http.response.start", "status": 303, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _given(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name.lower() == b"authorization" and value.lower().startswith(b"bearer "):
+            return str(value[7:].decode("latin-1"))
+    return dict(_query(scope)).get("token", "")
+
+
+def _in_query(scope: Scope) -> bool:
+    return any(key == "token" for key, _ in _query(scope))
+
+
+def _query(scope: Scope) -> list[tuple[str, str]]:
+    text = scope.get("query_string", b"")[:4000].decode("latin-1")
+    return parse_qsl(text, keep_blank_values=True)
+
+
+def _quoted(place: str) -> bytes:
+    from urllib.parse import quote
+
+    return quote(place, safe="/?&=%+,:~").encode()
+
+
+async def _no(scope: Scope, send: Send, status: int, text: str) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": text[:100]})
+        return
+    retry = [(b"retry-after", b"60")] if status == 429 else []
+    await refuse(send, status, text, [*retry, (b"www-authenticate", b"Bearer")])

@@ -6,12 +6,12 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import suites
+from jobs.conversations import Votes
 from jobs.store import JobStore
 from jobs.supervisor import ensure_running
-from jobs.votes import Votes
-from studio.chat.promotion import PromoteRequest
-from studio.chat.report import MEDIA, Form, votes_as
-from studio.chat.suite import parse_cases
+from studio.evaluation.promotion import PromoteRequest
+from studio.evaluation.reports import MEDIA, Form, votes_as
+from studio.evaluation.suites import parse_cases
 
 FormName = Literal["csv", "jsonl", "html"]
 

@@ -15,11 +15,10 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from jobs import plans
-from jobs.record import Job
-from jobs.seats import device_of
-from jobs.states import actions
+from jobs.job import Job, actions
+from jobs.jobs_table import summary
+from jobs.siblings import device_of
 from jobs.store import JobStore
-from jobs.summary import summary
 from studio.errors import QueueError, SpecError
 from studio.home import Home
 from studio.methods import methods

@@ -9,11 +9,11 @@ from pydantic import BaseModel
 
 from studio.data import preview, snapshots
 from studio.data.mapping import Mapping
+from studio.data.origins import origin_of
 from studio.data.requests import ImportRequest
-from studio.data.sources import origin_of
 from studio.errors import DataError
+from studio.fields import validated
 from studio.home import Home
-from studio.validating import validated
 
 
 class Looked(BaseModel):

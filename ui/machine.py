@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from jobs import cluster, supervisor
-from jobs.seats import device_of
+from jobs.siblings import device_of
 from jobs.store import JobStore
 from studio import hardware
 from studio.home import Home

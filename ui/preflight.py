@@ -13,13 +13,13 @@ from jobs import preflight, supervisor
 from jobs.admission import admit
 from jobs.store import JobStore
 from studio import presets
-from studio.data import sources as data
+from studio.data import origins as data
 from studio.errors import InputError, SpecError
 from studio.home import Home
 from studio.models import sources as models
 from studio.spec import RunSpec
 from studio.training.estimate import estimate
-from studio.training.fit import make_it_fit
+from studio.training.remedies import make_it_fit
 from ui import equivalents
 
 MOST_BYTES = 16 * 2**20

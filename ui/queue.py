@@ -11,15 +11,14 @@ from pydantic import BaseModel, Field
 
 from jobs import plans, secrets, settings, supervisor, webhook
 from jobs.admission import admit
-from jobs.extend import extend
-from jobs.moments import parse_moment
-from jobs.queue_commands import parse_values
-from jobs.room import shortage
+from jobs.jobs_table import summary
+from jobs.plans import extend, parse_moment
 from jobs.store import JobStore
-from jobs.summary import summary
+from jobs.supervisor import shortage
 from studio.home import Home
 from studio.spec import RunSpec
 from ui import equivalents
+from ui.cli.queue_commands import parse_values
 
 MOST_TEXT = 10_000
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from studio import devices, hardware, starter
 from studio.cluster import DEVICE
+from studio.data.origins import origin_of
 from studio.data.report import LOW_SHARE
 from studio.data.snapshots import open_snapshot, snapshots
-from studio.data.sources import origin_of
 from studio.errors import DataError
 from studio.home import Home, slug
 from studio.methods import named
 from studio.models import sources
-from studio.sizes import readable
+from studio.names import readable
 from studio.spec import DataSource, ModelSource, RunSpec
 
 UPLOADS = "uploads"

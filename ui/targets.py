@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 
 from studio import starter
 from studio.errors import ModelError
-from studio.models.modules import LinearModule, linear_modules, targets
+from studio.models.architecture import LinearModule, linear_modules, targets
 from studio.spec import ModelSource
 
 ModelPath = Annotated[str, Field(max_length=4000)]

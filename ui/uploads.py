@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from jobs.states import OPEN
+from jobs.job import OPEN
 from jobs.store import JobStore
 from studio.data.requests import uploads
 from studio.errors import DataError

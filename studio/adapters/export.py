@@ -14,15 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from studio.adapters.card import adapter_card, write_card
-from studio.adapters.library import CONFIG, PASSPORT, WEIGHTS, Adapter, describe, resolve
-from studio.adapters.place import refuse_place
+from studio.adapters.library import (
+    CONFIG,
+    PASSPORT,
+    WEIGHTS,
+    Adapter,
+    describe,
+    refuse_place,
+    resolve,
+)
 from studio.errors import AdapterError, StudioError, nearest
 from studio.home import Home, publishing, slug
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:
-    from studio.methods.layer import Backbone
-    from studio.methods.layer.adapter import Adapter as Loaded
+    from studio.backbone import Backbone
+    from studio.backbone.adapter import Adapter as Loaded
 
 Format = Literal["peft", "vllm", "adapterhub", "card"]
 FORMATS: tuple[Format, ...] = ("peft", "vllm", "adapterhub", "card")
@@ -160,7 +167,7 @@ class _Beside:
 
     @classmethod
     def load(cls, base: str, adapter: Adapter) -> Self:
-        from studio.methods.layer import Backbone
+        from studio.backbone import Backbone
         from studio.models.loading import load
 
         if not base:
@@ -191,7 +198,7 @@ class _Beside:
 
 def _write(adapter: Adapter, beside: _Beside | None, out: Path, *, form: Format, base: str) -> int:
     """Write the files of a form; returns the rank that a server must allow."""
-    from studio.methods.layer import files
+    from studio.backbone import adapter_files
 
     if form == "peft" and _is_peft(adapter.path):
         for file in (CONFIG, WEIGHTS[0], PASSPORT):
@@ -201,9 +208,9 @@ def _write(adapter: Adapter, beside: _Beside | None, out: Path, *, form: Format,
     assert beside is not None
     if form == "adapterhub":
         anatomy = beside.backbone.anatomy
-        files.write_adapterhub(beside.original, out, anatomy, name=slug(adapter.name))
+        adapter_files.write_adapterhub(beside.original, out, anatomy, name=slug(adapter.name))
         return 0
-    files.write(beside.original, out, beside.backbone.anatomy, base=base)
+    adapter_files.write(beside.original, out, beside.backbone.anatomy, base=base)
     return _fit_vllm(adapter, beside.original, out) if form == "vllm" else 0
 
 
@@ -232,8 +239,8 @@ def _fit_vllm(adapter: Adapter, original: Loaded, out: Path) -> int:
 
 
 def _read_only(out: Path, form: Format) -> Check:
-    from studio.methods.layer import files
+    from studio.backbone import adapter_files
 
-    files.read_method(files.read_config(out))
-    files.read_tensors(out, files.WEIGHTS)
+    adapter_files.read_method(adapter_files.read_config(out))
+    adapter_files.read_tensors(out, adapter_files.WEIGHTS)
     return Check(form=form, note="Its base is not here: the files were read, not run.")

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.adapters.card import stack_card, write_card
-from studio.adapters.library import name_of
-from studio.adapters.place import refuse_place
+from studio.adapters.library import name_of, refuse_place
 from studio.errors import AdapterError, MethodError
 from studio.home import Home, folder_hash, publishing, slug
 from studio.spec import ModelSource
@@ -27,7 +26,7 @@ from studio.training.events import Event, Finished, Loading
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.methods.layer import Backbone
+    from studio.backbone import Backbone
     from studio.models.loading import Loaded
 
 CERTIFICATE = "certificate.json"
@@ -81,8 +80,8 @@ def merge(
     """
     import time
 
-    from studio.methods.layer import Backbone
-    from studio.methods.layer.merge import fold
+    from studio.backbone import Backbone
+    from studio.backbone.fold import fold
     from studio.models.loading import load
 
     started = time.monotonic()
@@ -236,8 +235,8 @@ def _untie(model: Any, state: dict[str, Tensor], changed: set[str]) -> None:
 
 
 def _dequantised(loaded: Loaded) -> dict[str, Tensor]:
-    from studio.methods.layer import Anatomy
-    from studio.methods.layer.sites import dense_weight
+    from studio.backbone import Anatomy
+    from studio.backbone.sites import dense_weight
 
     sites = Anatomy(loaded.model).all_linears()
     return {f"{site.key}.weight": dense_weight(site) for site in sites}

@@ -22,7 +22,7 @@ from studio.methods.lora import Lora
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.methods.layer import Adapter, Backbone
+    from studio.backbone import Adapter, Backbone
 
 How = Literal["concatenate", "svd", "ties", "dare"]
 PASSPORT = "passport.json"

@@ -22,7 +22,7 @@ from studio.spec import ModelSource
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.methods.layer import Adapter, Backbone, Site
+    from studio.backbone import Adapter, Backbone, Site
 
 PICTURE = "picture.json"
 
@@ -70,7 +70,7 @@ def changes(source: ModelSource, folder: Path) -> list[Change]:
     Raises:
         AdapterError: The adapter does not fit this base.
     """
-    from studio.methods.layer import Backbone
+    from studio.backbone import Backbone
     from studio.models.loading import load
 
     backbone = Backbone(load(source, "cpu").model)
@@ -168,7 +168,7 @@ def effective_rank(matrix: Tensor) -> float:
 
 
 def _own(site: Site, weight: bool) -> Tensor:
-    from studio.methods.layer.sites import dense_weight
+    from studio.backbone.sites import dense_weight
 
     if weight and site.kind == "linear":
         return dense_weight(site)

@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from studio.errors import InputError, Unreached
+from studio.errors import InputError, Unreached, may_pass
+from studio.fields import Record, knob, validated
 from studio.home import Home
-from studio.knobs import Record, knob
-from studio.network import may_pass
 from studio.training.events import Event, Finished, Loading
-from studio.validating import validated
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 # What belongs to a hub's folder; our manifest and anything hidden stay here.

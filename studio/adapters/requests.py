@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from studio.adapters.place import refuse_place
+from studio.adapters.library import refuse_place
 from studio.errors import AdapterError, InputError
+from studio.fields import Record, knob, validated
 from studio.home import Home, slug
-from studio.knobs import Record, knob
 from studio.spec import ModelSource
 from studio.training.events import Event, Finished, Loading
-from studio.validating import validated
 
 
 class StackItem(Record):
@@ -128,7 +127,7 @@ class MixRequest(Record):
 
         from studio.adapters.library import describe
         from studio.adapters.mix import mix, publish_mix
-        from studio.methods.layer import Backbone
+        from studio.backbone import Backbone
         from studio.models.loading import load
 
         started = time.monotonic()
@@ -210,7 +209,7 @@ class ImportRequest(Record):
         Raises:
             StudioError: No such folder, the name is taken, or the model is missing.
         """
-        from studio.adapters.exchange import locate
+        from studio.adapters.imports import locate
         from studio.models.sources import facts
 
         source, _ = locate(home, self.source.strip(), self.adapter)
@@ -222,7 +221,7 @@ class ImportRequest(Record):
         """Read it as strictly as a load would, try it on its base, copy it."""
         import time
 
-        from studio.adapters.exchange import import_adapter
+        from studio.adapters.imports import import_adapter
 
         started = time.monotonic()
         yield Loading(text="Reading the adapter")

@@ -23,7 +23,7 @@ def verify(folder: Path, reference: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
     from studio.adapters.merge import compare, logits_of
-    from studio.methods.layer import Backbone
+    from studio.backbone import Backbone
     from studio.models.loading import load
     from studio.spec import ModelSource
 

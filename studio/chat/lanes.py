@@ -1,19 +1,25 @@
-"""What is asked of the chat engine and what it says back: plain records, no torch, no HTTP.
+"""Records of the chat engine: lanes, requests, deltas, and the events of its stream.
 
 A lane is one pane of a comparison: a base model, a stack of weighted adapters, a conversation and
 how to sample. A request is up to `MAX_LANES` lanes that are answered together.
+
+`status` (lane or null, text) · `delta` (lane, text, at, tokens when asked) · `done` (lane, reason,
+figures, active) · `error` (lane or null, kind, text). Every lane ends with one `done` or `error`.
+`at` is when the oldest token of the text existed, in seconds since 1970.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ValidationError, model_validator
 
 from studio.errors import ChatError, StudioError
-from studio.knobs import Record, knob
+from studio.fields import Record, knob
 
 MAX_LANES = 16
 MAX_CHARACTERS = 2_000_000
@@ -247,3 +253,89 @@ class Delta:
     stats: Stats = field(default_factory=Stats)
     active: Active | None = None
     error: StudioError | None = None
+
+
+def parse_part(text: str) -> Part:
+    """Split an adapter from its weight; a folder whose own name ends in `:0.5` is a folder.
+
+    Raises:
+        ChatError: The name is empty, or the weight is out of bounds.
+    """
+    name, colon, last = text.rpartition(":")
+    weight = _number(last)
+    if not colon or weight is None or Path(text).is_dir():
+        name, weight = text, 1.0
+    try:
+        return Part(name=name, weight=weight)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ChatError(
+            f'"{text}" is no adapter: {fault["loc"][0]} is {fault["input"]!r}; write it as '
+            "NAME or NAME:0.5."
+        ) from None
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+Event = dict[str, Any]
+
+
+def status_event(text: str, *, lane: int | None = None) -> Event:
+    """Something a person should know; no lane means all of them."""
+    return {"type": "status", "lane": lane, "text": text}
+
+
+def error_event(error: StudioError, *, lane: int | None = None) -> Event:
+    """The end of a lane, or of the whole request."""
+    return {"type": "error", "lane": lane, **error.as_dict()}
+
+
+def events_of(delta: Delta) -> list[Event]:
+    """Return what a delta says, in order."""
+    events: list[Event] = []
+    if delta.text or delta.scored:
+        event: Event = {
+            "type": "delta", "lane": delta.lane, "text": delta.text, "at": round(time.time(), 3)
+        }  # fmt: skip
+        if delta.scored:
+            event["tokens"] = [_scored(token) for token in delta.scored]
+        events.append(event)
+    if delta.note:
+        events.append(status_event(delta.note, lane=delta.lane))
+    if delta.error is not None:
+        events.append(error_event(delta.error, lane=delta.lane))
+    elif delta.done:
+        events.append(_done(delta))
+    return events
+
+
+def _done(delta: Delta) -> Event:
+    stats = delta.stats
+    return {
+        "type": "done",
+        "lane": delta.lane,
+        "reason": delta.reason,
+        "tokens": stats.tokens,
+        "prompt_tokens": stats.prompt_tokens,
+        "tokens_per_second": round(stats.tokens_per_second, 2),
+        "first_token_seconds": round(stats.first_token_seconds, 4),
+        "seconds": round(stats.seconds, 4),
+        "active": delta.active.as_dict() if delta.active else None,
+    }
+
+
+def _scored(token: Scored) -> Event:
+    return {
+        "id": token.token_id,
+        "text": token.text,
+        "logprob": round(token.logprob, 5),
+        "top": [
+            {"id": other.token_id, "text": other.text, "logprob": round(other.logprob, 5)}
+            for other in token.top
+        ],
+    }

@@ -1,7 +1,7 @@
 """Fit a conversation into the model's context, and say what had to be left out.
 
 The oldest turns go first; the system prompt and the last question stay. The text of a turn is never
-cut silently. How turns become tokens is the template's business (`studio.data.templates`, the same
+cut silently. How turns become tokens is the template's business (`studio.data.template.template`, the same
 that training uses).
 """
 

@@ -18,13 +18,13 @@ from studio.chat.lanes import Delta, Lane
 from studio.errors import AdapterError, OutOfMemory, StudioError
 from studio.home import Home
 from studio.models.sources import ModelFacts, facts
-from studio.sizes import readable
+from studio.names import readable
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:
     from studio.chat.engine import ChatEngine, Stopped, Wanted
-    from studio.chat.identity import Stack
     from studio.chat.prompt import PromptTemplate
+    from studio.chat.routing_check import Stack
 
 MAX_ADAPTERS = 64  # per base; the one used longest ago is forgotten beyond
 
@@ -138,15 +138,15 @@ class Residents:
         self._bases[known.path] = self._loaded(name, known, signature)
 
     def _loaded(self, name: str, known: ModelFacts, signature: Signature) -> _Base:
+        from studio.backbone import Backbone
         from studio.chat.engine import ChatEngine
-        from studio.methods.layer import Backbone
         from studio.models.loading import load
 
         loaded = load(ModelSource(path=name), device=self._device)
         base = _Base(name, known, signature)
 
         def template_for(lane: Lane) -> PromptTemplate:
-            from studio.data.templates import choose
+            from studio.data.template.template import choose
 
             return choose(loaded.tokenizer, _template_name(base, lane))
 
@@ -198,10 +198,10 @@ class Residents:
     def _found(self, base: _Base, name: str) -> tuple[Path, Callable[[], _Adapter]]:
         """Return where an adapter or checkpoint is, and what loads it."""
         from studio.adapters.library import resolve
-        from studio.chat import checkpoints
+        from studio.chat import run_checkpoints
 
         backbone, tokenizer = base.engine.backbone, base.engine.loaded.tokenizer
-        if not checkpoints.is_checkpoint(self._home, name):
+        if not run_checkpoints.is_checkpoint(self._home, name):
             path = resolve(self._home, name)
 
             def load() -> _Adapter:
@@ -209,10 +209,10 @@ class Residents:
                 return _read_adapter(path)
 
             return path, load
-        checkpoint = checkpoints.find(self._home, name)
+        checkpoint = run_checkpoints.find(self._home, name)
 
         def attach() -> _Adapter:
-            checkpoints.attach(
+            run_checkpoints.attach(
                 backbone, checkpoint, name=name,
                 tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
             )  # fmt: skip
@@ -240,9 +240,9 @@ def import_everything() -> None:
     """Import what the first answer needs: seconds, spent while the person still types."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache  # noqa: F401
 
+    from studio.backbone import Backbone  # noqa: F401
     from studio.chat.engine import ChatEngine  # noqa: F401
-    from studio.data.templates import choose  # noqa: F401
-    from studio.methods.layer import Backbone  # noqa: F401
+    from studio.data.template.template import choose  # noqa: F401
     from studio.models.loading import load  # noqa: F401
 
 

@@ -1,17 +1,22 @@
-"""`studio data check`: is this file usable, what is in it, what would be dropped and why.
+"""Check a data file: what is in it, what would be dropped, rows shared with another file.
 
 Knows no model and no tokenizer, so it answers at once and needs no torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from studio.data.mapping import Mapping
+from studio.data.origins import find, guess_origin
+from studio.data.quality import content_hash
 from studio.data.recognise import Guess
-from studio.data.sources import find, guess_origin
+from studio.data.records import Problem, Row
+from studio.data.rows import converter
+from studio.data.snapshots import open_snapshot
 from studio.data.survey import Findings, Survey
 from studio.errors import DataError, StudioError
 from studio.home import Home
@@ -61,3 +66,21 @@ def check_file(
     except OSError as error:
         fault = Fault(kind=DataError.kind, text=f"{shown} cannot be read ({error.strerror}).")
         return FileReport(file=shown, ok=False, error=fault)
+
+
+def overlap(home: Home, name: str, other: str | Path) -> int:
+    """Return how many rows of `other` (a file or dataset) are in a dataset, word for word."""
+    report = check_file(other, home=home)
+    if report.error:
+        raise DataError(report.error.text)
+    mine = _hashes(
+        open_snapshot(home, name).origin().rows(), open_snapshot(home, name).meta.mapping
+    )
+    theirs = _hashes(find(DataSource(path=str(other)), home).rows(), report.mapping)
+    return len(mine & theirs)
+
+
+def _hashes(items: Iterator[Row | Problem], mapping: Mapping) -> set[int]:
+    convert = converter(mapping)
+    made = (convert(item) for item in items if isinstance(item, Row))
+    return {content_hash(row) for row in made if not isinstance(row, Problem)}

@@ -1,4 +1,4 @@
-"""Curation: filter, deduplicate, split, drop and remap. Each step makes a new snapshot.
+"""Curate datasets: filter, deduplicate, split, drop, remap into new snapshots; export rows.
 
 The new one names its parent and the step, so the way back is always there and a dataset can say
 how it came to be.
@@ -6,24 +6,28 @@ how it came to be.
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import orjson
 from pydantic import Field
 
-from studio.data.conversations import converter
-from studio.data.duplicates import content_hash
 from studio.data.mapping import Mapping, at_path
-from studio.data.near import near_duplicates
+from studio.data.quality import content_hash, near_duplicates
 from studio.data.recognise import Guess
 from studio.data.records import Conversation, Document, Problem, Row
-from studio.data.snapshot_writer import Part
+from studio.data.rows import converter
 from studio.data.snapshots import (
     Meta,
     PageRow,
     Parent,
+    Part,
     Snapshot,
     free_name,
     open_snapshot,
@@ -31,9 +35,62 @@ from studio.data.snapshots import (
 )
 from studio.data.survey import Survey
 from studio.errors import DataError, SpecError, nearest
+from studio.fields import Record, validated
 from studio.home import Home
-from studio.knobs import Record
-from studio.validating import validated
+
+
+def export_rows(snapshot: Snapshot, target: Path, *, part: str = "", replace: bool = False) -> int:
+    """Write the rows as jsonl or csv (by the target's ending); returns how many.
+
+    Raises:
+        DataError: The ending is another one, a file is there, or it cannot be written.
+    """
+    if target.suffix not in (".jsonl", ".csv"):
+        raise DataError(f'Export to a name ending in .jsonl or .csv, not "{target.name}".')
+    try:
+        with target.open("wb" if replace else "xb") as handle:
+            for piece in rows_as(snapshot, target.suffix[1:], part=part):
+                handle.write(piece)
+    except FileExistsError:
+        raise DataError(
+            f"{target} exists already: give another name, or --force to replace it."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error.strerror}).") from None
+    meta = snapshot.meta
+    held_out = meta.validation_rows
+    return {"": meta.rows, "train": meta.rows - held_out, "validation": held_out}[part]
+
+
+def rows_as(snapshot: Snapshot, form: str, *, part: str = "") -> Iterator[bytes]:
+    """Yield the rows as lines of jsonl or csv.
+
+    Cells of a csv that a spreadsheet would run as a formula get an apostrophe in front.
+    """
+    rows = (row for row in snapshot.rows() if not part or row.part == part)
+    if form == "jsonl":
+        for row in rows:
+            yield orjson.dumps(row.values) + b"\n"
+        return
+    names: dict[str, None] = {}
+    for row in snapshot.rows():
+        names.update(dict.fromkeys(row.values))
+    yield _csv_line([harmless(name) for name in names])
+    for row in rows:
+        yield _csv_line([harmless(row.values.get(name)) for name in names])
+
+
+def _csv_line(cells: list[str]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(cells)
+    return text.getvalue().encode()
+
+
+def harmless(value: Any) -> str:
+    """Return a cell that no spreadsheet takes for a formula."""
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
 
 Keep = Callable[[PageRow], Part | None]
 Operator = Literal[

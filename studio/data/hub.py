@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from studio.data.origins import Origin
 from studio.data.records import Problem, Row
-from studio.data.sources import Origin
-from studio.errors import DataError, InputError, Unreached
-from studio.network import may_pass
+from studio.errors import DataError, InputError, Unreached, may_pass
 from studio.spec import DataSource
 
 ANSWER_SECONDS = 10.0

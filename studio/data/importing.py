@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from studio.data.mapping import Mapping
+from studio.data.origins import Origin, find, guess_origin
 from studio.data.recognise import Guess
 from studio.data.records import Problem, Row
-from studio.data.snapshot_writer import Part
 from studio.data.snapshots import (
     Meta,
     Original,
+    Part,
     Snapshot,
     free_name,
     snapshots,
     write_snapshot,
 )
-from studio.data.sources import Origin, find, guess_origin
 from studio.data.survey import Survey
 from studio.home import Home
 from studio.names import called_after

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from studio.data.records import Dropped
 from studio.errors import DataError
-from studio.knobs import Record, knob
+from studio.fields import Record, knob
 
 DataFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer",

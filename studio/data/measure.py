@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from studio.data.examples import Examples
 from studio.data.prepare import is_prepared, prepare
 from studio.data.report import Report
-from studio.data.templates.backend import Backend, backend_from_folder
+from studio.data.template.backend import Backend, backend_from_folder
+from studio.data.tokens import Examples
 from studio.errors import DataError
 from studio.home import Home
 from studio.models.sources import facts

@@ -1,4 +1,4 @@
-"""From a data source to examples with labels, a held-out split and a report: what every run uses.
+"""Prepare data for a run: tokens with labels, a held-out split, a report, cached by content.
 
 The X-ray calls the very same functions, so what it shows is what is trained.
 """
@@ -7,23 +7,88 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from studio.data.examples import Example, Examples, Tokens, TokenWriter
+from studio.data.origins import Origin, find
 from studio.data.report import Report
-from studio.data.sources import Origin, find
-from studio.data.split import MAX_VALIDATION, chosen
-from studio.data.templates import Template, choose
-from studio.data.tokenise import tokenised
-from studio.home import Home
+from studio.data.template.template import Template, choose
+from studio.data.tokens import Example, Examples, Tokens, TokenWriter, load_tokens, tokenised
+from studio.home import Home, is_whole, publishing, sweep
 from studio.spec import DataSource
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+KEEP = 16
+
+
+def cached(
+    home: Home, key: str, make: Callable[[Path], tuple[Tokens, Report]]
+) -> tuple[Tokens, Report]:
+    """Return the tokens and report of a key, making them where they are not there whole."""
+    root = home.datasets / ".tokens"
+    root.mkdir(exist_ok=True, mode=0o700)
+    folder = root / key
+    if not is_whole(folder):
+        sweep(root)
+        with publishing(folder) as temporary:
+            _, report = make(temporary)
+            (temporary / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
+        _forget_old(root)
+    report = Report.model_validate_json((folder / "report.json").read_text(encoding="utf-8"))
+    return load_tokens(folder), report
+
+
+def is_cached(home: Home, key: str) -> bool:
+    """Whether the tokens of a key are there (they are verified when they are read)."""
+    return (home.datasets / ".tokens" / key / "report.json").is_file()
+
+
+def _forget_old(root: Path) -> None:
+    folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
+    for old in sorted(folders, key=lambda f: f.stat().st_mtime)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+MAX_VALIDATION = 256
+MIN_ROWS_TO_SPLIT = 10
+
+
+def chosen(tokens: Tokens, origin: Origin, source: DataSource, seed: int) -> NDArray[np.bool_]:
+    """Choose the held-out rows; a split that is stored with the dataset goes before any other."""
+    stored = origin.held_out()
+    if stored is not None:
+        return np.asarray(stored[tokens.rows - 1])
+    return held_out(tokens, source.validation_fraction, seed)
+
+
+def held_out(tokens: Tokens, fraction: float, seed: int) -> NDArray[np.bool_]:
+    """Choose the held-out rows: seeded, at most 256, and equal rows always on the same side."""
+    count = len(tokens)
+    held = np.zeros(count, bool)
+    if not fraction or count < MIN_ROWS_TO_SPLIT:
+        return held
+    wanted = min(MAX_VALIDATION, max(1, round(fraction * count)))
+    _, first, group, sizes = np.unique(
+        tokens.hashes, return_index=True, return_inverse=True, return_counts=True
+    )
+    # Groups in the order of their first rows: which rows are drawn does not hang on the hashes.
+    order = np.argsort(first)
+    taken, chosen_groups = 0, []
+    for at in order[np.random.default_rng(seed).permutation(len(order))]:
+        if taken + sizes[at] <= wanted:
+            taken += int(sizes[at])
+            chosen_groups.append(at)
+        if taken >= wanted:
+            break
+    return np.isin(group, chosen_groups)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +129,6 @@ def prepare(
     if home is None:
         tokens, report = tokenised(origin, source, template, limit, TokenWriter())
     else:
-        from studio.data.cache import cached
-
         key = _cache_key(origin, data_hash, source, template, limit)
         tokens, report = cached(
             home, key, lambda folder: tokenised(origin, source, template, limit, _to(folder))
@@ -77,7 +140,6 @@ def prepare(
 
 def is_prepared(source: DataSource, tokenizer: Any, *, context_length: int, home: Home) -> bool:
     """Whether the tokens of exactly this are in the cache, so that `prepare` answers at once."""
-    from studio.data.cache import is_cached
 
     limit = max(2, min(source.max_length, context_length))
     template = choose(tokenizer, source.chat_template)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from studio.data.conversations import converter
 from studio.data.mapping import PARTS, Mapping, at_path, fields
+from studio.data.origins import Origin, find, guess_origin
 from studio.data.recognise import SAMPLE_ROWS, Guess, shown
 from studio.data.records import Document, Problem, Row
-from studio.data.sources import Origin, find, guess_origin
+from studio.data.rows import converter
 from studio.errors import DataError, nearest
 from studio.home import Home
 from studio.spec import DataSource

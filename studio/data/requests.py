@@ -15,11 +15,10 @@ from typing import Any, Self
 
 from studio.data.curate import Step
 from studio.data.mapping import Mapping
+from studio.fields import Record, knob, validated
 from studio.home import Home
-from studio.knobs import Record, knob
 from studio.spec import DataSource, ModelSource
 from studio.training.events import Event, Finished, Loading, Working
-from studio.validating import validated
 
 Told = Callable[[float, str], None]
 PARTS = 100

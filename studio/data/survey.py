@@ -9,15 +9,13 @@ from array import array
 
 from pydantic import BaseModel, ConfigDict
 
-from studio.data.conversations import converter
-from studio.data.duplicates import content_hash, num_repeats
 from studio.data.mapping import Mapping
-from studio.data.near import near_duplicates
-from studio.data.quality import Inspector, Suspicion
+from studio.data.origins import Origin
+from studio.data.quality import Inspector, Suspicion, content_hash, near_duplicates, num_repeats
 from studio.data.recognise import Guess
 from studio.data.records import Conversation, Document, Problem, Row, Tally
 from studio.data.report import ProblemLine, listed, why_nothing
-from studio.data.sources import Origin
+from studio.data.rows import converter
 from studio.errors import DataError
 
 NEAR_ROWS = 20_000

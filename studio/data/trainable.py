@@ -10,13 +10,12 @@ import dataclasses
 from collections.abc import Iterator
 from itertools import islice
 
-from studio.data.examples import TokenWriter
+from studio.data.origins import find, origin_of
 from studio.data.records import Problem, Row
 from studio.data.report import Report
-from studio.data.sources import find, origin_of
-from studio.data.templates import choose
-from studio.data.templates.backend import backend_from_folder
-from studio.data.tokenise import tokenised
+from studio.data.template.backend import backend_from_folder
+from studio.data.template.template import choose
+from studio.data.tokens import TokenWriter, tokenised
 from studio.errors import DataError
 from studio.home import Home
 from studio.models.sources import facts

@@ -14,13 +14,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from studio.data.conversations import converter
-from studio.data.cut import fit
-from studio.data.examples import Examples
+from studio.data.origins import Origin, find, guess_origin
 from studio.data.prepare import prepare
 from studio.data.records import Conversation, Document, Problem, Row
-from studio.data.sources import Origin, find, guess_origin
-from studio.data.templates import Encoded, Template, choose
+from studio.data.rows import converter
+from studio.data.template.template import Encoded, Template, choose
+from studio.data.tokens import Examples, fit
 from studio.errors import DataError
 from studio.home import Home
 from studio.spec import DataSource
@@ -106,7 +105,7 @@ def xray(
 
 def backend_for(model_folder: Path) -> Any:
     """Return the tokenizer of a model folder without loading torch."""
-    from studio.data.templates.backend import backend_from_folder
+    from studio.data.template.backend import backend_from_folder
 
     return backend_from_folder(model_folder)
 

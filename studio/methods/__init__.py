@@ -1,6 +1,6 @@
 """The registry of methods: every method file beside this one, found by itself.
 
-Importing it needs no torch. The machinery that runs methods on a model is `studio.methods.layer`.
+Importing it needs no torch. The machinery that runs methods on a model is `studio.backbone`.
 """
 
 import importlib

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from studio.methods.method import Method, Phase
 
 if TYPE_CHECKING:
-    from studio.methods.layer.sites import Anatomy, Site
+    from studio.backbone.sites import Anatomy, Site
 
 
 class Full(Method):

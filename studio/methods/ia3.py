@@ -10,7 +10,7 @@ from studio.methods.method import Init, Method, Params, Phase
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.methods.layer.sites import Anatomy, Site
+    from studio.backbone.sites import Anatomy, Site
 
 KEYS_VALUES = ("k_proj", "v_proj", "c_attn", "qkv_proj", "query_key_value")
 FEED_FORWARD = ("down_proj", "c_proj", "fc2", "w2", "fc_out", "dense_4h_to_h")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from studio.knobs import knob
+from studio.fields import knob
 from studio.methods.method import Init, Method, Params, Phase, targets_knob
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.methods.layer.sites import Anatomy, Site
+    from studio.backbone.sites import Anatomy, Site
 
 
 class LoKr(Method):

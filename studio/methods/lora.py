@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from studio.errors import MethodError
-from studio.knobs import knob
+from studio.fields import knob
 from studio.methods.method import Init, Method, Params, Phase, targets_knob
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.methods.layer.sites import Anatomy, Site
+    from studio.backbone.sites import Anatomy, Site
 
 RANDOM_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
@@ -104,7 +104,7 @@ class Lora(Method):
         """`A` as asked, `B` zero; DoRA's magnitude is the norm of each row of `W`."""
         import torch
 
-        from studio.methods.layer.sites import dense_weight
+        from studio.backbone.sites import dense_weight
 
         a = torch.empty(self.r, site.in_features)
         if self.init_lora_weights == "gaussian":
@@ -160,14 +160,14 @@ class Lora(Method):
 
     def _gain(self, p: Params, site: Site) -> Tensor:
         """`m / ‖W + s B A‖` per row; the norm is a constant for the gradient, as in the paper."""
-        from studio.methods.layer.sites import dense_weight
+        from studio.backbone.sites import dense_weight
 
         row = dense_weight(site) + self.scaling * (p["lora_B"] @ p["lora_A"]).detach()
         return p["magnitude"] / row.norm(dim=1)
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:
         """`ΔW = w s B A`, less the start (PiSSA), on renormalised rows (DoRA)."""
-        from studio.methods.layer.sites import dense_weight
+        from studio.backbone.sites import dense_weight
 
         change = p["lora_B"].float() @ p["lora_A"].float()
         if "_lora_A0" in p:

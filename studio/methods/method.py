@@ -3,7 +3,7 @@
 A method file holds one `Method` subclass and needs no torch to be imported: its maths are plain
 tensor expressions over a dictionary of parameters, so the form, the queue and `studio methods` read
 the very class that trains. Where the parameters live, which rows they act on and in which order is
-not a method's business: that is `studio.methods.layer`.
+not a method's business: that is `studio.backbone`.
 
 Shapes: `B batch, T tokens, I in_features, O out_features, D hidden, P virtual tokens`.
 """
@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import ValidationError
 
 from studio.errors import AdapterError
-from studio.knobs import Record, knob
+from studio.fields import Record, knob
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
-    from studio.methods.layer.sites import Anatomy, Site
+    from studio.backbone.sites import Anatomy, Site
 
 Params = dict[str, "Tensor"]
 TargetGroup = Literal["all-linear", "attention", "mlp"]

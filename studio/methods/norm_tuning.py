@@ -9,7 +9,7 @@ from studio.methods.method import Init, Method, Params, Phase
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.methods.layer.sites import Anatomy, Site
+    from studio.backbone.sites import Anatomy, Site
 
 
 class NormTuning(Method):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from studio.knobs import knob
+from studio.fields import knob
 from studio.methods.method import Init, Params
 from studio.methods.prompt_tuning import PromptTuning
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.methods.layer.sites import Site
+    from studio.backbone.sites import Site
 
 
 class PTuning(PromptTuning):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from studio.errors import AdapterError
-from studio.knobs import knob
+from studio.fields import knob
 from studio.methods.method import Init, Method, Params, Phase
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.methods.layer.sites import Anatomy, Site
+    from studio.backbone.sites import Anatomy, Site
 
 
 class PrefixTuning(Method):
@@ -59,7 +59,7 @@ class PrefixTuning(Method):
         """A small normal prefix; with projection, table and network as in the paper."""
         import torch
 
-        from studio.methods.layer.sites import kv_size
+        from studio.backbone.sites import kv_size
 
         width = kv_size(site.module)
         if not self.prefix_projection:
@@ -84,7 +84,7 @@ class PrefixTuning(Method):
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
         """PEFT's PrefixTuningConfig of the finished prefix."""
-        from studio.methods.layer.sites import Anatomy
+        from studio.backbone.sites import Anatomy
 
         anatomy = Anatomy(sites[0].module)
         return {
@@ -121,7 +121,7 @@ class PrefixTuning(Method):
         return [site], [read_table(tensors, (self.num_virtual_tokens, self._width(site)))]
 
     def _width(self, site: Site) -> int:
-        from studio.methods.layer.sites import kv_size
+        from studio.backbone.sites import kv_size
 
         return kv_size(site.module)
 

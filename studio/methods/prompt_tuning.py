@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from studio.errors import MethodError
-from studio.knobs import knob
+from studio.fields import knob
 from studio.methods.method import Init, Method, Params, Phase
 from studio.methods.prefix_tuning import read_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.methods.layer.sites import Anatomy, Site
+    from studio.backbone.sites import Anatomy, Site
 
 
 class PromptTuning(Method):
@@ -107,7 +107,7 @@ class PromptTuning(Method):
 
 def virtual_config(num_virtual_tokens: int, site: Site) -> dict[str, Any]:
     """The fields that PEFT's prompt-learning configs share."""
-    from studio.methods.layer.sites import Anatomy
+    from studio.backbone.sites import Anatomy
 
     anatomy = Anatomy(site.module)
     return {

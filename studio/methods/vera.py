@@ -6,13 +6,13 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from studio.errors import AdapterError
-from studio.knobs import knob
+from studio.fields import knob
 from studio.methods.method import Init, Method, Params, Phase, targets_knob
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.methods.layer.sites import Anatomy, Site
+    from studio.backbone.sites import Anatomy, Site
 
 
 class Vera(Method):

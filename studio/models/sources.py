@@ -13,11 +13,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from studio.errors import DiskFull, ModelError, StudioError, Unreached, is_disk_full, nearest
+from studio.errors import (
+    DiskFull,
+    ModelError,
+    StudioError,
+    Unreached,
+    is_disk_full,
+    may_pass,
+    nearest,
+)
 from studio.home import Home
 from studio.locations import Location, locate
 from studio.models.headers import Header, read_headers
-from studio.network import may_pass
 from studio.spec import ModelSource
 from studio.starter import MODEL as STARTER
 from studio.starter import MODEL_DIR

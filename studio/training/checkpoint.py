@@ -20,7 +20,7 @@ from studio.training import optimizer as optimizers
 from studio.training.optimizer import Steps
 
 if TYPE_CHECKING:
-    from studio.methods.layer import Adapter
+    from studio.backbone import Adapter
 
 VERSION = 1
 

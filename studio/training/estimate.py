@@ -1,4 +1,9 @@
-"""What a run will take, by part and in time, from files alone: no torch, no weights read.
+"""Estimate a run's memory by part, and its time, from files alone (no torch).
+
+Data parallel (DDP): each holds the base, the adapter and the optimizer whole, and takes every n-th
+row of a step. FSDP: of the frozen layers each keeps an n-th part, with one layer whole at a time.
+GPUs have their own memory; processes on a processor share one, and a base that is only mapped from
+its file is there once. Pure arithmetic for `estimate.py`.
 
 Counted is what the loop really holds: packed rows without padding, logits of a chunk at a time, the
 tensors that autograd keeps for frozen layers with an adapter beside them. `preflight.py` measures
@@ -10,33 +15,144 @@ Shapes: `T tokens of the largest batch, D hidden, A attention width, K key/value
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from studio import devices, hardware
 from studio.cluster import DEVICE as CLUSTER
+from studio.errors import StudioError
 from studio.home import Home
 from studio.methods import Phase
-from studio.models.families import SKIPPING
+from studio.models.architecture import SKIPPING
 from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
-from studio.training.memory import CHUNK_NUMBERS, REUSED_BYTES, WIDE_NUMBERS
-from studio.training.precision import loaded_dtype
-from studio.training.schedule import plan_run
-from studio.training.shares import (
-    EFFICIENCY,
-    LEADER_BYTES,
-    LIBRARIES_BYTES,
-    MESSAGE_BYTES,
-    Load,
-    is_mapped,
-    loads,
-    slowdown,
-)
-from studio.training.shares import START_SECONDS as TEAM_SECONDS
-from studio.training.speed import speed
+from studio.training.allocator import CHUNK_NUMBERS, REUSED_BYTES, WIDE_NUMBERS
+from studio.training.schedule import Plan, plan_run
+
+if TYPE_CHECKING:
+    from studio.spec import ModelSource, RunSpec
+
+
+def base_of(spec: RunSpec) -> ModelSource:
+    """Return the model as training loads it.
+
+    Weights that train themselves are float32 unless a person says otherwise: a step of 1e-5 is
+    below what bfloat16 can add to a weight of 0.02, and most of it would be rounded away.
+    """
+    if spec.method.phase is Phase.WEIGHTS and spec.model.dtype == "auto":
+        return spec.model.model_copy(update={"dtype": "float32"})
+    return spec.model
+
+
+def loaded_dtype(spec: RunSpec, *, on_gpu: bool) -> str:
+    """Return the precision that the base's weights will have."""
+    wanted = base_of(spec).dtype
+    return wanted if wanted != "auto" else ("float32", "bfloat16")[on_gpu]
+
+
+EFFICIENCY = 0.9
+"""Of the speed that n devices have in theory: measured 1.81 times for two CPU processes, which is
+0.905 each; a guess for GPUs."""
+PROCESS_START_SECONDS = 5.0  # until new processes are where a warm one is
+MESSAGE_BYTES = 256_000_000  # a GPU's buffers for talking to the others: a guess
+LIBRARIES_BYTES = 110_000_000  # of a CPU process: pages of the libraries' files, there once for all
+LEADER_BYTES = 165_000_000  # what the process that started the others holds of its own
+MOST_STEPS = 4000
+FILE_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """What the batches are: the largest one of any process, the mean step, and a process's of it.
+
+    `share_tokens` is the mean over steps of the largest share: the others wait for it.
+    """
+
+    tokens: int
+    targets: int
+    step_tokens: float
+    step_targets: float
+    share_tokens: float
+    share_targets: float
+
+
+def loads(
+    plan: Plan, lengths: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, *,
+    packing: bool, processes: int = 1,
+) -> Load:  # fmt: skip
+    """Return the largest batch of the run and its mean step, in the run's own order."""
+    size, loss = np.asarray(lengths), np.asarray(targets)
+    steps = min(plan.total_steps, max(1, MOST_STEPS // processes))
+    most = np.zeros(2, dtype=np.int64)
+    total, share = np.zeros(2), np.zeros(2)
+    for step in range(steps):
+        largest = np.zeros(2, dtype=np.int64)
+        for process in range(processes):
+            own = np.zeros(2, dtype=np.int64)
+            for rows in plan.micro_batches(step, process=process, processes=processes):
+                taken = size[rows]
+                tokens = taken.sum() if packing else taken.max() * len(rows)
+                batch = np.array([tokens, loss[rows].sum()])
+                most, own = np.maximum(most, batch), own + batch
+            largest, total = np.maximum(largest, own), total + own
+        share += largest
+    return Load(
+        tokens=int(most[0]), targets=int(most[1]), step_tokens=float(total[0] / steps),
+        step_targets=float(total[1] / steps), share_tokens=float(share[0] / steps),
+        share_targets=float(share[1] / steps),
+    )  # fmt: skip
+
+
+def slowdown(processes: int, *, on_gpu: bool) -> float:
+    """Return how much longer a process takes for a row than one that has the machine alone.
+
+    CPU processes divide the processor's threads between them.
+    """
+    if processes == 1:
+        return 1.0
+    threads = hardware.threads()
+    fewer = 1.0 if on_gpu else threads / max(1, threads // processes)
+    return fewer / EFFICIENCY
+
+
+def is_mapped(file_type: str, dtype: str, quantization: str, *, on_gpu: bool) -> bool:
+    """Whether the base's tensors are the pages of its file: loaded on a processor as they are."""
+    return not on_gpu and quantization == "none" and FILE_TYPES.get(file_type) == dtype
+
+
+FLOPS_PER_CORE = 2.5e10
+GPU_FLOPS = 6e13
+SPEED = "speed.json"
+
+
+def speed(device: hardware.Device, home: Home | None) -> float:
+    """Return FLOP/s: what the last run here reached, else a guess from the kind of device."""
+    if home is not None:
+        try:
+            return float(json.loads((home.state / SPEED).read_text())[device.name])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    return GPU_FLOPS if device.name != "cpu" else FLOPS_PER_CORE * hardware.threads()
+
+
+def note_speed(home: Home, device: str, flops_per_second: float) -> None:
+    """Remember what a run reached, for the next estimate."""
+    if not math.isfinite(flops_per_second) or flops_per_second <= 0:
+        return
+    path: Path = home.state / SPEED
+    try:
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({**known, device: flops_per_second}))
+        temporary.replace(path)
+    except (OSError, ValueError, StudioError):
+        return
+
 
 RUNTIME_BYTES = 410_000_000  # Python, torch, transformers, and a loop that has run: Linux, x86-64
 CUDA_RUNTIME_BYTES = 450_000_000
@@ -135,7 +251,7 @@ def estimate(spec: RunSpec, home: Home | None) -> Estimate:
     step_seconds = STEP_SECONDS * shape.layers * plan.most_passes(size)
     step_seconds += flops / speed(device, home) * slowdown(size, on_gpu=on_gpu)
     on_device, shared, beside = _together(spec, known, on_gpu=on_gpu)
-    starts = START_SECONDS + (TEAM_SECONDS if size > 1 else 0)
+    starts = START_SECONDS + (PROCESS_START_SECONDS if size > 1 else 0)
     return Estimate(
         parts=memory(spec, shape, known, load, on_gpu=on_gpu),
         seconds=starts + plan.total_steps * step_seconds,
@@ -277,9 +393,9 @@ def row_lengths(
     spec: RunSpec, known: ModelFacts, home: Home | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return tokens and trained tokens of every training row, in order."""
-    from studio.data.examples import Examples
     from studio.data.prepare import prepare
-    from studio.data.templates.backend import backend_from_folder
+    from studio.data.template.backend import backend_from_folder
+    from studio.data.tokens import Examples
 
     made = prepare(
         spec.data, backend_from_folder(known.path), seed=spec.seed, home=home,

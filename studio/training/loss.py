@@ -1,4 +1,15 @@
-"""The loss: a sum over trained tokens, divided once by all trained tokens of the step.
+"""The loss: a token-weighted sum over the step, computed at label positions only.
+
+The head's product, the softmax and the gradient are made chunk by chunk in the forward pass: the
+logits of a chunk are turned in place into their own gradient and multiplied back through the head
+at once. What is kept for the backward is one `(N, D)` gradient instead of three `(N, V)` tensors.
+`loss_sum` in `loss.py` is the plain twin.
+
+Only a head that is a bare product can be taken over; one with soft-capping, scaling, a bias or an
+adapter on it goes the plain way.
+
+Shapes: `N positions that predict a trained token, D hidden, V vocabulary, C rows of a chunk,
+R of them in float32`.
 
 Dividing by the whole step's count (not by each batch's own) is what makes four small batches equal
 one large one. Averages over rows or batches would weigh short answers more.
@@ -8,20 +19,132 @@ Shapes: `N positions that predict a trained token, V vocabulary`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from studio.training.allocator import CHUNK_NUMBERS, WIDE_NUMBERS
 from studio.training.batch import Packed, Padded
-from studio.training.head import bare_head, head_loss, head_measured, packed_hidden
 
 if TYPE_CHECKING:
-    from studio.methods.layer import Backbone
+    from studio.backbone import Backbone
+
+
+SHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+class HeadLoss(torch.autograd.Function):
+    """`Σ_n −log softmax(h_n Wᵀ)[target_n]`, with the gradient of `h` made on the way.
+
+    With smoothing `ε` the target is `1 − ε` of the right token and `ε / V` of every one.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int,
+        smoothing: float,
+    ) -> Tensor:  # fmt: skip
+        """Return the summed loss in float32."""
+        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        gradient_ND = torch.empty_like(hidden_ND)
+        for start in range(0, hidden_ND.shape[0], chunk):
+            part = slice(start, start + chunk)
+            logits_CV = hidden_ND[part] @ weight_VD.T
+            total += _turned(logits_CV, targets_N[part], smoothing)
+            if ctx.needs_input_grad[0]:
+                gradient_ND[part] = logits_CV @ weight_VD
+        ctx.save_for_backward(gradient_ND)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """Scale the gradient that the forward made."""
+        (gradient_ND,) = ctx.saved_tensors
+        return gradient_ND * outputs[0].to(gradient_ND.dtype), None, None, None, None
+
+
+def _turned(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> Tensor:
+    """Return the summed loss in float32, and turn the logits in place into their gradient."""
+    total = torch.zeros((), dtype=torch.float32, device=logits_CV.device)
+    for rows_RV, target_R in _few(logits_CV, targets_C):
+        wide_RV, target_R1 = rows_RV.float(), target_R[:, None]
+        wanted_R = wide_RV.gather(1, target_R1)[:, 0]
+        if smoothing:
+            wanted_R = (1 - smoothing) * wanted_R + smoothing * wide_RV.mean(1)
+        largest_R1 = wide_RV.amax(1, keepdim=True)
+        wide_RV.sub_(largest_R1).exp_()
+        sums_R1 = wide_RV.sum(1, keepdim=True)
+        total += (sums_R1.log() + largest_R1)[:, 0].sum() - wanted_R.sum()
+        wide_RV.div_(sums_R1)
+        if smoothing:
+            wide_RV.sub_(smoothing / wide_RV.shape[1])
+        wide_RV.scatter_add_(1, target_R1, torch.full_like(sums_R1, smoothing - 1))
+        if wide_RV is not rows_RV:
+            rows_RV.copy_(wide_RV)
+    return total
+
+
+def head_loss(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, smoothing: float = 0.0
+) -> Tensor:
+    """Return the summed loss of hidden states under a bare head."""
+    chunk = max(1, CHUNK_NUMBERS // weight_VD.shape[0])
+    loss: Tensor = HeadLoss.apply(hidden_ND, weight_VD, targets_N, chunk, smoothing)
+    return loss
+
+
+def head_measured(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[float, int]:
+    """Return the summed loss and how many targets were the likeliest, without gradients."""
+    chunk, total, correct = max(1, CHUNK_NUMBERS // weight_VD.shape[0]), 0.0, 0
+    for start in range(0, hidden_ND.shape[0], chunk):
+        part = slice(start, start + chunk)
+        for rows_RV, target_R in _few(hidden_ND[part] @ weight_VD.T, targets_N[part]):
+            total += float(cross_entropy(rows_RV.float(), target_R, reduction="sum"))
+            correct += int((rows_RV.argmax(-1) == target_R).sum())
+    return total, correct
+
+
+def _few(logits_CV: Tensor, targets_C: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows that are worked on at once: what a processor's cache holds, or all on a GPU."""
+    rows = len(logits_CV)
+    if logits_CV.device.type == "cpu":
+        rows = max(1, WIDE_NUMBERS // logits_CV.shape[1])
+    return zip(logits_CV.split(rows), targets_C.split(rows), strict=True)
+
+
+def bare_head(backbone: Backbone) -> nn.Linear | None:
+    """Return the head if it is a frozen bias-free product that nothing shapes, else None."""
+    head = backbone.model.get_output_embeddings()
+    config = backbone.model.config.get_text_config()
+    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+        return None
+    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in SHAPED):
+        return None
+    edited = {id(site.module) for a in backbone.adapters.values() for site in a.sites}
+    return None if id(head) in edited else head
+
+
+def packed_hidden(
+    backbone: Backbone, head: nn.Linear, ids_T: Tensor, lengths: tuple[int, ...], keep_N: Tensor
+) -> Tensor:
+    """Return what the head would have been given at the positions `keep_N`: `(N, D)`."""
+    seen: list[Tensor] = []
+
+    def intercept(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        seen.append(args[0])
+        return (args[0].detach()[:, :0],)
+
+    handle = head.register_forward_pre_hook(intercept)
+    try:
+        backbone.packed_logits(ids_T, lengths, keep_N)
+    finally:
+        handle.remove()
+    return seen[0][0]
 
 
 def loss_sum(backbone: Backbone, batch: Packed | Padded, smoothing: float = 0.0) -> Tensor:

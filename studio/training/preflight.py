@@ -12,11 +12,16 @@ from typing import TYPE_CHECKING, Any
 from studio import devices, hardware
 from studio.home import Home
 from studio.spec import RunSpec
-from studio.training.estimate import START_SECONDS, Estimate, estimate
+from studio.training.estimate import (
+    MOST_STEPS,
+    START_SECONDS,
+    Estimate,
+    base_of,
+    estimate,
+    note_speed,
+    slowdown,
+)
 from studio.training.events import Event, Finished, Loading
-from studio.training.precision import base_of
-from studio.training.shares import MOST_STEPS, slowdown
-from studio.training.speed import note_speed
 
 if TYPE_CHECKING:
     from studio.training.session import Session
@@ -40,7 +45,7 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
     Raises:
         StudioError: What the run itself would end with.
     """
-    from studio.training.faults import explained
+    from studio.training.remedies import explained
 
     started = time.monotonic()
     with explained(spec, lambda: "in the first step"):
@@ -129,7 +134,7 @@ def measured_steps(session: Session, *, processes: int = 1) -> tuple[int, float]
 def _open(spec: RunSpec, home: Home) -> Session:
     from studio.data.prepare import prepare
     from studio.models.loading import load
-    from studio.training.opening import open_session
+    from studio.training.session import open_session
 
     loaded = load(base_of(spec), spec.train.device)
     prepared = prepare(

@@ -1,21 +1,40 @@
-"""What makes a run need less memory, in the order to try it. Torch-free.
+"""Reduce the memory of a run: remedies in order, and the errors that call for them (no torch).
 
 One list for all who offer it: the card of a run that ran out of memory, `studio refit`, the error's
 own sentence, "make it fit", and the retry by itself. What keeps the result comes first.
+
+The effective batch never changes. Precision and quantization do change the result a little, so they
+come last, and are offered rather than taken when memory ran out in the middle.
+
+Libraries report a full disk or a full device in many ways; here they become the errors of
+`studio.errors`. Anything else is our bug and passes through.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
 from studio import devices, hardware
-from studio.errors import InputError, OutOfMemory, SpecError, nearest
+from studio.errors import (
+    DeviceLost,
+    DiskFull,
+    InputError,
+    OutOfMemory,
+    SpecError,
+    StudioError,
+    is_disk_full,
+    nearest,
+)
+from studio.home import Home
 from studio.methods import capabilities
+from studio.names import readable
 from studio.spec import RunSpec
-from studio.training import sharding
+from studio.training import distributed
+from studio.training.estimate import Estimate, estimate
 
 Changes = dict[str, Any]
 SHORTEST = 16
@@ -133,7 +152,7 @@ def _may_share(spec: RunSpec) -> bool:
         return False
     shared = devices.resolved(spec).with_values({"train.fsdp": True})
     try:
-        sharding.checked(shared)
+        distributed.checked(shared)
     except InputError:
         return False
     return True
@@ -165,3 +184,103 @@ def _inexact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
             "cut off is not learned.",
             changes={"data.max_length": shorter},
         )  # fmt: skip
+
+
+TAKEN = ("precision", "quantization")  # of what changes the result a little, and only on a GPU
+
+
+def smaller(spec: RunSpec, *, on_gpu: bool | None = None) -> Changes | None:
+    """Return the next change that saves memory and keeps the result; None where none is left."""
+    found = remedies(spec, on_gpu=on_gpu)
+    return next((remedy.changes for remedy in found if remedy.same_result), None)
+
+
+def make_it_fit(
+    spec: RunSpec, home: Home | None, *, device_bytes: int | None = None
+) -> tuple[Changes, Estimate]:
+    """Return the changes after which the run fits into the device's free memory.
+
+    Args:
+        spec: The run as it is.
+        home: Where tokens are cached.
+        device_bytes: What may be used; the device's free memory when absent.
+
+    Raises:
+        OutOfMemory: It does not fit even at batch size one; says what is left to do.
+    """
+    changes: Changes = {}
+    while True:
+        found = estimate(spec.with_values(changes), home)
+        if found.total_bytes <= 0.95 * (device_bytes or found.device_bytes):
+            return changes, found
+        on_gpu = found.device.startswith("cuda")
+        more = smaller(spec.with_values(changes), on_gpu=on_gpu)
+        if more is None and on_gpu:
+            more = _rougher(spec.with_values(changes))
+        if not more:
+            raise OutOfMemory(
+                f"This run needs about {readable(found.total_bytes)} even with batches of "
+                f"one row, and {readable(device_bytes or found.device_bytes)} are free: lower "
+                f"data.max_length (the longest batch has {found.longest_batch_tokens} tokens) or "
+                "choose a smaller model."
+            )
+        changes |= more
+
+
+def _rougher(spec: RunSpec) -> Changes | None:
+    """Return the next change that saves memory on a GPU and changes the result a little."""
+    usable = [one for one in remedies(spec, on_gpu=True) if one.name in TAKEN and not one.lacks]
+    return usable[0].changes if usable else None
+
+
+MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+DEVICE_WORDS = (
+    "cuda error", "cuda driver", "cublas_status", "cudnn_status", "nccl error", "hip error",
+    "mps backend",
+)  # fmt: skip
+DISK_WORDS = ("no space left", "os error 28", "disk quota exceeded")
+
+
+@contextlib.contextmanager
+def explained(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
+    """Turn a full device or disk into one sentence; `where` tells the moment, e.g. "at step 3".
+
+    Raises:
+        OutOfMemory: With the settings that make the same run fit.
+        DiskFull: What was saved before is intact.
+        DeviceLost: Likewise.
+    """
+    try:
+        yield
+    except StudioError:
+        raise
+    except Exception as error:
+        text = str(error).lower()
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"Memory ran out {where()}. {advice(spec)}") from error
+        if is_disk_full(error) or any(word in text for word in DISK_WORDS):
+            raise DiskFull(
+                f"The disk is full {where()}. Free some room and resume; what was saved before "
+                "is intact."
+            ) from error
+        if any(word in text for word in DEVICE_WORDS):
+            raise DeviceLost(
+                f"The device failed or vanished {where()} ({text.splitlines()[0][:120]}). Look "
+                "whether the driver still sees it, then resume: the last checkpoint is intact."
+            ) from error
+        raise
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the memory of the process or of a device ran out."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | OutOfMemory) or any(w in text for w in MEMORY_WORDS)
+
+
+def advice(spec: RunSpec) -> str:
+    """Return what makes a run smaller, the changes that keep the result first."""
+    ways = []
+    for remedy in remedies(spec):
+        values = (f"{name}={str(v).lower()}" for name, v in remedy.changes.items())
+        ways.append(" with ".join(values) + (" (same result)" if remedy.same_result else ""))
+    return f"Try {', or '.join(ways)}." if ways else "Choose a smaller model."

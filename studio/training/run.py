@@ -14,11 +14,11 @@ from studio import devices
 from studio.errors import OutOfMemory, WeightsTooLarge
 from studio.home import Home
 from studio.spec import RunSpec
-from studio.training import sharding
+from studio.training import distributed as sharding
+from studio.training.distributed import train_in_team
+from studio.training.estimate import base_of
 from studio.training.events import Event, Loading
 from studio.training.loop import Control, Wish
-from studio.training.precision import base_of
-from studio.training.team import train_in_team
 
 __all__ = ["Control", "Wish", "train"]
 
@@ -48,7 +48,7 @@ def train(
     Raises:
         StudioError: One sentence; what was saved before is intact.
     """
-    from studio.training.fit import smaller
+    from studio.training.remedies import smaller
 
     if not in_team and devices.is_spread(spec.train):
         spec = devices.resolved(spec)
@@ -83,15 +83,15 @@ def _train(
 ) -> Iterator[Event]:
     from studio.data.prepare import prepare
     from studio.models.loading import load
-    from studio.training import loop, outcome
-    from studio.training.faults import explained
-    from studio.training.opening import open_session
+    from studio.training import loop
+    from studio.training.remedies import explained
+    from studio.training.session import open_session
 
     moment = "before the first step"
 
     with explained(spec, lambda: moment):
         run_dir.mkdir(parents=True, exist_ok=True)
-        if (finished := outcome.already_finished(run_dir)) is not None:
+        if (finished := loop.already_finished(run_dir)) is not None:
             yield finished
             return
         if spec.train.num_processes > 1 and not in_team:

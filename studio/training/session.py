@@ -1,4 +1,12 @@
-"""Everything one run holds while it runs, and the three things it can do: step, evaluate, save.
+"""A training session: open it on a loaded base, run the passes of one optimizer step.
+
+Each token's noise is `α / √(L D)` large, `L` being the length of its own row: packing or padding,
+and the neighbours in a batch, do not change it.
+
+Source: arXiv:2310.05914. Shapes: `B rows, T tokens, D hidden`.
+
+What is left are gradients, and a `Passed` for the session, which decides whether to step. A run
+alone passes here; siblings on one base pass together (`siblings.py`).
 
 The loop in `loop.py` decides when; here is how. It knows tensors and one device, not where a run
 folder is or who asked.
@@ -16,26 +24,114 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from studio import hardware
-from studio.errors import DataError
+from studio.errors import DataError, Diverged, SpecError
 from studio.training import checkpoint
+from studio.training.allocator import give_back_freed_memory, keep_few_kernels, reuse_freed_memory
 from studio.training.batch import Packed, Padded, Row, groups, pack, pad
 from studio.training.checkpoint import Origin, Progress
+from studio.training.distributed import share_base
 from studio.training.events import Evaluated, Started, Step
-from studio.training.loss import measure
-from studio.training.noise import Noise
-from studio.training.optimizer import Steps, set_rate
-from studio.training.passes import Passed, diverged, pass_alone
-from studio.training.schedule import Plan
+from studio.training.loss import loss_sum, measure
+from studio.training.optimizer import Steps, make_optimizer, set_rate
+from studio.training.schedule import Plan, plan_run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from studio.backbone import Adapter, Backbone
     from studio.data.prepare import Prepared
-    from studio.methods.layer import Adapter, Backbone
     from studio.models.loading import Loaded
     from studio.spec import RunSpec
+
+
+class Noise:
+    """A hook on the embeddings that acts only while its adapter trains."""
+
+    def __init__(self, backbone: Backbone, adapter: Adapter, alpha: float) -> None:
+        self._adapter, self._alpha = adapter, alpha
+        self._lengths: Tensor | None = None
+        backbone.model.get_input_embeddings().register_forward_hook(self._add)
+
+    def expect(self, batch: Packed | Padded) -> None:
+        """Name the batch that comes next."""
+        if isinstance(batch, Packed):
+            lengths = torch.tensor(batch.lengths)
+            self._lengths = lengths.repeat_interleave(lengths)[None]
+        else:
+            self._lengths = batch.mask_BT.sum(1, keepdim=True).expand_as(batch.ids_BT)
+
+    def _add(self, module: nn.Module, args: tuple[Any, ...], embedded_BTD: Tensor) -> Tensor | None:
+        lengths_BT = self._lengths
+        if lengths_BT is None or not self._adapter.training:
+            return None
+        if embedded_BTD.shape[:2] != lengths_BT.shape:
+            return None  # virtual tokens of a prompt
+        size = self._alpha / (lengths_BT.to(embedded_BTD) * embedded_BTD.shape[2]).sqrt()
+        return embedded_BTD + torch.empty_like(embedded_BTD).uniform_(-1, 1) * size[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A step's batches, the share of the step's loss that each had, and how long it all took."""
+
+    batches: Sequence[Packed | Padded]
+    losses: Sequence[float]
+    seconds: float
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens."""
+        return sum(batch.num_tokens for batch in self.batches)
+
+
+def pass_alone(session: Session) -> Passed:
+    """Take the passes of the session's next step; the gradients are on its parameters."""
+    started, number = time.perf_counter(), session.progress.step
+    torch.manual_seed(session.plan.step_seed(number))
+    batches = session.next_batches()
+    targets = max(1, session.total(sum(batch.num_targets for batch in batches)))
+    smoothing, losses = session.spec.train.label_smoothing_factor, []
+    for batch in batches:
+        if session.noise:
+            session.noise.expect(batch)
+        loss = loss_sum(session.backbone, batch, smoothing) / targets
+        session.accelerator.backward(loss)
+        losses.append(loss.detach())
+    _keep_company(session, len(batches))
+    return Passed(batches, [float(loss) for loss in losses], time.perf_counter() - started)
+
+
+def _keep_company(session: Session, passes: int) -> None:
+    """Where layers are put together by all, pass through them as often as any process does."""
+    if not session.spec.train.fsdp:
+        return
+    for _ in range(session.plan.most_passes(session.accelerator.num_processes) - passes):
+        loss = loss_sum(session.backbone, session.batch([session.prepared.train[0]]))
+        session.accelerator.backward(loss * 0.0)
+
+
+def diverged(session: Session, passed: Passed, grad_norm: float) -> Diverged:
+    """Say which rows and which rate made a loss or a gradient that is no number."""
+    losses, batches = passed.losses, passed.batches
+    bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+    rows = [row for i in bad or range(len(batches)) for row in batches[i].rows]
+    what = f"loss became {losses[bad[0]]}" if bad else f"gradient became {grad_norm}"
+    if session.accelerator.num_processes > 1:
+        from accelerate.utils import gather_object
+
+        said = gather_object([(not bad, what, rows)])
+        _, what, rows = min(said)  # whoever saw the loss itself knows the rows
+    rate = session.plan.lr(session.progress.step)
+    return Diverged(
+        f"The {what} at step {session.progress.step + 1}, in row{'s' if len(rows) > 1 else ''} "
+        f"{', '.join(map(str, sorted(rows)[:16]))} of {session.spec.data.path}. Lower "
+        f"train.learning_rate (it was {rate:.2g}) or look at these rows; the last checkpoint "
+        "is intact."
+    )
+
 
 NAME = "trained"
 BUCKET = 8_000_000  # gradient numbers that are summed over processes at once
@@ -279,3 +375,99 @@ def _sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
         distributed.all_reduce(flat)
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def open_session(
+    spec: RunSpec,
+    *,
+    loaded: Loaded,
+    prepared: Prepared,
+    backbone: Backbone | None = None,
+    name: str = NAME,
+) -> Session:
+    """Attach a fresh adapter to a loaded base and get everything ready for the first step.
+
+    Args:
+        spec: The run.
+        loaded: The base.
+        prepared: The rows.
+        backbone: The base as siblings have it; a fresh one when the run is alone.
+        name: What the adapter is called on it.
+
+    Raises:
+        MethodError: The method does not fit this model.
+        SpecError: A setting is not possible on this device.
+    """
+    from accelerate import Accelerator
+
+    from studio.backbone import Backbone as NewBackbone
+
+    torch.set_num_threads(hardware.threads())  # a team's members have a share each
+    keep_few_kernels()
+    _ = give_back_freed_memory() if spec.train.fsdp else reuse_freed_memory()
+    backbone = backbone or NewBackbone(loaded.model)
+    if spec.train.fsdp:
+        share_base(backbone, loaded.device)
+    adapter = backbone.attach(
+        name,
+        spec.method,
+        seed=spec.seed,
+        tokenize=lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
+    )
+    backbone.use([(name, 1.0)])
+    parameters = backbone.train(name)
+    if spec.train.gradient_checkpointing:
+        backbone.checkpointing(True, offload=_offloads(spec, loaded))
+    backbone.attend(_attention(spec, loaded, backbone.anatomy.head_dim))
+    alpha = spec.train.neftune_noise_alpha
+    plan = plan_run(spec, num_rows=len(prepared.train), hidden_size=backbone.anatomy.hidden_size)
+    return Session(
+        spec=spec,
+        plan=plan,
+        loaded=loaded,
+        backbone=backbone,
+        adapter=adapter,
+        prepared=prepared,
+        optimizer=make_optimizer(adapter.named_parameters(), spec.train),
+        accelerator=Accelerator(cpu=loaded.device.type == "cpu"),
+        progress=Progress(),
+        origin=Origin(
+            data_hash=prepared.data_hash,
+            base_fingerprint=loaded.facts.fingerprint,
+            total_steps=plan.total_steps,
+        ),
+        name=name,
+        parameters=parameters,
+        noise=Noise(backbone, adapter, alpha) if alpha else None,
+    )
+
+
+def _offloads(spec: RunSpec, loaded: Loaded) -> bool:
+    """Return whether layers' inputs go to main memory; on a CPU they are there."""
+    asked = spec.train.activation_offloading
+    if asked and loaded.device.type != "cuda":
+        raise SpecError(
+            "train.activation_offloading moves activations from a GPU to main memory, and this run "
+            f"is on {loaded.device}: set it to false.", field="train.activation_offloading",
+        )  # fmt: skip
+    return asked
+
+
+def _attention(spec: RunSpec, loaded: Loaded, head_dim: int) -> str:
+    """Return the attention to take; one that was asked for by name must be possible."""
+    from studio.backbone.attention_kernels import why_not
+
+    asked = spec.train.attn_implementation
+    if asked != "varlen":
+        return asked
+    config = loaded.model.config.get_text_config()
+    capped = getattr(config, "attn_logit_softcapping", None) is not None
+    why = why_not(loaded.device, loaded.dtype, head_dim, capped=capped)
+    if not (why or spec.train.packing):
+        why = "it attends packed rows: set train.packing=true"
+    if why:
+        raise SpecError(
+            f"train.attn_implementation=varlen is not possible: {why}. auto takes the fastest that "
+            "is.", field="train.attn_implementation",
+        )  # fmt: skip
+    return asked

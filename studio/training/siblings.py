@@ -28,12 +28,12 @@ from torch import Tensor
 
 from studio.methods import Phase
 from studio.training.batch import Packed, Padded
+from studio.training.estimate import base_of
 from studio.training.events import Event, Loading, Started, Step
-from studio.training.faults import explained, is_out_of_memory
 from studio.training.loop import Control
 from studio.training.loss import loss_sums
-from studio.training.passes import Passed, pass_alone
-from studio.training.precision import base_of
+from studio.training.remedies import explained, is_out_of_memory
+from studio.training.session import Passed, pass_alone
 
 if TYPE_CHECKING:
     from studio.home import Home
@@ -94,7 +94,7 @@ class Group:
     """The sessions on one base, and the passes they share."""
 
     def __init__(self, loaded: Loaded) -> None:
-        from studio.methods.layer import Backbone
+        from studio.backbone import Backbone
 
         self.backbone = Backbone(loaded.model)
         self._loaded = loaded
@@ -108,12 +108,12 @@ class Group:
     def open(self, sibling: Sibling, home: Home) -> Iterator[Event]:
         """Prepare a run's data, place its adapter, and return its events, none of them taken."""
         from studio.data.prepare import prepare
-        from studio.training import loop, outcome
-        from studio.training.opening import open_session
+        from studio.training import loop
+        from studio.training.session import open_session
 
         spec = sibling.spec
         sibling.run_dir.mkdir(parents=True, exist_ok=True)
-        if (finished := outcome.already_finished(sibling.run_dir)) is not None:
+        if (finished := loop.already_finished(sibling.run_dir)) is not None:
             return iter([finished])
         with explained(spec, lambda: "before the first step"):
             context = self._loaded.facts.context_length - spec.method.num_tokens_before

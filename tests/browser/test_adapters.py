@@ -122,8 +122,8 @@ def test_four_families_in_one_lane_follow_their_sliders(page: Page, studio: Serv
     from transformers import AutoModelForCausalLM
 
     from studio import starter
+    from studio.backbone import Backbone
     from studio.methods import named
-    from studio.methods.layer import Backbone
 
     backbone = Backbone(AutoModelForCausalLM.from_pretrained(starter.MODEL_DIR))
     families = {"low": ("lora", {}), "neck": ("bottleneck", {}), "front": ("prefix_tuning", {}),

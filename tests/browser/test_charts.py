@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from jobs.claims import Claim
-from jobs.metrics import Progress
+from jobs.curves import Progress
 from jobs.processes import me
 from jobs.store import JobStore
 from studio.home import open_home

@@ -27,8 +27,8 @@ def lanes(studio: Served) -> str:
     from transformers import AutoModelForCausalLM
 
     from studio import starter
+    from studio.backbone import Backbone
     from studio.methods import named
-    from studio.methods.layer import Backbone
 
     backbone = Backbone(AutoModelForCausalLM.from_pretrained(starter.MODEL_DIR))
     for name, method in (("loud", "lora"), ("warm", "bottleneck")):

@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 
 from jobs import kinds, runner
-from jobs.checkpoints import newest_step
 from jobs.kinds import Work
 from jobs.processes import Identity, me
+from jobs.run_files import newest_step
 from studio.errors import DiskFull, Diverged
 from studio.home import publishing
 from studio.training.events import (

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jobs.claims import Claim, Fenced
-from jobs.metrics import Progress
+from jobs.curves import Progress
+from jobs.job import ACTIVE, LEGAL
 from jobs.processes import me
-from jobs.states import ACTIVE, LEGAL
 from jobs.store import JobStore
 from studio.errors import QueueError
 

@@ -19,7 +19,7 @@ import psutil
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from jobs.metrics import Progress
+from jobs.curves import Progress
 from jobs.processes import me
 from jobs.store import JobStore
 from studio.home import open_home

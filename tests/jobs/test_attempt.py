@@ -1,6 +1,6 @@
 """How an attempt words its end."""
 
-from jobs.attempt import as_studio_error
+from jobs.runner import as_studio_error
 
 
 def test_only_a_run_that_trains_is_told_of_its_checkpoint() -> None:

@@ -17,7 +17,7 @@ import pytest
 from jobs import backup as backups
 from jobs.backup import MANIFEST, backup, daily
 from jobs.claims import Claim
-from jobs.metrics import Progress
+from jobs.curves import Progress
 from jobs.processes import me
 from jobs.restore import restore
 from jobs.store import JobStore

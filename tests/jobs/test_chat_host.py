@@ -20,15 +20,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from jobs import chat_client
-from jobs.chat_host import Host, state_path
-from jobs.chat_outbox import Outbox
+from jobs.chat_host import Host, Outbox, state_path
 from jobs.chat_server import batches
 from jobs.store import JobStore
+from studio.backbone import Backbone
 from studio.chat.lanes import Delta, parse_request
 from studio.errors import ChatError
 from studio.home import Home, open_home
 from studio.methods import named
-from studio.methods.layer import Backbone
 from tests.jobs.conftest import until
 
 LONG = 6000  # tokens of an answer that is still being written when the test acts
@@ -535,7 +534,7 @@ def test_the_official_client_is_answered(place):
 
 
 def test_a_command_says_where_clients_find_the_lanes(place, capsys):
-    from studio.cli import main
+    from ui.cli.main import main
 
     home, _ = place
     with pytest.raises(SystemExit) as ended:

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from jobs.claims import Claim, Fenced
-from jobs.metrics import Progress
+from jobs.curves import Progress
 from jobs.processes import Identity, boot_id, me
 from jobs.store import JobStore
 from studio.home import Home

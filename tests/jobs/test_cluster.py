@@ -10,19 +10,19 @@ from jobs import bakeoff, cluster, doctor, plans, settings
 from jobs.admission import admit
 from jobs.claims import Claim
 from jobs.cluster import Watch
-from jobs.elsewhere_commands import cluster as cluster_command
 from jobs.processes import me
-from jobs.seats import take_seats
+from jobs.siblings import take_seats
 from jobs.store import JobStore
 from studio.cluster import Cluster
-from studio.cluster.note import Sent
+from studio.cluster.orders import Sent
 from studio.cluster.ray_api import Ray
-from studio.cluster.sending import send
+from studio.cluster.submit import send
 from studio.errors import InputError, QueueError, SpecError
 from studio.home import Home
 from studio.spec import RunSpec
 from tests.dashboard import Dashboard, answering, node, nodes
 from tests.jobs.conftest import a_spec, until
+from ui.cli.cluster_commands import cluster as cluster_command
 
 MOODS = ("idle", "night")
 

@@ -7,8 +7,8 @@ import pytest
 from jobs.chat_lanes import parse_lane
 from jobs.conversations import Conversations
 from jobs.store import JobStore
-from studio.cli import main
 from studio.home import Home
+from ui.cli.main import main
 
 LANES = [{"model": "starter", "stack": []}, {"model": "starter", "stack": [{"name": "p"}]}]
 

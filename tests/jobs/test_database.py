@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs.database import Database
-from jobs.filelock import FileLock
+from jobs.locks import FileLock
 from jobs.schema import migrations
 from jobs.store import JobStore
 from studio.errors import DiskFull, HomeError

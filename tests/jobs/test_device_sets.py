@@ -7,11 +7,10 @@ import pytest
 
 from jobs import kinds, runner
 from jobs.admission import admit
-from jobs.placement import Placement
+from jobs.placement import Placement, in_turn
 from jobs.processes import me
 from jobs.store import JobStore
 from jobs.supervisor import Supervisor
-from jobs.turns import in_turn
 from studio import hardware
 from studio.errors import SpecError
 from studio.hardware import Device

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import database, filesystem, room
+from jobs import database, locks, supervisor
 from jobs.claims import Claim
-from jobs.metrics import Progress
+from jobs.curves import Progress
+from jobs.jobs_table import seconds_left
 from jobs.processes import me
 from jobs.store import JobStore
-from jobs.summary import seconds_left
 from studio.errors import DiskFull, HomeError
 from studio.home import Home, is_whole, open_home, publishing
 from tests.jobs.conftest import FAST, SLOW, a_spec, supervising, until
@@ -65,7 +65,7 @@ def test_a_really_full_disk_is_a_sentence_and_loses_nothing(small_disk: Path) ->
             rows = [("loss", step * 100 + n, 1.0, 0.0) for n in range(100)]
             store.claims.report(claim, Progress(metrics=rows))
     assert is_whole(folder) and not list(folder.parent.glob(".tmp-*"))
-    assert re.match(r"Only [\d.]+ (B|KiB) are free", str(room.shortage(home.path)))
+    assert re.match(r"Only [\d.]+ (B|KiB) are free", str(supervisor.shortage(home.path)))
     ballast.unlink()
     store.submit(a_spec(name="after"))
     with store.database.reading() as db:
@@ -232,22 +232,22 @@ def test_the_file_system_of_a_folder_is_known(
 ) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(MOUNTS)
-    monkeypatch.setattr(filesystem, "MOUNTS", mounts)
-    assert filesystem.kind_of(Path(place)) == kind
+    monkeypatch.setattr(locks, "MOUNTS", mounts)
+    assert locks.kind_of(Path(place)) == kind
 
 
 def test_a_home_on_a_network_share_or_without_locks_is_refused(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(filesystem, "kind_of", lambda _: "nfs4")
+        patched.setattr(locks, "kind_of", lambda _: "nfs4")
         with pytest.raises(HomeError, match=r"network share \(nfs4\)"):
             JobStore(home)
     with monkeypatch.context() as patched:
         patched.setattr("fcntl.flock", lambda *_: None)
         with pytest.raises(HomeError, match="without the locks"):
             JobStore(home)
-    assert filesystem.locks_exclude(home.state)
+    assert locks.locks_exclude(home.state)
     JobStore(home).close()
 
 

@@ -11,8 +11,8 @@ import pytest
 from jobs import plans
 from jobs.database import Database
 from jobs.processes import me
+from jobs.schema import Tables
 from jobs.store import JobStore
-from jobs.tables import Tables
 from studio.home import open_home
 
 MANY = 10_000

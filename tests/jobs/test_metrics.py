@@ -5,7 +5,7 @@ import random
 from contextlib import closing
 
 from jobs.claims import Claim
-from jobs.metrics import Progress
+from jobs.curves import Progress
 from jobs.processes import me
 from jobs.store import JobStore
 from tests.jobs.conftest import a_spec
@@ -99,7 +99,7 @@ def test_a_window_shows_every_point_inside(store: JobStore) -> None:
 
 
 def test_the_cursor_uses_its_index(store: JobStore) -> None:
-    from jobs.metrics import _DELTA
+    from jobs.curves import _DELTA
 
     with store.database.reading() as db:
         plan = db.conn.execute("EXPLAIN QUERY PLAN " + _DELTA, (1, 2, "[1]", '["a"]')).fetchall()

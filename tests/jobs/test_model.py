@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from jobs import claims as claims_module
-from jobs import endings as endings_module
-from jobs import order as order_module
-from jobs import stops as stops_module
+from jobs import claims as endings_module
+from jobs import jobs_table as order_module
+from jobs import jobs_table as stops_module
 from jobs.claims import Fenced
 from jobs.store import JobStore
 from studio.errors import StudioError

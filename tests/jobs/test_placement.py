@@ -13,12 +13,12 @@ from jobs.placement import CHAT_SECONDS, END_CHAT_SECONDS, Placement
 from jobs.processes import me, of
 from jobs.store import JobStore
 from jobs.supervisor import Supervisor
-from studio.cli import main
 from studio.errors import QueueError
 from studio.hardware import Device
 from studio.home import Home
 from studio.spec import RunSpec
 from tests.jobs.conftest import supervising, until
+from ui.cli.main import main
 
 GB = 10**9
 CARD = 24 * GB
@@ -121,9 +121,9 @@ def test_a_chat_that_does_not_leave_is_ended(store: JobStore, machine: Machine) 
     )
     identity = of(chat.pid)
     with store.database.writing() as db:
-        from jobs import board
+        from jobs import leases
 
-        board.take_chat_lease(db, "cuda:0", identity, CARD // 2)
+        leases.take_chat_lease(db, "cuda:0", identity, CARD // 2)
     large = queue(store, 16)
     assert machine.claim() is None
     machine.now += END_CHAT_SECONDS

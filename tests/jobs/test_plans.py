@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from jobs import plans, room, settings, sweeps
+from jobs import plans, settings, supervisor
 from jobs.claims import Claim
-from jobs.metrics import Progress
+from jobs.curves import Progress
 from jobs.processes import me
 from jobs.store import JobStore
 from studio.errors import QueueError, SpecError
@@ -25,7 +25,7 @@ def run_one(store: JobStore, state: str = "succeeded", kind: str = "run", **mood
 
 
 def test_a_grid_is_every_combination() -> None:
-    found = sweeps.points({"method.r": [4, 8], "seed": [0, 1, 2]})
+    found = plans.points({"method.r": [4, 8], "seed": [0, 1, 2]})
     assert len(found) == 6
     assert found[0] == {"method.r": 4, "seed": 0}
     assert found[-1] == {"method.r": 8, "seed": 2}
@@ -33,9 +33,9 @@ def test_a_grid_is_every_combination() -> None:
 
 def test_a_random_sweep_draws_different_points_from_its_seed() -> None:
     fields = {"method.r": list(range(1, 1001)), "seed": list(range(1_000_000))}
-    found = sweeps.points(fields, mode="random", count=50, seed=3)
+    found = plans.points(fields, mode="random", count=50, seed=3)
     assert len({json.dumps(point) for point in found}) == 50
-    assert found == sweeps.points(fields, mode="random", count=50, seed=3)
+    assert found == plans.points(fields, mode="random", count=50, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_random_sweep_draws_different_points_from_its_seed() -> None:
 )
 def test_a_senseless_sweep_is_refused(fields: dict[str, list[int]], words: str) -> None:
     with pytest.raises(QueueError, match=words):
-        sweeps.points({key: list(value) for key, value in fields.items()})
+        plans.points({key: list(value) for key, value in fields.items()})
 
 
 def test_a_sweep_is_a_group_of_named_runs(store: JobStore) -> None:
@@ -219,7 +219,7 @@ def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(
     store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = 10 << 20
-    monkeypatch.setattr(room, "free_bytes", lambda _: free)
+    monkeypatch.setattr(supervisor, "free_bytes", lambda _: free)
     waiting = store.submit(a_spec(steps=3)).id
     paused = store.submit(a_spec(steps=3)).id
     claim = store.claims.claim("cpu", owner=me())
@@ -231,7 +231,7 @@ def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(
     store.claims.ask_pause(claim, why="full")
     store.claims.stopped(claim, error=("disk_full", "The disk is full."))
 
-    assert "10.0 MiB are free" in str(room.shortage(store.home.path))
+    assert "10.0 MiB are free" in str(supervisor.shortage(store.home.path))
     with supervising(store.home) as running:
         running.look()
         assert store.get(paused).state == "queued"

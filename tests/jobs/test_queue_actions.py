@@ -9,8 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from jobs import plans, settings, webhook
-from jobs.extend import extend
-from jobs.moments import parse_moment
+from jobs.plans import extend, parse_moment
 from jobs.processes import me
 from jobs.store import JobStore
 from studio.errors import QueueError

@@ -8,10 +8,10 @@ import pytest
 from jobs import supervisor
 from jobs.processes import me
 from jobs.store import JobStore
-from studio import cli
 from studio.home import Home
 from tests.jobs.conftest import a_spec
 from tests.jobs.test_plans import run_one
+from ui.cli import main
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def nobody_runs(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any]:
     with pytest.raises(SystemExit) as ended:
-        cli.main([*words, "--json"])
+        main.main([*words, "--json"])
     return int(ended.value.code or 0), json.loads(capsys.readouterr().out)
 
 

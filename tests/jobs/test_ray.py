@@ -21,9 +21,9 @@ import pytest
 
 from jobs import cluster, plans, supervisor
 from jobs.admission import admit
-from jobs.record import Job
+from jobs.job import Job
 from jobs.store import JobStore
-from studio.cluster.note import remembered
+from studio.cluster.orders import remembered
 from studio.cluster.ray_api import Ray
 from studio.errors import SpecError
 from studio.home import Home, is_whole, open_home
@@ -298,11 +298,11 @@ def test_a_run_that_wants_more_than_the_cluster_has_is_refused_with_how_many_the
 def test_packages_that_the_cluster_lacks_are_named(
     two_machines: Any, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from studio.cluster import Cluster, sending
-    from studio.cluster.away import train as train_away
+    from studio.cluster import Cluster, submit
+    from studio.cluster.submit import train as train_away
     from studio.errors import ClusterError
 
-    monkeypatch.setattr(sending, "needed", lambda: ("no-such-package>=2", "torch<1"))
+    monkeypatch.setattr(submit, "needed", lambda: ("no-such-package>=2", "torch<1"))
     chosen = Cluster(address=two_machines.address, storage=str(tmp_path / "storage"))
     with pytest.raises(ClusterError, match="no-such-package is not installed, torch is .*, not <1"):
         list(

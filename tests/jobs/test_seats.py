@@ -9,7 +9,7 @@ import pytest
 from jobs.claims import Claim
 from jobs.placement import Placement
 from jobs.processes import me
-from jobs.seats import device_of, take_seats
+from jobs.siblings import device_of, take_seats
 from jobs.store import JobStore
 from studio.spec import RunSpec
 from tests.jobs.conftest import a_spec, supervising, until

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from jobs import secrets, webhook
+from jobs.jobs_table import summary
 from jobs.store import JobStore
-from jobs.summary import summary
 from studio.home import Home
 from tests.jobs.conftest import a_spec, supervising, until
 

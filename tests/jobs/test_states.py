@@ -5,8 +5,8 @@ from itertools import product
 
 import pytest
 
+from jobs.job import ACTIVE, ENDED, LEGAL, STATES, State, actions
 from jobs.processes import me
-from jobs.states import ACTIVE, ENDED, LEGAL, STATES, State, actions
 from jobs.store import JobStore
 from tests.jobs.conftest import a_spec
 

@@ -5,8 +5,8 @@ import threading
 
 import pytest
 
-from jobs import naming
-from jobs.metrics import Progress
+from jobs import jobs_table
+from jobs.curves import Progress
 from jobs.processes import me
 from jobs.store import JobStore
 from studio.errors import QueueError
@@ -63,7 +63,7 @@ def test_a_made_up_name_is_free_whatever_was_deleted_between(store: JobStore) ->
 def test_a_name_is_searched_without_reading_all_names(store: JobStore) -> None:
     with store.database.reading() as db:
         for sql in (
-            naming._COUNT.replace(":base", "'x'"),
+            jobs_table._COUNT.replace(":base", "'x'"),
             "SELECT id FROM jobs WHERE name = 'x'",
             "SELECT MAX(position) FROM jobs",
         ):

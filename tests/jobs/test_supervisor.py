@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from jobs import rescue, spawning, supervisor
+from jobs.job import LEGAL
 from jobs.processes import Identity, boot_id, me, of, session_members
 from jobs.spawning import environment
-from jobs.states import LEGAL
 from jobs.store import JobStore
 from studio.home import Home
 from tests.jobs.conftest import FAST, SLOW, a_spec, start_supervisor, supervising, until
@@ -272,7 +272,7 @@ def test_a_supervisor_stays_while_a_page_is_open(home: Home) -> None:
 def test_the_supervisor_never_imports_torch() -> None:
     heavy = ("torch", "transformers", "accelerate", "datasets", "gradio", "pandas", "numpy")
     code = (
-        "import sys, jobs.supervisor, jobs.commands, jobs.doctor; "
+        "import sys, jobs.supervisor, ui.cli.runs_commands, jobs.doctor; "
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     found = subprocess.run(

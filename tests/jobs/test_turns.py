@@ -1,6 +1,6 @@
 """Slots claim in the order of the jobs they would start; of several for one job, the first."""
 
-from jobs.turns import Turn, in_turn
+from jobs.placement import Turn, in_turn
 
 
 def _claimed(jobs: dict[int, set[str]], slots: str) -> list[tuple[int, str]]:

@@ -2,9 +2,9 @@
 
 import pytest
 
+from jobs.conversations import Votes
 from jobs.recipes import Recipes
 from jobs.store import JobStore
-from jobs.votes import Votes
 from studio.errors import ChatError, SpecError
 
 PAIR = ["starter", "starter~pirate:1"]

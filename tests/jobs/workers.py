@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from jobs.metrics import Progress
+from jobs.curves import Progress
 from jobs.processes import me
 from jobs.store import JobStore
 from studio.errors import StudioError

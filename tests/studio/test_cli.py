@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from jobs import supervisor
-from jobs.commands import exit_code
 from jobs.processes import me
 from jobs.spawning import environment
 from jobs.store import JobStore
-from studio import cli
 from studio.home import Home, open_home
 from studio.spec import RunSpec
+from ui.cli import main
+from ui.cli.runs_commands import exit_code
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
 def studio(*words: str, home: Home | None = None) -> subprocess.CompletedProcess[str]:
     env = environment() | ({"STUDIO_HOME": str(home.path)} if home else {})
     return subprocess.run(
-        [sys.executable, "-m", "studio.cli", *words],
+        [sys.executable, "-m", "ui.cli.main", *words],
         env=env, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 
@@ -40,7 +40,7 @@ def studio(*words: str, home: Home | None = None) -> subprocess.CompletedProcess
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     """Run a command in this process."""
     with pytest.raises(SystemExit) as ended:
-        cli.main(words)
+        main.main(words)
     out, err = capsys.readouterr()
     return int(ended.value.code or 0), out, err
 
@@ -146,7 +146,7 @@ def test_our_own_page_is_named_instead_of_opened_twice(
 def test_an_unforeseen_error_is_one_sentence_too(
     own_home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.commands.runs", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("ui.cli.runs_commands.runs", lambda *a, **k: 1 / 0)
     code, out, _ = run(capsys, "runs", "--json")
     assert code == 1
     assert json.loads(out)["error"]["kind"] == "bug"

@@ -8,7 +8,7 @@ from studio import devices, hardware
 from studio.errors import SpecError
 from studio.hardware import Device
 from studio.spec import RunSpec
-from studio.training.kinship import kinship
+from studio.training.grouping import kinship
 
 
 def _machine(monkeypatch: pytest.MonkeyPatch, *names: str, cores: int = 4) -> None:

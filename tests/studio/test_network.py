@@ -7,7 +7,7 @@ import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from studio.network import may_pass
+from studio.errors import may_pass
 
 
 def answered(status: int) -> HfHubHTTPError:

@@ -36,8 +36,8 @@ def variables_at_torch(module: str, **chosen: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["jobs.runner", "jobs.chat_host", "jobs.supervisor", "studio.training.member",
-     "studio.adapters.verify", "studio.bench.worker", "studio.chat.command", "studio.cli"],
+    ["jobs.runner", "jobs.chat_host", "jobs.supervisor", "studio.training.rank",
+     "studio.adapters.verify", "ui.bench.worker", "ui.cli.chat", "ui.cli.main"],
 )  # fmt: skip
 def test_every_process_that_computes_bounds_the_spin_before_torch_loads(module: str) -> None:
     seen = variables_at_torch(module)
@@ -58,7 +58,7 @@ def test_these_tests_compute_with_a_bounded_spin_too() -> None:
     ],
 )
 def test_a_setting_of_the_user_wins(chosen: dict[str, str], expected: dict[str, str]) -> None:
-    seen = variables_at_torch("studio.cli", **chosen)
+    seen = variables_at_torch("ui.cli.main", **chosen)
     assert {name: seen[name] for name in NAMES if name in seen} == expected
 
 

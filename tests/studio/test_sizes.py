@@ -1,6 +1,6 @@
 import pytest
 
-from studio.sizes import readable
+from studio.names import readable
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from studio.assignments import parse_assignment
 from studio.errors import InputError, SpecError
+from studio.fields import parse_assignment
 from studio.methods import methods
 from studio.spec import RunSpec
 

@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from jobs import supervisor
-from jobs.metrics import Progress
+from jobs.curves import Progress
 from jobs.processes import me
 from jobs.store import JobStore
 from studio.home import Home, publishing

@@ -10,9 +10,8 @@ import pytest
 from studio.home import Home
 from tests.served import Served, served
 from tests.ui.test_guard import ask
-from ui import door
-from ui.door import Door, token_of
-from ui.reach import is_local, own_names, shown_host
+from ui import guard
+from ui.guard import Door, is_local, own_names, shown_host, token_of
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +107,7 @@ def test_the_door_forgets_old_guesses_and_few_addresses(
     assert token_of(home) == token_of(home) and len(token_of(home)) >= 40
     own = Door(never, token=token_of(home), port=1)
     clock = [1000.0]
-    monkeypatch.setattr(door.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(guard.time, "monotonic", lambda: clock[0])
     for _ in range(10):
         own._count("10.0.0.1")
     assert own._waits("10.0.0.1") and not own._waits("10.0.0.2")
@@ -116,7 +115,7 @@ def test_the_door_forgets_old_guesses_and_few_addresses(
     assert not own._waits("10.0.0.1")
     for number in range(3000):
         own._count(str(number))
-    assert len(own.guesses) <= door.MOST_ADDRESSES
+    assert len(own.guesses) <= guard.MOST_ADDRESSES
 
 
 def test_only_own_numbers_and_allowed_names_are_ours() -> None:

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs
 import pytest
 import yaml
 
-from studio.assignments import parse_assignment
+from studio.fields import parse_assignment
 from studio.methods import methods
 from studio.spec import RunSpec
 from ui import equivalents

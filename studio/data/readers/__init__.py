@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from studio.data.files import Opened
 from studio.data.readers.delimited import read_delimited
 from studio.data.readers.json_document import read_json
-from studio.data.readers.jsonl import read_jsonl
+from studio.data.readers.json_lines import read_jsonl, read_plain
 from studio.data.readers.parquet import read_parquet
-from studio.data.readers.plain import read_plain
 from studio.data.records import Problem, Row
 
 _READERS = {

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 
 from studio.data.files import Opened, utf8_chunks
-from studio.data.readers.lines import Line, lines
+from studio.data.readers.json_lines import Line, lines
 from studio.data.records import Problem, Row
 from studio.errors import DataError
 

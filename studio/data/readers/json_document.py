@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from studio.data.files import Opened, utf8_chunks
-from studio.data.readers.jsonl import name_of
+from studio.data.readers.json_lines import name_of
 from studio.data.records import Problem, Row
 from studio.errors import DataError
 

@@ -4,8 +4,8 @@ import math
 import pytest
 import torch
 
-from studio.adapters.evaluate import REPORT, EvaluateRequest
 from studio.errors import AdapterError
+from studio.evaluation.evaluate import REPORT, EvaluateRequest
 from studio.home import open_home
 from studio.training.events import Evaluated, Finished, Sampled
 from tests.studio.methods.test_matrix import attached

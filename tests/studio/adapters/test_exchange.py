@@ -8,11 +8,11 @@ import peft
 import pytest
 import torch
 
-from studio.adapters.exchange import import_adapter
+from studio.adapters.imports import import_adapter
 from studio.adapters.library import adapters, resolve
+from studio.backbone import Backbone, adapter_files
 from studio.errors import AdapterError
 from studio.methods.bottleneck import Bottleneck
-from studio.methods.layer import Backbone, files
 from studio.methods.lora import Lora
 from studio.spec import ModelSource
 from tests.studio.tiny import tiny_folder, tiny_model
@@ -32,7 +32,7 @@ def hub_folder(tmp_path: Path) -> Path:
     backbone = Backbone(tiny_model("llama"))
     adapter = backbone.attach("b", Bottleneck(bottleneck_dim=4))
     (tmp_path / "from-hub").mkdir()
-    files.write_adapterhub(adapter, tmp_path / "from-hub", backbone.anatomy, name="b")
+    adapter_files.write_adapterhub(adapter, tmp_path / "from-hub", backbone.anatomy, name="b")
     return tmp_path / "from-hub"
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from studio.adapters.export import as_format, export_adapter, read_check
-from studio.adapters.gguf_export import GgufRequest
+from studio.adapters.gguf import GgufRequest
 from studio.adapters.library import resolve
 from studio.adapters.requests import ExportRequest, MergeRequest
+from studio.backbone import Backbone, adapter_files
 from studio.errors import AdapterError, InputError, StudioError
 from studio.methods.bottleneck import Bottleneck
-from studio.methods.layer import Backbone, files
 from studio.methods.lora import Lora
 from tests.studio.tiny import tiny_folder, tiny_model
 
@@ -62,7 +62,7 @@ def test_a_vllm_folder_names_short_modules_and_its_rank_limit(home, base, tmp_pa
     wanted = {"q_proj", "up_proj"} if place == "layers" else {"q_proj", "v_proj"}
     assert set(config["target_modules"]) == wanted
     assert (config["r"], config["bias"], config["use_dora"]) == (24, "none", False)
-    tensors = files.read_tensors(out, files.WEIGHTS)
+    tensors = adapter_files.read_tensors(out, adapter_files.WEIGHTS)
     assert all(key.startswith("base_model.model.model.layers.") for key in tensors)
     assert read_check(out)["max_error"] < 1e-5
     card = (out / "README.md").read_text()
@@ -117,14 +117,14 @@ def test_what_has_no_place_in_a_form_is_refused_and_nothing_is_kept(
 
 def test_files_that_answer_differently_are_not_kept(home, base, tmp_path, monkeypatch):
     put(home, base, "w", Lora(r=2))
-    own = files.write
+    own = adapter_files.write
 
     def spoiled(adapter, out, anatomy, *, base):
         own(adapter, out, anatomy, base=base)
         config = json.loads((out / "adapter_config.json").read_text())
         (out / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 99}))
 
-    monkeypatch.setattr(files, "write", spoiled)
+    monkeypatch.setattr(adapter_files, "write", spoiled)
 
     with pytest.raises(AdapterError, match="answer differently from the adapter"):
         export_adapter(home, "w", tmp_path / "no", form="vllm")

@@ -9,9 +9,8 @@ import pytest
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
 from studio import starter
-from studio.adapters import gguf_write
-from studio.adapters.gguf_export import REPORT, GgufRequest, compare, judge, read_check
-from studio.adapters.gguf_write import interleave, write
+from studio.adapters import gguf
+from studio.adapters.gguf import REPORT, GgufRequest, compare, interleave, judge, read_check, write
 from studio.errors import AdapterError, InputError, ModelError, SpecError
 from studio.home import Home
 
@@ -92,8 +91,8 @@ def test_gemma_without_its_shifted_norms_is_caught(real: Path, tmp_path: Path, m
     folder = make_family("Gemma2", tmp_path / "model", real / "models" / "stories260k")
     file = tmp_path / "x.gguf"
     monkeypatch.setattr(
-        gguf_write, "tensors",
-        lambda where, own=gguf_write.tensors: (
+        gguf, "tensors",
+        lambda where, own=gguf.tensors: (
             (key, tensor - 1 if "norm" in key else tensor) for key, tensor in own(where)
         ),
     )  # fmt: skip
@@ -130,7 +129,7 @@ def test_the_starter_is_exported_whole_with_its_chat_template(home: Home):
 
 def test_wrong_rotary_rows_are_caught(real: Path, tmp_path: Path, monkeypatch):
     source, file = real / "models" / "stories260k", tmp_path / "x.gguf"
-    monkeypatch.setattr(gguf_write, "interleave", lambda tensor, heads: tensor)
+    monkeypatch.setattr(gguf, "interleave", lambda tensor, heads: tensor)
 
     check = compare(source, file, "f32", write(source, file, precision="f32", name="x"))
 

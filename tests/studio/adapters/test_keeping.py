@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from studio.adapters import keeping
+from studio.adapters import library
 from studio.adapters.library import adapters, resolve
 from studio.errors import AdapterError
 from studio.home import Home, is_whole, publishing
@@ -22,7 +22,7 @@ def put(folder: Path, name: str) -> Path:
 
 def test_a_new_name_moves_a_library_folder_and_leaves_its_files_whole(home: Home) -> None:
     put(home.adapters / "old", "old")
-    found = keeping.rename(home, "old", "New Name")
+    found = library.rename(home, "old", "New Name")
     assert (found.name, found.path, found.id) == (
         "New Name", home.adapters / "new-name", "library-new-name"
     )  # fmt: skip
@@ -33,7 +33,7 @@ def test_a_new_name_moves_a_library_folder_and_leaves_its_files_whole(home: Home
 
 def test_a_runs_adapter_stays_where_it_is_and_is_found_by_both_names(home: Home) -> None:
     folder = put(home.runs / "3" / "adapter", "first mate")
-    found = keeping.rename(home, "3", "captain")
+    found = library.rename(home, "3", "captain")
     assert (found.path, found.id) == (folder, "run-3")
     for name in ("captain", "first mate", "3"):
         assert resolve(home, name) == folder
@@ -45,7 +45,7 @@ def test_a_runs_adapter_stays_where_it_is_and_is_found_by_both_names(home: Home)
 def test_a_name_that_cannot_be_one_is_refused(home: Home, new: str) -> None:
     put(home.adapters / "a", "a")
     with pytest.raises(AdapterError):
-        keeping.rename(home, "a", new)
+        library.rename(home, "a", new)
     assert [one.name for one in adapters(home)] == ["a"]
 
 
@@ -53,61 +53,61 @@ def test_a_taken_name_is_refused(home: Home) -> None:
     put(home.adapters / "a", "a")
     put(home.runs / "1" / "adapter", "Pirate")
     with pytest.raises(AdapterError, match="already an adapter"):
-        keeping.rename(home, "a", "pirate")
+        library.rename(home, "a", "pirate")
 
 
 def test_tags_are_set_and_taken_away_and_survive_a_new_name(home: Home) -> None:
     put(home.adapters / "a", "a")
-    assert keeping.tag(home, "a", [" good  one ", "good one", "", "x"]).tags == ("good one", "x")
-    assert keeping.rename(home, "a", "b").tags == ("good one", "x")
-    assert keeping.tag(home, "b", []).tags == ()
+    assert library.tag(home, "a", [" good  one ", "good one", "", "x"]).tags == ("good one", "x")
+    assert library.rename(home, "a", "b").tags == ("good one", "x")
+    assert library.tag(home, "b", []).tags == ()
     assert adapters(home)[0].name == "b"
     with pytest.raises(AdapterError, match="no tag"):
-        keeping.tag(home, "b", ["a,b"])
+        library.tag(home, "b", ["a,b"])
     with pytest.raises(AdapterError, match="20 tags"):
-        keeping.tag(home, "b", [str(n) for n in range(21)])
+        library.tag(home, "b", [str(n) for n in range(21)])
 
 
 def test_what_was_deleted_comes_back_as_it_was(home: Home) -> None:
     folder = put(home.runs / "3" / "adapter", "p")
-    keeping.tag(home, "p", ["good"])
-    gone = keeping.delete(home, "p")
+    library.tag(home, "p", ["good"])
+    gone = library.delete(home, "p")
     assert adapters(home) == [] and not folder.exists()
-    assert [one.token for one in keeping.trash(home)] == [gone.token]
-    back = keeping.undo(home)
+    assert [one.token for one in library.trash(home)] == [gone.token]
+    back = library.undo(home)
     assert (back.path, back.name, back.tags, back.source) == (folder, "p", ("good",), "run")
-    assert is_whole(folder) and keeping.trash(home) == []
+    assert is_whole(folder) and library.trash(home) == []
     with pytest.raises(AdapterError, match="nothing to restore"):
-        keeping.undo(home)
+        library.undo(home)
 
 
 def test_the_named_one_comes_back_and_never_over_another(home: Home) -> None:
     for name in ("a", "b"):
         put(home.adapters / name, name)
-        keeping.delete(home, name)
-    assert keeping.undo(home, "a").name == "a"
+        library.delete(home, name)
+    assert library.undo(home, "a").name == "a"
     put(home.adapters / "b", "b")
     with pytest.raises(AdapterError, match="cannot come back"):
-        keeping.undo(home, "b")
+        library.undo(home, "b")
     with pytest.raises(AdapterError, match='Did you mean "b"'):
-        keeping.undo(home, "bb")
+        library.undo(home, "bb")
 
 
 def test_the_trash_is_emptied_after_a_month_and_never_leaves_the_home(home: Home) -> None:
     put(home.adapters / "a", "a")
     put(home.adapters / "b", "b")
-    old = home.trash / keeping.delete(home, "a").token
+    old = home.trash / library.delete(home, "a").token
     origin = json.loads((old / "origin.json").read_text())
     (old / "origin.json").write_text(json.dumps(origin | {"deleted": time.time() - 40 * 86_400}))
-    keeping.delete(home, "b")
-    assert [one.name for one in keeping.trash(home)] == ["b"]
-    place = home.trash / keeping.trash(home)[0].token
+    library.delete(home, "b")
+    assert [one.name for one in library.trash(home)] == ["b"]
+    place = home.trash / library.trash(home)[0].token
     (place / "origin.json").write_text(json.dumps(origin | {"path": "../../elsewhere"}))
-    assert keeping.trash(home) == []
+    assert library.trash(home) == []
 
 
 def test_an_adapter_outside_the_home_is_not_ours_to_change(home: Home, tmp_path: Path) -> None:
     other = put(tmp_path / "theirs", "theirs")
-    for change in (keeping.delete, lambda h, n: keeping.rename(h, n, "mine")):
+    for change in (library.delete, lambda h, n: library.rename(h, n, "mine")):
         with pytest.raises(AdapterError, match="not in this home"):
             change(home, str(other))

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 
 from studio.adapters import merge as merging
 from studio.adapters.merge import CertificateError, merge, read_certificate
+from studio.backbone import Backbone
 from studio.errors import InputError, MethodError
 from studio.methods.bottleneck import Bottleneck
 from studio.methods.ia3 import IA3
-from studio.methods.layer import Backbone
 from studio.methods.lora import Lora
 from studio.methods.norm_tuning import NormTuning
 from studio.spec import ModelSource

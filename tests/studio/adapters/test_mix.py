@@ -7,9 +7,9 @@ import torch
 
 from studio.adapters.library import describe
 from studio.adapters.mix import mix, publish_mix
+from studio.backbone import Backbone
 from studio.errors import AdapterError, MethodError
 from studio.methods.ia3 import IA3
-from studio.methods.layer import Backbone
 from studio.methods.lora import Lora
 from tests.studio.tiny import tiny_model
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from studio.bench import command
-from studio.bench import methods as bench
-from studio.bench.case import SYNTHETIC, Case
 from studio.errors import MethodError, RunError, SpecError
+from ui.bench import command
+from ui.bench import methods as bench
+from ui.bench.case import SYNTHETIC, Case
 
 CASE = Case(
     model="llama-tiny", data=SYNTHETIC, method="lora", dtype="float32", batch=2,

@@ -4,15 +4,14 @@ import json
 
 import pytest
 
-from jobs import bench
-from studio.bench import queue
-from studio.bench.command import bench as run
 from studio.errors import InputError
 from studio.home import Home
+from ui.bench import queue, queue_figures
+from ui.bench.command import bench as run
 
 
 def test_every_figure_is_measured_and_no_job_is_given_out_twice(home: Home) -> None:
-    figures = bench.measure(home, many=1000, points=5000, claimed=200, writes=20)
+    figures = queue_figures.measure(home, many=1000, points=5000, claimed=200, writes=20)
     figures += queue.page_figures(home, many=1000)
 
     named = {str(one["name"]): float(str(one["value"])) for one in figures}
@@ -29,8 +28,8 @@ def test_an_option_nobody_knows_is_refused() -> None:
 def test_json_is_one_document(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = bench.figure("x", 1.236, "ms", 50)
-    monkeypatch.setattr(bench, "measure", lambda home, many: [one])
+    one = queue_figures.figure("x", 1.236, "ms", 50)
+    monkeypatch.setattr(queue_figures, "measure", lambda home, many: [one])
     monkeypatch.setattr(queue, "page_figures", lambda home, many: [one])
 
     assert run(["queue", "--json"]) == 0

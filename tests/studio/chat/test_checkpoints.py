@@ -9,12 +9,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from studio import starter
 from studio.adapters.library import describe
-from studio.chat import checkpoints
-from studio.chat.promotion import BEFORE, PromoteRequest
+from studio.backbone import Backbone
+from studio.chat import run_checkpoints
 from studio.errors import AdapterError, SpecError
+from studio.evaluation.promotion import BEFORE, PromoteRequest
 from studio.home import Home, is_whole, publishing
 from studio.methods import named
-from studio.methods.layer import Backbone
 from studio.models.loading import load
 from studio.spec import ModelSource, RunSpec
 
@@ -51,30 +51,30 @@ def test_a_checkpoint_acts_like_the_adapter_it_holds(home, run):
     base, trained = run
     backbone = Backbone(LlamaForCausalLM.from_pretrained(base))
 
-    checkpoints.attach(backbone, checkpoints.find(home, "7@4"))
+    run_checkpoints.attach(backbone, run_checkpoints.find(home, "7@4"))
 
     loaded = backbone.adapters["7@4"].state()
     assert all(torch.equal(loaded[key], tensor) for key, tensor in trained.state().items())
 
 
 def test_what_is_no_checkpoint_is_said(home, run):
-    assert checkpoints.is_checkpoint(home, "7@4")
-    assert not checkpoints.is_checkpoint(home, "pirate")
-    assert not checkpoints.is_checkpoint(home, "9@4")  # an adapter may be called so
+    assert run_checkpoints.is_checkpoint(home, "7@4")
+    assert not run_checkpoints.is_checkpoint(home, "pirate")
+    assert not run_checkpoints.is_checkpoint(home, "9@4")  # an adapter may be called so
     with pytest.raises(AdapterError, match="kept no checkpoint of step 5"):
-        checkpoints.is_checkpoint(home, "7@5")
+        run_checkpoints.is_checkpoint(home, "7@5")
     with pytest.raises(AdapterError, match="RUN@STEP"):
-        checkpoints.find(home, "last")
+        run_checkpoints.find(home, "last")
     (home.run(7) / "checkpoints" / "step-00000004" / "state.json").write_text("{}")
     with pytest.raises(AdapterError, match="damaged"):
-        checkpoints.find(home, "7@4")
+        run_checkpoints.find(home, "7@4")
 
 
 def test_a_checkpoint_of_another_shape_of_model_is_refused(home, run):
     backbone = Backbone(load(ModelSource(path="starter"), "cpu").model)
 
     with pytest.raises(AdapterError, match="does not fit this model"):
-        checkpoints.attach(backbone, checkpoints.find(home, "7@4"))
+        run_checkpoints.attach(backbone, run_checkpoints.find(home, "7@4"))
     assert not backbone.adapters
 
 

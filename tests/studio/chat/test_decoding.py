@@ -4,9 +4,8 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
-from studio.chat.decoding import Batch
-from studio.chat.products import quicken_products
-from studio.methods.layer import Backbone
+from studio.backbone import Backbone
+from studio.chat.decoding import Batch, quicken_products
 from tests.studio.chat.tiny import VOCABULARY, make_model
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from studio.chat.ranking import Match, fit, leaderboard, wins_of
+from studio.evaluation.ranking import Match, fit, leaderboard, wins_of
 
 
 def votes(*results: tuple[str, str, int]) -> list[Match]:

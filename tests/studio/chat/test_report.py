@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from studio.chat.report import form_of, suite_as, title, votes_as
 from studio.errors import ChatError
+from studio.evaluation.reports import form_of, suite_as, title, votes_as
 
 EVIL = '=HYPERLINK("x")<script>hit()</script>'
 VOTES = [{"id": 1, "created": 1.0, "prompt": EVIL, "lanes": ["starter", "starter~a%20b:0.5"],

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from studio.chat.lanes import Delta, Stats
-from studio.chat.suite import (
+from studio.errors import ChatError, SpecError
+from studio.evaluation.suites import (
     RESULTS,
     SuiteLane,
     SuiteRequest,
@@ -16,7 +17,6 @@ from studio.chat.suite import (
     read_results,
     summarise,
 )
-from studio.errors import ChatError, SpecError
 
 
 @pytest.mark.parametrize(

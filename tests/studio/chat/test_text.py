@@ -3,7 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
-from studio.chat.text import Detokenizer, StopTexts
+from studio.chat.answer import Detokenizer, StopTexts
 
 TEXTS = [
     "Hello, world! It's  fine.\n\n  indented\ttab",

@@ -16,10 +16,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from studio.backbone import Backbone
 from studio.chat.engine import ChatEngine
 from studio.chat.lanes import Delta, Lane, Message, Part, Sampling
 from studio.methods import named
-from studio.methods.layer import Backbone
 
 VOCABULARY = 97
 CONTEXT = 96

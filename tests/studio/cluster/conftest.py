@@ -8,12 +8,10 @@ from typing import Any
 
 import pytest
 
-from studio.cluster.following import Following
-from studio.cluster.note import Sent, remembered
-from studio.cluster.order import ADAPTER, CHECKPOINTS, REPORT
+from studio.cluster.follow import Following
+from studio.cluster.orders import ADAPTER, CHECKPOINTS, REPORT, Sent, remembered
 from studio.cluster.ray_api import NoAnswer
-from studio.cluster.storage import Place
-from studio.cluster.stream import Writer
+from studio.cluster.storage import Place, Writer
 from studio.home import publishing
 from studio.spec import RunSpec
 from studio.training.events import Event, Finished, Saved, Started, Step
@@ -122,5 +120,5 @@ def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Far:
         ("POLL_SECONDS", 0.01), ("STATUS_SECONDS", 0.03), ("NOTE_SECONDS", 0.0),
         ("EXPLAIN_SECONDS", 0.05), ("END_SECONDS", 0.05),
     ):  # fmt: skip
-        monkeypatch.setattr(f"studio.cluster.following.{name}", seconds)
+        monkeypatch.setattr(f"studio.cluster.follow.{name}", seconds)
     return Far(folder=tmp_path / "storage" / "far-1", run_dir=tmp_path / "run")

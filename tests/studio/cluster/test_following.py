@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from studio.cluster import following
-from studio.cluster.note import remembered
-from studio.cluster.order import CONTROL, MARK, read_json
+from studio.cluster import follow
+from studio.cluster.orders import CONTROL, MARK, read_json, remembered
 from studio.cluster.storage import Place
 from studio.errors import ClusterError, Diverged, ProcessLost
 from studio.home import is_whole
@@ -200,7 +199,7 @@ def test_what_does_not_stop_when_asked_is_ended(far: Far, monkeypatch: pytest.Mo
     def cancel() -> None:
         far.intent, far.wish = "cancel", "stop"
 
-    monkeypatch.setitem(following.PATIENCE_SECONDS, "cancel", 0.1)
+    monkeypatch.setitem(follow.PATIENCE_SECONDS, "cancel", 0.1)
     far.say(started(), step(1))
     far.save(1)
     far.follow({Step: cancel})
@@ -215,7 +214,7 @@ def test_when_nobody_answers_a_stop_waits_on_the_storage(
     def cancel() -> None:
         far.intent, far.wish, far.ray.now = "cancel", "stop", None
 
-    monkeypatch.setitem(following.PATIENCE_SECONDS, "cancel", 0.1)
+    monkeypatch.setitem(follow.PATIENCE_SECONDS, "cancel", 0.1)
     far.say(started())
     far.follow({Started: cancel})
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from studio.cluster.order import MARK, lacking, needed
+from studio.cluster.orders import MARK, lacking, needed
 from studio.cluster.ray_api import Facts, NoAnswer, Ray, checked_address, error_in
-from studio.cluster.sending import too_few
+from studio.cluster.submit import too_few
 from studio.errors import ClusterError, Diverged
 from tests.dashboard import Dashboard, answering, node, nodes
 

@@ -5,15 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from studio.cluster.note import remembered
-from studio.cluster.order import ORDER, Order, read_json
+from studio.cluster.orders import ORDER, Order, read_json, remembered
 from studio.cluster.ray_api import Facts, NoAnswer
-from studio.cluster.sending import send
 from studio.cluster.storage import Place
+from studio.cluster.submit import send
 from studio.errors import ClusterError
 from studio.home import Home, publishing
 from studio.spec import RunSpec
-from studio.training import elsewhere
+from studio.training import transfer
 from tests.studio.tiny import tiny_folder
 
 
@@ -63,7 +62,7 @@ def test_the_folder_on_the_storage_is_a_run_of_its_own(
     order = Order.model_validate(read_json(place, ORDER))
     assert (order.workers, order.gpus) == (2, True)
     assert (Path(order.model) / "config.json").is_file()
-    packed = elsewhere.spec_in(place.at_hand("packed", tmp_path))
+    packed = transfer.spec_in(place.at_hand("packed", tmp_path))
     assert packed.data.path == f"{place.root}/packed/data/rows.jsonl"
     assert Path(packed.data.path).read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
     assert packed.train.device == "auto"

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from studio.cluster import stream
-from studio.cluster.storage import Place
-from studio.cluster.stream import Reader, Writer
+from studio.cluster import storage
+from studio.cluster.storage import Place, Reader, Writer
 
 
 @pytest.fixture
@@ -34,7 +33,7 @@ def test_a_reader_hears_what_is_new(place: Place) -> None:
 def test_files_stay_small_and_the_reader_follows(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "FILE_BYTES", 30)
+    monkeypatch.setattr(storage, "FILE_BYTES", 30)
     writer, reader, heard = Writer(place), Reader(place), []
     for n in range(20):
         writer.say({"n": n})

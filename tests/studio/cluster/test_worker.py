@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 
 from studio.cluster import driver
-from studio.cluster.order import CONTROL, ERROR, ORDER, Order, order_in, read_json, write_json
-from studio.cluster.storage import Place
-from studio.cluster.stream import Reader, Writer
-from studio.cluster.worker import work
+from studio.cluster.driver import work
+from studio.cluster.orders import CONTROL, ERROR, ORDER, Order, order_in, read_json, write_json
+from studio.cluster.storage import Place, Reader, Writer
 from studio.errors import ClusterError, DataError, ProcessLost, RunError
 from studio.home import Home
 from studio.spec import RunSpec
-from studio.training import elsewhere
+from studio.training import transfer
 from studio.training.events import Loading, Step
 from studio.training.run import train
 
@@ -32,7 +31,7 @@ def place(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setitem(sys.modules, "ray.train", trains)
     monkeypatch.setitem(sys.modules, "ray.train.torch", torches)
     place = Place(str(tmp_path / "storage"))
-    elsewhere.pack(SPEC, tmp_path / "packed", home)
+    transfer.pack(SPEC, tmp_path / "packed", home)
     place.send(tmp_path / "packed", "packed")
     write_json(place, ORDER, Order(workers=1, gpus=False, needs=("torch",)).model_dump(mode="json"))
     speaker = Writer(place)
@@ -69,7 +68,7 @@ def test_a_worker_says_what_the_run_says_here_and_leaves_what_it_makes(
 def test_a_wish_on_the_storage_is_obeyed_and_the_next_worker_goes_on(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("studio.cluster.worker.LISTEN_SECONDS", 0.01)
+    monkeypatch.setattr("studio.cluster.driver.LISTEN_SECONDS", 0.01)
     write_json(place, CONTROL, {"number": 1, "wish": "stop"})
     work({"place": place.url})
     first = said(place)
@@ -89,8 +88,8 @@ def test_a_wish_on_the_storage_is_obeyed_and_the_next_worker_goes_on(
 def test_a_checkpoint_that_a_person_wants_is_made_once(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("studio.cluster.worker.LISTEN_SECONDS", 0.01)
-    spec = elsewhere.read_spec(Path(place.root) / "packed")
+    monkeypatch.setattr("studio.cluster.driver.LISTEN_SECONDS", 0.01)
+    spec = transfer.read_spec(Path(place.root) / "packed")
     spec = spec.with_values({"train.max_steps": 60, "train.save_steps": -1, "train.eval_steps": -1})
     (Path(place.root) / "packed" / "spec.yaml").write_text(spec.to_yaml())
     running = threading.Thread(target=work, args=({"place": place.url},))

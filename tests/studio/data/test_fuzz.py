@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from studio.data import preview
 from studio.data.check import check_file
-from studio.data.conversations import converter
 from studio.data.importing import import_dataset
 from studio.data.mapping import PARTS, Mapping
 from studio.data.records import Conversation, Document, Problem, Row
-from studio.data.templates import choose
+from studio.data.rows import converter
+from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.errors import DataError, StudioError
 from studio.home import open_home

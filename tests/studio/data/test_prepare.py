@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from studio.data.cut import fit, windows
 from studio.data.prepare import prepare
-from studio.data.templates import Encoded, choose
-from studio.data.templates.backend import backend_from_folder
+from studio.data.template.backend import backend_from_folder
+from studio.data.template.template import Encoded, choose
+from studio.data.tokens import fit, windows
 from studio.errors import DataError
 from studio.spec import DataSource
 
@@ -240,7 +240,7 @@ def test_preparing_needs_no_torch(real):
 
     code = (
         "import sys; from pathlib import Path; from studio.data.prepare import prepare;"
-        "from studio.data.templates.backend import backend_from_folder as b;"
+        "from studio.data.template.backend import backend_from_folder as b;"
         "from studio.spec import DataSource as D;"
         f"p = Path({str(real)!r});"
         "prepare(D(path=str(p/'data'/'identity.json')), b(p/'models'/'stories260k'),"

@@ -2,11 +2,11 @@
 
 import pytest
 
-from studio.data.conversations import converter
 from studio.data.mapping import Mapping
 from studio.data.preview import columns, corrected, preview
 from studio.data.recognise import recognise
 from studio.data.records import Conversation, Problem, Row
+from studio.data.rows import converter
 from studio.errors import DataError
 from studio.spec import DataSource
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from studio.data.check import check_file
+from studio.data.check import check_file, overlap
 from studio.data.curate import (
     Deduplicate,
     Drop,
@@ -12,13 +12,12 @@ from studio.data.curate import (
     Remap,
     Split,
     apply_step,
+    export_rows,
     lineage,
     parse_step,
 )
-from studio.data.export import export_rows
 from studio.data.importing import import_dataset
 from studio.data.mapping import Mapping
-from studio.data.overlap import overlap
 from studio.data.prepare import prepare
 from studio.data.snapshots import delete_snapshot, open_snapshot, snapshots
 from studio.errors import DataError

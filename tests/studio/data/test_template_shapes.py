@@ -11,7 +11,7 @@ import pytest
 
 from studio.data.prepare import prepare
 from studio.data.records import Conversation
-from studio.data.templates import choose
+from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.errors import DataError
 from studio.spec import DataSource
@@ -400,7 +400,7 @@ def test_a_template_cannot_reach_python(byte_backend):
 
 
 def test_the_real_chatml_template_masks_tool_conversations(real, bracketed):
-    from studio.data.templates.backend import backend_from_folder
+    from studio.data.template.backend import backend_from_folder
 
     backend = backend_from_folder(real / "tokenizers" / "minimind")
 

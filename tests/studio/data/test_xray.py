@@ -5,7 +5,7 @@ import json
 import pytest
 
 from studio.data.prepare import prepare
-from studio.data.templates.backend import backend_from_folder
+from studio.data.template.backend import backend_from_folder
 from studio.data.xray import xray
 from studio.errors import DataError
 from studio.spec import DataSource

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.pytorch_utils import Conv1D
 
-from studio.chat.cache import cache_argument
-from studio.methods.layer import Adapter
+from studio.backbone import Adapter
+from studio.chat.decoding import cache_argument
 from tests.studio.tiny import tiny_model
 
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from studio.backbone.sites import Anatomy
 from studio.errors import MethodError
 from studio.methods import Method, Phase, methods
-from studio.methods.layer.sites import Anatomy
 from tests.studio.tiny import CONFIGS, tiny_model
 
 SMALL = {

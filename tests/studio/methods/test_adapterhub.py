@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from studio.backbone import Backbone, adapter_files
 from studio.errors import AdapterError
-from studio.methods.layer import Backbone, files
 from studio.methods.lora import Lora
 from tests.studio.methods.cases import ADAPTERS
 from tests.studio.methods.test_matrix import attached, logits
@@ -21,7 +21,7 @@ BOTTLENECKS = [label for label, method in ADAPTERS.items() if method.name == "bo
 @pytest.mark.parametrize("label", BOTTLENECKS)
 def test_a_bottleneck_round_trips(label, model_name, tmp_path: Path):
     backbone, adapter = attached(label, model_name, trained=True)
-    files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
+    adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
     other = Backbone(tiny_model(model_name))
     other.load("theirs", tmp_path)
     other.use([("theirs", 1.0)])
@@ -31,7 +31,7 @@ def test_a_bottleneck_round_trips(label, model_name, tmp_path: Path):
 def test_the_keys_are_theirs(tmp_path: Path):
     """As `adapters` 1.3 writes them for Llama (peers study, section 5)."""
     backbone, adapter = attached("bottleneck-bottleneck_dim=6", "llama", trained=True)
-    files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
+    adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
     keys = set(load_file(tmp_path / "adapter.safetensors"))
     for place in ("attention_adapters", "output_adapters"):
         start = f"model.layers.0.{place}.adapters.mine"
@@ -58,7 +58,7 @@ def test_the_keys_are_theirs(tmp_path: Path):
 )
 def test_other_architectures_are_refused(changes, says, tmp_path: Path):
     backbone, adapter = attached("bottleneck-bottleneck_dim=6", "llama", trained=True)
-    files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
+    adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
     path = tmp_path / "adapter_config.json"
     config = json.loads(path.read_text())
     config["config"] |= changes
@@ -69,7 +69,7 @@ def test_other_architectures_are_refused(changes, says, tmp_path: Path):
 
 def test_old_files_mean_the_approximate_gelu_which_is_not_here(tmp_path: Path):
     backbone, adapter = attached(BOTTLENECKS[-1], "llama", trained=True)
-    files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
+    adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
     path = tmp_path / "adapter_config.json"
     config = json.loads(path.read_text())
     del config["version"]
@@ -80,7 +80,7 @@ def test_old_files_mean_the_approximate_gelu_which_is_not_here(tmp_path: Path):
 
 def test_foreign_tensors_and_pickles_are_refused(tmp_path: Path):
     backbone, adapter = attached("bottleneck-bottleneck_dim=6", "llama", trained=True)
-    files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
+    adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
     path = tmp_path / "adapter.safetensors"
     tensors = load_file(path)
     save_file({**tensors, "model.embed_tokens.weight": torch.ones(64, 32)}, path)
@@ -95,4 +95,4 @@ def test_only_bottlenecks_can_be_written(tmp_path: Path):
     backbone = Backbone(tiny_model("llama"))
     adapter = backbone.attach("a", Lora(r=2))
     with pytest.raises(AdapterError, match="LoRA has no place"):
-        files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="a")
+        adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="a")

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from studio.backbone import Backbone, checkpointing
+from studio.backbone.checkpointing import Kept, Offload
 from studio.methods import Method
-from studio.methods.layer import Backbone, checkpointing
-from studio.methods.layer.checkpointing import Kept, Offload
 from studio.methods.lora import Lora
 from studio.methods.prefix_tuning import PrefixTuning
 from studio.methods.prompt_tuning import PromptTuning

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from studio.methods.layer.fast import low_rank_linear, plain
+from studio.backbone.linear_kernels import low_rank_linear, plain
 
 
 def make(
@@ -60,7 +60,7 @@ def test_nothing_is_asked_of_an_input_below_the_first_trained_layer() -> None:
 
 
 def test_a_training_lora_is_one_node_and_leaves_nothing_behind() -> None:
-    from studio.methods.layer import Backbone
+    from studio.backbone import Backbone
     from studio.methods.lora import Lora
     from tests.studio.tiny import tiny_model
 

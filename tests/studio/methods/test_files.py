@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from studio.backbone import Backbone
 from studio.errors import AdapterError, MethodError
 from studio.methods.bitfit import BitFit
-from studio.methods.layer import Backbone
 from studio.methods.lora import Lora
 from studio.methods.prefix_tuning import PrefixTuning
 from tests.studio.tiny import tiny_model

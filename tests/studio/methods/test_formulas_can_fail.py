@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from studio.backbone import adapter_files
 from studio.methods import Phase
-from studio.methods.layer import files
 from tests.studio.methods import by_hand
 from tests.studio.methods.cases import ADAPTERS
 from tests.studio.methods.test_matrix import IDS, attached, logits
@@ -39,7 +39,7 @@ def test_a_broken_formula_is_noticed(label, monkeypatch):
 def test_a_file_name_that_peft_does_not_know_is_noticed(tmp_path):
     backbone, _ = attached("lora-r=4", "llama", trained=True)
     backbone.save("a", tmp_path)
-    text = (tmp_path / files.CONFIG).read_text()
-    (tmp_path / files.CONFIG).write_text(text.replace('"LORA"', '"LORAX"'))
-    with pytest.raises(files.AdapterError, match="LORAX"):
-        files.read_method(files.read_config(tmp_path))
+    text = (tmp_path / adapter_files.CONFIG).read_text()
+    (tmp_path / adapter_files.CONFIG).write_text(text.replace('"LORA"', '"LORAX"'))
+    with pytest.raises(adapter_files.AdapterError, match="LORAX"):
+        adapter_files.read_method(adapter_files.read_config(tmp_path))

@@ -7,10 +7,10 @@ import pytest
 import torch
 import transformers
 
+from studio.backbone import Backbone
 from studio.errors import MethodError
 from studio.methods import Method
 from studio.methods.full import Full
-from studio.methods.layer import Backbone
 from studio.methods.lora import Lora
 from tests.studio.methods.cases import ADAPTERS, MODELS, fits
 from tests.studio.tiny import tiny_model

@@ -7,10 +7,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from studio.chat.cache import cache_argument
+from studio.backbone import Adapter, Backbone
+from studio.backbone.fold import fold
+from studio.chat.decoding import cache_argument
 from studio.methods import Phase
-from studio.methods.layer import Adapter, Backbone
-from studio.methods.layer.merge import fold
 from tests.studio.methods import by_hand
 from tests.studio.methods.cases import ADAPTERS, MODELS, fits
 from tests.studio.tiny import tiny_model

@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 
-from studio.methods.layer import Backbone
+from studio.backbone import Backbone
 from tests.studio.methods.cases import ADAPTERS, fits
 from tests.studio.methods.test_matrix import IDS, attached, logits
 from tests.studio.tiny import tiny_model

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from studio.backbone import probe
 from studio.methods import methods
-from studio.methods.layer import probe
 
 
 def test_the_table_is_what_the_probe_finds():

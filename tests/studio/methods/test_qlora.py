@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from studio.methods.layer import Backbone
-from studio.methods.layer.merge import fold
-from studio.methods.layer.sites import dense_weight
+from studio.backbone import Backbone
+from studio.backbone.fold import fold
+from studio.backbone.sites import dense_weight
 from studio.methods.lora import Lora
 from studio.models.loading import load
 from studio.spec import ModelSource

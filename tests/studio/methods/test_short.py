@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from studio import hardware
-from studio.methods.layer import Backbone, short
-from studio.methods.layer.attention import attend
+from studio.backbone import Backbone, attention_kernels
+from studio.backbone.attention import attend
 from studio.methods.lora import Lora
 from tests.studio.tiny import tiny_model
 
@@ -33,20 +33,22 @@ def test_a_row(tokens: int, heads: tuple[int, int], scaling: float | None) -> No
     ]
     outer = torch.randn(wanted[0], generator=made, dtype=torch.float64)
     plain = passed(lambda *x: attend(*x, None, scaling=scaling), inputs, outer)
-    products = passed(lambda *x: short.attend_row(*x, scaling), inputs, outer)
+    products = passed(lambda *x: attention_kernels.attend_row(*x, scaling), inputs, outer)
     assert len(plain) == 4
     for one, other in zip(products, plain, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_only_short_rows_of_bfloat16_on_a_cpu() -> None:
-    row = torch.zeros(1, 2, short.LONGEST, 8, dtype=torch.bfloat16)
-    longer = torch.zeros(1, 2, short.LONGEST + 1, 8, dtype=torch.bfloat16)
-    assert short.fits(row, row)
-    assert not short.fits(row.float(), row.float())
-    assert not short.fits(row.to("meta"), row.to("meta"))
-    assert not short.fits(longer, longer)
-    assert not short.fits(row, longer)  # the keys of a prefix before the row's own
+    row = torch.zeros(1, 2, attention_kernels.LONGEST, 8, dtype=torch.bfloat16)
+    longer = torch.zeros(1, 2, attention_kernels.LONGEST + 1, 8, dtype=torch.bfloat16)
+    assert attention_kernels.short_row_fits(row, row)
+    assert not attention_kernels.short_row_fits(row.float(), row.float())
+    assert not attention_kernels.short_row_fits(row.to("meta"), row.to("meta"))
+    assert not attention_kernels.short_row_fits(longer, longer)
+    assert not attention_kernels.short_row_fits(
+        row, longer
+    )  # the keys of a prefix before the row's own
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2", "qwen3"])
@@ -55,8 +57,10 @@ def test_a_packed_pass_is_that_of_the_fused_kernel(
 ) -> None:
     monkeypatch.setattr(hardware, "has_fast_bfloat16", lambda: True)
     rows: list[int] = []
-    own = short.attend_row
-    monkeypatch.setattr(short, "attend_row", lambda *x: rows.append(x[0].shape[2]) or own(*x))
+    own = attention_kernels.attend_row
+    monkeypatch.setattr(
+        attention_kernels, "attend_row", lambda *x: rows.append(x[0].shape[2]) or own(*x)
+    )
     backbone = Backbone(tiny_model(model).to(torch.bfloat16))
     backbone.attach("a", Lora(r=4), seed=1)
     backbone.use([("a", 1.0)])

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn.functional import linear
 
-from studio.chat.cache import cache_argument
+from studio.backbone import Backbone
+from studio.backbone.fold import fold
+from studio.chat.decoding import cache_argument
 from studio.errors import MethodError
 from studio.methods.bitfit import BitFit
 from studio.methods.bottleneck import Bottleneck
 from studio.methods.full import Full
 from studio.methods.ia3 import IA3
-from studio.methods.layer import Backbone
-from studio.methods.layer.merge import fold
 from studio.methods.lora import Lora
 from studio.methods.norm_tuning import NormTuning
 from studio.methods.prefix_tuning import PrefixTuning

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
+from studio.backbone import Backbone, attention_kernels
+from studio.backbone.attention import Prefix, packed
 from studio.methods import Method
-from studio.methods.layer import Backbone, varlen
-from studio.methods.layer.attention import Prefix, packed
 from studio.methods.lora import Lora
 from studio.methods.prefix_tuning import PrefixTuning
 from studio.methods.prompt_tuning import PromptTuning
@@ -72,8 +72,8 @@ def pairs(bounds: Tensor) -> list[tuple[int, int]]:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Reference:
     """The reference, in full precision, on any device."""
     made = Reference()
-    monkeypatch.setattr(varlen, "DTYPES", (torch.float32,))
-    monkeypatch.setattr(varlen, "kernel", lambda device: made)
+    monkeypatch.setattr(attention_kernels, "DTYPES", (torch.float32,))
+    monkeypatch.setattr(attention_kernels, "kernel", lambda device: made)
     return made
 
 
@@ -170,8 +170,10 @@ def test_the_real_kernel_takes_these_arguments(window: int | None, virtual: int)
 
     q, k, v, own = made(8, 29), made(2, 29), made(2, 29), made(2, virtual)
     prefix = Prefix(own, own, torch.zeros(1, virtual), whole=True) if virtual else None
-    spans = varlen.Spans.of(LENGTHS, torch.device("meta"))
-    out = varlen.attend_rows(varlen_attn, q, k, v, spans, prefix=prefix, scaling=0.1, window=window)
+    spans = attention_kernels.Spans.of(LENGTHS, torch.device("meta"))
+    out = attention_kernels.attend_rows(
+        varlen_attn, q, k, v, spans, prefix=prefix, scaling=0.1, window=window
+    )
     leaves = [q, k, v, own] if virtual else [q, k, v]
     gradients = torch.autograd.grad(out.float().sum(), leaves)
     assert out.shape == q.shape
@@ -180,8 +182,8 @@ def test_the_real_kernel_takes_these_arguments(window: int | None, virtual: int)
 
 def test_a_cpu_has_no_kernel_and_says_so() -> None:
     cpu = torch.device("cpu")
-    assert varlen.kernel(cpu) is None
-    assert "on cpu" in varlen.why_not(cpu, torch.bfloat16, 64, capped=False)
+    assert attention_kernels.kernel(cpu) is None
+    assert "on cpu" in attention_kernels.why_not(cpu, torch.bfloat16, 64, capped=False)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +196,8 @@ def test_a_cpu_has_no_kernel_and_says_so() -> None:
 def test_why_a_model_cannot_attend_so_is_one_clause(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, head: int, capped: bool, said: str | None
 ) -> None:
-    monkeypatch.setattr(varlen, "kernel", lambda device: Reference())
-    why = varlen.why_not(torch.device("cuda:0"), dtype, head, capped=capped)
+    monkeypatch.setattr(attention_kernels, "kernel", lambda device: Reference())
+    why = attention_kernels.why_not(torch.device("cuda:0"), dtype, head, capped=capped)
     assert said in why if said else not why
 
 
@@ -205,7 +207,7 @@ def test_why_a_model_cannot_attend_so_is_one_clause(
 @pytest.mark.parametrize("window", [None, 8])
 def test_the_real_kernel_gives_what_row_after_row_gives(virtual: int, window: int | None) -> None:
     device = torch.device("cuda")
-    run = varlen.kernel(device)
+    run = attention_kernels.kernel(device)
     assert run is not None
     shapes = [(1, 8, 29, 64), (1, 2, 29, 64), (1, 2, 29, 64), (1, 2, virtual, 64)]
     results = []
@@ -224,8 +226,8 @@ def test_the_real_kernel_gives_what_row_after_row_gives(virtual: int, window: in
                 bias = bias[None]
             prefix = Prefix(own, own * 0.5, bias, whole=True)
         if name == "at once":
-            spans = varlen.Spans.of(LENGTHS, device)
-            out = varlen.attend_rows(
+            spans = attention_kernels.Spans.of(LENGTHS, device)
+            out = attention_kernels.attend_rows(
                 run, q, k, v, spans, prefix=prefix, scaling=None, window=window
             )
         else:

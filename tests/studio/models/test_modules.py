@@ -4,7 +4,7 @@ from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from studio.models.modules import linear_modules, targets
+from studio.models.architecture import linear_modules, targets
 from studio.spec import ModelSource
 
 

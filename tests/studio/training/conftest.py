@@ -14,8 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from studio.models.loading import Loaded
 from studio.models.sources import ModelFacts
 from studio.spec import RunSpec
-from studio.training.opening import open_session
-from studio.training.session import Session
+from studio.training.session import Session, open_session
 
 VOCABULARY = 97
 

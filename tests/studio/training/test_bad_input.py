@@ -19,8 +19,8 @@ from studio.home import Home
 from studio.models.loading import load_tokenizer
 from studio.spec import DataSource, ModelSource, TrainArgs
 from studio.training import checkpoint, loop
-from studio.training.faults import explained
 from studio.training.optimizer import _MAKERS, make_optimizer
+from studio.training.remedies import explained
 from studio.training.session import Session
 
 Make = Callable[..., Session]

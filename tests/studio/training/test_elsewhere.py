@@ -11,7 +11,7 @@ import pytest
 from studio.errors import InputError
 from studio.home import Home
 from studio.spec import RunSpec
-from studio.training import elsewhere
+from studio.training import transfer
 from studio.training.events import Finished, Step
 from studio.training.run import train
 from tests.studio.tiny import tiny_folder
@@ -38,12 +38,12 @@ def test_a_packed_run_gives_the_same_adapter_and_comes_back_as_a_run(
 ) -> None:
     here = [e for e in train(spec, run_dir=tmp_path / "here", home=home) if isinstance(e, Step)]
 
-    packed = elsewhere.pack(spec, tmp_path / "packed", home, with_model=True)
+    packed = transfer.pack(spec, tmp_path / "packed", home, with_model=True)
     there = Path(shutil.move(tmp_path / "packed", tmp_path / "another place"))
     shutil.rmtree(tmp_path / "model")
     (tmp_path / "rows.jsonl").unlink()
-    assert elsewhere.main([str(there)]) == 0
-    back = list(elsewhere.arrive(there, tmp_path / "back"))
+    assert transfer.main([str(there)]) == 0
+    back = list(transfer.arrive(there, tmp_path / "back"))
 
     assert (packed.model.path, packed.data.path) == ("model", "data/rows.jsonl")
     assert [e.loss for e in back if isinstance(e, Step)] == [e.loss for e in here]
@@ -56,7 +56,7 @@ def test_a_packed_run_gives_the_same_adapter_and_comes_back_as_a_run(
 def test_the_scripts_are_valid_shell_and_name_no_place_of_this_machine(
     spec: RunSpec, home: Home, tmp_path: Path
 ) -> None:
-    elsewhere.pack(spec, tmp_path / "packed", home, with_model=True)
+    transfer.pack(spec, tmp_path / "packed", home, with_model=True)
 
     for script in ("run.sh", "slurm.sh"):
         subprocess.run(["bash", "-n", tmp_path / "packed" / script], check=True)
@@ -73,7 +73,7 @@ def test_a_set_of_gpus_is_as_many_processes_elsewhere(
     spec: RunSpec, home: Home, tmp_path: Path
 ) -> None:
     pair = spec.with_values({"train.device": "cuda:1,cuda:3", "train.num_processes": 1})
-    packed = elsewhere.pack(pair, tmp_path / "packed", home)
+    packed = transfer.pack(pair, tmp_path / "packed", home)
     assert "#SBATCH --gpus-per-node=2" in (tmp_path / "packed" / "slurm.sh").read_text()
     assert packed.train.device == "auto"
 
@@ -82,25 +82,25 @@ def test_a_folder_that_is_not_trained_to_its_end_is_refused_with_its_step(
     spec: RunSpec, home: Home, tmp_path: Path
 ) -> None:
     folder = tmp_path / "packed"
-    elsewhere.pack(spec, folder, home)
+    transfer.pack(spec, folder, home)
     with pytest.raises(InputError, match="it has not begun"):
-        list(elsewhere.arrive(folder, tmp_path / "back"))
+        list(transfer.arrive(folder, tmp_path / "back"))
 
-    assert elsewhere.main([str(folder)]) == 0
-    events = folder / "run" / elsewhere.EVENTS
+    assert transfer.main([str(folder)]) == 0
+    events = folder / "run" / transfer.EVENTS
     lines = events.read_text().splitlines()
     events.write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:20])
     with pytest.raises(InputError, match=r"it stands at step \d"):
-        list(elsewhere.arrive(folder, tmp_path / "back"))
+        list(transfer.arrive(folder, tmp_path / "back"))
 
     events.write_text("\n".join(lines))
     (folder / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"cut")
     with pytest.raises(InputError, match="damaged or cut short"):
-        list(elsewhere.arrive(folder, tmp_path / "back"))
+        list(transfer.arrive(folder, tmp_path / "back"))
     assert not (tmp_path / "back").exists()
 
 
 def test_a_place_that_is_taken_is_refused(spec: RunSpec, home: Home, tmp_path: Path) -> None:
     (tmp_path / "packed").mkdir()
     with pytest.raises(InputError, match="is there already"):
-        elsewhere.pack(spec, tmp_path / "packed", home)
+        transfer.pack(spec, tmp_path / "packed", home)

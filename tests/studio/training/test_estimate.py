@@ -16,8 +16,8 @@ from studio.spec import RunSpec
 from studio.training import run
 from studio.training.estimate import Load, Shape, estimate, loads, memory
 from studio.training.events import Finished, Loading, Step
-from studio.training.fit import make_it_fit, smaller
 from studio.training.preflight import REPORT, preflight
+from studio.training.remedies import make_it_fit, smaller
 from studio.training.schedule import plan_run
 from tests.studio.tiny import tiny_folder
 

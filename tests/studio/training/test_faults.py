@@ -16,8 +16,8 @@ from studio.home import is_whole
 from studio.spec import RunSpec
 from studio.training import checkpoint, loop
 from studio.training.events import Saved, Step
-from studio.training.faults import advice, explained
 from studio.training.loss import loss_sum
+from studio.training.remedies import advice, explained
 from studio.training.session import Session
 from tests.studio.training.conftest import make_rows
 
@@ -36,7 +36,7 @@ def test_an_infinite_loss_names_step_and_rows_and_keeps_the_checkpoint(
     def broken(*args: object) -> torch.Tensor:
         return loss_sum(*args) * (float("nan") if own.progress.step == 3 else 1.0)
 
-    monkeypatch.setattr("studio.training.passes.loss_sum", broken)
+    monkeypatch.setattr("studio.training.session.loss_sum", broken)
     with pytest.raises(Diverged) as error:
         drain(own, tmp_path)
     rows = sorted(own.prepared.train[r].row for r in own.plan.step_rows(3))

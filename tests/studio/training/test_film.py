@@ -1,9 +1,9 @@
 import numpy as np
 import torch
 
-from studio.training import film, loop
-from studio.training.answers import greedy, prompt_of
+from studio.training import loop, samples
 from studio.training.events import Evaluated, Sampled, Step
+from studio.training.samples import greedy, prompt_of
 from tests.studio.tiny import tiny_tokenizer
 from tests.studio.training.conftest import Example, make_session
 
@@ -78,8 +78,8 @@ def test_accuracy_is_the_share_of_tokens_guessed_right(tmp_path):
 
 
 def test_the_last_answers_are_not_cut_for_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(film, "LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(film, "SHARE", 0.0)
+    monkeypatch.setattr(samples, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(samples, "SHARE", 0.0)
     _, events = told(tmp_path, sample_prompts="hello", num_samples=1)
     first, _, last = [len(e.text) for e in events if isinstance(e, Sampled)]
     assert last > 2 * first

@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from studio.training import head
+from studio.training import loss as head
 from studio.training.batch import pack
-from studio.training.head import bare_head, head_loss, head_measured, packed_hidden
-from studio.training.loss import loss_sum
+from studio.training.loss import bare_head, head_loss, head_measured, loss_sum, packed_hidden
 from studio.training.session import Session
 from tests.studio.training.conftest import make_rows
 

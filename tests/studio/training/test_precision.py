@@ -3,7 +3,7 @@
 import torch
 
 from studio.spec import RunSpec
-from studio.training.precision import base_of, loaded_dtype
+from studio.training.estimate import base_of, loaded_dtype
 
 
 def test_weights_that_train_are_float32_unless_asked_otherwise() -> None:

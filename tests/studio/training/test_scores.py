@@ -1,7 +1,7 @@
 import pytest
 
 from studio.errors import SpecError
-from studio.training.scores import exact_match, rouge_l, scorers, valid_json
+from studio.evaluation.metrics import exact_match, rouge_l, scorers, valid_json
 
 
 def test_exact_match_forgives_only_spaces() -> None:

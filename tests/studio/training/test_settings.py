@@ -11,8 +11,7 @@ import torch
 from studio.training import checkpoint, loop
 from studio.training.batch import pack, pad
 from studio.training.events import Evaluated, Finished, Step
-from studio.training.head import head_loss
-from studio.training.loss import loss_sum, measure
+from studio.training.loss import head_loss, loss_sum, measure
 from studio.training.session import Session
 from tests.studio.training.conftest import make_rows
 

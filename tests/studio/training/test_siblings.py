@@ -14,9 +14,8 @@ from studio.methods import Phase, methods
 from studio.spec import RunSpec
 from studio.training import loop, siblings
 from studio.training.events import Event, Finished, Saved, Step
-from studio.training.kinship import kinship
-from studio.training.opening import open_session
-from studio.training.session import Session
+from studio.training.grouping import kinship
+from studio.training.session import Session, open_session
 from studio.training.siblings import Group, Sibling, train_together
 from tests.studio.training.conftest import make_loaded, make_rows, make_session
 from tests.studio.training.test_golden import adapter_bytes

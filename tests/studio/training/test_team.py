@@ -12,10 +12,10 @@ import pytest
 from studio.errors import DiskFull, InputError, ProcessLost, RunError, SpecError, StudioError
 from studio.home import Home
 from studio.spec import RunSpec
+from studio.training.distributed import _Team
 from studio.training.events import Evaluated, Event, Finished, Step
 from studio.training.loop import Wish
 from studio.training.run import train
-from studio.training.team import _Team
 from tests.studio.tiny import tiny_folder
 
 ROWS = [{"question": f"say {word}", "answer": word * 2} for word in "abcdefghijklmnopqrstuvwx"]
@@ -49,7 +49,7 @@ def _members() -> list[psutil.Process]:
 
 def _is_member(process: psutil.Process) -> bool:
     try:
-        return "studio.training.member" in process.cmdline()
+        return "studio.training.rank" in process.cmdline()
     except psutil.Error:  # another test's child that just ended
         return False
 

@@ -1,0 +1,56 @@
+"""Files in a run's folder: the newest valid checkpoint, the end of the log."""
+
+import json
+from pathlib import Path
+
+from studio.home import is_whole
+
+LINE_BYTES = 400
+
+
+def log_tail(path: Path, lines: int) -> str:
+    """Return about the last `lines` lines; empty when there is no such file yet."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - LINE_BYTES * lines))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def newest_step(run_dir: Path) -> int:
+    """Return the step of the newest whole checkpoint, 0 when there is none."""
+    return next((step_of(folder) for folder in _newest_first(run_dir) if is_whole(folder)), 0)
+
+
+def needed_steps(run_dir: Path) -> list[int]:
+    """Return the steps of the checkpoints to go on with, oldest first.
+
+    They are the newest whole one, and the best so far, whose adapter a run may take at its end.
+    """
+    newest = newest_step(run_dir)
+    note = folder_of(run_dir, newest) / "state.json"
+    progress = json.loads(note.read_text()).get("progress", {}) if note.is_file() else {}
+    best = progress.get("best_step") or newest
+    return [step for step in sorted({best, newest}) if is_whole(folder_of(run_dir, step))]
+
+
+def folder_of(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step is."""
+    return run_dir / "checkpoints" / f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """Read the step from a folder name such as `step-00000100`."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def _newest_first(run_dir: Path) -> list[Path]:
+    folders = [
+        folder
+        for folder in (run_dir / "checkpoints").glob("step-*")
+        if folder.name.removeprefix("step-").isdigit()
+    ]
+    return sorted(folders, key=step_of, reverse=True)

@@ -1,0 +1,464 @@
+"""Export to GGUF: write tensors and tokenizer, read back, compare logits.
+
+Two kinds have a place there: byte-level BPE (Qwen, Llama 3) and sentencepiece's BPE with bytes to
+fall back on (Llama 2, Mistral, Gemma).
+
+The tensors' names come from the `gguf` package; what it cannot know is here: the order of rotary
+rows and which numbers of the config go where (`gguf_tokenizer.py` writes the tokenizer down). Llama
+and Mistral rotate pairs of rows in GGUF and halves in transformers, so the rows of q and k change
+places; Qwen and Gemma rotate halves in both. Gemma multiplies by `1 + w` where it normalises, and
+GGUF keeps that sum.
+
+The folder holds the `.gguf`, an Ollama `Modelfile`, a model card, and `gguf.json`: what was
+measured. It appears only when the file answers like the model it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from studio.adapters.card import stack_card, write_card
+from studio.adapters.library import name_of, refuse_place
+from studio.adapters.requests import StackItem
+from studio.errors import AdapterError, InputError, ModelError
+from studio.fields import Record, knob, validated
+from studio.home import Home, publishing, slug
+from studio.names import cleaned
+from studio.spec import ModelSource
+from studio.training.events import Event, Finished, Loading
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
+
+
+def add_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> list[str]:
+    """Write vocabulary, merges, special tokens and the chat template; returns what to know.
+
+    Raises:
+        ModelError: It is of a kind that has no place in the format.
+    """
+    from transformers import AutoTokenizer
+
+    raw = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model = raw["model"]
+    if model.get("type") != "BPE":
+        raise ModelError(f"A {model.get('type')} tokenizer cannot be written as GGUF here.")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    bytewise = not model.get("byte_fallback")
+    special = {t["id"]: t for t in raw.get("added_tokens", [])}
+    words = {index: word for word, index in model["vocab"].items()}
+    words |= {index: token["content"] for index, token in special.items()}
+    count = config["vocab_size"]
+    tokens = [words.get(i, f"[UNUSED{i}]") for i in range(count)]
+    unknown = model.get("unk_token")
+
+    def kind(index: int) -> int:
+        if index not in words:
+            return NORMAL + 4  # unused
+        if index in special:
+            control = special[index].get("special")
+            return UNKNOWN if tokens[index] == unknown else CONTROL if control else USER
+        return BYTE if not bytewise and tokens[index].startswith("<0x") else NORMAL
+
+    writer.add_tokenizer_model("gpt2" if bytewise else "llama")
+    writer.add_token_list(tokens)
+    writer.add_token_types([kind(i) for i in range(count)])
+    writer.add_token_merges(merges)
+    if bytewise:
+        writer.add_tokenizer_pre(_splitting(tokenizer.backend_tokenizer.to_str()))
+    else:
+        # In sentencepiece's order the earlier merge has the higher score.
+        rank = {merge.replace(" ", ""): -float(i) for i, merge in reversed([*enumerate(merges)])}
+        writer.add_token_scores([rank.get(token, -1e6) for token in tokens])
+        writer.add_add_space_prefix(tokenizer.tokenize("a")[-1:] == ["\u2581a"])
+    for name in ("bos", "eos", "unk", "pad"):
+        index = getattr(tokenizer, f"{name}_token_id", None)
+        if index is not None and index < count:
+            getattr(writer, f"add_{name}_token_id")(index)
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    writer.add_add_bos_token(bool(begins and tokenizer.bos_token_id is not None))
+    template = tokenizer.chat_template
+    if isinstance(template, str):
+        writer.add_chat_template(template)
+        return []
+    return ["The model has no chat template: programs will use one of their own."]
+
+
+def _splitting(backend: str) -> str:
+    """Return GGUF's name for how a byte-level tokenizer cuts text before it merges.
+
+    Asked of the tokenizer that runs: some models' classes cut otherwise than their file says.
+    """
+    pattern = json.dumps(json.loads(backend).get("pre_tokenizer"))
+    if "{N}{1,3}" in pattern:
+        return "llama-bpe"
+    return "qwen2" if "Split" in pattern else "gpt-2"
+
+
+Precision = Literal["f32", "f16", "bf16", "q8_0"]
+PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "bf16", "q8_0")
+FAMILIES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+    "Gemma2ForCausalLM": "gemma2",
+    "Gemma3ForCausalLM": "gemma3",
+}
+"""Architectures in transformers, and what GGUF calls them."""
+BLOCK = 32  # Q8_0 packs so many numbers; a row that is no multiple stays in 16 bit
+
+
+def write(folder: Path, target: Path, *, precision: Precision, name: str) -> list[str]:
+    """Write `folder` (config, safetensors, tokenizer) to `target`; returns what to know about it.
+
+    Raises:
+        ModelError: The architecture or the tokenizer has no place in this format.
+        InputError: The `gguf` package is not there.
+    """
+    gguf = package()
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    architecture = (config.get("architectures") or [""])[0]
+    if architecture not in FAMILIES:
+        raise ModelError(
+            f"{architecture or 'This model'} cannot be written as GGUF here; "
+            f"{', '.join(FAMILIES)} can."
+        )
+    family = FAMILIES[architecture]
+    writer = gguf.GGUFWriter(target, family)
+    writer.add_name(name)
+    _add_config(writer, config, precision, gguf)
+    notes = add_tokenizer(writer, folder, config)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.upper()], config["num_hidden_layers"])
+    kept: set[str] = set()
+    for key, tensor in tensors(folder):
+        stem, _, ending = key.rpartition(".")
+        known = names.get_name(stem)
+        if known is None:
+            raise ModelError(f"{key} has no name in GGUF: this is no plain {architecture}.")
+        if key == "lm_head.weight" and config.get("tie_word_embeddings"):
+            continue
+        if family == "llama" and (heads := _rotary_heads(stem, config)):
+            tensor = interleave(tensor, heads)
+        if family.startswith("gemma") and stem.endswith("norm"):
+            tensor = tensor + 1
+        data, kind = _packed(tensor, precision, gguf)
+        if precision == "q8_0" and tensor.ndim == 2 and kind != gguf.GGMLQuantizationType.Q8_0:
+            kept.add(stem.rpartition(".")[2])
+        writer.add_tensor(f"{known}.{ending}", data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if kept:
+        rest = ", ".join(sorted(kept))
+        notes.append(f"Kept in 16 bit, because their rows are no multiple of {BLOCK}: {rest}.")
+    return notes
+
+
+def package() -> Any:
+    """Import `gguf`.
+
+    Raises:
+        InputError: It is not installed; says how to get it.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise InputError(
+            'The GGUF export needs the gguf package: pip install "adapter-studio[gguf]".'
+        ) from None
+    return gguf
+
+
+def tensors(folder: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield every tensor of the folder in float32."""
+    import torch
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():
+                yield key, opened.get_tensor(key).to(torch.float32).numpy()
+
+
+def interleave(tensor: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Put the rows of rotate-half (all first, then all second parts) into pairs."""
+    half = tensor.shape[0] // heads // 2
+    shaped = tensor.reshape(heads, 2, half, *tensor.shape[1:])
+    return shaped.swapaxes(1, 2).reshape(tensor.shape)
+
+
+def _rotary_heads(stem: str, config: dict[str, Any]) -> int:
+    if stem.endswith("self_attn.q_proj"):
+        return int(config["num_attention_heads"])
+    if stem.endswith("self_attn.k_proj"):
+        return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+    return 0
+
+
+def _packed(tensor: NDArray[Any], precision: Precision, gguf: Any) -> tuple[NDArray[Any], Any]:
+    """Return a tensor's bytes and their type; vectors always stay in 32 bit."""
+    kinds = gguf.GGMLQuantizationType
+    kind = kinds.F32 if tensor.ndim < 2 else kinds[precision.upper()]
+    if kind == kinds.Q8_0 and tensor.shape[-1] % BLOCK:
+        kind = kinds.F16
+    return gguf.quants.quantize(tensor, kind), kind
+
+
+def _add_config(writer: Any, config: dict[str, Any], precision: Precision, gguf: Any) -> None:
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = rope.get("full_attention", rope)  # Gemma 3 has another rotation for its windows
+    if rope.get("rope_type", "default") != "default":
+        raise ModelError(
+            f"Rotary scaling of the kind {rope['rope_type']} is not written to GGUF yet: export "
+            "the merged folder instead."
+        )
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(config.get("num_key_value_heads") or heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    writer.add_rope_dimension_count(head_dim)
+    writer.add_key_length(head_dim)
+    writer.add_value_length(head_dim)
+    writer.add_vocab_size(config["vocab_size"])
+    if config.get("sliding_window") and config["model_type"].startswith("gemma"):
+        writer.add_sliding_window(config["sliding_window"])
+    if config.get("attn_logit_softcapping"):
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+    if config.get("final_logit_softcapping"):
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    names = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}
+    writer.add_file_type(gguf.LlamaFileType[names[precision]])
+
+
+REPORT = "gguf.json"
+# Largest logit error for its own size (the largest logit): rounding of weights, nothing else.
+TOLERANCES: dict[Precision, float] = {"f32": 1e-5, "f16": 5e-3, "bf16": 3e-2, "q8_0": 6e-2}
+RETOKENISED = (
+    "Some texts are cut into other tokens by GGUF's own rule for this kind of tokenizer: answers "
+    "may differ in small ways."
+)
+TEXTS = (
+    "Once upon a time there was a little fox.", "What is the capital of France?", "2 + 2 = 4",
+    "She said: “Don't!” – twice.", "¿Qué hora es?",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """What the written file does when it is read back."""
+
+    precision: Precision
+    max_error: float
+    mean_error: float
+    tolerance: float
+    tokens_changed: int
+    tokens_compared: int
+    texts_tokenised_differently: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class GgufRequest(Record):
+    """Write a model, with a stack folded in, as GGUF."""
+
+    name: str = knob("", "What to call it.", title="Name", max_length=120)
+    model: ModelSource = ModelSource()
+    stack: tuple[StackItem, ...] = ()
+    precision: Precision = knob("f16", "f32, f16, bf16 or q8_0.", title="Precision")
+    out: str = knob("", "The new folder; empty puts it into the home's exports.", max_length=4000)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values or raise one SpecError."""
+        return validated(cls, values)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it.
+
+        Raises:
+            StudioError: The model or an adapter is missing, or the folder exists.
+        """
+        from studio.adapters.library import resolve
+        from studio.models.sources import facts
+
+        package()
+        known = facts(self.model)
+        stack = tuple(
+            item.model_copy(update={"name": str(resolve(home, item.name))}) for item in self.stack
+        )
+        called = [name_of(Path(item.name)) for item in stack]
+        made_up = cleaned(" ".join([known.path.name, *called, self.precision]))
+        name = self.name.strip() or made_up
+        out = Path(self.out).expanduser().absolute() if self.out.strip() else None
+        out = out or home.path / "exports" / slug(f"{name} gguf")
+        refuse_place(out)
+        return self.model_copy(update={"stack": stack, "out": str(out), "name": name})
+
+    def perform(self, home: Home) -> Iterator[Event]:
+        """Fold, write, read back."""
+        from studio.adapters.merge import merge
+        from studio.models.sources import facts
+
+        started, out = time.monotonic(), Path(self.out)
+        with tempfile.TemporaryDirectory(dir=home.state) as place:
+            folder = facts(self.model).path
+            if self.stack:
+                folder = Path(place) / "merged"
+                stack = [(Path(item.name), item.weight) for item in self.stack]
+                for event in merge(self.model, stack, folder, device="cpu"):
+                    if not isinstance(event, Finished):
+                        yield event
+                _refuse_leftovers(folder)
+            with publishing(out) as temporary:
+                yield Loading(text="Writing the file")
+                file = temporary / f"{slug(self.name)}.gguf"
+                notes = write(folder, file, precision=self.precision, name=self.name)
+                yield Loading(text="Reading it back")
+                check = compare(folder, file, self.precision, notes)
+                (temporary / REPORT).write_text(json.dumps(asdict(check), indent=1))
+                (temporary / "Modelfile").write_text(modelfile(folder, file.name), "utf-8")
+                write_card(temporary, self.card(check))
+                judge(check)
+        yield Finished(
+            reason="completed", adapter=str(out), first_loss=None, last_loss=None, eval_loss=None,
+            seconds=time.monotonic() - started, facts={"gguf": asdict(check)},
+        )  # fmt: skip
+
+    def card(self, check: Check) -> str:
+        """Return the model card: what it is made of, and how exact the file is."""
+        rows = {
+            "Precision": check.precision,
+            "Checked": "read back with transformers, its logits differ from the model it was made "
+            f"from by at most {check.max_error:.2g}, and {check.tokens_changed} of "
+            f"{check.tokens_compared} likeliest tokens changed",
+            "Use": "`ollama create NAME -f Modelfile`, or `llama-server -m FILE.gguf`",
+        }
+        stack = [(name_of(Path(item.name)), item.weight) for item in self.stack]
+        return stack_card(self.name, self.model.path, stack, rows, library="gguf")
+
+
+def read_check(folder: Path) -> dict[str, Any]:
+    """Return what was measured of an export; empty where it is none."""
+    try:
+        return dict(json.loads((folder / REPORT).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def compare(folder: Path, file: Path, precision: Precision, notes: list[str]) -> Check:
+    """Load both with transformers in float32 and compare logits and tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    old = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    ids = [old(text)["input_ids"] for text in TEXTS]
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    )
+    wanted = [_logits(model, row) for row in ids]
+    del model
+    model = _read_back(file)
+    errors, changed, scale = [], 0, 1.0
+    for row, before in zip(ids, wanted, strict=True):
+        after = _logits(model, row)[..., : before.shape[-1]]
+        errors.append((after - before).abs())
+        changed += int((after.argmax(-1) != before.argmax(-1)).sum())
+        scale = max(scale, float(before.abs().max()))
+    new = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+    differ = tuple(
+        text for text, row in zip(TEXTS, ids, strict=True) if new(text)["input_ids"] != row
+    )
+    if differ:
+        notes = [*notes, RETOKENISED]
+    return Check(
+        precision=precision,
+        max_error=max(float(error.max()) for error in errors),
+        mean_error=float(torch.cat([error.flatten() for error in errors]).mean()),
+        tolerance=TOLERANCES[precision] * scale,
+        tokens_changed=changed,
+        tokens_compared=sum(map(len, ids)),
+        texts_tokenised_differently=differ,
+        notes=tuple(notes),
+    )
+
+
+def _read_back(file: Path) -> Any:
+    """Load the file with transformers.
+
+    Raises:
+        AdapterError: It cannot; nothing was kept.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
+    except (RuntimeError, ValueError, AssertionError, KeyError) as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise AdapterError(
+            f"transformers cannot read the written file back ({said}), so nothing was kept: "
+            "GGUF's reader there takes some sizes of this family for granted. Export the merged "
+            "folder instead."
+        ) from error
+
+
+def judge(check: Check) -> None:
+    """Raise where the file is not the model.
+
+    Raises:
+        AdapterError: Says by how much; nothing was kept.
+    """
+    if not check.max_error <= check.tolerance:  # also catches NaN
+        raise AdapterError(
+            f"The written file answers differently (logits differ by {check.max_error:.3g}, "
+            f"allowed {check.tolerance:.3g}): nothing was kept. Export the merged folder instead."
+        )
+
+
+def modelfile(folder: Path, name: str) -> str:
+    """Return an Ollama Modelfile: the file, where an answer ends, and its context."""
+    from transformers import AutoTokenizer
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    lines = [f"FROM ./{name}", f"PARAMETER num_ctx {min(config['max_position_embeddings'], 8192)}"]
+    if tokenizer.eos_token:
+        lines.append(f"PARAMETER stop {json.dumps(tokenizer.eos_token)}")
+    lines.append("# Ollama reads the chat template from the file itself.")
+    return "\n".join(lines) + "\n"
+
+
+def _logits(model: Any, row: list[int]) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([row])).logits[0].float()
+
+
+def _refuse_leftovers(folder: Path) -> None:
+    from studio.adapters.merge import read_certificate
+
+    if left := read_certificate(folder).get("left"):
+        names = ", ".join(name_of(Path(part)) for part in left)
+        raise AdapterError(
+            f"{names} cannot be folded into weights, so it cannot be in a GGUF file: leave it out."
+        )

@@ -1,0 +1,143 @@
+"""Bringing adapters in: PEFT and AdapterHub folders, told apart by content.
+
+An import copies only the files it understands, after reading them as strictly as a load would;
+nothing appears in the library unless everything held.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+from studio import locations
+from studio.adapters.library import Adapter, adapters, describe
+from studio.errors import AdapterError, Unreached, may_pass
+from studio.home import Home, publishing, slug
+from studio.spec import ModelSource
+
+CONFIG, PASSPORT = "adapter_config.json", "passport.json"
+WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")
+MAX_BYTES = 64 * 2**30
+
+
+def import_adapter(
+    home: Home, source: str, *, name: str = "", model: ModelSource | None = None
+) -> Adapter:
+    """Copy a folder (or a hub id) into the library.
+
+    Args:
+        home: Whose library.
+        source: The folder, or a hub id such as `org/name`.
+        name: What to call it; the folder's own name when empty.
+        model: The base to check it against; loaded and tried when given.
+
+    Raises:
+        AdapterError: It is unsafe, broken, for another base, or the name is taken.
+    """
+    source, target = locate(home, source, name)
+    folder = _fetched(source)
+    weights = _checked_files(folder)
+    if model is not None:
+        check_fit(folder, model)
+    with publishing(target) as temporary:
+        for file in (folder / CONFIG, weights):
+            shutil.copyfile(file, temporary / file.name, follow_symlinks=False)
+        passport = _foreign_passport(folder, target.name, source)
+        if model is not None:
+            passport["base"] = {"path": model.path, "fingerprint": _fingerprint(model)}
+        (temporary / PASSPORT).write_text(json.dumps(passport, indent=1, ensure_ascii=False))
+    return describe(target, source="library")
+
+
+def check_fit(folder: Path, model: ModelSource) -> None:
+    """Load the adapter onto this base and let it go again.
+
+    Raises:
+        AdapterError: Says which shape, module or vocabulary does not match.
+    """
+    from studio.backbone import Backbone
+    from studio.models.loading import load
+
+    Backbone(load(model, "cpu").model).load("candidate", folder)
+
+
+def locate(home: Home, source: str, name: str = "") -> tuple[str, Path]:
+    """Return a source as it is written (a whole path or a hub id) and its place in the library.
+
+    Raises:
+        AdapterError: No such folder, or the name is taken.
+    """
+    kind, folder = locations.locate(source)
+    if kind == "folder":
+        source = str(folder.absolute())
+    elif kind == "file":
+        raise AdapterError(f"{folder} is a file; give the folder that holds {CONFIG}.")
+    elif kind != "hub" or "/" not in source:
+        raise AdapterError(f"There is no adapter folder {source}.")
+    target = home.adapters / slug(name or Path(source).name)
+    taken = {adapter.name.casefold() for adapter in adapters(home)}
+    if target.exists() or {target.name, name.casefold()} & taken:
+        raise AdapterError(
+            f'There is already an adapter "{name or target.name}" in the library; import it under '
+            "another name."
+        )
+    return source, target
+
+
+def _fetched(source: str) -> Path:
+    if Path(source).is_absolute():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG, *WEIGHTS]))
+    except Exception as error:
+        if may_pass(error):
+            raise Unreached(
+                f"{source} is no folder here, is not downloaded, and the hub cannot be reached: "
+                "check the spelling or the connection."
+            ) from None
+        raise AdapterError(
+            f"{source} is no folder here, and it cannot be fetched from the hub "
+            f"({type(error).__name__}). Download it and give the folder."
+        ) from error
+
+
+def _checked_files(folder: Path) -> Path:
+    """Return the weights file after reading config and tensors as a load would."""
+    from studio.backbone import adapter_files
+
+    for file in (folder / CONFIG, *(folder / w for w in WEIGHTS)):
+        if file.is_symlink() and not file.resolve().is_file():
+            raise AdapterError(f"{file} is a link to nothing.")
+        if file.exists() and (not file.is_file() or file.stat().st_size > MAX_BYTES):
+            raise AdapterError(f"{file} is no ordinary file of a sensible size.")
+    config = adapter_files.read_config(folder)
+    theirs = adapter_files.is_adapterhub(config)
+    if not theirs:
+        adapter_files.read_method(config)
+    name = adapter_files.ADAPTERHUB_WEIGHTS if theirs else adapter_files.WEIGHTS
+    adapter_files.read_tensors(folder, name)
+    return (folder / name).resolve()
+
+
+def _foreign_passport(folder: Path, name: str, source: str) -> dict[str, object]:
+    """Keep the passport an adapter brings, if it is one of ours; say where it came from."""
+    passport: dict[str, object] = {}
+    path = folder / PASSPORT
+    if path.is_file() and path.stat().st_size < 1_000_000:
+        try:
+            brought = json.loads(path.read_text(encoding="utf-8"))
+            passport = brought if isinstance(brought, dict) else {}
+        except ValueError:
+            passport = {}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"created": now, "ended": "imported", **passport, "name": name, "imported_from": source}
+
+
+def _fingerprint(model: ModelSource) -> str:
+    from studio.models.sources import facts
+
+    return facts(model).fingerprint

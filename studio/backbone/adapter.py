@@ -1,0 +1,82 @@
+"""An adapter in memory: one method's parameters per site. The backbone applies it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from studio.backbone.sites import Site
+from studio.errors import AdapterError
+from studio.methods.method import Method, Params
+
+
+class Adapter:
+    """One method's trained parameters, per site."""
+
+    def __init__(self, name: str, method: Method, sites: list[Site], params: list[Params]) -> None:
+        self.name = name
+        self.method = method
+        self.sites = sites
+        self.training = False
+        self.params: dict[str, Params] = {}
+        placed: dict[tuple[int, torch.device], nn.Parameter] = {}  # what sites share stays one
+        for site, own in zip(sites, params, strict=True):
+            self.params[site.key] = {
+                key: _placed(tensor, site, placed) for key, tensor in own.items()
+            }
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Every trained tensor, in a fixed order."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Every trained tensor as (`<site key>/<name>`, tensor), in a fixed order."""
+        return [
+            (f"{key}/{name}", tensor)
+            for key, own in self.params.items()
+            for name, tensor in own.items()
+            if isinstance(tensor, nn.Parameter) and not name.startswith("_")
+        ]
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the adapter trains."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def state(self) -> dict[str, Tensor]:
+        """Every tensor by `<site key>/<name>`, detached, for checkpoints."""
+        return {
+            f"{key}/{name}": tensor.detach()
+            for key, own in self.params.items()
+            for name, tensor in own.items()
+            if not name.startswith("__")
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Copy a checkpoint's tensors in.
+
+        Raises:
+            AdapterError: The names or shapes are not exactly this adapter's.
+        """
+        mine = self.state()
+        if mine.keys() != state.keys():
+            raise AdapterError("The checkpoint was made with other target modules or methods.")
+        for key, tensor in mine.items():
+            if tensor.shape != state[key].shape:
+                raise AdapterError(
+                    f"The checkpoint's {key} has shape {tuple(state[key].shape)}, "
+                    f"this run's {tuple(tensor.shape)}."
+                )
+            tensor.copy_(state[key])
+
+
+def _placed(
+    tensor: Tensor, site: Site, placed: dict[tuple[int, torch.device], nn.Parameter]
+) -> nn.Parameter:
+    if isinstance(tensor, nn.Parameter):
+        return tensor  # full fine-tuning: the model's own
+    device = next((p.device for p in site.module.parameters()), tensor.device)
+    key = (id(tensor), device)
+    if key not in placed:
+        placed[key] = nn.Parameter(tensor.to(device), requires_grad=False)
+    return placed[key]

@@ -1,0 +1,320 @@
+"""Read and write adapters in PEFT's and AdapterHub's file formats.
+
+Their folder also holds an `adapter_config.json`, told from PEFT's by its `config` part and the
+missing `peft_type`; the weights are in `adapter.safetensors` (their default, a pickle, is refused).
+Keys name the layer and the place: `…layers.{i}.attention_adapters.adapters.{name}.adapter_down.0…`
+and `…layers.{i}.output_adapters.adapters.{name}.adapter_up…`.
+
+Reading is strict, because an adapter is somebody else's file: safetensors only, a config of bounded
+size whose every field is understood, no regular expression from it is run, no code it names is
+imported, and the tensors must be exactly those the method has on this model. So no file can touch
+the base weights.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from studio.backbone.sites import Anatomy, Site
+from studio.errors import AdapterError, nearest
+from studio.methods import methods
+from studio.methods.bottleneck import Bottleneck
+from studio.methods.method import Method, Params
+
+if TYPE_CHECKING:
+    from studio.backbone.adapter import Adapter
+
+
+ADAPTERHUB_WEIGHTS = "adapter.safetensors"
+KEY = re.compile(
+    r"^[\w.]*?(?:layers|layer|h)\.(?P<layer>\d+)\.(?P<place>[\w.]*adapters)\.adapters\."
+    r"(?P<name>[^.]+)\.(?P<part>adapter_down\.0|adapter_up)\.(?P<kind>weight|bias)$"
+)
+PLACES = {"attention_adapters": "attention", "output_adapters": "mlp"}
+PARTS = {"adapter_down.0": "down", "adapter_up": "up"}
+UNSUPPORTED = ("phm_layer", "inv_adapter", "use_gating", "cross_adapter", "ln_before", "ln_after",
+               "stochastic_depth", "shared_W_phm")  # fmt: skip
+
+
+def is_adapterhub(config: dict[str, Any]) -> bool:
+    """Whether an `adapter_config.json` is AdapterHub's."""
+    return "peft_type" not in config and isinstance(config.get("config"), dict)
+
+
+def read_adapterhub(
+    config: dict[str, Any], tensors: Params, anatomy: Anatomy
+) -> tuple[Bottleneck, list[Site], list[Params]]:
+    """Match an AdapterHub bottleneck with this model.
+
+    Raises:
+        AdapterError: Another architecture than a plain bottleneck, or tensors that do not fit.
+    """
+    method = _method(config, anatomy.hidden_size)
+    sites = method.sites(anatomy)
+    found: dict[tuple[int, str], Params] = {}
+    for key, tensor in tensors.items():
+        match = KEY.match(key)
+        place = PLACES.get(match["place"]) if match else None
+        if match is None or place is None:
+            raise AdapterError(f"The adapter file holds {key}, which is no bottleneck's tensor.")
+        own = found.setdefault((int(match["layer"]), place), {})
+        own[f"{PARTS[match['part']]}.{match['kind']}"] = tensor.float()
+    params = [_checked(found.pop((site.layer, site.kind), {}), method, site) for site in sites]
+    if found:
+        layer, place = min(found)
+        raise AdapterError(
+            f"The adapter file has a bottleneck in the {place} of layer {layer}, which this model "
+            "or placement does not have: it was made for another base."
+        )
+    return method, sites, params
+
+
+def write_config(method: Bottleneck, name: str, anatomy: Anatomy) -> dict[str, Any]:
+    """Return AdapterHub's `adapter_config.json`."""
+    houlsby, parallel = method.placement == "houlsby", method.placement == "parallel"
+    size = method.size(anatomy.hidden_size)
+    model = anatomy.model
+    return {
+        "config": {
+            "architecture": None,
+            "mh_adapter": houlsby,
+            "output_adapter": True,
+            "reduction_factor": anatomy.hidden_size / size,
+            "non_linearity": method.non_linearity,
+            "original_ln_before": method.placement == "pfeiffer",
+            "original_ln_after": True,
+            "ln_before": False,
+            "ln_after": False,
+            "init_weights": "mam_adapter",
+            "is_parallel": parallel,
+            "scaling": float(method.scaling),
+            "residual_before_ln": True,
+            "adapter_residual_before_ln": False,
+            "dropout": method.adapter_dropout,
+            "use_gating": False,
+            "inv_adapter": None,
+            "inv_adapter_reduction_factor": None,
+            "cross_adapter": False,
+            "leave_out": [],
+            "phm_layer": False,
+        },
+        "hidden_size": anatomy.hidden_size,
+        "model_class": type(model).__name__,
+        "model_name": model.config.name_or_path,
+        "model_type": model.config.model_type,
+        "name": name,
+        "version": "adapters.1.3.0",
+    }
+
+
+def write_tensors(sites: list[Site], params: dict[str, Params], name: str) -> Params:
+    """Return the tensors under AdapterHub's keys."""
+    parts = {short: long for long, short in PARTS.items()}
+    places = {kind: place for place, kind in PLACES.items()}
+    tensors = {}
+    for site in sites:
+        block = site.key.rpartition(".")[0]
+        for key, tensor in params[site.key].items():
+            short, _, kind = key.rpartition(".")
+            where = f"{block}.{places[site.kind]}.adapters.{name}"
+            tensors[f"{where}.{parts[short]}.{kind}"] = tensor.detach().cpu().contiguous()
+    return tensors
+
+
+def _method(config: dict[str, Any], hidden_size: int) -> Bottleneck:
+    inner = config["config"]
+    for field in UNSUPPORTED:
+        if inner.get(field):
+            raise AdapterError(
+                f"This AdapterHub adapter uses {field}={inner[field]!r}; only plain bottlenecks "
+                "can be loaded."
+            )
+    factor = inner.get("reduction_factor")
+    if not isinstance(factor, int | float) or isinstance(factor, bool) or factor <= 0:
+        raise AdapterError(f"reduction_factor must be one number, not {str(factor)[:60]}.")
+    activation = str(inner.get("non_linearity", ""))
+    if activation == "gelu" and not config.get("version"):
+        activation = "gelu_new"  # files from before versions meant the approximation
+    values = {
+        "placement": _placement(inner),
+        "bottleneck_dim": max(1, int(hidden_size // factor)),
+        "non_linearity": activation,
+        "scaling": inner.get("scaling", 1.0),
+        "adapter_dropout": inner.get("dropout", 0.0),
+    }
+    return Bottleneck.from_peft(values)
+
+
+def _placement(inner: dict[str, Any]) -> str:
+    if inner.get("is_parallel"):
+        return "parallel"
+    if (
+        inner.get("mh_adapter")
+        and inner.get("output_adapter")
+        and not inner.get("original_ln_before")
+    ):
+        return "houlsby"
+    if (
+        inner.get("output_adapter")
+        and not inner.get("mh_adapter")
+        and inner.get("original_ln_before")
+    ):
+        return "pfeiffer"
+    raise AdapterError(
+        "This AdapterHub adapter sits in an unusual place (neither after both sub-layers, nor "
+        "after the MLP on the residual, nor beside the MLP)."
+    )
+
+
+def _checked(own: Params, method: Bottleneck, site: Site) -> Params:
+    r, d = method.size(site.in_features), site.in_features
+    shapes = {"down.weight": (r, d), "down.bias": (r,), "up.weight": (d, r), "up.bias": (d,)}
+    for name, shape in shapes.items():
+        tensor: Tensor | None = own.get(name)
+        if tensor is None:
+            raise AdapterError(f"The adapter file lacks {name} for {site.key}.")
+        if tuple(tensor.shape) != shape:
+            raise AdapterError(
+                f"{name} for {site.key} has shape {tuple(tensor.shape)}, but this model needs "
+                f"{shape}: the adapter was made for another base."
+            )
+    return own
+
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+MAX_CONFIG_BYTES = 1_000_000
+NOT_MATHS = {
+    "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode",
+    "peft_version", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
+    "auto_mapping",
+}  # fmt: skip
+
+
+def read(folder: Path, anatomy: Anatomy) -> tuple[Method, list[Site], list[Params]]:
+    """Read an adapter for this model.
+
+    Raises:
+        AdapterError: Says what is wrong with which file, or why it does not fit this base.
+    """
+    config = read_config(folder)
+    if is_adapterhub(config):
+        return read_adapterhub(config, read_tensors(folder, ADAPTERHUB_WEIGHTS), anatomy)
+    method = read_method(config)
+    tensors = _without_copies(read_tensors(folder, WEIGHTS), anatomy)
+    sites, params = method.from_tensors(tensors, anatomy)
+    return method, sites, params
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read `adapter_config.json` as plain values."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AdapterError(f"{folder} is not an adapter: it has no {CONFIG}.")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise AdapterError(f"{path} is larger than any adapter's config; it was not read.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        raise AdapterError(f"{path} is not valid JSON.") from None
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path} must hold a JSON object.")
+    return config
+
+
+def read_method(config: dict[str, Any]) -> Method:
+    """Find the method of a config and read its fields."""
+    mapping = config.get("auto_mapping")
+    if mapping:
+        library = mapping.get("parent_library") if isinstance(mapping, dict) else str(mapping)
+        if not str(library).startswith("transformers."):
+            raise AdapterError(
+                f"adapter_config.json asks to import code from {str(library)[:80]!r} "
+                "(auto_mapping); this studio never runs code named by a file."
+            )
+    known = {method.peft_type: method for method in methods().values() if method.peft_type}
+    kind = str(config.get("peft_type", ""))
+    if kind not in known:
+        raise AdapterError(
+            f"adapter_config.json has peft_type {kind[:40]!r}, which this studio cannot load."
+            f"{nearest(kind, known)}"
+        )
+    fields = {key: value for key, value in config.items() if key not in NOT_MATHS}
+    return known[kind].from_peft(fields)
+
+
+def write_adapterhub(adapter: Adapter, folder: Path, anatomy: Anatomy, *, name: str) -> None:
+    """Write a bottleneck adapter in AdapterHub's format into an existing folder.
+
+    Raises:
+        AdapterError: The adapter is no bottleneck.
+    """
+    if not isinstance(adapter.method, Bottleneck):
+        raise AdapterError(
+            f"{adapter.method.title} has no place in AdapterHub's format; export it as PEFT."
+        )
+    config = write_config(adapter.method, name, anatomy)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    tensors = write_tensors(adapter.sites, adapter.params, name)
+    save_file(tensors, folder / ADAPTERHUB_WEIGHTS, metadata={"format": "pt"})
+
+
+def write(adapter: Adapter, folder: Path, anatomy: Anatomy, *, base: str) -> None:
+    """Write PEFT's two files into an existing folder."""
+    method = adapter.method
+    config = {
+        "peft_type": method.peft_type,
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "target_modules": anatomy.shorten(adapter.sites),
+        **method.to_peft(adapter.sites),
+    }
+    if config["target_modules"] is None:
+        del config["target_modules"]
+    tensors = {
+        key: tensor.detach().cpu().contiguous()
+        for key, tensor in method.to_tensors(adapter.sites, adapter.params).items()
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _without_copies(tensors: Params, anatomy: Anatomy) -> Params:
+    """Drop copies of the base's own tensors, which PEFT adds when it adapts the output head."""
+    kept = {}
+    for key, tensor in tensors.items():
+        own_key = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        own = anatomy.parameter(own_key)
+        if own is None or own.shape != tensor.shape or not own.detach().cpu().equal(tensor):
+            kept[key] = tensor
+    return kept
+
+
+def read_tensors(folder: Path, name: str) -> Params:
+    """Read a safetensors file of an adapter folder.
+
+    Raises:
+        AdapterError: It is missing, a pickle, or broken.
+    """
+    path = folder / name
+    if not path.is_file():
+        pickles = [p.name for p in folder.glob("*.bin")]
+        if pickles:
+            raise AdapterError(
+                f"{folder} stores its weights as a pickle ({pickles[0]}), which can run code "
+                "when opened. Convert it where you trust it: load it with its own library and "
+                "save it as safetensors (PEFT: save_pretrained(folder, safe_serialization=True))."
+            )
+        raise AdapterError(f"{folder} has no {name}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterError(f"{path} is broken or cut short ({error}).") from None

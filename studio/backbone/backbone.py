@@ -1,0 +1,308 @@
+"""The backbone: one resident base model with many adapters beside it.
+
+The base model's weights, module paths and state dict never change. Adapters keep their parameters
+in a bank beside it; hooks on the sites apply whatever stack is active. Loading a second adapter
+costs only its own parameters, and changing a weight costs a dictionary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from studio import hardware
+from studio.backbone import adapter_files, attention, attention_kernels
+from studio.backbone.adapter import Adapter
+from studio.backbone.checkpointing import keep_only, make_lean, recompute_layers
+from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
+from studio.backbone.hooks import Hooks, Plans
+from studio.backbone.sites import Anatomy, Site
+from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens
+from studio.errors import MethodError, nearest
+from studio.methods.method import Init, Method, Params, Phase
+
+
+class Backbone:
+    """A transformers model and the adapters that may edit it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.anatomy = Anatomy(model)
+        self.adapters: dict[str, Adapter] = {}
+        self._rows: list[Stack] | None = None
+        self._stack: Stack = ()
+        self._state = attention.AttentionState()
+        self._hooks = Hooks(self.anatomy, self._state)
+        self._virtual = VirtualTokens(self.anatomy, self._state, self._prompt_context)
+        model.requires_grad_(False)
+        model.eval()
+        model.set_attn_implementation(attention.NAME)
+        self.attend("auto")
+        make_lean(self.anatomy, self._state)
+        model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        for site in self.anatomy.attentions():
+            site.module.__dict__["studio_state"] = self._state
+
+    # -- the bank ------------------------------------------------------------------------------
+
+    def attach(
+        self,
+        name: str,
+        method: Method,
+        *,
+        seed: int = 0,
+        tokenize: Callable[[str], list[int]] | None = None,
+    ) -> Adapter:
+        """Create a fresh adapter; at its start it changes nothing (where the method promises so).
+
+        Raises:
+            MethodError: The name is taken, or the method does not fit this model.
+        """
+        self._check_new(name)
+        sites = method.sites(self.anatomy)
+        if method.phase is Phase.WEIGHTS:
+            own = dict(self.model.named_parameters())
+            return self._keep(Adapter(name, method, sites, [own]))
+        init = Init(torch.Generator().manual_seed(seed), tuple(sites), tokenize)
+        params = [method.create(site, init) for site in sites]
+        return self._keep(Adapter(name, method, sites, params))
+
+    def add(self, name: str, method: Method, sites: list[Site], params: list[Params]) -> Adapter:
+        """Take in an adapter whose parameters are already known.
+
+        Raises:
+            MethodError: The name is taken.
+        """
+        self._check_new(name)
+        return self._keep(Adapter(name, method, sites, params))
+
+    def load(self, name: str, folder: Path) -> Adapter:
+        """Load an adapter from PEFT's two files.
+
+        Raises:
+            AdapterError: The folder is unsafe, broken, or made for another base.
+        """
+        return self.add(name, *adapter_files.read(folder, self.anatomy))
+
+    def save(self, name: str, folder: Path, *, base: str = "") -> None:
+        """Write an adapter as PEFT's two files into an existing folder.
+
+        Full fine-tuning has no adapter: the whole model is written.
+        """
+        if self.adapters[name].method.phase is Phase.WEIGHTS:
+            self.model.save_pretrained(folder)
+            return
+        adapter_files.write(self.adapters[name], folder, self.anatomy, base=base)
+
+    def detach(self, name: str) -> None:
+        """Forget an adapter and take it out of the active stack."""
+        del self.adapters[name]
+        self._stack = tuple(item for item in self._stack if item[0] != name)
+        if self._rows is not None:
+            self._rows = [tuple(i for i in row if i[0] != name) for row in self._rows]
+        self._plan()
+
+    def train(self, *names: str) -> list[nn.Parameter]:
+        """Make adapters trainable (all others frozen), and return their parameters."""
+        self.eval()
+        chosen = [self.adapters[name] for name in names]
+        for adapter in chosen:
+            adapter.training = True
+            for parameter in adapter.parameters():
+                parameter.requires_grad_(True)
+        self._plan()
+        return [parameter for adapter in chosen for parameter in adapter.parameters()]
+
+    def eval(self) -> None:
+        """Freeze every adapter and switch their dropout off."""
+        for adapter in self.adapters.values():
+            adapter.training = False
+            for parameter in adapter.parameters():
+                parameter.requires_grad_(False)
+                parameter.grad = None
+        self._plan()
+
+    def attend(self, how: str) -> None:
+        """Choose the attention: "varlen", "sdpa", "eager", or "auto": the first that there is."""
+        device = next(self.model.parameters()).device
+        self._state.eager = how == "eager"
+        self._state.short = how == "auto" and hardware.has_fast_bfloat16()
+        self._state.kernel = attention_kernels.kernel(device) if how in ("auto", "varlen") else None
+
+    @property
+    def attends(self) -> str:
+        """How packed rows attend, where the kernel can: "varlen", "sdpa" or "eager"."""
+        return "varlen" if self._state.kernel else "eager" if self._state.eager else "sdpa"
+
+    def be_lean(self, on: bool) -> None:
+        """Keep and compute only what a training pass needs (`lean.py`); off is the plain twin."""
+        self._state.lean = on
+
+    def checkpointing(self, on: bool, *, offload: bool = False) -> None:
+        """Recompute each layer's activations in the backward pass instead of keeping them.
+
+        Args:
+            on: Whether to.
+            offload: Keep the layers' inputs in main memory.
+        """
+        self.be_lean(not on)  # a layer that is recomputed whole keeps nothing anyway
+        recompute_layers(self.anatomy, on, offload=offload)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Switch dropout and gradients off for a while, keeping what is being trained."""
+        was = {name: adapter.training for name, adapter in self.adapters.items()}
+        for adapter in self.adapters.values():
+            adapter.training = False
+        self._plan()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for name, training in was.items():
+                self.adapters[name].training = training
+            self._plan()
+
+    # -- the active stack ----------------------------------------------------------------------
+
+    def use(self, stack: Sequence[tuple[str, float]]) -> None:
+        """Activate a stack of (adapter, weight) for every row; an empty one is the bare base.
+
+        Raises:
+            MethodError: An adapter is not here, or the stack cannot be combined.
+        """
+        self._stack, self._rows = self._checked(stack), None
+        self._plan()
+
+    def use_rows(self, stacks: Sequence[Sequence[tuple[str, float]]]) -> None:
+        """Activate one stack per row of the coming batches (packed rows count as rows).
+
+        Raises:
+            MethodError: As in `use`.
+        """
+        self._stack, self._rows = (), [self._checked(stack) for stack in stacks]
+        self._plan()
+
+    @property
+    def active(self) -> list[Stack]:
+        """The stacks that really act now: one for all rows, or one per row."""
+        return [self._stack] if self._rows is None else list(self._rows)
+
+    @property
+    def active_for_all(self) -> Stack | None:
+        """The one stack of all rows; None where rows have their own."""
+        return self._stack if self._rows is None else None
+
+    def _checked(self, stack: Sequence[tuple[str, float]]) -> Stack:
+        for name, weight in stack:
+            if name not in self.adapters:
+                raise MethodError(f'No adapter "{name}" is loaded.{nearest(name, self.adapters)}')
+            method = self.adapters[name].method
+            if method.phase in VIRTUAL and weight < 0:
+                raise MethodError(
+                    f'"{name}" is {method.title.lower()}: virtual tokens can be weighted from 0 '
+                    f"upwards, but not negatively ({weight})."
+                )
+            if method.phase is Phase.WEIGHTS and (len(stack) > 1 or weight != 1):
+                raise MethodError(
+                    f'"{name}" is full fine-tuning, a model of its own: it cannot be stacked with '
+                    f"{', '.join(n for n, _ in stack if n != name) or 'a weight'}."
+                )
+        return tuple((name, float(weight)) for name, weight in stack if weight != 0)
+
+    def _plan(self) -> None:
+        """Work out which edits act where; called on every change, so that forwards only look up."""
+        if self._rows is None:
+            items = [(name, weight, Rows(None)) for name, weight in self._stack]
+        else:
+            items = group_rows(self._rows)
+        self._hooks.follow(self._edits(items))
+        self._virtual.use(self.active, self.adapters)
+
+    def _edits(self, items: Sequence[tuple[str, float, Rows]]) -> Plans:
+        plans: Plans = {}
+        for name, weight, rows in items:
+            adapter = self.adapters[name]
+            if adapter.method.phase in (*VIRTUAL, Phase.WEIGHTS):
+                continue
+            for site in adapter.sites:
+                params = adapter.params[site.key]
+                edit = Edit(adapter.method, params, weight, rows, name, adapter.training)
+                plans.setdefault(site.key, SitePlan(site)).add(edit)
+        return plans
+
+    @contextmanager
+    def _prompt_context(self, stack: Stack) -> Iterator[None]:
+        """Let a prompt run under the edits of its own stack, without recomputation.
+
+        A recomputed layer would meet the rows' state in the backward pass, not the prompt's.
+        """
+        recomputed = [layer for layer in self.anatomy.layers() if layer.training]
+        for layer in recomputed:
+            layer.training = False
+        try:
+            with self._hooks.following(
+                self._edits([(name, weight, Rows(None)) for name, weight in stack])
+            ):
+                yield
+        finally:
+            for layer in recomputed:
+                layer.training = True
+
+    # -- use -----------------------------------------------------------------------------------
+
+    def packed_logits(self, ids_T: Tensor, lengths: Sequence[int], keep_N: Tensor) -> Tensor:
+        """Run rows that are concatenated without padding; compute only the logits that are asked.
+
+        Each row attends only to itself and its positions start at zero.
+
+        Args:
+            ids_T: Token ids of all rows, one after the other; `sum(lengths)` of them.
+            lengths: Tokens of each row.
+            keep_N: Positions in `ids_T` whose logits are wanted.
+
+        Returns:
+            logits_NV.
+
+        Raises:
+            MethodError: A layer of this model does not keep packed rows apart.
+        """
+        device = ids_T.device
+        positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device, non_blocking=True)
+        token = attention.packing.set(True)
+        self._state.pack(lengths, device)
+        skips = keep_only(self.anatomy, self._state, keep_N)
+        try:
+            output = self.model(
+                input_ids=ids_T[None],
+                position_ids=positions_T[None],
+                use_cache=False,
+                logits_to_keep=0 if skips else keep_N,
+            )
+        finally:
+            attention.packing.reset(token)
+            self._state.lengths, self._state.keep = tuple(lengths), None
+        attention.check_apart(self._state, self.anatomy.layers())
+        return output.logits[0]
+
+    def _before_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # Row lengths outlive a packed forward, because checkpointing recomputes in the backward.
+        if not attention.packing.get():
+            self._state.lengths = None
+        return args, self._virtual.place(args, kwargs)
+
+    def _check_new(self, name: str) -> None:
+        if name in self.adapters:
+            raise MethodError(f'An adapter "{name}" is already loaded.')
+
+    def _keep(self, adapter: Adapter) -> Adapter:
+        self.adapters[adapter.name] = adapter
+        return adapter

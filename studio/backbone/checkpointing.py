@@ -1,0 +1,284 @@
+"""Activation memory: recompute layers in the backward pass, drop what a pass need not keep.
+
+Recomputation keeps one `(1, T, D)` input a layer. With offloading these wait in pinned main memory:
+each is copied away on a stream of its own while the next layer runs, and fetched back while the
+layer above it is recomputed, so that the device waits for no copy that is quicker than a layer. The
+numbers are the same, to the bit.
+
+transformers (from 5.2x) and torch's `save_on_cpu` offload too, but on the stream that computes.
+
+Three parts of a frozen layer are given a leaner forward, the same numbers by another way:
+
+- a *norm* keeps its input alone and computes its inner steps again in the backward pass;
+- a *gated feed-forward* keeps `gate x` and `up x` alone: the activation and the product, which the
+  down projection would keep as its own input, are cheap to make again;
+- the *last layer*, of whose output only the positions that predict a trained token are ever read,
+  computes its feed-forward for these alone.
+
+Everything else runs as it was written; where gradients are off, or layers are recomputed anyway, or
+a part's own weights train, nothing is changed. `AttentionState.lean = False` is the plain twin.
+
+Shapes: `T packed tokens, N positions that predict a trained token, D hidden`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from studio.backbone.attention import AttentionState, packing
+from studio.backbone.sites import Anatomy
+from studio.models.architecture import SKIPPING
+
+SMALLEST = 1024  # numbers; less is not worth a copy
+
+
+def recompute_layers(anatomy: Anatomy, on: bool, *, offload: bool) -> None:
+    """Switch recomputation on or off for every layer, with its inputs in main memory if asked."""
+    model = anatomy.model
+    switch = ("gradient", "activation")[hasattr(model, "activation_checkpointing_enable")]
+    if on:
+        getattr(model, f"{switch}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{switch}_checkpointing_disable")()
+    device = next(model.parameters()).device
+    away = Offload(device) if on and offload else None
+    for layer in anatomy.layers():
+        # Only the layers' own flag: the base keeps its dropouts off while adapters train.
+        layer.training = on
+        if away:
+            _keep_inputs(layer, away)
+
+
+def _keep_inputs(layer: nn.Module, away: Offload) -> None:
+    own: Any = layer._gradient_checkpointing_func
+
+    def run(*args: Any) -> Any:
+        # Within, a checkpoint has hooks of its own: these see nothing but the layer's inputs.
+        with saved_tensors_hooks(away.pack, away.unpack):
+            return own(*args)
+
+    layer._gradient_checkpointing_func = run
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
+class Kept:
+    """A tensor in main memory, and on the device for as long as it is about to be needed."""
+
+    host: Tensor
+    near: Tensor | None
+    fetched: torch.cuda.Event | None = None
+    before: weakref.ref[Kept] | None = None
+
+
+class Offload:
+    """Hooks for saved tensors; on a CPU they copy as they do on a GPU, without streams."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._newest: weakref.ref[Kept] | None = None
+
+    def pack(self, tensor: Tensor) -> Tensor | Kept:
+        """Copy a tensor away; the newest stays near too, since the backward pass begins there."""
+        if tensor.device != self._device or tensor.numel() < SMALLEST:
+            return tensor
+        before = self._newest
+        if before and (kept := before()):
+            kept.near = None
+        made = Kept(self._copied_away(tensor), tensor.detach(), before=before)
+        self._newest = weakref.ref(made)
+        return made
+
+    def unpack(self, kept: Tensor | Kept) -> Tensor:
+        """Return the tensor on its device, and begin to fetch the one that is needed next."""
+        if isinstance(kept, Tensor):
+            return kept
+        self._fetch(kept)
+        near, kept.near = kept.near, None
+        assert near is not None
+        if kept.fetched is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_event(kept.fetched)
+            near.record_stream(current)
+        if kept.before and (following := kept.before()):
+            self._fetch(following)
+        return near
+
+    def _copied_away(self, tensor: Tensor) -> Tensor:
+        if self._stream is None:
+            return tensor.detach().clone()
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        with torch.cuda.stream(self._stream):
+            host.copy_(tensor, non_blocking=True)
+        tensor.record_stream(self._stream)
+        return host
+
+    def _fetch(self, kept: Kept) -> None:
+        if kept.near is not None:
+            return
+        if self._stream is None:
+            kept.near = kept.host.clone()
+            return
+        with torch.cuda.stream(self._stream):
+            kept.near = kept.host.to(self._device, non_blocking=True)
+            kept.fetched = self._stream.record_event()
+
+
+GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+class Again:
+    """A function's inputs, and its result made anew when the backward pass first asks for it."""
+
+    def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+        self.function = function
+        self._inputs = [tensor.detach() for tensor in inputs]
+        self._result: Tensor | None = None
+
+    def result(self, needed: Sequence[bool]) -> Tensor:
+        """Return the result with a graph of its own, down to the inputs that are needed."""
+        if self._result is None:
+            with torch.enable_grad():
+                for tensor, need in zip(self._inputs, needed, strict=True):
+                    tensor.requires_grad_(need)
+                self._result = self.function(*self._inputs)
+        return self._result
+
+    def gradients(self, needed: Sequence[bool], outer: Tensor) -> list[Tensor | None]:
+        """Return the inputs' gradients and forget the result."""
+        result, self._result = self.result(needed), None
+        wanted = [tensor for tensor, need in zip(self._inputs, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(result, wanted, outer))
+        return [next(found) if need else None for need in needed]
+
+
+class Recomputed(torch.autograd.Function):
+    """A function that keeps nothing but its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, again: Again, *inputs: Tensor) -> Tensor:
+        """Return `again.function(*inputs)`."""
+        ctx.again = again
+        return again.function(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Run the function again, this time for its gradients."""
+        return None, *ctx.again.gradients(ctx.needs_input_grad[1:], outputs[0])
+
+
+def make_lean(anatomy: Anatomy, state: AttentionState) -> None:
+    """Give the parts of a model their leaner forwards."""
+    for site in anatomy.norms():
+        _set(site.module, _norm(site.module, state))
+    for site in anatomy.mlps():
+        if _is_gated(site.module):
+            _set(site.module, _feed_forward(site.module, state))
+    last = anatomy.layers()[-1]
+    if _is_plain(last):
+        _set(last, _last_layer(last, state))
+
+
+def _set(module: nn.Module, forward: Callable[..., Any]) -> None:
+    if "forward" not in vars(module):
+        module.forward = forward
+
+
+def _norm(module: nn.Module, state: AttentionState) -> Callable[..., Tensor]:
+    own = module.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or not (state.lean and torch.is_grad_enabled()) or _trains(module):
+            result: Tensor = own(x, *args, **kwargs)
+            return result
+        result = Recomputed.apply(Again(own, [x]), x)
+        return result
+
+    return forward
+
+
+def _feed_forward(module: Any, state: AttentionState) -> Callable[[Tensor], Tensor]:
+    own = module.forward
+
+    def product(gate: Tensor, up: Tensor) -> Tensor:
+        result: Tensor = module.act_fn(gate) * up
+        return result
+
+    def forward(x: Tensor) -> Tensor:
+        if not (state.lean and torch.is_grad_enabled()):
+            return own(x)
+        gate, up = module.gate_proj(x), module.up_proj(x)
+        again, needed = Again(product, [gate, up]), (gate.requires_grad, up.requires_grad)
+        inner: Tensor = Recomputed.apply(again, gate, up)
+
+        def pack(tensor: Tensor) -> Tensor | torch.Size:
+            same = tensor.data_ptr() == inner.data_ptr() and tensor.numel() == inner.numel()
+            return tensor.shape if same else tensor
+
+        def unpack(kept: Tensor | torch.Size) -> Tensor:
+            if isinstance(kept, Tensor):
+                return kept
+            return again.result(needed).detach().view(kept)
+
+        with saved_tensors_hooks(pack, unpack):
+            return module.down_proj(inner)
+
+    return forward
+
+
+def _last_layer(layer: Any, state: AttentionState) -> Callable[..., Tensor]:
+    own = layer.forward
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if state.keep is None or args or not packing.get():
+            return own(hidden_states, *args, **kwargs)
+        attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+        hidden = hidden_states[:, state.keep] + attended[:, state.keep]
+        state.lengths = state.kept_lengths
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+    return forward
+
+
+def keep_only(anatomy: Anatomy, state: AttentionState, keep_N: Tensor) -> bool:
+    """Let the last layer of a packed forward hand on these positions alone; False if it cannot."""
+    if not (state.lean and _is_plain(anatomy.layers()[-1])):
+        return False
+    assert state.lengths is not None
+    bounds = torch.tensor(state.lengths, device=keep_N.device).cumsum(0)
+    counts = torch.searchsorted(keep_N, bounds).diff(prepend=bounds.new_zeros(1))
+    state.keep, state.kept_lengths = keep_N, tuple(counts.tolist())
+    return True
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return type(layer).__name__.removesuffix("DecoderLayer").lower() in SKIPPING
+
+
+def _is_gated(module: nn.Module) -> bool:
+    """Whether it computes `down(act(gate x) · up x)` and nothing else, by the code it runs.
+
+    The names alone do not say so: Gemma 3n drops activations in between, Falcon H1 scales them.
+    """
+    if {name for name, _ in module.named_children()} != GATED:
+        return False
+    return not list(module.act_fn.parameters()) and _code(type(module)) == _code(LlamaMLP)
+
+
+def _code(cls: type[nn.Module]) -> tuple[bytes, tuple[str, ...]]:
+    code = inspect.unwrap(cls.forward).__code__
+    return code.co_code, code.co_names
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))

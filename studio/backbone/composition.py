@@ -1,0 +1,281 @@
+"""Compose several weighted adapters at one site: sums, gains, ordered edits, shared products.
+
+    x~ = x · Π (1 + w (g_in − 1))                      gains on the input
+    y0 = f(x~) + Σ w · delta(x~)                       deltas commute and sum
+    y1 = y0 · Π (1 + w (g_out − 1))                    gains on the output
+    y  = fold in stack order: h ← h + w · transform(h)  the only part where order matters
+
+`f` is the backbone's own module. Keys and values of prefixes are concatenated in stack order and
+prompts likewise (`attention.py`, `prompts.py`). Every edit acts on all rows or on the rows of its
+lane; rows of other lanes never see it.
+
+Shapes: `B batch, T tokens, I in_features, O out_features`; a packed batch has `B = 1`, and its rows
+are ranges of tokens.
+
+All adapters of a site are laid side by side, `Aᵀ (I, R)` and `Bᵀ (R, O)`, and each row's weights
+`(rows, R)` let through only its own part. Two products for the whole batch instead of four calls
+an adapter: decoding a few rows is bound by calls, not by arithmetic. Used without gradients only.
+
+Shapes: `B rows, T tokens, I in_features, O out_features, R ranks of all adapters together`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from studio.backbone.sites import Site
+from studio.methods.method import Method, Params, Phase
+
+if TYPE_CHECKING:
+    from studio.backbone.sites import Site
+
+
+Stack = tuple[tuple[str, float], ...]
+
+
+@dataclass(slots=True)
+class Rows:
+    """Which rows an edit acts on, as an index into the batch of the current forward pass.
+
+    `numbers` is None for all rows. In a packed batch the rows' tokens are found from `lengths`.
+    """
+
+    numbers: tuple[int, ...] | None
+    _cache: tuple[tuple[int, ...] | None, torch.device, Tensor] | None = None
+
+    def index(self, lengths: tuple[int, ...] | None, device: torch.device) -> Tensor:
+        """Row numbers, or token numbers where `lengths` says the batch is packed."""
+        assert self.numbers is not None
+        if self._cache and self._cache[0] == lengths and self._cache[1] == device:
+            return self._cache[2]
+        if lengths is None:
+            index = torch.tensor(self.numbers, device=device)
+        else:
+            starts = [sum(lengths[:row]) for row in self.numbers]
+            index = torch.cat(
+                [
+                    torch.arange(start, start + lengths[row], device=device)
+                    for start, row in zip(starts, self.numbers, strict=True)
+                ]
+            )
+        self._cache = (lengths, device, index)
+        return index
+
+    def span(self, lengths: tuple[int, ...]) -> tuple[int, int] | None:
+        """Where these rows' tokens start and stop in a packed batch; None if others lie between."""
+        if self.numbers is None:
+            return 0, sum(lengths)
+        first, last = self.numbers[0], self.numbers[-1]
+        if self.numbers != tuple(range(first, last + 1)):
+            return None
+        start = sum(lengths[:first])
+        return start, start + sum(lengths[first : last + 1])
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One adapter's edit at one site, with its weight and rows."""
+
+    method: Method
+    params: Params
+    weight: float
+    rows: Rows
+    adapter: str
+    training: bool
+
+
+@dataclass(slots=True)
+class SitePlan:
+    """All edits at one site, by phase, in stack order."""
+
+    site: Site
+    deltas: list[Edit] = field(default_factory=list)
+    gains: list[Edit] = field(default_factory=list)
+    transforms: list[Edit] = field(default_factory=list)
+    _fused: Fused | None = None
+    _fused_rows: int = 0
+
+    def add(self, edit: Edit) -> None:
+        """File an edit under its phase."""
+        phases = {
+            Phase.DELTA: self.deltas,
+            Phase.GAIN: self.gains,
+            Phase.TRANSFORM: self.transforms,
+        }
+        phases[edit.method.phase].append(edit)
+
+    @property
+    def is_one_node(self) -> bool:
+        """Whether the site trains low-rank products alone: one for all rows, or one each for some.
+
+        `fast.py` does the first, `routed.py` the second.
+        """
+        if not self.deltas or self.gains or self.transforms:
+            return False
+        if len(self.deltas) > 1 and any(edit.rows.numbers is None for edit in self.deltas):
+            return False
+        return all(
+            edit.training
+            and not edit.method.drops_inputs
+            and edit.method.factors(edit.params, self.site) is not None
+            for edit in self.deltas
+        )
+
+    @property
+    def is_one_product(self) -> bool:
+        """Whether the one node has one product for all rows."""
+        return len(self.deltas) == 1 and self.deltas[0].rows.numbers is None
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`A` and `B` of the one product, the weight in `B`."""
+        edit = self.deltas[0]
+        found = edit.method.factors(edit.params, self.site)
+        assert found is not None
+        a, b = found
+        return a, b if edit.weight == 1 else b * edit.weight
+
+    def apply_input(self, x: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
+        """Return `x~`: the input after gains."""
+        for edit in self.gains:
+            gain = edit.method.gain_in(edit.params, self.site)
+            if gain is not None:
+                x = _scale_rows(x, gain, edit, lengths)
+        return x
+
+    def apply_output(
+        self, x: Tensor, y: Tensor, residual: Tensor | None, lengths: tuple[int, ...] | None
+    ) -> Tensor:
+        """Return the module's output `y` after deltas, gains and transforms.
+
+        Args:
+            x: The module's (scaled) input.
+            y: The module's own output.
+            residual: The residual stream that enters this sub-layer, for transforms that read it.
+            lengths: Row lengths of a packed batch, else None.
+        """
+        base = y
+        fused = self._fuse(x, lengths)
+        if fused is not None:
+            y = fused.add_to(y, x)
+        for edit in self.deltas if fused is None else ():
+            x_rows, base_rows = take(x, edit.rows, lengths), take(base, edit.rows, lengths)
+            change = edit.method.delta(
+                edit.params, x_rows, base_rows, self.site, training=edit.training
+            )
+            y = _add_rows(y, change, edit, lengths)
+        for edit in self.gains:
+            gain = edit.method.gain_out(edit.params, self.site)
+            if gain is not None:
+                y = _scale_rows(y, gain, edit, lengths)
+        for edit in self.transforms:
+            stream = x if residual is None else residual
+            change = edit.method.transform(
+                edit.params,
+                take(stream, edit.rows, lengths),
+                take(y, edit.rows, lengths),
+                self.site,
+                training=edit.training,
+            )
+            y = _add_rows(y, change, edit, lengths)
+        return y
+
+    def _fuse(self, x: Tensor, lengths: tuple[int, ...] | None) -> Fused | None:
+        """The deltas as one product, where rows differ and nothing is being trained."""
+        routed = any(edit.rows.numbers is not None for edit in self.deltas)
+        if not routed or lengths is not None or x.dim() != 3 or torch.is_grad_enabled():
+            return None
+        if self._fused_rows != x.shape[0]:
+            self._fused, self._fused_rows = fuse(self.deltas, self.site, x.shape[0]), x.shape[0]
+        return self._fused
+
+
+def take(x: Tensor, rows: Rows, lengths: tuple[int, ...] | None) -> Tensor:
+    """Return the rows an edit acts on: `(rows, T, ·)`, or `(1, tokens, ·)` when packed."""
+    if rows.numbers is None:
+        return x
+    return x.index_select(_row_axis(x, lengths), rows.index(lengths, x.device))
+
+
+def _row_axis(x: Tensor, lengths: tuple[int, ...] | None) -> int:
+    # A mixture of experts hands its linears flat (tokens, features) tensors.
+    return 0 if lengths is None or x.dim() == 2 else 1
+
+
+def _add_rows(y: Tensor, change: Tensor, edit: Edit, lengths: tuple[int, ...] | None) -> Tensor:
+    change = change.to(y.dtype)
+    if edit.rows.numbers is None:
+        return y + change if edit.weight == 1 else torch.add(y, change, alpha=edit.weight)
+    change = change.expand_as(take(y, edit.rows, lengths)) if change.dim() < y.dim() else change
+    axis = _row_axis(y, lengths)
+    return y.index_add(axis, edit.rows.index(lengths, y.device), change, alpha=edit.weight)
+
+
+def _scale_rows(y: Tensor, gain: Tensor, edit: Edit, lengths: tuple[int, ...] | None) -> Tensor:
+    factor = (1 + edit.weight * (gain - 1)).to(y.dtype)
+    if edit.rows.numbers is None:
+        return y * factor
+    index = edit.rows.index(lengths, y.device)
+    axis = _row_axis(y, lengths)
+    return y.index_copy(axis, index, y.index_select(axis, index) * factor)
+
+
+def group_rows(stacks: Iterable[Stack]) -> list[tuple[str, float, Rows]]:
+    """Turn one stack per row into (adapter, weight, rows), keeping each row's own order.
+
+    Rows that hold an adapter at the same place and weight share the edit: four lanes of one adapter
+    cost one product.
+    """
+    placed: dict[tuple[int, str, float], list[int]] = {}
+    for row, stack in enumerate(stacks):
+        for place, (name, weight) in enumerate(stack):
+            placed.setdefault((place, name, weight), []).append(row)
+    ordered = sorted(placed.items(), key=lambda item: item[0][0])
+    return [(name, weight, Rows(tuple(rows))) for (_, name, weight), rows in ordered]
+
+
+MAX_RANK = 256  # beyond, computing every row's part for all costs more than the calls it saves
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """One site's low-rank edits for all rows of a batch."""
+
+    a_IR: Tensor
+    b_RO: Tensor
+    weights_BR: Tensor
+
+    def add_to(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return `y` plus every row's own change for the input `x`, both `(B, T, ·)`."""
+        if x.dtype != self.a_IR.dtype or y.dtype != x.dtype or y.shape[1] != 1:
+            parts_BTR = (x.to(self.a_IR.dtype) @ self.a_IR) * self.weights_BR[:, None]
+            return y + (parts_BTR @ self.b_RO).to(y.dtype)
+        # One token a row, all in one precision: decoding. Two products, the second one adds.
+        parts_BR = torch.mm(x[:, 0], self.a_IR).mul_(self.weights_BR)
+        return torch.addmm(y[:, 0], parts_BR, self.b_RO)[:, None]
+
+
+def fuse(edits: Sequence[Edit], site: Site, rows: int) -> Fused | None:
+    """Lay the edits side by side; None where one of them is no plain product or is not finite.
+
+    A number that is not finite must stay in its own row, and `0 · inf` would not.
+    """
+    factors = [edit.method.factors(edit.params, site) for edit in edits]
+    pairs = [pair for pair in factors if pair is not None]
+    if len(pairs) < len(edits) or sum(len(a) for a, _ in pairs) > MAX_RANK:
+        return None
+    a_RI = torch.cat([a for a, _ in pairs])
+    b_OR = torch.cat([b for _, b in pairs], dim=1)
+    if not (a_RI.isfinite().all() and b_OR.isfinite().all()):
+        return None
+    columns = []
+    for edit, (a, _) in zip(edits, pairs, strict=True):
+        own = torch.zeros(rows, 1, dtype=a.dtype)
+        own[list(range(rows) if edit.rows.numbers is None else edit.rows.numbers)] = edit.weight
+        columns.append(own.expand(-1, len(a)))
+    weights_BR = torch.cat(columns, dim=1).to(a_RI.device)
+    return Fused(a_RI.t().contiguous(), b_OR.t().contiguous(), weights_BR)

@@ -1,0 +1,105 @@
+"""Folding a stack into the weights: what can be merged, merged exactly; what cannot, named.
+
+Deltas are added first, then gains multiply, as in the live composition (`stack.py`). The backbone
+itself is never touched: the result is a dictionary of new float32 tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from studio.backbone.backbone import Backbone
+from studio.backbone.composition import Stack
+from studio.backbone.sites import Site, dense_weight
+from studio.methods.method import Method, Params, Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """New tensors by the model's own parameter names, and the adapters that could not be folded."""
+
+    tensors: dict[str, Tensor]
+    merged: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def foldable(method: Method, sites: list[Site]) -> bool:
+    """Whether every site of this adapter has a place in the weights for its change."""
+    if method.phase is Phase.GAIN:
+        return True
+    if method.phase is not Phase.DELTA:
+        return False
+    return all(has_place(method, site) for site in sites)
+
+
+def has_place(method: Method, site: Site) -> bool:
+    """Whether the architecture keeps what the method would fold at this site."""
+    return not method.needs_bias or getattr(site.module, "bias", None) is not None
+
+
+def fold(backbone: Backbone, stack: Stack) -> Folded:
+    """Fold every adapter of a stack that can be folded.
+
+    Args:
+        backbone: Holds the adapters and the base weights (dequantised here where they are 4-bit).
+        stack: (adapter, weight), in order.
+
+    Returns:
+        The changed tensors, oriented like the model's own, and who was merged and who stays.
+    """
+    chosen, left = [], []
+    for name, weight in stack:
+        adapter = backbone.adapters[name]
+        if foldable(adapter.method, adapter.sites):
+            chosen.append((adapter, weight))
+        else:
+            left.append(name)
+    tensors: dict[str, Tensor] = {}
+    for adapter, weight in chosen:
+        for site in adapter.sites:
+            if adapter.method.phase is Phase.DELTA:
+                change = adapter.method.fold(adapter.params[site.key], site, weight)
+                for name, tensor in change.items():
+                    key = f"{site.key}.{name}"
+                    tensors[key] = _current(tensors, site, name) + tensor
+    for adapter, weight in chosen:
+        for site in adapter.sites:
+            if adapter.method.phase is Phase.GAIN:
+                _multiply(tensors, adapter.method, adapter.params[site.key], site, weight)
+    oriented = {}
+    for adapter, _ in chosen:
+        for site in adapter.sites:
+            for name in ("weight", "bias"):
+                key = f"{site.key}.{name}"
+                if key in tensors:
+                    turn = site.transposed and name == "weight"
+                    oriented[key] = (tensors[key].T if turn else tensors[key]).detach().contiguous()
+    return Folded(oriented, tuple(a.name for a, _ in chosen), tuple(left))
+
+
+def _current(tensors: dict[str, Tensor], site: Site, name: str) -> Tensor:
+    """The tensor as folded so far: a linear's weight as `(out, in)`."""
+    key = f"{site.key}.{name}"
+    if key in tensors:
+        return tensors[key]
+    if name == "weight" and site.kind == "linear":
+        return dense_weight(site).detach()
+    own = getattr(site.module, name)
+    assert isinstance(own, Tensor)
+    return own.detach().float()
+
+
+def _multiply(
+    tensors: dict[str, Tensor], method: Method, params: Params, site: Site, weight: float
+) -> None:
+    gain_in, gain_out = method.gain_in(params, site), method.gain_out(params, site)
+    if gain_in is not None:
+        factor = 1 + weight * (gain_in.float() - 1)
+        tensors[f"{site.key}.weight"] = _current(tensors, site, "weight") * factor
+    if gain_out is not None:
+        factor = 1 + weight * (gain_out.float() - 1)
+        tensors[f"{site.key}.weight"] = _current(tensors, site, "weight") * factor[:, None]
+        if getattr(site.module, "bias", None) is not None:
+            tensors[f"{site.key}.bias"] = _current(tensors, site, "bias") * factor

@@ -1,0 +1,111 @@
+"""Hooks on the sites: they look up what the current plan does there and do it.
+
+They are installed where a plan has edits and removed where it has none, so an idle site costs
+nothing. Planning itself is `backbone.py`'s, the maths `stack.py`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from studio.backbone.attention import AttentionState
+from studio.backbone.composition import SitePlan
+from studio.backbone.linear_kernels import low_rank_linear, routed, routed_linear
+from studio.backbone.sites import Anatomy, Site
+
+Plans = dict[str, SitePlan]
+
+
+class Hooks:
+    """Applies plans while the model runs."""
+
+    def __init__(self, anatomy: Anatomy, state: AttentionState) -> None:
+        self._anatomy = anatomy
+        self._state = state
+        self._plans: Plans = {}
+        self._handles: dict[str, list[Any]] = {}
+        self._residuals: dict[int, Tensor] = {}
+        self._short: dict[str, nn.Module] = {}
+
+    def follow(self, plans: Plans) -> None:
+        """Apply these plans from now on."""
+        self._plans = plans
+        for key in self._handles.keys() - plans.keys():
+            for handle in self._handles.pop(key):
+                handle.remove()
+        for key in plans.keys() - self._handles.keys():
+            self._handles[key] = self._install(plans[key].site)
+        self._shorten({key for key, plan in plans.items() if plan.is_one_node})
+
+    def _shorten(self, wanted: set[str]) -> None:
+        """Let these linear layers and their trained product be one autograd node, others not."""
+        for key in self._short.keys() - wanted:
+            del self._short.pop(key).forward  # the class's own shows again
+        for key in wanted - self._short.keys():
+            site = self._plans[key].site
+            if type(site.module) in (nn.Linear, Conv1D) and "forward" not in vars(site.module):
+                site.module.forward = self._one_node(site)
+                self._short[key] = site.module
+
+    def _one_node(self, site: Site) -> Callable[[Tensor], Tensor]:
+        module: Any = site.module
+
+        def forward(x: Tensor) -> Tensor:
+            plan, lengths = self._plans[site.key], self._state.lengths
+            weight, bias, turned = module.weight, module.bias, site.transposed
+            if plan.is_one_product:
+                return low_rank_linear(x, weight, bias, *plan.factors(), transposed=turned)
+            if (routes := routed(plan.deltas, site, lengths)) is not None:
+                return routed_linear(x, weight, bias, routes, transposed=turned)
+            return plan.apply_output(x, type(module).forward(module, x), None, lengths)
+
+        return forward
+
+    @contextmanager
+    def following(self, plans: Plans) -> Iterator[None]:
+        """Apply plans for sites that are hooked already, for a while."""
+        before, self._plans = self._plans, plans
+        short = set(self._short)
+        self._shorten({key for key in short if key in plans and plans[key].is_one_node})
+        try:
+            yield
+        finally:
+            self._plans = before
+            self._shorten(short)
+
+    def _install(self, site: Site) -> list[Any]:
+        key, layer, is_mlp = site.key, site.layer, site.kind == "mlp"
+
+        def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            plan = self._plans.get(key)
+            if plan is None or not plan.gains or not args:
+                return None
+            return (plan.apply_input(args[0], self._state.lengths), *args[1:])
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            plan = self._plans.get(key)
+            if plan is None or key in self._short:
+                return None
+            hidden = output[0] if isinstance(output, tuple) else output
+            x = args[0] if args else hidden
+            residual = self._residuals.pop(layer, None) if is_mlp else None
+            changed = plan.apply_output(x, hidden, residual, self._state.lengths)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+        handles: list[Any] = [
+            site.module.register_forward_pre_hook(before),
+            site.module.register_forward_hook(after),
+        ]
+        norm = self._anatomy.residual_norm(site) if is_mlp else None
+        if norm is not None:
+
+            def remember(module: nn.Module, args: tuple[Any, ...]) -> None:
+                self._residuals[layer] = args[0]
+
+            handles.append(norm.register_forward_pre_hook(remember))
+        return handles

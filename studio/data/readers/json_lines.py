@@ -1,0 +1,152 @@
+"""Read line-based files: JSON lines and plain text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import orjson
+
+from studio.data.files import Opened, utf8_chunks
+from studio.data.records import Problem, Row
+
+MAX_LINE_BYTES = 64 << 20
+LONG = f"The line is longer than {MAX_LINE_BYTES >> 20} MiB."
+
+
+class Line(NamedTuple):
+    """One physical line without its end; `too_long` lines come empty."""
+
+    number: int
+    data: bytes
+    too_long: bool = False
+
+
+def lines(chunks: Iterator[bytes]) -> Iterator[Line]:
+    """Yield lines numbered from 1; they end in LF, CR LF, or CR in a file without any LF."""
+    number, rest, skipping = 0, b"", False
+    for chunk in _unix_ends(chunks):
+        pieces = chunk.split(b"\n")
+        if len(pieces) == 1:
+            if not skipping:
+                rest += chunk
+                if len(rest) > MAX_LINE_BYTES:
+                    rest, skipping = b"", True
+            continue
+        number += 1
+        yield Line(number, b"" if skipping else _bare(rest + pieces[0]), skipping)
+        skipping = False
+        for piece in pieces[1:-1]:
+            number += 1
+            yield Line(number, _bare(piece))
+        rest = pieces[-1]
+    if rest or skipping:
+        yield Line(number + 1, _bare(rest), skipping)
+
+
+def _bare(line: bytes) -> bytes:
+    return line[:-1] if line.endswith(b"\r") else line
+
+
+def _unix_ends(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    first = next(chunks, b"")
+    old_mac = b"\r" in first and b"\n" not in first
+    yield first.replace(b"\r", b"\n") if old_mac else first
+    for chunk in chunks:
+        yield chunk.replace(b"\r", b"\n") if old_mac else chunk
+
+
+def read_jsonl(opened: Opened) -> Iterator[Row | Problem]:
+    """Yield the rows and problems of a JSON lines file."""
+    loads = orjson.loads
+    for number, data, too_long in lines(utf8_chunks(opened)):
+        if too_long:
+            yield Problem(number, "too_long", LONG)
+            continue
+        try:
+            values = loads(data)
+        except orjson.JSONDecodeError as error:
+            if data.strip():
+                yield Problem(number, *why_not_json(data, error))
+            continue
+        if type(values) is not dict:
+            yield Problem(number, "not_object", f"The line is {name_of(values)}, not an object.")
+        elif data.count(b'":') > len(values) and (key := duplicate_key(data, values)):
+            yield Problem(number, "duplicate_key", f'The key "{key}" stands twice in one object.')
+        else:
+            yield Row(number, values)
+
+
+def why_not_json(data: bytes, error: orjson.JSONDecodeError) -> tuple[str, str]:
+    """Return the kind and the sentence for a line that does not parse."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as bad:
+        return "encoding", f"Byte {bad.start + 1} of the line is not UTF-8."
+    if "\x00" in text:
+        return "control", "The line holds NUL bytes."
+    if "recursion" in error.msg.lower():
+        return "json", "The line is nested too deeply."
+    near = text[max(0, error.pos - 1) : error.pos + 9].lstrip()
+    if near.lstrip("-:, [").startswith(("NaN", "Infinity", "nan", "inf")):
+        return "json", "NaN and Infinity are not JSON: write null or a number."
+    message = error.msg.split(":")[0]
+    if "end of data" in message or "EOF" in message:
+        return "json", "The line stops in the middle: it was cut short."
+    return "json", f"Not valid JSON at column {error.colno}: {message}."
+
+
+def duplicate_key(data: bytes, values: dict[str, Any]) -> str | None:
+    """Return a key that stands twice in one object of the line, which orjson lets pass."""
+    if data.count(b'":') <= _num_keys(values, 0):
+        return None
+    found: list[str] = []
+
+    def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) != len(pairs):
+            seen: set[str] = set()
+            found.extend(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        return made
+
+    try:
+        json.loads(data, object_pairs_hook=check)
+    except (ValueError, RecursionError):
+        return None
+    return found[0][:60] if found else None
+
+
+def _num_keys(value: Any, depth: int) -> int:
+    if depth > 8:
+        return 0
+    if type(value) is dict:
+        return len(value) + sum(
+            _num_keys(v, depth + 1) for v in value.values() if type(v) in (dict, list)
+        )
+    return sum(_num_keys(v, depth + 1) for v in value if type(v) in (dict, list))
+
+
+def name_of(value: Any) -> str:
+    """Return what a JSON value is, in words."""
+    if value is None:
+        return "null"
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false"}
+    return names.get(type(value), "a number")
+
+
+def read_plain(opened: Opened) -> Iterator[Row | Problem]:
+    """Yield the lines of a text file as rows with one column, `text`."""
+    for number, data, too_long in lines(utf8_chunks(opened)):
+        if too_long:
+            yield Problem(number, "too_long", LONG)
+            continue
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            yield Problem(number, "encoding", f"Byte {error.start + 1} of the line is not UTF-8.")
+            continue
+        if "\x00" in text:
+            yield Problem(number, "control", "The line holds NUL bytes.")
+        else:
+            yield Row(number, {"text": text})

@@ -1,0 +1,1 @@
+"""Chat templates: from messages to token ids with the trained spans."""

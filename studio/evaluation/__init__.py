@@ -1,0 +1,1 @@
+"""Evaluation: metrics, prompt suites, rankings from votes, bake-offs, promotion."""

@@ -1,0 +1,158 @@
+"""What a bake-off measures after its siblings are trained: answers, size and the cost of serving.
+
+Training cost and losses are in the queue; this adds, for each adapter on one resident base, the
+time per generated token live and merged against the bare base, and what it answers to the same
+prompts. Ratios are taken in one process, in turns, because machines are noisy.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, Self
+
+from studio.fields import Record, knob, validated
+from studio.home import Home
+from studio.spec import ModelSource
+from studio.training.events import Event, Finished, Loading
+
+if TYPE_CHECKING:
+    from studio.backbone import Backbone
+    from studio.models.loading import Loaded
+
+REPORT = "bakeoff.json"
+ROUNDS = 5
+TOKENS = 24
+
+
+class BakeoffRequest(Record):
+    """Measure the adapters of some runs beside each other."""
+
+    name: str = knob("", "What to call the bake-off.", title="Name", max_length=120)
+    model: ModelSource = ModelSource()
+    runs: tuple[int, ...] = knob((), "The runs' numbers.", title="Runs")
+    prompts: tuple[str, ...] = knob((), "Prompts every adapter answers.", title="Prompts")
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values or raise one SpecError."""
+        return validated(cls, values)
+
+    def perform(self, home: Home, run_dir: Path) -> Iterator[Event]:
+        """Measure every run that has an adapter; write `bakeoff.json`."""
+        from studio.backbone import Backbone
+        from studio.models.loading import load
+
+        started = time.monotonic()
+        yield Loading(text="Loading the base")
+        loaded = load(self.model, "auto")
+        backbone = Backbone(loaded.model)
+        rows = []
+        for number in self.runs:
+            folder = home.run(number) / "adapter"
+            if not folder.is_dir():
+                continue
+            yield Loading(text=f"Measuring run {number}")
+            rows.append({"run": number, **measure(loaded, backbone, folder, self.prompts)})
+        run_dir.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"model": self.model.path, "rows": rows}, ensure_ascii=False, indent=1)
+        (run_dir / REPORT).write_text(text, encoding="utf-8")
+        yield Finished(
+            reason="completed", adapter=None, first_loss=None, last_loss=None, eval_loss=None,
+            seconds=time.monotonic() - started,
+        )  # fmt: skip
+
+
+def measure(
+    loaded: Loaded, backbone: Backbone, folder: Path, prompts: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return size, latency ratios to the bare base, and answers of one adapter."""
+    from studio.adapters.library import describe
+    from studio.backbone import Backbone
+    from studio.backbone.fold import fold
+    from studio.models.loading import load
+
+    found = describe(folder)
+    row: dict[str, Any] = {"method": found.method, "size_bytes": found.size_bytes}
+    if found.is_model:
+        whole = load(ModelSource(path=str(folder)), str(loaded.device))
+        own = Backbone(whole.model)
+        return row | {
+            "live_ratio": ratio(decoder(backbone), decoder(own)),
+            "merged_ratio": None,
+            "answers": answers(whole, own, prompts),
+        }
+    backbone.load("candidate", folder)
+    try:
+        stack = (("candidate", 1.0),)
+        row["live_ratio"] = ratio(decoder(backbone), decoder(backbone, stack))
+        backbone.use(stack)
+        row["answers"] = answers(loaded, backbone, prompts)
+        folded = fold(backbone, stack)
+        backbone.use(())
+        row["merged_ratio"] = None
+        if not folded.left:
+            merged = copy.deepcopy(backbone.model)
+            merged.load_state_dict(folded.tensors, strict=False)
+            row["merged_ratio"] = ratio(decoder(backbone), decoder(Backbone(merged)))
+    finally:
+        backbone.detach("candidate")
+    return row
+
+
+def ratio(base: Callable[[], None], other: Callable[[], None]) -> float:
+    """Return the median time of `other` over that of `base`, measured in turns."""
+    base()
+    other()
+    pairs = []
+    for _ in range(ROUNDS):
+        seconds = []
+        for run in (base, other):
+            started = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - started)
+        pairs.append(seconds[1] / seconds[0])
+    return median(pairs)
+
+
+def decoder(backbone: Backbone, stack: tuple[tuple[str, float], ...] = ()) -> Callable[[], None]:
+    """Return a function that generates `TOKENS` tokens one by one with a cache."""
+    import torch
+    from transformers import DynamicCache
+
+    from studio.chat.decoding import cache_argument
+
+    def run() -> None:
+        backbone.use(stack)
+        name = cache_argument(backbone.model)
+        cache = DynamicCache(config=backbone.model.config)
+        token = torch.ones(1, 1, dtype=torch.long, device=backbone.model.device)
+        with torch.no_grad():
+            for place in range(TOKENS):
+                at = torch.full_like(token, place)
+                output = backbone.model(token, position_ids=at, use_cache=True, **{name: cache})
+                token = output.logits[:, -1:].argmax(-1)
+
+    return run
+
+
+def answers(loaded: Loaded, backbone: Backbone, prompts: tuple[str, ...]) -> list[str]:
+    """Return the greedy answers of the active stack."""
+    from studio.chat.engine import ChatEngine
+    from studio.chat.lanes import Lane, Message, Part, Sampling
+
+    stack = tuple(Part(name=name, weight=weight) for name, weight in backbone.active[0])
+    engine = ChatEngine(loaded, backbone)
+    sampling = Sampling(max_new_tokens=48, temperature=0)
+    lanes = [
+        Lane(stack=stack, messages=(Message(role="user", content=prompt),), sampling=sampling)
+        for prompt in prompts
+    ]
+    texts = [""] * len(lanes)
+    for delta in engine.stream(lanes):
+        texts[delta.lane] += delta.text
+    return texts

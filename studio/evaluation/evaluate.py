@@ -1,0 +1,169 @@
+"""Evaluate any stack on any dataset: loss, perplexity, token accuracy, and scores of real answers.
+
+The rows go through the very functions that training uses, so the loss is comparable with a run's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from studio.adapters.requests import StackItem
+from studio.evaluation.metrics import scorers
+from studio.fields import Record, knob, validated
+from studio.home import Home
+from studio.spec import DataSource, ModelSource
+from studio.training.events import Evaluated, Event, Finished, Loading, Sampled
+
+if TYPE_CHECKING:
+    from studio.backbone import Backbone
+    from studio.models.loading import Loaded
+    from studio.training.batch import Row
+
+REPORT = "evaluation.json"
+TOKENS = 4096
+TOGETHER = 16
+SHOWN = 8
+
+
+class EvaluateRequest(Record):
+    """Measure a stack on a dataset."""
+
+    name: str = knob("", "What to call the evaluation.", title="Name", max_length=120)
+    model: ModelSource = ModelSource()
+    stack: tuple[StackItem, ...] = ()
+    data: DataSource = DataSource()
+    rows: Literal["all", "held_out"] = knob(
+        "all", "Every row, or those that a run with this seed and share holds out.", title="Rows"
+    )
+    max_rows: int = knob(0, "At most so many rows; 0 takes all.", ge=0)
+    scores: tuple[str, ...] = knob(
+        (), "Scores of generated answers: exact_match, rouge_l, regex, json.", title="Scores"
+    )
+    pattern: str = knob("", "What the score regex looks for.", max_length=2000)
+    max_new_tokens: int = knob(128, "Longest answer that is scored.", ge=1, le=4096)
+    seed: int = knob(0, "Of the run whose held-out rows are meant.", ge=0, le=2**31 - 1)
+    device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values or raise one SpecError."""
+        return validated(cls, values)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it: adapters found, scores known.
+
+        Raises:
+            StudioError: An adapter, the model or a score does not exist.
+        """
+        from studio.adapters.library import resolve
+        from studio.models.sources import facts
+
+        facts(self.model)
+        scorers(self.scores, self.pattern)
+        stack = [
+            item.model_copy(update={"name": str(resolve(home, item.name))}) for item in self.stack
+        ]
+        return self.model_copy(update={"stack": tuple(stack)})
+
+    def perform(self, home: Home, run_dir: Path) -> Iterator[Event]:
+        """Measure, and write `evaluation.json` into the run's folder."""
+        from studio.backbone import Backbone
+        from studio.data.prepare import prepare
+        from studio.models.loading import load
+
+        started = time.monotonic()
+        yield Loading(text="Loading the base")
+        loaded = load(self._model(), self.device)
+        backbone = Backbone(loaded.model)
+        stack = []
+        for place, item in enumerate(() if self._is_model() else self.stack):
+            backbone.load(f"adapter-{place}", Path(item.name))
+            stack.append((f"adapter-{place}", item.weight))
+        backbone.use(stack)
+        before = sum(a.method.num_tokens_before for a in backbone.adapters.values())
+        yield Loading(text="Reading the data")
+        held = self.rows == "held_out"
+        source = self.data if held else self.data.model_copy(update={"validation_fraction": 0.0})
+        prepared = prepare(
+            source, loaded.tokenizer, seed=self.seed, home=home,
+            context_length=max(1, loaded.facts.context_length - before),
+        )  # fmt: skip
+        rows = prepared.validation if held else prepared.train
+        chosen = list(rows[: self.max_rows] if self.max_rows else rows)
+        yield Loading(text=f"Measuring {len(chosen)} rows")
+        report = {"rows": len(chosen), **losses(loaded, backbone, chosen)}
+        yield Evaluated(eval_loss=report["eval_loss"], token_accuracy=report["token_accuracy"])
+        if self.scores:
+            yield Loading(text=f"Answering {len(chosen)} prompts")
+            answers = list(self._answers(loaded, backbone, chosen))
+            report |= self._scored(answers)
+            for answer in answers[:SHOWN]:
+                yield Sampled(prompt=answer["prompt"], text=answer["answer"])
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1))
+        yield Finished(
+            reason="completed", adapter=None, first_loss=None, last_loss=None,
+            eval_loss=report["eval_loss"], seconds=time.monotonic() - started,
+        )  # fmt: skip
+
+    def _is_model(self) -> bool:
+        from studio.adapters.library import describe
+
+        return len(self.stack) == 1 and describe(Path(self.stack[0].name)).is_model
+
+    def _model(self) -> ModelSource:
+        """The base, or what full fine-tuning left: a model of its own."""
+        if self._is_model():
+            return self.model.model_copy(update={"path": self.stack[0].name})
+        return self.model
+
+    def _answers(
+        self, loaded: Loaded, backbone: Backbone, rows: Sequence[Row]
+    ) -> Iterator[dict[str, str]]:
+        from studio.data.template.template import choose
+        from studio.training.samples import greedy, prompt_of
+
+        template = choose(loaded.tokenizer, self.data.chat_template)
+        asked = [(row, p) for row in rows if (p := prompt_of(row, loaded.tokenizer))]
+        asked.sort(key=lambda pair: len(pair[1].ids))
+        for start in range(0, len(asked), TOGETHER):
+            part = asked[start : start + TOGETHER]
+            found = greedy(
+                backbone, [prompt.ids for _, prompt in part], device=loaded.device,
+                stop_ids=template.stop_ids, max_new_tokens=self.max_new_tokens,
+            )  # fmt: skip
+            for (row, prompt), (ids, _) in zip(part, found, strict=True):
+                wanted = row.input_ids[len(prompt.ids) :].tolist()
+                yield {
+                    "prompt": prompt.text,
+                    "answer": loaded.tokenizer.decode(ids, skip_special_tokens=True).strip(),
+                    "wanted": loaded.tokenizer.decode(wanted, skip_special_tokens=True).strip(),
+                }
+
+    def _scored(self, answers: Sequence[dict[str, str]]) -> dict[str, Any]:
+        score = scorers(self.scores, self.pattern)
+        means = {
+            name: sum(of(a["answer"], a["wanted"]) for a in answers) / max(1, len(answers))
+            for name, of in score.items()
+        }
+        return {"answered": len(answers), "scores": means, "answers": list(answers)}
+
+
+def losses(loaded: Loaded, backbone: Backbone, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return loss per trained token, perplexity, token accuracy and how many tokens."""
+    from studio.training.batch import groups, pack
+    from studio.training.loss import measure
+
+    batches = (pack(group, loaded.device) for group in groups(rows, max_tokens=TOKENS))
+    found = measure(backbone, batches)
+    return {
+        "eval_loss": found.loss,
+        "perplexity": math.exp(min(found.loss, 700.0)),
+        "token_accuracy": found.accuracy,
+        "tokens": found.tokens,
+    }

@@ -1,0 +1,107 @@
+"""Promote a checkpoint: write it as the run's adapter, whole, with a passport that says so.
+
+The adapter that was there stays beside it as `adapter-before`, until the next promotion.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from studio.chat import run_checkpoints
+from studio.errors import AdapterError
+from studio.fields import Record, knob, validated
+from studio.home import Home, publishing
+from studio.training.events import Event, Finished, Loading
+
+BEFORE = "adapter-before"
+
+
+class PromoteRequest(Record):
+    """Make a checkpoint the adapter of its run."""
+
+    name: str = knob("", "What to call the job.", title="Name", max_length=120)
+    checkpoint: str = knob("", "RUN@STEP, such as 7@100.", max_length=40)
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> Self:
+        """Validate plain values or raise one SpecError."""
+        return validated(cls, values)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it.
+
+        Raises:
+            AdapterError: There is no such whole checkpoint, or it is a whole model.
+        """
+        found = run_checkpoints.find(home, self.checkpoint)
+        if found.spec.method.name == "full":
+            raise AdapterError(f"Run {found.run} trained the whole model: it has no adapter.")
+        name = self.name.strip() or f"promote {found.name}"
+        return self.model_copy(update={"name": name})
+
+    def perform(self, home: Home) -> Iterator[Event]:
+        """Load the checkpoint on its base and publish it."""
+        from studio.backbone import Backbone
+        from studio.models.loading import load
+
+        started = time.monotonic()
+        checkpoint = run_checkpoints.find(home, self.checkpoint)
+        yield Loading(text="Loading the base")
+        loaded = load(checkpoint.spec.model, "cpu")
+        backbone = Backbone(loaded.model)
+        run_checkpoints.attach(
+            backbone, checkpoint, name="adapter",
+            tokenize=lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
+        )  # fmt: skip
+        yield Loading(text="Writing the adapter")
+        target = home.run(checkpoint.run) / "adapter"
+        passport = _passport(target, checkpoint, loaded.facts.fingerprint)
+        _keep(target)
+        with publishing(target) as temporary:
+            backbone.save("adapter", temporary, base=str(checkpoint.spec.model.path))
+            text = json.dumps(passport, indent=1, ensure_ascii=False)
+            (temporary / "passport.json").write_text(text, encoding="utf-8")
+        Backbone(loaded.model).load("again", target)  # reads it as strictly as any use of it will
+        yield Finished(
+            reason="completed", adapter=str(target), first_loss=None, last_loss=None,
+            eval_loss=None, seconds=time.monotonic() - started,
+        )  # fmt: skip
+
+
+def _passport(
+    target: Path, checkpoint: run_checkpoints.Checkpoint, fingerprint: str
+) -> dict[str, Any]:
+    try:
+        passport = json.loads((target / "passport.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        passport = {}  # a run that was stopped has no adapter yet
+    progress = json.loads((checkpoint.path / "state.json").read_text())["progress"]
+    spec = checkpoint.spec
+    fresh = {
+        "name": passport.get("name") or spec.name or str(checkpoint.run),
+        "spec": spec.model_dump(mode="json"),
+        "base": {"path": spec.model.path, "fingerprint": fingerprint},
+        "seed": spec.seed,
+        "ended": "promoted",
+        "steps": checkpoint.step,
+        "promoted_from": checkpoint.name,
+        "first_loss": progress.get("first_loss"),
+        "last_loss": progress.get("last_loss"),
+        "eval_loss": progress.get("eval_loss"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return {"parents": [], **passport, **fresh}
+
+
+def _keep(target: Path) -> None:
+    """Leave what is there in place until the new one is whole, and a copy for afterwards."""
+    if target.is_dir():
+        before = target.with_name(BEFORE)
+        with publishing(before) as temporary:
+            shutil.copytree(target, temporary, dirs_exist_ok=True)

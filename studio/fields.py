@@ -1,0 +1,222 @@
+"""Fields of records: declare them once, validate values, read assignments and YAML.
+
+The form, `--help`, the docs tables and the spec's validation are all read from it.
+
+pydantic's faults are for programmers; here they become the field, the value got, what was wished
+for, and the nearest known key.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from studio.errors import SpecError, StudioError, nearest
+
+
+class Record(BaseModel):
+    """A frozen, validated record; unknown keys, infinities and NaN are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def knob(
+    default: Any,
+    help: str,
+    *,
+    title: str | None = None,
+    unit: str = "",
+    advanced: bool | str = False,
+    step: float | None = None,
+    several: bool = False,
+    **bounds: Any,
+) -> Any:
+    """Declare a field with everything the form and the docs need.
+
+    Args:
+        default: The default; lists and dicts are copied.
+        help: One sentence: meaning, and what a larger value trades.
+        title: The label; the field's name in words when absent.
+        unit: Shown behind the number.
+        advanced: Shown only in the form's Advanced part; a text is its heading there.
+        step: The slider's step.
+        several: Text in which a comma stands between names that are picked together.
+        bounds: `ge`, `gt`, `le`, `lt`, `max_length` as in pydantic.
+    """
+    extra: dict[str, Any] = {"unit": unit, "advanced": advanced, "step": step, "several": several}
+    if isinstance(default, list | dict):
+        return Field(
+            default_factory=lambda: type(default)(default),
+            title=title,
+            description=help,
+            json_schema_extra=extra,
+            **bounds,
+        )
+    return Field(default, title=title, description=help, json_schema_extra=extra, **bounds)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping or raise a SpecError that names the place."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecError(f"There is no spec file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = (error.strerror or "").lower() if isinstance(error, OSError) else "it is not text"
+        why = "it is a folder" if path.is_dir() else why
+        raise SpecError(f"The spec file {path} cannot be read: {why}.") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise SpecError(f"The spec file {path} is not valid YAML{where}.") from None
+    if not isinstance(values, dict):
+        raise SpecError(f"The spec file {path} must hold a mapping such as `method: {{r: 16}}`.")
+    return values
+
+
+def merge_values(values: dict[str, Any], assignments: dict[str, Any]) -> dict[str, Any]:
+    """Return `values` with dotted keys replaced; a new method name resets the method's fields."""
+    merged = {key: dict(v) if isinstance(v, dict) else v for key, v in values.items()}
+    for dotted, value in assignments.items():
+        *path, last = dotted.split(".")
+        target = merged
+        for part in path:
+            child = target.get(part)
+            if isinstance(child, str) and part == "method":
+                child = {"name": child}
+            if child is not None and not isinstance(child, dict):
+                raise SpecError(f'"{dotted}" is not a field: "{part}" has no parts.', field=dotted)
+            target[part] = dict(child or {})
+            target = target[part]
+        if dotted == "method.name" and target.get("name") != value:
+            target.clear()
+        target[last] = value
+    return merged
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split `method.r=16` and read the value as YAML.
+
+    Raises:
+        SpecError: There is no `=`.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise SpecError(f'"{text}" is not an assignment: write it as method.r=16.')
+    try:
+        read = yaml.safe_load(value) if value else ""
+        quoted = value.lstrip()[:1] in ("'", '"')
+        return key.strip(), read if quoted else _number_or(read)
+    except yaml.YAMLError:
+        return key.strip(), value
+
+
+def _number_or(value: Any) -> Any:
+    # YAML 1.1 reads 1e-4 as text; a person means the number.
+    if isinstance(value, str):
+        try:
+            return float(value) if value.lower() not in {"nan", "inf", "-inf"} else value
+        except ValueError:
+            return value
+    return value
+
+
+T = TypeVar("T", bound=BaseModel)
+SHOWN = 60  # characters of a wrong value that are worth repeating
+
+
+def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
+    """Build a record from plain values.
+
+    Raises:
+        SpecError: Names every wrong field, the value got and the nearest known key.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        sentences, wishes, field = [], dict[str, list[str]](), ""
+        for fault in error.errors():
+            inner = fault.get("ctx", {}).get("error")
+            if isinstance(inner, StudioError):
+                sentences.append(inner.text)
+                continue
+            if isinstance(inner, ValueError):  # of a record's own validator: it is a sentence
+                sentences.append(f"{inner}.")
+                continue
+            path = [p for p in fault["loc"] if isinstance(p, str) and p in _known_parts(cls)]
+            if fault["type"] == "extra_forbidden":
+                path = [str(p) for p in fault["loc"]]
+            dotted = ".".join([prefix, *path] if prefix else path)
+            field = field or dotted
+            if fault["type"] == "extra_forbidden":
+                sentences.append(_unknown(cls, fault, dotted))
+            else:  # a field of several types has a fault for each
+                got = f"{dotted or 'This'} is {_shown(fault.get('input'))}"
+                wishes.setdefault(got, []).append(_wish(fault, cls))
+        sentences += [f"{got}: input should be {' or '.join(w)}." for got, w in wishes.items()]
+        raise SpecError(" ".join(dict.fromkeys(sentences)), field=field) from None
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "empty"
+    words = repr(value)
+    size = len(value) if isinstance(value, str) else len(words)
+    return words if len(words) <= SHOWN else f"{words[:SHOWN]}… ({size} characters)"
+
+
+def _known_parts(cls: type[BaseModel]) -> set[str]:
+    names = set(cls.model_fields)
+    for info in cls.model_fields.values():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            names |= _known_parts(info.annotation)
+    return names
+
+
+def _unknown(cls: type[BaseModel], fault: Any, dotted: str) -> str:
+    owner: type[BaseModel] = cls
+    for part in fault["loc"][:-1]:
+        info = owner.model_fields.get(str(part))
+        if info and isinstance(info.annotation, type):
+            owner = info.annotation
+    return f'"{dotted}" is not a field.{nearest(str(fault["loc"][-1]), owner.model_fields)}'
+
+
+def _wish(fault: Any, cls: type[BaseModel]) -> str:
+    if fault["type"] == "model_type":
+        owner = _owner(cls, fault["loc"])
+        return "fields of its own" + "".join(f", such as {name}" for name in owner[:1])
+    if fault["type"] in _PLAIN:
+        return _PLAIN[fault["type"]]
+    wish = str(fault["msg"]).removeprefix("Input should be ").partition(", unable to ")[0]
+    wish = wish.replace("String should have ", "text of ")
+    return wish.replace("a valid tuple", "a list such as [q_proj, v_proj]")
+
+
+def _owner(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
+    """Return the fields of the record that was wished for at a place."""
+    for part in loc:
+        info = cls.model_fields.get(str(part))
+        if info is None or not isinstance(info.annotation, type):
+            return []
+        cls = info.annotation
+    return list(cls.model_fields)
+
+
+# What pydantic says for programmers, by its own names of faults.
+_PLAIN = {
+    "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number that is not so long",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text (in quotes where it looks like something else)",
+    "dict_type": "a mapping such as {part: column}",
+    "invalid_key": "fields with names that are text",
+}

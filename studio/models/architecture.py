@@ -1,0 +1,74 @@
+"""A model's architecture as read from its files: linear layers, families with rules.
+
+No weight is read and no model built, so the page can show them. A name is what adapters call a
+site: the module's own dotted path. Some checkpoints leave the outermost word away (`h.0` for
+`transformer.h.0`); a target matches a path or its end, so both are right.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from studio.models.headers import read_headers
+from studio.models.sources import resolve
+from studio.spec import ModelSource
+
+SKIPPING = ("llama", "mistral", "qwen2", "qwen3")
+"""Families (`model_type`) whose last layer may run its feed-forward only where it is read: it is
+two norms, attention and a feed-forward, added in the plain order. `methods/layer/lean.py` does it,
+`training/estimate.py` counts it."""
+
+
+_IN_LAYER = re.compile(r"^.*?\b(?:layers|h|blocks|layer)\.(?P<layer>\d+)\.(?P<name>.+)$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LinearModule:
+    """One linear layer; `name` is its path inside its layer."""
+
+    key: str
+    layer: int
+    name: str
+    shape: tuple[int, int]
+
+
+def linear_modules(source: ModelSource) -> list[LinearModule]:
+    """Return the linear layers inside the decoder layers, in order.
+
+    Raises:
+        ModelError: The model cannot be found or read.
+    """
+    found = []
+    for header in read_headers(resolve(source)):
+        for tensor in header.tensors:
+            path, _, last = tensor.name.rpartition(".")
+            match = _IN_LAYER.match(path)
+            if last == "weight" and len(tensor.shape) == 2 and match:
+                found.append(
+                    LinearModule(
+                        key=path, layer=int(match["layer"]), name=match["name"],
+                        shape=(tensor.shape[0], tensor.shape[1]),
+                    )
+                )  # fmt: skip
+    order = {name: place for place, name in enumerate(dict.fromkeys(m.name for m in found))}
+    return sorted(found, key=lambda module: (module.layer, order[module.name]))
+
+
+def targets(chosen: Sequence[str], modules: Sequence[LinearModule]) -> list[str]:
+    """Return the shortest `target_modules` that match exactly the chosen keys.
+
+    A module chosen in every layer is one word; in some layers, one path for each.
+    """
+    wanted = set(chosen)
+    if wanted == {module.key for module in modules}:
+        return ["all-linear"]
+    words: list[str] = []
+    for name in dict.fromkeys(module.name for module in modules):
+        same = [module.key for module in modules if module.name == name]
+        last = name.rpartition(".")[2]
+        clear = sum(other.rpartition(".")[2] == last for other in {m.name for m in modules}) == 1
+        if wanted.issuperset(same):
+            words.append(last if clear else name)
+        else:
+            words += [key for key in same if key in wanted]
+    return words

@@ -1,0 +1,186 @@
+"""What every peer trains on: one folder with a model, a fresh adapter and rows in step order.
+
+The target case is a 30 M-parameter Llama shape (hidden 384, 8 layers, vocabulary 32,000, grouped
+queries) with instruct rows of log-normal length (median 60, at most 512) of which the last 40 %
+carry loss. Random weights are fine: speed and memory do not depend on them. All peers start from
+the same adapter file, so their losses must agree.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from studio.spec import RunSpec
+
+if TYPE_CHECKING:
+    from studio.training.batch import Row
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama-30m": {
+        "vocab_size": 32_000, "hidden_size": 384, "intermediate_size": 1536,
+        "num_hidden_layers": 8, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "max_position_embeddings": 1024, "tie_word_embeddings": True,
+    },
+    "llama-tiny": {
+        "vocab_size": 2_000, "hidden_size": 64, "intermediate_size": 176,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "max_position_embeddings": 1024, "tie_word_embeddings": True,
+    },
+    "llama-8b": {
+        "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "max_position_embeddings": 8192, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+SYNTHETIC = "instruct-rows"
+MEDIAN, LONGEST, SHORTEST, SIGMA, ANSWER_SHARE = 60, 512, 8, 0.9, 0.4
+SYNTHETIC_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row as `studio.data` would give it."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    row: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """What the peers need to know beside the files."""
+
+    model: str
+    data: str
+    method: str
+    dtype: str
+    batch: int
+    steps_per_round: int
+    rounds: int
+    learning_rate: float
+    siblings: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the studio alone, such as `{"train.attn_implementation": "sdpa"}`."""
+
+    @property
+    def steps(self) -> int:
+        """All steps; the first round warms up and is not counted."""
+        return self.steps_per_round * (self.rounds + 1)
+
+    def spec(self) -> RunSpec:
+        """The run that every peer imitates."""
+        plain = RunSpec.parse(
+            {
+                "model": {"path": self.model, "dtype": self.dtype},
+                "method": {"name": self.method},
+                "train": {
+                    "max_steps": self.steps,
+                    "per_device_train_batch_size": self.batch,
+                    "learning_rate": self.learning_rate,
+                    "lr_scheduler_type": "constant",
+                    "eval_steps": -1,
+                    "save_steps": -1,
+                },
+            }
+        )
+        return plain.with_values(self.settings)
+
+
+def make_rows(count: int, *, vocabulary: int, seed: int = 0) -> list[Example]:
+    """Return rows of log-normal length whose last 40 % carry loss."""
+    generator = np.random.default_rng(seed)
+    lengths = np.exp(generator.normal(np.log(MEDIAN), SIGMA, count))
+    rows = []
+    for number, length in enumerate(np.clip(lengths, SHORTEST, LONGEST).astype(int)):
+        ids = generator.integers(3, vocabulary, length).astype(np.int32)
+        labels = ids.copy()
+        labels[: length - max(1, int(ANSWER_SHARE * length))] = -100
+        rows.append(Example(ids, labels, number))
+    return rows
+
+
+def prepare_case(case: Case, folder: Path, *, adapter: bool = True) -> Case:
+    """Write `folder/{model, adapter, rows.json, case.json}`; returns the case with its own paths.
+
+    Without `adapter` every peer starts its own. `rows.json` holds the rows in the order the steps
+    take them, the same for every peer.
+    """
+    from studio.backbone import Backbone
+    from studio.models.sources import resolve
+
+    if case.model in SHAPES:
+        make_model(case.model, folder / "model", dtype=case.dtype)
+        path = folder / "model"
+    else:
+        path = resolve(case.spec().model)
+    local = Case(**{**asdict(case), "model": str(path)})
+    model = load_bare(path, case.dtype)
+    rows = _rows(local, model.config.get_text_config())
+    if adapter:
+        backbone = Backbone(model)
+        backbone.attach("bench", local.spec().method, seed=0)
+        (folder / "adapter").mkdir()
+        backbone.save("bench", folder / "adapter", base=str(path))
+    count = case.steps * case.batch
+    ordered = [rows[i % len(rows)] for i in range(count)]
+    values = [[row.input_ids.tolist(), row.labels.tolist()] for row in ordered]
+    (folder / "rows.json").write_text(json.dumps(values))
+    (folder / "case.json").write_text(json.dumps(asdict(local)))
+    return local
+
+
+def read_case(folder: Path) -> tuple[Case, list[Example]]:
+    """Read what `prepare_case` wrote."""
+    rows = [
+        Example(np.array(ids, np.int32), np.array(labels, np.int32), number)
+        for number, (ids, labels) in enumerate(json.loads((folder / "rows.json").read_text()))
+    ]
+    return Case(**json.loads((folder / "case.json").read_text())), rows
+
+
+def load_bare(path: Path, dtype: str) -> Any:
+    """Load a model without asking for a tokenizer, all of it.
+
+    The weights are mapped from their file: each is read once, or they would come in with the first
+    step and count as what training takes above the base.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=getattr(torch, dtype), attn_implementation="sdpa", local_files_only=True
+    )
+    for tensor in model.state_dict().values():
+        tensor.sum()
+    return model.to("cuda:0" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _rows(case: Case, config: Any) -> Sequence[Row]:
+    if case.data == SYNTHETIC:
+        return make_rows(SYNTHETIC_ROWS, vocabulary=config.vocab_size)
+    from studio.data.prepare import prepare
+    from studio.models.loading import load_tokenizer
+
+    spec = case.spec().with_values({"data.path": case.data})
+    prepared = prepare(
+        spec.data, load_tokenizer(spec.model), seed=0, home=None,
+        context_length=config.max_position_embeddings,
+    )  # fmt: skip
+    order = np.random.default_rng(0).permutation(len(prepared.train))
+    return [prepared.train[int(i)] for i in order[: case.steps * case.batch]]
+
+
+def make_model(shape: str, folder: Path, *, dtype: str = "float32", seed: int = 0) -> None:
+    """Write a randomly initialised Llama of a known shape, without a tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape])).to(getattr(torch, dtype))
+    model.save_pretrained(folder)

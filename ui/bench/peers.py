@@ -1,0 +1,190 @@
+"""The peers: this studio's loop, Hugging Face's Trainer with PEFT, and TRL's SFTTrainer.
+
+Each trains the same rows in the same order from the same adapter file, at its own defaults except
+where a default would make the comparison about something else (constant rate, no evaluation, no
+saving, no dropout).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ui.bench.case import Case, Example, load_bare
+from ui.bench.worker import Turnstile
+
+if TYPE_CHECKING:
+    from studio.models.loading import Loaded
+
+IGNORED = -100
+
+
+def run_ours(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
+    """The loop of `studio.training`, as `studio train` runs it."""
+    from studio.training.session import NAME, open_session
+
+    loaded = bare(case)
+    prepared: Any = SimpleNamespace(train=rows, validation=[], data_hash="", template="")
+    session = open_session(case.spec(), loaded=loaded, prepared=prepared)
+    if (folder / "adapter").is_dir():
+        trained = session.backbone.load("file", folder / "adapter")
+        session.adapter.load_state(trained.state())
+        session.backbone.detach("file")
+        session.backbone.use([(NAME, 1.0)])
+        session.backbone.train(NAME)
+    session.plan = replace(session.plan, shuffled=False)
+    for step in range(case.steps):
+        gate.before(step)
+        with gate.counting(step):
+            event = session.step()
+        gate.after()
+        gate.note(loss=event.loss, grad_norm=event.grad_norm)
+
+
+def bare(case: Case) -> Loaded:
+    """Load the case's model as a session wants it, without a tokenizer."""
+    import torch
+
+    from studio.models.loading import Loaded
+    from studio.models.sources import ModelFacts
+
+    model = load_bare(Path(case.model), case.dtype)
+    known = ModelFacts(
+        path=Path(case.model), architecture="", model_type="", parameters=model.num_parameters(),
+        hidden_size=0, num_layers=0, context_length=0, vocab_size=0, has_chat_template=False,
+        size_bytes=0, weights_dtype="", fingerprint="",
+    )  # fmt: skip
+    return Loaded(
+        model=model, tokenizer=None, device=model.device,
+        dtype=getattr(torch, case.dtype), facts=known,
+    )  # fmt: skip
+
+
+def run_siblings(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
+    """Several runs of this studio on one base."""
+    from ui.bench.siblings import run
+
+    run(folder, case, rows, gate)
+
+
+def run_hf(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
+    """transformers' Trainer with PEFT and a padding collator."""
+    from transformers import Trainer, TrainingArguments
+
+    args = TrainingArguments(**_arguments(folder, case, "hf"), remove_unused_columns=False)
+    _train(Trainer, args, folder, case, rows, gate, data_collator=_collate, train_dataset=rows)
+
+
+def run_hf_float32(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
+    """The same in float32, whatever the precision of the others."""
+    run_hf(folder, replace(case, dtype="float32"), rows, gate)
+
+
+def run_trl(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
+    """TRL's SFTTrainer at its defaults."""
+    _run_trl(folder, case, rows, gate, {})
+
+
+def run_trl_best(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
+    """TRL's SFTTrainer padding-free and without gradient checkpointing."""
+    _run_trl(folder, case, rows, gate, {"padding_free": True, "gradient_checkpointing": False})
+
+
+def _run_trl(
+    folder: Path, case: Case, rows: list[Example], gate: Turnstile, extra: dict[str, Any]
+) -> None:
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>")),
+        pad_token="<pad>", eos_token="</s>",
+    )  # fmt: skip
+    dataset = Dataset.from_dict(
+        {
+            "input_ids": [row.input_ids.tolist() for row in rows],
+            "completion_mask": [(row.labels != IGNORED).astype(int).tolist() for row in rows],
+        }
+    )
+    args = SFTConfig(
+        **_arguments(folder, case, "trl"), completion_only_loss=True, max_length=None, **extra
+    )
+    _train(
+        SFTTrainer, args, folder, case, rows, gate, processing_class=tokenizer,
+        train_dataset=dataset,
+    )  # fmt: skip
+
+
+def _arguments(folder: Path, case: Case, name: str) -> dict[str, Any]:
+    import torch
+
+    return {
+        "output_dir": str(folder / name), "per_device_train_batch_size": case.batch,
+        "max_steps": case.steps, "learning_rate": case.learning_rate, "logging_steps": 1,
+        "lr_scheduler_type": "constant", "report_to": [], "save_strategy": "no",
+        "use_cpu": not torch.cuda.is_available(), "disable_tqdm": True,
+        **({"bf16": True} if case.dtype == "bfloat16" else {}),
+    }  # fmt: skip
+
+
+def _collate(batch: list[Example]) -> dict[str, Any]:
+    import torch
+
+    longest = max(len(row.input_ids) for row in batch)
+    ids, mask = np.zeros((len(batch), longest), np.int64), np.zeros((len(batch), longest), np.int64)
+    labels = np.full((len(batch), longest), IGNORED, np.int64)
+    for i, row in enumerate(batch):
+        length = len(row.input_ids)
+        ids[i, :length], mask[i, :length], labels[i, :length] = row.input_ids, 1, row.labels
+    arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _train(
+    trainer_class: Any, args: Any, folder: Path, case: Case, rows: list[Example],
+    gate: Turnstile, **options: Any,
+) -> None:  # fmt: skip
+    import torch
+    from peft import PeftModel
+    from transformers import TrainerCallback
+
+    base = load_bare(Path(case.model), "float32")  # their bf16 is autocast over float32 weights
+    model = PeftModel.from_pretrained(base, folder / "adapter", is_trainable=True)
+    losses: list[float] = []
+
+    class Turns(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            gate.before(state.global_step)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            gate.after()
+
+        def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            logs = kwargs.get("logs") or {}
+            if "grad_norm" in logs:
+                gate.note(loss=losses[-1], grad_norm=float(logs["grad_norm"]))
+
+    class Ordered(trainer_class):
+        def _get_train_sampler(self, *args: Any) -> Any:
+            return torch.utils.data.SequentialSampler(rows)
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*args, **kwargs)
+            losses.append(float(loss))
+            return loss
+
+    Ordered(model=model, args=args, callbacks=[Turns()], **options).train()
+
+
+PEERS: dict[str, Callable[[Path, Case, list[Example], Turnstile], None]] = {
+    "ours": run_ours, "siblings": run_siblings, "hf": run_hf,
+    "hf-float32": run_hf_float32, "trl": run_trl, "trl-best": run_trl_best,
+}  # fmt: skip

@@ -1,0 +1,203 @@
+"""How long a person waits, and what an open page costs a training. Never torch.
+
+Everything is measured from outside through processes, as a person would meet it, in a home of its
+own. A browser adds its own time to the page; `tests/browser` measures that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import psutil
+
+from studio import hardware
+from studio.errors import RunError
+
+if TYPE_CHECKING:
+    from jobs.store import JobStore
+
+PATIENCE_SECONDS = 120
+SPARE_SECONDS = 8  # in which a spare imports torch
+PAGE_TURNS, TURN_SECONDS, ASK_SECONDS = 5, 6.0, 0.7
+
+
+def startup(rounds: int = 3) -> list[dict[str, Any]]:
+    """Return the figures, best and median of `rounds`, with their bars."""
+    with tempfile.TemporaryDirectory(prefix="studio-bench-") as temporary:
+        home = Path(temporary)
+        pages = [_page(home / f"page-{i}") for i in range(rounds)]
+        steps = [_first_steps(home / f"run-{i}") for i in range(rounds)]
+        cost = _page_cost(home / "cost")
+    return [
+        _figure("studio to HTTP 200 of /", "s", [p["seconds"] for p in pages], 5.0),
+        _figure("web process resident", "MB", [p["bytes"] / 1e6 for p in pages], 400.0),
+        _figure("train command to first loss, cold", "s", [s["first"] for s in steps], 6.0),
+        _figure("of which inside the runner", "s", [s["inside"] for s in steps], 0),
+        _figure("with a warm spare", "s", [s["warm"] for s in steps], 3.0),
+        _figure("an open page takes of the processor", "%", [cost["processor"]], 2.0),
+        _figure("an open page costs in steps/s", "%", [cost["speed"]], 2.0),
+    ]
+
+
+def _figure(name: str, unit: str, values: list[float], bar: float) -> dict[str, Any]:
+    """The median and the best of some values; a bar of 0 is none."""
+    value = statistics.median(values)
+    met = not bar or value <= bar
+    return {
+        "name": name, "unit": unit, "value": value, "best": min(values), "bar": bar, "met": met,
+    }  # fmt: skip
+
+
+def _page(home: Path) -> dict[str, float]:
+    with _serving(home) as (process, url, started):
+        while time.perf_counter() - started < PATIENCE_SECONDS:
+            if process.poll() is not None:
+                assert process.stderr is not None
+                raise RunError(f"The page did not start: {process.stderr.read().strip()[-300:]}")
+            try:
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    answer.read()
+                seconds = time.perf_counter() - started
+                return {"seconds": seconds, "bytes": psutil.Process(process.pid).memory_info().rss}
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.02)
+        raise RunError(f"The page did not answer within {PATIENCE_SECONDS} s.")
+
+
+@contextmanager
+def _serving(home: Path) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
+    """A web process of its own; its address and when it was started."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ui.cli.main", "serve", "--home", str(home), "--port", str(port),
+         "--no-browser"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_environment(home), text=True,
+    )  # fmt: skip
+    try:
+        yield process, f"http://127.0.0.1:{port}/", started
+    finally:
+        process.terminate()
+        process.wait()
+        _stop(home)
+
+
+def _first_steps(home: Path) -> dict[str, float]:
+    """Time from the command to the first loss in the database: cold, then with a spare waiting."""
+    from jobs.store import JobStore
+    from studio.home import open_home
+
+    store = JobStore(open_home(home))
+    try:
+        first, inside = _first_loss(home, store)
+        _wait(lambda: any(row["role"] == "spare" for row in store.processes()), "spare runner")
+        time.sleep(SPARE_SECONDS)  # it is there before it has imported everything
+        warm, _ = _first_loss(home, store)
+    finally:
+        _stop(home)
+    return {"first": first, "inside": inside, "warm": warm}
+
+
+def _first_loss(home: Path, store: JobStore) -> tuple[float, float]:
+    started = time.time()
+    job_id = _submit(home, 3)
+    _wait(lambda: store.get(job_id).step >= 1 or bool(store.get(job_id).error_text), "first step")
+    now, job = time.time(), store.get(job_id)
+    if job.error_text:
+        raise RunError(job.error_text)
+    return now - started, now - (job.started or started)
+
+
+def _submit(home: Path, steps: int) -> int:
+    done = subprocess.run(
+        [sys.executable, "-m", "ui.cli.main", "train", "--home", str(home), "--set",
+         f"train.max_steps={steps}", "--detach", "--json"],
+        capture_output=True, env=_environment(home), text=True, timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+    if done.returncode:
+        raise RunError(f"The run did not start: {(done.stderr or done.stdout).strip()[-300:]}")
+    return int(json.loads(done.stdout)["id"])
+
+
+def _page_cost(home: Path) -> dict[str, float]:
+    """What an open page costs a run, in percent: it asks in turns, and keeps still.
+
+    `speed`: of the run's steps a second, as noisy as the machine. `processor`: the web process's
+    share of all cores while it answers, which bounds what it can take from anybody. The page's own
+    question is asked as often as the page asks it; what a browser draws is the browser's.
+    """
+    from jobs.store import JobStore
+    from studio.home import open_home
+
+    store = JobStore(open_home(home))
+    with _serving(home) as (web, url, _started):
+        process, busy = psutil.Process(web.pid), 0.0
+        job_id = _submit(home, 100_000)
+        _wait(lambda: store.get(job_id).step >= 20, "20 steps")
+        speeds: dict[bool, list[float]] = {True: [], False: []}
+        cursors: dict[str, Any] = {"after": 0}
+        for turn in range(2 * PAGE_TURNS):
+            asking, before, until = turn % 2 == 0, store.get(job_id), time.time() + TURN_SECONDS
+            start, used = time.time(), sum(process.cpu_times()[:2])
+            while time.time() < until:
+                if asking:
+                    _ask(url, job_id, cursors)
+                time.sleep(ASK_SECONDS)
+            steps = store.get(job_id).step - before.step
+            speeds[asking].append(steps / (time.time() - start))
+            busy += asking * (sum(process.cpu_times()[:2]) - used) / (time.time() - start)
+        store.cancel(job_id)
+    ratios = [on / off for on, off in zip(speeds[True], speeds[False], strict=True)]
+    cores = hardware.physical_cores()
+    return {
+        "speed": 100 * (1 - statistics.median(ratios)),
+        "processor": 100 * busy / PAGE_TURNS / cores,
+    }
+
+
+def _ask(url: str, job_id: int, cursors: dict[str, Any]) -> None:
+    """Ask as an open run page does, with the cursors of the answer before; they are moved on."""
+    asked = {"runs": job_id, "names": "loss,eval_loss", "detail": job_id, **cursors}
+    with urllib.request.urlopen(f"{url}api/live?{urlencode(asked)}", timeout=30) as answer:
+        text = answer.read()
+    news = json.loads(text) if text else {}
+    for cursor, part, key in (
+        ("after", "metrics", "seq"), ("jobs", "jobs", "digest"), ("seen", "detail", "digest")
+    ):  # fmt: skip
+        if news.get(part):
+            cursors[cursor] = news[part][key]
+
+
+def _wait(there: Callable[[], bool], what: str) -> None:
+    until = time.time() + PATIENCE_SECONDS
+    while not there():
+        if time.time() > until:
+            raise RunError(f"No {what} within {PATIENCE_SECONDS} s.")
+        time.sleep(0.02)
+
+
+def _stop(home: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "ui.cli.main", "stop", "--home", str(home)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment(home), timeout=60,
+    )  # fmt: skip
+
+
+def _environment(home: Path) -> dict[str, str]:
+    return {**os.environ, "STUDIO_HOME": str(home)}

@@ -1,0 +1,155 @@
+"""One peer in its own process: trains round by round, when the parent says so.
+
+`python -m ui.bench.worker PEER FOLDER` reads a line before each round and answers with one JSON
+line after it, so that several peers take turns on one machine and share its noise. All of them are
+timed around the same thing: from taking a step's rows to the updated weights.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from studio import hardware
+from ui.bench.case import Case, Example, read_case
+
+
+class Turnstile:
+    """Lets a round through when the parent says so, and reports it when it is over."""
+
+    def __init__(self, case: Case, rows: list[Example]) -> None:
+        self.case, self.rows = case, rows
+        self.base_bytes = 0
+        self.seconds: list[float] = []
+        self.losses: list[float] = []
+        self.grad_norms: list[float] = []
+        self.flops_per_token = 0.0
+        self._started = 0.0
+
+    def before(self, step: int) -> None:
+        """Call before a step; waits at the start of a round."""
+        if step % self.case.steps_per_round == 0:
+            sys.stdin.readline()
+            if step == 0:
+                self.base_bytes = hardware.process_bytes()
+            if step in (0, self.case.steps_per_round):  # what warming up took does not count
+                reset_peak()
+        self._started = time.perf_counter()
+
+    def after(self) -> None:
+        """Call as soon as the weights are updated."""
+        self.seconds.append(time.perf_counter() - self._started)
+
+    @contextmanager
+    def counting(self, step: int) -> Iterator[None]:
+        """Count the arithmetic of the first step, which warms up and is not timed."""
+        if step:
+            yield
+            return
+        from torch.utils.flop_counter import FlopCounterMode
+
+        counter: Any = FlopCounterMode(display=False)
+        counter.mod_tracker = _NoModules()
+        with counter:
+            yield
+        tokens = sum(len(row.input_ids) for row in self.rows[: self.case.batch])
+        self.flops_per_token = counter.get_total_flops() / tokens
+
+    def note(self, *, loss: float, grad_norm: float) -> None:
+        """Call with the step's figures; reports at the end of a round."""
+        self.losses.append(loss)
+        self.grad_norms.append(grad_norm)
+        done = len(self.losses)
+        if done % self.case.steps_per_round == 0:
+            self._report(done - self.case.steps_per_round, done)
+
+    def _report(self, first: int, last: int) -> None:
+        batch = self.case.batch
+        tokens = sum(len(row.input_ids) for row in self.rows[first * batch : last * batch])
+        report = {
+            "tokens": tokens,
+            "examples": (last - first) * batch,
+            "seconds": sum(self.seconds[first:last]),
+            "losses": self.losses[first:last],
+            "grad_norms": self.grad_norms[first:last],
+            "peak_bytes": max(0, peak_bytes() - self.base_bytes),
+            "base_bytes": self.base_bytes,
+            "flops_per_token": self.flops_per_token,
+        }
+        print(json.dumps(report), flush=True)
+
+
+class _NoModules(AbstractContextManager[None]):
+    """Takes the place of torch's module tracker, whose hooks stop a backward within a backward."""
+
+    parents = frozenset({"Global"})
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+
+def reset_peak() -> None:
+    """Start the peak memory count anew, where the system can."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    hardware.reset_peak_bytes()
+
+
+def peak_bytes() -> int:
+    """Return the most memory held since `reset_peak`."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return hardware.peak_bytes()
+
+
+def matmul_peak(dtype: str, rows: int = 1024, inner: int = 1024, outer: int = 4096) -> float:
+    """Return the most FLOP/s this machine reaches on one large product."""
+    import torch
+
+    device, kind = "cuda:0" if torch.cuda.is_available() else "cpu", getattr(torch, dtype)
+    a = torch.randn(rows, inner, device=device, dtype=kind)
+    b = torch.randn(inner, outer, device=device, dtype=kind)
+    best = float("inf")
+    for _ in range(12):
+        started = time.perf_counter()
+        a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * rows * inner * outer / best
+
+
+def main() -> None:
+    """Run one peer over a prepared case, or prepare it."""
+    import os
+
+    import torch
+
+    from ui.bench import peers
+    from ui.bench.case import prepare_case
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    torch.set_num_threads(hardware.threads())
+    peer, folder = sys.argv[1], Path(sys.argv[2])
+    if peer == "prepare":
+        prepare_case(Case(**json.loads(sys.argv[3])), folder)
+        return
+    case, rows = read_case(folder)
+    if peer == "peak":
+        print(json.dumps({"flops": matmul_peak(case.dtype)}))
+        return
+    run: Any = peers.PEERS[peer]
+    run(folder, case, rows, Turnstile(case, rows))
+
+
+if __name__ == "__main__":
+    main()

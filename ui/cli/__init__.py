@@ -1,0 +1,1 @@
+"""The command line: generated from fields and actions, plus following and tables."""

@@ -1,0 +1,77 @@
+"""Watching one job in a terminal until it ends: a progress bar with the loss, on standard error.
+
+Where standard error is no terminal, a line every few seconds instead. It only reads the database,
+so ending it does nothing to the job.
+"""
+
+import sys
+import time
+
+from jobs.job import Job
+from jobs.jobs_table import seconds_left
+from jobs.store import JobStore
+
+POLL_SECONDS = 0.1
+LINE_SECONDS = 5.0
+
+
+def follow_to_the_end(store: JobStore, job: Job) -> Job:
+    """Show a job's progress until it waits for nobody but a person; return its last state."""
+    if sys.stderr.isatty():
+        return _with_bar(store, job)
+    spoken, said = 0.0, ""
+    while True:
+        job = store.get(job.id)
+        if _over(job):
+            return job
+        line = _line(job)
+        if line != said and time.monotonic() - spoken > LINE_SECONDS:
+            spoken, said = time.monotonic(), line
+            print(line, file=sys.stderr, flush=True)
+        time.sleep(POLL_SECONDS)
+
+
+def _with_bar(store: JobStore, job: Job) -> Job:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}", markup=False),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(job.name, total=None, facts="")
+        while not _over(job):
+            job = store.get(job.id)
+            text = job.phase if job.state == "running" else job.state
+            progress.update(
+                task, total=job.total_steps, completed=job.step, facts=_facts(job),
+                description=f"{job.name}  {text}",
+            )  # fmt: skip
+            time.sleep(POLL_SECONDS)
+    return job
+
+
+def _over(job: Job) -> bool:
+    return not job.active and job.state != "queued" and not _comes_back(job)
+
+
+def _comes_back(job: Job) -> bool:
+    return job.state == "interrupted" and job.error_kind is None
+
+
+def _line(job: Job) -> str:
+    if job.state != "running":
+        return f"{job.name}: {job.state}"
+    if job.total_steps is None:
+        return f"{job.name}: {job.phase}"
+    return f"{job.name}: step {job.step} of {job.total_steps}  {_facts(job)}"
+
+
+def _facts(job: Job) -> str:
+    loss = job.result.get("last_loss")
+    left = seconds_left(job)
+    parts = [] if loss is None else [f"loss {loss:.4f}"]
+    if left is not None:
+        parts.append(f"{int(left // 60)}:{int(left % 60):02} left")
+    return "  ".join(parts)

@@ -1,0 +1,361 @@
+"""The door: every command, its options and its exit codes.
+
+Bodies live with what they are about and are imported when their command runs, so that `--help` and
+errors come at once. This is the only file of `studio` that may import the queue and the pages.
+
+Exit codes: 0 done, 2 the input was wrong, 3 the job failed, 4 it was cancelled or paused, 130
+interrupted. With `--json` exactly one JSON document goes to standard output, errors included.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from studio.errors import SpecError, StudioError, nearest
+from studio.home import open_home
+from ui.cli.data import app as data_app
+from ui.cli.options import HomeOption, JobArgument, JsonOption, RetriesOption
+from ui.cli.options_adapters import app as adapter_app
+from ui.cli.options_cluster import app as elsewhere_app
+from ui.cli.options_compare import app as compare_app
+from ui.cli.options_engine import app as engine_app
+from ui.cli.options_engine import presets_app
+from ui.cli.options_home import app as home_app
+from ui.cli.options_library import app as library_app
+from ui.cli.options_queue import app as queue_app
+
+app = typer.Typer(
+    name="studio",
+    help="Train adapters, watch them learn, and chat with them. Without a command it opens the "
+    "page in the browser.",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(data_app, name="data")
+app.add_typer(adapter_app)
+app.add_typer(compare_app)
+app.add_typer(library_app, name="adapters")
+app.add_typer(queue_app)
+app.add_typer(elsewhere_app)
+app.add_typer(engine_app)
+app.add_typer(presets_app, name="presets")
+app.add_typer(home_app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with the contract's codes."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or (words[0].startswith("-") and words[0] not in ("--help", "-h")):
+        words.insert(0, "serve")
+    as_json = "--json" in words
+    try:
+        code = app(words, prog_name="studio", standalone_mode=False)
+    except StudioError as error:
+        raise SystemExit(_tell(error.as_dict(), error.exit_code, as_json)) from None
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read us has gone; there is nobody to tell
+        raise SystemExit(0) from None
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise SystemExit(_unforeseen(error, as_json)) from None
+        text = _usage_sentence(error, words)
+        raise SystemExit(_tell({"kind": "usage", "text": text}, 2, as_json)) from None
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    host: Annotated[
+        str, typer.Option(help="Where to listen; elsewhere than here asks for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 7860,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name of this machine; may be repeated."),
+    ] = None,
+    home: HomeOption = None,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the address only.")
+    ] = False,
+) -> None:
+    """Open the studio in the browser (the default command)."""
+    from ui.cli import runs_commands
+
+    opened = open_home(home)
+    runs_commands.refuse_second_page(opened, port)
+    from ui.app import serve as serve_page
+
+    def ready(address: str) -> None:
+        print(f"Adapter Studio is at {address} (Ctrl-C ends the page, not the runs)", flush=True)
+        if not no_browser:
+            import webbrowser
+
+            webbrowser.open(address)
+
+    serve_page(opened, host=host, port=port, allowed=allow_host, on_ready=ready)
+
+
+@app.command()
+def stop(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """End the page, the queue and the chat; running jobs save and go on at the next start."""
+    from ui.cli import runs_commands
+
+    runs_commands.stop(open_home(home), as_json=as_json)
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def train(
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="[SPEC.yaml]", help="A spec file.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A folder, a hub id, or starter.", show_default=False)
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A file, a folder, a hub id, or starter:<name>.", show_default=False),
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="One of `studio methods`.", show_default=False)
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="As in method.r=16; may be repeated."),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="One of `studio presets list`.", show_default=False)
+    ] = "",
+    name: Annotated[str, typer.Option(help="What to call the run.", show_default=False)] = "",
+    needs: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="Start after this job succeeded; may be repeated."),
+    ] = None,
+    retries: RetriesOption = None,
+    hold: Annotated[bool, typer.Option("--hold", help="Queue it; it waits for you.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow/--detach", help="Watch it to its end, or only queue it.")
+    ] = True,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Train an adapter: queue a run and, unless detached, follow it.
+
+    Ctrl-C stops the watching, never the run.
+    """
+    from ui.cli import runs_commands
+
+    short = {"model.path": model, "data.path": data, "method.name": method}
+    given = {field: value for field, value in short.items() if value is not None}
+    for field, value in given.items():
+        if not value.strip():  # of a variable that is not set: never silently the default
+            option = "--" + field.partition(".")[0]
+            raise SpecError(f"{option} is empty: give a value, or leave it out.", field=field)
+    given |= {"name": name} if name else {}
+    return runs_commands.train(
+        open_home(home), spec, given, assignments or [], preset=preset, needs=needs or [],
+        retries=retries or 0, held=hold, follow=follow, as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command()
+def runs(
+    search: Annotated[str, typer.Option(help="Part of the name.", show_default=False)] = "",
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only this state; may be repeated.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="At most so many; 0 shows all.", min=0)] = 0,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs, newest first."""
+    from ui.cli import runs_commands
+
+    runs_commands.runs(
+        open_home(home), search=search, states=state or [], limit=limit, as_json=as_json
+    )
+
+
+@app.command()
+def show(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Show one run: state, progress, losses, adapter, history."""
+    from ui.cli import runs_commands
+
+    runs_commands.show(open_home(home), job, as_json=as_json)
+
+
+@app.command()
+def cancel(
+    job: JobArgument,
+    drop: Annotated[bool, typer.Option("--drop", help="Forget its checkpoints too.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End a run; one that is under way saves a checkpoint first, so that it can be resumed."""
+    from ui.cli import runs_commands
+
+    runs_commands.change(open_home(home), job, "cancel", drop=drop, as_json=as_json)
+
+
+@app.command()
+def pause(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """Hold a waiting run back, or let a running one save and free its device."""
+    from ui.cli import runs_commands
+
+    runs_commands.change(open_home(home), job, "pause", as_json=as_json)
+
+
+@app.command()
+def resume(
+    job: JobArgument,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget the checkpoints and begin at step 0.")
+    ] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Queue a stopped run again, from its newest checkpoint."""
+    from ui.cli import runs_commands
+
+    runs_commands.change(open_home(home), job, "restart" if restart else "resume", as_json=as_json)
+
+
+@app.command()
+def logs(
+    job: JobArgument,
+    lines: Annotated[int, typer.Option(help="How many of the last.", min=1)] = 200,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print until it ends.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Print a run's log."""
+    from ui.cli import runs_commands
+
+    runs_commands.logs(open_home(home), job, lines=lines, follow=follow)
+
+
+# -- adapters and chat -----------------------------------------------------------------------------
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str, typer.Option(help="A folder, a hub id, or starter.", show_default=False)
+    ] = "",
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:WEIGHT]", help="A name or folder; may be repeated."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Answer this and end.", show_default=False)
+    ] = None,
+    system: Annotated[str, typer.Option(help="The system prompt.", show_default=False)] = "",
+    max_new_tokens: Annotated[int | None, typer.Option(show_default=False)] = None,
+    temperature: Annotated[float | None, typer.Option(show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 …")] = "auto",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Chat with a model and any adapters stacked on it."""
+    from studio.errors import ChatError
+    from ui.cli.chat import ChatOptions
+    from ui.cli.chat import chat as run_chat
+
+    if as_json and prompt is None:
+        raise ChatError("--json prints one answer: give the question with --prompt.")
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    options = ChatOptions(
+        model=model, adapters=adapter or [], prompt=prompt, system=system, device=device,
+        sampling={key: value for key, value in sampling.items() if value is not None},
+        as_json=as_json,
+    )  # fmt: skip
+    return run_chat(open_home(home), options)
+
+
+@app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """List the methods that can train an adapter."""
+    from ui.cli.listing import print_methods
+
+    print_methods(as_json=as_json)
+
+
+# -- data and machine ------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(home: HomeOption = None, as_json: JsonOption = False) -> int:
+    """Look at the machine, the home and the queue, and say what is wrong."""
+    from jobs.doctor import examine
+
+    return examine(home, as_json=as_json)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def bench(context: typer.Context) -> int:
+    """Measure: startup, train, siblings, methods, data, queue, chat."""
+    from ui.bench.command import bench as run_bench
+
+    return run_bench(context.args)
+
+
+# -- how it ends -----------------------------------------------------------------------------------
+
+
+def _tell(error: dict[str, str], code: int, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"error": error}, ensure_ascii=False))
+    else:
+        print(error["text"], file=sys.stderr)
+    return code
+
+
+def _usage_sentence(error: Any, words: Sequence[str]) -> str:
+    text = str(error.format_message()).strip().rstrip(".")
+    if "No such command" in text:
+        names = [
+            str(c.name or getattr(c.callback, "__name__", "")) for c in app.registered_commands
+        ]
+        text = f'There is no command "{words[0]}".' + nearest(
+            words[0], [*names, "data", "adapters"]
+        )
+        return text.rstrip(".") + ". `studio --help` lists them all."
+    return f"{text}. `studio {words[0]} --help` shows how it is used."
+
+
+def _unforeseen(error: Exception, as_json: bool) -> int:
+    import traceback
+
+    where = ""
+    try:
+        log = open_home().state / "crash.log"
+        with log.open("a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+        where = f" Details are in {log}."
+    except Exception:
+        pass
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    text = f"Something nobody foresaw happened ({type(error).__name__}: {first}).{where}"
+    return _tell({"kind": "bug", "text": text}, 1, as_json)
+
+
+if __name__ == "__main__":
+    main()
