@@ -56,8 +56,8 @@ def test_every_model_of_a_person_is_loaded_without_its_code() -> None:
     """The default asks on standard input; ours never asks and never runs."""
     ours = {
         "studio/starter/make.py",
-        "studio/bench/peers.py",
-        "studio/bench/chat.py",
+        "ui/bench/peers.py",
+        "ui/bench/chat.py",
     }  # own folders
     for file in FILES:
         if str(file.relative_to(ROOT)) in ours or "bench" in file.parts:

@@ -1,6 +1,6 @@
 """Merging a stack into a model of its own, with a certificate that the merge is right.
 
-What can be folded is folded (`methods/layer/merge.py`), in float32 and then cast; what cannot is
+What can be folded is folded (`backbone/fold.py`), in float32 and then cast; what cannot is
 named and stays an adapter. Before the folder appears under its name, a fresh process reloads the
 written files and compares logits with the live stack: an error above the tolerance fails the merge.
 """

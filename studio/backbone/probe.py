@@ -18,7 +18,7 @@ from studio.backbone.backbone import Backbone
 from studio.backbone.fold import fold
 from studio.methods import Method, Phase, methods
 
-CAPABILITIES = Path(__file__).parents[1] / "capabilities.json"
+CAPABILITIES = Path(__file__).parents[1] / "methods" / "capabilities.json"
 IDS = torch.arange(14).reshape(2, 7) % 32
 
 

@@ -1,8 +1,8 @@
 """Fit a conversation into the model's context, and say what had to be left out.
 
 The oldest turns go first; the system prompt and the last question stay. The text of a turn is never
-cut silently. How turns become tokens is the template's business (`studio.data.template.template`, the same
-that training uses).
+cut silently. Turns become tokens in `studio.data.template.template`, the same code
+that training uses.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from studio.spec import ModelSource
 
 SKIPPING = ("llama", "mistral", "qwen2", "qwen3")
 """Families (`model_type`) whose last layer may run its feed-forward only where it is read: it is
-two norms, attention and a feed-forward, added in the plain order. `methods/layer/lean.py` does it,
+two norms, attention and a feed-forward, added in the plain order. `backbone/checkpointing.py` does it,
 `training/estimate.py` counts it."""
 
 

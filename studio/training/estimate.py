@@ -334,7 +334,7 @@ def layer_activations(spec: RunSpec, shape: Shape) -> int:
 
     The norms' inputs (2 D), queries, keys, values and the attention's output; of the feed-forward
     what its activation needs. Methods beside linear layers keep these layers' inputs as well; the
-    down projection's is made again from the gate (`methods/layer/lean.py`).
+    down projection's is made again from the gate (`backbone/checkpointing.py`).
     """
     attention = 2 * shape.attention + 2 * shape.keys_values
     inner = (2 if shape.gated else 5) * shape.inner
