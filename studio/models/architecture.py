@@ -14,9 +14,9 @@ from studio.models.sources import resolve
 from studio.spec import ModelSource
 
 SKIPPING = ("llama", "mistral", "qwen2", "qwen3")
-"""Families (`model_type`) whose last layer may run its feed-forward only where it is read: it is
-two norms, attention and a feed-forward, added in the plain order. `backbone/checkpointing.py` does it,
-`training/estimate.py` counts it."""
+"""Families (`model_type`) whose last layer may run its feed-forward only where it is read: two
+norms, attention and a feed-forward, added in the plain order. Used by `backbone/checkpointing.py`
+and counted by `training/estimate.py`."""
 
 
 _IN_LAYER = re.compile(r"^.*?\b(?:layers|h|blocks|layer)\.(?P<layer>\d+)\.(?P<name>.+)$")
