@@ -182,10 +182,10 @@ def _outcome(job: Job) -> dict[str, Any]:
 
         row["certificate"] = read_certificate(folder)
     if job.kind in ("gguf", "export_adapter") and job.state == "succeeded":
-        from studio.adapters import export, gguf
+        from studio.adapters.verify import EXPORT_REPORT, GGUF_REPORT, read_report
 
-        read = gguf.read_check if job.kind == "gguf" else export.read_check
-        row["check"] = read(folder) or None
+        name = GGUF_REPORT if job.kind == "gguf" else EXPORT_REPORT
+        row["check"] = read_report(folder, name) or None
     if job.kind == "push":
         row["address"] = job.result.get("address")
     if job.kind == "mix" and job.state == "succeeded":

@@ -1,8 +1,8 @@
-"""Giving an adapter away: a folder of its own in PEFT's, vLLM's or AdapterHub's form, or its card.
+"""Export an adapter to a folder of its own in the format of PEFT, vLLM or AdapterHub, or its card.
 
-Each is verified before it appears: the written files are read as strictly as anybody's, put beside
-the original on the same base, and must answer the same. What was found stands in `export.json` and
-in the model card.
+Each export is verified before it appears: the written files are read as strictly as any adapter's,
+loaded beside the original on the same base, and must give the same logits. The figures are in
+`export.json` and in the model card.
 """
 
 from __future__ import annotations
@@ -23,6 +23,14 @@ from studio.adapters.library import (
     refuse_place,
     resolve,
 )
+from studio.adapters.verify import (
+    EXPORT_REPORT,
+    Comparison,
+    compare,
+    logits_of,
+    prompt_ids,
+    write_report,
+)
 from studio.errors import AdapterError, StudioError, nearest
 from studio.home import Home, publishing, slug
 from studio.spec import ModelSource
@@ -33,35 +41,8 @@ if TYPE_CHECKING:
 
 Format = Literal["peft", "vllm", "adapterhub", "card"]
 FORMATS: tuple[Format, ...] = ("peft", "vllm", "adapterhub", "card")
-REPORT = "export.json"
 TOLERANCE = 1e-4  # of the largest logit: the files hold the same float32 numbers
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
-    """How the written files answer beside the original, on its base.
-
-    Without a base that is here, `max_error` is None: the files were read, and nothing more.
-    """
-
-    form: str
-    max_error: float | None = None
-    tolerance: float | None = None
-    moved: float | None = None
-    tokens_changed: int = 0
-    tokens_compared: int = 0
-    note: str = ""
-
-    def sentence(self) -> str:
-        """Say it for a person."""
-        if self.max_error is None:
-            return self.note
-        return (
-            f"Read back on its base, the files answer like the adapter they were made from: "
-            f"largest logit error {self.max_error:.2g} (the adapter moves logits by up to "
-            f"{self.moved:.3g}), {self.tokens_changed} of {self.tokens_compared} tokens changed."
-        )
 
 
 def as_format(text: str) -> Format:
@@ -94,6 +75,8 @@ def export_adapter(
         with publishing(out) as temporary:
             write_card(temporary, adapter_card(adapter, form=form))
         return out
+    from studio.backbone import adapter_files
+
     base = model or adapter.base
     try:
         beside = _Beside.load(base, adapter)
@@ -103,11 +86,23 @@ def export_adapter(
         beside = None  # a copy of files needs no base; it is only checked less
     with publishing(out) as temporary:
         rank = _write(adapter, beside, temporary, form=form, base=base)
-        check = beside.check(temporary, form) if beside else _read_only(temporary, form)
-        (temporary / REPORT).write_text(json.dumps(asdict(check), indent=1), encoding="utf-8")
-        card = adapter_card(adapter, form=form, measured=check.sentence(), rank=rank)
+        if beside:
+            found, moved = beside.compare(temporary)
+            report = {"form": form, **asdict(found), "moved": moved, "note": ""}
+            measured = (
+                f"Loaded on its base beside the original: {found.summary()}. "
+                f"The adapter moves logits by up to {moved:.3g}."
+            )
+        else:
+            adapter_files.read_method(adapter_files.read_config(temporary))
+            adapter_files.read_tensors(temporary, adapter_files.WEIGHTS)
+            found, measured = None, "Its base is not here: the files were read, not run."
+            report = {"form": form, "max_error": None, "note": measured}
+        write_report(temporary, EXPORT_REPORT, report)
+        card = adapter_card(adapter, form=form, measured=measured, rank=rank)
         write_card(temporary, card)
-        judge(check)
+        if found:
+            found.require("exported adapter", "original")
     return out
 
 
@@ -129,31 +124,8 @@ def refuse_form(adapter: Adapter, form: Format) -> None:
         )
 
 
-def read_check(folder: Path) -> dict[str, Any]:
-    """Return what was measured when a folder was exported; empty where it is none."""
-    try:
-        return dict(json.loads((folder / REPORT).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
-
-
-def judge(check: Check) -> None:
-    """Raise where the files do not answer like the original.
-
-    Raises:
-        AdapterError: Says by how much; nothing was kept.
-    """
-    if check.max_error is None or check.tolerance is None:
-        return
-    if not check.max_error <= check.tolerance:  # also catches NaN
-        raise AdapterError(
-            f"The written files answer differently from the adapter (logits differ by "
-            f"{check.max_error:.3g}, allowed {check.tolerance:.3g}): nothing was kept."
-        )
-
-
 def _is_peft(folder: Path) -> bool:
-    """Whether the files are PEFT's already, so that a copy of them is the export."""
+    """Return True if the files are PEFT's already: a copy of them is the export."""
     return (folder / WEIGHTS[0]).is_file()
 
 
@@ -176,24 +148,16 @@ class _Beside:
         backbone = Backbone(loaded.model)
         return cls(backbone, backbone.load("original", adapter.path), loaded.tokenizer)
 
-    def check(self, out: Path, form: Format) -> Check:
-        """Load what was written and compare logits on a few fixed prompts."""
-        from studio.adapters.merge import reference_logits
-
+    def compare(self, out: Path) -> tuple[Comparison, float]:
+        """Load what was written; return its comparison and how far the adapter moves logits."""
         self.backbone.load("copy", out)
+        ids = prompt_ids(self.backbone.model, self.tokenizer)
         found = []
         for stack in ((), [("original", 1.0)], [("copy", 1.0)]):
             self.backbone.use(stack)
-            found.append(reference_logits(self.backbone, self.tokenizer)[1])
+            found.append(logits_of(self.backbone.model, ids))
         base, before, after = found
-        return Check(
-            form=form,
-            max_error=float((after - before).abs().max()),
-            tolerance=TOLERANCE * max(1.0, float(before.abs().max())),
-            moved=float((before - base).abs().max()),
-            tokens_changed=int((after.argmax(-1) != before.argmax(-1)).sum()),
-            tokens_compared=len(before),
-        )
+        return compare(after, before, tolerance=TOLERANCE), float((before - base).abs().max())
 
 
 def _write(adapter: Adapter, beside: _Beside | None, out: Path, *, form: Format, base: str) -> int:
@@ -236,11 +200,3 @@ def _fit_vllm(adapter: Adapter, original: Loaded, out: Path) -> int:
     config |= {"target_modules": names, "bias": "none", "modules_to_save": None}
     (out / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     return limit
-
-
-def _read_only(out: Path, form: Format) -> Check:
-    from studio.backbone import adapter_files
-
-    adapter_files.read_method(adapter_files.read_config(out))
-    adapter_files.read_tensors(out, adapter_files.WEIGHTS)
-    return Check(form=form, note="Its base is not here: the files were read, not run.")

@@ -19,13 +19,22 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from studio.adapters.card import stack_card, write_card
 from studio.adapters.library import name_of, refuse_place
 from studio.adapters.requests import StackItem
+from studio.adapters.verify import (
+    CERTIFICATE,
+    GGUF_REPORT,
+    Comparison,
+    compare,
+    logits_of,
+    read_report,
+    write_report,
+)
 from studio.errors import AdapterError, InputError, ModelError
 from studio.fields import Record, knob, validated
 from studio.home import Home, publishing, slug
@@ -248,7 +257,6 @@ def _add_config(writer: Any, config: dict[str, Any], precision: Precision, gguf:
     writer.add_file_type(gguf.LlamaFileType[names[precision]])
 
 
-REPORT = "gguf.json"
 # Largest logit error for its own size (the largest logit): rounding of weights, nothing else.
 TOLERANCES: dict[Precision, float] = {"f32": 1e-5, "f16": 5e-3, "bf16": 3e-2, "q8_0": 6e-2}
 RETOKENISED = (
@@ -259,20 +267,6 @@ TEXTS = (
     "Once upon a time there was a little fox.", "What is the capital of France?", "2 + 2 = 4",
     "She said: “Don't!” – twice.", "¿Qué hora es?",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
-    """What the written file does when it is read back."""
-
-    precision: Precision
-    max_error: float
-    mean_error: float
-    tolerance: float
-    tokens_changed: int
-    tokens_compared: int
-    texts_tokenised_differently: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 class GgufRequest(Record):
@@ -331,39 +325,40 @@ class GgufRequest(Record):
                 file = temporary / f"{slug(self.name)}.gguf"
                 notes = write(folder, file, precision=self.precision, name=self.name)
                 yield Loading(text="Reading it back")
-                check = compare(folder, file, self.precision, notes)
-                (temporary / REPORT).write_text(json.dumps(asdict(check), indent=1))
+                found, differ = verify_gguf(folder, file, self.precision)
+                report = {
+                    "precision": self.precision,
+                    **asdict(found),
+                    "texts_tokenised_differently": list(differ),
+                    "notes": [*notes, RETOKENISED] if differ else notes,
+                }
+                write_report(temporary, GGUF_REPORT, report)
                 (temporary / "Modelfile").write_text(modelfile(folder, file.name), "utf-8")
-                write_card(temporary, self.card(check))
-                judge(check)
-        yield Finished(
-            reason="completed", adapter=str(out), first_loss=None, last_loss=None, eval_loss=None,
-            seconds=time.monotonic() - started, facts={"gguf": asdict(check)},
-        )  # fmt: skip
+                write_card(temporary, self.card(found))
+                found.require("GGUF file", "model it was made from")
+        seconds = time.monotonic() - started
+        yield Finished(adapter=str(out), seconds=seconds, facts={"gguf": report})
 
-    def card(self, check: Check) -> str:
+    def card(self, found: Comparison) -> str:
         """Return the model card: what it is made of, and how exact the file is."""
         rows = {
-            "Precision": check.precision,
-            "Checked": "read back with transformers, its logits differ from the model it was made "
-            f"from by at most {check.max_error:.2g}, and {check.tokens_changed} of "
-            f"{check.tokens_compared} likeliest tokens changed",
+            "Precision": self.precision,
+            "Checked": "read back with transformers and compared with the model it was made from: "
+            + found.summary(),
             "Use": "`ollama create NAME -f Modelfile`, or `llama-server -m FILE.gguf`",
         }
         stack = [(name_of(Path(item.name)), item.weight) for item in self.stack]
         return stack_card(self.name, self.model.path, stack, rows, library="gguf")
 
 
-def read_check(folder: Path) -> dict[str, Any]:
-    """Return what was measured of an export; empty where it is none."""
-    try:
-        return dict(json.loads((folder / REPORT).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return {}
+def verify_gguf(
+    folder: Path, file: Path, precision: Precision
+) -> tuple[Comparison, tuple[str, ...]]:
+    """Compare both in float32; return the figures and the texts that are tokenised differently.
 
-
-def compare(folder: Path, file: Path, precision: Precision, notes: list[str]) -> Check:
-    """Load both with transformers in float32 and compare logits and tokens."""
+    Raises:
+        AdapterError: transformers cannot read the file.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -372,31 +367,14 @@ def compare(folder: Path, file: Path, precision: Precision, notes: list[str]) ->
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False
     )
-    wanted = [_logits(model, row) for row in ids]
+    wanted = logits_of(model, ids)
     del model
-    model = _read_back(file)
-    errors, changed, scale = [], 0, 1.0
-    for row, before in zip(ids, wanted, strict=True):
-        after = _logits(model, row)[..., : before.shape[-1]]
-        errors.append((after - before).abs())
-        changed += int((after.argmax(-1) != before.argmax(-1)).sum())
-        scale = max(scale, float(before.abs().max()))
+    ours = logits_of(_read_back(file), ids)[:, : wanted.shape[-1]]
     new = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     differ = tuple(
         text for text, row in zip(TEXTS, ids, strict=True) if new(text)["input_ids"] != row
     )
-    if differ:
-        notes = [*notes, RETOKENISED]
-    return Check(
-        precision=precision,
-        max_error=max(float(error.max()) for error in errors),
-        mean_error=float(torch.cat([error.flatten() for error in errors]).mean()),
-        tolerance=TOLERANCES[precision] * scale,
-        tokens_changed=changed,
-        tokens_compared=sum(map(len, ids)),
-        texts_tokenised_differently=differ,
-        notes=tuple(notes),
-    )
+    return compare(ours, wanted, tolerance=TOLERANCES[precision]), differ
 
 
 def _read_back(file: Path) -> Any:
@@ -421,19 +399,6 @@ def _read_back(file: Path) -> Any:
         ) from error
 
 
-def judge(check: Check) -> None:
-    """Raise where the file is not the model.
-
-    Raises:
-        AdapterError: Says by how much; nothing was kept.
-    """
-    if not check.max_error <= check.tolerance:  # also catches NaN
-        raise AdapterError(
-            f"The written file answers differently (logits differ by {check.max_error:.3g}, "
-            f"allowed {check.tolerance:.3g}): nothing was kept. Export the merged folder instead."
-        )
-
-
 def modelfile(folder: Path, name: str) -> str:
     """Return an Ollama Modelfile: the file, where an answer ends, and its context."""
     from transformers import AutoTokenizer
@@ -447,17 +412,8 @@ def modelfile(folder: Path, name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _logits(model: Any, row: list[int]) -> Any:
-    import torch
-
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([row])).logits[0].float()
-
-
 def _refuse_leftovers(folder: Path) -> None:
-    from studio.adapters.merge import read_certificate
-
-    if left := read_certificate(folder).get("left"):
+    if left := read_report(folder, CERTIFICATE).get("left"):
         names = ", ".join(name_of(Path(part)) for part in left)
         raise AdapterError(
             f"{names} cannot be folded into weights, so it cannot be in a GGUF file: leave it out."

@@ -58,10 +58,8 @@ class PushRequest(Record):
         started = time.monotonic()
         yield Loading(text=f"Uploading to {self.repo}")
         address = push(Path(self.folder), self.repo, private=self.private)
-        yield Finished(
-            reason="completed", adapter=self.folder, first_loss=None, last_loss=None,
-            eval_loss=None, seconds=time.monotonic() - started, facts={"address": address},
-        )  # fmt: skip
+        seconds = time.monotonic() - started
+        yield Finished(adapter=self.folder, seconds=seconds, facts={"address": address})
 
 
 def token() -> str:

@@ -61,10 +61,7 @@ class BakeoffRequest(Record):
         run_dir.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"model": self.model.path, "rows": rows}, ensure_ascii=False, indent=1)
         (run_dir / REPORT).write_text(text, encoding="utf-8")
-        yield Finished(
-            reason="completed", adapter=None, first_loss=None, last_loss=None, eval_loss=None,
-            seconds=time.monotonic() - started,
-        )  # fmt: skip
+        yield Finished(seconds=time.monotonic() - started)
 
 
 def measure(

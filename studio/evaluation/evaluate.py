@@ -106,10 +106,7 @@ class EvaluateRequest(Record):
                 yield Sampled(prompt=answer["prompt"], text=answer["answer"])
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1))
-        yield Finished(
-            reason="completed", adapter=None, first_loss=None, last_loss=None,
-            eval_loss=report["eval_loss"], seconds=time.monotonic() - started,
-        )  # fmt: skip
+        yield Finished(eval_loss=report["eval_loss"], seconds=time.monotonic() - started)
 
     def _is_model(self) -> bool:
         from studio.adapters.library import describe

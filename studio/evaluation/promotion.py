@@ -68,10 +68,7 @@ class PromoteRequest(Record):
             text = json.dumps(passport, indent=1, ensure_ascii=False)
             (temporary / "passport.json").write_text(text, encoding="utf-8")
         Backbone(loaded.model).load("again", target)  # reads it as strictly as any use of it will
-        yield Finished(
-            reason="completed", adapter=str(target), first_loss=None, last_loss=None,
-            eval_loss=None, seconds=time.monotonic() - started,
-        )  # fmt: skip
+        yield Finished(adapter=str(target), seconds=time.monotonic() - started)
 
 
 def _passport(

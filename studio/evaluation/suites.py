@@ -126,12 +126,13 @@ class SuiteRequest(Record):
                 text = f"Prompt {number + 1} of {total}"
                 yield Working(step=number, total_steps=total, text=text)
                 if control() == "stop":
-                    yield _finished("stopped", started, step=number)
+                    seconds = time.monotonic() - started
+                    yield Finished(step=number, reason="stopped", seconds=seconds)
                     return
                 row = self._row(number, residents.stream)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 file.flush()
-        yield _finished("completed", started, step=total)
+        yield Finished(step=total, seconds=time.monotonic() - started)
 
     def _row(
         self, number: int, stream: Callable[[Sequence[Lane]], Iterator[Delta]]
@@ -219,13 +220,6 @@ def summarise(lanes: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str,
 def _quality(answer: dict[str, Any]) -> tuple[float, float]:
     first = answer["pattern"] if answer["pattern"] is not None else answer["exact_match"]
     return (first or 0.0, answer["rouge_l"] or 0.0)
-
-
-def _finished(reason: Any, started: float, *, step: int) -> Finished:
-    return Finished(
-        step=step, reason=reason, adapter=None, first_loss=None, last_loss=None, eval_loss=None,
-        seconds=time.monotonic() - started,
-    )  # fmt: skip
 
 
 # -- reading ---------------------------------------------------------------------------------------

@@ -94,12 +94,12 @@ class Saved(Event):
 class Finished(Event):
     """The run is over; `reason` says how, `adapter` or `facts` what its result is."""
 
-    reason: Literal["completed", "stopped"]
-    adapter: str | None
-    first_loss: float | None
-    last_loss: float | None
-    eval_loss: float | None
     seconds: float
+    reason: Literal["completed", "stopped"] = "completed"
+    adapter: str | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
+    eval_loss: float | None = None
     note: str = ""
     facts: dict[str, Any] | None = None
 

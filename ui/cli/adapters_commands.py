@@ -86,10 +86,11 @@ def import_(home: Home, source: str, *, name: str, model: str, as_json: bool) ->
 
 def export(home: Home, name: str, *, out: str, form: str, model: str, as_json: bool) -> int:
     """Write an adapter to a folder of its own."""
-    from studio.adapters.export import as_format, export_adapter, read_check
+    from studio.adapters.export import as_format, export_adapter
+    from studio.adapters.verify import EXPORT_REPORT, read_report
 
     folder = export_adapter(home, name, Path(out).expanduser(), form=as_format(form), model=model)
-    check = read_check(folder)
+    check = read_report(folder, EXPORT_REPORT)
     if as_json:
         print(json.dumps({"out": str(folder), "check": check or None}))
     else:
@@ -103,8 +104,9 @@ def export_gguf(
     home: Home, name: str, *, out: str, model: str, precision: str, as_json: bool
 ) -> int:
     """Queue a GGUF export of an adapter (`NAME[:WEIGHT]`) or of a model folder, and wait."""
-    from studio.adapters.gguf import GgufRequest, read_check
+    from studio.adapters.gguf import GgufRequest
     from studio.adapters.library import describe, resolve
+    from studio.adapters.verify import GGUF_REPORT, read_report
 
     item = StackItem.read(name)
     stack, base = [item], model
@@ -123,7 +125,7 @@ def export_gguf(
     job = _run(home, "gguf", request.model_dump(mode="json"), follow=True)
     if job.state != "succeeded":
         return say_state(job, as_json)
-    check = read_check(Path(request.out))
+    check = read_report(Path(request.out), GGUF_REPORT)
     if as_json:
         print(json.dumps({"out": request.out, "check": check}, ensure_ascii=False))
         return 0

@@ -7,10 +7,11 @@ import peft
 import pytest
 import torch
 
-from studio.adapters.export import as_format, export_adapter, read_check
+from studio.adapters.export import as_format, export_adapter
 from studio.adapters.gguf import GgufRequest
 from studio.adapters.library import resolve
 from studio.adapters.requests import ExportRequest, MergeRequest
+from studio.adapters.verify import EXPORT_REPORT, read_report
 from studio.backbone import Backbone, adapter_files
 from studio.errors import AdapterError, InputError, StudioError
 from studio.methods.bottleneck import Bottleneck
@@ -44,7 +45,7 @@ def test_a_peft_folder_loads_with_peft_and_was_checked_on_its_base(home, base, t
     out = export_adapter(home, "p", tmp_path / "out")
 
     peft.PeftModel.from_pretrained(tiny_model("llama"), out)
-    check = read_check(out)
+    check = read_report(out, EXPORT_REPORT)
     assert check["max_error"] == 0.0 and check["moved"] > 0.01
     assert check["tokens_compared"] > 20
     assert "largest logit error 0" in (out / "README.md").read_text()
@@ -64,7 +65,7 @@ def test_a_vllm_folder_names_short_modules_and_its_rank_limit(home, base, tmp_pa
     assert (config["r"], config["bias"], config["use_dora"]) == (24, "none", False)
     tensors = adapter_files.read_tensors(out, adapter_files.WEIGHTS)
     assert all(key.startswith("base_model.model.model.layers.") for key in tensors)
-    assert read_check(out)["max_error"] < 1e-5
+    assert read_report(out, EXPORT_REPORT)["max_error"] < 1e-5
     card = (out / "README.md").read_text()
     assert "--max-lora-rank 32" in card and f'vllm serve "{base}"' in card
 
@@ -75,7 +76,7 @@ def test_an_adapterhub_folder_is_read_back(home, base, tmp_path):
     out = export_adapter(home, "b", tmp_path / "hub", form="adapterhub")
 
     assert json.loads((out / "adapter_config.json").read_text())["name"] == "b"
-    assert read_check(out)["max_error"] < 1e-5
+    assert read_report(out, EXPORT_REPORT)["max_error"] < 1e-5
     again = export_adapter(home, str(out), tmp_path / "peft", model=str(base))
     Backbone(tiny_model("llama")).load("x", again)
 
@@ -126,7 +127,7 @@ def test_files_that_answer_differently_are_not_kept(home, base, tmp_path, monkey
 
     monkeypatch.setattr(adapter_files, "write", spoiled)
 
-    with pytest.raises(AdapterError, match="answer differently from the adapter"):
+    with pytest.raises(AdapterError, match="exported adapter differs from the original"):
         export_adapter(home, "w", tmp_path / "no", form="vllm")
 
     assert not (tmp_path / "no").exists()
@@ -137,7 +138,7 @@ def test_without_its_base_a_copy_is_read_and_says_so(home, base, tmp_path):
 
     out = export_adapter(home, "lost", tmp_path / "out")
 
-    assert read_check(out)["max_error"] is None
+    assert read_report(out, EXPORT_REPORT)["max_error"] is None
     assert "Its base is not here" in (out / "README.md").read_text()
     with pytest.raises(StudioError):
         export_adapter(home, "lost", tmp_path / "vllm", form="vllm")

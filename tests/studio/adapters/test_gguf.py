@@ -10,7 +10,8 @@ pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
 from studio import starter
 from studio.adapters import gguf
-from studio.adapters.gguf import REPORT, GgufRequest, compare, interleave, judge, read_check, write
+from studio.adapters.gguf import GgufRequest, interleave, verify_gguf, write
+from studio.adapters.verify import GGUF_REPORT, read_report
 from studio.errors import AdapterError, InputError, ModelError, SpecError
 from studio.home import Home
 
@@ -27,12 +28,13 @@ def test_rotary_rows_are_put_into_pairs():
 def test_stories_read_back_answer_the_same(real: Path, tmp_path: Path, precision, largest):
     source, file = real / "models" / "stories260k", tmp_path / "x.gguf"
 
-    check = compare(source, file, precision, write(source, file, precision=precision, name="x"))
+    write(source, file, precision=precision, name="x")
+    check, differ = verify_gguf(source, file, precision)
 
-    judge(check)
+    check.require("file", "model")
     assert check.max_error <= largest
     assert check.tokens_changed <= 2
-    assert check.texts_tokenised_differently == ()
+    assert differ == ()
 
 
 SHAPE = {
@@ -78,13 +80,14 @@ def test_every_family_reads_back_exactly(real: Path, tmp_path: Path, name, token
     folder = make_family(name, tmp_path / "model", real / tokenizer)
 
     file = tmp_path / "x.gguf"
-    check = compare(folder, file, "f32", write(folder, file, precision="f32", name="x"))
+    write(folder, file, precision="f32", name="x")
+    check, differ = verify_gguf(folder, file, "f32")
 
-    judge(check)
+    check.require("file", "model")
     assert check.max_error <= 1e-5
     assert check.tokens_changed == 0
     if "Gemma" not in name:  # Gemma's own tokenizers put no space before a text, this one does
-        assert check.texts_tokenised_differently == ()
+        assert differ == ()
 
 
 def test_gemma_without_its_shifted_norms_is_caught(real: Path, tmp_path: Path, monkeypatch):
@@ -97,10 +100,11 @@ def test_gemma_without_its_shifted_norms_is_caught(real: Path, tmp_path: Path, m
         ),
     )  # fmt: skip
 
-    check = compare(folder, file, "f32", write(folder, file, precision="f32", name="x"))
+    write(folder, file, precision="f32", name="x")
+    check, _ = verify_gguf(folder, file, "f32")
 
-    with pytest.raises(AdapterError, match="answers differently"):
-        judge(check)
+    with pytest.raises(AdapterError, match="file differs from the model"):
+        check.require("file", "model")
 
 
 def test_a_size_that_the_reader_takes_for_granted_is_a_sentence(real: Path, tmp_path: Path):
@@ -108,8 +112,9 @@ def test_a_size_that_the_reader_takes_for_granted_is_a_sentence(real: Path, tmp_
     folder = make_family("Qwen3", tmp_path / "model", tokenizer, head_dim=32)
     file = tmp_path / "x.gguf"
 
+    write(folder, file, precision="f32", name="x")
     with pytest.raises(AdapterError, match="cannot read the written file back"):
-        compare(folder, file, "f32", write(folder, file, precision="f32", name="x"))
+        verify_gguf(folder, file, "f32")
 
 
 def test_the_starter_is_exported_whole_with_its_chat_template(home: Home):
@@ -118,8 +123,8 @@ def test_the_starter_is_exported_whole_with_its_chat_template(home: Home):
     finished = list(request.perform(home))[-1]
 
     out = Path(finished.adapter)
-    assert read_check(out)["max_error"] < 1e-5
-    assert (out / REPORT).is_file() and "FROM ./" in (out / "Modelfile").read_text()
+    assert read_report(out, GGUF_REPORT)["max_error"] < 1e-5
+    assert (out / GGUF_REPORT).is_file() and "FROM ./" in (out / "Modelfile").read_text()
     assert "Base: `starter`" in (out / "README.md").read_text()
     from transformers import AutoTokenizer
 
@@ -131,10 +136,11 @@ def test_wrong_rotary_rows_are_caught(real: Path, tmp_path: Path, monkeypatch):
     source, file = real / "models" / "stories260k", tmp_path / "x.gguf"
     monkeypatch.setattr(gguf, "interleave", lambda tensor, heads: tensor)
 
-    check = compare(source, file, "f32", write(source, file, precision="f32", name="x"))
+    write(source, file, precision="f32", name="x")
+    check, _ = verify_gguf(source, file, "f32")
 
-    with pytest.raises(AdapterError, match="answers differently"):
-        judge(check)
+    with pytest.raises(AdapterError, match="file differs from the model"):
+        check.require("file", "model")
 
 
 def test_what_has_no_place_in_the_format_is_refused(tmp_path: Path, home: Home):

@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from studio.adapters import merge as merging
-from studio.adapters.merge import CertificateError, merge, read_certificate
+from studio.adapters.merge import merge, read_certificate
+from studio.adapters.verify import VerificationError
 from studio.backbone import Backbone
 from studio.errors import InputError, MethodError
 from studio.methods.bottleneck import Bottleneck
@@ -110,7 +111,7 @@ def test_a_corrupted_merge_is_caught_and_not_kept(tmp_path, monkeypatch):
         return precision
 
     monkeypatch.setattr(merging, "_write_model", write_then_corrupt)
-    with pytest.raises(CertificateError, match="differs from the live stack.*not kept"):
+    with pytest.raises(VerificationError, match="differs from the live stack.*not kept"):
         run(ModelSource(path=str(base)), saved(tmp_path, "lora"), tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "lora"]
 
@@ -126,7 +127,7 @@ def test_a_truncated_merge_is_caught(tmp_path, monkeypatch):
         return precision
 
     monkeypatch.setattr(merging, "_write_model", write_then_cut)
-    with pytest.raises(CertificateError, match="not kept"):
+    with pytest.raises(VerificationError, match="not kept"):
         run(ModelSource(path=str(base)), saved(tmp_path, "lora"), tmp_path / "out")
 
 
