@@ -1,8 +1,11 @@
-"""The README's tables come from the code; `python -m tests.test_readme` writes them."""
+"""The tables of README, docs and CONTRIBUTING; `python -m tests.test_docs` writes them."""
 
+import ast
 import json
+import re
 from pathlib import Path
 
+import pytest
 import typer
 
 from studio.backbone.probe import CAPABILITIES
@@ -10,7 +13,8 @@ from studio.methods import methods
 from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
 from ui.cli.main import app
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+FILES = ("README.md", "CONTRIBUTING.md", "docs/commands.md", "docs/settings.md")
 
 
 def methods_table() -> str:
@@ -68,20 +72,58 @@ def _first_sentence(command) -> str:
     return " ".join((command.help or "").split("\n\n")[0].split()).replace("|", "\\|")
 
 
+def map_table() -> str:
+    """Return one line a module: its path and the first sentence of its docstring."""
+    lines, room = [], Path()
+    for file in sorted(f for part in ("studio", "jobs", "ui") for f in (ROOT / part).rglob("*.py")):
+        path = file.relative_to(ROOT)
+        first = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").strip()
+        sentence = re.split(r"(?<=[.:?])\s", first)[0].rstrip(".:")
+        if path.parent != room:
+            room = path.parent
+            lines += ["", f"### {room.as_posix()}/", "", "| file | what it is for |", "|---|---|"]
+        if file.name != "__init__.py" or (len(first) > 0 and file.stat().st_size > 600):
+            lines.append(f"| `{path.name}` | {_cell(' '.join(sentence.split()))} |")
+    return "\n".join(lines).strip()
+
+
+TABLES = {
+    "methods": methods_table,
+    "settings": spec_table,
+    "commands": commands_table,
+    "map": map_table,
+}
+
+
 def with_tables(text: str) -> str:
-    tables = {"methods": methods_table(), "spec": spec_table(), "commands": commands_table()}
-    for name, table in tables.items():
+    for name, table in TABLES.items():
         start, end = f"<!-- {name} table -->", f"<!-- end {name} table -->"
-        before, _, rest = text.partition(start)
-        after = rest.partition(end)[2]
-        text = f"{before}{start}\n{table}\n{end}{after}"
+        if start in text:
+            before, _, rest = text.partition(start)
+            text = f"{before}{start}\n{table()}\n{end}{rest.partition(end)[2]}"
     return text
 
 
-def test_the_tables_are_what_the_code_says():
-    text = README.read_text(encoding="utf-8")
-    assert text == with_tables(text), "run `python -m tests.test_readme` to write them again"
+@pytest.mark.parametrize("name", FILES)
+def test_the_tables_are_what_the_code_says(name: str):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert text == with_tables(text), "run `python -m tests.test_docs` to write them again"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_each_table_is_published_once(name: str):
+    texts = [(ROOT / file).read_text(encoding="utf-8") for file in FILES]
+    assert sum(f"<!-- {name} table -->" in text for text in texts) == 1
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_links_lead_somewhere(name: str):
+    file = ROOT / name
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", file.read_text(encoding="utf-8")):
+        assert (file.parent / target).exists(), f"{name} links to {target}, which does not exist"
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for each in FILES:
+        file = ROOT / each
+        file.write_text(with_tables(file.read_text(encoding="utf-8")), encoding="utf-8")
