@@ -2,25 +2,13 @@
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import unquote
 
-from studio.chat.lanes import parse_part
 from studio.chat.run_checkpoints import steps_of
 from studio.errors import AdapterError
 from studio.home import Home
+from studio.stack import read_lane
 
 MOST_CHECKPOINTS = 200
-
-
-def parse_lane(text: str) -> dict[str, Any]:
-    """Read a lane as it stands in a page's address: `MODEL` or `MODEL~ADAPTER:WEIGHT+…`.
-
-    Raises:
-        ChatError: A weight is out of bounds.
-    """
-    model, tilde, rest = text.partition("~")
-    parts = [parse_part(unquote(part)).model_dump() for part in rest.split("+")] if tilde else []
-    return {"model": model or "starter", "stack": parts}
 
 
 def adapters_and_checkpoints(home: Home) -> list[dict[str, Any]]:
@@ -52,7 +40,7 @@ def run_of(home: Home, lanes: Sequence[str]) -> dict[int, str]:
 
     found: dict[int, str] = {}
     for lane in lanes:
-        for part in parse_lane(lane)["stack"]:
+        for part in read_lane(lane)["stack"]:
             run, at, _ = part["name"].partition("@")
             if at and run.isdigit():
                 found[int(run)] = f"run {run}"

@@ -16,10 +16,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from studio.chat.lanes import Event, parse_part, parse_request
+from studio.chat.lanes import Event, parse_request
 from studio.chat.lanes import Request as ChatRequest
 from studio.errors import ChatError, StudioError, nearest
 from studio.home import Home
+from studio.stack import StackItem
 
 if TYPE_CHECKING:
     from jobs.chat_host import Host, Running
@@ -86,7 +87,7 @@ def chat_request(values: dict[str, Any], home: Home) -> ChatRequest:
     Raises:
         ChatError: A field is unknown, wrong, or asks for what cannot be done.
     """
-    sampling: dict[str, Any] = {"temperature": 1.0}
+    sampling: dict[str, Any] = {}
     for key, value in values.items():
         if value is None or key in IGNORED or value == NEUTRAL.get(key, ...):
             continue
@@ -118,11 +119,11 @@ def _who(name: Any, home: Home) -> dict[str, Any]:
     if not isinstance(name, str) or not name:
         raise ChatError("model is missing: name a base, or base+adapter.")
     base, *parts = name.split("+")
-    stack = [parse_part(part).model_dump() for part in parts]
+    stack = [StackItem.read(part).model_dump() for part in parts]
     from studio.adapters.library import adapters
 
     own = {adapter.name: adapter for adapter in adapters(home)}
-    first = parse_part(base)
+    first = StackItem.read(base) if base.rpartition(":")[0] in own else StackItem(name=base)
     if first.name in own:
         if not own[first.name].base:
             raise ChatError(

@@ -8,9 +8,10 @@ from jobs import supervisor
 from jobs.database import Database, now
 from jobs.job import Job
 from jobs.store import JobStore
-from studio.adapters.requests import MergeRequest, MixRequest, StackItem
+from studio.adapters.requests import MergeRequest, MixRequest
 from studio.errors import ChatError, nearest
 from studio.fields import validated
+from studio.stack import StackItem
 
 NAME_LENGTH = 120
 Rows = list[dict[str, Any]]

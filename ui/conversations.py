@@ -13,9 +13,9 @@ from jobs import recipes
 from jobs.conversations import Conversations, Votes
 from jobs.recipes import Recipes
 from jobs.store import JobStore
+from studio.stack import MAX_ADAPTERS, MAX_LANES
 
 ID = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
-MOST_LANES = 6
 
 
 class _Body(BaseModel):
@@ -26,7 +26,7 @@ class Kept(_Body):
     """A conversation without its turns."""
 
     id: str = ID
-    lanes: list[dict[str, Any]] = Field(max_length=MOST_LANES)
+    lanes: list[dict[str, Any]] = Field(max_length=MAX_LANES)
     settings: dict[str, Any] = Field(default_factory=dict)
     parent: str | None = None
     title: str = Field("", max_length=200)
@@ -38,7 +38,7 @@ class Turn(_Body):
     conversation: str = ID
     number: int = Field(ge=0, le=10_000)
     prompt: str = Field(max_length=2_000_000)
-    answers: list[dict[str, Any]] = Field(max_length=MOST_LANES)
+    answers: list[dict[str, Any]] = Field(max_length=MAX_LANES)
     last: bool = False
 
 
@@ -62,7 +62,7 @@ class Recipe(_Body):
     kind: Literal["recipe", "mix", "merge"]
     name: str = Field(max_length=120)
     model: str = Field(max_length=1000)
-    stack: list[dict[str, Any]] = Field(max_length=16)
+    stack: list[dict[str, Any]] = Field(max_length=MAX_ADAPTERS)
 
 
 class RecipeName(_Body):
@@ -77,8 +77,8 @@ class Vote(_Body):
     conversation: str = ID
     turn: int = Field(ge=0, le=10_000)
     prompt: str = Field(max_length=2_000_000)
-    lanes: list[str] = Field(max_length=MOST_LANES)
-    answers: list[str] = Field(max_length=MOST_LANES)
+    lanes: list[str] = Field(max_length=MAX_LANES)
+    answers: list[str] = Field(max_length=MAX_LANES)
     winner: int | None = None
     bad: bool = False
     blind: bool = False

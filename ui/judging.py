@@ -12,6 +12,7 @@ from jobs.supervisor import ensure_running
 from studio.evaluation.promotion import PromoteRequest
 from studio.evaluation.reports import MEDIA, Form, votes_as
 from studio.evaluation.suites import parse_cases
+from studio.stack import MAX_LANES
 
 FormName = Literal["csv", "jsonl", "html"]
 
@@ -22,7 +23,7 @@ class Suite(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: str = Field("", max_length=120)
     cases: str = Field(max_length=4_000_000)
-    lanes: list[dict[str, Any]] = Field(min_length=1, max_length=6)
+    lanes: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_LANES)
 
 
 class Checkpoint(BaseModel):

@@ -22,18 +22,10 @@ from jobs.store import JobStore
 from studio import starter
 from studio.errors import StudioError
 from studio.home import Home
+from studio.stack import MAX_LANES, Stack
 from ui.sources import model_choices
 
-MOST_LANES = 6
 logger = logging.getLogger(__name__)
-
-
-class Part(BaseModel):
-    """One adapter of a lane's stack."""
-
-    model_config = ConfigDict(extra="forbid")
-    name: str = Field(max_length=1000)
-    weight: float = Field(1.0, ge=-10, le=10, allow_inf_nan=False)
 
 
 class Lane(BaseModel):
@@ -41,7 +33,7 @@ class Lane(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     model: str = Field(max_length=1000)
-    stack: list[Part] = Field(default_factory=list, max_length=16)
+    stack: Stack = ()
     system: str = Field("", max_length=100_000)
     messages: list[dict[str, str]] = Field(max_length=1000)
     sampling: dict[str, float | int | None] = Field(default_factory=dict)
@@ -52,7 +44,7 @@ class Ask(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
-    lanes: list[Lane] = Field(min_length=1, max_length=MOST_LANES)
+    lanes: list[Lane] = Field(min_length=1, max_length=MAX_LANES)
 
 
 class Nothing(BaseModel):
@@ -72,8 +64,8 @@ class Moved(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
-    lane: int = Field(ge=0, lt=MOST_LANES)
-    stack: list[Part] = Field(max_length=16)
+    lane: int = Field(ge=0, lt=MAX_LANES)
+    stack: Stack
 
 
 def chat_routes(home: Home, store: JobStore) -> APIRouter:

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from studio.adapters.card import stack_card, write_card
 from studio.adapters.library import name_of, refuse_place
-from studio.adapters.requests import StackItem
 from studio.adapters.verify import (
     CERTIFICATE,
     GGUF_REPORT,
@@ -40,6 +39,7 @@ from studio.fields import Record, knob, validated
 from studio.home import Home, publishing, slug
 from studio.names import cleaned
 from studio.spec import ModelSource
+from studio.stack import Stack
 from studio.training.events import Event, Finished, Loading
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ class GgufRequest(Record):
 
     name: str = knob("", "What to call it.", title="Name", max_length=120)
     model: ModelSource = ModelSource()
-    stack: tuple[StackItem, ...] = ()
+    stack: Stack = ()
     precision: Precision = knob("f16", "f32, f16, bf16 or q8_0.", title="Precision")
     out: str = knob("", "The new folder; empty puts it into the home's exports.", max_length=4000)
 

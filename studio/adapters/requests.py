@@ -14,33 +14,8 @@ from studio.errors import AdapterError, InputError
 from studio.fields import Record, knob, validated
 from studio.home import Home, slug
 from studio.spec import ModelSource
+from studio.stack import Stack
 from studio.training.events import Event, Finished, Loading
-
-
-class StackItem(Record):
-    """One adapter of a stack."""
-
-    name: str = knob("", "Name or folder of the adapter.", title="Adapter")
-    weight: float = knob(1.0, "Its strength; 0 leaves it out.", title="Weight", ge=-10, le=10)
-
-    @classmethod
-    def read(cls, text: str) -> Self:
-        """Read `NAME[:WEIGHT]`.
-
-        Raises:
-            AdapterError: The weight is no number.
-        """
-        name, colon, weight = text.rpartition(":")
-        if not colon or not name:
-            return cls(name=text)
-        try:
-            return cls(name=name, weight=float(weight))
-        except ValueError:
-            if Path(text).exists():
-                return cls(name=text)
-            raise AdapterError(
-                f'"{weight}" is no weight between -10 and 10; write NAME:0.5.'
-            ) from None
 
 
 class MergeRequest(Record):
@@ -48,7 +23,7 @@ class MergeRequest(Record):
 
     name: str = knob("", "What to call the merged model.", title="Name", max_length=120)
     model: ModelSource = ModelSource()
-    stack: tuple[StackItem, ...] = ()
+    stack: Stack = ()
     out: str = knob("", "A folder; empty puts it among the home's models.", advanced=True)
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
 
@@ -92,7 +67,7 @@ class MixRequest(Record):
 
     name: str = knob("", "What to call the new adapter.", title="Name", max_length=120)
     model: ModelSource = ModelSource()
-    stack: tuple[StackItem, ...] = ()
+    stack: Stack = ()
     how: Literal["concatenate", "svd", "ties", "dare"] = knob(
         "concatenate", "Exact weighted sum, its best rank-r approximation, TIES, or DARE.",
         title="Way",
@@ -282,7 +257,7 @@ def _done(result: str | None, seconds: float) -> Finished:
     )  # fmt: skip
 
 
-def _found(stack: tuple[StackItem, ...], home: Home) -> tuple[StackItem, ...]:
+def _found(stack: Stack, home: Home) -> Stack:
     from studio.adapters.library import resolve
 
     if not stack:

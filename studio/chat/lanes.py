@@ -13,15 +13,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ValidationError, model_validator
 
 from studio.errors import ChatError, StudioError
 from studio.fields import Record, knob
+from studio.stack import MAX_LANES, Stack
 
-MAX_LANES = 16
 MAX_CHARACTERS = 2_000_000
 
 Reason = Literal["stop", "length", "stopped", "error"]
@@ -34,7 +33,7 @@ class Sampling(Record):
         256, "The answer is cut here.", title="Longest answer", unit="tokens", ge=1, le=1_048_576
     )
     temperature: float = knob(
-        0.7,
+        0.0,
         "0 always takes the likeliest token; larger is more varied.",
         title="Temperature",
         ge=0,
@@ -81,13 +80,6 @@ def _without_nulls(values: Any) -> Any:
     return values
 
 
-class Part(Record):
-    """One adapter of a stack and how strongly it acts."""
-
-    name: str = knob("", "Name in the library, or a folder.", min_length=1, max_length=4096)
-    weight: float = knob(1.0, "1 as trained, 0 off, negative the other way.", ge=-100, le=100)
-
-
 class Message(Record):
     """One turn of a conversation."""
 
@@ -99,7 +91,7 @@ class Lane(Record):
     """One pane: who answers, what, and how. A last assistant message is continued."""
 
     model: str = knob("starter", "A folder, a hub id, or the embedded starter.", min_length=1)
-    stack: tuple[Part, ...] = knob((), "Adapters in order; none is the base itself.", max_length=32)
+    stack: Stack = knob((), "Adapters in order; none is the base itself.")
     system: str = knob("", "What the model is told first.", max_length=MAX_CHARACTERS)
     messages: tuple[Message, ...] = knob((), "The conversation; it ends with the question.")
     sampling: Annotated[Sampling, BeforeValidator(_without_nulls)] = Sampling()
@@ -133,7 +125,7 @@ class Moved(Record):
     """A lane's stack with other weights, while it answers."""
 
     lane: int = knob(0, "Its place in the request.", ge=0, lt=MAX_LANES)
-    stack: tuple[Part, ...] = knob((), "The same adapters, in the same order.", max_length=32)
+    stack: Stack = knob((), "The same adapters, in the same order.")
 
 
 def parse_request(values: Mapping[str, Any]) -> Request:
@@ -253,33 +245,6 @@ class Delta:
     stats: Stats = field(default_factory=Stats)
     active: Active | None = None
     error: StudioError | None = None
-
-
-def parse_part(text: str) -> Part:
-    """Split an adapter from its weight; a folder whose own name ends in `:0.5` is a folder.
-
-    Raises:
-        ChatError: The name is empty, or the weight is out of bounds.
-    """
-    name, colon, last = text.rpartition(":")
-    weight = _number(last)
-    if not colon or weight is None or Path(text).is_dir():
-        name, weight = text, 1.0
-    try:
-        return Part(name=name, weight=weight)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise ChatError(
-            f'"{text}" is no adapter: {fault["loc"][0]} is {fault["input"]!r}; write it as '
-            "NAME or NAME:0.5."
-        ) from None
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 Event = dict[str, Any]

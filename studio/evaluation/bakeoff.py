@@ -140,9 +140,10 @@ def decoder(backbone: Backbone, stack: tuple[tuple[str, float], ...] = ()) -> Ca
 def answers(loaded: Loaded, backbone: Backbone, prompts: tuple[str, ...]) -> list[str]:
     """Return the greedy answers of the active stack."""
     from studio.chat.engine import ChatEngine
-    from studio.chat.lanes import Lane, Message, Part, Sampling
+    from studio.chat.lanes import Lane, Message, Sampling
+    from studio.stack import StackItem
 
-    stack = tuple(Part(name=name, weight=weight) for name, weight in backbone.active[0])
+    stack = tuple(StackItem(name=name, weight=weight) for name, weight in backbone.active[0])
     engine = ChatEngine(loaded, backbone)
     sampling = Sampling(max_new_tokens=48, temperature=0)
     lanes = [

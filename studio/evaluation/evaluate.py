@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from studio.adapters.requests import StackItem
 from studio.evaluation.metrics import scorers
 from studio.fields import Record, knob, validated
 from studio.home import Home
 from studio.spec import DataSource, ModelSource
+from studio.stack import Stack
 from studio.training.events import Evaluated, Event, Finished, Loading, Sampled
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class EvaluateRequest(Record):
 
     name: str = knob("", "What to call the evaluation.", title="Name", max_length=120)
     model: ModelSource = ModelSource()
-    stack: tuple[StackItem, ...] = ()
+    stack: Stack = ()
     data: DataSource = DataSource()
     rows: Literal["all", "held_out"] = knob(
         "all", "Every row, or those that a run with this seed and share holds out.", title="Rows"

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import model_validator
 
-from studio.chat.lanes import Lane, Message, Part, Sampling
+from studio.chat.lanes import Lane, Message, Sampling
 from studio.errors import ChatError, StudioError
 from studio.evaluation.metrics import exact_match, rouge_l, valid_json
 from studio.fields import Record, knob, validated
 from studio.home import Home
+from studio.stack import MAX_LANES, Stack, write_lane
 from studio.training.events import Event, Finished, Loading, Working
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 RESULTS = "suite.jsonl"
 MOST_CASES = 2000
-MOST_LANES = 6
 PATTERN_SECONDS = 1.0
 SCORES = ("exact_match", "rouge_l", "pattern", "json")
 MEASURES = ("tokens", "tokens_per_second", "first_token_seconds", "seconds")
@@ -58,17 +58,14 @@ class SuiteLane(Record):
     """Who answers: as a lane of Compare, without a conversation."""
 
     model: str = knob("starter", "A folder, a hub id, or the embedded starter.", min_length=1)
-    stack: tuple[Part, ...] = knob((), "Adapters in order.", max_length=16)
+    stack: Stack = knob((), "Adapters in order.")
     system: str = knob("", "What the model is told first.", max_length=100_000)
-    sampling: Sampling = Sampling(temperature=0, max_new_tokens=128)
+    sampling: Sampling = Sampling()
 
     @property
     def name(self) -> str:
         """How the lane is written in a page's address."""
-        from urllib.parse import quote
-
-        parts = "+".join(f"{quote(p.name, safe='')}:{p.weight:g}" for p in self.stack)
-        return f"{self.model}~{parts}" if parts else self.model
+        return write_lane(self.model, self.stack)
 
     def asked(self, prompt: str) -> Lane:
         """Return the lane with a question."""
@@ -82,7 +79,7 @@ class SuiteRequest(Record):
     """Ask every case of every lane."""
 
     name: str = knob("", "What to call the suite.", title="Name", max_length=120)
-    lanes: tuple[SuiteLane, ...] = knob((), "Who answers.", min_length=1, max_length=MOST_LANES)
+    lanes: tuple[SuiteLane, ...] = knob((), "Who answers.", min_length=1, max_length=MAX_LANES)
     cases: tuple[Case, ...] = knob((), "What is asked.", min_length=1, max_length=MOST_CASES)
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
 

@@ -10,9 +10,10 @@ from jobs import bakeoff, kinds
 from jobs.store import JobStore
 from studio.adapters.library import describe
 from studio.adapters.merge import read_certificate
-from studio.adapters.requests import MergeRequest, MixRequest, StackItem
+from studio.adapters.requests import MergeRequest, MixRequest
 from studio.errors import AdapterError, InputError, QueueError
 from studio.spec import ModelSource, RunSpec
+from studio.stack import StackItem
 from studio.training.run import train
 from tests.studio.tiny import tiny_folder
 
@@ -124,7 +125,7 @@ def test_a_stack_item_reads_its_weight(text, name, weight):
 
 
 def test_requests_that_make_no_sense_are_refused(home, base):
-    with pytest.raises(AdapterError, match='"heavy" is no weight'):
+    with pytest.raises(AdapterError, match='"heavy" is not a weight'):
         StackItem.read("a:heavy")
     model = ModelSource(path=str(base))
     with pytest.raises(InputError, match="at least one adapter"):

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from jobs.chat_lanes import parse_lane
 from jobs.conversations import Conversations
 from jobs.store import JobStore
 from studio.home import Home
+from studio.stack import read_lane
 from ui.cli.main import main
 
 LANES = [{"model": "starter", "stack": []}, {"model": "starter", "stack": [{"name": "p"}]}]
@@ -88,4 +88,4 @@ def test_a_leaderboard_is_written_as_a_page(talk, capsys, tmp_path):
 
 
 def test_a_lane_without_a_stack_is_the_base():
-    assert parse_lane("starter") == {"model": "starter", "stack": []}
+    assert read_lane("starter") == {"model": "starter", "stack": []}

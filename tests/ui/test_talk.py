@@ -35,12 +35,12 @@ def test_weights_of_an_answer_that_is_over_move_nothing(client):
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("weigh", {"id": "a", "lane": 6, "stack": []}),
+        ("weigh", {"id": "a", "lane": 16, "stack": []}),
         ("weigh", {"id": "../a", "lane": 0, "stack": []}),
         ("weigh", {"id": "a", "lane": 0, "stack": [{"name": "p", "weight": "much"}]}),
         ("weigh", {"id": "a", "lane": 0, "stack": [{"name": "p", "weight": 99}]}),
         ("generate", {"id": "a", "lanes": []}),
-        ("generate", {"id": "a", "lanes": [{"model": "starter", "messages": []}] * 7}),
+        ("generate", {"id": "a", "lanes": [{"model": "starter", "messages": []}] * 17}),
         ("generate", {"id": "a b", "lanes": [{"model": "starter", "messages": []}]}),
         ("stop", {"id": ""}),
     ],

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from studio.chat.lanes import Lane, Message, Part, Sampling
+from studio.chat.lanes import Lane, Message, Sampling
+from studio.stack import StackItem
 from ui.bench.case import SHAPES, make_model
 from ui.bench.stream import measure_stream
 
@@ -149,7 +150,7 @@ def _ours(
 
     def lane(*stack: str) -> Lane:
         return Lane(
-            stack=tuple(Part(name=name) for name in stack),
+            stack=tuple(StackItem(name=name) for name in stack),
             messages=(Message(role="user", content=text),),
             sampling=Sampling(temperature=0, max_new_tokens=count),
         )

@@ -14,10 +14,11 @@ from jobs.admission import admit
 from jobs.job import Job
 from jobs.jobs_table import summary
 from jobs.store import JobStore
-from studio.adapters.requests import MergeRequest, MixRequest, StackItem
+from studio.adapters.requests import MergeRequest, MixRequest
 from studio.fields import merge_values, parse_assignment
 from studio.home import Home
 from studio.spec import ModelSource, RunSpec
+from studio.stack import StackItem
 from ui.cli.follow import follow_to_the_end
 from ui.cli.runs_commands import say_state
 

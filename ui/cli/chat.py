@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from studio.chat.lanes import Delta, Lane, Message, parse_part, parse_request
+from studio.chat.lanes import Delta, Lane, Message, parse_request
 from studio.chat.residents import Residents
 from studio.errors import ChatError
 from studio.home import Home
+from studio.stack import StackItem
 
 Say = Callable[[str], None]
 HELP = "/new starts over, /system TEXT sets the system prompt, /exit or Ctrl-D leaves."
@@ -41,7 +42,7 @@ def chat(home: Home, options: ChatOptions) -> int:
         StudioError: The model, an adapter or the prompt cannot be used.
     """
     _be_quiet()
-    stack = [parse_part(text).model_dump() for text in options.adapters]
+    stack = [StackItem.read(text).model_dump() for text in options.adapters]
     model = options.model or _base_of(home, stack) or "starter"
     residents = Residents(home, device=options.device)
 

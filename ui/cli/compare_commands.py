@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from jobs import suites, supervisor
-from jobs.chat_lanes import parse_lane
 from jobs.conversations import Conversations, Votes
 from jobs.jobs_table import summary
 from jobs.recipes import Recipes
@@ -17,10 +17,11 @@ from studio.evaluation.promotion import PromoteRequest
 from studio.evaluation.reports import form_of, title, votes_as
 from studio.evaluation.suites import read_cases
 from studio.home import Home
+from studio.stack import MAX_LANES, StackItem, read_lane
 from ui.cli.follow import follow_to_the_end
 from ui.cli.runs_commands import say_state
 
-LETTERS = "ABCDEF"
+LETTERS = ascii_uppercase[:MAX_LANES]
 
 
 def compare(
@@ -31,12 +32,12 @@ def compare(
     from studio.chat.lanes import events_of, parse_request
     from studio.chat.residents import Residents
 
-    asked = [parse_lane(lane) for lane in lanes]
+    asked = [read_lane(lane) for lane in lanes]
     if recipes:
         with closing(JobStore(home)) as store:
             known = [Recipes(store.database).get(name) for name in recipes]
         asked += [{"model": one["model"], "stack": one["stack"]} for one in known]
-    asked = asked or [parse_lane("starter")]
+    asked = asked or [read_lane("starter")]
     question = [{"role": "user", "content": prompt}]
     values = [
         {**lane, "system": system, "sampling": sampling, "messages": question} for lane in asked
@@ -68,8 +69,8 @@ def _take(answer: dict[str, Any], event: dict[str, Any]) -> None:
 
 def _print_answers(answers: Sequence[dict[str, Any]], asked: Sequence[dict[str, Any]]) -> None:
     for place, (answer, lane) in enumerate(zip(answers, asked, strict=True)):
-        parts = [f"{part['name']} × {part['weight']:g}" for part in lane["stack"]]
-        print(f"{LETTERS[place % 6]}  {' + '.join([lane['model'], *parts])}")
+        parts = [str(StackItem(**part)) for part in lane["stack"]]
+        print(f"{LETTERS[place]}  {' + '.join([lane['model'], *parts])}")
         print(f"   {answer.get('error', {}).get('text') or answer['text']}")
         if "tokens" in answer:
             print(f"   {answer['tokens']} tokens, {answer['tokens_per_second']} tokens/s")
@@ -87,7 +88,7 @@ def suite(
         if file is not None:
             values = {
                 "name": name, "cases": read_cases(file),
-                "lanes": [parse_lane(one) | {"sampling": sampling} for one in lanes or ["starter"]],
+                "lanes": [read_lane(one) | {"sampling": sampling} for one in lanes or ["starter"]],
             }  # fmt: skip
             job = suites.submit(store, values)
             if not follow:
@@ -185,7 +186,7 @@ def recipes(home: Home, *, save: str, lane: str, delete: str, as_json: bool) -> 
     with closing(JobStore(home)) as store:
         kept = Recipes(store.database)
         if save:
-            mix = parse_lane(lane)
+            mix = read_lane(lane)
             kept.save(save, mix["model"], mix["stack"])
         if delete:
             kept.delete(delete)
@@ -194,7 +195,7 @@ def recipes(home: Home, *, save: str, lane: str, delete: str, as_json: bool) -> 
         print(json.dumps(found, ensure_ascii=False))
         return
     for row in found:
-        parts = " + ".join(f"{part['name']} × {part['weight']:g}" for part in row["stack"])
+        parts = " + ".join(str(StackItem(**part)) for part in row["stack"])
         print(f"{row['name']}: {row['model']} + {parts}")
 
 

@@ -10,11 +10,11 @@ from typing import Any
 from jobs import supervisor
 from jobs.jobs_table import summary
 from jobs.store import JobStore
-from studio.adapters.requests import StackItem
 from studio.evaluation.evaluate import REPORT, EvaluateRequest
 from studio.fields import merge_values, parse_assignment
 from studio.home import Home
 from studio.spec import RunSpec
+from studio.stack import StackItem
 from ui.cli.follow import follow_to_the_end
 from ui.cli.runs_commands import exit_code
 

@@ -29,7 +29,7 @@ def compare(
         list[str] | None, typer.Option(help="A lane by the name of a recipe; may be repeated.")
     ] = None,
     system: Annotated[str, typer.Option(help="The system prompt.", show_default=False)] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Same seed and prompt, same answer.")] = 0,
     logprobs: Annotated[
@@ -63,7 +63,7 @@ def suite(
     show: Annotated[
         str, typer.Option(metavar="ID", help="Show this one again.", show_default=False)
     ] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 128,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     out: OutOption = None,
     follow: FollowOption = True,
     home: HomeOption = None,

@@ -6,9 +6,10 @@ from itertools import islice
 import pytest
 import torch
 
-from studio.chat.lanes import Message, Part
+from studio.chat.lanes import Message
 from studio.errors import MethodError
 from studio.methods import Phase, methods, named
+from studio.stack import StackItem
 from tests.studio.chat.tiny import CONTEXT, collect, engine_of, make_engine, make_lane
 
 LANES = [
@@ -290,7 +291,7 @@ def test_a_tokenizer_of_another_model_is_refused():
 def test_part_names_and_order_are_kept_in_what_was_active():
     engine = engine_of("llama")
     lane = make_lane("w5").model_copy(
-        update={"stack": (Part(name="c", weight=0.25), Part(name="a", weight=1))}
+        update={"stack": (StackItem(name="c", weight=0.25), StackItem(name="a", weight=1))}
     )
 
     active = collect(engine.stream([lane]))[0]["end"].active

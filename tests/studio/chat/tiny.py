@@ -18,8 +18,9 @@ from transformers import (
 
 from studio.backbone import Backbone
 from studio.chat.engine import ChatEngine
-from studio.chat.lanes import Delta, Lane, Message, Part, Sampling
+from studio.chat.lanes import Delta, Lane, Message, Sampling
 from studio.methods import named
+from studio.stack import StackItem
 
 VOCABULARY = 97
 CONTEXT = 96
@@ -99,7 +100,7 @@ def make_lane(prompt: str, *stack: str | tuple[str, float], **sampling: Any) -> 
     parts = [(item, 1.0) if isinstance(item, str) else item for item in stack]
     return Lane(
         model="tiny",
-        stack=tuple(Part(name=name, weight=weight) for name, weight in parts),
+        stack=tuple(StackItem(name=name, weight=weight) for name, weight in parts),
         messages=(Message(role="user", content=prompt),),
         sampling=Sampling(**{"temperature": 0, "max_new_tokens": 24} | sampling),
     )
