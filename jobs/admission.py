@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 from jobs import cluster
-from studio import devices
 from studio.cluster import DEVICE
 from studio.errors import DataError
 from studio.home import Home
@@ -26,16 +25,16 @@ def admit(spec: RunSpec, home: Home) -> RunSpec:
     Raises:
         StudioError: The model or the data cannot be used; nothing was changed.
     """
-    spec = spec.with_values(
-        {
-            "model.path": _absolute(spec.model.path),
-            "data.path": _data(spec.data.path, home),
-            "data.validation_path": _data(spec.data.validation_path, home),
-        }
+    spec = spec.with_parts(
+        model={"path": _absolute(spec.model.path)},
+        data={
+            "path": _data(spec.data.path, home),
+            "validation_path": _data(spec.data.validation_path, home),
+        },
     )
     if spec.train.device == DEVICE:
         cluster.admit(spec, home)
-    distributed.checked(devices.resolved(spec))
+    distributed.checked(spec.on_this_machine())
     sources.facts(spec.model)
     from studio.data.trainable import first_report
 

@@ -200,9 +200,9 @@ def insert(
     values["name"] = asked or free_name(db, made_up(values, plan["kind"]))
     train = values.get("train") or {}
     wish = str(train.get("device") or "auto")
-    width = devices.width(wish, int(train.get("num_processes") or 1))
+    width = devices.num_devices(wish, int(train.get("num_processes") or 1))
     if plan["kind"] == "preflight":  # one process measures for all
-        wish, width = devices.one_of(wish), 1
+        wish, width = devices.first_device(wish), 1
     row = plan | {
         "name": values["name"], "spec": json.dumps(curves.finite(values)), "now": now(),
         "device": FILES if plan["kind"] in FILE_KINDS else wish, "width": width,

@@ -71,7 +71,7 @@ def _as_seen(spec: RunSpec, device: str) -> RunSpec:
     if not device.startswith("cuda:"):
         return spec
     names = [f"cuda:{n}" for n in range(1 + device.count(","))]
-    return spec.with_values({"train.device": ",".join(names), "train.num_processes": len(names)})
+    return spec.with_parts(train={"device": ",".join(names), "num_processes": len(names)})
 
 
 def _train_away(spec: RunSpec, work: Work) -> Iterator[Event]:

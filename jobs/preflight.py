@@ -63,7 +63,7 @@ def preflight(
 def submit_measure(store: JobStore, spec: RunSpec) -> Job:
     """Queue two real steps of a run; those of a run on the cluster are taken on this machine."""
     if spec.train.device == DEVICE:
-        spec = spec.with_values({"train.device": "auto", "train.num_processes": 1})
+        spec = spec.with_parts(train={"device": "auto", "num_processes": 1})
     return store.submit(
         {**spec.model_dump(mode="json"), "name": ""}, kind="preflight",
         memory_bytes=needed_bytes(spec, store.home),

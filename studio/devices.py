@@ -1,33 +1,30 @@
-"""What `train.device` means: one device, a set of GPUs, all of this machine's, or the cluster.
+"""Parse and resolve `train.device`: one device, several GPUs, all of this machine's, or a cluster.
 
-A spec keeps the wish as it was written, so that it means the right thing on every machine; what it
-means on this one is decided here, when it is admitted, estimated or started. Never imports torch.
+A spec keeps the text as written, so that it stays valid on every machine. Which devices it selects
+on this one is decided when the run is admitted, estimated or started. Never imports torch.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from studio import hardware
 from studio.cluster import DEVICE as CLUSTER
 from studio.errors import SpecError, nearest
 
-if TYPE_CHECKING:
-    from studio.spec import RunSpec, TrainArgs
-
 AUTO, ALL, CPU = "auto", "all", "cpu"
 WORDS = (AUTO, ALL, CPU, "cuda", "mps", CLUSTER)
 GPU = re.compile(r"cuda:\d+")
-MOST_PROCESSES = 64
+MAX_PROCESSES = 64
 
 
-def read(value: Any) -> Any:
-    """Return a wish as the spec holds it; a list, or names between commas, is a set of GPUs.
+def parse_devices(value: Any) -> Any:
+    """Return `train.device` in its stored form: a list, or names between commas, selects GPUs.
 
     Raises:
-        SpecError: A name is there twice, or cannot be in a set.
+        SpecError: A name is repeated, or is not a GPU.
     """
     if isinstance(value, list | tuple):
         value = ",".join(map(str, value))
@@ -36,149 +33,111 @@ def read(value: Any) -> Any:
     names = [name.strip() for name in value.split(",") if name.strip()]
     for name in names:
         if len(names) > 1 and not GPU.fullmatch(name):
-            raise SpecError(
-                f'train.device is "{value}", but a set is of GPUs only, such as cuda:0,cuda:2: '
-                f'"{name}" stands alone.',
-                field="train.device",
+            raise _invalid(
+                f'train.device is "{value}", but only GPUs can be listed, such as cuda:0,cuda:2: '
+                f'use "{name}" on its own.'
             )
         if names.count(name) > 1:
-            raise SpecError(
-                f"train.device names {name} twice: name each GPU once.", field="train.device"
-            )
+            raise _invalid(f"train.device names {name} twice: name each GPU once.")
     return ",".join(names)
 
 
-def width(wish: str, num_processes: int = 1) -> int:
-    """Return how many devices a wish takes at once, as far as that depends on no machine."""
-    return max(num_processes, 1 + wish.count(","))
+def num_devices(device: str, num_processes: int = 1) -> int:
+    """Return how many devices are used at once, as far as that does not depend on the machine."""
+    return max(num_processes, 1 + device.count(","))
 
 
-def count(spec: RunSpec) -> int:
-    """Return how many devices a run takes, here or elsewhere; `all` is as many as there are here.
-
-    Raises:
-        SpecError: As in `resolved`.
-    """
-    wish, wanted = spec.train.device, spec.train.num_processes
-    return len(meant(spec)) if wish == ALL else width(wish, wanted)
+def first_device(device: str) -> str:
+    """Return a single device out of those that `device` selects."""
+    return AUTO if device in (ALL, CLUSTER) else device.partition(",")[0]
 
 
-def one_of(wish: str) -> str:
-    """Return a wish for one device alone, of those that a wish names."""
-    return AUTO if wish in (ALL, CLUSTER) else wish.partition(",")[0]
-
-
-def check_agreement(wish: str, num_processes: int) -> None:
-    """Make sure that a set and a number of processes say the same; 1 follows the set.
+def check_num_processes(device: str, num_processes: int) -> None:
+    """Check that the number of processes is 1 or equals the number of listed GPUs.
 
     Raises:
-        SpecError: They do not.
+        SpecError: It is another number.
     """
-    names = 1 + wish.count(",")
+    names = 1 + device.count(",")
     if names > 1 and num_processes not in (1, names):
         raise _contradiction(f"train.device names {names} GPUs", num_processes, names)
 
 
-def is_spread(train: TrainArgs) -> bool:
-    """Whether a run takes several processes, or may where it lands."""
-    return width(train.device, train.num_processes) > 1 or train.device == ALL
+def device_names(device: str, num_processes: int, rows_per_step: int) -> tuple[str, ...]:
+    """Return the device of each process of a run on this machine; a lone `auto` stays `auto`.
 
-
-def resolved(spec: RunSpec) -> RunSpec:
-    """Return the spec with the devices of this machine that it means, and their number.
-
-    Raises:
-        SpecError: A device is not here, there are too few, or the number says something else.
-    """
-    names = meant(spec)
-    return spec.with_values(
-        {"train.device": ",".join(dict.fromkeys(names)), "train.num_processes": len(names)}
-    )
-
-
-def meant(spec: RunSpec) -> tuple[str, ...]:
-    """Return the device of each process of a run on this machine; `auto` stays for one alone.
+    Args:
+        device: `train.device`.
+        num_processes: `train.num_processes`; 1 follows the devices.
+        rows_per_step: Upper bound for the CPU processes of `all`: each needs a row.
 
     Raises:
-        SpecError: As in `resolved`.
+        SpecError: A device does not exist, there are too few, or the two settings contradict.
     """
-    wish, wanted = spec.train.device, spec.train.num_processes
-    if wish == CLUSTER or (wish in (AUTO, CPU, "mps") and wanted == 1):
-        return (wish,) * wanted
-    if wish not in WORDS and not all(map(GPU.fullmatch, wish.split(","))):
-        raise SpecError(
-            f'train.device is "{wish}": take auto, cpu, a GPU (cuda:0), several '
-            f"(cuda:0,cuda:1), all, or ray.{nearest(wish, WORDS)}",
-            field="train.device",
+    if device == CLUSTER or (device in (AUTO, CPU, "mps") and num_processes == 1):
+        return (device,) * num_processes
+    if device not in WORDS and not all(map(GPU.fullmatch, device.split(","))):
+        raise _invalid(
+            f'train.device is "{device}": use auto, cpu, one GPU (cuda:0), several '
+            f"(cuda:0,cuda:1), all, or ray.{nearest(device, WORDS)}"
         )
-    gpus = [device.name for device in hardware.devices() if GPU.fullmatch(device.name)]
-    if wish == ALL:
-        return _all(spec, gpus)
-    if GPU.match(wish):
-        return _named(wish, wanted, gpus)
-    if wish == "cuda" or (wish == AUTO and gpus):
-        return _any(wanted, gpus)
-    return _processes(wanted)
+    here = [found.name for found in hardware.devices()]
+    gpus = [name for name in here if GPU.fullmatch(name)]
+    if device == ALL:
+        names = tuple(gpus)
+        if not gpus:
+            count = min(hardware.physical_cores(), rows_per_step, MAX_PROCESSES)
+            names = ("mps",) if "mps" in here else (CPU,) * count
+        what = f"train.device is all ({len(names)} {'GPUs' if gpus else 'processes'} here)"
+    elif GPU.match(device):
+        names = tuple(device.split(","))
+        if absent := [name for name in names if name not in gpus]:
+            raise _invalid(
+                f"train.device names {', '.join(absent)}, but this machine has {_listed(gpus)}."
+            )
+        what = f"train.device names only {device}"
+    elif device == "cuda" or (device == AUTO and gpus):
+        return _first_gpus(num_processes, gpus)
+    else:
+        return _cpu_processes(num_processes)
+    if num_processes not in (1, len(names)):
+        raise _contradiction(what, num_processes, len(names))
+    return names
 
 
-def _all(spec: RunSpec, gpus: list[str]) -> tuple[str, ...]:
-    """Every GPU; without one, a process for each core that gets rows of a step."""
-    args = spec.train
-    names = tuple(gpus)
+def _first_gpus(count: int, gpus: list[str]) -> tuple[str, ...]:
     if not gpus:
-        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
-        count = min(hardware.physical_cores(), rows, MOST_PROCESSES)
-        apple = any(device.name == "mps" for device in hardware.devices())
-        names = ("mps",) if apple else (CPU,) * count
-    if args.num_processes not in (1, len(names)):
-        what = f"{len(gpus)} GPUs" if gpus else f"{len(names)} processes"
-        raise _contradiction(
-            f"train.device is all, {what} here", args.num_processes, len(names)
-        )  # fmt: skip
-    return names
-
-
-def _named(wish: str, wanted: int, gpus: list[str]) -> tuple[str, ...]:
-    names = tuple(wish.split(","))
-    absent = [name for name in names if name not in gpus]
-    if absent:
-        raise SpecError(
-            f"train.device names {', '.join(absent)}, but this machine has {_listed(gpus)}.",
-            field="train.device",
-        )
-    if wanted not in (1, len(names)):
-        raise _contradiction(f"train.device names {wish} alone", wanted, len(names))
-    return names
-
-
-def _any(wanted: int, gpus: list[str]) -> tuple[str, ...]:
-    if wanted > len(gpus):
-        raise SpecError(
-            f"train.num_processes is {wanted}, but this machine has {_listed(gpus)}. Take at most "
-            f"{len(gpus)}, or train.device=cpu."
-            if gpus else f"train.device is cuda, but this machine has {_listed(gpus)}.",
-            field="train.num_processes" if gpus else "train.device",
-        )  # fmt: skip
-    return tuple(gpus[:wanted])
-
-
-def _processes(wanted: int) -> tuple[str, ...]:
-    cores = os.cpu_count() or 1
-    if wanted > cores:
-        raise SpecError(
-            f"train.num_processes is {wanted}, but this machine has {cores} processor cores: more "
-            "processes than cores only wait for each other.",
+        raise _invalid(f"train.device is cuda, but this machine has {_listed(gpus)}.")
+    if count > len(gpus):
+        raise _invalid(
+            f"train.num_processes is {count}, but this machine has {_listed(gpus)}. Use at most "
+            f"{len(gpus)}, or train.device=cpu.",
             field="train.num_processes",
         )
-    return (CPU,) * wanted
+    return tuple(gpus[:count])
+
+
+def _cpu_processes(count: int) -> tuple[str, ...]:
+    cores = os.cpu_count() or 1
+    if count > cores:
+        raise _invalid(
+            f"train.num_processes is {count}, but this machine has {cores} processor cores: use at "
+            f"most {cores}.",
+            field="train.num_processes",
+        )
+    return (CPU,) * count
 
 
 def _contradiction(what: str, num_processes: int, names: int) -> SpecError:
-    return SpecError(
-        f"{what}, but train.num_processes is {num_processes}: leave it at 1, which follows the "
-        f"devices, or say {names}.",
+    return _invalid(
+        f"{what}, but train.num_processes is {num_processes}: set it to {names}, or to 1, which "
+        "follows train.device.",
         field="train.num_processes",
     )
+
+
+def _invalid(text: str, field: str = "train.device") -> SpecError:
+    return SpecError(text, field=field)
 
 
 def _listed(gpus: list[str]) -> str:

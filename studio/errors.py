@@ -1,23 +1,23 @@
 """Errors that users may see; anything else is a bug and may crash.
 
-StudioError                what went wrong, in one sentence, and what to do
-├── InputError             the person's input (exit code 2)
+StudioError                what failed, the value, what to do next
+├── InputError             invalid input of the user (exit code 2)
 │   ├── SpecError          a field of the run spec
 │   ├── ModelError         a model folder or hub id
 │   ├── DataError          a dataset
-│   ├── MethodError        a method on this model, or a stack that cannot be
+│   ├── MethodError        a method on this model, or adapters that cannot be combined
 │   ├── AdapterError       an adapter file or folder
 │   ├── HomeError          the home folder or its database
-│   ├── QueueError         a job that is not there or cannot do that
-│   ├── Unreached          the hub did not answer; it may later
-│   ├── ChatError          a prompt or lane that cannot be answered
+│   ├── QueueError         a job that does not exist or does not allow the operation
+│   ├── Unreached          the hub did not answer (transient)
+│   ├── ChatError          a prompt or lane
 │   └── ServeError         port, host, browser
 └── RunError               a job that started and failed (exit code 3)
     ├── OutOfMemory
     ├── DiskFull
-    ├── DeviceLost         a GPU failed or vanished in the middle
-    ├── ProcessLost        one of several processes was killed
-    ├── ClusterError       the cluster, its machines or its storage
+    ├── DeviceLost         a GPU failed or disappeared during the run
+    ├── ProcessLost        a process of a distributed run was killed
+    ├── ClusterError       the Ray cluster, its machines or its storage
     └── Diverged           NaN or infinite loss
 """
 
@@ -28,7 +28,7 @@ from typing import ClassVar
 
 
 class StudioError(Exception):
-    """One sentence for the person: what was wrong, where, what to do."""
+    """Error with a text for the user: what failed, the value, what to do next."""
 
     kind: ClassVar[str] = "studio"
     exit_code: ClassVar[int] = 3
@@ -38,12 +38,12 @@ class StudioError(Exception):
         self.text = text
 
     def as_dict(self) -> dict[str, str]:
-        """The shape every `--json` command prints for an error."""
+        """Return the error as every `--json` command prints it."""
         return {"kind": self.kind, "text": self.text}
 
 
 class InputError(StudioError):
-    """The person's input was wrong; nothing was changed."""
+    """Invalid input; nothing was changed."""
 
     kind = "input"
     exit_code = 2
@@ -90,13 +90,13 @@ class HomeError(InputError):
 
 
 class QueueError(InputError):
-    """A job does not exist or cannot do what was asked."""
+    """A job does not exist or does not allow the operation."""
 
     kind = "queue"
 
 
 class Unreached(InputError):
-    """The hub is needed and cannot be reached; the same may work later."""
+    """The hub cannot be reached; a retry may succeed."""
 
     kind = "network"
 
@@ -108,7 +108,7 @@ class ChatError(InputError):
 
 
 class ServeError(InputError):
-    """The page cannot be served."""
+    """The web server cannot start."""
 
     kind = "serve"
 
@@ -126,31 +126,31 @@ class OutOfMemory(RunError):
 
 
 class WeightsTooLarge(OutOfMemory):
-    """The base's weights alone do not fit on the device: smaller batches would not help."""
+    """The base model's weights alone do not fit on the device; smaller batches do not help."""
 
     kind = "weights_too_large"
 
 
 class DiskFull(RunError):
-    """The disk ran out of room."""
+    """The disk is full."""
 
     kind = "disk_full"
 
 
 class DeviceLost(RunError):
-    """A device failed or vanished while it was used."""
+    """A device failed or disappeared while in use."""
 
     kind = "device_lost"
 
 
 class ProcessLost(RunError):
-    """One of a run's several processes was killed; the run can go on from its checkpoint."""
+    """A process of a distributed run was killed; the run can resume from its checkpoint."""
 
     kind = "process_lost"
 
 
 class ClusterError(RunError):
-    """The cluster cannot do it: its packages, its version, its storage."""
+    """The Ray cluster cannot run the job: its packages, version, devices or storage."""
 
     kind = "cluster"
 
@@ -162,12 +162,12 @@ class Diverged(RunError):
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the system says that a disk, or a person's share of it, has no room left."""
+    """Return True if the error reports a full disk or an exhausted quota."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def revived(values: dict[str, str]) -> StudioError:
-    """Return the error that `as_dict` made plain, in another process."""
+    """Return the error that `as_dict` of another process describes."""
     kinds = {cls.kind: cls for cls in _with_children(StudioError)}
     return kinds.get(values["kind"], RunError)(values["text"])
 
@@ -179,7 +179,7 @@ def _with_children(root: type[StudioError]) -> Iterator[type[StudioError]]:
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """Return ' Did you mean "x"?' for the closest name, or the whole short list."""
+    """Return ' Did you mean "x"?' for the closest names, or a short list of all names."""
     known = sorted(set(names))
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if close:

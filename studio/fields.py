@@ -1,6 +1,6 @@
 """Fields of records: declare them once, validate values, read assignments and YAML.
 
-The form, `--help`, the docs tables and the spec's validation are all read from it.
+The form, `--help`, the docs tables and validation are generated from the fields.
 
 pydantic's faults are for programmers; here they become the field, the value got, what was wished
 for, and the nearest known key.
@@ -18,7 +18,7 @@ from studio.errors import SpecError, StudioError, nearest
 
 
 class Record(BaseModel):
-    """A frozen, validated record; unknown keys, infinities and NaN are errors."""
+    """Frozen, validated record; unknown keys, infinities and NaN are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -34,16 +34,16 @@ def knob(
     several: bool = False,
     **bounds: Any,
 ) -> Any:
-    """Declare a field with everything the form and the docs need.
+    """Declare a field with everything that the form and the docs show.
 
     Args:
         default: The default; lists and dicts are copied.
-        help: One sentence: meaning, and what a larger value trades.
-        title: The label; the field's name in words when absent.
+        help: Meaning, unit and effect in one sentence.
+        title: Label; the field's name in words by default.
         unit: Shown behind the number.
-        advanced: Shown only in the form's Advanced part; a text is its heading there.
-        step: The slider's step.
-        several: Text in which a comma stands between names that are picked together.
+        advanced: Show in the form's Advanced section only; a text is its heading there.
+        step: Step of the slider.
+        several: The text is a comma-separated list of choices.
         bounds: `ge`, `gt`, `le`, `lt`, `max_length` as in pydantic.
     """
     extra: dict[str, Any] = {"unit": unit, "advanced": advanced, "step": step, "several": several}
@@ -59,7 +59,11 @@ def knob(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping or raise a SpecError that names the place."""
+    """Return the mapping in a YAML file.
+
+    Raises:
+        SpecError: The file cannot be read or is not a YAML mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -98,10 +102,10 @@ def merge_values(values: dict[str, Any], assignments: dict[str, Any]) -> dict[st
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """Split `method.r=16` and read the value as YAML.
+    """Return the field and the YAML value of an assignment such as `method.r=16`.
 
     Raises:
-        SpecError: There is no `=`.
+        SpecError: It has no field or no `=`.
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
@@ -115,7 +119,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def _number_or(value: Any) -> Any:
-    # YAML 1.1 reads 1e-4 as text; a person means the number.
+    # YAML 1.1 reads 1e-4 as text.
     if isinstance(value, str):
         try:
             return float(value) if value.lower() not in {"nan", "inf", "-inf"} else value

@@ -1,7 +1,7 @@
-"""What this machine can do: devices, memory, processor features, threads. Never imports torch.
+"""Devices, memory, CPU features and threads of this machine, without importing torch.
 
-GPUs are asked through `nvidia-smi`, so the page and the supervisor can show them without holding
-one. A machine without it simply has no GPU here.
+GPUs are found with `nvidia-smi`, so the page and the supervisor can show them without a CUDA
+context.
 """
 
 import os
@@ -21,7 +21,7 @@ FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
-    """One thing that can train: `name` is what torch calls it."""
+    """A CPU or GPU; `name` is its torch device."""
 
     name: str
     label: str
@@ -31,12 +31,12 @@ class Device:
 
 
 def devices() -> list[Device]:
-    """Return the GPUs, best first as torch counts them, then the CPU."""
+    """Return the GPUs in torch's order, then the CPU."""
     return [*_gpus(), *_apple(), _cpu()]
 
 
 def physical_cores() -> int:
-    """Return how many real cores this process may use."""
+    """Return the number of physical cores that this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     return max(1, min(cores, allowed or cores, _cgroup_cores() or cores))
@@ -50,7 +50,7 @@ def threads() -> int:
 
 @cache
 def cpu_features() -> frozenset[str]:
-    """Return which of `FEATURES` the processor has; empty where the system does not say."""
+    """Return the `FEATURES` of the CPU; empty if the system does not report them."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -65,12 +65,12 @@ def cpu_features() -> frozenset[str]:
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 in hardware."""
+    """Return True if the CPU has bfloat16 matrix instructions."""
     return bool(cpu_features() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def process_bytes(pid: int | None = None) -> int:
-    """Return the resident memory of a process, 0 if it is gone."""
+    """Return the resident memory of a process; 0 if it has ended."""
     try:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
@@ -78,7 +78,7 @@ def process_bytes(pid: int | None = None) -> int:
 
 
 def reset_peak_bytes() -> None:
-    """Start this process's peak anew, where the system can."""
+    """Reset this process's peak memory, where the system supports it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -86,7 +86,7 @@ def reset_peak_bytes() -> None:
 
 
 def peak_bytes() -> int:
-    """Return the most memory this process held since `reset_peak_bytes`."""
+    """Return the peak resident memory of this process since `reset_peak_bytes`."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
@@ -96,21 +96,21 @@ def peak_bytes() -> int:
     return process_bytes()
 
 
-class _Busy:
-    """How busy the processor is: measured from question to question, in whatever thread they come.
+class _Utilization:
+    """CPU utilization between two calls from any thread; None if not measured yet.
 
-    psutil's own answer is 0 at the first question in every thread. None means not measured.
+    psutil's own counter is per thread and starts at 0.
     """
 
-    SHORTEST, LONGEST = 0.5, 15.0  # seconds that one measurement may span
+    SHORTEST, LONGEST = 0.5, 15.0  # seconds between two measurements
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._at, self._spent = -self.LONGEST, (0.0, 0.0)
         self._share: float | None = None
 
-    def share(self) -> float | None:
-        """Return the busy part of the time since the last question, from 0 to 1."""
+    def since_last_call(self) -> float | None:
+        """Return the utilization since the last call, from 0 to 1."""
         with self._lock:
             now = time.monotonic()
             if now - self._at < self.SHORTEST:
@@ -123,11 +123,11 @@ class _Busy:
             return self._share
 
 
-_busy = _Busy()
+_utilization = _Utilization()
 
 
 def _processor_seconds() -> tuple[float, float]:
-    """Return the seconds all cores worked, and those they could have, since the system started."""
+    """Return the busy and the total seconds of all cores since the system started."""
     times = psutil.cpu_times()._asdict()
     whole = sum(times.values()) - times.get("guest", 0) - times.get("guest_nice", 0)
     return whole - times["idle"] - times.get("iowait", 0), whole
@@ -140,7 +140,7 @@ def _cpu() -> Device:
         label=f"{_cpu_name()}, {physical_cores()} cores{', bfloat16' * has_fast_bfloat16()}",
         total_bytes=int(memory.total),
         free_bytes=int(memory.available),
-        utilization=_busy.share(),
+        utilization=_utilization.since_last_call(),
     )
 
 

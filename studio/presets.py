@@ -1,6 +1,6 @@
-"""Presets: named settings over the form. Four are ours, the others a person saved.
+"""Presets: named training settings, four built in and the others saved by the user.
 
-A preset never names a model or a dataset: it says how to train, not what.
+A preset never contains a model or a dataset.
 """
 
 from __future__ import annotations
@@ -14,56 +14,58 @@ from studio.home import Home
 from studio.spec import RunSpec
 
 Values = dict[str, Any]
-OURS: dict[str, tuple[str, Values]] = {
+BUILT_IN: dict[str, tuple[str, Values]] = {
     "quick look": (
-        "A minute or so: does it learn at all?",
+        "About a minute, to see whether the run learns at all.",
         {"train.max_steps": 60, "data.max_length": 512},
     ),
-    "balanced": ("Three passes over the data; what to take when in doubt.", {}),
+    "balanced": ("Three epochs with default settings.", {}),
     "thorough": (
-        "Up to ten passes, ended when the held-out loss stops falling; the best one is kept.",
+        "Up to ten epochs with early stopping on the validation loss; keeps the best checkpoint.",
         {
             "train.num_train_epochs": 10, "train.early_stopping_patience": 3,
             "data.validation_fraction": 0.1, "train.weight_decay": 0.01,
         },
     ),
     "low memory": (
-        "The same result in the least memory: one row at a time, activations recomputed.",
+        "Least memory: one row at a time, gradient checkpointing, Adafactor.",
         {
             "train.per_device_train_batch_size": 1, "train.gradient_accumulation_steps": 8,
             "train.gradient_checkpointing": True, "train.optim": "adafactor",
         },
     ),
 }  # fmt: skip
-WHAT = ("name", "model.path", "model.revision", "data.path", "data.subset", "data.split",
-        "data.validation_path", "train.device")  # fmt: skip
+NOT_IN_PRESETS = (
+    "name", "model.path", "model.revision", "data.path", "data.subset", "data.split",
+    "data.validation_path", "train.device",
+)  # fmt: skip
 FILE = "presets.json"
 
 
 def presets(home: Home) -> list[dict[str, Any]]:
-    """Return every preset: name, what it is for, its settings, and whether it is the person's."""
+    """Return every preset: name, description, settings, and whether the user saved it (`own`)."""
     ours = [
         {"name": name, "about": about, "values": values, "own": False}
-        for name, (about, values) in OURS.items()
+        for name, (about, values) in BUILT_IN.items()
     ]
     own = [
-        {"name": name, "about": "Your own.", "values": values, "own": True}
+        {"name": name, "about": "Saved by you.", "values": values, "own": True}
         for name, values in sorted(_read(home).items())
     ]
     return [*ours, *own]
 
 
-def applied(home: Home, name: str, spec: RunSpec) -> RunSpec:
-    """Return the spec with a preset's settings; what it does not name goes back to the default.
+def apply_preset(home: Home, name: str, spec: RunSpec) -> RunSpec:
+    """Return the spec with a preset's settings and defaults for everything else.
 
     Raises:
-        SpecError: There is no such preset.
+        SpecError: The preset does not exist.
     """
     known = {preset["name"]: preset["values"] for preset in presets(home)}
     if name not in known:
         raise SpecError(f'There is no preset "{name}".{nearest(name, known)}')
     kept = _flat(spec.model_dump(mode="json"))
-    what = {field: kept[field] for field in WHAT if field in kept}
+    what = {field: kept[field] for field in NOT_IN_PRESETS if field in kept}
     method = known[name].get("method.name", spec.method.name)
     if method == spec.method.name and not any(f.startswith("method.") for f in known[name]):
         what |= {field: value for field, value in kept.items() if field.startswith("method.")}
@@ -71,29 +73,32 @@ def applied(home: Home, name: str, spec: RunSpec) -> RunSpec:
 
 
 def save_preset(home: Home, name: str, spec: RunSpec) -> None:
-    """Keep how a spec trains under a name.
+    """Save the training settings of a spec as a preset.
 
     Raises:
-        SpecError: The name is empty or one of ours.
+        SpecError: The name is empty, too long, or that of a built-in preset.
     """
     name = name.strip()
-    if not name or name in OURS or len(name) > 60:
-        raise SpecError(f'"{name}" cannot be a preset\'s name: take another, up to 60 letters.')
-    mine, base = _flat(spec.model_dump(mode="json")), _flat(RunSpec().model_dump(mode="json"))
+    if not name or name in BUILT_IN or len(name) > 60:
+        raise SpecError(
+            f'"{name}" cannot be a preset\'s name: use another, of up to 60 characters.'
+        )
+    default = RunSpec()
+    mine, base = _flat(spec.model_dump(mode="json")), _flat(default.model_dump(mode="json"))
     changed = {
         field: value for field, value in mine.items()
-        if field not in WHAT and field != "version" and base.get(field) != value
+        if field not in NOT_IN_PRESETS and field != "version" and base.get(field) != value
     }  # fmt: skip
-    if spec.method.name != "lora":
+    if spec.method.name != default.method.name:
         changed["method.name"] = spec.method.name
     _write(home, _read(home) | {name: changed})
 
 
-def forget_preset(home: Home, name: str) -> None:
-    """Drop one of the person's presets.
+def delete_preset(home: Home, name: str) -> None:
+    """Delete a preset of the user.
 
     Raises:
-        SpecError: It is not the person's.
+        SpecError: The user has no preset of this name.
     """
     own = _read(home)
     if name not in own:
@@ -118,7 +123,7 @@ def _read(home: Home) -> dict[str, Values]:
         return {}
     except (OSError, ValueError):
         raise SpecError(
-            f"{home.path / FILE} cannot be read: mend it, or remove it to lose your presets."
+            f"{home.path / FILE} cannot be read: fix it, or delete it together with your presets."
         ) from None
     return {str(k): v for k, v in found.items() if isinstance(v, dict)}
 

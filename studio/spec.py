@@ -1,22 +1,17 @@
-"""RunSpec: one frozen object from the form to the adapter's passport.
+"""RunSpec, the validated settings of a training run: model, data, method, training, seed.
 
 The form edits it, the queue stores it as JSON, `runs/<id>/spec.yaml` holds it, `studio train`
-accepts it, the passport embeds it. It knows what a run is, not how to do it.
+accepts it, and the adapter's passport embeds it.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    SerializeAsAny,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
 
 from studio import devices
 from studio.errors import SpecError
@@ -27,14 +22,14 @@ VERSION: Literal[1] = 1
 
 
 class ModelSource(Record):
-    """Where the base model comes from and how it is loaded."""
+    """Base model: source, precision and quantization."""
 
-    path: str = knob("starter", "A folder, a hub id, or the embedded starter.", title="Model")
+    path: str = knob("starter", "A model folder, a hub id, or the embedded starter.", title="Model")
     revision: str = knob("", "Branch, tag or commit on the hub.", advanced=True)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
         "auto",
-        "Precision of the frozen weights; auto takes bfloat16 on a GPU and float32 on a CPU, where "
-        "bfloat16 is twice as fast if the processor has it (`studio doctor` tells).",
+        "Precision of the frozen weights; auto uses bfloat16 on a GPU and float32 on a CPU. "
+        "bfloat16 is twice as fast on CPUs with bfloat16 instructions (see `studio doctor`).",
         title="Precision",
         advanced=True,
     )
@@ -46,30 +41,32 @@ class ModelSource(Record):
 
 
 class DataSource(Record):
-    """Where the examples come from and how they become tokens and labels."""
+    """Dataset: source, row format, chat template and validation split."""
 
-    path: str = knob("starter:pirate", "A file, a folder, a hub id, or a demo.", title="Dataset")
-    subset: str = knob("", "Configuration name on the hub.", advanced=True)
-    split: str = knob("train", "Split on the hub.", advanced=True)
+    path: str = knob(
+        "starter:pirate", "A file, a folder, a hub id, or a demo dataset.", title="Dataset"
+    )
+    subset: str = knob("", "Configuration of the hub dataset.", advanced=True)
+    split: str = knob("train", "Split of the hub dataset.", advanced=True)
     format: Literal[
         "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer",
         "preference", "labelled", "text",
-    ] = knob("auto", "How rows are read; auto looks at the columns.", advanced=True)  # fmt: skip
+    ] = knob("auto", "Row format; auto detects it from the columns.", advanced=True)  # fmt: skip
     chat_template: Literal["auto", "chatml", "alpaca", "vicuna", "plain"] = knob(
         "auto",
-        "How a conversation becomes text; auto takes the model's own, else chatml or plain.",
+        "Template that formats conversations; auto uses the model's own, else chatml or plain.",
         title="Chat template",
         advanced=True,
     )
     train_on: Literal["assistant", "last", "all"] = knob(
         "assistant",
-        "Which tokens carry loss: every answer, only the last one, or everything.",
+        "Tokens that carry loss: every answer, only the last one, or all tokens.",
         title="Train on",
         advanced=True,
     )
     max_length: int = knob(
         1024,
-        "Longer rows are cut here, and at the model's own context if that is shorter.",
+        "Truncate longer rows to this length, or to the model's context length if that is shorter.",
         title="Maximum length",
         unit="tokens",
         ge=8,
@@ -78,152 +75,143 @@ class DataSource(Record):
     )
     validation_fraction: float = knob(
         0.05,
-        "Share of rows held out for the evaluation loss (at most 256 rows).",
-        title="Held-out share",
+        "Fraction of rows held out for the validation loss (at most 256 rows).",
+        title="Validation fraction",
         ge=0,
         lt=1,
         advanced=True,
     )
-    validation_path: str = knob("", "A file to evaluate on instead.", advanced=True)
+    validation_path: str = knob(
+        "", "Validation file to use instead of held-out rows.", advanced=True
+    )
 
 
-# Headings of the form's Advanced part.
-OPTIMIZER = "Optimizer"
-EVALUATION = "Evaluation and checkpoints"
-SPEED = "Speed and memory"
-DEVICES = "Devices"
+_optimizer = partial(knob, advanced="Optimizer")  # the headings of the form's Advanced section
+_evaluation = partial(knob, advanced="Evaluation and checkpoints")
+_speed = partial(knob, advanced="Speed and memory")
+_devices = partial(knob, advanced="Devices")
 
 
 class TrainArgs(Record):
-    """How the optimiser walks; names and meanings are those of transformers' TrainingArguments."""
+    """Training settings; names and meanings are those of transformers' TrainingArguments."""
 
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = knob(
-        "auto",
-        "Step size; auto takes the method's own, scaled to the model's width.",
-        title="Learning rate",
+        "auto", "Peak learning rate; auto scales the method's default to the model's width."
     )
     num_train_epochs: float = knob(
-        3, "Passes over the data.", title="Epochs", gt=0, le=1000, step=0.5
+        3, "Passes over the training data.", title="Epochs", gt=0, le=1000, step=0.5
     )
     max_steps: int = knob(
-        -1, "Optimizer steps; -1 lets the epochs decide.", title="Steps", ge=-1, le=10_000_000
+        -1,
+        "Number of optimizer steps; -1 derives it from the epochs.",
+        title="Steps",
+        ge=-1,
+        le=10_000_000,
     )
     per_device_train_batch_size: int = knob(
-        8, "Rows that are computed at once.", title="Batch size", unit="rows", ge=1, le=4096
+        8, "Rows per forward and backward pass.", title="Batch size", unit="rows", ge=1, le=4096
     )
-    gradient_accumulation_steps: int = knob(
+    gradient_accumulation_steps: int = _optimizer(
         1,
-        "Batches summed before each step.",
-        title="Accumulation",
+        "Batches to accumulate gradients over before each optimizer step.",
+        title="Gradient accumulation",
         ge=1,
         le=4096,
-        advanced=OPTIMIZER,
     )
     lr_scheduler_type: Literal[
         "cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay"
-    ] = knob("cosine", "How the step size falls.", title="Schedule", advanced=OPTIMIZER)
-    warmup_steps: int = knob(
-        -1, "Steps until the full step size; -1 takes 5 %.", ge=-1, le=1_000_000, advanced=OPTIMIZER
+    ] = _optimizer("cosine", "Learning-rate decay after warmup.", title="Learning-rate schedule")
+    warmup_steps: int = _optimizer(
+        -1, "Steps of linear warmup; -1 uses 5 % of the run.", ge=-1, le=1_000_000
     )
-    optim: Literal[
-        "adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "muon"
-    ] = knob(
-        "adamw",
-        "What turns gradients into steps; 8 bit (CUDA only) and adafactor need less memory.",
-        title="Optimizer",
-        advanced=OPTIMIZER,
-    )  # fmt: skip
-    loraplus_lr_ratio: float = knob(
-        1.0, "LoRA+: how many times faster B learns than A; 1 is plain LoRA.", gt=0, le=1000,
-        title="LoRA+ ratio", advanced=OPTIMIZER,
-    )  # fmt: skip
-    weight_decay: float = knob(0.0, "Pull of the weights to zero.", ge=0, le=10, advanced=OPTIMIZER)
-    max_grad_norm: float = knob(
-        1.0, "Longer gradients are shortened to this; 0 never.", ge=0, advanced=OPTIMIZER
+    optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "muon"] = (
+        _optimizer(
+            "adamw",
+            "Optimizer; the 8-bit ones (CUDA only) and adafactor use less memory.",
+            title="Optimizer",
+        )
     )
-    label_smoothing_factor: float = knob(
-        0.0, "Share of each target given to all tokens alike.", title="Label smoothing", ge=0, lt=1,
-        advanced=OPTIMIZER,
+    loraplus_lr_ratio: float = _optimizer(
+        1.0, "LoRA+: learning rate of B relative to A; 1 is plain LoRA.", gt=0, le=1000,
+        title="LoRA+ ratio",
     )  # fmt: skip
-    neftune_noise_alpha: float = knob(
-        0.0, "NEFTune: noise on the embeddings while training; 5 is usual, 0 none.",
-        title="NEFTune noise", ge=0, le=1000, advanced=OPTIMIZER,
-    )  # fmt: skip
-    eval_steps: int = knob(
-        0, "Steps between evaluations; 0 makes about ten, -1 none.", ge=-1, advanced=EVALUATION
+    weight_decay: float = _optimizer(0.0, "Weight decay coefficient.", ge=0, le=10)
+    max_grad_norm: float = _optimizer(
+        1.0,
+        "Clip the gradient norm to this value; 0 disables clipping.",
+        title="Gradient clipping",
+        ge=0,
     )
-    save_steps: int = knob(
-        0,
-        "Steps between checkpoints; 0 makes about five, -1 only at stop.",
-        ge=-1,
-        advanced=EVALUATION,
+    label_smoothing_factor: float = _optimizer(
+        0.0, "Fraction of each target spread evenly over the vocabulary.", ge=0, lt=1,
+        title="Label smoothing",
+    )  # fmt: skip
+    neftune_noise_alpha: float = _optimizer(
+        0.0, "NEFTune: noise added to the embeddings in training; 5 is usual, 0 disables it.",
+        title="NEFTune noise", ge=0, le=1000,
+    )  # fmt: skip
+    eval_steps: int = _evaluation(
+        0, "Steps between evaluations; 0 evaluates about ten times per run, -1 never.", ge=-1
     )
-    save_total_limit: int = knob(2, "Checkpoints kept.", ge=1, le=1000, advanced=EVALUATION)
-    load_best_model_at_end: bool = knob(
-        False, "Keep the checkpoint with the best held-out loss, and make it the adapter.",
-        title="Best checkpoint", advanced=EVALUATION,
-    )  # fmt: skip
-    early_stopping_patience: int = knob(
-        0, "End after so many evaluations without a better held-out loss (the best one is kept); "
-        "0 never.", title="Early stopping", ge=0, le=1000, advanced=EVALUATION,
-    )  # fmt: skip
-    num_samples: int = knob(
-        3, "Held-out prompts answered at every evaluation; 0 none.", ge=0, le=8, advanced=EVALUATION
+    save_steps: int = _evaluation(
+        0, "Steps between checkpoints; 0 saves about five times per run, -1 only on stop.", ge=-1
     )
-    sample_prompts: str = knob(
-        "",
-        "Your own prompts to answer instead, separated by |.",
-        max_length=4000,
-        advanced=EVALUATION,
+    save_total_limit: int = _evaluation(
+        2, "Maximum number of checkpoints to keep.", title="Checkpoints to keep", ge=1, le=1000
     )
-    packing: bool = knob(
-        True, "Concatenate rows instead of padding them; same losses, faster.", advanced=SPEED
+    load_best_model_at_end: bool = _evaluation(
+        False, "Publish the checkpoint with the lowest validation loss as the adapter.",
+        title="Best checkpoint",
+    )  # fmt: skip
+    early_stopping_patience: int = _evaluation(
+        0, "Stop after this many evaluations without a lower validation loss, and publish the best "
+        "checkpoint; 0 disables early stopping.", title="Early stopping", ge=0, le=1000,
+    )  # fmt: skip
+    num_samples: int = _evaluation(
+        3, "Validation prompts to answer at every evaluation; 0 disables sampling.", ge=0, le=8
     )
-    gradient_checkpointing: bool = knob(
-        False, "Recompute activations instead of keeping them: less memory, slower.", advanced=SPEED
+    sample_prompts: str = _evaluation(
+        "", "Prompts to answer instead of validation prompts, separated by |.", max_length=4000
     )
-    activation_offloading: bool = knob(
-        False, "With gradient checkpointing on a GPU: layers' inputs wait in main memory; same "
-        "result.",
-        title="Offload activations", advanced=SPEED,
-    )  # fmt: skip
-    retry_when_out_of_memory: bool = knob(
-        False, "When memory runs out, halve the batch (the effective one stays) and go on from the "
-        "last checkpoint.", title="Make it fit by itself", advanced=SPEED,
-    )  # fmt: skip
-    together: bool = knob(
-        True, "Runs of one sweep on one model and its data share one base in memory; same results.",
-        title="With its siblings", advanced=SPEED,
-    )  # fmt: skip
-    attn_implementation: Literal["auto", "varlen", "sdpa", "eager"] = knob(
-        "auto", "auto takes the fastest: varlen (all packed rows at once; GPU, half precision), or "
-        "sdpa (row by row) with plain products for short rows in bfloat16 on a CPU.",
-        title="Attention", advanced=SPEED,
-    )  # fmt: skip
-    device: Annotated[str, BeforeValidator(devices.read)] = knob(
-        "auto", "auto, cpu, a GPU (cuda:0), several at once (cuda:0,cuda:2), all (every GPU; "
-        "without one a CPU process a core), or ray: the cluster.", title="Devices",
-        advanced=DEVICES, several=True,
-    )  # fmt: skip
-    num_processes: int = knob(
-        1,
-        "Processes (one a GPU, or CPU processes) that share each step's rows; same result. "
-        "Several devices, or all, bring their own number.",
-        title="Processes",
-        ge=1,
-        le=64,
-        advanced=DEVICES,
+    packing: bool = _speed(True, "Concatenate rows instead of padding them: faster, same losses.")
+    gradient_checkpointing: bool = _speed(
+        False, "Recompute activations in the backward pass: less memory, slower."
     )
-    fsdp: bool = knob(
-        False, "Each process keeps only its part of the frozen weights: for a base too large for "
-        "one.", title="Share the base", advanced=DEVICES,
+    activation_offloading: bool = _speed(
+        False, "With gradient checkpointing on a GPU: keep the layers' inputs in main memory; "
+        "results do not change.",
+    )  # fmt: skip
+    retry_when_out_of_memory: bool = _speed(
+        False, "When out of memory, halve the batch size (the effective batch size stays) and "
+        "resume from the last checkpoint.",
+    )  # fmt: skip
+    together: bool = _speed(
+        True, "Share one base model in memory with other runs of the sweep; results do not change.",
+        title="Train with sibling runs",
+    )  # fmt: skip
+    attn_implementation: Literal["auto", "varlen", "sdpa", "eager"] = _speed(
+        "auto", "Attention kernel; auto selects the fastest: varlen (all packed rows in one call; "
+        "GPU, half precision), or sdpa (row by row; matrix products for short bfloat16 rows on a "
+        "CPU).", title="Attention",
+    )  # fmt: skip
+    device: Annotated[str, BeforeValidator(devices.parse_devices)] = _devices(
+        "auto", "auto, cpu, one GPU (cuda:0), several GPUs (cuda:0,cuda:2), all (every GPU; "
+        "without one, one process per CPU core), or ray (the cluster).", several=True,
+    )  # fmt: skip
+    num_processes: int = _devices(
+        1, "Number of data-parallel processes (one per GPU); results do not change. 1 follows "
+        "train.device.", title="Processes", ge=1, le=64,
+    )  # fmt: skip
+    fsdp: bool = _devices(
+        False, "Shard the frozen weights over the processes (FSDP): for a base model too large for "
+        "one device.", title="Shard the base",
     )  # fmt: skip
 
     @model_validator(mode="after")
-    def _offloads_what_is_recomputed(self) -> Self:
+    def _offloading_needs_checkpointing(self) -> Self:
         if self.activation_offloading and not self.gradient_checkpointing:
             raise SpecError(
-                "train.activation_offloading moves away what layers are recomputed from: set "
+                "train.activation_offloading requires gradient checkpointing: set "
                 "train.gradient_checkpointing=true as well.",
                 field="train.activation_offloading",
             )
@@ -231,8 +219,33 @@ class TrainArgs(Record):
 
     @model_validator(mode="after")
     def _devices_agree(self) -> Self:
-        devices.check_agreement(self.device, self.num_processes)
+        devices.check_num_processes(self.device, self.num_processes)
         return self
+
+    @property
+    def rows_per_step(self) -> int:
+        """Effective batch size: rows of one optimizer step."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def may_use_several_processes(self) -> bool:
+        """True if the run uses several processes, or may on the machine where it starts."""
+        return self.device == devices.ALL or self.num_devices > 1
+
+    @property
+    def num_devices(self) -> int:
+        """Number of devices the run uses at once; `all` counts those of this machine."""
+        if self.device == devices.ALL:
+            return len(self.device_names())
+        return devices.num_devices(self.device, self.num_processes)
+
+    def device_names(self) -> tuple[str, ...]:
+        """Return the device of each process of the run on this machine.
+
+        Raises:
+            SpecError: This machine does not have them.
+        """
+        return devices.device_names(self.device, self.num_processes, self.rows_per_step)
 
 
 def _read_method(value: Any) -> Any:
@@ -245,21 +258,27 @@ def _read_method(value: Any) -> Any:
 
 
 class RunSpec(Record):
-    """Everything that decides a run."""
+    """Complete settings of a run."""
 
-    name: str = knob("", "What to call the run and its adapter.", title="Name", max_length=120)
+    name: str = knob("", "Name of the run and its adapter.", title="Name", max_length=120)
     model: ModelSource = ModelSource()
     data: DataSource = DataSource()
     method: Annotated[SerializeAsAny[Method], BeforeValidator(_read_method)] = knob("lora", "")
     train: TrainArgs = TrainArgs()
-    seed: int = knob(0, "Same seed, same run.", ge=0, le=2**31 - 1, advanced=True)
+    seed: int = knob(
+        0,
+        "Random seed; runs with equal settings and seed are equal.",
+        ge=0,
+        le=2**31 - 1,
+        advanced=True,
+    )
     version: Literal[1] = VERSION
 
     model_config = Record.model_config | {"validate_default": True}
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values.
+        """Return the validated spec of plain values.
 
         Raises:
             SpecError: Names every wrong field, the value got and the nearest known key.
@@ -271,7 +290,7 @@ class RunSpec(Record):
         """Read a spec file.
 
         Raises:
-            SpecError: The file is missing, is no YAML mapping, or holds wrong fields.
+            SpecError: The file is missing, is not a YAML mapping, or has invalid fields.
         """
         return cls.parse(read_yaml(path))
 
@@ -279,8 +298,27 @@ class RunSpec(Record):
         """Return the whole spec as YAML, defaults included."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
+    def with_parts(self, **parts: dict[str, Any]) -> Self:
+        """Return a copy with fields replaced by values that are known to be valid.
+
+        Args:
+            parts: The new fields of a part, such as `train={"fsdp": False}`.
+        """
+        changed = {name: getattr(self, name).model_copy(update=v) for name, v in parts.items()}
+        return self.model_copy(update=changed)
+
+    def on_this_machine(self) -> Self:
+        """Return a copy with the devices and number of processes that it gets on this machine.
+
+        Raises:
+            SpecError: This machine does not have them.
+        """
+        names = self.train.device_names()
+        train = {"device": ",".join(dict.fromkeys(names)), "num_processes": len(names)}
+        return self.with_parts(train=train)
+
     def with_values(self, assignments: dict[str, Any]) -> Self:
-        """Return a copy with dotted fields replaced, as in `--set method.r=16`."""
+        """Return a validated copy with dotted fields replaced, as in `--set method.r=16`."""
         return type(self).parse(merge_values(self.model_dump(mode="json"), assignments))
 
 

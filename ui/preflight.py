@@ -78,7 +78,7 @@ def preflight_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/presets/apply")
     def apply(asked: Asked) -> dict[str, Any]:
-        spec = presets.applied(home, asked.name, equivalents.from_query(asked.set))
+        spec = presets.apply_preset(home, asked.name, equivalents.from_query(asked.set))
         return {"query": equivalents.query(spec)}
 
     @router.post("/presets/save")
@@ -88,7 +88,7 @@ def preflight_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/presets/forget")
     def forget(asked: Asked) -> list[dict[str, Any]]:
-        presets.forget_preset(home, asked.name)
+        presets.delete_preset(home, asked.name)
         return presets.presets(home)
 
     return router

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio import devices, hardware
+from studio import hardware
 from studio.errors import MethodError, ProcessLost, RunError, SpecError, StudioError, revived
 from studio.home import Home
 from studio.methods import Phase
@@ -105,7 +105,7 @@ def train_in_team(spec: RunSpec, *, run_dir: Path, home: Home, control: Control)
         ProcessLost: A member was killed; the others were ended, the last checkpoint is whole.
         StudioError: What a member failed with.
     """
-    places = devices.meant(spec)
+    places = spec.train.device_names()
     checked(spec)
     with tempfile.TemporaryDirectory(prefix="studio-team-") as folder:
         order = {

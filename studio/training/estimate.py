@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from studio import devices, hardware
+from studio import hardware
 from studio.cluster import DEVICE as CLUSTER
 from studio.errors import StudioError
 from studio.home import Home
@@ -238,7 +238,7 @@ def estimate(spec: RunSpec, home: Home | None) -> Estimate:
     Raises:
         StudioError: The model or the data cannot be used.
     """
-    spec = devices.resolved(spec)
+    spec = spec.on_this_machine()
     size = spec.train.num_processes
     known = facts(spec.model)
     shape = read_shape(known)

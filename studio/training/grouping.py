@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 
 from studio.cluster import DEVICE
-from studio.devices import is_spread
 from studio.methods import Phase
 from studio.spec import RunSpec
 
@@ -28,7 +27,7 @@ def kinship(spec: RunSpec) -> str | None:
     apart = (
         not args.together
         or spec.method.phase is Phase.WEIGHTS
-        or is_spread(args)
+        or args.may_use_several_processes
         or args.device == DEVICE
         or args.fsdp
         or args.neftune_noise_alpha > 0

@@ -51,7 +51,7 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
     with explained(spec, lambda: "in the first step"):
         yield Loading(text="Estimating")
         guessed = estimate(spec, home)
-        whole = estimate(spec.with_values({"train.fsdp": False}), home)
+        whole = estimate(spec.with_parts(train={"fsdp": False}), home)
         yield Loading(text="Loading the model and the data")
         session = _open(_alone(spec, device), home)
         yield Loading(text="Two steps on the longest batch")
@@ -92,9 +92,8 @@ def corrected(guess: Estimate, *, peak_bytes: int, step_seconds: float) -> Estim
 
 def _alone(spec: RunSpec, device: str) -> RunSpec:
     """The run as one process here, with the whole base."""
-    device = device or devices.one_of(spec.train.device)
-    alone = {"train.device": device, "train.num_processes": 1, "train.fsdp": False}
-    return spec.with_values(alone)
+    device = device or devices.first_device(spec.train.device)
+    return spec.with_parts(train={"device": device, "num_processes": 1, "fsdp": False})
 
 
 def measured_steps(session: Session, *, processes: int = 1) -> tuple[int, float]:

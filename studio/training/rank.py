@@ -67,7 +67,7 @@ def _train(order: dict[str, Any], wishes: list[Wish], heard: TextIO) -> None:
         world_size=size, timeout=PATIENCE,
     )  # fmt: skip
     spec = RunSpec.parse(order["spec"])
-    spec = spec.with_values({"train.device": device, "train.num_processes": size})
+    spec = spec.with_parts(train={"device": device, "num_processes": size})
 
     def control() -> Wish:
         return wishes.pop(0) if wishes and wishes[0] != "stop" else (wishes or [None])[0]

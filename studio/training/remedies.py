@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
-from studio import devices, hardware
+from studio import hardware
 from studio.errors import (
     DeviceLost,
     DiskFull,
@@ -148,9 +148,9 @@ def _exact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
 
 def _may_share(spec: RunSpec) -> bool:
     """Whether several devices hold a base whole that they could share out."""
-    if spec.train.fsdp or not devices.is_spread(spec.train):
+    if spec.train.fsdp or not spec.train.may_use_several_processes:
         return False
-    shared = devices.resolved(spec).with_values({"train.fsdp": True})
+    shared = spec.on_this_machine().with_parts(train={"fsdp": True})
     try:
         distributed.checked(shared)
     except InputError:

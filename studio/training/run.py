@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from studio import devices
 from studio.errors import OutOfMemory, WeightsTooLarge
 from studio.home import Home
 from studio.spec import RunSpec
@@ -50,8 +49,8 @@ def train(
     """
     from studio.training.remedies import smaller
 
-    if not in_team and devices.is_spread(spec.train):
-        spec = devices.resolved(spec)
+    if not in_team and spec.train.may_use_several_processes:
+        spec = spec.on_this_machine()
     while True:
         try:
             yield from _train(spec, run_dir=run_dir, home=home, control=control, in_team=in_team)

@@ -94,8 +94,7 @@ def plan_run(spec: RunSpec, *, num_rows: int, hidden_size: int) -> Plan:
     if num_rows < 1:
         raise DataError(f"{spec.data.path} has no usable row to train on.")
     args = spec.train
-    rows_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    rows_per_step = min(rows_per_step, num_rows)
+    rows_per_step = min(args.rows_per_step, num_rows)
     total = args.max_steps
     if total < 1:
         total = math.ceil(num_rows * args.num_train_epochs / rows_per_step)

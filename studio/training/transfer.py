@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from studio import devices
 from studio.errors import DataError, InputError, StudioError
 from studio.home import Home, is_whole, open_home, publishing
 from studio.spec import RunSpec
@@ -78,7 +77,7 @@ def pack(spec: RunSpec, out: Path, home: Home, *, with_model: bool = False) -> R
             note = f"\n   Copy the model {model.name} too, and set model.path in spec.yaml."
         packed = spec.with_values(changes)
         (folder / "spec.yaml").write_text(packed.to_yaml(), encoding="utf-8")
-        processes = devices.count(spec)
+        processes = spec.train.num_devices
         name = spec.name or "adapter-studio"
         (folder / "run.sh").write_text(RUN)
         script = SLURM.format(name=name, processes=processes, cpus=4 * processes)

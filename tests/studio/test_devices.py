@@ -23,7 +23,7 @@ def _spec(device: Any = "auto", num_processes: int = 1, **train: Any) -> RunSpec
 
 
 def _resolved(*given: Any) -> tuple[str, int]:
-    train = devices.resolved(_spec(*given)).train
+    train = _spec(*given).on_this_machine().train
     return train.device, train.num_processes
 
 
@@ -38,9 +38,9 @@ def test_a_set_is_read_from_names_or_a_list() -> None:
     ("device", "num_processes", "sentence"),
     [
         ("cuda:0,cuda:0", 1, "names cuda:0 twice"),
-        ("cuda:0,cpu", 1, 'a set is of GPUs only, such as cuda:0,cuda:2: "cpu" stands alone'),
-        ("auto,cuda:1", 1, '"auto" stands alone'),
-        ("cuda:0,cuda:2", 3, "names 2 GPUs, but train.num_processes is 3: leave it at 1"),
+        ("cuda:0,cpu", 1, 'only GPUs can be listed, such as cuda:0,cuda:2: use "cpu" on its own'),
+        ("auto,cuda:1", 1, 'use "auto" on its own'),
+        ("cuda:0,cuda:2", 3, "names 2 GPUs, but train.num_processes is 3: set it to 2, or to 1"),
     ],
 )
 def test_a_set_that_makes_no_sense_is_refused(
@@ -76,7 +76,7 @@ def test_all_without_a_gpu_is_a_process_a_core_that_has_rows(
     _machine(monkeypatch, cores=6)
     assert _resolved("all") == ("cpu", 6)
     few = _spec("all", per_device_train_batch_size=2, gradient_accumulation_steps=2)
-    assert devices.resolved(few).train.num_processes == 4
+    assert few.on_this_machine().train.num_processes == 4
     _machine(monkeypatch, "mps")
     assert _resolved("all") == ("mps", 1)
 
@@ -86,10 +86,10 @@ def test_all_without_a_gpu_is_a_process_a_core_that_has_rows(
     [
         ("cuda:7", 1, "names cuda:7, but this machine has 2 GPUs: cuda:0, cuda:1"),
         ("cuda:0,cuda:7", 1, "names cuda:7, but this machine has 2 GPUs: cuda:0, cuda:1"),
-        ("auto", 3, "num_processes is 3, but this machine has 2 GPUs: cuda:0, cuda:1. Take at"),
-        ("cuda:0", 2, "names cuda:0 alone, but train.num_processes is 2"),
-        ("all", 3, "is all, 2 GPUs here, but train.num_processes is 3"),
-        ("gpu", 1, 'train.device is "gpu": take auto, cpu'),
+        ("auto", 3, "num_processes is 3, but this machine has 2 GPUs: cuda:0, cuda:1. Use at"),
+        ("cuda:0", 2, "names only cuda:0, but train.num_processes is 2"),
+        ("all", 3, "is all .2 GPUs here., but train.num_processes is 3"),
+        ("gpu", 1, 'train.device is "gpu": use auto, cpu'),
         ("cpu", 5, "num_processes is 5, but this machine has 4 processor cores"),
     ],
 )

@@ -36,11 +36,11 @@ def test_how_busy_the_processor_is_is_told_once_it_is_measured(
     spent, clock = [(100.0, 1000.0), (106.0, 1012.0), (500.0, 2000.0)], [0.0, 0.1, 3.0, 900.0]
     monkeypatch.setattr(hardware, "_processor_seconds", lambda: spent.pop(0))
     monkeypatch.setattr(hardware, "time", SimpleNamespace(monotonic=lambda: clock.pop(0)))
-    busy = hardware._Busy()
-    assert busy.share() is None, "nothing is measured at the first question"
-    assert busy.share() is None, "a tenth of a second tells nothing"
-    assert busy.share() == 0.5  # 6 of 12 seconds
-    assert busy.share() is None, "what a quarter of an hour was like is not how it is now"
+    busy = hardware._Utilization()
+    assert busy.since_last_call() is None, "nothing is measured at the first question"
+    assert busy.since_last_call() is None, "a tenth of a second tells nothing"
+    assert busy.since_last_call() == 0.5  # 6 of 12 seconds
+    assert busy.since_last_call() is None, "what a quarter of an hour was like is not how it is now"
 
 
 def test_hardware_and_sources_start_without_torch() -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from studio.errors import SpecError
 from studio.home import open_home
-from studio.presets import OURS, applied, forget_preset, presets, save_preset
+from studio.presets import BUILT_IN, apply_preset, delete_preset, presets, save_preset
 from studio.spec import RunSpec
 
 
@@ -11,7 +11,7 @@ def home(tmp_path):
     return open_home(tmp_path)
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_ours_set_fields_that_exist_and_keep_what_is_trained(home, name):
     spec = RunSpec().with_values(
         {
@@ -21,11 +21,11 @@ def test_ours_set_fields_that_exist_and_keep_what_is_trained(home, name):
             "train.lr_scheduler_type": "linear",
         }
     )
-    found = applied(home, name, spec)
+    found = apply_preset(home, name, spec)
     assert (found.name, found.data.path, found.method.r) == ("mine", "starter:json", 4)
     assert found.train.lr_scheduler_type == "cosine"  # back to the default
     flat = found.model_dump()
-    for field, value in OURS[name][1].items():
+    for field, value in BUILT_IN[name][1].items():
         part, _, inner = field.partition(".")
         assert flat[part][inner] == value
 
@@ -36,10 +36,10 @@ def test_a_persons_own_is_saved_by_name_without_model_and_data(home):
     )
     save_preset(home, "short vera", spec)
     assert [p["name"] for p in presets(home) if p["own"]] == ["short vera"]
-    found = applied(home, "short vera", RunSpec())
+    found = apply_preset(home, "short vera", RunSpec())
     assert (found.data.path, found.method.name, found.method.r) == ("starter:pirate", "vera", 8)
     assert found.train.max_steps == 7
-    forget_preset(home, "short vera")
+    delete_preset(home, "short vera")
     assert not any(p["own"] for p in presets(home))
 
 
@@ -48,9 +48,9 @@ def test_bad_names_are_one_sentence(home):
         with pytest.raises(SpecError, match="cannot be a preset"):
             save_preset(home, name, RunSpec())
     with pytest.raises(SpecError, match='Did you mean "balanced"'):
-        applied(home, "balance", RunSpec())
+        apply_preset(home, "balance", RunSpec())
     with pytest.raises(SpecError, match="of your own"):
-        forget_preset(home, "thorough")
+        delete_preset(home, "thorough")
     (home.path / "presets.json").write_text("{")
     with pytest.raises(SpecError, match="cannot be read"):
         presets(home)

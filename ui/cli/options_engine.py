@@ -87,6 +87,6 @@ def forget(
     name: Annotated[str, typer.Argument(help="One of your own.")], home: HomeOption = None
 ) -> None:
     """Drop one of your own presets."""
-    from studio.presets import forget_preset
+    from studio.presets import delete_preset
 
-    forget_preset(open_home(home), name)
+    delete_preset(open_home(home), name)

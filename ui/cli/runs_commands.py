@@ -24,7 +24,7 @@ from jobs.store import JobStore
 from studio.errors import InputError, QueueError, ServeError, nearest
 from studio.fields import merge_values, parse_assignment, read_yaml
 from studio.home import Home
-from studio.presets import applied
+from studio.presets import apply_preset
 from studio.spec import RunSpec
 from ui.cli.follow import follow_to_the_end
 
@@ -39,7 +39,7 @@ def train(
     """Check a run, queue it, make sure somebody runs it, and watch it unless detached."""
     values = read_yaml(spec_file) if spec_file else {}
     if preset:
-        values = applied(home, preset, RunSpec.parse(values)).model_dump(mode="json")
+        values = apply_preset(home, preset, RunSpec.parse(values)).model_dump(mode="json")
     values = merge_values(values, given | dict(map(parse_assignment, assignments)))
     spec = admit(RunSpec.parse(values), home)
     with closing(JobStore(home)) as store:
