@@ -50,16 +50,21 @@ class Prefix:
 
 @dataclass(slots=True)
 class AttentionState:
-    """What the attention function must know beyond its arguments; one per backbone.
+    """State of the attention function beyond its arguments; one per backbone.
 
-    `lengths`: tokens of each packed row. `prefix`: a layer's virtual tokens. `positions`: `(B, T)`,
-    counted from the first virtual token; kept while there are any. `capture`: collects each layer's
-    own keys and values. `eager`: plain products instead of torch's fused kernel. `short`: short
-    rows as `short.py` does them, where it can. `kernel`: the one that takes all packed rows at
-    once, and `spans` where they lie. `lean`: keep and compute
-    no more than training needs (`lean.py`). `keep`: the positions whose output is read, and
-    `kept_lengths` how many of them lie in each packed row; None where all are. `packed`: the layers
-    that have kept packed rows apart; `apart`: all have.
+    Attributes:
+        lengths: Tokens of each packed row; None for a padded batch.
+        prefix: Returns a layer's virtual tokens.
+        positions: `(B, T)`, counted from the first virtual token; kept while there are any.
+        capture: Collects each layer's own keys and values.
+        eager: Plain matrix products instead of torch's fused kernel.
+        short_rows: Matrix products for short rows, where they are faster.
+        kernel: The variable-length kernel, which attends all packed rows in one call.
+        spans: Where the packed rows lie, for `kernel`.
+        lean: Keep and compute no more than training needs (`checkpointing.py`).
+        keep: Positions whose output is read, and `kept_lengths` their number per packed row; None
+            for all positions.
+        packed: Layers that have kept packed rows apart; `apart`: all have.
     """
 
     lengths: tuple[int, ...] | None = None
@@ -67,7 +72,7 @@ class AttentionState:
     positions: Tensor | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     eager: bool = False
-    attention_kernels: bool = False
+    short_rows: bool = False
     kernel: attention_kernels.Kernel | None = None
     spans: attention_kernels.Spans | None = None
     lean: bool = True
@@ -223,7 +228,7 @@ def _attend_packed(
         )  # fmt: skip
     if prefix is not None and window is not None:
         prefix = _within(prefix, state.positions, window)
-    how = {"scaling": scaling, "softcap": softcap, "eager": state.eager, "quick": state.short}
+    how = {"scaling": scaling, "softcap": softcap, "eager": state.eager, "quick": state.short_rows}
     return packed(query, key, value, state.lengths, prefix, window, how)
 
 

@@ -132,7 +132,7 @@ class Backbone:
         """Choose the attention: "varlen", "sdpa", "eager", or "auto": the first that there is."""
         device = next(self.model.parameters()).device
         self._state.eager = how == "eager"
-        self._state.short = how == "auto" and hardware.has_fast_bfloat16()
+        self._state.short_rows = how == "auto" and hardware.has_fast_bfloat16()
         self._state.kernel = attention_kernels.kernel(device) if how in ("auto", "varlen") else None
 
     @property
