@@ -62,12 +62,15 @@ LOST = (
     "such page</h2><p>The address has a typing error, or comes from another version.</p>"
     '<a class="s-button s-primary" href="/">Go to the first page</a></main></body></html>'
 )
-SHEETS = ("studio", "chart", "pages", "compare", "data", "adapters")
+SHEETS = (
+    "core/base", "core/chart", "core/form", "train/train", "runs/runs", "compare/compare",
+    "adapters/adapters", "data/data", "system/system",
+)  # fmt: skip
 HEAD = (
     f"<style>{tokens_css()}</style><script>{BOOT}</script>"
     '<link rel="icon" href="/favicon.ico" type="image/svg+xml">'
     + "".join(f'<link rel="stylesheet" href="/studio/{name}.css">' for name in SHEETS)
-    + '<script type="module" src="/studio/studio.js"></script>'
+    + '<script type="module" src="/studio/main.js"></script>'
 )
 
 

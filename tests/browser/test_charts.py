@@ -103,9 +103,10 @@ def test_the_table_and_the_keys_tell_what_the_curve_shows(page: Page, run: Growi
     expect(loss(page)).to_have_attribute("data-points", "50")
     page.get_by_label("Smoothing").fill("0")
     # An axis has two marks at least, and 100 % to two digits is 100.
-    marks = "import('/studio/axis.js').then(({ ticks }) => ticks(0.66, 9.8, 3).length)"
+    marks = "import('/studio/core/chart_canvas.js').then(({ ticks }) => ticks(0.66, 9.8, 3).length)"
     assert page.evaluate(marks) >= 2
-    assert page.evaluate("import('/studio/dom.js').then(({ number }) => number(100, 2))") == "100"
+    hundred = "import('/studio/core/dom.js').then(({ number }) => number(100, 2))"
+    assert page.evaluate(hundred) == "100"
     loss(page).get_by_role("button", name="table").click()
     first = loss(page).locator("tbody tr").first
     expect(first).to_have_text("502.000")  # step 50, 100 / 50
@@ -142,7 +143,7 @@ def test_a_restarted_run_loses_its_old_curve_and_quiet_polls_keep_it(
     # Nothing new is 204. The curve stays, and who comes late is told it.
     page.wait_for_event("response", lambda got: "/api/live" in got.url and got.status == 204)
     expect(loss(page)).to_have_attribute("data-points", "30")
-    late = """import('/studio/live.js').then(({ subscribe }) => {
+    late = """import('/studio/core/live.js').then(({ subscribe }) => {
       let told = 0;
       subscribe({ onMetrics: (series) => { told = series.get('loss').size; } })();
       return told;

@@ -32,7 +32,7 @@ def token(studio: Served) -> str:
 def test_nothing_is_answered_without_the_token(open_studio: Served) -> None:
     for method, path in (
         ("GET", "/"), ("GET", "/api/live"), ("POST", "/api/jobs/1/cancel"), ("GET", "/config"),
-        ("GET", "/studio/studio.js"), ("POST", "/gradio_api/upload"), ("GET", "/favicon.ico"),
+        ("GET", "/studio/main.js"), ("POST", "/gradio_api/upload"), ("GET", "/favicon.ico"),
         ("GET", "/gradio_api/queue/data?session_hash=x"), ("POST", "/gradio_api/queue/join"),
     ):  # fmt: skip
         status, headers, body = ask(open_studio, method, path, {})

@@ -26,7 +26,7 @@ def ask(
 
 
 @pytest.mark.parametrize("path", ["/", "/runs", "/api/live", "/config", "/gradio_api/info",
-                                  "/studio/studio.js"])  # fmt: skip
+                                  "/studio/main.js"])  # fmt: skip
 @pytest.mark.parametrize(
     "headers",
     [

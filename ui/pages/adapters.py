@@ -1,6 +1,6 @@
 """Adapters: the library, passports, merging, mixing, bake-offs, and what an adapter changed.
 
-The page is one element of `assets/adapters.js`.
+The page is one element of `assets/adapters/adapters.js`.
 """
 
 from ui.pages.element import bare, element

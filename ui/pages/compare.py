@@ -1,6 +1,6 @@
 """Compare: lanes side by side, answering one prompt together.
 
-The page is one element of `assets/compare.js`.
+The page is one element of `assets/compare/compare.js`.
 """
 
 from ui.pages.element import bare, element

@@ -1,6 +1,6 @@
 """Data: import, mapping, report, X-ray, curation of datasets.
 
-The page is one element of `assets/data.js`.
+The page is one element of `assets/data/data.js`.
 """
 
 from ui.pages.element import bare, element

@@ -1,6 +1,6 @@
 """Runs: the queue, live curves and everything about one run.
 
-The page is one element of `assets/runs.js`.
+The page is one element of `assets/runs/runs.js`.
 """
 
 from ui.pages.element import bare, element

@@ -1,6 +1,6 @@
 """System: devices, processes, the home folder.
 
-The page is one element of `assets/system.js`.
+The page is one element of `assets/system/system.js`.
 """
 
 from ui.pages.element import bare, element

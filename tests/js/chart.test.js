@@ -1,0 +1,63 @@
+import './dom_stub.js';
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+const { extent, label, logTicks, nearest, smooth, ticks } = await import('../../ui/assets/core/chart_canvas.js');
+const { Chart, Group } = await import('../../ui/assets/core/chart.js');
+
+test('ticks are round values inside the range, at least two', () => {
+  assert.deepEqual(ticks(0, 10, 5), [0, 2, 4, 6, 8, 10]);
+  assert.deepEqual(ticks(0.1, 0.35, 3), [0.1, 0.2, 0.3]);
+  assert.ok(ticks(0.66, 9.8, 3).length >= 2);
+  assert.deepEqual(ticks(0, 3, 10, true), [0, 1, 2, 3]); // whole steps only
+  assert.deepEqual(ticks(5, 5, 4), [5]);
+});
+
+test('log ticks are powers of ten, with 2 and 5 over a short range', () => {
+  assert.deepEqual(logTicks(1, 1000), [1, 10, 100, 1000]);
+  assert.deepEqual(logTicks(1, 10), [1, 2, 5, 10]);
+});
+
+test('smoothing is an unbiased moving average over gaps', () => {
+  const y = [4, 2, 3];
+  assert.equal(smooth([0, 1, 2], y, 0), y);
+  assert.deepEqual(smooth([0, 1, 2], [5, 5, 5], 0.9).map((v) => +v.toFixed(9)), [5, 5, 5]);
+  const [first, second] = smooth([0, 1], [4, 2], 0.5); // (4·0.25 + 2·0.5) / 0.75
+  assert.equal(first, 4);
+  assert.equal(second, 2 + 2 / 3);
+  assert.ok(Number.isFinite(smooth([0, 1, 2], [1, NaN, 3], 0.6)[1]));
+});
+
+test('nearest finds the closest point, -1 in an empty curve', () => {
+  assert.equal(nearest([], 3), -1);
+  assert.equal(nearest([0, 10, 20], 14), 1);
+  assert.equal(nearest([0, 10, 20], 16), 2);
+  assert.equal(nearest([0, 10, 20], 99), 2);
+});
+
+test('the extent covers raw values in sight and ignores what a log axis cannot show', () => {
+  const line = { x: [0, 1, 2], y: [2, 2, 2], raw: [1, 100, 3] };
+  const [low, high] = extent([line], 0, 2, false);
+  assert.ok(low <= 1 && high >= 100);
+  assert.ok(extent([line], 2, 2, false)[1] < 5); // the spike is outside
+  assert.equal(extent([{ x: [0], y: [-1] }], 0, 1, true), null);
+  assert.equal(extent([], 0, 1, false), null);
+});
+
+test('axis labels are short', () => {
+  assert.deepEqual([0, 0.25, 12500, 0.00004].map(label), ['0', '0.25', '12.5k', '4e−5']);
+});
+
+test('a click on a curve selects its point by the event it was given', () => {
+  const picked = [];
+  const chart = new Chart(new Group(), { name: 'loss', title: 'Loss', pick: (point) => picked.push(point) });
+  chart.group.hues = new Map([[7, 0]]);
+  chart.lines = new Map([[7, { x: [0, 10], y: [1, 2] }]]);
+  chart.scale = { x: (v) => v * 10, y: (v) => v, step: (px) => px / 10 };
+  const at = { button: 0, pointerId: 1, clientX: 101, clientY: 2 };
+  assert.equal(globalThis.event, undefined);
+  chart.canvas.listeners.pointerdown(at);
+  chart.canvas.listeners.pointerup(at);
+  assert.equal(picked.length, 1);
+  assert.deepEqual([picked[0].run, picked[0].step], [7, 10]);
+});

@@ -1,0 +1,37 @@
+import './dom_stub.js';
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+const { clientName, compareAddress, isCheckpoint, laneName, parseLane, writeLane } =
+  await import('../../ui/assets/core/lanes.js');
+
+const LANES = [
+  ['starter', { model: 'starter', stack: [] }],
+  ['starter~pirate:1+terse:-0.5', { model: 'starter',
+    stack: [{ name: 'pirate', weight: 1 }, { name: 'terse', weight: -0.5 }] }],
+  ['/m/a~b~x%20y%7Ez%3A1:2', { model: '/m/a~b', stack: [{ name: 'x y~z:1', weight: 2 }] }],
+];
+
+test('a lane is read as it was written', () => {
+  for (const [words, lane] of LANES) {
+    assert.deepEqual(parseLane(words), lane);
+    assert.deepEqual(parseLane(writeLane(lane)), lane);
+  }
+});
+
+test('an address may have turned the plus into a space', () => {
+  assert.equal(parseLane('starter~a:1 b:0.5').stack.length, 2);
+});
+
+test('a lane has a name for the page and one for OpenAI clients', () => {
+  const lane = { model: '/m/starter', stack: [{ name: 'pirate', weight: 0.5 }, { name: 'terse', weight: 1 }] };
+  assert.equal(laneName(lane), 'starter + pirate × 0.5 + terse');
+  assert.equal(clientName(lane), '/m/starter+pirate:0.5+terse');
+});
+
+test('jobs and checkpoints link to their lanes', () => {
+  assert.equal(compareAddress({ kind: 'train', model: 'a b', name: 'run' }),
+    '/compare?lane=a%20b&lane=a%20b~run:1');
+  assert.equal(compareAddress({ kind: 'merge', model: 'm', adapter: '/o/x' }), '/compare?lane=m&lane=%2Fo%2Fx');
+  assert.deepEqual(['7@100', 'run-7', '7@'].map(isCheckpoint), [true, false, false]);
+});

@@ -1,0 +1,249 @@
+// The Adapters page: a card per adapter, a passport for the selected one, and actions on several. The
+// address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
+// are shown here and on the Runs page.
+
+import { ago, api, badge, button, bytes, h, keyed, number, query, remember, short, sureButton,
+  text, toast } from '../core/dom.js';
+import { compare } from '../core/lanes.js';
+import { isLive, subscribe } from '../core/live.js';
+import { askExport, askImport, askMerge, askMix, KINDS, outcome } from './actions.js';
+import { askBakeoff, Results } from './bakeoff.js';
+import { ENDED, ending, Passport } from './passport.js';
+
+const ORDERS = { 'Newest first': (a, b) => (b.created ?? 0) - (a.created ?? 0),
+  'By name': (a, b) => a.name.localeCompare(b.name),
+  'Lowest held-out loss': (a, b) => (a.eval_loss ?? Infinity) - (b.eval_loss ?? Infinity),
+  'Largest first': (a, b) => b.size_bytes - a.size_bytes };
+
+export class Adapters extends HTMLElement {
+  connectedCallback() {
+    if (this.built) return;
+    this.built = true;
+    Object.assign(this, { adapters: [], trash: [], models: [], methods: [], ended: new Set() });
+    this.chosen = query().get('adapter');
+    this.contest = query().get('bakeoff');
+    this.picked = new Set();
+    this.build();
+    this.refresh().then(() => {
+      if (this.chosen) this.arrive(this.chosen);
+      if (this.contest) this.results.show(this.contest);
+    });
+    subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
+  }
+
+  build() {
+    this.search = h('input', { type: 'search', placeholder: 'Search adapters, tags, bases',
+      'aria-label': 'Search adapters', oninput: () => this.list() });
+    this.order = h('select', { 'aria-label': 'Order', onchange: () => this.list() },
+      Object.keys(ORDERS).map((name) => h('option', { value: name }, name)));
+    this.merge = button('Merge …', () => askMerge(this, this.selection()));
+    this.mix = button('Mix …', () => askMix(this, this.selection()));
+    this.give = button('Export …', () => askExport(this, this.selection()));
+    this.together = button('Compare', () => { location.href = compare(this.selection()); });
+    this.count = h('span', { class: 's-quiet' });
+    this.notice = h('p', { class: 's-notice', role: 'status', hidden: true });
+    this.jobs = h('ol', { class: 's-activity', 'aria-label': 'Jobs', 'data-testid': 'activity' });
+    this.cards = h('ol', { class: 's-cards', 'data-testid': 'adapters' });
+    this.bin = h('details', { class: 's-bin', hidden: true });
+    this.passport = new Passport(this);
+    this.results = new Results(this);
+    this.welcome = h('div', { class: 's-welcome', hidden: true }, h('h2', {}, 'No adapters yet'),
+      h('p', {}, 'What a run trains appears here by itself. Adapters from PEFT or AdapterHub can be '
+        + 'imported: a folder or a hub id.'),
+      h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter'));
+    this.append(h('div', { class: 's-library' },
+      h('div', { class: 's-library-bar' }, this.search, this.order, this.count,
+        h('span', { class: 's-actions' }, this.together, this.merge, this.mix, this.give,
+          button('Import …', () => askImport(this)),
+          button('Bake-off …', () => askBakeoff({ models: this.models, methods: this.methods })))),
+      this.notice, this.jobs, this.results.element, this.cards, this.welcome, this.bin),
+    this.passport.element);
+  }
+
+  async refresh() {
+    try {
+      Object.assign(this, await api('/api/adapters'));
+    } catch (error) { toast(error.message, 'error'); }
+    this.list();
+  }
+
+  selection() {
+    return this.adapters.filter((one) => this.picked.has(one.id));
+  }
+
+  list() {
+    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const shown = this.adapters.filter((one) => words.every((word) => [one.name, one.method_title,
+      one.base, one.data, ending(one) ?? '', ...one.tags].join(' ').toLowerCase().includes(word)))
+      .sort(ORDERS[this.order.value]);
+    const known = new Set(this.adapters.map((one) => one.id));
+    for (const id of this.picked) if (!known.has(id)) this.picked.delete(id);
+    keyed(this.cards, shown, (one) => one.id, (one) => this.card(one), (node, one) =>
+      this.fill(node, one));
+    this.welcome.hidden = this.adapters.length > 0;
+    this.chose();
+    this.showTrash();
+  }
+
+  chose() {
+    const picked = this.selection();
+    const small = picked.filter((one) => !one.is_model);
+    this.give.disabled = !picked.length || (picked.length > 1 && small.length < picked.length);
+    this.merge.disabled = this.mix.disabled = !small.length || small.length < picked.length;
+    this.together.disabled = !picked.length || picked.length > 3;
+    text(this.count, picked.length ? `${picked.length} chosen`
+      : this.adapters.length ? 'Tick adapters to compare, merge or mix them.' : '');
+  }
+
+  card(one) {
+    const box = h('input', { type: 'checkbox', class: 's-box', 'aria-label': `Choose ${one.name}`,
+      onchange: (event) => { this.picked[event.target.checked ? 'add' : 'delete'](one.id); this.chose(); } });
+    return h('li', { class: 's-adapter', 'data-testid': `adapter-${one.id}` }, h('header', {}, box,
+      h('button', { type: 'button', class: 's-adapter-name', onclick: () => this.open(one.id) }),
+      h('span', {})), h('p', { class: 's-quiet s-adapter-what' }), h('dl', {}),
+    h('footer', {}, h('span', { class: 's-tags' }), h('span', { class: 's-actions' })));
+  }
+
+  fill(node, one) {
+    const words = JSON.stringify(one);
+    node.toggleAttribute('data-focus', one.id === this.chosen);
+    node.querySelector('input').checked = this.picked.has(one.id);
+    if (node.dataset.words === words) return;
+    node.dataset.words = words;
+    const [head, what, figures, foot] = node.children;
+    text(head.children[1], one.name);
+    head.lastChild.replaceChildren(badge(ENDED[one.ended] ?? 'queued', ending(one) || 'unknown'));
+    text(what, [one.method_title, short(one.base) || 'unknown base', short(one.data),
+      one.parents.length && `from ${one.parents.join(', ')}`].filter(Boolean).join(' · '));
+    figures.replaceChildren(...[['Final loss', number(one.last_loss)],
+      ['Held-out', number(one.eval_loss)], ['Best held-out', number(one.best_eval_loss)],
+      ['Size', bytes(one.size_bytes)]].map(([name, value]) =>
+      h('div', {}, h('dt', {}, name), h('dd', {}, value))));
+    foot.firstChild.replaceChildren(h('span', { class: 's-quiet' }, ago(one.created)),
+      ...one.tags.map((tag) => h('button', { type: 'button', class: 's-tag', title: 'Show only these',
+        onclick: () => { this.search.value = tag; this.list(); } }, tag)));
+    foot.lastChild.replaceChildren(
+      h('a', { class: 's-button', href: compare([one]) }, 'Compare'),
+      button('Passport', () => this.open(one.id)));
+  }
+
+  /** A link's adapter may be gone by now. */
+  arrive(id) {
+    if (this.adapters.some((one) => one.id === id)) return this.open(id);
+    toast('The adapter of this link is not here any more: it was renamed or deleted.', 'error');
+    return this.close();
+  }
+
+  async open(id) {
+    this.chosen = id;
+    this.list();
+    await this.passport.show(id);
+    if (this.chosen === id) remember({ adapter: id });
+  }
+
+  /** Give the focus to the card of the chosen adapter. */
+  focus() {
+    this.cards.querySelector(`[data-testid="adapter-${CSS.escape(this.chosen ?? '')}"] .s-adapter-name`)?.focus();
+  }
+
+  close() {
+    this.chosen = null;
+    remember({ adapter: null });
+    this.list();
+  }
+
+  // -- one adapter ---------------------------------------------------------------------------------
+
+  /** POST an action; its sentence becomes a toast where it is refused. */
+  async act(path, body) {
+    try {
+      return await api(`/api/adapters/${path}`, body);
+    } catch (error) {
+      toast(error.message, 'error');
+      return null;
+    }
+  }
+
+  async rename(one, name) {
+    const done = await this.act(`${one.id}/rename`, { name });
+    if (!done) return false;
+    if (this.picked.delete(one.id)) this.picked.add(done.id);
+    one.id = done.id; // the passport that is still shown acts on the new name at once
+    this.chosen = done.id;
+    await this.refresh();
+    this.open(done.id);
+    return true;
+  }
+
+  async tag(one, words) {
+    if (!await this.act(`${one.id}/tag`, { tags: words.split(',') })) return;
+    await this.refresh();
+    this.open(one.id);
+  }
+
+  async remove(one) {
+    const gone = await this.act(`${one.id}/delete`, {});
+    if (!gone) return;
+    this.passport.hide();
+    this.notice.hidden = false;
+    this.notice.replaceChildren(`"${gone.name}" was deleted. `,
+      button('Undo', () => this.undo(gone.token), '', { 'data-testid': 'undo' }));
+    await this.refresh();
+  }
+
+  async undo(token) {
+    const back = await this.act('undo', { token });
+    if (!back) return;
+    this.notice.hidden = true;
+    await this.refresh();
+    this.open(back.id);
+  }
+
+  export(one) { askExport(this, [one]); }
+
+  showTrash() {
+    this.bin.hidden = !this.trash.length;
+    const words = JSON.stringify(this.trash);
+    if (this.bin.dataset.words === words) return;
+    this.bin.dataset.words = words;
+    this.bin.replaceChildren(h('summary', {}, `Deleted (${this.trash.length}), kept for 30 days`),
+      h('ol', {}, this.trash.map((one) => h('li', {}, h('span', {}, one.name),
+        h('span', { class: 's-quiet' }, ago(one.deleted)),
+        button('Restore', () => this.undo(one.token))))));
+  }
+
+  // -- jobs ----------------------------------------------------------------------------------------
+
+  take(jobs) {
+    const ours = jobs.filter((job) => job.kind in KINDS);
+    const ended = jobs.filter((job) => !isLive(job)).map((job) => `${job.id} ${job.state}`);
+    const news = ended.some((key) => !this.ended.has(key));
+    this.ended = new Set(ended);
+    // A picture that is done is in its passport and needs no line here.
+    const recent = (job) => isLive(job) || (Date.now() / 1000 - (job.finished ?? 0) < 900
+      && !(job.kind === 'picture' && job.state === 'succeeded'));
+    keyed(this.jobs, ours.filter(recent).slice(0, 6), (job) => job.id, (job) => h('li',
+      { 'data-testid': `job-${job.id}` }), (node, job) => this.job(node, job));
+    this.results.take(jobs);
+    if (news && this.known) this.refresh().then(() => this.chosen && this.passport.show(this.chosen));
+    this.known = true;
+  }
+
+  job(node, job) {
+    const words = `${job.state} ${job.phase} ${job.error?.text}`;
+    if (node.dataset.words === words) return;
+    node.dataset.words = words;
+    const result = h('div', {});
+    node.replaceChildren(badge(job.state), job.name.startsWith(KINDS[job.kind].toLowerCase()) ? ''
+      : h('b', {}, `${KINDS[job.kind]} `),
+      h('a', { href: `/runs?run=${job.id}` }, job.name),
+      h('span', { class: 's-quiet' }, isLive(job) ? job.phase || (job.state === 'queued'
+        ? 'waits for its turn' : '') : ''),
+      isLive(job) ? sureButton('Cancel', 'Really cancel?', () => this.cancel(job), 's-tool') : '', result);
+    if (!isLive(job)) outcome(job, result);
+  }
+
+  async cancel(job) {
+    try { await api(`/api/jobs/${job.id}/cancel`, {}); } catch (e) { toast(e.message, 'error'); }
+  }
+}

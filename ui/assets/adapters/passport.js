@@ -1,0 +1,166 @@
+// The passport of one adapter: composition, training, and a heat map of the change per layer and
+// module. Name and tags are edited here.
+
+import { board } from '../core/chart.js';
+import { api, badge, button, bytes, count, h, number, sureButton, text, toast } from '../core/dom.js';
+import { compare } from '../core/lanes.js';
+import { hues, poke, subscribe } from '../core/live.js';
+import { snippet } from '../runs/run_tabs.js';
+
+export class Passport {
+  constructor(page) {
+    this.page = page;
+    this.element = h('aside', { class: 's-drawer', hidden: true, tabindex: '-1', 'aria-label': 'Passport',
+      'data-testid': 'passport', onkeydown: (event) => { if (event.key === 'Escape') this.hide(); } });
+    subscribe({
+      element: page,
+      runs: () => (this.run ? [this.run] : []),
+      names: () => ['loss', 'eval_loss'],
+      onMetrics: (series) => this.board?.update(series),
+    });
+  }
+
+  hide() {
+    const inside = this.element.contains(document.activeElement);
+    this.element.hidden = true;
+    if (inside) this.page.focus(); // back to where it was opened
+    this.run = this.shown = null;
+    this.page.close();
+  }
+
+  async show(id) {
+    let one;
+    try {
+      one = await api(`/api/adapters/${id}`);
+    } catch (error) {
+      this.element.hidden = true;
+      return toast(error.message, 'error');
+    }
+    const words = JSON.stringify(one);
+    if (this.page.chosen !== id || (this.shown === words && !this.element.hidden)) return;
+    this.shown = words;
+    this.run = one.job?.id ?? null;
+    this.board = null;
+    const opened = this.element.hidden;
+    this.element.hidden = false;
+    this.element.replaceChildren(this.head(one), this.actions(one), this.tags(one), this.facts(one),
+      this.curve(one), this.picture(one), this.spec(one));
+    if (opened) this.element.focus({ preventScroll: true });
+    poke();
+  }
+
+  head(one) {
+    const name = h('input', { type: 'text', 'aria-label': 'Name', 'data-testid': 'name', onkeydown: (event) => {
+      if (event.key === 'Enter') name.blur();
+      if (event.key === 'Escape') { name.value = one.name; event.stopPropagation(); name.blur(); }
+    }, onchange: async () => { // a refused name is not shown as if it were the adapter's
+      if (name.value.trim() !== one.name && !await this.page.rename(one, name.value)) name.value = one.name;
+    } });
+    name.value = one.name;
+    return h('header', {}, name, button('×', () => this.hide(), 's-tool', { 'aria-label': 'Close' }));
+  }
+
+  actions(one) {
+    return h('div', { class: 's-actions' },
+      h('a', { class: 's-button s-primary', href: compare([one]) }, 'Compare with the base'),
+      one.run && h('a', { class: 's-button', href: `/runs?run=${one.run}` }, 'Its run'),
+      button('Export …', () => this.page.export(one)),
+      sureButton('Delete', 'Really delete?', () => this.page.remove(one)));
+  }
+
+  tags(one) {
+    const field = h('input', { type: 'text', placeholder: 'good, for the demo', 'data-testid': 'tags',
+      onkeydown: (event) => { if (event.key === 'Enter') field.blur(); },
+      onchange: () => this.page.tag(one, field.value) });
+    field.value = one.tags.join(', ');
+    return h('label', { class: 's-labelled' }, h('span', {}, 'Tags, separated by commas'), field);
+  }
+
+  facts(one) {
+    const libraries = Object.entries(one.versions).filter(([, version]) => version)
+      .map(([name, version]) => `${name} ${version}`);
+    const rows = [
+      ['Method', one.method_title], ['Base', one.base || 'not said'],
+      ['Base fingerprint', one.fingerprint], ['Dataset', one.data], ['Data hash', one.data_hash],
+      ['Chat template', one.template],
+      ['Steps', one.steps ? count(one.steps) : ''],
+      ['Losses', one.last_loss == null ? '' : `${number(one.first_loss)} at first, ${number(one.last_loss)} at the end`
+        + (one.eval_loss == null ? '' : `, ${number(one.eval_loss)} held out`)
+        + (one.best_eval_loss == null ? '' : `, best ${number(one.best_eval_loss)}`)],
+      ['Seed', one.seed], ['Libraries', libraries.join(', ')],
+      ['Mixed from', one.parents.join(', ')],
+      ['Mix', one.mix.how && `${one.mix.how}, ${number(100 * one.mix.error, 2)}\u202f% from the weighted sum`],
+      ['Imported from', one.imported_from],
+      ['Made', one.created ? new Date(one.created * 1000).toLocaleString() : ''],
+      ['Size', bytes(one.size_bytes)], ['Folder', one.path],
+    ].filter(([, value]) => value !== '' && value !== null && value !== undefined && value !== 0);
+    return h('section', {}, h('h3', {}, 'Passport ', badge(ENDED[one.ended] ?? 'queued', ending(one) || 'no passport')),
+      h('dl', { class: 's-pairs' }, rows.map(([name, value]) =>
+        h('div', {}, h('dt', {}, name), h('dd', {}, String(value))))));
+  }
+
+  curve(one) {
+    if (!this.run) return '';
+    this.board = board(['loss', 'eval_loss']);
+    this.board.group.set({ hues: hues([this.run]), names: new Map([[this.run, one.name]]) });
+    return h('section', { class: 's-drawer-charts' }, this.board.charts.map((chart) => chart.element));
+  }
+
+  picture(one) {
+    const draw = async () => {
+      const job = await this.page.act('ask/picture', { adapter: one.path });
+      if (job) text(said, 'Measuring: the map appears here when it is done.');
+      poke();
+    };
+    const said = h('p', { class: 's-quiet' }, 'Loads the base once, on the CPU, as a job of the queue.');
+    return h('section', { 'data-testid': 'picture' }, h('h3', {}, 'What it changed'),
+      one.picture ? heatmap(one.picture.changes)
+        : h('div', {}, said, button('Measure', draw)));
+  }
+
+  spec(one) {
+    const written = JSON.stringify(one.spec, null, 1);
+    return h('details', { class: 's-spec' }, h('summary', {}, 'Frozen spec'),
+      one.spec.method ? snippet('spec.json', written) : h('p', { class: 's-quiet' }, 'It brought none.'));
+  }
+}
+
+// How it ended, in the colour of the state that means the same.
+export const ending = (one) => (one.ended === 'completed' ? 'succeeded' : one.ended);
+
+export const ENDED = { completed: 'succeeded', stopped: 'stopped', imported: 'starting', mixed: 'stopped' };
+
+/** `changes`: [{layer, module, norm, relative, effective_rank}]. */
+export function heatmap(changes) {
+  const layers = [...new Set(changes.map((one) => one.layer))].sort((a, b) => a - b);
+  const modules = [...new Set(changes.map((one) => one.module))];
+  const cells = new Map(changes.map((one) => [`${one.layer} ${one.module}`, one]));
+  const most = Math.max(...changes.map((one) => one.norm), 1e-12);
+  const relative = changes.some((one) => one.relative);
+  const percent = (one) => (one.relative ? `${number(100 * one.norm, 3)}\u202f%` : number(one.norm, 3));
+  const cell = (layer, module) => {
+    const one = cells.get(`${layer} ${module}`);
+    if (!one) return h('td', { class: 's-heat-none' });
+    const share = Math.sqrt(one.norm / most); // small changes stay visible
+    const rank = one.effective_rank;
+    return h('td', { class: share > 0.55 ? 's-heat s-heat-dark' : 's-heat', style: `--share:${(100 * share).toFixed(1)}%`,
+      title: `${place(one)}: ${one.relative ? 'changed by' : 'size'} ${percent(one)}`
+        + (rank == null ? '' : `, effective rank ${number(rank, 3)}`) },
+    h('span', {}, rank == null ? '' : number(rank, 2)),
+    h('span', { class: 's-heat-words' }, `${percent(one)}`));
+  };
+  const strongest = changes.reduce((a, b) => (b.norm > a.norm ? b : a), changes[0]);
+  return h('figure', { class: 's-heatmap' },
+    h('div', { class: 's-heat-scroll' }, h('table', { 'aria-label': 'What the adapter changed' },
+      h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'Layer'), modules.map((module) =>
+        h('th', { scope: 'col', title: module }, h('span', {}, module.split('.').slice(-2).join('.')))))),
+      h('tbody', {}, layers.map((layer) => h('tr', {}, h('th', { scope: 'row' }, layerName(layer)),
+        modules.map((module) => cell(layer, module))))))),
+    h('figcaption', { class: 's-quiet' }, relative
+      ? `Colour: size of the change against the weight it changes, up to ${percent(strongest)} (${
+        place(strongest)}). Number: effective rank of the change.`
+      : `Colour: root mean square of its own numbers, up to ${percent(strongest)}. Number: effective rank.`));
+}
+
+const layerName = (layer) => (layer < 0 ? 'outside' : String(layer));
+const place = (one) => (one.layer < 0 ? one.module : `layer ${one.layer}, ${one.module}`);

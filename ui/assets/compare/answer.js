@@ -1,0 +1,102 @@
+// One answer of one lane: its text while it streams, token confidence, differences from another lane,
+// and which adapters were active.
+
+import { button, copy, h, number, text } from '../core/dom.js';
+import { diff, markdown } from './text.js';
+
+const PROOF = 'What was really active. “Logits moved by” is the largest change that the adapters made to a score of a '
+  + 'possible token, against the base alone: more than 0 proves that they took part.';
+
+const EMPTY = { stopped: '(stopped before the first word)', interrupted: '(cut before the first word: ask again)' };
+
+export class Cell {
+  /** `doors`: again(lane), goOn(lane). */
+  constructor(lane, doors) {
+    this.lane = lane;
+    this.name = h('header', { class: 's-cell-name', hidden: true });
+    this.words = h('div', { class: 's-words', 'data-testid': `answer-${lane}` });
+    this.figures = h('span', { title: PROOF, 'data-testid': `figures-${lane}` });
+    this.note = h('p', { class: 's-cell-note', hidden: true });
+    this.go = button('Continue', () => doors.goOn(lane), 's-tool', { title: 'Write on where it was cut' });
+    this.tools = h('span', { class: 's-cell-tools' }, this.go,
+      button('Again', () => doors.again(lane), 's-tool', { title: 'Another answer, with the next seed' }),
+      this.take = button('Copy', () => copy(this.answer?.text ?? '', this.take), 's-tool'));
+    this.element = h('section', { class: 's-cell' }, this.name, this.words, this.note,
+      h('footer', { class: 's-cell-foot' }, this.figures, this.tools));
+  }
+
+  /** `view`: confidence, reference (an answer or null), hidden (its place when blind), name, named (show it),
+   *  last, busy. */
+  show(answer, view) {
+    this.answer = answer;
+    const { element, words } = this;
+    element.style.cssText = view.hidden ? '--hue:var(--s-line-strong);--ink:var(--s-muted)' : `--hue:var(--s-run-${this.lane})`;
+    element.style.order = view.place ?? this.lane;
+    element.setAttribute('aria-label', view.hidden ? `Answer ${view.place + 1}` : `Lane ${view.letter}`);
+    element.toggleAttribute('data-empty', !answer);
+    element.dataset.verdict = view.hidden ? '' : answer?.verdict ?? '';
+    this.name.hidden = view.place == null && !view.named;
+    text(this.name, view.hidden ? `${view.place + 1}`
+      : `${view.place == null ? view.letter : view.place + 1} · ${view.name}`);
+    this.tools.hidden = !view.last || view.busy || !answer;
+    if (!answer) { words.replaceChildren(); text(this.figures, ''); this.note.hidden = true; return; }
+    this.go.hidden = !['length', 'stopped', 'interrupted'].includes(answer.reason) || !answer.text;
+    const waiting = !answer.text && !answer.reason;
+    words.toggleAttribute('data-waiting', waiting);
+    words.toggleAttribute('data-error', answer.reason === 'error' && !answer.text);
+    this.fill(answer, view, waiting);
+    const remark = [answer.text && answer.error, answer.note].filter(Boolean).join(' ');
+    this.note.hidden = !remark;
+    text(this.note, remark);
+    text(this.figures, view.hidden ? '' : figures(answer));
+  }
+
+  fill(answer, view, waiting) {
+    const { words } = this;
+    if (waiting || (!answer.text && answer.reason)) {
+      text(words, waiting ? answer.status ?? '' : answer.error ?? EMPTY[answer.reason] ?? '(an empty answer)');
+      this.shown = null;
+      return;
+    }
+    const key = JSON.stringify([answer.text, view.confidence && answer.tokens?.length,
+      view.reference?.text ?? null]);
+    if (key === this.shown) return;
+    this.shown = key;
+    words.dataset.view = view.reference ? 'diff' : view.confidence && answer.tokens ? 'tokens' : '';
+    if (view.reference) words.replaceChildren(...difference(view.reference.text, answer.text));
+    else if (view.confidence && answer.tokens) words.replaceChildren(...answer.tokens.map(token));
+    else words.replaceChildren(...markdown(answer.text));
+  }
+}
+
+function difference(before, after) {
+  return diff(before, after).map(([kind, words]) =>
+    kind === '=' ? document.createTextNode(words) : h(kind === '+' ? 'ins' : 'del', {}, words));
+}
+
+/** A token tinted by how unsure it was; its title tells the alternatives. */
+function token([piece, logprob, others]) {
+  const share = Math.exp(logprob);
+  const line = ([words, value]) => `${percent(Math.exp(value)).padStart(6)}  ${JSON.stringify(words)}`;
+  const title = [`${percent(share)} sure (logprob ${logprob.toFixed(2)})`, ...others.map(line)].join('\n');
+  return h('span', { class: 's-sure', title, tabindex: '0', style: `--doubt:${(1 - share).toFixed(3)}` },
+    piece);
+}
+
+function percent(share) {
+  return share >= 0.9995 ? '100%' : share < 0.0005 ? '<0.1%' : `${(share * 100).toFixed(1)}%`;
+}
+
+/** 24 tokens · 31 tok/s · first after 0.2 s · pirate × 1 · logits moved by 6.7 */
+export function figures({ reason, tokens_count: tokens, tokens_per_second: speed,
+  first_token_seconds: first, active }) {
+  if (!reason) return '';
+  const how = { length: 'cut at the limit', stopped: 'stopped', interrupted: 'interrupted' }[reason];
+  const stack = active?.stack ?? [];
+  const moved = active?.max_logit_difference;
+  return [tokens != null && `${tokens} tokens`, speed && `${number(speed, 3)} tok/s`,
+    first != null && `first after ${number(first, 2)} s`, how,
+    active && (stack.map((part) => `${part.name} × ${part.weight}`).join(' + ') || 'base'),
+    stack.length > 0 && moved != null && `logits moved by ${number(moved, 2)}`,
+  ].filter(Boolean).join(' · ');
+}

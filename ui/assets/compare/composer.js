@@ -1,0 +1,131 @@
+// The composer: one prompt for all lanes, and sampling settings shared by all or set per lane. Enter
+// sends, Shift+Enter breaks the line, Escape stops.
+
+import { button, h } from '../core/dom.js';
+
+const KEY = 'studio.sampling';
+const SETTINGS = [
+  ['max_new_tokens', 'Longest answer', 'tokens', { min: 1, max: 8192, step: 1 }, 128],
+  ['temperature', 'Temperature', '0 takes the likeliest', { min: 0, max: 5, step: 0.05 }, 0],
+  ['top_p', 'Top p', 'share of likelihood kept', { min: 0.01, max: 1, step: 0.01 }, 1],
+  ['top_k', 'Top k', '0 keeps all', { min: 0, max: 1000, step: 1 }, 0],
+  ['repetition_penalty', 'Repetition penalty', '1 is none', { min: 0.5, max: 3, step: 0.01 }, 1],
+  ['seed', 'Seed', 'same seed and prompt, same answer', { min: 0, max: 2 ** 31 - 1, step: 1 }, 0],
+];
+
+/** What a lane without settings of its own answers with. */
+export function usualSettings() {
+  let kept = {};
+  try { kept = JSON.parse(localStorage.getItem(KEY)) ?? {}; } catch { /* private window */ }
+  const sampling = Object.fromEntries(SETTINGS.map(([name, , , , usual]) => [name, kept[name] ?? usual]));
+  return { system: kept.system ?? '', sampling };
+}
+
+export class Composer {
+  /** `doors`: send(prompt), stop(), again(), add(), letters(), settings(lane or null), changed(). */
+  constructor(doors) {
+    this.doors = doors;
+    this.lane = null;
+    this.prompt = h('textarea', { rows: 1, placeholder: 'Ask all lanes …', 'aria-label': 'Prompt',
+      'data-testid': 'prompt', oninput: () => this.grow(), onkeydown: (event) => this.key(event) });
+    this.send = button('Send', () => this.submit(), 's-primary', { 'data-testid': 'send' });
+    this.stop = button('Stop', doors.stop, 's-danger', { hidden: true, 'data-testid': 'stop',
+      title: 'Stop every lane (Escape)' });
+    this.again = button('Ask again', doors.again, '', { hidden: true,
+      title: 'Answer the last prompt again, with the weights and settings as they are now (key r)' });
+    this.add = button('+ Lane', doors.add, '', { title: 'Add a lane', 'data-testid': 'add-lane' });
+    this.gear = button('Settings', () => this.toggle(), '', { 'aria-expanded': 'false',
+      'aria-controls': 's-sampling' });
+    this.system = h('textarea', { rows: 2, placeholder: 'None', onchange: () => this.take() });
+    this.fields = SETTINGS.map(([name, title, note, bounds, usual]) => ({ name, usual, title, note,
+      input: h('input', { type: 'number', ...bounds, onchange: () => this.take() }) }));
+    this.whose = h('select', { 'aria-label': 'Whose settings', onchange: (event) => {
+      this.choose(event.target.value === '' ? null : Number(event.target.value));
+    } });
+    this.panel = h('div', { class: 's-sampling', hidden: true, id: 's-sampling' },
+      h('label', {}, h('span', {}, 'Settings of'), this.whose),
+      h('label', {}, h('span', {}, 'System prompt'), this.system),
+      this.fields.map(({ title, note, input }) => h('label', { title: note },
+        h('span', {}, title), input)));
+    this.element = h('div', { class: 's-composer' }, this.panel,
+      h('div', { class: 's-composer-row' }, this.prompt, this.send, this.stop, this.again,
+        this.add, this.gear));
+  }
+
+  /** Show the settings of all lanes (null) or of one. */
+  choose(lane) {
+    this.lane = lane;
+    const { system, sampling } = this.doors.settings(lane);
+    this.system.value = system;
+    for (const { name, usual, input } of this.fields) input.value = sampling[name] ?? usual;
+    this.whose.replaceChildren(h('option', { value: '' }, 'all lanes'),
+      ...this.doors.letters().map((letter, i) => h('option', { value: i }, `lane ${letter} only`)));
+    this.whose.value = lane ?? '';
+  }
+
+  take() {
+    const sampling = {};
+    for (const { name, usual, input } of this.fields) {
+      const value = input.valueAsNumber;
+      const low = Number(input.min), high = Number(input.max);
+      sampling[name] = Number.isFinite(value) ? Math.min(high, Math.max(low, value)) : usual;
+    }
+    const values = { system: this.system.value.trim(), sampling };
+    Object.assign(this.doors.settings(this.lane, true), values);
+    if (this.lane === null) {
+      try { localStorage.setItem(KEY, JSON.stringify({ system: values.system, ...sampling })); }
+      catch { /* private window: kept on this page only */ }
+    }
+    this.doors.changed();
+  }
+
+  key(event) {
+    if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      this.submit();
+    }
+    if (event.key === 'Escape') this.doors.stop();
+  }
+
+  submit() {
+    const prompt = this.prompt.value.trim();
+    if (!prompt || this.isBusy) return;
+    this.fill('');
+    this.doors.send(prompt);
+  }
+
+  fill(words) {
+    this.prompt.value = words;
+    this.grow();
+  }
+
+  grow() {
+    this.prompt.style.height = 'auto';
+    this.prompt.style.height = `${Math.min(200, this.prompt.scrollHeight + 2)}px`;
+  }
+
+  toggle() {
+    this.panel.hidden = !this.panel.hidden;
+    this.gear.setAttribute('aria-expanded', String(!this.panel.hidden));
+    if (!this.panel.hidden) this.choose(this.lane);
+  }
+
+  busy(on) {
+    this.isBusy = on;
+    this.send.hidden = on;
+    this.stop.hidden = !on;
+    this.again.disabled = on;
+  }
+
+  ready(started) {
+    this.again.hidden = !started;
+  }
+
+  more(possible) {
+    this.add.hidden = !possible;
+  }
+
+  focus() {
+    this.prompt.focus({ preventScroll: true });
+  }
+}

@@ -1,0 +1,208 @@
+// One conversation over several lanes: its turns, the requests that answer them, and saving. It calls
+// the server's routes and does not touch the document.
+
+import { api, toast } from '../core/dom.js';
+import { writeLane } from '../core/lanes.js';
+import { usualSettings } from './composer.js';
+
+const KEPT_ALTERNATIVES = 4;
+const SAVE_EVERY = 2000;
+const KEEPALIVE_BYTES = 60000; // a browser takes 64 KB from a page that goes away
+
+export class Talk {
+  /** `changed(turn)` is called whenever an answer grew. */
+  constructor(id, changed) {
+    Object.assign(this, { id, changed, lanes: [], turns: [], settings: usualSettings(), blind: false });
+    addEventListener('pagehide', () => { this.leaving = true; this.saveNow(); });
+  }
+
+  /** Read what is kept; the lanes of the address win, with the settings kept for them. */
+  async open(asked) {
+    let kept = null;
+    if (this.id) {
+      try { kept = await api(`/api/chat/conversations/${encodeURIComponent(this.id)}`); }
+      catch { kept = null; }
+    }
+    this.id ||= crypto.randomUUID().slice(0, 8);
+    if (!kept) { this.lanes = asked; return; }
+    const { turns, lanes, settings } = kept;
+    this.lanes = asked.length ? asked.map((lane) =>
+      lanes.find((old) => writeLane(old) === writeLane(lane)) ?? lane) : lanes;
+    this.settings = { ...this.settings, ...settings.shared };
+    this.blind = settings.blind ?? false;
+    this.turns = turns;
+    this.saved = true;
+    for (const turn of this.turns) {
+      for (const answer of turn.answers) if (answer && !answer.reason) answer.reason = 'interrupted';
+    }
+  }
+
+  /** The settings of a lane, or those all share; `own` makes some for the lane. */
+  settingsOf(lane, own = false) {
+    if (lane === null) return this.settings;
+    const holder = this.lanes[lane];
+    if (own) holder.own ??= structuredClone(this.settings);
+    return holder.own ?? this.settings;
+  }
+
+  async ask(prompt) {
+    const turn = { prompt, answers: this.lanes.map(() => blank()) };
+    if (this.blind) {
+      const places = shuffled(this.lanes.length);
+      turn.answers.forEach((answer, lane) => { answer.place = places[lane]; });
+    }
+    this.turns.push(turn);
+    return this.run(turn, this.lanes.keys());
+  }
+
+  /** Answer a turn's lanes: anew, or going on where the answer was cut. */
+  async run(turn, lanes, { goOn = false, nextSeed = false } = {}) {
+    const number = this.turns.indexOf(turn), wanted = [...lanes];
+    const request = { id: crypto.randomUUID(), lanes: wanted.map((lane) => {
+      const old = turn.answers[lane];
+      const { system, sampling } = this.settingsOf(lane);
+      const seed = nextSeed ? (old?.seed ?? sampling.seed) + 1 : sampling.seed;
+      const tail = goOn ? [{ role: 'assistant', content: old.text }] : [];
+      turn.answers[lane] = { ...(goOn ? { text: old.text, tokens: old.tokens } : blank()), seed,
+        place: old?.place, lane: writeLane(this.lanes[lane]) };
+      return { model: this.lanes[lane].model, stack: this.lanes[lane].stack, system,
+        sampling: { ...sampling, seed, logprobs: KEPT_ALTERNATIVES },
+        messages: [...this.before(number, lane), { role: 'user', content: turn.prompt }, ...tail] };
+    }) };
+    this.asking = request.id;
+    this.answering = wanted;
+    this.unkept = number;
+    try {
+      await this.save(number);
+      await this.stream(request, turn, wanted);
+    } catch (error) {
+      for (const lane of wanted) {
+        const answer = turn.answers[lane];
+        if (!answer.reason && !this.leaving) Object.assign(answer, { reason: 'error', error: error.message });
+      }
+    } finally {
+      this.asking = null; // whatever happened, the page can be used again
+    }
+    for (const lane of wanted) turn.answers[lane].reason ??= 'interrupted';
+    this.changed(turn);
+    await this.save(number);
+    if (!this.asking) this.unkept = null;
+  }
+
+  before(number, lane) {
+    return this.turns.slice(0, number).flatMap(({ prompt, answers }) => answers[lane]?.text
+      ? [{ role: 'user', content: prompt }, { role: 'assistant', content: answers[lane].text }] : []);
+  }
+
+  async stream(request, turn, lanes) {
+    const response = await fetch('/api/chat/generate', { method: 'POST',
+      headers: { 'content-type': 'application/json' }, body: JSON.stringify(request) });
+    if (!response.ok) {
+      const answer = await response.json().catch(() => ({}));
+      throw new Error(answer.error?.text || `The studio answered ${response.status}.`);
+    }
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = '', saved = Date.now();
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split('\n');
+      rest = lines.pop();
+      for (const line of lines) if (line) take(JSON.parse(line), turn, lanes);
+      this.changed(turn);
+      if (Date.now() - saved > SAVE_EVERY) { saved = Date.now(); this.save(this.turns.indexOf(turn)); }
+    }
+  }
+
+  stop() {
+    if (this.asking) api('/api/chat/stop', { id: this.asking }).catch((e) => toast(e.message, 'error'));
+  }
+
+  /** Weights were moved while the lane answers: they act on its next token. */
+  weigh(lane) {
+    const place = this.asking ? this.answering.indexOf(lane) : -1;
+    if (place < 0 || this.turns.at(-1)?.answers[lane]?.reason) return;
+    const moved = { id: this.asking, lane: place, stack: this.lanes[lane].stack };
+    api('/api/chat/weigh', moved).catch((error) => toast(error.message, 'error'));
+  }
+
+  dropLane(index) {
+    this.lanes.splice(index, 1);
+    for (const turn of this.turns) turn.answers.splice(index, 1);
+    this.turns.forEach((_, number) => this.save(number));
+  }
+
+  meta() {
+    return { id: this.id, lanes: this.lanes, settings: { shared: this.settings, blind: this.blind },
+      parent: this.parent ?? null };
+  }
+
+  /** Keep lanes and settings, and one turn where a number is given; a failure is said once. */
+  async save(number) {
+    try {
+      await api('/api/chat/conversations', this.meta());
+      this.saved = true;
+      const turn = this.turns[number];
+      if (turn) await api('/api/chat/turns', { conversation: this.id, number, prompt: turn.prompt,
+        answers: turn.answers.map((a) => a ?? {}), last: number === this.turns.length - 1 });
+    } catch (error) {
+      if (!this.told && !this.leaving) toast(`Not kept: ${error.message}`, 'error');
+      this.told = true;
+    }
+  }
+
+  /** The page goes away before a turn is kept: its words at least, and all where a browser takes it. */
+  saveNow() {
+    const turn = this.turns[this.unkept];
+    if (!turn) return;
+    const body = (answers) => JSON.stringify({ conversation: this.id, number: this.unkept,
+      prompt: turn.prompt, answers, last: this.unkept === this.turns.length - 1 });
+    const whole = body(turn.answers);
+    fetch('/api/chat/turns', { method: 'POST', keepalive: true,
+      headers: { 'content-type': 'application/json' }, body: new Blob([whole]).size < KEEPALIVE_BYTES
+        ? whole : body(turn.answers.map((answer) => ({ ...answer, tokens: undefined }))) });
+  }
+
+  /** Go on in a copy that has the first turns; the old conversation stays as it is. */
+  async branch(turns) {
+    const id = crypto.randomUUID().slice(0, 8);
+    const copied = this.turns.slice(0, turns).map(({ prompt, answers }) =>
+      structuredClone({ prompt, answers }));
+    const kept = await api('/api/chat/branch', { id: this.id, new: id, turns });
+    if (this.asking) throw new Error('Something was asked before the copy was made: it stays in Conversations.');
+    Object.assign(this, { id, parent: kept.parent, turns: copied });
+  }
+}
+
+const blank = () => ({ text: '', tokens: [] });
+
+function take(event, turn, lanes) {
+  const touched = event.lane == null ? lanes.map((lane) => turn.answers[lane])
+    : [turn.answers[lanes[event.lane]]];
+  for (const answer of touched) {
+    if (event.type === 'status') {
+      const passing = event.text.endsWith('…') || (event.lane == null && !answer.text);
+      answer[passing ? 'status' : 'note'] = event.text;
+    }
+    if (event.type === 'delta') {
+      answer.text += event.text;
+      answer.tokens?.push(...(event.tokens ?? []).map(({ text, logprob, top }) =>
+        [text, logprob, top.map((other) => [other.text, other.logprob])]));
+    }
+    if (event.type === 'error') Object.assign(answer, { reason: 'error', error: event.text });
+    if (event.type === 'done') {
+      const { type, lane, tokens, ...stats } = event;
+      delete answer.status;
+      Object.assign(answer, stats, { tokens_count: tokens });
+    }
+  }
+}
+
+function shuffled(count) {
+  const places = [...Array(count).keys()];
+  for (let i = count - 1; i > 0; i -= 1) {
+    const j = crypto.getRandomValues(new Uint32Array(1))[0] % (i + 1);
+    [places[i], places[j]] = [places[j], places[i]];
+  }
+  return places;
+}

@@ -1,0 +1,194 @@
+// Elements without innerHTML, keyed lists, numbers with units, JSON requests, toasts. Text written by
+// a user or a model reaches the document only as text nodes.
+
+export function h(tag, props = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(props)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
+    else if (name === 'class') node.className = value;
+    else if (name === 'style') node.style.cssText = value;
+    else if (name in node && typeof value !== 'string') node[name] = value;
+    else node.setAttribute(name, value === true ? '' : value);
+  }
+  node.append(...children.flat().filter((c) => c !== null && c !== undefined && c !== false));
+  return node;
+}
+
+/** Set text only when it differs, so that a selection in it survives. */
+export function text(node, value) {
+  const wanted = String(value ?? '');
+  if (node.textContent !== wanted) node.textContent = wanted;
+  return node;
+}
+
+/** Make `parent` hold one child per item, reusing nodes by key and keeping their order. The focus stays
+ *  on its node, which a move in the document would take away. */
+export function keyed(parent, items, key, create, update) {
+  const held = parent.contains(document.activeElement) ? document.activeElement : null;
+  const old = new Map([...parent.children].map((node) => [node.dataset.key, node]));
+  let before = null;
+  for (const item of items) {
+    const id = String(key(item));
+    let node = old.get(id);
+    if (!node) {
+      node = create(item);
+      node.dataset.key = id;
+    }
+    old.delete(id);
+    update(node, item);
+    const next = before ? before.nextSibling : parent.firstChild;
+    if (next !== node) parent.insertBefore(node, next);
+    before = node;
+  }
+  for (const node of old.values()) node.remove();
+  if (held?.isConnected && held !== document.activeElement) held.focus();
+}
+
+const THIN = '\u202f';
+
+/** Four significant digits: 1.234, 0.0123, 12.3 k. */
+export function number(value, digits = 4) {
+  if (value === null || value === undefined || !Number.isFinite(value)) return '–';
+  if (value === 0) return '0';
+  const size = Math.abs(value);
+  if (size >= 10000) return compact(value);
+  if (size !== 0 && size < 0.001) return value.toExponential(2).replace('e-', 'e−');
+  const whole = String(Math.trunc(size)).length; // 100 to two digits is 100, never 1.0e+2
+  return value.toPrecision(Math.max(digits, size >= 1 ? whole : 1));
+}
+
+export function compact(value) {
+  if (value === null || value === undefined || !Number.isFinite(value)) return '–';
+  const size = Math.abs(value);
+  for (const [limit, unit] of [[1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k']]) {
+    if (size >= limit) return (value / limit).toPrecision(3) + THIN + unit;
+  }
+  return size >= 100 ? value.toFixed(0) : String(+value.toPrecision(3));
+}
+
+export function count(value) {
+  if (value === null || value === undefined) return '–';
+  return String(Math.round(value)).replace(/\B(?=(\d{3})+(?!\d))/g, THIN);
+}
+
+export function bytes(value) {
+  if (value === null || value === undefined) return '–';
+  let unit = 0;
+  while (value >= 999.5 && unit < 4) { value /= 1024; unit++; }
+  return (unit ? value.toPrecision(3) : value) + THIN + ['B', 'KiB', 'MiB', 'GiB', 'TiB'][unit];
+}
+
+/** 8 s · 1:20 min · 2:05 h */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return '–';
+  const s = Math.max(0, Math.round(seconds));
+  const two = (n) => String(n).padStart(2, '0');
+  if (s < 60) return `${s}${THIN}s`;
+  if (s < 3600) return `${Math.floor(s / 60)}:${two(s % 60)}${THIN}min`;
+  if (s < 172800) return `${Math.floor(s / 3600)}:${two(Math.floor(s / 60) % 60)}${THIN}h`;
+  return `${Math.floor(s / 86400)}${THIN}days`;
+}
+
+/** Times come as seconds since 1970 in UTC and are shown in the person's own zone. */
+export function ago(time) {
+  if (!time) return '';
+  const seconds = Date.now() / 1000 - time;
+  if (seconds < 45) return 'just now';
+  if (seconds < 3600) return `${Math.max(1, Math.round(seconds / 60))} min ago`;
+  if (seconds < 86400) return `${Math.round(seconds / 3600)} h ago`;
+  return new Date(time * 1000).toLocaleDateString(undefined, { day: 'numeric', month: 'short' });
+}
+
+/** 02:53; exactly 25 Nov 02:53:12. */
+export function clock(time, exact = false) {
+  const shown = { hour: '2-digit', minute: '2-digit' };
+  if (exact) Object.assign(shown, { second: '2-digit', day: 'numeric', month: 'short' });
+  return time ? new Date(time * 1000).toLocaleString([], shown) : '';
+}
+
+/** GET or POST our own JSON; a refusal becomes an Error whose message is the sentence. */
+export async function api(path, body) {
+  const options = body === undefined ? { cache: 'no-store' } : {
+    method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body),
+  };
+  const response = await fetch(path, options);
+  if (response.status === 204) return null;
+  const answer = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(answer.error?.text || `The studio answered ${response.status}.`);
+  return answer;
+}
+
+/** A short message at the bottom; errors stay until closed. */
+export function toast(message, kind = 'info') {
+  const node = h('div', { class: `s-toast s-${kind}`, role: kind === 'error' ? 'alert' : 'status' },
+    h('span', {}, message),
+    h('button', { type: 'button', 'aria-label': 'Close', onclick: () => node.remove() }, '×'));
+  let shelf = document.querySelector('.s-toasts');
+  if (!shelf) document.body.append(shelf = h('div', { class: 's-toasts' }));
+  for (const old of shelf.children) if (old.firstChild.textContent === message) old.remove();
+  shelf.append(node);
+  if (kind !== 'error') setTimeout(() => node.remove(), 4000);
+}
+
+/** A button; while what it began is under way it says so and a second press does nothing. */
+export function button(label, onclick, kind = '', props = {}) {
+  const node = h('button', { type: 'button', class: `s-button ${kind}`, ...props, onclick: async (event) => {
+    if (node.ariaBusy) return;
+    const done = onclick(event);
+    if (!done?.then) return;
+    node.ariaBusy = 'true';
+    try { await done; } finally { node.ariaBusy = null; }
+  } }, label);
+  return node;
+}
+
+/** A button that asks once more in place: no dialog, no accident. */
+export function sureButton(label, question, act, kind = '') {
+  let timer = 0;
+  const node = button(label, () => {
+    if (timer) { clearTimeout(timer); calm(); return act(); }
+    node.textContent = question;
+    node.classList.add('s-danger');
+    timer = setTimeout(calm, 3000);
+    return null;
+  }, kind);
+  const calm = () => { timer = 0; node.textContent = label; node.classList.remove('s-danger'); };
+  return node;
+}
+
+export function badge(state, note = '') {
+  return h('span', { class: 's-badge', 'data-state': state }, note || state);
+}
+
+export async function copy(value, node) {
+  try { await navigator.clipboard.writeText(value); } catch {
+    const area = h('textarea', { style: 'position:fixed;opacity:0' });
+    area.value = value;
+    document.body.append(area);
+    area.select();
+    document.execCommand('copy');
+    area.remove();
+  }
+  const before = node.textContent;
+  node.textContent = 'Copied';
+  setTimeout(() => { node.textContent = before; }, 1200);
+}
+
+export const query = () => new URL(location.href).searchParams;
+
+/** Write parameters into the address without a new history entry. */
+export function remember(changes) {
+  const url = new URL(location.href);
+  for (const [name, value] of Object.entries(changes)) {
+    url.searchParams.delete(name);
+    for (const one of [].concat(value ?? [])) url.searchParams.append(name, one);
+  }
+  url.search = url.search.replace(/%(2C|3A|7E|2F|3D)/gi, (code) => decodeURIComponent(code));
+  if (url.href !== location.href) history.replaceState(history.state, '', url);
+}
+
+/** The last part of a path: what tells models and files apart. */
+export function short(path) {
+  return path.replace(/\/+$/, '').split('/').pop() || path;
+}

@@ -1,0 +1,191 @@
+// One polling loop per tab feeds charts, tables and logs. It sends a cursor and receives only what is
+// new (204 when nothing is), pauses while the tab is hidden and backs off while the server is down.
+
+import { api, count } from './dom.js';
+
+const LIVE = new Set(['queued', 'starting', 'running', 'stopping']);
+const FAST = 700, SLOW = 2500, HIDDEN = 5000, MOST_POINTS = 4000;
+
+const subscribers = new Set();
+const state = { jobs: [], digest: '', seq: 0, watched: '', supervised: true, queue: {} };
+const series = new Map(); // name -> Map(run -> {x: [], y: []})
+let timer = 0, wait = FAST, busy = false, again = false;
+
+/** Subscribe `{element, runs: () => [ids], names: () => [...], detail: () => [id, view, digest shown], ...}`.
+ *  Callbacks: onJobs(jobs, supervised, queue), onMetrics(series), onDetail(detail), onLink(ok). */
+export function subscribe(subscriber) {
+  subscribers.add(subscriber);
+  if (state.digest) subscriber.onJobs?.(state.jobs, state.supervised, state.queue);
+  poke();
+  return () => subscribers.delete(subscriber);
+}
+
+/** Ask again now: something was pressed or the selection changed. What is known is told at once, for
+ *  no news may come. */
+export function poke() {
+  for (const s of subscribers) s.onMetrics?.(series);
+  clearTimeout(timer);
+  if (busy) { again = true; return; }
+  timer = setTimeout(tick, 0);
+}
+
+export const isLive = (job) => LIVE.has(job.state);
+
+async function tick() {
+  for (const s of subscribers) if (s.element && !s.element.isConnected) subscribers.delete(s);
+  if (document.hidden && !wanted()) return;
+  busy = true;
+  again = false;
+  try {
+    const news = await api('/api/live?' + question());
+    if (news) take(news);
+    wait = document.hidden ? HIDDEN : state.jobs.some(isLive) ? FAST : SLOW;
+    link(true);
+  } catch {
+    wait = Math.min(Math.max(wait, FAST) * 2, 8000);
+    link(false);
+  }
+  busy = false;
+  clearTimeout(timer);
+  timer = setTimeout(tick, again ? 0 : wait);
+}
+
+function question() {
+  const runs = new Set(), names = new Set();
+  let detail = null;
+  for (const s of subscribers) {
+    for (const run of s.runs?.() ?? []) runs.add(run);
+    for (const name of s.names?.() ?? []) names.add(name);
+    detail = s.detail?.() ?? detail;
+  }
+  const asked = new URLSearchParams({ jobs: state.digest });
+  const watched = [...runs].sort((a, b) => a - b).join() + ' ' + [...names].sort().join();
+  if (watched !== state.watched || tooLong()) { state.watched = watched; state.seq = 0; }
+  if (runs.size && names.size) {
+    asked.set('runs', [...runs].join());
+    asked.set('names', [...names].join());
+    asked.set('after', state.seq);
+  }
+  if (detail) {
+    asked.set('detail', detail[0]);
+    asked.set('view', detail[1]);
+    asked.set('seen', detail[2]);
+  }
+  return asked.toString().replaceAll('%2C', ',');
+}
+
+function tooLong() {
+  for (const runs of series.values()) {
+    for (const line of runs.values()) if (line.x.length > MOST_POINTS) return true;
+  }
+  return false;
+}
+
+function take(news) {
+  if (news.jobs) {
+    const { items, removed, whole, digest, supervised, queue } = news.jobs;
+    startAnew(items);
+    const jobs = new Map(whole ? [] : state.jobs.map((job) => [job.id, job]));
+    for (const job of items) { notice(jobs.get(job.id), job); jobs.set(job.id, job); }
+    for (const id of removed) jobs.delete(id);
+    Object.assign(state, { digest, supervised, queue, jobs: [...jobs.values()].sort((a, b) => b.id - a.id) });
+    for (const s of subscribers) s.onJobs?.(state.jobs, state.supervised, state.queue);
+  }
+  if (news.metrics) {
+    if (news.metrics.snapshot) series.clear();
+    state.seq = news.metrics.seq;
+    for (const [name, runs] of Object.entries(news.metrics.data)) {
+      if (!series.has(name)) series.set(name, new Map());
+      for (const [run, points] of Object.entries(runs)) append(series.get(name), +run, points);
+    }
+    for (const s of subscribers) s.onMetrics?.(series);
+  }
+  if (news.detail) for (const s of subscribers) s.onDetail?.(news.detail);
+}
+
+/** A run that began another attempt may have dropped points: ask for its curve afresh. (The cursor
+ *  itself is about to be overwritten by the curves of the same answer.) */
+function startAnew(jobs) {
+  const before = new Map(state.jobs.map((job) => [job.id, job.attempt]));
+  for (const job of jobs) {
+    if (before.has(job.id) && before.get(job.id) !== job.attempt) { state.watched = ''; again = true; }
+  }
+}
+
+export function append(runs, run, points) {
+  const line = runs.get(run) ?? { x: [], y: [] };
+  runs.set(run, line);
+  for (let i = 0; i < points.x.length; i++) {
+    // A resumed run repeats the steps after its checkpoint: the newer value wins.
+    while (line.x.length && line.x[line.x.length - 1] >= points.x[i]) {
+      line.x.pop();
+      line.y.pop();
+    }
+    line.x.push(points.x[i]);
+    line.y.push(points.y[i]);
+  }
+}
+
+function link(ok) {
+  for (const s of subscribers) s.onLink?.(ok);
+}
+
+document.addEventListener('visibilitychange', () => { if (!document.hidden) poke(); });
+
+/** The hue of each selected run: its id modulo ten, or the next free one where two would clash. */
+export function hues(runs) {
+  const taken = new Map();
+  for (const run of [...runs].sort((a, b) => a - b)) {
+    let hue = (run - 1) % 10;
+    const used = new Set(taken.values());
+    while (used.has(hue) && used.size < 10) hue = (hue + 1) % 10;
+    taken.set(run, hue);
+  }
+  return taken;
+}
+
+/** 120 / 400 steps · 30 % */
+export function progress(job) {
+  if (!job.total_steps) return job.step ? `${count(job.step)} steps` : '';
+  const share = Math.floor((100 * job.step) / job.total_steps);
+  return `${count(job.step)} / ${count(job.total_steps)} steps · ${share}\u202f%`;
+}
+
+export const share = (job) => (job.total_steps ? Math.min(1, job.step / job.total_steps) : 0);
+
+/** "How it ended" in words; a stopped run never says it succeeded. */
+export function stateName(job) {
+  return job.state === 'succeeded' && job.ended === 'stopped' ? 'stopped' : job.state;
+}
+
+const KEY = 'studio.notify';
+const ENDS = { succeeded: 'is trained', failed: 'failed', cancelled: 'was cancelled',
+  paused: 'is paused', interrupted: 'was interrupted' };
+
+export const wanted = () => {
+  try { return localStorage.getItem(KEY) === 'on' && Notification.permission === 'granted'; } catch {
+    return false;
+  }
+};
+
+/** Switch it; returns a sentence when the browser does not allow it. */
+export async function toggle() {
+  if (wanted()) { localStorage.setItem(KEY, 'off'); return ''; }
+  if (typeof Notification === 'undefined') return 'This browser has no notifications.';
+  if (await Notification.requestPermission() !== 'granted') {
+    return 'The browser does not allow notifications from this page; its site settings do.';
+  }
+  localStorage.setItem(KEY, 'on');
+  return '';
+}
+
+/** Compare a job with what it was; several tabs show one notification. */
+export function notice(before, job) {
+  const worked = before && ['starting', 'running', 'stopping'].includes(before.state);
+  if (!worked || !ENDS[job.state] || !wanted()) return;
+  const shown = new Notification(`${job.name} ${ENDS[job.state]}`, {
+    body: job.error?.text ?? (job.last_loss == null ? '' : `loss ${job.last_loss.toPrecision(4)}`),
+    tag: `studio-${job.id}-${job.attempt}-${job.state}`,
+  });
+  shown.onclick = () => { window.focus(); location.href = `/runs?run=${job.id}`; };
+}

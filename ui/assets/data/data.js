@@ -1,0 +1,253 @@
+// The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
+// queued job; this tab follows the ones it submitted. The address holds the selection.
+
+import { ago, api, badge, button, bytes, count, h, keyed, query, remember, sureButton, text,
+  toast } from '../core/dom.js';
+import { isLive, poke, share, subscribe } from '../core/live.js';
+import { Import, Mapping } from './import.js';
+import { Report } from './report.js';
+import { Change, Rows } from './rows.js';
+import { Lens, XRay } from './xray.js';
+
+const KINDS = new Set(['import', 'curate', 'measure']);
+const TABS = { report: 'Report', xray: 'X-ray', rows: 'Rows', mapping: 'Mapping', change: 'Change' };
+
+export class Data extends HTMLElement {
+  connectedCallback() {
+    if (this.built) return;
+    this.built = true;
+    this.name = query().get('name');
+    this.tab = query().get('tab') in TABS ? query().get('tab') : 'report';
+    this.datasets = [];
+    this.waiting = new Map(); // job id -> what to do with its outcome
+    this.build();
+    this.refresh().then(() => this.open(this.name));
+    subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
+  }
+
+  build() {
+    this.search = h('input', { type: 'search', placeholder: 'Search datasets',
+      'aria-label': 'Search datasets', oninput: () => this.list() });
+    this.rows = h('ol', { class: 's-rows', 'data-testid': 'datasets' });
+    this.jobs = h('ol', { class: 's-rows s-data-jobs' });
+    this.none = h('p', { class: 's-quiet' }, 'No dataset is imported yet.');
+    this.main = h('main', { class: 's-main' });
+    this.append(h('div', { class: 's-runs s-data' },
+      h('aside', { class: 's-list' },
+        h('div', { class: 's-list-head' },
+          button('Import a dataset', async () => {
+            await this.open(null);
+            this.main.querySelector('input[type=text], input:not([type])')?.focus();
+          }, 's-primary'), this.search),
+        this.jobs, this.rows, this.none),
+      this.main));
+  }
+
+  async refresh() {
+    try {
+      Object.assign(this, await api('/api/data'));
+    } catch (error) { toast(error.message, 'error'); }
+    this.list();
+  }
+
+  list() {
+    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const shown = this.datasets.filter((one) => words.every((word) =>
+      `${one.name} ${one.format} ${one.hash} ${one.original.name}`.toLowerCase().includes(word)));
+    this.none.hidden = this.datasets.length > 0;
+    this.search.hidden = this.datasets.length < 6;
+    keyed(this.rows, shown, (one) => one.name, (one) => this.row(one), (node, one) => {
+      node.toggleAttribute('data-focus', one.name === this.name);
+      node.firstChild.setAttribute('aria-current', String(one.name === this.name));
+    });
+  }
+
+  row(one) {
+    return h('li', {}, h('button', { type: 'button', class: 's-row-open',
+      'data-testid': `dataset-${one.name}`, onclick: () => this.open(one.name) },
+      h('span', { class: 's-row-name' }, one.name),
+      h('span', { class: 's-row-state s-quiet' }, ago(Date.parse(one.created) / 1000)),
+      h('span', { class: 's-row-what' }, [`${count(one.rows)} rows`, one.format.replace('_', ' '),
+        one.parent ? `${one.step.kind} of ${one.parent}` : one.original.name].join(' · ')),
+      h('span', { class: 's-row-loss' }, bytes(one.bytes))));
+  }
+
+  /** Show a dataset, or the import where there is no name. */
+  async open(name, tab = this.tab) {
+    const other = name !== this.name;
+    Object.assign(this, { name, tab });
+    remember({ name, tab: name && tab !== 'report' ? tab : null, ...(other ? { row: null } : {}) });
+    this.list();
+    if (!this.datasets.some((one) => one.name === name)) {
+      const gone = name && h('p', { class: 's-error', role: 'alert' },
+        `There is no dataset “${name}” here any more: it was renamed or deleted.`);
+      this.main.replaceChildren(...[gone, new Import(this).element].filter(Boolean));
+      return;
+    }
+    try {
+      const found = await api(`/api/data/${encodeURIComponent(name)}`);
+      if (name === this.name) this.show(found);
+    } catch (error) {
+      this.main.replaceChildren(h('p', { class: 's-error', role: 'alert' }, error.message));
+    }
+  }
+
+  show(found) {
+    this.found = found;
+    this.lens ??= new Lens(this.models, () => this.fill());
+    this.tabs = h('div', { class: 's-tabs', role: 'tablist' }, Object.entries(TABS).map(([id, label]) =>
+      h('button', { type: 'button', role: 'tab', id: `tab-${id}`, 'aria-selected': String(id === this.tab),
+        onclick: () => { this.tab = id; remember({ tab: id === 'report' ? null : id }); this.fill(); } },
+      label)));
+    this.panel = h('div', { class: 's-data-panel', role: 'tabpanel', 'data-testid': 'data-panel' });
+    this.main.replaceChildren(this.head(found), h('section', { class: 's-panels' }, this.tabs, this.panel));
+    this.fill();
+  }
+
+  fill() {
+    for (const tab of this.tabs.children) {
+      tab.setAttribute('aria-selected', String(tab.id === `tab-${this.tab}`));
+    }
+    const made = { report: Report, xray: XRay, rows: Rows, mapping: Remap, change: Change }[this.tab];
+    const panel = new made(this);
+    this.panel.replaceChildren(...(['report', 'xray'].includes(this.tab) ? [this.lens.element] : []),
+      panel.element);
+  }
+
+  head(found) {
+    const exports = h('details', { class: 's-menu' }, h('summary', { class: 's-button' }, 'Export'),
+      h('div', {}, ['jsonl', 'csv'].flatMap((form) => ['', ...(found.validation_rows
+        ? ['train', 'validation'] : [])].map((part) => h('a', { download: '', href:
+          `/api/data/${found.name}/export?format=${form}&part=${part}` },
+        `${part ? `${part} rows` : 'all rows'} as ${form}`)))));
+    return h('section', { class: 's-detail' },
+      h('div', { class: 's-detail-head' }, h('h1', {}, found.name), badge('queued', found.format.replace('_', ' ')),
+        h('div', { class: 's-actions' },
+          h('a', { class: 's-button s-primary', 'data-testid': 'train-on-this',
+            href: `/?set=data.path=${encodeURIComponent(found.name)}` }, 'Train on this'),
+          exports,
+          sureButton('Delete', 'Really delete?', () => this.remove(found.name)))),
+      h('p', { class: 's-meta' }, 'from ', found.original.name,
+        [found.original.container, found.original.encoding].filter(Boolean).map((word) => ` · ${word}`),
+        ` · read as ${found.format.replace('_', ' ')}: ${found.reason}`),
+      this.family(found),
+      h('dl', { class: 's-figures' }, [
+        ['Rows', count(found.rows)], ['Dropped at import', count(found.findings.rows.dropped)],
+        ['Held out', count(found.validation_rows)], ['Size', bytes(found.bytes)],
+        ['Imported', ago(Date.parse(found.created) / 1000), new Date(found.created).toLocaleString()],
+        ['Hash', found.hash.slice(0, 12), found.hash],
+      ].map(([name, value, title]) => h('div', { title }, h('dt', {}, name), h('dd', {}, h('b', {}, value))))));
+  }
+
+  family(found) {
+    if (!found.parent && !found.children.length) return null;
+    const link = (name) => h('a', { href: `/data?name=${name}`, onclick: (event) => {
+      event.preventDefault();
+      this.open(name);
+    } }, name);
+    const here = this.datasets.some((one) => one.name === found.parent);
+    return h('p', { class: 's-meta', 'data-testid': 'family' },
+      found.parent && [`${step(found.step)} of `, here ? link(found.parent) : `${found.parent} (deleted)`],
+      found.parent && found.children.length ? ' · ' : null,
+      found.children.length ? ['led to ', found.children.flatMap((name, at) => [at ? ', ' : '', link(name)])]
+        : null);
+  }
+
+  async remove(name) {
+    try {
+      await api(`/api/data/${name}/delete`, {});
+      toast(`${name} is deleted.`);
+      await this.refresh();
+      this.open(this.datasets[0]?.name ?? null, 'report');
+    } catch (error) { toast(error.message, 'error'); }
+  }
+
+  /** Leave a job in the queue and open what it makes. */
+  async submit(path, body, then) {
+    const job = await api(path, body);
+    this.await(job, then ?? (async (done) => {
+      if (done.already) toast(`This very file was imported before, as ${done.dataset}.`);
+      await this.refresh();
+      this.open(done.dataset, 'report');
+    }));
+    return job;
+  }
+
+  await(job, then, failed) {
+    this.waiting.set(job.job, { then, failed });
+    if (this.known) this.take(this.known); // its end may have been told already
+    poke();
+  }
+
+  take(jobs) {
+    this.known = jobs;
+    const ours = jobs.filter((job) => KINDS.has(job.kind));
+    keyed(this.jobs, ours.filter(isLive), (job) => job.id, (job) => this.job(job), (node, job) => {
+      const [name, state, what, , track] = node.firstChild.children;
+      text(name, job.name);
+      text(state, job.state);
+      text(what, job.state === 'queued' ? 'Waits for its turn' : job.phase || 'Starting');
+      track.firstChild.style.width = `${100 * share(job)}%`;
+      track.toggleAttribute('data-waiting', !job.step);
+    });
+    for (const job of ours) {
+      if (isLive(job) || !this.waiting.has(job.id)) continue;
+      const { then, failed } = this.waiting.get(job.id);
+      this.waiting.delete(job.id);
+      this.ended(job, then, failed);
+    }
+    const live = ours.filter(isLive).map((job) => job.id).join();
+    if (this.live !== undefined && this.live !== live) this.refresh();
+    this.live = live;
+  }
+
+  async ended(job, then, failed) {
+    const done = await api(`/api/data/outcome/${job.id}`).catch((error) => ({ error: error.message }));
+    if (done.state === 'succeeded') then(done);
+    else {
+      const words = done.error || `"${job.name}" was ${job.state}.`;
+      if (failed) failed(words); else toast(words, 'error');
+    }
+  }
+
+  job(job) {
+    return h('li', {}, h('div', { class: 's-row-open', 'data-testid': `job-${job.id}` },
+      h('span', { class: 's-row-name' }), h('span', { class: 's-row-state s-quiet' }),
+      h('span', { class: 's-row-what' }),
+      sureButton('Cancel', 'Sure?', () => api(`/api/jobs/${job.id}/cancel`, {}).then(poke,
+        (error) => toast(error.message, 'error')), 's-tool'),
+      h('span', { class: 's-bar-track' }, h('span', {}))));
+  }
+}
+
+/** Read the columns of an imported dataset differently: a new snapshot. */
+class Remap {
+  constructor(page) {
+    const { found } = page;
+    this.error = h('p', { class: 's-error', role: 'alert', hidden: true });
+    const panel = new Mapping(page, found.name, { save: h('div', { class: 's-actions' },
+      button('Save as a new dataset', async () => {
+        try {
+          await page.submit(`/api/data/${found.name}/steps`, { step: { kind: 'remap', mapping: panel.mapping } });
+          this.error.hidden = true;
+        } catch (error) {
+          text(this.error, error.message);
+          this.error.hidden = false;
+        }
+      }, 's-primary')) });
+    this.element = h('div', { class: 's-stack' }, panel.element, this.error);
+    panel.look();
+  }
+}
+
+const NAMES = { filter: 'Filtered', dedupe: 'Deduplicated', split: 'Split', drop: 'Rows dropped', remap: 'Remapped' };
+
+/** A step in words: "Split (20 rows, seed 0)". */
+function step(values) {
+  const said = Object.entries(values).filter(([name, value]) =>
+    name !== 'kind' && name !== 'mapping' && value !== '' && value !== 0 && value !== false
+    && !(name === 'operator' && !values.column))
+    .map(([name, value]) => `${name.replaceAll('_', ' ')} ${Array.isArray(value)
+      ? value.length > 5 ? `${value.length} numbers` : value.join(', ') : value === true ? '' : value}`.trim());
+  return `${NAMES[values.kind]}${said.length ? ` (${said.join(', ')})` : ''}, made`;
+}

@@ -1,0 +1,123 @@
+// The report of a dataset: import findings, and its statistics on the selected model.
+
+import { api, compact, count, duration, h, text } from '../core/dom.js';
+import { options } from '../core/form.js';
+import { labelled } from './xray.js';
+
+const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u202f%`;
+
+export class Report {
+  constructor(page) {
+    this.page = page;
+    this.found = page.found;
+    this.tokens = h('div', { class: 's-stack' }, h('p', { class: 's-quiet' }, 'Counting tokens …'));
+    this.element = h('div', { class: 's-report', 'data-testid': 'report' },
+      h('div', { class: 's-stack' }, h('h2', {}, 'On this model'), this.tokens),
+      h('div', { class: 's-stack' }, this.rows(), this.contents()));
+    this.measure();
+  }
+
+  async measure() {
+    const { name } = this.found;
+    const failed = (words) => this.tokens.replaceChildren(h('p', { class: 's-error', role: 'alert' }, words));
+    try {
+      const made = await api(`/api/data/${name}/tokens?${this.page.lens.query()}`);
+      if (!made.job) return this.show(made);
+      this.tokens.replaceChildren(h('p', { class: 's-quiet', role: 'status' },
+        'This is much text: a job counts its tokens, once. The list on the left shows how far it is.'));
+      this.page.await(made, () => this.measure(), failed);
+    } catch (error) { failed(error.message); }
+    return undefined;
+  }
+
+  show({ report, steps, epochs, rows_per_step: rowsPerStep, padding_share: padding, seconds }) {
+    const low = report.trained_token_share < 0.05;
+    const cut = report.truncated;
+    this.tokens.replaceChildren(
+      figures([
+        ['Tokens', compact(report.tokens), count(report.tokens)],
+        ['Carry loss', percent(report.trained_token_share), `${count(report.trained_tokens)} tokens are trained`, low],
+        ['Cut rows', count(cut), `longer than ${count(report.limit)} tokens`, cut > 0],
+        ['Longest row', `${count(report.longest)}`, 'tokens'],
+        ['Steps', count(steps), `${epochs} epochs of ${count(report.train_examples)} rows, ${rowsPerStep} a step`],
+        ['Packing saves', percent(padding, 0), 'of what padded batches would compute; packed rows need no padding'],
+      ]),
+      h('div', {}, h('h3', {}, 'Length of the rows, in tokens'), bars(report)),
+      facts([['A LoRA run takes about', duration(seconds)], ['Chat template', `${report.template}: ${report.template_reason}`],
+        ['Context of the model', `${count(report.context_length)} tokens; rows are cut at ${count(report.limit)}`],
+        ['Held out', `${count(report.validation_examples)} rows`],
+        ['Tokens cut off', count(report.truncated_tokens)]]),
+      ...report.warnings.map((words) => h('p', { class: 's-warning' }, words)));
+  }
+
+  rows() {
+    const { rows, problem_counts: counts, problems } = this.found.findings;
+    const total = Object.values(counts).reduce((sum, n) => sum + n, 0);
+    return h('div', { class: 's-stack' }, h('h2', {}, 'Rows'),
+      figures([['Read', count(rows.read)], ['Kept', count(rows.kept)],
+        ['Dropped', count(rows.dropped), 'with a reason each', rows.dropped > 0]]),
+      total ? [h('table', { class: 's-table', 'data-testid': 'dropped' },
+        h('thead', {}, h('tr', {}, ['Line', 'Why'].map((name) => h('th', { scope: 'col' }, name)))),
+        h('tbody', {}, problems.slice(0, 12).map((one) => h('tr', {}, h('td', {}, count(one.line)),
+          h('td', {}, one.text))))),
+      h('p', { class: 's-quiet' }, total > 12 ? `${count(total)} in all. ` : '',
+        h('a', { href: `/api/data/${this.found.name}/problems.jsonl`, download: '' }, 'Download the list'))] : null);
+  }
+
+  /** Rows that are in another dataset too, such as one that is used to evaluate. */
+  overlap() {
+    const others = this.page.datasets.filter((one) => one.name !== this.found.name);
+    if (!others.length) return null;
+    const answer = h('span', { class: 's-quiet', role: 'status', 'data-testid': 'overlap' });
+    const ask = async (other) => {
+      text(answer, other ? 'Comparing …' : '');
+      if (!other) return;
+      try {
+        const { rows } = await api(`/api/data/${this.found.name}/overlap?other=${encodeURIComponent(other)}`);
+        text(answer, rows ? `${count(rows)} rows are in both, word for word` : 'no row is in both');
+      } catch (error) { text(answer, error.message); }
+    };
+    return h('div', { class: 's-lens' }, labelled('Overlap with', h('select', { 'data-testid': 'overlap-with',
+      onchange: (event) => ask(event.target.value) }, options([['', '–'], ...others.map((one) => [one.name])], ''))), answer);
+  }
+
+  contents() {
+    const found = this.found.findings;
+    const near = found.near_duplicates;
+    return h('div', { class: 's-stack' }, h('h2', {}, 'Contents'),
+      facts([
+        ['Exact duplicates', count(found.duplicates)],
+        near === null ? null : ['Near duplicates', `${count(near)}${found.near_compared < found.rows.kept
+          ? ` in the first ${count(found.near_compared)} rows` : ''}`],
+        ['Empty answers', count(found.empty_answers)],
+        ['Characters', `${compact(found.characters)}, ${percent(found.answer_share, 0)} in answers`],
+        ['Scripts', shares(found.scripts)], ['Languages', shares(found.languages)],
+      ].filter(Boolean)), this.overlap(),
+      found.suspicious.length ? [h('h3', {}, 'Worth a look'), h('table', { class: 's-table' }, h('tbody', {},
+        found.suspicious.map((one) => h('tr', {}, h('td', {}, one.text), h('td', {}, count(one.rows)),
+          h('td', { class: 's-path' }, `line${one.rows > 1 ? 's' : ''} ${one.lines.slice(0, 6).join(', ')}${one.rows > 6 ? ' …' : ''}`)))))]
+        : h('p', { class: 's-quiet' }, 'No damaged, hidden or secret-looking text was found.'));
+  }
+}
+
+const shares = (parts) => Object.entries(parts).sort((a, b) => b[1] - a[1]).slice(0, 5)
+  .map(([name, share]) => `${name} ${percent(share, 0)}`).join(', ') || '–';
+
+const figures = (rows) => h('dl', { class: 's-figures s-small-figures' }, rows.map(([name, value, title, bad]) =>
+  h('div', { title, class: bad ? 's-bad' : '' }, h('dt', {}, name), h('dd', {}, h('b', {}, value)))));
+
+const facts = (rows) => h('dl', { class: 's-pairs' }, rows.map(([name, value]) =>
+  h('div', {}, h('dt', {}, name), h('dd', {}, value))));
+
+/** Rows by length as bars; what lies beyond the limit is the part that is cut. */
+function bars({ length_histogram: { edges, counts }, limit }) {
+  const most = Math.max(...counts, 1);
+  return h('div', { class: 's-bars', role: 'img', 'aria-label': 'Rows by token length', 'data-testid': 'lengths' },
+    h('div', {}, counts.map((n, at) => {
+      const bar = h('i', { title: `${count(edges[at])} to ${count(edges[at + 1] - 1)} tokens: ${count(n)} rows`,
+        class: edges[at] >= limit ? 's-beyond' : edges[at + 1] > limit + 1 ? 's-across' : '' });
+      bar.style.height = `${n ? Math.max(3, (100 * n) / most) : 0}%`;
+      return bar;
+    })),
+    h('p', {}, h('span', {}, '0'), h('span', {}, count(edges[edges.length - 1] - 1))));
+}

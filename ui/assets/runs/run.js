@@ -1,0 +1,294 @@
+// One run: progress, figures, actions, and tabs with what it wrote.
+
+import { ago, api, badge, button, clock, compact, count, duration, h, number, short, sureButton,
+  text, toast } from '../core/dom.js';
+import { compareAddress, COMPARED } from '../core/lanes.js';
+import { isLive, poke, progress, share, stateName } from '../core/live.js';
+import { KINDS, outcome } from '../adapters/actions.js';
+import { planLonger, planSchedule, planSweep, planWords } from './queue.js';
+import { quiet, remedies, views } from './run_tabs.js';
+
+const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config',
+  history: 'History' };
+const FAILURES = {
+  out_of_memory: ['Out of memory', ''],
+  weights_too_large: ['The base does not fit', ''],
+  device_lost: ['The device failed', ''],
+  disk_full: ['The disk is full', 'Free some room, then resume: what was saved is intact.'],
+  cluster: ['The cluster could not train it', 'When that is mended, resume: what was saved is here.'],
+  diverged: ['The loss diverged', 'Lower the learning rate or the gradient norm limit, then train again.'],
+};
+
+const FULL = new Set(['out_of_memory', 'weights_too_large']);
+
+export class Detail {
+  constructor(jobs) {
+    this.jobs = jobs;
+    this.view = 'log';
+    this.digest = ''; // of what the body shows
+    this.dot = h('i', { class: 's-dot' });
+    this.title = h('h1', {});
+    this.state = h('span', {});
+    this.actions = h('div', { class: 's-actions' });
+    this.meta = h('p', { class: 's-meta' });
+    this.track = h('span', { class: 's-bar-track s-wide', role: 'progressbar',
+      'aria-label': 'Progress', 'aria-valuemin': 0, 'aria-valuemax': 100 }, h('span', {}));
+    this.going = h('span', { 'data-testid': 'progress' });
+    this.left = h('span', {});
+    this.progress = h('div', { class: 's-progress' }, this.track,
+      h('div', { class: 's-progress-words' }, this.going, this.left));
+    this.words = h('p', { class: 's-remarks', hidden: true });
+    this.failure = h('div', { class: 's-failure', role: 'alert', hidden: true });
+    this.errand = new Errand();
+    this.figures = h('dl', { class: 's-figures' });
+    this.element = h('section', { class: 's-detail', 'data-testid': 'detail' },
+      h('div', { class: 's-detail-head' }, this.dot, this.title, this.state, this.actions),
+      this.meta, this.words, this.failure, this.progress, this.errand.element, this.figures);
+    this.tabs = h('div', { class: 's-tabs', role: 'tablist' }, Object.entries(VIEWS).map(([id, name]) =>
+      h('button', { type: 'button', role: 'tab', id: `tab-${id}`, 'data-view': id,
+        'aria-selected': String(id === this.view), 'aria-controls': 's-panel',
+        onclick: () => this.turn(id) }, name)));
+    this.body = h('div', { class: 's-panel', id: 's-panel', role: 'tabpanel', tabindex: '0' });
+    this.panels = h('section', { class: 's-panels' }, this.tabs, this.body);
+  }
+
+  turn(view) {
+    if (view === this.view) return;
+    this.view = view;
+    for (const tab of this.tabs.children) {
+      tab.setAttribute('aria-selected', String(tab.dataset.view === view));
+    }
+    this.empty();
+    poke();
+  }
+
+  /** Until the next answer comes, which must be whole: what was shown is gone. */
+  empty() {
+    this.digest = '';
+    this.body.replaceChildren(quiet('…'));
+  }
+
+  show(job, hue) {
+    if (this.job?.id !== job.id) {
+      this.empty();
+      this.acts = '';
+    }
+    this.job = job;
+    this.dot.style.background = `var(--s-run-${hue})`;
+    text(this.title, job.name);
+    const state = stateName(job);
+    if (this.state.dataset.state !== state) {
+      this.state.dataset.state = state;
+      this.state.replaceChildren(badge(state));
+    }
+    text(this.meta, [`Run ${job.id}`, job.method, short(job.model), short(job.data),
+      job.started && job.state !== 'queued' ? `started ${clock(job.started)} (${ago(job.started)})` : `queued ${ago(job.created)}`,
+      job.device && `on ${job.device}`, job.attempt > 1 && `attempt ${job.attempt}`, job.note]
+      .filter(Boolean).join(' · '));
+    this.showWords(job);
+    this.showProgress(job);
+    this.showFailure(job);
+    this.errand.show(job);
+    this.showFigures(job);
+    this.showActions(job);
+  }
+
+  /** What it waits for, the group it belongs to, its tags and its note. */
+  showWords(job) {
+    const waits = job.state === 'queued' || job.state === 'paused';
+    const names = job.needs.map((id) => this.jobs().find((one) => one.id === id)?.name ?? `run ${id}`);
+    const parts = [
+      waits && job.start_after > Date.now() / 1000 && `starts after ${moment(job.start_after)}`,
+      waits && { idle: 'starts when the machine is idle', night: 'starts at night' }[job.start_when],
+      waits && job.retries_left > 0 && `tried again up to ${job.retries_left}×`, job.waits,
+      waits && names.length && `waits for ${names.join(', ')}`,
+      job.sweep && `in the sweep ${job.sweep}`, job.parent && `from run ${job.parent}`,
+      ...job.tags.map((tag) => `#${tag}`), job.notes].filter(Boolean);
+    this.words.hidden = !parts.length;
+    text(this.words, parts.join(' · '));
+  }
+
+  showProgress(job) {
+    this.progress.hidden = !isLive(job) && job.state !== 'paused';
+    const part = Math.round(1000 * share(job)) / 10;
+    this.track.firstChild.style.width = `${part}%`;
+    this.track.setAttribute('aria-valuenow', part);
+    this.track.toggleAttribute('data-waiting', job.state === 'starting' || (job.state === 'running'
+      && !job.step));
+    const waiting = { queued: 'Waits for its turn', starting: 'Starting', stopping:
+      job.intent === 'cancel' ? 'Stopping after this step' : 'Saving, then pausing' }[job.state];
+    const usual = job.step && (job.kind !== 'train' || job.phase === 'Training');
+    text(this.going, [progress(job), waiting ?? (usual ? '' : job.phase)].filter(Boolean).join(' · '));
+    const left = job.state === 'running' ? job.seconds_left : null;
+    text(this.left, left == null ? '' : `${duration(left)} left`);
+  }
+
+  showFailure(job) {
+    this.failure.hidden = !job.error;
+    if (!job.error) return;
+    const [title, advice] = FAILURES[job.error.kind] ?? ['This run failed', ''];
+    const words = [job.id, title, job.error.text, advice].join('|');
+    if (this.failure.dataset.words === words) return;
+    this.failure.dataset.words = words;
+    const fits = FULL.has(job.error.kind) && job.kind === 'train';
+    const told = fits ? job.error.text.replace(/ Try .*/s, '') : job.error.text; // the buttons say it
+    this.failure.replaceChildren(...[h('strong', {}, title), h('p', {}, told),
+      advice && h('p', { class: 's-quiet' }, advice),
+      ...(fits ? remedies(job.id) : [])].filter(Boolean));
+  }
+
+  showFigures(job) {
+    this.figures.hidden = !draws(job) && job.eval_loss == null;
+    const rows = job.rows ?? {};
+    const figures = [
+      ['Loss', number(job.last_loss), job.first_loss == null ? '' : `from ${number(job.first_loss)}`],
+      ['Held-out loss', number(job.eval_loss), ''],
+      ['Steps', count(job.step), job.total_steps ? `of ${count(job.total_steps)}` : ''],
+      ['Time', duration(job.seconds ?? (job.started && isLive(job)
+        ? Date.now() / 1000 - job.started : null)), ''],
+      ['Rows', count(rows.kept), rows.dropped ? `${count(rows.dropped)} dropped` : ''],
+      ['Trainable', compact(job.trainable_parameters), job.total_parameters
+        ? `${number((100 * job.trainable_parameters) / job.total_parameters, 2)}\u202f%` : ''],
+    ];
+    if (this.figures.children.length !== figures.length) {
+      this.figures.replaceChildren(...figures.map(([name]) =>
+        h('div', {}, h('dt', {}, name), h('dd', {}, h('b', {}), h('span', {})))));
+    }
+    figures.forEach(([, value, note], i) => {
+      const [main, aside] = this.figures.children[i].lastChild.children;
+      text(main, value);
+      text(aside, note);
+    });
+  }
+
+  showActions(job) {
+    const acts = `${job.id} ${job.state} ${job.intent} ${job.adapter} ${job.sweep} ${job.waits}`;
+    if (this.acts === acts) return;
+    this.acts = acts;
+    const can = new Set(job.actions), menu = this.menu(job, can);
+    menu.open = Boolean(this.actions.querySelector('.s-menu')?.open); // a change must not shut it
+    this.actions.replaceChildren(...[
+      job.adapter && COMPARED.has(job.kind)
+        && h('a', { class: 's-button s-primary', href: compareAddress(job) }, 'Compare'),
+      can.has('resume') && button('Resume', () => this.act('resume'),
+        FULL.has(job.error?.kind) ? '' : 's-primary'), // there the card has the better way
+      job.state === 'queued' && button('Run next', () => this.act('first')),
+      (can.has('pause') || can.has('hold')) && button(job.state === 'queued' ? 'Hold' : 'Pause',
+        () => this.act('pause')),
+      draws(job) && button('Duplicate', () => this.duplicate(), '', { title: 'Open these settings in Train' }),
+      can.has('cancel') && !(job.intent === 'cancel')
+        && sureButton('Cancel', 'Really cancel?', () => this.act('cancel')),
+      menu,
+    ].filter(Boolean));
+  }
+
+  menu(job, can) {
+    const trains = job.kind === 'train', now = () => this.job;
+    const waits = job.state === 'queued' || job.state === 'paused';
+    const inside = h('div', { class: 's-menu-items' }, [
+      waits && button('When it starts …', () => planSchedule(now(), this.jobs())),
+      job.state === 'queued' && job.waits && job.memory_bytes && button('Start without the room',
+        () => this.act('anyway'), '', { title: 'It may run out of memory' }),
+      trains && button('Sweep …', () => planSweep(now())),
+      trains && job.state === 'succeeded' && button('Train longer …', () => planLonger(now())),
+      trains && job.state === 'running' && button('Save now', () => this.act('save', 'A checkpoint is saved after this step.')),
+      trains && job.state === 'running' && button('Sample now', () => this.act('sample',
+        'The prompts are answered after this step.')),
+      button('Note and tags …', () => planWords(now())),
+      job.sweep && button('Hold the sweep', () => this.group('hold')),
+      job.sweep && button('Release the sweep', () => this.group('release')),
+      job.sweep && sureButton('Cancel the sweep', 'Cancel all of it?', () => this.group('cancel')),
+      can.has('resume') && job.step > 0
+        && sureButton('Restart from step 0', 'Forget its steps?', () => this.act('restart')),
+      can.has('cancel') && job.intent !== 'cancel' && sureButton('Cancel, drop checkpoints',
+        'Drop them for good?', () => this.act('drop')),
+      can.has('delete') && sureButton('Delete', 'Delete for good?', () => this.act('delete')),
+    ].filter(Boolean));
+    const menu = h('details', { class: 's-menu', onfocusout: (e) => {
+      if (!menu.contains(e.relatedTarget)) menu.open = false;
+    }, onkeydown: (e) => {
+      if (e.key === 'Escape') { menu.open = false; menu.firstChild.focus(); }
+    } }, h('summary', { class: 's-button' }, 'More'), inside);
+    return menu;
+  }
+
+  async group(action) {
+    try {
+      const { changed } = await api('/api/sweep-runs', { sweep: this.job.sweep, action });
+      toast(`${changed} run${changed === 1 ? '' : 's'} changed.`);
+    } catch (error) {
+      toast(error.message, 'error');
+    }
+    poke();
+  }
+
+  async act(action, said = '') {
+    try {
+      await api(`/api/jobs/${this.job.id}/${action}`, {});
+      if (said) toast(said);
+    } catch (error) {
+      toast(error.message, 'error');
+    }
+    poke();
+  }
+
+  async duplicate() {
+    const answer = await api(`/api/live?detail=${this.job.id}&view=config`);
+    location.href = '/?' + (answer?.detail?.content?.query ?? '');
+  }
+
+  fill(detail) {
+    if (detail.id !== this.job?.id || detail.view !== this.view) return;
+    this.digest = detail.digest;
+    const { body } = this;
+    const atEnd = body.scrollTop + body.clientHeight >= body.scrollHeight - 8;
+    if (detail.error) body.replaceChildren(quiet(detail.error.text));
+    else {
+      const films = [...body.querySelectorAll('.s-film ol')].map((film) => film.scrollLeft
+        + film.clientWidth >= film.scrollWidth - 8 ? Infinity : film.scrollLeft);
+      body.replaceChildren(...[views[detail.view](detail.content, this.job)].flat());
+      body.querySelectorAll('.s-film ol').forEach((film, i) => {
+        film.scrollLeft = Math.min(films[i] ?? Infinity, film.scrollWidth);
+      });
+    }
+    if (detail.view === 'log' && atEnd) body.scrollTop = body.scrollHeight;
+  }
+}
+
+const moment = (time) => new Date(time * 1000).toLocaleString([], { dateStyle: 'medium',
+  timeStyle: 'short' });
+
+const CURVES = new Set(['train', 'arrive']);
+const WHERE = {
+  bakeoff: ['The table of a bake-off', 'Adapters', (job) => `/adapters?bakeoff=${encodeURIComponent(job.sweep ?? job.name)}`],
+  suite: ['A prompt suite: its table and answers', 'Compare, Suites', () => '/compare?view=suites'],
+  import: ['The import of a dataset', 'Data', () => '/data'],
+  curate: ['A step that made a new dataset', 'Data', () => '/data'],
+  measure: ['Token counts of a dataset', 'Data', () => '/data'],
+  preflight: ['The measurement of what a run takes', 'Train', () => '/'],
+};
+
+/** Whether this job writes losses. */
+export const draws = (job) => CURVES.has(job.kind);
+
+export class Errand {
+  constructor() {
+    this.line = h('p', { class: 's-quiet' });
+    this.result = h('div', { 'data-testid': 'outcome' });
+    this.element = h('section', { class: 's-errand', hidden: true }, this.line, this.result);
+  }
+
+  show(job) {
+    this.element.hidden = draws(job);
+    const key = `${job.id} ${job.state}`;
+    if (draws(job) || this.key === key) return;
+    this.key = key;
+    const [what, place, address] = WHERE[job.kind]
+      ?? [KINDS[job.kind] ? `${KINDS[job.kind]} of adapters` : '', KINDS[job.kind] && 'Adapters', () => '/adapters'];
+    this.line.replaceChildren(...[what && `${what}. `, place && 'See ',
+      place && h('a', { href: address(job) }, place), place && '. ',
+      job.seconds && !isLive(job) && `It took ${duration(job.seconds)}.`].filter(Boolean));
+    this.result.replaceChildren();
+    if (job.kind in KINDS && !isLive(job) && !job.error) outcome(job, this.result);
+  }
+}

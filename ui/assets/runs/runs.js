@@ -1,0 +1,278 @@
+// The Runs page: the list on the left selects, the right side shows the selected run and its curves,
+// with other runs overlaid. The address holds the selection: ?run=3,1 shows run 3 and overlays run 1,
+// &show=live lists the queue.
+
+import { board, METRICS } from '../core/chart.js';
+import { ago, api, badge, duration, h, keyed, number, query, remember, short, text, toast } from '../core/dom.js';
+import { openCheckpoint } from '../core/lanes.js';
+import { hues, isLive, poke, share, stateName, subscribe } from '../core/live.js';
+import { QueueBar } from './queue.js';
+import { Detail, draws } from './run.js';
+
+const waits = (job) => job.state === 'queued' || job.state === 'paused';
+const FILTERS = { all: () => true, live: (job) => isLive(job) || job.state === 'paused',
+  ended: (job) => !isLive(job) && job.state !== 'paused' };
+const MOST_OVERLAID = 10;
+
+export class Runs extends HTMLElement {
+  connectedCallback() {
+    if (this.built) return;
+    this.built = true;
+    this.jobs = [];
+    this.filter = Object.hasOwn(FILTERS, query().get('show')) ? query().get('show') : 'all';
+    const asked = (query().get('run') ?? '').split(',').map(Number).filter(Boolean);
+    this.focus = asked[0] ?? null;
+    this.overlaid = new Set(asked);
+    this.build();
+    subscribe({
+      element: this,
+      runs: () => this.chosen(),
+      names: () => METRICS.map((metric) => metric.name),
+      detail: () => (this.focus ? [this.focus, this.detail.view, this.detail.digest] : null),
+      onJobs: (jobs, supervised, queue) => this.take(jobs, supervised, queue),
+      onMetrics: (series) => this.board.update(series),
+      onDetail: (detail) => this.detail.fill(detail),
+    });
+  }
+
+  build() {
+    this.board = board(METRICS.map((metric) => metric.name), (point) =>
+      openCheckpoint(this.jobs.find((job) => job.id === point.run), point.step));
+    this.detail = new Detail(() => this.jobs);
+    this.search = h('input', { type: 'search', placeholder: 'Search runs', 'aria-label':
+      'Search runs', oninput: () => this.list() });
+    this.tabs = h('div', { class: 's-segments', role: 'group', 'aria-label': 'Which runs' },
+      Object.keys(FILTERS).map((name) => h('button', { type: 'button', 'data-filter': name,
+        'aria-pressed': String(name === this.filter), onclick: () => this.choose(name) })));
+    this.rows = h('ol', { class: 's-rows', 'data-testid': 'runs' });
+    this.nothing = h('p', { class: 's-quiet', hidden: true }, 'No run matches.');
+    this.warning = h('p', { class: 's-warning', role: 'status', hidden: true,
+      'data-testid': 'queue-notice' });
+    this.bar = new QueueBar();
+    const slider = h('input', { type: 'range', min: 0, max: 0.98, step: 0.01, value: 0.0,
+      'aria-label': 'Smoothing', oninput: (e) => this.smooth(+e.target.value) });
+    this.smoothed = h('output', {}, '0');
+    slider.value = localStorage.getItem('studio.smoothing') ?? 0.6;
+    this.overlay = h('span', { class: 's-quiet' });
+    const [loss, ...small] = this.board.charts.map((chart) => chart.element);
+    loss.classList.add('s-large');
+    this.curves = [h('div', { class: 's-chart-bar' }, this.overlay,
+      h('label', { class: 's-smooth' }, 'Smoothing', slider, this.smoothed)),
+    h('section', { class: 's-charts', 'aria-label': 'Curves' }, loss, small)];
+    this.main = h('main', { class: 's-main', hidden: true }, this.detail.element, this.curves,
+      this.detail.panels);
+    this.welcome = h('div', { class: 's-welcome', hidden: true },
+      h('h2', {}, 'No runs yet'),
+      h('p', {}, 'A run trains one adapter. The Train page has a model, a dataset and a method '
+        + 'chosen already: one press starts it, and its curves appear here.'),
+      h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter'));
+    this.append(h('div', { class: 's-runs' },
+      h('aside', { class: 's-list' },
+        h('div', { class: 's-list-head' }, this.search, this.tabs, this.bar.element), this.warning,
+        this.rows, this.nothing),
+      this.main), this.welcome);
+    this.smooth(+slider.value);
+  }
+
+  smooth(amount) {
+    this.smoothed.value = amount.toFixed(2);
+    try { localStorage.setItem('studio.smoothing', amount); } catch { /* private window */ }
+    this.board.group.set({ smoothing: amount });
+  }
+
+  choose(filter) {
+    this.filter = filter;
+    remember({ show: filter === 'all' ? null : filter });
+    for (const tab of this.tabs.children) {
+      tab.setAttribute('aria-pressed', String(tab.dataset.filter === filter));
+    }
+    this.list();
+  }
+
+  chosen() {
+    return [...new Set([this.focus, ...this.overlaid])].filter(Boolean);
+  }
+
+  take(jobs, supervised, queue) {
+    this.jobs = jobs;
+    this.queue = queue;
+    const known = new Set(jobs.map((job) => job.id));
+    this.prune();
+    if (!known.has(this.focus)) {
+      if (this.focus && jobs.length) toast(`Run ${this.focus} is not in the list.`);
+      const next = jobs.find((job) => this.overlaid.has(job.id))
+        ?? jobs.find((job) => isLive(job) && job.state !== 'queued') ?? jobs[0];
+      this.focus = next?.id ?? null;
+      this.overlaid = new Set([...this.overlaid, this.focus].filter(Boolean));
+      this.moved();
+    }
+    this.welcome.hidden = jobs.length > 0;
+    this.main.hidden = !jobs.length;
+    this.querySelector('.s-runs').hidden = !jobs.length;
+    const why = queue?.short || queue?.held || (supervised ? '' : 'The queue is asleep: nothing starts '
+      + 'until its supervisor is back. Opening the studio again wakes it.');
+    this.warning.hidden = !why || !(jobs.some(isLive) || queue?.short || queue?.held);
+    text(this.warning, why);
+    this.show();
+  }
+
+  /** What is gone, or draws nothing, is not overlaid; the chosen run stays in either case. */
+  prune() {
+    for (const id of this.overlaid) {
+      const job = this.jobs.find((one) => one.id === id);
+      if (!job || (id !== this.focus && !draws(job))) this.overlaid.delete(id);
+    }
+  }
+
+  show() {
+    this.board.group.set({
+      hues: hues(this.chosen()),
+      names: new Map(this.jobs.map((job) => [job.id, job.name])),
+    });
+    const drawn = this.jobs.some((one) => draws(one) && (one.id === this.focus || this.overlaid.has(one.id)));
+    for (const part of this.curves) part.hidden = !drawn;
+    const others = this.chosen().length - 1;
+    text(this.overlay, others > 0 ? `with ${others} other run${others > 1 ? 's' : ''} overlaid`
+      : 'Tick runs to overlay their curves; click a loss curve to talk to its nearest checkpoint.');
+    const job = this.jobs.find((one) => one.id === this.focus);
+    if (job) this.detail.show(job, this.board.group.hues.get(job.id));
+    this.list();
+    const row = this.seen ? null : this.rows.querySelector('[data-focus]');
+    if (row) { // a link may open a run far down the list: brought into sight once, never against a person
+      row.scrollIntoView({ block: 'nearest' });
+      this.seen = true;
+    }
+  }
+
+  moved() {
+    remember({ run: this.focus ? this.chosen().join() : null });
+    poke();
+  }
+
+  open(id) {
+    if (!this.overlaid.has(id)) this.overlaid.clear();
+    this.overlaid.add(id);
+    this.focus = id;
+    this.prune();
+    this.moved();
+    this.show();
+  }
+
+  toggle(id, on) {
+    if (on && this.chosen().length >= MOST_OVERLAID) return this.show();
+    if (on) this.overlaid.add(id);
+    else if (id !== this.focus || this.overlaid.size > 1) this.overlaid.delete(id);
+    if (!this.overlaid.has(this.focus)) this.focus = [...this.overlaid][0] ?? this.focus;
+    this.moved();
+    this.show();
+  }
+
+  list() {
+    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    const matches = this.jobs.filter((job) => words.every((word) =>
+      `${job.id} ${job.name} ${job.model} ${job.data} ${job.method} ${job.state} ${job.sweep ?? ''} ${
+        job.tags.join(' ')} ${job.notes}`.toLowerCase().includes(word)));
+    for (const tab of this.tabs.children) {
+      const { filter } = tab.dataset;
+      text(tab, `${{ all: 'All', live: 'Queue', ended: 'Ended' }[filter]} `
+        + matches.filter(FILTERS[filter]).length);
+    }
+    const shown = matches.filter(FILTERS[this.filter]);
+    if (this.filter === 'live') {
+      shown.sort((a, b) => waits(a) - waits(b) || a.position - b.position || a.id - b.id);
+    }
+    this.bar.show(this.queue, this.filter === 'live', shown.filter(waits).length > 1);
+    this.nothing.hidden = shown.length > 0;
+    keyed(this.rows, shown, (job) => job.id, (job) => this.row(job), (node, job) =>
+      this.refresh(node, job));
+  }
+
+  row(job) {
+    const box = h('input', { type: 'checkbox', onchange: (e) => this.toggle(job.id, e.target.checked),
+      'aria-label': `Overlay ${job.name}`, 'data-testid': `overlay-${job.id}` });
+    const open = h('button', { type: 'button', class: 's-row-open', 'data-testid': `run-${job.id}`,
+      onclick: () => this.open(job.id) },
+      h('span', { class: 's-row-name' }), h('span', { class: 's-row-state' }),
+      h('span', { class: 's-row-what' }), h('span', { class: 's-row-loss' }),
+      h('span', { class: 's-bar-track' }, h('span', {})));
+    const row = h('li', { onkeydown: (e) => this.key(e, job.id),
+      ondragstart: (e) => this.drag(e, job.id), ondragover: (e) => this.over(e, row),
+      ondragleave: () => row.removeAttribute('data-drop'), ondrop: (e) => this.drop(e, row, job.id) },
+    box, open);
+    return row;
+  }
+
+  // -- order: Alt and an arrow moves a waiting run, Alt+Home lets it run next; or drag it ----------
+
+  key(event, id) {
+    const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    const job = this.jobs.find((one) => one.id === id);
+    if (event.altKey && waits(job) && (by || event.key === 'Home')) {
+      event.preventDefault();
+      this.move(id, by ? { by } : null);
+    } else if (by && !event.altKey && event.target.tagName === 'BUTTON') {
+      event.preventDefault();
+      const next = event.currentTarget[by < 0 ? 'previousElementSibling' : 'nextElementSibling'];
+      next?.querySelector('button').focus();
+    }
+  }
+
+  drag(event, id) {
+    this.dragged = id;
+    event.dataTransfer.effectAllowed = 'move';
+    event.dataTransfer.setData('text/plain', String(id));
+  }
+
+  over(event, row) {
+    if (!this.dragged || !row.draggable) return;
+    event.preventDefault();
+    const box = row.getBoundingClientRect();
+    row.dataset.drop = event.clientY < box.top + box.height / 2 ? 'before' : 'after';
+  }
+
+  drop(event, row, id) {
+    event.preventDefault();
+    const dragged = this.dragged, place = row.dataset.drop;
+    this.dragged = null;
+    row.removeAttribute('data-drop');
+    if (!dragged || dragged === id) return;
+    const next = row.nextElementSibling?.draggable ? Number(row.nextElementSibling.dataset.key) : null;
+    if (place === 'after' && next === dragged) return;
+    this.move(dragged, { before: place === 'before' ? id : next });
+  }
+
+  async move(id, place) {
+    await api(`/api/jobs/${id}/${place ? 'move' : 'first'}`, place ?? {})
+      .catch((error) => toast(error.message, 'error'));
+    poke();
+  }
+
+  refresh(node, job) {
+    const [box, open] = node.children;
+    const [name, state, what, loss, track] = open.children;
+    const hue = this.board.group.hues.get(job.id);
+    node.draggable = this.filter === 'live' && waits(job);
+    open.ariaKeyShortcuts = node.draggable ? 'Alt+ArrowUp Alt+ArrowDown Alt+Home' : null;
+    node.title = node.draggable ? 'Drag, or press Alt and an arrow, to change the order' : '';
+    box.style.visibility = draws(job) ? '' : 'hidden';
+    box.checked = this.overlaid.has(job.id);
+    node.style.setProperty('--hue', hue === undefined ? 'var(--s-line-strong)'
+      : `var(--s-run-${hue})`);
+    node.toggleAttribute('data-focus', job.id === this.focus);
+    open.setAttribute('aria-current', String(job.id === this.focus));
+    text(name, job.name);
+    const shown = stateName(job);
+    if (state.dataset.state !== shown) {
+      state.dataset.state = shown;
+      state.replaceChildren(badge(shown));
+    }
+    text(what, [job.sweep && `⊞ ${job.sweep}`, ...job.tags.map((tag) => `#${tag}`), job.method,
+      short(job.model), short(job.data)].filter(Boolean).join(' · '));
+    const ended = job.finished ?? job.started ?? job.created;
+    text(loss, isLive(job) ? (job.last_loss == null ? job.phase || '' : `loss ${number(job.last_loss)}`)
+      : [job.last_loss == null ? '' : number(job.last_loss), job.seconds
+        ? duration(job.seconds) : ago(ended)].filter(Boolean).join(' · '));
+    track.hidden = !isLive(job) || job.state === 'queued';
+    track.firstChild.style.width = `${100 * share(job)}%`;
+  }
+}

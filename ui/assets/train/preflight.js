@@ -1,0 +1,125 @@
+// Train: the memory and time estimate of the form, measuring it with two real steps, fitting it to the
+// device, and presets. The form announces its assignments in the event "studio-form".
+
+import { api, button, bytes, count, duration, h, number, query, sureButton, toast } from '../core/dom.js';
+
+const HUES = { runtime: 9, weights: 0, adapter: 1, gradients: 6, optimizer: 7, activations: 2, logits: 5,
+  workspace: 4 };
+const form = { set: [] };
+document.addEventListener('studio-form', (event) => { form.set = event.detail; });
+const later = (ms) => new Promise((done) => { setTimeout(done, ms); });
+
+async function tell(act) {
+  try { return await act(); } catch (error) { toast(error.message, 'error'); return null; }
+}
+
+export class Preflight extends HTMLElement {
+  connectedCallback() {
+    form.set = query().getAll('set');
+    this.turn = 0;
+    this.listen = () => { clearTimeout(this.timer); this.timer = setTimeout(() => this.look(), 350); };
+    document.addEventListener('studio-form', this.listen);
+    this.listen();
+  }
+
+  disconnectedCallback() { document.removeEventListener('studio-form', this.listen); }
+
+  async look() {
+    const turn = ++this.turn;
+    const found = await api('/api/estimate', { set: form.set }).catch(() => null);
+    if (turn === this.turn) this.show(found);
+  }
+
+  /** Of a form with a mistake nothing is told here: its sentence stands beside the fields. */
+  show(found) {
+    this.hidden = !found || Boolean(found.error);
+    if (this.hidden) return;
+    const measure = button('Measure', () => this.measure(), 's-tool',
+      { title: 'Take two real steps on the longest batch' });
+    if (found.unknown) {
+      this.replaceChildren(h('header', {}, h('h2', {}, 'Memory and time'), measure),
+        h('p', { class: 's-quiet' }, found.unknown));
+      return;
+    }
+    const whole = Math.max(found.total_bytes, found.device_bytes);
+    const parts = Object.entries(found.parts).filter(([, size]) => size > 0);
+    const colour = (part) => `background: var(--s-run-${HUES[part] ?? 9})`;
+    this.replaceChildren(...[
+      h('header', {}, h('h2', {}, 'Memory and time'), measure,
+        !found.fits && button('Make it fit', () => this.fit(), 's-primary')),
+      h('p', { class: 's-forecast' }, h('b', {}, bytes(found.total_bytes)), ` ${free(found)}`, h('span', {}, ' · '),
+        h('b', {}, duration(found.seconds)), ` for ${count(found.total_steps)} steps`,
+        h('span', { class: 's-quiet' }, found.measured ? ' · measured' : ' · estimated')),
+      found.processes > 1 && h('p', { class: 's-quiet' }, `Below: one process of ${found.processes}, `
+        + `${bytes(found.process_bytes)}. The time takes ${found.processes} to be `
+        + `${(found.efficiency * found.processes).toFixed(1)} times as fast as one.`),
+      !found.fits && h('p', { class: 's-error', role: 'alert' },
+        'This will not fit as it is. Make it fit keeps the result: smaller batches, summed to the same size.'),
+      h('div', { class: 's-parts', role: 'img', 'aria-label': 'Memory by part' }, parts.map(([part, size]) =>
+        h('i', { style: `${colour(part)}; width: ${(100 * size) / whole}%`,
+          title: `${found.titles[part]}: ${bytes(size)}` }))),
+      h('ul', { class: 's-legend' }, parts.map(([part, size]) => h('li', {}, h('i', { style: colour(part) }),
+        found.titles[part], h('span', {}, bytes(size)))))].filter(Boolean));
+  }
+
+  async measure() {
+    const started = await tell(() => api('/api/measure', { set: form.set }));
+    if (!started) return;
+    const turn = ++this.turn;
+    const words = h('p', { class: 's-quiet', role: 'status' }, 'Measuring …');
+    this.append(words);
+    while (turn === this.turn && this.isConnected) {
+      await later(700);
+      const found = await tell(() => api(`/api/measured/${started.job}`));
+      if (!found || turn !== this.turn) return;
+      if (found.parts) { this.show(found); return; }
+      words.textContent = found.error || `Measuring: ${found.phase || found.state}`;
+      if (['failed', 'cancelled', 'paused'].includes(found.state)) return;
+    }
+  }
+
+  async fit() {
+    const found = await tell(() => api('/api/fit', { set: form.set }));
+    if (found) location.href = `/?${found.query}`;
+  }
+}
+
+export class Presets extends HTMLElement {
+  async connectedCallback() {
+    const found = await tell(() => api('/api/presets'));
+    if (found) this.show(found);
+  }
+
+  show(found) {
+    this.name = h('input', { type: 'text', maxlength: 60, placeholder: 'Name', 'aria-label': 'Preset name' });
+    const save = h('form', { class: 's-save', hidden: true, onsubmit: (event) => {
+      event.preventDefault();
+      this.change('save', this.name.value);
+    } }, this.name, h('button', { class: 's-button s-tool', type: 'submit' }, 'Save'));
+    this.replaceChildren(h('span', { class: 's-quiet' }, 'Presets'), ...found.map((preset) =>
+      h('span', { class: 's-preset' },
+        button(preset.name, () => this.apply(preset.name), '', { title: about(preset) }),
+        preset.own && sureButton('×', 'Forget?', () => this.change('forget', preset.name), 's-tool'))),
+      button('Save as …', () => { save.hidden = !save.hidden; this.name.focus(); }, 's-tool'), save);
+  }
+
+  async apply(name) {
+    const found = await tell(() => api('/api/presets/apply', { set: form.set, name }));
+    if (found) location.href = `/?${found.query}`;
+  }
+
+  async change(action, name) {
+    const found = await tell(() => api(`/api/presets/${action}`, { set: form.set, name }));
+    if (found) this.show(found);
+  }
+}
+
+function free(found) {
+  const names = found.device.replaceAll(',', ', ');
+  if (found.processes === 1) return `of ${bytes(found.device_bytes)} free on ${names}`;
+  if (found.on_device > 1) return `for ${found.processes} processes, of ${bytes(found.device_bytes)} free on ${names}`;
+  return `on each device, of ${bytes(found.device_bytes)} free on ${names}`;
+}
+
+const about = (preset) => [preset.about, ...Object.entries(preset.values).map(([field, value]) =>
+  `${field} ${typeof value === 'number' ? number(value) : value}`)].join('\n');
