@@ -46,7 +46,8 @@ class Leases:
     def __init__(self, home: Home) -> None:
         self._home = home
         self._store: JobStore | None = None
-        self._held: set[str] = set()
+        self.held: set[str] = set()
+        self._version = -1
         self._threads = 0
 
     def announce(self, url: str) -> None:
@@ -70,7 +71,7 @@ class Leases:
         memory: dict[str, int] = {}
         for model in models:
             memory[model["device"]] = memory.get(model["device"], 0) + model["bytes"]
-        self._held = set(memory)
+        self.held = set(memory)
         try:
             for device, count in memory.items():
                 self._open().take_chat_lease(device, memory_bytes=count)
@@ -79,16 +80,23 @@ class Leases:
 
     def give_back(self) -> None:
         """Say that nothing is in memory any more."""
-        self._held = set()
+        self.held = set()
         try:
             self._open().return_chat_lease()
         except StudioError as error:
             logger.warning("no chat lease returned: %s", error)
 
     def wanted(self) -> bool:
-        """Whether a job needs a device that chat holds; a CPU is shared while its memory lasts."""
-        return bool(self._held) and any(
-            device in self._held
+        """Return True if a job needs a device that chat holds; a CPU with free memory is shared.
+
+        Reads only what was committed since the last call, so that it may be called often.
+        """
+        try:
+            before, self._version = self._version, self._open().database.version()
+        except StudioError:
+            return False
+        return self._version != before and any(
+            device in self.held
             and (row["wanted_back"] or (row["holder"] == "job" and device != "cpu"))
             for row in self._rows()
             for device in [device_of(row["device"])]
@@ -291,7 +299,7 @@ class Host:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if await loop.run_in_executor(None, self._leases.wanted):
+            if self._leases.held and await loop.run_in_executor(None, self._leases.wanted):
                 await self.release("A job needs the device: the answer was cut.")
 
     # -- models, in their thread ---------------------------------------------------------------
@@ -394,6 +402,7 @@ async def _serve(home: Home, listener: socket.socket, options: argparse.Namespac
     import uvicorn
 
     from jobs.chat_server import make_app
+    from jobs.http_server import Server
 
     host = Host(home, device=options.device)
     port = listener.getsockname()[1]
@@ -404,7 +413,7 @@ async def _serve(home: Home, listener: socket.socket, options: argparse.Namespac
         lifespan="off",
         timeout_graceful_shutdown=2,
     )
-    server = uvicorn.Server(config)
+    server = Server(config)
     _publish(home, host, port)
     host.announce(port)
     if not options.cold:
@@ -445,7 +454,7 @@ async def _leave_when_idle(host: Host, idle_seconds: float) -> None:
 async def _leave(server: Any, host: Host) -> None:
     await host.leaving.wait()
     host.stop_all("The chat process ends: the answer was cut.")
-    server.should_exit = True
+    server.stop()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from jobs.locks import FileLock, refuse_unsafe
 from jobs.schema import Tables, migrations
+from jobs.wakeup import wake
 from studio.errors import DiskFull, HomeError
 from studio.home import Home
 
@@ -41,6 +42,8 @@ class Database:
             HomeError: The file is no database, is damaged, or is newer than this program.
         """
         self.path = home.database
+        self.wakes = True  # the supervisor's own commits do not wake it
+        self._state = home.state
         self._lock_file = FileLock(home.state / "write.lock")
         self._readers: list[Tables] = []
         self._readers_guard = threading.Lock()
@@ -75,7 +78,8 @@ class Database:
         """Yield a connection inside one immediate transaction; commit at the end.
 
         Args:
-            durable: Whether the commit must survive a power cut.
+            durable: Whether the commit must survive a power cut. Such a commit changes a job's
+                state, so it wakes the supervisor.
         """
         level = "FULL" if durable else "NORMAL"
         with self._write_guard, plain_errors(self.path):
@@ -94,6 +98,13 @@ class Database:
                     tables.rollback()
                     raise
                 self._shorten_log(tables)
+        if durable:
+            self.wake()
+
+    def wake(self) -> None:
+        """Let the supervisor look at the database now."""
+        if self.wakes:
+            wake(self._state)
 
     def version(self) -> int:
         """A number that changes whenever another connection commits; cheap enough to poll."""

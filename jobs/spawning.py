@@ -9,7 +9,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -53,8 +53,14 @@ def spawn(command: Sequence[str], log: Path, *, pipe: bool = False) -> subproces
 class Runners:
     """The runners this supervisor started, and its spare."""
 
-    def __init__(self, home: Home, command: Sequence[str] = RUNNER) -> None:
-        self._home, self._command = home, tuple(command)
+    def __init__(
+        self,
+        home: Home,
+        command: Sequence[str] = RUNNER,
+        watch: Callable[[int], None] = lambda pid: None,
+    ) -> None:
+        """Start runners by `command`, and hand the pid of each to `watch`."""
+        self._home, self._command, self._watch = home, tuple(command), watch
         self._spare: subprocess.Popen[bytes] | None = None
         self.children: dict[Claim, subprocess.Popen[bytes]] = {}
 
@@ -70,6 +76,7 @@ class Runners:
             run_dir.mkdir(parents=True, exist_ok=True)
             command = (*self._command, "--home", str(self._home.path), "--claim", text)
             child = spawn(command, run_dir / "log.txt")
+            self._watch(child.pid)
         self.children |= dict.fromkeys(claims, child)
 
     def keep_spare(self) -> int | None:
@@ -82,6 +89,7 @@ class Runners:
             return None
         command = (*self._command, "--home", str(self._home.path), "--spare")
         self._spare = spawn(command, self._home.state / "spare.log", pipe=True)
+        self._watch(self._spare.pid)
         return self._spare.pid
 
     def drop_spare(self) -> None:

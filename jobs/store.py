@@ -309,6 +309,7 @@ class JobStore:
         """Say that this process keeps no chat model any more."""
         with self.database.writing(durable=False) as db:
             leases.return_chat_lease(db, me())
+        self.database.wake()  # a job may wait for the device
 
     def _rows(self, sql: str, job_id: int) -> Rows:
         with self.database.reading() as db:

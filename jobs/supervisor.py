@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from jobs.run_files import newest_step
 from jobs.siblings import take_seats
 from jobs.spawning import RUNNER, Runners, spawn
 from jobs.store import JobStore
+from jobs.wakeup import Wakeup, wake
 from jobs.webhook import Webhook
 from studio import hardware
 from studio.errors import HomeError, StudioError
@@ -77,12 +77,15 @@ def _newest_checkpoint_bytes(run_dir: Path) -> int:
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.1
-LOOK_SECONDS = 1.0
+TURN_SECONDS = 1.0
+POLL_SECONDS = 0.2  # where nothing can wake it
+CALM_SECONDS = 0.05  # between two looks, however often it is woken
+IDLE_LOOK_SECONDS = 5.0
 BEAT_SECONDS = 2.0
 IDLE_SECONDS = 900.0
 GRACE_SECONDS = 60.0
 BACKUP_LOOK_SECONDS = 600.0
+WORK = {"queued", "starting", "running", "stopping"}
 START_SECONDS = GRACE_SECONDS + 30
 
 
@@ -101,50 +104,69 @@ class Supervisor:
     ) -> None:
         self.home = home
         self.store = JobStore(home)
-        self.runners = Runners(home, command)
+        self.store.database.wakes = False
+        self.wakeup = Wakeup(home)
+        self.runners = Runners(home, command, self.wakeup.watch)
         self.rescue = Rescue(self.store, self.runners, limit=limit)
         self.webhook = Webhook(self.store)
         self.placement = Placement(self.store)
         self.cluster = Watch(self.store)
         self.slots = list(slots or [device.name for device in hardware.devices()])
         self._idle_seconds, self._spare = idle_seconds, spare
-        self._stop = threading.Event()
+        self._stopping = self._working = False
         self._short: str | None = None
         self._beaten, self._busy = float("-inf"), time.monotonic()
+        self._looked, self._version = float("-inf"), -1
+        self._idle_look_seconds = min(IDLE_LOOK_SECONDS, idle_seconds)
         self._copied = time.monotonic() - BACKUP_LOOK_SECONDS + 30  # not while it starts
 
     def run(self) -> None:
         """Work until told to stop or idle; the caller holds the home's supervisor lock."""
         logger.info("supervising %s, devices %s", self.home.path, ", ".join(self.slots))
-        seen, looked = -1, 0.0
-        while not self._stop.is_set():
+        woken, length = True, TURN_SECONDS if self.wakeup.complete else POLL_SECONDS
+        while not self._stopping:
             try:
-                version = self.store.database.version()
-                if (
-                    version != seen
-                    or time.monotonic() - looked > LOOK_SECONDS
-                    or self._child_ended()
-                ):
-                    seen, looked = version, time.monotonic()
-                    self.look()
-                if self._idle_for() > self._idle_seconds:
+                if self.turn(woken=woken) and self._idle_for() > self._idle_seconds:
                     logger.info("nothing to do and no page open; leaving")
                     break
+                seconds = min(length, self._idle_seconds)
             except (StudioError, OSError) as error:  # busy, full, gone for a moment
                 logger.error("trying again: %s", error)
-                self._stop.wait(2)
-            self._stop.wait(POLL_SECONDS)
+                seconds = 2.0
+            woken = self.wakeup.wait(seconds)
+            if woken:
+                time.sleep(max(0.0, CALM_SECONDS - (time.monotonic() - self._looked)))
         self._let_go()
 
     def stop(self) -> None:
-        """Ask the loop to end (safe to call from a signal handler)."""
-        self._stop.set()
+        """Let the loop end (safe to call from a signal handler)."""
+        self._stopping = True
+        wake(self.home.state)
 
-    def look(self) -> None:
-        """Do once what is to do now."""
+    def turn(self, *, woken: bool) -> bool:
+        """Look if something may have changed, refresh the heartbeat; return True if it looked.
+
+        While jobs wait or run it looks at every turn, since some of what they wait for is not in
+        the database. Otherwise only a wake-up, a commit or `IDLE_LOOK_SECONDS` make it look.
+        """
+        since = time.monotonic() - self._looked
+        looks = (
+            woken
+            or since >= (TURN_SECONDS if self._working else self._idle_look_seconds)
+            or self.store.database.version() != self._version
+        )
+        if looks:
+            self._looked = time.monotonic()
+            self.look()
+            self._working = not WORK.isdisjoint(self.store.counts())
         if time.monotonic() - self._beaten > BEAT_SECONDS:
             self.store.announce("supervisor")
             self._beaten = time.monotonic()
+        self._version = self.store.database.version()
+        return looks
+
+    def look(self) -> None:
+        """Do once what is to do now."""
         self.rescue.look()
         self.rescue.requeue_interrupted()
         plans.settle(self.store)
@@ -229,21 +251,17 @@ class Supervisor:
             if started is not None:
                 self.store.announce("spare", identity=of(started))
 
-    def _child_ended(self) -> bool:
-        return any(child.poll() is not None for child in self.runners.children.values())
-
     def _idle_for(self) -> float:
-        counts = self.store.counts()
-        waiting = {"queued", "starting", "running", "stopping"} & set(counts)
-        if waiting or any(row["role"] == "web" for row in self.store.processes()):
+        if self._working or any(row["role"] == "web" for row in self.store.processes()):
             self._busy = time.monotonic()
         return time.monotonic() - self._busy
 
     def _let_go(self) -> None:
         _lock_path(self.home).write_text("")  # whoever looks for a supervisor starts the next one
         self.runners.drop_spare()
-        if self._stop.is_set():
+        if self._stopping:
             self._interrupt_all()
+        self.wakeup.close()
         self.store.close()
 
     def _interrupt_all(self) -> None:
@@ -290,11 +308,7 @@ def ensure_running(home: Home) -> int:
 
 
 def stop(home: Home, *, timeout_seconds: float = GRACE_SECONDS + 10) -> bool:
-    """End the supervisor; running jobs save, end, and go on at the next start.
-
-    Returns:
-        Whether one was there.
-    """
+    """End the supervisor and return True if there was one; its jobs save and resume later."""
     found = living(home)
     if found is None:
         return False

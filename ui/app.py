@@ -107,7 +107,9 @@ def _mount(app: Any, pages: Any) -> None:
     import gradio as gr
 
     from ui.theme import gradio_theme
+    from ui.wake import slow_down
 
+    slow_down(pages)
     gr.mount_gradio_app(
         app,
         pages,
@@ -194,6 +196,8 @@ def serve(
     listener = _listen(host, port)
     import uvicorn
 
+    from jobs.http_server import Server
+
     shown = shown_host(host)
     port = listener.getsockname()[1]
     address, token = f"http://{shown}:{port}", ""
@@ -212,7 +216,7 @@ def serve(
         server_header=False,
     )
     with listener:
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -20,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def bench(arguments: Sequence[str]) -> int:
-    """Run `studio bench startup|data|queue|chat|methods|siblings|train`; returns the exit code."""
+    """Run one `studio bench` command and return its exit code."""
     options = _parser().parse_args(list(arguments))
     result, text = _RUN[options.what](options)
     print(json.dumps(result) if options.json else text)
@@ -63,6 +63,13 @@ def _queue(options: argparse.Namespace) -> Told:
     return figures, shown(figures)
 
 
+def _idle(options: argparse.Namespace) -> Told:
+    from ui.bench.idle import bench_idle
+
+    figures = bench_idle(options.seconds)
+    return figures, shown(figures)
+
+
 def _chat(options: argparse.Namespace) -> Told:
     from ui.bench.chat import measure, table
 
@@ -96,6 +103,7 @@ def _train(options: argparse.Namespace) -> Told:
 _RUN: dict[str, Callable[[argparse.Namespace], Told]] = {
     "startup": _startup, "data": _data, "chat": _chat, "methods": _methods,
     "siblings": _siblings, "train": _train, "queue": _queue,
+    "idle": _idle,
 }  # fmt: skip
 
 
@@ -140,6 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--json", action="store_true")
     queue = kinds.add_parser("queue", help="claims, queries and curves of a full queue")
     queue.add_argument("--json", action="store_true")
+    idle = kinds.add_parser("idle", help="wake-ups and processor share while nothing runs")
+    idle.add_argument("--seconds", type=float, default=20.0, help="length of each measurement")
+    idle.add_argument("--json", action="store_true")
     chat = kinds.add_parser("chat", help="lanes together against generate and PEFT's switching")
     chat.add_argument("--shape", default="llama-30m", choices=sorted(SHAPES))
     chat.add_argument("--tokens", type=int, default=64)

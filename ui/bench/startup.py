@@ -7,17 +7,11 @@ own. A browser adds its own time to the page; `tests/browser` measures that.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -26,11 +20,11 @@ import psutil
 
 from studio import hardware
 from studio.errors import RunError
+from ui.bench.launch import PATIENCE_SECONDS, command, serving, stop, wait_until
 
 if TYPE_CHECKING:
     from jobs.store import JobStore
 
-PATIENCE_SECONDS = 120
 SPARE_SECONDS = 8  # in which a spare imports torch
 PAGE_TURNS, TURN_SECONDS, ASK_SECONDS = 5, 6.0, 0.7
 
@@ -63,7 +57,7 @@ def _figure(name: str, unit: str, values: list[float], bar: float) -> dict[str, 
 
 
 def _page(home: Path) -> dict[str, float]:
-    with _serving(home) as (process, url, started):
+    with serving(home) as (process, url, started):
         while time.perf_counter() - started < PATIENCE_SECONDS:
             if process.poll() is not None:
                 assert process.stderr is not None
@@ -78,26 +72,6 @@ def _page(home: Path) -> dict[str, float]:
         raise RunError(f"The page did not answer within {PATIENCE_SECONDS} s.")
 
 
-@contextmanager
-def _serving(home: Path) -> Iterator[tuple[subprocess.Popen[str], str, float]]:
-    """A web process of its own; its address and when it was started."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ui.cli.main", "serve", "--home", str(home), "--port", str(port),
-         "--no-browser"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=_environment(home), text=True,
-    )  # fmt: skip
-    try:
-        yield process, f"http://127.0.0.1:{port}/", started
-    finally:
-        process.terminate()
-        process.wait()
-        _stop(home)
-
-
 def _first_steps(home: Path) -> dict[str, float]:
     """Time from the command to the first loss in the database: cold, then with a spare waiting."""
     from jobs.store import JobStore
@@ -106,18 +80,20 @@ def _first_steps(home: Path) -> dict[str, float]:
     store = JobStore(open_home(home))
     try:
         first, inside = _first_loss(home, store)
-        _wait(lambda: any(row["role"] == "spare" for row in store.processes()), "spare runner")
+        wait_until(lambda: any(row["role"] == "spare" for row in store.processes()), "spare runner")
         time.sleep(SPARE_SECONDS)  # it is there before it has imported everything
         warm, _ = _first_loss(home, store)
     finally:
-        _stop(home)
+        stop(home)
     return {"first": first, "inside": inside, "warm": warm}
 
 
 def _first_loss(home: Path, store: JobStore) -> tuple[float, float]:
     started = time.time()
     job_id = _submit(home, 3)
-    _wait(lambda: store.get(job_id).step >= 1 or bool(store.get(job_id).error_text), "first step")
+    wait_until(
+        lambda: store.get(job_id).step >= 1 or bool(store.get(job_id).error_text), "first step"
+    )
     now, job = time.time(), store.get(job_id)
     if job.error_text:
         raise RunError(job.error_text)
@@ -125,11 +101,7 @@ def _first_loss(home: Path, store: JobStore) -> tuple[float, float]:
 
 
 def _submit(home: Path, steps: int) -> int:
-    done = subprocess.run(
-        [sys.executable, "-m", "ui.cli.main", "train", "--home", str(home), "--set",
-         f"train.max_steps={steps}", "--detach", "--json"],
-        capture_output=True, env=_environment(home), text=True, timeout=PATIENCE_SECONDS,
-    )  # fmt: skip
+    done = command(home, "train", "--set", f"train.max_steps={steps}", "--detach", "--json")
     if done.returncode:
         raise RunError(f"The run did not start: {(done.stderr or done.stdout).strip()[-300:]}")
     return int(json.loads(done.stdout)["id"])
@@ -146,10 +118,10 @@ def _page_cost(home: Path) -> dict[str, float]:
     from studio.home import open_home
 
     store = JobStore(open_home(home))
-    with _serving(home) as (web, url, _started):
+    with serving(home) as (web, url, _started):
         process, busy = psutil.Process(web.pid), 0.0
         job_id = _submit(home, 100_000)
-        _wait(lambda: store.get(job_id).step >= 20, "20 steps")
+        wait_until(lambda: store.get(job_id).step >= 20, "20 steps")
         speeds: dict[bool, list[float]] = {True: [], False: []}
         cursors: dict[str, Any] = {"after": 0}
         for turn in range(2 * PAGE_TURNS):
@@ -182,22 +154,3 @@ def _ask(url: str, job_id: int, cursors: dict[str, Any]) -> None:
     ):  # fmt: skip
         if news.get(part):
             cursors[cursor] = news[part][key]
-
-
-def _wait(there: Callable[[], bool], what: str) -> None:
-    until = time.time() + PATIENCE_SECONDS
-    while not there():
-        if time.time() > until:
-            raise RunError(f"No {what} within {PATIENCE_SECONDS} s.")
-        time.sleep(0.02)
-
-
-def _stop(home: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "ui.cli.main", "stop", "--home", str(home)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment(home), timeout=60,
-    )  # fmt: skip
-
-
-def _environment(home: Path) -> dict[str, str]:
-    return {**os.environ, "STUDIO_HOME": str(home)}
