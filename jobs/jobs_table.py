@@ -186,10 +186,10 @@ def insert(
     """
     plan = PLAN | plan
     values = spec.model_dump(mode="json") if isinstance(spec, RunSpec) else dict(spec)
-    made_up = plan["kind"] == "promote" or bool(plan.get("sweep"))
-    asked = checked_name(values.get("name"), made_up=made_up)
+    generated = plan["kind"] == "promote" or bool(plan.get("sweep"))
+    asked = checked_name(values.get("name"), made_up=generated)
     checked_name(plan.get("sweep"))
-    if made_up and asked != str(values.get("name") or "").strip():
+    if generated and asked != str(values.get("name") or "").strip():
         asked = free_name(db, asked[:110])  # what made two of them different may be gone
     holder = name_holder(db, asked) if asked else None
     if holder is not None:
