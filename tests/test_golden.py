@@ -394,7 +394,7 @@ def trained(shell: Shell) -> Shell:
         words = [word for pair in pairs for word in ("--set", pair.replace('"', ""))]
         wait = "--follow" if name == list(RUNS)[-1] else "--detach"
         FOLLOWED.update(shell("train", "--name", name, wait, *words))
-        assert FOLLOWED["exit"] == 0, FOLLOWED
+        assert FOLLOWED["exit"] == 0, FOLLOWED["json"]["error"]
     return shell
 
 
