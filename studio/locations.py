@@ -34,7 +34,7 @@ def locate(path: str, *, file_endings: Collection[str] = ()) -> Location:
         return Location("missing", Path(path))
     if path and os.path.isdir(place):
         return Location("folder", place)
-    if os.path.lexists(place):  # a broken link too: opening it says what is wrong
+    if path and os.path.lexists(place):  # a broken link too: opening it says what is wrong
         return Location("file", place)
     is_id = _HUB_ID.fullmatch(path) and place.suffix.lower() not in file_endings
     return Location("hub" if is_id else "missing", place)

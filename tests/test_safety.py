@@ -69,7 +69,7 @@ def test_every_model_of_a_person_is_loaded_without_its_code() -> None:
 
 
 def test_a_token_is_compared_in_constant_time() -> None:
-    door = (ROOT / "ui" / "door.py").read_text()
+    door = (ROOT / "ui" / "guard.py").read_text()
     assert "hmac.compare_digest(given.encode(), self.token)" in door
     assert not re.search(r"(==|!=)\s*self\.(token|pass_)", door)
 

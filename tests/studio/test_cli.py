@@ -238,7 +238,7 @@ def test_data_check_reports_each_file(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:
     code = (
-        "import sys; from studio import cli\n"
+        "import sys; from ui.cli import main as cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
         "print([m for m in ('torch','gradio','sqlite_utils','transformers') if m in sys.modules])"
