@@ -1,7 +1,7 @@
-"""Talk to the chat host from a page or a command: find it, start it, stream from it.
+"""The client of the chat host, for pages and commands: find it, start it, stream from it.
 
-Never imports torch. A host that died is found out at once and started anew by the next question;
-what it was saying ends with one sentence.
+Never imports torch. A host that died is noticed at once and the next request starts another; the
+answer it was writing ends with an error.
 """
 
 from __future__ import annotations
@@ -12,43 +12,51 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 
 import jobs
-from jobs.chat_host import LEAVING_STATUS, log_path, state_path
 from jobs.locks import FileLock
 from jobs.processes import Identity
 from studio.errors import ChatError
 from studio.home import Home
 
-T = TypeVar("T")
-
-START_SECONDS = 180.0  # of a machine that is very busy; a process that dies is noticed
+START_SECONDS = 180.0  # for a very busy machine; a process that dies is noticed
 POLL_SECONDS = 0.05
+LEAVING_STATUS = 503  # of a host that is shutting down: the client starts another
 
 
 class _Leaving(Exception):
-    """The host is ending and answers nothing any more."""
+    """The host is shutting down and accepts no requests."""
 
 
-_children: list[subprocess.Popen[bytes]] = []  # kept, so that their end can be noticed
+_children: list[subprocess.Popen[bytes]] = []  # referenced, so that they are reaped
+
+
+def state_path(home: Home) -> Path:
+    """Return the file that holds the running host's port and token."""
+    return home.state / "chat_host.json"
+
+
+def log_path(home: Home) -> Path:
+    """Return the host's log file."""
+    return home.state / "chat_host.log"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """How to reach a running host; `token` is a secret of this user."""
+    """The address of a running host; `token` is a secret of this user."""
 
     url: str
     token: str
     identity: Identity
 
     def client(self, *, read_seconds: float | None) -> httpx.Client:
-        """Return a client that knows the token and no proxies."""
+        """Return a client with the token and without proxies."""
         return httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {self.token}"},
@@ -59,7 +67,7 @@ class Endpoint:
 
 
 def find_host(home: Home) -> Endpoint | None:
-    """Return the living host, or None."""
+    """Return the running host, or None."""
     try:
         state = json.loads(state_path(home).read_text())
         identity = Identity.parse(state["identity"])
@@ -72,136 +80,125 @@ def find_host(home: Home) -> Endpoint | None:
 def ensure_host(
     home: Home, *, device: str = "auto", idle_seconds: float | None = None, warm: bool = True
 ) -> Endpoint:
-    """Return a host that answers, starting one where none lives.
+    """Return a host that answers; start one if none runs.
 
     Args:
-        home: Whose adapters it serves; one host a home.
-        device: Where a new one loads models.
-        idle_seconds: When a new one leaves by itself.
-        warm: Whether a new one imports torch before it is asked.
+        home: Its home; there is one host per home.
+        device: Where a new host loads models.
+        idle_seconds: Idle time after which a new host shuts down.
+        warm: Import torch in a new host before the first request.
 
     Raises:
-        ChatError: It does not start; says what it said last.
+        ChatError: It does not start; quotes the end of its log.
     """
-    if (endpoint := find_host(home)) and _answers(endpoint):
+    if endpoint := _answering(home):
         return endpoint
     lock = FileLock(home.state / "chat_start.lock")
     try:
         with lock.held(timeout_seconds=START_SECONDS):
-            if (endpoint := find_host(home)) and _answers(endpoint):
-                return endpoint
-            command = [
-                sys.executable, "-m", "jobs.chat_host", "--home", str(home.path),
-                "--device", device,
-            ]  # fmt: skip
+            options = ["--home", str(home.path), "--device", device]
             if idle_seconds is not None:
-                command += ["--idle-seconds", str(idle_seconds)]
-            if not warm:
-                command.append("--cold")
-            return _started(home, command)
+                options += ["--idle-seconds", str(idle_seconds)]
+            return _answering(home) or _started(home, options if warm else [*options, "--cold"])
     finally:
         lock.close()
 
 
 def generate(home: Home, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Ask, and yield the events of `studio.chat.lanes` as they come.
-
-    Closing the iterator ends the answer.
+    """Send a request and yield its events (`studio.chat.lanes`); closing the iterator stops it.
 
     Raises:
         ChatError: The request is refused, or the host cannot be started or died.
     """
-    yield from _asked(home, request, _events)
+    with contextlib.closing(relay(home, request)) as batches:
+        for lines in batches:
+            yield from map(json.loads, lines.splitlines())
 
 
-def relay(home: Home, request: Mapping[str, Any]) -> Iterator[bytes]:
-    """Ask, and yield the same events as lines of JSON, as many at a time as the host sends.
+def relay(home: Home, request: Mapping[str, Any]) -> Generator[bytes]:
+    """Send a request and yield its events as whole lines of JSON, in the host's batches.
 
     Raises:
         ChatError: As in `generate`.
     """
-    yield from _asked(home, request, _whole_lines)
-
-
-def _asked(
-    home: Home, request: Mapping[str, Any], read: Callable[[httpx.Response], Iterator[T]]
-) -> Iterator[T]:
     for attempt in (1, 2):
         endpoint = (find_host(home) if attempt == 1 else None) or ensure_host(home)
         begun = False
         try:
-            for one in _streamed(endpoint, request, read):
+            for lines in _streamed(endpoint, request):
                 begun = True
-                yield one
+                yield lines
             return
         except (httpx.ConnectError, _Leaving):
             if attempt == 2:
                 raise ChatError("The chat process cannot be reached. Send again.") from None
         except httpx.TransportError as error:
             if attempt == 1 and not begun and not isinstance(error, httpx.TimeoutException):
-                continue  # it was ending already when it was asked
+                continue  # it was shutting down already
             raise ChatError(
-                "The chat process ended in the middle of the answer, most likely for want of "
-                f"memory. Send again: it starts anew. Its last words are in {log_path(home)}."
+                "The chat process ended in the middle of the answer, probably out of memory. "
+                f"Send again to restart it; its log is {log_path(home)}."
             ) from None
 
 
 def status(home: Home) -> dict[str, Any] | None:
-    """Return what the host holds, or None where none lives."""
-    return _post_or_get(home, "GET", "/status")
+    """Return what the host holds in memory, or None if no host runs."""
+    return _call(home, "GET", "/status")
 
 
 def stop(home: Home, request_id: str) -> bool:
-    """End a request's answers where they are; False when nothing was running."""
-    answer = _post_or_get(home, "POST", f"/stop/{request_id}")
-    return bool(answer and answer.get("stopped"))
+    """Stop a request's answers; False if nothing was running."""
+    answer = _call(home, "POST", f"/stop/{request_id}")
+    return bool(answer and answer["stopped"])
 
 
-def weigh(home: Home, request_id: str, lane: int, stack: Sequence[Mapping[str, Any]]) -> bool:
-    """Move the weights of a lane that is answering; they act on its next token.
-
-    Returns:
-        False when nothing was running.
+def weigh(home: Home, weights: Mapping[str, Any]) -> bool:
+    """Change weights (`NewWeights`) from the next token on; False if nothing was running.
 
     Raises:
-        ChatError: The stack is none.
+        ChatError: The lane or the stack is invalid.
     """
-    endpoint = find_host(home)
-    if endpoint is None:
-        return False
-    body = {"lane": lane, "stack": [dict(part) for part in stack]}
-    try:
-        with endpoint.client(read_seconds=10.0) as client:
-            response = client.post(f"/weigh/{request_id}", json=body)
-    except httpx.TransportError:
-        return False
-    if response.status_code == LEAVING_STATUS:
-        return False  # it is ending
-    if response.status_code != 200:
-        raise ChatError(_refusal(response))
-    return bool(response.json()["moved"])
+    answer = _call(home, "POST", "/weigh", body=dict(weights))
+    return bool(answer and answer["moved"])
 
 
 def release(home: Home) -> None:
-    """Make the host give its models' memory back; it stays and loads again when asked."""
-    _post_or_get(home, "POST", "/release", seconds=60.0)
+    """Free the host's models; it stays and loads them again on the next request."""
+    _call(home, "POST", "/release", seconds=60.0)
 
 
 def quit_host(home: Home, *, seconds: float = 30.0) -> bool:
-    """End the host and wait until it has ended, or so long; True when one was running."""
+    """Shut the host down and wait until it has ended; True if one was running."""
     endpoint = find_host(home)
     if endpoint is None:
         return False
-    _post_or_get(home, "POST", "/quit")
+    _call(home, "POST", "/quit")
     deadline = time.monotonic() + seconds
     while endpoint.identity.alive() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     return True
 
 
-def _streamed(
-    endpoint: Endpoint, request: Mapping[str, Any], read: Callable[[httpx.Response], Iterator[T]]
-) -> Iterator[T]:
+def _call(
+    home: Home, method: str, path: str, *, body: Any = None, seconds: float = 10.0
+) -> dict[str, Any] | None:
+    """Call the host once; None if no host runs or it is shutting down."""
+    endpoint = find_host(home)
+    if endpoint is None:
+        return None
+    try:
+        with endpoint.client(read_seconds=seconds) as client:
+            response = client.request(method, path, json=body)
+    except httpx.TransportError:
+        return None
+    if response.status_code == LEAVING_STATUS:
+        return None
+    if response.status_code != 200:
+        raise ChatError(_refusal(response))
+    return dict(response.json())
+
+
+def _streamed(endpoint: Endpoint, request: Mapping[str, Any]) -> Iterator[bytes]:
     with (
         endpoint.client(read_seconds=None) as client,
         client.stream("POST", "/generate", json=dict(request)) as response,
@@ -211,17 +208,11 @@ def _streamed(
         if response.status_code != 200:
             response.read()
             raise ChatError(_refusal(response))
-        yield from read(response)
-
-
-def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    for line in response.iter_lines():
-        if line:
-            yield json.loads(line)
+        yield from _whole_lines(response)
 
 
 def _whole_lines(response: httpx.Response) -> Iterator[bytes]:
-    rest = b""  # half a line is kept back: a sentence may have to follow instead of its end
+    rest = b""  # half a line is held back: an error may follow instead of its end
     for chunk in response.iter_raw():
         whole, newline, rest = (rest + chunk).rpartition(b"\n")
         if newline:
@@ -235,45 +226,33 @@ def _refusal(response: httpx.Response) -> str:
         return f"The chat process refused the request (status {response.status_code})."
 
 
-def _post_or_get(
-    home: Home, method: str, path: str, *, seconds: float = 10.0
-) -> dict[str, Any] | None:
+def _answering(home: Home) -> Endpoint | None:
     endpoint = find_host(home)
     if endpoint is None:
         return None
     try:
-        with endpoint.client(read_seconds=seconds) as client:
-            response = client.request(method, path)
-        return dict(response.json()) if response.status_code == 200 else None
-    except (httpx.TransportError, ValueError):
+        with endpoint.client(read_seconds=20.0) as client:
+            return endpoint if client.get("/status").status_code == 200 else None
+    except httpx.TransportError:
         return None
 
 
-def _answers(endpoint: Endpoint) -> bool:
-    try:
-        with endpoint.client(read_seconds=20.0) as client:
-            return client.get("/status").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def _started(home: Home, command: list[str]) -> Endpoint:
-    process = _spawned(home, command)
+def _started(home: Home, options: Sequence[str]) -> Endpoint:
+    process = _spawned(home, options)
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        endpoint = find_host(home)
-        if endpoint is not None and _answers(endpoint):
+        if endpoint := _answering(home):
             return endpoint
         code = process.poll()
-        if code == 0 and find_host(home) is None:  # it left the home to one that has left since
-            process = _spawned(home, command)
+        if code == 0 and find_host(home) is None:  # the other host it gave way to has ended since
+            process = _spawned(home, options)
         elif code:
             break
         time.sleep(POLL_SECONDS)
-    raise ChatError(f"The chat process does not start{_last_words(home)}.")
+    raise ChatError(f"The chat process does not start{_last_line(home)}.")
 
 
-def _spawned(home: Home, command: list[str]) -> subprocess.Popen[bytes]:
+def _spawned(home: Home, options: Sequence[str]) -> subprocess.Popen[bytes]:
     # A session of its own: closing the terminal or the page's server does not end it.
     detached: dict[str, Any] = (
         {"creationflags": 0x00000008 | 0x00000200}  # DETACHED_PROCESS, new process group
@@ -284,7 +263,7 @@ def _spawned(home: Home, command: list[str]) -> subprocess.Popen[bytes]:
     paths = [sources, *filter(None, [os.environ.get("PYTHONPATH")])]
     with log_path(home).open("ab") as log:
         process = subprocess.Popen(
-            command,
+            [sys.executable, "-m", "jobs.chat_host", *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -295,7 +274,7 @@ def _spawned(home: Home, command: list[str]) -> subprocess.Popen[bytes]:
     return process
 
 
-def _last_words(home: Home) -> str:
+def _last_line(home: Home) -> str:
     with contextlib.suppress(OSError):
         text = log_path(home).read_text(errors="replace").strip()
         if text:

@@ -1,7 +1,7 @@
 """Conversations of Compare and votes on their answers, in the database.
 
-A conversation is its lanes, its settings and its turns; a turn is one prompt and one answer a lane.
-What an answer holds is the page's business and stays as it came. No torch, no chat host.
+A conversation has lanes, settings and turns; a turn is one prompt with one answer per lane. Beyond
+its text, the page defines what an answer contains; it is stored unchanged.
 """
 
 import json
@@ -13,6 +13,7 @@ from jobs.jobs_table import escaped_like
 from studio.errors import ChatError
 from studio.evaluation.ranking import Match, leaderboard, wins_of
 
+NO_CONVERSATION = 'There is no conversation "{id}": it was deleted or never saved.'
 MOST_LISTED = 200
 MOST_TURN_CHARACTERS = 16_000_000
 TITLE_CHARACTERS = 80
@@ -26,11 +27,11 @@ class Conversations:
         self._database = database
 
     def list(self, *, search: str = "", limit: int = MOST_LISTED) -> Rows:
-        """Return conversations, the newest first, without their turns.
+        """Return conversations without their turns, newest first.
 
         Args:
-            search: A part of the title, of a prompt, of an answer, or of a lane's name.
-            limit: At most so many.
+            search: A part of the title, a prompt, an answer, or a lane's name.
+            limit: Maximum number.
         """
         wanted = f"%{escaped_like(search.strip())}%"
         with self._database.reading() as db:
@@ -41,15 +42,13 @@ class Conversations:
         """Return one conversation with its turns.
 
         Raises:
-            ChatError: There is none with this id.
+            ChatError: There is no conversation with this id.
         """
         with self._database.reading() as db:
             row = next(iter(db.query(_ONE, [conversation])), None)
             turns = list(db.query(_ITS_TURNS, [conversation]))
         if row is None:
-            raise ChatError(
-                f'There is no conversation "{conversation}": it was deleted, or never kept.'
-            )
+            raise ChatError(NO_CONVERSATION.format(id=conversation))
         return row | {
             "lanes": json.loads(row["lanes"]),
             "settings": json.loads(row["settings"]),
@@ -67,7 +66,7 @@ class Conversations:
         title: str = "",
         parent: str | None = None,
     ) -> None:
-        """Write what a conversation is, its turns aside; a title once given stays."""
+        """Save a conversation without its turns; an empty title keeps the old one."""
         values = {
             "id": conversation, "title": title[:TITLE_CHARACTERS], "lanes": json.dumps(lanes),
             "settings": json.dumps(settings), "parent": parent, "now": now(),
@@ -78,21 +77,21 @@ class Conversations:
     def save_turn(
         self, conversation: str, number: int, *, prompt: str, answers: Rows, last: bool = False
     ) -> None:
-        """Write one turn.
+        """Save one turn.
 
         Args:
-            conversation: A saved one.
-            number: Its place, from 0.
-            prompt: What was asked.
-            answers: One a lane, in their order; each has at least a text.
-            last: Whether later turns are dropped.
+            conversation: A saved conversation.
+            number: The turn's number, from 0.
+            prompt: The prompt.
+            answers: One per lane, in order; each has at least a text.
+            last: Drop later turns.
 
         Raises:
-            ChatError: It is too long to keep, or the conversation is gone.
+            ChatError: It is too long, or the conversation was deleted.
         """
         text = json.dumps(answers, ensure_ascii=False)
         if len(text) + len(prompt) > MOST_TURN_CHARACTERS:
-            raise ChatError("This turn is too long to be kept; it stays on the page only.")
+            raise ChatError("This turn is too long to be saved; it stays on the page only.")
         words = "\n".join([prompt, *(str(a.get("text", "")) for a in answers if a)])
         values = {
             "id": conversation, "number": number, "prompt": prompt, "answers": text, "words": words,
@@ -100,7 +99,7 @@ class Conversations:
         with self._database.writing(durable=False) as db:
             changed = db.conn.execute(_TOUCH, [now(), prompt[:TITLE_CHARACTERS], conversation])
             if not changed.rowcount:
-                raise ChatError("This conversation was deleted elsewhere: start a new one.")
+                raise ChatError("This conversation was deleted: start a new one.")
             db.conn.execute(_SAVE_TURN, values)
             if last:
                 db.conn.execute(_DROP_TURNS, [conversation, number])
@@ -109,7 +108,7 @@ class Conversations:
         """Copy the first turns into a new conversation and return it.
 
         Raises:
-            ChatError: There is no such conversation, or the new id is taken.
+            ChatError: There is no such conversation, or the new id exists.
         """
         old = self.get(conversation)
         with self._database.writing() as db:
@@ -124,15 +123,15 @@ class Conversations:
         return self.get(new)
 
     def delete(self, conversation: str) -> None:
-        """Forget a conversation; its votes stay.
+        """Delete a conversation; its votes stay.
 
         Raises:
-            ChatError: There is none with this id.
+            ChatError: There is no conversation with this id.
         """
         with self._database.writing() as db:
             gone = db.conn.execute("DELETE FROM conversations WHERE id = ?", [conversation])
         if not gone.rowcount:
-            raise ChatError(f'There is no conversation "{conversation}".')
+            raise ChatError(NO_CONVERSATION.format(id=conversation))
 
 
 _LIST = r"""
@@ -167,7 +166,7 @@ SELECT ?, number, prompt, answers, words FROM turns WHERE conversation = ? AND n
 """
 
 
-FEWEST_LANES = 2
+MIN_LANES = 2
 
 
 class Votes:
@@ -181,22 +180,22 @@ class Votes:
         blind: bool = False, conversation: str | None = None, turn: int | None = None,
         answers: Sequence[str] = (),
     ) -> int:  # fmt: skip
-        """Keep a vote and return its number; an earlier one of the same turn is replaced.
+        """Save a vote and return its number; it replaces an earlier one of the same turn.
 
         Args:
-            prompt: What was asked.
-            lanes: Who answered, as lanes are written in the address.
-            winner: The better one's place among them; None is a tie.
-            bad: A tie because all were bad.
-            blind: Whether the names were hidden.
-            conversation: Where it was, with `turn`.
-            turn: The turn's number there.
-            answers: What each said.
+            prompt: The prompt.
+            lanes: The lanes, as written in the page's address.
+            winner: The best lane's place among them; None for a tie.
+            bad: A tie because all answers were bad.
+            blind: The names were hidden.
+            conversation: The conversation of `turn`.
+            turn: The turn's number.
+            answers: The lanes' answers.
 
         Raises:
-            ChatError: Too few lanes, or the winner is none of them.
+            ChatError: There are too few lanes, or the winner is invalid.
         """
-        if len(lanes) < FEWEST_LANES:
+        if len(lanes) < MIN_LANES:
             raise ChatError("A vote needs at least two answers: add a lane.")
         if winner is not None and not 0 <= winner < len(lanes):
             raise ChatError(f"There is no answer {winner + 1} to vote for.")
@@ -213,12 +212,12 @@ class Votes:
             return int(db.conn.execute(_CAST, values).lastrowid or 0)
 
     def take_back(self, conversation: str, turn: int) -> bool:
-        """Forget the vote on a turn; False when there was none."""
+        """Delete the vote on a turn; False if there was none."""
         with self._database.writing() as db:
             return db.conn.execute(_TAKE_BACK, [conversation, turn]).rowcount > 0
 
     def list(self) -> Rows:
-        """Return every vote, the oldest first."""
+        """Return every vote, oldest first."""
         with self._database.reading() as db:
             rows = list(db.query("SELECT * FROM matches ORDER BY id"))
         return [
@@ -227,7 +226,7 @@ class Votes:
         ]
 
     def board(self, *, blind_only: bool = False) -> dict[str, Any]:
-        """Return the leaderboard and the table of wins it was made from."""
+        """Return the leaderboard and its table of wins."""
         matches = [
             Match(lanes=tuple(row["lanes"]), winner=row["winner"], bad=bool(row["bad"]))
             for row in self.list() if row["blind"] or not blind_only

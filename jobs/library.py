@@ -60,7 +60,7 @@ def rename(store: JobStore, name: str, new: str) -> Adapter:
     return library.rename(store.home, name, new)
 
 
-def delete(store: JobStore, name: str) -> library.Trashed:
+def delete(store: JobStore, name: str) -> library.DeletedAdapter:
     """Move an adapter to the trash.
 
     Raises:

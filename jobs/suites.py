@@ -1,14 +1,17 @@
 """Suites as jobs of the queue: ask for one, read its table, write it to a file."""
 
+from contextlib import suppress
 from typing import Any
 
 from jobs import supervisor
-from jobs.chat_lanes import run_of
 from jobs.job import Job
 from jobs.store import JobStore
-from studio.errors import QueueError
+from studio.adapters.library import resolve
+from studio.errors import AdapterError, QueueError
 from studio.evaluation.reports import Form, suite_as
 from studio.evaluation.suites import SuiteRequest, read_results, summarise
+from studio.home import Home
+from studio.stack import read_lane
 
 KIND = "suite"
 
@@ -64,7 +67,7 @@ def exported(store: JobStore, name: int | str, form: Form) -> str:
 def _curves(store: JobStore, lanes: list[str]) -> dict[str, list[tuple[float, float]]]:
     """The loss curves of the runs whose adapters answer."""
     curves: dict[str, list[tuple[float, float]]] = {}
-    for run, label in run_of(store.home, lanes).items():
+    for run, label in _runs_of(store.home, lanes).items():
         data = store.metrics([run], ["loss"], bins=200)["data"].get("loss", {})
         own = data.get(run) or data.get(str(run)) or {}
         curve = [
@@ -74,6 +77,21 @@ def _curves(store: JobStore, lanes: list[str]) -> dict[str, list[tuple[float, fl
         if curve:
             curves[label] = curve
     return curves
+
+
+def _runs_of(home: Home, lanes: list[str]) -> dict[int, str]:
+    """Return the runs that trained the lanes' adapters, as number: name."""
+    found: dict[int, str] = {}
+    for name in [part["name"] for lane in lanes for part in read_lane(lane)["stack"]]:
+        run, at, _ = name.partition("@")
+        if at and run.isdigit():
+            found[int(run)] = f"run {run}"
+            continue
+        with suppress(AdapterError):
+            folder = resolve(home, name).parent
+            if folder.parent == home.runs and folder.name.isdigit():
+                found[int(folder.name)] = name
+    return found
 
 
 def _lanes(job: Job) -> list[str]:

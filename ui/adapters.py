@@ -80,7 +80,7 @@ def adapter_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/{adapter_id}/tag")
     def tag(adapter_id: Id, asked: Tagged) -> dict[str, Any]:
-        return card(keeping.tag(home, adapter_id, asked.tags), library.best_losses(store))
+        return card(keeping.set_tags(home, adapter_id, asked.tags), library.best_losses(store))
 
     @router.post("/{adapter_id}/delete")
     def delete(adapter_id: Id, _: Nothing) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def adapter_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/undo")
     def undo(asked: Undone) -> dict[str, Any]:
-        return card(keeping.undo(home, asked.token), library.best_losses(store))
+        return card(keeping.restore(home, asked.token), library.best_losses(store))
 
     @router.post("/ask/{kind}")
     def ask(
@@ -198,7 +198,7 @@ def _outcome(job: Job) -> dict[str, Any]:
     return row
 
 
-def _trashed(one: keeping.Trashed) -> dict[str, Any]:
+def _trashed(one: keeping.DeletedAdapter) -> dict[str, Any]:
     return {"token": one.token, "name": one.name, "deleted": one.deleted}
 
 

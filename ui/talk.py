@@ -16,35 +16,16 @@ from fastapi.concurrency import iterate_in_threadpool, run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.chat_lanes import adapters_and_checkpoints
 from jobs.recipes import Recipes
 from jobs.store import JobStore
 from studio import starter
+from studio.chat.lanes import ChatRequest, NewWeights, Sampling
+from studio.chat.run_checkpoints import stackable
 from studio.errors import StudioError
 from studio.home import Home
-from studio.stack import MAX_LANES, Stack
 from ui.sources import model_choices
 
 logger = logging.getLogger(__name__)
-
-
-class Lane(BaseModel):
-    """One lane as the page sends it; the host judges what is in it."""
-
-    model_config = ConfigDict(extra="forbid")
-    model: str = Field(max_length=1000)
-    stack: Stack = ()
-    system: str = Field("", max_length=100_000)
-    messages: list[dict[str, str]] = Field(max_length=1000)
-    sampling: dict[str, float | int | None] = Field(default_factory=dict)
-
-
-class Ask(BaseModel):
-    """One prompt to several lanes."""
-
-    model_config = ConfigDict(extra="forbid")
-    id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
-    lanes: list[Lane] = Field(min_length=1, max_length=MAX_LANES)
 
 
 class Nothing(BaseModel):
@@ -59,15 +40,6 @@ class Stop(BaseModel):
     id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
 
 
-class Moved(BaseModel):
-    """The weights of a lane that is answering, as its sliders stand now."""
-
-    model_config = ConfigDict(extra="forbid")
-    id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
-    lane: int = Field(ge=0, lt=MAX_LANES)
-    stack: Stack
-
-
 def chat_routes(home: Home, store: JobStore) -> APIRouter:
     """Return the routes between Compare and the chat host."""
     router = APIRouter(prefix="/api/chat")
@@ -76,9 +48,10 @@ def chat_routes(home: Home, store: JobStore) -> APIRouter:
     def choices() -> dict[str, Any]:
         return {
             "models": [{"label": label, "path": path} for label, path in model_choices(home)],
-            "adapters": adapters_and_checkpoints(home),
+            "adapters": stackable(home),
             "prompts": starter.SAMPLE_PROMPTS,
             "recipes": Recipes(store.database).list(),
+            "sampling": Sampling.model_json_schema()["properties"],
         }
 
     @router.post("/warm")
@@ -92,9 +65,9 @@ def chat_routes(home: Home, store: JobStore) -> APIRouter:
         return {"warming": wanted}
 
     @router.post("/generate")
-    def generate(ask: Ask) -> StreamingResponse:
+    def generate(request: ChatRequest) -> StreamingResponse:
         return StreamingResponse(
-            _lines(home, ask.model_dump()),
+            _lines(home, request.model_dump(mode="json")),
             media_type="application/x-ndjson",
             headers={"cache-control": "no-store", "x-accel-buffering": "no"},
         )
@@ -107,11 +80,10 @@ def chat_routes(home: Home, store: JobStore) -> APIRouter:
         return {"stopped": request.id}
 
     @router.post("/weigh")
-    def weigh(moved: Moved) -> dict[str, Any]:
+    def weigh(weights: NewWeights) -> dict[str, Any]:
         from jobs import chat_client
 
-        stack = [part.model_dump() for part in moved.stack]
-        return {"moved": chat_client.weigh(home, moved.id, moved.lane, stack)}
+        return {"moved": chat_client.weigh(home, weights.model_dump())}
 
     return router
 

@@ -1,23 +1,23 @@
 """The adapter library: list, describe, rename, tag, delete and restore adapters (no tensors).
 
-An adapter lives in `adapters/<name>/` (imported, mixed) or in `runs/<id>/adapter/` (trained here).
+An adapter is in `adapters/<name>/` (imported, mixed) or in `runs/<id>/adapter/` (trained here).
 Its folder holds PEFT's two files; the passport beside them is ours and may be missing, and so may
-the label: what a person calls it and sorts it by (`keeping.py` writes it). What full fine-tuning
-leaves is a whole model in the same place (`is_model`): a base to choose, not to stack.
-
-A name and tags are a person's own and live in a label beside the adapter, whose published files
-stay as their manifest says. Deleting moves the folder into the home's trash in one rename; undo
-moves it back to where it was.
+the label with the user's name and tags, which changes while the published files stay as their
+manifest says. Full fine-tuning leaves a whole model in the same place (`is_model`): a base to
+choose, not to stack. Deleting moves the folder to the home's trash in one rename; restoring moves
+it back.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,11 @@ from studio.names import fault
 CONFIG, PASSPORT, LABEL = "adapter_config.json", "passport.json", "label.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # PEFT's and AdapterHub's
 MAX_JSON_BYTES = 1_000_000
+ORIGIN, CONTENT = "origin.json", "adapter"  # of a folder in the trash
+TRASH_SECONDS = 30 * 86_400
+NOT_AN_ADAPTER = "{folder} is not an adapter: it has no {file}."
+MAX_TAGS, MAX_TAG_CHARACTERS = 20, 40
+Source = Literal["run", "library", "folder"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +43,7 @@ class Adapter:
 
     name: str
     path: Path
-    source: Literal["run", "library", "folder"]
+    source: Source
     base: str
     base_fingerprint: str
     method: str
@@ -55,33 +60,29 @@ class Adapter:
 
     @property
     def id(self) -> str:
-        """Where it is in the home, in one word that survives a new name: `run-3`."""
+        """Return a name for its place in the home that survives renaming, such as `run-3`."""
         folder = self.path.parent if self.source == "run" else self.path
         return f"{self.source}-{folder.name}"
 
     @property
     def is_model(self) -> bool:
-        """Whether this is a whole model, from full fine-tuning."""
+        """Return True if this is a whole model, from full fine-tuning."""
         return self.method == "full"
 
 
 def adapters(home: Home) -> list[Adapter]:
     """Return every adapter of the home, newest first; unreadable folders are left out."""
-    runs = [("run", run / "adapter") for run in home.runs.iterdir() if run.is_dir()]
-    own = [("library", folder) for folder in home.adapters.iterdir() if folder.is_dir()]
+    folders = [*(run / "adapter" for run in home.runs.iterdir()), *home.adapters.iterdir()]
     found = []
-    for source, folder in [*runs, *own]:
-        if folder.name.startswith(".") or not _holds_something(folder):
-            continue
-        try:
-            found.append(describe(folder, source="run" if source == "run" else "library"))
-        except AdapterError:
-            continue
+    for folder in folders:
+        if not folder.name.startswith(".") and _holds_adapter(folder):
+            with suppress(AdapterError):
+                found.append(describe(folder, source=_source(home, folder)))
     return sorted(found, key=lambda adapter: (adapter.created, adapter.name), reverse=True)
 
 
-def describe(folder: Path, *, source: Literal["run", "library", "folder"] = "folder") -> Adapter:
-    """Read what an adapter is from its config and passport.
+def describe(folder: Path, *, source: Source = "folder") -> Adapter:
+    """Read an adapter's config, passport and label.
 
     Raises:
         AdapterError: The folder holds no readable adapter.
@@ -89,16 +90,18 @@ def describe(folder: Path, *, source: Literal["run", "library", "folder"] = "fol
     passport = _read(folder / PASSPORT) if (folder / PASSPORT).is_file() else {}
     whole = _is_model(folder)
     config = {} if whole else _read(folder / CONFIG)
-    label = _label(folder)
-    names = [file.name for file in folder.glob("*.safetensors")] if whole else WEIGHTS
-    weights = [folder / name for name in names if (folder / name).is_file()]
+    label: dict[str, Any] = {}
+    if (folder / LABEL).is_file():
+        with suppress(AdapterError):  # the adapter is usable without its name and tags
+            label = _read(folder / LABEL)
+    files = folder.glob("*.safetensors") if whole else [folder / name for name in WEIGHTS]
+    weights = [file for file in files if file.is_file()]
     if not weights:
         raise AdapterError(_why_no_weights(folder))
     base = _part(passport, "base")
-    trained_here = source == "run"
-    default_name = folder.parent.name if trained_here else folder.name
+    place = folder.parent if source == "run" else folder
     return Adapter(
-        name=str(label.get("name") or passport.get("name") or default_name),
+        name=str(label.get("name") or passport.get("name") or place.name),
         path=folder,
         source=source,
         base=str(
@@ -123,7 +126,7 @@ def describe(folder: Path, *, source: Literal["run", "library", "folder"] = "fol
 
 
 def name_of(folder: Path) -> str:
-    """Return what an adapter is called; its folder's name where it cannot be read."""
+    """Return an adapter's name, or its folder's name if it cannot be read."""
     try:
         return describe(folder).name
     except AdapterError:
@@ -131,26 +134,25 @@ def name_of(folder: Path) -> str:
 
 
 def resolve(home: Home, name_or_dir: str) -> Path:
-    """Return an adapter's folder: a path, its name, a library folder, a run's number or name.
+    """Return the folder of an adapter given by path, name, library folder, or run number or name.
 
-    Of several with one name the newest wins. A run's own name still finds an adapter that was
-    given another one.
+    Of several with one name the newest wins. A renamed adapter is still found by its run's name.
 
     Raises:
         AdapterError: There is none; names the nearest.
     """
     folder = Path(name_or_dir).expanduser()
     for place in (folder, folder / "adapter"):
-        if _holds_something(place):
+        if _holds_adapter(place):
             return place.absolute()
     if folder.is_dir():
-        raise AdapterError(f"{folder} is not an adapter: it has no {CONFIG}.")
+        raise AdapterError(NOT_AN_ADAPTER.format(folder=folder, file=CONFIG))
     known = adapters(home)
     for adapter in known:
         if adapter.name == name_or_dir:
             return adapter.path
     for place in (home.adapters / slug(name_or_dir), home.runs / slug(name_or_dir) / "adapter"):
-        if _holds_something(place):
+        if _holds_adapter(place):
             return place
     for adapter in known:
         if adapter.passport.get("name") == name_or_dir:
@@ -165,24 +167,22 @@ def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and not (folder / CONFIG).is_file()
 
 
-def _holds_something(folder: Path) -> bool:
+def _holds_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file() or (_is_model(folder) and (folder / PASSPORT).is_file())
 
 
-def _label(folder: Path) -> dict[str, Any]:
-    try:
-        return _read(folder / LABEL) if (folder / LABEL).is_file() else {}
-    except AdapterError:
-        return {}  # a name and tags are not worth an adapter
+def _source(home: Home, folder: Path) -> Source:
+    return "run" if folder.parent.parent == home.runs else "library"
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
-            raise AdapterError(f"{path} is larger than any adapter's config; it was not read.")
+            raise AdapterError(f"{path} is too large for an adapter's config; it was not read.")
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise AdapterError(f"{path.parent} is not an adapter: it has no {path.name}.") from None
+        text = NOT_AN_ADAPTER.format(folder=path.parent, file=path.name)
+        raise AdapterError(text) from None
     except (OSError, ValueError, RecursionError):
         raise AdapterError(f"{path} is not readable JSON.") from None
     if not isinstance(values, dict):
@@ -193,8 +193,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _why_no_weights(folder: Path) -> str:
     if next(folder.glob("*.bin"), None):
         return (
-            f"{folder} holds pickled weights, which can run code and are never opened. Convert "
-            "them where you trust them: load with PEFT and call save_pretrained."
+            f"{folder} holds pickled weights, which can run code and are never opened. If you "
+            "trust them, convert them: load with PEFT and call save_pretrained."
         )
     return f"{folder} is not a whole adapter: {WEIGHTS[0]} is missing."
 
@@ -217,15 +217,14 @@ def _method_name(passport: dict[str, Any], config: dict[str, Any]) -> str:
     return peft_type.lower()
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
 def refuse_place(out: Path) -> None:
-    """Refuse a folder that is there already, or could not be made here.
+    """Refuse a new folder's path that exists already or cannot be created.
 
-    What the system says is asked by making an empty folder beside the place, not guessed: a folder
-    of root's may still take nothing.
+    Creates and removes an empty folder beside it: only the operating system knows.
 
     Raises:
         InputError: Something is in the way, or nothing can be written there.
@@ -234,24 +233,22 @@ def refuse_place(out: Path) -> None:
         raise InputError(f"{out} exists already; give another name or folder.")
     parent = next((place for place in out.absolute().parents if os.path.lexists(place)), out)
     if not parent.is_dir():
-        raise InputError(f"{parent} is a file, not a folder: choose another place than {out}.")
+        raise InputError(f"{parent} is a file, not a folder: choose another path than {out}.")
     try:
         os.rmdir(tempfile.mkdtemp(prefix=f".tmp-{out.name}-", dir=parent))
     except (OSError, ValueError) as error:
         why = str(getattr(error, "strerror", None) or error).lower()
         raise InputError(
-            f"{out} cannot be made: {parent} takes no new folder ({why}). Choose another place."
+            f"{out} cannot be created: {parent} is not writable ({why}). Choose another path."
         ) from None
 
 
-ORIGIN, KEPT = "origin.json", "adapter"
-KEEP_SECONDS = 30 * 86_400
-MOST_TAGS, LONGEST_TAG = 20, 40
+# -- names, tags, trash ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trashed:
-    """A deleted adapter: `token` names it for undo, `path` is where it was."""
+class DeletedAdapter:
+    """An adapter in the trash: `token` identifies it, `path` is where it was."""
 
     token: str
     name: str
@@ -260,33 +257,35 @@ class Trashed:
 
 
 def find(home: Home, name: str) -> Adapter:
-    """Return an adapter that lies in this home, by its id, name or number.
+    """Return an adapter of this home by its id, name or run number.
 
     Raises:
-        AdapterError: There is none, or it lies elsewhere.
+        AdapterError: There is none, or it is outside the home.
     """
     known = adapters(home)
-    for adapter in known:
-        if name == adapter.id:
-            return adapter
+    if found := next((adapter for adapter in known if adapter.id == name), None):
+        return found
     path = resolve(home, name)
-    for adapter in known:
-        if adapter.path == path:
-            return adapter
+    if found := next((adapter for adapter in known if adapter.path == path), None):
+        return found
     raise AdapterError(f"{path} is not in this home; import it first.")
 
 
 def rename(home: Home, name: str, new: str) -> Adapter:
-    """Give an adapter another name; one of the library also gets its folder renamed.
+    """Rename an adapter, and its folder if it is in the library.
 
     Raises:
         AdapterError: The name is empty, taken, or could be read as something else.
     """
     adapter = find(home, name)
-    new = _checked_name(new)
-    taken = {other.name.casefold() for other in adapters(home) if other.path != adapter.path}
+    new = new.strip()
+    if why := fault(new):
+        raise AdapterError(why)
+    new = " ".join(new.split())
     target = adapter.path.with_name(slug(new)) if adapter.source == "library" else adapter.path
-    if new.casefold() in taken or (target != adapter.path and target.exists()):
+    if _is_taken(home, new, apart_from=adapter.path) or (
+        target != adapter.path and target.exists()
+    ):
         raise AdapterError(f'There is already an adapter "{new}"; choose another name.')
     _write_label(adapter, name=new)
     if target != adapter.path:
@@ -294,117 +293,100 @@ def rename(home: Home, name: str, new: str) -> Adapter:
     return describe(target, source=adapter.source)
 
 
-def tag(home: Home, name: str, tags: Sequence[str]) -> Adapter:
-    """Set an adapter's tags; none takes them all away.
+def set_tags(home: Home, name: str, tags: Sequence[str]) -> Adapter:
+    """Replace an adapter's tags; an empty list removes them.
 
     Raises:
-        AdapterError: There are too many, or one is too long.
+        AdapterError: There are too many, or one is invalid.
     """
     adapter = find(home, name)
     words = list(dict.fromkeys(" ".join(word.split()) for word in tags if word.strip()))
-    if len(words) > MOST_TAGS:
-        raise AdapterError(f"An adapter can have {MOST_TAGS} tags, not {len(words)}.")
+    if len(words) > MAX_TAGS:
+        raise AdapterError(f"An adapter can have at most {MAX_TAGS} tags, got {len(words)}.")
     for word in words:
-        if len(word) > LONGEST_TAG or "," in word or not word.isprintable():
+        if len(word) > MAX_TAG_CHARACTERS or "," in word or not word.isprintable():
             raise AdapterError(
-                f'"{word[:LONGEST_TAG]}" is no tag: at most {LONGEST_TAG} characters, no commas.'
+                f'Invalid tag "{word[:MAX_TAG_CHARACTERS]}": use at most {MAX_TAG_CHARACTERS} '
+                "characters and no commas."
             )
     _write_label(adapter, tags=words)
     return describe(adapter.path, source=adapter.source)
 
 
-def delete(home: Home, name: str) -> Trashed:
-    """Move an adapter to the trash; what lies there for a month goes for good.
+def delete(home: Home, name: str) -> DeletedAdapter:
+    """Move an adapter to the trash, and remove what has been there for 30 days.
 
     Raises:
         AdapterError: There is no such adapter in this home.
     """
     adapter = find(home, name)
-    _empty_old(home)
-    moment = time.time()
-    token = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(moment))}-{slug(adapter.name)}"
-    place, number = home.trash / token, 1
-    while place.exists():
-        number += 1
-        place = home.trash / f"{token}-{number}"
+    now = time.time()
+    for old in trash(home):
+        if now - old.deleted > TRASH_SECONDS:
+            shutil.rmtree(home.trash / old.token, ignore_errors=True)
+    stem = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{slug(adapter.name)}"
+    names = (stem if number == 1 else f"{stem}-{number}" for number in itertools.count(1))
+    place = next(home.trash / name for name in names if not (home.trash / name).exists())
     place.mkdir(parents=True, mode=0o700)
     relative = adapter.path.relative_to(home.path).as_posix()
-    origin = {"name": adapter.name, "path": relative, "deleted": moment}
+    origin = {"name": adapter.name, "path": relative, "deleted": now}
     (place / ORIGIN).write_text(json.dumps(origin, ensure_ascii=False), encoding="utf-8")
-    os.rename(adapter.path, place / KEPT)
-    return Trashed(token=place.name, name=adapter.name, path=adapter.path, deleted=moment)
+    os.rename(adapter.path, place / CONTENT)
+    return DeletedAdapter(token=place.name, name=adapter.name, path=adapter.path, deleted=now)
 
 
-def trash(home: Home) -> list[Trashed]:
+def trash(home: Home) -> list[DeletedAdapter]:
     """Return what can be restored, newest first."""
-    if not home.trash.is_dir():
-        return []
-    found = [_trashed(home, place) for place in home.trash.iterdir() if (place / KEPT).is_dir()]
-    return sorted((one for one in found if one), key=lambda one: one.deleted, reverse=True)
+    found = []
+    for place in home.trash.iterdir() if home.trash.is_dir() else ():
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            origin = json.loads((place / ORIGIN).read_text(encoding="utf-8"))
+            path, deleted = home.path / str(origin["path"]), float(origin["deleted"])
+            inside = path.resolve().is_relative_to(home.path.resolve())
+            if inside and (place / CONTENT).is_dir():
+                name = str(origin["name"])
+                found.append(
+                    DeletedAdapter(token=place.name, name=name, path=path, deleted=deleted)
+                )
+    return sorted(found, key=lambda one: one.deleted, reverse=True)
 
 
-def undo(home: Home, token_or_name: str = "") -> Adapter:
-    """Restore what was deleted last, or the named one.
+def restore(home: Home, token_or_name: str = "") -> Adapter:
+    """Restore the named adapter, or the one deleted last.
 
     Raises:
-        AdapterError: There is nothing to restore, or its place was taken meanwhile.
+        AdapterError: There is nothing to restore, or its name or place is taken.
     """
-    waiting = trash(home)
-    if not waiting:
-        raise AdapterError("Nothing was deleted: there is nothing to restore.")
-    wanted = [one for one in waiting if token_or_name in ("", one.token, one.name)]
-    if not wanted:
+    deleted = trash(home)
+    if not deleted:
+        raise AdapterError("The trash is empty: there is nothing to restore.")
+    one = next((one for one in deleted if token_or_name in ("", one.token, one.name)), None)
+    if one is None:
         raise AdapterError(
             f'No deleted adapter is called "{token_or_name}".'
-            f"{nearest(token_or_name, [one.name for one in waiting])}"
+            f"{nearest(token_or_name, [one.name for one in deleted])}"
         )
-    one = wanted[0]
-    taken = {adapter.name.casefold() for adapter in adapters(home)}
-    if one.path.exists() or one.name.casefold() in taken:
+    if one.path.exists() or _is_taken(home, one.name):
         raise AdapterError(
-            f'"{one.name}" cannot come back: there is another adapter of that name now. '
-            "Rename that one first."
+            f'"{one.name}" cannot be restored: another adapter has that name now. Rename that one '
+            "first."
         )
     one.path.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(home.trash / one.token / KEPT, one.path)
+    os.rename(home.trash / one.token / CONTENT, one.path)
     shutil.rmtree(home.trash / one.token, ignore_errors=True)
-    in_run = one.path.parent.parent == home.runs
-    return describe(one.path, source="run" if in_run else "library")
+    return describe(one.path, source=_source(home, one.path))
 
 
-def _checked_name(name: str) -> str:
-    name = name.strip()
-    if why := fault(name):
-        raise AdapterError(why)
-    return " ".join(name.split())
+def _is_taken(home: Home, name: str, *, apart_from: Path | None = None) -> bool:
+    others = (adapter for adapter in adapters(home) if adapter.path != apart_from)
+    return name.casefold() in {adapter.name.casefold() for adapter in others}
 
 
 def _write_label(adapter: Adapter, **changes: Any) -> None:
     """Write name and tags in one rename; the adapter's own files stay as they are."""
-    passport_name = str(adapter.passport.get("name") or "")
     label: dict[str, Any] = {"tags": list(adapter.tags)}
-    if adapter.name != passport_name:
+    if adapter.name != adapter.passport.get("name"):
         label["name"] = adapter.name
     temporary = adapter.path / f".{LABEL}-{os.getpid()}"
     temporary.write_text(json.dumps(label | changes, ensure_ascii=False), encoding="utf-8")
     os.replace(temporary, adapter.path / LABEL)
-
-
-def _trashed(home: Home, place: Path) -> Trashed | None:
-    try:
-        origin = json.loads((place / ORIGIN).read_text(encoding="utf-8"))
-        path = home.path / str(origin["path"])
-        if not path.resolve().is_relative_to(home.path.resolve()):
-            return None
-        return Trashed(
-            token=place.name, name=str(origin["name"]), path=path,
-            deleted=float(origin["deleted"]),
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _empty_old(home: Home) -> None:
-    for one in trash(home):
-        if time.time() - one.deleted > KEEP_SECONDS:
-            shutil.rmtree(home.trash / one.token, ignore_errors=True)

@@ -1,11 +1,8 @@
 """One growing answer: tokens, text of whole characters, stop conditions, cost.
 
 A token may be a part of a character (byte-level and byte-fallback vocabularies) or owe its leading
-space to its neighbour (sentencepiece), so tokens are never decoded alone: always together with the
-few before them, and text that ends in a broken character waits for the next token. It knows a
-tokenizer's `decode` and nothing of models.
-
-It takes tokens and gives deltas. Where the tokens come from is the group's business.
+space to the token before it (sentencepiece), so a token is never decoded alone but together with
+the few before it, and text that ends in an incomplete character waits for the next token.
 
 Shapes: `V vocabulary`.
 """
@@ -15,62 +12,53 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from studio.chat.lanes import Active, Alternative, Delta, Lane, Reason, Scored, Stats
-from studio.chat.prompt import Fitted
-from studio.chat.routing_check import Stack
+from torch import Tensor
+
+from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason, ScoredToken, Stats
+from studio.chat.prompt import FittedPrompt
 from studio.chat.sampling import Sampler
 from studio.errors import StudioError
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-BROKEN = "\ufffd"
-CONTEXT = 6
-PATIENCE = 8  # no character has more bytes; a longer wait means the bytes are no text
+INCOMPLETE = "\ufffd"
+CONTEXT_TOKENS = 6
+MAX_PENDING = 8  # no character has more bytes: more pending tokens are not text
 
 
 class Detokenizer:
-    """The text of one growing answer.
-
-    Args:
-        tokenizer: A transformers tokenizer.
-        prompt: The tokens before the answer; their end decides about the first space.
-    """
+    """The text of one growing answer; the prompt's end decides about its first space."""
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._shown = list(prompt[-CONTEXT:])  # decoded before, for the first space's sake
-        self._waiting: list[int] = []
+        self._shown = list(prompt[-CONTEXT_TOKENS:])
+        self._pending: list[int] = []
 
     def add(self, token_id: int) -> str:
-        """Take one token and return the text that is now certain, possibly none."""
-        self._waiting.append(token_id)
+        """Add a token and return the text that is complete now, often empty."""
+        self._pending.append(token_id)
         text = self._fresh()
-        if not text or (text.endswith(BROKEN) and len(self._waiting) < PATIENCE):
+        if not text or (text.endswith(INCOMPLETE) and len(self._pending) < MAX_PENDING):
             return ""
         self._advance()
         return text
 
     def flush(self) -> str:
-        """Return what is left when no token follows; a broken character stays visible."""
+        """Return the rest at the end, an incomplete character included."""
         text = self._fresh()
         self._advance()
         return text
 
     def _fresh(self) -> str:
         before = self._decode(self._shown)
-        after = self._decode(self._shown + self._waiting)
+        after = self._decode(self._shown + self._pending)
         if after.startswith(before):
             return after[len(before) :]
-        return self._decode(self._waiting)  # broken bytes spoiled a run that was whole before
+        return self._decode(self._pending)  # incomplete bytes changed the text before them
 
     def _advance(self) -> None:
-        # The text just shown ends in a whole character, so decoding can go on from its tokens.
-        if self._waiting:
-            self._shown, self._waiting = self._waiting, []
+        if self._pending:
+            self._shown, self._pending = self._pending, []
 
     def _decode(self, ids: list[int]) -> str:
         return str(
@@ -81,7 +69,7 @@ class Detokenizer:
 
 
 class StopTexts:
-    """Hold back text that may be the beginning of a stop text, and cut at the first whole one."""
+    """Hold back text that may begin a stop text, and cut the answer at the first stop text."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
@@ -89,7 +77,7 @@ class StopTexts:
         self.reached = False
 
     def add(self, text: str) -> str:
-        """Return the part of the text that can be shown."""
+        """Add text and return what can be shown."""
         if not self._stops:
             return text
         self._held += text
@@ -103,7 +91,7 @@ class StopTexts:
         return shown
 
     def flush(self) -> str:
-        """Return what was held back when the answer ends otherwise."""
+        """Return the text held back, at the end of the answer."""
         return "" if self.reached else self._held
 
     def _overlap(self, stop: str) -> int:
@@ -116,21 +104,21 @@ class Answer:
 
     Args:
         number: The lane's place in the request.
-        lane: What was asked.
-        stack: The adapters that should act.
-        fitted: The prompt's tokens and how many may follow.
-        tokenizer: Turns tokens into text.
+        lane: The conversation and the sampling settings.
+        stack: Its adapters.
+        prompt: The prompt's tokens and the limit of the answer.
+        tokenizer: Decodes the tokens.
         stop_ids: Tokens that end the answer.
-        vocab_size: How many logits there are.
-        started: When the request began (`perf_counter`).
+        vocab_size: Number of logits.
+        started: Start of the request (`perf_counter`).
     """
 
     def __init__(
         self,
         number: int,
         lane: Lane,
-        stack: Stack,
-        fitted: Fitted,
+        stack: ActiveStack,
+        prompt: FittedPrompt,
         tokenizer: Any,
         stop_ids: Collection[int],
         vocab_size: int,
@@ -138,26 +126,26 @@ class Answer:
     ) -> None:
         self.number = number
         self.lane = lane
-        self.stack = stack  # what acts now
-        self.asked = stack  # what was last asked for while it was written
-        self.moved_at: int | None = None  # the token at which weights last moved
-        self.prompt = fitted.ids
+        self.stack = stack  # active now
+        self.requested = stack  # the last one requested while it was written
+        self.changed_at: int | None = None  # the token at which weights last changed
+        self.prompt = prompt.ids
         self.tokens: list[int] = []
-        self.sampler = Sampler(lane.sampling, fitted.ids, vocab_size)
+        self.sampler = Sampler(lane.sampling, prompt.ids, vocab_size)
         self.reason: Reason | None = None
         self.error: StudioError | None = None
         self.active: Active | None = None
-        self._limit = fitted.max_new_tokens
+        self._limit = prompt.max_new_tokens
         self._stop_ids = stop_ids
         self._tokenizer = tokenizer
-        self._text = Detokenizer(tokenizer, fitted.ids)
+        self._text = Detokenizer(tokenizer, prompt.ids)
         self._stops = StopTexts(lane.sampling.stop)
         self._started = started
         self._first = 0.0
         self._counted = 0
 
     def take(self, token: int, logits_V: Tensor) -> Delta:
-        """Append a token; `reason` is set when it was the last."""
+        """Append a token; the last one sets `reason`."""
         self._first = self._first or time.perf_counter() - self._started
         self.tokens.append(token)
         if token in self._stop_ids:
@@ -169,9 +157,9 @@ class Answer:
             self.reason = "stop"
         elif self._counted >= self._limit:
             self.reason = "length"
-        scored: tuple[Scored, ...] = ()
-        if self.lane.sampling.logprobs >= 0:
-            scored = (score(self._tokenizer, logits_V, token, self.lane.sampling.logprobs),)
+        scored, wanted = None, self.lane.sampling.logprobs
+        if wanted >= 0:
+            scored = score(self._tokenizer, logits_V, token, wanted)
         return Delta(lane=self.number, text=text, token_id=token, scored=scored)
 
     def fail(self, error: StudioError) -> None:
@@ -179,32 +167,30 @@ class Answer:
         self.reason, self.error = "error", error
 
     def done(self) -> Delta:
-        """Return the last delta: text that was held back, and how it went."""
+        """Return the last delta: text held back, reason, cost, active stack."""
         text = "" if self._stops.reached else self._stops.add(self._text.flush())
         text += self._stops.flush()
         note = ""
         if self.reason == "length" and self._limit < self.lane.sampling.max_new_tokens:
             note = "The model's context is full: the answer ends here."
-        if self.moved_at is not None:
-            note = f"{note} Weights moved while it was written, last at token {self.moved_at + 1}."
+        active = self.active
+        if self.changed_at is not None:
+            note += f" Weights changed while it was written, last at token {self.changed_at + 1}."
+            if active is not None:
+                active = replace(active, stack=tuple(part for part in self.stack if part[1]))
         return Delta(
             lane=self.number,
             text=text,
             done=True,
             reason=self.reason,
             stats=self.stats(),
-            active=self._active_at_the_end(),
+            active=active,
             error=self.error,
             note=note.strip(),
         )
 
-    def _active_at_the_end(self) -> Active | None:
-        if self.active is None or self.moved_at is None:
-            return self.active
-        return replace(self.active, stack=tuple(part for part in self.stack if part[1]))
-
     def stats(self) -> Stats:
-        """What the answer cost until now."""
+        """Return the cost so far."""
         return Stats(
             tokens=self._counted,
             prompt_tokens=len(self.prompt),
@@ -213,23 +199,20 @@ class Answer:
         )
 
 
-def score(tokenizer: Any, logits_V: Tensor, token: int, alternatives: int) -> Scored:
-    """Return a token's log-probability before any sampling filter, and the likeliest others."""
+def score(tokenizer: Any, logits_V: Tensor, token: int, alternatives: int) -> ScoredToken:
+    """Return a token's log-probability before any sampling filter, and the most likely others."""
     logprobs_V = logits_V.float().log_softmax(-1)
-    top: tuple[Alternative, ...] = ()
-    if alternatives:
-        values, ids = logprobs_V.topk(min(alternatives, len(logprobs_V)))
-        top = tuple(
-            Alternative(token_id=i, text=token_text(tokenizer, i), logprob=value)
-            for i, value in zip(ids.tolist(), values.tolist(), strict=True)
-        )
-    return Scored(
-        token_id=token, text=token_text(tokenizer, token), logprob=float(logprobs_V[token]), top=top
-    )
+
+    def one(token_id: int, top: tuple[ScoredToken, ...] = ()) -> ScoredToken:
+        text, logprob = token_text(tokenizer, token_id), float(logprobs_V[token_id])
+        return ScoredToken(token_id=token_id, text=text, logprob=logprob, top=top)
+
+    count = min(alternatives, len(logprobs_V))
+    return one(token, tuple(map(one, logprobs_V.topk(count).indices.tolist())))
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """How one token looks alone, its leading space included."""
+    """Return the text of one token alone, with its leading space."""
     piece = tokenizer.convert_ids_to_tokens(token)
     if isinstance(piece, str) and piece.startswith("\u2581"):
         return piece.replace("\u2581", " ")

@@ -1,45 +1,33 @@
 """Decode a batch of growing rows: prefill, one token per row and step, a growing cache.
 
-transformers' own copies every layer's keys and values at each token to append one; this one keeps
-buffers that are a little longer and writes the token into them. Layers of other kinds (sliding
-windows, linear attention) stay transformers' own.
+Rows are padded on the left and carry explicit positions, so a row's logits do not depend on the
+length of its neighbours. Finished rows leave the batch and its cache.
 
-Shapes: `B rows, K kv_heads, S keys, E head_dim`.
-
-With two to eight rows and a weight that is larger than the cache, `x Wᵀ` is slow in MKL: it costs
-up to three times one row's. The same product as `(W xᵀ)ᵀ` reads `W` once, as it should. Measured
-with one thread, seconds of it against those of `x Wᵀ`: 0.4 to 0.9 where a layer widens (up, gate,
-head), with two to eight rows; where it narrows, 0.6 to 0.8 with exactly four rows and no gain with
-others; for small weights none. Only the order of the factors changes, and only without gradients.
-
-Rows are padded on the left and carry explicit positions, so a row's logits do not depend on how
-long its neighbours are. Finished rows leave the batch and its cache. It knows token ids and logits;
-which token is picked, and what a stack is, it does not.
-
-Shapes: `B rows, T tokens, K kept positions, V vocabulary`.
+Shapes: `B rows, T tokens, K positions, V vocabulary, H kv_heads, S keys, E head_dim`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import Linear
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-    from torch.nn import Linear
+SPARE = 64  # spare positions in the cache and the mask
+MIN_ROWS, MAX_ROWS = 2, 8  # where the transposed product is faster
+LARGE_WEIGHT = 2**19  # parameters, 2 MiB: more than one core's cache
 
 
-ROOM = 64
+class PreallocatedLayer(DynamicLayer):
+    """One layer's keys and values `(B, H, S, E)`: views of buffers with spare positions.
 
-
-class RoomyLayer(DynamicLayer):
-    """One layer's keys and values `(B, K, S, E)`: views of buffers that have room behind them."""
+    transformers' own layer copies all keys and values at every token to append one.
+    """
 
     _buffers: tuple[Tensor, Tensor] | None = None
 
@@ -51,24 +39,24 @@ class RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        keys, values = self._roomy(key_states, value_states, start, end)
+        keys, values = self._buffers_for(key_states, value_states, start, end)
         keys[:, :, start:end] = key_states
         values[:, :, start:end] = value_states
         self.keys, self.values = keys[:, :, :end], values[:, :, :end]
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows only."""
+        """Select these rows."""
         super().batch_select_indices(indices)
         self._buffers = None
 
-    def _roomy(
+    def _buffers_for(
         self, key_states: Tensor, value_states: Tensor, start: int, end: int
     ) -> tuple[Tensor, Tensor]:
         if self._buffers is not None and self._buffers[0].shape[-2] >= end:
             return self._buffers
         keys, values = (
-            states.new_empty(*states.shape[:2], end + max(ROOM, end // 4), states.shape[-1])
+            states.new_empty(*states.shape[:2], end + max(SPARE, end // 4), states.shape[-1])
             for states in (key_states, value_states)
         )
         if start:
@@ -78,11 +66,11 @@ class RoomyLayer(DynamicLayer):
         return self._buffers
 
 
-def roomy_cache(config: Any) -> DynamicCache:
-    """Return an empty cache for a model of this config."""
+def preallocated_cache(config: Any) -> DynamicCache:
+    """Return an empty cache for a model; sliding windows and linear attention keep theirs."""
     cache = DynamicCache(config=config)
     cache.layers = [
-        RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+        PreallocatedLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     return cache
 
@@ -92,33 +80,30 @@ def cache_argument(model: Any) -> str:
     return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
 
-FEWEST, MOST = 2, 8
-FOUR = 4
-LARGE = 2**19  # numbers of a weight: 2 MiB, more than a core's own cache
+def use_transposed_products(model: Any) -> None:
+    """Compute `x Wᵀ` as `(W xᵀ)ᵀ` in the large layers of a CPU model, for 2 to 8 rows.
 
-
-def quicken_products(model: Any) -> None:
-    """Let a CPU model's large layers take the faster product; weights stay untouched."""
-    import torch
-
+    MKL's own product with few rows and a weight larger than the cache takes up to three times as
+    long as one row. Measured with one thread, relative time of the transposed product: 0.4 to 0.9
+    in widening layers (up, gate, head) with two to eight rows; in narrowing layers 0.6 to 0.8 with
+    four rows and no gain otherwise. Weights stay as they are; with gradients nothing changes.
+    """
     for module in model.modules():
         if type(module) is not torch.nn.Linear or "forward" in vars(module):
             continue
         weight = module.weight
         here = weight.device.type == "cpu" and weight.dtype == torch.float32
-        if here and weight.numel() >= LARGE:
-            _quicken(module)
+        if here and weight.numel() >= LARGE_WEIGHT:
+            _transpose(module)
 
 
-def _quicken(layer: Linear) -> None:
-    import torch
-
+def _transpose(layer: Linear) -> None:
     plain = layer.forward
     widens = layer.out_features > layer.in_features
 
     def forward(x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        pays = FEWEST <= rows <= MOST if widens else rows == FOUR
+        pays = MIN_ROWS <= rows <= MAX_ROWS if widens else rows == 4
         if not pays or torch.is_grad_enabled():
             return plain(x)
         product = torch.mm(layer.weight, x.reshape(rows, -1).t()).t()
@@ -138,12 +123,10 @@ class Batch:
     """
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
-        import torch
-
         assert prompts and all(prompts)
         self._model = model
         self._device = device
-        self._cache = roomy_cache(model.config)
+        self._cache = preallocated_cache(model.config)
         self._cache_argument = {cache_argument(model): self._cache}
         self._width = max(map(len, prompts))
         self._pads = [self._width - len(prompt) for prompt in prompts]
@@ -164,8 +147,6 @@ class Batch:
         Returns:
             The logits after each prompt `(B, V)`, and those at the probes `(B, V)` or None.
         """
-        import torch
-
         kept = [self._width - 1]
         places: list[int] = []
         if probes is not None:
@@ -182,16 +163,12 @@ class Batch:
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Append one token to every row and return the logits after it `(B, V)`."""
-        import torch
-
         self._lengths_B += 1
         self._width += 1
         return self._forward(torch.tensor(tokens, device=self._device)[:, None], 1)[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        import torch
-
         index = torch.tensor(list(rows), device=self._device)
         self._cache.batch_select_indices(index)
         self._pads = [self._pads[row] for row in rows]
@@ -200,8 +177,6 @@ class Batch:
             self._mask_BT = self._mask_BT[index] if any(self._pads) else None
 
     def _forward(self, ids_BT: Tensor, keep: Tensor | int) -> Tensor:
-        import torch
-
         positions_BT = (
             self._lengths_B[:, None] - ids_BT.shape[1] + torch.arange(
                 ids_BT.shape[1], device=self._device
@@ -222,7 +197,5 @@ class Batch:
         return logits_BKV
 
     def _grown_mask(self) -> Tensor:
-        import torch
-
-        columns = torch.arange(self._width + ROOM, device=self._device)
+        columns = torch.arange(self._width + SPARE, device=self._device)
         return (columns >= torch.tensor(self._pads, device=self._device)[:, None]).long()

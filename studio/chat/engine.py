@@ -1,10 +1,10 @@
 """Answer lanes on one resident base, token by token, several lanes in one batch.
 
-Shapes: `B rows, V vocabulary`.
+Lanes whose stacks can be routed per row share one batch; otherwise each lane is a batch of its own
+and they alternate token by token on the same base: they stream together and give the same tokens
+either way. `residents` finds and loads bases and adapters.
 
-Lanes whose stacks can be routed per row share one batch; where they cannot, each lane is its own
-batch and they take turns token by token on the same base, so they stream together either way and
-say the same. It knows one base and its loaded adapters; finding and loading them is `residents`.
+Shapes: `B rows, V vocabulary`.
 """
 
 from __future__ import annotations
@@ -13,41 +13,48 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
+
 from studio.chat.answer import Answer
-from studio.chat.decoding import Batch
-from studio.chat.lanes import Active, Delta, Lane, Reason
-from studio.chat.prompt import PromptTemplate, fit
-from studio.chat.routing_check import Identity, Stack, probe
+from studio.chat.decoding import Batch, use_transposed_products
+from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason
+from studio.chat.prompt import PromptTemplate, fit_prompt
+from studio.chat.routing_check import RoutingCheck, probe_position
 from studio.chat.sampling import pick_all
 from studio.errors import ChatError, MethodError, OutOfMemory, StudioError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from studio.backbone import Backbone
     from studio.models.loading import Loaded
 
-
 NO_EFFECT = "This stack does not change the model here: the answer is the base's."
-LATER = "This change acts from the next answer on: only weights can move while one is written."
-VIRTUAL = "{} has virtual tokens: switching it on or off acts from the next answer on."
-OVERFLOW = "The model's numbers overflow with this stack: lower its weights."
+LATER = "This change applies to the next answer: while one is written, only weights can change."
+VIRTUAL = "{name} has virtual tokens: switching it on or off applies to the next answer."
+OVERFLOW = "The logits overflow with this stack: lower its weights."
+NO_MEMORY = "Not enough memory: use fewer lanes, a shorter conversation or a smaller model."
+FOREIGN_TOKENIZER = (
+    "The tokenizer gives token {token}, but the model has {size} embeddings: they do not belong "
+    "together."
+)
+Stopped = Callable[[], bool]
+WeightChanges = Callable[[], Mapping[int, ActiveStack]]
 
 
-class Group:
-    """A batch of answers; `advance` takes each one token further until none is left."""
+class LaneBatch:
+    """Answers that share a batch; `advance` adds one token to each until none is left."""
 
     def __init__(
-        self, answers: Sequence[Answer], loaded: Loaded, backbone: Backbone, identity: Identity
+        self, answers: Sequence[Answer], loaded: Loaded, backbone: Backbone, check: RoutingCheck
     ) -> None:
         self.answers = list(answers)
         self._loaded = loaded
         self._backbone = backbone
-        self._identity = identity
+        self._check = check
         self._batch: Batch | None = None
 
     def activate(self) -> None:
-        """Make the rows' stacks the backbone's active ones."""
+        """Activate the rows' stacks in the backbone."""
         stacks = [answer.stack for answer in self.answers]
         if len(set(stacks)) == 1:
             self._backbone.use(stacks[0])
@@ -55,7 +62,7 @@ class Group:
             self._backbone.use_rows(stacks)
 
     def advance(self) -> Iterator[Delta]:
-        """Take every row one token further; its stacks must be active."""
+        """Add one token to every row; its stacks must be active."""
         if self._batch is None:
             yield from self._start()
         else:
@@ -63,39 +70,36 @@ class Group:
             yield from self._take(logits_BV)
         yield from self._drop_finished()
 
-    def reweigh(self, wanted: Mapping[int, Stack]) -> Iterator[Delta]:
-        """Let answers go on with other weights from their next token on.
-
-        What cannot change in the middle is said once and left as it was.
-        """
+    def reweigh(self, wanted: Mapping[int, ActiveStack]) -> Iterator[Delta]:
+        """Change answers' weights from their next token on; note what cannot change now."""
         for answer in self.answers:
-            stack = wanted.get(answer.number, answer.asked)
-            if stack == answer.asked:
+            stack = wanted.get(answer.number, answer.requested)
+            if stack == answer.requested:
                 continue
-            before, answer.asked = answer.stack, stack
+            before, answer.requested = answer.stack, stack
             refusal = self._refusal(before, stack)
             if not refusal:
                 answer.stack = stack
                 try:
                     self.activate()
-                    answer.moved_at = len(answer.tokens)
+                    answer.changed_at = len(answer.tokens)
                 except MethodError as error:
                     answer.stack, refusal = before, error.text
                     self.activate()
             if refusal:
                 yield Delta(lane=answer.number, note=refusal)
 
-    def _refusal(self, before: Stack, after: Stack) -> str:
+    def _refusal(self, before: ActiveStack, after: ActiveStack) -> str:
         if [name for name, _ in before] != [name for name, _ in after]:
             return LATER
         for (name, was), (_, now) in zip(before, after, strict=True):
             virtual = self._backbone.adapters[name].method.num_tokens_before
             if virtual and bool(was) != bool(now):
-                return VIRTUAL.format(name)
+                return VIRTUAL.format(name=name)
         return ""
 
     def end(self, reason: Reason, error: StudioError | None = None) -> Iterator[Delta]:
-        """End every answer that is left."""
+        """End the remaining answers."""
         self._batch = None
         for answer in self.answers:
             answer.reason, answer.error = reason, error
@@ -107,25 +111,25 @@ class Group:
         claimed = self._backbone.active
         prompts = [answer.prompt for answer in self.answers]
         self._batch = Batch(self._loaded.model, prompts, self._loaded.device)
-        logits_BV, probed_BV = self._batch.prefill([probe(prompt) for prompt in prompts])
+        logits_BV, probed_BV = self._batch.prefill([probe_position(prompt) for prompt in prompts])
         assert probed_BV is not None
         yield from self._take(logits_BV)
-        # The first tokens are out before the proof costs anything.
+        # The first tokens are sent before the check costs time.
         if len(claimed) == 1:
             claimed = claimed * len(self.answers)
         routed = len({answer.stack for answer in self.answers}) > 1
         for answer, stack, probed_V in zip(self.answers, claimed, probed_BV, strict=True):
-            yield from self._prove(answer, stack, probed_V, routed=routed)
+            yield from self._verify(answer, stack, probed_V, routed=routed)
         self.activate()
 
-    def _prove(
-        self, answer: Answer, claimed: Stack, probed_V: Tensor, *, routed: bool
+    def _verify(
+        self, answer: Answer, claimed: ActiveStack, probed_V: Tensor, *, routed: bool
     ) -> Iterator[Delta]:
         wanted = tuple((name, weight) for name, weight in answer.stack if weight)
         if answer.reason == "error":
             return
         try:
-            distance, differs = self._identity.difference(
+            distance, differs = self._check.difference(
                 answer.prompt, wanted, probed_V, routed=routed
             )
         except ChatError as error:
@@ -168,16 +172,8 @@ class Group:
             yield answer.done()
 
 
-Stopped = Callable[[], bool]
-Wanted = Callable[[], Mapping[int, Stack]]
-TOO_LITTLE_MEMORY = (
-    "There is not enough memory for this answer: use fewer lanes, a shorter conversation or a "
-    "smaller model."
-)
-
-
 class ChatEngine:
-    """One base, its backbone, and the memory of who answers how.
+    """One base with its backbone.
 
     Args:
         loaded: The base.
@@ -192,30 +188,30 @@ class ChatEngine:
         *,
         template_for: Callable[[Lane], PromptTemplate] | None = None,
     ) -> None:
-        import torch
-
-        from studio.chat.decoding import quicken_products
-
-        quicken_products(loaded.model)
+        use_transposed_products(loaded.model)
         self.loaded = loaded
         self.backbone = backbone
         self._template_for = template_for or self._chosen_template
         quantized = bool(getattr(loaded.model, "is_loaded_in_4bit", False))
-        self._identity = Identity(backbone, exact=loaded.dtype == torch.float32 and not quantized)
+        self._check = RoutingCheck(backbone, exact=loaded.dtype == torch.float32 and not quantized)
 
     def stream(
-        self, lanes: Sequence[Lane], *, stopped: Stopped | None = None, wanted: Wanted | None = None
+        self,
+        lanes: Sequence[Lane],
+        *,
+        stopped: Stopped | None = None,
+        wanted: WeightChanges | None = None,
     ) -> Iterator[Delta]:
-        """Answer every lane; each ends with exactly one `done` delta, whatever happens to it.
+        """Answer every lane; each ends with exactly one `done` delta.
 
         Args:
             lanes: Their stacks name adapters that are loaded in the backbone.
-            stopped: Asked before each token; True ends all answers where they are.
-            wanted: Asked before each token for the stacks that lanes should have now; weights that
-                differ act on the next token.
+            stopped: Called before each token; True stops all answers.
+            wanted: Called before each token; returns the current stacks of lanes. Changed weights
+                apply to the next token.
 
         Yields:
-            Text and notes in the order they come, lanes interleaved.
+            Text and notes as they come, lanes interleaved.
         """
         started = time.perf_counter()
         answers: list[Answer] = []
@@ -228,28 +224,28 @@ class ChatEngine:
             answers.append(answer)
             if note:
                 yield Delta(lane=number, note=note)
-        groups = self._grouped(answers)
-        while groups := [group for group in groups if group.answers]:
-            for group in groups:
+        batches = self._batched(answers)
+        while batches := [batch for batch in batches if batch.answers]:
+            for batch in batches:
                 if stopped is not None and stopped():
-                    for left in groups:
+                    for left in batches:
                         yield from left.end("stopped")
                     return
                 if wanted is not None and (moved := wanted()):
-                    yield from group.reweigh(moved)
-                yield from self._advance(group, alone=len(groups) == 1)
+                    yield from batch.reweigh(moved)
+                yield from self._advance(batch, alone=len(batches) == 1)
 
-    def _advance(self, group: Group, *, alone: bool) -> Iterator[Delta]:
+    def _advance(self, batch: LaneBatch, *, alone: bool) -> Iterator[Delta]:
         try:
             if not alone:
-                group.activate()
-            yield from group.advance()
+                batch.activate()
+            yield from batch.advance()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            yield from group.end("error", OutOfMemory(TOO_LITTLE_MEMORY))
+            yield from batch.end("error", OutOfMemory(NO_MEMORY))
 
-    def _grouped(self, answers: list[Answer]) -> list[Group]:
+    def _batched(self, answers: list[Answer]) -> list[LaneBatch]:
         stacks = [answer.stack for answer in answers]
         together = bool(answers)
         if len(set(stacks)) > 1:
@@ -258,17 +254,17 @@ class ChatEngine:
             except MethodError:
                 together = False
         rows = [answers] if together else [[answer] for answer in answers]
-        return [Group(row, self.loaded, self.backbone, self._identity) for row in rows]
+        return [LaneBatch(row, self.loaded, self.backbone, self._check) for row in rows]
 
     def _prepared(self, number: int, lane: Lane, started: float) -> tuple[Answer, str]:
         stack = tuple((part.name, part.weight) for part in lane.stack)
         for name, _ in stack:
             if name not in self.backbone.adapters:
                 raise ChatError(f'The adapter "{name}" is not loaded.')
-        self.backbone.use(stack)  # a stack that cannot be combined costs its own lane only
+        self.backbone.use(stack)  # refuses a stack that cannot be combined
         adapters = self.backbone.adapters
         template = self._template_for(lane)
-        fitted = fit(
+        fitted = fit_prompt(
             lane,
             template,
             self.loaded.tokenizer,
@@ -277,19 +273,15 @@ class ChatEngine:
         )
         vocab_size = self.loaded.model.get_input_embeddings().weight.shape[0]
         if max(fitted.ids) >= vocab_size:
-            raise ChatError(
-                f"The tokenizer makes token {max(fitted.ids)}, but the model knows only "
-                f"{vocab_size}: this tokenizer does not belong to this model."
-            )
-        stop_ids = self._stop_ids(template)
+            text = FOREIGN_TOKENIZER.format(token=max(fitted.ids), size=vocab_size)
+            raise ChatError(text)
+        own = getattr(self.loaded.model.generation_config, "eos_token_id", None)
+        own_ids = own if isinstance(own, list) else [] if own is None else [own]
+        stop_ids = frozenset({*template.stop_ids, *own_ids})
         answer = Answer(
             number, lane, stack, fitted, self.loaded.tokenizer, stop_ids, vocab_size, started
         )
         return answer, fitted.note
-
-    def _stop_ids(self, template: PromptTemplate) -> frozenset[int]:
-        own = getattr(self.loaded.model.generation_config, "eos_token_id", None)
-        return frozenset({*template.stop_ids, *_as_list(own)})
 
     def _chosen_template(self, lane: Lane) -> PromptTemplate:
         from studio.data.template.template import choose
@@ -298,12 +290,6 @@ class ChatEngine:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the host had no memory left; torch has no one type for it."""
+    """Return True if a device or the host ran out of memory; torch has no one type for it."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
-
-
-def _as_list(value: int | list[int] | None) -> list[int]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]

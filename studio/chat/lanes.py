@@ -1,11 +1,12 @@
-"""Records of the chat engine: lanes, requests, deltas, and the events of its stream.
+"""Records of the chat engine: sampling, lanes, requests, deltas, and the events of its stream.
 
 A lane is one pane of a comparison: a base model, a stack of weighted adapters, a conversation and
-how to sample. A request is up to `MAX_LANES` lanes that are answered together.
+sampling settings. A request is up to `MAX_LANES` lanes that are answered together; the page, the
+command line, suites and the OpenAI route all use these records and their defaults.
 
-`status` (lane or null, text) · `delta` (lane, text, at, tokens when asked) · `done` (lane, reason,
-figures, active) · `error` (lane or null, kind, text). Every lane ends with one `done` or `error`.
-`at` is when the oldest token of the text existed, in seconds since 1970.
+The stream's events: `status` (lane or null, text), `delta` (lane, text, at, tokens if requested),
+`done` (lane, reason, figures, active), `error` (lane or null, kind, text). Every lane ends with one
+`done` or `error`. `at` is when the oldest token of the text was sampled, in seconds since 1970.
 """
 
 from __future__ import annotations
@@ -15,26 +16,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from studio.errors import ChatError, StudioError
 from studio.fields import Record, knob
-from studio.stack import MAX_LANES, Stack
+from studio.stack import MAX_LANES, Stack, write_lane
 
 MAX_CHARACTERS = 2_000_000
 
 Reason = Literal["stop", "length", "stopped", "error"]
+ActiveStack = tuple[tuple[str, float], ...]
+RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{0,64}$")]
+Event = dict[str, Any]
 
 
 class Sampling(Record):
-    """How the next token is picked; names and meanings are those of transformers' generate."""
+    """Sampling settings with the names and meanings of transformers' generate."""
 
     max_new_tokens: int = knob(
-        256, "The answer is cut here.", title="Longest answer", unit="tokens", ge=1, le=1_048_576
+        256,
+        "Maximum length of the answer.",
+        title="Longest answer",
+        unit="tokens",
+        ge=1,
+        le=1_048_576,
     )
     temperature: float = knob(
         0.0,
-        "0 always takes the likeliest token; larger is more varied.",
+        "0 takes the most likely token; larger values are more varied.",
         title="Temperature",
         ge=0,
         le=10,
@@ -42,7 +51,7 @@ class Sampling(Record):
     )
     top_p: float = knob(
         1.0,
-        "Draw only from the likeliest tokens that together hold this share.",
+        "Sample from the most likely tokens that together have this probability.",
         title="Top p",
         gt=0,
         le=1,
@@ -50,23 +59,26 @@ class Sampling(Record):
         advanced=True,
     )
     top_k: int = knob(
-        0, "Draw only from this many tokens; 0 from all.", title="Top k", ge=0, advanced=True
+        0, "Sample from this many tokens; 0 uses all.", title="Top k", ge=0, advanced=True
     )
     repetition_penalty: float = knob(
         1.0,
-        "Above 1 makes tokens that were already there less likely.",
+        "Above 1 makes tokens less likely that occurred already.",
         title="Repetition penalty",
         gt=0,
         le=10,
         step=0.05,
         advanced=True,
     )
-    seed: int = knob(0, "Same seed and prompt, same answer.", title="Seed", ge=0, le=2**63 - 1)
+    seed: int = knob(
+        0, "The same seed and prompt give the same answer.", title="Seed", ge=0, le=2**63 - 1
+    )
     stop: tuple[str, ...] = knob((), "Texts that end the answer.", title="Stop at", advanced=True)
     logprobs: int = knob(
         -1,
-        "Alternatives told for each token, with log-probabilities; 0 tells only the token's own, "
-        "-1 nothing.",
+        "Alternatives to report per token with log-probabilities; 0 reports the token's own, -1 "
+        "none.",
+        title="Log-probabilities",
         ge=-1,
         le=20,
         advanced=True,
@@ -74,7 +86,7 @@ class Sampling(Record):
 
 
 def _without_nulls(values: Any) -> Any:
-    """A null in JSON means the default."""
+    """Drop nulls of JSON: they mean the default."""
     if isinstance(values, Mapping):
         return {key: value for key, value in values.items() if value is not None}
     return values
@@ -87,20 +99,33 @@ class Message(Record):
     content: str = knob("", "Plain text.", max_length=MAX_CHARACTERS)
 
 
-class Lane(Record):
-    """One pane: who answers, what, and how. A last assistant message is continued."""
+class LaneSettings(Record):
+    """One pane without a conversation: model, adapters, system prompt, sampling."""
 
-    model: str = knob("starter", "A folder, a hub id, or the embedded starter.", min_length=1)
-    stack: Stack = knob((), "Adapters in order; none is the base itself.")
-    system: str = knob("", "What the model is told first.", max_length=MAX_CHARACTERS)
-    messages: tuple[Message, ...] = knob((), "The conversation; it ends with the question.")
+    model: str = knob("starter", "Folder, hub id, or the embedded starter.", min_length=1)
+    stack: Stack = knob((), "Adapters in order; empty for the base.")
+    system: str = knob("", "System prompt.", max_length=MAX_CHARACTERS)
     sampling: Annotated[Sampling, BeforeValidator(_without_nulls)] = Sampling()
-    template: str = knob(
-        "auto", "auto takes what the adapters were trained with, else the model's own."
-    )
+    template: str = knob("auto", "Chat template; auto uses the adapters', else the model's own.")
+
+    @property
+    def name(self) -> str:
+        """Return the lane as it is written in a page's address."""
+        return write_lane(self.model, self.stack)
+
+    def with_prompt(self, prompt: str) -> Lane:
+        """Return the lane with one question."""
+        settings = {name: getattr(self, name) for name in LaneSettings.model_fields}
+        return Lane(messages=(Message(role="user", content=prompt),), **settings)
+
+
+class Lane(LaneSettings):
+    """One pane. A last assistant message is continued."""
+
+    messages: tuple[Message, ...] = knob((), "The conversation; it ends with the question.")
 
     @model_validator(mode="after")
-    def _has_something_to_answer(self) -> Self:
+    def _require_prompt(self) -> Self:
         if not any(message.content.strip() for message in self.messages):
             raise ValueError("there is no prompt to answer: write something")
         return self
@@ -114,43 +139,35 @@ class Lane(Record):
         return turns
 
 
-class Request(Record):
-    """Lanes that are answered together; `id` is what a stop names."""
+class JsonRecord(Record):
+    """A record that arrives as JSON."""
 
-    id: str = knob("", "Chosen by whoever asks.", max_length=200)
-    lanes: tuple[Lane, ...] = knob((), "", min_length=1, max_length=MAX_LANES)
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Validate plain values.
+
+        Raises:
+            ChatError: Names the first invalid field and the value got.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ChatError(_sentence(error)) from None
 
 
-class Moved(Record):
-    """A lane's stack with other weights, while it answers."""
+class ChatRequest(JsonRecord):
+    """Lanes that are answered together; `id` names the request when it is stopped."""
 
+    id: RequestId = knob("", "Chosen by the client; generated if empty.")
+    lanes: tuple[Lane, ...] = knob((), "Lanes.", min_length=1, max_length=MAX_LANES)
+
+
+class NewWeights(JsonRecord):
+    """New weights for a lane that is answering."""
+
+    id: RequestId = knob("", "The request.")
     lane: int = knob(0, "Its place in the request.", ge=0, lt=MAX_LANES)
     stack: Stack = knob((), "The same adapters, in the same order.")
-
-
-def parse_request(values: Mapping[str, Any]) -> Request:
-    """Validate what arrived as JSON.
-
-    Raises:
-        ChatError: Names the first wrong field and the value got.
-    """
-    try:
-        return Request.model_validate(values)
-    except ValidationError as error:
-        raise ChatError(_sentence(error)) from None
-
-
-def parse_weights(values: Mapping[str, Any]) -> tuple[int, tuple[tuple[str, float], ...]]:
-    """Validate what a slider sends: `{"lane": 0, "stack": [{"name", "weight"}]}`.
-
-    Raises:
-        ChatError: Names the first wrong field and the value got.
-    """
-    try:
-        moved = Moved.model_validate(values)
-    except ValidationError as error:
-        raise ChatError(_sentence(error)) from None
-    return moved.lane, tuple((part.name, part.weight) for part in moved.stack)
 
 
 def _sentence(error: ValidationError) -> str:
@@ -169,34 +186,25 @@ def _sentence(error: ValidationError) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Alternative:
-    """A token that could have come, and how likely the model found it (natural logarithm)."""
+class ScoredToken:
+    """A token with its log-probability before sampling, and the most likely alternatives."""
 
     token_id: int
     text: str
     logprob: float
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
-    """The token that came, its log-probability before sampling, and the likeliest others."""
-
-    token_id: int
-    text: str
-    logprob: float
-    top: tuple[Alternative, ...] = ()
+    top: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Active:
-    """What really answered: measured from the logits that were used, not from what was asked.
+    """The model and stack that answered, measured from the logits that were used.
 
     `max_logit_difference` is against the bare base on the same tokens: zero (up to rounding) for
-    an empty stack, above it for one that does something. `note` says what a person should know.
+    an empty stack. `note` is a message for the user.
     """
 
     model: str
-    stack: tuple[tuple[str, float], ...]
+    stack: ActiveStack
     max_logit_difference: float | None = None
     verified: bool = False
     batched: bool = False
@@ -216,7 +224,7 @@ class Active:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stats:
-    """What the answer cost. `tokens` counts the answer's, the stop token not."""
+    """The cost of an answer. `tokens` counts the answer without its stop token."""
 
     tokens: int = 0
     prompt_tokens: int = 0
@@ -225,7 +233,7 @@ class Stats:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens after the first per second after the first; one token has no rate but its own."""
+        """Return tokens per second after the first token."""
         if self.tokens > 1 and self.seconds > self.first_token_seconds:
             return (self.tokens - 1) / (self.seconds - self.first_token_seconds)
         return self.tokens / self.seconds if self.seconds else 0.0
@@ -233,12 +241,12 @@ class Stats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Delta:
-    """What happened in one lane: some text, a note, or the end (`done`) with its reason."""
+    """One step of a lane: some text, a note, or the end (`done`) with its reason."""
 
     lane: int
     text: str = ""
     token_id: int | None = None
-    scored: tuple[Scored, ...] = ()
+    scored: ScoredToken | None = None
     note: str = ""
     done: bool = False
     reason: Reason | None = None
@@ -247,60 +255,47 @@ class Delta:
     error: StudioError | None = None
 
 
-Event = dict[str, Any]
+# -- events ----------------------------------------------------------------------------------------
 
 
 def status_event(text: str, *, lane: int | None = None) -> Event:
-    """Something a person should know; no lane means all of them."""
+    """Return a message for the user, about one lane or all."""
     return {"type": "status", "lane": lane, "text": text}
 
 
 def error_event(error: StudioError, *, lane: int | None = None) -> Event:
-    """The end of a lane, or of the whole request."""
+    """Return the end of a lane, or of the whole request."""
     return {"type": "error", "lane": lane, **error.as_dict()}
 
 
 def events_of(delta: Delta) -> list[Event]:
-    """Return what a delta says, in order."""
-    events: list[Event] = []
+    """Return a delta's events, in order."""
+    lane, events = delta.lane, list[Event]()
     if delta.text or delta.scored:
-        event: Event = {
-            "type": "delta", "lane": delta.lane, "text": delta.text, "at": round(time.time(), 3)
-        }  # fmt: skip
+        at = round(time.time(), 3)
+        events.append({"type": "delta", "lane": lane, "text": delta.text, "at": at})
         if delta.scored:
-            event["tokens"] = [_scored(token) for token in delta.scored]
-        events.append(event)
+            top = [_scored(other) for other in delta.scored.top]
+            events[0]["tokens"] = [_scored(delta.scored) | {"top": top}]
     if delta.note:
-        events.append(status_event(delta.note, lane=delta.lane))
+        events.append(status_event(delta.note, lane=lane))
     if delta.error is not None:
-        events.append(error_event(delta.error, lane=delta.lane))
+        events.append(error_event(delta.error, lane=lane))
     elif delta.done:
-        events.append(_done(delta))
+        stats = delta.stats
+        events.append({
+            "type": "done",
+            "lane": lane,
+            "reason": delta.reason,
+            "tokens": stats.tokens,
+            "prompt_tokens": stats.prompt_tokens,
+            "tokens_per_second": round(stats.tokens_per_second, 2),
+            "first_token_seconds": round(stats.first_token_seconds, 4),
+            "seconds": round(stats.seconds, 4),
+            "active": delta.active.as_dict() if delta.active else None,
+        })  # fmt: skip
     return events
 
 
-def _done(delta: Delta) -> Event:
-    stats = delta.stats
-    return {
-        "type": "done",
-        "lane": delta.lane,
-        "reason": delta.reason,
-        "tokens": stats.tokens,
-        "prompt_tokens": stats.prompt_tokens,
-        "tokens_per_second": round(stats.tokens_per_second, 2),
-        "first_token_seconds": round(stats.first_token_seconds, 4),
-        "seconds": round(stats.seconds, 4),
-        "active": delta.active.as_dict() if delta.active else None,
-    }
-
-
-def _scored(token: Scored) -> Event:
-    return {
-        "id": token.token_id,
-        "text": token.text,
-        "logprob": round(token.logprob, 5),
-        "top": [
-            {"id": other.token_id, "text": other.text, "logprob": round(other.logprob, 5)}
-            for other in token.top
-        ],
-    }
+def _scored(token: ScoredToken) -> Event:
+    return {"id": token.token_id, "text": token.text, "logprob": round(token.logprob, 5)}

@@ -1,8 +1,7 @@
-"""Fit a conversation into the model's context, and say what had to be left out.
+"""Fit a conversation into the model's context, and note what was left out.
 
-The oldest turns go first; the system prompt and the last question stay. The text of a turn is never
-cut silently. Turns become tokens in `studio.data.template.template`, the same code
-that training uses.
+The oldest turns are dropped first; the system prompt and the last question stay. The text of a turn
+is never cut. The chat template turns messages into tokens, as in training.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ class PromptTemplate(Protocol):
 
     @property
     def name(self) -> str:
-        """How a person calls it."""
+        """Its name."""
 
     @property
     def stop_ids(self) -> Collection[int]:
@@ -34,25 +33,25 @@ class PromptTemplate(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fitted:
-    """The tokens to read, how many may be written, and what a person should know."""
+class FittedPrompt:
+    """The prompt's tokens, the limit of the answer, and a note for the user."""
 
     ids: list[int]
     max_new_tokens: int
     note: str = ""
 
 
-def fit(
+def fit_prompt(
     lane: Lane, template: PromptTemplate, tokenizer: Any, *, context: int, before: int = 0
-) -> Fitted:
-    """Return the prompt's tokens, shortened by whole old turns where it is too long.
+) -> FittedPrompt:
+    """Return the prompt's tokens; drop the oldest turns where they are too long.
 
     Args:
-        lane: The conversation and how long the answer may be.
+        lane: The conversation and the maximum length of the answer.
         template: Turns the conversation into tokens.
-        tokenizer: Continues an unfinished answer.
-        context: How many tokens the model can see.
-        before: Positions that the stack's virtual tokens take.
+        tokenizer: Encodes an unfinished answer.
+        context: The model's context in tokens.
+        before: Positions of the stack's virtual tokens.
 
     Raises:
         ChatError: The last question alone is longer than the context.
@@ -86,7 +85,7 @@ def fit(
         if left_out
         else ""
     )
-    return Fitted(
+    return FittedPrompt(
         ids=ids, max_new_tokens=min(lane.sampling.max_new_tokens, room - len(ids)), note=note
     )
 

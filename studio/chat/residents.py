@@ -1,9 +1,8 @@
-"""Keep bases and adapters in memory, and answer lanes of any of them.
+"""Resident models: keep bases and adapters in memory, and answer lanes of any of them.
 
-A base is loaded once, whatever number of adapters it serves; an adapter is loaded when a lane names
-it and again when its files have changed. What cannot be loaded costs its own lane. Where memory is
-short, the base that was not used for longest goes first. It knows folders and engines; processes
-and sockets it does not.
+A base is loaded once for all its adapters; an adapter is loaded when a lane names it and again when
+its files have changed. What cannot be loaded fails its own lane only. When memory is short, the
+least recently used base is dropped.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.chat.lanes import Delta, Lane
+from studio.chat.lanes import ActiveStack, Delta, Lane
 from studio.errors import AdapterError, OutOfMemory, StudioError
 from studio.home import Home
 from studio.models.sources import ModelFacts, facts
@@ -22,11 +21,15 @@ from studio.names import readable
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:
-    from studio.chat.engine import ChatEngine, Stopped, Wanted
+    from studio.chat.engine import ChatEngine, Stopped, WeightChanges
     from studio.chat.prompt import PromptTemplate
-    from studio.chat.routing_check import Stack
 
-MAX_ADAPTERS = 64  # per base; the one used longest ago is forgotten beyond
+MAX_ADAPTERS = 64  # per base; beyond that the least recently used one is dropped
+OTHER_BASE = "{adapter} was trained on another base than {model}: its answers may be poor."
+NEEDS_MEMORY = (
+    "{model} needs about {need}, but only {free} are free: close other programs, pause running "
+    "jobs, or choose a smaller model."
+)
 
 Signature = tuple[tuple[str, int, int], ...]
 
@@ -48,8 +51,8 @@ class _Base:
     adapters: dict[str, _Adapter] = field(default_factory=dict)
 
 
-class Residents:
-    """Everything that is in memory; for one thread at a time.
+class ResidentModels:
+    """The bases and adapters in memory; for one thread at a time.
 
     Args:
         home: Where adapters are looked up by name.
@@ -62,12 +65,13 @@ class Residents:
         self._bases: dict[Path, _Base] = {}
 
     def stream(
-        self, lanes: Sequence[Lane], *, stopped: Stopped | None = None, wanted: Wanted | None = None
+        self,
+        lanes: Sequence[Lane],
+        *,
+        stopped: Stopped | None = None,
+        wanted: WeightChanges | None = None,
     ) -> Iterator[Delta]:
-        """Load what is missing and answer every lane; see `ChatEngine.stream`.
-
-        Lanes on different bases take turns token by token.
-        """
+        """Load what is missing and answer every lane; different bases alternate token by token."""
         models: dict[str, ModelFacts] = {}
         numbers: dict[Path, list[int]] = {}
         for number, lane in enumerate(lanes):
@@ -93,13 +97,13 @@ class Residents:
                     able.append(number)
                 except StudioError as error:
                     yield _failed(number, error)
-            self._forget_old(base, lanes)
+            self._drop_unused(base, lanes)
             if able:
                 streams.append(_renumbered(base.engine, lanes, able, stopped, wanted))
-        yield from _in_turn(streams)
+        yield from _alternating(streams)
 
     def release(self) -> None:
-        """Forget every base and adapter and give their memory back."""
+        """Drop every base and adapter and free their memory."""
         import torch
 
         self._bases.clear()
@@ -108,7 +112,7 @@ class Residents:
             torch.cuda.empty_cache()
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return what is in memory, for a status page."""
+        """Return the models in memory, for status pages."""
         return [
             {
                 "model": base.name,
@@ -125,11 +129,11 @@ class Residents:
     def _ready(
         self, name: str, known: ModelFacts, number: int, *, keep: Collection[Path]
     ) -> Iterator[Delta]:
-        """Load a base unless it is there and unchanged; says so before, because it takes time."""
+        """Load a base unless it is resident and unchanged; note it first, since it takes time."""
         signature = _signature(known.path, ("config.json", "*.safetensors", "tokenizer*.json"))
         base = self._bases.pop(known.path, None)
         if base is not None and base.signature == signature:
-            self._bases[known.path] = base  # back at the end: used last
+            self._bases[known.path] = base  # at the end: most recently used
             return
         del base
         size = readable(_bytes_in_memory(known, "float32"))
@@ -162,10 +166,8 @@ class Residents:
             gc.collect()
         free = self._free_bytes()
         if need > free:
-            raise OutOfMemory(
-                f"{known.path.name} needs about {readable(need)}, but only {readable(free)} are "
-                "free: close other programs, pause running jobs, or choose a smaller model."
-            )
+            words = {"model": known.path.name, "need": readable(need), "free": readable(free)}
+            raise OutOfMemory(NEEDS_MEMORY.format(**words))
 
     def _free_bytes(self) -> int:
         import psutil
@@ -189,14 +191,11 @@ class Residents:
                 known.signature = signature
             base.adapters[part.name] = known
             if known.fingerprint and known.fingerprint != base.facts.fingerprint:
-                yield Delta(
-                    lane=number,
-                    note=f"{part.name} was trained on another base than {lane.model}: its shapes "
-                    "fit, but its answers may be poor.",
-                )
+                note = OTHER_BASE.format(adapter=part.name, model=lane.model)
+                yield Delta(lane=number, note=note)
 
     def _found(self, base: _Base, name: str) -> tuple[Path, Callable[[], _Adapter]]:
-        """Return where an adapter or checkpoint is, and what loads it."""
+        """Return an adapter's or checkpoint's folder and the function that loads it."""
         from studio.adapters.library import resolve
         from studio.chat import run_checkpoints
 
@@ -216,11 +215,13 @@ class Residents:
                 backbone, checkpoint, name=name,
                 tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
             )  # fmt: skip
-            return _Adapter(checkpoint.path, template=_own(checkpoint.spec.data.chat_template))
+            return _Adapter(
+                checkpoint.path, template=_template_choice(checkpoint.spec.data.chat_template)
+            )
 
         return checkpoint.path, attach
 
-    def _forget_old(self, base: _Base, lanes: Sequence[Lane]) -> None:
+    def _drop_unused(self, base: _Base, lanes: Sequence[Lane]) -> None:
         in_use = {part.name for lane in lanes for part in lane.stack}
         idle = [name for name in base.adapters if name not in in_use]
         for name in idle[: max(0, len(base.adapters) - MAX_ADAPTERS)]:
@@ -229,7 +230,7 @@ class Residents:
 
 
 def _template_name(base: _Base, lane: Lane) -> str:
-    """The lane's own choice, else what its first adapter was trained with."""
+    """Return the lane's template, else the one its first adapter was trained with."""
     if lane.template != "auto":
         return lane.template
     trained = [base.adapters[part.name].template for part in lane.stack]
@@ -237,7 +238,7 @@ def _template_name(base: _Base, lane: Lane) -> str:
 
 
 def import_everything() -> None:
-    """Import what the first answer needs: seconds, spent while the person still types."""
+    """Import what the first answer needs: it takes seconds, while the user still types."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache  # noqa: F401
 
     from studio.backbone import Backbone  # noqa: F401
@@ -252,11 +253,11 @@ def _read_adapter(path: Path) -> _Adapter:
     known = describe(path)
     data = known.passport.get("data")
     template = str(data.get("template") or "auto") if isinstance(data, dict) else "auto"
-    return _Adapter(path, template=_own(template), fingerprint=known.base_fingerprint)
+    return _Adapter(path, template=_template_choice(template), fingerprint=known.base_fingerprint)
 
 
-def _own(template: str) -> str:
-    return "auto" if template == "model" else template  # the model's own is what auto takes
+def _template_choice(template: str) -> str:
+    return "auto" if template == "model" else template  # auto takes the model's own
 
 
 def _signature(folder: Path, patterns: Sequence[str]) -> Signature:
@@ -276,9 +277,9 @@ def _failed(number: int, error: StudioError) -> Delta:
 
 def _renumbered(
     engine: ChatEngine, lanes: Sequence[Lane], numbers: Sequence[int], stopped: Stopped | None,
-    wanted: Wanted | None,
+    wanted: WeightChanges | None,
 ) -> Iterator[Delta]:  # fmt: skip
-    def own() -> dict[int, Stack]:
+    def own() -> dict[int, ActiveStack]:
         asked = wanted() if wanted is not None else {}
         return {place: asked[number] for place, number in enumerate(numbers) if number in asked}
 
@@ -286,7 +287,7 @@ def _renumbered(
         yield replace(delta, lane=numbers[delta.lane])
 
 
-def _in_turn(streams: list[Iterator[Delta]]) -> Iterator[Delta]:
+def _alternating(streams: list[Iterator[Delta]]) -> Iterator[Delta]:
     while streams:
         for stream in list(streams):
             delta = next(stream, None)

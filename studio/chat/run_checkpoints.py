@@ -1,7 +1,7 @@
-"""Checkpoints of a run as adapters to talk to: `7@100` is run 7 at step 100.
+"""Checkpoints of runs as adapters in a stack: `7@100` is run 7 at step 100.
 
-A checkpoint holds the adapter's tensors as the engine saves them and no config; what they belong to
-is in the run's spec. Nothing is converted: the tensors are loaded into a fresh adapter.
+A checkpoint holds the adapter's tensors without a config; the run's spec has the method. The
+tensors are loaded into a new adapter, nothing is converted.
 """
 
 from __future__ import annotations
@@ -10,21 +10,22 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from studio.errors import AdapterError, nearest
+from studio.errors import AdapterError, StudioError, nearest
 from studio.home import Home, is_whole
 from studio.spec import RunSpec
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
 
+MAX_LISTED = 200
 NAME = re.compile(r"(\d{1,9})@(\d{1,9})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """One whole checkpoint on disk."""
+    """A complete checkpoint on disk."""
 
     run: int
     step: int
@@ -33,15 +34,15 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """How a lane names it."""
+        """Its name in a stack."""
         return f"{self.run}@{self.step}"
 
 
 def is_checkpoint(home: Home, name: str) -> bool:
-    """Whether a name means a checkpoint.
+    """Return True if a name means a checkpoint.
 
     Raises:
-        AdapterError: It does, but that step was not kept.
+        AdapterError: It does, but that checkpoint does not exist.
     """
     found = NAME.fullmatch(name)
     if not found or not (home.run(int(found[1])) / "checkpoints").is_dir():
@@ -54,29 +55,54 @@ def find(home: Home, name: str) -> Checkpoint:
     """Return the checkpoint of this name.
 
     Raises:
-        AdapterError: The run or the step is not there, or is not whole.
+        AdapterError: It does not exist or is damaged.
     """
     found = NAME.fullmatch(name)
     if not found:
-        raise AdapterError(f'"{name}" is no checkpoint: write RUN@STEP, such as 7@100.')
+        raise AdapterError(f'"{name}" is not a checkpoint: write RUN@STEP, such as 7@100.')
     run, step = int(found[1]), int(found[2])
     steps = steps_of(home, run)
     path = home.run(run) / "checkpoints" / f"step-{step:08d}"
     if step not in steps:
-        known = [str(one) for one in steps]
-        raise AdapterError(
-            f"Run {run} has kept no checkpoint of step {step}."
-            + (nearest(str(step), known) or " It has kept none." * (not steps))
-        )
+        hint = nearest(str(step), [str(one) for one in steps]) if steps else " It has none."
+        raise AdapterError(f"Run {run} has no checkpoint of step {step}.{hint}")
     if not is_whole(path):
         raise AdapterError(f"The checkpoint {name} is damaged: its files differ from its manifest.")
     return Checkpoint(run=run, step=step, path=path, spec=_spec(home, run))
 
 
 def steps_of(home: Home, run: int) -> list[int]:
-    """Return the steps a run has kept, the oldest first."""
+    """Return the steps of a run's checkpoints, ascending."""
     names = (folder.name for folder in (home.run(run) / "checkpoints").glob("step-*"))
     return sorted(int(name[5:]) for name in names if name[5:].isdigit())
+
+
+def stackable(home: Home) -> list[dict[str, Any]]:
+    """Return what a lane can stack: adapters, then the newest checkpoints of runs."""
+    from studio.adapters import library
+
+    adapters = [
+        {"name": one.name, "base": one.base, "method": one.method, "checkpoint": False}
+        for one in library.adapters(home)
+        if not one.is_model
+    ]
+    found: list[dict[str, Any]] = []
+    for run in sorted(home.runs.iterdir(), reverse=True):
+        steps = steps_of(home, int(run.name)) if run.name.isdigit() else []
+        if not steps or len(found) >= MAX_LISTED:
+            continue
+        try:
+            spec = _spec(home, int(run.name))
+        except (StudioError, OSError):
+            continue
+        if spec.method.name != "full":
+            row = {"base": spec.model.path, "method": spec.method.name, "checkpoint": True}
+            title = spec.name or f"run {run.name}"
+            found += [
+                {"name": f"{run.name}@{step}", **row, "label": f"{title} at step {step}"}
+                for step in reversed(steps)
+            ]
+    return adapters + found
 
 
 def attach(
@@ -86,13 +112,13 @@ def attach(
     name: str = "",
     tokenize: Callable[[str], list[int]] | None = None,
 ) -> None:
-    """Load a checkpoint beside the backbone, under its own name or another.
+    """Load a checkpoint as an adapter of the backbone.
 
     Args:
-        backbone: Around the run's base.
-        checkpoint: A whole one.
-        name: How it is called there.
-        tokenize: For methods that begin with words.
+        backbone: The backbone of the run's base.
+        checkpoint: The checkpoint.
+        name: Its name in the backbone; empty for its own.
+        tokenize: For methods that are initialized from a text.
 
     Raises:
         AdapterError: The run trained the whole model, or another shape of model.

@@ -1,9 +1,9 @@
-"""Pick the next token of each row: greedy, or drawn with the row's own generator.
+"""Sample the next token of each row: greedy, or drawn with the row's own generator.
 
-Every row has its own seed and its own arithmetic, so the same seed and prompt give the same tokens
-whatever the other rows are. A draw is one uniform number looked up in the cumulative
-probabilities (float64): rounding noise of a batch moves a token only at an exact boundary. Order
-and meaning of the filters are those of transformers' generate. It knows logits, not models.
+Every row has its own seed and arithmetic, so the same seed and prompt give the same tokens whatever
+the other rows are. A draw is one uniform number looked up in the cumulative probabilities
+(float64): rounding noise of a batch changes a token only at an exact boundary. Filters have the
+order and meaning of transformers' generate.
 
 Shapes: `B rows, V vocabulary, C candidates`.
 """
@@ -11,22 +11,19 @@ Shapes: `B rows, V vocabulary, C candidates`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
 
 from studio.chat.lanes import Sampling
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-FEW = 1024  # most nuclei are smaller; then the vocabulary need not be sorted
+FEW = 1024  # most nuclei are smaller, so that the vocabulary need not be sorted
 
 
 class Sampler:
     """The state of one row: its generator and the tokens it has seen."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], vocab_size: int) -> None:
-        import torch
-
         self.sampling = sampling
         self.greedy = sampling.temperature == 0
         self.plain = self.greedy and sampling.repetition_penalty == 1
@@ -54,8 +51,6 @@ class Sampler:
         return worse_V.where(self._seen_V, logits_V)
 
     def _choose(self, logits_V: Tensor) -> Tensor:
-        import torch
-
         if self.greedy:
             return logits_V.argmax()
         probabilities_C, tokens_C = candidates(logits_V, self.sampling)
@@ -71,8 +66,6 @@ def candidates(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     Temperature, then top k, then top p of what is left, as in transformers. By id and not by
     probability, so that two nearly equal tokens cannot change places and with them the draw.
     """
-    import torch
-
     scaled_V = logits_V / sampling.temperature
     size = logits_V.shape[-1]
     count = min(sampling.top_k or size, size)
@@ -82,7 +75,7 @@ def candidates(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     if sampling.top_p < 1:
         total = scaled_V.logsumexp(-1) if count == size else scaled_V.topk(count)[0].logsumexp(-1)
         kept = _nucleus((values_C - total).exp(), sampling.top_p)
-        if kept == len(values_C) < count:  # flat: the share is not reached among few
+        if kept == len(values_C) < count:  # flat: the few do not hold the share
             values_C, tokens_C = scaled_V.topk(count)
             kept = _nucleus((values_C - total).exp(), sampling.top_p)
         values_C, tokens_C = values_C[:kept], tokens_C[:kept]
@@ -91,13 +84,13 @@ def candidates(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 
 
 def _nucleus(probabilities_C: Tensor, share: float) -> int:
-    """How many of the likeliest tokens it takes to hold `share`; at least one."""
+    """Return the number of most likely tokens that hold `share`; at least one."""
     before_C = probabilities_C.double().cumsum(-1) - probabilities_C.double()
     return max(1, int((before_C < share).sum()))
 
 
 def pick_all(samplers: Sequence[Sampler], logits_BV: Tensor) -> list[int | None]:
-    """Return the next token of every row; None where the logits are no numbers any more."""
+    """Return the next token of every row; None where the logits overflowed."""
     values_B, tokens_B = logits_BV.max(-1)
     finite, likeliest = values_B.isfinite().tolist(), tokens_B.tolist()
     picked: list[int | None] = []

@@ -1,8 +1,8 @@
-"""What a bake-off measures after its siblings are trained: answers, size and the cost of serving.
+"""Compare methods in a bake-off: answers, size and serving cost of the trained adapters.
 
-Training cost and losses are in the queue; this adds, for each adapter on one resident base, the
-time per generated token live and merged against the bare base, and what it answers to the same
-prompts. Ratios are taken in one process, in turns, because machines are noisy.
+Training cost and losses are in the queue. This measures each adapter on one resident base: its
+answers to the same prompts, and its time per generated token, live and merged, relative to the bare
+base. Both sides of a ratio are measured alternately in one process, since machines are noisy.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ TOKENS = 24
 
 
 class BakeoffRequest(Record):
-    """Measure the adapters of some runs beside each other."""
+    """Measure the adapters of several runs."""
 
-    name: str = knob("", "What to call the bake-off.", title="Name", max_length=120)
+    name: str = knob("", "Name of the bake-off.", title="Name", max_length=120)
     model: ModelSource = ModelSource()
-    runs: tuple[int, ...] = knob((), "The runs' numbers.", title="Runs")
+    runs: tuple[int, ...] = knob((), "Numbers of the runs.", title="Runs")
     prompts: tuple[str, ...] = knob((), "Prompts every adapter answers.", title="Prompts")
 
     @classmethod
@@ -102,22 +102,21 @@ def measure(
 
 
 def ratio(base: Callable[[], None], other: Callable[[], None]) -> float:
-    """Return the median time of `other` over that of `base`, measured in turns."""
+    """Return the median time of `other` relative to `base`, measured alternately."""
+
+    def seconds(run: Callable[[], None]) -> float:
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+
     base()
     other()
-    pairs = []
-    for _ in range(ROUNDS):
-        seconds = []
-        for run in (base, other):
-            started = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - started)
-        pairs.append(seconds[1] / seconds[0])
-    return median(pairs)
+    pairs = [(seconds(base), seconds(other)) for _ in range(ROUNDS)]
+    return median(ours / bare for bare, ours in pairs)
 
 
 def decoder(backbone: Backbone, stack: tuple[tuple[str, float], ...] = ()) -> Callable[[], None]:
-    """Return a function that generates `TOKENS` tokens one by one with a cache."""
+    """Return a function that generates `TOKENS` tokens with a cache."""
     import torch
     from transformers import DynamicCache
 

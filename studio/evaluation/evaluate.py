@@ -1,6 +1,6 @@
-"""Evaluate any stack on any dataset: loss, perplexity, token accuracy, and scores of real answers.
+"""Evaluate a stack on a dataset: loss, perplexity, token accuracy, and scores of its answers.
 
-The rows go through the very functions that training uses, so the loss is comparable with a run's.
+Rows are prepared and measured by training's own functions, so the loss is comparable with a run's.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ if TYPE_CHECKING:
     from studio.training.batch import Row
 
 REPORT = "evaluation.json"
-TOKENS = 4096
-TOGETHER = 16
-SHOWN = 8
+BATCH_TOKENS = 4096
+BATCH_PROMPTS = 16
+MAX_SAMPLES = 8
 
 
 class EvaluateRequest(Record):
     """Measure a stack on a dataset."""
 
-    name: str = knob("", "What to call the evaluation.", title="Name", max_length=120)
+    name: str = knob("", "Name of the evaluation.", title="Name", max_length=120)
     model: ModelSource = ModelSource()
     stack: Stack = ()
     data: DataSource = DataSource()
     rows: Literal["all", "held_out"] = knob(
-        "all", "Every row, or those that a run with this seed and share holds out.", title="Rows"
+        "all", "All rows, or those that a run with this seed and share holds out.", title="Rows"
     )
-    max_rows: int = knob(0, "At most so many rows; 0 takes all.", ge=0)
+    max_rows: int = knob(0, "Maximum number of rows; 0 uses all.", ge=0)
     scores: tuple[str, ...] = knob(
         (), "Scores of generated answers: exact_match, rouge_l, regex, json.", title="Scores"
     )
-    pattern: str = knob("", "What the score regex looks for.", max_length=2000)
-    max_new_tokens: int = knob(128, "Longest answer that is scored.", ge=1, le=4096)
-    seed: int = knob(0, "Of the run whose held-out rows are meant.", ge=0, le=2**31 - 1)
+    pattern: str = knob("", "Regular expression of the score regex.", max_length=2000)
+    max_new_tokens: int = knob(128, "Maximum length of a scored answer.", ge=1, le=4096)
+    seed: int = knob(0, "Seed of the run whose held-out rows are used.", ge=0, le=2**31 - 1)
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
 
     @classmethod
@@ -55,7 +55,7 @@ class EvaluateRequest(Record):
         return validated(cls, values)
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it: adapters found, scores known.
+        """Return the request as the queue stores it, with the adapters' folders.
 
         Raises:
             StudioError: An adapter, the model or a score does not exist.
@@ -102,7 +102,7 @@ class EvaluateRequest(Record):
             yield Loading(text=f"Answering {len(chosen)} prompts")
             answers = list(self._answers(loaded, backbone, chosen))
             report |= self._scored(answers)
-            for answer in answers[:SHOWN]:
+            for answer in answers[:MAX_SAMPLES]:
                 yield Sampled(prompt=answer["prompt"], text=answer["answer"])
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1))
@@ -114,7 +114,7 @@ class EvaluateRequest(Record):
         return len(self.stack) == 1 and describe(Path(self.stack[0].name)).is_model
 
     def _model(self) -> ModelSource:
-        """The base, or what full fine-tuning left: a model of its own."""
+        """Return the base, or the whole model that full fine-tuning left."""
         if self._is_model():
             return self.model.model_copy(update={"path": self.stack[0].name})
         return self.model
@@ -128,8 +128,8 @@ class EvaluateRequest(Record):
         template = choose(loaded.tokenizer, self.data.chat_template)
         asked = [(row, p) for row in rows if (p := prompt_of(row, loaded.tokenizer))]
         asked.sort(key=lambda pair: len(pair[1].ids))
-        for start in range(0, len(asked), TOGETHER):
-            part = asked[start : start + TOGETHER]
+        for start in range(0, len(asked), BATCH_PROMPTS):
+            part = asked[start : start + BATCH_PROMPTS]
             found = greedy(
                 backbone, [prompt.ids for _, prompt in part], device=loaded.device,
                 stop_ids=template.stop_ids, max_new_tokens=self.max_new_tokens,
@@ -152,11 +152,11 @@ class EvaluateRequest(Record):
 
 
 def losses(loaded: Loaded, backbone: Backbone, rows: Sequence[Row]) -> dict[str, Any]:
-    """Return loss per trained token, perplexity, token accuracy and how many tokens."""
+    """Return loss per trained token, perplexity, token accuracy and number of tokens."""
     from studio.training.batch import groups, pack
     from studio.training.loss import measure
 
-    batches = (pack(group, loaded.device) for group in groups(rows, max_tokens=TOKENS))
+    batches = (pack(group, loaded.device) for group in groups(rows, max_tokens=BATCH_TOKENS))
     found = measure(backbone, batches)
     return {
         "eval_loss": found.loss,

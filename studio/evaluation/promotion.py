@@ -1,6 +1,6 @@
-"""Promote a checkpoint: write it as the run's adapter, whole, with a passport that says so.
+"""Promote a checkpoint: publish it as its run's adapter, with a passport that names it.
 
-The adapter that was there stays beside it as `adapter-before`, until the next promotion.
+The previous adapter stays beside it as `adapter-before`, until the next promotion.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BEFORE = "adapter-before"
 class PromoteRequest(Record):
     """Make a checkpoint the adapter of its run."""
 
-    name: str = knob("", "What to call the job.", title="Name", max_length=120)
+    name: str = knob("", "Name of the job.", title="Name", max_length=120)
     checkpoint: str = knob("", "RUN@STEP, such as 7@100.", max_length=40)
 
     @classmethod
@@ -37,7 +37,7 @@ class PromoteRequest(Record):
         """Return the request as the queue stores it.
 
         Raises:
-            AdapterError: There is no such whole checkpoint, or it is a whole model.
+            AdapterError: The checkpoint does not exist, or the run trained the whole model.
         """
         found = run_checkpoints.find(home, self.checkpoint)
         if found.spec.method.name == "full":
@@ -62,12 +62,14 @@ class PromoteRequest(Record):
         yield Loading(text="Writing the adapter")
         target = home.run(checkpoint.run) / "adapter"
         passport = _passport(target, checkpoint, loaded.facts.fingerprint)
-        _keep(target)
+        if target.is_dir():
+            with publishing(target.with_name(BEFORE)) as temporary:
+                shutil.copytree(target, temporary, dirs_exist_ok=True)
         with publishing(target) as temporary:
             backbone.save("adapter", temporary, base=str(checkpoint.spec.model.path))
             text = json.dumps(passport, indent=1, ensure_ascii=False)
             (temporary / "passport.json").write_text(text, encoding="utf-8")
-        Backbone(loaded.model).load("again", target)  # reads it as strictly as any use of it will
+        Backbone(loaded.model).load("again", target)  # as strict as any later use
         yield Finished(adapter=str(target), seconds=time.monotonic() - started)
 
 
@@ -77,7 +79,7 @@ def _passport(
     try:
         passport = json.loads((target / "passport.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        passport = {}  # a run that was stopped has no adapter yet
+        passport = {}  # a stopped run has no adapter yet
     progress = json.loads((checkpoint.path / "state.json").read_text())["progress"]
     spec = checkpoint.spec
     fresh = {
@@ -94,11 +96,3 @@ def _passport(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     return {"parents": [], **passport, **fresh}
-
-
-def _keep(target: Path) -> None:
-    """Leave what is there in place until the new one is whole, and a copy for afterwards."""
-    if target.is_dir():
-        before = target.with_name(BEFORE)
-        with publishing(before) as temporary:
-            shutil.copytree(target, temporary, dirs_exist_ok=True)

@@ -1,18 +1,18 @@
-"""Who is better, from votes: Bradley-Terry strengths with confidence intervals, on Elo's scale.
+"""Rank lanes from votes: Bradley-Terry strengths with confidence intervals, on Elo's scale.
 
-`P(a beats b) = 1 / (1 + 10^((score_b - score_a) / 400))`. A vote among several lanes is one game
-of the winner against each other lane; a tie is half a win each way. Every pair that met is given
-half a win more each way (the Haldane-Anscombe correction), so a record without a loss has a finite
-score. With two lanes, `w` wins to `l`, the strengths differ by `ln((w + ½) / (l + ½))` with the
-variance `1 / (w + ½) + 1 / (l + ½)`: the tests work these out by hand. Lanes that never met, not
-even through others, are of different groups, and their scores cannot be compared.
+`P(a beats b) = 1 / (1 + 10^((score_b - score_a) / 400))`. A vote among several lanes is one game of
+the winner against each other lane; a tie is half a win each way. Every pair that met gets half a
+win more each way (the Haldane-Anscombe correction), so a record without a loss has a finite score.
+With two lanes, `w` wins to `l`, the strengths differ by `ln((w + ½) / (l + ½))` with the variance
+`1 / (w + ½) + 1 / (l + ½)`: the tests work these out by hand. Scores of lanes that never met, not
+even through others, cannot be compared: such lanes are in different groups.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 SCALE = 400 / math.log(10)
@@ -24,7 +24,7 @@ ROUNDS = 100
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Match:
-    """One vote: the lanes, and which of them won; None is a tie."""
+    """One vote: the lanes and the winner's place among them; None for a tie."""
 
     lanes: tuple[str, ...]
     winner: int | None = None
@@ -33,7 +33,7 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
-    """One lane's place: its score, 95 % interval, and its games."""
+    """One lane's score, 95 % interval and games."""
 
     lane: str
     score: float
@@ -46,16 +46,13 @@ class Standing:
     group: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, scores rounded as they are shown."""
-        return {
-            "lane": self.lane, "score": round(self.score, 1), "low": round(self.low, 1),
-            "high": round(self.high, 1), "wins": self.wins, "losses": self.losses,
-            "ties": self.ties, "bad": self.bad, "group": self.group,
-        }  # fmt: skip
+        """Return plain values with rounded scores."""
+        rounded = {name: round(getattr(self, name), 1) for name in ("score", "low", "high")}
+        return asdict(self) | rounded
 
 
 def wins_of(matches: Sequence[Match]) -> tuple[list[str], list[list[float]]]:
-    """Return the lanes, and how often the row's lane beat the column's; ties count a half."""
+    """Return the lanes and the wins of the row's lane over the column's; a tie is half a win."""
     lanes = list(dict.fromkeys(lane for match in matches for lane in match.lanes))
     place = {lane: i for i, lane in enumerate(lanes)}
     table = [[0.0] * len(lanes) for _ in lanes]
@@ -68,7 +65,7 @@ def wins_of(matches: Sequence[Match]) -> tuple[list[str], list[list[float]]]:
 
 
 def leaderboard(matches: Sequence[Match]) -> list[Standing]:
-    """Return every lane that was voted on, group by group, the best first."""
+    """Return every lane with votes, by group, the best first."""
     lanes, table = wins_of(matches)
     standings = []
     for number, group in enumerate(_groups(table)):
@@ -83,7 +80,7 @@ def leaderboard(matches: Sequence[Match]) -> list[Standing]:
 
 
 def fit(wins: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
-    """Return the likeliest strengths (their sum is 0) and their standard deviations.
+    """Return the maximum-likelihood strengths (their sum is 0) and standard deviations.
 
     Newton's method on a concave likelihood; the deviations come from the inverse of the observed
     information within the strengths that sum to zero.
@@ -119,7 +116,7 @@ def _games(match: Match) -> list[tuple[int, int]]:
 
 
 def _groups(table: Sequence[Sequence[float]]) -> list[list[int]]:
-    """Lanes that met, directly or through others; the largest group first."""
+    """Return the groups of lanes that met, directly or through others, the largest first."""
     left, groups = set(range(len(table))), []
     while left:
         found, open_ = set(), [min(left)]
@@ -134,15 +131,8 @@ def _groups(table: Sequence[Sequence[float]]) -> list[list[int]]:
 
 
 def _record(lane: str, matches: Sequence[Match]) -> dict[str, int]:
-    record = {"wins": 0, "losses": 0, "ties": 0, "bad": 0}
-    for match in matches:
-        if lane not in match.lanes:
-            continue
-        if match.winner is None:
-            record["ties"] += 1
-            record["bad"] += match.bad
-        elif match.lanes[match.winner] == lane:
-            record["wins"] += 1
-        else:
-            record["losses"] += 1
-    return record
+    own = [match for match in matches if lane in match.lanes]
+    ties = [match for match in own if match.winner is None]
+    wins = sum(match.winner is not None and match.lanes[match.winner] == lane for match in own)
+    losses, bad = len(own) - len(ties) - wins, sum(match.bad for match in ties)
+    return {"wins": wins, "losses": losses, "ties": len(ties), "bad": bad}

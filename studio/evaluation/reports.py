@@ -1,6 +1,6 @@
-"""Votes and suites as files: csv without formulas, jsonl, and one self-contained HTML page.
+"""Export votes and suites: csv without formulas, jsonl, and one self-contained HTML page.
 
-Everything a person or a model wrote is escaped; pictures are drawn as SVG in the page.
+The page is one template with autoescape: whatever users and models wrote is shown as text.
 """
 
 from __future__ import annotations
@@ -9,40 +9,51 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any, Literal
 from urllib.parse import unquote
 
 from studio.errors import ChatError
 
 Form = Literal["csv", "jsonl", "html"]
-FORMS: tuple[Form, ...] = ("csv", "jsonl", "html")
+MEDIA: dict[Form, str] = {"csv": "text/csv", "jsonl": "application/x-ndjson", "html": "text/html"}
 COLOURS = ("#3350cf", "#d06a12", "#0d8a78", "#b5318b", "#768a0b", "#2389bd")
-MEDIA = {"csv": "text/csv", "jsonl": "application/x-ndjson", "html": "text/html"}
-STYLE = """body{font:14px/1.5 system-ui,sans-serif;margin:32px auto;max-width:1100px;padding:0 16px;
-color:#1b1c1a;background:#f6f6f3}h1{font-size:20px}h2{font-size:16px;margin-top:32px}
-table{border-collapse:collapse;background:#fff;margin:8px 0}td,th{border:1px solid #e3e3dd;
-padding:4px 10px;text-align:left;vertical-align:top;font-variant-numeric:tabular-nums}
-th{font-weight:600;color:#5f615b}.t{white-space:pre-wrap;overflow-wrap:anywhere;max-width:420px}
-.q{color:#5f615b}svg{background:#fff;border:1px solid #e3e3dd}
-@media(prefers-color-scheme:dark){body{background:#121311;color:#ecece6}table,svg{background:#1a1b19}
-td,th,svg{border-color:#2d2f2b}th,.q{color:#a3a59c}}"""
+Row = dict[str, Any]
+Table = dict[str, Any]  # heading, head, rows; cells are texts or (text, hue)
+PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
+<style>body{font:14px/1.5 system-ui,sans-serif;margin:32px auto;max-width:1100px;padding:0 16px;
+color-scheme:light dark}table{border-collapse:collapse;margin:8px 0}td,th{border:1px solid #8886;
+padding:4px 10px;text-align:left;vertical-align:top;font-variant-numeric:tabular-nums;
+white-space:pre-wrap;overflow-wrap:anywhere;max-width:420px}h1{font-size:20px}
+h2{font-size:16px;margin-top:32px}</style>
+<h1>{{ title }}</h1><p>{{ summary }}</p>
+{% if curves %}<h2>Training loss of the lanes' runs</h2>
+<svg width="1000" height="300" fill="none" stroke-width="1.5">
+{% for name, colour, points in curves %}<polyline stroke="{{ colour }}" points="{{ points }}"/>
+<text x="700" y="{{ 20 + 18 * loop.index0 }}" font-size="12" fill="{{ colour }}">{{ name }}</text>
+{% endfor %}</svg><p>0 to {{ last }} steps, loss 0 to {{ highest }}.</p>{% endif %}
+{% for table in tables %}<h2>{{ table.heading }}</h2><table>
+<tr>{% for word in table.head %}<th>{{ word }}</th>{% endfor %}</tr>
+{% for row in table.rows %}<tr>{% for text, hue in row %}<td
+{%- if hue is not none %} style="background:hsl({{ hue }} 60% 50% / .35)"{% endif %}>{{ text }}</td>
+{%- endfor %}</tr>
+{% endfor %}</table>{% endfor %}</html>
+"""
 
 
 def form_of(name: str) -> Form:
-    """Return the form that a file's ending asks for.
+    """Return the format that a file's suffix names.
 
     Raises:
-        ChatError: It is another one.
+        ChatError: The suffix is none of them.
     """
-    for form in FORMS:
+    for form in MEDIA:
         if name.endswith(f".{form}"):
             return form
     raise ChatError(f'"{name}" must end in .csv, .jsonl or .html.')
 
 
-def votes_as(form: Form, votes: Sequence[dict[str, Any]], board: dict[str, Any]) -> str:
-    """Return the votes, and as HTML the leaderboard made from them."""
+def votes_as(form: Form, votes: Sequence[Row], board: Row) -> str:
+    """Return the votes as text, in HTML with the leaderboard."""
     if form == "jsonl":
         return _jsonl(votes)
     if form == "csv":
@@ -52,28 +63,28 @@ def votes_as(form: Form, votes: Sequence[dict[str, Any]], board: dict[str, Any])
              vote["winner"] == place, (vote["answers"] + [""] * 99)[place])
             for vote in votes for place, lane in enumerate(vote["lanes"])
         ])  # fmt: skip
-    rows = [
-        (i + 1, title(one["lane"]), f"{one['score']:.0f}", f"{one['low']:.0f} – {one['high']:.0f}",
+    standings = [
+        (place, title(one["lane"]), f"{one['score']:.0f}", f"{one['low']:.0f} – {one['high']:.0f}",
          one["wins"], one["losses"], one["ties"], one["bad"])
-        for i, one in enumerate(board["standings"])
+        for place, one in enumerate(board["standings"], 1)
     ]  # fmt: skip
-    head = ("", "Lane", "Score", "95 % interval", "Won", "Lost", "Tied", "Bad")
     detail = [
         (vote["prompt"], _verdict(vote), " · ".join(map(title, vote["lanes"]))) for vote in votes
     ]
-    return _page("Leaderboard", [
-        _paragraph(f"{board['votes']} votes. Bradley-Terry scores around 1000."),
-        _intervals(board["standings"]), _table(head, rows),
-        "<h2>Wins of the row against the column</h2>", _heat(board["lanes"], board["wins"]),
-        "<h2>Votes</h2>", _table(("Prompt", "Verdict", "Lanes"), detail),
+    head = ("", "Lane", "Score", "95 % interval", "Won", "Lost", "Tied", "Bad")
+    summary = f"{board['votes']} votes. Bradley-Terry scores around 1000."
+    return _page("Leaderboard", summary, [
+        _table("Ranking", head, standings),
+        _wins(board["lanes"], board["wins"]),
+        _table("Votes", ("Prompt", "Verdict", "Lanes"), detail),
     ])  # fmt: skip
 
 
 def suite_as(
-    form: Form, name: str, summary: dict[str, Any], rows: Sequence[dict[str, Any]],
+    form: Form, name: str, summary: Row, rows: Sequence[Row],
     curves: Mapping[str, Sequence[tuple[float, float]]],
 ) -> str:  # fmt: skip
-    """Return a suite's answers, and as HTML its tables and the loss curves of the lanes' runs."""
+    """Return a suite's answers as text, in HTML with tables and the loss curves of the runs."""
     lanes = summary["lanes"]
     if form == "jsonl":
         return _jsonl(rows)
@@ -92,17 +103,16 @@ def suite_as(
          *(answer["error"] or answer["text"] for answer in row["answers"]))
         for row in rows
     ]  # fmt: skip
-    return _page(name, [
-        _paragraph(f"{summary['cases']} prompts, {len(lanes)} lanes."),
-        _table(("Lane", *(key.replace("_", " ") for key in keys)), means),
-        "<h2>Wins of the row against the column</h2>", _heat(lanes, summary["wins"]),
-        "<h2>How the lanes were trained</h2>" + _curves(curves) if curves else "",
-        "<h2>Answers</h2>", _table(("", "Prompt", "Wanted", *map(title, lanes)), detail),
-    ])  # fmt: skip
+    names = [title(lane) for lane in lanes]
+    return _page(name, f"{summary['cases']} prompts, {len(lanes)} lanes.", [
+        _table("Means", ("Lane", *(key.replace("_", " ") for key in keys)), means),
+        _wins(lanes, summary["wins"]),
+        _table("Answers", ("", "Prompt", "Expected", *names), detail),
+    ], curves)  # fmt: skip
 
 
 def title(lane: str) -> str:
-    """Return a lane's name as a person reads it: `starter + pirate × 0.5`."""
+    """Return a lane's name for display: `starter + pirate × 0.5`."""
     model, tilde, stack = lane.partition("~")
     parts = [model.rstrip("/").rpartition("/")[2]]
     for part in stack.split("+") if tilde else ():
@@ -112,13 +122,13 @@ def title(lane: str) -> str:
     return " + ".join(parts)
 
 
-def _verdict(vote: dict[str, Any]) -> str:
+def _verdict(vote: Row) -> str:
     if vote["winner"] is None:
         return "all bad" if vote["bad"] else "tie"
     return title(vote["lanes"][vote["winner"]])
 
 
-def _jsonl(rows: Sequence[dict[str, Any]]) -> str:
+def _jsonl(rows: Sequence[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -128,90 +138,50 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(header)
-    for row in rows:
-        # A number's own minus is no formula; what a person wrote may be one.
+    for row in rows:  # a number's own minus is not a formula; a text may be one
         writer.writerow([harmless(cell) if isinstance(cell, str) else cell for cell in row])
     return text.getvalue()
 
 
-def _page(name: str, parts: Sequence[str]) -> str:
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(name)}</title>'
-        f"<style>{STYLE}</style><h1>{escape(name)}</h1>{''.join(parts)}</html>"
-    )
+def _table(heading: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    def shown(value: Any) -> str:
+        if value is None:
+            return "–"
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    cells = [[(shown(cell), None) for cell in row] for row in rows]
+    return {"heading": heading, "head": head, "rows": cells}
 
 
-def _paragraph(text: str) -> str:
-    return f'<p class="q">{escape(text)}</p>'
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [
-        "<tr>" + "".join(f'<td class="t">{escape(_shown(cell))}</td>' for cell in row) + "</tr>"
-        for row in rows
-    ]
-    top = "".join(f"<th>{escape(word)}</th>" for word in head)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _heat(lanes: Sequence[str], wins: Sequence[Sequence[float]]) -> str:
-    names = [escape(title(lane)) for lane in lanes]
-    lines = []
+def _wins(lanes: Sequence[str], wins: Sequence[Sequence[float]]) -> Table:
+    names = [title(lane) for lane in lanes]
+    rows: list[list[tuple[str, int | None]]] = []
     for i, row in enumerate(wins):
-        cells = []
+        cells: list[tuple[str, int | None]] = [(names[i], None)]
         for j, won in enumerate(row):
             games = won + wins[j][i]
-            if i == j or not games:
-                cells.append('<td class="q">–</td>')
-                continue
-            hue = round(120 * won / games)
-            cells.append(f'<td style="background:hsl({hue} 60% 50% / .35)">{won:g}</td>')
-        lines.append(f"<tr><th>{names[i]}</th>{''.join(cells)}</tr>")
-    top = "".join(f"<th>{name}</th>" for name in names)
-    return f"<table><tr><th></th>{top}</tr>{''.join(lines)}</table>"
+            played = i != j and games
+            cells.append((f"{won:g}", round(120 * won / games)) if played else ("–", None))
+        rows.append(cells)
+    return {"heading": "Wins of the row against the column", "head": ["", *names], "rows": rows}
 
 
-def _intervals(standings: Sequence[dict[str, Any]]) -> str:
-    if not standings:
-        return ""
-    low, high = min(s["low"] for s in standings), max(s["high"] for s in standings)
-    span = (high - low) or 1.0
-    marks = []
-    for row, one in enumerate(standings):
-        left, dot, right = (20 + 660 * (one[k] - low) / span for k in ("low", "score", "high"))
-        y, colour = 24 * row + 16, COLOURS[row % len(COLOURS)]
-        marks.append(
-            f'<line x1="{left:.1f}" x2="{right:.1f}" y1="{y}" y2="{y}" stroke="{colour}" '
-            f'stroke-width="3"/><circle cx="{dot:.1f}" cy="{y}" r="5" fill="{colour}"/>'
-            f'<text x="700" y="{y + 4}" font-size="12" fill="{colour}">{escape(title(one["lane"]))}'
-            "</text>"
-        )
-    return f'<svg width="1000" height="{24 * len(standings) + 8}">{"".join(marks)}</svg>'
+def _page(
+    name: str, summary: str, tables: Sequence[Table],
+    curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> str:  # fmt: skip
+    from jinja2 import Environment
 
-
-def _curves(curves: Mapping[str, Sequence[tuple[float, float]]]) -> str:
-    points = [point for curve in curves.values() for point in curve]
-    if not points:
-        return ""
-    last, top = max(p[0] for p in points) or 1.0, max(p[1] for p in points) or 1.0
-    marks = []
-    for row, (name, curve) in enumerate(curves.items()):
-        colour = COLOURS[row % len(COLOURS)]
-        line = " ".join(f"{40 + 640 * x / last:.1f},{290 - 270 * y / top:.1f}" for x, y in curve)
-        marks.append(
-            f'<polyline fill="none" stroke="{colour}" stroke-width="1.5" points="{line}"/>'
-            f'<text x="700" y="{20 + 18 * row}" font-size="12" fill="{colour}">{escape(name)}'
-            "</text>"
-        )
-    axis = (
-        f'<text x="40" y="306" font-size="11" fill="#888">step 0</text>'
-        f'<text x="640" y="306" font-size="11" fill="#888">{last:.0f}</text>'
-        f'<text x="4" y="24" font-size="11" fill="#888">{top:.2f}</text>'
-    )
-    return f'<svg width="1000" height="312">{axis}{"".join(marks)}</svg>'
+    points = [point for curve in (curves or {}).values() for point in curve]
+    last = max((x for x, _ in points), default=0) or 1.0
+    highest = max((y for _, y in points), default=0) or 1.0
+    drawn = [
+        (label, COLOURS[place % len(COLOURS)],
+         " ".join(f"{640 * x / last:.1f},{290 - 270 * y / highest:.1f}" for x, y in curve))
+        for place, (label, curve) in enumerate((curves or {}).items())
+    ]  # fmt: skip
+    template = Environment(autoescape=True).from_string(PAGE)
+    return template.render(
+        title=name, summary=summary, tables=tables, curves=drawn, last=f"{last:.0f}",
+        highest=f"{highest:.2f}",
+    )  # fmt: skip

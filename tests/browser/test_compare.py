@@ -137,7 +137,7 @@ def test_a_slider_acts_on_an_answer_that_is_being_written(page: Page, lanes: str
     page.get_by_label("Temperature").fill("2")
     page.get_by_label("Temperature").press("Tab")
     slider = page.get_by_test_id("lane-1").get_by_label("Weight of loud")
-    moved = page.get_by_text("Weights moved while it was written")
+    moved = page.get_by_text("Weights changed while it was written")
     for weight in ("0.95", "1", "0.95", "1"):  # again: the first may be over before it is moved
         slider.evaluate(MOVE_AT_THE_FIRST_WORD, weight)
         ask(page, "Tell me a story.")

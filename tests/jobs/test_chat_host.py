@@ -20,11 +20,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from jobs import chat_client
-from jobs.chat_host import Host, Outbox, state_path
-from jobs.chat_server import batches
+from jobs.chat_client import state_path
+from jobs.chat_host import batches
+from jobs.chat_worker import ChatWorker, EventBuffer
 from jobs.store import JobStore
 from studio.backbone import Backbone
-from studio.chat.lanes import Delta, parse_request
+from studio.chat.lanes import ChatRequest, Delta
 from studio.errors import ChatError
 from studio.home import Home, open_home
 from studio.methods import named
@@ -233,7 +234,8 @@ def test_weights_move_while_an_answer_is_written(place):
     )
     next(events)
 
-    assert chat_client.weigh(home, "slid", 0, [{"name": "noisy", "weight": 0.25}])
+    weights = {"id": "slid", "lane": 0}
+    assert chat_client.weigh(home, weights | {"stack": [{"name": "noisy", "weight": 0.25}]})
     read_until = time.monotonic() + 1
     for _ in events:  # what was under way when they moved, and more
         if time.monotonic() > read_until:
@@ -242,10 +244,10 @@ def test_weights_move_while_an_answer_is_written(place):
     last = list(events)
 
     assert last[-1]["active"]["stack"] == [{"name": "noisy", "weight": 0.25}]
-    assert any("Weights moved" in event.get("text", "") for event in last)
-    assert not chat_client.weigh(home, "slid", 0, [{"name": "noisy", "weight": 1}])
+    assert any("Weights changed" in event.get("text", "") for event in last)
+    assert not chat_client.weigh(home, weights | {"stack": ["noisy"]})
     with pytest.raises(ChatError, match="lane is 99"):
-        chat_client.weigh(home, "slid", 99, [])
+        chat_client.weigh(home, weights | {"lane": 99})
 
 
 def test_a_reader_that_goes_ends_the_answer(place):
@@ -277,10 +279,12 @@ def test_a_second_request_waits_its_turn_and_is_told_so(home, monkeypatch):
             pass
 
     async def talk():
-        host = Host(home)
+        host = ChatWorker(home)
         monkeypatch.setattr(host, "_get_residents", Models)
         asked = [
-            host.submit(parse_request({"lanes": [{"messages": [{"role": "user", "content": c}]}]}))
+            host.submit(
+                ChatRequest.parse({"lanes": [{"messages": [{"role": "user", "content": c}]}]})
+            )
             for c in ("one", "two")
         ]
         let.set()
@@ -302,13 +306,13 @@ def test_a_fault_of_ours_is_one_sentence_and_the_host_lives_on(home, monkeypatch
             yield
 
     async def talk():
-        host = Host(home)
+        host = ChatWorker(home)
         monkeypatch.setattr(host, "_get_residents", Broken)
         values = {"lanes": [{"messages": [{"role": "user", "content": "x"}]}]}
         said = [
             [
                 event
-                async for events in batches(host.submit(parse_request(values)))
+                async for events in batches(host.submit(ChatRequest.parse(values)))
                 for event in events
             ]
             for _ in range(2)
@@ -325,14 +329,14 @@ def test_a_fault_of_ours_is_one_sentence_and_the_host_lives_on(home, monkeypatch
 
 def test_text_that_nobody_fetched_is_joined():
     async def talk():
-        outbox = Outbox()
+        buffer = EventBuffer()
         for text in ("a", "b"):
-            outbox.put({"type": "delta", "lane": 0, "text": text})
-            outbox.put({"type": "delta", "lane": 1, "text": text.upper(), "tokens": [text]})
-        outbox.put({"type": "done", "lane": 0})
-        first = outbox.take()
-        outbox.put({"type": "delta", "lane": 1, "text": "C"})
-        return first, outbox.take()
+            buffer.put({"type": "delta", "lane": 0, "text": text})
+            buffer.put({"type": "delta", "lane": 1, "text": text.upper(), "tokens": [text]})
+        buffer.put({"type": "done", "lane": 0})
+        first = buffer.take()
+        buffer.put({"type": "delta", "lane": 1, "text": "C"})
+        return first, buffer.take()
 
     first, second = asyncio.run(talk())
 
@@ -583,11 +587,11 @@ def test_a_host_that_is_told_to_leave_in_mid_answer_is_followed_by_another(place
 def test_a_host_that_was_ending_when_it_was_asked_is_asked_anew(home, monkeypatch):
     asked = []
 
-    def streamed(endpoint, request, read):
+    def streamed(endpoint, request):
         asked.append(endpoint)
         if len(asked) == 1:
             raise httpx.RemoteProtocolError("Server disconnected without sending a response.")
-        yield {"type": "done"}
+        yield b'{"type": "done"}\n'
 
     monkeypatch.setattr(chat_client, "find_host", lambda home: "dying")
     monkeypatch.setattr(chat_client, "ensure_host", lambda home: "new")

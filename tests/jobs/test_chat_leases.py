@@ -1,6 +1,6 @@
 """Training comes first: chat gives way on a GPU and shares a CPU."""
 
-from jobs.chat_host import Leases
+from jobs.chat_worker import Leases
 from jobs.store import JobStore
 
 

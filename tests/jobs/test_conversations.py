@@ -61,5 +61,5 @@ def test_what_is_deleted_is_gone_and_is_said(kept):
         kept.get("a")
     with pytest.raises(ChatError, match="no conversation"):
         kept.delete("a")
-    with pytest.raises(ChatError, match="deleted elsewhere"):
+    with pytest.raises(ChatError, match="was deleted"):
         kept.save_turn("a", 0, prompt="x", answers=[])

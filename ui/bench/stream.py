@@ -32,7 +32,7 @@ def measure_stream(
     import psutil
 
     from jobs import chat_client
-    from studio.chat.residents import Residents
+    from studio.chat.residents import ResidentModels
 
     _give_tokenizer(base)
     home = open_home(folder / "home")
@@ -41,7 +41,7 @@ def measure_stream(
         messages=(Message(role="user", content=" ".join("7" * prompt_tokens)),),
         sampling=Sampling(temperature=0, max_new_tokens=new_tokens),
     )
-    here = Residents(home)
+    here = ResidentModels(home)
     alone, streamed, ages = [], [], []
     reached = chat_client.ensure_host(home)
     host = psutil.Process(reached.identity.pid)

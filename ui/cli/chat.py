@@ -1,7 +1,6 @@
-"""The body of `studio chat`: one answer for a script, or a conversation in the terminal.
+"""The commands `studio chat` (an answer or a conversation in the terminal) and `studio endpoint`.
 
-It runs in its own process, so it needs no page and no chat host. The door (`ui.cli.main`) parses
-the arguments and turns errors into exit codes.
+`chat` loads the model in its own process and needs no page and no chat host.
 """
 
 from __future__ import annotations
@@ -12,19 +11,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from studio.chat.lanes import Delta, Lane, Message, parse_request
-from studio.chat.residents import Residents
+from studio.chat.lanes import ChatRequest, Delta, Lane, Message
+from studio.chat.residents import ResidentModels
 from studio.errors import ChatError
 from studio.home import Home
 from studio.stack import StackItem
 
-Say = Callable[[str], None]
-HELP = "/new starts over, /system TEXT sets the system prompt, /exit or Ctrl-D leaves."
+EXAMPLE = """\
+from openai import OpenAI
+
+client = OpenAI(base_url="{url}", api_key="{key}")
+answer = client.chat.completions.create(
+    model="{model}", messages=[{{"role": "user", "content": "Hello"}}]
+)
+print(answer.choices[0].message.content)"""
+HELP = "/new starts over, /system TEXT sets the system prompt, /exit or Ctrl-D quits."
 
 
 @dataclass(kw_only=True, slots=True)
 class ChatOptions:
-    """What the command line says; see `studio.chat.lanes` for meanings and bounds."""
+    """Options of the command; see `studio.chat.lanes` for meanings and bounds."""
 
     model: str = ""
     adapters: Sequence[str] = ()
@@ -41,17 +47,19 @@ def chat(home: Home, options: ChatOptions) -> int:
     Raises:
         StudioError: The model, an adapter or the prompt cannot be used.
     """
-    _be_quiet()
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
     stack = [StackItem.read(text).model_dump() for text in options.adapters]
     model = options.model or _base_of(home, stack) or "starter"
-    residents = Residents(home, device=options.device)
+    residents = ResidentModels(home, device=options.device)
 
     def lane_for(system: str, messages: Sequence[Message]) -> Lane:
         values = {
             "model": model, "stack": stack, "system": system, "sampling": options.sampling,
             "messages": [message.model_dump() for message in messages],
         }  # fmt: skip
-        return parse_request({"lanes": [values]}).lanes[0]
+        return ChatRequest.parse({"lanes": [values]}).lanes[0]
 
     if options.prompt is not None:
         lane = lane_for(options.system, [Message(role="user", content=options.prompt)])
@@ -65,7 +73,7 @@ def chat(home: Home, options: ChatOptions) -> int:
 
 
 def answer_json(text: str, end: Delta) -> dict[str, Any]:
-    """The `--json` shape of `studio chat`; a contract."""
+    """Return what `studio chat --json` prints."""
     active = end.active.as_dict() if end.active else None
     return {
         "text": text,
@@ -78,7 +86,7 @@ def answer_json(text: str, end: Delta) -> dict[str, Any]:
     }
 
 
-def _answer(residents: Residents, lane: Lane, *, quiet: bool) -> tuple[str, Delta]:
+def _answer(residents: ResidentModels, lane: Lane, *, quiet: bool) -> tuple[str, Delta]:
     text = ""
     for delta in residents.stream([lane]):
         if delta.note and not quiet:
@@ -96,7 +104,7 @@ def _answer(residents: Residents, lane: Lane, *, quiet: bool) -> tuple[str, Delt
 
 
 def _converse(
-    residents: Residents, lane_for: Callable[[str, Sequence[Message]], Lane], system: str
+    residents: ResidentModels, lane_for: Callable[[str, Sequence[Message]], Lane], system: str
 ) -> int:
     print(HELP, file=sys.stderr)
     messages: list[Message] = []
@@ -120,8 +128,8 @@ def _converse(
             messages = _turn(residents, lane_for(system, messages), messages)
 
 
-def _turn(residents: Residents, lane: Lane, messages: list[Message]) -> list[Message]:
-    """Answer the last message; one that cannot be answered is taken back."""
+def _turn(residents: ResidentModels, lane: Lane, messages: list[Message]) -> list[Message]:
+    """Answer the last message, or drop it if that fails."""
     text = ""
     try:
         for delta in residents.stream([lane]):
@@ -139,13 +147,30 @@ def _turn(residents: Residents, lane: Lane, messages: list[Message]) -> list[Mes
 
 
 def _base_of(home: Home, stack: Sequence[dict[str, Any]]) -> str:
-    """The base the first adapter was trained on, where its passport names it."""
+    """Return the base of the first adapter, if its passport names it."""
     from studio.adapters.library import describe, resolve
 
     return describe(resolve(home, stack[0]["name"])).base if stack else ""
 
 
-def _be_quiet() -> None:
-    from transformers.utils import logging
+def endpoint(home: Home, *, hours: float, as_json: bool) -> int:
+    """Print how to reach the chat host's OpenAI-compatible API; start the host if none runs.
 
-    logging.set_verbosity_error()
+    Args:
+        home: The home with the bases and adapters.
+        hours: Idle time after which a host that is started now shuts down.
+        as_json: Print one JSON document.
+    """
+    from jobs import chat_client
+    from jobs.chat_openai import model_names
+
+    reached = chat_client.ensure_host(home, idle_seconds=hours * 3600)
+    url, names = f"{reached.url}/v1", model_names(home)
+    if as_json:
+        values = {"base_url": url, "api_key": reached.token, "models": names}
+        print(json.dumps(values, ensure_ascii=False))
+        return 0
+    print(f"Address  {url}\nKey      {reached.token}\nModels   {', '.join(names)}")
+    print("Model names: BASE, ADAPTER, or BASE+ADAPTER:WEIGHT+…; the default weight is 1.\n")
+    print(EXAMPLE.format(url=url, key=reached.token, model=names[-1]))
+    return 0

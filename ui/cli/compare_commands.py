@@ -29,8 +29,8 @@ def compare(
     sampling: dict[str, Any], device: str, as_json: bool,
 ) -> int:  # fmt: skip
     """Answer one prompt with every lane, in this process."""
-    from studio.chat.lanes import events_of, parse_request
-    from studio.chat.residents import Residents
+    from studio.chat.lanes import ChatRequest, events_of
+    from studio.chat.residents import ResidentModels
 
     asked = [read_lane(lane) for lane in lanes]
     if recipes:
@@ -42,9 +42,9 @@ def compare(
     values = [
         {**lane, "system": system, "sampling": sampling, "messages": question} for lane in asked
     ]
-    request = parse_request({"lanes": values})
+    request = ChatRequest.parse({"lanes": values})
     answers: list[dict[str, Any]] = [{"text": "", "notes": [], "logprobs": []} for _ in asked]
-    for delta in Residents(home, device=device).stream(request.lanes):
+    for delta in ResidentModels(home, device=device).stream(request.lanes):
         for event in events_of(delta):
             _take(answers[delta.lane], event)
     if as_json:

@@ -38,7 +38,7 @@ def rename(home: Home, name: str, new: str, *, as_json: bool) -> None:
 
 def tag(home: Home, name: str, tags: Sequence[str], *, as_json: bool) -> None:
     """Set an adapter's tags."""
-    adapter = keeping.tag(home, name, tags)
+    adapter = keeping.set_tags(home, name, tags)
     words = ", ".join(adapter.tags) or "none"
     _say(_facts(adapter), f'Tags of "{adapter.name}": {words}.', as_json)
 
@@ -53,7 +53,7 @@ def delete(home: Home, name: str, *, as_json: bool) -> None:
 
 def undo(home: Home, name: str, *, as_json: bool) -> None:
     """Restore a deleted adapter."""
-    adapter = keeping.undo(home, name)
+    adapter = keeping.restore(home, name)
     _say(_facts(adapter), f'"{adapter.name}" is back.', as_json)
 
 

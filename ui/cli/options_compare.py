@@ -169,6 +169,6 @@ def endpoint(
     as_json: JsonOption = False,
 ) -> int:
     """Print the address and key at which OpenAI clients on this machine find every lane by name."""
-    from jobs import endpoint as serving
+    from ui.cli import chat
 
-    return serving.endpoint(open_home(home), hours=hours, as_json=as_json)
+    return chat.endpoint(open_home(home), hours=hours, as_json=as_json)

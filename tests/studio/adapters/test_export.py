@@ -182,6 +182,6 @@ def test_a_place_where_no_folder_can_be_is_refused_before_anything_is_queued(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.mkdtemp", full)
-    with pytest.raises(InputError, match="takes no new folder \\(permission denied\\)"):
+    with pytest.raises(InputError, match="is not writable \\(permission denied\\)"):
         export_adapter(home, "q", tmp_path / "closed")
     assert not (tmp_path / "closed").exists()

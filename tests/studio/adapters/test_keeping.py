@@ -58,39 +58,42 @@ def test_a_taken_name_is_refused(home: Home) -> None:
 
 def test_tags_are_set_and_taken_away_and_survive_a_new_name(home: Home) -> None:
     put(home.adapters / "a", "a")
-    assert library.tag(home, "a", [" good  one ", "good one", "", "x"]).tags == ("good one", "x")
+    assert library.set_tags(home, "a", [" good  one ", "good one", "", "x"]).tags == (
+        "good one",
+        "x",
+    )
     assert library.rename(home, "a", "b").tags == ("good one", "x")
-    assert library.tag(home, "b", []).tags == ()
+    assert library.set_tags(home, "b", []).tags == ()
     assert adapters(home)[0].name == "b"
-    with pytest.raises(AdapterError, match="no tag"):
-        library.tag(home, "b", ["a,b"])
-    with pytest.raises(AdapterError, match="20 tags"):
-        library.tag(home, "b", [str(n) for n in range(21)])
+    with pytest.raises(AdapterError, match="Invalid tag"):
+        library.set_tags(home, "b", ["a,b"])
+    with pytest.raises(AdapterError, match="at most 20 tags"):
+        library.set_tags(home, "b", [str(n) for n in range(21)])
 
 
 def test_what_was_deleted_comes_back_as_it_was(home: Home) -> None:
     folder = put(home.runs / "3" / "adapter", "p")
-    library.tag(home, "p", ["good"])
+    library.set_tags(home, "p", ["good"])
     gone = library.delete(home, "p")
     assert adapters(home) == [] and not folder.exists()
     assert [one.token for one in library.trash(home)] == [gone.token]
-    back = library.undo(home)
+    back = library.restore(home)
     assert (back.path, back.name, back.tags, back.source) == (folder, "p", ("good",), "run")
     assert is_whole(folder) and library.trash(home) == []
     with pytest.raises(AdapterError, match="nothing to restore"):
-        library.undo(home)
+        library.restore(home)
 
 
 def test_the_named_one_comes_back_and_never_over_another(home: Home) -> None:
     for name in ("a", "b"):
         put(home.adapters / name, name)
         library.delete(home, name)
-    assert library.undo(home, "a").name == "a"
+    assert library.restore(home, "a").name == "a"
     put(home.adapters / "b", "b")
-    with pytest.raises(AdapterError, match="cannot come back"):
-        library.undo(home, "b")
+    with pytest.raises(AdapterError, match="cannot be restored"):
+        library.restore(home, "b")
     with pytest.raises(AdapterError, match='Did you mean "b"'):
-        library.undo(home, "bb")
+        library.restore(home, "bb")
 
 
 def test_the_trash_is_emptied_after_a_month_and_never_leaves_the_home(home: Home) -> None:

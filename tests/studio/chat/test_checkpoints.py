@@ -61,7 +61,7 @@ def test_what_is_no_checkpoint_is_said(home, run):
     assert run_checkpoints.is_checkpoint(home, "7@4")
     assert not run_checkpoints.is_checkpoint(home, "pirate")
     assert not run_checkpoints.is_checkpoint(home, "9@4")  # an adapter may be called so
-    with pytest.raises(AdapterError, match="kept no checkpoint of step 5"):
+    with pytest.raises(AdapterError, match="has no checkpoint of step 5"):
         run_checkpoints.is_checkpoint(home, "7@5")
     with pytest.raises(AdapterError, match="RUN@STEP"):
         run_checkpoints.find(home, "last")

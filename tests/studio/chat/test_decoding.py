@@ -5,7 +5,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
 from studio.backbone import Backbone
-from studio.chat.decoding import Batch, quicken_products
+from studio.chat.decoding import Batch, use_transposed_products
 from tests.studio.chat.tiny import VOCABULARY, make_model
 
 CPU = torch.device("cpu")
@@ -111,7 +111,7 @@ def test_quick_products_are_the_same_products(rows):
     x = torch.randn(rows, 1, 128)
     expected = model(x)
 
-    quicken_products(model)
+    use_transposed_products(model)
 
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected.detach(), atol=1e-5, rtol=1e-5)

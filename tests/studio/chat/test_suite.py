@@ -5,13 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from studio.chat.lanes import Delta, Stats
+from studio.chat.lanes import Delta, LaneSettings, Stats
 from studio.errors import ChatError, SpecError
+from studio.evaluation.metrics import match_pattern
 from studio.evaluation.suites import (
     RESULTS,
-    SuiteLane,
     SuiteRequest,
-    match,
     parse_cases,
     read_cases,
     read_results,
@@ -57,7 +56,7 @@ def test_what_is_no_suite_is_refused(text, sentence):
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ChatError, match="no UTF-8"):
+    with pytest.raises(ChatError, match="not UTF-8"):
         read_cases(tmp_path / "x")
     with pytest.raises(ChatError, match="cannot be read"):
         read_cases(tmp_path / "none")
@@ -67,17 +66,17 @@ def test_a_pattern_that_is_none_is_refused_before_anything_runs():
     with pytest.raises(SpecError) as error:
         cases = [{"prompt": "a"}, {"prompt": "b", "pattern": "("}]
         SuiteRequest.parse({"lanes": [{"model": "starter"}], "cases": cases})
-    assert error.value.text == '"(" is no regular expression: missing ) at position 1.'
+    assert error.value.text == '"(" is not a valid regular expression: missing ) at position 1.'
 
 
 def test_a_pattern_that_never_ends_costs_its_limit():
-    verdict, why = match(r"^(?:a|aa)+$", "a" * 60 + "b", seconds=0.05)
+    verdict, why = match_pattern(r"^(?:a|aa)+$", "a" * 60 + "b", seconds=0.05)
 
     assert verdict is None and "longer than" in why
 
 
 def test_a_lane_is_written_as_in_the_address():
-    lane = SuiteLane.model_validate({"stack": [{"name": "a b", "weight": 0.5}]})
+    lane = LaneSettings.model_validate({"stack": [{"name": "a b", "weight": 0.5}]})
 
     assert lane.name == "starter~a%20b:0.5"
 
@@ -91,7 +90,7 @@ def fake_stream(lanes):
 
 def test_answers_are_scored_and_kept_and_a_stopped_suite_goes_on(tmp_path, home, monkeypatch):
     monkeypatch.setattr(
-        "studio.chat.residents.Residents", lambda *_, **__: SimpleNamespace(stream=fake_stream)
+        "studio.chat.residents.ResidentModels", lambda *_, **__: SimpleNamespace(stream=fake_stream)
     )
     request = SuiteRequest.parse({
         "lanes": [{}, {"stack": [{"name": "x"}]}],

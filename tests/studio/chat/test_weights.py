@@ -41,7 +41,7 @@ def test_a_slider_acts_on_the_next_token_of_its_lane_and_on_no_other():
     assert moved["tokens"][:4] == still[1]["tokens"][:4]
     assert moved["tokens"] != still[1]["tokens"]
     assert moved["end"].active.stack == (("a", -1.0),)
-    assert moved["notes"] == ["Weights moved while it was written, last at token 5."]
+    assert moved["notes"] == ["Weights changed while it was written, last at token 5."]
     for other in (0, 2):
         assert answers[other]["tokens"] == still[other]["tokens"]
         assert answers[other]["notes"] == []
@@ -66,7 +66,7 @@ def test_adapters_cannot_come_or_go_in_the_middle():
 
     assert answer["tokens"] == still["tokens"]
     assert answer["notes"] == [
-        "This change acts from the next answer on: only weights can move while one is written."
+        "This change applies to the next answer: while one is written, only weights can change."
     ]
 
 
@@ -81,5 +81,5 @@ def test_virtual_tokens_can_be_weighted_but_not_switched_off_in_the_middle():
 
     assert weaker["end"].active.stack == (("front", 0.2),)
     assert off["tokens"] == negative["tokens"] == still["tokens"]
-    assert "acts from the next answer on" in off["notes"][0]
+    assert "applies to the next answer" in off["notes"][0]
     assert "not negatively" in negative["notes"][0] and len(negative["notes"]) == 1

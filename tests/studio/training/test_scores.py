@@ -25,7 +25,7 @@ def test_the_pattern_must_be_there_and_be_one() -> None:
     assert scorers(["regex"], r"\d+")["regex"]("in 1984", "") == 1
     with pytest.raises(SpecError, match="needs a pattern"):
         scorers(["regex"])
-    with pytest.raises(SpecError, match="no regular expression"):
+    with pytest.raises(SpecError, match="not a valid regular expression"):
         scorers(["regex"], "(")
-    with pytest.raises(SpecError, match='no score "bleu"'):
+    with pytest.raises(SpecError, match='Unknown score "bleu"'):
         scorers(["bleu"])

@@ -5,7 +5,7 @@
 import { api, button, h, query, remember, toast } from '../core/dom.js';
 import { laneName, parseLane, writeLane } from '../core/lanes.js';
 import { Cell } from './answer.js';
-import { Composer } from './composer.js';
+import { Composer, usualSettings } from './composer.js';
 import { Talk } from './conversation.js';
 import { LaneHead } from './lane.js';
 import { askElsewhere, Shelf, welcome } from './tabs.js';
@@ -20,15 +20,16 @@ export class Compare extends HTMLElement {
     this.built = true;
     this.cells = new Map();
     this.look = { confidence: query().has('confidence'), reference: Number(query().get('from') || NaN) - 1 };
-    this.talk = new Talk(query().get('chat'), (turn) => this.grew(turn));
-    this.build();
     try {
       this.choices = await api('/api/chat/choices');
     } catch (error) {
       this.choices = { models: [{ label: 'starter', path: 'starter' }], adapters: [], prompts: [],
-        recipes: [] };
+        recipes: [], sampling: {} };
       toast(error.message, 'error');
     }
+    const settings = usualSettings(this.choices.sampling);
+    this.talk = new Talk(query().get('chat'), settings, (turn) => this.grew(turn));
+    this.build();
     await this.talk.open(query().getAll('lane').slice(0, MOST_LANES).map(parseLane));
     if (!this.talk.lanes.length) this.talk.lanes = this.usualLanes();
     this.root.hidden = false;
@@ -48,7 +49,7 @@ export class Compare extends HTMLElement {
     this.heads = h('div', { class: 's-lane-heads' });
     this.scroll = h('div', { class: 's-turns', 'data-testid': 'turns' });
     this.votes = new Votes(this);
-    this.composer = new Composer({
+    this.composer = new Composer(this.choices.sampling, {
       send: (prompt) => this.send(prompt),
       stop: () => this.talk.stop(),
       again: () => this.again(),

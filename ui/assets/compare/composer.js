@@ -4,26 +4,21 @@
 import { button, h } from '../core/dom.js';
 
 const KEY = 'studio.sampling';
-const SETTINGS = [
-  ['max_new_tokens', 'Longest answer', 'tokens', { min: 1, max: 8192, step: 1 }, 128],
-  ['temperature', 'Temperature', '0 takes the likeliest', { min: 0, max: 5, step: 0.05 }, 0],
-  ['top_p', 'Top p', 'share of likelihood kept', { min: 0.01, max: 1, step: 0.01 }, 1],
-  ['top_k', 'Top k', '0 keeps all', { min: 0, max: 1000, step: 1 }, 0],
-  ['repetition_penalty', 'Repetition penalty', '1 is none', { min: 0.5, max: 3, step: 0.01 }, 1],
-  ['seed', 'Seed', 'same seed and prompt, same answer', { min: 0, max: 2 ** 31 - 1, step: 1 }, 0],
-];
+const SHOWN = ['max_new_tokens', 'temperature', 'top_p', 'top_k', 'repetition_penalty', 'seed'];
 
-/** What a lane without settings of its own answers with. */
-export function usualSettings() {
-  let kept = {};
-  try { kept = JSON.parse(localStorage.getItem(KEY)) ?? {}; } catch { /* private window */ }
-  const sampling = Object.fromEntries(SETTINGS.map(([name, , , , usual]) => [name, kept[name] ?? usual]));
-  return { system: kept.system ?? '', sampling };
+/** The shared settings to begin with: those used last, else the defaults of the record (`schema`). */
+export function usualSettings(schema) {
+  let last = {};
+  try { last = JSON.parse(localStorage.getItem(KEY)) ?? {}; } catch { /* private window */ }
+  const sampling = Object.fromEntries(Object.entries(schema).filter(([name]) => SHOWN.includes(name))
+    .map(([name, field]) => [name, last[name] ?? field.default]));
+  return { system: last.system ?? '', sampling };
 }
 
 export class Composer {
-  /** `doors`: send(prompt), stop(), again(), add(), letters(), settings(lane or null), changed(). */
-  constructor(doors) {
+  /** `schema`: the sampling record's fields; `doors`: send(prompt), stop(), again(), add(), letters(),
+   *  settings(lane or null), changed(). */
+  constructor(schema, doors) {
     this.doors = doors;
     this.lane = null;
     this.prompt = h('textarea', { rows: 1, placeholder: 'Ask all lanes …', 'aria-label': 'Prompt',
@@ -37,8 +32,13 @@ export class Composer {
     this.gear = button('Settings', () => this.toggle(), '', { 'aria-expanded': 'false',
       'aria-controls': 's-sampling' });
     this.system = h('textarea', { rows: 2, placeholder: 'None', onchange: () => this.take() });
-    this.fields = SETTINGS.map(([name, title, note, bounds, usual]) => ({ name, usual, title, note,
-      input: h('input', { type: 'number', ...bounds, onchange: () => this.take() }) }));
+    this.fields = SHOWN.filter((name) => schema[name]).map((name) => {
+      const { title, description, minimum, maximum, step, default: usual } = schema[name];
+      const max = Math.min(maximum ?? Infinity, Number.MAX_SAFE_INTEGER);
+      const bounds = { min: minimum ?? step, max, step: step ?? 1 };
+      return { name, usual, title, note: description,
+        input: h('input', { type: 'number', ...bounds, onchange: () => this.take() }) };
+    });
     this.whose = h('select', { 'aria-label': 'Whose settings', onchange: (event) => {
       this.choose(event.target.value === '' ? null : Number(event.target.value));
     } });

@@ -3,7 +3,6 @@
 
 import { api, toast } from '../core/dom.js';
 import { writeLane } from '../core/lanes.js';
-import { usualSettings } from './composer.js';
 
 const KEPT_ALTERNATIVES = 4;
 const SAVE_EVERY = 2000;
@@ -11,8 +10,8 @@ const KEEPALIVE_BYTES = 60000; // a browser takes 64 KB from a page that goes aw
 
 export class Talk {
   /** `changed(turn)` is called whenever an answer grew. */
-  constructor(id, changed) {
-    Object.assign(this, { id, changed, lanes: [], turns: [], settings: usualSettings(), blind: false });
+  constructor(id, settings, changed) {
+    Object.assign(this, { id, changed, lanes: [], turns: [], settings, blind: false });
     addEventListener('pagehide', () => { this.leaving = true; this.saveNow(); });
   }
 
