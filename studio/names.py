@@ -7,6 +7,8 @@ terminal: what could be read as one of these is no name.
 import re
 import unicodedata
 
+from studio.data.files import data_suffix
+
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
@@ -20,7 +22,6 @@ def readable(count: float) -> str:
 
 LONGEST = 120
 SHOWN = 60  # characters of a wrong name that are worth repeating
-_ENDINGS = "jsonl?|ndjson|csv|tsv|tab|parquet|pq|txt|text|md|markdown|gz|zst"
 _CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _JOINERS = "\u200c\u200d"  # between letters of Persian, and in the middle of emoji
 
@@ -45,7 +46,9 @@ def cleaned(name: str) -> str:
 def called_after(path: str) -> str:
     """Return what a path or id calls its model or dataset: no folders, no data file's ending."""
     name = path.removeprefix("starter:").rstrip("/").split("/")[-1]
-    return re.sub(rf"(\.({_ENDINGS}))+$", "", name, flags=re.I)
+    while suffix := data_suffix(name):
+        name = name[: -len(suffix)]
+    return name
 
 
 def _read_as(name: str) -> str:

@@ -31,7 +31,7 @@ from studio.home import Home
 from studio.spec import DataSource, ModelSource
 from ui import looking, sources
 from ui.looking import Looked
-from ui.uploads import kept_upload
+from ui.uploads import receive
 
 AT_ONCE_BYTES = 16 * 1024**2  # more text than this is tokenised by a job
 Name = Annotated[str, Query(max_length=120)]
@@ -73,8 +73,8 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
         }
 
     @router.post("/upload")
-    async def upload(request: Request, name: Name) -> dict[str, str]:
-        return {"path": await kept_upload(store, request.stream(), name)}
+    async def upload(request: Request, name: Name, keep: bool = False) -> dict[str, str]:
+        return {"path": await receive(store, request.stream(), name, keep=keep)}
 
     @router.post("/look")
     def look(wanted: Looked) -> dict[str, Any]:

@@ -1,29 +1,27 @@
 """What the Train page says about a model, a dataset and a method before anything runs.
 
 One line each, read from files without torch; a mistake becomes the same sentence as on the command
-line. It also keeps uploads: bounded, under a safe name, inside the home.
+line.
 """
 
-import os
-import shutil
 from functools import lru_cache
 from pathlib import Path
 
 from studio import devices, hardware, starter
 from studio.cluster import DEVICE
+from studio.data.files import data_suffix
 from studio.data.origins import origin_of
 from studio.data.report import LOW_SHARE
 from studio.data.snapshots import open_snapshot, snapshots
 from studio.errors import DataError
-from studio.home import Home, slug
+from studio.home import Home
 from studio.methods import named
 from studio.models import sources
 from studio.names import readable
 from studio.spec import DataSource, ModelSource, RunSpec
+from ui.uploads import kept_uploads
 
-UPLOADS = "uploads"
 HUB_ID = "A hub id: it is downloaded once, when the run starts."
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".md")
 CHECKED_BYTES = 20 * 1024**2
 
 
@@ -35,7 +33,7 @@ def model_choices(home: Home) -> list[tuple[str, str]]:
 
 def data_choices(home: Home) -> list[tuple[str, str]]:
     """Return (label, value) of the demos, of imported datasets and of what was uploaded."""
-    own = sorted(p for p in (home.datasets / UPLOADS).glob("*") if p.suffix in DATA_SUFFIXES)
+    own = sorted(p for p in kept_uploads(home).glob("*") if data_suffix(p.name))
     return [
         *((f"Demo · {name}", f"{starter.DATA_PREFIX}{name}") for name in starter.datasets()),
         *((f"Dataset · {found.meta.name}", found.meta.name) for found in snapshots(home)),
@@ -161,35 +159,6 @@ def _trained_share(
 def method_line(spec: RunSpec) -> str:
     """Return the first sentences of the method's own manual."""
     return named(spec.method.name).manual()
-
-
-def keep_upload(home: Home, temporary: str) -> Path:
-    """Move an uploaded file into the home under a safe, free name.
-
-    Raises:
-        DataError: Its ending is none of a data file.
-    """
-    source = Path(temporary)
-    suffix = source.suffix.lower()
-    if suffix not in DATA_SUFFIXES:
-        raise DataError(
-            f'"{source.name}" is no data file: its name must end in {", ".join(DATA_SUFFIXES)}.'
-        )
-    folder = home.datasets / UPLOADS
-    folder.mkdir(parents=True, exist_ok=True)
-    base = slug(source.stem, fallback="data")
-    for number in range(1, 10_000):
-        target = folder / f"{base}{'' if number == 1 else f'-{number}'}{suffix}"
-        if not target.exists():
-            break
-    partial = target.with_name(f".tmp-{target.name}-{os.getpid()}")
-    try:
-        shutil.copyfile(source, partial)
-        os.replace(partial, target)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"The upload could not be kept in {folder}: {error.strerror}.") from None
-    return target
 
 
 def _leaf(path: str) -> str:

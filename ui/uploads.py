@@ -1,10 +1,12 @@
-"""Files that arrive piece by piece: each in a folder of its own until its import is done.
+"""Uploads: receive a file in pieces, store it in the home under a safe name, delete old ones.
 
-The body of the request is the file, so nothing of it waits in memory and no form is parsed. What
-was looked at and never imported is swept a day later: as the server starts, and at the next upload.
+The body of the request is the file, so it never waits in memory and no form is parsed. A file to
+import lies in a folder of its own until its import is done; one that was never imported is deleted
+a day later, as the server starts and at the next upload. A file that runs train on stays.
 """
 
 import contextlib
+import os
 import secrets
 import shutil
 import time
@@ -13,27 +15,39 @@ from pathlib import Path
 
 from jobs.job import OPEN
 from jobs.store import JobStore
+from studio.data.files import ENDINGS, PACKED, data_suffix
 from studio.data.requests import uploads
 from studio.errors import DataError
-from studio.home import slug
+from studio.home import Home, slug
 
 MAX_UPLOAD_BYTES = 64 * 1024**3
 STALE_SECONDS = 86_400.0
+SUFFIXES = (*ENDINGS, *PACKED)
 
 
-async def kept_upload(store: JobStore, pieces: AsyncIterator[bytes], name: str) -> str:
-    """Write an upload as it comes, under its own (safe) name; returns the path.
+async def receive(store: JobStore, pieces: AsyncIterator[bytes], name: str, *, keep: bool) -> str:
+    """Write an upload under a safe form of its name and return its path.
+
+    Args:
+        store: The queue, whose home receives the file.
+        pieces: The body of the request.
+        name: The name of the file on the user's side.
+        keep: Store it for runs to train on, not for one import.
 
     Raises:
-        DataError: It is too large; nothing of it stays.
+        DataError: It is too large, or to be kept and not named like a data file.
     """
     sweep(store)
-    folder = uploads(store.home)
-    folder.mkdir(exist_ok=True, mode=0o700)
-    base, dot, ending = name.replace("\\", "/").split("/")[-1].partition(".")
-    suffix = "".join(c for c in ending.lower() if c.isalnum() or c in "._-")[:40]
-    target = folder / secrets.token_hex(8) / f"{slug(base, fallback='data')}{dot}{suffix}"
-    target.parent.mkdir(mode=0o700)
+    leaf = name.replace("\\", "/").split("/")[-1]
+    if keep and not data_suffix(leaf):
+        raise DataError(
+            f'"{leaf}" is not a data file: its name must end in {", ".join(ENDINGS)}, '
+            "and .gz or .zst after it if it is compressed."
+        )
+    suffix = data_suffix(leaf) or Path(leaf).suffix
+    stem, suffix = leaf[: len(leaf) - len(suffix)], _safe(suffix)
+    target = uploads(store.home) / secrets.token_hex(8) / f"{slug(stem, fallback='data')}{suffix}"
+    target.parent.mkdir(parents=True, mode=0o700)
     size = 0
     try:
         with target.open("wb") as handle:
@@ -42,20 +56,43 @@ async def kept_upload(store: JobStore, pieces: AsyncIterator[bytes], name: str) 
                 if size > MAX_UPLOAD_BYTES:
                     raise DataError("The upload is larger than 64 GiB; import it by its path.")
                 handle.write(piece)
+        return str(_kept(store.home, target, suffix) if keep else target)
     except BaseException:
         shutil.rmtree(target.parent, ignore_errors=True)
         raise
-    return str(target)
+
+
+def kept_uploads(home: Home) -> Path:
+    """Return the folder of the uploaded files that runs train on."""
+    return home.datasets / "uploads"
 
 
 def sweep(store: JobStore) -> None:
     """Delete the uploads older than a day that no job waits to read."""
     folder = uploads(store.home)
-    if not folder.is_dir():
-        return
+    folder.mkdir(exist_ok=True, mode=0o700)
     waiting = [job.spec.get("data") or {} for job in store.list(OPEN)]
     needed = {Path(str(data.get("path", ""))).parent for data in waiting}
     for old in folder.iterdir():
         with contextlib.suppress(OSError):  # its import has just removed it
             if old not in needed and time.time() - old.lstat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _kept(home: Home, file: Path, suffix: str) -> Path:
+    folder, stem = kept_uploads(home), file.name.removesuffix(suffix)
+    folder.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        target = folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            target.touch(exist_ok=False)
+            break
+        number += 1
+    os.replace(file, target)
+    file.parent.rmdir()
+    return target
+
+
+def _safe(suffix: str) -> str:
+    return "".join(c for c in suffix.lower() if c.isalnum() or c == ".")[:40]

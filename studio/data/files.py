@@ -149,6 +149,9 @@ ENDINGS: dict[str, Format] = {
     ".md": "md", ".markdown": "md",
 }  # fmt: skip
 PACKED = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+_SUFFIX = re.compile(
+    rf"({'|'.join(map(re.escape, ENDINGS))})({'|'.join(map(re.escape, PACKED))})*$", re.I
+)
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _FOREIGN: list[tuple[bytes, str]] = [
@@ -223,6 +226,12 @@ def look(path: Path) -> Opened:
     return Opened(
         path, _layout(path, ending, text, sample), compression, encoding, size, tuple(notes)
     )
+
+
+def data_suffix(name: str) -> str:
+    """Return the suffix of a data file, such as `.jsonl` or `.csv.gz`; empty for other files."""
+    found = _SUFFIX.search(name)
+    return found[0].lower() if found else ""
 
 
 def guard(path: Path) -> int:
@@ -326,10 +335,8 @@ _ADVICE = "Save the rows as jsonl, json, csv, tsv, parquet, txt or md."
 
 
 def _ending(path: Path) -> Format | None:
-    suffixes = [s.lower() for s in path.suffixes]
-    while suffixes and suffixes[-1] in PACKED:
-        suffixes.pop()
-    return ENDINGS.get(suffixes[-1]) if suffixes else None
+    found = _SUFFIX.search(path.name)
+    return ENDINGS[found[1].lower()] if found else None
 
 
 def _layout(path: Path, ending: Format | None, text: str, sample: bytes) -> Format:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studio import starter
-from studio.data.files import ENDINGS, PACKED, look
+from studio.data.files import ENDINGS, PACKED, data_suffix, look
 from studio.data.readers import read
 from studio.data.recognise import SAMPLE_ROWS, Guess, recognise
 from studio.data.records import Problem, Row
@@ -128,10 +128,7 @@ def files_in(folder: Path) -> list[Path]:
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):
             file = Path(base) / name
-            suffixes = [s.lower() for s in file.suffixes]
-            while suffixes and suffixes[-1] in PACKED:
-                suffixes.pop()
-            if name.startswith(".") or not suffixes or suffixes[-1] not in ENDINGS:
+            if name.startswith(".") or not data_suffix(name):
                 continue
             if file.is_file() and file.resolve().is_relative_to(root):
                 found.append(file)

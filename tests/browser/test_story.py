@@ -1,5 +1,6 @@
 """The whole story in a real browser: open, train, watch, compare, reload in the middle."""
 
+import gzip
 import re
 
 import pytest
@@ -108,6 +109,22 @@ def test_a_mistake_is_a_sentence_beside_the_button(page: Page, studio: Served) -
         re.compile("s-wrong-field")
     )
     assert all(job["model"] != "/no/such/model" for job in studio.json("/api/jobs"))
+
+
+@pytest.mark.refused("/api/data/upload")
+def test_an_upload_on_the_train_page_is_chosen_or_refused(page: Page) -> None:
+    rows = b"".join(b'{"prompt": "a", "completion": "b"}\n' for _ in range(3))
+    page.goto("/")
+    expect(field(page, "data.path")).to_have_value(re.compile("pirate"))
+    upload = page.get_by_test_id("train-file")
+    upload.set_input_files({"name": "m.pkl", "mimeType": "text/plain", "buffer": b"x"})
+    expect(page.locator("#upload [role=status]")).to_contain_text('"m.pkl" is not a data file')
+    upload.set_input_files(
+        {"name": "my rows.ndjson.gz", "mimeType": "text/plain", "buffer": gzip.compress(rows)}
+    )
+    expect(field(page, "data.path")).to_have_value("my-rows.ndjson.gz")
+    expect(page.locator("#data-note")).to_contain_text("3 rows")
+    expect(page.locator("#upload [role=status]")).to_be_empty()
 
 
 def test_an_address_with_a_mistake_is_a_sentence_and_no_error_of_the_browser(page: Page) -> None:

@@ -1,4 +1,4 @@
-"""The lines beside the form, and uploads that stay inside the home."""
+"""The lines beside the form."""
 
 import json
 from pathlib import Path
@@ -50,21 +50,3 @@ def test_too_few_trained_tokens_are_a_warning(
     file.write_text((json.dumps(row) + "\n") * 12)
     words, warned = sources.trained_line(RunSpec(data=DataSource(path=str(file))), home)
     assert warned is little and words.startswith("Only" if little else "2")
-
-
-def test_an_upload_gets_a_safe_free_name_inside_the_home(home: Home, tmp_path: Path) -> None:
-    file = tmp_path / "..%2f My Räw data!.JSONL"
-    file.write_text('{"text": "x"}\n')
-    first, second = (sources.keep_upload(home, str(file)) for _ in range(2))
-    assert first.parent == second.parent == home.datasets / "uploads"
-    assert (first.name, second.name) == ("2f-my-raw-data.jsonl", "2f-my-raw-data-2.jsonl")
-    assert first.read_text() == file.read_text()
-    assert [path for _, path in sources.data_choices(home)][-2:] == [str(second), str(first)]
-
-
-@pytest.mark.parametrize("name", ["model.pkl", "rows", "run.sh", "page.html"])
-def test_an_upload_that_is_no_data_file_is_refused(home: Home, tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("x")
-    with pytest.raises(DataError, match="no data file"):
-        sources.keep_upload(home, str(tmp_path / name))
-    assert not list(home.datasets.rglob("*.*"))

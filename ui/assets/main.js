@@ -3,6 +3,7 @@
 
 import { h, text } from './core/dom.js';
 import { isLive, subscribe } from './core/live.js';
+import { Upload } from './core/upload.js';
 import { Compare } from './compare/compare.js';
 import { Runs } from './runs/runs.js';
 import { Machine } from './system/system.js';
@@ -44,6 +45,7 @@ if (document.querySelector('.s-pulse')) pulse();
 customElements.define('studio-runs', Runs);
 customElements.define('studio-launch', Launch);
 customElements.define('studio-notes', Notes);
+customElements.define('studio-upload', Upload);
 customElements.define('studio-preflight', Preflight);
 customElements.define('studio-presets', Presets);
 customElements.define('studio-compare', Compare);

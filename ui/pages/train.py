@@ -25,6 +25,7 @@ from studio.spec import RunSpec
 from ui import equivalents, sources
 from ui.form import PARTS, Form, Knob, knobs, method_choices
 from ui.pages.element import bare, element, heading
+from ui.uploads import SUFFIXES
 
 TITLE = "Train"
 Groups = list[tuple[str, Any]]
@@ -39,7 +40,7 @@ def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
     with gr.Row(elem_classes="s-train", equal_height=False):
         with gr.Column(elem_classes="s-form", min_width=320):
             bare("<studio-presets></studio-presets>", elem_id="presets")
-            upload, notes, groups = _fields(form, home)
+            uploaded, notes, groups = _fields(form, home)
         with gr.Column(elem_classes="s-side", min_width=320):
             launch = gr.Button("Train", variant="primary", elem_id="train")
             bare("<studio-preflight></studio-preflight>", elem_id="preflight")
@@ -75,10 +76,10 @@ def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
         [group for _, group in groups],
         **PRIVATE,
     )
-    upload.upload(
-        lambda file: _uploaded(home, file),
-        upload,
-        [form.components["data.path"], panel],
+    uploaded.change(
+        lambda path: gr.update(choices=sources.data_choices(home), value=path),
+        uploaded,
+        form.components["data.path"],
         **PRIVATE,
     )
     launch.click(start, inputs, panel, **PRIVATE)
@@ -102,10 +103,8 @@ def _fields(form: Form, home: Home) -> tuple[Any, list[Any], Groups]:
         with gr.Row(elem_classes="s-pair"):
             model_note = bare("", elem_id="model-note")
             data_note = bare("", elem_id="data-note")
-        upload = gr.UploadButton(
-            "Upload a data file …", size="sm", elem_id="upload", type="filepath",
-            file_types=list(sources.DATA_SUFFIXES), scale=0, min_width=160,
-        )  # fmt: skip
+        bare(element("studio-upload", {"accept": ",".join(SUFFIXES)}), elem_id="upload")
+        uploaded = gr.Textbox(visible="hidden", elem_id="uploaded", show_label=False)
     del model, data
     with gr.Column(elem_classes="s-card"):
         heading("Method")
@@ -129,7 +128,7 @@ def _fields(form: Form, home: Home) -> tuple[Any, list[Any], Groups]:
             more = [k for k in parts[name] if k.advanced]
             for words, some in itertools.groupby(more, key=lambda k: k.heading or title):
                 _under(form, words, some)
-    return upload, [model_note, data_note, method_note], groups
+    return uploaded, [model_note, data_note, method_note], groups
 
 
 def _under(form: Form, title: str, some: Iterable[Knob]) -> None:
@@ -266,15 +265,6 @@ def _open(form: Form, groups: Groups, home: Home, address: str) -> list[Any]:
 
 def _shown_groups(groups: Groups, method: str) -> list[Any]:
     return [gr.update(visible=name == method) for name, _ in groups]
-
-
-def _uploaded(home: Home, file: str) -> list[Any]:
-    try:
-        kept = sources.keep_upload(home, file)
-    except StudioError as error:
-        return [gr.skip(), _refused(error.text)]
-    choices = sources.data_choices(home)
-    return [gr.update(choices=choices, value=str(kept)), gr.skip()]
 
 
 def _start(form: Form, home: Home, store: JobStore, values: Any) -> str:

@@ -192,3 +192,11 @@ export function remember(changes) {
 export function short(path) {
   return path.replace(/\/+$/, '').split('/').pop() || path;
 }
+
+/** Type into a field of gradio, which only reacts to the events of a user's typing. */
+export function typeInto(input, value) {
+  input.focus();
+  Object.getOwnPropertyDescriptor(Object.getPrototypeOf(input), 'value').set.call(input, value);
+  input.dispatchEvent(new Event('input', { bubbles: true }));
+  input.blur();
+}

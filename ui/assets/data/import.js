@@ -1,8 +1,9 @@
 // Importing a dataset (file, upload, folder or hub id) and the mapping panel: row format, which column
 // is which part, and the first rows rendered with that mapping.
 
-import { api, button, bytes, h, text } from '../core/dom.js';
+import { api, button, h, text } from '../core/dom.js';
 import { options } from '../core/form.js';
+import { sendFile } from '../core/upload.js';
 import { labelled } from './xray.js';
 
 export class Import {
@@ -54,24 +55,15 @@ export class Import {
     if (part !== undefined) this.track.firstChild.style.width = `${100 * part}%`;
   }
 
-  /** Send the file as it is, piece by piece; XMLHttpRequest because only it tells how far it is. */
-  upload(file) {
+  async upload(file) {
     if (!file) return;
     this.looked.replaceChildren();
-    const sent = new XMLHttpRequest();
-    sent.open('POST', `/api/data/upload?name=${encodeURIComponent(file.name.slice(-120))}`);
-    sent.upload.onprogress = (event) => this.say(`Uploading ${file.name}: ${bytes(event.loaded)} of ${bytes(file.size)}`,
-      event.loaded / Math.max(1, file.size));
-    sent.onerror = () => this.fail('The upload broke off. Is the studio still running?');
-    sent.onload = () => {
-      const answer = JSON.parse(sent.responseText || '{}');
-      if (sent.status !== 200) return this.fail(answer.error?.text ?? `The studio answered ${sent.status}.`);
-      this.path.value = answer.path;
-      this.uploaded = true;
-      this.look(file.name);
-    };
-    sent.send(file);
     this.file.value = '';
+    try {
+      this.path.value = await sendFile(file, { onProgress: (words, part) => this.say(words, part) });
+    } catch (error) { this.fail(error.message); return; }
+    this.uploaded = true;
+    this.look(file.name);
   }
 
   async look(shown = this.path.value.trim()) {

@@ -2,7 +2,8 @@
 // of target modules.
 
 import { board } from '../core/chart.js';
-import { api, badge, button, duration, h, number, query, remember, sureButton, text, toast } from '../core/dom.js';
+import { api, badge, button, duration, h, number, query, remember, sureButton, text, toast, typeInto }
+  from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { compareAddress } from '../core/lanes.js';
 import { hues, isLive, poke, progress, share, stateName, subscribe } from '../core/live.js';
@@ -235,7 +236,7 @@ async function pick(field, path) {
     if (!chosen.size) throw new Error('Choose at least one linear layer.');
     const { targets } = await api('/api/targets', { path, keys: [...chosen] });
     // Nothing behind an open dialog can take the focus.
-    node.addEventListener('close', () => write(input, targets.join(', ')));
+    node.addEventListener('close', () => typeInto(input, targets.join(', ')));
   });
   node.classList.add('s-wide-dialog');
   show();
@@ -246,12 +247,4 @@ function says(value, { key, name }) {
   const words = value.split(',').map((word) => word.trim()).filter(Boolean);
   return words.some((word) => word === 'all-linear' || key === word || key.endsWith(`.${word}`)
     || (word === 'attention' && /att/.test(name)) || (word === 'mlp' && !/att/.test(name)));
-}
-
-/** Type into gradio's own field: it only listens to what a person would do. */
-function write(input, value) {
-  input.focus();
-  Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set.call(input, value);
-  input.dispatchEvent(new Event('input', { bubbles: true }));
-  input.blur();
 }
