@@ -5,10 +5,12 @@ from typing import Annotated
 
 import typer
 
+from studio.chat.lanes import Sampling
 from studio.home import open_home
 from ui.cli.options import FollowOption, HomeOption, JsonOption
 
 app = typer.Typer()
+SAMPLING = Sampling()  # the defaults
 LanesOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -29,9 +31,11 @@ def compare(
         list[str] | None, typer.Option(help="A lane by the name of a recipe; may be repeated.")
     ] = None,
     system: Annotated[str, typer.Option(help="The system prompt.", show_default=False)] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Same seed and prompt, same answer.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = SAMPLING.max_new_tokens,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = (
+        SAMPLING.temperature
+    ),
+    seed: Annotated[int, typer.Option(help="Same seed and prompt, same answer.")] = SAMPLING.seed,
     logprobs: Annotated[
         int, typer.Option(help="Alternatives told for each token; -1 tells nothing.")
     ] = -1,
@@ -63,7 +67,7 @@ def suite(
     show: Annotated[
         str, typer.Option(metavar="ID", help="Show this one again.", show_default=False)
     ] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = SAMPLING.max_new_tokens,
     out: OutOption = None,
     follow: FollowOption = True,
     home: HomeOption = None,
@@ -75,7 +79,7 @@ def suite(
 
     return compare_commands.suite(
         open_home(home), file, lane or [], name=name, show=show,
-        sampling={"max_new_tokens": max_new_tokens, "temperature": 0}, out=out, follow=follow,
+        sampling={"max_new_tokens": max_new_tokens}, out=out, follow=follow,
         as_json=as_json,
     )  # fmt: skip
 
