@@ -34,7 +34,7 @@ def admit(spec: RunSpec, home: Home) -> RunSpec:
     )
     if spec.train.device == DEVICE:
         cluster.admit(spec, home)
-    distributed.checked(spec.on_this_machine())
+    distributed.check_sharding(spec.on_this_machine())
     sources.facts(spec.model)
     from studio.data.trainable import first_report
 

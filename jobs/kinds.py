@@ -56,8 +56,7 @@ def train(work: Work) -> Iterator[Event]:
 
 def train_together(works: Sequence[Work]) -> Iterator[tuple[int, Event | Exception]]:
     """Train siblings on one base: events with the number of their run, an exception is its end."""
-    from studio.training.siblings import Sibling
-    from studio.training.siblings import train_together as train_siblings
+    from studio.training.siblings import Sibling, train_siblings
 
     runs = []
     for work in works:
@@ -173,7 +172,7 @@ def measure(work: Work) -> Iterator[Event]:
 
 def arrive(work: Work) -> Iterator[Event]:
     """Take a run that was trained on another machine."""
-    from studio.training.transfer import arrive as take
+    from studio.training.transfer import unpack as take
 
     return take(Path(work.spec["folder"]), work.run_dir)
 

@@ -18,7 +18,7 @@ from jobs.processes import Identity
 from jobs.schema import Tables
 from studio.errors import SpecError
 from studio.spec import RunSpec
-from studio.training.grouping import kinship
+from studio.training.grouping import sibling_key
 
 MOST = 8
 SEAT = "#"
@@ -88,7 +88,7 @@ def _kin(row: dict[str, Any]) -> str | None:
     if row["on_error"] == "stop":
         return None
     try:
-        return kinship(RunSpec.parse(json.loads(row["spec"])))
+        return sibling_key(RunSpec.parse(json.loads(row["spec"])))
     except SpecError:
         return None  # its own runner will say what is wrong
 

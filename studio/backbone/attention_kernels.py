@@ -158,7 +158,9 @@ def kernel(device: torch.device) -> Kernel | None:
     return varlen_attn if set(signature(varlen_attn).parameters) >= SINCE else None
 
 
-def why_not(device: torch.device, dtype: torch.dtype, head_dim: int, *, capped: bool) -> str:
+def varlen_unavailable(
+    device: torch.device, dtype: torch.dtype, head_dim: int, *, capped: bool
+) -> str:
     """Return why a model cannot attend this way; empty where it can."""
     if device.type != "cuda":
         return f"it runs on a GPU, and this run is on {device}"

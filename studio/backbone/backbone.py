@@ -43,7 +43,7 @@ class Backbone:
         model.requires_grad_(False)
         model.eval()
         model.set_attn_implementation(attention.NAME)
-        self.attend("auto")
+        self.set_attention("auto")
         make_lean(self.anatomy, self._state)
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         for site in self.anatomy.attentions():
@@ -128,16 +128,16 @@ class Backbone:
                 parameter.grad = None
         self._plan()
 
-    def attend(self, how: str) -> None:
-        """Choose the attention: "varlen", "sdpa", "eager", or "auto": the first that there is."""
+    def set_attention(self, how: str) -> None:
+        """Select the attention kernel: "varlen", "sdpa", "eager", or "auto" for the fastest."""
         device = next(self.model.parameters()).device
         self._state.eager = how == "eager"
         self._state.short_rows = how == "auto" and hardware.has_fast_bfloat16()
         self._state.kernel = attention_kernels.kernel(device) if how in ("auto", "varlen") else None
 
     @property
-    def attends(self) -> str:
-        """How packed rows attend, where the kernel can: "varlen", "sdpa" or "eager"."""
+    def attention_kernel(self) -> str:
+        """Kernel of packed rows, where it supports them: "varlen", "sdpa" or "eager"."""
         return "varlen" if self._state.kernel else "eager" if self._state.eager else "sdpa"
 
     def be_lean(self, on: bool) -> None:

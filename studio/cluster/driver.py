@@ -42,7 +42,7 @@ from studio.training import transfer
 from studio.training.events import Event, Finished, Loading, Saved, Saving
 
 if TYPE_CHECKING:
-    from studio.training.loop import Wish
+    from studio.training.loop import Command
 
 
 logger = logging.getLogger(__name__)
@@ -76,13 +76,15 @@ def _train(place: Place, scratch: Path, *, leads: bool, size: int) -> None:
     spec, run_dir = _as_it_stands(order, folder, place, scratch, size), scratch / "run"
     _take_newest_checkpoint(place, run_dir)
     if not leads:
-        for _ in train(spec, run_dir=run_dir, home=open_home(folder / "home"), in_team=True):
+        for _ in train(
+            spec, run_dir=run_dir, home=open_home(folder / "home"), in_process_group=True
+        ):
             pass
         return
     with _line(place) as line:
         for event in train(
             spec, run_dir=run_dir, home=open_home(folder / "home"), control=line.control,
-            in_team=size > 1,
+            in_process_group=size > 1,
         ):  # fmt: skip
             line.hear(event, run_dir)
 
@@ -117,12 +119,12 @@ class _Line:
 
     def __init__(self, place: Place) -> None:
         self._place, self._writer = place, Writer(place)
-        self._wish: Wish = None
+        self._wish: Command = None
         self._heard = 0
         self._closed = threading.Event()
         threading.Thread(target=self._listen, name="wishes", daemon=True).start()
 
-    def control(self) -> Wish:
+    def control(self) -> Command:
         """What the training loop should do now."""
         wish = self._wish
         if wish != "stop":

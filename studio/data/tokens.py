@@ -26,15 +26,12 @@ from studio.data.records import Conversation, Document, Problem, Row, Tally
 from studio.data.report import LOW_SHARE, Report, histogram, listed, why_nothing
 from studio.data.rows import Converter, converter
 from studio.data.template.spans import runs
-from studio.data.template.template import Encoded, Template
+from studio.data.template.template import IGNORED, Encoded, Template
 from studio.errors import DataError
 from studio.spec import DataSource
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)

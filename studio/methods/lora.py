@@ -39,6 +39,7 @@ class Lora(Method):
     paper: ClassVar[str] = "arXiv:2106.09685"
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "LORA"
+    is_low_rank: ClassVar[bool] = True
     peft_fields: ClassVar[tuple[str, ...]] = (
         "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora",
     )  # fmt: skip

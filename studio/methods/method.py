@@ -64,6 +64,8 @@ class Method(Record):
     """Further fields of PEFT's config, with the values under which the maths is ours."""
     needs_bias: ClassVar[bool] = False
     """Whether folding needs a bias vector at every site; see `layer/merge.py`."""
+    is_low_rank: ClassVar[bool] = False
+    """True if the adapter is plain `A` and `B` of rank `r` beside linear layers, as in LoRA."""
     base_learning_rate: ClassVar[float] = 5e-4
     """Learning rate for a hidden size of 2000; `"auto"` scales it to the model at hand."""
     largest_learning_rate: ClassVar[float] = 5e-3
@@ -99,6 +101,11 @@ class Method(Record):
     def factors(self, p: Params, site: Site) -> tuple[Tensor, Tensor] | None:
         """Phase DELTA: `A (r, I)` and `B (O, r)` when the whole delta is `B A x`, else None."""
         return None
+
+    @property
+    def trains_base(self) -> bool:
+        """True if the method trains the base itself: its result is a model, not an adapter."""
+        return self.phase is Phase.WEIGHTS
 
     @property
     def drops_inputs(self) -> bool:

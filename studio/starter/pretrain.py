@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from studio.data.template.template import IGNORED
 from studio.starter.chats import LAST_MIX, MIX, Chat, chat
 from studio.starter.muon import Muon
 from studio.starter.tokenizer import END, MAX_LENGTH, PAD, ROLE_TOKENS
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 logger = logging.getLogger(__name__)
-IGNORED = -100
 Row = tuple[list[int], list[int]]  # token ids, labels
 
 

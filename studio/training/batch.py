@@ -1,7 +1,7 @@
-"""From rows to tensors: concatenated without padding, or padded as everybody else does it.
+"""Turn rows into tensors: packed (concatenated without padding) or padded.
 
-Both carry the same rows and the same targets; `packed` is what trains, `padded` is its plain twin.
-Logits are only ever asked for at positions whose next token carries a label.
+Both hold the same rows and targets. Logits are computed only at positions whose next token carries
+a label.
 
 Shapes: `B rows, T tokens (padded: longest row), N positions that predict a trained token`.
 """
@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from studio.data.template.template import IGNORED
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-IGNORED = -100
-
 
 class Row(Protocol):
-    """What training needs of an example."""
+    """Fields of an example that training reads."""
 
     @property
     def input_ids(self) -> NDArray[np.int32]:
@@ -31,16 +31,16 @@ class Row(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int32]:
-        """The id where it carries loss, else -100; not shifted."""
+        """The id where the token carries loss, else `IGNORED`; not shifted."""
 
     @property
     def row(self) -> int:
-        """Where the row stands in its file."""
+        """Number of the row in its file."""
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """Rows one after the other; `keep_N` points into `ids_T`, `targets_N` is what comes next."""
+class PackedBatch:
+    """Concatenated rows; `keep_N` indexes `ids_T`, `targets_N` holds the next tokens."""
 
     ids_T: Tensor
     lengths: tuple[int, ...]
@@ -50,18 +50,18 @@ class Packed:
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens."""
+        """Number of tokens, without padding."""
         return int(self.ids_T.shape[0])
 
     @property
     def num_targets(self) -> int:
-        """Tokens that carry loss."""
+        """Number of tokens that carry loss."""
         return int(self.targets_N.shape[0])
 
 
 @dataclass(frozen=True, slots=True)
-class Padded:
-    """The same rows side by side, filled up on the right."""
+class PaddedBatch:
+    """Rows padded on the right to the longest."""
 
     ids_BT: Tensor
     mask_BT: Tensor
@@ -72,16 +72,16 @@ class Padded:
 
     @property
     def num_targets(self) -> int:
-        """Tokens that carry loss."""
+        """Number of tokens that carry loss."""
         return int(self.targets_N.shape[0])
 
 
-def pack(examples: Sequence[Row], device: torch.device) -> Packed:
-    """Concatenate rows; a row's last position never predicts the next row's first token."""
+def pack(examples: Sequence[Row], device: torch.device) -> PackedBatch:
+    """Concatenate rows; the last position of a row has no target."""
     ids = np.concatenate([e.input_ids for e in examples]).astype(np.int64)
     nexts = np.concatenate([_next_labels(e.labels) for e in examples])
     keep = np.flatnonzero(nexts != IGNORED)
-    return Packed(
+    return PackedBatch(
         ids_T=torch.from_numpy(ids).to(device),
         lengths=tuple(len(e.input_ids) for e in examples),
         keep_N=torch.from_numpy(keep).to(device),
@@ -90,8 +90,8 @@ def pack(examples: Sequence[Row], device: torch.device) -> Packed:
     )
 
 
-def pad(examples: Sequence[Row], device: torch.device, *, pad_id: int = 0) -> Padded:
-    """Fill rows up to the longest; padding is masked from attention and from the loss."""
+def pad(examples: Sequence[Row], device: torch.device, *, pad_id: int = 0) -> PaddedBatch:
+    """Pad rows to the longest; padding is masked from attention and loss."""
     longest = max(len(e.input_ids) for e in examples)
     shape = (len(examples), longest)
     ids, mask = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
@@ -101,7 +101,7 @@ def pad(examples: Sequence[Row], device: torch.device, *, pad_id: int = 0) -> Pa
         ids[i, :length], mask[i, :length] = example.input_ids, 1
         nexts[i, :length] = _next_labels(example.labels)
     keep = nexts != IGNORED
-    return Padded(
+    return PaddedBatch(
         ids_BT=torch.from_numpy(ids).to(device),
         mask_BT=torch.from_numpy(mask).to(device),
         keep_BT=torch.from_numpy(keep).to(device),
@@ -112,7 +112,7 @@ def pad(examples: Sequence[Row], device: torch.device, *, pad_id: int = 0) -> Pa
 
 
 def groups(examples: Sequence[Row], *, max_tokens: int) -> list[list[Row]]:
-    """Split rows into runs of at most `max_tokens` (one row may exceed it), longest first."""
+    """Group rows, longest first, into batches of at most `max_tokens` (one row may exceed it)."""
     found: list[list[Row]] = []
     room = 0
     for example in sorted(examples, key=lambda e: -len(e.input_ids)):

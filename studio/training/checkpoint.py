@@ -1,8 +1,8 @@
-"""Checkpoints: everything an exact resume needs, whole or absent, without a pickle.
+"""Checkpoints: save and load everything that an exact resume needs, atomically, without pickle.
 
 A checkpoint is `checkpoints/step-00000100/` with the adapter's tensors, the optimizer's tensors and
-`state.json`. Rows, learning rate and randomness of a step follow from (seed, step), so nothing of
-them is stored. Only a folder whose manifest verifies is ever resumed from.
+`state.json`. Rows, learning rate and randomness of a step follow from (seed, step) and are not
+stored. Only a folder whose manifest verifies is resumed from.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from studio.errors import DataError, ModelError
 from studio.home import is_whole, publishing, sweep
 from studio.training import optimizer as optimizers
-from studio.training.optimizer import Steps
+from studio.training.optimizer import OptimizerLike
 
 if TYPE_CHECKING:
     from studio.backbone import Adapter
@@ -27,7 +27,7 @@ VERSION = 1
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run has come; survives a resume."""
+    """Progress of a run; stored in checkpoints."""
 
     step: int = 0
     first_loss: float | None = None
@@ -40,8 +40,16 @@ class Progress:
     best_step: int | None = None
     waited: int = 0
 
-    def take(self, eval_loss: float) -> None:
-        """Note an evaluation: the best so far, or one more without a better."""
+    def record_step(self, loss: float, tokens: int) -> None:
+        """Count a finished optimizer step."""
+        self.step += 1
+        self.tokens += tokens
+        self.last_loss = loss
+        if self.first_loss is None:
+            self.first_loss = loss
+
+    def record_evaluation(self, eval_loss: float) -> None:
+        """Record a validation loss; `waited` counts the evaluations since the lowest."""
         self.eval_loss = eval_loss
         self.evaluations.append((self.step, eval_loss))
         if self.best_loss is None or eval_loss < self.best_loss:
@@ -51,8 +59,8 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Origin:
-    """What a checkpoint belongs to: resuming on anything else is refused."""
+class CheckpointOrigin:
+    """Data and base that a checkpoint belongs to; resuming with others is refused."""
 
     data_hash: str
     base_fingerprint: str
@@ -63,22 +71,22 @@ def save(
     folder: Path,
     *,
     adapter: Adapter,
-    optimizer: Steps,
+    optimizer: OptimizerLike,
     progress: Progress,
-    origin: Origin,
+    origin: CheckpointOrigin,
     keep: int,
     protect: int | None = None,
 ) -> Path:
-    """Publish `folder/step-<n>` and drop the oldest beyond `keep`, but never step `protect`.
+    """Write `folder/step-<n>` and delete the oldest beyond `keep`, except step `protect`.
 
-    Checkpoints of later steps are damaged, or the run would have gone on from them: they go too.
+    Checkpoints of later steps are damaged, or the run would have resumed from them: they go too.
 
     Raises:
-        DiskFull: Nothing of the new checkpoint stays; older ones are untouched.
+        DiskFull: The new checkpoint is removed; older ones are untouched.
     """
     from safetensors.torch import save_file
 
-    target = _place(folder, progress.step)
+    target = _path(folder, progress.step)
     tensors, numbers = optimizers.state_tensors(optimizer)
     state = {
         "version": VERSION,
@@ -93,13 +101,13 @@ def save(
     found = _newest_first(folder)
     newer = found.index(target)
     for old in [*found[:newer], *found[newer + keep :]]:
-        if protect is None or old != _place(folder, protect):
+        if protect is None or old != _path(folder, protect):
             shutil.rmtree(old, ignore_errors=True)
     return target
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint, sweeping what an interrupted save left."""
+    """Return the newest intact checkpoint; remove what an interrupted save left."""
     if not folder.is_dir():
         return None
     sweep(folder)
@@ -107,17 +115,19 @@ def newest(folder: Path) -> Path | None:
 
 
 def load_adapter(folder: Path, step: int, adapter: Adapter) -> bool:
-    """Take the adapter alone from a step's checkpoint; False where that is not whole."""
+    """Load only the adapter from a step's checkpoint; False if that is missing or damaged."""
     from safetensors.torch import load_file
 
-    if not is_whole(path := _place(folder, step)):
+    if not is_whole(path := _path(folder, step)):
         return False
     adapter.load_state(load_file(path / "adapter.safetensors"))
     return True
 
 
-def load(path: Path, *, adapter: Adapter, optimizer: Steps, origin: Origin) -> Progress:
-    """Restore adapter and optimizer, and return how far the run had come.
+def load(
+    path: Path, *, adapter: Adapter, optimizer: OptimizerLike, origin: CheckpointOrigin
+) -> Progress:
+    """Restore adapter and optimizer; return the progress.
 
     Raises:
         DataError: The data changed since the checkpoint.
@@ -126,7 +136,7 @@ def load(path: Path, *, adapter: Adapter, optimizer: Steps, origin: Origin) -> P
     from safetensors.torch import load_file
 
     state = json.loads((path / "state.json").read_text())
-    _check_origin(path, Origin(**state["origin"]), origin)
+    _check_origin(path, CheckpointOrigin(**state["origin"]), origin)
     adapter.load_state(load_file(path / "adapter.safetensors"))
     tensors = load_file(path / "optimizer.safetensors")
     optimizers.restore(optimizer, tensors, state["optimizer"])
@@ -135,20 +145,20 @@ def load(path: Path, *, adapter: Adapter, optimizer: Steps, origin: Origin) -> P
     return Progress(**values)
 
 
-def _check_origin(path: Path, then: Origin, now: Origin) -> None:
+def _check_origin(path: Path, then: CheckpointOrigin, now: CheckpointOrigin) -> None:
     if then.data_hash != now.data_hash:
         raise DataError(
-            f"The data changed since {path.name} was saved, so the run cannot go on exactly: put "
-            "the old data back, or start a new run."
+            f"The data changed since {path.name} was saved, so the run cannot resume: restore "
+            "the old data, or start a new run."
         )
     if then.base_fingerprint != now.base_fingerprint:
         raise ModelError(
-            f"The base model changed since {path.name} was saved, so the run cannot go on: put the "
-            "old model back, or start a new run."
+            f"The base model changed since {path.name} was saved, so the run cannot resume: "
+            "restore the old model, or start a new run."
         )
 
 
-def _place(folder: Path, step: int) -> Path:
+def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}"
 
 

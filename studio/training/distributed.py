@@ -1,13 +1,12 @@
-"""Train in several processes: what shards, starting the ranks, collecting their events.
+"""Train on several processes of this machine: start ranks, collect events, shard the base.
 
-A layer's weights are put together when it computes and dropped again after. They come from main
-memory layer by layer, so that no device ever holds the base whole. Adapters are small and stay
-whole on every process, so their files, checkpoints and gradients are those of any run.
+Every rank holds the frozen base and takes its part of each step's rows; gradients are summed after
+each step, so all ranks stay equal and any number of them can resume the run. They rendezvous in a
+file and communicate over the loopback interface (torchrun's store listens on all interfaces).
 
-Every member holds the frozen base and takes its share of each step's rows; gradients are summed
-after each step, so that all members stay equal and any number of them may resume the run. They meet
-through a file and talk over the loopback interface: torchrun would do the same around a store that
-listens on every interface, which a studio on loopback must not have.
+With FSDP2 each rank keeps a shard of every frozen layer. A layer is gathered when it computes and
+freed again after; its weights come from main memory, so no device ever holds the base whole.
+Adapters are small and stay whole on every rank, and so do their files and checkpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,178 +33,198 @@ from studio.training.events import Event, event_from
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from studio.backbone import Backbone
-    from studio.spec import RunSpec
     from studio.training.loop import Control
 
+POLL_SECONDS, END_SECONDS = 0.1, 5.0
+CAUSE_SECONDS = 15.0  # a rank that fails makes others fail: wait for the first cause
+BUCKET = 8_000_000  # gradient numbers that are summed over ranks at once
 
-def checked(spec: RunSpec) -> None:
-    """Refuse what cannot be shared out.
+
+def check_sharding(spec: RunSpec) -> None:
+    """Check that the run can shard its base, if `train.fsdp` is set.
 
     Raises:
-        SpecError: There is one process, or the base is in 4 bit.
-        MethodError: The method trains the base itself.
+        SpecError: There is only one process, or the base is quantized.
+        MethodError: The method cannot work on a sharded base.
     """
     if not spec.train.fsdp:
         return
     if spec.train.num_processes == 1:
         raise SpecError(
-            "train.fsdp shares the base between processes: set train.num_processes to two or more.",
+            "train.fsdp shards the base over processes: set train.num_processes to two or more.",
             field="train.fsdp",
         )
     if spec.model.quantization != "none":
         raise SpecError(
-            "train.fsdp cannot share a base in 4 bit: take model.quantization=none, or nf4 without "
-            "train.fsdp.",
+            "train.fsdp cannot shard a 4-bit base: set model.quantization=none, or "
+            "train.fsdp=false.",
             field="train.fsdp",
         )
     if spec.method.phase is Phase.PROMPT:
         raise MethodError(
-            f"{spec.method.title} runs its prompt through the layers before the rows come, which "
-            "train.fsdp has not put together then: leave train.fsdp off, or take prefix tuning."
+            f"{spec.method.title} runs its prompt through the layers before the rows, which "
+            "train.fsdp does not support: set train.fsdp=false, or use prefix tuning."
         )
     if spec.method.phase is Phase.WEIGHTS:
         raise MethodError(
-            f"{spec.method.title} moves the weights that train.fsdp would share out frozen: leave "
-            "train.fsdp off, or take an adapter method."
+            f"{spec.method.title} trains the base, but train.fsdp shards a frozen one: set "
+            "train.fsdp=false, or use an adapter method."
         )
 
 
-def share_base(backbone: Backbone, device: torch.device) -> None:
-    """Leave each process its part of every decoder layer on its device, the rest there whole.
+def shard_base(backbone: Backbone, device: torch.device) -> None:
+    """Shard every decoder layer over the ranks and move everything else to the device.
 
-    Before anything is attached: what stands beside a layer would be shared out with it.
+    Call it before adapters are attached: they would be sharded with their layer.
 
     Args:
         backbone: The base, in main memory or on the device.
-        device: This process's own.
+        device: The rank's device.
     """
     from torch.distributed.fsdp import fully_shard
 
-    backbone.be_lean(False)  # a layer's weights are there only while the layer itself runs
+    backbone.be_lean(False)  # a layer's weights exist only while the layer itself runs
     for layer in backbone.anatomy.layers():
         small = {parameter for parameter in layer.parameters() if parameter.ndim == 1}
-        # Norms and biases stay whole: tuning them writes their own values into the file. The
-        # default would keep a root's layers whole.
+        # Norms and biases stay whole, since their tuning stores full values. The default of
+        # reshard_after_forward would keep a root's layers whole.
         fully_shard(layer, reshard_after_forward=True, ignored_params=small)
-    backbone.model.to(device)  # embeddings, head, last norm: the layers' parts are there already
+    backbone.model.to(device)  # embeddings, head, last norm
 
 
-POLL_SECONDS = 0.1
-END_SECONDS = 5.0
-OTHERS_SECONDS = 15.0  # a member that fails makes others fail: wait for the one that began it
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Sum every gradient over all ranks, in buckets of at most `BUCKET` numbers."""
+    import torch
+
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    buckets: list[list[torch.Tensor]] = [[]]
+    for gradient in (p.grad for p in parameters if p.grad is not None):
+        if sum(g.numel() for g in buckets[-1]) + gradient.numel() > BUCKET and buckets[-1]:
+            buckets.append([])
+        buckets[-1].append(gradient)
+    for bucket in buckets:
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        torch.distributed.all_reduce(flat)
+        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
-def train_in_team(spec: RunSpec, *, run_dir: Path, home: Home, control: Control) -> Iterator[Event]:
-    """Train on `spec.train.num_processes` processes; the events are the first one's.
+def train_distributed(
+    spec: RunSpec, *, run_dir: Path, home: Home, control: Control
+) -> Iterator[Event]:
+    """Train on `spec.train.num_processes` processes; yield the events of rank 0.
 
     Raises:
-        SpecError: This machine has other devices, or fewer.
-        ProcessLost: A member was killed; the others were ended, the last checkpoint is whole.
-        StudioError: What a member failed with.
+        SpecError: This machine lacks the devices.
+        ProcessLost: A rank was killed; the others were ended, the last checkpoint is intact.
+        StudioError: A rank failed with it.
     """
-    places = spec.train.device_names()
-    checked(spec)
-    with tempfile.TemporaryDirectory(prefix="studio-team-") as folder:
+    devices = spec.train.device_names()
+    check_sharding(spec)
+    with tempfile.TemporaryDirectory(prefix="studio-ranks-") as folder:
         order = {
-            "size": len(places), "devices": places, "meeting": f"{folder}/meeting",
+            "size": len(devices), "devices": devices, "rendezvous": f"{folder}/rendezvous",
             "spec": spec.model_dump(mode="json"), "run_dir": str(run_dir), "home": str(home.path),
         }  # fmt: skip
-        team = _Team(order)
+        ranks = _Ranks(order)
         try:
-            yield from team.events(control)
+            yield from ranks.events(control)
         finally:
-            team.end()
+            ranks.end()
 
 
-# how likely it began the trouble (0 surely, for it says why; 1 killed; 2 it failed; 3 it ended)
-_Fault = tuple[int, StudioError]
+_Failure = tuple[int, StudioError]
+"""How far from the cause (0 explains itself, 1 killed, 2 failed, 3 ended), and the error."""
 
 
-class _Team:
-    """The members' processes, and one queue of what they say."""
+class _Ranks:
+    """The processes of a run, and one queue of their messages."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         self.size = int(order["size"])
-        self.said: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
+        self.messages: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
         threads = max(1, hardware.threads() // self.size)
         environment = os.environ | {
             "OMP_NUM_THREADS": str(threads),
             "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
             "NCCL_SOCKET_IFNAME": "lo",
         }
-        self.members = [
+        self.processes = [
             subprocess.Popen(
                 (sys.executable, "-P", "-m", "studio.training.rank"), env=environment,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
             )
             for _ in range(self.size)
         ]  # fmt: skip
-        for rank, member in enumerate(self.members):
-            self._tell(member, json.dumps(order | {"rank": rank}))
-            threading.Thread(target=self._listen, args=(rank, member), daemon=True).start()
+        for rank, process in enumerate(self.processes):
+            self._send(process, json.dumps(order | {"rank": rank}))
+            threading.Thread(target=self._receive, args=(rank, process), daemon=True).start()
 
     def events(self, control: Control) -> Iterator[Event]:
-        """Yield what the first member says until all have ended well."""
-        left, asked = self.size, False
+        """Yield the events of rank 0 until all ranks have ended without error."""
+        left, stopping = self.size, False
         while left:
-            wish = control()
-            if wish is not None and not (wish == "stop" and asked):
-                asked = asked or wish == "stop"
-                self._tell(self.members[0], wish)
+            command = control()
+            if command is not None and not (command == "stop" and stopping):
+                stopping = stopping or command == "stop"
+                self._send(self.processes[0], command)
             try:
-                rank, said = self.said.get(timeout=POLL_SECONDS)
+                rank, message = self.messages.get(timeout=POLL_SECONDS)
             except queue.Empty:
                 continue
-            if said is None:
+            if message is None:
                 left -= 1
-            if (fault := self._fault(rank, said)) is not None:
-                raise self._first(fault, left)
-            if said is not None:
-                yield event_from(said)
+            if (failure := self._failure(rank, message)) is not None:
+                raise self._cause(failure, left)
+            if message is not None:
+                yield event_from(message)
 
     def end(self) -> None:
-        """End every member that still lives."""
-        for member in self.members:
-            if member.stdin:
+        """End every process that still runs."""
+        for process in self.processes:
+            if process.stdin:
                 try:
-                    member.stdin.close()  # they leave by themselves
+                    process.stdin.close()  # ends the process
                 except OSError:
                     pass
         deadline = time.monotonic() + END_SECONDS
-        for member in self.members:
+        for process in self.processes:
             try:
-                member.wait(timeout=max(0.0, deadline - time.monotonic()))
+                process.wait(timeout=max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                member.kill()
-                member.wait()
+                process.kill()
+                process.wait()
 
-    def _first(self, fault: _Fault, left: int) -> StudioError:
-        """What began the trouble: when one fails or dies, the next to be heard may be another."""
-        faults, deadline = [fault], time.monotonic() + OTHERS_SECONDS
-        while left and min(likely for likely, _ in faults) > 1:
+    def _cause(self, failure: _Failure, left: int) -> StudioError:
+        """Return the first cause: a rank that fails makes others fail, in any order."""
+        failures, deadline = [failure], time.monotonic() + CAUSE_SECONDS
+        while left and min(distance for distance, _ in failures) > 1:
             late = time.monotonic() > deadline
             try:
-                rank, said = self.said.get(timeout=0 if late else POLL_SECONDS)
+                rank, message = self.messages.get(timeout=0 if late else POLL_SECONDS)
             except queue.Empty:
                 if late:
                     break
                 continue
-            left -= said is None
-            if (another := self._fault(rank, said)) is not None:
-                faults.append(another)
-        return min(faults, key=lambda fault: fault[0])[1]
+            left -= message is None
+            if (another := self._failure(rank, message)) is not None:
+                failures.append(another)
+        return min(failures, key=lambda failure: failure[0])[1]
 
-    def _fault(self, rank: int, said: dict[str, Any] | None) -> _Fault | None:
-        """What is wrong with a member that said this (None: it ended), if anything is."""
+    def _failure(self, rank: int, message: dict[str, Any] | None) -> _Failure | None:
+        """Return the failure that a message (None: the process ended) reports, if any."""
         who = f"Process {rank + 1} of {self.size}"
-        if said is not None and "error" in said:
-            made = revived(said["error"])
-            if type(made) is not RunError:
-                return 0, made
-            return 2, RunError(f"{who} failed: {made.text}")
-        if said is not None or (code := self.members[rank].wait()) == 0:
+        if message is not None and "error" in message:
+            error = revived(message["error"])
+            if type(error) is not RunError:
+                return 0, error
+            return 2, RunError(f"{who} failed: {error.text}")
+        if message is not None or (code := self.processes[rank].wait()) == 0:
             return None
         how = (
             f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
@@ -214,16 +233,16 @@ class _Team:
             f"{who} {how}, so the others were ended too. The last checkpoint is intact."
         )
 
-    def _listen(self, rank: int, member: subprocess.Popen[str]) -> None:
-        assert member.stdout is not None
-        for line in member.stdout:
-            self.said.put((rank, json.loads(line)))
-        self.said.put((rank, None))
+    def _receive(self, rank: int, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            self.messages.put((rank, json.loads(line)))
+        self.messages.put((rank, None))
 
-    def _tell(self, member: subprocess.Popen[str], line: str) -> None:
-        assert member.stdin is not None
+    def _send(self, process: subprocess.Popen[str], line: str) -> None:
+        assert process.stdin is not None
         try:
-            member.stdin.write(line + "\n")
-            member.stdin.flush()
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
         except OSError:
-            pass  # it is gone; its end is heard
+            pass  # it has ended, which `_receive` reports

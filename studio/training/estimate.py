@@ -1,13 +1,12 @@
 """Estimate a run's memory by part, and its time, from files alone (no torch).
 
-Data parallel (DDP): each holds the base, the adapter and the optimizer whole, and takes every n-th
-row of a step. FSDP: of the frozen layers each keeps an n-th part, with one layer whole at a time.
-GPUs have their own memory; processes on a processor share one, and a base that is only mapped from
-its file is there once. Pure arithmetic for `estimate.py`.
-
-Counted is what the loop really holds: packed rows without padding, logits of a chunk at a time, the
+It counts what the loop holds: packed rows without padding, one chunk of logits at a time, and the
 tensors that autograd keeps for frozen layers with an adapter beside them. `preflight.py` measures
-the same on the machine and corrects it. What it refuses to know: how anything is computed.
+the same on the machine and corrects it.
+
+Distributed (DDP), every process holds base, adapter and optimizer and takes every n-th row of a
+step; with FSDP it keeps an n-th of the frozen layers, with one layer whole at a time. GPUs have
+their own memory. CPU processes share one, and a base that is mapped from its file is there once.
 
 Shapes: `T tokens of the largest batch, D hidden, A attention width, K key/value width, F inner`.
 """
@@ -35,129 +34,23 @@ from studio.training.allocator import CHUNK_NUMBERS, REUSED_BYTES, WIDE_NUMBERS
 from studio.training.schedule import Plan, plan_run
 
 if TYPE_CHECKING:
-    from studio.spec import ModelSource, RunSpec
-
-
-def base_of(spec: RunSpec) -> ModelSource:
-    """Return the model as training loads it.
-
-    Weights that train themselves are float32 unless a person says otherwise: a step of 1e-5 is
-    below what bfloat16 can add to a weight of 0.02, and most of it would be rounded away.
-    """
-    if spec.method.phase is Phase.WEIGHTS and spec.model.dtype == "auto":
-        return spec.model.model_copy(update={"dtype": "float32"})
-    return spec.model
-
-
-def loaded_dtype(spec: RunSpec, *, on_gpu: bool) -> str:
-    """Return the precision that the base's weights will have."""
-    wanted = base_of(spec).dtype
-    return wanted if wanted != "auto" else ("float32", "bfloat16")[on_gpu]
-
+    from studio.spec import ModelSource
 
 EFFICIENCY = 0.9
-"""Of the speed that n devices have in theory: measured 1.81 times for two CPU processes, which is
-0.905 each; a guess for GPUs."""
-PROCESS_START_SECONDS = 5.0  # until new processes are where a warm one is
-MESSAGE_BYTES = 256_000_000  # a GPU's buffers for talking to the others: a guess
-LIBRARIES_BYTES = 110_000_000  # of a CPU process: pages of the libraries' files, there once for all
-LEADER_BYTES = 165_000_000  # what the process that started the others holds of its own
+"""Fraction of linear speed-up: measured 0.905 for two CPU processes, a guess for GPUs."""
+PROCESS_START_SECONDS = 5.0  # that new processes need more than a warm one
+MESSAGE_BYTES = 256_000_000  # communication buffers of a GPU: a guess
+LIBRARIES_BYTES = 110_000_000  # of a CPU process: library pages, shared by all processes
+LAUNCHER_BYTES = 165_000_000  # of the process that started the ranks
 MOST_STEPS = 4000
 FILE_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Load:
-    """What the batches are: the largest one of any process, the mean step, and a process's of it.
-
-    `share_tokens` is the mean over steps of the largest share: the others wait for it.
-    """
-
-    tokens: int
-    targets: int
-    step_tokens: float
-    step_targets: float
-    share_tokens: float
-    share_targets: float
-
-
-def loads(
-    plan: Plan, lengths: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, *,
-    packing: bool, processes: int = 1,
-) -> Load:  # fmt: skip
-    """Return the largest batch of the run and its mean step, in the run's own order."""
-    size, loss = np.asarray(lengths), np.asarray(targets)
-    steps = min(plan.total_steps, max(1, MOST_STEPS // processes))
-    most = np.zeros(2, dtype=np.int64)
-    total, share = np.zeros(2), np.zeros(2)
-    for step in range(steps):
-        largest = np.zeros(2, dtype=np.int64)
-        for process in range(processes):
-            own = np.zeros(2, dtype=np.int64)
-            for rows in plan.micro_batches(step, process=process, processes=processes):
-                taken = size[rows]
-                tokens = taken.sum() if packing else taken.max() * len(rows)
-                batch = np.array([tokens, loss[rows].sum()])
-                most, own = np.maximum(most, batch), own + batch
-            largest, total = np.maximum(largest, own), total + own
-        share += largest
-    return Load(
-        tokens=int(most[0]), targets=int(most[1]), step_tokens=float(total[0] / steps),
-        step_targets=float(total[1] / steps), share_tokens=float(share[0] / steps),
-        share_targets=float(share[1] / steps),
-    )  # fmt: skip
-
-
-def slowdown(processes: int, *, on_gpu: bool) -> float:
-    """Return how much longer a process takes for a row than one that has the machine alone.
-
-    CPU processes divide the processor's threads between them.
-    """
-    if processes == 1:
-        return 1.0
-    threads = hardware.threads()
-    fewer = 1.0 if on_gpu else threads / max(1, threads // processes)
-    return fewer / EFFICIENCY
-
-
-def is_mapped(file_type: str, dtype: str, quantization: str, *, on_gpu: bool) -> bool:
-    """Whether the base's tensors are the pages of its file: loaded on a processor as they are."""
-    return not on_gpu and quantization == "none" and FILE_TYPES.get(file_type) == dtype
-
-
 FLOPS_PER_CORE = 2.5e10
 GPU_FLOPS = 6e13
 SPEED = "speed.json"
-
-
-def speed(device: hardware.Device, home: Home | None) -> float:
-    """Return FLOP/s: what the last run here reached, else a guess from the kind of device."""
-    if home is not None:
-        try:
-            return float(json.loads((home.state / SPEED).read_text())[device.name])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-    return GPU_FLOPS if device.name != "cpu" else FLOPS_PER_CORE * hardware.threads()
-
-
-def note_speed(home: Home, device: str, flops_per_second: float) -> None:
-    """Remember what a run reached, for the next estimate."""
-    if not math.isfinite(flops_per_second) or flops_per_second <= 0:
-        return
-    path: Path = home.state / SPEED
-    try:
-        known = json.loads(path.read_text()) if path.is_file() else {}
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps({**known, device: flops_per_second}))
-        temporary.replace(path)
-    except (OSError, ValueError, StudioError):
-        return
-
-
 RUNTIME_BYTES = 410_000_000  # Python, torch, transformers, and a loop that has run: Linux, x86-64
 CUDA_RUNTIME_BYTES = 450_000_000
-HEAP_SHARE = 1.5  # on a CPU: the heap keeps freed blocks between the living ones
-MAPPED_SHARE = 1.25  # where even the hidden states go back when freed
+HEAP_FACTOR = 1.5  # on a CPU: fragmentation of the heap
+MAPPED_FACTOR = 1.25  # if tensors are large enough to be returned when freed
 STEP_SECONDS = 0.002  # of Python and dispatch, a layer and batch
 START_SECONDS = 4.0
 WIDTH = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -166,11 +59,15 @@ STATES = {"adamw": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "adafactor": 1, "l
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """Bytes by part and seconds; `measured` when two real steps corrected them.
+    """Estimated memory and time of a run.
 
-    `parts` are those of one of `processes`, of which `on_device` share the device's memory. These
-    hold `shared_bytes` of their parts once for all; `beside_bytes` is what the device holds beside.
-    `share_tokens` is what a process takes of `tokens_per_step`.
+    Attributes:
+        parts: Bytes by part of one process.
+        measured: True if two real steps corrected the estimate.
+        on_device: Number of the run's `processes` that share the device's memory.
+        shared_bytes: Bytes of `parts` that those processes share.
+        beside_bytes: Further bytes on the device, such as those of the launcher.
+        share_tokens: Tokens of a process in each step, out of `tokens_per_step`.
     """
 
     parts: dict[str, int]
@@ -189,54 +86,33 @@ class Estimate:
 
     @property
     def process_bytes(self) -> int:
-        """The peak of one process."""
+        """Peak memory of one process."""
         return sum(self.parts.values())
 
     @property
     def total_bytes(self) -> int:
-        """The peak on the device: of its process, or of all that share a processor's memory."""
+        """Peak memory on the device, of all processes that share it."""
         others = (self.on_device - 1) * (self.process_bytes - self.shared_bytes)
         return self.process_bytes + others + self.beside_bytes
 
     @property
     def fits(self) -> bool:
-        """Whether the device has that much, with a little to spare."""
+        """True if it fits the device's free memory with 5 % to spare."""
         return self.total_bytes <= 0.95 * self.device_bytes
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for `--json` and the page."""
+        """Return plain values for `--json` and the page."""
         return {
             **asdict(self), "process_bytes": self.process_bytes, "total_bytes": self.total_bytes,
             "fits": self.fits, "efficiency": EFFICIENCY if self.processes > 1 else 1.0,
         }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
-    """A decoder's sizes, from its configuration."""
-
-    layers: int
-    hidden: int
-    attention: int
-    keys_values: int
-    inner: int
-    vocabulary: int
-    gated: bool
-    tied: bool
-    model_type: str
-
-    @property
-    def layer_parameters(self) -> int:
-        """Weights of one layer's matrices."""
-        mlp = (3 if self.gated else 2) * self.hidden * self.inner
-        return self.hidden * (2 * self.attention + 2 * self.keys_values) + mlp
-
-
 def estimate(spec: RunSpec, home: Home | None) -> Estimate:
-    """Return what this run will take on its device.
+    """Return the memory and time of a run on its device.
 
     Raises:
-        StudioError: The model or the data cannot be used.
+        StudioError: The model or the dataset cannot be used.
     """
     spec = spec.on_this_machine()
     size = spec.train.num_processes
@@ -244,13 +120,13 @@ def estimate(spec: RunSpec, home: Home | None) -> Estimate:
     shape = read_shape(known)
     lengths, targets = row_lengths(spec, known, home)
     plan = plan_run(spec, num_rows=len(lengths), hidden_size=shape.hidden)
-    load = loads(plan, lengths, targets, packing=spec.train.packing, processes=size)
+    load = batch_load(plan, lengths, targets, packing=spec.train.packing, processes=size)
     device = chosen_device(spec.train.device)
     on_gpu = device.name != "cpu"
     flops = step_flops(spec, shape, tokens=load.share_tokens, targets=load.share_targets)
     step_seconds = STEP_SECONDS * shape.layers * plan.most_passes(size)
     step_seconds += flops / speed(device, home) * slowdown(size, on_gpu=on_gpu)
-    on_device, shared, beside = _together(spec, known, on_gpu=on_gpu)
+    on_device, shared, beside = _shared_memory(spec, known, on_gpu=on_gpu)
     starts = START_SECONDS + (PROCESS_START_SECONDS if size > 1 else 0)
     return Estimate(
         parts=memory(spec, shape, known, load, on_gpu=on_gpu),
@@ -268,113 +144,46 @@ def estimate(spec: RunSpec, home: Home | None) -> Estimate:
     )
 
 
-def _together(spec: RunSpec, known: ModelFacts, *, on_gpu: bool) -> tuple[int, int, int]:
-    """How many processes share the device, what they all hold once, and what is beside them."""
-    size = spec.train.num_processes
-    if on_gpu or size == 1 or spec.train.device == CLUSTER:
-        return 1, 0, 0
-    shared, beside = LIBRARIES_BYTES, LEADER_BYTES
-    dtype = loaded_dtype(spec, on_gpu=False)
-    if is_mapped(known.weights_dtype, dtype, spec.model.quantization, on_gpu=False):
-        base = known.parameters * WIDTH[dtype]
-        shared, beside = (shared, beside + base) if spec.train.fsdp else (shared + base, beside)
-    return size, shared, beside
+def base_model(spec: RunSpec) -> ModelSource:
+    """Return the model source with the precision that training loads.
 
-
-def memory(
-    spec: RunSpec, shape: Shape, known: ModelFacts, load: Load, *, on_gpu: bool
-) -> dict[str, int]:
-    """Return bytes by part."""
-    width = WIDTH[loaded_dtype(spec, on_gpu=on_gpu)]
-    size, shares_base = spec.train.num_processes, spec.train.fsdp and spec.train.num_processes > 1
-    trained = trained_parameters(spec, shape, known)
-    whole = spec.method.phase is Phase.WEIGHTS
-    matrices = shape.layers * shape.layer_parameters
-    weights = known.parameters * width
-    if spec.model.quantization == "nf4":
-        weights = int(matrices * 0.56) + (known.parameters - matrices) * width
-    gathered = 0
-    if shares_base:  # a layer whole, and the message that it is made of
-        weights -= matrices * width * (size - 1) // size
-        gathered = 2 * shape.layer_parameters * width
-    kept = layer_activations(spec, shape) * load.tokens * width
-    layers = shape.layers * kept
-    if shape.model_type in SKIPPING and shape.gated and not shares_base:
-        # The last feed-forward runs where it is read.
-        layers -= 2 * shape.inner * (load.tokens - load.targets) * width
-    if spec.train.gradient_checkpointing:
-        inputs = min(2, shape.layers) if spec.train.activation_offloading else shape.layers
-        layers = inputs * shape.hidden * load.tokens * width + kept  # offloaded: in use, and next
-    mapped = shape.hidden * load.tokens * width > REUSED_BYTES
-    spread = 1.0 if on_gpu else MAPPED_SHARE if mapped else HEAP_SHARE
-    logits = load.targets * shape.vocabulary
-    chunk = min(logits, CHUNK_NUMBERS)
-    wide = 0 if width == 4 else chunk if on_gpu else min(chunk, WIDE_NUMBERS)
-    held = 12 * logits if whole else width * chunk + 4 * wide  # a head that trains: no chunks
-    messages = MESSAGE_BYTES if size > 1 else 0
-    parts = {
-        "runtime": CUDA_RUNTIME_BYTES + messages if on_gpu else RUNTIME_BYTES,
-        "weights": weights,
-        "adapter": 0 if whole else 4 * trained,
-        "gradients": (width if whole else 4) * trained,
-        "optimizer": STATES[spec.train.optim] * trained,
-        "activations": int(spread * layers),
-        "logits": int(spread * (held + 2 * load.targets * shape.hidden * width)),
-        "workspace": int(spread * 3 * max(shape.inner, shape.hidden) * load.tokens * width)
-        + gathered,
-    }
-    if shares_base and not on_gpu:  # where the base comes from: whole until its parts are taken
-        loading = known.parameters * width + parts["runtime"]
-        parts["workspace"] += max(0, loading - sum(parts.values()))
-    return parts
-
-
-def layer_activations(spec: RunSpec, shape: Shape) -> int:
-    """Numbers that autograd keeps a token and layer.
-
-    The norms' inputs (2 D), queries, keys, values and the attention's output; of the feed-forward
-    what its activation needs. Methods beside linear layers keep these layers' inputs as well; the
-    down projection's is made again from the gate (`backbone/checkpointing.py`).
+    Trained base weights are float32 by default: bfloat16 rounds most of a step of 1e-5 on a weight
+    of 0.02 away.
     """
-    attention = 2 * shape.attention + 2 * shape.keys_values
-    inner = (2 if shape.gated else 5) * shape.inner
-    lean = shape.gated and not spec.train.fsdp  # a shared base computes as it was written
-    inner += 0 if lean or not shape.gated else shape.inner
-    inputs = 2 * shape.hidden + shape.attention + (0 if lean else shape.inner)
-    beside = spec.method.phase in (Phase.DELTA, Phase.WEIGHTS, Phase.GAIN)
-    rank = 7 * int(getattr(spec.method, "r", 0))
-    return 2 * shape.hidden + attention + inner + (inputs + rank if beside else 0)
+    if spec.method.trains_base and spec.model.dtype == "auto":
+        return spec.model.model_copy(update={"dtype": "float32"})
+    return spec.model
 
 
-def trained_parameters(spec: RunSpec, shape: Shape, known: ModelFacts) -> int:
-    """Roughly how many numbers the method trains."""
-    method = spec.method
-    if method.phase is Phase.WEIGHTS:
-        return known.parameters
-    if method.phase is Phase.PROMPT:
-        return method.num_tokens_before * shape.hidden
-    if method.phase is Phase.KEYS_VALUES:
-        return method.num_tokens_before * shape.layers * 2 * shape.keys_values
-    sides = 2 * (shape.hidden + shape.attention) + 2 * (shape.hidden + shape.keys_values)
-    sides += (3 if shape.gated else 2) * (shape.hidden + shape.inner)
-    rank = int(getattr(method, "r", 0) or getattr(method, "bottleneck_dim", 0) or 1)
-    if method.name == "lora":
-        return shape.layers * rank * sides
-    if method.phase is Phase.TRANSFORM:
-        return shape.layers * 2 * rank * 2 * shape.hidden
-    return shape.layers * sides
+def loaded_dtype(spec: RunSpec, *, on_gpu: bool) -> str:
+    """Return the precision of the loaded base weights."""
+    dtype = base_model(spec).dtype
+    return dtype if dtype != "auto" else ("float32", "bfloat16")[on_gpu]
 
 
-def step_flops(spec: RunSpec, shape: Shape, *, tokens: float, targets: float) -> float:
-    """Products of one step: forward, gradients of the inputs, and of weights where they train."""
-    passes = 3.0 if spec.method.phase is Phase.WEIGHTS else 2.0
-    passes += 1.0 if spec.train.gradient_checkpointing else 0.0
-    body = 2 * shape.layers * shape.layer_parameters * tokens
-    return passes * body + 4 * shape.hidden * shape.vocabulary * targets
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """Sizes of a decoder, from its configuration."""
+
+    layers: int
+    hidden: int
+    attention: int
+    keys_values: int
+    inner: int
+    vocabulary: int
+    gated: bool
+    tied: bool
+    model_type: str
+
+    @property
+    def layer_parameters(self) -> int:
+        """Number of weights in the matrices of one layer."""
+        mlp = (3 if self.gated else 2) * self.hidden * self.inner
+        return self.hidden * (2 * self.attention + 2 * self.keys_values) + mlp
 
 
 def read_shape(known: ModelFacts) -> Shape:
-    """Read a decoder's sizes from its `config.json`."""
+    """Return a decoder's sizes from its `config.json`."""
     whole = json.loads((known.path / "config.json").read_text(encoding="utf-8"))
     config = whole.get("text_config") or whole
     heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
@@ -392,7 +201,7 @@ def read_shape(known: ModelFacts) -> Shape:
 def row_lengths(
     spec: RunSpec, known: ModelFacts, home: Home | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return tokens and trained tokens of every training row, in order."""
+    """Return the tokens and the trained tokens of every training row, in order."""
     from studio.data.prepare import prepare
     from studio.data.template.backend import backend_from_folder
     from studio.data.tokens import Examples
@@ -408,7 +217,195 @@ def row_lengths(
 
 
 def chosen_device(name: str) -> hardware.Device:
-    """Return the device a run would get; `auto` is the first, of a set the one that is fullest."""
+    """Return the device of a run: the first for `auto`, that with least free memory of several."""
     here, names = hardware.devices(), name.split(",")
     named = [device for device in here if device.name in names]
     return min(named, key=lambda device: device.free_bytes, default=here[0])
+
+
+def memory(
+    spec: RunSpec, shape: Shape, known: ModelFacts, load: BatchLoad, *, on_gpu: bool
+) -> dict[str, int]:
+    """Return bytes by part."""
+    width = WIDTH[loaded_dtype(spec, on_gpu=on_gpu)]
+    size, shares_base = spec.train.num_processes, spec.train.fsdp and spec.train.num_processes > 1
+    trained = trained_parameters(spec, shape, known)
+    whole = spec.method.trains_base
+    matrices = shape.layers * shape.layer_parameters
+    weights = known.parameters * width
+    if spec.model.quantization == "nf4":
+        weights = int(matrices * 0.56) + (known.parameters - matrices) * width
+    gathered = 0
+    if shares_base:  # a gathered layer and its message
+        weights -= matrices * width * (size - 1) // size
+        gathered = 2 * shape.layer_parameters * width
+    kept = layer_activations(spec, shape) * load.tokens * width
+    layers = shape.layers * kept
+    if shape.model_type in SKIPPING and shape.gated and not shares_base:
+        # The last feed-forward runs at label positions only.
+        layers -= 2 * shape.inner * (load.tokens - load.targets) * width
+    if spec.train.gradient_checkpointing:
+        inputs = min(2, shape.layers) if spec.train.activation_offloading else shape.layers
+        layers = inputs * shape.hidden * load.tokens * width + kept  # offloaded: current and next
+    mapped = shape.hidden * load.tokens * width > REUSED_BYTES
+    spread = 1.0 if on_gpu else MAPPED_FACTOR if mapped else HEAP_FACTOR
+    logits = load.targets * shape.vocabulary
+    chunk = min(logits, CHUNK_NUMBERS)
+    wide = 0 if width == 4 else chunk if on_gpu else min(chunk, WIDE_NUMBERS)
+    held = 12 * logits if whole else width * chunk + 4 * wide  # a trained head: no chunks
+    messages = MESSAGE_BYTES if size > 1 else 0
+    parts = {
+        "runtime": CUDA_RUNTIME_BYTES + messages if on_gpu else RUNTIME_BYTES,
+        "weights": weights,
+        "adapter": 0 if whole else 4 * trained,
+        "gradients": (width if whole else 4) * trained,
+        "optimizer": STATES[spec.train.optim] * trained,
+        "activations": int(spread * layers),
+        "logits": int(spread * (held + 2 * load.targets * shape.hidden * width)),
+        "workspace": int(spread * 3 * max(shape.inner, shape.hidden) * load.tokens * width)
+        + gathered,
+    }
+    if shares_base and not on_gpu:  # the base is loaded whole, then sharded
+        loading = known.parameters * width + parts["runtime"]
+        parts["workspace"] += max(0, loading - sum(parts.values()))
+    return parts
+
+
+def layer_activations(spec: RunSpec, shape: Shape) -> int:
+    """Return the numbers that autograd keeps per token and layer.
+
+    The norms' inputs (2 D), queries, keys, values and the attention's output; of the feed-forward
+    the inputs of its activation. Methods beside linear layers keep these layers' inputs as well;
+    that of the down projection is recomputed from the gate (`backbone/checkpointing.py`).
+    """
+    attention = 2 * shape.attention + 2 * shape.keys_values
+    inner = (2 if shape.gated else 5) * shape.inner
+    lean = shape.gated and not spec.train.fsdp  # a sharded base computes as it was written
+    inner += 0 if lean or not shape.gated else shape.inner
+    inputs = 2 * shape.hidden + shape.attention + (0 if lean else shape.inner)
+    beside = spec.method.phase in (Phase.DELTA, Phase.WEIGHTS, Phase.GAIN)
+    rank = 7 * int(getattr(spec.method, "r", 0))
+    return 2 * shape.hidden + attention + inner + (inputs + rank if beside else 0)
+
+
+def trained_parameters(spec: RunSpec, shape: Shape, known: ModelFacts) -> int:
+    """Return the approximate number of trained parameters."""
+    method = spec.method
+    if method.trains_base:
+        return known.parameters
+    if method.phase is Phase.PROMPT:
+        return method.num_tokens_before * shape.hidden
+    if method.phase is Phase.KEYS_VALUES:
+        return method.num_tokens_before * shape.layers * 2 * shape.keys_values
+    sides = 2 * (shape.hidden + shape.attention) + 2 * (shape.hidden + shape.keys_values)
+    sides += (3 if shape.gated else 2) * (shape.hidden + shape.inner)
+    rank = int(getattr(method, "r", 0) or getattr(method, "bottleneck_dim", 0) or 1)
+    if method.is_low_rank:
+        return shape.layers * rank * sides
+    if method.phase is Phase.TRANSFORM:
+        return shape.layers * 2 * rank * 2 * shape.hidden
+    return shape.layers * sides
+
+
+def step_flops(spec: RunSpec, shape: Shape, *, tokens: float, targets: float) -> float:
+    """Return the FLOPs of one step: forward, gradients of inputs, and of weights if they train."""
+    passes = 3.0 if spec.method.trains_base else 2.0
+    passes += 1.0 if spec.train.gradient_checkpointing else 0.0
+    body = 2 * shape.layers * shape.layer_parameters * tokens
+    return passes * body + 4 * shape.hidden * shape.vocabulary * targets
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchLoad:
+    """Sizes of the batches: the largest of any rank, the mean step, and a rank's part of it.
+
+    `share_tokens` is the mean over steps of the largest part, since ranks wait for it.
+    """
+
+    tokens: int
+    targets: int
+    step_tokens: float
+    step_targets: float
+    share_tokens: float
+    share_targets: float
+
+
+def batch_load(
+    plan: Plan, lengths: Sequence[int] | np.ndarray, targets: Sequence[int] | np.ndarray, *,
+    packing: bool, processes: int = 1,
+) -> BatchLoad:  # fmt: skip
+    """Return the sizes of the run's batches, in the run's own row order."""
+    size, loss = np.asarray(lengths), np.asarray(targets)
+    steps = min(plan.total_steps, max(1, MOST_STEPS // processes))
+    most = np.zeros(2, dtype=np.int64)
+    total, share = np.zeros(2), np.zeros(2)
+    for step in range(steps):
+        largest = np.zeros(2, dtype=np.int64)
+        for process in range(processes):
+            own = np.zeros(2, dtype=np.int64)
+            for rows in plan.micro_batches(step, process=process, processes=processes):
+                taken = size[rows]
+                tokens = taken.sum() if packing else taken.max() * len(rows)
+                batch = np.array([tokens, loss[rows].sum()])
+                most, own = np.maximum(most, batch), own + batch
+            largest, total = np.maximum(largest, own), total + own
+        share += largest
+    return BatchLoad(
+        tokens=int(most[0]), targets=int(most[1]), step_tokens=float(total[0] / steps),
+        step_targets=float(total[1] / steps), share_tokens=float(share[0] / steps),
+        share_targets=float(share[1] / steps),
+    )  # fmt: skip
+
+
+def _shared_memory(spec: RunSpec, known: ModelFacts, *, on_gpu: bool) -> tuple[int, int, int]:
+    """Return the processes on the device, the bytes that they share, and the bytes beside them."""
+    size = spec.train.num_processes
+    if on_gpu or size == 1 or spec.train.device == CLUSTER:
+        return 1, 0, 0
+    shared, beside = LIBRARIES_BYTES, LAUNCHER_BYTES
+    dtype = loaded_dtype(spec, on_gpu=False)
+    if is_mapped(known.weights_dtype, dtype, spec.model.quantization, on_gpu=False):
+        base = known.parameters * WIDTH[dtype]
+        shared, beside = (shared, beside + base) if spec.train.fsdp else (shared + base, beside)
+    return size, shared, beside
+
+
+def is_mapped(file_type: str, dtype: str, quantization: str, *, on_gpu: bool) -> bool:
+    """Return True if the base's tensors are memory-mapped from its file: a CPU, same precision."""
+    return not on_gpu and quantization == "none" and FILE_TYPES.get(file_type) == dtype
+
+
+def slowdown(processes: int, *, on_gpu: bool) -> float:
+    """Return the time of a row relative to that of a single process.
+
+    CPU processes share the processor's threads.
+    """
+    if processes == 1:
+        return 1.0
+    threads = hardware.threads()
+    fewer = 1.0 if on_gpu else threads / max(1, threads // processes)
+    return fewer / EFFICIENCY
+
+
+def speed(device: hardware.Device, home: Home | None) -> float:
+    """Return FLOP/s as measured by the last preflight here, else a guess for the kind of device."""
+    if home is not None:
+        try:
+            return float(json.loads((home.state / SPEED).read_text())[device.name])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+    return GPU_FLOPS if device.name != "cpu" else FLOPS_PER_CORE * hardware.threads()
+
+
+def save_speed(home: Home, device: str, flops_per_second: float) -> None:
+    """Store the measured FLOP/s for the next estimate."""
+    if not math.isfinite(flops_per_second) or flops_per_second <= 0:
+        return
+    path: Path = home.state / SPEED
+    try:
+        known = json.loads(path.read_text()) if path.is_file() else {}
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps({**known, device: flops_per_second}))
+        temporary.replace(path)
+    except (OSError, ValueError, StudioError):
+        return

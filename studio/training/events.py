@@ -1,4 +1,4 @@
-"""What a training run says while it runs. Plain records: no torch, no queue, no screen."""
+"""Events of a training run: plain records without torch."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -6,25 +6,25 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something that happened; `step` counts finished optimizer steps."""
+    """Base class of events; `step` counts finished optimizer steps."""
 
     step: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, with the event's kind."""
+        """Return plain values, with the event's kind."""
         return {"event": type(self).__name__.lower(), **asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loading(Event):
-    """A phase before the first step: what is being done now."""
+    """A phase before the first step."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Working(Event):
-    """How far a job without optimizer steps is: `step` of `total_steps` parts are done."""
+    """Progress of a job without optimizer steps: `step` of `total_steps` parts are done."""
 
     text: str
     total_steps: int
@@ -32,7 +32,7 @@ class Working(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Started(Event):
-    """Everything is loaded; the first step comes next (or the first after `step`)."""
+    """Everything is loaded; the next event is the first step (or the first after `step`)."""
 
     total_steps: int
     trainable_parameters: int
@@ -47,7 +47,7 @@ class Started(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step(Event):
-    """One optimizer step. `tokens` counts real tokens, padding never."""
+    """One optimizer step; `tokens` excludes padding."""
 
     loss: float
     learning_rate: float
@@ -60,7 +60,7 @@ class Step(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated(Event):
-    """Loss per token on the held-out rows, and the share of tokens guessed right."""
+    """Loss per token and token accuracy on the validation rows."""
 
     eval_loss: float
     token_accuracy: float | None = None
@@ -68,7 +68,7 @@ class Evaluated(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampled(Event):
-    """A fixed prompt answered by the adapter as it is now."""
+    """A fixed prompt answered with the current adapter."""
 
     prompt: str
     text: str
@@ -76,15 +76,15 @@ class Sampled(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Saving(Event):
-    """A checkpoint or the adapter is written next: store what was said so far.
+    """A checkpoint or the adapter is written next: store all events so far.
 
-    A run that is killed right after goes on from there and never says it again.
+    A run that is killed afterwards resumes from there and does not repeat them.
     """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Saved(Event):
-    """A checkpoint is whole on disk."""
+    """A checkpoint was written."""
 
     path: str
     eval_loss: float | None = None
@@ -92,7 +92,7 @@ class Saved(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finished(Event):
-    """The run is over; `reason` says how, `adapter` or `facts` what its result is."""
+    """The run ended; `reason` says how, `adapter` or `facts` is its result."""
 
     seconds: float
     reason: Literal["completed", "stopped"] = "completed"
@@ -105,7 +105,7 @@ class Finished(Event):
 
 
 def event_from(values: dict[str, Any]) -> Event:
-    """Return the event that `as_dict` made plain."""
+    """Return the event that `as_dict` describes."""
     kinds = {kind.__name__.lower(): kind for kind in Event.__subclasses__()}
     values = dict(values)
     return kinds[values.pop("event")](**values)

@@ -1,7 +1,7 @@
-"""Which runs may train together on one resident base. Pure and without torch: the queue asks.
+"""Decide which runs may train together on one base model (no torch).
 
-Runs of one key share the base, its place and the data; everything else (method, rank, rate,
-optimizer, schedule, batch, seed, steps, cadences) is each run's own.
+Runs of one key share base, device and data; method, optimizer, schedule, batch size, seed, steps
+and intervals are each run's own.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ SHARED_TRAIN = (
 )  # fmt: skip
 
 
-def kinship(spec: RunSpec) -> str | None:
-    """Return what siblings have in common; None for a run that must be alone.
+def sibling_key(spec: RunSpec) -> str | None:
+    """Return a key that sibling runs have in common; None for a run that must be alone.
 
-    Alone are runs that train the base itself, that are spread over processes or sent to a cluster,
-    that put noise on the embeddings of every row, and that may have to start again smaller.
+    Alone are runs that train the base itself, use several processes or a cluster, add NEFTune noise
+    to the embeddings of every row, or may retry when out of memory.
     """
     args = spec.train
     apart = (

@@ -1,20 +1,15 @@
-"""The loss: a token-weighted sum over the step, computed at label positions only.
+"""The loss: a sum over trained tokens, divided once by all trained tokens of the step.
 
-The head's product, the softmax and the gradient are made chunk by chunk in the forward pass: the
-logits of a chunk are turned in place into their own gradient and multiplied back through the head
-at once. What is kept for the backward is one `(N, D)` gradient instead of three `(N, V)` tensors.
-`loss_sum` in `loss.py` is the plain twin.
+Dividing by the step's count, not each batch's own, makes four small batches equal one large one.
 
-Only a head that is a bare product can be taken over; one with soft-capping, scaling, a bias or an
-adapter on it goes the plain way.
+The loss is computed at label positions only, and without holding all their logits: the head's
+product, the softmax and the gradient are computed chunk by chunk in the forward pass. The logits of
+a chunk become their own gradient in place and are multiplied back through the head at once, so the
+backward keeps one `(N, D)` gradient instead of three `(N, V)` tensors. A head with soft-capping,
+scaling, a bias or an adapter uses `cross_entropy` on its logits.
 
 Shapes: `N positions that predict a trained token, D hidden, V vocabulary, C rows of a chunk,
 R of them in float32`.
-
-Dividing by the whole step's count (not by each batch's own) is what makes four small batches equal
-one large one. Averages over rows or batches would weigh short answers more.
-
-Shapes: `N positions that predict a trained token, V vocabulary`.
 """
 
 from __future__ import annotations
@@ -29,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from studio.training.allocator import CHUNK_NUMBERS, WIDE_NUMBERS
-from studio.training.batch import Packed, Padded
+from studio.training.batch import PackedBatch, PaddedBatch
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
@@ -39,9 +34,9 @@ SHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_m
 
 
 class HeadLoss(torch.autograd.Function):
-    """`Σ_n −log softmax(h_n Wᵀ)[target_n]`, with the gradient of `h` made on the way.
+    """`Σ_n −log softmax(h_n Wᵀ)[target_n]`, with the gradient of `h` computed in the forward.
 
-    With smoothing `ε` the target is `1 − ε` of the right token and `ε / V` of every one.
+    With label smoothing `ε` the target is `1 − ε` for the right token plus `ε / V` for every token.
     """
 
     @staticmethod
@@ -55,7 +50,7 @@ class HeadLoss(torch.autograd.Function):
         for start in range(0, hidden_ND.shape[0], chunk):
             part = slice(start, start + chunk)
             logits_CV = hidden_ND[part] @ weight_VD.T
-            total += _turned(logits_CV, targets_N[part], smoothing)
+            total += _loss_and_gradient(logits_CV, targets_N[part], smoothing)
             if ctx.needs_input_grad[0]:
                 gradient_ND[part] = logits_CV @ weight_VD
         ctx.save_for_backward(gradient_ND)
@@ -63,15 +58,15 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Scale the gradient that the forward made."""
+        """Scale the gradient that the forward computed."""
         (gradient_ND,) = ctx.saved_tensors
         return gradient_ND * outputs[0].to(gradient_ND.dtype), None, None, None, None
 
 
-def _turned(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> Tensor:
-    """Return the summed loss in float32, and turn the logits in place into their gradient."""
+def _loss_and_gradient(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> Tensor:
+    """Return the summed loss in float32; replace the logits by their gradient in place."""
     total = torch.zeros((), dtype=torch.float32, device=logits_CV.device)
-    for rows_RV, target_R in _few(logits_CV, targets_C):
+    for rows_RV, target_R in _row_chunks(logits_CV, targets_C):
         wide_RV, target_R1 = rows_RV.float(), target_R[:, None]
         wanted_R = wide_RV.gather(1, target_R1)[:, 0]
         if smoothing:
@@ -92,33 +87,33 @@ def _turned(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> Tensor:
 def head_loss(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, smoothing: float = 0.0
 ) -> Tensor:
-    """Return the summed loss of hidden states under a bare head."""
+    """Return the summed loss of hidden states under a plain head."""
     chunk = max(1, CHUNK_NUMBERS // weight_VD.shape[0])
     loss: Tensor = HeadLoss.apply(hidden_ND, weight_VD, targets_N, chunk, smoothing)
     return loss
 
 
 def head_measured(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[float, int]:
-    """Return the summed loss and how many targets were the likeliest, without gradients."""
+    """Return the summed loss and the number of correct predictions, without gradients."""
     chunk, total, correct = max(1, CHUNK_NUMBERS // weight_VD.shape[0]), 0.0, 0
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
-        for rows_RV, target_R in _few(hidden_ND[part] @ weight_VD.T, targets_N[part]):
+        for rows_RV, target_R in _row_chunks(hidden_ND[part] @ weight_VD.T, targets_N[part]):
             total += float(cross_entropy(rows_RV.float(), target_R, reduction="sum"))
             correct += int((rows_RV.argmax(-1) == target_R).sum())
     return total, correct
 
 
-def _few(logits_CV: Tensor, targets_C: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows that are worked on at once: what a processor's cache holds, or all on a GPU."""
+def _row_chunks(logits_CV: Tensor, targets_C: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the rows to compute at once: as many as fit a CPU's cache, or all on a GPU."""
     rows = len(logits_CV)
     if logits_CV.device.type == "cpu":
         rows = max(1, WIDE_NUMBERS // logits_CV.shape[1])
     return zip(logits_CV.split(rows), targets_C.split(rows), strict=True)
 
 
-def bare_head(backbone: Backbone) -> nn.Linear | None:
-    """Return the head if it is a frozen bias-free product that nothing shapes, else None."""
+def plain_head(backbone: Backbone) -> nn.Linear | None:
+    """Return the head if it is a frozen matrix product without bias, scaling or adapter."""
     head = backbone.model.get_output_embeddings()
     config = backbone.model.config.get_text_config()
     if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
@@ -132,7 +127,7 @@ def bare_head(backbone: Backbone) -> nn.Linear | None:
 def packed_hidden(
     backbone: Backbone, head: nn.Linear, ids_T: Tensor, lengths: tuple[int, ...], keep_N: Tensor
 ) -> Tensor:
-    """Return what the head would have been given at the positions `keep_N`: `(N, D)`."""
+    """Return the head's input `(N, D)` at the positions `keep_N`."""
     seen: list[Tensor] = []
 
     def intercept(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
@@ -147,44 +142,44 @@ def packed_hidden(
     return seen[0][0]
 
 
-def loss_sum(backbone: Backbone, batch: Packed | Padded, smoothing: float = 0.0) -> Tensor:
-    """Return the summed negative log-likelihood of the batch's trained tokens, in float32.
-
-    Args:
-        backbone: The model with its active stack.
-        batch: The rows.
-        smoothing: Share of each target that all tokens get alike (label smoothing).
-    """
-    if isinstance(batch, Packed):
+def loss_sum(
+    backbone: Backbone, batch: PackedBatch | PaddedBatch, smoothing: float = 0.0
+) -> Tensor:
+    """Return the summed negative log-likelihood of the batch's trained tokens, in float32."""
+    if isinstance(batch, PackedBatch):
         return loss_sums(backbone, [batch], [smoothing])[0]
-    return _summed(padded_logits(backbone, batch), None, batch.targets_N, smoothing)
+    return _cross_entropy(padded_logits(backbone, batch), None, batch.targets_N, smoothing)
 
 
 def loss_sums(
-    backbone: Backbone, batches: Sequence[Packed], smoothings: Sequence[float]
+    backbone: Backbone, batches: Sequence[PackedBatch], smoothings: Sequence[float]
 ) -> list[Tensor]:
     """Return the `loss_sum` of each batch, from one pass over the rows of all."""
     edges = accumulate((batch.num_tokens for batch in batches), initial=0)
     ids_T = torch.cat([batch.ids_T for batch in batches])
     lengths = tuple(length for batch in batches for length in batch.lengths)
     keep_N = torch.cat([b.keep_N + start for b, start in zip(batches, edges, strict=False)])
-    if (head := bare_head(backbone)) is not None:
+    if (head := plain_head(backbone)) is not None:
         found = packed_hidden(backbone, head, ids_T, lengths, keep_N)
     else:
         found = backbone.packed_logits(ids_T, lengths, keep_N)
     parts = found.split([b.num_targets for b in batches]) if len(batches) > 1 else (found,)
     each = zip(parts, batches, smoothings, strict=True)
-    return [_summed(part, head, batch.targets_N, smoothing) for part, batch, smoothing in each]
+    return [
+        _cross_entropy(part, head, batch.targets_N, smoothing) for part, batch, smoothing in each
+    ]
 
 
-def _summed(found: Tensor, head: nn.Linear | None, targets_N: Tensor, smoothing: float) -> Tensor:
+def _cross_entropy(
+    found: Tensor, head: nn.Linear | None, targets_N: Tensor, smoothing: float
+) -> Tensor:
     if head is not None:
         return head_loss(found, head.weight, targets_N, smoothing)
     return cross_entropy(found.float(), targets_N, reduction="sum", label_smoothing=smoothing)
 
 
-def padded_logits(backbone: Backbone, batch: Padded) -> Tensor:
-    """Return `(N, V)` through the ordinary forward: the plain twin of `packed_logits`."""
+def padded_logits(backbone: Backbone, batch: PaddedBatch) -> Tensor:
+    """Return `(N, V)` through the model's ordinary forward."""
     position_ids = (batch.mask_BT.cumsum(-1) - 1).clamp(min=0)
     output = backbone.model(
         input_ids=batch.ids_BT,
@@ -197,8 +192,8 @@ def padded_logits(backbone: Backbone, batch: Padded) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """What held-out rows say: summed loss, tokens guessed right, tokens."""
+class EvalLoss:
+    """Summed loss, correct predictions and tokens of validation rows."""
 
     loss_sum: float
     correct: int
@@ -211,26 +206,26 @@ class Measured:
 
     @property
     def accuracy(self) -> float:
-        """Share of trained tokens that were the likeliest."""
+        """Fraction of tokens that were predicted correctly."""
         return self.correct / max(1, self.tokens)
 
 
-def measure(backbone: Backbone, batches: Iterable[Packed | Padded]) -> Measured:
-    """Measure held-out batches, with dropout off."""
+def evaluate_loss(backbone: Backbone, batches: Iterable[PackedBatch | PaddedBatch]) -> EvalLoss:
+    """Evaluate validation batches, with dropout off."""
     total, correct, tokens = 0.0, 0, 0
     with backbone.evaluating():
         for batch in batches:
             loss, right = _measured(backbone, batch)
             total, correct, tokens = total + loss, correct + right, tokens + batch.num_targets
-    return Measured(total, correct, tokens)
+    return EvalLoss(total, correct, tokens)
 
 
-def _measured(backbone: Backbone, batch: Packed | Padded) -> tuple[float, int]:
-    head = bare_head(backbone) if isinstance(batch, Packed) else None
-    if isinstance(batch, Packed) and head is not None:
+def _measured(backbone: Backbone, batch: PackedBatch | PaddedBatch) -> tuple[float, int]:
+    head = plain_head(backbone) if isinstance(batch, PackedBatch) else None
+    if isinstance(batch, PackedBatch) and head is not None:
         hidden_ND = packed_hidden(backbone, head, batch.ids_T, batch.lengths, batch.keep_N)
         return head_measured(hidden_ND, head.weight, batch.targets_N)
-    if isinstance(batch, Packed):
+    if isinstance(batch, PackedBatch):
         logits_NV = backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N)
     else:
         logits_NV = padded_logits(backbone, batch)

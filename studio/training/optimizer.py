@@ -1,6 +1,6 @@
-"""The optimizer over an adapter's parameters, and its state as plain tensors and numbers.
+"""Optimizers over an adapter's parameters; their state as tensors and numbers for checkpoints.
 
-Checkpoints hold no pickle, so the state is taken apart here and put together again exactly.
+Checkpoints hold no pickle, so the state is split here and restored exactly.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ Groups = list[dict[str, Any]]
 LION_BETAS = (0.9, 0.99)
 
 
-class Steps(Protocol):
-    """What training needs of an optimizer; torch's own are this."""
+class OptimizerLike(Protocol):
+    """Interface of an optimizer; torch's own implement it."""
 
     @property
     def param_groups(self) -> Groups:
-        """Parameters with their settings."""
+        """Parameter groups with their settings."""
 
     def step(self) -> Any:
-        """Move the parameters."""
+        """Update the parameters."""
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state by parameter number."""
+        """Return the state by parameter index."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state back."""
+        """Restore a state."""
 
 
-def make_optimizer(named: Named, args: TrainArgs) -> Steps:
-    """Return the optimizer of the spec; vectors (biases, gains) are never decayed.
+def make_optimizer(named: Named, args: TrainArgs) -> OptimizerLike:
+    """Return the optimizer of the spec; weight decay skips vectors (biases, gains).
 
-    The learning rate is set before every step by `set_rate`. LoRA+ lets `B` learn faster than `A`.
+    `set_learning_rate` sets the rate before every step; with LoRA+ that of `B` is a multiple.
 
     Raises:
-        SpecError: It needs a library or a device that is not here.
+        SpecError: It needs a library or a device that is missing.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in named:
@@ -59,14 +59,14 @@ def make_optimizer(named: Named, args: TrainArgs) -> Steps:
     return _MAKERS[args.optim](made, named[0][1].device)
 
 
-def set_rate(optimizer: Steps, rate: float) -> None:
-    """Set the learning rate of the coming step."""
+def set_learning_rate(optimizer: OptimizerLike, rate: float) -> None:
+    """Set the learning rate of the next step."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]
 
 
-def state_tensors(optimizer: Steps) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the optimizer's state: tensors by `<parameter>/<name>`, and the plain numbers."""
+def state_tensors(optimizer: OptimizerLike) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the optimizer's tensors and numbers, each by `<parameter index>/<name>`."""
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, state in optimizer.state_dict()["state"].items():
@@ -76,8 +76,8 @@ def state_tensors(optimizer: Steps) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, numbers
 
 
-def restore(optimizer: Steps, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """Put a state that `state_tensors` took apart back into a fresh optimizer."""
+def restore(optimizer: OptimizerLike, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    """Load the state that `state_tensors` returned into a new optimizer."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in [*tensors.items(), *numbers.items()]:
         index, name = key.split("/", 1)
@@ -90,7 +90,7 @@ def restore(optimizer: Steps, tensors: dict[str, Tensor], numbers: dict[str, Any
 class Lion(Optimizer):
     """`p ← p − η (sign(β₁ m + (1 − β₁) g) + λ p)`, then `m ← β₂ m + (1 − β₂) g`: one moment.
 
-    Its steps are all of one length, so it wants a learning rate three to ten times smaller.
+    Its steps all have one size, so its learning rate is three to ten times smaller than AdamW's.
     Source: arXiv:2302.06675.
     """
 
@@ -98,7 +98,7 @@ class Lion(Optimizer):
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "scale": 1.0})
 
     def step(self, closure: Any = None) -> None:
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         with torch.no_grad():
             for group in self.param_groups:
                 for parameter in group["params"]:
@@ -114,15 +114,15 @@ class Lion(Optimizer):
         moment.lerp_(parameter.grad, 1 - later)
 
 
-class Together:
-    """Several optimizers as one: Muon for the matrices, AdamW for the vectors."""
+class CombinedOptimizer:
+    """Several optimizers as one: Muon for matrices, AdamW for vectors."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self.parts = parts
 
     @property
     def param_groups(self) -> Groups:
-        """All groups, part by part."""
+        """Parameter groups of all parts."""
         return [group for part in self.parts for group in part.param_groups]
 
     def step(self) -> None:
@@ -131,12 +131,12 @@ class Together:
             part.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of each part."""
+        """Clear the gradients of each part."""
         for part in self.parts:
             part.zero_grad(set_to_none=set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """Number the parameters part by part."""
+        """Return the state, with parameters numbered part by part."""
         state, groups, start = {}, [], 0
         for part in self.parts:
             own = part.state_dict()
@@ -146,7 +146,7 @@ class Together:
         return {"state": state, "param_groups": groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Give each part its own numbers back."""
+        """Restore the state of each part."""
         start = 0
         for part in self.parts:
             stop = start + _count(part)
@@ -159,27 +159,27 @@ def _count(optimizer: Optimizer) -> int:
     return sum(len(group["params"]) for group in optimizer.param_groups)
 
 
-def _adamw(groups: Groups, device: torch.device) -> Steps:
+def _adamw(groups: Groups, device: torch.device) -> OptimizerLike:
     return torch.optim.AdamW(groups, lr=0.0, fused=device.type in ("cpu", "cuda"))
 
 
-def _adafactor(groups: Groups, device: torch.device) -> Steps:
+def _adafactor(groups: Groups, device: torch.device) -> OptimizerLike:
     """With the rate from outside, as transformers' Trainer sets it; arXiv:1804.04235."""
     from transformers.optimization import Adafactor
 
-    made: Steps = Adafactor(groups, lr=0.0, scale_parameter=False, relative_step=False)
+    made: OptimizerLike = Adafactor(groups, lr=0.0, scale_parameter=False, relative_step=False)
     return made
 
 
-def _lion(groups: Groups, device: torch.device) -> Steps:
+def _lion(groups: Groups, device: torch.device) -> OptimizerLike:
     return Lion(groups)
 
 
-def _muon(groups: Groups, device: torch.device) -> Steps:
+def _muon(groups: Groups, device: torch.device) -> OptimizerLike:
     """arXiv:2502.16982: its updates have AdamW's size, so AdamW's learning rate fits."""
     if not hasattr(torch.optim, "Muon"):
         raise SpecError(
-            f"train.optim is muon, which torch {torch.__version__} lacks: take adamw, or install "
+            f"train.optim is muon, which torch {torch.__version__} lacks: use adamw, or install "
             "torch 2.9 or newer.",
             field="train.optim",
         )
@@ -190,15 +190,15 @@ def _muon(groups: Groups, device: torch.device) -> Steps:
         parts.append(torch.optim.Muon(square, lr=0.0, adjust_lr_fn="match_rms_adamw"))
     if flat:
         parts.append(torch.optim.AdamW(flat, lr=0.0))
-    return Together(parts)
+    return CombinedOptimizer(parts)
 
 
-def _eight_bits(name: str, cls: str) -> Callable[[Groups, torch.device], Steps]:
-    def make(groups: Groups, device: torch.device) -> Steps:
+def _eight_bits(name: str, cls: str) -> Callable[[Groups, torch.device], OptimizerLike]:
+    def make(groups: Groups, device: torch.device) -> OptimizerLike:
         if device.type != "cuda":
             raise SpecError(
-                f"train.optim is {name}, which works on a CUDA GPU only, not on {device.type}: "
-                "take adamw, or adafactor to save memory.",
+                f"train.optim is {name}, which needs a CUDA GPU, but the run is on {device.type}: "
+                "use adamw, or adafactor to save memory.",
                 field="train.optim",
             )
         try:
@@ -206,16 +206,16 @@ def _eight_bits(name: str, cls: str) -> Callable[[Groups, torch.device], Steps]:
         except ImportError:
             raise SpecError(
                 f"train.optim is {name}, which needs bitsandbytes: `pip install bitsandbytes`, or "
-                "take adamw.",
+                "use adamw.",
                 field="train.optim",
             ) from None
-        made: Steps = getattr(bitsandbytes.optim, cls)(groups, lr=0.0)
+        made: OptimizerLike = getattr(bitsandbytes.optim, cls)(groups, lr=0.0)
         return made
 
     return make
 
 
-_MAKERS: dict[str, Callable[[Groups, torch.device], Steps]] = {
+_MAKERS: dict[str, Callable[[Groups, torch.device], OptimizerLike]] = {
     "adamw": _adamw,
     "adamw_8bit": _eight_bits("adamw_8bit", "AdamW8bit"),
     "paged_adamw_8bit": _eight_bits("paged_adamw_8bit", "PagedAdamW8bit"),

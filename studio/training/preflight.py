@@ -1,4 +1,4 @@
-"""Measure a run before it starts: two real steps on its longest batch, then throw them away."""
+"""Measure memory and time of a run before it starts: two steps on its longest batch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio import devices, hardware
+from studio.data.template.template import IGNORED
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.estimate import (
     MOST_STEPS,
     START_SECONDS,
     Estimate,
-    base_of,
+    base_model,
     estimate,
-    note_speed,
+    save_speed,
     slowdown,
 )
 from studio.training.events import Event, Finished, Loading
@@ -31,24 +32,24 @@ STEPS = 2
 
 
 def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> Iterator[Event]:
-    """Load everything, take two steps, and write `preflight.json`: the corrected estimate.
+    """Load everything, take two steps, and write the corrected estimate to `preflight.json`.
 
-    Of a run on several devices one process is measured, with its share of the rows and the whole
-    base; what sharing the base saves is counted, not measured.
+    Of a distributed run one process is measured, with its part of the rows and the whole base; what
+    sharding saves is estimated.
 
     Args:
         spec: The run.
-        run_dir: Where the report goes.
-        home: Where models and token caches live.
-        device: Where it is measured, as this process names it; absent, the run's own.
+        run_dir: Folder of the report.
+        home: Folder of models and token caches.
+        device: Device to measure on; the run's own by default.
 
     Raises:
-        StudioError: What the run itself would end with.
+        StudioError: The run itself would fail with it.
     """
-    from studio.training.remedies import explained
+    from studio.training.remedies import explain_errors
 
     started = time.monotonic()
-    with explained(spec, lambda: "in the first step"):
+    with explain_errors(spec, lambda: "in the first step"):
         yield Loading(text="Estimating")
         guessed = estimate(spec, home)
         whole = estimate(spec.with_parts(train={"fsdp": False}), home)
@@ -64,7 +65,7 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
     )  # fmt: skip
     tokens = guessed.longest_batch_tokens
     flops = _flops(spec, session, tokens)
-    note_speed(home, guessed.device.partition(",")[0], flops / max(seconds, 1e-9))
+    save_speed(home, guessed.device.partition(",")[0], flops / max(seconds, 1e-9))
     run_dir.mkdir(parents=True, exist_ok=True)
     report = {"guessed_bytes": guessed.total_bytes, **found.as_dict()}
     (run_dir / REPORT).write_text(json.dumps(report, indent=1))
@@ -76,7 +77,7 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
 
 
 def corrected(guess: Estimate, *, peak_bytes: int, step_seconds: float) -> Estimate:
-    """Put what was measured into an estimate; the difference is the runtime's and the heap's."""
+    """Return the estimate with measured memory and time; `runtime` takes the difference."""
     parts = dict(guess.parts)
     rest = peak_bytes - sum(v for k, v in parts.items() if k != "runtime")
     if rest >= 0:
@@ -91,13 +92,13 @@ def corrected(guess: Estimate, *, peak_bytes: int, step_seconds: float) -> Estim
 
 
 def _alone(spec: RunSpec, device: str) -> RunSpec:
-    """The run as one process here, with the whole base."""
+    """Return the run as one process with the whole base."""
     device = device or devices.first_device(spec.train.device)
     return spec.with_parts(train={"device": device, "num_processes": 1, "fsdp": False})
 
 
 def measured_steps(session: Session, *, processes: int = 1) -> tuple[int, float]:
-    """Take two steps on a process's longest micro-batch; return peak bytes and seconds a batch."""
+    """Take two steps on the longest micro-batch of a process; return peak bytes and seconds."""
     import torch
 
     lengths = {row: len(session.prepared.train[row].input_ids) for row in _rows(session)}
@@ -131,16 +132,11 @@ def measured_steps(session: Session, *, processes: int = 1) -> tuple[int, float]
 
 
 def _open(spec: RunSpec, home: Home) -> Session:
-    from studio.data.prepare import prepare
     from studio.models.loading import load
-    from studio.training.session import open_session
+    from studio.training.session import open_session, prepare_data
 
-    loaded = load(base_of(spec), spec.train.device)
-    prepared = prepare(
-        spec.data, loaded.tokenizer, seed=spec.seed, home=home,
-        context_length=max(1, loaded.facts.context_length - spec.method.num_tokens_before),
-    )  # fmt: skip
-    return open_session(spec, loaded=loaded, prepared=prepared)
+    loaded = load(base_model(spec), spec.train.device)
+    return open_session(spec, loaded=loaded, prepared=prepare_data(spec, loaded, home))
 
 
 def _steps(session: Session) -> int:
@@ -155,5 +151,5 @@ def _flops(spec: RunSpec, session: Session, tokens: int) -> float:
     from studio.training.estimate import read_shape, step_flops
 
     rows: Any = session.prepared.train
-    targets = sum(int((row.labels != -100).sum()) for row in rows)
+    targets = sum(int((row.labels != IGNORED).sum()) for row in rows)
     return step_flops(spec, read_shape(session.loaded.facts), tokens=tokens, targets=targets)

@@ -1,8 +1,8 @@
-"""One process of a run on several: `python -m studio.training.rank`, started by `team.py`.
+"""One rank of a distributed run: `python -m studio.training.rank`, started by `distributed.py`.
 
-Its standard input brings the order and later the wishes; when it closes, whoever started the team
-is gone and this process ends at once. The first member's events, and any member's error, leave on
-standard output, one JSON document a line; everything printed goes to standard error, the log.
+Standard input brings the order and later the commands; the process ends when it closes. Events of
+rank 0, and errors of any rank, go to standard output as JSON lines; everything printed goes to
+standard error, the log.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from typing import Any, TextIO
 from studio.errors import StudioError
 from studio.home import Home
 from studio.spec import RunSpec
-from studio.training.loop import Wish
+from studio.training.loop import Command
 
-PATIENCE = timedelta(hours=6)  # others may evaluate, save or download meanwhile
+TIMEOUT = timedelta(hours=6)  # ranks wait while rank 0 evaluates, saves or downloads
 
 
 def main() -> None:
-    """Follow one order to its end; never returns."""
+    """Train as one rank; never returns."""
     order = json.loads(sys.stdin.readline())
-    heard = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    output = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    wishes: list[Wish] = []
-    threading.Thread(target=_listen, args=(wishes,), daemon=True).start()
+    commands: list[Command] = []
+    threading.Thread(target=_receive, args=(commands,), daemon=True).start()
     try:
-        _train(order, wishes, heard)
+        _train(order, commands, output)
     except StudioError as error:
-        _say(heard, {"error": error.as_dict()})
+        _send(output, {"error": error.as_dict()})
         os._exit(error.exit_code)
     except Exception as error:
         traceback.print_exc()
         first = (str(error).strip().splitlines() or [""])[0][:300]
-        _say(heard, {"error": {"kind": "run", "text": f"{type(error).__name__}: {first}"}})
+        _send(output, {"error": {"kind": "run", "text": f"{type(error).__name__}: {first}"}})
         os._exit(1)
     sys.stderr.flush()
-    os._exit(0)  # a process group that others left may not close
+    os._exit(0)  # a process group that other ranks have left may hang on close
 
 
-def _train(order: dict[str, Any], wishes: list[Wish], heard: TextIO) -> None:
+def _train(order: dict[str, Any], commands: list[Command], output: TextIO) -> None:
     import torch
 
     from studio.training.run import train
@@ -63,34 +63,34 @@ def _train(order: dict[str, Any], wishes: list[Wish], heard: TextIO) -> None:
     if on_gpu:
         torch.cuda.set_device(device)
     torch.distributed.init_process_group(
-        "nccl" if on_gpu else "gloo", init_method=f"file://{order['meeting']}", rank=rank,
-        world_size=size, timeout=PATIENCE,
+        "nccl" if on_gpu else "gloo", init_method=f"file://{order['rendezvous']}", rank=rank,
+        world_size=size, timeout=TIMEOUT,
     )  # fmt: skip
     spec = RunSpec.parse(order["spec"])
     spec = spec.with_parts(train={"device": device, "num_processes": size})
 
-    def control() -> Wish:
-        return wishes.pop(0) if wishes and wishes[0] != "stop" else (wishes or [None])[0]
+    def control() -> Command:
+        return commands.pop(0) if commands and commands[0] != "stop" else (commands or [None])[0]
 
     for event in train(
         spec, run_dir=Path(order["run_dir"]), home=Home(Path(order["home"])), control=control,
-        in_team=True,
+        in_process_group=True,
     ):  # fmt: skip
         if rank == 0:
-            _say(heard, event.as_dict())
+            _send(output, event.as_dict())
 
 
-def _listen(wishes: list[Wish]) -> None:
+def _receive(commands: list[Command]) -> None:
     for line in sys.stdin:
-        wish: Any = line.strip()
-        wishes.append(wish)
-    time.sleep(0.2)  # an end of its own comes first
+        command: Any = line.strip()
+        commands.append(command)
+    time.sleep(0.2)  # give an end of our own the time to come first
     os._exit(1)
 
 
-def _say(heard: TextIO, values: dict[str, Any]) -> None:
-    heard.write(json.dumps(values) + "\n")
-    heard.flush()
+def _send(output: TextIO, values: dict[str, Any]) -> None:
+    output.write(json.dumps(values) + "\n")
+    output.flush()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """Reduce the memory of a run: remedies in order, and the errors that call for them (no torch).
 
-One list for all who offer it: the card of a run that ran out of memory, `studio refit`, the error's
-own sentence, "make it fit", and the retry by itself. What keeps the result comes first.
+`studio refit`, the page, error texts, "make it fit" and the automatic retry all use this list.
+Remedies that keep the result come first; the effective batch size never changes. Precision and
+quantization change the result a little: they are offered, but not applied by the automatic retry.
 
-The effective batch never changes. Precision and quantization do change the result a little, so they
-come last, and are offered rather than taken when memory ran out in the middle.
-
-Libraries report a full disk or a full device in many ways; here they become the errors of
-`studio.errors`. Anything else is our bug and passes through.
+`explain_errors` turns the many ways in which libraries report a full disk or device into
+`studio.errors`.
 """
 
 from __future__ import annotations
@@ -42,9 +40,12 @@ SHORTEST = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Remedy:
-    """One change: what it does, whether the result stays the same, and what this machine lacks.
+    """One change of settings that saves memory.
 
-    `of_weights`: it makes the frozen weights themselves smaller.
+    Attributes:
+        same_result: The result stays the same.
+        of_weights: The frozen weights themselves become smaller.
+        lacks: Sentence about what this machine lacks for it.
     """
 
     name: str
@@ -56,27 +57,27 @@ class Remedy:
     lacks: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for `--json` and the page."""
+        """Return plain values for `--json` and the page."""
         return asdict(self)
 
 
 def remedies(spec: RunSpec, *, on_gpu: bool | None = None) -> list[Remedy]:
-    """Return what is left to change, each on its own.
+    """Return the remedies that are left for a run, each on its own.
 
     Args:
-        spec: The run as it is.
-        on_gpu: Where it runs; told from the spec and this machine when None.
+        spec: The run.
+        on_gpu: Whether it runs on a GPU; by default found from the spec and this machine.
     """
     on_gpu = runs_on_gpu(spec) if on_gpu is None else on_gpu
     return [*_exact(spec, on_gpu), *_inexact(spec, on_gpu)]
 
 
 def pick(found: Sequence[Remedy], name: str = "") -> Remedy:
-    """Return the remedy of a name; without one the first that keeps the result.
+    """Return the remedy called `name`, by default the first that keeps the result.
 
     Raises:
-        SpecError: There is none of that name, or this machine lacks what it needs.
-        OutOfMemory: Nothing that keeps the result is left; names what else there is.
+        SpecError: There is no such remedy, or this machine lacks what it needs.
+        OutOfMemory: No remedy that keeps the result is left; names the others.
     """
     if not name:
         for remedy in found:
@@ -84,13 +85,13 @@ def pick(found: Sequence[Remedy], name: str = "") -> Remedy:
                 return remedy
         others = ", ".join(f"{one.name} ({one.title.lower()})" for one in found)
         raise OutOfMemory(
-            "Nothing that keeps the result is left to change. What changes it: "
+            "No remedy that keeps the result is left. Remedies that change it: "
             f"{others or 'a smaller model'}."
         )
     known = {remedy.name: remedy for remedy in found}
     if name not in known:
         raise SpecError(
-            f'"{name}" is no remedy for this run.{nearest(name, known)} There are: '
+            f'Invalid remedy "{name}".{nearest(name, known)} This run has: '
             f"{', '.join(known) or 'none'}."
         )
     if known[name].lacks:
@@ -99,23 +100,23 @@ def pick(found: Sequence[Remedy], name: str = "") -> Remedy:
 
 
 def runs_on_gpu(spec: RunSpec) -> bool:
-    """Whether the device that this run asks for is a GPU of this machine."""
-    wish = spec.train.device
-    if wish in ("auto", "all"):
+    """Return True if the run's device is a CUDA GPU of this machine."""
+    device = spec.train.device
+    if device in ("auto", "all"):
         return hardware.devices()[0].name.startswith("cuda")
-    return wish.startswith("cuda")
+    return device.startswith("cuda")
 
 
 def _exact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
     args = spec.train
     size = args.per_device_train_batch_size
     if size > 1:
-        rows = size * args.gradient_accumulation_steps
+        rows = args.rows_per_step
         fewer = max(n for n in range(1, size // 2 + 1) if rows % n == 0)
         yield Remedy(
             name="batch", title="Smaller batches", same_result=True,
-            about=f"{fewer} row{'s' if fewer > 1 else ''} at once instead of {size}, summed "
-            f"{rows // fewer} times before each step.",
+            about=f"Batch size {fewer} instead of {size}, with gradients accumulated over "
+            f"{rows // fewer} batches.",
             changes={
                 "train.per_device_train_batch_size": fewer,
                 "train.gradient_accumulation_steps": rows // fewer,
@@ -124,35 +125,35 @@ def _exact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
     recompute = {} if args.gradient_checkpointing else {"train.gradient_checkpointing": True}
     if recompute:
         yield Remedy(
-            name="checkpointing", title="Recompute activations", same_result=True,
-            about="Layers run again in the backward pass instead of being remembered: steps take "
-            "about a third longer.",
+            name="checkpointing", title="Gradient checkpointing", same_result=True,
+            about="Activations are recomputed in the backward pass: steps take about a third "
+            "longer.",
             changes=recompute,
         )  # fmt: skip
     if on_gpu and not args.activation_offloading:
-        also = "Activations are recomputed, and what" if recompute else "What"
+        also = "Gradient checkpointing, and the" if recompute else "The"
         yield Remedy(
-            name="offloading", title="Activations in main memory", same_result=True,
-            about=f"{also} layers start from waits in main memory instead of the GPU's: a little "
-            "slower.",
+            name="offloading", title="Activation offloading", same_result=True,
+            about=f"{also} inputs of layers stay in main memory instead of the GPU's: slightly "
+            "slower steps.",
             changes={**recompute, "train.activation_offloading": True},
         )  # fmt: skip
-    if on_gpu and _may_share(spec):
+    if on_gpu and _can_shard(spec):
         yield Remedy(
-            name="sharing", title="Share the base", same_result=True,
-            about="Each GPU keeps only its part of the frozen layers and gets the others' when it "
-            "computes them: slower steps, above all between cards without a fast link.",
+            name="sharing", title="Shard the base", same_result=True,
+            about="Each GPU keeps a shard of the frozen layers (FSDP): slower steps, above all "
+            "without a fast link between the GPUs.",
             changes={"train.fsdp": True},
         )  # fmt: skip
 
 
-def _may_share(spec: RunSpec) -> bool:
-    """Whether several devices hold a base whole that they could share out."""
+def _can_shard(spec: RunSpec) -> bool:
+    """Return True if the run uses several devices and can shard its base over them."""
     if spec.train.fsdp or not spec.train.may_use_several_processes:
         return False
     shared = spec.on_this_machine().with_parts(train={"fsdp": True})
     try:
-        distributed.checked(shared)
+        distributed.check_sharding(shared)
     except InputError:
         return False
     return True
@@ -173,24 +174,23 @@ def _inexact(spec: RunSpec, on_gpu: bool) -> Iterator[Remedy]:
         yield Remedy(
             name="quantization", title="4-bit base", same_result=False,
             about="The frozen weights in nf4 (QLoRA) take about a quarter of the memory; steps are "
-            "slower, losses a little higher.",
+            "slower, losses slightly higher.",
             changes={"model.quantization": "nf4"}, lacks=lacking, of_weights=True,
         )  # fmt: skip
     if spec.data.max_length >= 2 * SHORTEST:
         shorter = spec.data.max_length // 2
         yield Remedy(
             name="length", title="Shorter rows", same_result=False,
-            about=f"Rows are cut after {shorter} tokens instead of {spec.data.max_length}; what is "
-            "cut off is not learned.",
+            about=f"Rows are truncated to {shorter} tokens instead of {spec.data.max_length}.",
             changes={"data.max_length": shorter},
         )  # fmt: skip
 
 
-TAKEN = ("precision", "quantization")  # of what changes the result a little, and only on a GPU
+FITTED_ON_GPU = ("precision", "quantization")  # of the remedies that change the result
 
 
-def smaller(spec: RunSpec, *, on_gpu: bool | None = None) -> Changes | None:
-    """Return the next change that saves memory and keeps the result; None where none is left."""
+def next_remedy(spec: RunSpec, *, on_gpu: bool | None = None) -> Changes | None:
+    """Return the next change that saves memory and keeps the result, or None."""
     found = remedies(spec, on_gpu=on_gpu)
     return next((remedy.changes for remedy in found if remedy.same_result), None)
 
@@ -198,15 +198,15 @@ def smaller(spec: RunSpec, *, on_gpu: bool | None = None) -> Changes | None:
 def make_it_fit(
     spec: RunSpec, home: Home | None, *, device_bytes: int | None = None
 ) -> tuple[Changes, Estimate]:
-    """Return the changes after which the run fits into the device's free memory.
+    """Return the changes after which the run fits the device's memory, and the new estimate.
 
     Args:
-        spec: The run as it is.
-        home: Where tokens are cached.
-        device_bytes: What may be used; the device's free memory when absent.
+        spec: The run.
+        home: Folder of the token cache.
+        device_bytes: Memory to fit into; by default the device's free memory.
 
     Raises:
-        OutOfMemory: It does not fit even at batch size one; says what is left to do.
+        OutOfMemory: It does not fit even at batch size one.
     """
     changes: Changes = {}
     while True:
@@ -214,23 +214,19 @@ def make_it_fit(
         if found.total_bytes <= 0.95 * (device_bytes or found.device_bytes):
             return changes, found
         on_gpu = found.device.startswith("cuda")
-        more = smaller(spec.with_values(changes), on_gpu=on_gpu)
+        more = next_remedy(spec.with_values(changes), on_gpu=on_gpu)
         if more is None and on_gpu:
-            more = _rougher(spec.with_values(changes))
+            rest = remedies(spec.with_values(changes), on_gpu=True)
+            usable = [one for one in rest if one.name in FITTED_ON_GPU and not one.lacks]
+            more = usable[0].changes if usable else None
         if not more:
             raise OutOfMemory(
-                f"This run needs about {readable(found.total_bytes)} even with batches of "
-                f"one row, and {readable(device_bytes or found.device_bytes)} are free: lower "
+                f"This run needs about {readable(found.total_bytes)} even at batch size 1, and "
+                f"{readable(device_bytes or found.device_bytes)} are free: lower "
                 f"data.max_length (the longest batch has {found.longest_batch_tokens} tokens) or "
                 "choose a smaller model."
             )
         changes |= more
-
-
-def _rougher(spec: RunSpec) -> Changes | None:
-    """Return the next change that saves memory on a GPU and changes the result a little."""
-    usable = [one for one in remedies(spec, on_gpu=True) if one.name in TAKEN and not one.lacks]
-    return usable[0].changes if usable else None
 
 
 MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
@@ -242,13 +238,18 @@ DISK_WORDS = ("no space left", "os error 28", "disk quota exceeded")
 
 
 @contextlib.contextmanager
-def explained(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
-    """Turn a full device or disk into one sentence; `where` tells the moment, e.g. "at step 3".
+def explain_errors(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
+    """Turn errors of a full or lost device or disk into `StudioError`s.
+
+    Args:
+        spec: The run, for the remedies in the text.
+        where: Returns the moment, such as "at step 3".
+
 
     Raises:
-        OutOfMemory: With the settings that make the same run fit.
-        DiskFull: What was saved before is intact.
-        DeviceLost: Likewise.
+        OutOfMemory: Names the settings that make the run fit.
+        DiskFull: The disk is full; what was saved before is intact.
+        DeviceLost: A device failed; what was saved before is intact.
     """
     try:
         yield
@@ -257,28 +258,28 @@ def explained(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
     except Exception as error:
         text = str(error).lower()
         if is_out_of_memory(error):
-            raise OutOfMemory(f"Memory ran out {where()}. {advice(spec)}") from error
+            raise OutOfMemory(f"Out of memory {where()}. {advice(spec)}") from error
         if is_disk_full(error) or any(word in text for word in DISK_WORDS):
             raise DiskFull(
-                f"The disk is full {where()}. Free some room and resume; what was saved before "
+                f"The disk is full {where()}. Free some space and resume; what was saved before "
                 "is intact."
             ) from error
         if any(word in text for word in DEVICE_WORDS):
             raise DeviceLost(
-                f"The device failed or vanished {where()} ({text.splitlines()[0][:120]}). Look "
-                "whether the driver still sees it, then resume: the last checkpoint is intact."
+                f"The device failed or disappeared {where()} ({text.splitlines()[0][:120]}). Check "
+                "that the driver still lists it, then resume; the last checkpoint is intact."
             ) from error
         raise
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the memory of the process or of a device ran out."""
+    """Return True if the process or a device is out of memory."""
     text = str(error).lower()
     return isinstance(error, MemoryError | OutOfMemory) or any(w in text for w in MEMORY_WORDS)
 
 
 def advice(spec: RunSpec) -> str:
-    """Return what makes a run smaller, the changes that keep the result first."""
+    """Return a sentence with the remedies of a run, those that keep the result first."""
     ways = []
     for remedy in remedies(spec):
         values = (f"{name}={str(v).lower()}" for name, v in remedy.changes.items())

@@ -1,7 +1,6 @@
-"""One call from a spec to an adapter on disk: `train(spec, ...)` yields what happens.
+"""Train a spec to an adapter on disk: load, open a session, run the loop, retry when memory is out.
 
-It loads the model and the data, opens the session and hands over to the loop. Errors leave as
-`StudioError`s of one sentence. It knows no queue and no screen.
+`train` yields the events of a run. Errors leave as `StudioError`s. It knows no queue and no screen.
 """
 
 from __future__ import annotations
@@ -13,16 +12,17 @@ from pathlib import Path
 from studio.errors import OutOfMemory, WeightsTooLarge
 from studio.home import Home
 from studio.spec import RunSpec
-from studio.training import distributed as sharding
-from studio.training.distributed import train_in_team
-from studio.training.estimate import base_of
+from studio.training.distributed import check_sharding, train_distributed
+from studio.training.estimate import base_model
 from studio.training.events import Event, Loading
-from studio.training.loop import Control, Wish
+from studio.training.loop import Command, Control, already_finished, run
+from studio.training.remedies import explain_errors, next_remedy
+from studio.training.session import open_session, prepare_data
 
-__all__ = ["Control", "Wish", "train"]
+__all__ = ["Command", "Control", "train"]
 
 
-def _never() -> Wish:
+def _no_command() -> Command:
     return None
 
 
@@ -31,40 +31,39 @@ def train(
     *,
     run_dir: Path,
     home: Home,
-    control: Control = _never,
-    in_team: bool = False,
+    control: Control = _no_command,
+    in_process_group: bool = False,
 ) -> Iterator[Event]:
-    """Train as the spec says, resuming by itself from the newest whole checkpoint in `run_dir`.
+    """Train as the spec says, resuming from the newest intact checkpoint in `run_dir`.
 
     Args:
-        spec: Everything that decides the run.
-        run_dir: Where checkpoints, adapter and report go.
-        home: Where models and token caches live.
-        control: Asked after every step; "save" makes a checkpoint, "stop" one and ends, "sample"
-            answers the fixed prompts.
-        in_team: This process is already one of `spec.train.num_processes`.
+        spec: The run.
+        run_dir: Folder of checkpoints, adapter and report.
+        home: Folder of models and token caches.
+        control: Called after every step; "save" saves a checkpoint, "stop" saves one and ends the
+            run, "sample" answers the sample prompts.
+        in_process_group: This process is one of the run's ranks already.
 
     Raises:
-        StudioError: One sentence; what was saved before is intact.
+        StudioError: The run failed; what it saved before is intact.
     """
-    from studio.training.remedies import smaller
-
-    if not in_team and spec.train.may_use_several_processes:
+    if not in_process_group and spec.train.may_use_several_processes:
         spec = spec.on_this_machine()
+    options = {"run_dir": run_dir, "home": home, "control": control}
     while True:
         try:
-            yield from _train(spec, run_dir=run_dir, home=home, control=control, in_team=in_team)
+            yield from _train(spec, in_process_group=in_process_group, **options)
             return
         except OutOfMemory as error:
-            alone = spec.train.num_processes == 1
-            helps = alone and not isinstance(error, WeightsTooLarge)
-            changes = smaller(spec) if spec.train.retry_when_out_of_memory and helps else None
+            single = spec.train.num_processes == 1
+            helps = single and not isinstance(error, WeightsTooLarge)
+            changes = next_remedy(spec) if spec.train.retry_when_out_of_memory and helps else None
             if changes is None:
                 raise
             spec = spec.with_values(changes)
         _free_memory()
-        told = ", ".join(f"{field.removeprefix('train.')} {v}" for field, v in changes.items())
-        yield Loading(text=f"Memory ran out; going on with {told}")
+        listed = ", ".join(f"{field.removeprefix('train.')} {v}" for field, v in changes.items())
+        yield Loading(text=f"Out of memory; retrying with {listed}")
 
 
 def _free_memory() -> None:
@@ -78,47 +77,37 @@ def _free_memory() -> None:
 
 
 def _train(
-    spec: RunSpec, *, run_dir: Path, home: Home, control: Control, in_team: bool
+    spec: RunSpec, *, run_dir: Path, home: Home, control: Control, in_process_group: bool
 ) -> Iterator[Event]:
-    from studio.data.prepare import prepare
     from studio.models.loading import load
-    from studio.training import loop
-    from studio.training.remedies import explained
-    from studio.training.session import open_session
 
     moment = "before the first step"
 
-    with explained(spec, lambda: moment):
+    with explain_errors(spec, lambda: moment):
         run_dir.mkdir(parents=True, exist_ok=True)
-        if (finished := loop.already_finished(run_dir)) is not None:
+        if (finished := already_finished(run_dir)) is not None:
             yield finished
             return
-        if spec.train.num_processes > 1 and not in_team:
-            yield from train_in_team(spec, run_dir=run_dir, home=home, control=control)
+        if spec.train.num_processes > 1 and not in_process_group:
+            yield from train_distributed(spec, run_dir=run_dir, home=home, control=control)
             return
-        sharding.checked(spec)
+        check_sharding(spec)
         yield Loading(text="Loading the model")
-        loaded = load(base_of(spec), spec.train.device, on_host=spec.train.fsdp)
+        loaded = load(base_model(spec), spec.train.device, on_host=spec.train.fsdp)
         yield Loading(text="Reading the data")
-        with leader_first(in_team):
-            prepared = prepare(
-                spec.data,
-                loaded.tokenizer,
-                context_length=max(1, loaded.facts.context_length - spec.method.num_tokens_before),
-                seed=spec.seed,
-                home=home,
-            )
-        yield Loading(text=f"Placing {spec.method.title}")
+        with rank_0_first(in_process_group):
+            prepared = prepare_data(spec, loaded, home)
+        yield Loading(text=f"Attaching {spec.method.title}")
         session = open_session(spec, loaded=loaded, prepared=prepared)
-        for event in loop.run(session, run_dir=run_dir, control=control):
+        for event in run(session, run_dir=run_dir, control=control):
             moment = f"at step {session.progress.step + 1}"
             yield event
 
 
 @contextmanager
-def leader_first(in_team: bool) -> Iterator[None]:
-    """Let a team's first member do it alone, so that the others find it in the cache."""
-    if not in_team:
+def rank_0_first(in_process_group: bool) -> Iterator[None]:
+    """Run a block on rank 0 first, so that the other ranks find its result in the cache."""
+    if not in_process_group:
         yield
         return
     from torch import distributed

@@ -1,11 +1,8 @@
 """Sample answers of the model while it trains: the same prompts at every evaluation.
 
-Greedy, so that nothing random of the training is touched. A deadline may cut answers short: what is
-shown along the way must never cost a large part of the run.
-
-Answers are greedy and touch nothing of the training. Together they cost at most about a tenth of
-the time: beyond it they are cut short, and say so with an ellipsis. Those that are read, the last
-ones and those that a person asks for, get longer.
+Decoding is greedy, so it consumes no random numbers of the training. Samples take about a tenth of
+the training time at most: beyond it an answer is cut short and ends with an ellipsis. The last
+samples, and those that the user requests, get more time.
 """
 
 from __future__ import annotations
@@ -18,47 +15,100 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from studio.chat.decoding import Batch
+from studio.data.template.template import IGNORED, choose
 from studio.training.events import Sampled
 from studio.training.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import torch
 
     from studio.backbone import Backbone
     from studio.training.batch import Row
 
-
-LONGEST_PROMPT = 512
-IGNORED = -100
+MAX_NEW_TOKENS, MAX_PROMPT_TOKENS = 48, 512
+MIN_SECONDS, FULL_LENGTH_SECONDS = 1.0, 15.0
+TIME_FRACTION = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """What is asked: its tokens as training has them, and as a person reads it."""
+class SamplePrompt:
+    """A prompt as token ids and as text."""
 
     ids: tuple[int, ...]
     text: str
 
 
-def prompt_of(row: Row, tokenizer: Any) -> Prompt | None:
-    """Return what stands before a row's first trained token; of a plain text its first third."""
+class PromptSampler:
+    """Samples fixed prompts: the user's, or those of the first validation rows."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._last = time.monotonic()
+        self.stop_ids: tuple[int, ...] = ()
+        self.prompts = self._choose()
+
+    def sample(self, *, full_length: bool = False) -> Iterator[Sampled]:
+        """Answer every prompt with the current adapter.
+
+        Args:
+            full_length: Give the answers `FULL_LENGTH_SECONDS` together.
+        """
+        if not self.prompts:
+            return
+        session, now = self._session, time.monotonic()
+        session.activate()
+        seconds = max(
+            FULL_LENGTH_SECONDS if full_length else MIN_SECONDS, TIME_FRACTION * (now - self._last)
+        )
+        answers = greedy(
+            session.backbone,
+            [prompt.ids for prompt in self.prompts],
+            device=session.loaded.device,
+            stop_ids=self.stop_ids,
+            max_new_tokens=MAX_NEW_TOKENS,
+            seconds=math.inf if session.spec.train.fsdp else seconds,  # ranks must stop together
+        )
+        for prompt, (ids, ended) in zip(self.prompts, answers, strict=True):
+            text = session.loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            more = "" if ended else " …"
+            yield Sampled(step=session.progress.step, prompt=prompt.text, text=text + more)
+        self._last = time.monotonic()
+
+    def _choose(self) -> list[SamplePrompt]:
+        session, args = self._session, self._session.spec.train
+        tokenizer = session.loaded.tokenizer
+        if not args.num_samples or tokenizer is None:
+            return []
+        template = choose(tokenizer, session.spec.data.chat_template)
+        self.stop_ids = template.stop_ids
+        own = [part.strip() for part in args.sample_prompts.split("|") if part.strip()]
+        if own:
+            found = user_prompts(own[: args.num_samples], template)
+        else:
+            rows = session.prepared.validation[: 4 * args.num_samples]
+            found = [p for row in rows if (p := prompt_of(row, tokenizer))]
+        room = session.loaded.facts.context_length - session.spec.method.num_tokens_before
+        unique = {p.text: p for p in found if len(p.ids) + MAX_NEW_TOKENS <= room}
+        return list(unique.values())[: args.num_samples]
+
+
+def prompt_of(row: Row, tokenizer: Any) -> SamplePrompt | None:
+    """Return the tokens before a row's first trained one; for plain text its first third."""
     trained = (row.labels != IGNORED).nonzero()[0]
     first = int(trained[0]) if len(trained) else 0
     if first < 2:
         first = len(row.input_ids) // 3
-    if not 0 < first <= LONGEST_PROMPT:
+    if not 0 < first <= MAX_PROMPT_TOKENS:
         return None
     ids = tuple(int(token) for token in row.input_ids[:first])
-    return Prompt(ids, tokenizer.decode(ids, skip_special_tokens=True).strip())
+    return SamplePrompt(ids, tokenizer.decode(ids, skip_special_tokens=True).strip())
 
 
-def asked(questions: Sequence[str], template: Any) -> list[Prompt]:
-    """Return a person's own questions as the template has them."""
+def user_prompts(questions: Sequence[str], template: Any) -> list[SamplePrompt]:
+    """Return the user's questions, rendered with the chat template."""
     return [
-        Prompt(tuple(template.encode_prompt([{"role": "user", "content": question}])), question)
-        for question in questions
+        SamplePrompt(tuple(template.encode_prompt([{"role": "user", "content": text}])), text)
+        for text in questions
     ]
 
 
@@ -71,12 +121,12 @@ def greedy(
     max_new_tokens: int,
     seconds: float = float("inf"),
 ) -> list[tuple[list[int], bool]]:
-    """Return each prompt's likeliest continuation, and whether it came to its own end."""
+    """Return each prompt's greedy continuation, and whether it reached a stop token."""
     deadline = time.monotonic() + seconds
     found: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     going = list(range(len(prompts)))
-    with backbone.evaluating(), _not_recomputing(backbone):
+    with backbone.evaluating(), _without_checkpointing(backbone):
         batch = Batch(backbone.model, prompts, device)
         logits_BV, _ = batch.prefill()
         for _ in range(max_new_tokens):
@@ -96,8 +146,8 @@ def greedy(
 
 
 @contextmanager
-def _not_recomputing(backbone: Backbone) -> Iterator[None]:
-    """Let checkpointed layers keep a cache for a while."""
+def _without_checkpointing(backbone: Backbone) -> Iterator[None]:
+    """Switch gradient checkpointing off, so that layers can fill a KV cache."""
     layers = [layer for layer in backbone.anatomy.layers() if layer.training]
     for layer in layers:
         layer.training = False
@@ -106,61 +156,3 @@ def _not_recomputing(backbone: Backbone) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = True
-
-
-MAX_NEW_TOKENS = 48
-LEAST_SECONDS, READ_SECONDS = 1.0, 15.0
-SHARE = 0.1
-
-
-class Film:
-    """Fixed prompts, chosen once: the person's own, or the first held-out rows."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._cut = time.monotonic()
-        self.stop_ids: tuple[int, ...] = ()
-        self.prompts = self._choose()
-
-    def shoot(self, *, read: bool = False) -> Iterator[Sampled]:
-        """Answer every prompt as the adapter is now; `read`: somebody waits for these."""
-        if not self.prompts:
-            return
-        session, now = self._session, time.monotonic()
-        session.stage()
-        answers = greedy(
-            session.backbone,
-            [prompt.ids for prompt in self.prompts],
-            device=session.loaded.device,
-            stop_ids=self.stop_ids,
-            max_new_tokens=MAX_NEW_TOKENS,
-            seconds=self._seconds(now - self._cut, READ_SECONDS if read else LEAST_SECONDS),
-        )
-        for prompt, (ids, ended) in zip(self.prompts, answers, strict=True):
-            text = session.loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            more = "" if ended else " …"
-            yield Sampled(step=session.progress.step, prompt=prompt.text, text=text + more)
-        self._cut = time.monotonic()
-
-    def _seconds(self, since: float, least: float) -> float:
-        if self._session.spec.train.fsdp:
-            return math.inf  # all processes compute each token together, so none may stop alone
-        return max(least, SHARE * since)
-
-    def _choose(self) -> list[Prompt]:
-        from studio.data.template.template import choose
-
-        session, args = self._session, self._session.spec.train
-        if not args.num_samples or session.loaded.tokenizer is None:
-            return []
-        template = choose(session.loaded.tokenizer, session.spec.data.chat_template)
-        self.stop_ids = template.stop_ids
-        own = [part.strip() for part in args.sample_prompts.split("|") if part.strip()]
-        if own:
-            found = asked(own[: args.num_samples], template)
-        else:
-            rows = session.prepared.validation[: 4 * args.num_samples]
-            found = [p for row in rows if (p := prompt_of(row, session.loaded.tokenizer))]
-        room = session.loaded.facts.context_length - session.spec.method.num_tokens_before
-        unique = {p.text: p for p in found if len(p.ids) + MAX_NEW_TOKENS <= room}
-        return list(unique.values())[: args.num_samples]

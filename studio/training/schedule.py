@@ -1,7 +1,7 @@
-"""The plan of a run as pure functions: how many steps, which rows each takes, how large it is.
+"""Plan of a run: number of steps, rows of each step, learning-rate schedule (pure functions).
 
-Nothing here has state: rows and learning rate follow from (seed, step) alone, so a resumed run
-needs no sampler or scheduler to be restored. It knows counts, not models.
+Rows and learning rate follow from (seed, step) alone, so a resumed run restores no sampler and no
+scheduler.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from studio.spec import RunSpec, TrainArgs
 
 REFERENCE_WIDTH = 2000
 MOST_EVAL_ROWS = 1_000_000
-LION_SHARE = 0.2  # its paper asks for a rate three to ten times smaller than AdamW's
-STABLE_SHARE = 0.8  # of the steps after warm-up, for warmup_stable_decay
+LION_SHARE = 0.2  # Lion's rate is three to ten times smaller than AdamW's
+STABLE_SHARE = 0.8  # of the steps after warmup, for warmup_stable_decay
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Every count of a run, decided before its first step."""
+    """Every count of a run, fixed before its first step."""
 
     num_rows: int
     rows_per_step: int
@@ -54,21 +54,21 @@ class Plan:
         return rows
 
     def micro_batches(self, step: int, *, process: int = 0, processes: int = 1) -> list[list[int]]:
-        """Return this process's share of the step's rows, split into batches."""
+        """Return a rank's rows of the step, split into micro-batches."""
         rows = self.step_rows(step)[process::processes]
         return [rows[i : i + self.micro_batch] for i in range(0, len(rows), self.micro_batch)]
 
     def most_passes(self, processes: int) -> int:
-        """Return how many batches the process with the largest share takes each step."""
+        """Return the largest number of micro-batches that a rank takes per step."""
         share = math.ceil(self.rows_per_step / processes)
         return math.ceil(share / self.micro_batch)
 
     def step_seed(self, step: int) -> int:
-        """Return the seed of everything random within a step (dropout, noise)."""
+        """Return the random seed of a step (dropout, noise)."""
         return int(np.random.SeedSequence([self.seed, step]).generate_state(1)[0])
 
     def epoch(self, step: int) -> float:
-        """Return how many passes over the data are done after `step` steps."""
+        """Return the passes over the data after `step` steps."""
         return step * self.rows_per_step / self.num_rows
 
     def lr(self, step: int) -> float:
@@ -83,10 +83,9 @@ class Plan:
 
 
 def plan_run(spec: RunSpec, *, num_rows: int, hidden_size: int) -> Plan:
-    """Decide every count of a run.
+    """Return the plan of a run.
 
-    A step never takes more rows than there are, so a dataset smaller than the batch trains as one
-    full batch.
+    A dataset smaller than the batch trains as one full batch.
 
     Raises:
         DataError: There are no rows.
@@ -105,9 +104,9 @@ def plan_run(spec: RunSpec, *, num_rows: int, hidden_size: int) -> Plan:
         micro_batch=min(args.per_device_train_batch_size, rows_per_step),
         total_steps=total,
         warmup_steps=min(warmup, total),
-        eval_every=_cadence(args.eval_steps, total, times=10),
+        eval_every=_interval(args.eval_steps, total, times=10),
         eval_rows=_eval_rows(args, trained_rows=total * rows_per_step),
-        save_every=_cadence(args.save_steps, total, times=5),
+        save_every=_interval(args.save_steps, total, times=5),
         learning_rate=learning_rate(args, spec.method, hidden_size),
         scheduler=args.lr_scheduler_type,
         seed=spec.seed,
@@ -116,24 +115,24 @@ def plan_run(spec: RunSpec, *, num_rows: int, hidden_size: int) -> Plan:
 
 @lru_cache(maxsize=2)
 def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of the rows in an epoch, a function of (seed, epoch) alone."""
+    """Return the order of rows in an epoch, a function of (seed, epoch) alone."""
     order = np.random.default_rng([seed, epoch]).permutation(num_rows)
     order.setflags(write=False)
     return order
 
 
 def learning_rate(args: TrainArgs, method: Method, hidden_size: int) -> float:
-    """Return the peak learning rate: the person's, or the method's scaled to the model."""
+    """Return the peak learning rate: the user's, or the method's default scaled to the model."""
     if args.learning_rate == "auto":
         return lr_for(method, hidden_size) * (LION_SHARE if args.optim == "lion" else 1.0)
     return float(args.learning_rate)
 
 
 def lr_for(method: Method, hidden_size: int) -> float:
-    """Return the method's learning rate for a model's width, at most the method's largest.
+    """Return the method's learning rate for a model's width, up to the method's maximum.
 
-    `lr = base (2000 / D)^0.775`, fitted on Llama models of many sizes; below a width of about 100
-    the fit has no data, hence the bound.
+    `lr = base (2000 / D)^0.775`, fitted on Llama models of many sizes; the bound
+    covers widths below about 100, where the fit has no data.
 
     Source: "LoRA Without Regret", Schulman and Thinking Machines Lab, 2025.
     """
@@ -144,8 +143,7 @@ def lr_for(method: Method, hidden_size: int) -> float:
 def lr_at(step: int, *, peak: float, total: int, warmup: int, scheduler: str) -> float:
     """Return the learning rate of a step, counted from 0.
 
-    Warm-up rises linearly to `peak` over `warmup` steps and its first step is not zero, so no step
-    is wasted.
+    Warmup rises linearly to `peak` over `warmup` steps; its first step is not zero.
     """
     if scheduler == "constant":
         return peak
@@ -163,16 +161,16 @@ def lr_at(step: int, *, peak: float, total: int, warmup: int, scheduler: str) ->
 
 
 def _eval_rows(args: TrainArgs, *, trained_rows: int) -> int:
-    """How many held-out rows one evaluation takes, always the same ones.
+    """Return the number of validation rows per evaluation, always the same ones.
 
-    With the cadence left to us, ten evaluations together cost at most a sixth of the training
-    (they are forward passes over half as many rows); a cadence of the person's takes all rows.
+    With automatic intervals, ten evaluations cost at most a sixth of the training (forward passes
+    over half as many rows); with an interval set by the user they take all rows.
     """
     return MOST_EVAL_ROWS if args.eval_steps > 0 else max(16, trained_rows // 20)
 
 
-def _cadence(wanted: int, total: int, *, times: int) -> int:
-    """Steps between two events; a number beyond the run means never."""
+def _interval(wanted: int, total: int, *, times: int) -> int:
+    """Return the steps between two events; a number beyond the run means never."""
     if wanted < 0:
         return total + 1
     return wanted or max(1, math.ceil(total / times))

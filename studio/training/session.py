@@ -1,24 +1,17 @@
-"""A training session: open it on a loaded base, run the passes of one optimizer step.
+"""A training session: open it on a loaded base, take optimizer steps, evaluate, save.
 
-Each token's noise is `α / √(L D)` large, `L` being the length of its own row: packing or padding,
-and the neighbours in a batch, do not change it.
+`loop.py` decides when each of these happens. One step is `Session.step`: forward and backward over
+every micro-batch (`forward_backward`; `siblings.py` has its own), gradient clipping, optimizer. The
+session knows tensors and one device, not run folders or the queue.
 
-Source: arXiv:2310.05914. Shapes: `B rows, T tokens, D hidden`.
-
-What is left are gradients, and a `Passed` for the session, which decides whether to step. A run
-alone passes here; siblings on one base pass together (`siblings.py`).
-
-The loop in `loop.py` decides when; here is how. It knows tensors and one device, not where a run
-folder is or who asked.
-
-Shapes: as in `batch.py`.
+Shapes: `B rows, T tokens, D hidden`; batches as in `batch.py`.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -30,12 +23,12 @@ from studio import hardware
 from studio.errors import DataError, Diverged, SpecError
 from studio.training import checkpoint
 from studio.training.allocator import give_back_freed_memory, keep_few_kernels, reuse_freed_memory
-from studio.training.batch import Packed, Padded, Row, groups, pack, pad
-from studio.training.checkpoint import Origin, Progress
-from studio.training.distributed import share_base
+from studio.training.batch import PackedBatch, PaddedBatch, Row, groups, pack, pad
+from studio.training.checkpoint import CheckpointOrigin, Progress
+from studio.training.distributed import shard_base, sum_gradients
 from studio.training.events import Evaluated, Started, Step
-from studio.training.loss import loss_sum, measure
-from studio.training.optimizer import Steps, make_optimizer, set_rate
+from studio.training.loss import evaluate_loss, loss_sum
+from studio.training.optimizer import OptimizerLike, make_optimizer, set_learning_rate
 from studio.training.schedule import Plan, plan_run
 
 if TYPE_CHECKING:
@@ -43,105 +36,53 @@ if TYPE_CHECKING:
 
     from studio.backbone import Adapter, Backbone
     from studio.data.prepare import Prepared
+    from studio.home import Home
     from studio.models.loading import Loaded
     from studio.spec import RunSpec
 
-
-class Noise:
-    """A hook on the embeddings that acts only while its adapter trains."""
-
-    def __init__(self, backbone: Backbone, adapter: Adapter, alpha: float) -> None:
-        self._adapter, self._alpha = adapter, alpha
-        self._lengths: Tensor | None = None
-        backbone.model.get_input_embeddings().register_forward_hook(self._add)
-
-    def expect(self, batch: Packed | Padded) -> None:
-        """Name the batch that comes next."""
-        if isinstance(batch, Packed):
-            lengths = torch.tensor(batch.lengths)
-            self._lengths = lengths.repeat_interleave(lengths)[None]
-        else:
-            self._lengths = batch.mask_BT.sum(1, keepdim=True).expand_as(batch.ids_BT)
-
-    def _add(self, module: nn.Module, args: tuple[Any, ...], embedded_BTD: Tensor) -> Tensor | None:
-        lengths_BT = self._lengths
-        if lengths_BT is None or not self._adapter.training:
-            return None
-        if embedded_BTD.shape[:2] != lengths_BT.shape:
-            return None  # virtual tokens of a prompt
-        size = self._alpha / (lengths_BT.to(embedded_BTD) * embedded_BTD.shape[2]).sqrt()
-        return embedded_BTD + torch.empty_like(embedded_BTD).uniform_(-1, 1) * size[..., None]
+NAME = "trained"
+EVAL_TOKENS = 4096
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Passed:
-    """A step's batches, the share of the step's loss that each had, and how long it all took."""
+class Pass:
+    """Forward and backward of one step: its batches, their parts of the step's loss, the time."""
 
-    batches: Sequence[Packed | Padded]
+    batches: Sequence[PackedBatch | PaddedBatch]
     losses: Sequence[float]
     seconds: float
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens."""
+        """Number of tokens, without padding."""
         return sum(batch.num_tokens for batch in self.batches)
 
 
-def pass_alone(session: Session) -> Passed:
-    """Take the passes of the session's next step; the gradients are on its parameters."""
+def forward_backward(session: Session) -> Pass:
+    """Run forward and backward over the next step's micro-batches; gradients accumulate."""
     started, number = time.perf_counter(), session.progress.step
     torch.manual_seed(session.plan.step_seed(number))
     batches = session.next_batches()
-    targets = max(1, session.total(sum(batch.num_targets for batch in batches)))
+    targets = max(1, session.sum_over_ranks(sum(batch.num_targets for batch in batches)))
     smoothing, losses = session.spec.train.label_smoothing_factor, []
     for batch in batches:
-        if session.noise:
-            session.noise.expect(batch)
+        if session.neftune:
+            session.neftune.prepare(batch)
         loss = loss_sum(session.backbone, batch, smoothing) / targets
         session.accelerator.backward(loss)
         losses.append(loss.detach())
-    _keep_company(session, len(batches))
-    return Passed(batches, [float(loss) for loss in losses], time.perf_counter() - started)
-
-
-def _keep_company(session: Session, passes: int) -> None:
-    """Where layers are put together by all, pass through them as often as any process does."""
-    if not session.spec.train.fsdp:
-        return
-    for _ in range(session.plan.most_passes(session.accelerator.num_processes) - passes):
-        loss = loss_sum(session.backbone, session.batch([session.prepared.train[0]]))
-        session.accelerator.backward(loss * 0.0)
-
-
-def diverged(session: Session, passed: Passed, grad_norm: float) -> Diverged:
-    """Say which rows and which rate made a loss or a gradient that is no number."""
-    losses, batches = passed.losses, passed.batches
-    bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-    rows = [row for i in bad or range(len(batches)) for row in batches[i].rows]
-    what = f"loss became {losses[bad[0]]}" if bad else f"gradient became {grad_norm}"
-    if session.accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        said = gather_object([(not bad, what, rows)])
-        _, what, rows = min(said)  # whoever saw the loss itself knows the rows
-    rate = session.plan.lr(session.progress.step)
-    return Diverged(
-        f"The {what} at step {session.progress.step + 1}, in row{'s' if len(rows) > 1 else ''} "
-        f"{', '.join(map(str, sorted(rows)[:16]))} of {session.spec.data.path}. Lower "
-        f"train.learning_rate (it was {rate:.2g}) or look at these rows; the last checkpoint "
-        "is intact."
-    )
-
-
-NAME = "trained"
-BUCKET = 8_000_000  # gradient numbers that are summed over processes at once
-EVAL_TOKENS = 4096
-T = TypeVar("T")
+    if session.spec.train.fsdp:
+        # Every rank gathers each layer's shards equally often: pad with passes of no effect.
+        for _ in range(session.plan.most_passes(session.accelerator.num_processes) - len(batches)):
+            loss = loss_sum(session.backbone, session.batch([session.prepared.train[0]]))
+            session.accelerator.backward(loss * 0.0)
+    return Pass(batches, [float(loss) for loss in losses], time.perf_counter() - started)
 
 
 @dataclass(slots=True)
 class Session:
-    """A run's live objects."""
+    """The live objects of a run."""
 
     spec: RunSpec
     plan: Plan
@@ -149,20 +90,59 @@ class Session:
     backbone: Backbone
     adapter: Adapter
     prepared: Prepared
-    optimizer: Steps
+    optimizer: OptimizerLike
     accelerator: Accelerator
     progress: Progress
-    origin: Origin
+    origin: CheckpointOrigin
     name: str = NAME
-    parameters: list[torch.nn.Parameter] = field(default_factory=list)
-    passes: Callable[[Session], Passed] = pass_alone
-    noise: Noise | None = None
-    opened: float = field(default_factory=time.monotonic)
+    parameters: list[nn.Parameter] = field(default_factory=list)
+    forward_backward: Callable[[Session], Pass] = forward_backward
+    neftune: Neftune | None = None
+    timer_start: float = field(default_factory=time.monotonic)
 
-    # -- batches -------------------------------------------------------------------------------
+    # -- one optimizer step --------------------------------------------------------------------
 
-    def batch(self, examples: Sequence[Row]) -> Packed | Padded:
-        """Turn rows into tensors, packed or padded as the spec says."""
+    def step(self) -> Step:
+        """Take one optimizer step over the plan's next rows.
+
+        Raises:
+            Diverged: The loss or the gradient is not finite; the weights are as before the step.
+        """
+        passed, started = self.forward_backward(self), time.perf_counter()
+        grad_norm = self._reduce_and_clip()
+        loss = self.sum_over_ranks(float(sum(passed.losses)))
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise self._diverged(passed, grad_norm)
+        rate = self.plan.lr(self.progress.step)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        tokens = self.sum_over_ranks(passed.num_tokens)
+        seconds = passed.seconds + time.perf_counter() - started
+        self.progress.record_step(loss, tokens)
+        return Step(
+            step=self.progress.step,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=grad_norm,
+            tokens=tokens,
+            tokens_per_second=tokens / max(seconds, 1e-9),
+            epoch=self.plan.epoch(self.progress.step),
+            memory_bytes=self.memory_bytes(),
+        )
+
+    def next_batches(self) -> list[PackedBatch | PaddedBatch]:
+        """Return this rank's micro-batches of the next step."""
+        micro_batches = self.plan.micro_batches(
+            self.progress.step,
+            process=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+        return [self.batch([self.prepared.train[row] for row in rows]) for rows in micro_batches]
+
+    def batch(self, examples: Sequence[Row]) -> PackedBatch | PaddedBatch:
+        """Return rows as tensors, packed or padded as the spec says."""
         vocabulary = self.loaded.model.get_input_embeddings().weight.shape[0]
         for example in examples:
             if (largest := int(example.input_ids.max())) >= vocabulary:
@@ -174,145 +154,116 @@ class Session:
             return pack(examples, self.loaded.device)
         return pad(examples, self.loaded.device)
 
-    # -- several processes ---------------------------------------------------------------------
+    def _reduce_and_clip(self) -> float:
+        """Sum gradients over ranks, clip their norm to `max_grad_norm`, return the norm."""
+        if self.accelerator.num_processes > 1:
+            sum_gradients(self.parameters)
+        limit = self.spec.train.max_grad_norm or math.inf
+        return float(nn.utils.clip_grad_norm_(self.parameters, limit))
+
+    def _diverged(self, passed: Pass, grad_norm: float) -> Diverged:
+        """Return the error for a loss or gradient that is not finite, naming rows and rate."""
+        losses, batches = passed.losses, passed.batches
+        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        rows = [row for i in bad or range(len(batches)) for row in batches[i].rows]
+        what = f"loss became {losses[bad[0]]}" if bad else f"gradient became {grad_norm}"
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            found = gather_object([(not bad, what, rows)])
+            _, what, rows = min(found)  # a rank with a bad loss knows the rows
+        rate = self.plan.lr(self.progress.step)
+        return Diverged(
+            f"The {what} at step {self.progress.step + 1}, in row{'s' if len(rows) > 1 else ''} "
+            f"{', '.join(map(str, sorted(rows)[:16]))} of {self.spec.data.path}. Lower "
+            f"train.learning_rate (it was {rate:.2g}) or check these rows; the last checkpoint "
+            "is intact."
+        )
+
+    # -- ranks ---------------------------------------------------------------------------------
 
     @property
-    def leads(self) -> bool:
-        """Whether this process is the one that saves and is heard."""
+    def is_rank_0(self) -> bool:
+        """True on rank 0, which saves and reports."""
         return bool(self.accelerator.is_main_process)
 
     @property
-    def looks(self) -> bool:
-        """Whether this process evaluates: the leading one, or all when the base is shared out."""
-        return self.leads or self.spec.train.fsdp
+    def evaluates(self) -> bool:
+        """True if this rank evaluates: rank 0, or every rank when the base is sharded."""
+        return self.is_rank_0 or self.spec.train.fsdp
 
-    def agreed(self, wish: T) -> T:
-        """Return what the leading process wishes, because all must do the same."""
+    def from_rank_0(self, value: T) -> T:
+        """Return rank 0's value on every rank."""
         if self.accelerator.num_processes == 1:
-            return wish
+            return value
         from accelerate.utils import broadcast_object_list
 
-        return broadcast_object_list([wish])[0]
+        return broadcast_object_list([value])[0]
 
-    # -- one optimizer step --------------------------------------------------------------------
-
-    def next_batches(self) -> list[Packed | Padded]:
-        """Return this process's batches of the coming step."""
-        shares = self.plan.micro_batches(
-            self.progress.step,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-        )
-        return [self.batch([self.prepared.train[row] for row in rows]) for rows in shares]
-
-    def step(self) -> Step:
-        """Take one optimizer step over the plan's next rows.
-
-        Raises:
-            Diverged: The loss or the gradient is not finite; the weights are as before the step.
-        """
-        passed, started = self.passes(self), time.perf_counter()
-        grad_norm = self._reduce_and_clip()
-        total_loss = self.total(float(sum(passed.losses)))
-        if not (math.isfinite(total_loss) and math.isfinite(grad_norm)):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise diverged(self, passed, grad_norm)
-        rate = self.plan.lr(self.progress.step)
-        set_rate(self.optimizer, rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return self._record(
-            loss=total_loss, rate=rate, grad_norm=grad_norm,
-            tokens=self.total(passed.num_tokens),
-            seconds=passed.seconds + time.perf_counter() - started,
-        )  # fmt: skip
-
-    def stage(self) -> None:
-        """Let this run's adapter, and no sibling's, act on every row."""
-        if self.backbone.active_for_all != ((self.name, 1.0),):
-            self.backbone.use([(self.name, 1.0)])
-
-    def _record(
-        self, *, loss: float, rate: float, grad_norm: float, tokens: int, seconds: float
-    ) -> Step:
-        progress = self.progress
-        progress.step += 1
-        progress.tokens += tokens
-        progress.last_loss = loss
-        if progress.first_loss is None:
-            progress.first_loss = loss
-        return Step(
-            step=progress.step,
-            loss=loss,
-            learning_rate=rate,
-            grad_norm=grad_norm,
-            tokens=tokens,
-            tokens_per_second=tokens / max(seconds, 1e-9),
-            epoch=self.plan.epoch(progress.step),
-            memory_bytes=self.memory_bytes(),
-        )
-
-    def _reduce_and_clip(self) -> float:
-        """Sum gradients over processes, shorten them to `max_grad_norm`, return their length."""
-        if self.accelerator.num_processes > 1:
-            _sum_gradients(self.parameters)
-        longest = self.spec.train.max_grad_norm or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters, longest))
-
-    def total(self, value: Any) -> Any:
-        """Sum a number over processes."""
+    def sum_over_ranks(self, value: Any) -> Any:
+        """Return the sum of a number over all ranks."""
         if self.accelerator.num_processes == 1:
             return value
         tensor = torch.tensor(value, device=self.loaded.device, dtype=torch.float64)
         return type(value)(self.accelerator.reduce(tensor, "sum").item())
 
-    # -- evaluation, state ---------------------------------------------------------------------
+    # -- evaluation ----------------------------------------------------------------------------
+
+    def activate(self) -> None:
+        """Apply this run's adapter alone to every row."""
+        if self.backbone.active_for_all != ((self.name, 1.0),):
+            self.backbone.use([(self.name, 1.0)])
 
     def evaluate(self) -> Evaluated:
-        """Return the loss per token on the held-out rows."""
-        self.stage()
+        """Return the loss per token on the validation rows."""
+        self.activate()
         rows = list(self.prepared.validation[: self.plan.eval_rows])
-        held_out = groups(rows, max_tokens=EVAL_TOKENS)
-        found = measure(self.backbone, (self.batch(group) for group in held_out))
-        self.progress.take(found.loss)
+        batches: Iterable[PackedBatch | PaddedBatch] = (
+            self.batch(group) for group in groups(rows, max_tokens=EVAL_TOKENS)
+        )
+        found = evaluate_loss(self.backbone, batches)
+        self.progress.record_evaluation(found.loss)
         return Evaluated(
             step=self.progress.step, eval_loss=found.loss, token_accuracy=found.accuracy
         )
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the best evaluation's checkpoint is kept and becomes the adapter."""
+        """True if the checkpoint with the lowest validation loss becomes the adapter."""
         args = self.spec.train
         return args.load_best_model_at_end or args.early_stopping_patience > 0
 
     @property
-    def gave_up(self) -> bool:
-        """Whether the held-out loss has not fallen for as long as patience lasts."""
-        return self.spec.train.early_stopping_patience > 0 and self.agreed(self._waited_out)
+    def stopped_early(self) -> bool:
+        """True if early stopping ended the run; the same on every rank."""
+        return self.spec.train.early_stopping_patience > 0 and self.from_rank_0(
+            self._out_of_patience
+        )
 
     @property
-    def _waited_out(self) -> bool:
-        """Whether patience is over by this process's own count."""
+    def _out_of_patience(self) -> bool:
         return 0 < self.spec.train.early_stopping_patience <= self.progress.waited
 
-    def go_back_to_best(self, folder: Path) -> str:
-        """Take the adapter of the best evaluation; returns what a person should know."""
+    def restore_best(self, folder: Path) -> str:
+        """Load the adapter of the best evaluation; return a note for the user."""
         progress, best = self.progress, self.progress.best_step
         if not self.keeps_best or best is None or best == progress.step:
             return ""
-        # Not `gave_up`: that asks all processes, and the others have left.
-        early = f"Ended early at step {progress.step}. " if self._waited_out else ""
+        # Not `stopped_early`, which communicates: the other ranks have left.
+        early = f"Stopped early at step {progress.step}. " if self._out_of_patience else ""
         if not checkpoint.load_adapter(folder, best, self.adapter):
             return (
-                f"{early}The checkpoint of step {best}, which had the best held-out loss, is gone "
-                f"or damaged: the adapter is that of step {progress.step}."
+                f"{early}The checkpoint of step {best}, which had the lowest validation loss, is "
+                f"missing or damaged: the adapter is that of step {progress.step}."
             )
         progress.eval_loss = progress.best_loss
-        return f"{early}The adapter is that of step {best}, which had the best held-out loss."
+        return f"{early}The adapter is that of step {best}, which had the lowest validation loss."
+
+    # -- state ---------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> Path:
-        """Publish a checkpoint under `folder`."""
-        self.note_time()
+        """Write a checkpoint under `folder`."""
+        self.update_seconds()
         return checkpoint.save(
             folder,
             adapter=self.adapter,
@@ -324,25 +275,25 @@ class Session:
         )
 
     def resume(self, path: Path) -> None:
-        """Go back to a checkpoint."""
+        """Restore a checkpoint."""
         self.progress = checkpoint.load(
             path, adapter=self.adapter, optimizer=self.optimizer, origin=self.origin
         )
 
-    def note_time(self) -> None:
-        """Add the time since the last note to the run's seconds."""
+    def update_seconds(self) -> None:
+        """Add the time since the last update to the run's seconds."""
         now = time.monotonic()
-        self.progress.seconds += now - self.opened
-        self.opened = now
+        self.progress.seconds += now - self.timer_start
+        self.timer_start = now
 
     def memory_bytes(self) -> int:
-        """Peak memory of the device, or what the process holds on a CPU."""
+        """Return the peak memory of the device, or the resident memory of the process on a CPU."""
         if self.loaded.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.loaded.device))
         return hardware.process_bytes()
 
     def started(self) -> Started:
-        """Describe the run about to start or go on."""
+        """Return the event that describes the run before its next step."""
         report = self.prepared.report
         return Started(
             step=self.progress.step,
@@ -358,23 +309,51 @@ class Session:
         )
 
 
-def _sum_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Sum every gradient over all processes, in few large messages."""
-    from torch import distributed
+class Neftune:
+    """Hook that adds NEFTune noise to the embeddings while its adapter trains.
 
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    buckets: list[list[torch.Tensor]] = [[]]
-    for gradient in (p.grad for p in parameters if p.grad is not None):
-        if sum(g.numel() for g in buckets[-1]) + gradient.numel() > BUCKET and buckets[-1]:
-            buckets.append([])
-        buckets[-1].append(gradient)
-    for bucket in buckets:
-        flat = torch.cat([gradient.flatten() for gradient in bucket])
-        distributed.all_reduce(flat)
-        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+    The noise of a token is uniform in `±α / √(L D)` with `L` the length of its own row, so packing
+    and the other rows of a batch do not change it. Source: arXiv:2310.05914.
+    """
+
+    def __init__(self, backbone: Backbone, adapter: Adapter, alpha: float) -> None:
+        self._adapter, self._alpha = adapter, alpha
+        self._lengths: Tensor | None = None
+        backbone.model.get_input_embeddings().register_forward_hook(self._add)
+
+    def prepare(self, batch: PackedBatch | PaddedBatch) -> None:
+        """Set the row lengths of the batch that the next forward pass computes."""
+        if isinstance(batch, PackedBatch):
+            lengths = torch.tensor(batch.lengths)
+            self._lengths = lengths.repeat_interleave(lengths)[None]
+        else:
+            self._lengths = batch.mask_BT.sum(1, keepdim=True).expand_as(batch.ids_BT)
+
+    def _add(self, module: nn.Module, args: tuple[Any, ...], embedded_BTD: Tensor) -> Tensor | None:
+        lengths_BT = self._lengths
+        if lengths_BT is None or not self._adapter.training:
+            return None
+        if embedded_BTD.shape[:2] != lengths_BT.shape:
+            return None  # virtual tokens of a prompt
+        size = self._alpha / (lengths_BT.to(embedded_BTD) * embedded_BTD.shape[2]).sqrt()
+        return embedded_BTD + torch.empty_like(embedded_BTD).uniform_(-1, 1) * size[..., None]
+
+
+# -- opening -----------------------------------------------------------------------------------
+
+
+def prepare_data(spec: RunSpec, loaded: Loaded, home: Home) -> Prepared:
+    """Return the run's tokenised rows, cut to the context that the method leaves."""
+    from studio.data.prepare import prepare
+
+    context_length = loaded.facts.context_length - spec.method.num_tokens_before
+    return prepare(
+        spec.data,
+        loaded.tokenizer,
+        context_length=max(1, context_length),
+        seed=spec.seed,
+        home=home,
+    )
 
 
 def open_session(
@@ -385,14 +364,14 @@ def open_session(
     backbone: Backbone | None = None,
     name: str = NAME,
 ) -> Session:
-    """Attach a fresh adapter to a loaded base and get everything ready for the first step.
+    """Attach a fresh adapter to a loaded base and return the session before its first step.
 
     Args:
         spec: The run.
         loaded: The base.
         prepared: The rows.
-        backbone: The base as siblings have it; a fresh one when the run is alone.
-        name: What the adapter is called on it.
+        backbone: The base as shared with sibling runs; a new one by default.
+        name: Name of the adapter on the backbone.
 
     Raises:
         MethodError: The method does not fit this model.
@@ -402,12 +381,12 @@ def open_session(
 
     from studio.backbone import Backbone as NewBackbone
 
-    torch.set_num_threads(hardware.threads())  # a team's members have a share each
+    torch.set_num_threads(hardware.threads())  # CPU ranks have a part of the threads each
     keep_few_kernels()
     _ = give_back_freed_memory() if spec.train.fsdp else reuse_freed_memory()
     backbone = backbone or NewBackbone(loaded.model)
     if spec.train.fsdp:
-        share_base(backbone, loaded.device)
+        shard_base(backbone, loaded.device)
     adapter = backbone.attach(
         name,
         spec.method,
@@ -418,7 +397,7 @@ def open_session(
     parameters = backbone.train(name)
     if spec.train.gradient_checkpointing:
         backbone.checkpointing(True, offload=_offloads(spec, loaded))
-    backbone.attend(_attention(spec, loaded, backbone.anatomy.head_dim))
+    backbone.set_attention(_attention(spec, loaded, backbone.anatomy.head_dim))
     alpha = spec.train.neftune_noise_alpha
     plan = plan_run(spec, num_rows=len(prepared.train), hidden_size=backbone.anatomy.hidden_size)
     return Session(
@@ -431,43 +410,42 @@ def open_session(
         optimizer=make_optimizer(adapter.named_parameters(), spec.train),
         accelerator=Accelerator(cpu=loaded.device.type == "cpu"),
         progress=Progress(),
-        origin=Origin(
+        origin=CheckpointOrigin(
             data_hash=prepared.data_hash,
             base_fingerprint=loaded.facts.fingerprint,
             total_steps=plan.total_steps,
         ),
         name=name,
         parameters=parameters,
-        noise=Noise(backbone, adapter, alpha) if alpha else None,
+        neftune=Neftune(backbone, adapter, alpha) if alpha else None,
     )
 
 
 def _offloads(spec: RunSpec, loaded: Loaded) -> bool:
-    """Return whether layers' inputs go to main memory; on a CPU they are there."""
-    asked = spec.train.activation_offloading
-    if asked and loaded.device.type != "cuda":
+    offload = spec.train.activation_offloading
+    if offload and loaded.device.type != "cuda":
         raise SpecError(
             "train.activation_offloading moves activations from a GPU to main memory, and this run "
             f"is on {loaded.device}: set it to false.", field="train.activation_offloading",
         )  # fmt: skip
-    return asked
+    return offload
 
 
 def _attention(spec: RunSpec, loaded: Loaded, head_dim: int) -> str:
-    """Return the attention to take; one that was asked for by name must be possible."""
-    from studio.backbone.attention_kernels import why_not
+    """Return the attention kernel; one that is named must be possible on this device."""
+    from studio.backbone.attention_kernels import varlen_unavailable
 
-    asked = spec.train.attn_implementation
-    if asked != "varlen":
-        return asked
+    name = spec.train.attn_implementation
+    if name != "varlen":
+        return name
     config = loaded.model.config.get_text_config()
     capped = getattr(config, "attn_logit_softcapping", None) is not None
-    why = why_not(loaded.device, loaded.dtype, head_dim, capped=capped)
+    why = varlen_unavailable(loaded.device, loaded.dtype, head_dim, capped=capped)
     if not (why or spec.train.packing):
         why = "it attends packed rows: set train.packing=true"
     if why:
         raise SpecError(
-            f"train.attn_implementation=varlen is not possible: {why}. auto takes the fastest that "
-            "is.", field="train.attn_implementation",
+            f"train.attn_implementation=varlen is not possible: {why}. auto selects the fastest "
+            "kernel that is.", field="train.attn_implementation",
         )  # fmt: skip
-    return asked
+    return name

@@ -1,9 +1,9 @@
-"""A run that is trained on another machine: a folder that goes there, and comes back.
+"""Train a run on another machine: pack it into a folder, train that folder, unpack the result.
 
 `pack` writes everything the run needs, with a script for `accelerate launch` and one for Slurm.
-There, `python -m studio.training.transfer FOLDER` (under accelerate or torchrun on as many
-processes as they start) trains as the spec says, resuming by itself. `arrive` reads the folder that
-came back as the events of a run.
+`python -m studio.training.transfer FOLDER` trains the folder, under accelerate or torchrun on as
+many processes as they start, and resumes from its newest checkpoint. `unpack` copies the adapter of
+a trained folder and yields its events.
 """
 
 from __future__ import annotations
@@ -40,42 +40,41 @@ SLURM = """#!/usr/bin/env bash
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --output=slurm-%j.txt
-# Submit with `sbatch slurm.sh` from this folder. When it is cut off, submit it again: it goes on.
+# Submit with `sbatch slurm.sh` from this folder. After an interruption submit it again to resume.
 set -euo pipefail
 NUM_PROCESSES={processes} srun bash run.sh
 """
-README = """{name}: a run of Adapter Studio, packed to be trained elsewhere.
+README = """{name}: a run of Adapter Studio, packed to train on another machine.
 
 1. Copy this folder to the machine.{model}
 2. pip install adapter-studio, then `bash run.sh`, or `sbatch slurm.sh` on a Slurm cluster.
-3. Copy the folder back, with the run/ that is in it now, and say `studio unpack FOLDER`.
+3. Copy the folder back, including its new run/ folder, and run `studio unpack FOLDER`.
 """
 
 
 def pack(spec: RunSpec, out: Path, home: Home, *, with_model: bool = False) -> RunSpec:
-    """Write the folder `out` whole; returns the spec as it stands there, its paths relative.
+    """Write the folder `out` atomically; return its spec, whose paths are relative to it.
 
     Raises:
-        InputError: There is something at `out`.
-        DiskFull: Nothing of the folder stays.
+        InputError: `out` exists.
+        DiskFull: The disk is full; the folder was removed.
     """
     if out.exists():
-        raise InputError(f"{out} is there already: give a new folder.")
+        raise InputError(f"{out} exists already: choose a new folder.")
     out.parent.mkdir(parents=True, exist_ok=True)
     model = Path(spec.model.path)
     with publishing(out.absolute()) as folder:
-        changes: dict[str, Any] = {
-            "data.path": _taken(spec.data.path, folder, home),
-            "data.validation_path": _taken(spec.data.validation_path, folder, home),
-            "train.device": "auto",
+        data = {
+            "path": _copy_data(spec.data.path, folder, home),
+            "validation_path": _copy_data(spec.data.validation_path, folder, home),
         }
+        packed = spec.with_parts(data=data, train={"device": "auto"})
         note = ""
         if with_model and model.is_dir():
             shutil.copytree(model, folder / "model", ignore=shutil.ignore_patterns(".*"))
-            changes["model.path"] = "model"
+            packed = packed.with_parts(model={"path": "model"})
         elif model.is_dir():
             note = f"\n   Copy the model {model.name} too, and set model.path in spec.yaml."
-        packed = spec.with_values(changes)
         (folder / "spec.yaml").write_text(packed.to_yaml(), encoding="utf-8")
         processes = spec.train.num_devices
         name = spec.name or "adapter-studio"
@@ -86,22 +85,22 @@ def pack(spec: RunSpec, out: Path, home: Home, *, with_model: bool = False) -> R
     return packed
 
 
-def arrive(folder: Path, run_dir: Path) -> Iterator[Event]:
-    """Take a folder that was trained elsewhere: its adapter into `run_dir`, its events in order.
+def unpack(folder: Path, run_dir: Path) -> Iterator[Event]:
+    """Copy the adapter of a trained folder into `run_dir` and yield the run's events.
 
     Raises:
-        InputError: It was not trained to its end, or its adapter is damaged.
+        InputError: The run has not finished, or its adapter is damaged.
     """
     trained = folder / "run" / "adapter"
     events = list(_events(folder / "run" / EVENTS))
     last = events[-1] if events else None
     if not isinstance(last, Finished) or last.reason != "completed":
-        done = f"it stands at step {last.step}" if last else "it has not begun"
-        raise InputError(
-            f"{folder} was not trained to its end ({done}): go on there with run.sh first."
-        )
+        done = f"stopped at step {last.step}" if last else "not started"
+        raise InputError(f"The run in {folder} has not finished ({done}): run run.sh there first.")
     if not is_whole(trained):
-        raise InputError(f"The adapter in {folder} is damaged or cut short: copy the folder again.")
+        raise InputError(
+            f"The adapter in {folder} is damaged or incomplete: copy the folder again."
+        )
     yield from events[:-1]
     with publishing(run_dir / "adapter") as target:
         shutil.copytree(trained, target, dirs_exist_ok=True)
@@ -113,12 +112,12 @@ def arrive(folder: Path, run_dir: Path) -> Iterator[Event]:
 
 
 def read_spec(folder: Path) -> RunSpec:
-    """Read a packed folder's spec as it stands there."""
+    """Return the spec of a packed folder, with relative paths."""
     return RunSpec.from_yaml(folder / "spec.yaml")
 
 
 def spec_in(folder: Path) -> RunSpec:
-    """Return a packed folder's spec with the paths of this machine."""
+    """Return the spec of a packed folder, with absolute paths."""
     spec = read_spec(folder)
     changes: dict[str, Any] = {}
     for field in ("model.path", "data.path", "data.validation_path"):
@@ -130,7 +129,7 @@ def spec_in(folder: Path) -> RunSpec:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train a packed folder; every process of a launcher calls this."""
+    """Train a packed folder as one process of a launcher."""
     folder = Path((arguments or sys.argv[1:] or ["."])[0]).absolute()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
@@ -145,14 +144,12 @@ def _train(folder: Path) -> None:
     from studio.training.run import train
 
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    changes: dict[str, Any] = {"train.num_processes": size}
-    if size > 1:
-        changes["train.device"] = _join()
-    spec, run_dir = spec_in(folder).with_values(changes), folder / "run"
+    train_args = {"num_processes": size} | ({"device": _join()} if size > 1 else {})
+    spec, run_dir = spec_in(folder).with_parts(train=train_args), folder / "run"
     run_dir.mkdir(exist_ok=True)
     with (run_dir / EVENTS).open("a", encoding="utf-8") as file:
         for event in train(
-            spec, run_dir=run_dir, home=open_home(folder / "home"), in_team=size > 1
+            spec, run_dir=run_dir, home=open_home(folder / "home"), in_process_group=size > 1
         ):
             if rank == 0:
                 file.write(json.dumps(event.as_dict()) + "\n")
@@ -161,7 +158,7 @@ def _train(folder: Path) -> None:
 
 
 def _join() -> str:
-    """Join the launcher's processes; return this one's device."""
+    """Join the launcher's process group; return this rank's device."""
     import torch
 
     gpus = torch.cuda.is_available()
@@ -173,8 +170,8 @@ def _join() -> str:
     return device
 
 
-def _taken(path: str, folder: Path, home: Home) -> str:
-    """Copy a dataset into the folder; return its path there. Demos and hub ids are named only."""
+def _copy_data(path: str, folder: Path, home: Home) -> str:
+    """Copy a dataset into the folder; return its path there, or the name of a demo or hub id."""
     source = Path(path)
     if not path or path.startswith("starter:"):
         return path
@@ -192,7 +189,7 @@ def _taken(path: str, folder: Path, home: Home) -> str:
 
 
 def _events(path: Path) -> Iterator[Event]:
-    """The events of a run in order; steps that were done again after a cut are said again."""
+    """Yield the events of a run; steps that a resumed run repeated occur twice."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -201,8 +198,8 @@ def _events(path: Path) -> Iterator[Event]:
         try:
             yield event_from(json.loads(line))
         except (ValueError, KeyError, TypeError):
-            if number < len(lines):  # the last one may be cut off
-                raise DataError(f"Line {number} of {path} is no event of a run.") from None
+            if number < len(lines):  # the last line may be incomplete
+                raise DataError(f"Line {number} of {path} is not an event of a run.") from None
 
 
 if __name__ == "__main__":

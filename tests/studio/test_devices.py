@@ -8,7 +8,7 @@ from studio import devices, hardware
 from studio.errors import SpecError
 from studio.hardware import Device
 from studio.spec import RunSpec
-from studio.training.grouping import kinship
+from studio.training.grouping import sibling_key
 
 
 def _machine(monkeypatch: pytest.MonkeyPatch, *names: str, cores: int = 4) -> None:
@@ -109,5 +109,5 @@ def test_a_gpu_on_a_machine_without_one_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 def test_runs_that_may_be_spread_share_no_base() -> None:
-    assert kinship(_spec("auto")) is not None
-    assert kinship(_spec("cuda:0,cuda:1")) is None and kinship(_spec("all")) is None
+    assert sibling_key(_spec("auto")) is not None
+    assert sibling_key(_spec("cuda:0,cuda:1")) is None and sibling_key(_spec("all")) is None

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from studio.data.template.template import IGNORED
 from ui.bench.case import Case, Example, load_bare
 from ui.bench.worker import Turnstile
 
 if TYPE_CHECKING:
     from studio.models.loading import Loaded
-
-IGNORED = -100
 
 
 def run_ours(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:

@@ -57,11 +57,11 @@ def rates(case: Case, count: int) -> list[float]:
 def run(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
     """The worker's part: all siblings on one base, a step of each in turn."""
     from studio.training.session import open_session
-    from studio.training.siblings import Group
+    from studio.training.siblings import SiblingGroup
     from ui.bench.peers import bare
 
     loaded = bare(case)
-    group = Group(loaded)
+    group = SiblingGroup(loaded)
     prepared: Any = SimpleNamespace(train=rows, validation=[], data_hash="", template="")
     sessions = []
     for number, rate in enumerate(rates(case, case.siblings)):

@@ -67,7 +67,7 @@ def test_a_packed_pass_is_that_of_the_fused_kernel(
     parameters = backbone.train("a")
     found = {}
     for how in ("auto", "sdpa"):
-        backbone.attend(how)
+        backbone.set_attention(how)
         logits = backbone.packed_logits(torch.arange(3, 20), (5, 3, 9), torch.tensor([3, 6, 15]))
         logits.float().logsumexp(-1).sum().backward()
         gradients = [p.grad.clone() for p in parameters if p.grad is not None]

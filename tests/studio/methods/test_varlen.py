@@ -92,7 +92,7 @@ def adapted(model: str, method: Method) -> tuple[Backbone, list[torch.nn.Paramet
 def passed(
     backbone: Backbone, parameters: list[torch.nn.Parameter], how: str
 ) -> tuple[Tensor, list[Tensor]]:
-    backbone.attend(how)
+    backbone.set_attention(how)
     device = next(backbone.model.parameters()).device
     loss = backbone.packed_logits(IDS.to(device), LENGTHS, KEEP.to(device)).logsumexp(-1).sum()
     return loss.detach(), list(torch.autograd.grad(loss, parameters))
@@ -115,10 +115,10 @@ def test_loss_and_gradients_are_those_of_row_after_row(
 
 def test_what_is_taken_is_told(kernel: Reference) -> None:
     backbone, _ = adapted("llama", METHODS["lora"])
-    assert backbone.attends == "varlen"
+    assert backbone.attention_kernel == "varlen"
     for how in ("sdpa", "eager"):
-        backbone.attend(how)
-        assert backbone.attends == how
+        backbone.set_attention(how)
+        assert backbone.attention_kernel == how
 
 
 def test_where_rows_lie_is_laid_out_once_a_forward(kernel: Reference) -> None:
@@ -183,7 +183,7 @@ def test_the_real_kernel_takes_these_arguments(window: int | None, virtual: int)
 def test_a_cpu_has_no_kernel_and_says_so() -> None:
     cpu = torch.device("cpu")
     assert attention_kernels.kernel(cpu) is None
-    assert "on cpu" in attention_kernels.why_not(cpu, torch.bfloat16, 64, capped=False)
+    assert "on cpu" in attention_kernels.varlen_unavailable(cpu, torch.bfloat16, 64, capped=False)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_why_a_model_cannot_attend_so_is_one_clause(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, head: int, capped: bool, said: str | None
 ) -> None:
     monkeypatch.setattr(attention_kernels, "kernel", lambda device: Reference())
-    why = attention_kernels.why_not(torch.device("cuda:0"), dtype, head, capped=capped)
+    why = attention_kernels.varlen_unavailable(torch.device("cuda:0"), dtype, head, capped=capped)
     assert said in why if said else not why
 
 

@@ -20,14 +20,14 @@ from studio.models.loading import load_tokenizer
 from studio.spec import DataSource, ModelSource, TrainArgs
 from studio.training import checkpoint, loop
 from studio.training.optimizer import _MAKERS, make_optimizer
-from studio.training.remedies import explained
+from studio.training.remedies import explain_errors
 from studio.training.session import Session
 
 Make = Callable[..., Session]
 
 
 def drain(session: Session, run_dir: Path) -> None:
-    with explained(session.spec, lambda: f"at step {session.progress.step + 1}"):
+    with explain_errors(session.spec, lambda: f"at step {session.progress.step + 1}"):
         list(loop.run(session, run_dir=run_dir, control=lambda: None))
 
 
@@ -89,7 +89,7 @@ def test_an_optimizer_whose_library_is_missing_names_it(
 def test_muon_that_this_torch_lacks_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.optim, "Muon")
     weight = torch.nn.Parameter(torch.zeros(2, 2))
-    with pytest.raises(SpecError, match="which torch .* lacks: take adamw"):
+    with pytest.raises(SpecError, match="which torch .* lacks: use adamw"):
         make_optimizer([("w", weight)], TrainArgs(optim="muon"))
 
 

@@ -43,7 +43,7 @@ def test_a_packed_run_gives_the_same_adapter_and_comes_back_as_a_run(
     shutil.rmtree(tmp_path / "model")
     (tmp_path / "rows.jsonl").unlink()
     assert transfer.main([str(there)]) == 0
-    back = list(transfer.arrive(there, tmp_path / "back"))
+    back = list(transfer.unpack(there, tmp_path / "back"))
 
     assert (packed.model.path, packed.data.path) == ("model", "data/rows.jsonl")
     assert [e.loss for e in back if isinstance(e, Step)] == [e.loss for e in here]
@@ -83,24 +83,24 @@ def test_a_folder_that_is_not_trained_to_its_end_is_refused_with_its_step(
 ) -> None:
     folder = tmp_path / "packed"
     transfer.pack(spec, folder, home)
-    with pytest.raises(InputError, match="it has not begun"):
-        list(transfer.arrive(folder, tmp_path / "back"))
+    with pytest.raises(InputError, match="not started"):
+        list(transfer.unpack(folder, tmp_path / "back"))
 
     assert transfer.main([str(folder)]) == 0
     events = folder / "run" / transfer.EVENTS
     lines = events.read_text().splitlines()
     events.write_text("\n".join(lines[:-3]) + "\n" + lines[-3][:20])
-    with pytest.raises(InputError, match=r"it stands at step \d"):
-        list(transfer.arrive(folder, tmp_path / "back"))
+    with pytest.raises(InputError, match=r"stopped at step \d"):
+        list(transfer.unpack(folder, tmp_path / "back"))
 
     events.write_text("\n".join(lines))
     (folder / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"cut")
     with pytest.raises(InputError, match="damaged or cut short"):
-        list(transfer.arrive(folder, tmp_path / "back"))
+        list(transfer.unpack(folder, tmp_path / "back"))
     assert not (tmp_path / "back").exists()
 
 
 def test_a_place_that_is_taken_is_refused(spec: RunSpec, home: Home, tmp_path: Path) -> None:
     (tmp_path / "packed").mkdir()
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists already"):
         transfer.pack(spec, tmp_path / "packed", home)

@@ -14,10 +14,10 @@ from studio.home import Home, open_home
 from studio.models.sources import facts
 from studio.spec import RunSpec
 from studio.training import run
-from studio.training.estimate import Load, Shape, estimate, loads, memory
+from studio.training.estimate import BatchLoad, Shape, batch_load, estimate, memory
 from studio.training.events import Finished, Loading, Step
 from studio.training.preflight import REPORT, preflight
-from studio.training.remedies import make_it_fit, smaller
+from studio.training.remedies import make_it_fit, next_remedy
 from studio.training.schedule import plan_run
 from tests.studio.tiny import tiny_folder
 
@@ -46,11 +46,11 @@ def test_the_load_is_that_of_the_runs_own_batches() -> None:
     )  # fmt: skip
     lengths, targets = np.array([10, 20, 30, 40]), np.array([1, 2, 3, 4])
     steps = [plan.step_rows(0), plan.step_rows(1)]
-    packed = loads(plan, lengths, targets, packing=True)
+    packed = batch_load(plan, lengths, targets, packing=True)
     assert packed.tokens == max(int(lengths[rows].sum()) for rows in steps)
     assert packed.step_tokens == 50
     assert packed.step_targets == 5
-    padded = loads(plan, lengths, targets, packing=False)
+    padded = batch_load(plan, lengths, targets, packing=False)
     assert padded.tokens == 80  # two rows as wide as the widest of all
 
 
@@ -61,11 +61,11 @@ def test_processes_take_their_share_of_each_step() -> None:
     )  # fmt: skip
     lengths, targets = np.array([10, 20, 30, 40]), np.array([1, 2, 3, 4])
     rows = plan.step_rows(0)
-    both = loads(plan, lengths, targets, packing=True, processes=2)
+    both = batch_load(plan, lengths, targets, packing=True, processes=2)
     assert both.tokens == max(lengths[rows[0::2]].sum(), lengths[rows[1::2]].sum())
     assert both.share_tokens == both.tokens  # one batch each
     assert both.step_tokens == 100
-    assert loads(plan, lengths, targets, packing=True, processes=4).tokens == 40
+    assert batch_load(plan, lengths, targets, packing=True, processes=4).tokens == 40
 
 
 def on_two_cards(monkeypatch: pytest.MonkeyPatch, free: tuple[int, int] = (10**10, 10**10)) -> None:
@@ -124,11 +124,11 @@ def test_sharing_the_base_is_offered_where_there_are_several_cards(
         "train.activation_offloading": True,
     }  # fmt: skip
     pair = make_spec(tmp_path, **{"train.device": "cuda:0,cuda:1"}, **small)
-    assert smaller(pair) == {"train.fsdp": True}
-    assert smaller(pair.with_values({"train.fsdp": True})) is None
-    assert smaller(pair.with_values({"model.quantization": "nf4"})) is None
-    assert smaller(pair.with_values({"method.name": "full"})) is None
-    assert smaller(pair.with_values({"train.device": "cuda:0"})) is None
+    assert next_remedy(pair) == {"train.fsdp": True}
+    assert next_remedy(pair.with_values({"train.fsdp": True})) is None
+    assert next_remedy(pair.with_values({"model.quantization": "nf4"})) is None
+    assert next_remedy(pair.with_values({"method.name": "full"})) is None
+    assert next_remedy(pair.with_values({"train.device": "cuda:0"})) is None
 
 
 def test_one_process_of_several_is_measured(tmp_path: Path, home: Home) -> None:
@@ -176,17 +176,17 @@ def test_making_it_fit_keeps_the_effective_batch(tmp_path: Path, home: Home) -> 
     assert changes
     assert found.total_bytes <= 0.95 * room
     assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 24
-    with pytest.raises(OutOfMemory, match="even with batches of one row"):
+    with pytest.raises(OutOfMemory, match="even at batch size 1"):
         make_it_fit(spec, home, device_bytes=1000)
 
 
 def test_batches_shrink_to_one_and_then_activations_are_recomputed() -> None:
     spec, seen = RunSpec.parse({"train": {"per_device_train_batch_size": 6}}), []
-    while changes := smaller(spec):
+    while changes := next_remedy(spec):
         spec = spec.with_values(changes)
         seen.append(list(changes.values()))
     assert seen == [[3, 2], [1, 6], [True]]
-    assert list(smaller(spec, on_gpu=True)) == ["train.activation_offloading"]
+    assert list(next_remedy(spec, on_gpu=True)) == ["train.activation_offloading"]
 
 
 def test_two_real_steps_correct_the_estimate(tmp_path: Path, home: Home) -> None:
@@ -218,7 +218,7 @@ def test_a_full_memory_is_retried_with_smaller_batches(
         "train.retry_when_out_of_memory": True, "train.save_steps": 1, "train.num_samples": 0
     })  # fmt: skip
     events = list(run.train(spec, run_dir=tmp_path / "run", home=home))
-    said = [e.text for e in events if isinstance(e, Loading) and "Memory ran out" in e.text]
+    said = [e.text for e in events if isinstance(e, Loading) and "Out of memory" in e.text]
     assert len(said) == 2  # 8, 4, then 2 rows at once
     assert [e.step for e in events if isinstance(e, Step)] == [1, 2, 3, 4]
     assert isinstance(events[-1], Finished)
@@ -250,7 +250,7 @@ def test_offloaded_inputs_leave_two_of_them_on_the_gpu(tmp_path: Path, home: Hom
         layers=32, hidden=4096, attention=4096, keys_values=1024, inner=14_336, vocabulary=128_256,
         gated=True, tied=False, model_type="llama",
     )  # fmt: skip
-    load = Load(
+    load = BatchLoad(
         tokens=8192, targets=3000, step_tokens=8192, step_targets=3000, share_tokens=8192,
         share_targets=3000,
     )  # fmt: skip

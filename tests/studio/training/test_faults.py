@@ -17,7 +17,7 @@ from studio.spec import RunSpec
 from studio.training import checkpoint, loop
 from studio.training.events import Saved, Step
 from studio.training.loss import loss_sum
-from studio.training.remedies import advice, explained
+from studio.training.remedies import advice, explain_errors
 from studio.training.session import Session
 from tests.studio.training.conftest import make_rows
 
@@ -49,12 +49,12 @@ def test_an_infinite_loss_names_step_and_rows_and_keeps_the_checkpoint(
 
 def test_out_of_memory_offers_settings_that_keep_the_result() -> None:
     spec = RunSpec.parse({"train": {"per_device_train_batch_size": 8}})
-    with pytest.raises(OutOfMemory) as error, explained(spec, lambda: "at step 3"):
+    with pytest.raises(OutOfMemory) as error, explain_errors(spec, lambda: "at step 3"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
     assert "at step 3" in error.value.text
     assert "per_device_train_batch_size=4" in error.value.text
     assert "gradient_accumulation_steps=2" in error.value.text
-    with pytest.raises(OutOfMemory), explained(spec, lambda: ""):
+    with pytest.raises(OutOfMemory), explain_errors(spec, lambda: ""):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
 
@@ -85,12 +85,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
 def test_safetensors_own_disk_error_is_understood_too() -> None:
     from safetensors import SafetensorError
 
-    with pytest.raises(DiskFull), explained(RunSpec(), lambda: "at step 1"):
+    with pytest.raises(DiskFull), explain_errors(RunSpec(), lambda: "at step 1"):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 
 def test_our_own_bugs_pass_through() -> None:
-    with pytest.raises(KeyError), explained(RunSpec(), lambda: ""):
+    with pytest.raises(KeyError), explain_errors(RunSpec(), lambda: ""):
         raise KeyError("bug")
 
 

@@ -78,8 +78,8 @@ def test_accuracy_is_the_share_of_tokens_guessed_right(tmp_path):
 
 
 def test_the_last_answers_are_not_cut_for_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(samples, "LEAST_SECONDS", 0.0)
-    monkeypatch.setattr(samples, "SHARE", 0.0)
+    monkeypatch.setattr(samples, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(samples, "TIME_FRACTION", 0.0)
     _, events = told(tmp_path, sample_prompts="hello", num_samples=1)
     first, _, last = [len(e.text) for e in events if isinstance(e, Sampled)]
     assert last > 2 * first

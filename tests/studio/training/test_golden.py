@@ -24,7 +24,7 @@ def run_steps(session: Session, count: int) -> list[Step]:
 
 
 def run_all(session: Session, run_dir: Path, stop_at: int | None = None) -> list[Event]:
-    def control() -> loop.Wish:
+    def control() -> loop.Command:
         return "stop" if session.progress.step == stop_at else None
 
     return list(loop.run(session, run_dir=run_dir, control=control))

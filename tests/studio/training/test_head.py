@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from studio.training import loss as head
 from studio.training.batch import pack
-from studio.training.loss import bare_head, head_loss, head_measured, loss_sum, packed_hidden
+from studio.training.loss import plain_head, head_loss, head_measured, loss_sum, packed_hidden
 from studio.training.session import Session
 from tests.studio.training.conftest import make_rows
 
@@ -48,7 +48,7 @@ def test_the_fast_way_equals_the_plain_way_on_a_model(
     results = []
     for plain in (False, True):
         if plain:
-            monkeypatch.setattr("studio.training.loss.bare_head", lambda backbone: None)
+            monkeypatch.setattr("studio.training.loss.plain_head", lambda backbone: None)
         own.optimizer.zero_grad()
         loss = loss_sum(own.backbone, batch)
         loss.backward()
@@ -60,7 +60,7 @@ def test_the_fast_way_equals_the_plain_way_on_a_model(
 
 def test_the_head_leaves_no_hook_behind(session: Make) -> None:
     own = session()
-    found = bare_head(own.backbone)
+    found = plain_head(own.backbone)
     assert found is not None
     batch = pack(make_rows(3).train or make_rows(8).train, torch.device("cpu"))
     hidden = packed_hidden(own.backbone, found, batch.ids_T, batch.lengths, batch.keep_N)
@@ -71,4 +71,4 @@ def test_the_head_leaves_no_hook_behind(session: Make) -> None:
 def test_a_shaped_head_goes_the_plain_way(session: Make) -> None:
     own = session()
     own.backbone.model.config.final_logit_softcapping = 30.0
-    assert bare_head(own.backbone) is None
+    assert plain_head(own.backbone) is None

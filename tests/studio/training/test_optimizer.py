@@ -6,7 +6,7 @@ from torch import nn
 
 from studio.errors import SpecError
 from studio.spec import TrainArgs
-from studio.training.optimizer import make_optimizer, restore, set_rate, state_tensors
+from studio.training.optimizer import make_optimizer, restore, set_learning_rate, state_tensors
 
 CPU_OPTIMIZERS = ["adamw", "adafactor", "lion", "muon"]
 
@@ -26,7 +26,7 @@ def walk(named: list[tuple[str, nn.Parameter]], optimizer: Any, steps: int, firs
         torch.manual_seed(100 + step)
         for _, parameter in named:
             parameter.grad = torch.randn_like(parameter)
-        set_rate(optimizer, 1e-2)
+        set_learning_rate(optimizer, 1e-2)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -96,5 +96,5 @@ def test_vectors_are_never_decayed() -> None:
 
 @pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
 def test_eight_bits_without_a_gpu_is_one_sentence(optim: str) -> None:
-    with pytest.raises(SpecError, match=f"train.optim is {optim}, which works on a CUDA GPU only"):
+    with pytest.raises(SpecError, match=f"train.optim is {optim}, which needs a CUDA GPU"):
         made(optim)

@@ -3,13 +3,13 @@
 import torch
 
 from studio.spec import RunSpec
-from studio.training.estimate import base_of, loaded_dtype
+from studio.training.estimate import base_model, loaded_dtype
 
 
 def test_weights_that_train_are_float32_unless_asked_otherwise() -> None:
     def on_gpu(method: str, dtype: str) -> str:
         spec = RunSpec.parse({"method": method, "model": {"dtype": dtype}})
-        assert base_of(spec).dtype in (dtype, "float32")
+        assert base_model(spec).dtype in (dtype, "float32")
         return loaded_dtype(spec, on_gpu=True)
 
     assert on_gpu("full", "auto") == "float32"

@@ -29,7 +29,7 @@ def test_what_keeps_the_result_comes_first() -> None:
     assert found[0].changes == {
         "train.per_device_train_batch_size": 4, "train.gradient_accumulation_steps": 2
     }  # fmt: skip
-    assert found[0].about == "4 rows at once instead of 8, summed 2 times before each step."
+    assert found[0].about == "Batch size 4 instead of 8, with gradients accumulated over 2 batches."
 
 
 def test_every_remedy_is_a_valid_run_of_the_same_effective_batch() -> None:
@@ -80,7 +80,7 @@ def test_where_nothing_that_keeps_the_result_is_left_the_rest_is_named() -> None
         train__per_device_train_batch_size=1, train__gradient_checkpointing=True,
         train__activation_offloading=True,
     )  # fmt: skip
-    with pytest.raises(OutOfMemory, match=r"Nothing that keeps.*length \(shorter rows\)"):
+    with pytest.raises(OutOfMemory, match=r"No remedy that keeps.*length \(shorter rows\)"):
         pick(remedies(least, on_gpu=True))
 
 

@@ -11,7 +11,7 @@ import torch
 from studio.training import checkpoint, loop
 from studio.training.batch import pack, pad
 from studio.training.events import Evaluated, Finished, Step
-from studio.training.loss import head_loss, loss_sum, measure
+from studio.training.loss import evaluate_loss, head_loss, loss_sum
 from studio.training.session import Session
 from tests.studio.training.conftest import make_rows
 
@@ -20,7 +20,7 @@ Make = Callable[..., Session]
 
 
 def run_all(session: Session, run_dir: Path, stop_at: int = -1) -> list[Any]:
-    def control() -> loop.Wish:
+    def control() -> loop.Command:
         return "stop" if session.progress.step == stop_at else None
 
     return list(loop.run(session, run_dir=run_dir, control=control))
@@ -47,7 +47,7 @@ def test_smoothing_trains_but_is_not_in_the_held_out_loss(session: Make) -> None
     padded = pad(own.prepared.train[:3], CPU)
     smooth = float(loss_sum(own.backbone, batch, 0.2).detach())
     assert smooth == pytest.approx(float(loss_sum(own.backbone, padded, 0.2).detach()), rel=1e-5)
-    assert smooth != pytest.approx(measure(own.backbone, [batch]).loss_sum, rel=1e-3)
+    assert smooth != pytest.approx(evaluate_loss(own.backbone, [batch]).loss_sum, rel=1e-3)
     assert own.evaluate().eval_loss == pytest.approx(plain.evaluate().eval_loss, rel=1e-6)
 
 
@@ -58,13 +58,13 @@ def test_neftune_noise_has_its_size_per_row_and_only_while_training(session: Mak
     embeddings.register_forward_hook(lambda m, a, out: seen.append(out.detach()))
     batch = pack(own.prepared.train[:3], CPU)
     clean = embeddings.weight[batch.ids_T]
-    own.noise.expect(batch)
+    own.neftune.prepare(batch)
     loss_sum(own.backbone, batch)
     noise = (seen[-1][0] - clean).detach()
     for part, length in zip(noise.split(batch.lengths), batch.lengths, strict=True):
         bound = 5.0 / (length * 32) ** 0.5  # α / √(L D)
         assert 0.8 * bound < float(part.abs().max()) <= bound * (1 + 1e-5)
-    measure(own.backbone, [batch])
+    evaluate_loss(own.backbone, [batch])
     assert torch.equal(seen[-1][0], clean)
 
 
@@ -82,7 +82,7 @@ def worsening(own: Session, losses: list[float], monkeypatch: pytest.MonkeyPatch
     waiting = iter(losses)
 
     def evaluate() -> Evaluated:
-        own.progress.take(loss := next(waiting))
+        own.progress.record_evaluation(loss := next(waiting))
         return Evaluated(step=own.progress.step, eval_loss=loss)
 
     monkeypatch.setattr(type(own), "evaluate", lambda self: evaluate())
@@ -100,7 +100,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(
     worsening(own, [3.0, 2.0, 2.5, 2.1, 2.0], monkeypatch)
     states: dict[int, torch.Tensor] = {}
 
-    def control() -> loop.Wish:
+    def control() -> loop.Command:
         states[own.progress.step] = next(iter(own.adapter.state().values())).clone()
         return None
 
@@ -135,14 +135,14 @@ def test_without_the_best_checkpoint_the_last_adapter_stays_and_the_note_says_so
     own = session(train={"max_steps": 6, "eval_steps": 2, "load_best_model_at_end": True})
     worsening(own, [2.0, 2.5, 2.6], monkeypatch)
 
-    def lose_the_best() -> loop.Wish:
+    def lose_the_best() -> loop.Command:
         if own.progress.step == 5:
             (tmp_path / "checkpoints" / "step-00000002" / "adapter.safetensors").unlink()
         return None
 
     done = list(loop.run(own, run_dir=tmp_path, control=lose_the_best))[-1]
     assert isinstance(done, Finished)
-    assert done.note.endswith("is gone or damaged: the adapter is that of step 6.")
+    assert done.note.endswith("is missing or damaged: the adapter is that of step 6.")
 
 
 def test_a_checkpoint_goes_not_for_a_damaged_one_of_a_later_step(

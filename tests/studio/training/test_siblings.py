@@ -14,9 +14,9 @@ from studio.methods import Phase, methods
 from studio.spec import RunSpec
 from studio.training import loop, siblings
 from studio.training.events import Event, Finished, Saved, Step
-from studio.training.grouping import kinship
+from studio.training.grouping import sibling_key
 from studio.training.session import Session, open_session
-from studio.training.siblings import Group, Sibling, train_together
+from studio.training.siblings import Sibling, SiblingGroup, train_siblings
 from tests.studio.training.conftest import make_loaded, make_rows, make_session
 from tests.studio.training.test_golden import adapter_bytes
 from tests.studio.training.test_golden_methods import fields
@@ -40,11 +40,11 @@ def spec_of(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "train": TRAIN | values.get("train", {})}
 
 
-def grouped(*specs: dict[str, Any]) -> tuple[Group, list[Session]]:
+def grouped(*specs: dict[str, Any]) -> tuple[SiblingGroup, list[Session]]:
     """Siblings on one tiny base, each with the rows a lonely session has."""
     loaded = make_loaded()
     loaded.tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)  # type: ignore[assignment]
-    group = Group(loaded)
+    group = SiblingGroup(loaded)
     made = []
     for number, values in enumerate(specs):
         session = open_session(
@@ -82,9 +82,11 @@ def test_a_sweep_in_one_pass_is_as_if_each_run_were_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     passes: list[int] = []
-    own = Group._loss_sums
+    own = SiblingGroup._loss_sums
     monkeypatch.setattr(
-        Group, "_loss_sums", lambda self, crew, b: passes.append(len(crew)) or own(self, crew, b)
+        SiblingGroup,
+        "_loss_sums",
+        lambda self, crew, b: passes.append(len(crew)) or own(self, crew, b),
     )
     _, sessions = grouped(*SWEEP)
     for session, steps, values in zip(sessions, rounds(sessions), SWEEP, strict=True):
@@ -127,10 +129,10 @@ def test_rows_that_do_not_fit_into_one_pass_take_turns(monkeypatch: pytest.Monke
 def test_memory_that_runs_out_in_a_shared_pass_parts_the_siblings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(self: Group, *rest: Any) -> None:
+    def fail(self: SiblingGroup, *rest: Any) -> None:
         raise RuntimeError("CUDA out of memory.")
 
-    monkeypatch.setattr(Group, "_loss_sums", fail)
+    monkeypatch.setattr(SiblingGroup, "_loss_sums", fail)
     _, sessions = grouped(*SWEEP[:2])
     rounds(sessions)
     for session, values in zip(sessions, SWEEP, strict=False):
@@ -173,7 +175,7 @@ def run_group(
         runs[number] = group._events(
             session, loop.run(session, run_dir=place, control=control(number))
         )
-    return sessions, list(group.take_turns(runs))
+    return sessions, list(group.interleave(runs))
 
 
 def test_a_run_that_is_stopped_leaves_the_others_untouched_and_goes_on_later(
@@ -226,7 +228,7 @@ def test_one_call_trains_siblings_on_the_starter(home: Home, tmp_path: Path) -> 
     runs = [
         Sibling(spec, tmp_path / str(number), lambda: None) for number, spec in enumerate(specs)
     ]
-    heard = list(train_together(runs, home=home))
+    heard = list(train_siblings(runs, home=home))
     ended = {n: e for n, e in heard if isinstance(e, Finished | Exception)}
     assert "r = 512 is larger than" in str(ended[2])
     for number in (0, 1):
@@ -234,14 +236,14 @@ def test_one_call_trains_siblings_on_the_starter(home: Home, tmp_path: Path) -> 
         assert isinstance(finished, Finished) and finished.reason == "completed"
         assert (tmp_path / str(number) / "adapter" / "passport.json").is_file()
         assert finished.eval_loss is not None
-    again = list(train_together(runs[:2], home=home))
+    again = list(train_siblings(runs[:2], home=home))
     assert [type(e) for _, e in again if not hasattr(e, "text")] == [Finished, Finished]
 
 
 def test_a_base_that_cannot_be_loaded_ends_every_sibling(home: Home, tmp_path: Path) -> None:
     spec = RunSpec.parse({"model": {"path": str(tmp_path / "none")}})
     runs = [Sibling(spec, tmp_path / str(number), lambda: None) for number in range(2)]
-    ends = [(n, type(e)) for n, e in train_together(runs, home=home) if isinstance(e, Exception)]
+    ends = [(n, type(e)) for n, e in train_siblings(runs, home=home) if isinstance(e, Exception)]
     assert [n for n, _ in ends] == [0, 1]
 
 
@@ -267,7 +269,7 @@ def test_rows_of_another_vocabulary_end_only_the_run_that_has_them() -> None:
     ],
 )  # fmt: skip
 def test_some_runs_are_always_alone(changes: dict[str, Any]) -> None:
-    assert kinship(RunSpec().with_values(changes)) is None
+    assert sibling_key(RunSpec().with_values(changes)) is None
 
 
 def test_kin_share_base_data_and_place_and_nothing_else() -> None:
@@ -276,9 +278,9 @@ def test_kin_share_base_data_and_place_and_nothing_else() -> None:
         {"method.r": 4}, {"train.learning_rate": 0.1}, {"seed": 4}, {"name": "x"},
         {"method.name": "ia3"}, {"train.max_steps": 4}, {"train.optim": "lion"},
     ):  # fmt: skip
-        assert kinship(spec.with_values(same)) == kinship(spec)
+        assert sibling_key(spec.with_values(same)) == sibling_key(spec)
     for other in (
         {"data.path": "starter:shouting"}, {"data.max_length": 64}, {"model.dtype": "bfloat16"},
         {"train.device": "cpu"}, {"train.gradient_checkpointing": True},
     ):  # fmt: skip
-        assert kinship(spec.with_values(other)) != kinship(spec)
+        assert sibling_key(spec.with_values(other)) != sibling_key(spec)

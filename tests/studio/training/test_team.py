@@ -12,9 +12,9 @@ import pytest
 from studio.errors import DiskFull, InputError, ProcessLost, RunError, SpecError, StudioError
 from studio.home import Home
 from studio.spec import RunSpec
-from studio.training.distributed import _Team
+from studio.training.distributed import _Ranks
 from studio.training.events import Evaluated, Event, Finished, Step
-from studio.training.loop import Wish
+from studio.training.loop import Command
 from studio.training.run import train
 from tests.studio.tiny import tiny_folder
 
@@ -60,7 +60,7 @@ def test_two_processes_stopped_and_resumed_by_one_equal_one(
     alone = list(train(_spec(ingredients, "lora", 1), run_dir=tmp_path / "one", home=home))
     seen = 0
 
-    def stop_at_three() -> Wish:
+    def stop_at_three() -> Command:
         return "stop" if seen >= 3 else None
 
     first: list[Event] = []
@@ -124,13 +124,13 @@ FAILED = "Process 2 of 2 failed: ValueError: broken"
 def test_whoever_is_heard_first_the_member_that_began_it_is_named(
     codes: list[int], said: list[tuple[int, Any]], kind: type[StudioError], sentence: str
 ) -> None:
-    team = _Team.__new__(_Team)
-    team.size, team.said = len(codes), queue.Queue()
-    team.members = [_Ended(code) for code in codes]  # type: ignore[misc]
+    ranks = _Ranks.__new__(_Ranks)
+    ranks.size, ranks.messages = len(codes), queue.Queue()
+    ranks.processes = [_Ended(code) for code in codes]  # type: ignore[misc]
     for one in said:
-        team.said.put(one)
+        ranks.messages.put(one)
     with pytest.raises(kind, match=sentence):
-        list(team.events(lambda: None))
+        list(ranks.events(lambda: None))
 
 
 class _Ended:
@@ -195,7 +195,7 @@ def test_a_team_that_stops_early_publishes_the_best(
     })  # fmt: skip
     events = list(train(spec, run_dir=tmp_path / "two", home=home))
     assert isinstance(events[-1], Finished)
-    assert "Ended early" in events[-1].note
+    assert "Stopped early" in events[-1].note
     assert events[-1].eval_loss == min(_evaluations(events))
     assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").is_file()
 
@@ -208,9 +208,9 @@ def _evaluations(events: list[Event]) -> list[float]:
     ("values", "sentence"),
     [
         ({"train.num_processes": 1}, "set train.num_processes to two or more"),
-        ({"model.quantization": "nf4"}, "cannot share a base in 4 bit"),
-        ({"method": "full"}, "leave train.fsdp off"),
-        ({"method": "prompt_tuning"}, "leave train.fsdp off"),
+        ({"model.quantization": "nf4"}, "cannot shard a 4-bit base"),
+        ({"method": "full"}, "set train.fsdp=false"),
+        ({"method": "prompt_tuning"}, "set train.fsdp=false"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(
