@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from studio.training import loss as head
 from studio.training.batch import pack
-from studio.training.loss import plain_head, head_loss, head_measured, loss_sum, packed_hidden
+from studio.training.loss import head_loss, head_measured, loss_sum, packed_hidden, plain_head
 from studio.training.session import Session
 from tests.studio.training.conftest import make_rows
 
