@@ -61,7 +61,7 @@ def _data(path: str, home: Home) -> str:
     if place.is_dir():
         return str(place.absolute())
     if place.exists():
-        from studio.data.files import look
+        from studio.data.readers import look
 
         look(place)
         return str(place.absolute())

@@ -7,7 +7,7 @@ terminal: what could be read as one of these is no name.
 import re
 import unicodedata
 
-from studio.data.files import data_suffix
+from studio.data.readers import data_suffix
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 

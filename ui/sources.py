@@ -9,8 +9,8 @@ from pathlib import Path
 
 from studio import devices, hardware, starter
 from studio.cluster import DEVICE
-from studio.data.files import data_suffix
 from studio.data.origins import origin_of
+from studio.data.readers import data_suffix
 from studio.data.report import LOW_SHARE
 from studio.data.snapshots import open_snapshot, snapshots
 from studio.errors import DataError

@@ -15,14 +15,15 @@ from pathlib import Path
 
 from jobs.job import OPEN
 from jobs.store import JobStore
-from studio.data.files import ENDINGS, PACKED, data_suffix
+from studio.data.files import COMPRESSED
+from studio.data.readers import ENDINGS, data_suffix
 from studio.data.requests import uploads
 from studio.errors import DataError
 from studio.home import Home, slug
 
 MAX_UPLOAD_BYTES = 64 * 1024**3
 STALE_SECONDS = 86_400.0
-SUFFIXES = (*ENDINGS, *PACKED)
+SUFFIXES = (*ENDINGS, *COMPRESSED)
 
 
 async def receive(store: JobStore, pieces: AsyncIterator[bytes], name: str, *, keep: bool) -> str:

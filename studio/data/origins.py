@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studio import starter
-from studio.data.files import ENDINGS, PACKED, data_suffix, look
-from studio.data.readers import read
+from studio.data.files import COMPRESSED
+from studio.data.readers import ENDINGS, FORMATS, KNOWN, data_suffix, look, read
 from studio.data.recognise import SAMPLE_ROWS, Guess, recognise
 from studio.data.records import Problem, Row
 from studio.data.report import why_nothing
@@ -59,7 +59,7 @@ def origin_of(path: str, home: Home | None = None) -> Location:
         folder = home.datasets / path
         if (folder / "dataset.json").is_file():
             return Location("dataset", folder)
-    return locate(path, file_endings={*ENDINGS, *PACKED})
+    return locate(path, file_endings={*ENDINGS, *COMPRESSED})
 
 
 def find(source: DataSource, home: Home | None = None) -> Origin:
@@ -95,7 +95,7 @@ def find(source: DataSource, home: Home | None = None) -> Origin:
 def from_files(name: str, files: list[Path]) -> Origin:
     """Return an origin that reads files one after the other."""
     opened = [look(file) for file in files]
-    plain = {o.format in ("txt", "md") for o in opened}
+    plain = {FORMATS[o.format].plain for o in opened}
     if len(plain) > 1:
         raise DataError(f"{name} mixes text files with tables of rows: use a folder for each.")
 
@@ -137,10 +137,7 @@ def files_in(folder: Path) -> list[Path]:
     readme = [f for f in found if f.stem.lower() in ("readme", "license", "changelog")]
     found = [f for f in found if f not in readme]
     if not found:
-        raise DataError(
-            f"The folder {folder} holds no data files. Known: jsonl, json, csv, tsv, parquet, txt, "
-            "md, and gzip or zstd of these."
-        )
+        raise DataError(f"The folder {folder} holds no data files. Known: {KNOWN}.")
     return found
 
 

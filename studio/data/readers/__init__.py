@@ -1,25 +1,57 @@
-"""One reader a format; each yields rows and problems, both with their line."""
+"""The registry of data file formats: how each is recognised and which reader yields its rows.
+
+A new format is one reader module and one entry in `FORMATS`. The first bytes decide before the
+name's ending does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
-from studio.data.files import Opened
+from studio.data.files import (
+    COMPRESSED,
+    Opened,
+    check_regular,
+    foreign_kind,
+    guess_encoding,
+    read_sample,
+)
 from studio.data.readers.delimited import read_delimited
 from studio.data.readers.json_document import read_json
 from studio.data.readers.json_lines import read_jsonl, read_plain
 from studio.data.readers.parquet import read_parquet
 from studio.data.records import Problem, Row
+from studio.errors import DataError
 
-_READERS = {
-    "jsonl": read_jsonl,
-    "json": read_json,
-    "csv": read_delimited,
-    "tsv": read_delimited,
-    "parquet": read_parquet,
-    "txt": read_plain,
-    "md": read_plain,
+
+class FileFormat(NamedTuple):
+    """A data file format; `magic` marks a binary one, `plain` one long text cut into lines."""
+
+    read: Callable[[Opened], Iterator[Row | Problem]]
+    endings: tuple[str, ...]
+    magic: bytes = b""
+    plain: bool = False
+
+
+FORMATS = {
+    "jsonl": FileFormat(read_jsonl, (".jsonl", ".ndjson")),
+    "json": FileFormat(read_json, (".json",)),
+    "csv": FileFormat(read_delimited, (".csv",)),
+    "tsv": FileFormat(read_delimited, (".tsv", ".tab")),
+    "parquet": FileFormat(read_parquet, (".parquet", ".pq"), magic=b"PAR1"),
+    "txt": FileFormat(read_plain, (".txt", ".text"), plain=True),
+    "md": FileFormat(read_plain, (".md", ".markdown"), plain=True),
 }
+ENDINGS = {ending: name for name, format in FORMATS.items() for ending in format.endings}
+_SUFFIX = re.compile(
+    rf"({'|'.join(map(re.escape, ENDINGS))})({'|'.join(map(re.escape, COMPRESSED))})*$", re.I
+)
+KNOWN = f"{', '.join(FORMATS)}, and gzip or zstd of these"
+_ADVICE = f"Save the rows as one of {', '.join(FORMATS)}."
 
 
 def read(opened: Opened) -> Iterator[Row | Problem]:
@@ -28,4 +60,66 @@ def read(opened: Opened) -> Iterator[Row | Problem]:
     Raises:
         DataError: The file as a whole cannot be read.
     """
-    return _READERS[opened.format](opened)
+    return FORMATS[opened.format].read(opened)
+
+
+def data_suffix(name: str) -> str:
+    """Return the suffix of a data file, such as `.jsonl` or `.csv.gz`; "" for other files."""
+    found = _SUFFIX.search(name)
+    return found[0].lower() if found else ""
+
+
+def look(path: Path) -> Opened:
+    """Look at the first bytes of a file.
+
+    Raises:
+        DataError: It is missing, empty, not a regular file or not a data file.
+    """
+    size = check_regular(path)
+    compression, sample = read_sample(path)
+    if kind := foreign_kind(sample):
+        raise DataError(f"{path.name} is {kind}, not a data file. {_ADVICE}")
+    found = _SUFFIX.search(path.name)
+    named = ENDINGS[found[1].lower()] if found else None
+    for name, format in FORMATS.items():
+        if format.magic and sample.startswith(format.magic):
+            if compression != "none":
+                raise DataError(f"{path.name} is a compressed {name} file: unpack it first.")
+            return Opened(path, name, compression, "binary", size)
+    if named and FORMATS[named].magic:
+        raise DataError(f"{path.name} is not a {named} file, though its name says so. {_ADVICE}")
+    encoding, notes = guess_encoding(sample)
+    text = sample.decode(encoding, errors="replace").removeprefix("\ufeff")
+    if not text.strip() and size <= len(sample):
+        raise DataError(f"{path.name} is empty: it holds only white space.")
+    return Opened(path, _text_format(path, named, text), compression, encoding, size, notes)
+
+
+def _text_format(path: Path, named: str | None, text: str) -> str:
+    # JSON files often hold JSON lines and the other way round: the content decides.
+    start = text.lstrip()
+    first, _, rest = start.partition("\n")
+    if named in ("json", "jsonl") or (named is None and start[:1] in ("[", "{")):
+        if start.startswith("["):  # `[1, 2]` on every line is JSON lines, else it is one array
+            arrays = first.rstrip().endswith("]") and rest.lstrip().startswith("[")
+            return "jsonl" if arrays else "json"
+        one_object = first.strip() == "{" or (named == "json" and "\n{" not in start)
+        return "json" if one_object else "jsonl"
+    if named in ("csv", "tsv") and start.startswith("{") and _is_object(first):
+        return "jsonl"
+    if named:
+        return named
+    if "\x00" in text:
+        raise DataError(f"{path.name} is neither text nor a known data file. {_ADVICE}")
+    if path.suffix:
+        raise DataError(
+            f'{path.name}: files ending in "{path.suffix[:20]}" are not read. Known: {KNOWN}.'
+        )
+    return "txt"
+
+
+def _is_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -1,12 +1,14 @@
-"""JSON documents: an array of objects (streamed), an object of arrays, or one object.
+"""Read JSON documents: an array of objects (streamed), an object of columns, or several objects.
 
-The array is cut element by element from a growing buffer, so a file of any size needs the memory
-of its longest element. A document that stops being JSON is refused with the place: unlike a bad
-line, nobody can tell where its next row would begin.
+An array is parsed element by element from a growing buffer, so a file of any size needs the memory
+of its longest element. A document that stops being JSON is refused with line and column: unlike
+after a bad line, it is unknown where its next row would begin. `ijson` is not used: it tells no
+positions and lets repeated keys pass.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -22,175 +24,124 @@ MAX_OBJECT_CHARS = 512 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
-class _Duplicate(dict[str, Any]):
-    key: str = ""
-
-
 def read_json(opened: Opened) -> Iterator[Row | Problem]:
     """Yield the rows and problems of a JSON document.
 
     Raises:
         DataError: The document is broken (names line and column) or has no rows in it.
     """
-    buffer = _Buffer(opened)
-    first = buffer.peek()
+    document = _Document(opened)
+    first = document.peek()
     if first == "[":
-        yield from _elements(buffer)
+        yield from _elements(document)
     elif first == "{":
-        yield from _objects(buffer)
+        yield from _objects(document)
     else:
-        raise DataError(f"{opened.path.name} is no JSON: it starts with {first!r}.")
+        raise DataError(f"{opened.path.name} is not JSON: it starts with {first!r}.")
 
 
-def _elements(buffer: _Buffer) -> Iterator[Row | Problem]:
-    buffer.skip(1)
-    if buffer.peek() == "]":
-        return
-    while True:
-        buffer.peek()
-        line = buffer.line
-        value = buffer.value(MAX_ELEMENT_CHARS)
-        yield _row(line, value, "The element")
-        mark = buffer.peek()
-        if mark == "]":
-            buffer.skip(1)
-            if buffer.peek():
-                raise buffer.broken("there is more text after the closing bracket")
-            return
-        if mark != ",":
+def _elements(document: _Document) -> Iterator[Row | Problem]:
+    document.at += 1
+    mark = document.peek()
+    while mark != "]":
+        line = document.line
+        yield _row(line, document.value(MAX_ELEMENT_CHARS), "The element")
+        mark = document.peek()
+        if mark not in (",", "]") or not mark:
             reason = 'a comma or "]" is missing' if mark else "the file stops before its closing ]"
-            raise buffer.broken(reason)
-        buffer.skip(1)
+            raise document.broken(reason)
+        if mark == ",":
+            document.at += 1
+            document.peek()
+    document.at += 1
+    if document.peek():
+        raise document.broken("there is more text after the closing bracket")
 
 
-def _objects(buffer: _Buffer) -> Iterator[Row | Problem]:
-    line = buffer.line
-    value = buffer.value(MAX_OBJECT_CHARS)
-    if not buffer.peek():
-        yield from _one_object(buffer, line, value)
+def _objects(document: _Document) -> Iterator[Row | Problem]:
+    line, value = document.line, document.value(MAX_OBJECT_CHARS)
+    if not document.peek():
+        yield from _one_object(document.name, line, value)
         return
-    # Several objects one after the other, each over several lines.
-    while True:
+    while True:  # several objects, each over several lines
         yield _row(line, value, "The object")
-        if buffer.peek() == ",":
-            buffer.skip(1)
-        if not buffer.peek():
+        if document.peek() == ",":
+            document.at += 1
+        if not document.peek():
             return
-        line = buffer.line
-        value = buffer.value(MAX_ELEMENT_CHARS)
+        line, value = document.line, document.value(MAX_ELEMENT_CHARS)
 
 
-def _one_object(buffer: _Buffer, line: int, value: Any) -> Iterator[Row | Problem]:
-    if isinstance(value, _Duplicate):
-        yield _row(line, value, "The object")
-        return
+def _one_object(name: str, line: int, value: dict[str, Any]) -> Iterator[Row | Problem]:
     lists = {key: items for key, items in value.items() if isinstance(items, list)}
     inner = [k for k, items in lists.items() if items and all(isinstance(i, dict) for i in items)]
-    conversation = [k for k in inner if {"role", "from"} & set(lists[k][0])]
-    if lists and len(lists) == len(value) and not inner:
-        yield from _columns(buffer, lists)
-    elif len(inner) == 1 and not conversation:
+    is_chat = any({"role", "from"} & set(lists[key][0]) for key in inner)
+    if lists and len(lists) == len(value) and not inner and not isinstance(value, _Repeated):
+        lengths = {key: len(items) for key, items in lists.items()}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f'"{k}" has {n}' for k, n in list(lengths.items())[:5])
+            raise DataError(f"{name} holds columns of unequal length: {shown}.")
+        for index, cells in enumerate(zip(*lists.values(), strict=True)):
+            yield Row(index + 1, dict(zip(lists, cells, strict=True)))
+    elif len(inner) == 1 and not is_chat and not isinstance(value, _Repeated):
         for index, item in enumerate(lists[inner[0]]):
             yield _row(index + 1, item, f'Element {index + 1} of "{inner[0]}"')
     else:
         yield _row(line, value, "The object")
 
 
-def _columns(buffer: _Buffer, lists: dict[str, list[Any]]) -> Iterator[Row]:
-    lengths = {key: len(items) for key, items in lists.items()}
-    if len(set(lengths.values())) > 1:
-        shown = ", ".join(f'"{k}" has {n}' for k, n in list(lengths.items())[:5])
-        raise DataError(f"{buffer.name} holds columns of unequal length: {shown}.")
-    for index in range(next(iter(lengths.values()))):
-        yield Row(index + 1, {key: items[index] for key, items in lists.items()})
+class _Repeated(dict[str, Any]):
+    """An object in which a key stands twice."""
+
+    key: str = ""
 
 
-def _row(line: int, value: Any, what: str) -> Row | Problem:
-    if isinstance(value, _Duplicate):
-        return Problem(line, "duplicate_key", f'The key "{value.key}" stands twice in one object.')
-    if not isinstance(value, dict):
-        return Problem(line, "not_object", f"{what} is {name_of(value)}, not an object.")
-    nested = _find_duplicate(value)
-    if nested:
-        return Problem(line, "duplicate_key", f'The key "{nested}" stands twice in one object.')
-    return Row(line, value)
-
-
-def _find_duplicate(value: dict[str, Any]) -> str | None:
-    for child in value.values():
-        if type(child) is list:
-            for item in child:
-                if type(item) is _Duplicate:
-                    return item.key
-        elif type(child) is _Duplicate:
-            return child.key
-    return None
-
-
-def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) == len(pairs):
         return made
-    marked = _Duplicate(made)
-    seen: set[str] = set()
-    for key, _ in pairs:
-        if key in seen:
-            marked.key = key[:60]
-        seen.add(key)
+    marked, seen = _Repeated(made), set[str]()
+    marked.key = next(key[:60] for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
     return marked
 
 
+def _row(line: int, value: Any, what: str) -> Row | Problem:
+    if not isinstance(value, dict):
+        return Problem(line, "not_object", f"{what} is {name_of(value)}, not an object.")
+    found: list[Any] = [value]
+    for child in value.values():
+        found += child if type(child) is list else [child]
+    for item in found:
+        if type(item) is _Repeated:
+            return Problem(line, "duplicate_key", f'The key "{item.key}" stands twice.')
+    return Row(line, value)
+
+
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON: write null or a number")
+    raise DataError(f"{name} is not JSON: write null or a number")
 
 
-class _Buffer:
-    """The text that is read but not yet consumed, and the line it starts at."""
+class _Document:
+    """The text that is read but not yet consumed; `at` is the place in it, on line `line`."""
 
     def __init__(self, opened: Opened) -> None:
-        import codecs
-
-        self.name, self.line = opened.path.name, 1
-        self.text, self.at, self.rows, self.ended = "", 0, 0, False
-        self.cut = 0  # characters of the first line here that are gone already
+        self.name, self.line, self.rows, self.text, self.at = opened.path.name, 1, 0, "", 0
+        self._line_start = 0  # negative if the beginning of the line is dropped already
         self._chunks = utf8_chunks(opened)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._scan = json.JSONDecoder(
-            object_pairs_hook=_pairs, parse_constant=_no_constant
+            object_pairs_hook=_object, parse_constant=_no_constant
         ).raw_decode
-
-    def more(self) -> bool:
-        if self.ended:
-            return False
-        chunk = next(self._chunks, None)
-        try:
-            if chunk is None:
-                self.ended = True
-                text = self._decoder.decode(b"", final=True)
-            else:
-                text = self._decoder.decode(chunk)
-        except UnicodeDecodeError:
-            last = self.line + self.text.count("\n", self.at)
-            raise DataError(f"{self.name} is not UTF-8 in or after line {last:,}.") from None
-        self.cut = self._column(self.at) - 1
-        self.text = self.text[self.at :] + text
-        self.at = 0
-        return True
 
     def peek(self) -> str:
         """Skip white space; return the next character, or "" at the end."""
         while True:
             match = _SPACE.match(self.text, self.at)
-            end = match.end() if match else self.at
-            self.line += self.text.count("\n", self.at, end)
-            self.at = end
+            self._advance(match.end() if match else self.at)
             if self.at < len(self.text):
                 return self.text[self.at]
-            if not self.more():
+            if not self._more():
                 return ""
-
-    def skip(self, count: int) -> None:
-        self.at += count
 
     def value(self, limit: int) -> Any:
         """Parse the value that starts here, reading on as far as it needs."""
@@ -199,45 +150,57 @@ class _Buffer:
                 value, end = self._scan(self.text, self.at)
             except RecursionError:
                 raise self.broken("it is nested too deeply") from None
-            except ValueError as error:
-                if not isinstance(error, json.JSONDecodeError):
-                    raise self.broken(str(error)) from None
+            except DataError as error:
+                raise self.broken(error.text) from None
+            except json.JSONDecodeError as error:
                 if self._grow(limit):
                     continue
-                raise self._broken_at(error) from None
+                is_cut = "Unterminated" in error.msg or error.pos >= len(self.text.rstrip())
+                self._advance(error.pos)
+                reason = "it was cut short" if is_cut else error.msg[0].lower() + error.msg[1:]
+                raise self.broken(reason) from None
+            except ValueError:
+                raise self.broken("a number has too many digits") from None
             # A number at the very end of the buffer may go on in the next chunk.
-            if end == len(self.text) and not self.ended and self.more():
+            if end == len(self.text) and self._more():
                 continue
-            self.line += self.text.count("\n", self.at, end)
-            self.at, self.rows = end, self.rows + 1
+            self._advance(end)
+            self.rows += 1
             return value
 
+    def broken(self, reason: str) -> DataError:
+        """Return the error for a document that cannot be read on from here."""
+        return DataError(
+            f"{self.name} stops being JSON at line {self.line:,}, column "
+            f"{self.at - self._line_start + 1:,}: {reason}. The {self.rows:,} rows before it are "
+            "fine; repair the file, or save it as JSON lines so that a bad row costs only itself."
+        )
+
+    def _advance(self, end: int) -> None:
+        if newlines := self.text.count("\n", self.at, end):
+            self.line += newlines
+            self._line_start = self.text.rfind("\n", self.at, end) + 1
+        self.at = end
+
+    def _more(self) -> bool:
+        chunk = next(self._chunks, None)
+        try:
+            text = self._decoder.decode(chunk or b"", final=chunk is None)
+        except UnicodeDecodeError:
+            last = self.line + self.text.count("\n", self.at)
+            raise DataError(f"{self.name} is not UTF-8 in or after line {last:,}.") from None
+        if chunk is None:
+            return False
+        self._line_start -= self.at
+        self.text, self.at = self.text[self.at :] + text, 0
+        return True
+
     def _grow(self, limit: int) -> bool:
-        # Twice as much text each time: an element of any size is scanned a few times only.
+        # Twice as much text each time: an element of any size is parsed a few times only.
         have = len(self.text) - self.at
         if have > limit:
             raise self.broken(f"one element is longer than {limit >> 20} million characters")
-        target, grew = max(2 * have, 1), False
-        while len(self.text) - self.at < target and self.more():
-            grew = True
-        return grew
-
-    def _broken_at(self, error: json.JSONDecodeError) -> DataError:
-        line = self.line + self.text.count("\n", self.at, error.pos)
-        cut = "Unterminated" in error.msg or error.pos >= len(self.text.rstrip())
-        reason = "it was cut short" if cut else error.msg[0].lower() + error.msg[1:]
-        return self._sentence(line, self._column(error.pos), reason)
-
-    def broken(self, reason: str) -> DataError:
-        return self._sentence(self.line, self._column(self.at), reason)
-
-    def _column(self, at: int) -> int:
-        end = self.text.rfind("\n", 0, at)
-        return at - end + (self.cut if end < 0 else 0)
-
-    def _sentence(self, line: int, column: int, reason: str) -> DataError:
-        return DataError(
-            f"{self.name} stops being JSON at line {line:,}, column {column:,}: {reason}. "
-            f"The {self.rows:,} rows before it are fine; repair the file, or save it as JSON lines "
-            "so that one bad row costs only itself."
-        )
+        while len(self.text) - self.at < max(2 * have, 1):
+            if not self._more():
+                break
+        return len(self.text) - self.at > have

@@ -59,13 +59,6 @@ def read_parquet(opened: Opened) -> Iterator[Row | Problem]:
                 yield Row(row, values)
 
 
-def num_parquet_rows(opened: Opened) -> int:
-    """Return the number of rows that the footer tells."""
-    import pyarrow.parquet as pq
-
-    return int(pq.ParquetFile(opened.path).metadata.num_rows)
-
-
 def _bounded(opened: Opened, batch: Any, unpacked: int) -> int:
     import pyarrow as pa
     import pyarrow.compute as pc

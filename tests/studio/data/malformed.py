@@ -379,7 +379,7 @@ def parquets() -> list[Case]:
         Case("parquet garbage", "a.parquet", b"PAR1" + os.urandom(500) + b"PAR1",
              refused="damaged"),
         Case("parquet flipped bytes", "a.parquet", _flip, refused=""),
-        Case("parquet text file", "a.parquet", "hello\n", refused="no Parquet"),
+        Case("parquet text file", "a.parquet", "hello\n", refused="not a parquet file"),
         Case("parquet without rows", "a.parquet", lambda p: _parquet(p, question=[], answer=[]),
              refused="no rows"),
         Case("parquet nulls", "a.parquet",

@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from studio.data.files import look
-from studio.data.readers import read
+from studio.data.readers import look, read
 from studio.data.records import Row
 from studio.errors import DataError
 
@@ -165,7 +164,7 @@ def test_repeated_and_empty_column_names_are_numbered(tmp_path):
         ("a.jsonl", b" \n\n", "is empty"),
         ("a.csv", b"PK\x03\x04aaaa", "zip archive"),
         ("a.json", b"\x80\x04\x95aaaa", "pickle"),
-        ("a.parquet", b"hello", "no Parquet"),
+        ("a.parquet", b"hello", "not a parquet file"),
         ("a.parquet", b"PAR1hello", "damaged Parquet"),
         ("a.xyz", b"hello", "are not read"),
         ("a.jsonl.gz", b"\x1f\x8b\x08broken", "damaged"),
