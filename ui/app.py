@@ -146,7 +146,9 @@ def _wrong_request(_: Any, error: Exception) -> Any:
 def _pages(home: Home, store: Any) -> Any:
     import gradio as gr
 
-    from ui.pages import adapters, compare, data, runs, system, train
+    from ui import train_page
+    from ui.element import bare, element
+    from ui.pages import PAGES
 
     with gr.Blocks(
         analytics_enabled=False,
@@ -154,10 +156,10 @@ def _pages(home: Home, store: Any) -> Any:
         fill_width=True,
         delete_cache=(3600, 86_400),
     ) as pages:
-        train.build(pages, home, store)
-    for page in (runs, compare, adapters, data, system):
-        with pages.route(page.TITLE, page.TITLE.lower(), show_in_navbar=False):
-            page.build()
+        train_page.build(pages, home, store)
+    for page in PAGES[1:]:
+        with pages.route(page.title, page.name, show_in_navbar=False):
+            bare(element(f"studio-{page.name}"))
     return pages
 
 

@@ -8,20 +8,11 @@ and knows no page beyond its name and address.
 """
 
 import re
-from collections.abc import Sequence
 from html import escape
 
 from ui.guard import App, Message, Receive, Scope, Send
+from ui.pages import PAGES, page_at
 from ui.theme import tokens_css
-
-PAGES: Sequence[tuple[str, str]] = (
-    ("/", "Train"),
-    ("/runs", "Runs"),
-    ("/compare", "Compare"),
-    ("/adapters", "Adapters"),
-    ("/data", "Data"),
-    ("/system", "System"),
-)
 
 BOOT = """(function(){
 var root=document.documentElement,key='studio.theme';
@@ -62,10 +53,7 @@ LOST = (
     "such page</h2><p>The address has a typing error, or comes from another version.</p>"
     '<a class="s-button s-primary" href="/">Go to the first page</a></main></body></html>'
 )
-SHEETS = (
-    "core/base", "core/chart", "core/form", "train/train", "runs/runs", "compare/compare",
-    "adapters/adapters", "data/data", "system/system",
-)  # fmt: skip
+SHEETS = ("core/base", "core/chart", "core/form", *(f"{page.name}/{page.name}" for page in PAGES))
 HEAD = (
     f"<style>{tokens_css()}</style><script>{BOOT}</script>"
     '<link rel="icon" href="/favicon.ico" type="image/svg+xml">'
@@ -129,22 +117,21 @@ def document(html: str, path: str) -> str:
     html = re.sub(r'\s*<meta\s+(?:property="og:|name="twitter:)[^>]*>', "", html)
     html = re.sub(r'\s*<link rel="manifest"[^>]*>', "", html)
     html = html.replace('control_page_title="true"', 'control_page_title="false"', 1)
-    html = html.replace("<head>", f"<head><title>{_title(path)}</title>{HEAD}", 1)
+    page = page_at(path)
+    head = f"<title>{f'{page.title} · ' if page else ''}Adapter Studio</title>{HEAD}"
+    if page:
+        head += f'<link rel="modulepreload" href="/studio/{page.name}/{page.name}.js">'
+    html = html.replace("<head>", f"<head>{head}", 1)
     return re.sub(r"(<body[^>]*>)", lambda match: match[1] + bar(path), html, count=1)
-
-
-def _title(path: str) -> str:
-    page = dict(PAGES).get("/" + path.strip("/"))
-    return f"{page} · Adapter Studio" if page else "Adapter Studio"
 
 
 def bar(path: str) -> str:
     """Return the bar on top: mark, pages, what the queue does, the theme switch."""
-    current = "/" + path.strip("/")
+    current = page_at(path)
     links = "".join(
-        f'<a href="{address}"{" aria-current=page" if address == current else ""}>'
-        f"{escape(name)}</a>"
-        for address, name in PAGES
+        f'<a href="{page.address}"{" aria-current=page" if page is current else ""}>'
+        f"{escape(page.title)}</a>"
+        for page in PAGES
     )
     return (
         '<a class="s-skip" href="#studio-main">Skip to the page</a>'

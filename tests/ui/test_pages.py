@@ -15,7 +15,7 @@ import pytest
 from studio.home import Home
 from tests.served import ROOT, Served
 from ui.app import ASSETS, build_app
-from ui.frame import PAGES
+from ui.pages import PAGES
 
 
 def assets() -> list[Path]:
@@ -33,7 +33,7 @@ def config(page: str) -> dict:
     return json.loads(found[1])
 
 
-@pytest.mark.parametrize(("path", "name"), PAGES)
+@pytest.mark.parametrize(("path", "name"), [(page.address, page.title) for page in PAGES])
 def test_a_page_is_one_document_with_our_bar_and_no_held_connection(
     studio: Served, path: str, name: str
 ) -> None:

@@ -1,14 +1,8 @@
-// Entry point of every page: the theme switch, the queue indicator in the header, and the custom
-// elements. A page is one element that gradio only has to put into the document.
+// Entry point of every page: the theme switch, the queue indicator in the header, and the module of
+// the page in the address. It registers the element that gradio puts into the document.
 
 import { h, text } from './core/dom.js';
 import { isLive, subscribe } from './core/live.js';
-import { Upload } from './core/upload.js';
-import { Compare } from './compare/compare.js';
-import { Runs } from './runs/runs.js';
-import { Machine } from './system/system.js';
-import { Preflight, Presets } from './train/preflight.js';
-import { Launch, Notes } from './train/train.js';
 
 document.addEventListener('click', (event) => {
   if (!event.target.closest('#s-theme')) return;
@@ -42,19 +36,5 @@ function pulse() {
 
 if (document.querySelector('.s-pulse')) pulse();
 
-customElements.define('studio-runs', Runs);
-customElements.define('studio-launch', Launch);
-customElements.define('studio-notes', Notes);
-customElements.define('studio-upload', Upload);
-customElements.define('studio-preflight', Preflight);
-customElements.define('studio-presets', Presets);
-customElements.define('studio-compare', Compare);
-customElements.define('studio-system', Machine);
-
-// Their modules are many, and no other page needs them.
-if (document.querySelector('studio-adapters') || location.pathname.startsWith('/adapters')) {
-  import('./adapters/adapters.js').then(({ Adapters }) => customElements.define('studio-adapters', Adapters));
-}
-if (document.querySelector('studio-data') || location.pathname.startsWith('/data')) {
-  import('./data/data.js').then(({ Data }) => customElements.define('studio-data', Data));
-}
+const page = location.pathname.split('/').filter(Boolean)[0] ?? 'train';
+if (document.querySelector(`link[rel=modulepreload][href$="/${page}/${page}.js"]`)) import(`./${page}/${page}.js`);

@@ -247,3 +247,5 @@ export class Adapters extends HTMLElement {
     try { await api(`/api/jobs/${job.id}/cancel`, {}); } catch (e) { toast(e.message, 'error'); }
   }
 }
+
+customElements.define('studio-adapters', Adapters);

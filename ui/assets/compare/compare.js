@@ -300,3 +300,5 @@ export class Compare extends HTMLElement {
     this.scroll.scrollTop = this.scroll.scrollHeight;
   }
 }
+
+customElements.define('studio-compare', Compare);

@@ -251,3 +251,5 @@ function step(values) {
       ? value.length > 5 ? `${value.length} numbers` : value.join(', ') : value === true ? '' : value}`.trim());
   return `${NAMES[values.kind]}${said.length ? ` (${said.join(', ')})` : ''}, made`;
 }
+
+customElements.define('studio-data', Data);

@@ -276,3 +276,5 @@ export class Runs extends HTMLElement {
     track.firstChild.style.width = `${100 * share(job)}%`;
   }
 }
+
+customElements.define('studio-runs', Runs);

@@ -226,3 +226,5 @@ export class Storage {
     node.textContent = 'Back up';
   }
 }
+
+customElements.define('studio-system', Machine);

@@ -1,10 +1,12 @@
 // Train, right side: the launched run with its live loss, the form as command and YAML, and the picker
 // of target modules.
 
+import { Preflight, Presets } from './preflight.js';
 import { board } from '../core/chart.js';
 import { api, badge, button, duration, h, number, query, remember, sureButton, text, toast, typeInto }
   from '../core/dom.js';
 import { dialog } from '../core/form.js';
+import { Upload } from '../core/upload.js';
 import { compareAddress } from '../core/lanes.js';
 import { hues, isLive, poke, progress, share, stateName, subscribe } from '../core/live.js';
 import { planSweep } from '../runs/queue.js';
@@ -248,3 +250,9 @@ function says(value, { key, name }) {
   return words.some((word) => word === 'all-linear' || key === word || key.endsWith(`.${word}`)
     || (word === 'attention' && /att/.test(name)) || (word === 'mlp' && !/att/.test(name)));
 }
+
+customElements.define('studio-launch', Launch);
+customElements.define('studio-notes', Notes);
+customElements.define('studio-preflight', Preflight);
+customElements.define('studio-presets', Presets);
+customElements.define('studio-upload', Upload);

@@ -23,11 +23,10 @@ from studio.home import Home
 from studio.methods import methods
 from studio.spec import RunSpec
 from ui import equivalents, sources
+from ui.element import bare, element, heading
 from ui.form import PARTS, Form, Knob, knobs, method_choices
-from ui.pages.element import bare, element, heading
 from ui.uploads import SUFFIXES
 
-TITLE = "Train"
 Groups = list[tuple[str, Any]]
 # Each field's change asks at once and answers may cross: the page keeps that of the highest turn.
 NEXT_TURN = "(...values) => [...values.slice(0, -1), window.sTurn = (window.sTurn ?? 0) + 1]"
