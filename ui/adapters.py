@@ -135,8 +135,8 @@ def contest_routes(home: Home, store: JobStore) -> APIRouter:
 def card(adapter: Adapter, best: dict[int, float]) -> dict[str, Any]:
     """Return what the page shows of an adapter without opening it."""
     known = methods().get(adapter.method)
-    spec = _part(adapter.passport, "spec")
-    data = _part(adapter.passport, "data") or _part(spec, "data")
+    spec = adapter.section("spec")
+    data = adapter.section("data") or spec.get("data") or {}
     run = int(adapter.path.parent.name) if adapter.source == "run" else None
     return {
         "id": adapter.id, "name": adapter.name, "path": str(adapter.path), "run": run,
@@ -160,13 +160,13 @@ def passport(adapter: Adapter, store: JobStore) -> dict[str, Any]:
         job = None  # the run's row is gone, its adapter is not
     return {
         **found,
-        "spec": _part(own, "spec"),
+        "spec": adapter.section("spec"),
         "fingerprint": adapter.base_fingerprint,
-        "data_hash": _part(own, "data").get("hash", ""),
-        "template": _part(own, "data").get("template", ""),
-        "versions": _part(own, "versions"),
+        "data_hash": adapter.section("data").get("hash", ""),
+        "template": adapter.section("data").get("template", ""),
+        "versions": adapter.section("versions"),
         "seed": own.get("seed"),
-        "mix": _part(own, "mix"),
+        "mix": adapter.section("mix"),
         "imported_from": own.get("imported_from", ""),
         "job": job,
         "picture": drawn(adapter.path),
@@ -200,11 +200,6 @@ def _outcome(job: Job) -> dict[str, Any]:
 
 def _trashed(one: keeping.DeletedAdapter) -> dict[str, Any]:
     return {"token": one.token, "name": one.name, "deleted": one.deleted}
-
-
-def _part(values: dict[str, Any], key: str) -> dict[str, Any]:
-    part = values.get(key)
-    return part if isinstance(part, dict) else {}
 
 
 def _seconds(moment: str) -> float | None:

@@ -1,7 +1,7 @@
-"""A model card: what was trained, on what, how far it got, and how to use the folder it lies in.
+"""Write model cards: what was trained, on which data, with which result, and how to use the folder.
 
-Everything in it comes from the adapter's passport and from what was measured when the folder was
-written; what is not known is left out. Texts of a person or a file are escaped as Markdown.
+Everything in a card comes from the adapter's passport and from measurements of the written files;
+unknown facts are left out. Texts of users and files are escaped as Markdown.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def adapter_card(adapter: Adapter, *, form: str, measured: str = "", rank: int =
     """Return the card of one adapter.
 
     Args:
-        adapter: With its passport.
-        form: Whose files lie beside the card; `card` for none.
-        measured: What the check after writing found.
-        rank: For the command that serves it.
+        adapter: The adapter with its passport.
+        form: The format of the files beside the card; `card` for none.
+        measured: The result of verifying the files.
+        rank: The rank limit in the serving command.
     """
     known = methods().get(adapter.method)
     front = {
@@ -73,17 +73,17 @@ def stack_card(
 ) -> str:  # fmt: skip
     """Return the card of a whole model: a base with adapters folded in."""
     parts = [f"`{code(part)}` × {weight:g}" for part, weight in stack]
-    told = {"Base": f"`{code(base)}`", "Adapters": ", ".join(parts), **rows}
+    shown = {"Base": f"`{code(base)}`", "Adapters": ", ".join(parts), **rows}
     return "\n\n".join([
         front_matter({"base_model": base, "library_name": library,
                       "pipeline_tag": "text-generation"}),
-        f"# {plain(name)}", facts(told),
+        f"# {plain(name)}", facts(shown),
         "Made with Adapter Studio. The licences of the base and of the data apply.",
     ]) + "\n"  # fmt: skip
 
 
 def write_card(folder: Path, text: str) -> None:
-    """Put a card into a folder."""
+    """Write a card into a folder."""
     (folder / NAME).write_text(text, encoding="utf-8")
 
 
@@ -96,51 +96,43 @@ def front_matter(values: Mapping[str, Any]) -> str:
 
 
 def facts(rows: Mapping[str, Any]) -> str:
-    """Return the rows that are known as a list; values are Markdown already."""
+    """Return the known rows as a Markdown list; values are Markdown already."""
     return "\n".join(
         f"- {name}: {value}" for name, value in rows.items() if value not in ("", None)
     )
 
 
 def plain(text: str) -> str:
-    """Escape what Markdown or HTML would act on, on one line."""
+    """Escape Markdown and HTML, on one line."""
     escaped = "".join(f"\\{char}" if char in "\\`*_{}[]<>()#+!|~" else char for char in text)
     return " ".join(escaped.split())
 
 
 def code(text: str) -> str:
-    """Make a text fit between backticks."""
+    """Return a text that can stand between backticks."""
     return " ".join(text.replace("`", "'").split())
 
 
 def _training(adapter: Adapter) -> dict[str, Any]:
-    passport = adapter.passport
-    spec = passport.get("spec") if isinstance(passport.get("spec"), dict) else {}
-    data = passport.get("data") if isinstance(passport.get("data"), dict) else {}
-    assert isinstance(spec, dict) and isinstance(data, dict)
-    method = spec.get("method") or {}
-    versions = passport.get("versions") if isinstance(passport.get("versions"), dict) else {}
-    losses = [
-        f"{value:.4f} {when}"
-        for value, when in ((adapter.first_loss, "at first"), (adapter.last_loss, "at the end"),
-                            (adapter.eval_loss, "held out"))
-        if value is not None
-    ]  # fmt: skip
+    def quoted(value: Any) -> str:
+        return f"`{code(str(value))}`" if value else ""
+
+    data, method = adapter.section("data"), adapter.section("spec").get("method") or {}
+    losses = {
+        "at first": adapter.first_loss, "at the end": adapter.last_loss,
+        "held out": adapter.eval_loss,
+    }  # fmt: skip
+    versions = {name: version for name, version in adapter.section("versions").items() if version}
     return {
-        "Data": f"`{code(str(data['path']))}`" if data.get("path") else "",
-        "Data hash": f"`{code(str(data['hash']))}`" if data.get("hash") else "",
-        "Chat template": f"`{code(str(data['template']))}`" if data.get("template") else "",
-        "Method": ", ".join(
-            f"`{code(str(key))}={code(str(value))}`" for key, value in method.items()
-        ),
+        "Data": quoted(data.get("path")),
+        "Data hash": quoted(data.get("hash")),
+        "Chat template": quoted(data.get("template")),
+        "Method": ", ".join(quoted(f"{key}={value}") for key, value in method.items()),
         "Steps": adapter.steps or "",
         "Ended": plain(adapter.ended),
-        "Losses": ", ".join(losses),
-        "Seed": passport.get("seed"),
-        "Mixed from": ", ".join(f"`{code(parent)}`" for parent in adapter.parents),
-        "Base fingerprint": f"`{code(adapter.base_fingerprint)}`" * bool(adapter.base_fingerprint),
-        "Libraries": ", ".join(
-            f"{plain(str(name))} {plain(str(version))}"
-            for name, version in (versions or {}).items() if version
-        ),
-    }  # fmt: skip
+        "Losses": ", ".join(f"{v:.4f} {when}" for when, v in losses.items() if v is not None),
+        "Seed": adapter.passport.get("seed"),
+        "Mixed from": ", ".join(map(quoted, adapter.parents)),
+        "Base fingerprint": quoted(adapter.base_fingerprint),
+        "Libraries": ", ".join(plain(f"{name} {version}") for name, version in versions.items()),
+    }

@@ -49,23 +49,21 @@ def as_format(text: str) -> Format:
     """Check a format's name.
 
     Raises:
-        AdapterError: There is none of that name.
+        AdapterError: The format is unknown.
     """
-    for form in FORMATS:
-        if form == text:
-            return form
-    raise AdapterError(f'There is no format "{text}".{nearest(text, FORMATS)}')
+    if form := next((form for form in FORMATS if form == text), None):
+        return form
+    raise AdapterError(f'Unknown format "{text}".{nearest(text, FORMATS)}')
 
 
 def export_adapter(
     home: Home, name: str, out: Path, *, form: Format = "peft", model: str = ""
 ) -> Path:
-    """Write an adapter of the library to a folder of its own.
+    """Write an adapter to a folder of its own.
 
     Raises:
         InputError: The folder exists.
-        AdapterError: The method has no place in that form, or what was written does not answer
-            like the original.
+        AdapterError: The format does not support the method, or the written files differ.
     """
     folder = resolve(home, name)
     refuse_place(out)
@@ -83,7 +81,7 @@ def export_adapter(
     except StudioError:
         if form != "peft" or not _is_peft(folder):
             raise
-        beside = None  # a copy of files needs no base; it is only checked less
+        beside = None  # files are copied without the base; they are checked less
     with publishing(out) as temporary:
         rank = _write(adapter, beside, temporary, form=form, base=base)
         if beside:
@@ -107,15 +105,15 @@ def export_adapter(
 
 
 def refuse_form(adapter: Adapter, form: Format) -> None:
-    """Refuse what has no place in a form, as far as the method's name tells.
+    """Refuse a method that a format does not support, judged by its name alone.
 
     Raises:
-        AdapterError: Says why, and which form is left.
+        AdapterError: Gives the reason and an alternative.
     """
     if adapter.is_model and form != "card":
         raise AdapterError(
             f'"{adapter.name}" is a whole model, not an adapter: export it as GGUF, or use its '
-            "folder as it is."
+            "folder directly."
         )
     if form == "vllm" and adapter.method != "lora":
         raise AdapterError(
@@ -131,7 +129,7 @@ def _is_peft(folder: Path) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Beside:
-    """The original on its base, ready to answer beside what is written."""
+    """The original adapter on its base."""
 
     backbone: Backbone
     original: Loaded
@@ -143,13 +141,13 @@ class _Beside:
         from studio.models.loading import load
 
         if not base:
-            raise AdapterError(f'"{adapter.name}" does not say what its base is: name it.')
+            raise AdapterError(f'The base of "{adapter.name}" is unknown: give it.')
         loaded = load(ModelSource(path=base), "cpu")
         backbone = Backbone(loaded.model)
         return cls(backbone, backbone.load("original", adapter.path), loaded.tokenizer)
 
     def compare(self, out: Path) -> tuple[Comparison, float]:
-        """Load what was written; return its comparison and how far the adapter moves logits."""
+        """Compare the written files with the original; also return how far it moves logits."""
         self.backbone.load("copy", out)
         ids = prompt_ids(self.backbone.model, self.tokenizer)
         found = []
@@ -161,7 +159,7 @@ class _Beside:
 
 
 def _write(adapter: Adapter, beside: _Beside | None, out: Path, *, form: Format, base: str) -> int:
-    """Write the files of a form; returns the rank that a server must allow."""
+    """Write the files of a format; return the maximum rank a server must allow."""
     from studio.backbone import adapter_files
 
     if form == "peft" and _is_peft(adapter.path):
@@ -179,23 +177,19 @@ def _write(adapter: Adapter, beside: _Beside | None, out: Path, *, form: Format,
 
 
 def _fit_vllm(adapter: Adapter, original: Loaded, out: Path) -> int:
-    """Refuse what vLLM cannot serve; returns the smallest rank limit that admits the rest."""
+    """Adapt the config to vLLM, or refuse; return the smallest rank limit that admits it."""
     config = json.loads((out / CONFIG).read_text(encoding="utf-8"))
     outside = sorted({site.key for site in original.sites if site.layer < 0})
-    if config.get("use_dora"):
-        raise AdapterError(f'vLLM cannot serve DoRA, and "{adapter.name}" is one: merge it.')
-    if outside:
-        raise AdapterError(
-            f'vLLM serves LoRA inside the layers only, and "{adapter.name}" changes '
-            f"{', '.join(outside)}: merge it."
-        )
     limit = next((rank for rank in VLLM_RANKS if rank >= config["r"]), 0)
-    if not limit:
-        raise AdapterError(
-            f'vLLM serves ranks up to {VLLM_RANKS[-1]}, and "{adapter.name}" has '
-            f"{config['r']}: merge it."
-        )
-    # What vLLM reads; it takes modules by their last names.
+    why = (
+        "DoRA" if config.get("use_dora")
+        else f"LoRA outside the layers ({', '.join(outside)})" if outside
+        else f"rank {config['r']}, only up to {VLLM_RANKS[-1]}" if not limit
+        else ""
+    )  # fmt: skip
+    if why:
+        raise AdapterError(f'vLLM cannot serve {why}: merge "{adapter.name}" instead.')
+    # vLLM matches modules by their last names.
     names = sorted({site.key.rpartition(".")[2] for site in original.sites})
     config |= {"target_modules": names, "bias": "none", "modules_to_save": None}
     (out / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""Bringing adapters in: PEFT and AdapterHub folders, told apart by content.
+"""Import adapters into the library: PEFT and AdapterHub folders, told apart by content.
 
-An import copies only the files it understands, after reading them as strictly as a load would;
-nothing appears in the library unless everything held.
+An import copies only the two files it understands, after reading them as strictly as a load would;
+the adapter appears in the library only when everything is valid.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from studio import locations
-from studio.adapters.library import Adapter, adapters, describe
+from studio.adapters.library import CONFIG, PASSPORT, WEIGHTS, Adapter, adapters, describe
 from studio.errors import AdapterError, Unreached, may_pass
 from studio.home import Home, publishing, slug
+from studio.names import readable
 from studio.spec import ModelSource
 
-CONFIG, PASSPORT = "adapter_config.json", "passport.json"
-WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")
 MAX_BYTES = 64 * 2**30
 
 
@@ -28,14 +27,16 @@ def import_adapter(
     """Copy a folder (or a hub id) into the library.
 
     Args:
-        home: Whose library.
-        source: The folder, or a hub id such as `org/name`.
-        name: What to call it; the folder's own name when empty.
-        model: The base to check it against; loaded and tried when given.
+        home: The home of the library.
+        source: A folder, or a hub id such as `org/name`.
+        name: Its name in the library; the folder's name when empty.
+        model: The base to check it against, by loading both.
 
     Raises:
-        AdapterError: It is unsafe, broken, for another base, or the name is taken.
+        AdapterError: It is unsafe, broken, for another base, or the name exists.
     """
+    from studio.models.sources import facts
+
     source, target = locate(home, source, name)
     folder = _fetched(source)
     weights = _checked_files(folder)
@@ -46,16 +47,16 @@ def import_adapter(
             shutil.copyfile(file, temporary / file.name, follow_symlinks=False)
         passport = _foreign_passport(folder, target.name, source)
         if model is not None:
-            passport["base"] = {"path": model.path, "fingerprint": _fingerprint(model)}
+            passport["base"] = {"path": model.path, "fingerprint": facts(model).fingerprint}
         (temporary / PASSPORT).write_text(json.dumps(passport, indent=1, ensure_ascii=False))
     return describe(target, source="library")
 
 
 def check_fit(folder: Path, model: ModelSource) -> None:
-    """Load the adapter onto this base and let it go again.
+    """Load the adapter onto this base to check that it fits.
 
     Raises:
-        AdapterError: Says which shape, module or vocabulary does not match.
+        AdapterError: Names the shape, module or vocabulary that does not match.
     """
     from studio.backbone import Backbone
     from studio.models.loading import load
@@ -64,10 +65,10 @@ def check_fit(folder: Path, model: ModelSource) -> None:
 
 
 def locate(home: Home, source: str, name: str = "") -> tuple[str, Path]:
-    """Return a source as it is written (a whole path or a hub id) and its place in the library.
+    """Return a source's full path or hub id, and its folder in the library.
 
     Raises:
-        AdapterError: No such folder, or the name is taken.
+        AdapterError: There is no such folder, or the name exists.
     """
     kind, folder = locations.locate(source)
     if kind == "folder":
@@ -96,24 +97,24 @@ def _fetched(source: str) -> Path:
     except Exception as error:
         if may_pass(error):
             raise Unreached(
-                f"{source} is no folder here, is not downloaded, and the hub cannot be reached: "
+                f"{source} is not a local folder, not downloaded, and the hub cannot be reached: "
                 "check the spelling or the connection."
             ) from None
         raise AdapterError(
-            f"{source} is no folder here, and it cannot be fetched from the hub "
+            f"{source} is not a local folder and cannot be downloaded from the hub "
             f"({type(error).__name__}). Download it and give the folder."
         ) from error
 
 
 def _checked_files(folder: Path) -> Path:
-    """Return the weights file after reading config and tensors as a load would."""
+    """Return the weights file; reads config and tensors as strictly as a load."""
     from studio.backbone import adapter_files
 
     for file in (folder / CONFIG, *(folder / w for w in WEIGHTS)):
         if file.is_symlink() and not file.resolve().is_file():
             raise AdapterError(f"{file} is a link to nothing.")
         if file.exists() and (not file.is_file() or file.stat().st_size > MAX_BYTES):
-            raise AdapterError(f"{file} is no ordinary file of a sensible size.")
+            raise AdapterError(f"{file} is not a regular file of at most {readable(MAX_BYTES)}.")
     config = adapter_files.read_config(folder)
     theirs = adapter_files.is_adapterhub(config)
     if not theirs:
@@ -124,7 +125,7 @@ def _checked_files(folder: Path) -> Path:
 
 
 def _foreign_passport(folder: Path, name: str, source: str) -> dict[str, object]:
-    """Keep the passport an adapter brings, if it is one of ours; say where it came from."""
+    """Return the passport in the folder, if it has one, with the source added."""
     passport: dict[str, object] = {}
     path = folder / PASSPORT
     if path.is_file() and path.stat().st_size < 1_000_000:
@@ -135,9 +136,3 @@ def _foreign_passport(folder: Path, name: str, source: str) -> dict[str, object]
             passport = {}
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {"created": now, "ended": "imported", **passport, "name": name, "imported_from": source}
-
-
-def _fingerprint(model: ModelSource) -> str:
-    from studio.models.sources import facts
-
-    return facts(model).fingerprint

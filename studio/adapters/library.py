@@ -64,6 +64,10 @@ class Adapter:
         folder = self.path.parent if self.source == "run" else self.path
         return f"{self.source}-{folder.name}"
 
+    def section(self, name: str) -> dict[str, Any]:
+        """Return a section of the passport, such as `data`; empty if it has none."""
+        return _part(self.passport, name)
+
     @property
     def is_model(self) -> bool:
         """Return True if this is a whole model, from full fine-tuning."""

@@ -1,9 +1,9 @@
-"""Mixing several LoRAs into one new adapter.
+"""Mix several LoRAs into one new adapter.
 
-Only ways that do what their name says are offered: PEFT's `linear` averages A and B separately,
-which is not the weighted sum of the adapters, so it is not here.
+Every way computes what its name says. PEFT's `linear` averages A and B separately, which is not the
+weighted sum of the adapters, so it is not offered.
 
-`ΔW_i = s_i B_i A_i` is what adapter i adds; `w_i` its weight.
+`ΔW_i = s_i B_i A_i` is the update of adapter i; `w_i` its weight.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from studio.adapters.library import PASSPORT
 from studio.errors import AdapterError, MethodError
 from studio.home import publishing
 from studio.methods.lora import Lora
@@ -25,15 +26,14 @@ if TYPE_CHECKING:
     from studio.backbone import Adapter, Backbone
 
 How = Literal["concatenate", "svd", "ties", "dare"]
-PASSPORT = "passport.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mixed:
-    """What a mix is: its rank, and how far it is from the exact weighted sum.
+    """A mix and its relative distance to the exact weighted sum.
 
-    `error` is `‖ΔW_mix − Σ w_i ΔW_i‖ / ‖Σ w_i ΔW_i‖` over all sites; TIES and DARE aim elsewhere,
-    so theirs says how far elsewhere.
+    `error` is `‖ΔW_mix − Σ w_i ΔW_i‖ / ‖Σ w_i ΔW_i‖` over all sites. TIES and DARE do not aim at
+    the weighted sum: their error is the distance by design.
     """
 
     method: Lora
@@ -71,7 +71,7 @@ def mix(
 
     adapters = [(_lora(backbone, name), weight) for name, weight in stack if weight != 0]
     if how not in get_args(How):
-        raise MethodError(f'There is no mix "{how}"; known: {", ".join(get_args(How))}.')
+        raise MethodError(f'Unknown mix "{how}"; known: {", ".join(get_args(How))}.')
     if not adapters:
         raise MethodError("A mix needs at least one adapter with a weight other than 0.")
     if not 0 < density <= 1:
@@ -104,7 +104,7 @@ def publish_mix(
     backbone: Backbone, name: str, folder: Path, *, base: dict[str, str],
     parents: Sequence[tuple[str, float]], mixed: Mixed, how: How,
 ) -> None:  # fmt: skip
-    """Write a mixed adapter with a passport that names its parents."""
+    """Publish a mixed adapter with a passport that names its parents."""
     passport: dict[str, Any] = {
         "name": folder.name,
         "base": base,
@@ -138,7 +138,7 @@ def _lora(backbone: Backbone, name: str) -> Adapter:
 def _concatenated(
     adapters: Sequence[tuple[Adapter, float]], key: str, rank: int, site: Any
 ) -> tuple[Tensor, Tensor]:
-    """`A = [A_1; A_2; …]`, `B = [w_1 s_1 B_1, …]`: exactly the weighted sum; zeros where absent."""
+    """Return `A = [A_1; A_2; …]`, `B = [w_1 s_1 B_1, …]`: the exact sum; zeros where absent."""
     import torch
 
     rows, columns = [], []
@@ -155,7 +155,7 @@ def _concatenated(
 
 
 def _low_rank(target: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The best rank-r factors of a matrix (Eckart–Young)."""
+    """Return the best rank-r factors of a matrix (Eckart–Young)."""
     import torch
 
     u, s, v = torch.linalg.svd(target, full_matrices=False)

@@ -1,10 +1,10 @@
-"""What an adapter changed: per layer and module, how much and of what rank.
+"""Measure the change an adapter makes per layer and module: its norm and effective rank.
 
 For adapters that fold into weights: the relative norm `‖ΔW‖ / ‖W‖` and the effective rank of `ΔW`,
 `exp(H(σ / Σσ))`, the exponential of the entropy of its normalised singular values
-(Roy & Vetterli 2007, "The effective rank"). For bottlenecks and virtual tokens, which have
-no `ΔW`, the root mean square of their own numbers. A picture costs a load of the base, so it is
-drawn once and kept beside the adapter.
+(Roy & Vetterli 2007, "The effective rank"). For bottlenecks and virtual tokens, which have no `ΔW`,
+the root mean square of their own parameters. Measuring loads the base, so the result is stored
+beside the adapter.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ PICTURE = "picture.json"
 class Change:
     """One cell of the heat map; `layer` is -1 outside the layers.
 
-    `relative` says whether `norm` is against the weight's own or the root mean square of numbers
-    that stand for themselves. `effective_rank` is None where there is no matrix.
+    `relative` is True if `norm` is relative to the weight's, else it is the root mean square of the
+    parameters. `effective_rank` is None where there is no matrix.
     """
 
     layer: int
@@ -43,7 +43,7 @@ class Change:
 
 
 def draw(source: ModelSource, folder: Path) -> Path:
-    """Measure an adapter on its base and keep the picture beside it.
+    """Measure an adapter on its base and store the picture beside it.
 
     Raises:
         StudioError: The base cannot be loaded, or the adapter does not fit it.
@@ -56,7 +56,7 @@ def draw(source: ModelSource, folder: Path) -> Path:
 
 
 def drawn(folder: Path) -> dict[str, Any] | None:
-    """Return the picture kept beside an adapter, if there is one."""
+    """Return the picture stored beside an adapter, if there is one."""
     try:
         values = json.loads((folder / PICTURE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -84,7 +84,7 @@ def compared(base: Backbone, tuned: Backbone) -> list[Change]:
     """Measure every linear layer and norm of a tuned model against its base.
 
     Raises:
-        AdapterError: They are not of one shape.
+        AdapterError: Their shapes differ.
     """
     import torch
 
@@ -96,7 +96,7 @@ def compared(base: Backbone, tuned: Backbone) -> list[Change]:
         for site in [*base.anatomy.all_linears(), *base.anatomy.norms()]:
             other = pairs.get(site.key)
             if other is None or other.module.weight.shape != site.module.weight.shape:
-                raise AdapterError(f"The base has another {site.key}; it is not its base.")
+                raise AdapterError(f"{site.key} has another shape: this is not its base.")
             own = _own(site, weight=True)
             found.append(_change(base, site, _own(other, weight=True) - own, own))
     return found
@@ -156,7 +156,7 @@ def _size(tensor: Tensor) -> float:
 
 
 def effective_rank(matrix: Tensor) -> float:
-    """`exp(−Σ p log p)` with `p = σ / Σσ`; 0 for a zero matrix."""
+    """Return `exp(−Σ p log p)` with `p = σ / Σσ`; 0 for a zero matrix."""
     import torch
 
     values = torch.linalg.svdvals(matrix.float())

@@ -251,8 +251,7 @@ def _read_adapter(path: Path) -> _Adapter:
     from studio.adapters.library import describe
 
     known = describe(path)
-    data = known.passport.get("data")
-    template = str(data.get("template") or "auto") if isinstance(data, dict) else "auto"
+    template = str(known.section("data").get("template") or "auto")
     return _Adapter(path, template=_template_choice(template), fingerprint=known.base_fingerprint)
 
 

@@ -89,7 +89,7 @@ def test_dare_keeps_the_mean_and_the_seed_decides(backbone):
         ([("a", 1.0), ("ia3", 1.0)], {}, '"ia3" is IA³; only LoRAs'),
         ([("dora", 1.0)], {}, "DoRA"),
         ([("a", 0.0)], {}, "weight other than 0"),
-        ([("a", 1.0)], {"how": "linear"}, 'no mix "linear"'),
+        ([("a", 1.0)], {"how": "linear"}, 'Unknown mix "linear"'),
         ([("a", 1.0)], {"how": "svd", "r": 99}, "larger than the smallest layer"),
         ([("a", 1.0)], {"how": "ties", "density": 0.0}, "density"),
     ],
