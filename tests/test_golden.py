@@ -12,9 +12,7 @@ In a contract file `<str>`, `<number>`, `<bool>`, `<list>` and `<any>` stand for
 from run to run. A document may gain keys, never lose one.
 """
 
-import contextlib
 import hashlib
-import io
 import json
 import math
 import os
@@ -30,8 +28,9 @@ import typer
 from tokenizers import Tokenizer
 
 from studio import starter
+from tests.shell import Shell, opened
 from tests.studio.data.test_template_shapes import SHAPES
-from ui.cli.main import app, main
+from ui.cli.main import app
 
 GOLDEN = Path(__file__).with_name("golden")
 WRITE = os.environ.get("STUDIO_GOLDEN") == "write"
@@ -116,41 +115,10 @@ def check_wording(name: str, actual: str) -> None:
 # -- running ---------------------------------------------------------------------------------------
 
 
-class Shell:
-    """The command line in this process, in a home and a working folder of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __call__(self, *words: str) -> dict[str, Any]:
-        """Run a command with --json; return its exit code and its one document."""
-        out = io.StringIO()
-        with (
-            contextlib.redirect_stdout(out),
-            contextlib.redirect_stderr(io.StringIO()),
-            pytest.raises(SystemExit) as ended,
-        ):
-            main([*words, "--json"])
-        printed = out.getvalue().replace(str(self.folder), "DIR")
-        return {"exit": int(ended.value.code or 0), "json": json.loads(printed)}
-
-    def file(self, name: str, content: str | bytes | list[Any]) -> str:
-        """Write a file of text, bytes or JSON lines, and return its path."""
-        path = self.folder / name
-        if isinstance(content, list):
-            content = "".join(json.dumps(row) + "\n" for row in content)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return str(path)
-
-
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    made = Shell(tmp_path_factory.mktemp("golden"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("STUDIO_HOME", str(made.folder / "home"))
-        patch.setenv("OMP_NUM_THREADS", "1")
+    with opened(tmp_path_factory.mktemp("golden")) as made:
         yield made
-        made("stop")
 
 
 # -- commands --------------------------------------------------------------------------------------
