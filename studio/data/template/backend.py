@@ -46,6 +46,11 @@ class Backend:
         found = self.core.token_to_id(text)
         return None if found is None else int(found)
 
+    def token_ids(self, *texts: str) -> list[int]:
+        """Return the ids of those texts that are in the vocabulary as a whole."""
+        found = [self.token_id(text) for text in texts if text]
+        return [token for token in found if token is not None]
+
     def fingerprint(self) -> str:
         """Return a hash of everything that decides what text becomes."""
         parts = [self.core.to_str(), json.dumps(self.special), self.chat_template or ""]

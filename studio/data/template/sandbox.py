@@ -1,12 +1,15 @@
-"""Chat templates as they come with models: rendered in Jinja's immutable sandbox, as transformers
-does, with one addition: `{% generation %}` blocks leave a mark where they begin and end.
+"""Render chat templates in Jinja's immutable sandbox; break control tokens typed inside data.
 
-A template is somebody else's program. It can loop and raise, it cannot reach Python.
+As in transformers, with one addition: `{% generation %}` blocks leave a mark where they begin and
+end. A template is a foreign program: it can loop and raise, it cannot reach Python. `<|im_end|>` in
+a row becomes `<` BREAK `|im_end|>`, so that no tokenizer sees a special token in it; the mark is
+taken out of the tokens again. The template's own special tokens stay whole.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime
 from typing import Any
 
@@ -16,9 +19,12 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-# Unicode noncharacters: never in text that is meant to be exchanged; `guard` takes them out.
+# Unicode noncharacters: never in text that is meant for exchange; `Guard` removes them.
 DATA_START, DATA_END, GENERATION_START, GENERATION_END, BREAK = map(chr, range(0xFDD0, 0xFDD5))
 MARKS = DATA_START + DATA_END + GENERATION_START + GENERATION_END
+
+
+_MARKS = re.compile(f"[{MARKS}{BREAK}]")
 
 
 class TemplateRefused(Exception):
@@ -41,11 +47,41 @@ class Generation(Extension):
         return f"{GENERATION_START}{caller()}{GENERATION_END}"
 
 
+class Guard:
+    """Breaks the given special tokens in any text or nested value."""
+
+    def __init__(self, controls: tuple[str, ...]) -> None:
+        literals = sorted((c for c in controls if len(c) > 1), key=len, reverse=True)
+        self._starts = tuple({literal[:2] for literal in literals})
+        self._pattern = re.compile(
+            "|".join(f"{re.escape(c[0])}(?={re.escape(c[1:])})" for c in literals)
+        )
+
+    def __call__(self, text: str) -> str:
+        """Return the text with every special token broken; most texts come back as they are."""
+        if not text.isascii() and _MARKS.search(text):
+            text = _MARKS.sub("\ufffd", text)
+        for start in self._starts:
+            if start in text:
+                return self._pattern.sub(lambda match: match[0] + BREAK, text)
+        return text
+
+    def deep(self, value: Any) -> Any:
+        """Break special tokens anywhere in a JSON value."""
+        if isinstance(value, str):
+            return self(value)
+        if isinstance(value, list):
+            return [self.deep(item) for item in value]
+        if isinstance(value, dict):
+            return {self.deep(key): self.deep(item) for key, item in value.items()}
+        return value
+
+
 def compiled(source: str) -> jinja2.Template:
     """Compile a chat template.
 
     Raises:
-        TemplateRefused: It is no valid Jinja.
+        TemplateRefused: It is not valid Jinja.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
@@ -69,7 +105,7 @@ def render(template: jinja2.Template, values: dict[str, Any]) -> str:
         return template.render(**values)
     except TemplateRefused:
         raise
-    except Exception as error:  # whatever a foreign program stumbles over is its refusal
+    except Exception as error:  # any failure of a foreign program counts as its refusal
         raise TemplateRefused(_short(error)) from None
 
 

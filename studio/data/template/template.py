@@ -1,6 +1,6 @@
-"""Templates: the one function that turns messages into token ids, for training, chat and X-ray.
+"""Turn messages into token ids with a loss mask, for training, chat and X-ray alike.
 
-`choose(tokenizer, name)` takes the model's own template where there is one, else a named fallback.
+`choose(tokenizer, name)` takes the model's own template if there is one, else a named one.
 Character spans become token masks through the tokenizer's own offsets: a token carries loss when
 it covers at least one character of an answer.
 """
@@ -15,9 +15,8 @@ import numpy as np
 
 from studio.data.records import Conversation, Document, Message, Problem
 from studio.data.template.backend import Backend, backend_of
-from studio.data.template.layout import STYLES, Guard, Layout, NamedLayout, Rendered
-from studio.data.template.own import OwnLayout
-from studio.data.template.sandbox import BREAK, TemplateRefused
+from studio.data.template.layout import STYLES, Layout, NamedLayout, Rendered
+from studio.data.template.sandbox import BREAK, Guard, TemplateRefused
 from studio.data.template.spans import trained_ranges, without_breaks
 from studio.errors import DataError, ModelError, nearest
 
@@ -38,8 +37,8 @@ class Encoded(NamedTuple):
 class Batch(NamedTuple):
     """Rows encoded together; row `i` reaches from `starts[i]` to `starts[i + 1]`.
 
-    A row that the template refuses is empty and in `problems`, by its place. `teaches`: whether a
-    token of a row is trained; its first does not count, nothing predicts it.
+    A row that the template refuses is empty and in `problems`, by its place. `teaches[i]` is True
+    if a token of row `i` is trained; its first does not count, nothing predicts it.
     """
 
     ids: NDArray[np.int32]
@@ -57,45 +56,29 @@ class Batch(NamedTuple):
 
 
 class Template:
-    """A layout on a tokenizer. `reason` says why it was chosen."""
+    """A layout on a tokenizer.
+
+    `name` is `model` for the model's own template, `end` the text of the token that ends a turn
+    ("" if there is none), `eos_ids` the token that closes a document, if there is one.
+    """
 
     def __init__(self, backend: Backend, layout: Layout, reason: str) -> None:
-        self.backend, self.layout, self.reason = backend, layout, reason
-        self._guard = Guard(backend.controls)
+        self.backend, self.reason, self.name, self.end = backend, reason, layout.name, layout.end
+        self._layout, self._guard = layout, layout.guard
         self._prefix = list(backend.prefix) if layout.adds_prefix else []
-        eos = backend.token_id(backend.eos) if backend.eos else None
-        self._eos = [] if eos is None else [eos]
-        found = [backend.token_id(control) for control in backend.controls]
-        self._controls = frozenset(i for i in found if i is not None)
-        bos = backend.special.get("bos_token")
-        self._bos = backend.token_id(bos) if bos else None
-        end = backend.token_id(layout.end) if layout.end else None
-        ids = [i for i in (end, eos) if i is not None]
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(ids))
-
-    @property
-    def name(self) -> str:
-        """`model` for the model's own template, else the name of the fallback."""
-        return self.layout.name
-
-    @property
-    def end(self) -> str:
-        """The text of the token that ends a turn; "" when the model has none."""
-        return self.layout.end
-
-    @property
-    def eos_ids(self) -> list[int]:
-        """The end-of-sequence token that closes a document; empty when there is none."""
-        return self._eos
+        self.eos_ids = backend.token_ids(backend.eos)
+        self.stop_ids = tuple(dict.fromkeys([*backend.token_ids(layout.end), *self.eos_ids]))
+        self._controls = frozenset(backend.token_ids(*backend.controls))
+        self._bos_ids = backend.token_ids(backend.special.get("bos_token", ""))
 
     def num_lead_tokens(self, ids: NDArray[np.int32]) -> int:
         """Return how many tokens at the start of a row must survive any cut (`<s>`)."""
         if self._prefix:
             return len(self._prefix)
-        return int(len(ids) > 0 and self._bos is not None and int(ids[0]) == self._bos)
+        return int(len(ids) > 0 and int(ids[0]) in self._bos_ids)
 
     def is_special(self, token: int) -> bool:
-        """Whether a token is a control token, not text."""
+        """Return True if a token is a control token, not text."""
         return token in self._controls
 
     def encode_text(self, text: str) -> NDArray[np.int32]:
@@ -109,7 +92,7 @@ class Template:
             DataError: The model's template refuses the conversation.
         """
         try:
-            text = self.layout.prompt(messages, tools)
+            text = self._layout.prompt(messages, tools)
         except TemplateRefused as refused:
             raise DataError(f"The model's chat template refuses this: {refused}.") from None
         return self._prefix + self._ids(text).tolist()
@@ -135,7 +118,7 @@ class Template:
         self, rows: Sequence[Conversation | Document], train_on: TrainOn = "assistant"
     ) -> Batch:
         """Encode many rows at once."""
-        rendered = [self._laid_out(row) for row in rows]
+        rendered = [self.render(row) for row in rows]
         texts = [laid.text for laid in rendered if not isinstance(laid, Problem)]
         encodings = iter(self.backend.core.encode_batch(texts, add_special_tokens=False))
         packed: list[bytes] = []
@@ -161,12 +144,16 @@ class Template:
         flat = np.frombuffer(b"".join(packed), dtype=np.int32)
         return Batch(flat, trained, np.array(stops), teaches, problems)
 
-    def _laid_out(self, row: Conversation | Document) -> Rendered | Problem:
+    def render(self, row: Conversation | Document) -> Rendered | Problem:
+        """Return a row as text with the spans that carry loss: all that training sees of it.
+
+        Every row of every run passes here, with its parts, its text and its spans together.
+        """
         if isinstance(row, Document):
             return Rendered(self._guard(row.text), [])
         try:
-            laid = self.layout.render(row.messages, row.tools)
-            return _without(laid, row) if row.muted else laid
+            laid = self._layout.render(row.messages, row.tools)
+            return _without_muted(laid, row) if row.muted else laid
         except TemplateRefused as refused:
             return Problem(row.line, "template", f"The model's chat template refuses it: {refused}")
 
@@ -184,7 +171,7 @@ class Template:
             ids = [*prefix, *ids]
             found = [(len(prefix) + start, len(prefix) + stop) for start, stop in found]
         if whole:
-            ids = ids + self._eos
+            ids = ids + self.eos_ids
         return ids, [(0, len(ids))] if whole or train_on == "all" else found
 
     def _ids(self, text: str) -> NDArray[np.int32]:
@@ -194,21 +181,19 @@ class Template:
         return np.array(encoding.ids, dtype=np.int32)
 
 
-def _without(laid: Rendered, row: Conversation) -> Rendered:
+def _without_muted(laid: Rendered, row: Conversation) -> Rendered:
     """Empty the spans of the answers that carry no loss."""
     if len(laid.spans) != sum(message["role"] == "assistant" for message in row.messages):
         raise TemplateRefused("it leaves an answer out, so those without loss cannot be told apart")
-    return Rendered(
-        laid.text,
-        [(a, a if i in row.muted else b) for i, (a, b) in enumerate(laid.spans)],
-    )
+    spans = [(a, a if i in row.muted else b) for i, (a, b) in enumerate(laid.spans)]
+    return Rendered(laid.text, spans)
 
 
 def choose(tokenizer: Any, name: str = "auto") -> Template:
-    """Return the template of a tokenizer: its own where it has one, else a named fallback.
+    """Return the template of a tokenizer: its own if it has one, else a named one.
 
     Without one, `auto` takes ChatML where the vocabulary has its markers as tokens, else `plain`,
-    which costs no marker tokens at all.
+    which costs no marker tokens.
 
     Raises:
         ModelError: The tokenizer has no fast form, or its own template is broken.
@@ -217,7 +202,7 @@ def choose(tokenizer: Any, name: str = "auto") -> Template:
     guard = Guard(backend.controls)
     if name == "auto" and backend.chat_template:
         try:
-            layout: Layout = OwnLayout(
+            own = Layout(
                 backend.chat_template,
                 special=backend.special,
                 controls=backend.controls,
@@ -226,21 +211,17 @@ def choose(tokenizer: Any, name: str = "auto") -> Template:
         except TemplateRefused as refused:
             raise ModelError(
                 f"The model's own chat template cannot be used: {refused}. "
-                "Choose a named one: chatml, alpaca, vicuna or plain."
+                f"Choose a named one: {', '.join(STYLES)}."
             ) from None
-        return Template(backend, layout, "the model's own chat template")
-    marked = all(backend.token_id(token) is not None for token in ("<|im_start|>", "<|im_end|>"))
+        return Template(backend, own, "the model's own chat template")
+    has_markers = len(backend.token_ids("<|im_start|>", "<|im_end|>")) == 2
     reason = "chosen by hand"
     if name == "auto":
-        name = "chatml" if marked else "plain"
-        why = "its vocabulary has ChatML's markers" if marked else "it costs no marker tokens"
+        name = "chatml" if has_markers else "plain"
+        why = "its vocabulary has ChatML's markers" if has_markers else "it costs no marker tokens"
         reason = f"the model has no chat template; {name} was taken because {why}"
     if name not in STYLES:
         raise DataError(f'There is no chat template "{name}".{nearest(name, STYLES)}')
-    end = "<|im_end|>" if name == "chatml" and marked else backend.eos
-    if end and backend.token_id(end) is None:
-        end = ""
+    end = "<|im_end|>" if name == "chatml" and has_markers else backend.eos
+    end = end if backend.token_ids(end) else ""
     return Template(backend, NamedLayout(name, end=end, guard=guard), reason)
-
-
-__all__ = ["IGNORED", "Batch", "Encoded", "Template", "TrainOn", "choose"]
