@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 
 from jobs.curves import Progress, finite, write_measurements
 from jobs.database import Database, now
-from jobs.job import Intent, State
+from jobs.job import Intent, Request, State
 from jobs.processes import Identity
 from jobs.schema import Tables
 
@@ -335,20 +335,16 @@ class Claims:
             write_measurements(db, claim.job, progress)
         return cast("Intent | None", rows[0][0])
 
-    def take_wish(self, claim: Claim) -> Literal["save", "sample"] | None:
-        """What a person wants of the run now; asking is over with this answer."""
+    def take_request(self, claim: Claim) -> Request | None:
+        """Return the user's next request to the run, and clear it."""
         values = {"id": claim.job, "attempt": claim.attempt}
         with self._database.reading() as db:
-            row = db.conn.execute(_WISHES, values).fetchone()
-        wish: Literal["save", "sample"] | None = "save" if row and row[0] else None
-        if row and row[1] and not row[0]:
-            wish = "sample"
-        if wish is None:
-            return None
-        with self._database.writing(durable=False) as db:
-            done = f"UPDATE jobs SET {wish}_requested = 0 WHERE id = :id AND attempt = :attempt"
-            db.conn.execute(done, values)
-        return wish
+            row = db.conn.execute(_REQUESTS, values).fetchone() or (0, 0)
+        request: Request | None = "save" if row[0] else "sample" if row[1] else None
+        if request is not None:
+            with self._database.writing(durable=False) as db:
+                db.conn.execute(_CLEAR_REQUEST[request], values)
+        return request
 
     def ask_shutdown(self, claim: Claim) -> None:
         """The studio or the machine goes down: stop, and come back by itself."""
@@ -487,4 +483,10 @@ UPDATE jobs SET state = 'stopping', stop_requested = 'pause', stop_requested_at 
   changed_by = 'runner', why = :why
 WHERE id = :id AND attempt = :attempt AND state = 'running'
 """
-_WISHES = "SELECT save_requested, sample_requested FROM jobs WHERE id = :id AND attempt = :attempt"
+_REQUESTS = (
+    "SELECT save_requested, sample_requested FROM jobs WHERE id = :id AND attempt = :attempt"
+)
+_CLEAR_REQUEST: dict[Request, str] = {
+    "save": "UPDATE jobs SET save_requested = 0 WHERE id = :id AND attempt = :attempt",
+    "sample": "UPDATE jobs SET sample_requested = 0 WHERE id = :id AND attempt = :attempt",
+}

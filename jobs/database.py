@@ -26,6 +26,7 @@ from studio.errors import DiskFull, HomeError
 from studio.home import Home
 
 BUSY_SECONDS = 30.0
+BUSY_TIMEOUT = "PRAGMA busy_timeout = 30000"  # the same; a pragma takes no parameter
 LOG_LIMIT_BYTES = 4 << 20
 IDLE_READERS = 4
 
@@ -150,7 +151,7 @@ class Database:
                 except sqlite3.OperationalError:
                     pass
                 finally:
-                    tables.conn.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+                    tables.conn.execute(BUSY_TIMEOUT)
 
     def _migrate(self) -> None:
         with self._lock_file.held(timeout_seconds=BUSY_SECONDS):

@@ -14,6 +14,7 @@ State = Literal[
     "succeeded", "failed", "cancelled", "interrupted",
 ]  # fmt: skip
 Intent = Literal["cancel", "pause", "shutdown"]
+Request = Literal["save", "sample"]  # of a running training: a checkpoint, or its samples, now
 
 STATES: tuple[State, ...] = get_args(State)
 ACTIVE: frozenset[State] = frozenset({"starting", "running", "stopping"})

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 from jobs import jobs_table, settings
 from jobs.claims import TRIED_AGAIN, leave
 from jobs.database import now
-from jobs.job import ENDED, Job
+from jobs.job import ENDED, Job, Request
 from jobs.memory import needed_by_each, needed_bytes
 from jobs.run_files import folder_of, needed_steps
 from jobs.store import JobStore
@@ -360,22 +360,23 @@ def for_sweep(store: JobStore, sweep: str, action: Literal["hold", "release", "c
     return len(chosen)
 
 
-def save_now(store: JobStore, job_id: int | str) -> None:
-    """Ask a running job for a checkpoint at its next step."""
-    _wish(store, job_id, "save")
+def request(store: JobStore, job_id: int | str, what: Request) -> None:
+    """Let a running job write a checkpoint, or answer its sample prompts, at its next step.
 
-
-def sample_now(store: JobStore, job_id: int | str) -> None:
-    """Ask a running job to answer its fixed prompts at its next step."""
-    _wish(store, job_id, "sample")
-
-
-def _wish(store: JobStore, job_id: int | str, wish: Literal["save", "sample"]) -> None:
+    Raises:
+        QueueError: It is not a running training.
+    """
     job = store.get(job_id)
     if job.state != "running" or job.kind != "train":
-        raise QueueError(f'"{job.name}" is {job.state}; only a running training can {wish}.')
+        raise QueueError(f'"{job.name}" is {job.state}; only a running training can {what}.')
     with store.database.writing() as db:
-        db.conn.execute(f"UPDATE jobs SET {wish}_requested = 1 WHERE id = ?", (job.id,))
+        db.conn.execute(_REQUEST[what], (job.id,))
+
+
+_REQUEST: dict[Request, str] = {
+    "save": "UPDATE jobs SET save_requested = 1 WHERE id = ?",
+    "sample": "UPDATE jobs SET sample_requested = 1 WHERE id = ?",
+}
 
 
 def annotate(

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from jobs.claims import Claim, Fenced
 from jobs.curves import Progress
-from jobs.job import Intent
+from jobs.job import Intent, Request
 from jobs.processes import leave
 from jobs.store import JobStore
 from studio.errors import DiskFull, HomeError
@@ -68,7 +68,7 @@ class Line:
         self._result: dict[str, Any] = {}
         self._spoke = 0.0
         self._terminated = threading.Event()
-        self._wish: Literal["save", "sample"] | None = None
+        self._request: Request | None = None
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="line", daemon=True)
         self.intent: Intent | None = None
@@ -83,12 +83,12 @@ class Line:
         """The system wants this process gone (safe to call from a signal handler)."""
         self._terminated.set()
 
-    def control(self) -> Literal["stop", "save", "sample"] | None:
+    def control(self) -> Literal["stop"] | Request | None:
         """What the training loop should do now."""
         if self.intent or self.full or self._terminated.is_set():
             return "stop"
-        wish, self._wish = self._wish, None
-        return wish
+        request, self._request = self._request, None
+        return request
 
     def hear(self, event: events.Event) -> None:
         """Take one event of the run; before a checkpoint, store everything first."""
@@ -152,8 +152,8 @@ class Line:
                 if self._terminated.is_set() and self.intent is None:
                     self._store.claims.ask_shutdown(self._claim)
                 self._flush()
-                if not self.interruptible and self._wish is None:
-                    self._wish = self._store.claims.take_wish(self._claim)
+                if not self.interruptible and self._request is None:
+                    self._request = self._store.claims.take_request(self._claim)
                 if self.intent and self.interruptible:
                     self._leave_at_once()
             except Fenced:

@@ -192,8 +192,8 @@ def _settle(database: Path, then: Path, now: Path) -> None:
         db.execute("DELETE FROM leases WHERE holder = 'chat'")
         db.execute(_OF_ANOTHER_BOOT)
         old, new = json.dumps(f"{then}/")[1:-1], json.dumps(f"{now}/")[1:-1]
-        for table, column in _PATHS:
-            db.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", (old, new))
+        for statement in _MOVE_PATHS:
+            db.execute(statement, (old, new))
         db.execute("COMMIT")
     os.chmod(database, 0o600)
 
@@ -220,7 +220,8 @@ _OF_ANOTHER_BOOT = """
 UPDATE jobs SET boot_id = CASE WHEN pid IS NULL THEN NULL ELSE 'restored' END,
   owner = '1:0:restored' WHERE state IN ('starting', 'running', 'stopping')
 """
-_PATHS = (
-    ("jobs", "result"), ("jobs", "spec"), ("checkpoints", "path"), ("adapters", "path"),
-    ("datasets", "path"),
-)  # fmt: skip
+_MOVE_PATHS = (
+    "UPDATE jobs SET result = replace(result, ?, ?)",
+    "UPDATE jobs SET spec = replace(spec, ?, ?)",
+    "UPDATE checkpoints SET path = replace(path, ?, ?)",
+)

@@ -1,29 +1,17 @@
-"""The database schema: tables, triggers and append-only migrations.
+"""The database schema: the statements of every migration, in order.
 
-That is 0.4 s and 40 MB in every command, in the supervisor and in each runner's start.
+The database enforces what other modules rely on. At most one job is active on a device (partial
+unique index); a state changes only along `job.LEGAL`, and each change writes a row of `events`
+(triggers); an attempt number grows by one at a claim (trigger); the fields of a job agree with its
+state (CHECKs). Times are seconds since 1970 in UTC.
 
-Statements that a released migration runs are never edited (`schema.py`).
-
-Statements that a released migration runs are never edited (`schema.py`).
-
-Statements that a released migration runs are never edited (`schema.py`).
-
-Statements that a released migration runs are never edited (`schema.py`).
-
-Migrations call these statements once (`schema.py`); a released one is never edited.
-
-One job at most is active on a device (partial unique index), a state changes only along
-`states.LEGAL` and each change writes its row of `events` (triggers), an attempt number only grows
-by one at a claim (trigger), and the fields of a job agree with its state (CHECKs). Every other
-module may have bugs; the database still says no. Times are seconds since 1970 in UTC.
-
-Migrations are append-only; a released one is never edited.
+Released statements are never edited, so that every home has the same schema; append a migration.
 """
 
 import sys
+from functools import partial
 
-from jobs.job import LEGAL
-
+# sqlite_utils imports pandas and numpy where they are installed: 0.4 s and 40 MB in every process.
 _hidden = [name for name in ("pandas", "numpy") if name not in sys.modules]
 for _name in _hidden:
     sys.modules[_name] = None  # type: ignore[assignment]
@@ -34,16 +22,19 @@ finally:
     for _name in _hidden:
         del sys.modules[_name]
 
+NOW = "(julianday('now') - 2440587.5) * 86400.0"
 
-TRANSITIONS = """
+STATEMENTS: dict[str, tuple[str, ...]] = {
+    # Jobs, the legal transitions between their states, and their audit.
+    "m001_create_jobs": (
+        """
 CREATE TABLE transitions (
   src TEXT NOT NULL,
   dst TEXT NOT NULL,
   PRIMARY KEY (src, dst)
 ) STRICT, WITHOUT ROWID
-"""
-
-JOBS = """
+""",
+        """
 CREATE TABLE jobs (
   id INTEGER PRIMARY KEY AUTOINCREMENT,  -- never reused: it names the run's folder
   kind TEXT NOT NULL,
@@ -83,15 +74,11 @@ CREATE TABLE jobs (
   CHECK ((state IN ('succeeded', 'failed', 'cancelled')) = (finished IS NOT NULL)),
   CHECK (state <> 'failed' OR error_text IS NOT NULL)
 ) STRICT
-"""
-
-JOB_INDEXES = (
-    """CREATE UNIQUE INDEX jobs_one_active_per_device ON jobs(device)
+""",
+        """CREATE UNIQUE INDEX jobs_one_active_per_device ON jobs(device)
        WHERE state IN ('starting', 'running', 'stopping')""",
-    "CREATE INDEX jobs_by_position ON jobs(state, position, id)",
-)
-
-EVENTS = """
+        "CREATE INDEX jobs_by_position ON jobs(state, position, id)",
+        """
 CREATE TABLE events (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   job INTEGER NOT NULL,  -- no foreign key: the audit outlives the job
@@ -102,9 +89,8 @@ CREATE TABLE events (
   actor TEXT NOT NULL,
   why TEXT NOT NULL
 ) STRICT
-"""
-
-ATTEMPTS = """
+""",
+        """
 CREATE TABLE attempts (
   job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
   attempt INTEGER NOT NULL,
@@ -117,60 +103,63 @@ CREATE TABLE attempts (
   why TEXT NOT NULL DEFAULT '',
   PRIMARY KEY (job, attempt)
 ) STRICT, WITHOUT ROWID
-"""
-
-NOW = "(julianday('now') - 2440587.5) * 86400.0"
-
-TRIGGERS = (
-    """CREATE TRIGGER jobs_start_queued BEFORE INSERT ON jobs WHEN NEW.state <> 'queued'
+""",
+        """CREATE TRIGGER jobs_start_queued BEFORE INSERT ON jobs WHEN NEW.state <> 'queued'
        BEGIN SELECT RAISE(ABORT, 'a new job must be queued'); END""",
-    """CREATE TRIGGER jobs_legal_transition BEFORE UPDATE OF state ON jobs
+        """CREATE TRIGGER jobs_legal_transition BEFORE UPDATE OF state ON jobs
        WHEN NEW.state <> OLD.state
         AND NOT EXISTS (SELECT 1 FROM transitions WHERE src = OLD.state AND dst = NEW.state)
        BEGIN SELECT RAISE(ABORT, 'illegal transition'); END""",
-    """CREATE TRIGGER jobs_attempt_grows BEFORE UPDATE OF attempt, state ON jobs
+        """CREATE TRIGGER jobs_attempt_grows BEFORE UPDATE OF attempt, state ON jobs
        WHEN NEW.attempt <> OLD.attempt + (OLD.state = 'queued' AND NEW.state = 'starting')
        BEGIN SELECT RAISE(ABORT, 'an attempt grows by one at a claim and never else'); END""",
-    """CREATE TRIGGER jobs_cancel_stays BEFORE UPDATE OF stop_requested ON jobs
+        """CREATE TRIGGER jobs_cancel_stays BEFORE UPDATE OF stop_requested ON jobs
        WHEN OLD.stop_requested = 'cancel' AND NEW.state = 'stopping'
         AND NEW.stop_requested <> 'cancel'
        BEGIN SELECT RAISE(ABORT, 'a cancel cannot be taken back'); END""",
-    """CREATE TRIGGER jobs_no_delete_alive BEFORE DELETE ON jobs
+        """CREATE TRIGGER jobs_no_delete_alive BEFORE DELETE ON jobs
        WHEN OLD.state IN ('starting', 'running', 'stopping')
        BEGIN SELECT RAISE(ABORT, 'an active job cannot be deleted'); END""",
-    f"""CREATE TRIGGER jobs_created AFTER INSERT ON jobs BEGIN
+        f"""CREATE TRIGGER jobs_created AFTER INSERT ON jobs BEGIN
          INSERT INTO events(job, attempt, time, src, dst, actor, why)
          VALUES (NEW.id, NEW.attempt, {NOW}, NULL, NEW.state, NEW.changed_by, NEW.why); END""",
-    f"""CREATE TRIGGER jobs_moved AFTER UPDATE OF state ON jobs WHEN NEW.state <> OLD.state BEGIN
+        f"""
+CREATE TRIGGER jobs_moved AFTER UPDATE OF state ON jobs WHEN NEW.state <> OLD.state BEGIN
          INSERT INTO events(job, attempt, time, src, dst, actor, why)
          VALUES (NEW.id, NEW.attempt, {NOW}, OLD.state, NEW.state, NEW.changed_by, NEW.why);
         END""",
-    f"""CREATE TRIGGER jobs_attempt_begins AFTER UPDATE OF state ON jobs
+        f"""CREATE TRIGGER jobs_attempt_begins AFTER UPDATE OF state ON jobs
         WHEN OLD.state = 'queued' AND NEW.state = 'starting' BEGIN
          INSERT INTO attempts(job, attempt, device, started)
          VALUES (NEW.id, NEW.attempt, NEW.device, {NOW}); END""",
-    f"""CREATE TRIGGER jobs_attempt_ends AFTER UPDATE OF state ON jobs
+        f"""CREATE TRIGGER jobs_attempt_ends AFTER UPDATE OF state ON jobs
         WHEN OLD.device IS NOT NULL AND NEW.device IS NULL BEGIN
          UPDATE attempts SET ended = {NOW}, outcome = NEW.state, why = NEW.why, pid = OLD.pid
          WHERE job = NEW.id AND attempt = NEW.attempt; END""",
-    f"""CREATE TRIGGER jobs_deleted AFTER DELETE ON jobs BEGIN
+        f"""CREATE TRIGGER jobs_deleted AFTER DELETE ON jobs BEGIN
          INSERT INTO events(job, attempt, time, src, dst, actor, why)
          VALUES (OLD.id, OLD.attempt, {NOW}, OLD.state, 'deleted', 'person', OLD.name); END""",
-)
-
-JOBS_BY_PLACE = "CREATE INDEX jobs_by_place ON jobs(position)"
-
-
-COUNTERS = """
+        """
+INSERT INTO transitions(src, dst) VALUES
+  ('cancelled', 'queued'), ('failed', 'queued'), ('interrupted', 'cancelled'),
+  ('interrupted', 'queued'), ('paused', 'cancelled'), ('paused', 'queued'),
+  ('queued', 'cancelled'), ('queued', 'paused'), ('queued', 'starting'),
+  ('running', 'failed'), ('running', 'interrupted'), ('running', 'stopping'),
+  ('running', 'succeeded'), ('starting', 'failed'), ('starting', 'interrupted'),
+  ('starting', 'running'), ('starting', 'stopping'), ('stopping', 'cancelled'),
+  ('stopping', 'failed'), ('stopping', 'interrupted'), ('stopping', 'paused'),
+  ('stopping', 'succeeded')
+""",
+    ),
+    # What runs write: metrics, samples, checkpoints.
+    "m002_create_measurements": (
+        """
 CREATE TABLE counters (
   name TEXT PRIMARY KEY,
   value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID
-"""
-
-# Clustered by series, so that a curve is one range scan; `seq` is the cursor of the live page and
-# is new again when a step is done again after a resume.
-METRICS = """
+""",
+        """
 CREATE TABLE metrics (
   job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
   name TEXT NOT NULL,
@@ -182,11 +171,9 @@ CREATE TABLE metrics (
   PRIMARY KEY (job, name, step),
   CHECK ((value IS NULL) = (flag IS NOT NULL))
 ) STRICT, WITHOUT ROWID
-"""
-
-METRICS_CURSOR = "CREATE INDEX metrics_by_seq ON metrics(seq)"
-
-SAMPLES = """
+""",
+        "CREATE INDEX metrics_by_seq ON metrics(seq)",
+        """
 CREATE TABLE samples (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
   job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
@@ -196,9 +183,8 @@ CREATE TABLE samples (
   time REAL NOT NULL,
   UNIQUE (job, step, prompt)
 ) STRICT
-"""
-
-CHECKPOINTS = """
+""",
+        """
 CREATE TABLE checkpoints (
   job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
   step INTEGER NOT NULL,
@@ -207,9 +193,12 @@ CREATE TABLE checkpoints (
   time REAL NOT NULL,
   PRIMARY KEY (job, step)
 ) STRICT, WITHOUT ROWID
-"""
-
-ADAPTERS = """
+""",
+        "INSERT INTO counters(name, value) VALUES ('metrics', 0)",
+    ),
+    # The arena's votes, and two tables that were never used (see m011).
+    "m003_create_library": (
+        """
 CREATE TABLE adapters (
   id INTEGER PRIMARY KEY,
   name TEXT NOT NULL UNIQUE,
@@ -221,9 +210,8 @@ CREATE TABLE adapters (
   tags TEXT NOT NULL DEFAULT '',
   created REAL NOT NULL
 ) STRICT
-"""
-
-DATASETS = """
+""",
+        """
 CREATE TABLE datasets (
   id INTEGER PRIMARY KEY,
   name TEXT NOT NULL UNIQUE,
@@ -233,9 +221,8 @@ CREATE TABLE datasets (
   rows INTEGER NOT NULL,
   created REAL NOT NULL
 ) STRICT
-"""
-
-MATCHES = """
+""",
+        """
 CREATE TABLE matches (
   id INTEGER PRIMARY KEY,
   prompt TEXT NOT NULL,
@@ -243,58 +230,11 @@ CREATE TABLE matches (
   winner INTEGER,  -- index into lanes; NULL is a tie
   created REAL NOT NULL
 ) STRICT
-"""
-
-
-PLAN_COLUMNS = (
-    "ALTER TABLE jobs ADD COLUMN sweep TEXT",
-    """ALTER TABLE jobs ADD COLUMN on_error TEXT NOT NULL DEFAULT 'continue'
-       CHECK (on_error IN ('continue', 'stop'))""",
-    "ALTER TABLE jobs ADD COLUMN start_after REAL",
-    """ALTER TABLE jobs ADD COLUMN start_when TEXT NOT NULL DEFAULT ''
-       CHECK (start_when IN ('', 'idle', 'night'))""",
-    "ALTER TABLE jobs ADD COLUMN retries_left INTEGER NOT NULL DEFAULT 0",
-    "ALTER TABLE jobs ADD COLUMN retries_done INTEGER NOT NULL DEFAULT 0",
-    """ALTER TABLE jobs ADD COLUMN save_requested INTEGER NOT NULL DEFAULT 0
-       CHECK (save_requested IN (0, 1))""",
-    "ALTER TABLE jobs ADD COLUMN notes TEXT NOT NULL DEFAULT ''",
-    "ALTER TABLE jobs ADD COLUMN tags TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(tags))",
-)
-
-DEPENDENCIES = """
-CREATE TABLE dependencies (
-  job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
-  needs INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
-  PRIMARY KEY (job, needs),
-  CHECK (needs < job)  -- only on older jobs, so that no circle can be
-) STRICT, WITHOUT ROWID
-"""
-
-JOBS_BY_SWEEP = "CREATE INDEX jobs_by_sweep ON jobs(sweep) WHERE sweep IS NOT NULL"
-
-NO_DELETE_NEEDED = """
-CREATE TRIGGER jobs_no_delete_needed BEFORE DELETE ON jobs
-WHEN EXISTS (SELECT 1 FROM dependencies JOIN jobs AS waiting ON waiting.id = dependencies.job
-             WHERE dependencies.needs = OLD.id AND waiting.state IN ('queued', 'paused'))
-BEGIN SELECT RAISE(ABORT, 'a waiting job needs this one'); END
-"""
-
-SETTINGS = """
-CREATE TABLE settings (
-  name TEXT PRIMARY KEY,
-  value TEXT NOT NULL CHECK (json_valid(value))
-) STRICT, WITHOUT ROWID
-"""
-
-WISH_COLUMNS = (
-    """ALTER TABLE jobs ADD COLUMN drop_checkpoints INTEGER NOT NULL DEFAULT 0
-       CHECK (drop_checkpoints IN (0, 1))""",
-    """ALTER TABLE jobs ADD COLUMN sample_requested INTEGER NOT NULL DEFAULT 0
-       CHECK (sample_requested IN (0, 1))""",
-)
-
-
-LEASES = """
+""",
+    ),
+    # Leases on devices, and the living processes of this home.
+    "m004_create_leases": (
+        """
 CREATE TABLE leases (
   device TEXT NOT NULL,
   holder TEXT NOT NULL CHECK (holder IN ('job', 'chat')),
@@ -307,11 +247,9 @@ CREATE TABLE leases (
   since REAL NOT NULL,
   CHECK ((holder = 'job') = (job IS NOT NULL))
 ) STRICT
-"""
-
-ONE_JOB_PER_DEVICE = "CREATE UNIQUE INDEX leases_one_per_holder ON leases(device, holder)"
-
-PROCESSES = """
+""",
+        "CREATE UNIQUE INDEX leases_one_per_holder ON leases(device, holder)",
+        """
 CREATE TABLE processes (
   role TEXT NOT NULL CHECK (role IN ('supervisor', 'web', 'chat', 'spare')),
   pid INTEGER NOT NULL,
@@ -323,45 +261,64 @@ CREATE TABLE processes (
   heartbeat REAL NOT NULL,
   PRIMARY KEY (role, pid)
 ) STRICT, WITHOUT ROWID
-"""
-
-LEASE_TRIGGERS = (
-    f"""CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
+""",
+        f"""CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
         WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
          INSERT INTO leases(device, holder, job, since)
          VALUES (NEW.device, 'job', NEW.id, {NOW}); END""",
-    """CREATE TRIGGER leases_named AFTER UPDATE OF pid ON jobs WHEN NEW.pid IS NOT NULL BEGIN
+        """CREATE TRIGGER leases_named AFTER UPDATE OF pid ON jobs WHEN NEW.pid IS NOT NULL BEGIN
          UPDATE leases SET pid = NEW.pid, pid_started = NEW.pid_started, boot_id = NEW.boot_id
          WHERE job = NEW.id; END""",
-    """CREATE TRIGGER leases_returned AFTER UPDATE OF state ON jobs
+        """CREATE TRIGGER leases_returned AFTER UPDATE OF state ON jobs
         WHEN OLD.device IS NOT NULL AND NEW.device IS NULL BEGIN
          DELETE FROM leases WHERE job = NEW.id; END""",
-)
-
-WIDTH = "ALTER TABLE jobs ADD COLUMN width INTEGER NOT NULL DEFAULT 1 CHECK (width > 0)"
-
-LEASES_TAKEN = f"""
-CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
-WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
-  INSERT INTO leases(device, holder, job, since)
-  SELECT value, 'job', NEW.id, {NOW}
-  FROM json_each('["' || replace(NEW.device, ',', '","') || '"]'); END
-"""
-
-MEMORY_COLUMNS = (
-    "ALTER TABLE jobs ADD COLUMN memory_bytes INTEGER NOT NULL DEFAULT 0",  # 0: not known
-    "ALTER TABLE jobs ADD COLUMN waits TEXT NOT NULL DEFAULT ''",
-)
-MEMORY_INDEXES = (
-    "CREATE INDEX jobs_by_memory ON jobs(memory_bytes) WHERE state = 'queued'",
-    "CREATE INDEX jobs_that_wait ON jobs(id) WHERE waits <> ''",
-)
-LEASES_TAKEN_WITH_MEMORY = LEASES_TAKEN.replace(
-    "device, holder, job, since)", "device, holder, job, memory_bytes, since)"
-).replace("'job', NEW.id, ", "'job', NEW.id, NEW.memory_bytes, ")
-
-
-_CONVERSATIONS = """
+    ),
+    # When a job may start, what it waits for, sweeps, notes and tags.
+    "m005_create_plans": (
+        "ALTER TABLE jobs ADD COLUMN sweep TEXT",
+        """ALTER TABLE jobs ADD COLUMN on_error TEXT NOT NULL DEFAULT 'continue'
+       CHECK (on_error IN ('continue', 'stop'))""",
+        "ALTER TABLE jobs ADD COLUMN start_after REAL",
+        """ALTER TABLE jobs ADD COLUMN start_when TEXT NOT NULL DEFAULT ''
+       CHECK (start_when IN ('', 'idle', 'night'))""",
+        "ALTER TABLE jobs ADD COLUMN retries_left INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE jobs ADD COLUMN retries_done INTEGER NOT NULL DEFAULT 0",
+        """ALTER TABLE jobs ADD COLUMN save_requested INTEGER NOT NULL DEFAULT 0
+       CHECK (save_requested IN (0, 1))""",
+        "ALTER TABLE jobs ADD COLUMN notes TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE jobs ADD COLUMN tags TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(tags))",
+        """
+CREATE TABLE dependencies (
+  job INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
+  needs INTEGER NOT NULL REFERENCES jobs(id) ON DELETE CASCADE,
+  PRIMARY KEY (job, needs),
+  CHECK (needs < job)  -- only on older jobs, so that no circle can be
+) STRICT, WITHOUT ROWID
+""",
+        "CREATE INDEX jobs_by_sweep ON jobs(sweep) WHERE sweep IS NOT NULL",
+        """
+CREATE TRIGGER jobs_no_delete_needed BEFORE DELETE ON jobs
+WHEN EXISTS (SELECT 1 FROM dependencies JOIN jobs AS waiting ON waiting.id = dependencies.job
+             WHERE dependencies.needs = OLD.id AND waiting.state IN ('queued', 'paused'))
+BEGIN SELECT RAISE(ABORT, 'a waiting job needs this one'); END
+""",
+    ),
+    # Settings of the queue, and two requests to a job.
+    "m006_create_settings": (
+        """
+CREATE TABLE settings (
+  name TEXT PRIMARY KEY,
+  value TEXT NOT NULL CHECK (json_valid(value))
+) STRICT, WITHOUT ROWID
+""",
+        """ALTER TABLE jobs ADD COLUMN drop_checkpoints INTEGER NOT NULL DEFAULT 0
+       CHECK (drop_checkpoints IN (0, 1))""",
+        """ALTER TABLE jobs ADD COLUMN sample_requested INTEGER NOT NULL DEFAULT 0
+       CHECK (sample_requested IN (0, 1))""",
+    ),
+    # Compare's conversations and recipes, and more about a vote.
+    "m007_create_conversations": (
+        """
 CREATE TABLE conversations (
   id TEXT PRIMARY KEY CHECK (length(id) BETWEEN 1 AND 64),
   title TEXT NOT NULL DEFAULT '',
@@ -371,10 +328,8 @@ CREATE TABLE conversations (
   created REAL NOT NULL,
   updated REAL NOT NULL
 ) STRICT, WITHOUT ROWID
-"""
-
-# `words` is what a search reads: the prompt and the answers as plain text.
-_TURNS = """
+""",
+        """
 CREATE TABLE turns (
   conversation TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE,
   number INTEGER NOT NULL CHECK (number >= 0),
@@ -383,141 +338,65 @@ CREATE TABLE turns (
   words TEXT NOT NULL,
   PRIMARY KEY (conversation, number)
 ) STRICT, WITHOUT ROWID
-"""
-
-_RECIPES = """
+""",
+        """
 CREATE TABLE recipes (
   name TEXT PRIMARY KEY CHECK (length(name) BETWEEN 1 AND 120),
   model TEXT NOT NULL,
   stack TEXT NOT NULL CHECK (json_valid(stack)),
   created REAL NOT NULL
 ) STRICT, WITHOUT ROWID
-"""
-
-# A vote outlives its conversation, so there is no foreign key.
-_MATCH_COLUMNS = (
-    "ALTER TABLE matches ADD COLUMN bad INTEGER NOT NULL DEFAULT 0 CHECK (bad IN (0, 1))",
-    "ALTER TABLE matches ADD COLUMN blind INTEGER NOT NULL DEFAULT 0 CHECK (blind IN (0, 1))",
-    "ALTER TABLE matches ADD COLUMN conversation TEXT",
-    "ALTER TABLE matches ADD COLUMN turn INTEGER",
-    "ALTER TABLE matches ADD COLUMN answers TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(answers))",
-)
-_ONE_VOTE_A_TURN = """
+""",
+        "ALTER TABLE matches ADD COLUMN bad INTEGER NOT NULL DEFAULT 0 CHECK (bad IN (0, 1))",
+        "ALTER TABLE matches ADD COLUMN blind INTEGER NOT NULL DEFAULT 0 CHECK (blind IN (0, 1))",
+        "ALTER TABLE matches ADD COLUMN conversation TEXT",
+        "ALTER TABLE matches ADD COLUMN turn INTEGER",
+        "ALTER TABLE matches ADD COLUMN answers TEXT NOT NULL DEFAULT '[]' "
+        "CHECK (json_valid(answers))",
+        """
 CREATE UNIQUE INDEX matches_one_a_turn ON matches(conversation, turn)
 WHERE conversation IS NOT NULL
-"""
-
-COMPARE = (_CONVERSATIONS, _TURNS, _RECIPES, *_MATCH_COLUMNS, _ONE_VOTE_A_TURN)
-
-
-def m001_create_jobs(db: Tables) -> None:
-    """Jobs, the legal transitions, and their audit."""
-    for statement in (
-        TRANSITIONS,
-        JOBS,
-        *JOB_INDEXES,
-        EVENTS,
-        ATTEMPTS,
-        *TRIGGERS,
-    ):
-        db.conn.execute(statement)
-    db.conn.executemany("INSERT INTO transitions(src, dst) VALUES (?, ?)", sorted(LEGAL))
-
-
-def m002_create_measurements(db: Tables) -> None:
-    """What runs write while they run."""
-    for statement in (
-        COUNTERS,
-        METRICS,
-        METRICS_CURSOR,
-        SAMPLES,
-        CHECKPOINTS,
-    ):
-        db.conn.execute(statement)
-    db.conn.execute("INSERT INTO counters(name, value) VALUES ('metrics', 0)")
-
-
-def m003_create_library(db: Tables) -> None:
-    """What a person collects: adapters, datasets, votes of the arena."""
-    for statement in (
-        ADAPTERS,
-        DATASETS,
-        MATCHES,
-    ):
-        db.conn.execute(statement)
-
-
-def m004_create_leases(db: Tables) -> None:
-    """Who holds which device, and which of our processes live."""
-    for statement in (
-        LEASES,
-        ONE_JOB_PER_DEVICE,
-        PROCESSES,
-        *LEASE_TRIGGERS,
-    ):
-        db.conn.execute(statement)
-
-
-def m005_create_plans(db: Tables) -> None:
-    """When a job may start, what it waits for, what belongs together, what a person notes."""
-    for statement in (
-        *PLAN_COLUMNS,
-        DEPENDENCIES,
-        JOBS_BY_SWEEP,
-        NO_DELETE_NEEDED,
-    ):
-        db.conn.execute(statement)
-
-
-def m006_create_settings(db: Tables) -> None:
-    """What a person decides about the whole queue, and two more wishes about a job."""
-    for statement in (SETTINGS, *WISH_COLUMNS):
-        db.conn.execute(statement)
-
-
-def m007_create_conversations(db: Tables) -> None:
-    """What Compare keeps: conversations, saved mixes, and more about a vote."""
-    for statement in COMPARE:
-        db.conn.execute(statement)
-
-
-def m008_widen_jobs(db: Tables) -> None:
-    """A job may hold several devices: a lease on each, all taken in the claim's transaction."""
-    for statement in (
-        WIDTH,
+""",
+    ),
+    # A job may hold several devices, with a lease on each.
+    "m008_widen_jobs": (
+        "ALTER TABLE jobs ADD COLUMN width INTEGER NOT NULL DEFAULT 1 CHECK (width > 0)",
         "DROP TRIGGER leases_taken",
-        LEASES_TAKEN,
-    ):
-        db.conn.execute(statement)
-
-
-def m009_place_by_memory(db: Tables) -> None:
-    """A job brings the memory it will need, its lease holds it, and it says what it waits for."""
-    for statement in (
-        *MEMORY_COLUMNS,
-        *MEMORY_INDEXES,
+        f"""
+CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
+WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
+  INSERT INTO leases(device, holder, job, since)
+  SELECT value, 'job', NEW.id, {NOW}
+  FROM json_each('["' || replace(NEW.device, ',', '","') || '"]'); END
+""",
+    ),
+    # A job has the memory that it will need, and a sentence about what it waits for.
+    "m009_place_by_memory": (
+        "ALTER TABLE jobs ADD COLUMN memory_bytes INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE jobs ADD COLUMN waits TEXT NOT NULL DEFAULT ''",
+        "CREATE INDEX jobs_by_memory ON jobs(memory_bytes) WHERE state = 'queued'",
+        "CREATE INDEX jobs_that_wait ON jobs(id) WHERE waits <> ''",
         "DROP TRIGGER leases_taken",
-        LEASES_TAKEN_WITH_MEMORY,
-    ):
+        f"""
+CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
+WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
+  INSERT INTO leases(device, holder, job, memory_bytes, since)
+  SELECT value, 'job', NEW.id, NEW.memory_bytes, {NOW}
+  FROM json_each('["' || replace(NEW.device, ',', '","') || '"]'); END
+""",
+    ),
+    # The end of a long queue is found without reading it.
+    "m010_index_positions": ("CREATE INDEX jobs_by_place ON jobs(position)",),
+    # Nothing ever read or wrote them.
+    "m011_drop_unused_tables": ("DROP TABLE adapters", "DROP TABLE datasets"),
+}
+
+
+def _apply(statements: tuple[str, ...], db: Tables) -> None:
+    for statement in statements:
         db.conn.execute(statement)
-
-
-def m010_index_positions(db: Tables) -> None:
-    """The end of a long queue is found without reading it."""
-    db.conn.execute(JOBS_BY_PLACE)
 
 
 migrations = Migrations("jobs")
-for _step in (
-    m001_create_jobs,
-    m002_create_measurements,
-    m003_create_library,
-    m004_create_leases,
-    m005_create_plans,
-    m006_create_settings,
-    m007_create_conversations,
-    m008_widen_jobs,
-    m009_place_by_memory,
-    m010_index_positions,
-):
-    migrations()(_step)
+for _name, _statements in STATEMENTS.items():
+    migrations(name=_name)(partial(_apply, _statements))

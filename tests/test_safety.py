@@ -76,3 +76,31 @@ def test_a_token_is_compared_in_constant_time() -> None:
 
 def test_ci_audits_the_dependencies() -> None:
     assert "pip-audit" in (ROOT / ".ci" / "run").read_text()
+
+
+def interpolated(node: ast.AST) -> bool:
+    """Return True if the expression builds a string from parts at run time."""
+    if isinstance(node, ast.JoinedStr):
+        return any(
+            not (isinstance(part.value, ast.Name) and part.value.id.isupper())
+            for part in node.values
+            if isinstance(part, ast.FormattedValue)
+        )
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, ast.Add | ast.Mod)
+    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".format", ".join"))
+
+
+SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|CREATE|DROP|ALTER|PRAGMA|WITH)\s", re.I)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_no_sql_is_put_together_from_values(file: Path) -> None:
+    """Statements are constants, of constants in capitals at most; values are parameters."""
+    for call in calls(file):
+        if ast.unparse(call.func).endswith((".execute", ".executemany", ".query")) and call.args:
+            assert not interpolated(call.args[0]), f"{file}:{call.lineno}"
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr) and isinstance(node.values[0], ast.Constant):
+            sql = SQL.match(str(node.values[0].value)) and "jobs" in file.parts
+            assert not (sql and interpolated(node)), f"{file}:{node.lineno}"

@@ -110,7 +110,7 @@ def routes(home: Home, store: JobStore) -> APIRouter:
         if action == "drop":
             return job_row(store.cancel(job_id, drop=True))
         if action in ("save", "sample"):
-            (plans.save_now if action == "save" else plans.sample_now)(store, job_id)
+            plans.request(store, job_id, action)
             return job_row(store.get(job_id))
         if action == "restart":
             return job_row(store.resume(job_id, restart=True))

@@ -1,17 +1,36 @@
 """The file itself: refused when newer, damaged or unreachable; safe between processes."""
 
+import hashlib
+import json
 import sqlite3
 from pathlib import Path
 
 import pytest
 
 from jobs.database import Database
+from jobs.job import LEGAL
 from jobs.locks import FileLock
-from jobs.schema import migrations
+from jobs.schema import Tables, migrations
 from jobs.store import JobStore
 from studio.errors import DiskFull, HomeError
 from studio.home import Home
 from tests.jobs.conftest import a_spec, run_workers
+
+# The schema's hash after each migration. A home keeps the schema that it was made with, so a
+# released line never changes; a new migration appends one.
+SCHEMA_AFTER = {
+    "m001_create_jobs": "8e9ca6db25f5",
+    "m002_create_measurements": "7e766f8f30c8",
+    "m003_create_library": "0914c01c5969",
+    "m004_create_leases": "11ef2a59a144",
+    "m005_create_plans": "118e64358a38",
+    "m006_create_settings": "e5878ac9e923",
+    "m007_create_conversations": "2cf5e7c28c89",
+    "m008_widen_jobs": "0befbcb144ec",
+    "m009_place_by_memory": "976631bd8329",
+    "m010_index_positions": "6adec93c6e9f",
+    "m011_drop_unused_tables": "662eb652e81a",
+}
 
 
 def test_a_newer_database_is_refused_in_one_sentence(home: Home) -> None:
@@ -45,6 +64,41 @@ def test_opening_again_changes_nothing(home: Home) -> None:
 def test_every_migration_has_its_number_in_its_name() -> None:
     names = [migration.name for migration in migrations._migrations]
     assert [int(name[1:4]) for name in names] == list(range(1, len(names) + 1))
+
+
+def test_a_released_migration_is_never_edited(tmp_path: Path) -> None:
+    tables = Tables(sqlite3.connect(tmp_path / "x.db", isolation_level=None), execute_plugins=False)
+    found = {}
+    for migration in migrations._migrations:
+        migration.fn(tables)
+        rows = (
+            tables.conn.execute(
+                "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL "
+                "ORDER BY name"
+            ).fetchall()
+            + tables.conn.execute("SELECT src, dst FROM transitions ORDER BY 1, 2").fetchall()
+        )
+        found[migration.name] = hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]
+    assert found == SCHEMA_AFTER
+
+
+def test_the_legal_transitions_are_those_of_the_database(store: JobStore) -> None:
+    with store.database.reading() as db:
+        assert set(db.conn.execute("SELECT src, dst FROM transitions").fetchall()) == LEGAL
+
+
+def test_a_home_with_tables_that_nothing_used_opens_without_them(home: Home) -> None:
+    JobStore(home).close()
+    connection = sqlite3.connect(home.database)
+    connection.execute("CREATE TABLE adapters (id INTEGER PRIMARY KEY)")
+    connection.execute("CREATE TABLE datasets (id INTEGER PRIMARY KEY)")
+    connection.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm011%'")
+    connection.commit()
+    connection.close()
+    store = JobStore(home)
+    with store.database.reading() as db:
+        assert not {"adapters", "datasets"} & set(db.table_names())
+    store.close()
 
 
 def test_processes_that_open_a_new_home_together_all_succeed(home: Home) -> None:

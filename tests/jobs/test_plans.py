@@ -208,11 +208,11 @@ def test_notes_and_tags_are_kept(store: JobStore) -> None:
 def test_save_now_reaches_the_run_once(store: JobStore) -> None:
     job = store.submit(a_spec()).id
     with pytest.raises(QueueError, match="only a running training"):
-        plans.save_now(store, job)
+        plans.request(store, job, "save")
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
-    plans.save_now(store, job)
-    assert [store.claims.take_wish(claim), store.claims.take_wish(claim)] == ["save", None]
+    plans.request(store, job, "save")
+    assert [store.claims.take_request(claim), store.claims.take_request(claim)] == ["save", None]
 
 
 def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(

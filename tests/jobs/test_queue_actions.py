@@ -154,17 +154,17 @@ def test_sample_and_save_are_heard_one_after_the_other(store: JobStore) -> None:
     job = store.submit(a_spec()).id
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
-    plans.sample_now(store, job)
-    plans.save_now(store, job)
-    assert [store.claims.take_wish(claim) for _ in range(3)] == ["save", "sample", None]
+    plans.request(store, job, "sample")
+    plans.request(store, job, "save")
+    assert [store.claims.take_request(claim) for _ in range(3)] == ["save", "sample", None]
 
 
 def test_save_and_sample_now_reach_the_run_and_come_back(store: JobStore) -> None:
     job = store.submit(a_spec(steps=2000, save=1000)).id
     with supervising(store.home):
         until(lambda: store.get(job).step > 1)
-        plans.save_now(store, job)
-        plans.sample_now(store, job)
+        plans.request(store, job, "save")
+        plans.request(store, job, "sample")
         until(lambda: store.samples(job) and store.checkpoints(job))
         store.cancel(job)
         until(lambda: store.get(job).state == "cancelled")

@@ -104,7 +104,7 @@ def test_sweep_duplicate_extend_save(store: JobStore, capsys: pytest.CaptureFixt
     store.claims.register(claim, me())
     assert run(capsys, "save", str(claim.job))[1]["state"] == "running"
     assert run(capsys, "sample", str(claim.job))[0] == 0
-    assert [store.claims.take_wish(claim) for _ in range(2)] == ["save", "sample"]
+    assert [store.claims.take_request(claim) for _ in range(2)] == ["save", "sample"]
 
 
 def test_a_cancel_that_drops_and_a_webhook(

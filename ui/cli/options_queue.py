@@ -183,7 +183,7 @@ def save(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False)
     """Let a running training save a checkpoint now."""
     from ui.cli import queue_commands
 
-    queue_commands.wish(open_home(home), job, "save", as_json=as_json)
+    queue_commands.request(open_home(home), job, "save", as_json=as_json)
 
 
 @app.command()
@@ -191,7 +191,7 @@ def sample(job: JobArgument, home: HomeOption = None, as_json: JsonOption = Fals
     """Let a running training answer its fixed prompts now."""
     from ui.cli import queue_commands
 
-    queue_commands.wish(open_home(home), job, "sample", as_json=as_json)
+    queue_commands.request(open_home(home), job, "sample", as_json=as_json)
 
 
 @app.command()

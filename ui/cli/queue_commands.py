@@ -178,10 +178,10 @@ def extend(home: Home, job_id: str, *, epochs: float, steps: int, name: str, as_
     say(job, as_json, f'Queued "{job.name}" as number {job.id}, from step {job.step}.')
 
 
-def wish(home: Home, job_id: str, what: Literal["save", "sample"], *, as_json: bool) -> None:
+def request(home: Home, job_id: str, what: Literal["save", "sample"], *, as_json: bool) -> None:
     """Ask a running training for a checkpoint or for its samples now."""
     with closing(JobStore(home)) as store:
-        (plans.save_now if what == "save" else plans.sample_now)(store, job_id)
+        plans.request(store, job_id, what)
         job = store.get(job_id)
     say(job, as_json, f'"{job.name}" will {what} at its next step.')
 
