@@ -5,17 +5,19 @@ Everything heavy is imported when a job of the kind starts, never before.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jobs.job import Intent
 from studio.cluster import DEVICE, Cluster
 from studio.errors import ClusterError, QueueError, nearest
 from studio.home import Home
+from studio.request import Control, Request
 from studio.spec import RunSpec
 from studio.training.events import Event
 
-Control = Callable[[], Literal["stop", "save", "sample"] | None]
 Wanted = Callable[[], Intent | None]
 
 
@@ -84,48 +86,6 @@ def _train_away(spec: RunSpec, work: Work) -> Iterator[Event]:
     )  # fmt: skip
 
 
-def merge(work: Work) -> Iterator[Event]:
-    """Fold a stack of adapters into a model, with a certificate."""
-    from studio.adapters.requests import MergeRequest
-
-    return MergeRequest.parse(work.spec).perform(work.home)
-
-
-def mix(work: Work) -> Iterator[Event]:
-    """Mix several LoRAs into one."""
-    from studio.adapters.requests import MixRequest
-
-    return MixRequest.parse(work.spec).perform(work.home)
-
-
-def bakeoff(work: Work) -> Iterator[Event]:
-    """Measure the adapters of several runs beside each other."""
-    from studio.evaluation.bakeoff import BakeoffRequest
-
-    return BakeoffRequest.parse(work.spec).perform(work.home, work.run_dir)
-
-
-def evaluate(work: Work) -> Iterator[Event]:
-    """Measure a stack of adapters on a dataset."""
-    from studio.evaluation.evaluate import EvaluateRequest
-
-    return EvaluateRequest.parse(work.spec).perform(work.home, work.run_dir)
-
-
-def suite(work: Work) -> Iterator[Event]:
-    """Ask a suite's prompts of several lanes."""
-    from studio.evaluation.suites import SuiteRequest
-
-    return SuiteRequest.parse(work.spec).perform(work.home, work.run_dir, work.control)
-
-
-def promote(work: Work) -> Iterator[Event]:
-    """Make a checkpoint the run's adapter."""
-    from studio.evaluation.promotion import PromoteRequest
-
-    return PromoteRequest.parse(work.spec).perform(work.home)
-
-
 def preflight(work: Work) -> Iterator[Event]:
     """Measure a run with two real steps."""
     from studio.training.preflight import preflight as measure_spec
@@ -135,41 +95,6 @@ def preflight(work: Work) -> Iterator[Event]:
     return measure_spec(spec, run_dir=work.run_dir, home=work.home, device=here)
 
 
-def gguf(work: Work) -> Iterator[Event]:
-    """Write a model with a stack folded in as one GGUF file."""
-    from studio.adapters.gguf import GgufRequest
-
-    return GgufRequest.parse(work.spec).perform(work.home)
-
-
-def push(work: Work) -> Iterator[Event]:
-    """Upload an exported folder to a hub."""
-    from studio.adapters.push import PushRequest
-
-    return PushRequest.parse(work.spec).perform(work.home)
-
-
-def import_(work: Work) -> Iterator[Event]:
-    """Keep a file, folder or hub dataset as a snapshot."""
-    from studio.data.requests import ImportRequest
-
-    return ImportRequest.parse(work.spec).perform(work.home)
-
-
-def curate(work: Work) -> Iterator[Event]:
-    """Make a new snapshot of a snapshot."""
-    from studio.data.requests import CurateRequest
-
-    return CurateRequest.parse(work.spec).perform(work.home)
-
-
-def measure(work: Work) -> Iterator[Event]:
-    """Tokenise a dataset for a model and keep the tokens."""
-    from studio.data.requests import MeasureRequest
-
-    return MeasureRequest.parse(work.spec).perform(work.home)
-
-
 def arrive(work: Work) -> Iterator[Event]:
     """Take a run that was trained on another machine."""
     from studio.training.transfer import unpack as take
@@ -177,48 +102,54 @@ def arrive(work: Work) -> Iterator[Event]:
     return take(Path(work.spec["folder"]), work.run_dir)
 
 
-def picture(work: Work) -> Iterator[Event]:
-    """Measure what an adapter changed."""
-    from studio.adapters.requests import PictureRequest
-
-    return PictureRequest.parse(work.spec).perform()
-
-
-def import_adapter(work: Work) -> Iterator[Event]:
-    """Bring an adapter into the library."""
-    from studio.adapters.requests import ImportRequest
-
-    return ImportRequest.parse(work.spec).perform(work.home)
-
-
-def export_adapter(work: Work) -> Iterator[Event]:
-    """Write an adapter to a folder of its own."""
-    from studio.adapters.requests import ExportRequest
-
-    return ExportRequest.parse(work.spec).perform(work.home)
-
-
-KINDS: dict[str, Kind] = {
-    "train": train, "merge": merge, "mix": mix, "bakeoff": bakeoff, "evaluate": evaluate,
-    "preflight": preflight,
-    "arrive": arrive, "import": import_, "curate": curate, "measure": measure,
-    "suite": suite, "promote": promote, "gguf": gguf, "push": push,
-    "picture": picture, "import_adapter": import_adapter, "export_adapter": export_adapter,
-}  # fmt: skip
-
-
 FILES = "files"
 FILE_KINDS = frozenset({"import", "curate", "measure"})
 """Kinds that only read and write files: they run beside training, on a slot of their own."""
 
+KINDS: dict[str, Kind | str] = {
+    "train": train,
+    "preflight": preflight,
+    "arrive": arrive,
+    "merge": "studio.adapters.requests:MergeRequest",
+    "mix": "studio.adapters.requests:MixRequest",
+    "picture": "studio.adapters.requests:PictureRequest",
+    "import_adapter": "studio.adapters.requests:ImportRequest",
+    "export_adapter": "studio.adapters.requests:ExportRequest",
+    "gguf": "studio.adapters.gguf:GgufRequest",
+    "push": "studio.adapters.push:PushRequest",
+    "promote": "studio.evaluation.promotion:PromoteRequest",
+    "bakeoff": "studio.evaluation.bakeoff:BakeoffRequest",
+    "evaluate": "studio.evaluation.evaluate:EvaluateRequest",
+    "suite": "studio.evaluation.suites:SuiteRequest",
+    "import": "studio.data.requests:ImportRequest",
+    "curate": "studio.data.requests:CurateRequest",
+    "measure": "studio.data.requests:MeasureRequest",
+}
+
+
+def request_of(kind: str) -> type[Request] | None:
+    """Return the request class of a kind, None for the kinds that run a spec."""
+    place = KINDS.get(kind)
+    if not isinstance(place, str):
+        return None
+    module, _, name = place.partition(":")
+    found: type[Request] = getattr(import_module(module), name)
+    return found
+
 
 def named(kind: str) -> Kind:
-    """Return what runs this kind of job.
+    """Return the function that runs this kind of job.
 
     Raises:
-        QueueError: Nothing here runs it.
+        QueueError: The kind is unknown.
     """
-    try:
-        return KINDS[kind]
-    except KeyError:
-        raise QueueError(f'No job is of the kind "{kind}".{nearest(kind, KINDS)}') from None
+    if kind not in KINDS:
+        raise QueueError(f'Unknown kind of job "{kind}".{nearest(kind, KINDS)}')
+    found = KINDS[kind]
+    return partial(_perform, kind) if isinstance(found, str) else found
+
+
+def _perform(kind: str, work: Work) -> Iterator[Event]:
+    request = request_of(kind)
+    assert request is not None
+    return request.parse(work.spec).perform(work.home, work.run_dir, work.control)

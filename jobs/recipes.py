@@ -4,11 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jobs import supervisor
 from jobs.database import Database, now
-from jobs.job import Job
-from jobs.store import JobStore
-from studio.adapters.requests import MergeRequest, MixRequest
 from studio.errors import ChatError, nearest
 from studio.fields import validated
 from studio.stack import StackItem
@@ -66,20 +62,6 @@ class Recipes:
         self.get(name)
         with self._database.writing() as db:
             db.conn.execute("DELETE FROM recipes WHERE name = ?", [name])
-
-
-def make(store: JobStore, kind: str, name: str, model: str, stack: Sequence[dict[str, Any]]) -> Job:
-    """Queue what makes a mix permanent: `mix` a new adapter, `merge` a model with a certificate.
-
-    Raises:
-        StudioError: It cannot be made; nothing was queued.
-    """
-    values = {"name": name.strip(), "model": {"path": model}, "stack": list(stack)}
-    request = MixRequest if kind == "mix" else MergeRequest
-    plain = request.parse(values).checked(store.home).model_dump(mode="json")
-    job = store.submit(plain, kind=kind)
-    supervisor.ensure_running(store.home)
-    return job
 
 
 _SAVE = """

@@ -8,11 +8,15 @@ for, and the nearest known key.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from studio.errors import SpecError, StudioError, nearest
 
@@ -21,6 +25,15 @@ class Record(BaseModel):
     """Frozen, validated record; unknown keys, infinities and NaN are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, values: Any) -> Self:
+        """Return the record of plain values.
+
+        Raises:
+            SpecError: Names every wrong field, the value got and the nearest known key.
+        """
+        return validated(cls, values)
 
 
 def knob(
@@ -32,6 +45,11 @@ def knob(
     advanced: bool | str = False,
     step: float | None = None,
     several: bool = False,
+    flag: str = "",
+    positional: bool = False,
+    metavar: str = "",
+    inner: Sequence[str] = ("path",),
+    of: str = "",
     **bounds: Any,
 ) -> Any:
     """Declare a field with everything that the form and the docs show.
@@ -44,9 +62,17 @@ def knob(
         advanced: Show in the form's Advanced section only; a text is its heading there.
         step: Step of the slider.
         several: The text is a comma-separated list of choices.
+        flag: Option of the command line; `--` and the field's name by default, "-" for none.
+        positional: An argument of the command line instead of an option.
+        metavar: Placeholder of the value in `--help`.
+        inner: Fields of a nested record that are asked for; the first goes by this field's name.
+        of: What the text names (`adapter`, `model`, `dataset`, `job`), for pickers.
         bounds: `ge`, `gt`, `le`, `lt`, `max_length` as in pydantic.
     """
-    extra: dict[str, Any] = {"unit": unit, "advanced": advanced, "step": step, "several": several}
+    extra: dict[str, Any] = {
+        "unit": unit, "advanced": advanced, "step": step, "several": several, "flag": flag,
+        "positional": positional, "metavar": metavar, "inner": tuple(inner), "of": of,
+    }  # fmt: skip
     if isinstance(default, list | dict):
         return Field(
             default_factory=lambda: type(default)(default),
@@ -56,6 +82,124 @@ def knob(
             **bounds,
         )
     return Field(default, title=title, description=help, json_schema_extra=extra, **bounds)
+
+
+Kind = Literal["switch", "choice", "number", "text", "open_choice", "several", "list", "stack"]
+BOUNDS = {"Ge": "ge", "Gt": "gt", "Le": "le", "Lt": "lt", "MaxLen": "max_length"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameter:
+    """One field as forms, commands and docs show it; `path` is dotted in a nested record."""
+
+    path: str
+    title: str
+    help: str
+    kind: Kind
+    type: type
+    default: Any
+    required: bool
+    bounds: dict[str, Any]
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    heading: str = ""
+    advanced: bool = False
+    step: float | None = None
+    flag: str = ""
+    positional: bool = False
+    metavar: str = ""
+    of: str = ""
+
+
+def parameters(record: type[BaseModel], prefix: str = "") -> list[Parameter]:
+    """Return the fields of a record in its order, nested records by the fields they ask for."""
+    found = []
+    for name, info in record.model_fields.items():
+        nested = _record_in(info.annotation)
+        if nested is None:
+            found.append(parameter(f"{prefix}{name}", info))
+            continue
+        default = info.get_default(call_default_factory=True)
+        own = _extra(info)
+        for part in own.get("inner") or ("path",):
+            one = parameter(f"{prefix}{name}.{part}", nested.model_fields[part])
+            first = part == (own.get("inner") or ("path",))[0]
+            found.append(
+                replace(
+                    one,
+                    default=getattr(default, part, "" if default is None else one.default),
+                    title=(info.title or one.title) if first else one.title,
+                    help=(info.description or one.help) if first else one.help,
+                    flag=f"--{(name if first else part).replace('_', '-')}",
+                    advanced=bool(own.get("advanced")) if first else one.advanced,
+                    of=str(own.get("of") or one.of),
+                )
+            )
+    return found
+
+
+def parameter(path: str, info: FieldInfo) -> Parameter:
+    """Return one field of a record as it is shown."""
+    extra = _extra(info)
+    kind, choices, plain = _kind(info.annotation)
+    advanced = extra.get("advanced")
+    bounds = {
+        (bound := BOUNDS[type(one).__name__]): getattr(one, bound)
+        for one in info.metadata if type(one).__name__ in BOUNDS
+    }  # fmt: skip
+    return Parameter(
+        path=path,
+        title=info.title or path.rpartition(".")[2].replace("_", " ").strip().capitalize(),
+        help=info.description or "",
+        kind="several" if extra.get("several") else kind,
+        type=plain,
+        default=None if info.is_required() else info.get_default(call_default_factory=True),
+        required=info.is_required(),
+        bounds=bounds,
+        choices=() if extra.get("several") else choices,
+        unit=str(extra.get("unit") or ""),
+        heading=advanced if isinstance(advanced, str) else "",
+        advanced=bool(advanced),
+        step=float(str(extra["step"])) if extra.get("step") else None,
+        flag=str(extra.get("flag") or f"--{path.replace('_', '-')}"),
+        positional=bool(extra.get("positional")),
+        metavar=str(extra.get("metavar") or ""),
+        of=str(extra.get("of") or ""),
+    )
+
+
+def _extra(info: FieldInfo) -> dict[str, Any]:
+    return info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+
+
+def _record_in(annotation: Any) -> type[Record] | None:
+    for part in (annotation, *get_args(annotation)):
+        if isinstance(part, type) and issubclass(part, Record):
+            return part if get_origin(annotation) is not tuple else None
+    return None
+
+
+def _kind(annotation: Any) -> tuple[Kind, tuple[str, ...], type]:
+    """Return how a field is shown, its choices, and the type of one value."""
+    if annotation in (bool, int, float):
+        return "switch" if annotation is bool else "number", (), annotation
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(parts[0])
+    if origin is Literal:
+        return "choice", tuple(str(value) for value in parts), str
+    if origin in (tuple, list):
+        if isinstance(parts[0], type) and issubclass(parts[0], Record):
+            return "stack", (), str
+        return "list", (), _kind(parts[0])[2]
+    if origin in (Union, UnionType):
+        others = [part for part in parts if part is not type(None)]
+        words = [str(v) for p in others if get_origin(p) is Literal for v in get_args(p)]
+        if len(others) == 1:
+            return _kind(others[0])
+        if words and (len(words) > 1 or any(get_origin(part) is tuple for part in others)):
+            return "open_choice", tuple(words), str
+    return "text", (), str
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -277,15 +277,6 @@ class RunSpec(Record):
     model_config = Record.model_config | {"validate_default": True}
 
     @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Return the validated spec of plain values.
-
-        Raises:
-            SpecError: Names every wrong field, the value got and the nearest known key.
-        """
-        return validated(cls, values)
-
-    @classmethod
     def from_yaml(cls, path: Path) -> Self:
         """Read a spec file.
 

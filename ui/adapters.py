@@ -4,7 +4,6 @@ Everything here reads small files or leaves a job; no tensor is opened. An adapt
 id (`run-3`, `library-pirate`), which cannot be a path.
 """
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,9 +11,12 @@ from fastapi import APIRouter
 from fastapi import Path as InPath
 from pydantic import BaseModel, Field
 
-from jobs import bakeoff, library, supervisor
+from jobs import bakeoff, supervisor
+from jobs.actions.adapters import best_losses, card, trashed
+from jobs.actions.registry import ask, submit
 from jobs.admission import admit
 from jobs.job import Job
+from jobs.kinds import request_of
 from jobs.store import JobStore
 from studio.adapters import library as keeping
 from studio.adapters.library import Adapter, adapters
@@ -62,10 +64,10 @@ def adapter_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.get("")
     def everything() -> dict[str, Any]:
-        best = library.best_losses(store)
+        best = best_losses(store)
         return {
             "adapters": [card(adapter, best) for adapter in adapters(home)],
-            "trash": [_trashed(one) for one in keeping.trash(home)],
+            "trash": [trashed(one) for one in keeping.trash(home)],
             "models": [{"label": label, "path": path} for label, path in model_choices(home)],
             "methods": [{"name": n, "title": m.title} for n, m in methods().items()],
         }
@@ -76,28 +78,32 @@ def adapter_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/{adapter_id}/rename")
     def rename(adapter_id: Id, asked: Named) -> dict[str, Any]:
-        return card(library.rename(store, adapter_id, asked.name), library.best_losses(store))
+        return ask(
+            home, "adapters.rename", {"adapter": adapter_id, "name": asked.name}, store=store
+        ).value
 
     @router.post("/{adapter_id}/tag")
     def tag(adapter_id: Id, asked: Tagged) -> dict[str, Any]:
-        return card(keeping.set_tags(home, adapter_id, asked.tags), library.best_losses(store))
+        return card(keeping.set_tags(home, adapter_id, asked.tags), best_losses(store))
 
     @router.post("/{adapter_id}/delete")
     def delete(adapter_id: Id, _: Nothing) -> dict[str, Any]:
-        return _trashed(library.delete(store, adapter_id))
+        return ask(home, "adapters.delete", {"adapter": adapter_id}, store=store).value
 
     @router.post("/undo")
     def undo(asked: Undone) -> dict[str, Any]:
-        return card(keeping.restore(home, asked.token), library.best_losses(store))
+        return card(keeping.restore(home, asked.token), best_losses(store))
 
     @router.post("/ask/{kind}")
-    def ask(
+    def queue(
         kind: Literal[
             "merge", "mix", "picture", "import_adapter", "export_adapter", "gguf", "push"
         ],
         values: dict[str, Any],
     ) -> dict[str, Any]:
-        return job_row(library.ask(store, kind, values))
+        request = request_of(kind)
+        assert request is not None
+        return job_row(submit(store, request.parse(values)))
 
     @router.get("/jobs/{job_id}")
     def outcome(job_id: int) -> dict[str, Any]:
@@ -132,27 +138,9 @@ def contest_routes(home: Home, store: JobStore) -> APIRouter:
     return router
 
 
-def card(adapter: Adapter, best: dict[int, float]) -> dict[str, Any]:
-    """Return what the page shows of an adapter without opening it."""
-    known = methods().get(adapter.method)
-    spec = adapter.section("spec")
-    data = adapter.section("data") or spec.get("data") or {}
-    run = int(adapter.path.parent.name) if adapter.source == "run" else None
-    return {
-        "id": adapter.id, "name": adapter.name, "path": str(adapter.path), "run": run,
-        "method": adapter.method, "method_title": known.title if known else adapter.method,
-        "base": adapter.base, "data": data.get("path", ""), "is_model": adapter.is_model,
-        "size_bytes": adapter.size_bytes, "created": _seconds(adapter.created),
-        "ended": adapter.ended, "steps": adapter.steps, "first_loss": adapter.first_loss,
-        "last_loss": adapter.last_loss, "eval_loss": adapter.eval_loss,
-        "best_eval_loss": best.get(run, adapter.eval_loss) if run else adapter.eval_loss,
-        "parents": adapter.parents, "tags": adapter.tags,
-    }  # fmt: skip
-
-
 def passport(adapter: Adapter, store: JobStore) -> dict[str, Any]:
     """Return everything that is known of an adapter: card, passport, curve's run, picture."""
-    found = card(adapter, library.best_losses(store))
+    found = card(adapter, best_losses(store))
     own = adapter.passport
     try:
         job = job_row(store.get(found["run"])) if found["run"] else None
@@ -196,14 +184,3 @@ def _outcome(job: Job) -> dict[str, Any]:
         except StudioError:
             row["mix"] = None  # it was deleted or renamed since
     return row
-
-
-def _trashed(one: keeping.DeletedAdapter) -> dict[str, Any]:
-    return {"token": one.token, "name": one.name, "deleted": one.deleted}
-
-
-def _seconds(moment: str) -> float | None:
-    try:
-        return datetime.fromisoformat(moment).timestamp()
-    except ValueError:
-        return None

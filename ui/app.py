@@ -60,6 +60,7 @@ def build_app(
     from fastapi.staticfiles import StaticFiles
 
     from jobs.store import JobStore
+    from ui.actions import action_routes
     from ui.adapters import adapter_routes, contest_routes
     from ui.conversations import conversation_routes
     from ui.datasets import data_routes
@@ -75,6 +76,7 @@ def build_app(
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Adapter Studio")
     app.add_exception_handler(StudioError, sentence_of)
     app.add_exception_handler(RequestValidationError, _wrong_request)
+    app.include_router(action_routes(home, store))
     app.include_router(routes(home, store))
     app.include_router(chat_routes(home, store))
     app.include_router(conversation_routes(store))

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs import recipes
+from jobs.actions import ask
 from jobs.conversations import Conversations, Votes
 from jobs.recipes import Recipes
 from jobs.store import JobStore
@@ -135,7 +135,8 @@ def conversation_routes(store: JobStore) -> APIRouter:
         if body.kind == "recipe":
             kept.save(body.name, body.model, body.stack)
             return {"name": body.name}
-        job = recipes.make(store, body.kind, body.name, body.model, body.stack)
+        values = {"name": body.name.strip(), "model": body.model, "stack": body.stack}
+        job = ask(store.home, body.kind, values, store=store).jobs[0]
         return {"name": job.name, "id": job.id}
 
     @router.post("/recipes/delete")

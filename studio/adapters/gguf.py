@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from studio.adapters.card import stack_card, write_card
 from studio.adapters.library import name_of, refuse_place
@@ -35,9 +35,10 @@ from studio.adapters.verify import (
     write_report,
 )
 from studio.errors import AdapterError, InputError, ModelError
-from studio.fields import Record, knob, validated
+from studio.fields import knob
 from studio.home import Home, publishing, slug
 from studio.names import cleaned
+from studio.request import Request
 from studio.spec import ModelSource
 from studio.stack import Stack
 from studio.training.events import Event, Finished, Loading
@@ -269,19 +270,15 @@ TEXTS = (
 )  # fmt: skip
 
 
-class GgufRequest(Record):
+class GgufRequest(Request):
     """Write a model, with a stack folded in, as GGUF."""
 
+    kind: ClassVar[str] = "gguf"
     name: str = knob("", "What to call it.", title="Name", max_length=120)
     model: ModelSource = ModelSource()
     stack: Stack = ()
     precision: Precision = knob("f16", "f32, f16, bf16 or q8_0.", title="Precision")
     out: str = knob("", "The new folder; empty puts it into the home's exports.", max_length=4000)
-
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values or raise one SpecError."""
-        return validated(cls, values)
 
     def checked(self, home: Home) -> Self:
         """Return the request as the queue stores it.
@@ -305,7 +302,7 @@ class GgufRequest(Record):
         refuse_place(out)
         return self.model_copy(update={"stack": stack, "out": str(out), "name": name})
 
-    def perform(self, home: Home) -> Iterator[Event]:
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Fold, write, read back."""
         from studio.adapters.merge import merge
         from studio.models.sources import facts
@@ -338,6 +335,10 @@ class GgufRequest(Record):
                 found.require("GGUF file", "model it was made from")
         seconds = time.monotonic() - started
         yield Finished(adapter=str(out), seconds=seconds, facts={"gguf": report})
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the folder and what reading it back measured."""
+        return {"out": self.out, "check": read_report(Path(self.out), GGUF_REPORT)}
 
     def card(self, found: Comparison) -> str:
         """Return the model card: what it is made of, and how exact the file is."""

@@ -10,11 +10,12 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from studio.errors import InputError, Unreached, may_pass
-from studio.fields import Record, knob, validated
+from studio.fields import knob
 from studio.home import Home
+from studio.request import Request
 from studio.training.events import Event, Finished, Loading
 
 REPO = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -23,18 +24,22 @@ SENT = ("*.safetensors", "*.gguf", "*.json", "*.md", "*.model", "*.txt", "*.jinj
 KEPT = ("MANIFEST.json", "passport.json", "label.json", ".*")
 
 
-class PushRequest(Record):
-    """Upload an exported folder, a merged model or an adapter."""
+class PushRequest(Request):
+    """Upload an exported folder to the hub, with the token stored by the hub's own library."""
 
-    name: str = knob("", "What to call the job.", title="Name", max_length=120)
-    folder: str = knob("", "An exported folder, or a merged model's.", max_length=4000)
-    repo: str = knob("", "Where to: OWNER/NAME.", title="Repository", max_length=200)
-    private: bool = knob(True, "Only you can see it.", title="Private")
-
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values or raise one SpecError."""
-        return validated(cls, values)
+    kind: ClassVar[str] = "push"
+    folder: str = knob(
+        "", "Folder written by an export or merge.", max_length=4000, positional=True,
+        metavar="DIR",
+    )  # fmt: skip
+    repo: str = knob(
+        "", "Repository on the hub.", title="Repository", max_length=200, positional=True,
+        metavar="OWNER/NAME",
+    )  # fmt: skip
+    private: bool = knob(
+        True, "Visibility of the repository.", title="Private", flag="--no-public/--public"
+    )
+    name: str = knob("", "Name of the job.", title="Name", max_length=120, flag="-")
 
     def checked(self, home: Home) -> Self:
         """Return the request as the queue stores it.
@@ -53,13 +58,17 @@ class PushRequest(Record):
         token()
         return self.model_copy(update={"folder": str(folder), "repo": self.repo.strip()})
 
-    def perform(self, home: Home) -> Iterator[Event]:
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Create the repository, upload, and compare the sizes of what is there."""
         started = time.monotonic()
         yield Loading(text=f"Uploading to {self.repo}")
         address = push(Path(self.folder), self.repo, private=self.private)
         seconds = time.monotonic() - started
         yield Finished(adapter=self.folder, seconds=seconds, facts={"address": address})
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the address of the repository."""
+        return {"address": result.get("address")}
 
 
 def token() -> str:

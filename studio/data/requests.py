@@ -11,12 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 from studio.data.curate import Step
 from studio.data.mapping import Mapping
-from studio.fields import Record, knob, validated
+from studio.fields import knob
 from studio.home import Home
+from studio.request import Request
 from studio.spec import DataSource, ModelSource
 from studio.training.events import Event, Finished, Loading, Working
 
@@ -24,21 +25,17 @@ Told = Callable[[float, str], None]
 PARTS = 100
 
 
-class ImportRequest(Record):
+class ImportRequest(Request):
     """Keep a source as a snapshot."""
 
+    kind: ClassVar[str] = "import"
     name: str = knob("", "The job's name.", max_length=120)
     data: DataSource = DataSource()
     dataset: str = knob("", "What to call it; the source's name when empty.", max_length=120)
     mapping: Mapping | None = None
     uploaded: bool = knob(False, "The file is a copy that nobody needs afterwards.")
 
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values or raise one SpecError."""
-        return validated(cls, values)
-
-    def perform(self, home: Home) -> Iterator[Event]:
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Read everything and publish it."""
 
         def work(told: Told) -> dict[str, Any]:
@@ -54,20 +51,16 @@ class ImportRequest(Record):
         return _told("Looking at the file", work)
 
 
-class CurateRequest(Record):
+class CurateRequest(Request):
     """Make a new snapshot by one step."""
 
+    kind: ClassVar[str] = "curate"
     name: str = knob("", "The job's name.", max_length=120)
     data: DataSource = DataSource()
     step: Step
     dataset: str = knob("", "What to call the new one; like its parent when empty.", max_length=120)
 
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values or raise one SpecError."""
-        return validated(cls, values)
-
-    def perform(self, home: Home) -> Iterator[Event]:
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Read the parent, write the child."""
 
         def work(told: Told) -> dict[str, Any]:
@@ -79,19 +72,15 @@ class CurateRequest(Record):
         return _told("Reading the rows", work)
 
 
-class MeasureRequest(Record):
+class MeasureRequest(Request):
     """Tokenise a dataset for a model, so that its report and every later run find the tokens."""
 
+    kind: ClassVar[str] = "measure"
     name: str = knob("", "The job's name.", max_length=120)
     model: ModelSource = ModelSource()
     data: DataSource = DataSource()
 
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values or raise one SpecError."""
-        return validated(cls, values)
-
-    def perform(self, home: Home) -> Iterator[Event]:
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Fill the token cache."""
 
         def work(told: Told) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from studio.fields import Record, knob, validated
+from studio.fields import knob
 from studio.home import Home
+from studio.request import Request
 from studio.spec import ModelSource
 from studio.training.events import Event, Finished, Loading
 
@@ -29,20 +30,16 @@ ROUNDS = 5
 TOKENS = 24
 
 
-class BakeoffRequest(Record):
+class BakeoffRequest(Request):
     """Measure the adapters of several runs."""
 
+    kind: ClassVar[str] = "bakeoff"
     name: str = knob("", "Name of the bake-off.", title="Name", max_length=120)
     model: ModelSource = ModelSource()
     runs: tuple[int, ...] = knob((), "Numbers of the runs.", title="Runs")
     prompts: tuple[str, ...] = knob((), "Prompts every adapter answers.", title="Prompts")
 
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values or raise one SpecError."""
-        return validated(cls, values)
-
-    def perform(self, home: Home, run_dir: Path) -> Iterator[Event]:
+    def perform(self, home: Home, run_dir: Path, *_: Any) -> Iterator[Event]:
         """Measure every run that has an adapter; write `bakeoff.json`."""
         from studio.backbone import Backbone
         from studio.models.loading import load

@@ -10,11 +10,12 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from studio.evaluation.metrics import scorers
-from studio.fields import Record, knob, validated
+from studio.fields import knob
 from studio.home import Home
+from studio.request import Request
 from studio.spec import DataSource, ModelSource
 from studio.stack import Stack
 from studio.training.events import Evaluated, Event, Finished, Loading, Sampled
@@ -30,9 +31,10 @@ BATCH_PROMPTS = 16
 MAX_SAMPLES = 8
 
 
-class EvaluateRequest(Record):
+class EvaluateRequest(Request):
     """Measure a stack on a dataset."""
 
+    kind: ClassVar[str] = "evaluate"
     name: str = knob("", "Name of the evaluation.", title="Name", max_length=120)
     model: ModelSource = ModelSource()
     stack: Stack = ()
@@ -48,11 +50,6 @@ class EvaluateRequest(Record):
     max_new_tokens: int = knob(128, "Maximum length of a scored answer.", ge=1, le=4096)
     seed: int = knob(0, "Seed of the run whose held-out rows are used.", ge=0, le=2**31 - 1)
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
-
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values or raise one SpecError."""
-        return validated(cls, values)
 
     def checked(self, home: Home) -> Self:
         """Return the request as the queue stores it, with the adapters' folders.
@@ -70,7 +67,7 @@ class EvaluateRequest(Record):
         ]
         return self.model_copy(update={"stack": tuple(stack)})
 
-    def perform(self, home: Home, run_dir: Path) -> Iterator[Event]:
+    def perform(self, home: Home, run_dir: Path, *_: Any) -> Iterator[Event]:
         """Measure, and write `evaluation.json` into the run's folder."""
         from studio.backbone import Backbone
         from studio.data.prepare import prepare
@@ -107,6 +104,11 @@ class EvaluateRequest(Record):
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1))
         yield Finished(eval_loss=report["eval_loss"], seconds=time.monotonic() - started)
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the report."""
+        report: dict[str, Any] = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
+        return {"id": int(run_dir.name), **report}
 
     def _is_model(self) -> bool:
         from studio.adapters.library import describe

@@ -11,27 +11,26 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from studio.chat import run_checkpoints
 from studio.errors import AdapterError
-from studio.fields import Record, knob, validated
+from studio.fields import knob
 from studio.home import Home, publishing
+from studio.request import Request
 from studio.training.events import Event, Finished, Loading
 
 BEFORE = "adapter-before"
 
 
-class PromoteRequest(Record):
+class PromoteRequest(Request):
     """Make a checkpoint the adapter of its run."""
 
-    name: str = knob("", "Name of the job.", title="Name", max_length=120)
-    checkpoint: str = knob("", "RUN@STEP, such as 7@100.", max_length=40)
-
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values or raise one SpecError."""
-        return validated(cls, values)
+    kind: ClassVar[str] = "promote"
+    checkpoint: str = knob(
+        "", "Such as 7@100.", max_length=40, positional=True, metavar="RUN@STEP", of="checkpoint"
+    )
+    name: str = knob("", "Name of the job.", title="Name", max_length=120, flag="-")
 
     def checked(self, home: Home) -> Self:
         """Return the request as the queue stores it.
@@ -45,7 +44,7 @@ class PromoteRequest(Record):
         name = self.name.strip() or f"promote {found.name}"
         return self.model_copy(update={"name": name})
 
-    def perform(self, home: Home) -> Iterator[Event]:
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Load the checkpoint on its base and publish it."""
         from studio.backbone import Backbone
         from studio.models.loading import load

@@ -12,15 +12,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
 from studio.chat.lanes import Delta, Lane, LaneSettings
 from studio.errors import ChatError
 from studio.evaluation.metrics import exact_match, match_pattern, pattern_fault, rouge_l, valid_json
-from studio.fields import Record, knob, validated
+from studio.fields import Record, knob
 from studio.home import Home
+from studio.request import Control, Request
 from studio.stack import MAX_LANES
 from studio.training.events import Event, Finished, Loading, Working
 
@@ -46,20 +47,16 @@ class Case(Record):
         return self
 
 
-class SuiteRequest(Record):
+class SuiteRequest(Request):
     """Answer every case with every lane."""
 
+    kind: ClassVar[str] = "suite"
     name: str = knob("", "Name of the suite.", title="Name", max_length=120)
     lanes: tuple[LaneSettings, ...] = knob(
         (), "Lanes to compare.", min_length=1, max_length=MAX_LANES
     )
     cases: tuple[Case, ...] = knob((), "Prompts.", min_length=1, max_length=MAX_CASES)
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
-
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Self:
-        """Validate plain values or raise one SpecError."""
-        return validated(cls, values)
 
     def checked(self, home: Home) -> Self:
         """Return the request as the queue stores it.
@@ -80,7 +77,7 @@ class SuiteRequest(Record):
         return self
 
     def perform(
-        self, home: Home, run_dir: Path, control: Callable[[], str | None] = lambda: None
+        self, home: Home, run_dir: Path, control: Control = lambda: None
     ) -> Iterator[Event]:
         """Answer case by case and append each to `suite.jsonl`."""
         from studio.chat.residents import ResidentModels

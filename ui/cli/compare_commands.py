@@ -7,13 +7,11 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from jobs import suites, supervisor
+from jobs import suites
 from jobs.conversations import Conversations, Votes
-from jobs.jobs_table import summary
 from jobs.recipes import Recipes
 from jobs.store import JobStore
 from studio.errors import ChatError
-from studio.evaluation.promotion import PromoteRequest
 from studio.evaluation.reports import form_of, title, votes_as
 from studio.evaluation.suites import read_cases
 from studio.home import Home
@@ -197,19 +195,6 @@ def recipes(home: Home, *, save: str, lane: str, delete: str, as_json: bool) -> 
     for row in found:
         parts = " + ".join(str(StackItem(**part)) for part in row["stack"])
         print(f"{row['name']}: {row['model']} + {parts}")
-
-
-def promote(home: Home, checkpoint: str, *, follow: bool, as_json: bool) -> int:
-    """Queue a promotion and, unless detached, wait for it."""
-    request = PromoteRequest(checkpoint=checkpoint).checked(home)
-    with closing(JobStore(home)) as store:
-        job = store.submit(request.model_dump(mode="json"), kind="promote")
-        supervisor.ensure_running(home)
-        job = follow_to_the_end(store, job) if follow else job
-    if job.state == "succeeded" and not as_json:
-        print(f"{checkpoint} is the run's adapter now: {summary(job)['adapter']}")
-        return 0
-    return say_state(job, as_json)
 
 
 def _list_suites(found: Sequence[dict[str, Any]], as_json: bool) -> None:

@@ -20,6 +20,7 @@ import typer
 from studio.errors import SpecError, StudioError, nearest
 from studio.home import open_home
 from ui.cli.data import app as data_app
+from ui.cli.generate import add_commands
 from ui.cli.options import HomeOption, JobArgument, JsonOption, RetriesOption
 from ui.cli.options_adapters import app as adapter_app
 from ui.cli.options_cluster import app as elsewhere_app
@@ -27,9 +28,9 @@ from ui.cli.options_compare import app as compare_app
 from ui.cli.options_engine import app as engine_app
 from ui.cli.options_engine import presets_app
 from ui.cli.options_home import app as home_app
-from ui.cli.options_library import app as library_app
 from ui.cli.options_queue import app as queue_app
 
+GROUPS = {"adapters": "List the adapters, or name, tag, delete and restore them."}
 app = typer.Typer(
     name="studio",
     help="Train adapters, watch them learn, and chat with them. Without a command it opens the "
@@ -40,14 +41,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
-app.add_typer(adapter_app)
 app.add_typer(compare_app)
-app.add_typer(library_app, name="adapters")
 app.add_typer(queue_app)
 app.add_typer(elsewhere_app)
 app.add_typer(engine_app)
 app.add_typer(presets_app, name="presets")
 app.add_typer(home_app)
+app.add_typer(adapter_app)
+add_commands(app, GROUPS)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -152,19 +152,6 @@ def recipes(
 
 
 @app.command()
-def promote(
-    checkpoint: Annotated[str, typer.Argument(metavar="RUN@STEP", help="Such as 7@100.")],
-    follow: FollowOption = True,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Make a checkpoint the adapter of its run; the one before is kept beside it."""
-    from ui.cli import compare_commands
-
-    return compare_commands.promote(open_home(home), checkpoint, follow=follow, as_json=as_json)
-
-
-@app.command()
 def endpoint(
     hours: Annotated[
         float, typer.Option(min=0.01, max=8760, help="It leaves when nobody asked for so long.")

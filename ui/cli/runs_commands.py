@@ -21,12 +21,13 @@ from jobs.jobs_table import summary
 from jobs.memory import needed_bytes
 from jobs.processes import Identity
 from jobs.store import JobStore
-from studio.errors import InputError, QueueError, ServeError, nearest
+from studio.errors import QueueError, ServeError, nearest
 from studio.fields import merge_values, parse_assignment, read_yaml
 from studio.home import Home
 from studio.presets import apply_preset
 from studio.spec import RunSpec
 from ui.cli.follow import follow_to_the_end
+from ui.cli.show import exit_code
 
 SETTLE_SECONDS = 15.0
 
@@ -65,15 +66,6 @@ def train(
             return 130
     say(job, as_json, _ending(job))
     return exit_code(job)
-
-
-def exit_code(job: Job) -> int:
-    """Return the contract's exit code for how a job ended."""
-    if job.state == "succeeded":
-        return 0
-    if job.state in ("cancelled", "paused"):
-        return 4
-    return 2 if job.error_kind in _input_kinds(InputError) else 3
 
 
 def runs(home: Home, *, search: str, states: Sequence[str], limit: int, as_json: bool) -> None:
@@ -232,10 +224,6 @@ def _ending(job: Job) -> str:
         )
     text = f'"{job.name}" ended at step {job.step}: {job.state}.'
     return f"{text}\n{job.error_text}" if job.error_text else text
-
-
-def _input_kinds(root: type[InputError]) -> set[str]:
-    return {root.kind}.union(*(_input_kinds(child) for child in root.__subclasses__()))
 
 
 def _number(value: float | None) -> str:

@@ -1,0 +1,9 @@
+"""Every action that a user can ask for: one registry for commands, HTTP routes, dialogs and docs.
+
+To add one, write a function with `@action` in the module of its area (see `registry.py`).
+"""
+
+from jobs.actions import adapters
+from jobs.actions.registry import ACTIONS, Action, Answer, ask, outcome
+
+__all__ = ["ACTIONS", "Action", "Answer", "adapters", "ask", "outcome"]

@@ -1,0 +1,289 @@
+"""Actions on adapters: merge, mix, import, export, push, measure; rename, tag, delete, restore."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from jobs.actions.registry import action, field, request_action
+from jobs.job import OPEN
+from jobs.store import JobStore
+from studio.adapters import library
+from studio.adapters.gguf import GgufRequest
+from studio.adapters.library import Adapter, describe, resolve
+from studio.adapters.picture import drawn
+from studio.adapters.push import PushRequest
+from studio.adapters.requests import (
+    BASE,
+    STACK,
+    ExportRequest,
+    ImportRequest,
+    MergeRequest,
+    MixRequest,
+    PictureRequest,
+)
+from studio.errors import AdapterError
+from studio.evaluation.evaluate import EvaluateRequest
+from studio.evaluation.promotion import PromoteRequest
+from studio.fields import merge_values, parse_assignment
+from studio.home import Home
+from studio.methods import methods
+from studio.models.architecture import linear_modules
+from studio.request import Request
+from studio.spec import DataSource, ModelSource, RunSpec
+from studio.stack import Stack, StackItem
+
+AdapterName = Annotated[
+    str,
+    field(
+        "Name, run number or id of the adapter.", title="Adapter", positional=True,
+        metavar="ADAPTER", of="adapter",
+    ),
+]  # fmt: skip
+STARTER, OWN_BASE, DEMO = ModelSource(), ModelSource(path=""), DataSource()
+NO_ADAPTERS: tuple[StackItem, ...] = ()
+
+request_action("merge", MergeRequest)
+request_action("mix", MixRequest)
+request_action("push", PushRequest)
+request_action("promote", PromoteRequest)
+request_action("adapters.picture", PictureRequest, title="Measure changes")
+
+
+@action("import", title="Import adapter", follow=True)
+def import_adapter(
+    source: Annotated[
+        str, field("Folder or hub id.", positional=True, metavar="DIR", max_length=4000)
+    ],
+    name: Annotated[
+        str, field("Name in the library; the folder's name by default.", max_length=120)
+    ] = "",
+    model: Annotated[
+        ModelSource, field("Base model to check the adapter against.", **BASE)
+    ] = OWN_BASE,
+) -> Request:
+    """Copy a PEFT or AdapterHub adapter into the library."""
+    return ImportRequest(source=source, adapter=name, model=model if model.path else None)
+
+
+@action("export", title="Export adapter", follow=True)
+def export_adapter(
+    home: Home,
+    name: Annotated[
+        str,
+        field(
+            "Name or folder of the adapter; for gguf also a model folder.", positional=True,
+            title="Adapter", of="adapter",
+        ),
+    ],
+    out: Annotated[
+        str, field("New folder; in the home's exports by default.", max_length=4000)
+    ] = "",
+    form: Annotated[
+        Literal["peft", "vllm", "adapterhub", "card", "gguf"],
+        field("File format; card writes the model card only.", title="Format", flag="--format"),
+    ] = "peft",
+    precision: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0"], field("Precision of a gguf file.", advanced=True)
+    ] = "f16",
+    model: Annotated[
+        str, field("Base model, if the passport does not name it.", of="model", advanced=True)
+    ] = "",
+) -> Request:  # fmt: skip
+    """Write an adapter to a new folder; gguf merges it into its base model first."""
+    if form != "gguf":
+        return ExportRequest(adapter=name, out=out, form=form, model=model)
+    item = StackItem.read(name)
+    stack, base = (item,), model
+    if Path(name).expanduser().joinpath("config.json").is_file() or name == "starter":
+        stack, base = (), name
+    else:
+        found = describe(resolve(home, item.name))
+        base = base or found.base
+        if found.is_model:
+            stack, base = (), str(found.path)
+    source = ModelSource(path=base or "starter")
+    return GgufRequest(model=source, stack=stack, precision=precision, out=out)
+
+
+@action("gguf", title="Export to GGUF", follow=True)
+def gguf(asked: GgufRequest) -> Request:
+    """Write a model, with adapters merged in, as one GGUF file."""
+    return asked
+
+
+@action("evaluate", follow=True)
+def evaluate(
+    home: Home,
+    stack: Annotated[
+        Stack, field("Adapters in stack order; none measures the base.", **STACK)
+    ] = NO_ADAPTERS,
+    model: Annotated[
+        ModelSource, field("Base model; the one of the first adapter by default.", **BASE)
+    ] = OWN_BASE,
+    data: Annotated[
+        DataSource, field("File, folder, hub id, or starter:<name>.", of="dataset")
+    ] = DEMO,
+    set: Annotated[
+        tuple[str, ...],
+        field("Further fields, as in max_rows=100.", metavar="FIELD=VALUE", advanced=True),
+    ] = (),
+    score: Annotated[
+        tuple[str, ...], field("Score of answers: exact_match, rouge_l, regex, json.")
+    ] = (),
+    pattern: Annotated[str, field("Regular expression of the score regex.", max_length=2000)] = "",
+    name: Annotated[str, field("Name of the evaluation.", max_length=120)] = "",
+) -> Request:
+    """Measure a stack on a dataset: loss, perplexity, token accuracy, scores of its answers."""
+    values: dict[str, Any] = {
+        "name": name, "stack": stack, "scores": score, "pattern": pattern,
+        "model": model.model_dump(), "data": data.model_dump(),
+    }  # fmt: skip
+    values = merge_values(values, dict(map(parse_assignment, set)))
+    if isinstance(values["scores"], str):
+        values["scores"] = [values["scores"]]
+    if not values["model"]["path"]:
+        base = describe(resolve(home, stack[0].name)).base if stack else ""
+        values["model"]["path"] = base or RunSpec().model.path
+    place = Path(values["data"]["path"]).expanduser()
+    if place.exists():
+        values["data"]["path"] = str(place.absolute())
+    return EvaluateRequest.parse(values)
+
+
+# -- the library -----------------------------------------------------------------------------------
+
+
+@action("adapters.rename")
+def rename(
+    store: JobStore,
+    adapter: AdapterName,
+    name: Annotated[str, field("New name.", positional=True, metavar="NAME", max_length=1000)],
+) -> dict[str, Any]:
+    """Rename an adapter."""
+    _refuse_needed(store, library.find(store.home, adapter))
+    return card(library.rename(store.home, adapter, name), best_losses(store))
+
+
+@action("adapters.tag")
+def tag(
+    store: JobStore,
+    adapter: AdapterName,
+    tags: Annotated[
+        tuple[str, ...],
+        field("All tags of the adapter.", positional=True, metavar="[TAG]...", max_length=100),
+    ] = (),
+) -> dict[str, Any]:
+    """Replace an adapter's tags; omit to clear."""
+    return card(library.set_tags(store.home, adapter, tags), best_losses(store))
+
+
+@action("adapters.delete")
+def delete(store: JobStore, adapter: AdapterName) -> dict[str, Any]:
+    """Move an adapter to the trash, where it stays for 30 days."""
+    _refuse_needed(store, library.find(store.home, adapter))
+    gone = library.delete(store.home, adapter)
+    return {"deleted": gone.name, "name": gone.name, "token": gone.token}
+
+
+@action("adapters.undo")
+def undo(
+    store: JobStore,
+    adapter: Annotated[
+        str,
+        field("Deleted adapter; the last one by default.", positional=True, metavar="[ADAPTER]"),
+    ] = "",
+) -> dict[str, Any]:
+    """Restore a deleted adapter."""
+    return card(library.restore(store.home, adapter), best_losses(store))
+
+
+@action("adapters.trash")
+def trash(home: Home) -> list[dict[str, Any]]:
+    """List the deleted adapters that can be restored."""
+    return [trashed(one) for one in library.trash(home)]
+
+
+@action("adapters.show")
+def show(store: JobStore, adapter: AdapterName) -> dict[str, Any]:
+    """Show an adapter's passport."""
+    found = library.find(store.home, adapter)
+    facts = card(found, best_losses(store))
+    return facts | {"passport": found.passport, "picture": drawn(found.path)}
+
+
+@action("adapters")
+def listed(home: Home) -> list[dict[str, Any]]:
+    """List the adapters: trained here, imported, mixed."""
+    return [
+        {
+            "id": one.id, "name": one.name, "tags": list(one.tags), "path": str(one.path),
+            "source": one.source, "base": one.base, "method": one.method,
+            "size_bytes": one.size_bytes, "created": one.created, "ended": one.ended,
+            "steps": one.steps, "first_loss": one.first_loss, "last_loss": one.last_loss,
+            "eval_loss": one.eval_loss,
+        }
+        for one in library.adapters(home)
+    ]  # fmt: skip
+
+
+@action("modules")
+def modules(
+    model: Annotated[ModelSource, field("Folder, hub id, or starter.", **BASE)] = STARTER,
+) -> list[dict[str, Any]]:
+    """List a model's linear layers by name: the values of `method.target_modules`."""
+    return [
+        {"key": one.key, "layer": one.layer, "name": one.name, "shape": one.shape}
+        for one in linear_modules(model)
+    ]
+
+
+def card(adapter: Adapter, best: dict[int, float]) -> dict[str, Any]:
+    """Return what is shown of an adapter without opening it."""
+    known = methods().get(adapter.method)
+    spec = adapter.section("spec")
+    data = adapter.section("data") or spec.get("data") or {}
+    run = int(adapter.path.parent.name) if adapter.source == "run" else None
+    return {
+        "id": adapter.id, "name": adapter.name, "path": str(adapter.path), "run": run,
+        "method": adapter.method, "method_title": known.title if known else adapter.method,
+        "base": adapter.base, "data": data.get("path", ""), "is_model": adapter.is_model,
+        "size_bytes": adapter.size_bytes, "created": _seconds(adapter.created),
+        "ended": adapter.ended, "steps": adapter.steps, "first_loss": adapter.first_loss,
+        "last_loss": adapter.last_loss, "eval_loss": adapter.eval_loss,
+        "best_eval_loss": best.get(run, adapter.eval_loss) if run else adapter.eval_loss,
+        "parents": list(adapter.parents), "tags": list(adapter.tags),
+    }  # fmt: skip
+
+
+def trashed(one: library.DeletedAdapter) -> dict[str, Any]:
+    """Return what is shown of a deleted adapter."""
+    return {"token": one.token, "name": one.name, "deleted": one.deleted}
+
+
+def best_losses(store: JobStore) -> dict[int, float]:
+    """Return the lowest held-out loss of every run that was evaluated."""
+    with store.database.reading() as db:
+        return {int(job): float(loss) for job, loss in db.conn.execute(_BEST).fetchall()}
+
+
+def _refuse_needed(store: JobStore, adapter: Adapter) -> None:
+    for job in store.list(OPEN):
+        stack = job.spec.get("stack") or []
+        parts = {str(item.get("name")) for item in stack} | {str(job.spec.get("adapter") or "")}
+        if str(adapter.path) in parts:
+            raise AdapterError(
+                f'"{job.name}" is {job.state} and needs "{adapter.name}": wait for it or cancel it '
+                "first."
+            )
+
+
+def _seconds(moment: str) -> float | None:
+    try:
+        return datetime.fromisoformat(moment).timestamp()
+    except ValueError:
+        return None
+
+
+_BEST = """
+SELECT job, MIN(value) FROM metrics WHERE name = 'eval_loss' AND value IS NOT NULL GROUP BY job
+"""

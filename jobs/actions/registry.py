@@ -1,0 +1,312 @@
+"""Actions: how one is declared, and the one function that asks for it.
+
+The signature of a function with `@action` is the record of its fields; its docstring is the help.
+It returns a JSON value, a job that it has queued, or a `Request`, which is queued here: checked,
+refused if a waiting job will create the same thing, named, submitted, the supervisor started.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from pydantic import create_model
+
+from jobs import jobs_table, supervisor
+from jobs.job import OPEN, Job
+from jobs.jobs_table import summary
+from jobs.kinds import FILE_KINDS, request_of
+from jobs.store import JobStore
+from studio.adapters.library import name_of
+from studio.errors import QueueError, nearest
+from studio.fields import Parameter, Record, knob, merge_values, parameters
+from studio.home import Home
+from studio.names import cleaned
+from studio.request import Request
+from studio.training.events import Event, Finished
+
+Needs = Literal["store", "home", ""]
+Watch = Callable[[Event], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Action:
+    """Something that a user can ask for.
+
+    `needs` is what its function gets first; `follow` says that commands wait for its job; `starts`
+    that the queue has to go on afterwards.
+    """
+
+    name: str
+    title: str
+    help: str
+    record: type[Record]
+    run: Callable[..., Any]
+    needs: Needs
+    follow: bool
+    starts: bool
+
+    @property
+    def fields(self) -> list[Parameter]:
+        """The fields as forms and commands show them."""
+        return parameters(self.record)
+
+    def read(self, values: Mapping[str, Any]) -> Record:
+        """Return the validated fields; keys may be dotted, a text may stand for a nested record.
+
+        Raises:
+            SpecError: Names every wrong field, the value got and the nearest known key.
+        """
+        plain = merge_values({}, dict(values))
+        for name, info in self.record.model_fields.items():
+            kind = info.annotation
+            nested = isinstance(kind, type) and issubclass(kind, Record)
+            if nested and isinstance(plain.get(name), str):
+                plain[name] = {"path": plain[name]}
+        return self.record.parse(plain)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Queued:
+    """Several jobs, or one with facts of its own: what a function with `@action` may return."""
+
+    jobs: tuple[Job, ...]
+    value: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """The JSON value that an action answers with, and the jobs that it queued."""
+
+    action: Action
+    value: Any
+    jobs: tuple[Job, ...] = ()
+
+
+ACTIONS: dict[str, Action] = {}
+OUTCOMES: dict[str, Callable[[JobStore, Job], dict[str, Any]]] = {}
+
+
+def action(
+    name: str, *, title: str = "", follow: bool = False, starts: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a function as the action `name` (`merge`, `adapters.rename`).
+
+    Args:
+        name: The words of the command, joined by dots.
+        title: Heading of the dialog; the last word of the name by default.
+        follow: Commands wait for the job unless detached.
+        starts: The supervisor is started afterwards.
+    """
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        hints = get_type_hints(function, include_extras=True)
+        names = list(inspect.signature(function).parameters)
+        needs: Needs = "store" if "store" in names[:1] else "home" if "home" in names[:1] else ""
+        fields = names[1:] if needs else names
+        whole: Any = hints[fields[0]] if len(fields) == 1 else None
+        given = isinstance(whole, type) and issubclass(whole, Record)
+        made = {field: _field(function, field, hints[field]) for field in fields}
+        record = whole if given else create_model(name.replace(".", "_"), __base__=Record, **made)
+
+        def run(place: Any, asked: Record) -> Any:
+            own = [asked] if given else [getattr(asked, field) for field in fields]
+            return function(*([place] if needs else []), *own)
+
+        label = title or name.rpartition(".")[2].replace("_", " ").capitalize()
+        text = inspect.getdoc(function) or ""
+        ACTIONS[name] = Action(
+            name=name, title=label, help=text, record=record, run=run, needs=needs, follow=follow,
+            starts=starts,
+        )  # fmt: skip
+        return function
+
+    return register
+
+
+def _field(function: Callable[..., Any], name: str, hint: Any) -> Any:
+    default = inspect.signature(function).parameters[name].default
+    return hint, ... if default is inspect.Parameter.empty else default
+
+
+def field(help: str, **hints: Any) -> Any:
+    """Return the text and hints of a field, as in `Annotated[str, field("New name.")]`."""
+    return knob(..., help, **hints)
+
+
+def request_action(name: str, request: type[Request], *, title: str = "") -> None:
+    """Register the action whose fields are those of a request."""
+
+    def same(asked: Request) -> Request:
+        return asked
+
+    same.__annotations__ = {"asked": request, "return": request}
+    same.__doc__ = request.__doc__
+    action(name, title=title, follow=True)(same)
+
+
+def outcome_of(kind: str) -> Callable[[Callable[[JobStore, Job], dict[str, Any]]], Any]:
+    """Register a function as what finished jobs of a kind answer with."""
+
+    def register(function: Callable[[JobStore, Job], dict[str, Any]]) -> Any:
+        OUTCOMES[kind] = function
+        return function
+
+    return register
+
+
+def outcome(store: JobStore, job: Job) -> dict[str, Any]:
+    """Return what a finished job made: what its command prints with `--json`."""
+    if job.kind in OUTCOMES:
+        return OUTCOMES[job.kind](store, job)
+    request = request_of(job.kind)
+    if request is None:
+        return summary(job)
+    return request.parse(job.spec).outcome(store.home, store.home.run(job.id), job.result)
+
+
+def find(name: str) -> Action:
+    """Return an action by name.
+
+    Raises:
+        QueueError: There is none.
+    """
+    if name not in ACTIONS:
+        raise QueueError(f'Unknown action "{name}".{nearest(name, ACTIONS)}')
+    return ACTIONS[name]
+
+
+def ask(
+    home: Home | None,
+    name: str,
+    values: Mapping[str, Any],
+    *,
+    store: JobStore | None = None,
+    watch: Watch | None = None,
+) -> Answer:
+    """Validate the fields of an action and do it, or queue its job.
+
+    Args:
+        home: The home folder; None only for actions that need none.
+        name: Which action.
+        values: Plain values of its fields.
+        store: The open queue; opened for this call by default.
+        watch: Perform work on files in this process, with this function called for each event.
+
+    Raises:
+        StudioError: It cannot be done; nothing was queued or changed.
+    """
+    wanted = find(name)
+    asked = wanted.read(values)
+    if wanted.needs == "store" or store is not None:
+        assert home is not None
+        with _opened(home, store) as opened:
+            return _answer(wanted, wanted.run(opened, asked), opened, watch)
+    made = wanted.run(home, asked)
+    if not isinstance(made, Request):
+        return Answer(action=wanted, value=made)
+    assert home is not None
+    with _opened(home, None) as opened:
+        return _answer(wanted, made, opened, watch)
+
+
+@contextmanager
+def _opened(home: Home, store: JobStore | None) -> Iterator[JobStore]:
+    if store is not None:
+        yield store
+        return
+    with closing(JobStore(home)) as opened:
+        yield opened
+
+
+def _answer(wanted: Action, made: Any, store: JobStore, watch: Watch | None) -> Answer:
+    if isinstance(made, Request):
+        if watch is not None and made.kind in FILE_KINDS:
+            return Answer(action=wanted, value=perform(store.home, made, watch))
+        made = submit(store, made)
+    if wanted.starts:
+        supervisor.ensure_running(store.home)
+    if isinstance(made, Job):
+        return Answer(action=wanted, value=summary(made), jobs=(made,))
+    if isinstance(made, Queued):
+        return Answer(action=wanted, value=made.value, jobs=made.jobs)
+    return Answer(action=wanted, value=made)
+
+
+def submit(store: JobStore, request: Request) -> Job:
+    """Check a request, refuse what collides, queue it and start the supervisor.
+
+    Raises:
+        StudioError: It cannot be performed, or a waiting job will create the same thing.
+    """
+    checked = request.checked(store.home)
+    refuse_collision(store, checked.target(store.home))
+    values = checked.model_dump(mode="json")
+    values["name"] = values["name"].strip() or _made_up(store, checked)
+    job = store.submit(values, kind=request.kind)
+    supervisor.ensure_running(store.home)
+    return job
+
+
+def perform(home: Home, request: Request, watch: Watch) -> dict[str, Any]:
+    """Do the work of a request in this process and return its outcome."""
+    checked, result = request.checked(home), dict[str, Any]()
+    for event in checked.perform(home, home.state, lambda: None):
+        watch(event)
+        if isinstance(event, Finished):
+            result = {"adapter": event.adapter, **(event.facts or {})}
+    return checked.outcome(home, home.state, result)
+
+
+def refuse_collision(store: JobStore, target: Path | None) -> None:
+    """Refuse a file or folder that a waiting job will create.
+
+    Raises:
+        QueueError: Names the job.
+    """
+    for job in store.list(OPEN) if target else ():
+        kind = request_of(job.kind)
+        if kind is not None and kind.parse(job.spec).target(store.home) == target:
+            raise QueueError(
+                f'"{job.name}" (number {job.id}) is {job.state} and will create {target}. Wait for '
+                "it or choose another name."
+            )
+
+
+def _made_up(store: JobStore, request: Request) -> str:
+    """Return a free name for a job on adapters; empty where the queue makes one up."""
+    stack: Iterable[Any] = getattr(request, "stack", ())
+    folders = [Path(item.name) for item in stack]
+    adapter, source = getattr(request, "adapter", ""), getattr(request, "source", "")
+    about = [str(getattr(request, "repo", "") or "")]
+    if source:
+        about = [adapter or Path(source).name]
+    elif adapter or folders:
+        about = [name_of(folder) for folder in folders or [Path(adapter)]]
+    if not any(about):
+        return ""
+    base = cleaned(f"{request.kind.partition('_')[0]} {' + '.join(about)}")[:110]
+    return jobs_table.first_free(base, {job.name: job.id for job in store.list(search=base)})
+
+
+def schema(wanted: Action) -> dict[str, Any]:
+    """Return an action as pages draw its dialog."""
+    return {
+        "name": wanted.name, "title": wanted.title, "help": wanted.help,
+        "kind": "job" if wanted.follow else "now",
+        "fields": [_shown(one) for one in wanted.fields],
+    }  # fmt: skip
+
+
+def _shown(one: Parameter) -> dict[str, Any]:
+    default = list(one.default) if isinstance(one.default, tuple) else one.default
+    whole = "integer" if one.kind == "number" and one.type is int else one.kind
+    return {
+        "name": one.path, "title": one.title, "help": one.help, "type": whole, "of": one.of,
+        "default": default, "choices": list(one.choices), "advanced": one.advanced,
+        "unit": one.unit, "step": one.step, "required": one.required,
+        "ge": one.bounds.get("ge", one.bounds.get("gt")),
+        "le": one.bounds.get("le", one.bounds.get("lt")),
+    }  # fmt: skip

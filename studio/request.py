@@ -1,0 +1,47 @@
+"""The base class of requests: what the user asks for, checked at once, performed by a job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from studio.fields import Record
+from studio.home import Home
+from studio.training.events import Event
+
+Control = Callable[[], Literal["stop", "save", "sample"] | None]
+
+
+class Request(Record):
+    """Frozen fields of one kind of job; the queue stores them as JSON."""
+
+    kind: ClassVar[str]
+    name: str = ""
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it: adapters found, paths absolute.
+
+        Raises:
+            StudioError: It cannot be performed.
+        """
+        return self
+
+    def target(self, home: Home) -> Path | None:
+        """Return the file or folder that the job will create, if it is known beforehand."""
+        out = getattr(self, "out", "")
+        return Path(out) if out else None
+
+    def perform(self, home: Home, run_dir: Path, control: Control) -> Iterator[Event]:
+        """Do the work; the last event is `Finished`."""
+        raise NotImplementedError
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return what a finished job made, as commands print and pages show it.
+
+        Args:
+            home: The home folder.
+            run_dir: The job's own folder.
+            result: What the job reported, `adapter` and its facts among it.
+        """
+        return {"adapter": result.get("adapter")}

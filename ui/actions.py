@@ -1,0 +1,33 @@
+"""The HTTP routes of actions: their fields for dialogs, one way to ask, what a job made."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from jobs.actions import ACTIONS, ask, outcome
+from jobs.actions.registry import schema
+from jobs.store import JobStore
+from studio.home import Home
+from ui.live import job_row
+
+
+def action_routes(home: Home, store: JobStore) -> APIRouter:
+    """Return the routes of actions."""
+    router = APIRouter(prefix="/api")
+
+    @router.get("/actions")
+    def actions() -> list[dict[str, Any]]:
+        return [schema(action) for action in ACTIONS.values()]
+
+    @router.post("/do/{name}")
+    def do(name: str, values: dict[str, Any]) -> Any:
+        answer = ask(home, name, values, store=store)
+        return job_row(answer.jobs[0]) if len(answer.jobs) == 1 else answer.value
+
+    @router.get("/outcome/{job_id}")
+    def made(job_id: int) -> dict[str, Any]:
+        job = store.get(job_id)
+        found = outcome(store, job) if job.state == "succeeded" else {}
+        return {**job_row(job), "outcome": found}
+
+    return router

@@ -1,0 +1,185 @@
+"""Commands generated from actions: options from the fields, one way to ask, follow and print."""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from inspect import Parameter as Argument
+from inspect import Signature
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from jobs.actions import ACTIONS, Action, Answer, ask, outcome
+from jobs.jobs_table import summary
+from jobs.store import JobStore
+from studio.errors import SpecError
+from studio.fields import Parameter
+from studio.home import open_home
+from studio.training.events import Event, Working
+from ui.cli.follow import follow_to_the_end
+from ui.cli.show import CODES, SENTENCES, ending
+
+HomeOption = Annotated[
+    Path | None,
+    typer.Option("--home", help="Home folder; STUDIO_HOME by default.", show_default=False),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+FollowOption = Annotated[
+    bool, typer.Option("--follow/--detach", help="Wait for the end of the job, or only queue it.")
+]
+
+
+def add_commands(app: typer.Typer, groups: dict[str, str]) -> None:
+    """Add a command for every action; `groups` are the helps of groups of commands by name."""
+    made = {
+        name: typer.Typer(help=text, invoke_without_command=name in ACTIONS, no_args_is_help=False)
+        for name, text in groups.items()
+    }
+    for name, action in ACTIONS.items():
+        group, dot, word = name.rpartition(".")
+        if name in made:
+            made[name].callback()(command(action, only_alone=True))
+        else:
+            (made[group] if dot else app).command(word)(command(action))
+    for name, one in made.items():
+        app.add_typer(one, name=name)
+
+
+def command(action: Action, *, only_alone: bool = False) -> Callable[..., int]:
+    """Return the function that Typer reads the options of an action from."""
+    fields = {one.path.replace(".", "__"): one for one in action.fields if one.flag != "-"}
+
+    def run(context: typer.Context, **given: Any) -> int:
+        if only_alone and context.invoked_subcommand is not None:
+            return 0
+        home, as_json = given.pop("home", None), given.pop("as_json", False)
+        follow = given.pop("follow", True)
+        values = {
+            fields[name].path: value
+            for name, value in given.items()
+            if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
+        }
+        for name, value in values.items():
+            if isinstance(value, str) and not value.strip() and "." in name:
+                option = next(one.flag for one in fields.values() if one.path == name)
+                raise SpecError(f"{option} is empty: give a value, or leave it out.", field=name)
+        return perform(action, values, home, follow=follow, as_json=as_json)
+
+    shared = {"home": (HomeOption, None), "as_json": (JsonOption, False)}
+    if action.follow:
+        shared = {"follow": (FollowOption, True), **shared}
+    own = {name: (_annotation(one), _default(one)) for name, one in fields.items()}
+    arguments = {name: pair for name, pair in own.items() if fields[name].positional}
+    everything = arguments | own | shared
+    run.__name__ = action.name.rpartition(".")[2]
+    run.__doc__ = action.help
+    run.__annotations__ = {"context": typer.Context, "return": int} | {
+        name: annotation for name, (annotation, _) in everything.items()
+    }
+    run.__signature__ = Signature(  # type: ignore[attr-defined]
+        [Argument("context", Argument.POSITIONAL_OR_KEYWORD, annotation=typer.Context)]
+        + [
+            Argument(name, Argument.KEYWORD_ONLY, default=default, annotation=annotation)
+            for name, (annotation, default) in everything.items()
+        ]
+    )
+    return run
+
+
+def _annotation(one: Parameter) -> Any:
+    kind: Any = one.type
+    if one.kind in ("list", "stack"):
+        kind = list[one.type]  # type: ignore[name-defined]
+    if one.default is None or one.kind in ("list", "stack"):
+        kind = kind | None
+    text = one.help.replace("[", "(").replace("]", ")")
+    if one.choices and not all(choice in text for choice in one.choices):
+        text = f"{text.rstrip('.')} ({', '.join(one.choices)})."
+    hidden = one.default in ("", None, ())
+    if one.positional:
+        return Annotated[
+            kind,
+            typer.Argument(
+                metavar=one.metavar or one.path.upper(), help=text, show_default=not hidden,
+            ),
+        ]  # fmt: skip
+    return Annotated[
+        kind,
+        typer.Option(one.flag, metavar=one.metavar or None, help=text, show_default=not hidden),
+    ]
+
+
+def _default(one: Parameter) -> Any:
+    required = one.required or (one.positional and not one.metavar.startswith("["))
+    if required:
+        return ...
+    return None if one.kind in ("list", "stack") else one.default
+
+
+def perform(
+    action: Action, values: dict[str, Any], where: Path | None, *, follow: bool, as_json: bool
+) -> int:
+    """Ask for an action, follow its job, print the answer; return the exit code."""
+    home = open_home(where) if action.needs else None
+    if action.needs != "store" and not action.follow:
+        return show(ask(home, action.name, values, watch=_progress), as_json)
+    home = home or open_home(where)
+    with closing(JobStore(home)) as store:
+        answer = ask(home, action.name, values, store=store, watch=None if as_json else _progress)
+        if not (action.follow and answer.jobs):
+            return show(answer, as_json)
+        return _followed(store, answer, follow=follow, as_json=as_json)
+
+
+def _followed(store: JobStore, answer: Answer, *, follow: bool, as_json: bool) -> int:
+    job = answer.jobs[-1]
+    if not follow:
+        text = f'Queued "{job.name}" as number {job.id}.'
+        print(json.dumps(answer.value, ensure_ascii=False) if as_json else text)
+        return 0
+    try:
+        for one in answer.jobs:
+            job = follow_to_the_end(store, one)
+    except KeyboardInterrupt:
+        print(
+            f'\n"{job.name}" continues. Follow it with `studio logs {job.id}`, end it with '
+            f"`studio cancel {job.id}`.", file=sys.stderr,
+        )  # fmt: skip
+        if as_json:
+            print(json.dumps(summary(store.get(job.id)), ensure_ascii=False))
+        return 130
+    if job.state != "succeeded":
+        return ending(job, as_json)
+    value = answer.value if len(answer.jobs) > 1 else {}
+    return show(
+        Answer(action=answer.action, value=value | outcome(store, job), jobs=answer.jobs), as_json
+    )
+
+
+def show(answer: Answer, as_json: bool) -> int:
+    """Print an answer and return the exit code."""
+    name, value = answer.action.name, answer.value
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False))
+    else:
+        SENTENCES[name](value) if name in SENTENCES else _plain(value)
+    return CODES[name](value) if name in CODES else 0
+
+
+def _plain(value: Any) -> None:
+    for row in value if isinstance(value, list) else [value]:
+        if not isinstance(row, dict):
+            print(row)
+            continue
+        for key, one in row.items():
+            if one not in (None, "", [], {}):
+                text = one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
+                print(f"{key:14} {text}")
+
+
+def _progress(event: Event) -> None:
+    if isinstance(event, Working) and sys.stderr.isatty():
+        share = event.step / max(1, event.total_steps)
+        print(f"\r{share:5.0%}  {event.text:30}", end="\n" if share >= 1 else "", file=sys.stderr)

@@ -1,0 +1,142 @@
+"""What commands print: a sentence or table for the answer of an action, exit codes of jobs."""
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from jobs.job import Job
+from jobs.jobs_table import summary
+from studio.errors import InputError
+
+Answer = Any
+
+
+def exit_code(job: Job) -> int:
+    """Return the contract's exit code for how a job ended."""
+    if job.state == "succeeded":
+        return 0
+    if job.state in ("cancelled", "paused"):
+        return 4
+    return 2 if job.error_kind in _input_kinds(InputError) else 3
+
+
+def _input_kinds(root: type[InputError]) -> set[str]:
+    return {root.kind}.union(*(_input_kinds(child) for child in root.__subclasses__()))
+
+
+def ending(job: Job, as_json: bool) -> int:
+    """Print how a job ended that made nothing, and return the exit code."""
+    facts, whole = summary(job), job.kind in ("train", "arrive")
+    if as_json:
+        error = None if whole else facts["error"]
+        print(json.dumps({"error": error} if error else facts, ensure_ascii=False))
+    elif job.kind == "train":
+        text = f'"{job.name}" ended at step {job.step}: {job.state}.'
+        print(f"{text}\n{job.error_text}" if job.error_text else text)
+    else:
+        print(job.error_text or f'"{job.name}" is {job.state}.', file=sys.stderr)
+    return exit_code(job)
+
+
+# -- adapters --------------------------------------------------------------------------------------
+
+
+def merged(answer: Answer) -> None:
+    """Print where a merged model is and its certificate."""
+    found = answer["certificate"]
+    print(f"Merged into {answer['out']}")
+    print(
+        f"Certificate: max logit error {found['max_error']:.2g} (allowed "
+        f"{found['tolerance']:.2g}), {found['tokens_changed']} of "
+        f"{found['tokens_compared']} tokens changed, base {found['base_precision']}."
+    )
+    if found["left"]:
+        print("Not merged, still adapters: " + ", ".join(found["left"]))
+
+
+def exported(answer: Answer) -> None:
+    """Print where an export is and how exact it is."""
+    print(f"Exported to {answer['out']}")
+    check = answer["check"] or {}
+    if check.get("max_error") is None:
+        return
+    changed = ""
+    if "tokens_changed" in check:
+        changed = f", {check['tokens_changed']} of {check['tokens_compared']} tokens changed"
+    print(f"Read back: max logit error {check['max_error']:.2g}{changed}.")
+    for note in check.get("notes") or ():
+        print(note)
+
+
+def evaluated(report: Mapping[str, Any]) -> None:
+    """Print an evaluation."""
+    print(f"rows            {report['rows']}")
+    print(f"loss            {report['eval_loss']:.4f}")
+    print(f"perplexity      {report['perplexity']:.4g}")
+    print(f"token accuracy  {report['token_accuracy']:.1%} of {report['tokens']} tokens")
+    for name, value in report.get("scores", {}).items():
+        print(f"{name:15} {value:.1%}")
+
+
+def picture(answer: Answer) -> None:
+    """Print what an adapter changed, one line a module."""
+    for change in answer["changes"]:
+        size = f"{change['norm']:.2%}" if change["relative"] else f"{change['norm']:.3g}"
+        rank = change["effective_rank"]
+        words = "" if rank is None else f"  rank {rank:.1f}"
+        layer = "outside" if change["layer"] < 0 else f"layer {change['layer']}"
+        print(f"{layer:>8}  {change['module']:<28} {size:>9}{words}")
+
+
+def adapters(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print the library."""
+    if not found:
+        print("No adapters yet. `studio train --data starter:pirate` makes the first.")
+    for one in found:
+        loss = "" if one["last_loss"] is None else f", loss {one['last_loss']:.4f}"
+        ended = f", {one['ended']} after {one['steps']} steps" if one["ended"] else ""
+        print(f"{one['name']}: {one['method']} on {one['base']}{ended}{loss}")
+
+
+def passport(facts: Mapping[str, Any]) -> None:
+    """Print what is known of an adapter."""
+    for key in ("id", "name", "path", "base", "method", "tags", "ended", "parents", "passport"):
+        if value := facts[key]:
+            text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
+            print(f"{key:14} {', '.join(map(str, value)) if isinstance(value, list) else text}")
+
+
+def modules(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print a model's linear layers."""
+    for one in found:
+        print(f"{one['key']}  {one['shape'][0]} x {one['shape'][1]}")
+
+
+def lines(text: str) -> Callable[[Answer], None]:
+    """Return what prints a sentence with the answer's own values in it."""
+    return lambda answer: print(text.format(**answer))
+
+
+SENTENCES: dict[str, Callable[[Any], None]] = {
+    "merge": merged,
+    "mix": lines("Mixed into {adapter} ({how}, error {error:.2g})"),
+    "import": lines('Imported {method} adapter "{name}" to {path}'),
+    "export": exported,
+    "gguf": exported,
+    "push": lines("Uploaded to {address}"),
+    "promote": lines("The adapter of the run is now {adapter}"),
+    "evaluate": evaluated,
+    "adapters": adapters,
+    "adapters.show": passport,
+    "adapters.rename": lines('Renamed to "{name}".'),
+    "adapters.tag": lambda a: print(f'Tags of "{a["name"]}": {", ".join(a["tags"]) or "none"}.'),
+    "adapters.delete": lines('Deleted "{name}". Restore it with `studio adapters undo`.'),
+    "adapters.undo": lines('Restored "{name}".'),
+    "adapters.trash": lambda a: print("\n".join(x["name"] for x in a) or "The trash is empty."),
+    "adapters.picture": picture,
+    "modules": lambda a: print(
+        "\n".join(f"{m['key']}  {m['shape'][0]} x {m['shape'][1]}" for m in a)
+    ),
+}
+CODES: dict[str, Callable[[Any], int]] = {}
