@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.locks import FileLock, refuse_unsafe
-from jobs.schema import Tables, migrations
+from jobs.schema import STATEMENTS, Tables, sqlite_library
 from jobs.wakeup import wake
 from studio.errors import DiskFull, HomeError
 from studio.home import Home
@@ -127,7 +127,7 @@ class Database:
         connection = sqlite3.connect(
             self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
         )
-        tables = Tables(connection, execute_plugins=False)
+        tables = sqlite_library()[0](connection, execute_plugins=False)
         for pragma in (
             "PRAGMA foreign_keys = ON",
             "PRAGMA wal_autocheckpoint = 0",
@@ -163,15 +163,16 @@ class Database:
                         f"{self.path} is on a file system without the locks the queue needs "
                         "(a network share?). Give a folder on a local disk with --home."
                     )
-                migrations.apply(tables)
+                sqlite_library()[1].apply(tables)
                 os.chmod(self.path, 0o600)
             finally:
                 tables.conn.close()
 
 
 def _refuse_newer(tables: Tables, path: Path) -> None:
-    known = {migration.name for migration in migrations._migrations}
-    unknown = [m.name for m in migrations.applied(tables) if m.name not in known]
+    known = set(STATEMENTS)
+    applied = sqlite_library()[1].applied(tables)
+    unknown = [one.name for one in applied if one.name not in known]
     if unknown:
         raise HomeError(
             f"{path} was written by a newer Adapter Studio ({unknown[-1]}). "

@@ -18,7 +18,7 @@ from typing import Any
 
 from jobs import supervisor
 from jobs.backup import MANIFEST, VERSION, free_enough
-from jobs.schema import migrations
+from jobs.schema import STATEMENTS
 from studio.errors import HomeError
 from studio.home import Home, open_home
 
@@ -177,7 +177,7 @@ def _settle(database: Path, then: Path, now: Path) -> None:
         answer = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
         if answer != "ok":
             raise sqlite3.DatabaseError(answer)
-        known = {migration.name for migration in migrations._migrations}
+        known = set(STATEMENTS)
         try:
             applied = [row[0] for row in db.execute("SELECT name FROM _sqlite_migrations")]
         except sqlite3.OperationalError:

@@ -9,18 +9,16 @@ Released statements are never edited, so that every home has the same schema; ap
 """
 
 import sys
-from functools import partial
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-# sqlite_utils imports pandas and numpy where they are installed: 0.4 s and 40 MB in every process.
-_hidden = [name for name in ("pandas", "numpy") if name not in sys.modules]
-for _name in _hidden:
-    sys.modules[_name] = None  # type: ignore[assignment]
-try:
-    from sqlite_utils import Database as Tables
+if TYPE_CHECKING:
+    from sqlite_utils import Database
     from sqlite_utils.migrations import Migrations
-finally:
-    for _name in _hidden:
-        del sys.modules[_name]
+
+    Tables: TypeAlias = Database
+else:
+    Tables = Any
 
 NOW = "(julianday('now') - 2440587.5) * 86400.0"
 
@@ -397,6 +395,20 @@ def _apply(statements: tuple[str, ...], db: Tables) -> None:
         db.conn.execute(statement)
 
 
-migrations = Migrations("jobs")
-for _name, _statements in STATEMENTS.items():
-    migrations(name=_name)(partial(_apply, _statements))
+@cache
+def sqlite_library() -> "tuple[type[Database], Migrations]":
+    """Return the connection class and the migrations of sqlite-utils, loaded at the first use."""
+    # It imports pandas and numpy where they are installed: 0.4 s and 40 MB in every process.
+    hidden = [name for name in ("pandas", "numpy") if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        from sqlite_utils import Database
+        from sqlite_utils.migrations import Migrations
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    migrations = Migrations("jobs")
+    for name, statements in STATEMENTS.items():
+        migrations(name=name)(partial(_apply, statements))
+    return Database, migrations

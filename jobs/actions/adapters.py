@@ -40,11 +40,10 @@ AdapterName = Annotated[
     ),
 ]  # fmt: skip
 STARTER, OWN_BASE, DEMO = ModelSource(), ModelSource(path=""), DataSource()
-NO_ADAPTERS: tuple[StackItem, ...] = ()
+NONE: Any = ()
 
 request_action("merge", MergeRequest)
 request_action("mix", MixRequest)
-request_action("push", PushRequest)
 request_action("promote", PromoteRequest)
 request_action("adapters.picture", PictureRequest, title="Measure changes")
 
@@ -105,6 +104,23 @@ def export_adapter(
     return GgufRequest(model=source, stack=stack, precision=precision, out=out)
 
 
+@action("push", title="Upload to a hub", follow=True)
+def push(
+    folder: Annotated[
+        str, field("Folder written by an export or merge.", positional=True, metavar="DIR")
+    ],
+    repo: Annotated[
+        str,
+        field("Repository on the hub.", title="Repository", positional=True, metavar="OWNER/NAME"),
+    ],
+    public: Annotated[
+        bool, field("Make the repository public.", flag="--public/--no-public")
+    ] = False,
+) -> Request:
+    """Upload an exported folder to the hub, with the token stored by the hub's own library."""
+    return PushRequest(folder=folder, repo=repo, private=not public)
+
+
 @action("gguf", title="Export to GGUF", follow=True)
 def gguf(asked: GgufRequest) -> Request:
     """Write a model, with adapters merged in, as one GGUF file."""
@@ -116,7 +132,7 @@ def evaluate(
     home: Home,
     stack: Annotated[
         Stack, field("Adapters in stack order; none measures the base.", **STACK)
-    ] = NO_ADAPTERS,
+    ] = NONE,
     model: Annotated[
         ModelSource, field("Base model; the one of the first adapter by default.", **BASE)
     ] = OWN_BASE,
@@ -126,10 +142,10 @@ def evaluate(
     set: Annotated[
         tuple[str, ...],
         field("Further fields, as in max_rows=100.", metavar="FIELD=VALUE", advanced=True),
-    ] = (),
+    ] = NONE,
     score: Annotated[
         tuple[str, ...], field("Score of answers: exact_match, rouge_l, regex, json.")
-    ] = (),
+    ] = NONE,
     pattern: Annotated[str, field("Regular expression of the score regex.", max_length=2000)] = "",
     name: Annotated[str, field("Name of the evaluation.", max_length=120)] = "",
 ) -> Request:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from studio.adapters.card import stack_card, write_card
 from studio.adapters.library import name_of, refuse_place
+from studio.adapters.requests import BASE, STACK
 from studio.adapters.verify import (
     CERTIFICATE,
     GGUF_REPORT,
@@ -275,8 +276,8 @@ class GgufRequest(Request):
 
     kind: ClassVar[str] = "gguf"
     name: str = knob("", "What to call it.", title="Name", max_length=120)
-    model: ModelSource = ModelSource()
-    stack: Stack = ()
+    stack: Stack = knob((), "Adapters in stack order; repeat for several.", **STACK)
+    model: ModelSource = knob(ModelSource(), "Folder, hub id, or starter.", **BASE)
     precision: Precision = knob("f16", "f32, f16, bf16 or q8_0.", title="Precision")
     out: str = knob("", "The new folder; empty puts it into the home's exports.", max_length=4000)
 

@@ -28,18 +28,10 @@ class PushRequest(Request):
     """Upload an exported folder to the hub, with the token stored by the hub's own library."""
 
     kind: ClassVar[str] = "push"
-    folder: str = knob(
-        "", "Folder written by an export or merge.", max_length=4000, positional=True,
-        metavar="DIR",
-    )  # fmt: skip
-    repo: str = knob(
-        "", "Repository on the hub.", title="Repository", max_length=200, positional=True,
-        metavar="OWNER/NAME",
-    )  # fmt: skip
-    private: bool = knob(
-        True, "Visibility of the repository.", title="Private", flag="--no-public/--public"
-    )
-    name: str = knob("", "Name of the job.", title="Name", max_length=120, flag="-")
+    name: str = knob("", "Name of the job.", title="Name", max_length=120)
+    folder: str = knob("", "Folder written by an export or merge.", max_length=4000)
+    repo: str = knob("", "OWNER/NAME on the hub.", title="Repository", max_length=200)
+    private: bool = knob(True, "Only you can see it.", title="Private")
 
     def checked(self, home: Home) -> Self:
         """Return the request as the queue stores it.

@@ -10,7 +10,7 @@ import pytest
 from jobs.database import Database
 from jobs.job import LEGAL
 from jobs.locks import FileLock
-from jobs.schema import Tables, migrations
+from jobs.schema import sqlite_library
 from jobs.store import JobStore
 from studio.errors import DiskFull, HomeError
 from studio.home import Home
@@ -62,12 +62,14 @@ def test_opening_again_changes_nothing(home: Home) -> None:
 
 
 def test_every_migration_has_its_number_in_its_name() -> None:
-    names = [migration.name for migration in migrations._migrations]
+    names = [migration.name for migration in sqlite_library()[1]._migrations]
     assert [int(name[1:4]) for name in names] == list(range(1, len(names) + 1))
 
 
 def test_a_released_migration_is_never_edited(tmp_path: Path) -> None:
-    tables = Tables(sqlite3.connect(tmp_path / "x.db", isolation_level=None), execute_plugins=False)
+    connect, migrations = sqlite_library()
+    connection = sqlite3.connect(tmp_path / "x.db", isolation_level=None)
+    tables = connect(connection, execute_plugins=False)
     found = {}
     for migration in migrations._migrations:
         migration.fn(tables)

@@ -107,7 +107,7 @@ def test_two_merges_do_not_make_one_folder(page: TestClient, home: Home, store: 
     ask, stack = "/api/adapters/ask/merge", [{"name": "a"}]
     first = page.post(ask, json={"stack": stack}).json()
     words = sentence(page.post(ask, json={"stack": stack}))
-    assert f'"merge a" (number {first["id"]}) is queued and will make' in words
+    assert f'"merge a" (number {first["id"]}) is queued and will create' in words
     assert page.post(ask, json={"name": "other", "stack": stack}).status_code == 200
     store.cancel(first["id"])
     assert page.post(ask, json={"stack": stack}).json()["name"] == "merge a-2"
