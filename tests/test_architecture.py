@@ -1,4 +1,4 @@
-"""The floors hold: studio <- jobs <- ui, no cycles, small files, no torch where it must not be."""
+"""The floors hold (studio <- jobs <- ui), the budgets only fall, no torch where it must not be."""
 
 import ast
 import re
@@ -8,95 +8,41 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
-FLOORS = {"studio": 0, "jobs": 1, "ui": 2}
+from tests import ratchet
+from tests.ratchet import ROOT, sources
+
 MOST_LINES = 520
 
 
-def sources() -> list[Path]:
-    return sorted(
-        file.relative_to(ROOT)
-        for package in FLOORS
-        for file in (ROOT / package).rglob("*.py")
-        if "__pycache__" not in file.parts
-    )
+def test_the_figures_only_fall() -> None:
+    assert ratchet.exceeded() == {}, "see `python -m tests.ratchet` and its docstring"
 
 
-def module_of(file: Path) -> str:
-    name = ".".join(file.with_suffix("").parts)
-    return name.removesuffix(".__init__")
+def test_circles_through_imports_inside_functions_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, other in (("a", "b"), ("b", "a"), ("c", "a")):
+        file = tmp_path / "jobs" / f"{name}.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"def work():\n    from jobs import {other}\n")
+    (tmp_path / "jobs" / "d.py").write_text("if TYPE_CHECKING:\n    from jobs import d\n")
+    monkeypatch.setattr(ratchet, "ROOT", tmp_path)
+    ratchet.forget()
+    try:
+        assert ratchet.circles() == ["jobs.a <-> jobs.b"]
+    finally:
+        ratchet.forget()
 
 
-MODULES = {module_of(file): file for file in sources()}
-
-
-def imported(file: Path, *, at_import_time: bool = False) -> set[str]:
-    """Return our modules that a file imports; only those at import time when asked."""
-    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
-    found: set[str] = set()
-    for node in _nodes(tree, at_import_time):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}:{node.lineno} imports relatively"
-            base = node.module or ""
-            found |= {
-                name if (name := f"{base}.{alias.name}") in MODULES else base
-                for alias in node.names
-            }
-    return {name for name in found if name.partition(".")[0] in FLOORS}
-
-
-def _nodes(tree: ast.AST, at_import_time: bool) -> list[ast.AST]:
-    if not at_import_time:
-        return list(ast.walk(tree))
-    found, waiting = [], [tree]
-    while waiting:
-        node = waiting.pop()
-        found.append(node)
-        for child in ast.iter_child_nodes(node):
-            lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            typing_only = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
-            if not lazy and not typing_only:
-                waiting.append(child)
-    return found
+def test_no_module_imports_a_higher_floor() -> None:
+    allowed = ratchet.budgets()["upward imports"]
+    assert [one for one in ratchet.upward_imports() if one not in allowed] == []
 
 
 @pytest.mark.parametrize("file", sources(), ids=str)
-def test_no_floor_imports_a_higher_one(file: Path) -> None:
-    floor = FLOORS[file.parts[0]]
-    higher = {n for n in imported(file) if FLOORS[n.partition(".")[0]] > floor}
-    assert not higher, f"{file} reaches up to {sorted(higher)}"
-
-
-def test_there_are_no_import_cycles() -> None:
-    graph = {
-        name: {n for n in imported(file, at_import_time=True) if n in MODULES and n != name}
-        for name, file in MODULES.items()
-    }
-    done: set[str] = set()
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, "cycle: " + " -> ".join([*path[path.index(name) :], name])
-        if name in done:
-            return
-        for other in sorted(graph[name]):
-            visit(other, (*path, name))
-        done.add(name)
-
-    for name in sorted(graph):
-        visit(name, ())
-
-
-@pytest.mark.parametrize("file", sources(), ids=str)
-def test_a_file_stays_small(file: Path) -> None:
-    lines = len((ROOT / file).read_text(encoding="utf-8").splitlines())
-    assert lines <= MOST_LINES
-
-
-@pytest.mark.parametrize("file", sources(), ids=str)
-def test_a_file_says_what_it_is_for(file: Path) -> None:
-    doc = ast.get_docstring(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+def test_a_file_is_small_and_says_what_it_is_for(file: Path) -> None:
+    assert len(ratchet.text_of(file).splitlines()) <= MOST_LINES
+    doc = ast.get_docstring(ratchet.tree_of(file))
     sentence = (doc or "").split("\n\n")[0].strip()
     assert sentence.endswith((".", ":", "?")), f"{file} does not say what it is for"
 
