@@ -32,12 +32,14 @@ from studio.chat.lanes import (
     events_of,
     status_event,
 )
-from studio.errors import ChatError, OutOfMemory, StudioError
+from studio.errors import ChatError, OutOfMemory, StudioError, is_out_of_memory
 from studio.home import Home
 
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 1.0
+NO_MEMORY = "Not enough memory for this model: choose a smaller one, or wait for running jobs."
+FAILED = "The chat engine failed ({why}). Send again; if it repeats, see {log}."
 
 
 class Leases:
@@ -320,19 +322,13 @@ class ChatWorker:
 
     def _recover(self, error: Exception, put: Callable[[dict[str, Any]], None]) -> None:
         """Turn an unexpected failure into one error event; the host goes on."""
-        from studio.chat.engine import is_out_of_memory
-
         logger.exception("an answer failed")
         self._forget()
         if is_out_of_memory(error):
-            text = (
-                "Not enough memory for this model: choose a smaller one or wait for running jobs."
-            )
-            put(error_event(OutOfMemory(text)))
+            put(error_event(OutOfMemory(NO_MEMORY)))
             return
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        text = f"The chat engine failed ({type(error).__name__}: {first}). Send again; if it"
-        put(error_event(ChatError(f"{text} repeats, see {log_path(self.home)}.")))
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+        put(error_event(ChatError(FAILED.format(why=why, log=log_path(self.home)))))
 
     def _get_residents(self) -> Any:
         if self._residents is None:

@@ -166,6 +166,14 @@ def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if the process or a device is out of memory; torch has no one type for it."""
+    if isinstance(error, MemoryError | OutOfMemory):
+        return True
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+    return any(word in str(error).lower() for word in words)
+
+
 def revived(values: dict[str, str]) -> StudioError:
     """Return the error that `as_dict` of another process describes."""
     kinds = {cls.kind: cls for cls in _with_children(StudioError)}

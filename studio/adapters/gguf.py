@@ -1,16 +1,14 @@
-"""Export to GGUF: write tensors and tokenizer, read back, compare logits.
+"""Export to GGUF: write tensors and tokenizer, read the file back, compare logits.
 
-Two kinds have a place there: byte-level BPE (Qwen, Llama 3) and sentencepiece's BPE with bytes to
-fall back on (Llama 2, Mistral, Gemma).
+Tensor names come from the `gguf` package; this file adds what it cannot know: the order of rotary
+rows, the config's numbers and the tokenizer. Llama and Mistral rotate pairs of rows in GGUF and
+halves in transformers, so the rows of q and k are reordered; Qwen and Gemma rotate halves in both.
+Gemma multiplies by `1 + w` in its norms, and GGUF stores that sum. Two kinds of tokenizers can be
+written: byte-level BPE (Qwen, Llama 3) and sentencepiece's BPE with byte fallback (Llama 2,
+Mistral, Gemma).
 
-The tensors' names come from the `gguf` package; what it cannot know is here: the order of rotary
-rows and which numbers of the config go where (`gguf_tokenizer.py` writes the tokenizer down). Llama
-and Mistral rotate pairs of rows in GGUF and halves in transformers, so the rows of q and k change
-places; Qwen and Gemma rotate halves in both. Gemma multiplies by `1 + w` where it normalises, and
-GGUF keeps that sum.
-
-The folder holds the `.gguf`, an Ollama `Modelfile`, a model card, and `gguf.json`: what was
-measured. It appears only when the file answers like the model it was made from.
+The new folder holds the `.gguf`, an Ollama `Modelfile`, a model card, and `gguf.json` with the
+figures. It appears only when the file gives the logits of the model it was made from.
 """
 
 from __future__ import annotations
@@ -52,10 +50,10 @@ NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
 
 
 def add_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> list[str]:
-    """Write vocabulary, merges, special tokens and the chat template; returns what to know.
+    """Write vocabulary, merges, special tokens and the chat template; return notes for the user.
 
     Raises:
-        ModelError: It is of a kind that has no place in the format.
+        ModelError: The format does not support its kind.
     """
     from transformers import AutoTokenizer
 
@@ -86,7 +84,7 @@ def add_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> list[str
     writer.add_token_types([kind(i) for i in range(count)])
     writer.add_token_merges(merges)
     if bytewise:
-        writer.add_tokenizer_pre(_splitting(tokenizer.backend_tokenizer.to_str()))
+        writer.add_tokenizer_pre(_pre_tokenizer(tokenizer.backend_tokenizer.to_str()))
     else:
         # In sentencepiece's order the earlier merge has the higher score.
         rank = {merge.replace(" ", ""): -float(i) for i, merge in reversed([*enumerate(merges)])}
@@ -105,11 +103,8 @@ def add_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> list[str
     return ["The model has no chat template: programs will use one of their own."]
 
 
-def _splitting(backend: str) -> str:
-    """Return GGUF's name for how a byte-level tokenizer cuts text before it merges.
-
-    Asked of the tokenizer that runs: some models' classes cut otherwise than their file says.
-    """
+def _pre_tokenizer(backend: str) -> str:
+    """Return GGUF's name of a byte-level pre-tokenizer, from the running one: files can differ."""
     pattern = json.dumps(json.loads(backend).get("pre_tokenizer"))
     if "{N}{1,3}" in pattern:
         return "llama-bpe"
@@ -126,16 +121,15 @@ FAMILIES = {
     "Gemma2ForCausalLM": "gemma2",
     "Gemma3ForCausalLM": "gemma3",
 }
-"""Architectures in transformers, and what GGUF calls them."""
-BLOCK = 32  # Q8_0 packs so many numbers; a row that is no multiple stays in 16 bit
+BLOCK = 32  # numbers in a block of Q8_0; other row lengths stay in 16 bit
 
 
 def write(folder: Path, target: Path, *, precision: Precision, name: str) -> list[str]:
-    """Write `folder` (config, safetensors, tokenizer) to `target`; returns what to know about it.
+    """Write `folder` (config, safetensors, tokenizer) to `target`; return notes for the user.
 
     Raises:
-        ModelError: The architecture or the tokenizer has no place in this format.
-        InputError: The `gguf` package is not there.
+        ModelError: The format does not support the architecture or the tokenizer.
+        InputError: The `gguf` package is not installed.
     """
     gguf = package()
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -151,12 +145,12 @@ def write(folder: Path, target: Path, *, precision: Precision, name: str) -> lis
     _add_config(writer, config, precision, gguf)
     notes = add_tokenizer(writer, folder, config)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[family.upper()], config["num_hidden_layers"])
-    kept: set[str] = set()
+    in_16_bit: set[str] = set()
     for key, tensor in tensors(folder):
         stem, _, ending = key.rpartition(".")
         known = names.get_name(stem)
         if known is None:
-            raise ModelError(f"{key} has no name in GGUF: this is no plain {architecture}.")
+            raise ModelError(f"{key} has no name in GGUF: this is not a plain {architecture}.")
         if key == "lm_head.weight" and config.get("tie_word_embeddings"):
             continue
         if family == "llama" and (heads := _rotary_heads(stem, config)):
@@ -165,15 +159,15 @@ def write(folder: Path, target: Path, *, precision: Precision, name: str) -> lis
             tensor = tensor + 1
         data, kind = _packed(tensor, precision, gguf)
         if precision == "q8_0" and tensor.ndim == 2 and kind != gguf.GGMLQuantizationType.Q8_0:
-            kept.add(stem.rpartition(".")[2])
+            in_16_bit.add(stem.rpartition(".")[2])
         writer.add_tensor(f"{known}.{ending}", data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    if kept:
-        rest = ", ".join(sorted(kept))
-        notes.append(f"Kept in 16 bit, because their rows are no multiple of {BLOCK}: {rest}.")
+    if in_16_bit:
+        rest = ", ".join(sorted(in_16_bit))
+        notes.append(f"In 16 bit, because their row length is not a multiple of {BLOCK}: {rest}.")
     return notes
 
 
@@ -181,7 +175,7 @@ def package() -> Any:
     """Import `gguf`.
 
     Raises:
-        InputError: It is not installed; says how to get it.
+        InputError: It is not installed.
     """
     try:
         import gguf
@@ -204,7 +198,7 @@ def tensors(folder: Path) -> Iterator[tuple[str, NDArray[Any]]]:
 
 
 def interleave(tensor: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Put the rows of rotate-half (all first, then all second parts) into pairs."""
+    """Reorder the rows of rotate-half (all first, then all second halves) into pairs."""
     half = tensor.shape[0] // heads // 2
     shaped = tensor.reshape(heads, 2, half, *tensor.shape[1:])
     return shaped.swapaxes(1, 2).reshape(tensor.shape)
@@ -219,7 +213,7 @@ def _rotary_heads(stem: str, config: dict[str, Any]) -> int:
 
 
 def _packed(tensor: NDArray[Any], precision: Precision, gguf: Any) -> tuple[NDArray[Any], Any]:
-    """Return a tensor's bytes and their type; vectors always stay in 32 bit."""
+    """Return a tensor's bytes and type; vectors stay in 32 bit."""
     kinds = gguf.GGMLQuantizationType
     kind = kinds.F32 if tensor.ndim < 2 else kinds[precision.upper()]
     if kind == kinds.Q8_0 and tensor.shape[-1] % BLOCK:
@@ -231,11 +225,11 @@ def _add_config(writer: Any, config: dict[str, Any], precision: Precision, gguf:
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope = rope.get("full_attention", rope)  # Gemma 3 has another rotation for its windows
+    rope = rope.get("full_attention", rope)  # Gemma 3 rotates its sliding windows differently
     if rope.get("rope_type", "default") != "default":
         raise ModelError(
-            f"Rotary scaling of the kind {rope['rope_type']} is not written to GGUF yet: export "
-            "the merged folder instead."
+            f"Rotary scaling {rope['rope_type']} is not supported in GGUF here: export the merged "
+            "folder instead."
         )
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -259,11 +253,11 @@ def _add_config(writer: Any, config: dict[str, Any], precision: Precision, gguf:
     writer.add_file_type(gguf.LlamaFileType[names[precision]])
 
 
-# Largest logit error for its own size (the largest logit): rounding of weights, nothing else.
+# Largest logit error relative to the largest logit, from rounding the weights.
 TOLERANCES: dict[Precision, float] = {"f32": 1e-5, "f16": 5e-3, "bf16": 3e-2, "q8_0": 6e-2}
 RETOKENISED = (
-    "Some texts are cut into other tokens by GGUF's own rule for this kind of tokenizer: answers "
-    "may differ in small ways."
+    "GGUF's rule for this kind of tokenizer splits some texts differently: answers may differ "
+    "slightly."
 )
 TEXTS = (
     "Once upon a time there was a little fox.", "What is the capital of France?", "2 + 2 = 4",
@@ -383,7 +377,7 @@ def _read_back(file: Path) -> Any:
     """Load the file with transformers.
 
     Raises:
-        AdapterError: It cannot; nothing was kept.
+        AdapterError: It cannot.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -393,11 +387,10 @@ def _read_back(file: Path) -> Any:
             file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
         )
     except (RuntimeError, ValueError, AssertionError, KeyError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(".")
         raise AdapterError(
-            f"transformers cannot read the written file back ({said}), so nothing was kept: "
-            "GGUF's reader there takes some sizes of this family for granted. Export the merged "
-            "folder instead."
+            f"transformers cannot read the written file back ({why}), so it was not kept: its GGUF "
+            "reader assumes some sizes of this family. Export the merged folder instead."
         ) from error
 
 

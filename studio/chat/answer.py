@@ -202,13 +202,13 @@ class Answer:
 def score(tokenizer: Any, logits_V: Tensor, token: int, alternatives: int) -> ScoredToken:
     """Return a token's log-probability before any sampling filter, and the most likely others."""
     logprobs_V = logits_V.float().log_softmax(-1)
-
-    def one(token_id: int, top: tuple[ScoredToken, ...] = ()) -> ScoredToken:
-        text, logprob = token_text(tokenizer, token_id), float(logprobs_V[token_id])
-        return ScoredToken(token_id=token_id, text=text, logprob=logprob, top=top)
-
-    count = min(alternatives, len(logprobs_V))
-    return one(token, tuple(map(one, logprobs_V.topk(count).indices.tolist())))
+    values, ids = logprobs_V.topk(min(alternatives, len(logprobs_V)))
+    top = tuple(
+        ScoredToken(token_id=i, text=token_text(tokenizer, i), logprob=value)
+        for i, value in zip(ids.tolist(), values.tolist(), strict=True)
+    )
+    text, logprob = token_text(tokenizer, token), float(logprobs_V[token])
+    return ScoredToken(token_id=token, text=text, logprob=logprob, top=top)
 
 
 def token_text(tokenizer: Any, token: int) -> str:

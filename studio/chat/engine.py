@@ -22,7 +22,7 @@ from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason
 from studio.chat.prompt import PromptTemplate, fit_prompt
 from studio.chat.routing_check import RoutingCheck, probe_position
 from studio.chat.sampling import pick_all
-from studio.errors import ChatError, MethodError, OutOfMemory, StudioError
+from studio.errors import ChatError, MethodError, OutOfMemory, StudioError, is_out_of_memory
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
@@ -287,9 +287,3 @@ class ChatEngine:
         from studio.data.template.template import choose
 
         return choose(self.loaded.tokenizer, lane.template)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if a device or the host ran out of memory; torch has no one type for it."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text

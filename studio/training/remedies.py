@@ -25,6 +25,7 @@ from studio.errors import (
     SpecError,
     StudioError,
     is_disk_full,
+    is_out_of_memory,
     nearest,
 )
 from studio.home import Home
@@ -229,7 +230,6 @@ def make_it_fit(
         changes |= more
 
 
-MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 DEVICE_WORDS = (
     "cuda error", "cuda driver", "cublas_status", "cudnn_status", "nccl error", "hip error",
     "mps backend",
@@ -270,12 +270,6 @@ def explain_errors(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
                 "that the driver still lists it, then resume; the last checkpoint is intact."
             ) from error
         raise
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return True if the process or a device is out of memory."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError | OutOfMemory) or any(w in text for w in MEMORY_WORDS)
 
 
 def advice(spec: RunSpec) -> str:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from studio.errors import is_out_of_memory
 from studio.methods import Phase
 from studio.training import loop
 from studio.training.batch import PackedBatch, PaddedBatch
@@ -33,7 +34,7 @@ from studio.training.estimate import base_model
 from studio.training.events import Event, Loading, Started, Step
 from studio.training.loop import Control
 from studio.training.loss import loss_sums
-from studio.training.remedies import explain_errors, is_out_of_memory
+from studio.training.remedies import explain_errors
 from studio.training.session import Pass, Session, forward_backward, open_session, prepare_data
 
 if TYPE_CHECKING:
