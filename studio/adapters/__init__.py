@@ -1,1 +1,1 @@
-"""Adapters on disk; `library` lists and finds them without torch."""
+"""Adapters on disk: the library, and merge, mix, export, import; `library` loads no torch."""

@@ -274,8 +274,8 @@ def chat(
 ) -> int:
     """Chat with a model and any adapters stacked on it."""
     from studio.errors import ChatError
-    from ui.cli.chat import ChatOptions
-    from ui.cli.chat import chat as run_chat
+    from ui.cli.chat_commands import ChatOptions
+    from ui.cli.chat_commands import chat as run_chat
 
     if as_json and prompt is None:
         raise ChatError("--json prints one answer: give the question with --prompt.")

@@ -160,6 +160,6 @@ def endpoint(
     as_json: JsonOption = False,
 ) -> int:
     """Print the address and key at which OpenAI clients on this machine find every lane by name."""
-    from ui.cli import chat
+    from ui.cli import chat_commands
 
-    return chat.endpoint(open_home(home), hours=hours, as_json=as_json)
+    return chat_commands.endpoint(open_home(home), hours=hours, as_json=as_json)
