@@ -1,4 +1,4 @@
-"""An adapter in memory: one method's parameters per site. The backbone applies it."""
+"""An adapter in memory: the parameters of one method at each site."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from studio.methods.method import Method, Params
 
 
 class Adapter:
-    """One method's trained parameters, per site."""
+    """Trained parameters of one method, by site."""
 
     def __init__(self, name: str, method: Method, sites: list[Site], params: list[Params]) -> None:
         self.name = name
@@ -19,18 +19,18 @@ class Adapter:
         self.sites = sites
         self.training = False
         self.params: dict[str, Params] = {}
-        placed: dict[tuple[int, torch.device], nn.Parameter] = {}  # what sites share stays one
+        placed: dict[tuple[int, torch.device], nn.Parameter] = {}  # shared tensors stay shared
         for site, own in zip(sites, params, strict=True):
             self.params[site.key] = {
                 key: _placed(tensor, site, placed) for key, tensor in own.items()
             }
 
     def parameters(self) -> list[nn.Parameter]:
-        """Every trained tensor, in a fixed order."""
+        """Return every trained tensor, in a fixed order."""
         return [parameter for _, parameter in self.named_parameters()]
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Every trained tensor as (`<site key>/<name>`, tensor), in a fixed order."""
+        """Return every trained tensor with its name `<site key>/<name>`, in a fixed order."""
         return [
             (f"{key}/{name}", tensor)
             for key, own in self.params.items()
@@ -40,11 +40,11 @@ class Adapter:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers the adapter trains."""
+        """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor by `<site key>/<name>`, detached, for checkpoints."""
+        """Return every tensor by `<site key>/<name>`, detached, for checkpoints."""
         return {
             f"{key}/{name}": tensor.detach()
             for key, own in self.params.items()
@@ -53,14 +53,16 @@ class Adapter:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Copy a checkpoint's tensors in.
+        """Load the tensors of a checkpoint.
 
         Raises:
-            AdapterError: The names or shapes are not exactly this adapter's.
+            AdapterError: The names or shapes differ from this adapter's.
         """
         mine = self.state()
         if mine.keys() != state.keys():
-            raise AdapterError("The checkpoint was made with other target modules or methods.")
+            raise AdapterError(
+                "The checkpoint was made with another method or other target modules."
+            )
         for key, tensor in mine.items():
             if tensor.shape != state[key].shape:
                 raise AdapterError(

@@ -44,17 +44,17 @@ UNSUPPORTED = ("phm_layer", "inv_adapter", "use_gating", "cross_adapter", "ln_be
 
 
 def is_adapterhub(config: dict[str, Any]) -> bool:
-    """Whether an `adapter_config.json` is AdapterHub's."""
+    """Return True if an `adapter_config.json` is in AdapterHub's format."""
     return "peft_type" not in config and isinstance(config.get("config"), dict)
 
 
 def read_adapterhub(
     config: dict[str, Any], tensors: Params, anatomy: Anatomy
 ) -> tuple[Bottleneck, list[Site], list[Params]]:
-    """Match an AdapterHub bottleneck with this model.
+    """Return an AdapterHub bottleneck for this model: method, sites, parameters.
 
     Raises:
-        AdapterError: Another architecture than a plain bottleneck, or tensors that do not fit.
+        AdapterError: It is not a plain bottleneck, or its tensors do not fit the model.
     """
     method = _method(config, anatomy.hidden_size)
     sites = method.sites(anatomy)
@@ -63,7 +63,9 @@ def read_adapterhub(
         match = KEY.match(key)
         place = PLACES.get(match["place"]) if match else None
         if match is None or place is None:
-            raise AdapterError(f"The adapter file holds {key}, which is no bottleneck's tensor.")
+            raise AdapterError(
+                f"The adapter file holds {key}, which is not a tensor of a bottleneck."
+            )
         own = found.setdefault((int(match["layer"]), place), {})
         own[f"{PARTS[match['part']]}.{match['kind']}"] = tensor.float()
     params = [_checked(found.pop((site.layer, site.kind), {}), method, site) for site in sites]
@@ -168,8 +170,8 @@ def _placement(inner: dict[str, Any]) -> str:
     ):
         return "pfeiffer"
     raise AdapterError(
-        "This AdapterHub adapter sits in an unusual place (neither after both sub-layers, nor "
-        "after the MLP on the residual, nor beside the MLP)."
+        "Unsupported placement of an AdapterHub adapter: expected after both sub-layers, after "
+        "the MLP on the residual, or beside the MLP."
     )
 
 
@@ -198,10 +200,10 @@ NOT_MATHS = {
 
 
 def read(folder: Path, anatomy: Anatomy) -> tuple[Method, list[Site], list[Params]]:
-    """Read an adapter for this model.
+    """Return the adapter in a folder for this model: method, sites, parameters.
 
     Raises:
-        AdapterError: Says what is wrong with which file, or why it does not fit this base.
+        AdapterError: A file is missing or invalid, or does not fit this base.
     """
     config = read_config(folder)
     if is_adapterhub(config):
@@ -213,12 +215,12 @@ def read(folder: Path, anatomy: Anatomy) -> tuple[Method, list[Site], list[Param
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read `adapter_config.json` as plain values."""
+    """Return the values of `adapter_config.json`."""
     path = folder / CONFIG
     if not path.is_file():
         raise AdapterError(f"{folder} is not an adapter: it has no {CONFIG}.")
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise AdapterError(f"{path} is larger than any adapter's config; it was not read.")
+        raise AdapterError(f"{path} is too large for an adapter's config (limit 1 MB).")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
@@ -229,20 +231,20 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_method(config: dict[str, Any]) -> Method:
-    """Find the method of a config and read its fields."""
+    """Return the method of a config, with its fields."""
     mapping = config.get("auto_mapping")
     if mapping:
         library = mapping.get("parent_library") if isinstance(mapping, dict) else str(mapping)
         if not str(library).startswith("transformers."):
             raise AdapterError(
                 f"adapter_config.json asks to import code from {str(library)[:80]!r} "
-                "(auto_mapping); this studio never runs code named by a file."
+                "(auto_mapping); code named by a file is never run."
             )
     known = {method.peft_type: method for method in methods().values() if method.peft_type}
     kind = str(config.get("peft_type", ""))
     if kind not in known:
         raise AdapterError(
-            f"adapter_config.json has peft_type {kind[:40]!r}, which this studio cannot load."
+            f"adapter_config.json has peft_type {kind[:40]!r}, which is not supported."
             f"{nearest(kind, known)}"
         )
     fields = {key: value for key, value in config.items() if key not in NOT_MATHS}
@@ -253,11 +255,11 @@ def write_adapterhub(adapter: Adapter, folder: Path, anatomy: Anatomy, *, name: 
     """Write a bottleneck adapter in AdapterHub's format into an existing folder.
 
     Raises:
-        AdapterError: The adapter is no bottleneck.
+        AdapterError: The adapter is not a bottleneck.
     """
     if not isinstance(adapter.method, Bottleneck):
         raise AdapterError(
-            f"{adapter.method.title} has no place in AdapterHub's format; export it as PEFT."
+            f"{adapter.method.title} cannot be written in AdapterHub's format; export it as PEFT."
         )
     config = write_config(adapter.method, name, anatomy)
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -287,7 +289,7 @@ def write(adapter: Adapter, folder: Path, anatomy: Anatomy, *, base: str) -> Non
 
 
 def _without_copies(tensors: Params, anatomy: Anatomy) -> Params:
-    """Drop copies of the base's own tensors, which PEFT adds when it adapts the output head."""
+    """Drop copies of the base's tensors, which PEFT stores when it adapts the output head."""
     kept = {}
     for key, tensor in tensors.items():
         own_key = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
@@ -298,10 +300,10 @@ def _without_copies(tensors: Params, anatomy: Anatomy) -> Params:
 
 
 def read_tensors(folder: Path, name: str) -> Params:
-    """Read a safetensors file of an adapter folder.
+    """Return the tensors of a safetensors file in an adapter folder.
 
     Raises:
-        AdapterError: It is missing, a pickle, or broken.
+        AdapterError: The file is missing, a pickle, or damaged.
     """
     path = folder / name
     if not path.is_file():
@@ -317,4 +319,4 @@ def read_tensors(folder: Path, name: str) -> Params:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterError(f"{path} is broken or cut short ({error}).") from None
+        raise AdapterError(f"{path} is damaged or truncated ({error}).") from None

@@ -1,12 +1,12 @@
-"""One attention function for every situation: packed rows, prefixes, caches, left padding.
+"""The attention function for packed rows, prefixes, KV caches and left padding.
 
-It is registered with transformers under the name "studio", so every architecture that goes through
-transformers' attention interface uses it. Three things it does that the stock functions do not:
+It is registered with transformers under the name "studio", so every architecture that uses
+transformers' attention interface calls it. Beyond the stock functions it supports
 
-- *packed rows*: rows are concatenated without padding and attend only within themselves, in one
-  call where a GPU has the kernel for it (`varlen.py`), else one by one;
-- *prefixes*: trained keys and values stand before each layer's own, per row, outside the cache, so
-  prefix tuning packs, checkpoints and batches with other rows;
+- *packed rows*: rows concatenated without padding attend only within themselves, in one call where
+  a GPU has the kernel for it (`attention_kernels.py`), else row by row;
+- *prefixes*: trained keys and values before each layer's own, per row and outside the cache, so
+  prefix tuning works with packing, checkpointing and other rows in the batch;
 - *weighted prefixes*: a weight `w` adds `log w` to the prefix's attention logits: 1 is exact, 0
   removes it.
 
@@ -38,8 +38,7 @@ class Prefix:
     """Keys and values before a layer's own: `(B or 1, K, P, E)` and a bias `(B or 1, P)`.
 
     The bias is 0 for a visible position, `log w` for a weighted one, `-inf` for a hidden one; in a
-    sliding-window layer it is `(B or 1, T, P)`, since each query sees another part. `whole`: the
-    bias is 0 everywhere.
+    sliding-window layer it is `(B or 1, T, P)`, one per query. `whole` means 0 everywhere.
     """
 
     keys: Tensor
@@ -64,7 +63,7 @@ class AttentionState:
         lean: Keep and compute no more than training needs (`checkpointing.py`).
         keep: Positions whose output is read, and `kept_lengths` their number per packed row; None
             for all positions.
-        packed: Layers that have kept packed rows apart; `apart`: all have.
+        packed: Layers that have kept packed rows apart; `rows_are_separate`: all have.
     """
 
     lengths: tuple[int, ...] | None = None
@@ -79,10 +78,10 @@ class AttentionState:
     keep: Tensor | None = None
     kept_lengths: tuple[int, ...] = ()
     packed: set[int] = field(default_factory=set)
-    apart: bool = False
+    rows_are_separate: bool = False
 
     def pack(self, lengths: Sequence[int], device: torch.device) -> None:
-        """Say how long the rows of the coming packed batch are."""
+        """Set the row lengths of the next packed batch."""
         self.lengths = tuple(lengths)
         self.spans = attention_kernels.Spans.of(lengths, device) if self.kernel else None
 
@@ -101,7 +100,7 @@ def studio_attention(
     """Attend `query` `(B, H, T, E)` to `key` and `value` `(B, K, S, E)`.
 
     Returns:
-        The output `(B, T, H, E)`, and None where other functions return the weights.
+        The output `(B, T, H, E)`, and None in place of the attention weights.
     """
     state: AttentionState | None = module.__dict__.get("studio_state")
     eager = state is not None and state.eager
@@ -109,7 +108,7 @@ def studio_attention(
     if state is not None and state.capture is not None:
         state.capture[module.layer_idx] = (key, value)
     if state is not None and state.lengths is not None:
-        if attention_mask is None:  # else the layer makes a mask of its own, which packing drops
+        if attention_mask is None:  # a mask of the layer's own is lost in a packed batch
             state.packed.add(module.layer_idx)
         output = _attend_packed(state, query, key, value, prefix, sliding_window, scaling, softcap)
     else:
@@ -136,7 +135,7 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention with grouped heads; no mask means causal.
 
-    `eager` takes plain products, `quick` those of `short.py` where they gain.
+    `eager` uses plain matrix products, `quick` those of `attend_row` for short rows.
 
     Source: logit soft-capping as in Gemma 2, arXiv:2408.00118.
     """
@@ -166,7 +165,7 @@ def attend(
 def causal_mask(
     num_queries: int, num_keys: int, device: torch.device, window: int | None = None
 ) -> Tensor:
-    """`(T, S)`, True where query `t` may see key `s`; the last query sees the last key."""
+    """Return `(T, S)`, True where query `t` sees key `s`; the last query sees the last key."""
     t = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
     s = torch.arange(num_keys, device=device)[None]
     visible = s <= t
@@ -174,7 +173,7 @@ def causal_mask(
 
 
 def _within(prefix: Prefix, positions: Tensor | None, window: int) -> Prefix:
-    """Hide the virtual tokens that a query's window does not reach."""
+    """Hide the virtual tokens outside a query's sliding window."""
     assert positions is not None
     places = torch.arange(prefix.bias.shape[1], device=positions.device)
     gone = places <= (positions - window)[..., None]
@@ -184,7 +183,7 @@ def _within(prefix: Prefix, positions: Tensor | None, window: int) -> Prefix:
 def _prepend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, prefix: Prefix
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Put the prefix before the keys and widen the mask with its bias."""
+    """Prepend the prefix to keys and values, and its bias to the mask."""
     rows, _, num_queries, _ = query.shape
     if mask is None:
         mask = causal_mask(num_queries, key.shape[2], query.device)[None, None]
@@ -215,7 +214,7 @@ def _attend_packed(
     scaling: float | None,
     softcap: float | None,
 ) -> Tensor:
-    """Attend within each row of a packed batch `(1, H, ΣT, E)`, all at once where that goes."""
+    """Attend within each row of a packed batch `(1, H, ΣT, E)`, in one call where possible."""
     assert state.lengths is not None
     if (
         state.kernel
@@ -229,10 +228,10 @@ def _attend_packed(
     if prefix is not None and window is not None:
         prefix = _within(prefix, state.positions, window)
     how = {"scaling": scaling, "softcap": softcap, "eager": state.eager, "quick": state.short_rows}
-    return packed(query, key, value, state.lengths, prefix, window, how)
+    return attend_rows_in_turn(query, key, value, state.lengths, prefix, window, how)
 
 
-def packed(
+def attend_rows_in_turn(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -241,7 +240,7 @@ def packed(
     window: int | None,
     how: dict[str, Any],
 ) -> Tensor:
-    """Attend within each row of a packed batch `(1, H, ΣT, E)`, one after the other."""
+    """Attend within each row of a packed batch `(1, H, ΣT, E)`, row by row."""
     outputs = []
     rows = zip(
         query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2),
@@ -265,13 +264,13 @@ def packed(
     return torch.cat(outputs, dim=2)
 
 
-def check_apart(state: AttentionState, layers: Sequence[nn.Module]) -> None:
-    """Check, after a packed pass, that nothing but this attention mixes the tokens of a layer.
+def check_rows_separate(state: AttentionState, layers: Sequence[nn.Module]) -> None:
+    """Check after a packed pass that only this attention mixes the tokens of a layer.
 
     Raises:
         MethodError: Packed rows would leak into each other.
     """
-    if state.apart:
+    if state.rows_are_separate:
         return
     others = any(isinstance(part, nn.Conv1d) for layer in layers for part in layer.modules())
     if others or len(state.packed) < len(layers):
@@ -279,11 +278,11 @@ def check_apart(state: AttentionState, layers: Sequence[nn.Module]) -> None:
             "This model has layers with linear attention, convolutions or a mask of their own, "
             "where packed rows would leak into each other: set train.packing=false."
         )
-    state.apart = True
+    state.rows_are_separate = True
 
 
 def studio_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """transformers' SDPA mask, or none at all for a packed batch, which needs no `T × T` mask."""
+    """Return transformers' SDPA mask, or None for a packed batch, which needs no `T × T` mask."""
     return None if packing.get() else sdpa_mask(*args, **kwargs)
 
 

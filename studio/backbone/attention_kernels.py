@@ -1,22 +1,18 @@
-"""Attention kernels for packed rows: short rows as matrix products on a CPU, variable-length flash.
+"""Attention kernels for packed rows: matrix products for short rows on a CPU, flash on a GPU.
 
-torch's fused kernel for the CPU works through bfloat16 in blocks, and its backward pass is slow on
-rows of the usual length: 3.9 times the time of these products at a median of 60 tokens. Heads that
-share keys and values are folded into one product, rows are padded to a multiple of 32 tokens so
-that the products come in few shapes (oneDNN compiles one kernel a shape), and the weights of a row
-are kept for the backward pass; longer rows, whose weights would take too much memory, keep the
-fused kernel. `attention.attend` is the plain twin.
+*Short rows* in bfloat16 on a CPU are matrix products in one autograd node. torch's fused CPU kernel
+works through bfloat16 in blocks, and its backward takes 3.9 times as long at a median of 60 tokens.
+Heads that share keys and values are folded into one product, rows are padded to a multiple of 32
+tokens so that the products have few shapes (oneDNN compiles a kernel per shape), and attention
+weights are kept for the backward, so longer rows use the fused kernel.
 
-Shapes: `H heads, K heads of keys and values, G = H / K, T tokens, P = T padded, E head_dim`.
+*Variable length*: all rows in one call of torch's flash kernel, which needs a GPU and half
+precision, and supports neither soft caps nor biases. It aligns a row's last query with its last
+key, so virtual tokens that every query sees need no mask: they precede the row's keys, and count in
+a sliding window as in `attention.attend_rows_in_turn`.
 
-The plain twin takes row after row (`packed` in `attention.py`). The kernel wants a GPU and half
-precision, and knows neither soft caps nor biases; whatever it cannot do goes the plain way.
-
-It aligns a row's last query with its last key, so virtual tokens that every query sees whole need
-no mask: they are laid before the row's keys, and a sliding window counts them as the twin does.
-
-Shapes: `R rows, T tokens of all rows, S keys of all rows, H heads, K kv_heads, P virtual tokens of
-a row, E head_dim`.
+Shapes: `H heads, K kv_heads, G = H / K, T tokens, P = T padded (short rows) or virtual tokens
+(varlen), S keys, R rows, E head_dim`.
 """
 
 from __future__ import annotations
@@ -40,7 +36,7 @@ MULTIPLE = 32
 
 
 def short_row_fits(query: Tensor, key: Tensor) -> bool:
-    """Whether this is the case that gains: a short causal row in bfloat16 on a CPU."""
+    """Return True for a short causal row in bfloat16 on a CPU."""
     return (
         query.dtype == torch.bfloat16
         and query.device.type == "cpu"
@@ -49,13 +45,13 @@ def short_row_fits(query: Tensor, key: Tensor) -> bool:
 
 
 def attend_row(query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None) -> Tensor:
-    """Causal attention of one row.
+    """Return causal attention of one row.
 
     Args:
         query: `(1, H, T, E)`.
         key: `(1, K, T, E)`.
         value: `(1, K, T, E)`.
-        scaling: Of the products; `1 / √E` when None.
+        scaling: Scale of the logits; `1 / √E` when None.
 
     Returns:
         `(1, H, T, E)`.
@@ -65,7 +61,7 @@ def attend_row(query: Tensor, key: Tensor, value: Tensor, scaling: float | None 
 
 
 class ShortRow(torch.autograd.Function):
-    """`softmax(s Q Kᵀ + causal) V`, with the weights kept."""
+    """`softmax(s Q Kᵀ + causal) V`, with the weights kept for the backward."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
@@ -82,7 +78,7 @@ class ShortRow(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of query, key and value."""
+        """Return the gradients of query, key and value."""
         query_KGPE, key_KPE, value_KPE, weights = ctx.saved_tensors
         outer = _folded(outputs[0], key_KPE.shape[0])
         of_weights = torch.bmm(outer, value_KPE.transpose(1, 2))
@@ -97,7 +93,7 @@ class ShortRow(torch.autograd.Function):
 
 
 def _folded(x: Tensor, groups: int) -> Tensor:
-    """`(1, H, T, E)` as `(K, G P, E)`, zeros behind the row."""
+    """Return `(1, H, T, E)` as `(K, G P, E)`, padded with zeros."""
     _, heads, tokens, width = x.shape
     padded = -(-tokens // MULTIPLE) * MULTIPLE
     wide = x.new_zeros(heads, padded, width)
@@ -111,7 +107,7 @@ def _unfolded(x: Tensor, padded: int, tokens: int) -> Tensor:
 
 @lru_cache(maxsize=LONGEST // MULTIPLE)
 def _later(padded: int) -> Tensor:
-    """`(P, P)`, True where a key comes after the query."""
+    """Return `(P, P)`, True where a key comes after the query."""
     return torch.ones(padded, padded, dtype=torch.bool).triu_(1)
 
 
@@ -124,7 +120,7 @@ SINCE = {"window_size", "enable_gqa"}  # arguments that torch 2.11 brought
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Where the rows of a packed batch begin and end, as the kernel reads it: once a forward."""
+    """Boundaries of the rows of a packed batch, as the varlen kernel reads them."""
 
     lengths: tuple[int, ...]
     bounds: Tensor
@@ -133,12 +129,12 @@ class Spans:
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Spans:
-        """Lay rows one after the other; `bounds` is `(R + 1,)`, int32, on the device."""
+        """Return the boundaries of concatenated rows; `bounds` is `(R + 1,)`, int32."""
         bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         return cls(tuple(lengths), bounds.to(device, non_blocking=True), max(lengths))
 
     def with_virtual(self, count: int) -> Spans:
-        """The same rows, each longer by its virtual tokens."""
+        """Return the same rows, each longer by `count` virtual tokens."""
         if count not in self._wider:
             longer = [length + count for length in self.lengths]
             self._wider[count] = Spans.of(longer, self.bounds.device)
@@ -146,7 +142,7 @@ class Spans:
 
 
 def kernel(device: torch.device) -> Kernel | None:
-    """Return the kernel where this torch and this device have it."""
+    """Return the varlen kernel if this torch and device have it, else None."""
     if device.type != "cuda" or not torch.backends.cuda.is_flash_attention_available():
         return None
     if torch.cuda.get_device_capability(device) < OLDEST_GPU:
@@ -161,7 +157,7 @@ def kernel(device: torch.device) -> Kernel | None:
 def varlen_unavailable(
     device: torch.device, dtype: torch.dtype, head_dim: int, *, capped: bool
 ) -> str:
-    """Return why a model cannot attend this way; empty where it can."""
+    """Return why a model cannot use the varlen kernel; empty if it can."""
     if device.type != "cuda":
         return f"it runs on a GPU, and this run is on {device}"
     if kernel(device) is None:
@@ -169,7 +165,7 @@ def varlen_unavailable(
     if dtype not in DTYPES:
         return "it needs half precision: set model.dtype=bfloat16"
     if capped:
-        return "this model caps its attention logits, which the kernel cannot"
+        return "this model caps its attention logits, which the kernel does not support"
     if not _head_fits(head_dim):
         return (
             f"the kernel takes heads of 8, 16, … {LARGEST_HEAD} numbers, and these have {head_dim}"
@@ -180,7 +176,7 @@ def varlen_unavailable(
 def varlen_fits(
     query: Tensor, key: Tensor, value: Tensor, softcap: float | None, prefix: Prefix | None
 ) -> bool:
-    """Whether the kernel can attend these `(1, H or K, T, E)`."""
+    """Return True if the varlen kernel supports these `(1, H or K, T, E)`."""
     return (
         softcap is None
         and (prefix is None or prefix.whole)
@@ -205,14 +201,14 @@ def attend_rows(
     """Attend causally within each row: `(1, H, T, E)` over keys and values `(1, K, T, E)`.
 
     Args:
-        run: `torch.nn.attention.varlen.varlen_attn`, or what stands for it.
+        run: `torch.nn.attention.varlen.varlen_attn` or a stand-in.
         query: Queries of all rows.
-        key: Their keys.
-        value: Their values.
-        spans: Where the rows lie.
-        prefix: Virtual tokens that every query sees whole.
-        scaling: Of the logits; `E^-½` when None.
-        window: How many tokens a query sees, itself included; all when None.
+        key: Keys of all rows.
+        value: Values of all rows.
+        spans: Boundaries of the rows.
+        prefix: Virtual tokens that every query sees.
+        scaling: Scale of the logits; `E^-½` when None.
+        window: Number of tokens that a query sees, itself included; all when None.
     """
     queries, keys, values = (part[0].transpose(0, 1) for part in (query, key, value))
     all_keys = spans
@@ -230,7 +226,7 @@ def attend_rows(
 
 
 def _after(virtual: Tensor, own: Tensor, spans: Spans) -> Tensor:
-    """Lay each row's virtual tokens `(R or 1, K, P, E)` before its own `(T, K, E)`: `(S, K, E)`."""
+    """Return `(S, K, E)`: each row's virtual tokens `(R or 1, K, P, E)`, then its own."""
     before = virtual.to(own.dtype).transpose(1, 2).expand(len(spans.lengths), -1, -1, -1)
     rows = zip(before, own.split(spans.lengths), strict=True)
     return torch.cat([part for row in rows for part in row])

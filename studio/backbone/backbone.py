@@ -1,8 +1,8 @@
-"""The backbone: one resident base model with many adapters beside it.
+"""The backbone: one base model with many adapters beside it, stacked with weights and per row.
 
 The base model's weights, module paths and state dict never change. Adapters keep their parameters
-in a bank beside it; hooks on the sites apply whatever stack is active. Loading a second adapter
-costs only its own parameters, and changing a weight costs a dictionary.
+beside it; hooks on the sites apply the active stack. Loading another adapter costs only its own
+parameters, and changing a weight costs a dictionary lookup.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from transformers import PreTrainedModel
 from studio import hardware
 from studio.backbone import adapter_files, attention, attention_kernels
 from studio.backbone.adapter import Adapter
-from studio.backbone.checkpointing import keep_only, make_lean, recompute_layers
+from studio.backbone.checkpointing import (
+    install_lean_forwards,
+    keep_positions,
+    set_checkpointing,
+)
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
 from studio.backbone.hooks import Hooks, Plans
 from studio.backbone.sites import Anatomy, Site
@@ -29,7 +33,7 @@ from studio.methods.method import Init, Method, Params, Phase
 
 
 class Backbone:
-    """A transformers model and the adapters that may edit it."""
+    """A transformers model and the adapters on it."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -44,12 +48,12 @@ class Backbone:
         model.eval()
         model.set_attn_implementation(attention.NAME)
         self.set_attention("auto")
-        make_lean(self.anatomy, self._state)
+        install_lean_forwards(self.anatomy, self._state)
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         for site in self.anatomy.attentions():
             site.module.__dict__["studio_state"] = self._state
 
-    # -- the bank ------------------------------------------------------------------------------
+    # -- adapters ------------------------------------------------------------------------------
 
     def attach(
         self,
@@ -59,7 +63,7 @@ class Backbone:
         seed: int = 0,
         tokenize: Callable[[str], list[int]] | None = None,
     ) -> Adapter:
-        """Create a fresh adapter; at its start it changes nothing (where the method promises so).
+        """Create a fresh adapter; most methods start without effect.
 
         Raises:
             MethodError: The name is taken, or the method does not fit this model.
@@ -74,7 +78,7 @@ class Backbone:
         return self._keep(Adapter(name, method, sites, params))
 
     def add(self, name: str, method: Method, sites: list[Site], params: list[Params]) -> Adapter:
-        """Take in an adapter whose parameters are already known.
+        """Add an adapter with known parameters.
 
         Raises:
             MethodError: The name is taken.
@@ -86,14 +90,14 @@ class Backbone:
         """Load an adapter from PEFT's two files.
 
         Raises:
-            AdapterError: The folder is unsafe, broken, or made for another base.
+            AdapterError: The folder is unsafe, damaged, or made for another base.
         """
         return self.add(name, *adapter_files.read(folder, self.anatomy))
 
     def save(self, name: str, folder: Path, *, base: str = "") -> None:
         """Write an adapter as PEFT's two files into an existing folder.
 
-        Full fine-tuning has no adapter: the whole model is written.
+        After full fine-tuning the whole model is written.
         """
         if self.adapters[name].method.phase is Phase.WEIGHTS:
             self.model.save_pretrained(folder)
@@ -101,7 +105,7 @@ class Backbone:
         adapter_files.write(self.adapters[name], folder, self.anatomy, base=base)
 
     def detach(self, name: str) -> None:
-        """Forget an adapter and take it out of the active stack."""
+        """Remove an adapter, also from the active stacks."""
         del self.adapters[name]
         self._stack = tuple(item for item in self._stack if item[0] != name)
         if self._rows is not None:
@@ -109,7 +113,7 @@ class Backbone:
         self._plan()
 
     def train(self, *names: str) -> list[nn.Parameter]:
-        """Make adapters trainable (all others frozen), and return their parameters."""
+        """Make these adapters trainable and all others frozen; return their parameters."""
         self.eval()
         chosen = [self.adapters[name] for name in names]
         for adapter in chosen:
@@ -120,7 +124,7 @@ class Backbone:
         return [parameter for adapter in chosen for parameter in adapter.parameters()]
 
     def eval(self) -> None:
-        """Freeze every adapter and switch their dropout off."""
+        """Freeze every adapter and disable dropout."""
         for adapter in self.adapters.values():
             adapter.training = False
             for parameter in adapter.parameters():
@@ -140,23 +144,35 @@ class Backbone:
         """Kernel of packed rows, where it supports them: "varlen", "sdpa" or "eager"."""
         return "varlen" if self._state.kernel else "eager" if self._state.eager else "sdpa"
 
-    def be_lean(self, on: bool) -> None:
-        """Keep and compute only what a training pass needs (`lean.py`); off is the plain twin."""
+    def set_lean(self, on: bool) -> None:
+        """Keep and compute only what training needs (`checkpointing.py`), or switch it off."""
         self._state.lean = on
 
     def checkpointing(self, on: bool, *, offload: bool = False) -> None:
-        """Recompute each layer's activations in the backward pass instead of keeping them.
+        """Switch gradient checkpointing of every layer on or off.
 
         Args:
-            on: Whether to.
+            on: Recompute activations in the backward pass.
             offload: Keep the layers' inputs in main memory.
         """
-        self.be_lean(not on)  # a layer that is recomputed whole keeps nothing anyway
-        recompute_layers(self.anatomy, on, offload=offload)
+        self.set_lean(not on)  # a recomputed layer keeps nothing anyway
+        set_checkpointing(self.anatomy, on, offload=offload)
+
+    @contextmanager
+    def without_checkpointing(self) -> Iterator[None]:
+        """Switch gradient checkpointing off temporarily, as KV caches and prompts need."""
+        layers = [layer for layer in self.anatomy.layers() if layer.training]
+        for layer in layers:
+            layer.training = False
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.training = True
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Switch dropout and gradients off for a while, keeping what is being trained."""
+        """Switch dropout and gradients off temporarily."""
         was = {name: adapter.training for name, adapter in self.adapters.items()}
         for adapter in self.adapters.values():
             adapter.training = False
@@ -172,16 +188,16 @@ class Backbone:
     # -- the active stack ----------------------------------------------------------------------
 
     def use(self, stack: Sequence[tuple[str, float]]) -> None:
-        """Activate a stack of (adapter, weight) for every row; an empty one is the bare base.
+        """Activate a stack of (adapter, weight) for every row; an empty one is the base.
 
         Raises:
-            MethodError: An adapter is not here, or the stack cannot be combined.
+            MethodError: An adapter is not loaded, or the stack cannot be combined.
         """
         self._stack, self._rows = self._checked(stack), None
         self._plan()
 
     def use_rows(self, stacks: Sequence[Sequence[tuple[str, float]]]) -> None:
-        """Activate one stack per row of the coming batches (packed rows count as rows).
+        """Activate one stack per row of the next batches (packed rows count as rows).
 
         Raises:
             MethodError: As in `use`.
@@ -191,12 +207,12 @@ class Backbone:
 
     @property
     def active(self) -> list[Stack]:
-        """The stacks that really act now: one for all rows, or one per row."""
+        """Active stacks: one for all rows, or one per row."""
         return [self._stack] if self._rows is None else list(self._rows)
 
     @property
     def active_for_all(self) -> Stack | None:
-        """The one stack of all rows; None where rows have their own."""
+        """The stack of all rows; None if each row has its own."""
         return self._stack if self._rows is None else None
 
     def _checked(self, stack: Sequence[tuple[str, float]]) -> Stack:
@@ -217,12 +233,12 @@ class Backbone:
         return tuple((name, float(weight)) for name, weight in stack if weight != 0)
 
     def _plan(self) -> None:
-        """Work out which edits act where; called on every change, so that forwards only look up."""
+        """Compute which edits act at which site; called on every change of stacks."""
         if self._rows is None:
             items = [(name, weight, Rows(None)) for name, weight in self._stack]
         else:
             items = group_rows(self._rows)
-        self._hooks.follow(self._edits(items))
+        self._hooks.apply(self._edits(items))
         self._virtual.use(self.active, self.adapters)
 
     def _edits(self, items: Sequence[tuple[str, float, Rows]]) -> Plans:
@@ -239,45 +255,37 @@ class Backbone:
 
     @contextmanager
     def _prompt_context(self, stack: Stack) -> Iterator[None]:
-        """Let a prompt run under the edits of its own stack, without recomputation.
+        """Apply a prompt's own stack while the prompt runs, without gradient checkpointing.
 
-        A recomputed layer would meet the rows' state in the backward pass, not the prompt's.
+        A recomputed layer would see the rows' state in the backward pass, not the prompt's.
         """
-        recomputed = [layer for layer in self.anatomy.layers() if layer.training]
-        for layer in recomputed:
-            layer.training = False
-        try:
-            with self._hooks.following(
-                self._edits([(name, weight, Rows(None)) for name, weight in stack])
-            ):
-                yield
-        finally:
-            for layer in recomputed:
-                layer.training = True
+        edits = self._edits([(name, weight, Rows(None)) for name, weight in stack])
+        with self.without_checkpointing(), self._hooks.applying(edits):
+            yield
 
     # -- use -----------------------------------------------------------------------------------
 
     def packed_logits(self, ids_T: Tensor, lengths: Sequence[int], keep_N: Tensor) -> Tensor:
-        """Run rows that are concatenated without padding; compute only the logits that are asked.
+        """Run concatenated rows and return the logits at some positions.
 
         Each row attends only to itself and its positions start at zero.
 
         Args:
             ids_T: Token ids of all rows, one after the other; `sum(lengths)` of them.
             lengths: Tokens of each row.
-            keep_N: Positions in `ids_T` whose logits are wanted.
+            keep_N: Positions in `ids_T` whose logits are returned.
 
         Returns:
             logits_NV.
 
         Raises:
-            MethodError: A layer of this model does not keep packed rows apart.
+            MethodError: A layer of this model does not keep packed rows separate.
         """
         device = ids_T.device
         positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device, non_blocking=True)
         token = attention.packing.set(True)
         self._state.pack(lengths, device)
-        skips = keep_only(self.anatomy, self._state, keep_N)
+        skips = keep_positions(self.anatomy, self._state, keep_N)
         try:
             output = self.model(
                 input_ids=ids_T[None],
@@ -288,13 +296,13 @@ class Backbone:
         finally:
             attention.packing.reset(token)
             self._state.lengths, self._state.keep = tuple(lengths), None
-        attention.check_apart(self._state, self.anatomy.layers())
+        attention.check_rows_separate(self._state, self.anatomy.layers())
         return output.logits[0]
 
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        # Row lengths outlive a packed forward, because checkpointing recomputes in the backward.
+        # Row lengths outlive a packed forward: checkpointing recomputes layers in the backward.
         if not attention.packing.get():
             self._state.lengths = None
         return args, self._virtual.place(args, kwargs)

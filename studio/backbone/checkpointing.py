@@ -1,22 +1,17 @@
-"""Activation memory: recompute layers in the backward pass, drop what a pass need not keep.
+"""Activation memory: gradient checkpointing, offloading, and leaner forwards of frozen layers.
 
-Recomputation keeps one `(1, T, D)` input a layer. With offloading these wait in pinned main memory:
-each is copied away on a stream of its own while the next layer runs, and fetched back while the
-layer above it is recomputed, so that the device waits for no copy that is quicker than a layer. The
-numbers are the same, to the bit.
+*Offloading*: checkpointing keeps one `(1, T, D)` input per layer. With offloading these wait in
+pinned main memory: each is copied on its own stream while the next layer runs, and fetched back
+while the layer above it is recomputed. (transformers and torch's `save_on_cpu` copy on the stream
+that computes.)
 
-transformers (from 5.2x) and torch's `save_on_cpu` offload too, but on the stream that computes.
+*Leaner forwards* compute the same numbers with fewer kept tensors, where gradients are on, layers
+are not recomputed, and the part's own weights are frozen:
 
-Three parts of a frozen layer are given a leaner forward, the same numbers by another way:
-
-- a *norm* keeps its input alone and computes its inner steps again in the backward pass;
-- a *gated feed-forward* keeps `gate x` and `up x` alone: the activation and the product, which the
-  down projection would keep as its own input, are cheap to make again;
-- the *last layer*, of whose output only the positions that predict a trained token are ever read,
-  computes its feed-forward for these alone.
-
-Everything else runs as it was written; where gradients are off, or layers are recomputed anyway, or
-a part's own weights train, nothing is changed. `AttentionState.lean = False` is the plain twin.
+- a *norm* keeps only its input and recomputes its inner steps in the backward pass;
+- a *gated feed-forward* keeps `gate x` and `up x`, and recomputes the activation and the product,
+  which the down projection would keep as its input;
+- the *last layer* computes its feed-forward only at positions that predict a trained token.
 
 Shapes: `T packed tokens, N positions that predict a trained token, D hidden`.
 """
@@ -38,11 +33,11 @@ from studio.backbone.attention import AttentionState, packing
 from studio.backbone.sites import Anatomy
 from studio.models.architecture import SKIPPING
 
-SMALLEST = 1024  # numbers; less is not worth a copy
+MIN_NUMBERS = 1024  # numbers; less is not worth a copy
 
 
-def recompute_layers(anatomy: Anatomy, on: bool, *, offload: bool) -> None:
-    """Switch recomputation on or off for every layer, with its inputs in main memory if asked."""
+def set_checkpointing(anatomy: Anatomy, on: bool, *, offload: bool) -> None:
+    """Switch gradient checkpointing of every layer on or off, optionally with offloading."""
     model = anatomy.model
     switch = ("gradient", "activation")[hasattr(model, "activation_checkpointing_enable")]
     if on:
@@ -50,56 +45,56 @@ def recompute_layers(anatomy: Anatomy, on: bool, *, offload: bool) -> None:
     else:
         getattr(model, f"{switch}_checkpointing_disable")()
     device = next(model.parameters()).device
-    away = Offload(device) if on and offload else None
+    offload_hooks = Offload(device) if on and offload else None
     for layer in anatomy.layers():
-        # Only the layers' own flag: the base keeps its dropouts off while adapters train.
+        # Only the layers' own flag: dropout of the base stays off while adapters train.
         layer.training = on
-        if away:
-            _keep_inputs(layer, away)
+        if offload_hooks:
+            _keep_inputs(layer, offload_hooks)
 
 
-def _keep_inputs(layer: nn.Module, away: Offload) -> None:
+def _keep_inputs(layer: nn.Module, offload_hooks: Offload) -> None:
     own: Any = layer._gradient_checkpointing_func
 
     def run(*args: Any) -> Any:
-        # Within, a checkpoint has hooks of its own: these see nothing but the layer's inputs.
-        with saved_tensors_hooks(away.pack, away.unpack):
+        # A checkpoint has its own hooks inside, so these see only the layer's inputs.
+        with saved_tensors_hooks(offload_hooks.pack, offload_hooks.unpack):
             return own(*args)
 
     layer._gradient_checkpointing_func = run
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
-class Kept:
-    """A tensor in main memory, and on the device for as long as it is about to be needed."""
+class OffloadedTensor:
+    """A tensor in main memory, with a copy on the device shortly before it is needed."""
 
     host: Tensor
     near: Tensor | None
     fetched: torch.cuda.Event | None = None
-    before: weakref.ref[Kept] | None = None
+    before: weakref.ref[OffloadedTensor] | None = None
 
 
 class Offload:
-    """Hooks for saved tensors; on a CPU they copy as they do on a GPU, without streams."""
+    """Saved-tensor hooks that offload; on a CPU they copy without streams (for tests)."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._newest: weakref.ref[Kept] | None = None
+        self._newest: weakref.ref[OffloadedTensor] | None = None
 
-    def pack(self, tensor: Tensor) -> Tensor | Kept:
-        """Copy a tensor away; the newest stays near too, since the backward pass begins there."""
-        if tensor.device != self._device or tensor.numel() < SMALLEST:
+    def pack(self, tensor: Tensor) -> Tensor | OffloadedTensor:
+        """Copy a tensor to main memory; the newest stays on the device for the backward."""
+        if tensor.device != self._device or tensor.numel() < MIN_NUMBERS:
             return tensor
         before = self._newest
         if before and (kept := before()):
             kept.near = None
-        made = Kept(self._copied_away(tensor), tensor.detach(), before=before)
+        made = OffloadedTensor(self._to_host(tensor), tensor.detach(), before=before)
         self._newest = weakref.ref(made)
         return made
 
-    def unpack(self, kept: Tensor | Kept) -> Tensor:
-        """Return the tensor on its device, and begin to fetch the one that is needed next."""
+    def unpack(self, kept: Tensor | OffloadedTensor) -> Tensor:
+        """Return the tensor on its device and prefetch the one that is needed next."""
         if isinstance(kept, Tensor):
             return kept
         self._fetch(kept)
@@ -113,7 +108,7 @@ class Offload:
             self._fetch(following)
         return near
 
-    def _copied_away(self, tensor: Tensor) -> Tensor:
+    def _to_host(self, tensor: Tensor) -> Tensor:
         if self._stream is None:
             return tensor.detach().clone()
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -123,7 +118,7 @@ class Offload:
         tensor.record_stream(self._stream)
         return host
 
-    def _fetch(self, kept: Kept) -> None:
+    def _fetch(self, kept: OffloadedTensor) -> None:
         if kept.near is not None:
             return
         if self._stream is None:
@@ -137,8 +132,8 @@ class Offload:
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
-class Again:
-    """A function's inputs, and its result made anew when the backward pass first asks for it."""
+class Recomputation:
+    """Inputs of a function, and its result recomputed on first use in the backward pass."""
 
     def __init__(self, function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
         self.function = function
@@ -146,7 +141,7 @@ class Again:
         self._result: Tensor | None = None
 
     def result(self, needed: Sequence[bool]) -> Tensor:
-        """Return the result with a graph of its own, down to the inputs that are needed."""
+        """Return the result, with its own graph down to the inputs that need gradients."""
         if self._result is None:
             with torch.enable_grad():
                 for tensor, need in zip(self._inputs, needed, strict=True):
@@ -155,7 +150,7 @@ class Again:
         return self._result
 
     def gradients(self, needed: Sequence[bool], outer: Tensor) -> list[Tensor | None]:
-        """Return the inputs' gradients and forget the result."""
+        """Return the inputs' gradients and free the result."""
         result, self._result = self.result(needed), None
         wanted = [tensor for tensor, need in zip(self._inputs, needed, strict=True) if need]
         found = iter(torch.autograd.grad(result, wanted, outer))
@@ -163,22 +158,22 @@ class Again:
 
 
 class Recomputed(torch.autograd.Function):
-    """A function that keeps nothing but its inputs."""
+    """A function that keeps only its inputs for the backward."""
 
     @staticmethod
-    def forward(ctx: Any, again: Again, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, recomputation: Recomputation, *inputs: Tensor) -> Tensor:
         """Return `again.function(*inputs)`."""
-        ctx.again = again
-        return again.function(*inputs)
+        ctx.recomputation = recomputation
+        return recomputation.function(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Run the function again, this time for its gradients."""
-        return None, *ctx.again.gradients(ctx.needs_input_grad[1:], outputs[0])
+        """Recompute the function for its gradients."""
+        return None, *ctx.recomputation.gradients(ctx.needs_input_grad[1:], outputs[0])
 
 
-def make_lean(anatomy: Anatomy, state: AttentionState) -> None:
-    """Give the parts of a model their leaner forwards."""
+def install_lean_forwards(anatomy: Anatomy, state: AttentionState) -> None:
+    """Replace the forwards of norms, feed-forwards and the last layer."""
     for site in anatomy.norms():
         _set(site.module, _norm(site.module, state))
     for site in anatomy.mlps():
@@ -201,7 +196,7 @@ def _norm(module: nn.Module, state: AttentionState) -> Callable[..., Tensor]:
         if args or kwargs or not (state.lean and torch.is_grad_enabled()) or _trains(module):
             result: Tensor = own(x, *args, **kwargs)
             return result
-        result = Recomputed.apply(Again(own, [x]), x)
+        result = Recomputed.apply(Recomputation(own, [x]), x)
         return result
 
     return forward
@@ -218,8 +213,9 @@ def _feed_forward(module: Any, state: AttentionState) -> Callable[[Tensor], Tens
         if not (state.lean and torch.is_grad_enabled()):
             return own(x)
         gate, up = module.gate_proj(x), module.up_proj(x)
-        again, needed = Again(product, [gate, up]), (gate.requires_grad, up.requires_grad)
-        inner: Tensor = Recomputed.apply(again, gate, up)
+        recomputation = Recomputation(product, [gate, up])
+        needed = (gate.requires_grad, up.requires_grad)
+        inner: Tensor = Recomputed.apply(recomputation, gate, up)
 
         def pack(tensor: Tensor) -> Tensor | torch.Size:
             same = tensor.data_ptr() == inner.data_ptr() and tensor.numel() == inner.numel()
@@ -228,7 +224,7 @@ def _feed_forward(module: Any, state: AttentionState) -> Callable[[Tensor], Tens
         def unpack(kept: Tensor | torch.Size) -> Tensor:
             if isinstance(kept, Tensor):
                 return kept
-            return again.result(needed).detach().view(kept)
+            return recomputation.result(needed).detach().view(kept)
 
         with saved_tensors_hooks(pack, unpack):
             return module.down_proj(inner)
@@ -250,8 +246,8 @@ def _last_layer(layer: Any, state: AttentionState) -> Callable[..., Tensor]:
     return forward
 
 
-def keep_only(anatomy: Anatomy, state: AttentionState, keep_N: Tensor) -> bool:
-    """Let the last layer of a packed forward hand on these positions alone; False if it cannot."""
+def keep_positions(anatomy: Anatomy, state: AttentionState, keep_N: Tensor) -> bool:
+    """Let the last layer of a packed forward return only these positions; False if it cannot."""
     if not (state.lean and _is_plain(anatomy.layers()[-1])):
         return False
     assert state.lengths is not None
@@ -266,9 +262,9 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 def _is_gated(module: nn.Module) -> bool:
-    """Whether it computes `down(act(gate x) · up x)` and nothing else, by the code it runs.
+    """Return True if its code computes `down(act(gate x) · up x)` and nothing else.
 
-    The names alone do not say so: Gemma 3n drops activations in between, Falcon H1 scales them.
+    Names do not suffice: Gemma 3n drops activations in between, Falcon H1 scales them.
     """
     if {name for name, _ in module.named_children()} != GATED:
         return False

@@ -1,29 +1,25 @@
-"""Compose several weighted adapters at one site: sums, gains, ordered edits, shared products.
+"""Compose several weighted adapters at one site: sums, gains, ordered edits.
 
     x~ = x · Π (1 + w (g_in − 1))                      gains on the input
     y0 = f(x~) + Σ w · delta(x~)                       deltas commute and sum
     y1 = y0 · Π (1 + w (g_out − 1))                    gains on the output
     y  = fold in stack order: h ← h + w · transform(h)  the only part where order matters
 
-`f` is the backbone's own module. Keys and values of prefixes are concatenated in stack order and
-prompts likewise (`attention.py`, `prompts.py`). Every edit acts on all rows or on the rows of its
-lane; rows of other lanes never see it.
+`f` is the backbone's own module. Keys and values of prefixes and prompts are concatenated in stack
+order (`virtual_tokens.py`). Every edit acts on all rows or on the rows of its lane.
 
-Shapes: `B batch, T tokens, I in_features, O out_features`; a packed batch has `B = 1`, and its rows
-are ranges of tokens.
+In decoding, low-rank deltas of different rows share two products, `B (w ⊙ (A x))`: the adapters are
+concatenated to `Aᵀ (I, R)` and `Bᵀ (R, O)`, and each row's weights select its own part. Decoding a
+few rows is bound by the number of calls, not by arithmetic.
 
-All adapters of a site are laid side by side, `Aᵀ (I, R)` and `Bᵀ (R, O)`, and each row's weights
-`(rows, R)` let through only its own part. Two products for the whole batch instead of four calls
-an adapter: decoding a few rows is bound by calls, not by arithmetic. Used without gradients only.
-
-Shapes: `B rows, T tokens, I in_features, O out_features, R ranks of all adapters together`.
+Shapes: `B batch, T tokens, I in_features, O out_features, R ranks of all adapters`; a packed batch
+has `B = 1`, and its rows are ranges of tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -31,25 +27,18 @@ from torch import Tensor
 from studio.backbone.sites import Site
 from studio.methods.method import Method, Params, Phase
 
-if TYPE_CHECKING:
-    from studio.backbone.sites import Site
-
-
 Stack = tuple[tuple[str, float], ...]
 
 
 @dataclass(slots=True)
 class Rows:
-    """Which rows an edit acts on, as an index into the batch of the current forward pass.
-
-    `numbers` is None for all rows. In a packed batch the rows' tokens are found from `lengths`.
-    """
+    """Rows that an edit acts on; `numbers` is None for all rows."""
 
     numbers: tuple[int, ...] | None
     _cache: tuple[tuple[int, ...] | None, torch.device, Tensor] | None = None
 
     def index(self, lengths: tuple[int, ...] | None, device: torch.device) -> Tensor:
-        """Row numbers, or token numbers where `lengths` says the batch is packed."""
+        """Return row numbers, or token numbers in a packed batch of rows of `lengths`."""
         assert self.numbers is not None
         if self._cache and self._cache[0] == lengths and self._cache[1] == device:
             return self._cache[2]
@@ -67,7 +56,7 @@ class Rows:
         return index
 
     def span(self, lengths: tuple[int, ...]) -> tuple[int, int] | None:
-        """Where these rows' tokens start and stop in a packed batch; None if others lie between."""
+        """Return start and stop of the rows' tokens in a packed batch; None if not contiguous."""
         if self.numbers is None:
             return 0, sum(lengths)
         first, last = self.numbers[0], self.numbers[-1]
@@ -79,7 +68,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """One adapter's edit at one site, with its weight and rows."""
+    """Edit of one adapter at one site, with its weight and rows."""
 
     method: Method
     params: Params
@@ -87,6 +76,13 @@ class Edit:
     rows: Rows
     adapter: str
     training: bool
+
+    def factors(self, site: Site) -> list[Tensor]:
+        """Return `A` and `B` of a low-rank edit, with the weight in `B`."""
+        found = self.method.factors(self.params, site)
+        assert found is not None
+        a_RI, b_OR = found
+        return [a_RI, b_OR if self.weight == 1 else b_OR * self.weight]
 
 
 @dataclass(slots=True)
@@ -97,11 +93,11 @@ class SitePlan:
     deltas: list[Edit] = field(default_factory=list)
     gains: list[Edit] = field(default_factory=list)
     transforms: list[Edit] = field(default_factory=list)
-    _fused: Fused | None = None
+    _fused: FusedDeltas | None = None
     _fused_rows: int = 0
 
     def add(self, edit: Edit) -> None:
-        """File an edit under its phase."""
+        """Add an edit to those of its phase."""
         phases = {
             Phase.DELTA: self.deltas,
             Phase.GAIN: self.gains,
@@ -111,10 +107,7 @@ class SitePlan:
 
     @property
     def is_one_node(self) -> bool:
-        """Whether the site trains low-rank products alone: one for all rows, or one each for some.
-
-        `fast.py` does the first, `routed.py` the second.
-        """
+        """True if the site only trains low-rank products, for all rows or per row group."""
         if not self.deltas or self.gains or self.transforms:
             return False
         if len(self.deltas) > 1 and any(edit.rows.numbers is None for edit in self.deltas):
@@ -128,16 +121,8 @@ class SitePlan:
 
     @property
     def is_one_product(self) -> bool:
-        """Whether the one node has one product for all rows."""
+        """True if the site has one product for all rows."""
         return len(self.deltas) == 1 and self.deltas[0].rows.numbers is None
-
-    def factors(self) -> tuple[Tensor, Tensor]:
-        """`A` and `B` of the one product, the weight in `B`."""
-        edit = self.deltas[0]
-        found = edit.method.factors(edit.params, self.site)
-        assert found is not None
-        a, b = found
-        return a, b if edit.weight == 1 else b * edit.weight
 
     def apply_input(self, x: Tensor, lengths: tuple[int, ...] | None) -> Tensor:
         """Return `x~`: the input after gains."""
@@ -163,7 +148,10 @@ class SitePlan:
         if fused is not None:
             y = fused.add_to(y, x)
         for edit in self.deltas if fused is None else ():
-            x_rows, base_rows = take(x, edit.rows, lengths), take(base, edit.rows, lengths)
+            x_rows, base_rows = (
+                select_rows(x, edit.rows, lengths),
+                select_rows(base, edit.rows, lengths),
+            )
             change = edit.method.delta(
                 edit.params, x_rows, base_rows, self.site, training=edit.training
             )
@@ -176,16 +164,16 @@ class SitePlan:
             stream = x if residual is None else residual
             change = edit.method.transform(
                 edit.params,
-                take(stream, edit.rows, lengths),
-                take(y, edit.rows, lengths),
+                select_rows(stream, edit.rows, lengths),
+                select_rows(y, edit.rows, lengths),
                 self.site,
                 training=edit.training,
             )
             y = _add_rows(y, change, edit, lengths)
         return y
 
-    def _fuse(self, x: Tensor, lengths: tuple[int, ...] | None) -> Fused | None:
-        """The deltas as one product, where rows differ and nothing is being trained."""
+    def _fuse(self, x: Tensor, lengths: tuple[int, ...] | None) -> FusedDeltas | None:
+        """Return the deltas as one product, if rows differ and nothing trains."""
         routed = any(edit.rows.numbers is not None for edit in self.deltas)
         if not routed or lengths is not None or x.dim() != 3 or torch.is_grad_enabled():
             return None
@@ -194,15 +182,15 @@ class SitePlan:
         return self._fused
 
 
-def take(x: Tensor, rows: Rows, lengths: tuple[int, ...] | None) -> Tensor:
-    """Return the rows an edit acts on: `(rows, T, ·)`, or `(1, tokens, ·)` when packed."""
+def select_rows(x: Tensor, rows: Rows, lengths: tuple[int, ...] | None) -> Tensor:
+    """Return the rows that an edit acts on: `(rows, T, ·)`, or `(1, tokens, ·)` when packed."""
     if rows.numbers is None:
         return x
     return x.index_select(_row_axis(x, lengths), rows.index(lengths, x.device))
 
 
 def _row_axis(x: Tensor, lengths: tuple[int, ...] | None) -> int:
-    # A mixture of experts hands its linears flat (tokens, features) tensors.
+    # A mixture of experts passes flat (tokens, features) tensors to its linears.
     return 0 if lengths is None or x.dim() == 2 else 1
 
 
@@ -210,7 +198,9 @@ def _add_rows(y: Tensor, change: Tensor, edit: Edit, lengths: tuple[int, ...] | 
     change = change.to(y.dtype)
     if edit.rows.numbers is None:
         return y + change if edit.weight == 1 else torch.add(y, change, alpha=edit.weight)
-    change = change.expand_as(take(y, edit.rows, lengths)) if change.dim() < y.dim() else change
+    change = (
+        change.expand_as(select_rows(y, edit.rows, lengths)) if change.dim() < y.dim() else change
+    )
     axis = _row_axis(y, lengths)
     return y.index_add(axis, edit.rows.index(lengths, y.device), change, alpha=edit.weight)
 
@@ -227,7 +217,7 @@ def _scale_rows(y: Tensor, gain: Tensor, edit: Edit, lengths: tuple[int, ...] | 
 def group_rows(stacks: Iterable[Stack]) -> list[tuple[str, float, Rows]]:
     """Turn one stack per row into (adapter, weight, rows), keeping each row's own order.
 
-    Rows that hold an adapter at the same place and weight share the edit: four lanes of one adapter
+    Rows with an adapter at the same position and weight share its edit: four lanes of one adapter
     cost one product.
     """
     placed: dict[tuple[int, str, float], list[int]] = {}
@@ -238,11 +228,11 @@ def group_rows(stacks: Iterable[Stack]) -> list[tuple[str, float, Rows]]:
     return [(name, weight, Rows(tuple(rows))) for (_, name, weight), rows in ordered]
 
 
-MAX_RANK = 256  # beyond, computing every row's part for all costs more than the calls it saves
+MAX_RANK = 256  # beyond it, computing all parts for every row costs more than the calls it saves
 
 
 @dataclass(frozen=True, slots=True)
-class Fused:
+class FusedDeltas:
     """One site's low-rank edits for all rows of a batch."""
 
     a_IR: Tensor
@@ -250,7 +240,7 @@ class Fused:
     weights_BR: Tensor
 
     def add_to(self, y: Tensor, x: Tensor) -> Tensor:
-        """Return `y` plus every row's own change for the input `x`, both `(B, T, ·)`."""
+        """Return `y` plus each row's delta for the input `x`, both `(B, T, ·)`."""
         if x.dtype != self.a_IR.dtype or y.dtype != x.dtype or y.shape[1] != 1:
             parts_BTR = (x.to(self.a_IR.dtype) @ self.a_IR) * self.weights_BR[:, None]
             return y + (parts_BTR @ self.b_RO).to(y.dtype)
@@ -259,10 +249,10 @@ class Fused:
         return torch.addmm(y[:, 0], parts_BR, self.b_RO)[:, None]
 
 
-def fuse(edits: Sequence[Edit], site: Site, rows: int) -> Fused | None:
-    """Lay the edits side by side; None where one of them is no plain product or is not finite.
+def fuse(edits: Sequence[Edit], site: Site, rows: int) -> FusedDeltas | None:
+    """Concatenate low-rank edits; None if one is not a plain product or not finite.
 
-    A number that is not finite must stay in its own row, and `0 · inf` would not.
+    Infinities must stay in their own row, but `0 · inf` would spread them.
     """
     factors = [edit.method.factors(edit.params, site) for edit in edits]
     pairs = [pair for pair in factors if pair is not None]
@@ -278,4 +268,4 @@ def fuse(edits: Sequence[Edit], site: Site, rows: int) -> Fused | None:
         own[list(range(rows) if edit.rows.numbers is None else edit.rows.numbers)] = edit.weight
         columns.append(own.expand(-1, len(a)))
     weights_BR = torch.cat(columns, dim=1).to(a_RI.device)
-    return Fused(a_RI.t().contiguous(), b_OR.t().contiguous(), weights_BR)
+    return FusedDeltas(a_RI.t().contiguous(), b_OR.t().contiguous(), weights_BR)

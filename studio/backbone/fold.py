@@ -1,7 +1,7 @@
-"""Folding a stack into the weights: what can be merged, merged exactly; what cannot, named.
+"""Fold a stack of adapters into new weights; adapters that cannot be folded are listed.
 
-Deltas are added first, then gains multiply, as in the live composition (`stack.py`). The backbone
-itself is never touched: the result is a dictionary of new float32 tensors.
+Deltas are added first, then gains multiply, as in `composition.py`. The backbone is not changed:
+the result is a dictionary of new float32 tensors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from studio.methods.method import Method, Params, Phase
 
 @dataclass(frozen=True, slots=True)
 class Folded:
-    """New tensors by the model's own parameter names, and the adapters that could not be folded."""
+    """New tensors by parameter name, and the adapters that were folded or not (`left`)."""
 
     tensors: dict[str, Tensor]
     merged: tuple[str, ...]
@@ -26,7 +26,7 @@ class Folded:
 
 
 def foldable(method: Method, sites: list[Site]) -> bool:
-    """Whether every site of this adapter has a place in the weights for its change."""
+    """Return True if the weights can hold the adapter's change at every site."""
     if method.phase is Phase.GAIN:
         return True
     if method.phase is not Phase.DELTA:
@@ -35,7 +35,7 @@ def foldable(method: Method, sites: list[Site]) -> bool:
 
 
 def has_place(method: Method, site: Site) -> bool:
-    """Whether the architecture keeps what the method would fold at this site."""
+    """Return True if the site's module has the parameters that the method folds into."""
     return not method.needs_bias or getattr(site.module, "bias", None) is not None
 
 
@@ -43,11 +43,8 @@ def fold(backbone: Backbone, stack: Stack) -> Folded:
     """Fold every adapter of a stack that can be folded.
 
     Args:
-        backbone: Holds the adapters and the base weights (dequantised here where they are 4-bit).
+        backbone: The adapters and the base weights (4-bit ones are dequantised).
         stack: (adapter, weight), in order.
-
-    Returns:
-        The changed tensors, oriented like the model's own, and who was merged and who stays.
     """
     chosen, left = [], []
     for name, weight in stack:
@@ -80,7 +77,7 @@ def fold(backbone: Backbone, stack: Stack) -> Folded:
 
 
 def _current(tensors: dict[str, Tensor], site: Site, name: str) -> Tensor:
-    """The tensor as folded so far: a linear's weight as `(out, in)`."""
+    """Return the tensor as folded so far: a linear's weight as `(out, in)`."""
     key = f"{site.key}.{name}"
     if key in tensors:
         return tensors[key]

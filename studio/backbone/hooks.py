@@ -1,7 +1,6 @@
-"""Hooks on the sites: they look up what the current plan does there and do it.
+"""Forward hooks on the sites: they apply the active plan.
 
-They are installed where a plan has edits and removed where it has none, so an idle site costs
-nothing. Planning itself is `backbone.py`'s, the maths `stack.py`'s.
+A hook exists only where a plan has edits, so other sites cost nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from studio.backbone.attention import AttentionState
 from studio.backbone.composition import SitePlan
-from studio.backbone.linear_kernels import low_rank_linear, routed, routed_linear
+from studio.backbone.linear_kernels import adapter_spans, low_rank_linear
 from studio.backbone.sites import Anatomy, Site
 
 Plans = dict[str, SitePlan]
@@ -30,9 +29,9 @@ class Hooks:
         self._plans: Plans = {}
         self._handles: dict[str, list[Any]] = {}
         self._residuals: dict[int, Tensor] = {}
-        self._short: dict[str, nn.Module] = {}
+        self._replaced: dict[str, nn.Module] = {}
 
-    def follow(self, plans: Plans) -> None:
+    def apply(self, plans: Plans) -> None:
         """Apply these plans from now on."""
         self._plans = plans
         for key in self._handles.keys() - plans.keys():
@@ -40,17 +39,17 @@ class Hooks:
                 handle.remove()
         for key in plans.keys() - self._handles.keys():
             self._handles[key] = self._install(plans[key].site)
-        self._shorten({key for key, plan in plans.items() if plan.is_one_node})
+        self._replace_forwards({key for key, plan in plans.items() if plan.is_one_node})
 
-    def _shorten(self, wanted: set[str]) -> None:
-        """Let these linear layers and their trained product be one autograd node, others not."""
-        for key in self._short.keys() - wanted:
-            del self._short.pop(key).forward  # the class's own shows again
-        for key in wanted - self._short.keys():
+    def _replace_forwards(self, wanted: set[str]) -> None:
+        """Give exactly these linear layers a forward with their trained product in one node."""
+        for key in self._replaced.keys() - wanted:
+            del self._replaced.pop(key).forward  # uncovers the class's own
+        for key in wanted - self._replaced.keys():
             site = self._plans[key].site
             if type(site.module) in (nn.Linear, Conv1D) and "forward" not in vars(site.module):
                 site.module.forward = self._one_node(site)
-                self._short[key] = site.module
+                self._replaced[key] = site.module
 
     def _one_node(self, site: Site) -> Callable[[Tensor], Tensor]:
         module: Any = site.module
@@ -59,24 +58,27 @@ class Hooks:
             plan, lengths = self._plans[site.key], self._state.lengths
             weight, bias, turned = module.weight, module.bias, site.transposed
             if plan.is_one_product:
-                return low_rank_linear(x, weight, bias, *plan.factors(), transposed=turned)
-            if (routes := routed(plan.deltas, site, lengths)) is not None:
-                return routed_linear(x, weight, bias, routes, transposed=turned)
+                return low_rank_linear(
+                    x, weight, bias, *plan.deltas[0].factors(site), transposed=turned
+                )
+            if (found := adapter_spans(plan.deltas, site, lengths)) is not None:
+                spans, factors = found
+                return low_rank_linear(x, weight, bias, *factors, spans=spans, transposed=turned)
             return plan.apply_output(x, type(module).forward(module, x), None, lengths)
 
         return forward
 
     @contextmanager
-    def following(self, plans: Plans) -> Iterator[None]:
-        """Apply plans for sites that are hooked already, for a while."""
+    def applying(self, plans: Plans) -> Iterator[None]:
+        """Apply plans temporarily, for sites that have hooks already."""
         before, self._plans = self._plans, plans
-        short = set(self._short)
-        self._shorten({key for key in short if key in plans and plans[key].is_one_node})
+        replaced = set(self._replaced)
+        self._replace_forwards({key for key in replaced if key in plans and plans[key].is_one_node})
         try:
             yield
         finally:
             self._plans = before
-            self._shorten(short)
+            self._replace_forwards(replaced)
 
     def _install(self, site: Site) -> list[Any]:
         key, layer, is_mlp = site.key, site.layer, site.kind == "mlp"
@@ -89,7 +91,7 @@ class Hooks:
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             plan = self._plans.get(key)
-            if plan is None or key in self._short:
+            if plan is None or key in self._replaced:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
             x = args[0] if args else hidden

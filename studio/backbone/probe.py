@@ -1,4 +1,4 @@
-"""What each method can do, tried out on a tiny model rather than claimed.
+"""Measure the capabilities of each method on a tiny model.
 
 `python -m studio.backbone.probe` writes `studio/methods/capabilities.json`, which the form,
 `studio methods` and the README read without torch; a test probes again and compares.
@@ -16,14 +16,14 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from studio.backbone.backbone import Backbone
 from studio.backbone.fold import fold
-from studio.methods import Method, Phase, methods
+from studio.methods import Method, methods
 
 CAPABILITIES = Path(__file__).parents[1] / "methods" / "capabilities.json"
 IDS = torch.arange(14).reshape(2, 7) % 32
 
 
 def probe(method: Method) -> dict[str, bool]:
-    """Try every capability of a method; a failure of any kind is a no."""
+    """Return the capabilities of a method; a check that fails in any way is False."""
     checks: dict[str, Callable[[Method], bool]] = {
         "mergeable": _mergeable,
         "stackable": _stackable,
@@ -113,8 +113,8 @@ def _checkpointable(method: Method) -> bool:
 
 
 def _quantizable(method: Method) -> bool:
-    """Whether it trains over weights it can only read: packed 4-bit ones have no gradient."""
-    if method.phase is Phase.WEIGHTS:
+    """Return True if it trains over frozen weights, since 4-bit ones have no gradient."""
+    if method.trains_base:
         return False
     backbone = _trained(method)
     backbone.use([("a", 1.0)])
@@ -124,11 +124,11 @@ def _quantizable(method: Method) -> bool:
 
 
 def table() -> dict[str, dict[str, bool]]:
-    """Probe every registered method with its defaults, made small."""
-    small = {
-        "lora": {"r": 4}, "vera": {"r": 8}, "loha": {"r": 2}, "lokr": {"r": 2},
-    }  # fmt: skip
-    return {name: probe(cls(**small.get(name, {}))) for name, cls in methods().items()}
+    """Return the capabilities of every method, with a rank that fits the tiny model."""
+    return {
+        name: probe(cls(**({"r": 4} if "r" in cls.model_fields else {})))
+        for name, cls in methods().items()
+    }
 
 
 if __name__ == "__main__":

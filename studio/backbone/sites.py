@@ -1,8 +1,6 @@
-"""The map of a model: where an edit can sit. Reads modules, changes nothing.
+"""Find the sites of a model where adapters can act: linear layers, norms, attention, MLPs.
 
-A *site* is a place in the backbone: a linear layer, a norm, an attention block, a sub-layer's
-output, the input embeddings. Its key is the module's own dotted path, which is also its name in
-PEFT's files.
+A site's key is the dotted path of its module, which is also its name in PEFT's files.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ PRE_MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Site:
-    """A place for an edit: its key, module and sizes.
+    """A module that an adapter can edit, with its key and sizes.
 
     `transposed` marks GPT-2's Conv1D, whose weight is `(in_features, out_features)`.
     """
@@ -40,7 +38,7 @@ class Site:
 
 
 class Anatomy:
-    """Names the parts of a transformers decoder."""
+    """Finds the parts of a transformers decoder."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -64,7 +62,7 @@ class Anatomy:
         A name matches a whole dotted path or its end, as in PEFT.
 
         Raises:
-            MethodError: A name matches nothing; the message gives the nearest real ones.
+            MethodError: A name matches nothing.
         """
         if targets == "all-linear":
             return [s for s in self.all_linears() if s.layer >= 0]
@@ -130,7 +128,7 @@ class Anatomy:
         return found if isinstance(found, nn.Parameter) else None
 
     def whole(self) -> Site:
-        """Return the model itself, the place of virtual tokens."""
+        """Return the model itself, the site of virtual tokens."""
         return Site("", "model", self.model, -1, self.hidden_size, self.hidden_size)
 
     def linear_names(self) -> list[str]:
@@ -162,7 +160,7 @@ class Anatomy:
         return int(key[len(prefix) :].partition(".")[0])
 
     def _children(self, kind: str) -> list[str]:
-        """The key of each layer's block of this kind, in order of layers."""
+        """Return the key of each layer's block of this kind."""
         found = []
         for layer in range(self.num_layers):
             prefix = f"{self.layers_key}.{layer}."
@@ -218,8 +216,8 @@ def _kind_of(name: str, module: nn.Module) -> str:
 def dense_weight(site: Site) -> Tensor:
     """Return a linear layer's weight as float32 `(out_features, in_features)`.
 
-    4-bit weights are dequantised; Conv1D is turned round. Of a base that processes share the parts
-    are put together, so all of them must ask.
+    4-bit weights are dequantised and Conv1D weights transposed. Sharded weights are gathered, so
+    every rank must call it.
     """
     weight = site.module.weight
     if hasattr(weight, "full_tensor"):  # a DTensor, whose class is slow to import
@@ -231,10 +229,3 @@ def dense_weight(site: Site) -> Tensor:
         return dequantize_4bit(weight.data, state).float()
     assert isinstance(weight, Tensor)
     return (weight.T if site.transposed else weight).float()
-
-
-def kv_size(model: nn.Module) -> int:
-    """Return `layers · 2 · kv_heads · head_dim`: the numbers one virtual token has in a prefix."""
-    assert isinstance(model, PreTrainedModel)
-    anatomy = Anatomy(model)
-    return anatomy.num_layers * 2 * anatomy.num_kv_heads * anatomy.head_dim

@@ -1,11 +1,11 @@
-"""Virtual tokens: prefixes and prompts, turned into keys and values that stand before every row.
+"""Virtual tokens: prefixes and prompts as keys and values before every row.
 
-A prefix *is* keys and values. A prompt is embeddings; since attention is causal, its keys and
-values do not depend on what follows, so it is run through the model once per batch, with gradients
-while it trains, and serves every row like a prefix. So both pack, checkpoint, pad and mix per row.
+A prefix is keys and values. A prompt is embeddings; attention is causal, so its keys and values do
+not depend on what follows: it runs through the model once per batch, with gradients while it
+trains, and then acts as a prefix. So both work with packing, checkpointing, padding and per row.
 
-In a stack they stand in stack order: a prompt attends to the prefixes and prompts before it. The
-positions of the row itself start after them, as in PEFT.
+A stack's virtual tokens stand in stack order, and a prompt attends to those before it. Positions of
+the row itself start after them, as in PEFT.
 
 Shapes: `L layers, K kv_heads, P virtual tokens, E head_dim, B rows`.
 """
@@ -31,10 +31,10 @@ VIRTUAL = (Phase.KEYS_VALUES, Phase.PROMPT)
 
 
 @dataclass(frozen=True, slots=True)
-class Bank:
-    """Keys and values `(L, 2, K, P, E)` and log-weights `(P,)` of one stack's virtual tokens.
+class VirtualKeysValues:
+    """Keys and values `(L, 2, K, P, E)` and log-weights `(P,)` of a stack's virtual tokens.
 
-    `whole`: every log-weight is 0, known without asking the device.
+    `whole` means that every log-weight is 0, without a device synchronisation.
     """
 
     keys_values: Tensor
@@ -43,17 +43,17 @@ class Bank:
 
     @property
     def length(self) -> int:
-        """P."""
+        """Number of virtual tokens."""
         return self.bias.shape[0]
 
     def layer(self, index: int) -> Prefix:
-        """This layer's keys and values as a batch of one."""
+        """Return a layer's keys and values as a batch of one."""
         keys, values = self.keys_values[index]
         return Prefix(keys[None], values[None], self.bias[None], self.whole)
 
 
 class VirtualTokens:
-    """Places the active stacks' virtual tokens before every forward pass."""
+    """Prepends the virtual tokens of the active stacks in every forward pass."""
 
     def __init__(
         self,
@@ -66,14 +66,14 @@ class VirtualTokens:
         self._prompt_context = prompt_context
         self._stacks: Sequence[Stack] = [()]
         self._adapters: dict[str, Adapter] = {}
-        self._banks: list[Bank] | None = None
+        self._banks: list[VirtualKeysValues] | None = None
 
     def use(self, stacks: Sequence[Stack], adapters: dict[str, Adapter]) -> None:
-        """Serve these stacks: one for all rows, or one per row."""
+        """Set the active stacks: one for all rows, or one per row."""
         self._stacks, self._adapters, self._banks = stacks, adapters, None
 
     def place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Set the attention's prefix for this forward; returns kwargs with shifted positions."""
+        """Set the attention's prefix for this forward; return kwargs with shifted positions."""
         banks = self._current()
         rows = stack_rows(banks)
         if rows is None:
@@ -95,8 +95,8 @@ class VirtualTokens:
         self._state.positions = positions + offsets
         return {**kwargs, "position_ids": self._state.positions}
 
-    def _current(self) -> list[Bank]:
-        """Each row's bank; kept until the stacks change, unless gradients are wanted."""
+    def _current(self) -> list[VirtualKeysValues]:
+        """Return each row's virtual tokens; cached until stacks change, unless gradients are on."""
         if self._banks is not None and not torch.is_grad_enabled():
             return self._banks
         known = {stack: self._build(stack) for stack in dict.fromkeys(self._stacks)}
@@ -104,12 +104,12 @@ class VirtualTokens:
         self._banks = None if torch.is_grad_enabled() else banks
         return banks
 
-    def _build(self, stack: Stack) -> Bank:
-        """Turn a stack's virtual tokens into keys and values, in stack order."""
+    def _build(self, stack: Stack) -> VirtualKeysValues:
+        """Return a stack's virtual tokens as keys and values, in stack order."""
         a = self._anatomy
         device = next(a.model.parameters()).device
         shape = (a.num_layers, 2, a.num_kv_heads, 0, a.head_dim)
-        bank = Bank(torch.zeros(shape, device=device), torch.zeros(0, device=device))
+        bank = VirtualKeysValues(torch.zeros(shape, device=device), torch.zeros(0, device=device))
         for name, weight in stack:
             adapter = self._adapters[name]
             if adapter.method.phase not in VIRTUAL:
@@ -121,14 +121,14 @@ class VirtualTokens:
                 parts = (a.num_layers, 2, a.num_kv_heads, a.head_dim)
                 own = tokens.unflatten(1, parts).permute(1, 2, 3, 0, 4)
             weights = torch.full((tokens.shape[0],), math.log(weight), device=device)
-            bank = Bank(
+            bank = VirtualKeysValues(
                 torch.cat([bank.keys_values.to(own.dtype), own], dim=3),
                 torch.cat([bank.bias, weights]),
                 bank.whole and weight == 1,
             )
         return bank
 
-    def _run(self, embeddings_PD: Tensor, before: Bank, stack: Stack) -> Tensor:
+    def _run(self, embeddings_PD: Tensor, before: VirtualKeysValues, stack: Stack) -> Tensor:
         """Run a prompt under its own stack and return its keys and values `(L, 2, K, P, E)`."""
         state, lengths = self._state, self._state.lengths
         positions = torch.arange(len(embeddings_PD), device=embeddings_PD.device) + before.length
@@ -151,10 +151,10 @@ class VirtualTokens:
         return torch.stack([torch.stack([kv[0] for kv in captured[layer]]) for layer in layers])
 
 
-def stack_rows(banks: Sequence[Bank]) -> Bank | None:
-    """Return rows' banks side by side: `(L, 2, B, K, P, E)` and bias `(B, P)`, shorter ones hidden.
+def stack_rows(banks: Sequence[VirtualKeysValues]) -> VirtualKeysValues | None:
+    """Return rows' virtual tokens padded to `(L, 2, B, K, P, E)` and bias `(B, P)`.
 
-    None where no row has virtual tokens.
+    None if no row has virtual tokens.
     """
     longest = max(bank.length for bank in banks)
     if longest == 0:
@@ -165,11 +165,11 @@ def stack_rows(banks: Sequence[Bank]) -> Bank | None:
         [pad(b.keys_values.to(dtype), (0, 0, 0, longest - b.length)) for b in banks], dim=2
     )
     bias = torch.stack([pad(b.bias, (0, longest - b.length), value=-math.inf) for b in banks])
-    return Bank(keys_values, bias, all(b.whole and b.length == longest for b in banks))
+    return VirtualKeysValues(keys_values, bias, all(b.whole and b.length == longest for b in banks))
 
 
 def _default_positions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Positions as transformers counts them: from what the cache holds."""
+    """Return positions as transformers counts them: from the length of the cache."""
     ids = args[0] if args else kwargs.get("input_ids")
     source = kwargs["inputs_embeds"] if ids is None else ids
     cache = kwargs.get("cache") or kwargs.get("past_key_values")  # its name before 5.2x

@@ -1,6 +1,6 @@
-"""The registry of methods: every method file beside this one, found by itself.
+"""Registry of fine-tuning methods: every file in this folder that defines one is found.
 
-Importing it needs no torch. The machinery that runs methods on a model is `studio.backbone`.
+Importing it needs no torch. `studio.backbone` runs methods on a model.
 """
 
 import importlib
@@ -12,28 +12,31 @@ from pathlib import Path
 from studio.errors import MethodError, nearest
 from studio.methods.method import Method, Phase
 
-__all__ = ["Method", "Phase", "capabilities", "methods", "named"]
+__all__ = ["DEFAULT", "Method", "Phase", "capabilities", "methods", "named"]
+
+DEFAULT = "lora"
 
 
 @cache
 def methods() -> dict[str, type[Method]]:
-    """Return every method by name, in the order a person should meet them."""
+    """Return every method by name, the default first."""
     found: dict[str, type[Method]] = {}
     for module in pkgutil.iter_modules(__path__):
         if module.ispkg or module.name == "method":
             continue
         loaded = importlib.import_module(f"{__name__}.{module.name}")
         for value in vars(loaded).values():
-            if isinstance(value, type) and issubclass(value, Method) and value is not Method:
+            own = getattr(value, "__module__", "") == loaded.__name__
+            if own and isinstance(value, type) and issubclass(value, Method):
                 found[str(value.model_fields["name"].default)] = value
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "lora", item[0])))
+    return dict(sorted(found.items(), key=lambda item: (item[0] != DEFAULT, item[0])))
 
 
 def named(name: str) -> type[Method]:
     """Return the method called `name`.
 
     Raises:
-        MethodError: There is none; names the nearest.
+        MethodError: The method does not exist.
     """
     try:
         return methods()[name]
@@ -45,6 +48,6 @@ def named(name: str) -> type[Method]:
 
 @cache
 def capabilities(name: str) -> dict[str, bool]:
-    """Return what a probe found this method able to do (`layer/probe.py`); empty if unprobed."""
+    """Return the measured capabilities of a method (`backbone/probe.py`); empty if unknown."""
     table = json.loads((Path(__file__).parent / "capabilities.json").read_text(encoding="utf-8"))
     return dict(table.get(name, {}))

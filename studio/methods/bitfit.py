@@ -1,4 +1,4 @@
-"""BitFit: train the biases and nothing else."""
+"""BitFit: train only the biases."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class BitFit(Method):
-    """`y = W x + (b + Δb)`: only the bias vectors of linear layers and norms move, stored as `Δb`.
+    """`y = W x + (b + Δb)`: only the biases of linear layers and norms train, stored as `Δb`.
 
-    When to use it: on models with biases (GPT-2, Qwen2's attention, BERT-likes), for a change of a
-    fraction of a percent that merges exactly. Llama, Mistral and Gemma have no biases: take norm
-    tuning there, or let zero biases be created.
+    When to use it: on models with biases (GPT-2, Qwen2's attention, BERT-likes), for an
+    adapter of a fraction of a percent that merges exactly. Llama, Mistral and Gemma have no biases:
+    use norm tuning there, or create zero biases.
     Cost: one number per output of each biased layer.
     Source: arXiv:2106.10199.
     """
@@ -31,49 +31,46 @@ class BitFit(Method):
     base_learning_rate: ClassVar[float] = 2e-3
     largest_learning_rate: ClassVar[float] = 2e-2
     peft_fields: ClassVar[tuple[str, ...]] = ("create_missing",)
+    tensor_format: ClassVar[str] = "bitfit_{}"
     needs_bias: ClassVar[bool] = True
 
     name: Literal["bitfit"] = "bitfit"
     create_missing: bool = knob(
         False,
-        "On a model without biases, create zero ones; such an adapter cannot be exported merged.",
+        "Create zero biases on a model without any; the adapter cannot be exported merged then.",
         title="Create missing biases",
     )
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
-        """Every module that owns a bias, else every linear layer if asked."""
+        """Return every module with a bias, or every linear layer with `create_missing`."""
         found = anatomy.biased()
         if found:
             return found
         if self.create_missing:
             return anatomy.linears("all-linear")
         raise MethodError(
-            f"{type(anatomy.model).__name__} has no biases to train. Norm tuning is the nearest "
-            "method; or set method.create_missing=true to add zero biases."
+            f"{type(anatomy.model).__name__} has no biases to train: use norm tuning, or set "
+            "method.create_missing=true to add zero biases."
         )
 
     def candidates(self, anatomy: Anatomy) -> list[Site]:
-        """Any linear layer or norm."""
+        """Return every linear layer and norm."""
         return [*anatomy.all_linears(), *anatomy.norms()]
 
     def create(self, site: Site, init: Init) -> Params:
-        """`Δb = 0`."""
+        """Return `Δb = 0`."""
         import torch
 
         return {"bias": torch.zeros(site.out_features)}
 
     def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
-        """`Δb`."""
+        """Return `Δb`."""
         return p["bias"]
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:
-        """`w Δb`."""
+        """Return `w Δb`."""
         return {"bias": weight * p["bias"].float()}
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """Our own type in PEFT's two files, since PEFT trains no norm or Conv1D biases."""
+        """Return the fields of our own PEFT type; PEFT has no biases of norms and Conv1D."""
         return {"create_missing": self.create_missing}
-
-    def tensor_name(self, site: Site, name: str) -> str:
-        """`….bitfit_bias`."""
-        return f"base_model.model.{site.key}.bitfit_{name}"

@@ -22,9 +22,9 @@ class Bottleneck(Method):
     `u = x` beside the MLP, usually with a scaling above one. `W_up` starts at zero, so step 0 is
     exactly the base.
 
-    When to use it: as an alternative to LoRA that can bend a layer's output non-linearly; it
-    stacks well on other methods. It cannot be merged into the weights.
-    Cost: `2 r D + r + D` parameters per place, and two small products per token for ever.
+    When to use it: as a non-linear alternative to LoRA; it stacks well on other methods. It cannot
+    be merged into the weights.
+    Cost: `2 r D + r + D` parameters per site, and two small products per token at inference.
     Source: Houlsby arXiv:1902.00751; Pfeiffer arXiv:2005.00247; parallel arXiv:2110.04366.
     """
 
@@ -32,6 +32,7 @@ class Bottleneck(Method):
     paper: ClassVar[str] = "arXiv:1902.00751"
     phase: ClassVar[Phase] = Phase.TRANSFORM
     peft_type: ClassVar[str] = "BOTTLENECK"
+    tensor_format: ClassVar[str] = "bottleneck_{}"
     peft_fields: ClassVar[tuple[str, ...]] = (
         "placement", "bottleneck_dim", "reduction_factor", "non_linearity", "adapter_dropout",
         "scaling", "init_weights",
@@ -49,12 +50,17 @@ class Bottleneck(Method):
         16, "Hidden size divided by this gives r.", ge=1, title="Reduction factor"
     )
     non_linearity: Literal["swish", "relu", "gelu", "tanh", "linear"] = knob(
-        "swish", "σ between the two projections.", title="Activation", advanced=True
+        "swish", "Activation σ between the two projections.", title="Activation", advanced=True
     )
     adapter_dropout: float = knob(
-        0.0, "Share of inputs dropped while training.", title="Dropout", ge=0, lt=1, advanced=True
+        0.0,
+        "Dropout on the adapter's input in training.",
+        title="Dropout",
+        ge=0,
+        lt=1,
+        advanced=True,
     )
-    scaling: float = knob(1.0, "s, the strength of the adapter.", advanced=True)
+    scaling: float = knob(1.0, "Scale s of the adapter's output.", advanced=True)
     init_weights: Literal["zero_up", "bert"] = knob(
         "zero_up",
         "zero_up starts exactly at the base; bert draws both projections from N(0, 0.02).",
@@ -63,26 +69,26 @@ class Bottleneck(Method):
     )
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
-        """The outputs of the attention blocks (Houlsby only) and of the MLPs.
+        """Return the attention blocks (Houlsby only) and the MLPs.
 
         Raises:
-            MethodError: The placement needs a residual stream that this model does not show.
+            MethodError: The placement reads a residual stream that this model does not expose.
         """
         attentions = anatomy.attentions() if self.placement == "houlsby" else []
         both = [*attentions, *anatomy.mlps()]
         if self.placement != "houlsby" and any(anatomy.residual_norm(s) is None for s in both):
             raise MethodError(
                 f"{type(anatomy.model).__name__} has no norm before its feed-forward blocks, so "
-                f"the {self.placement} placement cannot read the residual stream; take houlsby."
+                f"the {self.placement} placement cannot read the residual stream: use houlsby."
             )
         return sorted(both, key=lambda site: site.layer)
 
     def size(self, hidden: int) -> int:
-        """The inner size r."""
+        """Return the inner size r."""
         return self.bottleneck_dim or max(1, int(hidden // self.reduction_factor))
 
     def create(self, site: Site, init: Init) -> Params:
-        """`W_down` from N(0, 0.02), `W_up` zero (or N(0, 0.02)), biases zero."""
+        """Return `W_down` from N(0, 0.02), `W_up` zero (or N(0, 0.02)), zero biases."""
         import torch
 
         r, d = self.size(site.in_features), site.in_features
@@ -96,7 +102,7 @@ class Bottleneck(Method):
         }  # fmt: skip
 
     def transform(self, p: Params, x: Tensor, h: Tensor, site: Site, *, training: bool) -> Tensor:
-        """`s (W_up σ(W_down u + b_down) + b_up)`."""
+        """Return `s (W_up σ(W_down u + b_down) + b_up)`."""
         from torch.nn.functional import dropout, linear
 
         u = {"houlsby": lambda: h, "pfeiffer": lambda: x + h, "parallel": lambda: x}
@@ -115,13 +121,5 @@ class Bottleneck(Method):
         return getattr(functional, name)(z)
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """Our own type in PEFT's two files, since PEFT has no bottleneck."""
+        """Return the fields of our own PEFT type; PEFT has no bottleneck."""
         return {**self.model_dump(include=set(self.peft_fields)), "target_modules": None}
-
-    def candidates(self, anatomy: Anatomy) -> list[Site]:
-        """The places of this placement."""
-        return self.sites(anatomy)
-
-    def tensor_name(self, site: Site, name: str) -> str:
-        """`…mlp.bottleneck_down.weight` and so on."""
-        return f"base_model.model.{site.key}.bottleneck_{name}"

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight moves. The yardstick for all the others."""
+"""Full fine-tuning: train every weight of the base."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 class Full(Method):
     """`W ← W − η ∇W` for every weight of the model.
 
-    When to use it: to know what the best possible result is, or on models small enough to keep a
-    copy of each. The result is a model of its own, not an adapter: it cannot be stacked.
+    When to use it: as the reference for other methods, or on small models. The result is a model,
+    not an adapter: it cannot be stacked.
     Cost: all parameters, their gradients and two optimizer moments: about 16 bytes per parameter
     in float32.
-    Source: the yardstick of every paper here, e.g. arXiv:2106.09685.
+    Source: the reference in every paper here, e.g. arXiv:2106.09685.
     """
 
     title: ClassVar[str] = "Full fine-tuning"
@@ -29,5 +29,5 @@ class Full(Method):
     name: Literal["full"] = "full"
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
-        """The whole model."""
+        """Return the whole model."""
         return [anatomy.whole()]

@@ -38,23 +38,23 @@ class IA3(Method):
     name: Literal["ia3"] = "ia3"
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
-        """Keys and values (fused projections whole), and the last layer of each MLP."""
+        """Return keys and values (fused projections whole) and the last layer of each MLP."""
         names = {*KEYS_VALUES}
         attention = [s for s in anatomy.linears("attention") if s.key.split(".")[-1] in names]
         feed = [s for s in anatomy.linears("mlp") if s.key.split(".")[-1] in FEED_FORWARD]
         if not attention or not feed:
             raise MethodError(
-                f"(IA)³ knows no key, value and feed-forward layers in "
-                f"{type(anatomy.model).__name__} (it has {', '.join(anatomy.linear_names())})."
+                f"(IA)³ found no key, value and feed-forward layers in "
+                f"{type(anatomy.model).__name__}, which has {', '.join(anatomy.linear_names())}."
             )
         return sorted([*attention, *feed], key=lambda site: site.layer)
 
     def candidates(self, anatomy: Anatomy) -> list[Site]:
-        """Any linear layer inside the decoder."""
+        """Return every linear layer inside the decoder layers."""
         return anatomy.linears("all-linear")
 
     def create(self, site: Site, init: Init) -> Params:
-        """`l = 1`; named for the side it scales."""
+        """Return `l = 1`, named for the side that it scales."""
         import torch
 
         if _is_feed_forward(site):
@@ -62,15 +62,15 @@ class IA3(Method):
         return {"gain_out": torch.ones(site.out_features)}
 
     def gain_in(self, p: Params, site: Site) -> Tensor | None:
-        """`l` on the feed-forward's input."""
+        """Return `l` of the feed-forward's input."""
         return p.get("gain_in")
 
     def gain_out(self, p: Params, site: Site) -> Tensor | None:
-        """`l` on keys and values."""
+        """Return `l` of keys and values."""
         return p.get("gain_out")
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """PEFT's IA3Config."""
+        """Return the fields of PEFT's IA3Config."""
         return {
             "target_modules": [site.key for site in sites],
             "feedforward_modules": [site.key for site in sites if _is_feed_forward(site)],
@@ -79,19 +79,19 @@ class IA3(Method):
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> IA3:
-        """Which layers are feed-forward is seen from the tensors' shapes."""
+        """Return the method; the tensors' shapes tell which layers are feed-forward."""
         return super().from_peft({k: v for k, v in config.items() if k != "feedforward_modules"})
 
     def tensor_name(self, site: Site, name: str) -> str:
-        """PEFT calls both sides `ia3_l`."""
+        """Return PEFT's key, `ia3_l` for both sides."""
         return f"base_model.model.{site.key}.{'ia3_l' if name else ''}"
 
     def to_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
-        """PEFT stores `(1, in)` for the feed-forward and `(out, 1)` elsewhere."""
+        """Return `(1, in)` for the feed-forward and `(out, 1)` elsewhere, as PEFT stores it."""
         return tensor.reshape(1, -1) if name == "gain_in" else tensor.reshape(-1, 1)
 
     def from_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
-        """Back to a vector."""
+        """Return a vector."""
         return tensor.reshape(-1)
 
 

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from studio.fields import knob
-from studio.methods.method import Init, Method, Params, Phase, targets_knob
+from studio.methods.method import (
+    Init,
+    LinearMethod,
+    Params,
+    Phase,
+    Targets,
+    kaiming_uniform,
+    targets_field,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from studio.backbone.sites import Anatomy, Site
+    from studio.backbone.sites import Site
 
 
-class LoKr(Method):
+class LoKr(LinearMethod):
     """`y = W x + s (C ⊗ D) x`, with `C ∈ R^{l×m}`, `D ∈ R^{k×n}`, `l k = O`, `m n = I`; `D` is
     `D_a D_b` of rank r where that is smaller. `s = alpha / r`, and `C` starts at zero.
 
@@ -35,34 +44,21 @@ class LoKr(Method):
 
     name: Literal["lokr"] = "lokr"
     r: int = knob(8, "Rank of the larger factor.", title="Rank (r)", ge=1, le=512)
-    alpha: float = knob(16, "Strength: the product is scaled by alpha / r.", title="Alpha", gt=0)
-    target_modules: Literal["all-linear", "attention", "mlp"] | tuple[str, ...] = targets_knob(
-        "Which linear layers to adapt: a group, or module names."
-    )
+    alpha: float = knob(16, "Scale of the update: alpha / r.", title="Alpha", gt=0)
+    target_modules: Targets = targets_field()
     decompose_both: bool = knob(
-        False, "Give the smaller factor a low rank too.", title="Decompose both", advanced=True
+        False, "Factorise the smaller factor too.", title="Decompose both", advanced=True
     )
     decompose_factor: int = knob(
-        -1, "Size of the smaller factor; -1 takes the divisor nearest the square root.", ge=-1,
+        -1, "Size of the smaller factor; -1 uses the divisor nearest the square root.", ge=-1,
         le=4096, title="Factor", advanced=True,
     )  # fmt: skip
 
-    def sites(self, anatomy: Anatomy) -> list[Site]:
-        """Every targeted linear layer."""
-        return anatomy.linears(self.target_modules)
-
-    def candidates(self, anatomy: Anatomy) -> list[Site]:
-        """Any linear layer."""
-        return anatomy.all_linears()
-
     def create(self, site: Site, init: Init) -> Params:
-        """Zero for `C` (or its first half), Kaiming-uniform elsewhere, as in PEFT."""
+        """Return zeros for `C` (or its first factor), Kaiming-uniform for the rest, as in PEFT."""
         import torch
 
-        def draw(rows: int, columns: int) -> Tensor:
-            bound = columns**-0.5
-            return torch.empty(rows, columns).uniform_(-bound, bound, generator=init.generator)
-
+        draw = partial(kaiming_uniform, generator=init.generator)
         m, n = factors(site.in_features, self.decompose_factor)
         small, large = factors(site.out_features, self.decompose_factor)
         if self.decompose_both and self.r < max(small, m) / 2:
@@ -74,26 +70,26 @@ class LoKr(Method):
         return {**p, "lokr_w2": draw(large, n)}
 
     def _pair(self, p: Params) -> tuple[Tensor, Tensor]:
-        """`s C` and `D`."""
+        """Return `s C` and `D`."""
         first = p["lokr_w1"] if "lokr_w1" in p else p["lokr_w1_a"] @ p["lokr_w1_b"]
         second = p["lokr_w2"] if "lokr_w2" in p else p["lokr_w2_a"] @ p["lokr_w2_b"]
         return first * (self.alpha / self.r), second
 
     def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
-        """`(s C ⊗ D) x`, computed as `s C X Dᵀ` without forming the product."""
+        """Return `(s C ⊗ D) x`, computed as `s C X Dᵀ`."""
         first, second = self._pair(p)
         grid = x.to(second.dtype).unflatten(-1, (first.shape[1], second.shape[1]))
         return (first @ (grid @ second.T)).flatten(-2)
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:
-        """`w s (C ⊗ D)`."""
+        """Return `w s (C ⊗ D)`."""
         import torch
 
         first, second = self._pair(p)
         return {"weight": weight * torch.kron(first.float(), second.float().contiguous())}
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """PEFT's LoKrConfig."""
+        """Return the fields of PEFT's LoKrConfig."""
         return {
             "r": self.r, "alpha": self.alpha, "decompose_both": self.decompose_both,
             "decompose_factor": self.decompose_factor, "init_weights": True,
@@ -101,9 +97,9 @@ class LoKr(Method):
 
 
 def factors(size: int, factor: int = -1) -> tuple[int, int]:
-    """Split `size` into `small × large`: by `factor` if it divides, else as square as possible.
+    """Return `small × large = size`: `factor` if it divides, else as square as possible.
 
-    A positive factor that does not divide bounds the smaller part.
+    A positive factor that does not divide is an upper bound of `small`.
     """
     if factor > 0 and size % factor == 0:
         return factor, size // factor

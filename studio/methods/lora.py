@@ -1,4 +1,4 @@
-"""LoRA: a trained low-rank product beside each frozen weight matrix, with its useful variants."""
+"""LoRA: a trained low-rank product beside each frozen weight matrix, and its variants."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from studio.errors import MethodError
 from studio.fields import knob
-from studio.methods.method import Init, Method, Params, Phase, targets_knob
+from studio.methods.method import Init, LinearMethod, Params, Phase, Targets, targets_field
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 RANDOM_INITS = (True, False, "gaussian", "eva", "orthogonal")
 
 
-class Lora(Method):
+class Lora(LinearMethod):
     """`y = W x + s B A x`, with `A ∈ R^{r×I}`, `B ∈ R^{O×r}` and `s = lora_alpha / r`
     (`lora_alpha / √r` with rsLoRA). `B` starts at zero, so step 0 is exactly the base.
 
-    DoRA also trains the length of each row: `y = m ⊙ (W + s B A) x / ‖W + s B A‖`.
-    PiSSA starts `A`, `B` at the r strongest directions of `W` and trains the difference to them:
+    DoRA also trains the norm of each row: `y = m ⊙ (W + s B A) x / ‖W + s B A‖`.
+    PiSSA starts `A`, `B` at the r largest singular directions of `W` and trains the difference:
     `y = W x + s (B A − B₀ A₀) x`, so step 0 is still the base; it is stored as LoRA of rank 2r.
     QLoRA is this method over a base loaded in 4 bit (`model.quantization: nf4`).
 
-    When to use it: first. It learns most of what full fine-tuning learns on instruction-sized
-    data, and merges into the weights at no inference cost.
+    When to use it: first. It learns most of what full fine-tuning learns on instruction data, and
+    merges into the weights without inference cost.
     Cost: `r (I + O)` parameters per targeted matrix; DoRA `O` more and slower steps.
     Source: arXiv:2106.09685; rsLoRA arXiv:2312.03732; DoRA arXiv:2402.09353; PiSSA
     arXiv:2404.02948; QLoRA arXiv:2305.14314.
@@ -52,26 +52,27 @@ class Lora(Method):
     }
 
     name: Literal["lora"] = "lora"
-    r: int = knob(16, "Rank: capacity and size grow with it.", title="Rank (r)", ge=1, le=1024)
-    lora_alpha: float = knob(
-        32, "Strength of the update: the product is scaled by alpha / r.", title="Alpha", gt=0
-    )
-    target_modules: Literal["all-linear", "attention", "mlp"] | tuple[str, ...] = targets_knob(
-        "Which linear layers to adapt: a group, or module names."
-    )
+    r: int = knob(16, "Rank: capacity and size of the adapter.", title="Rank (r)", ge=1, le=1024)
+    lora_alpha: float = knob(32, "Scale of the update: alpha / r.", title="Alpha", gt=0)
+    target_modules: Targets = targets_field()
     lora_dropout: float = knob(
-        0.0, "Share of inputs dropped while training.", title="Dropout", ge=0, lt=1, advanced=True
+        0.0,
+        "Dropout on the adapter's input in training.",
+        title="Dropout",
+        ge=0,
+        lt=1,
+        advanced=True,
     )
     use_rslora: bool = knob(
-        False, "Scale by alpha / √r, which keeps large ranks stable.", title="rsLoRA scaling",
+        False, "Scale by alpha / √r, which is stable at large ranks.", title="rsLoRA scaling",
         advanced=True,
     )  # fmt: skip
     use_dora: bool = knob(
-        False, "Train the length of each weight row too (DoRA): often better at low rank, slower.",
+        False, "Train the norm of each weight row too (DoRA): often better at low rank, slower.",
         title="DoRA", advanced=True,
     )  # fmt: skip
     init_lora_weights: Literal["default", "gaussian", "pissa"] = knob(
-        "default", "How A starts: Kaiming-uniform, normal, or the strongest directions of W.",
+        "default", "Initial A: Kaiming-uniform, normal, or the largest singular directions of W.",
         title="Initialisation", advanced=True,
     )  # fmt: skip
 
@@ -83,26 +84,26 @@ class Lora(Method):
 
     @property
     def scaling(self) -> float:
-        """The factor `s` in front of `B A x`."""
+        """Scale `s` of `B A x`."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
-        """Every targeted linear layer.
+        """Return every targeted linear layer.
 
         Raises:
             MethodError: A name matches nothing, or r is larger than a layer.
         """
-        sites = anatomy.linears(self.target_modules)
+        sites = super().sites(anatomy)
         for site in sites:
             if self.r > min(site.in_features, site.out_features):
                 raise MethodError(
                     f"r = {self.r} is larger than {site.key} ({site.out_features} × "
-                    f"{site.in_features}); take at most {min(site.in_features, site.out_features)}."
+                    f"{site.in_features}); use at most {min(site.in_features, site.out_features)}."
                 )
         return sites
 
     def create(self, site: Site, init: Init) -> Params:
-        """`A` as asked, `B` zero; DoRA's magnitude is the norm of each row of `W`."""
+        """Return `A` by its initialisation, zero `B`, and for DoRA the row norms of `W`."""
         import torch
 
         from studio.backbone.sites import dense_weight
@@ -120,7 +121,7 @@ class Lora(Method):
         return p
 
     def _principal(self, weight: Tensor) -> Params:
-        """`B₀ A₀` such that `s B₀ A₀` is the best rank-r approximation of `W`."""
+        """Return `B₀ A₀` such that `s B₀ A₀` is the best rank-r approximation of `W`."""
         import torch
 
         u, s, v = torch.linalg.svd(weight, full_matrices=False)
@@ -130,7 +131,7 @@ class Lora(Method):
         return {"lora_A": a, "lora_B": b, "_lora_A0": a.clone(), "_lora_B0": b.clone()}
 
     def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
-        """`s B A dropout(x)`, less the start (PiSSA), on renormalised rows (DoRA)."""
+        """Return `s B A dropout(x)`, less the start (PiSSA), on renormalised rows (DoRA)."""
         from torch.nn.functional import dropout, linear
 
         x = x.to(p["lora_A"].dtype)
@@ -148,7 +149,7 @@ class Lora(Method):
         return (gain - 1) * product + gain * change
 
     def factors(self, p: Params, site: Site) -> tuple[Tensor, Tensor] | None:
-        """`A` and `s B`; DoRA's change depends on the module's own output too."""
+        """Return `A` and `s B`; None for DoRA, whose delta depends on the module's output."""
         import torch
 
         if self.use_dora:
@@ -160,14 +161,14 @@ class Lora(Method):
         return a, b * self.scaling
 
     def _gain(self, p: Params, site: Site) -> Tensor:
-        """`m / ‖W + s B A‖` per row; the norm is a constant for the gradient, as in the paper."""
+        """Return `m / ‖W + s B A‖` per row, with the norm detached as in the paper."""
         from studio.backbone.sites import dense_weight
 
         row = dense_weight(site) + self.scaling * (p["lora_B"] @ p["lora_A"]).detach()
         return p["magnitude"] / row.norm(dim=1)
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:
-        """`ΔW = w s B A`, less the start (PiSSA), on renormalised rows (DoRA)."""
+        """Return `ΔW = w s B A`, less the start (PiSSA), on renormalised rows (DoRA)."""
         from studio.backbone.sites import dense_weight
 
         change = p["lora_B"].float() @ p["lora_A"].float()
@@ -182,7 +183,7 @@ class Lora(Method):
     # -- PEFT's files --------------------------------------------------------------------------
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """PEFT's LoraConfig; PiSSA's difference is an ordinary LoRA of rank 2r."""
+        """Return the fields of PEFT's LoraConfig; PiSSA is stored as LoRA of rank 2r."""
         doubled = 2 if self.init_lora_weights == "pissa" else 1
         alpha_factor = math.sqrt(doubled) if self.use_rslora else doubled
         return {
@@ -196,12 +197,8 @@ class Lora(Method):
             "init_lora_weights": True,
         }
 
-    def candidates(self, anatomy: Anatomy) -> list[Site]:
-        """Any linear layer of the model, the output head included."""
-        return anatomy.all_linears()
-
     def to_tensors(self, sites: list[Site], params: dict[str, Params]) -> Params:
-        """`A` and `B`; with PiSSA `[A; A₀]` and `[B, −B₀]`."""
+        """Return `A` and `B`; for PiSSA `[A; A₀]` and `[B, −B₀]`."""
         import torch
 
         def whole(p: Params) -> Params:
@@ -215,7 +212,7 @@ class Lora(Method):
         return super().to_tensors(sites, {key: whole(p) for key, p in params.items()})
 
     def tensor_name(self, site: Site, name: str) -> str:
-        """PEFT stores `A` and `B` as the weights of two bias-free linears."""
+        """Return PEFT's key: `A` and `B` are weights of two linears there."""
         ending = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight",
                   "magnitude": "lora_magnitude_vector"}  # fmt: skip
         return super().tensor_name(site, ending.get(name, name))

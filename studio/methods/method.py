@@ -1,9 +1,8 @@
-"""What a method is: a config with PEFT's names, its maths at a site, how it folds and is stored.
+"""Base classes of fine-tuning methods: config with PEFT's names, maths at a site, files, folding.
 
-A method file holds one `Method` subclass and needs no torch to be imported: its maths are plain
-tensor expressions over a dictionary of parameters, so the form, the queue and `studio methods` read
-the very class that trains. Where the parameters live, which rows they act on and in which order is
-not a method's business: that is `studio.backbone`.
+A method file holds one subclass and imports no torch: its maths are tensor expressions over a
+dictionary of parameters, so the form, the queue and `studio methods` read the class that trains.
+`studio.backbone` decides where parameters live, which rows they act on and in which order.
 
 Shapes: `B batch, T tokens, I in_features, O out_features, D hidden, P virtual tokens`.
 """
@@ -27,23 +26,23 @@ if TYPE_CHECKING:
     from studio.backbone.sites import Anatomy, Site
 
 Params = dict[str, "Tensor"]
-TargetGroup = Literal["all-linear", "attention", "mlp"]
+Targets = Literal["all-linear", "attention", "mlp"] | tuple[str, ...]
 
 
 class Phase(Enum):
-    """When an edit acts; the composition rule itself is written in `layer/stack.py`."""
+    """When an edit acts; `backbone/composition.py` has the composition rule."""
 
     DELTA = "delta"  # adds to a module's output; deltas commute
     GAIN = "gain"  # multiplies a module's input or output; gains commute
     TRANSFORM = "transform"  # rewrites a module's output, in stack order
-    KEYS_VALUES = "keys_values"  # puts keys and values before each layer's own
-    PROMPT = "prompt"  # puts embeddings before the sequence
+    KEYS_VALUES = "keys_values"  # prepends keys and values to each layer's own
+    PROMPT = "prompt"  # prepends embeddings to the sequence
     WEIGHTS = "weights"  # trains the backbone itself: no adapter, no stack
 
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """What a method may draw on for its first values; `shared` is what its sites have in common."""
+    """Inputs of initialisation; `shared` holds tensors that all sites of an adapter share."""
 
     generator: Generator
     sites: tuple[Site, ...] = ()
@@ -52,54 +51,56 @@ class Init:
 
 
 class Method(Record):
-    """The contract every method fills in; see `lora.py` for the shortest whole example."""
+    """Interface of a method; `bitfit.py` is a short complete example."""
 
     title: ClassVar[str]
     paper: ClassVar[str]
     phase: ClassVar[Phase]
     peft_type: ClassVar[str]
     peft_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields of PEFT's config that mean here exactly what they mean there."""
+    """Fields of PEFT's config with the same meaning here."""
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Further fields of PEFT's config, with the values under which the maths is ours."""
+    """Further fields of PEFT's config, with the values under which the maths is the same."""
     needs_bias: ClassVar[bool] = False
-    """Whether folding needs a bias vector at every site; see `layer/merge.py`."""
+    """True if folding needs a bias vector at every site (`backbone/fold.py`)."""
     is_low_rank: ClassVar[bool] = False
     """True if the adapter is plain `A` and `B` of rank `r` beside linear layers, as in LoRA."""
     base_learning_rate: ClassVar[float] = 5e-4
-    """Learning rate for a hidden size of 2000; `"auto"` scales it to the model at hand."""
+    """Learning rate for a hidden size of 2000; `"auto"` scales it to the model."""
     largest_learning_rate: ClassVar[float] = 5e-3
-    """Where that scaling stops. Vectors bear larger steps than matrices."""
+    """Upper bound of that scaling; vectors tolerate larger rates than matrices."""
+    tensor_format: ClassVar[str] = "{}"
+    """Key of a parameter in PEFT's file, after the site's key."""
 
     name: str = ""
 
     @classmethod
     def manual(cls) -> str:
-        """The class docstring: rule with shapes, paper, when to use it, what it costs."""
+        """Return the class docstring: formula with shapes, paper, when to use it, cost."""
         return inspect.cleandoc(cls.__doc__ or "")
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
-        """Return the places this method edits, in the model's own order.
+        """Return the sites that this method edits, in model order.
 
         Raises:
-            MethodError: A target does not exist; names the nearest real ones.
+            MethodError: A target does not exist.
         """
         raise NotImplementedError
 
     def create(self, site: Site, init: Init) -> Params:
-        """Return this site's freshly initialised parameters (float32, on the CPU).
+        """Return a site's initial parameters (float32, on the CPU).
 
-        Names that start with `_` are kept with the adapter but not trained; with `__` they are
-        neither trained nor kept in checkpoints, because they follow from the config.
+        Names that start with `_` are not trained; with `__` they are not stored in checkpoints
+        either, because they follow from the config.
         """
         raise NotImplementedError
 
     def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
-        """Phase DELTA: what to add to `y`, the module's own output for the input `x`."""
+        """Phase DELTA: return the change of `y`, the module's own output for the input `x`."""
         raise NotImplementedError
 
     def factors(self, p: Params, site: Site) -> tuple[Tensor, Tensor] | None:
-        """Phase DELTA: `A (r, I)` and `B (O, r)` when the whole delta is `B A x`, else None."""
+        """Phase DELTA: return `A (r, I)` and `B (O, r)` if the delta is `B A x`, else None."""
         return None
 
     @property
@@ -109,35 +110,35 @@ class Method(Record):
 
     @property
     def drops_inputs(self) -> bool:
-        """Whether dropout acts on what the delta reads while it trains."""
+        """True if dropout acts on the input of the delta in training."""
         return any(value for name, value in self if name.endswith("dropout"))
 
     def gain_in(self, p: Params, site: Site) -> Tensor | None:
-        """Phase GAIN: the factor on the module's input, or None."""
+        """Phase GAIN: return the factor on the module's input, or None."""
         raise NotImplementedError
 
     def gain_out(self, p: Params, site: Site) -> Tensor | None:
-        """Phase GAIN: the factor on the module's output, or None."""
+        """Phase GAIN: return the factor on the module's output, or None."""
         raise NotImplementedError
 
     def transform(self, p: Params, x: Tensor, h: Tensor, site: Site, *, training: bool) -> Tensor:
-        """Phase TRANSFORM: what to add to the running output `h`; `x` is the residual stream."""
+        """Phase TRANSFORM: return the change of the output `h`; `x` is the residual stream."""
         raise NotImplementedError
 
     def virtual_tokens(self, p: Params) -> Tensor:
-        """Phase KEYS_VALUES: `(P, layers · 2 · kv_heads · head_dim)`; phase PROMPT: `(P, D)`."""
+        """Return `(P, layers · 2 · kv_heads · head_dim)` (KEYS_VALUES) or `(P, D)` (PROMPT)."""
         raise NotImplementedError
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:
-        """Phase DELTA: float32 tensors to add to the module's own `weight` and `bias`, by name.
+        """Phase DELTA: return float32 changes of the module's `weight` and `bias`, by name.
 
-        A linear's weight is `(out_features, in_features)` here, whatever the module stores.
+        A linear's weight is `(out_features, in_features)`, however the module stores it.
         """
         raise NotImplementedError
 
     @property
     def num_tokens_before(self) -> int:
-        """How many positions this adapter occupies before the sequence."""
+        """Number of positions that the adapter occupies before the sequence."""
         return 0
 
     # -- PEFT's files --------------------------------------------------------------------------
@@ -148,17 +149,17 @@ class Method(Record):
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> Self:
-        """Read the method's own fields of `adapter_config.json`.
+        """Return the method that `adapter_config.json` describes.
 
         Raises:
-            AdapterError: A field is out of bounds, or set to something with other maths than ours.
+            AdapterError: A field is out of bounds, or selects other maths than this method's.
         """
         for key, value in config.items():
             neutral = cls.peft_neutral.get(key, (None, False, "", [], {}))
             if key not in cls.peft_fields and value not in neutral:
                 raise AdapterError(
-                    f"adapter_config.json sets {key} to {str(value)[:60]!r}, which this studio "
-                    f"does not know for {cls.title}; loading it would give other answers."
+                    f"adapter_config.json sets {key} to {str(value)[:60]!r}, which is not "
+                    f"supported for {cls.title} and would change the adapter's output."
                 )
         try:
             return cls(**{name: config[name] for name in cls.peft_fields if name in config})
@@ -170,12 +171,12 @@ class Method(Record):
             ) from None
 
     def candidates(self, anatomy: Anatomy) -> list[Site]:
-        """Every place where a file of this method may have parameters."""
+        """Return every site at which a file of this method may have parameters."""
         return self.sites(anatomy)
 
     def tensor_name(self, site: Site, name: str) -> str:
-        """The parameter's key in the PEFT file."""
-        return f"base_model.model.{site.key}.{name}"
+        """Return the key of a parameter in PEFT's file."""
+        return f"base_model.model.{site.key}.{self.tensor_format.format(name)}"
 
     def to_tensors(self, sites: list[Site], params: dict[str, Params]) -> Params:
         """Return the tensors of `adapter_model.safetensors`."""
@@ -187,7 +188,7 @@ class Method(Record):
         }
 
     def from_tensors(self, tensors: Params, anatomy: Anatomy) -> tuple[list[Site], list[Params]]:
-        """Match a file's tensors with sites of this model, exactly.
+        """Return the sites and parameters of a file's tensors, which must match exactly.
 
         Raises:
             AdapterError: A tensor is missing, unknown, or has another shape than this model's.
@@ -225,14 +226,112 @@ class Method(Record):
         return sites, params
 
     def to_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
-        """Turn a parameter into the tensor PEFT stores."""
+        """Return a parameter as PEFT stores it."""
         return tensor
 
     def from_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
-        """Turn PEFT's stored tensor into the parameter."""
+        """Return the parameter of a tensor that PEFT stored."""
         return tensor
 
 
-def targets_knob(help: str) -> Any:
-    """The `target_modules` field shared by the methods that edit linear layers."""
-    return knob("all-linear", help, title="Target modules")
+class LinearMethod(Method):
+    """Base class of methods that edit the linear layers in their field `target_modules`."""
+
+    if TYPE_CHECKING:
+        target_modules: Targets
+
+    def sites(self, anatomy: Anatomy) -> list[Site]:
+        """Return every targeted linear layer."""
+        return anatomy.linears(self.target_modules)
+
+    def candidates(self, anatomy: Anatomy) -> list[Site]:
+        """Return every linear layer of the model, the output head included."""
+        return anatomy.all_linears()
+
+
+def targets_field() -> Any:
+    """Declare the field `target_modules`."""
+    return knob(
+        "all-linear",
+        "Linear layers to adapt: a group, or module names.",
+        title="Target modules",
+    )
+
+
+def kaiming_uniform(rows: int, columns: int, generator: Generator) -> Tensor:
+    """Return `(rows, columns)` drawn as torch's own linear layers are."""
+    import torch
+
+    bound = columns**-0.5
+    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
+
+
+class VirtualTokenMethod(Method):
+    """Base class of methods whose adapter is one table of virtual tokens before every row."""
+
+    peft_fields: ClassVar[tuple[str, ...]] = ("num_virtual_tokens",)
+    peft_ignored: ClassVar[tuple[str, ...]] = (
+        "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers",
+        "encoder_hidden_size",
+    )  # fmt: skip
+    """Fields of PEFT's config that follow from the tensors or do not matter after training."""
+
+    num_virtual_tokens: int = knob(
+        16, "P: positions before every sequence.", title="Virtual tokens", ge=1, le=4096
+    )
+
+    def sites(self, anatomy: Anatomy) -> list[Site]:
+        """Return the whole model."""
+        return [anatomy.whole()]
+
+    @property
+    def num_tokens_before(self) -> int:
+        """P."""
+        return self.num_virtual_tokens
+
+    def token_width(self, anatomy: Anatomy) -> int:
+        """Return the size of one virtual token."""
+        return anatomy.hidden_size
+
+    def to_peft(self, sites: list[Site]) -> dict[str, Any]:
+        """Return the fields that PEFT's prompt-learning configs share."""
+        from studio.backbone.sites import Anatomy
+
+        anatomy = Anatomy(sites[0].module)
+        return {
+            "num_virtual_tokens": self.num_virtual_tokens,
+            "token_dim": anatomy.hidden_size,
+            "num_attention_heads": anatomy.num_heads,
+            "num_layers": anatomy.num_layers,
+            "num_transformer_submodules": 1,
+            "target_modules": None,
+        }
+
+    @classmethod
+    def from_peft(cls, config: dict[str, Any]) -> Self:
+        """Return the method that `adapter_config.json` describes."""
+        return super().from_peft({k: v for k, v in config.items() if k not in cls.peft_ignored})
+
+    def to_tensors(self, sites: list[Site], params: dict[str, Params]) -> Params:
+        """Return the one table that PEFT stores."""
+        return {"prompt_embeddings": self.virtual_tokens(params[sites[0].key])}
+
+    def from_tensors(self, tensors: Params, anatomy: Anatomy) -> tuple[list[Site], list[Params]]:
+        """Return the whole model and the one table.
+
+        Raises:
+            AdapterError: There are other tensors, or the table is for another model.
+        """
+        if tensors.keys() != {"prompt_embeddings"}:
+            other = min(tensors.keys() - {"prompt_embeddings"}, default="nothing")
+            raise AdapterError(
+                f"The file must hold only the tensor prompt_embeddings, but it holds {other}."
+            )
+        table = tensors["prompt_embeddings"].float()
+        shape = (self.num_virtual_tokens, self.token_width(anatomy))
+        if table.shape != shape:
+            raise AdapterError(
+                f"prompt_embeddings has shape {tuple(table.shape)}, but this model needs {shape}: "
+                "the adapter was made for another base."
+            )
+        return [anatomy.whole()], [{"embedding": table}]

@@ -1,4 +1,4 @@
-"""Norm tuning: train the scale and shift of the normalisation layers."""
+"""Norm tuning: train scale and shift of the normalisation layers."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ class NormTuning(Method):
     paper: ClassVar[str] = "arXiv:2312.11420"
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "LN_TUNING"
+    tensor_format: ClassVar[str] = "ln_tuning_layers.{}"
     base_learning_rate: ClassVar[float] = 2e-3
     largest_learning_rate: ClassVar[float] = 2e-2
 
     name: Literal["norm_tuning"] = "norm_tuning"
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
-        """Every LayerNorm and RMSNorm."""
+        """Return every LayerNorm and RMSNorm."""
         return anatomy.norms()
 
     def create(self, site: Site, init: Init) -> Params:
-        """`Δg = 0`, and `Δb = 0` where the norm has a shift."""
+        """Return `Δg = 0`, and `Δb = 0` if the norm has a shift."""
         import torch
 
         zeros = {"weight": torch.zeros(site.in_features)}
@@ -44,7 +45,7 @@ class NormTuning(Method):
         return zeros
 
     def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
-        """`x̂ ⊙ Δg + Δb`."""
+        """Return `x̂ ⊙ Δg + Δb`."""
         import torch
 
         x = x.float()
@@ -56,23 +57,19 @@ class NormTuning(Method):
         return change + p["bias"] if "bias" in p else change
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:
-        """`w Δg`, `w Δb`."""
+        """Return `w Δg` and `w Δb`."""
         return {name: weight * tensor.float() for name, tensor in p.items()}
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """PEFT's LNTuningConfig has nothing but the targets."""
+        """Return no fields: PEFT's LNTuningConfig has only targets."""
         return {}
 
-    def tensor_name(self, site: Site, name: str) -> str:
-        """PEFT stores the whole layer's parameters."""
-        return f"base_model.model.{site.key}.ln_tuning_layers.{name}"
-
     def to_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
-        """PEFT stores full values, not differences."""
+        """Return the full value, which PEFT stores."""
         return tensor + getattr(site.module, name).detach().float()
 
     def from_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
-        """The difference to this model's own values."""
+        """Return the difference to the model's own value."""
         own = getattr(site.module, name).detach().float().cpu()
         return tensor - own if tensor.shape == own.shape else tensor
 

@@ -1,11 +1,11 @@
-"""P-tuning: prompt tuning whose embeddings come out of a small network."""
+"""P-tuning: prompt tuning whose embeddings are the output of a small network."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from studio.fields import knob
-from studio.methods.method import Init, Params
+from studio.methods.method import Init, Params, kaiming_uniform
 from studio.methods.prompt_tuning import PromptTuning
 
 if TYPE_CHECKING:
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class PTuning(PromptTuning):
-    """`[MLP(E); X]`: a table `E ∈ R^{P×D}` goes through `W_3 relu(W_2 relu(W_1 ·))`; its output
-    stands before the sequence.
+    """`[MLP(E); X]`: a table `E ∈ R^{P×D}` goes through `W_3 relu(W_2 relu(W_1 ·))`; the output is
+    prepended to the sequence.
 
     When to use it: where prompt tuning learns too slowly; the network couples the virtual tokens.
-    Cost: as prompt tuning once trained: only the network's output, `P · D` numbers, is stored.
+    Cost: after training as prompt tuning: only the network's output, `P · D` numbers, is stored.
     Source: arXiv:2103.10385 (with the MLP encoder).
     """
 
@@ -35,7 +35,7 @@ class PTuning(PromptTuning):
     )
 
     def create(self, site: Site, init: Init) -> Params:
-        """The table as in prompt tuning; the network Kaiming-uniform, as torch's own linears."""
+        """Return the table as in prompt tuning and the Kaiming-uniform network."""
         import torch
 
         params = super().create(site, init)
@@ -43,14 +43,13 @@ class PTuning(PromptTuning):
         for place, (fan_in, fan_out) in enumerate(
             zip(sizes, [*sizes[1:], site.in_features], strict=True)
         ):
-            bound = fan_in**-0.5
-            draw = torch.empty(fan_out, fan_in).uniform_(-bound, bound, generator=init.generator)
-            params[f"mlp.{2 * place}.weight"] = draw
+            weight = kaiming_uniform(fan_out, fan_in, init.generator)
+            params[f"mlp.{2 * place}.weight"] = weight
             params[f"mlp.{2 * place}.bias"] = torch.zeros(fan_out)
         return params
 
     def virtual_tokens(self, p: Params) -> Tensor:
-        """`(P, D)`: the network's output, or the stored table once trained."""
+        """Return `(P, D)`: the network's output, or the stored table after training."""
         from torch.nn.functional import linear
 
         hidden = p["embedding"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from studio.errors import AdapterError
 from studio.fields import knob
-from studio.methods.method import Init, Method, Params, Phase, targets_knob
+from studio.methods.method import Init, LinearMethod, Params, Phase, Targets, targets_field
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from studio.backbone.sites import Anatomy, Site
 
 
-class Vera(Method):
+class Vera(LinearMethod):
     """`y = W x + b ⊙ B (d ⊙ A x)`: `A ∈ R^{r×I}` and `B ∈ R^{O×r}` are random, frozen and shared
     by all layers (each uses the part that fits); only `d ∈ R^r` and `b ∈ R^O` are trained.
 
-    When to use it: when many adapters must be kept; each is a few kilobytes. It merges exactly.
+    When to use it: when many adapters must be stored; each has a few kilobytes. It merges exactly.
     Cost: `r + O` parameters per targeted matrix.
     Source: arXiv:2310.11454.
     """
@@ -30,12 +30,10 @@ class Vera(Method):
     peft_type: ClassVar[str] = "VERA"
     base_learning_rate: ClassVar[float] = 4e-3
     largest_learning_rate: ClassVar[float] = 3e-2
+    tensor_format: ClassVar[str] = "vera_{}"
     peft_fields: ClassVar[tuple[str, ...]] = (
-        "r",
-        "projection_prng_key",
-        "vera_dropout",
-        "d_initial",
-    )
+        "r", "projection_prng_key", "vera_dropout", "d_initial",
+    )  # fmt: skip
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "bias": ("none",), "fan_in_fan_out": (True, False), "init_weights": (True, False),
         "save_projection": (True,),
@@ -43,28 +41,23 @@ class Vera(Method):
 
     name: Literal["vera"] = "vera"
     r: int = knob(256, "Rank of the shared projections.", title="Rank (r)", ge=1, le=8192)
-    target_modules: Literal["all-linear", "attention", "mlp"] | tuple[str, ...] = targets_knob(
-        "Which linear layers to adapt: a group, or module names."
-    )
-    d_initial: float = knob(0.1, "First value of d.", title="Initial d", advanced=True)
+    target_modules: Targets = targets_field()
+    d_initial: float = knob(0.1, "Initial value of d.", title="Initial d", advanced=True)
     vera_dropout: float = knob(
-        0.0, "Share of inputs dropped while training.", title="Dropout", ge=0, lt=1, advanced=True
+        0.0,
+        "Dropout on the adapter's input in training.",
+        title="Dropout",
+        ge=0,
+        lt=1,
+        advanced=True,
     )
     projection_prng_key: int = knob(
         0, "Seed of the shared projections.", title="Projection seed", ge=0, le=2**31 - 1,
         advanced=True,
     )  # fmt: skip
 
-    def sites(self, anatomy: Anatomy) -> list[Site]:
-        """Every targeted linear layer."""
-        return anatomy.linears(self.target_modules)
-
-    def candidates(self, anatomy: Anatomy) -> list[Site]:
-        """Any linear layer."""
-        return anatomy.all_linears()
-
     def create(self, site: Site, init: Init) -> Params:
-        """`d` constant, `b` zero; the projections are drawn once and shared."""
+        """Return constant `d`, zero `b` and the shared random projections."""
         import torch
 
         if "A" not in init.shared:
@@ -81,7 +74,7 @@ class Vera(Method):
         }
 
     def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
-        """`b ⊙ B (d ⊙ A x)`."""
+        """Return `b ⊙ B (d ⊙ A x)`."""
         from torch.nn.functional import dropout, linear
 
         x = x.to(p["lambda_d"].dtype)
@@ -91,32 +84,28 @@ class Vera(Method):
         return linear(inner, p["__B"][: site.out_features]) * p["lambda_b"]
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:
-        """`w (b ⊙ B) (d ⊙ A)`."""
+        """Return `w (b ⊙ B) (d ⊙ A)`."""
         left = p["lambda_b"][:, None] * p["__B"][: site.out_features]
         return {
             "weight": weight * left @ (p["lambda_d"][:, None] * p["__A"][:, : site.in_features])
         }
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """PEFT's VeraConfig, with the projections in the file."""
+        """Return the fields of PEFT's VeraConfig, with the projections in the file."""
         return {
             "r": self.r, "projection_prng_key": self.projection_prng_key, "save_projection": True,
             "vera_dropout": self.vera_dropout, "d_initial": self.d_initial, "bias": "none",
             "fan_in_fan_out": any(site.transposed for site in sites),
         }  # fmt: skip
 
-    def tensor_name(self, site: Site, name: str) -> str:
-        """PEFT's names."""
-        return f"base_model.model.{site.key}.vera_{name}"
-
     def to_tensors(self, sites: list[Site], params: dict[str, Params]) -> Params:
-        """The vectors of each layer, and the shared projections once."""
+        """Return the vectors of each layer and the shared projections."""
         one = params[sites[0].key]
         shared = {"base_model.vera_A": one["__A"], "base_model.vera_B": one["__B"]}
         return {**super().to_tensors(sites, params), **shared}
 
     def from_tensors(self, tensors: Params, anatomy: Anatomy) -> tuple[list[Site], list[Params]]:
-        """Read the vectors and the shared projections.
+        """Return sites and parameters of the vectors and the shared projections.
 
         Raises:
             AdapterError: A tensor is missing, unknown, or has another shape than this model's.
@@ -124,26 +113,21 @@ class Vera(Method):
         left = dict(tensors)
         a, b = left.pop("base_model.vera_A", None), left.pop("base_model.vera_B", None)
         if a is None or b is None:
-            raise AdapterError("This VeRA file lacks its projections (save_projection=false).")
-        named = {site.key: site for site in anatomy.all_linears()}
-        keys = {key for key in named for name in ("lambda_d",) if self._name(key, name) in left}
-        shared = {"A": a.float(), "B": b.float()}
-        wide = max((named[key].in_features for key in keys), default=0)
-        tall = max((named[key].out_features for key in keys), default=0)
+            raise AdapterError("The VeRA file has no projections (save_projection=false).")
+        sites = [s for s in anatomy.all_linears() if self.tensor_name(s, "lambda_d") in left]
+        wide = max((site.in_features for site in sites), default=0)
+        tall = max((site.out_features for site in sites), default=0)
         if a.shape != (self.r, wide) or b.shape != (tall, self.r):
             raise AdapterError(
                 f"The VeRA projections have shapes {tuple(a.shape)} and {tuple(b.shape)}, but this "
                 f"model needs {(self.r, wide)} and {(tall, self.r)}: made for another base."
             )
         sites, params = super().from_tensors(left, anatomy)
-        return sites, [{**p, "__A": shared["A"], "__B": shared["B"]} for p in params]
-
-    def _name(self, key: str, name: str) -> str:
-        return f"base_model.model.{key}.vera_{name}"
+        return sites, [{**p, "__A": a.float(), "__B": b.float()} for p in params]
 
 
 def _kaiming(rows: int, columns: int, generator: Any) -> Tensor:
-    """Kaiming-uniform with PEFT's gain, so that equal keys give equal projections."""
+    """Return Kaiming-uniform values with PEFT's gain, so equal keys give equal projections."""
     import torch
 
     bound = math.sqrt(3.0) * math.sqrt(2.0) / math.sqrt(columns)

@@ -86,7 +86,7 @@ def shard_base(backbone: Backbone, device: torch.device) -> None:
     """
     from torch.distributed.fsdp import fully_shard
 
-    backbone.be_lean(False)  # a layer's weights exist only while the layer itself runs
+    backbone.set_lean(False)  # a layer's weights exist only while the layer itself runs
     for layer in backbone.anatomy.layers():
         small = {parameter for parameter in layer.parameters() if parameter.ndim == 1}
         # Norms and biases stay whole, since their tuning stores full values. The default of

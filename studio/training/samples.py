@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -126,7 +125,7 @@ def greedy(
     found: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     going = list(range(len(prompts)))
-    with backbone.evaluating(), _without_checkpointing(backbone):
+    with backbone.evaluating(), backbone.without_checkpointing():
         batch = Batch(backbone.model, prompts, device)
         logits_BV, _ = batch.prefill()
         for _ in range(max_new_tokens):
@@ -143,16 +142,3 @@ def greedy(
                 going = [going[i] for i in kept]
             logits_BV = batch.step([found[row][-1] for row in going])
     return list(zip(found, ended, strict=True))
-
-
-@contextmanager
-def _without_checkpointing(backbone: Backbone) -> Iterator[None]:
-    """Switch gradient checkpointing off, so that layers can fill a KV cache."""
-    layers = [layer for layer in backbone.anatomy.layers() if layer.training]
-    for layer in layers:
-        layer.training = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.training = True

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from studio.backbone import Backbone, checkpointing
-from studio.backbone.checkpointing import Kept, Offload
+from studio.backbone.checkpointing import Offload, OffloadedTensor
 from studio.methods import Method
 from studio.methods.lora import Lora
 from studio.methods.prefix_tuning import PrefixTuning
@@ -54,13 +54,13 @@ def test_offloading_changes_not_one_bit(method: str, model: str) -> None:
 
 def test_nothing_but_each_layers_input_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
-    real = Offload._copied_away
+    real = Offload._to_host
 
     def noted(self: Offload, tensor: Tensor) -> Tensor:
         shapes.append(tuple(tensor.shape))
         return real(self, tensor)
 
-    monkeypatch.setattr(Offload, "_copied_away", noted)
+    monkeypatch.setattr(Offload, "_to_host", noted)
     passed(METHODS["lora"], "llama", offload=True)
     assert shapes == [(1, 60, 32)] * 4  # two layers, two passes
 
@@ -69,7 +69,7 @@ def test_the_newest_stays_near_and_the_one_before_is_fetched_ahead() -> None:
     away = Offload(torch.device("cpu"))
     tensors = [torch.full((2000,), float(i)) for i in range(3)]
     kept = [away.pack(tensor) for tensor in tensors]
-    assert all(isinstance(one, Kept) for one in kept)
+    assert all(isinstance(one, OffloadedTensor) for one in kept)
     assert [one.near is not None for one in kept] == [False, False, True]
     assert torch.equal(away.unpack(kept[2]), tensors[2])
     assert [one.near is not None for one in kept] == [False, True, False]
@@ -79,12 +79,12 @@ def test_the_newest_stays_near_and_the_one_before_is_fetched_ahead() -> None:
 
 def test_small_tensors_stay_and_a_graph_that_is_dropped_leaves_nothing() -> None:
     away = Offload(torch.device("cpu"))
-    small = torch.zeros(checkpointing.SMALLEST - 1)
+    small = torch.zeros(checkpointing.MIN_NUMBERS - 1)
     assert away.pack(small) is small
     gone = weakref.ref(away.pack(torch.zeros(2000)))
     gc.collect()
     assert gone() is None
-    assert isinstance(away.pack(torch.zeros(2000)), Kept)
+    assert isinstance(away.pack(torch.zeros(2000)), OffloadedTensor)
 
 
 def test_switching_off_takes_the_hooks_away() -> None:

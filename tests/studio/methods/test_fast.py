@@ -1,7 +1,17 @@
 import pytest
 import torch
+from torch.nn.functional import linear
 
-from studio.backbone.linear_kernels import low_rank_linear, plain
+from studio.backbone.linear_kernels import low_rank_linear
+
+
+def plain(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor,
+    b: torch.Tensor, *, transposed: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """The same in separate operations."""
+    base = linear(x, weight.T if transposed else weight, bias)
+    return base + linear(linear(x.to(a.dtype), a), b).to(base.dtype)
 
 
 def make(

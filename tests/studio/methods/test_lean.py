@@ -21,7 +21,7 @@ KEEP = torch.tensor([2, 3, 6, 10, 11, 15])  # 2, 1 and 3 of each row
 
 
 def passed(backbone: Backbone, *, lean: bool, kept: list[int]) -> tuple[torch.Tensor, ...]:
-    backbone.be_lean(lean)
+    backbone.set_lean(lean)
     backbone.model.zero_grad()
     storages: dict[int, int] = {}
 
@@ -129,5 +129,5 @@ def test_nothing_changes_where_gradients_are_off() -> None:
     backbone = Backbone(tiny_model("llama"))
     with torch.no_grad():
         lean = backbone.packed_logits(IDS, LENGTHS, KEEP)
-        backbone.be_lean(False)
+        backbone.set_lean(False)
         torch.testing.assert_close(lean, backbone.packed_logits(IDS, LENGTHS, KEEP))
