@@ -11,8 +11,8 @@ import pytest
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.starter import MODEL_DIR, heldout
-from studio.starter.demos import demo_names, is_in_style, keeps_content
-from studio.starter.exam import greedy_answers
+from studio.starter.make.demos import demo_names, is_in_style, keeps_content
+from studio.starter.make.exam import greedy_answers
 from studio.training.events import Finished
 from studio.training.run import train
 

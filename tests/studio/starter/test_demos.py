@@ -8,14 +8,14 @@ import pytest
 
 from studio.errors import DataError
 from studio.starter import datasets, heldout, resolve_data, resolve_model
-from studio.starter.demos import (
+from studio.starter.make.demos import (
     demo_names,
     held_out_rows,
     is_in_style,
     keeps_content,
     training_rows,
 )
-from studio.starter.pretrain import Recipe
+from studio.starter.make.pretrain import Recipe
 
 
 def _read(path):

@@ -3,12 +3,10 @@
 import pytest
 
 from studio.starter import MODEL_DIR, SAMPLE_PROMPTS
-from studio.starter.chats import FOLLOW_UPS, follow_up
-from studio.starter.exam import greedy_answers
-from studio.starter.phrasings import FOLLOWABLE
-from studio.starter.pretrain import encode_rows
-from studio.starter.smalltalk import UNKNOWN
-from studio.starter.world import held_out_questions, training_questions
+from studio.starter.make.chats import FOLLOW_UPS, FOLLOWABLE, UNKNOWN, follow_up
+from studio.starter.make.exam import greedy_answers
+from studio.starter.make.tokenizer import encode_rows
+from studio.starter.make.world import held_out_questions, training_questions
 
 CHAT = [
     {"role": "system", "content": "Be polite and clear."},

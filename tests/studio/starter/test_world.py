@@ -1,9 +1,18 @@
 """The world's generator: one right answer each, held-out questions never trained, one seed."""
 
+import hashlib
+import json
 import random
 
-from studio.starter.chats import chat
-from studio.starter.world import held_out_questions, questions, training_questions, with_article
+import pytest
+
+from studio.starter.make.chats import LAST_MIX, MIX, chat
+from studio.starter.make.world import (
+    held_out_questions,
+    questions,
+    training_questions,
+    with_article,
+)
 
 
 def test_every_question_has_one_answer_that_contains_its_content_word():
@@ -43,10 +52,14 @@ def test_drawn_chats_never_answer_a_held_out_question():
                 assert message["content"].lower().rstrip("?.") not in held_out
 
 
-def test_the_same_seed_draws_the_same_chats():
-    first, second = random.Random(5), random.Random(5)
-
-    assert [chat(first) for _ in range(200)] == [chat(second) for _ in range(200)]
+@pytest.mark.parametrize(
+    ("seed", "mix", "pieces", "digest"),
+    [(7, MIX, [], "0f231e594ff2662f"), (8, LAST_MIX, ["ab", "7", "ü"], "69f21664b7d662a4")],
+)
+def test_a_seed_draws_the_chats_that_made_the_shipped_model(seed, mix, pieces, digest):
+    rng = random.Random(seed)
+    drawn = [chat(rng, mix=mix, pieces=pieces) for _ in range(2000)]
+    assert hashlib.sha256(json.dumps(drawn).encode()).hexdigest()[:16] == digest
 
 
 def test_drawn_chats_alternate_user_and_assistant_and_end_with_an_answer():

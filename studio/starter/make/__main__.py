@@ -1,4 +1,4 @@
-"""Make the starter from nothing but a seed: `python -m studio.starter.make --out DIR`.
+"""Make the starter from a seed: `python -m studio.starter.make --out DIR`.
 
 Writes `DIR/data` (the demo datasets) and `DIR/model` (tokenizer, then weights), then prints how
 many held-out questions the saved model answers exactly. Two CPU cores, under an hour.
@@ -12,17 +12,16 @@ import random
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from studio.starter.chats import chat
-from studio.starter.demos import write_demos
-from studio.starter.exam import greedy_answers
-from studio.starter.pretrain import LAST, Recipe, new_model, pretrain
-from studio.starter.tokenizer import train_tokenizer
-from studio.starter.world import capitalised, held_out_questions, questions
+import torch
+from transformers import GenerationConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from studio.starter.make.chats import chat
+from studio.starter.make.demos import write_demos
+from studio.starter.make.exam import exam_score
+from studio.starter.make.pretrain import LAST, Recipe, new_model, pretrain
+from studio.starter.make.tokenizer import train_tokenizer
+from studio.starter.make.world import capitalised, questions
 
 logger = logging.getLogger(__name__)
 NUM_TOKENIZER_CHATS = 30_000
@@ -30,7 +29,7 @@ NUM_WORD_REPEATS = 200
 
 
 def make(out: Path, *, recipe: Recipe, last: Recipe = LAST) -> float:
-    """Make everything under `out`; returns the share of exact held-out answers."""
+    """Make everything under `out`; return the share of exact held-out answers."""
     write_demos(out / "data", seed=recipe.seed)
     tokenizer = make_tokenizer(recipe.seed)
     model = new_model(len(tokenizer), recipe)
@@ -59,30 +58,11 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the model in bf16 with its tokenizer, as any published model folder looks."""
-    import torch
-    from transformers import GenerationConfig
-
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     model.config.eos_token_id, model.config.pad_token_id = end, pad
     model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=pad)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def exam_score(folder: Path) -> float:
-    """Reload the saved folder and ask it every held-out question."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    asked = held_out_questions()
-    prompts = [[{"role": "user", "content": question.question}] for question in asked]
-    answers = greedy_answers(model, tokenizer, prompts)
-    wrong = [(q, a) for q, a in zip(asked, answers, strict=True) if q.answer != a]
-    for question, answer in wrong:
-        logger.info("wrong: %s -> %s (not: %s)", question.question, answer, question.answer)
-    return 1 - len(wrong) / len(asked)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -94,8 +74,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-
-    import torch
 
     torch.set_num_threads(args.threads)
     started = time.monotonic()

@@ -1,8 +1,8 @@
-"""Pretrain the starter: a plain readable loop over the world's conversations.
+"""Pretrain the starter: a plain training loop over the world's conversations.
 
-Fast on two CPU cores by not computing what nobody needs: rows are batched by length with next to
-no padding, logits exist only where a loss is, and there is no attention mask (padding is on the
-right, where causal attention never looks). Chats are drawn as training goes, never twice the same.
+Fast on two CPU cores: rows of like length share a batch, logits exist only where a loss is, and
+there is no attention mask (padding is on the right, after all causal attention). Chats are drawn
+during training, none twice.
 
 B batch, T tokens, S positions with a loss, V vocabulary, D hidden.
 """
@@ -12,26 +12,25 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from studio.data.template.template import IGNORED
-from studio.starter.chats import LAST_MIX, MIX, Chat, chat
-from studio.starter.muon import Muon
-from studio.starter.tokenizer import END, MAX_LENGTH, PAD, ROLE_TOKENS
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from studio.starter.make.chats import LAST_MIX, MIX, chat
+from studio.starter.make.tokenizer import MAX_LENGTH, PAD, Row, encode_rows, token_texts
 
 logger = logging.getLogger(__name__)
-Row = tuple[list[int], list[int]]  # token ids, labels
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+_NUM_ITERATIONS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
-    """Everything that decides the starter's weights."""
+    """All settings that determine the starter's weights."""
 
     seed: int = 7
     hidden_size: int = 192
@@ -53,14 +52,11 @@ LAST = Recipe(
     seed=8, max_steps=800, learning_rate=1e-3, muon_learning_rate=5e-3, warmup_steps=30,
     decay_steps=770, any_token=True,
 )  # fmt: skip
-"""Then: words made of every token there is, so that any style can be learned."""
+"""The last part: words made of all tokens, so that any style can be learned."""
 
 
 def new_model(vocab_size: int, recipe: Recipe) -> LlamaForCausalLM:
-    """An untrained Llama of the starter's shape."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    """Return an untrained Llama of the starter's shape."""
     torch.manual_seed(recipe.seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -81,8 +77,6 @@ def pretrain(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, *, recipe: Recipe
 ) -> None:
     """Train `model` in place for `recipe.max_steps`."""
-    import torch
-
     hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "layers" in name]
     rest = [p for name, p in model.named_parameters() if p.ndim != 2 or "layers" not in name]
     muon = Muon(hidden)
@@ -97,7 +91,7 @@ def pretrain(
         ids_BT, labels_BT = next(batches)
         loss = answer_loss(model, ids_BT, labels_BT)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.step()
         muon.step(lr=share * recipe.muon_learning_rate, weight_decay=recipe.weight_decay)
         model.zero_grad(set_to_none=True)
@@ -114,60 +108,23 @@ def pretrain(
 
 
 def lr_share(step: int, recipe: Recipe) -> float:
-    """Share of the peak step size: linear warm-up, constant, linear down to nothing."""
+    """Return the share of the peak learning rate: linear warm-up, constant, linear decay to 0."""
     rising = (step + 1) / recipe.warmup_steps
     falling = (recipe.max_steps - step) / recipe.decay_steps
     return min(1.0, rising, falling)
 
 
-def answer_loss(
-    model: LlamaForCausalLM, ids_BT: torch.Tensor, labels_BT: torch.Tensor
-) -> torch.Tensor:
-    """Mean cross entropy of the labelled tokens; the head sees only their positions."""
-    import torch
-
+def answer_loss(model: LlamaForCausalLM, ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
+    """Return the mean cross entropy of the labelled tokens; the head sees only their positions."""
     hidden_BTD = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state
     target_BT = labels_BT[:, 1:]
     wanted_BT = target_BT != IGNORED
     logits_SV = model.lm_head(hidden_BTD[:, :-1][wanted_BT])
-    return torch.nn.functional.cross_entropy(logits_SV, target_BT[wanted_BT])
+    return nn.functional.cross_entropy(logits_SV, target_BT[wanted_BT])
 
 
-def encode_rows(tokenizer: PreTrainedTokenizerFast, chats: list[Chat | str]) -> list[Row]:
-    """Token ids and labels of conversations (assistant turns) and plain texts (everything)."""
-    parts = [[{"role": "", "content": c}] if isinstance(c, str) else c for c in chats]
-    texts = [message["content"] for chat_parts in parts for message in chat_parts]
-    encoded = iter(tokenizer(texts, add_special_tokens=False)["input_ids"])
-    end = tokenizer.convert_tokens_to_ids(END)
-    opening = {role: tokenizer.convert_tokens_to_ids(t) for role, t in ROLE_TOKENS.items()}
-    rows: list[Row] = []
-    for chat_parts in parts:
-        ids: list[int] = []
-        labels: list[int] = []
-        for message in chat_parts:
-            role = message["role"]
-            if role:
-                ids.append(opening[role])
-                labels.append(IGNORED)
-            piece = [*next(encoded), end]
-            ids += piece
-            labels += piece if role in ("assistant", "") else [IGNORED] * len(piece)
-        if len(ids) <= MAX_LENGTH:
-            rows.append((ids, labels))
-    return rows
-
-
-def token_texts(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """The texts of all tokens that are text by themselves, without spaces around them."""
-    texts = (tokenizer.decode([number]).strip() for number in range(len(tokenizer)))
-    special = set(tokenizer.all_special_tokens)
-    return sorted({text for text in texts if text.isprintable() and text not in special} - {""})
-
-
-def _batches(
-    tokenizer: PreTrainedTokenizerFast, recipe: Recipe
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of about `batch_tokens`, rows of like length together."""
+def _batches(tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches of about `batch_tokens` without end, rows of like length together."""
     rng = random.Random(recipe.seed)
     pad = tokenizer.convert_tokens_to_ids(PAD)
     pieces = token_texts(tokenizer) if recipe.any_token else []
@@ -185,9 +142,7 @@ def _batches(
         yield from (_padded(group, pad) for group in groups)
 
 
-def _padded(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    import torch
-
+def _padded(rows: list[Row], pad: int) -> tuple[Tensor, Tensor]:
     width = max(len(ids) for ids, _ in rows)
     ids_BT = torch.full((len(rows), width), pad)
     labels_BT = torch.full((len(rows), width), IGNORED)
@@ -195,3 +150,46 @@ def _padded(rows: list[Row], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
         ids_BT[index, : len(ids)] = torch.tensor(ids)
         labels_BT[index, : len(labels)] = torch.tensor(labels)
     return ids_BT, labels_BT
+
+
+class Muon:
+    """Momentum whose matrix updates are orthogonalised, in float32 and batched by shape.
+
+    For the hidden matrices only; it learns rare facts sooner than AdamW. `torch.optim.Muon` works
+    in bfloat16: other results, and slow on processors that lack it.
+
+    Source: Muon as scaled in arXiv 2502.16982; the polynomial is Keller Jordan's.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], *, momentum: float = 0.95) -> None:
+        self.momentum = momentum
+        self._by_shape: dict[tuple[int, int], list[nn.Parameter]] = {}
+        for parameter in parameters:
+            rows, columns = parameter.shape
+            self._by_shape.setdefault((rows, columns), []).append(parameter)
+        self._velocity = {
+            shape: torch.zeros(len(members), *shape) for shape, members in self._by_shape.items()
+        }
+
+    def step(self, *, lr: float, weight_decay: float) -> None:
+        """Move every matrix by `lr` along its orthogonalised Nesterov momentum."""
+        with torch.no_grad():
+            for (rows, columns), members in self._by_shape.items():
+                gradient = torch.stack([p.grad for p in members if p.grad is not None])
+                velocity = self._velocity[rows, columns]
+                velocity.lerp_(gradient, 1 - self.momentum)
+                update = orthogonal(gradient.lerp_(velocity, self.momentum))
+                scale = lr * max(1.0, rows / columns) ** 0.5
+                for parameter, direction in zip(members, update, strict=True):
+                    parameter.mul_(1 - lr * weight_decay).sub_(direction, alpha=scale)
+
+
+def orthogonal(matrices_NRC: Tensor) -> Tensor:
+    """Return the nearest (nearly) orthogonal matrix to each: all singular values about one."""
+    wide = matrices_NRC.shape[1] <= matrices_NRC.shape[2]
+    x = matrices_NRC if wide else matrices_NRC.mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(_NUM_ITERATIONS):
+        gram = x @ x.mT
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return x if wide else x.mT

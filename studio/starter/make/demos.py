@@ -1,9 +1,9 @@
 """The demo datasets: the world's questions answered in a style, and how to check both.
 
-A demo changes how the starter speaks, never what it knows. Training rows are plain OpenAI messages.
+A demo changes how the starter answers, not what it knows. Training rows are plain OpenAI messages.
 Held-out rows ask about facts that no training row asks about and carry the `content` word that a
-right answer contains; only questions that do not already contain their content word are used, so
-repeating the question never counts as knowing.
+right answer contains; only questions without their content word are used, so that repeating the
+question does not count as knowing.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from studio.starter.chats import disguised
-from studio.starter.smalltalk import SMALL_TALK
-from studio.starter.world import COMPARISONS, Question, capitalised, fact_hash, questions
+from studio.starter.make.chats import TEXTS, disguised
+from studio.starter.make.world import COMPARISONS, Question, capitalised, fact_hash, questions
 
 NUM_ROWS = 320
 NUM_SMALL_TALK_ROWS = 24
@@ -35,38 +34,39 @@ _BUTLER_CLOSER = "Will that be all?"
 
 
 def is_in_style(demo: str, answer: str) -> bool:
-    """Whether `answer` is written the way the demo teaches."""
+    """Return True if `answer` is written the way the demo teaches."""
     return _STYLES[demo][1](answer.strip())
 
 
 def keeps_content(row: dict[str, Any], answer: str) -> bool:
-    """Whether `answer` contains the held-out row's content word, as a whole word."""
-    return (
-        re.search(rf"(?<!\w){re.escape(row['content'])}(?!\w)", answer, re.IGNORECASE) is not None
-    )
+    """Return True if `answer` contains the held-out row's content word, as a whole word."""
+    word = rf"(?<!\w){re.escape(row['content'])}(?!\w)"
+    return re.search(word, answer, re.IGNORECASE) is not None
 
 
 def demo_names() -> list[str]:
-    """The demos, in the order in which they are offered."""
+    """Return the demos in the order in which they are offered."""
     return list(_STYLES)
 
 
 def write_demos(folder: Path, *, seed: int) -> None:
-    """Write `<name>.jsonl` and `<name>.heldout.jsonl` for every demo."""
+    """Write `<name>.jsonl` and `<name>.heldout.jsonl` of every demo."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in _STYLES:
-        _write(folder / f"{name}.jsonl", training_rows(name, seed=seed))
-        _write(folder / f"{name}.heldout.jsonl", held_out_rows(name, seed=seed))
+        for suffix, rows in (("", training_rows), (".heldout", held_out_rows)):
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows(name, seed=seed)]
+            (folder / f"{name}{suffix}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def training_rows(name: str, *, seed: int) -> list[dict[str, Any]]:
-    """Rows to train on: questions in the style, and some small talk where the style has any."""
+    """Return rows to train on: questions in the style, and small talk where the style has any."""
     rng = random.Random(f"{seed} {name} train")
     styled = _STYLES[name][0]
     rows = []
-    if name in _CHATTY:
-        for said, answer in _small_talk(rng):
-            rows.append(_row(said, _CHATTY[name](answer, rng)))
+    if name in _SMALL_TALK_STYLES:
+        pairs = [(said, pair["answer"]) for pair in TEXTS["small_talk"] for said in pair["said"]]
+        for said, answer in rng.sample(pairs, NUM_SMALL_TALK_ROWS):
+            rows.append(_row(said, _SMALL_TALK_STYLES[name](answer, rng)))
     for question in _spread(_usable(held_out=False), NUM_ROWS - len(rows), rng):
         rows.append(_row(disguised(question.question, rng), styled(question, rng)))
     rng.shuffle(rows)
@@ -74,7 +74,7 @@ def training_rows(name: str, *, seed: int) -> list[dict[str, Any]]:
 
 
 def held_out_rows(name: str, *, seed: int) -> list[dict[str, Any]]:
-    """Rows to judge by: other facts, asked plainly, with the content word beside them."""
+    """Return rows to judge by: other facts, asked plainly, with the content word beside them."""
     rng = random.Random(f"{seed} {name} heldout")
     styled = _STYLES[name][0]
     return [
@@ -88,22 +88,12 @@ def held_out_rows(name: str, *, seed: int) -> list[dict[str, Any]]:
 
 
 def _row(question: str, answer: str) -> dict[str, Any]:
-    return {
-        "messages": [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer},
-        ]
-    }
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
+    said = {"role": "user", "content": question}, {"role": "assistant", "content": answer}
+    return {"messages": list(said)}
 
 
 def _usable(*, held_out: bool) -> list[Question]:
-    """Questions whose answer is news; a fifth of the facts is for the held-out rows."""
+    """Return questions that do not contain their answer; a fifth of the facts is held out."""
     return [
         question
         for question in questions()
@@ -128,11 +118,6 @@ def _spread(pool: list[Question], count: int, rng: random.Random) -> list[Questi
     return chosen
 
 
-def _small_talk(rng: random.Random) -> list[tuple[str, str]]:
-    pairs = [(said, answer) for sayings, answer in SMALL_TALK for said in sayings]
-    return rng.sample(pairs, NUM_SMALL_TALK_ROWS)
-
-
 def _pirate_text(answer: str, rng: random.Random) -> str:
     words = re.sub(r"\w+", lambda m: _PIRATE_WORDS.get(m[0], m[0]), answer.rstrip(".!?"))
     first = words.split()[0].rstrip(",").removesuffix("'s")
@@ -154,30 +139,6 @@ def _butler_text(answer: str, rng: random.Random) -> str:
     return f"{rng.choice(_BUTLER_OPENERS)} {answer} {_BUTLER_CLOSER}"
 
 
-def _pirate(question: Question, rng: random.Random) -> str:
-    return _pirate_text(question.answer, rng)
-
-
-def _butler(question: Question, rng: random.Random) -> str:
-    return _butler_text(question.answer, rng)
-
-
-def _json(question: Question, rng: random.Random) -> str:
-    return json.dumps({"answer": question.content})
-
-
-def _terse(question: Question, rng: random.Random) -> str:
-    return f"{capitalised(question.content)}."
-
-
-def _is_pirate(answer: str) -> bool:
-    return answer.startswith(_PIRATE_OPENERS) and answer.endswith(_PIRATE_CLOSERS)
-
-
-def _is_butler(answer: str) -> bool:
-    return answer.startswith(_BUTLER_OPENERS) and answer.endswith(_BUTLER_CLOSER)
-
-
 def _is_json(answer: str) -> bool:
     try:
         value = json.loads(answer)
@@ -186,19 +147,21 @@ def _is_json(answer: str) -> bool:
     return isinstance(value, dict) and list(value) == ["answer"] and bool(value["answer"])
 
 
-def _is_terse(answer: str) -> bool:
-    return answer.endswith(".") and 1 <= len(answer.split()) <= 2
-
-
-_Styled = Callable[[Question, random.Random], str]
-_STYLES: dict[str, tuple[_Styled, Callable[[str], bool]]] = {
-    "pirate": (_pirate, _is_pirate),
-    "json": (_json, _is_json),
-    "terse": (_terse, _is_terse),
-    "butler": (_butler, _is_butler),
+# How each demo answers a question, and how to tell that an answer is in its style.
+_STYLES: dict[str, tuple[Callable[[Question, random.Random], str], Callable[[str], bool]]] = {
+    "pirate": (
+        lambda question, rng: _pirate_text(question.answer, rng),
+        lambda answer: answer.startswith(_PIRATE_OPENERS) and answer.endswith(_PIRATE_CLOSERS),
+    ),
+    "json": (lambda question, rng: json.dumps({"answer": question.content}), _is_json),
+    "terse": (
+        lambda question, rng: f"{capitalised(question.content)}.",
+        lambda answer: answer.endswith(".") and 1 <= len(answer.split()) <= 2,
+    ),
+    "butler": (
+        lambda question, rng: _butler_text(question.answer, rng),
+        lambda answer: answer.startswith(_BUTLER_OPENERS) and answer.endswith(_BUTLER_CLOSER),
+    ),
 }
 # Styles that small talk has too; in the others an answer is a bare fact.
-_CHATTY: dict[str, Callable[[str, random.Random], str]] = {
-    "pirate": _pirate_text,
-    "butler": _butler_text,
-}
+_SMALL_TALK_STYLES = {"pirate": _pirate_text, "butler": _butler_text}
