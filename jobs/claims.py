@@ -68,7 +68,7 @@ FREE = """
 WITH free AS (SELECT json_extract(value, '$[0]') AS name, json_extract(value, '$[1]') AS room,
                      key AS place
               FROM json_each(:devices)
-              WHERE json_extract(value, '$[0]')  -- `cpu#12` is a seat on `cpu` (seats.py)
+              WHERE json_extract(value, '$[0]')  -- `cpu#12` is a place on `cpu` (siblings.py)
                     NOT IN (SELECT substr(device, 1, instr(device || '#', '#') - 1)
                             FROM leases WHERE holder = 'job'))
 """

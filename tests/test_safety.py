@@ -2,11 +2,15 @@
 
 import ast
 import re
+import sys
+import tomllib
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,6 +93,45 @@ def interpolated(node: ast.AST) -> bool:
     if isinstance(node, ast.BinOp):
         return isinstance(node.op, ast.Add | ast.Mod)
     return isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".format", ".join"))
+
+
+@cache
+def declared() -> set[str]:
+    """The distributions that pyproject.toml names, for the product and its extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [
+        project["optional-dependencies"][name] for name in ("bench", "gguf", "keyring", "ray")
+    ]
+    wanted = [Requirement(text) for text in sum(extras, project["dependencies"])]
+    assert all(requirement.specifier for requirement in wanted), "each has a lowest version"
+    return {canonicalize_name(requirement.name) for requirement in wanted}
+
+
+# Where the name to import is not the name to install.
+INSTALLED_AS = {"yaml": "pyyaml"}
+
+
+def test_everything_that_is_imported_is_declared() -> None:
+    missing = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            for name in (name.split(".")[0] for name in names):
+                ours = name in ("studio", "jobs", "ui") or name in sys.stdlib_module_names
+                if not ours and canonicalize_name(INSTALLED_AS.get(name, name)) not in declared():
+                    missing[name] = str(file.relative_to(ROOT))
+    assert missing == {}
+
+
+FOREIGN = {"modeling_auto.py"}  # files of other projects that our comments cite
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_file_that_is_mentioned_exists(file: Path) -> None:
+    ends = "\n".join(f"/{other.relative_to(ROOT)}\n" for other in FILES)
+    for name in re.findall(r"(?<![\w*{}])[\w/]+\.py\b", file.read_text(encoding="utf-8")):
+        assert f"/{name.lstrip('/')}\n" in ends or name in FOREIGN, f"{file} mentions {name}"
 
 
 SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|CREATE|DROP|ALTER|PRAGMA|WITH)\s", re.I)
