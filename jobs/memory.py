@@ -1,39 +1,38 @@
-"""How much memory a run will need of its device, estimated when it enters the queue.
+"""The memory that a run will need on its device, estimated when it is submitted.
 
-The estimate reads the run's rows, so it is only made where that is quick: nothing is downloaded and
-no large file is tokenised here. What is not known is 0, and a job of 0 is placed as before.
+Submitting happens in the page's process, so the estimate tokenises only the first rows of the
+dataset: its largest batch is made of their longest ones. The runner reads the rest. Nothing is
+downloaded; what is not known is 0, and the scheduler places such a job without a check of memory.
 """
 
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 
-from studio import starter
 from studio.errors import StudioError
 from studio.home import Home
+from studio.models import sources
 from studio.spec import RunSpec
 
 logger = logging.getLogger(__name__)
 
-MOST_BYTES = 16 * 2**20
 MOST_ESTIMATES = 40
 
 
 def needed_bytes(spec: RunSpec, home: Home) -> int:
-    """Return the peak of a run on its device in bytes; 0 where it is not known."""
-    if not _is_quick(spec, home):
-        return 0
+    """Return the peak of a run on its device in bytes, from its first rows; 0 if not known."""
     from studio.training.estimate import estimate
 
+    if not sources.origin_of(spec.model.path).is_local:
+        return 0
     try:
-        return estimate(spec, home).total_bytes
+        return estimate(spec, home, from_first_rows=True).total_bytes
     except StudioError as error:
         logger.info("no estimate: %s", error.text)
         return 0
 
 
 def needed_by_each(specs: Iterable[RunSpec], home: Home) -> list[int]:
-    """Return the bytes of each run of a sweep; beyond some different ones, the most of those."""
+    """Return the bytes of each run of a sweep; after `MOST_ESTIMATES`, their largest."""
     known: dict[RunSpec, int] = {}
     found = []
     for spec in specs:
@@ -42,12 +41,3 @@ def needed_by_each(specs: Iterable[RunSpec], home: Home) -> list[int]:
             known[alike] = needed_bytes(spec, home)
         found.append(known.get(alike, max(known.values())))
     return found
-
-
-def _is_quick(spec: RunSpec, home: Home) -> bool:
-    if spec.model.path != starter.MODEL and not Path(spec.model.path).expanduser().exists():
-        return False
-    if "/" not in spec.data.path and (home.datasets / spec.data.path).is_dir():
-        return (home.datasets / spec.data.path / "dataset.json").is_file()
-    path = starter.resolve_data(spec.data.path) or Path(spec.data.path).expanduser()
-    return path.is_file() and path.stat().st_size <= MOST_BYTES

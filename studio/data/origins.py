@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studio import starter
+from studio.data.file_hashes import hash_files
 from studio.data.files import COMPRESSED
 from studio.data.readers import ENDINGS, FORMATS, KNOWN, data_suffix, look, read
 from studio.data.recognise import SAMPLE_ROWS, Guess, recognise
@@ -89,10 +88,10 @@ def find(source: DataSource, home: Home | None = None) -> Origin:
             "starter:pirate."
         )
     files = files_in(place) if kind == "folder" else [place]
-    return from_files(path if kind == "embedded" else place.name, files)
+    return from_files(path if kind == "embedded" else place.name, files, home)
 
 
-def from_files(name: str, files: list[Path]) -> Origin:
+def from_files(name: str, files: list[Path], home: Home | None = None) -> Origin:
     """Return an origin that reads files one after the other."""
     opened = [look(file) for file in files]
     plain = {FORMATS[o.format].plain for o in opened}
@@ -109,7 +108,7 @@ def from_files(name: str, files: list[Path]) -> Origin:
         files=tuple(files),
         plain=plain == {True},
         rows=rows,
-        content_hash=lambda: hash_files(files),
+        content_hash=lambda: hash_files(files, home),
         notes=notes,
         container=" ".join(sorted({o.format for o in opened})),
         encoding=" ".join(sorted({o.encoding for o in opened})),
@@ -139,17 +138,6 @@ def files_in(folder: Path) -> list[Path]:
     if not found:
         raise DataError(f"The folder {folder} holds no data files. Known: {KNOWN}.")
     return found
-
-
-def hash_files(files: list[Path]) -> str:
-    """Return one SHA-256 of the bytes of all files in order."""
-    digests = []
-    for file in files:
-        with file.open("rb") as handle:
-            digests.append(hashlib.file_digest(handle, "sha256").hexdigest())
-    if len(digests) == 1:
-        return digests[0]
-    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
 def guess_origin(origin: Origin, source: DataSource) -> Guess:

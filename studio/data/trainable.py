@@ -1,7 +1,7 @@
-"""Is there anything to train on? The first rows of a dataset, tokenised before a run is queued.
+"""The first rows of a dataset, tokenised before a run is queued: its checks and its estimate.
 
-It goes the way of the loop (`tokenised`), so what it refuses would fail and what it counts is what
-the run will see. Usually some dozen rows answer; only where they hold nothing does it read on.
+They take the same path as in the run (`tokenised`), so that a refusal here means that the run would
+fail. Usually 64 rows are read, more only if none of those can be used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from studio.data.records import Problem, Row
 from studio.data.report import Report
 from studio.data.template.backend import backend_from_folder
 from studio.data.template.template import choose
-from studio.data.tokens import TokenWriter, tokenised
+from studio.data.tokens import Tokens, TokenWriter, tokenised
 from studio.errors import DataError
 from studio.home import Home
 from studio.models.sources import facts
@@ -25,10 +25,15 @@ FEW, MANY = 64, 20_000
 
 
 def first_report(spec: RunSpec, home: Home | None) -> Report | None:
-    """Return the report of the first rows that can be trained on.
+    """Return the report of the first rows; see `first_rows`."""
+    found = first_rows(spec, home)
+    return None if found is None else found[1]
 
-    None where that cannot be told before the run: a dataset of the hub, a tokenizer without a fast
-    form.
+
+def first_rows(spec: RunSpec, home: Home | None) -> tuple[Tokens, Report] | None:
+    """Return the tokens and the report of the first rows that can be trained on.
+
+    None if they are only known in the run: a dataset of the hub, a tokenizer without a fast form.
 
     Raises:
         StudioError: Nothing of the dataset can be used, or not one token would be trained.
@@ -52,7 +57,7 @@ def first_report(spec: RunSpec, home: Home | None) -> Report | None:
 
         some = dataclasses.replace(origin, rows=first)
         try:
-            return tokenised(some, spec.data, template, limit, TokenWriter())[1]
+            return tokenised(some, spec.data, template, limit, TokenWriter())
         except DataError:
             if seen < count or count == MANY:
                 raise

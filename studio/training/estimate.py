@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from studio import hardware
 from studio.cluster import DEVICE as CLUSTER
-from studio.errors import StudioError
+from studio.errors import DataError, StudioError
 from studio.home import Home
 from studio.methods import Phase
 from studio.models.architecture import SKIPPING
@@ -108,8 +108,14 @@ class Estimate:
         }  # fmt: skip
 
 
-def estimate(spec: RunSpec, home: Home | None) -> Estimate:
+def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False) -> Estimate:
     """Return the memory and time of a run on its device.
+
+    Args:
+        spec: The run.
+        home: Where datasets are imported and tokens cached.
+        from_first_rows: Read only the first rows of the dataset. A batch then has their longest;
+            the number of steps and the time are those of a dataset of these rows alone.
 
     Raises:
         StudioError: The model or the dataset cannot be used.
@@ -118,9 +124,15 @@ def estimate(spec: RunSpec, home: Home | None) -> Estimate:
     size = spec.train.num_processes
     known = facts(spec.model)
     shape = read_shape(known)
-    lengths, targets = row_lengths(spec, known, home)
+    measure = first_lengths if from_first_rows else row_lengths
+    lengths, targets = measure(spec, known, home)
     plan = plan_run(spec, num_rows=len(lengths), hidden_size=shape.hidden)
     load = batch_load(plan, lengths, targets, packing=spec.train.packing, processes=size)
+    if from_first_rows:
+        longest = np.sort(lengths)[-plan.micro_batch :]
+        tokens = longest.sum() if spec.train.packing else longest[-1] * plan.micro_batch
+        most = np.sort(targets)[-plan.micro_batch :].sum()
+        load = replace(load, tokens=int(tokens), targets=int(most))
     device = chosen_device(spec.train.device)
     on_gpu = device.name != "cpu"
     flops = step_flops(spec, shape, tokens=load.share_tokens, targets=load.share_targets)
@@ -214,6 +226,24 @@ def row_lengths(
     tokens, order = made.train.tokens, made.train.order
     trained = np.add.reduceat(tokens.trained.astype(np.int64), tokens.starts[:-1])
     return tokens.lengths()[order], trained[order]
+
+
+def first_lengths(
+    spec: RunSpec, known: ModelFacts, home: Home | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens and the trained tokens of the first rows.
+
+    Raises:
+        DataError: They are only known in the run.
+    """
+    from studio.data.trainable import first_rows
+
+    found = first_rows(spec, home)
+    if found is None:
+        raise DataError(f"The rows of {spec.data.path} are only known in the run.")
+    tokens, _ = found
+    trained = np.add.reduceat(tokens.trained.astype(np.int64), tokens.starts[:-1])
+    return tokens.lengths(), trained
 
 
 def chosen_device(name: str) -> hardware.Device:

@@ -1,15 +1,24 @@
 """A run without one trained token is refused before it is queued."""
 
+import io
 import json
+import os
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.admission import admit
+from jobs.memory import needed_bytes
+from studio.data.file_hashes import SMALL_BYTES, hash_files
 from studio.data.importing import import_dataset
+from studio.data.prepare import prepare
+from studio.data.template.backend import backend_from_folder
 from studio.data.trainable import first_report
 from studio.errors import DataError, Unreached
 from studio.home import Home
+from studio.models.sources import facts
 from studio.spec import DataSource, RunSpec
 
 
@@ -42,6 +51,70 @@ def test_an_imported_dataset_is_admitted_by_name(
     assert spec.data.path == "pirate"
     report = first_report(spec, home)
     assert report is not None and report.trained_token_share > 0.5
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each read of the data file of `written`."""
+    counts: list[int] = []
+
+    class Counting(io.FileIO):
+        def readinto(self, buffer: Any) -> int | None:
+            counts.append(super().readinto(buffer) or 0)
+            return counts[-1]
+
+    plain = Path.open
+
+    def opened(self: Path, mode: str = "r", *more: Any, **named: Any) -> Any:
+        if self == tmp_path / "rows.jsonl" and mode == "rb":
+            return io.BufferedReader(Counting(self))
+        return plain(self, mode, *more, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
+    return counts
+
+
+def test_a_click_reads_the_first_rows_and_the_run_reads_the_bytes_twice(
+    home: Home, tmp_path: Path, read: list[int]
+) -> None:
+    unused = "x" * 20_000
+    spec = written(tmp_path, [{"prompt": "a", "completion": "b", "unused": unused}] * 1000)
+    size, before = (tmp_path / "rows.jsonl").stat().st_size, time.time() - 60
+    os.utime(tmp_path / "rows.jsonl", (before, before))
+    read.clear()
+
+    spec = admit(spec, home)
+    assert needed_bytes(spec, home) > 0
+    assert sum(read) < size / 2
+    assert not (home.datasets / ".tokens").exists(), "the runner tokenises, not the page"
+    read.clear()
+
+    backend = backend_from_folder(facts(spec.model).path)
+    found = prepare(spec.data, backend, context_length=512, seed=0, home=home)
+    assert len(found.train) > 900
+    assert 2 * size <= sum(read) < 2.3 * size, "once for the hash, once for the tokens"
+    read.clear()
+
+    again = prepare(spec.data, backend, context_length=512, seed=0, home=home)
+    assert again.data_hash == found.data_hash
+    assert sum(read) < size / 10, "neither is read again"
+
+
+def test_a_file_that_changed_is_hashed_again(home: Home, tmp_path: Path, read: list[int]) -> None:
+    file, before = tmp_path / "rows.jsonl", time.time() - 60
+    file.write_bytes(b"a" * SMALL_BYTES * 2)
+    os.utime(file, (before, before))
+    first = hash_files([file], home)
+    read.clear()
+    assert hash_files([file], home) == first == hash_files([file])
+    assert sum(read) == file.stat().st_size, "only the call without a home read it"
+    file.write_bytes(b"b" * SMALL_BYTES * 2)
+    second = hash_files([file], home)
+    assert second != first
+    file.write_bytes(b"a" * SMALL_BYTES * 2)  # within the clock's precision, perhaps
+    assert hash_files([file], home) == first
+    (home.state / "file-hashes.json").write_text('{"broken": [1]}')
+    assert hash_files([file], home) == first
 
 
 @pytest.mark.parametrize("path", ["README", "nobody/nothing"])
