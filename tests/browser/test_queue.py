@@ -158,10 +158,10 @@ def test_a_queue_survives_its_server(chromium: str, held: JobStore) -> None:
             dialog.get_by_role("button", name="Plan").click()
             expect(dialog.get_by_role("alert")).to_contain_text("That moment is over")
             dialog.get_by_label("Not before").fill("+3h")
-            dialog.get_by_label("Try again").fill("2")
+            dialog.get_by_label("Retries").fill("2")
             dialog.get_by_role("button", name="Plan").click()
             expect(page.get_by_test_id("detail")).to_contain_text("starts after")
-            expect(page.get_by_test_id("detail")).to_contain_text("tried again up to 2×")
+            expect(page.get_by_test_id("detail")).to_contain_text("up to 2 retries")
 
             # The training is resumed where it was. The server dies without a word: it goes on.
             page.get_by_test_id("run-5").click()

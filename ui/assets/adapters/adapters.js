@@ -2,8 +2,8 @@
 // address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
 // are shown here and on the Runs page.
 
-import { ago, api, badge, button, bytes, h, keyed, number, query, remember, short, sureButton,
-  text, toast } from '../core/dom.js';
+import { ago, badge, button, bytes, h, keyed, matcher, number, query, remember, send, short, sureButton, text,
+  toast } from '../core/dom.js';
 import { compare } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';
 import { askExport, askImport, askMerge, askMix, KINDS, outcome } from './actions.js';
@@ -25,7 +25,11 @@ export class Adapters extends HTMLElement {
     this.picked = new Set();
     this.build();
     this.refresh().then(() => {
-      if (this.chosen) this.arrive(this.chosen);
+      if (this.adapters.some((one) => one.id === this.chosen)) this.open(this.chosen);
+      else if (this.chosen) {
+        toast(`There is no adapter “${this.chosen}”: it was renamed or deleted.`, 'error');
+        this.close();
+      }
       if (this.contest) this.results.show(this.contest);
     });
     subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
@@ -48,8 +52,8 @@ export class Adapters extends HTMLElement {
     this.passport = new Passport(this);
     this.results = new Results(this);
     this.welcome = h('div', { class: 's-welcome', hidden: true }, h('h2', {}, 'No adapters yet'),
-      h('p', {}, 'What a run trains appears here by itself. Adapters from PEFT or AdapterHub can be '
-        + 'imported: a folder or a hub id.'),
+      h('p', {}, 'Every training run adds its adapter here. Adapters from PEFT or AdapterHub can be imported from a '
+        + 'folder or a hub id.'),
       h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter'));
     this.append(h('div', { class: 's-library' },
       h('div', { class: 's-library-bar' }, this.search, this.order, this.count,
@@ -61,9 +65,7 @@ export class Adapters extends HTMLElement {
   }
 
   async refresh() {
-    try {
-      Object.assign(this, await api('/api/adapters'));
-    } catch (error) { toast(error.message, 'error'); }
+    Object.assign(this, await send('/api/adapters'));
     this.list();
   }
 
@@ -72,10 +74,9 @@ export class Adapters extends HTMLElement {
   }
 
   list() {
-    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const shown = this.adapters.filter((one) => words.every((word) => [one.name, one.method_title,
-      one.base, one.data, ending(one) ?? '', ...one.tags].join(' ').toLowerCase().includes(word)))
-      .sort(ORDERS[this.order.value]);
+    const matches = matcher(this.search.value);
+    const shown = this.adapters.filter((one) => matches(one.name, one.method_title, one.base, one.data,
+      ending(one) ?? '', ...one.tags)).sort(ORDERS[this.order.value]);
     const known = new Set(this.adapters.map((one) => one.id));
     for (const id of this.picked) if (!known.has(id)) this.picked.delete(id);
     keyed(this.cards, shown, (one) => one.id, (one) => this.card(one), (node, one) =>
@@ -91,8 +92,8 @@ export class Adapters extends HTMLElement {
     this.give.disabled = !picked.length || (picked.length > 1 && small.length < picked.length);
     this.merge.disabled = this.mix.disabled = !small.length || small.length < picked.length;
     this.together.disabled = !picked.length || picked.length > 3;
-    text(this.count, picked.length ? `${picked.length} chosen`
-      : this.adapters.length ? 'Tick adapters to compare, merge or mix them.' : '');
+    text(this.count, picked.length ? `${picked.length} selected`
+      : this.adapters.length ? 'Select adapters to compare, merge or mix them.' : '');
   }
 
   card(one) {
@@ -127,13 +128,6 @@ export class Adapters extends HTMLElement {
       button('Passport', () => this.open(one.id)));
   }
 
-  /** A link's adapter may be gone by now. */
-  arrive(id) {
-    if (this.adapters.some((one) => one.id === id)) return this.open(id);
-    toast('The adapter of this link is not here any more: it was renamed or deleted.', 'error');
-    return this.close();
-  }
-
   async open(id) {
     this.chosen = id;
     this.list();
@@ -154,18 +148,8 @@ export class Adapters extends HTMLElement {
 
   // -- one adapter ---------------------------------------------------------------------------------
 
-  /** POST an action; its sentence becomes a toast where it is refused. */
-  async act(path, body) {
-    try {
-      return await api(`/api/adapters/${path}`, body);
-    } catch (error) {
-      toast(error.message, 'error');
-      return null;
-    }
-  }
-
   async rename(one, name) {
-    const done = await this.act(`${one.id}/rename`, { name });
+    const done = await send(`/api/adapters/${one.id}/rename`, { name });
     if (!done) return false;
     if (this.picked.delete(one.id)) this.picked.add(done.id);
     one.id = done.id; // the passport that is still shown acts on the new name at once
@@ -176,13 +160,13 @@ export class Adapters extends HTMLElement {
   }
 
   async tag(one, words) {
-    if (!await this.act(`${one.id}/tag`, { tags: words.split(',') })) return;
+    if (!await send(`/api/adapters/${one.id}/tag`, { tags: words.split(',') })) return;
     await this.refresh();
     this.open(one.id);
   }
 
   async remove(one) {
-    const gone = await this.act(`${one.id}/delete`, {});
+    const gone = await send(`/api/adapters/${one.id}/delete`, {});
     if (!gone) return;
     this.passport.hide();
     this.notice.hidden = false;
@@ -192,14 +176,12 @@ export class Adapters extends HTMLElement {
   }
 
   async undo(token) {
-    const back = await this.act('undo', { token });
+    const back = await send('/api/adapters/undo', { token });
     if (!back) return;
     this.notice.hidden = true;
     await this.refresh();
     this.open(back.id);
   }
-
-  export(one) { askExport(this, [one]); }
 
   showTrash() {
     this.bin.hidden = !this.trash.length;
@@ -238,13 +220,10 @@ export class Adapters extends HTMLElement {
       : h('b', {}, `${KINDS[job.kind]} `),
       h('a', { href: `/runs?run=${job.id}` }, job.name),
       h('span', { class: 's-quiet' }, isLive(job) ? job.phase || (job.state === 'queued'
-        ? 'waits for its turn' : '') : ''),
-      isLive(job) ? sureButton('Cancel', 'Really cancel?', () => this.cancel(job), 's-tool') : '', result);
+        ? 'queued' : '') : ''),
+      isLive(job) ? sureButton('Cancel', 'Really cancel?', () => send(`/api/jobs/${job.id}/cancel`, {}), 's-tool') : '',
+      result);
     if (!isLive(job)) outcome(job, result);
-  }
-
-  async cancel(job) {
-    try { await api(`/api/jobs/${job.id}/cancel`, {}); } catch (e) { toast(e.message, 'error'); }
   }
 }
 

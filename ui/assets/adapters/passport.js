@@ -2,10 +2,10 @@
 // module. Name and tags are edited here.
 
 import { board } from '../core/chart.js';
-import { api, badge, button, bytes, count, h, number, sureButton, text, toast } from '../core/dom.js';
+import { badge, button, bytes, count, h, number, pairs, quiet, send, snippet, sureButton, table, text } from '../core/dom.js';
 import { compare } from '../core/lanes.js';
 import { hues, poke, subscribe } from '../core/live.js';
-import { snippet } from '../runs/run_tabs.js';
+import { askExport } from './actions.js';
 
 export class Passport {
   constructor(page) {
@@ -29,13 +29,8 @@ export class Passport {
   }
 
   async show(id) {
-    let one;
-    try {
-      one = await api(`/api/adapters/${id}`);
-    } catch (error) {
-      this.element.hidden = true;
-      return toast(error.message, 'error');
-    }
+    const one = await send(`/api/adapters/${id}`);
+    if (!one) { this.element.hidden = true; return; }
     const words = JSON.stringify(one);
     if (this.page.chosen !== id || (this.shown === words && !this.element.hidden)) return;
     this.shown = words;
@@ -64,7 +59,7 @@ export class Passport {
     return h('div', { class: 's-actions' },
       h('a', { class: 's-button s-primary', href: compare([one]) }, 'Compare with the base'),
       one.run && h('a', { class: 's-button', href: `/runs?run=${one.run}` }, 'Its run'),
-      button('Export …', () => this.page.export(one)),
+      button('Export …', () => askExport(this.page, [one])),
       sureButton('Delete', 'Really delete?', () => this.page.remove(one)));
   }
 
@@ -80,11 +75,11 @@ export class Passport {
     const libraries = Object.entries(one.versions).filter(([, version]) => version)
       .map(([name, version]) => `${name} ${version}`);
     const rows = [
-      ['Method', one.method_title], ['Base', one.base || 'not said'],
+      ['Method', one.method_title], ['Base', one.base || 'unknown'],
       ['Base fingerprint', one.fingerprint], ['Dataset', one.data], ['Data hash', one.data_hash],
       ['Chat template', one.template],
       ['Steps', one.steps ? count(one.steps) : ''],
-      ['Losses', one.last_loss == null ? '' : `${number(one.first_loss)} at first, ${number(one.last_loss)} at the end`
+      ['Losses', one.last_loss == null ? '' : `${number(one.first_loss)} first, ${number(one.last_loss)} last`
         + (one.eval_loss == null ? '' : `, ${number(one.eval_loss)} held out`)
         + (one.best_eval_loss == null ? '' : `, best ${number(one.best_eval_loss)}`)],
       ['Seed', one.seed], ['Libraries', libraries.join(', ')],
@@ -95,8 +90,7 @@ export class Passport {
       ['Size', bytes(one.size_bytes)], ['Folder', one.path],
     ].filter(([, value]) => value !== '' && value !== null && value !== undefined && value !== 0);
     return h('section', {}, h('h3', {}, 'Passport ', badge(ENDED[one.ended] ?? 'queued', ending(one) || 'no passport')),
-      h('dl', { class: 's-pairs' }, rows.map(([name, value]) =>
-        h('div', {}, h('dt', {}, name), h('dd', {}, String(value))))));
+      pairs(rows));
   }
 
   curve(one) {
@@ -107,31 +101,28 @@ export class Passport {
   }
 
   picture(one) {
-    const draw = async () => {
-      const job = await this.page.act('ask/picture', { adapter: one.path });
-      if (job) text(said, 'Measuring: the map appears here when it is done.');
+    const note = quiet('A queued job that loads the base once, on the CPU.');
+    const measure = async () => {
+      const job = await send('/api/adapters/ask/picture', { adapter: one.path });
+      if (job) text(note, 'Measuring: the map appears here when it is done.');
       poke();
     };
-    const said = h('p', { class: 's-quiet' }, 'Loads the base once, on the CPU, as a job of the queue.');
     return h('section', { 'data-testid': 'picture' }, h('h3', {}, 'What it changed'),
-      one.picture ? heatmap(one.picture.changes)
-        : h('div', {}, said, button('Measure', draw)));
+      one.picture ? heatmap(one.picture.changes) : h('div', {}, note, button('Measure', measure)));
   }
 
   spec(one) {
-    const written = JSON.stringify(one.spec, null, 1);
     return h('details', { class: 's-spec' }, h('summary', {}, 'Frozen spec'),
-      one.spec.method ? snippet('spec.json', written) : h('p', { class: 's-quiet' }, 'It brought none.'));
+      one.spec.method ? snippet('spec.json', JSON.stringify(one.spec, null, 1)) : quiet('This adapter has none.'));
   }
 }
 
-// How it ended, in the colour of the state that means the same.
+/** How an adapter's training ended, and the job state of the same colour. */
 export const ending = (one) => (one.ended === 'completed' ? 'succeeded' : one.ended);
-
 export const ENDED = { completed: 'succeeded', stopped: 'stopped', imported: 'starting', mixed: 'stopped' };
 
 /** `changes`: [{layer, module, norm, relative, effective_rank}]. */
-export function heatmap(changes) {
+function heatmap(changes) {
   const layers = [...new Set(changes.map((one) => one.layer))].sort((a, b) => a - b);
   const modules = [...new Set(changes.map((one) => one.module))];
   const cells = new Map(changes.map((one) => [`${one.layer} ${one.module}`, one]));
@@ -151,16 +142,14 @@ export function heatmap(changes) {
   };
   const strongest = changes.reduce((a, b) => (b.norm > a.norm ? b : a), changes[0]);
   return h('figure', { class: 's-heatmap' },
-    h('div', { class: 's-heat-scroll' }, h('table', { 'aria-label': 'What the adapter changed' },
-      h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'Layer'), modules.map((module) =>
-        h('th', { scope: 'col', title: module }, h('span', {}, module.split('.').slice(-2).join('.')))))),
-      h('tbody', {}, layers.map((layer) => h('tr', {}, h('th', { scope: 'row' }, layerName(layer)),
-        modules.map((module) => cell(layer, module))))))),
+    h('div', { class: 's-heat-scroll' }, table(['Layer', ...modules.map((module) => h('th', { scope: 'col', title: module },
+      h('span', {}, module.split('.').slice(-2).join('.'))))], layers.map((layer) => [
+      h('th', { scope: 'row' }, layer < 0 ? 'outside' : String(layer)), ...modules.map((module) => cell(layer, module))]),
+    { class: '', 'aria-label': 'What the adapter changed' })),
     h('figcaption', { class: 's-quiet' }, relative
       ? `Colour: size of the change against the weight it changes, up to ${percent(strongest)} (${
         place(strongest)}). Number: effective rank of the change.`
       : `Colour: root mean square of its own numbers, up to ${percent(strongest)}. Number: effective rank.`));
 }
 
-const layerName = (layer) => (layer < 0 ? 'outside' : String(layer));
 const place = (one) => (one.layer < 0 ? one.module : `layer ${one.layer}, ${one.module}`);

@@ -4,22 +4,22 @@
 import { button, copy, h, number, text } from '../core/dom.js';
 import { diff, markdown } from './text.js';
 
-const PROOF = 'What was really active. “Logits moved by” is the largest change that the adapters made to a score of a '
-  + 'possible token, against the base alone: more than 0 proves that they took part.';
+const PROOF = 'What was active. “Logits moved by” is the largest difference of a logit from the base alone: more than 0 '
+  + 'proves that the adapters took part.';
 
-const EMPTY = { stopped: '(stopped before the first word)', interrupted: '(cut before the first word: ask again)' };
+const EMPTY = { stopped: '(stopped before the first token)', interrupted: '(interrupted before the first token: ask again)' };
 
-export class Cell {
-  /** `doors`: again(lane), goOn(lane). */
-  constructor(lane, doors) {
+export class Answer {
+  /** `page`: again(lane), goOn(lane). */
+  constructor(lane, page) {
     this.lane = lane;
     this.name = h('header', { class: 's-cell-name', hidden: true });
     this.words = h('div', { class: 's-words', 'data-testid': `answer-${lane}` });
     this.figures = h('span', { title: PROOF, 'data-testid': `figures-${lane}` });
     this.note = h('p', { class: 's-cell-note', hidden: true });
-    this.go = button('Continue', () => doors.goOn(lane), 's-tool', { title: 'Write on where it was cut' });
+    this.go = button('Continue', () => page.goOn(lane), 's-tool', { title: 'Continue the truncated answer' });
     this.tools = h('span', { class: 's-cell-tools' }, this.go,
-      button('Again', () => doors.again(lane), 's-tool', { title: 'Another answer, with the next seed' }),
+      button('Again', () => page.again(lane), 's-tool', { title: 'Another answer, with the next seed' }),
       this.take = button('Copy', () => copy(this.answer?.text ?? '', this.take), 's-tool'));
     this.element = h('section', { class: 's-cell' }, this.name, this.words, this.note,
       h('footer', { class: 's-cell-foot' }, this.figures, this.tools));
@@ -30,7 +30,8 @@ export class Cell {
   show(answer, view) {
     this.answer = answer;
     const { element, words } = this;
-    element.style.cssText = view.hidden ? '--hue:var(--s-line-strong);--ink:var(--s-muted)' : `--hue:var(--s-run-${this.lane})`;
+    element.style.cssText = view.hidden ? '--hue:var(--s-line-strong);--ink:var(--s-muted)'
+      : `--hue:var(--s-run-${this.lane})`;
     element.style.order = view.place ?? this.lane;
     element.setAttribute('aria-label', view.hidden ? `Answer ${view.place + 1}` : `Lane ${view.letter}`);
     element.toggleAttribute('data-empty', !answer);
@@ -74,7 +75,7 @@ function difference(before, after) {
     kind === '=' ? document.createTextNode(words) : h(kind === '+' ? 'ins' : 'del', {}, words));
 }
 
-/** A token tinted by how unsure it was; its title tells the alternatives. */
+/** A token tinted by its uncertainty; the title lists the alternatives. */
 function token([piece, logprob, others]) {
   const share = Math.exp(logprob);
   const line = ([words, value]) => `${percent(Math.exp(value)).padStart(6)}  ${JSON.stringify(words)}`;

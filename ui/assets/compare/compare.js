@@ -2,14 +2,14 @@
 // by side, streaming together from one resident base. Lanes and view are in the address, the
 // conversation in the database, so a reload restores both. Model output is shown as text only.
 
-import { api, button, h, query, remember, toast } from '../core/dom.js';
+import { api, button, h, query, remember, send, toast } from '../core/dom.js';
 import { laneName, parseLane, writeLane } from '../core/lanes.js';
-import { Cell } from './answer.js';
+import { Answer } from './answer.js';
 import { Composer, usualSettings } from './composer.js';
-import { Talk } from './conversation.js';
+import { Conversation } from './conversation.js';
 import { LaneHead } from './lane.js';
-import { askElsewhere, Shelf, welcome } from './tabs.js';
-import { hidden, Votes } from './votes.js';
+import { showEndpoint, Tabs, welcome } from './tabs.js';
+import { isBlind, Votes } from './votes.js';
 
 const MOST_LANES = 6;
 export const LETTERS = 'ABCDEF';
@@ -19,23 +19,18 @@ export class Compare extends HTMLElement {
     if (this.built) return;
     this.built = true;
     this.cells = new Map();
-    this.look = { confidence: query().has('confidence'), reference: Number(query().get('from') || NaN) - 1 };
-    try {
-      this.choices = await api('/api/chat/choices');
-    } catch (error) {
-      this.choices = { models: [{ label: 'starter', path: 'starter' }], adapters: [], prompts: [],
-        recipes: [], sampling: {} };
-      toast(error.message, 'error');
-    }
-    const settings = usualSettings(this.choices.sampling);
-    this.talk = new Talk(query().get('chat'), settings, (turn) => this.grew(turn));
+    this.view = { confidence: query().has('confidence'), reference: Number(query().get('from') || NaN) - 1 };
+    this.choices = await send('/api/chat/choices')
+      ?? { models: [{ label: 'starter', path: 'starter' }], adapters: [], prompts: [], recipes: [], sampling: {} };
+    this.conversation = new Conversation(query().get('chat'), usualSettings(this.choices.sampling),
+      (turn) => this.grew(turn));
     this.build();
-    await this.talk.open(query().getAll('lane').slice(0, MOST_LANES).map(parseLane));
-    if (!this.talk.lanes.length) this.talk.lanes = this.usualLanes();
+    await this.conversation.open(query().getAll('lane').slice(0, MOST_LANES).map(parseLane));
+    if (!this.conversation.lanes.length) this.conversation.lanes = this.usualLanes();
     this.root.hidden = false;
     this.show();
-    this.shelf.open(query().get('view') ?? 'chat');
-    api('/api/chat/warm', {}).catch(() => {}); // the first prompt says what is wrong
+    this.tabs.open(query().get('view') ?? 'chat');
+    api('/api/chat/warm', {}).catch(() => {}); // the first prompt shows the error
   }
 
   usualLanes() {
@@ -51,58 +46,59 @@ export class Compare extends HTMLElement {
     this.votes = new Votes(this);
     this.composer = new Composer(this.choices.sampling, {
       send: (prompt) => this.send(prompt),
-      stop: () => this.talk.stop(),
+      stop: () => this.conversation.stop(),
       again: () => this.again(),
       add: () => this.add(),
-      letters: () => [...LETTERS].slice(0, this.talk.lanes.length),
-      settings: (lane, own) => this.talk.settingsOf(lane, own),
+      letters: () => [...LETTERS].slice(0, this.conversation.lanes.length),
+      settings: (lane, own) => this.conversation.settingsOf(lane, own),
       changed: () => this.moved(),
     });
-    this.confidence = button('Confidence', () => this.looked({ confidence: !this.look.confidence }), 's-tool',
-      { title: 'Tint each token by how unsure the model was; hover shows the alternatives' });
+    this.confidence = button('Confidence', () => this.setView({ confidence: !this.view.confidence }), 's-tool',
+      { title: 'Tint each token by the uncertainty of the model; hover shows the alternatives' });
     this.reference = h('select', { 'aria-label': 'Differences', title: 'Mark what differs, word by word',
-      onchange: ({ target: { value } }) => this.looked({ reference: value === '' ? null : Number(value) }) });
+      onchange: ({ target: { value } }) => this.setView({ reference: value === '' ? null : Number(value) }) });
     this.blind = button('Blind', () => this.toggleBlind(), 's-tool', { 'data-testid': 'blind',
-      title: 'Shuffle the lanes and hide their names until you have voted' });
-    this.fresh = button('New chat', () => this.fresh_(), 's-tool', { title: 'Key n' });
-    this.serve = button('Use elsewhere', () => askElsewhere(this.talk.lanes), 's-tool',
+      title: 'Shuffle the lanes and hide their names until you vote' });
+    this.newChat = button('New chat', () => this.restart(), 's-tool', { title: 'Key n' });
+    this.serve = button('Use elsewhere', () => showEndpoint(this.conversation.lanes), 's-tool',
       { title: 'These lanes in other programs, over an OpenAI-compatible address' });
-    this.shelf = new Shelf(this);
+    this.tabs = new Tabs(this);
     this.root = h('div', { class: 's-compare', hidden: true }, // until the lanes are known
-      h('div', { class: 's-compare-bar' }, this.shelf.tabs, h('span', { class: 's-grow' }), this.fresh,
+      h('div', { class: 's-compare-bar' }, this.tabs.tabs, h('span', { class: 's-grow' }), this.newChat,
         this.confidence, this.reference, this.blind, this.serve),
-      this.heads, this.scroll, this.shelf.element, this.composer.element);
+      this.heads, this.scroll, this.tabs.element, this.composer.element);
     this.append(this.root);
     addEventListener('keydown', (event) => { this.key(event); this.votes.key(event); });
   }
 
-  /** Away from fields: / goes to the composer, n begins a new chat, r answers the last prompt again. */
+  /** Outside text fields: / focuses the composer, n starts a new chat, r answers the last prompt again. */
   key(event) {
     const typing = event.target.closest?.('input, textarea, select, dialog');
-    if (typing || this.root.hidden || event.ctrlKey || event.metaKey || event.altKey || this.hasAttribute('data-shelf')) return;
-    const act = { '/': () => this.composer.focus(), n: () => this.fresh_(), r: () => this.again() }[event.key];
+    if (typing || this.root.hidden || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (this.hasAttribute('data-tab')) return;
+    const act = { '/': () => this.composer.focus(), n: () => this.restart(), r: () => this.again() }[event.key];
     if (act) { event.preventDefault(); act(); }
   }
 
-  /** Draw everything: after lanes, turns or the way of looking changed. */
+  /** Draw everything: after lanes, turns or the view changed. */
   show() {
-    const { lanes, turns, blind } = this.talk;
+    const { lanes, turns, blind } = this.conversation;
     this.style.setProperty('--lanes', lanes.length);
-    if (!(this.look.reference >= 0 && this.look.reference < lanes.length)) this.look.reference = null;
+    if (!(this.view.reference >= 0 && this.view.reference < lanes.length)) this.view.reference = null;
     this.heads.toggleAttribute('data-blind', blind);
     this.heads.replaceChildren(...(blind ? [h('p', { class: 's-quiet' },
-      `Blind: ${lanes.length} lanes answer shuffled and without names. Vote, and you see who was who.`)]
+      `Blind: ${lanes.length} lanes answer in random order, without names. Vote to reveal the names.`)]
       : lanes.map((lane, i) => this.head(lane, i))));
     this.composer.more(lanes.length < MOST_LANES && !blind);
     this.composer.ready(turns.length > 0);
     this.composer.choose(this.composer.lane < lanes.length ? this.composer.lane : null);
-    this.fresh.hidden = !turns.length;
-    this.confidence.setAttribute('aria-pressed', String(this.look.confidence));
+    this.newChat.hidden = !turns.length;
+    this.confidence.setAttribute('aria-pressed', String(this.view.confidence));
     this.blind.setAttribute('aria-pressed', String(blind));
     this.blind.hidden = this.reference.hidden = lanes.length < 2;
     this.reference.replaceChildren(h('option', { value: '' }, 'No differences'),
       ...lanes.map((_, i) => h('option', { value: i }, `Differ from ${LETTERS[i]}`)));
-    this.reference.value = this.look.reference ?? '';
+    this.reference.value = this.view.reference ?? '';
     this.cells.clear();
     this.scroll.replaceChildren(...(turns.length ? turns.map((turn) => this.row(turn))
       : [welcome(this)]));
@@ -113,27 +109,27 @@ export class Compare extends HTMLElement {
 
   head(lane, i) {
     return new LaneHead(lane, i, {
-      choices: this.choices, letter: LETTERS[i], full: this.talk.lanes.length >= MOST_LANES,
+      choices: this.choices, letter: LETTERS[i], full: this.conversation.lanes.length >= MOST_LANES,
       changed: () => this.moved(),
-      weigh: () => this.talk.weigh(i),
+      weigh: () => this.conversation.weigh(i),
       redraw: () => { this.show(); this.moved(); },
-      add: (...lanes) => { this.talk.lanes.push(...lanes.slice(0, MOST_LANES - this.talk.lanes.length));
+      add: (...lanes) => { this.conversation.lanes.push(...lanes.slice(0, MOST_LANES - this.conversation.lanes.length));
         this.show(); this.moved(); },
-      refresh: async () => { this.choices = await api('/api/chat/choices'); this.show(); this.shelf.again(); },
-      remove: this.talk.lanes.length > 1 ? () => {
-        if (this.free()) { this.talk.dropLane(i); this.show(); this.moved(); } } : null,
+      refresh: async () => { this.choices = await api('/api/chat/choices'); this.show(); this.tabs.again(); },
+      remove: this.conversation.lanes.length > 1 ? () => {
+        if (this.free()) { this.conversation.dropLane(i); this.show(); this.moved(); } } : null,
     }).element;
   }
 
   row(turn) {
-    const cells = this.talk.lanes.map((_, lane) => new Cell(lane, {
+    const cells = this.conversation.lanes.map((_, lane) => new Answer(lane, {
       again: (i) => this.run(turn, [i], { nextSeed: true }),
       goOn: (i) => this.run(turn, [i], { goOn: true }),
     }));
     this.cells.set(turn, cells);
-    const number = this.talk.turns.indexOf(turn);
+    const number = this.conversation.turns.indexOf(turn);
     const tools = h('span', { class: 's-turn-tools' },
-      button('Edit', () => this.edit(number), 's-tool', { title: 'Ask something else here' }),
+      button('Edit', () => this.edit(number), 's-tool', { title: 'Send another prompt here' }),
       button('Branch', () => this.branch(number + 1), 's-tool',
         { title: 'Go on from here in a copy of this conversation' }));
     const element = h('article', { class: 's-turn' },
@@ -144,13 +140,13 @@ export class Compare extends HTMLElement {
   }
 
   refresh(turn) {
-    const last = turn === this.talk.turns.at(-1), covered = hidden(turn);
-    const { reference, confidence } = this.look;
+    const last = turn === this.conversation.turns.at(-1), blind = isBlind(turn);
+    const { reference, confidence } = this.view;
     this.cells.get(turn)?.forEach((cell, lane) => cell.show(turn.answers[lane], {
-      confidence, last, busy: Boolean(this.talk.asking), letter: LETTERS[lane],
-      reference: reference !== null && reference !== lane && !covered
+      confidence, last, busy: Boolean(this.conversation.asking), letter: LETTERS[lane],
+      reference: reference !== null && reference !== lane && !blind
         ? turn.answers[reference] ?? null : null,
-      hidden: covered, place: turn.answers[lane]?.place, named: this.talk.blind, name: laneName(this.talk.lanes[lane]),
+      hidden: blind, place: turn.answers[lane]?.place, named: this.conversation.blind, name: laneName(this.conversation.lanes[lane]),
     }));
     this.votes.refresh(turn);
   }
@@ -165,29 +161,29 @@ export class Compare extends HTMLElement {
     });
   }
 
-  // -- what a person does ------------------------------------------------------------------------
+  // -- actions -------------------------------------------------------------------------------------
 
-  /** Whether lanes and turns may be swapped: not under an answer that is being written. */
+  /** Return true if lanes and turns may change: not while an answer is being generated. */
   free() {
-    if (this.talk.asking) toast('Stop the answer first.');
-    return !this.talk.asking;
+    if (this.conversation.asking) toast('Stop the answer first.');
+    return !this.conversation.asking;
   }
 
   async send(prompt) {
-    if (this.talk.asking || !prompt.trim()) return;
-    if (!this.talk.turns.length) this.scroll.replaceChildren();
-    const answered = this.talk.ask(prompt);
-    const [before, turn] = this.talk.turns.slice(-2);
+    if (this.conversation.asking || !prompt.trim()) return;
+    if (!this.conversation.turns.length) this.scroll.replaceChildren();
+    const answered = this.conversation.ask(prompt);
+    const [before, turn] = this.conversation.turns.slice(-2);
     if (turn) this.refresh(before);
     this.scroll.append(this.row(turn ?? before));
     await this.wait(answered);
   }
 
   async run(turn, lanes, how = {}) {
-    if (this.talk.asking) return;
+    if (this.conversation.asking) return;
     if (turn.answers.some((answer) => answer?.verdict)) await this.votes.takeBack(turn);
-    if (this.talk.asking) return; // pressed twice, while the vote was taken back
-    const answered = this.talk.run(turn, lanes, how);
+    if (this.conversation.asking) return; // pressed twice, while the vote was taken back
+    const answered = this.conversation.run(turn, lanes, how);
     this.refresh(turn); // a turn that is answered again cannot be voted on
     await this.wait(answered);
   }
@@ -198,22 +194,22 @@ export class Compare extends HTMLElement {
     this.toEnd();
     try { await answered; } finally { this.composer.busy(false); }
     this.composer.ready(true);
-    this.fresh.hidden = false;
-    const turn = this.talk.turns.at(-1);
+    this.newChat.hidden = false;
+    const turn = this.conversation.turns.at(-1);
     const near = this.near();
     this.refresh(turn);
-    if (hidden(turn)) this.votes.focus(turn); else this.composer.focus();
+    if (isBlind(turn)) this.votes.focus(turn); else this.composer.focus();
     if (near) this.toEnd();
   }
 
   again() {
-    const turn = this.talk.turns.at(-1);
-    if (turn) this.run(turn, this.talk.lanes.keys());
+    const turn = this.conversation.turns.at(-1);
+    if (turn) this.run(turn, this.conversation.lanes.keys());
   }
 
-  /** Ask something else at a turn: later turns stay in the old conversation. */
+  /** Send another prompt at a turn, in a copy: the original conversation keeps its later turns. */
   async edit(number) {
-    const { prompt } = this.talk.turns[number];
+    const { prompt } = this.conversation.turns[number];
     if (await this.branch(number)) {
       this.composer.fill(prompt);
       this.composer.focus();
@@ -223,18 +219,18 @@ export class Compare extends HTMLElement {
   async branch(turns) {
     if (!this.free()) return false;
     try {
-      await this.talk.branch(turns);
+      await this.conversation.branch(turns);
     } catch (error) {
       toast(error.message, 'error');
       return false;
     }
     this.show();
-    toast('Going on in a copy; the old conversation is kept.');
+    toast('This is a copy; the original conversation is unchanged.');
     return true;
   }
 
   add() {
-    const { lanes } = this.talk, last = lanes.at(-1);
+    const { lanes } = this.conversation, last = lanes.at(-1);
     const used = new Set(lanes.flatMap((lane) => lane.stack.map((part) => part.name)));
     const next = this.choices.adapters.find((a) => a.base === last.model && !used.has(a.name)
       && !a.checkpoint);
@@ -243,52 +239,52 @@ export class Compare extends HTMLElement {
     this.moved();
   }
 
-  /** Put a recipe into a new lane, or into the last one where there are as many as can be. */
+  /** Put a recipe into a new lane, or into the last one at the limit of lanes. */
   take({ model, stack }) {
     if (!this.free()) return;
     const lane = { model, stack: structuredClone(stack) };
-    const { lanes } = this.talk;
+    const { lanes } = this.conversation;
     if (lanes.length < MOST_LANES) lanes.push(lane); else Object.assign(lanes.at(-1), lane);
     this.show();
     this.moved();
-    this.shelf.open('chat');
+    this.tabs.open('chat');
   }
 
-  fresh_() {
+  restart() {
     if (!this.free()) return;
-    Object.assign(this.talk, { id: crypto.randomUUID().slice(0, 8), turns: [], parent: null, saved: false });
+    Object.assign(this.conversation, { id: crypto.randomUUID().slice(0, 8), turns: [], parent: null, saved: false });
     this.show();
     this.composer.focus();
   }
 
-  /** How the answers are looked at, without moving what is read. */
-  looked(change) {
-    Object.assign(this.look, change);
-    this.confidence.setAttribute('aria-pressed', String(this.look.confidence));
-    for (const turn of this.talk.turns) this.refresh(turn);
+  /** Change the view of the answers without scrolling. */
+  setView(change) {
+    Object.assign(this.view, change);
+    this.confidence.setAttribute('aria-pressed', String(this.view.confidence));
+    for (const turn of this.conversation.turns) this.refresh(turn);
     this.address();
   }
 
   toggleBlind() {
     if (!this.free()) return;
-    this.talk.blind = !this.talk.blind;
-    const shown = this.talk.blind ? [] : this.talk.turns.filter(hidden);
+    this.conversation.blind = !this.conversation.blind;
+    const shown = this.conversation.blind ? [] : this.conversation.turns.filter(isBlind);
     for (const a of shown.flatMap((turn) => turn.answers)) delete a.place;
     this.show();
     this.moved();
   }
 
-  /** A lane or a setting changed: the address says so, and what is kept follows. */
+  /** A lane or a setting changed: write the address, and save shortly after. */
   moved() {
     this.address();
     clearTimeout(this.saving);
-    this.saving = setTimeout(() => { if (this.talk.saved || this.talk.turns.length) this.talk.save(); }, 300);
+    this.saving = setTimeout(() => { if (this.conversation.saved || this.conversation.turns.length) this.conversation.save(); }, 300);
   }
 
   address() {
-    const kept = this.talk.turns.length || this.talk.saved;
-    const { confidence, reference } = this.look;
-    remember({ lane: this.talk.lanes.map(writeLane), chat: kept ? this.talk.id : null,
+    const kept = this.conversation.turns.length || this.conversation.saved;
+    const { confidence, reference } = this.view;
+    remember({ lane: this.conversation.lanes.map(writeLane), chat: kept ? this.conversation.id : null,
       confidence: confidence ? 'on' : null, from: reference === null ? null : reference + 1 });
   }
 

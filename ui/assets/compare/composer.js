@@ -16,19 +16,19 @@ export function usualSettings(schema) {
 }
 
 export class Composer {
-  /** `schema`: the sampling record's fields; `doors`: send(prompt), stop(), again(), add(), letters(),
+  /** `schema`: the sampling record's fields; `page`: send(prompt), stop(), again(), add(), letters(),
    *  settings(lane or null), changed(). */
-  constructor(schema, doors) {
-    this.doors = doors;
+  constructor(schema, page) {
+    this.page = page;
     this.lane = null;
     this.prompt = h('textarea', { rows: 1, placeholder: 'Ask all lanes …', 'aria-label': 'Prompt',
       'data-testid': 'prompt', oninput: () => this.grow(), onkeydown: (event) => this.key(event) });
     this.send = button('Send', () => this.submit(), 's-primary', { 'data-testid': 'send' });
-    this.stop = button('Stop', doors.stop, 's-danger', { hidden: true, 'data-testid': 'stop',
+    this.stop = button('Stop', page.stop, 's-danger', { hidden: true, 'data-testid': 'stop',
       title: 'Stop every lane (Escape)' });
-    this.again = button('Ask again', doors.again, '', { hidden: true,
+    this.again = button('Ask again', page.again, '', { hidden: true,
       title: 'Answer the last prompt again, with the weights and settings as they are now (key r)' });
-    this.add = button('+ Lane', doors.add, '', { title: 'Add a lane', 'data-testid': 'add-lane' });
+    this.add = button('+ Lane', page.add, '', { title: 'Add a lane', 'data-testid': 'add-lane' });
     this.gear = button('Settings', () => this.toggle(), '', { 'aria-expanded': 'false',
       'aria-controls': 's-sampling' });
     this.system = h('textarea', { rows: 2, placeholder: 'None', onchange: () => this.take() });
@@ -55,11 +55,11 @@ export class Composer {
   /** Show the settings of all lanes (null) or of one. */
   choose(lane) {
     this.lane = lane;
-    const { system, sampling } = this.doors.settings(lane);
+    const { system, sampling } = this.page.settings(lane);
     this.system.value = system;
     for (const { name, usual, input } of this.fields) input.value = sampling[name] ?? usual;
     this.whose.replaceChildren(h('option', { value: '' }, 'all lanes'),
-      ...this.doors.letters().map((letter, i) => h('option', { value: i }, `lane ${letter} only`)));
+      ...this.page.letters().map((letter, i) => h('option', { value: i }, `lane ${letter} only`)));
     this.whose.value = lane ?? '';
   }
 
@@ -71,12 +71,12 @@ export class Composer {
       sampling[name] = Number.isFinite(value) ? Math.min(high, Math.max(low, value)) : usual;
     }
     const values = { system: this.system.value.trim(), sampling };
-    Object.assign(this.doors.settings(this.lane, true), values);
+    Object.assign(this.page.settings(this.lane, true), values);
     if (this.lane === null) {
       try { localStorage.setItem(KEY, JSON.stringify({ system: values.system, ...sampling })); }
       catch { /* private window: kept on this page only */ }
     }
-    this.doors.changed();
+    this.page.changed();
   }
 
   key(event) {
@@ -84,14 +84,14 @@ export class Composer {
       event.preventDefault();
       this.submit();
     }
-    if (event.key === 'Escape') this.doors.stop();
+    if (event.key === 'Escape') this.page.stop();
   }
 
   submit() {
     const prompt = this.prompt.value.trim();
     if (!prompt || this.isBusy) return;
     this.fill('');
-    this.doors.send(prompt);
+    this.page.send(prompt);
   }
 
   fill(words) {

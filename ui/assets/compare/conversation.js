@@ -1,26 +1,25 @@
 // One conversation over several lanes: its turns, the requests that answer them, and saving. It calls
 // the server's routes and does not touch the document.
 
-import { api, toast } from '../core/dom.js';
+import { api, send, toast } from '../core/dom.js';
 import { writeLane } from '../core/lanes.js';
 
 const KEPT_ALTERNATIVES = 4;
 const SAVE_EVERY = 2000;
-const KEEPALIVE_BYTES = 60000; // a browser takes 64 KB from a page that goes away
+const KEEPALIVE_BYTES = 60000; // browsers send at most 64 KB while a page closes
 
-export class Talk {
+export class Conversation {
   /** `changed(turn)` is called whenever an answer grew. */
   constructor(id, settings, changed) {
     Object.assign(this, { id, changed, lanes: [], turns: [], settings, blind: false });
     addEventListener('pagehide', () => { this.leaving = true; this.saveNow(); });
   }
 
-  /** Read what is kept; the lanes of the address win, with the settings kept for them. */
+  /** Read the saved conversation; lanes of the address win, with the settings saved for them. */
   async open(asked) {
     let kept = null;
     if (this.id) {
-      try { kept = await api(`/api/chat/conversations/${encodeURIComponent(this.id)}`); }
-      catch { kept = null; }
+      kept = await api(`/api/chat/conversations/${encodeURIComponent(this.id)}`).catch(() => null);
     }
     this.id ||= crypto.randomUUID().slice(0, 8);
     if (!kept) { this.lanes = asked; return; }
@@ -36,7 +35,7 @@ export class Talk {
     }
   }
 
-  /** The settings of a lane, or those all share; `own` makes some for the lane. */
+  /** The settings of a lane, or the shared ones; `own` copies them to the lane. */
   settingsOf(lane, own = false) {
     if (lane === null) return this.settings;
     const holder = this.lanes[lane];
@@ -54,7 +53,7 @@ export class Talk {
     return this.run(turn, this.lanes.keys());
   }
 
-  /** Answer a turn's lanes: anew, or going on where the answer was cut. */
+  /** Answer a turn's lanes: anew, or continuing a truncated answer. */
   async run(turn, lanes, { goOn = false, nextSeed = false } = {}) {
     const number = this.turns.indexOf(turn), wanted = [...lanes];
     const request = { id: crypto.randomUUID(), lanes: wanted.map((lane) => {
@@ -70,7 +69,7 @@ export class Talk {
     }) };
     this.asking = request.id;
     this.answering = wanted;
-    this.unkept = number;
+    this.unsaved = number;
     try {
       await this.save(number);
       await this.stream(request, turn, wanted);
@@ -80,12 +79,12 @@ export class Talk {
         if (!answer.reason && !this.leaving) Object.assign(answer, { reason: 'error', error: error.message });
       }
     } finally {
-      this.asking = null; // whatever happened, the page can be used again
+      this.asking = null; // after an error too, so that the page stays usable
     }
     for (const lane of wanted) turn.answers[lane].reason ??= 'interrupted';
     this.changed(turn);
     await this.save(number);
-    if (!this.asking) this.unkept = null;
+    if (!this.asking) this.unsaved = null;
   }
 
   before(number, lane) {
@@ -98,7 +97,7 @@ export class Talk {
       headers: { 'content-type': 'application/json' }, body: JSON.stringify(request) });
     if (!response.ok) {
       const answer = await response.json().catch(() => ({}));
-      throw new Error(answer.error?.text || `The studio answered ${response.status}.`);
+      throw new Error(answer.error?.text || `The server answered ${response.status}.`);
     }
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = '', saved = Date.now();
@@ -114,15 +113,14 @@ export class Talk {
   }
 
   stop() {
-    if (this.asking) api('/api/chat/stop', { id: this.asking }).catch((e) => toast(e.message, 'error'));
+    if (this.asking) send('/api/chat/stop', { id: this.asking });
   }
 
-  /** Weights were moved while the lane answers: they act on its next token. */
+  /** Weights changed while the lane answers: apply them from its next token on. */
   weigh(lane) {
     const place = this.asking ? this.answering.indexOf(lane) : -1;
     if (place < 0 || this.turns.at(-1)?.answers[lane]?.reason) return;
-    const moved = { id: this.asking, lane: place, stack: this.lanes[lane].stack };
-    api('/api/chat/weigh', moved).catch((error) => toast(error.message, 'error'));
+    send('/api/chat/weigh', { id: this.asking, lane: place, stack: this.lanes[lane].stack });
   }
 
   dropLane(index) {
@@ -136,7 +134,7 @@ export class Talk {
       parent: this.parent ?? null };
   }
 
-  /** Keep lanes and settings, and one turn where a number is given; a failure is said once. */
+  /** Save lanes and settings, and the turn of a number; a failure is shown once. */
   async save(number) {
     try {
       await api('/api/chat/conversations', this.meta());
@@ -145,30 +143,30 @@ export class Talk {
       if (turn) await api('/api/chat/turns', { conversation: this.id, number, prompt: turn.prompt,
         answers: turn.answers.map((a) => a ?? {}), last: number === this.turns.length - 1 });
     } catch (error) {
-      if (!this.told && !this.leaving) toast(`Not kept: ${error.message}`, 'error');
-      this.told = true;
+      if (!this.warned && !this.leaving) toast(`Not saved: ${error.message}`, 'error');
+      this.warned = true;
     }
   }
 
-  /** The page goes away before a turn is kept: its words at least, and all where a browser takes it. */
+  /** Save the unsaved turn while the page closes: its text at least, all of it if the browser allows. */
   saveNow() {
-    const turn = this.turns[this.unkept];
+    const turn = this.turns[this.unsaved];
     if (!turn) return;
-    const body = (answers) => JSON.stringify({ conversation: this.id, number: this.unkept,
-      prompt: turn.prompt, answers, last: this.unkept === this.turns.length - 1 });
+    const body = (answers) => JSON.stringify({ conversation: this.id, number: this.unsaved,
+      prompt: turn.prompt, answers, last: this.unsaved === this.turns.length - 1 });
     const whole = body(turn.answers);
     fetch('/api/chat/turns', { method: 'POST', keepalive: true,
       headers: { 'content-type': 'application/json' }, body: new Blob([whole]).size < KEEPALIVE_BYTES
         ? whole : body(turn.answers.map((answer) => ({ ...answer, tokens: undefined }))) });
   }
 
-  /** Go on in a copy that has the first turns; the old conversation stays as it is. */
+  /** Continue in a copy of the first turns; the original conversation is unchanged. */
   async branch(turns) {
     const id = crypto.randomUUID().slice(0, 8);
     const copied = this.turns.slice(0, turns).map(({ prompt, answers }) =>
       structuredClone({ prompt, answers }));
     const kept = await api('/api/chat/branch', { id: this.id, new: id, turns });
-    if (this.asking) throw new Error('Something was asked before the copy was made: it stays in Conversations.');
+    if (this.asking) throw new Error('A prompt was sent before the copy was made; the copy is under Conversations.');
     Object.assign(this, { id, parent: kept.parent, turns: copied });
   }
 }

@@ -1,29 +1,33 @@
 // The head of a lane: its model, its adapters and their weights, edited in place.
 
-import { api, button, h, short, text, toast } from '../core/dom.js';
+import { button, h, send, short, text } from '../core/dom.js';
+import { select } from '../core/form.js';
 import { isCheckpoint, promoteButton } from '../core/lanes.js';
+import { QUEUED } from './tabs.js';
+
+const choice = (label, choices, value, changed) => select(choices, value, changed, { 'aria-label': label });
 
 export class LaneHead {
-  /** `doors`: choices, letter, full, changed(), weigh(), redraw(), add(...lanes), refresh(), remove() or null. */
-  constructor(lane, index, doors) {
-    Object.assign(this, { lane, index, doors });
-    const models = doors.choices.models.map((model) => [model.path, model.label]);
+  /** `page`: choices, letter, full, changed(), weigh(), redraw(), add(...lanes), refresh(), remove() or null. */
+  constructor(lane, index, page) {
+    Object.assign(this, { lane, index, page });
+    const models = page.choices.models.map((model) => [model.path, model.label]);
     if (!models.some(([path]) => path === lane.model)) models.push([lane.model, short(lane.model)]);
     this.element = h('section', { class: 's-lane', style: `--hue:var(--s-run-${index})`,
-      'aria-label': `Lane ${doors.letter}`, 'data-testid': `lane-${index}` },
-    h('div', { class: 's-lane-top' }, h('b', { class: 's-letter' }, doors.letter),
-      select('Model', models, lane.model, (path) => {
+      'aria-label': `Lane ${page.letter}`, 'data-testid': `lane-${index}` },
+    h('div', { class: 's-lane-top' }, h('b', { class: 's-letter' }, page.letter),
+      choice('Model', models, lane.model, (path) => {
         lane.model = path;
         lane.stack = [];
-        doors.redraw();
+        page.redraw();
       }),
-      doors.remove && button('×', doors.remove, 's-tool', { 'aria-label': 'Remove this lane' })),
+      page.remove && button('×', page.remove, 's-tool', { 'aria-label': 'Remove this lane' })),
     lane.stack.map((part, i) => this.part(part, i)), this.more());
   }
 
-  /** Adapters that were made for this lane's base. */
+  /** Adapters of this lane's base. */
   fitting() {
-    return this.doors.choices.adapters.filter((adapter) => adapter.base === this.lane.model);
+    return this.page.choices.adapters.filter((adapter) => adapter.base === this.lane.model);
   }
 
   part(part, index) {
@@ -36,38 +40,38 @@ export class LaneHead {
     ondblclick: () => { slider.value = 1; this.weigh(part, 1, shown); } });
     slider.value = part.weight;
     return h('div', { class: 's-part' },
-      select('Adapter', names, part.name, (name) => { part.name = name; this.doors.redraw(); }),
-      slider, shown, button('×', () => { this.lane.stack.splice(index, 1); this.doors.redraw(); },
-        's-tool', { 'aria-label': `Take ${part.name} out` }));
+      choice('Adapter', names, part.name, (name) => { part.name = name; this.page.redraw(); }),
+      slider, shown, button('×', () => { this.lane.stack.splice(index, 1); this.page.redraw(); },
+        's-tool', { 'aria-label': `Remove ${part.name}` }));
   }
 
   weigh(part, weight, shown) {
     part.weight = Math.round(weight * 100) / 100;
     text(shown, part.weight.toFixed(2));
     clearTimeout(this.timer);
-    this.timer = setTimeout(this.doors.changed, 150);
-    // An answer that is being written follows at once, but not at every pixel of the way.
-    this.following ??= setTimeout(() => { this.following = null; this.doors.weigh(); }, 60);
+    this.timer = setTimeout(this.page.changed, 150);
+    // A running answer follows at once, but at most every 60 ms.
+    this.following ??= setTimeout(() => { this.following = null; this.page.weigh(); }, 60);
   }
 
   more() {
-    const { lane, doors } = this, used = new Set(lane.stack.map((part) => part.name));
+    const { lane, page } = this, used = new Set(lane.stack.map((part) => part.name));
     const next = this.fitting().find((adapter) => !used.has(adapter.name));
     const words = [!lane.stack.length && 'Base, no adapter', lane.own && 'own settings']
       .filter(Boolean).join(' · ');
     this.form = h('form', { class: 's-mix', hidden: true, onsubmit: (event) => event.preventDefault() });
     return [h('div', { class: 's-lane-more' }, words && h('span', { class: 's-quiet' }, words),
-      lane.own && button('Share settings', () => { delete lane.own; doors.redraw(); }, 's-tool',
+      lane.own && button('Share settings', () => { delete lane.own; page.redraw(); }, 's-tool',
         { title: 'Use the settings of all lanes again' }),
       h('span', { class: 's-grow' }), this.recipes(),
       lane.stack.length === 1 && isCheckpoint(lane.stack[0].name) && promoteButton(lane.stack[0].name),
-      lane.stack.length > 1 && !doors.full && button('Audition', () => doors.add(...this.audition()),
+      lane.stack.length > 1 && !page.full && button('Audition', () => page.add(...this.audition()),
         's-tool', { title: 'Add a lane for each adapter of this mix alone' }),
       lane.stack.length > 0 && button('Keep mix', () => this.keep(), 's-tool',
         { title: 'Save this mix as a recipe, a new adapter, or a merged model' }),
       next && button('+ Adapter', () => {
         lane.stack.push({ name: next.name, weight: 1 });
-        doors.redraw();
+        page.redraw();
       }, 's-tool')), this.form];
   }
 
@@ -76,16 +80,16 @@ export class LaneHead {
   }
 
   recipes() {
-    const own = (this.doors.choices.recipes ?? []).filter((one) => one.model === this.lane.model);
+    const own = (this.page.choices.recipes ?? []).filter((one) => one.model === this.lane.model);
     if (!own.length) return null;
     const options = [['', 'Recipes …'], ...own.map((one) => [one.name, one.name])];
-    return select('Recipes', options, '', (name) => {
+    return choice('Recipes', options, '', (name) => {
       this.lane.stack = structuredClone(own.find((one) => one.name === name).stack);
-      this.doors.redraw();
+      this.page.redraw();
     });
   }
 
-  /** Name the mix and choose what becomes of it. */
+  /** Name the mix and save it as a recipe, an adapter or a model. */
   keep() {
     if (!this.form.hidden) { this.form.hidden = true; return; }
     const usual = this.lane.stack.map((part) => `${short(part.name)} ${part.weight}`).join(' ');
@@ -93,26 +97,15 @@ export class LaneHead {
     name.value = usual;
     const act = (kind, done) => async () => {
       const { model, stack } = this.lane;
-      try {
-        const made = await api('/api/chat/recipes', { kind, name: name.value, model, stack });
-        toast(done(made));
-        this.form.hidden = true;
-        this.doors.refresh();
-      } catch (error) { toast(error.message, 'error'); }
+      if (!await send('/api/chat/recipes', { kind, name: name.value, model, stack }, done)) return;
+      this.form.hidden = true;
+      this.page.refresh();
     };
-    const queued = (made) => `Queued as “${made.name}”; Runs shows how it goes.`;
     this.form.replaceChildren(name, h('div', { class: 's-actions' },
-      button('Save recipe', act('recipe', () => 'Saved: every lane on this base can take it.')),
-      button('Make an adapter', act('mix', queued), '', { title: 'One LoRA that acts like the mix' }),
-      button('Merge into a model', act('merge', queued), '', { title: 'A whole model, with a certificate' })));
+      button('Save recipe', act('recipe', 'Saved: every lane on this base can use it.')),
+      button('Make an adapter', act('mix', QUEUED), '', { title: 'One LoRA that acts like the mix' }),
+      button('Merge into a model', act('merge', QUEUED), '', { title: 'A whole model, with a certificate' })));
     this.form.hidden = false;
     name.select();
   }
-}
-
-export function select(label, options, value, changed) {
-  const node = h('select', { 'aria-label': label, onchange: (e) => changed(e.target.value) },
-    options.map(([key, words]) => h('option', { value: key }, words)));
-  node.value = value;
-  return node;
 }

@@ -1,12 +1,10 @@
 // Votes on a turn (buttons and number keys; names are revealed afterwards) and the leaderboard.
 
-import { api, button, h, text, toast } from '../core/dom.js';
+import { button, h, quiet, send, table, text } from '../core/dom.js';
 import { laneName, parseLane } from '../core/lanes.js';
 
-/** Whether a turn's lanes are still covered: it was asked blind and nobody has voted. */
-export function hidden(turn) {
-  return turn.answers.some((a) => a?.place != null) && !turn.answers.some((a) => a?.verdict);
-}
+/** Return true if the turn's lanes are anonymous: prompted blind and without a vote. */
+export const isBlind = ({ answers }) => answers.some((a) => a?.place != null) && !answers.some((a) => a?.verdict);
 
 export class Votes {
   constructor(page) {
@@ -29,13 +27,13 @@ export class Votes {
     const answered = done && turn.answers.every((answer) => answer.reason !== 'error')
       && turn.answers.some((answer) => answer.text);
     const verdicts = turn.answers.map((answer) => answer?.verdict), voted = verdicts.some(Boolean);
-    bar.element.hidden = !done || (!voted && !answered && !hidden(turn));
-    const key = JSON.stringify([done, verdicts, hidden(turn), turn.answers.length]);
+    bar.element.hidden = !done || (!voted && !answered && !isBlind(turn));
+    const key = JSON.stringify([done, verdicts, isBlind(turn), turn.answers.length]);
     if (bar.element.hidden || bar.key === key) return;
     bar.key = key;
     const won = verdicts.indexOf('won');
     text(bar.words, !voted ? 'Which is better?' : won >= 0 ? `You chose ${this.label(turn, won)}.`
-      : verdicts.includes('bad') ? 'You found all of them bad.' : 'You called it a tie.');
+      : verdicts.includes('bad') ? 'You rejected all of them.' : 'You called it a tie.');
     bar.choices.replaceChildren(...(voted ? [button('Vote again', () => this.takeBack(turn), 's-tool')]
       : [...this.order(turn).map((lane, i) => choice(this.label(turn, lane), i + 1,
         () => this.cast(turn, lane))),
@@ -60,9 +58,9 @@ export class Votes {
     bar?.element.scrollIntoView({ block: 'nearest' });
   }
 
-  /** Number keys vote on the last turn, unless somebody is typing. */
+  /** Number keys vote on the last turn, outside text fields. */
   key(event) {
-    const turn = this.page.talk.turns.at(-1);
+    const turn = this.page.conversation.turns.at(-1);
     const typing = event.target.closest?.('input, textarea, select');
     if (!turn || typing || event.ctrlKey || event.metaKey || event.altKey || !/^\d$/.test(event.key)) return;
     const bar = this.bars.get(turn);
@@ -72,16 +70,14 @@ export class Votes {
   }
 
   async cast(turn, winner, bad = false) {
-    const { talk } = this.page, number = talk.turns.indexOf(turn);
-    try {
-      await api('/api/chat/vote', { conversation: talk.id, turn: number, prompt: turn.prompt, winner, bad,
-        blind: hidden(turn), lanes: turn.answers.map((answer) => answer.lane),
-        answers: turn.answers.map((answer) => answer.text) });
-    } catch (error) { toast(error.message, 'error'); return; }
+    const { conversation } = this.page, number = conversation.turns.indexOf(turn);
+    const done = await send('/api/chat/vote', { conversation: conversation.id, turn: number, prompt: turn.prompt, winner,
+      bad, blind: isBlind(turn), lanes: turn.answers.map((one) => one.lane), answers: turn.answers.map((one) => one.text) });
+    if (!done) return;
     turn.answers.forEach((answer, lane) => {
       answer.verdict = winner === null ? (bad ? 'bad' : 'tie') : lane === winner ? 'won' : 'lost';
     });
-    await talk.save(number);
+    await conversation.save(number);
     const near = this.page.near();
     this.page.refresh(turn);
     if (near) this.page.toEnd();
@@ -89,12 +85,10 @@ export class Votes {
   }
 
   async takeBack(turn) {
-    const { talk } = this.page, number = talk.turns.indexOf(turn);
-    try {
-      await api('/api/chat/vote/back', { conversation: talk.id, turn: number });
-    } catch (error) { toast(error.message, 'error'); return; }
+    const { conversation } = this.page, number = conversation.turns.indexOf(turn);
+    if (!await send('/api/chat/vote/back', { conversation: conversation.id, turn: number })) return;
     for (const answer of turn.answers) { delete answer.verdict; delete answer.place; }
-    await talk.save(number);
+    await conversation.save(number);
     this.page.refresh(turn);
   }
 }
@@ -106,56 +100,54 @@ function choice(label, key, act) {
   return node;
 }
 
-export async function board(element) {
+export async function leaderboard(element) {
   const blind = h('input', { type: 'checkbox', class: 's-box', onchange: () => draw() });
   const files = exports('votes');
   const body = h('div', { class: 's-board', 'data-testid': 'leaderboard' });
-  element.replaceChildren(h('div', { class: 's-shelf-head' }, h('h2', {}, 'Leaderboard'),
-    h('label', { class: 's-check' }, blind, 'Blind votes only'), h('span', { class: 's-grow' }),
-    files), body);
+  element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, 'Leaderboard'),
+    h('label', { class: 's-check' }, blind, 'Blind votes only'), h('span', { class: 's-grow' }), files), body);
   const draw = async () => {
-    const { standings, lanes, wins, votes } = await api(`/api/chat/leaderboard?blind=${blind.checked}`);
+    const found = await send(`/api/chat/leaderboard?blind=${blind.checked}`);
+    if (!found) return;
+    const { standings, lanes, wins, votes } = found;
     files.hidden = !standings.length;
-    body.replaceChildren(...(standings.length ? [table(standings),
-      h('p', { class: 's-quiet' }, `${votes} ${votes === 1 ? 'vote' : 'votes'}. Bradley-Terry scores around `
-        + '1000: 400 points more means ten wins to one. The bar is the 95 % interval; where two bars '
-        + 'overlap, the order may be chance.'),
+    body.replaceChildren(...(standings.length ? [scores(standings),
+      quiet(`${votes} ${votes === 1 ? 'vote' : 'votes'}. Bradley-Terry scores around 1000: 400 points more means ten `
+        + 'wins to one. The bar is the 95 % interval; where two bars overlap, the order may be chance.'),
       h('h3', {}, 'Wins of the row against the column (a tie is half)'), heat(lanes, wins)]
-      : [h('p', { class: 's-quiet' }, 'No votes yet. Ask two or more lanes, then say which is better.')]));
+      : [quiet('No votes yet. Prompt two or more lanes, then choose the better answer.')]));
   };
   await draw();
 }
 
-function table(standings) {
+function scores(standings) {
   const low = Math.min(...standings.map((s) => s.low)), high = Math.max(...standings.map((s) => s.high));
   const at = (value) => `${((value - low) / (high - low || 1) * 100).toFixed(2)}%`;
   const groups = new Set(standings.map((s) => s.group)).size > 1;
-  return h('table', { class: 's-table' }, h('thead', {}, h('tr', {}, ['', 'Lane', 'Score', '95 % interval', '',
-    'Won', 'Lost', 'Tied', 'Bad', groups && 'Group'].filter((w) => w !== false).map((w) =>
-    h('th', { class: w === 'Won' ? 's-after-interval' : '' }, w)))),
-  h('tbody', {}, standings.map((s, i) => h('tr', {}, h('td', {}, i + 1), h('td', { title: s.lane },
-    laneName(parseLane(s.lane))), h('td', { class: 's-figure' }, s.score.toFixed(0)),
-  h('td', { class: 's-figure' }, `${s.low.toFixed(0)} – ${s.high.toFixed(0)}`),
-  h('td', { class: 's-interval' }, h('i', { style: `left:${at(s.low)};right:calc(100% - ${at(s.high)})` }),
-    h('b', { style: `left:${at(s.score)}` })),
-  [s.wins, s.losses, s.ties, s.bad].map((n) => h('td', { class: 's-figure' }, n)),
-  groups && h('td', { title: 'Groups never met: their scores cannot be compared' }, s.group + 1)))));
+  const figure = (value) => h('td', { class: 's-figure' }, value);
+  return table(['', 'Lane', 'Score', '95 % interval', '', h('th', { class: 's-after-interval' }, 'Won'), 'Lost', 'Tied',
+    'Bad', ...(groups ? ['Group'] : [])], standings.map((s, i) => [i + 1,
+    h('td', { title: s.lane }, laneName(parseLane(s.lane))), figure(s.score.toFixed(0)),
+    figure(`${s.low.toFixed(0)} – ${s.high.toFixed(0)}`),
+    h('td', { class: 's-interval' }, h('i', { style: `left:${at(s.low)};right:calc(100% - ${at(s.high)})` }),
+      h('b', { style: `left:${at(s.score)}` })),
+    ...[s.wins, s.losses, s.ties, s.bad].map(figure),
+    ...(groups ? [h('td', { title: 'Lanes of different groups never met: their scores cannot be compared' }, s.group + 1)]
+      : [])]));
 }
 
 /** A table whose cells are tinted by the share the row won against the column. */
 export function heat(lanes, wins) {
   const names = lanes.map((lane) => laneName(parseLane(lane)));
-  return h('div', { class: 's-scroll-x' }, h('table', { class: 's-heat' },
-    h('thead', {}, h('tr', {}, h('th', {}), names.map((name) => h('th', {}, name)))),
-    h('tbody', {}, wins.map((row, i) => h('tr', {}, h('th', {}, names[i]), row.map((won, j) => {
-      const games = won + wins[j][i];
-      if (i === j || !games) return h('td', { class: 's-quiet' }, '–');
-      return h('td', { style: `--share:${(won / games).toFixed(3)}`,
-        title: `${names[i]} won ${won} of ${games} against ${names[j]}` }, won % 1 ? won.toFixed(1) : String(won));
-    }))))));
+  const cell = (won, i, j) => {
+    const games = won + wins[j][i];
+    if (i === j || !games) return h('td', { class: 's-quiet' }, '–');
+    return h('td', { style: `--share:${(won / games).toFixed(3)}`,
+      title: `${names[i]} won ${won} of ${games} against ${names[j]}` }, won % 1 ? won.toFixed(1) : String(won));
+  };
+  return h('div', { class: 's-scroll-x' }, table(['', ...names], wins.map((row, i) =>
+    [h('th', {}, names[i]), ...row.map((won, j) => cell(won, i, j))]), { class: 's-heat' }));
 }
 
-export function exports(what) {
-  return h('span', { class: 's-quiet' }, 'Export ', ['csv', 'jsonl', 'html'].map((form) => [h('a',
-    { href: `/api/chat/export/${what}.${form}`, download: '' }, form.toUpperCase()), ' ']).flat());
-}
+export const exports = (what) => h('span', { class: 's-quiet' }, 'Export ', ['csv', 'jsonl', 'html'].flatMap((form) =>
+  [h('a', { href: `/api/chat/export/${what}.${form}`, download: '' }, form.toUpperCase()), ' ']));

@@ -90,7 +90,7 @@ export function duration(seconds) {
   return `${Math.floor(s / 86400)}${THIN}days`;
 }
 
-/** Times come as seconds since 1970 in UTC and are shown in the person's own zone. */
+/** Seconds since 1970 (UTC), shown in the local time zone. */
 export function ago(time) {
   if (!time) return '';
   const seconds = Date.now() / 1000 - time;
@@ -107,7 +107,7 @@ export function clock(time, exact = false) {
   return time ? new Date(time * 1000).toLocaleString([], shown) : '';
 }
 
-/** GET or POST our own JSON; a refusal becomes an Error whose message is the sentence. */
+/** GET, or POST `body`, as JSON. A refusal is thrown as an Error with the server's sentence. */
 export async function api(path, body) {
   const options = body === undefined ? { cache: 'no-store' } : {
     method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body),
@@ -115,8 +115,21 @@ export async function api(path, body) {
   const response = await fetch(path, options);
   if (response.status === 204) return null;
   const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(answer.error?.text || `The studio answered ${response.status}.`);
+  if (!response.ok) throw new Error(answer.error?.text || `The server answered ${response.status}.`);
   return answer;
+}
+
+/** As `api`, but a refusal becomes a toast and null; `said` (text, or a function of the answer) a toast
+ *  of success. */
+export async function send(path, body, said) {
+  try {
+    const answer = await api(path, body) ?? {};
+    if (said) toast(typeof said === 'function' ? said(answer) : said);
+    return answer;
+  } catch (error) {
+    toast(error.message, 'error');
+    return null;
+  }
 }
 
 /** A short message at the bottom; errors stay until closed. */
@@ -124,14 +137,14 @@ export function toast(message, kind = 'info') {
   const node = h('div', { class: `s-toast s-${kind}`, role: kind === 'error' ? 'alert' : 'status' },
     h('span', {}, message),
     h('button', { type: 'button', 'aria-label': 'Close', onclick: () => node.remove() }, '×'));
-  let shelf = document.querySelector('.s-toasts');
-  if (!shelf) document.body.append(shelf = h('div', { class: 's-toasts' }));
-  for (const old of shelf.children) if (old.firstChild.textContent === message) old.remove();
-  shelf.append(node);
+  let stack = document.querySelector('.s-toasts');
+  if (!stack) document.body.append(stack = h('div', { class: 's-toasts' }));
+  for (const old of stack.children) if (old.firstChild.textContent === message) old.remove();
+  stack.append(node);
   if (kind !== 'error') setTimeout(() => node.remove(), 4000);
 }
 
-/** A button; while what it began is under way it says so and a second press does nothing. */
+/** A button; while its promise is pending it is marked busy and ignores a second press. */
 export function button(label, onclick, kind = '', props = {}) {
   const node = h('button', { type: 'button', class: `s-button ${kind}`, ...props, onclick: async (event) => {
     if (node.ariaBusy) return;
@@ -143,7 +156,7 @@ export function button(label, onclick, kind = '', props = {}) {
   return node;
 }
 
-/** A button that asks once more in place: no dialog, no accident. */
+/** A button that asks for confirmation in place. */
 export function sureButton(label, question, act, kind = '') {
   let timer = 0;
   const node = button(label, () => {
@@ -155,6 +168,58 @@ export function sureButton(label, question, act, kind = '') {
   }, kind);
   const calm = () => { timer = 0; node.textContent = label; node.classList.remove('s-danger'); };
   return node;
+}
+
+export const quiet = (...content) => h('p', { class: 's-quiet' }, content);
+
+/** Code with a title and a button that copies it. */
+export const snippet = (title, code) => h('div', { class: 's-snippet' },
+  h('header', {}, title, button('Copy', (e) => copy(code, e.currentTarget), 's-tool')), h('pre', {}, code));
+
+/** An error line, hidden until `say` gives it words. */
+export const errorLine = (props = {}) => h('p', { class: 's-error', role: 'alert', hidden: true, ...props });
+
+/** Show a line with these words, or hide it without any. */
+export function say(line, words) {
+  line.hidden = !words;
+  text(line, words);
+}
+
+/** A table of `heads` (texts or th) and `rows` (arrays of texts, nodes or td). */
+export function table(heads, rows, props = {}) {
+  const cell = (tag, value, more) => (['td', 'th'].includes(value?.localName) ? value : h(tag, more, value ?? ''));
+  return h('table', { class: 's-table', ...props },
+    heads && h('thead', {}, h('tr', {}, heads.map((head) => cell('th', head, { scope: 'col' })))),
+    h('tbody', {}, rows.map((row) => h('tr', {}, row.map((value) => cell('td', value, {}))))));
+}
+
+/** A list of names and values. */
+export const pairs = (rows) => h('dl', { class: 's-pairs' }, rows.filter(Boolean).map(([name, value]) =>
+  h('div', {}, h('dt', {}, name), h('dd', {}, value))));
+
+export const bar = (kind = 's-wide', props = {}) => h('span', { class: `s-bar-track ${kind}`, ...props }, h('span', {}));
+
+/** Fill a bar to a share of 1; `waiting` animates it. */
+export function fill(track, share, waiting = false) {
+  track.firstChild.style.width = `${100 * share}%`;
+  if (track.role === 'progressbar') track.setAttribute('aria-valuenow', Math.round(100 * share));
+  track.toggleAttribute('data-waiting', waiting);
+  return track;
+}
+
+/** A row of tabs from [[id, label]]; `choose(tabs, id)` marks one. */
+export const tabs = (entries, picked, props = {}) => h('div', { class: 's-tabs', role: 'tablist' },
+  entries.map(([id, label]) => h('button', { type: 'button', role: 'tab', id: `tab-${id}`, 'data-view': id, ...props,
+    onclick: () => picked(id) }, label)));
+
+export function choose(list, id) {
+  for (const tab of list.children) tab.setAttribute('aria-selected', String(tab.dataset.view === id));
+}
+
+/** A test whether a text contains every word of a search. */
+export function matcher(search) {
+  const words = search.toLowerCase().split(/\s+/).filter(Boolean);
+  return (...texts) => words.every((word) => texts.join(' ').toLowerCase().includes(word));
 }
 
 export function badge(state, note = '') {

@@ -1,26 +1,24 @@
-// Dialogs and form fields.
+// Dialogs and forms drawn from the fields of a record: {name, title, help, type, default, ge, le, choices,
+// advanced, unit}, as GET /api/actions lists them. Types: text, lines, integer, number, boolean, choice, list.
 
-import { button, h, text } from './dom.js';
+import { button, errorLine, h, say } from './dom.js';
 import { poke } from './live.js';
 
-/** A modal form; `submit(fields)` returns a promise, whose error is shown and keeps it open. Without
- *  one it only tells something. */
+/** A modal form. `submit()` may return a promise; its error is shown and keeps the dialog open. Without
+ *  `submit` the dialog only informs. */
 export function dialog(title, body, label, submit) {
-  const wrong = h('p', { class: 's-error', role: 'alert', hidden: true });
+  const wrong = errorLine();
   const go = h('button', { class: 's-button s-primary', type: 'submit' }, label);
   const node = h('dialog', { class: 's-dialog', 'aria-label': title, onclose: () => node.remove() },
     h('form', { method: 'dialog', onsubmit: async (event) => {
       event.preventDefault();
       go.disabled = true;
-      wrong.hidden = true;
+      say(wrong, '');
       try {
         await submit?.();
         node.close();
         poke();
-      } catch (error) {
-        text(wrong, error.message);
-        wrong.hidden = false;
-      }
+      } catch (error) { say(wrong, error.message); }
       go.disabled = false;
     } }, h('h2', {}, title), body, wrong, h('div', { class: 's-actions s-dialog-end' },
       button('Close', () => node.close()), submit && go)));
@@ -30,25 +28,88 @@ export function dialog(title, body, label, submit) {
   return node;
 }
 
-export function labelled(name, input, note = '') {
-  return h('label', { class: 's-labelled' }, h('span', {}, name), input,
-    note && h('span', { class: 's-quiet' }, note));
+export const labelled = (title, control, note = '') => h('label', { class: 's-labelled' },
+  h('span', {}, title), control, note && h('span', { class: 's-quiet' }, note));
+
+export const options = (choices, chosen) => choices.map((one) => {
+  const [value, label] = Array.isArray(one) ? one : [one, one];
+  return h('option', { value, selected: [].concat(chosen).includes(value) }, label ?? value);
+});
+
+export const select = (choices, value, changed, props = {}) => h('select', { ...props,
+  onchange: (event) => changed?.(event.target.value) }, options(choices, value));
+
+/** The control of one field; `read(control, field)` gives its value. */
+export function control(field, value = field.default ?? '') {
+  const { type, choices, placeholder, required, more } = field;
+  if (type === 'boolean') return h('input', { type: 'checkbox', class: 's-box', checked: Boolean(value), ...more });
+  if (type === 'list') {
+    return h('select', { multiple: true, size: Math.min(5, Math.max(2, choices.length)), ...more }, options(choices, value));
+  }
+  if (choices) return select(choices, value, null, more);
+  const props = { placeholder, required, autocomplete: 'off', spellcheck: 'false', ...more };
+  if (type === 'lines') {
+    const area = h('textarea', { rows: field.rows ?? 4, maxlength: field.max_length, ...props });
+    area.value = value;
+    return area;
+  }
+  const numeric = type === 'integer' || type === 'number';
+  const step = field.step ?? (type === 'integer' ? 1 : 'any');
+  return h('input', numeric ? { type: 'number', min: field.ge, max: field.le, step, ...props, value: String(value) }
+    : { type: 'text', maxlength: field.max_length, value: String(value), ...props });
 }
 
-export function choice(options, value, changed) {
-  const node = h('select', { onchange: () => changed?.(node.value) },
-    options.map(([key, words]) => h('option', { value: key }, words)));
-  if (value !== undefined) node.value = value;
-  return node;
+export function read(node, { type, name, title, default: usual }) {
+  if (type === 'boolean') return node.checked;
+  if (type === 'list') return [...node.selectedOptions].map((option) => option.value);
+  if (type !== 'integer' && type !== 'number') return node.value.trim();
+  if (node.value === '' && usual !== undefined) return usual;
+  if (!Number.isFinite(node.valueAsNumber)) throw new Error(`${title ?? name} must be a number.`);
+  return node.valueAsNumber;
 }
 
-export function input(value, props = {}) {
-  const node = h('input', { type: 'text', ...props });
-  node.value = value;
-  return node;
+/** The fields of a record as controls. `values` override defaults; `nodes` are own controls by name, as
+ *  {element, value()}; `shown(values)` returns the names of the fields that apply. */
+export class Fields {
+  constructor(fields, { values = {}, nodes = {}, shown = null, changed = null } = {}) {
+    Object.assign(this, { fields, nodes, shown });
+    this.controls = new Map(fields.filter(({ name }) => !nodes[name]).map((field) =>
+      [field.name, control(field, values[field.name])]));
+    this.rows = new Map(fields.map((field) => [field.name, nodes[field.name]?.element ?? this.row(field)]));
+    const plain = fields.filter((field) => !field.advanced), more = fields.filter((field) => field.advanced);
+    const rows = (some) => some.map(({ name }) => this.rows.get(name));
+    this.element = h('div', { class: 's-dialog-parts', onchange: () => { this.show(); changed?.(); } }, rows(plain),
+      more.length > 0 && h('details', { class: 's-same' }, h('summary', {}, 'Advanced'),
+        h('div', { class: 's-dialog-parts' }, rows(more))));
+    this.show();
+  }
+
+  row(field) {
+    const node = this.controls.get(field.name), title = field.title ?? field.name;
+    if (field.type === 'boolean') return h('label', { class: 's-check', title: field.help }, node, title);
+    return labelled(field.unit ? `${title} (${field.unit})` : title, node, field.help);
+  }
+
+  show() {
+    if (!this.shown) return;
+    const wanted = new Set(this.shown(this.raw()));
+    for (const [name, row] of this.rows) row.hidden = !wanted.has(name);
+  }
+
+  raw() {
+    return Object.fromEntries([...this.controls].map(([name, node]) => [name, node.value]));
+  }
+
+  value() {
+    const applies = this.fields.filter(({ name }) => !this.rows.get(name).hidden);
+    return Object.fromEntries(applies.map((field) => [field.name,
+      this.nodes[field.name]?.value() ?? read(this.controls.get(field.name), field)]));
+  }
 }
 
-export const numeric = (value, bounds) => input(value, { type: 'number', ...bounds });
-
-export const options = (choices, chosen) => choices.map(([value, label]) =>
-  h('option', { value, selected: value === chosen }, label ?? value));
+/** A dialog for a record: {title, help, fields, label}. `submit(values)` sends it. */
+export function ask({ title, help, fields, label }, submit, options_ = {}) {
+  const form = new Fields(fields, options_);
+  return dialog(title, [help && h('p', { class: 's-quiet' }, help), form.element], label,
+    () => submit(form.value(), form));
+}

@@ -1,7 +1,7 @@
 // One polling loop per tab feeds charts, tables and logs. It sends a cursor and receives only what is
 // new (204 when nothing is), pauses while the tab is hidden and backs off while the server is down.
 
-import { api, count } from './dom.js';
+import { api, bar, count, duration, fill, h, number, text } from './dom.js';
 
 const LIVE = new Set(['queued', 'starting', 'running', 'stopping']);
 const FAST = 700, SLOW = 2500, HIDDEN = 5000, MOST_POINTS = 4000;
@@ -20,8 +20,7 @@ export function subscribe(subscriber) {
   return () => subscribers.delete(subscriber);
 }
 
-/** Ask again now: something was pressed or the selection changed. What is known is told at once, for
- *  no news may come. */
+/** Poll now: the user acted or the selection changed. What is known already is passed on at once. */
 export function poke() {
   for (const s of subscribers) s.onMetrics?.(series);
   clearTimeout(timer);
@@ -33,7 +32,7 @@ export const isLive = (job) => LIVE.has(job.state);
 
 async function tick() {
   for (const s of subscribers) if (s.element && !s.element.isConnected) subscribers.delete(s);
-  if (document.hidden && !wanted()) return;
+  if (document.hidden && !wantsNotifications()) return;
   busy = true;
   again = false;
   try {
@@ -86,7 +85,7 @@ function take(news) {
     const { items, removed, whole, digest, supervised, queue } = news.jobs;
     startAnew(items);
     const jobs = new Map(whole ? [] : state.jobs.map((job) => [job.id, job]));
-    for (const job of items) { notice(jobs.get(job.id), job); jobs.set(job.id, job); }
+    for (const job of items) { notify(jobs.get(job.id), job); jobs.set(job.id, job); }
     for (const id of removed) jobs.delete(id);
     Object.assign(state, { digest, supervised, queue, jobs: [...jobs.values()].sort((a, b) => b.id - a.id) });
     for (const s of subscribers) s.onJobs?.(state.jobs, state.supervised, state.queue);
@@ -103,8 +102,8 @@ function take(news) {
   if (news.detail) for (const s of subscribers) s.onDetail?.(news.detail);
 }
 
-/** A run that began another attempt may have dropped points: ask for its curve afresh. (The cursor
- *  itself is about to be overwritten by the curves of the same answer.) */
+/** A run on a new attempt may have dropped points: fetch its curve again. (The cursor itself is about to
+ *  be overwritten by the curves of the same answer.) */
 function startAnew(jobs) {
   const before = new Map(state.jobs.map((job) => [job.id, job.attempt]));
   for (const job of jobs) {
@@ -147,13 +146,34 @@ export function hues(runs) {
 /** 120 / 400 steps · 30 % */
 export function progress(job) {
   if (!job.total_steps) return job.step ? `${count(job.step)} steps` : '';
-  const share = Math.floor((100 * job.step) / job.total_steps);
-  return `${count(job.step)} / ${count(job.total_steps)} steps · ${share}\u202f%`;
+  const percent = Math.floor((100 * job.step) / job.total_steps);
+  return `${count(job.step)} / ${count(job.total_steps)} steps · ${percent}\u202f%`;
+}
+
+/** The progress of one job: a bar, its steps or phase, and the time left. */
+export class JobProgress {
+  constructor() {
+    this.track = bar('s-wide', { role: 'progressbar', 'aria-label': 'Progress', 'aria-valuemin': 0, 'aria-valuemax': 100 });
+    this.going = h('span', { 'data-testid': 'progress' });
+    this.left = h('span', {});
+    this.element = h('div', { class: 's-progress' }, this.track, h('div', { class: 's-progress-words' }, this.going, this.left));
+  }
+
+  show(job) {
+    fill(this.track, share(job), job.state === 'starting' || (job.state === 'running' && !job.step));
+    const waiting = { queued: 'Waiting in the queue', starting: 'Starting', stopping: job.intent === 'cancel'
+      ? 'Stopping after this step' : 'Saving, then pausing' }[job.state];
+    const usual = job.step && (job.kind !== 'train' || job.phase === 'Training');
+    text(this.going, [progress(job), waiting ?? (usual ? '' : job.phase)].filter(Boolean).join(' · '));
+    const ended = !isLive(job) && job.last_loss != null;
+    text(this.left, job.state === 'running' && job.seconds_left != null ? `${duration(job.seconds_left)} left`
+      : ended ? `loss ${number(job.first_loss)} → ${number(job.last_loss)}` : '');
+  }
 }
 
 export const share = (job) => (job.total_steps ? Math.min(1, job.step / job.total_steps) : 0);
 
-/** "How it ended" in words; a stopped run never says it succeeded. */
+/** The state to show: a run that was stopped early did not succeed. */
 export function stateName(job) {
   return job.state === 'succeeded' && job.ended === 'stopped' ? 'stopped' : job.state;
 }
@@ -162,15 +182,15 @@ const KEY = 'studio.notify';
 const ENDS = { succeeded: 'is trained', failed: 'failed', cancelled: 'was cancelled',
   paused: 'is paused', interrupted: 'was interrupted' };
 
-export const wanted = () => {
+export const wantsNotifications = () => {
   try { return localStorage.getItem(KEY) === 'on' && Notification.permission === 'granted'; } catch {
     return false;
   }
 };
 
-/** Switch it; returns a sentence when the browser does not allow it. */
-export async function toggle() {
-  if (wanted()) { localStorage.setItem(KEY, 'off'); return ''; }
+/** Switch desktop notifications; returns a sentence when the browser does not allow them. */
+export async function toggleNotifications() {
+  if (wantsNotifications()) { localStorage.setItem(KEY, 'off'); return ''; }
   if (typeof Notification === 'undefined') return 'This browser has no notifications.';
   if (await Notification.requestPermission() !== 'granted') {
     return 'The browser does not allow notifications from this page; its site settings do.';
@@ -179,10 +199,10 @@ export async function toggle() {
   return '';
 }
 
-/** Compare a job with what it was; several tabs show one notification. */
-export function notice(before, job) {
+/** Notify when a job has ended since `before`; the tag makes several tabs show one notification. */
+function notify(before, job) {
   const worked = before && ['starting', 'running', 'stopping'].includes(before.state);
-  if (!worked || !ENDS[job.state] || !wanted()) return;
+  if (!worked || !ENDS[job.state] || !wantsNotifications()) return;
   const shown = new Notification(`${job.name} ${ENDS[job.state]}`, {
     body: job.error?.text ?? (job.last_loss == null ? '' : `loss ${job.last_loss.toPrecision(4)}`),
     tag: `studio-${job.id}-${job.attempt}-${job.state}`,

@@ -1,12 +1,12 @@
 // One run: progress, figures, actions, and tabs with what it wrote.
 
-import { ago, api, badge, button, clock, compact, count, duration, h, number, short, sureButton,
-  text, toast } from '../core/dom.js';
+import { ago, api, badge, button, choose, clock, compact, count, duration, h, number, quiet, send, short,
+  sureButton, tabs, text } from '../core/dom.js';
 import { compareAddress, COMPARED } from '../core/lanes.js';
-import { isLive, poke, progress, share, stateName } from '../core/live.js';
+import { isLive, JobProgress, poke, stateName } from '../core/live.js';
 import { KINDS, outcome } from '../adapters/actions.js';
-import { planLonger, planSchedule, planSweep, planWords } from './queue.js';
-import { quiet, remedies, views } from './run_tabs.js';
+import { planLonger, planNote, planSchedule, planSweep } from './queue.js';
+import { remedies, views } from './run_tabs.js';
 
 const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config',
   history: 'History' };
@@ -31,23 +31,16 @@ export class Detail {
     this.state = h('span', {});
     this.actions = h('div', { class: 's-actions' });
     this.meta = h('p', { class: 's-meta' });
-    this.track = h('span', { class: 's-bar-track s-wide', role: 'progressbar',
-      'aria-label': 'Progress', 'aria-valuemin': 0, 'aria-valuemax': 100 }, h('span', {}));
-    this.going = h('span', { 'data-testid': 'progress' });
-    this.left = h('span', {});
-    this.progress = h('div', { class: 's-progress' }, this.track,
-      h('div', { class: 's-progress-words' }, this.going, this.left));
+    this.progress = new JobProgress();
     this.words = h('p', { class: 's-remarks', hidden: true });
     this.failure = h('div', { class: 's-failure', role: 'alert', hidden: true });
-    this.errand = new Errand();
+    this.outcome = new JobOutcome();
     this.figures = h('dl', { class: 's-figures' });
     this.element = h('section', { class: 's-detail', 'data-testid': 'detail' },
       h('div', { class: 's-detail-head' }, this.dot, this.title, this.state, this.actions),
-      this.meta, this.words, this.failure, this.progress, this.errand.element, this.figures);
-    this.tabs = h('div', { class: 's-tabs', role: 'tablist' }, Object.entries(VIEWS).map(([id, name]) =>
-      h('button', { type: 'button', role: 'tab', id: `tab-${id}`, 'data-view': id,
-        'aria-selected': String(id === this.view), 'aria-controls': 's-panel',
-        onclick: () => this.turn(id) }, name)));
+      this.meta, this.words, this.failure, this.progress.element, this.outcome.element, this.figures);
+    this.tabs = tabs(Object.entries(VIEWS), (id) => this.turn(id), { 'aria-controls': 's-panel' });
+    choose(this.tabs, this.view);
     this.body = h('div', { class: 's-panel', id: 's-panel', role: 'tabpanel', tabindex: '0' });
     this.panels = h('section', { class: 's-panels' }, this.tabs, this.body);
   }
@@ -55,9 +48,7 @@ export class Detail {
   turn(view) {
     if (view === this.view) return;
     this.view = view;
-    for (const tab of this.tabs.children) {
-      tab.setAttribute('aria-selected', String(tab.dataset.view === view));
-    }
+    choose(this.tabs, view);
     this.empty();
     poke();
   }
@@ -85,42 +76,28 @@ export class Detail {
       job.started && job.state !== 'queued' ? `started ${clock(job.started)} (${ago(job.started)})` : `queued ${ago(job.created)}`,
       job.device && `on ${job.device}`, job.attempt > 1 && `attempt ${job.attempt}`, job.note]
       .filter(Boolean).join(' · '));
-    this.showWords(job);
-    this.showProgress(job);
+    this.showRemarks(job);
+    this.progress.element.hidden = !isLive(job) && job.state !== 'paused';
+    this.progress.show(job);
     this.showFailure(job);
-    this.errand.show(job);
+    this.outcome.show(job);
     this.showFigures(job);
     this.showActions(job);
   }
 
   /** What it waits for, the group it belongs to, its tags and its note. */
-  showWords(job) {
+  showRemarks(job) {
     const waits = job.state === 'queued' || job.state === 'paused';
     const names = job.needs.map((id) => this.jobs().find((one) => one.id === id)?.name ?? `run ${id}`);
     const parts = [
       waits && job.start_after > Date.now() / 1000 && `starts after ${moment(job.start_after)}`,
       waits && { idle: 'starts when the machine is idle', night: 'starts at night' }[job.start_when],
-      waits && job.retries_left > 0 && `tried again up to ${job.retries_left}×`, job.waits,
+      waits && job.retries_left > 0 && `up to ${job.retries_left} ${job.retries_left > 1 ? 'retries' : 'retry'}`, job.waits,
       waits && names.length && `waits for ${names.join(', ')}`,
       job.sweep && `in the sweep ${job.sweep}`, job.parent && `from run ${job.parent}`,
       ...job.tags.map((tag) => `#${tag}`), job.notes].filter(Boolean);
     this.words.hidden = !parts.length;
     text(this.words, parts.join(' · '));
-  }
-
-  showProgress(job) {
-    this.progress.hidden = !isLive(job) && job.state !== 'paused';
-    const part = Math.round(1000 * share(job)) / 10;
-    this.track.firstChild.style.width = `${part}%`;
-    this.track.setAttribute('aria-valuenow', part);
-    this.track.toggleAttribute('data-waiting', job.state === 'starting' || (job.state === 'running'
-      && !job.step));
-    const waiting = { queued: 'Waits for its turn', starting: 'Starting', stopping:
-      job.intent === 'cancel' ? 'Stopping after this step' : 'Saving, then pausing' }[job.state];
-    const usual = job.step && (job.kind !== 'train' || job.phase === 'Training');
-    text(this.going, [progress(job), waiting ?? (usual ? '' : job.phase)].filter(Boolean).join(' · '));
-    const left = job.state === 'running' ? job.seconds_left : null;
-    text(this.left, left == null ? '' : `${duration(left)} left`);
   }
 
   showFailure(job) {
@@ -194,7 +171,7 @@ export class Detail {
       trains && job.state === 'running' && button('Save now', () => this.act('save', 'A checkpoint is saved after this step.')),
       trains && job.state === 'running' && button('Sample now', () => this.act('sample',
         'The prompts are answered after this step.')),
-      button('Note and tags …', () => planWords(now())),
+      button('Note and tags …', () => planNote(now())),
       job.sweep && button('Hold the sweep', () => this.group('hold')),
       job.sweep && button('Release the sweep', () => this.group('release')),
       job.sweep && sureButton('Cancel the sweep', 'Cancel all of it?', () => this.group('cancel')),
@@ -213,22 +190,13 @@ export class Detail {
   }
 
   async group(action) {
-    try {
-      const { changed } = await api('/api/sweep-runs', { sweep: this.job.sweep, action });
-      toast(`${changed} run${changed === 1 ? '' : 's'} changed.`);
-    } catch (error) {
-      toast(error.message, 'error');
-    }
+    await send('/api/sweep-runs', { sweep: this.job.sweep, action },
+      ({ changed }) => `${changed} run${changed === 1 ? '' : 's'} changed.`);
     poke();
   }
 
-  async act(action, said = '') {
-    try {
-      await api(`/api/jobs/${this.job.id}/${action}`, {});
-      if (said) toast(said);
-    } catch (error) {
-      toast(error.message, 'error');
-    }
+  async act(action, said) {
+    await send(`/api/jobs/${this.job.id}/${action}`, {}, said);
     poke();
   }
 
@@ -259,7 +227,7 @@ const moment = (time) => new Date(time * 1000).toLocaleString([], { dateStyle: '
   timeStyle: 'short' });
 
 const CURVES = new Set(['train', 'arrive']);
-const WHERE = {
+const KIND_PAGES = {
   bakeoff: ['The table of a bake-off', 'Adapters', (job) => `/adapters?bakeoff=${encodeURIComponent(job.sweep ?? job.name)}`],
   suite: ['A prompt suite: its table and answers', 'Compare, Suites', () => '/compare?view=suites'],
   import: ['The import of a dataset', 'Data', () => '/data'],
@@ -268,14 +236,15 @@ const WHERE = {
   preflight: ['The measurement of what a run takes', 'Train', () => '/'],
 };
 
-/** Whether this job writes losses. */
+/** Return true if this job writes losses. */
 export const draws = (job) => CURVES.has(job.kind);
 
-export class Errand {
+/** A job without a curve: its purpose, its outcome, and the page that shows it. */
+class JobOutcome {
   constructor() {
-    this.line = h('p', { class: 's-quiet' });
+    this.line = quiet();
     this.result = h('div', { 'data-testid': 'outcome' });
-    this.element = h('section', { class: 's-errand', hidden: true }, this.line, this.result);
+    this.element = h('section', { class: 's-outcome', hidden: true }, this.line, this.result);
   }
 
   show(job) {
@@ -283,11 +252,10 @@ export class Errand {
     const key = `${job.id} ${job.state}`;
     if (draws(job) || this.key === key) return;
     this.key = key;
-    const [what, place, address] = WHERE[job.kind]
-      ?? [KINDS[job.kind] ? `${KINDS[job.kind]} of adapters` : '', KINDS[job.kind] && 'Adapters', () => '/adapters'];
-    this.line.replaceChildren(...[what && `${what}. `, place && 'See ',
-      place && h('a', { href: address(job) }, place), place && '. ',
-      job.seconds && !isLive(job) && `It took ${duration(job.seconds)}.`].filter(Boolean));
+    const adapters = KINDS[job.kind] && [`${KINDS[job.kind]} of adapters`, 'Adapters', () => '/adapters'];
+    const [what, place, address] = KIND_PAGES[job.kind] ?? adapters ?? [];
+    this.line.replaceChildren(...(what ? [`${what}. See `, h('a', { href: address(job) }, place), '. '] : []),
+      job.seconds && !isLive(job) ? `It took ${duration(job.seconds)}.` : '');
     this.result.replaceChildren();
     if (job.kind in KINDS && !isLive(job) && !job.error) outcome(job, this.result);
   }

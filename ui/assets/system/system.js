@@ -1,119 +1,109 @@
 // The System page: devices and who holds them, processes, the Ray cluster, and storage (usage, retention
 // rules, clean-up with a preview, backup).
 
-import { api, badge, button, bytes, count, duration, h, sureButton, toast } from '../core/dom.js';
+import { api, badge, bar, button, bytes, count, duration, fill, h, pairs, quiet, send, sureButton, table, text,
+  toast } from '../core/dom.js';
+
+const REFRESH = 3000;
 
 export class Machine extends HTMLElement {
   connectedCallback() {
-    if (this.timer) return;
+    this.storage = new Storage(); // built once: a refresh must not clear what is typed in it
+    this.cluster = new Cluster(() => this.refresh());
+    this.devices = column();
+    this.facts = column();
     this.body = h('div', { class: 's-system', 'data-testid': 'system' });
-    this.storage = new Storage(); // built once: a refresh must not take what is typed in it
-    this.cluster = new ClusterChoice(() => this.refresh());
     this.append(this.body);
+    this.wake = () => { if (!document.hidden) this.refresh(); };
+    document.addEventListener('visibilitychange', this.wake);
     this.refresh();
-    this.timer = setInterval(() => { if (!document.hidden) this.refresh(); }, 3000);
   }
 
   disconnectedCallback() {
-    clearInterval(this.timer);
-    this.timer = 0;
+    document.removeEventListener('visibilitychange', this.wake);
+    clearTimeout(this.timer);
   }
 
   async refresh() {
-    let now;
+    clearTimeout(this.timer);
     try {
-      now = await api('/api/system');
+      this.show(await api('/api/system'));
     } catch (error) {
-      if (!this.body.children.length) this.body.append(h('p', { class: 's-error' }, error.message));
-      return;
+      if (!this.devices.isConnected) this.body.replaceChildren(h('p', { class: 's-error' }, error.message));
     }
-    if (!this.body.children.length) {
-      this.devices = column();
-      this.facts = column();
-      this.body.append(column(this.devices, this.storage.element), column(this.facts, this.cluster.element));
+    clearTimeout(this.timer);
+    if (!document.hidden && this.isConnected) this.timer = setTimeout(() => this.refresh(), REFRESH);
+  }
+
+  show(now) {
+    if (!this.devices.isConnected) {
+      this.body.replaceChildren(column(this.devices, this.storage.element), column(this.facts, this.cluster.element));
     }
     this.cluster.show(now.cluster);
-    this.devices.replaceChildren(card('Devices', ...now.devices.map((device) => this.device(device)),
-      ...(now.cluster ? [clusterDevice(now.cluster)] : [])));
-    this.facts.replaceChildren(card('Processes', this.processes(now.processes)),
+    this.devices.replaceChildren(card('Devices', now.devices.map(device), now.cluster && clusterDevice(now.cluster)));
+    this.facts.replaceChildren(card('Processes', processes(now.processes)),
       card('Home', pairs([['Folder', now.home.path]])), card('Versions', pairs(now.versions)));
-  }
-
-  device(device) {
-    const used = device.total_bytes - device.free_bytes;
-    const bar = h('span', { class: 's-bar-track s-wide' }, h('span', {}));
-    bar.firstChild.style.width = `${(100 * used) / device.total_bytes}%`;
-    return h('div', { class: 's-device' },
-      h('header', {}, h('span', {}, h('b', {}, device.label), ` ${device.name}`),
-        h('span', {}, `${bytes(used)} of ${bytes(device.total_bytes)} used`)), bar,
-      h('span', { class: 's-quiet' }, [device.utilization != null
-        && `${count(100 * device.utilization)}\u202f% busy`, !device.holders.length && 'free']
-        .filter(Boolean).join(' · ')),
-      device.holders.length > 0 && this.holders(device));
-  }
-
-  /** Who holds the device: a run with what it was estimated to need, chat with what it keeps. */
-  holders(device) {
-    return h('table', { class: 's-table', 'data-testid': `holders-${device.name}` },
-      h('thead', {}, h('tr', {}, ['Held by', 'State', 'Since', 'Memory'].map((name) =>
-        h('th', { scope: 'col' }, name)))),
-      h('tbody', {}, device.holders.map((one) => h('tr', {},
-        h('td', {}, one.job ? h('a', { href: `/runs?run=${one.job}` }, one.name) : 'Compare'),
-        h('td', {}, one.job ? badge(one.state) : one.state), h('td', {}, duration(one.seconds)),
-        h('td', {}, one.bytes ? `${one.job ? 'about ' : ''}${bytes(one.bytes)}` : '–')))));
-  }
-
-  processes(rows) {
-    return h('table', { class: 's-table' },
-      h('thead', {}, h('tr', {}, ['Process', 'State', 'PID', 'Since', 'CPU', 'Memory'].map((name) =>
-        h('th', { scope: 'col' }, name)))),
-      h('tbody', {}, rows.map((row) => h('tr', {}, h('td', {}, row.role, h('br', {}), h('span', { class: 's-quiet' }, row.what)),
-        h('td', {}, badge(row.pid ? 'succeeded' : 'queued', row.pid ? 'alive' : 'not running')),
-        h('td', {}, row.pid ? String(row.pid) : '–'), h('td', {}, duration(row.seconds)),
-        h('td', {}, row.cpu == null ? '–' : `${count(row.cpu)}\u202f%`),
-        h('td', {}, row.pid ? bytes(row.bytes) : '–')))));
   }
 }
 
 const card = (title, ...content) => h('section', { class: 's-panel-card' }, h('h2', {}, title), ...content);
-
 const column = (...cards) => h('div', { class: 's-column' }, cards);
 
-const pairs = (rows) => h('dl', { class: 's-pairs' }, rows.map(([name, value]) =>
-  h('div', {}, h('dt', {}, name), h('dd', {}, value))));
-
-/** The cluster among the devices: how many of its own are free, or why nobody knows. */
-export function clusterDevice(cluster) {
-  const known = cluster.devices != null;
-  const used = known ? cluster.devices - cluster.free : 0;
-  const bar = h('span', { class: 's-bar-track s-wide' }, h('span', {}));
-  bar.firstChild.style.width = `${(100 * used) / Math.max(1, cluster.devices ?? 1)}%`;
-  return h('div', { class: 's-device', 'data-testid': 'cluster-device' },
-    h('header', {}, h('span', {}, h('b', {}, 'Ray cluster'), ' ray'),
-      h('span', {}, known ? `${cluster.free} of ${cluster.devices} ${cluster.kind}s free` : '')), bar,
-    h('span', { class: cluster.trouble ? 's-error' : 's-quiet' }, cluster.trouble || (known
-      ? [`${cluster.machines} machines, Ray ${cluster.version}`, cluster.holders.length
-        ? `held by ${cluster.holders.join(' and ')}` : 'free'].join(' · ') : 'asking …')));
+function deviceRow(label, name, used, share, status, props = {}) {
+  return h('div', { class: 's-device', ...props }, h('header', {}, h('span', {}, h('b', {}, label), ` ${name}`),
+    h('span', {}, used)), fill(bar(), share), status);
 }
 
-export class ClusterChoice {
+function device({ label, name, total_bytes: total, free_bytes: free, utilization, holders }) {
+  const used = total - free;
+  const status = [utilization != null && `${count(100 * utilization)}\u202f% busy`, !holders.length && 'free'];
+  const row = deviceRow(label, name, `${bytes(used)} of ${bytes(total)} used`, used / total,
+    h('span', { class: 's-quiet' }, status.filter(Boolean).join(' · ')));
+  if (holders.length) row.append(heldBy(name, holders));
+  return row;
+}
+
+/** Who holds a device: a run with its estimated memory, chat with what it keeps resident. */
+const heldBy = (name, holders) => table(['Held by', 'State', 'Since', 'Memory'], holders.map((one) => [
+  one.job ? h('a', { href: `/runs?run=${one.job}` }, one.name) : 'Compare', one.job ? badge(one.state) : one.state,
+  duration(one.seconds), one.bytes ? `${one.job ? 'about ' : ''}${bytes(one.bytes)}` : '–']),
+{ 'data-testid': `holders-${name}` });
+
+const processes = (rows) => table(['Process', 'State', 'PID', 'Since', 'CPU', 'Memory'], rows.map((row) => [
+  h('td', {}, row.role, h('br', {}), h('span', { class: 's-quiet' }, row.what)),
+  badge(row.pid ? 'succeeded' : 'queued', row.pid ? 'running' : 'not running'), row.pid ? String(row.pid) : '–',
+  duration(row.seconds), row.cpu == null ? '–' : `${count(row.cpu)}\u202f%`, row.pid ? bytes(row.bytes) : '–']));
+
+// -- cluster ---------------------------------------------------------------------------------------
+
+/** The cluster among the devices: how many of its devices are free, or why that is unknown. */
+function clusterDevice({ devices, free, kind, machines, version, holders, trouble }) {
+  const known = devices != null;
+  const facts = known ? [`${machines} machines, Ray ${version}`, holders.length ? `held by ${holders.join(' and ')}` : 'free']
+    .join(' · ') : 'connecting …';
+  return deviceRow('Ray cluster', 'ray', known ? `${free} of ${devices} ${kind}s free` : '',
+    known ? (devices - free) / Math.max(1, devices) : 0,
+    h('span', { class: trouble ? 's-error' : 's-quiet' }, trouble || facts), { 'data-testid': 'cluster-device' });
+}
+
+const field = (label, placeholder) => h('input', { placeholder, 'aria-label': label, autocomplete: 'off' });
+
+class Cluster {
   constructor(changed) {
     this.changed = changed;
-    this.address = h('input', { placeholder: '10.0.0.5:8265', 'aria-label': 'Dashboard address',
-      autocomplete: 'off' });
-    this.storage = h('input', { placeholder: '/mnt/shared/studio or s3://bucket/studio',
-      'aria-label': 'Storage', autocomplete: 'off' });
+    this.address = field('Dashboard address', '10.0.0.5:8265');
+    this.storage = field('Storage', '/mnt/shared/studio or s3://bucket/studio');
     this.none = button('Use none', () => this.send({}));
     this.element = h('section', { class: 's-panel-card s-storage', 'data-testid': 'cluster' },
-      h('h2', {}, 'Cluster'), h('p', { class: 's-quiet' }, 'Optional: a Ray cluster is one more device. Runs whose '
-        + 'device is “ray” wait in this queue, train there, and their adapters come home.'),
+      h('h2', {}, 'Cluster'), quiet('Optional: a Ray cluster is one more device. Runs whose device is “ray” wait in '
+        + 'this queue and train there; their adapters are copied back here.'),
       h('p', { class: 's-rules' }, 'Ray dashboard ', this.address),
       h('p', { class: 's-rules' }, 'Storage that all machines write ', this.storage),
       h('div', { class: 's-actions' }, button('Use this cluster', () => this.send({
         address: this.address.value, storage: this.storage.value })), this.none));
   }
 
-  /** Show what is set, unless somebody types. */
+  /** Show the settings, unless the user is typing. */
   show(cluster) {
     this.none.hidden = !cluster;
     if (this.element.contains(document.activeElement) || this.shown === cluster?.address) return;
@@ -122,67 +112,62 @@ export class ClusterChoice {
     this.storage.value = cluster?.storage ?? '';
   }
 
-  async send(wanted) {
-    try {
-      const found = await api('/api/cluster', wanted);
-      toast(found ? found.trouble || `${found.devices} ${found.kind}s on ${found.machines} machines`
-        : 'No cluster is used.', found?.trouble ? 'error' : undefined);
+  async send(values) {
+    const found = await send('/api/cluster', values);
+    if (found) {
+      toast(!found.kind && !found.trouble ? 'No cluster is used.'
+        : found.trouble || `${found.devices} ${found.kind}s on ${found.machines} machines`, found.trouble ? 'error' : undefined);
       this.shown = undefined;
-      if (!found) this.address.value = this.storage.value = '';
-    } catch (error) {
-      toast(error.message, 'error');
+      if (!values.address) this.address.value = this.storage.value = '';
     }
     this.changed();
   }
 }
 
-export class Storage {
+// -- storage ---------------------------------------------------------------------------------------
+
+class Storage {
   constructor() {
     this.parts = h('div', { class: 's-shares' });
     this.runs = h('div', {});
     this.items = h('div', { class: 's-found', 'data-testid': 'spare' });
-    this.keep = h('input', { type: 'number', min: '0', max: '1000', 'aria-label': 'Checkpoints kept' });
-    this.days = h('input', { type: 'number', min: '0', max: '36500', 'aria-label': 'Days kept' });
-    for (const field of [this.keep, this.days]) field.addEventListener('change', () => this.rule());
-    this.file = h('input', { placeholder: '/media/disk/studio-backup.tar', 'aria-label': 'Backup file',
-      autocomplete: 'off' });
+    const limit = (label, max) => h('input', { type: 'number', min: '0', max, 'aria-label': label,
+      onchange: () => this.ask('/api/storage/rules', { keep_checkpoints: Number(this.keep.value),
+        keep_days: Number(this.days.value) }) });
+    this.keep = limit('Checkpoints kept', '1000');
+    this.days = limit('Days kept', '36500');
+    this.file = field('Backup file', '/media/disk/studio-backup.tar');
+    const backup = button('Back up', async () => {
+      text(backup, 'Backing up …');
+      await send('/api/storage/backup', { file: this.file.value }, (done) =>
+        `${done.file} holds ${done.files} files, ${bytes(done.bytes)}.`);
+      text(backup, 'Back up');
+    });
     this.element = h('section', { class: 's-panel-card s-storage', 'data-testid': 'storage' },
       h('h2', {}, 'Storage'), this.parts, this.runs,
       h('p', { class: 's-rules' }, 'Of a finished run keep the newest ', this.keep,
         ' checkpoints, for ', this.days, ' days (0: for ever).'),
-      h('div', { class: 's-actions' }, button('What could go?', () => this.clean(false))), this.items,
-      h('p', { class: 's-rules' }, 'Whole home into ', this.file, button('Back up', (e) =>
-        this.backup(e.currentTarget))),
-      h('p', { class: 's-quiet' }, 'It may be in use meanwhile. To bring it back: studio restore FILE.'));
+      h('div', { class: 's-actions' }, button('What can be removed?', () => this.clean(false))), this.items,
+      h('p', { class: 's-rules' }, 'Whole home into ', this.file, backup),
+      quiet('Runs and pages may stay open meanwhile. Restore with: studio restore FILE.'));
     this.refresh();
   }
 
   async refresh() {
-    try {
-      this.show(await api('/api/storage'));
-    } catch (error) {
-      toast(error.message, 'error');
-    }
+    const found = await send('/api/storage');
+    if (found) this.show(found);
   }
 
   show({ parts, runs, free_bytes: free, rules }) {
     this.keep.value = rules.keep_checkpoints;
     this.days.value = rules.keep_days;
     const most = Math.max(1, ...parts.map((part) => part.bytes));
-    this.parts.replaceChildren(...parts.map((part) => {
-      const bar = h('span', { class: 's-bar-track' }, h('span', {}));
-      bar.firstChild.style.width = `${(100 * part.bytes) / most}%`;
-      return h('div', {}, h('span', {}, part.name), bar, h('span', {}, bytes(part.bytes)));
-    }), h('div', {}, h('span', {}, 'Free on this disk'), h('span', {}), h('span', {}, bytes(free))));
-    this.runs.replaceChildren(runs.length ? h('details', {}, h('summary', {}, 'Largest runs'),
-      h('table', { class: 's-table' }, h('tbody', {}, runs.map((run) => h('tr', {},
-        h('td', {}, run.id ? h('a', { href: `/runs?run=${run.id}` }, run.name) : run.name),
-        h('td', {}, run.state), h('td', {}, bytes(run.bytes))))))) : '');
-  }
-
-  async rule() {
-    await this.ask('/api/storage/rules', { keep_checkpoints: Number(this.keep.value),
-      keep_days: Number(this.days.value) });
+    const row = (name, track, size) => h('div', {}, h('span', {}, name), track, h('span', {}, bytes(size)));
+    this.parts.replaceChildren(...parts.map((part) => row(part.name, fill(bar(''), part.bytes / most), part.bytes)),
+      row('Free on this disk', h('span', {}), free));
+    this.runs.replaceChildren(runs.length ? h('details', {}, h('summary', {}, 'Largest runs'), table(null,
+      runs.map((run) => [run.id ? h('a', { href: `/runs?run=${run.id}` }, run.name) : run.name, run.state,
+        bytes(run.bytes)]))) : '');
   }
 
   async clean(sure) {
@@ -191,39 +176,19 @@ export class Storage {
   }
 
   async ask(path, body) {
-    try {
-      this.list(await api(path, body));
-    } catch (error) {
-      toast(error.message, 'error');
-      this.refresh(); // the fields show what is kept, not what was refused
-    }
+    const found = await send(path, body);
+    if (found) this.list(found);
+    else this.refresh(); // the fields show what is stored, not what was refused
   }
 
   list({ items, bytes: sum, removed }) {
-    if (removed) {
-      this.items.replaceChildren(h('p', {}, `${bytes(sum)} are free again.`));
-      return;
-    }
-    this.items.replaceChildren(...(items.length ? [
-      h('table', { class: 's-table' }, h('tbody', {}, items.slice(0, 50).map((item) => h('tr', {
-        title: item.path }, h('td', {}, item.what), h('td', {}, item.why),
-      h('td', {}, bytes(item.bytes)))))),
-      items.length > 50 && h('p', { class: 's-quiet' }, `and ${items.length - 50} more`),
-      sureButton(`Remove all of it, ${bytes(sum)}`, 'Remove for good?', () => this.clean(true)),
-    ].filter(Boolean) : [h('p', { class: 's-quiet' }, 'Nothing: everything here is needed.')]));
-  }
-
-  async backup(node) {
-    node.disabled = true;
-    node.textContent = 'Backing up …';
-    try {
-      const done = await api('/api/storage/backup', { file: this.file.value });
-      toast(`${done.file} holds ${done.files} files, ${bytes(done.bytes)}.`);
-    } catch (error) {
-      toast(error.message, 'error');
-    }
-    node.disabled = false;
-    node.textContent = 'Back up';
+    if (removed) return this.items.replaceChildren(h('p', {}, `${bytes(sum)} are free again.`));
+    if (!items.length) return this.items.replaceChildren(quiet('Nothing: everything here is needed.'));
+    const more = items.length - 50;
+    return this.items.replaceChildren(table(null, items.slice(0, 50).map((item) =>
+      [h('td', { title: item.path }, item.what), item.why, bytes(item.bytes)])),
+    more > 0 ? quiet(`and ${more} more`) : '',
+    sureButton(`Remove all of it, ${bytes(sum)}`, 'Remove for good?', () => this.clean(true)));
   }
 }
 

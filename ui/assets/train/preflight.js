@@ -1,17 +1,13 @@
 // Train: the memory and time estimate of the form, measuring it with two real steps, fitting it to the
 // device, and presets. The form announces its assignments in the event "studio-form".
 
-import { api, button, bytes, count, duration, h, number, query, sureButton, toast } from '../core/dom.js';
+import { api, button, bytes, count, duration, h, number, query, quiet, send, sureButton } from '../core/dom.js';
 
 const HUES = { runtime: 9, weights: 0, adapter: 1, gradients: 6, optimizer: 7, activations: 2, logits: 5,
   workspace: 4 };
 const form = { set: [] };
 document.addEventListener('studio-form', (event) => { form.set = event.detail; });
 const later = (ms) => new Promise((done) => { setTimeout(done, ms); });
-
-async function tell(act) {
-  try { return await act(); } catch (error) { toast(error.message, 'error'); return null; }
-}
 
 export class Preflight extends HTMLElement {
   connectedCallback() {
@@ -30,7 +26,7 @@ export class Preflight extends HTMLElement {
     if (turn === this.turn) this.show(found);
   }
 
-  /** Of a form with a mistake nothing is told here: its sentence stands beside the fields. */
+  /** Hidden while the form has an error, which is shown beside its field. */
   show(found) {
     this.hidden = !found || Boolean(found.error);
     if (this.hidden) return;
@@ -38,7 +34,7 @@ export class Preflight extends HTMLElement {
       { title: 'Take two real steps on the longest batch' });
     if (found.unknown) {
       this.replaceChildren(h('header', {}, h('h2', {}, 'Memory and time'), measure),
-        h('p', { class: 's-quiet' }, found.unknown));
+        quiet(found.unknown));
       return;
     }
     const whole = Math.max(found.total_bytes, found.device_bytes);
@@ -50,11 +46,11 @@ export class Preflight extends HTMLElement {
       h('p', { class: 's-forecast' }, h('b', {}, bytes(found.total_bytes)), ` ${free(found)}`, h('span', {}, ' · '),
         h('b', {}, duration(found.seconds)), ` for ${count(found.total_steps)} steps`,
         h('span', { class: 's-quiet' }, found.measured ? ' · measured' : ' · estimated')),
-      found.processes > 1 && h('p', { class: 's-quiet' }, `Below: one process of ${found.processes}, `
-        + `${bytes(found.process_bytes)}. The time takes ${found.processes} to be `
-        + `${(found.efficiency * found.processes).toFixed(1)} times as fast as one.`),
+      found.processes > 1 && quiet(`Below: one process of ${found.processes}, ${bytes(found.process_bytes)}. `
+        + `The time assumes that ${found.processes} are ${(found.efficiency * found.processes).toFixed(1)} times `
+        + 'as fast as one.'),
       !found.fits && h('p', { class: 's-error', role: 'alert' },
-        'This will not fit as it is. Make it fit keeps the result: smaller batches, summed to the same size.'),
+        'This does not fit. “Make it fit” keeps the result: smaller batches, accumulated to the same size.'),
       h('div', { class: 's-parts', role: 'img', 'aria-label': 'Memory by part' }, parts.map(([part, size]) =>
         h('i', { style: `${colour(part)}; width: ${(100 * size) / whole}%`,
           title: `${found.titles[part]}: ${bytes(size)}` }))),
@@ -63,14 +59,14 @@ export class Preflight extends HTMLElement {
   }
 
   async measure() {
-    const started = await tell(() => api('/api/measure', { set: form.set }));
+    const started = await send('/api/measure', { set: form.set });
     if (!started) return;
     const turn = ++this.turn;
     const words = h('p', { class: 's-quiet', role: 'status' }, 'Measuring …');
     this.append(words);
     while (turn === this.turn && this.isConnected) {
       await later(700);
-      const found = await tell(() => api(`/api/measured/${started.job}`));
+      const found = await send(`/api/measured/${started.job}`);
       if (!found || turn !== this.turn) return;
       if (found.parts) { this.show(found); return; }
       words.textContent = found.error || `Measuring: ${found.phase || found.state}`;
@@ -79,14 +75,14 @@ export class Preflight extends HTMLElement {
   }
 
   async fit() {
-    const found = await tell(() => api('/api/fit', { set: form.set }));
+    const found = await send('/api/fit', { set: form.set });
     if (found) location.href = `/?${found.query}`;
   }
 }
 
 export class Presets extends HTMLElement {
   async connectedCallback() {
-    const found = await tell(() => api('/api/presets'));
+    const found = await send('/api/presets');
     if (found) this.show(found);
   }
 
@@ -104,12 +100,12 @@ export class Presets extends HTMLElement {
   }
 
   async apply(name) {
-    const found = await tell(() => api('/api/presets/apply', { set: form.set, name }));
+    const found = await send('/api/presets/apply', { set: form.set, name });
     if (found) location.href = `/?${found.query}`;
   }
 
   async change(action, name) {
-    const found = await tell(() => api(`/api/presets/${action}`, { set: form.set, name }));
+    const found = await send(`/api/presets/${action}`, { set: form.set, name });
     if (found) this.show(found);
   }
 }

@@ -3,18 +3,16 @@
 
 import { Preflight, Presets } from './preflight.js';
 import { board } from '../core/chart.js';
-import { api, badge, button, duration, h, number, query, remember, sureButton, text, toast, typeInto }
-  from '../core/dom.js';
+import { api, badge, button, errorLine, h, query, remember, say, send, snippet, sureButton, table, text } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { Upload } from '../core/upload.js';
 import { compareAddress } from '../core/lanes.js';
-import { hues, isLive, poke, progress, share, stateName, subscribe } from '../core/live.js';
+import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/live.js';
 import { planSweep } from '../runs/queue.js';
-import { snippet } from '../runs/run_tabs.js';
 
-/** An element that python writes again and again: gradio then changes the attribute in place and
- *  takes the children away, so everything is rendered afresh once it is done. */
-class Told extends HTMLElement {
+/** An element whose `data-value` the server rewrites: gradio then removes the children, so everything is
+ *  rendered again once it is done. */
+class ServerElement extends HTMLElement {
   static observedAttributes = ['data-value'];
 
   connectedCallback() {
@@ -30,11 +28,11 @@ class Told extends HTMLElement {
   }
 }
 
-export class Launch extends Told {
+export class Launch extends ServerElement {
   render({ job, error, field }) {
     this.leave?.();
     this.run = job ?? this.run ?? (Number(query().get('run')) || null);
-    this.said = this.acts = null;
+    this.shown = null;
     if (job) remember({ run: job });
     mark(field);
     this.build(error);
@@ -51,17 +49,12 @@ export class Launch extends Told {
   build(error) {
     this.board = board(['loss', 'eval_loss']);
     this.board.group.smoothing = Number(localStorage.getItem('studio.smoothing') ?? 0.6);
-    this.error = h('p', { class: 's-error', role: 'alert', 'data-testid': 'launch-error',
-      hidden: !error }, error);
+    this.error = errorLine({ 'data-testid': 'launch-error' });
+    say(this.error, error);
     this.line = h('p', { class: 's-launched', role: 'status', 'data-testid': 'launched' });
-    this.track = h('span', { class: 's-bar-track s-wide', role: 'progressbar', 'aria-label':
-      'Progress', 'aria-valuemin': 0, 'aria-valuemax': 100 }, h('span', {}));
-    this.going = h('span', { 'data-testid': 'progress' });
-    this.left = h('span', {});
-    this.progress = h('div', { class: 's-progress' }, this.track,
-      h('div', { class: 's-progress-words' }, this.going, this.left));
+    this.progress = new JobProgress();
     this.actions = h('div', { class: 's-actions' });
-    this.show = h('div', { class: 's-live', hidden: true }, this.line, this.progress,
+    this.show = h('div', { class: 's-live', hidden: true }, this.line, this.progress.element,
       this.board.charts.map((chart) => chart.element), this.actions);
     this.before = h('div', { class: 's-before' }, sketch(),
       h('p', {}, 'The loss appears here within seconds of pressing Train.'));
@@ -82,71 +75,48 @@ export class Launch extends Told {
     this.board.group.set({ hues: hues([job.id]), names: new Map([[job.id, job.name]]) });
     const ahead = jobs.filter((one) => one.id !== job.id && isLive(one)
       && (one.state !== 'queued' || one.id < job.id)).length;
-    this.say(job, ahead);
-    this.track.firstChild.style.width = `${100 * share(job)}%`;
-    this.track.setAttribute('aria-valuenow', Math.round(100 * share(job)));
-    this.track.toggleAttribute('data-waiting', ['queued', 'starting'].includes(job.state)
-      || (job.state === 'running' && !job.step));
-    text(this.going, progress(job) || job.phase || (job.state === 'queued' ? 'Waits for its turn'
-      : job.state === 'starting' ? 'Starting' : ''));
-    const left = job.state === 'running' ? job.seconds_left : null;
-    text(this.left, left != null ? `${duration(left)} left`
-      : job.last_loss != null && !isLive(job) ? `loss ${number(job.first_loss)} → ${number(job.last_loss)}` : '');
-    this.act(job);
+    this.progress.show(job);
+    const shown = [stateName(job), ahead, job.error?.text, job.intent, job.adapter].join(' ');
+    if (this.shown !== shown) this.showState(job, ahead);
+    this.shown = shown;
   }
 
-  say(job, ahead) {
-    const state = stateName(job);
-    const words = `${state} ${ahead} ${job.error?.text}`;
-    if (this.said === words) return;
-    this.said = words;
-    const link = h('a', { href: `/runs?run=${job.id}` }, job.name);
+  /** Its state and what can be done with it. */
+  showState(job, ahead) {
     const more = job.state === 'queued' && ahead ? ` after ${ahead} other run${ahead > 1 ? 's' : ''}` : '';
-    this.line.replaceChildren(badge(state), link, more,
+    this.line.replaceChildren(badge(stateName(job)), h('a', { href: `/runs?run=${job.id}` }, job.name), more,
       job.error ? h('span', { class: 's-error' }, job.error.text) : '');
-  }
-
-  act(job) {
-    const acts = `${job.state} ${job.intent} ${job.adapter}`;
-    if (this.acts === acts) return;
-    this.acts = acts;
     const can = new Set(job.actions);
-    const send = async (action) => {
-      try { await api(`/api/jobs/${job.id}/${action}`, {}); } catch (e) { toast(e.message, 'error'); }
-      poke();
-    };
+    const act = (action) => send(`/api/jobs/${job.id}/${action}`, {}).then(poke);
     this.actions.replaceChildren(...[
       job.adapter && h('a', { class: 's-button s-primary', href: compareAddress(job) },
         'Compare with the base'),
-      can.has('resume') && button('Resume', () => send('resume'), 's-primary'),
-      can.has('pause') && button('Pause', () => send('pause')),
+      can.has('resume') && button('Resume', () => act('resume'), 's-primary'),
+      can.has('pause') && button('Pause', () => act('pause')),
       can.has('cancel') && job.intent !== 'cancel'
-        && sureButton('Cancel', 'Really cancel?', () => send('cancel')),
+        && sureButton('Cancel', 'Really cancel?', () => act('cancel')),
       h('a', { class: 's-button', href: `/runs?run=${job.id}` }, 'Open in Runs'),
     ].filter(Boolean));
   }
 }
 
-/** The form in other words: command line and YAML, and the address that opens it again. */
-export class Notes extends Told {
+/** The form as command line and YAML; it also writes the form's state into the address. */
+export class Notes extends ServerElement {
   render(values) {
-    // Looks at the form overlap and an older one may arrive last: the newest is what counts.
+    // Reads of the form overlap and an older one may arrive last: the newest counts.
     if ((values.turn ?? 0) < (Notes.newest?.turn ?? 0)) values = Notes.newest;
     else if (values.turn) Notes.newest = values;
     const { command, yaml, query: state, error, field } = values;
     mark(field);
-    if (error) {
-      this.replaceChildren(h('p', { class: 's-error', role: 'alert' }, error));
-      return;
-    }
-    // The document's own first state says nothing yet: the address decides what the form shows.
+    if (error) return this.replaceChildren(h('p', { class: 's-error', role: 'alert' }, error));
+    // The document's first state is empty: the address decides what the form shows.
     if (state !== null) {
       const set = new URLSearchParams(state).getAll('set');
       remember({ set });
       document.dispatchEvent(new CustomEvent('studio-form', { detail: set }));
     }
     for (const wait of [0, 400, 1500]) setTimeout(offer, wait); // another method's fields come later
-    this.replaceChildren(h('details', { class: 's-same', open: localStorage.getItem('studio.same') !== '0',
+    return this.replaceChildren(h('details', { class: 's-same', open: localStorage.getItem('studio.same') !== '0',
       ontoggle: (e) => localStorage.setItem('studio.same', e.target.open ? '1' : '0') },
       h('summary', {}, 'The same as a command or a file'),
       snippet('Command line', command), snippet('spec.yaml', yaml)),
@@ -163,30 +133,26 @@ function offer() {
     ?.slice('model.path='.length) ?? 'starter');
 }
 
-/** Point at the field a sentence is about. */
+/** Mark the field that an error is about. */
 function mark(field) {
   for (const node of document.querySelectorAll('.s-wrong-field')) node.classList.remove('s-wrong-field');
-  if (!field) return;
-  document.getElementById(field)?.classList.add('s-wrong-field');
+  if (field) document.getElementById(field)?.classList.add('s-wrong-field');
 }
 
-/** A faint falling curve: what is going to be here. */
+/** A faint falling curve, shown before the first launch. */
 function sketch() {
-  const svg = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
-  svg.setAttribute('viewBox', '0 0 240 90');
-  svg.setAttribute('aria-hidden', 'true');
-  for (const [d, faint] of [['M10 5V80H232', 1],
-    ['M12 12C30 40 42 52 74 60S140 70 230 73', 0]]) {
-    const path = document.createElementNS('http://www.w3.org/2000/svg', 'path');
-    path.setAttribute('d', d);
-    path.setAttribute('class', faint ? 's-axis' : 's-curve');
-    svg.append(path);
-  }
-  return svg;
+  const svg = (tag, props, ...children) => {
+    const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
+    for (const [name, value] of Object.entries(props)) node.setAttribute(name, value);
+    node.append(...children);
+    return node;
+  };
+  return svg('svg', { viewBox: '0 0 240 90', 'aria-hidden': 'true' }, svg('path', { class: 's-axis', d: 'M10 5V80H232' }),
+    svg('path', { class: 's-curve', d: 'M12 12C30 40 42 52 74 60S140 70 230 73' }));
 }
 
 /** Put a "Choose …" button on every field of target modules that is on the page. */
-export function offerPicker(modelPath) {
+function offerPicker(modelPath) {
   for (const field of document.querySelectorAll('[id^=field-method-][id$=-target_modules]')) {
     if (field.querySelector('.s-pick')) continue;
     field.append(button('Choose …', () => pick(field, modelPath()), 's-tool s-pick',
@@ -195,15 +161,13 @@ export function offerPicker(modelPath) {
 }
 
 async function pick(field, path) {
-  let modules;
-  try {
-    ({ modules } = await api(`/api/targets?path=${encodeURIComponent(path)}`));
-  } catch (error) { return toast(error.message, 'error'); }
+  const { modules } = await send(`/api/targets?path=${encodeURIComponent(path)}`) ?? {};
+  if (!modules) return;
   const names = [...new Set(modules.map((one) => one.name))];
   const layers = [...new Set(modules.map((one) => one.layer))];
   const at = new Map(modules.map((one) => [`${one.layer} ${one.name}`, one]));
   const input = field.querySelector('input');
-  const chosen = new Set(modules.filter((one) => says(input.value, one)).map((one) => one.key));
+  const chosen = new Set(modules.filter((one) => targets(input.value, one)).map((one) => one.key));
   const count = h('p', { class: 's-quiet', role: 'status' });
   const boxes = new Map();
   const show = () => {
@@ -224,28 +188,27 @@ async function pick(field, path) {
     boxes.set(one.key, box);
     return h('td', {}, box);
   };
-  const table = h('table', {}, h('thead', {}, h('tr', {}, h('th', {}, 'Layer'), layers.map((layer) =>
-    h('th', { scope: 'col' }, button(String(layer), () => flip(names.map((name) => at.get(`${layer} ${name}`))),
-      's-tool', { title: 'All modules of this layer' }))))),
-  h('tbody', {}, names.map((name) => h('tr', {}, h('th', { scope: 'row' }, button(name,
-    () => flip(layers.map((layer) => at.get(`${layer} ${name}`))), 's-tool', { title: 'In every layer' })),
-  layers.map((layer) => cell(at.get(`${layer} ${name}`)))))));
+  const of = (layer, name) => at.get(`${layer} ${name}`);
+  const boxesOf = table(['Layer', ...layers.map((layer) => button(String(layer), () =>
+    flip(names.map((name) => of(layer, name))), 's-tool', { title: 'All modules of this layer' }))],
+  names.map((name) => [h('th', { scope: 'row' }, button(name, () => flip(layers.map((layer) => of(layer, name))),
+    's-tool', { title: 'In every layer' })), ...layers.map((layer) => cell(of(layer, name)))]), { class: '' });
   const node = dialog('Target modules', [h('div', { class: 's-actions' },
     button('All', () => flip([...at.values()].filter((one) => !chosen.has(one.key))), 's-tool'),
     button('Attention', () => flip(modules.filter((one) => /att/.test(one.name))), 's-tool'),
     button('MLP', () => flip(modules.filter((one) => !/att/.test(one.name))), 's-tool'), count),
-  h('div', { class: 's-targets', 'data-testid': 'targets' }, table)], 'Use these', async () => {
+  h('div', { class: 's-targets', 'data-testid': 'targets' }, boxesOf)], 'Use these', async () => {
     if (!chosen.size) throw new Error('Choose at least one linear layer.');
-    const { targets } = await api('/api/targets', { path, keys: [...chosen] });
+    const { targets: found } = await api('/api/targets', { path, keys: [...chosen] });
     // Nothing behind an open dialog can take the focus.
-    node.addEventListener('close', () => typeInto(input, targets.join(', ')));
+    node.addEventListener('close', () => typeInto(input, found.join(', ')));
   });
   node.classList.add('s-wide-dialog');
   show();
 }
 
-/** Whether the field's words mean this module: a group, a whole path or its end. */
-function says(value, { key, name }) {
+/** Return true if the field's text names this module: a group, a whole path or its end. */
+function targets(value, { key, name }) {
   const words = value.split(',').map((word) => word.trim()).filter(Boolean);
   return words.some((word) => word === 'all-linear' || key === word || key.endsWith(`.${word}`)
     || (word === 'attention' && /att/.test(name)) || (word === 'mlp' && !/att/.test(name)));
