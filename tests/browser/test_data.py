@@ -143,7 +143,7 @@ def test_the_same_file_twice_is_said_and_a_deletion_asks_first(page: Page, studi
         page.get_by_role("button", name="terse", exact=True).click()
         page.get_by_test_id("import-go").click()
         if again:
-            said = page.get_by_text("This very file was imported before, as terse.")
+            said = page.get_by_text("This file was imported before, as terse.")
             expect(said).to_be_visible(timeout=SLOW)
         expect(page).to_have_url(re.compile(r"/data\?name=terse$"), timeout=SLOW)
     expect(page.get_by_test_id("dataset-terse")).to_have_count(1)

@@ -2,9 +2,9 @@
 // address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
 // are shown here and on the Runs page.
 
-import { ago, badge, button, bytes, h, keyed, matcher, number, query, remember, send, short, sureButton, text,
-  toast } from '../core/dom.js';
-import { compare } from '../core/lanes.js';
+import { ago, badge, button, bytes, changed, dots, h, keyed, matcher, number, query, remember, send, short,
+  sureButton, text, toast } from '../core/dom.js';
+import { compareAdapters } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';
 import { askExport, askImport, askMerge, askMix, KINDS, outcome } from './actions.js';
 import { askBakeoff, Results } from './bakeoff.js';
@@ -43,7 +43,7 @@ export class Adapters extends HTMLElement {
     this.merge = button('Merge …', () => askMerge(this, this.selection()));
     this.mix = button('Mix …', () => askMix(this, this.selection()));
     this.give = button('Export …', () => askExport(this, this.selection()));
-    this.together = button('Compare', () => { location.href = compare(this.selection()); });
+    this.together = button('Compare', () => { location.href = compareAdapters(this.selection()); });
     this.count = h('span', { class: 's-quiet' });
     this.notice = h('p', { class: 's-notice', role: 'status', hidden: true });
     this.jobs = h('ol', { class: 's-activity', 'aria-label': 'Jobs', 'data-testid': 'activity' });
@@ -106,16 +106,14 @@ export class Adapters extends HTMLElement {
   }
 
   fill(node, one) {
-    const words = JSON.stringify(one);
     node.toggleAttribute('data-focus', one.id === this.chosen);
     node.querySelector('input').checked = this.picked.has(one.id);
-    if (node.dataset.words === words) return;
-    node.dataset.words = words;
+    if (!changed(node, JSON.stringify(one))) return;
     const [head, what, figures, foot] = node.children;
     text(head.children[1], one.name);
     head.lastChild.replaceChildren(badge(ENDED[one.ended] ?? 'queued', ending(one) || 'unknown'));
-    text(what, [one.method_title, short(one.base) || 'unknown base', short(one.data),
-      one.parents.length && `from ${one.parents.join(', ')}`].filter(Boolean).join(' · '));
+    text(what, dots(one.method_title, short(one.base) || 'unknown base', short(one.data),
+      one.parents.length && `from ${one.parents.join(', ')}`));
     figures.replaceChildren(...[['Final loss', number(one.last_loss)],
       ['Held-out', number(one.eval_loss)], ['Best held-out', number(one.best_eval_loss)],
       ['Size', bytes(one.size_bytes)]].map(([name, value]) =>
@@ -124,7 +122,7 @@ export class Adapters extends HTMLElement {
       ...one.tags.map((tag) => h('button', { type: 'button', class: 's-tag', title: 'Show only these',
         onclick: () => { this.search.value = tag; this.list(); } }, tag)));
     foot.lastChild.replaceChildren(
-      h('a', { class: 's-button', href: compare([one]) }, 'Compare'),
+      h('a', { class: 's-button', href: compareAdapters([one]) }, 'Compare'),
       button('Passport', () => this.open(one.id)));
   }
 
@@ -185,9 +183,7 @@ export class Adapters extends HTMLElement {
 
   showTrash() {
     this.bin.hidden = !this.trash.length;
-    const words = JSON.stringify(this.trash);
-    if (this.bin.dataset.words === words) return;
-    this.bin.dataset.words = words;
+    if (!changed(this.bin, JSON.stringify(this.trash))) return;
     this.bin.replaceChildren(h('summary', {}, `Deleted (${this.trash.length}), kept for 30 days`),
       h('ol', {}, this.trash.map((one) => h('li', {}, h('span', {}, one.name),
         h('span', { class: 's-quiet' }, ago(one.deleted)),
@@ -212,9 +208,7 @@ export class Adapters extends HTMLElement {
   }
 
   job(node, job) {
-    const words = `${job.state} ${job.phase} ${job.error?.text}`;
-    if (node.dataset.words === words) return;
-    node.dataset.words = words;
+    if (!changed(node, `${job.state} ${job.phase} ${job.error?.text}`)) return;
     const result = h('div', {});
     node.replaceChildren(badge(job.state), job.name.startsWith(KINDS[job.kind].toLowerCase()) ? ''
       : h('b', {}, `${KINDS[job.kind]} `),

@@ -3,7 +3,7 @@
 
 import { board } from '../core/chart.js';
 import { badge, button, bytes, count, h, number, pairs, quiet, send, snippet, sureButton, table, text } from '../core/dom.js';
-import { compare } from '../core/lanes.js';
+import { compareAdapters } from '../core/lanes.js';
 import { hues, poke, subscribe } from '../core/live.js';
 import { askExport } from './actions.js';
 
@@ -57,7 +57,7 @@ export class Passport {
 
   actions(one) {
     return h('div', { class: 's-actions' },
-      h('a', { class: 's-button s-primary', href: compare([one]) }, 'Compare with the base'),
+      h('a', { class: 's-button s-primary', href: compareAdapters([one]) }, 'Compare with the base'),
       one.run && h('a', { class: 's-button', href: `/runs?run=${one.run}` }, 'Its run'),
       button('Export …', () => askExport(this.page, [one])),
       sureButton('Delete', 'Really delete?', () => this.page.remove(one)));

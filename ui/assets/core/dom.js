@@ -11,7 +11,7 @@ export function h(tag, props = {}, ...children) {
     else if (name in node && typeof value !== 'string') node[name] = value;
     else node.setAttribute(name, value === true ? '' : value);
   }
-  node.append(...children.flat().filter((c) => c !== null && c !== undefined && c !== false));
+  node.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== false));
   return node;
 }
 
@@ -182,7 +182,7 @@ export const errorLine = (props = {}) => h('p', { class: 's-error', role: 'alert
 /** Show a line with these words, or hide it without any. */
 export function say(line, words) {
   line.hidden = !words;
-  text(line, words);
+  text(line, words || '');
 }
 
 /** A table of `heads` (texts or th) and `rows` (arrays of texts, nodes or td). */
@@ -216,7 +216,17 @@ export function choose(list, id) {
   for (const tab of list.children) tab.setAttribute('aria-selected', String(tab.dataset.view === id));
 }
 
-/** A test whether a text contains every word of a search. */
+/** Join the parts that are there with dots. */
+export const dots = (...parts) => parts.flat().filter(Boolean).join(' · ');
+
+/** Return true if `key` differs from the last one of this node, which is then drawn again. */
+export function changed(node, key) {
+  if (node.drawnKey === key) return false;
+  node.drawnKey = key;
+  return true;
+}
+
+/** Return a function that tests whether its texts together contain every word of a search. */
 export function matcher(search) {
   const words = search.toLowerCase().split(/\s+/).filter(Boolean);
   return (...texts) => words.every((word) => texts.join(' ').toLowerCase().includes(word));

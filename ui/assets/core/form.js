@@ -1,5 +1,6 @@
 // Dialogs and forms drawn from the fields of a record: {name, title, help, type, default, ge, le, choices,
-// advanced, unit}, as GET /api/actions lists them. Types: text, lines, integer, number, boolean, choice, list.
+// advanced, unit}. Types: text, lines, integer, number, boolean, list; `choices` makes a select. `empty`
+// shows a default as an empty field.
 
 import { button, errorLine, h, say } from './dom.js';
 import { poke } from './live.js';
@@ -40,7 +41,7 @@ export const select = (choices, value, changed, props = {}) => h('select', { ...
   onchange: (event) => changed?.(event.target.value) }, options(choices, value));
 
 /** The control of one field; `read(control, field)` gives its value. */
-export function control(field, value = field.default ?? '') {
+export function control(field, value = (field.empty ? '' : field.default) ?? '') {
   const { type, choices, placeholder, required, more } = field;
   if (type === 'boolean') return h('input', { type: 'checkbox', class: 's-box', checked: Boolean(value), ...more });
   if (type === 'list') {
@@ -71,14 +72,14 @@ export function read(node, { type, name, title, default: usual }) {
 /** The fields of a record as controls. `values` override defaults; `nodes` are own controls by name, as
  *  {element, value()}; `shown(values)` returns the names of the fields that apply. */
 export class Fields {
-  constructor(fields, { values = {}, nodes = {}, shown = null, changed = null } = {}) {
+  constructor(fields, { values = {}, nodes = {}, shown = null, changed = null, kind = 's-dialog-parts' } = {}) {
     Object.assign(this, { fields, nodes, shown });
     this.controls = new Map(fields.filter(({ name }) => !nodes[name]).map((field) =>
       [field.name, control(field, values[field.name])]));
     this.rows = new Map(fields.map((field) => [field.name, nodes[field.name]?.element ?? this.row(field)]));
     const plain = fields.filter((field) => !field.advanced), more = fields.filter((field) => field.advanced);
     const rows = (some) => some.map(({ name }) => this.rows.get(name));
-    this.element = h('div', { class: 's-dialog-parts', onchange: () => { this.show(); changed?.(); } }, rows(plain),
+    this.element = h('div', { class: kind, onchange: () => { this.show(); changed?.(); } }, rows(plain),
       more.length > 0 && h('details', { class: 's-same' }, h('summary', {}, 'Advanced'),
         h('div', { class: 's-dialog-parts' }, rows(more))));
     this.show();

@@ -1,6 +1,6 @@
 // Lanes of Compare as text (MODEL~NAME:WEIGHT+NAME:WEIGHT), links to them, and checkpoints as lanes.
 
-import { api, count, h, short, sureButton, toast } from './dom.js';
+import { count, h, send, short, sureButton, toast } from './dom.js';
 
 const SUFFIX = /^(.*)~([^~]+:-?[\d.]+)$/;
 const BETWEEN = /(?<=:-?[\d.]+)[+ ]/; // an address turns a plus that was typed into a space
@@ -32,65 +32,52 @@ export function laneName({ model, stack }) {
 export const clientName = ({ model, stack }) => [model, ...stack.map(({ name, weight }) =>
   (weight === 1 ? name : `${name}:${weight}`))].join('+');
 
+const lane = (model, name) => ({ model, stack: name ? [{ name, weight: 1 }] : [] });
+
+/** The address of Compare with these lanes. */
+const compareLink = (...lanes) => `/compare?${lanes.map((one) => `lane=${encodeURIComponent(writeLane(one))}`).join('&')}`;
+
+/** Base and result of a job side by side. */
 export const COMPARED = new Set(['train', 'mix', 'merge']);
+export const compareAddress = ({ kind, model, adapter, name }) =>
+  compareLink(lane(model), kind === 'merge' ? lane(adapter) : lane(model, name));
 
-export function compareAddress(job) {
-  const base = encodeURIComponent(job.model);
-  if (job.kind === 'merge') return `/compare?lane=${base}&lane=${encodeURIComponent(job.adapter)}`;
-  return `/compare?lane=${base}&lane=${base}~${encodeURIComponent(job.name)}:1`;
-}
-
-/** Base and adapters side by side; a fully tuned model is a lane of its own. */
-export function compare(adapters) {
+/** Base and adapters side by side; a fully fine-tuned model is a lane of its own. */
+export function compareAdapters(adapters) {
   const base = adapters[0].base || 'starter';
-  const lanes = [{ model: base, stack: [] }, ...adapters.map((one) => (one.is_model
-    ? { model: one.path, stack: [] }
-    : { model: one.base || base, stack: [{ name: one.name, weight: 1 }] }))];
-  return `/compare?${lanes.map((lane) => `lane=${encodeURIComponent(writeLane(lane))}`).join('&')}`;
+  return compareLink(lane(base), ...adapters.map((one) => (one.is_model ? lane(one.path) : lane(one.base || base, one.name))));
 }
 
 const NAME = /^\d+@\d+$/;
 
-/** Whether a lane's part is a checkpoint (`7@100`: run 7 at step 100) and not an adapter by name. */
+/** Return true if a name is a checkpoint (`7@100`: run 7 at step 100), not an adapter. */
 export const isCheckpoint = (name) => NAME.test(name);
 
-export function compareCheckpoint(model, name) {
-  const base = encodeURIComponent(model);
-  return `/compare?lane=${base}&lane=${base}~${name}:1`;
-}
-
-/** Go to Compare with the checkpoint of a run that is nearest to a step, or say why that cannot be. */
+/** Open Compare with the checkpoint of a run that is nearest to a step, or show why there is none. */
 export async function openCheckpoint(job, step) {
   if (!job || job.kind !== 'train') return;
   if (job.method_name === 'full') {
     toast('This run trained the whole model: its checkpoints are models, not lanes.', 'error');
     return;
   }
-  try {
-    const { detail } = await api(`/api/live?detail=${job.id}&view=checkpoints`);
-    const steps = detail.content?.map((row) => row.step) ?? [];
-    if (!steps.length) {
-      toast(`${job.name} has kept no checkpoint yet: “Save now” under More keeps one.`, 'error');
-      return;
-    }
-    const near = steps.reduce((a, b) => (Math.abs(b - step) < Math.abs(a - step) ? b : a));
-    toast(`Opening ${job.name} at step ${count(near)} …`);
-    location.href = compareCheckpoint(job.model, `${job.id}@${near}`);
-  } catch (error) { toast(error.message, 'error'); }
+  const found = await send(`/api/live?detail=${job.id}&view=checkpoints`);
+  if (!found) return;
+  const steps = found.detail.content?.map((row) => row.step) ?? [];
+  if (!steps.length) {
+    toast(`${job.name} has no checkpoint yet: “Save now” under More saves one.`, 'error');
+    return;
+  }
+  const near = steps.reduce((a, b) => (Math.abs(b - step) < Math.abs(a - step) ? b : a));
+  toast(`Opening ${job.name} at step ${count(near)} …`);
+  location.href = compareLink(lane(job.model), lane(job.model, `${job.id}@${near}`));
 }
 
-export function useCheckpoint(model, name) {
-  return h('span', { class: 's-actions' }, h('a', { href: compareCheckpoint(model, name) }, 'Compare'),
-    promoteButton(name));
-}
+export const checkpointActions = (model, name) => h('span', { class: 's-actions' },
+  h('a', { href: compareLink(lane(model), lane(model, name)) }, 'Compare'), promoteButton(name));
 
 export function promoteButton(name) {
-  const node = sureButton('Promote', 'Make it the adapter?', async () => {
-    try {
-      const made = await api('/api/chat/promote', { checkpoint: name });
-      toast(`Queued as “${made.name}”. The adapter of now is kept beside it.`);
-    } catch (error) { toast(error.message, 'error'); }
-  }, 's-tool');
+  const node = sureButton('Promote', 'Make it the adapter?', () => send('/api/chat/promote', { checkpoint: name },
+    (made) => `Queued as “${made.name}”. The current adapter is kept beside it.`), 's-tool');
   node.title = "Make this checkpoint the run's adapter";
   return node;
 }

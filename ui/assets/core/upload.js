@@ -11,11 +11,11 @@ export function sendFile(file, { keep = false, onProgress }) {
     request.upload.onprogress = (event) => onProgress(
       `Uploading ${file.name}: ${bytes(event.loaded)} of ${bytes(file.size)}`,
       event.loaded / Math.max(1, file.size));
-    request.onerror = () => reject(new Error('The upload was interrupted. Is the studio still running?'));
+    request.onerror = () => reject(new Error('The upload failed. Is the server still running?'));
     request.onload = () => {
       const answer = JSON.parse(request.responseText || '{}');
       if (request.status === 200) resolve(answer.path);
-      else reject(new Error(answer.error?.text ?? `The studio answered ${request.status}.`));
+      else reject(new Error(answer.error?.text ?? `The server answered ${request.status}.`));
     };
     request.send(file);
   });

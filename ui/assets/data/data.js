@@ -1,11 +1,12 @@
 // The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
-import { ago, api, badge, button, bytes, count, h, keyed, query, remember, sureButton, text, toast } from '../core/dom.js';
+import { ago, api, badge, bar, button, bytes, choose, count, errorLine, fill, h, keyed, matcher, query,
+  remember, say, send, sureButton, tabs, text, toast } from '../core/dom.js';
 import { isLive, poke, share, subscribe } from '../core/live.js';
 import { Import, Mapping } from './import.js';
 import { Report } from './report.js';
-import { Change, Rows } from './rows.js';
+import { Change, Rows, submitStep } from './rows.js';
 import { Lens, XRay } from './xray.js';
 
 const KINDS = new Set(['import', 'curate', 'measure']);
@@ -43,16 +44,13 @@ export class Data extends HTMLElement {
   }
 
   async refresh() {
-    try {
-      Object.assign(this, await api('/api/data'));
-    } catch (error) { toast(error.message, 'error'); }
+    Object.assign(this, await send('/api/data'));
     this.list();
   }
 
   list() {
-    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const shown = this.datasets.filter((one) => words.every((word) =>
-      `${one.name} ${one.format} ${one.hash} ${one.original.name}`.toLowerCase().includes(word)));
+    const matches = matcher(this.search.value);
+    const shown = this.datasets.filter((one) => matches(one.name, one.format, one.hash, one.original.name));
     this.none.hidden = this.datasets.length > 0;
     this.search.hidden = this.datasets.length < 6;
     keyed(this.rows, shown, (one) => one.name, (one) => this.row(one), (node, one) => {
@@ -79,7 +77,7 @@ export class Data extends HTMLElement {
     this.list();
     if (!this.datasets.some((one) => one.name === name)) {
       const gone = name && h('p', { class: 's-error', role: 'alert' },
-        `There is no dataset “${name}” here any more: it was renamed or deleted.`);
+        `There is no dataset “${name}”: it was renamed or deleted.`);
       this.main.replaceChildren(...[gone, new Import(this).element].filter(Boolean));
       return;
     }
@@ -94,23 +92,21 @@ export class Data extends HTMLElement {
   show(found) {
     this.found = found;
     this.lens ??= new Lens(this.models, () => this.fill());
-    this.tabs = h('div', { class: 's-tabs', role: 'tablist' }, Object.entries(TABS).map(([id, label]) =>
-      h('button', { type: 'button', role: 'tab', id: `tab-${id}`, 'aria-selected': String(id === this.tab),
-        onclick: () => { this.tab = id; remember({ tab: id === 'report' ? null : id }); this.fill(); } },
-      label)));
+    this.tabs = tabs(Object.entries(TABS), (id) => {
+      this.tab = id;
+      remember({ tab: id === 'report' ? null : id });
+      this.fill();
+    });
     this.panel = h('div', { class: 's-data-panel', role: 'tabpanel', 'data-testid': 'data-panel' });
     this.main.replaceChildren(this.head(found), h('section', { class: 's-panels' }, this.tabs, this.panel));
     this.fill();
   }
 
   fill() {
-    for (const tab of this.tabs.children) {
-      tab.setAttribute('aria-selected', String(tab.id === `tab-${this.tab}`));
-    }
-    const made = { report: Report, xray: XRay, rows: Rows, mapping: Remap, change: Change }[this.tab];
-    const panel = new made(this);
+    choose(this.tabs, this.tab);
+    const Panel = { report: Report, xray: XRay, rows: Rows, mapping: Remap, change: Change }[this.tab];
     this.panel.replaceChildren(...(['report', 'xray'].includes(this.tab) ? [this.lens.element] : []),
-      panel.element);
+      new Panel(this).element);
   }
 
   head(found) {
@@ -147,25 +143,21 @@ export class Data extends HTMLElement {
     const here = this.datasets.some((one) => one.name === found.parent);
     return h('p', { class: 's-meta', 'data-testid': 'family' },
       found.parent && [`${step(found.step)} of `, here ? link(found.parent) : `${found.parent} (deleted)`],
-      found.parent && found.children.length ? ' · ' : null,
-      found.children.length ? ['led to ', found.children.flatMap((name, at) => [at ? ', ' : '', link(name)])]
-        : null);
+      found.parent && found.children.length > 0 && ' · ', found.children.length > 0 && 'led to ',
+      found.children.flatMap((name, at) => [at ? ', ' : '', link(name)]));
   }
 
   async remove(name) {
-    try {
-      await api(`/api/data/${name}/delete`, {});
-      toast(`${name} is deleted.`);
-      await this.refresh();
-      this.open(this.datasets[0]?.name ?? null, 'report');
-    } catch (error) { toast(error.message, 'error'); }
+    if (!await send(`/api/data/${name}/delete`, {}, `${name} is deleted.`)) return;
+    await this.refresh();
+    this.open(this.datasets[0]?.name ?? null, 'report');
   }
 
-  /** Leave a job in the queue and open what it makes. */
+  /** Submit a job and open the dataset that it makes. */
   async submit(path, body, then) {
     const job = await api(path, body);
     this.await(job, then ?? (async (done) => {
-      if (done.already) toast(`This very file was imported before, as ${done.dataset}.`);
+      if (done.already) toast(`This file was imported before, as ${done.dataset}.`);
       await this.refresh();
       this.open(done.dataset, 'report');
     }));
@@ -174,7 +166,7 @@ export class Data extends HTMLElement {
 
   await(job, then, failed) {
     this.waiting.set(job.job, { then, failed });
-    if (this.known) this.take(this.known); // its end may have been told already
+    if (this.known) this.take(this.known); // it may have ended already
     poke();
   }
 
@@ -185,9 +177,8 @@ export class Data extends HTMLElement {
       const [name, state, what, , track] = node.firstChild.children;
       text(name, job.name);
       text(state, job.state);
-      text(what, job.state === 'queued' ? 'Waits for its turn' : job.phase || 'Starting');
-      track.firstChild.style.width = `${100 * share(job)}%`;
-      track.toggleAttribute('data-waiting', !job.step);
+      text(what, job.state === 'queued' ? 'Waiting in the queue' : job.phase || 'Starting');
+      fill(track, share(job), !job.step);
     });
     for (const job of ours) {
       if (isLive(job) || !this.waiting.has(job.id)) continue;
@@ -213,9 +204,7 @@ export class Data extends HTMLElement {
     return h('li', {}, h('div', { class: 's-row-open', 'data-testid': `job-${job.id}` },
       h('span', { class: 's-row-name' }), h('span', { class: 's-row-state s-quiet' }),
       h('span', { class: 's-row-what' }),
-      sureButton('Cancel', 'Sure?', () => api(`/api/jobs/${job.id}/cancel`, {}).then(poke,
-        (error) => toast(error.message, 'error')), 's-tool'),
-      h('span', { class: 's-bar-track' }, h('span', {}))));
+      sureButton('Cancel', 'Sure?', () => send(`/api/jobs/${job.id}/cancel`, {}).then(poke), 's-tool'), bar('')));
   }
 }
 
@@ -223,18 +212,11 @@ export class Data extends HTMLElement {
 class Remap {
   constructor(page) {
     const { found } = page;
-    this.error = h('p', { class: 's-error', role: 'alert', hidden: true });
+    const error = errorLine();
     const panel = new Mapping(page, found.name, { save: h('div', { class: 's-actions' },
-      button('Save as a new dataset', async () => {
-        try {
-          await page.submit(`/api/data/${found.name}/steps`, { step: { kind: 'remap', mapping: panel.mapping } });
-          this.error.hidden = true;
-        } catch (error) {
-          text(this.error, error.message);
-          this.error.hidden = false;
-        }
-      }, 's-primary')) });
-    this.element = h('div', { class: 's-stack' }, panel.element, this.error);
+      button('Save as a new dataset', async () =>
+        say(error, await submitStep(page, { kind: 'remap', mapping: panel.mapping })), 's-primary')) });
+    this.element = h('div', { class: 's-stack' }, panel.element, error);
     panel.look();
   }
 }

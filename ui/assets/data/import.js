@@ -1,10 +1,9 @@
 // Importing a dataset (file, upload, folder or hub id) and the mapping panel: row format, which column
 // is which part, and the first rows rendered with that mapping.
 
-import { api, button, h, text } from '../core/dom.js';
-import { options } from '../core/form.js';
+import { api, bar, button, errorLine, fill, h, quiet, say, table, text } from '../core/dom.js';
+import { labelled, select } from '../core/form.js';
 import { sendFile } from '../core/upload.js';
-import { labelled } from './xray.js';
 
 export class Import {
   constructor(page) {
@@ -16,8 +15,8 @@ export class Import {
       oninput: () => { this.uploaded = false; } });
     this.file = h('input', { type: 'file', hidden: true, 'data-testid': 'import-file',
       onchange: () => this.upload(this.file.files[0]) });
-    this.error = h('p', { class: 's-error', role: 'alert', hidden: true, 'data-testid': 'import-error' });
-    this.track = h('span', { class: 's-bar-track s-wide', hidden: true }, h('span', {}));
+    this.error = errorLine({ 'data-testid': 'import-error' });
+    this.track = bar('s-wide', { hidden: true });
     this.going = h('p', { class: 's-quiet', hidden: true, role: 'status' });
     this.looked = h('div', { class: 's-stack' });
     const drop = h('div', { class: 's-drop', ondragover: (event) => { event.preventDefault(); drop.dataset.over = ''; },
@@ -29,10 +28,11 @@ export class Import {
       } },
       h('p', {}, 'Drop a file here, or ', h('button', { type: 'button', class: 's-link',
         onclick: () => this.file.click() }, 'choose one'), '.'),
-      h('p', { class: 's-quiet' }, 'jsonl, json, csv, tsv, parquet, txt, md, and gzip or zstd of these'));
+      quiet('jsonl, json, csv, tsv, parquet, txt, md, and gzip or zstd of these'));
     this.element = h('section', { class: 's-card s-stack' }, h('h1', {}, 'Import a dataset'), drop, this.file,
-      h('div', { class: 's-import-path' }, this.path, button('Look', () => { this.look(); }, '', { 'data-testid': 'look' })),
-      h('p', { class: 's-quiet' }, 'Embedded demos: ', page.demos?.flatMap((name, at) => [at ? ', ' : '',
+      h('div', { class: 's-import-path' }, this.path,
+        button('Preview', () => { this.look(); }, '', { 'data-testid': 'look' })),
+      quiet('Embedded demos: ', page.demos?.flatMap((name, at) => [at ? ', ' : '',
         h('button', { type: 'button', class: 's-link', onclick: () => {
           this.path.value = `starter:${name}`;
           this.uploaded = false;
@@ -42,17 +42,15 @@ export class Import {
   }
 
   fail(words) {
-    text(this.error, words);
-    this.error.hidden = !words;
+    say(this.error, words);
     this.track.hidden = this.going.hidden = true;
   }
 
-  say(words, part) {
+  progress(words, part = null) {
     this.fail('');
-    text(this.going, words);
-    this.going.hidden = false;
-    this.track.hidden = part === undefined;
-    if (part !== undefined) this.track.firstChild.style.width = `${100 * part}%`;
+    say(this.going, words);
+    this.track.hidden = part === null;
+    fill(this.track, part);
   }
 
   async upload(file) {
@@ -60,7 +58,7 @@ export class Import {
     this.looked.replaceChildren();
     this.file.value = '';
     try {
-      this.path.value = await sendFile(file, { onProgress: (words, part) => this.say(words, part) });
+      this.path.value = await sendFile(file, { onProgress: (words, part) => this.progress(words, part) });
     } catch (error) { this.fail(error.message); return; }
     this.uploaded = true;
     this.look(file.name);
@@ -69,44 +67,44 @@ export class Import {
   async look(shown = this.path.value.trim()) {
     const path = this.path.value.trim();
     this.looked.replaceChildren();
-    if (!path) return this.fail('Name a file, a folder or a hub id first.');
-    this.say(`Looking at ${shown} …`);
+    if (!path) return this.fail('Enter a file, a folder or a hub id first.');
+    this.progress(`Reading ${shown} …`);
     let found;
     try {
       found = await api('/api/data/look', { path });
     } catch (error) { return this.fail(error.message); }
-    if (path !== this.path.value.trim()) return undefined; // the person went on
+    if (path !== this.path.value.trim()) return undefined; // the user changed it
     this.fail('');
     this.settle(path, shown, found);
   }
 
   settle(path, shown, found) {
-    const name = h('input', { placeholder: 'made from the file\'s name', 'data-testid': 'import-name' });
+    const name = h('input', { placeholder: 'from the name of the file', 'data-testid': 'import-name' });
     const subset = h('input', {}), split = h('input', { value: 'train' });
     const go = button('Import', async () => {
       if (await panel?.refused()) return;
       await this.queue(go, { path, name: name.value, uploaded: this.uploaded, subset: subset.value,
         split: split.value || 'train', mapping: panel?.changed ? panel.mapping : null });
     }, 's-primary', { 'data-testid': 'import-go' });
-    const bar = h('div', { class: 's-lens' }, labelled('Name of the dataset', name),
+    const top = h('div', { class: 's-lens' }, labelled('Name of the dataset', name),
       found.hub && [labelled('Subset', subset), labelled('Split', split)], go);
     let panel = null;
     if (found.hub) {
-      this.looked.replaceChildren(h('p', { class: 's-quiet' }, `${path} can only be a dataset of the hub: it is `
-        + 'downloaded by the import. Its mapping can be corrected afterwards.'), bar);
+      this.looked.replaceChildren(quiet(`${path} is a hub id: the import downloads it. Its mapping can be corrected `
+        + 'afterwards.'), top);
       return;
     }
-    panel = new Mapping(this.page, path, { found, heard: () => this.fail('') });
+    panel = new Mapping(this.page, path, { found, onchange: () => this.fail('') });
     const before = found.same_name[0];
-    this.looked.replaceChildren(bar, before ? h('p', { class: 's-quiet' },
-      `A file of this name was imported before, as ${before}; the same content is recognised.`) : '', panel.element);
+    this.looked.replaceChildren(top, before ? quiet(`A file of this name was imported before, as ${before}; the same `
+      + 'content is recognised.') : '', panel.element);
   }
 
   async queue(go, wanted) {
     go.disabled = true;
     try {
       const job = await this.page.submit('/api/data/import', wanted);
-      this.say('The import is in the queue; the list on the left shows how far it is.');
+      this.progress('The import is queued; the list on the left shows its progress.');
       this.page.waiting.get(job.job).failed = (words) => { this.fail(words); go.disabled = false; };
     } catch (error) {
       this.fail(error.message);
@@ -119,10 +117,10 @@ const MOST_COLUMNS = 60;
 const ROLES = ['system', 'user', 'assistant', 'tool'];
 
 export class Mapping {
-  constructor(page, path, { found = null, save = null, heard = null } = {}) {
-    Object.assign(this, { page, path, heard, changed: false });
+  constructor(page, path, { found = null, save = null, onchange = null } = {}) {
+    Object.assign(this, { page, path, onchange, changed: false });
     this.why = h('p', { class: 's-quiet', 'data-testid': 'guess' });
-    this.error = h('p', { class: 's-error', role: 'alert', hidden: true, 'data-testid': 'mapping-error' });
+    this.error = errorLine({ 'data-testid': 'mapping-error' });
     this.controls = h('div', { class: 's-stack' });
     this.preview = h('div', { class: 's-preview', 'data-testid': 'preview' });
     this.element = h('div', { class: 's-mapping' },
@@ -131,9 +129,9 @@ export class Mapping {
     if (found) this.take(found, true);
   }
 
-  /** Ask again: with the mapping as it is now, or for the guess of another format. */
+  /** Preview with the current mapping, or with the guess for another format. */
   look(format = '') {
-    this.heard?.();
+    this.onchange?.();
     return this.asking = this.ask(format);
   }
 
@@ -143,15 +141,10 @@ export class Mapping {
     try {
       const found = await api('/api/data/look', body);
       if (asked === this.asked) this.take(found, !body.mapping);
-    } catch (error) { if (asked === this.asked) this.fail(error.message); }
+    } catch (error) { if (asked === this.asked) say(this.error, error.message); }
   }
 
-  fail(words) {
-    text(this.error, words);
-    this.error.hidden = !words;
-  }
-
-  /** Whether it cannot be used as it is; the person is then led to where the reason and the cure are. */
+  /** Return true if it cannot be used as it is, after scrolling to the reason and its field. */
   async refused() {
     await this.asking;
     if (this.error.hidden) return false;
@@ -161,10 +154,10 @@ export class Mapping {
   }
 
   take(found, redraw) {
-    this.fail(found.problem);
+    say(this.error, found.problem);
     this.mapping = found.mapping;
     this.columns = found.columns;
-    text(this.why, found.problem ? 'Say what the columns are:' : found.reason === 'by hand' ? 'Corrected by hand.'
+    text(this.why, found.problem ? 'Choose the part of each column:' : found.reason === 'by hand' ? 'Corrected by hand.'
       : `${found.sure ? 'Recognised' : 'Guessed'} as ${found.mapping.format.replace('_', ' ')}: ${found.reason}.`);
     this.why.classList.toggle('s-warning', !found.sure);
     if (redraw) this.draw();
@@ -186,13 +179,11 @@ export class Mapping {
 
   draw() {
     const { mapping } = this;
-    const format = h('select', { 'data-testid': 'format', onchange: (event) => {
-      this.changed = true;
-      this.look(event.target.value);
-    } }, options(Object.keys(this.page.formats).map((name) => [name, name.replace('_', ' ')]), mapping.format));
-    const others = this.page.datasets.filter((one) => one.name !== this.path);
-    const reuse = others.length ? labelled('Same as in', h('select', { onchange: (event) => this.reuse(event.target.value) },
-      options([['', '–'], ...others.map((one) => [one.name])], ''))) : null;
+    const format = select(Object.keys(this.page.formats).map((name) => [name, name.replace('_', ' ')]), mapping.format,
+      (name) => { this.changed = true; this.look(name); }, { 'data-testid': 'format' });
+    const others = this.page.datasets.filter((one) => one.name !== this.path).map((one) => one.name);
+    const reuse = others.length > 0 && labelled('Same as in', select([['', '–'], ...others], '',
+      (name) => this.reuse(name)));
     this.controls.replaceChildren(h('div', { class: 's-lens' }, labelled('The rows are', format), reuse),
       this.columnTable(), this.parts().includes('system') ? this.systemPrompt() : '', this.extras(),
       this.mapping.format === 'messages' || this.mapping.format === 'sharegpt' ? this.roles() : '');
@@ -212,23 +203,21 @@ export class Mapping {
     const used = Object.values(this.mapping.columns);
     const names = [...new Set([...used, ...Object.keys(this.columns ?? {})])].slice(0, MOST_COLUMNS);
     const hidden = Object.keys(this.columns ?? {}).length - names.length;
-    return h('table', { class: 's-table s-columns' },
-      h('thead', {}, h('tr', {}, ['Column', 'Example', 'Its part'].map((name) => h('th', { scope: 'col' }, name)))),
-      h('tbody', {}, names.map((column) => h('tr', {}, h('td', { class: 's-path' }, column),
-        h('td', {}, h('span', { class: 's-example' }, this.columns?.[column] ?? '')),
-        h('td', {}, h('select', { 'data-testid': `part-${column}`, 'aria-label': `Part of ${column}`,
-          onchange: (event) => this.change((mapping) => {
-            for (const part in mapping.columns) if (mapping.columns[part] === column) delete mapping.columns[part];
-            const part = event.target.value;
-            if (!part) return;
-            mapping.columns[part] = column;
-            delete mapping.templates[part];
-            delete mapping.constants[part];
-            queueMicrotask(() => this.draw());
-          }) },
-        options([['', 'not used'], ...needed.map((part) => [part, `${part} *`]), ...optional.map((part) => [part])],
-          Object.keys(this.mapping.columns).find((part) => this.mapping.columns[part] === column) ?? '')))))),
-      hidden > 0 ? h('caption', {}, `and ${hidden} more columns`) : null);
+    const parts = [['', 'not used'], ...needed.map((part) => [part, `${part} *`]), ...optional];
+    const chosen = (column) => Object.keys(this.mapping.columns).find((part) => this.mapping.columns[part] === column);
+    const choose = (column) => (part) => this.change((mapping) => {
+      for (const old in mapping.columns) if (mapping.columns[old] === column) delete mapping.columns[old];
+      if (!part) return;
+      mapping.columns[part] = column;
+      delete mapping.templates[part];
+      delete mapping.constants[part];
+      queueMicrotask(() => this.draw());
+    });
+    const drawn = table(['Column', 'Example', 'Its part'], names.map((column) => [h('td', { class: 's-path' }, column),
+      h('span', { class: 's-example' }, this.columns?.[column] ?? ''), select(parts, chosen(column) ?? '', choose(column),
+        { 'data-testid': `part-${column}`, 'aria-label': `Part of ${column}` })]), { class: 's-table s-columns' });
+    if (hidden > 0) drawn.append(h('caption', {}, `and ${hidden} more columns`));
+    return drawn;
   }
 
   systemPrompt() {
@@ -266,12 +255,12 @@ export class Mapping {
       oninput: () => this.change((mapping) => { mapping[kind][part] = input.value; }) });
     input.value = this.mapping[kind][part];
     return h('div', { class: 's-extra' },
-      h('select', { 'aria-label': 'Part', onchange: (event) => this.change((mapping) => {
-        mapping[kind][event.target.value] = mapping[kind][part];
+      select(this.parts(), part, (other) => this.change((mapping) => {
+        mapping[kind][other] = mapping[kind][part];
         delete mapping[kind][part];
-        delete mapping.columns[event.target.value];
+        delete mapping.columns[other];
         queueMicrotask(() => this.draw());
-      }) }, options(this.parts().map((name) => [name]), part)),
+      }), { 'aria-label': 'Part' }),
       h('span', { class: 's-quiet' }, kind === 'templates' ? 'is' : 'is always'), input,
       button('×', () => this.change((mapping) => {
         delete mapping[kind][part];
@@ -282,7 +271,7 @@ export class Mapping {
   roles() {
     const known = Object.entries(this.mapping.roles);
     const name = h('input', { placeholder: 'name in the file', 'aria-label': 'Role name in the file' });
-    const role = h('select', { 'aria-label': 'Our role' }, options(ROLES.map((one) => [one]), 'user'));
+    const role = select(ROLES, 'user', null, { 'aria-label': 'Role' });
     const redraw = () => queueMicrotask(() => this.draw());
     return h('details', { class: 's-same', open: known.length > 0 }, h('summary', {}, 'Role names of the file'),
       known.map(([from, to]) => h('div', { class: 's-extra' }, h('span', { class: 's-path' }, from),
@@ -302,7 +291,7 @@ function renderedRow(row) {
       h('pre', {}, JSON.stringify(row.row, null, 1))));
 }
 
-/** What became of a row: messages, a text, or why it is dropped. */
+/** A row as it is read: messages, a text, or why it is dropped. */
 export function rendered(row) {
   if (row.problem) return h('p', { class: 's-error' }, `Dropped: ${row.problem}`);
   if (!row.messages && row.text === undefined) return h('pre', {}, JSON.stringify(row.row, null, 1));

@@ -1,8 +1,7 @@
 // The report of a dataset: import findings, and its statistics on the selected model.
 
-import { api, compact, count, duration, h, text } from '../core/dom.js';
-import { options } from '../core/form.js';
-import { labelled } from './xray.js';
+import { api, compact, count, duration, h, pairs, quiet, table, text } from '../core/dom.js';
+import { labelled, select } from '../core/form.js';
 
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u202f%`;
 
@@ -10,7 +9,7 @@ export class Report {
   constructor(page) {
     this.page = page;
     this.found = page.found;
-    this.tokens = h('div', { class: 's-stack' }, h('p', { class: 's-quiet' }, 'Counting tokens …'));
+    this.tokens = h('div', { class: 's-stack' }, quiet('Counting tokens …'));
     this.element = h('div', { class: 's-report', 'data-testid': 'report' },
       h('div', { class: 's-stack' }, h('h2', {}, 'On this model'), this.tokens),
       h('div', { class: 's-stack' }, this.rows(), this.contents()));
@@ -24,7 +23,7 @@ export class Report {
       const made = await api(`/api/data/${name}/tokens?${this.page.lens.query()}`);
       if (!made.job) return this.show(made);
       this.tokens.replaceChildren(h('p', { class: 's-quiet', role: 'status' },
-        'This is much text: a job counts its tokens, once. The list on the left shows how far it is.'));
+        'The dataset is large: a queued job counts its tokens once. The list on the left shows its progress.'));
       this.page.await(made, () => this.measure(), failed);
     } catch (error) { failed(error.message); }
     return undefined;
@@ -43,7 +42,7 @@ export class Report {
         ['Packing saves', percent(padding, 0), 'of what padded batches would compute; packed rows need no padding'],
       ]),
       h('div', {}, h('h3', {}, 'Length of the rows, in tokens'), bars(report)),
-      facts([['A LoRA run takes about', duration(seconds)], ['Chat template', `${report.template}: ${report.template_reason}`],
+      pairs([['A LoRA run takes about', duration(seconds)], ['Chat template', `${report.template}: ${report.template_reason}`],
         ['Context of the model', `${count(report.context_length)} tokens; rows are cut at ${count(report.limit)}`],
         ['Held out', `${count(report.validation_examples)} rows`],
         ['Tokens cut off', count(report.truncated_tokens)]]),
@@ -55,18 +54,16 @@ export class Report {
     const total = Object.values(counts).reduce((sum, n) => sum + n, 0);
     return h('div', { class: 's-stack' }, h('h2', {}, 'Rows'),
       figures([['Read', count(rows.read)], ['Kept', count(rows.kept)],
-        ['Dropped', count(rows.dropped), 'with a reason each', rows.dropped > 0]]),
-      total ? [h('table', { class: 's-table', 'data-testid': 'dropped' },
-        h('thead', {}, h('tr', {}, ['Line', 'Why'].map((name) => h('th', { scope: 'col' }, name)))),
-        h('tbody', {}, problems.slice(0, 12).map((one) => h('tr', {}, h('td', {}, count(one.line)),
-          h('td', {}, one.text))))),
-      h('p', { class: 's-quiet' }, total > 12 ? `${count(total)} in all. ` : '',
-        h('a', { href: `/api/data/${this.found.name}/problems.jsonl`, download: '' }, 'Download the list'))] : null);
+        ['Dropped', count(rows.dropped), 'each with a reason', rows.dropped > 0]]),
+      total > 0 && [table(['Line', 'Reason'], problems.slice(0, 12).map((one) => [count(one.line), one.text]),
+        { 'data-testid': 'dropped' }),
+      quiet(total > 12 ? `${count(total)} in all. ` : '',
+        h('a', { href: `/api/data/${this.found.name}/problems.jsonl`, download: '' }, 'Download the list'))]);
   }
 
-  /** Rows that are in another dataset too, such as one that is used to evaluate. */
+  /** The number of rows that another dataset has too, for example one used for evaluation. */
   overlap() {
-    const others = this.page.datasets.filter((one) => one.name !== this.found.name);
+    const others = this.page.datasets.map((one) => one.name).filter((name) => name !== this.found.name);
     if (!others.length) return null;
     const answer = h('span', { class: 's-quiet', role: 'status', 'data-testid': 'overlap' });
     const ask = async (other) => {
@@ -77,26 +74,25 @@ export class Report {
         text(answer, rows ? `${count(rows)} rows are in both, word for word` : 'no row is in both');
       } catch (error) { text(answer, error.message); }
     };
-    return h('div', { class: 's-lens' }, labelled('Overlap with', h('select', { 'data-testid': 'overlap-with',
-      onchange: (event) => ask(event.target.value) }, options([['', '–'], ...others.map((one) => [one.name])], ''))), answer);
+    return h('div', { class: 's-lens' }, labelled('Overlap with', select([['', '–'], ...others], '', ask,
+      { 'data-testid': 'overlap-with' })), answer);
   }
 
   contents() {
     const found = this.found.findings;
     const near = found.near_duplicates;
     return h('div', { class: 's-stack' }, h('h2', {}, 'Contents'),
-      facts([
+      pairs([
         ['Exact duplicates', count(found.duplicates)],
-        near === null ? null : ['Near duplicates', `${count(near)}${found.near_compared < found.rows.kept
+        near !== null && ['Near duplicates', `${count(near)}${found.near_compared < found.rows.kept
           ? ` in the first ${count(found.near_compared)} rows` : ''}`],
         ['Empty answers', count(found.empty_answers)],
         ['Characters', `${compact(found.characters)}, ${percent(found.answer_share, 0)} in answers`],
         ['Scripts', shares(found.scripts)], ['Languages', shares(found.languages)],
-      ].filter(Boolean)), this.overlap(),
-      found.suspicious.length ? [h('h3', {}, 'Worth a look'), h('table', { class: 's-table' }, h('tbody', {},
-        found.suspicious.map((one) => h('tr', {}, h('td', {}, one.text), h('td', {}, count(one.rows)),
-          h('td', { class: 's-path' }, `line${one.rows > 1 ? 's' : ''} ${one.lines.slice(0, 6).join(', ')}${one.rows > 6 ? ' …' : ''}`)))))]
-        : h('p', { class: 's-quiet' }, 'No damaged, hidden or secret-looking text was found.'));
+      ]), this.overlap(),
+      found.suspicious.length ? [h('h3', {}, 'Check these rows'), table(null, found.suspicious.map((one) => [one.text,
+        count(one.rows), h('td', { class: 's-path' }, `line${one.rows > 1 ? 's' : ''} ${one.lines.slice(0, 6).join(', ')}${
+          one.rows > 6 ? ' …' : ''}`)]))] : quiet('No damaged, hidden or secret-looking text was found.'));
   }
 }
 
@@ -106,10 +102,7 @@ const shares = (parts) => Object.entries(parts).sort((a, b) => b[1] - a[1]).slic
 const figures = (rows) => h('dl', { class: 's-figures s-small-figures' }, rows.map(([name, value, title, bad]) =>
   h('div', { title, class: bad ? 's-bad' : '' }, h('dt', {}, name), h('dd', {}, h('b', {}, value)))));
 
-const facts = (rows) => h('dl', { class: 's-pairs' }, rows.map(([name, value]) =>
-  h('div', {}, h('dt', {}, name), h('dd', {}, value))));
-
-/** Rows by length as bars; what lies beyond the limit is the part that is cut. */
+/** A histogram of row lengths; bars beyond the limit are the part that is cut. */
 function bars({ length_histogram: { edges, counts }, limit }) {
   const most = Math.max(...counts, 1);
   return h('div', { class: 's-bars', role: 'img', 'aria-label': 'Rows by token length', 'data-testid': 'lengths' },

@@ -2,7 +2,7 @@
 // through which report and X-ray see a dataset.
 
 import { api, button, count, h, query, remember, text } from '../core/dom.js';
-import { options } from '../core/form.js';
+import { labelled, select } from '../core/form.js';
 
 const PICKS = { first: 'First', longest: 'Longest', shortest: 'Shortest', random: 'Random' };
 const STATES = { trained: 'trained', masked: 'read, not trained', truncated: 'cut off', special: 'special' };
@@ -16,13 +16,13 @@ export class XRay {
     this.summary = h('p', { class: 's-quiet', role: 'status', 'data-testid': 'xray-summary' });
     this.tokens = h('div', { class: 's-tokens', 'data-testid': 'tokens' });
     this.decoded = h('pre', { class: 's-decoded' });
+    const turn = (label, by, name) => button(label, () => this.jump(this.row + by), '', { 'aria-label': name });
     this.element = h('div', { class: 's-stack' },
       h('div', { class: 's-xray-bar' },
         h('div', { class: 's-segments' }, Object.entries(PICKS).map(([pick, label]) =>
-          h('button', { type: 'button', 'data-testid': `pick-${pick}`, onclick: () => this.ask({ pick }) }, label))),
-        button('‹', () => this.jump(this.row - 1), '', { 'aria-label': 'Row before' }),
-        h('label', {}, 'Row ', this.number, ` of ${count(page.found.rows)}`),
-        button('›', () => this.jump(this.row + 1), '', { 'aria-label': 'Next row' }),
+          h('button', { type: 'button', 'data-testid': `pick-${pick}`, onclick: () => this.load({ pick }) }, label))),
+        turn('‹', -1, 'Previous row'), h('label', {}, 'Row ', this.number, ` of ${count(page.found.rows)}`),
+        turn('›', 1, 'Next row'),
         h('span', { class: 's-xray-legend' }, Object.entries(STATES).map(([state, words]) =>
           h('span', {}, h('i', { class: 's-token', 'data-state': state === 'special' ? 'masked' : state,
             'data-special': state === 'special' }, 'Aa'), words)))),
@@ -32,89 +32,68 @@ export class XRay {
   }
 
   jump(row) {
-    return this.ask({ row: Math.min(Math.max(1, row), Math.max(1, this.page.found.rows)) });
+    return this.load({ row: Math.min(Math.max(1, row), Math.max(1, this.page.found.rows)) });
   }
 
-  async ask(what) {
-    const asked = this.asked = {};
+  async load(what) {
+    const request = this.request = {};
     const seed = what.pick === 'random' ? { seed: Math.floor(Math.random() * 1e9) } : {};
     try {
-      const made = await api(`/api/data/${this.page.found.name}/xray?${this.page.lens.query({ ...what, ...seed })}`);
-      if (asked !== this.asked) return;
-      if (made.job) {
-        this.say('This is much text: a job counts its tokens first, once. The list on the left shows how far it is.');
-        this.page.await(made, () => this.ask(what), (words) => this.say(words));
-        return;
-      }
-      this.show(made.rows[0]);
-    } catch (error) { if (asked === this.asked) this.say(error.message); }
+      const found = await api(`/api/data/${this.page.found.name}/xray?${this.page.lens.query({ ...what, ...seed })}`);
+      if (request !== this.request) return;
+      if (!found.job) return this.show(found.rows[0]);
+      this.note('The dataset is large: a queued job counts its tokens once. The list on the left shows its progress.');
+      this.page.await(found, () => this.load(what), (words) => this.note(words));
+    } catch (error) { if (request === this.request) this.note(error.message); }
   }
 
-  say(words) {
+  note(words) {
     text(this.summary, words);
     this.tokens.replaceChildren();
     text(this.decoded, '');
   }
 
   show(row) {
-    this.row = row.row;
-    this.number.value = row.row;
+    this.row = this.number.value = row.row;
     remember({ row: row.row === 1 ? null : row.row });
-    if (row.problem) return this.say(`Line ${count(row.line)} is dropped: ${row.problem}`);
+    if (row.problem) return this.note(`Line ${count(row.line)} is dropped: ${row.problem}`);
     const part = row.num_tokens ? Math.round((100 * row.num_trained) / row.num_tokens) : 0;
     text(this.summary, `line ${count(row.line)} · ${count(row.num_tokens)} tokens · ${count(row.num_trained)} trained `
       + `(${part}\u202f%) · ${count(row.num_truncated)} cut off`
       + (row.tokens.length < row.num_tokens ? ` · the first ${count(row.tokens.length)} are shown` : ''));
-    this.tokens.replaceChildren(...row.tokens.map((token) => h('span', { class: 's-token', 'data-state': token.state,
-      'data-special': token.special, title: `${token.id} · ${STATES[token.state]}${token.special ? ' · special' : ''}` },
-    visible(token.text))));
-    text(this.decoded, row.text);
-    return undefined;
+    this.tokens.replaceChildren(...row.tokens.map(({ id, state, special, text: words }) => h('span', { class: 's-token',
+      'data-state': state, 'data-special': special, title: `${id} · ${STATES[state]}${special ? ' · special' : ''}` },
+    words === '' ? '·' : words.replaceAll('\n', '↵\n')))); // line ends and parts of a character are tokens too
+    return text(this.decoded, row.text);
   }
 }
 
-/** Line ends and parts of a character are shown too: they are tokens like others. */
-const visible = (words) => (words === '' ? '·' : words.replaceAll('\n', '↵\n'));
+const TRAIN_ON = [['assistant', 'every answer'], ['last', 'the last answer'], ['all', 'everything']];
+const TEMPLATES = [['auto', "the model's own"], ['chatml', 'ChatML'], ['alpaca', 'Alpaca'], ['vicuna', 'Vicuna'],
+  ['plain', 'plain']];
 
-const KNOBS = {
-  train_on: { label: 'Train on', usual: 'assistant', choices: [['assistant', 'every answer'],
-    ['last', 'the last answer'], ['all', 'everything']] },
-  chat_template: { label: 'Chat template', usual: 'auto', choices: [['auto', 'the model\'s own'],
-    ['chatml', 'ChatML'], ['alpaca', 'Alpaca'], ['vicuna', 'Vicuna'], ['plain', 'plain']] },
-};
-
+/** The model and the settings through which a dataset is seen; the address holds them. */
 export class Lens {
-  constructor(models, changed) {
-    this.values = { model: 'starter', max_length: '1024', train_on: 'assistant', chat_template: 'auto' };
-    this.usual = { ...this.values };
+  constructor(models, onchange) {
+    this.usual = { model: 'starter', max_length: '1024', train_on: 'assistant', chat_template: 'auto' };
+    this.values = { ...this.usual };
     for (const name in this.values) this.values[name] = query().get(name) ?? this.values[name];
-    const set = (name) => (event) => {
-      this.values[name] = event.target.value.trim() || this.usual[name];
+    const set = (name) => (value) => {
+      this.values[name] = value.trim() || this.usual[name];
       remember({ [name]: this.values[name] === this.usual[name] ? null : this.values[name] });
-      changed();
+      onchange();
     };
-    const list = h('datalist', { id: 'lens-models' }, models.map(([label, value]) =>
-      h('option', { value }, label)));
+    const field = (name, props) => h('input', { value: this.values[name], ...props,
+      onchange: (event) => set(name)(event.target.value) });
+    const list = h('datalist', { id: 'lens-models' }, models.map(([label, value]) => h('option', { value }, label)));
     this.element = h('div', { class: 's-lens' },
-      labelled('Model', h('input', { list: 'lens-models', value: this.values.model, onchange: set('model'),
-        'data-testid': 'lens-model' }), list),
-      labelled('Maximum length', h('input', { type: 'number', min: 8, value: this.values.max_length,
-        onchange: set('max_length'), 'data-testid': 'lens-length' })),
-      Object.entries(KNOBS).map(([name, knob]) => labelled(knob.label,
-        h('select', { onchange: set(name) }, options(knob.choices, this.values[name])))));
+      labelled('Model', [field('model', { list: 'lens-models', 'data-testid': 'lens-model' }), list]),
+      labelled('Maximum length', field('max_length', { type: 'number', min: 8, 'data-testid': 'lens-length' })),
+      labelled('Train on', select(TRAIN_ON, this.values.train_on, set('train_on'))),
+      labelled('Chat template', select(TEMPLATES, this.values.chat_template, set('chat_template'))));
   }
 
   query(more = {}) {
     return new URLSearchParams({ ...this.values, ...more }).toString();
   }
-
-  /** The address of the Train page with this dataset and these settings. */
-  train(name) {
-    const set = [`data.path=${name}`, ...(this.values.model === 'starter' ? [] : [`model.path=${this.values.model}`]),
-      ...['max_length', 'train_on', 'chat_template'].filter((field) => this.values[field] !== this.usual[field])
-        .map((field) => `data.${field}=${this.values[field]}`)];
-    return '/?' + new URLSearchParams(set.map((one) => ['set', one])).toString();
-  }
 }
-
-export const labelled = (label, ...inputs) => h('label', { class: 's-labelled' }, h('span', {}, label), inputs);

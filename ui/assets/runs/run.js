@@ -1,21 +1,20 @@
 // One run: progress, figures, actions, and tabs with what it wrote.
 
-import { ago, api, badge, button, choose, clock, compact, count, duration, h, number, quiet, send, short,
-  sureButton, tabs, text } from '../core/dom.js';
+import { ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, h, number, quiet, say,
+  send, short, sureButton, tabs, text } from '../core/dom.js';
 import { compareAddress, COMPARED } from '../core/lanes.js';
 import { isLive, JobProgress, poke, stateName } from '../core/live.js';
 import { KINDS, outcome } from '../adapters/actions.js';
 import { planLonger, planNote, planSchedule, planSweep } from './queue.js';
 import { remedies, views } from './run_tabs.js';
 
-const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config',
-  history: 'History' };
+const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config', history: 'History' };
 const FAILURES = {
   out_of_memory: ['Out of memory', ''],
   weights_too_large: ['The base does not fit', ''],
   device_lost: ['The device failed', ''],
-  disk_full: ['The disk is full', 'Free some room, then resume: what was saved is intact.'],
-  cluster: ['The cluster could not train it', 'When that is mended, resume: what was saved is here.'],
+  disk_full: ['The disk is full', 'Free some space, then resume: what was saved is intact.'],
+  cluster: ['The cluster could not train it', 'After repair, resume: what was saved is here.'],
   diverged: ['The loss diverged', 'Lower the learning rate or the gradient norm limit, then train again.'],
 };
 
@@ -32,13 +31,13 @@ export class Detail {
     this.actions = h('div', { class: 's-actions' });
     this.meta = h('p', { class: 's-meta' });
     this.progress = new JobProgress();
-    this.words = h('p', { class: 's-remarks', hidden: true });
+    this.remarks = h('p', { class: 's-remarks', hidden: true });
     this.failure = h('div', { class: 's-failure', role: 'alert', hidden: true });
     this.outcome = new JobOutcome();
     this.figures = h('dl', { class: 's-figures' });
     this.element = h('section', { class: 's-detail', 'data-testid': 'detail' },
       h('div', { class: 's-detail-head' }, this.dot, this.title, this.state, this.actions),
-      this.meta, this.words, this.failure, this.progress.element, this.outcome.element, this.figures);
+      this.meta, this.remarks, this.failure, this.progress.element, this.outcome.element, this.figures);
     this.tabs = tabs(Object.entries(VIEWS), (id) => this.turn(id), { 'aria-controls': 's-panel' });
     choose(this.tabs, this.view);
     this.body = h('div', { class: 's-panel', id: 's-panel', role: 'tabpanel', tabindex: '0' });
@@ -53,29 +52,22 @@ export class Detail {
     poke();
   }
 
-  /** Until the next answer comes, which must be whole: what was shown is gone. */
+  /** Clear the tab until the next answer, which must be complete. */
   empty() {
     this.digest = '';
     this.body.replaceChildren(quiet('…'));
   }
 
   show(job, hue) {
-    if (this.job?.id !== job.id) {
-      this.empty();
-      this.acts = '';
-    }
+    if (this.job?.id !== job.id) this.empty();
     this.job = job;
     this.dot.style.background = `var(--s-run-${hue})`;
     text(this.title, job.name);
     const state = stateName(job);
-    if (this.state.dataset.state !== state) {
-      this.state.dataset.state = state;
-      this.state.replaceChildren(badge(state));
-    }
-    text(this.meta, [`Run ${job.id}`, job.method, short(job.model), short(job.data),
+    if (changed(this.state, state)) this.state.replaceChildren(badge(state));
+    text(this.meta, dots(`Run ${job.id}`, job.method, short(job.model), short(job.data),
       job.started && job.state !== 'queued' ? `started ${clock(job.started)} (${ago(job.started)})` : `queued ${ago(job.created)}`,
-      job.device && `on ${job.device}`, job.attempt > 1 && `attempt ${job.attempt}`, job.note]
-      .filter(Boolean).join(' · '));
+      job.device && `on ${job.device}`, job.attempt > 1 && `attempt ${job.attempt}`, job.note));
     this.showRemarks(job);
     this.progress.element.hidden = !isLive(job) && job.state !== 'paused';
     this.progress.show(job);
@@ -89,29 +81,24 @@ export class Detail {
   showRemarks(job) {
     const waits = job.state === 'queued' || job.state === 'paused';
     const names = job.needs.map((id) => this.jobs().find((one) => one.id === id)?.name ?? `run ${id}`);
-    const parts = [
+    say(this.remarks, dots(
       waits && job.start_after > Date.now() / 1000 && `starts after ${moment(job.start_after)}`,
       waits && { idle: 'starts when the machine is idle', night: 'starts at night' }[job.start_when],
       waits && job.retries_left > 0 && `up to ${job.retries_left} ${job.retries_left > 1 ? 'retries' : 'retry'}`, job.waits,
       waits && names.length && `waits for ${names.join(', ')}`,
       job.sweep && `in the sweep ${job.sweep}`, job.parent && `from run ${job.parent}`,
-      ...job.tags.map((tag) => `#${tag}`), job.notes].filter(Boolean);
-    this.words.hidden = !parts.length;
-    text(this.words, parts.join(' · '));
+      job.tags.map((tag) => `#${tag}`), job.notes));
   }
 
   showFailure(job) {
     this.failure.hidden = !job.error;
     if (!job.error) return;
     const [title, advice] = FAILURES[job.error.kind] ?? ['This run failed', ''];
-    const words = [job.id, title, job.error.text, advice].join('|');
-    if (this.failure.dataset.words === words) return;
-    this.failure.dataset.words = words;
+    if (!changed(this.failure, `${job.id} ${job.error.text}`)) return;
     const fits = FULL.has(job.error.kind) && job.kind === 'train';
-    const told = fits ? job.error.text.replace(/ Try .*/s, '') : job.error.text; // the buttons say it
-    this.failure.replaceChildren(...[h('strong', {}, title), h('p', {}, told),
-      advice && h('p', { class: 's-quiet' }, advice),
-      ...(fits ? remedies(job.id) : [])].filter(Boolean));
+    const words = fits ? job.error.text.replace(/ Try .*/s, '') : job.error.text; // the buttons offer it
+    this.failure.replaceChildren(h('strong', {}, title), h('p', {}, words), advice ? quiet(advice) : '',
+      ...(fits ? remedies(job.id) : []));
   }
 
   showFigures(job) {
@@ -139,16 +126,14 @@ export class Detail {
   }
 
   showActions(job) {
-    const acts = `${job.id} ${job.state} ${job.intent} ${job.adapter} ${job.sweep} ${job.waits}`;
-    if (this.acts === acts) return;
-    this.acts = acts;
+    if (!changed(this.actions, [job.id, job.state, job.intent, job.adapter, job.sweep, job.waits].join())) return;
     const can = new Set(job.actions), menu = this.menu(job, can);
     menu.open = Boolean(this.actions.querySelector('.s-menu')?.open); // a change must not shut it
     this.actions.replaceChildren(...[
       job.adapter && COMPARED.has(job.kind)
         && h('a', { class: 's-button s-primary', href: compareAddress(job) }, 'Compare'),
       can.has('resume') && button('Resume', () => this.act('resume'),
-        FULL.has(job.error?.kind) ? '' : 's-primary'), // there the card has the better way
+        FULL.has(job.error?.kind) ? '' : 's-primary'), // the failure card has a better way
       job.state === 'queued' && button('Run next', () => this.act('first')),
       (can.has('pause') || can.has('hold')) && button(job.state === 'queued' ? 'Hold' : 'Pause',
         () => this.act('pause')),
@@ -164,7 +149,7 @@ export class Detail {
     const waits = job.state === 'queued' || job.state === 'paused';
     const inside = h('div', { class: 's-menu-items' }, [
       waits && button('When it starts …', () => planSchedule(now(), this.jobs())),
-      job.state === 'queued' && job.waits && job.memory_bytes && button('Start without the room',
+      job.state === 'queued' && job.waits && job.memory_bytes && button('Start without enough memory',
         () => this.act('anyway'), '', { title: 'It may run out of memory' }),
       trains && button('Sweep …', () => planSweep(now())),
       trains && job.state === 'succeeded' && button('Train longer …', () => planLonger(now())),
@@ -176,7 +161,7 @@ export class Detail {
       job.sweep && button('Release the sweep', () => this.group('release')),
       job.sweep && sureButton('Cancel the sweep', 'Cancel all of it?', () => this.group('cancel')),
       can.has('resume') && job.step > 0
-        && sureButton('Restart from step 0', 'Forget its steps?', () => this.act('restart')),
+        && sureButton('Restart from step 0', 'Discard its steps?', () => this.act('restart')),
       can.has('cancel') && job.intent !== 'cancel' && sureButton('Cancel, drop checkpoints',
         'Drop them for good?', () => this.act('drop')),
       can.has('delete') && sureButton('Delete', 'Delete for good?', () => this.act('delete')),
@@ -249,9 +234,7 @@ class JobOutcome {
 
   show(job) {
     this.element.hidden = draws(job);
-    const key = `${job.id} ${job.state}`;
-    if (draws(job) || this.key === key) return;
-    this.key = key;
+    if (draws(job) || !changed(this.line, `${job.id} ${job.state}`)) return;
     const adapters = KINDS[job.kind] && [`${KINDS[job.kind]} of adapters`, 'Adapters', () => '/adapters'];
     const [what, place, address] = KIND_PAGES[job.kind] ?? adapters ?? [];
     this.line.replaceChildren(...(what ? [`${what}. See `, h('a', { href: address(job) }, place), '. '] : []),

@@ -2,7 +2,7 @@
 // changes that make it fit. Everything a run wrote is shown as text.
 
 import { ago, api, badge, button, clock, count, h, number, quiet, send, snippet, table, text } from '../core/dom.js';
-import { useCheckpoint } from '../core/lanes.js';
+import { checkpointActions } from '../core/lanes.js';
 import { poke } from '../core/live.js';
 
 /** By the view's name: `(content, job) => node or nodes`. */
@@ -25,7 +25,7 @@ export const views = {
     if (!rows.length) return quiet('No checkpoint yet. One is saved regularly, and whenever you pause.');
     return table(['Step', 'Held-out loss', 'Saved', '', 'Folder'], [...rows].reverse().map((row) => [
       count(row.step), number(row.eval_loss), ago(row.time),
-      job.method_name !== 'full' && useCheckpoint(job.model, `${job.id}@${row.step}`),
+      job.method_name !== 'full' && checkpointActions(job.model, `${job.id}@${row.step}`),
       h('td', { class: 's-path' }, row.path)]));
   },
 

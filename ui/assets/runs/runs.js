@@ -3,7 +3,8 @@
 // &show=live lists the queue.
 
 import { board, METRICS } from '../core/chart.js';
-import { ago, api, badge, duration, h, keyed, number, query, remember, short, text, toast } from '../core/dom.js';
+import { ago, badge, bar, changed, dots, duration, fill, h, keyed, matcher, number, query, remember, say, send,
+  short, text, toast } from '../core/dom.js';
 import { openCheckpoint } from '../core/lanes.js';
 import { hues, isLive, poke, share, stateName, subscribe } from '../core/live.js';
 import { QueueBar } from './queue.js';
@@ -63,8 +64,8 @@ export class Runs extends HTMLElement {
       this.detail.panels);
     this.welcome = h('div', { class: 's-welcome', hidden: true },
       h('h2', {}, 'No runs yet'),
-      h('p', {}, 'A run trains one adapter. The Train page has a model, a dataset and a method '
-        + 'chosen already: one press starts it, and its curves appear here.'),
+      h('p', {}, 'A run trains one adapter. The Train page has defaults for model, dataset and method: press Train, '
+        + 'and the curves appear here.'),
       h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter'));
     this.append(h('div', { class: 's-runs' },
       h('aside', { class: 's-list' },
@@ -109,14 +110,13 @@ export class Runs extends HTMLElement {
     this.welcome.hidden = jobs.length > 0;
     this.main.hidden = !jobs.length;
     this.querySelector('.s-runs').hidden = !jobs.length;
-    const why = queue?.short || queue?.held || (supervised ? '' : 'The queue is asleep: nothing starts '
-      + 'until its supervisor is back. Opening the studio again wakes it.');
-    this.warning.hidden = !why || !(jobs.some(isLive) || queue?.short || queue?.held);
-    text(this.warning, why);
+    const idle = !supervised && jobs.some(isLive)
+      && 'The supervisor is not running, so nothing starts. Start the studio again to start it.';
+    say(this.warning, queue?.short || queue?.held || idle);
     this.show();
   }
 
-  /** What is gone, or draws nothing, is not overlaid; the chosen run stays in either case. */
+  /** Stop overlaying deleted runs and jobs without a curve; the selected run stays in either case. */
   prune() {
     for (const id of this.overlaid) {
       const job = this.jobs.find((one) => one.id === id);
@@ -133,12 +133,12 @@ export class Runs extends HTMLElement {
     for (const part of this.curves) part.hidden = !drawn;
     const others = this.chosen().length - 1;
     text(this.overlay, others > 0 ? `with ${others} other run${others > 1 ? 's' : ''} overlaid`
-      : 'Tick runs to overlay their curves; click a loss curve to talk to its nearest checkpoint.');
+      : 'Tick runs to overlay their curves; click a loss curve to chat with its nearest checkpoint.');
     const job = this.jobs.find((one) => one.id === this.focus);
     if (job) this.detail.show(job, this.board.group.hues.get(job.id));
     this.list();
     const row = this.seen ? null : this.rows.querySelector('[data-focus]');
-    if (row) { // a link may open a run far down the list: brought into sight once, never against a person
+    if (row) { // a link may open a run far down the list: scrolled into view once
       row.scrollIntoView({ block: 'nearest' });
       this.seen = true;
     }
@@ -168,10 +168,9 @@ export class Runs extends HTMLElement {
   }
 
   list() {
-    const words = this.search.value.toLowerCase().split(/\s+/).filter(Boolean);
-    const matches = this.jobs.filter((job) => words.every((word) =>
-      `${job.id} ${job.name} ${job.model} ${job.data} ${job.method} ${job.state} ${job.sweep ?? ''} ${
-        job.tags.join(' ')} ${job.notes}`.toLowerCase().includes(word)));
+    const wanted = matcher(this.search.value);
+    const matches = this.jobs.filter((job) => wanted(job.id, job.name, job.model, job.data, job.method, job.state,
+      job.sweep, ...job.tags, job.notes));
     for (const tab of this.tabs.children) {
       const { filter } = tab.dataset;
       text(tab, `${{ all: 'All', live: 'Queue', ended: 'Ended' }[filter]} `
@@ -193,8 +192,7 @@ export class Runs extends HTMLElement {
     const open = h('button', { type: 'button', class: 's-row-open', 'data-testid': `run-${job.id}`,
       onclick: () => this.open(job.id) },
       h('span', { class: 's-row-name' }), h('span', { class: 's-row-state' }),
-      h('span', { class: 's-row-what' }), h('span', { class: 's-row-loss' }),
-      h('span', { class: 's-bar-track' }, h('span', {})));
+      h('span', { class: 's-row-what' }), h('span', { class: 's-row-loss' }), bar(''));
     const row = h('li', { onkeydown: (e) => this.key(e, job.id),
       ondragstart: (e) => this.drag(e, job.id), ondragover: (e) => this.over(e, row),
       ondragleave: () => row.removeAttribute('data-drop'), ondrop: (e) => this.drop(e, row, job.id) },
@@ -202,7 +200,7 @@ export class Runs extends HTMLElement {
     return row;
   }
 
-  // -- order: Alt and an arrow moves a waiting run, Alt+Home lets it run next; or drag it ----------
+  // -- order: Alt and an arrow moves a waiting run, Alt+Home puts it first; or drag it --------------
 
   key(event, id) {
     const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
@@ -242,8 +240,7 @@ export class Runs extends HTMLElement {
   }
 
   async move(id, place) {
-    await api(`/api/jobs/${id}/${place ? 'move' : 'first'}`, place ?? {})
-      .catch((error) => toast(error.message, 'error'));
+    await send(`/api/jobs/${id}/${place ? 'move' : 'first'}`, place ?? {});
     poke();
   }
 
@@ -261,19 +258,14 @@ export class Runs extends HTMLElement {
     node.toggleAttribute('data-focus', job.id === this.focus);
     open.setAttribute('aria-current', String(job.id === this.focus));
     text(name, job.name);
-    const shown = stateName(job);
-    if (state.dataset.state !== shown) {
-      state.dataset.state = shown;
-      state.replaceChildren(badge(shown));
-    }
-    text(what, [job.sweep && `⊞ ${job.sweep}`, ...job.tags.map((tag) => `#${tag}`), job.method,
-      short(job.model), short(job.data)].filter(Boolean).join(' · '));
-    const ended = job.finished ?? job.started ?? job.created;
-    text(loss, isLive(job) ? (job.last_loss == null ? job.phase || '' : `loss ${number(job.last_loss)}`)
-      : [job.last_loss == null ? '' : number(job.last_loss), job.seconds
-        ? duration(job.seconds) : ago(ended)].filter(Boolean).join(' · '));
+    const shown = stateName(job), last = job.last_loss == null ? '' : number(job.last_loss);
+    if (changed(state, shown)) state.replaceChildren(badge(shown));
+    text(what, dots(job.sweep && `⊞ ${job.sweep}`, job.tags.map((tag) => `#${tag}`), job.method, short(job.model),
+      short(job.data)));
+    text(loss, isLive(job) ? (last ? `loss ${last}` : job.phase) : dots(last, job.seconds ? duration(job.seconds)
+      : ago(job.finished ?? job.started ?? job.created)));
     track.hidden = !isLive(job) || job.state === 'queued';
-    track.firstChild.style.width = `${100 * share(job)}%`;
+    fill(track, share(job));
   }
 }
 
