@@ -3,7 +3,8 @@
 
 import { Preflight, Presets } from './preflight.js';
 import { board } from '../core/chart.js';
-import { api, badge, button, errorLine, h, query, remember, say, send, snippet, sureButton, table, text } from '../core/dom.js';
+import { api, badge, button, errorLine, h, query, remember, say, send, snippet, sureButton, table, text,
+  typeInto } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { Upload } from '../core/upload.js';
 import { compareAddress } from '../core/lanes.js';
