@@ -1,7 +1,7 @@
 // Entry point of every page: the theme switch, the queue indicator in the header, and the module of
 // the page in the address. It registers the element that gradio puts into the document.
 
-import { h, text } from './core/dom.js';
+import { dots, h, text } from './core/dom.js';
 import { isLive, subscribe } from './core/live.js';
 
 document.addEventListener('click', (event) => {
@@ -9,14 +9,13 @@ document.addEventListener('click', (event) => {
   window.studioTheme(document.documentElement.classList.contains('dark') ? 'light' : 'dark');
 });
 
-/** 1 running · 2 queued, and a word when the server or the supervisor is away. */
-function pulse() {
-  const node = document.querySelector('.s-pulse');
+/** The queue in the header: 1 running · 2 queued, or that the server does not respond. */
+function queueIndicator(node) {
   const dot = h('i', {}), words = h('span', {});
   node.append(dot, words);
-  let away = false, said = '';
+  let away = false, summary = '';
   const show = () => {
-    text(words, away ? 'The studio is not answering …' : said);
+    text(words, away ? 'The server is not responding …' : summary);
     node.dataset.state = away ? 'failed' : node.dataset.calm;
   };
   subscribe({
@@ -24,9 +23,7 @@ function pulse() {
     onJobs(jobs) {
       const running = jobs.filter((job) => isLive(job) && job.state !== 'queued');
       const queued = jobs.filter((job) => job.state === 'queued');
-      const parts = [running.length && `${running.length} running`,
-        queued.length && `${queued.length} queued`].filter(Boolean);
-      said = parts.join(' · ') || 'Idle';
+      summary = dots(running.length && `${running.length} running`, queued.length && `${queued.length} queued`) || 'Idle';
       node.dataset.calm = running.length ? 'running' : 'queued';
       show();
     },
@@ -34,7 +31,8 @@ function pulse() {
   });
 }
 
-if (document.querySelector('.s-pulse')) pulse();
+const indicator = document.querySelector('.s-pulse');
+if (indicator) queueIndicator(indicator);
 
 const page = location.pathname.split('/').filter(Boolean)[0] ?? 'train';
 if (document.querySelector(`link[rel=modulepreload][href$="/${page}/${page}.js"]`)) import(`./${page}/${page}.js`);

@@ -282,9 +282,9 @@ export class Compare extends HTMLElement {
   }
 
   address() {
-    const kept = this.conversation.turns.length || this.conversation.saved;
+    const stored = this.conversation.turns.length || this.conversation.saved;
     const { confidence, reference } = this.view;
-    remember({ lane: this.conversation.lanes.map(writeLane), chat: kept ? this.conversation.id : null,
+    remember({ lane: this.conversation.lanes.map(writeLane), chat: stored ? this.conversation.id : null,
       confidence: confidence ? 'on' : null, from: reference === null ? null : reference + 1 });
   }
 

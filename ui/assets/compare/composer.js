@@ -27,7 +27,7 @@ export class Composer {
     this.stop = button('Stop', page.stop, 's-danger', { hidden: true, 'data-testid': 'stop',
       title: 'Stop every lane (Escape)' });
     this.again = button('Ask again', page.again, '', { hidden: true,
-      title: 'Answer the last prompt again, with the weights and settings as they are now (key r)' });
+      title: 'Answer the last prompt again, with the current weights and settings (key r)' });
     this.add = button('+ Lane', page.add, '', { title: 'Add a lane', 'data-testid': 'add-lane' });
     this.gear = button('Settings', () => this.toggle(), '', { 'aria-expanded': 'false',
       'aria-controls': 's-sampling' });
@@ -74,7 +74,7 @@ export class Composer {
     Object.assign(this.page.settings(this.lane, true), values);
     if (this.lane === null) {
       try { localStorage.setItem(KEY, JSON.stringify({ system: values.system, ...sampling })); }
-      catch { /* private window: kept on this page only */ }
+      catch { /* private window: this page only */ }
     }
     this.page.changed();
   }

@@ -4,7 +4,7 @@
 import { api, send, toast } from '../core/dom.js';
 import { writeLane } from '../core/lanes.js';
 
-const KEPT_ALTERNATIVES = 4;
+const ALTERNATIVES = 4;
 const SAVE_EVERY = 2000;
 const KEEPALIVE_BYTES = 60000; // browsers send at most 64 KB while a page closes
 
@@ -17,13 +17,10 @@ export class Conversation {
 
   /** Read the saved conversation; lanes of the address win, with the settings saved for them. */
   async open(asked) {
-    let kept = null;
-    if (this.id) {
-      kept = await api(`/api/chat/conversations/${encodeURIComponent(this.id)}`).catch(() => null);
-    }
+    const found = this.id && await api(`/api/chat/conversations/${encodeURIComponent(this.id)}`).catch(() => null);
     this.id ||= crypto.randomUUID().slice(0, 8);
-    if (!kept) { this.lanes = asked; return; }
-    const { turns, lanes, settings } = kept;
+    if (!found) { this.lanes = asked; return; }
+    const { turns, lanes, settings } = found;
     this.lanes = asked.length ? asked.map((lane) =>
       lanes.find((old) => writeLane(old) === writeLane(lane)) ?? lane) : lanes;
     this.settings = { ...this.settings, ...settings.shared };
@@ -64,7 +61,7 @@ export class Conversation {
       turn.answers[lane] = { ...(goOn ? { text: old.text, tokens: old.tokens } : blank()), seed,
         place: old?.place, lane: writeLane(this.lanes[lane]) };
       return { model: this.lanes[lane].model, stack: this.lanes[lane].stack, system,
-        sampling: { ...sampling, seed, logprobs: KEPT_ALTERNATIVES },
+        sampling: { ...sampling, seed, logprobs: ALTERNATIVES },
         messages: [...this.before(number, lane), { role: 'user', content: turn.prompt }, ...tail] };
     }) };
     this.asking = request.id;
@@ -165,9 +162,9 @@ export class Conversation {
     const id = crypto.randomUUID().slice(0, 8);
     const copied = this.turns.slice(0, turns).map(({ prompt, answers }) =>
       structuredClone({ prompt, answers }));
-    const kept = await api('/api/chat/branch', { id: this.id, new: id, turns });
+    const { parent } = await api('/api/chat/branch', { id: this.id, new: id, turns });
     if (this.asking) throw new Error('A prompt was sent before the copy was made; the copy is under Conversations.');
-    Object.assign(this, { id, parent: kept.parent, turns: copied });
+    Object.assign(this, { id, parent, turns: copied });
   }
 }
 

@@ -36,7 +36,7 @@ export class Chart {
   constructor(group, options) {
     this.group = group;
     this.options = { format: number, ...options };
-    this.lines = new Map(); // run -> {x, y}, set by whoever feeds the group
+    this.lines = new Map(); // run -> {x, y}
     this.log = Boolean(options.log);
     this.element = this.build();
     this.pending = 0;
@@ -147,9 +147,9 @@ export class Chart {
         text(node.children[1], this.options.names && lines.length > 1 ? name : '');
         text(node.lastChild, this.options.format(line.y[i]));
       });
-    const says = lines.map((line) => `${this.group.names.get(line.run) ?? line.run}: `
+    const values = lines.map((line) => `${this.group.names.get(line.run) ?? line.run}: `
       + `${this.options.format(line.y.at(-1))} at step ${count(line.x.at(-1))}`).join('; ');
-    this.canvas.setAttribute('aria-label', `${this.options.title}. ${says || 'No values yet'}`);
+    this.canvas.setAttribute('aria-label', `${this.options.title}. ${values || 'No values yet'}`);
   }
 
   fillTable(lines) {

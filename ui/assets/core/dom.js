@@ -22,8 +22,8 @@ export function text(node, value) {
   return node;
 }
 
-/** Make `parent` hold one child per item, reusing nodes by key and keeping their order. The focus stays
- *  on its node, which a move in the document would take away. */
+/** Make `parent` hold one child per item, reusing nodes by key and in the items' order. The focused node
+ *  stays focused, though moving it in the document would blur it. */
 export function keyed(parent, items, key, create, update) {
   const held = parent.contains(document.activeElement) ? document.activeElement : null;
   const old = new Map([...parent.children].map((node) => [node.dataset.key, node]));
@@ -119,12 +119,12 @@ export async function api(path, body) {
   return answer;
 }
 
-/** As `api`, but a refusal becomes a toast and null; `said` (text, or a function of the answer) a toast
- *  of success. */
-export async function send(path, body, said) {
+/** As `api`, but a refusal becomes a toast and null. `done` (text, or a function of the answer)
+ *  is shown on success. */
+export async function send(path, body, done) {
   try {
     const answer = await api(path, body) ?? {};
-    if (said) toast(typeof said === 'function' ? said(answer) : said);
+    if (done) toast(typeof done === 'function' ? done(answer) : done);
     return answer;
   } catch (error) {
     toast(error.message, 'error');
@@ -263,7 +263,7 @@ export function remember(changes) {
   if (url.href !== location.href) history.replaceState(history.state, '', url);
 }
 
-/** The last part of a path: what tells models and files apart. */
+/** The last part of a path. */
 export function short(path) {
   return path.replace(/\/+$/, '').split('/').pop() || path;
 }

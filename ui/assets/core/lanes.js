@@ -77,7 +77,7 @@ export const checkpointActions = (model, name) => h('span', { class: 's-actions'
 
 export function promoteButton(name) {
   const node = sureButton('Promote', 'Make it the adapter?', () => send('/api/chat/promote', { checkpoint: name },
-    (made) => `Queued as “${made.name}”. The current adapter is kept beside it.`), 's-tool');
+    (made) => `Queued as “${made.name}”. The current adapter stays beside it.`), 's-tool');
   node.title = "Make this checkpoint the run's adapter";
   return node;
 }

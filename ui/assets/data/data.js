@@ -225,12 +225,12 @@ const NAMES = { filter: 'Filtered', dedupe: 'Deduplicated', split: 'Split', drop
 
 /** A step in words: "Split (20 rows, seed 0)". */
 function step(values) {
-  const said = Object.entries(values).filter(([name, value]) =>
+  const parts = Object.entries(values).filter(([name, value]) =>
     name !== 'kind' && name !== 'mapping' && value !== '' && value !== 0 && value !== false
     && !(name === 'operator' && !values.column))
     .map(([name, value]) => `${name.replaceAll('_', ' ')} ${Array.isArray(value)
       ? value.length > 5 ? `${value.length} numbers` : value.join(', ') : value === true ? '' : value}`.trim());
-  return `${NAMES[values.kind]}${said.length ? ` (${said.join(', ')})` : ''}, made`;
+  return `${NAMES[values.kind]}${parts.length ? ` (${parts.join(', ')})` : ''}, made`;
 }
 
 customElements.define('studio-data', Data);

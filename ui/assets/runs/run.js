@@ -180,8 +180,8 @@ export class Detail {
     poke();
   }
 
-  async act(action, said) {
-    await send(`/api/jobs/${this.job.id}/${action}`, {}, said);
+  async act(action, done) {
+    await send(`/api/jobs/${this.job.id}/${action}`, {}, done);
     poke();
   }
 

@@ -111,7 +111,7 @@ export class Runs extends HTMLElement {
     this.main.hidden = !jobs.length;
     this.querySelector('.s-runs').hidden = !jobs.length;
     const idle = !supervised && jobs.some(isLive)
-      && 'The supervisor is not running, so nothing starts. Start the studio again to start it.';
+      && 'The supervisor is not running, so nothing starts. Run `studio` again to start it.';
     say(this.warning, queue?.short || queue?.held || idle);
     this.show();
   }
