@@ -1,15 +1,15 @@
 // Train, right side: the launched run with its live loss, the form as command and YAML, and the picker
 // of target modules.
 
-import { Preflight, Presets } from './preflight.js';
 import { board } from '../core/chart.js';
 import { api, badge, button, errorLine, h, query, remember, say, send, snippet, sureButton, table, text,
   typeInto } from '../core/dom.js';
 import { dialog } from '../core/form.js';
-import { Upload } from '../core/upload.js';
 import { compareAddress } from '../core/lanes.js';
 import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/live.js';
+import { Upload } from '../core/upload.js';
 import { planSweep } from '../runs/queue.js';
+import { Preflight, Presets } from './preflight.js';
 
 /** An element whose `data-value` the server rewrites: gradio then removes the children, so everything is
  *  rendered again once it is done. */
