@@ -115,7 +115,7 @@ export class Compare extends HTMLElement {
       redraw: () => { this.show(); this.moved(); },
       add: (...lanes) => { this.conversation.lanes.push(...lanes.slice(0, MOST_LANES - this.conversation.lanes.length));
         this.show(); this.moved(); },
-      refresh: async () => { this.choices = await api('/api/chat/choices'); this.show(); this.tabs.again(); },
+      refresh: async () => { this.choices = await api('/api/chat/choices'); this.show(); this.tabs.refresh(); },
       remove: this.conversation.lanes.length > 1 ? () => {
         if (this.free()) { this.conversation.dropLane(i); this.show(); this.moved(); } } : null,
     }).element;
