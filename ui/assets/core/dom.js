@@ -219,6 +219,16 @@ export function choose(list, id) {
 /** Join the parts that are there with dots. */
 export const dots = (...parts) => parts.flat().filter(Boolean).join(' · ');
 
+/** A button that opens a list of buttons or links. */
+export function menu(label, ...items) {
+  const node = h('details', { class: 's-menu', onfocusout: (event) => {
+    if (!node.contains(event.relatedTarget)) node.open = false;
+  }, onkeydown: (event) => {
+    if (event.key === 'Escape') { node.open = false; node.firstChild.focus(); }
+  } }, h('summary', { class: 's-button' }, label), h('div', { class: 's-menu-items' }, items));
+  return node;
+}
+
 /** Return true if `key` differs from the last one of this node, which is then drawn again. */
 export function changed(node, key) {
   if (node.drawnKey === key) return false;

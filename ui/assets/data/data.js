@@ -1,7 +1,7 @@
 // The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
-import { ago, api, badge, bar, button, bytes, choose, count, errorLine, fill, h, keyed, matcher, query,
+import { ago, api, badge, bar, button, bytes, choose, count, errorLine, fill, h, keyed, matcher, menu, query,
   remember, say, send, sureButton, tabs, text, toast } from '../core/dom.js';
 import { isLive, poke, share, subscribe } from '../core/live.js';
 import { Import, Mapping } from './import.js';
@@ -110,11 +110,9 @@ export class Data extends HTMLElement {
   }
 
   head(found) {
-    const exports = h('details', { class: 's-menu' }, h('summary', { class: 's-button' }, 'Export'),
-      h('div', {}, ['jsonl', 'csv'].flatMap((form) => ['', ...(found.validation_rows
-        ? ['train', 'validation'] : [])].map((part) => h('a', { download: '', href:
-          `/api/data/${found.name}/export?format=${form}&part=${part}` },
-        `${part ? `${part} rows` : 'all rows'} as ${form}`)))));
+    const parts = found.validation_rows ? ['', 'train', 'validation'] : [''];
+    const exports = menu('Export', ['jsonl', 'csv'].flatMap((form) => parts.map((part) => h('a', { download: '',
+      href: `/api/data/${found.name}/export?format=${form}&part=${part}` }, `${part || 'all'} rows as ${form}`))));
     return h('section', { class: 's-detail' },
       h('div', { class: 's-detail-head' }, h('h1', {}, found.name), badge('queued', found.format.replace('_', ' ')),
         h('div', { class: 's-actions' },

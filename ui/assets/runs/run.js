@@ -1,7 +1,7 @@
 // One run: progress, figures, actions, and tabs with what it wrote.
 
-import { ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, h, number, quiet, say,
-  send, short, sureButton, tabs, text } from '../core/dom.js';
+import { ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, h, menu, number,
+  quiet, say, send, short, sureButton, tabs, text } from '../core/dom.js';
 import { compareAddress, COMPARED } from '../core/lanes.js';
 import { isLive, JobProgress, poke, stateName } from '../core/live.js';
 import { KINDS, outcome } from '../adapters/actions.js';
@@ -127,8 +127,8 @@ export class Detail {
 
   showActions(job) {
     if (!changed(this.actions, [job.id, job.state, job.intent, job.adapter, job.sweep, job.waits].join())) return;
-    const can = new Set(job.actions), menu = this.menu(job, can);
-    menu.open = Boolean(this.actions.querySelector('.s-menu')?.open); // a change must not shut it
+    const can = new Set(job.actions), more = this.menu(job, can);
+    more.open = Boolean(this.actions.querySelector('.s-menu')?.open); // a change must not close it
     this.actions.replaceChildren(...[
       job.adapter && COMPARED.has(job.kind)
         && h('a', { class: 's-button s-primary', href: compareAddress(job) }, 'Compare'),
@@ -140,14 +140,14 @@ export class Detail {
       draws(job) && button('Duplicate', () => this.duplicate(), '', { title: 'Open these settings in Train' }),
       can.has('cancel') && !(job.intent === 'cancel')
         && sureButton('Cancel', 'Really cancel?', () => this.act('cancel')),
-      menu,
+      more,
     ].filter(Boolean));
   }
 
   menu(job, can) {
     const trains = job.kind === 'train', now = () => this.job;
     const waits = job.state === 'queued' || job.state === 'paused';
-    const inside = h('div', { class: 's-menu-items' }, [
+    return menu('More',
       waits && button('When it starts …', () => planSchedule(now(), this.jobs())),
       job.state === 'queued' && job.waits && job.memory_bytes && button('Start without enough memory',
         () => this.act('anyway'), '', { title: 'It may run out of memory' }),
@@ -164,14 +164,7 @@ export class Detail {
         && sureButton('Restart from step 0', 'Discard its steps?', () => this.act('restart')),
       can.has('cancel') && job.intent !== 'cancel' && sureButton('Cancel, drop checkpoints',
         'Drop them for good?', () => this.act('drop')),
-      can.has('delete') && sureButton('Delete', 'Delete for good?', () => this.act('delete')),
-    ].filter(Boolean));
-    const menu = h('details', { class: 's-menu', onfocusout: (e) => {
-      if (!menu.contains(e.relatedTarget)) menu.open = false;
-    }, onkeydown: (e) => {
-      if (e.key === 'Escape') { menu.open = false; menu.firstChild.focus(); }
-    } }, h('summary', { class: 's-button' }, 'More'), inside);
-    return menu;
+      can.has('delete') && sureButton('Delete', 'Delete for good?', () => this.act('delete')));
   }
 
   async group(action) {
