@@ -9,6 +9,7 @@ const LANES = [
   ['starter', { model: 'starter', stack: [] }],
   ['starter~pirate:1+terse:-0.5', { model: 'starter',
     stack: [{ name: 'pirate', weight: 1 }, { name: 'terse', weight: -0.5 }] }],
+  ['starter~7@100:1', { model: 'starter', stack: [{ name: '7@100', weight: 1 }] }],
   ['/m/a~b~x%20y%7Ez%3A1:2', { model: '/m/a~b', stack: [{ name: 'x y~z:1', weight: 2 }] }],
 ];
 
@@ -16,6 +17,7 @@ test('a lane is read as it was written', () => {
   for (const [words, lane] of LANES) {
     assert.deepEqual(parseLane(words), lane);
     assert.deepEqual(parseLane(writeLane(lane)), lane);
+    assert.equal(writeLane(lane), words);
   }
 });
 

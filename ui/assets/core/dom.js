@@ -269,7 +269,7 @@ export function remember(changes) {
     url.searchParams.delete(name);
     for (const one of [].concat(value ?? [])) url.searchParams.append(name, one);
   }
-  url.search = url.search.replace(/%(2C|3A|7E|2F|3D)/gi, (code) => decodeURIComponent(code));
+  url.search = url.search.replace(/%(2C|3A|7E|2F|3D|40)/gi, (code) => decodeURIComponent(code));
   if (url.href !== location.href) history.replaceState(history.state, '', url);
 }
 

@@ -18,7 +18,7 @@ export function parseLane(words) {
 
 export function writeLane({ model, stack }) {
   const parts = stack.map(({ name, weight }) =>
-    `${encodeURIComponent(name).replaceAll('~', '%7E')}:${weight}`);
+    `${encodeURIComponent(name).replaceAll('~', '%7E').replaceAll('%40', '@')}:${weight}`);
   return parts.length ? `${model}~${parts.join('+')}` : model;
 }
 
