@@ -3,7 +3,6 @@
 from contextlib import suppress
 from typing import Any
 
-from jobs import supervisor
 from jobs.job import Job
 from jobs.store import JobStore
 from studio.adapters.library import resolve
@@ -14,18 +13,6 @@ from studio.home import Home
 from studio.stack import read_lane
 
 KIND = "suite"
-
-
-def submit(store: JobStore, values: dict[str, Any]) -> Job:
-    """Check a suite and queue it.
-
-    Raises:
-        StudioError: It cannot be asked; nothing was queued.
-    """
-    request = SuiteRequest.parse(values).checked(store.home)
-    job = store.submit(request.model_dump(mode="json"), kind=KIND)
-    supervisor.ensure_running(store.home)
-    return job
 
 
 def listing(store: JobStore) -> list[dict[str, Any]]:

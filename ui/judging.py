@@ -5,13 +5,10 @@ from typing import Any, Literal
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs import suites
+from jobs import actions, suites
 from jobs.conversations import Votes
 from jobs.store import JobStore
-from jobs.supervisor import ensure_running
-from studio.evaluation.promotion import PromoteRequest
 from studio.evaluation.reports import MEDIA, Form, votes_as
-from studio.evaluation.suites import parse_cases
 from studio.stack import MAX_LANES
 
 FormName = Literal["csv", "jsonl", "html"]
@@ -47,15 +44,14 @@ def judging_routes(store: JobStore) -> APIRouter:
 
     @router.post("/suites")
     def ask(body: Suite) -> dict[str, Any]:
-        values = {"name": body.name, "lanes": body.lanes, "cases": parse_cases(body.cases)}
-        job = suites.submit(store, values)
+        values = {"name": body.name, "lane": body.lanes, "cases": body.cases}
+        job = actions.ask(store.home, "suite", values, store=store).jobs[0]
         return {"id": job.id, "name": job.name}
 
     @router.post("/promote")
     def promote(body: Checkpoint) -> dict[str, Any]:
-        request = PromoteRequest(checkpoint=body.checkpoint).checked(store.home)
-        job = store.submit(request.model_dump(mode="json"), kind="promote")
-        ensure_running(store.home)
+        values = {"checkpoint": body.checkpoint}
+        job = actions.ask(store.home, "promote", values, store=store).jobs[0]
         return {"id": job.id, "name": job.name}
 
     @router.get("/export/votes.{form}")

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -70,19 +71,28 @@ class Action:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Queued:
-    """Several jobs, or one with facts of its own: what a function with `@action` may return."""
+    """Several jobs, or one with facts of its own: what a function with `@action` may return.
+
+    `then` is what to ask, name and values, when the last of them has succeeded.
+    """
 
     jobs: tuple[Job, ...]
     value: dict[str, Any]
+    then: tuple[str, dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """The JSON value that an action answers with, and the jobs that it queued."""
+class Reply:
+    """The JSON value that an action answers with, and the jobs that it queued or changed.
+
+    `facts` are those parts of the value that stay beside the outcome of a followed job.
+    """
 
     action: Action
     value: Any
     jobs: tuple[Job, ...] = ()
+    facts: dict[str, Any] = dataclass_field(default_factory=dict)
+    then: tuple[str, dict[str, Any]] | None = None
 
 
 ACTIONS: dict[str, Action] = {}
@@ -185,7 +195,7 @@ def ask(
     *,
     store: JobStore | None = None,
     watch: Watch | None = None,
-) -> Answer:
+) -> Reply:
     """Validate the fields of an action and do it, or queue its job.
 
     Args:
@@ -206,7 +216,7 @@ def ask(
             return _answer(wanted, wanted.run(opened, asked), opened, watch)
     made = wanted.run(home, asked)
     if not isinstance(made, Request):
-        return Answer(action=wanted, value=made)
+        return Reply(action=wanted, value=made)
     assert home is not None
     with _opened(home, None) as opened:
         return _answer(wanted, made, opened, watch)
@@ -221,18 +231,19 @@ def _opened(home: Home, store: JobStore | None) -> Iterator[JobStore]:
         yield opened
 
 
-def _answer(wanted: Action, made: Any, store: JobStore, watch: Watch | None) -> Answer:
+def _answer(wanted: Action, made: Any, store: JobStore, watch: Watch | None) -> Reply:
     if isinstance(made, Request):
         if watch is not None and made.kind in FILE_KINDS:
-            return Answer(action=wanted, value=perform(store.home, made, watch))
+            return Reply(action=wanted, value=perform(store.home, made, watch))
         made = submit(store, made)
     if wanted.starts:
         supervisor.ensure_running(store.home)
     if isinstance(made, Job):
-        return Answer(action=wanted, value=summary(made), jobs=(made,))
+        return Reply(action=wanted, value=summary(made), jobs=(made,))
     if isinstance(made, Queued):
-        return Answer(action=wanted, value=made.value, jobs=made.jobs)
-    return Answer(action=wanted, value=made)
+        value = made.value or summary(made.jobs[-1])
+        return Reply(action=wanted, value=value, jobs=made.jobs, facts=made.value, then=made.then)
+    return Reply(action=wanted, value=made)
 
 
 def submit(store: JobStore, request: Request) -> Job:

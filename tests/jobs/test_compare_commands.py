@@ -47,7 +47,7 @@ def test_a_vote_is_cast_ranked_and_taken_back(talk, store, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("vote", "abc", "1", "C"), "no verdict"),
+        (("vote", "abc", "1", "C"), "Invalid verdict"),
         (("vote", "abc", "2", "A"), "no turn 2"),
         (("vote", "xyz", "1", "A"), "no conversation"),
         (("conversations", "--show", "xyz"), "no conversation"),

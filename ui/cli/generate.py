@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from inspect import Parameter as Argument
 from inspect import Signature
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.actions import ACTIONS, Action, Answer, ask, outcome
+from jobs.actions import ACTIONS, Action, Reply, ask, outcome
 from jobs.jobs_table import summary
 from jobs.store import JobStore
 from studio.errors import SpecError
@@ -133,7 +134,7 @@ def perform(
         return _followed(store, answer, follow=follow, as_json=as_json)
 
 
-def _followed(store: JobStore, answer: Answer, *, follow: bool, as_json: bool) -> int:
+def _followed(store: JobStore, answer: Reply, *, follow: bool, as_json: bool) -> int:
     job = answer.jobs[-1]
     if not follow:
         text = f'Queued "{job.name}" as number {job.id}.'
@@ -152,13 +153,12 @@ def _followed(store: JobStore, answer: Answer, *, follow: bool, as_json: bool) -
         return 130
     if job.state != "succeeded":
         return ending(job, as_json)
-    value = answer.value if len(answer.jobs) > 1 else {}
-    return show(
-        Answer(action=answer.action, value=value | outcome(store, job), jobs=answer.jobs), as_json
-    )
+    if answer.then:
+        return show(ask(store.home, *answer.then, store=store), as_json)
+    return show(replace(answer, value=answer.facts | outcome(store, job)), as_json)
 
 
-def show(answer: Answer, as_json: bool) -> int:
+def show(answer: Reply, as_json: bool) -> int:
     """Print an answer and return the exit code."""
     name, value = answer.action.name, answer.value
     if as_json:

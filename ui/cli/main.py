@@ -19,6 +19,7 @@ import typer
 
 from studio.errors import SpecError, StudioError, nearest
 from studio.home import open_home
+from ui.cli import compare_commands as _compare  # noqa: F401  registers its action
 from ui.cli.data import app as data_app
 from ui.cli.generate import add_commands
 from ui.cli.options import HomeOption, JobArgument, JsonOption, RetriesOption

@@ -5,9 +5,12 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jobs.actions.comparisons import LETTERS
 from jobs.job import Job
 from jobs.jobs_table import summary
 from studio.errors import InputError
+from studio.evaluation.reports import title
+from studio.stack import StackItem
 
 Answer = Any
 
@@ -113,6 +116,67 @@ def modules(found: Sequence[Mapping[str, Any]]) -> None:
         print(f"{one['key']}  {one['shape'][0]} x {one['shape'][1]}")
 
 
+# -- compare ---------------------------------------------------------------------------------------
+
+
+def compared(found: Mapping[str, Any]) -> None:
+    """Print the answers of the lanes."""
+    for letter, answer in zip(LETTERS, found["lanes"], strict=False):
+        print(f"{letter}  {title(answer['lane'])}")
+        print(f"   {answer.get('error', {}).get('text') or answer['text']}")
+        if "tokens" in answer:
+            print(f"   {answer['tokens']} tokens, {answer['tokens_per_second']} tokens/s")
+
+
+def suite(found: Answer) -> None:
+    """Print the means of a suite, or the list of suites."""
+    if isinstance(found, list):
+        for row in found:
+            lanes = " · ".join(map(title, row["lanes"]))
+            facts = f"{row['name']}  {row['state']}  {row['total_steps']} prompts  {lanes}"
+            print(f"{row['id']:>4}  {facts}")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    keys = [key for key in found["means"][0] if key != "lane"]
+    table = Table("Lane", *(key.replace("_", " ") for key in keys), box=None)
+    for one in found["means"]:
+        table.add_row(title(one["lane"]), *("–" if one[k] is None else f"{one[k]:g}" for k in keys))
+    Console(highlight=False).print(table)
+
+
+def leaderboard(board: Mapping[str, Any]) -> None:
+    """Print the ranking."""
+    if not board["standings"]:
+        print("No votes yet: ask two lanes on the Compare page, and vote for the better answer.")
+    for place, one in enumerate(board["standings"], 1):
+        record = f"{one['wins']} won, {one['losses']} lost, {one['ties']} tied"
+        interval = f"{one['low']:.0f} to {one['high']:.0f}"
+        print(f"{place:>3}  {one['score']:6.0f}  ({interval})  {title(one['lane'])}  {record}")
+
+
+def conversations(found: Answer) -> None:
+    """Print the list of conversations, or the turns of one."""
+    if isinstance(found, list):
+        for row in found:
+            print(f"{row['id']}  {row['turns']:>3} turns  {row['title']}")
+        return
+    if "deleted" in found:
+        print(f"Deleted {found['deleted']}.")
+    for turn in found.get("turns", ()):
+        print(f"> {turn['prompt']}")
+        for letter, answer in zip(LETTERS, turn["answers"], strict=False):
+            print(f"{letter}  {answer.get('text', '')}")
+
+
+def recipes(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print the recipes."""
+    for row in found:
+        parts = " + ".join(str(StackItem(**part)) for part in row["stack"])
+        print(f"{row['name']}: {row['model']} + {parts}")
+
+
 def lines(text: str) -> Callable[[Answer], None]:
     """Return what prints a sentence with the answer's own values in it."""
     return lambda answer: print(text.format(**answer))
@@ -127,6 +191,12 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "push": lines("Uploaded to {address}"),
     "promote": lines("The adapter of the run is now {adapter}"),
     "evaluate": evaluated,
+    "compare": compared,
+    "suite": suite,
+    "leaderboard": leaderboard,
+    "vote": lines("Turn {turn}: {verdict}."),
+    "conversations": conversations,
+    "recipes": recipes,
     "adapters": adapters,
     "adapters.show": passport,
     "adapters.rename": lines('Renamed to "{name}".'),
@@ -139,4 +209,6 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
         "\n".join(f"{m['key']}  {m['shape'][0]} x {m['shape'][1]}" for m in a)
     ),
 }
-CODES: dict[str, Callable[[Any], int]] = {}
+CODES: dict[str, Callable[[Any], int]] = {
+    "compare": lambda found: 2 if all("error" in one for one in found["lanes"]) else 0,
+}

@@ -1,0 +1,181 @@
+"""Actions of Compare: suites of prompts, votes and their ranking, conversations, recipes."""
+
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from jobs import suites
+from jobs.actions.registry import Queued, action, field, outcome_of, submit
+from jobs.conversations import Conversations, Votes
+from jobs.job import Job
+from jobs.recipes import Recipes
+from jobs.store import JobStore
+from studio.chat.lanes import LaneSettings, Sampling
+from studio.errors import ChatError
+from studio.evaluation.reports import form_of, votes_as
+from studio.evaluation.suites import SuiteRequest, parse_cases, read_cases
+from studio.stack import MAX_LANES, read_lane
+
+LETTERS = ascii_uppercase[:MAX_LANES]
+DEFAULTS = Sampling()
+NONE: Any = ()
+LANE: dict[str, Any] = {"metavar": "MODEL[~ADAPTER:WEIGHT+…]", "of": "lane"}
+
+
+def _read_lanes(value: Any) -> Any:
+    """Accept lanes as they stand in a page's address among the records."""
+    if isinstance(value, list | tuple):
+        return tuple(read_lane(one) if isinstance(one, str) else one for one in value)
+    return value
+
+
+Lanes = Annotated[
+    tuple[LaneSettings, ...],
+    BeforeValidator(_read_lanes),
+    field("Lane, as in starter~pirate:1; RUN@STEP is a checkpoint; repeat for several.", **LANE),
+]
+MaxNewTokens = Annotated[int, field("Maximum length of an answer in tokens.", ge=1)]
+Out = Annotated[str, field("Write a .csv, .jsonl or .html file.", flag="--out")]
+
+
+@action("suite", title="Prompt suite", follow=True)
+def suite(
+    store: JobStore,
+    file: Annotated[
+        str, field("Prompts: one a line, or JSON lines.", positional=True, metavar="[FILE]")
+    ] = "",
+    lane: Lanes = NONE,
+    name: Annotated[str, field("Name of the suite.", max_length=120)] = "",
+    show: Annotated[str, field("Show this suite again.", metavar="ID", of="suite")] = "",
+    max_new_tokens: MaxNewTokens = DEFAULTS.max_new_tokens,
+    out: Out = "",
+    cases: Annotated[
+        str, field("Prompts: one a line, or JSON lines.", flag="-", max_length=4_000_000)
+    ] = "",
+) -> Any:
+    """Run a prompt suite against several lanes and print its table; list the suites without one."""
+    if show:
+        if out:
+            _write(out, suites.exported(store, show, form_of(out)))
+        return {k: v for k, v in suites.table(store, show).items() if k != "spec"}
+    if not (file or cases):
+        return suites.listing(store)
+    lanes = lane or (LaneSettings(),)
+    if max_new_tokens != DEFAULTS.max_new_tokens:
+        lanes = tuple(
+            one.model_copy(
+                update={
+                    "sampling": one.sampling.model_copy(update={"max_new_tokens": max_new_tokens})
+                }
+            )
+            for one in lanes
+        )
+    found = parse_cases(cases) if cases else read_cases(Path(file))
+    values = {"name": name, "cases": found, "lanes": [one.model_dump() for one in lanes]}
+    job = submit(store, SuiteRequest.parse(values))
+    return Queued(jobs=(job,), value={}, then=("suite", {"show": str(job.id), "out": out}))
+
+
+@outcome_of("suite")
+def suite_table(store: JobStore, job: Job) -> dict[str, Any]:
+    """Return the table of a suite."""
+    return {k: v for k, v in suites.table(store, job.id).items() if k != "spec"}
+
+
+@action("leaderboard")
+def leaderboard(
+    store: JobStore,
+    blind: Annotated[bool, field("Count blind votes only.")] = False,
+    out: Out = "",
+) -> dict[str, Any]:
+    """Rank the lanes by the votes on their answers."""
+    votes = Votes(store.database)
+    board = votes.board(blind_only=blind)
+    if out:
+        _write(out, votes_as(form_of(out), votes.list(), board))
+    return board
+
+
+@action("vote")
+def vote(
+    store: JobStore,
+    conversation: Annotated[str, field("Conversation.", positional=True, metavar="ID")],
+    turn: Annotated[int, field("Number of the turn, from 1.", positional=True, ge=1)],
+    verdict: Annotated[
+        str, field("A to P, tie, bad, or none to take the vote back.", positional=True)
+    ],
+    blind: Annotated[bool, field("The lanes were hidden.", flag="-")] = False,
+) -> dict[str, Any]:
+    """Vote for the best answer of a turn."""
+    talks, votes = Conversations(store.database), Votes(store.database)
+    turns = talks.get(conversation)["turns"]
+    if turn > len(turns):
+        raise ChatError(f"The conversation has {len(turns)} turns: there is no turn {turn}.")
+    asked = turns[turn - 1]
+    answers = asked["answers"]
+    word, letters = verdict.strip().lower(), LETTERS[: len(answers)]
+    marks: list[str | None] = [None] * len(answers)
+    if word == "none":
+        votes.take_back(conversation, turn - 1)
+    elif word in ("tie", "bad") or (len(word) == 1 and word.upper() in letters):
+        winner = letters.index(word.upper()) if len(word) == 1 else None
+        votes.cast(
+            asked["prompt"], [str(a.get("lane", "")) for a in answers], winner=winner,
+            bad=word == "bad", blind=blind, conversation=conversation, turn=turn - 1,
+            answers=[str(a.get("text", "")) for a in answers],
+        )  # fmt: skip
+        marks = [
+            word if winner is None else "won" if i == winner else "lost"
+            for i in range(len(answers))
+        ]
+    else:
+        raise ChatError(f'Invalid verdict "{verdict}": write {", ".join(letters)}, tie or bad.')
+    marked = [
+        {k: v for k, v in a.items() if k != "verdict"} | ({"verdict": m} if m else {})
+        for a, m in zip(answers, marks, strict=True)
+    ]
+    talks.save_turn(conversation, turn - 1, prompt=asked["prompt"], answers=marked)
+    return {"conversation": conversation, "turn": turn, "verdict": word}
+
+
+@action("conversations")
+def conversations(
+    store: JobStore,
+    search: Annotated[str, field("Part of a prompt or an answer.")] = "",
+    show: Annotated[str, field("Print this one.", metavar="ID")] = "",
+    delete: Annotated[str, field("Delete this one.", metavar="ID")] = "",
+) -> Any:
+    """List the conversations of the Compare page, newest first; print or delete one."""
+    talks = Conversations(store.database)
+    if delete:
+        talks.delete(delete)
+        return {"deleted": delete}
+    return talks.get(show) if show else talks.list(search=search)
+
+
+@action("recipes")
+def recipes(
+    store: JobStore,
+    save: Annotated[
+        str, field("Save the mix of the lane under this name.", metavar="NAME", max_length=120)
+    ] = "",
+    lane: Annotated[str, field("Mix to save.", metavar="MODEL~ADAPTER:WEIGHT+…", of="lane")] = "",
+    delete: Annotated[str, field("Delete this one.", metavar="NAME", of="recipe")] = "",
+) -> list[dict[str, Any]]:
+    """List, save or delete mixes; `studio mix` and `studio merge` make them permanent."""
+    kept = Recipes(store.database)
+    if save:
+        mix = read_lane(lane)
+        kept.save(save, mix["model"], mix["stack"])
+    if delete:
+        kept.delete(delete)
+    return kept.list()
+
+
+def _write(out: str, text: str) -> None:
+    try:
+        Path(out).expanduser().write_text(text, encoding="utf-8", newline="")
+    except OSError as error:
+        raise ChatError(f"{out} cannot be written ({error.strerror}).") from None
