@@ -21,9 +21,9 @@ from jobs.job import Job
 from jobs.processes import Identity
 from jobs.store import JobStore
 from studio.cluster import DEVICE, Cluster
-from studio.cluster.orders import remembered, wish_to_stop
-from studio.cluster.ray_api import Facts, NoAnswer, Ray, checked_address
-from studio.cluster.storage import opened
+from studio.cluster.orders import read_submission, request_stop
+from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray, checked_address
+from studio.cluster.storage import open_storage
 from studio.cluster.submit import too_few
 from studio.errors import ClusterError, InputError, QueueError, SpecError, StudioError
 from studio.home import Home
@@ -55,7 +55,7 @@ def choose(store: JobStore, address: str, storage: str) -> Cluster:
             "shared folder, s3://bucket/folder or gs://bucket/folder."
         )
     try:
-        cluster = Cluster(address=checked_address(address), storage=opened(storage).url)
+        cluster = Cluster(address=checked_address(address), storage=open_storage(storage).url)
         Ray(cluster.address).facts()
     except NoAnswer as error:
         logger.warning("%s", error.text)
@@ -81,7 +81,7 @@ def shown(store: JobStore) -> dict[str, Any] | None:
         return described(cluster, None, error.text)
 
 
-def described(cluster: Cluster, facts: Facts | None, trouble: str) -> dict[str, Any]:
+def described(cluster: Cluster, facts: ClusterFacts | None, trouble: str) -> dict[str, Any]:
     """Return a cluster, what is known of it, and what is wrong with it as plain values."""
     known = asdict(facts) if facts else {}
     return {**asdict(cluster), "trouble": trouble, **known}
@@ -95,7 +95,7 @@ def troubles(found: dict[str, Any] | None) -> list[str]:
     if find_spec("ray") is None:
         sentences.append("A cluster needs Ray here too: pip install 'adapter-studio[ray]'.")
     try:
-        opened(str(found["storage"]))
+        open_storage(str(found["storage"]))
     except ClusterError as error:
         sentences.append(error.text)
     return sentences
@@ -149,7 +149,7 @@ class Watch:
         self._asked_at = float("-inf")
         self._stopped: set[int] = set()
         self.cluster: Cluster | None = None
-        self.facts: Facts | None = None
+        self.facts: ClusterFacts | None = None
         self.trouble = ""
 
     def look(self) -> None:
@@ -220,9 +220,9 @@ class Watch:
             if job.device_wanted != DEVICE or job.id in self._stopped:
                 continue
             self._stopped.add(job.id)
-            sent = remembered(self._store.home.run(job.id))
+            sent = read_submission(self._store.home.run(job.id))
             if sent is not None:
-                wish_to_stop(sent)
+                request_stop(sent)
                 logger.info("job %d was asked to stop on the cluster", job.id)
         waiting = {job.id for job in self._store.list(["queued", "starting", "running"])}
         self._stopped -= waiting

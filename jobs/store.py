@@ -16,7 +16,7 @@ from jobs.database import Database
 from jobs.job import Job, State
 from jobs.processes import Identity, me
 from jobs.run_files import newest_step
-from studio.cluster.orders import forget, remembered
+from studio.cluster.orders import delete_submission, read_submission
 from studio.errors import QueueError
 from studio.home import Home
 from studio.spec import RunSpec
@@ -207,14 +207,14 @@ class JobStore:
             raise QueueError(jobs_table.cannot(job, "resume"))
         restart = restart or bool(job.drop_checkpoints)
         step = 0 if restart else newest_step(self.home.run(job.id))
-        away = remembered(self.home.run(job.id)) is not None  # it is followed where it trains
+        away = read_submission(self.home.run(job.id)) is not None  # it is followed where it trains
         if job.step > 0 and not (step or restart or away) and job.kind == "train":
             raise QueueError(
                 f'"{job.name}" has no whole checkpoint to go on from. '
                 "Restart it from the beginning instead (resume with --restart)."
             )
         if restart:
-            forget(self.home.run(job.id))
+            delete_submission(self.home.run(job.id))
             shutil.rmtree(self.home.run(job.id) / "checkpoints", ignore_errors=True)
         with self.database.writing() as db:
             jobs_table.queue_again(db, job, step=step, restart=restart)

@@ -1,7 +1,8 @@
-"""Records of a cluster run: the order on the storage, the note in the run's folder.
+"""Records of a cluster run: the order on the storage, the submission in the run's folder.
 
-It is written before Ray hears of the run and names the job that Ray will know, so that a run is
-sent once, whoever dies in between.
+The order says how to train and names the files beside it. The submission, `cluster.json`, is
+written before Ray gets the job and names the job, so a run is submitted once even if a process is
+killed in between.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from pydantic import Field
 
-from studio.cluster.storage import Place
+from studio.cluster.storage import Storage
 from studio.errors import ClusterError
 from studio.fields import Record
 
@@ -28,7 +29,7 @@ NEEDED = ("torch", "transformers", "accelerate", "datasets", "safetensors", "pyd
 
 
 class Order(Record):
-    """How many workers train, on what, and which packages they need."""
+    """Number and kind of workers, the model, and the packages that they need."""
 
     workers: int
     gpus: bool
@@ -37,7 +38,7 @@ class Order(Record):
 
 
 def needed() -> tuple[str, ...]:
-    """Return what training needs there, as pip writes it: `torch<=2.13.0,>=2.10`."""
+    """Return the requirements of training, such as `torch<=2.13.0,>=2.10`."""
     try:
         ours = metadata.requires("adapter-studio") or []
     except metadata.PackageNotFoundError:  # run from the sources
@@ -48,7 +49,7 @@ def needed() -> tuple[str, ...]:
 
 
 def lacking(needs: tuple[str, ...]) -> str:
-    """Return what this machine lacks of the needed packages, as a part of a sentence."""
+    """Return the requirements that this machine does not meet, as part of a sentence."""
     from packaging.requirements import Requirement
 
     found = []
@@ -63,17 +64,17 @@ def lacking(needs: tuple[str, ...]) -> str:
     return ", ".join(found)
 
 
-def order_in(place: Place) -> Order:
-    """Return the order, after making sure that this machine can follow it.
+def order_in(storage: Storage) -> Order:
+    """Return the order, after checking that this machine can execute it.
 
     Raises:
-        ClusterError: It does not see the storage, or lacks packages.
+        ClusterError: The machine does not see the storage, or lacks packages.
     """
-    values = read_json(place, ORDER)
+    values = read_json(storage, ORDER)
     if values is None:
         raise ClusterError(
-            f"The cluster's machine {platform.node()} does not see the storage {place.url}. It "
-            "must be one that every machine reaches: a shared folder, s3:// or gs://."
+            f"The cluster's machine {platform.node()} does not see the storage {storage.url}: use "
+            "one that every machine reaches, such as a shared folder, s3:// or gs://."
         )
     order = Order.model_validate(values)
     if missing := lacking(order.needs):
@@ -84,9 +85,9 @@ def order_in(place: Place) -> Order:
     return order
 
 
-def read_json(place: Place, name: str) -> dict[str, Any] | None:
-    """Return a small record from the storage; None when it is not there, or not yet whole."""
-    text = place.read(name)
+def read_json(storage: Storage, name: str) -> dict[str, Any] | None:
+    """Return a JSON record from the storage; None if it is missing or incomplete."""
+    text = storage.read(name)
     try:
         values: dict[str, Any] | None = json.loads(text) if text else None
     except ValueError:
@@ -94,9 +95,9 @@ def read_json(place: Place, name: str) -> dict[str, Any] | None:
     return values
 
 
-def write_json(place: Place, name: str, values: dict[str, Any]) -> None:
-    """Write a small record."""
-    place.write(name, json.dumps(values).encode())
+def write_json(storage: Storage, name: str, values: dict[str, Any]) -> None:
+    """Write a JSON record."""
+    storage.write(name, json.dumps(values).encode())
 
 
 def _name(requirement: str) -> str:
@@ -108,8 +109,8 @@ logger = logging.getLogger(__name__)
 NOTE = "cluster.json"
 
 
-class Sent(Record):
-    """Which job on the cluster is this run's, and how much of it has been heard."""
+class Submission(Record):
+    """The cluster job of a run, and how far its events were read."""
 
     submission: str
     place: str
@@ -119,8 +120,8 @@ class Sent(Record):
     step: int = 0
     total_steps: int | None = None
 
-    def keep(self, run_dir: Path) -> Sent:
-        """Write the note in one rename."""
+    def save(self, run_dir: Path) -> Submission:
+        """Write `cluster.json` in one rename."""
         temporary = run_dir / f".tmp-{NOTE}"
         with temporary.open("w", encoding="utf-8") as file:
             file.write(self.model_dump_json())
@@ -130,22 +131,22 @@ class Sent(Record):
         return self
 
 
-def remembered(run_dir: Path) -> Sent | None:
-    """Return the note of a run that was sent."""
+def read_submission(run_dir: Path) -> Submission | None:
+    """Return the cluster job of a run, if it was submitted."""
     try:
-        return Sent.model_validate_json((run_dir / NOTE).read_text(encoding="utf-8"))
+        return Submission.model_validate_json((run_dir / NOTE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
 
 
-def forget(run_dir: Path) -> None:
-    """The job on the cluster is over and everything of it is here."""
+def delete_submission(run_dir: Path) -> None:
+    """Delete `cluster.json`: the job ended and everything was fetched."""
     (run_dir / NOTE).unlink(missing_ok=True)
 
 
-def wish_to_stop(sent: Sent) -> None:
-    """Leave the wish to stop where the run looks for it; a storage away is told to the log."""
+def request_stop(sent: Submission) -> None:
+    """Request a stop through the storage; log a failure."""
     try:
-        write_json(Place(sent.place), CONTROL, {"number": time.time_ns(), "wish": "stop"})
+        write_json(Storage(sent.place), CONTROL, {"number": time.time_ns(), "command": "stop"})
     except (OSError, ClusterError) as error:
-        logger.warning("%s could not be asked to stop: %s", sent.submission, error)
+        logger.warning("%s could not be stopped: %s", sent.submission, error)

@@ -1,7 +1,7 @@
-"""What a Ray cluster is asked over HTTP: who it is, what it has, how a job is doing.
+"""Client of a Ray dashboard: version, resources, and the status, log and end of jobs.
 
-Every question ends after a few seconds, which Ray's own client does not promise; only the upload of
-code and the submission go through that client. It imports ray for those alone.
+Every request times out after a few seconds, which Ray's own client does not guarantee. That client,
+and the import of ray, is used only to upload code and submit a job.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ ENVIRONMENT = {
 
 
 class NoAnswer(ClusterError):
-    """Nobody answers at the address now; whoever asks may ask again."""
+    """The cluster does not answer; a retry may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
-    """What a cluster has: devices are its GPUs, or its processors where it has none."""
+class ClusterFacts:
+    """Resources of a cluster: its GPUs, or its CPUs if it has none."""
 
     version: str
     kind: Literal["GPU", "CPU"]
@@ -51,55 +51,55 @@ class Facts:
 
 
 class Ray:
-    """One cluster, by the address of its dashboard, such as http://10.0.0.5:8265."""
+    """A cluster, by the address of its dashboard, such as http://10.0.0.5:8265."""
 
     def __init__(self, address: str) -> None:
         self.address = checked_address(address)
 
-    def facts(self) -> Facts:
-        """Return what the cluster has and is.
+    def facts(self) -> ClusterFacts:
+        """Return the cluster's version and resources.
 
         Raises:
-            NoAnswer: Nobody answers.
-            ClusterError: It is no Ray, or one that cannot be used.
+            NoAnswer: The cluster does not answer.
+            ClusterError: It is not a Ray cluster, or an unsupported version.
         """
         version = self._version()
-        nodes = self._ask("GET", "/nodes?view=summary")[1]["data"]["summary"]
+        nodes = self._request("GET", "/nodes?view=summary")[1]["data"]["summary"]
         alive = [n["raylet"] for n in nodes if n.get("raylet", {}).get("state") == "ALIVE"]
         kind: Literal["GPU", "CPU"] = "CPU"
         if any(node.get("resourcesTotal", {}).get("GPU") for node in alive):
             kind = "GPU"
         devices = int(sum(node.get("resourcesTotal", {}).get(kind, 0) for node in alive))
-        return Facts(
+        return ClusterFacts(
             version=version, kind=kind, devices=devices, machines=len(alive),
             free=max(0, devices - self._used(kind)),
         )  # fmt: skip
 
     def status(self, submission: str) -> tuple[Status, str] | None:
-        """Return how a job is doing, with Ray's own words; None when the cluster knows no such job.
+        """Return the status of a job and Ray's message; None if the job is unknown.
 
         Raises:
-            NoAnswer: Nobody answers.
+            NoAnswer: The cluster does not answer.
         """
-        code, values = self._ask("GET", f"/api/jobs/{submission}", missing=True)
+        code, values = self._request("GET", f"/api/jobs/{submission}", missing=True)
         if code == 404:
             return None
         return values["status"], str(values.get("message") or "")
 
     def stop(self, submission: str) -> None:
-        """End a job at once."""
-        self._ask("POST", f"/api/jobs/{submission}/stop", missing=True)
+        """Stop a job immediately."""
+        self._request("POST", f"/api/jobs/{submission}/stop", missing=True)
 
     def log(self, submission: str) -> str:
-        """Return what a job's driver has printed."""
-        _, values = self._ask("GET", f"/api/jobs/{submission}/logs", missing=True)
+        """Return the output of a job's driver."""
+        _, values = self._request("GET", f"/api/jobs/{submission}/logs", missing=True)
         return str((values or {}).get("logs") or "")
 
     def submit(self, submission: str, *, place: str) -> None:
-        """Start the driver of a run, with our code; a name that is there already is left alone.
+        """Start the driver of a run with our code, unless the job exists.
 
         Raises:
-            NoAnswer: Nobody answers.
+            NoAnswer: The cluster does not answer.
             ClusterError: Ray is not installed here, or the cluster refused the job.
         """
         import studio
@@ -108,7 +108,7 @@ class Ray:
             from ray.job_submission import JobSubmissionClient
         except ImportError:
             raise ClusterError(
-                "A cluster needs Ray here too: pip install 'adapter-studio[ray]'."
+                "Training on a cluster needs Ray here too: pip install 'adapter-studio[ray]'."
             ) from None
         if self.status(submission) is not None:
             return
@@ -130,9 +130,9 @@ class Ray:
             raise ClusterError(f"The cluster refused the run: {first}") from None
 
     def _version(self) -> str:
-        _, said = self._ask("GET", "/api/version")
+        _, said = self._request("GET", "/api/version")
         if not isinstance(said, dict) or "ray_version" not in said:
-            raise self._no_ray()
+            raise self._not_ray()
         version = str(said["ray_version"])
         numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
         if not OLDEST <= numbers < (3,):
@@ -144,15 +144,15 @@ class Ray:
         return version
 
     def _used(self, kind: str) -> int:
-        _, answer = self._ask("GET", "/api/cluster_status")
+        _, answer = self._request("GET", "/api/cluster_status")
         try:
             usage = answer["data"]["clusterStatus"]["loadMetricsReport"]["usage"]
             return int(usage.get(kind, (0, 0))[0])
-        except (KeyError, TypeError):  # the head has not heard from its machines yet
+        except (KeyError, TypeError):  # the head has no data of its machines yet
             return 0
 
-    def _ask(self, method: str, path: str, *, missing: bool = False) -> tuple[int, Any]:
-        """Return the status and the JSON of an answer; 404 is one only where it may be missing."""
+    def _request(self, method: str, path: str, *, missing: bool = False) -> tuple[int, Any]:
+        """Return status and JSON of a response; with `missing`, 404 is a valid one."""
         request = urllib.request.Request(self.address + path, method=method, headers=_token())
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
@@ -163,27 +163,27 @@ class Ray:
                 return 404, None
             if error.code in (401, 403):
                 raise ClusterError(
-                    f"The cluster at {self.address} wants a token: set RAY_AUTH_TOKEN before "
-                    "studio starts."
+                    f"The cluster at {self.address} requires a token: set RAY_AUTH_TOKEN before "
+                    "starting studio."
                 ) from None
             if error.code >= 500:
                 raise self._no_answer(f"it answered {error.code}") from None
-            raise self._no_ray() from None
+            raise self._not_ray() from None
         except (OSError, HTTPException) as error:
             raise self._no_answer(str(getattr(error, "reason", error))) from None
         except ValueError:
-            raise self._no_ray() from None
+            raise self._not_ray() from None
 
-    def _no_ray(self) -> ClusterError:
+    def _not_ray(self) -> ClusterError:
         return ClusterError(
-            f"{self.address} answers, but not as a Ray dashboard does. Give the address that "
-            "`ray start --head` printed, such as http://10.0.0.5:8265."
+            f"{self.address} is not a Ray dashboard: use the address that `ray start --head` "
+            "printed, such as http://10.0.0.5:8265."
         )
 
     def _no_answer(self, reason: str) -> NoAnswer:
         reason = (reason.splitlines() or ["no answer"])[0][:120]
         return NoAnswer(
-            f"Nobody answers at the cluster's address {self.address} ({reason}). Start it with "
+            f"The cluster at {self.address} does not answer ({reason}): start it with "
             "`ray start --head`, or change the address on the System page."
         )
 
@@ -192,22 +192,22 @@ def checked_address(address: str) -> str:
     """Return the address of a dashboard as a URL.
 
     Raises:
-        ClusterError: It is none.
+        ClusterError: The address is invalid.
     """
     text = address.strip().rstrip("/")
     if text.startswith("ray://"):
         raise ClusterError(
-            f"{text} is the address for Ray clients. Give that of the dashboard, such as "
+            f"{text} is the address for Ray clients: use that of the dashboard, such as "
             f"http://{text.removeprefix('ray://').partition(':')[0]}:8265."
         )
     url = text if "://" in text else f"http://{text}"
     if not re.fullmatch(r"https?://[\w.\-\[\]:]+(/[\w./\-]*)?", url):
-        raise ClusterError(f'"{address}" is no address: write it as http://10.0.0.5:8265.')
+        raise ClusterError(f'Invalid address "{address}": use the form http://10.0.0.5:8265.')
     return url
 
 
 def error_in(log: str) -> StudioError | None:
-    """Return the error that a driver printed as its last word."""
+    """Return the error that a driver printed last."""
     for line in reversed(log.splitlines()):
         if line.startswith(MARK):
             with contextlib.suppress(ValueError, KeyError):

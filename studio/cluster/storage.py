@@ -1,11 +1,9 @@
-"""Shared storage of a cluster: folders that every machine reaches, and the event stream in them.
+"""Shared storage of a cluster: a path, `s3://…` or `gs://…`, and the event stream on it.
 
-Files are small or written once, and none is appended to, because an object store cannot. It knows
-bytes and folders, not what is in them.
-
-The newest file is written anew a few times a second until it is large enough, then the next one
-begins; a reader remembers how many lines of which file it has had. Writing anew never changes a
-line that was there, so a reader that meets a file half-written sees fewer lines, never wrong ones.
+Object stores cannot append, so files are small or written once. Events are JSON lines in numbered
+files: the newest is rewritten a few times per second until it is large enough, then the next one
+begins. Rewriting never changes earlier lines, so a reader, which remembers how many lines of which
+file it has read, may see fewer lines but never wrong ones.
 """
 
 from __future__ import annotations
@@ -23,11 +21,11 @@ from studio.home import MANIFEST, is_whole, publishing
 logger = logging.getLogger(__name__)
 
 
-class Place:
-    """One folder on the storage, and what is below it."""
+class Storage:
+    """A folder on the storage."""
 
     def __init__(self, url: str) -> None:
-        """Name a place; nothing is made yet.
+        """Open a folder; it is created on the first write.
 
         Raises:
             ClusterError: The protocol is unknown, or its package is not installed.
@@ -43,21 +41,21 @@ class Place:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a folder of a file system that is mounted here."""
+        """True if it is on a mounted file system."""
         return "file" in (self.files.protocol, *self.files.protocol)
 
     def below(self, name: str) -> Self:
-        """Return a place inside this one."""
+        """Return a subfolder."""
         return type(self)(f"{self.url}/{name}")
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file whole; its folders are made."""
+        """Write a small file; create its folders."""
         path = f"{self.root}/{name}"
         self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
         self.files.pipe_file(path, content)
 
     def read(self, name: str) -> bytes | None:
-        """Return a small file, or None when it is not there."""
+        """Return a small file, or None if it does not exist."""
         try:
             content: bytes = self.files.cat_file(f"{self.root}/{name}")
         except FileNotFoundError:
@@ -65,12 +63,12 @@ class Place:
         return content
 
     def exists(self, name: str) -> bool:
-        """Whether a file is there."""
+        """Return True if a file exists."""
         self.files.invalidate_cache()
         return bool(self.files.exists(f"{self.root}/{name}"))
 
     def names(self, name: str = "") -> list[str]:
-        """Return what is in a folder, in order; nothing when it is not there."""
+        """Return the sorted names in a folder; empty if it does not exist."""
         self.files.invalidate_cache()
         try:
             found = self.files.ls(f"{self.root}/{name}".rstrip("/"), detail=False)
@@ -79,7 +77,7 @@ class Place:
         return sorted(str(path).rstrip("/").rpartition("/")[2] for path in found)
 
     def send(self, folder: Path, name: str) -> None:
-        """Copy a folder here, its manifest last, so that a half of it is never taken for whole."""
+        """Upload a folder, its manifest last, so that a partial upload is recognised."""
         files = sorted(
             (path for path in folder.rglob("*") if path.is_file()),
             key=lambda path: (path.name == MANIFEST, path.as_posix()),
@@ -92,35 +90,35 @@ class Place:
     def fetch(
         self, name: str, target: Path, *, change: Callable[[Path], None] | None = None
     ) -> bool:
-        """Copy a published folder to `target`, whole or not at all; whether it was there.
+        """Download a folder to `target` atomically; return False if it does not exist.
 
         Args:
-            name: The folder here.
-            target: Where it goes; what was there is replaced.
-            change: Makes the copy fit its new place before it is published.
+            name: The folder on the storage.
+            target: Destination; replaced if it exists.
+            change: Edits the copy before it is published.
 
         Raises:
-            ClusterError: It is damaged.
+            ClusterError: The folder is damaged.
         """
         if not self.exists(f"{name}/{MANIFEST}"):
             return False
         with publishing(target) as temporary:
             self._get(name, temporary)
             if not is_whole(temporary):
-                raise ClusterError(f"{name} on the storage {self.url} is damaged or cut short.")
+                raise ClusterError(f"{name} on the storage {self.url} is damaged or incomplete.")
             if change is not None:
                 change(temporary)
         return True
 
-    def at_hand(self, name: str, scratch: Path) -> Path:
-        """Return a folder as a path of this machine: itself, or a copy of it in `scratch`."""
+    def local_path(self, name: str, scratch: Path) -> Path:
+        """Return a local path of a folder: itself, or a copy in `scratch`."""
         if self.is_local:
             return Path(self.root) / name
         self._get(name, scratch / name)
         return scratch / name
 
     def remove(self, name: str = "") -> None:
-        """Remove a folder; what cannot be removed is told to the log."""
+        """Delete a folder; log a failure."""
         try:
             self.files.rm(f"{self.root}/{name}".rstrip("/"), recursive=True)
         except FileNotFoundError:
@@ -129,7 +127,7 @@ class Place:
             logger.warning("%s/%s could not be removed: %s", self.url, name, error)
 
     def for_ray(self) -> dict[str, Any]:
-        """Return this place as Ray Train's RunConfig wants it."""
+        """Return the storage arguments of Ray Train's RunConfig."""
         from pyarrow.fs import FSSpecHandler, PyFileSystem
 
         if self.is_local:
@@ -145,29 +143,29 @@ class Place:
             self.files.get_file(path, str(inner))
 
 
-def opened(url: str) -> Place:
-    """Return the storage after writing a small file there.
+def open_storage(url: str) -> Storage:
+    """Return the storage after a test write.
 
     Raises:
-        ClusterError: It cannot be written from this machine.
+        ClusterError: This machine cannot write to it.
     """
     import os
 
-    place = Place(url)
+    storage = Storage(url)
     probe = f".probe-{os.getpid()}"
     try:
-        place.write(probe, b"ok")
-        place.remove(probe)
+        storage.write(probe, b"ok")
+        storage.remove(probe)
     except Exception as error:
-        raise unwritable(url, error) from None
-    return place
+        raise not_writable(url, error) from None
+    return storage
 
 
-def unwritable(url: str, error: Exception) -> ClusterError:
-    """Return the sentence for a storage that does not take what is written."""
+def not_writable(url: str, error: Exception) -> ClusterError:
+    """Return the error for a storage that cannot be written."""
     reason = getattr(error, "strerror", None) or (str(error).splitlines() or [""])[0][:200]
     return ClusterError(
-        f"The storage {url} cannot be written ({reason or type(error).__name__}). Give one that "
+        f"The storage {url} cannot be written ({reason or type(error).__name__}): choose one that "
         "this machine and the cluster can both write, on the System page or with studio cluster."
     )
 
@@ -178,45 +176,45 @@ FILE_BYTES = 64 << 10
 LAST_TRIES = 20
 
 
-class Writer:
-    """The one process that speaks; what it says is on the storage a moment later."""
+class EventWriter:
+    """Writes a run's events to the storage in the background; one process per run."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._number = 1 + max(map(_number, place.names(FOLDER)), default=0)
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._number = 1 + max(map(_number, storage.names(FOLDER)), default=0)
         self._text, self._stored = b"", 0
-        self._guard, self._storing = threading.Lock(), threading.Lock()
+        self._lock, self._write_lock = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="stream", daemon=True)
         self._thread.start()
 
     @property
     def is_first(self) -> bool:
-        """Whether nobody has spoken before."""
+        """True if the run has no earlier events."""
         return self._number == 1
 
-    def say(self, values: dict[str, Any]) -> None:
+    def add(self, values: dict[str, Any]) -> None:
         """Add one line."""
         line = json.dumps(values, ensure_ascii=False).encode() + b"\n"
-        with self._guard:
+        with self._lock:
             self._text += line
 
     def flush(self) -> None:
-        """Have everything on the storage before this returns."""
-        with self._storing:
-            with self._guard:
+        """Write all lines to the storage."""
+        with self._write_lock:
+            with self._lock:
                 text = self._text
             if len(text) == self._stored:
                 return
-            self._place.write(_name(self._number), text)
+            self._storage.write(_name(self._number), text)
             self._stored = len(text)
             if len(text) > FILE_BYTES:
-                with self._guard:
+                with self._lock:
                     self._text = self._text[len(text) :]
                 self._number, self._stored = self._number + 1, 0
 
     def close(self) -> None:
-        """Store the last lines, trying for a while where the storage does not answer."""
+        """Write the last lines; retry for a while if the storage does not answer."""
         self._closed.set()
         self._thread.join()
         for left in reversed(range(LAST_TRIES)):
@@ -232,21 +230,23 @@ class Writer:
             try:
                 self.flush()
             except OSError as error:
-                logger.warning("the storage did not take what was said, trying again: %s", error)
+                logger.warning("writing events to the storage failed, retrying: %s", error)
 
 
-class Reader:
-    """Whoever listens; `number` and `lines` say how far it has come."""
+class EventReader:
+    """Reads a run's events; `number` and `lines` are its position."""
 
-    def __init__(self, place: Place, *, number: int = 1, lines: int = 0) -> None:
-        self._place = place
+    def __init__(self, storage: Storage, *, number: int = 1, lines: int = 0) -> None:
+        self._storage = storage
         self.number, self.lines = number, lines
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Yield what is new."""
+        """Yield the new events."""
         while True:
-            follows = self._place.exists(_name(self.number + 1))  # asked first: then it is complete
-            text = self._place.read(_name(self.number)) or b""
+            follows = self._storage.exists(
+                _name(self.number + 1)
+            )  # checked first: then this file is complete
+            text = self._storage.read(_name(self.number)) or b""
             whole = text[: text.rfind(b"\n") + 1].splitlines()
             for line in whole[self.lines :]:
                 self.lines += 1

@@ -1,11 +1,8 @@
-"""Submit a run to the cluster, follow it, fetch what it made.
+"""Submit a run to the cluster once, follow it, and fetch what it made.
 
-The note, `cluster.json` in the run's folder, is written before Ray hears of the run and names the
-job that Ray will know, so that whoever dies in between sends it once.
-
-The generator yields the run's events as if it trained in this process, and needs no torch. What it
-must remember is in `cluster.json` in the run's folder: whoever comes later with it follows the very
-job that is under way, from the line it had heard last, and never sends a second one.
+`train` yields the run's events as if it trained in this process, without torch. `cluster.json` in
+the run's folder (`orders.py`) names the job, so a later call follows the same job from the last
+event that was read, and never submits a second one.
 """
 
 from __future__ import annotations
@@ -16,24 +13,23 @@ import logging
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from studio.cluster import Cluster
-from studio.cluster.follow import Control, Following, Intent
+from studio.cluster.follow import Control, Follower, Intent
 from studio.cluster.orders import (
     CHECKPOINTS,
     ORDER,
     PACKED,
     Order,
-    Sent,
+    Submission,
     needed,
-    remembered,
+    read_submission,
     write_json,
 )
-from studio.cluster.ray_api import Facts, NoAnswer, Ray
-from studio.cluster.storage import Place, opened, unwritable
+from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray
+from studio.cluster.storage import Storage, not_writable, open_storage
 from studio.errors import ClusterError
 from studio.home import Home, is_whole, slug
 from studio.spec import RunSpec
@@ -41,41 +37,43 @@ from studio.training import transfer
 from studio.training.events import Event, Loading
 
 
-def send(spec: RunSpec, *, run_dir: Path, home: Home, ray: Ray, storage: str) -> Sent:
-    """Have the run at the cluster, once, however often this is called.
+def submit(spec: RunSpec, *, run_dir: Path, home: Home, ray: Ray, storage: str) -> Submission:
+    """Upload and submit the run, unless that was done before.
 
     Raises:
         NoAnswer: The cluster does not answer; call again.
         ClusterError: It has too few devices, another version, or the storage cannot be written.
     """
-    sent = remembered(run_dir) or _prepared(spec, run_dir, home, ray.facts(), storage)
+    sent = read_submission(run_dir) or _prepared(spec, run_dir, home, ray.facts(), storage)
     if not sent.submitted:
         ray.submit(sent.submission, place=sent.place)
-        sent = sent.model_copy(update={"submitted": True}).keep(run_dir)
+        sent = sent.model_copy(update={"submitted": True}).save(run_dir)
     return sent
 
 
-def checked_devices(spec: RunSpec, facts: Facts) -> None:
-    """Make sure that the cluster has as many devices as the run wants.
+def check_devices(spec: RunSpec, facts: ClusterFacts) -> None:
+    """Check that the cluster has enough devices for the run.
 
     Raises:
-        ClusterError: It has not; says how many there are.
+        ClusterError: It has too few.
     """
     if spec.train.num_processes > facts.devices:
         raise ClusterError(too_few(spec.train.num_processes, facts))
 
 
-def too_few(wanted: int, facts: Facts) -> str:
-    """Return the sentence for a run that wants more than the cluster has."""
+def too_few(wanted: int, facts: ClusterFacts) -> str:
+    """Return the error text for a run that needs more devices than the cluster has."""
     return (
         f"train.num_processes is {wanted}, but the cluster has {facts.devices} {facts.kind}s on "
-        f"{facts.machines} machines. Take at most {facts.devices}, or wait for more machines."
+        f"{facts.machines} machines. Use at most {facts.devices}, or wait for more machines."
     )
 
 
-def _prepared(spec: RunSpec, run_dir: Path, home: Home, facts: Facts, storage: str) -> Sent:
-    checked_devices(spec, facts)
-    store = opened(storage)
+def _prepared(
+    spec: RunSpec, run_dir: Path, home: Home, facts: ClusterFacts, storage: str
+) -> Submission:
+    check_devices(spec, facts)
+    store = open_storage(storage)
     name = f"{slug(spec.name or 'run')[:40]}-{run_dir.name}-{secrets.token_hex(4)}"
     place = store.below(name)
     packed = run_dir / ".tmp-packed"
@@ -92,14 +90,14 @@ def _prepared(spec: RunSpec, run_dir: Path, home: Home, facts: Facts, storage: s
         )  # fmt: skip
         write_json(place, ORDER, order.model_dump(mode="json"))
     except OSError as error:
-        raise unwritable(storage, error) from None
+        raise not_writable(storage, error) from None
     finally:
         shutil.rmtree(packed, ignore_errors=True)
-    return Sent(submission=name, place=place.url).keep(run_dir)
+    return Submission(submission=name, place=place.url).save(run_dir)
 
 
-def _sent_model(model: Path, store: Place) -> str:
-    """Copy a model folder to the storage, once for all runs; hub ids and the starter are named."""
+def _sent_model(model: Path, store: Storage) -> str:
+    """Upload a model folder, once for all runs; return "" for hub ids and the starter."""
     if not model.is_dir():
         return ""
     files = sorted(p for p in model.rglob("*") if p.is_file() and not p.name.startswith("."))
@@ -114,25 +112,24 @@ def _sent_model(model: Path, store: Place) -> str:
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-AGAIN_SECONDS = 2.0
+RETRY_SECONDS = 2.0
 
 
 def train(
     spec: RunSpec, *, run_dir: Path, home: Home, cluster: Cluster, control: Control, intent: Intent
 ) -> Iterator[Event]:
-    """Train on the cluster, or follow the job that does it already.
+    """Train on the cluster, or follow the run's job that exists already.
 
     Args:
-        spec: Everything that decides the run.
-        run_dir: Where checkpoints and adapter come home to.
-        home: Where imported datasets are.
-        cluster: Which one.
-        control: What a person wishes of the run now.
-        intent: Why it should stop; at a `shutdown` the job goes on without us.
+        spec: The run.
+        run_dir: Folder for checkpoints and adapter.
+        home: Folder of imported datasets.
+        cluster: The cluster.
+        control: Returns the user's current command.
+        intent: Returns why the run should stop; at a `shutdown` the job continues.
 
     Raises:
-        StudioError: One sentence; the checkpoints that were made are at home.
+        StudioError: The run failed; its checkpoints were fetched.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     if (run_dir / "report.json").exists():
@@ -143,30 +140,25 @@ def train(
             return
     ray = Ray(cluster.address)
 
-    def sending() -> Sent:
-        return send(spec, run_dir=run_dir, home=home, ray=ray, storage=cluster.storage)
-
     while True:
-        yield Loading(text="Sending the run to the cluster")
-        sent = yield from _patiently(sending, intent)
-        if sent is None:
-            return
-        ended = yield from Following(spec, run_dir, ray, sent, intent).to_the_end(control)
+        yield Loading(text="Submitting the run to the cluster")
+        waiting = False
+        while True:
+            if intent():
+                return
+            try:
+                submitted = submit(
+                    spec, run_dir=run_dir, home=home, ray=ray, storage=cluster.storage
+                )
+                break
+            except NoAnswer as error:
+                if not waiting:
+                    logger.warning("%s Retrying until it does.", error.text)
+                    yield Loading(text=f"Waiting for the cluster: {error.text}")
+                waiting = True
+                time.sleep(RETRY_SECONDS)
+        follower = Follower(spec, run_dir, ray, submitted, intent)
+        ended = yield from follower.follow(control)
         if ended is None or ended.reason == "completed" or control() == "stop":
             return
-        logger.info("it had been asked to stop before; it goes on now")
-
-
-def _patiently(action: Callable[[], T], intent: Intent) -> Generator[Event, None, T | None]:
-    """Do something that needs the cluster, again until it answers; None when it should stop."""
-    told = False
-    while not intent():
-        try:
-            return action()
-        except NoAnswer as error:
-            if not told:
-                logger.warning("%s Trying again until it does.", error.text)
-                yield Loading(text=f"Waiting for the cluster: {error.text}")
-            told = True
-            time.sleep(AGAIN_SECONDS)
-    return None
+        logger.info("an earlier stop request ended the job; submitting it again")

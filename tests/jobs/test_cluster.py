@@ -14,9 +14,9 @@ from jobs.processes import me
 from jobs.siblings import take_seats
 from jobs.store import JobStore
 from studio.cluster import Cluster
-from studio.cluster.orders import Sent
+from studio.cluster.orders import Submission
 from studio.cluster.ray_api import Ray
-from studio.cluster.submit import send
+from studio.cluster.submit import submit
 from studio.errors import InputError, QueueError, SpecError
 from studio.home import Home
 from studio.spec import RunSpec
@@ -102,8 +102,7 @@ def test_sweeps_and_bakeoffs_go_out_as_separate_jobs_and_are_measured_at_the_end
     store: JobStore, dashboard: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[tuple[str, str]] = []
-    submit = lambda self, name, *, place: taken.append((name, place))  # noqa: E731
-    monkeypatch.setattr(Ray, "submit", submit)
+    monkeypatch.setattr(Ray, "submit", lambda self, name, *, place: taken.append((name, place)))
     cluster.choose(store, dashboard.address, str(tmp_path / "s"))
     spec = a_spec(device="ray", num_processes=2).with_values({"name": ""})
     sweep = plans.submit_sweep(store, spec, {"train.learning_rate": [0.1, 0.2]}, name="rates")
@@ -119,7 +118,7 @@ def test_sweeps_and_bakeoffs_go_out_as_separate_jobs_and_are_measured_at_the_end
     assert [claim.device for claim in claims] == ["ray:0,ray:1", "ray:2,ray:3", "ray:4", "ray:5"]
     for claim in claims:
         assert take_seats(store.database, claim, owner=me()) == []
-        send(
+        submit(
             RunSpec.parse(store.get(claim.job).spec), run_dir=store.home.run(claim.job),
             home=store.home, ray=Ray(here.address), storage=here.storage,
         )  # fmt: skip
@@ -149,7 +148,7 @@ def test_what_a_run_waits_for_is_said(
     nobody(dashboard)
     silent = watching(store)
     assert silent.slots() == [] and set(silent.waits()) == {wide, fits}
-    assert "Nobody answers at the cluster's address" in silent.waits()[fits]
+    assert "The cluster at" in silent.waits()[fits]
 
 
 def test_a_cluster_that_grows_is_seen(
@@ -189,7 +188,7 @@ def test_a_run_that_is_cancelled_while_nobody_follows_it_is_asked_to_stop(
     job = store.submit(a_spec(name="left", device="ray"))
     folder = store.home.run(job.id)
     folder.mkdir(parents=True)
-    Sent(submission="left-1", place=str(tmp_path / "s" / "left-1")).keep(folder)
+    Submission(submission="left-1", place=str(tmp_path / "s" / "left-1")).save(folder)
     store.cancel(job.id)
 
     cluster.choose(store, dashboard.address, str(tmp_path / "s"))
@@ -197,14 +196,14 @@ def test_a_run_that_is_cancelled_while_nobody_follows_it_is_asked_to_stop(
 
     control = tmp_path / "s/left-1/control.json"
     until(lambda: control.exists() and '"stop"' in control.read_text())  # it is written in place
-    assert json.loads(control.read_text())["wish"] == "stop"
+    assert json.loads(control.read_text())["command"] == "stop"
 
 
 def test_a_restart_forgets_the_job_that_was_under_way(store: JobStore, tmp_path: Path) -> None:
     job = store.submit(a_spec(name="again", device="ray"))
     folder = store.home.run(job.id)
     folder.mkdir(parents=True)
-    Sent(submission="again-1", place=str(tmp_path / "s")).keep(folder)
+    Submission(submission="again-1", place=str(tmp_path / "s")).save(folder)
     store.pause(job.id)
 
     store.resume(job.id)
@@ -242,7 +241,7 @@ def test_the_doctor_says_what_keeps_a_cluster_from_being_used(
     monkeypatch.setattr(cluster, "find_spec", lambda _: None)
     doctor.examine(home.path, as_json=True)
     said = " ".join(f["text"] for f in json.loads(capsys.readouterr().out)["findings"])
-    assert "Nobody answers" in said and "cannot be written" in said and "pip install" in said
+    assert "does not answer" in said and "cannot be written" in said and "pip install" in said
 
 
 def test_a_slot_of_the_cluster_is_told_from_a_device_here() -> None:

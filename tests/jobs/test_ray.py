@@ -23,7 +23,7 @@ from jobs import cluster, plans, supervisor
 from jobs.admission import admit
 from jobs.job import Job
 from jobs.store import JobStore
-from studio.cluster.orders import remembered
+from studio.cluster.orders import read_submission
 from studio.cluster.ray_api import Ray
 from studio.errors import SpecError
 from studio.home import Home, is_whole, open_home
@@ -186,7 +186,7 @@ def test_a_studio_that_was_closed_follows_the_same_job_when_it_is_opened_again(
     spec = a_run("closed", steps=60, num_processes=1, eval_steps=-1)
     job = studio.submit(admit(spec, studio.home))
     job = reaches(studio, job, lambda now: now.step >= 4)
-    before = remembered(studio.home.run(job.id))
+    before = read_submission(studio.home.run(job.id))
 
     killed = [supervisor.living(studio.home).pid, job.pid]
     for pid in killed:
@@ -210,7 +210,7 @@ def test_stopping_the_studio_leaves_the_run_to_the_cluster(
 
     supervisor.stop(studio.home)
     assert studio.get(job.id).state == "interrupted"
-    sent = remembered(studio.home.run(job.id))
+    sent = read_submission(studio.home.run(job.id))
     assert sent is not None
     status = Ray(two_machines.address).status(sent.submission)
     assert status is not None and status[0] in ("RUNNING", "SUCCEEDED")
@@ -328,7 +328,7 @@ def _lateness(store: JobStore, job: Job) -> list[float]:
     known: dict[int, float] = {}
 
     def look() -> bool:
-        sent = remembered(store.home.run(job.id))
+        sent = read_submission(store.home.run(job.id))
         if sent is not None:
             for file in Path(sent.place, "events").glob("*.jsonl"):
                 for number in range(1, 1 + file.read_bytes().count(b'"event": "step"')):

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from studio.cluster.follow import Following
-from studio.cluster.orders import ADAPTER, CHECKPOINTS, REPORT, Sent, remembered
+from studio.cluster.follow import Follower
+from studio.cluster.orders import ADAPTER, CHECKPOINTS, REPORT, Submission, read_submission
 from studio.cluster.ray_api import NoAnswer
-from studio.cluster.storage import Place, Writer
+from studio.cluster.storage import EventWriter, Storage
 from studio.home import publishing
 from studio.spec import RunSpec
 from studio.training.events import Event, Finished, Saved, Started, Step
@@ -31,7 +31,7 @@ class FakeRay:
 
     def status(self, submission: str) -> tuple[str, str] | None:
         if self.now is None:
-            raise NoAnswer("Nobody answers at http://fake:8265.")
+            raise NoAnswer("The cluster does not answer: http://fake:8265.")
         return None if self.now == "UNKNOWN" else (self.now, "Ray's own words")
 
     def stop(self, submission: str) -> None:
@@ -54,14 +54,14 @@ class Far:
     wish: str | None = None
 
     def __post_init__(self) -> None:
-        self.place = Place(str(self.folder))
-        self.writer = Writer(self.place)
+        self.place = Storage(str(self.folder))
+        self.writer = EventWriter(self.place)
         self.run_dir.mkdir()
-        Sent(submission="far-1", place=self.place.url, submitted=True).keep(self.run_dir)
+        Submission(submission="far-1", place=self.place.url, submitted=True).save(self.run_dir)
 
-    def say(self, *events: Event) -> None:
+    def add(self, *events: Event) -> None:
         for event in events:
-            self.writer.say(event.as_dict())
+            self.writer.add(event.as_dict())
         self.writer.flush()
 
     def save(self, step: int) -> None:
@@ -69,7 +69,7 @@ class Far:
         with publishing(self.folder / "made" / name) as made:
             (made / "state.json").write_text("{}")
         self.place.send(self.folder / "made" / name, f"{CHECKPOINTS}/{name}")
-        self.say(Saved(step=step, path=f"/somewhere/else/{name}"))
+        self.add(Saved(step=step, path=f"/somewhere/else/{name}"))
 
     def finish(self, step: int) -> None:
         with publishing(self.folder / ADAPTER) as made:
@@ -78,15 +78,15 @@ class Far:
             config = {"base_model_name_or_path": "/there/model"}
             (made / "adapter_config.json").write_text(json.dumps(config))
         self.place.write(REPORT, b'{"tokens": 7, "reason": "completed"}')
-        self.say(finished(step, "completed"))
+        self.add(finished(step, "completed"))
 
     def follow(self, at: dict[type, Callable[[], Any]] | None = None) -> list[Event]:
         """Follow to the end; `at` does something when an event of a kind comes."""
-        sent = remembered(self.run_dir)
+        sent = read_submission(self.run_dir)
         assert sent is not None
-        following = Following(SPEC, self.run_dir, self.ray, sent, lambda: self.intent)
+        following = Follower(SPEC, self.run_dir, self.ray, sent, lambda: self.intent)
         heard = []
-        for event in following.to_the_end(lambda: self.wish):
+        for event in following.follow(lambda: self.wish):
             heard.append(event)
             if at and type(event) in at:
                 at[type(event)]()
@@ -117,8 +117,8 @@ def step(number: int) -> Step:
 @pytest.fixture
 def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Far:
     for name, seconds in (
-        ("POLL_SECONDS", 0.01), ("STATUS_SECONDS", 0.03), ("NOTE_SECONDS", 0.0),
-        ("EXPLAIN_SECONDS", 0.05), ("END_SECONDS", 0.05),
+        ("POLL_SECONDS", 0.01), ("STATUS_SECONDS", 0.03), ("SAVE_SECONDS", 0.0),
+        ("INTENT_SECONDS", 0.05), ("END_SECONDS", 0.05),
     ):  # fmt: skip
         monkeypatch.setattr(f"studio.cluster.follow.{name}", seconds)
     return Far(folder=tmp_path / "storage" / "far-1", run_dir=tmp_path / "run")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from studio.cluster import follow
-from studio.cluster.orders import CONTROL, MARK, read_json, remembered
-from studio.cluster.storage import Place
+from studio.cluster.orders import CONTROL, MARK, read_json, read_submission
+from studio.cluster.storage import Storage
 from studio.errors import ClusterError, Diverged, ProcessLost
 from studio.home import is_whole
 from studio.training.events import Finished, Loading, Saved, Started, Step, Working
@@ -19,7 +19,7 @@ def steps(events: list) -> list[int]:
 
 
 def test_events_checkpoints_and_the_adapter_come_home_and_nothing_stays(far: Far) -> None:
-    far.say(started(), step(1), step(2))
+    far.add(started(), step(1), step(2))
     far.save(2)
     far.finish(2)
     far.ray.now = "SUCCEEDED"
@@ -34,11 +34,11 @@ def test_events_checkpoints_and_the_adapter_come_home_and_nothing_stays(far: Far
     assert isinstance(end, Finished)
     assert end.adapter == str(far.run_dir / "adapter")
     assert not far.folder.exists()
-    assert remembered(far.run_dir) is None
+    assert read_submission(far.run_dir) is None
 
 
 def test_the_passport_speaks_of_this_machine(far: Far) -> None:
-    far.say(started())
+    far.add(started())
     far.finish(1)
     far.ray.now = "SUCCEEDED"
     far.follow()
@@ -55,7 +55,7 @@ def test_the_passport_speaks_of_this_machine(far: Far) -> None:
 
 
 def test_the_drivers_error_is_the_runs(far: Far) -> None:
-    far.say(started(), step(1))
+    far.add(started(), step(1))
     far.save(1)
     far.ray.now = "FAILED"
     far.ray.printed = f"noise\n{MARK}{json.dumps(Diverged('The loss became nan.').as_dict())}\n"
@@ -63,18 +63,18 @@ def test_the_drivers_error_is_the_runs(far: Far) -> None:
     with pytest.raises(Diverged, match="The loss became nan"):
         far.follow()
     assert is_whole(far.run_dir / "checkpoints" / "step-00000001")
-    assert remembered(far.run_dir) is None
+    assert read_submission(far.run_dir) is None
 
 
 def test_an_end_without_a_word_before_it_trained_is_a_failure_with_rays_words(far: Far) -> None:
     far.ray.now = "FAILED"
-    with pytest.raises(ClusterError, match="without a word: Ray's own words"):
+    with pytest.raises(ClusterError, match="without an error of its own: Ray's own words"):
         far.follow()
 
 
 @pytest.mark.parametrize("status", ["FAILED", "UNKNOWN"])
 def test_a_run_that_the_cluster_lost_goes_on_from_what_is_here(far: Far, status: str) -> None:
-    far.say(started(), step(1))
+    far.add(started(), step(1))
     far.save(1)
     far.ray.now = status
     with pytest.raises(ProcessLost):
@@ -83,9 +83,9 @@ def test_a_run_that_the_cluster_lost_goes_on_from_what_is_here(far: Far, status:
 
 
 def test_a_run_that_somebody_stopped_there_says_so(far: Far) -> None:
-    far.say(started())
+    far.add(started())
     far.ray.now = "STOPPED"
-    with pytest.raises(ClusterError, match="Somebody stopped the run on the cluster itself"):
+    with pytest.raises(ClusterError, match="The run was stopped on the cluster itself"):
         far.follow()
 
 
@@ -100,28 +100,28 @@ def test_silence_is_told_once_and_its_end_too(far: Far) -> None:
         far.finish(1)
         far.ray.now = "SUCCEEDED"
 
-    far.say(started())
+    far.add(started())
     heard = far.follow({Started: silence, Loading: words, Working: end})
 
     told = [e.text for e in heard if isinstance(e, Loading | Working)]
     assert told == [
-        "Waiting for the cluster: Nobody answers at http://fake:8265.", "Training",
-        "Bringing the run home",
+        "Waiting for the cluster: The cluster does not answer: http://fake:8265.", "Training",
+        "Fetching the run",
     ]  # fmt: skip
 
 
 def test_a_storage_that_is_away_is_waited_for(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
-    far.say(started())
+    far.add(started())
     far.finish(1)
     far.ray.now = "SUCCEEDED"  # all is over, but nobody can read how
-    read, down = Place.read, [True]
+    read, down = Storage.read, [True]
 
-    def failing(place: Place, name: str) -> bytes | None:
+    def failing(place: Storage, name: str) -> bytes | None:
         if down[0]:
             raise PermissionError(13, "denied")
         return read(place, name)
 
-    monkeypatch.setattr(Place, "read", failing)
+    monkeypatch.setattr(Storage, "read", failing)
     heard = far.follow({Loading: lambda: down.__setitem__(0, False)})
 
     assert isinstance(heard[0], Loading) and "does not answer" in heard[0].text
@@ -131,15 +131,15 @@ def test_a_storage_that_is_away_is_waited_for(far: Far, monkeypatch: pytest.Monk
 def test_an_adapter_that_cannot_be_fetched_is_fetched_by_the_next_one(
     far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    far.say(started(), step(1))
+    far.add(started(), step(1))
     far.finish(1)
     far.ray.now = "SUCCEEDED"
-    fetch = Place.fetch
+    fetch = Storage.fetch
     with monkeypatch.context() as broken:
-        broken.setattr(Place, "fetch", lambda *_, **__: (_ for _ in ()).throw(OSError("cut off")))
-        with pytest.raises(ClusterError, match=r"\(cut off\). It lies there: resume the run"):
+        broken.setattr(Storage, "fetch", lambda *_, **__: (_ for _ in ()).throw(OSError("cut off")))
+        with pytest.raises(ClusterError, match=r"\(cut off\): resume the run"):
             far.follow()
-    assert Place.fetch is fetch
+    assert Storage.fetch is fetch
 
     heard = far.follow()
     assert isinstance(heard[-1], Finished) and is_whole(far.run_dir / "adapter")
@@ -150,13 +150,13 @@ def test_at_a_shutdown_the_job_goes_on_and_is_followed_from_there(far: Far) -> N
         far.intent = far.wish = None
         far.intent, far.wish = "shutdown", "stop"
 
-    far.say(started(), step(1))
+    far.add(started(), step(1))
     assert steps(far.follow({Step: shutdown})) == [1]
     assert read_json(far.place, CONTROL) is None  # it was not asked to stop
     assert far.ray.stopped == []
 
     far.intent = far.wish = None
-    far.say(step(2))
+    far.add(step(2))
     far.finish(2)
     far.ray.now = "SUCCEEDED"
     heard = far.follow()
@@ -170,12 +170,12 @@ def test_a_pause_is_a_wish_on_the_storage(far: Far) -> None:
 
     def obey() -> bool:
         wish = read_json(far.place, CONTROL)
-        if wish and wish["wish"] == "stop":
-            far.say(finished(1, "stopped"))
+        if wish and wish["command"] == "stop":
+            far.add(finished(1, "stopped"))
             far.ray.now = "SUCCEEDED"
         return bool(wish)
 
-    far.say(started(), step(1))
+    far.add(started(), step(1))
     status = far.ray.status
     far.ray.status = lambda s: (obey(), status(s))[1]  # type: ignore[method-assign]
     heard = far.follow({Step: pause})
@@ -188,7 +188,7 @@ def test_what_has_not_begun_is_ended_at_once(far: Far) -> None:
     def cancel() -> None:
         far.intent, far.wish = "cancel", "stop"
 
-    far.say(Loading(text="Ray is placing the run"))
+    far.add(Loading(text="Ray is placing the run"))
     heard = far.follow({Loading: cancel})
 
     assert far.ray.stopped == ["far-1"]
@@ -200,7 +200,7 @@ def test_what_does_not_stop_when_asked_is_ended(far: Far, monkeypatch: pytest.Mo
         far.intent, far.wish = "cancel", "stop"
 
     monkeypatch.setitem(follow.PATIENCE_SECONDS, "cancel", 0.1)
-    far.say(started(), step(1))
+    far.add(started(), step(1))
     far.save(1)
     far.follow({Step: cancel})
 
@@ -215,24 +215,24 @@ def test_when_nobody_answers_a_stop_waits_on_the_storage(
         far.intent, far.wish, far.ray.now = "cancel", "stop", None
 
     monkeypatch.setitem(follow.PATIENCE_SECONDS, "cancel", 0.1)
-    far.say(started())
+    far.add(started())
     far.follow({Started: cancel})
 
     wish = read_json(far.place, CONTROL)
-    assert wish is not None and wish["wish"] == "stop"
-    assert remembered(far.run_dir) is not None  # whoever resumes it brings home what there is
+    assert wish is not None and wish["command"] == "stop"
+    assert read_submission(far.run_dir) is not None  # whoever resumes it brings home what there is
 
 
 def test_a_full_disk_here_stops_the_run_there(far: Far) -> None:
     def full() -> None:
         far.wish = "stop"  # without an intent of anybody
 
-    far.say(started(), step(1))
+    far.add(started(), step(1))
     status = far.ray.status
 
     def answer(submission: str) -> tuple[str, str] | None:
         if read_json(far.place, CONTROL):
-            far.say(finished(1, "stopped"))
+            far.add(finished(1, "stopped"))
             far.ray.now = "SUCCEEDED"
         return status(submission)
 

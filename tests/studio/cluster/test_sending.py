@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from studio.cluster.orders import ORDER, Order, read_json, remembered
-from studio.cluster.ray_api import Facts, NoAnswer
-from studio.cluster.storage import Place
-from studio.cluster.submit import send
+from studio.cluster.orders import ORDER, Order, read_json, read_submission
+from studio.cluster.ray_api import ClusterFacts, NoAnswer
+from studio.cluster.storage import Storage
+from studio.cluster.submit import submit
 from studio.errors import ClusterError
 from studio.home import Home, publishing
 from studio.spec import RunSpec
@@ -23,8 +23,8 @@ class Door:
         self.devices, self.answers = devices, True
         self.taken: list[tuple[str, str]] = []
 
-    def facts(self) -> Facts:
-        return Facts(version="2.60.0", kind="GPU", devices=self.devices, free=0, machines=1)
+    def facts(self) -> ClusterFacts:
+        return ClusterFacts(version="2.60.0", kind="GPU", devices=self.devices, free=0, machines=1)
 
     def submit(self, submission: str, *, place: str) -> None:
         if not self.answers:
@@ -41,11 +41,11 @@ def spec(tmp_path: Path) -> RunSpec:
     return RunSpec.parse({"name": "A run", "model": {"path": model}, "data": data, "train": train})
 
 
-def sent_to(door: Door, spec: RunSpec, run_dir: Path, home: Home) -> Place:
+def sent_to(door: Door, spec: RunSpec, run_dir: Path, home: Home) -> Storage:
     run_dir.mkdir(exist_ok=True)
     storage = str(run_dir.parent / "storage")
-    sent = send(spec, run_dir=run_dir, home=home, ray=door, storage=storage)  # type: ignore[arg-type]
-    return Place(sent.place)
+    sent = submit(spec, run_dir=run_dir, home=home, ray=door, storage=storage)  # type: ignore[arg-type]
+    return Storage(sent.place)
 
 
 def test_the_folder_on_the_storage_is_a_run_of_its_own(
@@ -62,7 +62,7 @@ def test_the_folder_on_the_storage_is_a_run_of_its_own(
     order = Order.model_validate(read_json(place, ORDER))
     assert (order.workers, order.gpus) == (2, True)
     assert (Path(order.model) / "config.json").is_file()
-    packed = transfer.spec_in(place.at_hand("packed", tmp_path))
+    packed = transfer.spec_in(place.local_path("packed", tmp_path))
     assert packed.data.path == f"{place.root}/packed/data/rows.jsonl"
     assert Path(packed.data.path).read_bytes() == (tmp_path / "rows.jsonl").read_bytes()
     assert packed.train.device == "auto"
@@ -77,7 +77,7 @@ def test_a_run_whose_cluster_fell_silent_is_the_same_job_when_it_answers(
     door.answers = False
     with pytest.raises(NoAnswer):
         sent_to(door, spec, tmp_path / "7", home)
-    note = remembered(tmp_path / "7")
+    note = read_submission(tmp_path / "7")
     assert note is not None and not note.submitted
 
     door.answers = True
@@ -104,7 +104,7 @@ def test_too_few_devices_send_nothing(spec: RunSpec, home: Home, tmp_path: Path)
     with pytest.raises(ClusterError, match="num_processes is 2, but the cluster has 1 GPUs"):
         sent_to(Door(devices=1), spec, tmp_path / "7", home)
     assert not (tmp_path / "storage").exists()
-    assert remembered(tmp_path / "7") is None
+    assert read_submission(tmp_path / "7") is None
 
 
 def test_a_storage_that_cannot_be_written_sends_nothing(
@@ -113,4 +113,4 @@ def test_a_storage_that_cannot_be_written_sends_nothing(
     (tmp_path / "storage").write_text("a file")
     with pytest.raises(ClusterError, match="storage cannot be written"):
         sent_to(Door(), spec, tmp_path / "7", home)
-    assert remembered(tmp_path / "7") is None
+    assert read_submission(tmp_path / "7") is None

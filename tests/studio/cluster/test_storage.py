@@ -6,17 +6,17 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from studio.cluster.storage import Place, opened
+from studio.cluster.storage import Storage, open_storage
 from studio.errors import ClusterError
 from studio.home import is_whole, publishing
 
 
 @pytest.fixture(params=["a folder", "an object store"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
     if request.param == "a folder":
-        yield Place(str(tmp_path / "storage"))
+        yield Storage(str(tmp_path / "storage"))
     else:
-        yield Place("memory://storage-of-a-test")
+        yield Storage("memory://storage-of-a-test")
         fsspec.filesystem("memory").store.clear()
 
 
@@ -28,7 +28,7 @@ def a_folder(path: Path) -> Path:
     return path
 
 
-def test_what_is_written_is_read(place: Place) -> None:
+def test_what_is_written_is_read(place: Storage) -> None:
     place.write("a/b.json", b"[1]")
 
     assert (place.read("a/b.json"), place.read("a/c.json")) == (b"[1]", None)
@@ -37,17 +37,17 @@ def test_what_is_written_is_read(place: Place) -> None:
     assert place.below("a").read("b.json") == b"[1]"
 
 
-def test_a_folder_goes_and_comes_whole(place: Place, tmp_path: Path) -> None:
+def test_a_folder_goes_and_comes_whole(place: Storage, tmp_path: Path) -> None:
     place.send(a_folder(tmp_path / "here"), "there")
 
     assert place.fetch("there", tmp_path / "back")
     assert (tmp_path / "back" / "deep" / "weights").read_bytes() == b"1234"
     assert is_whole(tmp_path / "back")
-    copy = place.at_hand("there", tmp_path / "scratch")
+    copy = place.local_path("there", tmp_path / "scratch")
     assert (copy / "deep" / "weights").read_bytes() == b"1234"
 
 
-def test_a_folder_without_its_manifest_is_not_there_yet(place: Place, tmp_path: Path) -> None:
+def test_a_folder_without_its_manifest_is_not_there_yet(place: Storage, tmp_path: Path) -> None:
     place.send(a_folder(tmp_path / "here"), "there")
     place.remove("there/MANIFEST.json")
 
@@ -55,16 +55,16 @@ def test_a_folder_without_its_manifest_is_not_there_yet(place: Place, tmp_path: 
     assert not (tmp_path / "back").exists()
 
 
-def test_a_damaged_folder_is_refused_and_leaves_nothing(place: Place, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_refused_and_leaves_nothing(place: Storage, tmp_path: Path) -> None:
     place.send(a_folder(tmp_path / "here"), "there")
     place.write("there/deep/weights", b"12")
 
-    with pytest.raises(ClusterError, match="damaged or cut short"):
+    with pytest.raises(ClusterError, match="damaged or incomplete"):
         place.fetch("there", tmp_path / "back")
     assert not (tmp_path / "back").exists()
 
 
-def test_a_removed_folder_is_gone_and_a_second_time_nothing_happens(place: Place) -> None:
+def test_a_removed_folder_is_gone_and_a_second_time_nothing_happens(place: Storage) -> None:
     place.write("a/b", b"")
     place.remove("a")
     place.remove("a")
@@ -74,9 +74,9 @@ def test_a_removed_folder_is_gone_and_a_second_time_nothing_happens(place: Place
 def test_storage_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ClusterError, match=r"file/storage cannot be written \(Not a directory\)"):
-        opened(str(tmp_path / "file" / "storage"))
+        open_storage(str(tmp_path / "file" / "storage"))
 
 
 def test_a_storage_whose_protocol_nobody_knows_is_a_sentence() -> None:
     with pytest.raises(ClusterError, match="The storage nonsense://x cannot be used"):
-        opened("nonsense://x")
+        open_storage("nonsense://x")

@@ -5,38 +5,38 @@ from pathlib import Path
 import pytest
 
 from studio.cluster import storage
-from studio.cluster.storage import Place, Reader, Writer
+from studio.cluster.storage import EventReader, EventWriter, Storage
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(str(tmp_path / "storage"))
+def place(tmp_path: Path) -> Storage:
+    return Storage(str(tmp_path / "storage"))
 
 
-def numbers(reader: Reader) -> list[int]:
+def numbers(reader: EventReader) -> list[int]:
     return [values["n"] for values in reader.read()]
 
 
-def test_a_reader_hears_what_is_new(place: Place) -> None:
-    reader, writer = Reader(place), Writer(place)
+def test_a_reader_hears_what_is_new(place: Storage) -> None:
+    reader, writer = EventReader(place), EventWriter(place)
     assert numbers(reader) == []
 
-    writer.say({"n": 1})
+    writer.add({"n": 1})
     writer.flush()
     assert numbers(reader) == [1]
-    writer.say({"n": 2})
+    writer.add({"n": 2})
     writer.close()
     assert numbers(reader) == [2]
     assert numbers(reader) == []
 
 
 def test_files_stay_small_and_the_reader_follows(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "FILE_BYTES", 30)
-    writer, reader, heard = Writer(place), Reader(place), []
+    writer, reader, heard = EventWriter(place), EventReader(place), []
     for n in range(20):
-        writer.say({"n": n})
+        writer.add({"n": n})
         writer.flush()
         if n % 3 == 0:
             heard += numbers(reader)
@@ -46,29 +46,29 @@ def test_files_stay_small_and_the_reader_follows(
     assert len(place.names("events")) > 3
 
 
-def test_a_second_writer_goes_on_behind_the_first(place: Place) -> None:
+def test_a_second_writer_goes_on_behind_the_first(place: Storage) -> None:
     for n in (1, 2):  # the first one was killed, the second is its successor
-        writer = Writer(place)
+        writer = EventWriter(place)
         assert writer.is_first == (n == 1)
-        writer.say({"n": n})
+        writer.add({"n": n})
         writer.close()
 
-    assert numbers(Reader(place)) == [1, 2]
+    assert numbers(EventReader(place)) == [1, 2]
 
 
-def test_a_reader_that_comes_back_goes_on_where_it_was(place: Place) -> None:
-    writer, first = Writer(place), Reader(place)
-    writer.say({"n": 1})
+def test_a_reader_that_comes_back_goes_on_where_it_was(place: Storage) -> None:
+    writer, first = EventWriter(place), EventReader(place)
+    writer.add({"n": 1})
     writer.flush()
     list(first.read())
-    writer.say({"n": 2})
+    writer.add({"n": 2})
     writer.close()
 
-    assert numbers(Reader(place, number=first.number, lines=first.lines)) == [2]
+    assert numbers(EventReader(place, number=first.number, lines=first.lines)) == [2]
 
 
-def test_a_line_that_is_half_there_is_heard_when_it_is_whole(place: Place) -> None:
-    reader = Reader(place)
+def test_a_line_that_is_half_there_is_heard_when_it_is_whole(place: Storage) -> None:
+    reader = EventReader(place)
     place.write("events/000001.jsonl", b'{"n": 1}\n{"n"')
     assert numbers(reader) == [1]
     place.write("events/000001.jsonl", b'{"n": 1}\n{"n": 2}\n')

@@ -12,7 +12,7 @@ import pytest
 from studio.cluster import driver
 from studio.cluster.driver import work
 from studio.cluster.orders import CONTROL, ERROR, ORDER, Order, order_in, read_json, write_json
-from studio.cluster.storage import Place, Reader, Writer
+from studio.cluster.storage import EventReader, EventWriter, Storage
 from studio.errors import ClusterError, DataError, ProcessLost, RunError
 from studio.home import Home
 from studio.spec import RunSpec
@@ -22,7 +22,7 @@ from studio.training.run import train
 
 
 @pytest.fixture
-def place(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """A packed run on a storage, and a ray of one worker."""
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     trains, torches = ModuleType("ray.train"), ModuleType("ray.train.torch")
@@ -30,12 +30,12 @@ def place(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Place:
     torches.get_device = lambda: "cpu"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ray.train", trains)
     monkeypatch.setitem(sys.modules, "ray.train.torch", torches)
-    place = Place(str(tmp_path / "storage"))
+    place = Storage(str(tmp_path / "storage"))
     transfer.pack(SPEC, tmp_path / "packed", home)
     place.send(tmp_path / "packed", "packed")
     write_json(place, ORDER, Order(workers=1, gpus=False, needs=("torch",)).model_dump(mode="json"))
-    speaker = Writer(place)
-    speaker.say(Loading(text="Ray is placing the run").as_dict())  # the driver's word comes first
+    speaker = EventWriter(place)
+    speaker.add(Loading(text="Ray is placing the run").as_dict())  # the driver's word comes first
     speaker.close()
     return place
 
@@ -45,12 +45,12 @@ SPEC = RunSpec.parse(
 )
 
 
-def said(place: Place) -> list[dict[str, Any]]:
-    return list(Reader(place).read())
+def said(place: Storage) -> list[dict[str, Any]]:
+    return list(EventReader(place).read())
 
 
 def test_a_worker_says_what_the_run_says_here_and_leaves_what_it_makes(
-    place: Place, home: Home, tmp_path: Path
+    place: Storage, home: Home, tmp_path: Path
 ) -> None:
     work({"place": place.url})
 
@@ -66,10 +66,10 @@ def test_a_worker_says_what_the_run_says_here_and_leaves_what_it_makes(
 
 
 def test_a_wish_on_the_storage_is_obeyed_and_the_next_worker_goes_on(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("studio.cluster.driver.LISTEN_SECONDS", 0.01)
-    write_json(place, CONTROL, {"number": 1, "wish": "stop"})
+    monkeypatch.setattr("studio.cluster.driver.RECEIVE_SECONDS", 0.01)
+    write_json(place, CONTROL, {"number": 1, "command": "stop"})
     work({"place": place.url})
     first = said(place)
     assert first[-1]["reason"] == "stopped"
@@ -86,22 +86,22 @@ def test_a_wish_on_the_storage_is_obeyed_and_the_next_worker_goes_on(
 
 
 def test_a_checkpoint_that_a_person_wants_is_made_once(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("studio.cluster.driver.LISTEN_SECONDS", 0.01)
+    monkeypatch.setattr("studio.cluster.driver.RECEIVE_SECONDS", 0.01)
     spec = transfer.read_spec(Path(place.root) / "packed")
     spec = spec.with_values({"train.max_steps": 60, "train.save_steps": -1, "train.eval_steps": -1})
     (Path(place.root) / "packed" / "spec.yaml").write_text(spec.to_yaml())
     running = threading.Thread(target=work, args=({"place": place.url},))
     running.start()
-    write_json(place, CONTROL, {"number": 1, "wish": "save"})
+    write_json(place, CONTROL, {"number": 1, "command": "save"})
     running.join()
 
     saved = [v["step"] for v in said(place) if v["event"] == "saved"]
     assert len(saved) == 1 and 1 <= saved[0] < 60
 
 
-def test_an_error_that_another_try_would_meet_again_is_not_tried_again(place: Place) -> None:
+def test_an_error_that_another_try_would_meet_again_is_not_tried_again(place: Storage) -> None:
     packed = Path(place.root) / "packed" / "spec.yaml"
     packed.write_text(SPEC.with_values({"data.path": "/no/such/rows.jsonl"}).to_yaml())
 
@@ -112,10 +112,10 @@ def test_an_error_that_another_try_would_meet_again_is_not_tried_again(place: Pl
 
 
 def test_a_machine_that_does_not_see_the_storage_or_lacks_packages_says_so(
-    place: Place, tmp_path: Path
+    place: Storage, tmp_path: Path
 ) -> None:
     with pytest.raises(ClusterError, match="does not see the storage"):
-        order_in(Place(str(tmp_path / "elsewhere")))
+        order_in(Storage(str(tmp_path / "elsewhere")))
     lacking = Order(workers=1, gpus=False, needs=("torch<1",))
     write_json(place, ORDER, lacking.model_dump(mode="json"))
     with pytest.raises(ClusterError, match="cannot train: torch is .*, not <1"):
