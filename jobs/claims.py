@@ -203,7 +203,7 @@ _COUNT_PROGRESS = "UPDATE jobs SET no_progress = ?, resume_step = ? WHERE id = ?
 
 
 class Fenced(Exception):
-    """This attempt no longer owns the job; the writer must leave without writing anything."""
+    """This attempt lost the job to another; it must exit without writing anything."""
 
 
 @dataclass(frozen=True, slots=True)

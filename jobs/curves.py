@@ -13,8 +13,8 @@ import json
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jobs.database import now
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+# The series of a run: fields of `events.Step`, and the loss on held-out rows.
+STEP_SERIES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes")
+EVAL_SERIES = "eval_loss"
 MOST_CURVES, MOST_POINTS = 128, 3_000_000
 MOST_NEWS = 50_000
 Series = dict[str, list[float | None]]
@@ -154,17 +157,32 @@ WHERE seq > ? AND seq <= ? AND job = ? AND name = ? ORDER BY step
 """
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Progress:
-    """What a runner has to say since it last spoke."""
+    """A runner's measurements since its last report."""
 
-    metrics: Sequence[tuple[str, int, float, float]] = ()  # name, step, value, time
-    samples: Sequence[tuple[int, str, str]] = ()  # step, prompt, text
-    checkpoints: Sequence[tuple[int, str, float | None]] = ()  # step, path, eval loss
+    # name, step, value, time
+    metrics: list[tuple[str, int, float, float]] = field(default_factory=list)
+    samples: list[tuple[int, str, str]] = field(default_factory=list)  # step, prompt, text
+    # step, path, evaluation loss
+    checkpoints: list[tuple[int, str, float | None]] = field(default_factory=list)
     step: int | None = None
     total_steps: int | None = None
     phase: str | None = None
     result: dict[str, Any] | None = None
+
+    def __bool__(self) -> bool:
+        lists = self.metrics or self.samples or self.checkpoints
+        return bool(lists) or self.step is not None or self.phase is not None
+
+    def prepend(self, older: "Progress") -> None:
+        """Add an earlier report that could not be stored."""
+        self.metrics[:0] = older.metrics
+        self.samples[:0] = older.samples
+        self.checkpoints[:0] = older.checkpoints
+        self.step = older.step if self.step is None else self.step
+        self.total_steps = older.total_steps if self.total_steps is None else self.total_steps
+        self.phase = older.phase if self.phase is None else self.phase
 
 
 def write_measurements(db: Tables, job: int, progress: Progress) -> None:

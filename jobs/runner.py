@@ -1,11 +1,9 @@
-"""The runner: the process that works on one job, or on siblings together.
+"""The runner: the process that executes one job, or several siblings that train together.
 
-A runner has one, or several when siblings train together in its process.
-
-It belongs to nobody: the supervisor that started it may die, the next one finds it in the database.
-Started with `--spare` it first imports everything slow and then waits on its standard input for a
-claim; when that closes, because its supervisor ended, it ends too. No thread of torch and no GPU is
-touched before there is a claim.
+It outlives the supervisor that started it; the next supervisor finds it in the database. With
+`--spare` it imports everything slow and waits on standard input for a claim, and exits when that
+closes, which is when its supervisor ends. Before there is a claim it starts no thread of torch and
+uses no GPU.
 """
 
 import argparse
@@ -26,7 +24,7 @@ from jobs.claims import Claim, Fenced
 from jobs.kinds import Work
 from jobs.locks import FileLock
 from jobs.processes import leave, me
-from jobs.reporting import Line, leave_fenced
+from jobs.reporting import Reporter, exit_fenced
 from jobs.run_files import newest_step
 from jobs.siblings import device_of
 from jobs.store import JobStore
@@ -34,56 +32,58 @@ from studio.errors import DiskFull, OutOfMemory, ProcessLost, StudioError, is_di
 from studio.home import Home, open_home, sweep
 from studio.training import events
 
-SPEAK_SECONDS = 2
+LOG_STEP_SECONDS = 2.0
 
 
 class Attempt:
-    """A claim that is worked on in this process."""
+    """One claim, executed in this process."""
 
     def __init__(
         self, store: JobStore, claim: Claim, log: logging.Logger, *, alone: bool = True
     ) -> None:
-        """Make the run's folder ready; the claim is registered and its folder locked."""
+        """Prepare the run's folder, which is locked, for the claim, which is registered."""
         self._store, self._claim, self._log = store, claim, log
-        self._spoke = 0.0
+        self._logged = 0.0
         self._finished: events.Finished | None = None
         self.run_dir = store.home.run(claim.job)
         self.job = store.get(claim.job)
-        self.line = Line(store, claim, seconds_before=float(self.job.result.get("seconds", 0)))
-        # Siblings would end with this process, and what runs on a cluster must be stopped there.
-        self.line.interruptible = alone and not cluster.is_slot(claim.device)
+        self.reporter = Reporter(
+            store, claim, seconds_before=float(self.job.result.get("seconds", 0))
+        )
+        # Siblings would end with this process, and a cluster's job must be stopped there.
+        self.reporter.interruptible = alone and not cluster.is_slot(claim.device)
         _write_spec(self.run_dir, self.job.spec)
         sweep(self.run_dir)
         sweep(self.run_dir / "checkpoints")
 
     @property
     def work(self) -> Work:
-        """What the job's kind gets."""
+        """Return the arguments of the job's kind."""
         return Work(
             spec=self.job.spec, run_dir=self.run_dir, home=self._store.home,
-            control=self.line.control, intent=lambda: self.line.intent,
+            control=self.reporter.control, intent=lambda: self.reporter.intent,
             cluster=cluster.chosen(self._store), device=self._claim.device,
         )  # fmt: skip
 
-    def hear(self, event: events.Event) -> None:
-        """Take one event of the work."""
-        self.line.hear(event)
+    def record(self, event: events.Event) -> None:
+        """Report and log an event."""
+        self.reporter.record(event)
         if isinstance(event, events.Finished):
             self._finished = event
         if isinstance(event, events.Saving):
             return
-        if not isinstance(event, events.Step) or time.monotonic() - self._spoke > SPEAK_SECONDS:
-            self._spoke = time.monotonic()
+        if not isinstance(event, events.Step) or time.monotonic() - self._logged > LOG_STEP_SECONDS:
+            self._logged = time.monotonic()
             self._log.info("%s", _as_line(event))
 
     def end(self) -> None:
-        """Write how the work ended, all its events being heard.
+        """Record how the job ended, after its last event.
 
         Raises:
-            Fenced: The job is no longer ours.
+            Fenced: Another attempt has the job.
         """
         try:
-            result = self.line.close()
+            result = self.reporter.close()
         except Fenced:
             raise
         except Exception as error:
@@ -91,17 +91,17 @@ class Attempt:
             return
         if self._finished is not None and self._finished.reason == "completed":
             self._store.claims.finish(self._claim, "succeeded", result=result)
-        elif self.line.full is not None:
-            self._pause_for_room(self.line.full)
+        elif self.reporter.full is not None:
+            self._pause_for_room(self.reporter.full)
         else:
             state = self._store.claims.stopped(self._claim, result=result)
-            self._log.info("stopped as asked: %s", state)
+            self._log.info("stopped on request: %s", state)
 
     def fail(self, error: Exception) -> None:
-        """Write that the work failed, and why.
+        """Record that the job failed, and why.
 
         Raises:
-            Fenced: The job is no longer ours.
+            Fenced: Another attempt has the job.
         """
         fault = as_studio_error(error, kind=self.job.kind)
         if fault is not error:
@@ -110,12 +110,14 @@ class Attempt:
             self._log.error("the run failed: %s", fault.text)
         result: dict[str, Any] = {}
         try:
-            result = self.line.close()
+            result = self.reporter.close()
         except StudioError as late:
             self._log.error("the last measurements could not be stored: %s", late.text)
         if isinstance(fault, DiskFull):
             self._pause_for_room(fault)
-        elif isinstance(fault, ProcessLost):  # as if this process had died: on from the checkpoint
+        elif isinstance(
+            fault, ProcessLost
+        ):  # as if this process had died: continue from the checkpoint
             newest = newest_step(self.run_dir)
             self._store.claims.lost(self._claim, why=fault.text, newest_step=newest)
         else:
@@ -134,7 +136,7 @@ class Attempt:
 
 
 def as_studio_error(error: Exception, *, kind: str = "train") -> StudioError:
-    """Turn any exception of a job into one sentence for the person; only a run has checkpoints."""
+    """Return any exception of a job as an error for the user; only a run has checkpoints."""
     if isinstance(error, StudioError):
         return error
     if is_disk_full(error):
@@ -147,7 +149,7 @@ def as_studio_error(error: Exception, *, kind: str = "train") -> StudioError:
     first = (str(error).strip().splitlines() or [""])[0][:300]
     trains = kind == "train"
     return StudioError(
-        f"The {'run' if trains else 'job'} stopped on something nobody foresaw "
+        f"The {'run' if trains else 'job'} stopped on an unexpected error "
         f"({type(error).__name__}: {first}). The log holds the details"
         + ("; if it had saved a checkpoint, resume it from there." if trains else ".")
     )
@@ -190,7 +192,7 @@ LOG_FORMAT, LOG_DATES = "%(asctime)sZ %(message)s", "%Y-%m-%d %H:%M:%S"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one claim, given as arguments or, for a spare, as a line of standard input."""
+    """Execute a claim from the arguments or, for a spare, from a line of standard input."""
     parser = argparse.ArgumentParser(prog="jobs.runner")
     parser.add_argument("--home", required=True)
     parser.add_argument("--spare", action="store_true")
@@ -200,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warm_up()
         line = sys.stdin.readline().strip()
         if not line:
-            return  # the supervisor is gone
+            return  # the supervisor ended
         options.claim = line
     run(open_home(options.home), [_claim(text) for text in options.claim.split("+")])
 
@@ -211,7 +213,7 @@ def _claim(text: str) -> Claim:
 
 
 def warm_up() -> None:
-    """Import what every training run needs; a part that is missing is found out by the run."""
+    """Import what every training run needs; the run reports a part that is missing."""
     import importlib
 
     for name in WARM:
@@ -222,7 +224,7 @@ def warm_up() -> None:
 
 
 def run(home: Home, claims: Sequence[Claim]) -> None:
-    """Work on a claim, or on siblings together, until all have ended; never returns."""
+    """Execute a claim, or siblings together, until all have ended, then exit."""
     first = claims[0]
     run_dir = home.run(first.job)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -233,13 +235,13 @@ def run(home: Home, claims: Sequence[Claim]) -> None:
         with contextlib.ExitStack() as locks:
             attempts = [_begin(store, claim, claims, locks) for claim in claims]
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: _terminate(attempts))
+                signal.signal(number, lambda *_: [one.reporter.terminate() for one in attempts])
             if len(attempts) == 1:
                 _work(attempts[0])
             else:
                 _work_together(attempts)
     except Fenced:
-        leave_fenced()
+        exit_fenced()
     store.close()
     leave(0)
 
@@ -254,22 +256,17 @@ def _begin(
     log.info("attempt %d on %s, process %d", claim.attempt, claim.device, os.getpid())
     if len(claims) > 1:
         numbers = ", ".join(str(one.job) for one in claims)
-        log.info("jobs %s train together; what else is said is in job %d's log",
+        log.info("jobs %s train together; other output is in the log of job %d",
                  numbers, claims[0].job)  # fmt: skip
     locks.enter_context(FileLock(run_dir / ".lock").held(timeout_seconds=LOCK_SECONDS))
     return Attempt(store, claim, log, alone=len(claims) == 1)
 
 
-def _terminate(attempts: Sequence[Attempt]) -> None:
-    for attempt in attempts:
-        attempt.line.terminate()
-
-
 def _work(attempt: Attempt) -> None:
-    attempt.line.start()
+    attempt.reporter.start()
     try:
         for event in kinds.named(attempt.job.kind)(attempt.work):
-            attempt.hear(event)
+            attempt.record(event)
     except Fenced:
         raise
     except Exception as error:
@@ -281,14 +278,14 @@ def _work(attempt: Attempt) -> None:
 def _work_together(attempts: Sequence[Attempt]) -> None:
     left = dict(enumerate(attempts))
     for attempt in attempts:
-        attempt.line.start()
+        attempt.reporter.start()
     try:
-        for number, heard in kinds.train_together([attempt.work for attempt in attempts]):
-            if isinstance(heard, Exception):
-                left.pop(number).fail(heard)
+        for number, event in kinds.train_together([attempt.work for attempt in attempts]):
+            if isinstance(event, Exception):
+                left.pop(number).fail(event)
                 continue
-            left[number].hear(heard)
-            if isinstance(heard, events.Finished):
+            left[number].record(event)
+            if isinstance(event, events.Finished):
                 left.pop(number).end()
     except Fenced:
         raise
@@ -298,9 +295,9 @@ def _work_together(attempts: Sequence[Attempt]) -> None:
 
 
 def _use_device(device: str) -> None:
-    # Whatever the job imports sees the devices it was given, counted from 0.
+    # Every library then counts the job's devices from 0.
     if device.startswith("cuda:"):
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as nvidia-smi counts, who named it
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of nvidia-smi
         os.environ["CUDA_VISIBLE_DEVICES"] = device.replace("cuda:", "")
     elif device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -321,7 +318,7 @@ def _log_to(path: Path) -> None:
 
 
 def _log_beside(path: Path, claim: Claim) -> logging.Logger:
-    """The log of a sibling; what libraries print goes to the first one's."""
+    """Return the log of a sibling; output of libraries goes to the first one's."""
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter(LOG_FORMAT, LOG_DATES))
     log = logging.Logger(f"job {claim.job}", logging.INFO)

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
 from jobs import plans
+from jobs.curves import EVAL_SERIES, STEP_SERIES
 from jobs.job import Job, actions
 from jobs.jobs_table import summary
 from jobs.siblings import device_of
@@ -28,7 +29,6 @@ from ui.queue import plan_routes, queue_state
 
 MOST_JOBS = 500
 KEPT_LISTINGS = 64
-METRICS = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
 View = Literal["log", "samples", "checkpoints", "config", "history"]
 MOST_QUEUED = 200
 Action = Literal[
@@ -208,7 +208,7 @@ def _metrics(
     window: tuple[int, int] | None = None,
 ) -> dict[str, Any] | None:
     ids = [int(part) for part in runs.split(",") if part.isdigit()][:20]
-    wanted = [name for name in names.split(",") if name in METRICS]
+    wanted = [name for name in names.split(",") if name in (*STEP_SERIES, EVAL_SERIES)]
     if not ids or not wanted:
         return None
     return store.metrics(ids, wanted, after_seq=after, bins=bins, window=window)
