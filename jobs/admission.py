@@ -5,18 +5,18 @@ mistake is told to the person who makes it, not to a log an hour later. Paths be
 because the runner lives elsewhere.
 """
 
-import re
 from pathlib import Path
 
 from jobs import cluster
 from studio.cluster import DEVICE
+from studio.data.origins import origin_of
+from studio.data.readers import look
+from studio.data.trainable import first_report
 from studio.errors import DataError
 from studio.home import Home
 from studio.models import sources
 from studio.spec import RunSpec
 from studio.training import distributed
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def admit(spec: RunSpec, home: Home) -> RunSpec:
@@ -36,8 +36,6 @@ def admit(spec: RunSpec, home: Home) -> RunSpec:
         cluster.admit(spec, home)
     distributed.check_sharding(spec.on_this_machine())
     sources.facts(spec.model)
-    from studio.data.trainable import first_report
-
     first_report(spec, home)  # raises where not one token would be trained
     return spec
 
@@ -50,27 +48,16 @@ def _absolute(path: str) -> str:
 def _data(path: str, home: Home) -> str:
     if not path:
         return ""
-    if "/" not in path and (home.datasets / path / "dataset.json").is_file():
-        return path  # an imported dataset
-    if path.startswith("starter:"):
-        from studio.starter import resolve_data
-
-        resolve_data(path)  # raises for an unknown demo
-        return path
-    place = Path(path).expanduser()
-    if place.is_dir():
-        return str(place.absolute())
-    if place.exists():
-        from studio.data.readers import look
-
-        look(place)
-        return str(place.absolute())
-    if not HUB_ID.fullmatch(path) or place.suffix:
+    kind, place = origin_of(path, home)  # raises for an unknown demo
+    if kind == "missing":
         raise DataError(
             f"There is no data file or folder {place}. Check the path, or use a demo such as "
             "starter:pirate."
         )
-    from studio.data.hub import is_reached
+    if kind == "file":
+        look(place)
+    if kind == "hub":
+        from studio.data.hub import is_reached
 
-    is_reached(path)  # raises where nobody has a dataset of that name
-    return path
+        is_reached(path)  # raises where the hub has no dataset of that name
+    return str(place.absolute()) if kind in ("file", "folder") else path

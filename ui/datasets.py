@@ -18,12 +18,12 @@ from jobs.job import Job
 from jobs.store import JobStore
 from studio import starter
 from studio.data import measure, preview, requests, snapshots
-from studio.data.check import overlap
-from studio.data.curate import lineage, parse_step, rows_as
+from studio.data.curate import lineage, overlap, parse_step, rows_as
 from studio.data.mapping import PARTS
 from studio.data.records import Document, Problem, Row
 from studio.data.rows import converter
 from studio.data.snapshots import Meta, Snapshot
+from studio.data.trainable import lens
 from studio.data.xray import Pick, xray
 from studio.errors import DataError
 from studio.fields import validated
@@ -160,7 +160,7 @@ def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
             waiting = _must_wait(home, store, found, source, data)
             if waiting:
                 return waiting
-        seen = measure.lens(source)
+        seen = lens(source)
         shown = xray(
             data, seen.backend, context_length=seen.context_length,
             rows=None if row is None else [row], pick=pick, count=count, seed=seed, home=home,

@@ -111,7 +111,7 @@ def data_line(source: DataSource, home: Home) -> str:
 
 @lru_cache(maxsize=64)
 def _checked(path: Path, _changed: int, size: int) -> str:
-    from studio.data.check import check_file
+    from studio.data.survey import check_file
 
     report = check_file(path)
     if report.error:
@@ -131,12 +131,12 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
     """
     if not sources.origin_of(spec.model.path).is_local:
         return "", False  # it is told with the model, or only known once it is downloaded
-    path = origin_of(spec.data.path, home).path
-    status = path.stat() if path.is_file() else None
-    changed = (status.st_mtime_ns, status.st_size) if status else (0, 0)
-    share = _trained_share(spec.model, spec.data, home, changed)
-    if share is None:
+    from studio.data.trainable import first_report
+
+    report = first_report(spec, home)
+    if report is None:
         return "", False
+    share = report.trained_token_share
     if share < LOW_SHARE:
         return (
             f"Only {share:.1%} of the tokens would be trained: the rest is read, not learnt. "
@@ -144,16 +144,6 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
             True,
         )
     return f"{share:.0%} of the tokens are trained", False
-
-
-@lru_cache(maxsize=64)
-def _trained_share(
-    model: ModelSource, data: DataSource, home: Home, _changed: tuple[int, int]
-) -> float | None:
-    from studio.data.trainable import first_report
-
-    report = first_report(RunSpec(model=model, data=data), home)
-    return None if report is None else report.trained_token_share
 
 
 def method_line(spec: RunSpec) -> str:

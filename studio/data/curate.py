@@ -1,7 +1,7 @@
-"""Curate datasets: filter, deduplicate, split, drop, remap into new snapshots; export rows.
+"""Curate datasets: filter, deduplicate, split, drop, remap into new snapshots; export, compare.
 
-The new one names its parent and the step, so the way back is always there and a dataset can say
-how it came to be.
+A new snapshot names its parent and the step, so the parent can always be found again and a dataset
+shows how it was made.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import orjson
 from pydantic import Field
 
 from studio.data.mapping import Mapping, at_path
-from studio.data.quality import content_hash, near_duplicates
+from studio.data.origins import find
+from studio.data.quality import near_duplicates
 from studio.data.recognise import Guess
-from studio.data.records import Conversation, Document, Problem, Row
+from studio.data.records import Problem, Row, content_hash, contents
 from studio.data.rows import converter
 from studio.data.snapshots import (
     Meta,
@@ -33,66 +34,13 @@ from studio.data.snapshots import (
     open_snapshot,
     write_snapshot,
 )
-from studio.data.survey import Survey
+from studio.data.survey import Survey, check_file
 from studio.errors import DataError, SpecError, nearest
 from studio.fields import Record, validated
 from studio.home import Home
+from studio.spec import DataSource
 
-
-def export_rows(snapshot: Snapshot, target: Path, *, part: str = "", replace: bool = False) -> int:
-    """Write the rows as jsonl or csv (by the target's ending); returns how many.
-
-    Raises:
-        DataError: The ending is another one, a file is there, or it cannot be written.
-    """
-    if target.suffix not in (".jsonl", ".csv"):
-        raise DataError(f'Export to a name ending in .jsonl or .csv, not "{target.name}".')
-    try:
-        with target.open("wb" if replace else "xb") as handle:
-            for piece in rows_as(snapshot, target.suffix[1:], part=part):
-                handle.write(piece)
-    except FileExistsError:
-        raise DataError(
-            f"{target} exists already: give another name, or --force to replace it."
-        ) from None
-    except OSError as error:
-        raise DataError(f"{target} cannot be written ({error.strerror}).") from None
-    meta = snapshot.meta
-    held_out = meta.validation_rows
-    return {"": meta.rows, "train": meta.rows - held_out, "validation": held_out}[part]
-
-
-def rows_as(snapshot: Snapshot, form: str, *, part: str = "") -> Iterator[bytes]:
-    """Yield the rows as lines of jsonl or csv.
-
-    Cells of a csv that a spreadsheet would run as a formula get an apostrophe in front.
-    """
-    rows = (row for row in snapshot.rows() if not part or row.part == part)
-    if form == "jsonl":
-        for row in rows:
-            yield orjson.dumps(row.values) + b"\n"
-        return
-    names: dict[str, None] = {}
-    for row in snapshot.rows():
-        names.update(dict.fromkeys(row.values))
-    yield _csv_line([harmless(name) for name in names])
-    for row in rows:
-        yield _csv_line([harmless(row.values.get(name)) for name in names])
-
-
-def _csv_line(cells: list[str]) -> bytes:
-    text = io.StringIO(newline="")
-    csv.writer(text).writerow(cells)
-    return text.getvalue().encode()
-
-
-def harmless(value: Any) -> str:
-    """Return a cell that no spreadsheet takes for a formula."""
-    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
-    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
-
-
-Keep = Callable[[PageRow], Part | None]
+Selector = Callable[[PageRow], Part | None]
 Operator = Literal[
     "equals", "not_equals", "contains", "not_contains", "greater", "less", "present", "absent"
 ]
@@ -141,13 +89,14 @@ class Remap(Record):
     mapping: Mapping
 
 
-Step = Annotated[Filter | Deduplicate | Split | Drop | Remap, Field(discriminator="kind")]
-_STEPS: dict[str, type[Filter | Deduplicate | Split | Drop | Remap]] = {
+AnyStep = Filter | Deduplicate | Split | Drop | Remap
+Step = Annotated[AnyStep, Field(discriminator="kind")]
+_STEPS: dict[str, type[AnyStep]] = {
     "filter": Filter, "dedupe": Deduplicate, "split": Split, "drop": Drop, "remap": Remap,
 }  # fmt: skip
 
 
-def parse_step(values: dict[str, Any]) -> Filter | Deduplicate | Split | Drop | Remap:
+def parse_step(values: dict[str, Any]) -> AnyStep:
     """Validate a step given as plain values.
 
     Raises:
@@ -165,21 +114,21 @@ def parse_step(values: dict[str, Any]) -> Filter | Deduplicate | Split | Drop | 
 def apply_step(
     home: Home,
     name: str,
-    step: Filter | Deduplicate | Split | Drop | Remap,
+    step: AnyStep,
     *,
     new_name: str = "",
     progress: Callable[[float, str], None] | None = None,
 ) -> Snapshot:
-    """Apply a step to a dataset and return the new snapshot; itself where no row would go.
+    """Apply a step to a dataset and return the new snapshot; itself if no row would go.
 
-    `progress` is told a share between 0 and 1 and a few words, now and then.
+    `progress` is called with a share between 0 and 1 and a few words, now and then.
 
     Raises:
         DataError: The dataset or column is not there, or no row would stay.
     """
     parent = open_snapshot(home, name)
     mapping = step.mapping.checked() if isinstance(step, Remap) else parent.meta.mapping
-    keep = _keeper(parent, step)
+    part_of = _selector(parent, step)
     guess = Guess(mapping, parent.meta.reason if mapping == parent.meta.mapping else "by hand")
     meta = Meta(
         name=free_name(home, new_name or parent.meta.name),
@@ -194,8 +143,7 @@ def apply_step(
     def items() -> Iterator[tuple[Row | Problem, Part]]:
         kept = 0
         for row in parent.rows():
-            part = keep(row)
-            if part:
+            if part := part_of(row):
                 kept += 1
                 yield Row(row.line, row.values), part
         if not kept:
@@ -204,21 +152,21 @@ def apply_step(
                 "nothing was made."
             )
         if kept == parent.meta.rows and isinstance(step, Filter | Deduplicate | Drop):
-            raise _Unchanged  # what was written so far is forgotten
+            raise _Unchanged  # a copy would be the same: what was written so far is dropped
 
-    def told(count: int, _: int) -> None:
+    def report_progress(count: int, _: int) -> None:
         if progress:
             progress(min(0.99, count / max(1, parent.meta.rows)), f"{count:,} rows")
 
     survey = Survey(parent.origin(), guess)
     try:
-        return write_snapshot(home, meta, items(), survey=survey, progress=told)
+        return write_snapshot(home, meta, items(), survey=survey, progress=report_progress)
     except _Unchanged:
         return parent
 
 
 class _Unchanged(Exception):
-    """No row would go: a copy would say nothing new."""
+    """The step would keep every row as it is."""
 
 
 def lineage(home: Home, name: str) -> list[Meta]:
@@ -235,7 +183,25 @@ def lineage(home: Home, name: str) -> list[Meta]:
     return found
 
 
-def _keeper(parent: Snapshot, step: Filter | Deduplicate | Split | Drop | Remap) -> Keep:
+def overlap(home: Home, name: str, other: str | Path) -> int:
+    """Return how many rows of `other` (a file or dataset) are in a dataset, word for word."""
+    report = check_file(other, home=home)
+    if report.error:
+        raise DataError(report.error.text)
+    mine = open_snapshot(home, name)
+    theirs = find(DataSource(path=str(other)), home)
+    return len(
+        _hashes(mine.origin().rows(), mine.meta.mapping) & _hashes(theirs.rows(), report.mapping)
+    )
+
+
+def _hashes(items: Iterator[Row | Problem], mapping: Mapping) -> set[int]:
+    convert = converter(mapping)
+    made = (convert(item) for item in items if isinstance(item, Row))
+    return {content_hash(row) for row in made if not isinstance(row, Problem)}
+
+
+def _selector(parent: Snapshot, step: AnyStep) -> Selector:
     if isinstance(step, Filter):
         return _filter(parent, step)
     if isinstance(step, Deduplicate):
@@ -247,40 +213,37 @@ def _keeper(parent: Snapshot, step: Filter | Deduplicate | Split | Drop | Remap)
         wrong = [n for n in chosen if not 1 <= n <= parent.meta.rows]
         if wrong:
             raise DataError(f"There is no row {wrong[0]}: the dataset has {parent.meta.rows:,}.")
-        return lambda row: _part(row) if (row.number in chosen) == step.keep else None
-    return _part
+        return lambda row: row.part if (row.number in chosen) == step.keep else None
+    return lambda row: row.part
 
 
-def _part(row: PageRow) -> Part:
-    return "validation" if row.part == "validation" else "train"
-
-
-def _filter(parent: Snapshot, step: Filter) -> Keep:
-    texts = _texts(parent)
+def _filter(parent: Snapshot, step: Filter) -> Selector:
+    text_of = _text_of(parent)
     test = _condition(step) if step.column else None
-    if test and not any(step.column.split(".")[0] in r.values or step.column in r.values
-                        for r in parent.page(0, 200)):  # fmt: skip
+    first = parent.page(0, 200) if test else []
+    names = {step.column, step.column.split(".")[0]}
+    if test and not any(names & set(row.values) for row in first):
         raise DataError(f'The dataset "{parent.meta.name}" has no column "{step.column}".')
 
-    def keep(row: PageRow) -> Part | None:
+    def part_of(row: PageRow) -> Part | None:
         if step.min_characters or step.max_characters:
-            length = len(texts(row))
+            length = len(text_of(row))
             if length < step.min_characters or 0 < step.max_characters < length:
                 return None
-        return _part(row) if test is None or test(row.values) else None
+        return row.part if test is None or test(row.values) else None
 
-    return keep
+    return part_of
 
 
 def _condition(step: Filter) -> Callable[[dict[str, Any]], bool]:
-    def value_of(values: dict[str, Any]) -> Any:
-        try:
-            return at_path(values, step.column)
-        except KeyError:
-            return None
+    if step.operator in ("greater", "less") and not re.fullmatch(r"-?\d+(\.\d+)?", step.value):
+        raise DataError(f'"{step.value}" is not a number to compare "{step.column}" with.')
 
-    def compared(values: dict[str, Any]) -> bool:
-        found = value_of(values)
+    def meets(values: dict[str, Any]) -> bool:
+        try:
+            found = at_path(values, step.column)
+        except KeyError:
+            found = None
         if step.operator in ("present", "absent"):
             return (found is not None and str(found).strip() != "") == (step.operator == "present")
         if step.operator in ("greater", "less"):
@@ -293,47 +256,40 @@ def _condition(step: Filter) -> Callable[[dict[str, Any]], bool]:
         hit = text == step.value if "equals" in step.operator else step.value in text
         return hit != step.operator.startswith("not_")
 
-    if step.operator in ("greater", "less") and not re.fullmatch(r"-?\d+(\.\d+)?", step.value):
-        raise DataError(f'"{step.value}" is no number to compare "{step.column}" with.')
-    return compared
+    return meets
 
 
-def _texts(parent: Snapshot) -> Callable[[PageRow], str]:
+def _text_of(parent: Snapshot) -> Callable[[PageRow], str]:
     convert = converter(parent.meta.mapping)
 
     def text_of(row: PageRow) -> str:
-        made: Conversation | Document | Problem = convert(Row(row.line, row.values))
-        if isinstance(made, Problem):
-            return ""
-        if isinstance(made, Document):
-            return made.text
-        return "\n".join(message["content"] for message in made.messages)
+        made = convert(Row(row.line, row.values))
+        return "" if isinstance(made, Problem) else "\n".join(contents(made))
 
     return text_of
 
 
-def _dedupe(parent: Snapshot, step: Deduplicate) -> Keep:
+def _dedupe(parent: Snapshot, step: Deduplicate) -> Selector:
     if step.near:
-        texts = _texts(parent)
-        repeats = {row for row, _ in near_duplicates(texts(row) for row in parent.rows())}
-        return lambda row: None if row.number - 1 in repeats else _part(row)
+        text_of = _text_of(parent)
+        repeats = near_duplicates(text_of(row) for row in parent.rows())
+        return lambda row: None if row.number - 1 in repeats else row.part
     convert = converter(parent.meta.mapping)
     seen: set[int] = set()
 
-    def keep(row: PageRow) -> Part | None:
+    def part_of(row: PageRow) -> Part | None:
         made = convert(Row(row.line, row.values))
         if isinstance(made, Problem):
-            return _part(row)
+            return row.part
         digest = content_hash(made)
-        if digest in seen:
-            return None
+        is_new = digest not in seen
         seen.add(digest)
-        return _part(row)
+        return row.part if is_new else None
 
-    return keep
+    return part_of
 
 
-def _split(parent: Snapshot, step: Split) -> Keep:
+def _split(parent: Snapshot, step: Split) -> Selector:
     total = parent.meta.rows
     wanted = step.count or round(step.fraction * total)
     if not 0 < wanted < total:
@@ -341,9 +297,9 @@ def _split(parent: Snapshot, step: Split) -> Keep:
             f"Hold out between 1 and {total - 1:,} rows (a fraction or a count), not {wanted:,}."
         )
     convert = converter(parent.meta.mapping)
-    groups: dict[Any, list[int]] = {}
+    groups: dict[str | int, list[int]] = {}
     for row in parent.rows():
-        key: Any
+        key: str | int
         if step.group_by:
             try:
                 key = str(at_path(row.values, step.group_by))
@@ -361,3 +317,55 @@ def _split(parent: Snapshot, step: Split) -> Keep:
     if not chosen:
         raise DataError(f'Every group of "{step.group_by}" is larger than {wanted:,} rows.')
     return lambda row: "validation" if row.number in chosen else "train"
+
+
+def export_rows(snapshot: Snapshot, target: Path, *, part: str = "", replace: bool = False) -> int:
+    """Write the rows as jsonl or csv (by the target's ending); return their number.
+
+    Raises:
+        DataError: The target ends otherwise, exists, or cannot be written.
+    """
+    if target.suffix not in (".jsonl", ".csv"):
+        raise DataError(f'Export to a name ending in .jsonl or .csv, not "{target.name}".')
+    try:
+        with target.open("wb" if replace else "xb") as handle:
+            for piece in rows_as(snapshot, target.suffix[1:], part=part):
+                handle.write(piece)
+    except FileExistsError:
+        raise DataError(
+            f"{target} exists already: give another name, or --force to replace it."
+        ) from None
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error.strerror}).") from None
+    rows, held_out = snapshot.meta.rows, snapshot.meta.validation_rows
+    return {"": rows, "train": rows - held_out, "validation": held_out}[part]
+
+
+def rows_as(snapshot: Snapshot, form: str, *, part: str = "") -> Iterator[bytes]:
+    """Yield the rows as lines of jsonl or csv.
+
+    Cells of a csv that a spreadsheet would run as a formula get an apostrophe in front.
+    """
+    rows = (row for row in snapshot.rows() if not part or row.part == part)
+    if form == "jsonl":
+        for row in rows:
+            yield orjson.dumps(row.values) + b"\n"
+        return
+    names: dict[str, None] = {}
+    for row in snapshot.rows():
+        names.update(dict.fromkeys(row.values))
+    yield _csv_line([harmless(name) for name in names])
+    for row in rows:
+        yield _csv_line([harmless(row.values.get(name)) for name in names])
+
+
+def _csv_line(cells: list[str]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(cells)
+    return text.getvalue().encode()
+
+
+def harmless(value: Any) -> str:
+    """Return a cell that no spreadsheet takes for a formula."""
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

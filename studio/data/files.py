@@ -59,7 +59,7 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be",
 }  # fmt: skip
 # Which bytes of four are NUL in ASCII text.
-_NUL_PATTERNS = {
+_NUL_PATTERNS: dict[tuple[int, ...], str] = {
     (0, 1, 1, 1): "utf-32-le", (1, 1, 1, 0): "utf-32-be",
     (0, 1, 0, 1): "utf-16-le", (1, 0, 1, 0): "utf-16-be",
 }  # fmt: skip

@@ -1,45 +1,34 @@
-"""What a dataset is on a model, before anything trains: the report of `prepare` and what follows.
+"""Measure a dataset on a model before anything trains: lengths, cuts, trained share, steps.
 
-Lengths against the context, what is cut, the share of trained tokens, how well rows pack, how many
-steps a run would take. Tokens are cached, so a run that follows starts with them. Needs no torch.
+Tokens are cached, so a run that follows starts with them. Needs no torch.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from studio.data.prepare import is_prepared, prepare
-from studio.data.report import Report
-from studio.data.template.backend import Backend, backend_from_folder
+from studio.data.report import Frozen, TokenReport
 from studio.data.tokens import Examples
+from studio.data.trainable import lens
 from studio.errors import DataError
 from studio.home import Home
-from studio.models.sources import facts
 from studio.spec import DataSource, ModelSource, RunSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Lens(NamedTuple):
-    """A model as the data room sees it: its tokenizer and its context."""
-
-    backend: Backend
-    context_length: int
-
-
-class Measured(BaseModel):
+class Measured(Frozen):
     """A dataset on a model, and a run with the usual settings on it.
 
     `padding_share` is what padding would add to the tokens of a batch; packing adds nothing.
-    `seconds` is what that run would take on this machine's device, as far as that can be told.
+    `seconds` is an estimate for that run on this machine's device, 0 if there is none.
     """
 
-    model_config = ConfigDict(frozen=True)
-    report: Report
+    report: TokenReport
     steps: int = 0
     epochs: float = 0
     rows_per_step: int = 0
@@ -47,20 +36,10 @@ class Measured(BaseModel):
     seconds: float = 0.0
 
 
-def lens(model: ModelSource) -> Lens:
-    """Read a model's tokenizer and context from its files.
-
-    Raises:
-        ModelError: It cannot be used.
-    """
-    found = facts(model)
-    return Lens(backend_from_folder(found.path), found.context_length)
-
-
 def is_measured(model: ModelSource, data: DataSource, home: Home) -> bool:
-    """Whether `measured` would answer from the cache."""
-    seen = lens(model)
-    return is_prepared(data, seen.backend, context_length=seen.context_length, home=home)
+    """Return True if `measured` would answer from the cache."""
+    backend, context_length = lens(model)
+    return is_prepared(data, backend, context_length=context_length, home=home)
 
 
 def measured(model: ModelSource, data: DataSource, home: Home) -> Measured:
@@ -72,10 +51,9 @@ def measured(model: ModelSource, data: DataSource, home: Home) -> Measured:
     from studio.training.estimate import estimate
     from studio.training.schedule import plan_run
 
-    seen, spec = lens(model), RunSpec(model=model, data=data)
-    made = prepare(
-        data, seen.backend, context_length=seen.context_length, seed=spec.seed, home=home
-    )
+    spec = RunSpec(model=model, data=data)
+    backend, context_length = lens(model)
+    made = prepare(data, backend, context_length=context_length, seed=spec.seed, home=home)
     if not isinstance(made.train, Examples) or not len(made.train):
         raise DataError(f"{data.path} leaves no row to train on.")
     plan = plan_run(spec, num_rows=len(made.train), hidden_size=1)
@@ -94,8 +72,7 @@ def padding_share(lengths: NDArray[np.int64], rows: int, *, seed: int) -> float:
     """Return which share of the tokens of shuffled batches of `rows` would be padding."""
     shuffled = np.random.default_rng(seed).permutation(lengths)
     full = len(shuffled) // rows * rows
-    batches = shuffled[:full].reshape(-1, rows)
-    padded = int(batches.max(axis=1, initial=0).sum()) * rows
     rest = shuffled[full:]
+    padded = int(shuffled[:full].reshape(-1, rows).max(axis=1, initial=0).sum()) * rows
     padded += int(rest.max(initial=0)) * len(rest)
     return 1 - int(lengths.sum()) / max(1, padded)

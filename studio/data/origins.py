@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from studio import starter
 from studio.data.file_hashes import hash_files
 from studio.data.files import COMPRESSED
+from studio.data.mapping import Mapping
 from studio.data.readers import ENDINGS, FORMATS, KNOWN, data_suffix, look, read
 from studio.data.recognise import SAMPLE_ROWS, Guess, recognise
 from studio.data.records import Problem, Row
@@ -40,7 +42,7 @@ class Origin:
     notes: tuple[str, ...] = ()
     container: str = ""
     encoding: str = ""
-    guess: Guess | None = None  # a mapping that a person has settled
+    guess: Guess | None = None  # a mapping that was settled at the import
     held_out: Callable[[], NDArray[np.bool_] | None] = lambda: None  # a split that is stored
     pick: Callable[[list[int]], Iterator[tuple[int, Row]]] | None = None  # rows by number, at once
 
@@ -94,7 +96,7 @@ def find(source: DataSource, home: Home | None = None) -> Origin:
 def from_files(name: str, files: list[Path], home: Home | None = None) -> Origin:
     """Return an origin that reads files one after the other."""
     opened = [look(file) for file in files]
-    plain = {FORMATS[o.format].plain for o in opened}
+    plain = {FORMATS[each.format].plain for each in opened}
     if len(plain) > 1:
         raise DataError(f"{name} mixes text files with tables of rows: use a folder for each.")
 
@@ -102,16 +104,15 @@ def from_files(name: str, files: list[Path], home: Home | None = None) -> Origin
         for each in opened:
             yield from read(each)
 
-    notes = tuple(note for o in opened for note in o.notes)
     return Origin(
         name=name,
         files=tuple(files),
         plain=plain == {True},
         rows=rows,
         content_hash=lambda: hash_files(files, home),
-        notes=notes,
-        container=" ".join(sorted({o.format for o in opened})),
-        encoding=" ".join(sorted({o.encoding for o in opened})),
+        notes=tuple(note for each in opened for note in each.notes),
+        container=" ".join(sorted({each.format for each in opened})),
+        encoding=" ".join(sorted({each.encoding for each in opened})),
     )
 
 
@@ -133,15 +134,22 @@ def files_in(folder: Path) -> list[Path]:
                 found.append(file)
         if len(found) > MAX_FILES:
             raise DataError(f"{folder} holds more than {MAX_FILES:,} data files.")
-    readme = [f for f in found if f.stem.lower() in ("readme", "license", "changelog")]
-    found = [f for f in found if f not in readme]
+    found = [f for f in found if f.stem.lower() not in ("readme", "license", "changelog")]
     if not found:
         raise DataError(f"The folder {folder} holds no data files. Known: {KNOWN}.")
     return found
 
 
-def guess_origin(origin: Origin, source: DataSource) -> Guess:
-    """Guess what the rows of an origin are from its first ones."""
+def guess_origin(origin: Origin, source: DataSource, mapping: Mapping | None = None) -> Guess:
+    """Return how the rows of an origin are read: as given, as settled at the import, or guessed.
+
+    Raises:
+        DataError: Nothing fits, or not one row can be read.
+    """
+    if mapping:
+        return Guess(mapping.checked(), "the mapping was given")
+    if origin.guess and source.format in ("auto", origin.guess.mapping.format):
+        return origin.guess
     sample: list[Row] = []
     problems: list[Problem] = []
     for item in origin.rows():
@@ -152,8 +160,6 @@ def guess_origin(origin: Origin, source: DataSource) -> Guess:
         if len(sample) >= SAMPLE_ROWS or len(problems) >= 100_000:
             break
     if not sample:
-        counts: dict[str, int] = {}
-        for problem in problems:
-            counts[problem.kind] = counts.get(problem.kind, 0) + 1
+        counts = Counter(problem.kind for problem in problems)
         raise DataError(why_nothing(origin.name, len(problems), problems, counts))
     return recognise(sample, wanted=source.format, plain=origin.plain)

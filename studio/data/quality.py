@@ -1,53 +1,25 @@
-"""Find suspicious texts: damaged characters, HTML, secrets, exact and near duplicates.
+"""Find suspicious texts: damaged characters, HTML, secrets, near duplicates.
 
-Deterministic, without comparing every pair: rows are compared only where a band of their
-signatures is equal.
-
-Findings are counted and named by line; the text itself, above all a secret, is never repeated.
+Near duplicates are found by MinHash: rows are compared only where a band of their signatures is
+equal. Findings are counted and named by line; the text itself, above all a secret, is never
+repeated.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from array import array
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xxhash
-from pydantic import BaseModel, ConfigDict
 
-from studio.data.records import Conversation, Document
+from studio.data.report import Suspicion
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-def content_hash(row: Conversation | Document) -> int:
-    """Return a hash of what a row says."""
-    if isinstance(row, Document):
-        text = row.text
-    else:
-        parts: list[str] = []
-        for message in row.messages:
-            parts += (message["role"], message["content"])
-            if "tool_calls" in message:
-                parts.append(str(message["tool_calls"]))
-        text = "\x00".join(parts)
-    return bytes_hash(text.encode("utf-8", "replace"))
-
-
-def bytes_hash(data: bytes | memoryview) -> int:
-    """Return 64 bits that differ for different bytes."""
-    return xxhash.xxh3_64_intdigest(data)
-
-
-def num_repeats(hashes: array[int]) -> int:
-    """Return how many rows repeat an earlier one."""
-    return len(hashes) - len(np.unique(np.frombuffer(hashes, dtype=np.uint64))) if hashes else 0
 
 
 NUM_HASHES, ROWS_PER_BAND = 24, 3
@@ -61,16 +33,14 @@ _ADDENDS = _RANDOM.integers(0, 2**64, NUM_HASHES, dtype=np.uint64)
 _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 
-class Signatures:
+class _Signatures:
     """MinHash signatures of texts' runs of three words; remembers the words it has hashed."""
 
     def __init__(self) -> None:
         self._known: dict[str, int] = {}
 
     def of(self, text: str) -> NDArray[np.uint32]:
-        """Return the signature of one text."""
-        known = self._known
-        hashed = []
+        known, hashed = self._known, []
         for word in _WORD.findall(text.lower()):
             value = known.get(word)
             if value is None:
@@ -79,32 +49,27 @@ class Signatures:
                 value = known[word] = zlib.crc32(word.encode("utf-8", "replace"))
             hashed.append(value)
         words = np.array(hashed or [0], dtype=np.uint64)
-        runs = (
-            (words[:-2] * _FIRST + words[1:-1]) * _SECOND + words[2:] if len(words) > 2 else words
-        )
-        runs = runs ^ (runs >> np.uint64(29))
-        mixed = runs[:, None] * _FACTORS + _ADDENDS
+        if len(words) > 2:
+            words = (words[:-2] * _FIRST + words[1:-1]) * _SECOND + words[2:]
+        words = words ^ (words >> np.uint64(29))
+        mixed = words[:, None] * _FACTORS + _ADDENDS
         return (mixed.min(axis=0) >> np.uint64(32)).astype(np.uint32)
 
 
-def near_duplicates(texts: Iterable[str]) -> list[tuple[int, int]]:
-    """Return (row, earlier row that it nearly repeats), both counted from 0."""
-    signatures = Signatures()
+def near_duplicates(texts: Iterable[str]) -> set[int]:
+    """Return the places, from 0, of texts that share most runs of three words with an earlier."""
+    signatures = _Signatures()
     bands: dict[tuple[int, bytes], int] = {}
     kept: list[NDArray[np.uint32]] = []
-    found: list[tuple[int, int]] = []
-    for row, text in enumerate(texts):
-        if row >= MAX_ROWS:
-            break
+    found: set[int] = set()
+    for row, text in enumerate(islice(texts, MAX_ROWS)):
         mine = signatures.of(text)
         kept.append(mine)
-        data = mine.tobytes()
-        width = 4 * ROWS_PER_BAND
+        data, width = mine.tobytes(), 4 * ROWS_PER_BAND
         keys = [(at, data[at : at + width]) for at in range(0, len(data), width)]
         candidates = {bands[key] for key in keys if key in bands}
-        alike = [c for c in candidates if np.count_nonzero(kept[c] == mine) >= ALIKE * NUM_HASHES]
-        if alike:
-            found.append((row, min(alike)))
+        if any(np.count_nonzero(kept[c] == mine) >= ALIKE * NUM_HASHES for c in candidates):
+            found.add(row)
         for key in keys:
             bands.setdefault(key, row)
     return found
@@ -126,7 +91,7 @@ _CONTROL = bytes(c for c in range(32) if c not in (9, 10, 13)) + b"\x7f"
 _DAMAGE = re.compile("\ufffd|Ã[\x80-\xbf©¨¤¶¼±]|â€[™œ\x9d“”¦]|Â[\xa0-\xbf]")
 _HIDDEN = re.compile("[\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
 
-KINDS = {
+_KINDS = {
     "secret": "hold what looks like a secret key",
     "control": "hold control characters",
     "damage": "hold damaged characters (a wrong encoding somewhere)",
@@ -134,6 +99,7 @@ KINDS = {
     "html": "hold HTML tags",
     "formula": "begin like a spreadsheet formula",
 }
+KINDS = {kind: (many.replace(" ", "s ", 1), many) for kind, many in _KINDS.items()}
 
 _SCRIPTS: list[tuple[str, str]] = [
     ("Latin", "A-Za-zÀ-ɏ"), ("Greek", "Ͱ-Ͽ"), ("Cyrillic", "Ѐ-ӿ"), ("Hebrew", "֐-׿"),
@@ -153,34 +119,19 @@ _COMMON_WORDS = {
 _LANGUAGES = {name: frozenset(words.split()) for name, words in _COMMON_WORDS.items()}
 
 
-class Suspicion(BaseModel):
-    """Rows that share a suspicious trait."""
-
-    model_config = ConfigDict(frozen=True)
-    kind: str
-    text: str
-    rows: int
-    lines: list[int]
-
-
-def _sentence(rows: int, words: str) -> str:
-    verb, _, rest = words.partition(" ")
-    return f"1 row {verb}s {rest}" if rows == 1 else f"{rows:,} rows {words}"
-
-
-@dataclass(slots=True)
 class Inspector:
-    """Looks at one text after the other."""
+    """Looks at one text after the other; `lines` are the first ones of each kind of finding."""
 
-    found: dict[str, int] = field(default_factory=dict)
-    lines: dict[str, list[int]] = field(default_factory=dict)
-    scripts: Counter[str] = field(default_factory=Counter)
-    languages: Counter[str] = field(default_factory=Counter)
-    seen: int = 0
+    def __init__(self) -> None:
+        self._seen = 0
+        self._counts: Counter[str] = Counter()
+        self._lines: dict[str, list[int]] = {}
+        self._scripts: Counter[str] = Counter()
+        self._languages: Counter[str] = Counter()
 
     def look(self, text: str, line: int) -> None:
         """Inspect the texts of one row, joined."""
-        self.seen += 1
+        self._seen += 1
         if "<" in text and _HTML.search(text):
             self._note("html", line)
         for hint in _SECRET_HINTS:
@@ -189,38 +140,37 @@ class Inspector:
                 break
         if text[:1] in ("=", "@") and len(text) > 1:
             self._note("formula", line)
-        if text.isascii():
-            self.scripts["Latin"] += 1
-            data = text.encode()
-            if len(data.translate(None, _CONTROL)) != len(data):
-                self._note("control", line)
-        else:
-            self._look_beyond_ascii(text, line)
-        if self.seen <= LANGUAGE_ROWS:
-            self._guess_language(text)
-
-    def suspicions(self) -> list[Suspicion]:
-        """Return what was found, worst first."""
-        return [
-            Suspicion(kind=kind, text=_sentence(self.found[kind], words), rows=self.found[kind],
-                      lines=self.lines[kind])
-            for kind, words in KINDS.items()
-            if kind in self.found
-        ]  # fmt: skip
-
-    def script_shares(self) -> dict[str, float]:
-        """Return the share of rows by main script."""
-        return {name: round(n / self.seen, 4) for name, n in self.scripts.most_common()}
-
-    def language_shares(self) -> dict[str, float]:
-        """Return the share of rows by language, guessed from common words in the first rows."""
-        total = sum(self.languages.values())
-        return {name: round(n / total, 4) for name, n in self.languages.most_common()}
-
-    def _look_beyond_ascii(self, text: str, line: int) -> None:
         data = text.encode("utf-8", "replace")
         if len(data.translate(None, _CONTROL)) != len(data):
             self._note("control", line)
+        if text.isascii():
+            self._scripts["Latin"] += 1
+        else:
+            self._look_beyond_ascii(text, line)
+        if self._seen <= LANGUAGE_ROWS:
+            words = text[:SCRIPT_CHARS].lower().split()
+            counts = {name: len(common.intersection(words)) for name, common in _LANGUAGES.items()}
+            best = max(counts, key=lambda name: counts[name])
+            self._languages[best if counts[best] >= 2 else "unknown"] += 1
+
+    def suspicions(self) -> list[Suspicion]:
+        """Return what was found, worst first."""
+        found = []
+        for kind, (one, many) in KINDS.items():
+            if rows := self._counts[kind]:
+                text = f"1 row {one}" if rows == 1 else f"{rows:,} rows {many}"
+                found.append(Suspicion(kind=kind, text=text, rows=rows, lines=self._lines[kind]))
+        return found
+
+    def script_shares(self) -> dict[str, float]:
+        """Return the share of rows by main script."""
+        return _shares(self._scripts)
+
+    def language_shares(self) -> dict[str, float]:
+        """Return the share of the first rows by language, guessed from common words."""
+        return _shares(self._languages)
+
+    def _look_beyond_ascii(self, text: str, line: int) -> None:
         if _DAMAGE.search(text):
             self._note("damage", line)
         if _HIDDEN.search(text):
@@ -228,16 +178,14 @@ class Inspector:
         head = text[:SCRIPT_CHARS]
         counts = {name: len(pattern.findall(head)) for name, pattern in _SCRIPT_PATTERNS}
         best = max(counts, key=lambda name: counts[name])
-        self.scripts[best if counts[best] else "other"] += 1
-
-    def _guess_language(self, text: str) -> None:
-        words = text[:SCRIPT_CHARS].lower().split()
-        counts = {name: len(common.intersection(words)) for name, common in _LANGUAGES.items()}
-        best = max(counts, key=lambda name: counts[name])
-        self.languages[best if counts[best] >= 2 else "unknown"] += 1
+        self._scripts[best if counts[best] else "other"] += 1
 
     def _note(self, kind: str, line: int) -> None:
-        self.found[kind] = self.found.get(kind, 0) + 1
-        lines = self.lines.setdefault(kind, [])
-        if len(lines) < MAX_LINES:
-            lines.append(line)
+        self._counts[kind] += 1
+        if self._counts[kind] <= MAX_LINES:
+            self._lines.setdefault(kind, []).append(line)
+
+
+def _shares(counts: Counter[str]) -> dict[str, float]:
+    total = counts.total()
+    return {name: round(count / total, 4) for name, count in counts.most_common()}

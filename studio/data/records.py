@@ -1,15 +1,16 @@
-"""The small records that travel through the data room: rows, conversations, documents, problems."""
+"""The records that rows pass through: rows of a file, conversations, documents, problems."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import xxhash
 
 Message = dict[str, Any]
 
 
 class Row(NamedTuple):
-    """One record of a file, before anybody knows what it means; `line` is where it starts."""
+    """One record of a file, not yet interpreted; `line` is where it starts."""
 
     line: int
     values: dict[str, Any]
@@ -41,28 +42,32 @@ class Document(NamedTuple):
 
 
 class Dropped(Exception):
-    """Raised while a row is read: it cannot be used, and this is why."""
+    """Raised while a row is interpreted: it cannot be used, for this reason."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind, self.text = kind, text
 
 
-@dataclass(slots=True)
-class Tally:
-    """Counts what was dropped, and keeps the first cases in full."""
+def contents(row: Conversation | Document, role: str = "") -> list[str]:
+    """Return the texts of a row, or only those of one role; a document counts as an answer."""
+    if isinstance(row, Document):
+        return [row.text]
+    return [m["content"] for m in row.messages if not role or m["role"] == role]
 
-    limit: int = 1000
-    problems: list[Problem] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
 
-    def add(self, problem: Problem) -> None:
-        """Count one dropped row."""
-        self.counts[problem.kind] = self.counts.get(problem.kind, 0) + 1
-        if len(self.problems) < self.limit:
-            self.problems.append(problem)
+def content_hash(row: Conversation | Document) -> int:
+    """Return a 64-bit hash of a row's roles, texts and tool calls."""
+    if isinstance(row, Document):
+        return bytes_hash(row.text.encode("utf-8", "replace"))
+    parts: list[str] = []
+    for message in row.messages:
+        parts += (message["role"], message["content"])
+        if "tool_calls" in message:
+            parts.append(str(message["tool_calls"]))
+    return bytes_hash("\x00".join(parts).encode("utf-8", "replace"))
 
-    @property
-    def total(self) -> int:
-        """Rows dropped so far."""
-        return sum(self.counts.values())
+
+def bytes_hash(data: bytes | memoryview) -> int:
+    """Return a 64-bit hash: eight bytes a row, so that equal ones are found among millions."""
+    return xxhash.xxh3_64_intdigest(data)

@@ -1,55 +1,96 @@
-"""The report: what was read, kept and dropped, and what the tokens look like. JSON-able."""
+"""The report on a dataset: rows read, kept and dropped, token lengths, warnings."""
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from studio.data.records import Problem, Tally
+from studio.data.mapping import Mapping
+from studio.data.records import Conversation, Document, Problem
+from studio.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from studio.data.origins import Origin
+    from studio.data.recognise import Guess
+
 LOW_SHARE = 0.05
-MAX_LISTED = 1000
+MAX_LISTED, MAX_PROBLEMS = 1000, 100_000
 
 
-class ProblemLine(BaseModel):
-    """One dropped row."""
+class Frozen(BaseModel):
+    """A record that never changes."""
 
     model_config = ConfigDict(frozen=True)
+
+
+class ProblemLine(Frozen):
+    """One dropped row."""
+
     line: int
     kind: str
     text: str
     file: str = ""
 
 
-class Histogram(BaseModel):
+class RowCounts(Frozen):
+    """Rows read, kept and dropped."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: int = 0
+
+
+class Suspicion(Frozen):
+    """Rows that share a suspicious trait."""
+
+    kind: str
+    text: str
+    rows: int
+    lines: list[int]
+
+
+class Report(Frozen):
+    """Rows of a dataset; the first `near_compared` are compared for near duplicates."""
+
+    format: str = ""
+    reason: str = ""
+    container: str = ""
+    encoding: str = ""
+    mapping: Mapping = Mapping()
+    rows: RowCounts = RowCounts()
+    problems: list[ProblemLine] = []
+    problem_counts: dict[str, int] = {}
+    warnings: list[str] = []
+    duplicates: int = 0
+    near_duplicates: int | None = None
+    near_compared: int = 0
+    empty_answers: int = 0
+    suspicious: list[Suspicion] = []
+    scripts: dict[str, float] = {}
+    languages: dict[str, float] = {}
+    characters: int = 0
+    answer_share: float = 0.0
+
+
+class Histogram(Frozen):
     """Rows by token length: `counts[i]` rows lie in `edges[i] <= length < edges[i + 1]`."""
 
-    model_config = ConfigDict(frozen=True)
     edges: list[int] = [0, 1]
     counts: list[int] = [0]
 
 
-class Report(BaseModel):
-    """Everything worth knowing about a dataset on a model, before anything trains."""
+class TokenReport(Report):
+    """A report with what the rows became on a model; `overlap` counts held-out training rows."""
 
-    model_config = ConfigDict(frozen=True)
     name: str = ""
-    read: int = 0
-    kept: int = 0
-    dropped: int = 0
-    problems: list[ProblemLine] = []
-    problem_counts: dict[str, int] = {}
-    warnings: list[str] = []
-    format: str = ""
-    reason: str = ""
-    mapping: dict[str, str] = {}
     template: str = ""
     template_reason: str = ""
     examples: int = 0
@@ -65,37 +106,89 @@ class Report(BaseModel):
     context_length: int = 0
     longest: int = 0
     length_histogram: Histogram = Histogram()
-    duplicates: int = 0
-    empty_answers: int = 0
     open_ended: int = 0
-    overlap: int = 0  # held-out rows that are among the training rows, token for token
+    overlap: int = 0
 
 
-def listed(tally: Tally, files: Sequence[str] = ()) -> list[ProblemLine]:
-    """Return the first problems as the report shows them."""
-    return [
-        ProblemLine(line=p.line, kind=p.kind, text=p.text, file=files[i] if i < len(files) else "")
-        for i, p in enumerate(tally.problems[:MAX_LISTED])
-    ]
+@dataclass(slots=True)
+class RowCounter:
+    """Counts the rows of one pass over a dataset; every report begins with its `fields`."""
+
+    read: int = 0
+    kept: int = 0
+    open_ended: int = 0
+    muted: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    problem_counts: Counter[str] = field(default_factory=Counter)
+    hashes: array[int] = field(default_factory=lambda: array("Q"))  # equal rows have equal ones
+
+    def drop(self, problem: Problem) -> None:
+        """Count a row that was read and cannot be used."""
+        self.problem_counts[problem.kind] += 1
+        if len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(problem)
+
+    def keep(self, row: Conversation | Document) -> None:
+        """Count a row that is used."""
+        self.kept += 1
+        if isinstance(row, Conversation):
+            self.open_ended += row.open_ended
+            self.muted += len(row.muted)
+
+    def num_repeats(self) -> int:
+        """Return how many rows repeat an earlier one."""
+        return len(self.hashes) - len(np.unique(np.asarray(self.hashes)))
+
+    def fields(self, origin: Origin, guess: Guess) -> dict[str, Any]:
+        """Return the fields of `Report` that do not depend on what the pass was for.
+
+        Raises:
+            DataError: Not one row can be used.
+        """
+        if not self.kept:
+            raise DataError(why_nothing(origin.name, self.read, self.problems, self.problem_counts))
+        dropped = sum(self.problem_counts.values())
+        notes = list(origin.notes)
+        if not guess.sure:
+            notes.append(f"The meaning of the columns was guessed: {guess.reason}.")
+        if dropped:
+            notes.append(f"{dropped:,} of {self.read:,} rows are dropped.")
+        if self.open_ended:
+            notes.append(f"{self.open_ended:,} rows end with a question; it is left out.")
+        if self.muted:
+            notes.append(
+                f"{self.muted:,} answers are marked in the file (weight 0, or train false) and "
+                "carry no loss."
+            )
+        return {
+            "format": guess.mapping.format,
+            "reason": guess.reason,
+            "container": origin.container,
+            "encoding": origin.encoding,
+            "mapping": guess.mapping,
+            "rows": RowCounts(read=self.read, kept=self.kept, dropped=dropped),
+            "problems": [ProblemLine(**p._asdict()) for p in self.problems[:MAX_LISTED]],
+            "problem_counts": dict(self.problem_counts),
+            "warnings": notes,
+            "duplicates": self.num_repeats(),
+            "empty_answers": self.problem_counts["empty_answer"],
+        }
 
 
 def histogram(lengths: NDArray[np.int64], *, num_bins: int = 24) -> Histogram:
     """Count rows by length in equal steps from 0 to the longest."""
-    if len(lengths) == 0:
-        return Histogram()
     step = max(1, -(-(int(lengths.max()) + 1) // num_bins))
     counts = np.bincount(lengths // step, minlength=1)
     return Histogram(edges=[i * step for i in range(len(counts) + 1)], counts=counts.tolist())
 
 
-def why_nothing(name: str, read: int, problems: Sequence[Problem], counts: dict[str, int]) -> str:
+def why_nothing(name: str, read: int, problems: Sequence[Problem], counts: Counter[str]) -> str:
     """Return the sentence for a dataset without one usable row."""
     if read == 0:
         return f"{name} holds no rows."
-    first = problems[0]
-    most = Counter(counts).most_common(1)[0]
-    example = next((p for p in problems if p.kind == most[0]), first)
-    share = "every one" if most[1] == read else f"{most[1]:,} of them"
+    kind, count = counts.most_common(1)[0]
+    example = next((problem for problem in problems if problem.kind == kind), problems[0])
+    share = "every one" if count == read else f"{count:,} of them"
     return (
         f"None of the {read:,} rows of {name} can be used; {share} for this reason: "
         f"{example.text.rstrip('.')} (first at line {example.line:,})."

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict
 
 from studio.data.mapping import Mapping
 from studio.data.origins import Origin
 from studio.data.recognise import Guess
 from studio.data.records import Problem, Row
-from studio.data.survey import Findings, Survey
+from studio.data.report import Frozen, Report
+from studio.data.survey import Survey
 from studio.errors import DataError, nearest
 from studio.home import Home, publishing, slug, sweep
 
@@ -30,81 +30,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-GROUP_ROWS = 4096
-GROUP_BYTES = 8 << 20
-ROWS = "rows.parquet"
+GROUP_ROWS, GROUP_BYTES = 4096, 8 << 20
 Part = Literal["train", "validation"]
+ROWS, META, PROBLEMS = "rows.parquet", "dataset.json", "problems.jsonl"
 
 
-class RowWriter:
-    """Writes rows in groups of bounded size and hashes them on the way."""
-
-    def __init__(self, folder: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._schema = pa.schema(
-            [("line", pa.int64()), ("part", pa.string()), ("row", pa.large_string())]
-        )
-        self._file = pq.ParquetWriter(
-            folder / ROWS, self._schema, compression="zstd", use_dictionary=["part"]
-        )
-        self.hash = hashlib.sha256()
-        self.count = self.num_held_out = self.size = self._waiting_bytes = 0
-        self._lines: list[int] = []
-        self._parts: list[str] = []
-        self._rows: list[bytes] = []
-
-    def __enter__(self) -> RowWriter:
-        return self
-
-    def __exit__(self, *failed: object) -> None:
-        if failed[0] is None:
-            self._flush()
-        self._file.close()
-
-    def add(self, row: Row, part: Part) -> None:
-        """Append one row."""
-        data = orjson.dumps(row.values, default=_plain, option=orjson.OPT_NON_STR_KEYS)
-        self.hash.update(b"%d %s " % (len(data), part.encode()))
-        self.hash.update(data)
-        self.count += 1
-        self.num_held_out += part == "validation"
-        self.size += len(data)
-        self._waiting_bytes += len(data)
-        self._lines.append(row.line)
-        self._parts.append(part)
-        self._rows.append(data)
-        if len(self._rows) >= GROUP_ROWS or self._waiting_bytes >= GROUP_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        if not self._rows:
-            return
-        rows = pa.array(self._rows, pa.large_binary()).cast(pa.large_string())
-        columns = [pa.array(self._lines, pa.int64()), pa.array(self._parts, pa.string()), rows]
-        self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))
-        self._lines, self._parts, self._rows, self._waiting_bytes = [], [], [], 0
-
-
-def _plain(value: Any) -> Any:
-    # Parquet holds more kinds of values than JSON.
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, int):
-        return float(value)
-    return str(value)
-
-
-META, PROBLEMS = "dataset.json", "problems.jsonl"
-
-
-class Original(BaseModel):
+class Original(Frozen):
     """The file a dataset was imported from."""
 
-    model_config = ConfigDict(frozen=True)
     name: str
     sha256: str
     size_bytes: int = 0
@@ -112,18 +45,16 @@ class Original(BaseModel):
     encoding: str = ""
 
 
-class Parent(BaseModel):
+class Parent(Frozen):
     """The snapshot that a step was applied to."""
 
-    model_config = ConfigDict(frozen=True)
     name: str
     hash: str
 
 
-class Meta(BaseModel):
+class Meta(Frozen):
     """Everything about a snapshot that is not its rows."""
 
-    model_config = ConfigDict(frozen=True)
     name: str
     hash: str = ""
     created: str = ""
@@ -135,7 +66,7 @@ class Meta(BaseModel):
     original: Original
     parent: Parent | None = None
     step: dict[str, Any] | None = None
-    findings: Findings = Findings()
+    findings: Report = Report()
 
 
 class PageRow(NamedTuple):
@@ -143,7 +74,7 @@ class PageRow(NamedTuple):
 
     number: int
     line: int
-    part: str
+    part: Part
     values: dict[str, Any]
 
 
@@ -158,12 +89,11 @@ class Snapshot:
         """Yield every row, streamed."""
         import pyarrow.parquet as pq
 
-        number = 0
+        number = 1
         with pq.ParquetFile(self.folder / ROWS) as file:
             for batch in file.iter_batches(batch_size=256):
-                for line, part, row in zip(*(c.to_pylist() for c in batch.columns), strict=True):
-                    number += 1
-                    yield PageRow(number, line, part, orjson.loads(row))
+                yield from _page_rows(batch, number)
+                number += batch.num_rows
 
     def page(self, offset: int, limit: int) -> list[PageRow]:
         """Return some rows, reading only the row groups that hold them."""
@@ -173,14 +103,12 @@ class Snapshot:
         with pq.ParquetFile(self.folder / ROWS) as file:
             start = 0
             for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                low, high = max(offset, start), min(offset + limit, start + count)
+                stop = start + file.metadata.row_group(group).num_rows
+                low, high = max(offset, start), min(offset + limit, stop)
                 if low < high:
                     table = file.read_row_group(group).slice(low - start, high - low)
-                    columns = zip(*(c.to_pylist() for c in table.columns), strict=True)
-                    for index, (line, part, row) in enumerate(columns):
-                        found.append(PageRow(low + index + 1, line, part, orjson.loads(row)))
-                start += count
+                    found += _page_rows(table, low + 1)
+                start = stop
                 if start >= offset + limit:
                     break
         return found
@@ -208,7 +136,6 @@ class Snapshot:
 
     def origin(self) -> Origin:
         """Return the snapshot as a source of rows."""
-        guess = Guess(self.meta.mapping, self.meta.reason)
         return Origin(
             name=self.meta.name,
             files=(self.folder / ROWS,),
@@ -217,10 +144,16 @@ class Snapshot:
             content_hash=lambda: self.meta.hash,
             container=self.meta.original.container,
             encoding=self.meta.original.encoding,
-            guess=guess,
+            guess=Guess(self.meta.mapping, self.meta.reason),
             held_out=self.held_out,
             pick=self.pick,
         )
+
+
+def _page_rows(table: Any, number: int) -> Iterator[PageRow]:
+    columns = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    for index, (line, part, row) in enumerate(columns):
+        yield PageRow(number + index, line, part, orjson.loads(row))
 
 
 def snapshots(home: Home) -> list[Snapshot]:
@@ -289,16 +222,16 @@ def write_snapshot(
     """
     sweep(home.datasets)
     with publishing(home.datasets / meta.name) as folder:
-        with RowWriter(folder) as writer:
+        with _RowWriter(folder) as writer:
             for item, part in items:
                 survey.see(item)
                 if isinstance(item, Row):
                     writer.add(item, part)
                     if progress and writer.count % 1024 == 0:
                         progress(writer.count, writer.size)
-            findings = survey.findings()
+            findings = survey.report()
         with (folder / PROBLEMS).open("wb") as handle:
-            for problem in survey.tally.problems:
+            for problem in survey.counter.problems:
                 handle.write(orjson.dumps(problem._asdict()) + b"\n")
         mapping = meta.mapping.model_dump_json().encode()
         done = meta.model_copy(
@@ -312,3 +245,60 @@ def write_snapshot(
         )
         (folder / META).write_text(done.model_dump_json(indent=1), encoding="utf-8")
     return open_snapshot(home, meta.name)
+
+
+class _RowWriter:
+    """Writes rows in groups of bounded size and hashes them on the way."""
+
+    def __init__(self, folder: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._schema = pa.schema(
+            [("line", pa.int64()), ("part", pa.string()), ("row", pa.large_string())]
+        )
+        self._file = pq.ParquetWriter(
+            folder / ROWS, self._schema, compression="zstd", use_dictionary=["part"]
+        )
+        self.hash = hashlib.sha256()
+        self.count = self.num_held_out = self.size = self._waiting_bytes = 0
+        self._waiting: list[tuple[int, Part, bytes]] = []
+
+    def __enter__(self) -> _RowWriter:
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        if failed[0] is None and self._waiting:
+            self._flush()
+        self._file.close()
+
+    def add(self, row: Row, part: Part) -> None:
+        data = orjson.dumps(row.values, default=_as_json, option=orjson.OPT_NON_STR_KEYS)
+        self.hash.update(b"%d %s " % (len(data), part.encode()))
+        self.hash.update(data)
+        self.count += 1
+        self.num_held_out += part == "validation"
+        self.size += len(data)
+        self._waiting_bytes += len(data)
+        self._waiting.append((row.line, part, data))
+        if len(self._waiting) >= GROUP_ROWS or self._waiting_bytes >= GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        lines, parts, rows = zip(*self._waiting, strict=True)
+        columns = [
+            pa.array(lines, pa.int64()),
+            pa.array(parts, pa.string()),
+            pa.array(rows, pa.large_binary()).cast(pa.large_string()),
+        ]
+        self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        self._waiting, self._waiting_bytes = [], 0
+
+
+def _as_json(value: Any) -> Any:
+    # Parquet holds more kinds of values than JSON.
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return float(value) if isinstance(value, int) else str(value)

@@ -1,64 +1,90 @@
-"""The first rows of a dataset, tokenised before a run is queued: its checks and its estimate.
+"""Tokenise the first rows of a dataset before a run is queued, for its checks and its estimate.
 
-They take the same path as in the run (`tokenised`), so that a refusal here means that the run would
+They take the same path as in the run (`tokenise`), so that a refusal here means that the run would
 fail. Usually 64 rows are read, more only if none of those can be used.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
 
 from studio.data.origins import find, origin_of
-from studio.data.records import Problem, Row
-from studio.data.report import Report
-from studio.data.template.backend import backend_from_folder
+from studio.data.prepare import row_limit
+from studio.data.report import TokenReport
+from studio.data.template.backend import Backend, backend_from_folder
 from studio.data.template.template import choose
-from studio.data.tokens import Tokens, TokenWriter, tokenised
+from studio.data.tokens import Tokens, TokenWriter, tokenise
 from studio.errors import DataError
 from studio.home import Home
 from studio.models.sources import facts
-from studio.spec import RunSpec
+from studio.spec import DataSource, ModelSource, RunSpec
 
-FEW, MANY = 64, 20_000
+FEW_ROWS, MANY_ROWS = 64, 20_000
 
 
-def first_report(spec: RunSpec, home: Home | None) -> Report | None:
+class Lens(NamedTuple):
+    """What preparing data needs of a model: its tokenizer and its context."""
+
+    backend: Backend
+    context_length: int
+
+
+def lens(model: ModelSource) -> Lens:
+    """Read a model's tokenizer and context from its files.
+
+    Raises:
+        ModelError: It cannot be used.
+    """
+    found = facts(model)
+    return Lens(backend_from_folder(found.path), found.context_length)
+
+
+def first_report(spec: RunSpec, home: Home | None) -> TokenReport | None:
     """Return the report of the first rows; see `first_rows`."""
     found = first_rows(spec, home)
     return None if found is None else found[1]
 
 
-def first_rows(spec: RunSpec, home: Home | None) -> tuple[Tokens, Report] | None:
+def first_rows(spec: RunSpec, home: Home | None) -> tuple[Tokens, TokenReport] | None:
     """Return the tokens and the report of the first rows that can be trained on.
 
     None if they are only known in the run: a dataset of the hub, a tokenizer without a fast form.
+    The last results are remembered until the model's or the dataset's files change.
 
     Raises:
         StudioError: Nothing of the dataset can be used, or not one token would be trained.
     """
     if origin_of(spec.data.path, home).kind == "hub":
         return None
-    origin = find(spec.data, home)
-    model = facts(spec.model)
-    if not (model.path / "tokenizer.json").is_file():
+    files = find(spec.data, home).files
+    model = facts(spec.model).path
+    if not (model / "tokenizer.json").is_file():
         return None
-    template = choose(backend_from_folder(model.path), spec.data.chat_template)
-    limit = max(2, min(spec.data.max_length, model.context_length))
-    for count in (FEW, MANY):
-        seen = 0
+    state = tuple(_state(file) for file in (*sorted(model.glob("*.j*")), *files))
+    return _first_rows(spec.model, spec.data, home, state)
 
-        def first(count: int = count) -> Iterator[Row | Problem]:
-            nonlocal seen
-            for item in islice(origin.rows(), count):
-                seen += 1
-                yield item
 
-        some = dataclasses.replace(origin, rows=first)
-        try:
-            return tokenised(some, spec.data, template, limit, TokenWriter())
-        except DataError:
-            if seen < count or count == MANY:
-                raise
-    raise AssertionError("unreachable")
+def _state(file: Path) -> tuple[int, ...]:
+    status = file.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+@lru_cache(maxsize=32)
+def _first_rows(
+    model: ModelSource, data: DataSource, home: Home | None, _state: tuple[tuple[int, ...], ...]
+) -> tuple[Tokens, TokenReport]:
+    origin, (backend, context_length) = find(data, home), lens(model)
+    template, limit = choose(backend, data.chat_template), row_limit(data, context_length)
+    some = list(islice(origin.rows(), FEW_ROWS))
+    first = dataclasses.replace(origin, rows=lambda: iter(some))
+    try:
+        return tokenise(first, data, template, limit, TokenWriter())
+    except DataError:
+        if len(some) < FEW_ROWS:
+            raise
+    more = dataclasses.replace(origin, rows=lambda: islice(origin.rows(), MANY_ROWS))
+    return tokenise(more, data, template, limit, TokenWriter())

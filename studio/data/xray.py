@@ -1,22 +1,21 @@
-"""The X-ray: rows exactly as the trainer sees them, token by token.
+"""The X-ray: rows exactly as the trainer sees them, token by token. Needs no torch.
 
-It goes the same way as the loop: the same reader, converter, `Template.encode_batch` and `cut.fit`.
-A test proves that its ids and labels are those of `prepare`. Needs no torch.
+It calls the same functions as the loop: reader, converter, `Template.encode_batch` and
+`tokens.fit`. A test proves that its ids and labels are those of `prepare`.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from studio.data.origins import Origin, find, guess_origin
-from studio.data.prepare import prepare
+from studio.data.prepare import prepare, row_limit
 from studio.data.records import Conversation, Document, Problem, Row
+from studio.data.report import Frozen
 from studio.data.rows import converter
 from studio.data.template.template import Encoded, Template, choose
 from studio.data.tokens import Examples, fit
@@ -24,28 +23,29 @@ from studio.errors import DataError
 from studio.home import Home
 from studio.spec import DataSource
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 State = Literal["trained", "masked", "truncated"]
 Pick = Literal["first", "longest", "shortest", "random"]
 MAX_TOKENS_SHOWN = 20_000
 
 
-class Token(BaseModel):
+class Token(Frozen):
     """One token: its id, its text, what the loss does with it."""
 
-    model_config = ConfigDict(frozen=True)
     id: int
     text: str
     state: State
     special: bool = False
 
 
-class XRow(BaseModel):
+class XRow(Frozen):
     """One row; `row` counts from 1, `line` is where it stands in its file."""
 
-    model_config = ConfigDict(frozen=True)
     row: int
     line: int
-    tokens: list[Token] = []
+    tokens: tuple[Token, ...] = ()
     text: str = ""
     num_tokens: int = 0
     num_trained: int = 0
@@ -68,82 +68,91 @@ def xray(
 
     Args:
         source: As in the run.
-        tokenizer: transformers' tokenizer, or a `templates.backend.Backend`.
+        tokenizer: transformers' tokenizer, or a `template.backend.Backend`.
         context_length: As in the run.
         rows: Row numbers from 1.
         pick: Which rows when none are named.
-        count: How many.
+        count: Number of rows to pick.
         seed: Of the random choice.
         home: Where imported datasets live and tokens are cached.
 
     Raises:
         DataError: The dataset cannot be used, or has no such row.
     """
-    origin = find(source, home)
-    template = choose(tokenizer, source.chat_template)
-    limit = max(2, min(source.max_length, context_length))
-    guess = (origin.guess if source.format == "auto" else None) or guess_origin(origin, source)
-    if origin.plain and guess.mapping.format == "text":
-        return _windows(source, tokenizer, context_length, template, rows, pick, count, seed, home)
-    if rows is None and pick == "first":
-        rows = list(range(1, count + 1))
-        missing_is_fine = True
-    else:
-        missing_is_fine = False
-    if rows is None:
-        rows = _picked(source, tokenizer, context_length, pick, count, seed, home)
-    convert = converter(guess.mapping)
+    origin, template = find(source, home), choose(tokenizer, source.chat_template)
+    guess = guess_origin(origin, source)
+    is_text = origin.plain and guess.mapping.format == "text"
+    examples = None
+    if is_text or (rows is None and pick != "first"):
+        whole = source.model_copy(update={"validation_fraction": 0, "validation_path": ""})
+        made = prepare(whole, tokenizer, context_length=context_length, seed=seed, home=home)
+        assert isinstance(made.train, Examples)
+        examples = made.train
+    if is_text:
+        assert examples is not None
+        return [*_windows(source.path, examples, template, rows, pick, count, seed)]
+    wanted = rows or []
+    if rows is None and examples is None:
+        wanted = list(range(1, count + 1))
+    elif rows is None and examples is not None:
+        places = _picked(examples, pick, 50 * count if pick != "random" else count, seed)
+        numbers = (int(examples.tokens.rows[at]) for at in places)
+        wanted = list(dict.fromkeys(numbers))[:count]  # a document's windows share one row
+    convert, limit = converter(guess.mapping), row_limit(source, context_length)
     found: dict[int, XRow] = {}
-    for number, item in _wanted(origin, set(rows)):
-        made = convert(item) if isinstance(item, Row) else item
-        found[number] = _row(number, item.line, made, source, template, limit)
-    absent = [number for number in rows if number not in found]
-    if absent and not missing_is_fine:
+    for number, item in _read_rows(origin, set(wanted)):
+        row = convert(item) if isinstance(item, Row) else item
+        found[number] = _encoded_row(number, item.line, row, source, template, limit)
+    absent = [number for number in wanted if number not in found]
+    if absent and (rows is not None or examples is not None):
         raise DataError(f"{origin.name} has no row {absent[0]:,}.")
-    return [found[number] for number in rows if number in found]
+    return [found[number] for number in wanted if number in found]
 
 
-def backend_for(model_folder: Path) -> Any:
-    """Return the tokenizer of a model folder without loading torch."""
-    from studio.data.template.backend import backend_from_folder
-
-    return backend_from_folder(model_folder)
-
-
-def _wanted(origin: Origin, numbers: set[int]) -> Iterator[tuple[int, Row | Problem]]:
+def _read_rows(origin: Origin, numbers: set[int]) -> Iterator[tuple[int, Row | Problem]]:
     if origin.pick is not None:
         yield from origin.pick(sorted(numbers))
         return
     last = max(numbers, default=0)
-    for index, item in enumerate(origin.rows()):
-        if index + 1 in numbers:
-            yield index + 1, item
-        if index + 1 >= last:
+    for number, item in enumerate(origin.rows(), 1):
+        if number in numbers:
+            yield number, item
+        if number >= last:
             return
 
 
-def _picked(
-    source: DataSource,
-    tokenizer: Any,
-    context_length: int,
+def _picked(examples: Examples, pick: Pick, count: int, seed: int) -> list[int]:
+    """Return the places of examples in the order in which they are shown."""
+    tokens = examples.tokens
+    if pick == "first":
+        return list(range(min(count, len(tokens))))
+    if pick == "random":
+        sampled = random.Random(seed).sample(range(len(tokens)), min(count, len(tokens)))
+        return sorted(sampled)
+    lengths = -tokens.whole if pick == "longest" else tokens.whole
+    return [int(at) for at in np.lexsort((tokens.rows, lengths))[:count]]
+
+
+def _windows(
+    path: str,
+    examples: Examples,
+    template: Template,
+    rows: list[int] | None,
     pick: Pick,
     count: int,
     seed: int,
-    home: Home | None,
-) -> list[int]:
-    whole = source.model_copy(update={"validation_fraction": 0, "validation_path": ""})
-    made = prepare(whole, tokenizer, context_length=context_length, seed=seed, home=home)
-    assert isinstance(made.train, Examples)
-    tokens = made.train.tokens
-    if pick == "random":
-        chosen = random.Random(seed).sample(range(len(tokens)), min(count, len(tokens)))
-        return [int(tokens.rows[at]) for at in sorted(chosen)]
-    lengths = -tokens.whole if pick == "longest" else tokens.whole
-    order = np.lexsort((tokens.rows, lengths))  # a document's windows share one row
-    return list(dict.fromkeys(int(tokens.rows[at]) for at in order[: 50 * count]))[:count]
+) -> Iterator[XRow]:
+    """Show plain text as the windows that the loop gets."""
+    if rows and any(not 1 <= number <= len(examples) for number in rows):
+        raise DataError(f"{path} has no window {max(rows):,}.")
+    places = _picked(examples, pick, count, seed) if rows is None else [n - 1 for n in rows]
+    for at in places:
+        example = examples[at]
+        encoded = Encoded(example.input_ids, example.labels >= 0)
+        yield _shown(at + 1, example.row, encoded, None, template)
 
 
-def _row(
+def _encoded_row(
     number: int,
     line: int,
     made: Conversation | Document | Problem,
@@ -156,15 +165,16 @@ def _row(
     encoded = template.encode_batch([made], source.train_on).row(0)
     if isinstance(encoded, Problem):
         return XRow(row=number, line=line, problem=encoded.text)
-    if isinstance(made, Document):
-        kept = None  # a long document becomes several windows, nothing is lost
-    else:
+    kept = None  # a long document becomes several windows, nothing is lost
+    if isinstance(made, Conversation):
         lead = template.num_lead_tokens(encoded.ids)
         kept = fit(encoded, limit=limit, num_lead_tokens=lead).kept
     return _shown(number, line, encoded, kept, template)
 
 
-def _shown(number: int, line: int, encoded: Encoded, kept: Any, template: Template) -> XRow:
+def _shown(
+    number: int, line: int, encoded: Encoded, kept: NDArray[np.int64] | None, template: Template
+) -> XRow:
     inside = np.full(len(encoded.ids), kept is None)
     if kept is not None:
         inside[kept] = True
@@ -175,14 +185,13 @@ def _shown(number: int, line: int, encoded: Encoded, kept: Any, template: Templa
     ]
     core = template.backend.core
     texts = _texts(core, ids[:MAX_TOKENS_SHOWN])
-    special = {t for t in ids if template.is_special(t)}
     return XRow(
         row=number,
         line=line,
-        tokens=[
-            Token(id=i, text=text, state=state, special=i in special)
+        tokens=tuple(
+            Token(id=i, text=text, state=state, special=template.is_special(i))
             for i, text, state in zip(ids, texts, states, strict=False)
-        ],
+        ),
         text=core.decode(ids, skip_special_tokens=False),
         num_tokens=len(ids),
         num_trained=states.count("trained"),
@@ -211,35 +220,3 @@ def _texts(core: Any, ids: list[int]) -> list[str]:
             if "\ufffd" not in alone:
                 start, before = index, alone
     return texts
-
-
-def _windows(
-    source: DataSource,
-    tokenizer: Any,
-    context_length: int,
-    template: Template,
-    rows: list[int] | None,
-    pick: Pick,
-    count: int,
-    seed: int,
-    home: Home | None,
-) -> list[XRow]:
-    """Plain text: what the loop gets are windows, so windows are shown."""
-    whole = source.model_copy(update={"validation_fraction": 0, "validation_path": ""})
-    made = prepare(whole, tokenizer, context_length=context_length, seed=seed, home=home)
-    order = list(range(len(made.train)))
-    if rows is not None:
-        order = [number - 1 for number in rows]
-        if any(not 0 <= at < len(made.train) for at in order):
-            raise DataError(f"{source.path} has no window {max(rows):,}.")
-    elif pick == "random":
-        order = sorted(random.Random(seed).sample(order, min(count, len(order))))
-    elif pick != "first":
-        sign = -1 if pick == "longest" else 1
-        order.sort(key=lambda at: sign * len(made.train[at].input_ids))
-    shown = []
-    for at in order[: len(rows) if rows else count]:
-        example = made.train[at]
-        encoded = Encoded(example.input_ids, example.labels >= 0)
-        shown.append(_shown(at + 1, example.row, encoded, None, template))
-    return shown

@@ -303,9 +303,9 @@ class Session:
             device=str(self.loaded.device),
             dtype=str(self.loaded.dtype).removeprefix("torch."),
             learning_rate=self.plan.learning_rate,
-            rows_read=report.read,
-            rows_kept=report.kept,
-            rows_dropped=report.dropped,
+            rows_read=report.rows.read,
+            rows_kept=report.rows.kept,
+            rows_dropped=report.rows.dropped,
         )
 
 

@@ -38,7 +38,7 @@ def test_one_row_after_many_empty_ones_is_enough(home: Home, tmp_path: Path) -> 
     empty = [{"prompt": "a question", "completion": ""}] * 500
     spec = written(tmp_path, [*empty, {"prompt": "a question", "completion": "an answer"}])
     report = first_report(admit(spec, home), home)
-    assert report is not None and report.kept == 1
+    assert report is not None and report.rows.kept == 1
 
 
 def test_an_imported_dataset_is_admitted_by_name(

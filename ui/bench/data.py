@@ -101,7 +101,7 @@ def _made(path: Path, megabytes: int) -> Path:
 
 
 def _check(path: Path) -> float:
-    from studio.data.check import check_file
+    from studio.data.survey import check_file
 
     start = time.process_time()
     check_file(path)

@@ -44,7 +44,7 @@ def check(
     home: HomeDir = "",
 ) -> None:
     """Read files whole and say what a run would keep, drop and why. Exit code 2 on a refusal."""
-    from studio.data.check import check_file
+    from studio.data.survey import check_file
 
     reports = [check_file(file, home=home_at(home, create=False)) for file in files]
     if as_json:

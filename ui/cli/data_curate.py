@@ -77,7 +77,7 @@ def overlap_(
     """Count the rows that two datasets share, word for word."""
 
     def work() -> None:
-        from studio.data.check import overlap
+        from studio.data.curate import overlap
 
         count = overlap(home_at(home), name, other)
         if as_json:

@@ -137,7 +137,7 @@ def test_a_file_cannot_repaint_the_terminal(home, monkeypatch, tmp_path):
 
 def test_the_commands_load_no_torch():
     code = (
-        "import sys, ui.cli.data, studio.data.check, studio.data.importing,"
+        "import sys, ui.cli.data, studio.data.survey, studio.data.importing,"
         "studio.data.curate, studio.data.xray, studio.data.preview;"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )

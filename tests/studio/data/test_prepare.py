@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from studio.data.prepare import prepare
+from studio.data.report import RowCounts
 from studio.data.template.backend import backend_from_folder
 from studio.data.template.template import Encoded, choose
 from studio.data.tokens import fit, windows
@@ -43,7 +44,7 @@ def test_real_files_keep_every_row_on_real_base_models(real, model, name):
     made = prepare(DataSource(path=str(real / "data" / name)), backend,
                    context_length=context, seed=0)  # fmt: skip
 
-    assert (made.report.read, made.report.kept, made.report.dropped) == (rows, rows, 0)
+    assert made.report.rows == RowCounts(read=rows, kept=rows)
     assert (made.report.format, made.template) == (kind, "plain")
     assert all(len(e.input_ids) <= context and (e.labels >= 0).sum() >= 1 for e in made.train)
     assert len(made.train) + len(made.validation) == rows
@@ -108,7 +109,7 @@ def test_plain_text_is_one_stream_that_decodes_to_the_file(real, tmp_path, byte_
 
     ids = [int(i) for e in made.train for i in e.input_ids]
     assert backend.core.decode(ids, skip_special_tokens=False) == text.rstrip("\n") + "</s>"
-    assert made.report.read == made.report.kept == 4
+    assert made.report.rows.read == made.report.rows.kept == 4
     assert made.report.trained_token_share == 1.0
 
 
@@ -155,7 +156,7 @@ def test_the_second_launch_comes_from_the_cache_and_is_equal(home, tmp_path, byt
     ]
     (tmp_path / "a.jsonl").write_text('{"question": "x", "answer": "y"}\n')
     changed = prepare(source, backend, context_length=64, seed=0, home=home)
-    assert changed.report.read == 1 and changed.data_hash != first.data_hash
+    assert changed.report.rows.read == 1 and changed.data_hash != first.data_hash
 
 
 def test_the_same_bytes_under_a_name_that_reads_otherwise_are_read_again(
@@ -180,7 +181,7 @@ def test_the_report_names_dropped_rows_by_line(tmp_path, byte_backend):
     report = prepare(DataSource(path=str(path)), byte_backend(["</s>"], eos="</s>"),
                      context_length=64, seed=0).report  # fmt: skip
 
-    assert (report.read, report.kept, report.dropped) == (3, 1, 2)
+    assert report.rows == RowCounts(read=3, kept=1, dropped=2)
     assert [(p.line, p.kind) for p in report.problems] == [(2, "empty_answer"), (3, "json")]
     assert report.empty_answers == 1
 

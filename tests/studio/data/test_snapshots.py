@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from studio.data.check import check_file, overlap
 from studio.data.curate import (
     Deduplicate,
     Drop,
@@ -14,12 +13,14 @@ from studio.data.curate import (
     apply_step,
     export_rows,
     lineage,
+    overlap,
     parse_step,
 )
 from studio.data.importing import import_dataset
 from studio.data.mapping import Mapping
 from studio.data.prepare import prepare
 from studio.data.snapshots import delete_snapshot, open_snapshot, snapshots
+from studio.data.survey import check_file
 from studio.errors import DataError
 from studio.home import is_whole
 from studio.spec import DataSource
@@ -98,7 +99,7 @@ def test_a_run_trains_on_the_snapshot_and_names_its_hash(home, numbers, byte_bac
                    context_length=64, seed=0, home=home)  # fmt: skip
 
     assert made.data_hash == snapshot.meta.hash
-    assert (made.report.kept, made.report.format) == (10, "question_answer")
+    assert (made.report.rows.kept, made.report.format) == (10, "question_answer")
 
 
 def test_a_stored_split_is_the_one_that_is_used(home, numbers, byte_backend):

@@ -36,7 +36,7 @@ class Rows:
     data_hash: str = "abc"
     report: Any = field(
         default_factory=lambda: SimpleNamespace(
-            read=24, kept=24, dropped=0, model_dump=lambda mode: {"read": 24}
+            rows=SimpleNamespace(read=24, kept=24, dropped=0), model_dump=lambda mode: {"read": 24}
         )
     )
 
