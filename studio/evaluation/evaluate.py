@@ -156,10 +156,10 @@ class EvaluateRequest(Request):
 def losses(loaded: Loaded, backbone: Backbone, rows: Sequence[Row]) -> dict[str, Any]:
     """Return loss per trained token, perplexity, token accuracy and number of tokens."""
     from studio.training.batch import groups, pack
-    from studio.training.loss import measure
+    from studio.training.loss import evaluate_loss
 
     batches = (pack(group, loaded.device) for group in groups(rows, max_tokens=BATCH_TOKENS))
-    found = measure(backbone, batches)
+    found = evaluate_loss(backbone, batches)
     return {
         "eval_loss": found.loss,
         "perplexity": math.exp(min(found.loss, 700.0)),

@@ -49,10 +49,11 @@ def train(
     """
     if not in_process_group and spec.train.may_use_several_processes:
         spec = spec.on_this_machine()
-    options = {"run_dir": run_dir, "home": home, "control": control}
     while True:
         try:
-            yield from _train(spec, in_process_group=in_process_group, **options)
+            yield from _train(
+                spec, run_dir=run_dir, home=home, control=control, in_process_group=in_process_group
+            )
             return
         except OutOfMemory as error:
             single = spec.train.num_processes == 1
