@@ -293,7 +293,9 @@ class ChatWorker:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if self._leases.held and await loop.run_in_executor(None, self._leases.wanted):
+            if not self._leases.held:
+                continue
+            if await loop.run_in_executor(None, self._leases.wanted):
                 await self.release("A job needs the device: the answer was stopped.")
 
     # -- models, in their thread ---------------------------------------------------------------

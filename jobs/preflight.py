@@ -21,7 +21,7 @@ from studio.training.estimate import estimate
 from studio.training.preflight import REPORT
 from studio.training.remedies import Remedy, make_it_fit, pick, remedies
 from ui.cli.follow import follow_to_the_end
-from ui.cli.runs_commands import exit_code
+from ui.cli.show import exit_code
 
 FULL = (OutOfMemory.kind, WeightsTooLarge.kind)
 TITLES = {

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -300,6 +301,7 @@ def ensure_running(home: Home) -> int:
     while time.monotonic() < deadline:
         found = living(home)
         if found is not None:
+            threading.Thread(target=child.wait, daemon=True).start()  # reaps it if it ends first
             return found.pid
         if child.poll() not in (None, 0):
             break

@@ -11,6 +11,7 @@ import os
 import secrets
 import select
 import socket
+import sys
 import threading
 from pathlib import Path
 
@@ -96,7 +97,7 @@ class Wakeup:
 
 
 def _wait_for_end(pid: int) -> None:
-    if hasattr(os, "pidfd_open"):
+    if sys.platform == "linux":
         handle = os.pidfd_open(pid)
         try:
             poll = select.poll()

@@ -68,4 +68,4 @@ def served(home: Path, *words: str, **variables: str) -> Iterator[Served]:
             subprocess.run([*command, "stop"], env=environment, cwd=ROOT, timeout=180, check=False)
         finally:
             page.terminate()
-            page.wait(timeout=60)
+            page.communicate(timeout=60)

@@ -166,7 +166,7 @@ def _pages(home: Home, store: Any) -> Any:
 
 
 def _assets(static_files: type) -> Any:
-    class Assets(static_files):  # type: ignore[misc]
+    class Assets(static_files):
         """Our files: always revalidated, so that an upgrade is seen at once."""
 
         def file_response(self, *args: Any, **kwargs: Any) -> Any:

@@ -92,7 +92,8 @@ def export_adapter(
     if form != "gguf":
         return ExportRequest(adapter=name, out=out, form=form, model=model)
     item = StackItem.read(name)
-    stack, base = (item,), model
+    stack: tuple[StackItem, ...] = (item,)
+    base = model
     if Path(name).expanduser().joinpath("config.json").is_file() or name == "starter":
         stack, base = (), name
     else:

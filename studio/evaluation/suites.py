@@ -216,8 +216,8 @@ def _parse_case(line: str, number: int) -> dict[str, Any]:
         prompt, matches, pattern = line.partition(" =~ ")
         if matches:
             return {"prompt": prompt.strip(), "pattern": pattern.strip()}
-        prompt, arrow, expected = line.partition(" => ")
-        return {"prompt": prompt.strip(), "expected": expected.strip() if arrow else None}
+        prompt, arrow, answer = line.partition(" => ")
+        return {"prompt": prompt.strip(), "expected": answer.strip() if arrow else None}
     try:
         values = json.loads(line)
         if "messages" in values:

@@ -235,8 +235,9 @@ class _Ranks:
 
     def _receive(self, rank: int, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.messages.put((rank, json.loads(line)))
+        with process.stdout as lines:
+            for line in lines:
+                self.messages.put((rank, json.loads(line)))
         self.messages.put((rank, None))
 
     def _send(self, process: subprocess.Popen[str], line: str) -> None:

@@ -52,8 +52,9 @@ def train(
     while True:
         try:
             yield from _train(
-                spec, run_dir=run_dir, home=home, control=control, in_process_group=in_process_group
-            )
+                spec, run_dir=run_dir, home=home, control=control,
+                in_process_group=in_process_group,
+            )  # fmt: skip
             return
         except OutOfMemory as error:
             single = spec.train.num_processes == 1

@@ -88,6 +88,8 @@ def supervising(home: Home, *, spare: bool = False, **options: Any) -> Iterator[
     finally:
         running.stop()
         thread.join()
+        for child in running.runners.children.values():
+            child.wait(timeout=60)
 
 
 def start_supervisor(home: Home) -> subprocess.Popen[bytes]:

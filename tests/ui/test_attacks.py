@@ -137,6 +137,7 @@ def test_what_is_announced_too_large_is_refused_before_it_is_sent(
     connection.putheader("Content-Type", "application/json")
     connection.endheaders(b"{")
     assert connection.getresponse().status == 413
+    connection.close()
 
 
 def test_what_is_not_announced_is_counted(studio: Served) -> None:

@@ -1,5 +1,6 @@
 """The guard, attacked from outside by raw HTTP against a live server, gradio's routes included."""
 
+import contextlib
 import http.client
 import json
 
@@ -15,14 +16,14 @@ def ask(
     studio: Served, method: str, path: str, headers: dict[str, str], body: bytes = b""
 ) -> tuple[int, dict[str, str], bytes]:
     host = studio.address.removeprefix("http://")
-    connection = http.client.HTTPConnection(host, timeout=20)
-    connection.putrequest(method, path, skip_host=True)
-    for name, value in ({"Host": host} | headers).items():
-        connection.putheader(name, value.format(host=host))
-    connection.putheader("Content-Length", str(len(body)))
-    connection.endheaders(body)
-    answer = connection.getresponse()
-    return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+    with contextlib.closing(http.client.HTTPConnection(host, timeout=20)) as connection:
+        connection.putrequest(method, path, skip_host=True)
+        for name, value in ({"Host": host} | headers).items():
+            connection.putheader(name, value.format(host=host))
+        connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        return answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
 
 
 @pytest.mark.parametrize("path", ["/", "/runs", "/api/live", "/config", "/gradio_api/info",

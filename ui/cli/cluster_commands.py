@@ -15,7 +15,8 @@ from studio.home import Home
 from studio.spec import RunSpec
 from studio.training import transfer
 from ui.cli.follow import follow_to_the_end
-from ui.cli.runs_commands import exit_code, say
+from ui.cli.runs_commands import say
+from ui.cli.show import exit_code
 
 
 def pack(
