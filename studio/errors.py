@@ -200,11 +200,11 @@ def nearest(word: str, names: Iterable[str]) -> str:
 TRANSPORT = {"TransportError", "OfflineModeIsEnabled", "LocalEntryNotFoundError"}
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether nobody answered, or somebody had too much to do: the same may work later."""
+def is_transient(error: BaseException) -> bool:
+    """Return True if a retry may succeed: a timeout, an unreachable host, HTTP 408, 429 or 5xx."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if "LocalEntryNotFoundError" in kinds and error.__cause__ is not None:
-        return may_pass(error.__cause__)
+        return is_transient(error.__cause__)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
         return status in (408, 429) or status >= 500

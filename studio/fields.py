@@ -257,12 +257,12 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     try:
         read = yaml.safe_load(value) if value else ""
         quoted = value.lstrip()[:1] in ("'", '"')
-        return key.strip(), read if quoted else _number_or(read)
+        return key.strip(), read if quoted else _as_number(read)
     except yaml.YAMLError:
         return key.strip(), value
 
 
-def _number_or(value: Any) -> Any:
+def _as_number(value: Any) -> Any:
     # YAML 1.1 reads 1e-4 as text.
     if isinstance(value, str):
         try:
@@ -273,7 +273,7 @@ def _number_or(value: Any) -> Any:
 
 
 T = TypeVar("T", bound=BaseModel)
-SHOWN = 60  # characters of a wrong value that are worth repeating
+SHOWN = 60  # characters of an invalid value to show
 
 
 def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
@@ -285,13 +285,13 @@ def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        sentences, wishes, field = [], dict[str, list[str]](), ""
+        sentences, expected, field = [], dict[str, list[str]](), ""
         for fault in error.errors():
             inner = fault.get("ctx", {}).get("error")
             if isinstance(inner, StudioError):
                 sentences.append(inner.text)
                 continue
-            if isinstance(inner, ValueError):  # of a record's own validator: it is a sentence
+            if isinstance(inner, ValueError):  # of a record's own validator
                 sentences.append(f"{inner}.")
                 continue
             path = [p for p in fault["loc"] if isinstance(p, str) and p in _known_parts(cls)]
@@ -301,10 +301,10 @@ def validated(cls: type[T], values: dict[str, Any], prefix: str = "") -> T:
             field = field or dotted
             if fault["type"] == "extra_forbidden":
                 sentences.append(_unknown(cls, fault, dotted))
-            else:  # a field of several types has a fault for each
+            else:  # a field with several types has one fault per type
                 got = f"{dotted or 'This'} is {_shown(fault.get('input'))}"
-                wishes.setdefault(got, []).append(_wish(fault, cls))
-        sentences += [f"{got}: input should be {' or '.join(w)}." for got, w in wishes.items()]
+                expected.setdefault(got, []).append(_expected(fault, cls))
+        sentences += [f"{got}: input should be {' or '.join(w)}." for got, w in expected.items()]
         raise SpecError(" ".join(dict.fromkeys(sentences)), field=field) from None
 
 
@@ -333,19 +333,19 @@ def _unknown(cls: type[BaseModel], fault: Any, dotted: str) -> str:
     return f'"{dotted}" is not a field.{nearest(str(fault["loc"][-1]), owner.model_fields)}'
 
 
-def _wish(fault: Any, cls: type[BaseModel]) -> str:
+def _expected(fault: Any, cls: type[BaseModel]) -> str:
     if fault["type"] == "model_type":
         owner = _owner(cls, fault["loc"])
         return "fields of its own" + "".join(f", such as {name}" for name in owner[:1])
     if fault["type"] in _PLAIN:
         return _PLAIN[fault["type"]]
-    wish = str(fault["msg"]).removeprefix("Input should be ").partition(", unable to ")[0]
-    wish = wish.replace("String should have ", "text of ")
-    return wish.replace("a valid tuple", "a list such as [q_proj, v_proj]")
+    text = str(fault["msg"]).removeprefix("Input should be ").partition(", unable to ")[0]
+    text = text.replace("String should have ", "text of ")
+    return text.replace("a valid tuple", "a list such as [q_proj, v_proj]")
 
 
 def _owner(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
-    """Return the fields of the record that was wished for at a place."""
+    """Return the field names of the record that was expected at a location."""
     for part in loc:
         info = cls.model_fields.get(str(part))
         if info is None or not isinstance(info.annotation, type):
@@ -354,10 +354,10 @@ def _owner(cls: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     return list(cls.model_fields)
 
 
-# What pydantic says for programmers, by its own names of faults.
+# Plain words for pydantic's error types.
 _PLAIN = {
     "int_parsing": "a whole number",
-    "int_parsing_size": "a whole number that is not so long",
+    "int_parsing_size": "a whole number with fewer digits",
     "int_type": "a whole number",
     "int_from_float": "a whole number",
     "float_parsing": "a number",

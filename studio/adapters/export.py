@@ -33,6 +33,7 @@ from studio.adapters.verify import (
 )
 from studio.errors import AdapterError, StudioError, nearest
 from studio.home import Home, publishing, slug
+from studio.methods import is_low_rank
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def refuse_form(adapter: Adapter, form: Format) -> None:
             f'"{adapter.name}" is a whole model, not an adapter: export it as GGUF, or use its '
             "folder directly."
         )
-    if form == "vllm" and adapter.method != "lora":
+    if form == "vllm" and not is_low_rank(adapter.method):
         raise AdapterError(
             f'vLLM serves LoRA only, and "{adapter.name}" is {adapter.method}: merge it into a '
             "model instead."

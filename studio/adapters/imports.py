@@ -13,7 +13,7 @@ from pathlib import Path
 
 from studio import locations
 from studio.adapters.library import CONFIG, PASSPORT, WEIGHTS, Adapter, adapters, describe
-from studio.errors import AdapterError, Unreached, may_pass
+from studio.errors import AdapterError, Unreached, is_transient
 from studio.home import Home, publishing, slug
 from studio.names import readable
 from studio.spec import ModelSource
@@ -95,7 +95,7 @@ def _fetched(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=[CONFIG, *WEIGHTS]))
     except Exception as error:
-        if may_pass(error):
+        if is_transient(error):
             raise Unreached(
                 f"{source} is not a local folder, not downloaded, and the hub cannot be reached: "
                 "check the spelling or the connection."

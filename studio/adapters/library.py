@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from studio.errors import AdapterError, InputError, nearest
 from studio.home import Home, slug
-from studio.methods import methods
+from studio.methods import methods, trains_base
 from studio.names import fault
 
 CONFIG, PASSPORT, LABEL = "adapter_config.json", "passport.json", "label.json"
@@ -71,7 +71,7 @@ class Adapter:
     @property
     def is_model(self) -> bool:
         """Return True if this is a whole model, from full fine-tuning."""
-        return self.method == "full"
+        return trains_base(self.method)
 
 
 def adapters(home: Home) -> list[Adapter]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from studio.errors import InputError, Unreached, may_pass
+from studio.errors import InputError, Unreached, is_transient
 from studio.fields import knob
 from studio.home import Home
 from studio.request import Request
@@ -116,10 +116,10 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
         there = {one.path: getattr(one, "size", None) for one in infos}
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        kind = Unreached if may_pass(error) or not status else InputError
+        kind = Unreached if is_transient(error) or not status else InputError
         raise kind(_refused(repo, status)) from None
     except Exception as error:
-        if not may_pass(error):
+        if not is_transient(error):
             raise
         raise Unreached(
             f"The hub cannot be reached ({type(error).__name__}): check the network, then push "

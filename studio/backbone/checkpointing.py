@@ -31,7 +31,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from studio.backbone.attention import AttentionState, packing
 from studio.backbone.sites import Anatomy
-from studio.models.architecture import SKIPPING
+from studio.models.architecture import LAST_LAYER_FAMILIES
 
 MIN_NUMBERS = 1024  # numbers; less is not worth a copy
 
@@ -258,7 +258,7 @@ def keep_positions(anatomy: Anatomy, state: AttentionState, keep_N: Tensor) -> b
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return type(layer).__name__.removesuffix("DecoderLayer").lower() in SKIPPING
+    return type(layer).__name__.removesuffix("DecoderLayer").lower() in LAST_LAYER_FAMILIES
 
 
 def _is_gated(module: nn.Module) -> bool:

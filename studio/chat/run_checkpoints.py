@@ -95,7 +95,7 @@ def stackable(home: Home) -> list[dict[str, Any]]:
             spec = _spec(home, int(run.name))
         except (StudioError, OSError):
             continue
-        if spec.method.name != "full":
+        if not spec.method.trains_base:
             row = {"base": spec.model.path, "method": spec.method.name, "checkpoint": True}
             title = spec.name or f"run {run.name}"
             found += [
@@ -126,7 +126,7 @@ def attach(
     from safetensors.torch import load_file
 
     method = checkpoint.spec.method
-    if method.name == "full":
+    if method.trains_base:
         raise AdapterError(
             f"Run {checkpoint.run} trained the whole model: its checkpoints are models, not "
             "adapters, and cannot be stacked."

@@ -15,7 +15,7 @@ from typing import Any
 
 from studio.data.origins import Origin
 from studio.data.records import Problem, Row
-from studio.errors import DataError, InputError, Unreached, may_pass
+from studio.errors import DataError, InputError, Unreached, is_transient
 from studio.spec import DataSource
 
 ANSWER_SECONDS = 10.0
@@ -109,7 +109,7 @@ def _unreached(path: str) -> Unreached:
 
 
 def _meaning(source: DataSource, error: Exception) -> InputError:
-    if may_pass(error):
+    if is_transient(error):
         return _unreached(source.path)
     text = str(error).split("\n")[0][:200]
     name = type(error).__name__

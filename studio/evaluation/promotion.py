@@ -39,7 +39,7 @@ class PromoteRequest(Request):
             AdapterError: The checkpoint does not exist, or the run trained the whole model.
         """
         found = run_checkpoints.find(home, self.checkpoint)
-        if found.spec.method.name == "full":
+        if found.spec.method.trains_base:
             raise AdapterError(f"Run {found.run} trained the whole model: it has no adapter.")
         name = self.name.strip() or f"promote {found.name}"
         return self.model_copy(update={"name": name})

@@ -12,7 +12,16 @@ from pathlib import Path
 from studio.errors import MethodError, nearest
 from studio.methods.method import Method, Phase
 
-__all__ = ["DEFAULT", "Method", "Phase", "capabilities", "methods", "named"]
+__all__ = [
+    "DEFAULT",
+    "Method",
+    "Phase",
+    "capabilities",
+    "is_low_rank",
+    "methods",
+    "named",
+    "trains_base",
+]
 
 DEFAULT = "lora"
 
@@ -44,6 +53,16 @@ def named(name: str) -> type[Method]:
         raise MethodError(
             f'There is no method called "{name}".{nearest(name, methods())}'
         ) from None
+
+
+def trains_base(name: str) -> bool:
+    """Return True if the method called `name` trains the base itself instead of an adapter."""
+    return name in methods() and methods()[name].phase is Phase.WEIGHTS
+
+
+def is_low_rank(name: str) -> bool:
+    """Return True if adapters of the method called `name` are plain LoRA."""
+    return name in methods() and methods()[name].is_low_rank
 
 
 @cache

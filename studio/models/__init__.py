@@ -1,1 +1,1 @@
-"""Where base models come from (`sources`, no torch) and how one is loaded (`loading`)."""
+"""Base models: where they come from, what their files contain, and loading them."""

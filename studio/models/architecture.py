@@ -1,8 +1,7 @@
-"""A model's architecture as read from its files: linear layers, families with rules.
+"""A model's architecture from its weight headers: linear layers, and families with rules.
 
-No weight is read and no model built, so the page can show them. A name is what adapters call a
-site: the module's own dotted path. Some checkpoints leave the outermost word away (`h.0` for
-`transformer.h.0`); a target matches a path or its end, so both are right.
+Names are dotted module paths, as in adapters. Some checkpoints omit the outermost part (`h.0` for
+`transformer.h.0`); targets match a path or its end, so both are valid.
 """
 
 import re
@@ -13,10 +12,9 @@ from studio.models.headers import read_headers
 from studio.models.sources import resolve
 from studio.spec import ModelSource
 
-SKIPPING = ("llama", "mistral", "qwen2", "qwen3")
-"""Families (`model_type`) whose last layer may run its feed-forward only where it is read: two
-norms, attention and a feed-forward, added in the plain order. Used by `backbone/checkpointing.py`
-and counted by `training/estimate.py`."""
+LAST_LAYER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+"""Families (`model_type`) whose last layer can run its feed-forward at some positions only: two
+norms, attention and a feed-forward, added in the plain order."""
 
 
 _IN_LAYER = re.compile(r"^.*?\b(?:layers|h|blocks|layer)\.(?P<layer>\d+)\.(?P<name>.+)$")
@@ -57,7 +55,7 @@ def linear_modules(source: ModelSource) -> list[LinearModule]:
 def targets(chosen: Sequence[str], modules: Sequence[LinearModule]) -> list[str]:
     """Return the shortest `target_modules` that match exactly the chosen keys.
 
-    A module chosen in every layer is one word; in some layers, one path for each.
+    A module chosen in every layer gives one name, in some layers one path for each.
     """
     wanted = set(chosen)
     if wanted == {module.key for module in modules}:

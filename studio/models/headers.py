@@ -1,7 +1,6 @@
-"""Safetensors headers: names, shapes and types of a model's tensors without reading them.
+"""Read safetensors headers: names, shapes and types of tensors, and truncated files.
 
-A header is the file's first 8 bytes (its length, little endian) and that much JSON. A file whose
-data ends before its header says is truncated: found here, not in the middle of a load.
+A header is 8 bytes (its length, little endian) and that much JSON.
 """
 
 import json
@@ -17,7 +16,7 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor as the header names it."""
+    """A tensor as listed in a header."""
 
     name: str
     dtype: str
@@ -33,7 +32,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """One safetensors file."""
+    """Header of a safetensors file."""
 
     path: Path
     data_start: int
@@ -41,7 +40,7 @@ class Header:
     tensors: tuple[TensorInfo, ...]
 
     def sample(self, *, count: int = 16, width: int = 4096) -> bytes:
-        """Return bytes from `count` tensors spread over the file, enough to tell models apart."""
+        """Return bytes from `count` tensors spread over the file, to distinguish models."""
         chosen = self.tensors[:: max(1, len(self.tensors) // count)]
         with self.path.open("rb") as file:
             parts = []
@@ -62,7 +61,7 @@ def read_headers(folder: Path) -> list[Header]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files that make up the model, by the index where there is one."""
+    """Return the safetensors files of a model, from its index if there is one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -81,17 +80,17 @@ def weight_files(folder: Path) -> list[Path]:
     if any(next(folder.glob(pattern), None) for pattern in PICKLES):
         raise ModelError(
             f"{folder} holds only pickled weights, which can run code and are never opened. "
-            "Convert them once where you trust them: `AutoModelForCausalLM.from_pretrained(dir)"
+            "Convert them where you trust them: `AutoModelForCausalLM.from_pretrained(dir)"
             ".save_pretrained(dir)` in transformers writes safetensors."
         )
     raise ModelError(f"{folder} holds no weights: model.safetensors is missing.")
 
 
 def read_header(file: Path) -> Header:
-    """Read one file's header and check that its data is all there.
+    """Return a file's header, after checking that the file is complete.
 
     Raises:
-        ModelError: The file is no safetensors file, or is truncated.
+        ModelError: The file is truncated or not a safetensors file.
     """
     try:
         size = file.stat().st_size
@@ -109,7 +108,8 @@ def read_header(file: Path) -> Header:
         raise ModelError(f"{file} cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(
-            f"{file} is no whole safetensors file ({file.stat().st_size} bytes): download it again."
+            f"{file} is truncated or not a safetensors file ({file.stat().st_size} bytes): "
+            "download it again."
         ) from None
     expected = 8 + length + max((t.end for t in tensors), default=0)
     if size < expected:

@@ -1,7 +1,6 @@
 """Load a base model, frozen and in eval mode, with its tokenizer.
 
-The dtype and device are decided here and nowhere else. It never runs a model's own code and never
-opens a pickle. What is trained on top is not its business.
+Dtype and device are decided here. A model's own code is never run and pickles are never opened.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Loaded:
-    """A resident base: the model never changes, adapters live beside it."""
+    """A loaded base model, with tokenizer, device, dtype and facts."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -44,13 +43,13 @@ def default_device() -> str:
 
 
 def load(source: ModelSource, device: str = "auto", *, on_host: bool = False) -> Loaded:
-    """Load model and tokenizer; every parameter frozen, dropout off.
+    """Load model and tokenizer, with every parameter frozen and dropout off.
 
     Args:
         source: The base.
-        device: Where it will compute.
-        on_host: Leave the weights in main memory (mapped from their file where the precision is
-            the file's): whoever shares them out puts each part where it belongs.
+        device: Device to compute on.
+        on_host: Leave the weights in main memory (mapped from their file at equal precision), for
+            sharding.
 
     Raises:
         ModelError: As in `facts`, or the weights do not fit the configuration.
@@ -67,22 +66,22 @@ def load(source: ModelSource, device: str = "auto", *, on_host: bool = False) ->
         tokenizer = load_tokenizer(source, known)
     except torch.OutOfMemoryError:
         raise WeightsTooLarge(
-            f"The weights of {known.path.name} do not fit on {target}: choose a smaller model, "
+            f"The weights of {known.path.name} do not fit on {target}: use a smaller model, "
             "bfloat16, or nf4."
         ) from None
     model.requires_grad_(False)
     model.eval()
     embeddings = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > embeddings:
-        logger.warning("The tokenizer knows %d tokens, the model %d.", len(tokenizer), embeddings)
+        logger.warning("The tokenizer has %d tokens, the model %d.", len(tokenizer), embeddings)
     return Loaded(model=model, tokenizer=tokenizer, device=target, dtype=dtype, facts=known)
 
 
 def load_tokenizer(source: ModelSource, known: ModelFacts | None = None) -> PreTrainedTokenizerBase:
-    """Load the tokenizer alone: no weights are read.
+    """Load only the tokenizer.
 
     Raises:
-        ModelError: There is none, or it cannot be read.
+        ModelError: It is missing or cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -104,12 +103,14 @@ def _checked_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ModelError(f'"{name}" is no device: use auto, cpu or cuda:0.') from None
+        raise ModelError(f'Invalid device "{name}": use auto, cpu or cuda:0.') from None
     if device.type == "cuda" and (
         not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
     ):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        raise ModelError(f'"{name}" is not here: torch sees {count} CUDA devices. Use auto.')
+        raise ModelError(
+            f'Device "{name}" does not exist: torch sees {count} CUDA devices. Use auto.'
+        )
     return device
 
 
@@ -173,9 +174,9 @@ def _nf4(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
 
 
 def _keep_autograd(model: PreTrainedModel, device: torch.device) -> None:
-    """Stop bitsandbytes 0.50 from repacking weights at the first eval forward on AVX512-BF16 CPUs.
+    """Keep bitsandbytes 0.50 from repacking weights at the first eval forward on AVX512-BF16 CPUs.
 
-    The repacked kernel has no autograd, silently: later training steps get wrong gradients.
+    The repacked kernel has no autograd, so later training steps silently get wrong gradients.
     """
     if device.type != "cpu":
         return

@@ -1,8 +1,7 @@
-"""Where a base model comes from: the embedded starter, a folder, or a hub id.
+"""Find base models and read facts about them: the embedded starter, a folder, or a hub id.
 
-Everything here is read from `config.json` and the safetensors headers, so the form and the queue
-can judge a model without torch and without reading its weights. What it refuses to know: how a
-model is loaded or what is trained on it. Pickled weights and remote code are never touched.
+Facts come from `config.json` and the safetensors headers, so the form and the queue can check a
+model without torch and without its weights. Pickled weights and remote code are never opened.
 """
 
 import json
@@ -19,7 +18,7 @@ from studio.errors import (
     StudioError,
     Unreached,
     is_disk_full,
-    may_pass,
+    is_transient,
     nearest,
 )
 from studio.home import Home
@@ -38,10 +37,10 @@ DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFacts:
-    """What a model is, without having loaded it.
+    """Facts about a model from its files.
 
-    `fingerprint` is `<shape>-<content>`: the first half is equal for every model an adapter would
-    fit, the second only for the very same weights.
+    `fingerprint` is `<shape>-<content>`: the first half is equal for all models that an adapter
+    fits, the second only for the same weights.
     """
 
     path: Path
@@ -83,11 +82,11 @@ def origin_of(path: str) -> Location:
 
 
 def facts(source: ModelSource) -> ModelFacts:
-    """Read what a model is from its configuration and its weight headers.
+    """Return the facts of a model from its configuration and weight headers.
 
     Raises:
-        ModelError: Something a person must fix: no config, no tokenizer, an unknown architecture,
-            pickled or truncated weights, or a model that wants to run its own code.
+        ModelError: No config, no tokenizer, an unknown architecture, pickled or truncated weights,
+            or a model with its own code.
     """
     path = resolve(source)
     config = _read_config(path)
@@ -120,7 +119,7 @@ def facts(source: ModelSource) -> ModelFacts:
 
 
 def available(home: Home) -> list[str]:
-    """Return what `ModelSource.path` may be at once: starter, the home's models, hub downloads."""
+    """Return the models that need no download: starter, the home's models, the hub's cache."""
     own = [str(p) for p in sorted(home.models.iterdir()) if _is_usable(p)]
     cached = []
     for folder in sorted(_hub_cache().glob("models--*")):
@@ -181,7 +180,7 @@ def _not_downloaded(name: str, error: Exception) -> StudioError:
             "again; what has arrived is kept."
         )
     fault = getattr(error, "strerror", None) or type(error.__cause__ or error).__name__
-    if not may_pass(error):
+    if not is_transient(error):
         return ModelError(f'The model "{name}" could not be downloaded ({fault}).')
     if isinstance(error, LocalEntryNotFoundError):
         return Unreached(
@@ -199,10 +198,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         if (path / "adapter_config.json").is_file():
-            raise ModelError(
-                f"{path} is an adapter, not a model: choose its base model here."
-            ) from None
-        raise ModelError(f"{path} is no model folder: it has no config.json.") from None
+            raise ModelError(f"{path} is an adapter, not a model: choose its base model.") from None
+        raise ModelError(f"{path} is not a model folder: it has no config.json.") from None
     except (OSError, ValueError) as error:
         raise ModelError(f"{path / 'config.json'} cannot be read: {error}.") from None
     if not isinstance(config, dict):
@@ -213,13 +210,13 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _checked_architecture(path: Path, config: dict[str, Any]) -> str:
     if config.get("auto_map"):
         raise ModelError(
-            f"{path} brings its own Python code (auto_map), which is never run here: "
-            "use a version of the model that transformers supports by itself."
+            f"{path} brings its own Python code (auto_map), which is never run: "
+            "use a version of the model that transformers supports."
         )
     quantized = config.get("quantization_config")
     if isinstance(quantized, dict) and quantized:
         raise ModelError(
-            f"{path} is already quantised ({quantized.get('quant_method', 'unknown')}): take the "
+            f"{path} is already quantised ({quantized.get('quant_method', 'unknown')}): use the "
             "original model and set model.quantization to nf4 instead."
         )
     architectures = config.get("architectures") or []

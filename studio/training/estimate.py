@@ -27,7 +27,7 @@ from studio.cluster import DEVICE as CLUSTER
 from studio.errors import DataError, StudioError
 from studio.home import Home
 from studio.methods import Phase
-from studio.models.architecture import SKIPPING
+from studio.models.architecture import LAST_LAYER_FAMILIES
 from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
 from studio.training.allocator import CHUNK_NUMBERS, REUSED_BYTES, WIDE_NUMBERS
@@ -271,7 +271,7 @@ def memory(
         gathered = 2 * shape.layer_parameters * width
     kept = layer_activations(spec, shape) * load.tokens * width
     layers = shape.layers * kept
-    if shape.model_type in SKIPPING and shape.gated and not shares_base:
+    if shape.model_type in LAST_LAYER_FAMILIES and shape.gated and not shares_base:
         # The last feed-forward runs at label positions only.
         layers -= 2 * shape.inner * (load.tokens - load.targets) * width
     if spec.train.gradient_checkpointing:

@@ -52,9 +52,8 @@ def train(
     while True:
         try:
             yield from _train(
-                spec, run_dir=run_dir, home=home, control=control,
-                in_process_group=in_process_group,
-            )  # fmt: skip
+                spec, run_dir=run_dir, home=home, control=control, in_process_group=in_process_group
+            )
             return
         except OutOfMemory as error:
             single = spec.train.num_processes == 1

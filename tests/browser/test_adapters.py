@@ -42,7 +42,7 @@ def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(
         cards.nth(place).get_by_role("checkbox").check()
     page.get_by_role("button", name="Mix …").click()
     page.get_by_label("Weight 1").fill("0.5")
-    page.get_by_label("Name of the adapter").fill("both")
+    page.get_by_label("Name of the new adapter").fill("both")
     page.get_by_role("button", name="Mix", exact=True).click()
     expect(page.get_by_test_id("activity")).to_contain_text(
         "exactly the weighted sum", timeout=SLOW
@@ -52,7 +52,7 @@ def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(
 
     # Merge: the certificate is shown.
     page.get_by_role("button", name="Merge …").click()
-    page.get_by_label("Name of the model").fill("merged")
+    page.get_by_label("Name of the merged model").fill("merged")
     page.get_by_role("button", name="Merge", exact=True).click()
     expect(page.get_by_test_id("certificate")).to_contain_text("Largest logit error", timeout=SLOW)
 
@@ -81,7 +81,7 @@ def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(
     expect(page.get_by_test_id("lane-1")).to_contain_text("sea talk")
 
 
-@pytest.mark.refused("/api/adapters/ask/push")
+@pytest.mark.refused("/api/do/push")
 def test_an_adapter_is_exported_checked_and_not_pushed_offline(page: Page, studio: Served) -> None:
     train(studio, "gift", {"name": "lora", "r": 2}, 5)
     page.goto("/adapters")
@@ -91,7 +91,7 @@ def test_an_adapter_is_exported_checked_and_not_pushed_offline(page: Page, studi
         card.get_by_role("button", name="Passport").click()
         page.get_by_test_id("passport").get_by_role("button", name="Export …").click()
         dialog = page.get_by_role("dialog")
-        dialog.get_by_test_id("export-form").select_option(form)
+        dialog.locator("[name=form]").select_option(form)
         dialog.get_by_role("button", name="Export", exact=True).click()
         made = page.get_by_test_id("activity").locator("li").filter(has_text=kind).first
         check = made.get_by_test_id("export-check")
@@ -102,7 +102,7 @@ def test_an_adapter_is_exported_checked_and_not_pushed_offline(page: Page, studi
 
     page.get_by_role("button", name="Push to the hub …").first.click()
     page.get_by_label("Repository").fill("me/gift")
-    page.get_by_role("button", name="Push", exact=True).click()
+    page.get_by_role("button", name="Upload", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("this studio is offline")
 
 

@@ -7,7 +7,7 @@ import pytest
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from studio.errors import may_pass
+from studio.errors import is_transient
 
 
 def answered(status: int) -> HfHubHTTPError:
@@ -45,7 +45,7 @@ def not_found(cause: BaseException | None) -> LocalEntryNotFoundError:
     ids=repr,
 )
 def test_what_may_pass_by_itself(fault: Exception, passes: bool) -> None:
-    assert may_pass(fault) is passes
+    assert is_transient(fault) is passes
 
 
 def test_the_hubs_own_client_is_understood() -> None:
@@ -53,4 +53,4 @@ def test_the_hubs_own_client_is_understood() -> None:
 
     with pytest.raises(Exception) as caught:  # whatever its client raises where nobody listens
         get_session().get("http://127.0.0.1:9/")
-    assert may_pass(caught.value)
+    assert is_transient(caught.value)

@@ -14,13 +14,16 @@ from jobs.store import JobStore
 from studio.home import Home, publishing
 from studio.spec import RunSpec
 from tests.ui.conftest import client_of
+from ui.actions import action_routes
 from ui.adapters import adapter_routes, contest_routes
 
 
 @pytest.fixture
 def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     monkeypatch.setattr(supervisor, "ensure_running", lambda home: None)
-    return client_of(adapter_routes(home, store), contest_routes(home, store))
+    return client_of(
+        adapter_routes(home, store), action_routes(home, store), contest_routes(home, store)
+    )
 
 
 def put(folder: Path, name: str, **passport: Any) -> Path:
@@ -30,6 +33,10 @@ def put(folder: Path, name: str, **passport: Any) -> Path:
         values = {"name": name, "base": {"path": "starter", "fingerprint": "a-b"}, **passport}
         (temporary / "passport.json").write_text(json.dumps(values))
     return folder
+
+
+def do(page: TestClient, action: str, **values: Any) -> Any:
+    return page.post(f"/api/do/{action}", json=values)
 
 
 def sentence(answer: Any) -> str:
@@ -60,19 +67,18 @@ def test_a_card_tells_what_a_person_sorts_by(page: TestClient, home: Home, store
 def test_rename_tag_delete_and_undo(page: TestClient, home: Home) -> None:
     put(home.adapters / "a", "a")
     put(home.adapters / "b", "b")
-    assert page.post("/api/adapters/library-a/rename", json={"name": "Sea"}).json()["id"] == (
-        "library-sea"
-    )
-    assert "already" in sentence(page.post("/api/adapters/library-b/rename", json={"name": "sea"}))
-    card = page.post("/api/adapters/library-sea/tag", json={"tags": ["x", " y "]}).json()
+    card = do(page, "adapters.rename", adapter="library-a", name="Sea").json()
+    assert card["id"] == "library-sea"
+    assert "already" in sentence(do(page, "adapters.rename", adapter="library-b", name="sea"))
+    card = do(page, "adapters.tag", adapter="library-sea", tags=["x", " y "]).json()
     assert card["tags"] == ["x", "y"]
-    token = page.post("/api/adapters/library-sea/delete", json={}).json()["token"]
+    token = do(page, "adapters.delete", adapter="library-sea").json()["token"]
     listed = page.get("/api/adapters").json()
     assert [one["name"] for one in listed["adapters"]] == ["b"]
     assert [one["token"] for one in listed["trash"]] == [token]
-    back = page.post("/api/adapters/undo", json={"token": token}).json()
+    back = do(page, "adapters.undo", adapter=token).json()
     assert (back["name"], back["tags"]) == ("Sea", ["x", "y"])
-    assert "nothing to restore" in sentence(page.post("/api/adapters/undo", json={}))
+    assert "nothing to restore" in sentence(do(page, "adapters.undo"))
 
 
 @pytest.mark.parametrize("path", ["..%2F..", "run-..%2F1", "other-1", "library-A"])
@@ -82,14 +88,14 @@ def test_an_id_is_never_a_path(page: TestClient, path: str) -> None:
 
 def test_an_action_needs_a_json_body(page: TestClient, home: Home) -> None:
     put(home.adapters / "a", "a")
-    answer = page.post("/api/adapters/library-a/delete", content="x",
+    answer = page.post("/api/do/adapters.delete", content='{"adapter": "library-a"}',
                        headers={"content-type": "text/plain"})  # fmt: skip
     assert answer.status_code == 422 and (home.adapters / "a").is_dir()
 
 
 def test_mixing_is_queued_once_it_can_be(page: TestClient, home: Home, store: JobStore) -> None:
     folder = put(home.adapters / "a", "a")
-    ask = "/api/adapters/ask/mix"
+    ask = "/api/do/mix"
     assert "name" in sentence(page.post(ask, json={"stack": [{"name": "a"}]}))
     assert 'no adapter "q"' in sentence(
         page.post(ask, json={"name": "m", "stack": [{"name": "q"}]})
@@ -104,7 +110,7 @@ def test_mixing_is_queued_once_it_can_be(page: TestClient, home: Home, store: Jo
 
 def test_two_merges_do_not_make_one_folder(page: TestClient, home: Home, store: JobStore) -> None:
     put(home.adapters / "a", "a")
-    ask, stack = "/api/adapters/ask/merge", [{"name": "a"}]
+    ask, stack = "/api/do/merge", [{"name": "a"}]
     first = page.post(ask, json={"stack": stack}).json()
     words = sentence(page.post(ask, json={"stack": stack}))
     assert f'"merge a" (number {first["id"]}) is queued and will create' in words
@@ -117,13 +123,13 @@ def test_what_a_waiting_job_needs_stays_where_it_is(
     page: TestClient, home: Home, store: JobStore
 ) -> None:
     put(home.adapters / "a", "a")
-    job = page.post("/api/adapters/ask/picture", json={"adapter": "a"}).json()
+    job = do(page, "adapters.picture", adapter="a").json()
     assert job["name"] == "picture a"
-    for action, body in (("delete", {}), ("rename", {"name": "z"})):
-        words = sentence(page.post(f"/api/adapters/library-a/{action}", json=body))
+    for action, values in (("delete", {}), ("rename", {"name": "z"})):
+        words = sentence(do(page, f"adapters.{action}", adapter="library-a", **values))
         assert '"picture a" is queued and needs "a"' in words
     store.cancel(job["id"])
-    assert page.post("/api/adapters/library-a/delete", json={}).status_code == 200
+    assert do(page, "adapters.delete", adapter="library-a").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -131,7 +137,7 @@ def test_what_a_waiting_job_needs_stays_where_it_is(
     [
         ({"source": "/nowhere/at/all"}, "no adapter folder"),
         ({"source": ""}, "no adapter folder"),
-        ({"source": "org/name", "adapter": "a"}, "already an adapter"),
+        ({"source": "org/name", "name": "a"}, "already an adapter"),
         ({"source": "org/name", "model": {"path": "/no/model"}}, "no model folder"),
         ({"sauce": "org/name"}, "source"),
     ],
@@ -140,12 +146,12 @@ def test_a_wrong_import_is_told_before_it_is_queued(
     page: TestClient, home: Home, store: JobStore, values: dict[str, Any], words: str
 ) -> None:
     put(home.adapters / "a", "a")
-    assert words in sentence(page.post("/api/adapters/ask/import_adapter", json=values))
+    assert words in sentence(do(page, "import", **values))
     assert store.list() == []
 
 
 def test_an_import_keeps_its_own_name(page: TestClient, store: JobStore) -> None:
-    job = page.post("/api/adapters/ask/import_adapter", json={"source": "org/sea"}).json()
+    job = do(page, "import", source="org/sea").json()
     assert job["name"] == "import sea" and store.get(job["id"]).spec["adapter"] == ""
 
 

@@ -4,6 +4,7 @@
 
 import { ago, badge, button, bytes, changed, dots, h, keyed, matcher, number, query, remember, send, short,
   sureButton, text, toast } from '../core/dom.js';
+import { list } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';
 import { askExport, askImport, askMerge, askMix, KINDS, outcome } from './actions.js';
@@ -147,7 +148,7 @@ export class Adapters extends HTMLElement {
   // -- one adapter ---------------------------------------------------------------------------------
 
   async rename(one, name) {
-    const done = await send(`/api/adapters/${one.id}/rename`, { name });
+    const done = await send('/api/do/adapters.rename', { adapter: one.id, name });
     if (!done) return false;
     if (this.picked.delete(one.id)) this.picked.add(done.id);
     one.id = done.id; // the passport that is still shown acts on the new name at once
@@ -158,13 +159,13 @@ export class Adapters extends HTMLElement {
   }
 
   async tag(one, words) {
-    if (!await send(`/api/adapters/${one.id}/tag`, { tags: words.split(',') })) return;
+    if (!await send('/api/do/adapters.tag', { adapter: one.id, tags: list(words) })) return;
     await this.refresh();
     this.open(one.id);
   }
 
   async remove(one) {
-    const gone = await send(`/api/adapters/${one.id}/delete`, {});
+    const gone = await send('/api/do/adapters.delete', { adapter: one.id });
     if (!gone) return;
     this.passport.hide();
     this.notice.hidden = false;
@@ -174,7 +175,7 @@ export class Adapters extends HTMLElement {
   }
 
   async undo(token) {
-    const back = await send('/api/adapters/undo', { token });
+    const back = await send('/api/do/adapters.undo', { adapter: token });
     if (!back) return;
     this.notice.hidden = true;
     await this.refresh();

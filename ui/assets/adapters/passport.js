@@ -103,7 +103,7 @@ export class Passport {
   picture(one) {
     const note = quiet('A queued job that loads the base once, on the CPU.');
     const measure = async () => {
-      const job = await send('/api/adapters/ask/picture', { adapter: one.path });
+      const job = await send('/api/do/adapters.picture', { adapter: one.path });
       if (job) text(note, 'Measuring: the map appears here when it is done.');
       poke();
     };

@@ -76,7 +76,7 @@ export const checkpointActions = (model, name) => h('span', { class: 's-actions'
   h('a', { href: compareLink(lane(model), lane(model, name)) }, 'Compare'), promoteButton(name));
 
 export function promoteButton(name) {
-  const node = sureButton('Promote', 'Make it the adapter?', () => send('/api/chat/promote', { checkpoint: name },
+  const node = sureButton('Promote', 'Make it the adapter?', () => send('/api/do/promote', { checkpoint: name },
     (made) => `Queued as “${made.name}”. The current adapter stays beside it.`), 's-tool');
   node.title = "Make this checkpoint the run's adapter";
   return node;

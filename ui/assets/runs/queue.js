@@ -2,7 +2,7 @@
 // (schedule, sweep, train longer, note and tags, webhook).
 
 import { api, button, h, send, text, toast } from '../core/dom.js';
-import { ask } from '../core/form.js';
+import { ask, list } from '../core/form.js';
 import { poke, toggleNotifications, wantsNotifications } from '../core/live.js';
 
 export class QueueBar {
@@ -39,8 +39,6 @@ export class QueueBar {
     poke();
   }
 }
-
-const list = (value) => value.split(',').map((one) => one.trim()).filter(Boolean);
 
 export function planSchedule(job, jobs) {
   const older = jobs.filter((one) => one.id < job.id && one.state !== 'failed' && one.state !== 'cancelled').slice(0, 60);
