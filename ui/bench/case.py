@@ -1,4 +1,4 @@
-"""What every peer trains on: one folder with a model, a fresh adapter and rows in step order.
+"""The case that all peers train on: a folder with a model, a fresh adapter, rows in step order.
 
 The target case is a 30 M-parameter Llama shape (hidden 384, 8 layers, vocabulary 32,000, grouped
 queries) with instruct rows of log-normal length (median 60, at most 512) of which the last 40 %
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 SYNTHETIC = "instruct-rows"
 MEDIAN, LONGEST, SHORTEST, SIGMA, ANSWER_SHARE = 60, 512, 8, 0.9, 0.4
 SYNTHETIC_ROWS = 512
+SIBLINGS = "siblings.json"  # loss and gradient norm of every sibling's steps, in the case's folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,11 @@ class Case:
     learning_rate: float
     siblings: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of the studio alone, such as `{"train.attn_implementation": "sdpa"}`."""
+    """Settings of this studio alone, such as `{"train.attn_implementation": "sdpa"}`."""
 
     @property
     def steps(self) -> int:
-        """All steps; the first round warms up and is not counted."""
+        """All steps, those of the round that warms up included."""
         return self.steps_per_round * (self.rounds + 1)
 
     def spec(self) -> RunSpec:
@@ -106,20 +107,18 @@ def make_rows(count: int, *, vocabulary: int, seed: int = 0) -> list[Example]:
 
 
 def prepare_case(case: Case, folder: Path, *, adapter: bool = True) -> Case:
-    """Write `folder/{model, adapter, rows.json, case.json}`; returns the case with its own paths.
+    """Write `folder/{model, adapter, rows.json, case.json}`; return the case with its own paths.
 
-    Without `adapter` every peer starts its own. `rows.json` holds the rows in the order the steps
-    take them, the same for every peer.
+    Without `adapter` every peer starts its own. `rows.json` holds the rows in the order of the
+    steps, the same for every peer.
     """
     from studio.backbone import Backbone
     from studio.models.sources import resolve
 
-    if case.model in SHAPES:
-        make_model(case.model, folder / "model", dtype=case.dtype)
-        path = folder / "model"
-    else:
-        path = resolve(case.spec().model)
-    local = Case(**{**asdict(case), "model": str(path)})
+    folder.mkdir(parents=True, exist_ok=True)
+    local = own_model(case, folder)
+    path = resolve(local.spec().model)
+    local = replace(local, model=str(path))
     model = load_bare(path, case.dtype)
     rows = _rows(local, model.config.get_text_config())
     if adapter:
@@ -135,6 +134,19 @@ def prepare_case(case: Case, folder: Path, *, adapter: bool = True) -> Case:
     return local
 
 
+def own_model(case: Case, folder: Path) -> Case:
+    """Return the case with a model folder in place of a shape, written under `folder`."""
+    if case.model not in SHAPES:
+        return case
+    make_model(case.model, folder / "model", dtype=case.dtype)
+    return replace(case, model=str(folder / "model"))
+
+
+def sibling_rates(case: Case, count: int) -> list[float]:
+    """Return the learning rate of each sibling."""
+    return [case.learning_rate * 0.5**number for number in range(count)]
+
+
 def read_case(folder: Path) -> tuple[Case, list[Example]]:
     """Read what `prepare_case` wrote."""
     rows = [
@@ -145,10 +157,10 @@ def read_case(folder: Path) -> tuple[Case, list[Example]]:
 
 
 def load_bare(path: Path, dtype: str) -> Any:
-    """Load a model without asking for a tokenizer, all of it.
+    """Load a model without its tokenizer.
 
-    The weights are mapped from their file: each is read once, or they would come in with the first
-    step and count as what training takes above the base.
+    Every weight is read once: mapped from a file they would come in with the first step and count
+    as memory that training takes above the base.
     """
     import torch
     from transformers import AutoModelForCausalLM

@@ -16,10 +16,10 @@ import time
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 
+from ui.bench.figures import Figure, figure, progress
 from ui.bench.launch import ask, serving, wait_until
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -39,19 +39,22 @@ PROMPT = {
 }
 
 
-def bench_idle(seconds: float = 20.0) -> list[dict[str, Any]]:
+def bench_idle(seconds: float = 20.0) -> list[Figure]:
     """Return the figures of every process and their sums, over `seconds` in each state."""
     with (
         tempfile.TemporaryDirectory(prefix="studio-bench-") as home,
         serving(Path(home)) as (_, url, _),
     ):
+        progress("starting page, supervisor, spare and chat host")
         wait_until(lambda: _answers(url), "page")
         ask(f"{url}api/chat/generate", PROMPT)
         processes = wait_until(lambda: _all_there(url), "supervisor, spare and chat host")
         _settle(list(processes.values()))
+        progress(f"no page open, {seconds:g} s")
         figures = _figures(measured(processes, seconds), "no page", WAKEUPS_BAR, SHARE_BAR)
         with _open_page(url, processes["web"]) as kind:
             _settle(list(processes.values()))
+            progress(f"{kind}, {seconds:g} s")
             return figures + _figures(measured(processes, seconds), kind, 0, OPEN_SHARE_BAR)
 
 
@@ -94,11 +97,11 @@ def _used(process: psutil.Process) -> float:
 
 def _figures(
     found: dict[str, tuple[float, float]], state: str, wakeups_bar: float, share_bar: float
-) -> list[dict[str, Any]]:
+) -> list[Figure]:
     total = tuple(sum(values) for values in zip(*found.values(), strict=True))
     rows = [(*one, 0.0, 0.0) for one in found.values()] + [(*total, wakeups_bar, share_bar)]
     return [
-        {"name": f"{role}, {state}: {what}", "value": round(value, 3), "unit": unit, "bar": bar}
+        figure(f"{role}, {state}: {what}", value, unit, bar)
         for role, row in zip([*found, "together"], rows, strict=True)
         for what, value, unit, bar in (
             ("wake-ups", row[0], "/s", row[2]), ("processor", row[1], "%", row[3])

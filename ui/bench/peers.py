@@ -1,4 +1,4 @@
-"""The peers: this studio's loop, Hugging Face's Trainer with PEFT, and TRL's SFTTrainer.
+"""The peers of `studio bench train`: this studio's loop, HF Trainer with PEFT, TRL's SFTTrainer.
 
 Each trains the same rows in the same order from the same adapter file, at its own defaults except
 where a default would make the comparison about something else (constant rate, no evaluation, no
@@ -7,6 +7,7 @@ saving, no dropout).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from studio.data.template.template import IGNORED
-from ui.bench.case import Case, Example, load_bare
-from ui.bench.worker import Turnstile
+from ui.bench.case import SIBLINGS, Case, Example, load_bare, sibling_rates
 
 if TYPE_CHECKING:
     from studio.models.loading import Loaded
+    from ui.bench.worker import Turnstile
 
 
 def run_ours(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
@@ -65,10 +66,31 @@ def bare(case: Case) -> Loaded:
 
 
 def run_siblings(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
-    """Several runs of this studio on one base."""
-    from ui.bench.siblings import run
+    """Several runs of this studio on one base, a step of each in turn."""
+    from studio.training.session import open_session
+    from studio.training.siblings import SiblingGroup
 
-    run(folder, case, rows, gate)
+    loaded = bare(case)
+    group = SiblingGroup(loaded)
+    prepared: Any = SimpleNamespace(train=rows, validation=[], data_hash="", template="")
+    sessions = []
+    for number, rate in enumerate(sibling_rates(case, case.siblings)):
+        session = open_session(
+            replace(case, learning_rate=rate).spec(), loaded=loaded, prepared=prepared,
+            backbone=group.backbone, name=f"sibling-{number}",
+        )  # fmt: skip
+        session.plan = replace(session.plan, shuffled=False)
+        group.join(session)
+        sessions.append(session)
+    taken: list[list[dict[str, float]]] = [[] for _ in sessions]
+    for step in range(case.steps):
+        gate.before(step)
+        events = [session.step() for session in sessions]
+        gate.after()
+        for own, event in zip(taken, events, strict=True):
+            own.append({"loss": event.loss, "grad_norm": event.grad_norm})
+        (folder / SIBLINGS).write_text(json.dumps(taken))
+        gate.note(loss=events[0].loss, grad_norm=events[0].grad_norm)
 
 
 def run_hf(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:

@@ -1,7 +1,7 @@
-"""How long a person waits, and what an open page costs a training. Never torch.
+"""`studio bench startup`: time to the page and to the first loss, cost of an open page.
 
-Everything is measured from outside through processes, as a person would meet it, in a home of its
-own. A browser adds its own time to the page; `tests/browser` measures that.
+Everything is measured from outside through processes, in a home of its own. Never torch. A browser
+adds its own time to the page; `tests/browser` measures that.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import psutil
 
 from studio import hardware
 from studio.errors import RunError
+from ui.bench.figures import Figure, figure, progress
 from ui.bench.launch import PATIENCE_SECONDS, command, serving, stop, wait_until
 
 if TYPE_CHECKING:
@@ -29,31 +30,32 @@ SPARE_SECONDS = 8  # in which a spare imports torch
 PAGE_TURNS, TURN_SECONDS, ASK_SECONDS = 5, 6.0, 0.7
 
 
-def startup(rounds: int = 3) -> list[dict[str, Any]]:
+def bench_startup(rounds: int = 3) -> list[Figure]:
     """Return the figures, best and median of `rounds`, with their bars."""
     with tempfile.TemporaryDirectory(prefix="studio-bench-") as temporary:
-        home = Path(temporary)
-        pages = [_page(home / f"page-{i}") for i in range(rounds)]
-        steps = [_first_steps(home / f"run-{i}") for i in range(rounds)]
+        home, pages, steps = Path(temporary), [], []
+        for number in range(rounds):
+            progress(f"page, round {number + 1} of {rounds}")
+            pages.append(_page(home / f"page-{number}"))
+        for number in range(rounds):
+            progress(f"first loss, round {number + 1} of {rounds}")
+            steps.append(_first_steps(home / f"run-{number}"))
+        progress("an open page beside a run")
         cost = _page_cost(home / "cost")
     return [
-        _figure("studio to HTTP 200 of /", "s", [p["seconds"] for p in pages], 5.0),
-        _figure("web process resident", "MB", [p["bytes"] / 1e6 for p in pages], 400.0),
-        _figure("train command to first loss, cold", "s", [s["first"] for s in steps], 6.0),
-        _figure("of which inside the runner", "s", [s["inside"] for s in steps], 0),
-        _figure("with a warm spare", "s", [s["warm"] for s in steps], 3.0),
-        _figure("an open page takes of the processor", "%", [cost["processor"]], 2.0),
-        _figure("an open page costs in steps/s", "%", [cost["speed"]], 2.0),
+        _median("studio to HTTP 200 of /", "s", [p["seconds"] for p in pages], 5.0),
+        _median("web process resident", "MB", [p["bytes"] / 1e6 for p in pages], 400.0),
+        _median("train command to first loss, cold", "s", [s["first"] for s in steps], 6.0),
+        _median("of which inside the runner", "s", [s["inside"] for s in steps], 0),
+        _median("with a warm spare", "s", [s["warm"] for s in steps], 3.0),
+        _median("an open page takes of the processor", "%", [cost["processor"]], 2.0),
+        _median("an open page costs in steps/s", "%", [cost["speed"]], 2.0),
     ]
 
 
-def _figure(name: str, unit: str, values: list[float], bar: float) -> dict[str, Any]:
-    """The median and the best of some values; a bar of 0 is none."""
+def _median(name: str, unit: str, values: list[float], bar: float) -> Figure:
     value = statistics.median(values)
-    met = not bar or value <= bar
-    return {
-        "name": name, "unit": unit, "value": value, "best": min(values), "bar": bar, "met": met,
-    }  # fmt: skip
+    return figure(name, value, unit, bar, best=min(values), met=not bar or value <= bar)
 
 
 def _page(home: Path) -> dict[str, float]:
@@ -108,7 +110,7 @@ def _submit(home: Path, steps: int) -> int:
 
 
 def _page_cost(home: Path) -> dict[str, float]:
-    """What an open page costs a run, in percent: it asks in turns, and keeps still.
+    """Return what an open page costs a run, in percent: it polls in turns with pauses.
 
     `speed`: of the run's steps a second, as noisy as the machine. `processor`: the web process's
     share of all cores while it answers, which bounds what it can take from anybody. The page's own

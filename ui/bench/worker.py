@@ -1,4 +1,4 @@
-"""One peer in its own process: trains round by round, when the parent says so.
+"""One peer in its own process: train a round at each line from the parent, then report it.
 
 `python -m ui.bench.worker PEER FOLDER` reads a line before each round and answers with one JSON
 line after it, so that several peers take turns on one machine and share its noise. All of them are
@@ -20,7 +20,7 @@ from ui.bench.case import Case, Example, read_case
 
 
 class Turnstile:
-    """Lets a round through when the parent says so, and reports it when it is over."""
+    """Starts a round when the parent asks for it, and reports it when it is over."""
 
     def __init__(self, case: Case, rows: list[Example]) -> None:
         self.case, self.rows = case, rows
@@ -85,7 +85,7 @@ class Turnstile:
 
 
 class _NoModules(AbstractContextManager[None]):
-    """Takes the place of torch's module tracker, whose hooks stop a backward within a backward."""
+    """A stand-in for torch's module tracker, whose hooks fail in a backward within a backward."""
 
     parents = frozenset({"Global"})
 

@@ -8,7 +8,7 @@ import pytest
 
 from studio.errors import MethodError, RunError, SpecError
 from ui.bench import command
-from ui.bench import methods as bench
+from ui.bench import method_speed as bench
 from ui.bench.case import SYNTHETIC, Case
 
 CASE = Case(
@@ -31,7 +31,10 @@ class FakePeer:
             "peak_bytes": int(100 * SECONDS[self.method]),
         })  # fmt: skip
 
-    def close(self) -> None:
+    def __enter__(self) -> "FakePeer":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         pass
 
 
@@ -45,28 +48,28 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "serving", serving)
     monkeypatch.setattr(bench, "Peer", FakePeer)
     monkeypatch.setattr(bench, "prepare_case", lambda case, folder, adapter: case)
-    monkeypatch.setattr(bench, "make_model", lambda *args, **options: None)
+    monkeypatch.setattr(bench, "own_model", lambda case, folder: case)
 
 
 def test_every_method_is_held_against_full_fine_tuning() -> None:
-    full, lora = bench.bench_methods(CASE, ["lora"])["rows"]
+    full, lora = bench.bench_methods(CASE, "lora")["rows"]
     assert (full["method"], full["step_ratio"], full["memory_ratio"]) == ("full", 1.0, 1.0)
     assert (lora["seconds_per_step"], lora["step_ratio"], lora["memory_ratio"]) == (1.0, 0.5, 0.5)
     assert (lora["first_loss"], lora["last_loss"], lora["grad_norm"]) == (3.0, 2.0, 0.5)
 
 
 def test_what_is_refused_is_a_row_with_its_sentence() -> None:
-    result = bench.bench_methods(replace(CASE), ["bitfit", "loha", "lora"])
+    result = bench.bench_methods(CASE, "bitfit,loha,lora")
     rows = {row["method"]: row for row in result["rows"]}
     assert rows["bitfit"] == {"method": "bitfit", "error": "This model has no biases."}
     assert rows["loha"] == {"method": "loha", "error": "The peer ours stopped."}
-    text = bench.table(result)
+    text = bench.methods_text(result)
     assert "no biases" in text and "0.50" in text
 
 
 def test_an_unknown_method_is_refused_at_once() -> None:
     with pytest.raises(MethodError):
-        bench.bench_methods(CASE, ["lorra"])
+        bench.bench_methods(CASE, "lorra")
 
 
 def test_a_setting_of_the_studio_is_taken_and_one_that_is_none_refused() -> None:

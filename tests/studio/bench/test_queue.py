@@ -6,13 +6,13 @@ import pytest
 
 from studio.errors import InputError
 from studio.home import Home
-from ui.bench import queue, queue_figures
+from ui.bench import queue_speed
 from ui.bench.command import bench as run
+from ui.bench.figures import figure
 
 
 def test_every_figure_is_measured_and_no_job_is_given_out_twice(home: Home) -> None:
-    figures = queue_figures.measure(home, many=1000, points=5000, claimed=200, writes=20)
-    figures += queue.page_figures(home, many=1000)
+    figures = queue_speed.measure(home, many=1000, points=5000, claimed=200, writes=20)
 
     named = {str(one["name"]): float(str(one["value"])) for one in figures}
     assert named.pop("jobs given out twice") == 0
@@ -28,9 +28,8 @@ def test_an_option_nobody_knows_is_refused() -> None:
 def test_json_is_one_document(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = queue_figures.figure("x", 1.236, "ms", 50)
-    monkeypatch.setattr(queue_figures, "measure", lambda home, many: [one])
-    monkeypatch.setattr(queue, "page_figures", lambda home, many: [one])
+    one = figure("x", 1.236, "ms", 50)
+    monkeypatch.setattr(queue_speed, "measure", lambda home, many: [one, one])
 
     assert run(["queue", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [one, one]

@@ -1,57 +1,61 @@
-"""How quick the queue is on this disk: the figures of `studio bench queue`, each with its bar."""
+"""`studio bench queue`: claims, queries and curves of a full queue, with their bars."""
 
 import os
 import statistics
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 
 from jobs.curves import Progress
 from jobs.processes import me
 from jobs.store import JobStore
 from jobs.supervisor import Supervisor
-from studio.home import Home
+from studio.home import Home, open_home
+from ui.bench.figures import Figure, figure, median_ms, progress, seconds
 
 MANY = 10_000
 POINTS = 100_000
-
-
-Figure = dict[str, object]
 NO_RUNNER = (sys.executable, "-S", "-c", "raise SystemExit(1)")  # it fails, and frees the slot
+
+
+def bench_queue(many: int = MANY) -> list[Figure]:
+    """Measure in a temporary home and return the figures."""
+    with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
+        return measure(open_home(folder), many=many)
 
 
 def measure(
     home: Home, *, many: int = MANY, points: int = POINTS, claimed: int = 1000, writes: int = 100
 ) -> list[Figure]:
-    """Return the figures: name, value, unit, bar (0 where there is none).
+    """Return the figures of an empty home.
 
     Args:
         home: An empty home.
-        many: So many queued jobs for the pages' queries.
-        points: So long a curve.
-        claimed: So many jobs for eight claimers.
-        writes: So many times 20 rows beside four readers, ten times a second.
+        many: Queued jobs for the queries of the pages.
+        points: Points of the curve.
+        claimed: Jobs for eight claimers.
+        writes: How often 20 rows are written beside four readers, ten times per second.
     """
     with closing(JobStore(home)) as store:
+        progress("from submission to claim")
         figures = _handover(home, store)
-        figures.append(figure("submit one job, median", _submit(store), "ms", 0))
+        submit = median_ms(lambda: store.submit({"name": ""}), times=50)
+        figures.append(figure("submit one job, median", submit, "ms"))
+        progress(f"eight claimers over {claimed:,} jobs")
         figures += _claims(home, store, jobs=claimed)
+        progress(f"a curve of {points:,} points")
         figures += _curves(store, points, writes)
+        progress(f"queries over {many:,} queued jobs")
         fill(store, many)
-        for name, query in _pages(store).items():
-            figures.append(figure(f"{name}, {many:,} queued jobs", median_ms(query), "ms", 50))
-        return figures
+        return figures + _queries(home, store, f"{many:,} queued jobs")
 
 
 def fill(store: JobStore, count: int) -> None:
     """Queue many small jobs."""
     store.submit_many({"name": f"job {os.urandom(6).hex()}"} for _ in range(max(0, count)))
-
-
-def _submit(store: JobStore) -> float:
-    return median_ms(lambda: store.submit({"name": ""}), times=50)
 
 
 def _handover(home: Home, store: JobStore, times: int = 15) -> list[Figure]:
@@ -94,7 +98,7 @@ def _claims(home: Home, store: JobStore, workers: int = 8, jobs: int = 1000) -> 
         assert claim is not None
         store.claims.register(claim, me())
         store.claims.finish(claim, "succeeded")
-    fill(store, jobs - sum(store.counts().get(state, 0) for state in ("queued",)))
+    fill(store, jobs - store.counts().get("queued", 0))
     taken: list[int] = []
 
     def work(number: int) -> None:
@@ -110,11 +114,11 @@ def _claims(home: Home, store: JobStore, workers: int = 8, jobs: int = 1000) -> 
         thread.start()
     for thread in threads:
         thread.join()
-    seconds = time.perf_counter() - begun
+    took = time.perf_counter() - begun
     return [
         figure("claim, median", statistics.median(waited) * 1e3, "ms", 300),
-        figure(f"{workers} claimers over {jobs:,} jobs", seconds, "s", 0),
-        figure("jobs given out twice", float(len(taken) - len(set(taken))), "", 0),
+        figure(f"{workers} claimers over {jobs:,} jobs", took, "s"),
+        figure("jobs given out twice", float(len(taken) - len(set(taken))), ""),
     ]
 
 
@@ -122,68 +126,62 @@ def _curves(store: JobStore, points: int, times: int) -> list[Figure]:
     store.submit({"name": "curve"})
     claim = store.claims.claim("cpu", owner=me())
     assert claim is not None
+    job = claim.job
     store.claims.register(claim, me())
     for first in range(0, points, 5000):
         rows = [("loss", step, 1.0 / (step + 1), 0.0) for step in range(first, first + 5000)]
         store.claims.report(claim, Progress(metrics=rows))
-    whole = median_ms(lambda: store.metrics([claim.job], ["loss"]), times=5)
-    seq = store.metrics([claim.job], ["loss"])["seq"]
-    tail = median_ms(lambda: store.metrics([claim.job], ["loss"], after_seq=seq - 20), times=50)
-    writes, reads, done = [], [], threading.Event()
+    whole = median_ms(lambda: store.metrics([job], ["loss"]), times=5)
+    seq = store.metrics([job], ["loss"])["seq"]
+    tail = median_ms(lambda: store.metrics([job], ["loss"], after_seq=seq - 20), times=50)
+    reads, done = [], threading.Event()
 
     def read() -> None:
-        while not done.is_set():
-            begun = time.perf_counter()
-            store.metrics([claim.job], ["loss"], after_seq=seq)
-            reads.append(time.perf_counter() - begun)
-            time.sleep(0.25)
+        while not done.wait(0.25):
+            reads.append(seconds(lambda: store.metrics([job], ["loss"], after_seq=seq)))
 
     readers = [threading.Thread(target=read) for _ in range(4)]
     for reader in readers:
         reader.start()
+    writes = []
     for number in range(times):  # 20 rows ten times a second: 200 rows a second
         rows = [("loss", points + 20 * number + n, 1.0, 0.0) for n in range(20)]
-        begun = time.perf_counter()
-        store.claims.report(claim, Progress(metrics=rows))
-        writes.append(time.perf_counter() - begun)
+        report = Progress(metrics=rows)
+        writes.append(seconds(lambda report=report: store.claims.report(claim, report)))
         time.sleep(0.1)
     done.set()
     for reader in readers:
         reader.join()
     store.claims.finish(claim, "succeeded")
     return [
-        figure(f"snapshot of a curve of {points:,} points", whole, "ms", 0),
+        figure(f"snapshot of a curve of {points:,} points", whole, "ms"),
         figure("what is new in it", tail, "ms", 50),
         figure("write 20 rows beside 4 readers, p99", _p99(writes), "ms", 50),
         figure("a reader meanwhile, p99", _p99(reads), "ms", 50),
     ]
 
 
-def _pages(store: JobStore) -> dict[str, Callable[[], object]]:
+def _queries(home: Home, store: JobStore, among: str) -> list[Figure]:
+    """The queries of pages and commands, and what an open Runs page asks once a second."""
+    from ui.live import Listing
+
     last = store.list(limit=1)[0].id
-    return {
-        "first 100 of the list": lambda: store.list(limit=100),
-        "first 100 of the queue": lambda: store.queue(limit=100),
-        "search": lambda: store.list(limit=100, search="curv"),
-        "counts": store.counts,
-        "run next": lambda: store.run_next(last),
-    }
-
-
-def median_ms(call: Callable[[], object], *, times: int = 15) -> float:
-    """Return the median of several calls."""
-    taken = []
-    for _ in range(times):
-        begun = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken) * 1e3
+    listing = Listing(home, store)
+    first = listing.since("")
+    assert first is not None
+    return [
+        figure(f"{name}, {among}", median_ms(query), "ms", 50)
+        for name, query in {
+            "first 100 of the list": lambda: store.list(limit=100),
+            "first 100 of the queue": lambda: store.queue(limit=100),
+            "search": lambda: store.list(limit=100, search="curv"),
+            "counts": store.counts,
+            "run next": lambda: store.run_next(last),
+            "a new tab's list of jobs": lambda: listing.since(""),
+            "an open tab's poll": lambda: listing.since(first["digest"]),
+        }.items()
+    ]
 
 
 def _p99(values: Sequence[float]) -> float:
     return sorted(values)[min(len(values) - 1, int(0.99 * len(values)))] * 1e3
-
-
-def figure(name: str, value: float, unit: str, bar: float) -> Figure:
-    """Return one figure as it is printed."""
-    return {"name": name, "value": round(value, 3), "unit": unit, "bar": bar}

@@ -1,13 +1,13 @@
-"""How fast lanes answer, beside plain transformers `generate` and PEFT's own adapter switching.
+"""`studio bench chat`: lanes answering together, beside `generate` and PEFT's adapter switching.
 
-One random 30 M-parameter Llama, one prompt, greedy, the same number of tokens for everybody; the
-variants are interleaved, so that a busy machine slows all alike. The questions: what do four
-LoRA lanes cost together against one, when comes the first token, what does a switch cost, what
-does streaming through the host add, and how old is a token when it arrives.
+One random Llama, one prompt, greedy, the same number of tokens for all; variants are interleaved,
+so that a busy machine slows all alike. Measured: four LoRA lanes against one, the first token, a
+switch of adapters, streaming through the chat host, and the age of a token on arrival.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 import time
@@ -19,9 +19,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from studio.chat.lanes import Lane, Message, Sampling
+from studio.home import open_home
 from studio.stack import StackItem
 from ui.bench.case import SHAPES, make_model
-from ui.bench.stream import measure_stream
+from ui.bench.figures import Figure, figure, figures_text, median_ratio, progress, round_text
 
 if TYPE_CHECKING:
     from studio.chat.engine import ChatEngine
@@ -32,11 +33,12 @@ BARS = {
     "first token of a LoRA lane / generate's": 1.3,
     "streamed by the host / in process, CPU": 1.05,
 }
+Variants = dict[str, Callable[[], float | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class NumberTemplate:
-    """The prompt is token numbers; nothing ends an answer before its length."""
+    """A template of token numbers without a stop token, so that every answer has full length."""
 
     name: str = "numbers"
     stop_ids: tuple[int, ...] = ()
@@ -46,59 +48,56 @@ class NumberTemplate:
         return [int(word) for word in messages[-1]["content"].split()]
 
 
-def measure(
-    *, shape: str = "llama-30m", prompt_tokens: int = 64, new_tokens: int = 64, rounds: int = 5
+def bench_chat(
+    *, shape: str = "llama-30m", prompt_tokens: int = 64, tokens: int = 64, rounds: int = 5
 ) -> dict[str, Any]:
     """Run every variant `rounds` times and return seconds (median) and the ratios that matter."""
     import torch
 
     prompt = [5 + i * 7 % 1000 for i in range(prompt_tokens)]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
         base = Path(folder) / "base"
         make_model(shape, base)
         engine = _engine(base, SHAPES[shape]["vocab_size"])
         adapters = _trained(engine, Path(folder))
-        variants = _ours(engine, prompt, new_tokens)
-        variants |= _peers(base, adapters, prompt, new_tokens)
-        seconds: dict[str, list[float]] = {name: [] for name in variants}
-        for round_number in range(rounds + 1):
+        variants = _ours(engine, prompt, tokens)
+        variants |= _peers(base, adapters, prompt, tokens)
+        taken: dict[str, list[float]] = {name: [] for name in variants}
+        for number in range(rounds + 1):  # the first warms caches up
+            progress(round_text("lanes and peers", number, rounds))
+
             for name, run in variants.items():
                 took = _timed(run)
-                if round_number:  # the first warms caches up
-                    seconds[name].append(took)
-        stream = measure_stream(
-            base, Path(folder), prompt_tokens=prompt_tokens, new_tokens=new_tokens, rounds=rounds
-        )
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+                if number:
+                    taken[name].append(took)
+        stream = _stream(base, Path(folder), " ".join("7" * prompt_tokens), tokens, rounds)
     return {
         "shape": shape,
         "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
+        "new_tokens": tokens,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
         "device": str(engine.loaded.device),
-        "seconds": {name: round(value, 5) for name, value in medians.items()},
-        "ratios": _ratios(seconds) | {"streamed by the host / in process, CPU": stream["ratio"]},
+        "seconds": {name: round(statistics.median(own), 5) for name, own in taken.items()},
+        "ratios": _ratios(taken) | {"streamed by the host / in process, CPU": stream["ratio"]},
         "token_age_ms": {"median": stream["median_age_ms"], "95 %": stream["p95_age_ms"]},
         "bars": BARS,
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """Return the figures as text for a terminal."""
-    heads = (
+def chat_text(result: dict[str, Any]) -> str:
+    """Return the figures as text."""
+    figures: list[Figure] = [figure(name, one, "s") for name, one in result["seconds"].items()]
+    figures += [figure(name, one, "×", BARS.get(name, 0)) for name, one in result["ratios"].items()]
+    figures += [
+        figure(f"age of a token on arrival, {name}", one, "ms", 100)
+        for name, one in result["token_age_ms"].items()
+    ]
+    return (
         f"{result['shape']}, {result['prompt_tokens']} + {result['new_tokens']} tokens, "
-        f"{result['device']}, {result['threads']} threads, median of {result['rounds']}"
+        f"{result['device']}, {result['threads']} threads, median of {result['rounds']}\n\n"
+        f"{figures_text(figures)}"
     )
-    lines = [heads, ""]
-    lines += [f"  {name:<44} {value:>9.4f} s" for name, value in result["seconds"].items()]
-    lines.append("")
-    for name, value in result["ratios"].items():
-        bar = f"   (bar {BARS[name]:g})" if name in BARS else ""
-        lines.append(f"  {name:<44} {value:>9.2f}{bar}")
-    for name, value in result["token_age_ms"].items():
-        lines.append(f"  {'age of a token on arrival, ' + name:<44} {value:>9.0f} ms   (bar 100)")
-    return "\n".join(lines)
 
 
 def _engine(base: Path, vocab_size: int) -> ChatEngine:
@@ -125,7 +124,7 @@ def _engine(base: Path, vocab_size: int) -> ChatEngine:
 
 
 def _trained(engine: ChatEngine, folder: Path) -> dict[str, Path]:
-    """Adapters moved by noise, in the backbone and on disk for PEFT."""
+    """Attach adapters moved by noise; return their folders, for PEFT."""
     import torch
 
     from studio.methods import named
@@ -143,9 +142,7 @@ def _trained(engine: ChatEngine, folder: Path) -> dict[str, Path]:
     return folders
 
 
-def _ours(
-    engine: ChatEngine, prompt: list[int], count: int
-) -> dict[str, Callable[[], float | None]]:
+def _ours(engine: ChatEngine, prompt: list[int], count: int) -> Variants:
     text = " ".join(map(str, prompt))
 
     def lane(*stack: str) -> Lane:
@@ -177,9 +174,7 @@ def _ours(
     }
 
 
-def _peers(
-    base: Path, adapters: dict[str, Path], prompt: list[int], count: int
-) -> dict[str, Callable[[], float | None]]:
+def _peers(base: Path, adapters: dict[str, Path], prompt: list[int], count: int) -> Variants:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -193,7 +188,7 @@ def _peers(
         )  # fmt: skip
 
     plain = AutoModelForCausalLM.from_pretrained(base).to(default_device())
-    variants: dict[str, Callable[[], float | None]] = {
+    variants: Variants = {
         "transformers: base": lambda: generate(plain, 1, count),
         "transformers: first token of the base": lambda: generate(plain, 1, 1),
         "transformers: base, four rows": lambda: generate(plain, 4, count),
@@ -257,9 +252,69 @@ def _ratios(seconds: dict[str, list[float]]) -> dict[str, float]:
             "studio: four LoRA lanes together", "peft: four LoRA in one mixed batch"),
     }  # fmt: skip
     return {
-        name: round(
-            statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True)), 3
-        )
+        name: round(median_ratio(seconds[one], seconds[other]), 3)
         for name, (one, other) in pairs.items()
         if one in seconds and other in seconds
     }
+
+
+def _stream(
+    base: Path, folder: Path, prompt: str, new_tokens: int, rounds: int
+) -> dict[str, float]:
+    """Ask one lane of the models in this process and of a real host, in turns.
+
+    The ratio is of the processor seconds of the two processes, so that others on the machine do not
+    change it. The host stamps each piece of text with the creation time of its oldest token; the
+    age is taken where a page would take it, when the line has been read and parsed.
+    """
+    import psutil
+
+    from jobs import chat_client
+    from studio.chat.residents import ResidentModels
+
+    _give_tokenizer(base)
+    home = open_home(folder / "home")
+    lane = Lane(
+        model=str(base),
+        messages=(Message(role="user", content=prompt),),
+        sampling=Sampling(temperature=0, max_new_tokens=new_tokens),
+    )
+    request = {"lanes": [lane.model_dump(mode="json")]}
+    here = ResidentModels(home)
+    alone, streamed, ages = [], [], []
+    host = psutil.Process(chat_client.ensure_host(home).identity.pid)
+    try:
+        for number in range(rounds + 1):
+            progress(round_text("streaming", number, rounds))
+            started = time.process_time()
+            for _ in here.stream([lane]):
+                pass
+            took = time.process_time() - started
+            before = sum(host.cpu_times()[:2])
+            for event in chat_client.generate(home, request):
+                if event["type"] == "delta" and number:
+                    ages.append(1000 * (time.time() - event["at"]))
+            if number:
+                alone.append(took)
+                streamed.append(sum(host.cpu_times()[:2]) - before)
+    finally:
+        chat_client.quit_host(home)
+    ages.sort()
+    return {
+        "ratio": median_ratio(streamed, alone),
+        "median_age_ms": statistics.median(ages),
+        "p95_age_ms": ages[int(0.95 * (len(ages) - 1))],
+    }
+
+
+def _give_tokenizer(base: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    size: int = json.loads((base / "config.json").read_text())["vocab_size"]
+    tokenizer: Any = Tokenizer(models.WordLevel({f"{i}": i for i in range(size)}, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="0").save_pretrained(base)
+    for name in ("config.json", "generation_config.json"):  # nothing ends an answer early
+        values = json.loads((base / name).read_text())
+        (base / name).write_text(json.dumps(values | {"eos_token_id": None, "bos_token_id": None}))

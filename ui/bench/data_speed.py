@@ -1,9 +1,9 @@
 """`studio bench data`: how fast rows are checked, tokenised, cached and imported, in what memory.
 
-The tokenizer alone encodes the very same texts in the same batches, in turns with preparation. What
-our part costs is measured by itself, on a tokenizer that has its answers ready: as a difference of
-two figures ten times as large it would be noise. The import runs in a process of its own, with its
-own peak, and first: a child's peak begins with what its parent held.
+The tokenizer alone encodes the same texts in the same batches, in turns with preparation. The cost
+of our part is measured with a tokenizer that replays its answers: as a difference of two figures
+ten times as large it would be noise. The import runs first, in a process of its own with its own
+peak, since a child's peak begins with what its parent held.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
+
+from ui.bench.figures import Figure, figure, median_ratio, progress, seconds
 
 ROUNDS, PART_BYTES = 3, 4_000_000
 IMPORT = """
@@ -37,25 +39,26 @@ print(json.dumps({
 
 
 def bench_data(
-    *, file: str = "", model: str = "starter", template: str = "auto", megabytes: int = 32
-) -> list[dict[str, Any]]:
+    *, file: str = "", model: str = "starter", chat_template: str = "auto", megabytes: int = 32
+) -> list[Figure]:
     """Measure on a jsonl file, or on made conversations of `megabytes` MB."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the figures are per core
-    with tempfile.TemporaryDirectory() as folder:
+    from studio.data.survey import check_file
+
+    with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
         path = Path(file) if file else _made(Path(folder) / "made.jsonl", megabytes)
         size = path.stat().st_size / 1e6
+        progress(f"import of {size:.0f} MB")
         imported = _import(path, Path(folder))
-        checked = _check(path)
-        figures = [
-            {"name": "check", "value": size / checked, "unit": "MB/s", "bar": 20},
-            *_tokenise(path, model, template, Path(folder)),
-            *imported,
-        ]
-    return figures
+        progress("check")
+        checked = seconds(lambda: check_file(path), time.process_time)
+        progress("tokenise")
+        tokenised = _tokenise(path, model, chat_template, Path(folder))
+    return [figure("check", size / checked, "MB/s", 20), *tokenised, *imported]
 
 
 class _Recorded:
-    """A tokenizer that remembers what it was asked to encode."""
+    """A tokenizer that records the texts it encodes."""
 
     def __init__(self, core: Any) -> None:
         self.core = core
@@ -65,13 +68,13 @@ class _Recorded:
         return getattr(self.core, name)
 
     def encode_batch(self, texts: list[str], **options: Any) -> Any:
-        """Encode, and keep the texts."""
+        """Encode and record the texts."""
         self.batches.append(texts)
         return self.core.encode_batch(texts, **options)
 
 
 class _Ready(_Recorded):
-    """A tokenizer that has every answer ready, in the order in which it is asked."""
+    """A tokenizer that replays its answers in order, from the start again after the last."""
 
     def __init__(self, core: Any, batches: list[list[str]]) -> None:
         super().__init__(core)
@@ -79,7 +82,7 @@ class _Ready(_Recorded):
         self._next = 0
 
     def encode_batch(self, texts: list[str], **options: Any) -> Any:
-        """Give the next answer, and begin anew behind the last."""
+        """Return the next answer."""
         answer = self.answers[self._next]
         self._next = (self._next + 1) % len(self.answers)
         return answer
@@ -100,15 +103,7 @@ def _made(path: Path, megabytes: int) -> Path:
     return path
 
 
-def _check(path: Path) -> float:
-    from studio.data.survey import check_file
-
-    start = time.process_time()
-    check_file(path)
-    return time.process_time() - start
-
-
-def _tokenise(path: Path, model: str, template: str, folder: Path) -> list[dict[str, Any]]:
+def _tokenise(path: Path, model: str, template: str, folder: Path) -> list[Figure]:
     from studio.data.prepare import prepare
     from studio.data.template.backend import backend_from_folder
     from studio.home import open_home
@@ -121,26 +116,24 @@ def _tokenise(path: Path, model: str, template: str, folder: Path) -> list[dict[
     prepare(source, replace(backend, core=cast(Any, recorded)), context_length=2048, seed=0)
     alone, whole = [], []
     for _ in range(ROUNDS):
-        alone.append(_seconds(lambda: _encode(backend.core, recorded.batches)))
-        whole.append(_seconds(lambda: prepare(source, backend, context_length=2048, seed=0)))
+        alone.append(_used(lambda: _encode(backend.core, recorded.batches)))
+        whole.append(_used(lambda: prepare(source, backend, context_length=2048, seed=0)))
     own, ours = median(alone), _ours(path, source, backend, folder)
-    ratio = median(w / a for w, a in zip(whole, alone, strict=True))
+    ratio = median_ratio(whole, alone)
     home = open_home(folder / "home")
     prepare(source, backend, context_length=2048, seed=0, home=home)
-    start = time.perf_counter()
-    prepare(source, backend, context_length=2048, seed=0, home=home)
-    again = time.perf_counter() - start
+    again = seconds(lambda: prepare(source, backend, context_length=2048, seed=0, home=home))
     size = path.stat().st_size / 1e6
     return [
-        {"name": "tokenizer alone", "value": size / own, "unit": "MB/s", "bar": 0},
-        {"name": "prepare without it", "value": 1 / ours, "unit": "MB/s", "bar": 20},
-        {"name": "prepare over tokenizer", "value": ratio, "unit": "times", "bar": 1.3},
-        {"name": "second launch", "value": again, "unit": "s", "bar": 0},
-    ]  # fmt: skip
+        figure("tokenizer alone", size / own, "MB/s"),
+        figure("prepare without it", 1 / ours, "MB/s", 20),
+        figure("prepare over tokenizer", ratio, "times", 1.3),
+        figure("second launch", again, "s"),
+    ]
 
 
 def _ours(path: Path, source: Any, backend: Any, folder: Path) -> float:
-    """Return the seconds that a megabyte costs beside the tokenizer's."""
+    """Return the seconds per megabyte beside the tokenizer's."""
     from studio.data.prepare import prepare
 
     part = folder / "part.jsonl"
@@ -152,36 +145,34 @@ def _ours(path: Path, source: Any, backend: Any, folder: Path) -> float:
     ready = _Ready(backend.core, recorded.batches)
     quick = replace(backend, core=cast(Any, ready))
     seconds = [
-        _seconds(lambda: prepare(some, quick, context_length=2048, seed=0))
-        - _seconds(lambda: _encode(ready, recorded.batches))
+        _used(lambda: prepare(some, quick, context_length=2048, seed=0))
+        - _used(lambda: _encode(ready, recorded.batches))
         for _ in range(2 * ROUNDS)
     ]
     return median(seconds) / (part.stat().st_size / 1e6)
 
 
 def _encode(core: Any, batches: list[list[str]]) -> None:
-    """What anybody pays who wants ids: encoding, reading them, freeing what was made."""
+    """Encode, read the ids, free what was made: the least that ids cost."""
     for texts in batches:
         for encoding in core.encode_batch(texts, add_special_tokens=False):
             encoding.ids  # noqa: B018
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
+def _used(work: Callable[[], object]) -> float:
+    return seconds(work, time.process_time)
 
 
-def _import(path: Path, folder: Path) -> list[dict[str, Any]]:
+def _import(path: Path, folder: Path) -> list[Figure]:
     done = subprocess.run(
         [sys.executable, "-c", IMPORT, str(path), str(folder / "import-home")],
         capture_output=True,
         text=True,
         check=True,
     )
-    told = json.loads(done.stdout)
+    found = json.loads(done.stdout)
     size = path.stat().st_size / 1e6
     return [
-        {"name": "import", "value": size / told["seconds"], "unit": "MB/s", "bar": 0},
-        {"name": "import peak memory", "value": told["peak_bytes"] / 1e6, "unit": "MB", "bar": 600},
+        figure("import", size / found["seconds"], "MB/s"),
+        figure("import peak memory", found["peak_bytes"] / 1e6, "MB", 600),
     ]

@@ -1,0 +1,75 @@
+"""Figures of a bench: one record, two ways to print them, and progress while they are measured."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Figure = dict[str, Any]
+
+
+def figure(name: str, value: float, unit: str, bar: float = 0, **more: Any) -> Figure:
+    """Return one figure as JSON has it; a bar of 0 means that there is none."""
+    return {"name": name, "value": round(value, 5), "unit": unit, "bar": bar, **more}
+
+
+def figures_text(figures: Iterable[Mapping[str, Any]]) -> str:
+    """Return figures one a line, each with its bar and the best of several where known."""
+    lines = []
+    for one in figures:
+        digits = 4 if one["unit"] == "s" and one["value"] < 1 else 2
+        best = f"  best {one['best']:.2f}" if "best" in one else ""
+        bar = f"  (bar {one['bar']:g})" if one["bar"] else ""
+        value = f"{one['value']:>9.{digits}f} {one['unit']:<5}"
+        lines.append(f"{one['name']:<44} {value}{best}{bar}".rstrip())
+    return "\n".join(lines)
+
+
+def table_text(columns: Sequence[tuple[str, str]], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows as text.
+
+    Args:
+        columns: Heading and format of each, such as `("Δ loss", "{loss_difference:.1e}")`.
+        rows: Named values; `memory` is added in MB, and a row with an `error` is a sentence.
+    """
+    lines = [[heading for heading, _ in columns]]
+    for row in rows:
+        values = {"memory": row.get("peak_bytes", 0) / 1e6, **row}
+        used = [*columns[:1], ("", "{error}")] if "error" in row else columns
+        lines.append([form.format(**values) for _, form in used])
+    whole = [line for line in lines if len(line) == len(columns)]
+    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip()
+        for line in lines
+    )
+
+
+def progress(text: str) -> None:
+    """Say on standard error what is measured now."""
+    print(f"bench: {text}", file=sys.stderr, flush=True)
+
+
+def round_text(name: str, number: int, rounds: int) -> str:
+    """Return where a measurement is; round 0 warms up."""
+    return f"{name}, " + (f"round {number} of {rounds}" if number else "warming up")
+
+
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return how long a call takes."""
+    started = clock()
+    work()
+    return clock() - started
+
+
+def median_ms(work: Callable[[], object], *, times: int = 15) -> float:
+    """Return the median of several calls in milliseconds."""
+    return 1e3 * statistics.median(seconds(work) for _ in range(times))
+
+
+def median_ratio(ones: Iterable[float], others: Iterable[float]) -> float:
+    """Return the median of the ratios of pairs measured side by side."""
+    return statistics.median(one / other for one, other in zip(ones, others, strict=True))

@@ -1,0 +1,183 @@
+"""`studio bench train` and `siblings`: speed, memory and losses, held against peers and runs apart.
+
+The peers are other trainers on the same rows. Siblings are runs of one learning-rate sweep: one
+process trains them together on one base, and each is trained alone in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from studio.errors import InputError
+from ui.bench.case import SIBLINGS, Case, own_model, prepare_case, sibling_rates
+from ui.bench.figures import median_ratio, progress, table_text
+from ui.bench.rounds import Peer, differences, run_worker, steps_of, take_turns
+
+LOSSES = ("loss first / last", "{first_loss:.4f} / {last_loss:.4f}")
+DIFFERENCES = [("Δ loss", "{loss_difference:.1e}"), ("Δ grad norm", "{grad_norm_difference:.1e}")]
+COLUMNS = [
+    ("peer", "{name}"), ("tokens/s", "{tokens_per_second:,.0f}"),
+    ("spread", "{slowest:,.0f} to {fastest:,.0f}"), ("ours ×", "{ours_is_faster:.2f}"),
+    ("memory MB", "{memory:,.0f}"), ("ours ÷", "{ours_memory_share:.2f}"), LOSSES, *DIFFERENCES,
+]  # fmt: skip
+RUN_COLUMNS = [("run", "{run}"), LOSSES, ("grad norm", "{grad_norm:.4g}"), *DIFFERENCES]
+SHARE_OF_PEAK = (
+    "\nours reaches {share_of_peak:.0%} of this machine's peak matmul throughput ({giga:,.0f} "
+    "GFLOP/s; {mega:,.0f} MFLOP per token counted)"
+)
+NEEDS: dict[str, tuple[str, ...]] = {
+    "ours": (), "hf": ("peft",), "hf-float32": ("peft",), "trl": ("peft", "trl"),
+    "trl-best": ("peft", "trl"),
+}  # fmt: skip
+
+
+def bench_train(case: Case, vs: str) -> dict[str, Any]:
+    """Run the case here and on every peer in turns and return the figures.
+
+    Raises:
+        InputError: A peer's library is not installed.
+        RunError: A peer's process ended.
+    """
+    peers = ["ours", *[name for name in vs.split(",") if name and name != "ours"]]
+    _check_installed(peers)
+    with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
+        progress("preparing model, adapter and rows")
+        run_worker("prepare", folder, json.dumps(asdict(case)))
+        peaks = [_peak(folder)]  # before and after, while nothing trains
+        with ExitStack() as stack:
+            running = {name: stack.enter_context(Peer(name, Path(folder))) for name in peers}
+            take_turns(running, case.rounds)
+        peaks.append(_peak(folder))
+    ours = running[peers[0]].rounds
+    summaries = [summarise(name, peer.rounds, ours) for name, peer in running.items()]
+    flops = max(one["flops_per_token"] for one in ours)
+    return {
+        "case": asdict(case),
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "matmul_peak": max(peaks),
+        "flops_per_token": flops,
+        "share_of_peak": flops * summaries[0]["tokens_per_second"] / max(peaks),
+        "peers": summaries,
+    }
+
+
+def _peak(folder: str) -> float:
+    return float(json.loads(run_worker("peak", folder))["flops"])
+
+
+def summarise(
+    name: str, rounds: list[dict[str, Any]], ours: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return a peer's median speed, its spread, and how its numbers agree with the first peer's."""
+    speeds = [one["tokens"] / one["seconds"] for one in rounds[1:]]
+    first = [one["tokens"] / one["seconds"] for one in ours[1:]]
+    memory, steps = rounds[-1]["peak_bytes"], steps_of(rounds)
+    return {
+        "name": name,
+        "tokens_per_second": statistics.median(speeds),
+        "slowest": min(speeds),
+        "fastest": max(speeds),
+        "examples_per_second": statistics.median(r["examples"] / r["seconds"] for r in rounds[1:]),
+        "ours_is_faster": median_ratio(first, speeds),
+        "peak_bytes": memory,
+        "ours_memory_share": ours[-1]["peak_bytes"] / max(memory, 1),
+        "first_loss": steps[0]["loss"],
+        "last_loss": steps[-1]["loss"],
+        **differences(steps_of(ours), steps),
+    }
+
+
+def train_text(result: dict[str, Any]) -> str:
+    """Return the figures of the peers side by side."""
+    return table_text(COLUMNS, result["peers"]) + SHARE_OF_PEAK.format(
+        **result, giga=result["matmul_peak"] / 1e9, mega=result["flops_per_token"] / 1e6
+    )
+
+
+def _check_installed(peers: Sequence[str]) -> None:
+    for name in peers:
+        if name not in NEEDS:
+            raise InputError(f'Unknown peer "{name}". Choose from {", ".join(NEEDS)}.')
+        for library in NEEDS[name]:
+            if find_spec(library) is None:
+                raise InputError(
+                    f"The peer {name} needs {library}: `pip install 'adapter-studio[bench]'`."
+                )
+
+
+def bench_siblings(case: Case, count: int) -> dict[str, Any]:
+    """Train a sweep of `count` runs together and apart, in turns.
+
+    Raises:
+        RunError: A process ended.
+    """
+    with tempfile.TemporaryDirectory(prefix="studio-bench-") as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        case = own_model(case, folder)
+        cases = {"together": ("siblings", replace(case, siblings=count))}
+        for number, rate in enumerate(sibling_rates(case, count)):
+            cases[f"run {number} alone"] = ("ours", replace(case, learning_rate=rate))
+        running = {}
+        for name, (peer, own) in cases.items():
+            prepare_case(own, folder / name, adapter=False)
+            running[name] = stack.enter_context(Peer(peer, folder / name))
+        take_turns(running, case.rounds)
+        steps = json.loads((folder / "together" / SIBLINGS).read_text())
+    together, *apart = (peer.rounds for peer in running.values())
+    return {"case": asdict(case), **_sibling_figures(steps, together, apart)}
+
+
+def _sibling_figures(
+    steps: list[list[dict[str, float]]],
+    together: list[dict[str, Any]],
+    apart: list[list[dict[str, Any]]],
+) -> dict[str, Any]:
+    turns = list(zip(*(rounds[1:] for rounds in apart), strict=True))
+    one = [statistics.mean(taken["seconds"] for taken in turn) for turn in turns]
+    ours = [taken["seconds"] for taken in together[1:]]
+    share = [own / alone for own, alone in zip(ours, one, strict=True)]
+    last, first = together[-1], apart[0][-1]
+    whole, whole_of_one = (r["peak_bytes"] + r["base_bytes"] for r in (last, first))
+    return {
+        "siblings": len(apart),
+        "seconds": statistics.median(ours),
+        "seconds_of_one": statistics.median(one),
+        "times_one": statistics.median(share),
+        "spread": [min(share), max(share)],
+        "peak_bytes": whole,
+        "peak_bytes_of_one": whole_of_one,
+        "memory_times_one": whole / max(whole_of_one, 1),
+        "above_base_times_one": last["peak_bytes"] / max(first["peak_bytes"], 1),
+        "runs": [
+            {
+                "first_loss": own[0]["loss"],
+                "last_loss": own[-1]["loss"],
+                "grad_norm": own[-1]["grad_norm"],
+                **differences(own, steps_of(rounds)),
+            }
+            for own, rounds in zip(steps, apart, strict=True)
+        ],
+    }
+
+
+def siblings_text(result: dict[str, Any]) -> str:
+    """Return the figures of a sweep as text."""
+    low, high = result["spread"]
+    return (
+        f"{result['siblings']} siblings together take {result['times_one']:.2f} times the time of "
+        f"one ({low:.2f} to {high:.2f}): {result['seconds']:.3g} s per round, one alone "
+        f"{result['seconds_of_one']:.3g} s\n"
+        f"memory {result['memory_times_one']:.2f} times one's: {result['peak_bytes'] / 1e6:,.0f} "
+        f"MB, one alone {result['peak_bytes_of_one'] / 1e6:,.0f} MB (above the loaded base "
+        f"{result['above_base_times_one']:.2f} times)\n"
+        + table_text(RUN_COLUMNS, [{"run": n, **run} for n, run in enumerate(result["runs"])])
+    )
