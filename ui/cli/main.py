@@ -313,7 +313,7 @@ def doctor(home: HomeOption = None, as_json: JsonOption = False) -> int:
     add_help_option=False,
 )
 def bench(context: typer.Context) -> int:
-    """Measure: startup, train, siblings, methods, data, queue, chat."""
+    """Measure: startup, train, siblings, methods, data, queue, idle, chat."""
     from ui.bench.command import bench as run_bench
 
     return run_bench(context.args)
