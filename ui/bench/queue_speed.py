@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 
 from jobs.curves import Progress
 from jobs.processes import me
@@ -147,7 +148,7 @@ def _curves(store: JobStore, points: int, times: int) -> list[Figure]:
     for number in range(times):  # 20 rows ten times a second: 200 rows a second
         rows = [("loss", points + 20 * number + n, 1.0, 0.0) for n in range(20)]
         report = Progress(metrics=rows)
-        writes.append(seconds(lambda report=report: store.claims.report(claim, report)))
+        writes.append(seconds(partial(store.claims.report, claim, report)))
         time.sleep(0.1)
     done.set()
     for reader in readers:

@@ -180,4 +180,5 @@ def siblings_text(result: dict[str, Any]) -> str:
         f"MB, one alone {result['peak_bytes_of_one'] / 1e6:,.0f} MB (above the loaded base "
         f"{result['above_base_times_one']:.2f} times)\n"
         + table_text(RUN_COLUMNS, [{"run": n, **run} for n, run in enumerate(result["runs"])])
+        + "\nΔ: to the same run alone"
     )
