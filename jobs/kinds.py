@@ -152,4 +152,4 @@ def named(kind: str) -> Kind:
 def _perform(kind: str, work: Work) -> Iterator[Event]:
     request = request_of(kind)
     assert request is not None
-    return request.parse(work.spec).perform(work.home, work.run_dir, work.control)
+    return request.parse(work.spec).run(work.home, work.run_dir, work.control)

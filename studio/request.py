@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from studio.fields import Record
+from studio.fields import Record, knob
 from studio.home import Home
-from studio.training.events import Event
+from studio.training.events import Event, Finished
 
 Control = Callable[[], Literal["stop", "save", "sample"] | None]
 
@@ -17,7 +19,7 @@ class Request(Record):
     """Frozen fields of one kind of job; the queue stores them as JSON."""
 
     kind: ClassVar[str]
-    name: str = ""
+    name: str = knob("", "Name of the job.", title="Name", max_length=120)
 
     def checked(self, home: Home) -> Self:
         """Return the request as the queue stores it: adapters found, paths absolute.
@@ -31,6 +33,14 @@ class Request(Record):
         """Return the file or folder that the job will create, if it is known beforehand."""
         out = getattr(self, "out", "")
         return Path(out) if out else None
+
+    def run(self, home: Home, run_dir: Path, control: Control) -> Iterator[Event]:
+        """Perform the request and put the elapsed time into the last event."""
+        started = time.monotonic()
+        for event in self.perform(home, run_dir, control):
+            if isinstance(event, Finished):
+                event = replace(event, seconds=time.monotonic() - started)
+            yield event
 
     def perform(self, home: Home, run_dir: Path, control: Control) -> Iterator[Event]:
         """Do the work; the last event is `Finished`."""

@@ -264,7 +264,7 @@ def submit(store: JobStore, request: Request) -> Job:
 def perform(home: Home, request: Request, watch: Watch) -> dict[str, Any]:
     """Do the work of a request in this process and return its outcome."""
     checked, result = request.checked(home), dict[str, Any]()
-    for event in checked.perform(home, home.state, lambda: None):
+    for event in checked.run(home, home.state, lambda: None):
         watch(event)
         if isinstance(event, Finished):
             result = {"adapter": event.adapter, **(event.facts or {})}

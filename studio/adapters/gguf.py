@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from studio.adapters.card import stack_card, write_card
-from studio.adapters.library import name_of, refuse_place
+from studio.adapters.library import name_of, refuse_place, resolve_stack
 from studio.adapters.requests import BASE, STACK
 from studio.adapters.verify import (
     CERTIFICATE,
@@ -281,14 +280,11 @@ class GgufRequest(Request):
         Raises:
             StudioError: The model or an adapter is missing, or the folder exists.
         """
-        from studio.adapters.library import resolve
         from studio.models.sources import facts
 
         package()
         known = facts(self.model)
-        stack = tuple(
-            item.model_copy(update={"name": str(resolve(home, item.name))}) for item in self.stack
-        )
+        stack = resolve_stack(home, self.stack)
         called = [name_of(Path(item.name)) for item in stack]
         made_up = cleaned(" ".join([known.path.name, *called, self.precision]))
         name = self.name.strip() or made_up
@@ -302,7 +298,7 @@ class GgufRequest(Request):
         from studio.adapters.merge import merge
         from studio.models.sources import facts
 
-        started, out = time.monotonic(), Path(self.out)
+        out = Path(self.out)
         with tempfile.TemporaryDirectory(dir=home.state) as place:
             folder = facts(self.model).path
             if self.stack:
@@ -328,8 +324,7 @@ class GgufRequest(Request):
                 (temporary / "Modelfile").write_text(modelfile(folder, file.name), "utf-8")
                 write_card(temporary, self.card(found))
                 found.require("GGUF file", "model it was made from")
-        seconds = time.monotonic() - started
-        yield Finished(adapter=str(out), seconds=seconds, facts={"gguf": report})
+        yield Finished(adapter=str(out), facts={"gguf": report})
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the folder and what reading it back measured."""

@@ -26,6 +26,7 @@ from studio.errors import AdapterError, InputError, nearest
 from studio.home import Home, slug
 from studio.methods import methods, trains_base
 from studio.names import fault
+from studio.stack import Stack
 
 CONFIG, PASSPORT, LABEL = "adapter_config.json", "passport.json", "label.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # PEFT's and AdapterHub's
@@ -165,6 +166,15 @@ def resolve(home: Home, name_or_dir: str) -> Path:
         f'There is no adapter "{name_or_dir}".{nearest(name_or_dir, [a.name for a in known])}'
         + ("" if known else " None has been trained or imported yet.")
     )
+
+
+def resolve_stack(home: Home, stack: Stack) -> Stack:
+    """Return a stack with its adapters' folders as names.
+
+    Raises:
+        AdapterError: An adapter does not exist.
+    """
+    return tuple(item.model_copy(update={"name": str(resolve(home, item.name))}) for item in stack)
 
 
 def _is_model(folder: Path) -> bool:

@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -64,7 +63,6 @@ def merge(
     from studio.backbone.fold import fold
     from studio.models.loading import load
 
-    started = time.monotonic()
     refuse_place(out)
     yield Loading(text="Loading the base")
     loaded = load(source, device)
@@ -102,7 +100,7 @@ def merge(
         write_report(temporary, CERTIFICATE, certificate)
         write_card(temporary, _card(out.name, source, stack, certificate, found))
         found.require("merged model", "live stack")
-    yield Finished(adapter=str(out), seconds=time.monotonic() - started)
+    yield Finished(adapter=str(out))
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:

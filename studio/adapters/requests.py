@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from studio.adapters.library import describe, name_of, refuse_place, resolve
+from studio.adapters.library import describe, name_of, refuse_place, resolve, resolve_stack
 from studio.adapters.verify import CERTIFICATE, EXPORT_REPORT, read_report
 from studio.errors import AdapterError, InputError
 from studio.fields import knob
@@ -44,10 +44,10 @@ class MergeRequest(Request):
         facts(self.model)
         out = self.folder(home)
         refuse_place(out)
-        return self.model_copy(update={"stack": _found(self.stack, home), "out": str(out)})
+        return self.model_copy(update={"stack": _adapters(home, self.stack), "out": str(out)})
 
     def folder(self, home: Home) -> Path:
-        """Where the merged model goes."""
+        """Return the folder of the merged model."""
         if self.out:
             return Path(self.out).expanduser().absolute()
         names = "-".join(name_of(Path(item.name)) for item in self.stack)
@@ -93,17 +93,14 @@ class MixRequest(Request):
             raise InputError("A mix needs a name for the new adapter (--name).")
         if (home.adapters / slug(self.name)).exists():
             raise AdapterError(f'There is already an adapter "{slug(self.name)}"; choose another.')
-        return self.model_copy(update={"stack": _found(self.stack, home)})
+        return self.model_copy(update={"stack": _adapters(home, self.stack)})
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Load, mix, publish."""
-        import time
-
         from studio.adapters.mix import mix, publish_mix
         from studio.backbone import Backbone
         from studio.models.loading import load
 
-        started = time.monotonic()
         yield Loading(text="Loading the base")
         loaded = load(self.model, "cpu")
         backbone = Backbone(loaded.model)
@@ -119,7 +116,7 @@ class MixRequest(Request):
         folder = home.adapters / slug(self.name)
         base = {"path": self.model.path, "fingerprint": loaded.facts.fingerprint}
         publish_mix(backbone, "mix", folder, base=base, parents=stack, mixed=mixed, how=self.how)
-        yield _done(str(folder), time.monotonic() - started)
+        yield Finished(adapter=str(folder))
 
     def target(self, home: Home) -> Path | None:
         """Return the folder of the new adapter."""
@@ -156,21 +153,18 @@ class PictureRequest(Request):
         folder = resolve(home, self.adapter)
         path = self.model.path or describe(folder).base
         if not path:
-            raise AdapterError(f'"{self.adapter}" does not say what its base is: choose one.')
+            raise AdapterError(f'The base of "{self.adapter}" is unknown: choose one.')
         model = self.model.model_copy(update={"path": path})
         facts(model)
         return self.model_copy(update={"adapter": str(folder), "model": model})
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
-        """Measure and keep the picture beside the adapter."""
-        import time
-
+        """Measure, and store the picture beside the adapter."""
         from studio.adapters.picture import draw
 
-        started = time.monotonic()
         yield Loading(text="Measuring what the adapter changed")
         draw(self.model, Path(self.adapter))
-        yield _done(None, time.monotonic() - started)
+        yield Finished()
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return what was measured."""
@@ -183,16 +177,17 @@ class ImportRequest(Request):
     """Copy a PEFT or AdapterHub adapter into the library."""
 
     kind: ClassVar[str] = "import_adapter"
-    name: str = knob("", "What to call the job.", title="Name", max_length=120)
-    adapter: str = knob("", "What to call it; its folder's name when empty.", max_length=120)
-    source: str = knob("", "A folder, or a hub id such as org/name.", max_length=4000)
+    adapter: str = knob(
+        "", "Its name in the library; its folder's name when empty.", max_length=120
+    )
+    source: str = knob("", "Folder, or a hub id such as org/name.", max_length=4000)
     model: ModelSource | None = knob(None, "The base to check it against.")
 
     def checked(self, home: Home) -> Self:
-        """Return the request as the queue stores it; what is in the folder is read by the job.
+        """Return the request as the queue stores it; the job reads the folder.
 
         Raises:
-            StudioError: No such folder, the name is taken, or the model is missing.
+            StudioError: The folder or the model is missing, or the name exists.
         """
         from studio.adapters.imports import locate
         from studio.models.sources import facts
@@ -203,15 +198,12 @@ class ImportRequest(Request):
         return self.model_copy(update={"source": source})
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
-        """Read it as strictly as a load would, try it on its base, copy it."""
-        import time
-
+        """Check it, try it on its base, copy it."""
         from studio.adapters.imports import import_adapter
 
-        started = time.monotonic()
         yield Loading(text="Reading the adapter")
         found = import_adapter(home, self.source, name=self.adapter, model=self.model)
-        yield _done(str(found.path), time.monotonic() - started)
+        yield Finished(adapter=str(found.path))
 
     def target(self, home: Home) -> Path | None:
         """Return the folder in the library, if the name was given."""
@@ -227,13 +219,12 @@ class ExportRequest(Request):
     """Write an adapter to a new folder."""
 
     kind: ClassVar[str] = "export_adapter"
-    name: str = knob("", "What to call the job.", title="Name", max_length=120)
     adapter: str = knob("", "Name or folder of the adapter.", title="Adapter")
-    out: str = knob("", "The new folder; empty puts it into the home's exports.", max_length=4000)
+    out: str = knob("", "New folder; in the home's exports by default.", max_length=4000)
     form: Literal["peft", "vllm", "adapterhub", "card"] = knob(
-        "peft", "Whose files, or the model card alone.", title="Format"
+        "peft", "Format of the files, or the model card alone.", title="Format"
     )
-    model: str = knob("", "Its base, where the passport does not say.", advanced=True)
+    model: str = knob("", "Its base, if the passport does not name it.", advanced=True)
 
     def checked(self, home: Home) -> Self:
         """Return the request as the queue stores it.
@@ -251,31 +242,19 @@ class ExportRequest(Request):
         return self.model_copy(update={"adapter": str(folder), "out": str(out)})
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
-        """Write it, and let it answer beside the original."""
-        import time
-
+        """Write it, and compare it with the original."""
         from studio.adapters.export import export_adapter
 
-        started = time.monotonic()
         yield Loading(text="Writing the adapter")
-        out = export_adapter(
-            home, self.adapter, Path(self.out), form=self.form, model=self.model
-        )  # fmt: skip
-        yield _done(str(out), time.monotonic() - started)
+        out = export_adapter(home, self.adapter, Path(self.out), form=self.form, model=self.model)
+        yield Finished(adapter=str(out))
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the folder and the comparison with the original."""
         return {"out": self.out, "check": read_report(Path(self.out), EXPORT_REPORT) or None}
 
 
-def _done(result: str | None, seconds: float) -> Finished:
-    return Finished(
-        reason="completed", adapter=result, first_loss=None, last_loss=None, eval_loss=None,
-        seconds=seconds,
-    )  # fmt: skip
-
-
-def _found(stack: Stack, home: Home) -> Stack:
+def _adapters(home: Home, stack: Stack) -> Stack:
     if not stack:
         raise InputError("Name at least one adapter (--adapter NAME[:WEIGHT]).")
-    return tuple(item.model_copy(update={"name": str(resolve(home, item.name))}) for item in stack)
+    return resolve_stack(home, stack)

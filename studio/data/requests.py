@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,7 +28,6 @@ class ImportRequest(Request):
     """Keep a source as a snapshot."""
 
     kind: ClassVar[str] = "import"
-    name: str = knob("", "The job's name.", max_length=120)
     data: DataSource = DataSource()
     dataset: str = knob("", "What to call it; the source's name when empty.", max_length=120)
     mapping: Mapping | None = None
@@ -55,7 +53,6 @@ class CurateRequest(Request):
     """Make a new snapshot by one step."""
 
     kind: ClassVar[str] = "curate"
-    name: str = knob("", "The job's name.", max_length=120)
     data: DataSource = DataSource()
     step: Step
     dataset: str = knob("", "What to call the new one; like its parent when empty.", max_length=120)
@@ -76,7 +73,6 @@ class MeasureRequest(Request):
     """Tokenise a dataset for a model, so that its report and every later run find the tokens."""
 
     kind: ClassVar[str] = "measure"
-    name: str = knob("", "The job's name.", max_length=120)
     model: ModelSource = ModelSource()
     data: DataSource = DataSource()
 
@@ -116,7 +112,6 @@ def _told(first: str, work: Callable[[Told], dict[str, Any]]) -> Iterator[Event]
     """Run `work` beside the generator, so that what it tells comes out as events."""
     said: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
     outcome: list[dict[str, Any] | BaseException] = []
-    started = time.monotonic()
 
     def run() -> None:
         try:
@@ -131,7 +126,4 @@ def _told(first: str, work: Callable[[Told], dict[str, Any]]) -> Iterator[Event]
         yield Working(step=int(news[0] * PARTS), total_steps=PARTS, text=news[1])
     if isinstance(outcome[0], BaseException):
         raise outcome[0]
-    yield Finished(
-        step=PARTS, reason="completed", adapter=None, first_loss=None, last_loss=None,
-        eval_loss=None, seconds=time.monotonic() - started, facts=outcome[0],
-    )  # fmt: skip
+    yield Finished(step=PARTS, facts=outcome[0])

@@ -34,7 +34,6 @@ class BakeoffRequest(Request):
     """Measure the adapters of several runs."""
 
     kind: ClassVar[str] = "bakeoff"
-    name: str = knob("", "Name of the bake-off.", title="Name", max_length=120)
     model: ModelSource = ModelSource()
     runs: tuple[int, ...] = knob((), "Numbers of the runs.", title="Runs")
     prompts: tuple[str, ...] = knob((), "Prompts every adapter answers.", title="Prompts")
@@ -44,7 +43,6 @@ class BakeoffRequest(Request):
         from studio.backbone import Backbone
         from studio.models.loading import load
 
-        started = time.monotonic()
         yield Loading(text="Loading the base")
         loaded = load(self.model, "auto")
         backbone = Backbone(loaded.model)
@@ -58,7 +56,7 @@ class BakeoffRequest(Request):
         run_dir.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"model": self.model.path, "rows": rows}, ensure_ascii=False, indent=1)
         (run_dir / REPORT).write_text(text, encoding="utf-8")
-        yield Finished(seconds=time.monotonic() - started)
+        yield Finished()
 
 
 def measure(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -35,7 +34,6 @@ class EvaluateRequest(Request):
     """Measure a stack on a dataset."""
 
     kind: ClassVar[str] = "evaluate"
-    name: str = knob("", "Name of the evaluation.", title="Name", max_length=120)
     model: ModelSource = ModelSource()
     stack: Stack = ()
     data: DataSource = DataSource()
@@ -57,15 +55,12 @@ class EvaluateRequest(Request):
         Raises:
             StudioError: An adapter, the model or a score does not exist.
         """
-        from studio.adapters.library import resolve
+        from studio.adapters.library import resolve_stack
         from studio.models.sources import facts
 
         facts(self.model)
         scorers(self.scores, self.pattern)
-        stack = [
-            item.model_copy(update={"name": str(resolve(home, item.name))}) for item in self.stack
-        ]
-        return self.model_copy(update={"stack": tuple(stack)})
+        return self.model_copy(update={"stack": resolve_stack(home, self.stack)})
 
     def perform(self, home: Home, run_dir: Path, *_: Any) -> Iterator[Event]:
         """Measure, and write `evaluation.json` into the run's folder."""
@@ -73,7 +68,6 @@ class EvaluateRequest(Request):
         from studio.data.prepare import prepare
         from studio.models.loading import load
 
-        started = time.monotonic()
         yield Loading(text="Loading the base")
         loaded = load(self._model(), self.device)
         backbone = Backbone(loaded.model)
@@ -103,7 +97,7 @@ class EvaluateRequest(Request):
                 yield Sampled(prompt=answer["prompt"], text=answer["answer"])
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1))
-        yield Finished(eval_loss=report["eval_loss"], seconds=time.monotonic() - started)
+        yield Finished(eval_loss=report["eval_loss"])
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the report."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,7 +48,6 @@ class PromoteRequest(Request):
         from studio.backbone import Backbone
         from studio.models.loading import load
 
-        started = time.monotonic()
         checkpoint = run_checkpoints.find(home, self.checkpoint)
         yield Loading(text="Loading the base")
         loaded = load(checkpoint.spec.model, "cpu")
@@ -69,7 +67,7 @@ class PromoteRequest(Request):
             text = json.dumps(passport, indent=1, ensure_ascii=False)
             (temporary / "passport.json").write_text(text, encoding="utf-8")
         Backbone(loaded.model).load("again", target)  # as strict as any later use
-        yield Finished(adapter=str(target), seconds=time.monotonic() - started)
+        yield Finished(adapter=str(target))
 
 
 def _passport(

@@ -8,7 +8,6 @@ pattern has a time limit: catastrophic backtracking costs a second, not the job.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -51,7 +50,6 @@ class SuiteRequest(Request):
     """Answer every case with every lane."""
 
     kind: ClassVar[str] = "suite"
-    name: str = knob("", "Name of the suite.", title="Name", max_length=120)
     lanes: tuple[LaneSettings, ...] = knob(
         (), "Lanes to compare.", min_length=1, max_length=MAX_LANES
     )
@@ -82,7 +80,7 @@ class SuiteRequest(Request):
         """Answer case by case and append each to `suite.jsonl`."""
         from studio.chat.residents import ResidentModels
 
-        started, total = time.monotonic(), len(self.cases)
+        total = len(self.cases)
         yield Loading(text="Loading the models")
         residents = ResidentModels(home, device=self.device)
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -93,13 +91,12 @@ class SuiteRequest(Request):
                 text = f"Prompt {number + 1} of {total}"
                 yield Working(step=number, total_steps=total, text=text)
                 if control() == "stop":
-                    seconds = time.monotonic() - started
-                    yield Finished(step=number, reason="stopped", seconds=seconds)
+                    yield Finished(step=number, reason="stopped")
                     return
                 row = self._row(number, residents.stream)
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 file.flush()
-        yield Finished(step=total, seconds=time.monotonic() - started)
+        yield Finished(step=total)
 
     def _row(
         self, number: int, stream: Callable[[Sequence[Lane]], Iterator[Delta]]

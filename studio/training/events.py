@@ -94,7 +94,7 @@ class Saved(Event):
 class Finished(Event):
     """The run ended; `reason` says how, `adapter` or `facts` is its result."""
 
-    seconds: float
+    seconds: float = 0.0
     reason: Literal["completed", "stopped"] = "completed"
     adapter: str | None = None
     first_loss: float | None = None

@@ -33,7 +33,6 @@ def asked(monkeypatch) -> list[Lane]:
             yield Delta(lane=0, text="Paris", done=True, reason="stop")
 
     monkeypatch.setattr("studio.chat.residents.ResidentModels", Models)
-    monkeypatch.setattr("ui.cli.chat_commands.ResidentModels", Models)
     return lanes
 
 

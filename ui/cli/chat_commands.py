@@ -8,15 +8,28 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from studio.chat.lanes import ChatRequest, Delta, Lane, Message
-from studio.chat.residents import ResidentModels
 from studio.errors import ChatError
-from studio.home import Home
+from studio.home import open_home
 from studio.stack import StackItem
+from ui.cli.options import (
+    DeviceOption,
+    HomeOption,
+    JsonOption,
+    MaxNewTokensOption,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
+)
 
+if TYPE_CHECKING:
+    from studio.chat.residents import ResidentModels
+
+app = typer.Typer()
 EXAMPLE = """\
 from openai import OpenAI
 
@@ -28,48 +41,56 @@ print(answer.choices[0].message.content)"""
 HELP = "/new starts over, /system TEXT sets the system prompt, /exit or Ctrl-D quits."
 
 
-@dataclass(kw_only=True, slots=True)
-class ChatOptions:
-    """Options of the command; see `studio.chat.lanes` for meanings and bounds."""
-
-    model: str = ""
-    adapters: Sequence[str] = ()
-    prompt: str | None = None
-    system: str = ""
-    sampling: dict[str, Any] = field(default_factory=dict)
-    device: str = "auto"
-    as_json: bool = False
-
-
-def chat(home: Home, options: ChatOptions) -> int:
-    """Run the command and return its exit code.
-
-    Raises:
-        StudioError: The model, an adapter or the prompt cannot be used.
-    """
+@app.command()
+def chat(
+    model: Annotated[
+        str, typer.Option(help="Folder, hub id, or starter.", show_default=False)
+    ] = "",
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME[:WEIGHT]", help="Adapter to stack; repeat for several."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Answer this prompt and exit.", show_default=False)
+    ] = None,
+    system: SystemOption = "",
+    max_new_tokens: MaxNewTokensOption = None,
+    temperature: TemperatureOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = "auto",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Chat with a model and any adapters stacked on it."""
     from transformers.utils import logging
 
+    from studio.adapters.library import describe, resolve
+    from studio.chat.residents import ResidentModels
+
+    if as_json and prompt is None:
+        raise ChatError("--json prints one answer: give the question with --prompt.")
     logging.set_verbosity_error()
-    stack = [StackItem.read(text).model_dump() for text in options.adapters]
-    model = options.model or _base_of(home, stack) or "starter"
-    residents = ResidentModels(home, device=options.device)
+    opened = open_home(home)
+    stack = [StackItem.read(text) for text in adapter or []]
+    base = describe(resolve(opened, stack[0].name)).base if stack and not model else ""
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    settings = {
+        "model": model or base or "starter", "sampling": sampling,
+        "stack": [item.model_dump() for item in stack],
+    }  # fmt: skip
 
     def lane_for(system: str, messages: Sequence[Message]) -> Lane:
-        values = {
-            "model": model, "stack": stack, "system": system, "sampling": options.sampling,
-            "messages": [message.model_dump() for message in messages],
-        }  # fmt: skip
-        return ChatRequest.parse({"lanes": [values]}).lanes[0]
+        values = {"system": system, "messages": [message.model_dump() for message in messages]}
+        return ChatRequest.parse({"lanes": [settings | values]}).lanes[0]
 
-    if options.prompt is not None:
-        lane = lane_for(options.system, [Message(role="user", content=options.prompt)])
-        text, end = _answer(residents, lane, quiet=options.as_json)
-        if options.as_json:
-            print(json.dumps(answer_json(text, end), ensure_ascii=False))
-        return 0
-    if options.as_json:
-        raise ChatError("--json needs --prompt.")
-    return _converse(residents, lane_for, options.system)
+    residents = ResidentModels(opened, device=device)
+    if prompt is None:
+        return _converse(residents, lane_for, system)
+    lane = lane_for(system, [Message(role="user", content=prompt)])
+    text, end = _answer(residents, lane, quiet=as_json)
+    if as_json:
+        print(json.dumps(answer_json(text, end), ensure_ascii=False))
+    return 0
 
 
 def answer_json(text: str, end: Delta) -> dict[str, Any]:
@@ -146,26 +167,21 @@ def _turn(residents: ResidentModels, lane: Lane, messages: list[Message]) -> lis
     return [*messages, Message(role="assistant", content=text)]
 
 
-def _base_of(home: Home, stack: Sequence[dict[str, Any]]) -> str:
-    """Return the base of the first adapter, if its passport names it."""
-    from studio.adapters.library import describe, resolve
-
-    return describe(resolve(home, stack[0]["name"])).base if stack else ""
-
-
-def endpoint(home: Home, *, hours: float, as_json: bool) -> int:
-    """Print how to reach the chat host's OpenAI-compatible API; start the host if none runs.
-
-    Args:
-        home: The home with the bases and adapters.
-        hours: Idle time after which a host that is started now shuts down.
-        as_json: Print one JSON document.
-    """
+@app.command()
+def endpoint(
+    hours: Annotated[
+        float, typer.Option(min=0.01, max=8760, help="Shut down after this many idle hours.")
+    ] = 0.5,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Print the address, key and model names of the OpenAI-compatible API; start it if needed."""
     from jobs import chat_client
     from jobs.chat_openai import model_names
 
-    reached = chat_client.ensure_host(home, idle_seconds=hours * 3600)
-    url, names = f"{reached.url}/v1", model_names(home)
+    opened = open_home(home)
+    reached = chat_client.ensure_host(opened, idle_seconds=hours * 3600)
+    url, names = f"{reached.url}/v1", model_names(opened)
     if as_json:
         values = {"base_url": url, "api_key": reached.token, "models": names}
         print(json.dumps(values, ensure_ascii=False))

@@ -20,12 +20,12 @@ import typer
 from studio.errors import SpecError, StudioError, nearest
 from studio.home import open_home
 from ui.cli import compare_commands as _compare  # noqa: F401  registers its action
+from ui.cli.chat_commands import app as chat_app
 from ui.cli.data import app as data_app
 from ui.cli.generate import add_commands
 from ui.cli.options import HomeOption, JobArgument, JsonOption, RetriesOption
 from ui.cli.options_adapters import app as adapter_app
 from ui.cli.options_cluster import app as elsewhere_app
-from ui.cli.options_compare import app as compare_app
 from ui.cli.options_engine import app as engine_app
 from ui.cli.options_engine import presets_app
 from ui.cli.options_home import app as home_app
@@ -42,7 +42,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(data_app, name="data")
-app.add_typer(compare_app)
+app.add_typer(chat_app)
 app.add_typer(queue_app)
 app.add_typer(elsewhere_app)
 app.add_typer(engine_app)
@@ -251,42 +251,6 @@ def logs(
 
 
 # -- adapters and chat -----------------------------------------------------------------------------
-
-
-@app.command()
-def chat(
-    model: Annotated[
-        str, typer.Option(help="A folder, a hub id, or starter.", show_default=False)
-    ] = "",
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[:WEIGHT]", help="A name or folder; may be repeated."),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Answer this and end.", show_default=False)
-    ] = None,
-    system: Annotated[str, typer.Option(help="The system prompt.", show_default=False)] = "",
-    max_new_tokens: Annotated[int | None, typer.Option(show_default=False)] = None,
-    temperature: Annotated[float | None, typer.Option(show_default=False)] = None,
-    seed: Annotated[int | None, typer.Option(show_default=False)] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 …")] = "auto",
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Chat with a model and any adapters stacked on it."""
-    from studio.errors import ChatError
-    from ui.cli.chat_commands import ChatOptions
-    from ui.cli.chat_commands import chat as run_chat
-
-    if as_json and prompt is None:
-        raise ChatError("--json prints one answer: give the question with --prompt.")
-    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-    options = ChatOptions(
-        model=model, adapters=adapter or [], prompt=prompt, system=system, device=device,
-        sampling={key: value for key, value in sampling.items() if value is not None},
-        as_json=as_json,
-    )  # fmt: skip
-    return run_chat(open_home(home), options)
 
 
 @app.command()

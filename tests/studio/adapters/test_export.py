@@ -106,7 +106,7 @@ def test_the_card_tells_the_training_and_runs_nothing(home, base, tmp_path):
             "vllm",
             "outside the layers .lm_head",
         ),
-        (Lora(r=2), "adapterhub", "LoRA has no place in AdapterHub"),
+        (Lora(r=2), "adapterhub", "LoRA cannot be written in AdapterHub"),
     ],
 )
 def test_what_has_no_place_in_a_form_is_refused_and_nothing_is_kept(

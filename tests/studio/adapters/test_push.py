@@ -108,13 +108,13 @@ def test_a_folder_is_uploaded_and_looked_at(hub, folder: Path, home: Home):
 def test_what_did_not_arrive_whole_is_said(hub, folder: Path):
     hub.loses = "README.md"
 
-    with pytest.raises(InputError, match=r"README.md did not arrive whole in me/x"):
+    with pytest.raises(InputError, match=r"README.md did not arrive completely in me/x"):
         push.push(folder, "me/x")
 
 
 @pytest.mark.parametrize(
     ("status", "sentence"),
-    [(401, "not valid any more"), (403, "may not write"), (418, "answers 418")],
+    [(401, "no longer valid"), (403, "cannot write"), (418, "status 418")],
 )
 def test_a_refusal_is_a_sentence(hub, folder: Path, status: int, sentence: str):
     hub.status = status
@@ -129,14 +129,14 @@ def test_a_refusal_is_a_sentence(hub, folder: Path, status: int, sentence: str):
 def test_a_hub_that_has_too_much_to_do_may_be_asked_again(hub, folder: Path, status: int):
     hub.status = status
 
-    with pytest.raises(Unreached, match=f"it answers {status}"):
+    with pytest.raises(Unreached, match=f"status {status}"):
         push.push(folder, "me/x")
 
 
 def test_offline_and_without_a_token_nothing_is_tried(hub, folder: Path, home: Home, monkeypatch):
     asked = PushRequest.parse({"folder": str(folder), "repo": "me/x"})
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    with pytest.raises(InputError, match="no token for the hub"):
+    with pytest.raises(InputError, match="The hub has no token"):
         asked.checked(home)
     monkeypatch.setattr(constants, "is_offline_mode", lambda: True)
     with pytest.raises(InputError, match="this studio is offline"):
@@ -146,12 +146,12 @@ def test_offline_and_without_a_token_nothing_is_tried(hub, folder: Path, home: H
 
 @pytest.mark.parametrize("repo", ["", "x", "a/b/c", "../x", "me/ x"])
 def test_a_name_that_is_no_repository_is_refused(folder: Path, home: Home, repo: str):
-    with pytest.raises(InputError, match="is no repository"):
+    with pytest.raises(InputError, match="Invalid repository"):
         PushRequest.parse({"folder": str(folder), "repo": repo}).checked(home)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path, home: Home):
     assert files_of(tmp_path) == {}
     for place in (str(tmp_path), "", "/no/such/folder"):
-        with pytest.raises(InputError, match="holds nothing to upload"):
+        with pytest.raises(InputError, match="has nothing to upload"):
             PushRequest.parse({"folder": place, "repo": "me/x"}).checked(home)
