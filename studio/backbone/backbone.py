@@ -19,11 +19,7 @@ from transformers import PreTrainedModel
 from studio import hardware
 from studio.backbone import adapter_files, attention, attention_kernels
 from studio.backbone.adapter import Adapter
-from studio.backbone.checkpointing import (
-    install_lean_forwards,
-    keep_positions,
-    set_checkpointing,
-)
+from studio.backbone.checkpointing import install_lean_forwards, keep_positions, set_checkpointing
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
 from studio.backbone.hooks import Hooks, Plans
 from studio.backbone.sites import Anatomy, Site

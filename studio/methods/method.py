@@ -252,9 +252,7 @@ class LinearMethod(Method):
 def targets_field() -> Any:
     """Declare the field `target_modules`."""
     return knob(
-        "all-linear",
-        "Linear layers to adapt: a group, or module names.",
-        title="Target modules",
+        "all-linear", "Linear layers to adapt: a group, or module names.", title="Target modules"
     )
 
 
