@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from studio import devices
 from studio.errors import SpecError
 from studio.fields import Record, knob, merge_values, read_yaml, validated
-from studio.methods import Method, methods, named
+from studio.methods import Method, named
 
 VERSION: Literal[1] = 1
 
@@ -311,14 +311,3 @@ class RunSpec(Record):
     def with_values(self, assignments: dict[str, Any]) -> Self:
         """Return a validated copy with dotted fields replaced, as in `--set method.r=16`."""
         return type(self).parse(merge_values(self.model_dump(mode="json"), assignments))
-
-
-def known_fields() -> dict[str, tuple[str, ...]]:
-    """Return the dotted fields of the spec by part, for help and completion."""
-    parts: dict[str, type[BaseModel]] = {
-        "model": ModelSource, "data": DataSource, "train": TrainArgs,
-    }  # fmt: skip
-    fields = {part: tuple(cls.model_fields) for part, cls in parts.items()}
-    for name, method in methods().items():
-        fields[f"method:{name}"] = tuple(method.model_fields)
-    return fields

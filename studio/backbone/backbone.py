@@ -64,14 +64,11 @@ class Backbone:
         Raises:
             MethodError: The name is taken, or the method does not fit this model.
         """
-        self._check_new(name)
         sites = method.sites(self.anatomy)
-        if method.phase is Phase.WEIGHTS:
-            own = dict(self.model.named_parameters())
-            return self._keep(Adapter(name, method, sites, [own]))
+        if method.trains_base:
+            return self.add(name, method, sites, [dict(self.model.named_parameters())])
         init = Init(torch.Generator().manual_seed(seed), tuple(sites), tokenize)
-        params = [method.create(site, init) for site in sites]
-        return self._keep(Adapter(name, method, sites, params))
+        return self.add(name, method, sites, [method.create(site, init) for site in sites])
 
     def add(self, name: str, method: Method, sites: list[Site], params: list[Params]) -> Adapter:
         """Add an adapter with known parameters.
@@ -79,8 +76,10 @@ class Backbone:
         Raises:
             MethodError: The name is taken.
         """
-        self._check_new(name)
-        return self._keep(Adapter(name, method, sites, params))
+        if name in self.adapters:
+            raise MethodError(f'An adapter "{name}" is already loaded.')
+        self.adapters[name] = Adapter(name, method, sites, params)
+        return self.adapters[name]
 
     def load(self, name: str, folder: Path) -> Adapter:
         """Load an adapter from PEFT's two files.
@@ -95,7 +94,7 @@ class Backbone:
 
         After full fine-tuning the whole model is written.
         """
-        if self.adapters[name].method.phase is Phase.WEIGHTS:
+        if self.adapters[name].method.trains_base:
             self.model.save_pretrained(folder)
             return
         adapter_files.write(self.adapters[name], folder, self.anatomy, base=base)
@@ -221,7 +220,7 @@ class Backbone:
                     f'"{name}" is {method.title.lower()}: virtual tokens can be weighted from 0 '
                     f"upwards, but not negatively ({weight})."
                 )
-            if method.phase is Phase.WEIGHTS and (len(stack) > 1 or weight != 1):
+            if method.trains_base and (len(stack) > 1 or weight != 1):
                 raise MethodError(
                     f'"{name}" is full fine-tuning, a model of its own: it cannot be stacked with '
                     f"{', '.join(n for n, _ in stack if n != name) or 'a weight'}."
@@ -302,11 +301,3 @@ class Backbone:
         if not attention.packing.get():
             self._state.lengths = None
         return args, self._virtual.place(args, kwargs)
-
-    def _check_new(self, name: str) -> None:
-        if name in self.adapters:
-            raise MethodError(f'An adapter "{name}" is already loaded.')
-
-    def _keep(self, adapter: Adapter) -> Adapter:
-        self.adapters[adapter.name] = adapter
-        return adapter

@@ -188,11 +188,6 @@ class EventWriter:
         self._thread = threading.Thread(target=self._loop, name="stream", daemon=True)
         self._thread.start()
 
-    @property
-    def is_first(self) -> bool:
-        """True if the run has no earlier events."""
-        return self._number == 1
-
     def add(self, values: dict[str, Any]) -> None:
         """Add one line."""
         line = json.dumps(values, ensure_ascii=False).encode() + b"\n"

@@ -22,7 +22,7 @@ from studio.training.events import Evaluated, Event, Finished, Loading, Sampled
 if TYPE_CHECKING:
     from studio.backbone import Backbone
     from studio.models.loading import Loaded
-    from studio.training.batch import Row
+    from studio.training.batch import TokenRow
 
 REPORT = "evaluation.json"
 BATCH_TOKENS = 4096
@@ -116,7 +116,7 @@ class EvaluateRequest(Request):
         return self.model
 
     def _answers(
-        self, loaded: Loaded, backbone: Backbone, rows: Sequence[Row]
+        self, loaded: Loaded, backbone: Backbone, rows: Sequence[TokenRow]
     ) -> Iterator[dict[str, str]]:
         from studio.data.template.template import choose
         from studio.training.samples import greedy, prompt_of
@@ -147,7 +147,7 @@ class EvaluateRequest(Request):
         return {"answered": len(answers), "scores": means, "answers": list(answers)}
 
 
-def losses(loaded: Loaded, backbone: Backbone, rows: Sequence[Row]) -> dict[str, Any]:
+def losses(loaded: Loaded, backbone: Backbone, rows: Sequence[TokenRow]) -> dict[str, Any]:
     """Return loss per trained token, perplexity, token accuracy and number of tokens."""
     from studio.training.batch import groups, pack
     from studio.training.loss import evaluate_loss

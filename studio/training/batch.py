@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class Row(Protocol):
+class TokenRow(Protocol):
     """Fields of an example that training reads."""
 
     @property
@@ -76,7 +76,7 @@ class PaddedBatch:
         return int(self.targets_N.shape[0])
 
 
-def pack(examples: Sequence[Row], device: torch.device) -> PackedBatch:
+def pack(examples: Sequence[TokenRow], device: torch.device) -> PackedBatch:
     """Concatenate rows; the last position of a row has no target."""
     ids = np.concatenate([e.input_ids for e in examples]).astype(np.int64)
     nexts = np.concatenate([_next_labels(e.labels) for e in examples])
@@ -90,7 +90,7 @@ def pack(examples: Sequence[Row], device: torch.device) -> PackedBatch:
     )
 
 
-def pad(examples: Sequence[Row], device: torch.device, *, pad_id: int = 0) -> PaddedBatch:
+def pad(examples: Sequence[TokenRow], device: torch.device, *, pad_id: int = 0) -> PaddedBatch:
     """Pad rows to the longest; padding is masked from attention and loss."""
     longest = max(len(e.input_ids) for e in examples)
     shape = (len(examples), longest)
@@ -111,9 +111,9 @@ def pad(examples: Sequence[Row], device: torch.device, *, pad_id: int = 0) -> Pa
     )
 
 
-def groups(examples: Sequence[Row], *, max_tokens: int) -> list[list[Row]]:
+def groups(examples: Sequence[TokenRow], *, max_tokens: int) -> list[list[TokenRow]]:
     """Group rows, longest first, into batches of at most `max_tokens` (one row may exceed it)."""
-    found: list[list[Row]] = []
+    found: list[list[TokenRow]] = []
     room = 0
     for example in sorted(examples, key=lambda e: -len(e.input_ids)):
         length = len(example.input_ids)

@@ -26,7 +26,7 @@ VERSION = 1
 
 
 @dataclass(slots=True)
-class Progress:
+class RunProgress:
     """Progress of a run; stored in checkpoints."""
 
     step: int = 0
@@ -72,7 +72,7 @@ def save(
     *,
     adapter: Adapter,
     optimizer: OptimizerLike,
-    progress: Progress,
+    progress: RunProgress,
     origin: CheckpointOrigin,
     keep: int,
     protect: int | None = None,
@@ -126,7 +126,7 @@ def load_adapter(folder: Path, step: int, adapter: Adapter) -> bool:
 
 def load(
     path: Path, *, adapter: Adapter, optimizer: OptimizerLike, origin: CheckpointOrigin
-) -> Progress:
+) -> RunProgress:
     """Restore adapter and optimizer; return the progress.
 
     Raises:
@@ -142,20 +142,15 @@ def load(
     optimizers.restore(optimizer, tensors, state["optimizer"])
     values = state["progress"]
     values["evaluations"] = [(int(step), float(loss)) for step, loss in values["evaluations"]]
-    return Progress(**values)
+    return RunProgress(**values)
 
 
 def _check_origin(path: Path, then: CheckpointOrigin, now: CheckpointOrigin) -> None:
+    text = "The {what} changed since {name} was saved: restore the old {what}, or start a new run."
     if then.data_hash != now.data_hash:
-        raise DataError(
-            f"The data changed since {path.name} was saved, so the run cannot resume: restore "
-            "the old data, or start a new run."
-        )
+        raise DataError(text.format(what="data", name=path.name))
     if then.base_fingerprint != now.base_fingerprint:
-        raise ModelError(
-            f"The base model changed since {path.name} was saved, so the run cannot resume: "
-            "restore the old model, or start a new run."
-        )
+        raise ModelError(text.format(what="base model", name=path.name))
 
 
 def _path(folder: Path, step: int) -> Path:

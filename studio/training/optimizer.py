@@ -6,7 +6,7 @@ Checkpoints hold no pickle, so the state is split here and restored exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +18,6 @@ from studio.spec import TrainArgs
 Named = Sequence[tuple[str, nn.Parameter]]
 Groups = list[dict[str, Any]]
 LION_BETAS = (0.9, 0.99)
-
-
-class OptimizerLike(Protocol):
-    """Interface of an optimizer; torch's own implement it."""
-
-    @property
-    def param_groups(self) -> Groups:
-        """Parameter groups with their settings."""
-
-    def step(self) -> Any:
-        """Update the parameters."""
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state by parameter index."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore a state."""
 
 
 def make_optimizer(named: Named, args: TrainArgs) -> OptimizerLike:
@@ -155,6 +135,9 @@ class CombinedOptimizer:
             start = stop
 
 
+OptimizerLike = Optimizer | CombinedOptimizer
+
+
 def _count(optimizer: Optimizer) -> int:
     return sum(len(group["params"]) for group in optimizer.param_groups)
 
@@ -169,10 +152,6 @@ def _adafactor(groups: Groups, device: torch.device) -> OptimizerLike:
 
     made: OptimizerLike = Adafactor(groups, lr=0.0, scale_parameter=False, relative_step=False)
     return made
-
-
-def _lion(groups: Groups, device: torch.device) -> OptimizerLike:
-    return Lion(groups)
 
 
 def _muon(groups: Groups, device: torch.device) -> OptimizerLike:
@@ -220,6 +199,6 @@ _MAKERS: dict[str, Callable[[Groups, torch.device], OptimizerLike]] = {
     "adamw_8bit": _eight_bits("adamw_8bit", "AdamW8bit"),
     "paged_adamw_8bit": _eight_bits("paged_adamw_8bit", "PagedAdamW8bit"),
     "adafactor": _adafactor,
-    "lion": _lion,
+    "lion": lambda groups, _: Lion(groups),
     "muon": _muon,
 }

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from studio.backbone import Backbone
-    from studio.training.batch import Row
+    from studio.training.batch import TokenRow
 
 MAX_NEW_TOKENS, MAX_PROMPT_TOKENS = 48, 512
 MIN_SECONDS, FULL_LENGTH_SECONDS = 1.0, 15.0
@@ -91,7 +91,7 @@ class PromptSampler:
         return list(unique.values())[: args.num_samples]
 
 
-def prompt_of(row: Row, tokenizer: Any) -> SamplePrompt | None:
+def prompt_of(row: TokenRow, tokenizer: Any) -> SamplePrompt | None:
     """Return the tokens before a row's first trained one; for plain text its first third."""
     trained = (row.labels != IGNORED).nonzero()[0]
     first = int(trained[0]) if len(trained) else 0

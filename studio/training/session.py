@@ -23,8 +23,8 @@ from studio import hardware
 from studio.errors import DataError, Diverged, SpecError
 from studio.training import checkpoint
 from studio.training.allocator import give_back_freed_memory, keep_few_kernels, reuse_freed_memory
-from studio.training.batch import PackedBatch, PaddedBatch, Row, groups, pack, pad
-from studio.training.checkpoint import CheckpointOrigin, Progress
+from studio.training.batch import PackedBatch, PaddedBatch, TokenRow, groups, pack, pad
+from studio.training.checkpoint import CheckpointOrigin, RunProgress
 from studio.training.distributed import shard_base, sum_gradients
 from studio.training.events import Evaluated, Started, Step
 from studio.training.loss import evaluate_loss, loss_sum
@@ -92,7 +92,7 @@ class Session:
     prepared: Prepared
     optimizer: OptimizerLike
     accelerator: Accelerator
-    progress: Progress
+    progress: RunProgress
     origin: CheckpointOrigin
     name: str = NAME
     parameters: list[nn.Parameter] = field(default_factory=list)
@@ -141,7 +141,7 @@ class Session:
         )
         return [self.batch([self.prepared.train[row] for row in rows]) for rows in micro_batches]
 
-    def batch(self, examples: Sequence[Row]) -> PackedBatch | PaddedBatch:
+    def batch(self, examples: Sequence[TokenRow]) -> PackedBatch | PaddedBatch:
         """Return rows as tensors, packed or padded as the spec says."""
         vocabulary = self.loaded.model.get_input_embeddings().weight.shape[0]
         for example in examples:
@@ -409,7 +409,7 @@ def open_session(
         prepared=prepared,
         optimizer=make_optimizer(adapter.named_parameters(), spec.train),
         accelerator=Accelerator(cpu=loaded.device.type == "cpu"),
-        progress=Progress(),
+        progress=RunProgress(),
         origin=CheckpointOrigin(
             data_hash=prepared.data_hash,
             base_fingerprint=loaded.facts.fingerprint,

@@ -19,7 +19,7 @@ import numpy as np
 from studio.spec import RunSpec
 
 if TYPE_CHECKING:
-    from studio.training.batch import Row
+    from studio.training.batch import TokenRow
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-30m": {
@@ -173,7 +173,7 @@ def load_bare(path: Path, dtype: str) -> Any:
     return model.to("cuda:0" if torch.cuda.is_available() else "cpu").eval()
 
 
-def _rows(case: Case, config: Any) -> Sequence[Row]:
+def _rows(case: Case, config: Any) -> Sequence[TokenRow]:
     if case.data == SYNTHETIC:
         return make_rows(SYNTHETIC_ROWS, vocabulary=config.vocab_size)
     from studio.data.prepare import prepare
