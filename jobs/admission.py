@@ -8,10 +8,10 @@ because the runner lives elsewhere.
 from pathlib import Path
 
 from jobs import cluster
-from studio.cluster import DEVICE
 from studio.data.origins import origin_of
 from studio.data.readers import look
 from studio.data.trainable import first_report
+from studio.devices import CLUSTER
 from studio.errors import DataError
 from studio.home import Home
 from studio.models import sources
@@ -32,7 +32,7 @@ def admit(spec: RunSpec, home: Home) -> RunSpec:
             "validation_path": _data(spec.data.validation_path, home),
         },
     )
-    if spec.train.device == DEVICE:
+    if spec.train.device == CLUSTER:
         cluster.admit(spec, home)
     distributed.check_sharding(spec.on_this_machine())
     sources.facts(spec.model)

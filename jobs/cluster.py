@@ -20,11 +20,12 @@ from jobs.claims import Claim
 from jobs.job import Job
 from jobs.processes import Identity
 from jobs.store import JobStore
-from studio.cluster import DEVICE, Cluster
+from studio.cluster import Cluster
 from studio.cluster.orders import read_submission, request_stop
 from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray, checked_address
 from studio.cluster.storage import open_storage
 from studio.cluster.submit import too_few
+from studio.devices import CLUSTER
 from studio.errors import ClusterError, InputError, QueueError, SpecError, StudioError
 from studio.home import Home
 from studio.spec import RunSpec
@@ -116,7 +117,7 @@ def sentence(found: dict[str, Any] | None) -> str:
 
 def is_slot(device: str) -> bool:
     """Whether a claim's device is the cluster."""
-    return device.partition(":")[0] == DEVICE
+    return device.partition(":")[0] == CLUSTER
 
 
 def admit(spec: RunSpec, home: Home) -> None:
@@ -128,7 +129,7 @@ def admit(spec: RunSpec, home: Home) -> None:
     with closing(JobStore(home)) as store:
         cluster = chosen(store)
     if cluster is None:
-        raise SpecError(f"train.device is {DEVICE}. {NONE}", field="train.device")
+        raise SpecError(f"train.device is {CLUSTER}. {NONE}", field="train.device")
     try:
         facts = Ray(cluster.address).facts()
     except NoAnswer:
@@ -171,7 +172,7 @@ class Watch:
 
     def slots(self) -> list[str]:
         """Return the slots of the cluster; none while it does not answer."""
-        return [f"{DEVICE}:{n}" for n in range(self.facts.devices)] if self.facts else []
+        return [f"{CLUSTER}:{n}" for n in range(self.facts.devices)] if self.facts else []
 
     def claims(self, owner: Identity, moods: Iterable[str]) -> Iterator[Claim]:
         """Claim for the slots that are free, in the queue's order, until nothing waits or fits."""
@@ -179,7 +180,7 @@ class Watch:
         free = [slot for slot in self.slots() if slot not in held]
         while free:
             claim = self._store.claims.claim(
-                free[0], owner=owner, more=free[1:], wanted=[DEVICE], moods=moods
+                free[0], owner=owner, more=free[1:], wanted=[CLUSTER], moods=moods
             )
             if claim is None:
                 return
@@ -188,7 +189,7 @@ class Watch:
 
     def waits(self) -> dict[int, str]:
         """Say of each queued run what it waits for, where that is not only its turn."""
-        waiting = [job for job in self._store.list(["queued"]) if job.device_wanted == DEVICE]
+        waiting = [job for job in self._store.list(["queued"]) if job.device_wanted == CLUSTER]
         found = {job.id: self._waits(job) for job in waiting}
         return {job: sentence for job, sentence in found.items() if sentence}
 
@@ -217,7 +218,7 @@ class Watch:
     def _stop_what_nobody_follows(self) -> None:
         """A run that was held or cancelled while it waited to be followed again ends there too."""
         for job in self._store.list(["paused", "cancelled"]):
-            if job.device_wanted != DEVICE or job.id in self._stopped:
+            if job.device_wanted != CLUSTER or job.id in self._stopped:
                 continue
             self._stopped.add(job.id)
             sent = read_submission(self._store.home.run(job.id))

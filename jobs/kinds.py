@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs.job import Intent
-from studio.cluster import DEVICE, Cluster
+from studio.cluster import Cluster
+from studio.devices import CLUSTER
 from studio.errors import ClusterError, QueueError, nearest
 from studio.home import Home
 from studio.request import Control, Request
@@ -50,7 +51,7 @@ def train(work: Work) -> Iterator[Event]:
     from studio.training.run import train as train_spec
 
     spec = RunSpec.parse(work.spec)
-    if spec.train.device == DEVICE:
+    if spec.train.device == CLUSTER:
         return _train_away(spec, work)
     spec = _as_seen(spec, work.device)
     return train_spec(spec, run_dir=work.run_dir, home=work.home, control=work.control)

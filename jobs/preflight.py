@@ -12,7 +12,7 @@ from jobs.job import Job
 from jobs.memory import needed_bytes
 from jobs.store import JobStore
 from studio import presets
-from studio.cluster import DEVICE
+from studio.devices import CLUSTER
 from studio.errors import OutOfMemory, QueueError, WeightsTooLarge
 from studio.fields import merge_values, parse_assignment, read_yaml
 from studio.home import Home
@@ -62,7 +62,7 @@ def preflight(
 
 def submit_measure(store: JobStore, spec: RunSpec) -> Job:
     """Queue two real steps of a run; those of a run on the cluster are taken on this machine."""
-    if spec.train.device == DEVICE:
+    if spec.train.device == CLUSTER:
         spec = spec.with_parts(train={"device": "auto", "num_processes": 1})
     return store.submit(
         {**spec.model_dump(mode="json"), "name": ""}, kind="preflight",

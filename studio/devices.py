@@ -11,10 +11,10 @@ import re
 from typing import Any
 
 from studio import hardware
-from studio.cluster import DEVICE as CLUSTER
 from studio.errors import SpecError, nearest
 
 AUTO, ALL, CPU = "auto", "all", "cpu"
+CLUSTER = "ray"  # the cluster as a device, and the prefix of its slots
 WORDS = (AUTO, ALL, CPU, "cuda", "mps", CLUSTER)
 GPU = re.compile(r"cuda:\d+")
 MAX_PROCESSES = 64

@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from studio import devices, hardware, starter
-from studio.cluster import DEVICE
 from studio.data.origins import origin_of
 from studio.data.readers import data_suffix
 from studio.data.report import LOW_SHARE
 from studio.data.snapshots import open_snapshot, snapshots
+from studio.devices import CLUSTER
 from studio.errors import DataError
 from studio.home import Home
 from studio.methods import named
@@ -49,7 +49,7 @@ def device_choices() -> list[tuple[str, str]]:
     every = f"all · {gpus} GPUs at once" if gpus else "all · the processor, a process a core"
     return [
         ("auto · a free one", devices.AUTO), (every, devices.ALL), *here,
-        ("ray · the cluster of the System page", DEVICE),
+        ("ray · the cluster of the System page", CLUSTER),
     ]  # fmt: skip
 
 

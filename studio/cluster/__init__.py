@@ -8,9 +8,6 @@ while.
 
 from dataclasses import dataclass
 
-DEVICE = "ray"
-"""Name of the cluster in `train.device`, and prefix of its slots."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from studio import hardware
-from studio.cluster import DEVICE as CLUSTER
+from studio.devices import CLUSTER
 from studio.errors import DataError, StudioError
 from studio.home import Home
 from studio.methods import Phase

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from studio.cluster import DEVICE
+from studio.devices import CLUSTER
 from studio.methods import Phase
 from studio.spec import RunSpec
 
@@ -28,7 +28,7 @@ def sibling_key(spec: RunSpec) -> str | None:
         not args.together
         or spec.method.phase is Phase.WEIGHTS
         or args.may_use_several_processes
-        or args.device == DEVICE
+        or args.device == CLUSTER
         or args.fsdp
         or args.neftune_noise_alpha > 0
         or args.retry_when_out_of_memory

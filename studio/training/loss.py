@@ -146,9 +146,8 @@ def loss_sum(
     backbone: Backbone, batch: PackedBatch | PaddedBatch, smoothing: float = 0.0
 ) -> Tensor:
     """Return the summed negative log-likelihood of the batch's trained tokens, in float32."""
-    if isinstance(batch, PackedBatch):
-        return loss_sums(backbone, [batch], [smoothing])[0]
-    return _cross_entropy(padded_logits(backbone, batch), None, batch.targets_N, smoothing)
+    found, head = _forward(backbone, batch)
+    return _cross_entropy(found, head, batch.targets_N, smoothing)
 
 
 def loss_sums(
@@ -156,18 +155,32 @@ def loss_sums(
 ) -> list[Tensor]:
     """Return the `loss_sum` of each batch, from one pass over the rows of all."""
     edges = accumulate((batch.num_tokens for batch in batches), initial=0)
-    ids_T = torch.cat([batch.ids_T for batch in batches])
-    lengths = tuple(length for batch in batches for length in batch.lengths)
-    keep_N = torch.cat([b.keep_N + start for b, start in zip(batches, edges, strict=False)])
-    if (head := plain_head(backbone)) is not None:
-        found = packed_hidden(backbone, head, ids_T, lengths, keep_N)
-    else:
-        found = backbone.packed_logits(ids_T, lengths, keep_N)
-    parts = found.split([b.num_targets for b in batches]) if len(batches) > 1 else (found,)
-    each = zip(parts, batches, smoothings, strict=True)
+    found, head = _forward(
+        backbone,
+        PackedBatch(
+            ids_T=torch.cat([batch.ids_T for batch in batches]),
+            lengths=tuple(length for batch in batches for length in batch.lengths),
+            keep_N=torch.cat([b.keep_N + start for b, start in zip(batches, edges, strict=False)]),
+            targets_N=torch.cat([batch.targets_N for batch in batches]),
+            rows=(),
+        ),
+    )
+    parts = found.split([batch.num_targets for batch in batches])
     return [
-        _cross_entropy(part, head, batch.targets_N, smoothing) for part, batch, smoothing in each
+        _cross_entropy(part, head, batch.targets_N, smoothing)
+        for part, batch, smoothing in zip(parts, batches, smoothings, strict=True)
     ]
+
+
+def _forward(
+    backbone: Backbone, batch: PackedBatch | PaddedBatch
+) -> tuple[Tensor, nn.Linear | None]:
+    """Return the plain head and its input `(N, D)`, or None and the logits `(N, V)`."""
+    if isinstance(batch, PaddedBatch):
+        return padded_logits(backbone, batch), None
+    if (head := plain_head(backbone)) is not None:
+        return packed_hidden(backbone, head, batch.ids_T, batch.lengths, batch.keep_N), head
+    return backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N), None
 
 
 def _cross_entropy(
@@ -215,19 +228,11 @@ def evaluate_loss(backbone: Backbone, batches: Iterable[PackedBatch | PaddedBatc
     total, correct, tokens = 0.0, 0, 0
     with backbone.evaluating():
         for batch in batches:
-            loss, right = _measured(backbone, batch)
+            found, head = _forward(backbone, batch)
+            if head is not None:
+                loss, right = head_measured(found, head.weight, batch.targets_N)
+            else:
+                loss = float(cross_entropy(found.float(), batch.targets_N, reduction="sum"))
+                right = int((found.argmax(-1) == batch.targets_N).sum())
             total, correct, tokens = total + loss, correct + right, tokens + batch.num_targets
     return EvalLoss(total, correct, tokens)
-
-
-def _measured(backbone: Backbone, batch: PackedBatch | PaddedBatch) -> tuple[float, int]:
-    head = plain_head(backbone) if isinstance(batch, PackedBatch) else None
-    if isinstance(batch, PackedBatch) and head is not None:
-        hidden_ND = packed_hidden(backbone, head, batch.ids_T, batch.lengths, batch.keep_N)
-        return head_measured(hidden_ND, head.weight, batch.targets_N)
-    if isinstance(batch, PackedBatch):
-        logits_NV = backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N)
-    else:
-        logits_NV = padded_logits(backbone, batch)
-    loss = cross_entropy(logits_NV.float(), batch.targets_N, reduction="sum")
-    return float(loss), int((logits_NV.argmax(-1) == batch.targets_N).sum())

@@ -19,8 +19,10 @@ from studio.training.estimate import (
     Estimate,
     base_model,
     estimate,
+    read_shape,
     save_speed,
     slowdown,
+    step_flops,
 )
 from studio.training.events import Event, Finished, Loading
 
@@ -46,7 +48,9 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
     Raises:
         StudioError: The run itself would fail with it.
     """
+    from studio.models.loading import load
     from studio.training.remedies import explain_errors
+    from studio.training.session import open_session, prepare_data
 
     started = time.monotonic()
     with explain_errors(spec, lambda: "in the first step"):
@@ -54,7 +58,11 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
         guessed = estimate(spec, home)
         whole = estimate(spec.with_parts(train={"fsdp": False}), home)
         yield Loading(text="Loading the model and the data")
-        session = _open(_alone(spec, device), home)
+        device = device or devices.first_device(spec.train.device)
+        alone = spec.with_parts(train={"device": device, "num_processes": 1, "fsdp": False})
+        loaded = load(base_model(alone), device)
+        prepared = prepare_data(alone, loaded, home)
+        session = open_session(alone, loaded=loaded, prepared=prepared)
         yield Loading(text="Two steps on the longest batch")
         peak, seconds = measured_steps(session, processes=guessed.processes)
     found = corrected(whole, peak_bytes=peak, step_seconds=seconds)
@@ -63,8 +71,11 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
         parts={name: max(0, size + guessed.parts[name] - whole.parts[name])
                for name, size in found.parts.items()},
     )  # fmt: skip
-    tokens = guessed.longest_batch_tokens
-    flops = _flops(spec, session, tokens)
+    rows: Any = session.prepared.train
+    flops = step_flops(
+        spec, read_shape(loaded.facts), tokens=guessed.longest_batch_tokens,
+        targets=sum(int((row.labels != IGNORED).sum()) for row in rows),
+    )  # fmt: skip
     save_speed(home, guessed.device.partition(",")[0], flops / max(seconds, 1e-9))
     run_dir.mkdir(parents=True, exist_ok=True)
     report = {"guessed_bytes": guessed.total_bytes, **found.as_dict()}
@@ -91,23 +102,19 @@ def corrected(guess: Estimate, *, peak_bytes: int, step_seconds: float) -> Estim
     return replace(guess, parts=parts, seconds=seconds, measured=True)
 
 
-def _alone(spec: RunSpec, device: str) -> RunSpec:
-    """Return the run as one process with the whole base."""
-    device = device or devices.first_device(spec.train.device)
-    return spec.with_parts(train={"device": device, "num_processes": 1, "fsdp": False})
-
-
 def measured_steps(session: Session, *, processes: int = 1) -> tuple[int, float]:
     """Take two steps on the longest micro-batch of a process; return peak bytes and seconds."""
     import torch
 
-    lengths = {row: len(session.prepared.train[row].input_ids) for row in _rows(session)}
+    steps, plan = min(session.plan.total_steps, MOST_STEPS), session.plan
+    rows_used = {row for step in range(steps) for row in plan.step_rows(step)}
+    lengths = {row: len(session.prepared.train[row].input_ids) for row in rows_used}
     longest = max(
         (
             batch
-            for step in range(max(1, _steps(session) // processes))
+            for step in range(max(1, steps // processes))
             for process in range(processes)
-            for batch in session.plan.micro_batches(step, process=process, processes=processes)
+            for batch in plan.micro_batches(step, process=process, processes=processes)
         ),
         key=lambda batch: sum(lengths[row] for row in batch),
     )
@@ -129,27 +136,3 @@ def measured_steps(session: Session, *, processes: int = 1) -> tuple[int, float]
         seconds.append(time.perf_counter() - started)
     peak = int(torch.cuda.max_memory_allocated()) if on_gpu else hardware.peak_bytes()
     return peak, min(seconds)
-
-
-def _open(spec: RunSpec, home: Home) -> Session:
-    from studio.models.loading import load
-    from studio.training.session import open_session, prepare_data
-
-    loaded = load(base_model(spec), spec.train.device)
-    return open_session(spec, loaded=loaded, prepared=prepare_data(spec, loaded, home))
-
-
-def _steps(session: Session) -> int:
-    return min(session.plan.total_steps, MOST_STEPS)
-
-
-def _rows(session: Session) -> set[int]:
-    return {row for step in range(_steps(session)) for row in session.plan.step_rows(step)}
-
-
-def _flops(spec: RunSpec, session: Session, tokens: int) -> float:
-    from studio.training.estimate import read_shape, step_flops
-
-    rows: Any = session.prepared.train
-    targets = sum(int((row.labels != IGNORED).sum()) for row in rows)
-    return step_flops(spec, read_shape(session.loaded.facts), tokens=tokens, targets=targets)

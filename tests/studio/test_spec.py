@@ -148,7 +148,7 @@ def test_a_step_size_is_a_positive_number(rate: float, wish: str) -> None:
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"seed": 1e30}, "seed is 1e+30: input should be a whole number that is not so long."),
+        ({"seed": 1e30}, "seed is 1e+30: input should be a whole number with fewer digits."),
         ({"seed": 1.5}, "seed is 1.5: input should be a whole number."),
         ({"model": 5}, "model is 5: input should be fields of its own, such as path."),
         ({"data": None}, "data is empty: input should be fields of its own, such as path."),

@@ -102,7 +102,7 @@ def test_a_truncated_file_is_refused_with_both_sizes(tmp_path: Path) -> None:
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
     file = make_model(tmp_path / "m") / "model.safetensors"
     file.write_bytes(b"hello")
-    assert "no whole safetensors file" in refused(file.parent)
+    assert "truncated or not a safetensors file" in refused(file.parent)
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
