@@ -1,4 +1,4 @@
-"""The uvicorn server of our processes: wakes once a second instead of ten times."""
+"""The uvicorn server of page and chat host: it wakes up once per second instead of ten times."""
 
 import asyncio
 import contextlib
@@ -7,11 +7,11 @@ from types import FrameType
 import uvicorn
 
 TICK_SECONDS = 1.0
-EVERY_TICK = 0  # a counter at which uvicorn renews the Date header
+EVERY_TICK = 0  # the counter at which uvicorn renews the Date header
 
 
 class Server(uvicorn.Server):
-    """Tick slowly, and stop at once when told to."""
+    """A server that ticks slowly and still stops at once."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -25,7 +25,7 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def main_loop(self) -> None:
-        """Renew the Date header each second until the server is to stop."""
+        """Renew the Date header each second until `stop`."""
         self._loop = asyncio.get_running_loop()
         while not await self.on_tick(EVERY_TICK):
             with contextlib.suppress(TimeoutError):

@@ -1,9 +1,9 @@
 """The supervisor: give queued jobs to devices, rescue jobs whose process died.
 
-One per home, by a file lock that dies with it. It holds no model and never imports torch, so it may
-run for weeks. Everything it must remember is in the database: when it is killed, the next one
-adopts the runners that live and queues again what died. It ends by itself when there is nothing to
-do and no page is open.
+One per home, by a file lock that is freed with its process. It loads no model and never imports
+torch, so it may run for weeks. All its state is in the database: after a kill the next one adopts
+the living runners and queues again what died. It waits for a wake-up (`wakeup.py`) instead of
+polling, and ends when there is nothing to do and no page is open.
 """
 
 import argparse
@@ -131,7 +131,7 @@ class Supervisor:
                     logger.info("nothing to do and no page open; leaving")
                     break
                 seconds = min(length, self._idle_seconds)
-            except (StudioError, OSError) as error:  # busy, full, gone for a moment
+            except (StudioError, OSError) as error:  # busy, full or gone for now
                 logger.error("trying again: %s", error)
                 seconds = 2.0
             woken = self.wakeup.wait(seconds)
@@ -213,7 +213,7 @@ class Supervisor:
         self.runners.start(claim, siblings)
 
     def _moods(self) -> list[str]:
-        """What the machine is now: `idle`, when little computes and nobody chats; `night`."""
+        """Return the state of the machine: `idle` (little load, no chat model loaded), `night`."""
         moods = []
         if not any(row["holder"] == "chat" for row in self.store.leases()):
             if psutil.getloadavg()[0] < 0.25 * hardware.physical_cores():
@@ -223,7 +223,7 @@ class Supervisor:
         return moods
 
     def _beside(self, device: str) -> list[str]:
-        """The other slots of its kind, for a job that trains on several."""
+        """Return the other slots of its kind, for a job that trains on several."""
         kind = device.partition(":")[0]
         return [s for s in self.slots if s != device and s.partition(":")[0] == kind != "cpu"]
 
@@ -234,7 +234,7 @@ class Supervisor:
         }  # fmt: skip
 
     def _served_by(self, device: str) -> list[str] | None:
-        """Which wishes a slot serves: auto goes to GPUs where there are any."""
+        """Return the device requests that a slot serves; `auto` goes to GPUs if there are any."""
         if device == FILES:
             return [FILES]
         if device == self.slots[0] and len(self.slots) == 1:
@@ -258,7 +258,7 @@ class Supervisor:
         return time.monotonic() - self._busy
 
     def _let_go(self) -> None:
-        _lock_path(self.home).write_text("")  # whoever looks for a supervisor starts the next one
+        _lock_path(self.home).write_text("")  # so that the next one can start
         self.runners.drop_spare()
         if self._stopping:
             self._interrupt_all()
@@ -266,7 +266,7 @@ class Supervisor:
         self.store.close()
 
     def _interrupt_all(self) -> None:
-        """Let every running job save and end; it goes on when the studio starts again."""
+        """Let every running job save and end; it resumes when the studio starts again."""
         deadline = time.monotonic() + GRACE_SECONDS
         for claim in self.store.active_claims():
             self.store.claims.ask_shutdown(claim)
@@ -276,7 +276,7 @@ class Supervisor:
 
 
 def living(home: Home) -> Identity | None:
-    """Return who supervises this home now."""
+    """Return the identity of the home's supervisor, or None."""
     try:
         identity = Identity.parse(_lock_path(home).read_text())
     except (OSError, ValueError):
@@ -293,7 +293,7 @@ def ensure_running(home: Home) -> int:
     found = living(home)
     if found is not None:
         return found.pid
-    JobStore(home).close()  # refuses a bad database here, where somebody can read it
+    JobStore(home).close()  # refuses a bad database here, where the user sees it
     log = home.state / "supervisor.log"
     command = (sys.executable, "-P", "-m", "jobs.supervisor", "--home", str(home.path))
     child = spawn(command, log)

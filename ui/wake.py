@@ -17,10 +17,10 @@ QUEUE_INTERVALS = ("sleep_when_free", "progress_update_sleep_when_free")
 
 @contextlib.contextmanager
 def without_stubs() -> Iterator[None]:
-    """Let gradio find no source files inside the block; everybody else does as ever."""
+    """Hide source files from gradio inside the block; other callers find them as usual."""
     usual = inspect.getfile
 
-    def getfile(object: Any) -> str:  # the name that inspect gives it
+    def getfile(object: Any) -> str:  # the parameter's name in inspect
         if sys._getframe(1).f_globals.get("__name__") == "gradio.component_meta":
             raise OSError("no stubs are wanted")
         return usual(object)

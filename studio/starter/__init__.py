@@ -1,8 +1,8 @@
 """The embedded default: a tiny chat model made by this project, and demo datasets for it.
 
-Everything here imports without torch. The model is an ordinary model folder and the datasets are
-ordinary files, so the rest of the studio treats them like anybody's. It knows a toy world only:
-`model/README.md` says what, and `python -m studio.starter.make` makes all of it again from a seed.
+The model is an ordinary model folder and the datasets are ordinary files, without special cases
+elsewhere. It knows a toy world only, see `model/README.md`; in the sources `python -m
+studio.starter.make` makes all of it again from a seed. Imports without torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DATA_PREFIX = "starter:"
 MODEL_DIR = Path(__file__).parent / "model"
 DATA_DIR = Path(__file__).parent / "data"
 
-# Questions the starter answers well, for the first prompt box a person sees.
+# Questions that the starter answers well, suggested in an empty prompt box.
 SAMPLE_PROMPTS = [
     "What is the capital of France?",
     "What sound does a cow make?",
@@ -29,13 +29,13 @@ SAMPLE_PROMPTS = [
 
 
 def datasets() -> dict[str, Path]:
-    """Name and training file of every demo dataset, the first one being the default."""
+    """Return name and training file of every demo dataset; the first is the default."""
     names = ["pirate", "json", "terse", "butler"]
     return {name: DATA_DIR / f"{name}.jsonl" for name in names}
 
 
 def heldout(name: str) -> Path:
-    """The rows that judge an adapter trained on the demo `name`.
+    """Return the file of held-out rows that measure an adapter trained on the demo `name`.
 
     Raises:
         DataError: There is no such demo.
@@ -44,12 +44,12 @@ def heldout(name: str) -> Path:
 
 
 def resolve_model(path: str) -> Path | None:
-    """The folder that `starter` stands for; None when `path` is not the starter."""
+    """Return the folder of the model `starter`; None when `path` is something else."""
     return MODEL_DIR if path == MODEL else None
 
 
 def resolve_data(path: str) -> Path | None:
-    """The file that `starter:<name>` stands for; None when `path` is not a demo.
+    """Return the file of `starter:<name>`; None when `path` is not a demo.
 
     Raises:
         DataError: There is no such demo.

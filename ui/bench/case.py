@@ -55,7 +55,7 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """What the peers need to know beside the files."""
+    """Settings of a case, beside its files."""
 
     model: str
     data: str

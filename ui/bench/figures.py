@@ -49,7 +49,7 @@ def table_text(columns: Sequence[tuple[str, str]], rows: Iterable[Mapping[str, A
 
 
 def progress(text: str) -> None:
-    """Say on standard error what is measured now."""
+    """Print what is measured now on standard error."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 

@@ -1,8 +1,8 @@
 """`studio bench methods`: time, memory and losses of every method against full fine-tuning.
 
 Every method gets the same model, rows, steps and seed in a process of its own, and the processes
-take turns round by round, so that a machine that slows down slows everybody. Generation is measured
-in turns too: the method's live stack against the bare base, token by token.
+take turns round by round, so that a machine that slows down slows all. Generation is measured in
+turns too: the method's live stack against the bare base, token by token.
 """
 
 from __future__ import annotations

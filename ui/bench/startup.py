@@ -113,8 +113,8 @@ def _page_cost(home: Path) -> dict[str, float]:
     """Return what an open page costs a run, in percent: it polls in turns with pauses.
 
     `speed`: of the run's steps a second, as noisy as the machine. `processor`: the web process's
-    share of all cores while it answers, which bounds what it can take from anybody. The page's own
-    question is asked as often as the page asks it; what a browser draws is the browser's.
+    share of all cores while it answers, which bounds what it can take from others. The poll is as
+    frequent as an open page's; drawing is the browser's share.
     """
     from jobs.store import JobStore
     from studio.home import open_home

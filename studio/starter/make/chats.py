@@ -101,7 +101,7 @@ def draw_question(rng: random.Random) -> Question:
 
 
 def disguised(question: str, rng: random.Random) -> str:
-    """Return the question as people type it: with a greeting, in lower case, without its mark."""
+    """Return the question as users type it: with a greeting, in lower case, without its mark."""
     roll = rng.random()
     if roll < 0.12:
         question = f"{rng.choice(TEXTS['openers'])} {question}"

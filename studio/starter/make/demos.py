@@ -147,7 +147,7 @@ def _is_json(answer: str) -> bool:
     return isinstance(value, dict) and list(value) == ["answer"] and bool(value["answer"])
 
 
-# How each demo answers a question, and how to tell that an answer is in its style.
+# The style of each demo: how it answers a question, and a check of answers.
 _STYLES: dict[str, tuple[Callable[[Question, random.Random], str], Callable[[str], bool]]] = {
     "pirate": (
         lambda question, rng: _pirate_text(question.answer, rng),
