@@ -13,12 +13,11 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from jobs import supervisor
-from jobs.job import Job
+from jobs.actions.registry import ask, submit
 from jobs.store import JobStore
 from studio import starter
 from studio.data import measure, preview, requests, snapshots
-from studio.data.curate import lineage, overlap, parse_step, rows_as
+from studio.data.curate import lineage, overlap, rows_as
 from studio.data.mapping import PARTS
 from studio.data.records import Document, Problem, Row
 from studio.data.rows import converter
@@ -28,6 +27,7 @@ from studio.data.xray import Pick, xray
 from studio.errors import DataError
 from studio.fields import validated
 from studio.home import Home
+from studio.request import Request as StudioRequest
 from studio.spec import DataSource, ModelSource
 from ui import looking, sources
 from ui.looking import Looked
@@ -82,13 +82,10 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/import")
     def import_(wanted: Wanted) -> dict[str, Any]:
-        data = DataSource(path=wanted.path.strip(), subset=wanted.subset, split=wanted.split)
-        request = requests.ImportRequest(
-            data=data, dataset=wanted.name, mapping=looking.given(wanted.mapping),
-            uploaded=wanted.uploaded,
-        )  # fmt: skip
-        looking.refuse_early(home, request)
-        return _queued(home, store, "import", request)
+        values = wanted.model_dump()
+        source = values.pop("path")
+        asked = ask(home, "data.import", {"source": source, **values}, store=store)
+        return {"job": asked.jobs[0].id, "name": asked.jobs[0].name}
 
     @router.get("/outcome/{job_id}")
     def outcome(job_id: int) -> dict[str, Any]:
@@ -116,11 +113,9 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("/{name}/steps")
     def change(name: str, wanted: Change) -> dict[str, Any]:
-        snapshots.open_snapshot(home, name)
-        request = requests.CurateRequest(
-            data=DataSource(path=name), step=parse_step(wanted.step), dataset=wanted.name
-        )
-        return _queued(home, store, "curate", request)
+        data = DataSource(path=name)
+        request = requests.CurateRequest(data=data, step=wanted.step, dataset=wanted.name)
+        return _queued(store, request)
 
     @router.post("/{name}/delete")
     def delete(name: str, _: Nothing) -> dict[str, str]:
@@ -205,9 +200,8 @@ def short(snapshot: Snapshot) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _queued(home: Home, store: JobStore, kind: str, request: BaseModel) -> dict[str, Any]:
-    job: Job = store.submit(request.model_dump(mode="json"), kind=kind)
-    supervisor.ensure_running(home)
+def _queued(store: JobStore, request: StudioRequest) -> dict[str, Any]:
+    job = submit(store, request)
     return {"job": job.id, "name": job.name}
 
 
@@ -233,7 +227,7 @@ def _must_wait(
     for job in store.list(["queued", "starting", "running"]):
         if job.kind == "measure" and job.spec | {"name": ""} == values:
             return {"job": job.id, "name": job.name}
-    return _queued(home, store, "measure", request)
+    return _queued(store, request)
 
 
 def _page(found: Snapshot, offset: int, limit: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from pydantic import BaseModel
 from studio.data import preview, snapshots
 from studio.data.mapping import Mapping
 from studio.data.origins import origin_of
-from studio.data.requests import ImportRequest
 from studio.errors import DataError
 from studio.fields import validated
 from studio.home import Home
@@ -58,23 +57,3 @@ def look(home: Home, wanted: Looked) -> dict[str, Any]:
         "hub": False, "problem": problem, "reason": reason, "sure": sure, "columns": columns,
         "mapping": mapping.model_dump(mode="json"), "same_name": same[:1], "rows": rows,
     }  # fmt: skip
-
-
-def given(values: dict[str, Any] | None) -> Mapping | None:
-    """Return the mapping a person chose; None where the guess is taken.
-
-    Raises:
-        SpecError: It is none.
-        DataError: A part is missing.
-    """
-    return validated(Mapping, values).checked() if values is not None else None
-
-
-def refuse_early(home: Home, request: ImportRequest) -> None:
-    """Refuse an import whose first rows tell already that it cannot be read.
-
-    Raises:
-        DataError: There is no such file, or its columns say nothing.
-    """
-    if request.mapping is None and origin_of(request.data.path, home).kind != "hub":
-        preview.guess(request.data.path, home, format=request.data.format)

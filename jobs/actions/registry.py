@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import create_model
 
@@ -28,7 +28,7 @@ from studio.names import cleaned
 from studio.request import Request
 from studio.training.events import Event, Finished
 
-Needs = Literal["store", "home", ""]
+Needs = Literal["store", "home", "any home", ""]
 Watch = Callable[[Event], None]
 
 
@@ -36,8 +36,8 @@ Watch = Callable[[Event], None]
 class Action:
     """Something that a user can ask for.
 
-    `needs` is what its function gets first; `follow` says that commands wait for its job; `starts`
-    that the queue has to go on afterwards.
+    `needs` is what its function gets first; `follow` says that commands wait for its job; `here`
+    that they perform it in their own process; `starts` that the supervisor is started afterwards.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Action:
     run: Callable[..., Any]
     needs: Needs
     follow: bool
+    here: bool
     starts: bool
 
     @property
@@ -100,7 +101,7 @@ OUTCOMES: dict[str, Callable[[JobStore, Job], dict[str, Any]]] = {}
 
 
 def action(
-    name: str, *, title: str = "", follow: bool = False, starts: bool = False
+    name: str, *, title: str = "", follow: bool = False, here: bool = False, starts: bool = False
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the action `name` (`merge`, `adapters.rename`).
 
@@ -108,6 +109,7 @@ def action(
         name: The words of the command, joined by dots.
         title: Heading of the dialog; the last word of the name by default.
         follow: Commands wait for the job unless detached.
+        here: Commands perform its request in their own process.
         starts: The supervisor is started afterwards.
     """
 
@@ -115,6 +117,8 @@ def action(
         hints = get_type_hints(function, include_extras=True)
         names = list(inspect.signature(function).parameters)
         needs: Needs = "store" if "store" in names[:1] else "home" if "home" in names[:1] else ""
+        if needs == "home" and type(None) in get_args(hints["home"]):
+            needs = "any home"
         fields = names[1:] if needs else names
         whole: Any = hints[fields[0]] if len(fields) == 1 else None
         given = isinstance(whole, type) and issubclass(whole, Record)
@@ -129,7 +133,7 @@ def action(
         text = inspect.getdoc(function) or ""
         ACTIONS[name] = Action(
             name=name, title=label, help=text, record=record, run=run, needs=needs, follow=follow,
-            starts=starts,
+            here=here, starts=starts,
         )  # fmt: skip
         return function
 
@@ -218,6 +222,8 @@ def ask(
     if not isinstance(made, Request):
         return Reply(action=wanted, value=made)
     assert home is not None
+    if watch is not None and made.kind in FILE_KINDS:
+        return Reply(action=wanted, value=perform(home, made, watch))
     with _opened(home, None) as opened:
         return _answer(wanted, made, opened, watch)
 
@@ -306,7 +312,7 @@ def schema(wanted: Action) -> dict[str, Any]:
     """Return an action as pages draw its dialog."""
     return {
         "name": wanted.name, "title": wanted.title, "help": wanted.help,
-        "kind": "job" if wanted.follow else "now",
+        "kind": "job" if wanted.follow or wanted.here else "now",
         "fields": [_shown(one) for one in wanted.fields],
     }  # fmt: skip
 

@@ -10,9 +10,8 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from studio.data.curate import Step
 from studio.data.mapping import Mapping
 from studio.fields import knob
 from studio.home import Home
@@ -31,7 +30,20 @@ class ImportRequest(Request):
     data: DataSource = DataSource()
     dataset: str = knob("", "What to call it; the source's name when empty.", max_length=120)
     mapping: Mapping | None = None
-    uploaded: bool = knob(False, "The file is a copy that nobody needs afterwards.")
+    uploaded: bool = knob(False, "Delete the file after the import.")
+
+    def checked(self, home: Home) -> Self:
+        """Refuse an import whose first rows show that it cannot be read.
+
+        Raises:
+            DataError: The file is missing or its columns have no known format.
+        """
+        from studio.data import preview
+        from studio.data.origins import origin_of
+
+        if self.mapping is None and origin_of(self.data.path, home).kind != "hub":
+            preview.guess(self.data.path, home, format=self.data.format)
+        return self
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Read everything and publish it."""
@@ -48,25 +60,48 @@ class ImportRequest(Request):
 
         return _told("Looking at the file", work)
 
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the dataset with its report; `asked` is the name that was asked for."""
+        return _outcome(home, result) | {"asked": self.dataset}
+
 
 class CurateRequest(Request):
     """Make a new snapshot by one step."""
 
     kind: ClassVar[str] = "curate"
     data: DataSource = DataSource()
-    step: Step
+    step: dict[str, Any] = knob({}, "Fields of one step of `studio.data.curate`.")
     dataset: str = knob("", "What to call the new one; like its parent when empty.", max_length=120)
 
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Read the parent, write the child."""
 
         def work(told: Told) -> dict[str, Any]:
-            from studio.data.curate import apply_step
+            from studio.data.curate import apply_step, parse_step
 
-            made = apply_step(home, self.data.path, self.step, new_name=self.dataset, progress=told)
+            made = apply_step(
+                home, self.data.path, parse_step(self.step), new_name=self.dataset, progress=told
+            )
             return _facts(made.meta)
 
         return _told("Reading the rows", work)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request with every field of its step.
+
+        Raises:
+            DataError: The dataset is not imported, or a field of the step is wrong.
+        """
+        from studio.data.curate import parse_step
+        from studio.data.snapshots import open_snapshot
+
+        open_snapshot(home, self.data.path)
+        step = parse_step(self.step).model_dump(mode="json")
+        return self.model_copy(update={"step": step})
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the new dataset with its report; `already` if no row was removed."""
+        return _outcome(home, result) | {"already": result["dataset"] == self.data.path}
 
 
 class MeasureRequest(Request):
@@ -86,6 +121,26 @@ class MeasureRequest(Request):
             return {"dataset": self.data.path, "rows": _rows(report)}
 
         return _told("Tokenising", work)
+
+
+def described(meta: Any) -> dict[str, Any]:
+    """Return a dataset's description without its report."""
+    keys = ("name", "hash", "created", "rows", "validation_rows", "reason")
+    return {key: getattr(meta, key) for key in keys} | {
+        "format": meta.mapping.format,
+        "mapping": meta.mapping.model_dump(mode="json"),
+        "original": meta.original.model_dump(mode="json"),
+        "parent": meta.parent.model_dump(mode="json") if meta.parent else None,
+        "step": meta.step,
+    }
+
+
+def _outcome(home: Home, result: dict[str, Any]) -> dict[str, Any]:
+    from studio.data.snapshots import open_snapshot
+
+    meta = open_snapshot(home, str(result["dataset"])).meta
+    report = meta.findings.model_dump(mode="json")
+    return described(meta) | {"already": bool(result.get("already")), "report": report}
 
 
 def uploads(home: Home) -> Path:

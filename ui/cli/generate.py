@@ -15,9 +15,9 @@ import typer
 from jobs.actions import ACTIONS, Action, Reply, ask, outcome
 from jobs.jobs_table import summary
 from jobs.store import JobStore
-from studio.errors import SpecError
+from studio.errors import InputError, SpecError
 from studio.fields import Parameter
-from studio.home import open_home
+from studio.home import Home, open_home
 from studio.training.events import Event, Working
 from ui.cli.follow import follow_to_the_end
 from ui.cli.show import CODES, SENTENCES, ending
@@ -123,12 +123,13 @@ def perform(
     action: Action, values: dict[str, Any], where: Path | None, *, follow: bool, as_json: bool
 ) -> int:
     """Ask for an action, follow its job, print the answer; return the exit code."""
-    home = open_home(where) if action.needs else None
+    home = _home(where, action)
     if action.needs != "store" and not action.follow:
-        return show(ask(home, action.name, values, watch=_progress), as_json)
+        watch = _silent if as_json else _progress
+        return show(ask(home, action.name, values, watch=watch), as_json)
     home = home or open_home(where)
     with closing(JobStore(home)) as store:
-        answer = ask(home, action.name, values, store=store, watch=None if as_json else _progress)
+        answer = ask(home, action.name, values, store=store)
         if not (action.follow and answer.jobs):
             return show(answer, as_json)
         return _followed(store, answer, follow=follow, as_json=as_json)
@@ -162,7 +163,7 @@ def show(answer: Reply, as_json: bool) -> int:
     """Print an answer and return the exit code."""
     name, value = answer.action.name, answer.value
     if as_json:
-        print(json.dumps(value, ensure_ascii=False))
+        print(json.dumps(value, ensure_ascii=name.startswith("data.")))
     else:
         SENTENCES[name](value) if name in SENTENCES else _plain(value)
     return CODES[name](value) if name in CODES else 0
@@ -177,6 +178,20 @@ def _plain(value: Any) -> None:
             if one not in (None, "", [], {}):
                 text = one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
                 print(f"{key:14} {text}")
+
+
+def _home(where: Path | None, action: Action) -> Home | None:
+    """Open the home; an action that only may use one gets None where it cannot be opened."""
+    try:
+        return open_home(where) if action.needs or action.here else None
+    except InputError:
+        if action.needs == "any home":
+            return None
+        raise
+
+
+def _silent(event: Event) -> None:
+    pass
 
 
 def _progress(event: Event) -> None:

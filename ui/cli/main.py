@@ -21,7 +21,6 @@ from studio.errors import SpecError, StudioError, nearest
 from studio.home import open_home
 from ui.cli import compare_commands as _compare  # noqa: F401  registers its action
 from ui.cli.chat_commands import app as chat_app
-from ui.cli.data import app as data_app
 from ui.cli.generate import add_commands
 from ui.cli.options import HomeOption, JobArgument, JsonOption, RetriesOption
 from ui.cli.options_adapters import app as adapter_app
@@ -30,8 +29,12 @@ from ui.cli.options_engine import app as engine_app
 from ui.cli.options_engine import presets_app
 from ui.cli.options_home import app as home_app
 from ui.cli.options_queue import app as queue_app
+from ui.cli.show import printable
 
-GROUPS = {"adapters": "List the adapters, or name, tag, delete and restore them."}
+GROUPS = {
+    "adapters": "List the adapters, or name, tag, delete and restore them.",
+    "data": "Datasets: check, import, map, X-ray, split, overlap, list, export, delete.",
+}
 app = typer.Typer(
     name="studio",
     help="Train adapters, watch them learn, and chat with them. Without a command it opens the "
@@ -41,7 +44,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.add_typer(data_app, name="data")
 app.add_typer(chat_app)
 app.add_typer(queue_app)
 app.add_typer(elsewhere_app)
@@ -290,7 +292,7 @@ def _tell(error: dict[str, str], code: int, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"error": error}, ensure_ascii=False))
     else:
-        print(error["text"], file=sys.stderr)
+        print(printable(error["text"], keep_lines=True), file=sys.stderr)
     return code
 
 

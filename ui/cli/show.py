@@ -10,6 +10,7 @@ from jobs.job import Job
 from jobs.jobs_table import summary
 from studio.errors import InputError
 from studio.evaluation.reports import title
+from studio.home import slug
 from studio.stack import StackItem
 
 Answer = Any
@@ -116,6 +117,92 @@ def modules(found: Sequence[Mapping[str, Any]]) -> None:
         print(f"{one['key']}  {one['shape'][0]} x {one['shape'][1]}")
 
 
+# -- data ------------------------------------------------------------------------------------------
+
+
+def printable(text: str, *, keep_lines: bool = False) -> str:
+    """Return text without escape codes, which a file may hold to repaint the terminal."""
+    return "".join(
+        c if c.isprintable() or (keep_lines and c in "\n\t") else f"\\x{ord(c):02x}" for c in text
+    )
+
+
+def checked(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Print what checked files hold."""
+    for report in reports:
+        name = printable(report["file"])
+        if report["error"]:
+            print(f"{name}: refused. {printable(report['error']['text'])}", file=sys.stderr)
+            continue
+        rows, reason = report["rows"], printable(report["reason"])
+        usable = f"{rows['kept']:,} of {rows['read']:,} rows can be used"
+        print(f"{name}: {usable}. {report['format']}: {reason}.")
+        for warning in report["warnings"]:
+            print(f"  {printable(warning)}")
+        for problem in report["problems"][:10]:
+            print(f"  line {problem['line']:,}: {printable(problem['text'])}")
+        if len(report["problems"]) > 10:
+            print("  … all of them with --json")
+
+
+def dataset(found: Mapping[str, Any]) -> None:
+    """Print a dataset that was imported or made."""
+    kept, asked = found["report"]["rows"], str(found.get("asked") or "")
+    known = "was imported before" if found["already"] else "is imported"
+    usable = f"{kept['kept']:,} of {kept['read']:,} rows can be used"
+    print(f'"{found["name"]}" {known}: {usable}, {found["format"]} ({found["reason"]}).')
+    for warning in found["report"]["warnings"]:
+        print(f"  {printable(warning)}")
+    if found["already"] and asked and slug(asked) != found["name"]:
+        print(f'  It keeps its name: it was not called "{printable(asked[:60])}".')
+
+
+def curated(found: Mapping[str, Any]) -> None:
+    """Print the dataset that a step made, or that nothing changed."""
+    if not found["already"]:
+        dataset(found)
+        return
+    kept = f'"{found["name"]}" keeps its {found["rows"]:,} rows'
+    print(f"Nothing was removed: {kept}. No copy was made.")
+
+
+def mapped(found: Mapping[str, Any]) -> None:
+    """Print a mapping and the first rows read with it, or the dataset that was remapped."""
+    if "report" in found:
+        curated(found)
+        return
+    print(json.dumps({key: value for key, value in found["mapping"].items() if value}))
+    for row in found["rows"]:
+        print(printable(json.dumps(row, ensure_ascii=False, indent=1), keep_lines=True))
+
+
+def xray(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows with their trained and cut parts marked."""
+    marks = {"trained": ("[[", "]]"), "truncated": ("~~", "~~"), "masked": ("", "")}
+    for row in rows:
+        counts = f"{row['num_tokens']} tokens, {row['num_trained']} trained"
+        cut = f"{row['num_truncated']} cut off"
+        print(f"row {row['row']} (line {row['line']}): {counts}, {cut}")
+        if row["problem"]:
+            print(f"  dropped: {printable(row['problem'])}")
+            continue
+        out, state = "", "masked"
+        for token in row["tokens"]:
+            if token["state"] != state:
+                out += marks[state][1] + marks[token["state"]][0]
+                state = token["state"]
+            out += printable(token["text"], keep_lines=True)
+        print(out + marks[state][1])
+
+
+def datasets(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print the imported datasets."""
+    if not found:
+        print("No dataset is imported yet: studio data import FILE")
+    for one in found:
+        print(f"{one['name']:32} {one['rows']:>12,} rows  {one['format']:18} {one['hash'][:12]}")
+
+
 # -- compare ---------------------------------------------------------------------------------------
 
 
@@ -191,6 +278,15 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "push": lines("Uploaded to {address}"),
     "promote": lines("The adapter of the run is now {adapter}"),
     "evaluate": evaluated,
+    "data.check": checked,
+    "data.import": dataset,
+    "data.map": mapped,
+    "data.xray": xray,
+    "data.list": datasets,
+    "data.export": lines("{rows:,} rows are in {file}."),
+    "data.delete": lines("{deleted} is deleted."),
+    "data.overlap": lines("{rows:,} rows of {other} are in {dataset} too."),
+    **dict.fromkeys(("data.split", "data.filter", "data.dedupe", "data.drop"), curated),
     "compare": compared,
     "suite": suite,
     "leaderboard": leaderboard,
@@ -210,5 +306,6 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     ),
 }
 CODES: dict[str, Callable[[Any], int]] = {
+    "data.check": lambda reports: 0 if all(one["ok"] for one in reports) else 2,
     "compare": lambda found: 2 if all("error" in one for one in found["lanes"]) else 0,
 }

@@ -5,21 +5,26 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
-from ui.cli.data import app
+from ui.cli.main import main
 
-RUN = CliRunner()
+
+def invoke(capsys, *words):
+    """Run a data command in this process; return its exit code and what it printed."""
+    with pytest.raises(SystemExit) as ended:
+        main(["data", *words])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
 
 
 @pytest.fixture
-def put(home, monkeypatch, tmp_path):
+def put(home, monkeypatch, capsys):
     """Run a command in a private home; returns exit code and parsed JSON."""
     monkeypatch.setenv("STUDIO_HOME", str(home.path))
 
     def run(*args):
-        result = RUN.invoke(app, [*args, "--json"])
-        return result.exit_code, json.loads(result.stdout)
+        code, out, _ = invoke(capsys, *args, "--json")
+        return code, json.loads(out)
 
     return run
 
@@ -69,17 +74,17 @@ def test_a_dataset_lives_from_import_to_delete(put, rows, tmp_path):
     assert code == 2 and "no imported dataset" in answer["error"]["text"]
 
 
-def test_what_changes_nothing_makes_no_copy_and_says_so(home, monkeypatch, rows):
+def test_what_changes_nothing_makes_no_copy_and_says_so(home, monkeypatch, rows, capsys):
     monkeypatch.setenv("STUDIO_HOME", str(home.path))
-    RUN.invoke(app, ["import", rows, "--name", "mine"])
+    invoke(capsys, "import", rows, "--name", "mine")
 
     for step in (["dedupe", "mine"], ["filter", "mine", "--min-characters", "1"]):
-        result = RUN.invoke(app, step)
-        assert result.exit_code == 0
-        assert 'Nothing was removed: "mine" keeps its 20 rows.' in result.stdout
-    again = RUN.invoke(app, ["import", rows, "--name", "a/b"])
-    assert '"mine" was imported before' in again.stdout
-    assert 'It keeps its name: it was not called "a/b".' in again.stdout
+        code, out, _ = invoke(capsys, *step)
+        assert code == 0
+        assert 'Nothing was removed: "mine" keeps its 20 rows.' in out
+    _, again, _ = invoke(capsys, "import", rows, "--name", "a/b")
+    assert '"mine" was imported before' in again
+    assert 'It keeps its name: it was not called "a/b".' in again
     assert [folder.name for folder in home.datasets.iterdir()] == ["mine"]
 
 
@@ -92,8 +97,8 @@ def test_a_mapping_that_map_prints_can_be_given_to_import(put, rows, tmp_path):
     assert made["mapping"]["constants"] == {"system": "Be kind."}
     for wrong, said in (
         ('{"format": 3}', "cannot be used. format is 3: input should be 'messages'"),
-        ("a,b\n1,2\n", "is no mapping file: give what"),
-        ("[1]", "is no mapping file: give what"),
+        ("a,b\n1,2\n", "is not a mapping file: give what"),
+        ("[1]", "is not a mapping file: give what"),
     ):
         (tmp_path / "mapping.json").write_text(wrong)
         code, answer = put("import", rows, "--mapping", str(tmp_path / "mapping.json"))
@@ -125,19 +130,19 @@ def test_xray_shows_tokens_of_a_real_model(put, rows, real):
     )
 
 
-def test_a_file_cannot_repaint_the_terminal(home, monkeypatch, tmp_path):
+def test_a_file_cannot_repaint_the_terminal(home, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("STUDIO_HOME", str(home.path))
     path = tmp_path / "a.jsonl"
     path.write_text('{"\\u001b[2Jx": 1, "b": 2, "c": 3}\n')
 
-    result = RUN.invoke(app, ["check", str(path)])
+    code, out, err = invoke(capsys, "check", str(path))
 
-    assert result.exit_code == 2 and "\x1b" not in result.output
+    assert code == 2 and "\x1b" not in out + err
 
 
 def test_the_commands_load_no_torch():
     code = (
-        "import sys, ui.cli.data, studio.data.survey, studio.data.importing,"
+        "import sys, ui.cli.main, studio.data.survey, studio.data.importing,"
         "studio.data.curate, studio.data.xray, studio.data.preview;"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)"
     )

@@ -1,0 +1,281 @@
+"""Actions on datasets: check, import, map, X-ray, split, filter, compare, export, delete.
+
+Imports and steps become jobs when pages ask; the command line performs them in its own process.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from jobs.actions.registry import action, field
+from studio.data.mapping import Mapping
+from studio.data.requests import CurateRequest, ImportRequest, described
+from studio.errors import DataError, SpecError
+from studio.home import Home
+from studio.request import Request
+from studio.spec import DataSource, ModelSource
+
+NONE: Any = ()
+Source = Annotated[
+    str, field("File, folder, hub id or demo.", positional=True, metavar="SOURCE", of="dataset")
+]
+Dataset = Annotated[
+    str, field("Imported dataset.", positional=True, metavar="NAME", of="dataset", max_length=120)
+]
+NewName = Annotated[
+    str, field("Name of the new dataset; as its parent by default.", flag="-", max_length=120)
+]
+Format = Annotated[str, field("Format of the rows; guessed by default.")]
+Column = Annotated[tuple[str, ...], field("part=column or part=a.b.c", metavar="PART=COLUMN")]
+Template = Annotated[
+    tuple[str, ...], field('part="{title}: {body}"', metavar="PART=TEXT", advanced=True)
+]
+Constant = Annotated[tuple[str, ...], field("part=fixed text", metavar="PART=TEXT", advanced=True)]
+Role = Annotated[
+    tuple[str, ...], field("name in the file=our role", metavar="NAME=ROLE", advanced=True)
+]
+
+
+@action("data.check")
+def check(
+    home: Home | None,
+    files: Annotated[
+        tuple[str, ...], field("Files, folders, hub ids or demos.", positional=True, metavar="FILE")
+    ],
+) -> list[dict[str, Any]]:
+    """Read files whole: rows that a run would keep, drop and why. Exit code 2 on a refusal."""
+    from studio.data.survey import check_file
+
+    return [check_file(file, home=home).model_dump(mode="json") for file in files]
+
+
+@action("data.import", title="Import dataset", here=True)
+def import_dataset(
+    home: Home,
+    source: Source,
+    name: Annotated[
+        str, field("Name of the dataset; the source's by default.", max_length=120)
+    ] = "",
+    subset: Annotated[str, field("Configuration on the hub.", advanced=True)] = "",
+    split: Annotated[str, field("Split on the hub.", advanced=True)] = "train",
+    mapping: Annotated[
+        dict[str, Any] | str | None, field("Mapping file, as `map --json` prints.", advanced=True)
+    ] = "",
+    format: Format = "",
+    column: Column = NONE,
+    template: Template = NONE,
+    constant: Constant = NONE,
+    role: Role = NONE,
+    uploaded: Annotated[bool, field("Delete the file after the import.", flag="-")] = False,
+) -> Request:
+    """Keep a dataset as an immutable snapshot with hash, mapping and report."""
+    data = DataSource(path=source.strip(), subset=subset, split=split)
+    chosen = Mapping.parse(mapping).checked() if isinstance(mapping, dict) else None
+    if isinstance(mapping, str) and mapping:
+        chosen = _read_mapping(mapping)
+    changes = _changes(column, template, constant, role)
+    if format or any(changes.values()):
+        from studio.data.preview import corrected
+
+        if chosen:
+            raise DataError("Give a mapping file or --format and --column, not both.")
+        chosen = corrected(data, format, changes, home)
+    return ImportRequest(data=data, dataset=name, mapping=chosen, uploaded=uploaded)
+
+
+@action("data.map", title="Map columns", here=True)
+def map_columns(
+    home: Home,
+    source: Source,
+    format: Format = "",
+    column: Column = NONE,
+    template: Template = NONE,
+    constant: Constant = NONE,
+    role: Role = NONE,
+    rows: Annotated[int, field("Rows to show.")] = 3,
+    save: Annotated[bool, field("Apply it to the imported dataset.")] = False,
+) -> Any:
+    """Show how rows are read, correct it, and see the first rows rendered."""
+    from studio.data.preview import corrected, preview
+
+    data = DataSource(path=source)
+    mapping = corrected(data, format, _changes(column, template, constant, role), home)
+    shown = preview(source, mapping, count=rows, home=home)
+    if save:
+        return CurateRequest(data=data, step={"kind": "remap", "mapping": mapping.model_dump()})
+    return {"mapping": mapping.model_dump(mode="json"), "rows": shown}
+
+
+@action("data.xray", title="X-ray")
+def xray_rows(
+    home: Home,
+    source: Source,
+    model: Annotated[str, field("Model whose tokenizer is used.", of="model")] = "starter",
+    row: Annotated[tuple[int, ...], field("Row number from 1; repeat for several.")] = NONE,
+    pick: Annotated[str, field("first, longest, shortest or random.")] = "first",
+    count: Annotated[int, field("Number of rows.", ge=1, le=1000)] = 3,
+    max_length: Annotated[int, field("Longest row in tokens.", ge=8)] = 1024,
+    train_on: Annotated[str, field("assistant, last or all.")] = "assistant",
+    chat_template: Annotated[str, field("auto or a named template.")] = "auto",
+    seed: Annotated[int, field("Seed of random rows.")] = 0,
+) -> list[dict[str, Any]]:
+    """Show rows as the trainer sees them: [[trained]], masked, and what is cut off."""
+    from studio.data.template.backend import backend_from_folder
+    from studio.data.xray import xray
+    from studio.models.sources import facts
+
+    if pick not in ("first", "longest", "shortest", "random"):
+        raise DataError(f'--pick is "{pick}": use first, longest, shortest or random.')
+    found = facts(ModelSource(path=model))
+    data = DataSource.parse(
+        {"path": source, "max_length": max_length, "train_on": train_on,
+         "chat_template": chat_template}
+    )  # fmt: skip
+    shown = xray(
+        data, backend_from_folder(found.path), context_length=found.context_length,
+        rows=list(row) or None, pick=pick, count=count, seed=seed, home=home,  # type: ignore[arg-type]
+    )  # fmt: skip
+    return [one.model_dump(mode="json") for one in shown]
+
+
+@action("data.list")
+def listed(home: Home) -> list[dict[str, Any]]:
+    """List the imported datasets."""
+    from studio.data.snapshots import snapshots
+
+    return [described(snapshot.meta) for snapshot in snapshots(home)]
+
+
+@action("data.export")
+def export(
+    home: Home,
+    name: Dataset,
+    target: Annotated[str, field("New file, .jsonl or .csv.", positional=True, metavar="TARGET")],
+    part: Annotated[str, field("train or validation; everything by default.")] = "",
+    force: Annotated[bool, field("Replace an existing file.")] = False,
+) -> dict[str, Any]:
+    """Write the rows of a dataset to a file."""
+    from studio.data.curate import export_rows
+    from studio.data.snapshots import open_snapshot
+
+    if part not in ("", "train", "validation"):
+        raise DataError(f'--part is "{part}": use train or validation.')
+    count = export_rows(open_snapshot(home, name), Path(target), part=part, replace=force)
+    return {"file": target, "rows": count}
+
+
+@action("data.delete")
+def delete(home: Home, name: Dataset) -> dict[str, Any]:
+    """Delete an imported dataset."""
+    from studio.data.snapshots import delete_snapshot
+
+    delete_snapshot(home, name)
+    return {"deleted": name}
+
+
+@action("data.split", here=True)
+def split(
+    name: Dataset,
+    fraction: Annotated[float, field("Share to hold out.", ge=0, lt=1)] = 0.0,
+    count: Annotated[int, field("Rows to hold out.", ge=0)] = 0,
+    group_by: Annotated[str, field("Column whose groups stay together.")] = "",
+    seed: Annotated[int, field("Seed of the choice.", advanced=True)] = 0,
+    dataset: NewName = "",
+) -> Request:
+    """Hold rows out of training, seeded and stored, as a new snapshot."""
+    step = {"fraction": fraction, "count": count, "group_by": group_by, "seed": seed}
+    return _step(name, dataset, "split", **step)
+
+
+@action("data.filter", here=True)
+def filter_rows(
+    name: Dataset,
+    min_characters: Annotated[int, field("Shortest row to keep.", unit="characters", ge=0)] = 0,
+    max_characters: Annotated[
+        int, field("Longest row to keep; 0 for any.", unit="characters", ge=0)
+    ] = 0,
+    column: Annotated[str, field("Column of the condition.")] = "",
+    operator: Annotated[str, field("equals, contains, greater, present …")] = "present",
+    value: Annotated[str, field("Value of the condition.")] = "",
+    dataset: NewName = "",
+) -> Request:
+    """Keep the rows that meet a condition, as a new snapshot."""
+    return _step(
+        name, dataset, "filter", min_characters=min_characters, max_characters=max_characters,
+        column=column, operator=operator, value=value,
+    )  # fmt: skip
+
+
+@action("data.dedupe", here=True)
+def dedupe(
+    name: Dataset,
+    near: Annotated[bool, field("Nearly equal rows too.")] = False,
+    dataset: NewName = "",
+) -> Request:
+    """Keep the first of equal rows, as a new snapshot."""
+    return _step(name, dataset, "dedupe", near=near)
+
+
+@action("data.drop", here=True)
+def drop(
+    name: Dataset,
+    row: Annotated[tuple[int, ...], field("Row number from 1; repeat for several.")],
+    keep: Annotated[bool, field("Keep only these rows.")] = False,
+    dataset: NewName = "",
+) -> Request:
+    """Drop rows by number, as a new snapshot."""
+    return _step(name, dataset, "drop", rows=row, keep=keep)
+
+
+@action("data.overlap")
+def count_overlap(
+    home: Home,
+    name: Dataset,
+    other: Annotated[
+        str, field("File or dataset, such as one to evaluate on.", positional=True, metavar="OTHER")
+    ],
+) -> dict[str, Any]:
+    """Count the rows that two datasets share, word for word."""
+    from studio.data.curate import overlap
+
+    return {"dataset": name, "other": other, "rows": overlap(home, name, other)}
+
+
+def _step(name: str, dataset: str, kind: str, **values: Any) -> Request:
+    step = {"kind": kind, **values}
+    return CurateRequest(data=DataSource(path=name), step=step, dataset=dataset)
+
+
+def _changes(
+    column: Sequence[str], template: Sequence[str], constant: Sequence[str], role: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    return {
+        "columns": _pairs(column), "templates": _pairs(template),
+        "constants": _pairs(constant), "roles": _pairs(role),
+    }  # fmt: skip
+
+
+def _pairs(given: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise DataError(f'"{text}" is not a pair: write it as part=column.')
+        pairs[key] = value
+    return pairs
+
+
+def _read_mapping(path: str) -> Mapping:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if isinstance(values, dict):
+            return Mapping.parse(values.get("mapping", values))
+    except OSError as error:
+        why = (error.strerror or "").lower()
+        raise DataError(f"The mapping file {path} cannot be read ({why}).") from None
+    except SpecError as error:
+        raise DataError(f"The mapping file {path} cannot be used. {error.text}") from None
+    except ValueError:
+        pass
+    raise DataError(f"{path} is not a mapping file: give what `studio data map … --json` printed.")
