@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from studio.adapters.library import describe, name_of, refuse_place, resolve, resolve_stack
-from studio.adapters.verify import CERTIFICATE, EXPORT_REPORT, read_report
+from studio.adapters.verify import EXPORT_REPORT, read_report
 from studio.errors import AdapterError, InputError
 from studio.fields import knob
 from studio.home import Home, slug
@@ -62,7 +62,9 @@ class MergeRequest(Request):
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the folder and its certificate."""
-        return {"out": self.out, "certificate": read_report(Path(self.out), CERTIFICATE)}
+        from studio.adapters.merge import read_certificate
+
+        return {"out": self.out, "certificate": read_certificate(Path(self.out))}
 
 
 class MixRequest(Request):
