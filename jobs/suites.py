@@ -88,5 +88,5 @@ def _lanes(job: Job) -> list[str]:
 def _get(store: JobStore, name: int | str) -> Job:
     job = store.get(name)
     if job.kind != KIND:
-        raise QueueError(f'"{job.name}" is no suite but a job of the kind {job.kind}.')
+        raise QueueError(f'"{job.name}" is a job of kind {job.kind}, not a suite.')
     return job
