@@ -14,6 +14,7 @@ import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from studio import devices
+from studio.data.mapping import RowFormat
 from studio.errors import SpecError
 from studio.fields import Record, knob, merge_values, read_yaml, validated
 from studio.methods import Method, named
@@ -48,10 +49,9 @@ class DataSource(Record):
     )
     subset: str = knob("", "Configuration of the hub dataset.", advanced=True)
     split: str = knob("train", "Split of the hub dataset.", advanced=True)
-    format: Literal[
-        "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer",
-        "preference", "labelled", "text",
-    ] = knob("auto", "Row format; auto detects it from the columns.", advanced=True)  # fmt: skip
+    format: Literal["auto", RowFormat] = knob(
+        "auto", "Row format; auto detects it from the columns.", advanced=True
+    )
     chat_template: Literal["auto", "chatml", "alpaca", "vicuna", "plain"] = knob(
         "auto",
         "Template that formats conversations; auto uses the model's own, else chatml or plain.",

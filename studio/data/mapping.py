@@ -1,4 +1,4 @@
-"""Mapping: which column plays which part. Guessed by `recognise`, corrected by a person, reusable.
+"""Mapping: which column plays which part. Guessed by `recognise`, corrected by the user, reusable.
 
 A part takes its value from a column (a dotted path reaches into objects), from a template such as
 `{title}: {body}`, or from a constant. It knows the row's columns, not what a template makes of it.
@@ -14,7 +14,7 @@ from studio.data.records import Dropped
 from studio.errors import DataError
 from studio.fields import Record, knob
 
-DataFormat = Literal[
+RowFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer",
     "preference", "labelled", "text",
 ]  # fmt: skip
@@ -33,13 +33,12 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 Getter = Callable[[dict[str, Any]], Any]
-_MISSING = object()
 
 
 class Mapping(Record):
-    """What a row is and which column plays which part in it."""
+    """The format of rows and the column that plays each part."""
 
-    format: DataFormat = knob("messages", "What a row is.", title="Format")
+    format: RowFormat = knob("messages", "Format of the rows.", title="Format")
     columns: dict[str, str] = knob({}, "Part to column, or dotted path.", title="Columns")
     templates: dict[str, str] = knob({}, "Part to text with {column} in it.", title="Templates")
     constants: dict[str, str] = knob({}, "Part to fixed text.", title="Constants")
@@ -53,20 +52,19 @@ class Mapping(Record):
         """
         needed, optional = PARTS[self.format]
         given = {*self.columns, *self.templates, *self.constants}
-        for part in needed:
-            if part not in given:
-                raise DataError(
-                    f'The format "{self.format}" needs the part "{part}": give it a column, a '
-                    "template or a constant."
-                )
-        for part in sorted(given - {*needed, *optional}):
+        if missing := [part for part in needed if part not in given]:
             raise DataError(
-                f'The format "{self.format}" has no part "{part}". '
+                f'The format "{self.format}" needs the part "{missing[0]}": give it a column, a '
+                "template or a constant."
+            )
+        if unknown := sorted(given - {*needed, *optional}):
+            raise DataError(
+                f'The format "{self.format}" has no part "{unknown[0]}". '
                 f"Its parts: {', '.join([*needed, *optional])}."
             )
         wrong = [r for r in self.roles.values() if r not in ("system", "user", "assistant", "tool")]
         if wrong:
-            raise DataError(f'"{wrong[0]}" is no role: use system, user, assistant or tool.')
+            raise DataError(f'"{wrong[0]}" is not a role: use system, user, assistant or tool.')
         return self
 
 
@@ -107,23 +105,13 @@ def at_path(values: dict[str, Any], path: str) -> Any:
 
 
 def _column(path: str) -> Getter:
-    if "." not in path:
-
-        def plain(values: dict[str, Any]) -> Any:
-            value = values.get(path, _MISSING)
-            if value is _MISSING:
-                raise Dropped("missing", f'The row has no "{path}".')
-            return value
-
-        return plain
-
-    def nested(values: dict[str, Any]) -> Any:
+    def get(values: dict[str, Any]) -> Any:
         try:
             return at_path(values, path)
         except KeyError:
             raise Dropped("missing", f'The row has no "{path}".') from None
 
-    return nested
+    return get
 
 
 def _template(text: str) -> Getter:
@@ -132,8 +120,7 @@ def _template(text: str) -> Getter:
     end = 0
     for match in _FIELD.finditer(text):
         parts.append(text[end : match.start()])
-        name = match.group(1)
-        parts.append(_column(name.strip()) if name else match.group()[0])
+        parts.append(_column(match[1].strip()) if match[1] else match[0][0])
         end = match.end()
     parts.append(text[end:])
 

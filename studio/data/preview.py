@@ -1,10 +1,11 @@
-"""The mapping panel's engine: columns, a guess that can be corrected, the first rows rendered.
+"""Preview a mapping: columns, a guess that can be corrected, the first rows rendered.
 
-Everything here reads only the first rows of a source, so it answers at once for any size.
+Only the first rows of a source are read, so every answer is quick for any size.
 """
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from studio.data.mapping import PARTS, Mapping, at_path, fields
@@ -18,9 +19,8 @@ from studio.spec import DataSource
 
 MAX_SHOWN = 4000
 MAX_ITEMS = 200
-MOST_LOOKED_AT = 100_000
+MAX_ROWS_READ = 100_000
 KINDS = ("columns", "templates", "constants")
-KNOWN = {part for groups in PARTS.values() for group in groups for part in group}
 
 
 def guess(path: str, home: Home | None = None, *, format: str = "auto") -> Guess:
@@ -30,7 +30,7 @@ def guess(path: str, home: Home | None = None, *, format: str = "auto") -> Guess
         DataError: It cannot be read, or nothing fits.
     """
     source = DataSource(path=path, format=format)
-    return _guess(find(source, home), source)
+    return guess_origin(find(source, home), source)
 
 
 def columns(path: str, home: Home | None = None, *, count: int = 50) -> dict[str, str]:
@@ -44,40 +44,52 @@ def columns(path: str, home: Home | None = None, *, count: int = 50) -> dict[str
 def corrected(
     source: DataSource, format: str, changes: dict[str, dict[str, str]], home: Home | None = None
 ) -> Mapping:
-    """Return the guessed mapping with a person's changes; a new format starts from its own guess.
+    """Return the guessed mapping with the user's changes; a new format starts from its own guess.
 
     Without a format it is the guessed one, or else the only one that the named parts make.
 
     Raises:
         DataError: The format, a part or a column is not known, or a needed part has no source.
     """
-    if format and format not in PARTS:
-        raise DataError(f'"{format}" is no format.{nearest(format, PARTS)}')
+    _check_format(format)
     named = {part for kind in KINDS for part in changes[kind]}
-    if unknown := sorted(named - KNOWN):
-        raise DataError(f'"{unknown[0]}" is no part. The parts: {", ".join(sorted(KNOWN))}.')
+    known = {part for name in PARTS for part in _parts(name)}
+    if unknown := sorted(named - known):
+        raise DataError(f'"{unknown[0]}" is not a part. The parts: {", ".join(sorted(known))}.')
     origin = find(source, home)
-    empty = {"format": format, "columns": {}, "templates": {}, "constants": {}, "roles": {}}
     try:
-        guessed = _guess(origin, source.model_copy(update={"format": format or "auto"})).mapping
+        wanted = source.model_copy(update={"format": format or "auto"})
+        base = guess_origin(origin, wanted).mapping
     except DataError:
         if not format and not named:
             raise
-        guessed = None
-    if not format and not (guessed and named <= _parts(guessed.format)):
+        if not format:
+            return corrected(source, _only_format(named), changes, home)
+        base = blank(format)
+    if not format and not named <= _parts(base.format):
         return corrected(source, _only_format(named), changes, home)
-    base: dict[str, Any] = guessed.model_dump() if guessed else empty
+    values: dict[str, Any] = base.model_dump()
     for kind in KINDS:
-        base[kind] = {k: v for k, v in base[kind].items() if k not in named} | changes[kind]
-    base["roles"] |= changes["roles"]
+        kept = {part: given for part, given in values[kind].items() if part not in named}
+        values[kind] = kept | changes[kind]
+    values["roles"] |= changes["roles"]
     _refuse_missing(origin, changes)
-    return Mapping.model_validate(base).checked()
+    return Mapping.model_validate(values).checked()
 
 
-def _guess(origin: Origin, source: DataSource) -> Guess:
-    if origin.guess and source.format in ("auto", origin.guess.mapping.format):
-        return origin.guess
-    return guess_origin(origin, source)
+def blank(format: str = "") -> Mapping:
+    """Return a mapping without any column, for the user to fill in.
+
+    Raises:
+        DataError: The format is not known.
+    """
+    _check_format(format)
+    return Mapping.model_validate({"format": format or "prompt_completion"})
+
+
+def _check_format(format: str) -> None:
+    if format and format not in PARTS:
+        raise DataError(f'"{format}" is not a format.{nearest(format, PARTS)}')
 
 
 def _parts(format: str) -> set[str]:
@@ -99,7 +111,7 @@ def _only_format(named: set[str]) -> str:
 
 
 def _refuse_missing(origin: Origin, changes: dict[str, dict[str, str]]) -> None:
-    """Refuse a column that no row has; a row that has it is mostly among the first."""
+    """Refuse a column that no row has; usually one of the first has it."""
     wanted = [*changes["columns"].values()]
     wanted += [name for template in changes["templates"].values() for name in fields(template)]
     seen: dict[str, str] = {}
@@ -108,7 +120,7 @@ def _refuse_missing(origin: Origin, changes: dict[str, dict[str, str]]) -> None:
             wanted = [path for path in wanted if not _has(item.values, path)]
             if looked_at < SAMPLE_ROWS:
                 _collect(item.values, "", seen)
-        if not wanted or looked_at >= MOST_LOOKED_AT:
+        if not wanted or looked_at >= MAX_ROWS_READ:
             break
     if wanted:
         raise DataError(f'No row has a column "{wanted[0][:60]}". The columns: {shown([*seen])}.')
@@ -120,17 +132,6 @@ def _has(values: dict[str, Any], path: str) -> bool:
     except KeyError:
         return False
     return True
-
-
-def blank(format: str = "") -> Mapping:
-    """Return a mapping without any column, to be filled by a person.
-
-    Raises:
-        DataError: The format is not known.
-    """
-    if format and format not in PARTS:
-        raise DataError(f'"{format}" is no format.{nearest(format, PARTS)}')
-    return Mapping.model_validate({"format": format or "prompt_completion"})
 
 
 def preview(
@@ -169,13 +170,8 @@ def shortened(value: Any, limit: int = MAX_SHOWN) -> Any:
 
 
 def _first(path: str, home: Home | None, count: int) -> list[Row]:
-    found: list[Row] = []
-    for looked_at, item in enumerate(find(DataSource(path=path), home).rows()):
-        if isinstance(item, Row):
-            found.append(item)
-        if len(found) >= count or looked_at >= MOST_LOOKED_AT:
-            break
-    return found
+    items = islice(find(DataSource(path=path), home).rows(), MAX_ROWS_READ)
+    return list(islice((item for item in items if isinstance(item, Row)), count))
 
 
 def _collect(values: dict[str, Any], prefix: str, found: dict[str, str], depth: int = 0) -> None:

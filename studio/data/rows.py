@@ -1,7 +1,7 @@
 """Turn rows of each format into conversations, and say why a row cannot be used.
 
-A row either becomes one conversation (or document) or is dropped with a sentence; nothing is
-repaired by guessing. It knows columns and roles, not tokens.
+A row becomes one conversation (or document), or is dropped with a sentence; nothing is repaired by
+guessing. A new format is an entry of `_MAKERS`, of `mapping.PARTS` and a rule in `recognise`.
 """
 
 from __future__ import annotations
@@ -10,121 +10,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from studio.data.mapping import Getter, Mapping, as_text, getter
+from studio.data.mapping import Mapping, as_text, getter
 from studio.data.records import Conversation, Document, Dropped, Message, Problem, Row
 
-
-def message_of(turn: dict[str, Any], role: str, index: int) -> Message:
-    """Return one turn as a message of ours.
-
-    Raises:
-        Dropped: It is empty where it may not be, or holds something other than text.
-    """
-    content = turn.get("content", turn.get("value", turn.get("text", turn.get("parts"))))
-    text = content if type(content) is str else _content(content, index)
-    if text and ("\x00" in text or not text.isascii()):
-        as_text(text, f"message {index + 1}")
-    calls = turn.get("tool_calls") or None
-    if role == "call":
-        role, calls = "assistant", _calls(text)
-        if calls:
-            text = ""
-    message: Message = {"role": role, "content": text}
-    if role == "assistant":
-        if calls:
-            message["tool_calls"] = [_call(call, index) for call in _listed(calls)]
-        elif not text.strip():
-            raise Dropped("empty_answer", f"Message {index + 1} is an empty answer.")
-        thought = turn.get("reasoning_content")
-        if isinstance(thought, str) and thought.strip():
-            message["reasoning_content"] = as_text(thought, "reasoning_content")
-    elif role == "user" and not text.strip():
-        raise Dropped("empty_prompt", f"Message {index + 1} is an empty question.")
-    if role == "tool" and isinstance(turn.get("name"), str):
-        message["name"] = turn["name"]
-    return message
-
-
-def _content(content: Any, index: int) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, list):
-        texts = []
-        for part in content:
-            if isinstance(part, str):
-                texts.append(part)
-            elif isinstance(part, dict) and isinstance(part.get("text"), str):
-                texts.append(part["text"])
-            else:
-                kind = part.get("type", "?") if isinstance(part, dict) else type(part).__name__
-                raise Dropped("type", f'Message {index + 1} holds "{str(kind)[:30]}", not text.')
-        return "".join(texts)
-    if isinstance(content, dict):
-        return json.dumps(content, ensure_ascii=False)
-    return as_text(content, f"message {index + 1}")
-
-
-def _calls(text: str) -> list[Any] | None:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    calls = _listed(found)
-    fine = all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls)
-    return calls if calls and fine else None
-
-
-def _call(call: Any, index: int) -> dict[str, Any]:
-    inner = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-        raise Dropped("type", f"Message {index + 1} has a tool call without a name.")
-    arguments = inner.get("arguments", inner.get("parameters", {}))
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            pass  # templates take text as well
-    made = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
-    return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
-
-
-def system_of(value: Any) -> str:
-    """Return a system prompt, given as text or as an object with its parts."""
-    if isinstance(value, dict):
-        value = value.get("content", value.get("parts", value.get("text")))
-        return _content(value, 0)
-    return as_text(value, "system")
-
-
-def is_muted(turn: dict[str, Any]) -> bool:
-    """Whether a turn says itself that it carries no loss: `weight: 0` or `train: false`."""
-    return turn.get("weight") == 0 or turn.get("train") is False
-
-
-def tools_of(value: Any) -> list[Any] | None:
-    """Return the tools of a conversation, given as a list or as JSON text."""
-    if isinstance(value, str):
-        value = parsed(value, "tools") if value.strip() else None
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise Dropped("type", '"tools" is no list of objects.')
-    return value
-
-
-def parsed(text: str, name: str) -> Any:
-    """Parse a cell that holds JSON as text."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise Dropped("json", f'"{name}" is text that is not valid JSON.') from None
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-Converter = Callable[[Row], Conversation | Document | Problem]
+Made = Conversation | Document
+Converter = Callable[[Row], Made | Problem]
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -143,7 +33,7 @@ def converter(mapping: Mapping) -> Converter:
     mapping.checked()
     make = _MAKERS[mapping.format](mapping)
 
-    def convert(row: Row) -> Conversation | Document | Problem:
+    def convert(row: Row) -> Made | Problem:
         try:
             return make(row)
         except Dropped as dropped:
@@ -152,65 +42,82 @@ def converter(mapping: Mapping) -> Converter:
     return convert
 
 
-def _text(mapping: Mapping) -> Callable[[Row], Document]:
-    get, name = _needed(mapping, "text"), _name(mapping, "text")
+class _Part:
+    """One part of the rows; an optional one may have no source, or be missing in some rows."""
+
+    def __init__(self, mapping: Mapping, part: str) -> None:
+        self.name = mapping.columns.get(part, part)
+        self.get = getter(mapping, part) or (lambda _: None)
+
+    def text(self, values: dict[str, Any]) -> str:
+        return as_text(self.get(values), self.name)
+
+    def value_or_none(self, values: dict[str, Any]) -> Any:
+        try:
+            return self.get(values)
+        except Dropped as dropped:
+            if dropped.kind == "missing":
+                return None
+            raise
+
+    def text_or_empty(self, values: dict[str, Any]) -> str:
+        return as_text(self.value_or_none(values), self.name)
+
+    def empty(self, kind: str) -> Dropped:
+        return Dropped(kind, f'"{self.name}" is empty.')
+
+
+def _text(mapping: Mapping) -> Callable[[Row], Made]:
+    part = _Part(mapping, "text")
 
     def make(row: Row) -> Document:
-        text = as_text(get(row.values), name)
+        text = part.text(row.values)
         if not text.strip():
-            raise Dropped("empty", f'"{name}" is empty.')
+            raise part.empty("empty")
         return Document(text, row.line)
 
     return make
 
 
-def _pair(mapping: Mapping, ask: str, answer: str, extra: str = "") -> Callable[[Row], Any]:
-    ask_get, ask_name = _needed(mapping, ask), _name(mapping, ask)
-    answer_get, answer_name = _needed(mapping, answer), _name(mapping, answer)
-    extra_get, system_get = getter(mapping, extra), getter(mapping, "system")
-    history_get = getter(mapping, "history")
-    lead = extra == "context"
+def _pair(mapping: Mapping, ask: str, reply: str, extra: str = "") -> Callable[[Row], Made]:
+    question, answer, system = (_Part(mapping, part) for part in (ask, reply, "system"))
+    more, history = _Part(mapping, extra), _Part(mapping, "history")
+    extra_first = extra == "context"
 
     def make(row: Row) -> Conversation:
         values = row.values
-        question_value, answer_value = ask_get(values), answer_get(values)
-        if type(question_value) is list and question_value and _is_message(question_value[0]):
-            turns = [*question_value, *_as_messages(answer_value, answer_name)]
-            return _conversation(turns, mapping, row, _optional(system_get, values, "system"))
-        question = as_text(question_value, ask_name)
-        text = as_text(answer_value, answer_name)
+        asked, answered = question.get(values), answer.get(values)
+        if type(asked) is list and asked and _is_message(asked[0]):
+            turns = [*asked, *_as_messages(answered, answer.name)]
+            return _conversation(turns, mapping, row, system.text_or_empty(values))
+        text, reply = as_text(asked, question.name), as_text(answered, answer.name)
+        if not reply.strip():
+            raise answer.empty("empty_answer")
+        added = more.text_or_empty(values)
+        if added.strip():
+            first, second = (added, text) if extra_first else (text, added)
+            text = f"{first}\n\n{second}" if first.strip() else second
         if not text.strip():
-            raise Dropped("empty_answer", f'"{answer_name}" is empty.')
-        more = _optional(extra_get, values, extra) if extra_get else ""
-        if more and more.strip():
-            first, second = (more, question) if lead else (question, more)
-            question = f"{first}\n\n{second}" if first.strip() else second
-        if not question.strip():
-            raise Dropped("empty_prompt", f'"{ask_name}" is empty.')
-        messages = _system(_optional(system_get, values, "system")) if system_get else []
-        if history_get:
-            messages += _history(_quiet(history_get, values))
-        messages.append({"role": "user", "content": question})
-        messages.append({"role": "assistant", "content": text})
+            raise question.empty("empty_prompt")
+        messages = _system(system.text_or_empty(values)) + _history(history.value_or_none(values))
+        messages.append({"role": "user", "content": text})
+        messages.append({"role": "assistant", "content": reply})
         return Conversation(messages, None, row.line)
 
     return make
 
 
-def _labelled(mapping: Mapping) -> Callable[[Row], Conversation]:
-    text_get, text_name = _needed(mapping, "text"), _name(mapping, "text")
-    label_get, label_name = _needed(mapping, "label"), _name(mapping, "label")
-    system_get = getter(mapping, "system")
-    ask = "" if "text" in mapping.templates else f"What is the {label_name.lower()}?\n"
+def _labelled(mapping: Mapping) -> Callable[[Row], Made]:
+    text_part, label_part, system = (_Part(mapping, part) for part in ("text", "label", "system"))
+    ask = "" if "text" in mapping.templates else f"What is the {label_part.name.lower()}?\n"
 
     def make(row: Row) -> Conversation:
-        text = as_text(text_get(row.values), text_name)
-        label = as_text(label_get(row.values), label_name)
+        text, label = text_part.text(row.values), label_part.text(row.values)
         if not text.strip():
-            raise Dropped("empty_prompt", f'"{text_name}" is empty.')
+            raise text_part.empty("empty_prompt")
         if not label.strip():
-            raise Dropped("empty_answer", f'"{label_name}" is empty.')
-        messages = _system(_optional(system_get, row.values, "system"))
+            raise label_part.empty("empty_answer")
+        messages = _system(system.text_or_empty(row.values))
         messages.append({"role": "user", "content": ask + text})
         messages.append({"role": "assistant", "content": label})
         return Conversation(messages, None, row.line)
@@ -218,41 +125,48 @@ def _labelled(mapping: Mapping) -> Callable[[Row], Conversation]:
     return make
 
 
-def _preference(mapping: Mapping) -> Callable[[Row], Conversation]:
-    chosen_get, chosen_name = _needed(mapping, "chosen"), _name(mapping, "chosen")
-    prompt_get, system_get = getter(mapping, "prompt"), getter(mapping, "system")
+def _preference(mapping: Mapping) -> Callable[[Row], Made]:
+    chosen, prompt, system = (_Part(mapping, part) for part in ("chosen", "prompt", "system"))
 
     def make(row: Row) -> Conversation:
-        chosen = chosen_get(row.values)
-        asked = _quiet(prompt_get, row.values) if prompt_get else None
-        system = _optional(system_get, row.values, "system")
-        turns = _as_messages(chosen, chosen_name)
+        turns = _as_messages(chosen.get(row.values), chosen.name)
+        asked = prompt.value_or_none(row.values)
         if asked and not any(_role(turn, mapping) == "user" for turn in turns):
-            is_chat = type(asked) is list
-            turns = [
-                *(asked if is_chat else [{"role": "user", "content": as_text(asked, "prompt")}]),
-                *turns,
-            ]
-        return _conversation(turns, mapping, row, system)
+            if type(asked) is not list:
+                asked = [{"role": "user", "content": as_text(asked, "prompt")}]
+            turns = [*asked, *turns]
+        return _conversation(turns, mapping, row, system.text_or_empty(row.values))
 
     return make
 
 
-def _messages(mapping: Mapping) -> Callable[[Row], Conversation]:
-    get, name = _needed(mapping, "messages"), _name(mapping, "messages")
-    tools_get, system_get = getter(mapping, "tools"), getter(mapping, "system")
+def _messages(mapping: Mapping) -> Callable[[Row], Made]:
+    messages, tools, system = (_Part(mapping, part) for part in ("messages", "tools", "system"))
 
     def make(row: Row) -> Conversation:
-        turns = get(row.values)
+        turns = messages.get(row.values)
         if isinstance(turns, str):
-            turns = parsed(turns, name)
+            turns = _parsed(turns, messages.name)
         if not isinstance(turns, list):
-            raise Dropped("type", f'"{name}" is no list of messages.')
-        tools = tools_of(_quiet(tools_get, row.values)) if tools_get else None
-        system = system_of(_quiet(system_get, row.values)) if system_get else ""
-        return _conversation(turns, mapping, row, system, tools)
+            raise Dropped("type", f'"{messages.name}" is not a list of messages.')
+        known = _tools(tools.value_or_none(row.values))
+        return _conversation(
+            turns, mapping, row, _system_text(system.value_or_none(row.values)), known
+        )
 
     return make
+
+
+_MAKERS: dict[str, Callable[[Mapping], Callable[[Row], Made]]] = {
+    "messages": _messages,
+    "sharegpt": _messages,
+    "alpaca": lambda m: _pair(m, "instruction", "output", "input"),
+    "prompt_completion": lambda m: _pair(m, "prompt", "completion"),
+    "question_answer": lambda m: _pair(m, "question", "answer", "context"),
+    "preference": _preference,
+    "labelled": _labelled,
+    "text": _text,
+}
 
 
 def _conversation(
@@ -263,15 +177,15 @@ def _conversation(
     last_answer, num_answers = -1, 0
     for index, turn in enumerate(turns):
         if type(turn) is not dict:
-            raise Dropped("type", f"Message {index + 1} is no object with a role.")
+            raise Dropped("type", f"Message {index + 1} is not an object with a role.")
         role = _role(turn, mapping)
         if not role:
             got = str(turn.get("role", turn.get("from", "")))[:40]
-            raise Dropped("roles", f'Message {index + 1} has the role "{got}", which is not known.')
-        message = message_of(turn, role, index)
+            raise Dropped("roles", f'Message {index + 1} has the unknown role "{got}".')
+        message = _message(turn, role, index)
         if message["role"] == "assistant":
             last_answer = len(messages)
-            if is_muted(turn):
+            if turn.get("weight") == 0 or turn.get("train") is False:
                 muted.append(num_answers)
             num_answers += 1
         messages.append(message)
@@ -280,18 +194,105 @@ def _conversation(
     if system.strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
         last_answer += 1
-    cut = last_answer + 1 < len(messages)
-    return Conversation(messages[: last_answer + 1], tools, row.line, cut, tuple(muted))
+    open_ended = last_answer + 1 < len(messages)
+    return Conversation(messages[: last_answer + 1], tools, row.line, open_ended, tuple(muted))
+
+
+def _message(turn: dict[str, Any], role: str, index: int) -> Message:
+    content = turn.get("content", turn.get("value", turn.get("text", turn.get("parts"))))
+    text = content if type(content) is str else _content(content, index)
+    if text and ("\x00" in text or not text.isascii()):
+        as_text(text, f"message {index + 1}")
+    calls = turn.get("tool_calls") or None
+    if role == "call":
+        role, calls = "assistant", _calls_in(text)
+        text = "" if calls else text
+    message: Message = {"role": role, "content": text}
+    if role == "assistant":
+        if calls:
+            calls = calls if isinstance(calls, list) else [calls]
+            message["tool_calls"] = [_call(call, index) for call in calls]
+        elif not text.strip():
+            raise Dropped("empty_answer", f"Message {index + 1} is an empty answer.")
+        thought = turn.get("reasoning_content")
+        if isinstance(thought, str) and thought.strip():
+            message["reasoning_content"] = as_text(thought, "reasoning_content")
+    elif role == "user" and not text.strip():
+        raise Dropped("empty_prompt", f"Message {index + 1} is an empty question.")
+    if role == "tool" and isinstance(turn.get("name"), str):
+        message["name"] = turn["name"]
+    return message
+
+
+def _content(content: Any, index: int) -> str:
+    if isinstance(content, dict):
+        return json.dumps(content, ensure_ascii=False)
+    if not isinstance(content, list):
+        return "" if content is None else as_text(content, f"message {index + 1}")
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str):
+            kind = part.get("type", "?") if isinstance(part, dict) else type(part).__name__
+            raise Dropped("type", f'Message {index + 1} holds "{str(kind)[:30]}", not text.')
+        texts.append(text)
+    return "".join(texts)
+
+
+def _calls_in(text: str) -> list[Any] | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    calls = found if isinstance(found, list) else [found]
+    named = all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls)
+    return calls if calls and named else None
+
+
+def _call(call: Any, index: int) -> dict[str, Any]:
+    inner = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        raise Dropped("type", f"Message {index + 1} has a tool call without a name.")
+    arguments = inner.get("arguments", inner.get("parameters", {}))
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            pass  # templates take text as well
+    made = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
+    return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
+
+
+def _tools(value: Any) -> list[Any] | None:
+    """Return the tools of a conversation, given as a list or as JSON text."""
+    if isinstance(value, str):
+        value = _parsed(value, "tools") if value.strip() else None
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise Dropped("type", '"tools" is not a list of objects.')
+    return value
+
+
+def _system_text(value: Any) -> str:
+    """Return a system prompt, given as text or as an object with its parts."""
+    if isinstance(value, dict):
+        return _content(value.get("content", value.get("parts", value.get("text"))), 0)
+    return as_text(value, "system")
+
+
+def _system(text: str) -> list[Message]:
+    return [{"role": "system", "content": text}] if text.strip() else []
 
 
 def _history(value: Any) -> list[Message]:
     messages: list[Message] = []
     pairs = [] if value is None or value == "" or value != value else value
     if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
-        raise Dropped("type", '"history" is no list of question and answer pairs.')
-    for pair in pairs:
-        messages.append({"role": "user", "content": as_text(pair[0], "history")})
-        messages.append({"role": "assistant", "content": as_text(pair[1], "history")})
+        raise Dropped("type", '"history" is not a list of question and answer pairs.')
+    for question, answer in pairs:
+        messages.append({"role": "user", "content": as_text(question, "history")})
+        messages.append({"role": "assistant", "content": as_text(answer, "history")})
     return messages
 
 
@@ -309,52 +310,14 @@ def _is_message(value: Any) -> bool:
 
 
 def _role(turn: Any, mapping: Mapping) -> str:
-    if type(turn) is not dict:
-        return ""
-    name = turn.get("role", turn.get("from"))
+    name = turn.get("role", turn.get("from")) if type(turn) is dict else None
     if type(name) is not str:
         return ""
-    known = ROLES.get(name)
-    if known and not mapping.roles:
-        return known
-    return mapping.roles.get(name) or ROLES.get(name.strip().lower(), "")
+    return mapping.roles.get(name) or ROLES.get(name) or ROLES.get(name.strip().lower(), "")
 
 
-def _system(text: str) -> list[Message]:
-    return [{"role": "system", "content": text}] if text.strip() else []
-
-
-def _quiet(get: Getter, values: dict[str, Any]) -> Any:
-    # An optional part may be missing in some rows.
+def _parsed(text: str, name: str) -> Any:
     try:
-        return get(values)
-    except Dropped as dropped:
-        if dropped.kind == "missing":
-            return None
-        raise
-
-
-def _optional(get: Getter | None, values: dict[str, Any], name: str) -> str:
-    return as_text(_quiet(get, values), name) if get else ""
-
-
-def _needed(mapping: Mapping, part: str) -> Getter:
-    found = getter(mapping, part)
-    assert found is not None, part
-    return found
-
-
-def _name(mapping: Mapping, part: str) -> str:
-    return mapping.columns.get(part, part)
-
-
-_MAKERS: dict[str, Callable[[Mapping], Callable[[Row], Any]]] = {
-    "messages": _messages,
-    "sharegpt": _messages,
-    "alpaca": lambda m: _pair(m, "instruction", "output", "input"),
-    "prompt_completion": lambda m: _pair(m, "prompt", "completion"),
-    "question_answer": lambda m: _pair(m, "question", "answer", "context"),
-    "preference": _preference,
-    "labelled": _labelled,
-    "text": _text,
-}
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Dropped("json", f'"{name}" is text that is not valid JSON.') from None

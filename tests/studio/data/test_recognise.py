@@ -196,7 +196,7 @@ def test_conversational_prompt_and_completion_are_joined():
         ({"format": "alpaca", "columns": {"instruction": "a"}}, 'needs the part "output"'),
         ({"format": "text", "columns": {"text": "a", "label": "b"}}, 'no part "label"'),
         ({"format": "messages", "columns": {"messages": "m"}, "roles": {"x": "boss"}},
-         '"boss" is no role'),
+         '"boss" is not a role'),
     ],
 )  # fmt: skip
 def test_a_mapping_that_cannot_be_names_the_part(mapping, words):
@@ -230,7 +230,7 @@ def test_the_mapping_panel_corrects_a_guess_and_shows_rows_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("format", "columns", "templates", "said"),
     [
-        ("", {"foo": "A"}, {}, '"foo" is no part. The parts: answer, chosen'),
+        ("", {"foo": "A"}, {}, '"foo" is not a part. The parts: answer, chosen'),
         ("", {"prompt": "A"}, {}, r"--format. Known: .*question_answer \(question, answer, "),
         ("", {"messages": "A"}, {}, "fit messages and sharegpt: choose one with --format"),
         ("", {"prompt": "A", "completion": "zzz"}, {}, 'No row has a column "zzz".*"A", "B", "C"'),
