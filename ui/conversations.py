@@ -1,19 +1,17 @@
-"""What Compare keeps: its JSON routes on conversations, recipes and votes.
+"""Serve the conversations of the Compare page.
 
 Each body is small and typed; what an answer holds beside its text is the page's own and stays as it
 came. Nothing here talks to the chat host.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.actions import ask
-from jobs.conversations import Conversations, Votes
-from jobs.recipes import Recipes
+from jobs.conversations import Conversations
 from jobs.store import JobStore
-from studio.stack import MAX_ADAPTERS, MAX_LANES
+from studio.stack import MAX_LANES
 
 ID = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
 
@@ -50,53 +48,10 @@ class Branch(_Body):
     turns: int = Field(ge=0, le=10_000)
 
 
-class Named(_Body):
-    """Which conversation."""
-
-    id: str = ID
-
-
-class Recipe(_Body):
-    """A mix, and what to make of it."""
-
-    kind: Literal["recipe", "mix", "merge"]
-    name: str = Field(max_length=120)
-    model: str = Field(max_length=1000)
-    stack: list[dict[str, Any]] = Field(max_length=MAX_ADAPTERS)
-
-
-class RecipeName(_Body):
-    """Which recipe."""
-
-    name: str = Field(max_length=120)
-
-
-class Vote(_Body):
-    """A vote on a turn; no winner is a tie."""
-
-    conversation: str = ID
-    turn: int = Field(ge=0, le=10_000)
-    prompt: str = Field(max_length=2_000_000)
-    lanes: list[str] = Field(max_length=MAX_LANES)
-    answers: list[str] = Field(max_length=MAX_LANES)
-    winner: int | None = None
-    bad: bool = False
-    blind: bool = False
-
-
-class VotedTurn(_Body):
-    """Which turn's vote."""
-
-    conversation: str = ID
-    turn: int
-
-
 def conversation_routes(store: JobStore) -> APIRouter:
     """Return the routes on what Compare keeps in the home's database."""
     router = APIRouter(prefix="/api/chat")
-    talks, kept, votes = (
-        Conversations(store.database), Recipes(store.database), Votes(store.database)
-    )  # fmt: skip
+    talks = Conversations(store.database)
 
     @router.get("/conversations")
     def conversations(search: str = "") -> list[dict[str, Any]]:
@@ -124,40 +79,5 @@ def conversation_routes(store: JobStore) -> APIRouter:
     @router.post("/branch")
     def branch(body: Branch) -> dict[str, Any]:
         return talks.branch(body.id, body.new, turns=body.turns)
-
-    @router.post("/conversations/delete")
-    def delete(body: Named) -> dict[str, Any]:
-        talks.delete(body.id)
-        return {"deleted": body.id}
-
-    @router.post("/recipes")
-    def keep(body: Recipe) -> dict[str, Any]:
-        if body.kind == "recipe":
-            kept.save(body.name, body.model, body.stack)
-            return {"name": body.name}
-        values = {"name": body.name.strip(), "model": body.model, "stack": body.stack}
-        job = ask(store.home, body.kind, values, store=store).jobs[0]
-        return {"name": job.name, "id": job.id}
-
-    @router.post("/recipes/delete")
-    def forget(body: RecipeName) -> dict[str, Any]:
-        kept.delete(body.name)
-        return {"deleted": body.name}
-
-    @router.post("/vote")
-    def vote(body: Vote) -> dict[str, Any]:
-        number = votes.cast(
-            body.prompt, body.lanes, winner=body.winner, bad=body.bad, blind=body.blind,
-            conversation=body.conversation, turn=body.turn, answers=body.answers,
-        )  # fmt: skip
-        return {"id": number}
-
-    @router.post("/vote/back")
-    def take_back(body: VotedTurn) -> dict[str, Any]:
-        return {"taken_back": votes.take_back(body.conversation, body.turn)}
-
-    @router.get("/leaderboard")
-    def leaderboard(blind: bool = False) -> dict[str, Any]:
-        return votes.board(blind_only=blind)
 
     return router

@@ -1,37 +1,19 @@
-"""The JSON routes on suites and files: ask a suite, read its table, download votes and results."""
+"""Serve suites and their tables, and votes and results as downloads."""
 
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, Field
 
-from jobs import actions, suites
+from jobs import suites
 from jobs.conversations import Votes
 from jobs.store import JobStore
 from studio.evaluation.reports import MEDIA, Form, votes_as
-from studio.stack import MAX_LANES
 
 FormName = Literal["csv", "jsonl", "html"]
 
 
-class Suite(BaseModel):
-    """A suite as a person wrote it, over the lanes of the page."""
-
-    model_config = ConfigDict(extra="forbid")
-    name: str = Field("", max_length=120)
-    cases: str = Field(max_length=4_000_000)
-    lanes: list[dict[str, Any]] = Field(min_length=1, max_length=MAX_LANES)
-
-
-class Checkpoint(BaseModel):
-    """Which checkpoint: RUN@STEP."""
-
-    model_config = ConfigDict(extra="forbid")
-    checkpoint: str = Field(max_length=40)
-
-
 def judging_routes(store: JobStore) -> APIRouter:
-    """Return the routes on suites, promotions and exports."""
+    """Return the routes on suites and exports."""
     router = APIRouter(prefix="/api/chat")
 
     @router.get("/suites")
@@ -41,18 +23,6 @@ def judging_routes(store: JobStore) -> APIRouter:
     @router.get("/suites/{number}")
     def table(number: int) -> dict[str, Any]:
         return suites.table(store, number)
-
-    @router.post("/suites")
-    def ask(body: Suite) -> dict[str, Any]:
-        values = {"name": body.name, "lane": body.lanes, "cases": body.cases}
-        job = actions.ask(store.home, "suite", values, store=store).jobs[0]
-        return {"id": job.id, "name": job.name}
-
-    @router.post("/promote")
-    def promote(body: Checkpoint) -> dict[str, Any]:
-        values = {"checkpoint": body.checkpoint}
-        job = actions.ask(store.home, "promote", values, store=store).jobs[0]
-        return {"id": job.id, "name": job.name}
 
     @router.get("/export/votes.{form}")
     def votes(form: FormName) -> Response:

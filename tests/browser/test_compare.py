@@ -116,7 +116,7 @@ def test_three_lanes_a_slider_a_blind_vote_and_a_reload(page: Page, studio: Serv
     page.get_by_role("tab", name="Chat").click()
     expect(page.locator(".s-turn")).to_have_count(2)
     expect(page.get_by_test_id("answer-2").first).to_have_text(both, use_inner_text=True)
-    assert studio.json("/api/chat/leaderboard")["votes"] == 1
+    assert studio.json("/api/do/leaderboard", {})["votes"] == 1
 
 
 MOVE_AT_THE_FIRST_WORD = """(slider, weight) => {

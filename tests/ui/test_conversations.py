@@ -5,20 +5,23 @@ from fastapi.testclient import TestClient
 
 from jobs.store import JobStore
 from tests.ui.conftest import client_of
+from ui.actions import action_routes
 from ui.conversations import conversation_routes
 from ui.judging import judging_routes
 
 LANES = [{"model": "starter", "stack": []}, {"model": "starter", "stack": [{"name": "p"}]}]
-VOTE = {"conversation": "c1", "turn": 0, "prompt": "Hi", "lanes": ["starter", "starter~p:1"],
-        "answers": ["a", "<b>"], "winner": 1, "blind": True}  # fmt: skip
+ANSWERS = [{"text": "a", "lane": "starter"}, {"text": "<b>", "lane": "starter~p:1"}]
+VOTE = {"conversation": "c1", "turn": 1, "verdict": "B", "blind": True}
 
 
 @pytest.fixture
 def client(store: JobStore) -> TestClient:
-    talking = client_of(conversation_routes(store), judging_routes(store))
+    talking = client_of(
+        conversation_routes(store), judging_routes(store), action_routes(store.home, store)
+    )
     kept = {"id": "c1", "lanes": LANES, "settings": {"shared": {"system": ""}}}
     talking.post("/api/chat/conversations", json=kept)
-    turn = {"conversation": "c1", "number": 0, "prompt": "Hi", "answers": [{"text": "a"}, {}]}
+    turn = {"conversation": "c1", "number": 0, "prompt": "Hi", "answers": ANSWERS}
     talking.post("/api/chat/turns", json=turn)
     return talking
 
@@ -31,23 +34,23 @@ def test_a_conversation_is_kept_found_branched_and_deleted(client):
         == []
     )
     assert len(client.get("/api/chat/conversations").json()) == 1  # an empty one is not listed
-    client.post("/api/chat/conversations/delete", json={"id": "c1"})
+    client.post("/api/do/conversations", json={"delete": "c1"})
     gone = client.get("/api/chat/conversations/c1")
     assert gone.status_code == 400 and "no conversation" in gone.json()["error"]["text"]
 
 
 def test_a_vote_is_ranked_and_taken_back(client):
-    client.post("/api/chat/vote", json=VOTE)
-    board = client.get("/api/chat/leaderboard?blind=true").json()
+    client.post("/api/do/vote", json=VOTE)
+    board = client.post("/api/do/leaderboard", json={"blind": True}).json()
     assert [one["lane"] for one in board["standings"]] == ["starter~p:1", "starter"]
 
-    client.post("/api/chat/vote/back", json={"conversation": "c1", "turn": 0})
-    assert client.get("/api/chat/leaderboard").json()["votes"] == 0
+    client.post("/api/do/vote", json=VOTE | {"verdict": "none"})
+    assert client.post("/api/do/leaderboard", json={}).json()["votes"] == 0
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "html"])
 def test_votes_are_downloads_that_no_browser_runs(client, form):
-    client.post("/api/chat/vote", json=VOTE)
+    client.post("/api/do/vote", json=VOTE)
 
     answer = client.get(f"/api/chat/export/votes.{form}")
 
@@ -64,11 +67,11 @@ def test_votes_are_downloads_that_no_browser_runs(client, form):
             {"conversation": "../x", "number": 0, "prompt": "", "answers": []},
             422,
         ),
-        ("/api/chat/vote", VOTE | {"winner": 5}, 400),
-        ("/api/chat/recipes", {"kind": "recipe", "name": "", "model": "m", "stack": []}, 400),
-        ("/api/chat/recipes", {"kind": "erase", "name": "a", "model": "m", "stack": []}, 422),
-        ("/api/chat/suites", {"name": "", "cases": " ", "lanes": LANES}, 400),
-        ("/api/chat/promote", {"checkpoint": "x"}, 400),
+        ("/api/do/vote", VOTE | {"verdict": "F"}, 400),
+        ("/api/do/recipes", {"save": " ", "lane": "m"}, 400),
+        ("/api/do/recipes", {"erase": "a"}, 400),
+        ("/api/do/suite", {"cases": " ", "lane": LANES}, 400),
+        ("/api/do/promote", {"checkpoint": "x"}, 400),
     ],
 )
 def test_what_is_wrong_is_refused(client, path, body, code):

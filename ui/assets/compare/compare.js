@@ -3,7 +3,7 @@
 // conversation in the database, so a reload restores both. Model output is shown as text only.
 
 import { api, button, h, query, remember, send, toast } from '../core/dom.js';
-import { laneName, parseLane, writeLane } from '../core/lanes.js';
+import { laneName, LETTERS, parseLane, writeLane } from '../core/lanes.js';
 import { Answer } from './answer.js';
 import { Composer, usualSettings } from './composer.js';
 import { Conversation } from './conversation.js';
@@ -12,7 +12,6 @@ import { showEndpoint, Tabs, welcome } from './tabs.js';
 import { isBlind, Votes } from './votes.js';
 
 const MOST_LANES = 6;
-export const LETTERS = 'ABCDEF';
 
 export class Compare extends HTMLElement {
   async connectedCallback() {

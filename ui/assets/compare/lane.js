@@ -1,9 +1,9 @@
 // The head of a lane: its model, its adapters and their weights, edited in place.
 
-import { button, h, send, short, text } from '../core/dom.js';
+import { button, h, short, text } from '../core/dom.js';
 import { select } from '../core/form.js';
 import { isCheckpoint, promoteButton } from '../core/lanes.js';
-import { QUEUED } from './tabs.js';
+import { keepMix } from './tabs.js';
 
 const choice = (label, choices, value, changed) => select(choices, value, changed, { 'aria-label': label });
 
@@ -95,16 +95,15 @@ export class LaneHead {
     const usual = this.lane.stack.map((part) => `${short(part.name)} ${part.weight}`).join(' ');
     const name = h('input', { 'aria-label': 'Name of the mix', maxLength: 120 });
     name.value = usual;
-    const act = (kind, done) => async () => {
-      const { model, stack } = this.lane;
-      if (!await send('/api/chat/recipes', { kind, name: name.value, model, stack }, done)) return;
+    const act = (kind) => async () => {
+      if (!await keepMix(kind, name.value, this.lane)) return;
       this.form.hidden = true;
       this.page.refresh();
     };
     this.form.replaceChildren(name, h('div', { class: 's-actions' },
-      button('Save recipe', act('recipe', 'Saved: every lane on this base can use it.')),
-      button('Make an adapter', act('mix', QUEUED), '', { title: 'One LoRA that acts like the mix' }),
-      button('Merge into a model', act('merge', QUEUED), '', { title: 'A whole model, with a certificate' })));
+      button('Save recipe', act('recipe')),
+      button('Make an adapter', act('mix'), '', { title: 'One LoRA that acts like the mix' }),
+      button('Merge into a model', act('merge'), '', { title: 'A whole model, with a certificate' })));
     this.form.hidden = false;
     name.select();
   }

@@ -47,7 +47,7 @@ export class Suites {
       const { system, sampling } = conversation.settingsOf(lane);
       return { model, stack, system, sampling };
     });
-    const job = await send('/api/chat/suites', { name: this.name.value, cases: this.cases.value, lanes });
+    const job = await send('/api/do/suite', { name: this.name.value, cases: this.cases.value, lane: lanes });
     if (!job) return;
     this.open = job.id;
     await this.refresh();

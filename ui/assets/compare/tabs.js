@@ -3,7 +3,7 @@
 
 import { ago, button, choose, h, quiet, remember, send, short, snippet, sureButton, tabs } from '../core/dom.js';
 import { dialog } from '../core/form.js';
-import { clientName, laneName } from '../core/lanes.js';
+import { clientName, laneName, writeLane } from '../core/lanes.js';
 import { Suites } from './suites.js';
 import { leaderboard } from './votes.js';
 
@@ -47,7 +47,7 @@ async function conversations(element, page) {
   h('span', { class: 's-quiet' }, `${turns} ${turns === 1 ? 'turn' : 'turns'} · ${ago(updated)}${parent ? ' · a branch' : ''}`),
   sureButton('Delete', 'Really delete?', async () => {
     if (id === page.conversation.id && !page.free()) return;
-    if (await send('/api/chat/conversations/delete', { id })) await refresh();
+    if (await send('/api/do/conversations', { delete: id })) await refresh();
   }, 's-tool'));
   const refresh = async () => {
     const found = await send(`/api/chat/conversations?search=${encodeURIComponent(search.value)}`);
@@ -72,7 +72,7 @@ async function recipes(element, page) {
 }
 
 function recipe({ name, model, stack, created }, page, refresh) {
-  const make = (kind) => send('/api/chat/recipes', { kind, name, model, stack }, QUEUED).then(refresh);
+  const make = (kind) => keepMix(kind, name, { model, stack }).then(refresh);
   return h('li', {}, h('div', { class: 's-recipe' }, h('b', {}, name),
     h('span', { class: 's-quiet s-recipe-parts' }, short(model), stack.map((part) =>
       h('span', {}, h('b', {}, short(part.name)), ` × ${part.weight}`)))),
@@ -80,11 +80,15 @@ function recipe({ name, model, stack, created }, page, refresh) {
   button('Into a lane', () => page.take({ model, stack }), '', { title: 'Add a lane with this mix to the chat' }),
   button('Make an adapter', () => make('mix'), '', { title: 'One LoRA that acts like the mix' }),
   button('Merge', () => make('merge'), '', { title: 'A whole model, with a certificate' }),
-  sureButton('Delete', 'Really delete?', () => send('/api/chat/recipes/delete', { name },
+  sureButton('Delete', 'Really delete?', () => send('/api/do/recipes', { delete: name },
     `“${name}” is deleted.`).then(refresh), 's-tool'));
 }
 
-export const QUEUED = (made) => `Queued as “${made.name}”; Runs shows its progress.`;
+/** Save a mix as a recipe, or queue the adapter (`mix`) or the model (`merge`) that it makes. */
+export const keepMix = (kind, name, { model, stack }) => (kind === 'recipe'
+  ? send('/api/do/recipes', { save: name, lane: writeLane({ model, stack }) }, 'Saved: every lane on this base can use it.')
+  : send(`/api/do/${kind}`, { name, 'model.path': model, stack }, (made) =>
+    `Queued as “${made.name}”; Runs shows its progress.`));
 
 /** How other programs on this machine reach the lanes of the page over the OpenAI-compatible address.
  *  Its key is shown by a command of this user only, never by a page. */

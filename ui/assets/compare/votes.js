@@ -1,7 +1,7 @@
 // Votes on a turn (buttons and number keys; names are revealed afterwards) and the leaderboard.
 
 import { button, h, quiet, send, table, text } from '../core/dom.js';
-import { laneName, parseLane } from '../core/lanes.js';
+import { laneName, LETTERS, parseLane } from '../core/lanes.js';
 
 /** Return true if the turn's lanes are anonymous: prompted blind and without a vote. */
 export const isBlind = ({ answers }) => answers.some((a) => a?.place != null) && !answers.some((a) => a?.verdict);
@@ -49,7 +49,7 @@ export class Votes {
 
   label(turn, lane) {
     const { place } = turn.answers[lane];
-    return place != null ? String(place + 1) : 'ABCDEF'[lane];
+    return place != null ? String(place + 1) : LETTERS[lane];
   }
 
   focus(turn) {
@@ -71,9 +71,8 @@ export class Votes {
 
   async cast(turn, winner, bad = false) {
     const { conversation } = this.page, number = conversation.turns.indexOf(turn);
-    const done = await send('/api/chat/vote', { conversation: conversation.id, turn: number, prompt: turn.prompt, winner,
-      bad, blind: isBlind(turn), lanes: turn.answers.map((one) => one.lane), answers: turn.answers.map((one) => one.text) });
-    if (!done) return;
+    const verdict = winner === null ? (bad ? 'bad' : 'tie') : LETTERS[winner];
+    if (!await send('/api/do/vote', { conversation: conversation.id, turn: number + 1, verdict, blind: isBlind(turn) })) return;
     turn.answers.forEach((answer, lane) => {
       answer.verdict = winner === null ? (bad ? 'bad' : 'tie') : lane === winner ? 'won' : 'lost';
     });
@@ -86,7 +85,7 @@ export class Votes {
 
   async takeBack(turn) {
     const { conversation } = this.page, number = conversation.turns.indexOf(turn);
-    if (!await send('/api/chat/vote/back', { conversation: conversation.id, turn: number })) return;
+    if (!await send('/api/do/vote', { conversation: conversation.id, turn: number + 1, verdict: 'none' })) return;
     for (const answer of turn.answers) { delete answer.verdict; delete answer.place; }
     await conversation.save(number);
     this.page.refresh(turn);
@@ -107,7 +106,7 @@ export async function leaderboard(element) {
   element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, 'Leaderboard'),
     h('label', { class: 's-check' }, blind, 'Blind votes only'), h('span', { class: 's-grow' }), files), body);
   const draw = async () => {
-    const found = await send(`/api/chat/leaderboard?blind=${blind.checked}`);
+    const found = await send('/api/do/leaderboard', { blind: blind.checked });
     if (!found) return;
     const { standings, lanes, wins, votes } = found;
     files.hidden = !standings.length;

@@ -2,6 +2,8 @@
 
 import { count, h, send, short, sureButton, toast } from './dom.js';
 
+export const LETTERS = 'ABCDEF';
+
 const SUFFIX = /^(.*)~([^~]+:-?[\d.]+)$/;
 const BETWEEN = /(?<=:-?[\d.]+)[+ ]/; // an address turns a plus that was typed into a space
 
