@@ -13,7 +13,7 @@ const own = {
   'no-eval': 'error',
   'no-implied-eval': 'error',
   'no-duplicate-imports': 'error',
-  'max-len': ['error', { code: 140 }],
+  'max-len': ['error', { code: 120 }],
   'max-lines': ['error', 400],
 };
 

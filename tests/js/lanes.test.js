@@ -35,7 +35,8 @@ test('jobs and checkpoints link to their lanes', () => {
   assert.equal(compareAddress({ kind: 'train', model: 'a b', name: 'run' }),
     '/compare?lane=a%20b&lane=a%20b~run%3A1');
   assert.equal(compareAddress({ kind: 'merge', model: 'm', adapter: '/o/x' }), '/compare?lane=m&lane=%2Fo%2Fx');
-  const [, lane] = new URLSearchParams(compareAddress({ kind: 'mix', model: 'm', name: '50% ~x' }).slice(9)).getAll('lane');
+  const [, lane] = new URLSearchParams(compareAddress({ kind: 'mix', model: 'm',
+    name: '50% ~x' }).slice(9)).getAll('lane');
   assert.deepEqual(parseLane(lane), { model: 'm', stack: [{ name: '50% ~x', weight: 1 }] });
   assert.deepEqual(['7@100', 'run-7', '7@'].map(isCheckpoint), [true, false, false]);
 });

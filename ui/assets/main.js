@@ -23,7 +23,8 @@ function queueIndicator(node) {
     onJobs(jobs) {
       const running = jobs.filter((job) => isLive(job) && job.state !== 'queued');
       const queued = jobs.filter((job) => job.state === 'queued');
-      summary = dots(running.length && `${running.length} running`, queued.length && `${queued.length} queued`) || 'Idle';
+      summary = dots(running.length && `${running.length} running`, queued.length && `${queued.length} queued`)
+        || 'Idle';
       node.dataset.calm = running.length ? 'running' : 'queued';
       show();
     },

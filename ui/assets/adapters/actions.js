@@ -5,14 +5,16 @@ import { api, button, copy, h, number, pairs, quiet, short } from '../core/dom.j
 import { askAction } from '../core/form.js';
 
 const MIX_ONLY = { r: ['svd', 'ties', 'dare'], density: ['ties', 'dare'], seed: ['dare'] };
-const MIX = [['concatenate', 'Exact weighted sum (the ranks add up)'], ['svd', 'Weighted sum, truncated to a rank (SVD)'],
+const MIX = [['concatenate', 'Exact weighted sum (the ranks add up)'], ['svd',
+  'Weighted sum, truncated to a rank (SVD)'],
   ['ties', 'TIES: keep the largest, agree on signs'], ['dare', 'DARE: drop at random, rescale']];
 const FORMATS = [['peft', 'PEFT adapter: PeftModel.from_pretrained, transformers and most tools'],
   ['vllm', 'vLLM LoRA folder: vllm serve --enable-lora'], ['adapterhub', 'AdapterHub adapter: the adapters library'],
   ['gguf', 'GGUF with an Ollama Modelfile: Ollama, llama.cpp, LM Studio'], ['card', 'Model card alone']];
 const FITS = { peft: (one) => !one.is_model, vllm: (one) => one.method === 'lora',
   adapterhub: (one) => one.method === 'bottleneck' };
-const PRECISIONS = [['f16', 'F16: half the size, nearly exact'], ['q8_0', 'Q8_0: a quarter of the size, for most machines'],
+const PRECISIONS = [['f16', 'F16: half the size, nearly exact'], ['q8_0',
+  'Q8_0: a quarter of the size, for most machines'],
   ['bf16', 'BF16'], ['f32', 'F32: exact']];
 
 /** What every dialog on a stack of adapters begins with. */

@@ -36,7 +36,8 @@ export async function askBakeoff({ methods, models, assignments = null }) {
 }
 
 const times = (value) => (value == null ? '–' : `×\u202f${number(value, 3)}`);
-const COLUMNS = ['Method', 'Trainable', 'Peak memory', 's / step', 'First', 'Last', 'Held-out', 'On disk', 'Live', 'Merged'];
+const COLUMNS = ['Method', 'Trainable', 'Peak memory', 's / step', 'First', 'Last', 'Held-out', 'On disk', 'Live',
+  'Merged'];
 
 /** The result table of one bake-off; it fills as its runs end. */
 export class Results {
@@ -77,7 +78,8 @@ export class Results {
     this.element.hidden = false;
     this.element.replaceChildren(h('header', {}, h('h2', {}, this.name),
       h('span', { class: 's-quiet' }, done < rows.length ? `${done} of ${rows.length} trained` : ''),
-      h('span', { class: 's-actions' }, h('a', { class: 's-button', href: `/runs?run=${rows.map((row) => row.run).join()}` },
+      h('span', { class: 's-actions' }, h('a', { class: 's-button',
+        href: `/runs?run=${rows.map((row) => row.run).join()}` },
         'Overlay the curves'), button('Close', () => this.hide()))),
     table(COLUMNS, rows.map((row) => cells(row, best)), { class: 's-table s-numbers' }),
     quiet('Live and merged: time per generated token relative to the base alone; “–” is not measured yet, or cannot '
@@ -91,7 +93,8 @@ export class Results {
 function cells(row, best) {
   const name = h('a', { href: `/runs?run=${row.run}` }, row.method);
   if (row.state !== 'succeeded') {
-    return [name, h('td', { colspan: COLUMNS.length - 1, class: row.error ? 's-error' : 's-quiet' }, row.error || row.state)];
+    return [name, h('td', { colspan: COLUMNS.length - 1, class: row.error ? 's-error' : 's-quiet' },
+      row.error || row.state)];
   }
   const held = number(row.eval_loss);
   return [name, compact(row.trainable_parameters), bytes(row.peak_memory_bytes), number(row.seconds_per_step, 3),

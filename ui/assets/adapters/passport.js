@@ -134,7 +134,8 @@ function heatmap(changes) {
     if (!one) return h('td', { class: 's-heat-none' });
     const share = Math.sqrt(one.norm / most); // small changes stay visible
     const rank = one.effective_rank;
-    return h('td', { class: share > 0.55 ? 's-heat s-heat-dark' : 's-heat', style: `--share:${(100 * share).toFixed(1)}%`,
+    return h('td', { class: share > 0.55 ? 's-heat s-heat-dark' : 's-heat',
+      style: `--share:${(100 * share).toFixed(1)}%`,
       title: `${place(one)}: ${one.relative ? 'changed by' : 'size'} ${percent(one)}`
         + (rank == null ? '' : `, effective rank ${number(rank, 3)}`) },
     h('span', {}, rank == null ? '' : number(rank, 2)),
@@ -142,9 +143,11 @@ function heatmap(changes) {
   };
   const strongest = changes.reduce((a, b) => (b.norm > a.norm ? b : a), changes[0]);
   return h('figure', { class: 's-heatmap' },
-    h('div', { class: 's-heat-scroll' }, table(['Layer', ...modules.map((module) => h('th', { scope: 'col', title: module },
+    h('div', { class: 's-heat-scroll' }, table(['Layer', ...modules.map((module) => h('th', { scope: 'col',
+      title: module },
       h('span', {}, module.split('.').slice(-2).join('.'))))], layers.map((layer) => [
-      h('th', { scope: 'row' }, layer < 0 ? 'outside' : String(layer)), ...modules.map((module) => cell(layer, module))]),
+      h('th', { scope: 'row' }, layer < 0 ? 'outside' : String(layer)), ...modules.map((module) => cell(layer,
+        module))]),
     { class: '', 'aria-label': 'What the adapter changed' })),
     h('figcaption', { class: 's-quiet' }, relative
       ? `Colour: size of the change against the weight it changes, up to ${percent(strongest)} (${

@@ -4,10 +4,11 @@
 import { button, copy, h, number, text } from '../core/dom.js';
 import { diff, markdown } from './text.js';
 
-const PROOF = 'What was active. “Logits moved by” is the largest difference of a logit from the base alone: more than 0 '
-  + 'proves that the adapters took part.';
+const PROOF = 'What was active. “Logits moved by” is the largest difference of a logit from the base alone: more than '
+  + '0 proves that the adapters took part.';
 
-const EMPTY = { stopped: '(stopped before the first token)', interrupted: '(interrupted before the first token: ask again)' };
+const EMPTY = { stopped: '(stopped before the first token)',
+  interrupted: '(interrupted before the first token: ask again)' };
 
 export class Answer {
   /** `page`: again(lane), goOn(lane). */

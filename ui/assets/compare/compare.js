@@ -145,7 +145,8 @@ export class Compare extends HTMLElement {
       confidence, last, busy: Boolean(this.conversation.asking), letter: LETTERS[lane],
       reference: reference !== null && reference !== lane && !blind
         ? turn.answers[reference] ?? null : null,
-      hidden: blind, place: turn.answers[lane]?.place, named: this.conversation.blind, name: laneName(this.conversation.lanes[lane]),
+      hidden: blind, place: turn.answers[lane]?.place, named: this.conversation.blind,
+        name: laneName(this.conversation.lanes[lane]),
     }));
     this.votes.refresh(turn);
   }
@@ -277,7 +278,8 @@ export class Compare extends HTMLElement {
   moved() {
     this.address();
     clearTimeout(this.saving);
-    this.saving = setTimeout(() => { if (this.conversation.saved || this.conversation.turns.length) this.conversation.save(); }, 300);
+    const { conversation } = this;
+    this.saving = setTimeout(() => { if (conversation.saved || conversation.turns.length) conversation.save(); }, 300);
   }
 
   address() {

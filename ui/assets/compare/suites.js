@@ -30,7 +30,8 @@ export class Suites {
     this.list = h('div', { class: 's-suites' });
     this.results = h('div', { class: 's-board', 'data-testid': 'suite' });
     const lanes = this.page.conversation.lanes.map(laneName).join('  ·  ');
-    element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, 'Prompt suites'), h('span', { class: 's-quiet' },
+    element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, 'Prompt suites'), h('span',
+      { class: 's-quiet' },
       'The same prompts to every lane, as a queued job; answers are scored against the expected ones.')),
     h('div', { class: 's-suite-form' }, this.cases, h('div', { class: 's-tab-head' }, this.name,
       button('From a file …', () => file.click()), file, h('span', { class: 's-grow' }),
@@ -90,7 +91,8 @@ function results(suite, reuse) {
   const scored = suite.spec.cases.some((one) => one.expected || one.pattern);
   const answers = table(['', 'Prompt', 'Expected', ...names], suite.rows.map((row) => [row.case + 1, row.prompt,
     row.expected ?? row.pattern ?? '', ...row.answers.map(answer)]), { class: 's-table s-answers-table' });
-  return [head, means, ...(scored ? [h('h3', {}, 'Wins of the row against the column'), heat(suite.lanes, suite.wins)] : []),
+  return [head, means, ...(scored ? [h('h3', {}, 'Wins of the row against the column'), heat(suite.lanes,
+    suite.wins)] : []),
     h('div', { class: 's-scroll-x' }, answers)];
 }
 

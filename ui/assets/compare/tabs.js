@@ -1,7 +1,7 @@
 // The other tabs of Compare: past conversations, leaderboard, suites, recipes. The open one is in the
 // address.
 
-import { ago, button, choose, h, quiet, remember, send, short, snippet, sureButton, tabs } from '../core/dom.js';
+import { ago, button, choose, dots, h, quiet, remember, send, short, snippet, sureButton, tabs } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { clientName, laneName, writeLane } from '../core/lanes.js';
 import { Suites } from './suites.js';
@@ -28,7 +28,8 @@ export class Tabs {
     remember({ view: chat ? null : this.tab });
     if (chat) { page.toEnd(); page.composer.focus(); return; }
     this.element.replaceChildren();
-    await { conversations, leaderboard, suites: () => this.suites.show(this.element), recipes }[this.tab](this.element, page);
+    await { conversations, leaderboard, suites: () => this.suites.show(this.element), recipes }[this.tab](this.element,
+      page);
   }
 
   /** A recipe was saved while their list may be on screen. */
@@ -44,7 +45,7 @@ async function conversations(element, page) {
     'aria-label': 'Search conversations', oninput: () => { clearTimeout(timer); timer = setTimeout(refresh, 200); } });
   const item = ({ id, title, lanes, turns, updated, parent }) => h('li', {}, h('a', { href: `/compare?chat=${id}` },
     h('b', {}, title || '(no title)'), h('span', { class: 's-quiet' }, lanes.map(laneName).join('  ·  '))),
-  h('span', { class: 's-quiet' }, `${turns} ${turns === 1 ? 'turn' : 'turns'} · ${ago(updated)}${parent ? ' · a branch' : ''}`),
+  h('span', { class: 's-quiet' }, dots(`${turns} ${turns === 1 ? 'turn' : 'turns'}`, ago(updated), parent && 'a branch')),
   sureButton('Delete', 'Really delete?', async () => {
     if (id === page.conversation.id && !page.free()) return;
     if (await send('/api/do/conversations', { delete: id })) await refresh();
@@ -63,7 +64,8 @@ async function recipes(element, page) {
   const refresh = async () => {
     page.choices = await send('/api/chat/choices') ?? page.choices;
     const found = page.choices.recipes;
-    list.replaceChildren(...(found.length ? found.map((one) => recipe(one, page, refresh)) : [h('li', { class: 's-quiet' },
+    list.replaceChildren(...(found.length ? found.map((one) => recipe(one, page, refresh)) : [h('li',
+      { class: 's-quiet' },
       'None yet. Adjust the sliders of a lane, then press “Keep mix”.')]));
   };
   element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, 'Recipes')),
@@ -86,14 +88,16 @@ function recipe({ name, model, stack, created }, page, refresh) {
 
 /** Save a mix as a recipe, or queue the adapter (`mix`) or the model (`merge`) that it makes. */
 export const keepMix = (kind, name, { model, stack }) => (kind === 'recipe'
-  ? send('/api/do/recipes', { save: name, lane: writeLane({ model, stack }) }, 'Saved: every lane on this base can use it.')
+  ? send('/api/do/recipes', { save: name, lane: writeLane({ model, stack }) },
+    'Saved: every lane on this base can use it.')
   : send(`/api/do/${kind}`, { name, 'model.path': model, stack }, (made) =>
     `Queued as “${made.name}”; Runs shows its progress.`));
 
 /** How other programs on this machine reach the lanes of the page over the OpenAI-compatible address.
  *  Its key is shown by a command of this user only, never by a page. */
 export function showEndpoint(lanes) {
-  dialog('Use these lanes elsewhere', [quiet('Editors, scripts and other chat programs on this machine can use any lane '
+  dialog('Use these lanes elsewhere',
+    [quiet('Editors, scripts and other chat programs on this machine can use any lane '
     + 'over an OpenAI-compatible address. This command prints the address and its key:'),
   snippet('In a terminal', 'studio endpoint'),
   snippet('Names of these lanes, as “model”', lanes.map(clientName).join('\n'))]);

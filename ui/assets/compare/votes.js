@@ -72,7 +72,8 @@ export class Votes {
   async cast(turn, winner, bad = false) {
     const { conversation } = this.page, number = conversation.turns.indexOf(turn);
     const verdict = winner === null ? (bad ? 'bad' : 'tie') : LETTERS[winner];
-    if (!await send('/api/do/vote', { conversation: conversation.id, turn: number + 1, verdict, blind: isBlind(turn) })) return;
+    if (!await send('/api/do/vote', { conversation: conversation.id, turn: number + 1, verdict,
+      blind: isBlind(turn) })) return;
     turn.answers.forEach((answer, lane) => {
       answer.verdict = winner === null ? (bad ? 'bad' : 'tie') : lane === winner ? 'won' : 'lost';
     });
@@ -131,7 +132,8 @@ function scores(standings) {
     h('td', { class: 's-interval' }, h('i', { style: `left:${at(s.low)};right:calc(100% - ${at(s.high)})` }),
       h('b', { style: `left:${at(s.score)}` })),
     ...[s.wins, s.losses, s.ties, s.bad].map(figure),
-    ...(groups ? [h('td', { title: 'Lanes of different groups never met: their scores cannot be compared' }, s.group + 1)]
+    ...(groups ? [h('td', { title: 'Lanes of different groups never met: their scores cannot be compared' },
+      s.group + 1)]
       : [])]));
 }
 

@@ -197,7 +197,8 @@ export function table(heads, rows, props = {}) {
 export const pairs = (rows) => h('dl', { class: 's-pairs' }, rows.filter(Boolean).map(([name, value]) =>
   h('div', {}, h('dt', {}, name), h('dd', {}, value))));
 
-export const bar = (kind = 's-wide', props = {}) => h('span', { class: `s-bar-track ${kind}`, ...props }, h('span', {}));
+export const bar = (kind = 's-wide', props = {}) =>
+  h('span', { class: `s-bar-track ${kind}`, ...props }, h('span', {}));
 
 /** Fill a bar to a share of 1; `waiting` animates it. */
 export function fill(track, share, waiting = false) {

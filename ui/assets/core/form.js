@@ -64,7 +64,8 @@ function control(field, value, known) {
     return area;
   }
   const bounds = type === 'integer' || type === 'number'
-    ? { type: 'number', min: field.ge, max: field.le, step: step ?? (type === 'integer' ? 1 : 'any') } : { type: 'text' };
+    ? { type: 'number', min: field.ge, max: field.le, step: step ?? (type === 'integer' ? 1 : 'any') }
+      : { type: 'text' };
   return h('input', { ...bounds, value: String(value), ...props, ...more });
 }
 
@@ -97,7 +98,8 @@ function stackField(known, adapters) {
       select(names, one.path, (path) => { one.path = path; }, { 'aria-label': `Adapter ${place + 1}` }),
       h('input', { type: 'number', min: -10, max: 10, step: 0.05, value: String(one.weight), 'aria-label':
         `Weight ${place + 1}`, oninput: (event) => { one.weight = event.target.valueAsNumber; } }),
-      button('×', () => { stack.splice(place, 1); show(); }, 's-tool', { 'aria-label': `Remove adapter ${place + 1}` }));
+      button('×', () => { stack.splice(place, 1); show(); }, 's-tool',
+        { 'aria-label': `Remove adapter ${place + 1}` }));
   };
   function show() {
     rows.replaceChildren(...stack.map(row));
@@ -124,7 +126,8 @@ export class Fields {
     const part = (advanced) => fields.filter((field) => Boolean(field.advanced) === advanced)
       .map(({ name }) => this.rows.get(name));
     this.element = h('div', { class: kind, onchange: () => this.show() }, part(false), part(true).length > 0
-      && h('details', { class: 's-same' }, h('summary', {}, 'Advanced'), h('div', { class: 's-dialog-parts' }, part(true))));
+      && h('details', { class: 's-same' }, h('summary', {}, 'Advanced'),
+        h('div', { class: 's-dialog-parts' }, part(true))));
     this.show();
   }
 

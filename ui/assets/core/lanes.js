@@ -37,7 +37,8 @@ export const clientName = ({ model, stack }) => [model, ...stack.map(({ name, we
 const lane = (model, name) => ({ model, stack: name ? [{ name, weight: 1 }] : [] });
 
 /** The address of Compare with these lanes. */
-const compareLink = (...lanes) => `/compare?${lanes.map((one) => `lane=${encodeURIComponent(writeLane(one))}`).join('&')}`;
+const compareLink = (...lanes) => `/compare?${lanes.map((one) =>
+  `lane=${encodeURIComponent(writeLane(one))}`).join('&')}`;
 
 /** Base and result of a job side by side. */
 export const COMPARED = new Set(['train', 'mix', 'merge']);
@@ -47,7 +48,8 @@ export const compareAddress = ({ kind, model, adapter, name }) =>
 /** Base and adapters side by side; a fully fine-tuned model is a lane of its own. */
 export function compareAdapters(adapters) {
   const base = adapters[0].base || 'starter';
-  return compareLink(lane(base), ...adapters.map((one) => (one.is_model ? lane(one.path) : lane(one.base || base, one.name))));
+  return compareLink(lane(base), ...adapters.map((one) =>
+    (one.is_model ? lane(one.path) : lane(one.base || base, one.name))));
 }
 
 const NAME = /^\d+@\d+$/;

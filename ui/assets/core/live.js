@@ -153,10 +153,12 @@ export function progress(job) {
 /** The progress of one job: a bar, its steps or phase, and the time left. */
 export class JobProgress {
   constructor() {
-    this.track = bar('s-wide', { role: 'progressbar', 'aria-label': 'Progress', 'aria-valuemin': 0, 'aria-valuemax': 100 });
+    this.track = bar('s-wide', { role: 'progressbar', 'aria-label': 'Progress', 'aria-valuemin': 0,
+      'aria-valuemax': 100 });
     this.going = h('span', { 'data-testid': 'progress' });
     this.left = h('span', {});
-    this.element = h('div', { class: 's-progress' }, this.track, h('div', { class: 's-progress-words' }, this.going, this.left));
+    this.element = h('div', { class: 's-progress' }, this.track,
+      h('div', { class: 's-progress-words' }, this.going, this.left));
   }
 
   show(job) {

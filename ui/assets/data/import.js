@@ -214,7 +214,8 @@ export class Mapping {
       queueMicrotask(() => this.draw());
     });
     const drawn = table(['Column', 'Example', 'Its part'], names.map((column) => [h('td', { class: 's-path' }, column),
-      h('span', { class: 's-example' }, this.columns?.[column] ?? ''), select(parts, chosen(column) ?? '', choose(column),
+      h('span', { class: 's-example' }, this.columns?.[column] ?? ''), select(parts, chosen(column) ?? '',
+        choose(column),
         { 'data-testid': `part-${column}`, 'aria-label': `Part of ${column}` })]), { class: 's-table s-columns' });
     if (hidden > 0) drawn.append(h('caption', {}, `and ${hidden} more columns`));
     return drawn;

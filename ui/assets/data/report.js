@@ -42,7 +42,8 @@ export class Report {
         ['Packing saves', percent(padding, 0), 'of what padded batches would compute; packed rows need no padding'],
       ]),
       h('div', {}, h('h3', {}, 'Length of the rows, in tokens'), bars(report)),
-      pairs([['A LoRA run takes about', duration(seconds)], ['Chat template', `${report.template}: ${report.template_reason}`],
+      pairs([['A LoRA run takes about', duration(seconds)], ['Chat template',
+        `${report.template}: ${report.template_reason}`],
         ['Context of the model', `${count(report.context_length)} tokens; rows are cut at ${count(report.limit)}`],
         ['Held out', `${count(report.validation_examples)} rows`],
         ['Tokens cut off', count(report.truncated_tokens)]]),
@@ -91,7 +92,8 @@ export class Report {
         ['Scripts', shares(found.scripts)], ['Languages', shares(found.languages)],
       ]), this.overlap(),
       found.suspicious.length ? [h('h3', {}, 'Check these rows'), table(null, found.suspicious.map((one) => [one.text,
-        count(one.rows), h('td', { class: 's-path' }, `line${one.rows > 1 ? 's' : ''} ${one.lines.slice(0, 6).join(', ')}${
+        count(one.rows), h('td', { class: 's-path' },
+          `line${one.rows > 1 ? 's' : ''} ${one.lines.slice(0, 6).join(', ')}${
           one.rows > 6 ? ' …' : ''}`)]))] : quiet('No damaged, hidden or secret-looking text was found.'));
   }
 }

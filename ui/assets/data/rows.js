@@ -52,7 +52,8 @@ export class Rows {
     const rows = [...this.ticked].sort((a, b) => a - b);
     const refused = await submitStep(this.page, { kind: 'drop', rows, keep });
     say(this.error, refused);
-    if (!refused) this.actions.replaceChildren(h('span', { class: 's-quiet', role: 'status' }, 'Making the new dataset …'));
+    if (!refused) this.actions.replaceChildren(h('span', { class: 's-quiet', role: 'status' },
+      'Making the new dataset …'));
   }
 }
 
@@ -71,8 +72,10 @@ const whole = (name, title, more = {}) => ({ name, title, type: 'number', ge: 0,
 
 /** The steps that make a new dataset: title, help, fields, and the step of their values. */
 const steps = (columns) => [
-  { kind: 'split', title: 'Split', help: 'Hold rows out of training for evaluation. Equal rows stay on one side.', fields: [
-    whole('fraction', 'Share (%)', { default: 10, le: 99 }), whole('count', 'or rows', { placeholder: 'by share', empty: true }),
+  { kind: 'split', title: 'Split', help: 'Hold rows out of training for evaluation. Equal rows stay on one side.',
+    fields: [
+    whole('fraction', 'Share (%)', { default: 10, le: 99 }), whole('count', 'or rows', { placeholder: 'by share',
+      empty: true }),
     { name: 'group_by', title: 'Keep together by', choices: columns }, whole('seed', 'Seed')],
   step: ({ fraction, ...values }) => ({ ...values, fraction: values.count ? 0 : fraction / 100 }) },
   { kind: 'filter', title: 'Filter', help: 'Keep the rows that meet all conditions.', fields: [
@@ -84,7 +87,8 @@ const steps = (columns) => [
     { name: 'near', title: 'nearly equal rows too', type: 'boolean' }] },
   { kind: 'drop', title: 'Drop rows', help: 'By number, from 1; or tick them under Rows.', fields: [
     { name: 'rows', title: 'Rows', placeholder: '3, 17, 40-52', more: { 'data-testid': 'drop-rows' } },
-    { name: 'keep', title: 'keep only these', type: 'boolean' }], step: ({ rows, keep }) => ({ rows: numbers(rows), keep }) },
+    { name: 'keep', title: 'keep only these', type: 'boolean' }], step: ({ rows, keep }) => ({ rows: numbers(rows),
+      keep }) },
 ];
 
 export class Change {

@@ -41,7 +41,8 @@ export class QueueBar {
 }
 
 export function planSchedule(job, jobs) {
-  const older = jobs.filter((one) => one.id < job.id && one.state !== 'failed' && one.state !== 'cancelled').slice(0, 60);
+  const older = jobs.filter((one) => one.id < job.id && one.state !== 'failed' && one.state !== 'cancelled').slice(0,
+    60);
   ask({ title: 'When it starts', label: 'Plan', fields: [
     { name: 'at', title: 'Not before', placeholder: '02:30, +2h or 2027-01-31 02:30',
       help: 'Empty: as soon as its turn comes' },
@@ -92,7 +93,8 @@ export function planSweep(job, set = []) {
     { name: 'over' },
     { name: 'count', title: 'Draw at random', type: 'integer', default: 0, ge: 0, le: 1000,
       help: '0 tries every combination', more: { oninput: () => count() } },
-    { name: 'on_error', title: 'After an error', choices: [['continue', 'Continue with the others'], ['stop', 'Hold the rest']] }] },
+    { name: 'on_error', title: 'After an error', choices: [['continue', 'Continue with the others'], ['stop',
+      'Hold the rest']] }] },
   async (values) => {
     const { jobs } = await api('/api/sweeps', { ...(job ? { job: job.id } : { set }), ...values });
     toast(`${jobs.length} runs are queued.`);

@@ -66,7 +66,8 @@ export class Detail {
     const state = stateName(job);
     if (changed(this.state, state)) this.state.replaceChildren(badge(state));
     text(this.meta, dots(`Run ${job.id}`, job.method, short(job.model), short(job.data),
-      job.started && job.state !== 'queued' ? `started ${clock(job.started)} (${ago(job.started)})` : `queued ${ago(job.created)}`,
+      job.started && job.state !== 'queued' ? `started ${clock(job.started)} (${ago(job.started)})`
+        : `queued ${ago(job.created)}`,
       job.device && `on ${job.device}`, job.attempt > 1 && `attempt ${job.attempt}`, job.note));
     this.showRemarks(job);
     this.progress.element.hidden = !isLive(job) && job.state !== 'paused';
@@ -84,7 +85,8 @@ export class Detail {
     say(this.remarks, dots(
       waits && job.start_after > Date.now() / 1000 && `starts after ${moment(job.start_after)}`,
       waits && { idle: 'starts when the machine is idle', night: 'starts at night' }[job.start_when],
-      waits && job.retries_left > 0 && `up to ${job.retries_left} ${job.retries_left > 1 ? 'retries' : 'retry'}`, job.waits,
+      waits && job.retries_left > 0 && `up to ${job.retries_left} ${job.retries_left > 1 ? 'retries' : 'retry'}`,
+        job.waits,
       waits && names.length && `waits for ${names.join(', ')}`,
       job.sweep && `in the sweep ${job.sweep}`, job.parent && `from run ${job.parent}`,
       job.tags.map((tag) => `#${tag}`), job.notes));
@@ -153,7 +155,8 @@ export class Detail {
         () => this.act('anyway'), '', { title: 'It may run out of memory' }),
       trains && button('Sweep …', () => planSweep(now())),
       trains && job.state === 'succeeded' && button('Train longer …', () => planLonger(now())),
-      trains && job.state === 'running' && button('Save now', () => this.act('save', 'A checkpoint is saved after this step.')),
+      trains && job.state === 'running' && button('Save now', () => this.act('save',
+        'A checkpoint is saved after this step.')),
       trains && job.state === 'running' && button('Sample now', () => this.act('sample',
         'The prompts are answered after this step.')),
       button('Note and tags …', () => planNote(now())),
@@ -206,7 +209,8 @@ const moment = (time) => new Date(time * 1000).toLocaleString([], { dateStyle: '
 
 const CURVES = new Set(['train', 'arrive']);
 const KIND_PAGES = {
-  bakeoff: ['The table of a bake-off', 'Adapters', (job) => `/adapters?bakeoff=${encodeURIComponent(job.sweep ?? job.name)}`],
+  bakeoff: ['The table of a bake-off', 'Adapters',
+    (job) => `/adapters?bakeoff=${encodeURIComponent(job.sweep ?? job.name)}`],
   suite: ['A prompt suite: its table and answers', 'Compare, Suites', () => '/compare?view=suites'],
   import: ['The import of a dataset', 'Data', () => '/data'],
   curate: ['A step that made a new dataset', 'Data', () => '/data'],

@@ -10,7 +10,8 @@ export const views = {
   log: (lines) => (lines ? h('pre', {}, lines) : quiet('The log is empty until the run starts.')),
 
   samples(rows) {
-    if (!rows.length) return quiet('Answers to fixed prompts, before the first step and at each evaluation, appear here.');
+    if (!rows.length) return quiet(
+      'Answers to fixed prompts appear here, before the first step and at each evaluation.');
     return [...Map.groupBy(rows, (row) => row.prompt)].map(([prompt, shots]) => h('section', { class: 's-film' },
       h('h3', {}, prompt),
       h('ol', { tabindex: '0', 'aria-label': prompt }, shots.map((shot, i) => {

@@ -79,7 +79,8 @@ const processes = (rows) => table(['Process', 'State', 'PID', 'Since', 'CPU', 'M
 /** The cluster among the devices: how many of its devices are free, or why that is unknown. */
 function clusterDevice({ devices, free, kind, machines, version, holders, trouble }) {
   const known = devices != null;
-  const facts = known ? [`${machines} machines, Ray ${version}`, holders.length ? `held by ${holders.join(' and ')}` : 'free']
+  const facts = known ? [`${machines} machines, Ray ${version}`, holders.length ? `held by ${holders.join(' and ')}`
+    : 'free']
     .join(' · ') : 'connecting …';
   return deviceRow('Ray cluster', 'ray', known ? `${free} of ${devices} ${kind}s free` : '',
     known ? (devices - free) / Math.max(1, devices) : 0,
@@ -116,7 +117,8 @@ class Cluster {
     const found = await send('/api/cluster', values);
     if (found) {
       toast(!found.kind && !found.trouble ? 'No cluster is used.'
-        : found.trouble || `${found.devices} ${found.kind}s on ${found.machines} machines`, found.trouble ? 'error' : undefined);
+        : found.trouble || `${found.devices} ${found.kind}s on ${found.machines} machines`,
+          found.trouble ? 'error' : undefined);
       this.shown = undefined;
       if (!values.address) this.address.value = this.storage.value = '';
     }

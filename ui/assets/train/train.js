@@ -148,7 +148,8 @@ function sketch() {
     node.append(...children);
     return node;
   };
-  return svg('svg', { viewBox: '0 0 240 90', 'aria-hidden': 'true' }, svg('path', { class: 's-axis', d: 'M10 5V80H232' }),
+  return svg('svg', { viewBox: '0 0 240 90', 'aria-hidden': 'true' }, svg('path', { class: 's-axis',
+    d: 'M10 5V80H232' }),
     svg('path', { class: 's-curve', d: 'M12 12C30 40 42 52 74 60S140 70 230 73' }));
 }
 
