@@ -2,8 +2,8 @@
 // address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
 // are shown here and on the Runs page.
 
-import { ago, badge, button, bytes, changed, dots, h, keyed, matcher, number, query, remember, send, short,
-  sureButton, text, toast } from '../core/dom.js';
+import { ago, badge, button, bytes, changed, dots, h, keyed, matcher, number, query, remember, send,
+  short, sureButton, text, toast } from '../core/dom.js';
 import { list } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';

@@ -2,7 +2,8 @@
 // module. Name and tags are edited here.
 
 import { board } from '../core/chart.js';
-import { badge, button, bytes, count, h, number, pairs, quiet, send, snippet, sureButton, table, text } from '../core/dom.js';
+import { badge, button, bytes, count, h, number, pairs, quiet, send, snippet, sureButton, table,
+  text } from '../core/dom.js';
 import { compareAdapters } from '../core/lanes.js';
 import { hues, poke, subscribe } from '../core/live.js';
 import { askExport } from './actions.js';

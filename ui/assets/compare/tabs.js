@@ -45,7 +45,8 @@ async function conversations(element, page) {
     'aria-label': 'Search conversations', oninput: () => { clearTimeout(timer); timer = setTimeout(refresh, 200); } });
   const item = ({ id, title, lanes, turns, updated, parent }) => h('li', {}, h('a', { href: `/compare?chat=${id}` },
     h('b', {}, title || '(no title)'), h('span', { class: 's-quiet' }, lanes.map(laneName).join('  ·  '))),
-  h('span', { class: 's-quiet' }, dots(`${turns} ${turns === 1 ? 'turn' : 'turns'}`, ago(updated), parent && 'a branch')),
+  h('span', { class: 's-quiet' }, dots(`${turns} ${turns === 1 ? 'turn' : 'turns'}`,
+    ago(updated), parent && 'a branch')),
   sureButton('Delete', 'Really delete?', async () => {
     if (id === page.conversation.id && !page.free()) return;
     if (await send('/api/do/conversations', { delete: id })) await refresh();

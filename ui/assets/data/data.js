@@ -1,8 +1,8 @@
 // The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
-import { ago, api, badge, bar, button, bytes, choose, count, errorLine, fill, h, keyed, matcher, menu, query,
-  remember, say, send, sureButton, tabs, text, toast } from '../core/dom.js';
+import { ago, api, badge, bar, button, bytes, choose, count, errorLine, fill, h, keyed, matcher,
+  menu, query, remember, say, send, sureButton, tabs, text, toast } from '../core/dom.js';
 import { isLive, poke, share, subscribe } from '../core/live.js';
 import { Import, Mapping } from './import.js';
 import { Report } from './report.js';

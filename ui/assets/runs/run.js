@@ -1,7 +1,7 @@
 // One run: progress, figures, actions, and tabs with what it wrote.
 
-import { ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, h, menu, number,
-  quiet, say, send, short, sureButton, tabs, text } from '../core/dom.js';
+import { ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, h, menu,
+  number, quiet, say, send, short, sureButton, tabs, text } from '../core/dom.js';
 import { compareAddress, COMPARED } from '../core/lanes.js';
 import { isLive, JobProgress, poke, stateName } from '../core/live.js';
 import { KINDS, outcome } from '../adapters/actions.js';

@@ -3,8 +3,8 @@
 // &show=live lists the queue.
 
 import { board, METRICS } from '../core/chart.js';
-import { ago, badge, bar, changed, dots, duration, fill, h, keyed, matcher, number, query, remember, say, send,
-  short, text, toast } from '../core/dom.js';
+import { ago, badge, bar, changed, dots, duration, fill, h, keyed, matcher, number, query, remember,
+  say, send, short, text, toast } from '../core/dom.js';
 import { openCheckpoint } from '../core/lanes.js';
 import { hues, isLive, poke, share, stateName, subscribe } from '../core/live.js';
 import { QueueBar } from './queue.js';

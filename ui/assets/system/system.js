@@ -1,8 +1,8 @@
 // The System page: devices and who holds them, processes, the Ray cluster, and storage (usage, retention
 // rules, clean-up with a preview, backup).
 
-import { api, badge, bar, button, bytes, count, duration, fill, h, pairs, quiet, send, sureButton, table, text,
-  toast } from '../core/dom.js';
+import { api, badge, bar, button, bytes, count, duration, fill, h, pairs, quiet, send, sureButton,
+  table, text, toast } from '../core/dom.js';
 
 const REFRESH = 3000;
 

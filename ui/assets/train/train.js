@@ -2,8 +2,8 @@
 // of target modules.
 
 import { board } from '../core/chart.js';
-import { api, badge, button, errorLine, h, query, remember, say, send, snippet, sureButton, table, text,
-  typeInto } from '../core/dom.js';
+import { api, badge, button, errorLine, h, query, remember, say, send, snippet, sureButton, table,
+  text, typeInto } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { compareAddress } from '../core/lanes.js';
 import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/live.js';
