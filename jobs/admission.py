@@ -10,7 +10,6 @@ from pathlib import Path
 from jobs import cluster
 from studio.data.origins import origin_of
 from studio.data.readers import look
-from studio.data.trainable import first_report
 from studio.devices import CLUSTER
 from studio.errors import DataError
 from studio.home import Home
@@ -25,6 +24,8 @@ def admit(spec: RunSpec, home: Home) -> RunSpec:
     Raises:
         StudioError: The model or the data cannot be used; nothing was changed.
     """
+    from studio.data.trainable import first_report  # imports numpy
+
     spec = spec.with_parts(
         model={"path": _absolute(spec.model.path)},
         data={

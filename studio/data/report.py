@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from studio.data.mapping import Mapping
@@ -16,6 +15,7 @@ from studio.data.records import Conversation, Document, Problem
 from studio.errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from studio.data.origins import Origin
@@ -137,6 +137,8 @@ class RowCounter:
 
     def num_repeats(self) -> int:
         """Return how many rows repeat an earlier one."""
+        import numpy as np
+
         return len(self.hashes) - len(np.unique(np.asarray(self.hashes)))
 
     def fields(self, origin: Origin, guess: Guess) -> dict[str, Any]:
@@ -177,6 +179,8 @@ class RowCounter:
 
 def histogram(lengths: NDArray[np.int64], *, num_bins: int = 24) -> Histogram:
     """Count rows by length in equal steps from 0 to the longest."""
+    import numpy as np
+
     step = max(1, -(-(int(lengths.max()) + 1) // num_bins))
     counts = np.bincount(lengths // step, minlength=1)
     return Histogram(edges=[i * step for i in range(len(counts) + 1)], counts=counts.tolist())
