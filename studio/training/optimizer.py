@@ -6,7 +6,7 @@ Checkpoints hold no pickle, so the state is split here and restored exactly.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from studio.spec import TrainArgs
 
 Named = Sequence[tuple[str, nn.Parameter]]
 Groups = list[dict[str, Any]]
+OptimizerLike: TypeAlias = "Optimizer | CombinedOptimizer"
 LION_BETAS = (0.9, 0.99)
 
 
@@ -133,9 +134,6 @@ class CombinedOptimizer:
             own = {i - start: v for i, v in state_dict["state"].items() if start <= i < stop}
             part.load_state_dict({"state": own, "param_groups": part.state_dict()["param_groups"]})
             start = stop
-
-
-OptimizerLike = Optimizer | CombinedOptimizer
 
 
 def _count(optimizer: Optimizer) -> int:
