@@ -1,14 +1,13 @@
 """Read and write adapters in PEFT's and AdapterHub's file formats.
 
-Their folder also holds an `adapter_config.json`, told from PEFT's by its `config` part and the
-missing `peft_type`; the weights are in `adapter.safetensors` (their default, a pickle, is refused).
-Keys name the layer and the place: `…layers.{i}.attention_adapters.adapters.{name}.adapter_down.0…`
-and `…layers.{i}.output_adapters.adapters.{name}.adapter_up…`.
+PEFT: `adapter_config.json` and `adapter_model.safetensors`. AdapterHub's folder also has an
+`adapter_config.json`, recognised by its `config` part and the missing `peft_type`; its weights are
+in `adapter.safetensors` (their default, a pickle, is refused), with keys by layer and place such as
+`…layers.{i}.output_adapters.adapters.{name}.adapter_up.weight`.
 
-Reading is strict, because an adapter is somebody else's file: safetensors only, a config of bounded
-size whose every field is understood, no regular expression from it is run, no code it names is
-imported, and the tensors must be exactly those the method has on this model. So no file can touch
-the base weights.
+Reading is strict, because files may come from anywhere: safetensors only, a config of bounded size
+whose every field is understood, no regular expression or code from it is run, and the tensors must
+be exactly those of the method on this model. So no file can change base weights.
 """
 
 from __future__ import annotations

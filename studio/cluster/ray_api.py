@@ -130,10 +130,10 @@ class Ray:
             raise ClusterError(f"The cluster refused the run: {first}") from None
 
     def _version(self) -> str:
-        _, said = self._request("GET", "/api/version")
-        if not isinstance(said, dict) or "ray_version" not in said:
+        _, found = self._request("GET", "/api/version")
+        if not isinstance(found, dict) or "ray_version" not in found:
             raise self._not_ray()
-        version = str(said["ray_version"])
+        version = str(found["ray_version"])
         numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
         if not OLDEST <= numbers < (3,):
             here = _version_here()

@@ -79,7 +79,7 @@ class IA3(Method):
 
     @classmethod
     def from_peft(cls, config: dict[str, Any]) -> IA3:
-        """Return the method; the tensors' shapes tell which layers are feed-forward."""
+        """Return the method; feed-forward layers follow from the tensors' shapes."""
         return super().from_peft({k: v for k, v in config.items() if k != "feedforward_modules"})
 
     def tensor_name(self, site: Site, name: str) -> str:

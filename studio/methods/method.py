@@ -30,7 +30,7 @@ Targets = Literal["all-linear", "attention", "mlp"] | tuple[str, ...]
 
 
 class Phase(Enum):
-    """When an edit acts; `backbone/composition.py` has the composition rule."""
+    """Phases of an edit; `backbone/composition.py` has the composition rule."""
 
     DELTA = "delta"  # adds to a module's output; deltas commute
     GAIN = "gain"  # multiplies a module's input or output; gains commute
