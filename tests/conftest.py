@@ -11,7 +11,7 @@ os.environ.setdefault("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
 import pytest
 from hypothesis import HealthCheck, settings
 
-from studio.home import Home, open_home
+from studio.home import open_home
 
 # The same examples in every run, however slow the machine; a long hunt looks for new ones.
 settings.register_profile(
@@ -24,13 +24,13 @@ REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def home(tmp_path):
     """A private home folder."""
     return open_home(tmp_path / "home")
 
 
 @pytest.fixture(scope="session")
-def real() -> Path:
+def real():
     """Real models and data that nobody here made; kept beside the repository."""
     if not (REAL / "models").is_dir():
         pytest.skip(f"the folder of real models and data is not here: {REAL}")

@@ -14,13 +14,11 @@ from tests.ratchet import ROOT, sources
 MOST_LINES = 520
 
 
-def test_the_figures_only_fall() -> None:
+def test_the_figures_only_fall():
     assert ratchet.exceeded() == {}, "see `python -m tests.ratchet` and its docstring"
 
 
-def test_circles_through_imports_inside_functions_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_circles_through_imports_inside_functions_are_found(tmp_path, monkeypatch):
     for name, other in (("a", "b"), ("b", "a"), ("c", "a")):
         file = tmp_path / "jobs" / f"{name}.py"
         file.parent.mkdir(exist_ok=True)
@@ -34,20 +32,20 @@ def test_circles_through_imports_inside_functions_are_found(
         ratchet.forget()
 
 
-def test_no_module_imports_a_higher_floor() -> None:
+def test_no_module_imports_a_higher_floor():
     allowed = ratchet.budgets()["upward imports"]
     assert [one for one in ratchet.upward_imports() if one not in allowed] == []
 
 
 @pytest.mark.parametrize("file", sources(), ids=str)
-def test_a_file_is_small_and_says_what_it_is_for(file: Path) -> None:
+def test_a_file_is_small_and_says_what_it_is_for(file):
     assert len(ratchet.text_of(file).splitlines()) <= MOST_LINES
     doc = ast.get_docstring(ratchet.tree_of(file))
     sentence = (doc or "").split("\n\n")[0].strip()
     assert sentence.endswith((".", ":", "?")), f"{file} does not say what it is for"
 
 
-def test_only_the_windows_know_gradio() -> None:
+def test_only_the_windows_know_gradio():
     knowing = [
         str(file)
         for file in sources()
@@ -73,7 +71,7 @@ print(",".join(sorted(heavy - set(sys.argv[2:]))))
 """
 
 
-def test_the_page_holds_no_torch(tmp_path: Path) -> None:
+def test_the_page_holds_no_torch(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
@@ -85,7 +83,7 @@ build_app(open_home(Path(sys.argv[1])))
     assert run(code, tmp_path / "home") in {"", "pandas"}
 
 
-def test_the_supervisor_holds_no_torch(tmp_path: Path) -> None:
+def test_the_supervisor_holds_no_torch(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
@@ -97,6 +95,6 @@ JobStore(open_home(Path(sys.argv[1]))).close()
     assert run(code, tmp_path / "home") == ""
 
 
-def test_the_command_line_starts_without_torch_or_gradio(tmp_path: Path) -> None:
+def test_the_command_line_starts_without_torch_or_gradio(tmp_path):
     code = f"import sys, ui.cli.main\n{HEAVY}\nprint('gradio' in sys.modules)"
     assert run(code, tmp_path).split() == ["False"]

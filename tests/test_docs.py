@@ -105,19 +105,19 @@ def with_tables(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_tables_are_what_the_code_says(name: str):
+def test_the_tables_are_what_the_code_says(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert text == with_tables(text), "run `python -m tests.test_docs` to write them again"
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_each_table_is_published_once(name: str):
+def test_each_table_is_published_once(name):
     texts = [(ROOT / file).read_text(encoding="utf-8") for file in FILES]
     assert sum(f"<!-- {name} table -->" in text for text in texts) == 1
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_links_lead_somewhere(name: str):
+def test_links_lead_somewhere(name):
     file = ROOT / name
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", file.read_text(encoding="utf-8")):
         assert (file.parent / target).exists(), f"{name} links to {target}, which does not exist"

@@ -23,7 +23,6 @@ Locks, logs and the token cache were left out of the archive.
 import sqlite3
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ ARCHIVE = Path(__file__).with_name("fixtures") / "home-0.1.0.tar.gz"
 
 
 @pytest.fixture(scope="module")
-def old(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+def old(tmp_path_factory):
     folder = tmp_path_factory.mktemp("old")
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder / "home", filter="data")
@@ -64,14 +63,14 @@ def objects(home: Path) -> set[tuple[str, str]]:
 MIGRATIONS = "SELECT name FROM _sqlite_migrations"
 
 
-def test_its_database_becomes_that_of_a_new_home(old: Shell, tmp_path: Path):
+def test_its_database_becomes_that_of_a_new_home(old, tmp_path):
     old("runs")
     with opened(tmp_path) as new:
         new("runs")
         assert objects(old.folder / "home") >= objects(tmp_path / "home")
 
 
-def test_its_runs_are_listed(old: Shell):
+def test_its_runs_are_listed(old):
     listed = {run["name"]: run for run in old("runs")["json"]}
     first = old("show", "first")["json"]
 
@@ -84,7 +83,7 @@ def test_its_runs_are_listed(old: Shell):
     assert first["spec"]["method"]["r"] == 2
 
 
-def test_its_adapters_and_dataset_are_listed(old: Shell):
+def test_its_adapters_and_dataset_are_listed(old):
     names = {adapter["name"] for adapter in old("adapters")["json"]}
     (dataset,) = old("data", "list")["json"]
 
@@ -93,7 +92,7 @@ def test_its_adapters_and_dataset_are_listed(old: Shell):
     assert old("data", "xray", "capitals")["json"][0]["text"].endswith("Aye, Paris!<|end|>")
 
 
-def test_its_conversation_is_found_and_read(old: Shell):
+def test_its_conversation_is_found_and_read(old):
     (found,) = old("conversations", "--search", "havana")["json"]
     talk = old("conversations", "--show", "c-1")["json"]
     board = old("leaderboard")["json"]
@@ -107,7 +106,7 @@ def test_its_conversation_is_found_and_read(old: Shell):
 
 
 @pytest.mark.parametrize("adapter", ["pirate", "first"])
-def test_its_adapters_answer(old: Shell, adapter: str):
+def test_its_adapters_answer(old, adapter):
     words = ["--prompt", "What is the capital of Peru?", "--temperature", "0"]
     answer = old("chat", "--adapter", adapter, "--max-new-tokens", "8", *words)
 
@@ -116,7 +115,7 @@ def test_its_adapters_answer(old: Shell, adapter: str):
     assert answer["json"]["active"]["stack"] == [{"name": adapter, "weight": 1.0}]
 
 
-def test_its_runs_go_on(old: Shell):
+def test_its_runs_go_on(old):
     assert old("resume", "second")["exit"] == 0
     assert old("extend", "first", "--steps", "2", "--name", "longer")["exit"] == 0
     assert old("duplicate", "first", "--name", "copy")["exit"] == 0

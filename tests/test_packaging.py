@@ -11,18 +11,18 @@ MAKERS = "studio.starter.make"
 
 
 @pytest.fixture(scope="module")
-def packages() -> list[str]:
+def packages():
     setuptools = pytest.importorskip("setuptools")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     return setuptools.find_namespace_packages(str(ROOT), **settings["packages"]["find"])
 
 
-def test_the_makers_of_the_starter_stay_out(packages: list[str]) -> None:
+def test_the_makers_of_the_starter_stay_out(packages):
     assert {"studio", "studio.starter", "jobs", "ui", "ui.pages"} <= set(packages)
     assert not [name for name in packages if name.startswith(MAKERS)]
 
 
-def test_every_other_package_is_in(packages: list[str]) -> None:
+def test_every_other_package_is_in(packages):
     folders = {
         ".".join(file.relative_to(ROOT).parent.parts)
         for top in ("studio", "jobs", "ui")
@@ -31,7 +31,7 @@ def test_every_other_package_is_in(packages: list[str]) -> None:
     assert {name for name in folders if not name.startswith(MAKERS)} <= set(packages)
 
 
-def test_no_installed_module_imports_the_makers(packages: list[str]) -> None:
+def test_no_installed_module_imports_the_makers(packages):
     for package in packages:
         for file in (ROOT / package.replace(".", "/")).glob("*.py"):
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -21,7 +21,7 @@ FLOORS = {"transformers": "5.5", "gradio": "6.16", "torch": "2.10"}
 
 
 @pytest.mark.parametrize("package", FLOORS)
-def test_a_dependency_is_new_enough_to_carry_its_fixes(package: str) -> None:
+def test_a_dependency_is_new_enough_to_carry_its_fixes(package):
     wanted = [
         Requirement(text)
         for text in re.findall(r'^  "([^"]+)",', (ROOT / "pyproject.toml").read_text(), re.M)
@@ -45,7 +45,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(file: Path) -> None:
+def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(file):
     for call in calls(file):
         name, named = ast.unparse(call.func), {k.arg: ast.unparse(k.value) for k in call.keywords}
         assert name not in FORBIDDEN, f"{file}:{call.lineno} calls {name}"
@@ -56,7 +56,7 @@ def test_nothing_is_unpickled_evaluated_or_given_to_a_shell(file: Path) -> None:
         assert not (name.endswith("extractall") or (name.endswith("launch") and "share" in named))
 
 
-def test_every_model_of_a_person_is_loaded_without_its_code() -> None:
+def test_every_model_of_a_person_is_loaded_without_its_code():
     """The default asks on standard input; ours never asks and never runs."""
     ours = {
         "studio/starter/make/exam.py",
@@ -72,13 +72,13 @@ def test_every_model_of_a_person_is_loaded_without_its_code() -> None:
                 assert "trust_remote_code" in named or None in named, f"{file}:{call.lineno}"
 
 
-def test_a_token_is_compared_in_constant_time() -> None:
+def test_a_token_is_compared_in_constant_time():
     door = (ROOT / "ui" / "guard.py").read_text()
     assert "hmac.compare_digest(given.encode(), self.token)" in door
     assert not re.search(r"(==|!=)\s*self\.(token|pass_)", door)
 
 
-def test_ci_audits_the_dependencies() -> None:
+def test_ci_audits_the_dependencies():
     assert "pip-audit" in (ROOT / ".ci" / "run").read_text()
 
 
@@ -111,7 +111,7 @@ def declared() -> set[str]:
 INSTALLED_AS = {"yaml": "pyyaml"}
 
 
-def test_everything_that_is_imported_is_declared() -> None:
+def test_everything_that_is_imported_is_declared():
     missing = {}
     for file in FILES:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -128,7 +128,7 @@ FOREIGN = {"modeling_auto.py"}  # files of other projects that our comments cite
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_a_file_that_is_mentioned_exists(file: Path) -> None:
+def test_a_file_that_is_mentioned_exists(file):
     ends = "\n".join(f"/{other.relative_to(ROOT)}\n" for other in FILES)
     for name in re.findall(r"(?<![\w*{}])[\w/]+\.py\b", file.read_text(encoding="utf-8")):
         assert f"/{name.lstrip('/')}\n" in ends or name in FOREIGN, f"{file} mentions {name}"
@@ -138,7 +138,7 @@ SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|CREATE|DROP|ALTER|PRAGMA|WITH
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
-def test_no_sql_is_put_together_from_values(file: Path) -> None:
+def test_no_sql_is_put_together_from_values(file):
     """Statements are constants, of constants in capitals at most; values are parameters."""
     for call in calls(file):
         if ast.unparse(call.func).endswith((".execute", ".executemany", ".query")) and call.args:

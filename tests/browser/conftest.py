@@ -2,12 +2,11 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.served import Served, served
+from tests.served import served
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 QUIET = [
@@ -17,7 +16,7 @@ QUIET = [
 
 
 @pytest.fixture(scope="session")
-def chromium() -> str:
+def chromium():
     """The machine's own Chromium or Chrome."""
     from playwright.sync_api import expect
 
@@ -32,7 +31,7 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="module")
-def studio(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def studio(chromium, tmp_path_factory):
     """A running studio with an empty home."""
     with served(tmp_path_factory.mktemp("browser") / "home") as running:
         yield running
@@ -84,7 +83,7 @@ class Watch:
 
 
 @pytest.fixture
-def page(request: pytest.FixtureRequest, chromium: str, studio: Served) -> Iterator:
+def page(request, chromium, studio):
     """A fresh browser page; the test fails on a console error or an outside request.
 
     The mark `refused` names the routes whose refusal the test is about; the browser logs it.

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from jobs.store import JobStore
 from studio.home import open_home
@@ -27,9 +27,7 @@ def train(studio: Served, name: str, method: dict[str, Any], seed: int = 0) -> N
         store.submit(RunSpec.parse(values))
 
 
-def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(
-    page: Page, studio: Served
-) -> None:
+def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(page, studio):
     for seed, name in enumerate(("one", "two")):
         train(studio, name, {"name": "lora", "r": 2}, seed)
     page.goto("/adapters")
@@ -82,7 +80,7 @@ def test_two_adapters_are_mixed_merged_renamed_deleted_and_restored(
 
 
 @pytest.mark.refused("/api/do/push")
-def test_an_adapter_is_exported_checked_and_not_pushed_offline(page: Page, studio: Served) -> None:
+def test_an_adapter_is_exported_checked_and_not_pushed_offline(page, studio):
     train(studio, "gift", {"name": "lora", "r": 2}, 5)
     page.goto("/adapters")
     card = page.locator(".s-adapter").filter(has_text="gift")
@@ -106,7 +104,7 @@ def test_an_adapter_is_exported_checked_and_not_pushed_offline(page: Page, studi
     expect(page.get_by_role("alert")).to_contain_text("this studio is offline")
 
 
-def test_target_modules_are_picked_by_layer(page: Page) -> None:
+def test_target_modules_are_picked_by_layer(page):
     page.goto("/")
     expect(page.locator("#data-note")).to_contain_text("rows", timeout=SLOW)
     field = page.locator("#field-method-lora-target_modules")
@@ -117,7 +115,7 @@ def test_target_modules_are_picked_by_layer(page: Page) -> None:
     expect(page.locator(".s-snippet pre").first).to_contain_text("method.target_modules")
 
 
-def test_four_families_in_one_lane_follow_their_sliders(page: Page, studio: Served) -> None:
+def test_four_families_in_one_lane_follow_their_sliders(page, studio):
     import torch
     from transformers import AutoModelForCausalLM
 

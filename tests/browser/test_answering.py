@@ -43,7 +43,7 @@ class Host:
 
 
 @pytest.fixture
-def host(page: Page) -> Host:
+def host(page):
     """Two lanes of the base, and whoever answers them."""
     waiting = Host(page)
     page.goto("/compare?lane=starter&lane=starter")
@@ -57,7 +57,7 @@ def refused(page: Page) -> None:
     page.evaluate("document.querySelector('.s-toasts').replaceChildren()")  # before the next
 
 
-def test_a_lane_that_answers_is_not_removed(page: Page, host: Host) -> None:
+def test_a_lane_that_answers_is_not_removed(page, host):
     host.asked("one?")
     remove = page.get_by_role("button", name="Remove this lane")
     remove.first.click()
@@ -74,7 +74,7 @@ def test_a_lane_that_answers_is_not_removed(page: Page, host: Host) -> None:
     expect(page.get_by_test_id("answer-0").last).to_have_text("alone")
 
 
-def test_turns_stay_while_one_is_answered(page: Page, host: Host) -> None:
+def test_turns_stay_while_one_is_answered(page, host):
     host.asked("one?")
     host.answer("a", "b")
     expect(page).to_have_url(re.compile("chat="))
@@ -97,7 +97,7 @@ def test_turns_stay_while_one_is_answered(page: Page, host: Host) -> None:
     expect(page.get_by_test_id("answer-1").last).to_have_text("d")
 
 
-def test_what_is_asked_while_a_copy_is_made_is_not_lost(page: Page, host: Host) -> None:
+def test_what_is_asked_while_a_copy_is_made_is_not_lost(page, host):
     host.asked("one?")
     host.answer("a", "b")
     copying: list[Route] = []
@@ -112,7 +112,7 @@ def test_what_is_asked_while_a_copy_is_made_is_not_lost(page: Page, host: Host) 
     expect(page.get_by_test_id("answer-1").last).to_have_text("d")
 
 
-def test_an_answer_that_is_written_again_cannot_be_voted_on(page: Page, host: Host) -> None:
+def test_an_answer_that_is_written_again_cannot_be_voted_on(page, host):
     host.asked("one?")
     host.answer("a", "b")
     expect(page.get_by_test_id("vote")).to_be_visible()
@@ -123,7 +123,7 @@ def test_an_answer_that_is_written_again_cannot_be_voted_on(page: Page, host: Ho
     expect(page.get_by_test_id("vote")).to_be_visible()
 
 
-def test_a_broken_stream_is_a_sentence_and_the_page_goes_on(page: Page, host: Host) -> None:
+def test_a_broken_stream_is_a_sentence_and_the_page_goes_on(page, host):
     host.asked("one?")
     host.held.pop(0).fulfill(content_type="application/x-ndjson", body="no JSON\n")
     expect(page.get_by_test_id("stop")).to_be_hidden()

@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import expect
 
 from tests.browser.conftest import surely
-from tests.served import Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 SLOW = 240_000  # a busy machine with two cores
@@ -17,7 +16,7 @@ BAD = "<img src=x onerror=window.hit=1>"
 
 
 @pytest.fixture
-def odd_csv(tmp_path: Path) -> Path:
+def odd_csv(tmp_path):
     """Columns whose names say nothing, and text that would run if it were HTML."""
     file = tmp_path / "odd columns.csv"
     with file.open("w", newline="") as handle:
@@ -28,9 +27,7 @@ def odd_csv(tmp_path: Path) -> Path:
     return file
 
 
-def test_an_odd_csv_becomes_a_run_whose_passport_names_it(
-    page: Page, studio: Served, odd_csv: Path
-) -> None:
+def test_an_odd_csv_becomes_a_run_whose_passport_names_it(page, studio, odd_csv):
     # Import: the columns say little, so the person says what they are.
     page.goto("/data")
     page.get_by_test_id("import-file").set_input_files(odd_csv)
@@ -93,9 +90,7 @@ def test_an_odd_csv_becomes_a_run_whose_passport_names_it(
     assert page.evaluate("window.hit") is None
 
 
-def test_a_mapping_that_lacks_a_part_is_said_once_and_queues_nothing(
-    page: Page, studio: Served, tmp_path: Path
-) -> None:
+def test_a_mapping_that_lacks_a_part_is_said_once_and_queues_nothing(page, studio, tmp_path):
     numbers = tmp_path / "odd.csv"
     numbers.write_text("colA,colB\n" + "".join(f"{n},{n * 7}\n" for n in range(20)))
     before = len(studio.json("/api/jobs"))
@@ -119,9 +114,7 @@ def test_a_mapping_that_lacks_a_part_is_said_once_and_queues_nothing(
 
 
 @pytest.mark.refused("/api/data/import")
-def test_a_refusal_goes_when_the_mapping_changes(
-    page: Page, studio: Served, tmp_path: Path
-) -> None:
+def test_a_refusal_goes_when_the_mapping_changes(page, studio, tmp_path):
     file = tmp_path / "gone.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n' * 3)
     page.goto("/data")
@@ -137,7 +130,7 @@ def test_a_refusal_goes_when_the_mapping_changes(
     expect(page.get_by_test_id("import-error")).to_be_hidden()
 
 
-def test_the_same_file_twice_is_said_and_a_deletion_asks_first(page: Page, studio: Served) -> None:
+def test_the_same_file_twice_is_said_and_a_deletion_asks_first(page, studio):
     for again in (False, True):
         page.goto("/data")
         page.get_by_role("button", name="terse", exact=True).click()

@@ -1,7 +1,6 @@
 """The list of the Runs page: keys move a waiting run, and the address keeps what is shown."""
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -10,14 +9,13 @@ from jobs import settings
 from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
-from tests.served import Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 FOCUS = "document.activeElement.dataset.testid"
 
 
 @pytest.fixture
-def held(studio: Served) -> Iterator[JobStore]:
+def held(studio):
     """Three waiting runs of a queue that a person holds."""
     store = JobStore(open_home(studio.home))
     settings.hold_queue(store)
@@ -34,7 +32,7 @@ def wait_for_order(page: Page, wanted: list[str]) -> None:
     expect(page.locator("[data-testid=runs] .s-row-name")).to_have_text(wanted)
 
 
-def test_keys_move_a_waiting_run_again_and_again(page: Page, held: JobStore) -> None:
+def test_keys_move_a_waiting_run_again_and_again(page, held):
     last = max(job.id for job in held.queue())
     page.goto("/runs?show=live")
     wait_for_order(page, ["alpha", "beta", "gamma"])
@@ -56,7 +54,7 @@ def test_keys_move_a_waiting_run_again_and_again(page: Page, held: JobStore) -> 
     assert page.evaluate(FOCUS) == f"run-{last}"
 
 
-def test_a_reload_shows_the_same_list(page: Page, held: JobStore) -> None:
+def test_a_reload_shows_the_same_list(page, held):
     page.goto("/runs")
     queue = page.get_by_role("button", name=re.compile("^Queue"))
     queue.click()
@@ -68,7 +66,7 @@ def test_a_reload_shows_the_same_list(page: Page, held: JobStore) -> None:
     expect(page).not_to_have_url(re.compile("show="))
 
 
-def test_only_what_draws_is_overlaid(page: Page, held: JobStore) -> None:
+def test_only_what_draws_is_overlaid(page, held):
     first, second, *_ = sorted(job.id for job in held.queue())
     request = {"data": {"path": "starter:terse"}}
     errand = held.submit(request, kind="import").id

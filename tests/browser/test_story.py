@@ -6,7 +6,6 @@ import re
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from tests.served import Served
 from ui.form import elem_id
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
@@ -32,7 +31,7 @@ def wait_for_points(page: Page, at_least: int) -> None:
     )
 
 
-def test_a_fine_tune_from_click_to_chat(page: Page, studio: Served) -> None:
+def test_a_fine_tune_from_click_to_chat(page, studio):
     # Open: everything is chosen already.
     page.goto("/")
     expect(field(page, "model.path")).to_have_value(re.compile("Starter"))
@@ -98,7 +97,7 @@ def test_a_fine_tune_from_click_to_chat(page: Page, studio: Served) -> None:
     expect(page.get_by_test_id("system")).to_contain_text(str(studio.home))
 
 
-def test_a_mistake_is_a_sentence_beside_the_button(page: Page, studio: Served) -> None:
+def test_a_mistake_is_a_sentence_beside_the_button(page, studio):
     page.goto("/?set=model.path=/no/such/model")
     expect(page.locator("#model-note")).to_contain_text("/no/such/model")
     page.get_by_role("button", name="Train", exact=True).click()
@@ -112,7 +111,7 @@ def test_a_mistake_is_a_sentence_beside_the_button(page: Page, studio: Served) -
 
 
 @pytest.mark.refused("/api/data/upload")
-def test_an_upload_on_the_train_page_is_chosen_or_refused(page: Page) -> None:
+def test_an_upload_on_the_train_page_is_chosen_or_refused(page):
     rows = b"".join(b'{"prompt": "a", "completion": "b"}\n' for _ in range(3))
     page.goto("/")
     expect(field(page, "data.path")).to_have_value(re.compile("pirate"))
@@ -127,7 +126,7 @@ def test_an_upload_on_the_train_page_is_chosen_or_refused(page: Page) -> None:
     expect(page.locator("#upload [role=status]")).to_be_empty()
 
 
-def test_an_address_with_a_mistake_is_a_sentence_and_no_error_of_the_browser(page: Page) -> None:
+def test_an_address_with_a_mistake_is_a_sentence_and_no_error_of_the_browser(page):
     with page.expect_response("**/api/estimate") as answer:
         page.goto("/?set=train.max_step=5")
     assert answer.value.status == 200
@@ -135,7 +134,7 @@ def test_an_address_with_a_mistake_is_a_sentence_and_no_error_of_the_browser(pag
     expect(page.locator("studio-preflight")).to_be_hidden()
 
 
-def test_the_theme_is_chosen_once_and_stays(page: Page) -> None:
+def test_the_theme_is_chosen_once_and_stays(page):
     page.goto("/runs")
     before = page.evaluate("document.documentElement.classList.contains('dark')")
     page.get_by_role("button", name="Switch between light and dark").click()
@@ -144,7 +143,7 @@ def test_the_theme_is_chosen_once_and_stays(page: Page) -> None:
         assert page.evaluate(f"{node}.classList.contains('dark')") is not before
 
 
-def test_names_and_answers_are_text_and_nothing_else(page: Page, studio: Served) -> None:
+def test_names_and_answers_are_text_and_nothing_else(page, studio):
     bad = "<img src=x onerror=window.hit=1>"
     page.goto(f"/?set=name={bad}&set=train.max_steps=1&set=model.path=/no/such")
     expect(field(page, "name")).to_have_value(bad)

@@ -24,14 +24,14 @@ SLOW, FAST = "0.1", "0.005"  # FAKE_PACE of runs that must not end before a test
 
 
 @pytest.fixture
-def store(home: Home) -> Iterator[JobStore]:
+def store(home):
     opened = JobStore(home)
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_power_cuts(monkeypatch):
     """Thousands of commits need no fsync to be logically right."""
     connect = Database._connect
 

@@ -17,7 +17,6 @@ from studio.data.prepare import prepare
 from studio.data.template.backend import backend_from_folder
 from studio.data.trainable import first_report
 from studio.errors import DataError, Unreached
-from studio.home import Home
 from studio.models.sources import facts
 from studio.spec import DataSource, RunSpec
 
@@ -28,22 +27,20 @@ def written(folder: Path, rows: list[dict]) -> RunSpec:
     return RunSpec(data=DataSource(path=str(file), format="prompt_completion"))
 
 
-def test_nothing_to_train_on_is_refused_at_the_door(home: Home, tmp_path: Path) -> None:
+def test_nothing_to_train_on_is_refused_at_the_door(home, tmp_path):
     spec = written(tmp_path, [{"prompt": "a question", "completion": " "}] * 100)
     with pytest.raises(DataError, match="None of the 100 rows"):
         admit(spec, home)
 
 
-def test_one_row_after_many_empty_ones_is_enough(home: Home, tmp_path: Path) -> None:
+def test_one_row_after_many_empty_ones_is_enough(home, tmp_path):
     empty = [{"prompt": "a question", "completion": ""}] * 500
     spec = written(tmp_path, [*empty, {"prompt": "a question", "completion": "an answer"}])
     report = first_report(admit(spec, home), home)
     assert report is not None and report.rows.kept == 1
 
 
-def test_an_imported_dataset_is_admitted_by_name(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_imported_dataset_is_admitted_by_name(home, tmp_path, monkeypatch):
     import_dataset(home, DataSource(path="starter:pirate"), name="pirate")
     (tmp_path / "pirate").mkdir()
     monkeypatch.chdir(tmp_path)  # a folder of that name does not stand in its way
@@ -54,7 +51,7 @@ def test_an_imported_dataset_is_admitted_by_name(
 
 
 @pytest.fixture
-def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def read(tmp_path, monkeypatch):
     """The bytes of each read of the data file of `written`."""
     counts: list[int] = []
 
@@ -74,9 +71,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_a_click_reads_the_first_rows_and_the_run_reads_the_bytes_twice(
-    home: Home, tmp_path: Path, read: list[int]
-) -> None:
+def test_a_click_reads_the_first_rows_and_the_run_reads_the_bytes_twice(home, tmp_path, read):
     unused = "x" * 20_000
     spec = written(tmp_path, [{"prompt": "a", "completion": "b", "unused": unused}] * 1000)
     size, before = (tmp_path / "rows.jsonl").stat().st_size, time.time() - 60
@@ -100,7 +95,7 @@ def test_a_click_reads_the_first_rows_and_the_run_reads_the_bytes_twice(
     assert sum(read) < size / 10, "neither is read again"
 
 
-def test_a_file_that_changed_is_hashed_again(home: Home, tmp_path: Path, read: list[int]) -> None:
+def test_a_file_that_changed_is_hashed_again(home, tmp_path, read):
     file, before = tmp_path / "rows.jsonl", time.time() - 60
     file.write_bytes(b"a" * SMALL_BYTES * 2)
     os.utime(file, (before, before))
@@ -118,9 +113,7 @@ def test_a_file_that_changed_is_hashed_again(home: Home, tmp_path: Path, read: l
 
 
 @pytest.mark.parametrize("path", ["README", "nobody/nothing"])
-def test_a_dataset_that_nobody_has_is_refused_at_the_door(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
+def test_a_dataset_that_nobody_has_is_refused_at_the_door(home, tmp_path, monkeypatch, path):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     spec = RunSpec(data=DataSource(path=path))
     with pytest.raises(Unreached, match=f'no file or folder "{path}", and the hub cannot be'):

@@ -2,7 +2,6 @@
 
 import json
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 
@@ -19,12 +18,12 @@ from tests.studio.tiny import tiny_folder
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
+def base(tmp_path):
     return tiny_folder(tmp_path / "base")
 
 
 @pytest.fixture
-def spec(base: Path, tmp_path: Path) -> RunSpec:
+def spec(base, tmp_path):
     rows = [
         {"prompt": f"say {word}", "completion": f"{word} it is"}
         for word in ("red", "blue", "green", "black", "white", "brown") * 4

@@ -8,11 +8,10 @@ from jobs.claims import Claim, Fenced
 from jobs.curves import Progress
 from jobs.processes import Identity, boot_id, me
 from jobs.store import JobStore
-from studio.home import Home
 from tests.jobs.conftest import a_spec, run_workers
 
 
-def test_eight_processes_claim_every_job_exactly_once(home: Home) -> None:
+def test_eight_processes_claim_every_job_exactly_once(home):
     store = JobStore(home)
     count = 80
     for _ in range(count):
@@ -25,7 +24,7 @@ def test_eight_processes_claim_every_job_exactly_once(home: Home) -> None:
     store.close()
 
 
-def test_claims_follow_the_order_and_wait_for_the_device(store: JobStore) -> None:
+def test_claims_follow_the_order_and_wait_for_the_device(store):
     first, second = store.submit(a_spec()).id, store.submit(a_spec()).id
     claim = store.claims.claim("cpu", owner=me())
     assert claim == Claim(first, 1, "cpu")
@@ -33,7 +32,7 @@ def test_claims_follow_the_order_and_wait_for_the_device(store: JobStore) -> Non
     assert store.claims.claim("cuda:0", owner=me()) == Claim(second, 1, "cuda:0")
 
 
-def test_a_slot_takes_only_the_wishes_it_serves(store: JobStore) -> None:
+def test_a_slot_takes_only_the_wishes_it_serves(store):
     store.submit(a_spec(device="cpu"))
     gpu = store.submit(a_spec(device="cuda:1")).id
     assert store.claims.claim("cuda:0", owner=me(), wanted=["auto", "cuda", "cuda:0"]) is None
@@ -42,7 +41,7 @@ def test_a_slot_takes_only_the_wishes_it_serves(store: JobStore) -> None:
     assert claim.job == gpu
 
 
-def test_a_stale_attempt_changes_nothing(store: JobStore) -> None:
+def test_a_stale_attempt_changes_nothing(store):
     job = store.submit(a_spec()).id
     old = store.claims.claim("cpu", owner=me())
     store.claims.register(old, me())
@@ -71,7 +70,7 @@ def test_a_stale_attempt_changes_nothing(store: JobStore) -> None:
     assert store.metrics([job], ["loss"])["data"]["loss"][str(job)]["y"] == [1.0]
 
 
-def test_a_second_process_cannot_register_the_same_attempt(store: JobStore) -> None:
+def test_a_second_process_cannot_register_the_same_attempt(store):
     store.submit(a_spec())
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
@@ -79,7 +78,7 @@ def test_a_second_process_cannot_register_the_same_attempt(store: JobStore) -> N
         store.claims.register(claim, Identity(1, 1, boot_id()))
 
 
-def test_a_cancel_before_registration_is_obeyed(store: JobStore) -> None:
+def test_a_cancel_before_registration_is_obeyed(store):
     job = store.submit(a_spec()).id
     claim = store.claims.claim("cpu", owner=me())
     store.cancel(job)
@@ -87,7 +86,7 @@ def test_a_cancel_before_registration_is_obeyed(store: JobStore) -> None:
     assert store.claims.stopped(claim) == "cancelled"
 
 
-def test_finishing_before_seeing_a_stop_is_a_success(store: JobStore) -> None:
+def test_finishing_before_seeing_a_stop_is_a_success(store):
     job = store.submit(a_spec()).id
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
@@ -96,7 +95,7 @@ def test_finishing_before_seeing_a_stop_is_a_success(store: JobStore) -> None:
     assert store.get(job).state == "succeeded"
 
 
-def test_a_cancelled_job_that_dies_stays_cancelled(store: JobStore) -> None:
+def test_a_cancelled_job_that_dies_stays_cancelled(store):
     job = store.submit(a_spec()).id
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
@@ -105,7 +104,7 @@ def test_a_cancelled_job_that_dies_stays_cancelled(store: JobStore) -> None:
     assert store.claims.claim("cpu", owner=me()) is None
 
 
-def test_three_deaths_without_progress_wait_for_a_person(store: JobStore) -> None:
+def test_three_deaths_without_progress_wait_for_a_person(store):
     job = store.submit(a_spec()).id
     states = []
     for _ in range(3):
@@ -118,7 +117,7 @@ def test_three_deaths_without_progress_wait_for_a_person(store: JobStore) -> Non
     assert store.resume(job).no_progress == 0
 
 
-def test_progress_or_a_reboot_begins_a_new_count(store: JobStore) -> None:
+def test_progress_or_a_reboot_begins_a_new_count(store):
     store.submit(a_spec())
     died = [(0, False), (0, False), (5, False), (5, False), (5, False), (5, True), (5, False)]
     for newest, blameless in died:
@@ -128,7 +127,7 @@ def test_progress_or_a_reboot_begins_a_new_count(store: JobStore) -> None:
         assert state == "queued"
 
 
-def test_a_claimed_device_shows_as_a_lease(store: JobStore) -> None:
+def test_a_claimed_device_shows_as_a_lease(store):
     job = store.submit(a_spec(name="mine")).id
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())

@@ -5,8 +5,6 @@ import json
 import pytest
 
 from jobs.conversations import Conversations
-from jobs.store import JobStore
-from studio.home import Home
 from studio.stack import read_lane
 from ui.cli.main import main
 
@@ -14,7 +12,7 @@ LANES = [{"model": "starter", "stack": []}, {"model": "starter", "stack": [{"nam
 
 
 @pytest.fixture
-def talk(store: JobStore, home: Home, monkeypatch: pytest.MonkeyPatch) -> str:
+def talk(store, home, monkeypatch):
     """A kept conversation of two lanes."""
     monkeypatch.setenv("STUDIO_HOME", str(home.path))
     kept = Conversations(store.database)

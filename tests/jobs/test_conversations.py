@@ -3,14 +3,13 @@
 import pytest
 
 from jobs.conversations import Conversations
-from jobs.store import JobStore
 from studio.errors import ChatError
 
 LANES = [{"model": "starter", "stack": []}]
 
 
 @pytest.fixture
-def kept(store: JobStore) -> Conversations:
+def kept(store):
     talks = Conversations(store.database)
     talks.save("a", lanes=LANES, settings={"linked": True})
     for number, prompt in enumerate(("Tell me of 100% wool", "And of snow_flakes")):

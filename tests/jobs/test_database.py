@@ -3,7 +3,6 @@
 import hashlib
 import json
 import sqlite3
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,6 @@ from jobs.locks import FileLock
 from jobs.schema import sqlite_library
 from jobs.store import JobStore
 from studio.errors import DiskFull, HomeError
-from studio.home import Home
 from tests.jobs.conftest import a_spec, run_workers
 
 # The schema's hash after each migration. A home keeps the schema that it was made with, so a
@@ -33,7 +31,7 @@ SCHEMA_AFTER = {
 }
 
 
-def test_a_newer_database_is_refused_in_one_sentence(home: Home) -> None:
+def test_a_newer_database_is_refused_in_one_sentence(home):
     JobStore(home).close()
     connection = sqlite3.connect(home.database)
     connection.execute(
@@ -46,13 +44,13 @@ def test_a_newer_database_is_refused_in_one_sentence(home: Home) -> None:
         JobStore(home)
 
 
-def test_a_file_that_is_no_database_is_refused(home: Home) -> None:
+def test_a_file_that_is_no_database_is_refused(home):
     home.database.write_bytes(b"this is no database, whatever its name says" * 100)
     with pytest.raises(HomeError, match="damaged"):
         JobStore(home)
 
 
-def test_opening_again_changes_nothing(home: Home) -> None:
+def test_opening_again_changes_nothing(home):
     store = JobStore(home)
     job = store.submit(a_spec())
     store.close()
@@ -61,12 +59,12 @@ def test_opening_again_changes_nothing(home: Home) -> None:
     store.close()
 
 
-def test_every_migration_has_its_number_in_its_name() -> None:
+def test_every_migration_has_its_number_in_its_name():
     names = [migration.name for migration in sqlite_library()[1]._migrations]
     assert [int(name[1:4]) for name in names] == list(range(1, len(names) + 1))
 
 
-def test_a_released_migration_is_never_edited(tmp_path: Path) -> None:
+def test_a_released_migration_is_never_edited(tmp_path):
     connect, migrations = sqlite_library()
     connection = sqlite3.connect(tmp_path / "x.db", isolation_level=None)
     tables = connect(connection, execute_plugins=False)
@@ -84,12 +82,12 @@ def test_a_released_migration_is_never_edited(tmp_path: Path) -> None:
     assert found == SCHEMA_AFTER
 
 
-def test_the_legal_transitions_are_those_of_the_database(store: JobStore) -> None:
+def test_the_legal_transitions_are_those_of_the_database(store):
     with store.database.reading() as db:
         assert set(db.conn.execute("SELECT src, dst FROM transitions").fetchall()) == LEGAL
 
 
-def test_a_home_with_tables_that_nothing_used_opens_without_them(home: Home) -> None:
+def test_a_home_with_tables_that_nothing_used_opens_without_them(home):
     JobStore(home).close()
     connection = sqlite3.connect(home.database)
     connection.execute("CREATE TABLE adapters (id INTEGER PRIMARY KEY)")
@@ -103,7 +101,7 @@ def test_a_home_with_tables_that_nothing_used_opens_without_them(home: Home) -> 
     store.close()
 
 
-def test_processes_that_open_a_new_home_together_all_succeed(home: Home) -> None:
+def test_processes_that_open_a_new_home_together_all_succeed(home):
     assert run_workers("open_and_submit", home, [["5"]] * 4) == [5] * 4
     store = JobStore(home)
     assert len(store.list()) == 20
@@ -112,7 +110,7 @@ def test_processes_that_open_a_new_home_together_all_succeed(home: Home) -> None
     store.close()
 
 
-def test_a_failed_write_leaves_nothing_and_frees_the_lock(store: JobStore) -> None:
+def test_a_failed_write_leaves_nothing_and_frees_the_lock(store):
     with pytest.raises(RuntimeError), store.database.writing() as db:
         db.conn.execute("UPDATE counters SET value = 5")
         raise RuntimeError
@@ -120,7 +118,7 @@ def test_a_failed_write_leaves_nothing_and_frees_the_lock(store: JobStore) -> No
     store.submit(a_spec())
 
 
-def test_a_full_disk_is_its_own_error(store: JobStore) -> None:
+def test_a_full_disk_is_its_own_error(store):
     with pytest.raises(DiskFull, match="is full"), store.database.writing() as db:
         db.conn.execute("PRAGMA max_page_count = 1")
         db.conn.execute("INSERT INTO counters VALUES (?, 1)", ("x" * 5_000_000,))
@@ -128,7 +126,7 @@ def test_a_full_disk_is_its_own_error(store: JobStore) -> None:
         db.conn.execute("PRAGMA max_page_count = 1073741823")
 
 
-def test_the_log_does_not_grow_without_end(home: Home) -> None:
+def test_the_log_does_not_grow_without_end(home):
     database = Database(home)
     for _ in range(40):
         with database.writing(durable=False) as db:
@@ -138,7 +136,7 @@ def test_the_log_does_not_grow_without_end(home: Home) -> None:
     assert size < 16 << 20
 
 
-def test_a_lock_is_one_holder_at_a_time(tmp_path: Path) -> None:
+def test_a_lock_is_one_holder_at_a_time(tmp_path):
     one, other = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
     assert one.acquire()
     assert not other.acquire()
@@ -151,5 +149,5 @@ def test_a_lock_is_one_holder_at_a_time(tmp_path: Path) -> None:
     other.close()
 
 
-def test_the_database_is_private(store: JobStore) -> None:
+def test_the_database_is_private(store):
     assert store.home.database.stat().st_mode & 0o077 == 0

@@ -7,7 +7,7 @@ import re
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,12 +19,12 @@ from jobs.jobs_table import seconds_left
 from jobs.processes import me
 from jobs.store import JobStore
 from studio.errors import DiskFull, HomeError
-from studio.home import Home, is_whole, open_home, publishing
+from studio.home import is_whole, open_home, publishing
 from tests.jobs.conftest import FAST, SLOW, a_spec, supervising, until
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path):
     """A disk of 4 MB, where this machine lets us mount one."""
     place = tmp_path / "small"
     place.mkdir()
@@ -48,7 +48,7 @@ def fill(place: Path, *, leave: int = 0) -> Path:
     return ballast
 
 
-def test_a_really_full_disk_is_a_sentence_and_loses_nothing(small_disk: Path) -> None:
+def test_a_really_full_disk_is_a_sentence_and_loses_nothing(small_disk):
     home = open_home(small_disk / "home")
     store = JobStore(home)
     kept = store.submit(a_spec(name="kept")).id
@@ -78,9 +78,7 @@ WRITES = ("open", "fsync", "replace", "mkdir")
 
 
 @pytest.mark.parametrize("call", WRITES)
-def test_a_disk_that_fills_at_any_write_of_a_checkpoint_never_tears_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_a_disk_that_fills_at_any_write_of_a_checkpoint_never_tears_it(tmp_path, monkeypatch, call):
     """The n-th call of a kind finds no room: the old checkpoint stays whole, or the new is."""
     target, failed = tmp_path / "step-00000001", 0
 
@@ -122,9 +120,7 @@ def test_a_disk_that_fills_at_any_write_of_a_checkpoint_never_tears_it(
     assert failed
 
 
-def test_a_home_that_cannot_be_written_is_refused_in_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_that_cannot_be_written_is_refused_in_a_sentence(tmp_path, monkeypatch):
     def read_only(self: Path, *_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(self))
 
@@ -141,7 +137,7 @@ def test_a_home_that_cannot_be_written_is_refused_in_a_sentence(
     connection.close()
 
 
-def test_a_file_system_that_became_read_only_is_refused_in_a_sentence(small_disk: Path) -> None:
+def test_a_file_system_that_became_read_only_is_refused_in_a_sentence(small_disk):
     home = open_home(small_disk / "home")
     JobStore(home).close()
     remount = ["mount", "-o", "remount,ro", str(small_disk)]
@@ -152,9 +148,7 @@ def test_a_file_system_that_became_read_only_is_refused_in_a_sentence(small_disk
 
 
 @pytest.mark.parametrize("spoil", ["a byte", "a missing file", "a missing manifest", "its end"])
-def test_a_spoiled_newest_checkpoint_is_passed_over_for_the_one_before(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch, spoil: str
-) -> None:
+def test_a_spoiled_newest_checkpoint_is_passed_over_for_the_one_before(store, monkeypatch, spoil):
     monkeypatch.setenv("FAKE_PACE", SLOW)  # it must not end before it is paused
     job = store.submit(a_spec(steps=40, save=5)).id
     with supervising(store.home):
@@ -177,9 +171,7 @@ def test_a_spoiled_newest_checkpoint_is_passed_over_for_the_one_before(
     assert store.attempts(job)[-1]["from_step"] == int(before.name.removeprefix("step-"))
 
 
-def test_a_database_that_stays_busy_is_a_sentence_and_the_queue_goes_on_after(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_that_stays_busy_is_a_sentence_and_the_queue_goes_on_after(home, monkeypatch):
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.3)
     store = JobStore(home)
     job = store.submit(a_spec(steps=2)).id
@@ -196,7 +188,7 @@ def test_a_database_that_stays_busy_is_a_sentence_and_the_queue_goes_on_after(
     store.close()
 
 
-def test_a_spoiled_page_is_found_and_named(home: Home) -> None:
+def test_a_spoiled_page_is_found_and_named(home):
     store = JobStore(home)
     for _ in range(200):
         store.submit({"name": ""})
@@ -227,18 +219,14 @@ tmpfs /home/fast tmpfs rw 0 0
     [("/home/ann/studio", "nfs4"), ("/mnt/with space/x", "cifs"), ("/home/me/local", "fuse.sshfs"),
      ("/home/fast/x", "tmpfs"), ("/srv/x", "ext4"), ("/homes/x", "ext4")],
 )  # fmt: skip
-def test_the_file_system_of_a_folder_is_known(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, kind: str
-) -> None:
+def test_the_file_system_of_a_folder_is_known(tmp_path, monkeypatch, place, kind):
     mounts = tmp_path / "mounts"
     mounts.write_text(MOUNTS)
     monkeypatch.setattr(locks, "MOUNTS", mounts)
     assert locks.kind_of(Path(place)) == kind
 
 
-def test_a_home_on_a_network_share_or_without_locks_is_refused(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_home_on_a_network_share_or_without_locks_is_refused(home, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(locks, "kind_of", lambda _: "nfs4")
         with pytest.raises(HomeError, match=r"network share \(nfs4\)"):
@@ -251,7 +239,7 @@ def test_a_home_on_a_network_share_or_without_locks_is_refused(
     JobStore(home).close()
 
 
-def test_a_clock_that_jumps_does_no_harm(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_that_jumps_does_no_harm(home, monkeypatch):
     """Days forwards and backwards at every look: each job still runs exactly once."""
     real, dice = time.time, random.Random(3)
     store = JobStore(home)
@@ -267,7 +255,7 @@ def test_a_clock_that_jumps_does_no_harm(home: Home, monkeypatch: pytest.MonkeyP
     store.close()
 
 
-def test_time_left_is_never_negative(store: JobStore) -> None:
+def test_time_left_is_never_negative(store):
     store.submit(a_spec())
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())

@@ -9,14 +9,14 @@ import pytest
 
 from jobs import supervisor
 from jobs.store import JobStore
-from studio.home import Home, folder_hash
+from studio.home import folder_hash
 from studio.spec import RunSpec
 from tests.jobs.conftest import until
 from tests.studio.tiny import tiny_folder
 
 
 @pytest.fixture
-def ingredients(tmp_path: Path) -> RunSpec:
+def ingredients(tmp_path):
     model = tiny_folder(tmp_path / "model")
     data = tmp_path / "rows.jsonl"
     rows = [{"prompt": f"say {a}", "completion": f"{a * 3}"} for a in "abcdefghijklmnop"]
@@ -33,7 +33,7 @@ def ingredients(tmp_path: Path) -> RunSpec:
 
 
 @pytest.mark.timeout(900)
-def test_a_run_killed_twice_ends_with_the_same_adapter(home: Home, ingredients: RunSpec) -> None:
+def test_a_run_killed_twice_ends_with_the_same_adapter(home, ingredients):
     store = JobStore(home)
     calm = store.submit(ingredients.with_values({"name": "calm"})).id
     rough = store.submit(ingredients.with_values({"name": "rough"})).id

@@ -3,7 +3,7 @@
 These are the same on every machine, however busy; `studio bench queue` measures by the clock.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ MOST_STEPS, PER_CALL = 500_000, 100  # about 15 ms
 
 
 @pytest.fixture(scope="module")
-def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobStore]:
+def crowded(tmp_path_factory):
     folder: Path = tmp_path_factory.mktemp("many") / "home"
     store = JobStore(open_home(folder))
     spec = {"method": {"name": "lora"}, "train": {"max_steps": 10}}
@@ -30,7 +30,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[JobStore]:
 
 
 @pytest.fixture
-def steps(crowded: JobStore, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+def steps(crowded, monkeypatch):
     """Count what SQLite does for the questions asked from here on."""
     counted = [0]
     connect = Database._connect
@@ -68,17 +68,13 @@ ASK: dict[str, Callable[[JobStore], object]] = {
 
 
 @pytest.mark.parametrize("question", ASK)
-def test_a_question_to_a_long_queue_is_short_work(
-    crowded: JobStore, steps: Callable[[], int], question: str
-) -> None:
+def test_a_question_to_a_long_queue_is_short_work(crowded, steps, question):
     ASK[question](crowded)
 
     assert steps() < MOST_STEPS
 
 
-def test_a_claim_from_a_long_queue_is_short_work(
-    crowded: JobStore, steps: Callable[[], int]
-) -> None:
+def test_a_claim_from_a_long_queue_is_short_work(crowded, steps):
     claim = crowded.claims.claim("cpu", owner=me())
     assert claim is not None
     crowded.claims.register(claim, me())
@@ -87,7 +83,7 @@ def test_a_claim_from_a_long_queue_is_short_work(
     assert 0 < steps() < MOST_STEPS
 
 
-def test_the_counter_sees_what_is_too_much(crowded: JobStore, steps: Callable[[], int]) -> None:
+def test_the_counter_sees_what_is_too_much(crowded, steps):
     with crowded.database.reading() as db:
         db.conn.execute("SELECT count(*) FROM jobs a, jobs b WHERE a.id < 300").fetchone()
 

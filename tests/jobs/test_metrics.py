@@ -24,7 +24,7 @@ def write(store: JobStore, claim: Claim, values: dict[int, float], name: str = "
     store.claims.report(claim, Progress(metrics=rows, step=max(values)))
 
 
-def test_a_short_curve_comes_whole(store: JobStore) -> None:
+def test_a_short_curve_comes_whole(store):
     claim = running(store)
     write(store, claim, {1: 3.0, 2: 2.0, 3: 1.0})
     answer = store.metrics([claim.job], ["loss", "eval_loss"])
@@ -32,7 +32,7 @@ def test_a_short_curve_comes_whole(store: JobStore) -> None:
     assert answer["data"] == {"loss": {str(claim.job): {"x": [1, 2, 3], "y": [3.0, 2.0, 1.0]}}}
 
 
-def test_the_cursor_brings_only_what_is_new_and_steps_done_again(store: JobStore) -> None:
+def test_the_cursor_brings_only_what_is_new_and_steps_done_again(store):
     claim = running(store)
     write(store, claim, {1: 3.0, 2: 2.0})
     seq = store.metrics([claim.job], ["loss"])["seq"]
@@ -44,7 +44,7 @@ def test_the_cursor_brings_only_what_is_new_and_steps_done_again(store: JobStore
     assert store.metrics([claim.job], ["loss"], after_seq=delta["seq"])["data"] == {}
 
 
-def test_the_cursor_never_goes_back_when_a_job_is_deleted(store: JobStore) -> None:
+def test_the_cursor_never_goes_back_when_a_job_is_deleted(store):
     claim = running(store)
     write(store, claim, {1: 1.0})
     seq = store.metrics([claim.job], ["loss"])["seq"]
@@ -57,7 +57,7 @@ def test_the_cursor_never_goes_back_when_a_job_is_deleted(store: JobStore) -> No
     ] == [4.0]
 
 
-def test_what_is_no_finite_number_is_a_gap_with_a_flag(store: JobStore) -> None:
+def test_what_is_no_finite_number_is_a_gap_with_a_flag(store):
     claim = running(store)
     write(store, claim, {1: math.nan, 2: math.inf, 3: -math.inf, 4: 1.0})
     assert store.metrics([claim.job], ["loss"])["data"]["loss"][str(claim.job)]["y"] == [
@@ -68,7 +68,7 @@ def test_what_is_no_finite_number_is_a_gap_with_a_flag(store: JobStore) -> None:
     assert flags == [("nan",), ("inf",), ("-inf",), (None,)]
 
 
-def test_thinning_keeps_spikes_gaps_and_ends(store: JobStore) -> None:
+def test_thinning_keeps_spikes_gaps_and_ends(store):
     claim = running(store)
     values = {step: 1.0 / step for step in range(1, 5001)}
     values[2345], values[3456] = 99.0, math.nan
@@ -81,7 +81,7 @@ def test_thinning_keeps_spikes_gaps_and_ends(store: JobStore) -> None:
     assert (series["x"][0], series["x"][-1]) == (1, 5000)
 
 
-def test_a_growing_curve_keeps_its_drawn_points(store: JobStore) -> None:
+def test_a_growing_curve_keeps_its_drawn_points(store):
     claim = running(store)
     write(store, claim, {step: math.sin(step) for step in range(1, 3001)})
     before = store.metrics([claim.job], ["loss"], bins=200)["data"]["loss"][str(claim.job)]["x"]
@@ -91,14 +91,14 @@ def test_a_growing_curve_keeps_its_drawn_points(store: JobStore) -> None:
     assert kept > 0.98  # bins are anchored at step 0, so only the last one may change
 
 
-def test_a_window_shows_every_point_inside(store: JobStore) -> None:
+def test_a_window_shows_every_point_inside(store):
     claim = running(store)
     write(store, claim, {step: float(step) for step in range(1, 5001)})
     answer = store.metrics([claim.job], ["loss"], bins=100, window=(1000, 1050))
     assert answer["data"]["loss"][str(claim.job)]["x"] == list(range(1000, 1051))
 
 
-def test_the_cursor_uses_its_index(store: JobStore) -> None:
+def test_the_cursor_uses_its_index(store):
     from jobs.curves import _DELTA
 
     with store.database.reading() as db:
@@ -108,7 +108,7 @@ def test_the_cursor_uses_its_index(store: JobStore) -> None:
     assert "TEMP B-TREE FOR ORDER BY" not in text
 
 
-def test_what_a_process_keeps_of_a_curve_is_never_another_answer(store: JobStore) -> None:
+def test_what_a_process_keeps_of_a_curve_is_never_another_answer(store):
     """Any mixture of growing, redoing, gaps, restarts and deletions: warm equals cold."""
     dice, claim, step = random.Random(5), running(store), 0
     for _ in range(60):

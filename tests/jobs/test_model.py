@@ -7,7 +7,6 @@ the planted bugs). Both must notice bugs planted on purpose, or they prove nothi
 import os
 import random
 import sqlite3
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,14 +28,14 @@ pytestmark = [pytest.mark.usefixtures("no_power_cuts"), pytest.mark.timeout(900)
 STEPS = int(os.environ.get("STUDIO_WALK_STEPS", "20000"))
 
 
-def test_a_long_random_walk_keeps_every_promise(tmp_path: Path) -> None:
+def test_a_long_random_walk_keeps_every_promise(tmp_path):
     walks = 40
     for seed in range(walks):
         store = JobStore(open_home(tmp_path / str(seed)))
         walk(store, steps=STEPS // walks, seed=seed).store.close()
 
 
-def test_any_interleaving_keeps_every_promise(tmp_path: Path) -> None:
+def test_any_interleaving_keeps_every_promise(tmp_path):
     homes = iter(range(10**9))
 
     class Machine(RuleBasedStateMachine):
@@ -101,9 +100,7 @@ PLANTED: dict[str, tuple[Any, str, str, str]] = {
 
 
 @pytest.mark.parametrize("bug", PLANTED)
-def test_a_planted_bug_is_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bug: str
-) -> None:
+def test_a_planted_bug_is_noticed(tmp_path, monkeypatch, bug):
     module, name, right, wrong = PLANTED[bug]
     statement = getattr(module, name)
     assert right in statement, "the bug could not be planted"
@@ -113,9 +110,7 @@ def test_a_planted_bug_is_noticed(
             walk(JobStore(open_home(tmp_path / str(seed))), steps=1000, seed=seed)
 
 
-def test_a_claim_that_forgets_the_device_is_stopped_by_the_database(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_claim_that_forgets_the_device_is_stopped_by_the_database(tmp_path, monkeypatch):
     """The unique index holds where the statement fails: defence in depth."""
     statement = claims_module._CLAIM
     broken = statement.replace("FROM leases WHERE holder = 'job'", "FROM leases WHERE 0")

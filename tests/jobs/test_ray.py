@@ -11,7 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,7 @@ from jobs.store import JobStore
 from studio.cluster.orders import read_submission
 from studio.cluster.ray_api import Ray
 from studio.errors import SpecError
-from studio.home import Home, is_whole, open_home
+from studio.home import is_whole, open_home
 from studio.spec import RunSpec
 from studio.training.events import Step
 from studio.training.run import train
@@ -41,7 +41,7 @@ LONG = 400.0
 
 
 @pytest.fixture(scope="module")
-def two_machines() -> Iterator[Any]:
+def two_machines():
     from ray.cluster_utils import Cluster
 
     before = dict(os.environ)
@@ -67,7 +67,7 @@ def two_machines() -> Iterator[Any]:
 
 
 @pytest.fixture
-def studio(two_machines: Any, tmp_path: Path) -> Iterator[JobStore]:
+def studio(two_machines, tmp_path):
     """A store whose queue is supervised, with the cluster chosen."""
     home = open_home(tmp_path / "home")
     store = JobStore(home)
@@ -120,9 +120,7 @@ def ray_jobs(two_machines: Any) -> list[Any]:
     return JobSubmissionClient(two_machines.address).list_jobs()
 
 
-def test_a_run_on_two_machines_gives_what_it_gives_here_and_its_curve_is_live(
-    studio: JobStore, tmp_path: Path
-) -> None:
+def test_a_run_on_two_machines_gives_what_it_gives_here_and_its_curve_is_live(studio, tmp_path):
     spec = a_run("far", steps=24)
 
     job = studio.submit(admit(spec, studio.home))
@@ -146,8 +144,8 @@ def test_a_run_on_two_machines_gives_what_it_gives_here_and_its_curve_is_live(
 
 
 def test_pause_brings_the_checkpoint_home_and_resume_goes_on_from_it(
-    studio: JobStore, tmp_path: Path, two_machines: Any
-) -> None:
+    studio, tmp_path, two_machines
+):
     spec = a_run("paused", steps=120, num_processes=1, eval_steps=-1)
     job = studio.submit(admit(spec, studio.home))
     reaches(studio, job, lambda now: now.step >= 6)
@@ -165,8 +163,8 @@ def test_pause_brings_the_checkpoint_home_and_resume_goes_on_from_it(
 
 
 def test_a_worker_that_is_killed_is_started_again_from_the_last_checkpoint(
-    studio: JobStore, tmp_path: Path, two_machines: Any
-) -> None:
+    studio, tmp_path, two_machines
+):
     spec = a_run("killed", steps=60, eval_steps=-1)
     job = studio.submit(admit(spec, studio.home))
     reaches(studio, job, lambda now: now.step >= 6)
@@ -181,8 +179,8 @@ def test_a_worker_that_is_killed_is_started_again_from_the_last_checkpoint(
 
 
 def test_a_studio_that_was_closed_follows_the_same_job_when_it_is_opened_again(
-    studio: JobStore, tmp_path: Path, two_machines: Any
-) -> None:
+    studio, tmp_path, two_machines
+):
     spec = a_run("closed", steps=60, num_processes=1, eval_steps=-1)
     job = studio.submit(admit(spec, studio.home))
     job = reaches(studio, job, lambda now: now.step >= 4)
@@ -202,9 +200,7 @@ def test_a_studio_that_was_closed_follows_the_same_job_when_it_is_opened_again(
     assert found == [before.submission]
 
 
-def test_stopping_the_studio_leaves_the_run_to_the_cluster(
-    studio: JobStore, two_machines: Any
-) -> None:
+def test_stopping_the_studio_leaves_the_run_to_the_cluster(studio, two_machines):
     job = studio.submit(admit(a_run("left", steps=40, num_processes=1), studio.home))
     reaches(studio, job, lambda now: now.step >= 2)
 
@@ -220,9 +216,7 @@ def test_stopping_the_studio_leaves_the_run_to_the_cluster(
     assert len(losses(studio, job)) == 40
 
 
-def test_a_dashboard_that_falls_silent_is_told_and_healed(
-    studio: JobStore, two_machines: Any
-) -> None:
+def test_a_dashboard_that_falls_silent_is_told_and_healed(studio, two_machines):
     job = studio.submit(admit(a_run("silent", steps=150, num_processes=1), studio.home))
     reaches(studio, job, lambda now: now.step >= 2)
 
@@ -239,9 +233,7 @@ def test_a_dashboard_that_falls_silent_is_told_and_healed(
     assert "answers again" in studio.log_tail(job.id, lines=1000)
 
 
-def test_a_run_is_cancelled_while_ray_is_still_placing_it(
-    studio: JobStore, two_machines: Any
-) -> None:
+def test_a_run_is_cancelled_while_ray_is_still_placing_it(studio, two_machines):
     from ray.job_submission import JobSubmissionClient
 
     client = JobSubmissionClient(two_machines.address)
@@ -258,9 +250,7 @@ def test_a_run_is_cancelled_while_ray_is_still_placing_it(
         client.stop_job(other)
 
 
-def test_a_sweep_fans_out_with_a_model_and_rows_of_this_machine(
-    studio: JobStore, tmp_path: Path
-) -> None:
+def test_a_sweep_fans_out_with_a_model_and_rows_of_this_machine(studio, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(json.dumps({"question": w, "answer": w * 2}) for w in "abcdefgh"))
     model = tiny_folder(tmp_path / "model")
@@ -284,8 +274,8 @@ def test_a_sweep_fans_out_with_a_model_and_rows_of_this_machine(
 
 
 def test_a_run_that_wants_more_than_the_cluster_has_is_refused_with_how_many_there_are(
-    studio: JobStore,
-) -> None:
+    studio,
+):
     spec = a_run("wide", num_processes=5)
     with pytest.raises(SpecError, match="the cluster has 2 CPUs on 2 machines"):
         admit(spec, studio.home)
@@ -295,9 +285,7 @@ def test_a_run_that_wants_more_than_the_cluster_has_is_refused_with_how_many_the
     assert studio.get(job.id).state == "queued"
 
 
-def test_packages_that_the_cluster_lacks_are_named(
-    two_machines: Any, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packages_that_the_cluster_lacks_are_named(two_machines, home, tmp_path, monkeypatch):
     from studio.cluster import Cluster, submit
     from studio.cluster.submit import train as train_away
     from studio.errors import ClusterError

@@ -3,9 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import psutil
 import pytest
@@ -14,7 +12,6 @@ from jobs import rescue
 from jobs.processes import kill_session, me, of, session_members
 from jobs.rescue import Rescue
 from jobs.spawning import Runners
-from jobs.store import JobStore
 from tests.jobs.conftest import a_spec, until
 
 SLEEP = "import time; time.sleep(600)"
@@ -22,7 +19,7 @@ WITH_A_CHILD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c',
 
 
 @pytest.fixture
-def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+def sleeper():
     process = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True)
     yield process
     process.kill()
@@ -30,9 +27,7 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 @pytest.mark.parametrize("other", [{"boot_id": "restored"}, {"started": 1}])
-def test_a_stranger_who_has_the_pid_of_a_dead_runner_is_left_alone(
-    store: JobStore, sleeper: subprocess.Popen[bytes], other: dict[str, Any]
-) -> None:
+def test_a_stranger_who_has_the_pid_of_a_dead_runner_is_left_alone(store, sleeper, other):
     job = store.submit(a_spec()).id
     claim = store.claims.claim("cpu", owner=me())
     assert claim is not None
@@ -45,7 +40,7 @@ def test_a_stranger_who_has_the_pid_of_a_dead_runner_is_left_alone(
         sleeper.wait(timeout=0.3)
 
 
-def test_what_a_dead_runner_started_is_ended() -> None:
+def test_what_a_dead_runner_started_is_ended():
     leader = subprocess.Popen([sys.executable, "-c", WITH_A_CHILD], start_new_session=True)
     identity = of(leader.pid)
     leader.wait()
@@ -57,9 +52,7 @@ def test_what_a_dead_runner_started_is_ended() -> None:
 
 
 @pytest.fixture
-def siblings(
-    store: JobStore, sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
-) -> list[int]:
+def siblings(store, sleeper, monkeypatch):
     """Two runs of one process that obeys nothing; patience is over at once."""
     monkeypatch.setattr(rescue, "ASK_AGAIN_SECONDS", -1.0)
     monkeypatch.setitem(rescue.KILL_SECONDS, "cancel", -1.0)
@@ -71,9 +64,7 @@ def siblings(
     return jobs
 
 
-def test_a_process_is_pressed_only_when_none_of_its_siblings_is_to_go_on(
-    store: JobStore, sleeper: subprocess.Popen[bytes], siblings: list[int]
-) -> None:
+def test_a_process_is_pressed_only_when_none_of_its_siblings_is_to_go_on(store, sleeper, siblings):
     looking = Rescue(store, Runners(store.home))
     store.cancel(siblings[0])
     looking.look()
@@ -88,9 +79,9 @@ def test_a_process_is_pressed_only_when_none_of_its_siblings_is_to_go_on(
 
 
 def test_a_process_that_hangs_is_ended_with_its_siblings_who_go_on_later(
-    store: JobStore, sleeper: subprocess.Popen[bytes], siblings: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    store, sleeper, siblings,
+    monkeypatch,
+):  # fmt: skip
     monkeypatch.setattr(rescue, "SHARED_KILL_SECONDS", -1.0)
     looking = Rescue(store, Runners(store.home))
     store.cancel(siblings[0])

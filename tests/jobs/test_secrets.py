@@ -4,14 +4,12 @@ import os
 import stat
 import time
 import types
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs import secrets, webhook
 from jobs.jobs_table import summary
-from jobs.store import JobStore
 from studio.home import Home
 from tests.jobs.conftest import a_spec, supervising, until
 
@@ -57,7 +55,7 @@ def holding(home: Home, secret: bytes) -> list[str]:
     ]
 
 
-def test_a_secret_is_in_one_private_file_and_nowhere_else(store: JobStore) -> None:
+def test_a_secret_is_in_one_private_file_and_nowhere_else(store):
     webhook.choose(store, URL)
     store.submit(a_spec())
     place = store.home.state / "secrets" / "webhook"
@@ -69,9 +67,7 @@ def test_a_secret_is_in_one_private_file_and_nowhere_else(store: JobStore) -> No
     assert webhook.shown(store.home) is None
 
 
-def test_a_keyring_that_is_there_keeps_it_and_no_file_does(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_keyring_that_is_there_keeps_it_and_no_file_does(store, monkeypatch):
     ring = with_ring(monkeypatch)
     webhook.choose(store, URL)
 
@@ -84,7 +80,7 @@ def test_a_keyring_that_is_there_keeps_it_and_no_file_does(
     assert secrets.where(store.home, "webhook") == "" == secrets.read(store.home, "webhook")
 
 
-def test_a_file_moves_into_a_keyring_and_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_moves_into_a_keyring_and_back(home, monkeypatch):
     secrets.keep(home, "token", "one")
     assert secrets.where(home, "token") == "file"
     ring = with_ring(monkeypatch)
@@ -100,9 +96,9 @@ def test_a_file_moves_into_a_keyring_and_back(home: Home, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("how", [{"priority": 0}, {"broken": True}, {"delay": 1.0}])
 def test_a_keyring_that_keeps_nothing_refuses_or_waits_for_somebody_is_not_used(
-    home: Home, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any],
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+    home, monkeypatch, how,
+    caplog,
+):  # fmt: skip
     with_ring(monkeypatch, **how)
     monkeypatch.setattr(secrets, "PATIENCE_SECONDS", 0.1)
 
@@ -112,9 +108,7 @@ def test_a_keyring_that_keeps_nothing_refuses_or_waits_for_somebody_is_not_used(
     assert "s3cret" not in caplog.text
 
 
-def test_two_homes_have_two_secrets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Home
-) -> None:
+def test_two_homes_have_two_secrets(tmp_path, monkeypatch, home):
     from studio.home import open_home
 
     ring, other = with_ring(monkeypatch), open_home(tmp_path / "other")
@@ -125,9 +119,7 @@ def test_two_homes_have_two_secrets(
     assert len(ring.kept) == 2
 
 
-def test_a_whole_run_with_a_webhook_writes_its_address_nowhere(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_whole_run_with_a_webhook_writes_its_address_nowhere(store, monkeypatch, capfd):
     """Spec, log, database, what pages and commands show, a backup: none of them holds it."""
     from jobs.backup import backup
 
@@ -148,9 +140,7 @@ def test_a_whole_run_with_a_webhook_writes_its_address_nowhere(
     assert b"s3cret" not in file.read_bytes()
 
 
-def test_a_token_in_the_environment_reaches_no_log_and_no_preview(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_in_the_environment_reaches_no_log_and_no_preview(store, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_very_secret_token")
     job = store.submit(a_spec(steps=2)).id
     with supervising(store.home):

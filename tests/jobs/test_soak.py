@@ -1,11 +1,9 @@
 """A short soak: nothing grows with use but the database, and that only with what is kept."""
 
-from pathlib import Path
-
 from tests.jobs.soak import soak
 
 
-def test_a_short_soak_leaves_handles_threads_and_log_as_they_were(tmp_path: Path) -> None:
+def test_a_short_soak_leaves_handles_threads_and_log_as_they_were(tmp_path):
     figures = soak(tmp_path / "home", runs=60)
     warm, end = figures["warm"], figures["end"]
     assert end["handles"] <= warm["handles"] + 4

@@ -45,15 +45,13 @@ def move(store: JobStore, job: int, state: State) -> None:
         db.conn.execute(FORCE, values)
 
 
-def test_there_are_72_pairs_and_22_are_legal() -> None:
+def test_there_are_72_pairs_and_22_are_legal():
     assert len(PAIRS) == 72
     assert len(LEGAL) == 22
 
 
 @pytest.mark.parametrize(("src", "dst"), PAIRS)
-def test_the_database_accepts_exactly_the_legal_pairs(
-    store: JobStore, src: State, dst: State
-) -> None:
+def test_the_database_accepts_exactly_the_legal_pairs(store, src, dst):
     job = store.submit(a_spec()).id
     for state in WAYS[src]:
         move(store, job, state)
@@ -71,13 +69,13 @@ def test_the_database_accepts_exactly_the_legal_pairs(
         assert len(store.events(job)) == before
 
 
-def test_the_database_holds_the_same_table_as_the_code(store: JobStore) -> None:
+def test_the_database_holds_the_same_table_as_the_code(store):
     with store.database.reading() as db:
         rows = db.conn.execute("SELECT src, dst FROM transitions").fetchall()
     assert set(rows) == LEGAL
 
 
-def test_what_a_person_can_do_is_legal() -> None:
+def test_what_a_person_can_do_is_legal():
     targets = {"hold": "paused", "resume": "queued"}
     for state in STATES:
         for action in actions(state):
@@ -87,14 +85,14 @@ def test_what_a_person_can_do_is_legal() -> None:
                 assert (state, "stopping") in LEGAL or (state, "cancelled") in LEGAL
 
 
-def test_two_jobs_cannot_be_active_on_one_device(store: JobStore) -> None:
+def test_two_jobs_cannot_be_active_on_one_device(store):
     first, second = store.submit(a_spec()).id, store.submit(a_spec()).id
     move(store, first, "starting")
     with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
         move(store, second, "starting")
 
 
-def test_a_cancel_cannot_become_a_pause(store: JobStore) -> None:
+def test_a_cancel_cannot_become_a_pause(store):
     job = store.submit(a_spec()).id
     for state in WAYS["running"]:
         move(store, job, state)
@@ -106,7 +104,7 @@ def test_a_cancel_cannot_become_a_pause(store: JobStore) -> None:
         db.conn.execute("UPDATE jobs SET stop_requested = 'pause' WHERE id = ?", (job,))
 
 
-def test_an_attempt_never_shrinks(store: JobStore) -> None:
+def test_an_attempt_never_shrinks(store):
     job = store.submit(a_spec()).id
     move(store, job, "starting")
     with pytest.raises(sqlite3.IntegrityError, match="attempt"), store.database.writing() as db:

@@ -37,7 +37,7 @@ def ended(store: JobStore, state: str) -> int:
     return run_one(store, state).job
 
 
-def test_a_finished_run_keeps_as_many_as_the_rule_says(store: JobStore) -> None:
+def test_a_finished_run_keeps_as_many_as_the_rule_says(store):
     job = ended(store, "succeeded")
     folders = [checkpoint(store, job, step) for step in (1, 2, 3)]
     assert spare(store) == [f"runs/{job}/checkpoints/step-0000000{n}" for n in (2, 1)]
@@ -56,9 +56,7 @@ def test_a_finished_run_keeps_as_many_as_the_rule_says(store: JobStore) -> None:
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled", "paused", "running", "queued"])
-def test_the_newest_whole_checkpoint_of_a_run_that_can_go_on_stays(
-    store: JobStore, state: str
-) -> None:
+def test_the_newest_whole_checkpoint_of_a_run_that_can_go_on_stays(store, state):
     job = store.submit(a_spec()).id
     if state in ("failed", "cancelled"):
         if state == "failed":
@@ -77,14 +75,14 @@ def test_the_newest_whole_checkpoint_of_a_run_that_can_go_on_stays(
 
 
 @pytest.mark.parametrize("state", ["succeeded", "failed"])
-def test_the_best_checkpoint_stays_beside_the_newest(store: JobStore, state: str) -> None:
+def test_the_best_checkpoint_stays_beside_the_newest(store, state):
     job = ended(store, state)
     folders = [checkpoint(store, job, step, best=2) for step in (1, 2, 3, 4)]
     storage.clean(store)
     assert [folder.exists() for folder in folders] == [False, True, False, True]
 
 
-def test_leftovers_go_when_their_process_is_gone_and_an_hour_has_passed(store: JobStore) -> None:
+def test_leftovers_go_when_their_process_is_gone_and_an_hour_has_passed(store):
     dead, living = 2**22 + 1, os.getpid()
     old = time.time() - 7200
     for name, at in (
@@ -104,7 +102,7 @@ def test_leftovers_go_when_their_process_is_gone_and_an_hour_has_passed(store: J
     assert not gone.exists()
 
 
-def test_a_link_is_never_followed(store: JobStore, tmp_path: Path) -> None:
+def test_a_link_is_never_followed(store, tmp_path):
     outside = tmp_path / "precious"
     outside.mkdir()
     (outside / "file").write_bytes(b"x" * 10_000)
@@ -119,7 +117,7 @@ def test_a_link_is_never_followed(store: JobStore, tmp_path: Path) -> None:
     assert storage.size(folder) < 10_000
 
 
-def test_usage_names_the_parts_and_the_largest_runs(store: JobStore) -> None:
+def test_usage_names_the_parts_and_the_largest_runs(store):
     job = ended(store, "succeeded")
     checkpoint(store, job, 1)
     (store.home.models / "m").write_bytes(b"x" * 3000)

@@ -22,7 +22,7 @@ def start(store: JobStore) -> int:
     return claim.job
 
 
-def test_a_submitted_spec_comes_back_whole(store: JobStore) -> None:
+def test_a_submitted_spec_comes_back_whole(store):
     spec = a_spec(name="mine", seed=7)
     job = store.submit(spec)
     assert job.state == "queued"
@@ -30,7 +30,7 @@ def test_a_submitted_spec_comes_back_whole(store: JobStore) -> None:
     assert store.get("mine") == job
 
 
-def test_a_name_is_made_up_from_the_parts(store: JobStore) -> None:
+def test_a_name_is_made_up_from_the_parts(store):
     names = [store.submit(a_spec()).name for _ in range(3)]
     assert names == ["starter-lora-pirate", "starter-lora-pirate-2", "starter-lora-pirate-3"]
     assert store.get(names[2]).spec["name"] == names[2]
@@ -44,13 +44,11 @@ def test_a_name_is_made_up_from_the_parts(store: JobStore) -> None:
         ("push", {"folder": "/x/out", "repo": "me/pirate"}, "push-pirate"),
     ],
 )  # fmt: skip
-def test_a_made_up_name_keeps_what_is_no_ending(
-    store: JobStore, kind: str, values: dict[str, object], name: str
-) -> None:
+def test_a_made_up_name_keeps_what_is_no_ending(store, kind, values, name):
     assert store.submit(values, kind=kind).name == name
 
 
-def test_a_made_up_name_is_free_whatever_was_deleted_between(store: JobStore) -> None:
+def test_a_made_up_name_is_free_whatever_was_deleted_between(store):
     names = [store.submit({"name": ""}, kind="merge").name for _ in range(4)]
     assert names == ["merge", "merge-2", "merge-3", "merge-4"]
     store.cancel("merge-2")
@@ -60,7 +58,7 @@ def test_a_made_up_name_is_free_whatever_was_deleted_between(store: JobStore) ->
     assert len({*found, *names}) == 7 and all(name.startswith("merge-") for name in found)
 
 
-def test_a_name_is_searched_without_reading_all_names(store: JobStore) -> None:
+def test_a_name_is_searched_without_reading_all_names(store):
     with store.database.reading() as db:
         for sql in (
             jobs_table._COUNT.replace(":base", "'x'"),
@@ -71,7 +69,7 @@ def test_a_name_is_searched_without_reading_all_names(store: JobStore) -> None:
             assert "SEARCH" in plan[0][3], plan
 
 
-def test_a_taken_name_is_refused_and_nothing_changes(store: JobStore) -> None:
+def test_a_taken_name_is_refused_and_nothing_changes(store):
     store.submit(a_spec(name="mine"))
     with pytest.raises(QueueError, match="already a job called"):
         store.submit(a_spec(name="mine"))
@@ -80,9 +78,7 @@ def test_a_taken_name_is_refused_and_nothing_changes(store: JobStore) -> None:
 
 @pytest.mark.parametrize("name", ["x:2", "a\nb", "\x1b[31mred", "../../etc", "--json", "5"])
 @pytest.mark.parametrize("kind", ["train", "merge", "mix", "evaluate"])
-def test_a_name_that_reads_as_something_else_is_refused(
-    store: JobStore, name: str, kind: str
-) -> None:
+def test_a_name_that_reads_as_something_else_is_refused(store, name, kind):
     with pytest.raises(QueueError, match="take a plain name|cannot be a name"):
         store.submit({"name": name}, kind=kind)
     with pytest.raises(QueueError, match="take a plain name|cannot be a name"):
@@ -90,7 +86,7 @@ def test_a_name_that_reads_as_something_else_is_refused(
     assert store.list() == []
 
 
-def test_a_sweep_names_its_runs_after_values_that_are_no_names(store: JobStore) -> None:
+def test_a_sweep_names_its_runs_after_values_that_are_no_names(store):
     specs = [a_spec(name=f"s path={path}") for path in ("a/b", "a:b")]
     assert [job.name for job in store.submit_many(specs, sweep="s")] == [
         "s path=a-b",
@@ -98,7 +94,7 @@ def test_a_sweep_names_its_runs_after_values_that_are_no_names(store: JobStore) 
     ]
 
 
-def test_an_older_name_still_loads(store: JobStore) -> None:
+def test_an_older_name_still_loads(store):
     job = store.submit(a_spec(name="fine"))
     with store.database.writing() as db:
         db.conn.execute("UPDATE jobs SET name = 'x:2', spec = json_set(spec, '$.name', 'x:2')")
@@ -106,27 +102,27 @@ def test_an_older_name_still_loads(store: JobStore) -> None:
     assert RunSpec.parse(store.get(job.id).spec).name == "x:2"
 
 
-def test_names_that_look_like_wildcards_are_only_names(store: JobStore) -> None:
+def test_names_that_look_like_wildcards_are_only_names(store):
     store.submit(a_spec(name="50%_a"))
     store.submit(a_spec(name="50xya"))
     assert [job.name for job in store.list(search="%_")] == ["50%_a"]
 
 
-def test_an_unknown_job_is_one_sentence(store: JobStore) -> None:
+def test_an_unknown_job_is_one_sentence(store):
     with pytest.raises(QueueError, match="no job number 9"):
         store.get(9)
     with pytest.raises(QueueError, match='no job called "x"'):
         store.cancel("x")
 
 
-def test_waiting_jobs_are_held_and_cancelled_at_once(store: JobStore) -> None:
+def test_waiting_jobs_are_held_and_cancelled_at_once(store):
     first, second = store.submit(a_spec()), store.submit(a_spec())
     assert store.pause(first.id).state == "paused"
     assert store.cancel(second.id).state == "cancelled"
     assert store.claims.claim("cpu", owner=me()) is None
 
 
-def test_stopping_twice_is_refused(store: JobStore) -> None:
+def test_stopping_twice_is_refused(store):
     job = store.submit(a_spec()).id
     start(store)
     assert store.pause(job).intent == "pause"
@@ -139,14 +135,14 @@ def test_stopping_twice_is_refused(store: JobStore) -> None:
         store.pause(job)
 
 
-def test_cancelling_an_ended_job_is_refused(store: JobStore) -> None:
+def test_cancelling_an_ended_job_is_refused(store):
     job = store.submit(a_spec()).id
     store.cancel(job)
     with pytest.raises(QueueError, match="is cancelled and cannot be cancelled"):
         store.cancel(job)
 
 
-def test_a_running_job_is_neither_moved_nor_deleted(store: JobStore) -> None:
+def test_a_running_job_is_neither_moved_nor_deleted(store):
     job, other = store.submit(a_spec()).id, store.submit(a_spec()).id
     start(store)
     with pytest.raises(QueueError, match="only waiting jobs"):
@@ -155,7 +151,7 @@ def test_a_running_job_is_neither_moved_nor_deleted(store: JobStore) -> None:
         store.delete(job)
 
 
-def test_moving_changes_the_order_of_claims(store: JobStore) -> None:
+def test_moving_changes_the_order_of_claims(store):
     a, b, c = (store.submit(a_spec()).id for _ in range(3))
     store.move(c, before=b)
     store.run_next(b)
@@ -164,7 +160,7 @@ def test_moving_changes_the_order_of_claims(store: JobStore) -> None:
     assert [job.id for job in store.queue()] == [a, c, b]
 
 
-def test_moving_between_two_for_ever_never_runs_out_of_numbers(store: JobStore) -> None:
+def test_moving_between_two_for_ever_never_runs_out_of_numbers(store):
     a, b, c = (store.submit(a_spec()).id for _ in range(3))
     for _ in range(100):
         store.move(c, before=b)
@@ -173,7 +169,7 @@ def test_moving_between_two_for_ever_never_runs_out_of_numbers(store: JobStore) 
         assert order == [a, b, c]
 
 
-def test_resume_goes_on_from_a_checkpoint_or_says_that_there_is_none(store: JobStore) -> None:
+def test_resume_goes_on_from_a_checkpoint_or_says_that_there_is_none(store):
     job = store.submit(a_spec()).id
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
@@ -191,7 +187,7 @@ def test_resume_goes_on_from_a_checkpoint_or_says_that_there_is_none(store: JobS
     assert store.resume(job).why == "goes on from step 5"
 
 
-def test_restart_forgets_what_was_done(store: JobStore) -> None:
+def test_restart_forgets_what_was_done(store):
     job = store.submit(a_spec()).id
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
@@ -203,7 +199,7 @@ def test_restart_forgets_what_was_done(store: JobStore) -> None:
     assert store.metrics([job], ["loss"])["data"] == {}
 
 
-def test_a_finished_job_cannot_be_resumed(store: JobStore) -> None:
+def test_a_finished_job_cannot_be_resumed(store):
     job = store.submit(a_spec()).id
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
@@ -212,7 +208,7 @@ def test_a_finished_job_cannot_be_resumed(store: JobStore) -> None:
         store.resume(job)
 
 
-def test_deleting_removes_the_folder_and_keeps_the_audit(store: JobStore) -> None:
+def test_deleting_removes_the_folder_and_keeps_the_audit(store):
     job = store.submit(a_spec()).id
     store.home.run(job).mkdir()
     store.delete(job)
@@ -221,7 +217,7 @@ def test_deleting_removes_the_folder_and_keeps_the_audit(store: JobStore) -> Non
     assert store.submit(a_spec()).id > job, "a number names a folder and is never used again"
 
 
-def test_many_threads_share_one_store(store: JobStore) -> None:
+def test_many_threads_share_one_store(store):
     names: list[str] = []
 
     def submit() -> None:
@@ -237,7 +233,7 @@ def test_many_threads_share_one_store(store: JobStore) -> None:
     assert len(set(names)) == 80 == len(store.list())
 
 
-def test_a_living_process_is_seen_and_a_dead_one_is_not(store: JobStore) -> None:
+def test_a_living_process_is_seen_and_a_dead_one_is_not(store):
     store.announce("web", url="http://127.0.0.1:1")
     assert [row["role"] for row in store.processes()] == ["web"]
     with store.database.writing() as db:

@@ -15,7 +15,6 @@ from jobs.job import LEGAL
 from jobs.processes import Identity, boot_id, me, of, session_members
 from jobs.spawning import environment
 from jobs.store import JobStore
-from studio.home import Home
 from tests.jobs.conftest import FAST, SLOW, a_spec, start_supervisor, supervising, until
 from tests.jobs.fake_runner import fake_loss
 
@@ -30,7 +29,7 @@ def undisturbed(seed: int, steps: int) -> list[float]:
     return [fake_loss(seed, step) for step in range(1, steps + 1)]
 
 
-def test_jobs_run_in_order_to_their_end(store: JobStore) -> None:
+def test_jobs_run_in_order_to_their_end(store):
     first = store.submit(a_spec(steps=12, seed=1)).id
     second = store.submit(a_spec(steps=5, seed=2)).id
     with supervising(store.home):
@@ -52,9 +51,7 @@ def test_jobs_run_in_order_to_their_end(store: JobStore) -> None:
     assert job.finished <= store.get(second).finished
 
 
-def test_a_killed_runner_goes_on_from_its_checkpoint(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_runner_goes_on_from_its_checkpoint(store, monkeypatch):
     monkeypatch.setenv("FAKE_PACE", SLOW)
     job = store.submit(a_spec(steps=60, save=5)).id
     with supervising(store.home):
@@ -70,7 +67,7 @@ def test_a_killed_runner_goes_on_from_its_checkpoint(
     assert {(e["src"], e["dst"]) for e in store.events(job)} - {(None, "queued")} <= LEGAL
 
 
-def test_pause_saves_and_resume_goes_on(store: JobStore) -> None:
+def test_pause_saves_and_resume_goes_on(store):
     job = store.submit(a_spec(steps=400, save=1000)).id
     with supervising(store.home):
         until(lambda: store.get(job).step >= 5)
@@ -97,8 +94,8 @@ def test_pause_saves_and_resume_goes_on(store: JobStore) -> None:
     ],
 )
 def test_each_fault_ends_in_its_state_with_one_sentence(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch, fault: str, state: str, kind: str, words: str
-) -> None:
+    store, monkeypatch, fault, state, kind, words
+):
     monkeypatch.setenv("FAKE_FAULT", f"{fault}@3")
     job = store.submit(a_spec(steps=5)).id
     with supervising(store.home):
@@ -113,9 +110,7 @@ def test_each_fault_ends_in_its_state_with_one_sentence(
         assert "Traceback" in store.log_tail(job)
 
 
-def test_a_run_that_dies_at_the_same_step_gives_up(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_dies_at_the_same_step_gives_up(store, monkeypatch):
     monkeypatch.setenv("FAKE_FAULT", "die@3")
     job = store.submit(a_spec(steps=5, save=100)).id
     with supervising(store.home, limit=2):
@@ -125,9 +120,7 @@ def test_a_run_that_dies_at_the_same_step_gives_up(
     assert "ended 2 times" in ended.error_text
 
 
-def test_a_run_that_does_not_stop_is_killed(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_does_not_stop_is_killed(store, monkeypatch):
     monkeypatch.setenv("FAKE_FAULT", "hang@3")
     monkeypatch.setattr(rescue, "ASK_AGAIN_SECONDS", 0.5)
     monkeypatch.setitem(rescue.KILL_SECONDS, "cancel", 1.5)
@@ -140,7 +133,7 @@ def test_a_run_that_does_not_stop_is_killed(
         assert session_members(pid) == []
 
 
-def test_a_runner_that_cannot_start_fails_with_a_sentence(store: JobStore) -> None:
+def test_a_runner_that_cannot_start_fails_with_a_sentence(store):
     job = store.submit(a_spec()).id
     broken = supervisor.Supervisor(
         store.home, slots=["cpu"], command=(sys.executable, "-c", "raise SystemExit(9)"),
@@ -152,7 +145,7 @@ def test_a_runner_that_cannot_start_fails_with_a_sentence(store: JobStore) -> No
     broken.store.close()
 
 
-def test_a_silent_runner_is_not_taken_for_dead(store: JobStore) -> None:
+def test_a_silent_runner_is_not_taken_for_dead(store):
     job = store.submit(a_spec(steps=1000)).id
     with supervising(store.home):
         until(lambda: store.get(job).step >= 3)
@@ -168,7 +161,7 @@ def test_a_silent_runner_is_not_taken_for_dead(store: JobStore) -> None:
     assert store.get(job).attempt == 1
 
 
-def test_a_spare_takes_the_job(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_spare_takes_the_job(store, monkeypatch):
     monkeypatch.setattr(spawning, "SPARE_NEEDS_BYTES", 0)
     with supervising(store.home, spare=True) as running:
         pid = until(lambda: running.runners.spare_pid)
@@ -181,7 +174,7 @@ def test_a_spare_takes_the_job(store: JobStore, monkeypatch: pytest.MonkeyPatch)
         until(lambda: running.runners.spare_pid not in (None, pid))
 
 
-def test_a_killed_supervisor_is_replaced_and_adopts(store: JobStore) -> None:
+def test_a_killed_supervisor_is_replaced_and_adopts(store):
     job = store.submit(a_spec(steps=250)).id
     first = start_supervisor(store.home)
     until(lambda: store.get(job).step >= 5)
@@ -201,7 +194,7 @@ def test_a_killed_supervisor_is_replaced_and_adopts(store: JobStore) -> None:
     second.wait(timeout=30)
 
 
-def test_both_killed_at_once_go_on(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_killed_at_once_go_on(store, monkeypatch):
     monkeypatch.setenv("FAKE_PACE", SLOW)
     job = store.submit(a_spec(steps=60)).id
     first = start_supervisor(store.home)
@@ -218,9 +211,7 @@ def test_both_killed_at_once_go_on(store: JobStore, monkeypatch: pytest.MonkeyPa
     second.wait(timeout=30)
 
 
-def test_stopping_the_supervisor_lets_runs_save_and_come_back(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopping_the_supervisor_lets_runs_save_and_come_back(store, monkeypatch):
     monkeypatch.setenv("FAKE_PACE", SLOW)
     job = store.submit(a_spec(steps=100, save=1000)).id
     first = start_supervisor(store.home)
@@ -240,7 +231,7 @@ def test_stopping_the_supervisor_lets_runs_save_and_come_back(
     second.wait(timeout=30)
 
 
-def test_two_supervisors_cannot_both_run(home: Home) -> None:
+def test_two_supervisors_cannot_both_run(home):
     first = start_supervisor(home)
     script = str(Path(__file__).with_name("fake_supervisor.py"))
     second = subprocess.run(
@@ -254,12 +245,12 @@ def test_two_supervisors_cannot_both_run(home: Home) -> None:
     first.wait(timeout=30)
 
 
-def test_an_idle_supervisor_leaves(home: Home) -> None:
+def test_an_idle_supervisor_leaves(home):
     idle = supervisor.Supervisor(home, slots=["cpu"], idle_seconds=0.2, spare=False)
     idle.run()  # returns by itself
 
 
-def test_a_supervisor_stays_while_a_page_is_open(home: Home) -> None:
+def test_a_supervisor_stays_while_a_page_is_open(home):
     store = JobStore(home)
     store.announce("web")
     with supervising(home, idle_seconds=0.1):
@@ -269,7 +260,7 @@ def test_a_supervisor_stays_while_a_page_is_open(home: Home) -> None:
     store.close()
 
 
-def test_the_supervisor_never_imports_torch() -> None:
+def test_the_supervisor_never_imports_torch():
     heavy = ("torch", "transformers", "accelerate", "datasets", "gradio", "pandas", "numpy")
     code = (
         "import sys, jobs.supervisor, ui.cli.runs_commands, jobs.doctor; "
@@ -281,7 +272,7 @@ def test_the_supervisor_never_imports_torch() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def test_an_identity_is_no_mere_pid() -> None:
+def test_an_identity_is_no_mere_pid():
     here = me()
     assert here.alive()
     assert Identity.parse(str(here)) == here
@@ -290,14 +281,14 @@ def test_an_identity_is_no_mere_pid() -> None:
     assert boot_id() == here.boot_id
 
 
-def test_a_zombie_is_dead() -> None:
+def test_a_zombie_is_dead():
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
     assert of(child.pid).started == -1
     child.wait()
 
 
-def test_an_import_runs_beside_training(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_runs_beside_training(store, monkeypatch):
     monkeypatch.setenv("FAKE_PACE", "0.2")
     run = store.submit(a_spec(steps=600)).id
     with supervising(store.home):

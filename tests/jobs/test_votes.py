@@ -4,14 +4,13 @@ import pytest
 
 from jobs.conversations import Votes
 from jobs.recipes import Recipes
-from jobs.store import JobStore
 from studio.errors import ChatError, SpecError
 
 PAIR = ["starter", "starter~pirate:1"]
 
 
 @pytest.fixture
-def votes(store: JobStore) -> Votes:
+def votes(store):
     return Votes(store.database)
 
 
@@ -54,7 +53,7 @@ def test_a_vote_that_cannot_be_is_refused(votes, lanes, values, sentence):
     assert votes.list() == []
 
 
-def test_a_recipe_is_kept_changed_and_forgotten(store: JobStore):
+def test_a_recipe_is_kept_changed_and_forgotten(store):
     recipes = Recipes(store.database)
     recipes.save("half", "starter", [{"name": "pirate", "weight": 0.5}])
     recipes.save("half", "starter", [{"name": "pirate", "weight": 0.25}])
@@ -74,6 +73,6 @@ def test_a_recipe_is_kept_changed_and_forgotten(store: JobStore):
         ("x", [{"name": "a", "weight": 99}], SpecError),
     ],
 )
-def test_a_recipe_that_cannot_be_is_refused(store: JobStore, name, stack, error):
+def test_a_recipe_that_cannot_be_is_refused(store, name, stack, error):
     with pytest.raises(error):
         Recipes(store.database).save(name, "starter", stack)

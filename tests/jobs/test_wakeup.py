@@ -4,12 +4,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from jobs import supervisor, wakeup
-from jobs.store import JobStore
 from jobs.supervisor import Supervisor
 from jobs.wakeup import Wakeup, wake
 from studio.home import Home
@@ -19,13 +17,13 @@ LONG = 60.0  # never waited for: the flag is set before
 
 
 @pytest.fixture
-def waiting(home: Home) -> Iterator[Wakeup]:
+def waiting(home):
     opened = Wakeup(home)
     yield opened
     opened.close()
 
 
-def test_every_durable_commit_wakes_the_supervisor(store: JobStore, waiting: Wakeup) -> None:
+def test_every_durable_commit_wakes_the_supervisor(store, waiting):
     job = store.submit(a_spec()).id
     assert waiting.wait(LONG)
     store.cancel(job)
@@ -34,14 +32,14 @@ def test_every_durable_commit_wakes_the_supervisor(store: JobStore, waiting: Wak
     assert waiting.wait(LONG)
 
 
-def test_its_own_commits_and_heartbeats_do_not(store: JobStore, waiting: Wakeup) -> None:
+def test_its_own_commits_and_heartbeats_do_not(store, waiting):
     store.announce("web")
     store.database.wakes = False
     store.submit(a_spec())
     assert not waiting.wait(0.05)
 
 
-def test_a_datagram_without_the_token_is_ignored(home: Home, waiting: Wakeup) -> None:
+def test_a_datagram_without_the_token_is_ignored(home, waiting):
     port = int((home.state / wakeup.FILE).read_text().split()[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(b"x" * 32, ("127.0.0.1", port))
@@ -51,7 +49,7 @@ def test_a_datagram_without_the_token_is_ignored(home: Home, waiting: Wakeup) ->
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no POSIX permissions")
-def test_its_token_is_private_and_goes_with_it(home: Home) -> None:
+def test_its_token_is_private_and_goes_with_it(home):
     opened = Wakeup(home)
     assert (home.state / wakeup.FILE).stat().st_mode & 0o077 == 0
     opened.close()
@@ -60,7 +58,7 @@ def test_its_token_is_private_and_goes_with_it(home: Home) -> None:
 
 
 @pytest.mark.skipif(not wakeup.CAN_WATCH, reason="this system tells of no process's end")
-def test_the_end_of_a_watched_process_wakes_and_leaves_its_exit_code(waiting: Wakeup) -> None:
+def test_the_end_of_a_watched_process_wakes_and_leaves_its_exit_code(waiting):
     child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
     waiting.watch(child.pid)
     assert waiting.wait(LONG)
@@ -69,7 +67,7 @@ def test_the_end_of_a_watched_process_wakes_and_leaves_its_exit_code(waiting: Wa
     assert waiting.wait(LONG)
 
 
-def test_without_a_socket_the_supervisor_polls(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_socket_the_supervisor_polls(home, monkeypatch):
     def refuse(*_: object) -> socket.socket:
         raise PermissionError("no sockets here")
 
@@ -102,28 +100,26 @@ class Turns:
 
 
 @pytest.fixture
-def turns(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Turns]:
+def turns(home, monkeypatch):
     made = Turns(home, monkeypatch)
     yield made
     made.supervisor.wakeup.close()
     made.supervisor.store.close()
 
 
-def test_an_idle_supervisor_looks_rarely_but_keeps_its_heartbeat(
-    turns: Turns, store: JobStore
-) -> None:
+def test_an_idle_supervisor_looks_rarely_but_keeps_its_heartbeat(turns, store):
     assert turns.turn(20) == 4
     first = store.supervisor()
     turns.turn(3)
     assert first and store.supervisor()["heartbeat"] > first["heartbeat"]
 
 
-def test_a_supervisor_with_work_looks_at_every_turn(turns: Turns, store: JobStore) -> None:
+def test_a_supervisor_with_work_looks_at_every_turn(turns, store):
     store.submit(a_spec())
     assert turns.turn(10) == 10
 
 
-def test_a_lost_wake_up_costs_one_turn(turns: Turns, store: JobStore) -> None:
+def test_a_lost_wake_up_costs_one_turn(turns, store):
     assert turns.turn() == 0
     store.announce("web")  # a commit that wakes nothing
     assert turns.turn() == 1

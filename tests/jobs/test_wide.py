@@ -1,20 +1,18 @@
 """Jobs on several devices: all leases in one transaction, order kept, nothing idle that fits."""
 
 import random
-from collections.abc import Iterator
 
 import pytest
 
 from jobs.claims import Claim
 from jobs.processes import me
 from jobs.store import JobStore
-from studio.home import Home
 
 pytestmark = [pytest.mark.usefixtures("no_power_cuts"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture
-def store(home: Home) -> Iterator[JobStore]:
+def store(home):
     opened = JobStore(home)
     yield opened
     opened.close()
@@ -34,7 +32,7 @@ def _end(store: JobStore, claim: Claim) -> None:
     store.claims.finish(claim, "succeeded")
 
 
-def test_a_wide_job_holds_every_device_it_got_and_returns_all(store: JobStore) -> None:
+def test_a_wide_job_holds_every_device_it_got_and_returns_all(store):
     slots = ["cuda:0", "cuda:1", "cuda:2"]
     wide, narrow = _submit(store, 2), _submit(store, 1)
 
@@ -51,7 +49,7 @@ def test_a_wide_job_holds_every_device_it_got_and_returns_all(store: JobStore) -
     assert [lease["device"] for lease in store.leases()] == ["cuda:2"]
 
 
-def test_two_jobs_that_want_two_each_never_wait_for_one_another(store: JobStore) -> None:
+def test_two_jobs_that_want_two_each_never_wait_for_one_another(store):
     slots = ["cuda:0", "cuda:1", "cuda:2"]
     first, second = _submit(store, 2), _submit(store, 2)
 
@@ -63,7 +61,7 @@ def test_two_jobs_that_want_two_each_never_wait_for_one_another(store: JobStore)
     assert [claim.job for claim in claims] == [second]
 
 
-def test_a_processor_is_one_device_however_many_processes_share_it(store: JobStore) -> None:
+def test_a_processor_is_one_device_however_many_processes_share_it(store):
     _submit(store, 2)
 
     claim = _claim(store, "cpu", ["cpu"])
@@ -71,7 +69,7 @@ def test_a_processor_is_one_device_however_many_processes_share_it(store: JobSto
     assert claim is not None and claim.device == "cpu"
 
 
-def test_a_thousand_jobs_over_64_devices(store: JobStore) -> None:
+def test_a_thousand_jobs_over_64_devices(store):
     """Order kept, never two on one device, no device idle while a waiting job fits."""
     rng = random.Random(8)
     slots = [f"cuda:{number}" for number in range(64)]

@@ -27,7 +27,7 @@ def _resolved(*given: Any) -> tuple[str, int]:
     return train.device, train.num_processes
 
 
-def test_a_set_is_read_from_names_or_a_list() -> None:
+def test_a_set_is_read_from_names_or_a_list():
     assert _spec(" cuda:0, cuda:2 ").train.device == "cuda:0,cuda:2"
     assert _spec(["cuda:0", "cuda:2"]).train.device == "cuda:0,cuda:2"
     assert _spec(["auto"]).train.device == "auto"
@@ -43,22 +43,20 @@ def test_a_set_is_read_from_names_or_a_list() -> None:
         ("cuda:0,cuda:2", 3, "names 2 GPUs, but train.num_processes is 3: set it to 2, or to 1"),
     ],
 )
-def test_a_set_that_makes_no_sense_is_refused(
-    device: str, num_processes: int, sentence: str
-) -> None:
+def test_a_set_that_makes_no_sense_is_refused(device, num_processes, sentence):
     with pytest.raises(SpecError, match=sentence) as error:
         _spec(device, num_processes)
     assert error.value.field in ("train.device", "train.num_processes")
 
 
-def test_specs_of_before_still_read() -> None:
+def test_specs_of_before_still_read():
     old = RunSpec().model_dump(mode="json")
     for device, processes in (("cuda:1", 1), ("auto", 2), ("cpu", 4), ("cuda:0", 2), ("ray", 8)):
         old["train"] |= {"device": device, "num_processes": processes}
         assert RunSpec.parse(old).train.device == device
 
 
-def test_wishes_are_resolved_on_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wishes_are_resolved_on_a_machine_with_gpus(monkeypatch):
     _machine(monkeypatch, "cuda:0", "cuda:1", "cuda:2")
     assert _resolved("all") == ("cuda:0,cuda:1,cuda:2", 3)
     assert _resolved("cuda:2,cuda:0") == ("cuda:2,cuda:0", 2)
@@ -71,8 +69,8 @@ def test_wishes_are_resolved_on_a_machine_with_gpus(monkeypatch: pytest.MonkeyPa
 
 
 def test_all_without_a_gpu_is_a_process_a_core_that_has_rows(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     _machine(monkeypatch, cores=6)
     assert _resolved("all") == ("cpu", 6)
     few = _spec("all", per_device_train_batch_size=2, gradient_accumulation_steps=2)
@@ -93,21 +91,19 @@ def test_all_without_a_gpu_is_a_process_a_core_that_has_rows(
         ("cpu", 5, "num_processes is 5, but this machine has 4 processor cores"),
     ],
 )
-def test_what_this_machine_has_not_is_refused(
-    monkeypatch: pytest.MonkeyPatch, device: str, num_processes: int, sentence: str
-) -> None:
+def test_what_this_machine_has_not_is_refused(monkeypatch, device, num_processes, sentence):
     _machine(monkeypatch, "cuda:0", "cuda:1")
     with pytest.raises(SpecError, match=sentence):
         _resolved(device, num_processes)
 
 
-def test_a_gpu_on_a_machine_without_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_on_a_machine_without_one_is_refused(monkeypatch):
     _machine(monkeypatch)
     for device in ("cuda:0", "cuda:0,cuda:1", "cuda"):
         with pytest.raises(SpecError, match="but this machine has no GPU"):
             _resolved(device)
 
 
-def test_runs_that_may_be_spread_share_no_base() -> None:
+def test_runs_that_may_be_spread_share_no_base():
     assert sibling_key(_spec("auto")) is not None
     assert sibling_key(_spec("cuda:0,cuda:1")) is None and sibling_key(_spec("all")) is None

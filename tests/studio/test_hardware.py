@@ -2,25 +2,23 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
-import pytest
-
 from studio import hardware
 
 
-def test_the_cpu_is_always_a_device() -> None:
+def test_the_cpu_is_always_a_device():
     cpu = hardware.devices()[-1]
     assert cpu.name == "cpu"
     assert 0 < cpu.free_bytes <= cpu.total_bytes
 
 
-def test_threads_follow_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_follow_the_environment(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert hardware.threads() == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert hardware.threads() == hardware.physical_cores() >= 1
 
 
-def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_read_from_nvidia_smi(monkeypatch):
     def answer(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess([], 0, "0, H200, 143771, 143000, 5\nbroken\n", "")
 
@@ -31,8 +29,8 @@ def test_gpus_are_read_from_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_how_busy_the_processor_is_is_told_once_it_is_measured(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     spent, clock = [(100.0, 1000.0), (106.0, 1012.0), (500.0, 2000.0)], [0.0, 0.1, 3.0, 900.0]
     monkeypatch.setattr(hardware, "_processor_seconds", lambda: spent.pop(0))
     monkeypatch.setattr(hardware, "time", SimpleNamespace(monotonic=lambda: clock.pop(0)))
@@ -43,7 +41,7 @@ def test_how_busy_the_processor_is_is_told_once_it_is_measured(
     assert busy.since_last_call() is None, "what a quarter of an hour was like is not how it is now"
 
 
-def test_hardware_and_sources_start_without_torch() -> None:
+def test_hardware_and_sources_start_without_torch():
     code = "import sys, studio.hardware, studio.models.sources; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stdout.strip() == "False", answer.stderr

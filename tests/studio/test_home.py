@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -13,7 +12,7 @@ from studio.errors import DiskFull, HomeError
 from studio.home import MANIFEST, is_whole, open_home, publishing, slug, sweep
 
 
-def test_the_layout_is_the_contract(tmp_path: Path) -> None:
+def test_the_layout_is_the_contract(tmp_path):
     home = open_home(tmp_path / "home")
 
     assert home.database == tmp_path / "home" / "studio.db"
@@ -23,13 +22,13 @@ def test_the_layout_is_the_contract(tmp_path: Path) -> None:
     assert home.path.stat().st_mode & 0o077 == 0
 
 
-def test_the_environment_names_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_names_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "there"))
     assert open_home().path == tmp_path / "there"
     assert open_home(tmp_path / "here").path == tmp_path / "here"
 
 
-def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
+def test_a_file_in_its_place_is_refused(tmp_path):
     (tmp_path / "home").write_text("")
     with pytest.raises(HomeError, match=r"cannot be written .* --home or STUDIO_HOME"):
         open_home(tmp_path / "home")
@@ -43,7 +42,7 @@ def test_a_slug_is_always_a_harmless_name(name: str) -> None:
     assert slug(made) == made
 
 
-def test_a_published_folder_is_whole_and_notices_damage(tmp_path: Path) -> None:
+def test_a_published_folder_is_whole_and_notices_damage(tmp_path):
     target = tmp_path / "thing"
     with publishing(target) as folder:
         (folder / "inner").mkdir()
@@ -57,7 +56,7 @@ def test_a_published_folder_is_whole_and_notices_damage(tmp_path: Path) -> None:
     assert not is_whole(target)
 
 
-def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path):
     target = tmp_path / "thing"
     with publishing(target) as folder:
         (folder / "file").write_text("old")
@@ -69,7 +68,7 @@ def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -
     assert [path.name for path in tmp_path.iterdir()] == ["thing"]
 
 
-def test_an_interrupted_exchange_is_put_right(tmp_path: Path) -> None:
+def test_an_interrupted_exchange_is_put_right(tmp_path):
     (tmp_path / ".old-thing-99999999").mkdir()  # retired, but its successor never came
     (tmp_path / ".tmp-other-99999999").mkdir()  # half written by a process that is gone
     mine = tmp_path / f".tmp-third-{os.getppid()}"  # another living process writes it
@@ -81,7 +80,7 @@ def test_an_interrupted_exchange_is_put_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="zombies as Linux keeps them")
-def test_what_a_killed_but_not_yet_buried_process_left_is_swept(tmp_path: Path) -> None:
+def test_what_a_killed_but_not_yet_buried_process_left_is_swept(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     left = tmp_path / f".tmp-adapter-{child.pid}"
     left.mkdir()

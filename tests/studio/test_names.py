@@ -25,7 +25,7 @@ from studio.names import cleaned, fault
         ("x:", "a name with a weight"),
     ],
 )
-def test_what_could_be_something_else_is_no_name(name: str, said: str) -> None:
+def test_what_could_be_something_else_is_no_name(name, said):
     assert said in fault(name)
     assert fault(cleaned(name)) == ""
 
@@ -33,11 +33,11 @@ def test_what_could_be_something_else_is_no_name(name: str, said: str) -> None:
 @pytest.mark.parametrize(
     "name", ["pirate", "Käpt'n 2", "a-b_c.d", "trial: warm", "r=4 lr=1e-3", "می‌خواهم", "👩‍🚀"]
 )
-def test_ordinary_names_are_names_and_stay_as_they_are(name: str) -> None:
+def test_ordinary_names_are_names_and_stay_as_they_are(name):
     assert fault(name) == ""
 
 
-def test_a_name_made_up_of_parts_is_cleaned() -> None:
+def test_a_name_made_up_of_parts_is_cleaned():
     assert cleaned("s device=cuda:0 path=/a/b") == "s device=cuda-0 path=-a-b"
     assert cleaned("push owner/name") == "push owner-name"
     assert cleaned("x" * 500) == "x" * 120

@@ -39,12 +39,12 @@ def variables_at_torch(module: str, **chosen: str) -> dict[str, str]:
     ["jobs.runner", "jobs.chat_host", "jobs.supervisor", "studio.training.rank",
      "studio.adapters.verify", "ui.bench.worker", "ui.cli.chat_commands", "ui.cli.main"],
 )  # fmt: skip
-def test_every_process_that_computes_bounds_the_spin_before_torch_loads(module: str) -> None:
+def test_every_process_that_computes_bounds_the_spin_before_torch_loads(module):
     seen = variables_at_torch(module)
     assert {name: seen[name] for name in openmp.BOUNDED} == openmp.BOUNDED
 
 
-def test_these_tests_compute_with_a_bounded_spin_too() -> None:
+def test_these_tests_compute_with_a_bounded_spin_too():
     assert "OMP_WAIT_POLICY" in os.environ or openmp.BOUNDED.keys() <= os.environ.keys()
 
 
@@ -57,15 +57,13 @@ def test_these_tests_compute_with_a_bounded_spin_too() -> None:
         ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
     ],
 )
-def test_a_setting_of_the_user_wins(chosen: dict[str, str], expected: dict[str, str]) -> None:
+def test_a_setting_of_the_user_wins(chosen, expected):
     seen = variables_at_torch("ui.cli.main", **chosen)
     assert {name: seen[name] for name in NAMES if name in seen} == expected
 
 
 @pytest.mark.parametrize("threads", ["0", "-2", "many", "2,none", "1.5", " "])
-def test_an_invalid_number_of_threads_is_ignored_with_a_sentence(
-    threads: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_invalid_number_of_threads_is_ignored_with_a_sentence(threads, caplog):
     variables = {"OMP_NUM_THREADS": threads}
     openmp.configure(variables)
     assert "OMP_NUM_THREADS" not in variables
@@ -73,7 +71,7 @@ def test_an_invalid_number_of_threads_is_ignored_with_a_sentence(
 
 
 @pytest.mark.parametrize("threads", ["1", "3", "4,2"])
-def test_a_valid_number_of_threads_stays(threads: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_valid_number_of_threads_stays(threads, caplog):
     variables = {"OMP_NUM_THREADS": threads}
     openmp.configure(variables)
     assert variables["OMP_NUM_THREADS"] == threads

@@ -1,8 +1,6 @@
 """The spec: what it accepts, what it says about mistakes, and that it survives every trip."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +13,7 @@ from studio.spec import RunSpec
 
 
 @pytest.mark.parametrize("method", sorted(methods()))
-def test_a_spec_survives_yaml_and_json(method: str, tmp_path: Path) -> None:
+def test_a_spec_survives_yaml_and_json(method, tmp_path):
     spec = RunSpec.parse({"name": "née", "method": method, "train": {"max_steps": 7}})
     file = tmp_path / "spec.yaml"
     file.write_text(spec.to_yaml(), encoding="utf-8")
@@ -24,7 +22,7 @@ def test_a_spec_survives_yaml_and_json(method: str, tmp_path: Path) -> None:
     assert RunSpec.parse(json.loads(spec.model_dump_json())) == spec
 
 
-def test_a_spec_is_frozen() -> None:
+def test_a_spec_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         RunSpec().name = "other"  # type: ignore[misc]
 
@@ -49,9 +47,7 @@ def test_a_spec_is_frozen() -> None:
         ("version=2", "version", "version is 2"),
     ],
 )
-def test_a_wrong_field_is_named_with_the_value_and_the_way_out(
-    assignment: str, field: str, sentence: str
-) -> None:
+def test_a_wrong_field_is_named_with_the_value_and_the_way_out(assignment, field, sentence):
     with pytest.raises(SpecError) as caught:
         RunSpec().with_values(dict([parse_assignment(assignment)]))
 
@@ -59,17 +55,17 @@ def test_a_wrong_field_is_named_with_the_value_and_the_way_out(
     assert caught.value.field == field
 
 
-def test_a_field_has_no_parts_of_its_own() -> None:
+def test_a_field_has_no_parts_of_its_own():
     with pytest.raises(SpecError, match='"seed" has no parts'):
         RunSpec().with_values({"seed.x": 1})
 
 
-def test_an_unknown_method_names_the_nearest() -> None:
+def test_an_unknown_method_names_the_nearest():
     with pytest.raises(InputError, match='Did you mean "lora"'):
         RunSpec.parse({"method": "lorra"})
 
 
-def test_a_new_method_forgets_the_fields_of_the_old_one() -> None:
+def test_a_new_method_forgets_the_fields_of_the_old_one():
     spec = RunSpec().with_values({"method.r": 4}).with_values({"method.name": "bitfit"})
 
     assert spec.method.name == "bitfit"
@@ -82,7 +78,7 @@ def test_a_new_method_forgets_the_fields_of_the_old_one() -> None:
         ("a=[q, v]", ["q", "v"]), ("a=nan", "nan"), ("a={", "{"), ("a=b=c", "b=c"),
     ],
 )  # fmt: skip
-def test_an_assignment_is_read_as_a_person_means_it(text: str, value: object) -> None:
+def test_an_assignment_is_read_as_a_person_means_it(text, value):
     assert parse_assignment(text) == ("a", value)
 
 
@@ -94,7 +90,7 @@ def test_an_assignment_is_read_as_a_person_means_it(text: str, value: object) ->
         (b"\xff", "cannot be read: it is not text."),
     ],
 )
-def test_a_broken_spec_file_is_one_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_a_broken_spec_file_is_one_sentence(tmp_path, content, sentence):
     file = tmp_path / "spec.yaml"
     file.write_bytes(content)
 
@@ -102,7 +98,7 @@ def test_a_broken_spec_file_is_one_sentence(tmp_path: Path, content: bytes, sent
         RunSpec.from_yaml(file)
 
 
-def test_a_missing_spec_file_is_one_sentence(tmp_path: Path) -> None:
+def test_a_missing_spec_file_is_one_sentence(tmp_path):
     with pytest.raises(SpecError, match=r"cannot be read: it is a folder\."):
         RunSpec.from_yaml(tmp_path)
     with pytest.raises(SpecError, match="There is no spec file"):
@@ -139,7 +135,7 @@ def test_any_plain_values_make_a_spec_or_a_sentence(values: dict[str, object]) -
         (float("nan"), "nan: input should be a finite number or 'auto'."),
     ],
 )
-def test_a_step_size_is_a_positive_number(rate: float, wish: str) -> None:
+def test_a_step_size_is_a_positive_number(rate, wish):
     with pytest.raises(SpecError) as error:
         RunSpec.parse({"train": {"learning_rate": rate}})
     assert error.value.text == f"train.learning_rate is {wish}"
@@ -159,18 +155,18 @@ def test_a_step_size_is_a_positive_number(rate: float, wish: str) -> None:
         ),
     ],
 )
-def test_a_wrong_value_is_told_in_plain_words(values: dict[str, Any], sentence: str) -> None:
+def test_a_wrong_value_is_told_in_plain_words(values, sentence):
     with pytest.raises(SpecError) as error:
         RunSpec.parse(values)
     assert error.value.text == sentence
 
 
-def test_no_number_is_infinite() -> None:
+def test_no_number_is_infinite():
     with pytest.raises(SpecError, match="method.scaling is inf: input should be a finite number"):
         RunSpec.parse({"method": {"name": "bottleneck", "scaling": float("inf")}})
 
 
-def test_a_wrong_value_is_not_repeated_beyond_reason() -> None:
+def test_a_wrong_value_is_not_repeated_beyond_reason():
     with pytest.raises(SpecError) as error:
         RunSpec.parse({"name": "x" * 5000})
     assert len(error.value.text) < 200

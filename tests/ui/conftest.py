@@ -1,15 +1,12 @@
 """One live studio for the tests that speak raw HTTP, and a store for those that need none."""
 
-from collections.abc import Iterator
-
 import pytest
 from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 
 from jobs.store import JobStore
 from studio.errors import StudioError
-from studio.home import Home
-from tests.served import Served, served
+from tests.served import served
 from ui.app import sentence_of
 
 
@@ -23,14 +20,14 @@ def client_of(*routers: APIRouter) -> TestClient:
 
 
 @pytest.fixture(scope="session")
-def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def studio(tmp_path_factory):
     """A running studio with an empty home."""
     with served(tmp_path_factory.mktemp("served") / "home") as running:
         yield running
 
 
 @pytest.fixture
-def store(home: Home) -> Iterator[JobStore]:
+def store(home):
     """The queue of a private home."""
     opened = JobStore(home)
     yield opened

@@ -10,8 +10,7 @@ from fastapi.testclient import TestClient
 from jobs import supervisor
 from jobs.curves import Progress
 from jobs.processes import me
-from jobs.store import JobStore
-from studio.home import Home, publishing
+from studio.home import publishing
 from studio.spec import RunSpec
 from tests.ui.conftest import client_of
 from ui.actions import action_routes
@@ -19,7 +18,7 @@ from ui.adapters import adapter_routes, contest_routes
 
 
 @pytest.fixture
-def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+def page(home, store, monkeypatch):
     monkeypatch.setattr(supervisor, "ensure_running", lambda home: None)
     return client_of(
         adapter_routes(home, store), action_routes(home, store), contest_routes(home, store)
@@ -44,7 +43,7 @@ def sentence(answer: Any) -> str:
     return str(answer.json()["error"]["text"])
 
 
-def test_a_card_tells_what_a_person_sorts_by(page: TestClient, home: Home, store: JobStore) -> None:
+def test_a_card_tells_what_a_person_sorts_by(page, home, store):
     job = store.submit(RunSpec.parse({"name": "pirate"}))
     claim = store.claims.claim("cpu", owner=me())
     assert claim is not None
@@ -64,7 +63,7 @@ def test_a_card_tells_what_a_person_sorts_by(page: TestClient, home: Home, store
     assert passport["job"]["id"] == job.id and passport["picture"] is None
 
 
-def test_rename_tag_delete_and_undo(page: TestClient, home: Home) -> None:
+def test_rename_tag_delete_and_undo(page, home):
     put(home.adapters / "a", "a")
     put(home.adapters / "b", "b")
     card = do(page, "adapters.rename", adapter="library-a", name="Sea").json()
@@ -82,18 +81,18 @@ def test_rename_tag_delete_and_undo(page: TestClient, home: Home) -> None:
 
 
 @pytest.mark.parametrize("path", ["..%2F..", "run-..%2F1", "other-1", "library-A"])
-def test_an_id_is_never_a_path(page: TestClient, path: str) -> None:
+def test_an_id_is_never_a_path(page, path):
     assert page.get(f"/api/adapters/{path}").status_code in (404, 422)
 
 
-def test_an_action_needs_a_json_body(page: TestClient, home: Home) -> None:
+def test_an_action_needs_a_json_body(page, home):
     put(home.adapters / "a", "a")
     answer = page.post("/api/do/adapters.delete", content='{"adapter": "library-a"}',
                        headers={"content-type": "text/plain"})  # fmt: skip
     assert answer.status_code == 422 and (home.adapters / "a").is_dir()
 
 
-def test_mixing_is_queued_once_it_can_be(page: TestClient, home: Home, store: JobStore) -> None:
+def test_mixing_is_queued_once_it_can_be(page, home, store):
     folder = put(home.adapters / "a", "a")
     ask = "/api/do/mix"
     assert "name" in sentence(page.post(ask, json={"stack": [{"name": "a"}]}))
@@ -108,7 +107,7 @@ def test_mixing_is_queued_once_it_can_be(page: TestClient, home: Home, store: Jo
     assert store.get(job["id"]).spec["stack"] == [{"name": str(folder), "weight": 1.0}]
 
 
-def test_two_merges_do_not_make_one_folder(page: TestClient, home: Home, store: JobStore) -> None:
+def test_two_merges_do_not_make_one_folder(page, home, store):
     put(home.adapters / "a", "a")
     ask, stack = "/api/do/merge", [{"name": "a"}]
     first = page.post(ask, json={"stack": stack}).json()
@@ -119,9 +118,7 @@ def test_two_merges_do_not_make_one_folder(page: TestClient, home: Home, store: 
     assert page.post(ask, json={"stack": stack}).json()["name"] == "merge a-2"
 
 
-def test_what_a_waiting_job_needs_stays_where_it_is(
-    page: TestClient, home: Home, store: JobStore
-) -> None:
+def test_what_a_waiting_job_needs_stays_where_it_is(page, home, store):
     put(home.adapters / "a", "a")
     job = do(page, "adapters.picture", adapter="a").json()
     assert job["name"] == "picture a"
@@ -142,20 +139,18 @@ def test_what_a_waiting_job_needs_stays_where_it_is(
         ({"sauce": "org/name"}, "source"),
     ],
 )
-def test_a_wrong_import_is_told_before_it_is_queued(
-    page: TestClient, home: Home, store: JobStore, values: dict[str, Any], words: str
-) -> None:
+def test_a_wrong_import_is_told_before_it_is_queued(page, home, store, values, words):
     put(home.adapters / "a", "a")
     assert words in sentence(do(page, "import", **values))
     assert store.list() == []
 
 
-def test_an_import_keeps_its_own_name(page: TestClient, store: JobStore) -> None:
+def test_an_import_keeps_its_own_name(page, store):
     job = do(page, "import", source="org/sea").json()
     assert job["name"] == "import sea" and store.get(job["id"]).spec["adapter"] == ""
 
 
-def test_a_bake_off_from_the_form_queues_siblings(page: TestClient, store: JobStore) -> None:
+def test_a_bake_off_from_the_form_queues_siblings(page, store):
     asked = {"name": "duel", "methods": ["lora", "ia3"],
              "assignments": ["train.max_steps=3", "method.r=4"]}  # fmt: skip
     done = page.post("/api/bakeoffs", json=asked).json()

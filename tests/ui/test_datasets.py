@@ -23,7 +23,7 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rows_file(tmp_path_factory):
     """Sixty rows and a broken line."""
     file = tmp_path_factory.mktemp("rows") / "Ahoy rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in ROWS) + '{"prompt": "cut')
@@ -31,7 +31,7 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def dataset(studio: Served, rows_file: Path) -> str:
+def dataset(studio, rows_file):
     """The file imported, beside the queue."""
     home = open_home(studio.home)
     return import_dataset(home, DataSource(path=str(rows_file)), name="ahoy").snapshot.meta.name
@@ -44,14 +44,14 @@ def refused(studio: Served, path: str, body: object = None) -> str:
     return str(json.loads(error.value.read())["error"]["text"])
 
 
-def test_a_source_is_looked_at_with_its_guess_and_reason(studio: Served, rows_file: Path) -> None:
+def test_a_source_is_looked_at_with_its_guess_and_reason(studio, rows_file):
     found = studio.json("/api/data/look", {"path": str(rows_file)})
     assert found["mapping"]["format"] == "prompt_completion" and found["reason"]
     assert found["columns"]["prompt"] == "Say 0 ahoy."
     assert found["rows"][0]["messages"][0] == {"role": "user", "content": "Say 0 ahoy."}
 
 
-def test_a_corrected_mapping_renders_the_rows_anew(studio: Served, rows_file: Path) -> None:
+def test_a_corrected_mapping_renders_the_rows_anew(studio, rows_file):
     mapping = {
         "format": "question_answer",
         "columns": {"answer": "completion"},
@@ -63,9 +63,7 @@ def test_a_corrected_mapping_renders_the_rows_anew(studio: Served, rows_file: Pa
     assert said == ["Be a pirate.", "0: Say 0 ahoy.", "Ahoy! "]
 
 
-def test_an_import_that_cannot_be_read_is_refused_before_it_is_queued(
-    studio: Served, tmp_path: Path
-) -> None:
+def test_an_import_that_cannot_be_read_is_refused_before_it_is_queued(studio, tmp_path):
     odd = tmp_path / "odd.csv"
     odd.write_text("colA,colB,n\n" + "".join(f"{n},{n * 7},{n}\n" for n in range(20)))
     before = studio.json("/api/jobs")
@@ -83,11 +81,11 @@ def test_an_import_that_cannot_be_read_is_refused_before_it_is_queued(
         ({"path": "starter:pirate", "mapping": {"format": "haiku"}}, "format"),
     ],
 )
-def test_what_cannot_be_looked_at_is_one_sentence(studio: Served, body: dict, words: str) -> None:
+def test_what_cannot_be_looked_at_is_one_sentence(studio, body, words):
     assert words in refused(studio, "/api/data/look", body)
 
 
-def test_columns_that_nothing_fits_can_still_be_mapped(studio: Served, tmp_path: Path) -> None:
+def test_columns_that_nothing_fits_can_still_be_mapped(studio, tmp_path):
     file = tmp_path / "odd.csv"
     file.write_text("colA,colB,colC\n" + "".join(f"what {n}?,so {n},x\n" for n in range(20)))
 
@@ -100,11 +98,11 @@ def test_columns_that_nothing_fits_can_still_be_mapped(studio: Served, tmp_path:
     assert '"answer"' in found["problem"] and found["mapping"]["columns"] == {"question": "colA"}
 
 
-def test_a_hub_id_is_not_downloaded_to_be_looked_at(studio: Served) -> None:
+def test_a_hub_id_is_not_downloaded_to_be_looked_at(studio):
     assert studio.json("/api/data/look", {"path": "some/dataset"}) == {"hub": True}
 
 
-def test_the_list_and_one_dataset(studio: Served, dataset: str) -> None:
+def test_the_list_and_one_dataset(studio, dataset):
     listed = {one["name"]: one for one in studio.json("/api/data")["datasets"]}
     assert listed[dataset]["rows"] == 60 and listed[dataset]["dropped"] == 1
     one = studio.json(f"/api/data/{dataset}")
@@ -112,12 +110,12 @@ def test_the_list_and_one_dataset(studio: Served, dataset: str) -> None:
     assert "no imported dataset" in refused(studio, "/api/data/..%5cother")
 
 
-def test_rows_come_in_pages(studio: Served, dataset: str) -> None:
+def test_rows_come_in_pages(studio, dataset):
     page = studio.json(f"/api/data/{dataset}/rows?offset=58&limit=5")
     assert [row["number"] for row in page["rows"]] == [59, 60] and page["total"] == 60
 
 
-def test_tokens_and_x_ray_agree(studio: Served, dataset: str) -> None:
+def test_tokens_and_x_ray_agree(studio, dataset):
     made = studio.json(f"/api/data/{dataset}/tokens")
     report = made["report"]
     assert report["rows"]["kept"] == 60 and 0 < report["trained_token_share"] < 1
@@ -128,7 +126,7 @@ def test_tokens_and_x_ray_agree(studio: Served, dataset: str) -> None:
     assert "no row 61" in refused(studio, f"/api/data/{dataset}/xray?row=61")
 
 
-def test_rows_that_two_datasets_share_are_counted(studio: Served, dataset: str) -> None:
+def test_rows_that_two_datasets_share_are_counted(studio, dataset):
     home = open_home(studio.home)
     apply_step(home, dataset, parse_step({"kind": "drop", "rows": [1, 2, 3]}), new_name="fewer")
     # Rows that say the same count once: the answer depends on n modulo 7, the question on n.
@@ -136,7 +134,7 @@ def test_rows_that_two_datasets_share_are_counted(studio: Served, dataset: str) 
     assert "nobody" in refused(studio, f"/api/data/{dataset}/overlap?other=nobody")
 
 
-def test_problems_and_rows_are_downloaded(studio: Served, dataset: str) -> None:
+def test_problems_and_rows_are_downloaded(studio, dataset):
     def lines(path: str) -> list[str]:
         with urllib.request.urlopen(f"{studio.address}/api/data/{dataset}/{path}") as answer:
             assert answer.headers["content-disposition"].startswith("attachment")
@@ -147,12 +145,12 @@ def test_problems_and_rows_are_downloaded(studio: Served, dataset: str) -> None:
     assert lines("export?format=csv")[0] == "prompt,completion,group"
 
 
-def test_a_step_is_checked_before_it_is_queued(studio: Served, dataset: str) -> None:
+def test_a_step_is_checked_before_it_is_queued(studio, dataset):
     assert "step" in refused(studio, f"/api/data/{dataset}/steps", {"step": {"kind": "shuffle"}})
     assert refused(studio, "/api/data/nothing/steps", {"step": {"kind": "dedupe"}})
 
 
-def test_an_upload_is_kept_under_a_safe_name(studio: Served) -> None:
+def test_an_upload_is_kept_under_a_safe_name(studio):
     request = urllib.request.Request(
         f"{studio.address}/api/data/upload?name=..%2F..%2Fmy%20%F0%9F%98%80rows.JSONL",
         b'{"text": "a"}\n', {"content-type": "application/octet-stream"},
@@ -163,7 +161,7 @@ def test_an_upload_is_kept_under_a_safe_name(studio: Served) -> None:
     assert file.name == "my-rows.jsonl" and file.read_text() == '{"text": "a"}\n'
 
 
-def test_only_an_uploaded_copy_is_forgotten(home: Home, tmp_path: Path) -> None:
+def test_only_an_uploaded_copy_is_forgotten(home, tmp_path):
     mine = tmp_path / "mine.jsonl"
     mine.write_text("{}")
     requests.forget_upload(home, mine)
@@ -192,7 +190,7 @@ print(sorted({"torch", "transformers", "datasets", "peft"} & set(sys.modules)))
 """
 
 
-def test_the_whole_page_answers_without_torch(tmp_path: Path) -> None:
+def test_the_whole_page_answers_without_torch(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "home")], cwd=ROOT, timeout=120,
         capture_output=True, text=True, check=False,

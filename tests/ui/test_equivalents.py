@@ -27,7 +27,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_the_command_line_means_the_same(spec: RunSpec) -> None:
+def test_the_command_line_means_the_same(spec):
     words = shlex.split(equivalents.command_line(spec))
     assert words[:2] == ["studio", "train"]
     pairs = list(zip(words[2::2], words[3::2], strict=True))
@@ -39,16 +39,16 @@ def test_the_command_line_means_the_same(spec: RunSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_the_yaml_means_the_same(spec: RunSpec) -> None:
+def test_the_yaml_means_the_same(spec):
     assert RunSpec.parse(yaml.safe_load(equivalents.minimal_yaml(spec))) == spec
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_the_address_means_the_same(spec: RunSpec) -> None:
+def test_the_address_means_the_same(spec):
     assert equivalents.from_query(parse_qs(equivalents.query(spec)).get("set", [])) == spec
 
 
-def test_the_default_needs_no_words() -> None:
+def test_the_default_needs_no_words():
     assert equivalents.query(RunSpec()) == ""
     assert equivalents.command_line(RunSpec()) == (
         "studio train --model starter --data starter:pirate --method lora"

@@ -12,7 +12,7 @@ from ui.form import PARTS, Form, Knob, knobs
 
 
 @pytest.fixture(scope="module")
-def form() -> Form:
+def form():
     """The whole form of the Train page."""
     whole = Form()
     with gr.Blocks(analytics_enabled=False):
@@ -34,13 +34,13 @@ def round_trip(form: Form, spec: RunSpec) -> RunSpec:
 
 
 @pytest.mark.parametrize("name", list(methods()))
-def test_a_methods_defaults_survive_the_form(form: Form, name: str) -> None:
+def test_a_methods_defaults_survive_the_form(form, name):
     spec = RunSpec(method=methods()[name]())
     assert round_trip(form, spec) == spec
 
 
 @pytest.mark.parametrize("name", list(methods()))
-def test_every_field_of_a_method_has_a_component_with_title_and_help(form: Form, name: str) -> None:
+def test_every_field_of_a_method_has_a_component_with_title_and_help(form, name):
     fields = set(methods()[name].model_fields) - {"name"}
     shown = {path.removeprefix(f"method:{name}.") for path in form.knobs
              if path.startswith(f"method:{name}.")}  # fmt: skip
@@ -49,7 +49,7 @@ def test_every_field_of_a_method_has_a_component_with_title_and_help(form: Form,
 
 
 @pytest.mark.parametrize("name", list(methods()))
-def test_changed_choices_and_switches_survive_the_form(form: Form, name: str) -> None:
+def test_changed_choices_and_switches_survive_the_form(form, name):
     changed: dict[str, Any] = {}
     for path, knob in form.knobs.items():
         if not path.startswith(f"method:{name}."):
@@ -71,7 +71,7 @@ def test_changed_choices_and_switches_survive_the_form(form: Form, name: str) ->
     assert round_trip(form, spec) == spec
 
 
-def test_values_of_every_kind_survive_the_form(form: Form) -> None:
+def test_values_of_every_kind_survive_the_form(form):
     spec = RunSpec.parse(
         {
             "name": "a name",
@@ -85,14 +85,14 @@ def test_values_of_every_kind_survive_the_form(form: Form) -> None:
     assert round_trip(form, spec) == spec
 
 
-def test_a_learning_rate_may_be_a_word_or_a_number(form: Form) -> None:
+def test_a_learning_rate_may_be_a_word_or_a_number(form):
     values = dict(zip(form.components, form.write(RunSpec()), strict=True))
     for typed, meant in (("auto", "auto"), ("1e-4", 1e-4), (" 0.003 ", 0.003)):
         values["train.learning_rate"] = typed
         assert RunSpec.parse(form.read(list(values.values()))).train.learning_rate == meant
 
 
-def test_devices_picked_together_are_one_set(form: Form) -> None:
+def test_devices_picked_together_are_one_set(form):
     spec = RunSpec.parse({"train": {"device": "cuda:2,cuda:0"}})
     values = dict(zip(form.components, form.write(spec), strict=True))
     assert values["train.device"] == ["cuda:2", "cuda:0"]
@@ -101,7 +101,7 @@ def test_devices_picked_together_are_one_set(form: Form) -> None:
     assert RunSpec.parse(form.read(list(values.values()))).train.device == "auto"
 
 
-def test_a_wrong_value_names_its_field(form: Form) -> None:
+def test_a_wrong_value_names_its_field(form):
     values = dict(zip(form.components, form.write(RunSpec()), strict=True))
     values["train.per_device_train_batch_size"] = 0
     with pytest.raises(SpecError) as error:
@@ -119,11 +119,11 @@ def test_a_wrong_value_names_its_field(form: Form) -> None:
         ("Take model.quantization=none.", "Take model.quantization=none."),
     ],
 )
-def test_a_mistake_is_told_with_the_label_of_its_field(form: Form, text: str, told: str) -> None:
+def test_a_mistake_is_told_with_the_label_of_its_field(form, text, told):
     said = form.wrong(form.write(RunSpec()), SpecError(text, field="method.r"))
     assert said == {"error": told, "field": "field-method-lora-r"}
 
 
-def test_a_blank_field_means_the_default(form: Form) -> None:
+def test_a_blank_field_means_the_default(form):
     values: list[Any] = [None] * len(form.components)
     assert RunSpec.parse(form.read(values)) == RunSpec()

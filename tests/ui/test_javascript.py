@@ -8,7 +8,7 @@ import pytest
 from tests.served import ROOT
 
 
-def test_the_javascript_unit_tests_pass() -> None:
+def test_the_javascript_unit_tests_pass():
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed: the pages' JavaScript cannot be tested here")

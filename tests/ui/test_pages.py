@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from studio.home import Home
 from tests.served import ROOT, Served
 from ui.app import ASSETS, build_app
 from ui.pages import PAGES
@@ -34,9 +33,7 @@ def config(page: str) -> dict:
 
 
 @pytest.mark.parametrize(("path", "name"), [(page.address, page.title) for page in PAGES])
-def test_a_page_is_one_document_with_our_bar_and_no_held_connection(
-    studio: Served, path: str, name: str
-) -> None:
+def test_a_page_is_one_document_with_our_bar_and_no_held_connection(studio, path, name):
     page = html(studio, path)
     assert f"<title>{name} · Adapter Studio</title>" in page
     assert f'href="{path}" aria-current' in page
@@ -47,7 +44,7 @@ def test_a_page_is_one_document_with_our_bar_and_no_held_connection(
     assert settings["footer_links"] == []
 
 
-def test_a_wrong_address_is_a_page_for_a_person_and_json_for_a_script(studio: Served) -> None:
+def test_a_wrong_address_is_a_page_for_a_person_and_json_for_a_script(studio):
     for headers, kind, words in (
         ({"Sec-Fetch-Dest": "document"}, "text/html", "There is no such page"),
         ({}, "application/json", "Not Found"),
@@ -60,22 +57,22 @@ def test_a_wrong_address_is_a_page_for_a_person_and_json_for_a_script(studio: Se
         assert words in error.value.read().decode()
 
 
-def test_the_theme_is_decided_before_anything_is_painted(studio: Served) -> None:
+def test_the_theme_is_decided_before_anything_is_painted(studio):
     page = html(studio, "/")
     assert page.index("studio.theme") < page.index("<meta") < page.index("gradio_config")
 
 
-def test_no_page_names_a_social_card_or_foreign_stylesheet(studio: Served) -> None:
+def test_no_page_names_a_social_card_or_foreign_stylesheet(studio):
     page = html(studio, "/").split("window.gradio_config")[0]
     assert not re.findall(r"""(?:src|href|content)=["'](?:https?:)?//[^"']+""", page)
 
 
-def test_no_function_is_published(studio: Served) -> None:
+def test_no_function_is_published(studio):
     info = studio.json("/gradio_api/info")
     assert info["named_endpoints"] == {} and info["unnamed_endpoints"] == {}
 
 
-def test_our_assets_name_no_outside_host_and_write_no_html() -> None:
+def test_our_assets_name_no_outside_host_and_write_no_html():
     for file in assets():
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"https?://(?!www\.w3\.org/)", text), file.name
@@ -84,14 +81,14 @@ def test_our_assets_name_no_outside_host_and_write_no_html() -> None:
             assert "insertAdjacentHTML" not in text and "eval(" not in text, file.name
 
 
-def test_our_assets_are_few_and_small() -> None:
+def test_our_assets_are_few_and_small():
     sizes = {file.name: len(file.read_bytes()) for file in assets()}
     assert sum(sizes.values()) < 340_000 and len(sizes) <= 42, sizes
     lines = {file.name: len(file.read_text().splitlines()) for file in assets()}
     assert max(lines.values()) <= 400, lines
 
 
-def test_a_wheel_contains_every_asset(tmp_path: Path) -> None:
+def test_a_wheel_contains_every_asset(tmp_path):
     pytest.importorskip("setuptools", minversion="77", reason="no setuptools to build with")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / name)
@@ -102,7 +99,7 @@ def test_a_wheel_contains_every_asset(tmp_path: Path) -> None:
     assert {file.relative_to(ROOT).as_posix() for file in assets()} <= packed
 
 
-def test_pages_build_without_a_supervisor(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_build_without_a_supervisor(home, monkeypatch):
     monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
     assert callable(build_app(home))
     assert Path(home.state / "uploads").name == "uploads"

@@ -7,7 +7,6 @@ from fastapi.testclient import TestClient
 
 from jobs import chat_client
 from jobs.chat_openai import chat_request
-from jobs.store import JobStore
 from studio.chat.lanes import Delta, Lane, Sampling
 from studio.evaluation.suites import SuiteRequest, parse_cases
 from studio.home import Home
@@ -20,7 +19,7 @@ MESSAGES = [{"role": "user", "content": PROMPT}]
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[Lane]:
+def asked(monkeypatch):
     """The lanes that commands would answer."""
     lanes: list[Lane] = []
 
@@ -57,7 +56,7 @@ def test_a_suite_asks_with_the_records_defaults():
     assert suite.lanes[0].with_prompt(PROMPT) == Lane(messages=MESSAGES)
 
 
-def test_the_page_shows_and_asks_with_the_records_defaults(home, store: JobStore, monkeypatch):
+def test_the_page_shows_and_asks_with_the_records_defaults(home, store, monkeypatch):
     sent: list[dict] = []
     monkeypatch.setattr(chat_client, "find_host", lambda home: "running")
     monkeypatch.setattr(chat_client, "relay", lambda home, request: sent.append(request) or [b""])

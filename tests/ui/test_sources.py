@@ -1,40 +1,38 @@
 """The lines beside the form."""
 
 import json
-from pathlib import Path
 
 import pytest
 
 from studio.data.importing import import_dataset
 from studio.errors import DataError, ModelError
-from studio.home import Home
 from studio.spec import DataSource, ModelSource, RunSpec
 from ui import sources
 
 
-def test_the_starter_and_its_demos_are_offered_first(home: Home) -> None:
+def test_the_starter_and_its_demos_are_offered_first(home):
     assert sources.model_choices(home)[0][1] == "starter"
     assert sources.data_choices(home)[0][1] == "starter:pirate"
 
 
-def test_a_missing_model_is_a_sentence() -> None:
+def test_a_missing_model_is_a_sentence():
     with pytest.raises(ModelError, match="/no/such/model"):
         sources.model_line(ModelSource(path="/no/such/model"))
 
 
-def test_a_missing_dataset_is_a_sentence(home: Home) -> None:
+def test_a_missing_dataset_is_a_sentence(home):
     with pytest.raises(DataError, match=r"/no/such\.jsonl"):
         sources.data_line(DataSource(path="/no/such.jsonl"), home)
 
 
-def test_rows_are_counted_before_launch(tmp_path: Path, home: Home) -> None:
+def test_rows_are_counted_before_launch(tmp_path, home):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n' * 3 + "{broken\n")
     line = sources.data_line(DataSource(path=str(file)), home)
     assert line.startswith("3 rows · 1 dropped · prompt completion")
 
 
-def test_an_imported_dataset_is_offered_with_its_hash(home: Home) -> None:
+def test_an_imported_dataset_is_offered_with_its_hash(home):
     meta = import_dataset(home, DataSource(path="starter:pirate"), name="Ahoy").snapshot.meta
     assert ("Dataset · ahoy", "ahoy") in sources.data_choices(home)
     line = sources.data_line(DataSource(path="ahoy"), home)
@@ -42,9 +40,7 @@ def test_an_imported_dataset_is_offered_with_its_hash(home: Home) -> None:
 
 
 @pytest.mark.parametrize(("answer", "little"), [("word " * 40, False), ("x", True)])
-def test_too_few_trained_tokens_are_a_warning(
-    home: Home, tmp_path: Path, answer: str, little: bool
-) -> None:
+def test_too_few_trained_tokens_are_a_warning(home, tmp_path, answer, little):
     file = tmp_path / "rows.jsonl"
     row = {"prompt": "many words and more of them " * 20, "completion": answer}
     file.write_text((json.dumps(row) + "\n") * 12)

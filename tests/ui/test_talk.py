@@ -3,18 +3,15 @@
 import time
 
 import pytest
-from fastapi.testclient import TestClient
 
 from jobs.processes import me
-from jobs.store import JobStore
-from studio.home import Home
 from studio.spec import RunSpec
 from tests.ui.conftest import client_of
 from ui.talk import chat_routes
 
 
 @pytest.fixture
-def client(home: Home, store: JobStore) -> TestClient:
+def client(home, store):
     return client_of(chat_routes(home, store))
 
 

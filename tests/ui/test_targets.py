@@ -10,7 +10,7 @@ def page() -> TestClient:
     return client_of(target_routes())
 
 
-def test_the_starters_own_modules_can_be_ticked_layer_by_layer() -> None:
+def test_the_starters_own_modules_can_be_ticked_layer_by_layer():
     modules = page().get("/api/targets", params={"path": "starter"}).json()["modules"]
     names = {one["name"] for one in modules}
     assert {"self_attn.q_proj", "mlp.down_proj"} <= names
@@ -21,7 +21,7 @@ def test_the_starters_own_modules_can_be_ticked_layer_by_layer() -> None:
     assert page().post("/api/targets", json=ask).json() == {"targets": queries[:1]}
 
 
-def test_a_model_that_is_not_here_is_a_sentence_and_no_download() -> None:
+def test_a_model_that_is_not_here_is_a_sentence_and_no_download():
     for path in ("org/name", "/no/such/folder", ""):
         answer = page().get("/api/targets", params={"path": path})
         assert answer.status_code == 400 and "not a folder here" in answer.json()["error"]["text"]

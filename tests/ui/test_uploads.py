@@ -35,9 +35,7 @@ def sent(store: JobStore, name: str, *, keep: bool = True) -> Path:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("keep", [True, False])
-def test_train_and_data_accept_the_same_files_under_a_safe_name(
-    store: JobStore, name: str, stored: str, keep: bool
-) -> None:
+def test_train_and_data_accept_the_same_files_under_a_safe_name(store, name, stored, keep):
     file = sent(store, name, keep=keep)
     assert file.name == stored
     assert json.loads(file.read_text()) == {"text": "x"}
@@ -47,20 +45,20 @@ def test_train_and_data_accept_the_same_files_under_a_safe_name(
     assert (str(file) in offered) is keep, "what is kept is offered by the form"
 
 
-def test_an_upload_never_replaces_another(store: JobStore) -> None:
+def test_an_upload_never_replaces_another(store):
     first, second = sent(store, "rows.csv.gz"), sent(store, "rows.csv.gz")
     assert (first.name, second.name) == ("rows.csv.gz", "rows-2.csv.gz")
     assert not list(uploads(store.home).iterdir())
 
 
 @pytest.mark.parametrize("name", ["model.pkl", "rows", "run.sh", "page.html", "x.gz", ""])
-def test_a_kept_upload_that_is_not_a_data_file_is_refused(store: JobStore, name: str) -> None:
+def test_a_kept_upload_that_is_not_a_data_file_is_refused(store, name):
     with pytest.raises(DataError, match="is not a data file: its name must end in"):
         sent(store, name)
     assert not list(store.home.datasets.rglob("*.*"))
 
 
-def test_the_button_offers_every_suffix_that_is_accepted() -> None:
+def test_the_button_offers_every_suffix_that_is_accepted():
     assert {".jsonl", ".ndjson", ".pq", ".gz"} < set(SUFFIXES)
 
 
@@ -72,7 +70,7 @@ def upload(home: Home, name: str, age: float) -> Path:
     return file
 
 
-def test_an_old_upload_goes_unless_a_job_waits_for_it(home: Home, store: JobStore) -> None:
+def test_an_old_upload_goes_unless_a_job_waits_for_it(home, store):
     sweep(store)  # nothing was ever uploaded
     young = upload(home, "young", STALE_SECONDS - 60)
     forgotten, needed, done = (upload(home, n, STALE_SECONDS + 60) for n in ("a", "b", "c"))

@@ -16,7 +16,7 @@ from ui.wake import QUEUE_INTERVALS, QUEUE_SECONDS, without_stubs
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_gradio_works_and_writes_no_stub() -> None:
+def test_gradio_works_and_writes_no_stub():
     code = """
 from pathlib import Path
 from ui.wake import import_gradio
@@ -34,7 +34,7 @@ print(all(file.stat().st_mtime_ns == time for file, time in times.items()))
     assert done.stdout.split() == ["True"]
 
 
-def test_only_gradio_is_kept_from_its_sources() -> None:
+def test_only_gradio_is_kept_from_its_sources():
     usual = inspect.getfile
     with without_stubs():
         assert inspect.getfile(Path).endswith(".py")
@@ -42,7 +42,7 @@ def test_only_gradio_is_kept_from_its_sources() -> None:
 
 
 @pytest.mark.parametrize("name", QUEUE_INTERVALS)
-def test_gradio_still_polls_its_queue_at_this_interval(name: str) -> None:
+def test_gradio_still_polls_its_queue_at_this_interval(name):
     with gr.Blocks() as blocks:
         pass
     assert getattr(blocks._queue, name) < QUEUE_SECONDS
@@ -55,9 +55,7 @@ def test_gradio_still_polls_its_queue_at_this_interval(name: str) -> None:
     )
 
 
-def test_the_queue_of_our_pages_is_slow_and_unused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_queue_of_our_pages_is_slow_and_unused(tmp_path, monkeypatch):
     mounted = []
     mount = gr.mount_gradio_app
     monkeypatch.setattr(

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-from pathlib import Path
 
 import peft
 import pytest
@@ -19,7 +18,7 @@ from tests.studio.tiny import tiny_folder, tiny_model
 
 
 @pytest.fixture
-def peft_folder(tmp_path: Path) -> Path:
+def peft_folder(tmp_path):
     model = peft.get_peft_model(
         tiny_model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     )
@@ -28,7 +27,7 @@ def peft_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def hub_folder(tmp_path: Path) -> Path:
+def hub_folder(tmp_path):
     backbone = Backbone(tiny_model("llama"))
     adapter = backbone.attach("b", Bottleneck(bottleneck_dim=4))
     (tmp_path / "from-hub").mkdir()

@@ -20,7 +20,7 @@ from tests.studio.tiny import tiny_folder, tiny_model
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
+def base(tmp_path):
     return tiny_folder(tmp_path / "llama")
 
 

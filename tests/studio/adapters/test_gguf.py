@@ -13,7 +13,6 @@ from studio.adapters import gguf
 from studio.adapters.gguf import GgufRequest, interleave, verify_gguf, write
 from studio.adapters.verify import GGUF_REPORT, read_report
 from studio.errors import AdapterError, InputError, ModelError, SpecError
-from studio.home import Home
 
 
 def test_rotary_rows_are_put_into_pairs():
@@ -25,7 +24,7 @@ def test_rotary_rows_are_put_into_pairs():
 @pytest.mark.parametrize(
     ("precision", "largest"), [("f32", 1e-5), ("f16", 0.05), ("bf16", 0.4), ("q8_0", 0.8)]
 )
-def test_stories_read_back_answer_the_same(real: Path, tmp_path: Path, precision, largest):
+def test_stories_read_back_answer_the_same(real, tmp_path, precision, largest):
     source, file = real / "models" / "stories260k", tmp_path / "x.gguf"
 
     write(source, file, precision=precision, name="x")
@@ -76,7 +75,7 @@ SENTENCEPIECE, BYTEWISE = "models/stories260k", "tokenizers/minimind"
     [("Mistral", SENTENCEPIECE), ("Mistral", BYTEWISE), ("Qwen2", BYTEWISE), ("Qwen3", BYTEWISE),
      ("Gemma2", SENTENCEPIECE), ("Gemma3Text", SENTENCEPIECE)],
 )  # fmt: skip
-def test_every_family_reads_back_exactly(real: Path, tmp_path: Path, name, tokenizer):
+def test_every_family_reads_back_exactly(real, tmp_path, name, tokenizer):
     folder = make_family(name, tmp_path / "model", real / tokenizer)
 
     file = tmp_path / "x.gguf"
@@ -90,7 +89,7 @@ def test_every_family_reads_back_exactly(real: Path, tmp_path: Path, name, token
         assert differ == ()
 
 
-def test_gemma_without_its_shifted_norms_is_caught(real: Path, tmp_path: Path, monkeypatch):
+def test_gemma_without_its_shifted_norms_is_caught(real, tmp_path, monkeypatch):
     folder = make_family("Gemma2", tmp_path / "model", real / "models" / "stories260k")
     file = tmp_path / "x.gguf"
     monkeypatch.setattr(
@@ -107,7 +106,7 @@ def test_gemma_without_its_shifted_norms_is_caught(real: Path, tmp_path: Path, m
         check.require("file", "model")
 
 
-def test_a_size_that_the_reader_takes_for_granted_is_a_sentence(real: Path, tmp_path: Path):
+def test_a_size_that_the_reader_takes_for_granted_is_a_sentence(real, tmp_path):
     tokenizer = real / "models" / "stories260k"
     folder = make_family("Qwen3", tmp_path / "model", tokenizer, head_dim=32)
     file = tmp_path / "x.gguf"
@@ -117,7 +116,7 @@ def test_a_size_that_the_reader_takes_for_granted_is_a_sentence(real: Path, tmp_
         verify_gguf(folder, file, "f32")
 
 
-def test_the_starter_is_exported_whole_with_its_chat_template(home: Home):
+def test_the_starter_is_exported_whole_with_its_chat_template(home):
     request = GgufRequest.parse({"precision": "f32"}).checked(home)
 
     finished = list(request.perform(home))[-1]
@@ -132,7 +131,7 @@ def test_the_starter_is_exported_whole_with_its_chat_template(home: Home):
     assert read.chat_template == (starter.MODEL_DIR / "chat_template.jinja").read_text()
 
 
-def test_wrong_rotary_rows_are_caught(real: Path, tmp_path: Path, monkeypatch):
+def test_wrong_rotary_rows_are_caught(real, tmp_path, monkeypatch):
     source, file = real / "models" / "stories260k", tmp_path / "x.gguf"
     monkeypatch.setattr(gguf, "interleave", lambda tensor, heads: tensor)
 
@@ -143,7 +142,7 @@ def test_wrong_rotary_rows_are_caught(real: Path, tmp_path: Path, monkeypatch):
         check.require("file", "model")
 
 
-def test_what_has_no_place_in_the_format_is_refused(tmp_path: Path, home: Home):
+def test_what_has_no_place_in_the_format_is_refused(tmp_path, home):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
     with pytest.raises(ModelError, match="GPT2LMHeadModel cannot be written"):
         write(tmp_path, tmp_path / "x.gguf", precision="f32", name="x")

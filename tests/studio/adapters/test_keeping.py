@@ -9,7 +9,7 @@ import pytest
 from studio.adapters import library
 from studio.adapters.library import adapters, resolve
 from studio.errors import AdapterError
-from studio.home import Home, is_whole, publishing
+from studio.home import is_whole, publishing
 
 
 def put(folder: Path, name: str) -> Path:
@@ -20,7 +20,7 @@ def put(folder: Path, name: str) -> Path:
     return folder
 
 
-def test_a_new_name_moves_a_library_folder_and_leaves_its_files_whole(home: Home) -> None:
+def test_a_new_name_moves_a_library_folder_and_leaves_its_files_whole(home):
     put(home.adapters / "old", "old")
     found = library.rename(home, "old", "New Name")
     assert (found.name, found.path, found.id) == (
@@ -31,7 +31,7 @@ def test_a_new_name_moves_a_library_folder_and_leaves_its_files_whole(home: Home
     assert not (home.adapters / "old").exists()
 
 
-def test_a_runs_adapter_stays_where_it_is_and_is_found_by_both_names(home: Home) -> None:
+def test_a_runs_adapter_stays_where_it_is_and_is_found_by_both_names(home):
     folder = put(home.runs / "3" / "adapter", "first mate")
     found = library.rename(home, "3", "captain")
     assert (found.path, found.id) == (folder, "run-3")
@@ -42,21 +42,21 @@ def test_a_runs_adapter_stays_where_it_is_and_is_found_by_both_names(home: Home)
 
 
 @pytest.mark.parametrize("new", ["", "  ", "a/b", "..\\x", "pirate:2", "~root", "x" * 121, "a\0b"])
-def test_a_name_that_cannot_be_one_is_refused(home: Home, new: str) -> None:
+def test_a_name_that_cannot_be_one_is_refused(home, new):
     put(home.adapters / "a", "a")
     with pytest.raises(AdapterError):
         library.rename(home, "a", new)
     assert [one.name for one in adapters(home)] == ["a"]
 
 
-def test_a_taken_name_is_refused(home: Home) -> None:
+def test_a_taken_name_is_refused(home):
     put(home.adapters / "a", "a")
     put(home.runs / "1" / "adapter", "Pirate")
     with pytest.raises(AdapterError, match="already an adapter"):
         library.rename(home, "a", "pirate")
 
 
-def test_tags_are_set_and_taken_away_and_survive_a_new_name(home: Home) -> None:
+def test_tags_are_set_and_taken_away_and_survive_a_new_name(home):
     put(home.adapters / "a", "a")
     assert library.set_tags(home, "a", [" good  one ", "good one", "", "x"]).tags == (
         "good one",
@@ -71,7 +71,7 @@ def test_tags_are_set_and_taken_away_and_survive_a_new_name(home: Home) -> None:
         library.set_tags(home, "b", [str(n) for n in range(21)])
 
 
-def test_what_was_deleted_comes_back_as_it_was(home: Home) -> None:
+def test_what_was_deleted_comes_back_as_it_was(home):
     folder = put(home.runs / "3" / "adapter", "p")
     library.set_tags(home, "p", ["good"])
     gone = library.delete(home, "p")
@@ -84,7 +84,7 @@ def test_what_was_deleted_comes_back_as_it_was(home: Home) -> None:
         library.restore(home)
 
 
-def test_the_named_one_comes_back_and_never_over_another(home: Home) -> None:
+def test_the_named_one_comes_back_and_never_over_another(home):
     for name in ("a", "b"):
         put(home.adapters / name, name)
         library.delete(home, name)
@@ -96,7 +96,7 @@ def test_the_named_one_comes_back_and_never_over_another(home: Home) -> None:
         library.restore(home, "bb")
 
 
-def test_the_trash_is_emptied_after_a_month_and_never_leaves_the_home(home: Home) -> None:
+def test_the_trash_is_emptied_after_a_month_and_never_leaves_the_home(home):
     put(home.adapters / "a", "a")
     put(home.adapters / "b", "b")
     old = home.trash / library.delete(home, "a").token
@@ -109,7 +109,7 @@ def test_the_trash_is_emptied_after_a_month_and_never_leaves_the_home(home: Home
     assert library.trash(home) == []
 
 
-def test_an_adapter_outside_the_home_is_not_ours_to_change(home: Home, tmp_path: Path) -> None:
+def test_an_adapter_outside_the_home_is_not_ours_to_change(home, tmp_path):
     other = put(tmp_path / "theirs", "theirs")
     for change in (library.delete, lambda h, n: library.rename(h, n, "mine")):
         with pytest.raises(AdapterError, match="not in this home"):

@@ -7,7 +7,6 @@ import pytest
 
 from studio.adapters.library import adapters, describe, resolve
 from studio.errors import AdapterError
-from studio.home import Home
 
 
 def make_adapter(folder: Path, **passport: object) -> Path:
@@ -20,7 +19,7 @@ def make_adapter(folder: Path, **passport: object) -> Path:
     return folder
 
 
-def test_runs_and_library_are_listed_newest_first(home: Home) -> None:
+def test_runs_and_library_are_listed_newest_first(home):
     make_adapter(home.runs / "3" / "adapter", name="pirate", created="2026-01-01T00:00:00+00:00")
     make_adapter(home.adapters / "mixed", name="mixed", created="2026-02-01T00:00:00+00:00")
     (home.runs / "4").mkdir()
@@ -31,7 +30,7 @@ def test_runs_and_library_are_listed_newest_first(home: Home) -> None:
     assert found[0].size_bytes == 5
 
 
-def test_the_passport_tells_the_base_and_how_it_ended(home: Home) -> None:
+def test_the_passport_tells_the_base_and_how_it_ended(home):
     folder = make_adapter(
         home.runs / "3" / "adapter", name="p", ended="completed", steps=7, last_loss=1.5,
         base={"path": "starter", "fingerprint": "a-b"},
@@ -42,12 +41,12 @@ def test_the_passport_tells_the_base_and_how_it_ended(home: Home) -> None:
     assert (found.ended, found.last_loss, found.eval_loss) == ("completed", 1.5, None)
 
 
-def test_a_foreign_adapter_needs_no_passport(tmp_path: Path) -> None:
+def test_a_foreign_adapter_needs_no_passport(tmp_path):
     found = describe(make_adapter(tmp_path / "theirs"))
     assert (found.name, found.base, found.ended) == ("theirs", "some/base", "")
 
 
-def test_adapters_are_found_by_path_name_and_run(home: Home, tmp_path: Path) -> None:
+def test_adapters_are_found_by_path_name_and_run(home, tmp_path):
     run = make_adapter(home.runs / "3" / "adapter", name="Pirate talk")
     own = make_adapter(home.adapters / "mixed")
     other = make_adapter(tmp_path / "other")
@@ -58,7 +57,7 @@ def test_adapters_are_found_by_path_name_and_run(home: Home, tmp_path: Path) -> 
     assert resolve(home, str(home.runs / "3")) == run
 
 
-def test_an_unknown_adapter_names_the_nearest(home: Home) -> None:
+def test_an_unknown_adapter_names_the_nearest(home):
     with pytest.raises(AdapterError, match="None has been trained"):
         resolve(home, "pirate")
     make_adapter(home.adapters / "pirate")
@@ -66,12 +65,12 @@ def test_an_unknown_adapter_names_the_nearest(home: Home) -> None:
         resolve(home, "pirat")
 
 
-def test_a_name_cannot_leave_the_home(home: Home, tmp_path: Path) -> None:
+def test_a_name_cannot_leave_the_home(home, tmp_path):
     with pytest.raises(AdapterError):
         resolve(home, "../../etc")
 
 
-def test_broken_folders_are_refused_and_left_out_of_the_list(home: Home) -> None:
+def test_broken_folders_are_refused_and_left_out_of_the_list(home):
     folder = make_adapter(home.adapters / "broken")
     (folder / "adapter_config.json").write_text("{")
     assert adapters(home) == []
@@ -83,7 +82,7 @@ def test_broken_folders_are_refused_and_left_out_of_the_list(home: Home) -> None
         describe(pickled)
 
 
-def test_the_library_starts_without_torch() -> None:
+def test_the_library_starts_without_torch():
     code = "import sys, studio.adapters.library; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stdout.strip() == "False", answer.stderr

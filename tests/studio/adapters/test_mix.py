@@ -17,7 +17,7 @@ IDS = torch.arange(12)[None]
 
 
 @pytest.fixture
-def backbone() -> Backbone:
+def backbone():
     backbone = Backbone(tiny_model("llama"))
     methods = {
         "a": Lora(r=3, lora_alpha=6),

@@ -4,7 +4,6 @@ import base64
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import ClassVar
 
 import huggingface_hub
@@ -14,7 +13,6 @@ from huggingface_hub import constants
 from studio.adapters import push
 from studio.adapters.push import PushRequest, files_of
 from studio.errors import InputError, Unreached
-from studio.home import Home
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -68,7 +66,7 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch):
+def hub(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_address[1]}"
@@ -84,7 +82,7 @@ def hub(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     made = tmp_path / "export"
     made.mkdir()
     (made / "adapter_model.safetensors").write_bytes(b"weights")
@@ -94,7 +92,7 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def test_a_folder_is_uploaded_and_looked_at(hub, folder: Path, home: Home):
+def test_a_folder_is_uploaded_and_looked_at(hub, folder, home):
     request = PushRequest.parse({"folder": str(folder), "repo": "me/x"}).checked(home)
 
     finished = list(request.perform(home))[-1]
@@ -105,7 +103,7 @@ def test_a_folder_is_uploaded_and_looked_at(hub, folder: Path, home: Home):
     assert "hf_secret" not in request.model_dump_json()
 
 
-def test_what_did_not_arrive_whole_is_said(hub, folder: Path):
+def test_what_did_not_arrive_whole_is_said(hub, folder):
     hub.loses = "README.md"
 
     with pytest.raises(InputError, match=r"README.md did not arrive completely in me/x"):
@@ -116,7 +114,7 @@ def test_what_did_not_arrive_whole_is_said(hub, folder: Path):
     ("status", "sentence"),
     [(401, "no longer valid"), (403, "cannot write"), (418, "status 418")],
 )
-def test_a_refusal_is_a_sentence(hub, folder: Path, status: int, sentence: str):
+def test_a_refusal_is_a_sentence(hub, folder, status, sentence):
     hub.status = status
 
     with pytest.raises(InputError, match=sentence) as caught:
@@ -126,14 +124,14 @@ def test_a_refusal_is_a_sentence(hub, folder: Path, status: int, sentence: str):
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_hub_that_has_too_much_to_do_may_be_asked_again(hub, folder: Path, status: int):
+def test_a_hub_that_has_too_much_to_do_may_be_asked_again(hub, folder, status):
     hub.status = status
 
     with pytest.raises(Unreached, match=f"status {status}"):
         push.push(folder, "me/x")
 
 
-def test_offline_and_without_a_token_nothing_is_tried(hub, folder: Path, home: Home, monkeypatch):
+def test_offline_and_without_a_token_nothing_is_tried(hub, folder, home, monkeypatch):
     asked = PushRequest.parse({"folder": str(folder), "repo": "me/x"})
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     with pytest.raises(InputError, match="The hub has no token"):
@@ -145,12 +143,12 @@ def test_offline_and_without_a_token_nothing_is_tried(hub, folder: Path, home: H
 
 
 @pytest.mark.parametrize("repo", ["", "x", "a/b/c", "../x", "me/ x"])
-def test_a_name_that_is_no_repository_is_refused(folder: Path, home: Home, repo: str):
+def test_a_name_that_is_no_repository_is_refused(folder, home, repo):
     with pytest.raises(InputError, match="Invalid repository"):
         PushRequest.parse({"folder": str(folder), "repo": repo}).checked(home)
 
 
-def test_an_empty_folder_is_refused(tmp_path: Path, home: Home):
+def test_an_empty_folder_is_refused(tmp_path, home):
     assert files_of(tmp_path) == {}
     for place in (str(tmp_path), "", "/no/such/folder"):
         with pytest.raises(InputError, match="has nothing to upload"):

@@ -39,7 +39,7 @@ class FakePeer:
 
 
 @pytest.fixture(autouse=True)
-def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_training(monkeypatch):
     def serving(case: Case) -> dict[str, Any]:
         if case.method == "bitfit":
             raise MethodError("This model has no biases.")
@@ -51,14 +51,14 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "own_model", lambda case, folder: case)
 
 
-def test_every_method_is_held_against_full_fine_tuning() -> None:
+def test_every_method_is_held_against_full_fine_tuning():
     full, lora = bench.bench_methods(CASE, "lora")["rows"]
     assert (full["method"], full["step_ratio"], full["memory_ratio"]) == ("full", 1.0, 1.0)
     assert (lora["seconds_per_step"], lora["step_ratio"], lora["memory_ratio"]) == (1.0, 0.5, 0.5)
     assert (lora["first_loss"], lora["last_loss"], lora["grad_norm"]) == (3.0, 2.0, 0.5)
 
 
-def test_what_is_refused_is_a_row_with_its_sentence() -> None:
+def test_what_is_refused_is_a_row_with_its_sentence():
     result = bench.bench_methods(CASE, "bitfit,loha,lora")
     rows = {row["method"]: row for row in result["rows"]}
     assert rows["bitfit"] == {"method": "bitfit", "error": "This model has no biases."}
@@ -67,12 +67,12 @@ def test_what_is_refused_is_a_row_with_its_sentence() -> None:
     assert "no biases" in text and "0.50" in text
 
 
-def test_an_unknown_method_is_refused_at_once() -> None:
+def test_an_unknown_method_is_refused_at_once():
     with pytest.raises(MethodError):
         bench.bench_methods(CASE, "lorra")
 
 
-def test_a_setting_of_the_studio_is_taken_and_one_that_is_none_refused() -> None:
+def test_a_setting_of_the_studio_is_taken_and_one_that_is_none_refused():
     with pytest.raises(SpecError, match="attn_implementation"):
         command.bench(["train", "--set", "train.attn_implementaton=sdpa"])
     settings = {"train.attn_implementation": "eager"}

@@ -5,13 +5,12 @@ import json
 import pytest
 
 from studio.errors import InputError
-from studio.home import Home
 from ui.bench import queue_speed
 from ui.bench.command import bench as run
 from ui.bench.figures import figure
 
 
-def test_every_figure_is_measured_and_no_job_is_given_out_twice(home: Home) -> None:
+def test_every_figure_is_measured_and_no_job_is_given_out_twice(home):
     figures = queue_speed.measure(home, many=1000, points=5000, claimed=200, writes=20)
 
     named = {str(one["name"]): float(str(one["value"])) for one in figures}
@@ -20,14 +19,12 @@ def test_every_figure_is_measured_and_no_job_is_given_out_twice(home: Home) -> N
     assert {one["bar"] for one in figures} == {0, 50, 300}
 
 
-def test_an_option_nobody_knows_is_refused() -> None:
+def test_an_option_nobody_knows_is_refused():
     with pytest.raises(InputError, match="unrecognized arguments: --fast"):
         run(["queue", "--fast"])
 
 
-def test_json_is_one_document(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_is_one_document(monkeypatch, capsys):
     one = figure("x", 1.236, "ms", 50)
     monkeypatch.setattr(queue_speed, "measure", lambda home, many: [one, one])
 

@@ -13,14 +13,14 @@ from studio.backbone import Backbone
 from studio.chat import run_checkpoints
 from studio.errors import AdapterError, SpecError
 from studio.evaluation.promotion import BEFORE, PromoteRequest
-from studio.home import Home, is_whole, publishing
+from studio.home import is_whole, publishing
 from studio.methods import named
 from studio.models.loading import load
 from studio.spec import ModelSource, RunSpec
 
 
 @pytest.fixture
-def run(home: Home, tmp_path):
+def run(home, tmp_path):
     """Run 7 on a tiny base, with the checkpoint of step 4, and the adapter that was saved there."""
     import shutil
 

@@ -115,7 +115,7 @@ def step(number: int) -> Step:
 
 
 @pytest.fixture
-def far(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Far:
+def far(tmp_path, monkeypatch):
     for name, seconds in (
         ("POLL_SECONDS", 0.01), ("STATUS_SECONDS", 0.03), ("SAVE_SECONDS", 0.0),
         ("INTENT_SECONDS", 0.05), ("END_SECONDS", 0.05),

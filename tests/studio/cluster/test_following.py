@@ -11,14 +11,14 @@ from studio.cluster.storage import Storage
 from studio.errors import ClusterError, Diverged, ProcessLost
 from studio.home import is_whole
 from studio.training.events import Finished, Loading, Saved, Started, Step, Working
-from tests.studio.cluster.conftest import SPEC, Far, finished, started, step
+from tests.studio.cluster.conftest import SPEC, finished, started, step
 
 
 def steps(events: list) -> list[int]:
     return [event.step for event in events if isinstance(event, Step)]
 
 
-def test_events_checkpoints_and_the_adapter_come_home_and_nothing_stays(far: Far) -> None:
+def test_events_checkpoints_and_the_adapter_come_home_and_nothing_stays(far):
     far.add(started(), step(1), step(2))
     far.save(2)
     far.finish(2)
@@ -37,7 +37,7 @@ def test_events_checkpoints_and_the_adapter_come_home_and_nothing_stays(far: Far
     assert read_submission(far.run_dir) is None
 
 
-def test_the_passport_speaks_of_this_machine(far: Far) -> None:
+def test_the_passport_speaks_of_this_machine(far):
     far.add(started())
     far.finish(1)
     far.ray.now = "SUCCEEDED"
@@ -54,7 +54,7 @@ def test_the_passport_speaks_of_this_machine(far: Far) -> None:
     assert (report["tokens"], report["adapter"]) == (7, str(adapter))
 
 
-def test_the_drivers_error_is_the_runs(far: Far) -> None:
+def test_the_drivers_error_is_the_runs(far):
     far.add(started(), step(1))
     far.save(1)
     far.ray.now = "FAILED"
@@ -66,14 +66,14 @@ def test_the_drivers_error_is_the_runs(far: Far) -> None:
     assert read_submission(far.run_dir) is None
 
 
-def test_an_end_without_a_word_before_it_trained_is_a_failure_with_rays_words(far: Far) -> None:
+def test_an_end_without_a_word_before_it_trained_is_a_failure_with_rays_words(far):
     far.ray.now = "FAILED"
     with pytest.raises(ClusterError, match="without an error of its own: Ray's own words"):
         far.follow()
 
 
 @pytest.mark.parametrize("status", ["FAILED", "UNKNOWN"])
-def test_a_run_that_the_cluster_lost_goes_on_from_what_is_here(far: Far, status: str) -> None:
+def test_a_run_that_the_cluster_lost_goes_on_from_what_is_here(far, status):
     far.add(started(), step(1))
     far.save(1)
     far.ray.now = status
@@ -82,14 +82,14 @@ def test_a_run_that_the_cluster_lost_goes_on_from_what_is_here(far: Far, status:
     assert is_whole(far.run_dir / "checkpoints" / "step-00000001")
 
 
-def test_a_run_that_somebody_stopped_there_says_so(far: Far) -> None:
+def test_a_run_that_somebody_stopped_there_says_so(far):
     far.add(started())
     far.ray.now = "STOPPED"
     with pytest.raises(ClusterError, match="The run was stopped on the cluster itself"):
         far.follow()
 
 
-def test_silence_is_told_once_and_its_end_too(far: Far) -> None:
+def test_silence_is_told_once_and_its_end_too(far):
     def silence() -> None:
         far.ray.now = None
 
@@ -110,7 +110,7 @@ def test_silence_is_told_once_and_its_end_too(far: Far) -> None:
     ]  # fmt: skip
 
 
-def test_a_storage_that_is_away_is_waited_for(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_that_is_away_is_waited_for(far, monkeypatch):
     far.add(started())
     far.finish(1)
     far.ray.now = "SUCCEEDED"  # all is over, but nobody can read how
@@ -128,9 +128,7 @@ def test_a_storage_that_is_away_is_waited_for(far: Far, monkeypatch: pytest.Monk
     assert isinstance(heard[-1], Finished)
 
 
-def test_an_adapter_that_cannot_be_fetched_is_fetched_by_the_next_one(
-    far: Far, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_that_cannot_be_fetched_is_fetched_by_the_next_one(far, monkeypatch):
     far.add(started(), step(1))
     far.finish(1)
     far.ray.now = "SUCCEEDED"
@@ -145,7 +143,7 @@ def test_an_adapter_that_cannot_be_fetched_is_fetched_by_the_next_one(
     assert isinstance(heard[-1], Finished) and is_whole(far.run_dir / "adapter")
 
 
-def test_at_a_shutdown_the_job_goes_on_and_is_followed_from_there(far: Far) -> None:
+def test_at_a_shutdown_the_job_goes_on_and_is_followed_from_there(far):
     def shutdown() -> None:
         far.intent = far.wish = None
         far.intent, far.wish = "shutdown", "stop"
@@ -164,7 +162,7 @@ def test_at_a_shutdown_the_job_goes_on_and_is_followed_from_there(far: Far) -> N
     assert heard[0] == Working(text="Training", step=1, total_steps=9)
 
 
-def test_a_pause_is_a_wish_on_the_storage(far: Far) -> None:
+def test_a_pause_is_a_wish_on_the_storage(far):
     def pause() -> None:
         far.intent, far.wish = "pause", "stop"
 
@@ -184,7 +182,7 @@ def test_a_pause_is_a_wish_on_the_storage(far: Far) -> None:
     assert far.ray.stopped == []
 
 
-def test_what_has_not_begun_is_ended_at_once(far: Far) -> None:
+def test_what_has_not_begun_is_ended_at_once(far):
     def cancel() -> None:
         far.intent, far.wish = "cancel", "stop"
 
@@ -195,7 +193,7 @@ def test_what_has_not_begun_is_ended_at_once(far: Far) -> None:
     assert isinstance(heard[-1], Finished) and heard[-1].reason == "stopped"
 
 
-def test_what_does_not_stop_when_asked_is_ended(far: Far, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_stop_when_asked_is_ended(far, monkeypatch):
     def cancel() -> None:
         far.intent, far.wish = "cancel", "stop"
 
@@ -208,9 +206,7 @@ def test_what_does_not_stop_when_asked_is_ended(far: Far, monkeypatch: pytest.Mo
     assert is_whole(far.run_dir / "checkpoints" / "step-00000001")
 
 
-def test_when_nobody_answers_a_stop_waits_on_the_storage(
-    far: Far, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_when_nobody_answers_a_stop_waits_on_the_storage(far, monkeypatch):
     def cancel() -> None:
         far.intent, far.wish, far.ray.now = "cancel", "stop", None
 
@@ -223,7 +219,7 @@ def test_when_nobody_answers_a_stop_waits_on_the_storage(
     assert read_submission(far.run_dir) is not None  # whoever resumes it brings home what there is
 
 
-def test_a_full_disk_here_stops_the_run_there(far: Far) -> None:
+def test_a_full_disk_here_stops_the_run_there(far):
     def full() -> None:
         far.wish = "stop"  # without an intent of anybody
 

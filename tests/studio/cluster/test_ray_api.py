@@ -3,8 +3,6 @@
 import json
 import socket
 import sys
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -12,29 +10,29 @@ from studio.cluster.orders import MARK, lacking, needed
 from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray, checked_address, error_in
 from studio.cluster.submit import too_few
 from studio.errors import ClusterError, Diverged
-from tests.dashboard import Dashboard, answering, node, nodes
+from tests.dashboard import answering, node, nodes
 
 
 @pytest.fixture
-def dashboard() -> Iterator[Dashboard]:
+def dashboard():
     with answering() as here:
         yield here
 
 
-def test_gpus_of_living_machines_are_the_devices(dashboard: Dashboard) -> None:
+def test_gpus_of_living_machines_are_the_devices(dashboard):
     assert Ray(dashboard.address).facts() == ClusterFacts(
         version="2.60.0", kind="GPU", devices=6, free=5, machines=2
     )
 
 
-def test_without_gpus_processors_are(dashboard: Dashboard) -> None:
+def test_without_gpus_processors_are(dashboard):
     dashboard.answers["/nodes?view=summary"] = nodes(node(CPU=3))
     dashboard.answers["/api/cluster_status"] = {"data": {"clusterStatus": None}}
     facts = Ray(dashboard.address).facts()
     assert (facts.kind, facts.devices, facts.free) == ("CPU", 3, 3)
 
 
-def test_an_address_nobody_answers_is_a_sentence() -> None:
+def test_an_address_nobody_answers_is_a_sentence():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -42,33 +40,33 @@ def test_an_address_nobody_answers_is_a_sentence() -> None:
         Ray(address).facts()
 
 
-def test_a_failing_dashboard_may_be_asked_again(dashboard: Dashboard) -> None:
+def test_a_failing_dashboard_may_be_asked_again(dashboard):
     dashboard.answers["/api/version"] = 503
     with pytest.raises(NoAnswer, match="it answered 503"):
         Ray(dashboard.address).facts()
 
 
 @pytest.mark.parametrize("answer", [404, b"<html>hello</html>", {"version": 1}, [1]])
-def test_a_stranger_at_the_address_is_named(dashboard: Dashboard, answer: Any) -> None:
+def test_a_stranger_at_the_address_is_named(dashboard, answer):
     dashboard.answers["/api/version"] = answer
     with pytest.raises(ClusterError, match="is not a Ray dashboard"):
         Ray(dashboard.address).facts()
 
 
 @pytest.mark.parametrize("version", ["2.9.3", "1.13", "3.0.0"])
-def test_another_version_is_named(dashboard: Dashboard, version: str) -> None:
+def test_another_version_is_named(dashboard, version):
     dashboard.answers["/api/version"] = {"ray_version": version}
     with pytest.raises(ClusterError, match=f"runs Ray {version}; this studio needs 2.51 or later"):
         Ray(dashboard.address).facts()
 
 
-def test_a_cluster_that_wants_a_token_is_a_sentence(dashboard: Dashboard) -> None:
+def test_a_cluster_that_wants_a_token_is_a_sentence(dashboard):
     dashboard.answers["/api/version"] = 401
     with pytest.raises(ClusterError, match="set RAY_AUTH_TOKEN"):
         Ray(dashboard.address).facts()
 
 
-def test_a_job_has_a_status_or_is_not_known(dashboard: Dashboard) -> None:
+def test_a_job_has_a_status_or_is_not_known(dashboard):
     dashboard.answers["/api/jobs/one"] = {"status": "FAILED", "message": "why"}
     ray = Ray(dashboard.address)
     assert ray.status("one") == ("FAILED", "why")
@@ -94,33 +92,31 @@ def test_what_is_no_address_is_refused(given: str) -> None:
         checked_address(given)
 
 
-def test_the_address_for_clients_is_told_from_the_dashboards() -> None:
+def test_the_address_for_clients_is_told_from_the_dashboards():
     with pytest.raises(ClusterError, match=r"such as http://head:8265"):
         checked_address("ray://head:10001")
 
 
-def test_a_drivers_last_word_is_its_error() -> None:
+def test_a_drivers_last_word_is_its_error():
     log = f"a line\n{MARK}{json.dumps(Diverged('The loss became nan.').as_dict())}\n"
     found = error_in(log)
     assert isinstance(found, Diverged) and found.text == "The loss became nan."
     assert error_in("nothing of the kind") is None
 
 
-def test_too_few_devices_say_how_many_there_are() -> None:
+def test_too_few_devices_say_how_many_there_are():
     facts = ClusterFacts(version="2.60.0", kind="GPU", devices=6, free=5, machines=2)
     assert too_few(8, facts).startswith("train.num_processes is 8, but the cluster has 6 GPUs on 2")
 
 
-def test_what_is_needed_is_here_and_what_is_not_is_named() -> None:
+def test_what_is_needed_is_here_and_what_is_not_is_named():
     assert any(text.startswith("torch") for text in needed())
     assert lacking(needed()) == ""
     assert lacking(("no-such-package>=2",)) == "no-such-package is not installed"
     assert lacking(("pydantic<1",)).startswith("pydantic is 2.")
 
 
-def test_a_studio_without_ray_says_what_to_install(
-    dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_studio_without_ray_says_what_to_install(dashboard, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.job_submission", None)
     with pytest.raises(ClusterError, match=r"pip install 'adapter-studio\[ray\]'"):
         Ray(dashboard.address).submit("one", place="/x")

@@ -33,7 +33,7 @@ class Door:
 
 
 @pytest.fixture
-def spec(tmp_path: Path) -> RunSpec:
+def spec(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(json.dumps({"question": w, "answer": w * 2}) for w in "abcdefgh"))
     model, data = str(tiny_folder(tmp_path / "model")), {"path": str(rows)}
@@ -48,9 +48,7 @@ def sent_to(door: Door, spec: RunSpec, run_dir: Path, home: Home) -> Storage:
     return Storage(sent.place)
 
 
-def test_the_folder_on_the_storage_is_a_run_of_its_own(
-    spec: RunSpec, home: Home, tmp_path: Path
-) -> None:
+def test_the_folder_on_the_storage_is_a_run_of_its_own(spec, home, tmp_path):
     door = Door()
     with publishing(tmp_path / "7" / "checkpoints" / "step-00000004") as made:
         (made / "state.json").write_text("{}")
@@ -70,9 +68,7 @@ def test_the_folder_on_the_storage_is_a_run_of_its_own(
     assert sorted(p.name for p in (tmp_path / "7").iterdir()) == ["checkpoints", "cluster.json"]
 
 
-def test_a_run_whose_cluster_fell_silent_is_the_same_job_when_it_answers(
-    spec: RunSpec, home: Home, tmp_path: Path
-) -> None:
+def test_a_run_whose_cluster_fell_silent_is_the_same_job_when_it_answers(spec, home, tmp_path):
     door = Door()
     door.answers = False
     with pytest.raises(NoAnswer):
@@ -86,9 +82,7 @@ def test_a_run_whose_cluster_fell_silent_is_the_same_job_when_it_answers(
     assert door.taken == [(note.submission, note.place)]
 
 
-def test_a_model_goes_to_the_storage_once_for_all_runs(
-    spec: RunSpec, home: Home, tmp_path: Path
-) -> None:
+def test_a_model_goes_to_the_storage_once_for_all_runs(spec, home, tmp_path):
     places = [sent_to(Door(), spec, tmp_path / number, home) for number in ("7", "8")]
 
     models = {(read_json(place, ORDER) or {})["model"] for place in places}
@@ -100,16 +94,14 @@ def test_a_model_goes_to_the_storage_once_for_all_runs(
     assert (read_json(changed, ORDER) or {})["model"] not in models
 
 
-def test_too_few_devices_send_nothing(spec: RunSpec, home: Home, tmp_path: Path) -> None:
+def test_too_few_devices_send_nothing(spec, home, tmp_path):
     with pytest.raises(ClusterError, match="num_processes is 2, but the cluster has 1 GPUs"):
         sent_to(Door(devices=1), spec, tmp_path / "7", home)
     assert not (tmp_path / "storage").exists()
     assert read_submission(tmp_path / "7") is None
 
 
-def test_a_storage_that_cannot_be_written_sends_nothing(
-    spec: RunSpec, home: Home, tmp_path: Path
-) -> None:
+def test_a_storage_that_cannot_be_written_sends_nothing(spec, home, tmp_path):
     (tmp_path / "storage").write_text("a file")
     with pytest.raises(ClusterError, match="storage cannot be written"):
         sent_to(Door(), spec, tmp_path / "7", home)

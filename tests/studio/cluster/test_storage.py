@@ -1,6 +1,5 @@
 """A place is the same on a file system and on an object store, and folders arrive whole or not."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -12,7 +11,7 @@ from studio.home import is_whole, publishing
 
 
 @pytest.fixture(params=["a folder", "an object store"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Storage]:
+def place(request, tmp_path):
     if request.param == "a folder":
         yield Storage(str(tmp_path / "storage"))
     else:
@@ -28,7 +27,7 @@ def a_folder(path: Path) -> Path:
     return path
 
 
-def test_what_is_written_is_read(place: Storage) -> None:
+def test_what_is_written_is_read(place):
     place.write("a/b.json", b"[1]")
 
     assert (place.read("a/b.json"), place.read("a/c.json")) == (b"[1]", None)
@@ -37,7 +36,7 @@ def test_what_is_written_is_read(place: Storage) -> None:
     assert place.below("a").read("b.json") == b"[1]"
 
 
-def test_a_folder_goes_and_comes_whole(place: Storage, tmp_path: Path) -> None:
+def test_a_folder_goes_and_comes_whole(place, tmp_path):
     place.send(a_folder(tmp_path / "here"), "there")
 
     assert place.fetch("there", tmp_path / "back")
@@ -47,7 +46,7 @@ def test_a_folder_goes_and_comes_whole(place: Storage, tmp_path: Path) -> None:
     assert (copy / "deep" / "weights").read_bytes() == b"1234"
 
 
-def test_a_folder_without_its_manifest_is_not_there_yet(place: Storage, tmp_path: Path) -> None:
+def test_a_folder_without_its_manifest_is_not_there_yet(place, tmp_path):
     place.send(a_folder(tmp_path / "here"), "there")
     place.remove("there/MANIFEST.json")
 
@@ -55,7 +54,7 @@ def test_a_folder_without_its_manifest_is_not_there_yet(place: Storage, tmp_path
     assert not (tmp_path / "back").exists()
 
 
-def test_a_damaged_folder_is_refused_and_leaves_nothing(place: Storage, tmp_path: Path) -> None:
+def test_a_damaged_folder_is_refused_and_leaves_nothing(place, tmp_path):
     place.send(a_folder(tmp_path / "here"), "there")
     place.write("there/deep/weights", b"12")
 
@@ -64,19 +63,19 @@ def test_a_damaged_folder_is_refused_and_leaves_nothing(place: Storage, tmp_path
     assert not (tmp_path / "back").exists()
 
 
-def test_a_removed_folder_is_gone_and_a_second_time_nothing_happens(place: Storage) -> None:
+def test_a_removed_folder_is_gone_and_a_second_time_nothing_happens(place):
     place.write("a/b", b"")
     place.remove("a")
     place.remove("a")
     assert place.names("a") == []
 
 
-def test_storage_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+def test_storage_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ClusterError, match=r"file/storage cannot be written \(Not a directory\)"):
         open_storage(str(tmp_path / "file" / "storage"))
 
 
-def test_a_storage_whose_protocol_nobody_knows_is_a_sentence() -> None:
+def test_a_storage_whose_protocol_nobody_knows_is_a_sentence():
     with pytest.raises(ClusterError, match="The storage nonsense://x cannot be used"):
         open_storage("nonsense://x")

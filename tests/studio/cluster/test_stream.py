@@ -1,7 +1,5 @@
 """What is said far away is heard once and in order, whatever is cut short in between."""
 
-from pathlib import Path
-
 import pytest
 
 from studio.cluster import storage
@@ -9,7 +7,7 @@ from studio.cluster.storage import EventReader, EventWriter, Storage
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Storage:
+def place(tmp_path):
     return Storage(str(tmp_path / "storage"))
 
 
@@ -17,7 +15,7 @@ def numbers(reader: EventReader) -> list[int]:
     return [values["n"] for values in reader.read()]
 
 
-def test_a_reader_hears_what_is_new(place: Storage) -> None:
+def test_a_reader_hears_what_is_new(place):
     reader, writer = EventReader(place), EventWriter(place)
     assert numbers(reader) == []
 
@@ -30,9 +28,7 @@ def test_a_reader_hears_what_is_new(place: Storage) -> None:
     assert numbers(reader) == []
 
 
-def test_files_stay_small_and_the_reader_follows(
-    place: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_stay_small_and_the_reader_follows(place, monkeypatch):
     monkeypatch.setattr(storage, "FILE_BYTES", 30)
     writer, reader, heard = EventWriter(place), EventReader(place), []
     for n in range(20):
@@ -46,7 +42,7 @@ def test_files_stay_small_and_the_reader_follows(
     assert len(place.names("events")) > 3
 
 
-def test_a_second_writer_goes_on_behind_the_first(place: Storage) -> None:
+def test_a_second_writer_goes_on_behind_the_first(place):
     for n in (1, 2):  # the first one was killed, the second is its successor
         writer = EventWriter(place)
         writer.add({"n": n})
@@ -55,7 +51,7 @@ def test_a_second_writer_goes_on_behind_the_first(place: Storage) -> None:
     assert numbers(EventReader(place)) == [1, 2]
 
 
-def test_a_reader_that_comes_back_goes_on_where_it_was(place: Storage) -> None:
+def test_a_reader_that_comes_back_goes_on_where_it_was(place):
     writer, first = EventWriter(place), EventReader(place)
     writer.add({"n": 1})
     writer.flush()
@@ -66,7 +62,7 @@ def test_a_reader_that_comes_back_goes_on_where_it_was(place: Storage) -> None:
     assert numbers(EventReader(place, number=first.number, lines=first.lines)) == [2]
 
 
-def test_a_line_that_is_half_there_is_heard_when_it_is_whole(place: Storage) -> None:
+def test_a_line_that_is_half_there_is_heard_when_it_is_whole(place):
     reader = EventReader(place)
     place.write("events/000001.jsonl", b'{"n": 1}\n{"n"')
     assert numbers(reader) == [1]

@@ -14,7 +14,6 @@ from studio.cluster.driver import work
 from studio.cluster.orders import CONTROL, ERROR, ORDER, Order, order_in, read_json, write_json
 from studio.cluster.storage import EventReader, EventWriter, Storage
 from studio.errors import ClusterError, DataError, ProcessLost, RunError
-from studio.home import Home
 from studio.spec import RunSpec
 from studio.training import transfer
 from studio.training.events import Loading, Step
@@ -22,7 +21,7 @@ from studio.training.run import train
 
 
 @pytest.fixture
-def place(tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch) -> Storage:
+def place(tmp_path, home, monkeypatch):
     """A packed run on a storage, and a ray of one worker."""
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     trains, torches = ModuleType("ray.train"), ModuleType("ray.train.torch")
@@ -49,9 +48,7 @@ def said(place: Storage) -> list[dict[str, Any]]:
     return list(EventReader(place).read())
 
 
-def test_a_worker_says_what_the_run_says_here_and_leaves_what_it_makes(
-    place: Storage, home: Home, tmp_path: Path
-) -> None:
+def test_a_worker_says_what_the_run_says_here_and_leaves_what_it_makes(place, home, tmp_path):
     work({"place": place.url})
 
     alone = SPEC.with_values({"train.device": "cpu"})
@@ -65,9 +62,7 @@ def test_a_worker_says_what_the_run_says_here_and_leaves_what_it_makes(
     assert (read_json(place, "report.json") or {})["reason"] == "completed"
 
 
-def test_a_wish_on_the_storage_is_obeyed_and_the_next_worker_goes_on(
-    place: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_wish_on_the_storage_is_obeyed_and_the_next_worker_goes_on(place, monkeypatch):
     monkeypatch.setattr("studio.cluster.driver.RECEIVE_SECONDS", 0.01)
     write_json(place, CONTROL, {"number": 1, "command": "stop"})
     work({"place": place.url})
@@ -85,9 +80,7 @@ def test_a_wish_on_the_storage_is_obeyed_and_the_next_worker_goes_on(
     assert then[-1]["reason"] == "completed"
 
 
-def test_a_checkpoint_that_a_person_wants_is_made_once(
-    place: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_checkpoint_that_a_person_wants_is_made_once(place, monkeypatch):
     monkeypatch.setattr("studio.cluster.driver.RECEIVE_SECONDS", 0.01)
     spec = transfer.read_spec(Path(place.root) / "packed")
     spec = spec.with_values({"train.max_steps": 60, "train.save_steps": -1, "train.eval_steps": -1})
@@ -101,7 +94,7 @@ def test_a_checkpoint_that_a_person_wants_is_made_once(
     assert len(saved) == 1 and 1 <= saved[0] < 60
 
 
-def test_an_error_that_another_try_would_meet_again_is_not_tried_again(place: Storage) -> None:
+def test_an_error_that_another_try_would_meet_again_is_not_tried_again(place):
     packed = Path(place.root) / "packed" / "spec.yaml"
     packed.write_text(SPEC.with_values({"data.path": "/no/such/rows.jsonl"}).to_yaml())
 
@@ -111,9 +104,7 @@ def test_an_error_that_another_try_would_meet_again_is_not_tried_again(place: St
     work({"place": place.url})  # Ray starts it again: it returns at once
 
 
-def test_a_machine_that_does_not_see_the_storage_or_lacks_packages_says_so(
-    place: Storage, tmp_path: Path
-) -> None:
+def test_a_machine_that_does_not_see_the_storage_or_lacks_packages_says_so(place, tmp_path):
     with pytest.raises(ClusterError, match="does not see the storage"):
         order_in(Storage(str(tmp_path / "elsewhere")))
     lacking = Order(workers=1, gpus=False, needs=("torch<1",))
@@ -122,15 +113,13 @@ def test_a_machine_that_does_not_see_the_storage_or_lacks_packages_says_so(
         order_in(place)
 
 
-def test_a_drivers_error_is_its_last_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_drivers_error_is_its_last_line(tmp_path, capsys):
     assert driver.main([str(tmp_path / "nowhere")]) == 1
     last = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(last.removeprefix("ADAPTER STUDIO ERROR "))["kind"] == "cluster"
 
 
-def test_what_ray_failed_with_becomes_a_sentence() -> None:
+def test_what_ray_failed_with_becomes_a_sentence():
     ours = RuntimeError("wrapped")
     ours.__cause__ = DataError("Row 3 is empty.")
     failed = RuntimeError("Training failed")

@@ -10,7 +10,7 @@ Make = Callable[..., Backend]
 
 
 @pytest.fixture(scope="session")
-def byte_backend() -> Make:
+def byte_backend():
     """Make a byte-level tokenizer with the given special tokens and chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -35,7 +35,7 @@ def byte_backend() -> Make:
 
 
 @pytest.fixture(scope="session")
-def bracketed() -> Callable[[Backend, list[int], list[int]], str]:
+def bracketed():
     """Write a row as text with the trained parts in double square brackets."""
 
     def write(backend: Backend, ids: list[int], labels: list[int]) -> str:

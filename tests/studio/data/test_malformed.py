@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from studio.data.survey import check_file
-from tests.studio.data.malformed import Case, cases
+from tests.studio.data.malformed import cases
 
 CASES = cases()
 
@@ -20,7 +20,7 @@ def test_the_corpus_is_large_and_its_names_differ():
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_a_malformed_file_comes_out_as_expected(case: Case, tmp_path):
+def test_a_malformed_file_comes_out_as_expected(case, tmp_path):
     path = case.make(tmp_path)
 
     report = check_file(path)

@@ -1,7 +1,6 @@
 """AdapterHub's bottleneck format: round trips, their defaults, and what is refused."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ BOTTLENECKS = [label for label, method in ADAPTERS.items() if method.name == "bo
 
 @pytest.mark.parametrize("model_name", ["llama", "gpt2", "qwen2"])
 @pytest.mark.parametrize("label", BOTTLENECKS)
-def test_a_bottleneck_round_trips(label, model_name, tmp_path: Path):
+def test_a_bottleneck_round_trips(label, model_name, tmp_path):
     backbone, adapter = attached(label, model_name, trained=True)
     adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
     other = Backbone(tiny_model(model_name))
@@ -28,7 +27,7 @@ def test_a_bottleneck_round_trips(label, model_name, tmp_path: Path):
     torch.testing.assert_close(logits(other), logits(backbone), atol=1e-5, rtol=1e-5)
 
 
-def test_the_keys_are_theirs(tmp_path: Path):
+def test_the_keys_are_theirs(tmp_path):
     """As `adapters` 1.3 writes them for Llama (peers study, section 5)."""
     backbone, adapter = attached("bottleneck-bottleneck_dim=6", "llama", trained=True)
     adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
@@ -56,7 +55,7 @@ def test_the_keys_are_theirs(tmp_path: Path):
         ({"mh_adapter": False, "original_ln_before": True}, "does not have"),
     ],
 )
-def test_other_architectures_are_refused(changes, says, tmp_path: Path):
+def test_other_architectures_are_refused(changes, says, tmp_path):
     backbone, adapter = attached("bottleneck-bottleneck_dim=6", "llama", trained=True)
     adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
     path = tmp_path / "adapter_config.json"
@@ -67,7 +66,7 @@ def test_other_architectures_are_refused(changes, says, tmp_path: Path):
         Backbone(tiny_model("llama")).load("x", tmp_path)
 
 
-def test_old_files_mean_the_approximate_gelu_which_is_not_here(tmp_path: Path):
+def test_old_files_mean_the_approximate_gelu_which_is_not_here(tmp_path):
     backbone, adapter = attached(BOTTLENECKS[-1], "llama", trained=True)
     adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
     path = tmp_path / "adapter_config.json"
@@ -78,7 +77,7 @@ def test_old_files_mean_the_approximate_gelu_which_is_not_here(tmp_path: Path):
         Backbone(tiny_model("llama")).load("x", tmp_path)
 
 
-def test_foreign_tensors_and_pickles_are_refused(tmp_path: Path):
+def test_foreign_tensors_and_pickles_are_refused(tmp_path):
     backbone, adapter = attached("bottleneck-bottleneck_dim=6", "llama", trained=True)
     adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
     path = tmp_path / "adapter.safetensors"
@@ -91,7 +90,7 @@ def test_foreign_tensors_and_pickles_are_refused(tmp_path: Path):
         Backbone(tiny_model("llama")).load("x", tmp_path)
 
 
-def test_only_bottlenecks_can_be_written(tmp_path: Path):
+def test_only_bottlenecks_can_be_written(tmp_path):
     backbone = Backbone(tiny_model("llama"))
     adapter = backbone.attach("a", Lora(r=2))
     with pytest.raises(AdapterError, match="LoRA cannot be written"):

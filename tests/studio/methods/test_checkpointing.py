@@ -45,14 +45,14 @@ def passed(
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["llama", "gpt2", "mistral"])
-def test_offloading_changes_not_one_bit(method: str, model: str) -> None:
+def test_offloading_changes_not_one_bit(method, model):
     near = passed(METHODS[method], model, offload=False)
     away = passed(METHODS[method], model, offload=True)
     assert torch.equal(near[0], away[0])
     assert all(torch.equal(one, other) for one, other in zip(near[1], away[1], strict=True))
 
 
-def test_nothing_but_each_layers_input_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_but_each_layers_input_goes_away(monkeypatch):
     shapes = []
     real = Offload._to_host
 
@@ -65,7 +65,7 @@ def test_nothing_but_each_layers_input_goes_away(monkeypatch: pytest.MonkeyPatch
     assert shapes == [(1, 60, 32)] * 4  # two layers, two passes
 
 
-def test_the_newest_stays_near_and_the_one_before_is_fetched_ahead() -> None:
+def test_the_newest_stays_near_and_the_one_before_is_fetched_ahead():
     away = Offload(torch.device("cpu"))
     tensors = [torch.full((2000,), float(i)) for i in range(3)]
     kept = [away.pack(tensor) for tensor in tensors]
@@ -77,7 +77,7 @@ def test_the_newest_stays_near_and_the_one_before_is_fetched_ahead() -> None:
     assert torch.equal(away.unpack(kept[1]), tensors[1])  # a graph that is kept asks again
 
 
-def test_small_tensors_stay_and_a_graph_that_is_dropped_leaves_nothing() -> None:
+def test_small_tensors_stay_and_a_graph_that_is_dropped_leaves_nothing():
     away = Offload(torch.device("cpu"))
     small = torch.zeros(checkpointing.MIN_NUMBERS - 1)
     assert away.pack(small) is small
@@ -87,7 +87,7 @@ def test_small_tensors_stay_and_a_graph_that_is_dropped_leaves_nothing() -> None
     assert isinstance(away.pack(torch.zeros(2000)), OffloadedTensor)
 
 
-def test_switching_off_takes_the_hooks_away() -> None:
+def test_switching_off_takes_the_hooks_away():
     backbone = Backbone(tiny_model("llama"))
     for offload in (True, True, False):
         backbone.checkpointing(True, offload=offload)
@@ -115,8 +115,8 @@ class Clock:
 
 
 def test_copies_wait_for_what_they_copy_and_the_layer_for_its_copy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     clock, empty = Clock(), torch.empty
     away = Offload(torch.device("cpu"))
     away._stream = clock.stream("side")
@@ -146,7 +146,7 @@ def test_copies_wait_for_what_they_copy_and_the_layer_for_its_copy(
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("method", METHODS)
-def test_on_a_gpu_the_streams_lose_nothing(method: str) -> None:
+def test_on_a_gpu_the_streams_lose_nothing(method):
     near = passed(METHODS[method], "llama", device="cuda", offload=False)
     away = passed(METHODS[method], "llama", device="cuda", offload=True)
     torch.testing.assert_close(near[0], away[0])

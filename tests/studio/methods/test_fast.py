@@ -30,7 +30,7 @@ def make(
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-def test_output_and_gradients_equal_the_plain_twin(transposed: bool, biased: bool) -> None:
+def test_output_and_gradients_equal_the_plain_twin(transposed, biased):
     results = []
     for function in (plain, low_rank_linear):
         x, weight, bias, a, b = make(torch.float32, transposed=transposed, biased=biased)
@@ -41,7 +41,7 @@ def test_output_and_gradients_equal_the_plain_twin(transposed: bool, biased: boo
         torch.testing.assert_close(got, expected)
 
 
-def test_gradients_equal_finite_differences() -> None:
+def test_gradients_equal_finite_differences():
     torch.manual_seed(0)
     x, a, b = (torch.randn(*s, dtype=torch.float64, requires_grad=True)
                for s in ((3, 4), (2, 4), (5, 2)))  # fmt: skip
@@ -51,7 +51,7 @@ def test_gradients_equal_finite_differences() -> None:
     )
 
 
-def test_low_precision_keeps_the_parameters_gradients_in_float32() -> None:
+def test_low_precision_keeps_the_parameters_gradients_in_float32():
     x, weight, bias, a, b = make(torch.bfloat16, transposed=False, biased=True)
     y = low_rank_linear(x, weight, bias, a, b)
     y.float().sum().backward()
@@ -61,7 +61,7 @@ def test_low_precision_keeps_the_parameters_gradients_in_float32() -> None:
     torch.testing.assert_close(y, plain(x, weight, bias, a, b), rtol=5e-2, atol=1e-1)
 
 
-def test_nothing_is_asked_of_an_input_below_the_first_trained_layer() -> None:
+def test_nothing_is_asked_of_an_input_below_the_first_trained_layer():
     x, weight, bias, a, b = make(torch.float32, transposed=False, biased=False)
     y = low_rank_linear(x.detach(), weight, bias, a, b)
     y.sum().backward()
@@ -69,7 +69,7 @@ def test_nothing_is_asked_of_an_input_below_the_first_trained_layer() -> None:
     assert a.grad is not None
 
 
-def test_a_training_lora_is_one_node_and_leaves_nothing_behind() -> None:
+def test_a_training_lora_is_one_node_and_leaves_nothing_behind():
     from studio.backbone import Backbone
     from studio.methods.lora import Lora
     from tests.studio.tiny import tiny_model

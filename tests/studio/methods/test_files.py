@@ -19,7 +19,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     backbone = Backbone(tiny_model("llama"))
     backbone.attach("a", Lora(r=4))
     backbone.save("a", tmp_path)

@@ -1,7 +1,6 @@
 """The leaner forwards give the plain ones' losses and gradients, and keep less."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ import transformers
 
 from studio.backbone import Backbone
 from studio.errors import MethodError
-from studio.methods import Method
 from studio.methods.full import Full
 from studio.methods.lora import Lora
 from tests.studio.methods.cases import ADAPTERS, MODELS, fits
@@ -59,7 +57,7 @@ def compare(backbone: Backbone, names: Sequence[str]) -> list[int]:
 
 
 @pytest.mark.parametrize("label", ADAPTERS)
-def test_every_method_on_llama(label: str) -> None:
+def test_every_method_on_llama(label):
     backbone = Backbone(tiny_model("llama"))
     backbone.attach("a", fits(ADAPTERS[label], "llama"))
     backbone.use([("a", 1.0)])
@@ -68,7 +66,7 @@ def test_every_method_on_llama(label: str) -> None:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", [Lora(r=4), Full()], ids=["lora", "full"])
-def test_every_model(model: str, method: Method) -> None:
+def test_every_model(model, method):
     backbone = Backbone(tiny_model(model))
     backbone.attach("a", method)
     backbone.use([("a", 1.0)])
@@ -94,7 +92,7 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("config", UNUSUAL.values(), ids=UNUSUAL)
-def test_unusual_layers_train_as_written_and_are_never_packed(config: Any) -> None:
+def test_unusual_layers_train_as_written_and_are_never_packed(config):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     rows_BT = torch.arange(3, 27).reshape(2, 12)
@@ -109,7 +107,7 @@ def test_unusual_layers_train_as_written_and_are_never_packed(config: Any) -> No
         backbone.packed_logits(rows_BT.flatten(), (12, 12), torch.arange(24))
 
 
-def test_rows_with_adapters_of_their_own() -> None:
+def test_rows_with_adapters_of_their_own():
     backbone = Backbone(tiny_model("llama"))
     for name in "ab":
         backbone.attach(name, Lora(r=4), seed=ord(name))
@@ -117,7 +115,7 @@ def test_rows_with_adapters_of_their_own() -> None:
     compare(backbone, ["a", "b"])
 
 
-def test_less_is_kept_for_the_backward_pass() -> None:
+def test_less_is_kept_for_the_backward_pass():
     backbone = Backbone(tiny_model("llama"))
     backbone.attach("a", Lora(r=4))
     backbone.use([("a", 1.0)])
@@ -125,7 +123,7 @@ def test_less_is_kept_for_the_backward_pass() -> None:
     assert lean < 0.8 * plain
 
 
-def test_nothing_changes_where_gradients_are_off() -> None:
+def test_nothing_changes_where_gradients_are_off():
     backbone = Backbone(tiny_model("llama"))
     with torch.no_grad():
         lean = backbone.packed_logits(IDS, LENGTHS, KEEP)

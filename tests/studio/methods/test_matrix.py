@@ -1,7 +1,5 @@
 """The matrix: every registered method on every model shape, with no list to keep."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -87,7 +85,7 @@ def test_training_lowers_the_loss_and_touches_nothing_else(label, model_name):
 
 @every
 @everywhere
-def test_save_and_load_give_equal_logits(label, model_name, tmp_path: Path):
+def test_save_and_load_give_equal_logits(label, model_name, tmp_path):
     backbone, _ = attached(label, model_name, trained=True)
     backbone.save("a", tmp_path)
     other = Backbone(tiny_model(model_name))

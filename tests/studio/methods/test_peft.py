@@ -1,7 +1,5 @@
 """PEFT is the oracle: what is saved here loads there with equal logits, and the reverse."""
 
-from pathlib import Path
-
 import peft
 import pytest
 import torch
@@ -41,7 +39,7 @@ MADE_BY_PEFT = {
 
 @pytest.mark.parametrize("model_name", ["llama", "gpt2", "qwen2", "gemma"])
 @pytest.mark.parametrize("label", PEFT_KNOWS)
-def test_what_we_save_loads_in_plain_peft(label, model_name, tmp_path: Path):
+def test_what_we_save_loads_in_plain_peft(label, model_name, tmp_path):
     backbone, adapter = attached(label, model_name, trained=True)
     if model_name == "gpt2" and adapter.method.peft_type in LINEAR_ONLY:
         pytest.skip("PEFT has no such layer for Conv1D")
@@ -54,7 +52,7 @@ def test_what_we_save_loads_in_plain_peft(label, model_name, tmp_path: Path):
 
 
 @pytest.mark.parametrize("label", MADE_BY_PEFT)
-def test_what_peft_saves_loads_here(label, tmp_path: Path):
+def test_what_peft_saves_loads_here(label, tmp_path):
     kind = label.partition("-")[0]
     config = peft.PEFT_TYPE_TO_CONFIG_MAPPING[kind](task_type="CAUSAL_LM", **MADE_BY_PEFT[label])
     torch.manual_seed(5)

@@ -1,7 +1,5 @@
 """QLoRA: training over an NF4 base equals training over its dequantised weights, evals included."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -20,7 +18,7 @@ KEEP = torch.arange(43)
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> tuple[Backbone, Backbone]:
+def pair(tmp_path):
     """The NF4 base, and a plain model holding its dequantised weights."""
     folder = tiny_folder(tmp_path / "base")
     quantised = Backbone(load(ModelSource(path=str(folder), quantization="nf4"), "cpu").model)

@@ -23,7 +23,7 @@ def passed(how: Any, inputs: list[Tensor], outer: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("tokens", [1, 2, 31, 32, 33, 100, 256])
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2), (4, 1)], ids=str)
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_a_row(tokens: int, heads: tuple[int, int], scaling: float | None) -> None:
+def test_a_row(tokens, heads, scaling):
     made = torch.Generator().manual_seed(tokens)
     wanted = [(1, heads[0], tokens, 8), *[(1, heads[1], tokens, 8)] * 2]
     # As the layers give it: tokens before heads, seen the other way.
@@ -39,7 +39,7 @@ def test_a_row(tokens: int, heads: tuple[int, int], scaling: float | None) -> No
         torch.testing.assert_close(one, other)
 
 
-def test_only_short_rows_of_bfloat16_on_a_cpu() -> None:
+def test_only_short_rows_of_bfloat16_on_a_cpu():
     row = torch.zeros(1, 2, attention_kernels.LONGEST, 8, dtype=torch.bfloat16)
     longer = torch.zeros(1, 2, attention_kernels.LONGEST + 1, 8, dtype=torch.bfloat16)
     assert attention_kernels.short_row_fits(row, row)
@@ -52,9 +52,7 @@ def test_only_short_rows_of_bfloat16_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2", "qwen3"])
-def test_a_packed_pass_is_that_of_the_fused_kernel(
-    model: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_packed_pass_is_that_of_the_fused_kernel(model, monkeypatch):
     monkeypatch.setattr(hardware, "has_fast_bfloat16", lambda: True)
     rows: list[int] = []
     own = attention_kernels.attend_row

@@ -245,7 +245,7 @@ def test_lora_delta_is_linear_in_the_input():
     assert torch.allclose(linear(torch.eye(4), w), w.T)
 
 
-def test_what_sites_share_is_placed_once() -> None:
+def test_what_sites_share_is_placed_once():
     backbone = Backbone(tiny_model("llama"))
     adapter = backbone.attach("a", Vera(r=4))
     shared = [own["__A"] for own in adapter.params.values()]

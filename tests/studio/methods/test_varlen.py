@@ -69,7 +69,7 @@ def pairs(bounds: Tensor) -> list[tuple[int, int]]:
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Reference:
+def kernel(monkeypatch):
     """The reference, in full precision, on any device."""
     made = Reference()
     monkeypatch.setattr(attention_kernels, "DTYPES", (torch.float32,))
@@ -100,9 +100,7 @@ def passed(
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["llama", "gpt2", "qwen3", "gemma", "mistral"])
-def test_loss_and_gradients_are_those_of_row_after_row(
-    kernel: Reference, model: str, method: str
-) -> None:
+def test_loss_and_gradients_are_those_of_row_after_row(kernel, model, method):
     backbone, parameters = adapted(model, METHODS[method])
     plain, plain_gradients = passed(backbone, parameters, "sdpa")
     assert not kernel.bounds
@@ -113,7 +111,7 @@ def test_loss_and_gradients_are_those_of_row_after_row(
         torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
 
 
-def test_what_is_taken_is_told(kernel: Reference) -> None:
+def test_what_is_taken_is_told(kernel):
     backbone, _ = adapted("llama", METHODS["lora"])
     assert backbone.attention_kernel == "varlen"
     for how in ("sdpa", "eager"):
@@ -121,7 +119,7 @@ def test_what_is_taken_is_told(kernel: Reference) -> None:
         assert backbone.attention_kernel == how
 
 
-def test_where_rows_lie_is_laid_out_once_a_forward(kernel: Reference) -> None:
+def test_where_rows_lie_is_laid_out_once_a_forward(kernel):
     backbone, parameters = adapted("llama", METHODS["prefix"])
     passed(backbone, parameters, "auto")
     assert len(kernel.bounds) == 4
@@ -132,15 +130,15 @@ def test_where_rows_lie_is_laid_out_once_a_forward(kernel: Reference) -> None:
 
 
 def test_a_window_counts_the_query_itself_and_is_none_where_no_row_is_longer(
-    kernel: Reference,
-) -> None:
+    kernel,
+):
     backbone, _ = adapted("mistral", METHODS["lora"])  # a window of 8
     backbone.packed_logits(IDS, LENGTHS, KEEP)
     backbone.packed_logits(IDS[:8], (5, 3), KEEP[:2])
     assert kernel.windows == [(7, 0), (7, 0), (-1, 0), (-1, 0)]
 
 
-def test_recomputed_layers_meet_the_same_rows(kernel: Reference) -> None:
+def test_recomputed_layers_meet_the_same_rows(kernel):
     backbone, parameters = adapted("mistral", METHODS["prefix"])
     _, kept = passed(backbone, parameters, "varlen")
     backbone.checkpointing(True)
@@ -149,7 +147,7 @@ def test_recomputed_layers_meet_the_same_rows(kernel: Reference) -> None:
         torch.testing.assert_close(one, other)
 
 
-def test_what_the_kernel_cannot_goes_the_plain_way(kernel: Reference) -> None:
+def test_what_the_kernel_cannot_goes_the_plain_way(kernel):
     capped, parameters = adapted("gemma2", METHODS["lora"])
     passed(capped, parameters, "varlen")
     weighted, _ = adapted("llama", METHODS["prefix"])
@@ -162,7 +160,7 @@ def test_what_the_kernel_cannot_goes_the_plain_way(kernel: Reference) -> None:
 
 
 @pytest.mark.parametrize(("window", "virtual"), [(None, 0), (8, 6)])
-def test_the_real_kernel_takes_these_arguments(window: int | None, virtual: int) -> None:
+def test_the_real_kernel_takes_these_arguments(window, virtual):
     # Tensors without storage run torch's own operator up to the device's code, gradients included.
     def made(heads: int, tokens: int) -> Tensor:
         shape = (1, heads, tokens, 64)
@@ -180,7 +178,7 @@ def test_the_real_kernel_takes_these_arguments(window: int | None, virtual: int)
     assert [g.shape for g in gradients] == [leaf.shape for leaf in leaves]
 
 
-def test_a_cpu_has_no_kernel_and_says_so() -> None:
+def test_a_cpu_has_no_kernel_and_says_so():
     cpu = torch.device("cpu")
     assert attention_kernels.kernel(cpu) is None
     assert "on cpu" in attention_kernels.varlen_unavailable(cpu, torch.bfloat16, 64, capped=False)
@@ -193,9 +191,7 @@ def test_a_cpu_has_no_kernel_and_says_so() -> None:
         (torch.bfloat16, 100, False, "100"), (torch.bfloat16, 128, False, None),
     ],
 )  # fmt: skip
-def test_why_a_model_cannot_attend_so_is_one_clause(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, head: int, capped: bool, said: str | None
-) -> None:
+def test_why_a_model_cannot_attend_so_is_one_clause(monkeypatch, dtype, head, capped, said):
     monkeypatch.setattr(attention_kernels, "kernel", lambda device: Reference())
     why = attention_kernels.varlen_unavailable(torch.device("cuda:0"), dtype, head, capped=capped)
     assert said in why if said else not why
@@ -205,7 +201,7 @@ def test_why_a_model_cannot_attend_so_is_one_clause(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("virtual", [0, 6])
 @pytest.mark.parametrize("window", [None, 8])
-def test_the_real_kernel_gives_what_row_after_row_gives(virtual: int, window: int | None) -> None:
+def test_the_real_kernel_gives_what_row_after_row_gives(virtual, window):
     device = torch.device("cuda")
     run = attention_kernels.kernel(device)
     assert run is not None
@@ -243,7 +239,7 @@ def test_the_real_kernel_gives_what_row_after_row_gives(virtual: int, window: in
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("model", ["llama", "mistral"])
 @pytest.mark.parametrize("method", METHODS)
-def test_a_whole_pass_on_a_gpu_is_the_same(model: str, method: str) -> None:
+def test_a_whole_pass_on_a_gpu_is_the_same(model, method):
     backbone, parameters = adapted(model, METHODS[method])
     backbone.model.to("cuda", torch.bfloat16)
     for parameter in parameters:

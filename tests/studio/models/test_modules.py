@@ -28,7 +28,7 @@ def llama(folder: Path) -> ModelSource:
     return ModelSource(path=str(folder))
 
 
-def test_only_linear_layers_inside_layers_are_named(tmp_path: Path) -> None:
+def test_only_linear_layers_inside_layers_are_named(tmp_path):
     found = linear_modules(llama(tmp_path / "m"))
     assert len(found) == 33
     assert [module.name for module in found[:3]] == [
@@ -38,7 +38,7 @@ def test_only_linear_layers_inside_layers_are_named(tmp_path: Path) -> None:
     assert found[0].shape == (4, 2)
 
 
-def test_the_shortest_words_mean_the_same(tmp_path: Path) -> None:
+def test_the_shortest_words_mean_the_same(tmp_path):
     found = linear_modules(llama(tmp_path / "m"))
     every = [module.key for module in found]
     queries = [key for key in every if key.endswith("q_proj")]
@@ -49,7 +49,7 @@ def test_the_shortest_words_mean_the_same(tmp_path: Path) -> None:
     assert targets([], found) == []
 
 
-def test_a_last_word_that_two_modules_share_is_not_enough(real: Path) -> None:
+def test_a_last_word_that_two_modules_share_is_not_enough(real):
     source = ModelSource(path=str(real / "models" / "tarot-gpt2"))
     found = linear_modules(source)
     names = {module.name for module in found}

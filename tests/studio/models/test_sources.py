@@ -6,8 +6,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from studio.errors import DiskFull, ModelError, StudioError, Unreached
-from studio.home import Home
+from studio.errors import DiskFull, ModelError, Unreached
 from studio.models.sources import available, facts, resolve
 from studio.spec import ModelSource
 
@@ -37,7 +36,7 @@ def refused(folder: Path) -> str:
     return error.value.text
 
 
-def test_facts_come_from_the_config_and_the_header(tmp_path: Path) -> None:
+def test_facts_come_from_the_config_and_the_header(tmp_path):
     known = facts(ModelSource(path=str(make_model(tmp_path / "m"))))
     assert known.parameters == 10
     assert (known.hidden_size, known.num_layers, known.context_length) == (2, 1, 16)
@@ -45,7 +44,7 @@ def test_facts_come_from_the_config_and_the_header(tmp_path: Path) -> None:
     assert not known.has_chat_template
 
 
-def test_the_fingerprint_tells_the_weights_and_the_shapes_apart(tmp_path: Path) -> None:
+def test_the_fingerprint_tells_the_weights_and_the_shapes_apart(tmp_path):
     first = facts(ModelSource(path=str(make_model(tmp_path / "a")))).fingerprint
     again = facts(ModelSource(path=str(make_model(tmp_path / "b")))).fingerprint
     other = make_model(tmp_path / "c") / "model.safetensors"
@@ -56,42 +55,42 @@ def test_the_fingerprint_tells_the_weights_and_the_shapes_apart(tmp_path: Path) 
     assert changed != first
 
 
-def test_a_missing_folder_is_one_sentence() -> None:
+def test_a_missing_folder_is_one_sentence():
     assert "no model folder /nowhere/x" in refused(Path("/nowhere/x"))
 
 
-def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_config_is_refused(tmp_path):
     assert "no config.json" in refused(tmp_path)
 
 
-def test_an_adapter_folder_is_named_as_such(tmp_path: Path) -> None:
+def test_an_adapter_folder_is_named_as_such(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "is an adapter" in refused(tmp_path)
 
 
-def test_a_model_without_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_tokenizer_is_refused(tmp_path):
     folder = make_model(tmp_path / "m")
     (folder / "tokenizer.json").unlink()
     assert "no tokenizer" in refused(folder)
 
 
-def test_an_unknown_architecture_names_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_architecture_names_the_nearest(tmp_path):
     folder = make_model(tmp_path / "m", architectures=["LlammaForCausalLM"])
     assert "LlammaForCausalLM" in refused(folder)
     assert '"LlamaForCausalLM"' in refused(folder)
 
 
-def test_remote_code_is_refused(tmp_path: Path) -> None:
+def test_remote_code_is_refused(tmp_path):
     assert "auto_map" in refused(make_model(tmp_path / "m", auto_map={"AutoModel": "x.Y"}))
 
 
-def test_pickled_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
+def test_pickled_weights_are_refused_with_the_way_out(tmp_path):
     folder = make_model(tmp_path / "m")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "save_pretrained" in refused(folder)
 
 
-def test_a_truncated_file_is_refused_with_both_sizes(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused_with_both_sizes(tmp_path):
     file = make_model(tmp_path / "m") / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
     text = refused(file.parent)
@@ -99,20 +98,20 @@ def test_a_truncated_file_is_refused_with_both_sizes(tmp_path: Path) -> None:
     assert f"{file.stat().st_size:,}" in text
 
 
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
     file = make_model(tmp_path / "m") / "model.safetensors"
     file.write_bytes(b"hello")
     assert "truncated or not a safetensors file" in refused(file.parent)
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+def test_a_missing_shard_is_named(tmp_path):
     folder = make_model(tmp_path / "m")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "model-00001-of-00002.safetensors" in refused(folder)
 
 
-def test_an_unknown_hub_id_is_one_sentence_offline() -> None:
+def test_an_unknown_hub_id_is_one_sentence_offline():
     with pytest.raises(Unreached, match='"no-such-org/no-such-model" is not a folder here'):
         facts(ModelSource(path="no-such-org/no-such-model"))
 
@@ -126,9 +125,7 @@ def test_an_unknown_hub_id_is_one_sentence_offline() -> None:
     ],
     ids=["disk", "network", "permission"],
 )
-def test_a_download_that_breaks_off_says_why(
-    monkeypatch: pytest.MonkeyPatch, fault: OSError, kind: type[StudioError], sentence: str
-) -> None:
+def test_a_download_that_breaks_off_says_why(monkeypatch, fault, kind, sentence):
     def broken(*_: object, **__: object) -> str:
         raise fault
 
@@ -137,9 +134,7 @@ def test_a_download_that_breaks_off_says_why(
         facts(ModelSource(path="org/model"))
 
 
-def test_available_lists_starter_and_the_homes_models(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_available_lists_starter_and_the_homes_models(home, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     make_model(home.models / "mine")
     make_model(home.models / "odd", architectures=["Nope"])
@@ -147,7 +142,7 @@ def test_available_lists_starter_and_the_homes_models(
     assert available(home) == ["starter", str(home.models / "mine"), "org/small"]
 
 
-def test_real_models_are_read(real: Path) -> None:
+def test_real_models_are_read(real):
     llama = facts(ModelSource(path=str(real / "models" / "stories260k")))
     gpt2 = facts(ModelSource(path=str(real / "models" / "tarot-gpt2")))
     assert (llama.hidden_size, llama.num_layers, llama.context_length) == (64, 5, 512)

@@ -8,7 +8,6 @@ import json
 
 import pytest
 
-from studio.home import Home
 from studio.spec import RunSpec
 from studio.starter import MODEL_DIR, heldout
 from studio.starter.make.demos import demo_names, is_in_style, keeps_content
@@ -19,7 +18,7 @@ from studio.training.run import train
 
 @pytest.mark.slow
 @pytest.mark.parametrize("demo", demo_names())
-def test_default_lora_brings_the_demo_style_and_keeps_the_content(demo, home: Home, tmp_path):
+def test_default_lora_brings_the_demo_style_and_keeps_the_content(demo, home, tmp_path):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,6 +1,5 @@
 """A tiny Llama made in memory and rows of random tokens: everything a session needs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -86,7 +85,7 @@ def make_session(rows: Rows | None = None, **spec: Any) -> Session:
 
 
 @pytest.fixture
-def session() -> Callable[..., Session]:
+def session():
     """Make sessions; see `make_session`."""
     torch.manual_seed(0)
     return make_session

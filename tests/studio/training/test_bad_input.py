@@ -15,7 +15,6 @@ import torch
 
 from studio.data.prepare import prepare
 from studio.errors import DeviceLost, Diverged, SpecError
-from studio.home import Home
 from studio.models.loading import load_tokenizer
 from studio.spec import DataSource, ModelSource, TrainArgs
 from studio.training import checkpoint, loop
@@ -32,8 +31,8 @@ def drain(session: Session, run_dir: Path) -> None:
 
 
 def test_a_learning_rate_that_explodes_ends_with_the_rate_and_keeps_the_checkpoint(
-    session: Make, tmp_path: Path
-) -> None:
+    session, tmp_path
+):
     own = session(
         method={"name": "lora", "r": 4},
         train={
@@ -50,8 +49,8 @@ def test_a_learning_rate_that_explodes_ends_with_the_rate_and_keeps_the_checkpoi
 
 
 def test_a_device_that_vanishes_in_the_middle_is_one_sentence_and_the_run_goes_on_later(
-    session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    session, tmp_path, monkeypatch
+):
     args = {"max_steps": 6, "save_steps": 2, "eval_steps": -1}
     own = session(train=args)
     real = Session.step
@@ -71,9 +70,7 @@ def test_a_device_that_vanishes_in_the_middle_is_one_sentence_and_the_run_goes_o
 
 
 @pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
-def test_an_optimizer_whose_library_is_missing_names_it(
-    optim: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_optimizer_whose_library_is_missing_names_it(optim, monkeypatch):
     real = builtins.__import__
 
     def without(name: str, *rest: Any) -> Any:
@@ -86,16 +83,14 @@ def test_an_optimizer_whose_library_is_missing_names_it(
         _MAKERS[optim]([], torch.device("cuda:0"))
 
 
-def test_muon_that_this_torch_lacks_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_that_this_torch_lacks_is_one_sentence(monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     weight = torch.nn.Parameter(torch.zeros(2, 2))
     with pytest.raises(SpecError, match="which torch .* lacks: use adamw"):
         make_optimizer([("w", weight)], TrainArgs(optim="muon"))
 
 
-def test_rows_longer_than_the_models_context_are_cut_and_counted(
-    tmp_path: Path, home: Home
-) -> None:
+def test_rows_longer_than_the_models_context_are_cut_and_counted(tmp_path, home):
     long = tmp_path / "long.jsonl"
     row = '{"prompt": "' + "word " * 40 + '", "completion": "' + "answer " * 400 + '"}\n'
     long.write_text(row.replace("word", "one") + row)
@@ -108,13 +103,13 @@ def test_rows_longer_than_the_models_context_are_cut_and_counted(
     assert found.report.context_length == 64
 
 
-def test_an_attention_that_this_device_has_not_is_one_sentence(session: Make) -> None:
+def test_an_attention_that_this_device_has_not_is_one_sentence(session):
     with pytest.raises(SpecError, match="runs on a GPU, and this run is on cpu") as caught:
         session(train={"attn_implementation": "varlen"})
     assert caught.value.field == "train.attn_implementation"
 
 
-def test_offloading_says_what_it_needs(session: Make) -> None:
+def test_offloading_says_what_it_needs(session):
     with pytest.raises(SpecError, match="gradient_checkpointing=true as well"):
         session(train={"activation_offloading": True})
     with pytest.raises(SpecError, match="from a GPU to main memory, and this run is on cpu"):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from studio.errors import InputError
-from studio.home import Home
 from studio.spec import RunSpec
 from studio.training import transfer
 from studio.training.events import Finished, Step
@@ -20,7 +19,7 @@ ROWS = [{"question": f"say {word}", "answer": word * 2} for word in "abcdefghijk
 
 
 @pytest.fixture
-def spec(tmp_path: Path) -> RunSpec:
+def spec(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(json.dumps(row) for row in ROWS))
     return RunSpec.parse(
@@ -33,9 +32,7 @@ def spec(tmp_path: Path) -> RunSpec:
     )
 
 
-def test_a_packed_run_gives_the_same_adapter_and_comes_back_as_a_run(
-    spec: RunSpec, home: Home, tmp_path: Path
-) -> None:
+def test_a_packed_run_gives_the_same_adapter_and_comes_back_as_a_run(spec, home, tmp_path):
     here = [e for e in train(spec, run_dir=tmp_path / "here", home=home) if isinstance(e, Step)]
 
     packed = transfer.pack(spec, tmp_path / "packed", home, with_model=True)
@@ -53,9 +50,7 @@ def test_a_packed_run_gives_the_same_adapter_and_comes_back_as_a_run(
     assert (tmp_path / "back" / weights).read_bytes() == (tmp_path / "here" / weights).read_bytes()
 
 
-def test_the_scripts_are_valid_shell_and_name_no_place_of_this_machine(
-    spec: RunSpec, home: Home, tmp_path: Path
-) -> None:
+def test_the_scripts_are_valid_shell_and_name_no_place_of_this_machine(spec, home, tmp_path):
     transfer.pack(spec, tmp_path / "packed", home, with_model=True)
 
     for script in ("run.sh", "slurm.sh"):
@@ -69,18 +64,14 @@ def test_the_scripts_are_valid_shell_and_name_no_place_of_this_machine(
     assert os.environ.get("STUDIO_HOME", "no home") not in written
 
 
-def test_a_set_of_gpus_is_as_many_processes_elsewhere(
-    spec: RunSpec, home: Home, tmp_path: Path
-) -> None:
+def test_a_set_of_gpus_is_as_many_processes_elsewhere(spec, home, tmp_path):
     pair = spec.with_values({"train.device": "cuda:1,cuda:3", "train.num_processes": 1})
     packed = transfer.pack(pair, tmp_path / "packed", home)
     assert "#SBATCH --gpus-per-node=2" in (tmp_path / "packed" / "slurm.sh").read_text()
     assert packed.train.device == "auto"
 
 
-def test_a_folder_that_is_not_trained_to_its_end_is_refused_with_its_step(
-    spec: RunSpec, home: Home, tmp_path: Path
-) -> None:
+def test_a_folder_that_is_not_trained_to_its_end_is_refused_with_its_step(spec, home, tmp_path):
     folder = tmp_path / "packed"
     transfer.pack(spec, folder, home)
     with pytest.raises(InputError, match="not started"):
@@ -100,7 +91,7 @@ def test_a_folder_that_is_not_trained_to_its_end_is_refused_with_its_step(
     assert not (tmp_path / "back").exists()
 
 
-def test_a_place_that_is_taken_is_refused(spec: RunSpec, home: Home, tmp_path: Path) -> None:
+def test_a_place_that_is_taken_is_refused(spec, home, tmp_path):
     (tmp_path / "packed").mkdir()
     with pytest.raises(InputError, match="exists already"):
         transfer.pack(spec, tmp_path / "packed", home)

@@ -10,7 +10,7 @@ import pytest
 from studio import hardware
 from studio.errors import OutOfMemory, WeightsTooLarge
 from studio.hardware import Device
-from studio.home import Home, open_home
+from studio.home import open_home
 from studio.models.sources import facts
 from studio.spec import RunSpec
 from studio.training import run
@@ -23,7 +23,7 @@ from tests.studio.tiny import tiny_folder
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def home(tmp_path):
     return open_home(tmp_path / "home")
 
 
@@ -39,7 +39,7 @@ def make_spec(tmp_path: Path, **fields: Any) -> RunSpec:
     return RunSpec().with_values(usual | fields)
 
 
-def test_the_load_is_that_of_the_runs_own_batches() -> None:
+def test_the_load_is_that_of_the_runs_own_batches():
     plan = plan_run(
         RunSpec.parse({"train": {"per_device_train_batch_size": 2, "num_train_epochs": 1}}),
         num_rows=4, hidden_size=8,
@@ -54,7 +54,7 @@ def test_the_load_is_that_of_the_runs_own_batches() -> None:
     assert padded.tokens == 80  # two rows as wide as the widest of all
 
 
-def test_processes_take_their_share_of_each_step() -> None:
+def test_processes_take_their_share_of_each_step():
     plan = plan_run(
         RunSpec.parse({"train": {"per_device_train_batch_size": 4, "num_train_epochs": 1}}),
         num_rows=4, hidden_size=8,
@@ -76,9 +76,7 @@ def on_two_cards(monkeypatch: pytest.MonkeyPatch, free: tuple[int, int] = (10**1
     monkeypatch.setattr(hardware, "devices", lambda: cards)
 
 
-def test_each_device_holds_the_base_or_its_part_of_it(
-    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_device_holds_the_base_or_its_part_of_it(tmp_path, home, monkeypatch):
     on_two_cards(monkeypatch, (9 * 10**9, 6 * 10**9))
     one = estimate(make_spec(tmp_path, **{"train.device": "cuda:0"}), home)
     two = estimate(make_spec(tmp_path, **{"train.device": "all"}), home)
@@ -100,9 +98,7 @@ def test_each_device_holds_the_base_or_its_part_of_it(
     assert both == pytest.approx(alone / 2, rel=0.05), "one pass each instead of two"
 
 
-def test_processes_on_a_processor_need_the_sum_and_a_mapped_base_once(
-    tmp_path: Path, home: Home
-) -> None:
+def test_processes_on_a_processor_need_the_sum_and_a_mapped_base_once(tmp_path, home):
     one = estimate(make_spec(tmp_path), home)
     two = estimate(make_spec(tmp_path, **{"train.num_processes": 2}), home)
     half = {"train.num_processes": 2, "model.dtype": "bfloat16"}
@@ -115,9 +111,7 @@ def test_processes_on_a_processor_need_the_sum_and_a_mapped_base_once(
     assert one.total_bytes == one.process_bytes
 
 
-def test_sharing_the_base_is_offered_where_there_are_several_cards(
-    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sharing_the_base_is_offered_where_there_are_several_cards(tmp_path, home, monkeypatch):
     on_two_cards(monkeypatch)
     small = {
         "train.per_device_train_batch_size": 1, "train.gradient_checkpointing": True,
@@ -131,7 +125,7 @@ def test_sharing_the_base_is_offered_where_there_are_several_cards(
     assert next_remedy(pair.with_values({"train.device": "cuda:0"})) is None
 
 
-def test_one_process_of_several_is_measured(tmp_path: Path, home: Home) -> None:
+def test_one_process_of_several_is_measured(tmp_path, home):
     spec = make_spec(tmp_path, **{"train.num_processes": 2, "train.fsdp": True})
     list(preflight(spec, run_dir=tmp_path / "run", home=home))
     report = json.loads((tmp_path / "run" / REPORT).read_text())
@@ -142,7 +136,7 @@ def test_one_process_of_several_is_measured(tmp_path: Path, home: Home) -> None:
     assert report["total_bytes"] > report["process_bytes"]
 
 
-def test_parts_follow_the_settings(tmp_path: Path, home: Home) -> None:
+def test_parts_follow_the_settings(tmp_path, home):
     def parts(**fields: Any) -> dict[str, int]:
         return estimate(make_spec(tmp_path, **fields), home).parts
 
@@ -167,7 +161,7 @@ def test_parts_follow_the_settings(tmp_path: Path, home: Home) -> None:
     assert parts(**{"method.name": "full"})["optimizer"] == 8 * usual["weights"] // 4
 
 
-def test_making_it_fit_keeps_the_effective_batch(tmp_path: Path, home: Home) -> None:
+def test_making_it_fit_keeps_the_effective_batch(tmp_path, home):
     spec = make_spec(tmp_path, **{"train.gradient_accumulation_steps": 3})
     whole = estimate(spec, home)
     room = int((whole.total_bytes - whole.parts["activations"] // 3) / 0.95)
@@ -180,7 +174,7 @@ def test_making_it_fit_keeps_the_effective_batch(tmp_path: Path, home: Home) -> 
         make_it_fit(spec, home, device_bytes=1000)
 
 
-def test_batches_shrink_to_one_and_then_activations_are_recomputed() -> None:
+def test_batches_shrink_to_one_and_then_activations_are_recomputed():
     spec, seen = RunSpec.parse({"train": {"per_device_train_batch_size": 6}}), []
     while changes := next_remedy(spec):
         spec = spec.with_values(changes)
@@ -189,7 +183,7 @@ def test_batches_shrink_to_one_and_then_activations_are_recomputed() -> None:
     assert list(next_remedy(spec, on_gpu=True)) == ["train.activation_offloading"]
 
 
-def test_two_real_steps_correct_the_estimate(tmp_path: Path, home: Home) -> None:
+def test_two_real_steps_correct_the_estimate(tmp_path, home):
     spec = make_spec(tmp_path)
     events = list(preflight(spec, run_dir=tmp_path / "run", home=home))
     report = json.loads((tmp_path / "run" / REPORT).read_text())
@@ -201,9 +195,7 @@ def test_two_real_steps_correct_the_estimate(tmp_path: Path, home: Home) -> None
     assert json.loads((home.state / "speed.json").read_text())["cpu"] > 0
 
 
-def test_a_full_memory_is_retried_with_smaller_batches(
-    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_memory_is_retried_with_smaller_batches(tmp_path, home, monkeypatch):
     from studio.training.session import Session
 
     real = Session.step
@@ -230,8 +222,8 @@ def test_a_full_memory_is_retried_with_smaller_batches(
 
 
 def test_weights_that_do_not_fit_are_not_tried_again_with_smaller_batches(
-    tmp_path: Path, home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, home, monkeypatch
+):
     tried = []
 
     def load(*args: object, **_: object) -> None:
@@ -245,7 +237,7 @@ def test_weights_that_do_not_fit_are_not_tried_again_with_smaller_batches(
     assert len(tried) == 1
 
 
-def test_offloaded_inputs_leave_two_of_them_on_the_gpu(tmp_path: Path, home: Home) -> None:
+def test_offloaded_inputs_leave_two_of_them_on_the_gpu(tmp_path, home):
     shape = Shape(
         layers=32, hidden=4096, attention=4096, keys_values=1024, inner=14_336, vocabulary=128_256,
         gated=True, tied=False, model_type="llama",

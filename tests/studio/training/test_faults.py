@@ -29,8 +29,8 @@ def drain(session: Session, run_dir: Path) -> list[object]:
 
 
 def test_an_infinite_loss_names_step_and_rows_and_keeps_the_checkpoint(
-    session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    session, tmp_path, monkeypatch
+):
     own = session(train={"max_steps": 6, "per_device_train_batch_size": 2, "save_steps": 2})
 
     def broken(*args: object) -> torch.Tensor:
@@ -47,7 +47,7 @@ def test_an_infinite_loss_names_step_and_rows_and_keeps_the_checkpoint(
     assert kept.name == "step-00000002"
 
 
-def test_out_of_memory_offers_settings_that_keep_the_result() -> None:
+def test_out_of_memory_offers_settings_that_keep_the_result():
     spec = RunSpec.parse({"train": {"per_device_train_batch_size": 8}})
     with pytest.raises(OutOfMemory) as error, explain_errors(spec, lambda: "at step 3"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -58,15 +58,15 @@ def test_out_of_memory_offers_settings_that_keep_the_result() -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
 
-def test_at_batch_size_one_other_remedies_are_offered() -> None:
+def test_at_batch_size_one_other_remedies_are_offered():
     text = advice(RunSpec.parse({"train": {"per_device_train_batch_size": 1}}))
     assert "batch_size" not in text
     assert "gradient_checkpointing" in text
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
-    session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    session, tmp_path, monkeypatch
+):
     own = session(train={"max_steps": 4, "per_device_train_batch_size": 2, "save_steps": 1})
     own.step()
     own.save(tmp_path)
@@ -82,19 +82,19 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
     assert is_whole(tmp_path / "step-00000001")
 
 
-def test_safetensors_own_disk_error_is_understood_too() -> None:
+def test_safetensors_own_disk_error_is_understood_too():
     from safetensors import SafetensorError
 
     with pytest.raises(DiskFull), explain_errors(RunSpec(), lambda: "at step 1"):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 
-def test_our_own_bugs_pass_through() -> None:
+def test_our_own_bugs_pass_through():
     with pytest.raises(KeyError), explain_errors(RunSpec(), lambda: ""):
         raise KeyError("bug")
 
 
-def test_a_damaged_checkpoint_is_passed_over(session: Make, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(session, tmp_path):
     own = session(train={"max_steps": 4, "save_steps": 2, "save_total_limit": 5})
     drain(own, tmp_path)
     newest = tmp_path / "checkpoints" / "step-00000004"
@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_passed_over(session: Make, tmp_path: Path) -> N
     assert kept.name == "step-00000002"
 
 
-def test_other_data_than_the_checkpoints_is_refused(session: Make, tmp_path: Path) -> None:
+def test_other_data_than_the_checkpoints_is_refused(session, tmp_path):
     train = {"max_steps": 4, "save_steps": 2}
     drain(session(train=train), tmp_path)
     changed = make_rows()
@@ -116,7 +116,7 @@ def test_other_data_than_the_checkpoints_is_refused(session: Make, tmp_path: Pat
         drain(session(changed, train=train), tmp_path)
 
 
-def test_a_token_beyond_the_vocabulary_names_the_row(session: Make) -> None:
+def test_a_token_beyond_the_vocabulary_names_the_row(session):
     rows = make_rows()
     for example in rows.train:
         example.input_ids[0] = 500
@@ -144,9 +144,7 @@ list(loop.run(session, run_dir=run_dir, control=lambda: None))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
-def test_a_kill_in_the_middle_of_a_checkpoint_resumes_from_the_one_before(
-    session: Make, tmp_path: Path
-) -> None:
+def test_a_kill_in_the_middle_of_a_checkpoint_resumes_from_the_one_before(session, tmp_path):
     root = str(Path(__file__).resolve().parents[3])
     answer = subprocess.run(
         [sys.executable, "-c", CRASH, str(tmp_path), root], env={**os.environ, "PYTHONPATH": root}

@@ -34,7 +34,7 @@ def adapter_bytes(session: Session) -> bytes:
     return b"".join(t.numpy().tobytes() for t in session.adapter.state().values())
 
 
-def test_four_small_batches_equal_one_large(session: Make) -> None:
+def test_four_small_batches_equal_one_large(session):
     large = session(train={"per_device_train_batch_size": 4, "max_steps": 5})
     small = session(
         train={
@@ -48,7 +48,7 @@ def test_four_small_batches_equal_one_large(session: Make) -> None:
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)  # Adam enlarges rounding
 
 
-def test_packing_equals_padding(session: Make) -> None:
+def test_packing_equals_padding(session):
     packed = session(train={"packing": True, "max_steps": 5})
     padded = session(train={"packing": False, "max_steps": 5})
     ours, twin = run_steps(packed, 5), run_steps(padded, 5)
@@ -58,7 +58,7 @@ def test_packing_equals_padding(session: Make) -> None:
     assert packed.evaluate().eval_loss == pytest.approx(padded.evaluate().eval_loss, rel=1e-5)
 
 
-def test_ten_steps_equal_five_stop_resume_five_bit_for_bit(session: Make, tmp_path: Path) -> None:
+def test_ten_steps_equal_five_stop_resume_five_bit_for_bit(session, tmp_path):
     spec = {
         "method": {"name": "lora", "lora_dropout": 0.2},
         "train": {"max_steps": 10, "per_device_train_batch_size": 4, "save_steps": -1},
@@ -84,7 +84,7 @@ def test_ten_steps_equal_five_stop_resume_five_bit_for_bit(session: Make, tmp_pa
     assert evaluated == again
 
 
-def test_the_base_is_never_touched(session: Make) -> None:
+def test_the_base_is_never_touched(session):
     own = session()
 
     def digest() -> str:
@@ -99,7 +99,7 @@ def test_the_base_is_never_touched(session: Make) -> None:
     assert digest() == before
 
 
-def test_rows_never_leak_into_each_other(session: Make) -> None:
+def test_rows_never_leak_into_each_other(session):
     own = session()
     run_steps(own, 2)
     rows = make_rows(8, seed=3).train
@@ -114,7 +114,7 @@ def test_rows_never_leak_into_each_other(session: Make) -> None:
     assert not torch.equal(logits[:first], other[:first])
 
 
-def test_packed_gradients_equal_the_padded_ones(session: Make) -> None:
+def test_packed_gradients_equal_the_padded_ones(session):
     own = session()
     run_steps(own, 2)
     rows = make_rows(8, seed=5).train
@@ -127,7 +127,7 @@ def test_packed_gradients_equal_the_padded_ones(session: Make) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_checkpointing_changes_nothing(session: Make) -> None:
+def test_gradient_checkpointing_changes_nothing(session):
     train = {"max_steps": 4, "per_device_train_batch_size": 4}
     plain = run_steps(session(train=train), 4)
     saving = session(train={**train, "gradient_checkpointing": True})
@@ -138,7 +138,7 @@ def test_gradient_checkpointing_changes_nothing(session: Make) -> None:
     assert [s.grad_norm for s in plain] == pytest.approx([s.grad_norm for s in spared], rel=1e-5)
 
 
-def test_the_loss_falls_and_the_adapter_is_whole(session: Make, tmp_path: Path) -> None:
+def test_the_loss_falls_and_the_adapter_is_whole(session, tmp_path):
     own = session(train={"max_steps": 40, "learning_rate": 5e-3, "save_total_limit": 1})
     events = run_all(own, tmp_path)
     done = events[-1]
@@ -155,9 +155,7 @@ def test_the_loss_falls_and_the_adapter_is_whole(session: Make, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_losses_and_gradients_equal_hf_trainer_with_peft(
-    session: Make, tmp_path: Path, accumulation: int
-) -> None:
+def test_losses_and_gradients_equal_hf_trainer_with_peft(session, tmp_path, accumulation):
     peft = pytest.importorskip("peft")
     own = session(
         train={

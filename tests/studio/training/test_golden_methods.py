@@ -69,13 +69,13 @@ def assert_same(one: list[Step], other: list[Step]) -> None:
     assert [s.grad_norm for s in one] == pytest.approx([s.grad_norm for s in other], rel=5e-4)
 
 
-def test_methods_that_peft_lacks_are_named() -> None:
+def test_methods_that_peft_lacks_are_named():
     known = peft.PEFT_TYPE_TO_CONFIG_MAPPING
     assert {n for n, m in methods().items() if m.peft_type and m.peft_type not in known} == NO_PEFT
 
 
 @pytest.mark.parametrize("name", methods())
-def test_batches_and_padding_change_nothing(session: Make, name: str) -> None:
+def test_batches_and_padding_change_nothing(session, name):
     large = run_steps(made(session, name), 3)
     assert_same(
         large,
@@ -87,7 +87,7 @@ def test_batches_and_padding_change_nothing(session: Make, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", methods())
-def test_a_stop_and_a_resume_change_not_one_bit(session: Make, name: str, tmp_path: Path) -> None:
+def test_a_stop_and_a_resume_change_not_one_bit(session, name, tmp_path):
     def new() -> Session:
         own = made(session, name, dropout=True, max_steps=10, save_steps=-1, eval_steps=-1)
         own.loaded.tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
@@ -105,7 +105,7 @@ def test_a_stop_and_a_resume_change_not_one_bit(session: Make, name: str, tmp_pa
 
 
 @pytest.mark.parametrize("name", [n for n in methods() if n not in NO_PEFT])
-def test_losses_and_gradients_equal_hf_trainer(session: Make, name: str, tmp_path: Path) -> None:
+def test_losses_and_gradients_equal_hf_trainer(session, name, tmp_path):
     own = made(session, name)
     rows = [own.prepared.train[r] for step in range(3) for r in own.plan.step_rows(step)]
     theirs = peft_twin(own, tmp_path)
@@ -116,7 +116,7 @@ def test_losses_and_gradients_equal_hf_trainer(session: Make, name: str, tmp_pat
 
 
 @pytest.mark.parametrize("name", sorted(NO_PEFT))
-def test_the_gradient_is_the_slope_of_the_loss(session: Make, name: str) -> None:
+def test_the_gradient_is_the_slope_of_the_loss(session, name):
     own = made(session, name)
     run_steps(own, 1)
     batch = pad([own.prepared.train[r] for r in range(4)], CPU)

@@ -17,8 +17,8 @@ Make = Callable[..., Session]
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(("chunk", "wide"), [(50, 50), (150, 50), (8_000_000, 8_000_000)])
 def test_the_chunked_loss_and_gradient_equal_the_plain_ones(
-    chunk: int, wide: int, smoothing: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    chunk, wide, smoothing, dtype, monkeypatch
+):
     monkeypatch.setattr(head, "CHUNK_NUMBERS", chunk)
     monkeypatch.setattr(head, "WIDE_NUMBERS", wide)
     torch.manual_seed(0)
@@ -39,9 +39,7 @@ def test_the_chunked_loss_and_gradient_equal_the_plain_ones(
     assert correct == int((logits.argmax(-1) == targets).sum())
 
 
-def test_the_fast_way_equals_the_plain_way_on_a_model(
-    session: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fast_way_equals_the_plain_way_on_a_model(session, monkeypatch):
     own = session()
     own.step()
     batch = pack(make_rows(8, seed=1).train, torch.device("cpu"))
@@ -58,7 +56,7 @@ def test_the_fast_way_equals_the_plain_way_on_a_model(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_the_head_leaves_no_hook_behind(session: Make) -> None:
+def test_the_head_leaves_no_hook_behind(session):
     own = session()
     found = plain_head(own.backbone)
     assert found is not None
@@ -68,7 +66,7 @@ def test_the_head_leaves_no_hook_behind(session: Make) -> None:
     assert not found._forward_pre_hooks
 
 
-def test_a_shaped_head_goes_the_plain_way(session: Make) -> None:
+def test_a_shaped_head_goes_the_plain_way(session):
     own = session()
     own.backbone.model.config.final_logit_softcapping = 30.0
     assert plain_head(own.backbone) is None

@@ -32,7 +32,7 @@ def walk(named: list[tuple[str, nn.Parameter]], optimizer: Any, steps: int, firs
 
 
 @pytest.mark.parametrize("optim", CPU_OPTIMIZERS)
-def test_a_restored_optimizer_goes_on_bit_for_bit(optim: str) -> None:
+def test_a_restored_optimizer_goes_on_bit_for_bit(optim):
     whole, one = made(optim)
     walk(whole, one, 6)
     halves, first = made(optim)
@@ -46,7 +46,7 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(optim: str) -> None:
         assert torch.equal(a, b)
 
 
-def test_lion_is_the_sign_of_its_interpolated_moment() -> None:
+def test_lion_is_the_sign_of_its_interpolated_moment():
     named, optimizer = made("lion", weight_decay=0.5)
     parameter = named[0][1]
     expected, moment = parameter.detach().clone(), torch.zeros(4, 6)
@@ -60,7 +60,7 @@ def test_lion_is_the_sign_of_its_interpolated_moment() -> None:
     torch.testing.assert_close(parameter.detach(), expected)
 
 
-def test_muons_update_is_orthogonal_and_vectors_go_with_adamw() -> None:
+def test_muons_update_is_orthogonal_and_vectors_go_with_adamw():
     named, optimizer = made("muon")
     before = [p.detach().clone() for _, p in named]
     walk(named, optimizer, 1)
@@ -74,7 +74,7 @@ def test_muons_update_is_orthogonal_and_vectors_go_with_adamw() -> None:
     )
 
 
-def test_lora_plus_lets_b_learn_faster() -> None:
+def test_lora_plus_lets_b_learn_faster():
     plain, fast = made("adamw"), made("adamw", loraplus_lr_ratio=16)
     for named, optimizer in (plain, fast):
         walk(named, optimizer, 1)
@@ -88,13 +88,13 @@ def test_lora_plus_lets_b_learn_faster() -> None:
     )
 
 
-def test_vectors_are_never_decayed() -> None:
+def test_vectors_are_never_decayed():
     named, optimizer = made("adamw", weight_decay=0.1)
     decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert [decays[id(p)] for _, p in named] == [0.1, 0.1, 0.0]
 
 
 @pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
-def test_eight_bits_without_a_gpu_is_one_sentence(optim: str) -> None:
+def test_eight_bits_without_a_gpu_is_one_sentence(optim):
     with pytest.raises(SpecError, match=f"train.optim is {optim}, which needs a CUDA GPU"):
         made(optim)

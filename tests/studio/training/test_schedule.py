@@ -10,7 +10,7 @@ def make_plan(num_rows: int, **train: object) -> Plan:
     return plan_run(RunSpec.parse({"train": train}), num_rows=num_rows, hidden_size=2000)
 
 
-def test_an_epoch_visits_every_row_once() -> None:
+def test_an_epoch_visits_every_row_once():
     plan = make_plan(10, per_device_train_batch_size=5, num_train_epochs=2)
     assert plan.total_steps == 4
     first = plan.step_rows(0) + plan.step_rows(1)
@@ -19,26 +19,26 @@ def test_an_epoch_visits_every_row_once() -> None:
     assert first != second
 
 
-def test_order_is_a_function_of_seed_and_epoch() -> None:
+def test_order_is_a_function_of_seed_and_epoch():
     assert epoch_order(50, seed=1, epoch=2).tolist() == epoch_order(50, seed=1, epoch=2).tolist()
     assert epoch_order(50, seed=1, epoch=2).tolist() != epoch_order(50, seed=2, epoch=2).tolist()
 
 
-def test_steps_run_over_the_end_of_an_epoch() -> None:
+def test_steps_run_over_the_end_of_an_epoch():
     plan = make_plan(3, per_device_train_batch_size=2, num_train_epochs=2)
     rows = plan.step_rows(0) + plan.step_rows(1) + plan.step_rows(2)
     assert plan.total_steps == 3
     assert sorted(rows[:3]) == sorted(rows[3:]) == [0, 1, 2]
 
 
-def test_accumulation_takes_the_same_rows_as_one_large_batch() -> None:
+def test_accumulation_takes_the_same_rows_as_one_large_batch():
     large = make_plan(64, per_device_train_batch_size=4)
     small = make_plan(64, per_device_train_batch_size=1, gradient_accumulation_steps=4)
     assert large.micro_batches(7) == [small.step_rows(7)]
     assert small.micro_batches(7) == [[row] for row in large.step_rows(7)]
 
 
-def test_processes_share_a_steps_rows_without_overlap() -> None:
+def test_processes_share_a_steps_rows_without_overlap():
     plan = make_plan(64, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     shares = [plan.micro_batches(3, process=p, processes=3) for p in range(3)]
     assert sorted(r for share in shares for batch in share for r in batch) == sorted(
@@ -46,39 +46,39 @@ def test_processes_share_a_steps_rows_without_overlap() -> None:
     )
 
 
-def test_a_dataset_smaller_than_the_batch_is_one_full_batch() -> None:
+def test_a_dataset_smaller_than_the_batch_is_one_full_batch():
     plan = make_plan(3, per_device_train_batch_size=8, num_train_epochs=4)
     assert plan.total_steps == 4
     assert sorted(plan.step_rows(2)) == [0, 1, 2]
 
 
-def test_no_rows_is_one_sentence() -> None:
+def test_no_rows_is_one_sentence():
     with pytest.raises(DataError, match="no usable row"):
         make_plan(0)
 
 
-def test_max_steps_wins_over_epochs() -> None:
+def test_max_steps_wins_over_epochs():
     assert make_plan(100, max_steps=7, num_train_epochs=50).total_steps == 7
 
 
-def test_cadence_zero_means_about_ten_evaluations_and_minus_one_none() -> None:
+def test_cadence_zero_means_about_ten_evaluations_and_minus_one_none():
     assert make_plan(100, max_steps=95).eval_every == 10
     assert make_plan(100, max_steps=95, eval_steps=-1).eval_every > 95
     assert make_plan(100, max_steps=95, save_steps=4).save_every == 4
 
 
-def test_a_short_run_evaluates_few_rows_and_a_persons_cadence_all() -> None:
+def test_a_short_run_evaluates_few_rows_and_a_persons_cadence_all():
     assert make_plan(5000, max_steps=30).eval_rows == 16
     assert make_plan(5000, max_steps=500).eval_rows == 200  # 500 steps of 8 rows, a twentieth
     assert make_plan(5000, max_steps=30, eval_steps=10).eval_rows > 5000
 
 
-def test_warm_up_rises_linearly_and_starts_above_zero() -> None:
+def test_warm_up_rises_linearly_and_starts_above_zero():
     rates = [lr_at(s, peak=1.0, total=10, warmup=4, scheduler="linear") for s in range(5)]
     assert rates == [0.25, 0.5, 0.75, 1.0, 1.0]
 
 
-def test_schedules_end_where_they_should() -> None:
+def test_schedules_end_where_they_should():
     def rate(step: int, scheduler: str) -> float:
         return lr_at(step, peak=2.0, total=100, warmup=0, scheduler=scheduler)
 
@@ -89,7 +89,7 @@ def test_schedules_end_where_they_should() -> None:
     assert rate(99, "constant") == rate(99, "constant_with_warmup") == 2.0
 
 
-def test_auto_learning_rate_follows_the_width_and_is_bounded() -> None:
+def test_auto_learning_rate_follows_the_width_and_is_bounded():
     assert lr_for(Lora(), 2000) == pytest.approx(5e-4)
     # 5e-4 * (2000 / 500) ** 0.775 = 5e-4 * 2.928
     assert lr_for(Lora(), 500) == pytest.approx(1.4641e-3, rel=1e-3)

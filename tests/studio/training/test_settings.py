@@ -26,7 +26,7 @@ def run_all(session: Session, run_dir: Path, stop_at: int = -1) -> list[Any]:
     return list(loop.run(session, run_dir=run_dir, control=control))
 
 
-def test_label_smoothing_mixes_the_target_with_all_tokens() -> None:
+def test_label_smoothing_mixes_the_target_with_all_tokens():
     torch.manual_seed(0)
     hidden = torch.randn(5, 8, requires_grad=True)
     weight, targets = torch.randn(11, 8), torch.tensor([0, 3, 10, 2, 2])
@@ -40,7 +40,7 @@ def test_label_smoothing_mixes_the_target_with_all_tokens() -> None:
     torch.testing.assert_close(ours, hidden.grad)
 
 
-def test_smoothing_trains_but_is_not_in_the_held_out_loss(session: Make) -> None:
+def test_smoothing_trains_but_is_not_in_the_held_out_loss(session):
     own = session(train={"label_smoothing_factor": 0.2})
     plain = session()
     batch = pack(own.prepared.train[:3], CPU)
@@ -51,7 +51,7 @@ def test_smoothing_trains_but_is_not_in_the_held_out_loss(session: Make) -> None
     assert own.evaluate().eval_loss == pytest.approx(plain.evaluate().eval_loss, rel=1e-6)
 
 
-def test_neftune_noise_has_its_size_per_row_and_only_while_training(session: Make) -> None:
+def test_neftune_noise_has_its_size_per_row_and_only_while_training(session):
     own = session(train={"neftune_noise_alpha": 5.0})
     seen: list[torch.Tensor] = []
     embeddings = own.loaded.model.get_input_embeddings()
@@ -68,7 +68,7 @@ def test_neftune_noise_has_its_size_per_row_and_only_while_training(session: Mak
     assert torch.equal(seen[-1][0], clean)
 
 
-def test_noise_is_the_same_after_a_resume(session: Make, tmp_path: Path) -> None:
+def test_noise_is_the_same_after_a_resume(session, tmp_path):
     spec = {"train": {"max_steps": 6, "neftune_noise_alpha": 5.0, "save_steps": -1}}
     whole = run_all(session(**spec), tmp_path / "whole")
     halves = run_all(session(**spec), tmp_path / "halves", stop_at=3)
@@ -88,9 +88,7 @@ def worsening(own: Session, losses: list[float], monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(type(own), "evaluate", lambda self: evaluate())
 
 
-def test_early_stopping_ends_the_run_and_keeps_the_best(
-    session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_early_stopping_ends_the_run_and_keeps_the_best(session, tmp_path, monkeypatch):
     own = session(
         train={
             "max_steps": 20, "eval_steps": 2, "save_steps": 1, "save_total_limit": 1,
@@ -116,9 +114,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best(
     assert again.progress.step == 10  # it does not train on after a kill before the end
 
 
-def test_the_best_checkpoint_is_saved_when_it_is_found(
-    session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_checkpoint_is_saved_when_it_is_found(session, tmp_path, monkeypatch):
     own = session(
         train={"max_steps": 8, "eval_steps": 2, "save_steps": -1, "load_best_model_at_end": True}
     )
@@ -130,8 +126,8 @@ def test_the_best_checkpoint_is_saved_when_it_is_found(
 
 
 def test_without_the_best_checkpoint_the_last_adapter_stays_and_the_note_says_so(
-    session: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    session, tmp_path, monkeypatch
+):
     own = session(train={"max_steps": 6, "eval_steps": 2, "load_best_model_at_end": True})
     worsening(own, [2.0, 2.5, 2.6], monkeypatch)
 
@@ -145,9 +141,7 @@ def test_without_the_best_checkpoint_the_last_adapter_stays_and_the_note_says_so
     assert done.note.endswith("is missing or damaged: the adapter is that of step 6.")
 
 
-def test_a_checkpoint_goes_not_for_a_damaged_one_of_a_later_step(
-    session: Make, tmp_path: Path
-) -> None:
+def test_a_checkpoint_goes_not_for_a_damaged_one_of_a_later_step(session, tmp_path):
     args = {"max_steps": 30, "save_steps": 10, "save_total_limit": 2, "eval_steps": -1}
     own = session(train=args)
     run_all(own, tmp_path, stop_at=20)
@@ -160,9 +154,7 @@ def test_a_checkpoint_goes_not_for_a_damaged_one_of_a_later_step(
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_every_attention_gives_the_same_losses_and_gradients(
-    session: Make, implementation: str
-) -> None:
+def test_every_attention_gives_the_same_losses_and_gradients(session, implementation):
     rows = make_rows(24, longest=40)
     steps = [
         [own.step() for _ in range(3)]

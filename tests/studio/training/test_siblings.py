@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from studio.errors import DataError, Diverged
-from studio.home import Home
 from studio.methods import Phase, methods
 from studio.spec import RunSpec
 from studio.training import loop, siblings
@@ -78,9 +77,7 @@ def assert_equals_alone(own: Session, steps: list[Step], values: dict[str, Any])
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-5)
 
 
-def test_a_sweep_in_one_pass_is_as_if_each_run_were_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_sweep_in_one_pass_is_as_if_each_run_were_alone(monkeypatch, caplog):
     passes: list[int] = []
     own = SiblingGroup._loss_sums
     monkeypatch.setattr(
@@ -96,7 +93,7 @@ def test_a_sweep_in_one_pass_is_as_if_each_run_were_alone(
 
 
 @pytest.mark.parametrize("name", [n for n, m in methods().items() if m.phase is not Phase.WEIGHTS])
-def test_any_method_is_a_sibling_of_any(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_any_method_is_a_sibling_of_any(name, caplog):
     mixed = [{"method": fields(name)}, *SWEEP[:1], {"method": fields(name), "seed": 1}]
     _, sessions = grouped(*mixed)
     for session, steps, values in zip(sessions, rounds(sessions), mixed, strict=True):
@@ -104,7 +101,7 @@ def test_any_method_is_a_sibling_of_any(name: str, caplog: pytest.LogCaptureFixt
     assert not caplog.records
 
 
-def test_what_is_random_or_padded_passes_alone_and_not_one_bit_differs() -> None:
+def test_what_is_random_or_padded_passes_alone_and_not_one_bit_differs():
     specs = [
         {"method": {"name": "lora", "r": 4, "lora_dropout": 0.3}},
         {"method": {"name": "lora", "r": 4}, "train": {"packing": False}},
@@ -118,7 +115,7 @@ def test_what_is_random_or_padded_passes_alone_and_not_one_bit_differs() -> None
         assert adapter_bytes(session) == adapter_bytes(lonely)
 
 
-def test_rows_that_do_not_fit_into_one_pass_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_do_not_fit_into_one_pass_take_turns(monkeypatch):
     monkeypatch.setitem(siblings.PASS_NUMBERS, "cpu", 0)
     _, sessions = grouped(*SWEEP)
     rounds(sessions)
@@ -127,8 +124,8 @@ def test_rows_that_do_not_fit_into_one_pass_take_turns(monkeypatch: pytest.Monke
 
 
 def test_memory_that_runs_out_in_a_shared_pass_parts_the_siblings(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    monkeypatch,
+):
     def fail(self: SiblingGroup, *rest: Any) -> None:
         raise RuntimeError("CUDA out of memory.")
 
@@ -139,7 +136,7 @@ def test_memory_that_runs_out_in_a_shared_pass_parts_the_siblings(
         assert adapter_bytes(session) == adapter_bytes(alone(values)[0])
 
 
-def test_a_loss_that_is_no_number_ends_its_own_run_alone() -> None:
+def test_a_loss_that_is_no_number_ends_its_own_run_alone():
     group, sessions = grouped(*SWEEP[:3])
     first = [session.step() for session in sessions]
     with torch.no_grad():
@@ -179,8 +176,8 @@ def run_group(
 
 
 def test_a_run_that_is_stopped_leaves_the_others_untouched_and_goes_on_later(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     specs = [{**values, "train": {"max_steps": 6, **values.get("train", {})}} for values in SWEEP]
     _, straight = run_group(specs, tmp_path / "whole")
     _, heard = run_group(specs, tmp_path / "halves", stop_at={1: 3})
@@ -202,7 +199,7 @@ def test_a_run_that_is_stopped_leaves_the_others_untouched_and_goes_on_later(
     assert [loss for _, loss in late] == pytest.approx(expected, rel=1e-5)
 
 
-def test_all_killed_and_resumed_is_not_one_bit_different(tmp_path: Path) -> None:
+def test_all_killed_and_resumed_is_not_one_bit_different(tmp_path):
     specs = [
         {**v, "train": {"max_steps": 10, "save_steps": 5, **v.get("train", {})}} for v in SWEEP
     ]
@@ -218,7 +215,7 @@ def test_all_killed_and_resumed_is_not_one_bit_different(tmp_path: Path) -> None
     assert kept == {0, 1, 2, 3}
 
 
-def test_one_call_trains_siblings_on_the_starter(home: Home, tmp_path: Path) -> None:
+def test_one_call_trains_siblings_on_the_starter(home, tmp_path):
     base = {"train": TRAIN | {"eval_steps": 2, "num_samples": 1, "max_steps": 4}}
     specs = [
         RunSpec.parse({**base, "method": {"name": "lora", "r": 4}}),
@@ -240,14 +237,14 @@ def test_one_call_trains_siblings_on_the_starter(home: Home, tmp_path: Path) -> 
     assert [type(e) for _, e in again if not hasattr(e, "text")] == [Finished, Finished]
 
 
-def test_a_base_that_cannot_be_loaded_ends_every_sibling(home: Home, tmp_path: Path) -> None:
+def test_a_base_that_cannot_be_loaded_ends_every_sibling(home, tmp_path):
     spec = RunSpec.parse({"model": {"path": str(tmp_path / "none")}})
     runs = [Sibling(spec, tmp_path / str(number), lambda: None) for number in range(2)]
     ends = [(n, type(e)) for n, e in train_siblings(runs, home=home) if isinstance(e, Exception)]
     assert [n for n, _ in ends] == [0, 1]
 
 
-def test_rows_of_another_vocabulary_end_only_the_run_that_has_them() -> None:
+def test_rows_of_another_vocabulary_end_only_the_run_that_has_them():
     _, sessions = grouped(*SWEEP[:2])
     bad = make_rows()
     bad.train[0].input_ids[:] = 4000
@@ -268,11 +265,11 @@ def test_rows_of_another_vocabulary_end_only_the_run_that_has_them() -> None:
         {"train.num_processes": 2}, {"train.retry_when_out_of_memory": True},
     ],
 )  # fmt: skip
-def test_some_runs_are_always_alone(changes: dict[str, Any]) -> None:
+def test_some_runs_are_always_alone(changes):
     assert sibling_key(RunSpec().with_values(changes)) is None
 
 
-def test_kin_share_base_data_and_place_and_nothing_else() -> None:
+def test_kin_share_base_data_and_place_and_nothing_else():
     spec = RunSpec()
     for same in (
         {"method.r": 4}, {"train.learning_rate": 0.1}, {"seed": 4}, {"name": "x"},

@@ -3,14 +3,11 @@
 import json
 import queue
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from studio.errors import DiskFull, InputError, ProcessLost, RunError, SpecError, StudioError
-from studio.home import Home
+from studio.errors import DiskFull, InputError, ProcessLost, RunError, SpecError
 from studio.spec import RunSpec
 from studio.training.distributed import _Ranks
 from studio.training.events import Evaluated, Event, Finished, Step
@@ -22,7 +19,7 @@ ROWS = [{"question": f"say {word}", "answer": word * 2} for word in "abcdefghijk
 
 
 @pytest.fixture(scope="module")
-def ingredients(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, object]]:
+def ingredients(tmp_path_factory):
     folder = tmp_path_factory.mktemp("team")
     rows = folder / "rows.jsonl"
     rows.write_text("\n".join(json.dumps(row) for row in ROWS))
@@ -54,9 +51,7 @@ def _is_member(process: psutil.Process) -> bool:
         return False
 
 
-def test_two_processes_stopped_and_resumed_by_one_equal_one(
-    ingredients: dict[str, dict[str, object]], home: Home, tmp_path: Path
-) -> None:
+def test_two_processes_stopped_and_resumed_by_one_equal_one(ingredients, home, tmp_path):
     alone = list(train(_spec(ingredients, "lora", 1), run_dir=tmp_path / "one", home=home))
     seen = 0
 
@@ -82,9 +77,7 @@ def test_two_processes_stopped_and_resumed_by_one_equal_one(
     assert not _members()
 
 
-def test_a_killed_member_ends_all_and_says_which(
-    ingredients: dict[str, dict[str, object]], home: Home, tmp_path: Path
-) -> None:
+def test_a_killed_member_ends_all_and_says_which(ingredients, home, tmp_path):
     spec = _spec(ingredients, "bottleneck", 2).with_values({"train.max_steps": 100_000})
     alone = train(spec.with_values({"train.num_processes": 1}), run_dir=tmp_path / "a", home=home)
     expected = _until(alone, steps=3)
@@ -121,9 +114,7 @@ FAILED = "Process 2 of 2 failed: ValueError: broken"
     ],
     ids=["killed", "knows why", "gives up because another failed", "no known cause"],
 )  # fmt: skip
-def test_whoever_is_heard_first_the_member_that_began_it_is_named(
-    codes: list[int], said: list[tuple[int, Any]], kind: type[StudioError], sentence: str
-) -> None:
+def test_whoever_is_heard_first_the_member_that_began_it_is_named(codes, said, kind, sentence):
     ranks = _Ranks.__new__(_Ranks)
     ranks.size, ranks.messages = len(codes), queue.Queue()
     ranks.processes = [_Ended(code) for code in codes]  # type: ignore[misc]
@@ -164,12 +155,12 @@ def _until(events: Iterator[Event], *, steps: int) -> list[float]:
     ids=["bottleneck", "lora", "dora", "norms"],
 )
 def test_a_shared_base_trains_as_a_whole_one(
-    ingredients: dict[str, dict[str, object]],
-    home: Home,
-    tmp_path: Path,
-    method: str,
-    more: dict[str, object],
-) -> None:
+    ingredients,
+    home,
+    tmp_path,
+    method,
+    more,
+):
     few = {"train.max_steps": 3, "train.per_device_train_batch_size": 3, "train.num_samples": 1}
     spec = _spec(ingredients, method, 2).with_values({**few, **more})
     whole = spec.with_values({"train.num_processes": 1})
@@ -186,9 +177,7 @@ def test_a_shared_base_trains_as_a_whole_one(
     assert _evaluations(shared) == pytest.approx(_evaluations(alone), rel=1e-4)
 
 
-def test_a_team_that_stops_early_publishes_the_best(
-    ingredients: dict[str, dict[str, object]], home: Home, tmp_path: Path
-) -> None:
+def test_a_team_that_stops_early_publishes_the_best(ingredients, home, tmp_path):
     spec = _spec(ingredients, "lora", 2).with_values({
         "train.max_steps": 60, "train.eval_steps": 2, "train.early_stopping_patience": 1,
         "train.learning_rate": 0.5,
@@ -214,19 +203,17 @@ def _evaluations(events: list[Event]) -> list[float]:
     ],
 )
 def test_what_cannot_be_shared_is_refused(
-    ingredients: dict[str, dict[str, object]],
-    home: Home,
-    tmp_path: Path,
-    values: dict[str, object],
-    sentence: str,
-) -> None:
+    ingredients,
+    home,
+    tmp_path,
+    values,
+    sentence,
+):
     spec = _spec(ingredients, "lora", 2).with_values({"train.fsdp": True, **values})
     with pytest.raises(InputError, match=sentence):
         list(train(spec, run_dir=tmp_path / "run", home=home))
 
 
-def test_more_processes_than_cores_are_refused(
-    ingredients: dict[str, dict[str, object]], home: Home, tmp_path: Path
-) -> None:
+def test_more_processes_than_cores_are_refused(ingredients, home, tmp_path):
     with pytest.raises(SpecError, match=r"num_processes is 64, but this machine has \d+ processor"):
         list(train(_spec(ingredients, "lora", 64), run_dir=tmp_path / "run", home=home))
