@@ -36,7 +36,8 @@ GOLDEN = Path(__file__).with_name("golden")
 WRITE = os.environ.get("STUDIO_GOLDEN") == "write"
 VARYING = {
     "seconds", "seconds_left", "tokens_per_second", "first_token_seconds", "memory_bytes",
-    "max_error", "mean_error", "max_logit_difference", "files", "notes", "waits",
+    "max_error", "mean_error", "max_logit_difference", "files", "folder", "history",
+    "notes", "waits",
 }  # fmt: skip
 WORDING = {"text", "title", "summary", "reason", "warnings", "note", "label"}
 

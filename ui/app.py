@@ -68,7 +68,6 @@ def build_app(
     from ui.live import routes
     from ui.machine import machine_routes
     from ui.preflight import preflight_routes
-    from ui.storage import storage_routes
     from ui.talk import chat_routes
     from ui.targets import target_routes
 
@@ -83,7 +82,6 @@ def build_app(
     app.include_router(judging_routes(store))
     app.include_router(machine_routes(home, store))
     app.include_router(preflight_routes(home, store))
-    app.include_router(storage_routes(home, store))
     app.include_router(data_routes(home, store))
     app.include_router(adapter_routes(home, store))
     app.include_router(contest_routes(home, store))

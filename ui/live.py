@@ -1,8 +1,8 @@
-"""The page's own JSON routes on the queue: one cursor poll per tab, one route per action.
+"""JSON routes that read the queue: one cursor poll per tab, curves, one job.
 
-Gradio's events are bound to a tab and die with it; these routes only read the database or leave a
-wish in it, so any number of tabs may come and go. `/api/live` answers with what is new since the
-cursors it was given, and with 204 where nothing is. It knows the queue's store, not its tables.
+Gradio's events are bound to a tab and die with it; these routes only read the database, so any
+number of tabs may come and go; changes are actions (`ui/actions.py`). `/api/live` answers with what
+is new since the cursors it was given, and with 204 if there is nothing new.
 """
 
 import hashlib
@@ -14,35 +14,23 @@ import yaml
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel
 
-from jobs import plans
+from jobs import settings, webhook
 from jobs.curves import EVAL_SERIES, STEP_SERIES
 from jobs.job import Job, actions
 from jobs.jobs_table import summary
 from jobs.siblings import device_of
 from jobs.store import JobStore
+from jobs.supervisor import shortage
 from studio.errors import QueueError, SpecError
 from studio.home import Home
 from studio.methods import methods
 from studio.spec import RunSpec
 from ui import equivalents
-from ui.queue import plan_routes, queue_state
 
 MOST_JOBS = 500
 KEPT_LISTINGS = 64
 View = Literal["log", "samples", "checkpoints", "config", "history"]
 MOST_QUEUED = 200
-Action = Literal[
-    "pause",
-    "cancel",
-    "drop",
-    "resume",
-    "restart",
-    "delete",
-    "first",
-    "save",
-    "sample",
-    "anyway",
-]
 
 
 class Nothing(BaseModel):
@@ -52,7 +40,6 @@ class Nothing(BaseModel):
 def routes(home: Home, store: JobStore) -> APIRouter:
     """Return the routes on the queue of `home`."""
     router = APIRouter(prefix="/api")
-    router.include_router(plan_routes(home, store))
     listing = Listing(home, store)
 
     @router.get("/health")
@@ -94,30 +81,24 @@ def routes(home: Home, store: JobStore) -> APIRouter:
     ) -> Response:  # fmt: skip
         return _json(_metrics(store, runs, names, 0, bins, window=(low, high)) or {})
 
+    @router.get("/queue")
+    def queue() -> dict[str, Any]:
+        return queue_state(home, store) | {"webhook": webhook.shown(home)}
+
     @router.get("/jobs/{job_id}")
     def one(job_id: int) -> dict[str, Any]:
         return job_row(store.get(job_id))
 
-    @router.post("/jobs/{job_id}/{action}")
-    def act(job_id: int, action: Action, _: Nothing) -> dict[str, Any]:
-        if action == "delete":
-            store.delete(job_id)
-            return {"deleted": job_id}
-        if action == "first":
-            return job_row(store.run_next(job_id))
-        if action == "anyway":
-            return job_row(plans.start_anyway(store, job_id))
-        if action == "drop":
-            return job_row(store.cancel(job_id, drop=True))
-        if action in ("save", "sample"):
-            plans.request(store, job_id, action)
-            return job_row(store.get(job_id))
-        if action == "restart":
-            return job_row(store.resume(job_id, restart=True))
-        act_on = {"pause": store.pause, "cancel": store.cancel, "resume": store.resume}[action]
-        return job_row(act_on(job_id))
-
     return router
+
+
+def queue_state(home: Home, store: JobStore) -> dict[str, Any]:
+    """Return what holds the whole queue, and what errors do to it."""
+    return {
+        "held": settings.read(store, "held"),
+        "on_error": settings.read(store, "on_error"),
+        "short": shortage(home.path),
+    }
 
 
 def job_row(job: Job) -> dict[str, Any]:

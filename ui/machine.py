@@ -1,7 +1,7 @@
 """What the System page shows: devices and who holds them, our processes, the home, versions.
 
-Everything is asked from the system at the moment of the question; what uses space is in
-`storage.py`. It imports no torch to name torch's version.
+Everything is read from the system on request; what uses space is the action `storage`. torch is not
+imported to show its version.
 """
 
 import platform
@@ -11,9 +11,8 @@ from typing import Any
 
 import psutil
 from fastapi import APIRouter
-from pydantic import BaseModel, Field
 
-from jobs import cluster, supervisor
+from jobs import cluster
 from jobs.siblings import device_of
 from jobs.store import JobStore
 from studio import hardware
@@ -27,13 +26,6 @@ ROLES = {
     "chat": "keeps one base and its adapters for Compare",
 }
 PACKAGES = ("adapter-studio", "torch", "transformers", "gradio", "peft", "datasets", "sqlite-utils")
-
-
-class Wanted(BaseModel):
-    """Which cluster a person wants; an empty address is none."""
-
-    address: str = Field("", max_length=500)
-    storage: str = Field("", max_length=1000)
 
 
 def machine_routes(home: Home, store: JobStore) -> APIRouter:
@@ -53,15 +45,6 @@ def machine_routes(home: Home, store: JobStore) -> APIRouter:
             "home": {"path": str(home.path)},
             "versions": _versions(),
         }
-
-    @router.post("/cluster")
-    def choose(wanted: Wanted) -> dict[str, Any] | None:
-        if wanted.address.strip():
-            cluster.choose(store, wanted.address, wanted.storage)
-        else:
-            cluster.forget(store)
-        supervisor.ensure_running(home)
-        return cluster.shown(store)
 
     return router
 

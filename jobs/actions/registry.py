@@ -217,7 +217,8 @@ def ask(
     if wanted.needs == "store" or store is not None:
         assert home is not None
         with _opened(home, store) as opened:
-            return _answer(wanted, wanted.run(opened, asked), opened, watch)
+            place = opened if wanted.needs == "store" else home
+            return _answer(wanted, wanted.run(place, asked), opened, watch)
     made = wanted.run(home, asked)
     if not isinstance(made, Request):
         return Reply(action=wanted, value=made)

@@ -216,7 +216,7 @@ def test_a_search_keeps_the_choice_and_a_full_memory_offers_its_ways_out(
     page.goto(f"/runs?run={large.job.id}")
     offered = page.get_by_role("list", name="Ways to make it fit")
     expect(offered.get_by_role("button")).to_have_count(5)  # GPU, half precision already
-    expect(offered).to_contain_text("4 rows at once instead of 8")
+    expect(offered).to_contain_text("Batch size 4 instead of 8")
     page.get_by_role("button", name="Smaller batches").focus()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")

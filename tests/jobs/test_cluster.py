@@ -22,7 +22,7 @@ from studio.home import Home
 from studio.spec import RunSpec
 from tests.dashboard import Dashboard, answering, node, nodes
 from tests.jobs.conftest import a_spec, until
-from ui.cli.cluster_commands import cluster as cluster_command
+from ui.cli.main import main as command
 
 MOODS = ("idle", "night")
 
@@ -217,11 +217,16 @@ def test_the_command_chooses_shows_and_forgets(
     home: Home, store: JobStore, dashboard: Dashboard, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    cluster_command(home, "", "", off=False, as_json=False)
+    def cluster_command(*words: str) -> None:
+        with pytest.raises(SystemExit) as end:
+            command(["cluster", *words, "--home", str(home.path)])
+        assert end.value.code == 0
+
+    cluster_command()
     assert capsys.readouterr().out.startswith("No cluster is set.")
-    cluster_command(home, dashboard.address, str(tmp_path / "s"), off=False, as_json=True)
+    cluster_command(dashboard.address, "--storage", str(tmp_path / "s"), "--json")
     assert json.loads(capsys.readouterr().out)["devices"] == 6
-    cluster_command(home, "", "", off=True, as_json=True)
+    cluster_command("--off", "--json")
     assert json.loads(capsys.readouterr().out) is None
     assert settings.read(store, "cluster") is None
 

@@ -39,7 +39,7 @@ def test_order_and_the_whole_queue(store: JobStore, capsys: pytest.CaptureFixtur
         code, moved = run(capsys, "move", *words)
         assert (code, moved["name"]) == (0, words[0])
         assert order() == wanted
-    assert run(capsys, "move", "a")[1]["error"]["text"].startswith("Say one place")
+    assert run(capsys, "move", "a")[1]["error"]["text"].startswith("Give exactly one place")
     code, state = run(capsys, "queue", "--hold", "--on-error", "stop")
     assert (code, bool(state["held"]), state["on_error"]) == (0, True, "stop")
     assert run(capsys, "queue", "--release")[1]["held"] is None
@@ -78,7 +78,7 @@ def test_hold_release_schedule_note_delete(
     assert (noted["notes"], noted["tags"]) == ("good", ["x", "y"])
     assert run(capsys, "note", "b", "--untag", "x")[1]["tags"] == ["y"]
     store.cancel("a")
-    assert run(capsys, "delete", "a")[1] == {"deleted": 1}
+    assert run(capsys, "delete", "a")[1] == {"deleted": 1, "name": "a"}
     assert [job.id for job in store.list()] == [b]
 
 

@@ -146,7 +146,7 @@ def test_our_own_page_is_named_instead_of_opened_twice(
 def test_an_unforeseen_error_is_one_sentence_too(
     own_home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ui.cli.runs_commands.runs", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr("jobs.store.JobStore.list", lambda *a, **k: 1 / 0)
     code, out, _ = run(capsys, "runs", "--json")
     assert code == 1
     assert json.loads(out)["error"]["kind"] == "bug"

@@ -49,7 +49,7 @@ def test_every_single_route_refuses_a_foreign_host_and_origin(house: Home) -> No
     app = build_app(house)
     known = requests_of(app)
     assert len(known) > 60 and any("gradio_api" in path for _, path in known)
-    assert {"/api/live", "/api/queue", "/api/storage/backup"} <= {path for _, path in known}
+    assert {"/api/live", "/api/queue", "/api/do/name"} <= {path for _, path in known}
     client = TestClient(app, base_url="http://127.0.0.1:7860", follow_redirects=False)
     for method, path in known:
         for headers in (
@@ -125,8 +125,8 @@ def test_the_server_fetches_nothing_for_a_page(studio: Served) -> None:
 
 @pytest.mark.parametrize(
     ("path", "size"),
-    [("/api/jobs/1/cancel", 17 << 20), ("/gradio_api/upload", (2 << 30) + 1),
-     ("/gradio_api/queue/join", 1 << 40), ("/api/storage/backup", 17 << 20)],
+    [("/api/do/cancel", 17 << 20), ("/gradio_api/upload", (2 << 30) + 1),
+     ("/gradio_api/queue/join", 1 << 40), ("/api/do/backup", 17 << 20)],
 )  # fmt: skip
 def test_what_is_announced_too_large_is_refused_before_it_is_sent(
     studio: Served, path: str, size: int
@@ -144,8 +144,8 @@ def test_what_is_not_announced_is_counted(studio: Served) -> None:
     host, port = studio.address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as raw:
         raw.sendall(
-            f"POST /api/queue HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Type: application/json\r\n"
-            "Transfer-Encoding: chunked\r\n\r\n".encode()
+            f"POST /api/do/queue HTTP/1.1\r\nHost: {host}:{port}\r\n"
+            "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
         )
         answer = b""
         try:
@@ -161,7 +161,7 @@ def test_what_is_not_announced_is_counted(studio: Served) -> None:
 def test_two_lengths_are_refused(studio: Served) -> None:
     host = studio.address.removeprefix("http://")
     with socket.create_connection(tuple(host.split(":")), timeout=20) as raw:
-        raw.sendall(f"POST /api/queue HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n"
+        raw.sendall(f"POST /api/do/queue HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n"
                     "Content-Length: 40\r\n\r\n{}".encode())  # fmt: skip
         assert raw.recv(100).split()[1] in (b"400", b"413")
 
@@ -220,7 +220,7 @@ def test_the_server_asks_nobody_outside_for_anything(tmp_path: Path) -> None:
     path = f"{tmp_path}{os.pathsep}{ROOT}"
     with served(tmp_path / "home", PYTHONPATH=path, HF_HUB_OFFLINE="1") as alone:
         for page in ("/", "/runs", "/compare", "/data", "/system", "/config", "/api/live",
-                     "/api/system", "/api/storage", "/api/queue", "/theme.css"):  # fmt: skip
+                     "/api/system", "/api/actions", "/api/queue", "/theme.css"):  # fmt: skip
             assert ask(alone, "GET", page, {})[0] in (200, 204, 404), page
-        alone.json("/api/queue", {"on_error": "stop"})
+        alone.json("/api/do/queue", {"on_error": "stop"})
     assert not log.exists(), log.read_text()

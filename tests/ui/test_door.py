@@ -31,7 +31,7 @@ def token(studio: Served) -> str:
 
 def test_nothing_is_answered_without_the_token(open_studio: Served) -> None:
     for method, path in (
-        ("GET", "/"), ("GET", "/api/live"), ("POST", "/api/jobs/1/cancel"), ("GET", "/config"),
+        ("GET", "/"), ("GET", "/api/live"), ("POST", "/api/do/cancel"), ("GET", "/config"),
         ("GET", "/studio/main.js"), ("POST", "/gradio_api/upload"), ("GET", "/favicon.ico"),
         ("GET", "/gradio_api/queue/data?session_hash=x"), ("POST", "/gradio_api/queue/join"),
     ):  # fmt: skip
@@ -74,7 +74,7 @@ def test_a_cookie_of_another_program_on_this_host_locks_nobody_out(
 def test_a_foreign_page_with_the_cookie_is_still_refused(open_studio: Served) -> None:
     _, headers, _ = ask(open_studio, "GET", f"/?token={token(open_studio)}", {})
     own = {"Cookie": headers["set-cookie"].partition(";")[0]}
-    assert ask(open_studio, "POST", "/api/jobs/1/cancel", own | {"Origin": "http://evil"})[0] == 403
+    assert ask(open_studio, "POST", "/api/do/cancel", own | {"Origin": "http://evil"})[0] == 403
     assert ask(open_studio, "GET", "/", own | {"Host": "evil.test"})[0] == 403
 
 

@@ -54,7 +54,7 @@ def test_a_foreign_request_is_refused_on_every_route(
 
 @pytest.mark.parametrize("kind", ["application/json", "text/plain", "multipart/form-data"])
 @pytest.mark.parametrize(
-    "path", ["/api/jobs/1/cancel", "/gradio_api/upload", "/gradio_api/component_server",
+    "path", ["/api/do/cancel", "/gradio_api/upload", "/gradio_api/component_server",
              "/gradio_api/queue/join", "/gradio_api/run/predict"]
 )  # fmt: skip
 def test_a_foreign_page_can_post_nothing(studio: Served, path: str, kind: str) -> None:

@@ -11,12 +11,14 @@ from jobs.store import JobStore
 from studio.home import Home
 from studio.spec import RunSpec
 from tests.ui.conftest import client_of
+from ui.actions import action_routes
 from ui.live import routes
 
 
 @pytest.fixture
-def page(home: Home, store: JobStore) -> TestClient:
-    return client_of(routes(home, store))
+def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    monkeypatch.setattr("jobs.supervisor.ensure_running", lambda _: 0)
+    return client_of(routes(home, store), action_routes(home, store))
 
 
 def running(store: JobStore, **values: Any) -> tuple[int, Any]:
@@ -123,8 +125,8 @@ def test_a_run_that_is_gone_is_a_sentence(page: TestClient) -> None:
 def test_actions_move_the_job(page: TestClient, store: JobStore) -> None:
     job = store.submit(RunSpec()).id
     for action, state in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
-        assert page.post(f"/api/jobs/{job}/{action}", json={}).json()["state"] == state
-    assert page.post(f"/api/jobs/{job}/delete", json={}).json() == {"deleted": job}
+        assert page.post(f"/api/do/{action}", json={"job": job}).json()["state"] == state
+    assert page.post("/api/do/delete", json={"job": job}).json()["deleted"] == job
     assert store.list() == []
 
 
@@ -132,7 +134,7 @@ def test_an_impossible_action_is_a_sentence_and_changes_nothing(
     page: TestClient, store: JobStore
 ) -> None:
     job = store.submit(RunSpec(name="waits")).id
-    answer = page.post(f"/api/jobs/{job}/resume", json={})
+    answer = page.post("/api/do/resume", json={"job": job})
     assert answer.status_code == 400
     assert answer.json()["error"]["kind"] == "queue" and "waits" in answer.json()["error"]["text"]
     assert store.get(job).state == "queued"
@@ -140,16 +142,16 @@ def test_an_impossible_action_is_a_sentence_and_changes_nothing(
 
 def test_an_action_without_a_json_body_does_nothing(page: TestClient, store: JobStore) -> None:
     job = store.submit(RunSpec()).id
-    plain = page.post(f"/api/jobs/{job}/cancel", content=b"{}",
+    plain = page.post("/api/do/cancel", content=b"{}",
                       headers={"content-type": "text/plain"})  # fmt: skip
     assert plain.status_code == 422
-    assert page.post(f"/api/jobs/{job}/explode", json={}).status_code == 422
+    assert page.post("/api/do/explode", json={"job": job}).status_code == 400
     assert store.get(job).state == "queued"
 
 
 def test_run_next_moves_a_job_to_the_front(page: TestClient, store: JobStore) -> None:
     ids = [store.submit(RunSpec()).id for _ in range(3)]
-    page.post(f"/api/jobs/{ids[2]}/first", json={})
+    page.post("/api/do/move", json={"job": ids[2], "first": True})
     assert [job.id for job in store.queue()] == [ids[2], ids[0], ids[1]]
 
 

@@ -14,6 +14,7 @@ from studio.spec import RunSpec
 from tests.dashboard import Dashboard, answering
 from tests.jobs.conftest import until
 from tests.ui.conftest import client_of
+from ui.actions import action_routes
 from ui.machine import machine_routes
 from ui.sources import device_choices, picked_devices
 
@@ -21,7 +22,7 @@ from ui.sources import device_choices, picked_devices
 @pytest.fixture
 def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     monkeypatch.setattr(supervisor, "ensure_running", lambda _: 0)
-    return client_of(machine_routes(home, store))
+    return client_of(machine_routes(home, store), action_routes(home, store))
 
 
 @pytest.fixture
@@ -35,24 +36,26 @@ def test_a_cluster_is_one_more_device_with_who_holds_it(
 ) -> None:
     assert page.get("/api/system").json()["cluster"] is None
     wanted = {"address": dashboard.address, "storage": str(tmp_path / "s")}
-    assert page.post("/api/cluster", json=wanted).json()["devices"] == 6
+    assert page.post("/api/do/cluster", json=wanted).json()["devices"] == 6
     store.submit(RunSpec.parse({"name": "far", "train": {"device": "ray", "num_processes": 2}}))
     store.claims.claim("ray:0", owner=me(), more=["ray:1"], wanted=["ray"])
 
     found = until(lambda: (s := page.get("/api/system").json()["cluster"]).get("devices") and s)
 
     assert (found["free"], found["kind"], found["holders"]) == (5, "GPU", ["far"])
-    assert page.post("/api/cluster", json={}).json() is None
+    assert page.post("/api/do/cluster", json={"off": True}).json() is None
     assert cluster.chosen(store) is None
 
 
 def test_a_wrong_cluster_is_a_sentence_and_changes_nothing(
     page: TestClient, store: JobStore, dashboard: Dashboard
 ) -> None:
-    refused = page.post("/api/cluster", json={"address": "ray://head:10001", "storage": "/tmp/x"})
+    refused = page.post(
+        "/api/do/cluster", json={"address": "ray://head:10001", "storage": "/tmp/x"}
+    )
     assert refused.status_code == 400
-    assert "Give that of the dashboard" in refused.json()["error"]["text"]
-    refused = page.post("/api/cluster", json={"address": dashboard.address})
+    assert "use that of the dashboard" in refused.json()["error"]["text"]
+    refused = page.post("/api/do/cluster", json={"address": dashboard.address})
     assert "needs a storage" in refused.json()["error"]["text"]
     assert cluster.chosen(store) is None
 

@@ -13,73 +13,73 @@ from jobs.store import JobStore
 from studio.home import Home
 from studio.spec import RunSpec
 from tests.ui.conftest import client_of
+from ui.actions import action_routes
 from ui.live import routes
-from ui.storage import storage_routes
 
 
 @pytest.fixture
 def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     monkeypatch.setattr(supervisor, "ensure_running", lambda _: 0)
-    return client_of(routes(home, store), storage_routes(home, store))
+    return client_of(routes(home, store), action_routes(home, store))
 
 
 def test_order_by_drag_and_by_keys(page: TestClient, store: JobStore) -> None:
     a, b, c = (store.submit(RunSpec()).id for _ in range(3))
     for body, wanted in (
-        ({"before": a}, [c, a, b]), ({"by": 1}, [a, c, b]), ({"before": None}, [a, b, c]),
+        ({"before": a}, [c, a, b]), ({"by": 1}, [a, c, b]), ({"last": True}, [a, b, c]),
     ):  # fmt: skip
-        assert page.post(f"/api/jobs/{c}/move", json=body).status_code == 200
+        assert page.post("/api/do/move", json={"job": c, **body}).status_code == 200
         assert [job.id for job in store.queue()] == wanted
     store.cancel(b)
-    refused = page.post(f"/api/jobs/{b}/move", json={"by": -1})
+    refused = page.post("/api/do/move", json={"job": b, "by": -1})
     assert (refused.status_code, refused.json()["error"]["kind"]) == (400, "queue")
-    assert page.post("/api/jobs/99/move", json={"by": -1}).status_code == 400
+    assert page.post("/api/do/move", json={"job": 99, "by": -1}).status_code == 400
 
 
 def test_schedule_note_and_drop(page: TestClient, store: JobStore) -> None:
     a, b = (store.submit(RunSpec()).id for _ in range(2))
     body = {"at": "+1h", "when": "idle", "needs": [a], "retries": 2}
-    planned = page.post(f"/api/jobs/{b}/schedule", json=body).json()
+    planned = page.post("/api/do/schedule", json={"job": b, **body}).json()
     assert planned["start_after"] == pytest.approx(time.time() + 3600, abs=60)
     assert (planned["start_when"], planned["needs"]) == ("idle", [a])
     assert planned["retries_left"] == 2
     wrongs = ({"at": "soon"}, {"at": "2001-01-01"}, {"needs": [99]}, {"needs": [b]},
               {"retries": 11})  # fmt: skip
     for wrong in wrongs:
-        assert page.post(f"/api/jobs/{b}/schedule", json=wrong).status_code == 400
+        assert page.post("/api/do/schedule", json={"job": b, **wrong}).status_code == 400
         assert store.get(b).needs == [a]  # nothing changed
-    words = {"notes": "<b>x</b>", "tags": ["a", "a", " "]}
-    noted = page.post(f"/api/jobs/{a}/note", json=words).json()
+    words = {"text": "<b>x</b>", "tags": ["a", "a", " "]}
+    noted = page.post("/api/do/note", json={"job": a, **words}).json()
     assert (noted["notes"], noted["tags"]) == ("<b>x</b>", ["a"])
-    assert page.post(f"/api/jobs/{a}/note", json={"notes": "x" * 20_000}).status_code == 422
-    assert page.post(f"/api/jobs/{a}/drop", json={}).json()["state"] == "cancelled"
+    assert page.post("/api/do/note", json={"job": a, "text": "x" * 20_000}).status_code == 400
+    assert page.post("/api/do/cancel", json={"job": a, "drop": True}).json()["state"] == "cancelled"
     assert store.get(a).drop_checkpoints == 1
-    assert page.post(f"/api/jobs/{b}/save", json={}).status_code == 400
+    assert page.post("/api/do/save", json={"job": b}).status_code == 400
 
 
 def test_a_sweep_from_a_run(page: TestClient, store: JobStore) -> None:
     job = store.submit(RunSpec(name="base")).id
-    body = {"job": job, "name": "ranks", "over": ["method.r=4,8", "seed=0,1"]}
-    made = page.post("/api/sweeps", json=body).json()
+    body = {"like": job, "name": "ranks", "over": ["method.r=4,8", "seed=0,1"]}
+    made = page.post("/api/do/sweep", json=body).json()
     assert len(made["jobs"]) == 4
-    assert store.get(made["jobs"][-1]).spec["method"]["r"] == 8
+    assert store.get(made["jobs"][-1]["id"]).spec["method"]["r"] == 8
     for wrong in (
         body, body | {"name": "x", "over": []}, body | {"name": "x", "over": ["method.rr=1"]},
         body | {"name": "x", "over": ["method.r"]}, body | {"name": " "},
         body | {"name": "x", "over": [f"seed={','.join(map(str, range(1500)))}"]},
     ):  # fmt: skip
-        refused = page.post("/api/sweeps", json=wrong)
+        refused = page.post("/api/do/sweep", json=wrong)
         assert refused.status_code == 400 and refused.json()["error"]["text"]
     assert len(store.list()) == 5
-    group = {"sweep": "ranks", "action": "cancel"}
-    assert page.post("/api/sweep-runs", json=group).json() == {"changed": 4}
+    answer = page.post("/api/do/cancel", json={"sweep": "ranks"}).json()
+    assert answer == {"sweep": "ranks", "changed": 4}
 
 
 def test_a_sweep_from_the_form(page: TestClient, store: JobStore) -> None:
     form = {"set": ["method.r=4", "name=mine", "train.max_steps=3"], "name": "rates"}
-    made = page.post("/api/sweeps", json={**form, "over": ["train.learning_rate=0.001,0.002"]})
+    made = page.post("/api/do/sweep", json={**form, "over": ["train.learning_rate=0.001,0.002"]})
 
-    jobs = [store.get(job) for job in made.json()["jobs"]]
+    jobs = [store.get(job["id"]) for job in made.json()["jobs"]]
     assert [job.name for job in jobs] == ["rates learning_rate=0.001", "rates learning_rate=0.002"]
     assert {job.spec["method"]["r"] for job in jobs} == {4} and {j.sweep for j in jobs} == {"rates"}
 
@@ -93,17 +93,17 @@ def test_a_sweep_from_the_form(page: TestClient, store: JobStore) -> None:
         ({"over": ["method.rank=1,2"]}, "method.r"),
         ({"over": ["method.r=0,4"]}, "method.r"),
         ({"over": []}, "needs values"),
-        ({"over": ["method.r="]}, "names no values"),
+        ({"over": ["method.r="]}, "has no values"),
         ({"over": ["method.r=4"], "name": " "}, "needs a name"),
         ({"over": ["method.r=4,4"]}, "twice"),
         ({"over": ["seed=1"], "set": ["method.nothing=1"]}, "nothing"),
-        ({"over": ["seed=1"], "job": 99}, "no job number 99"),
+        ({"over": ["seed=1"], "like": 99}, "no job number 99"),
     ],
 )  # fmt: skip
 def test_a_senseless_sweep_is_a_sentence_and_queues_nothing(
     page: TestClient, store: JobStore, body: dict[str, Any], words: str
 ) -> None:
-    refused = page.post("/api/sweeps", json={"name": "x", "set": [], **body})
+    refused = page.post("/api/do/sweep", json={"name": "x", "set": [], **body})
 
     assert refused.status_code == 400, refused.text
     assert words in refused.json()["error"]["text"]
@@ -116,15 +116,15 @@ def test_the_whole_queue_is_held_and_its_state_reaches_every_tab(
     store.submit(RunSpec())
     first = page.get("/api/live").json()["jobs"]
     assert first["queue"] == {"held": None, "on_error": "continue", "short": None}
-    page.post("/api/queue", json={"held": True, "on_error": "stop"})
+    page.post("/api/do/queue", json={"hold": True, "on_error": "stop"})
     news = page.get("/api/live", params={"jobs": first["digest"]}).json()["jobs"]
     assert news["queue"]["held"] and news["items"] == []
-    assert page.post("/api/queue", json={"held": True}).status_code == 400
+    assert page.post("/api/do/queue", json={"hold": True}).status_code == 400
     url = "https://example.org/x?key=s3cret"
-    told = page.post("/api/queue", json={"webhook": url})
+    told = page.post("/api/do/webhook", json={"url": url})
     assert told.json()["webhook"] == "https://example.org/…"
     assert "s3cret" not in told.text + page.get("/api/queue").text + page.get("/api/live").text
-    assert page.post("/api/queue", json={"webhook": ""}).json()["webhook"] is None
+    assert page.post("/api/do/webhook", json={"off": True}).json()["webhook"] is None
 
 
 def test_the_front_of_a_long_queue_is_shown(page: TestClient, store: JobStore) -> None:
@@ -142,15 +142,17 @@ def test_storage_shows_previews_cleans_and_backs_up(
     (gone / "log.txt").write_text("x" * 500)
 
     os.utime(gone, (1, 1))
-    assert {part["name"] for part in page.get("/api/storage").json()["parts"]} >= {"Models"}
-    preview = page.post("/api/storage/clean", json={}).json()
+    assert {part["name"] for part in page.post("/api/do/storage", json={}).json()["parts"]} >= {
+        "Models"
+    }
+    preview = page.post("/api/do/clean", json={}).json()
     assert preview["bytes"] == 500 and gone.exists()
     rules = {"keep_checkpoints": 2, "keep_days": 9}
-    assert page.post("/api/storage/rules", json=rules).json()["bytes"] == 500
-    assert page.post("/api/storage/clean", json={"sure": True}).json()["removed"] is True
+    assert page.post("/api/do/clean", json=rules).json()["bytes"] == 500
+    assert page.post("/api/do/clean", json={"yes": True}).json()["removed"] is True
     assert not gone.exists()
-    assert page.get("/api/storage").json()["rules"] == rules
+    assert page.post("/api/do/storage", json={}).json()["rules"] == rules
     target = tmp_path / "b.tar"
-    assert page.post("/api/storage/backup", json={"file": str(target)}).status_code == 200
+    assert page.post("/api/do/backup", json={"file": str(target)}).status_code == 200
     for wrong in ("relative.tar", "/tmp/x.zip", str(target), str(store.home.path / "x.tar"), ""):
-        assert page.post("/api/storage/backup", json={"file": wrong}).status_code == 400
+        assert page.post("/api/do/backup", json={"file": wrong}).status_code == 400

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -22,6 +23,7 @@ from studio.training.events import Event, Working
 from ui.cli.follow import follow_to_the_end
 from ui.cli.show import CODES, SENTENCES, ending
 
+SETTLE_SECONDS = 15.0
 HomeOption = Annotated[
     Path | None,
     typer.Option("--home", help="Home folder; STUDIO_HOME by default.", show_default=False),
@@ -52,6 +54,8 @@ def command(action: Action, *, only_alone: bool = False) -> Callable[..., int]:
     """Return the function that Typer reads the options of an action from."""
     fields = {one.path.replace(".", "__"): one for one in action.fields if one.flag != "-"}
 
+    of = {one.path: one.of for one in fields.values()}
+
     def run(context: typer.Context, **given: Any) -> int:
         if only_alone and context.invoked_subcommand is not None:
             return 0
@@ -63,6 +67,8 @@ def command(action: Action, *, only_alone: bool = False) -> Callable[..., int]:
             if getattr(context.get_parameter_source(name), "name", "") != "DEFAULT"
         }
         for name, value in values.items():
+            if of.get(name) in ("file", "folder") and value:
+                values[name] = str(Path(value).expanduser().absolute())
             if isinstance(value, str) and not value.strip() and "." in name:
                 option = next(one.flag for one in fields.values() if one.path == name)
                 raise SpecError(f"{option} is empty: give a value, or leave it out.", field=name)
@@ -131,8 +137,19 @@ def perform(
     with closing(JobStore(home)) as store:
         answer = ask(home, action.name, values, store=store)
         if not (action.follow and answer.jobs):
-            return show(answer, as_json)
+            return show(_settled(store, answer), as_json)
         return _followed(store, answer, follow=follow, as_json=as_json)
+
+
+def _settled(store: JobStore, answer: Reply) -> Reply:
+    """Wait briefly for a job that is stopping, so that its new state is printed."""
+    if len(answer.jobs) != 1 or answer.jobs[0].state != "stopping":
+        return answer
+    job, deadline = answer.jobs[0], time.monotonic() + SETTLE_SECONDS
+    while job.state == "stopping" and time.monotonic() < deadline:
+        time.sleep(0.05)
+        job = store.get(job.id)
+    return replace(answer, value=summary(job), jobs=(job,))
 
 
 def _followed(store: JobStore, answer: Reply, *, follow: bool, as_json: bool) -> int:

@@ -24,11 +24,8 @@ from ui.cli.chat_commands import app as chat_app
 from ui.cli.generate import add_commands
 from ui.cli.options import HomeOption, JobArgument, JsonOption, RetriesOption
 from ui.cli.options_adapters import app as adapter_app
-from ui.cli.options_cluster import app as elsewhere_app
 from ui.cli.options_engine import app as engine_app
 from ui.cli.options_engine import presets_app
-from ui.cli.options_home import app as home_app
-from ui.cli.options_queue import app as queue_app
 from ui.cli.show import printable
 
 GROUPS = {
@@ -45,11 +42,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(chat_app)
-app.add_typer(queue_app)
-app.add_typer(elsewhere_app)
 app.add_typer(engine_app)
 app.add_typer(presets_app, name="presets")
-app.add_typer(home_app)
 app.add_typer(adapter_app)
 add_commands(app, GROUPS)
 
@@ -175,68 +169,6 @@ def train(
         open_home(home), spec, given, assignments or [], preset=preset, needs=needs or [],
         retries=retries or 0, held=hold, follow=follow, as_json=as_json,
     )  # fmt: skip
-
-
-@app.command()
-def runs(
-    search: Annotated[str, typer.Option(help="Part of the name.", show_default=False)] = "",
-    state: Annotated[
-        list[str] | None, typer.Option(help="Only this state; may be repeated.")
-    ] = None,
-    limit: Annotated[int, typer.Option(help="At most so many; 0 shows all.", min=0)] = 0,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List the runs, newest first."""
-    from ui.cli import runs_commands
-
-    runs_commands.runs(
-        open_home(home), search=search, states=state or [], limit=limit, as_json=as_json
-    )
-
-
-@app.command()
-def show(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Show one run: state, progress, losses, adapter, history."""
-    from ui.cli import runs_commands
-
-    runs_commands.show(open_home(home), job, as_json=as_json)
-
-
-@app.command()
-def cancel(
-    job: JobArgument,
-    drop: Annotated[bool, typer.Option("--drop", help="Forget its checkpoints too.")] = False,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """End a run; one that is under way saves a checkpoint first, so that it can be resumed."""
-    from ui.cli import runs_commands
-
-    runs_commands.change(open_home(home), job, "cancel", drop=drop, as_json=as_json)
-
-
-@app.command()
-def pause(job: JobArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """Hold a waiting run back, or let a running one save and free its device."""
-    from ui.cli import runs_commands
-
-    runs_commands.change(open_home(home), job, "pause", as_json=as_json)
-
-
-@app.command()
-def resume(
-    job: JobArgument,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Forget the checkpoints and begin at step 0.")
-    ] = False,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Queue a stopped run again, from its newest checkpoint."""
-    from ui.cli import runs_commands
-
-    runs_commands.change(open_home(home), job, "restart" if restart else "resume", as_json=as_json)
 
 
 @app.command()

@@ -12,24 +12,22 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from jobs import plans, supervisor
 from jobs.admission import admit
-from jobs.job import STATES, Job, State
+from jobs.job import Job
 from jobs.jobs_table import summary
 from jobs.memory import needed_bytes
 from jobs.processes import Identity
 from jobs.store import JobStore
-from studio.errors import QueueError, ServeError, nearest
+from studio.errors import ServeError
 from studio.fields import merge_values, parse_assignment, read_yaml
 from studio.home import Home
 from studio.presets import apply_preset
 from studio.spec import RunSpec
 from ui.cli.follow import follow_to_the_end
-from ui.cli.show import exit_code
-
-SETTLE_SECONDS = 15.0
+from ui.cli.show import duration, exit_code, number
 
 
 def train(
@@ -66,75 +64,6 @@ def train(
             return 130
     say(job, as_json, _ending(job))
     return exit_code(job)
-
-
-def runs(home: Home, *, search: str, states: Sequence[str], limit: int, as_json: bool) -> None:
-    """Print the runs, newest first."""
-    for state in states:
-        if state not in STATES:
-            raise QueueError(f'There is no state "{state}".{nearest(state, STATES)}')
-    with closing(JobStore(home)) as store:
-        wanted = cast("list[State]", list(states)) or None
-        found = store.list(wanted, limit=limit or None, search=search)
-    if as_json:
-        print(json.dumps([summary(job) for job in found], ensure_ascii=False))
-        return
-    if not found:
-        print("No runs yet. `studio train --data starter:pirate` makes the first.")
-        return
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("ID", "Name", "State", "Steps", "Loss", "Eval loss", "Time", box=None)
-    for job in found:
-        facts = summary(job)
-        total = job.total_steps if job.total_steps is not None else "–"
-        table.add_row(
-            str(job.id), Text(job.name), job.state, f"{job.step} / {total}",
-            _number(facts["last_loss"]), _number(facts["eval_loss"]), _time(facts["seconds"]),
-        )  # fmt: skip
-    _console().print(table)
-
-
-def show(home: Home, job_id: str, *, as_json: bool) -> None:
-    """Print everything about one run."""
-    with closing(JobStore(home)) as store:
-        job = store.get(job_id)
-        if as_json:
-            print(json.dumps(summary(job) | {"spec": job.spec}, ensure_ascii=False))
-            return
-        facts = summary(job)
-        print(f"{job.name} (number {job.id}) is {job.state}.")
-        if job.error_text:
-            print(job.error_text)
-        total = "" if job.total_steps is None else f" of {job.total_steps}"
-        print(f"  step       {job.step}{total}")
-        for key in ("first_loss", "last_loss", "eval_loss"):
-            print(f"  {key.replace('_', ' '):10} {_number(facts[key])}")
-        print(f"  time       {_time(facts['seconds'])}")
-        print("  rows       " + ", ".join(f"{v} {k}" for k, v in facts["rows"].items() if v))
-        print(f"  adapter    {facts['adapter'] or '–'}")
-        print(f"  folder     {home.run(job.id)}")
-        for event in store.events(job.id):
-            moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
-            print(f"  {moment}  {event['dst']:12} {event['why']}")
-
-
-def change(home: Home, job_id: str, action: str, *, drop: bool = False, as_json: bool) -> None:
-    """Cancel, pause, resume or restart a job, and wait a moment for it to settle."""
-    with closing(JobStore(home)) as store:
-        if action == "cancel":
-            job = store.cancel(job_id, drop=drop)
-        elif action == "pause":
-            job = store.pause(job_id)
-        else:
-            job = store.resume(job_id, restart=action == "restart")
-        if drop or job.active or job.state == "queued":
-            supervisor.ensure_running(home)
-        deadline = time.monotonic() + SETTLE_SECONDS
-        while (job := store.get(job.id)).state == "stopping" and time.monotonic() < deadline:
-            time.sleep(0.05)
-    say(job, as_json, f'"{job.name}" is {job.state}.')
 
 
 def logs(home: Home, job_id: str, *, lines: int, follow: bool) -> None:
@@ -216,31 +145,12 @@ def say(job: Job, as_json: bool, sentence: str) -> None:
 def _ending(job: Job) -> str:
     facts = summary(job)
     if job.state == "succeeded":
-        losses = f"loss {_number(facts['first_loss'])} → {_number(facts['last_loss'])}"
+        losses = f"loss {number(facts['first_loss'])} → {number(facts['last_loss'])}"
         return (
-            f'"{job.name}" is trained: {job.step} steps in {_time(facts["seconds"])}, {losses}.\n'
+            f'"{job.name}" is trained: {job.step} steps in {duration(facts["seconds"])}, '
+            f"{losses}.\n"
             f"Its adapter is {facts['adapter']}\n"
             f"Talk to it: studio chat --adapter {shlex.quote(job.name)}"
         )
     text = f'"{job.name}" ended at step {job.step}: {job.state}.'
     return f"{text}\n{job.error_text}" if job.error_text else text
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
-
-
-def _console() -> Any:
-    from rich.console import Console
-
-    return Console(highlight=False)

@@ -2,15 +2,18 @@
 
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jobs.actions.comparisons import LETTERS
+from jobs.cluster import sentence as cluster
 from jobs.job import Job
 from jobs.jobs_table import summary
 from studio.errors import InputError
 from studio.evaluation.reports import title
 from studio.home import slug
+from studio.names import readable
 from studio.stack import StackItem
 
 Answer = Any
@@ -264,6 +267,158 @@ def recipes(found: Sequence[Mapping[str, Any]]) -> None:
         print(f"{row['name']}: {row['model']} + {parts}")
 
 
+# -- the queue -------------------------------------------------------------------------------------
+
+
+def schedule_of(job: Mapping[str, Any]) -> str:
+    """Return what a queued job waits for, in brackets; empty if nothing."""
+    parts = []
+    if job["start_after"] and job["start_after"] > time.time():
+        moment = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["start_after"]))
+        parts.append(f"not before {moment}")
+    if job["start_when"]:
+        parts.append({"idle": "when idle", "night": "at night"}[job["start_when"]])
+    if job["needs"]:
+        parts.append("after " + ", ".join(map(str, job["needs"])))
+    if job["retries_left"]:
+        parts.append(f"retried up to {job['retries_left']} times")
+    if job["waits"]:
+        parts.append(job["waits"])
+    return f" ({'; '.join(parts)})" if parts else ""
+
+
+def queue(answer: Answer) -> None:
+    """Print running and queued jobs in order."""
+    if answer["held"]:
+        print(f"The queue is held: {answer['held']} Release it with `studio queue --release`.")
+    for job in answer["jobs"]:
+        print(f"{job['id']:>6}  {job['state']:9} {job['name']}{schedule_of(job)}")
+    if not answer["jobs"]:
+        print("The queue is empty.")
+
+
+def changed(answer: Answer) -> None:
+    """Print the new state of a job, or how many runs of a sweep changed."""
+    if "changed" in answer:
+        print(f'{answer["changed"]} runs of "{answer["sweep"]}" changed.')
+    else:
+        print(f'"{answer["name"]}" is {answer["state"]}{schedule_of(answer)}.')
+
+
+def runs(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print a table of runs."""
+    if not found:
+        print("No runs yet. `studio train --data starter:pirate` makes the first.")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("ID", "Name", "State", "Steps", "Loss", "Eval loss", "Time", box=None)
+    for job in found:
+        total = "–" if job["total_steps"] is None else job["total_steps"]
+        table.add_row(
+            str(job["id"]), Text(job["name"]), job["state"], f"{job['step']} / {total}",
+            number(job["last_loss"]), number(job["eval_loss"]), duration(job["seconds"]),
+        )  # fmt: skip
+    Console(highlight=False).print(table)
+
+
+def run(job: Mapping[str, Any]) -> None:
+    """Print everything about one run."""
+    print(f"{job['name']} (number {job['id']}) is {job['state']}.")
+    if job["error"] and job["error"]["text"]:
+        print(job["error"]["text"])
+    total = "" if job["total_steps"] is None else f" of {job['total_steps']}"
+    print(f"  step       {job['step']}{total}")
+    for key in ("first_loss", "last_loss", "eval_loss"):
+        print(f"  {key.replace('_', ' '):10} {number(job[key])}")
+    print(f"  time       {duration(job['seconds'])}")
+    print("  rows       " + ", ".join(f"{v} {k}" for k, v in job["rows"].items() if v))
+    print(f"  adapter    {job['adapter'] or '–'}")
+    print(f"  folder     {job['folder']}")
+    for event in job["history"]:
+        moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
+        print(f"  {moment}  {event['state']:12} {event['why']}")
+
+
+def number(value: float | None) -> str:
+    """Return a loss with four decimals."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time span as a user reads it."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def note(job: Mapping[str, Any]) -> None:
+    """Print a job's tags and note."""
+    print("\n".join([f"{job['name']}: {', '.join(job['tags'])}", job["notes"]]).strip())
+
+
+def webhook(answer: Answer) -> None:
+    """Print where job notifications go."""
+    places = {"keyring": "in the system's keyring", "file": "in a file that only you can read"}
+    if not answer["kept"]:
+        print("No webhook is set.")
+        return
+    print(
+        f"Job notifications go to {answer['webhook']}; the address is stored "
+        f"{places[answer['kept']]}."
+    )
+
+
+# -- the home --------------------------------------------------------------------------------------
+
+
+def storage(facts: Mapping[str, Any]) -> None:
+    """Print what uses space, and what the rules allow to remove."""
+    for part in facts["parts"]:
+        print(f"{readable(part['bytes']):>12}  {part['name']}")
+    print(f"{readable(facts['free_bytes']):>12}  free on this disk")
+    for one in facts["runs"]:
+        print(f"{readable(one['bytes']):>12}  run {one['name']} ({one['state']})")
+    print(f"`studio clean` would free {readable(facts['spare']['bytes'])}.")
+
+
+def cleaned(found: Mapping[str, Any]) -> None:
+    """Print what was or would be removed."""
+    for item in found["items"]:
+        print(f"{readable(item['bytes']):>12}  {item['what']}: {item['why']}")
+    if found["removed"]:
+        print(f"Freed {readable(found['bytes'])}.")
+    elif found["items"]:
+        print(f"`studio clean --yes` frees {readable(found['bytes'])}.")
+    else:
+        print("There is nothing to clean up.")
+
+
+def backed_up(done: Mapping[str, Any]) -> None:
+    """Print what a backup holds."""
+    print(
+        f"{done['file']} holds {done['files']} files, {readable(done['bytes'])}. "
+        "Secrets and running processes are not included."
+    )
+
+
+def restored(done: Mapping[str, Any]) -> None:
+    """Print where a backup was restored."""
+    before = f" The previous home is now {done['before']}." if done["before"] else ""
+    print(f"{done['home']} is restored.{before} Open the studio to continue.")
+
+
+def unpacked(job: Mapping[str, Any]) -> None:
+    """Print the number of an unpacked run."""
+    print(f'"{job["name"]}" is here, as number {job["id"]}.')
+
+
 def lines(text: str) -> Callable[[Answer], None]:
     """Return what prints a sentence with the answer's own values in it."""
     return lambda answer: print(text.format(**answer))
@@ -301,6 +456,31 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "adapters.undo": lines('Restored "{name}".'),
     "adapters.trash": lambda a: print("\n".join(x["name"] for x in a) or "The trash is empty."),
     "adapters.picture": picture,
+    "queue": queue,
+    "move": lambda job: print(f'"{job["name"]}" is number {job["place"]} of the queue.'),
+    "hold": changed,
+    "release": changed,
+    "delete": lines('"{name}" is deleted.'),
+    "duplicate": lines('Queued "{name}" as number {id}.'),
+    "sweep": lambda a: print(f'Queued {len(a["jobs"])} runs as the sweep "{a["sweep"]}".'),
+    "schedule": changed,
+    "extend": lines('Queued "{name}" as number {id}, from step {step}.'),
+    "save": lines('"{name}" saves a checkpoint at its next step.'),
+    "sample": lines('"{name}" answers its sample prompts at its next step.'),
+    "note": note,
+    "webhook": webhook,
+    "runs": runs,
+    "show": run,
+    "cancel": changed,
+    "pause": changed,
+    "resume": changed,
+    "storage": storage,
+    "clean": cleaned,
+    "backup": backed_up,
+    "restore": restored,
+    "pack": lines("Packed into {out}. Its README.txt says how to train it and bring it back."),
+    "unpack": unpacked,
+    "cluster": lambda found: print(cluster(found)),
     "modules": lambda a: print(
         "\n".join(f"{m['key']}  {m['shape'][0]} x {m['shape'][1]}" for m in a)
     ),

@@ -2,8 +2,8 @@
 // address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
 // are shown here and on the Runs page.
 
-import { ago, badge, button, bytes, changed, dots, h, keyed, matcher, number, query, remember, send,
-  short, sureButton, text, toast } from '../core/dom.js';
+import { actOn, ago, badge, button, bytes, changed, dots, h, keyed, matcher, number, query, remember,
+  send, short, sureButton, text, toast } from '../core/dom.js';
 import { list } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';
@@ -216,7 +216,7 @@ export class Adapters extends HTMLElement {
       h('a', { href: `/runs?run=${job.id}` }, job.name),
       h('span', { class: 's-quiet' }, isLive(job) ? job.phase || (job.state === 'queued'
         ? 'queued' : '') : ''),
-      isLive(job) ? sureButton('Cancel', 'Really cancel?', () => send(`/api/jobs/${job.id}/cancel`, {}), 's-tool') : '',
+      isLive(job) ? sureButton('Cancel', 'Really cancel?', () => actOn(job.id, 'cancel'), 's-tool') : '',
       result);
     if (!isLive(job)) outcome(job, result);
   }

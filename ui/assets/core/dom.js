@@ -132,6 +132,15 @@ export async function send(path, body, done) {
   }
 }
 
+const VARIANTS = { anyway: ['schedule', { anyway: true }], drop: ['cancel', { drop: true }],
+  first: ['move', { first: true }], restart: ['resume', { restart: true }] };
+
+/** Ask for an action on a job, under the name that the state's buttons have. */
+export function actOn(job, name, values = {}, done = undefined) {
+  const [action, more] = VARIANTS[name] ?? [name, {}];
+  return send(`/api/do/${action}`, { job, ...more, ...values }, done);
+}
+
 /** A short message at the bottom; errors stay until closed. */
 export function toast(message, kind = 'info') {
   const node = h('div', { class: `s-toast s-${kind}`, role: kind === 'error' ? 'alert' : 'status' },

@@ -1,7 +1,7 @@
 // The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
-import { ago, api, badge, bar, button, bytes, choose, count, errorLine, fill, h, keyed, matcher,
+import { actOn, ago, api, badge, bar, button, bytes, choose, count, errorLine, fill, h, keyed, matcher,
   menu, query, remember, say, send, sureButton, tabs, text, toast } from '../core/dom.js';
 import { isLive, poke, share, subscribe } from '../core/live.js';
 import { Import, Mapping } from './import.js';
@@ -202,7 +202,7 @@ export class Data extends HTMLElement {
     return h('li', {}, h('div', { class: 's-row-open', 'data-testid': `job-${job.id}` },
       h('span', { class: 's-row-name' }), h('span', { class: 's-row-state s-quiet' }),
       h('span', { class: 's-row-what' }),
-      sureButton('Cancel', 'Sure?', () => send(`/api/jobs/${job.id}/cancel`, {}).then(poke), 's-tool'), bar('')));
+      sureButton('Cancel', 'Sure?', () => actOn(job.id, 'cancel').then(poke), 's-tool'), bar('')));
   }
 }
 

@@ -7,7 +7,7 @@ import { poke, toggleNotifications, wantsNotifications } from '../core/live.js';
 
 export class QueueBar {
   constructor() {
-    this.holding = button('Hold all', () => this.change({ held: !this.queue?.held }), 's-tool',
+    this.holding = button('Hold all', () => this.change(this.queue?.held ? { release: true } : { hold: true }), 's-tool',
       { 'data-testid': 'hold-queue' });
     this.onError = h('select', { 'aria-label': 'After an error', onchange: (e) =>
       this.change({ on_error: e.target.value }) }, h('option', { value: 'continue' }, 'Errors: continue'),
@@ -35,7 +35,7 @@ export class QueueBar {
   }
 
   async change(values) {
-    await send('/api/queue', values);
+    await send('/api/do/queue', values);
     poke();
   }
 }
@@ -52,7 +52,7 @@ export function planSchedule(job, jobs) {
       choices: older.map((one) => [String(one.id), `${one.id} · ${one.name}`]) },
     { name: 'retries', title: 'Retries', type: 'integer', ge: 0, le: 10, default: 0,
       help: 'Retry up to this often after a transient failure, such as too little memory' }] },
-  ({ at, when, needs, retries }) => api(`/api/jobs/${job.id}/schedule`, { at, when, needs: needs.map(Number),
+  ({ at, when, needs, retries }) => api('/api/do/schedule', { job: job.id, at, when, needs: needs.map(Number),
     retries: retries === job.retries_left ? null : retries }),
   { values: { at: job.start_after > Date.now() / 1000 + 60 ? local(job.start_after) : '', when: job.start_when,
     needs: job.needs.map(String), retries: job.retries_left ?? 0 } });
@@ -91,12 +91,12 @@ export function planSweep(job, set = []) {
   const node = ask({ title: job ? `Sweep from ${job.name}` : 'Sweep from this form', label: 'Queue the sweep', fields: [
     { name: 'name', title: 'Name', placeholder: 'ranks', required: true },
     { name: 'over' },
-    { name: 'count', title: 'Draw at random', type: 'integer', default: 0, ge: 0, le: 1000,
+    { name: 'random', title: 'Draw at random', type: 'integer', default: 0, ge: 0, le: 1000,
       help: '0 tries every combination', more: { oninput: () => count() } },
     { name: 'on_error', title: 'After an error', choices: [['continue', 'Continue with the others'], ['stop',
       'Hold the rest']] }] },
   async (values) => {
-    const { jobs } = await api('/api/sweeps', { ...(job ? { job: job.id } : { set }), ...values });
+    const { jobs } = await api('/api/do/sweep', { ...(job ? { like: job.id } : { set }), ...values });
     toast(`${jobs.length} runs are queued.`);
   }, { nodes: { over } });
   const draw = node.querySelector('input[type=number]');
@@ -108,7 +108,7 @@ export function planLonger(job) {
       { name: 'unit', title: 'Unit', choices: ['epochs', 'steps'] },
       { name: 'name', title: 'Name', placeholder: 'generated when empty', max_length: 120 }] },
   async ({ more, unit, name }) => {
-    const made = await api(`/api/jobs/${job.id}/extend`, { [unit]: more, name });
+    const made = await api('/api/do/extend', { job: job.id, [unit]: more, name });
     toast(`${made.name} is queued, from step ${made.step}.`);
   }, { values: { more: 1 } });
 }
@@ -117,7 +117,7 @@ export function planNote(job) {
   ask({ title: `Note on ${job.name}`, label: 'Keep', fields: [
     { name: 'tags', title: 'Tags', placeholder: 'baseline, keep', help: 'Separated by commas; the search finds them' },
     { name: 'notes', title: 'Note', type: 'lines', rows: 5, max_length: 10000 }] },
-  ({ tags, notes }) => api(`/api/jobs/${job.id}/note`, { notes, tags: list(tags) }),
+  ({ tags, notes }) => api('/api/do/note', { job: job.id, text: notes, tags: list(tags) }),
   { values: { tags: job.tags.join(', '), notes: job.notes } });
 }
 
@@ -128,5 +128,5 @@ async function planWebhook() {
     placeholder: now.webhook ?? 'An http or https address', more: { type: 'url' }, help: now.webhook
       ? `Now ${now.webhook}. Empty removes it.`
       : 'One POST of JSON at the end of each run. The address is stored where only you can read it.' }] },
-  (values) => api('/api/queue', values));
+  ({ webhook }) => api('/api/do/webhook', webhook.trim() ? { url: webhook } : { off: true }));
 }

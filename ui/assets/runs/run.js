@@ -1,7 +1,7 @@
 // One run: progress, figures, actions, and tabs with what it wrote.
 
-import { ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, h, menu,
-  number, quiet, say, send, short, sureButton, tabs, text } from '../core/dom.js';
+import { actOn, ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, h,
+  menu, number, quiet, say, send, short, sureButton, tabs, text } from '../core/dom.js';
 import { compareAddress, COMPARED } from '../core/lanes.js';
 import { isLive, JobProgress, poke, stateName } from '../core/live.js';
 import { KINDS, outcome } from '../adapters/actions.js';
@@ -171,13 +171,13 @@ export class Detail {
   }
 
   async group(action) {
-    await send('/api/sweep-runs', { sweep: this.job.sweep, action },
+    await send(`/api/do/${action}`, { sweep: this.job.sweep },
       ({ changed }) => `${changed} run${changed === 1 ? '' : 's'} changed.`);
     poke();
   }
 
   async act(action, done) {
-    await send(`/api/jobs/${this.job.id}/${action}`, {}, done);
+    await actOn(this.job.id, action, {}, done);
     poke();
   }
 

@@ -3,8 +3,8 @@
 // &show=live lists the queue.
 
 import { board, METRICS } from '../core/chart.js';
-import { ago, badge, bar, changed, dots, duration, fill, h, keyed, matcher, number, query, remember,
-  say, send, short, text, toast } from '../core/dom.js';
+import { actOn, ago, badge, bar, changed, dots, duration, fill, h, keyed, matcher, number, query,
+  remember, say, short, text, toast } from '../core/dom.js';
 import { openCheckpoint } from '../core/lanes.js';
 import { hues, isLive, poke, share, stateName, subscribe } from '../core/live.js';
 import { QueueBar } from './queue.js';
@@ -236,11 +236,12 @@ export class Runs extends HTMLElement {
     if (!dragged || dragged === id) return;
     const next = row.nextElementSibling?.draggable ? Number(row.nextElementSibling.dataset.key) : null;
     if (place === 'after' && next === dragged) return;
-    this.move(dragged, { before: place === 'before' ? id : next });
+    const before = place === 'before' ? id : next;
+    this.move(dragged, before ? { before } : { last: true });
   }
 
   async move(id, place) {
-    await send(`/api/jobs/${id}/${place ? 'move' : 'first'}`, place ?? {});
+    await actOn(id, place ? 'move' : 'first', place ?? {});
     poke();
   }
 

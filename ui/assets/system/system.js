@@ -94,7 +94,7 @@ class Cluster {
     this.changed = changed;
     this.address = field('Dashboard address', '10.0.0.5:8265');
     this.storage = field('Storage', '/mnt/shared/studio or s3://bucket/studio');
-    this.none = button('Use none', () => this.send({}));
+    this.none = button('Use none', () => this.send({ off: true }));
     this.element = h('section', { class: 's-panel-card s-storage', 'data-testid': 'cluster' },
       h('h2', {}, 'Cluster'), quiet('Optional: a Ray cluster is one more device. Runs whose device is “ray” wait in '
         + 'this queue and train there; their adapters are copied back here.'),
@@ -114,7 +114,7 @@ class Cluster {
   }
 
   async send(values) {
-    const found = await send('/api/cluster', values);
+    const found = await send('/api/do/cluster', values);
     if (found) {
       toast(!found.kind && !found.trouble ? 'No cluster is used.'
         : found.trouble || `${found.devices} ${found.kind}s on ${found.machines} machines`,
@@ -134,14 +134,14 @@ class Storage {
     this.runs = h('div', {});
     this.items = h('div', { class: 's-found', 'data-testid': 'spare' });
     const limit = (label, max) => h('input', { type: 'number', min: '0', max, 'aria-label': label,
-      onchange: () => this.ask('/api/storage/rules', { keep_checkpoints: Number(this.keep.value),
+      onchange: () => this.ask({ keep_checkpoints: Number(this.keep.value),
         keep_days: Number(this.days.value) }) });
     this.keep = limit('Checkpoints kept', '1000');
     this.days = limit('Days kept', '36500');
     this.file = field('Backup file', '/media/disk/studio-backup.tar');
     const backup = button('Back up', async () => {
       text(backup, 'Backing up …');
-      await send('/api/storage/backup', { file: this.file.value }, (done) =>
+      await send('/api/do/backup', { file: this.file.value }, (done) =>
         `${done.file} holds ${done.files} files, ${bytes(done.bytes)}.`);
       text(backup, 'Back up');
     });
@@ -156,7 +156,7 @@ class Storage {
   }
 
   async refresh() {
-    const found = await send('/api/storage');
+    const found = await send('/api/do/storage', {});
     if (found) this.show(found);
   }
 
@@ -173,12 +173,12 @@ class Storage {
   }
 
   async clean(sure) {
-    await this.ask('/api/storage/clean', { sure });
+    await this.ask({ yes: sure });
     if (sure) this.refresh();
   }
 
-  async ask(path, body) {
-    const found = await send(path, body);
+  async ask(values) {
+    const found = await send('/api/do/clean', values);
     if (found) this.list(found);
     else this.refresh(); // the fields show what is stored, not what was refused
   }

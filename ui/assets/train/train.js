@@ -2,8 +2,8 @@
 // of target modules.
 
 import { board } from '../core/chart.js';
-import { api, badge, button, errorLine, h, query, remember, say, send, snippet, sureButton, table,
-  text, typeInto } from '../core/dom.js';
+import { actOn, api, badge, button, errorLine, h, query, remember, say, send, snippet, sureButton,
+  table, text, typeInto } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { compareAddress } from '../core/lanes.js';
 import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/live.js';
@@ -88,7 +88,7 @@ export class Launch extends ServerElement {
     this.line.replaceChildren(badge(stateName(job)), h('a', { href: `/runs?run=${job.id}` }, job.name), more,
       job.error ? h('span', { class: 's-error' }, job.error.text) : '');
     const can = new Set(job.actions);
-    const act = (action) => send(`/api/jobs/${job.id}/${action}`, {}).then(poke);
+    const act = (action) => actOn(job.id, action).then(poke);
     this.actions.replaceChildren(...[
       job.adapter && h('a', { class: 's-button s-primary', href: compareAddress(job) },
         'Compare with the base'),

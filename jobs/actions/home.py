@@ -1,0 +1,139 @@
+"""Actions on the home folder: storage rules, clean-up, backup, restore, training elsewhere."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from jobs import cluster as clusters
+from jobs import storage
+from jobs.actions.queue import Assignments
+from jobs.actions.registry import action, field
+from jobs.admission import admit
+from jobs.backup import backup as write_backup
+from jobs.job import Job
+from jobs.restore import restore as restore_backup
+from jobs.store import JobStore
+from studio.errors import HomeError
+from studio.fields import merge_values, parse_assignment, read_yaml
+from studio.home import Home
+from studio.spec import RunSpec
+from studio.training import transfer
+
+
+@action("storage")
+def show_storage(store: JobStore) -> dict[str, Any]:
+    """Show what uses space in the home, and what the rules allow to remove."""
+    return {**storage.usage(store), "spare": storage.report(storage.spare(store))}
+
+
+@action("clean", title="Clean up")
+def clean(
+    store: JobStore,
+    yes: Annotated[bool, field("Remove; without it only list.")] = False,
+    keep_checkpoints: Annotated[
+        int | None, field("Rule: checkpoints to keep for each finished run.", metavar="N")
+    ] = None,
+    keep_days: Annotated[
+        int | None,
+        field("Rule: remove checkpoints of runs older than N days; 0 never.", metavar="N"),
+    ] = None,
+) -> dict[str, Any]:
+    """List, and with --yes remove, spare checkpoints and files that nothing refers to."""
+    changed = {"keep_checkpoints": keep_checkpoints, "keep_days": keep_days}
+    if changed := {key: value for key, value in changed.items() if value is not None}:
+        storage.set_rules(store, **{**storage.rules(store), **changed})
+    found = storage.clean(store) if yes else storage.spare(store)
+    return {**storage.report(found), "removed": yes}
+
+
+@action("backup", title="Back up the home")
+def backup(
+    home: Home,
+    file: Annotated[
+        str, field("New .tar file outside the home.", positional=True, of="file", max_length=1000)
+    ],
+) -> dict[str, Any]:
+    """Write the whole home into one file; the studio may be in use."""
+    target = Path(file.strip()).expanduser()
+    if not target.is_absolute() or target.suffix != ".tar":
+        raise HomeError("Give the full path of a new file that ends in .tar.")
+    return write_backup(home, target)
+
+
+@action("restore", title="Restore a backup")
+def restore(
+    home: Home,
+    file: Annotated[
+        str,
+        field("A backup, or a copy of the database.", positional=True, of="file", max_length=1000),
+    ],
+) -> dict[str, Any]:
+    """Restore a backup; the home that was there before is moved aside."""
+    return restore_backup(home.path, Path(file.strip()).expanduser())
+
+
+@action("pack", title="Pack a run")
+def pack(
+    home: Home,
+    spec: Annotated[
+        str, field("A spec file.", positional=True, metavar="[SPEC.yaml]", of="file")
+    ] = "",
+    out: Annotated[str, field("New folder.", of="folder")] = "packed-run",
+    model: Annotated[str, field("A folder, a hub id, or starter.", of="model")] = "",
+    data: Annotated[
+        str, field("A file, a folder, a hub id, or starter:<name>.", of="dataset")
+    ] = "",
+    method: Annotated[str, field("One of `studio methods`.")] = "",
+    set: Assignments = (),
+    with_model: Annotated[bool, field("Include a copy of the model folder.")] = False,
+) -> dict[str, Any]:
+    """Write a run as a folder that trains elsewhere, with accelerate and Slurm scripts."""
+    short = {"model.path": model, "data.path": data, "method.name": method}
+    given: dict[str, Any] = {path: value for path, value in short.items() if value}
+    values = merge_values(
+        read_yaml(Path(spec)) if spec else {}, given | dict(map(parse_assignment, set))
+    )
+    folder = Path(out).expanduser()
+    transfer.pack(admit(RunSpec.parse(values), home), folder, home, with_model=with_model)
+    return {"out": str(folder.absolute())}
+
+
+@action("unpack", title="Unpack a run", follow=True, starts=True)
+def unpack(
+    store: JobStore,
+    folder: Annotated[
+        str, field("Packed folder that was trained elsewhere.", positional=True, of="folder")
+    ],
+    name: Annotated[str, field("Name of the run here.", max_length=120)] = "",
+) -> Job:
+    """Import a run that was trained elsewhere: its curves, samples and adapter."""
+    place = Path(folder).expanduser()
+    spec = transfer.read_spec(place)
+    values = spec.model_dump(mode="json")
+    values |= {"folder": str(place.absolute()), "name": name or spec.name or place.name}
+    return store.submit(values, kind="arrive")
+
+
+@action("cluster", title="Ray cluster")
+def set_cluster(
+    store: JobStore,
+    address: Annotated[
+        str,
+        field(
+            "Address of its dashboard, as in http://10.0.0.5:8265.",
+            positional=True,
+            metavar="[ADDRESS]",
+            max_length=500,
+        ),
+    ] = "",
+    storage: Annotated[
+        str, field("Storage that both sides can write: a folder, s3://…, gs://…", max_length=1000)
+    ] = "",
+    off: Annotated[bool, field("Use no cluster any more.")] = False,
+) -> dict[str, Any] | None:
+    """Set the Ray cluster for runs with train.device=ray, or show it."""
+    if off:
+        clusters.forget(store)
+    elif address.strip() or storage.strip():
+        before = clusters.chosen(store)
+        clusters.choose(store, address or (before.address if before else ""), storage)
+    return clusters.shown(store)

@@ -1,0 +1,261 @@
+"""Actions on the queue: order, hold, schedules, sweeps, longer runs, notes, the webhook."""
+
+import time
+from typing import Annotated, Any, Literal
+
+from jobs import plans, secrets, settings, supervisor, webhook
+from jobs.actions.registry import Queued, action, field
+from jobs.admission import admit
+from jobs.job import Job
+from jobs.jobs_table import summary
+from jobs.store import JobStore
+from studio.errors import QueueError, SpecError
+from studio.fields import parse_assignment
+from studio.spec import RunSpec
+
+JobId = Annotated[
+    int | str, field("Number or name of the job.", positional=True, metavar="ID", of="job")
+]
+JobOrNone = Annotated[
+    int | str, field("Number or name of the job.", positional=True, metavar="[ID]", of="job")
+]
+SweepName = Annotated[str, field("All runs of this sweep.", max_length=200)]
+JobName = Annotated[str, field("Name of the new job.", max_length=120)]
+Assignments = Annotated[
+    tuple[str, ...],
+    field("A setting, as in method.r=16; may be repeated.", metavar="FIELD=VALUE", flag="--set"),
+]
+Retries = Annotated[
+    int | None,
+    field("Retry up to N times after a transient failure, e.g. out of memory.", metavar="N", ge=0),
+]
+AfterError = Literal["continue", "stop"]
+
+
+@action("queue")
+def queue(
+    store: JobStore,
+    hold: Annotated[bool, field("Stop starting jobs.")] = False,
+    release: Annotated[bool, field("Start jobs again.")] = False,
+    on_error: Annotated[
+        AfterError | None, field("After a failed job: continue, or stop and hold the queue.")
+    ] = None,
+    limit: Annotated[int, field("Show at most this many jobs.", ge=1)] = 100,
+) -> dict[str, Any]:
+    """Show running and queued jobs in the order in which they start; hold or release the queue."""
+    if hold and release:
+        raise QueueError("Hold the queue or release it, not both.")
+    if hold:
+        settings.hold_queue(store)
+    if release:
+        settings.release_queue(store)
+    if on_error:
+        settings.on_error(store, on_error)
+    jobs = store.queue(limit=limit)
+    held = settings.read(store, "held")
+    if release or (jobs and not held):
+        supervisor.ensure_running(store.home)
+    return {
+        "held": held,
+        "on_error": settings.read(store, "on_error"),
+        "jobs": [summary(job) for job in jobs],
+    }
+
+
+@action("move")
+def move(
+    store: JobStore,
+    job: JobId,
+    before: Annotated[int | str, field("Place it before this job.", metavar="ID", of="job")] = "",
+    first: Annotated[bool, field("Place it first.")] = False,
+    last: Annotated[bool, field("Place it last.")] = False,
+    by: Annotated[int, field("Move it by N places; negative is earlier.", metavar="N")] = 0,
+) -> dict[str, Any]:
+    """Change the place of a queued job."""
+    if sum((bool(before), first, last, bool(by))) != 1:
+        raise QueueError("Give exactly one place: --before ID, --first, --last, or --by N.")
+    if first:
+        moved = store.run_next(job)
+    elif by:
+        moved = plans.shift(store, job, by)
+    else:
+        moved = store.move(job, before=before or None)
+    queued = [one.id for one in store.queue()] if moved.state == "queued" else [moved.id]
+    return {**summary(moved), "place": queued.index(moved.id) + 1 if len(queued) else 0}
+
+
+def _hold_or_release(
+    store: JobStore, job: int | str, sweep: str, change: Literal["hold", "release"]
+) -> Job | dict[str, Any]:
+    if bool(job) == bool(sweep):
+        raise QueueError(f"Give the job to {change}, or a sweep with --sweep.")
+    if sweep:
+        return {"sweep": sweep, "changed": plans.for_sweep(store, sweep, change)}
+    return store.pause(job) if change == "hold" else store.resume(job)
+
+
+@action("hold")
+def hold(store: JobStore, job: JobOrNone = "", sweep: SweepName = "") -> Any:
+    """Hold a job or a whole sweep; a running job saves a checkpoint and frees its device."""
+    return _hold_or_release(store, job, sweep, "hold")
+
+
+@action("release", starts=True)
+def release(store: JobStore, job: JobOrNone = "", sweep: SweepName = "") -> Any:
+    """Let held jobs start again."""
+    return _hold_or_release(store, job, sweep, "release")
+
+
+@action("delete")
+def delete(store: JobStore, job: JobId) -> dict[str, Any]:
+    """Delete a job that is not running, with its folder."""
+    found = store.get(job)
+    store.delete(found.id)
+    return {"deleted": found.id, "name": found.name}
+
+
+@action("duplicate", starts=True)
+def duplicate(store: JobStore, job: JobId, set: Assignments = (), name: JobName = "") -> Job:
+    """Queue a copy of a job with some settings changed."""
+    change = dict(map(parse_assignment, set)) | ({"name": name} if name else {})
+    return plans.duplicate(store, job, change)
+
+
+@action("sweep", starts=True)
+def sweep(
+    store: JobStore,
+    name: Annotated[str, field("Name of the sweep.", positional=True, max_length=100)],
+    over: Annotated[
+        tuple[str, ...], field("Values of a setting; may be repeated.", metavar="FIELD=A,B,C")
+    ],
+    random: Annotated[int, field("Draw N random combinations; 0 runs all.", metavar="N", ge=0)] = 0,
+    like: Annotated[
+        int | str, field("Start from the settings of this run.", metavar="ID", of="job")
+    ] = "",
+    model: Annotated[str, field("As in train.", of="model")] = "",
+    data: Annotated[str, field("As in train.", of="dataset")] = "",
+    method: Annotated[str, field("As in train.")] = "",
+    set: Assignments = (),
+    on_error: Annotated[
+        AfterError, field("After a failed run: continue, or stop and hold the rest.")
+    ] = "continue",
+    retries: Retries = None,
+) -> Queued:
+    """Queue one run for each combination of some values, as a group."""
+    short = {"model.path": model, "data.path": data, "method.name": method}
+    given: dict[str, Any] = {path: value for path, value in short.items() if value}
+    given |= dict(map(parse_assignment, set))
+    base = RunSpec.parse(store.get(like).spec if like else {}).with_values({**given, "name": ""})
+    jobs = plans.submit_sweep(
+        store, admit(base, store.home), dict(map(parse_values, over)), name=name,
+        mode="random" if random else "grid", count=random, on_error=on_error,
+        retries=retries or 0,
+    )  # fmt: skip
+    return Queued(jobs=tuple(jobs), value={"sweep": name, "jobs": [summary(job) for job in jobs]})
+
+
+def parse_values(text: str) -> tuple[str, list[Any]]:
+    """Split `method.r=4,8,16` into the setting and its values; brackets keep a comma inside one.
+
+    Raises:
+        SpecError: There is no `=`, or a value is empty.
+    """
+    path, value = parse_assignment(text)
+    if isinstance(value, list):
+        return path, value
+    words = [word.strip() for word in str(text.partition("=")[2]).split(",")]
+    if not all(words):
+        raise SpecError(f'"{text}" has no values: write it as method.r=4,8,16.', field=path)
+    return path, [parse_assignment(f"value={word}")[1] for word in words]
+
+
+@action("schedule", starts=True)
+def schedule(
+    store: JobStore,
+    job: JobId,
+    at: Annotated[
+        str, field("Earliest start: 02:30, +2h, or 2027-01-31 02:30.", max_length=100)
+    ] = "",
+    when: Annotated[
+        Literal["", "any", "idle", "night"], field("Start only when idle or at night; any clears.")
+    ] = "",
+    needs: Annotated[
+        tuple[int | str, ...] | None,
+        field('Start after job ID has succeeded; "none" clears.', metavar="ID", of="job"),
+    ] = None,
+    retries: Retries = None,
+    anyway: Annotated[bool, field("Start even if memory is short.")] = False,
+) -> Job:
+    """Set when a queued job may start; with no options, clear the schedule."""
+    if anyway:
+        return plans.start_anyway(store, job)
+    start = None
+    if at.strip() or when or (needs is None and retries is None):
+        moment = plans.parse_moment(at, now=time.time()) if at.strip() else None
+        start = plans.Start(moment, "" if when == "any" else when)
+    others = None if needs is None else [one for one in needs if one != "none"]
+    return plans.schedule(store, job, start, needs=others, retries=retries)
+
+
+@action("extend", starts=True)
+def extend(
+    store: JobStore,
+    job: JobId,
+    epochs: Annotated[float, field("Additional epochs.")] = 0,
+    steps: Annotated[int, field("Additional optimizer steps.")] = 0,
+    name: JobName = "",
+) -> Job:
+    """Train a finished run longer, from its newest checkpoint, as a new run."""
+    return plans.extend(store, job, epochs=epochs, steps=steps, name=name)
+
+
+@action("save")
+def save(store: JobStore, job: JobId) -> Job:
+    """Save a checkpoint of a running training now."""
+    plans.request(store, job, "save")
+    return store.get(job)
+
+
+@action("sample")
+def sample(store: JobStore, job: JobId) -> Job:
+    """Answer the sample prompts of a running training now."""
+    plans.request(store, job, "sample")
+    return store.get(job)
+
+
+@action("note")
+def note(
+    store: JobStore,
+    job: JobId,
+    text: Annotated[
+        str | None, field("The note.", positional=True, metavar="[TEXT]", max_length=10_000)
+    ] = None,
+    tag: Annotated[tuple[str, ...], field("Add a tag; may be repeated.")] = (),
+    untag: Annotated[tuple[str, ...], field("Remove a tag; may be repeated.")] = (),
+    tags: Annotated[tuple[str, ...] | None, field("All tags of the job.", flag="-")] = None,
+) -> Job:
+    """Write a job's note and tags; without a change, show them."""
+    found = store.get(job)
+    if tag or untag:
+        tags = tuple(one for one in (*found.tags, *tag) if one not in untag)
+    if text is None and tags is None:
+        return found
+    return plans.annotate(store, job, notes=text, tags=None if tags is None else list(tags))
+
+
+@action("webhook")
+def set_webhook(
+    store: JobStore,
+    url: Annotated[
+        str, field("An http or https address.", positional=True, metavar="[URL]", max_length=2000)
+    ] = "",
+    off: Annotated[bool, field("Disable the webhook.")] = False,
+) -> dict[str, Any]:
+    """Post a message to an address whenever a job ends; the address is stored privately."""
+    if off:
+        secrets.forget(store.home, "webhook")
+    elif url.strip():
+        webhook.choose(store, url)
+    return {
+        "webhook": webhook.shown(store.home), "kept": secrets.where(store.home, "webhook"),
+    }  # fmt: skip

@@ -1,0 +1,69 @@
+"""Actions on runs: list, show, cancel, pause, resume."""
+
+from typing import Annotated, Any
+
+from jobs import plans
+from jobs.actions.queue import JobId, JobOrNone, SweepName
+from jobs.actions.registry import action, field
+from jobs.job import STATES, Job, State
+from jobs.jobs_table import summary
+from jobs.store import JobStore
+from studio.errors import QueueError, nearest
+
+
+@action("runs")
+def runs(
+    store: JobStore,
+    search: Annotated[str, field("Part of the name.")] = "",
+    state: Annotated[tuple[str, ...], field("Only this state; may be repeated.")] = (),
+    limit: Annotated[int, field("Show at most N runs; 0 shows all.", metavar="N", ge=0)] = 0,
+) -> list[dict[str, Any]]:
+    """List the runs, newest first."""
+    for one in state:
+        if one not in STATES:
+            raise QueueError(f'Unknown state "{one}".{nearest(one, STATES)}')
+    wanted: list[State] = [one for one in STATES if one in state]
+    return [summary(job) for job in store.list(wanted or None, limit=limit or None, search=search)]
+
+
+@action("show")
+def show(store: JobStore, job: JobId) -> dict[str, Any]:
+    """Show one run: state, progress, losses, adapter, history."""
+    found = store.get(job)
+    history = [
+        {"time": event["time"], "state": event["dst"], "why": event["why"]}
+        for event in store.events(found.id)
+    ]
+    folder = str(store.home.run(found.id))
+    return {**summary(found), "spec": found.spec, "folder": folder, "history": history}
+
+
+@action("cancel", starts=True)
+def cancel(
+    store: JobStore,
+    job: JobOrNone = "",
+    drop: Annotated[bool, field("Delete its checkpoints too.")] = False,
+    sweep: SweepName = "",
+) -> Any:
+    """Cancel a run; a running one saves a checkpoint first, so that it can be resumed."""
+    if bool(job) == bool(sweep):
+        raise QueueError("Give the job to cancel, or a sweep with --sweep.")
+    if sweep:
+        return {"sweep": sweep, "changed": plans.for_sweep(store, sweep, "cancel")}
+    return store.cancel(job, drop=drop)
+
+
+@action("pause", starts=True)
+def pause(store: JobStore, job: JobId) -> Job:
+    """Pause a run: a queued one is held, a running one saves and frees its device."""
+    return store.pause(job)
+
+
+@action("resume", starts=True)
+def resume(
+    store: JobStore,
+    job: JobId,
+    restart: Annotated[bool, field("Discard the checkpoints and start at step 0.")] = False,
+) -> Job:
+    """Queue a stopped run again, from its newest checkpoint."""
+    return store.resume(job, restart=restart)
