@@ -8,7 +8,7 @@ least recently used base is dropped.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from studio.spec import ModelSource
 if TYPE_CHECKING:
     from studio.chat.engine import ChatEngine, Stopped, WeightChanges
     from studio.chat.prompt import PromptTemplate
+    from studio.chat.run_checkpoints import Checkpoint
 
 MAX_ADAPTERS = 64  # per base; beyond that the least recently used one is dropped
 OTHER_BASE = "{adapter} was trained on another base than {model}: its answers may be poor."
@@ -37,9 +38,9 @@ Signature = tuple[tuple[str, int, int], ...]
 @dataclass(slots=True)
 class _Adapter:
     path: Path
-    signature: Signature = ()
-    template: str = "auto"
-    fingerprint: str = ""
+    signature: Signature
+    template: str
+    fingerprint: str
 
 
 @dataclass(slots=True)
@@ -180,46 +181,24 @@ class ResidentModels:
     # -- adapters ------------------------------------------------------------------------------
 
     def _with_adapters(self, base: _Base, number: int, lane: Lane) -> Iterator[Delta]:
-        for part in lane.stack:
-            path, load = self._found(base, part.name)
-            signature = _signature(path, ("adapter_config.json", "*.safetensors"))
-            known = base.adapters.pop(part.name, None)
-            if known is None or (known.path, known.signature) != (path, signature):
-                if part.name in base.engine.backbone.adapters:
-                    base.engine.backbone.detach(part.name)
-                known = load()
-                known.signature = signature
-            base.adapters[part.name] = known
-            if known.fingerprint and known.fingerprint != base.facts.fingerprint:
-                note = OTHER_BASE.format(adapter=part.name, model=lane.model)
-                yield Delta(lane=number, note=note)
-
-    def _found(self, base: _Base, name: str) -> tuple[Path, Callable[[], _Adapter]]:
-        """Return an adapter's or checkpoint's folder and the function that loads it."""
         from studio.adapters.library import resolve
         from studio.chat import run_checkpoints
 
-        backbone, tokenizer = base.engine.backbone, base.engine.loaded.tokenizer
-        if not run_checkpoints.is_checkpoint(self._home, name):
-            path = resolve(self._home, name)
-
-            def load() -> _Adapter:
-                backbone.load(name, path)
-                return _read_adapter(path)
-
-            return path, load
-        checkpoint = run_checkpoints.find(self._home, name)
-
-        def attach() -> _Adapter:
-            run_checkpoints.attach(
-                backbone, checkpoint, name=name,
-                tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-            )  # fmt: skip
-            return _Adapter(
-                checkpoint.path, template=_template_choice(checkpoint.spec.data.chat_template)
-            )
-
-        return checkpoint.path, attach
+        backbone = base.engine.backbone
+        for name in (part.name for part in lane.stack):
+            checkpoint = run_checkpoints.find_if_named(self._home, name)
+            path = checkpoint.path if checkpoint else resolve(self._home, name)
+            signature = _signature(path, ("adapter_config.json", "*.safetensors"))
+            known = base.adapters.pop(name, None)
+            if known is None or (known.path, known.signature) != (path, signature):
+                if name in backbone.adapters:
+                    backbone.detach(name)
+                template, fingerprint = _load_adapter(base.engine, name, checkpoint or path)
+                known = _Adapter(path, signature, template, fingerprint)
+            base.adapters[name] = known
+            if known.fingerprint and known.fingerprint != base.facts.fingerprint:
+                note = OTHER_BASE.format(adapter=name, model=lane.model)
+                yield Delta(lane=number, note=note)
 
     def _drop_unused(self, base: _Base, lanes: Sequence[Lane]) -> None:
         in_use = {part.name for lane in lanes for part in lane.stack}
@@ -247,16 +226,24 @@ def import_everything() -> None:
     from studio.models.loading import load  # noqa: F401
 
 
-def _read_adapter(path: Path) -> _Adapter:
+def _load_adapter(engine: ChatEngine, name: str, source: Path | Checkpoint) -> tuple[str, str]:
+    """Load an adapter or a checkpoint; return its chat template and its base's fingerprint."""
     from studio.adapters.library import describe
+    from studio.chat import run_checkpoints
 
-    known = describe(path)
-    template = str(known.section("data").get("template") or "auto")
-    return _Adapter(path, template=_template_choice(template), fingerprint=known.base_fingerprint)
-
-
-def _template_choice(template: str) -> str:
-    return "auto" if template == "model" else template  # auto takes the model's own
+    if isinstance(source, Path):
+        engine.backbone.load(name, source)
+        adapter = describe(source)
+        template = str(adapter.section("data").get("template") or "auto")
+        fingerprint = adapter.base_fingerprint
+    else:
+        tokenizer = engine.loaded.tokenizer
+        run_checkpoints.attach(
+            engine.backbone, source, name=name,
+            tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        )  # fmt: skip
+        template, fingerprint = source.spec.data.chat_template, ""
+    return "auto" if template == "model" else template, fingerprint  # auto takes the model's own
 
 
 def _signature(folder: Path, patterns: Sequence[str]) -> Signature:

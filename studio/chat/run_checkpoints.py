@@ -38,17 +38,16 @@ class Checkpoint:
         return f"{self.run}@{self.step}"
 
 
-def is_checkpoint(home: Home, name: str) -> bool:
-    """Return True if a name means a checkpoint.
+def find_if_named(home: Home, name: str) -> Checkpoint | None:
+    """Return the checkpoint of a name such as `7@100`; None if the name means something else.
 
     Raises:
-        AdapterError: It does, but that checkpoint does not exist.
+        AdapterError: The run has checkpoints, but not this one.
     """
     found = NAME.fullmatch(name)
     if not found or not (home.run(int(found[1])) / "checkpoints").is_dir():
-        return False
-    find(home, name)
-    return True
+        return None
+    return find(home, name)
 
 
 def find(home: Home, name: str) -> Checkpoint:

@@ -63,14 +63,14 @@ class SuiteRequest(Request):
             StudioError: A model or an adapter does not exist.
         """
         from studio.adapters.library import resolve
-        from studio.chat.run_checkpoints import is_checkpoint
+        from studio.chat.run_checkpoints import find_if_named
         from studio.models.sources import facts
         from studio.spec import ModelSource
 
         for lane in self.lanes:
             facts(ModelSource(path=lane.model))
             for part in lane.stack:
-                if not is_checkpoint(home, part.name):
+                if find_if_named(home, part.name) is None:
                     resolve(home, part.name)
         return self
 

@@ -58,11 +58,11 @@ def test_a_checkpoint_acts_like_the_adapter_it_holds(home, run):
 
 
 def test_what_is_no_checkpoint_is_said(home, run):
-    assert run_checkpoints.is_checkpoint(home, "7@4")
-    assert not run_checkpoints.is_checkpoint(home, "pirate")
-    assert not run_checkpoints.is_checkpoint(home, "9@4")  # an adapter may be called so
+    assert run_checkpoints.find_if_named(home, "7@4")
+    assert not run_checkpoints.find_if_named(home, "pirate")
+    assert not run_checkpoints.find_if_named(home, "9@4")  # an adapter may be called so
     with pytest.raises(AdapterError, match="has no checkpoint of step 5"):
-        run_checkpoints.is_checkpoint(home, "7@5")
+        run_checkpoints.find_if_named(home, "7@5")
     with pytest.raises(AdapterError, match="RUN@STEP"):
         run_checkpoints.find(home, "last")
     (home.run(7) / "checkpoints" / "step-00000004" / "state.json").write_text("{}")
