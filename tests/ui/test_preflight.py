@@ -80,11 +80,7 @@ def test_a_run_that_ran_out_of_memory_is_queued_again_with_the_remedy_chosen(
     store.claims.finish(claim, "failed", error=("out_of_memory", "Memory ran out at step 1."))
     found = client.get(f"/api/refit/{job.id}").json()["remedies"]
     assert [one["name"] for one in found][:2] == ["batch", "checkpointing"]
-<<<<<<< HEAD
     assert found[0]["same_result"] and found[0]["about"].startswith("Batch size 4")
-=======
-    assert found[0]["same_result"] and found[0]["about"].startswith("Batch size 4 instead of 8")
->>>>>>> cf653ce (tests: the batch remedy's new wording)
     answer = client.post(f"/api/refit/{job.id}", json={"name": "checkpointing"}).json()
     again = RunSpec.parse(store.get(answer["job"]).spec)
     assert answer["remedy"] == "checkpointing"
