@@ -1,7 +1,7 @@
-"""Datasets by hub id, through the `datasets` library; the only place that may use the network.
+"""Load datasets by hub id through the `datasets` library; the only module here that downloads.
 
-The library tries for half a minute what cannot be reached, and says so line by line. So the hub is
-asked once and quickly first, and when it does not answer only what is downloaded already is read.
+The library retries for half a minute and logs each attempt. So one quick request comes first; if
+the hub does not answer it, only downloaded datasets are read.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def is_reached(path: str) -> bool:
         HfApi().dataset_info(path, timeout=ANSWER_SECONDS)
     except (RepositoryNotFoundError, HFValidationError):
         raise DataError(
-            f'"{path}" is no file or folder here, no imported dataset, and no dataset on the hub: '
-            "check the spelling."
+            f'"{path}" is not a file or folder here, nor an imported dataset, nor a dataset on the '
+            "hub: check the spelling."
         ) from None
     except Exception as error:  # whatever the network, a proxy or the hub itself has
         if _is_downloaded(path):

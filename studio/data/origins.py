@@ -1,4 +1,4 @@
-"""Where rows come from: a demo, a file, a folder, an imported dataset, or a hub id."""
+"""Find the rows of a dataset: a demo, a file, a folder, an imported dataset or a hub id."""
 
 from __future__ import annotations
 

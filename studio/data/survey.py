@@ -30,7 +30,7 @@ class Fault(Frozen):
 
 
 class FileReport(Report):
-    """What `studio data check --json` prints for one file."""
+    """The report on one file, as `studio data check --json` prints it."""
 
     file: str
     ok: bool

@@ -27,7 +27,7 @@ FEW_ROWS, MANY_ROWS = 64, 20_000
 
 
 class Lens(NamedTuple):
-    """What preparing data needs of a model: its tokenizer and its context."""
+    """The parts of a model that preparing data needs: its tokenizer and its context."""
 
     backend: Backend
     context_length: int

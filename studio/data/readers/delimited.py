@@ -57,7 +57,7 @@ class _Lines:
         self.record, self.bad, self.size = [], None, 0
 
     def replay(self) -> None:
-        """Put back all lines of the record but its first."""
+        # Reading starts again on the line after the record's first.
         self.pending.extendleft(reversed(self.record[1:]))
 
 
@@ -65,10 +65,10 @@ def read_delimited(opened: Opened) -> Iterator[Row | Problem]:
     """Yield the rows and problems of a table; `Row.line` is where the record starts.
 
     Raises:
-        DataError: There is no usable header.
+        DataError: The header cannot be used.
     """
     feed = _Lines(lines(utf8_chunks(opened)))
-    delimiter = guess_delimiter(opened, feed)
+    delimiter = _guess_delimiter(opened, feed)
     header = _header(opened, feed, delimiter)
     csv.field_size_limit(MAX_RECORD_CHARS + 1)
     reader = csv.reader(feed, delimiter=delimiter, strict=True)
@@ -95,7 +95,7 @@ def read_delimited(opened: Opened) -> Iterator[Row | Problem]:
             yield Row(line, dict(zip(header, fields, strict=True)))
 
 
-def guess_delimiter(opened: Opened, feed: _Lines) -> str:
+def _guess_delimiter(opened: Opened, feed: _Lines) -> str:
     """Return the separator that the file declares or its first lines agree on; tabs in a tsv."""
     if opened.format == "tsv":
         return "\t"

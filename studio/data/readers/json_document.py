@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from studio.data.files import Opened, utf8_chunks
-from studio.data.readers.json_lines import name_of
+from studio.data.readers.json_lines import first_repeat, name_of
 from studio.data.records import Problem, Row
 from studio.errors import DataError
 
@@ -100,8 +100,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) == len(pairs):
         return made
-    marked, seen = _Repeated(made), set[str]()
-    marked.key = next(key[:60] for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    marked = _Repeated(made)
+    marked.key = first_repeat(pairs)
     return marked
 
 

@@ -104,17 +104,24 @@ def duplicate_key(data: bytes, values: dict[str, Any]) -> str | None:
     found: list[str] = []
 
     def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) != len(pairs):
-            seen: set[str] = set()
-            found.extend(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        return made
+        found.append(first_repeat(pairs))
+        return dict(pairs)
 
     try:
         json.loads(data, object_pairs_hook=check)
     except (ValueError, RecursionError):
         return None
-    return found[0][:60] if found else None
+    return next(filter(None, found), None)
+
+
+def first_repeat(pairs: list[tuple[str, Any]]) -> str:
+    """Return the first key of an object that stands twice in it; "" if there is none."""
+    seen: set[str] = set()
+    for key, _ in pairs:
+        if key in seen:
+            return key[:60] or '""'
+        seen.add(key)
+    return ""
 
 
 def _num_keys(value: Any, depth: int) -> int:

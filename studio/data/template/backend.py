@@ -1,4 +1,4 @@
-"""What templates need of a tokenizer, read from transformers' object or from its files alone.
+"""The tokenizer as templates need it, from transformers' object or from its files alone.
 
 Reading the files needs neither transformers nor torch, so the page can show an X-ray without them.
 """

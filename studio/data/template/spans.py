@@ -1,6 +1,6 @@
-"""From character spans to token masks, through the tokenizer's offsets.
+"""Turn character spans into token masks through the tokenizer's offsets.
 
-Offsets have habits: byte-level tokens of one character share its place, tokens of white space may
+Offsets vary: byte-level tokens of one character share its place, tokens of white space may
 have an empty place behind it, and tokens put in front by the tokenizer have none at all.
 """
 
@@ -19,7 +19,7 @@ Spans = list[tuple[int, int]]
 
 
 def trained_ranges(encoding: Any, spans: Spans) -> list[tuple[int, int]]:
-    """Return the ranges of tokens, from the first to behind the last, that cover the spans."""
+    """Return the ranges of tokens, from the first to after the last, that cover the spans."""
     ranges: list[tuple[int, int]] = []
     for start, end in spans:
         if start >= end:
@@ -47,14 +47,10 @@ def without_breaks(
     at = np.searchsorted(breaks, places[:, 0])
     covers = (at < len(breaks)) & (breaks[np.minimum(at, len(breaks) - 1)] < places[:, 1])
     alone = places[:, 1] - places[:, 0] == 1
-    if not np.all(alone[covers]) or not _all_found(breaks, places[covers]):
+    if not np.all(alone[covers]) or not np.isin(breaks, places[covers, 0]).all():
         return _piecewise(core, text, spans)
     keep = ~covers
     return ids[keep].tolist(), runs(_by_offsets(places, spans)[keep])
-
-
-def _all_found(breaks: NDArray[np.int64], covered: NDArray[np.int64]) -> bool:
-    return set(breaks.tolist()) <= set(covered[:, 0].tolist())
 
 
 def _piecewise(core: Any, text: str, spans: Spans) -> tuple[list[int], list[tuple[int, int]]]:
@@ -81,9 +77,9 @@ def _places(offsets: list[tuple[int, int]]) -> NDArray[np.int64]:
 def _by_offsets(places: NDArray[np.int64], spans: Spans) -> NDArray[np.bool_]:
     mask = np.zeros(len(places), bool)
     for start, end in spans:
-        if start >= end:
-            continue
-        mask |= (places[:, 1] > start) & (places[:, 0] < end) & (places[:, 1] > places[:, 0])
+        if start < end:
+            covered = (places[:, 1] > start) & (places[:, 0] < end)
+            mask |= covered & (places[:, 1] > places[:, 0])
     return mask
 
 

@@ -1,4 +1,4 @@
-"""A hub id is asked for once; nothing of the library's own words reaches the person."""
+"""A hub id is asked for once; nothing of the library's own words reaches the user."""
 
 import logging
 
@@ -49,5 +49,5 @@ def test_without_a_network_what_was_downloaded_is_read_offline(monkeypatch, tmp_
 
 
 def test_an_id_that_the_hub_does_not_have_is_told(monkeypatch):
-    with pytest.raises(DataError, match=r'"a\.\.b" is no file or folder here'):
+    with pytest.raises(DataError, match=r'"a\.\.b" is not a file or folder here'):
         is_reached("a..b")
