@@ -1,14 +1,10 @@
 """Claim jobs for devices, record progress, end attempts: what supervisor and runners write.
 
 A job that names its devices (`cuda:0,cuda:2`) starts when these are free, one that wants `all` when
-every slot of the kind is, any other on as many as it is wide. Statements here take what `asked`
-returns and say nothing of who starts it.
+every slot of the kind is free, any other on as many slots as it is wide.
 
-Each function works inside the caller's transaction, moves one row along a legal way and says what
-became of it; an attempt that is no longer the job's moves nothing.
-
-Every write of a runner carries its attempt number. When the number is no longer the job's, the job
-was given to somebody else: `Fenced` is raised, nothing is changed, and the runner leaves at once.
+Every write of a runner carries its attempt number. If that is no longer the job's, another attempt
+has the job: `Fenced` is raised, nothing is changed, and the runner exits at once.
 """
 
 import json
@@ -25,25 +21,25 @@ from jobs.schema import Tables
 UNBOUNDED = 2**62
 
 
-def conditions(wanted: Iterable[str] | None, moods: Iterable[str]) -> dict[str, Any]:
-    """Return what `MAY_START` asks for."""
+def start_parameters(wanted: Iterable[str] | None, start_when: Iterable[str]) -> dict[str, Any]:
+    """Return the parameters of `MAY_START`."""
     return {
         "now": now(), "any": wanted is None, "wanted": json.dumps(list(wanted or ())),
-        "moods": json.dumps(["", *moods]),
+        "start_when": json.dumps(["", *start_when]),
     }  # fmt: skip
 
 
-def asked(
+def slot_parameters(
     device: str,
     more: Iterable[str],
     room: Mapping[str, int] | None,
     wanted: Iterable[str] | None,
-    moods: Iterable[str],
+    start_when: Iterable[str],
 ) -> dict[str, Any]:
-    """Return what `FREE` and `FIRST` ask for; the arguments are those of `Claims.claim`."""
+    """Return the parameters of `FREE` and `FIRST`; the arguments are those of `Claims.claim`."""
     known = room or {}
     slots = [[one, known.get(one, UNBOUNDED)] for one in (device, *more)]
-    return conditions(wanted, moods) | {"device": device, "devices": json.dumps(slots)}
+    return start_parameters(wanted, start_when) | {"device": device, "devices": json.dumps(slots)}
 
 
 MAY_START = """
@@ -53,7 +49,7 @@ MAY_START = """
           AND EXISTS (SELECT 1 FROM json_each(:wanted) AS mine
                       WHERE instr(',' || device_wanted || ',', ',' || mine.value || ',')))
   AND (start_after IS NULL OR start_after <= :now)
-  AND start_when IN (SELECT value FROM json_each(:moods))
+  AND start_when IN (SELECT value FROM json_each(:start_when))
   AND NOT EXISTS (SELECT 1 FROM dependencies JOIN jobs AS needed ON needed.id = dependencies.needs
                   WHERE dependencies.job = jobs.id AND needed.state <> 'succeeded')
   AND (kind <> 'bakeoff'  -- which measures what its runs left, wherever these are trained
@@ -99,9 +95,9 @@ def leave(
     result: dict[str, Any] | None = None,
     error: tuple[str, str] | None = None,
 ) -> bool:
-    """Move a job into a state without a process; False when the attempt does not match.
+    """Move a job into a state without a process; return False if the attempt does not match.
 
-    The transition trigger refuses what is not legal.
+    The transition trigger refuses an illegal state.
     """
     kind, text = error or (None, None)
     values = {
@@ -110,75 +106,6 @@ def leave(
         "result": json.dumps(finite(result or {})),
     }  # fmt: skip
     return bool(db.conn.execute(_LEAVE, values).fetchall())
-
-
-def obey(
-    db: Tables,
-    job: int,
-    attempt: int,
-    *,
-    result: dict[str, Any] | None = None,
-    error: tuple[str, str] | None = None,
-) -> State | None:
-    """End the way that was asked for, as it stands now; None when the attempt is not the job's."""
-    row = db.conn.execute(_ACTIVE_ATTEMPT, (job, attempt)).fetchone()
-    if row is None:
-        return None
-    state = _OBEYED[row[0]]
-    leave(
-        db, job, state, attempt=attempt, actor="runner", result=result,
-        error=error if state == "paused" else None,
-    )  # fmt: skip
-    return state
-
-
-def lose(
-    db: Tables,
-    job: int,
-    attempt: int,
-    *,
-    why: str,
-    newest_step: int,
-    blameless: bool,
-    limit: int,
-) -> State | None:
-    """The attempt's process is proven dead: end as was asked, or queue again while it moves on.
-
-    Returns:
-        The state the job is in now; None when the attempt had already ended.
-    """
-    row = db.conn.execute(_ACTIVE_ATTEMPT, (job, attempt)).fetchone()
-    if row is None:
-        return None
-    intent, resume_step, no_progress = row
-    if intent in ("cancel", "pause"):
-        leave(db, job, _OBEYED[intent], attempt=attempt, actor="supervisor", why=why)
-        return _OBEYED[intent]
-    moved = newest_step > resume_step or blameless or intent == "shutdown"
-    tries = 0 if moved else no_progress + 1
-    error = ("interrupted", _GIVEN_UP.format(tries=tries, why=why))
-    leave(
-        db, job, "interrupted", attempt=attempt, actor="supervisor", why=why,
-        error=error if tries >= limit else None,
-    )  # fmt: skip
-    db.conn.execute(_COUNT_PROGRESS, (tries, max(newest_step, resume_step), job))
-    if tries >= limit:
-        return "interrupted"
-    where = f"from step {newest_step}" if newest_step else "from the beginning"
-    leave(db, job, "queued", actor="supervisor", why=f"goes on {where}")
-    return "queued"
-
-
-def never_began(db: Tables, job: int, attempt: int, *, text: str) -> None:
-    """The runner ended before it could register: the job fails with a sentence, or as asked."""
-    row = db.conn.execute(_ACTIVE_ATTEMPT, (job, attempt)).fetchone()
-    if row is None:
-        return
-    state: State = _OBEYED[row[0]] if row[0] in ("cancel", "pause") else "failed"
-    leave(
-        db, job, state, attempt=attempt, actor="supervisor",
-        error=("start", text) if state == "failed" else None,
-    )  # fmt: skip
 
 
 _OBEYED: dict[Intent, State] = {
@@ -216,7 +143,7 @@ class Claim:
 
 
 class Claims:
-    """The workers' side of the queue."""
+    """The queue as the supervisor and the runners write it."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -229,22 +156,22 @@ class Claims:
         more: Iterable[str] = (),
         room: Mapping[str, int] | None = None,
         wanted: Iterable[str] | None = None,
-        moods: Iterable[str] = ("idle", "night"),
+        start_when: Iterable[str] = ("idle", "night"),
     ) -> Claim | None:
         """Take the next queued job that may start now for a free device, or None.
 
-        A job that wants more devices or memory than are free is passed by smaller ones behind it.
-        One that names its devices gets exactly these, one that wants `all` every slot given here.
+        Smaller jobs overtake one that needs more devices or memory than are free. A job that
+        names its devices gets exactly these, one that wants `all` every slot given here.
 
         Args:
             device: The slot that would run it.
             owner: The supervisor that will start the runner.
-            more: Further slots, of which a wide job takes what it needs; those in use are left.
-            room: Bytes that a slot has left for a job; a slot that is absent has room for any.
-            wanted: Which wishes (`auto`, `cpu`, `cuda:0` …) this slot serves; None serves all.
-            moods: What the machine is now; a job may ask to start only when `idle` or at `night`.
+            more: Further slots for a job on several devices; those in use are skipped.
+            room: Free bytes of a slot; an absent slot has room for any job.
+            wanted: Values of `train.device` that this slot serves; None serves all.
+            start_when: Values of `start_when` that hold now: `idle`, `night`.
         """
-        values = asked(device, more, room, wanted, moods) | {"owner": str(owner)}
+        values = slot_parameters(device, more, room, wanted, start_when) | {"owner": str(owner)}
         with self._database.writing() as db:
             rows = db.conn.execute(_CLAIM, values).fetchall()
         return Claim(*rows[0]) if rows else None
@@ -256,10 +183,10 @@ class Claims:
         more: Iterable[str] = (),
         room: Mapping[str, int] | None = None,
         wanted: Iterable[str] | None = None,
-        moods: Iterable[str] = ("idle", "night"),
+        start_when: Iterable[str] = ("idle", "night"),
     ) -> tuple[float, int] | None:
-        """Return place and number of the job that `claim` would take now, or None."""
-        values = asked(device, more, room, wanted, moods)
+        """Return position and number of the job that `claim` would take now, or None."""
+        values = slot_parameters(device, more, room, wanted, start_when)
         with self._database.reading() as db:
             row = db.conn.execute(_TURN, values).fetchone()
         return (row[0], row[1]) if row else None
@@ -269,19 +196,19 @@ class Claims:
         room: int,
         *,
         wanted: Iterable[str] | None = None,
-        moods: Iterable[str] = ("idle", "night"),
+        start_when: Iterable[str] = ("idle", "night"),
     ) -> tuple[int, int] | None:
-        """Return number and bytes of the first job that would start in more room than this."""
-        values = conditions(wanted, moods) | {"room": room}
+        """Return number and bytes of the first job that only lacks memory to start."""
+        values = start_parameters(wanted, start_when) | {"room": room}
         with self._database.reading() as db:
             row = db.conn.execute(_WAITING_FOR_MEMORY, values).fetchone()
         return (row[0], row[1]) if row else None
 
     def register(self, claim: Claim, process: Identity, *, from_step: int = 0) -> Intent | None:
-        """Say which process works on the claim; starting becomes running.
+        """Record the process of a claim; starting becomes running.
 
         Returns:
-            The stop that was already asked for, if any.
+            The stop request, if any.
 
         Raises:
             Fenced: The claim is no longer valid.
@@ -298,7 +225,7 @@ class Claims:
         return cast("Intent | None", rows[0][0])
 
     def intent(self, claim: Claim, *, beat: bool = False) -> Intent | None:
-        """Return the stop that was asked for; with `beat`, also show that the runner lives.
+        """Return the stop request, if any; with `beat`, also refresh the heartbeat.
 
         Raises:
             Fenced: The claim is no longer valid.
@@ -315,10 +242,10 @@ class Claims:
         return cast("Intent | None", rows[0][0])
 
     def report(self, claim: Claim, progress: Progress) -> Intent | None:
-        """Store what happened since the last report; a step that is done again replaces itself.
+        """Store a report; a step that is done again replaces the earlier one.
 
         Returns:
-            The stop that was asked for, if any.
+            The stop request, if any.
 
         Raises:
             Fenced: The claim is no longer valid; nothing was stored.
@@ -347,13 +274,13 @@ class Claims:
         return request
 
     def ask_shutdown(self, claim: Claim) -> None:
-        """The studio or the machine goes down: stop, and come back by itself."""
+        """Request a stop because the machine shuts down; the job is queued again later."""
         values = {"id": claim.job, "attempt": claim.attempt, "now": now()}
         with self._database.writing() as db:
             db.conn.execute(_SHUTDOWN, values)
 
     def ask_pause(self, claim: Claim, *, why: str) -> None:
-        """The runner itself cannot go on for now (a full disk): running becomes stopping."""
+        """Request a pause from the runner itself, e.g. for a full disk."""
         values = {"id": claim.job, "attempt": claim.attempt, "now": now(), "why": why}
         with self._database.writing() as db:
             db.conn.execute(_SELF_PAUSE, values)
@@ -367,7 +294,7 @@ class Claims:
         error: tuple[str, str] | None = None,
         why: str = "",
     ) -> None:
-        """Write how the attempt ended.
+        """Record how the attempt ended.
 
         Raises:
             Fenced: The claim is no longer valid.
@@ -386,15 +313,20 @@ class Claims:
         result: dict[str, Any] | None = None,
         error: tuple[str, str] | None = None,
     ) -> State:
-        """The runner obeyed: end the way that was asked for, as it stands at this moment.
+        """End the attempt as its stop request says now, and return the state.
 
         Raises:
             Fenced: The claim is no longer valid.
         """
         with self._database.writing() as db:
-            state = obey(db, claim.job, claim.attempt, result=result, error=error)
-            if state is None:
+            row = db.conn.execute(_ACTIVE_ATTEMPT, (claim.job, claim.attempt)).fetchone()
+            if row is None:
                 raise Fenced
+            state = _OBEYED[row[0]]
+            leave(
+                db, claim.job, state, attempt=claim.attempt, actor="runner", result=result,
+                error=error if state == "paused" else None,
+            )  # fmt: skip
         return state
 
     def lost(
@@ -406,28 +338,52 @@ class Claims:
         blameless: bool = False,
         limit: int = NO_PROGRESS_LIMIT,
     ) -> State | None:
-        """The claim's process is proven dead: end, or queue the job again.
+        """End an attempt whose process is proven dead; queue the job again while it progresses.
 
         Args:
-            claim: The attempt whose process is dead.
-            why: How it died, for the person.
+            claim: The attempt.
+            why: How its process died, for the user.
             newest_step: Step of the newest whole checkpoint; further than last time is progress.
-            blameless: The machine went down, so that the attempt does not count.
-            limit: Attempts without progress after which the job waits for a person.
+            blameless: Do not count the attempt, since the machine went down.
+            limit: Attempts without progress after which only the user resumes the job.
 
         Returns:
-            The state it is in now; None when it had already ended.
+            The state it is in now; None if the attempt had already ended.
         """
+        job, attempt = claim.job, claim.attempt
         with self._database.writing() as db:
-            return lose(
-                db, claim.job, claim.attempt, why=why, newest_step=newest_step,
-                blameless=blameless, limit=limit,
+            row = db.conn.execute(_ACTIVE_ATTEMPT, (job, attempt)).fetchone()
+            if row is None:
+                return None
+            intent, resume_step, no_progress = row
+            if intent in ("cancel", "pause"):
+                leave(db, job, _OBEYED[intent], attempt=attempt, actor="supervisor", why=why)
+                return _OBEYED[intent]
+            moved = newest_step > resume_step or blameless or intent == "shutdown"
+            tries = 0 if moved else no_progress + 1
+            error = ("interrupted", _GIVEN_UP.format(tries=tries, why=why))
+            leave(
+                db, job, "interrupted", attempt=attempt, actor="supervisor", why=why,
+                error=error if tries >= limit else None,
             )  # fmt: skip
+            db.conn.execute(_COUNT_PROGRESS, (tries, max(newest_step, resume_step), job))
+            if tries >= limit:
+                return "interrupted"
+            where = f"from step {newest_step}" if newest_step else "from the beginning"
+            leave(db, job, "queued", actor="supervisor", why=f"goes on {where}")
+            return "queued"
 
     def could_not_start(self, claim: Claim, *, text: str) -> None:
-        """The runner ended before it could register: the job fails with a sentence."""
+        """End an attempt whose runner ended before it registered: failed, or as requested."""
         with self._database.writing() as db:
-            never_began(db, claim.job, claim.attempt, text=text)
+            row = db.conn.execute(_ACTIVE_ATTEMPT, (claim.job, claim.attempt)).fetchone()
+            if row is None:
+                return
+            state: State = _OBEYED[row[0]] if row[0] in ("cancel", "pause") else "failed"
+            leave(
+                db, claim.job, state, attempt=claim.attempt, actor="supervisor",
+                error=("start", text) if state == "failed" else None,
+            )  # fmt: skip
 
 
 _WAITING_FOR_MEMORY = f"""

@@ -1,8 +1,8 @@
-"""The cluster as a device of the queue: which one it is, what it has, and what waits for it.
+"""A Ray cluster as a device of the queue: its address, its slots, and the jobs that wait for it.
 
-Its slots are `ray:0`, `ray:1` …, one for each of its GPUs (or processors, where it has none); a run
-takes as many as it has processes, and the queue's order holds as on any device. The cluster is only
-ever asked from a thread, so that one that does not answer holds up nobody.
+Its slots are `ray:0`, `ray:1` …, one per GPU (or per CPU, if it has none); a run takes one per
+process, in the queue's order. Only a thread talks to the cluster, so that one that does not answer
+delays nothing.
 """
 
 import logging
@@ -37,16 +37,16 @@ NONE = "No cluster is set. Name one on the System page, or with studio cluster A
 
 
 def chosen(store: JobStore) -> Cluster | None:
-    """Return the cluster that a person has named."""
+    """Return the cluster that the user set."""
     found = settings.read(store, "cluster")
     return Cluster(**found) if found else None
 
 
 def choose(store: JobStore, address: str, storage: str) -> Cluster:
-    """Train on this cluster from now on, by way of this storage; it may be down just now.
+    """Set the cluster and its storage; it may be unreachable now.
 
     Raises:
-        InputError: The address is none, a stranger answers there, or the storage is not writable.
+        InputError: The address is invalid or not Ray's, or the storage cannot be written.
     """
     before = chosen(store)
     address, storage = address.strip(), storage.strip() or (before.storage if before else "")
@@ -116,12 +116,12 @@ def sentence(found: dict[str, Any] | None) -> str:
 
 
 def is_slot(device: str) -> bool:
-    """Whether a claim's device is the cluster."""
+    """Return True if a claim's device is the cluster."""
     return device.partition(":")[0] == CLUSTER
 
 
 def admit(spec: RunSpec, home: Home) -> None:
-    """Check a run that wants the cluster, as far as the cluster answers.
+    """Check a run for the cluster, if the cluster answers.
 
     Raises:
         SpecError: None is set, it cannot be used, or it has too few devices.
@@ -133,7 +133,7 @@ def admit(spec: RunSpec, home: Home) -> None:
     try:
         facts = Ray(cluster.address).facts()
     except NoAnswer:
-        return  # the queue keeps it, and says so
+        return  # the job waits in the queue, with a sentence
     except ClusterError as error:
         raise SpecError(error.text, field="train.device") from None
     if spec.train.num_processes > facts.devices:
@@ -142,7 +142,7 @@ def admit(spec: RunSpec, home: Home) -> None:
 
 
 class Watch:
-    """What is known of the cluster just now; `look` never waits."""
+    """The state of the cluster as last seen; `look` never waits."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -154,7 +154,7 @@ class Watch:
         self.trouble = ""
 
     def look(self) -> None:
-        """Have the cluster asked, unless that is under way or was just done."""
+        """Query the cluster in a thread, unless that runs or has just been done."""
         cluster = chosen(self._store)
         if cluster != self.cluster:
             self.cluster, self.facts, self.trouble = cluster, None, ""
@@ -174,13 +174,13 @@ class Watch:
         """Return the slots of the cluster; none while it does not answer."""
         return [f"{CLUSTER}:{n}" for n in range(self.facts.devices)] if self.facts else []
 
-    def claims(self, owner: Identity, moods: Iterable[str]) -> Iterator[Claim]:
-        """Claim for the slots that are free, in the queue's order, until nothing waits or fits."""
+    def claims(self, owner: Identity, start_when: Iterable[str]) -> Iterator[Claim]:
+        """Claim jobs for free slots in the queue's order, until none waits or fits."""
         held = {str(row["device"]) for row in self._store.leases()}
         free = [slot for slot in self.slots() if slot not in held]
         while free:
             claim = self._store.claims.claim(
-                free[0], owner=owner, more=free[1:], wanted=[CLUSTER], moods=moods
+                free[0], owner=owner, more=free[1:], wanted=[CLUSTER], start_when=start_when
             )
             if claim is None:
                 return
@@ -188,7 +188,7 @@ class Watch:
             yield claim
 
     def waits(self) -> dict[int, str]:
-        """Say of each queued run what it waits for, where that is not only its turn."""
+        """Return what each queued run waits for, beside the jobs before it."""
         waiting = [job for job in self._store.list(["queued"]) if job.device_wanted == CLUSTER]
         found = {job.id: self._waits(job) for job in waiting}
         return {job: sentence for job, sentence in found.items() if sentence}
@@ -211,12 +211,12 @@ class Watch:
         if cluster == self.cluster:
             self.facts, self.trouble = facts, trouble
         try:
-            self._stop_what_nobody_follows()
+            self._stop_unfollowed()
         except (StudioError, sqlite3.Error) as error:  # busy, or closed meanwhile
-            logger.info("what nobody follows is asked to stop later: %s", error)
+            logger.info("unfollowed jobs are stopped later: %s", error)
 
-    def _stop_what_nobody_follows(self) -> None:
-        """A run that was held or cancelled while it waited to be followed again ends there too."""
+    def _stop_unfollowed(self) -> None:
+        """Stop runs there that were held or cancelled while no runner followed them."""
         for job in self._store.list(["paused", "cancelled"]):
             if job.device_wanted != CLUSTER or job.id in self._stopped:
                 continue

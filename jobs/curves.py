@@ -1,12 +1,11 @@
-"""Measurements of runs: written in batches, read as curves, thinned for the screen.
+"""Metrics, samples and checkpoints of runs: store reports, read curves thinned for the screen.
 
-Each process that shows curves keeps the ones it was asked for last. What was kept is only used
-while the rows behind it can have done nothing but grow; a step that was done again, a restart or a
-deletion makes it read the rows again. Thinning takes min and max of bins whose width is a power of
-two anchored at step 0, so that points that were drawn stay drawn, and no spike or gap is lost.
+Each process caches the curves it read last, and reads one again after a repeated step, a restart or
+a deletion. Thinning takes the minimum and maximum of bins whose width is a power of two anchored at
+step 0, so that drawn points stay drawn and no spike or gap is lost.
 
-A snapshot is thinned on the way out (`curves.py`). After it a page asks with its cursor and gets
-raw new points, steps that were done again included.
+The first answer is a thinned snapshot; with its cursor a page then gets the new points, repeated
+steps included.
 """
 
 import json
@@ -34,7 +33,7 @@ Series = dict[str, list[float | None]]
 
 @dataclass(slots=True)
 class Curve:
-    """One metric of one job up to a cursor."""
+    """One series of one job up to a cursor."""
 
     steps: "np.ndarray[Any, Any]"
     values: "np.ndarray[Any, Any]"
@@ -42,10 +41,10 @@ class Curve:
 
 
 class Curves:
-    """The curves that were asked for last; safe to share between threads."""
+    """A cache of the curves read last; safe to share between threads."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, str], Curve] = OrderedDict()
+        self._cache: OrderedDict[tuple[int, str], Curve] = OrderedDict()
         self._guard = threading.Lock()
 
     def read(
@@ -60,19 +59,19 @@ class Curves:
 
     def _current(self, db: Tables, job: int, name: str, seq: int) -> Curve:
         key = (job, name)
-        curve = self._kept.pop(key, None)
+        curve = self._cache.pop(key, None)
         if curve is None or not _grown(db, job, name, curve, seq):
             curve = _fetched(db, job, name, seq)
-        self._kept[key] = curve
-        while len(self._kept) > MOST_CURVES or (
-            len(self._kept) > 1 and sum(len(c.steps) for c in self._kept.values()) > MOST_POINTS
+        self._cache[key] = curve
+        while len(self._cache) > MOST_CURVES or (
+            len(self._cache) > 1 and sum(len(c.steps) for c in self._cache.values()) > MOST_POINTS
         ):
-            self._kept.popitem(last=False)
+            self._cache.popitem(last=False)
         return curve
 
 
 def _grown(db: Tables, job: int, name: str, curve: Curve, seq: int) -> bool:
-    """Add what is new; False when the curve must be read again."""
+    """Append new points; return False if the curve must be read again."""
     if not len(curve.steps) or not 0 <= seq - curve.seq <= MOST_NEWS:
         return False
     ends = db.conn.execute(_ENDS, {"job": job, "name": name}).fetchone()
@@ -138,7 +137,7 @@ def _first_equal(values: Any, starts: Any, wanted: Any) -> Any:
 
 
 def _first_true(marks: Any, starts: Any) -> Any:
-    """The first marked place of each bin that has one."""
+    """Return the index of the first True element in each bin that has one."""
     import numpy as np
 
     places = np.flatnonzero(marks)
@@ -218,7 +217,7 @@ def read_metrics(
 ) -> dict[str, Any]:
     """Return `{"seq", "snapshot", "data": {name: {job: {"x": [...], "y": [...]}}}}`.
 
-    A value that is no finite number is None in `y`. Jobs are text keys, as in JSON.
+    A value that is not finite is None in `y`. Jobs are text keys, as in JSON.
 
     Args:
         db: A connection.
@@ -227,7 +226,7 @@ def read_metrics(
         after_seq: The `seq` of the previous answer; 0 asks for a snapshot.
         bins: At most twice this many points a series in a snapshot.
         window: Steps to show, both included; None shows all.
-        curves: What the process keeps between questions.
+        curves: The cache of this process.
     """
     ids, wanted = list(jobs), list(names)
     seq = int(db.conn.execute("SELECT value FROM counters WHERE name = 'metrics'").fetchone()[0])
@@ -240,10 +239,10 @@ def read_metrics(
             series["y"].append(value)
         return {"seq": seq, "snapshot": False, "data": data}
     low, high = window or (0, 2**62)
-    kept = curves or Curves()
+    cache = curves or Curves()
     for name in wanted:
         for job in ids:
-            series = kept.read(
+            series = cache.read(
                 db, job, name, seq=seq, low=math.floor(low), high=math.ceil(high), bins=bins
             )
             if series["x"]:

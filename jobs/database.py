@@ -40,7 +40,7 @@ class Database:
         """Open and migrate.
 
         Raises:
-            HomeError: The file is no database, is damaged, or is newer than this program.
+            HomeError: The file is not a database, is damaged, or is newer than this program.
         """
         self.path = home.database
         self.wakes = True  # the supervisor's own commits do not wake it
@@ -57,7 +57,7 @@ class Database:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Tables]:
-        """Yield a connection for a short read; everything read inside is of one moment."""
+        """Yield a connection for a short read of one snapshot."""
         with self._readers_guard:
             tables = self._readers.pop() if self._readers else None
         tables = tables or self._connect("NORMAL")
@@ -79,8 +79,8 @@ class Database:
         """Yield a connection inside one immediate transaction; commit at the end.
 
         Args:
-            durable: Whether the commit must survive a power cut. Such a commit changes a job's
-                state, so it wakes the supervisor.
+            durable: Survive a power cut. Such a commit changes a job's state, so it wakes the
+                supervisor.
         """
         level = "FULL" if durable else "NORMAL"
         with self._write_guard, plain_errors(self.path):
@@ -103,12 +103,12 @@ class Database:
             self.wake()
 
     def wake(self) -> None:
-        """Let the supervisor look at the database now."""
+        """Wake the supervisor."""
         if self.wakes:
             wake(self._state)
 
     def version(self) -> int:
-        """A number that changes whenever another connection commits; cheap enough to poll."""
+        """Return a number that changes when another connection commits; cheap to poll."""
         with self._write_guard:
             tables = self._writers.get("version") or self._connect("NORMAL")
             self._writers["version"] = tables
@@ -182,7 +182,7 @@ def _refuse_newer(tables: Tables, path: Path) -> None:
 
 @contextlib.contextmanager
 def plain_errors(path: Path) -> Iterator[None]:
-    """Turn what SQLite says about a database file into one sentence."""
+    """Raise SQLite's errors about a database file as plain errors."""
     try:
         yield
     except sqlite3.IntegrityError:
@@ -191,7 +191,7 @@ def plain_errors(path: Path) -> Iterator[None]:
         text = str(error)
         if "disk is full" in text:
             raise DiskFull(
-                f"The disk that holds {path} is full. Free some room; nothing saved is lost."
+                f"The disk that holds {path} is full. Free some space; nothing saved is lost."
             ) from error
         if "readonly" in text or "unable to open" in text:
             raise HomeError(
@@ -214,7 +214,7 @@ def copies(home: Path) -> list[Path]:
 
 
 def advice(home: Path) -> str:
-    """Say how a damaged database comes back."""
+    """Return how to restore a damaged database."""
     kept = copies(home)
     if kept:
         return f"`studio restore {kept[-1]}` brings back its newest copy."
@@ -222,7 +222,7 @@ def advice(home: Path) -> str:
 
 
 def now() -> float:
-    """Seconds since 1970 in UTC."""
+    """Return seconds since 1970 in UTC."""
     return time.time()
 
 

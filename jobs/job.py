@@ -20,14 +20,14 @@ STATES: tuple[State, ...] = get_args(State)
 ACTIVE: frozenset[State] = frozenset({"starting", "running", "stopping"})
 """A process works on the job, or should; it holds a device."""
 ENDED: frozenset[State] = frozenset({"succeeded", "failed", "cancelled"})
-"""Nothing more happens unless a person asks for it."""
+"""States that only the user can leave."""
 OPEN: frozenset[State] = frozenset(STATES) - ENDED
 """What the job reads has to stay where it is."""
 
 LEGAL: frozenset[tuple[State, State]] = frozenset(
     {
         ("queued", "starting"),  # a supervisor claimed it
-        ("queued", "paused"),  # a person holds it back
+        ("queued", "paused"),  # held by the user
         ("queued", "cancelled"),
         ("starting", "running"),  # the runner registered itself
         ("starting", "stopping"),
@@ -44,7 +44,7 @@ LEGAL: frozenset[tuple[State, State]] = frozenset(
         ("stopping", "interrupted"),  # the machine shuts down
         ("paused", "queued"),
         ("paused", "cancelled"),
-        ("interrupted", "queued"),  # by itself while it makes progress, else by a person
+        ("interrupted", "queued"),  # automatically while it makes progress, else by the user
         ("interrupted", "cancelled"),
         ("failed", "queued"),
         ("cancelled", "queued"),
@@ -53,12 +53,12 @@ LEGAL: frozenset[tuple[State, State]] = frozenset(
 
 
 def can_move(source: State, target: State) -> bool:
-    """Whether a job may go from one state to another."""
+    """Return True if a job may go from one state to another."""
     return (source, target) in LEGAL
 
 
 def actions(state: State) -> tuple[str, ...]:
-    """What a person can do with a job in this state, in the order a page shows it."""
+    """Return what the user can do with a job in this state, in the order of the page."""
     return {
         "queued": ("hold", "cancel"),
         "starting": ("pause", "cancel"),
@@ -74,7 +74,7 @@ def actions(state: State) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What the queue knows about one job."""
+    """One job of the queue: a row of `jobs`."""
 
     id: int
     kind: str
@@ -114,27 +114,27 @@ class Job:
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """The frozen spec as plain values."""
+        """Return the frozen spec as plain values."""
         return cast(dict[str, Any], json.loads(self.spec_json))
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """What the runner reported so far: rows, losses, adapter, seconds."""
+        """Return what the runner reported: rows, losses, adapter, seconds."""
         return cast(dict[str, Any], json.loads(self.result_json))
 
     @cached_property
     def tags(self) -> list[str]:
-        """The words a person sorts runs by."""
+        """Return the user's tags."""
         return cast(list[str], json.loads(self.tags_json))
 
     @cached_property
     def needs(self) -> list[int]:
-        """The jobs that must have succeeded before it starts."""
+        """Return the jobs that must have succeeded before it starts."""
         return cast(list[int], json.loads(self.needs_json))
 
     @property
     def active(self) -> bool:
-        """Whether a process works on it."""
+        """Return True if a process executes it."""
         return self.state in ACTIVE
 
 

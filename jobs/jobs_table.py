@@ -23,14 +23,14 @@ def name_holder(db: Tables, name: str) -> int | None:
     return row[0] if row else None
 
 
-def checked_name(name: Any, *, made_up: bool = False) -> str:
-    """Return the name that was asked for, empty where none was; a made up one is cleaned.
+def checked_name(name: Any, *, generated: bool = False) -> str:
+    """Return a requested name, or an empty string; a generated name is cleaned.
 
     Raises:
-        QueueError: It could be read as something else.
+        QueueError: It could be read as something else, e.g. a number or a path.
     """
     asked = str(name or "").strip()
-    if made_up:
+    if generated:
         return cleaned(asked) if asked else ""
     if asked and (why := fault(asked)):
         raise QueueError(why)
@@ -38,7 +38,7 @@ def checked_name(name: Any, *, made_up: bool = False) -> str:
 
 
 def free_name(db: Tables, base: str) -> str:
-    """Return `base`, or one of `base-2`, `base-3` … that is free; quick among thousands."""
+    """Return `base`, or one of `base-2`, `base-3` … that is free; fast among thousands."""
     if name_holder(db, base) is None:
         return base
     number = 2 + int(db.conn.execute(_COUNT, {"base": base}).fetchone()[0])
@@ -55,7 +55,7 @@ def first_free(base: str, taken: dict[str, int]) -> str:
     return name
 
 
-def made_up(values: dict[str, Any], kind: str) -> str:
+def generated_name(values: dict[str, Any], kind: str) -> str:
     """Return `<model>-<method>-<data>` for a run, led by the kind for other jobs."""
     words = [] if kind == "train" else [kind]
     for part in (values.get(field) for field in ("model", "method", "data", "repo")):
@@ -66,7 +66,7 @@ def made_up(values: dict[str, Any], kind: str) -> str:
 
 
 def escaped_like(text: str) -> str:
-    """Quote what LIKE would read as a wildcard."""
+    """Return the text with the wildcards of LIKE escaped."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
@@ -74,14 +74,14 @@ def escaped_like(text: str) -> str:
 _COUNT = "SELECT count(*) FROM jobs WHERE name > :base || '-' AND name < :base || '.'"
 
 
-LONGEST_NUMBER = 19  # digits: more is no number of a job
+LONGEST_NUMBER = 19  # digits of the largest job number
 
 
 def find_job(db: Tables, job_id: int | str) -> Job:
     """Return a job by number or name.
 
     Raises:
-        QueueError: There is none.
+        QueueError: It does not exist.
     """
     by_id = isinstance(job_id, int) or (job_id.isdecimal() and len(job_id) < LONGEST_NUMBER)
     rows = list(db.query(_BY_ID if by_id else _BY_NAME, (int(job_id) if by_id else job_id,)))
@@ -104,7 +104,7 @@ def list_jobs(
 
 
 def queued_jobs(db: Tables, *, limit: int | None) -> list[Job]:
-    """Return what runs and what waits, in the order it will run."""
+    """Return running and queued jobs in the order in which they run."""
     active = [job_of(row) for row in db.query(_ACTIVE)]
     left = -1 if limit is None else max(0, limit - len(active))
     return [*active, *(job_of(row) for row in db.query(_WAITING, (left,)))][:limit]
@@ -127,12 +127,12 @@ _WAITING = f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' ORDER BY position
 
 
 def to_the_end(db: Tables, job: int) -> None:
-    """Place a job behind all others."""
+    """Move a job behind all others."""
     db.conn.execute(_TO_THE_END, (job,))
 
 
 def place_before(db: Tables, job: int, other: int) -> None:
-    """Place a job right before another one; renumbers all when the numbers get too close."""
+    """Move a job right before another one; renumber all if the numbers get too close."""
     below, above = db.conn.execute(_NEIGHBOURS, {"other": other, "job": job}).fetchone()
     position = above - 1 if below is None else (below + above) / 2
     if below is not None and not below < position < above:
@@ -177,35 +177,35 @@ def insert(
 
     Args:
         db: A connection that writes.
-        spec: What to do.
-        plan: The columns of `jobs` that say how, where they are not as `PLAN` has them.
+        spec: The job.
+        plan: Columns of `jobs` that differ from `PLAN`.
         needs: Jobs that must have succeeded before it starts.
 
     Raises:
-        QueueError: The name is taken, or could be read as something else.
+        QueueError: The name is taken or invalid.
     """
     plan = PLAN | plan
     values = spec.model_dump(mode="json") if isinstance(spec, RunSpec) else dict(spec)
     generated = plan["kind"] == "promote" or bool(plan.get("sweep"))
-    asked = checked_name(values.get("name"), made_up=generated)
+    asked = checked_name(values.get("name"), generated=generated)
     checked_name(plan.get("sweep"))
     if generated and asked != str(values.get("name") or "").strip():
-        asked = free_name(db, asked[:110])  # what made two of them different may be gone
+        asked = free_name(db, asked[:110])  # cleaning may have made two names equal
     holder = name_holder(db, asked) if asked else None
     if holder is not None:
         raise QueueError(
             f'There is already a job called "{asked}" (number {holder}). '
-            "Choose another name, or leave it empty to get one made up."
+            "Choose another name, or leave it empty for a generated one."
         )
-    values["name"] = asked or free_name(db, made_up(values, plan["kind"]))
+    values["name"] = asked or free_name(db, generated_name(values, plan["kind"]))
     train = values.get("train") or {}
-    wish = str(train.get("device") or "auto")
-    width = devices.num_devices(wish, int(train.get("num_processes") or 1))
+    wanted = str(train.get("device") or "auto")
+    width = devices.num_devices(wanted, int(train.get("num_processes") or 1))
     if plan["kind"] == "preflight":  # one process measures for all
-        wish, width = devices.first_device(wish), 1
+        wanted, width = devices.first_device(wanted), 1
     row = plan | {
         "name": values["name"], "spec": json.dumps(curves.finite(values)), "now": now(),
-        "device": FILES if plan["kind"] in FILE_KINDS else wish, "width": width,
+        "device": FILES if plan["kind"] in FILE_KINDS else wanted, "width": width,
     }  # fmt: skip
     job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
     for needed in needs:
@@ -224,17 +224,17 @@ NEED = "INSERT OR IGNORE INTO dependencies(job, needs) VALUES (?, ?)"
 
 
 def stop(db: Tables, job_id: int | str, intent: str, ended: State, *, drop: bool = False) -> int:
-    """End a waiting job, or ask the process of an active one to; return its number.
+    """End a queued job, or request the stop of an active one; return its number.
 
     Args:
         db: A connection that writes.
         job_id: Number or name.
         intent: `cancel` or `pause`, for its process.
         ended: The state it ends in.
-        drop: Forget its checkpoints once it has ended.
+        drop: Delete its checkpoints once it has ended.
 
     Raises:
-        QueueError: It is being stopped already, or its state allows no such end.
+        QueueError: It is being stopped already, or its state does not allow it.
     """
     job = find_job(db, job_id)
     if drop:
@@ -256,10 +256,10 @@ def stop(db: Tables, job_id: int | str, intent: str, ended: State, *, drop: bool
 
 
 def queue_again(db: Tables, job: Job, *, step: int, restart: bool) -> None:
-    """Queue a stopped job again, from a step on; an ended one goes behind all others.
+    """Queue a stopped job again from a step; an ended one goes behind all others.
 
     Raises:
-        QueueError: It has changed since the caller looked.
+        QueueError: Its state has changed since the caller read it.
     """
     state = find_job(db, job.id).state
     if state != job.state:
@@ -275,7 +275,7 @@ def queue_again(db: Tables, job: Job, *, step: int, restart: bool) -> None:
 
 
 def cannot(job: Job, action: str) -> str:
-    """Say that a job in its state allows no such action, and what does."""
+    """Return why a job in its state does not allow an action, and what to do instead."""
     text = f'"{job.name}" is {job.state} and cannot be {action.rstrip("e")}ed.'
     text = text.replace("canceled", "cancelled")
     if job.state == "succeeded" and action == "resume":
@@ -300,7 +300,7 @@ _FORGET = (
 
 
 def summary(job: Job) -> dict[str, Any]:
-    """Return plain values; what is not known yet is None."""
+    """Return the job as JSON values; what is not known yet is None."""
     result = job.result
     rows = result.get("rows") or {}
     failed = job.error_kind is not None or job.error_text is not None
@@ -335,7 +335,7 @@ def summary(job: Job) -> dict[str, Any]:
 
 
 def seconds_left(job: Job) -> float | None:
-    """Return how long a running job will still take, judged by its own pace so far."""
+    """Return the remaining seconds of a running job, from its pace so far."""
     begun = job.result.get("training_since")
     first = job.result.get("training_from_step", 0)
     done = job.step - first

@@ -1,6 +1,6 @@
-"""Which code runs which kind of job. A kind is a generator of training events.
+"""Kinds of jobs and the code that executes them: generators of training events.
 
-Everything heavy is imported when a job of the kind starts, never before.
+Heavy imports happen when a job of the kind starts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,10 +28,10 @@ def _nothing() -> Intent | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What a kind gets: its spec, where it may write, and what a person wants meanwhile.
+    """The arguments of a kind.
 
-    `control` says what a run should do now, `intent` why it should stop, `device` what it was given
-    of this machine (`cuda:0,cuda:2`).
+    `control` returns the request that the run should obey now, `intent` why it should stop;
+    `device` names its devices on this machine (`cuda:0,cuda:2`).
     """
 
     spec: dict[str, Any]
@@ -58,7 +58,7 @@ def train(work: Work) -> Iterator[Event]:
 
 
 def train_together(works: Sequence[Work]) -> Iterator[tuple[int, Event | Exception]]:
-    """Train siblings on one base: events with the number of their run, an exception is its end."""
+    """Train siblings on one base; yield the index of each with its event or its exception."""
     from studio.training.siblings import Sibling, train_siblings
 
     runs = []
@@ -69,7 +69,7 @@ def train_together(works: Sequence[Work]) -> Iterator[tuple[int, Event | Excepti
 
 
 def _as_seen(spec: RunSpec, device: str) -> RunSpec:
-    """The spec on the GPUs that this process was given and alone sees, counted from 0."""
+    """Return the spec with its GPUs as this process counts them, from 0."""
     if not device.startswith("cuda:"):
         return spec
     names = [f"cuda:{n}" for n in range(1 + device.count(","))]

@@ -1,11 +1,10 @@
 """File locks that die with their process, and file systems whose locks cannot be trusted.
 
-A database on a network share without working locks is corrupted sooner or later, and nobody sees
-it happen. So a home is refused there by the name of the file system where the system tells it, and
-by a trial of the lock itself everywhere.
+A database on a network share without working locks is corrupted sooner or later, silently. Such a
+home is refused by the type of its file system, and everywhere by a trial of the lock itself.
 
-The file's content never matters. Handles are not inherited by child processes, so a child cannot
-keep the lock of a dead parent.
+The content of a lock file does not matter. Child processes do not inherit its handle, so that they
+cannot hold the lock of a dead parent.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ def refuse_unsafe(folder: Path) -> None:
     """Refuse a home whose locks cannot be trusted.
 
     Raises:
-        HomeError: It is on a network share, or two locks on one file did not exclude each other.
+        HomeError: It is on a network share, or two locks on one file do not exclude each other.
     """
     kind = kind_of(folder)
     if kind in NETWORK:
@@ -45,7 +44,7 @@ def refuse_unsafe(folder: Path) -> None:
 
 
 def kind_of(folder: Path) -> str:
-    """Return the type of the file system that holds a folder; empty where nobody tells."""
+    """Return the type of the file system of a folder; empty if it is not known."""
     try:
         lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -60,7 +59,7 @@ def kind_of(folder: Path) -> str:
 
 
 def locks_exclude(folder: Path) -> bool:
-    """Whether a second handle is refused a lock that a first one holds."""
+    """Return True if a second handle is refused a lock that a first one holds."""
     if sys.platform == "win32":
         return True
     import fcntl
@@ -68,7 +67,7 @@ def locks_exclude(folder: Path) -> bool:
     try:
         first, probe = tempfile.mkstemp(prefix=".probe-lock-", dir=folder)
     except OSError:
-        return True  # a full or read-only disk has its own sentence
+        return True  # a full or read-only disk has its own error
     second = os.open(probe, os.O_RDWR)
     try:
         fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,7 +120,7 @@ class FileLock:
         self._guard = threading.Lock()
 
     def acquire(self, *, timeout_seconds: float = 0) -> bool:
-        """Take the lock; False when another holder kept it for the whole time."""
+        """Take the lock; return False if another holder has it for the whole time."""
         deadline = time.monotonic() + timeout_seconds
         if not self._guard.acquire(timeout=max(timeout_seconds, 0.001)):
             return False
@@ -141,13 +140,13 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         assert self._handle is not None
         _unlock(self._handle)
         self._guard.release()
 
     def close(self) -> None:
-        """Close the file; a lock that is still held is freed."""
+        """Close the file, which releases the lock."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -157,13 +156,13 @@ class FileLock:
         """Hold the lock for a block.
 
         Raises:
-            HomeError: Another process kept it for the whole time, or it cannot be made.
+            HomeError: Another process has it for the whole time, or it cannot be created.
         """
         try:
             taken = self.acquire(timeout_seconds=timeout_seconds)
         except OSError as error:
             raise HomeError(
-                f"The lock {self.path} cannot be made ({error.strerror}). "
+                f"The lock {self.path} cannot be created ({error.strerror}). "
                 "The home must be a writable folder on a local disk; give one with --home."
             ) from None
         if not taken:

@@ -1,13 +1,13 @@
-"""Decide which slot starts which job: queue order, free memory, who gives way.
+"""Decide which slot starts which job: queue order, free memory, chat that gives way.
 
-Slots ask one after the other, and a job on several devices takes them from slots that have not been
-asked yet. Were these asked in a fixed order, it could pass an older job that wants one of them.
+Slots claim one after the other, and a job on several devices takes them from slots that have not
+claimed yet. In a fixed order it could overtake an older job that needs one of them.
 
-A job brings its estimate (0 is unknown and fits everywhere). On a GPU counts what is really free,
-other programs included; on a CPU only what chat holds, because the system makes room from the rest.
-A job that needs more than nearly all of a device waits for an empty one, not for ever. Chat is
-asked to leave a GPU as soon as anything waits for it, and any device that lacks memory; a chat host
-that does not leave is ended, because all it holds comes back with the next question.
+A job has a memory estimate; 0 is unknown and fits everywhere. On a GPU the memory that is really
+free counts, on a CPU only that of chat, since the system frees the rest. A job that needs nearly
+all of a device or more starts on an empty one. Chat is requested to leave a GPU as soon as a job
+waits for it, and any device that lacks memory; a chat host that stays is killed, since it loads
+its models again at the next question.
 """
 
 import heapq
@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jobs import leases as board
 from jobs.processes import Identity, kill_session
 from jobs.siblings import device_of
 from jobs.store import JobStore
@@ -28,12 +27,12 @@ Turn = tuple[float, int]
 
 
 def in_turn(slots: Iterable[str], turn: Callable[[str], Turn | None]) -> Iterator[str]:
-    """Yield the slot that is to claim next, each at most once, while any has a job to start.
+    """Yield the slot that claims next, each at most once, while one has a job to start.
 
     Args:
         slots: Those that may claim.
-        turn: Asked what a slot would claim now. The caller claims before it takes the next slot;
-            devices only get fewer, so that what a slot was told before is never too late a turn.
+        turn: Return the job that a slot would claim now. The caller claims before it takes the
+            next slot; free devices only get fewer, so an earlier answer is never too late.
     """
     waiting = [(found, n, slot) for n, slot in enumerate(slots) if (found := turn(slot))]
     heapq.heapify(waiting)
@@ -57,9 +56,9 @@ END_CHAT_SECONDS = 60.0
 
 
 class Placement:
-    """What a supervisor knows about the memory of its slots; `left` is in bytes a slot.
+    """The free memory of the slots, in bytes per slot in `left`.
 
-    A slot that has (nearly) all of its memory is absent from `left`.
+    A slot with nearly all of its memory free is absent from `left`.
     """
 
     def __init__(
@@ -80,16 +79,16 @@ class Placement:
         slots: Sequence[str],
         *,
         served_by: Callable[[str], Iterable[str] | None],
-        moods: Iterable[str],
+        start_when: Iterable[str],
         others: Mapping[int, str] | None = None,
     ) -> None:
-        """See what memory the idle slots have, and say of each first job that needs more.
+        """Read the free memory of idle slots; record which first job needs more.
 
         Args:
             slots: The slots of this machine.
-            served_by: Which wishes a slot serves.
-            moods: What the machine is now.
-            others: What queued jobs wait for that are not of this machine.
+            served_by: Return the values of `train.device` that a slot serves.
+            start_when: Values of `start_when` that hold now.
+            others: What queued jobs of the cluster wait for.
         """
         leases = self._store.leases()
         chat = {str(r["device"]): int(r["memory_bytes"]) for r in leases if r["holder"] == "chat"}
@@ -97,20 +96,22 @@ class Placement:
         self.left = self._room([slot for slot in slots if slot not in busy], chat)
         self._short, sentences = set(), self._absent(slots) | dict(others or {})
         for slot, room in self.left.items():
-            found = self._store.claims.waiting_for_memory(room, wanted=served_by(slot), moods=moods)
+            found = self._store.claims.waiting_for_memory(
+                room, wanted=served_by(slot), start_when=start_when
+            )
             if found:
                 self._short.add(slot)
                 sentences.setdefault(found[0], _sentence(found[1], slot, room, chat.get(slot, 0)))
-        self._say(sentences)
+        self._write(sentences)
 
     def may_claim(self, slot: str) -> bool:
-        """Ask chat to leave a slot that a job waits for; False while it is given time to.
+        """Return False while chat has time to leave a slot that a job waits for.
 
-        After that time a job that fits beside chat starts; one that does not goes on waiting.
+        After that time a job that fits beside chat starts; any other waits.
         """
         if slot == "cpu" and slot not in self._short:
             self._asked.pop(slot, None)
-            return True  # a processor is shared
+            return True  # a CPU is shared
         if not self._store.ask_chat_to_leave(slot):
             self._asked.pop(slot, None)
             return True
@@ -136,24 +137,26 @@ class Placement:
         return found
 
     def _absent(self, slots: Sequence[str]) -> dict[int, str]:
-        """Say of each job that names a GPU which is not here that it waits for that one."""
+        """Return a sentence for each job that names a GPU which this machine lacks."""
         with self._store.database.reading() as db:
             named = db.conn.execute(_NAMED).fetchall()
         gpus = [slot for slot in slots if slot.startswith("cuda:")]
         found = {}
-        for job, wish in named if gpus else ():  # where there is none, its runner says so
-            absent = [name for name in wish.split(",") if name not in gpus]
+        for job, wanted in named if gpus else ():  # without GPUs its runner reports it
+            absent = [name for name in wanted.split(",") if name not in gpus]
             if absent:
                 found[job] = f"wants {', '.join(absent)}; this machine has {', '.join(gpus)}"
         return found
 
-    def _say(self, sentences: dict[int, str]) -> None:
+    def _write(self, sentences: dict[int, str]) -> None:
         database = self._store.database
         with database.reading() as db:
-            said = board.what_waits(db)
-        if said != sentences:
-            with database.writing(durable=False) as db:
-                board.say_what_waits(db, sentences)
+            known = dict(db.conn.execute("SELECT id, waits FROM jobs WHERE waits <> ''").fetchall())
+        if known == sentences:
+            return
+        with database.writing(durable=False) as db:
+            db.conn.execute("UPDATE jobs SET waits = '' WHERE waits <> ''")
+            db.conn.executemany(_SET_WAITS, [(why, job) for job, why in sentences.items()])
 
     def _end_chat(self, slot: str) -> None:
         holders: list[dict[str, Any]] = self._store.leases()
@@ -165,6 +168,7 @@ class Placement:
         self._asked.pop(slot, None)
 
 
+_SET_WAITS = "UPDATE jobs SET waits = ? WHERE id = ? AND state = 'queued'"
 _NAMED = "SELECT id, device_wanted FROM jobs WHERE state = 'queued' AND device_wanted LIKE 'cuda:%'"
 
 

@@ -1,10 +1,9 @@
 """Plans beyond one run: sweeps, copies, schedules, dependencies, longer runs, notes.
 
-A run that succeeded is over, its adapter and its record stay as they are. The longer run is its
-child: it takes over that checkpoint, the best one and the curve, and its learning-rate schedule is
-that of the longer run.
+Extending a run that succeeded leaves it as it is: the longer run is its child, which starts from
+its newest and best checkpoints and its curve, with the learning-rate schedule of the longer run.
 
-Each function changes the queue in one step or raises a sentence and changes nothing.
+Each function changes the queue in one transaction, or raises an error and changes nothing.
 """
 
 import datetime
@@ -33,11 +32,11 @@ from studio.spec import RunSpec
 UNITS = {"m": 60, "h": 3600, "d": 86_400}
 
 
-def parse_moment(text: str, *, now: float) -> float:
-    """Return seconds since 1970 in UTC; a time of day that is over today means tomorrow.
+def parse_time(text: str, *, now: float) -> float:
+    """Return seconds since 1970 in UTC; a time of day that has passed means tomorrow.
 
     Raises:
-        QueueError: It is no moment.
+        QueueError: The text is not a time.
     """
     words = text.strip()
     if match := re.fullmatch(r"\+(\d{1,6})([mhd])", words):
@@ -50,7 +49,9 @@ def parse_moment(text: str, *, now: float) -> float:
             return (moment + datetime.timedelta(days=moment <= today)).timestamp()
         return datetime.datetime.fromisoformat(words).timestamp()
     except (ValueError, OverflowError, OSError):
-        raise QueueError(f'"{text}" is no moment. Write 02:30, +2h, or 2027-01-31 02:30.') from None
+        raise QueueError(
+            f'Cannot parse "{text}" as a time. Write 02:30, +2h, or 2027-01-31 02:30.'
+        ) from None
 
 
 MOST_POINTS = 1000
@@ -68,8 +69,8 @@ def points(
     Args:
         fields: The values to try, by dotted field.
         mode: `grid` takes all combinations, `random` draws `count` of them.
-        count: How many for `random`.
-        seed: Same seed, same draw.
+        count: Number of draws for `random`.
+        seed: Seed of the draw.
 
     Raises:
         QueueError: A field has no values or one twice, or there are too many points.
@@ -90,7 +91,7 @@ def points(
         written = Counter(json.dumps(value, sort_keys=True, default=str) for value in values)
         value, times = written.most_common(1)[0]
         if times > 1:
-            raise QueueError(f"{field} names {value} twice. Each value is tried once.")
+            raise QueueError(f"{field} has {value} twice. Give each value once.")
     names, lists = list(fields), list(fields.values())
     if mode == "grid" or wanted >= total:
         chosen = list(itertools.product(*lists))
@@ -101,7 +102,7 @@ def points(
 
 
 def expand(spec: RunSpec, assignments: Sequence[Mapping[str, Any]], *, name: str) -> list[RunSpec]:
-    """Return one spec a point, named after what differs.
+    """Return one spec per point, named after its values.
 
     Raises:
         SpecError: A field does not exist or a value is out of bounds; nothing is returned.
@@ -130,7 +131,7 @@ def extend(
     """Queue the continuation of an ended run.
 
     Raises:
-        QueueError: It has not ended, is no training, kept no checkpoint, or nothing was added.
+        QueueError: It is not a training that succeeded, has no checkpoint, or nothing is added.
     """
     job = store.get(job_id)
     if job.kind != "train":
@@ -144,13 +145,13 @@ def extend(
     kept = needed_steps(store.home.run(job.id))
     if not kept:
         raise QueueError(
-            f'"{job.name}" kept no checkpoint to go on from. Start a new run with more steps '
+            f'"{job.name}" has no checkpoint to continue from. Start a new run with more steps '
             f"instead: studio duplicate {job.id} --set train.max_steps=…"
         )
     child = store.submit(spec, parent=job.id, held=True, memory_bytes=job.memory_bytes)
     try:
-        for step in kept:  # the newest last: with it the child can go on
-            _hand_over(folder_of(store.home.run(job.id), step), store.home.run(child.id))
+        for step in kept:  # the newest last, with which the child can continue
+            _copy_checkpoint(folder_of(store.home.run(job.id), step), store.home.run(child.id))
     except BaseException:
         store.cancel(child.id)
         store.delete(child.id)
@@ -168,7 +169,7 @@ def extend(
 
 def _longer(job: Job, *, epochs: float, steps: int, name: str) -> RunSpec:
     if (epochs > 0) == (steps > 0) or epochs < 0 or steps < 0:
-        raise QueueError("Say how much longer it trains: epochs or steps, more than 0 of one.")
+        raise QueueError("Give the epochs or the steps to add, one of them and more than 0.")
     train = job.spec["train"]
     if steps:
         change = {"train.max_steps": (job.total_steps or job.step) + steps}
@@ -182,8 +183,8 @@ def _longer(job: Job, *, epochs: float, steps: int, name: str) -> RunSpec:
     return RunSpec.parse({**job.spec, "name": name}).with_values(change)
 
 
-def _hand_over(checkpoint: Path, run_dir: Path) -> None:
-    """Copy a checkpoint into a new run, whole or not at all."""
+def _copy_checkpoint(checkpoint: Path, run_dir: Path) -> None:
+    """Copy a checkpoint into a new run, completely or not at all."""
     target = run_dir / "checkpoints" / checkpoint.name
     temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +227,7 @@ def submit_sweep(
 ) -> list[Job]:
     """Queue one run for each point of a sweep, as a group called `name`."""
     if not name.strip():
-        raise QueueError("A sweep needs a name: its runs are called after it.")
+        raise QueueError("A sweep needs a name, which its runs begin with.")
     chosen = points(fields, mode=mode, count=count, seed=spec.seed)
     specs = expand(spec, chosen, name=name.strip())
     with store.database.reading() as db:
@@ -248,7 +249,7 @@ def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]
 
 
 class Start(NamedTuple):
-    """When a job may start: after a moment, and only when the machine is idle or at night."""
+    """Start conditions of a job: a time, and an idle machine or the night."""
 
     after: float | None = None
     when: StartWhen = ""
@@ -262,11 +263,11 @@ def schedule(
     needs: Sequence[int | str] | None = None,
     retries: int | None = None,
 ) -> Job:
-    """Choose when a job may start, after which others, how often again; None leaves it as it is.
+    """Set the start conditions, dependencies and retries of a job; None leaves them.
 
     Raises:
-        QueueError: The job does not wait any more (or has ended, for `retries`), the moment is
-            over, or it would wait for a job that cannot succeed before it.
+        QueueError: The job is not queued (for `retries`: has ended), the time has passed, or it
+            would wait for a job that cannot succeed before it.
     """
     job = store.get(job_id)
     if job.state not in ("queued", "paused") and (start or needs is not None):
@@ -274,7 +275,7 @@ def schedule(
     if job.state in ENDED:
         raise QueueError(f'"{job.name}" is {job.state}; resume it instead.')
     if start and start.after is not None and start.after < now():
-        raise QueueError("That moment is over. Choose one in the future, or start it now.")
+        raise QueueError("That time is in the past. Give one in the future, or start the job now.")
     needed = [_awaited(job, store.get(other)) for other in needs or ()]
     again = None if retries is None else allowed(retries)
     with store.database.writing() as db:
@@ -295,23 +296,23 @@ def _awaited(job: Job, other: Job) -> int:
             "not: submit it again after that one."
         )
     if other.state in ("failed", "cancelled"):
-        raise QueueError(f'"{other.name}" is {other.state}: it would wait for ever.')
+        raise QueueError(f'"{other.name}" is {other.state}, so the job would never start.')
     return other.id
 
 
 def allowed(retries: int) -> int:
-    """Return how often a failed job is tried again.
+    """Return a checked number of retries.
 
     Raises:
-        QueueError: Less than never, or more than `MOST_RETRIES`.
+        QueueError: It is negative or more than `MOST_RETRIES`.
     """
     if not 0 <= retries <= MOST_RETRIES:
-        raise QueueError(f"A failed job can be tried again 0 to {MOST_RETRIES} times.")
+        raise QueueError(f"Retries must be between 0 and {MOST_RETRIES}, not {retries}.")
     return retries
 
 
 def start_anyway(store: JobStore, job_id: int | str) -> Job:
-    """Let a waiting job start without room for the memory it was estimated to need.
+    """Start a queued job even if its estimated memory is not free.
 
     Raises:
         QueueError: It does not wait for memory.
@@ -325,7 +326,7 @@ def start_anyway(store: JobStore, job_id: int | str) -> Job:
 
 
 def shift(store: JobStore, job_id: int | str, places: int) -> Job:
-    """Move a waiting job some places towards the front (negative) or the end."""
+    """Move a queued job towards the front (negative places) or the end."""
     job = store.get(job_id)
     if job.state not in ("queued", "paused"):
         raise QueueError(f'"{job.name}" is {job.state}; only waiting jobs can be ordered.')
@@ -338,10 +339,10 @@ def shift(store: JobStore, job_id: int | str, places: int) -> Job:
 
 
 def for_sweep(store: JobStore, sweep: str, action: Literal["hold", "release", "cancel"]) -> int:
-    """Hold, release or cancel every run of a sweep that can be; return how many were.
+    """Hold, release or cancel the runs of a sweep whose state allows it; return their number.
 
     Raises:
-        QueueError: There is no such sweep, or none of its runs can do that.
+        QueueError: The sweep does not exist, or none of its runs is in such a state.
     """
     with store.database.reading() as db:
         rows = db.conn.execute("SELECT id, state FROM jobs WHERE sweep = ?", (sweep,)).fetchall()
@@ -398,8 +399,8 @@ def annotate(
 
 
 def settle(store: JobStore) -> None:
-    """What follows from ends: hold back what cannot start any more, retry what may pass, and
-    forget the checkpoints that a cancel was to drop."""
+    """Apply what follows from ended jobs: hold blocked ones, retry transient failures, delete the
+    checkpoints of jobs cancelled with `drop`."""
     settings.hold_after_error(store)
     _drop_checkpoints(store)
     with store.database.reading() as db:
@@ -419,7 +420,7 @@ def settle(store: JobStore) -> None:
 def _drop_checkpoints(store: JobStore) -> None:
     with store.database.reading() as db:
         dropped = [row[0] for row in db.conn.execute(_DROPPED).fetchall()]
-    for job in dropped:  # the flag goes last: killed in between, it is done again
+    for job in dropped:  # the flag last, so that it is repeated after a kill in between
         shutil.rmtree(store.home.run(job) / "checkpoints", ignore_errors=True)
         with store.database.writing() as db:
             db.conn.execute("DELETE FROM checkpoints WHERE job = ?", (job,))

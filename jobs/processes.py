@@ -1,7 +1,7 @@
-"""Who a process is, and whether it still lives.
+"""Identify a process and find out if it is alive.
 
-A pid alone lies: it is used again. A wall-clock start time lies: a clock step moves it. So a
-process is its pid, its start in ticks since boot, and the boot it belongs to. A zombie is dead.
+A pid alone is reused, and a clock step moves a wall-clock start time. So a process is identified by
+its pid, its start in ticks since boot, and the boot id. A zombie counts as dead.
 """
 
 import logging
@@ -17,7 +17,7 @@ import psutil
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One process, never confused with another."""
+    """One process, distinct from any later one with its pid."""
 
     pid: int
     started: int
@@ -28,28 +28,28 @@ class Identity:
 
     @classmethod
     def parse(cls, text: str) -> "Identity":
-        """Read what `str` wrote."""
+        """Return the identity that `str` wrote."""
         pid, started, boot_id = text.split(":", 2)
         return cls(int(pid), int(started), boot_id)
 
     def alive(self) -> bool:
-        """Whether exactly this process still runs."""
+        """Return True if exactly this process still runs."""
         return self.boot_id == boot_id() and _start_if_alive(self.pid) == self.started
 
 
 def me() -> Identity:
-    """The identity of this process."""
+    """Return the identity of this process."""
     return of(os.getpid())
 
 
 def of(pid: int) -> Identity:
-    """The identity of a process; one that is gone gets a start that never matches."""
+    """Return the identity of a process; one that is gone gets a start that never matches."""
     return Identity(pid, _start_if_alive(pid) or -1, boot_id())
 
 
 @cache
 def boot_id() -> str:
-    """Something that is new at each boot of the machine."""
+    """Return a value that is new at each boot of the machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

@@ -1,8 +1,8 @@
-"""What happens to jobs whose process died, and to those that do not stop when asked.
+"""Rescue jobs whose process died, and kill processes that do not stop on request.
 
-A job is taken from its process on proof of death only, never because it was silent: a laptop that
-slept for a night has silent runners that go on. Proof is the exit of a child, or that no process
-has the recorded pid, start and boot any more.
+A job is taken from its process only on proof of death, never for a missed heartbeat: after a night
+of sleep a laptop's runners go on. Proof is the exit of a child, or that no process has the recorded
+pid, start time and boot id.
 """
 
 import logging
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 ASK_AGAIN_SECONDS = 15.0
 KILL_SECONDS = {"cancel": 45.0, "pause": 120.0, "shutdown": 60.0}
-# Beside siblings that go on a stop waits even for a slow evaluation; only a hang lasts longer.
+# Beside siblings that continue, a stop may wait for a slow evaluation; only a hang lasts longer.
 SHARED_KILL_SECONDS = 900.0
 
 
 class Rescue:
-    """Watches the active jobs of one home."""
+    """The watch over the active jobs of one home."""
 
     def __init__(
         self, store: JobStore, runners: Runners, *, limit: int = NO_PROGRESS_LIMIT
@@ -36,7 +36,7 @@ class Rescue:
         self._signalled: set[tuple[Claim, Intent]] = set()
 
     def look(self) -> None:
-        """Take jobs from dead processes, and press those that were asked to stop."""
+        """Take jobs from dead processes, and enforce stop requests."""
         held: dict[Identity, dict[Claim, Intent | None]] = {}
         for row in self._active():
             claim = Claim(row["id"], row["attempt"], row["device"])
@@ -46,14 +46,14 @@ class Rescue:
             elif (process := self._process(claim, row)) is not None:
                 held.setdefault(process, {})[claim] = row["stop_requested"]
         for process, intents in held.items():
-            self._press(process, intents)
+            self._enforce(process, intents)
         self._forget_ended()
 
     def requeue_interrupted(self) -> None:
-        """Queue again what a shutdown interrupted; what gave up waits for a person."""
+        """Queue jobs again that a shutdown interrupted; those over the limit need the user."""
         for job in self._store.list(["interrupted"]):
             if job.error_kind is None:
-                self._store.go_on(job.id, newest_step=newest_step(self._store.home.run(job.id)))
+                self._store.requeue(job.id, newest_step=newest_step(self._store.home.run(job.id)))
 
     def _active(self) -> list[dict[str, Any]]:
         with self._store.database.reading() as db:
@@ -77,7 +77,7 @@ class Rescue:
     def _take_from_dead(self, claim: Claim, row: dict[str, Any], death: str) -> None:
         child = self._runners.children.pop(claim, None)
         if row["pid"] is not None:
-            kill_session(_registered(row), hard=True)  # what it started must not go on writing
+            kill_session(_registered(row), hard=True)  # its children must not continue to write
         never_began = row["pid"] is None and child is not None and (child.returncode or 0) > 0
         if never_began:
             self._store.claims.could_not_start(
@@ -97,8 +97,8 @@ class Rescue:
         child = self._runners.children.get(claim)
         return of(child.pid) if child is not None else None
 
-    def _press(self, process: Identity, intents: dict[Claim, Intent | None]) -> None:
-        """End a process that does not stop, once all its jobs were asked for long enough."""
+    def _enforce(self, process: Identity, intents: dict[Claim, Intent | None]) -> None:
+        """Kill a process that does not stop after all its jobs were requested to."""
         now = time.monotonic()
         asked = {(claim, intent) for claim, intent in intents.items() if intent}
         waited = {key: now - self._asked.setdefault(key, now) for key in asked}
@@ -116,7 +116,7 @@ class Rescue:
             kill_session(process, hard=False)
 
     def _forget_ended(self) -> None:
-        """Reap children whose runner wrote its own end."""
+        """Reap children whose runner recorded its own end."""
         living = {(row["id"], row["attempt"]) for row in self._active()}
         for claim, child in list(self._runners.children.items()):
             if (claim.job, claim.attempt) not in living and child.poll() is not None:

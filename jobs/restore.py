@@ -1,8 +1,8 @@
-"""A backup comes back: checked as a whole first, then put in place in one rename.
+"""Restore a home or its database from a backup: check all of it first, then rename it into place.
 
-What is no backup, was cut short, changed, or holds a name that leads outside is refused and nothing
-is changed. Jobs that ran when the backup was taken are queued again by the next supervisor: their
-processes are declared to be of another boot, so that they can be no living ones.
+A file that is not a complete, unchanged backup, or has a member that would be written outside the
+home, is refused and nothing is changed. Jobs that ran when the backup was taken are queued again by
+the next supervisor: their processes are marked as those of another boot, which cannot be alive.
 """
 
 import hashlib
@@ -12,30 +12,31 @@ import shutil
 import sqlite3
 import tarfile
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from jobs import supervisor
-from jobs.backup import MANIFEST, VERSION, free_enough
+from jobs.backup import MANIFEST, VERSION, refuse_too_large
 from jobs.schema import STATEMENTS
 from studio.errors import HomeError
 from studio.home import Home, open_home
 
 SQLITE = b"SQLite format 3\x00"
-CHUNK = 1 << 20
+CHUNK_BYTES = 1 << 20
 MOST_MANIFEST_BYTES = 512 << 20
 
 
 def restore(home_path: Path, file: Path) -> dict[str, Any]:
-    """Bring back a whole home, or a database when the file is a copy of one.
+    """Restore a whole home, or its database if the file is a copy of one.
 
     Returns:
-        What came back, and where what was there before is kept.
+        The home, the number of files, and the path of what was there before.
 
     Raises:
-        HomeError: The file cannot be used, or something of the home still runs.
-        DiskFull: There is no room; nothing was changed.
+        HomeError: The file cannot be used, or the home is in use.
+        DiskFull: There is too little space; nothing was changed.
     """
     file = file.expanduser().absolute()
     try:
@@ -43,7 +44,8 @@ def restore(home_path: Path, file: Path) -> dict[str, Any]:
             head = source.read(len(SQLITE))
     except OSError as error:
         raise HomeError(f"{file} cannot be read ({error.strerror}).") from None
-    _refuse_running(Home(home_path))
+    if supervisor.living(Home(home_path)) is not None:
+        raise HomeError("This home is in use. `studio stop` ends what runs; then restore again.")
     if head == SQLITE:
         return _restore_database(open_home(home_path), file)
     return _restore_home(home_path, file)
@@ -51,15 +53,16 @@ def restore(home_path: Path, file: Path) -> dict[str, Any]:
 
 def _restore_database(home: Home, file: Path) -> dict[str, Any]:
     temporary = home.state / f".restored-{os.getpid()}.db"
-    free_enough(home.path, file.stat().st_size)
+    refuse_too_large(home.path, file.stat().st_size)
     try:
-        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as source:
-            with closing(sqlite3.connect(temporary)) as target:
-                source.backup(target)
-        _settle(temporary, home.path, home.path)
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        before = home.path / f"studio.db.before-{stamp}"
-        for end in ("", "-wal", "-shm"):  # named so that SQLite finds what is not merged yet
+        with (
+            closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as source,
+            closing(sqlite3.connect(temporary)) as target,
+        ):
+            source.backup(target)
+        _adapt(temporary, home.path, home.path)
+        before = home.path / f"studio.db.before-{time.strftime('%Y%m%d-%H%M%S')}"
+        for end in ("", "-wal", "-shm"):  # the names by which SQLite finds an unmerged log
             if (home.path / f"studio.db{end}").exists():
                 os.replace(home.path / f"studio.db{end}", f"{before}{end}")
         os.replace(temporary, home.database)
@@ -71,17 +74,17 @@ def _restore_database(home: Home, file: Path) -> dict[str, Any]:
 
 
 def _restore_home(home_path: Path, file: Path) -> dict[str, Any]:
-    manifest = _checked(file)
+    manifest = _checked_manifest(file)
     files = manifest["files"]
     parent = home_path.parent
     parent.mkdir(parents=True, exist_ok=True)
-    free_enough(parent, sum(entry["size"] for entry in files.values()))
+    refuse_too_large(parent, sum(entry["size"] for entry in files.values()))
     temporary = parent / f".tmp-{home_path.name}-{os.getpid()}"
     temporary.mkdir(mode=0o700)
     try:
         _unpack(file, temporary, files)
-        _settle(temporary / "studio.db", Path(manifest["home"]), home_path)
-        before = _moved_away(home_path)
+        _adapt(temporary / "studio.db", Path(manifest["home"]), home_path)
+        before = _moved_aside(home_path)
         try:
             os.replace(temporary, home_path)
         except OSError:
@@ -96,58 +99,56 @@ def _restore_home(home_path: Path, file: Path) -> dict[str, Any]:
     return {"home": str(home_path), "files": len(files), "before": before}
 
 
-def _checked(file: Path) -> dict[str, Any]:
-    """Read the whole file once, and return its manifest when every member is what it says."""
+def _checked_manifest(file: Path) -> dict[str, Any]:
+    """Read the whole file and return its manifest if every member agrees with it."""
     found: dict[str, tuple[int, str]] = {}
-    manifest: dict[str, Any] | None = None
+    manifest: Any = None
+    foreign = HomeError(f"{file} is not a backup of this studio, or it was cut short.")
     try:
         with tarfile.open(file, mode="r:") as tar:
             for member in tar:
                 source = tar.extractfile(member) if member.isreg() else None
-                if source is None or not _safe(member.name) or member.name in found:
+                if source is None or not _is_inside(member.name) or member.name in found:
                     raise HomeError(
-                        f'{file} holds "{member.name[:100]}", which no backup of ours holds. '
+                        f'{file} holds "{member.name[:100]}", which a backup never holds. '
                         "Nothing was changed."
                     )
-                if member.name == MANIFEST:
-                    if member.size > MOST_MANIFEST_BYTES:
-                        raise HomeError(f"{file} is no backup of this studio.")
+                if member.name != MANIFEST:
+                    found[member.name] = (member.size, _hashed(source, member.size))
+                elif member.size > MOST_MANIFEST_BYTES:
+                    raise foreign
+                else:
                     manifest = json.loads(source.read())
-                    continue
-                digest = hashlib.sha256()
-                while part := source.read(CHUNK):
-                    digest.update(part)
-                found[member.name] = (member.size, digest.hexdigest())
-    except (tarfile.TarError, EOFError, ValueError):
-        raise HomeError(f"{file} is no backup of this studio, or it was cut short.") from None
-    return _agreeing(file, manifest, found)
-
-
-def _agreeing(
-    file: Path, manifest: dict[str, Any] | None, found: dict[str, tuple[int, str]]
-) -> dict[str, Any]:
-    if manifest is None:
-        raise HomeError(f"{file} was cut short: its list of contents is missing.")
-    try:
+        if manifest is None:
+            raise HomeError(f"{file} was cut short: its list of contents is missing.")
         if manifest["version"] > VERSION:
             raise HomeError(f"{file} was made by a newer Adapter Studio. Upgrade this one first.")
         wanted = {n: (e["size"], e["sha256"]) for n, e in manifest["files"].items()}
         str(manifest["home"])
-    except (KeyError, TypeError, AttributeError):
-        raise HomeError(f"{file} is no backup of this studio.") from None
+    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+        raise foreign from None
     if wanted != found or "studio.db" not in found:
         wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
         raise HomeError(
-            f"{file} is damaged: {wrong[0] if wrong else 'studio.db'} is not what it was. "
-            "Nothing was changed."
+            f"{file} is damaged: {wrong[0] if wrong else 'studio.db'} differs from its list of "
+            "contents. Nothing was changed."
         )
-    return manifest
+    return dict(manifest)
 
 
-def _safe(name: str) -> bool:
+def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
     plain = "\\" not in name and ":" not in name and "\0" not in name
     return plain and not path.is_absolute() and ".." not in path.parts and len(path.parts) > 0
+
+
+def _hashed(source: IO[bytes], left: int, write: Callable[[bytes], Any] = len) -> str:
+    digest = hashlib.sha256()
+    while left and (part := source.read(min(CHUNK_BYTES, left))):
+        digest.update(part)
+        write(part)
+        left -= len(part)
+    return digest.hexdigest()
 
 
 def _unpack(file: Path, target: Path, files: dict[str, Any]) -> None:
@@ -155,34 +156,28 @@ def _unpack(file: Path, target: Path, files: dict[str, Any]) -> None:
         for member in tar:
             if member.name not in files:
                 continue
-            source = tar.extractfile(member)
+            source, place = tar.extractfile(member), target / member.name
             assert source is not None
-            place = target / member.name
             place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            digest, left = hashlib.sha256(), files[member.name]["size"]
-            with open(place, "xb", opener=lambda p, f: os.open(p, f, 0o600)) as out:
-                while left and (part := source.read(min(CHUNK, left))):
-                    digest.update(part)
-                    out.write(part)
-                    left -= len(part)
+            with open(place, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
+                found = _hashed(source, files[member.name]["size"], out.write)
                 out.flush()
                 os.fsync(out.fileno())
-            if digest.hexdigest() != files[member.name]["sha256"]:
+            if found != files[member.name]["sha256"]:
                 raise HomeError(f"{file} changed while it was read. Nothing was changed.")
 
 
-def _settle(database: Path, then: Path, now: Path) -> None:
-    """Check a restored database, let no job of it seem alive, and move its paths to this home."""
+def _adapt(database: Path, old_home: Path, new_home: Path) -> None:
+    """Check a restored database, mark its processes as dead, and move its paths to this home."""
     with closing(sqlite3.connect(database, isolation_level=None)) as db:
         answer = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
         if answer != "ok":
             raise sqlite3.DatabaseError(answer)
-        known = set(STATEMENTS)
         try:
             applied = [row[0] for row in db.execute("SELECT name FROM _sqlite_migrations")]
         except sqlite3.OperationalError:
             raise HomeError("That is a database, but not one of this studio.") from None
-        if unknown := [name for name in applied if name not in known]:
+        if unknown := [name for name in applied if name not in STATEMENTS]:
             raise HomeError(
                 f"The backup is of a newer Adapter Studio ({unknown[-1]}). Upgrade this one first."
             )
@@ -191,27 +186,21 @@ def _settle(database: Path, then: Path, now: Path) -> None:
         db.execute("DELETE FROM processes")
         db.execute("DELETE FROM leases WHERE holder = 'chat'")
         db.execute(_OF_ANOTHER_BOOT)
-        old, new = json.dumps(f"{then}/")[1:-1], json.dumps(f"{now}/")[1:-1]
+        old, new = json.dumps(f"{old_home}/")[1:-1], json.dumps(f"{new_home}/")[1:-1]
         for statement in _MOVE_PATHS:
             db.execute(statement, (old, new))
         db.execute("COMMIT")
     os.chmod(database, 0o600)
 
 
-def _refuse_running(home: Home) -> None:
-    if supervisor.living(home) is not None:
-        raise HomeError("This home is in use. `studio stop` ends what runs; then restore again.")
-
-
-def _moved_away(home_path: Path) -> str | None:
+def _moved_aside(home_path: Path) -> str | None:
     if not home_path.exists():
         return None
     inside = (path.relative_to(home_path) for path in home_path.rglob("*") if path.is_file())
-    if not any(path.parts[0] != "state" for path in inside):
-        shutil.rmtree(home_path)  # a new home: nothing a person made
+    if all(path.parts[0] == "state" for path in inside):
+        shutil.rmtree(home_path)  # a new home without anything of the user
         return None
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    before = home_path.with_name(f"{home_path.name}.before-{stamp}")
+    before = home_path.with_name(f"{home_path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
     os.replace(home_path, before)
     return str(before)
 

@@ -9,7 +9,7 @@ LINE_BYTES = 400
 
 
 def log_tail(path: Path, lines: int) -> str:
-    """Return about the last `lines` lines; empty when there is no such file yet."""
+    """Return about the last `lines` lines; empty if there is no file yet."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -21,14 +21,14 @@ def log_tail(path: Path, lines: int) -> str:
 
 
 def newest_step(run_dir: Path) -> int:
-    """Return the step of the newest whole checkpoint, 0 when there is none."""
+    """Return the step of the newest complete checkpoint, or 0."""
     return next((step_of(folder) for folder in _newest_first(run_dir) if is_whole(folder)), 0)
 
 
 def needed_steps(run_dir: Path) -> list[int]:
-    """Return the steps of the checkpoints to go on with, oldest first.
+    """Return the steps of the checkpoints that a resumed run needs, oldest first.
 
-    They are the newest whole one, and the best so far, whose adapter a run may take at its end.
+    They are the newest complete one, and the best, whose adapter a run may load at its end.
     """
     newest = newest_step(run_dir)
     note = folder_of(run_dir, newest) / "state.json"
@@ -38,12 +38,12 @@ def needed_steps(run_dir: Path) -> list[int]:
 
 
 def folder_of(run_dir: Path, step: int) -> Path:
-    """Where the checkpoint of a step is."""
+    """Return the folder of a step's checkpoint."""
     return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
 def step_of(folder: Path) -> int:
-    """Read the step from a folder name such as `step-00000100`."""
+    """Return the step in a folder name such as `step-00000100`."""
     return int(folder.name.removeprefix("step-"))
 
 

@@ -235,7 +235,7 @@ def run(home: Home, claims: Sequence[Claim]) -> None:
         with contextlib.ExitStack() as locks:
             attempts = [_begin(store, claim, claims, locks) for claim in claims]
             for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: [one.reporter.terminate() for one in attempts])
+                signal.signal(number, lambda *_: _terminate(attempts))
             if len(attempts) == 1:
                 _work(attempts[0])
             else:
@@ -244,6 +244,11 @@ def run(home: Home, claims: Sequence[Claim]) -> None:
         exit_fenced()
     store.close()
     leave(0)
+
+
+def _terminate(attempts: Sequence[Attempt]) -> None:
+    for attempt in attempts:
+        attempt.reporter.terminate()
 
 
 def _begin(

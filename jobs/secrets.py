@@ -1,9 +1,9 @@
-"""The few secrets of a home: in the system's keyring where it has one, else each in a private file.
+"""Secrets of a home: in the system's keyring if there is one, else each in a private file.
 
-They are never in a spec, a log, an answer of a route or the database; a page and a command see
-only whether one is there. The package `keyring` is asked if it is installed and has a real backend
-here; a mark in the home says that a secret is in it. A keyring that is locked and asks somebody who
-is not there is given a few seconds. The hub's token stays where the hub's own library keeps it.
+They are never in a spec, a log, a response or the database; pages and commands see only if one is
+set. The package `keyring` is used if it is installed and has a real backend; a mark in the home
+records that a secret is in it. A locked keyring that prompts the user is given a few seconds. The
+hub's token stays with the hub's own library.
 """
 
 import logging
@@ -19,11 +19,11 @@ logger = logging.getLogger(__name__)
 
 Name = Literal["webhook", "token"]
 SERVICE = "adapter-studio"
-PATIENCE_SECONDS = 5.0
+TIMEOUT_SECONDS = 5.0
 
 
 def keep(home: Home, name: Name, value: str) -> None:
-    """Store a secret; nobody else can ever read it, not even for a moment."""
+    """Store a secret so that no other account can read it at any time."""
     place = _place(home, name)
     place.parent.mkdir(mode=0o700, exist_ok=True)
     ring = _keyring()
@@ -36,7 +36,7 @@ def keep(home: Home, name: Name, value: str) -> None:
 
 
 def read(home: Home, name: Name) -> str:
-    """Return a secret; empty when there is none."""
+    """Return a secret, or an empty string."""
     if _mark(home, name).exists():
         ring = _keyring()
         done, found = False, None
@@ -52,14 +52,14 @@ def read(home: Home, name: Name) -> str:
 
 
 def where(home: Home, name: Name) -> Literal["keyring", "file", ""]:
-    """Return where a secret is, without reading it; empty when there is none."""
+    """Return where a secret is stored, without reading it; empty if it is not set."""
     if _mark(home, name).exists():
         return "keyring"
     return "file" if _place(home, name).exists() else ""
 
 
 def forget(home: Home, name: Name) -> bool:
-    """Remove a secret; whether there was one."""
+    """Remove a secret; return True if it was set."""
     there = where(home, name) != ""
     _place(home, name).unlink(missing_ok=True)
     _forget_in_keyring(home, name)
@@ -75,17 +75,17 @@ def _forget_in_keyring(home: Home, name: Name) -> None:
 
 
 def _keyring() -> Any:
-    """The package, where it has a backend that keeps things."""
+    """Return the package if it has a backend that stores."""
     try:
         import keyring
 
         return keyring if keyring.get_keyring().priority >= 1 else None
-    except Exception:  # any backend may fail in any way where there is no desktop
+    except Exception:  # without a desktop a backend may fail in any way
         return None
 
 
 def _ask(call: Callable[[], Any]) -> tuple[bool, Any]:
-    """Call the keyring with patience; whether it answered, and what."""
+    """Call the keyring with a time limit; return whether it answered, and its answer."""
     answer: list[Any] = []
 
     def ask() -> None:
@@ -96,7 +96,7 @@ def _ask(call: Callable[[], Any]) -> tuple[bool, Any]:
 
     thread = threading.Thread(target=ask, name="keyring", daemon=True)
     thread.start()
-    thread.join(PATIENCE_SECONDS)
+    thread.join(TIMEOUT_SECONDS)
     return bool(answer), answer[0] if answer else None
 
 

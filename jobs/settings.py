@@ -1,6 +1,6 @@
-"""What a person decides about the whole queue: held or not, what an error does, what is kept.
+"""Settings of the queue in the database, with their defaults: held, error policy, retention.
 
-One row a setting, JSON values, defaults here. It knows no job.
+One row per setting, JSON values.
 """
 
 import json
@@ -13,11 +13,11 @@ from studio.errors import QueueError
 DEFAULTS: dict[str, Any] = {
     "held": None,  # a sentence while nothing may start
     "on_error": "continue",  # or "stop": a failed run holds the queue
-    "errors_seen": 0,  # the event up to which failures were looked at
-    "ends_told": 0,  # the event up to which the webhook was told
+    "errors_seen": 0,  # the last event that was checked for failures
+    "ends_told": 0,  # the last event that was sent to the webhook
     "cluster": None,  # or {"address", "storage"} of a Ray cluster
     "keep_checkpoints": 1,  # of an ended run; 0 keeps none
-    "keep_days": 0,  # checkpoints of runs that ended longer ago go; 0 keeps them
+    "keep_days": 0,  # after which checkpoints of ended runs are removed; 0 keeps them
 }
 
 
@@ -35,8 +35,8 @@ def write(store: JobStore, name: str, value: Any) -> None:
         db.conn.execute(_WRITE, (name, json.dumps(value)))
 
 
-def hold_queue(store: JobStore, why: str = "A person holds the queue.") -> None:
-    """Let nothing start any more; what runs goes on.
+def hold_queue(store: JobStore, why: str = "The queue is held.") -> None:
+    """Start no further jobs; running ones continue.
 
     Raises:
         QueueError: It is held already.
@@ -47,7 +47,7 @@ def hold_queue(store: JobStore, why: str = "A person holds the queue.") -> None:
 
 
 def release_queue(store: JobStore) -> None:
-    """Let waiting jobs start again; failures until now are forgiven.
+    """Start queued jobs again, regardless of failures until now.
 
     Raises:
         QueueError: It is not held.
@@ -59,7 +59,7 @@ def release_queue(store: JobStore) -> None:
 
 
 def on_error(store: JobStore, policy: str) -> None:
-    """Choose what a failed job does to the queue: `continue` or `stop`.
+    """Set what happens to the queue after a failed job: `continue` or `stop`.
 
     Raises:
         QueueError: It is neither.
@@ -71,7 +71,7 @@ def on_error(store: JobStore, policy: str) -> None:
 
 
 def hold_after_error(store: JobStore) -> None:
-    """Hold the queue when a job failed since the last look and the person wants that."""
+    """Hold the queue if a job failed since the last check and the policy is `stop`."""
     if read(store, "on_error") != "stop" or read(store, "held"):
         return
     with store.database.reading() as db:
@@ -81,7 +81,7 @@ def hold_after_error(store: JobStore) -> None:
 
 
 def last_event(store: JobStore) -> int:
-    """Return the number of the newest event, 0 when there is none."""
+    """Return the number of the newest event, or 0."""
     with store.database.reading() as db:
         return int(db.conn.execute("SELECT COALESCE(MAX(id), 0) FROM events").fetchone()[0])
 

@@ -1,8 +1,8 @@
-"""Seats beside a run on its device: runs of its sweep that may train in the same process.
+"""Siblings: runs of one sweep that train in the same process, on one base model in memory.
 
-A seat is a device of its own name, `cpu#12` for job 12 on `cpu`, so that each job holds a lease,
-has an attempt and ends as any other does; the device is busy as long as one of its seats is taken.
-Only neighbours in the queue sit together: a job that waits between them keeps its turn.
+Each has a place with a name of its own, `cpu#12` for job 12 on `cpu`, so that it holds a lease, has
+an attempt and ends as any other job; the device is busy while one of its places is taken. Only
+neighbours in the queue are grouped, so that a job between them is not overtaken.
 """
 
 import json
@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from jobs.claims import MAY_START, Claim, conditions
+from jobs.claims import MAY_START, Claim, start_parameters
 from jobs.cluster import is_slot
 from jobs.database import Database, now
 from jobs.kinds import FILES
@@ -21,22 +21,22 @@ from studio.spec import RunSpec
 from studio.training.grouping import sibling_key
 
 MOST = 8
-SEAT = "#"
+PLACE = "#"
 
 
 def device_of(name: str) -> str:
-    """Return the device of a lease, whether a seat or the device itself."""
-    return name.partition(SEAT)[0]
+    """Return the device of a lease: `cpu` for both `cpu` and `cpu#12`."""
+    return name.partition(PLACE)[0]
 
 
-def take_seats(
+def claim_siblings(
     database: Database,
     claim: Claim,
     *,
     owner: Identity,
     beside: Collection[str] = (),
     wanted: Iterable[str] | None = None,
-    moods: Iterable[str] = ("idle", "night"),
+    start_when: Iterable[str] = ("idle", "night"),
 ) -> list[Claim]:
     """Claim the next queued siblings of a run that was just claimed, to train in its process.
 
@@ -45,43 +45,43 @@ def take_seats(
         owner: The supervisor.
         beside: Other slots; those that are free get their share of the siblings.
         wanted: As for the claim.
-        moods: As for the claim.
+        start_when: As for the claim.
     """
     if claim.device == FILES or is_slot(claim.device) or "," in claim.device:
         return []
     with database.writing() as db:
         (first,) = db.query(_FIRST, {"id": claim.job})
-        kin = _kin(first)
-        if kin is None:
+        key = _sibling_key(first)
+        if key is None:
             return []
-        siblings = _neighbours(db, first, kin, conditions(wanted, moods))
+        siblings = _neighbours(db, first, key, start_parameters(wanted, start_when))
         held = {device_of(str(row["device"])) for row in db.query(_HELD)}
         free = sum(device not in held for device in beside)
         share = math.ceil((1 + len(siblings)) / (1 + free)) - 1
         return [
-            Claim(*db.conn.execute(_SEAT, {
+            Claim(*db.conn.execute(_CLAIM_SIBLING, {
                 "id": job, "owner": str(owner), "now": now(), "leader": first["name"],
-                "device": f"{claim.device}{SEAT}{job}",
+                "device": f"{claim.device}{PLACE}{job}",
             }).fetchone())
             for job in siblings[: min(share, MOST - 1)]
         ]  # fmt: skip
 
 
-def _neighbours(db: Tables, first: dict[str, Any], kin: str, values: dict[str, Any]) -> list[int]:
+def _neighbours(db: Tables, first: dict[str, Any], key: str, values: dict[str, Any]) -> list[int]:
     found = []
     for row in db.query(_WAITING, values):
         if row["sweep"] != first["sweep"]:
             break
-        if _kin(row) == kin:
+        if _sibling_key(row) == key:
             found.append(int(row["id"]))
     return found
 
 
-def _kin(row: dict[str, Any]) -> str | None:
-    """What a job's siblings share; None where it must be alone.
+def _sibling_key(row: dict[str, Any]) -> str | None:
+    """Return the key that siblings share; None if the job must train alone.
 
-    Alone is what lost its last process without progress, so that it takes nobody with it again, and
-    what shall end the rest of its sweep when it fails.
+    That is a job that lost its last process without progress, which would end its siblings too, and
+    one whose failure ends the rest of its sweep.
     """
     if row["kind"] != "train" or not row["sweep"] or row["no_progress"]:
         return None
@@ -90,14 +90,14 @@ def _kin(row: dict[str, Any]) -> str | None:
     try:
         return sibling_key(RunSpec.parse(json.loads(row["spec"])))
     except SpecError:
-        return None  # its own runner will say what is wrong
+        return None  # its own runner reports the error
 
 
 _COLUMNS = "id, kind, name, sweep, spec, no_progress, on_error"
 _FIRST = f"SELECT {_COLUMNS} FROM jobs WHERE id = :id"
 _WAITING = f"SELECT {_COLUMNS} FROM jobs WHERE {MAY_START} ORDER BY position, id LIMIT 100"
 _HELD = "SELECT device FROM leases WHERE holder = 'job'"
-_SEAT = """
+_CLAIM_SIBLING = """
 UPDATE jobs SET state = 'starting', owner = :owner, attempt = attempt + 1,
   heartbeat = :now, started = COALESCE(started, :now), phase = 'Starting',
   error_kind = NULL, error_text = NULL, changed_by = 'supervisor', waits = '',

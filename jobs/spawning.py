@@ -1,8 +1,7 @@
-"""Starting runners: from a warm spare when one waits, else plainly. Never imports torch.
+"""Start runner processes, from a warm spare if there is one. Never imports torch.
 
-A spare has torch and the engine imported and waits for its job on a pipe; it turns seconds of start
-into none. Each runner leads a session of its own, so that it can be ended with all it started, and
-outlives the supervisor.
+A spare has imported torch and the engine and waits for a claim on a pipe, which saves seconds. Each
+runner leads its own session, so that it can be ended with its children and outlives the supervisor.
 """
 
 import logging
@@ -26,7 +25,7 @@ SPARE_NEEDS_BYTES = 1 << 30
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of our processes: they find the very code that runs now."""
+    """Return the environment of child processes, in which they import this very code."""
     root = str(Path(__file__).resolve().parents[1])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return os.environ | {
@@ -51,7 +50,7 @@ def spawn(command: Sequence[str], log: Path, *, pipe: bool = False) -> subproces
 
 
 class Runners:
-    """The runners this supervisor started, and its spare."""
+    """The runners that this supervisor started, and its spare."""
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class Runners:
 
     @property
     def spare_pid(self) -> int | None:
-        """The waiting spare's pid."""
+        """Return the pid of the waiting spare."""
         return self._spare.pid if self._spare is not None and self._spare.poll() is None else None
 
     def _use_spare(self, text: str) -> subprocess.Popen[bytes] | None:

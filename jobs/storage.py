@@ -1,9 +1,8 @@
-"""What uses space in a home, and what can go without a loss: rules, a preview, a clean-up.
+"""Disk usage of a home, retention rules, and the clean-up of what they no longer keep.
 
-Only what a rule names goes: spare checkpoints of runs that ended, folders that nothing knows any
-more, half-written ones of dead processes, old uploads of the page. The newest checkpoint of a run
-that could still be resumed always stays, the best one beside it, and so does every adapter, dataset
-and model.
+Removed are spare checkpoints of ended runs, folders of deleted runs, half-written files of dead
+processes and old uploads of the page. The newest and the best checkpoint of a run that can be
+resumed stay, and so does every adapter, dataset and model.
 """
 
 import os
@@ -12,11 +11,12 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from jobs import settings
-from jobs.job import ENDED, Job
+from jobs.job import ENDED
 from jobs.run_files import needed_steps, newest_step, step_of
 from jobs.store import JobStore
 from studio.errors import QueueError
@@ -29,7 +29,7 @@ SHOWN_RUNS = 12
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Item:
-    """Something that can go, and why."""
+    """A file or folder that can be removed, and why."""
 
     path: str
     bytes: int
@@ -38,7 +38,7 @@ class Item:
 
 
 def usage(store: JobStore) -> dict[str, Any]:
-    """Return what uses space, the largest runs, and what is free."""
+    """Return the disk usage by part, the largest runs, and the free space."""
     home = store.home
     names = {job.id: job for job in store.list()}
     runs, checkpoints = [], 0
@@ -89,19 +89,23 @@ def set_rules(store: JobStore, *, keep_checkpoints: int, keep_days: int) -> None
 
 
 def spare(store: JobStore) -> list[Item]:
-    """Return everything the rules let go, largest first. Nothing is changed."""
-    found = [*_checkpoints(store), *_forgotten(store), *_leftovers(store.home)]
-    found += _uploads(store.home)
-    return sorted(found, key=lambda item: -item.bytes)
+    """Return everything that the rules no longer keep, largest first."""
+    found = (
+        _spare_checkpoints(store),
+        _unknown_runs(store),
+        _half_written(store.home),
+        _old_uploads(store.home),
+    )
+    return sorted(chain(*found), key=lambda item: -item.bytes)
 
 
 def clean(store: JobStore) -> list[Item]:
-    """Remove what `spare` names and return what is really gone."""
+    """Remove what `spare` returns, and return what was removed."""
     gone = []
     for item in spare(store):
         path = Path(item.path)
         if path.is_symlink() or not path.resolve().is_relative_to(store.home.path.resolve()):
-            continue  # a link leads elsewhere: not ours to remove
+            continue  # a link that leads out of the home
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -117,7 +121,7 @@ def report(items: list[Item]) -> dict[str, Any]:
 
 
 def size(path: Path) -> int:
-    """Return the bytes in a file or folder; links count nothing."""
+    """Return the bytes of a file or folder without links."""
     try:
         if path.is_symlink():
             return 0
@@ -129,71 +133,53 @@ def size(path: Path) -> int:
             for entry in os.scandir(path)
         )  # fmt: skip
     except OSError:
-        return 0  # it was removed meanwhile
+        return 0  # removed meanwhile
 
 
-def _checkpoints(store: JobStore) -> Iterator[Item]:
+def _spare_checkpoints(store: JobStore) -> Iterator[Item]:
     keep, days = rules(store).values()
     for job in store.list(ENDED):
-        folders = sorted(
-            (f for f in _folders(store.home.run(job.id) / "checkpoints") if _numbered(f)),
-            key=step_of, reverse=True,
-        )  # fmt: skip
-        kept = _kept(store, job, keep, days)
-        needed = needed_steps(store.home.run(job.id)) if 0 < kept < len(folders) else []
+        run_dir = store.home.run(job.id)
+        folders = [f for f in _folders(run_dir / "checkpoints") if _is_checkpoint(f)]
+        folders.sort(key=step_of, reverse=True)
+        if job.state == "succeeded":
+            old = bool(days) and time.time() - (job.finished or 0) > days * 86_400
+            kept = 0 if old else keep
+        else:  # it can be resumed from the newest whole one
+            newest = newest_step(run_dir)
+            kept = sum(1 for f in folders if step_of(f) >= newest) if newest else len(folders)
+        needed = needed_steps(run_dir) if 0 < kept < len(folders) else []
+        ended = job.state if job.state != "cancelled" else "was cancelled"
         for folder in (one for one in folders[kept:] if step_of(one) not in needed):
-            yield Item(
-                path=str(folder), bytes=size(folder), what=f"checkpoint of {job.name}",
-                why=f"step {step_of(folder)} of a run that {_ended(job)}",
-            )  # fmt: skip
+            why = f"step {step_of(folder)} of a run that {ended}"
+            yield _item(folder, f"checkpoint of {job.name}", why)
 
 
-def _kept(store: JobStore, job: Job, keep: int, days: int) -> int:
-    """How many of a run's newest checkpoints stay."""
-    if job.state != "succeeded":
-        newest = newest_step(store.home.run(job.id))
-        folders = [f for f in _folders(store.home.run(job.id) / "checkpoints") if _numbered(f)]
-        return sum(1 for f in folders if step_of(f) >= newest) if newest else len(folders)
-    old = bool(days) and time.time() - (job.finished or 0) > days * 86_400
-    return 0 if old else keep
-
-
-def _ended(job: Job) -> str:
-    return {"succeeded": "succeeded", "failed": "failed"}.get(job.state, "was cancelled")
-
-
-def _forgotten(store: JobStore) -> Iterator[Item]:
+def _unknown_runs(store: JobStore) -> Iterator[Item]:
     known = {str(job.id) for job in store.list()}
     for folder in _folders(store.home.runs):
         if folder.name.isdigit() and folder.name not in known and _aged(folder, LEFTOVER_SECONDS):
-            yield Item(
-                path=str(folder), bytes=size(folder), what=f"run folder {folder.name}",
-                why="its job was deleted",
-            )  # fmt: skip
+            yield _item(folder, f"run folder {folder.name}", "its job was deleted")
 
 
-def _leftovers(home: Home) -> Iterator[Item]:
+def _half_written(home: Home) -> Iterator[Item]:
     import psutil
 
     for place in (home.runs, home.adapters, home.datasets, home.models):
         for path in place.rglob(".*"):
             match = re.fullmatch(r"\.(?:tmp|old)-.+-(\d+)", path.name)
             if match and not psutil.pid_exists(int(match[1])) and _aged(path, LEFTOVER_SECONDS):
-                yield Item(
-                    path=str(path), bytes=size(path), what=path.name,
-                    why="a process ended while it wrote this",
-                )  # fmt: skip
+                yield _item(path, path.name, "a process ended while it wrote this")
 
 
-def _uploads(home: Home) -> Iterator[Item]:
+def _old_uploads(home: Home) -> Iterator[Item]:
     for path in _folders(home.state / "uploads"):
         if _aged(path, UPLOAD_SECONDS):
-            yield Item(
-                path=str(path),
-                bytes=size(path),
-                what="upload",
-                why="the page's own copy, a day old",
-            )
+            yield _item(path, "upload", "the page's own copy, a day old")
+
+
+def _item(path: Path, what: str, why: str) -> Item:
+    return Item(path=str(path), bytes=size(path), what=what, why=why)
 
 
 def _folders(place: Path) -> list[Path]:
@@ -203,7 +189,7 @@ def _folders(place: Path) -> list[Path]:
         return []
 
 
-def _numbered(folder: Path) -> bool:
+def _is_checkpoint(folder: Path) -> bool:
     return folder.name.startswith("step-") and folder.name[5:].isdigit()
 
 

@@ -1,18 +1,20 @@
-"""The queue as a person uses it: submit, look, reorder, stop, go on, delete.
+"""The queue as pages and commands use it: submit, list, reorder, stop, resume, delete.
 
-Pages and commands talk to this; runners and the supervisor write through `claims.py`. A request
-that makes no sense raises a `QueueError` with one sentence and changes nothing.
+Runners and the supervisor write through `claims.py`. An invalid request raises a `QueueError` and
+changes nothing.
 """
 
 import shutil
 from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jobs import curves, jobs_table, leases, run_files
+from jobs import curves, jobs_table, run_files
 from jobs.claims import Claim, Claims, leave
 from jobs.curves import Curves
-from jobs.database import Database
+from jobs.database import Database, now
 from jobs.job import Job, State
 from jobs.processes import Identity, me
 from jobs.run_files import newest_step
@@ -27,10 +29,10 @@ Rows = list[dict[str, Any]]
 
 
 class JobStore:
-    """The studio's queue; safe to share between threads. Close it when done."""
+    """The queue of a home; safe to share between threads. Close it when done."""
 
     def __init__(self, home: Home) -> None:
-        """Open or make the home's database.
+        """Open or create the home's database.
 
         Raises:
             HomeError: The database cannot be used.
@@ -44,7 +46,7 @@ class JobStore:
         """Close the database."""
         self.database.close()
 
-    # -- submit ----------------------------------------------------------------------------------
+    # -- submit --------------------------------------------------------------------------------
 
     def submit(
         self,
@@ -59,18 +61,18 @@ class JobStore:
         held: bool = False,
         memory_bytes: int = 0,
     ) -> Job:
-        """Put a job at the end of the queue.
+        """Queue a job at the end.
 
         Args:
-            spec: What to do; its name must be new, an empty one is made up from its parts.
-            kind: Who runs it (`kinds.py`).
-            parent: The job this one continues or came from.
+            spec: The job; its name must be new, and an empty one is generated from its parts.
+            kind: The code that executes it (`kinds.py`).
+            parent: The job that this one continues or copies.
             needs: Jobs that must have succeeded before it starts.
             sweep: The group it belongs to.
-            on_error: `stop` holds the rest of its sweep back when it fails.
-            retries: How often a transient failure (no memory, no start) is tried again.
-            held: Whether it waits for a person to let it start.
-            memory_bytes: What it will need of its device; 0 is not known.
+            on_error: `stop` holds the rest of its sweep if it fails.
+            retries: Retries after a transient failure, e.g. out of memory.
+            held: Do not start it before the user resumes it.
+            memory_bytes: Its peak on its device; 0 if not known.
 
         Raises:
             QueueError: The name is taken.
@@ -94,7 +96,7 @@ class JobStore:
         retries: int = 0,
         memory_bytes: Iterable[int] = (),
     ) -> Jobs:
-        """Put several runs at the end of the queue, all of them or none.
+        """Queue several runs at the end, all or none.
 
         Raises:
             QueueError: One of the names is taken; nothing was queued.
@@ -109,7 +111,7 @@ class JobStore:
             ]
         return [self.get(job_id) for job_id in ids]
 
-    # -- look ------------------------------------------------------------------------------------
+    # -- read ----------------------------------------------------------------------------------
 
     def get(self, job_id: int | str) -> Job:
         """Return a job by number or name.
@@ -128,20 +130,20 @@ class JobStore:
 
         Args:
             states: Only these; None returns all.
-            limit: At most so many.
-            offset: Skip so many.
+            limit: At most this number.
+            offset: Skip this number.
             search: Words that the name must contain.
         """
         with self.database.reading() as db:
             return jobs_table.list_jobs(db, states, limit=limit, offset=offset, search=search)
 
     def queue(self, *, limit: int | None = None) -> Jobs:
-        """Return what runs and what waits, in the order it will run."""
+        """Return running and queued jobs in the order in which they run."""
         with self.database.reading() as db:
             return jobs_table.queued_jobs(db, limit=limit)
 
     def counts(self) -> dict[State, int]:
-        """Return how many jobs are in each state."""
+        """Return the number of jobs in each state."""
         with self.database.reading() as db:
             return dict(db.conn.execute("SELECT state, count(*) FROM jobs GROUP BY state"))
 
@@ -149,20 +151,15 @@ class JobStore:
         self, job_ids: Iterable[int], names: Iterable[str], *, after_seq: int = 0,
         bins: int = 500, window: tuple[float, float] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Return curves, thinned, or what is new since `after_seq`; see `metrics.py`."""
+        """Return thinned curves, or the new points since `after_seq`; see `curves.py`."""
         with self.database.reading() as db:
             return curves.read_metrics(
-                db,
-                job_ids,
-                names,
-                after_seq=after_seq,
-                bins=bins,
-                window=window,
+                db, job_ids, names, after_seq=after_seq, bins=bins, window=window,
                 curves=self._curves,
-            )
+            )  # fmt: skip
 
     def samples(self, job_id: int) -> Rows:
-        """Return the answers the run gave on its way, oldest first."""
+        """Return the run's sample answers, oldest first."""
         return self._rows("SELECT * FROM samples WHERE job = ? ORDER BY step, id", job_id)
 
     def checkpoints(self, job_id: int) -> Rows:
@@ -179,35 +176,35 @@ class JobStore:
         return self._rows("SELECT * FROM attempts WHERE job = ? ORDER BY attempt", job_id)
 
     def log_path(self, job_id: int) -> Path:
-        """Where the run's log is."""
+        """Return the path of the run's log."""
         return self.home.run(job_id) / "log.txt"
 
     def log_tail(self, job_id: int, lines: int = 200) -> str:
-        """Return the last lines of the run's log; empty when it has none yet."""
+        """Return the last lines of the run's log; empty if it has none yet."""
         return run_files.log_tail(self.log_path(job_id), lines)
 
-    # -- change ----------------------------------------------------------------------------------
+    # -- change --------------------------------------------------------------------------------
 
     def cancel(self, job_id: int | str, *, drop: bool = False) -> Job:
-        """End a job; one that runs stops at its next step. `drop` forgets its checkpoints then."""
+        """End a job; a running one stops at its next step. `drop` then deletes its checkpoints."""
         return self._stop(job_id, "cancel", "cancelled", drop=drop)
 
     def pause(self, job_id: int | str) -> Job:
-        """Hold a waiting job back; let a running one save, stop and free its device."""
+        """Hold a queued job, or let a running one save, stop and free its device."""
         return self._stop(job_id, "pause", "paused")
 
     def resume(self, job_id: int | str, *, restart: bool = False) -> Job:
-        """Queue a job again: from its newest whole checkpoint, or with `restart` from step 0.
+        """Queue a job again, from its newest complete checkpoint or with `restart` from step 0.
 
         Raises:
-            QueueError: It waits, runs or succeeded already, or has no checkpoint to go on from.
+            QueueError: It is queued, running or succeeded, or has no checkpoint to resume from.
         """
         job = self.get(job_id)
         if job.state not in ("paused", "failed", "cancelled", "interrupted"):
             raise QueueError(jobs_table.cannot(job, "resume"))
         restart = restart or bool(job.drop_checkpoints)
         step = 0 if restart else newest_step(self.home.run(job.id))
-        away = read_submission(self.home.run(job.id)) is not None  # it is followed where it trains
+        away = read_submission(self.home.run(job.id)) is not None  # it still trains on the cluster
         if job.step > 0 and not (step or restart or away) and job.kind == "train":
             raise QueueError(
                 f'"{job.name}" has no whole checkpoint to go on from. '
@@ -220,22 +217,22 @@ class JobStore:
             jobs_table.queue_again(db, job, step=step, restart=restart)
         return self.get(job.id)
 
-    def go_on(self, job_id: int, *, newest_step: int, state: State = "interrupted") -> None:
-        """Queue again, by itself, what a shutdown had interrupted or a full disk had paused."""
+    def requeue(self, job_id: int, *, newest_step: int, state: State = "interrupted") -> None:
+        """Queue a job again that a shutdown interrupted or a full disk paused."""
         with self.database.writing() as db:
             if jobs_table.find_job(db, job_id).state == state:
                 where = f"from step {newest_step}" if newest_step else "from the beginning"
                 leave(db, job_id, "queued", actor="supervisor", why=f"goes on {where}")
 
     def active_claims(self) -> Claimed:
-        """Return the attempts that are under way."""
+        """Return the active attempts."""
         return [
             Claim(job.id, job.attempt, job.device or "")
             for job in self.list(["starting", "running", "stopping"])
         ]
 
     def move(self, job_id: int | str, *, before: int | str | None = None) -> Job:
-        """Place a waiting job before another one, or at the end."""
+        """Move a queued job before another one, or to the end."""
         with self.database.writing() as db:
             job = jobs_table.find_job(db, job_id)
             other = None if before is None else jobs_table.find_job(db, before)
@@ -251,7 +248,7 @@ class JobStore:
         return self.get(job.id)
 
     def run_next(self, job_id: int | str) -> Job:
-        """Place a waiting job before all others."""
+        """Move a queued job before all others."""
         with self.database.reading() as db:
             first = jobs_table.first_waiting(db)
         return self.move(job_id, before=first)
@@ -271,44 +268,65 @@ class JobStore:
             db.conn.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
         shutil.rmtree(self.home.run(job.id), ignore_errors=True)
 
-    # -- who is there ----------------------------------------------------------------------------
+    # -- processes and leases ------------------------------------------------------------------
 
     def supervisor(self) -> dict[str, Any] | None:
-        """Return the living supervisor's process row, or None."""
+        """Return the row of the living supervisor, or None."""
         return next((row for row in self.processes() if row["role"] == "supervisor"), None)
 
     def processes(self) -> Rows:
-        """Return our processes that live: supervisor, web, chat host, spare."""
+        """Return the living processes of this home: supervisor, web, chat host, spare."""
         with self.database.reading() as db:
-            return leases.living(db)
+            rows = list(db.query("SELECT * FROM processes ORDER BY role, since"))
+        return [row for row in rows if _identity(row).alive()]
 
     def announce(self, role: str, *, url: str = "", identity: Identity | None = None) -> None:
-        """Say that this process is there; it counts until the process ends."""
+        """Register this process, or another one, until it ends; delete rows of dead ones."""
+        process = identity or me()
+        values = {
+            "role": role, "pid": process.pid, "started": process.started,
+            "boot_id": process.boot_id, "url": url, "version": _version(), "now": now(),
+        }  # fmt: skip
         with self.database.writing(durable=False) as db:
-            leases.announce(db, role, identity or me(), url)
+            for row in list(db.query("SELECT role, pid, pid_started, boot_id FROM processes")):
+                if not _identity(row).alive():
+                    db.conn.execute(_FORGET_PROCESS, row)
+            db.conn.execute(_ANNOUNCE, values)
 
     def leases(self) -> Rows:
-        """Return who holds which device."""
+        """Return the leases on devices without those of dead chat processes."""
         with self.database.reading() as db:
-            return leases.leases(db)
+            rows = list(db.query(_LEASES))
+        return [
+            row
+            for row in rows
+            if row["holder"] == "job" or (row["pid"] is not None and _identity(row).alive())
+        ]
 
-    def take_chat_lease(self, device: str, *, memory_bytes: int = 0) -> None:
-        """Say that this process keeps a chat model on a device."""
+    def take_chat_lease(
+        self, device: str, *, memory_bytes: int = 0, identity: Identity | None = None
+    ) -> None:
+        """Register this process as the holder of a chat model on a device."""
+        process = identity or me()
+        values = {
+            "device": device, "pid": process.pid, "started": process.started,
+            "boot_id": process.boot_id, "memory": memory_bytes, "now": now(),
+        }  # fmt: skip
         with self.database.writing(durable=False) as db:
-            leases.take_chat_lease(db, device, me(), memory_bytes)
+            db.conn.execute(_CHAT_LEASE, values)
 
     def ask_chat_to_leave(self, device: str) -> bool:
-        """Ask whoever chats on a device to free it; False when nobody does."""
+        """Request that the chat host frees a device; return False if it holds none there."""
         if not any(row["holder"] == "chat" and row["device"] == device for row in self.leases()):
             return False
         with self.database.writing(durable=False) as db:
-            leases.ask_chat_to_leave(db, device)
+            db.conn.execute(_WANT_BACK, (device,))
         return True
 
     def return_chat_lease(self) -> None:
-        """Say that this process keeps no chat model any more."""
+        """Remove the leases of this process."""
         with self.database.writing(durable=False) as db:
-            leases.return_chat_lease(db, me())
+            db.conn.execute("DELETE FROM leases WHERE holder = 'chat' AND pid = ?", (me().pid,))
         self.database.wake()  # a job may wait for the device
 
     def _rows(self, sql: str, job_id: int) -> Rows:
@@ -321,7 +339,38 @@ class JobStore:
         return self.get(number)
 
 
+def _identity(row: dict[str, Any]) -> Identity:
+    return Identity(row["pid"], row["pid_started"], row["boot_id"])
+
+
+@cache
+def _version() -> str:
+    try:
+        return version("adapter-studio")
+    except PackageNotFoundError:  # run from the sources
+        return "0"
+
+
 _WAITING_FOR = """
 SELECT waiting.name FROM dependencies JOIN jobs AS waiting ON waiting.id = dependencies.job
 WHERE dependencies.needs = ? AND waiting.state IN ('queued', 'paused')
+"""
+_FORGET_PROCESS = "DELETE FROM processes WHERE role = :role AND pid = :pid"
+_WANT_BACK = "UPDATE leases SET wanted_back = 1 WHERE holder = 'chat' AND device = ?"
+_ANNOUNCE = """
+INSERT INTO processes(role, pid, pid_started, boot_id, url, version, since, heartbeat)
+VALUES (:role, :pid, :started, :boot_id, :url, :version, :now, :now)
+ON CONFLICT(role, pid) DO UPDATE SET pid_started = :started, boot_id = :boot_id, url = :url,
+  version = :version, heartbeat = :now,
+  since = CASE pid_started WHEN :started THEN since ELSE :now END
+"""
+_LEASES = """
+SELECT leases.*, jobs.name AS job_name, jobs.state AS job_state
+FROM leases LEFT JOIN jobs ON jobs.id = leases.job ORDER BY leases.device, leases.holder
+"""
+_CHAT_LEASE = """
+INSERT INTO leases(device, holder, pid, pid_started, boot_id, memory_bytes, since)
+VALUES (:device, 'chat', :pid, :started, :boot_id, :memory, :now)
+ON CONFLICT(device, holder) DO UPDATE SET pid = :pid, pid_started = :started,
+  boot_id = :boot_id, memory_bytes = :memory, wanted_back = 0
 """

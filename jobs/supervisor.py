@@ -29,7 +29,7 @@ from jobs.placement import Placement, in_turn
 from jobs.processes import Identity, me, of
 from jobs.rescue import Rescue
 from jobs.run_files import newest_step
-from jobs.siblings import take_seats
+from jobs.siblings import claim_siblings
 from jobs.spawning import RUNNER, Runners, spawn
 from jobs.store import JobStore
 from jobs.wakeup import Wakeup, wake
@@ -43,12 +43,12 @@ NEEDED_BYTES = 256 << 20
 
 
 def free_bytes(path: Path) -> int:
-    """Return how much room the file system of `path` has for us."""
+    """Return the free bytes of the file system of `path`."""
     return shutil.disk_usage(path).free
 
 
 def shortage(path: Path) -> str | None:
-    """Return a sentence when there is too little room to start anything."""
+    """Return a sentence if there is too little space to start a job."""
     free = free_bytes(path)
     if free >= NEEDED_BYTES:
         return None
@@ -58,15 +58,15 @@ def shortage(path: Path) -> str | None:
     )
 
 
-def resume_what_waited_for_room(store: JobStore) -> None:
-    """Queue again the runs that paused because the disk was full, if each now has room."""
+def resume_paused_by_full_disk(store: JobStore) -> None:
+    """Queue again the runs that paused because the disk was full, if there is space now."""
     for job in store.list(["paused"]):
         if job.error_kind != "disk_full":
             continue
         run_dir = store.home.run(job.id)
         if free_bytes(store.home.path) > NEEDED_BYTES + 2 * _newest_checkpoint_bytes(run_dir):
             step = newest_step(run_dir)
-            store.go_on(job.id, newest_step=step, state="paused")
+            store.requeue(job.id, newest_step=step, state="paused")
 
 
 def _newest_checkpoint_bytes(run_dir: Path) -> int:
@@ -137,7 +137,7 @@ class Supervisor:
             woken = self.wakeup.wait(seconds)
             if woken:
                 time.sleep(max(0.0, CALM_SECONDS - (time.monotonic() - self._looked)))
-        self._let_go()
+        self._close()
 
     def stop(self) -> None:
         """Let the loop end (safe to call from a signal handler)."""
@@ -183,28 +183,30 @@ class Supervisor:
     def _claim(self) -> None:
         short = shortage(self.home.path)
         if short != self._short:
-            logger.warning("%s", short or "there is room again")
+            logger.warning("%s", short or "there is space again")
             self._short = short
         if short or settings.read(self.store, "held"):
             return
-        resume_what_waited_for_room(self.store)
+        resume_paused_by_full_disk(self.store)
         if not self.store.counts().get("queued"):
             return
-        moods = self._moods()
+        start_when = self._start_when()
         waits = self.cluster.waits()
-        self.placement.look(self.slots, served_by=self._served_by, moods=moods, others=waits)
+        self.placement.look(
+            self.slots, served_by=self._served_by, start_when=start_when, others=waits
+        )
         for device in in_turn(
             [slot for slot in (FILES, *self.slots) if self.placement.may_claim(slot)],
-            lambda slot: self.store.claims.turn(slot, **self._asks(slot, moods)),
+            lambda slot: self.store.claims.turn(slot, **self._asks(slot, start_when)),
         ):
-            claim = self.store.claims.claim(device, owner=me(), **self._asks(device, moods))
+            claim = self.store.claims.claim(device, owner=me(), **self._asks(device, start_when))
             if claim is not None:
-                siblings = take_seats(
+                siblings = claim_siblings(
                     self.store.database, claim, owner=me(), beside=self._beside(device),
-                    wanted=self._served_by(device), moods=moods,
+                    wanted=self._served_by(device), start_when=start_when,
                 )  # fmt: skip
                 self._start(claim, siblings)
-        for claim in self.cluster.claims(me(), moods):
+        for claim in self.cluster.claims(me(), start_when):
             self._start(claim)
 
     def _start(self, claim: Claim, siblings: Sequence[Claim] = ()) -> None:
@@ -212,24 +214,24 @@ class Supervisor:
             logger.info("job %d, attempt %d on %s", one.job, one.attempt, one.device)
         self.runners.start(claim, siblings)
 
-    def _moods(self) -> list[str]:
+    def _start_when(self) -> list[str]:
         """Return the state of the machine: `idle` (little load, no chat model loaded), `night`."""
-        moods = []
+        start_when = []
         if not any(row["holder"] == "chat" for row in self.store.leases()):
             if psutil.getloadavg()[0] < 0.25 * hardware.physical_cores():
-                moods.append("idle")
+                start_when.append("idle")
         if not 7 <= time.localtime().tm_hour < 22:
-            moods.append("night")
-        return moods
+            start_when.append("night")
+        return start_when
 
     def _beside(self, device: str) -> list[str]:
         """Return the other slots of its kind, for a job that trains on several."""
         kind = device.partition(":")[0]
         return [s for s in self.slots if s != device and s.partition(":")[0] == kind != "cpu"]
 
-    def _asks(self, slot: str, moods: list[str]) -> dict[str, Any]:
+    def _asks(self, slot: str, start_when: list[str]) -> dict[str, Any]:
         return {
-            "more": self._beside(slot), "wanted": self._served_by(slot), "moods": moods,
+            "more": self._beside(slot), "wanted": self._served_by(slot), "start_when": start_when,
             "room": self.placement.left,
         }  # fmt: skip
 
@@ -257,7 +259,7 @@ class Supervisor:
             self._busy = time.monotonic()
         return time.monotonic() - self._busy
 
-    def _let_go(self) -> None:
+    def _close(self) -> None:
         _lock_path(self.home).write_text("")  # so that the next one can start
         self.runners.drop_spare()
         if self._stopping:

@@ -1,8 +1,8 @@
-"""Tells an address of the person's when a job ends: one small POST of JSON each, at least once.
+"""Webhook: POST a small JSON document to the user's address when a job ends, at least once.
 
-The supervisor looks; a thread sends, so that a slow address delays nothing. What was told is a
-number in the settings: a supervisor that dies in between tells the same end again, with the same
-`event`. The address is a secret (`secrets.py`). Redirects are not followed.
+The supervisor finds ended jobs and a thread sends, so that a slow address delays nothing. The last
+event sent is a setting: if the supervisor dies in between, the same `event` is sent again. The
+address is a secret (`secrets.py`). Redirects are not followed.
 """
 
 import json
@@ -27,10 +27,10 @@ TRIES, WAIT_SECONDS, TIMEOUT_SECONDS = 3, 2.0, 10.0
 
 
 def choose(store: JobStore, url: str) -> None:
-    """Tell this address of every end from now on.
+    """Set the webhook's address.
 
     Raises:
-        QueueError: It is no http or https address.
+        QueueError: It is not an http or https address.
     """
     parts = _parts(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -40,33 +40,33 @@ def choose(store: JobStore, url: str) -> None:
 
 
 def shown(home: Home) -> str | None:
-    """Return where ends are told, without what makes the address secret; None when nowhere."""
+    """Return the webhook's address without its secret path, or None."""
     url = secrets.read(home, "webhook")
     return f"{_parts(url).scheme}://{_parts(url).hostname}/…" if url else None
 
 
 class Webhook:
-    """The supervisor's part: looks for ends, and sends in the background."""
+    """The supervisor's part: find ended jobs and send them in the background."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._thread: threading.Thread | None = None
 
     def look(self) -> None:
-        """Start to tell what has ended since the last time, unless that is still under way."""
+        """Start sending the jobs that ended since the last time, unless a thread does."""
         if self._thread is not None and self._thread.is_alive():
             return
         if not secrets.where(self._store.home, "webhook"):
             return
         with self._store.database.reading() as db:
-            told = settings.read(self._store, "ends_told")
-            ends = list(db.query(_ENDS, (told,)))
+            sent = settings.read(self._store, "ends_told")
+            ends = list(db.query(_ENDS, (sent,)))
         url = secrets.read(self._store.home, "webhook") if ends else ""
         if url:
-            self._thread = threading.Thread(target=self._tell, args=(url, ends), daemon=True)
+            self._thread = threading.Thread(target=self._send, args=(url, ends), daemon=True)
             self._thread.start()
 
-    def _tell(self, url: str, ends: list[dict[str, Any]]) -> None:
+    def _send(self, url: str, ends: list[dict[str, Any]]) -> None:
         try:
             for end in ends:
                 send(url, end)
@@ -76,11 +76,11 @@ class Webhook:
 
 
 def send(url: str, message: dict[str, Any]) -> bool:
-    """POST one message; False when the address did not take it or we are offline."""
+    """POST one message; return False if it was not accepted or this machine is offline."""
     host = _parts(url).hostname or ""
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     if offline and host not in LOOPBACK:
-        logger.warning("offline (HF_HUB_OFFLINE): the webhook was not told")
+        logger.warning("offline (HF_HUB_OFFLINE): nothing was sent to the webhook")
         return False
     request = urllib.request.Request(
         url, json.dumps(message).encode(), {"content-type": "application/json"}, method="POST"
@@ -97,7 +97,7 @@ def send(url: str, message: dict[str, Any]) -> bool:
             reason = type(error).__name__  # its text may hold the address
         if attempt + 1 < TRIES:
             time.sleep(WAIT_SECONDS * 2**attempt)
-    logger.warning("the webhook at %s could not be told: %s", host, reason)
+    logger.warning("the webhook at %s did not accept the message: %s", host, reason)
     return False
 
 

@@ -191,7 +191,7 @@ def schedule(
         return plans.start_anyway(store, job)
     start = None
     if at.strip() or when or (needs is None and retries is None):
-        moment = plans.parse_moment(at, now=time.time()) if at.strip() else None
+        moment = plans.parse_time(at, now=time.time()) if at.strip() else None
         start = plans.Start(moment, "" if when == "any" else when)
     others = None if needs is None else [one for one in needs if one != "none"]
     return plans.schedule(store, job, start, needs=others, retries=retries)

@@ -156,7 +156,7 @@ def test_a_queue_survives_its_server(chromium: str, held: JobStore) -> None:
             page.get_by_role("button", name="When it starts …").click()
             dialog.get_by_label("Not before").fill("2001-01-01 00:00")
             dialog.get_by_role("button", name="Plan").click()
-            expect(dialog.get_by_role("alert")).to_contain_text("That moment is over")
+            expect(dialog.get_by_role("alert")).to_contain_text("That time is in the past")
             dialog.get_by_label("Not before").fill("+3h")
             dialog.get_by_label("Retries").fill("2")
             dialog.get_by_role("button", name="Plan").click()

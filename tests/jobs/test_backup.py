@@ -163,7 +163,7 @@ HOSTILE = [
 @pytest.mark.parametrize("info", HOSTILE, ids=lambda info: info.name)
 def test_a_hostile_member_is_refused(tmp_path: Path, info: tarfile.TarInfo) -> None:
     file = tar_of(tmp_path / "bad.tar", [(info, b"x")])
-    with pytest.raises(HomeError, match="no backup of ours holds"):
+    with pytest.raises(HomeError, match="which a backup never holds"):
         restore(tmp_path / "home", file)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.tar"]
 
@@ -198,10 +198,10 @@ def _lie(file: Path) -> None:
     ("spoiled", "words"),
     [
         (spoil(_flip), "damaged: studio.db"),
-        (spoil(lambda c: c.__delitem__(slice(len(c) // 2, None))), "cut short|no backup"),
-        (spoil(lambda c: c.__delitem__(slice(20480, None))), "cut short|no backup"),
-        (lambda file: file.write_bytes(b"no tar at all" * 99), "no backup of this studio"),
-        (lambda file: file.write_bytes(b""), "no backup|cut short"),
+        (spoil(lambda c: c.__delitem__(slice(len(c) // 2, None))), "cut short|not a backup"),
+        (spoil(lambda c: c.__delitem__(slice(20480, None))), "cut short|not a backup"),
+        (lambda file: file.write_bytes(b"no tar at all" * 99), "not a backup of this studio"),
+        (lambda file: file.write_bytes(b""), "not a backup|cut short"),
         (lambda file: file.unlink(), "cannot be read"),
         (_lie, "damaged: runs/9/extra"),
     ],

@@ -11,7 +11,7 @@ from jobs.admission import admit
 from jobs.claims import Claim
 from jobs.cluster import Watch
 from jobs.processes import me
-from jobs.siblings import take_seats
+from jobs.siblings import claim_siblings
 from jobs.store import JobStore
 from studio.cluster import Cluster
 from studio.cluster.orders import Submission
@@ -117,7 +117,7 @@ def test_sweeps_and_bakeoffs_go_out_as_separate_jobs_and_are_measured_at_the_end
     assert [claim.job for claim in claims] == [job.id for job in (*sweep, *runs)]
     assert [claim.device for claim in claims] == ["ray:0,ray:1", "ray:2,ray:3", "ray:4", "ray:5"]
     for claim in claims:
-        assert take_seats(store.database, claim, owner=me()) == []
+        assert claim_siblings(store.database, claim, owner=me()) == []
         submit(
             RunSpec.parse(store.get(claim.job).spec), run_dir=store.home.run(claim.job),
             home=store.home, ray=Ray(here.address), storage=here.storage,

@@ -114,7 +114,7 @@ def test_measuring_takes_one_device_of_a_set(store: JobStore) -> None:
 def test_a_device_that_is_not_here_any_more_is_waited_for_in_words(store: JobStore) -> None:
     job = _submit(store, "cuda:0,cuda:7")
     assert Looks(store)() == []
-    Placement(store, devices=list).look(SLOTS, served_by=lambda _: None, moods=[])
+    Placement(store, devices=list).look(SLOTS, served_by=lambda _: None, start_when=[])
     assert store.get(job).waits == "wants cuda:7; this machine has cuda:0, cuda:1, cuda:2"
 
 

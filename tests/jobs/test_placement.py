@@ -38,7 +38,7 @@ class Machine:
     def claim(self) -> int | None:
         """What a supervisor does at one look."""
         self.now += 3
-        self.placement.look([self.name], served_by=lambda _: None, moods=[])
+        self.placement.look([self.name], served_by=lambda _: None, start_when=[])
         if not self.placement.may_claim(self.name):
             return None
         claim = self.store.claims.claim(self.name, owner=me(), room=self.placement.left)
@@ -119,11 +119,7 @@ def test_a_chat_that_does_not_leave_is_ended(store: JobStore, machine: Machine) 
     chat = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
     )
-    identity = of(chat.pid)
-    with store.database.writing() as db:
-        from jobs import leases
-
-        leases.take_chat_lease(db, "cuda:0", identity, CARD // 2)
+    store.take_chat_lease("cuda:0", memory_bytes=CARD // 2, identity=of(chat.pid))
     large = queue(store, 16)
     assert machine.claim() is None
     machine.now += END_CHAT_SECONDS

@@ -15,8 +15,8 @@ from studio.home import publishing
 from tests.jobs.conftest import a_spec, supervising, until
 
 
-def run_one(store: JobStore, state: str = "succeeded", kind: str = "run", **moods: object) -> Claim:
-    claim = store.claims.claim("cpu", owner=me(), **moods)
+def run_one(store: JobStore, state: str = "succeeded", kind: str = "run", **may: object) -> Claim:
+    claim = store.claims.claim("cpu", owner=me(), **may)
     assert claim is not None
     store.claims.register(claim, me())
     error = (kind, "because") if state == "failed" else None
@@ -129,13 +129,13 @@ def test_a_scheduled_job_starts_when_its_time_comes(store: JobStore) -> None:
 def test_a_night_job_waits_for_the_night(store: JobStore) -> None:
     job = store.submit(a_spec()).id
     plans.schedule(store, job, plans.Start(when="night"))
-    assert store.claims.claim("cpu", owner=me(), moods=["idle"]) is None
-    assert run_one(store, moods=["night"]).job == job
+    assert store.claims.claim("cpu", owner=me(), start_when=["idle"]) is None
+    assert run_one(store, start_when=["night"]).job == job
 
 
 def test_a_schedule_in_the_past_or_of_a_finished_job_is_refused(store: JobStore) -> None:
     job = store.submit(a_spec()).id
-    with pytest.raises(QueueError, match="That moment is over"):
+    with pytest.raises(QueueError, match="time is in the past"):
         plans.schedule(store, job, plans.Start(after=1.0))
     run_one(store)
     with pytest.raises(QueueError, match="only waiting jobs"):
@@ -183,7 +183,7 @@ def test_what_waits_for_a_job_that_is_tried_again_goes_on_waiting(store: JobStor
             plans.schedule(store, first, plans.Start())
     with pytest.raises(QueueError, match="resume it instead"):
         plans.schedule(store, first, retries=1)
-    with pytest.raises(QueueError, match="0 to 10 times"):
+    with pytest.raises(QueueError, match="between 0 and 10"):
         plans.schedule(store, waiting, retries=11)
 
 

@@ -52,7 +52,7 @@ def test_a_run_can_be_queued_with_further_tries(
     code, job = run(capsys, "train", "--retries", "2", "--hold")
     assert (code, job["state"], job["retries_left"]) == (0, "paused", 2)
     code, said = run(capsys, "train", "--retries", "11", "--hold")
-    assert (code, said["error"]["text"]) == (2, "A failed job can be tried again 0 to 10 times.")
+    assert (code, said["error"]["text"]) == (2, "Retries must be between 0 and 10, not 11.")
     assert len(store.list()) == 1
 
 

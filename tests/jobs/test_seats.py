@@ -9,7 +9,7 @@ import pytest
 from jobs.claims import Claim
 from jobs.placement import Placement
 from jobs.processes import me
-from jobs.siblings import device_of, take_seats
+from jobs.siblings import claim_siblings, device_of
 from jobs.store import JobStore
 from studio.spec import RunSpec
 from tests.jobs.conftest import a_spec, supervising, until
@@ -26,7 +26,7 @@ def submit(store: JobStore, count: int, *, sweep: str | None = "s", **options: A
 def claimed(store: JobStore, device: str = "cpu", beside: tuple[str, ...] = ()) -> list[Claim]:
     first = store.claims.claim(device, owner=me(), more=beside)
     assert first is not None
-    return [first, *take_seats(store.database, first, owner=me(), beside=beside)]
+    return [first, *claim_siblings(store.database, first, owner=me(), beside=beside)]
 
 
 def test_a_sweep_sits_on_one_device_until_its_last_run_has_ended(store: JobStore) -> None:
@@ -40,7 +40,7 @@ def test_a_sweep_sits_on_one_device_until_its_last_run_has_ended(store: JobStore
     for number, claim in enumerate(claims):
         assert store.claims.claim("cpu", owner=me()) is None
         placed = Placement(store)
-        placed.look(["cpu"], served_by=lambda slot: None, moods=())
+        placed.look(["cpu"], served_by=lambda slot: None, start_when=())
         assert not placed.left  # the slot is busy
         store.claims.register(claim, me())
         store.claims.finish(claim, "succeeded")

@@ -100,7 +100,7 @@ def test_a_keyring_that_keeps_nothing_refuses_or_waits_for_somebody_is_not_used(
     caplog,
 ):  # fmt: skip
     with_ring(monkeypatch, **how)
-    monkeypatch.setattr(secrets, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(secrets, "TIMEOUT_SECONDS", 0.1)
 
     secrets.keep(home, "webhook", URL)
 
