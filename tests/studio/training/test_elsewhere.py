@@ -86,7 +86,7 @@ def test_a_folder_that_is_not_trained_to_its_end_is_refused_with_its_step(spec, 
 
     events.write_text("\n".join(lines))
     (folder / "run" / "adapter" / "adapter_model.safetensors").write_bytes(b"cut")
-    with pytest.raises(InputError, match="damaged or cut short"):
+    with pytest.raises(InputError, match="damaged or incomplete"):
         list(transfer.unpack(folder, tmp_path / "back"))
     assert not (tmp_path / "back").exists()
 
