@@ -1,6 +1,5 @@
 """`studio doctor`: what this machine, this home and this queue are, and what is wrong with them."""
 
-import json
 import platform
 import shutil
 import sqlite3
@@ -26,8 +25,8 @@ FIXED_SQLITE = (3, 51, 3)
 LITTLE_ROOM_BYTES = 2 << 30
 
 
-def examine(home_path: Path | None, *, as_json: bool) -> int:
-    """Print the findings; 2 when something keeps the studio from working."""
+def examine(home_path: Path | None) -> dict[str, Any]:
+    """Return facts and findings; `ok` is false if a problem keeps the studio from working."""
     findings: list[dict[str, str]] = []
     facts: dict[str, Any] = {
         "python": sys.version.split()[0],
@@ -55,11 +54,7 @@ def examine(home_path: Path | None, *, as_json: bool) -> int:
         findings.append(_problem(error.text))
     facts["findings"] = findings
     facts["ok"] = not any(finding["kind"] == "problem" for finding in findings)
-    if as_json:
-        print(json.dumps(facts, ensure_ascii=False))
-    else:
-        _print(facts)
-    return 0 if facts["ok"] else 2
+    return facts
 
 
 def _home_facts(home_path: Path | None, findings: list[dict[str, str]]) -> dict[str, Any]:
@@ -111,22 +106,3 @@ def _problem(text: str) -> dict[str, str]:
 
 def _note(text: str) -> dict[str, str]:
     return {"kind": "note", "text": text}
-
-
-def _print(facts: dict[str, Any]) -> None:
-    print(f"Python {facts['python']} on {facts['system']}, SQLite {facts['sqlite']}")
-    print(", ".join(f"{name} {v}" for name, v in facts["packages"].items() if v))
-    for device in facts["devices"]:
-        free, total = readable(device["free_bytes"]), readable(device["total_bytes"])
-        print(f"{device['name']}: {device['label']}, {free} of {total} free")
-    if facts["home"]:
-        home = facts["home"]
-        print(f"Home {home['path']}, {readable(home['free_bytes'])} free")
-        print("Runs: " + (", ".join(f"{n} {s}" for s, n in home["jobs"].items()) or "none"))
-        if home["cluster"] and not home["cluster"]["trouble"]:
-            print(clusters.sentence(home["cluster"]))
-        for row in home["processes"]:
-            print(f"Process {row['pid']}: {row['role']} {row['url']}".rstrip())
-    for finding in facts["findings"]:
-        print(f"{finding['kind'].capitalize()}: {finding['text']}")
-    print("All is well." if facts["ok"] else "Something needs you; see the problems above.")

@@ -10,9 +10,9 @@ from fastapi import APIRouter
 from fastapi import Path as InPath
 from pydantic import BaseModel, Field
 
-from jobs import bakeoff, supervisor
+from jobs import bakeoff
+from jobs.actions import ask
 from jobs.actions.adapters import best_losses, card, trashed
-from jobs.admission import admit
 from jobs.store import JobStore
 from studio.adapters import library as keeping
 from studio.adapters.library import Adapter, adapters
@@ -20,7 +20,6 @@ from studio.adapters.picture import drawn
 from studio.errors import QueueError
 from studio.home import Home
 from studio.methods import methods
-from ui import equivalents
 from ui.live import job_row
 from ui.sources import model_choices
 
@@ -63,13 +62,12 @@ def contest_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.post("")
     def start(asked: Contest) -> dict[str, Any]:
-        spec = equivalents.from_query(asked.assignments).with_values({"name": ""})
-        prompts = [text for text in asked.prompts if text.strip()] or bakeoff.PROMPTS
-        runs = bakeoff.submit(
-            store, admit(spec, home), asked.methods, name=asked.name, prompts=prompts
-        )
-        supervisor.ensure_running(home)
-        return {"name": asked.name.strip(), "runs": [job.id for job in runs]}
+        values = {
+            "name": asked.name, "methods": ",".join(asked.methods), "set": asked.assignments,
+            "prompt": asked.prompts,
+        }  # fmt: skip
+        made = ask(home, "bakeoff", values, store=store)
+        return {"name": made.value["name"], "runs": [job.id for job in made.jobs]}
 
     @router.get("")
     def listed() -> list[dict[str, Any]]:

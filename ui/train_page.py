@@ -14,9 +14,7 @@ from urllib.parse import parse_qs
 
 import gradio as gr
 
-from jobs import supervisor
-from jobs.admission import admit
-from jobs.memory import needed_bytes
+from jobs.actions.training import launch
 from jobs.store import JobStore
 from studio.errors import InputError, SpecError, StudioError
 from studio.home import Home
@@ -268,9 +266,7 @@ def _shown_groups(groups: Groups, method: str) -> list[Any]:
 
 def _start(form: Form, home: Home, store: JobStore, values: Any) -> str:
     try:
-        spec = admit(RunSpec.parse(form.read(values)), home)
-        job = store.submit(spec, memory_bytes=needed_bytes(spec, home))
-        supervisor.ensure_running(home)
+        job = launch(store, RunSpec.parse(form.read(values)))
     except SpecError as error:
         return _refused(**form.wrong(values, error))
     except StudioError as error:

@@ -3,10 +3,8 @@
 To add one, write a function with `@action` in the module of its area (see `registry.py`).
 """
 
-from jobs.actions import adapters, comparisons, datasets, home, queue, runs
+from jobs.actions import adapters, comparisons, datasets, home, queue, runs, training
 from jobs.actions.registry import ACTIONS, Action, Reply, ask, outcome
 
-__all__ = [
-    "ACTIONS", "Action", "Reply", "adapters", "ask", "comparisons", "datasets", "home", "outcome",
-    "queue", "runs",
-]  # fmt: skip
+AREAS = (adapters, comparisons, datasets, home, queue, runs, training)
+__all__ = ["ACTIONS", "AREAS", "Action", "Reply", "ask", "outcome"]

@@ -16,7 +16,7 @@ import typer
 from jobs.actions import ACTIONS, Action, Reply, ask, outcome
 from jobs.jobs_table import summary
 from jobs.store import JobStore
-from studio.errors import InputError, SpecError
+from studio.errors import InputError
 from studio.fields import Parameter
 from studio.home import Home, open_home
 from studio.training.events import Event, Working
@@ -69,9 +69,6 @@ def command(action: Action, *, only_alone: bool = False) -> Callable[..., int]:
         for name, value in values.items():
             if of.get(name) in ("file", "folder") and value:
                 values[name] = str(Path(value).expanduser().absolute())
-            if isinstance(value, str) and not value.strip() and "." in name:
-                option = next(one.flag for one in fields.values() if one.path == name)
-                raise SpecError(f"{option} is empty: give a value, or leave it out.", field=name)
         return perform(action, values, home, follow=follow, as_json=as_json)
 
     shared = {"home": (HomeOption, None), "as_json": (JsonOption, False)}
@@ -154,8 +151,9 @@ def _settled(store: JobStore, answer: Reply) -> Reply:
 
 def _followed(store: JobStore, answer: Reply, *, follow: bool, as_json: bool) -> int:
     job = answer.jobs[-1]
-    if not follow:
-        text = f'Queued "{job.name}" as number {job.id}.'
+    if not follow or job.state == "paused":
+        word = "Held" if job.state == "paused" else "Queued"
+        text = f'{word} "{job.name}" as number {job.id}.'
         print(json.dumps(answer.value, ensure_ascii=False) if as_json else text)
         return 0
     try:

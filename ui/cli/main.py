@@ -12,23 +12,20 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from studio.errors import SpecError, StudioError, nearest
+from studio.errors import StudioError, nearest
 from studio.home import open_home
 from ui.cli import compare_commands as _compare  # noqa: F401  registers its action
 from ui.cli.chat_commands import app as chat_app
 from ui.cli.generate import add_commands
-from ui.cli.options import HomeOption, JobArgument, JsonOption, RetriesOption
-from ui.cli.options_adapters import app as adapter_app
-from ui.cli.options_engine import app as engine_app
-from ui.cli.options_engine import presets_app
-from ui.cli.show import printable
+from ui.cli.options import HomeOption, JobArgument, JsonOption
+from ui.cli.show import diagnosis, printable
 
 GROUPS = {
+    "presets": "Named settings: built in and your own.",
     "adapters": "List the adapters, or name, tag, delete and restore them.",
     "data": "Datasets: check, import, map, X-ray, split, overlap, list, export, delete.",
 }
@@ -42,9 +39,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(chat_app)
-app.add_typer(engine_app)
-app.add_typer(presets_app, name="presets")
-app.add_typer(adapter_app)
 add_commands(app, GROUPS)
 
 
@@ -118,60 +112,6 @@ def stop(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def train(
-    spec: Annotated[
-        Path | None, typer.Argument(metavar="[SPEC.yaml]", help="A spec file.", show_default=False)
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="A folder, a hub id, or starter.", show_default=False)
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="A file, a folder, a hub id, or starter:<name>.", show_default=False),
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="One of `studio methods`.", show_default=False)
-    ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="As in method.r=16; may be repeated."),
-    ] = None,
-    preset: Annotated[
-        str, typer.Option(help="One of `studio presets list`.", show_default=False)
-    ] = "",
-    name: Annotated[str, typer.Option(help="What to call the run.", show_default=False)] = "",
-    needs: Annotated[
-        list[str] | None,
-        typer.Option(metavar="ID", help="Start after this job succeeded; may be repeated."),
-    ] = None,
-    retries: RetriesOption = None,
-    hold: Annotated[bool, typer.Option("--hold", help="Queue it; it waits for you.")] = False,
-    follow: Annotated[
-        bool, typer.Option("--follow/--detach", help="Watch it to its end, or only queue it.")
-    ] = True,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Train an adapter: queue a run and, unless detached, follow it.
-
-    Ctrl-C stops the watching, never the run.
-    """
-    from ui.cli import runs_commands
-
-    short = {"model.path": model, "data.path": data, "method.name": method}
-    given = {field: value for field, value in short.items() if value is not None}
-    for field, value in given.items():
-        if not value.strip():  # of a variable that is not set: never silently the default
-            option = "--" + field.partition(".")[0]
-            raise SpecError(f"{option} is empty: give a value, or leave it out.", field=field)
-    given |= {"name": name} if name else {}
-    return runs_commands.train(
-        open_home(home), spec, given, assignments or [], preset=preset, needs=needs or [],
-        retries=retries or 0, held=hold, follow=follow, as_json=as_json,
-    )  # fmt: skip
-
-
-@app.command()
 def logs(
     job: JobArgument,
     lines: Annotated[int, typer.Option(help="How many of the last.", min=1)] = 200,
@@ -188,22 +128,13 @@ def logs(
 
 
 @app.command()
-def methods(as_json: JsonOption = False) -> None:
-    """List the methods that can train an adapter."""
-    from ui.cli.listing import print_methods
-
-    print_methods(as_json=as_json)
-
-
-# -- data and machine ------------------------------------------------------------------------------
-
-
-@app.command()
 def doctor(home: HomeOption = None, as_json: JsonOption = False) -> int:
     """Look at the machine, the home and the queue, and say what is wrong."""
     from jobs.doctor import examine
 
-    return examine(home, as_json=as_json)
+    facts = examine(home)
+    print(json.dumps(facts, ensure_ascii=False)) if as_json else diagnosis(facts)
+    return 0 if facts["ok"] else 2
 
 
 @app.command(

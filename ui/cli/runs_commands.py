@@ -5,65 +5,19 @@ Progress goes to standard error, results to standard output, so that `--json` pr
 
 import json
 import os
-import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
-from typing import Any
 
-from jobs import plans, supervisor
-from jobs.admission import admit
+from jobs import supervisor
 from jobs.job import Job
 from jobs.jobs_table import summary
-from jobs.memory import needed_bytes
 from jobs.processes import Identity
 from jobs.store import JobStore
 from studio.errors import ServeError
-from studio.fields import merge_values, parse_assignment, read_yaml
 from studio.home import Home
-from studio.presets import apply_preset
-from studio.spec import RunSpec
-from ui.cli.follow import follow_to_the_end
-from ui.cli.show import duration, exit_code, number
-
-
-def train(
-    home: Home, spec_file: Path | None, given: dict[str, Any], assignments: Sequence[str],
-    *, preset: str = "", needs: Sequence[str] = (), retries: int = 0, held: bool = False,
-    follow: bool, as_json: bool,
-) -> int:  # fmt: skip
-    """Check a run, queue it, make sure somebody runs it, and watch it unless detached."""
-    values = read_yaml(spec_file) if spec_file else {}
-    if preset:
-        values = apply_preset(home, preset, RunSpec.parse(values)).model_dump(mode="json")
-    values = merge_values(values, given | dict(map(parse_assignment, assignments)))
-    spec = admit(RunSpec.parse(values), home)
-    with closing(JobStore(home)) as store:
-        needed = [store.get(other).id for other in needs]
-        memory = needed_bytes(spec, home)
-        job = store.submit(
-            spec, needs=needed, retries=plans.allowed(retries), held=held, memory_bytes=memory
-        )
-        supervisor.ensure_running(home)
-        if held or not follow:
-            word = "Held" if held else "Queued"
-            say(job, as_json, f'{word} "{job.name}" as number {job.id}.')
-            return 0
-        try:
-            job = follow_to_the_end(store, job)
-        except KeyboardInterrupt:
-            hint = (
-                f'"{job.name}" goes on. `studio logs {job.id}` shows it, `studio cancel {job.id}`'
-            )
-            print(f"\n{hint} ends it.", file=sys.stderr)
-            if as_json:
-                print(json.dumps(summary(store.get(job.id)), ensure_ascii=False))
-            return 130
-    say(job, as_json, _ending(job))
-    return exit_code(job)
+from ui.cli.show import exit_code
 
 
 def logs(home: Home, job_id: str, *, lines: int, follow: bool) -> None:
@@ -140,17 +94,3 @@ def say_state(job: Job, as_json: bool) -> int:
 def say(job: Job, as_json: bool, sentence: str) -> None:
     """Print a job: one JSON document, or a sentence."""
     print(json.dumps(summary(job), ensure_ascii=False) if as_json else sentence)
-
-
-def _ending(job: Job) -> str:
-    facts = summary(job)
-    if job.state == "succeeded":
-        losses = f"loss {number(facts['first_loss'])} → {number(facts['last_loss'])}"
-        return (
-            f'"{job.name}" is trained: {job.step} steps in {duration(facts["seconds"])}, '
-            f"{losses}.\n"
-            f"Its adapter is {facts['adapter']}\n"
-            f"Talk to it: studio chat --adapter {shlex.quote(job.name)}"
-        )
-    text = f'"{job.name}" ended at step {job.step}: {job.state}.'
-    return f"{text}\n{job.error_text}" if job.error_text else text

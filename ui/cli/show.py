@@ -1,6 +1,7 @@
 """What commands print: a sentence or table for the answer of an action, exit codes of jobs."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from jobs.actions.comparisons import LETTERS
 from jobs.cluster import sentence as cluster
 from jobs.job import Job
 from jobs.jobs_table import summary
+from jobs.preflight import TITLES
 from studio.errors import InputError
 from studio.evaluation.reports import title
 from studio.home import slug
@@ -120,6 +122,145 @@ def modules(found: Sequence[Mapping[str, Any]]) -> None:
         print(f"{one['key']}  {one['shape'][0]} x {one['shape'][1]}")
 
 
+# -- training --------------------------------------------------------------------------------------
+
+
+def trained(facts: Mapping[str, Any]) -> None:
+    """Print how a training went and what to do next."""
+    print(
+        f'"{facts["name"]}" is trained: {facts["step"]} steps in {duration(facts["seconds"])}, '
+        f"loss {number(facts['first_loss'])} → {number(facts['last_loss'])}.\n"
+        f"Its adapter is {facts['adapter']}\n"
+        f"Talk to it: studio chat --adapter {shlex.quote(facts['name'])}"
+    )
+
+
+def estimated(report: Mapping[str, Any]) -> None:
+    """Print the memory of a run by part, and its time."""
+    for part, size in report["parts"].items():
+        print(f"{TITLES[part]:22} {size / 2**20:10.1f} MiB")
+    how = "measured" if report["measured"] else "estimated"
+    fits = "fits" if report["fits"] else "does not fit"
+    size, apart = report["processes"], report["on_device"] == 1
+    each, pace = "", ""
+    if size > 1:
+        each = " on each device" if apart else f" for all {size} processes"
+        each += "" if apart else f" of {report['process_bytes'] / 2**20:.1f} MiB"
+        pace = f", if {size} are {report['efficiency'] * size:.2g} times as fast as one"
+    print(
+        f"{'Peak, ' + how:22} {report['total_bytes'] / 2**20:10.1f} MiB{each}, {fits} into "
+        f"{report['device_bytes'] / 2**20:.0f} MiB free on {report['device']}"
+    )
+    print(
+        f"{report['total_steps']} steps of about {report['tokens_per_step']} tokens, about "
+        f"{report['seconds']:.0f} s{pace}"
+    )
+    for field, value in report["changes"].items():
+        print(f"changed: {field}={value}")
+
+
+def refitted(answer: Answer) -> None:
+    """Print what was changed so that a run fits, and the other ways."""
+    offers = answer if isinstance(answer, list) else answer["offers"]
+    if not isinstance(answer, list):
+        taken = answer["remedy"]
+        offers = [one for one in offers if one["name"] != taken["name"]]
+        queued = f'Queued "{answer["name"]}" as number {answer["id"]}.'
+        print(f"{queued} {taken['title']}: {taken['about']}")
+        if offers:
+            print("Other ways, with --remedy NAME:")
+    for one in offers:
+        same = "Same result." if one["same_result"] else "The result changes."
+        print(f"  {one['name']:14} {one['about']} {one['lacks'] or same}")
+
+
+def presets(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print what each preset sets."""
+    for preset in found:
+        print(f"{preset['name']}: {preset['about']}")
+        for field, value in preset["values"].items():
+            print(f"  {field}={value}")
+
+
+def contest(answer: Answer) -> None:
+    """Print the table of a bake-off."""
+    rows = []
+    for row in answer["rows"]:
+        if row["state"] != "succeeded":
+            rows.append((row["method"], row["error"] or row["state"]))
+            continue
+        rows.append(
+            (
+                row["method"],
+                f"{row['trainable_parameters']:,}",
+                number(row["peak_memory_bytes"], "{:.0f} MiB", 2**20),
+                number(row["seconds_per_step"], "{:.3f}"),
+                *(number(row[key], "{:.3f}") for key in ("first_loss", "last_loss", "eval_loss")),
+                number(row["size_bytes"], "{:.0f} KiB", 1024),
+                *(number(row[key], "× {:.2f}") for key in ("live_ratio", "merged_ratio")),
+            )
+        )
+    table("Method Trainable Memory s/step First Last Eval Size Live Merged".split(), rows)
+
+
+def methods(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print every method with its paper and what it can do."""
+    width = max(len(one["name"]) for one in found)
+    for one in found:
+        able = ", ".join(key for key, value in one["capabilities"].items() if value)
+        print(f"{one['name']:{width}}  {one['title']} ({one['paper']})")
+        print(f"{'':{width}}  {one['summary']}")
+        if able:
+            print(f"{'':{width}}  {able}")
+
+
+def diagnosis(facts: Mapping[str, Any]) -> None:
+    """Print what `studio doctor` found."""
+    print(f"Python {facts['python']} on {facts['system']}, SQLite {facts['sqlite']}")
+    print(", ".join(f"{name} {v}" for name, v in facts["packages"].items() if v))
+    for device in facts["devices"]:
+        free, total = readable(device["free_bytes"]), readable(device["total_bytes"])
+        print(f"{device['name']}: {device['label']}, {free} of {total} free")
+    if home := facts["home"]:
+        print(f"Home {home['path']}, {readable(home['free_bytes'])} free")
+        print("Runs: " + (", ".join(f"{n} {s}" for s, n in home["jobs"].items()) or "none"))
+        if home["cluster"] and not home["cluster"]["trouble"]:
+            print(cluster(home["cluster"]))
+        for row in home["processes"]:
+            print(f"Process {row['pid']}: {row['role']} {row['url']}".rstrip())
+    for finding in facts["findings"]:
+        print(f"{finding['kind'].capitalize()}: {finding['text']}")
+    print("No problems found." if facts["ok"] else "Problems found (see above).")
+
+
+def number(value: float | None, form: str = "{:.4f}", unit: float = 1) -> str:
+    """Return a number in units, or a dash."""
+    return "–" if value is None else form.format(value / unit)
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time as people read it."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; names are shown as text, never as markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(*head, box=None)
+    for row in rows:
+        made.add_row(*map(Text, row))
+    Console(highlight=False).print(made)
+
+
 # -- data ------------------------------------------------------------------------------------------
 
 
@@ -226,14 +367,11 @@ def suite(found: Answer) -> None:
             facts = f"{row['name']}  {row['state']}  {row['total_steps']} prompts  {lanes}"
             print(f"{row['id']:>4}  {facts}")
         return
-    from rich.console import Console
-    from rich.table import Table
-
     keys = [key for key in found["means"][0] if key != "lane"]
-    table = Table("Lane", *(key.replace("_", " ") for key in keys), box=None)
-    for one in found["means"]:
-        table.add_row(title(one["lane"]), *("–" if one[k] is None else f"{one[k]:g}" for k in keys))
-    Console(highlight=False).print(table)
+    rows = [
+        [title(one["lane"]), *(number(one[key], "{:g}") for key in keys)] for one in found["means"]
+    ]
+    table(["Lane", *(key.replace("_", " ") for key in keys)], rows)
 
 
 def leaderboard(board: Mapping[str, Any]) -> None:
@@ -310,18 +448,14 @@ def runs(found: Sequence[Mapping[str, Any]]) -> None:
     if not found:
         print("No runs yet. `studio train --data starter:pirate` makes the first.")
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("ID", "Name", "State", "Steps", "Loss", "Eval loss", "Time", box=None)
+    rows = []
     for job in found:
         total = "–" if job["total_steps"] is None else job["total_steps"]
-        table.add_row(
-            str(job["id"]), Text(job["name"]), job["state"], f"{job['step']} / {total}",
-            number(job["last_loss"]), number(job["eval_loss"]), duration(job["seconds"]),
-        )  # fmt: skip
-    Console(highlight=False).print(table)
+        steps = f"{job['step']} / {total}"
+        losses = number(job["last_loss"]), number(job["eval_loss"])
+        rows.append([str(job["id"]), job["name"], job["state"], steps, *losses,
+                     duration(job["seconds"])])  # fmt: skip
+    table("ID|Name|State|Steps|Loss|Eval loss|Time".split("|"), rows)
 
 
 def run(job: Mapping[str, Any]) -> None:
@@ -340,22 +474,6 @@ def run(job: Mapping[str, Any]) -> None:
     for event in job["history"]:
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
         print(f"  {moment}  {event['state']:12} {event['why']}")
-
-
-def number(value: float | None) -> str:
-    """Return a loss with four decimals."""
-    return "–" if value is None else f"{value:.4f}"
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time span as a user reads it."""
-    if seconds is None:
-        return "–"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
 
 
 def note(job: Mapping[str, Any]) -> None:
@@ -425,6 +543,14 @@ def lines(text: str) -> Callable[[Answer], None]:
 
 
 SENTENCES: dict[str, Callable[[Any], None]] = {
+    "train": trained,
+    "bakeoff": contest,
+    "preflight": estimated,
+    "refit": refitted,
+    "presets.list": presets,
+    "presets.save": presets,
+    "presets.forget": presets,
+    "methods": methods,
     "merge": merged,
     "mix": lines("Mixed into {adapter} ({how}, error {error:.2g})"),
     "import": lines('Imported {method} adapter "{name}" to {path}'),
