@@ -24,7 +24,7 @@ OWN_ROOMS = {
         "adapters", "backbone", "chat", "cluster", "data", "evaluation", "methods", "models",
         "starter", "training",
     )),
-    "ui/assets", "ui/bench", "ui/cli",
+    "jobs/actions", "ui/assets", "ui/bench", "ui/cli",
 }  # fmt: skip
 
 # Regular expressions over docstrings, comments, texts, and whole JavaScript and Markdown files.
