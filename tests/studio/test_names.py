@@ -1,8 +1,8 @@
-"""What could be read as a path, an option, a number or a weight is no name; all else is one."""
+"""Names of runs and adapters, and sizes in bytes."""
 
 import pytest
 
-from studio.names import cleaned, fault
+from studio.names import cleaned, fault, readable
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,18 @@ def test_a_name_made_up_of_parts_is_cleaned():
     assert cleaned("s device=cuda:0 path=/a/b") == "s device=cuda-0 path=-a-b"
     assert cleaned("push owner/name") == "push owner-name"
     assert cleaned("x" * 500) == "x" * 120
+
+
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "0.977 KiB"),  # 1000 / 1024
+        (5 * 2**20, "5.00 MiB"),
+        (248 * 1024, "248 KiB"),
+        (999.7 * 2**20, "0.976 GiB"),  # never 1e+03 MiB
+    ],
+)
+def test_bytes_have_three_digits_and_a_unit(count, words):
+    assert readable(count) == words

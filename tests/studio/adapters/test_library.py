@@ -1,12 +1,17 @@
+"""The adapter library: what lies on disk, names, tags, and a trash that gives everything back."""
+
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from studio.adapters import library
 from studio.adapters.library import adapters, describe, resolve
 from studio.errors import AdapterError
+from studio.home import is_whole, publishing
 
 
 def make_adapter(folder: Path, **passport: object) -> Path:
@@ -86,3 +91,107 @@ def test_the_library_starts_without_torch():
     code = "import sys, studio.adapters.library; print('torch' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert answer.stdout.strip() == "False", answer.stderr
+
+
+def put(folder: Path, name: str) -> Path:
+    with publishing(folder) as temporary:
+        (temporary / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+        (temporary / "adapter_model.safetensors").write_bytes(b"12345")
+        (temporary / "passport.json").write_text(json.dumps({"name": name}))
+    return folder
+
+
+def test_a_new_name_moves_a_library_folder_and_leaves_its_files_whole(home):
+    put(home.adapters / "old", "old")
+    found = library.rename(home, "old", "New Name")
+    assert (found.name, found.path, found.id) == (
+        "New Name", home.adapters / "new-name", "library-new-name"
+    )  # fmt: skip
+    assert is_whole(found.path)
+    assert resolve(home, "New Name") == found.path
+    assert not (home.adapters / "old").exists()
+
+
+def test_a_runs_adapter_stays_where_it_is_and_is_found_by_both_names(home):
+    folder = put(home.runs / "3" / "adapter", "first mate")
+    found = library.rename(home, "3", "captain")
+    assert (found.path, found.id) == (folder, "run-3")
+    for name in ("captain", "first mate", "3"):
+        assert resolve(home, name) == folder
+    put(home.runs / "4" / "adapter", "first mate")
+    assert resolve(home, "first mate") == home.runs / "4" / "adapter"
+
+
+@pytest.mark.parametrize("new", ["", "  ", "a/b", "..\\x", "pirate:2", "~root", "x" * 121, "a\0b"])
+def test_a_name_that_cannot_be_one_is_refused(home, new):
+    put(home.adapters / "a", "a")
+    with pytest.raises(AdapterError):
+        library.rename(home, "a", new)
+    assert [one.name for one in adapters(home)] == ["a"]
+
+
+def test_a_taken_name_is_refused(home):
+    put(home.adapters / "a", "a")
+    put(home.runs / "1" / "adapter", "Pirate")
+    with pytest.raises(AdapterError, match="already an adapter"):
+        library.rename(home, "a", "pirate")
+
+
+def test_tags_are_set_and_taken_away_and_survive_a_new_name(home):
+    put(home.adapters / "a", "a")
+    assert library.set_tags(home, "a", [" good  one ", "good one", "", "x"]).tags == (
+        "good one",
+        "x",
+    )
+    assert library.rename(home, "a", "b").tags == ("good one", "x")
+    assert library.set_tags(home, "b", []).tags == ()
+    assert adapters(home)[0].name == "b"
+    with pytest.raises(AdapterError, match="Invalid tag"):
+        library.set_tags(home, "b", ["a,b"])
+    with pytest.raises(AdapterError, match="at most 20 tags"):
+        library.set_tags(home, "b", [str(n) for n in range(21)])
+
+
+def test_what_was_deleted_comes_back_as_it_was(home):
+    folder = put(home.runs / "3" / "adapter", "p")
+    library.set_tags(home, "p", ["good"])
+    gone = library.delete(home, "p")
+    assert adapters(home) == [] and not folder.exists()
+    assert [one.token for one in library.trash(home)] == [gone.token]
+    back = library.restore(home)
+    assert (back.path, back.name, back.tags, back.source) == (folder, "p", ("good",), "run")
+    assert is_whole(folder) and library.trash(home) == []
+    with pytest.raises(AdapterError, match="nothing to restore"):
+        library.restore(home)
+
+
+def test_the_named_one_comes_back_and_never_over_another(home):
+    for name in ("a", "b"):
+        put(home.adapters / name, name)
+        library.delete(home, name)
+    assert library.restore(home, "a").name == "a"
+    put(home.adapters / "b", "b")
+    with pytest.raises(AdapterError, match="cannot be restored"):
+        library.restore(home, "b")
+    with pytest.raises(AdapterError, match='Did you mean "b"'):
+        library.restore(home, "bb")
+
+
+def test_the_trash_is_emptied_after_a_month_and_never_leaves_the_home(home):
+    put(home.adapters / "a", "a")
+    put(home.adapters / "b", "b")
+    old = home.trash / library.delete(home, "a").token
+    origin = json.loads((old / "origin.json").read_text())
+    (old / "origin.json").write_text(json.dumps(origin | {"deleted": time.time() - 40 * 86_400}))
+    library.delete(home, "b")
+    assert [one.name for one in library.trash(home)] == ["b"]
+    place = home.trash / library.trash(home)[0].token
+    (place / "origin.json").write_text(json.dumps(origin | {"path": "../../elsewhere"}))
+    assert library.trash(home) == []
+
+
+def test_an_adapter_outside_the_home_is_not_ours_to_change(home, tmp_path):
+    other = put(tmp_path / "theirs", "theirs")
+    for change in (library.delete, lambda h, n: library.rename(h, n, "mine")):
+        with pytest.raises(AdapterError, match="not in this home"):
+            change(home, str(other))

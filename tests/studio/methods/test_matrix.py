@@ -1,14 +1,16 @@
-"""The matrix: every registered method on every model shape, with no list to keep."""
+"""Every method on every architecture: shapes, formulas by hand, and the probed capabilities."""
+
+import json
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
-from studio.backbone import Adapter, Backbone
+from studio.backbone import Adapter, Backbone, adapter_files, probe
 from studio.backbone.fold import fold
 from studio.chat.decoding import cache_argument
-from studio.methods import Phase
+from studio.methods import Phase, methods
 from tests.studio.methods import by_hand
 from tests.studio.methods.cases import ADAPTERS, MODELS, fits
 from tests.studio.tiny import tiny_model
@@ -189,3 +191,52 @@ def test_folding_into_the_weights_equals_the_live_adapter(label, model_name):
     missing = merged.load_state_dict(folded.tensors, strict=False)
     assert folded.tensors and not missing.unexpected_keys
     torch.testing.assert_close(merged(IDS).logits, live, atol=5e-4, rtol=1e-4)
+
+
+def test_the_table_is_what_the_probe_finds():
+    assert json.loads(probe.CAPABILITIES.read_text()) == probe.table()
+
+
+@pytest.mark.parametrize("name", methods())
+def test_every_method_has_a_manual(name):
+    cls = methods()[name]
+    assert all(part in cls.manual() for part in ("When to use it:", "Cost:", "Source: ", "arXiv:"))
+    assert cls.paper.startswith("arXiv:") and cls.title
+    for field, info in cls.model_fields.items():
+        assert field == "name" or info.description, f"{name}.{field} has no help"
+
+
+MATHS = {
+    Phase.DELTA: ["delta"],
+    Phase.GAIN: ["gain_in", "gain_out"],
+    Phase.TRANSFORM: ["transform"],
+    Phase.KEYS_VALUES: ["virtual_tokens"],
+    Phase.PROMPT: ["virtual_tokens"],
+}
+
+
+@pytest.mark.parametrize("label", ADAPTERS)
+def test_a_broken_formula_is_noticed(label, monkeypatch):
+    backbone, adapter = attached(label, "qwen2", trained=True)
+    cls = type(adapter.method)
+    for name in MATHS[adapter.method.phase]:
+        right = getattr(cls, name)
+
+        def wrong(*args, _right=right, **kwargs):
+            result = _right(*args, **kwargs)
+            return None if result is None else result * 1.1
+
+        monkeypatch.setattr(cls, name, wrong)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(
+            logits(backbone), by_hand.logits("qwen2", adapter, IDS), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_a_file_name_that_peft_does_not_know_is_noticed(tmp_path):
+    backbone, _ = attached("lora-r=4", "llama", trained=True)
+    backbone.save("a", tmp_path)
+    text = (tmp_path / adapter_files.CONFIG).read_text()
+    (tmp_path / adapter_files.CONFIG).write_text(text.replace('"LORA"', '"LORAX"'))
+    with pytest.raises(adapter_files.AdapterError, match="LORAX"):
+        adapter_files.read_method(adapter_files.read_config(tmp_path))

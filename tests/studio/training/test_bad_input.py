@@ -1,8 +1,8 @@
-"""What a person or a machine can get wrong: one sentence each, and what was saved stays.
+"""What a user or a machine can get wrong: one sentence each, and what was saved stays.
 
 Elsewhere: a dataset smaller than the batch (`test_schedule.py`), a batch that cannot fit even at
-one row (`test_estimate.py`), a device that is not there (`test_loading.py`), a full memory or disk
-and a kill in a checkpoint (`test_faults.py`).
+one row (`test_estimate.py`), an absent device (`test_architecture.py`), a full memory or disk and
+a kill in a checkpoint (`test_faults.py`).
 """
 
 import builtins

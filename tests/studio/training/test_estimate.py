@@ -1,4 +1,4 @@
-"""What a run will take, before it starts: counted, made to fit, and measured."""
+"""A run's memory and time from its files alone, and the precision that a device gets."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from studio import hardware
 from studio.errors import OutOfMemory, WeightsTooLarge
@@ -14,7 +15,15 @@ from studio.home import open_home
 from studio.models.sources import facts
 from studio.spec import RunSpec
 from studio.training import run
-from studio.training.estimate import BatchLoad, Shape, batch_load, estimate, memory
+from studio.training.estimate import (
+    BatchLoad,
+    Shape,
+    base_model,
+    batch_load,
+    estimate,
+    loaded_dtype,
+    memory,
+)
 from studio.training.events import Finished, Loading, Step
 from studio.training.preflight import REPORT, preflight
 from studio.training.remedies import make_it_fit, next_remedy
@@ -254,3 +263,27 @@ def test_offloaded_inputs_leave_two_of_them_on_the_gpu(tmp_path, home):
         for on in (False, True)
     )  # fmt: skip
     assert kept - offloaded == 30 * 8192 * 4096 * 2  # of 32 layers, in bfloat16: 2 GB
+
+
+def test_weights_that_train_are_float32_unless_asked_otherwise():
+    def on_gpu(method: str, dtype: str) -> str:
+        spec = RunSpec.parse({"method": method, "model": {"dtype": dtype}})
+        assert base_model(spec).dtype in (dtype, "float32")
+        return loaded_dtype(spec, on_gpu=True)
+
+    assert on_gpu("full", "auto") == "float32"
+    assert on_gpu("full", "bfloat16") == "bfloat16"
+    assert on_gpu("lora", "auto") == "bfloat16"
+
+
+def test_small_steps_are_lost_in_bfloat16():
+    def moved(dtype: torch.dtype) -> float:
+        weight = torch.nn.Parameter(torch.full((1000,), 0.02, dtype=dtype))
+        optimizer = torch.optim.AdamW([weight], lr=1e-5, weight_decay=0.0)
+        for _ in range(3):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+        return float((weight != torch.tensor(0.02, dtype=dtype)).float().mean())
+
+    assert moved(torch.float32) == 1
+    assert moved(torch.bfloat16) == 0

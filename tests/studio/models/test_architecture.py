@@ -1,10 +1,14 @@
-"""The names a person can target, read from headers."""
+"""A model loaded, and its architecture as read from its files."""
 
 from pathlib import Path
 
+import pytest
+import torch
 from safetensors.numpy import save_file
 
+from studio.errors import ModelError
 from studio.models.architecture import linear_modules, targets
+from studio.models.loading import load
 from studio.spec import ModelSource
 
 
@@ -56,3 +60,31 @@ def test_a_last_word_that_two_modules_share_is_not_enough(real):
     assert names == {"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}
     chosen = [module.key for module in found if module.name == "attn.c_proj"]
     assert targets(chosen, found) == ["attn.c_proj"]
+
+
+def test_a_model_loads_frozen_and_in_eval_mode(real):
+    loaded = load(ModelSource(path=str(real / "models" / "stories260k")), "cpu")
+    assert not loaded.model.training
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    assert loaded.dtype == torch.float32
+    assert loaded.model.num_parameters() == loaded.facts.parameters
+
+
+def test_the_dtype_is_the_persons(real):
+    source = ModelSource(path=str(real / "models" / "stories260k"), dtype="bfloat16")
+    assert next(load(source, "cpu").model.parameters()).dtype == torch.bfloat16
+
+
+def test_a_device_that_is_not_there_is_one_sentence(real):
+    source = ModelSource(path=str(real / "models" / "stories260k"))
+    with pytest.raises(ModelError, match="cuda:7"):
+        load(source, "cuda:7")
+    with pytest.raises(ModelError, match="no device"):
+        load(source, "toaster")
+
+
+def test_nf4_without_its_library_says_what_to_install(real, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    source = ModelSource(path=str(real / "models" / "stories260k"), quantization="nf4")
+    with pytest.raises(ModelError, match="pip install bitsandbytes"):
+        load(source, "cpu")

@@ -1,4 +1,4 @@
-"""A run without one trained token is refused before it is queued."""
+"""Before and inside a runner: what may enter the queue, and one attempt."""
 
 import io
 import json
@@ -11,6 +11,7 @@ import pytest
 
 from jobs.admission import admit
 from jobs.memory import needed_bytes
+from jobs.runner import as_studio_error
 from studio.data.file_hashes import SMALL_BYTES, hash_files
 from studio.data.importing import import_dataset
 from studio.data.prepare import prepare
@@ -120,3 +121,11 @@ def test_a_dataset_that_nobody_has_is_refused_at_the_door(home, tmp_path, monkey
         admit(spec, home)
     (tmp_path / "cache" / path.replace("/", "___")).mkdir(parents=True)  # of an earlier run
     assert admit(spec, home).data.path == path
+
+
+def test_only_a_run_that_trains_is_told_of_its_checkpoint():
+    odd = NotADirectoryError(20, "Not a directory")
+    assert "resume it from there" in as_studio_error(odd, kind="train").text
+    for kind in ("merge", "mix", "gguf", "evaluate"):
+        text = as_studio_error(odd, kind=kind).text
+        assert text.startswith("The job stopped") and text.endswith("The log holds the details.")
