@@ -8,7 +8,7 @@ because the runner lives elsewhere.
 from pathlib import Path
 
 from jobs import cluster
-from studio.data.origins import origin_of
+from studio.data.datasets import origin_of
 from studio.data.readers import look
 from studio.devices import CLUSTER
 from studio.errors import DataError

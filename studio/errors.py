@@ -190,9 +190,8 @@ def nearest(word: str, names: Iterable[str]) -> str:
     """Return ' Did you mean "x"?' for the closest names, or a short list of all names."""
     known = sorted(set(names))
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    matcher = difflib.SequenceMatcher(b=word)
-    likeness = {name: (matcher.set_seq1(name), matcher.ratio())[1] for name in close}
-    close = [name for name in close if likeness[name] > likeness[close[0]] - 0.2]
+    likeness = [difflib.SequenceMatcher(a=name, b=word).ratio() for name in close]
+    close = [name for name, part in zip(close, likeness, strict=True) if part > likeness[0] - 0.2]
     if close:
         return " Did you mean " + " or ".join(f'"{name}"' for name in close) + "?"
     if 0 < len(known) <= 12:

@@ -1,7 +1,7 @@
 """Decide what the path of a model, dataset or adapter stands for, without reading or downloading.
 
 A path is the file or folder of that name if there is one, else the id of a repository on the hub if
-it is written like one. `studio.data.origins.origin_of` adds the demos and the imported datasets,
+it is written like one. `studio.data.datasets.origin_of` adds the demos and the imported datasets,
 `studio.models.sources.origin_of` the starter.
 """
 

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from studio.data import preview, snapshots
+from studio.data.datasets import origin_of
 from studio.data.mapping import Mapping
-from studio.data.origins import origin_of
 from studio.errors import DataError
 from studio.fields import validated
 from studio.home import Home

@@ -13,7 +13,7 @@ from jobs import preflight, supervisor
 from jobs.admission import admit
 from jobs.store import JobStore
 from studio import presets
-from studio.data import origins as data
+from studio.data import datasets as data
 from studio.errors import InputError, SpecError
 from studio.home import Home
 from studio.models import sources as models

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from studio import devices, hardware, starter
-from studio.data.origins import origin_of
+from studio.data.datasets import origin_of
 from studio.data.readers import data_suffix
 from studio.data.report import LOW_SHARE
 from studio.data.snapshots import open_snapshot, snapshots
@@ -111,7 +111,7 @@ def data_line(source: DataSource, home: Home) -> str:
 
 @lru_cache(maxsize=64)
 def _checked(path: Path, _changed: int, size: int) -> str:
-    from studio.data.survey import check_file
+    from studio.data.datasets import check_file
 
     report = check_file(path)
     if report.error:

@@ -18,8 +18,8 @@ import numpy as np
 import orjson
 from pydantic import Field
 
+from studio.data.datasets import check_file, find
 from studio.data.mapping import Mapping, at_path
-from studio.data.origins import find
 from studio.data.quality import near_duplicates
 from studio.data.recognise import Guess
 from studio.data.records import Problem, Row, content_hash, contents
@@ -34,7 +34,7 @@ from studio.data.snapshots import (
     open_snapshot,
     write_snapshot,
 )
-from studio.data.survey import Survey, check_file
+from studio.data.survey import Survey
 from studio.errors import DataError, SpecError, nearest
 from studio.fields import Record, validated
 from studio.home import Home

@@ -1,26 +1,22 @@
-"""Find the rows of a dataset: a demo, a file, a folder, an imported dataset or a hub id."""
+"""A dataset that was found: its files, its rows one after the other, and how they are read."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from studio import starter
 from studio.data.file_hashes import hash_files
-from studio.data.files import COMPRESSED
 from studio.data.mapping import Mapping
-from studio.data.readers import ENDINGS, FORMATS, KNOWN, data_suffix, look, read
+from studio.data.readers import FORMATS, KNOWN, data_suffix, look, read
 from studio.data.recognise import SAMPLE_ROWS, Guess, recognise
 from studio.data.records import Problem, Row
 from studio.data.report import why_nothing
 from studio.errors import DataError
 from studio.home import Home
-from studio.locations import Location, locate
 from studio.spec import DataSource
 
 if TYPE_CHECKING:
@@ -45,52 +41,6 @@ class Origin:
     guess: Guess | None = None  # a mapping that was settled at the import
     held_out: Callable[[], NDArray[np.bool_] | None] = lambda: None  # a split that is stored
     pick: Callable[[list[int]], Iterator[tuple[int, Row]]] | None = None  # rows by number, at once
-
-
-def origin_of(path: str, home: Home | None = None) -> Location:
-    """Return what the path of a dataset stands for: demo, dataset, file, folder or hub id.
-
-    Raises:
-        DataError: There is no demo of that name.
-    """
-    path = path.strip()
-    if demo := starter.resolve_data(path):
-        return Location("embedded", demo)
-    if home is not None and path and not re.search(r"^\.|[/\\\x00]", path):
-        folder = home.datasets / path
-        if (folder / "dataset.json").is_file():
-            return Location("dataset", folder)
-    return locate(path, file_endings={*ENDINGS, *COMPRESSED})
-
-
-def find(source: DataSource, home: Home | None = None) -> Origin:
-    """Find a dataset.
-
-    Raises:
-        DataError: There is nothing of that name, or it cannot be reached.
-    """
-    path = source.path.strip()
-    if not path:
-        raise DataError("No dataset is named: give a file, a folder, a hub id or starter:pirate.")
-    if "\x00" in path:
-        raise DataError("The dataset's path holds a NUL character.")
-    kind, place = origin_of(path, home)
-    if kind == "dataset":
-        from studio.data.snapshots import open_snapshot
-
-        assert home is not None
-        return open_snapshot(home, path).origin()
-    if kind == "hub":
-        from studio.data.hub import from_hub
-
-        return from_hub(source)
-    if kind == "missing":
-        raise DataError(
-            f"There is no file or folder {path}: check the path, or use a demo such as "
-            "starter:pirate."
-        )
-    files = files_in(place) if kind == "folder" else [place]
-    return from_files(path if kind == "embedded" else place.name, files, home)
 
 
 def from_files(name: str, files: list[Path], home: Home | None = None) -> Origin:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from studio.data.origins import Origin, find
+from studio.data.datasets import find
+from studio.data.origins import Origin
 from studio.data.report import TokenReport
 from studio.data.template.template import Template, choose
 from studio.data.tokens import Example, Examples, Tokens, TokenWriter, load_tokens, tokenise

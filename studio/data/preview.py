@@ -8,8 +8,9 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
+from studio.data.datasets import find
 from studio.data.mapping import PARTS, Mapping, at_path, fields
-from studio.data.origins import Origin, find, guess_origin
+from studio.data.origins import Origin, guess_origin
 from studio.data.recognise import SAMPLE_ROWS, Guess, shown
 from studio.data.records import Document, Problem, Row
 from studio.data.rows import converter

@@ -39,7 +39,7 @@ class ImportRequest(Request):
             DataError: The file is missing or its columns have no known format.
         """
         from studio.data import preview
-        from studio.data.origins import origin_of
+        from studio.data.datasets import origin_of
 
         if self.mapping is None and origin_of(self.data.path, home).kind != "hub":
             preview.guess(self.data.path, home, format=self.data.format)

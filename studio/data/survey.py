@@ -5,63 +5,15 @@ Knows no tokenizer. Checking a file and importing it make the same survey.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from studio.data.mapping import Mapping
-from studio.data.origins import Origin, find, guess_origin
+from studio.data.origins import Origin
 from studio.data.quality import Inspector, near_duplicates
 from studio.data.recognise import Guess
 from studio.data.records import Conversation, Document, Problem, Row, content_hash, contents
-from studio.data.report import Frozen, Report, RowCounter
+from studio.data.report import Report, RowCounter
 from studio.data.rows import converter
-from studio.errors import DataError, StudioError
-from studio.home import Home
-from studio.spec import DataSource
 
 NEAR_ROWS, NEAR_ROWS_IN_CHECK = 20_000, 500  # an import has the time to compare more
 NEAR_CHARS = 2000
-
-
-class Fault(Frozen):
-    """Why a file was refused."""
-
-    kind: str
-    text: str
-
-
-class FileReport(Report):
-    """The report on one file, as `studio data check --json` prints it."""
-
-    file: str
-    ok: bool
-    error: Fault | None = None
-
-
-def check_file(
-    path: str | Path, *, mapping: Mapping | None = None, home: Home | None = None
-) -> FileReport:
-    """Read a whole file (or folder, hub id, demo, imported dataset) and report on its rows.
-
-    Never raises for what is in the file: a refusal is in `error`.
-    """
-    shown = _encodable(str(path)[:1000])
-    source = DataSource(path=str(path))
-    try:
-        origin = find(source, home)
-        guess = guess_origin(origin, source, mapping)
-        survey = Survey(origin, guess, near_rows=NEAR_ROWS_IN_CHECK)
-        for item in origin.rows():
-            survey.see(item)
-        return FileReport(file=shown, ok=True, **dict(survey.report()))
-    except StudioError as error:
-        fault = Fault(kind=error.kind, text=_encodable(error.text))
-    except OSError as error:
-        fault = Fault(kind=DataError.kind, text=f"{shown} cannot be read ({error.strerror}).")
-    return FileReport(file=shown, ok=False, error=fault)
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
 
 
 class Survey:

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from studio.data.origins import find, origin_of
+from studio.data.datasets import find, origin_of
 from studio.data.prepare import row_limit
 from studio.data.report import TokenReport
 from studio.data.template.backend import Backend, backend_from_folder

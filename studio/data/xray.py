@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from studio.data.origins import Origin, find, guess_origin
+from studio.data.datasets import find
+from studio.data.origins import Origin, guess_origin
 from studio.data.prepare import prepare, row_limit
 from studio.data.records import Conversation, Document, Problem, Row
 from studio.data.report import Frozen

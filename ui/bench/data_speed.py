@@ -43,7 +43,7 @@ def bench_data(
 ) -> list[Figure]:
     """Measure on a jsonl file, or on made conversations of `megabytes` MB."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the figures are per core
-    from studio.data.survey import check_file
+    from studio.data.datasets import check_file
 
     with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
         path = Path(file) if file else _made(Path(folder) / "made.jsonl", megabytes)

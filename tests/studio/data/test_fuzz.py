@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from studio.data import preview
+from studio.data.datasets import check_file
 from studio.data.importing import import_dataset
 from studio.data.mapping import PARTS, Mapping
 from studio.data.records import Conversation, Document, Problem, Row
 from studio.data.rows import converter
-from studio.data.survey import check_file
 from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.errors import DataError, StudioError

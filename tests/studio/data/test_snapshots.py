@@ -16,11 +16,11 @@ from studio.data.curate import (
     overlap,
     parse_step,
 )
+from studio.data.datasets import check_file
 from studio.data.importing import import_dataset
 from studio.data.mapping import Mapping
 from studio.data.prepare import prepare
 from studio.data.snapshots import delete_snapshot, open_snapshot, snapshots
-from studio.data.survey import check_file
 from studio.errors import DataError
 from studio.home import is_whole
 from studio.spec import DataSource

@@ -1,0 +1,104 @@
+"""Find a dataset by its path (demo, import, file, folder, hub id), and check a data file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from studio import starter
+from studio.data.files import COMPRESSED
+from studio.data.hub import from_hub
+from studio.data.mapping import Mapping
+from studio.data.origins import Origin, files_in, from_files, guess_origin
+from studio.data.readers import ENDINGS
+from studio.data.report import Frozen, Report
+from studio.data.snapshots import open_snapshot
+from studio.data.survey import NEAR_ROWS_IN_CHECK, Survey
+from studio.errors import DataError, StudioError
+from studio.home import Home
+from studio.locations import Location, locate
+from studio.spec import DataSource
+
+
+def origin_of(path: str, home: Home | None = None) -> Location:
+    """Return what the path of a dataset stands for: demo, dataset, file, folder or hub id.
+
+    Raises:
+        DataError: There is no demo of that name.
+    """
+    path = path.strip()
+    if demo := starter.resolve_data(path):
+        return Location("embedded", demo)
+    if home is not None and path and not re.search(r"^\.|[/\\\x00]", path):
+        folder = home.datasets / path
+        if (folder / "dataset.json").is_file():
+            return Location("dataset", folder)
+    return locate(path, file_endings={*ENDINGS, *COMPRESSED})
+
+
+def find(source: DataSource, home: Home | None = None) -> Origin:
+    """Find a dataset.
+
+    Raises:
+        DataError: There is nothing of that name, or it cannot be reached.
+    """
+    path = source.path.strip()
+    if not path:
+        raise DataError("No dataset is named: give a file, a folder, a hub id or starter:pirate.")
+    if "\x00" in path:
+        raise DataError("The dataset's path holds a NUL character.")
+    kind, place = origin_of(path, home)
+    if kind == "dataset":
+        assert home is not None
+        return open_snapshot(home, path).origin()
+    if kind == "hub":
+        return from_hub(source)
+    if kind == "missing":
+        raise DataError(
+            f"There is no file or folder {path}: check the path, or use a demo such as "
+            "starter:pirate."
+        )
+    files = files_in(place) if kind == "folder" else [place]
+    return from_files(path if kind == "embedded" else place.name, files, home)
+
+
+class Fault(Frozen):
+    """Why a file was refused."""
+
+    kind: str
+    text: str
+
+
+class FileReport(Report):
+    """The report on one file, as `studio data check --json` prints it."""
+
+    file: str
+    ok: bool
+    error: Fault | None = None
+
+
+def check_file(
+    path: str | Path, *, mapping: Mapping | None = None, home: Home | None = None
+) -> FileReport:
+    """Read a whole file (or folder, hub id, demo, imported dataset) and report on its rows.
+
+    Never raises for what is in the file: a refusal is in `error`.
+    """
+    shown = _encodable(str(path)[:1000])
+    source = DataSource(path=str(path))
+    try:
+        origin = find(source, home)
+        guess = guess_origin(origin, source, mapping)
+        survey = Survey(origin, guess, near_rows=NEAR_ROWS_IN_CHECK)
+        for item in origin.rows():
+            survey.see(item)
+        return FileReport(file=shown, ok=True, **dict(survey.report()))
+    except StudioError as error:
+        fault = Fault(kind=error.kind, text=_encodable(error.text))
+    except OSError as error:
+        fault = Fault(kind=DataError.kind, text=f"{shown} cannot be read ({error.strerror}).")
+    return FileReport(file=shown, ok=False, error=fault)
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
