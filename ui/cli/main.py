@@ -22,7 +22,8 @@ from ui.cli import compare_commands as _compare  # noqa: F401  registers its act
 from ui.cli.chat_commands import app as chat_app
 from ui.cli.generate import add_commands
 from ui.cli.options import HomeOption, JobArgument, JsonOption
-from ui.cli.show import diagnosis, printable
+from ui.cli.show import diagnosis
+from ui.cli.show_data import printable
 
 GROUPS = {
     "presets": "Named settings: built in and your own.",

@@ -1,0 +1,185 @@
+"""What commands about datasets and Compare print."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.actions.comparisons import LETTERS
+from studio.evaluation.reports import title
+from studio.home import slug
+from studio.stack import StackItem
+
+Answer = Any
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def printable(text: str, *, keep_lines: bool = False) -> str:
+    """Return text without escape codes, which a file may hold to repaint the terminal."""
+    return "".join(
+        c if c.isprintable() or (keep_lines and c in "\n\t") else f"\\x{ord(c):02x}" for c in text
+    )
+
+
+def checked(reports: Sequence[Mapping[str, Any]]) -> None:
+    """Print what checked files hold."""
+    for report in reports:
+        name = printable(report["file"])
+        if report["error"]:
+            print(f"{name}: refused. {printable(report['error']['text'])}", file=sys.stderr)
+            continue
+        rows, reason = report["rows"], printable(report["reason"])
+        usable = f"{rows['kept']:,} of {rows['read']:,} rows can be used"
+        print(f"{name}: {usable}. {report['format']}: {reason}.")
+        for warning in report["warnings"]:
+            print(f"  {printable(warning)}")
+        for problem in report["problems"][:10]:
+            print(f"  line {problem['line']:,}: {printable(problem['text'])}")
+        if len(report["problems"]) > 10:
+            print("  … all of them with --json")
+
+
+def dataset(found: Mapping[str, Any]) -> None:
+    """Print a dataset that was imported or made."""
+    kept, asked = found["report"]["rows"], str(found.get("asked") or "")
+    known = "was imported before" if found["already"] else "is imported"
+    usable = f"{kept['kept']:,} of {kept['read']:,} rows can be used"
+    print(f'"{found["name"]}" {known}: {usable}, {found["format"]} ({found["reason"]}).')
+    for warning in found["report"]["warnings"]:
+        print(f"  {printable(warning)}")
+    if found["already"] and asked and slug(asked) != found["name"]:
+        print(f'  It keeps its name: it was not called "{printable(asked[:60])}".')
+
+
+def curated(found: Mapping[str, Any]) -> None:
+    """Print the dataset that a step made, or that nothing changed."""
+    if not found["already"]:
+        dataset(found)
+        return
+    kept = f'"{found["name"]}" keeps its {found["rows"]:,} rows'
+    print(f"Nothing was removed: {kept}. No copy was made.")
+
+
+def mapped(found: Mapping[str, Any]) -> None:
+    """Print a mapping and the first rows read with it, or the dataset that was remapped."""
+    if "report" in found:
+        curated(found)
+        return
+    print(json.dumps({key: value for key, value in found["mapping"].items() if value}))
+    for row in found["rows"]:
+        print(printable(json.dumps(row, ensure_ascii=False, indent=1), keep_lines=True))
+
+
+def xray(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows with their trained and cut parts marked."""
+    marks = {"trained": ("[[", "]]"), "truncated": ("~~", "~~"), "masked": ("", "")}
+    for row in rows:
+        counts = f"{row['num_tokens']} tokens, {row['num_trained']} trained"
+        cut = f"{row['num_truncated']} cut off"
+        print(f"row {row['row']} (line {row['line']}): {counts}, {cut}")
+        if row["problem"]:
+            print(f"  dropped: {printable(row['problem'])}")
+            continue
+        out, state = "", "masked"
+        for token in row["tokens"]:
+            if token["state"] != state:
+                out += marks[state][1] + marks[token["state"]][0]
+                state = token["state"]
+            out += printable(token["text"], keep_lines=True)
+        print(out + marks[state][1])
+
+
+def datasets(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print the imported datasets."""
+    if not found:
+        print("No dataset is imported yet: studio data import FILE")
+    for one in found:
+        print(f"{one['name']:32} {one['rows']:>12,} rows  {one['format']:18} {one['hash'][:12]}")
+
+
+# -- compare ---------------------------------------------------------------------------------------
+
+
+def compared(found: Mapping[str, Any]) -> None:
+    """Print the answers of the lanes."""
+    for letter, answer in zip(LETTERS, found["lanes"], strict=False):
+        print(f"{letter}  {title(answer['lane'])}")
+        print(f"   {answer.get('error', {}).get('text') or answer['text']}")
+        if "tokens" in answer:
+            print(f"   {answer['tokens']} tokens, {answer['tokens_per_second']} tokens/s")
+
+
+def suite(found: Answer) -> None:
+    """Print the means of a suite, or the list of suites."""
+    if isinstance(found, list):
+        for row in found:
+            lanes = " · ".join(map(title, row["lanes"]))
+            facts = f"{row['name']}  {row['state']}  {row['total_steps']} prompts  {lanes}"
+            print(f"{row['id']:>4}  {facts}")
+        return
+    keys = [key for key in found["means"][0] if key != "lane"]
+    rows = [
+        [title(one["lane"]), *(number(one[key], "{:g}") for key in keys)] for one in found["means"]
+    ]
+    table(["Lane", *(key.replace("_", " ") for key in keys)], rows)
+
+
+def leaderboard(board: Mapping[str, Any]) -> None:
+    """Print the ranking."""
+    if not board["standings"]:
+        print("No votes yet: ask two lanes on the Compare page, and vote for the better answer.")
+    for place, one in enumerate(board["standings"], 1):
+        record = f"{one['wins']} won, {one['losses']} lost, {one['ties']} tied"
+        interval = f"{one['low']:.0f} to {one['high']:.0f}"
+        print(f"{place:>3}  {one['score']:6.0f}  ({interval})  {title(one['lane'])}  {record}")
+
+
+def conversations(found: Answer) -> None:
+    """Print the list of conversations, or the turns of one."""
+    if isinstance(found, list):
+        for row in found:
+            print(f"{row['id']}  {row['turns']:>3} turns  {row['title']}")
+        return
+    if "deleted" in found:
+        print(f"Deleted {found['deleted']}.")
+    for turn in found.get("turns", ()):
+        print(f"> {turn['prompt']}")
+        for letter, answer in zip(LETTERS, turn["answers"], strict=False):
+            print(f"{letter}  {answer.get('text', '')}")
+
+
+def recipes(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print the recipes."""
+    for row in found:
+        parts = " + ".join(str(StackItem(**part)) for part in row["stack"])
+        print(f"{row['name']}: {row['model']} + {parts}")
+
+
+def number(value: float | None, form: str = "{:.4f}", unit: float = 1) -> str:
+    """Return a number in units, or a dash."""
+    return "–" if value is None else form.format(value / unit)
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time span in words."""
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; names are shown as text, never as markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(*head, box=None)
+    for row in rows:
+        made.add_row(*map(Text, row))
+    Console(highlight=False).print(made)
