@@ -1,7 +1,9 @@
-"""The bodies of `studio preflight` and `studio presets`, and the way out of a full memory."""
+"""Preflight jobs, and the remedies offered for a run that ran out of memory."""
+
+from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs import plans
 from jobs.job import Job
@@ -11,8 +13,9 @@ from studio.devices import CLUSTER
 from studio.errors import OutOfMemory, QueueError, WeightsTooLarge
 from studio.home import Home
 from studio.spec import RunSpec
-from studio.training.preflight import REPORT
-from studio.training.remedies import Remedy, pick, remedies
+
+if TYPE_CHECKING:
+    from studio.training.remedies import Remedy
 
 FULL = (OutOfMemory.kind, WeightsTooLarge.kind)
 TITLES = {
@@ -34,6 +37,8 @@ def submit_measure(store: JobStore, spec: RunSpec) -> Job:
 
 def read_measured(home: Home, job_id: int) -> dict[str, Any]:
     """Return what a preflight job found."""
+    from studio.training.preflight import REPORT
+
     found: dict[str, Any] = json.loads((home.run(job_id) / REPORT).read_text(encoding="utf-8"))
     return found
 
@@ -44,6 +49,8 @@ def offers(store: JobStore, job_id: int | str) -> list[Remedy]:
     Raises:
         QueueError: It did not end that way.
     """
+    from studio.training.remedies import remedies
+
     job = store.get(job_id)
     if job.kind != "train" or job.error_kind not in FULL:
         raise QueueError(f'"{job.name}" did not run out of memory, so there is nothing to fit.')
@@ -67,5 +74,7 @@ def fit_and_retry(store: JobStore, job_id: int | str, name: str = "") -> tuple[J
         SpecError: There is no such remedy.
         OutOfMemory: Nothing that keeps the result is left to change.
     """
+    from studio.training.remedies import pick
+
     remedy = pick(offers(store, job_id), name)
     return plans.duplicate(store, store.get(job_id).id, remedy.changes), remedy

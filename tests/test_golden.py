@@ -413,5 +413,6 @@ def test_the_json_of_a_merge(trained: Shell):
 def test_the_json_of_methods_and_doctor(shell: Shell):
     doctor = shell("doctor")
     facts = keys_only(doctor["json"] | {"devices": doctor["json"]["devices"][0]})
+    facts["home"]["jobs"] = "<any>"  # counts of the states that earlier tests left in this home
     found = {"methods": shell("methods"), "doctor": facts}
     check_contract("methods-doctor", found, varying=WORDING)

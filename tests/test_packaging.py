@@ -18,7 +18,7 @@ def packages():
 
 
 def test_the_makers_of_the_starter_stay_out(packages):
-    assert {"studio", "studio.starter", "jobs", "ui", "ui.pages"} <= set(packages)
+    assert {"studio", "studio.starter", "jobs", "ui", "ui.cli"} <= set(packages)
     assert not [name for name in packages if name.startswith(MAKERS)]
 
 

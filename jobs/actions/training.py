@@ -18,8 +18,6 @@ from studio.fields import merge_values, parse_assignment, read_yaml
 from studio.home import Home
 from studio.methods import capabilities, methods
 from studio.spec import RunSpec
-from studio.training.estimate import estimate
-from studio.training.remedies import make_it_fit
 
 NONE: Any = ()
 SpecFile = Annotated[str, field("Spec file.", positional=True, metavar="[SPEC.yaml]")]
@@ -141,6 +139,9 @@ def estimated(
     fit: Annotated[bool, field("Change what must change for it to fit.")] = False,
 ) -> Any:
     """Estimate a run's memory by part and its time before it starts."""
+    from studio.training.estimate import estimate
+    from studio.training.remedies import make_it_fit
+
     run = read_spec(
         store.home, spec, model=model or None, data=data or None, method=method or None,
         assignments=set,

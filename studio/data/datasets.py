@@ -7,13 +7,10 @@ from pathlib import Path
 
 from studio import starter
 from studio.data.files import COMPRESSED
-from studio.data.hub import from_hub
 from studio.data.mapping import Mapping
 from studio.data.origins import Origin, files_in, from_files, guess_origin
 from studio.data.readers import ENDINGS
 from studio.data.report import Frozen, Report
-from studio.data.snapshots import open_snapshot
-from studio.data.survey import NEAR_ROWS_IN_CHECK, Survey
 from studio.errors import DataError, StudioError
 from studio.home import Home
 from studio.locations import Location, locate
@@ -49,9 +46,13 @@ def find(source: DataSource, home: Home | None = None) -> Origin:
         raise DataError("The dataset's path holds a NUL character.")
     kind, place = origin_of(path, home)
     if kind == "dataset":
+        from studio.data.snapshots import open_snapshot
+
         assert home is not None
         return open_snapshot(home, path).origin()
     if kind == "hub":
+        from studio.data.hub import from_hub
+
         return from_hub(source)
     if kind == "missing":
         raise DataError(
@@ -84,6 +85,8 @@ def check_file(
 
     Never raises for what is in the file: a refusal is in `error`.
     """
+    from studio.data.survey import NEAR_ROWS_IN_CHECK, Survey
+
     shown = _encodable(str(path)[:1000])
     source = DataSource(path=str(path))
     try:

@@ -118,7 +118,7 @@ def test_a_queue_survives_its_server(chromium: str, held: JobStore) -> None:
             page.goto(f"{studio.address}/runs?run=1")
             page.locator("[data-filter=live]").click()
             wait_for_order(page, ["alpha", "beta", "gamma", "delta", "long"])
-            expect(page.get_by_test_id("queue-notice")).to_contain_text("holds the queue")
+            expect(page.get_by_test_id("queue-notice")).to_contain_text("The queue is held")
 
             # A training is paused: it saves and frees its device.
             train_a_little(page, held, more_than=1)
@@ -188,7 +188,7 @@ def test_a_queue_survives_its_server(chromium: str, held: JobStore) -> None:
             surely(page, "Cancel", "Really cancel?")
             expect(detail).to_contain_text("cancelled", timeout=SLOW)
             one_notification(page, held)
-            expect(page.get_by_test_id("queue-notice")).to_contain_text("holds the queue")
+            expect(page.get_by_test_id("queue-notice")).to_contain_text("The queue is held")
         browser.close()
     assert [job.name for job in held.queue()] == ["gamma", "alpha"]
     assert held.get("beta").state == "paused"

@@ -237,15 +237,13 @@ def test_the_doctor_says_what_keeps_a_cluster_from_being_used(
 ) -> None:  # fmt: skip
     storage = tmp_path / "s"
     cluster.choose(store, dashboard.address, str(storage))
-    doctor.examine(home.path, as_json=False)
-    assert "cluster: 5 of 6 GPUs free" in capsys.readouterr().out
+    assert "5 of 6 GPUs free" in json.dumps(doctor.examine(home.path))
 
     nobody(dashboard)
     storage.rmdir()
     storage.write_text("a file now")
     monkeypatch.setattr(cluster, "find_spec", lambda _: None)
-    doctor.examine(home.path, as_json=True)
-    said = " ".join(f["text"] for f in json.loads(capsys.readouterr().out)["findings"])
+    said = " ".join(f["text"] for f in doctor.examine(home.path)["findings"])
     assert "does not answer" in said and "cannot be written" in said and "pip install" in said
 
 

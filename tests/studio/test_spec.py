@@ -31,7 +31,7 @@ def test_a_spec_is_frozen():
     ("assignment", "field", "sentence"),
     [
         ("method.rr=3", "method.rr", '"method.rr" is not a field. Did you mean "r"?'),
-        ("trian.max_steps=1", "trian", 'Did you mean "train" or "version"?'),
+        ("trian.max_steps=1", "trian", 'Did you mean "train"?'),
         ("method.r=0", "method.r", "method.r is 0: input should be greater than or equal to 1."),
         (
             "train.learning_rate=fast",

@@ -7,8 +7,8 @@ import { poke, toggleNotifications, wantsNotifications } from '../core/live.js';
 
 export class QueueBar {
   constructor() {
-    this.holding = button('Hold all', () => this.change(this.queue?.held ? { release: true } : { hold: true }), 's-tool',
-      { 'data-testid': 'hold-queue' });
+    this.holding = button('Hold all', () => this.change({ [this.queue?.held ? 'release' : 'hold']: true }),
+      's-tool', { 'data-testid': 'hold-queue' });
     this.onError = h('select', { 'aria-label': 'After an error', onchange: (e) =>
       this.change({ on_error: e.target.value }) }, h('option', { value: 'continue' }, 'Errors: continue'),
     h('option', { value: 'stop' }, 'Errors: stop'));
