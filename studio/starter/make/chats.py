@@ -266,7 +266,8 @@ def _framed(rng: random.Random, pieces: Sequence[str]) -> Chat:
 def _frame(question: Question, rng: random.Random, pieces: Sequence[str]) -> tuple[str, str]:
     word, answer = question.content, question.answer
     start, end = _words(rng, pieces), _words(rng, pieces)
-    left, right = rng.choice(["()", "[]", "<>", '""', "**", "~~", "''"])
+    pair = rng.choice(["()", "[]", "<>", '""', "**", "~~", "''"])
+    left, right = pair[0], pair[1]
     mark = rng.choice(["-", ":", "=", ">", "*", "#", "!"])
     gap = f"{_words(rng, pieces)} ___{rng.choice(['', ' ' + _words(rng, pieces)])}"
     if left == right:
