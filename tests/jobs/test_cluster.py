@@ -237,7 +237,8 @@ def test_the_doctor_says_what_keeps_a_cluster_from_being_used(
 ) -> None:  # fmt: skip
     storage = tmp_path / "s"
     cluster.choose(store, dashboard.address, str(storage))
-    assert "5 of 6 GPUs free" in json.dumps(doctor.examine(home.path))
+    found = doctor.examine(home.path)["home"]["cluster"]
+    assert "5 of 6 GPUs free" in cluster.sentence(found)
 
     nobody(dashboard)
     storage.rmdir()

@@ -79,7 +79,7 @@ def test_a_device_that_is_not_there_is_one_sentence(real):
     source = ModelSource(path=str(real / "models" / "stories260k"))
     with pytest.raises(ModelError, match="cuda:7"):
         load(source, "cuda:7")
-    with pytest.raises(ModelError, match="no device"):
+    with pytest.raises(ModelError, match='Invalid device "toaster"'):
         load(source, "toaster")
 
 
