@@ -7,15 +7,14 @@ from jobs import cluster as clusters
 from jobs import storage
 from jobs.actions.queue import Assignments
 from jobs.actions.registry import action, field
+from jobs.actions.training import read_spec
 from jobs.admission import admit
 from jobs.backup import backup as write_backup
 from jobs.job import Job
 from jobs.restore import restore as restore_backup
 from jobs.store import JobStore
 from studio.errors import HomeError
-from studio.fields import merge_values, parse_assignment, read_yaml
 from studio.home import Home
-from studio.spec import RunSpec
 from studio.training import transfer
 
 
@@ -87,13 +86,11 @@ def pack(
     with_model: Annotated[bool, field("Include a copy of the model folder.")] = False,
 ) -> dict[str, Any]:
     """Write a run as a folder that trains elsewhere, with accelerate and Slurm scripts."""
-    short = {"model.path": model, "data.path": data, "method.name": method}
-    given: dict[str, Any] = {path: value for path, value in short.items() if value}
-    values = merge_values(
-        read_yaml(Path(spec)) if spec else {}, given | dict(map(parse_assignment, set))
+    run = read_spec(
+        home, spec, model=model or None, data=data or None, method=method or None, assignments=set
     )
     folder = Path(out).expanduser()
-    transfer.pack(admit(RunSpec.parse(values), home), folder, home, with_model=with_model)
+    transfer.pack(admit(run, home), folder, home, with_model=with_model)
     return {"out": str(folder.absolute())}
 
 

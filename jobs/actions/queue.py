@@ -80,8 +80,10 @@ def move(
         moved = plans.shift(store, job, by)
     else:
         moved = store.move(job, before=before or None)
-    queued = [one.id for one in store.queue()] if moved.state == "queued" else [moved.id]
-    return {**summary(moved), "place": queued.index(moved.id) + 1 if len(queued) else 0}
+    place = 0
+    if moved.state == "queued":
+        place = [one.id for one in store.queue()].index(moved.id) + 1
+    return {**summary(moved), "place": place}
 
 
 def _hold_or_release(

@@ -18,7 +18,7 @@ from jobs.store import JobStore
 from studio.home import Home, open_home
 from studio.spec import RunSpec
 from ui.cli import main
-from ui.cli.runs_commands import exit_code
+from ui.cli.show import exit_code
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from jobs.processes import Identity
 from jobs.store import JobStore
 from studio.errors import ServeError
 from studio.home import Home
-from ui.cli.show import exit_code
 
 
 def logs(home: Home, job_id: str, *, lines: int, follow: bool) -> None:
@@ -77,18 +76,6 @@ def stop(home: Home, *, as_json: bool) -> None:
         print(json.dumps({"ended": ended}))
     else:
         print("Ended: " + ", ".join(ended) + "." if ended else "Nothing was running.")
-
-
-def say_state(job: Job, as_json: bool) -> int:
-    """Print that a job is queued or how it ended, and return the exit code."""
-    facts = summary(job)
-    if as_json:
-        error = facts["error"]
-        print(json.dumps({"error": error} if error else facts, ensure_ascii=False))
-    else:
-        text = f'Queued "{job.name}" as number {job.id}.' if job.state == "queued" else ""
-        print(text or job.error_text or f'"{job.name}" is {job.state}.', file=sys.stderr)
-    return 0 if job.state == "queued" else exit_code(job)
 
 
 def say(job: Job, as_json: bool, sentence: str) -> None:

@@ -275,6 +275,13 @@ def queue(answer: Answer) -> None:
         print("The queue is empty.")
 
 
+def moved(job: Mapping[str, Any]) -> None:
+    """Print the new place of a job, if it is queued."""
+    print(
+        f'"{job["name"]}" is number {job["place"]} of the queue.' if job["place"] else job["name"]
+    )
+
+
 def changed(answer: Answer) -> None:
     """Print the new state of a job, or how many runs of a sweep changed."""
     if "changed" in answer:
@@ -423,7 +430,7 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "adapters.trash": lambda a: print("\n".join(x["name"] for x in a) or "The trash is empty."),
     "adapters.picture": picture,
     "queue": queue,
-    "move": lambda job: print(f'"{job["name"]}" is number {job["place"]} of the queue.'),
+    "move": moved,
     "hold": changed,
     "release": changed,
     "delete": lines('"{name}" is deleted.'),
