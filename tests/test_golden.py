@@ -117,7 +117,7 @@ def check_wording(name: str, actual: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+def shell(tmp_path_factory):
     with opened(tmp_path_factory.mktemp("golden")) as made:
         yield made
 
@@ -201,7 +201,7 @@ OTHERS = {
 }
 
 
-def test_mistakes(shell: Shell):
+def test_mistakes(shell):
     files = {
         "empty file": shell.file("empty.jsonl", ""),
         "cut JSON": shell.file("cut.json", '[{"question": "a?", "answer":'),
@@ -225,7 +225,7 @@ def test_mistakes(shell: Shell):
 # -- data ------------------------------------------------------------------------------------------
 
 
-def test_data_check(shell: Shell):
+def test_data_check(shell):
     files = [
         shell.file("questions.jsonl", b'{"question": "a?", "answer": "b"}\n{"question": "a?"}\n'
                    b'not json\n{"question": "a?", "answer": "b"}\n'),
@@ -298,13 +298,13 @@ def model_folder(shell: Shell, name: str, tokenizer: Path) -> Path:
     return folder
 
 
-def test_masks_of_named_templates_and_of_the_starter(shell: Shell):
+def test_masks_of_named_templates_and_of_the_starter(shell):
     file = shell.file("conversations.jsonl", CONVERSATIONS)
     names = ("auto", "chatml", "alpaca", "vicuna", "plain")
     check_contract("masks-named", {name: masks(shell, file, "starter", name) for name in names})
 
 
-def test_masks_of_own_templates(shell: Shell):
+def test_masks_of_own_templates(shell):
     file = shell.file("conversations.jsonl", CONVERSATIONS)
     found = {}
     for name, (template, specials, eos, bos) in SHAPES.items():
@@ -318,7 +318,7 @@ def test_masks_of_own_templates(shell: Shell):
     check_contract("masks-own", found)
 
 
-def test_masks_of_a_real_template(shell: Shell, real: Path):
+def test_masks_of_a_real_template(shell, real):
     file = shell.file("conversations.jsonl", CONVERSATIONS)
     folder = model_folder(shell, "model-minimind", real / "tokenizers" / "minimind")
     check_contract("masks-minimind", masks(shell, file, str(folder), "auto"))
@@ -356,7 +356,7 @@ FOLLOWED: dict[str, Any] = {}
 
 
 @pytest.fixture(scope="module")
-def trained(shell: Shell) -> Shell:
+def trained(shell):
     """Three short runs, done."""
     for name, values in RUNS.items():
         pairs = (f"{key}={json.dumps(value)}" for key, value in (COMMON | values).items())
@@ -367,7 +367,7 @@ def trained(shell: Shell) -> Shell:
     return shell
 
 
-def test_losses(trained: Shell):
+def test_losses(trained):
     ends = {}
     database = sqlite3.connect(trained.folder / "home" / "studio.db")
     for name in RUNS:
@@ -383,7 +383,7 @@ def test_losses(trained: Shell):
     check_contract("losses", ends)
 
 
-def test_the_json_of_runs(trained: Shell):
+def test_the_json_of_runs(trained):
     listed, shown = trained("runs"), trained("show", "lora")
     shown["json"]["spec"] = keys_only(shown["json"]["spec"])
     failed = trained("train", "--name", "fails", "--method", "bitfit")
@@ -392,7 +392,7 @@ def test_the_json_of_runs(trained: Shell):
     check_contract("runs", found, varying=VARYING | losses | {"text"})
 
 
-def test_answers_of_a_seeded_chat(trained: Shell):
+def test_answers_of_a_seeded_chat(trained):
     words = ["--prompt", "What is the capital of France?", "--max-new-tokens", "12", "--seed", "3",
              "--temperature", "0"]  # fmt: skip
     lanes = ["starter", "starter~lora:1", "starter~lora:0.5+bottleneck:1"]
@@ -405,12 +405,12 @@ def test_answers_of_a_seeded_chat(trained: Shell):
     check_contract("answers", found)
 
 
-def test_the_json_of_a_merge(trained: Shell):
+def test_the_json_of_a_merge(trained):
     out = str(trained.folder / "merged")
     check_contract("merge", trained("merge", "--adapter", "lora:0.5", "--out", out))
 
 
-def test_the_json_of_methods_and_doctor(shell: Shell):
+def test_the_json_of_methods_and_doctor(shell):
     doctor = shell("doctor")
     facts = keys_only(doctor["json"] | {"devices": doctor["json"]["devices"][0]})
     facts["home"]["jobs"] = "<any>"  # counts of the states that earlier tests left in this home

@@ -1,7 +1,6 @@
 """The charts on a run that grows while one looks: zoom and hover stay, the table tells the same."""
 
 import time
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Page, Route, expect
@@ -12,7 +11,6 @@ from jobs.processes import me
 from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
-from tests.served import Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -55,7 +53,7 @@ class Growing:
 
 
 @pytest.fixture
-def run(studio: Served) -> Iterator[Growing]:
+def run(studio):
     # A device of its own keeps the supervisor away from it.
     store = JobStore(open_home(studio.home))
     growing = Growing(store, "by hand", "cuda:7")
@@ -71,7 +69,7 @@ def loss(page: Page):
     return page.locator("[data-metric=loss]")
 
 
-def test_a_point_is_on_screen_within_a_second_and_zoom_stays(page: Page, run: Growing) -> None:
+def test_a_point_is_on_screen_within_a_second_and_zoom_stays(page, run):
     run.grow(1, 400)
     page.goto(f"/runs?run={run.job.id}")
     expect(loss(page)).to_have_attribute("data-points", "400")
@@ -97,7 +95,7 @@ def test_a_point_is_on_screen_within_a_second_and_zoom_stays(page: Page, run: Gr
     expect(reset).to_be_hidden()
 
 
-def test_the_table_and_the_keys_tell_what_the_curve_shows(page: Page, run: Growing) -> None:
+def test_the_table_and_the_keys_tell_what_the_curve_shows(page, run):
     run.grow(1, 50)
     page.goto(f"/runs?run={run.job.id}")
     expect(loss(page)).to_have_attribute("data-points", "50")
@@ -120,7 +118,7 @@ def test_the_table_and_the_keys_tell_what_the_curve_shows(page: Page, run: Growi
                                                            "2.000 at step 50")  # fmt: skip
 
 
-def test_the_dot_at_the_left_end_is_whole(page: Page, run: Growing) -> None:
+def test_the_dot_at_the_left_end_is_whole(page, run):
     rows = [("eval_loss", step, 9.0 - step / 20, 0.0) for step in range(0, 101, 20)]
     run.store.claims.report(run.claim, Progress(metrics=rows, step=100, total_steps=100))
     page.goto(f"/runs?run={run.job.id}")
@@ -132,9 +130,7 @@ def test_the_dot_at_the_left_end_is_whole(page: Page, run: Growing) -> None:
     assert chart.locator("canvas").evaluate(ink) >= 2
 
 
-def test_a_restarted_run_loses_its_old_curve_and_quiet_polls_keep_it(
-    page: Page, run: Growing
-) -> None:
+def test_a_restarted_run_loses_its_old_curve_and_quiet_polls_keep_it(page, run):
     other = Growing(run.store, "beside", "cuda:6")
     run.grow(1, 30)
     page.goto(f"/runs?run={run.job.id},{other.job.id}")
@@ -162,7 +158,7 @@ def test_a_restarted_run_loses_its_old_curve_and_quiet_polls_keep_it(
     run.store.delete(other.job.id)
 
 
-def test_a_tab_that_is_open_stays_filled(page: Page, run: Growing) -> None:
+def test_a_tab_that_is_open_stays_filled(page, run):
     ended = [Growing(run.store, name, f"cuda:{n}") for n, name in ((5, "one"), (6, "two"))]
     for other in ended:  # of an ended run there is no news that would fill it again
         run.store.claims.finish(other.claim, "failed", error=("run", "by hand"))
@@ -186,7 +182,7 @@ def test_a_tab_that_is_open_stays_filled(page: Page, run: Growing) -> None:
         run.store.delete(number)
 
 
-def test_many_runs_and_many_tabs(page: Page, run: Growing, studio: Served) -> None:
+def test_many_runs_and_many_tabs(page, run, studio):
     run.grow(1, 20)
     address = f"/runs?run={run.job.id}"
     tabs = [page.context.new_page() for _ in range(7)]
@@ -199,9 +195,7 @@ def test_many_runs_and_many_tabs(page: Page, run: Growing, studio: Served) -> No
         expect(loss(tab)).to_have_attribute("data-points", "25")
 
 
-def test_a_search_keeps_the_choice_and_a_full_memory_offers_its_ways_out(
-    page: Page, run: Growing
-) -> None:
+def test_a_search_keeps_the_choice_and_a_full_memory_offers_its_ways_out(page, run):
     run.grow(1, 3)
     page.goto(f"/runs?run={run.job.id}")
     page.get_by_label("Search runs").fill("no such words")
@@ -229,6 +223,6 @@ def test_a_search_keeps_the_choice_and_a_full_memory_offers_its_ways_out(
         run.store.delete(job.id)
 
 
-def test_an_empty_studio_tells_the_next_step(page: Page) -> None:
+def test_an_empty_studio_tells_the_next_step(page):
     page.goto("/runs")
     expect(page.get_by_role("link", name="Train the first adapter")).to_be_visible()

@@ -14,14 +14,13 @@ from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
 from tests.browser.conftest import surely
-from tests.served import Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 SLOW = 240_000  # a busy machine with two cores
 
 
 @pytest.fixture(scope="module")
-def lanes(studio: Served) -> str:
+def lanes(studio):
     """The address of three lanes: the base, a LoRA, the LoRA with a bottleneck."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -53,7 +52,7 @@ def ask(page: Page, prompt: str) -> None:
     page.keyboard.press("Enter")
 
 
-def test_three_lanes_a_slider_a_blind_vote_and_a_reload(page: Page, studio: Served, lanes: str):
+def test_three_lanes_a_slider_a_blind_vote_and_a_reload(page, studio, lanes):
     page.goto(lanes)
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Longest answer").fill("8")
@@ -130,7 +129,7 @@ MOVE_AT_THE_FIRST_WORD = """(slider, weight) => {
 }"""  # in the page: from outside, an answer may be over before the slider is reached
 
 
-def test_a_slider_acts_on_an_answer_that_is_being_written(page: Page, lanes: str):
+def test_a_slider_acts_on_an_answer_that_is_being_written(page, lanes):
     page.goto("/compare?lane=starter&lane=starter~loud:1")
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Longest answer").fill("400")
@@ -151,9 +150,7 @@ def test_a_slider_acts_on_an_answer_that_is_being_written(page: Page, lanes: str
     expect(page.get_by_test_id("figures-1").last).to_contain_text(f"loud × {weight}")
 
 
-def test_a_suite_runs_from_the_page_and_is_a_table_and_files(
-    page: Page, studio: Served, lanes: str
-):
+def test_a_suite_runs_from_the_page_and_is_a_table_and_files(page, studio, lanes):
     page.goto(f"{lanes}&view=suites")
     page.get_by_test_id("suite-cases").fill(
         "What is the capital of France? => Paris\nWhat sound does a cow make? =~ (?i)moo"
@@ -174,7 +171,7 @@ def test_a_suite_runs_from_the_page_and_is_a_table_and_files(
         assert "http://" not in text and "<script" not in text
 
 
-def test_a_recipe_is_kept_taken_and_forgotten(page: Page, lanes: str):
+def test_a_recipe_is_kept_taken_and_forgotten(page, lanes):
     page.goto(lanes)
     page.get_by_test_id("lane-2").get_by_role("button", name="Keep mix").click()
     page.get_by_label("Name of the mix").fill("both at once")
@@ -190,9 +187,7 @@ def test_a_recipe_is_kept_taken_and_forgotten(page: Page, lanes: str):
     expect(kept).to_contain_text("None yet")
 
 
-def test_a_click_on_a_loss_curve_opens_its_checkpoint_which_can_be_promoted(
-    page: Page, studio: Served
-):
+def test_a_click_on_a_loss_curve_opens_its_checkpoint_which_can_be_promoted(page, studio):
     values = {
         "name": "short", "method": {"name": "lora", "r": 2}, "data": {"max_length": 64},
         "train": {"max_steps": 6, "save_steps": 2, "learning_rate": 0.01},
@@ -236,7 +231,7 @@ def test_a_click_on_a_loss_curve_opens_its_checkpoint_which_can_be_promoted(
     assert re.fullmatch(rf"{run}@[24]", promoted)
 
 
-def test_a_deleted_adapter_costs_its_lane_a_sentence(page: Page, studio: Served):
+def test_a_deleted_adapter_costs_its_lane_a_sentence(page, studio):
     page.goto("/compare?lane=starter&lane=starter~gone:1")
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Longest answer").fill("4")

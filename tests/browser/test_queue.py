@@ -5,8 +5,6 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -24,7 +22,7 @@ SLOW = 240_000
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> Iterator[JobStore]:
+def held(tmp_path):
     """Five waiting runs of a queue that a person holds; the last one would train for very long."""
     store = JobStore(open_home(tmp_path / "home"))
     settings.hold_queue(store)
@@ -106,7 +104,7 @@ def one_notification(page: Page, store: JobStore) -> None:
     ]
 
 
-def test_a_queue_survives_its_server(chromium: str, held: JobStore) -> None:
+def test_a_queue_survives_its_server(chromium, held):
     from playwright.sync_api import sync_playwright
 
     home = held.home.path

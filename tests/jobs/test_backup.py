@@ -51,7 +51,7 @@ def filled(store: JobStore) -> Claim:
     return claim
 
 
-def test_a_home_comes_back_elsewhere_and_goes_on(store: JobStore, tmp_path: Path) -> None:
+def test_a_home_comes_back_elsewhere_and_goes_on(store, tmp_path):
     claim = filled(store)
     file = tmp_path / "home.tar"
     done = backup(store.home, file)
@@ -75,7 +75,7 @@ def test_a_home_comes_back_elsewhere_and_goes_on(store: JobStore, tmp_path: Path
     again.close()
 
 
-def test_a_backup_under_load_is_whole_every_time(store: JobStore, tmp_path: Path) -> None:
+def test_a_backup_under_load_is_whole_every_time(store, tmp_path):
     store.submit(a_spec())
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
@@ -110,7 +110,7 @@ def test_a_backup_under_load_is_whole_every_time(store: JobStore, tmp_path: Path
         connection.close()
 
 
-def test_what_was_there_before_is_moved_aside(store: JobStore, tmp_path: Path) -> None:
+def test_what_was_there_before_is_moved_aside(store, tmp_path):
     filled(store)
     file = tmp_path / "home.tar"
     backup(store.home, file)
@@ -126,7 +126,7 @@ def test_what_was_there_before_is_moved_aside(store: JobStore, tmp_path: Path) -
         backup(store.home, store.home.path / "runs" / "b.tar")
 
 
-def test_a_home_in_use_is_not_overwritten(home: Home, tmp_path: Path) -> None:
+def test_a_home_in_use_is_not_overwritten(home, tmp_path):
     JobStore(home).close()
     backup(home, tmp_path / "b.tar")
     child = start_supervisor(home)
@@ -161,7 +161,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("info", HOSTILE, ids=lambda info: info.name)
-def test_a_hostile_member_is_refused(tmp_path: Path, info: tarfile.TarInfo) -> None:
+def test_a_hostile_member_is_refused(tmp_path, info):
     file = tar_of(tmp_path / "bad.tar", [(info, b"x")])
     with pytest.raises(HomeError, match="which a backup never holds"):
         restore(tmp_path / "home", file)
@@ -206,9 +206,7 @@ def _lie(file: Path) -> None:
         (_lie, "damaged: runs/9/extra"),
     ],
 )
-def test_a_spoiled_backup_is_refused_and_changes_nothing(
-    store: JobStore, tmp_path: Path, spoiled: Callable[[Path], None], words: str
-) -> None:
+def test_a_spoiled_backup_is_refused_and_changes_nothing(store, tmp_path, spoiled, words):
     filled(store)
     file = tmp_path / "home.tar"
     backup(store.home, file)
@@ -219,7 +217,7 @@ def test_a_spoiled_backup_is_refused_and_changes_nothing(
     assert not list(tmp_path.glob(".tmp-*"))
 
 
-def test_a_damaged_database_comes_back_from_its_daily_copy(home: Home) -> None:
+def test_a_damaged_database_comes_back_from_its_daily_copy(home):
     store = JobStore(home)
     store.submit(a_spec(name="kept"))
     copy = daily(home, store.database, now=1_800_000_000.0)
@@ -241,9 +239,7 @@ def test_a_damaged_database_comes_back_from_its_daily_copy(home: Home) -> None:
     store.close()
 
 
-def test_the_database_before_keeps_what_a_kill_left_in_its_log(
-    store: JobStore, tmp_path: Path
-) -> None:
+def test_the_database_before_keeps_what_a_kill_left_in_its_log(store, tmp_path):
     copy = daily(store.home, store.database, now=1_800_000_000.0)
     store.submit(a_spec(name="later"))
     killed = tmp_path / "killed"
@@ -253,7 +249,7 @@ def test_the_database_before_keeps_what_a_kill_left_in_its_log(
         assert kept.execute("SELECT name FROM jobs").fetchall() == [("later",)]
 
 
-def test_a_foreign_database_is_not_restored(home: Home, tmp_path: Path) -> None:
+def test_a_foreign_database_is_not_restored(home, tmp_path):
     other = tmp_path / "other.db"
     connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE x(y)")
@@ -262,9 +258,7 @@ def test_a_foreign_database_is_not_restored(home: Home, tmp_path: Path) -> None:
         restore(home.path, other)
 
 
-def test_a_full_disk_leaves_no_half_backup(
-    store: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_no_half_backup(store, tmp_path, monkeypatch):
     filled(store)
 
     def full(*_: object) -> None:

@@ -1,8 +1,6 @@
 """The cluster as a device of the queue: chosen, counted, waited for, claimed in order."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +16,6 @@ from studio.cluster.orders import Submission
 from studio.cluster.ray_api import Ray
 from studio.cluster.submit import submit
 from studio.errors import InputError, QueueError, SpecError
-from studio.home import Home
 from studio.spec import RunSpec
 from tests.dashboard import Dashboard, answering, node, nodes
 from tests.jobs.conftest import a_spec, until
@@ -28,7 +25,7 @@ MOODS = ("idle", "night")
 
 
 @pytest.fixture
-def dashboard() -> Iterator[Dashboard]:
+def dashboard():
     with answering() as here:
         yield here
 
@@ -45,9 +42,7 @@ def nobody(dashboard: Dashboard) -> None:
     dashboard.answers["/api/version"] = 503
 
 
-def test_a_cluster_is_chosen_shown_and_forgotten(
-    store: JobStore, dashboard: Dashboard, tmp_path: Path
-) -> None:
+def test_a_cluster_is_chosen_shown_and_forgotten(store, dashboard, tmp_path):
     assert cluster.chosen(store) is None
 
     cluster.choose(store, f"{dashboard.address}/", str(tmp_path / "s"))
@@ -65,9 +60,7 @@ def test_a_cluster_is_chosen_shown_and_forgotten(
     assert cluster.shown(store) is None
 
 
-def test_what_cannot_be_a_cluster_is_refused_and_changes_nothing(
-    store: JobStore, dashboard: Dashboard, tmp_path: Path
-) -> None:
+def test_what_cannot_be_a_cluster_is_refused_and_changes_nothing(store, dashboard, tmp_path):
     with pytest.raises(QueueError, match="A cluster needs a storage"):
         cluster.choose(store, dashboard.address, "")
     (tmp_path / "file").write_text("")
@@ -80,8 +73,8 @@ def test_what_cannot_be_a_cluster_is_refused_and_changes_nothing(
 
 
 def test_slots_are_claimed_in_the_queues_order_and_wide_jobs_take_several(
-    store: JobStore, dashboard: Dashboard, tmp_path: Path
-) -> None:
+    store, dashboard, tmp_path
+):
     cluster.choose(store, dashboard.address, str(tmp_path / "s"))
     for name, width in (("a", 4), ("b", 3), ("c", 1), ("d", 1), ("e", 1)):
         store.submit(a_spec(name=name, device="ray", num_processes=width))
@@ -99,8 +92,8 @@ def test_slots_are_claimed_in_the_queues_order_and_wide_jobs_take_several(
 
 
 def test_sweeps_and_bakeoffs_go_out_as_separate_jobs_and_are_measured_at_the_end(
-    store: JobStore, dashboard: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    store, dashboard, tmp_path, monkeypatch
+):
     taken: list[tuple[str, str]] = []
     monkeypatch.setattr(Ray, "submit", lambda self, name, *, place: taken.append((name, place)))
     cluster.choose(store, dashboard.address, str(tmp_path / "s"))
@@ -134,9 +127,7 @@ def test_sweeps_and_bakeoffs_go_out_as_separate_jobs_and_are_measured_at_the_end
     assert last is not None and last.job == table.id
 
 
-def test_what_a_run_waits_for_is_said(
-    store: JobStore, dashboard: Dashboard, tmp_path: Path
-) -> None:
+def test_what_a_run_waits_for_is_said(store, dashboard, tmp_path):
     wide = store.submit(a_spec(name="wide", device="ray", num_processes=7)).id
     fits = store.submit(a_spec(name="fits", device="ray")).id
     assert Watch(store).waits() == {wide: cluster.NONE, fits: cluster.NONE}
@@ -151,9 +142,7 @@ def test_what_a_run_waits_for_is_said(
     assert "The cluster at" in silent.waits()[fits]
 
 
-def test_a_cluster_that_grows_is_seen(
-    store: JobStore, dashboard: Dashboard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_that_grows_is_seen(store, dashboard, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "ASK_SECONDS", 0.05)
     cluster.choose(store, dashboard.address, str(tmp_path / "s"))
     watch = watching(store)
@@ -166,9 +155,7 @@ def test_a_cluster_that_grows_is_seen(
     until(grown)
 
 
-def test_admission_says_what_the_cluster_cannot_do(
-    home: Home, store: JobStore, dashboard: Dashboard, tmp_path: Path
-) -> None:
+def test_admission_says_what_the_cluster_cannot_do(home, store, dashboard, tmp_path):
     spec = a_spec(device="ray", num_processes=7)
     with pytest.raises(SpecError, match=r"train\.device is ray\. No cluster is set"):
         admit(spec, home)
@@ -183,8 +170,8 @@ def test_admission_says_what_the_cluster_cannot_do(
 
 
 def test_a_run_that_is_cancelled_while_nobody_follows_it_is_asked_to_stop(
-    store: JobStore, dashboard: Dashboard, tmp_path: Path
-) -> None:
+    store, dashboard, tmp_path
+):
     job = store.submit(a_spec(name="left", device="ray"))
     folder = store.home.run(job.id)
     folder.mkdir(parents=True)
@@ -199,7 +186,7 @@ def test_a_run_that_is_cancelled_while_nobody_follows_it_is_asked_to_stop(
     assert json.loads(control.read_text())["command"] == "stop"
 
 
-def test_a_restart_forgets_the_job_that_was_under_way(store: JobStore, tmp_path: Path) -> None:
+def test_a_restart_forgets_the_job_that_was_under_way(store, tmp_path):
     job = store.submit(a_spec(name="again", device="ray"))
     folder = store.home.run(job.id)
     folder.mkdir(parents=True)
@@ -214,9 +201,9 @@ def test_a_restart_forgets_the_job_that_was_under_way(store: JobStore, tmp_path:
 
 
 def test_the_command_chooses_shows_and_forgets(
-    home: Home, store: JobStore, dashboard: Dashboard, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    home, store, dashboard, tmp_path,
+    capsys
+):  # fmt: skip
     def cluster_command(*words: str) -> None:
         with pytest.raises(SystemExit) as end:
             command(["cluster", *words, "--home", str(home.path)])
@@ -232,9 +219,9 @@ def test_the_command_chooses_shows_and_forgets(
 
 
 def test_the_doctor_says_what_keeps_a_cluster_from_being_used(
-    home: Home, store: JobStore, dashboard: Dashboard, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    home, store, dashboard, tmp_path,
+    capsys, monkeypatch
+):  # fmt: skip
     storage = tmp_path / "s"
     cluster.choose(store, dashboard.address, str(storage))
     found = doctor.examine(home.path)["home"]["cluster"]
@@ -248,6 +235,6 @@ def test_the_doctor_says_what_keeps_a_cluster_from_being_used(
     assert "does not answer" in said and "cannot be written" in said and "pip install" in said
 
 
-def test_a_slot_of_the_cluster_is_told_from_a_device_here() -> None:
+def test_a_slot_of_the_cluster_is_told_from_a_device_here():
     assert cluster.is_slot(Claim(1, 1, "ray:0,ray:1").device)
     assert not any(map(cluster.is_slot, ("cpu", "cuda:0", "files")))

@@ -1,7 +1,6 @@
 """A set of GPUs, or all of them: exactly these are leased, at once, and the run sees only them."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,6 @@ from jobs.supervisor import Supervisor
 from studio import hardware
 from studio.errors import SpecError
 from studio.hardware import Device
-from studio.home import Home
 from studio.spec import RunSpec
 from tests.jobs.conftest import a_spec
 
@@ -46,7 +44,7 @@ def _end(store: JobStore, job: int) -> None:
     store.claims.finish(claim, "succeeded")
 
 
-def test_a_set_gets_exactly_its_devices_and_others_take_the_rest(store: JobStore) -> None:
+def test_a_set_gets_exactly_its_devices_and_others_take_the_rest(store):
     pair, one = _submit(store, "cuda:2,cuda:0"), _submit(store, "auto")
 
     assert Looks(store)() == [(pair, "cuda:0,cuda:2"), (one, "cuda:1")]
@@ -57,7 +55,7 @@ def test_a_set_gets_exactly_its_devices_and_others_take_the_rest(store: JobStore
     assert [row["device"] for row in store.leases()] == ["cuda:1"]
 
 
-def test_sets_that_overlap_never_hold_a_part_and_wait_for_the_rest(store: JobStore) -> None:
+def test_sets_that_overlap_never_hold_a_part_and_wait_for_the_rest(store):
     looks = Looks(store)
     first, second = _submit(store, "cuda:0,cuda:1"), _submit(store, "cuda:1,cuda:2")
     third = _submit(store, "cuda:2,cuda:0")
@@ -69,7 +67,7 @@ def test_sets_that_overlap_never_hold_a_part_and_wait_for_the_rest(store: JobSto
         _end(store, job)
 
 
-def test_a_set_waits_for_its_own_devices_though_others_are_free(store: JobStore) -> None:
+def test_a_set_waits_for_its_own_devices_though_others_are_free(store):
     looks = Looks(store)
     busy = _submit(store, "cuda:1")
     assert looks() == [(busy, "cuda:1")]
@@ -80,7 +78,7 @@ def test_a_set_waits_for_its_own_devices_though_others_are_free(store: JobStore)
     assert looks() == [(pair, "cuda:0,cuda:1")]
 
 
-def test_all_waits_for_every_gpu_and_takes_them(store: JobStore) -> None:
+def test_all_waits_for_every_gpu_and_takes_them(store):
     looks = Looks(store)
     busy = _submit(store, "cuda:2")
     assert looks() == [(busy, "cuda:2")]
@@ -91,7 +89,7 @@ def test_all_waits_for_every_gpu_and_takes_them(store: JobStore) -> None:
     assert looks() == [(every, "cuda:0,cuda:1,cuda:2")]
 
 
-def test_each_device_of_a_set_needs_the_memory(store: JobStore) -> None:
+def test_each_device_of_a_set_needs_the_memory(store):
     looks = Looks(store)
     pair = _submit(store, "cuda:0,cuda:1", memory=8)
 
@@ -100,27 +98,25 @@ def test_each_device_of_a_set_needs_the_memory(store: JobStore) -> None:
     assert looks(**{"cuda:0": 9, "cuda:2": 0}) == [(pair, "cuda:0,cuda:1")]
 
 
-def test_without_a_gpu_all_is_the_processor(store: JobStore) -> None:
+def test_without_a_gpu_all_is_the_processor(store):
     every = _submit(store, "all")
     assert Looks(store, ["cpu"])() == [(every, "cpu")]
 
 
-def test_measuring_takes_one_device_of_a_set(store: JobStore) -> None:
+def test_measuring_takes_one_device_of_a_set(store):
     spec = a_spec(device="cuda:1,cuda:2")
     job = store.submit({**spec.model_dump(mode="json"), "name": ""}, kind="preflight").id
     assert Looks(store)() == [(job, "cuda:1")]
 
 
-def test_a_device_that_is_not_here_any_more_is_waited_for_in_words(store: JobStore) -> None:
+def test_a_device_that_is_not_here_any_more_is_waited_for_in_words(store):
     job = _submit(store, "cuda:0,cuda:7")
     assert Looks(store)() == []
     Placement(store, devices=list).look(SLOTS, served_by=lambda _: None, start_when=[])
     assert store.get(job).waits == "wants cuda:7; this machine has cuda:0, cuda:1, cuda:2"
 
 
-def test_a_run_sees_what_it_was_given_and_counts_it_from_zero(
-    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_sees_what_it_was_given_and_counts_it_from_zero(home, tmp_path, monkeypatch):
     seen: list[RunSpec] = []
     monkeypatch.setattr(
         "studio.training.run.train", lambda spec, **_: seen.append(spec) or iter(())
@@ -141,9 +137,7 @@ def test_a_run_sees_what_it_was_given_and_counts_it_from_zero(
     ]  # fmt: skip
 
 
-def test_a_device_that_is_not_there_is_refused_at_the_door(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_that_is_not_there_is_refused_at_the_door(home, monkeypatch):
     cards = [Device(name=f"cuda:{n}", label="", total_bytes=8, free_bytes=8) for n in (0, 1)]
     monkeypatch.setattr(hardware, "devices", lambda: cards)
     with pytest.raises(SpecError, match="this machine has 2 GPUs: cuda:0, cuda:1") as error:

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from jobs.store import JobStore
 from jobs.supervisor import Supervisor
 from studio.errors import QueueError
 from studio.hardware import Device
-from studio.home import Home
 from studio.spec import RunSpec
 from tests.jobs.conftest import supervising, until
 from ui.cli.main import main
@@ -46,7 +44,7 @@ class Machine:
 
 
 @pytest.fixture
-def machine(store: JobStore) -> Machine:
+def machine(store):
     return Machine(store)
 
 
@@ -54,9 +52,7 @@ def queue(store: JobStore, gigabytes: int) -> int:
     return store.submit({"name": ""}, memory_bytes=gigabytes * GB).id
 
 
-def test_two_thirds_do_not_start_beside_a_half_that_another_program_holds(
-    store: JobStore, machine: Machine
-) -> None:
+def test_two_thirds_do_not_start_beside_a_half_that_another_program_holds(store, machine):
     large = queue(store, 16)
     machine.free = CARD // 2
 
@@ -71,9 +67,7 @@ def test_two_thirds_do_not_start_beside_a_half_that_another_program_holds(
     assert (lease["job_name"], lease["memory_bytes"]) == (store.get(large).name, 16 * GB)
 
 
-def test_a_smaller_job_passes_and_the_large_one_keeps_its_place(
-    store: JobStore, machine: Machine
-) -> None:
+def test_a_smaller_job_passes_and_the_large_one_keeps_its_place(store, machine):
     large, small = queue(store, 16), queue(store, 8)
     machine.free = CARD // 2
 
@@ -83,9 +77,7 @@ def test_a_smaller_job_passes_and_the_large_one_keeps_its_place(
     assert machine.claim() is None
 
 
-def test_a_job_without_an_estimate_or_larger_than_the_card_starts_on_an_empty_one(
-    store: JobStore, machine: Machine
-) -> None:
+def test_a_job_without_an_estimate_or_larger_than_the_card_starts_on_an_empty_one(store, machine):
     unknown, huge = queue(store, 0), queue(store, 999)
     machine.free = GB
     assert machine.claim() == unknown
@@ -96,9 +88,7 @@ def test_a_job_without_an_estimate_or_larger_than_the_card_starts_on_an_empty_on
     assert machine.claim() == huge
 
 
-def test_chat_is_asked_to_leave_and_only_what_fits_starts_beside_it(
-    store: JobStore, machine: Machine
-) -> None:
+def test_chat_is_asked_to_leave_and_only_what_fits_starts_beside_it(store, machine):
     store.take_chat_lease("cuda:0", memory_bytes=CARD // 2)
     large = queue(store, 16)
 
@@ -115,7 +105,7 @@ def test_chat_is_asked_to_leave_and_only_what_fits_starts_beside_it(
     assert machine.claim() == large
 
 
-def test_a_chat_that_does_not_leave_is_ended(store: JobStore, machine: Machine) -> None:
+def test_a_chat_that_does_not_leave_is_ended(store, machine):
     chat = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True
     )
@@ -129,7 +119,7 @@ def test_a_chat_that_does_not_leave_is_ended(store: JobStore, machine: Machine) 
     assert machine.claim() == large
 
 
-def test_a_processor_is_shared_until_its_memory_is_short(store: JobStore) -> None:
+def test_a_processor_is_shared_until_its_memory_is_short(store):
     machine = Machine(store, name="cpu")
     machine.free = 0  # other programs: the system makes room from them
     store.take_chat_lease("cpu", memory_bytes=CARD // 2)
@@ -145,7 +135,7 @@ def test_a_processor_is_shared_until_its_memory_is_short(store: JobStore) -> Non
     assert machine.claim() == large
 
 
-def test_a_wide_job_takes_the_devices_that_have_room_for_it(store: JobStore) -> None:
+def test_a_wide_job_takes_the_devices_that_have_room_for_it(store):
     job = store.submit({"train": {"num_processes": 2}}, memory_bytes=8 * GB).id
     slots = ["cuda:0", "cuda:1", "cuda:2"]
 
@@ -158,9 +148,7 @@ def test_a_wide_job_takes_the_devices_that_have_room_for_it(store: JobStore) -> 
     assert (found.job, found.device) == (job, "cuda:0,cuda:2")
 
 
-def test_a_person_may_start_it_without_the_room(
-    store: JobStore, machine: Machine, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_person_may_start_it_without_the_room(store, machine, capsys):
     large = queue(store, 16)
     with pytest.raises(QueueError, match="does not wait for memory"):
         plans.start_anyway(store, large)
@@ -175,7 +163,7 @@ def test_a_person_may_start_it_without_the_room(
     assert machine.claim() == large
 
 
-def test_the_estimate_at_submission_travels_with_the_job(store: JobStore, home: Home) -> None:
+def test_the_estimate_at_submission_travels_with_the_job(store, home):
     spec = RunSpec(name="one")
     needed = needed_bytes(spec, home)
     assert 300_000_000 < needed < GB, "a tiny model is mostly its program"
@@ -187,14 +175,12 @@ def test_the_estimate_at_submission_travels_with_the_job(store: JobStore, home: 
     assert {one.memory_bytes for one in (store.get(job.id), copy, *group)} == {needed}
 
 
-def test_what_cannot_be_estimated_quickly_is_not_known(home: Home) -> None:
+def test_what_cannot_be_estimated_quickly_is_not_known(home):
     assert needed_bytes(RunSpec().with_values({"model.path": "somebody/model"}), home) == 0
     assert needed_bytes(RunSpec().with_values({"data.path": "somebody/rows"}), home) == 0
 
 
-def test_a_large_sweep_estimates_only_some_of_its_points(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_sweep_estimates_only_some_of_its_points(home, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "jobs.memory.needed_bytes", lambda spec, _: asked.append(spec) or spec.method.r
@@ -207,7 +193,7 @@ def test_a_large_sweep_estimates_only_some_of_its_points(
 
 
 @pytest.fixture
-def crowded(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def crowded(home, monkeypatch):
     """A supervisor whose processor has as much memory left as the test says."""
     free = [CARD]
     make = supervisor.Placement
@@ -222,9 +208,7 @@ def crowded(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield free
 
 
-def test_a_supervisor_starts_what_fits_and_says_what_waits(
-    store: JobStore, crowded: list[int]
-) -> None:
+def test_a_supervisor_starts_what_fits_and_says_what_waits(store, crowded):
     store.take_chat_lease("cpu", memory_bytes=CARD // 2)
     spec = {"name": "", "seed": 0, "train": {"max_steps": 1, "save_steps": 1}}
     large = store.submit(spec, memory_bytes=16 * GB).id

@@ -24,14 +24,14 @@ def run_one(store: JobStore, state: str = "succeeded", kind: str = "run", **may:
     return claim
 
 
-def test_a_grid_is_every_combination() -> None:
+def test_a_grid_is_every_combination():
     found = plans.points({"method.r": [4, 8], "seed": [0, 1, 2]})
     assert len(found) == 6
     assert found[0] == {"method.r": 4, "seed": 0}
     assert found[-1] == {"method.r": 8, "seed": 2}
 
 
-def test_a_random_sweep_draws_different_points_from_its_seed() -> None:
+def test_a_random_sweep_draws_different_points_from_its_seed():
     fields = {"method.r": list(range(1, 1001)), "seed": list(range(1_000_000))}
     found = plans.points(fields, mode="random", count=50, seed=3)
     assert len({json.dumps(point) for point in found}) == 50
@@ -46,19 +46,19 @@ def test_a_random_sweep_draws_different_points_from_its_seed() -> None:
         ({}, "needs values"),
     ],
 )
-def test_a_senseless_sweep_is_refused(fields: dict[str, list[int]], words: str) -> None:
+def test_a_senseless_sweep_is_refused(fields, words):
     with pytest.raises(QueueError, match=words):
         plans.points({key: list(value) for key, value in fields.items()})
 
 
-def test_a_sweep_is_a_group_of_named_runs(store: JobStore) -> None:
+def test_a_sweep_is_a_group_of_named_runs(store):
     jobs = plans.submit_sweep(store, a_spec(), {"method.r": [4, 8]}, name="ranks")
     assert [job.name for job in jobs] == ["ranks r=4", "ranks r=8"]
     assert [job.spec["method"]["r"] for job in jobs] == [4, 8]
     assert {job.sweep for job in jobs} == {"ranks"}
 
 
-def test_a_sweep_with_a_wrong_field_queues_nothing(store: JobStore) -> None:
+def test_a_sweep_with_a_wrong_field_queues_nothing(store):
     with pytest.raises(SpecError):
         plans.submit_sweep(store, a_spec(), {"method.r": [4, -1]}, name="bad")
     plans.submit_sweep(store, a_spec(), {"method.r": [4]}, name="ranks")
@@ -70,7 +70,7 @@ def test_a_sweep_with_a_wrong_field_queues_nothing(store: JobStore) -> None:
     assert len(store.list()) == 2, "all of a sweep or nothing"
 
 
-def test_a_sweep_can_stop_at_an_error(store: JobStore) -> None:
+def test_a_sweep_can_stop_at_an_error(store):
     jobs = plans.submit_sweep(store, a_spec(), {"seed": [1, 2, 3]}, name="s", on_error="stop")
     run_one(store, "failed")
     plans.settle(store)
@@ -78,14 +78,14 @@ def test_a_sweep_can_stop_at_an_error(store: JobStore) -> None:
     assert "stops at an error" in store.get(jobs[1].id).why
 
 
-def test_a_sweep_goes_on_after_an_error_by_default(store: JobStore) -> None:
+def test_a_sweep_goes_on_after_an_error_by_default(store):
     jobs = plans.submit_sweep(store, a_spec(), {"seed": [1, 2]}, name="s")
     run_one(store, "failed")
     plans.settle(store)
     assert store.get(jobs[1].id).state == "queued"
 
 
-def test_a_copy_differs_only_where_asked(store: JobStore) -> None:
+def test_a_copy_differs_only_where_asked(store):
     job = store.submit(a_spec(name="first", seed=5))
     copy = plans.duplicate(store, "first", {"method.r": 32})
     assert copy.parent == job.id
@@ -94,7 +94,7 @@ def test_a_copy_differs_only_where_asked(store: JobStore) -> None:
     assert copy.name != "first"
 
 
-def test_a_job_waits_for_what_it_needs(store: JobStore) -> None:
+def test_a_job_waits_for_what_it_needs(store):
     first = store.submit(a_spec()).id
     second = store.submit({"name": "evaluate first"}, kind="evaluate", needs=[first])
     third = store.submit(a_spec()).id
@@ -111,13 +111,13 @@ def test_a_job_waits_for_what_it_needs(store: JobStore) -> None:
     assert "which is cancelled" in store.get(fifth).why
 
 
-def test_a_job_that_needs_an_unknown_one_is_not_queued(store: JobStore) -> None:
+def test_a_job_that_needs_an_unknown_one_is_not_queued(store):
     with pytest.raises(QueueError, match="no job number 99"):
         store.submit(a_spec(), needs=[99])
     assert store.list() == []
 
 
-def test_a_scheduled_job_starts_when_its_time_comes(store: JobStore) -> None:
+def test_a_scheduled_job_starts_when_its_time_comes(store):
     first, second = store.submit(a_spec()).id, store.submit(a_spec()).id
     plans.schedule(store, first, plans.Start(after=time.time() + 3600))
     assert run_one(store).job == second
@@ -126,14 +126,14 @@ def test_a_scheduled_job_starts_when_its_time_comes(store: JobStore) -> None:
     assert run_one(store).job == first
 
 
-def test_a_night_job_waits_for_the_night(store: JobStore) -> None:
+def test_a_night_job_waits_for_the_night(store):
     job = store.submit(a_spec()).id
     plans.schedule(store, job, plans.Start(when="night"))
     assert store.claims.claim("cpu", owner=me(), start_when=["idle"]) is None
     assert run_one(store, start_when=["night"]).job == job
 
 
-def test_a_schedule_in_the_past_or_of_a_finished_job_is_refused(store: JobStore) -> None:
+def test_a_schedule_in_the_past_or_of_a_finished_job_is_refused(store):
     job = store.submit(a_spec()).id
     with pytest.raises(QueueError, match="time is in the past"):
         plans.schedule(store, job, plans.Start(after=1.0))
@@ -142,7 +142,7 @@ def test_a_schedule_in_the_past_or_of_a_finished_job_is_refused(store: JobStore)
         plans.schedule(store, job, plans.Start(when="night"))
 
 
-def test_only_transient_failures_are_tried_again_and_not_for_ever(store: JobStore) -> None:
+def test_only_transient_failures_are_tried_again_and_not_for_ever(store):
     job = store.submit(a_spec(), retries=2).id
     for wait in (30, 60):
         run_one(store, "failed", "out_of_memory")
@@ -160,7 +160,7 @@ def test_only_transient_failures_are_tried_again_and_not_for_ever(store: JobStor
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled"])
-def test_what_waits_for_a_job_that_is_not_tried_again_is_held(store: JobStore, end: str) -> None:
+def test_what_waits_for_a_job_that_is_not_tried_again_is_held(store, end):
     first = store.submit(a_spec(), retries=2).id
     waiting = store.submit({"name": "x"}, kind="evaluate", needs=[first]).id
     if end == "failed":
@@ -172,7 +172,7 @@ def test_what_waits_for_a_job_that_is_not_tried_again_is_held(store: JobStore, e
     assert f"which is {end}" in store.get(waiting).why
 
 
-def test_what_waits_for_a_job_that_is_tried_again_goes_on_waiting(store: JobStore) -> None:
+def test_what_waits_for_a_job_that_is_tried_again_goes_on_waiting(store):
     first = plans.schedule(store, store.submit(a_spec()).id, retries=1).id
     waiting = store.submit({"name": "x"}, kind="evaluate", needs=[first]).id
     for state in ("queued", "paused"):
@@ -187,7 +187,7 @@ def test_what_waits_for_a_job_that_is_tried_again_goes_on_waiting(store: JobStor
         plans.schedule(store, waiting, retries=11)
 
 
-def test_a_sweep_and_a_queue_that_stop_do_so_although_retries_are_left(store: JobStore) -> None:
+def test_a_sweep_and_a_queue_that_stop_do_so_although_retries_are_left(store):
     settings.on_error(store, "stop")
     _, second = plans.submit_sweep(
         store, a_spec(), {"seed": [1, 2]}, name="s", on_error="stop", retries=3
@@ -198,14 +198,14 @@ def test_a_sweep_and_a_queue_that_stop_do_so_although_retries_are_left(store: Jo
     assert "the queue stops at an error" in settings.read(store, "held")
 
 
-def test_notes_and_tags_are_kept(store: JobStore) -> None:
+def test_notes_and_tags_are_kept(store):
     job = store.submit(a_spec()).id
     plans.annotate(store, job, notes="the good one", tags=["b", "a", "b", " "])
     plans.annotate(store, job, tags=["a", "c"])
     assert (store.get(job).notes, store.get(job).tags) == ("the good one", ["a", "c"])
 
 
-def test_save_now_reaches_the_run_once(store: JobStore) -> None:
+def test_save_now_reaches_the_run_once(store):
     job = store.submit(a_spec()).id
     with pytest.raises(QueueError, match="only a running training"):
         plans.request(store, job, "save")
@@ -215,9 +215,7 @@ def test_save_now_reaches_the_run_once(store: JobStore) -> None:
     assert [store.claims.take_request(claim), store.claims.take_request(claim)] == ["save", None]
 
 
-def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(store, monkeypatch):
     free = 10 << 20
     monkeypatch.setattr(supervisor, "free_bytes", lambda _: free)
     waiting = store.submit(a_spec(steps=3)).id

@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
@@ -23,7 +22,7 @@ def order(store: JobStore) -> list[int]:
     return [job.id for job in store.queue()]
 
 
-def test_a_job_moves_by_places_and_stops_at_the_ends(store: JobStore) -> None:
+def test_a_job_moves_by_places_and_stops_at_the_ends(store):
     a, b, c = (store.submit(a_spec()).id for _ in range(3))
     for job, places, wanted in (
         (c, -1, [a, c, b]), (c, -5, [c, a, b]), (c, 1, [a, c, b]), (a, 9, [c, b, a]),
@@ -35,7 +34,7 @@ def test_a_job_moves_by_places_and_stops_at_the_ends(store: JobStore) -> None:
         plans.shift(store, c, 1)
 
 
-def test_a_held_queue_starts_nothing_and_goes_on_when_released(store: JobStore) -> None:
+def test_a_held_queue_starts_nothing_and_goes_on_when_released(store):
     job = store.submit(a_spec(steps=2)).id
     settings.hold_queue(store)
     with pytest.raises(QueueError, match="already held"):
@@ -50,7 +49,7 @@ def test_a_held_queue_starts_nothing_and_goes_on_when_released(store: JobStore) 
         settings.release_queue(store)
 
 
-def test_the_queue_stops_at_an_error_when_asked(store: JobStore) -> None:
+def test_the_queue_stops_at_an_error_when_asked(store):
     store.submit(a_spec(name="old"))
     run_one(store, "failed")
     settings.on_error(store, "stop")
@@ -67,7 +66,7 @@ def test_the_queue_stops_at_an_error_when_asked(store: JobStore) -> None:
         settings.on_error(store, "explode")
 
 
-def test_dependencies_can_be_changed_while_it_waits(store: JobStore) -> None:
+def test_dependencies_can_be_changed_while_it_waits(store):
     a, b, c = (store.submit(a_spec()).id for _ in range(3))
     assert plans.schedule(store, b, needs=[a]).needs == [a]
     assert plans.schedule(store, b, needs=[]).needs == []
@@ -78,7 +77,7 @@ def test_dependencies_can_be_changed_while_it_waits(store: JobStore) -> None:
         plans.schedule(store, b, needs=[a])
 
 
-def test_a_sweep_is_held_released_and_cancelled_as_one(store: JobStore) -> None:
+def test_a_sweep_is_held_released_and_cancelled_as_one(store):
     jobs = plans.submit_sweep(store, a_spec(), {"seed": [1, 2, 3]}, name="s")
     assert plans.for_sweep(store, "s", "hold") == 3
     assert plans.for_sweep(store, "s", "release") == 3
@@ -91,7 +90,7 @@ def test_a_sweep_is_held_released_and_cancelled_as_one(store: JobStore) -> None:
         plans.for_sweep(store, "nobody", "hold")
 
 
-def test_a_finished_run_goes_on_where_it_ended(store: JobStore) -> None:
+def test_a_finished_run_goes_on_where_it_ended(store):
     first = store.submit(a_spec(steps=10, save=5, seed=2)).id
     with pytest.raises(QueueError, match="Resume it instead"):
         extend(store, first, steps=5)
@@ -114,7 +113,7 @@ def test_a_finished_run_goes_on_where_it_ended(store: JobStore) -> None:
     assert len(seqs) == len(set(seqs)), "a cursor of the page counts every point once"
 
 
-def test_a_longer_run_gets_the_best_checkpoint_beside_the_newest(store: JobStore) -> None:
+def test_a_longer_run_gets_the_best_checkpoint_beside_the_newest(store):
     store.submit(a_spec(name="first"))
     first = run_one(store).job
     for step in (1, 2, 3):
@@ -125,7 +124,7 @@ def test_a_longer_run_gets_the_best_checkpoint_beside_the_newest(store: JobStore
     assert longer.step == 3
 
 
-def test_a_run_without_a_checkpoint_cannot_be_extended(store: JobStore) -> None:
+def test_a_run_without_a_checkpoint_cannot_be_extended(store):
     store.submit(a_spec(name="bare"))
     run_one(store)
     with pytest.raises(QueueError, match="has no checkpoint"):
@@ -133,7 +132,7 @@ def test_a_run_without_a_checkpoint_cannot_be_extended(store: JobStore) -> None:
     assert len(store.list()) == 1, "nothing was queued"
 
 
-def test_a_cancel_keeps_the_checkpoint_or_drops_it(store: JobStore) -> None:
+def test_a_cancel_keeps_the_checkpoint_or_drops_it(store):
     for drop in (False, True):
         job = store.submit(a_spec(steps=500)).id
         folder = store.home.run(job) / "checkpoints"
@@ -150,7 +149,7 @@ def test_a_cancel_keeps_the_checkpoint_or_drops_it(store: JobStore) -> None:
             store.cancel(job)
 
 
-def test_sample_and_save_are_heard_one_after_the_other(store: JobStore) -> None:
+def test_sample_and_save_are_heard_one_after_the_other(store):
     job = store.submit(a_spec()).id
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
@@ -159,7 +158,7 @@ def test_sample_and_save_are_heard_one_after_the_other(store: JobStore) -> None:
     assert [store.claims.take_request(claim) for _ in range(3)] == ["save", "sample", None]
 
 
-def test_save_and_sample_now_reach_the_run_and_come_back(store: JobStore) -> None:
+def test_save_and_sample_now_reach_the_run_and_come_back(store):
     job = store.submit(a_spec(steps=2000, save=1000)).id
     with supervising(store.home):
         until(lambda: store.get(job).step > 1)
@@ -171,11 +170,11 @@ def test_save_and_sample_now_reach_the_run_and_come_back(store: JobStore) -> Non
 
 
 @pytest.mark.parametrize(("text", "later"), [("+2h", 7200), ("+15m", 900), ("+1d", 86_400)])
-def test_a_moment_can_be_a_distance(text: str, later: int) -> None:
+def test_a_moment_can_be_a_distance(text, later):
     assert parse_time(text, now=1000.0) == 1000.0 + later
 
 
-def test_a_moment_can_be_a_time_or_a_date() -> None:
+def test_a_moment_can_be_a_time_or_a_date():
     now = time.mktime((2027, 1, 31, 12, 0, 0, 0, 0, -1))
     assert parse_time("12:30", now=now) == now + 1800
     assert parse_time("12:00", now=now) == now + 86_400
@@ -186,7 +185,7 @@ def test_a_moment_can_be_a_time_or_a_date() -> None:
 
 
 @pytest.fixture
-def listener() -> Iterator[tuple[str, list[dict[str, object]]]]:
+def listener():
     heard: list[dict[str, object]] = []
 
     class Hook(BaseHTTPRequestHandler):
@@ -206,9 +205,7 @@ def listener() -> Iterator[tuple[str, list[dict[str, object]]]]:
     server.server_close()
 
 
-def test_the_webhook_hears_every_end_once_and_nothing_from_before(
-    store: JobStore, listener: tuple[str, list[dict[str, object]]]
-) -> None:
+def test_the_webhook_hears_every_end_once_and_nothing_from_before(store, listener):
     url, heard = listener
     store.submit(a_spec(name="before"))
     run_one(store)
@@ -224,9 +221,7 @@ def test_the_webhook_hears_every_end_once_and_nothing_from_before(
     ]  # fmt: skip
 
 
-def test_a_webhook_that_does_not_answer_is_given_up_and_holds_nothing(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_webhook_that_does_not_answer_is_given_up_and_holds_nothing(store, monkeypatch):
     monkeypatch.setattr(webhook, "WAIT_SECONDS", 0.0)
     webhook.choose(store, "http://127.0.0.1:9/nobody")
     assert webhook.send("http://127.0.0.1:9/nobody", {}) is False
@@ -235,7 +230,7 @@ def test_a_webhook_that_does_not_answer_is_given_up_and_holds_nothing(
             webhook.choose(store, wrong)
 
 
-def test_offline_nobody_outside_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_nobody_outside_is_told(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("urllib.request.build_opener", lambda *_: pytest.fail("a request"))
     assert webhook.send("https://example.org/hook", {}) is False

@@ -7,15 +7,13 @@ import pytest
 
 from jobs import supervisor
 from jobs.processes import me
-from jobs.store import JobStore
-from studio.home import Home
 from tests.jobs.conftest import a_spec
 from tests.jobs.test_plans import run_one
 from ui.cli import main
 
 
 @pytest.fixture(autouse=True)
-def nobody_runs(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
+def nobody_runs(monkeypatch, home):
     monkeypatch.setenv("STUDIO_HOME", str(home.path))
     monkeypatch.setattr(supervisor, "ensure_running", lambda _: 0)
 
@@ -26,7 +24,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, Any]:
     return int(ended.value.code or 0), json.loads(capsys.readouterr().out)
 
 
-def test_order_and_the_whole_queue(store: JobStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_order_and_the_whole_queue(store, capsys):
     a, b, c = (store.submit(a_spec(name=name)).id for name in "abc")
 
     def order() -> list[int]:
@@ -46,9 +44,7 @@ def test_order_and_the_whole_queue(store: JobStore, capsys: pytest.CaptureFixtur
     assert run(capsys, "queue", "--on-error", "explode")[0] == 2
 
 
-def test_a_run_can_be_queued_with_further_tries(
-    store: JobStore, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_can_be_queued_with_further_tries(store, capsys):
     code, job = run(capsys, "train", "--retries", "2", "--hold")
     assert (code, job["state"], job["retries_left"]) == (0, "paused", 2)
     code, said = run(capsys, "train", "--retries", "11", "--hold")
@@ -56,9 +52,7 @@ def test_a_run_can_be_queued_with_further_tries(
     assert len(store.list()) == 1
 
 
-def test_hold_release_schedule_note_delete(
-    store: JobStore, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hold_release_schedule_note_delete(store, capsys):
     store.submit(a_spec(name="a"))
     b = store.submit(a_spec(name="b")).id
     assert run(capsys, "hold", "b")[1]["state"] == "paused"
@@ -82,7 +76,7 @@ def test_hold_release_schedule_note_delete(
     assert [job.id for job in store.list()] == [b]
 
 
-def test_sweep_duplicate_extend_save(store: JobStore, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sweep_duplicate_extend_save(store, capsys):
     found = run(capsys, "sweep", "ranks", "--over", "method.r=4,8", "--over", "seed=[0, 1]",
                 "--set", "train.max_steps=7")[1]  # fmt: skip
     assert found["jobs"][0]["name"] == "ranks r=4 seed=0"
@@ -107,9 +101,7 @@ def test_sweep_duplicate_extend_save(store: JobStore, capsys: pytest.CaptureFixt
     assert [store.claims.take_request(claim) for _ in range(2)] == ["save", "sample"]
 
 
-def test_a_cancel_that_drops_and_a_webhook(
-    store: JobStore, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_cancel_that_drops_and_a_webhook(store, capsys):
     store.submit(a_spec(name="a"))
     assert run(capsys, "cancel", "a", "--drop")[1]["state"] == "cancelled"
     assert store.get("a").drop_checkpoints == 1

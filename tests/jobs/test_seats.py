@@ -29,7 +29,7 @@ def claimed(store: JobStore, device: str = "cpu", beside: tuple[str, ...] = ()) 
     return [first, *claim_siblings(store.database, first, owner=me(), beside=beside)]
 
 
-def test_a_sweep_sits_on_one_device_until_its_last_run_has_ended(store: JobStore) -> None:
+def test_a_sweep_sits_on_one_device_until_its_last_run_has_ended(store):
     runs = submit(store, 3)
     claims = claimed(store)
     assert [claim.job for claim in claims] == runs
@@ -51,7 +51,7 @@ def test_a_sweep_sits_on_one_device_until_its_last_run_has_ended(store: JobStore
     assert f'together with "{store.get(runs[0]).name}"' in why
 
 
-def test_who_waits_between_keeps_its_turn(store: JobStore) -> None:
+def test_who_waits_between_keeps_its_turn(store):
     first, last = submit(store, 2)
     other = store.submit(a_spec())
     store.move(other.id, before=last)
@@ -63,7 +63,7 @@ def test_who_waits_between_keeps_its_turn(store: JobStore) -> None:
     assert [claim.job for claim in claimed(store)] == [last, third]
 
 
-def test_other_data_another_kind_or_a_wish_to_be_alone_stay_apart(store: JobStore) -> None:
+def test_other_data_another_kind_or_a_wish_to_be_alone_stay_apart(store):
     base = a_spec()
     specs = [
         base, base.with_values({"data.path": "starter:shouting"}),
@@ -76,7 +76,7 @@ def test_other_data_another_kind_or_a_wish_to_be_alone_stay_apart(store: JobStor
 
 
 @pytest.mark.parametrize("apart", ["no sweep", "stops on an error", "died before"])
-def test_some_are_claimed_one_by_one(store: JobStore, apart: str) -> None:
+def test_some_are_claimed_one_by_one(store, apart):
     runs = submit(store, 3, sweep=None if apart == "no sweep" else "s")
     with store.database.writing() as db:
         if apart == "stops on an error":
@@ -86,7 +86,7 @@ def test_some_are_claimed_one_by_one(store: JobStore, apart: str) -> None:
     assert [claim.job for claim in claimed(store)] == runs[:1]
 
 
-def test_free_devices_share_a_sweep(store: JobStore) -> None:
+def test_free_devices_share_a_sweep(store):
     runs = submit(store, 5)
     slots = ("cuda:0", "cuda:1")
     assert [claim.job for claim in claimed(store, "cuda:0", slots[1:])] == runs[:3]
@@ -95,12 +95,12 @@ def test_free_devices_share_a_sweep(store: JobStore) -> None:
     assert rest[1].device == f"cuda:1#{runs[4]}"
 
 
-def test_a_large_sweep_takes_eight_at_a_time(store: JobStore) -> None:
+def test_a_large_sweep_takes_eight_at_a_time(store):
     runs = submit(store, 20)
     assert [claim.job for claim in claimed(store)] == runs[:8]
 
 
-def test_siblings_run_in_one_process_and_each_has_its_curve(store: JobStore) -> None:
+def test_siblings_run_in_one_process_and_each_has_its_curve(store):
     runs = submit(store, 3, steps=8)
     with supervising(store.home):
         until(lambda: all(store.get(run).state == "succeeded" for run in runs))
@@ -113,7 +113,7 @@ def test_siblings_run_in_one_process_and_each_has_its_curve(store: JobStore) -> 
         assert RunSpec.from_yaml(store.home.run(run) / "spec.yaml").seed == seed
 
 
-def test_one_is_cancelled_and_one_paused_while_the_others_go_on(store: JobStore) -> None:
+def test_one_is_cancelled_and_one_paused_while_the_others_go_on(store):
     runs = submit(store, 3, steps=60)
     with supervising(store.home):
         until(lambda: store.get(runs[1]).step >= 3)
@@ -129,7 +129,7 @@ def test_one_is_cancelled_and_one_paused_while_the_others_go_on(store: JobStore)
     assert store.attempts(runs[0])[1]["from_step"] > 0
 
 
-def test_one_that_diverges_fails_alone(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_diverges_fails_alone(store, monkeypatch):
     monkeypatch.setenv("FAKE_SIBLING", "1")
     runs = submit(store, 3, steps=20)
     with supervising(store.home):
@@ -139,7 +139,7 @@ def test_one_that_diverges_fails_alone(store: JobStore, monkeypatch: pytest.Monk
     assert (failed.state, failed.error_kind) == ("failed", "diverged")
 
 
-def test_a_killed_process_gives_all_of_them_back_and_they_go_on(store: JobStore) -> None:
+def test_a_killed_process_gives_all_of_them_back_and_they_go_on(store):
     runs = submit(store, 3, steps=60, save=5)
     with supervising(store.home):
         until(lambda: all(store.get(run).step >= 12 for run in runs))
@@ -153,7 +153,7 @@ def test_a_killed_process_gives_all_of_them_back_and_they_go_on(store: JobStore)
     assert len({store.attempts(run)[1]["pid"] for run in runs}) == 1
 
 
-def test_a_studio_that_goes_down_lets_all_of_them_save(store: JobStore) -> None:
+def test_a_studio_that_goes_down_lets_all_of_them_save(store):
     runs = submit(store, 2, steps=300, save=1000)
     with supervising(store.home):
         until(lambda: all(store.get(run).step >= 5 for run in runs))

@@ -5,8 +5,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +20,7 @@ from ui.cli.show import exit_code
 
 
 @pytest.fixture
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+def own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
     home = open_home()
     yield home
@@ -83,9 +81,7 @@ def add_job(home: Home, state: str = "queued", **values: Any) -> int:
         (["merge", "--adapter", "a", "--name", "x" * 200], "spec", "… (200 characters)"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_code_2(
-    own_home: Home, capsys: pytest.CaptureFixture[str], words: list[str], kind: str, said: str
-) -> None:
+def test_a_mistake_is_one_sentence_and_code_2(own_home, capsys, words, kind, said):
     code, out, err = run(capsys, *words)
     assert code == 2
     assert out == ""
@@ -100,7 +96,7 @@ def test_a_mistake_is_one_sentence_and_code_2(
     assert err == ""
 
 
-def test_a_mistake_leaves_nothing_behind(own_home: Home, tmp_path: Path) -> None:
+def test_a_mistake_leaves_nothing_behind(own_home, tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     result = studio("train", "--data", str(empty), "--json", home=own_home)
@@ -113,16 +109,14 @@ def test_a_mistake_leaves_nothing_behind(own_home: Home, tmp_path: Path) -> None
     assert supervisor.living(own_home) is None
 
 
-def test_a_home_that_cannot_be_made_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_home_that_cannot_be_made_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("I am no folder")
     code, _, err = run(capsys, "runs", "--home", str(tmp_path / "file" / "home"))
     assert code == 2
     assert "cannot be written" in err
 
 
-def test_a_port_in_use_is_refused(own_home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_in_use_is_refused(own_home, capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -132,9 +126,7 @@ def test_a_port_in_use_is_refused(own_home: Home, capsys: pytest.CaptureFixture[
     assert f"Port {port}" in err
 
 
-def test_our_own_page_is_named_instead_of_opened_twice(
-    own_home: Home, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_our_own_page_is_named_instead_of_opened_twice(own_home, capsys):
     store = JobStore(own_home)
     store.announce("web", url="http://127.0.0.1:7860")
     code, _, err = run(capsys, "--no-browser")
@@ -143,9 +135,7 @@ def test_our_own_page_is_named_instead_of_opened_twice(
     assert "already running at http://127.0.0.1:7860" in err
 
 
-def test_an_unforeseen_error_is_one_sentence_too(
-    own_home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unforeseen_error_is_one_sentence_too(own_home, capsys, monkeypatch):
     monkeypatch.setattr("jobs.store.JobStore.list", lambda *a, **k: 1 / 0)
     code, out, _ = run(capsys, "runs", "--json")
     assert code == 1
@@ -156,9 +146,7 @@ def test_an_unforeseen_error_is_one_sentence_too(
 # -- looking ---------------------------------------------------------------------------------------
 
 
-def test_runs_and_show_print_the_contract(
-    own_home: Home, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_and_show_print_the_contract(own_home, capsys):
     add_job(own_home, "succeeded", name="first")
     add_job(own_home, "failed", name="second")
     _, out, _ = run(capsys, "runs", "--json")
@@ -175,7 +163,7 @@ def test_runs_and_show_print_the_contract(
     assert json.loads(out)["id"] == first["id"]
 
 
-def test_tables_show_names_as_text(own_home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_show_names_as_text(own_home, capsys):
     add_job(own_home, name="[red]x")
     code, out, _ = run(capsys, "runs")
     assert code == 0
@@ -184,7 +172,7 @@ def test_tables_show_names_as_text(own_home: Home, capsys: pytest.CaptureFixture
     assert "is queued" in out
 
 
-def test_states_of_an_end_have_their_exit_codes(own_home: Home) -> None:
+def test_states_of_an_end_have_their_exit_codes(own_home):
     store = JobStore(own_home)
     done = store.get(add_job(own_home, "succeeded"))
     failed = store.get(add_job(own_home, "failed"))
@@ -195,9 +183,7 @@ def test_states_of_an_end_have_their_exit_codes(own_home: Home) -> None:
     assert codes == [0, 3, 4, 4]
 
 
-def test_cancel_and_pause_print_what_became_of_it(
-    own_home: Home, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cancel_and_pause_print_what_became_of_it(own_home, capsys):
     job = add_job(own_home, name="waiting")
     code, out, _ = run(capsys, "pause", "waiting", "--json")
     assert (code, json.loads(out)["state"]) == (0, "paused")
@@ -208,9 +194,7 @@ def test_cancel_and_pause_print_what_became_of_it(
     assert "cannot be cancelled" in err
 
 
-def test_methods_and_doctor_print_one_document(
-    own_home: Home, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_methods_and_doctor_print_one_document(own_home, capsys):
     _, out, _ = run(capsys, "methods", "--json")
     found = {method["name"]: method for method in json.loads(out)}
     assert found["lora"]["paper"] == "arXiv:2106.09685"
@@ -221,7 +205,7 @@ def test_methods_and_doctor_print_one_document(
     assert any(device["name"] == "cpu" for device in facts["devices"])
 
 
-def test_data_check_reports_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_check_reports_each_file(tmp_path, capsys):
     good = tmp_path / "good.jsonl"
     good.write_text('{"question": "a?", "answer": "b"}\n' * 3)
     code, out, _ = run(capsys, "data", "check", str(good), str(tmp_path / "no.csv"), "--json")
@@ -236,7 +220,7 @@ def test_data_check_reports_each_file(tmp_path: Path, capsys: pytest.CaptureFixt
 # -- the whole way ---------------------------------------------------------------------------------
 
 
-def test_help_is_quick_and_loads_nothing_heavy() -> None:
+def test_help_is_quick_and_loads_nothing_heavy():
     code = (
         "import sys; from ui.cli import main as cli\n"
         "try: cli.main(['--help'])\n"
@@ -249,11 +233,11 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
-def test_stop_says_when_nothing_runs(own_home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stop_says_when_nothing_runs(own_home, capsys):
     assert run(capsys, "stop") == (0, "Nothing was running.\n", "")
 
 
-def test_a_detached_run_starts_a_supervisor_and_is_queued(own_home: Home) -> None:
+def test_a_detached_run_starts_a_supervisor_and_is_queued(own_home):
     result = studio("train", "--detach", "--set", "train.max_steps=1", "--json", home=own_home)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["state"] == "queued"

@@ -35,7 +35,7 @@ def test_a_file_in_its_place_is_refused(tmp_path):
 
 
 @given(st.text())
-def test_a_slug_is_always_a_harmless_name(name: str) -> None:
+def test_a_slug_is_always_a_harmless_name(name):
     made = slug(name)
     assert made and len(made) <= 60
     assert set(made) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")

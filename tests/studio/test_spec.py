@@ -117,7 +117,7 @@ _PARTS = st.sampled_from(["name", "model", "data", "method", "train", "seed", "v
 
 @settings(max_examples=150, deadline=None)
 @given(st.dictionaries(_PARTS, _PLAIN, max_size=4))
-def test_any_plain_values_make_a_spec_or_a_sentence(values: dict[str, object]) -> None:
+def test_any_plain_values_make_a_spec_or_a_sentence(values):
     try:
         spec = RunSpec.parse(values)
     except InputError as error:

@@ -1,7 +1,6 @@
 """Every action asked on the command line and over HTTP gives the same answer or refusal."""
 
 import json
-from pathlib import Path
 
 import pytest
 import typer
@@ -12,14 +11,14 @@ from jobs.actions import ACTIONS
 from jobs.actions.registry import schema
 from jobs.store import JobStore
 from studio.errors import StudioError
-from studio.home import Home, open_home
+from studio.home import open_home
 from ui.actions import action_routes
 from ui.app import sentence_of
 from ui.cli.main import app, main
 
 
 @pytest.fixture
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+def own_home(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "home"))
     return open_home()
 

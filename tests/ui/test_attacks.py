@@ -4,14 +4,13 @@ import http.client
 import json
 import os
 import socket
-from pathlib import Path
 
 import pytest
 
 from jobs.store import JobStore
-from studio.home import Home, open_home
+from studio.home import open_home
 from studio.spec import RunSpec
-from tests.served import ROOT, Served, served
+from tests.served import ROOT, served
 from tests.ui.test_guard import ask
 from ui.app import build_app
 
@@ -19,7 +18,7 @@ SECRET = b"the-secret-of-this-home"
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Home:
+def house(tmp_path_factory):
     return open_home(tmp_path_factory.mktemp("attacked") / "home")
 
 
@@ -43,7 +42,7 @@ def requests_of(app: object) -> list[tuple[str, str]]:
     return [(m, p.replace("{", "").replace("}", "").replace(":path", "")) for m, p in found]
 
 
-def test_every_single_route_refuses_a_foreign_host_and_origin(house: Home) -> None:
+def test_every_single_route_refuses_a_foreign_host_and_origin(house):
     from fastapi.testclient import TestClient
 
     app = build_app(house)
@@ -66,7 +65,7 @@ def test_every_single_route_refuses_a_foreign_host_and_origin(house: Home) -> No
     "path",
     ["/gradio_api/queue/data?session_hash=x", "/gradio_api/heartbeat/x", "/api/chat/answer", "/ws"],
 )
-def test_no_stream_and_no_socket_opens_for_a_foreign_page(studio: Served, path: str) -> None:
+def test_no_stream_and_no_socket_opens_for_a_foreign_page(studio, path):
     upgrade = {"Origin": "http://evil.test", "Connection": "Upgrade", "Upgrade": "websocket",
                "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
                "Sec-WebSocket-Version": "13"}  # fmt: skip
@@ -76,7 +75,7 @@ def test_no_stream_and_no_socket_opens_for_a_foreign_page(studio: Served, path: 
 
 
 @pytest.fixture(scope="module")
-def secret(studio: Served) -> bytes:
+def secret(studio):
     for place in ("state/secrets/webhook", "runs/secret.txt", "adapters/secret.txt"):
         file = studio.home / place
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +100,7 @@ DOORS = [
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_no_route_serves_a_file_of_the_machine(studio: Served, secret: bytes, door: str) -> None:
+def test_no_route_serves_a_file_of_the_machine(studio, secret, door):
     for place in PLACES:
         path = door.format(place.format(home=studio.home, root=ROOT))
         status, _, body = ask(studio, "GET", path, {})
@@ -110,7 +109,7 @@ def test_no_route_serves_a_file_of_the_machine(studio: Served, secret: bytes, do
             assert inside not in body, path
 
 
-def test_the_server_fetches_nothing_for_a_page(studio: Served) -> None:
+def test_the_server_fetches_nothing_for_a_page(studio):
     """A listener of ours would hear a request that the studio is talked into (SSRF)."""
     with socket.socket() as trap:
         trap.bind(("127.0.0.1", 0))
@@ -128,9 +127,7 @@ def test_the_server_fetches_nothing_for_a_page(studio: Served) -> None:
     [("/api/do/cancel", 17 << 20), ("/gradio_api/upload", (2 << 30) + 1),
      ("/gradio_api/queue/join", 1 << 40), ("/api/do/backup", 17 << 20)],
 )  # fmt: skip
-def test_what_is_announced_too_large_is_refused_before_it_is_sent(
-    studio: Served, path: str, size: int
-) -> None:
+def test_what_is_announced_too_large_is_refused_before_it_is_sent(studio, path, size):
     connection = http.client.HTTPConnection(studio.address.removeprefix("http://"), timeout=20)
     connection.putrequest("POST", path)
     connection.putheader("Content-Length", str(size))
@@ -140,7 +137,7 @@ def test_what_is_announced_too_large_is_refused_before_it_is_sent(
     connection.close()
 
 
-def test_what_is_not_announced_is_counted(studio: Served) -> None:
+def test_what_is_not_announced_is_counted(studio):
     host, port = studio.address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as raw:
         raw.sendall(
@@ -158,7 +155,7 @@ def test_what_is_not_announced_is_counted(studio: Served) -> None:
         assert b" 413" in answer
 
 
-def test_two_lengths_are_refused(studio: Served) -> None:
+def test_two_lengths_are_refused(studio):
     host = studio.address.removeprefix("http://")
     with socket.create_connection(tuple(host.split(":")), timeout=20) as raw:
         raw.sendall(f"POST /api/do/queue HTTP/1.1\r\nHost: {host}\r\nContent-Length: 2\r\n"
@@ -174,9 +171,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_name_is_a_name_and_names_no_place(
-    studio: Served, name: str, tmp_path: Path
-) -> None:
+def test_a_hostile_name_is_a_name_and_names_no_place(studio, name, tmp_path):
     store = JobStore(open_home(studio.home))
     job = store.submit(RunSpec(name="harmless"), held=True)
     with store.database.writing() as db:  # as an older studio may have stored it
@@ -213,7 +208,7 @@ sys.addaudithook(spy)
 """
 
 
-def test_the_server_asks_nobody_outside_for_anything(tmp_path: Path) -> None:
+def test_the_server_asks_nobody_outside_for_anything(tmp_path):
     """Every page, every route that only looks, a launch: no connection leaves the machine."""
     log = tmp_path / "outside.txt"
     (tmp_path / "sitecustomize.py").write_text(SPY.format(log=str(log)))

@@ -1,9 +1,7 @@
 """The routes of Compare: what is kept comes back, votes are ranked, files are downloads."""
 
 import pytest
-from fastapi.testclient import TestClient
 
-from jobs.store import JobStore
 from tests.ui.conftest import client_of
 from ui.actions import action_routes
 from ui.conversations import conversation_routes
@@ -15,7 +13,7 @@ VOTE = {"conversation": "c1", "turn": 1, "verdict": "B", "blind": True}
 
 
 @pytest.fixture
-def client(store: JobStore) -> TestClient:
+def client(store):
     talking = client_of(
         conversation_routes(store), judging_routes(store), action_routes(store.home, store)
     )

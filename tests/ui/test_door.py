@@ -3,11 +3,9 @@
 import json
 import os
 import stat
-from collections.abc import Iterator
 
 import pytest
 
-from studio.home import Home
 from tests.served import Served, served
 from tests.ui.test_guard import ask
 from ui import guard
@@ -15,7 +13,7 @@ from ui.guard import Door, is_local, own_names, shown_host, token_of
 
 
 @pytest.fixture(scope="module")
-def open_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def open_studio(tmp_path_factory):
     """A studio on another loopback address, which counts as elsewhere."""
     if os.name != "posix" or os.uname().sysname != "Linux":
         pytest.skip("only Linux answers on all of 127.0.0.0/8")
@@ -29,7 +27,7 @@ def token(studio: Served) -> str:
     return (studio.home / "state" / "secrets" / "token").read_text()
 
 
-def test_nothing_is_answered_without_the_token(open_studio: Served) -> None:
+def test_nothing_is_answered_without_the_token(open_studio):
     for method, path in (
         ("GET", "/"), ("GET", "/api/live"), ("POST", "/api/do/cancel"), ("GET", "/config"),
         ("GET", "/studio/main.js"), ("POST", "/gradio_api/upload"), ("GET", "/favicon.ico"),
@@ -44,7 +42,7 @@ def test_nothing_is_answered_without_the_token(open_studio: Served) -> None:
     assert "WARNING" in said and "not encrypted" in said and token(open_studio) not in said
 
 
-def test_the_token_becomes_a_cookie_and_leaves_the_address(open_studio: Served) -> None:
+def test_the_token_becomes_a_cookie_and_leaves_the_address(open_studio):
     status, headers, _ = ask(open_studio, "GET", f"/runs?token={token(open_studio)}&run=3", {})
     assert (status, headers["location"]) == (303, "/runs?run=3")
     cookie = headers["set-cookie"]
@@ -60,9 +58,7 @@ def test_the_token_becomes_a_cookie_and_leaves_the_address(open_studio: Served) 
 
 
 @pytest.mark.parametrize("foreign", ['prefs={"a":"b"}', "a b=c", "=", "caf\xe9=1", "studio-1=x"])
-def test_a_cookie_of_another_program_on_this_host_locks_nobody_out(
-    open_studio: Served, foreign: str
-) -> None:
+def test_a_cookie_of_another_program_on_this_host_locks_nobody_out(open_studio, foreign):
     _, headers, _ = ask(open_studio, "GET", f"/?token={token(open_studio)}", {})
     own = headers["set-cookie"].partition(";")[0]
     for both in (f"{foreign}; {own}", f"{own}; {foreign}", f"{own.partition('=')[0]}=old; {own}"):
@@ -71,14 +67,14 @@ def test_a_cookie_of_another_program_on_this_host_locks_nobody_out(
     assert ask(open_studio, "GET", "/api/live", {"Cookie": f"x{own}"})[0] == 401
 
 
-def test_a_foreign_page_with_the_cookie_is_still_refused(open_studio: Served) -> None:
+def test_a_foreign_page_with_the_cookie_is_still_refused(open_studio):
     _, headers, _ = ask(open_studio, "GET", f"/?token={token(open_studio)}", {})
     own = {"Cookie": headers["set-cookie"].partition(";")[0]}
     assert ask(open_studio, "POST", "/api/do/cancel", own | {"Origin": "http://evil"})[0] == 403
     assert ask(open_studio, "GET", "/", own | {"Host": "evil.test"})[0] == 403
 
 
-def test_the_redirect_never_leads_away(open_studio: Served) -> None:
+def test_the_redirect_never_leads_away(open_studio):
     for path in ("//evil.test/", "/\\evil.test/", "/%0d%0aX-Evil:1"):
         status, headers, _ = ask(open_studio, "GET", f"{path}?token={token(open_studio)}", {})
         assert status in (303, 400)
@@ -88,7 +84,7 @@ def test_the_redirect_never_leads_away(open_studio: Served) -> None:
         assert "x-evil" not in headers
 
 
-def test_guesses_run_out(open_studio: Served) -> None:
+def test_guesses_run_out(open_studio):
     """Last in this file: it makes this address wait a minute."""
     seen = [ask(open_studio, "GET", f"/?token=guess{n}", {})[0] for n in range(12)]
     assert seen == [401] * 10 + [429] * 2
@@ -98,9 +94,7 @@ def test_guesses_run_out(open_studio: Served) -> None:
     assert body["error"]["kind"] == "refused"
 
 
-def test_the_door_forgets_old_guesses_and_few_addresses(
-    home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_door_forgets_old_guesses_and_few_addresses(home, monkeypatch):
     async def never(*_: object) -> None:
         raise AssertionError
 
@@ -118,7 +112,7 @@ def test_the_door_forgets_old_guesses_and_few_addresses(
     assert len(own.guesses) <= guard.MOST_ADDRESSES
 
 
-def test_only_own_numbers_and_allowed_names_are_ours() -> None:
+def test_only_own_numbers_and_allowed_names_are_ours():
     assert all(is_local(host) for host in ("127.0.0.1", "localhost", "::1"))
     assert not any(is_local(host) for host in ("0.0.0.0", "127.0.0.2", "", "example.org"))
     assert own_names("127.0.0.1", []) == {"localhost", "127.0.0.1", "::1"}

@@ -43,9 +43,7 @@ def ask(
          "Sec-Fetch-Dest": "iframe"},
     ],
 )  # fmt: skip
-def test_a_foreign_request_is_refused_on_every_route(
-    studio: Served, path: str, headers: dict[str, str]
-) -> None:
+def test_a_foreign_request_is_refused_on_every_route(studio, path, headers):
     status, answered, body = ask(studio, "GET", path, headers)
     assert status == 403
     assert "access-control-allow-origin" not in answered
@@ -57,12 +55,12 @@ def test_a_foreign_request_is_refused_on_every_route(
     "path", ["/api/do/cancel", "/gradio_api/upload", "/gradio_api/component_server",
              "/gradio_api/queue/join", "/gradio_api/run/predict"]
 )  # fmt: skip
-def test_a_foreign_page_can_post_nothing(studio: Served, path: str, kind: str) -> None:
+def test_a_foreign_page_can_post_nothing(studio, path, kind):
     headers = {"Origin": "https://evil.test", "Content-Type": kind, "Sec-Fetch-Site": "cross-site"}
     assert ask(studio, "POST", path, headers, b"{}")[0] == 403
 
 
-def test_our_own_page_passes_and_is_protected(studio: Served) -> None:
+def test_our_own_page_passes_and_is_protected(studio):
     status, headers, body = ask(studio, "GET", "/", {"Origin": OWN, "Sec-Fetch-Site": "none"})
     assert status == 200
     assert b"gradio-app" in body
@@ -73,7 +71,7 @@ def test_our_own_page_passes_and_is_protected(studio: Served) -> None:
     assert headers["cross-origin-resource-policy"] == "same-origin"
 
 
-def test_a_link_from_elsewhere_may_open_a_page_but_not_an_api(studio: Served) -> None:
+def test_a_link_from_elsewhere_may_open_a_page_but_not_an_api(studio):
     link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate",
             "Sec-Fetch-Dest": "document"}  # fmt: skip
     assert ask(studio, "GET", "/runs", link)[0] == 200
@@ -81,13 +79,13 @@ def test_a_link_from_elsewhere_may_open_a_page_but_not_an_api(studio: Served) ->
     assert ask(studio, "POST", "/runs", link)[0] == 403
 
 
-def test_localhost_by_name_is_ours(studio: Served) -> None:
+def test_localhost_by_name_is_ours(studio):
     port = studio.address.rpartition(":")[2]
     named = {"Host": f"localhost:{port}", "Origin": f"http://localhost:{port}"}
     assert ask(studio, "GET", "/api/health", named)[0] == 200
 
 
-def test_a_header_that_comes_twice_is_refused() -> None:
+def test_a_header_that_comes_twice_is_refused():
     async def never(*_: object) -> None:
         raise AssertionError
 
@@ -105,7 +103,7 @@ def test_a_header_that_comes_twice_is_refused() -> None:
         "/studio/..%2fapp.py",
     ],
 )
-def test_no_route_serves_a_file_that_is_not_ours(studio: Served, path: str) -> None:
+def test_no_route_serves_a_file_that_is_not_ours(studio, path):
     status, _, body = ask(studio, "GET", path, {})
     assert status in {403, 404}
     assert b"root:" not in body

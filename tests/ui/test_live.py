@@ -3,12 +3,10 @@
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 
 from jobs.curves import Progress
 from jobs.processes import me
 from jobs.store import JobStore
-from studio.home import Home
 from studio.spec import RunSpec
 from tests.ui.conftest import client_of
 from ui.actions import action_routes
@@ -16,7 +14,7 @@ from ui.live import routes
 
 
 @pytest.fixture
-def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+def page(home, store, monkeypatch):
     monkeypatch.setattr("jobs.supervisor.ensure_running", lambda _: 0)
     return client_of(routes(home, store), action_routes(home, store))
 
@@ -36,13 +34,13 @@ def points(first: int, last: int) -> Progress:
     )  # fmt: skip
 
 
-def test_an_empty_queue_is_told_once_and_then_not_again(page: TestClient) -> None:
+def test_an_empty_queue_is_told_once_and_then_not_again(page):
     first = page.get("/api/live").json()
     assert first["jobs"]["items"] == []
     assert page.get("/api/live", params={"jobs": first["jobs"]["digest"]}).status_code == 204
 
 
-def test_only_changed_jobs_are_told(page: TestClient, store: JobStore) -> None:
+def test_only_changed_jobs_are_told(page, store):
     one, two = (store.submit(RunSpec(name=name)).id for name in ("one", "two"))
     first = page.get("/api/live").json()["jobs"]
     assert first["whole"] and {job["id"] for job in first["items"]} == {one, two}
@@ -55,15 +53,13 @@ def test_only_changed_jobs_are_told(page: TestClient, store: JobStore) -> None:
     assert third["items"] == [] and third["removed"] == [one]
 
 
-def test_an_unknown_listing_is_told_whole(page: TestClient, store: JobStore) -> None:
+def test_an_unknown_listing_is_told_whole(page, store):
     store.submit(RunSpec())
     answer = page.get("/api/live", params={"jobs": "of-another-server"}).json()["jobs"]
     assert answer["whole"] and len(answer["items"]) == 1
 
 
-def test_a_curve_comes_as_a_snapshot_and_then_only_what_is_new(
-    page: TestClient, store: JobStore
-) -> None:
+def test_a_curve_comes_as_a_snapshot_and_then_only_what_is_new(page, store):
     job, claim = running(store)
     store.claims.report(claim, points(1, 3))
     asked = {"runs": str(job), "names": "loss"}
@@ -74,7 +70,7 @@ def test_a_curve_comes_as_a_snapshot_and_then_only_what_is_new(
     assert not second["snapshot"] and second["data"]["loss"][str(job)]["x"] == [4, 5]
 
 
-def test_nothing_new_is_204_with_every_cursor(page: TestClient, store: JobStore) -> None:
+def test_nothing_new_is_204_with_every_cursor(page, store):
     job, claim = running(store)
     asked = {"runs": str(job), "names": "loss", "detail": str(job), "view": "config"}
     # A queue that has never measured anything has no cursor yet.
@@ -88,7 +84,7 @@ def test_nothing_new_is_204_with_every_cursor(page: TestClient, store: JobStore)
     assert page.get("/api/live", params=asked | cursors).status_code == 204
 
 
-def test_the_cursor_follows_what_other_runs_measure(page: TestClient, store: JobStore) -> None:
+def test_the_cursor_follows_what_other_runs_measure(page, store):
     watched = store.submit(RunSpec()).id
     store.cancel(watched)
     _, claim = running(store)
@@ -102,14 +98,14 @@ def test_the_cursor_follows_what_other_runs_measure(page: TestClient, store: Job
 
 
 @pytest.mark.parametrize("view", ["log", "samples", "checkpoints", "config", "history"])
-def test_every_view_of_a_run_has_content(page: TestClient, store: JobStore, view: str) -> None:
+def test_every_view_of_a_run_has_content(page, store, view):
     job, claim = running(store, name="seen")
     store.claims.report(claim, Progress(samples=[(1, "<b>hi</b>", "<script>")], step=1))
     detail = page.get("/api/live", params={"detail": job, "view": view}).json()["detail"]
     assert detail["id"] == job and detail["view"] == view and "content" in detail
 
 
-def test_the_config_of_a_run_is_given_in_all_its_forms(page: TestClient, store: JobStore) -> None:
+def test_the_config_of_a_run_is_given_in_all_its_forms(page, store):
     job = store.submit(RunSpec.parse({"name": "mine", "method": {"name": "lora", "r": 3}})).id
     detail = page.get("/api/live", params={"detail": job, "view": "config"}).json()["detail"]
     assert "--set method.r=3" in detail["content"]["command"]
@@ -117,12 +113,12 @@ def test_the_config_of_a_run_is_given_in_all_its_forms(page: TestClient, store: 
     assert "mine" not in detail["content"]["query"]  # a duplicate needs a name of its own
 
 
-def test_a_run_that_is_gone_is_a_sentence(page: TestClient) -> None:
+def test_a_run_that_is_gone_is_a_sentence(page):
     detail = page.get("/api/live", params={"detail": 9, "view": "log"}).json()["detail"]
     assert "no job number 9" in detail["error"]["text"]
 
 
-def test_actions_move_the_job(page: TestClient, store: JobStore) -> None:
+def test_actions_move_the_job(page, store):
     job = store.submit(RunSpec()).id
     for action, state in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
         assert page.post(f"/api/do/{action}", json={"job": job}).json()["state"] == state
@@ -130,9 +126,7 @@ def test_actions_move_the_job(page: TestClient, store: JobStore) -> None:
     assert store.list() == []
 
 
-def test_an_impossible_action_is_a_sentence_and_changes_nothing(
-    page: TestClient, store: JobStore
-) -> None:
+def test_an_impossible_action_is_a_sentence_and_changes_nothing(page, store):
     job = store.submit(RunSpec(name="waits")).id
     answer = page.post("/api/do/resume", json={"job": job})
     assert answer.status_code == 400
@@ -140,7 +134,7 @@ def test_an_impossible_action_is_a_sentence_and_changes_nothing(
     assert store.get(job).state == "queued"
 
 
-def test_an_action_without_a_json_body_does_nothing(page: TestClient, store: JobStore) -> None:
+def test_an_action_without_a_json_body_does_nothing(page, store):
     job = store.submit(RunSpec()).id
     plain = page.post("/api/do/cancel", content=b"{}",
                       headers={"content-type": "text/plain"})  # fmt: skip
@@ -149,13 +143,13 @@ def test_an_action_without_a_json_body_does_nothing(page: TestClient, store: Job
     assert store.get(job).state == "queued"
 
 
-def test_run_next_moves_a_job_to_the_front(page: TestClient, store: JobStore) -> None:
+def test_run_next_moves_a_job_to_the_front(page, store):
     ids = [store.submit(RunSpec()).id for _ in range(3)]
     page.post("/api/do/move", json={"job": ids[2], "first": True})
     assert [job.id for job in store.queue()] == [ids[2], ids[0], ids[1]]
 
 
-def test_a_zoomed_part_comes_at_full_detail(page: TestClient, store: JobStore) -> None:
+def test_a_zoomed_part_comes_at_full_detail(page, store):
     job, claim = running(store)
     store.claims.report(claim, points(1, 400))
     asked = {"runs": str(job), "names": "loss", "bins": 10}

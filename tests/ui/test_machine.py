@@ -1,17 +1,11 @@
 """The System page's cluster: named there, shown as a device, with what is wrong."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
-from fastapi.testclient import TestClient
 
 from jobs import cluster, supervisor
 from jobs.processes import me
-from jobs.store import JobStore
-from studio.home import Home
 from studio.spec import RunSpec
-from tests.dashboard import Dashboard, answering
+from tests.dashboard import answering
 from tests.jobs.conftest import until
 from tests.ui.conftest import client_of
 from ui.actions import action_routes
@@ -20,20 +14,18 @@ from ui.sources import device_choices, picked_devices
 
 
 @pytest.fixture
-def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+def page(home, store, monkeypatch):
     monkeypatch.setattr(supervisor, "ensure_running", lambda _: 0)
     return client_of(machine_routes(home, store), action_routes(home, store))
 
 
 @pytest.fixture
-def dashboard() -> Iterator[Dashboard]:
+def dashboard():
     with answering() as here:
         yield here
 
 
-def test_a_cluster_is_one_more_device_with_who_holds_it(
-    page: TestClient, store: JobStore, dashboard: Dashboard, tmp_path: Path
-) -> None:
+def test_a_cluster_is_one_more_device_with_who_holds_it(page, store, dashboard, tmp_path):
     assert page.get("/api/system").json()["cluster"] is None
     wanted = {"address": dashboard.address, "storage": str(tmp_path / "s")}
     assert page.post("/api/do/cluster", json=wanted).json()["devices"] == 6
@@ -47,9 +39,7 @@ def test_a_cluster_is_one_more_device_with_who_holds_it(
     assert cluster.chosen(store) is None
 
 
-def test_a_wrong_cluster_is_a_sentence_and_changes_nothing(
-    page: TestClient, store: JobStore, dashboard: Dashboard
-) -> None:
+def test_a_wrong_cluster_is_a_sentence_and_changes_nothing(page, store, dashboard):
     refused = page.post(
         "/api/do/cluster", json={"address": "ray://head:10001", "storage": "/tmp/x"}
     )
@@ -60,7 +50,7 @@ def test_a_wrong_cluster_is_a_sentence_and_changes_nothing(
     assert cluster.chosen(store) is None
 
 
-def test_the_form_offers_the_cluster_among_the_devices() -> None:
+def test_the_form_offers_the_cluster_among_the_devices():
     values = [value for _, value in device_choices()]
     assert values[:2] == ["auto", "all"] and "cpu" in values and values[-1] == "ray"
 
@@ -75,13 +65,11 @@ def test_the_form_offers_the_cluster_among_the_devices() -> None:
         ([], ["auto"]),
     ],
 )
-def test_gpus_are_picked_together_and_all_else_alone(chosen: list[str], stays: list[str]) -> None:
+def test_gpus_are_picked_together_and_all_else_alone(chosen, stays):
     assert picked_devices(chosen) == stays
 
 
-def test_who_holds_a_device_is_named_with_state_time_and_memory(
-    page: TestClient, store: JobStore
-) -> None:
+def test_who_holds_a_device_is_named_with_state_time_and_memory(page, store):
     job = store.submit(RunSpec(name="<b>large"), memory_bytes=5 * 10**8).id
     claim = store.claims.claim("cpu", owner=me())
     assert claim is not None
@@ -99,7 +87,7 @@ def test_who_holds_a_device_is_named_with_state_time_and_memory(
     assert all(0 <= one["seconds"] < 60 for one in here["holders"])
 
 
-def test_what_is_not_measured_yet_is_not_told_as_zero(page: TestClient, store: JobStore) -> None:
+def test_what_is_not_measured_yet_is_not_told_as_zero(page, store):
     store.announce("web", url="http://127.0.0.1:1")
     rows = page.get("/api/system").json()["processes"]
     assert [row["cpu"] for row in rows if row["pid"]] == [None]

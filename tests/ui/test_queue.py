@@ -2,15 +2,10 @@
 
 import os
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 
 from jobs import supervisor
-from jobs.store import JobStore
-from studio.home import Home
 from studio.spec import RunSpec
 from tests.ui.conftest import client_of
 from ui.actions import action_routes
@@ -18,12 +13,12 @@ from ui.live import routes
 
 
 @pytest.fixture
-def page(home: Home, store: JobStore, monkeypatch: pytest.MonkeyPatch) -> TestClient:
+def page(home, store, monkeypatch):
     monkeypatch.setattr(supervisor, "ensure_running", lambda _: 0)
     return client_of(routes(home, store), action_routes(home, store))
 
 
-def test_order_by_drag_and_by_keys(page: TestClient, store: JobStore) -> None:
+def test_order_by_drag_and_by_keys(page, store):
     a, b, c = (store.submit(RunSpec()).id for _ in range(3))
     for body, wanted in (
         ({"before": a}, [c, a, b]), ({"by": 1}, [a, c, b]), ({"last": True}, [a, b, c]),
@@ -36,7 +31,7 @@ def test_order_by_drag_and_by_keys(page: TestClient, store: JobStore) -> None:
     assert page.post("/api/do/move", json={"job": 99, "by": -1}).status_code == 400
 
 
-def test_schedule_note_and_drop(page: TestClient, store: JobStore) -> None:
+def test_schedule_note_and_drop(page, store):
     a, b = (store.submit(RunSpec()).id for _ in range(2))
     body = {"at": "+1h", "when": "idle", "needs": [a], "retries": 2}
     planned = page.post("/api/do/schedule", json={"job": b, **body}).json()
@@ -57,7 +52,7 @@ def test_schedule_note_and_drop(page: TestClient, store: JobStore) -> None:
     assert page.post("/api/do/save", json={"job": b}).status_code == 400
 
 
-def test_a_sweep_from_a_run(page: TestClient, store: JobStore) -> None:
+def test_a_sweep_from_a_run(page, store):
     job = store.submit(RunSpec(name="base")).id
     body = {"like": job, "name": "ranks", "over": ["method.r=4,8", "seed=0,1"]}
     made = page.post("/api/do/sweep", json=body).json()
@@ -75,7 +70,7 @@ def test_a_sweep_from_a_run(page: TestClient, store: JobStore) -> None:
     assert answer == {"sweep": "ranks", "changed": 4}
 
 
-def test_a_sweep_from_the_form(page: TestClient, store: JobStore) -> None:
+def test_a_sweep_from_the_form(page, store):
     form = {"set": ["method.r=4", "name=mine", "train.max_steps=3"], "name": "rates"}
     made = page.post("/api/do/sweep", json={**form, "over": ["train.learning_rate=0.001,0.002"]})
 
@@ -100,9 +95,7 @@ def test_a_sweep_from_the_form(page: TestClient, store: JobStore) -> None:
         ({"over": ["seed=1"], "like": 99}, "no job number 99"),
     ],
 )  # fmt: skip
-def test_a_senseless_sweep_is_a_sentence_and_queues_nothing(
-    page: TestClient, store: JobStore, body: dict[str, Any], words: str
-) -> None:
+def test_a_senseless_sweep_is_a_sentence_and_queues_nothing(page, store, body, words):
     refused = page.post("/api/do/sweep", json={"name": "x", "set": [], **body})
 
     assert refused.status_code == 400, refused.text
@@ -110,9 +103,7 @@ def test_a_senseless_sweep_is_a_sentence_and_queues_nothing(
     assert store.list() == []
 
 
-def test_the_whole_queue_is_held_and_its_state_reaches_every_tab(
-    page: TestClient, store: JobStore
-) -> None:
+def test_the_whole_queue_is_held_and_its_state_reaches_every_tab(page, store):
     store.submit(RunSpec())
     first = page.get("/api/live").json()["jobs"]
     assert first["queue"] == {"held": None, "on_error": "continue", "short": None}
@@ -127,16 +118,14 @@ def test_the_whole_queue_is_held_and_its_state_reaches_every_tab(
     assert page.post("/api/do/webhook", json={"off": True}).json()["webhook"] is None
 
 
-def test_the_front_of_a_long_queue_is_shown(page: TestClient, store: JobStore) -> None:
+def test_the_front_of_a_long_queue_is_shown(page, store):
     first = store.submit(RunSpec(name="first")).id
     store.submit_many({"name": f"job {n}"} for n in range(600))
     ids = {row["id"] for row in page.get("/api/live").json()["jobs"]["items"]}
     assert first in ids and len(ids) >= 600
 
 
-def test_storage_shows_previews_cleans_and_backs_up(
-    page: TestClient, store: JobStore, tmp_path: Path
-) -> None:
+def test_storage_shows_previews_cleans_and_backs_up(page, store, tmp_path):
     gone = store.home.run(77)
     gone.mkdir()
     (gone / "log.txt").write_text("x" * 500)

@@ -82,12 +82,12 @@ def test_a_job_has_a_status_or_is_not_known(dashboard):
         (" https://ray.example/x/ ", "https://ray.example/x"),
     ],
 )
-def test_an_address_may_leave_out_what_is_clear(given: str, made: str) -> None:
+def test_an_address_may_leave_out_what_is_clear(given, made):
     assert checked_address(given) == made
 
 
 @pytest.mark.parametrize("given", ["", "ftp://x", "http://a b", "http://x'; rm -rf", "file:///etc"])
-def test_what_is_no_address_is_refused(given: str) -> None:
+def test_what_is_no_address_is_refused(given):
     with pytest.raises(ClusterError, match="Invalid address"):
         checked_address(given)
 

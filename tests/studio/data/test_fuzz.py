@@ -76,7 +76,7 @@ def damaged(data: bytes, harms: list) -> bytes:
 
 @FUZZ
 @given(name=st.sampled_from(sorted(GOOD)), harms=st.lists(st.one_of(CUT, TWICE, PUT), max_size=4))
-def test_a_damaged_file_is_read_or_refused(name: str, harms: list, tmp_path: Path) -> None:
+def test_a_damaged_file_is_read_or_refused(name, harms, tmp_path):
     path = tmp_path / name
     path.write_bytes(damaged(GOOD[name], harms))
 
@@ -106,7 +106,7 @@ def mappings(draw: st.DrawFn) -> Mapping:
 
 @FUZZ
 @given(mapping=mappings(), rows=st.lists(st.dictionaries(COLUMNS, VALUES, max_size=5), max_size=6))
-def test_any_mapping_makes_something_of_any_row(byte_backend, mapping, rows) -> None:
+def test_any_mapping_makes_something_of_any_row(byte_backend, mapping, rows):
     convert = converter(mapping)
     made = [convert(Row(number, row)) for number, row in enumerate(rows)]
     assert all(isinstance(one, Conversation | Document | Problem) for one in made)
@@ -121,7 +121,7 @@ def test_any_mapping_makes_something_of_any_row(byte_backend, mapping, rows) -> 
 
 @FUZZ
 @given(rows=st.lists(st.dictionaries(COLUMNS, VALUES, max_size=5), min_size=1, max_size=6))
-def test_what_is_imported_is_what_was_read(byte_backend, rows) -> None:
+def test_what_is_imported_is_what_was_read(byte_backend, rows):
     backend = byte_backend(["</s>"], eos="</s>")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.jsonl"
