@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import orjson
 from pydantic import Field
 
 from studio.data.datasets import check_file, find
 from studio.data.mapping import Mapping, at_path
 from studio.data.quality import near_duplicates
+from studio.data.readers.json_lines import dumps
 from studio.data.recognise import Guess
 from studio.data.records import Problem, Row, content_hash, contents
 from studio.data.rows import converter
@@ -349,7 +349,7 @@ def rows_as(snapshot: Snapshot, form: str, *, part: str = "") -> Iterator[bytes]
     rows = (row for row in snapshot.rows() if not part or row.part == part)
     if form == "jsonl":
         for row in rows:
-            yield orjson.dumps(row.values) + b"\n"
+            yield dumps(row.values) + b"\n"
         return
     names: dict[str, None] = {}
     for row in snapshot.rows():

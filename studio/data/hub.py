@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.data.origins import Origin
+from studio.data.readers.arrow import has_structs, without_nulls
 from studio.data.records import Problem, Row
 from studio.errors import DataError, InputError, Unreached, is_transient
 from studio.spec import DataSource
@@ -68,8 +69,12 @@ def from_hub(source: DataSource) -> Origin:
         raise _meaning(source, error) from None
 
     def rows() -> Iterator[Row | Problem]:
-        for index, values in enumerate(loaded):
-            yield Row(index + 1, dict(values))
+        nested = [f.name for f in loaded.features.arrow_schema if has_structs(f.type)]
+        for index, found in enumerate(loaded):
+            values = dict(found)
+            for column in nested:
+                values[column] = without_nulls(values[column])
+            yield Row(index + 1, values)
 
     name = "/".join(filter(None, [source.path, source.subset, source.split]))
     key = f"{name}@{loaded._fingerprint}"

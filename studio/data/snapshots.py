@@ -19,6 +19,7 @@ import orjson
 
 from studio.data.mapping import Mapping
 from studio.data.origins import Origin
+from studio.data.readers.json_lines import dumps, loads
 from studio.data.recognise import Guess
 from studio.data.records import Problem, Row
 from studio.data.report import Frozen, Report
@@ -153,7 +154,7 @@ class Snapshot:
 def _page_rows(table: Any, number: int) -> Iterator[PageRow]:
     columns = zip(*(column.to_pylist() for column in table.columns), strict=True)
     for index, (line, part, row) in enumerate(columns):
-        yield PageRow(number + index, line, part, orjson.loads(row))
+        yield PageRow(number + index, line, part, loads(row.encode()))
 
 
 def snapshots(home: Home) -> list[Snapshot]:
@@ -273,7 +274,7 @@ class _RowWriter:
         self._file.close()
 
     def add(self, row: Row, part: Part) -> None:
-        data = orjson.dumps(row.values, default=_as_json, option=orjson.OPT_NON_STR_KEYS)
+        data = dumps(row.values)
         self.hash.update(b"%d %s " % (len(data), part.encode()))
         self.hash.update(data)
         self.count += 1
@@ -295,10 +296,3 @@ class _RowWriter:
         ]
         self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._waiting, self._waiting_bytes = [], 0
-
-
-def _as_json(value: Any) -> Any:
-    # Parquet holds more kinds of values than JSON.
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return float(value) if isinstance(value, int) else str(value)

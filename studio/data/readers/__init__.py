@@ -6,6 +6,7 @@ name's ending does.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -20,29 +21,47 @@ from studio.data.files import (
     guess_encoding,
     read_sample,
 )
-from studio.data.readers.delimited import read_delimited
+from studio.data.readers.arrow import read_arrow, read_parquet, whole_columns
+from studio.data.readers.delimited import header_notes, read_delimited
 from studio.data.readers.json_document import read_json
 from studio.data.readers.json_lines import read_jsonl, read_plain
-from studio.data.readers.parquet import read_parquet
 from studio.data.records import Problem, Row
 from studio.errors import DataError
 
 
 class FileFormat(NamedTuple):
-    """A data file format; `magic` marks a binary one, `plain` one long text cut into lines."""
+    """A data file format; `magic` marks a binary one, `plain` one long text cut into lines.
+
+    `notes` tells what a user should know about how a file's columns are read.
+    """
 
     read: Callable[[Opened], Iterator[Row | Problem]]
     endings: tuple[str, ...]
-    magic: bytes = b""
+    magic: tuple[bytes, ...] = ()
     plain: bool = False
+    notes: Callable[[Opened], Iterator[str]] = lambda _: iter(())
+
+
+def _arrow_notes(opened: Opened) -> Iterator[str]:
+    for name in whole_columns(opened.path):
+        yield (
+            f'The column "{name}" of {opened.path.name} holds whole numbers as floats, because '
+            "some cells are empty; they are read as integers."
+        )
 
 
 FORMATS = {
     "jsonl": FileFormat(read_jsonl, (".jsonl", ".ndjson")),
     "json": FileFormat(read_json, (".json",)),
-    "csv": FileFormat(read_delimited, (".csv",)),
-    "tsv": FileFormat(read_delimited, (".tsv", ".tab")),
-    "parquet": FileFormat(read_parquet, (".parquet", ".pq"), magic=b"PAR1"),
+    "csv": FileFormat(read_delimited, (".csv",), notes=header_notes),
+    "tsv": FileFormat(read_delimited, (".tsv", ".tab"), notes=header_notes),
+    "parquet": FileFormat(read_parquet, (".parquet", ".pq"), magic=(b"PAR1",), notes=_arrow_notes),
+    "arrow": FileFormat(
+        read_arrow,
+        (".arrow", ".feather"),
+        magic=(b"ARROW1", b"\xff\xff\xff\xff"),
+        notes=_arrow_notes,
+    ),
     "txt": FileFormat(read_plain, (".txt", ".text"), plain=True),
     "md": FileFormat(read_plain, (".md", ".markdown"), plain=True),
 }
@@ -85,14 +104,19 @@ def look(path: Path) -> Opened:
         if format.magic and sample.startswith(format.magic):
             if compression != "none":
                 raise DataError(f"{path.name} is a compressed {name} file: unpack it first.")
-            return Opened(path, name, compression, "binary", size)
+            return _noted(Opened(path, name, compression, "binary", size))
     if named and FORMATS[named].magic:
         raise DataError(f"{path.name} is not a {named} file, though its name says so. {_ADVICE}")
     encoding, notes = guess_encoding(sample)
     text = sample.decode(encoding, errors="replace").removeprefix("\ufeff")
     if not text.strip() and size <= len(sample):
         raise DataError(f"{path.name} is empty: it holds only white space.")
-    return Opened(path, _text_format(path, named, text), compression, encoding, size, notes)
+    return _noted(Opened(path, _text_format(path, named, text), compression, encoding, size, notes))
+
+
+def _noted(opened: Opened) -> Opened:
+    more = tuple(FORMATS[opened.format].notes(opened))
+    return dataclasses.replace(opened, notes=opened.notes + more) if more else opened
 
 
 def _text_format(path: Path, named: str | None, text: str) -> str:

@@ -95,6 +95,23 @@ def read_delimited(opened: Opened) -> Iterator[Row | Problem]:
             yield Row(line, dict(zip(header, fields, strict=True)))
 
 
+def header_notes(opened: Opened) -> Iterator[str]:
+    """Yield a note if columns of a table have no name or the same name."""
+    feed = _Lines(lines(utf8_chunks(opened)))
+    try:
+        names = _names(opened, feed, _guess_delimiter(opened, feed))
+    except DataError:
+        return  # reading the rows raises it again
+    made = unique_names(names)
+    unnamed = [new for old, new in zip(names, made, strict=True) if not old]
+    again = [new for old, new in zip(names, made, strict=True) if old and old != new]
+    for renamed, what in ((unnamed, "no name"), (again, "the name of an earlier one")):
+        if renamed:
+            count = "One column has" if len(renamed) == 1 else f"{len(renamed):,} columns have"
+            listed = ", ".join(f'"{name[:40]}"' for name in renamed[:5])
+            yield f"{count} {what} in {opened.path.name}: read as {listed}."
+
+
 def _guess_delimiter(opened: Opened, feed: _Lines) -> str:
     """Return the separator that the file declares or its first lines agree on; tabs in a tsv."""
     if opened.format == "tsv":
@@ -121,6 +138,10 @@ def _outside_quotes(line: str) -> Counter[str]:
 
 
 def _header(opened: Opened, feed: _Lines, delimiter: str) -> list[str]:
+    return unique_names(_names(opened, feed, delimiter))
+
+
+def _names(opened: Opened, feed: _Lines, delimiter: str) -> list[str]:
     while True:
         feed.start()
         try:
@@ -140,7 +161,7 @@ def _header(opened: Opened, feed: _Lines, delimiter: str) -> list[str]:
             f"{opened.path.name} has {len(names):,} columns; at most {MAX_COLUMNS:,} are read. "
             "Keep the ones to train on."
         )
-    return unique_names([name.strip().replace("\x00", "") for name in names])
+    return [name.strip().replace("\x00", "") for name in names]
 
 
 def unique_names(names: list[str]) -> list[str]:

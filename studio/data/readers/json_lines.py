@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from studio.data.files import Opened, utf8_chunks
 from studio.data.records import Problem, Row
 
 MAX_LINE_BYTES = 64 << 20
+_MANY_DIGITS = re.compile(rb"[0-9]{19}")
 LONG = f"The line is longer than {MAX_LINE_BYTES >> 20} MiB."
 
 
@@ -59,7 +61,6 @@ def _unix_ends(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 def read_jsonl(opened: Opened) -> Iterator[Row | Problem]:
     """Yield the rows and problems of a JSON lines file."""
-    loads = orjson.loads
     for number, data, too_long in lines(utf8_chunks(opened)):
         if too_long:
             yield Problem(number, "too_long", LONG)
@@ -70,12 +71,38 @@ def read_jsonl(opened: Opened) -> Iterator[Row | Problem]:
             if data.strip():
                 yield Problem(number, *why_not_json(data, error))
             continue
+        except ValueError:
+            yield Problem(number, "json", "A number has too many digits.")
+            continue
         if type(values) is not dict:
             yield Problem(number, "not_object", f"The line is {name_of(values)}, not an object.")
         elif data.count(b'":') > len(values) and (key := duplicate_key(data, values)):
             yield Problem(number, "duplicate_key", f'The key "{key}" stands twice in one object.')
         else:
             yield Row(number, values)
+
+
+def loads(data: bytes) -> Any:
+    """Parse JSON; integers of any size stay integers, where orjson makes large ones floats.
+
+    Raises:
+        orjson.JSONDecodeError: It is not JSON.
+        ValueError: An integer has thousands of digits.
+    """
+    values = orjson.loads(data)
+    return json.loads(data) if _MANY_DIGITS.search(data) else values
+
+
+def dumps(value: Any) -> bytes:
+    """Return a row as JSON; what JSON has no form for is written as text."""
+    try:
+        return orjson.dumps(value, default=_as_json, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:  # an integer beyond 64 bits
+        return json.dumps(value, default=_as_json, ensure_ascii=False).encode("utf-8", "replace")
+
+
+def _as_json(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
 def why_not_json(data: bytes, error: orjson.JSONDecodeError) -> tuple[str, str]:

@@ -183,3 +183,85 @@ def test_old_encodings_are_guessed_and_said(tmp_path):
 
     assert next(iter(read(opened))).values == {"question": "né à Zürich", "answer": "où ça"}
     assert "Windows-1252" in opened.notes[0]
+
+
+def test_integers_of_any_size_stay_integers(tmp_path):
+    large = 123456789012345678901234567890
+    path = write(tmp_path / "a.jsonl", json.dumps({"a": large, "b": 1.5, "c": -(2**64)}) + "\n")
+
+    (row,) = values(path)
+
+    assert row == {"a": large, "b": 1.5, "c": -(2**64)} and type(row["c"]) is int
+
+
+def test_a_number_of_thousands_of_digits_costs_its_line(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"a": ' + "9" * 5000 + '}\n{"a": 1}\n')
+
+    assert faults(path) == [(1, "json")]
+
+
+CALLS = [
+    {"calls": [{"name": "f", "arguments": {"city": "Oslo"}}], "note": None},
+    {"calls": [{"name": "g", "arguments": {"depth": 3}}], "note": "x"},
+]
+
+
+def test_keys_that_arrow_adds_to_structs_are_taken_out(tmp_path):
+    pq.write_table(pa.Table.from_pylist(CALLS), tmp_path / "a.parquet")
+
+    assert values(tmp_path / "a.parquet") == CALLS
+
+
+@pytest.mark.parametrize("form", ["file", "stream", "compressed"])
+def test_arrow_files_are_read_like_parquet(tmp_path, form):
+    table = pa.Table.from_pylist(CALLS * 100)
+    path = tmp_path / "data-00000-of-00001.arrow"
+    if form == "stream":
+        writer = pa.ipc.new_stream(path, table.schema)
+    else:
+        codec = pa.ipc.IpcWriteOptions(compression="zstd" if form == "compressed" else None)
+        writer = pa.ipc.new_file(path, table.schema, options=codec)
+    with writer:
+        writer.write_table(table, max_chunksize=150)
+
+    assert values(path) == CALLS * 100
+
+
+def test_a_damaged_arrow_file_is_refused_with_its_name(tmp_path):
+    table = pa.Table.from_pylist(CALLS)
+    path = tmp_path / "a.arrow"
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table)
+    path.write_bytes(path.read_bytes()[:300])
+
+    with pytest.raises(DataError, match=r"a\.arrow is a damaged Arrow file"):
+        values(path)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_floats_of_a_column_with_gaps_become_integers_with_a_note(tmp_path, suffix):
+    table = pa.table({"n": [1.0, None, 3.0], "nan": [float("nan"), 2.0, 0.0],
+                      "real": [0.5, None, 1.0], "full": [1.0, 2.0, 3.0]})  # fmt: skip
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(table, path)
+    else:
+        with pa.ipc.new_file(path, table.schema) as writer:
+            writer.write_table(table)
+
+    rows = values(path)
+
+    assert [row["n"] for row in rows] == [1, None, 3] and type(rows[0]["n"]) is int
+    assert [row["nan"] for row in rows] == [None, 2, 0]
+    assert type(rows[0]["full"]) is float and rows[0]["real"] == 0.5
+    assert [note.split('"')[1] for note in look(path).notes] == ["n", "nan"]
+
+
+def test_columns_without_a_name_of_their_own_are_noted(tmp_path):
+    path = write(tmp_path / "a.csv", "question,,answer,answer\na,b,c,d\n")
+
+    assert [*values(path)[0]] == ["question", "column 2", "answer", "answer (2)"]
+    assert look(path).notes == (
+        'One column has no name in a.csv: read as "column 2".',
+        'One column has the name of an earlier one in a.csv: read as "answer (2)".',
+    )

@@ -215,3 +215,15 @@ def test_an_imported_text_file_stays_one_text(home, tmp_path, byte_backend):
 
     assert from_file.train[0].input_ids.tolist() == imported.train[0].input_ids.tolist()
     assert check_file("a", home=home).rows.kept == 3
+
+
+def test_integers_beyond_64_bits_survive_import_and_export(home, tmp_path):
+    large = 123456789012345678901234567890
+    path = tmp_path / "large.jsonl"
+    path.write_text(json.dumps({"question": "q", "answer": "a", "n": large}) + "\n")
+
+    made = import_dataset(home, DataSource(path=str(path))).snapshot
+    export_rows(made, tmp_path / "out.jsonl")
+
+    assert next(made.rows()).values["n"] == large
+    assert json.loads((tmp_path / "out.jsonl").read_text())["n"] == large

@@ -1,0 +1,221 @@
+"""Read Arrow tables: Parquet, Arrow files (`save_to_disk`, Feather) and the rows of hub datasets.
+
+A few hundred bytes of Parquet can hold gigabytes of repeated text, and its metadata may lie about
+it: text columns stay dictionary-encoded until a row is needed, and the total is bounded.
+
+Arrow gives every struct of a column the same keys: those that were not in a row come back as null
+and are taken out again, or a tool call would gain the arguments of all other tools. Integers of a
+column with empty cells come back as floats (pandas writes them so) and are made whole again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from studio.data.files import Opened
+from studio.data.readers.delimited import MAX_COLUMNS, unique_names
+from studio.data.records import Problem, Row
+from studio.errors import DataError
+
+BATCH_ROWS = 64
+MAX_RATIO = 500
+RATIO_FREE_BYTES = 1 << 28
+MAX_BATCH_BYTES = 1 << 30
+LARGEST_EXACT = 2**53  # larger whole numbers are not exact as floats
+
+
+def read_parquet(opened: Opened) -> Iterator[Row | Problem]:
+    """Yield the rows of a Parquet file; `Row.line` counts rows from 1.
+
+    Raises:
+        DataError: The file is cut short, damaged, or unpacks to far more than it is.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(opened.path)
+        schema = file.schema_arrow
+        texts = [field.name for field in schema if pa.types.is_string(field.type)]
+        file.close()
+        file = pq.ParquetFile(opened.path, read_dictionary=texts)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(opened, 0, error) from None
+    with file:
+        yield from _rows(opened, schema, file.iter_batches(batch_size=BATCH_ROWS))
+
+
+def read_arrow(opened: Opened) -> Iterator[Row | Problem]:
+    """Yield the rows of an Arrow file or stream, as `Dataset.save_to_disk` and Feather write them.
+
+    Raises:
+        DataError: The file is cut short, damaged, or unpacks to far more than it is.
+    """
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(opened.path)) as source:
+            schema, batches = _record_batches(source)
+            yield from _rows(opened, schema, _sliced(batches))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(opened, 0, error) from None
+
+
+def whole_columns(path: Path) -> tuple[str, ...]:
+    """Return the columns of floats that hold whole numbers and empty cells: integers, once.
+
+    A column without an empty cell keeps its floats: nothing says that it was anything else.
+    """
+    try:
+        status = path.stat()
+        return _whole_columns(path, status.st_size, status.st_mtime_ns)
+    except Exception:  # a damaged file is named by its reader, with the row
+        return ()
+
+
+def without_nulls(value: Any) -> Any:
+    """Return a nested value without the keys that are null."""
+    if type(value) is dict:
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    if type(value) is list:
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def has_structs(arrow_type: Any) -> bool:
+    """Return True if values of an Arrow type hold structs."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(arrow_type):
+        return True
+    inner = [arrow_type.field(i).type for i in range(arrow_type.num_fields)]
+    return any(has_structs(each) for each in inner)
+
+
+def _rows(opened: Opened, schema: Any, batches: Iterator[Any]) -> Iterator[Row]:
+    import pyarrow as pa
+
+    if len(schema) > MAX_COLUMNS:
+        raise DataError(
+            f"{opened.path.name} has {len(schema):,} columns: at most {MAX_COLUMNS:,} are read."
+        )
+    columns = unique_names(list(schema.names))
+    nested = [name for name, field in zip(columns, schema, strict=True) if has_structs(field.type)]
+    whole = whole_columns(opened.path)
+    row = unpacked = 0
+    while True:
+        try:
+            batch = next(batches, None)
+            if batch is None:
+                return
+            unpacked = _bounded(opened, batch, unpacked)
+            rows = batch.rename_columns(columns).to_pylist()
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+            raise _damaged(opened, row, error) from None
+        for values in rows:
+            for name in nested:
+                values[name] = without_nulls(values[name])
+            for name in whole:
+                values[name] = _whole(values[name])
+            row += 1
+            yield Row(row, values)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None or math.isnan(value) else int(value)
+
+
+def _record_batches(source: Any) -> tuple[Any, Iterable[Any]]:
+    """Return the schema and the record batches of an Arrow file or stream."""
+    import pyarrow as pa
+
+    is_file = source.read(6) == b"ARROW1"
+    source.seek(0)
+    if is_file:
+        file = pa.ipc.open_file(source)
+        return file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
+    stream = pa.ipc.open_stream(source)
+    return stream.schema, stream
+
+
+def _sliced(batches: Iterable[Any]) -> Iterator[Any]:
+    for batch in batches:
+        batch.validate(full=True)  # offsets of a damaged file would reach outside its memory
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            yield batch.slice(start, BATCH_ROWS)
+
+
+@lru_cache(maxsize=64)
+def _whole_columns(path: Path, _size: int, _changed: int) -> tuple[str, ...]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as handle:
+        is_parquet = handle.read(4) == b"PAR1"
+    if is_parquet:
+        with pq.ParquetFile(path) as file:
+            floats = _floats(file.schema_arrow)
+            return _all_whole(floats, file.iter_batches(columns=floats)) if floats else ()
+    with pa.memory_map(str(path)) as source:
+        schema, batches = _record_batches(source)
+        floats = _floats(schema)
+        return _all_whole(floats, (b.select(floats) for b in batches)) if floats else ()
+
+
+def _floats(schema: Any) -> list[str]:
+    import pyarrow as pa
+
+    named = list(schema.names)
+    once = [field for field in schema if named.count(field.name) == 1]
+    return [field.name for field in once if pa.types.is_floating(field.type)]
+
+
+def _all_whole(names: list[str], batches: Iterable[Any]) -> tuple[str, ...]:
+    import numpy as np
+
+    candidates, with_gaps, with_values = dict.fromkeys(names), set(), set()
+    for batch in batches:
+        for name in [*candidates]:
+            values = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float64)
+            present = values[~np.isnan(values)]
+            if np.any(present != np.floor(present)) or np.any(abs(present) > LARGEST_EXACT):
+                del candidates[name]
+                continue
+            if len(present) < len(values):
+                with_gaps.add(name)
+            if len(present):
+                with_values.add(name)
+        if not candidates:
+            break
+    return tuple(name for name in candidates if name in with_gaps & with_values)
+
+
+def _bounded(opened: Opened, batch: Any, unpacked: int) -> int:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    size = 0
+    for column in batch.columns:
+        if pa.types.is_dictionary(column.type) and pa.types.is_string(column.type.value_type):
+            lengths = pc.binary_length(column.dictionary).take(column.indices.cast("int64"))
+            size += pc.sum(lengths).as_py() or 0
+        else:
+            size += column.nbytes
+    unpacked += size
+    if size > MAX_BATCH_BYTES or unpacked > max(RATIO_FREE_BYTES, MAX_RATIO * opened.size_bytes):
+        raise DataError(
+            f"{opened.path.name} unpacks to more than {MAX_RATIO} times its size, which no text "
+            "does: refused."
+        )
+    return unpacked
+
+
+def _damaged(opened: Opened, row: int, error: Exception) -> DataError:
+    reason = str(error).split("\n")[0][:160]
+    where = f" after row {row:,}" if row else ""
+    kind = {"parquet": "Parquet", "arrow": "Arrow"}[opened.format]
+    return DataError(f"{opened.path.name} is a damaged {kind} file{where}: {reason}")
