@@ -37,7 +37,7 @@ BUILT_IN: dict[str, tuple[str, Values]] = {
 }  # fmt: skip
 NOT_IN_PRESETS = (
     "name", "model.path", "model.revision", "data.path", "data.subset", "data.split",
-    "data.validation_path", "train.device",
+    "data.validation_path", "data.validation_split", "train.device",
 )  # fmt: skip
 FILE = "presets.json"
 

@@ -47,10 +47,20 @@ class DataSource(Record):
     path: str = knob(
         "starter:pirate", "A file, a folder, a hub id, or a demo dataset.", title="Dataset"
     )
-    subset: str = knob("", "Configuration of the hub dataset.", advanced=True)
-    split: str = knob("train", "Split of the hub dataset.", advanced=True)
+    subset: str = knob(
+        "", "Configuration of a hub dataset or of a folder with a dataset card.", advanced=True
+    )
+    split: str = knob(
+        "train", "Split to train on, of a hub dataset or of a folder with splits.", advanced=True
+    )
     format: Literal["auto", RowFormat] = knob(
         "auto", "Row format; auto detects it from the columns.", advanced=True
+    )
+    judged: Literal["refuse", "good"] = knob(
+        "refuse",
+        "Files of answers judged as good or bad (KTO): refuse, or train the good answers only.",
+        title="Judged answers",
+        advanced=True,
     )
     chat_template: Literal["auto", "chatml", "alpaca", "vicuna", "plain"] = knob(
         "auto",
@@ -83,6 +93,12 @@ class DataSource(Record):
     )
     validation_path: str = knob(
         "", "Validation file to use instead of held-out rows.", advanced=True
+    )
+    validation_split: str = knob(
+        "",
+        "Split to evaluate on instead of held-out rows: of the validation file, else of the "
+        "dataset.",
+        advanced=True,
     )
 
 

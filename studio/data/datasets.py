@@ -11,6 +11,7 @@ from studio.data.mapping import Mapping
 from studio.data.origins import Origin, files_in, from_files, guess_origin
 from studio.data.readers import ENDINGS
 from studio.data.report import Frozen, Report
+from studio.data.splits import TRAIN, choose_split
 from studio.errors import DataError, StudioError
 from studio.home import Home
 from studio.locations import Location, locate
@@ -45,6 +46,11 @@ def find(source: DataSource, home: Home | None = None) -> Origin:
     if "\x00" in path:
         raise DataError("The dataset's path holds a NUL character.")
     kind, place = origin_of(path, home)
+    if kind in ("dataset", "file", "embedded") and source.split != TRAIN:
+        raise DataError(
+            f'{place.name} has no split "{source.split}": only folders and hub datasets have '
+            "splits. Leave data.split and data.validation_split unset."
+        )
     if kind == "dataset":
         from studio.data.snapshots import open_snapshot
 
@@ -59,8 +65,12 @@ def find(source: DataSource, home: Home | None = None) -> Origin:
             f"There is no file or folder {path}: check the path, or use a demo such as "
             "starter:pirate."
         )
-    files = files_in(place) if kind == "folder" else [place]
-    return from_files(path if kind == "embedded" else place.name, files, home)
+    if kind != "folder":
+        return from_files(path if kind == "embedded" else place.name, [place], home)
+    files, notes = choose_split(
+        place.resolve(), files_in(place), subset=source.subset, split=source.split
+    )
+    return from_files(place.name, files, home, notes=notes)
 
 
 class Fault(Frozen):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_FILES = 10_000
+_METADATA = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,9 @@ class Origin:
     pick: Callable[[list[int]], Iterator[tuple[int, Row]]] | None = None  # rows by number, at once
 
 
-def from_files(name: str, files: list[Path], home: Home | None = None) -> Origin:
+def from_files(
+    name: str, files: list[Path], home: Home | None = None, *, notes: tuple[str, ...] = ()
+) -> Origin:
     """Return an origin that reads files one after the other."""
     opened = [look(file) for file in files]
     plain = {FORMATS[each.format].plain for each in opened}
@@ -60,7 +63,7 @@ def from_files(name: str, files: list[Path], home: Home | None = None) -> Origin
         plain=plain == {True},
         rows=rows,
         content_hash=lambda: hash_files(files, home),
-        notes=tuple(note for each in opened for note in each.notes),
+        notes=(*notes, *(note for each in opened for note in each.notes)),
         container=" ".join(sorted({each.format for each in opened})),
         encoding=" ".join(sorted({each.encoding for each in opened})),
     )
@@ -78,7 +81,9 @@ def files_in(folder: Path) -> list[Path]:
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         for name in sorted(names):
             file = Path(base) / name
-            if name.startswith(".") or not data_suffix(name):
+            if name.startswith(".") or not data_suffix(name) or name in _METADATA:
+                continue
+            if name == "state.json" and "dataset_info.json" in names:
                 continue
             if file.is_file() and file.resolve().is_relative_to(root):
                 found.append(file)

@@ -19,6 +19,7 @@ from studio.data.datasets import find
 from studio.data.origins import Origin
 from studio.data.report import TokenReport
 from studio.data.template.template import Template, choose
+from studio.data.tokenizer_files import check_loaded
 from studio.data.tokens import Example, Examples, Tokens, TokenWriter, load_tokens, tokenise
 from studio.home import Home, is_whole, publishing, sweep
 from studio.spec import DataSource
@@ -63,16 +64,18 @@ def prepare(
         DataError: No row can be used, or no token would be trained.
     """
     origin, template = find(source, home), choose(tokenizer, source.chat_template)
+    check_loaded(tokenizer, home)
     limit, data_hash = row_limit(source, context_length), origin.content_hash()
     if home is None:
         tokens, report = tokenise(origin, source, template, limit, TokenWriter())
     else:
         tokens, report = _cached(home, data_hash, origin, source, template, limit)
     warnings, overlap = list(report.warnings), 0
-    if source.validation_path:
-        other = source.model_copy(
-            update={"path": source.validation_path, "validation_path": "", "validation_fraction": 0}
-        )
+    if source.validation_path or source.validation_split:
+        update = {"validation_path": "", "validation_split": "", "validation_fraction": 0}
+        update["path"] = source.validation_path or source.path
+        update["split"] = source.validation_split or source.split
+        other = source.model_copy(update=update)
         held = prepare(other, tokenizer, context_length=context_length, seed=seed, home=home).train
         train: Sequence[Example] = Examples(tokens, np.arange(len(tokens)))
         validation: Sequence[Example] = held[:MAX_VALIDATION]

@@ -85,7 +85,8 @@ def xray(
     is_text = origin.plain and guess.mapping.format == "text"
     examples = None
     if is_text or (rows is None and pick != "first"):
-        whole = source.model_copy(update={"validation_fraction": 0, "validation_path": ""})
+        no_split = {"validation_fraction": 0, "validation_path": "", "validation_split": ""}
+        whole = source.model_copy(update=no_split)
         made = prepare(whole, tokenizer, context_length=context_length, seed=seed, home=home)
         assert isinstance(made.train, Examples)
         examples = made.train
