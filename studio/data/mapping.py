@@ -16,7 +16,7 @@ from studio.fields import Record, knob
 
 RowFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer",
-    "preference", "labelled", "text",
+    "preference", "judged", "labelled", "text",
 ]  # fmt: skip
 
 PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -25,7 +25,8 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "alpaca": (("instruction", "output"), ("input", "system", "history")),
     "prompt_completion": (("prompt", "completion"), ("system",)),
     "question_answer": (("question", "answer"), ("context", "system")),
-    "preference": (("chosen",), ("rejected", "prompt", "system")),
+    "preference": (("chosen",), ("rejected", "prompt", "input", "system", "tools")),
+    "judged": (("answer", "label"), ("prompt", "input", "system", "tools")),
     "labelled": (("text", "label"), ("system",)),
     "text": (("text",), ()),
 }

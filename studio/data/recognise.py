@@ -38,8 +38,8 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "question": ("question", "query", "problem", "questions"),
     "answer": ("answer", *_ANSWERS, "solution"),
     "context": ("context", "passage"),
-    "chosen": ("chosen", "preferred", "accepted"),
-    "rejected": ("rejected", "dispreferred"),
+    "chosen": ("chosen", "preferred", "accepted", "chosenmessages"),
+    "rejected": ("rejected", "dispreferred", "rejectedmessages"),
     "text": (
         "text", "sentence", "content", "document", "review", "utterance", "body", "query",
         "message", "comment", "tweet", "story", "markdown", "code", "description", "title",
@@ -49,6 +49,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "target", "tag", "emotion", "rating", "stars",
     ),
 }  # fmt: skip
+
+_PROMPTS = {
+    name for part in ("instruction", "prompt", "question") for name in ALIASES[part]
+} - {"source"}  # fmt: skip
 
 
 class Guess(NamedTuple):
@@ -75,7 +79,7 @@ def recognise(rows: Sequence[Row], *, wanted: str = "auto", plain: bool = False)
     columns = list(dict.fromkeys(name for row in rows for name in row.values))
     if wanted != "auto":
         return _as_wanted(wanted, columns, rows)
-    for find in (_conversation, _preference, _by_names, _labelled, _text, _two_texts):
+    for find in (_judged, _preference, _conversation, _by_names, _labelled, _text, _two_texts):
         if guess := find(columns, rows):
             return guess
     raise DataError(
@@ -167,17 +171,47 @@ def _preference(columns: list[str], rows: Sequence[Row]) -> Guess | None:
     found = _find_parts(("chosen", "rejected"), columns, {})
     if len(found) < 2:
         return None
+    shaped = [name for name in columns if _message_keys(name, rows)]
     prompts = ("prompt", "question", "instruction", "input")
     prompt = next((name for name in columns if _plain_name(name) in prompts), None)
+    prompt = prompt or next((name for name in shaped if name not in found.values()), None)
     if prompt:
         found["prompt"] = prompt
+        if _plain_name(prompt) == "instruction":
+            found = _find_parts(("input",), columns, found)
     elif not _message_keys(found["chosen"], rows):
         return None
+    found = _find_parts(("system", "tools"), columns, found)
     reason = (
         f'"{found["chosen"]}" and "{found["rejected"]}" are a preference pair; the chosen answer '
         "is trained, the rejected one is not used"
     )
     return _guess("preference", found, reason)
+
+
+def _judged(columns: list[str], rows: Sequence[Row]) -> Guess | None:
+    """Recognise answers with a verdict each, as KTO trains them."""
+    label = next((name for name in columns if _plain_name(name) in _VERDICTS), None)
+    if label is None or "chosen" in {_plain_name(name) for name in columns}:
+        return None
+    values = [row.values.get(label) for row in rows]
+    chat = next((name for name in columns if name != label and _message_keys(name, rows)), None)
+    verdicts = {"true", "false", *(("0", "1") if chat else ())}
+    if not values or not {str(value).lower() for value in values} <= verdicts:
+        return None
+    if chat and _plain_name(chat) != "prompt":
+        found = {"answer": chat, "label": label}
+    else:
+        named = _find_parts(("prompt", "completion"), columns, {})
+        if len(named) < 2:
+            return None
+        found = {"answer": named["completion"], "prompt": named["prompt"], "label": label}
+    found = _find_parts(("system", "tools"), columns, found)
+    reason = f'"{label}" judges the answer in "{found["answer"]}" as good or bad'
+    return _guess("judged", found, reason)
+
+
+_VERDICTS = ("label", "labels", "ktotag", "desirable")
 
 
 def _by_names(columns: list[str], rows: Sequence[Row]) -> Guess | None:
@@ -232,6 +266,12 @@ def _text(columns: list[str], rows: Sequence[Row]) -> Guess | None:
     nested = any(isinstance(v, list | dict) and v for row in rows for v in row.values.values())
     if nested and _plain_name(name) not in _WHOLE_TEXTS:
         return None  # a title beside the real content
+    if _plain_name(name) in _PROMPTS:
+        reason = (
+            f'"{name}" looks like a prompt, but no column holds an answer, so that its text was '
+            "taken as plain text"
+        )
+        return _guess("text", {"text": name}, reason, sure=False)
     return _guess("text", {"text": name}, f'"{name}" is plain text; everything in it is trained')
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
     from studio.data.origins import Origin
     from studio.data.recognise import Guess
+    from studio.data.tokens import Tokens
 
 LOW_SHARE = 0.05
+MANY_MESSAGES = 1000
 MAX_LISTED, MAX_PROBLEMS = 1000, 100_000
 
 
@@ -118,6 +120,8 @@ class RowCounter:
     kept: int = 0
     open_ended: int = 0
     muted: int = 0
+    echoes: int = 0  # rows whose answer repeats the question
+    most_messages: int = 0
     problems: list[Problem] = field(default_factory=list)
     problem_counts: Counter[str] = field(default_factory=Counter)
     hashes: array[int] = field(default_factory=lambda: array("Q"))  # equal rows have equal ones
@@ -134,6 +138,8 @@ class RowCounter:
         if isinstance(row, Conversation):
             self.open_ended += row.open_ended
             self.muted += len(row.muted)
+            self.echoes += _is_echo(row)
+            self.most_messages = max(self.most_messages, len(row.messages))
 
     def num_repeats(self) -> int:
         """Return how many rows repeat an earlier one."""
@@ -157,6 +163,13 @@ class RowCounter:
             notes.append(f"{dropped:,} of {self.read:,} rows are dropped.")
         if self.open_ended:
             notes.append(f"{self.open_ended:,} rows end with a question; it is left out.")
+        notes += self._smells()
+        if guess.mapping.format == "preference":
+            notes.append(
+                f"{self.kept:,} rejected answers are not used: only the chosen ones are trained."
+            )
+        if bad := self.problem_counts["judged_bad"]:
+            notes.append(f"{bad:,} answers are judged as bad and are not used.")
         if self.muted:
             notes.append(
                 f"{self.muted:,} answers are marked in the file (weight 0, or train false) and "
@@ -175,6 +188,38 @@ class RowCounter:
             "duplicates": self.num_repeats(),
             "empty_answers": self.problem_counts["empty_answer"],
         }
+
+    def _smells(self) -> Iterator[str]:
+        """Yield what is rarely meant."""
+        if self.read == 1:
+            yield "The dataset has one row only."
+        if self.echoes:
+            yield f"The answer repeats the question in {self.echoes:,} rows."
+        if self.most_messages >= MANY_MESSAGES:
+            yield f"One conversation has {self.most_messages:,} messages: is it many in one row?"
+
+
+def _is_echo(row: Conversation) -> bool:
+    """Return True if the last answer is the question before it."""
+    if len(row.messages) < 2 or row.messages[-2]["role"] != "user":
+        return False
+    asked, answered = row.messages[-2]["content"], row.messages[-1]["content"]
+    return bool(asked) and asked == answered
+
+
+def token_smells(tokens: Tokens, truncated: int, format: str) -> Iterator[str]:
+    """Yield what is rarely meant of the tokens of rows."""
+    import numpy as np
+
+    count = len(tokens)
+    if truncated * 2 > count:
+        yield f"Most rows ({truncated:,} of {count:,}) are longer than what is kept of a row."
+    if format in ("text", "labelled"):
+        return
+    trained = np.add.reduceat(tokens.trained.astype(np.int64), tokens.starts[:-1])
+    short = int(np.count_nonzero(trained <= 2))  # one and the end of the turn
+    if short * 2 > count:
+        yield f"In {short:,} of {count:,} rows at most one token is trained beside the end."
 
 
 def histogram(lengths: NDArray[np.int64], *, num_bins: int = 24) -> Histogram:

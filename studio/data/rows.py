@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from studio.data.mapping import Mapping, as_text, getter
+from studio.data.message_parts import read_content, refuse_media
 from studio.data.records import Conversation, Document, Dropped, Message, Problem, Row
 
 Made = Conversation | Document
@@ -35,6 +36,7 @@ def converter(mapping: Mapping) -> Converter:
 
     def convert(row: Row) -> Made | Problem:
         try:
+            refuse_media(row.values)
             return make(row)
         except Dropped as dropped:
             return Problem(row.line, dropped.kind, dropped.text)
@@ -126,16 +128,54 @@ def _labelled(mapping: Mapping) -> Callable[[Row], Made]:
 
 
 def _preference(mapping: Mapping) -> Callable[[Row], Made]:
-    chosen, prompt, system = (_Part(mapping, part) for part in ("chosen", "prompt", "system"))
+    """Return the maker of conversations that end with the chosen answer of a pair."""
+    answer, whole = _Part(mapping, "chosen"), _answered(mapping)
+    return lambda row: whole(row, _as_messages(answer.get(row.values), answer.name))
+
+
+def _judged(mapping: Mapping) -> Callable[[Row], Made]:
+    """Return the maker of conversations with the answers that are judged as good."""
+    answer, label, whole = _Part(mapping, "answer"), _Part(mapping, "label"), _answered(mapping)
 
     def make(row: Row) -> Conversation:
-        turns = _as_messages(chosen.get(row.values), chosen.name)
+        verdict = truth(label.get(row.values))
+        if verdict is None:
+            raise Dropped("label", f'"{label.name}" is neither true nor false.')
+        if not verdict:
+            raise Dropped("judged_bad", "The answer is judged as bad: only good ones are trained.")
+        return whole(row, _as_messages(answer.get(row.values), answer.name))
+
+    return make
+
+
+def truth(value: Any) -> bool | None:
+    """Return what a judgement says of an answer; None if it is neither yes nor no."""
+    return _TRUTHS.get(str(value).strip().lower())
+
+
+_TRUTHS = dict.fromkeys(("true", "1", "yes", "good", "desirable", "chosen"), True) | dict.fromkeys(
+    ("false", "0", "no", "bad", "undesirable", "rejected"), False
+)
+
+
+def _answered(mapping: Mapping) -> Callable[[Row, list[Any]], Conversation]:
+    """Return the function that puts a row's prompt in front of its answer."""
+    prompt, more, system, tools = (
+        _Part(mapping, part) for part in ("prompt", "input", "system", "tools")
+    )
+
+    def make(row: Row, turns: list[Any]) -> Conversation:
         asked = prompt.value_or_none(row.values)
+        if isinstance(asked, str) and asked.lstrip().startswith(("[{", "[ {")):
+            asked = _parsed(asked, prompt.name)
         if asked and not any(_role(turn, mapping) == "user" for turn in turns):
             if type(asked) is not list:
-                asked = [{"role": "user", "content": as_text(asked, "prompt")}]
+                texts = (as_text(asked, prompt.name), more.text_or_empty(row.values))
+                text = "\n\n".join(text for text in texts if text.strip())
+                asked = [{"role": "user", "content": text}]
             turns = [*asked, *turns]
-        return _conversation(turns, mapping, row, system.text_or_empty(row.values))
+        known = _tools(tools.value_or_none(row.values))
+        return _conversation(turns, mapping, row, system.text_or_empty(row.values), known)
 
     return make
 
@@ -164,6 +204,7 @@ _MAKERS: dict[str, Callable[[Mapping], Callable[[Row], Made]]] = {
     "prompt_completion": lambda m: _pair(m, "prompt", "completion"),
     "question_answer": lambda m: _pair(m, "question", "answer", "context"),
     "preference": _preference,
+    "judged": _judged,
     "labelled": _labelled,
     "text": _text,
 }
@@ -185,7 +226,7 @@ def _conversation(
         message = _message(turn, role, index)
         if message["role"] == "assistant":
             last_answer = len(messages)
-            if turn.get("weight") == 0 or turn.get("train") is False:
+            if _is_muted(turn, index):
                 muted.append(num_answers)
             num_answers += 1
         messages.append(message)
@@ -198,12 +239,29 @@ def _conversation(
     return Conversation(messages[: last_answer + 1], tools, row.line, open_ended, tuple(muted))
 
 
+def _is_muted(turn: dict[str, Any], index: int) -> bool:
+    """Return True if an answer is marked in the file to carry no loss."""
+    for name in ("weight", "loss_weight"):
+        weight = turn.get(name)
+        if weight is not None and weight not in (0, 1):
+            shown = str(weight)[:20]
+            raise Dropped("weight", f"Message {index + 1} has the {name} {shown}: use 0 or 1.")
+        if weight == 0 and weight is not None:
+            return True
+    return turn.get("train") is False
+
+
 def _message(turn: dict[str, Any], role: str, index: int) -> Message:
     content = turn.get("content", turn.get("value", turn.get("text", turn.get("parts"))))
-    text = content if type(content) is str else _content(content, index)
+    thought: Any = ""
+    inner: tuple[Any, ...] = ()
+    if type(content) is str:
+        text = content
+    else:
+        text, thought, inner = read_content(content, index)
     if text and ("\x00" in text or not text.isascii()):
         as_text(text, f"message {index + 1}")
-    calls = turn.get("tool_calls") or None
+    calls = turn.get("tool_calls") or list(inner) or None
     if role == "call":
         role, calls = "assistant", _calls_in(text)
         text = "" if calls else text
@@ -214,7 +272,7 @@ def _message(turn: dict[str, Any], role: str, index: int) -> Message:
             message["tool_calls"] = [_call(call, index) for call in calls]
         elif not text.strip():
             raise Dropped("empty_answer", f"Message {index + 1} is an empty answer.")
-        thought = turn.get("reasoning_content")
+        thought = next((turn[name] for name in _THOUGHTS if turn.get(name)), thought)
         if isinstance(thought, str) and thought.strip():
             message["reasoning_content"] = as_text(thought, "reasoning_content")
     elif role == "user" and not text.strip():
@@ -224,19 +282,7 @@ def _message(turn: dict[str, Any], role: str, index: int) -> Message:
     return message
 
 
-def _content(content: Any, index: int) -> str:
-    if isinstance(content, dict):
-        return json.dumps(content, ensure_ascii=False)
-    if not isinstance(content, list):
-        return "" if content is None else as_text(content, f"message {index + 1}")
-    texts = []
-    for part in content:
-        text = part.get("text") if isinstance(part, dict) else part
-        if not isinstance(text, str):
-            kind = part.get("type", "?") if isinstance(part, dict) else type(part).__name__
-            raise Dropped("type", f'Message {index + 1} holds "{str(kind)[:30]}", not text.')
-        texts.append(text)
-    return "".join(texts)
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
 def _calls_in(text: str) -> list[Any] | None:
@@ -277,7 +323,7 @@ def _tools(value: Any) -> list[Any] | None:
 def _system_text(value: Any) -> str:
     """Return a system prompt, given as text or as an object with its parts."""
     if isinstance(value, dict):
-        return _content(value.get("content", value.get("parts", value.get("text"))), 0)
+        return read_content(value.get("content", value.get("parts", value.get("text"))), 0).text
     return as_text(value, "system")
 
 
@@ -297,8 +343,12 @@ def _history(value: Any) -> list[Message]:
 
 
 def _as_messages(value: Any, name: str) -> list[Any]:
+    if isinstance(value, str) and value.lstrip().startswith(("[{", "[ {")):
+        value = _parsed(value, name)
     if isinstance(value, list) and value and _is_message(value[0]):
         return value
+    if _is_message(value):
+        return [value]
     text = as_text(value, name)
     if not text.strip():
         raise Dropped("empty_answer", f'"{name}" is empty.')

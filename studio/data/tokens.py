@@ -22,7 +22,7 @@ import numpy as np
 from studio.data.origins import Origin, guess_origin
 from studio.data.recognise import Guess
 from studio.data.records import Conversation, Document, Problem, Row, bytes_hash
-from studio.data.report import LOW_SHARE, RowCounter, TokenReport, histogram
+from studio.data.report import LOW_SHARE, RowCounter, TokenReport, histogram, token_smells
 from studio.data.rows import converter
 from studio.data.template.spans import runs
 from studio.data.template.template import IGNORED, Encoded, Template
@@ -202,6 +202,12 @@ def tokenise(
         DataError: No row can be used, or no token would be trained.
     """
     guess = guess_origin(origin, source)
+    if guess.mapping.format == "judged" and source.judged == "refuse":
+        raise DataError(
+            f"{origin.name} holds answers judged as good or bad, and bad answers must not be "
+            "trained. Set data.judged=good to train the good ones only, or data.format if the "
+            "column means something else."
+        )
     work = _Tokeniser(template, source.train_on, limit, writer)
     if origin.plain and guess.mapping.format == "text":
         work.write_text(origin.rows())
@@ -324,6 +330,7 @@ class _Tokeniser:
         is_text = guess.mapping.format == "text"
         lengths = np.asarray(self.lengths)
         fields["warnings"] += self._warnings(share, is_text)
+        fields["warnings"] += token_smells(tokens, self.truncated, guess.mapping.format)
         return tokens, TokenReport(
             **fields,
             name=origin.name,

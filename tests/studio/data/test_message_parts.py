@@ -1,0 +1,212 @@
+"""Contents given as parts, preference pairs, judged answers, images: nothing is lost unsaid."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from studio.data.datasets import check_file
+from studio.data.message_parts import Parts, read_content
+from studio.data.origins import from_files, guess_origin
+from studio.data.prepare import prepare
+from studio.data.recognise import recognise
+from studio.data.records import Conversation, Dropped, Problem, Row
+from studio.data.rows import converter
+from studio.errors import DataError
+from studio.spec import DataSource
+
+USER, GOOD, BAD = (
+    {"role": role, "content": text}
+    for role, text in (("user", "q"), ("assistant", "good"), ("assistant", "bad"))
+)
+HUMAN = {"from": "human", "value": "q"}
+
+
+def converted(row):
+    guess = recognise([Row(1, row)])
+    return guess.mapping.format, converter(guess.mapping)(Row(1, row))
+
+
+def texts(row):
+    return [(m["role"], m["content"]) for m in row.messages]
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], Parts("ab")),
+        ([{"type": "text", "value": "a"}], Parts("a")),
+        ([{"type": "text", "content": "a"}], Parts("a")),
+        ([{"text": "a"}], Parts("a")),
+        (["a", "b"], Parts("ab")),
+        ({"type": "text", "text": "a"}, Parts("a")),
+        ({"city": "Oslo"}, Parts('{"city": "Oslo"}')),
+        (None, Parts("")),
+        ([{"type": "reasoning", "value": "t"}, {"type": "text", "value": "a"}], Parts("a", "t")),
+        ([{"type": "thinking", "thinking": "t"}, {"type": "text", "text": "a"}], Parts("a", "t")),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "t"}]}], Parts("", "t")),
+        ([{"type": "tool_call", "value": '{"name": "f", "arguments": {"x": 1}}'}],
+         Parts("", "", ({"name": "f", "arguments": {"x": 1}},))),
+        ([{"type": "tool_call", "tool_call": {"name": "f", "arguments": {}}}],
+         Parts("", "", ({"name": "f", "arguments": {}},))),
+        ([{"type": "tool_use", "id": "1", "name": "f", "input": {"x": 1}}],
+         Parts("", "", ({"type": "tool_use", "id": "1", "name": "f", "input": {"x": 1},
+                         "arguments": {"x": 1}},))),
+    ],
+)  # fmt: skip
+def test_parts_are_read_under_every_name_in_use(content, parts):
+    assert read_content(content, 0) == parts
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"type": "image_url", "image_url": {"url": "x"}}, "Message 3 holds an image: only text"),
+        ({"type": "image"}, "holds an image"),
+        ({"image": "x.jpg"}, "holds an image"),
+        ({"type": "input_audio", "input_audio": {}}, "holds audio"),
+        ({"type": "video", "video": "x"}, "holds a video"),
+        ({"type": "hologram", "value": "x"}, 'a part of type "hologram", which is not text'),
+        ({"type": "tool_call", "value": "{"}, "a tool call that is not valid JSON"),
+        (7, "a part that is not an object"),
+    ],
+)
+def test_parts_that_are_not_text_are_named(part, words):
+    with pytest.raises(Dropped, match=words):
+        read_content([{"type": "text", "text": "a"}, part], 2)
+
+
+@pytest.mark.parametrize("name", ["images", "audios", "videos"])
+def test_a_row_with_images_beside_its_text_is_dropped(name):
+    row = {"messages": [USER, GOOD], name: ["1.jpg"]}
+
+    assert converted(row)[1].kind == "type"
+    assert isinstance(converted(row | {name: []})[1], Conversation)
+    assert isinstance(converted(row | {name: None})[1], Conversation)
+
+
+def test_an_image_address_without_a_place_in_the_text_is_metadata():
+    row = {"question": "q", "answer": "a", "image": "https://x/y.png"}
+
+    assert isinstance(converted(row)[1], Conversation)
+    assert converted(row | {"question": "<image> q"})[1].kind == "type"
+
+
+@pytest.mark.parametrize("weight", [{"loss_weight": 0.0}, {"weight": 0}, {"train": False}])
+def test_weights_of_zero_mute_an_answer(weight):
+    _, made = converted({"messages": [USER, GOOD | weight, USER, BAD | {"loss_weight": 1.0}]})
+
+    assert made.muted == (0,)
+
+
+def test_a_weight_that_is_neither_0_nor_1_is_refused():
+    _, made = converted({"messages": [USER, GOOD | {"loss_weight": 0.5}]})
+
+    assert made.text == "Message 2 has the loss_weight 0.5: use 0 or 1."
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"conversations": [HUMAN], "chosen": {"from": "gpt", "value": "good"},
+         "rejected": {"from": "gpt", "value": "bad"}},
+        {"messages": [USER], "chosen": GOOD, "rejected": BAD},
+        {"chosen_messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
+        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
+        {"prompt": json.dumps([USER]), "chosen": json.dumps([GOOD]), "rejected": "bad"},
+        {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"},
+        {"question": "q", "chosen": "good", "rejected": "bad"},
+    ],
+)  # fmt: skip
+def test_pairs_of_every_shape_give_the_chosen_answer(row):
+    format, made = converted(row)
+
+    assert format == "preference"
+    assert texts(made) == [("user", "q"), ("assistant", "good")]
+
+
+def test_the_input_of_an_alpaca_pair_is_part_of_the_question():
+    row = {"instruction": "q", "input": "x", "chosen": "good", "rejected": "bad"}
+
+    assert texts(converted(row)[1])[0] == ("user", "q\n\nx")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [USER, GOOD]},
+        {"conversations": [HUMAN, {"from": "gpt", "value": "good"}]},
+        {"prompt": "q", "completion": "good"},
+        {"prompt": [USER], "completion": [GOOD]},
+    ],
+)
+def test_judged_answers_give_the_good_ones(row):
+    name = "kto_tag" if "conversations" in row else "label"
+    format, made = converted(row | {name: True})
+    _, bad = converted(row | {name: False})
+
+    assert format == "judged" and texts(made) == [("user", "q"), ("assistant", "good")]
+    assert isinstance(bad, Problem) and bad.kind == "judged_bad"
+
+
+def test_a_label_of_words_is_no_verdict():
+    assert converted({"messages": [USER, GOOD], "label": "sports"})[0] == "messages"
+    assert converted({"text": "t", "label": True})[0] == "labelled"
+
+
+def test_a_verdict_that_is_neither_yes_nor_no_is_named():
+    mapping = recognise([Row(1, {"messages": [USER, GOOD], "label": True})]).mapping
+
+    made = converter(mapping)(Row(2, {"messages": [USER, GOOD], "label": "maybe"}))
+
+    assert made.text == '"label" is neither true nor false.'
+
+
+def test_judged_answers_are_refused_unless_the_good_ones_are_chosen(tmp_path, byte_backend):
+    path = tmp_path / "kto.jsonl"
+    rows = [{"messages": [USER, GOOD], "label": i % 3 > 0} for i in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    backend = byte_backend(["<e>"], eos="<e>")
+
+    with pytest.raises(
+        DataError, match=r"kto\.jsonl holds answers judged as good or bad.*judged=good"
+    ):
+        prepare(DataSource(path=str(path)), backend, context_length=99, seed=0)
+    source = DataSource(path=str(path), judged="good", validation_fraction=0)
+    made = prepare(source, backend, context_length=99, seed=0)
+
+    assert len(made.train) == 6 and made.report.problem_counts == {"judged_bad": 3}
+    assert "3 answers are judged as bad and are not used." in made.report.warnings
+
+
+def test_the_real_preference_files_are_recognised(real):
+    data = real / "data"
+    reports = {name: check_file(data / name) for name in
+               ("dpo_zh_demo.json", "v1_dpo_demo.jsonl", "kto_en_demo.json")}  # fmt: skip
+
+    assert [(r.format, r.rows.read, r.rows.kept) for r in reports.values()] == [
+        ("preference", 160, 160), ("preference", 10, 10), ("judged", 160, 86)
+    ]  # fmt: skip
+    assert any(
+        "160 rejected answers are not used" in w for w in reports["dpo_zh_demo.json"].warnings
+    )
+
+
+def test_the_real_tool_calls_in_parts_are_read_whole(real):
+    origin = from_files("reason", [real / "data" / "reason_tool_use_demo_50.jsonl"])
+    convert = converter(guess_origin(origin, DataSource()).mapping)
+    made = [convert(row) for row in origin.rows()]
+    answers = [m for row in made for m in row.messages if m["role"] == "assistant"]
+
+    # Counted in the file: 112 answers with a thought each, 59 texts, 68 calls; 2 rows name no tool.
+    assert len(made) == 50 and sum(bool(row.tools) for row in made) == 48
+    counts = Counter(key for m in answers for key in m if m[key])
+    assert counts["reasoning_content"] == len(answers) == 112 and counts["content"] == 59
+    assert sum(len(m.get("tool_calls", [])) for m in answers) == 68
+
+
+def test_the_real_file_of_images_says_what_it_cannot_train(real):
+    report = check_file(real / "data" / "mllm_demo.json")
+
+    assert not report.ok
+    assert 'comes with images (column "images"): only text is trained' in report.error.text
