@@ -155,7 +155,7 @@ def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
             waiting = _must_wait(home, store, found, source, data)
             if waiting:
                 return waiting
-        seen = lens(source)
+        seen = lens(source, home)
         shown = xray(
             data, seen.backend, context_length=seen.context_length,
             rows=None if row is None else [row], pick=pick, count=count, seed=seed, home=home,

@@ -121,7 +121,7 @@ def xray_rows(
     seed: Annotated[int, field("Seed of random rows.")] = 0,
 ) -> list[dict[str, Any]]:
     """Show rows as the trainer sees them: [[trained]], masked, and what is cut off."""
-    from studio.data.template.backend import backend_from_folder
+    from studio.data.tokenizer_files import backend_for
     from studio.data.xray import xray
     from studio.models.sources import facts
 
@@ -133,7 +133,7 @@ def xray_rows(
          "chat_template": chat_template}
     )  # fmt: skip
     shown = xray(
-        data, backend_from_folder(found.path), context_length=found.context_length,
+        data, backend_for(found.path, home), context_length=found.context_length,
         rows=list(row) or None, pick=pick, count=count, seed=seed, home=home,  # type: ignore[arg-type]
     )  # fmt: skip
     return [one.model_dump(mode="json") for one in shown]

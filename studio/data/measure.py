@@ -38,7 +38,7 @@ class Measured(Frozen):
 
 def is_measured(model: ModelSource, data: DataSource, home: Home) -> bool:
     """Return True if `measured` would answer from the cache."""
-    backend, context_length = lens(model)
+    backend, context_length = lens(model, home)
     return is_prepared(data, backend, context_length=context_length, home=home)
 
 
@@ -52,7 +52,7 @@ def measured(model: ModelSource, data: DataSource, home: Home) -> Measured:
     from studio.training.schedule import plan_run
 
     spec = RunSpec(model=model, data=data)
-    backend, context_length = lens(model)
+    backend, context_length = lens(model, home)
     made = prepare(data, backend, context_length=context_length, seed=spec.seed, home=home)
     if not isinstance(made.train, Examples) or not len(made.train):
         raise DataError(f"{data.path} leaves no row to train on.")

@@ -15,8 +15,9 @@ from typing import NamedTuple
 from studio.data.datasets import find, origin_of
 from studio.data.prepare import row_limit
 from studio.data.report import TokenReport
-from studio.data.template.backend import Backend, backend_from_folder
+from studio.data.template.backend import Backend
 from studio.data.template.template import choose
+from studio.data.tokenizer_files import backend_for
 from studio.data.tokens import Tokens, TokenWriter, tokenise
 from studio.errors import DataError
 from studio.home import Home
@@ -33,14 +34,14 @@ class Lens(NamedTuple):
     context_length: int
 
 
-def lens(model: ModelSource) -> Lens:
+def lens(model: ModelSource, home: Home | None) -> Lens:
     """Read a model's tokenizer and context from its files.
 
     Raises:
         ModelError: It cannot be used.
     """
     found = facts(model)
-    return Lens(backend_from_folder(found.path), found.context_length)
+    return Lens(backend_for(found.path, home), found.context_length)
 
 
 def first_report(spec: RunSpec, home: Home | None) -> TokenReport | None:
@@ -77,7 +78,7 @@ def _state(file: Path) -> tuple[int, ...]:
 def _first_rows(
     model: ModelSource, data: DataSource, home: Home | None, _state: tuple[tuple[int, ...], ...]
 ) -> tuple[Tokens, TokenReport]:
-    origin, (backend, context_length) = find(data, home), lens(model)
+    origin, (backend, context_length) = find(data, home), lens(model, home)
     template, limit = choose(backend, data.chat_template), row_limit(data, context_length)
     some = list(islice(origin.rows(), FEW_ROWS))
     first = dataclasses.replace(origin, rows=lambda: iter(some))

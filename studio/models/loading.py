@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.errors import ModelError, WeightsTooLarge
@@ -83,9 +84,17 @@ def load_tokenizer(source: ModelSource, known: ModelFacts | None = None) -> PreT
     Raises:
         ModelError: It is missing or cannot be read.
     """
+    return tokenizer_at((known or facts(source)).path)
+
+
+def tokenizer_at(path: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer in a folder.
+
+    Raises:
+        ModelError: It is missing or cannot be read.
+    """
     from transformers import AutoTokenizer
 
-    path = (known or facts(source)).path
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:

@@ -215,11 +215,11 @@ def row_lengths(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the tokens and the trained tokens of every training row, in order."""
     from studio.data.prepare import prepare
-    from studio.data.template.backend import backend_from_folder
+    from studio.data.tokenizer_files import backend_for
     from studio.data.tokens import Examples
 
     made = prepare(
-        spec.data, backend_from_folder(known.path), seed=spec.seed, home=home,
+        spec.data, backend_for(known.path, home), seed=spec.seed, home=home,
         context_length=max(1, known.context_length - spec.method.num_tokens_before),
     )  # fmt: skip
     assert isinstance(made.train, Examples)
