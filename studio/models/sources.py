@@ -28,6 +28,7 @@ from studio.spec import ModelSource
 from studio.starter import MODEL as STARTER
 from studio.starter import MODEL_DIR
 
+MAX_FACTOR = 1024  # of YaRN; no model is extended further
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
     "sentencepiece.bpe.model",
@@ -108,8 +109,7 @@ def facts(source: ModelSource) -> ModelFacts:
         parameters=sum(tensor.numel for tensor in tensors),
         hidden_size=_number(text, "hidden_size", "n_embd", "d_model"),
         num_layers=_number(text, "num_hidden_layers", "n_layer", "num_layers"),
-        context_length=_number(text, "max_position_embeddings", "n_positions", "n_ctx",
-                               "max_seq_len", default=2048),
+        context_length=_context_length(text),
         vocab_size=_number(text, "vocab_size"),
         has_chat_template=_has_chat_template(path),
         size_bytes=sum(header.size_bytes for header in headers),
@@ -261,6 +261,22 @@ def _number(config: dict[str, Any], *names: str, default: int = 0) -> int:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return default
+
+
+def _context_length(text: dict[str, Any]) -> int:
+    """Return the longest context in tokens, extended by YaRN if the configuration asks for it.
+
+    Source: YaRN, arXiv 2309.00071; the context becomes `factor` times the original one.
+    """
+    length = _number(text, "max_position_embeddings", "n_positions", "n_ctx", "max_seq_len",
+                     default=2048)  # fmt: skip
+    rope = text.get("rope_scaling") or text.get("rope_parameters")
+    if not isinstance(rope, dict) or "yarn" not in (rope.get("rope_type"), rope.get("type")):
+        return length
+    original, factor = _number(rope, "original_max_position_embeddings"), rope.get("factor")
+    if not isinstance(factor, int | float) or not 1 <= factor <= MAX_FACTOR:
+        return length
+    return max(length, int((original or length) * factor))
 
 
 def _has_chat_template(path: Path) -> bool:

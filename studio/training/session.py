@@ -173,9 +173,11 @@ class Session:
             found = gather_object([(not bad, what, rows)])
             _, what, rows = min(found)  # a rank with a bad loss knows the rows
         rate = self.plan.lr(self.progress.step)
+        first = "float16 overflows above 65,504: set model.dtype to bfloat16 or float32, or lower "
+        advice = first if self.loaded.dtype == torch.float16 else "Lower "
         return Diverged(
             f"The {what} at step {self.progress.step + 1}, in row{'s' if len(rows) > 1 else ''} "
-            f"{', '.join(map(str, sorted(rows)[:16]))} of {self.spec.data.path}. Lower "
+            f"{', '.join(map(str, sorted(rows)[:16]))} of {self.spec.data.path}. {advice}"
             f"train.learning_rate (it was {rate:.2g}) or check these rows; the last checkpoint "
             "is intact."
         )

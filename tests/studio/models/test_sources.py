@@ -150,3 +150,25 @@ def test_real_models_are_read(real):
     # 512x64 embeddings + 5 layers of (2*64*64 + 2*64*32 + 3*64*172 + 2*64) + the last norm
     assert llama.parameters == 512 * 64 + 5 * (2 * 4096 + 2 * 2048 + 3 * 11008 + 128) + 64
     assert resolve(ModelSource(path=str(real / "models" / "tarot-gpt2"))) == gpt2.path
+
+
+@pytest.mark.parametrize(
+    ("config", "length"),
+    [
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0,
+                           "original_max_position_embeddings": 16}}, 64),
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, 64),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2}}, 32),
+        ({"rope_scaling": {"type": "yarn", "factor": 40,
+                           "original_max_position_embeddings": 16},
+          "max_position_embeddings": 640}, 640),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 16),
+        ({"rope_scaling": {"type": "yarn", "factor": "a lot"}}, 16),
+    ],
+)  # fmt: skip
+def test_yarn_in_the_configuration_extends_the_context_as_model_cards_write(
+    tmp_path, config, length
+):
+    assert (
+        facts(ModelSource(path=str(make_model(tmp_path / "m", **config)))).context_length == length
+    )
