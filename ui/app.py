@@ -15,6 +15,7 @@ from typing import Any
 
 from studio.errors import ServeError, StudioError
 from studio.home import Home
+from ui.below import Below, checked_root
 from ui.frame import FAVICON, Frame
 from ui.guard import (
     LOOPBACK,
@@ -40,8 +41,13 @@ LARGER = {"/gradio_api/upload": MAX_UPLOAD_BYTES, "/api/data/upload": 64 * 1024*
 
 
 def build_app(
-    home: Home, *, hosts: Iterable[str] = LOOPBACK, token: str = "", port: int = 0
-) -> Guard:
+    home: Home,
+    *,
+    hosts: Iterable[str] = LOOPBACK,
+    token: str = "",
+    port: int = 0,
+    root: str = "",
+) -> Guard | Below:
     """Return the whole ASGI application for one home folder.
 
     Args:
@@ -49,6 +55,7 @@ def build_app(
         hosts: The `Host` names that are ours.
         token: What everybody must know; empty asks for nothing.
         port: Where it listens, so that two studios have two cookies.
+        root: The path below which a reverse proxy serves it.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(home.state / "uploads")
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -98,12 +105,13 @@ def build_app(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so
-        _mount(app, _pages(home, store))
-    inner: App = Bounded(Frame(app), larger=LARGER)
-    return Guard(Door(inner, token=token, port=port) if token else inner, hosts=hosts)
+        _mount(app, _pages(home, store), root)
+    inner: App = Bounded(Frame(app, root), larger=LARGER)
+    guarded = Guard(Door(inner, token=token, port=port) if token else inner, hosts=hosts)
+    return Below(guarded, root) if root else guarded
 
 
-def _mount(app: Any, pages: Any) -> None:
+def _mount(app: Any, pages: Any, root: str) -> None:
     import gradio as gr
 
     from ui.theme import gradio_theme
@@ -115,6 +123,7 @@ def _mount(app: Any, pages: Any) -> None:
         pages,
         path="",
         server_name="127.0.0.1",
+        root_path=root or None,
         theme=gradio_theme(),
         footer_links=[],
         run_history=False,
@@ -181,6 +190,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 7860,
     allowed: list[str] | None = None,
+    root_path: str = "",
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the pages until interrupted; `port` 0 takes any free one.
@@ -190,11 +200,13 @@ def serve(
         host: Where to listen; anything but a loopback address asks for the home's token.
         port: Where to listen.
         allowed: Further names under which it may be reached.
+        root_path: The path below which a reverse proxy serves it, such as `/studio`.
         on_ready: Called once with the page's address when it answers.
 
     Raises:
         ServeError: The address is not this machine's own, or the port is taken.
     """
+    root = checked_root(root_path)
     listener = _listen(host, port)
     import uvicorn
 
@@ -207,7 +219,8 @@ def serve(
         token = token_of(home)
         print(warning(host), file=sys.stderr, flush=True)
     threading.Thread(target=_wake_queue, args=(home, address), daemon=True).start()
-    app = build_app(home, hosts=own_names(host, allowed or []), token=token, port=port)
+    names = own_names(host, allowed or [])
+    app = build_app(home, hosts=names, token=token, port=port, root=root)
     entrance = f"{address}/?token={token}" if token else address
     config = uvicorn.Config(
         _announced(app, on_ready, entrance),

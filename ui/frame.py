@@ -65,8 +65,8 @@ HEAD = (
 class Frame:
     """Edit HTML documents on their way out; everything else passes untouched."""
 
-    def __init__(self, app: App) -> None:
-        self.app = app
+    def __init__(self, app: App, root: str = "") -> None:
+        self.app, self.root = app, root
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Hold an HTML response back until it is whole, then send the framed one."""
@@ -100,7 +100,7 @@ class Frame:
 
     async def _finish(self, send: Send, start: Message, body: bytes, path: str) -> None:
         if body:
-            body = document(body.decode("utf-8"), path).encode()
+            body = document(body.decode("utf-8"), path, self.root).encode()
         headers = [h for h in start["headers"] if h[0] not in (b"content-length", b"cache-control")]
         headers += [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
         await send({**start, "headers": headers})
@@ -112,8 +112,14 @@ def _navigates(scope: Scope) -> bool:
     return (b"sec-fetch-dest", b"document") in scope["headers"]
 
 
-def document(html: str, path: str) -> str:
-    """Return the document with our head and bar in it, and without gradio's social cards."""
+def document(html: str, path: str, root: str = "") -> str:
+    """Return the document with our head and bar in it, and without gradio's social cards.
+
+    Args:
+        html: The document.
+        path: Its address, without `root`.
+        root: The path below which a reverse proxy serves it.
+    """
     html = re.sub(r'\s*<meta\s+(?:property="og:|name="twitter:)[^>]*>', "", html)
     html = re.sub(r'\s*<link rel="manifest"[^>]*>', "", html)
     html = html.replace('control_page_title="true"', 'control_page_title="false"', 1)
@@ -121,8 +127,13 @@ def document(html: str, path: str) -> str:
     head = f"<title>{f'{page.title} · ' if page else ''}Adapter Studio</title>{HEAD}"
     if page:
         head += f'<link rel="modulepreload" href="/studio/{page.name}/{page.name}.js">'
+    top = bar(path)
+    if root:
+        head, top = (re.sub(r'((?:href|src)=")/', rf"\1{root}/", ours) for ours in (head, top))
+        html = html.replace("<html", f'<html data-root="{root}"', 1)
+        html = html.replace('href="/"', f'href="{root}/"')
     html = html.replace("<head>", f"<head>{head}", 1)
-    return re.sub(r"(<body[^>]*>)", lambda match: match[1] + bar(path), html, count=1)
+    return re.sub(r"(<body[^>]*>)", lambda match: match[1] + top, html, count=1)
 
 
 def bar(path: str) -> str:

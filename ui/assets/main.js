@@ -1,7 +1,7 @@
 // Entry point of every page: the theme switch, the queue indicator in the header, and the module of
 // the page in the address. It registers the element that gradio puts into the document.
 
-import { dots, h, text } from './core/dom.js';
+import { ROOT, dots, h, text } from './core/dom.js';
 import { isLive, subscribe } from './core/live.js';
 
 document.addEventListener('click', (event) => {
@@ -35,5 +35,5 @@ function queueIndicator(node) {
 const indicator = document.querySelector('.s-pulse');
 if (indicator) queueIndicator(indicator);
 
-const page = location.pathname.split('/').filter(Boolean)[0] ?? 'train';
+const page = location.pathname.slice(ROOT.length).split('/').filter(Boolean)[0] ?? 'train';
 if (document.querySelector(`link[rel=modulepreload][href$="/${page}/${page}.js"]`)) import(`./${page}/${page}.js`);

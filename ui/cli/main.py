@@ -79,6 +79,10 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="A further name of this machine; may be repeated."),
     ] = None,
+    root_path: Annotated[
+        str,
+        typer.Option(metavar="PATH", help="Path below which a reverse proxy serves the page."),
+    ] = "",
     home: HomeOption = None,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Print the address only.")
@@ -98,7 +102,9 @@ def serve(
 
             webbrowser.open(address)
 
-    serve_page(opened, host=host, port=port, allowed=allow_host, on_ready=ready)
+    serve_page(
+        opened, host=host, port=port, allowed=allow_host, root_path=root_path, on_ready=ready
+    )
 
 
 @app.command()

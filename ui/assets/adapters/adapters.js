@@ -2,7 +2,7 @@
 // address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
 // are shown here and on the Runs page.
 
-import { actOn, ago, badge, button, bytes, changed, dots, h, keyed, matcher, number, query, remember,
+import { actOn, ago, badge, button, bytes, changed, dots, go, h, keyed, matcher, number, query, remember,
   send, short, sureButton, text, toast } from '../core/dom.js';
 import { list } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
@@ -44,7 +44,7 @@ export class Adapters extends HTMLElement {
     this.merge = button('Merge …', () => askMerge(this, this.selection()));
     this.mix = button('Mix …', () => askMix(this, this.selection()));
     this.give = button('Export …', () => askExport(this, this.selection()));
-    this.together = button('Compare', () => { location.href = compareAdapters(this.selection()); });
+    this.together = button('Compare', () => { go(compareAdapters(this.selection())); });
     this.count = h('span', { class: 's-quiet' });
     this.notice = h('p', { class: 's-notice', role: 'status', hidden: true });
     this.jobs = h('ol', { class: 's-activity', 'aria-label': 'Jobs', 'data-testid': 'activity' });

@@ -1,7 +1,7 @@
 // The bake-off: the same data, budget and seed over several methods, queued as siblings, and the table
 // of their results. Started from Train (with its form) or from Adapters.
 
-import { api, button, bytes, compact, h, number, quiet, remember, table, toast } from '../core/dom.js';
+import { api, button, bytes, compact, go, h, number, quiet, remember, table, toast } from '../core/dom.js';
 import { ask } from '../core/form.js';
 import { isLive } from '../core/live.js';
 
@@ -31,7 +31,7 @@ export async function askBakeoff({ methods, models, assignments = null }) {
     if (!chosen.length) throw new Error('Choose at least one method.');
     const done = await api('/api/bakeoffs', { name, methods: chosen, prompts: prompts.split('\n'),
       assignments: assignments ?? [`model.path=${model}`, `data.path=${data}`, `train.max_steps=${steps}`] });
-    location.href = `/adapters?bakeoff=${encodeURIComponent(done.name)}`;
+    go(`/adapters?bakeoff=${encodeURIComponent(done.name)}`);
   }, { nodes: { methods: ticks } });
 }
 

@@ -1,7 +1,7 @@
 // One conversation over several lanes: its turns, the requests that answer them, and saving. It calls
 // the server's routes and does not touch the document.
 
-import { api, send, toast } from '../core/dom.js';
+import { api, at, send, toast } from '../core/dom.js';
 import { writeLane } from '../core/lanes.js';
 
 const ALTERNATIVES = 4;
@@ -90,7 +90,7 @@ export class Conversation {
   }
 
   async stream(request, turn, lanes) {
-    const response = await fetch('/api/chat/generate', { method: 'POST',
+    const response = await fetch(at('/api/chat/generate'), { method: 'POST',
       headers: { 'content-type': 'application/json' }, body: JSON.stringify(request) });
     if (!response.ok) {
       const answer = await response.json().catch(() => ({}));
@@ -152,7 +152,7 @@ export class Conversation {
     const body = (answers) => JSON.stringify({ conversation: this.id, number: this.unsaved,
       prompt: turn.prompt, answers, last: this.unsaved === this.turns.length - 1 });
     const whole = body(turn.answers);
-    fetch('/api/chat/turns', { method: 'POST', keepalive: true,
+    fetch(at('/api/chat/turns'), { method: 'POST', keepalive: true,
       headers: { 'content-type': 'application/json' }, body: new Blob([whole]).size < KEEPALIVE_BYTES
         ? whole : body(turn.answers.map((answer) => ({ ...answer, tokens: undefined }))) });
   }

@@ -1,6 +1,15 @@
 // Elements without innerHTML, keyed lists, numbers with units, JSON requests, toasts. Text written by
 // a user or a model reaches the document only as text nodes.
 
+/** Path of the studio below a reverse proxy; empty without one. */
+export const ROOT = document.documentElement.dataset.root ?? '';
+
+/** The address of a path of the studio. */
+export const at = (path) => (path.startsWith('/') ? ROOT + path : path);
+
+/** Open a page of the studio. */
+export const go = (path) => { location.href = at(path); };
+
 export function h(tag, props = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
@@ -9,7 +18,7 @@ export function h(tag, props = {}, ...children) {
     else if (name === 'class') node.className = value;
     else if (name === 'style') node.style.cssText = value;
     else if (name in node && typeof value !== 'string') node[name] = value;
-    else node.setAttribute(name, value === true ? '' : value);
+    else node.setAttribute(name, value === true ? '' : name === 'href' ? at(value) : value);
   }
   node.append(...children.flat(Infinity).filter((c) => c !== null && c !== undefined && c !== false));
   return node;
@@ -112,7 +121,7 @@ export async function api(path, body) {
   const options = body === undefined ? { cache: 'no-store' } : {
     method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body),
   };
-  const response = await fetch(path, options);
+  const response = await fetch(at(path), options);
   if (response.status === 204) return null;
   const answer = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(answer.error?.text || `The server answered ${response.status}.`);

@@ -1,6 +1,6 @@
 // Lanes of Compare as text (MODEL~NAME:WEIGHT+NAME:WEIGHT), links to them, and checkpoints as lanes.
 
-import { count, h, send, short, sureButton, toast } from './dom.js';
+import { count, go, h, send, short, sureButton, toast } from './dom.js';
 
 export const LETTERS = 'ABCDEF';
 
@@ -73,7 +73,7 @@ export async function openCheckpoint(job, step) {
   }
   const near = steps.reduce((a, b) => (Math.abs(b - step) < Math.abs(a - step) ? b : a));
   toast(`Opening ${job.name} at step ${count(near)} …`);
-  location.href = compareLink(lane(job.model), lane(job.model, `${job.id}@${near}`));
+  go(compareLink(lane(job.model), lane(job.model, `${job.id}@${near}`)));
 }
 
 export const checkpointActions = (model, name) => h('span', { class: 's-actions' },

@@ -1,7 +1,7 @@
 // One polling loop per tab feeds charts, tables and logs. It sends a cursor and receives only what is
 // new (204 when nothing is), pauses while the tab is hidden and backs off while the server is down.
 
-import { api, bar, count, duration, fill, h, number, text } from './dom.js';
+import { api, bar, count, duration, fill, go, h, number, text } from './dom.js';
 
 const LIVE = new Set(['queued', 'starting', 'running', 'stopping']);
 const FAST = 700, SLOW = 2500, HIDDEN = 5000, MOST_POINTS = 4000;
@@ -209,5 +209,5 @@ function notify(before, job) {
     body: job.error?.text ?? (job.last_loss == null ? '' : `loss ${job.last_loss.toPrecision(4)}`),
     tag: `studio-${job.id}-${job.attempt}-${job.state}`,
   });
-  shown.onclick = () => { window.focus(); location.href = `/runs?run=${job.id}`; };
+  shown.onclick = () => { window.focus(); go(`/runs?run=${job.id}`); };
 }

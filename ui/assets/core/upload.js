@@ -1,13 +1,13 @@
 // Uploads: send a data file with progress; the Train page's upload button.
 
-import { bytes, h, text, typeInto } from './dom.js';
+import { at, bytes, h, text, typeInto } from './dom.js';
 
 /** Send a file and return its path in the home.
  *  `keep` stores it to train on; `onProgress` is called with words and a share from 0 to 1. */
 export function sendFile(file, { keep = false, onProgress }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest(); // fetch does not report how much is sent
-    request.open('POST', `/api/data/upload?keep=${keep}&name=${encodeURIComponent(file.name.slice(-120))}`);
+    request.open('POST', at(`/api/data/upload?keep=${keep}&name=${encodeURIComponent(file.name.slice(-120))}`));
     request.upload.onprogress = (event) => onProgress(
       `Uploading ${file.name}: ${bytes(event.loaded)} of ${bytes(file.size)}`,
       event.loaded / Math.max(1, file.size));

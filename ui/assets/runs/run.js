@@ -1,6 +1,6 @@
 // One run: progress, figures, actions, and tabs with what it wrote.
 
-import { actOn, ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, h,
+import { actOn, ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, go, h,
   menu, number, quiet, say, send, short, sureButton, tabs, text } from '../core/dom.js';
 import { compareAddress, COMPARED } from '../core/lanes.js';
 import { isLive, JobProgress, poke, stateName } from '../core/live.js';
@@ -183,7 +183,7 @@ export class Detail {
 
   async duplicate() {
     const answer = await api(`/api/live?detail=${this.job.id}&view=config`);
-    location.href = '/?' + (answer?.detail?.content?.query ?? '');
+    go('/?' + (answer?.detail?.content?.query ?? ''));
   }
 
   fill(detail) {

@@ -1,7 +1,7 @@
 // Train: the memory and time estimate of the form, measuring it with two real steps, fitting it to the
 // device, and presets. The form announces its assignments in the event "studio-form".
 
-import { api, button, bytes, count, duration, h, number, query, quiet, send, sureButton } from '../core/dom.js';
+import { api, button, bytes, count, duration, go, h, number, query, quiet, send, sureButton } from '../core/dom.js';
 
 const HUES = { runtime: 9, weights: 0, adapter: 1, gradients: 6, optimizer: 7, activations: 2, logits: 5,
   workspace: 4 };
@@ -76,7 +76,7 @@ export class Preflight extends HTMLElement {
 
   async fit() {
     const found = await send('/api/fit', { set: form.set });
-    if (found) location.href = `/?${found.query}`;
+    if (found) go(`/?${found.query}`);
   }
 }
 
@@ -101,7 +101,7 @@ export class Presets extends HTMLElement {
 
   async apply(name) {
     const found = await send('/api/presets/apply', { set: form.set, name });
-    if (found) location.href = `/?${found.query}`;
+    if (found) go(`/?${found.query}`);
   }
 
   async change(action, name) {
