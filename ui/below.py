@@ -16,7 +16,7 @@ def checked_root(path: str) -> str:
     """Return the path without a slash at its end; "" for none.
 
     Raises:
-        ServeError: It is no path.
+        ServeError: The path is invalid.
     """
     path = path.rstrip("/")
     if path and not _PATH.fullmatch(path):

@@ -25,14 +25,14 @@ _NAMED = re.compile(rf"(?<![A-Za-z])({'|'.join(_WORDS)})(?![A-Za-z])", re.I)
 _SHARD = re.compile(r"^(.+?)-\d{5}-of-\d{5}(?:-[0-9a-f]+)?\.")
 
 
-class Chosen(NamedTuple):
+class SplitFiles(NamedTuple):
     """The files of one split, and what is said about the others."""
 
     files: list[Path]
     notes: tuple[str, ...] = ()
 
 
-def choose_split(root: Path, files: list[Path], *, subset: str, split: str) -> Chosen:
+def choose_split(root: Path, files: list[Path], *, subset: str, split: str) -> SplitFiles:
     """Return the files of one split of a folder; all of them if nothing there names a split.
 
     Args:
@@ -46,7 +46,7 @@ def choose_split(root: Path, files: list[Path], *, subset: str, split: str) -> C
     """
     named = _saved(root, files) or _card(root, files, subset) or _by_names(root, files)
     if not named and split == TRAIN:
-        return Chosen(files)
+        return SplitFiles(files)
     if split not in named:
         known = f"its splits are {', '.join(named)}" if named else "no file there names a split"
         raise DataError(
@@ -63,7 +63,7 @@ def choose_split(root: Path, files: list[Path], *, subset: str, split: str) -> C
     read = {file for group in named.values() for file in group}
     if rest := [file for file in files if file not in read]:
         notes.append(f"{_count(rest)} of the folder belong to no split and are not read.")
-    return Chosen(named[split], tuple(notes))
+    return SplitFiles(named[split], tuple(notes))
 
 
 def _count(files: list[Path]) -> str:
@@ -175,7 +175,7 @@ def _matcher(base: Path, patterns: list[str]) -> Callable[[Path], bool]:
 
 
 def _by_names(root: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """Return the splits that names of files or folders tell; none if no name tells one.
+    """Return the splits named by files or folders; empty if no name has one.
 
     Files without a split in their name are rows for training if no file is named so.
     """

@@ -32,7 +32,7 @@ from studio.errors import DataError
 class FileFormat(NamedTuple):
     """A data file format; `magic` marks a binary one, `plain` one long text cut into lines.
 
-    `notes` tells what a user should know about how a file's columns are read.
+    `notes` yields what a user should know about how a file's columns are read.
     """
 
     read: Callable[[Opened], Iterator[Row | Problem]]

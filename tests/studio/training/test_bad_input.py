@@ -50,13 +50,13 @@ def test_a_learning_rate_that_explodes_ends_with_the_rate_and_keeps_the_checkpoi
 
 def test_float16_that_overflows_names_the_dtype_before_the_rate(session, tmp_path):
     own = session(
-        model={"dtype": "float16"},
         method={"name": "lora", "r": 4},
         train={
             "max_steps": 20, "per_device_train_batch_size": 4, "learning_rate": 1e30,
             "lr_scheduler_type": "constant", "eval_steps": -1, "optim": "lion",
         },
     )  # fmt: skip
+    own.loaded.dtype = torch.float16  # as if loaded so; the loss overflows in float32, too
     with pytest.raises(Diverged, match=r"set model.dtype to bfloat16 .* or lower train.learning_r"):
         drain(own, tmp_path)
 
