@@ -8,8 +8,8 @@ for, and the nearest known key.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -50,6 +50,9 @@ def knob(
     metavar: str = "",
     inner: Sequence[str] = ("path",),
     of: str = "",
+    labels: Mapping[str, str] | None = None,
+    lines: int = 0,
+    when: Mapping[str, Sequence[str]] | None = None,
     **bounds: Any,
 ) -> Any:
     """Declare a field with everything that the form and the docs show.
@@ -67,11 +70,15 @@ def knob(
         metavar: Placeholder of the value in `--help`.
         inner: Fields of a nested record that are asked for; the first goes by this field's name.
         of: What the text names (`adapter`, `model`, `dataset`, `job`), for pickers.
+        labels: Words for the choices of a dialog, which offers no others.
+        lines: Height of the text area in a dialog; a list then has one item per line.
+        when: Values of other fields for which a dialog shows this one.
         bounds: `ge`, `gt`, `le`, `lt`, `max_length` as in pydantic.
     """
     extra: dict[str, Any] = {
         "unit": unit, "advanced": advanced, "step": step, "several": several, "flag": flag,
         "positional": positional, "metavar": metavar, "inner": tuple(inner), "of": of,
+        "labels": dict(labels or {}), "lines": lines, "when": dict(when or {}),
     }  # fmt: skip
     if isinstance(default, list | dict):
         return Field(
@@ -109,6 +116,9 @@ class Parameter:
     positional: bool = False
     metavar: str = ""
     of: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    lines: int = 0
+    when: dict[str, Any] = field(default_factory=dict)
 
 
 def parameters(record: type[BaseModel], prefix: str = "") -> list[Parameter]:
@@ -165,6 +175,9 @@ def parameter(path: str, info: FieldInfo) -> Parameter:
         positional=bool(extra.get("positional")),
         metavar=str(extra.get("metavar") or ""),
         of=str(extra.get("of") or ""),
+        labels=extra.get("labels") or {},
+        lines=extra.get("lines") or 0,
+        when=extra.get("when") or {},
     )
 
 

@@ -35,6 +35,11 @@ class Served:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read() or "null")
 
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return the jobs as pages list them, newest first."""
+        found: list[dict[str, Any]] = self.json("/api/live")["jobs"]["items"]
+        return found
+
 
 @contextlib.contextmanager
 def served(home: Path, *words: str, **variables: str) -> Iterator[Served]:

@@ -1,4 +1,4 @@
-"""The web process: our routes, gradio's pages behind them, one guard in front of everything.
+"""The web process: our routes, gradio's pages behind them, the checks of `ui/security.py` in front.
 
 It never trains, loads or generates: pages write to the queue and read from it, the chat host
 answers. So it imports no torch, and it can end at any moment without losing anything.
@@ -17,16 +17,16 @@ from studio.errors import ServeError, StudioError
 from studio.home import Home
 from ui.below import Below, checked_root
 from ui.frame import FAVICON, Frame
-from ui.guard import (
+from ui.security import (
     LOOPBACK,
     App,
-    Bounded,
-    Door,
-    Guard,
     Message,
+    OriginCheck,
     Receive,
     Scope,
     Send,
+    SizeLimit,
+    TokenCheck,
     is_local,
     own_names,
     shown_host,
@@ -47,7 +47,7 @@ def build_app(
     token: str = "",
     port: int = 0,
     root: str = "",
-) -> Guard | Below:
+) -> OriginCheck | Below:
     """Return the whole ASGI application for one home folder.
 
     Args:
@@ -68,31 +68,23 @@ def build_app(
 
     from jobs.store import JobStore
     from ui.actions import action_routes
-    from ui.adapters import adapter_routes, contest_routes
-    from ui.conversations import conversation_routes
+    from ui.adapters import adapter_routes
+    from ui.compare import compare_routes
     from ui.datasets import data_routes
-    from ui.judging import judging_routes
     from ui.live import routes
-    from ui.machine import machine_routes
     from ui.preflight import preflight_routes
-    from ui.talk import chat_routes
-    from ui.targets import target_routes
+    from ui.system import system_routes
 
     store = JobStore(home)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Adapter Studio")
     app.add_exception_handler(StudioError, sentence_of)
     app.add_exception_handler(RequestValidationError, _wrong_request)
-    app.include_router(action_routes(home, store))
-    app.include_router(routes(home, store))
-    app.include_router(chat_routes(home, store))
-    app.include_router(conversation_routes(store))
-    app.include_router(judging_routes(store))
-    app.include_router(machine_routes(home, store))
-    app.include_router(preflight_routes(home, store))
-    app.include_router(data_routes(home, store))
-    app.include_router(adapter_routes(home, store))
-    app.include_router(contest_routes(home, store))
-    app.include_router(target_routes())
+    for router in (
+        action_routes(home, store), routes(home, store), compare_routes(home, store),
+        system_routes(home, store), preflight_routes(home), data_routes(home, store),
+        adapter_routes(home, store),
+    ):  # fmt: skip
+        app.include_router(router)
     app.mount("/studio", _assets(StaticFiles))
 
     @app.get("/train", include_in_schema=False)
@@ -106,8 +98,8 @@ def build_app(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so
         _mount(app, _pages(home, store), root)
-    inner: App = Bounded(Frame(app, root), larger=LARGER)
-    guarded = Guard(Door(inner, token=token, port=port) if token else inner, hosts=hosts)
+    inner: App = SizeLimit(Frame(app, root), larger=LARGER)
+    guarded = OriginCheck(TokenCheck(inner, token=token, port=port) if token else inner, hosts=hosts)
     return Below(guarded, root) if root else guarded
 
 

@@ -7,7 +7,7 @@ carries it as `data-root`, from which scripts make their addresses (`assets/core
 import re
 
 from studio.errors import ServeError
-from ui.guard import App, Message, Receive, Scope, Send
+from ui.security import App, Message, Receive, Scope, Send
 
 _PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 

@@ -1,8 +1,7 @@
-"""The Data page's JSON routes: look at a file, import it, page through it, X-ray it, change it.
+"""The Data page's JSON routes: preview a source, page through a dataset, X-ray and download it.
 
-What takes minutes (import, a step, tokenising much) is left in the queue as a job; what a route
-answers itself reads the first rows, one page, or tokens that are cached. No table is ever read
-whole. It knows the data room and the queue, never torch.
+Imports, steps and deletion are actions. A route reads the first rows, one page, or cached tokens;
+tokenising much text is left to a job. No table is ever read whole, and torch is not imported.
 """
 
 import json
@@ -13,12 +12,13 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from jobs.actions.registry import ask, submit
+from jobs.actions.registry import submit
 from jobs.store import JobStore
 from studio import starter
 from studio.data import measure, preview, requests, snapshots
-from studio.data.curate import lineage, overlap, rows_as
-from studio.data.mapping import PARTS
+from studio.data.curate import lineage, rows_as
+from studio.data.datasets import origin_of
+from studio.data.mapping import PARTS, Mapping
 from studio.data.records import Document, Problem, Row
 from studio.data.rows import converter
 from studio.data.snapshots import Meta, Snapshot
@@ -27,36 +27,20 @@ from studio.data.xray import Pick, xray
 from studio.errors import DataError
 from studio.fields import validated
 from studio.home import Home
-from studio.request import Request as StudioRequest
 from studio.spec import DataSource, ModelSource
-from ui import looking, sources
-from ui.looking import Looked
+from ui import sources
 from ui.uploads import receive
 
 AT_ONCE_BYTES = 16 * 1024**2  # more text than this is tokenised by a job
 Name = Annotated[str, Query(max_length=120)]
 
 
-class Wanted(BaseModel):
-    """An import."""
+class SourcePreview(BaseModel):
+    """A source to preview; a mapping or a format when the user chose one."""
 
     path: str
-    subset: str = ""
-    split: str = "train"
-    name: str = ""
+    format: str = ""
     mapping: dict[str, Any] | None = None
-    uploaded: bool = False
-
-
-class Change(BaseModel):
-    """A step to apply."""
-
-    step: dict[str, Any]
-    name: str = ""
-
-
-class Nothing(BaseModel):
-    """An action's empty body: it must be JSON, which a foreign page cannot send unasked."""
 
 
 def data_routes(home: Home, store: JobStore) -> APIRouter:
@@ -77,21 +61,8 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
         return {"path": await receive(store, request.stream(), name, keep=keep)}
 
     @router.post("/look")
-    def look(wanted: Looked) -> dict[str, Any]:
-        return looking.look(home, wanted)
-
-    @router.post("/import")
-    def import_(wanted: Wanted) -> dict[str, Any]:
-        values = wanted.model_dump()
-        source = values.pop("path")
-        asked = ask(home, "data.import", {"source": source, **values}, store=store)
-        return {"job": asked.jobs[0].id, "name": asked.jobs[0].name}
-
-    @router.get("/outcome/{job_id}")
-    def outcome(job_id: int) -> dict[str, Any]:
-        job = store.get(job_id)
-        found = {key: job.result.get(key) for key in ("dataset", "already", "rows")}
-        return {"state": job.state, "error": job.error_text, **found}
+    def look(wanted: SourcePreview) -> dict[str, Any]:
+        return preview_source(home, wanted)
 
     @router.get("/{name}")
     def one(name: str) -> dict[str, Any]:
@@ -110,17 +81,6 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
         }  # fmt: skip
 
     _reading(router, home, store)
-
-    @router.post("/{name}/steps")
-    def change(name: str, wanted: Change) -> dict[str, Any]:
-        data = DataSource(path=name)
-        request = requests.CurateRequest(data=data, step=wanted.step, dataset=wanted.name)
-        return _queued(store, request)
-
-    @router.post("/{name}/delete")
-    def delete(name: str, _: Nothing) -> dict[str, str]:
-        snapshots.delete_snapshot(home, name)
-        return {"deleted": name}
 
     return router
 
@@ -162,15 +122,6 @@ def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
         )  # fmt: skip
         return {"rows": [one.model_dump(mode="json") for one in shown]}
 
-    @router.get("/{name}/overlap")
-    def shared(name: str, other: Name) -> dict[str, Any]:
-        both = [snapshots.open_snapshot(home, one) for one in (name, other)]
-        if sum(one.meta.findings.characters for one in both) > 4 * AT_ONCE_BYTES:
-            raise DataError(
-                f"That is much text: ask in a terminal, studio data overlap {name} {other}"
-            )
-        return {"rows": overlap(home, name, other)}
-
     @router.get("/{name}/problems.jsonl")
     def problems(name: str) -> StreamingResponse:
         found = snapshots.open_snapshot(home, name)
@@ -187,6 +138,42 @@ def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
         return _download(rows_as(found, format, part=part), f"{name}{suffix}.{format}")
 
 
+def preview_source(home: Home, wanted: SourcePreview) -> dict[str, Any]:
+    """Return columns, a mapping with its reason, and the first rows rendered with it.
+
+    Raises:
+        DataError: Nothing of it can be read.
+    """
+    path = wanted.path.strip()
+    if origin_of(path, home).kind == "hub":
+        return {"hub": True}
+    columns = preview.columns(path, home)
+    corrected = validated(Mapping, wanted.mapping) if wanted.mapping is not None else None
+    problem, sure = "", True
+    try:
+        if corrected is not None:
+            mapping, reason = corrected.checked(), "by hand"
+        else:
+            mapping, reason, sure = preview.guess(path, home, format=wanted.format or "auto")
+        rows = preview.preview(path, mapping, count=5, home=home)
+    except DataError as error:
+        if not columns:
+            raise
+        # The user can still say what the columns are, looking at the rows as they stand.
+        mapping = corrected or preview.blank(wanted.format)
+        problem, reason, sure = error.text, "", False
+        rows = preview.preview(path, None, count=5, home=home)
+    same = [
+        s.meta.name
+        for s in snapshots.snapshots(home)
+        if not s.meta.parent and s.meta.original.name == path.rstrip("/").split("/")[-1]
+    ]
+    return {
+        "hub": False, "problem": problem, "reason": reason, "sure": sure, "columns": columns,
+        "mapping": mapping.model_dump(mode="json"), "same_name": same[:1], "rows": rows,
+    }  # fmt: skip
+
+
 def short(snapshot: Snapshot) -> dict[str, Any]:
     """Return what the list shows of a dataset."""
     meta: Meta = snapshot.meta
@@ -198,11 +185,6 @@ def short(snapshot: Snapshot) -> dict[str, Any]:
         "original": meta.original.model_dump(mode="json"), "reason": meta.reason,
         "plain": meta.plain, "dropped": meta.findings.rows.dropped,
     }  # fmt: skip
-
-
-def _queued(store: JobStore, request: StudioRequest) -> dict[str, Any]:
-    job = submit(store, request)
-    return {"job": job.id, "name": job.name}
 
 
 def _source(
@@ -226,8 +208,8 @@ def _must_wait(
     values = request.model_dump(mode="json")
     for job in store.list(["queued", "starting", "running"]):
         if job.kind == "measure" and job.spec | {"name": ""} == values:
-            return {"job": job.id, "name": job.name}
-    return _queued(store, request)
+            return {"id": job.id}
+    return {"id": submit(store, request).id}
 
 
 def _page(found: Snapshot, offset: int, limit: int) -> dict[str, Any]:

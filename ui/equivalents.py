@@ -8,13 +8,15 @@ import json
 import shlex
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 
 import yaml
 
 from studio.errors import SpecError
 from studio.fields import parse_assignment
+from studio.home import Home
 from studio.methods import named
+from studio.presets import apply_preset
 from studio.spec import RunSpec
 
 
@@ -76,6 +78,19 @@ def from_query(assignments: Iterable[str]) -> RunSpec:
         SpecError: An assignment names no field or a wrong value.
     """
     return RunSpec().with_values(dict(parse_assignment(text) for text in assignments))
+
+
+def from_address(home: Home, address: str) -> RunSpec:
+    """Return the run that the query of a page's address describes: `preset=…`, `set=…`.
+
+    Raises:
+        SpecError: An assignment or preset is unknown or invalid.
+    """
+    given = parse_qs(address.lstrip("?"))
+    spec = from_query(given.get("set", []))
+    for name in given.get("preset", []):
+        spec = apply_preset(home, name, spec)
+    return spec
 
 
 def _written(value: Any) -> str:

@@ -8,91 +8,40 @@ same sentence. It knows fields and components, not pages.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin
+from typing import Any, cast
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from studio.errors import SpecError
-from studio.fields import parse_assignment
+from studio.fields import Parameter, parameter, parse_assignment
 from studio.methods import methods
 from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
 
-Kind = Literal["switch", "choice", "number", "text", "open_choice", "several"]
+Choices = list[tuple[str, str]]
+DEFAULT_METHOD = RunSpec().method.name
 PARTS: dict[str, type[BaseModel]] = {"model": ModelSource, "data": DataSource, "train": TrainArgs}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Knob:
-    """One field as the form shows it; `path` is dotted, as in `--set`."""
-
-    path: str
-    title: str
-    help: str
-    unit: str
-    advanced: bool
-    kind: Kind
-    default: Any
-    heading: str = ""
-    choices: tuple[str, ...] = ()
-    step: float | None = None
-
-    @property
-    def elem_id(self) -> str:
-        """The DOM id, so that an error can point at its field."""
-        return elem_id(self.path)
+METHOD = Parameter(
+    path="method.name", title="Method", help="How the model is adapted.", kind="choice", type=str,
+    default=DEFAULT_METHOD, required=False, bounds={}, choices=tuple(methods()),
+)  # fmt: skip
 
 
 def elem_id(path: str) -> str:
-    """Turn `method:lora.r` into `field-method-lora-r`."""
+    """Return the DOM id of a field: `field-method-lora-r` for `method:lora.r`."""
     return "field-" + path.replace(".", "-").replace(":", "-")
 
 
-def knobs(cls: type[BaseModel], prefix: str) -> list[Knob]:
-    """Return the knobs of a record in its own order; nested records are left to their own form."""
+def form_fields(record: type[BaseModel], prefix: str) -> list[Parameter]:
+    """Return the fields of a record in its order, without nested records."""
+    hidden = {"method", "version", *(["name"] if prefix.startswith("method:") else [])}
     return [
-        _knob(f"{prefix}{name}", name, info)
-        for name, info in cls.model_fields.items()
-        if not (isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel))
-        and name not in {"method", "version"}
-        and not (prefix.startswith("method:") and name == "name")
+        parameter(f"{prefix}{name}", info)
+        for name, info in record.model_fields.items()
+        if name not in hidden
+        and not (isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel))
     ]
-
-
-def _knob(path: str, name: str, info: FieldInfo) -> Knob:
-    extra = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    kind, choices = ("several", ()) if extra.get("several") else _kind(info.annotation)
-    return Knob(
-        path=path,
-        title=info.title or name.replace("_", " ").capitalize(),
-        help=info.description or "",
-        unit=str(extra.get("unit") or ""),
-        advanced=bool(extra.get("advanced")),
-        heading=advanced if isinstance(advanced := extra.get("advanced"), str) else "",
-        kind=kind,
-        choices=choices,
-        default=_shown(info.get_default(call_default_factory=True)),
-        step=float(str(extra["step"])) if extra.get("step") else None,
-    )
-
-
-def _kind(annotation: Any) -> tuple[Kind, tuple[str, ...]]:
-    if annotation is bool:
-        return "switch", ()
-    if annotation in (int, float):
-        return "number", ()
-    if get_origin(annotation) is Literal:
-        return "choice", tuple(str(value) for value in get_args(annotation))
-    if get_origin(annotation) in (Union, UnionType):
-        parts = [part for part in get_args(annotation) if part is not type(None)]
-        words = [str(v) for p in parts if get_origin(p) is Literal for v in get_args(p)]
-        if len(parts) == 1:
-            return _kind(parts[0])
-        if words and (len(words) > 1 or any(get_origin(part) is tuple for part in parts)):
-            return "open_choice", tuple(words)
-    return "text", ()
 
 
 def _shown(value: Any) -> Any:
@@ -109,14 +58,19 @@ class Form:
     """Components by field, in the order they were added, and the way back to plain values."""
 
     def __init__(self) -> None:
-        self.knobs: dict[str, Knob] = {}
+        self.fields: dict[str, Parameter] = {}
         self.components: dict[str, Any] = {}
 
-    def add(self, knob: Knob, component: Any = None) -> Any:
-        """Create the component of a knob (or take the one given) inside the open gradio block."""
-        self.knobs[knob.path] = knob
-        self.components[knob.path] = component if component is not None else _component(knob)
-        return self.components[knob.path]
+    def add(self, field: Parameter, choices: Choices | None = None) -> Any:
+        """Create the component of a field inside the open gradio block.
+
+        Args:
+            field: The field.
+            choices: Labels and values to choose from, instead of the field's own.
+        """
+        self.fields[field.path] = field
+        self.components[field.path] = component = _component(field, choices)
+        return component
 
     def read(self, values: Sequence[Any]) -> dict[str, Any]:
         """Return plain nested values for `RunSpec.parse`; blank means default.
@@ -125,7 +79,7 @@ class Form:
             values: One per component, in the order they were added.
         """
         given = dict(zip(self.components, values, strict=True))
-        method = str(given.get("method.name") or "lora")
+        method = str(given.get("method.name") or DEFAULT_METHOD)
         spec: dict[str, Any] = {"method": {"name": method}}
         for path, value in given.items():
             part, _, field = path.rpartition(".")
@@ -136,7 +90,7 @@ class Form:
                     continue
                 part = "method"
             target = spec.setdefault(part, {}) if part else spec
-            target[field] = _read(self.knobs[path], value)
+            target[field] = _read(self.fields[path], value)
         return spec
 
     def wrong(self, values: Sequence[Any], error: SpecError) -> dict[str, str]:
@@ -153,11 +107,11 @@ class Form:
 
         def named(found: re.Match[str]) -> str:
             path = found[0]
-            knob = self.knobs.get(own(path)) or self.knobs.get(path)
-            if knob is None or path in said:
+            field = self.fields.get(own(path)) or self.fields.get(path)
+            if field is None or path in said:
                 return path
             said.add(path)
-            return f"{knob.title.split(' (')[0]} ({path})"
+            return f"{field.title.split(' (')[0]} ({path})"
 
         return {"error": _PATH.sub(named, error.text), "field": elem_id(own(error.field))}
 
@@ -165,50 +119,47 @@ class Form:
         """Return one value per component that shows `spec`; other methods show their defaults."""
         plain = spec.model_dump(mode="json")
         shown = []
-        for path, knob in self.knobs.items():
-            part, _, field = path.rpartition(".")
+        for path, field in self.fields.items():
+            part, _, name = path.rpartition(".")
             owner = plain.get(part, {}) if part else plain
             if part.startswith("method:"):
                 owner = plain["method"] if part == f"method:{spec.method.name}" else {}
-            value = _shown(owner[field]) if field in owner else knob.default
-            shown.append(value.split(",") if knob.kind == "several" else value)
+            value = _shown(owner[name] if name in owner else field.default)
+            shown.append(value.split(",") if field.kind == "several" else value)
         return shown
 
 
-def _read(knob: Knob, value: Any) -> Any:
-    if knob.kind == "open_choice":
+def _read(field: Parameter, value: Any) -> Any:
+    if field.kind == "open_choice":
         text = ", ".join(value) if isinstance(value, list | tuple) else str(value).strip()
-        if text in knob.choices:
+        if text in field.choices:
             return text
         return [part.strip() for part in text.split(",") if part.strip()]
-    if knob.kind == "several" and not isinstance(value, str):
+    if field.kind == "several" and not isinstance(value, str):
         return ",".join(value)
-    if knob.kind == "text" and knob.default == "auto" and isinstance(value, str):
+    if field.kind == "text" and field.default == "auto" and isinstance(value, str):
         return parse_assignment(f"value={value.strip()}")[1]
     return value.strip() if isinstance(value, str) else value
 
 
-def _component(knob: Knob) -> Any:
+def _component(field: Parameter, choices: Choices | None) -> Any:
     import gradio as gr
 
-    label = f"{knob.title} ({knob.unit})" if knob.unit else knob.title
-    common = {"label": label, "value": knob.default, "elem_id": knob.elem_id, "min_width": 120}
-    info = knob.help or None
-    if knob.kind == "switch":
-        return gr.Checkbox(info=info, **common)
-    if knob.kind == "choice":
-        return gr.Dropdown(list(knob.choices), info=info, filterable=False, **common)
-    if knob.kind == "several":
-        common["value"] = [knob.default]
-        return gr.Dropdown([knob.default], info=info, multiselect=True, allow_custom_value=True,
-                           **common)  # fmt: skip
-    if knob.kind == "open_choice":
-        return gr.Dropdown(list(knob.choices), info=info, allow_custom_value=True, **common)
-    if knob.kind == "number":
-        return gr.Number(info=info, step=cast(float, knob.step or "any"), **common)
-    return gr.Textbox(info=info, max_lines=1, **common)
-
-
-def method_choices() -> list[tuple[str, str]]:
-    """Return (title, name) of every registered method."""
-    return [(method.title, name) for name, method in methods().items()]
+    value, closed = _shown(field.default), field.kind == "choice"
+    common: dict[str, Any] = {
+        "label": f"{field.title} ({field.unit})" if field.unit else field.title,
+        "info": field.help or None,
+        "elem_id": elem_id(field.path),
+        "min_width": 120 if closed or choices is None else 240,
+    }
+    if field.kind == "switch":
+        return gr.Checkbox(value, **common)
+    if field.kind == "number":
+        return gr.Number(value, step=cast(float, field.step or "any"), **common)
+    several = field.kind == "several"
+    if several or closed or choices or field.choices:
+        return gr.Dropdown(
+            choices or list(field.choices or (value,)), value=[value] if several else value,
+            multiselect=several, filterable=not closed, allow_custom_value=not closed, **common,
+        )  # fmt: skip
+    return gr.Textbox(value, max_lines=1, **common)

@@ -10,8 +10,8 @@ and knows no page beyond its name and address.
 import re
 from html import escape
 
-from ui.guard import App, Message, Receive, Scope, Send
 from ui.pages import PAGES, page_at
+from ui.security import App, Message, Receive, Scope, Send
 from ui.theme import tokens_css
 
 BOOT = """(function(){

@@ -12,9 +12,8 @@ from typing import Any, Literal
 
 import yaml
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel
 
-from jobs import settings, webhook
+from jobs import settings
 from jobs.curves import EVAL_SERIES, STEP_SERIES
 from jobs.job import Job, actions
 from jobs.jobs_table import summary
@@ -23,7 +22,7 @@ from jobs.store import JobStore
 from jobs.supervisor import shortage
 from studio.errors import QueueError, SpecError
 from studio.home import Home
-from studio.methods import methods
+from studio.methods import methods, trains_base
 from studio.spec import RunSpec
 from ui import equivalents
 
@@ -31,10 +30,6 @@ MOST_JOBS = 500
 KEPT_LISTINGS = 64
 View = Literal["log", "samples", "checkpoints", "config", "history"]
 MOST_QUEUED = 200
-
-
-class Nothing(BaseModel):
-    """An action's empty body: it must be JSON, which a foreign page cannot send unasked."""
 
 
 def routes(home: Home, store: JobStore) -> APIRouter:
@@ -70,24 +65,12 @@ def routes(home: Home, store: JobStore) -> APIRouter:
                 news["detail"] = shown
         return _json(news)
 
-    @router.get("/jobs")
-    def all_jobs() -> list[dict[str, Any]]:
-        return [job_row(job) for job in store.list(limit=MOST_JOBS)]
-
     @router.get("/metrics")
     def metrics(
         runs: str, names: str = "loss", low: int = 0, high: int = 2**53,
         bins: int = Query(1000, ge=10, le=5000),
     ) -> Response:  # fmt: skip
         return _json(_metrics(store, runs, names, 0, bins, window=(low, high)) or {})
-
-    @router.get("/queue")
-    def queue() -> dict[str, Any]:
-        return queue_state(home, store) | {"webhook": webhook.shown(home)}
-
-    @router.get("/jobs/{job_id}")
-    def one(job_id: int) -> dict[str, Any]:
-        return job_row(store.get(job_id))
 
     return router
 
@@ -125,6 +108,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "total_parameters": job.result.get("total_parameters"),
         "intent": job.intent,
         "actions": actions(job.state),
+        "trains_base": trains_base(str(method.get("name"))),
     }
 
 

@@ -120,13 +120,6 @@ def gradio_theme() -> Any:
         "border_color_accent": "var(--s-accent)",
         "color_accent": "var(--s-accent)",
         "color_accent_soft": "var(--s-hover)",
-        "link_text_color": "var(--s-accent)",
-        "link_text_color_hover": "var(--s-accent)",
-        "link_text_color_active": "var(--s-accent)",
-        "link_text_color_visited": "var(--s-accent)",
-        "shadow_drop": "none",
-        "shadow_drop_lg": "none",
-        "shadow_spread": "none",
         "layout_gap": "var(--s-space-2)",
         "block_background_fill": "transparent",
         "block_border_width": "0px",
@@ -167,14 +160,10 @@ def gradio_theme() -> Any:
         "checkbox_label_padding": "0px",
         "checkbox_label_text_color": "var(--s-text)",
         "checkbox_label_text_size": "var(--s-size-text)",
-        "slider_color": "var(--s-accent-fill)",
         "button_border_width": "1px",
         "button_large_padding": "8px 16px",
         "button_large_radius": "var(--s-radius-control)",
         "button_large_text_size": "var(--s-size-text)",
-        "button_small_padding": "5px 10px",
-        "button_small_radius": "var(--s-radius-control)",
-        "button_small_text_size": "var(--s-size-small)",
         "button_primary_background_fill": "var(--s-accent-fill)",
         "button_primary_background_fill_hover": "var(--s-accent-fill-hover)",
         "button_primary_border_color": "var(--s-accent-fill)",
@@ -184,14 +173,8 @@ def gradio_theme() -> Any:
         "button_secondary_border_color": "var(--s-line-strong)",
         "button_secondary_text_color": "var(--s-text)",
         "button_transition": "background-color .12s",
-        "error_background_fill": "var(--s-surface)",
-        "error_border_color": "var(--s-state-failed)",
-        "error_text_color": "var(--s-state-failed)",
-        "error_icon_color": "var(--s-state-failed)",
         "accordion_text_color": "var(--s-text)",
-        "table_border_color": "var(--s-line)",
-        "stat_background_fill": "var(--s-accent)",
     }
     known = gr.themes.Base.set.__code__.co_varnames
-    both = {**values, **{f"{name}_dark": v for name, v in values.items()}}
-    return theme.set(**{name: value for name, value in both.items() if name in known})
+    dark = {name: v for key, v in values.items() if (name := f"{key}_dark") in known}
+    return theme.set(**values, **dark)

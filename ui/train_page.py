@@ -10,19 +10,19 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
-from urllib.parse import parse_qs
 
 import gradio as gr
 
 from jobs.actions.training import launch
 from jobs.store import JobStore
 from studio.errors import InputError, SpecError, StudioError
+from studio.fields import Parameter
 from studio.home import Home
 from studio.methods import methods
 from studio.spec import RunSpec
 from ui import equivalents, sources
 from ui.element import bare, element, heading
-from ui.form import PARTS, Form, Knob, knobs, method_choices
+from ui.form import DEFAULT_METHOD, METHOD, PARTS, Form, form_fields
 from ui.uploads import SUFFIXES
 
 Groups = list[tuple[str, Any]]
@@ -37,7 +37,7 @@ def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
     with gr.Row(elem_classes="s-train", equal_height=False):
         with gr.Column(elem_classes="s-form", min_width=320):
             bare("<studio-presets></studio-presets>", elem_id="presets")
-            uploaded, notes, groups = _fields(form, home)
+            uploaded, upload, notes, groups = _fields(form, home)
         with gr.Column(elem_classes="s-side", min_width=320):
             launch = gr.Button("Train", variant="primary", elem_id="train")
             bare("<studio-preflight></studio-preflight>", elem_id="preflight")
@@ -84,25 +84,24 @@ def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
     page.load(
         open_page,
         address,
-        [*inputs, *outputs, *(group for _, group in groups)],
+        [upload, *inputs, *outputs, *(group for _, group in groups)],
         js="() => location.search",
         **PRIVATE,
     )
 
 
-def _fields(form: Form, home: Home) -> tuple[Any, list[Any], Groups]:
-    parts = {name: knobs(cls, f"{name}.") for name, cls in PARTS.items()}
+def _fields(form: Form, home: Home) -> tuple[Any, Any, list[Any], Groups]:
+    parts = {name: form_fields(cls, f"{name}.") for name, cls in PARTS.items()}
     with gr.Column(elem_classes="s-card"):
         heading("What to train")
         with gr.Row(elem_classes="s-pair"):
-            model = _open_dropdown(form, parts["model"][0], sources.model_choices(home))
-            data = _open_dropdown(form, parts["data"][0], sources.data_choices(home))
+            form.add(parts["model"][0], sources.model_choices(home))
+            form.add(parts["data"][0], sources.data_choices(home))
         with gr.Row(elem_classes="s-pair"):
             model_note = bare("", elem_id="model-note")
             data_note = bare("", elem_id="data-note")
-        bare(element("studio-upload", {"accept": ",".join(SUFFIXES)}), elem_id="upload")
+        upload = bare(element("studio-upload"), elem_id="upload")
         uploaded = gr.Textbox(visible="hidden", elem_id="uploaded", show_label=False)
-    del model, data
     with gr.Column(elem_classes="s-card"):
         heading("Method")
         groups = _methods(form)
@@ -110,77 +109,47 @@ def _fields(form: Form, home: Home) -> tuple[Any, list[Any], Groups]:
     with gr.Column(elem_classes="s-card"):
         heading("Training")
         with gr.Row(elem_classes="s-fields"):
-            for knob in (k for k in parts["train"] if not k.advanced):
-                form.add(knob)
-            for knob in knobs(RunSpec, ""):
-                form.add(knob)
+            for field in [*parts["train"], *form_fields(RunSpec, "")]:
+                if not field.advanced:
+                    form.add(field)
     with gr.Accordion("Advanced", open=False, elem_classes="s-card s-advanced", elem_id="advanced"):
         for name, method in methods().items():
-            more = [k for k in knobs(method, f"method:{name}.") if k.advanced]
+            more = [one for one in form_fields(method, f"method:{name}.") if one.advanced]
             if more:
-                with gr.Column(visible=name == "lora", elem_classes="s-method-more") as group:
+                with gr.Column(
+                    visible=name == DEFAULT_METHOD, elem_classes="s-method-more"
+                ) as group:
                     _under(form, method.title, more)
                 groups.append((name, group))
         for name, title in (("train", "Training"), ("data", "Data"), ("model", "Model")):
-            more = [k for k in parts[name] if k.advanced]
-            for words, some in itertools.groupby(more, key=lambda k: k.heading or title):
+            more = [one for one in parts[name] if one.advanced]
+            for words, some in itertools.groupby(more, key=lambda one: one.heading or title):
                 _under(form, words, some)
-    return uploaded, [model_note, data_note, method_note], groups
+    return uploaded, upload, [model_note, data_note, method_note], groups
 
 
-def _under(form: Form, title: str, some: Iterable[Knob]) -> None:
+def _under(form: Form, title: str, some: Iterable[Parameter]) -> None:
     heading(title, 3)
     with gr.Row(elem_classes="s-fields"):
-        for knob in some:
-            if knob.path == "train.device":
-                _devices(form, knob)
+        for field in some:
+            if field.path == "train.device":
+                box = form.add(field, sources.device_choices())
+                box.input(sources.picked_devices, box, box, **PRIVATE)
             else:
-                form.add(knob)
+                form.add(field)
 
 
 def _methods(form: Form) -> Groups:
     groups: Groups = []
     with gr.Row(elem_classes="s-fields"):
-        knob = Knob(
-            path="method.name", title="Method", help="How the model is adapted.", unit="",
-            advanced=False, kind="choice", default="lora",
-        )  # fmt: skip
-        form.add(
-            knob,
-            gr.Dropdown(
-                method_choices(), value="lora", label=knob.title, info=knob.help,
-                elem_id=knob.elem_id, filterable=False, min_width=120,
-            ),
-        )  # fmt: skip
+        form.add(METHOD, [(method.title, name) for name, method in methods().items()])
         for name, method in methods().items():
-            main = [k for k in knobs(method, f"method:{name}.") if not k.advanced]
-            with gr.Row(visible=name == "lora", elem_classes="s-method") as group:
-                for knob in main:
-                    form.add(knob)
+            with gr.Row(visible=name == DEFAULT_METHOD, elem_classes="s-method") as group:
+                for field in form_fields(method, f"method:{name}."):
+                    if not field.advanced:
+                        form.add(field)
             groups.append((name, group))
     return groups
-
-
-def _open_dropdown(form: Form, knob: Knob, choices: list[tuple[str, str]]) -> Any:
-    return form.add(
-        knob,
-        gr.Dropdown(
-            choices, value=knob.default, label=knob.title, info=knob.help, allow_custom_value=True,
-            elem_id=knob.elem_id, min_width=240,
-        ),
-    )  # fmt: skip
-
-
-def _devices(form: Form, knob: Knob) -> None:
-    """GPUs are picked together, everything else stands alone: the newest pick decides."""
-    box = form.add(
-        knob,
-        gr.Dropdown(
-            sources.device_choices(), value=[knob.default], label=knob.title, info=knob.help,
-            multiselect=True, allow_custom_value=True, elem_id=knob.elem_id, min_width=240,
-        ),
-    )  # fmt: skip
-    box.input(sources.picked_devices, box, box, **PRIVATE)
 
 
 def _look(form: Form, home: Home, values: Any, turn: int) -> list[str]:
@@ -241,23 +210,24 @@ def _notes(values: dict[str, Any]) -> str:
 
 def _open(form: Form, groups: Groups, home: Home, address: str) -> list[Any]:
     """Fill the form from the address, so that a reload or a link finds it as it was."""
-    assignments = parse_qs(str(address).lstrip("?")).get("set", [])
-    error = ""
+    asked, error = "set=" in address or "preset=" in address, ""
     try:
-        spec = equivalents.from_query(assignments)
+        spec = equivalents.from_address(home, address)
     except InputError as wrong:
         spec, error = RunSpec(), wrong.text
     shown = dict(zip(form.components, form.write(spec), strict=True))
-    updates: list[Any] = [gr.skip() if not assignments else value for value in shown.values()]
+    updates: list[Any] = [value if asked else gr.skip() for value in shown.values()]
     order = list(shown)
     for path, choices in (
         ("model.path", sources.model_choices(home)),
         ("data.path", sources.data_choices(home)),
     ):
-        given = {"value": shown[path]} if assignments else {}
-        updates[order.index(path)] = gr.update(choices=choices, **given)
+        value = {"value": shown[path]} if asked else {}
+        updates[order.index(path)] = gr.update(choices=choices, **value)
     notes = _preview(spec) | ({"error": error} if error else {})
-    return [*updates, _notes(notes), *_lines(spec, home), *_shown_groups(groups, spec.method.name)]
+    upload = element("studio-upload", {"accept": ",".join(SUFFIXES)})
+    groups_shown = _shown_groups(groups, spec.method.name)
+    return [upload, *updates, _notes(notes), *_lines(spec, home), *groups_shown]
 
 
 def _shown_groups(groups: Groups, method: str) -> list[Any]:

@@ -8,7 +8,7 @@ from jobs.actions.registry import action, field, request_action
 from jobs.job import OPEN
 from jobs.store import JobStore
 from studio.adapters import library
-from studio.adapters.gguf import GgufRequest
+from studio.adapters.gguf import PRECISION_LABELS, GgufRequest
 from studio.adapters.library import Adapter, describe, resolve
 from studio.adapters.picture import drawn
 from studio.adapters.push import PushRequest
@@ -21,13 +21,14 @@ from studio.adapters.requests import (
     MixRequest,
     PictureRequest,
 )
-from studio.errors import AdapterError
+from studio.errors import AdapterError, ModelError
 from studio.evaluation.evaluate import EvaluateRequest
 from studio.evaluation.promotion import PromoteRequest
 from studio.fields import merge_values, parse_assignment
 from studio.home import Home
-from studio.methods import methods
-from studio.models.architecture import linear_modules
+from studio.methods import is_low_rank, methods
+from studio.models.architecture import linear_modules, targets
+from studio.models.sources import origin_of as locate_model
 from studio.request import Request
 from studio.spec import DataSource, ModelSource, RunSpec
 from studio.stack import Stack, StackItem
@@ -39,6 +40,13 @@ AdapterName = Annotated[
         metavar="ADAPTER", of="adapter",
     ),
 ]  # fmt: skip
+FORMATS = {
+    "peft": "PEFT adapter: PeftModel.from_pretrained, transformers and most tools",
+    "vllm": "vLLM LoRA folder: vllm serve --enable-lora",
+    "adapterhub": "AdapterHub adapter: the adapters library",
+    "gguf": "GGUF with an Ollama Modelfile: Ollama, llama.cpp, LM Studio",
+    "card": "Model card alone",
+}
 STARTER, OWN_BASE, DEMO = ModelSource(), ModelSource(path=""), DataSource()
 NONE: Any = ()
 
@@ -79,10 +87,17 @@ def export_adapter(
     ] = "",
     form: Annotated[
         Literal["peft", "vllm", "adapterhub", "card", "gguf"],
-        field("File format; card writes the model card only.", title="Format", flag="--format"),
+        field(
+            "File format; card writes the model card only.", title="Format", flag="--format",
+            labels=FORMATS,
+        ),
     ] = "peft",
     precision: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0"], field("Precision of a gguf file.", advanced=True)
+        Literal["f32", "f16", "bf16", "q8_0"],
+        field(
+            "Precision of a gguf file.", advanced=True, labels=PRECISION_LABELS,
+            when={"form": ("gguf",)},
+        ),
     ] = "f16",
     model: Annotated[
         str, field("Base model, if the passport does not name it.", of="model", advanced=True)
@@ -246,16 +261,28 @@ def listed(home: Home) -> list[dict[str, Any]]:
 @action("modules")
 def modules(
     model: Annotated[ModelSource, field("Folder, hub id, or starter.", **BASE)] = STARTER,
-) -> list[dict[str, Any]]:
+    chosen: Annotated[tuple[str, ...], field("Keys of the layers to target.", flag="-")] = NONE,
+    local: Annotated[bool, field("Refuse a model that is not downloaded.", flag="-")] = False,
+) -> Any:
     """List a model's linear layers by name: the values of `method.target_modules`."""
+    if local and locate_model(model.path).kind == "hub":
+        raise ModelError(
+            f'"{model.path}" is not a folder here: its modules are known once it is downloaded.'
+        )
+    found = linear_modules(model)
+    if not found:
+        raise ModelError(f"{model.path} names no linear layers in the way that decoders do.")
+    if chosen:
+        return {"targets": targets(chosen, found)}
     return [
-        {"key": one.key, "layer": one.layer, "name": one.name, "shape": one.shape}
-        for one in linear_modules(model)
+        {"key": one.key, "layer": one.layer, "name": one.name, "shape": one.shape} for one in found
     ]
 
 
 def card(adapter: Adapter, best: dict[int, float]) -> dict[str, Any]:
     """Return what is shown of an adapter without opening it."""
+    from studio.adapters.export import suitable_formats
+
     known = methods().get(adapter.method)
     spec = adapter.section("spec")
     data = adapter.section("data") or spec.get("data") or {}
@@ -269,6 +296,8 @@ def card(adapter: Adapter, best: dict[int, float]) -> dict[str, Any]:
         "last_loss": adapter.last_loss, "eval_loss": adapter.eval_loss,
         "best_eval_loss": best.get(run, adapter.eval_loss) if run else adapter.eval_loss,
         "parents": list(adapter.parents), "tags": list(adapter.tags),
+        "is_low_rank": is_low_rank(adapter.method),
+        "formats": [*suitable_formats(adapter), "gguf"],
     }  # fmt: skip
 
 

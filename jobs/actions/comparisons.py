@@ -52,14 +52,15 @@ def suite(
     max_new_tokens: MaxNewTokens = DEFAULTS.max_new_tokens,
     out: Out = "",
     cases: Annotated[
-        str, field("Prompts: one a line, or JSON lines.", flag="-", max_length=4_000_000)
+        str, field("Prompts: one a line, or JSON lines.", flag="-", max_length=4_000_000, lines=6)
     ] = "",
 ) -> Any:
     """Run a prompt suite against several lanes and print its table; list the suites without one."""
     if show:
         if out:
             _write(out, suites.exported(store, show, form_of(out)))
-        return {k: v for k, v in suites.table(store, show).items() if k != "spec"}
+        table = suites.table(store, show)
+        return table | {"spec": {"cases": table["spec"]["cases"]}}
     if not (file or cases):
         return suites.listing(store)
     lanes = lane or (LaneSettings(),)

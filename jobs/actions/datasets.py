@@ -8,15 +8,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+from pydantic import BeforeValidator
+
 from jobs.actions.registry import action, field
 from studio.data.mapping import Mapping
-from studio.data.requests import CurateRequest, ImportRequest, described
+from studio.data.requests import (
+    OPERATORS,
+    CurateRequest,
+    ImportRequest,
+    Operator,
+    described,
+)
 from studio.errors import DataError, SpecError
 from studio.home import Home
 from studio.request import Request
 from studio.spec import DataSource, ModelSource
 
 NONE: Any = ()
+MOST_ROWS = 100_000  # of one range
 Source = Annotated[
     str, field("File, folder, hub id or demo.", positional=True, metavar="SOURCE", of="dataset")
 ]
@@ -24,14 +33,23 @@ Dataset = Annotated[
     str, field("Imported dataset.", positional=True, metavar="NAME", of="dataset", max_length=120)
 ]
 NewName = Annotated[
-    str, field("Name of the new dataset; as its parent by default.", flag="-", max_length=120)
-]
+    str,
+    field(
+        "As its parent by default.", title="Name of the new dataset", flag="-", max_length=120,
+        advanced=True,
+    ),
+]  # fmt: skip
 Format = Annotated[str, field("Format of the rows; guessed by default.")]
 Column = Annotated[tuple[str, ...], field("part=column or part=a.b.c", metavar="PART=COLUMN")]
 Template = Annotated[
     tuple[str, ...], field('part="{title}: {body}"', metavar="PART=TEXT", advanced=True)
 ]
 Constant = Annotated[tuple[str, ...], field("part=fixed text", metavar="PART=TEXT", advanced=True)]
+RowNumbers = Annotated[
+    tuple[int, ...],
+    BeforeValidator(lambda value: _row_numbers(value)),
+    field("Row number from 1; repeat for several.", title="Rows"),
+]
 Role = Annotated[
     tuple[str, ...], field("name in the file=our role", metavar="NAME=ROLE", advanced=True)
 ]
@@ -95,12 +113,14 @@ def map_columns(
     role: Role = NONE,
     rows: Annotated[int, field("Rows to show.")] = 3,
     save: Annotated[bool, field("Apply it to the imported dataset.")] = False,
+    whole: Annotated[dict[str, Any] | None, field("The whole mapping.", flag="-")] = None,
 ) -> Any:
     """Show how rows are read, correct it, and see the first rows rendered."""
     from studio.data.preview import corrected, preview
 
     data = DataSource(path=source)
-    mapping = corrected(data, format, _changes(column, template, constant, role), home)
+    changes = _changes(column, template, constant, role)
+    mapping = Mapping.parse(whole).checked() if whole else corrected(data, format, changes, home)
     shown = preview(source, mapping, count=rows, home=home)
     if save:
         return CurateRequest(data=data, step={"kind": "remap", "mapping": mapping.model_dump()})
@@ -177,9 +197,13 @@ def delete(home: Home, name: Dataset) -> dict[str, Any]:
 @action("data.split", here=True)
 def split(
     name: Dataset,
-    fraction: Annotated[float, field("Share to hold out.", ge=0, lt=1)] = 0.0,
-    count: Annotated[int, field("Rows to hold out.", ge=0)] = 0,
-    group_by: Annotated[str, field("Column whose groups stay together.")] = "",
+    fraction: Annotated[
+        float, field("Share to hold out.", ge=0, lt=1, step=0.05, when={"count": ("0", "")})
+    ] = 0.0,
+    count: Annotated[int, field("Rows to hold out.", title="Rows", ge=0)] = 0,
+    group_by: Annotated[
+        str, field("Column whose groups stay together.", title="Keep together by", of="column")
+    ] = "",
     seed: Annotated[int, field("Seed of the choice.", advanced=True)] = 0,
     dataset: NewName = "",
 ) -> Request:
@@ -195,8 +219,11 @@ def filter_rows(
     max_characters: Annotated[
         int, field("Longest row to keep; 0 for any.", unit="characters", ge=0)
     ] = 0,
-    column: Annotated[str, field("Column of the condition.")] = "",
-    operator: Annotated[str, field("equals, contains, greater, present …")] = "present",
+    column: Annotated[str, field("Column of the condition.", of="column")] = "",
+    operator: Annotated[
+        Operator,
+        field("equals, contains, greater, present …", title="Condition", labels=OPERATORS),
+    ] = "present",
     value: Annotated[str, field("Value of the condition.")] = "",
     dataset: NewName = "",
 ) -> Request:
@@ -220,7 +247,7 @@ def dedupe(
 @action("data.drop", here=True)
 def drop(
     name: Dataset,
-    row: Annotated[tuple[int, ...], field("Row number from 1; repeat for several.")],
+    row: RowNumbers,
     keep: Annotated[bool, field("Keep only these rows.")] = False,
     dataset: NewName = "",
 ) -> Request:
@@ -235,10 +262,15 @@ def count_overlap(
     other: Annotated[
         str, field("File or dataset, such as one to evaluate on.", positional=True, metavar="OTHER")
     ],
+    most: Annotated[int, field("Refuse more characters than this.", flag="-")] = 0,
 ) -> dict[str, Any]:
     """Count the rows that two datasets share, word for word."""
     from studio.data.curate import overlap
+    from studio.data.snapshots import open_snapshot
 
+    both = [open_snapshot(home, one).meta.findings.characters for one in (name, other) if most]
+    if sum(both) > most:
+        raise DataError(f"That is much text: ask in a terminal, studio data overlap {name} {other}")
     return {"dataset": name, "other": other, "rows": overlap(home, name, other)}
 
 
@@ -254,6 +286,22 @@ def _changes(
         "columns": _pairs(column), "templates": _pairs(template),
         "constants": _pairs(constant), "roles": _pairs(role),
     }  # fmt: skip
+
+
+def _row_numbers(value: Any) -> Any:
+    """Expand ranges such as `40-52` in a list of row numbers."""
+    if not isinstance(value, list | tuple):
+        return value
+    numbers: list[Any] = []
+    for one in value:
+        low, dash, high = str(one).partition("-")
+        if not (dash and low.isdecimal() and high.isdecimal()):
+            numbers.append(one)
+        elif int(high) - int(low) < MOST_ROWS:
+            numbers += range(int(low), int(high) + 1)
+        else:
+            raise ValueError(f'"{one}" is more than {MOST_ROWS:,} rows')
+    return numbers
 
 
 def _pairs(given: Sequence[str]) -> dict[str, str]:

@@ -23,13 +23,23 @@ SweepName = Annotated[str, field("All runs of this sweep.", max_length=200)]
 JobName = Annotated[str, field("Name of the new job.", max_length=120)]
 Assignments = Annotated[
     tuple[str, ...],
-    field("A setting, as in method.r=16; may be repeated.", metavar="FIELD=VALUE", flag="--set"),
+    field(
+        "A setting, as in method.r=16; may be repeated.",
+        title="Settings",
+        lines=2,
+        metavar="FIELD=VALUE",
+        flag="--set",
+    ),
 ]
 Retries = Annotated[
     int | None,
     field("Retry up to N times after a transient failure, e.g. out of memory.", metavar="N", ge=0),
 ]
 AfterError = Literal["continue", "stop"]
+STARTS = {
+    "any": "At any time", "idle": "Only when the machine is idle",
+    "night": "Only at night (22 to 7)",
+}  # fmt: skip
 
 
 @action("queue")
@@ -123,12 +133,18 @@ def duplicate(store: JobStore, job: JobId, set: Assignments = (), name: JobName 
     return plans.duplicate(store, job, change)
 
 
-@action("sweep", starts=True)
+@action("sweep", title="Queue a sweep", starts=True)
 def sweep(
     store: JobStore,
     name: Annotated[str, field("Name of the sweep.", positional=True, max_length=100)],
     over: Annotated[
-        tuple[str, ...], field("Values of a setting; may be repeated.", metavar="FIELD=A,B,C")
+        tuple[str, ...],
+        field(
+            "Values of a setting; may be repeated.",
+            title="Values to try",
+            lines=4,
+            metavar="FIELD=A,B,C",
+        ),
     ],
     random: Annotated[int, field("Draw N random combinations; 0 runs all.", metavar="N", ge=0)] = 0,
     like: Annotated[
@@ -139,7 +155,11 @@ def sweep(
     method: Annotated[str, field("As in train.")] = "",
     set: Assignments = (),
     on_error: Annotated[
-        AfterError, field("After a failed run: continue, or stop and hold the rest.")
+        AfterError,
+        field(
+            "After a failed run: continue, or stop and hold the rest.",
+            labels={"continue": "Continue with the others", "stop": "Hold the rest"},
+        ),
     ] = "continue",
     retries: Retries = None,
 ) -> Queued:
@@ -171,19 +191,28 @@ def parse_values(text: str) -> tuple[str, list[Any]]:
     return path, [parse_assignment(f"value={word}")[1] for word in words]
 
 
-@action("schedule", starts=True)
+@action("schedule", title="Schedule a run", starts=True)
 def schedule(
     store: JobStore,
     job: JobId,
     at: Annotated[
-        str, field("Earliest start: 02:30, +2h, or 2027-01-31 02:30.", max_length=100)
+        str,
+        field(
+            "Earliest start: 02:30, +2h, or 2027-01-31 02:30.", title="Not before", max_length=100
+        ),
     ] = "",
     when: Annotated[
-        Literal["", "any", "idle", "night"], field("Start only when idle or at night; any clears.")
+        Literal["", "any", "idle", "night"],
+        field("Start only when idle or at night; any clears.", title="Only", labels=STARTS),
     ] = "",
     needs: Annotated[
         tuple[int | str, ...] | None,
-        field('Start after job ID has succeeded; "none" clears.', metavar="ID", of="job"),
+        field(
+            'Start after job ID has succeeded; "none" clears.',
+            title="After these",
+            metavar="ID",
+            of="job",
+        ),
     ] = None,
     retries: Retries = None,
     anyway: Annotated[bool, field("Start even if memory is short.")] = False,
@@ -199,12 +228,12 @@ def schedule(
     return plans.schedule(store, job, start, needs=others, retries=retries)
 
 
-@action("extend", starts=True)
+@action("extend", title="Train longer", starts=True)
 def extend(
     store: JobStore,
     job: JobId,
-    epochs: Annotated[float, field("Additional epochs.")] = 0,
-    steps: Annotated[int, field("Additional optimizer steps.")] = 0,
+    epochs: Annotated[float, field("Additional epochs.", ge=0)] = 0,
+    steps: Annotated[int, field("Additional optimizer steps.", ge=0)] = 0,
     name: JobName = "",
 ) -> Job:
     """Train a finished run longer, from its newest checkpoint, as a new run."""
@@ -225,16 +254,21 @@ def sample(store: JobStore, job: JobId) -> Job:
     return store.get(job)
 
 
-@action("note")
+@action("note", title="Write a note")
 def note(
     store: JobStore,
     job: JobId,
     text: Annotated[
-        str | None, field("The note.", positional=True, metavar="[TEXT]", max_length=10_000)
+        str | None,
+        field(
+            "The note.", title="Note", lines=5, positional=True, metavar="[TEXT]", max_length=10_000
+        ),
     ] = None,
     tag: Annotated[tuple[str, ...], field("Add a tag; may be repeated.")] = (),
     untag: Annotated[tuple[str, ...], field("Remove a tag; may be repeated.")] = (),
-    tags: Annotated[tuple[str, ...] | None, field("All tags of the job.", flag="-")] = None,
+    tags: Annotated[
+        tuple[str, ...] | None, field("Separated by commas; the search finds them.", flag="-")
+    ] = None,
 ) -> Job:
     """Write a job's note and tags; without a change, show them."""
     found = store.get(job)
@@ -245,7 +279,7 @@ def note(
     return plans.annotate(store, job, notes=text, tags=None if tags is None else list(tags))
 
 
-@action("webhook")
+@action("webhook", title="Set the webhook")
 def set_webhook(
     store: JobStore,
     url: Annotated[

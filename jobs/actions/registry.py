@@ -323,8 +323,9 @@ def _shown(one: Parameter) -> dict[str, Any]:
     whole = "integer" if one.kind == "number" and one.type is int else one.kind
     return {
         "name": one.path, "title": one.title, "help": one.help, "type": whole, "of": one.of,
-        "default": default, "choices": list(one.choices), "advanced": one.advanced,
-        "unit": one.unit, "step": one.step, "required": one.required,
+        "default": default, "choices": list(one.labels.items()) or list(one.choices),
+        "advanced": one.advanced, "unit": one.unit, "step": one.step, "required": one.required,
+        "lines": one.lines, "when": one.when, "max_length": one.bounds.get("max_length"),
         "ge": one.bounds.get("ge", one.bounds.get("gt")),
         "le": one.bounds.get("le", one.bounds.get("lt")),
     }  # fmt: skip

@@ -103,13 +103,18 @@ def bakeoff(
     data: Annotated[
         str, field("File, folder, hub id, or starter:<name>.", of="dataset")
     ] = "starter:pirate",
-    methods: Annotated[str, field("Comma-separated methods; all by default.")] = "",
+    methods: Annotated[
+        str, field("Comma-separated methods; all by default.", several=True, of="method")
+    ] = "",
     set: Assignments = NONE,
     prompt: Annotated[
-        tuple[str, ...], field("Prompt that every adapter answers; repeat for several.")
+        tuple[str, ...], field("Prompt that every adapter answers; repeat for several.", lines=2)
     ] = NONE,
-) -> Queued:
+    show: Annotated[str, field("Show the table of this bake-off.", metavar="NAME")] = "",
+) -> Any:
     """Train several methods on the same data and budget, and compare what they cost and learn."""
+    if show:
+        return {"name": show, "rows": contests.table(store, show)}
     chosen = [word.strip() for word in methods.split(",") if word.strip()]
     spec = read_spec(store.home, model=model, data=data, assignments=set)
     prompts = [text for text in prompt if text.strip()] or contests.PROMPTS
@@ -159,7 +164,7 @@ def estimated(
 @outcome_of("preflight")
 def measured(store: JobStore, job: Job) -> dict[str, Any]:
     """Return what a preflight measured."""
-    return preflight.read_measured(store.home, job.id)
+    return preflight.read_measured(store.home, job.id) | {"titles": preflight.TITLES}
 
 
 @action("refit", title="Make it fit", starts=True)

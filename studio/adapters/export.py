@@ -33,7 +33,7 @@ from studio.adapters.verify import (
 )
 from studio.errors import AdapterError, StudioError, nearest
 from studio.home import Home, publishing, slug
-from studio.methods import is_low_rank
+from studio.methods import is_low_rank, methods
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:
@@ -121,6 +121,23 @@ def refuse_form(adapter: Adapter, form: Format) -> None:
             f'vLLM serves LoRA only, and "{adapter.name}" is {adapter.method}: merge it into a '
             "model instead."
         )
+    if form == "adapterhub" and not methods()[adapter.method].adapterhub:
+        raise AdapterError(
+            f"{adapter.method} cannot be written in AdapterHub's format; export it as PEFT."
+        )
+
+
+def suitable_formats(adapter: Adapter) -> list[Format]:
+    """Return the formats that can hold an adapter, judged by its method."""
+
+    def suits(form: Format) -> bool:
+        try:
+            refuse_form(adapter, form)
+        except AdapterError:
+            return False
+        return True
+
+    return [form for form in FORMATS if suits(form)]
 
 
 def _is_peft(folder: Path) -> bool:

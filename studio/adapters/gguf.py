@@ -112,6 +112,12 @@ def _pre_tokenizer(backend: str) -> str:
 
 Precision = Literal["f32", "f16", "bf16", "q8_0"]
 PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "bf16", "q8_0")
+PRECISION_LABELS = {
+    "f16": "F16: half the size, nearly exact",
+    "q8_0": "Q8_0: a quarter of the size, for most machines",
+    "bf16": "BF16",
+    "f32": "F32: exact",
+}
 FAMILIES = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
@@ -271,7 +277,9 @@ class GgufRequest(Request):
     name: str = knob("", "What to call it.", title="Name", max_length=120)
     stack: Stack = knob((), "Adapters in stack order; repeat for several.", **STACK)
     model: ModelSource = knob(ModelSource(), "Folder, hub id, or starter.", **BASE)
-    precision: Precision = knob("f16", "f32, f16, bf16 or q8_0.", title="Precision")
+    precision: Precision = knob(
+        "f16", "f32, f16, bf16 or q8_0.", title="Precision", labels=PRECISION_LABELS
+    )
     out: str = knob("", "The new folder; empty puts it into the home's exports.", max_length=4000)
 
     def checked(self, home: Home) -> Self:

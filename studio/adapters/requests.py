@@ -17,6 +17,12 @@ from studio.stack import Stack
 from studio.training.events import Event, Finished, Loading
 
 BASE: dict[str, Any] = {"title": "Base model", "of": "model"}
+WAYS = {
+    "concatenate": "Exact weighted sum (the ranks add up)",
+    "svd": "Weighted sum, truncated to a rank (SVD)",
+    "ties": "TIES: keep the largest, agree on signs",
+    "dare": "DARE: drop at random, rescale",
+}
 STACK: dict[str, Any] = {"title": "Adapters", "flag": "--adapter", "metavar": "NAME[:WEIGHT]"}
 
 
@@ -76,11 +82,17 @@ class MixRequest(Request):
     model: ModelSource = knob(ModelSource(), "Folder, hub id, or starter.", **BASE)
     how: Literal["concatenate", "svd", "ties", "dare"] = knob(
         "concatenate", "Exact weighted sum, its best rank-r approximation, TIES, or DARE.",
-        title="Way",
+        title="Way", labels=WAYS,
     )  # fmt: skip
-    r: int = knob(16, "Rank of the result (not for concatenate).", title="Rank (r)", ge=1, le=1024)
-    density: float = knob(0.5, "Share kept by TIES and DARE.", title="Density", gt=0, le=1)
-    seed: int = knob(0, "For DARE.", ge=0, le=2**31 - 1, advanced=True)
+    r: int = knob(
+        16, "Rank of the result (not for concatenate).", title="Rank (r)", ge=1, le=1024,
+        when={"how": ("svd", "ties", "dare")},
+    )  # fmt: skip
+    density: float = knob(
+        0.5, "Share kept by TIES and DARE.", title="Density", gt=0, le=1,
+        when={"how": ("ties", "dare")},
+    )  # fmt: skip
+    seed: int = knob(0, "For DARE.", ge=0, le=2**31 - 1, advanced=True, when={"how": ("dare",)})
 
     def checked(self, home: Home) -> Self:
         """Return the request as the queue stores it.

@@ -23,6 +23,7 @@ from studio.data.quality import near_duplicates
 from studio.data.readers.json_lines import dumps
 from studio.data.recognise import Guess
 from studio.data.records import Problem, Row, content_hash, contents
+from studio.data.requests import Operator
 from studio.data.rows import converter
 from studio.data.snapshots import (
     Meta,
@@ -41,9 +42,6 @@ from studio.home import Home
 from studio.spec import DataSource
 
 Selector = Callable[[PageRow], Part | None]
-Operator = Literal[
-    "equals", "not_equals", "contains", "not_contains", "greater", "less", "present", "absent"
-]
 
 
 class Filter(Record):

@@ -33,6 +33,7 @@ class Bottleneck(Method):
     phase: ClassVar[Phase] = Phase.TRANSFORM
     peft_type: ClassVar[str] = "BOTTLENECK"
     tensor_format: ClassVar[str] = "bottleneck_{}"
+    adapterhub: ClassVar[bool] = True
     peft_fields: ClassVar[tuple[str, ...]] = (
         "placement", "bottleneck_dim", "reduction_factor", "non_linearity", "adapter_dropout",
         "scaling", "init_weights",

@@ -65,6 +65,8 @@ class Method(Record):
     """True if folding needs a bias vector at every site (`backbone/fold.py`)."""
     is_low_rank: ClassVar[bool] = False
     """True if the adapter is plain `A` and `B` of rank `r` beside linear layers, as in LoRA."""
+    adapterhub: ClassVar[bool] = False
+    """True if AdapterHub's file format can hold it."""
     base_learning_rate: ClassVar[float] = 5e-4
     """Learning rate for a hidden size of 2000; `"auto"` scales it to the model."""
     largest_learning_rate: ClassVar[float] = 5e-3

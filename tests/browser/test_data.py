@@ -84,7 +84,7 @@ def test_an_odd_csv_becomes_a_run_whose_passport_names_it(page, studio, odd_csv)
     expect(page).to_have_url(re.compile("train.max_steps=2"))
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_test_id("launched")).to_contain_text("succeeded", timeout=SLOW)
-    run = next(job for job in studio.json("/api/jobs") if job["kind"] == "train")
+    run = next(job for job in studio.jobs() if job["kind"] == "train")
     passport = json.loads((Path(run["adapter"]) / "passport.json").read_text())
     assert passport["data"]["hash"] == child["hash"]
     assert page.evaluate("window.hit") is None
@@ -93,7 +93,7 @@ def test_an_odd_csv_becomes_a_run_whose_passport_names_it(page, studio, odd_csv)
 def test_a_mapping_that_lacks_a_part_is_said_once_and_queues_nothing(page, studio, tmp_path):
     numbers = tmp_path / "odd.csv"
     numbers.write_text("colA,colB\n" + "".join(f"{n},{n * 7}\n" for n in range(20)))
-    before = len(studio.json("/api/jobs"))
+    before = len(studio.jobs())
     page.goto("/data")
     page.get_by_test_id("import-path").fill(str(numbers))
     page.get_by_test_id("look").click()
@@ -108,7 +108,7 @@ def test_a_mapping_that_lacks_a_part_is_said_once_and_queues_nothing(page, studi
     page.get_by_test_id("part-colB").select_option("completion")
     expect(page.get_by_test_id("guess")).to_contain_text("Corrected by hand.")
     expect(problem).to_be_hidden()
-    assert len(studio.json("/api/jobs")) == before
+    assert len(studio.jobs()) == before
     page.get_by_test_id("import-go").click()
     expect(page).to_have_url(re.compile(r"/data\?name=odd$"), timeout=SLOW)
 

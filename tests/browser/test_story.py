@@ -56,7 +56,7 @@ def test_a_fine_tune_from_click_to_chat(page, studio):
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.get_by_test_id("launched")).to_contain_text("first mate")
     wait_for_points(page, 1)
-    job = studio.json("/api/jobs")[0]
+    job = studio.jobs()[0]
     expect(page).to_have_url(re.compile(rf"run={job['id']}\b"))
     page.reload()
     expect(page.get_by_test_id("launched")).to_contain_text("first mate")
@@ -107,7 +107,7 @@ def test_a_mistake_is_a_sentence_beside_the_button(page, studio):
     expect(page.locator("#field-train-per_device_train_batch_size")).to_have_class(
         re.compile("s-wrong-field")
     )
-    assert all(job["model"] != "/no/such/model" for job in studio.json("/api/jobs"))
+    assert all(job["model"] != "/no/such/model" for job in studio.jobs())
 
 
 @pytest.mark.refused("/api/data/upload")

@@ -7,7 +7,7 @@ import typer
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from jobs.actions import ACTIONS
+from jobs.actions import ACTIONS, ask
 from jobs.actions.registry import schema
 from jobs.store import JobStore
 from studio.errors import StudioError
@@ -64,6 +64,25 @@ def test_an_action_is_refused_alike(own_home, capsys, name, values, words):
 
     assert (ended.value.code, response.status_code) == (2, 400)
     assert response.json() == command
+
+
+def test_target_modules_are_listed_and_said_in_the_shortest_way(own_home):
+    modules = ask(own_home, "modules", {"model": "starter", "local": True}).value
+    assert {"self_attn.q_proj", "mlp.down_proj"} <= {one["name"] for one in modules}
+    queries = [one["key"] for one in modules if one["name"] == "self_attn.q_proj"]
+    for chosen, targets in ((queries, ["q_proj"]), (queries[:1], queries[:1])):
+        found = ask(own_home, "modules", {"model": "starter", "chosen": chosen}).value
+        assert found == {"targets": targets}
+    with pytest.raises(StudioError, match="not a folder here"):
+        ask(own_home, "modules", {"model": "org/name", "local": True})
+
+
+def test_row_numbers_may_be_ranges():
+    read = ACTIONS["data.drop"].read
+    assert read({"name": "a", "row": ["3", "40-42", 7]}).row == (3, 40, 41, 42, 7)
+    for wrong in ("3-x", "0-99999999"):
+        with pytest.raises(StudioError, match="row"):
+            read({"name": "a", "row": [wrong]})
 
 
 def test_every_field_of_a_dialog_is_an_option_of_its_command():

@@ -11,7 +11,7 @@ from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
 from tests.served import ROOT, served
-from tests.ui.test_guard import ask
+from tests.ui.test_security import ask
 from ui.app import build_app
 
 SECRET = b"the-secret-of-this-home"
@@ -48,7 +48,7 @@ def test_every_single_route_refuses_a_foreign_host_and_origin(house):
     app = build_app(house)
     known = requests_of(app)
     assert len(known) > 60 and any("gradio_api" in path for _, path in known)
-    assert {"/api/live", "/api/queue", "/api/do/name"} <= {path for _, path in known}
+    assert {"/api/live", "/api/actions", "/api/do/name"} <= {path for _, path in known}
     client = TestClient(app, base_url="http://127.0.0.1:7860", follow_redirects=False)
     for method, path in known:
         for headers in (
@@ -95,7 +95,7 @@ DOORS = [
     "/gradio_api/file={}", "/file={}", "/gradio_api/file/{}", "/studio/{}", "/studio/..%2f..%2f{}",
     "/studio/%2e%2e/%2e%2e/{}", "/static/{}", "/assets/{}", "/gradio_api/proxy={}",
     "/gradio_api/download?path={}", "/custom_component/x/{}", "/gradio_api/stream/x/{}", "//{}",
-    "/api/jobs/{}", "/api/data/{}", "/..%5c..%5c{}",
+    "/api/outcome/{}", "/api/data/{}", "/..%5c..%5c{}",
 ]  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def test_the_server_asks_nobody_outside_for_anything(tmp_path):
     path = f"{tmp_path}{os.pathsep}{ROOT}"
     with served(tmp_path / "home", PYTHONPATH=path, HF_HUB_OFFLINE="1") as alone:
         for page in ("/", "/runs", "/compare", "/data", "/system", "/config", "/api/live",
-                     "/api/system", "/api/actions", "/api/queue", "/theme.css"):  # fmt: skip
+                     "/api/system", "/api/actions", "/theme.css"):  # fmt: skip
             assert ask(alone, "GET", page, {})[0] in (200, 204, 404), page
         alone.json("/api/do/queue", {"on_error": "stop"})
     assert not log.exists(), log.read_text()

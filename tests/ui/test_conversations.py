@@ -4,8 +4,7 @@ import pytest
 
 from tests.ui.conftest import client_of
 from ui.actions import action_routes
-from ui.conversations import conversation_routes
-from ui.judging import judging_routes
+from ui.compare import compare_routes
 
 LANES = [{"model": "starter", "stack": []}, {"model": "starter", "stack": [{"name": "p"}]}]
 ANSWERS = [{"text": "a", "lane": "starter"}, {"text": "<b>", "lane": "starter~p:1"}]
@@ -14,9 +13,7 @@ VOTE = {"conversation": "c1", "turn": 1, "verdict": "B", "blind": True}
 
 @pytest.fixture
 def client(store):
-    talking = client_of(
-        conversation_routes(store), judging_routes(store), action_routes(store.home, store)
-    )
+    talking = client_of(compare_routes(store.home, store), action_routes(store.home, store))
     kept = {"id": "c1", "lanes": LANES, "settings": {"shared": {"system": ""}}}
     talking.post("/api/chat/conversations", json=kept)
     turn = {"conversation": "c1", "number": 0, "prompt": "Hi", "answers": ANSWERS}
@@ -24,16 +21,19 @@ def client(store):
     return talking
 
 
+def saved(client, **values):
+    return client.post("/api/do/conversations", json=values)
+
+
 def test_a_conversation_is_kept_found_branched_and_deleted(client):
-    assert client.get("/api/chat/conversations?search=hi").json()[0]["id"] == "c1"
-    assert client.get("/api/chat/conversations/c1").json()["lanes"] == LANES
+    assert saved(client, search="hi").json()[0]["id"] == "c1"
+    assert saved(client, show="c1").json()["lanes"] == LANES
     assert (
         client.post("/api/chat/branch", json={"id": "c1", "new": "c2", "turns": 0}).json()["turns"]
         == []
     )
-    assert len(client.get("/api/chat/conversations").json()) == 1  # an empty one is not listed
-    client.post("/api/do/conversations", json={"delete": "c1"})
-    gone = client.get("/api/chat/conversations/c1")
+    saved(client, delete="c1")
+    gone = saved(client, show="c1")
     assert gone.status_code == 400 and "no conversation" in gone.json()["error"]["text"]
 
 

@@ -66,10 +66,10 @@ def test_a_corrected_mapping_renders_the_rows_anew(studio, rows_file):
 def test_an_import_that_cannot_be_read_is_refused_before_it_is_queued(studio, tmp_path):
     odd = tmp_path / "odd.csv"
     odd.write_text("colA,colB,n\n" + "".join(f"{n},{n * 7},{n}\n" for n in range(20)))
-    before = studio.json("/api/jobs")
-    assert "colA" in refused(studio, "/api/data/import", {"path": str(odd)})
-    assert "no file" in refused(studio, "/api/data/import", {"path": "/no/such/file.csv"})
-    assert studio.json("/api/jobs") == before
+    before = studio.jobs()
+    assert "colA" in refused(studio, "/api/do/data.import", {"source": str(odd)})
+    assert "no file" in refused(studio, "/api/do/data.import", {"source": "/no/file.csv"})
+    assert studio.jobs() == before
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,10 @@ def test_rows_that_two_datasets_share_are_counted(studio, dataset):
     home = open_home(studio.home)
     apply_step(home, dataset, parse_step({"kind": "drop", "rows": [1, 2, 3]}), new_name="fewer")
     # Rows that say the same count once: the answer depends on n modulo 7, the question on n.
-    assert studio.json(f"/api/data/{dataset}/overlap?other=fewer") == {"rows": 57}
-    assert "nobody" in refused(studio, f"/api/data/{dataset}/overlap?other=nobody")
+    asked = {"name": dataset, "other": "fewer", "most": 10_000}
+    assert studio.json("/api/do/data.overlap", asked)["rows"] == 57
+    assert "terminal" in refused(studio, "/api/do/data.overlap", asked | {"most": 10})
+    assert "absent" in refused(studio, "/api/do/data.overlap", asked | {"other": "absent"})
 
 
 def test_problems_and_rows_are_downloaded(studio, dataset):
@@ -146,8 +148,10 @@ def test_problems_and_rows_are_downloaded(studio, dataset):
 
 
 def test_a_step_is_checked_before_it_is_queued(studio, dataset):
-    assert "step" in refused(studio, f"/api/data/{dataset}/steps", {"step": {"kind": "shuffle"}})
-    assert refused(studio, "/api/data/nothing/steps", {"step": {"kind": "dedupe"}})
+    asked = {"name": dataset, "column": "prompt", "operator": "like"}
+    assert "operator" in refused(studio, "/api/do/data.filter", asked)
+    assert refused(studio, "/api/do/data.dedupe", {"name": "nothing"})
+    assert refused(studio, "/api/do/data.map", {"source": dataset, "whole": {"format": "haiku"}})
 
 
 def test_an_upload_is_kept_under_a_safe_name(studio):

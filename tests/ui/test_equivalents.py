@@ -6,6 +6,7 @@ from urllib.parse import parse_qs
 import pytest
 import yaml
 
+from studio.errors import SpecError
 from studio.fields import parse_assignment
 from studio.methods import methods
 from studio.spec import RunSpec
@@ -53,3 +54,11 @@ def test_the_default_needs_no_words():
     assert equivalents.command_line(RunSpec()) == (
         "studio train --model starter --data starter:pirate --method lora"
     )
+
+
+def test_an_address_may_name_a_preset(home):
+    spec = equivalents.from_address(home, "?preset=low+memory&set=method.r%3D4")
+    assert (spec.method.r, spec.train.optim) == (4, "adafactor")
+    assert equivalents.from_address(home, "") == RunSpec()
+    with pytest.raises(SpecError, match="no preset"):
+        equivalents.from_address(home, "?preset=large")

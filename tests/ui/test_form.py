@@ -8,7 +8,7 @@ import pytest
 from studio.errors import SpecError
 from studio.methods import methods
 from studio.spec import RunSpec
-from ui.form import PARTS, Form, Knob, knobs
+from ui.form import METHOD, PARTS, Form, form_fields
 
 
 @pytest.fixture(scope="module")
@@ -16,16 +16,15 @@ def form():
     """The whole form of the Train page."""
     whole = Form()
     with gr.Blocks(analytics_enabled=False):
-        whole.add(Knob(path="method.name", title="Method", help="", unit="", advanced=False,
-                       kind="choice", default="lora"), gr.Textbox("lora"))  # fmt: skip
+        whole.add(METHOD)
         for name, cls in PARTS.items():
-            for knob in knobs(cls, f"{name}."):
-                whole.add(knob)
-        for knob in knobs(RunSpec, ""):
-            whole.add(knob)
+            for field in form_fields(cls, f"{name}."):
+                whole.add(field)
+        for field in form_fields(RunSpec, ""):
+            whole.add(field)
         for name, method in methods().items():
-            for knob in knobs(method, f"method:{name}."):
-                whole.add(knob)
+            for field in form_fields(method, f"method:{name}."):
+                whole.add(field)
     return whole
 
 
@@ -42,24 +41,24 @@ def test_a_methods_defaults_survive_the_form(form, name):
 @pytest.mark.parametrize("name", list(methods()))
 def test_every_field_of_a_method_has_a_component_with_title_and_help(form, name):
     fields = set(methods()[name].model_fields) - {"name"}
-    shown = {path.removeprefix(f"method:{name}.") for path in form.knobs
+    shown = {path.removeprefix(f"method:{name}.") for path in form.fields
              if path.startswith(f"method:{name}.")}  # fmt: skip
     assert shown == fields
-    assert all(form.knobs[f"method:{name}.{field}"].help for field in fields)
+    assert all(form.fields[f"method:{name}.{field}"].help for field in fields)
 
 
 @pytest.mark.parametrize("name", list(methods()))
 def test_changed_choices_and_switches_survive_the_form(form, name):
     changed: dict[str, Any] = {}
-    for path, knob in form.knobs.items():
+    for path, shown in form.fields.items():
         if not path.startswith(f"method:{name}."):
             continue
         field = path.rpartition(".")[2]
         value: Any = None
-        if knob.kind == "switch":
-            value = not knob.default
-        elif knob.kind == "choice":
-            value = knob.choices[-1]
+        if shown.kind == "switch":
+            value = not shown.default
+        elif shown.kind == "choice":
+            value = shown.choices[-1]
         else:
             continue
         try:

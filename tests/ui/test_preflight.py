@@ -6,6 +6,7 @@ from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
 from tests.ui.conftest import client_of
+from ui.actions import action_routes
 from ui.preflight import preflight_routes, unknown
 
 
@@ -13,7 +14,7 @@ from ui.preflight import preflight_routes, unknown
 def client(tmp_path):
     home = open_home(tmp_path)
     store = JobStore(home)
-    yield client_of(preflight_routes(home, store))
+    yield client_of(preflight_routes(home), action_routes(home, store))
     store.close()
 
 
@@ -52,21 +53,21 @@ def test_a_path_that_is_not_there_is_never_called_a_download(tmp_path):
     assert unknown(file, home) == "There is no dataset at gone.jsonl."
 
 
-def test_presets_are_applied_saved_and_forgotten(client):
-    answer = client.post("/api/presets/apply", json={"name": "low memory", "set": ["method.r=4"]})
-    assert "method.r%3D4" in answer.json()["query"]
-    assert "train.optim%3Dadafactor" in answer.json()["query"]
-    client.post("/api/presets/save", json={"name": "mine", "set": ["train.max_steps=9"]})
-    assert client.get("/api/presets").json()[-1]["values"] == {"train.max_steps": 9}
-    client.post("/api/presets/forget", json={"name": "mine"})
-    assert not client.get("/api/presets").json()[-1]["own"]
+def do(client, action, **values):
+    return client.post(f"/api/do/{action}", json=values)
+
+
+def test_presets_are_saved_and_forgotten(client):
+    do(client, "presets.save", name="mine", set=["train.max_steps=9"])
+    assert do(client, "presets.list").json()[-1]["values"] == {"train.max_steps": 9}
+    assert not do(client, "presets.forget", name="mine").json()[-1]["own"]
 
 
 def test_a_wrong_field_is_one_sentence(client):
     answer = client.post("/api/estimate", json={"set": ["train.max_step=5"]})
     assert answer.status_code == 200, "a form on its way to a valid one is no failure"
     assert "max_steps" in answer.json()["error"]["text"]
-    assert client.post("/api/fit", json={"set": ["train.max_step=5"]}).status_code == 400
+    assert do(client, "preflight", set=["train.max_step=5"], fit=True).status_code == 400
 
 
 def test_a_run_that_ran_out_of_memory_is_queued_again_with_the_remedy_chosen(
@@ -78,16 +79,16 @@ def test_a_run_that_ran_out_of_memory_is_queued_again_with_the_remedy_chosen(
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
     store.claims.finish(claim, "failed", error=("out_of_memory", "Memory ran out at step 1."))
-    found = client.get(f"/api/refit/{job.id}").json()["remedies"]
+    found = do(client, "refit", job=job.id, listing=True).json()
     assert [one["name"] for one in found][:2] == ["batch", "checkpointing"]
     assert found[0]["same_result"] and found[0]["about"].startswith("Batch size 4")
-    answer = client.post(f"/api/refit/{job.id}", json={"name": "checkpointing"}).json()
-    again = RunSpec.parse(store.get(answer["job"]).spec)
-    assert answer["remedy"] == "checkpointing"
+    answer = do(client, "refit", job=job.id, remedy="checkpointing").json()
+    again = RunSpec.parse(store.get(answer["id"]).spec)
+    assert answer["remedy"]["name"] == "checkpointing"
     assert again.train.gradient_checkpointing and again.train.per_device_train_batch_size == 8
-    first = client.post(f"/api/refit/{job.id}", json={}).json()
-    assert RunSpec.parse(store.get(first["job"]).spec).train.per_device_train_batch_size == 4
-    wrong = client.post(f"/api/refit/{job.id}", json={"name": "memory"})
+    first = do(client, "refit", job=job.id).json()
+    assert RunSpec.parse(store.get(first["id"]).spec).train.per_device_train_batch_size == 4
+    wrong = do(client, "refit", job=job.id, remedy="memory")
     assert wrong.status_code == 400
     store.close()
 
@@ -99,18 +100,16 @@ def test_a_base_that_does_not_fit_is_offered_what_makes_its_weights_smaller(clie
     claim = store.claims.claim("cuda:7", owner=me(), wanted=["cuda:7"])
     store.claims.register(claim, me())
     store.claims.finish(claim, "failed", error=("weights_too_large", "They do not fit."))
-    found = client.get(f"/api/refit/{job.id}").json()["remedies"]
+    found = do(client, "refit", job=job.id, listing=True).json()
     assert [one["name"] for one in found] == ["precision", "quantization"]
-    assert (
-        "precision (half precision)"
-        in client.post(f"/api/refit/{job.id}", json={}).json()["error"]["text"]
-    )
+    refused = do(client, "refit", job=job.id).json()["error"]["text"]
+    assert "precision (half precision)" in refused
     store.close()
 
 
 def test_only_a_run_that_ran_out_of_memory_is_refitted(client, tmp_path):
     store = JobStore(open_home(tmp_path))
     job = store.submit(RunSpec())
-    answer = client.post(f"/api/refit/{job.id}", json={})
+    answer = do(client, "refit", job=job.id)
     assert "did not run out of memory" in answer.json()["error"]["text"]
     store.close()

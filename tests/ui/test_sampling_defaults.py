@@ -12,7 +12,7 @@ from studio.evaluation.suites import SuiteRequest, parse_cases
 from studio.home import Home
 from tests.ui.conftest import client_of
 from ui.cli.main import main
-from ui.talk import chat_routes
+from ui.compare import compare_routes
 
 PROMPT = "What is the capital of France?"
 MESSAGES = [{"role": "user", "content": PROMPT}]
@@ -60,7 +60,7 @@ def test_the_page_shows_and_asks_with_the_records_defaults(home, store, monkeypa
     sent: list[dict] = []
     monkeypatch.setattr(chat_client, "find_host", lambda home: "running")
     monkeypatch.setattr(chat_client, "relay", lambda home, request: sent.append(request) or [b""])
-    page: TestClient = client_of(chat_routes(home, store))
+    page: TestClient = client_of(compare_routes(home, store))
 
     shown = page.get("/api/chat/choices").json()["sampling"]
     page.post("/api/chat/generate", json={"id": "a", "lanes": [{"messages": MESSAGES}]})

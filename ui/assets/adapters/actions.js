@@ -4,28 +4,14 @@
 import { api, button, copy, h, number, pairs, quiet, short } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 
-const MIX_ONLY = { r: ['svd', 'ties', 'dare'], density: ['ties', 'dare'], seed: ['dare'] };
-const MIX = [['concatenate', 'Exact weighted sum (the ranks add up)'], ['svd',
-  'Weighted sum, truncated to a rank (SVD)'],
-  ['ties', 'TIES: keep the largest, agree on signs'], ['dare', 'DARE: drop at random, rescale']];
-const FORMATS = [['peft', 'PEFT adapter: PeftModel.from_pretrained, transformers and most tools'],
-  ['vllm', 'vLLM LoRA folder: vllm serve --enable-lora'], ['adapterhub', 'AdapterHub adapter: the adapters library'],
-  ['gguf', 'GGUF with an Ollama Modelfile: Ollama, llama.cpp, LM Studio'], ['card', 'Model card alone']];
-const FITS = { peft: (one) => !one.is_model, vllm: (one) => one.method === 'lora',
-  adapterhub: (one) => one.method === 'bottleneck' };
-const PRECISIONS = [['f16', 'F16: half the size, nearly exact'], ['q8_0',
-  'Q8_0: a quarter of the size, for most machines'],
-  ['bf16', 'BF16'], ['f32', 'F32: exact']];
-
 /** What every dialog on a stack of adapters begins with. */
-const stacked = (page, adapters) => ({ known: page, stack: adapters, choices: { precision: PRECISIONS, how: MIX },
+const stacked = (page, adapters) => ({ known: page, stack: adapters,
   values: { 'model.path': adapters.find((one) => one.base)?.base ?? page.models[0]?.path } });
 
 export const askMerge = (page, adapters) => askAction('merge', stacked(page, adapters));
 
 export const askMix = (page, adapters) => askAction('mix', { ...stacked(page, adapters),
-  known: { models: page.models, adapters: page.adapters.filter((one) => one.method === 'lora') },
-  shown: ({ how }) => (name) => MIX_ONLY[name]?.includes(how) ?? true });
+  known: { models: page.models, adapters: page.adapters.filter((one) => one.is_low_rank) } });
 
 export const askImport = (page) => askAction('import', { known: page });
 
@@ -33,10 +19,8 @@ export const askImport = (page) => askAction('import', { known: page });
 export function askExport(page, adapters) {
   const [one] = adapters;
   if (adapters.length > 1) return askAction('gguf', stacked(page, adapters));
-  const form = FORMATS.filter(([format]) => FITS[format]?.(one) ?? true);
-  return askAction('export', { known: page, fixed: { name: one.path }, choices: { form, precision: PRECISIONS },
-    title: `Export “${one.name}”`, values: { form: form[0][0] },
-    shown: (values) => (name) => name !== 'precision' || values.form === 'gguf' });
+  return askAction('export', { known: page, fixed: { name: one.path }, title: `Export “${one.name}”`,
+    allow: { form: one.formats }, values: { form: one.formats[0] } });
 }
 
 // -- outcomes --------------------------------------------------------------------------------------

@@ -1,38 +1,18 @@
 // The bake-off: the same data, budget and seed over several methods, queued as siblings, and the table
 // of their results. Started from Train (with its form) or from Adapters.
 
-import { api, button, bytes, compact, go, h, number, quiet, remember, table, toast } from '../core/dom.js';
-import { ask } from '../core/form.js';
+import { button, bytes, compact, go, h, number, quiet, remember, send, table } from '../core/dom.js';
+import { askAction } from '../core/form.js';
 import { isLive } from '../core/live.js';
 
-const USUAL = ['lora', 'bottleneck', 'prefix_tuning', 'ia3', 'bitfit', 'norm_tuning'];
-
-/** `assignments`: the Train form's, as in its address; without them the dialog asks for base and data. */
-export async function askBakeoff({ methods, models, assignments = null }) {
-  if (!methods) ({ methods, models } = await api('/api/adapters'));
-  const boxes = methods.map((one) => h('input', { type: 'checkbox', class: 's-box', value: one.name,
-    checked: USUAL.includes(one.name) }));
-  const ticks = { element: h('div', { class: 's-ticks', role: 'group', 'aria-label': 'Methods' },
-    boxes.map((box, i) => h('label', { class: 's-check' }, box, methods[i].title))),
-  value: () => boxes.filter((box) => box.checked).map((box) => box.value) };
-  const own = assignments ? [] : [
-    { name: 'model', title: 'Base', choices: (models ?? []).map((one) => [one.path, one.label]) },
-    { name: 'data', title: 'Dataset', default: 'starter:pirate' },
-    { name: 'steps', title: 'Steps', type: 'integer', default: 60, ge: 1 }];
+/** `set`: the assignments of the Train form; without them the dialog asks for base, data and settings. */
+export async function askBakeoff({ methods, models, set = null }) {
   const now = new Date().toISOString().slice(5, 16).replace('T', ' ').replace(':', '.');
-  ask({ title: 'Method bake-off', label: 'Queue', help: 'Trains each method on the same data with the same budget and '
-    + 'seed, one after the other, then measures them side by side.'
-    + (assignments ? ' Base, data and training settings are those of the form.' : ''), fields: [...own,
-    { name: 'methods' },
-    { name: 'prompts', title: 'Prompts that every adapter answers', type: 'lines', rows: 2,
-      placeholder: 'One per line; a few default ones when empty' },
-    { name: 'name', title: 'Name', default: `bake-off ${now}`, required: true, max_length: 120 }] },
-  async ({ methods: chosen, prompts, name, model, data, steps }) => {
-    if (!chosen.length) throw new Error('Choose at least one method.');
-    const done = await api('/api/bakeoffs', { name, methods: chosen, prompts: prompts.split('\n'),
-      assignments: assignments ?? [`model.path=${model}`, `data.path=${data}`, `train.max_steps=${steps}`] });
-    go(`/adapters?bakeoff=${encodeURIComponent(done.name)}`);
-  }, { nodes: { methods: ticks } });
+  askAction('bakeoff', { known: { methods: methods ?? await send('/api/do/methods', {}), models },
+    fixed: set ? { set } : {}, only: [...(set ? [] : ['model', 'data', 'set']), 'methods', 'prompt', 'name'],
+    values: { name: `bake-off ${now}`, set: ['train.max_steps=60'] }, done: ({ name }) => {
+      go(`/adapters?bakeoff=${encodeURIComponent(name)}`);
+    } });
 }
 
 const times = (value) => (value == null ? '–' : `×\u202f${number(value, 3)}`);
@@ -47,12 +27,8 @@ export class Results {
 
   async show(name) {
     this.name = name;
-    try {
-      this.draw((await api(`/api/bakeoffs/table?name=${encodeURIComponent(name)}`)).rows);
-    } catch (error) {
-      this.hide();
-      toast(error.message, 'error');
-    }
+    const found = await send('/api/do/bakeoff', { show: name });
+    if (found) this.draw(found.rows); else this.hide();
   }
 
   hide() {

@@ -30,12 +30,12 @@ export class Passport {
   }
 
   async show(id) {
-    const one = await send(`/api/adapters/${id}`);
+    const one = await send('/api/do/adapters.show', { adapter: id });
     if (!one) { this.element.hidden = true; return; }
     const words = JSON.stringify(one);
     if (this.page.chosen !== id || (this.shown === words && !this.element.hidden)) return;
     this.shown = words;
-    this.run = one.job?.id ?? null;
+    this.run = one.run;
     this.board = null;
     const opened = this.element.hidden;
     this.element.hidden = false;
@@ -73,20 +73,22 @@ export class Passport {
   }
 
   facts(one) {
-    const libraries = Object.entries(one.versions).filter(([, version]) => version)
+    const { seed, imported_from: imported } = one.passport;
+    const [base, data, versions, mix] = ['base', 'data', 'versions', 'mix'].map((name) => one.passport[name] ?? {});
+    const libraries = Object.entries(versions).filter(([, version]) => version)
       .map(([name, version]) => `${name} ${version}`);
     const rows = [
       ['Method', one.method_title], ['Base', one.base || 'unknown'],
-      ['Base fingerprint', one.fingerprint], ['Dataset', one.data], ['Data hash', one.data_hash],
-      ['Chat template', one.template],
+      ['Base fingerprint', base.fingerprint], ['Dataset', one.data], ['Data hash', data.hash],
+      ['Chat template', data.template],
       ['Steps', one.steps ? count(one.steps) : ''],
       ['Losses', one.last_loss == null ? '' : `${number(one.first_loss)} first, ${number(one.last_loss)} last`
         + (one.eval_loss == null ? '' : `, ${number(one.eval_loss)} held out`)
         + (one.best_eval_loss == null ? '' : `, best ${number(one.best_eval_loss)}`)],
-      ['Seed', one.seed], ['Libraries', libraries.join(', ')],
+      ['Seed', seed], ['Libraries', libraries.join(', ')],
       ['Mixed from', one.parents.join(', ')],
-      ['Mix', one.mix.how && `${one.mix.how}, ${number(100 * one.mix.error, 2)}\u202f% from the weighted sum`],
-      ['Imported from', one.imported_from],
+      ['Mix', mix.how && `${mix.how}, ${number(100 * mix.error, 2)}\u202f% from the weighted sum`],
+      ['Imported from', imported],
       ['Made', one.created ? new Date(one.created * 1000).toLocaleString() : ''],
       ['Size', bytes(one.size_bytes)], ['Folder', one.path],
     ].filter(([, value]) => value !== '' && value !== null && value !== undefined && value !== 0);
@@ -112,9 +114,9 @@ export class Passport {
       one.picture ? heatmap(one.picture.changes) : h('div', {}, note, button('Measure', measure)));
   }
 
-  spec(one) {
+  spec({ passport: { spec } }) {
     return h('details', { class: 's-spec' }, h('summary', {}, 'Frozen spec'),
-      one.spec.method ? snippet('spec.json', JSON.stringify(one.spec, null, 1)) : quiet('This adapter has none.'));
+      spec?.method ? snippet('spec.json', JSON.stringify(spec, null, 1)) : quiet('This adapter has none.'));
   }
 }
 

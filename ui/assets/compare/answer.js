@@ -2,6 +2,7 @@
 // and which adapters were active.
 
 import { button, copy, h, number, text } from '../core/dom.js';
+import { hueOf } from '../core/lanes.js';
 import { diff, markdown } from './text.js';
 
 const PROOF = 'What was active. “Logits moved by” is the largest difference of a logit from the base alone: more than '
@@ -32,7 +33,7 @@ export class Answer {
     this.answer = answer;
     const { element, words } = this;
     element.style.cssText = view.hidden ? '--hue:var(--s-line-strong);--ink:var(--s-muted)'
-      : `--hue:var(--s-run-${this.lane})`;
+      : `--hue:${hueOf(this.lane)}`;
     element.style.order = view.place ?? this.lane;
     element.setAttribute('aria-label', view.hidden ? `Answer ${view.place + 1}` : `Lane ${view.letter}`);
     element.toggleAttribute('data-empty', !answer);

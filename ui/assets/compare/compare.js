@@ -1,4 +1,4 @@
-// The Compare page: up to six lanes, one composer. A turn is a row: the prompt once, the answers side
+// The Compare page: lanes side by side, one composer. A turn is a row: the prompt once, the answers side
 // by side, streaming together from one resident base. Lanes and view are in the address, the
 // conversation in the database, so a reload restores both. Model output is shown as text only.
 
@@ -11,8 +11,6 @@ import { LaneHead } from './lane.js';
 import { showEndpoint, Tabs, welcome } from './tabs.js';
 import { isBlind, Votes } from './votes.js';
 
-const MOST_LANES = 6;
-
 export class Compare extends HTMLElement {
   async connectedCallback() {
     if (this.built) return;
@@ -20,11 +18,12 @@ export class Compare extends HTMLElement {
     this.cells = new Map();
     this.view = { confidence: query().has('confidence'), reference: Number(query().get('from') || NaN) - 1 };
     this.choices = await send('/api/chat/choices')
-      ?? { models: [{ label: 'starter', path: 'starter' }], adapters: [], prompts: [], recipes: [], sampling: {} };
+      ?? { models: [{ label: 'starter', path: 'starter' }], adapters: [], prompts: [], recipes: [], sampling: {},
+        max_lanes: 1 };
     this.conversation = new Conversation(query().get('chat'), usualSettings(this.choices.sampling),
       (turn) => this.grew(turn));
     this.build();
-    await this.conversation.open(query().getAll('lane').slice(0, MOST_LANES).map(parseLane));
+    await this.conversation.open(query().getAll('lane').slice(0, this.choices.max_lanes).map(parseLane));
     if (!this.conversation.lanes.length) this.conversation.lanes = this.usualLanes();
     this.root.hidden = false;
     this.show();
@@ -88,7 +87,7 @@ export class Compare extends HTMLElement {
     this.heads.replaceChildren(...(blind ? [h('p', { class: 's-quiet' },
       `Blind: ${lanes.length} lanes answer in random order, without names. Vote to reveal the names.`)]
       : lanes.map((lane, i) => this.head(lane, i))));
-    this.composer.more(lanes.length < MOST_LANES && !blind);
+    this.composer.more(lanes.length < this.choices.max_lanes && !blind);
     this.composer.ready(turns.length > 0);
     this.composer.choose(this.composer.lane < lanes.length ? this.composer.lane : null);
     this.newChat.hidden = !turns.length;
@@ -108,11 +107,11 @@ export class Compare extends HTMLElement {
 
   head(lane, i) {
     return new LaneHead(lane, i, {
-      choices: this.choices, letter: LETTERS[i], full: this.conversation.lanes.length >= MOST_LANES,
+      choices: this.choices, letter: LETTERS[i], full: this.conversation.lanes.length >= this.choices.max_lanes,
       changed: () => this.moved(),
       weigh: () => this.conversation.weigh(i),
       redraw: () => { this.show(); this.moved(); },
-      add: (...lanes) => { this.conversation.lanes.push(...lanes.slice(0, MOST_LANES - this.conversation.lanes.length));
+      add: (...lanes) => { this.conversation.lanes.push(...lanes.slice(0, this.choices.max_lanes - this.conversation.lanes.length));
         this.show(); this.moved(); },
       refresh: async () => { this.choices = await api('/api/chat/choices'); this.show(); this.tabs.refresh(); },
       remove: this.conversation.lanes.length > 1 ? () => {
@@ -244,7 +243,7 @@ export class Compare extends HTMLElement {
     if (!this.free()) return;
     const lane = { model, stack: structuredClone(stack) };
     const { lanes } = this.conversation;
-    if (lanes.length < MOST_LANES) lanes.push(lane); else Object.assign(lanes.at(-1), lane);
+    if (lanes.length < this.choices.max_lanes) lanes.push(lane); else Object.assign(lanes.at(-1), lane);
     this.show();
     this.moved();
     this.tabs.open('chat');

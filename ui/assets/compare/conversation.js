@@ -17,7 +17,7 @@ export class Conversation {
 
   /** Read the saved conversation; lanes of the address win, with the settings saved for them. */
   async open(asked) {
-    const found = this.id && await api(`/api/chat/conversations/${encodeURIComponent(this.id)}`).catch(() => null);
+    const found = this.id && await api('/api/do/conversations', { show: this.id }).catch(() => null);
     this.id ||= crypto.randomUUID().slice(0, 8);
     if (!found) { this.lanes = asked; return; }
     const { turns, lanes, settings } = found;

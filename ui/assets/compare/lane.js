@@ -2,7 +2,7 @@
 
 import { button, h, short, text } from '../core/dom.js';
 import { select } from '../core/form.js';
-import { isCheckpoint, promoteButton } from '../core/lanes.js';
+import { hueOf, isCheckpoint, promoteButton } from '../core/lanes.js';
 import { keepMix } from './tabs.js';
 
 const choice = (label, choices, value, changed) => select(choices, value, changed, { 'aria-label': label });
@@ -13,7 +13,7 @@ export class LaneHead {
     Object.assign(this, { lane, index, page });
     const models = page.choices.models.map((model) => [model.path, model.label]);
     if (!models.some(([path]) => path === lane.model)) models.push([lane.model, short(lane.model)]);
-    this.element = h('section', { class: 's-lane', style: `--hue:var(--s-run-${index})`,
+    this.element = h('section', { class: 's-lane', style: `--hue:${hueOf(index)}`,
       'aria-label': `Lane ${page.letter}`, 'data-testid': `lane-${index}` },
     h('div', { class: 's-lane-top' }, h('b', { class: 's-letter' }, page.letter),
       choice('Model', models, lane.model, (path) => {

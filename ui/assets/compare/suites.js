@@ -56,10 +56,10 @@ export class Suites {
 
   async refresh() {
     clearTimeout(this.timer);
-    const found = await send('/api/chat/suites');
+    const found = await send('/api/do/suite', {});
     if (!found) return;
     if (!found.some((one) => one.id === this.open)) this.open = found[0]?.id;
-    const suite = this.open == null ? null : await send(`/api/chat/suites/${this.open}`);
+    const suite = this.open == null ? null : await send('/api/do/suite', { show: String(this.open) });
     const row = (one) => [h('td', { class: one.id === this.open ? 's-chosen' : '' }, button(one.name, () => {
       this.open = one.id;
       this.refresh();

@@ -52,7 +52,7 @@ async function conversations(element, page) {
     if (await send('/api/do/conversations', { delete: id })) await refresh();
   }, 's-tool'));
   const refresh = async () => {
-    const found = await send(`/api/chat/conversations?search=${encodeURIComponent(search.value)}`);
+    const found = (await send('/api/do/conversations', { search: search.value }))?.filter((one) => one.turns);
     if (found) list.replaceChildren(...(found.length ? found.map(item) : [h('li', { class: 's-quiet' },
       search.value ? `No conversation contains “${search.value}”.` : 'Conversations are saved here.')]));
   };

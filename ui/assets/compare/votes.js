@@ -35,7 +35,7 @@ export class Votes {
     text(bar.words, !voted ? 'Which is better?' : won >= 0 ? `You chose ${this.label(turn, won)}.`
       : verdicts.includes('bad') ? 'You rejected all of them.' : 'You called it a tie.');
     bar.choices.replaceChildren(...(voted ? [button('Vote again', () => this.takeBack(turn), 's-tool')]
-      : [...this.order(turn).map((lane, i) => choice(this.label(turn, lane), i + 1,
+      : [...this.order(turn).map((lane, i) => choice(this.label(turn, lane), i < 8 ? i + 1 : null,
         () => this.cast(turn, lane))),
       choice('Tie', 0, () => this.cast(turn, null)),
       choice(turn.answers.length > 2 ? 'All bad' : 'Both bad', 9, () => this.cast(turn, null, true))]));
@@ -94,6 +94,7 @@ export class Votes {
 }
 
 function choice(label, key, act) {
+  if (key === null) return button(label, act);
   const node = button(label, act, '', { 'data-key': key, 'aria-keyshortcuts': key,
     title: `The key ${key} does the same` });
   node.append(h('kbd', { 'aria-hidden': 'true' }, String(key)));

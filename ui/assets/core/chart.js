@@ -3,7 +3,7 @@
 // frame, so nothing flickers, and zoom and hover survive while a run goes on.
 
 import { extent, nearest, Painter, smooth } from './chart_canvas.js';
-import { api, button, compact, count, h, keyed, number, text } from './dom.js';
+import { api, button, compact, count, h, keyed, number, table, text } from './dom.js';
 
 const NEAR = 24; // a click as close to a curve, in pixels, means its point
 
@@ -156,11 +156,8 @@ export class Chart {
     const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => b - a).slice(0, 500);
     const values = lines.map((line) => new Map(line.x.map((x, i) => [x, (line.raw ?? line.y)[i]])));
     const name = (line) => this.group.names.get(line.run) ?? `run ${line.run}`;
-    this.table.replaceChildren(h('table', {},
-      h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'Step'),
-        lines.map((line) => h('th', { scope: 'col' }, name(line))))),
-      h('tbody', {}, steps.map((step) => h('tr', {}, h('td', {}, count(step)),
-        values.map((v) => h('td', {}, v.has(step) ? this.options.format(v.get(step)) : '')))))));
+    this.table.replaceChildren(table(['Step', ...lines.map(name)], steps.map((step) => [count(step),
+      ...values.map((v) => (v.has(step) ? this.options.format(v.get(step)) : ''))]), { class: '' }));
   }
 
   toggleLog() {
@@ -293,5 +290,3 @@ async function refine(group, charts, zoom) {
     [name, new Map(Object.entries(runs).map(([run, line]) => [Number(run), line]))]));
   group.set({ fine: { zoom, series } });
 }
-
-export const lossOf = (job) => number(job.last_loss);

@@ -1,9 +1,7 @@
-// Dialogs and forms drawn from the fields of a record, as GET /api/actions lists them: {name, title, help,
-// type, default, ge, le, step, choices, of, advanced, unit, required}. Types: text, lines, integer, number,
-// switch, choice, list, stack. Pages may add `placeholder`, `rows`, `max_length`, `empty` (show a default as
-// an empty field) and `more` (attributes).
+// Dialogs and forms of actions, drawn from the fields that GET /api/actions lists (`schema` in
+// jobs/actions/registry.py).
 
-import { api, button, errorLine, h, say, send, short } from './dom.js';
+import { api, button, errorLine, h, quiet, say, send, short, toast } from './dom.js';
 import { poke } from './live.js';
 
 /** A modal form. `submit()` may return a promise; its error is shown and keeps the dialog open. Without
@@ -33,53 +31,72 @@ export function dialog(title, body, label, submit) {
 export const labelled = (title, control, note = '') => h('label', { class: 's-labelled' },
   h('span', {}, title), control, note && h('span', { class: 's-quiet' }, note));
 
-export const options = (choices, chosen) => choices.map((one) => {
+const options = (choices, chosen) => choices.map((one) => {
   const [value, label] = Array.isArray(one) ? one : [one, one];
-  return h('option', { value, selected: [].concat(chosen).includes(value) }, label ?? value);
+  return h('option', { value, selected: [].concat(chosen).includes(value) }, label);
 });
 
 export const select = (choices, value, changed, props = {}) => h('select', { ...props,
   onchange: (event) => changed?.(event.target.value) }, options(choices, value));
 
-/** The control of one field; `known` has what its hint `of` refers to. `read` gives its value. */
-function control(field, value, known) {
-  const { name, type, of, step, placeholder, required, more } = field;
-  let { choices } = field;
-  if (type === 'boolean' || type === 'switch') {
-    return h('input', { type: 'checkbox', class: 's-box', name, checked: Boolean(value), ...more });
-  }
-  if (of === 'model' && known?.models) {
-    choices = [...(field.default ? [] : [['', 'none']]), ...known.models.map((one) => [one.path, one.label])];
-    if (!choices.some(([path]) => path === value)) choices.push([value, short(value)]);
-  }
-  if (type === 'list' && choices?.length) {
+const KNOWN = { model: 'models', method: 'methods', column: 'columns' };
+
+/** The choices of a field: its own, or what `known` has of what it names. */
+function choicesOf({ choices, of, default: usual }, known, value) {
+  if (choices.length || !known?.[KNOWN[of]]) return choices;
+  const named = known[KNOWN[of]].map((one) => (typeof one === 'string' ? [one, one]
+    : [one.path ?? one.name, one.label ?? one.title]));
+  const found = of !== 'method' && !usual ? [['', 'none'], ...named] : named;
+  return found.some(([name]) => [].concat(value).includes(name)) ? found : [...found, [value, short(value)]];
+}
+
+/** Boxes to tick, for a comma-separated text. */
+function ticks(field, choices, value) {
+  const boxes = choices.map(([name, label]) => [h('input', { type: 'checkbox', class: 's-box', value: name,
+    checked: !value || list(value).includes(name) }), label]);
+  return { element: h('div', { class: 's-ticks', role: 'group', 'aria-label': field.title },
+    boxes.map(([box, label]) => h('label', { class: 's-check' }, box, label))),
+  value() {
+    const chosen = boxes.map(([box]) => box).filter((box) => box.checked);
+    if (!chosen.length) throw new Error(`${field.title}: choose at least one.`);
+    return chosen.map((box) => box.value).join();
+  } };
+}
+
+/** The control of one field. */
+function control(field, choices, value) {
+  const { name, type, step, required } = field;
+  if (type === 'switch') return h('input', { type: 'checkbox', class: 's-box', name, checked: Boolean(value) });
+  if (type === 'list' && choices.length) {
     const size = Math.min(5, Math.max(2, choices.length));
-    return h('select', { multiple: true, size, name, ...more }, options(choices, value));
+    return h('select', { multiple: true, size, name }, options(choices, value.map(String)));
   }
-  if (choices?.length) return select(choices, value, null, { name, ...more });
-  const props = { name, placeholder, required, maxlength: field.max_length, autocomplete: 'off', spellcheck: 'false' };
-  if (type === 'lines') {
-    const area = h('textarea', { rows: field.rows ?? 4, ...props, ...more });
-    area.value = value;
+  if (choices.length) return select(choices, value, null, { name });
+  const props = { name, required, maxlength: field.max_length, autocomplete: 'off', spellcheck: 'false' };
+  const words = Array.isArray(value) ? value.join(field.lines ? '\n' : ', ') : String(value);
+  if (field.lines) {
+    const area = h('textarea', { rows: field.lines, ...props });
+    area.value = words;
     return area;
   }
   const bounds = type === 'integer' || type === 'number'
     ? { type: 'number', min: field.ge, max: field.le, step: step ?? (type === 'integer' ? 1 : 'any') }
       : { type: 'text' };
-  return h('input', { ...bounds, value: String(value), ...props, ...more });
+  return h('input', { ...bounds, value: words, ...props });
 }
 
-function read(node, { type, name, title, default: usual }) {
+function read(node, { type, title, lines, default: usual }) {
   if (node.type === 'checkbox') return node.checked;
-  if (type === 'list') return node.multiple ? [...node.selectedOptions].map((one) => one.value) : list(node.value);
-  if (type !== 'integer' && type !== 'number') return node.value.trim();
+  if (node.multiple) return [...node.selectedOptions].map((one) => one.value);
+  if (type === 'list') return list(node.value, lines ? '\n' : ',');
+  if (node.type !== 'number') return node.value.trim();
   if (node.value === '' && usual !== undefined) return usual;
-  if (!Number.isFinite(node.valueAsNumber)) throw new Error(`${title ?? name} must be a number.`);
+  if (!Number.isFinite(node.valueAsNumber)) throw new Error(`${title} must be a number.`);
   return node.valueAsNumber;
 }
 
-/** The texts of a comma-separated list. */
-export const list = (words) => words.split(',').map((one) => one.trim()).filter(Boolean);
+/** The texts of a list. */
+export const list = (words, between = ',') => words.split(between).map((one) => one.trim()).filter(Boolean);
 
 /** An ordered stack of adapters with weights, as a field that begins with `adapters`. */
 function stackField(known, adapters) {
@@ -113,16 +130,18 @@ function stackField(known, adapters) {
     }) };
 }
 
-/** The fields of a record as controls.
- *  `values` override defaults; `nodes` are own controls by name, as {element, value()}; `shown(values)` returns
- *  the names of the fields that apply, all without it; `known` has the models and adapters to choose from. */
-export class Fields {
-  constructor(fields, { values = {}, nodes = {}, shown = null, known = null, kind = 's-dialog-parts' } = {}) {
-    Object.assign(this, { fields, nodes, shown });
-    const start = (field) => values[field.name] ?? (field.empty ? '' : field.default) ?? '';
-    this.controls = new Map(fields.filter(({ name }) => !nodes[name]).map((field) =>
-      [field.name, control(field, start(field), known)]));
-    this.rows = new Map(fields.map((field) => [field.name, nodes[field.name]?.element ?? this.row(field)]));
+/** Controls of fields.
+ *  `values` override defaults; `nodes` are own controls by name, as {element, value()}; `known` has the models,
+ *  methods, columns and adapters to choose from. */
+class Fields {
+  constructor(fields, { values = {}, nodes = {}, known = null, kind = 's-dialog-parts' } = {}) {
+    Object.assign(this, { fields, nodes: { ...nodes }, controls: new Map(), rows: new Map() });
+    for (const field of fields) {
+      const value = values[field.name] ?? field.default ?? '', choices = choicesOf(field, known, value);
+      if (field.type === 'several' && choices.length) this.nodes[field.name] = ticks(field, choices, value);
+      if (!this.nodes[field.name]) this.controls.set(field.name, control(field, choices, value));
+      this.rows.set(field.name, this.nodes[field.name]?.element ?? this.row(field));
+    }
     const part = (advanced) => fields.filter((field) => Boolean(field.advanced) === advanced)
       .map(({ name }) => this.rows.get(name));
     this.element = h('div', { class: kind, onchange: () => this.show() }, part(false), part(true).length > 0
@@ -131,17 +150,18 @@ export class Fields {
     this.show();
   }
 
-  row(field) {
-    const node = this.controls.get(field.name), title = field.title ?? field.name;
-    if (node.type === 'checkbox') return h('label', { class: 's-check', title: field.help }, node, title);
-    return labelled(field.unit ? `${title} (${field.unit})` : title, node, field.help);
+  row({ name, title, unit, help }) {
+    const node = this.controls.get(name);
+    if (node.type === 'checkbox') return h('label', { class: 's-check', title: help }, node, title);
+    return labelled(unit ? `${title} (${unit})` : title, node, help);
   }
 
+  /** Hide the fields that other fields make meaningless. */
   show() {
-    if (!this.shown) return;
-    const raw = Object.fromEntries([...this.controls].map(([name, node]) => [name, node.value]));
-    const wanted = this.shown(raw);
-    for (const [name, row] of this.rows) row.hidden = !wanted(name);
+    for (const { name, when } of this.fields) {
+      this.rows.get(name).hidden = Object.entries(when).some(([other, values]) =>
+        this.controls.has(other) && !values.includes(this.controls.get(other).value));
+    }
   }
 
   value() {
@@ -151,24 +171,33 @@ export class Fields {
   }
 }
 
-/** A dialog for a record: {title, help, fields, label}. `submit(values)` sends it. */
-export function ask({ title, help, fields, label }, submit, settings = {}) {
-  const form = new Fields(fields, settings);
-  return dialog(title, [help && h('p', { class: 's-quiet' }, help), form.element], label, () => submit(form.value()));
-}
-
 let actions = null;
 
-/** A dialog for an action of the server.
- *  `fixed` are values that are sent and not shown, `choices` replace those of a field, `stack` begins a stack
- *  of `known.adapters`; the rest is as for Fields. */
-export async function askAction(name, { fixed = {}, choices = {}, stack = [], title: own, ...settings } = {}) {
+/** The form of an action, as {title, help, label, element, submit()}.
+ *  `fixed` are values that are sent and not shown, `only` the names of the fields shown, `choices` replace those
+ *  of a field and `allow` keeps some of them, `stack` begins a stack of `known.adapters`; the rest is as for
+ *  Fields. */
+export async function actionForm(name, { fixed = {}, only = null, choices = {}, allow = {}, stack = [],
+  ...settings } = {}) {
   actions ??= await send('/api/actions');
   const { title, help, fields } = actions.find((one) => one.name === name);
-  const drawn = fields.filter((field) => !(field.name in fixed))
-    .map((field) => ({ ...field, choices: choices[field.name] ?? field.choices }));
-  const adapters = settings.known?.adapters.filter((one) => !one.is_model) ?? [];
+  const drawn = fields.filter((one) => !(one.name in fixed) && (only?.includes(one.name) ?? true))
+    .map((one) => ({ ...one, choices: (choices[one.name] ?? one.choices.map((c) => (Array.isArray(c) ? c : [c, c])))
+      .filter(([value]) => allow[one.name]?.includes(value) ?? true) }));
+  const adapters = settings.known?.adapters?.filter((one) => !one.is_model) ?? [];
   const nodes = drawn.some((field) => field.type === 'stack') ? { stack: stackField(adapters, stack) } : {};
-  return ask({ title: own ?? title, help, fields: drawn, label: title.split(' ')[0] },
-    (values) => api(`/api/do/${name}`, { ...fixed, ...values }), { nodes, ...settings });
+  const form = new Fields(drawn, { nodes, ...settings });
+  return { title, help, element: form.element,
+    submit: () => api(`/api/do/${name}`, { ...fixed, ...form.value() }) };
+}
+
+/** A dialog that asks for an action; its button has the first word of the title. `done` (text, or a function of
+ *  the answer) is shown on success. */
+export async function askAction(name, { title, note, done, ...settings } = {}) {
+  const form = await actionForm(name, settings), words = title ?? form.title;
+  return dialog(words, [quiet(note ?? form.help), form.element], words.split(' ')[0], async () => {
+    const answer = await form.submit();
+    const said = typeof done === 'function' ? done(answer) : done;
+    if (said) toast(said);
+  });
 }

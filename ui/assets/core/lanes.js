@@ -2,7 +2,10 @@
 
 import { count, go, h, send, short, sureButton, toast } from './dom.js';
 
-export const LETTERS = 'ABCDEF';
+export const LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ';
+
+/** The colour of a lane or run; the theme has ten. */
+export const hueOf = (index) => `var(--s-run-${index % 10})`;
 
 const SUFFIX = /^(.*)~([^~]+:-?[\d.]+)$/;
 const BETWEEN = /(?<=:-?[\d.]+)[+ ]/; // an address turns a plus that was typed into a space
@@ -60,7 +63,7 @@ export const isCheckpoint = (name) => NAME.test(name);
 /** Open Compare with the checkpoint of a run that is nearest to a step, or show why there is none. */
 export async function openCheckpoint(job, step) {
   if (!job || job.kind !== 'train') return;
-  if (job.method_name === 'full') {
+  if (job.trains_base) {
     toast('This run trained the whole model: its checkpoints are models, not lanes.', 'error');
     return;
   }

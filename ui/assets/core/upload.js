@@ -1,6 +1,6 @@
-// Uploads: send a data file with progress; the Train page's upload button.
+// Send a data file with progress.
 
-import { at, bytes, h, text, typeInto } from './dom.js';
+import { at, bytes } from './dom.js';
 
 /** Send a file and return its path in the home.
  *  `keep` stores it to train on; `onProgress` is called with words and a share from 0 to 1. */
@@ -19,31 +19,4 @@ export function sendFile(file, { keep = false, onProgress }) {
     };
     request.send(file);
   });
-}
-
-/** A button that uploads a data file and chooses it as the dataset of the form. */
-export class Upload extends HTMLElement {
-  connectedCallback() {
-    if (this.children.length) return;
-    const { accept } = JSON.parse(this.dataset.value);
-    this.file = h('input', { type: 'file', hidden: true, accept, 'data-testid': 'train-file',
-      onchange: () => this.send(this.file.files[0]) });
-    this.line = h('span', { role: 'status' });
-    this.replaceChildren(this.line, this.file, h('button', { type: 'button', class: 's-link',
-      onclick: () => this.file.click() }, 'Upload a data file …'));
-  }
-
-  async send(file) {
-    if (!file) return;
-    this.file.value = '';
-    this.line.className = 's-quiet';
-    try {
-      const path = await sendFile(file, { keep: true, onProgress: (words) => text(this.line, words) });
-      text(this.line, '');
-      typeInto(document.querySelector('#uploaded :is(input, textarea)'), path);
-    } catch (error) {
-      this.line.className = 's-error';
-      text(this.line, error.message);
-    }
-  }
 }

@@ -6,7 +6,7 @@ import { actOn, ago, api, badge, bar, button, bytes, choose, count, errorLine, f
 import { isLive, poke, share, subscribe } from '../core/live.js';
 import { Import, Mapping } from './import.js';
 import { Report } from './report.js';
-import { Change, Rows, submitStep } from './rows.js';
+import { Change, Rows } from './rows.js';
 import { Lens, XRay } from './xray.js';
 
 const KINDS = new Set(['import', 'curate', 'measure']);
@@ -146,24 +146,22 @@ export class Data extends HTMLElement {
   }
 
   async remove(name) {
-    if (!await send(`/api/data/${name}/delete`, {}, `${name} is deleted.`)) return;
+    if (!await send('/api/do/data.delete', { name }, `${name} is deleted.`)) return;
     await this.refresh();
     this.open(this.datasets[0]?.name ?? null, 'report');
   }
 
-  /** Submit a job and open the dataset that it makes. */
-  async submit(path, body, then) {
-    const job = await api(path, body);
-    this.await(job, then ?? (async (done) => {
-      if (done.already) toast(`This file was imported before, as ${done.dataset}.`);
+  /** Open the dataset that a queued job makes. */
+  openResult(job, failed) {
+    this.await(job, async ({ name, already, parent }) => {
+      if (already && !parent) toast(`This file was imported before, as ${name}.`);
       await this.refresh();
-      this.open(done.dataset, 'report');
-    }));
-    return job;
+      this.open(name, 'report');
+    }, failed);
   }
 
   await(job, then, failed) {
-    this.waiting.set(job.job, { then, failed });
+    this.waiting.set(job.id, { then, failed });
     if (this.known) this.take(this.known); // it may have ended already
     poke();
   }
@@ -190,12 +188,10 @@ export class Data extends HTMLElement {
   }
 
   async ended(job, then, failed) {
-    const done = await api(`/api/data/outcome/${job.id}`).catch((error) => ({ error: error.message }));
-    if (done.state === 'succeeded') then(done);
-    else {
-      const words = done.error || `"${job.name}" was ${job.state}.`;
-      if (failed) failed(words); else toast(words, 'error');
-    }
+    const done = await send(`/api/outcome/${job.id}`);
+    if (done?.state === 'succeeded') return then(done.outcome);
+    const words = job.error?.text ?? `"${job.name}" was ${job.state}.`;
+    return failed ? failed(words) : toast(words, 'error');
   }
 
   job(job) {
@@ -212,8 +208,11 @@ class Remap {
     const { found } = page;
     const error = errorLine();
     const panel = new Mapping(page, found.name, { save: h('div', { class: 's-actions' },
-      button('Save as a new dataset', async () =>
-        say(error, await submitStep(page, { kind: 'remap', mapping: panel.mapping })), 's-primary')) });
+      button('Save as a new dataset', async () => {
+        try {
+          page.openResult(await api('/api/do/data.map', { source: found.name, whole: panel.mapping, save: true }));
+        } catch (refused) { say(error, refused.message); }
+      }, 's-primary')) });
     this.element = h('div', { class: 's-stack' }, panel.element, error);
     panel.look();
   }

@@ -2,7 +2,7 @@
 // is which part, and the first rows rendered with that mapping.
 
 import { api, bar, button, errorLine, fill, h, quiet, say, table, text } from '../core/dom.js';
-import { labelled, select } from '../core/form.js';
+import { labelled, list, select } from '../core/form.js';
 import { sendFile } from '../core/upload.js';
 
 export class Import {
@@ -83,7 +83,7 @@ export class Import {
     const subset = h('input', {}), split = h('input', { value: 'train' });
     const go = button('Import', async () => {
       if (await panel?.refused()) return;
-      await this.queue(go, { path, name: name.value, uploaded: this.uploaded, subset: subset.value,
+      await this.queue(go, { source: path, name: name.value, uploaded: this.uploaded, subset: subset.value,
         split: split.value || 'train', mapping: panel?.changed ? panel.mapping : null });
     }, 's-primary', { 'data-testid': 'import-go' });
     const top = h('div', { class: 's-lens' }, labelled('Name of the dataset', name),
@@ -101,20 +101,28 @@ export class Import {
   }
 
   async queue(go, wanted) {
+    const failed = (words) => { this.fail(words); go.disabled = false; };
     go.disabled = true;
     try {
-      const job = await this.page.submit('/api/data/import', wanted);
+      const job = await api('/api/do/data.import', wanted);
       this.progress('The import is queued; the list on the left shows its progress.');
-      this.page.waiting.get(job.job).failed = (words) => { this.fail(words); go.disabled = false; };
-    } catch (error) {
-      this.fail(error.message);
-      go.disabled = false;
-    }
+      this.page.openResult(job, failed);
+    } catch (error) { failed(error.message); }
   }
 }
 
 const MOST_COLUMNS = 60;
-const ROLES = ['system', 'user', 'assistant', 'tool'];
+// kind, title, example
+const PAIRS = [['templates', 'Combine columns', 'prompt = {title}: {body}'], ['constants', 'The same in every row',
+  'prompt = Summarize this.'], ['roles', 'Role names of the file', 'human = user']];
+
+/** Lines of `name = text` as an object; a line end in a text is written as \\n. */
+export const readPairs = (words) => Object.fromEntries(list(words, '\n').map((line) => {
+  const [name, value = ''] = line.split(/\s*=\s*(.*)/, 2);
+  return [name, value.replaceAll('\\n', '\n')];
+}));
+export const writePairs = (pairs) => Object.entries(pairs).map(([name, value]) =>
+  `${name} = ${value.replaceAll('\n', '\\n')}`).join('\n');
 
 export class Mapping {
   constructor(page, path, { found = null, save = null, onchange = null } = {}) {
@@ -172,21 +180,15 @@ export class Mapping {
     this.look();
   }
 
-  parts() {
-    const { needed, optional } = this.page.formats[this.mapping.format];
-    return [...needed, ...optional];
-  }
-
   draw() {
-    const { mapping } = this;
+    const { mapping } = this, { needed, optional } = this.page.formats[mapping.format];
     const format = select(Object.keys(this.page.formats).map((name) => [name, name.replace('_', ' ')]), mapping.format,
       (name) => { this.changed = true; this.look(name); }, { 'data-testid': 'format' });
     const others = this.page.datasets.filter((one) => one.name !== this.path).map((one) => one.name);
     const reuse = others.length > 0 && labelled('Same as in', select([['', '–'], ...others], '',
       (name) => this.reuse(name)));
     this.controls.replaceChildren(h('div', { class: 's-lens' }, labelled('The rows are', format), reuse),
-      this.columnTable(), this.parts().includes('system') ? this.systemPrompt() : '', this.extras(),
-      this.mapping.format === 'messages' || this.mapping.format === 'sharegpt' ? this.roles() : '');
+      this.columnTable(), [...needed, ...optional].includes('system') ? this.systemPrompt() : '', this.pairs());
   }
 
   async reuse(name) {
@@ -234,54 +236,24 @@ export class Mapping {
     return labelled('System prompt for every row', input);
   }
 
-  /** Parts that are combined from columns, or fixed. */
-  extras() {
-    const lines = ['templates', 'constants'].flatMap((kind) => Object.keys(this.mapping[kind])
-      .filter((part) => kind === 'templates' || part !== 'system').map((part) => this.extra(kind, part)));
-    const free = this.parts().filter((part) => !this.mapping.templates[part] && !(part in this.mapping.constants));
-    const add = (kind) => this.change((mapping) => {
-      const part = free.find((name) => !(name in mapping.columns)) ?? free[0];
-      const [first] = Object.keys(this.columns ?? {});
-      mapping[kind][part] = kind === 'templates' ? `{${mapping.columns[part] ?? first ?? 'column'}}` : 'text';
-      delete mapping.columns[part];
-      queueMicrotask(() => this.draw());
-    });
-    return h('div', { class: 's-stack' }, lines, free.length ? h('div', { class: 's-actions' },
-      button('Combine columns', () => add('templates'), '', { title: 'Fill a part from several columns' }),
-      button('Fixed text', () => add('constants'), '', { title: 'Give a part the same text in every row' })) : null);
-  }
-
-  extra(kind, part) {
-    const input = h('input', { 'aria-label': `Text of ${part}`, spellcheck: 'false', 'data-testid': `text-${part}`,
-      oninput: () => this.change((mapping) => { mapping[kind][part] = input.value; }) });
-    input.value = this.mapping[kind][part];
-    return h('div', { class: 's-extra' },
-      select(this.parts(), part, (other) => this.change((mapping) => {
-        mapping[kind][other] = mapping[kind][part];
-        delete mapping[kind][part];
-        delete mapping.columns[other];
-        queueMicrotask(() => this.draw());
-      }), { 'aria-label': 'Part' }),
-      h('span', { class: 's-quiet' }, kind === 'templates' ? 'is' : 'is always'), input,
-      button('×', () => this.change((mapping) => {
-        delete mapping[kind][part];
-        queueMicrotask(() => this.draw());
-      }), 's-tool', { 'aria-label': `Remove ${part}` }));
-  }
-
-  roles() {
-    const known = Object.entries(this.mapping.roles);
-    const name = h('input', { placeholder: 'name in the file', 'aria-label': 'Role name in the file' });
-    const role = select(ROLES, 'user', null, { 'aria-label': 'Role' });
-    const redraw = () => queueMicrotask(() => this.draw());
-    return h('details', { class: 's-same', open: known.length > 0 }, h('summary', {}, 'Role names of the file'),
-      known.map(([from, to]) => h('div', { class: 's-extra' }, h('span', { class: 's-path' }, from),
-        h('span', { class: 's-quiet' }, 'means'), h('span', {}, to),
-        button('×', () => { this.change((m) => { delete m.roles[from]; }); redraw(); }, 's-tool',
-          { 'aria-label': `Remove ${from}` }))),
-      h('div', { class: 's-extra' }, name, h('span', { class: 's-quiet' }, 'means'), role, button('Add', () => {
-        if (name.value.trim()) { this.change((m) => { m.roles[name.value.trim()] = role.value; }); redraw(); }
-      })));
+  /** Parts that are combined from columns or fixed, and roles that the file names otherwise: one pair a line. */
+  pairs() {
+    const area = ([kind, title, placeholder]) => {
+      const { system: _, ...rest } = this.mapping[kind], shown = kind === 'constants' ? rest : this.mapping[kind];
+      const node = h('textarea', { rows: 2, spellcheck: 'false', placeholder, 'data-testid': `pairs-${kind}`,
+        onchange: () => this.change((mapping) => {
+          const { system } = mapping.constants;
+          mapping[kind] = readPairs(node.value);
+          if (kind === 'constants' && system) mapping.constants.system = system;
+          if (kind !== 'roles') for (const part in mapping[kind]) delete mapping.columns[part];
+          queueMicrotask(() => this.draw());
+        }) });
+      node.value = writePairs(shown);
+      return [node.value, labelled(title, node)];
+    };
+    const areas = PAIRS.slice(0, ['messages', 'sharegpt'].includes(this.mapping.format) ? 3 : 2).map(area);
+    return h('details', { class: 's-same', open: areas.some(([used]) => used) }, h('summary', {}, 'More parts'),
+      h('div', { class: 's-stack' }, areas.map(([, node]) => node)));
   }
 }
 

@@ -3,6 +3,7 @@
 import { api, compact, count, duration, h, pairs, quiet, table, text } from '../core/dom.js';
 import { labelled, select } from '../core/form.js';
 
+const MOST_CHARACTERS = 64 * 1024 ** 2; // more is compared in a terminal
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u202f%`;
 
 export class Report {
@@ -21,7 +22,7 @@ export class Report {
     const failed = (words) => this.tokens.replaceChildren(h('p', { class: 's-error', role: 'alert' }, words));
     try {
       const made = await api(`/api/data/${name}/tokens?${this.page.lens.query()}`);
-      if (!made.job) return this.show(made);
+      if (!made.id) return this.show(made);
       this.tokens.replaceChildren(h('p', { class: 's-quiet', role: 'status' },
         'The dataset is large: a queued job counts its tokens once. The list on the left shows its progress.'));
       this.page.await(made, () => this.measure(), failed);
@@ -71,7 +72,7 @@ export class Report {
       text(answer, other ? 'Comparing …' : '');
       if (!other) return;
       try {
-        const { rows } = await api(`/api/data/${this.found.name}/overlap?other=${encodeURIComponent(other)}`);
+        const { rows } = await api('/api/do/data.overlap', { name: this.found.name, other, most: MOST_CHARACTERS });
         text(answer, rows ? `${count(rows)} rows are in both, word for word` : 'no row is in both');
       } catch (error) { text(answer, error.message); }
     };

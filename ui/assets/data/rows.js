@@ -1,7 +1,7 @@
 // Rows page by page, with ticks to drop or keep; and the steps that make a new dataset of this one.
 
-import { button, count, errorLine, h, quiet, say, send, text } from '../core/dom.js';
-import { Fields, labelled } from '../core/form.js';
+import { api, button, count, errorLine, h, quiet, say, send, text } from '../core/dom.js';
+import { actionForm } from '../core/form.js';
 import { rendered } from './import.js';
 
 const PAGE = 20;
@@ -50,78 +50,41 @@ export class Rows {
 
   async apply(keep) {
     const rows = [...this.ticked].sort((a, b) => a - b);
-    const refused = await submitStep(this.page, { kind: 'drop', rows, keep });
-    say(this.error, refused);
-    if (!refused) this.actions.replaceChildren(h('span', { class: 's-quiet', role: 'status' },
-      'Making the new dataset …'));
+    try {
+      this.page.openResult(await api('/api/do/data.drop', { name: this.page.found.name, row: rows, keep }));
+      this.actions.replaceChildren(h('span', { class: 's-quiet', role: 'status' }, 'Making the new dataset …'));
+    } catch (error) { say(this.error, error.message); }
   }
 }
 
-/** Queue a step; returns the error's sentence, or nothing. */
-export async function submitStep(page, step, name = '') {
-  try {
-    await page.submit(`/api/data/${page.found.name}/steps`, { step, name });
-    return '';
-  } catch (error) { return error.message; }
-}
+const STEPS = ['split', 'filter', 'dedupe', 'drop'];
 
-const OPERATORS = [['present', 'is filled'], ['absent', 'is empty'], ['equals', 'equals'],
-  ['not_equals', 'differs from'], ['contains', 'contains'], ['not_contains', 'does not contain'],
-  ['greater', 'is greater than'], ['less', 'is less than']];
-const whole = (name, title, more = {}) => ({ name, title, type: 'number', ge: 0, default: 0, ...more });
-
-/** The steps that make a new dataset: title, help, fields, and the step of their values. */
-const steps = (columns) => [
-  { kind: 'split', title: 'Split', help: 'Hold rows out of training for evaluation. Equal rows stay on one side.',
-    fields: [
-    whole('fraction', 'Share (%)', { default: 10, le: 99 }), whole('count', 'or rows', { placeholder: 'by share',
-      empty: true }),
-    { name: 'group_by', title: 'Keep together by', choices: columns }, whole('seed', 'Seed')],
-  step: ({ fraction, ...values }) => ({ ...values, fraction: values.count ? 0 : fraction / 100 }) },
-  { kind: 'filter', title: 'Filter', help: 'Keep the rows that meet all conditions.', fields: [
-    whole('min_characters', 'Shortest (characters)', { placeholder: 'any', empty: true }),
-    whole('max_characters', 'Longest (characters)', { placeholder: 'any', empty: true }),
-    { name: 'column', title: 'Column', choices: columns }, { name: 'operator', title: 'Condition', choices: OPERATORS },
-    { name: 'value', title: 'Value' }] },
-  { kind: 'dedupe', title: 'Deduplicate', help: 'Keep the first of equal rows.', fields: [
-    { name: 'near', title: 'nearly equal rows too', type: 'boolean' }] },
-  { kind: 'drop', title: 'Drop rows', help: 'By number, from 1; or tick them under Rows.', fields: [
-    { name: 'rows', title: 'Rows', placeholder: '3, 17, 40-52', more: { 'data-testid': 'drop-rows' } },
-    { name: 'keep', title: 'keep only these', type: 'boolean' }], step: ({ rows, keep }) => ({ rows: numbers(rows),
-      keep }) },
-];
-
+/** The steps that make a new dataset of this one, each as a form of its action. */
 export class Change {
   constructor(page) {
     this.page = page;
     this.error = errorLine({ 'data-testid': 'change-error' });
     this.status = h('p', { class: 's-quiet', role: 'status' });
-    this.name = h('input', { placeholder: `like ${page.found.name}`, 'data-testid': 'change-name' });
-    const columns = ['', ...Object.keys(page.found.columns).slice(0, 200)].map((name) => [name, name || 'none']);
+    this.cards = h('div', { class: 's-changes' });
     this.element = h('div', { class: 's-stack' },
       quiet('Each step makes a new dataset and leaves this one unchanged, so this one is the undo. The command line '
-        + 'has the same steps: ', h('code', {}, 'studio data'), '.'),
-      h('div', { class: 's-lens' }, labelled('Name of the new dataset', this.name)), this.status, this.error,
-      h('div', { class: 's-changes' }, steps(columns).map((one) => this.card(one))));
+        + 'has the same steps: ', h('code', {}, 'studio data'), '.'), this.status, this.error, this.cards);
+    this.draw();
   }
 
-  card({ kind, title, help, fields, step = (values) => values }) {
-    const form = new Fields(fields, { kind: 's-lens' });
-    return h('form', { class: 's-change', onsubmit: async (event) => {
+  async draw() {
+    const { name, columns } = this.page.found;
+    const settings = { fixed: { name }, known: { columns: Object.keys(columns).slice(0, 200) }, kind: 's-lens',
+      values: { fraction: 0.1 } };
+    const forms = await Promise.all(STEPS.map((step) => actionForm(`data.${step}`, settings)));
+    this.cards.replaceChildren(...forms.map((form, i) => h('form', { class: 's-change', onsubmit: async (event) => {
       event.preventDefault();
       say(this.error, '');
-      const refused = await submitStep(this.page, { kind, ...step(form.value()) }, this.name.value);
-      say(this.error, refused);
-      if (!refused) text(this.status, 'The step is queued; the new dataset opens when it is made.');
-    } }, h('h3', {}, title), quiet(help), form.element,
-    h('button', { type: 'submit', class: 's-button', 'data-testid': `change-${kind}` }, title));
+      try {
+        this.page.openResult(await form.submit(), (words) => { text(this.status, ''); say(this.error, words); });
+        text(this.status, 'The step is queued; the new dataset opens when it is made.');
+      } catch (error) { say(this.error, error.message); }
+    } }, h('h3', {}, form.title), quiet(form.help), form.element,
+    h('button', { type: 'submit', class: 's-button', 'data-testid': `change-${STEPS[i]}` }, form.title))));
   }
-}
-
-/** "3, 17, 40-52" as numbers. */
-export function numbers(words) {
-  return words.split(/[\s,;]+/).filter(Boolean).flatMap((part) => {
-    const [low, high = low] = part.split('-').map(Number);
-    return Array.from({ length: Math.min(100000, Math.max(0, high - low + 1)) }, (_, at) => low + at);
-  });
 }

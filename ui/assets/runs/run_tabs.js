@@ -26,7 +26,7 @@ export const views = {
     if (!rows.length) return quiet('No checkpoint yet. One is saved regularly, and whenever you pause.');
     return table(['Step', 'Held-out loss', 'Saved', '', 'Folder'], [...rows].reverse().map((row) => [
       count(row.step), number(row.eval_loss), ago(row.time),
-      job.method_name !== 'full' && checkpointActions(job.model, `${job.id}@${row.step}`),
+      !job.trains_base && checkpointActions(job.model, `${job.id}@${row.step}`),
       h('td', { class: 's-path' }, row.path)]));
   },
 
@@ -42,7 +42,7 @@ export const views = {
 export function remedies(job) {
   const intro = quiet();
   const list = h('ul', { class: 's-remedies', 'aria-label': 'Ways to make it fit' });
-  api(`/api/refit/${job}`).then(({ remedies: found }) => {
+  api('/api/do/refit', { job, listing: true }).then((found) => {
     text(intro, found.length ? 'Train it again with one of these changes:'
       : 'No setting makes it small enough: choose a smaller model, or a device with more memory.');
     list.replaceChildren(...found.map((one, i) => remedy(job, one, i === 0 && one.same_result)));
@@ -54,8 +54,8 @@ function remedy(job, { name, title, about, lacks, same_result: same }, best) {
   const status = h('span', { 'data-same': String(same), role: 'status' },
     lacks || (same ? 'Same result.' : 'The result changes.'));
   const again = async () => {
-    const queued = await send(`/api/refit/${job}`, { name }, (made) => `Queued again as run ${made.job}.`);
-    if (queued) text(status, `Queued as run ${queued.job}.`);
+    const queued = await send('/api/do/refit', { job, remedy: name }, ({ id }) => `Queued again as run ${id}.`);
+    if (queued) text(status, `Queued as run ${queued.id}.`);
     poke();
   };
   return h('li', {}, button(title, again, best ? 's-primary' : '',

@@ -2,14 +2,14 @@
 // rules, clean-up with a preview, backup).
 
 import { api, badge, bar, button, bytes, count, duration, fill, h, pairs, quiet, send, sureButton,
-  table, text, toast } from '../core/dom.js';
+  table, text } from '../core/dom.js';
+import { askAction } from '../core/form.js';
 
 const REFRESH = 3000;
 
 export class Machine extends HTMLElement {
   connectedCallback() {
-    this.storage = new Storage(); // built once: a refresh must not clear what is typed in it
-    this.cluster = new Cluster(() => this.refresh());
+    this.storage = new Storage(); // built once: a refresh must not clear its list
     this.devices = column();
     this.facts = column();
     this.body = h('div', { class: 's-system', 'data-testid': 'system' });
@@ -37,12 +37,12 @@ export class Machine extends HTMLElement {
 
   show(now) {
     if (!this.devices.isConnected) {
-      this.body.replaceChildren(column(this.devices, this.storage.element), column(this.facts, this.cluster.element));
+      this.body.replaceChildren(column(this.devices, this.storage.element), this.facts);
     }
-    this.cluster.show(now.cluster);
     this.devices.replaceChildren(card('Devices', now.devices.map(device), now.cluster && clusterDevice(now.cluster)));
     this.facts.replaceChildren(card('Processes', processes(now.processes)),
-      card('Home', pairs([['Folder', now.home.path]])), card('Versions', pairs(now.versions)));
+      card('Home', pairs([['Folder', now.home.path]])), card('Versions', pairs(now.versions)),
+      clusterCard(now.cluster, () => this.refresh()));
   }
 }
 
@@ -87,43 +87,19 @@ function clusterDevice({ devices, free, kind, machines, version, holders, troubl
     h('span', { class: trouble ? 's-error' : 's-quiet' }, trouble || facts), { 'data-testid': 'cluster-device' });
 }
 
-const field = (label, placeholder) => h('input', { placeholder, 'aria-label': label, autocomplete: 'off' });
-
-class Cluster {
-  constructor(changed) {
-    this.changed = changed;
-    this.address = field('Dashboard address', '10.0.0.5:8265');
-    this.storage = field('Storage', '/mnt/shared/studio or s3://bucket/studio');
-    this.none = button('Use none', () => this.send({ off: true }));
-    this.element = h('section', { class: 's-panel-card s-storage', 'data-testid': 'cluster' },
-      h('h2', {}, 'Cluster'), quiet('Optional: a Ray cluster is one more device. Runs whose device is “ray” wait in '
-        + 'this queue and train there; their adapters are copied back here.'),
-      h('p', { class: 's-rules' }, 'Ray dashboard ', this.address),
-      h('p', { class: 's-rules' }, 'Storage that all machines write ', this.storage),
-      h('div', { class: 's-actions' }, button('Use this cluster', () => this.send({
-        address: this.address.value, storage: this.storage.value })), this.none));
-  }
-
-  /** Show the settings, unless the user is typing. */
-  show(cluster) {
-    this.none.hidden = !cluster;
-    if (this.element.contains(document.activeElement) || this.shown === cluster?.address) return;
-    this.shown = cluster?.address;
-    this.address.value = cluster?.address ?? '';
-    this.storage.value = cluster?.storage ?? '';
-  }
-
-  async send(values) {
-    const found = await send('/api/do/cluster', values);
-    if (found) {
-      toast(!found.kind && !found.trouble ? 'No cluster is used.'
-        : found.trouble || `${found.devices} ${found.kind}s on ${found.machines} machines`,
-          found.trouble ? 'error' : undefined);
-      this.shown = undefined;
-      if (!values.address) this.address.value = this.storage.value = '';
-    }
-    this.changed();
-  }
+/** The card of the cluster, whose settings are those of its action. */
+function clusterCard(cluster, refresh) {
+  const told = (found) => {
+    refresh();
+    return !found?.kind && !found?.trouble ? 'No cluster is used.' : found.trouble || `${found.devices} ${found.kind}s on ${found.machines} machines`;
+  };
+  return card('Cluster', quiet('Optional: a Ray cluster is one more device. Runs whose device is “ray” wait in this '
+    + 'queue and train there; their adapters are copied back here.'),
+  cluster && pairs([['Ray dashboard', cluster.address], ['Storage that all machines write', cluster.storage]]),
+  h('div', { class: 's-actions' }, button(cluster ? 'Change …' : 'Use a cluster …', () => askAction('cluster', {
+    title: 'Use a Ray cluster', only: ['address', 'storage'], done: told,
+    values: { address: cluster?.address, storage: cluster?.storage } })),
+  cluster && button('Use none', () => send('/api/do/cluster', { off: true }, told))));
 }
 
 // -- storage ---------------------------------------------------------------------------------------
@@ -133,25 +109,16 @@ class Storage {
     this.parts = h('div', { class: 's-shares' });
     this.runs = h('div', {});
     this.items = h('div', { class: 's-found', 'data-testid': 'spare' });
-    const limit = (label, max) => h('input', { type: 'number', min: '0', max, 'aria-label': label,
-      onchange: () => this.ask({ keep_checkpoints: Number(this.keep.value),
-        keep_days: Number(this.days.value) }) });
-    this.keep = limit('Checkpoints kept', '1000');
-    this.days = limit('Days kept', '36500');
-    this.file = field('Backup file', '/media/disk/studio-backup.tar');
-    const backup = button('Back up', async () => {
-      text(backup, 'Backing up …');
-      await send('/api/do/backup', { file: this.file.value }, (done) =>
-        `${done.file} holds ${done.files} files, ${bytes(done.bytes)}.`);
-      text(backup, 'Back up');
-    });
-    this.element = h('section', { class: 's-panel-card s-storage', 'data-testid': 'storage' },
-      h('h2', {}, 'Storage'), this.parts, this.runs,
-      h('p', { class: 's-rules' }, 'Of a finished run keep the newest ', this.keep,
-        ' checkpoints, for ', this.days, ' days (0: for ever).'),
-      h('div', { class: 's-actions' }, button('What can be removed?', () => this.clean(false))), this.items,
-      h('p', { class: 's-rules' }, 'Whole home into ', this.file, backup),
-      quiet('Runs and pages may stay open meanwhile. Restore with: studio restore FILE.'));
+    this.rules = quiet();
+    this.element = card('Storage', this.parts, this.runs, this.rules, h('div', { class: 's-actions' },
+      button('What can be removed?', () => this.clean(false)),
+      button('Rules …', () => askAction('clean', { title: 'Set what to keep', only: ['keep_checkpoints', 'keep_days'],
+        note: 'What the new rules would remove is listed first.', values: this.kept,
+        done: (found) => { this.list(found); this.refresh(); } })),
+      button('Back up …', () => askAction('backup', { done: ({ file, files, bytes: size }) =>
+        `${file} holds ${files} files, ${bytes(size)}.` }))), this.items,
+    quiet('Runs and pages may stay open during a backup. Restore with: studio restore FILE.'));
+    this.element.dataset.testid = 'storage';
     this.refresh();
   }
 
@@ -161,8 +128,9 @@ class Storage {
   }
 
   show({ parts, runs, free_bytes: free, rules }) {
-    this.keep.value = rules.keep_checkpoints;
-    this.days.value = rules.keep_days;
+    this.kept = rules;
+    text(this.rules, `Of a finished run the newest ${rules.keep_checkpoints} checkpoints are kept, ${
+      rules.keep_days ? `for ${rules.keep_days} days` : 'without a limit of days'}.`);
     const most = Math.max(1, ...parts.map((part) => part.bytes));
     const row = (name, track, size) => h('div', {}, h('span', {}, name), track, h('span', {}, bytes(size)));
     this.parts.replaceChildren(...parts.map((part) => row(part.name, fill(bar(''), part.bytes / most), part.bytes)),
@@ -172,15 +140,10 @@ class Storage {
         bytes(run.bytes)]))) : '');
   }
 
-  async clean(sure) {
-    await this.ask({ yes: sure });
-    if (sure) this.refresh();
-  }
-
-  async ask(values) {
-    const found = await send('/api/do/clean', values);
+  async clean(yes) {
+    const found = await send('/api/do/clean', { yes });
     if (found) this.list(found);
-    else this.refresh(); // the fields show what is stored, not what was refused
+    if (yes) this.refresh();
   }
 
   list({ items, bytes: sum, removed }) {

@@ -59,30 +59,32 @@ export class Preflight extends HTMLElement {
   }
 
   async measure() {
-    const started = await send('/api/measure', { set: form.set });
+    const started = await send('/api/do/preflight', { set: form.set, measure: true });
     if (!started) return;
     const turn = ++this.turn;
     const words = h('p', { class: 's-quiet', role: 'status' }, 'Measuring …');
     this.append(words);
     while (turn === this.turn && this.isConnected) {
       await later(700);
-      const found = await send(`/api/measured/${started.job}`);
+      const found = await send(`/api/outcome/${started.id}`);
       if (!found || turn !== this.turn) return;
-      if (found.parts) { this.show(found); return; }
-      words.textContent = found.error || `Measuring: ${found.phase || found.state}`;
+      if (found.outcome.parts) { this.show(found.outcome); return; }
+      words.textContent = found.error?.text || `Measuring: ${found.phase || found.state}`;
       if (['failed', 'cancelled', 'paused'].includes(found.state)) return;
     }
   }
 
   async fit() {
-    const found = await send('/api/fit', { set: form.set });
-    if (found) go(`/?${found.query}`);
+    const found = await send('/api/do/preflight', { set: form.set, fit: true });
+    if (!found) return;
+    const changes = Object.entries(found.changes).map(([path, value]) => `${path}=${JSON.stringify(value)}`);
+    go(`/?${new URLSearchParams([...form.set, ...changes].map((one) => ['set', one]))}`);
   }
 }
 
 export class Presets extends HTMLElement {
   async connectedCallback() {
-    const found = await send('/api/presets');
+    const found = await send('/api/do/presets.list', {});
     if (found) this.show(found);
   }
 
@@ -90,22 +92,18 @@ export class Presets extends HTMLElement {
     this.name = h('input', { type: 'text', maxlength: 60, placeholder: 'Name', 'aria-label': 'Preset name' });
     const save = h('form', { class: 's-save', hidden: true, onsubmit: (event) => {
       event.preventDefault();
-      this.change('save', this.name.value);
+      this.change('save', { name: this.name.value, set: form.set });
     } }, this.name, h('button', { class: 's-button s-tool', type: 'submit' }, 'Save'));
     this.replaceChildren(h('span', { class: 's-quiet' }, 'Presets'), ...found.map((preset) =>
       h('span', { class: 's-preset' },
-        button(preset.name, () => this.apply(preset.name), '', { title: about(preset) }),
-        preset.own && sureButton('×', 'Forget?', () => this.change('forget', preset.name), 's-tool'))),
+        button(preset.name, () => go(`/?${new URLSearchParams([['preset', preset.name],
+          ...form.set.map((one) => ['set', one])])}`), '', { title: about(preset) }),
+        preset.own && sureButton('×', 'Forget?', () => this.change('forget', { name: preset.name }), 's-tool'))),
       button('Save as …', () => { save.hidden = !save.hidden; this.name.focus(); }, 's-tool'), save);
   }
 
-  async apply(name) {
-    const found = await send('/api/presets/apply', { set: form.set, name });
-    if (found) go(`/?${found.query}`);
-  }
-
-  async change(action, name) {
-    const found = await send(`/api/presets/${action}`, { set: form.set, name });
+  async change(action, values) {
+    const found = await send(`/api/do/presets.${action}`, values);
     if (found) this.show(found);
   }
 }

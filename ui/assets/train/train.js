@@ -7,7 +7,7 @@ import { actOn, api, badge, button, errorLine, h, query, remember, say, send, sn
 import { dialog } from '../core/form.js';
 import { compareAddress } from '../core/lanes.js';
 import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/live.js';
-import { Upload } from '../core/upload.js';
+import { sendFile } from '../core/upload.js';
 import { planSweep } from '../runs/queue.js';
 import { Preflight, Presets } from './preflight.js';
 
@@ -29,7 +29,7 @@ class ServerElement extends HTMLElement {
   }
 }
 
-export class Launch extends ServerElement {
+class Launch extends ServerElement {
   render({ job, error, field }) {
     this.leave?.();
     this.run = job ?? this.run ?? (Number(query().get('run')) || null);
@@ -101,8 +101,34 @@ export class Launch extends ServerElement {
   }
 }
 
+/** A button that uploads a data file and chooses it as the dataset. It waits for the server's first answer, whose
+ *  list of datasets would not have the new file yet. */
+class Upload extends ServerElement {
+  render({ accept }) {
+    if (!accept) return;
+    this.line = h('span', { role: 'status' });
+    this.file = h('input', { type: 'file', hidden: true, accept, 'data-testid': 'train-file',
+      onchange: () => this.send(this.file.files[0]) });
+    this.replaceChildren(this.line, this.file, button('Upload a data file …', () => this.file.click(), 's-link'));
+  }
+
+  async send(file) {
+    if (!file) return;
+    this.file.value = '';
+    this.line.className = 's-quiet';
+    try {
+      const path = await sendFile(file, { keep: true, onProgress: (words) => text(this.line, words) });
+      text(this.line, '');
+      typeInto(document.querySelector('#uploaded :is(input, textarea)'), path);
+    } catch (error) {
+      this.line.className = 's-error';
+      text(this.line, error.message);
+    }
+  }
+}
+
 /** The form as command line and YAML; it also writes the form's state into the address. */
-export class Notes extends ServerElement {
+class Notes extends ServerElement {
   render(values) {
     // Reads of the form overlap and an older one may arrive last: the newest counts.
     if ((values.turn ?? 0) < (Notes.newest?.turn ?? 0)) values = Notes.newest;
@@ -113,7 +139,7 @@ export class Notes extends ServerElement {
     // The document's first state is empty: the address decides what the form shows.
     if (state !== null) {
       const set = new URLSearchParams(state).getAll('set');
-      remember({ set });
+      remember({ set, preset: null });
       document.dispatchEvent(new CustomEvent('studio-form', { detail: set }));
     }
     for (const wait of [0, 400, 1500]) setTimeout(offer, wait); // another method's fields come later
@@ -124,7 +150,7 @@ export class Notes extends ServerElement {
     button('Sweep: several values of some fields …', () => planSweep(null, query().getAll('set')),
       's-tool'),
     button('Bake-off: these settings with several methods …', () => import('../adapters/bakeoff.js').then(
-      ({ askBakeoff }) => askBakeoff({ assignments: query().getAll('set') })), 's-tool'));
+      ({ askBakeoff }) => askBakeoff({ set: query().getAll('set') })), 's-tool'));
   }
 }
 
@@ -163,7 +189,7 @@ function offerPicker(modelPath) {
 }
 
 async function pick(field, path) {
-  const { modules } = await send(`/api/targets?path=${encodeURIComponent(path)}`) ?? {};
+  const modules = await send('/api/do/modules', { 'model.path': path, local: true });
   if (!modules) return;
   const names = [...new Set(modules.map((one) => one.name))];
   const layers = [...new Set(modules.map((one) => one.layer))];
@@ -201,7 +227,7 @@ async function pick(field, path) {
     button('MLP', () => flip(modules.filter((one) => !/att/.test(one.name))), 's-tool'), count),
   h('div', { class: 's-targets', 'data-testid': 'targets' }, boxesOf)], 'Use these', async () => {
     if (!chosen.size) throw new Error('Choose at least one linear layer.');
-    const { targets: found } = await api('/api/targets', { path, keys: [...chosen] });
+    const { targets: found } = await api('/api/do/modules', { 'model.path': path, chosen: [...chosen] });
     // Nothing behind an open dialog can take the focus.
     node.addEventListener('close', () => typeInto(input, found.join(', ')));
   });

@@ -7,9 +7,9 @@ import stat
 import pytest
 
 from tests.served import Served, served
-from tests.ui.test_guard import ask
-from ui import guard
-from ui.guard import Door, is_local, own_names, shown_host, token_of
+from tests.ui.test_security import ask
+from ui import security
+from ui.security import TokenCheck, is_local, own_names, shown_host, token_of
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +94,14 @@ def test_guesses_run_out(open_studio):
     assert body["error"]["kind"] == "refused"
 
 
-def test_the_door_forgets_old_guesses_and_few_addresses(home, monkeypatch):
+def test_the_token_check_forgets_old_guesses_and_few_addresses(home, monkeypatch):
     async def never(*_: object) -> None:
         raise AssertionError
 
     assert token_of(home) == token_of(home) and len(token_of(home)) >= 40
-    own = Door(never, token=token_of(home), port=1)
+    own = TokenCheck(never, token=token_of(home), port=1)
     clock = [1000.0]
-    monkeypatch.setattr(guard.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(security.time, "monotonic", lambda: clock[0])
     for _ in range(10):
         own._count("10.0.0.1")
     assert own._waits("10.0.0.1") and not own._waits("10.0.0.2")
@@ -109,7 +109,7 @@ def test_the_door_forgets_old_guesses_and_few_addresses(home, monkeypatch):
     assert not own._waits("10.0.0.1")
     for number in range(3000):
         own._count(str(number))
-    assert len(own.guesses) <= guard.MOST_ADDRESSES
+    assert len(own.guesses) <= security.MOST_ADDRESSES
 
 
 def test_only_own_numbers_and_allowed_names_are_ours():

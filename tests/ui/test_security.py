@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.served import Served
-from ui.guard import Guard
+from ui.security import OriginCheck
 
 OWN = "http://{host}"
 
@@ -90,7 +90,7 @@ def test_a_header_that_comes_twice_is_refused():
         raise AssertionError
 
     twice = [(b"host", b"127.0.0.1"), (b"host", b"evil.test")]
-    assert Guard(never).refusal({"type": "http", "headers": twice})
+    assert OriginCheck(never).refusal({"type": "http", "headers": twice})
 
 
 @pytest.mark.parametrize(

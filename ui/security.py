@@ -1,16 +1,13 @@
-"""Guard every request: host, origin, token, size.
+"""Check every request before anything else answers it: its host, origin, token and size.
 
 Loopback is not a wall: any web page can make the browser send requests here. Gradio alone answers a
 foreign `Host` (DNS rebinding), takes uploads and runs server functions from other origins. So every
-request, gradio's own routes included, passes this pure ASGI guard first; streaming is untouched. It
-knows headers only, nothing of routes or jobs.
+request, gradio's own routes included, passes these pure ASGI layers; streaming is untouched. They
+read headers, paths and sizes only.
 
-A length that is announced too large is refused at once; one that is not announced is counted. It
-knows paths and sizes only.
-
-The address that is printed holds it once; the answer puts a cookie in its place and takes it out of
-the address. Comparison takes the same time for every guess, and an address that guesses wrong too
-often waits. It stands behind the guard, in front of everything else, gradio's routes included.
+`SizeLimit` refuses a length that is announced too large and counts one that is not announced. The
+printed address holds the token once; `TokenCheck` puts a cookie in its place. Comparison takes the
+same time for every guess, and an address with too many wrong guesses waits.
 """
 
 import contextlib
@@ -65,7 +62,7 @@ HEADERS = {
 }
 
 
-class Guard:
+class OriginCheck:
     """Refuse requests that another site may have sent; add the protective headers to the rest."""
 
     def __init__(self, app: App, *, hosts: Iterable[str] = LOOPBACK) -> None:
@@ -81,7 +78,7 @@ class Guard:
         if why and scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008, "reason": why})
         elif why:
-            await _refuse(send, why)
+            await refuse(send, 403, why, list(HEADERS.items()))
         else:
             await self.app(scope, receive, _with_headers(send))
 
@@ -144,24 +141,10 @@ def _with_headers(send: Send) -> Send:
     return wrapped
 
 
-async def _refuse(send: Send, why: str) -> None:
-    body = json.dumps({"error": {"kind": "refused", "text": why}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    headers.append((b"cache-control", b"no-store"))
-    await send(
-        {
-            "type": "http.response.start",
-            "status": 403,
-            "headers": [*headers, *HEADERS.items()],
-        }
-    )
-    await send({"type": "http.response.body", "body": body})
-
-
 DEFAULT_BYTES = 16 << 20
 
 
-class Bounded:
+class SizeLimit:
     """Refuse bodies that are larger than their route takes."""
 
     def __init__(self, app: App, *, larger: Mapping[str, int] = {}) -> None:
@@ -284,7 +267,7 @@ def token_of(home: Home) -> str:
     return found
 
 
-class Door:
+class TokenCheck:
     """Let in who knows the token."""
 
     def __init__(self, app: App, *, token: str, port: int) -> None:
@@ -302,11 +285,11 @@ class Door:
         given = _given(scope)
         address = str((scope.get("client") or ("?", 0))[0])
         if given and self._waits(address):
-            await _no(scope, send, 429, "Too many wrong tokens; wait a minute.")
+            await _refuse_token(scope, send, 429, "Too many wrong tokens; wait a minute.")
         elif not given or not hmac.compare_digest(given.encode(), self.token):
             if given:
                 self._count(address)
-            await _no(scope, send, 401, ASK)
+            await _refuse_token(scope, send, 401, ASK)
         elif scope["type"] == "http" and scope.get("method") == "GET" and _in_query(scope):
             await self._exchange(scope, send)
         else:
@@ -372,7 +355,7 @@ def _quoted(place: str) -> bytes:
     return quote(place, safe="/?&=%+,:~").encode()
 
 
-async def _no(scope: Scope, send: Send, status: int, text: str) -> None:
+async def _refuse_token(scope: Scope, send: Send, status: int, text: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008, "reason": text[:100]})
         return

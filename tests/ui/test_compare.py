@@ -7,12 +7,12 @@ import pytest
 from jobs.processes import me
 from studio.spec import RunSpec
 from tests.ui.conftest import client_of
-from ui.talk import chat_routes
+from ui.compare import compare_routes
 
 
 @pytest.fixture
 def client(home, store):
-    return client_of(chat_routes(home, store))
+    return client_of(compare_routes(home, store))
 
 
 def test_lanes_can_choose_from_bases_adapters_and_recipes(client):

@@ -6,6 +6,7 @@ imported to show its version.
 
 import platform
 import time
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -28,7 +29,7 @@ ROLES = {
 PACKAGES = ("adapter-studio", "torch", "transformers", "gradio", "peft", "datasets", "sqlite-utils")
 
 
-def machine_routes(home: Home, store: JobStore) -> APIRouter:
+def system_routes(home: Home, store: JobStore) -> APIRouter:
     """Return the System page's routes."""
     router = APIRouter(prefix="/api")
     seen: dict[int, psutil.Process] = {}
@@ -62,15 +63,7 @@ def _devices(store: JobStore) -> list[dict[str, Any]]:
     for lease in store.leases():
         holders.setdefault(device_of(str(lease["device"])), []).append(_holder(lease))
     return [
-        {
-            "name": device.name,
-            "label": device.label,
-            "total_bytes": device.total_bytes,
-            "free_bytes": device.free_bytes,
-            "utilization": device.utilization,
-            "holders": holders.get(device.name, []),
-        }
-        for device in hardware.devices()
+        asdict(device) | {"holders": holders.get(device.name, [])} for device in hardware.devices()
     ]
 
 

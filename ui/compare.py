@@ -1,48 +1,85 @@
-"""The page's way to the chat host: what lanes can hold, and one stream of answers.
+"""Serve the Compare page: choices of a lane, streams of answers, saved conversations, downloads.
 
-The host is its own process with its own token; the page never sees either. A closed tab ends the
-stream, which tells the host to stop. It holds no model and keeps no conversation.
+The chat host is its own process with its own token; the page never sees either. A closed tab ends
+the stream, which stops the host's work. What an answer holds beside its text is the page's own and
+is stored as it came. Votes, suites and recipes are actions.
 """
 
 import json
 import logging
 import threading
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import anyio
 from fastapi import APIRouter
 from fastapi.concurrency import iterate_in_threadpool, run_in_threadpool
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs import suites
+from jobs.conversations import Conversations, Votes
 from jobs.recipes import Recipes
 from jobs.store import JobStore
 from studio import starter
 from studio.chat.lanes import ChatRequest, NewWeights, Sampling
 from studio.chat.run_checkpoints import stackable
 from studio.errors import StudioError
+from studio.evaluation.reports import MEDIA, Form, votes_as
 from studio.home import Home
+from studio.stack import MAX_LANES
 from ui.sources import model_choices
 
 logger = logging.getLogger(__name__)
+ID = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
+FormName = Literal["csv", "jsonl", "html"]
 
 
-class Nothing(BaseModel):
+class EmptyBody(BaseModel):
     """An empty body: it must be JSON, which a foreign page cannot send unasked."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class Stop(BaseModel):
-    """Which request to stop."""
+class StopRequest(EmptyBody):
+    """The request to stop."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
+    id: str = ID
 
 
-def chat_routes(home: Home, store: JobStore) -> APIRouter:
-    """Return the routes between Compare and the chat host."""
+class SavedConversation(EmptyBody):
+    """A conversation without its turns."""
+
+    id: str = ID
+    lanes: list[dict[str, Any]] = Field(max_length=MAX_LANES)
+    settings: dict[str, Any] = Field(default_factory=dict)
+    parent: str | None = None
+    title: str = Field("", max_length=200)
+
+
+class Turn(EmptyBody):
+    """One turn; `last` drops what came after it."""
+
+    conversation: str = ID
+    number: int = Field(ge=0, le=10_000)
+    prompt: str = Field(max_length=2_000_000)
+    answers: list[dict[str, Any]] = Field(max_length=MAX_LANES)
+    last: bool = False
+
+
+class Branch(EmptyBody):
+    """Copy the first turns of a conversation."""
+
+    id: str = ID
+    new: str = ID
+    turns: int = Field(ge=0, le=10_000)
+
+
+def compare_routes(home: Home, store: JobStore) -> APIRouter:
+    """Return the routes of the Compare page."""
     router = APIRouter(prefix="/api/chat")
+    _answers(router, home, store)
+    _conversations(router, Conversations(store.database))
 
     @router.get("/choices")
     def choices() -> dict[str, Any]:
@@ -52,10 +89,24 @@ def chat_routes(home: Home, store: JobStore) -> APIRouter:
             "prompts": starter.SAMPLE_PROMPTS,
             "recipes": Recipes(store.database).list(),
             "sampling": Sampling.model_json_schema()["properties"],
+            "max_lanes": MAX_LANES,
         }
 
+    @router.get("/export/votes.{form}")
+    def votes(form: FormName) -> Response:
+        kept = Votes(store.database)
+        return _download("votes", form, votes_as(form, kept.list(), kept.board()))
+
+    @router.get("/export/suite-{number}.{form}")
+    def suite(number: int, form: FormName) -> Response:
+        return _download(f"suite-{number}", form, suites.exported(store, number, form))
+
+    return router
+
+
+def _answers(router: APIRouter, home: Home, store: JobStore) -> None:
     @router.post("/warm")
-    def warm(_: Nothing) -> dict[str, bool]:
+    def warm(_: EmptyBody) -> dict[str, bool]:
         """Start the host before the first prompt, unless a run is under way that it would slow."""
         from jobs import chat_client
 
@@ -73,7 +124,7 @@ def chat_routes(home: Home, store: JobStore) -> APIRouter:
         )
 
     @router.post("/stop")
-    def stop(request: Stop) -> dict[str, Any]:
+    def stop(request: StopRequest) -> dict[str, Any]:
         from jobs import chat_client
 
         chat_client.stop(home, request.id)
@@ -85,7 +136,21 @@ def chat_routes(home: Home, store: JobStore) -> APIRouter:
 
         return {"moved": chat_client.weigh(home, weights.model_dump())}
 
-    return router
+
+def _conversations(router: APIRouter, kept: Conversations) -> None:
+    @router.post("/conversations")
+    def save(body: SavedConversation) -> dict[str, Any]:
+        kept.save(body.id, **body.model_dump(exclude={"id"}))
+        return {"id": body.id}
+
+    @router.post("/turns")
+    def save_turn(body: Turn) -> dict[str, Any]:
+        kept.save_turn(**body.model_dump())
+        return {"number": body.number}
+
+    @router.post("/branch")
+    def branch(body: Branch) -> dict[str, Any]:
+        return kept.branch(body.id, body.new, turns=body.turns)
 
 
 def _warm(home: Home) -> None:
@@ -120,3 +185,13 @@ async def _lines(home: Home, request: dict[str, Any]) -> AsyncIterator[bytes]:
 
 def _line(event: dict[str, Any]) -> bytes:
     return (json.dumps(event, ensure_ascii=False) + "\n").encode()
+
+
+def _download(name: str, form: Form, text: str) -> Response:
+    # A download, never a page of ours: users and models wrote what is in it.
+    headers = {
+        "content-disposition": f'attachment; filename="{name}.{form}"',
+        "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+        "cache-control": "no-store",
+    }
+    return Response(text, media_type=f"{MEDIA[form]}; charset=utf-8", headers=headers)

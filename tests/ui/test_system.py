@@ -9,14 +9,14 @@ from tests.dashboard import answering
 from tests.jobs.conftest import until
 from tests.ui.conftest import client_of
 from ui.actions import action_routes
-from ui.machine import machine_routes
 from ui.sources import device_choices, picked_devices
+from ui.system import system_routes
 
 
 @pytest.fixture
 def page(home, store, monkeypatch):
     monkeypatch.setattr(supervisor, "ensure_running", lambda _: 0)
-    return client_of(machine_routes(home, store), action_routes(home, store))
+    return client_of(system_routes(home, store), action_routes(home, store))
 
 
 @pytest.fixture

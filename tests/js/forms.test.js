@@ -1,0 +1,18 @@
+import './dom_stub.js';
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+const { combinations } = await import('../../ui/assets/runs/queue.js');
+const { readPairs, writePairs } = await import('../../ui/assets/data/import.js');
+
+test('pairs are read as they were written', () => {
+  const pairs = { prompt: '{title}: {body}', system: 'Be brief.\nUse a = b.' };
+  assert.equal(writePairs(pairs), 'prompt = {title}: {body}\nsystem = Be brief.\\nUse a = b.');
+  assert.deepEqual(readPairs(writePairs(pairs)), pairs);
+  assert.deepEqual(readPairs('half\n\n a=b '), { half: '', a: 'b' });
+});
+
+test('a sweep runs every combination of its lines', () => {
+  assert.equal(combinations(['method.r = 4, 8, 16', 'seed=0,1']), 6);
+  assert.equal(combinations([]), 0);
+});
