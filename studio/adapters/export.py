@@ -121,9 +121,10 @@ def refuse_form(adapter: Adapter, form: Format) -> None:
             f'vLLM serves LoRA only, and "{adapter.name}" is {adapter.method}: merge it into a '
             "model instead."
         )
-    if form == "adapterhub" and not methods()[adapter.method].adapterhub:
+    method = methods().get(adapter.method)
+    if form == "adapterhub" and method and not method.adapterhub:
         raise AdapterError(
-            f"{adapter.method} cannot be written in AdapterHub's format; export it as PEFT."
+            f"{method.title} cannot be written in AdapterHub's format; export it as PEFT."
         )
 
 

@@ -2,7 +2,7 @@
 // rules, clean-up with a preview, backup).
 
 import { api, badge, bar, button, bytes, count, duration, fill, h, pairs, quiet, send, sureButton,
-  table, text } from '../core/dom.js';
+  table } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 
 const REFRESH = 3000;
@@ -109,7 +109,7 @@ class Storage {
     this.parts = h('div', { class: 's-shares' });
     this.runs = h('div', {});
     this.items = h('div', { class: 's-found', 'data-testid': 'spare' });
-    this.rules = quiet();
+    this.rules = h('div', {});
     this.element = card('Storage', this.parts, this.runs, this.rules, h('div', { class: 's-actions' },
       button('What can be removed?', () => this.clean(false)),
       button('Rules …', () => askAction('clean', { title: 'Set what to keep', only: ['keep_checkpoints', 'keep_days'],
@@ -129,8 +129,8 @@ class Storage {
 
   show({ parts, runs, free_bytes: free, rules }) {
     this.kept = rules;
-    text(this.rules, `Of a finished run the newest ${rules.keep_checkpoints} checkpoints are kept, ${
-      rules.keep_days ? `for ${rules.keep_days} days` : 'without a limit of days'}.`);
+    this.rules.replaceChildren(pairs([['Checkpoints kept of a finished run', rules.keep_checkpoints],
+      ['Days until they go', rules.keep_days || 'no limit']]));
     const most = Math.max(1, ...parts.map((part) => part.bytes));
     const row = (name, track, size) => h('div', {}, h('span', {}, name), track, h('span', {}, bytes(size)));
     this.parts.replaceChildren(...parts.map((part) => row(part.name, fill(bar(''), part.bytes / most), part.bytes)),
