@@ -99,7 +99,8 @@ def build_app(
         warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so
         _mount(app, _pages(home, store), root)
     inner: App = SizeLimit(Frame(app, root), larger=LARGER)
-    guarded = OriginCheck(TokenCheck(inner, token=token, port=port) if token else inner, hosts=hosts)
+    asked = TokenCheck(inner, token=token, port=port) if token else inner
+    guarded = OriginCheck(asked, hosts=hosts)
     return Below(guarded, root) if root else guarded
 
 
