@@ -11,14 +11,8 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from jobs.actions.registry import action, field
-from studio.data.mapping import Mapping
-from studio.data.requests import (
-    OPERATORS,
-    CurateRequest,
-    ImportRequest,
-    Operator,
-    described,
-)
+from studio.data.mapping import OPERATORS, Mapping, Operator
+from studio.data.requests import CurateRequest, ImportRequest, described
 from studio.errors import DataError, SpecError
 from studio.home import Home
 from studio.request import Request

@@ -18,12 +18,11 @@ import numpy as np
 from pydantic import Field
 
 from studio.data.datasets import check_file, find
-from studio.data.mapping import Mapping, at_path
+from studio.data.mapping import Mapping, Operator, at_path
 from studio.data.quality import near_duplicates
 from studio.data.readers.json_lines import dumps
 from studio.data.recognise import Guess
 from studio.data.records import Problem, Row, content_hash, contents
-from studio.data.requests import Operator
 from studio.data.rows import converter
 from studio.data.snapshots import (
     Meta,

@@ -32,6 +32,16 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """The parts each format needs, and those it can take."""
 
+Operator = Literal[
+    "equals", "not_equals", "contains", "not_contains", "greater", "less", "present", "absent"
+]
+OPERATORS = {
+    "present": "is filled", "absent": "is empty", "equals": "equals", "not_equals": "differs from",
+    "contains": "contains", "not_contains": "does not contain", "greater": "is greater than",
+    "less": "is less than",
+}  # fmt: skip
+"""Conditions on a column, and their words in dialogs."""
+
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]+)\}")
 Getter = Callable[[dict[str, Any]], Any]
 

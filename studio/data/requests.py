@@ -10,7 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Self
 
 from studio.data.mapping import Mapping
 from studio.fields import knob
@@ -19,14 +19,6 @@ from studio.request import Request
 from studio.spec import DataSource, ModelSource
 from studio.training.events import Event, Finished, Loading, Working
 
-Operator = Literal[
-    "equals", "not_equals", "contains", "not_contains", "greater", "less", "present", "absent"
-]
-OPERATORS = {
-    "present": "is filled", "absent": "is empty", "equals": "equals", "not_equals": "differs from",
-    "contains": "contains", "not_contains": "does not contain", "greater": "is greater than",
-    "less": "is less than",
-}  # fmt: skip
 Told = Callable[[float, str], None]
 PARTS = 100
 
