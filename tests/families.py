@@ -11,17 +11,24 @@ import copy
 import dataclasses
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    CONFIG_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-VOCABULARY, HIDDEN, LAYERS, CONTEXT = 160, 32, 4, 128
+VOCABULARY, HIDDEN, LAYERS, CONTEXT = 300, 32, 4, 128
 
 # Sizes by field name; a configuration takes those of the fields that its class has.
 SIZES: dict[str, Any] = {
@@ -78,8 +85,8 @@ class Family:
     Attributes:
         kind: The configuration's `model_type`.
         text: Fields of the text configuration that differ from `SIZES`.
-        wrapper: Fields of the wrapper around a text and a vision tower; None for a text model.
-        vision: Fields of the vision configuration, which has as many layers as the text.
+        wrapper: Fields of the wrapper around a text and a vision tower of as many layers; None for
+            a text model.
         trap: What an adapter must get right here, in a few words.
         area: Group of families in the support matrix.
     """
@@ -87,7 +94,6 @@ class Family:
     kind: str
     text: dict[str, Any] = field(default_factory=dict)
     wrapper: dict[str, Any] | None = None
-    vision: dict[str, Any] = field(default_factory=dict)
     trap: str = ""
     area: str = "dense"
 
@@ -282,7 +288,7 @@ WRAPPERS = {
         "layer_types": _hybrid(2, "conv"), "block_auto_adjust_ff_dim": False,
     }, trap="convolutions in the text tower"),
 }  # fmt: skip
-TOWERS = ("text_config", "vision_config")
+LARGEST = 3_000_000  # parameters of a model that counts as tiny
 FAMILIES: dict[str, Family] = {**DENSE, **EXPERTS, **HYBRIDS, **WRAPPERS}
 
 
@@ -301,21 +307,45 @@ def tiny_config(kind: str, **changes: Any) -> PreTrainedConfig:
     return cls(**{key: value for key, value in values.items() if value is not ...})
 
 
+def type_config(kind: str) -> PreTrainedConfig:
+    """Return a tiny configuration of any `model_type`, from the names of its fields alone.
+
+    Raises:
+        ValueError: It has more parameters than a tiny model.
+    """
+    similar = next((f for f in FAMILIES.values() if f.kind == kind), None)
+    if similar is not None:
+        config = wrapped_config(similar) if similar.wrapper is not None else None
+        config = config or tiny_config(kind, **similar.text)
+    elif "text_config" in getattr(CONFIG_MAPPING[kind], "sub_configs", {}):
+        config = wrapped_config(Family(kind=kind, wrapper={}))
+    else:
+        config = tiny_config(kind)
+    with torch.device("meta"):
+        count = sum(p.numel() for p in model_class(kind)._from_config(config).parameters())
+    if count > LARGEST:
+        raise ValueError(f"{count} parameters")
+    return config
+
+
 def wrapped_config(family: Family) -> PreTrainedConfig:
     """Return the configuration of a text tower beside a vision tower of as many layers."""
     cls = CONFIG_MAPPING[family.kind]
-    plain = {key: getattr(cls(), key) or cls.sub_configs[key]() for key in TOWERS}
+    whole = cls()
+    plain = {key: getattr(whole, key) or cls.sub_configs[key]() for key in cls.sub_configs}
     changes = dict(family.text)
     text = tiny_config(changes.pop("model_type", plain["text_config"].model_type), **changes)
-    known = known_fields(type(plain["vision_config"]))
-    seen = {key: value for key, value in IMAGES.items() if key in known} | family.vision
+    others = {}
+    for key, config in plain.items():
+        known = known_fields(type(config))
+        others[key] = config.to_dict() | {k: v for k, v in IMAGES.items() if k in known}
     tokens = {
         key: VOCABULARY - 1 - place
         for place, key in enumerate(sorted(known_fields(cls)))
         if "token" in key and key.endswith(("_id", "_index"))
     }
-    vision = plain["vision_config"].to_dict() | seen
-    return cls(text_config=text.to_dict(), vision_config=vision, **tokens, **family.wrapper or {})
+    given = {**others, "text_config": text.to_dict(), **tokens, **(family.wrapper or {})}
+    return cls(**given)
 
 
 def family_config(name: str) -> PreTrainedConfig:
@@ -353,3 +383,24 @@ def _built(name: str) -> PreTrainedModel:
 def family_model(name: str) -> PreTrainedModel:
     """Return a fresh tiny model of a family; its weights are the same in every call."""
     return copy.deepcopy(_built(name))
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of 300 entries: three specials, bytes, a few merges."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("t", "h"), ("th", "e"), ("i", "n"), ("a", "n"), ("Ġ", "the"), ("o", "n"), ("1", "2")]
+    words = ["<pad>", "<s>", "</s>", *letters, *("".join(pair) for pair in merges)]
+    vocabulary = {word: index for index, word in enumerate(words)}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def write_family(name: str, folder: Path) -> Path:
+    """Write a family's tiny model and a tokenizer as a user's model folder."""
+    family_model(name).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder

@@ -86,7 +86,7 @@ def merge(
     left = [parts[name] for name in folded.left]
     with publishing(out) as temporary:
         yield Loading(text="Writing the merged model")
-        precision = _write_model(loaded, source, folded.tensors, temporary)
+        precision = write_model(loaded, source, folded.tensors, temporary)
         yield Loading(text="Reloading it in a fresh process")
         found = _verify(temporary, left, ids, logits, fp32=precision == "float32")
         certificate = {
@@ -126,7 +126,7 @@ def _card(
     return stack_card(name, source.path, parts, rows, library="transformers")
 
 
-def _write_model(
+def write_model(
     loaded: Loaded, source: ModelSource, tensors: dict[str, Tensor], folder: Path
 ) -> str:
     """Write base weights with the folded tensors in their place; returns the precision."""

@@ -100,7 +100,7 @@ def test_a_tied_head_is_untied_when_it_changes(tmp_path):
 
 def test_a_corrupted_merge_is_caught_and_not_kept(tmp_path, monkeypatch):
     base = tiny_folder(tmp_path / "base")
-    write = merging._write_model
+    write = merging.write_model
 
     def write_then_corrupt(loaded, source, tensors, folder):
         precision = write(loaded, source, tensors, folder)
@@ -110,7 +110,7 @@ def test_a_corrupted_merge_is_caught_and_not_kept(tmp_path, monkeypatch):
         save_file(state, path, metadata={"format": "pt"})
         return precision
 
-    monkeypatch.setattr(merging, "_write_model", write_then_corrupt)
+    monkeypatch.setattr(merging, "write_model", write_then_corrupt)
     with pytest.raises(VerificationError, match="differs from the live stack.*not kept"):
         run(ModelSource(path=str(base)), saved(tmp_path, "lora"), tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "lora"]
@@ -118,7 +118,7 @@ def test_a_corrupted_merge_is_caught_and_not_kept(tmp_path, monkeypatch):
 
 def test_a_truncated_merge_is_caught(tmp_path, monkeypatch):
     base = tiny_folder(tmp_path / "base")
-    write = merging._write_model
+    write = merging.write_model
 
     def write_then_cut(loaded, source, tensors, folder):
         precision = write(loaded, source, tensors, folder)
@@ -126,7 +126,7 @@ def test_a_truncated_merge_is_caught(tmp_path, monkeypatch):
         path.write_bytes(path.read_bytes()[:-100])
         return precision
 
-    monkeypatch.setattr(merging, "_write_model", write_then_cut)
+    monkeypatch.setattr(merging, "write_model", write_then_cut)
     with pytest.raises(VerificationError, match="not kept"):
         run(ModelSource(path=str(base)), saved(tmp_path, "lora"), tmp_path / "out")
 
