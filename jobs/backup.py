@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from jobs.database import Database, advice, copies, plain_errors
+from studio import atomic
 from studio.errors import DiskFull, HomeError, is_disk_full
 from studio.home import Home
 from studio.names import readable
@@ -52,7 +53,7 @@ def backup(home: Home, file: Path) -> dict[str, Any]:
                 members = _write(tar, home, copy)
             out.flush()
             os.fsync(out.fileno())
-        os.replace(partial, file)
+        atomic.replace(partial, file)
     except OSError as error:
         if is_disk_full(error):
             raise DiskFull(
@@ -105,7 +106,7 @@ def daily(home: Home, database: Database, *, now: float) -> Path | None:
     temporary = folder / f".tmp-{target.name}-{os.getpid()}"
     try:
         copy_database(home, temporary)
-        os.replace(temporary, target)
+        atomic.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
     for old in copies(home.path)[:-DAILY_KEPT]:

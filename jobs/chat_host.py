@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import secrets
 import socket
 import time
@@ -29,6 +28,7 @@ from jobs.chat_client import LEAVING_STATUS, state_path
 from jobs.chat_worker import ChatWorker, RunningRequest
 from jobs.locks import FileLock
 from jobs.processes import leave, me
+from studio import atomic
 from studio.chat.lanes import ChatRequest, Event, NewWeights
 from studio.errors import ChatError, StudioError
 from studio.home import Home, open_home
@@ -238,12 +238,8 @@ async def _serve(home: Home, listener: socket.socket, options: argparse.Namespac
 
 def _publish(home: Home, worker: ChatWorker, port: int) -> None:
     """Write port and token in one rename, readable for this user only."""
-    path = state_path(home)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w") as file:
-        json.dump({"identity": str(me()), "port": port, "token": worker.token}, file)
-    os.replace(temporary, path)
+    state = {"identity": str(me()), "port": port, "token": worker.token}
+    atomic.write(state_path(home), json.dumps(state), private=True)
 
 
 async def _leave_when_idle(worker: ChatWorker, idle_seconds: float) -> None:

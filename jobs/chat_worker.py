@@ -338,7 +338,11 @@ class ChatWorker:
 
             import_everything()
 
-            self._residents = ResidentModels(self.home, device=self._leases.device(self._device))
+            self._residents = ResidentModels(
+                self.home,
+                device=lambda: self._leases.device(self._device),
+                hold=self._leases.take,
+            )
         return self._residents
 
     def _forget(self) -> None:

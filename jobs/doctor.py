@@ -43,6 +43,11 @@ def examine(home_path: Path | None) -> dict[str, Any]:
     for name in ("torch", "transformers", "gradio"):
         if facts["packages"][name] is None:
             findings.append(_problem(f"{name} is not installed. Install adapter-studio again."))
+    works = any(device["name"] != "cpu" for device in facts["devices"])
+    for card in hardware.blocked():
+        command = f" Run: {card.command}" if card.command else ""
+        say = _note if works else _problem
+        findings.append(say(f"{card.label} is not used. {card.why}{command}"))
     if sqlite3.sqlite_version_info < FIXED_SQLITE:
         findings.append(_note(
             f"SQLite {sqlite3.sqlite_version} has a rare bug in its write-ahead log (fixed in "

@@ -26,6 +26,7 @@ from jobs.job import ENDED, Job, Request
 from jobs.memory import needed_by_each, needed_bytes
 from jobs.run_files import folder_of, needed_steps
 from jobs.store import JobStore
+from studio import atomic
 from studio.errors import QueueError
 from studio.spec import RunSpec
 
@@ -190,7 +191,7 @@ def _copy_checkpoint(checkpoint: Path, run_dir: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copytree(checkpoint, temporary)
-        os.replace(temporary, target)
+        atomic.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -20,6 +20,7 @@ from typing import IO, Any
 from jobs import supervisor
 from jobs.backup import MANIFEST, VERSION, refuse_too_large
 from jobs.schema import STATEMENTS
+from studio import atomic
 from studio.errors import HomeError
 from studio.home import Home, open_home
 
@@ -64,8 +65,8 @@ def _restore_database(home: Home, file: Path) -> dict[str, Any]:
         before = home.path / f"studio.db.before-{time.strftime('%Y%m%d-%H%M%S')}"
         for end in ("", "-wal", "-shm"):  # the names by which SQLite finds an unmerged log
             if (home.path / f"studio.db{end}").exists():
-                os.replace(home.path / f"studio.db{end}", f"{before}{end}")
-        os.replace(temporary, home.database)
+                atomic.replace(home.path / f"studio.db{end}", Path(f"{before}{end}"))
+        atomic.replace(temporary, home.database)
     except sqlite3.DatabaseError as error:
         raise HomeError(f"{file} is damaged ({error}); nothing was changed.") from None
     finally:
@@ -86,10 +87,10 @@ def _restore_home(home_path: Path, file: Path) -> dict[str, Any]:
         _adapt(temporary / "studio.db", Path(manifest["home"]), home_path)
         before = _moved_aside(home_path)
         try:
-            os.replace(temporary, home_path)
+            atomic.replace(temporary, home_path)
         except OSError:
             if before:
-                os.replace(before, home_path)
+                atomic.replace(Path(before), home_path)
             raise
     except sqlite3.DatabaseError as error:
         raise HomeError(f"The database in {file} is damaged ({error}).") from None
@@ -201,7 +202,7 @@ def _moved_aside(home_path: Path) -> str | None:
         shutil.rmtree(home_path)  # a new home without anything of the user
         return None
     before = home_path.with_name(f"{home_path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
-    os.replace(home_path, before)
+    atomic.replace(home_path, before)
     return str(before)
 
 

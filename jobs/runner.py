@@ -28,6 +28,8 @@ from jobs.reporting import Reporter, exit_fenced
 from jobs.run_files import newest_step
 from jobs.siblings import device_of
 from jobs.store import JobStore
+from studio import atomic
+from studio.accelerator import visible_devices
 from studio.errors import DiskFull, OutOfMemory, ProcessLost, StudioError, is_disk_full
 from studio.home import Home, open_home, sweep
 from studio.training import events
@@ -159,9 +161,7 @@ def _write_spec(run_dir: Path, spec: dict[str, Any]) -> None:
     import yaml
 
     text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
-    temporary = run_dir / ".tmp-spec.yaml"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, run_dir / "spec.yaml")
+    atomic.write(run_dir / "spec.yaml", text)
 
 
 def _as_line(event: events.Event) -> str:
@@ -301,11 +301,8 @@ def _work_together(attempts: Sequence[Attempt]) -> None:
 
 def _use_device(device: str) -> None:
     # Every library then counts the job's devices from 0.
-    if device.startswith("cuda:"):
-        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of nvidia-smi
-        os.environ["CUDA_VISIBLE_DEVICES"] = device.replace("cuda:", "")
-    elif device == "cpu":
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ.update(visible_devices(device))
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
 def _log_to(path: Path) -> None:

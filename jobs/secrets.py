@@ -7,12 +7,12 @@ hub's token stays with the hub's own library.
 """
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from studio import atomic
 from studio.home import Home
 
 logger = logging.getLogger(__name__)
@@ -101,14 +101,7 @@ def _ask(call: Callable[[], Any]) -> tuple[bool, Any]:
 
 
 def _write(place: Path, value: str) -> None:
-    temporary = place.with_name(f".tmp-{place.name}-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(value)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, place)
+    atomic.write(place, value, durable=True, private=True)
 
 
 def _user(home: Home, name: Name) -> str:

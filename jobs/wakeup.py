@@ -15,6 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
+from studio import atomic
 from studio.home import Home
 
 logger = logging.getLogger(__name__)
@@ -76,11 +77,7 @@ class Wakeup:
             self._path.unlink(missing_ok=True)
 
     def _publish(self, port: int) -> None:
-        beside = self._path.with_suffix(f".{os.getpid()}.tmp")
-        handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(f"{port} {self._token}")
-        os.replace(beside, self._path)
+        atomic.write(self._path, f"{port} {self._token}", private=True)
 
     def _listen(self, listener: socket.socket) -> None:
         with listener:

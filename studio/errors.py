@@ -170,7 +170,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return True if the process or a device is out of memory; torch has no one type for it."""
     if isinstance(error, MemoryError | OutOfMemory):
         return True
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+    words = (
+        "out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc",
+        "cublas_status_alloc_failed", "cudnn_status_alloc_failed", "hip out of memory",
+        "not enough memory", "failed to allocate",
+    )  # fmt: skip
     return any(word in str(error).lower() for word in words)
 
 

@@ -1,13 +1,11 @@
 """Devices, memory, CPU features and threads of this machine, without importing torch.
 
-GPUs are found with `nvidia-smi`, so the page and the supervisor can show them without a CUDA
-context.
+GPUs are those that torch can use (`studio.accelerator`), so that the queue, the page and training
+agree; their free memory comes from the driver, without a CUDA context.
 """
 
 import os
 import platform
-import subprocess
-import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -15,6 +13,8 @@ from functools import cache
 from pathlib import Path
 
 import psutil
+
+from studio import accelerator
 
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
@@ -33,6 +33,11 @@ class Device:
 def devices() -> list[Device]:
     """Return the GPUs in torch's order, then the CPU."""
     return [*_gpus(), *_apple(), _cpu()]
+
+
+def blocked() -> list[accelerator.Card]:
+    """Return the GPUs that torch cannot use, each with the reason and what to do."""
+    return [card for card in accelerator.cards() if card.why]
 
 
 def physical_cores() -> int:
@@ -156,7 +161,7 @@ def _cpu_name() -> str:
 
 
 def _apple() -> list[Device]:
-    if sys.platform != "darwin" or platform.machine() != "arm64":
+    if not accelerator.has_mps():
         return []
     memory = psutil.virtual_memory()
     return [Device(name="mps", label="Apple GPU", total_bytes=int(memory.total),
@@ -164,29 +169,18 @@ def _apple() -> list[Device]:
 
 
 def _gpus() -> list[Device]:
-    query = "index,name,memory.total,memory.free,utilization.gpu"
-    try:
-        answer = subprocess.run(
-            ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=5, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return []
-    found = []
-    for line in answer.stdout.splitlines():
-        parts = [part.strip() for part in line.split(",")]
-        if len(parts) != 5 or not parts[2].isdigit():
-            continue
-        found.append(
-            Device(
-                name=f"cuda:{parts[0]}",
-                label=parts[1],
-                total_bytes=int(parts[2]) << 20,
-                free_bytes=int(parts[3]) << 20,
-                utilization=int(parts[4]) / 100 if parts[4].isdigit() else None,
-            )
+    memory = psutil.virtual_memory()  # a card without memory of its own uses the system's
+    return [
+        Device(
+            name=card.name,
+            label=card.label,
+            total_bytes=card.total_bytes or int(memory.total),
+            free_bytes=card.free_bytes if card.total_bytes else int(memory.available),
+            utilization=card.utilization,
         )
-    return found
+        for card in accelerator.cards()
+        if card.name
+    ]
 
 
 def _cgroup_cores() -> int | None:

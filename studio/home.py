@@ -19,6 +19,7 @@ from pathlib import Path
 
 import platformdirs
 
+from studio import atomic
 from studio.errors import DiskFull, HomeError, is_disk_full
 
 MANIFEST = "MANIFEST.json"
@@ -117,9 +118,9 @@ def publishing(target: Path) -> Iterator[Path]:
         retired = target.with_name(f".old-{target.name}-{os.getpid()}")
         if target.exists():
             shutil.rmtree(retired, ignore_errors=True)  # of a time when the last sync failed
-            os.replace(target, retired)
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
+            atomic.replace(target, retired)
+        atomic.replace(temporary, target)
+        atomic.flush_folder(target.parent)
         shutil.rmtree(retired, ignore_errors=True)
     except OSError as error:
         if is_disk_full(error):
@@ -142,7 +143,7 @@ def sweep(folder: Path) -> None:
         if target.exists():
             shutil.rmtree(left, ignore_errors=True)
         else:
-            os.replace(left, target)
+            atomic.replace(left, target)
     for left in folder.glob(".tmp-*-*"):
         if not _in_other_hands(left):
             shutil.rmtree(left, ignore_errors=True)
@@ -189,21 +190,10 @@ def _write_manifest(folder: Path) -> None:
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
     for file in [*files, folder / MANIFEST]:
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+        atomic.flush(file)
     for inner in [p for p in folder.rglob("*") if p.is_dir()]:
-        _sync_folder(inner)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows has no handle to a folder; the rename is durable there
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        atomic.flush_folder(inner)
+    atomic.flush_folder(folder)
 
 
 def _sha256(path: Path) -> str:

@@ -6,9 +6,9 @@ A preset never contains a model or a dataset.
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
+from studio import atomic
 from studio.errors import SpecError, nearest
 from studio.home import Home
 from studio.spec import RunSpec
@@ -129,6 +129,4 @@ def _read(home: Home) -> dict[str, Values]:
 
 
 def _write(home: Home, values: dict[str, Values]) -> None:
-    temporary = home.path / f".{FILE}-{os.getpid()}"
-    temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, home.path / FILE)
+    atomic.write(home.path / FILE, json.dumps(values, indent=1, ensure_ascii=False))

@@ -8,8 +8,10 @@ and knows no page beyond its name and address.
 """
 
 import re
+from functools import cache
 from html import escape
 
+from studio import hardware
 from ui.pages import PAGES, page_at
 from ui.security import App, Message, Receive, Scope, Send
 from ui.theme import tokens_css
@@ -151,5 +153,19 @@ def bar(path: str) -> str:
         '<a class="s-pulse" href="/runs" data-testid="pulse" aria-live="polite"></a>'
         f'<button class="s-icon" id="s-theme" type="button" title="Light or dark" '
         f'aria-label="Switch between light and dark">{SUN}</button></header>'
-        '<div id="studio-main" tabindex="-1"></div>'
+        f'{_gpu_notice()}<div id="studio-main" tabindex="-1"></div>'
+    )
+
+
+@cache
+def _gpu_notice() -> str:
+    """Return a line under the bar while runs use the CPU because torch cannot use the GPU."""
+    blocked = hardware.blocked()
+    if not blocked or len(hardware.devices()) > 1:
+        return ""
+    card = blocked[0]
+    command = f" <code>{escape(card.command)}</code>" if card.command else ""
+    return (
+        '<p class="s-notice" role="status" data-testid="gpu-notice">Runs use the CPU: '
+        f"{escape(card.label)} cannot be used. {escape(card.why)}{command}</p>"
     )

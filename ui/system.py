@@ -42,6 +42,10 @@ def system_routes(home: Home, store: JobStore) -> APIRouter:
         return {
             "cluster": _cluster(store, watch),
             "devices": _devices(store),
+            "blocked": [
+                {"label": card.label, "why": card.why, "command": card.command}
+                for card in hardware.blocked()
+            ],
             "processes": _processes(store, seen),
             "home": {"path": str(home.path)},
             "versions": _versions(),

@@ -6,7 +6,6 @@ a day later, as the server starts and at the next upload. A file that runs train
 """
 
 import contextlib
-import os
 import secrets
 import shutil
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from jobs.job import OPEN
 from jobs.store import JobStore
+from studio import atomic
 from studio.data.files import COMPRESSED
 from studio.data.readers import ENDINGS, data_suffix
 from studio.data.requests import uploads
@@ -90,7 +90,7 @@ def _kept(home: Home, file: Path, suffix: str) -> Path:
             target.touch(exist_ok=False)
             break
         number += 1
-    os.replace(file, target)
+    atomic.replace(file, target)
     file.parent.rmdir()
     return target
 

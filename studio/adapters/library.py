@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from studio import atomic
 from studio.errors import AdapterError, InputError, nearest
 from studio.home import Home, slug
 from studio.methods import methods, trains_base
@@ -303,7 +304,7 @@ def rename(home: Home, name: str, new: str) -> Adapter:
         raise AdapterError(f'There is already an adapter "{new}"; choose another name.')
     _write_label(adapter, name=new)
     if target != adapter.path:
-        os.rename(adapter.path, target)
+        atomic.replace(adapter.path, target)
     return describe(target, source=adapter.source)
 
 
@@ -345,7 +346,7 @@ def delete(home: Home, name: str) -> DeletedAdapter:
     relative = adapter.path.relative_to(home.path).as_posix()
     origin = {"name": adapter.name, "path": relative, "deleted": now}
     (place / ORIGIN).write_text(json.dumps(origin, ensure_ascii=False), encoding="utf-8")
-    os.rename(adapter.path, place / CONTENT)
+    atomic.replace(adapter.path, place / CONTENT)
     return DeletedAdapter(token=place.name, name=adapter.name, path=adapter.path, deleted=now)
 
 
@@ -386,7 +387,7 @@ def restore(home: Home, token_or_name: str = "") -> Adapter:
             "first."
         )
     one.path.parent.mkdir(parents=True, exist_ok=True)
-    os.rename(home.trash / one.token / CONTENT, one.path)
+    atomic.replace(home.trash / one.token / CONTENT, one.path)
     shutil.rmtree(home.trash / one.token, ignore_errors=True)
     return describe(one.path, source=_source(home, one.path))
 
@@ -401,6 +402,4 @@ def _write_label(adapter: Adapter, **changes: Any) -> None:
     label: dict[str, Any] = {"tags": list(adapter.tags)}
     if adapter.name != adapter.passport.get("name"):
         label["name"] = adapter.name
-    temporary = adapter.path / f".{LABEL}-{os.getpid()}"
-    temporary.write_text(json.dumps(label | changes, ensure_ascii=False), encoding="utf-8")
-    os.replace(temporary, adapter.path / LABEL)
+    atomic.write(adapter.path / LABEL, json.dumps(label | changes, ensure_ascii=False))

@@ -10,11 +10,11 @@ beside the adapter.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio import atomic
 from studio.errors import AdapterError
 from studio.methods.method import Phase
 from studio.spec import ModelSource
@@ -49,9 +49,7 @@ def draw(source: ModelSource, folder: Path) -> Path:
         StudioError: The base cannot be loaded, or the adapter does not fit it.
     """
     found = [asdict(change) for change in changes(source, folder)]
-    temporary = folder / f".{PICTURE}-{os.getpid()}"
-    temporary.write_text(json.dumps({"base": source.path, "changes": found}), encoding="utf-8")
-    os.replace(temporary, folder / PICTURE)
+    atomic.write(folder / PICTURE, json.dumps({"base": source.path, "changes": found}))
     return folder / PICTURE
 
 

@@ -2,13 +2,15 @@
 
 A base is loaded once for all its adapters; an adapter is loaded when a lane names it and again when
 its files have changed. What cannot be loaded fails its own lane only. When memory is short, the
-least recently used base is dropped.
+least recently used base is dropped. On a GPU a base is loaded in 4 bits if all adapters of its
+lanes were trained so: what fits for training fits for chat.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,7 @@ NEEDS_MEMORY = (
     "jobs, or choose a smaller model."
 )
 
+NF4_BYTES = 0.56  # per parameter: 4 bits and their scales
 Signature = tuple[tuple[str, int, int], ...]
 
 
@@ -43,11 +46,22 @@ class _Adapter:
     fingerprint: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where and how a base is loaded, and what that takes."""
+
+    device: str
+    dtype: str
+    quantization: str
+    num_bytes: int
+
+
 @dataclass(slots=True)
 class _Base:
     name: str
     facts: ModelFacts
     signature: Signature
+    place: _Place
     engine: ChatEngine = field(init=False)
     adapters: dict[str, _Adapter] = field(default_factory=dict)
 
@@ -57,12 +71,18 @@ class ResidentModels:
 
     Args:
         home: Where adapters are looked up by name.
-        device: Where bases are loaded.
+        device: Where bases are loaded; a function is asked at each question, since a job may have
+            taken or left a device.
+        hold: Called before a base is loaded, with `describe()` of what will be in memory.
     """
 
-    def __init__(self, home: Home, *, device: str = "auto") -> None:
+    def __init__(
+        self, home: Home, *, device: str | Callable[[], str] = "auto",
+        hold: Callable[[list[dict[str, Any]]], None] | None = None,
+    ) -> None:  # fmt: skip
         self._home = home
-        self._device = device
+        self._device = device if callable(device) else lambda: device
+        self._hold = hold
         self._bases: dict[Path, _Base] = {}
 
     def stream(
@@ -86,7 +106,8 @@ class ResidentModels:
         for path, places in numbers.items():
             name = lanes[places[0]].model
             try:
-                yield from self._ready(name, models[name], places[0], keep=numbers.keys())
+                place = self._place(models[name], [lanes[number] for number in places])
+                yield from self._ready(name, models[name], place, places[0], keep=numbers.keys())
             except StudioError as error:
                 yield from (_failed(number, error) for number in places)
                 continue
@@ -105,50 +126,66 @@ class ResidentModels:
 
     def release(self) -> None:
         """Drop every base and adapter and free their memory."""
-        import torch
-
         self._bases.clear()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _return_memory()
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the models in memory, for status pages."""
-        return [
-            {
-                "model": base.name,
-                "device": str(base.engine.loaded.device),
-                "parameters": base.facts.parameters,
-                "bytes": _bytes_in_memory(base.facts, str(base.engine.loaded.dtype)),
-                "adapters": sorted(base.adapters),
-            }
-            for base in list(self._bases.values())
-        ]
+        return [_description(base) for base in list(self._bases.values())]
 
     # -- bases ---------------------------------------------------------------------------------
 
+    def _place(self, known: ModelFacts, lanes: Sequence[Lane]) -> _Place:
+        from studio.models.loading import dtype_for, torch_device
+
+        device = torch_device(self._device())
+        dtype = str(dtype_for("auto", device)).removeprefix("torch.")
+        trained = {self._quantization(part.name) for lane in lanes for part in lane.stack}
+        quantization = "nf4" if device.type == "cuda" and trained == {"nf4"} else "none"
+        width = 4 if dtype == "float32" else 2
+        per_parameter = NF4_BYTES if quantization == "nf4" else width
+        return _Place(str(device), dtype, quantization, int(known.parameters * per_parameter))
+
+    def _quantization(self, adapter: str) -> str:
+        """Return the quantization of the base that an adapter was trained on."""
+        from studio.adapters.library import describe, resolve
+        from studio.chat import run_checkpoints
+
+        with suppress(StudioError):  # its own lane reports it
+            if checkpoint := run_checkpoints.find_if_named(self._home, adapter):
+                return checkpoint.spec.model.quantization
+            model = describe(resolve(self._home, adapter)).section("model")
+            return str(model.get("quantization") or "none")
+        return "none"
+
     def _ready(
-        self, name: str, known: ModelFacts, number: int, *, keep: Collection[Path]
+        self, name: str, known: ModelFacts, place: _Place, number: int, *, keep: Collection[Path]
     ) -> Iterator[Delta]:
         """Load a base unless it is resident and unchanged; note it first, since it takes time."""
         signature = _signature(known.path, ("config.json", "*.safetensors", "tokenizer*.json"))
         base = self._bases.pop(known.path, None)
-        if base is not None and base.signature == signature:
+        if base is not None and (base.signature, base.place) == (signature, place):
             self._bases[known.path] = base  # at the end: most recently used
             return
-        del base
-        size = readable(_bytes_in_memory(known, "float32"))
-        yield Delta(lane=number, note=f"Loading {name} ({size})…")
-        self._make_room(known, keep)
-        self._bases[known.path] = self._loaded(name, known, signature)
+        if base is not None:
+            del base
+            _return_memory()
+        how = ", nf4" if place.quantization == "nf4" else ""
+        yield Delta(lane=number, note=f"Loading {name} ({readable(place.num_bytes)}{how})…")
+        self._make_room(known, place, keep)
+        base = _Base(name, known, signature, place)
+        if self._hold is not None:
+            self._hold([*self.describe(), _description(base)])
+        self._load(base)
+        self._bases[known.path] = base
 
-    def _loaded(self, name: str, known: ModelFacts, signature: Signature) -> _Base:
+    def _load(self, base: _Base) -> None:
         from studio.backbone import Backbone
         from studio.chat.engine import ChatEngine
         from studio.models.loading import load
 
-        loaded = load(ModelSource(path=name), device=self._device)
-        base = _Base(name, known, signature)
+        source = ModelSource.parse({"path": base.name, "quantization": base.place.quantization})
+        loaded = load(source, device=base.place.device)
 
         def template_for(lane: Lane) -> PromptTemplate:
             from studio.data.template.template import choose
@@ -156,27 +193,18 @@ class ResidentModels:
             return choose(loaded.tokenizer, _template_name(base, lane))
 
         base.engine = ChatEngine(loaded, Backbone(loaded.model), template_for=template_for)
-        return base
 
-    def _make_room(self, known: ModelFacts, keep: Collection[Path]) -> None:
-        need = _bytes_in_memory(known, "float32")
+    def _make_room(self, known: ModelFacts, place: _Place, keep: Collection[Path]) -> None:
+        need = place.num_bytes
         for path in [path for path in self._bases if path not in keep]:
-            if self._free_bytes() > 1.2 * need:
+            if _free_bytes(place.device) > 1.2 * need:
                 return
             del self._bases[path]
-            gc.collect()
-        free = self._free_bytes()
+            _return_memory()
+        free = _free_bytes(place.device)
         if need > free:
             words = {"model": known.path.name, "need": readable(need), "free": readable(free)}
             raise OutOfMemory(NEEDS_MEMORY.format(**words))
-
-    def _free_bytes(self) -> int:
-        import psutil
-        import torch
-
-        if self._device != "cpu" and torch.cuda.is_available():
-            return int(torch.cuda.mem_get_info()[0])
-        return int(psutil.virtual_memory().available)
 
     # -- adapters ------------------------------------------------------------------------------
 
@@ -283,5 +311,29 @@ def _alternating(streams: list[Iterator[Delta]]) -> Iterator[Delta]:
                 yield delta
 
 
-def _bytes_in_memory(known: ModelFacts, dtype: str) -> int:
-    return known.parameters * (4 if "float32" in dtype else 2)
+def _description(base: _Base) -> dict[str, Any]:
+    return {
+        "model": base.name,
+        "device": base.place.device,
+        "parameters": base.facts.parameters,
+        "bytes": base.place.num_bytes,
+        "adapters": sorted(base.adapters),
+    }
+
+
+def _free_bytes(device: str) -> int:
+    import psutil
+    import torch
+
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(torch.device(device))[0])
+    return int(psutil.virtual_memory().available)
+
+
+def _return_memory() -> None:
+    """Free what was dropped; torch keeps a GPU's memory to itself until it is asked."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -85,7 +85,8 @@ def candidates(logits_V: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
 
 def _nucleus(probabilities_C: Tensor, share: float) -> int:
     """Return the number of most likely tokens that hold `share`; at least one."""
-    before_C = probabilities_C.double().cumsum(-1) - probabilities_C.double()
+    precise_C = probabilities_C.cpu().double()  # Apple GPUs have no float64
+    before_C = precise_C.cumsum(-1) - precise_C
     return max(1, int((before_C < share).sum()))
 
 

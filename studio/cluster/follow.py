@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -16,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from studio import atomic
 from studio.cluster.orders import (
     ADAPTER,
     CHECKPOINTS,
@@ -94,9 +94,8 @@ class Fetcher:
             raise ClusterError(f"The adapter is missing on the storage {self._storage.url}.")
         finished = replace(finished, adapter=str(target))
         report = {**(read_json(self._storage, REPORT) or {}), **finished.as_dict()}
-        temporary = self._run_dir / f".{REPORT}-{os.getpid()}"
-        temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, self._run_dir / REPORT)
+        text = json.dumps(report, indent=1, ensure_ascii=False)
+        atomic.write(self._run_dir / REPORT, text)
         return finished
 
     def close(self) -> None:

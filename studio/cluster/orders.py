@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import platform
 import time
 from importlib import metadata
@@ -18,6 +17,7 @@ from typing import Any
 
 from pydantic import Field
 
+from studio import atomic
 from studio.cluster.storage import Storage
 from studio.errors import ClusterError
 from studio.fields import Record
@@ -122,12 +122,7 @@ class Submission(Record):
 
     def save(self, run_dir: Path) -> Submission:
         """Write `cluster.json` in one rename."""
-        temporary = run_dir / f".tmp-{NOTE}"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(self.model_dump_json())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, run_dir / NOTE)
+        atomic.write(run_dir / NOTE, self.model_dump_json(), durable=True)
         return self
 
 

@@ -12,6 +12,7 @@ import os
 import time
 from pathlib import Path
 
+from studio import atomic
 from studio.home import Home
 
 SMALL_BYTES = 1 << 18  # read again, which is as quick as looking it up
@@ -57,7 +58,5 @@ def _read(memory: Path) -> dict[str, list[int | str]]:
 
 
 def _write(memory: Path, known: dict[str, list[int | str]]) -> None:
-    temporary = memory.with_name(f".tmp-{memory.name}-{os.getpid()}")
     with contextlib.suppress(OSError):  # a full disk costs a second read
-        temporary.write_text(json.dumps(known), encoding="utf-8")
-        os.replace(temporary, memory)
+        atomic.write(memory, json.dumps(known))

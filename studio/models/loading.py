@@ -59,8 +59,8 @@ def load(source: ModelSource, device: str = "auto", *, on_host: bool = False) ->
     import torch
 
     known = facts(source)
-    target = _checked_device(device)
-    dtype = _dtype(source.dtype, target)
+    target = torch_device(device)
+    dtype = dtype_for(source.dtype, target)
     try:
         place = torch.device("cpu") if on_host else target
         model = _load_model(source, known, place, dtype)
@@ -104,7 +104,12 @@ def tokenizer_at(path: Path) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def _checked_device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """Return a device by name; `auto` is the best one.
+
+    Raises:
+        ModelError: It does not exist.
+    """
     import torch
 
     if name == "auto":
@@ -123,11 +128,20 @@ def _checked_device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def dtype_for(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of `model.dtype` on a device.
+
+    `auto` is bfloat16 on a GPU that multiplies it in hardware (compute capability 8 and later, all
+    AMD cards that ROCm supports), float16 on an older one, float32 elsewhere.
+    """
     import torch
 
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        if device.type != "cuda":
+            return torch.float32
+        if torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8:
+            return torch.bfloat16
+        return torch.float16
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 

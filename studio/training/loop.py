@@ -8,13 +8,13 @@ in one rename: a run folder with a report belongs to a finished run.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from studio import atomic
 from studio.home import is_whole, publishing, sweep
 from studio.methods import Phase
 from studio.training import checkpoint
@@ -144,12 +144,8 @@ def _write_report(session: Session, run_dir: Path, finished: Finished) -> None:
         "rows": session.prepared.report.model_dump(mode="json"),
         "versions": versions(),
     }
-    temporary = run_dir / f".{REPORT}-{os.getpid()}"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(report, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, run_dir / REPORT)
+    text = json.dumps(report, indent=1, ensure_ascii=False)
+    atomic.write(run_dir / REPORT, text, durable=True)
 
 
 def already_finished(run_dir: Path) -> Finished | None:

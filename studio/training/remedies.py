@@ -234,6 +234,22 @@ DEVICE_WORDS = (
     "cuda error", "cuda driver", "cublas_status", "cudnn_status", "nccl error", "hip error",
     "mps backend",
 )  # fmt: skip
+# Faults of an installation: a retry on the same device cannot help.
+DEVICE_FAULTS = (
+    (("no kernel image", "no kernel image is available"),
+     "The installed torch has no kernels for this GPU. `studio doctor` names the build it needs."),
+    (("driver version is insufficient", "driver on your system is too old"),
+     "The GPU's driver is too old for the installed torch. `studio doctor` names what to install."),
+    (("device-side assert", "assertion `t >= 0"),
+     "A number outside its range reached the GPU, such as a token beyond the vocabulary. Run once "
+     "with train.device=cpu: its error names the place."),
+    (("mps framework doesn't support", "not currently implemented for the mps device",
+      "not implemented for 'mps'"),
+     "The Apple GPU lacks an operation of this model. Use train.device=cpu."),
+    (("compiled without gpu support", "libbitsandbytes", "bitsandbytes library"),
+     "bitsandbytes has no library for this GPU. Set model.quantization=none, or install the "
+     "bitsandbytes build for this version of CUDA."),
+)  # fmt: skip
 DISK_WORDS = ("no space left", "os error 28", "disk quota exceeded")
 
 
@@ -264,6 +280,9 @@ def explain_errors(spec: RunSpec, where: Callable[[], str]) -> Iterator[None]:
                 f"The disk is full {where()}. Free some space and resume; what was saved before "
                 "is intact."
             ) from error
+        for words, sentence in DEVICE_FAULTS:
+            if any(word in text for word in words):
+                raise DeviceLost(f"{sentence} It stopped {where()}.") from error
         if any(word in text for word in DEVICE_WORDS):
             raise DeviceLost(
                 f"The device failed or disappeared {where()} ({text.splitlines()[0][:120]}). Check "

@@ -18,16 +18,6 @@ def test_threads_follow_the_environment(monkeypatch):
     assert hardware.threads() == hardware.physical_cores() >= 1
 
 
-def test_gpus_are_read_from_nvidia_smi(monkeypatch):
-    def answer(*args: object, **options: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess([], 0, "0, H200, 143771, 143000, 5\nbroken\n", "")
-
-    monkeypatch.setattr(subprocess, "run", answer)
-    gpu = hardware.devices()[0]
-    assert (gpu.name, gpu.label, gpu.total_bytes) == ("cuda:0", "H200", 143771 << 20)
-    assert gpu.utilization == 0.05
-
-
 def test_how_busy_the_processor_is_is_told_once_it_is_measured(
     monkeypatch,
 ):

@@ -3,11 +3,14 @@
 import pytest
 
 from jobs import cluster, supervisor
+from jobs.doctor import examine
 from jobs.processes import me
+from studio import accelerator
 from studio.spec import RunSpec
 from tests.dashboard import answering
 from tests.jobs.conftest import until
 from tests.ui.conftest import client_of
+from ui import frame
 from ui.actions import action_routes
 from ui.sources import device_choices, picked_devices
 from ui.system import system_routes
@@ -48,6 +51,27 @@ def test_a_wrong_cluster_is_a_sentence_and_changes_nothing(page, store, dashboar
     refused = page.post("/api/do/cluster", json={"address": dashboard.address})
     assert "needs a storage" in refused.json()["error"]["text"]
     assert cluster.chosen(store) is None
+
+
+def test_a_gpu_that_torch_cannot_use_is_shown_with_the_command_that_mends_it(page, monkeypatch):
+    card = accelerator.Card(
+        name="", label="NVIDIA RTX 3060", total_bytes=12 << 30, free_bytes=12 << 30,
+        why="The installed torch is built for CPUs only.", command="uv pip install torch<3",
+    )  # fmt: skip
+    monkeypatch.setattr(accelerator, "cards", lambda: [card])
+    (row,) = page.get("/api/system").json()["blocked"]
+    assert (row["label"], row["command"]) == ("NVIDIA RTX 3060", "uv pip install torch<3")
+
+    (found,) = [f for f in examine(None)["findings"] if "RTX 3060" in f["text"]]
+    assert found["kind"] == "problem" and card.why in found["text"]
+    assert "Run: uv pip install" in found["text"]
+
+    frame._gpu_notice.cache_clear()
+    assert "Runs use the CPU: NVIDIA RTX 3060" in frame.bar("/") and "torch&lt;3" in frame.bar("/")
+    frame._gpu_notice.cache_clear()
+    monkeypatch.setattr(accelerator, "cards", list)
+    assert "gpu-notice" not in frame.bar("/")
+    frame._gpu_notice.cache_clear()
 
 
 def test_the_form_offers_the_cluster_among_the_devices():

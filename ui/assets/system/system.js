@@ -39,7 +39,7 @@ export class Machine extends HTMLElement {
     if (!this.devices.isConnected) {
       this.body.replaceChildren(column(this.devices, this.storage.element), this.facts);
     }
-    this.devices.replaceChildren(card('Devices', now.devices.map(device), now.cluster && clusterDevice(now.cluster)));
+    this.devices.replaceChildren(card('Devices', now.devices.map(device), now.blocked.map(blocked), now.cluster && clusterDevice(now.cluster)));
     this.facts.replaceChildren(card('Processes', processes(now.processes)),
       card('Home', pairs([['Folder', now.home.path]])), card('Versions', pairs(now.versions)),
       clusterCard(now.cluster, () => this.refresh()));
@@ -62,6 +62,10 @@ function device({ label, name, total_bytes: total, free_bytes: free, utilization
   if (holders.length) row.append(heldBy(name, holders));
   return row;
 }
+
+/** A GPU that torch cannot use, why, and the command that mends it. */
+const blocked = ({ label, why, command }) => deviceRow(label, '', 'not used', 0,
+  h('span', { class: 's-error' }, why, command && h('code', {}, ` ${command}`)));
 
 /** Who holds a device: a run with its estimated memory, chat with what it keeps resident. */
 const heldBy = (name, holders) => table(['Held by', 'State', 'Since', 'Memory'], holders.map((one) => [

@@ -1,0 +1,72 @@
+import errno
+import fcntl
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from studio import atomic, home
+
+
+class Windows(SimpleNamespace):
+    """`os` as Windows has it: `fsync` wants a writable handle, open targets cannot be replaced."""
+
+    def __init__(self, busy: int = 0) -> None:
+        own = {"fsync", "replace"}
+        names = {name: getattr(os, name) for name in dir(os) if name[0] != "_" and name not in own}
+        super().__init__(**names)
+        self.name, self.busy, self.flushed = "nt", busy, 0
+
+    def fsync(self, handle: int) -> None:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        self.flushed += 1
+
+    def replace(self, source: object, target: object) -> None:
+        if self.busy:
+            self.busy -= 1
+            raise PermissionError(errno.EACCES, "used by another process")
+        os.replace(source, target)
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    system = Windows()
+    monkeypatch.setattr(atomic, "os", system)
+    monkeypatch.setattr(atomic, "WAIT_SECONDS", 0.2)
+    return system
+
+
+def test_a_folder_is_published_where_windows_flushes_writable_handles_only(tmp_path, windows):
+    target = tmp_path / "adapter"
+    with home.publishing(target) as folder:
+        (folder / "weights").write_bytes(b"1")
+    assert home.is_whole(target)
+    assert windows.flushed == 2  # the weights and the manifest
+
+
+def test_a_rename_waits_while_another_process_reads(tmp_path, windows):
+    windows.busy = 2
+    atomic.write(tmp_path / "state", "new", durable=True)
+    assert (tmp_path / "state").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_rename_that_stays_impossible_leaves_the_old_file(tmp_path, windows):
+    atomic.write(tmp_path / "state", "old")
+    windows.busy = 10**6
+    with pytest.raises(PermissionError):
+        atomic.write(tmp_path / "state", "new")
+    assert (tmp_path / "state").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_elsewhere_a_refusal_is_one(tmp_path, windows):
+    windows.name, windows.busy = "posix", 1
+    with pytest.raises(PermissionError):
+        atomic.write(tmp_path / "state", "new")
+
+
+def test_private_files_are_for_their_user_alone(tmp_path):
+    atomic.write(tmp_path / "token", "secret", private=True)
+    assert (tmp_path / "token").stat().st_mode & 0o077 == 0
