@@ -48,7 +48,7 @@ class _Adapter:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where and how a base is loaded, and what that takes."""
+    """Device, dtype and quantization of a base, and the memory that these take."""
 
     device: str
     dtype: str
