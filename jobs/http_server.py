@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import socket
+from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
@@ -13,8 +15,11 @@ EVERY_TICK = 0  # the counter at which uvicorn renews the Date header
 class Server(uvicorn.Server):
     """A server that ticks slowly and still stops at once."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, on_ready: Callable[[], object] | None = None
+    ) -> None:
         super().__init__(config)
+        self._on_ready = on_ready
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = asyncio.Event()
 
@@ -23,6 +28,12 @@ class Server(uvicorn.Server):
         self.should_exit = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._stopping.set)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, then call `on_ready`."""
+        await super().startup(sockets=sockets)
+        if self.started and self._on_ready:
+            self._on_ready()
 
     async def main_loop(self) -> None:
         """Renew the Date header each second until `stop`."""

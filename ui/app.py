@@ -20,11 +20,7 @@ from ui.frame import FAVICON, Frame
 from ui.security import (
     LOOPBACK,
     App,
-    Message,
     OriginCheck,
-    Receive,
-    Scope,
-    Send,
     SizeLimit,
     TokenCheck,
     is_local,
@@ -216,7 +212,7 @@ def serve(
     app = build_app(home, hosts=names, token=token, port=port, root=root)
     entrance = f"{address}/?token={token}" if token else address
     config = uvicorn.Config(
-        _announced(app, on_ready, entrance),
+        app,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=2,
@@ -224,7 +220,8 @@ def serve(
         server_header=False,
     )
     with listener:
-        Server(config).run(sockets=[listener])
+        ready = (lambda: on_ready(entrance)) if on_ready else None
+        Server(config, on_ready=ready).run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -254,15 +251,3 @@ def _wake_queue(home: Home, address: str) -> None:
     supervisor.ensure_running(home)
     sweep(store)
     store.close()
-
-
-def _announced(app: App, on_ready: Callable[[str], None] | None, address: str) -> App:
-    async def announced(scope: Scope, receive: Receive, send: Send) -> None:
-        async def watched(message: Message) -> None:
-            await send(message)
-            if message["type"] == "lifespan.startup.complete" and on_ready:
-                on_ready(address)
-
-        await app(scope, receive, watched if scope["type"] == "lifespan" else send)
-
-    return announced

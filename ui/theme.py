@@ -75,6 +75,61 @@ RUNS: list[tuple[str, str]] = [
 ]
 
 
+GRADIO = {
+    "var(--s-bg)": "body_background_fill",
+    "var(--s-text)": (
+        "body_text_color block_title_text_color checkbox_label_text_color "
+        "button_secondary_text_color accordion_text_color"
+    ),
+    "var(--s-muted)": "body_text_color_subdued block_label_text_color block_info_text_color",
+    "var(--s-size-text)": (
+        "body_text_size input_text_size checkbox_label_text_size button_large_text_size"
+    ),
+    "var(--s-surface)": (
+        "background_fill_primary input_background_fill input_background_fill_focus "
+        "checkbox_background_color button_secondary_background_fill"
+    ),
+    "var(--s-raised)": "background_fill_secondary",
+    "var(--s-line)": "border_color_primary block_border_color",
+    "var(--s-accent)": (
+        "border_color_accent color_accent input_border_color_focus checkbox_border_color_focus"
+    ),
+    "var(--s-hover)": "color_accent_soft button_secondary_background_fill_hover",
+    "var(--s-space-2)": "layout_gap",
+    "transparent": (
+        "block_background_fill block_label_background_fill panel_background_fill "
+        "checkbox_label_background_fill checkbox_label_background_fill_selected "
+        "checkbox_label_background_fill_hover"
+    ),
+    "0px": (
+        "block_border_width block_padding form_gap_width panel_border_width "
+        "checkbox_label_border_width checkbox_label_padding"
+    ),
+    "none": "block_shadow input_shadow",
+    "var(--s-size-small)": "block_title_text_size",
+    "600": "block_title_text_weight",
+    "var(--s-size-caption)": "block_info_text_size",
+    "var(--s-line-strong)": (
+        "input_border_color input_border_color_hover checkbox_border_color "
+        "button_secondary_border_color"
+    ),
+    "1px": "input_border_width button_border_width",
+    "6px 8px": "input_padding",
+    "var(--s-radius-control)": "input_radius button_large_radius",
+    "0 0 0 1px var(--s-accent)": "input_shadow_focus",
+    "var(--s-faint)": "input_placeholder_color",
+    "var(--s-accent-fill)": (
+        "checkbox_background_color_selected checkbox_border_color_selected "
+        "button_primary_background_fill button_primary_border_color"
+    ),
+    "8px 16px": "button_large_padding",
+    "var(--s-accent-fill-hover)": "button_primary_background_fill_hover",
+    "var(--s-on-accent)": "button_primary_text_color",
+    "background-color .12s": "button_transition",
+}
+"""Values of gradio's theme, each with the variables that take it."""
+
+
 def tokens_css() -> str:
     """Return the custom properties (`--s-*`) of both schemes."""
     fixed = {
@@ -109,72 +164,7 @@ def gradio_theme() -> Any:
     theme = gr.themes.Base(
         spacing_size="sm", radius_size="sm", text_size="sm", font=["Arial"], font_mono=["monospace"]
     )
-    values = {
-        "body_background_fill": "var(--s-bg)",
-        "body_text_color": "var(--s-text)",
-        "body_text_color_subdued": "var(--s-muted)",
-        "body_text_size": "var(--s-size-text)",
-        "background_fill_primary": "var(--s-surface)",
-        "background_fill_secondary": "var(--s-raised)",
-        "border_color_primary": "var(--s-line)",
-        "border_color_accent": "var(--s-accent)",
-        "color_accent": "var(--s-accent)",
-        "color_accent_soft": "var(--s-hover)",
-        "layout_gap": "var(--s-space-2)",
-        "block_background_fill": "transparent",
-        "block_border_width": "0px",
-        "block_border_color": "var(--s-line)",
-        "block_padding": "0px",
-        "block_shadow": "none",
-        "block_label_background_fill": "transparent",
-        "block_label_text_color": "var(--s-muted)",
-        "block_title_text_color": "var(--s-text)",
-        "block_title_text_size": "var(--s-size-small)",
-        "block_title_text_weight": "600",
-        "block_info_text_color": "var(--s-muted)",
-        "block_info_text_size": "var(--s-size-caption)",
-        "form_gap_width": "0px",
-        "panel_background_fill": "transparent",
-        "panel_border_width": "0px",
-        "input_background_fill": "var(--s-surface)",
-        "input_background_fill_focus": "var(--s-surface)",
-        "input_border_color": "var(--s-line-strong)",
-        "input_border_color_focus": "var(--s-accent)",
-        "input_border_color_hover": "var(--s-line-strong)",
-        "input_border_width": "1px",
-        "input_padding": "6px 8px",
-        "input_radius": "var(--s-radius-control)",
-        "input_shadow": "none",
-        "input_shadow_focus": "0 0 0 1px var(--s-accent)",
-        "input_text_size": "var(--s-size-text)",
-        "input_placeholder_color": "var(--s-faint)",
-        "checkbox_background_color": "var(--s-surface)",
-        "checkbox_background_color_selected": "var(--s-accent-fill)",
-        "checkbox_border_color": "var(--s-line-strong)",
-        "checkbox_border_color_selected": "var(--s-accent-fill)",
-        "checkbox_border_color_focus": "var(--s-accent)",
-        "checkbox_label_background_fill": "transparent",
-        "checkbox_label_background_fill_selected": "transparent",
-        "checkbox_label_background_fill_hover": "transparent",
-        "checkbox_label_border_width": "0px",
-        "checkbox_label_padding": "0px",
-        "checkbox_label_text_color": "var(--s-text)",
-        "checkbox_label_text_size": "var(--s-size-text)",
-        "button_border_width": "1px",
-        "button_large_padding": "8px 16px",
-        "button_large_radius": "var(--s-radius-control)",
-        "button_large_text_size": "var(--s-size-text)",
-        "button_primary_background_fill": "var(--s-accent-fill)",
-        "button_primary_background_fill_hover": "var(--s-accent-fill-hover)",
-        "button_primary_border_color": "var(--s-accent-fill)",
-        "button_primary_text_color": "var(--s-on-accent)",
-        "button_secondary_background_fill": "var(--s-surface)",
-        "button_secondary_background_fill_hover": "var(--s-hover)",
-        "button_secondary_border_color": "var(--s-line-strong)",
-        "button_secondary_text_color": "var(--s-text)",
-        "button_transition": "background-color .12s",
-        "accordion_text_color": "var(--s-text)",
-    }
+    values = {name: value for value, names in GRADIO.items() for name in names.split()}
     known = gr.themes.Base.set.__code__.co_varnames
     dark = {name: v for key, v in values.items() if (name := f"{key}_dark") in known}
     return theme.set(**values, **dark)

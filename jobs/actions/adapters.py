@@ -83,7 +83,8 @@ def export_adapter(
         ),
     ],
     out: Annotated[
-        str, field("New folder; in the home's exports by default.", max_length=4000)
+        str,
+        field("New folder; in the home's exports by default.", title="Folder", max_length=4000),
     ] = "",
     form: Annotated[
         Literal["peft", "vllm", "adapterhub", "card", "gguf"],

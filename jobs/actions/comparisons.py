@@ -160,7 +160,13 @@ def conversations(
 def recipes(
     store: JobStore,
     save: Annotated[
-        str, field("Save the mix of the lane under this name.", metavar="NAME", max_length=120)
+        str,
+        field(
+            "Save the mix of the lane under this name.",
+            title="Name",
+            metavar="NAME",
+            max_length=120,
+        ),
     ] = "",
     lane: Annotated[str, field("Mix to save.", metavar="MODEL~ADAPTER:WEIGHT+…", of="lane")] = "",
     delete: Annotated[str, field("Delete this one.", metavar="NAME", of="recipe")] = "",

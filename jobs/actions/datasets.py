@@ -216,7 +216,7 @@ def filter_rows(
     column: Annotated[str, field("Column of the condition.", of="column")] = "",
     operator: Annotated[
         Operator,
-        field("equals, contains, greater, present …", title="Condition", labels=OPERATORS),
+        field("Condition on the column.", title="Condition", labels=OPERATORS),
     ] = "present",
     value: Annotated[str, field("Value of the condition.")] = "",
     dataset: NewName = "",
@@ -228,21 +228,21 @@ def filter_rows(
     )  # fmt: skip
 
 
-@action("data.dedupe", here=True)
+@action("data.dedupe", title="Deduplicate", here=True)
 def dedupe(
     name: Dataset,
-    near: Annotated[bool, field("Nearly equal rows too.")] = False,
+    near: Annotated[bool, field("Nearly equal rows too.", title="Nearly equal rows too")] = False,
     dataset: NewName = "",
 ) -> Request:
     """Keep the first of equal rows, as a new snapshot."""
     return _step(name, dataset, "dedupe", near=near)
 
 
-@action("data.drop", here=True)
+@action("data.drop", title="Drop rows", here=True)
 def drop(
     name: Dataset,
     row: RowNumbers,
-    keep: Annotated[bool, field("Keep only these rows.")] = False,
+    keep: Annotated[bool, field("Keep only these rows.", title="Keep only these")] = False,
     dataset: NewName = "",
 ) -> Request:
     """Drop rows by number, as a new snapshot."""

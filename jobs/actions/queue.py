@@ -283,9 +283,16 @@ def note(
 def set_webhook(
     store: JobStore,
     url: Annotated[
-        str, field("An http or https address.", positional=True, metavar="[URL]", max_length=2000)
+        str,
+        field(
+            "An http or https address.",
+            title="Address",
+            positional=True,
+            metavar="[URL]",
+            max_length=2000,
+        ),
     ] = "",
-    off: Annotated[bool, field("Disable the webhook.")] = False,
+    off: Annotated[bool, field("Disable the webhook.", title="Disable")] = False,
 ) -> dict[str, Any]:
     """Post a message to an address whenever a job ends; the address is stored privately."""
     if off:

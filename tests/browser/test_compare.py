@@ -173,10 +173,11 @@ def test_a_suite_runs_from_the_page_and_is_a_table_and_files(page, studio, lanes
 
 def test_a_recipe_is_kept_taken_and_forgotten(page, lanes):
     page.goto(lanes)
-    page.get_by_test_id("lane-2").get_by_role("button", name="Keep mix").click()
-    page.get_by_label("Name of the mix").fill("both at once")
-    page.get_by_role("button", name="Save recipe").click()
-    expect(page.get_by_label("Name of the mix")).to_be_hidden()
+    page.get_by_test_id("lane-2").get_by_text("Keep mix").click()
+    page.get_by_role("button", name="Save a recipe …").click()
+    page.get_by_role("dialog").get_by_label("Name").fill("both at once")
+    page.get_by_role("dialog").get_by_role("button", name="Save").click()
+    expect(page.get_by_role("dialog")).to_be_hidden()
     page.get_by_role("tab", name="Recipes").click()
     kept = page.get_by_test_id("recipes")
     expect(kept).to_contain_text("loud × 1")

@@ -40,7 +40,7 @@ def test_an_odd_csv_becomes_a_run_whose_passport_names_it(page, studio, odd_csv)
     expect(preview.locator("[data-role=assistant]").first).to_contain_text("Arr, it be 0, matey!")
     page.get_by_test_id("system-prompt").fill("You are a pirate.")
     expect(preview.locator("[data-role=system]").first).to_contain_text("You are a pirate.")
-    page.get_by_test_id("import-name").fill("Odd sums")
+    page.locator("[name=name]").fill("Odd sums")
     page.get_by_test_id("import-go").click()
 
     # The snapshot opens with its report.
@@ -70,7 +70,7 @@ def test_an_odd_csv_becomes_a_run_whose_passport_names_it(page, studio, odd_csv)
 
     # Hold rows out: a new dataset that names its parent.
     page.get_by_role("tab", name="Change").click()
-    page.get_by_label("or rows").fill("8")
+    page.locator("form", has=page.get_by_test_id("change-split")).locator("[name=count]").fill("8")
     page.get_by_test_id("change-split").click()
     expect(page.get_by_test_id("family")).to_contain_text("of odd-sums", timeout=SLOW)
     child = studio.json("/api/data/odd-sums-2")
@@ -113,7 +113,7 @@ def test_a_mapping_that_lacks_a_part_is_said_once_and_queues_nothing(page, studi
     expect(page).to_have_url(re.compile(r"/data\?name=odd$"), timeout=SLOW)
 
 
-@pytest.mark.refused("/api/data/import")
+@pytest.mark.refused("/api/do/data.import")
 def test_a_refusal_goes_when_the_mapping_changes(page, studio, tmp_path):
     file = tmp_path / "gone.jsonl"
     file.write_text('{"prompt": "a", "completion": "b"}\n' * 3)

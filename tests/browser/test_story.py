@@ -121,7 +121,7 @@ def test_an_upload_on_the_train_page_is_chosen_or_refused(page):
     upload.set_input_files(
         {"name": "my rows.ndjson.gz", "mimeType": "text/plain", "buffer": gzip.compress(rows)}
     )
-    expect(field(page, "data.path")).to_have_value(re.compile(r"my-rows\.ndjson\.gz$"))
+    expect(field(page, "data.path")).to_have_value("my-rows.ndjson.gz")
     expect(page.locator("#data-note")).to_contain_text("3 rows")
     expect(page.locator("#upload [role=status]")).to_be_empty()
 

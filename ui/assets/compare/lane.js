@@ -1,9 +1,9 @@
 // The head of a lane: its model, its adapters and their weights, edited in place.
 
-import { button, h, short, text } from '../core/dom.js';
+import { button, h, menu, short, text } from '../core/dom.js';
 import { select } from '../core/form.js';
 import { hueOf, isCheckpoint, promoteButton } from '../core/lanes.js';
-import { keepMix } from './tabs.js';
+import { KEPT, keepMix } from './tabs.js';
 
 const choice = (label, choices, value, changed) => select(choices, value, changed, { 'aria-label': label });
 
@@ -59,7 +59,6 @@ export class LaneHead {
     const next = this.fitting().find((adapter) => !used.has(adapter.name));
     const words = [!lane.stack.length && 'Base, no adapter', lane.own && 'own settings']
       .filter(Boolean).join(' · ');
-    this.form = h('form', { class: 's-mix', hidden: true, onsubmit: (event) => event.preventDefault() });
     return [h('div', { class: 's-lane-more' }, words && h('span', { class: 's-quiet' }, words),
       lane.own && button('Share settings', () => { delete lane.own; page.redraw(); }, 's-tool',
         { title: 'Use the settings of all lanes again' }),
@@ -67,12 +66,12 @@ export class LaneHead {
       lane.stack.length === 1 && isCheckpoint(lane.stack[0].name) && promoteButton(lane.stack[0].name),
       lane.stack.length > 1 && !page.full && button('Audition', () => page.add(...this.audition()),
         's-tool', { title: 'Add a lane for each adapter of this mix alone' }),
-      lane.stack.length > 0 && button('Keep mix', () => this.keep(), 's-tool',
-        { title: 'Save this mix as a recipe, a new adapter, or a merged model' }),
+      lane.stack.length > 0 && menu('Keep mix', ...Object.entries(KEPT).map(([kind, words]) =>
+        button(words, () => keepMix(kind, lane, page.refresh)))),
       next && button('+ Adapter', () => {
         lane.stack.push({ name: next.name, weight: 1 });
         page.redraw();
-      }, 's-tool')), this.form];
+      }, 's-tool'))];
   }
 
   audition() {
@@ -87,24 +86,5 @@ export class LaneHead {
       this.lane.stack = structuredClone(own.find((one) => one.name === name).stack);
       this.page.redraw();
     });
-  }
-
-  /** Name the mix and save it as a recipe, an adapter or a model. */
-  keep() {
-    if (!this.form.hidden) { this.form.hidden = true; return; }
-    const usual = this.lane.stack.map((part) => `${short(part.name)} ${part.weight}`).join(' ');
-    const name = h('input', { 'aria-label': 'Name of the mix', maxLength: 120 });
-    name.value = usual;
-    const act = (kind) => async () => {
-      if (!await keepMix(kind, name.value, this.lane)) return;
-      this.form.hidden = true;
-      this.page.refresh();
-    };
-    this.form.replaceChildren(name, h('div', { class: 's-actions' },
-      button('Save recipe', act('recipe')),
-      button('Make an adapter', act('mix'), '', { title: 'One LoRA that acts like the mix' }),
-      button('Merge into a model', act('merge'), '', { title: 'A whole model, with a certificate' })));
-    this.form.hidden = false;
-    name.select();
   }
 }

@@ -2,7 +2,7 @@
 // address.
 
 import { ago, button, choose, dots, h, quiet, remember, send, short, snippet, sureButton, tabs } from '../core/dom.js';
-import { dialog } from '../core/form.js';
+import { askAction, dialog } from '../core/form.js';
 import { clientName, laneName, writeLane } from '../core/lanes.js';
 import { Suites } from './suites.js';
 import { leaderboard } from './votes.js';
@@ -75,24 +75,31 @@ async function recipes(element, page) {
 }
 
 function recipe({ name, model, stack, created }, page, refresh) {
-  const make = (kind) => keepMix(kind, name, { model, stack }).then(refresh);
+  const make = (kind) => keepMix(kind, { model, stack, name }, refresh);
   return h('li', {}, h('div', { class: 's-recipe' }, h('b', {}, name),
     h('span', { class: 's-quiet s-recipe-parts' }, short(model), stack.map((part) =>
       h('span', {}, h('b', {}, short(part.name)), ` × ${part.weight}`)))),
   h('span', { class: 's-grow' }), h('span', { class: 's-quiet' }, ago(created)),
   button('Into a lane', () => page.take({ model, stack }), '', { title: 'Add a lane with this mix to the chat' }),
-  button('Make an adapter', () => make('mix'), '', { title: 'One LoRA that acts like the mix' }),
-  button('Merge', () => make('merge'), '', { title: 'A whole model, with a certificate' }),
+  button(KEPT.mix, () => make('mix')), button(KEPT.merge, () => make('merge')),
   sureButton('Delete', 'Really delete?', () => send('/api/do/recipes', { delete: name },
     `“${name}” is deleted.`).then(refresh), 's-tool'));
 }
 
-/** Save a mix as a recipe, or queue the adapter (`mix`) or the model (`merge`) that it makes. */
-export const keepMix = (kind, name, { model, stack }) => (kind === 'recipe'
-  ? send('/api/do/recipes', { save: name, lane: writeLane({ model, stack }) },
-    'Saved: every lane on this base can use it.')
-  : send(`/api/do/${kind}`, { name, 'model.path': model, stack }, (made) =>
-    `Queued as “${made.name}”; Runs shows its progress.`));
+export const KEPT = { recipes: 'Save a recipe …', mix: 'Make an adapter …', merge: 'Merge into a model …' };
+
+/** Ask for a name and save a mix as a recipe, or queue the adapter or the model that it makes. */
+export function keepMix(kind, { model, stack, name }, done) {
+  const usual = name ?? stack.map((part) => `${short(part.name)} ${part.weight}`).join(' ');
+  if (kind === 'recipes') {
+    return askAction(kind, { title: 'Save a recipe', only: ['save'], fixed: { lane: writeLane({ model, stack }) },
+      note: 'Every lane on this base can use it.', values: { save: usual }, done: () => { done(); } });
+  }
+  return askAction(kind, { fixed: { 'model.path': model, stack }, values: { name: usual }, done: (made) => {
+    done();
+    return `Queued as “${made.name}”; Runs shows its progress.`;
+  } });
+}
 
 /** How other programs on this machine reach the lanes of the page over the OpenAI-compatible address.
  *  Its key is shown by a command of this user only, never by a page. */

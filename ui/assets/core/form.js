@@ -46,7 +46,8 @@ function choicesOf({ choices, of, default: usual }, known, value) {
   if (choices.length || !known?.[KNOWN[of]]) return choices;
   const named = known[KNOWN[of]].map((one) => (typeof one === 'string' ? [one, one]
     : [one.path ?? one.name, one.label ?? one.title]));
-  const found = of !== 'method' && !usual ? [['', 'none'], ...named] : named;
+  if (of === 'method') return named;
+  const found = usual ? named : [['', 'none'], ...named];
   return found.some(([name]) => [].concat(value).includes(name)) ? found : [...found, [value, short(value)]];
 }
 
@@ -54,8 +55,9 @@ function choicesOf({ choices, of, default: usual }, known, value) {
 function ticks(field, choices, value) {
   const boxes = choices.map(([name, label]) => [h('input', { type: 'checkbox', class: 's-box', value: name,
     checked: !value || list(value).includes(name) }), label]);
-  return { element: h('div', { class: 's-ticks', role: 'group', 'aria-label': field.title },
-    boxes.map(([box, label]) => h('label', { class: 's-check' }, box, label))),
+  return { element: h('div', { class: 's-labelled', role: 'group', 'aria-label': field.title },
+    h('span', {}, field.title), h('div', { class: 's-ticks' }, boxes.map(([box, label]) =>
+      h('label', { class: 's-check' }, box, label)))),
   value() {
     const chosen = boxes.map(([box]) => box).filter((box) => box.checked);
     if (!chosen.length) throw new Error(`${field.title}: choose at least one.`);
@@ -176,7 +178,7 @@ let actions = null;
 /** The form of an action, as {title, help, label, element, submit()}.
  *  `fixed` are values that are sent and not shown, `only` the names of the fields shown, `choices` replace those
  *  of a field and `allow` keeps some of them, `stack` begins a stack of `known.adapters`; the rest is as for
- *  Fields. */
+ *  Fields. `submit(more)` sends further values. */
 export async function actionForm(name, { fixed = {}, only = null, choices = {}, allow = {}, stack = [],
   ...settings } = {}) {
   actions ??= await send('/api/actions');
@@ -188,7 +190,7 @@ export async function actionForm(name, { fixed = {}, only = null, choices = {}, 
   const nodes = drawn.some((field) => field.type === 'stack') ? { stack: stackField(adapters, stack) } : {};
   const form = new Fields(drawn, { nodes, ...settings });
   return { title, help, element: form.element,
-    submit: () => api(`/api/do/${name}`, { ...fixed, ...form.value() }) };
+    submit: (more = {}) => api(`/api/do/${name}`, { ...fixed, ...form.value(), ...more }) };
 }
 
 /** A dialog that asks for an action; its button has the first word of the title. `done` (text, or a function of

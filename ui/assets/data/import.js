@@ -2,7 +2,7 @@
 // is which part, and the first rows rendered with that mapping.
 
 import { api, bar, button, errorLine, fill, h, quiet, say, table, text } from '../core/dom.js';
-import { labelled, list, select } from '../core/form.js';
+import { actionForm, labelled, list, select } from '../core/form.js';
 import { sendFile } from '../core/upload.js';
 
 export class Import {
@@ -75,20 +75,25 @@ export class Import {
     } catch (error) { return this.fail(error.message); }
     if (path !== this.path.value.trim()) return undefined; // the user changed it
     this.fail('');
-    this.settle(path, shown, found);
+    return this.settle(path, found);
   }
 
-  settle(path, shown, found) {
-    const name = h('input', { placeholder: 'from the name of the file', 'data-testid': 'import-name' });
-    const subset = h('input', {}), split = h('input', { value: 'train' });
+  async settle(path, found) {
+    const form = await actionForm('data.import', { kind: 's-lens',
+      only: found.hub ? ['name', 'subset', 'split'] : ['name'] });
+    let panel = null;
+    const failed = (words) => { this.fail(words); go.disabled = false; };
     const go = button('Import', async () => {
       if (await panel?.refused()) return;
-      await this.queue(go, { source: path, name: name.value, uploaded: this.uploaded, subset: subset.value,
-        split: split.value || 'train', mapping: panel?.changed ? panel.mapping : null });
+      go.disabled = true;
+      try {
+        const job = await form.submit({ source: path, uploaded: this.uploaded,
+          mapping: panel?.changed ? panel.mapping : null });
+        this.progress('The import is queued; the list on the left shows its progress.');
+        this.page.openResult(job, failed);
+      } catch (error) { failed(error.message); }
     }, 's-primary', { 'data-testid': 'import-go' });
-    const top = h('div', { class: 's-lens' }, labelled('Name of the dataset', name),
-      found.hub && [labelled('Subset', subset), labelled('Split', split)], go);
-    let panel = null;
+    const top = h('div', { class: 's-lens' }, form.element, go);
     if (found.hub) {
       this.looked.replaceChildren(quiet(`${path} is a hub id: the import downloads it. Its mapping can be corrected `
         + 'afterwards.'), top);
@@ -98,16 +103,6 @@ export class Import {
     const before = found.same_name[0];
     this.looked.replaceChildren(top, before ? quiet(`A file of this name was imported before, as ${before}; the same `
       + 'content is recognised.') : '', panel.element);
-  }
-
-  async queue(go, wanted) {
-    const failed = (words) => { this.fail(words); go.disabled = false; };
-    go.disabled = true;
-    try {
-      const job = await api('/api/do/data.import', wanted);
-      this.progress('The import is queued; the list on the left shows its progress.');
-      this.page.openResult(job, failed);
-    } catch (error) { failed(error.message); }
   }
 }
 

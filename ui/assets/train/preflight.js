@@ -2,6 +2,7 @@
 // device, and presets. The form announces its assignments in the event "studio-form".
 
 import { api, button, bytes, count, duration, go, h, number, query, quiet, send, sureButton } from '../core/dom.js';
+import { askAction } from '../core/form.js';
 
 const HUES = { runtime: 9, weights: 0, adapter: 1, gradients: 6, optimizer: 7, activations: 2, logits: 5,
   workspace: 4 };
@@ -89,22 +90,15 @@ export class Presets extends HTMLElement {
   }
 
   show(found) {
-    this.name = h('input', { type: 'text', maxlength: 60, placeholder: 'Name', 'aria-label': 'Preset name' });
-    const save = h('form', { class: 's-save', hidden: true, onsubmit: (event) => {
-      event.preventDefault();
-      this.change('save', { name: this.name.value, set: form.set });
-    } }, this.name, h('button', { class: 's-button s-tool', type: 'submit' }, 'Save'));
     this.replaceChildren(h('span', { class: 's-quiet' }, 'Presets'), ...found.map((preset) =>
       h('span', { class: 's-preset' },
         button(preset.name, () => go(`/?${new URLSearchParams([['preset', preset.name],
           ...form.set.map((one) => ['set', one])])}`), '', { title: about(preset) }),
-        preset.own && sureButton('×', 'Forget?', () => this.change('forget', { name: preset.name }), 's-tool'))),
-      button('Save as …', () => { save.hidden = !save.hidden; this.name.focus(); }, 's-tool'), save);
-  }
-
-  async change(action, values) {
-    const found = await send(`/api/do/presets.${action}`, values);
-    if (found) this.show(found);
+        preset.own && sureButton('×', 'Forget?', async () => {
+          this.show(await send('/api/do/presets.forget', { name: preset.name }) ?? found);
+        }, 's-tool'))),
+      button('Save as …', () => askAction('presets.save', { title: 'Save a preset', fixed: { set: form.set },
+        done: (saved) => this.show(saved) }), 's-tool'));
   }
 }
 
