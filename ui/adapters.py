@@ -12,7 +12,6 @@ from jobs.actions.adapters import best_losses, card, trashed
 from jobs.store import JobStore
 from studio.adapters import library
 from studio.home import Home
-from studio.methods import methods
 from ui.sources import model_choices
 
 
@@ -27,7 +26,6 @@ def adapter_routes(home: Home, store: JobStore) -> APIRouter:
             "adapters": [card(one, best) for one in library.adapters(home)],
             "trash": [trashed(one) for one in library.trash(home)],
             "models": [{"label": label, "path": path} for label, path in model_choices(home)],
-            "methods": [{"name": name, "title": one.title} for name, one in methods().items()],
         }
 
     return router

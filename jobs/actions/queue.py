@@ -232,7 +232,7 @@ def schedule(
 def extend(
     store: JobStore,
     job: JobId,
-    epochs: Annotated[float, field("Additional epochs.", ge=0)] = 0,
+    epochs: Annotated[float, field("Additional epochs.", ge=0, when={"steps": ("0", "")})] = 0,
     steps: Annotated[int, field("Additional optimizer steps.", ge=0)] = 0,
     name: JobName = "",
 ) -> Job:

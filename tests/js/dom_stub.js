@@ -30,7 +30,7 @@ class Node {
 
 Object.assign(globalThis, {
   document: { createElement: (tag) => new Node(tag), addEventListener() {}, querySelector: () => null,
-    body: new Node('body') },
+    body: new Node('body'), documentElement: new Node('html') },
   HTMLElement: Node,
   ResizeObserver: class { observe() {} },
   addEventListener() {},

@@ -20,7 +20,7 @@ export class Adapters extends HTMLElement {
   connectedCallback() {
     if (this.built) return;
     this.built = true;
-    Object.assign(this, { adapters: [], trash: [], models: [], methods: [], ended: new Set() });
+    Object.assign(this, { adapters: [], trash: [], models: [], ended: new Set() });
     this.chosen = query().get('adapter');
     this.contest = query().get('bakeoff');
     this.picked = new Set();
@@ -60,7 +60,7 @@ export class Adapters extends HTMLElement {
       h('div', { class: 's-library-bar' }, this.search, this.order, this.count,
         h('span', { class: 's-actions' }, this.together, this.merge, this.mix, this.give,
           button('Import …', () => askImport(this)),
-          button('Bake-off …', () => askBakeoff({ models: this.models, methods: this.methods })))),
+          button('Bake-off …', () => askBakeoff({ models: this.models })))),
       this.notice, this.jobs, this.results.element, this.cards, this.welcome, this.bin),
     this.passport.element);
   }

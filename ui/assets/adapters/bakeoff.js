@@ -6,11 +6,14 @@ import { askAction } from '../core/form.js';
 import { isLive } from '../core/live.js';
 
 /** `set`: the assignments of the Train form; without them the dialog asks for base, data and settings. */
-export async function askBakeoff({ methods, models, set = null }) {
+export async function askBakeoff({ models, set = null }) {
+  const methods = await send('/api/do/methods', {});
+  if (!methods) return;
   const now = new Date().toISOString().slice(5, 16).replace('T', ' ').replace(':', '.');
-  askAction('bakeoff', { known: { methods: methods ?? await send('/api/do/methods', {}), models },
+  askAction('bakeoff', { known: { methods, models },
     fixed: set ? { set } : {}, only: [...(set ? [] : ['model', 'data', 'set']), 'methods', 'prompt', 'name'],
-    values: { name: `bake-off ${now}`, set: ['train.max_steps=60'] }, done: ({ name }) => {
+    values: { name: `bake-off ${now}`, set: ['train.max_steps=60'],
+      methods: methods.filter((one) => one.capabilities.stackable).map((one) => one.name).join() }, done: ({ name }) => {
       go(`/adapters?bakeoff=${encodeURIComponent(name)}`);
     } });
 }
