@@ -14,12 +14,15 @@ from typing import Any
 
 from studio.adapters.library import adapters
 from studio.chat.lanes import ChatRequest, Event
+from studio.chat.marked import OpenAIMessage, Piece
 from studio.errors import ChatError, nearest
 from studio.home import Home
 from studio.stack import StackItem
 
 REASONS = {"stop": "stop", "length": "length", "stopped": "stop"}
-IGNORED = {"model", "messages", "stream", "stream_options", "user", "metadata", "store", "n"}
+IGNORED = {
+    "model", "messages", "tools", "stream", "stream_options", "user", "metadata", "store", "n",
+}  # fmt: skip
 SAMPLING = {
     **{name: name for name in ("temperature", "top_p", "seed", "stop", "top_k")},
     "repetition_penalty": "repetition_penalty",
@@ -30,12 +33,12 @@ NEUTRAL: dict[str, Any] = {
     "presence_penalty": 0,
     "frequency_penalty": 0,
     "logit_bias": {},
-    "tools": [],
     "response_format": {"type": "text"},
     "parallel_tool_calls": True,
-    "tool_choice": "none",
+    "tool_choice": "auto",
     "modalities": ["text"],
 }
+MORE = ("reasoning_content", "tool_calls", "tool_call_id", "name")  # of a message
 Batches = AsyncIterator[list[Event]]
 Values = dict[str, Any]
 
@@ -64,6 +67,8 @@ def chat_request(values: Values, home: Home) -> ChatRequest:
     for key, value in values.items():
         if value is None or key in IGNORED or value == NEUTRAL.get(key, ...):
             continue
+        if key == "tool_choice" and value == "none":
+            continue
         if key in SAMPLING:
             sampling[SAMPLING[key]] = value
         elif key == "logprobs":
@@ -80,9 +85,11 @@ def chat_request(values: Values, home: Home) -> ChatRequest:
     messages = values.get("messages")
     if not isinstance(messages, list):
         raise ChatError("messages must be a list of role and content.")
+    tools = values.get("tools") if values.get("tool_choice") != "none" else None
     lane = {
         **_model_and_stack(values.get("model"), home),
         "messages": [_message(message) for message in messages],
+        "tools": tools or (),
         "sampling": sampling,
     }
     return ChatRequest.parse({"lanes": [lane]})
@@ -114,26 +121,28 @@ def _message(message: Any) -> Any:
             raise ChatError("Only text can be read here, no images or sound.")
         content = "".join(str(part.get("text", "")) for part in content)
     role = "system" if message.get("role") == "developer" else message.get("role")
-    return {"role": role, "content": content or ""}
+    more = {key: message[key] for key in MORE if message.get(key)}
+    return {"role": role, "content": content or "", **more}
 
 
 async def completion(batches: Batches, request_id: str, values: Values) -> Values:
     """Return the body of an answer that is not streamed: a completion or an error."""
-    text, tokens, end = "", [], None
+    message, tokens, end = _gathered(request_id), [], None
     async for events in batches:
         for event in events:
             if event["type"] == "delta":
-                text += event["text"]
+                message.take(Piece(event.get("part", "text"), event["text"]))
                 tokens += event.get("tokens", [])
             elif event["type"] in ("done", "error"):
                 end = event
     if end is None or end["type"] == "error":
         return error_body(end or {"kind": "chat", "text": "The answer ended without a reason."})
+    whole = message.finish()
     choice = {
         "index": 0,
-        "message": {"role": "assistant", "content": text, "refusal": None},
+        "message": whole,
         "logprobs": _logprobs(tokens),
-        "finish_reason": REASONS[end["reason"]],
+        "finish_reason": _reason(end, message),
     }
     head = _head(request_id, values, "chat.completion")
     return head | {"choices": [choice], "usage": _usage(end), "active": end["active"]}
@@ -141,7 +150,7 @@ async def completion(batches: Batches, request_id: str, values: Values) -> Value
 
 async def chunks(batches: Batches, request_id: str, values: Values) -> AsyncIterator[bytes]:
     """Yield a streamed answer as server-sent events."""
-    head = _head(request_id, values, "chat.completion.chunk")
+    head, message = _head(request_id, values, "chat.completion.chunk"), _gathered(request_id)
 
     def chunk(delta: Values, reason: str | None = None, tokens: Iterable[Event] = ()) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": _logprobs(tokens)}
@@ -151,15 +160,28 @@ async def chunks(batches: Batches, request_id: str, values: Values) -> AsyncIter
     async for events in batches:
         for event in events:
             if event["type"] == "delta":
-                yield chunk({"content": event["text"]}, tokens=event.get("tokens", ()))
+                piece = Piece(event.get("part", "text"), event["text"])
+                if (added := message.take(piece)) or "tokens" in event:
+                    yield chunk(added, tokens=event.get("tokens", ()))
             elif event["type"] == "error":
                 yield _sse(error_body(event))
                 return
             elif event["type"] == "done":
-                yield chunk({}, REASONS[event["reason"]])
+                if added := message.end_call():
+                    yield chunk(added)
+                yield chunk({}, _reason(event, message))
                 if (values.get("stream_options") or {}).get("include_usage"):
                     yield _sse(head | {"choices": [], "usage": _usage(event)})
     yield b"data: [DONE]\n\n"
+
+
+def _gathered(request_id: str) -> OpenAIMessage:
+    return OpenAIMessage(lambda place: f"call_{request_id}_{place}")
+
+
+def _reason(done: Event, message: OpenAIMessage) -> str:
+    reason = REASONS[done["reason"]]
+    return "tool_calls" if message.calls and reason == "stop" else reason
 
 
 def error_body(error: Event) -> Values:

@@ -156,7 +156,7 @@ class EventBuffer:
             if event["type"] != "delta":
                 self._open.pop(lane, None)
                 self._events.append(event)
-            elif last is None:
+            elif last is None or last.get("part") != event.get("part"):
                 self._open[lane] = event
                 self._events.append(event)
             else:

@@ -71,6 +71,12 @@ class Adapter:
         return _part(self.passport, name)
 
     @property
+    def chat_template(self) -> str:
+        """Return the named template it was trained with; `auto` for the model's own or none."""
+        name = self.section("data").get("template")
+        return name if name in ("chatml", "alpaca", "vicuna", "plain") else "auto"
+
+    @property
     def is_model(self) -> bool:
         """Return True if this is a whole model, from full fine-tuning."""
         return trains_base(self.method)

@@ -10,13 +10,14 @@ Shapes: `V vocabulary`.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason, ScoredToken, Stats
+from studio.chat.marked import NO_MARKERS, MarkedText, Markers, Piece
 from studio.chat.prompt import FittedPrompt
 from studio.chat.sampling import Sampler
 from studio.errors import StudioError
@@ -29,13 +30,20 @@ MAX_PENDING = 8  # no character has more bytes: more pending tokens are not text
 class Detokenizer:
     """The text of one growing answer; the prompt's end decides about its first space."""
 
-    def __init__(self, tokenizer: Any, prompt: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Any, prompt: Sequence[int] = (), kept: Mapping[int, str] | None = None
+    ) -> None:
+        self._tokenizer, self._kept = tokenizer, kept or {}
         self._shown = list(prompt[-CONTEXT_TOKENS:])
         self._pending: list[int] = []
 
     def add(self, token_id: int) -> str:
-        """Add a token and return the text that is complete now, often empty."""
+        """Add a token and return the text that is complete now, often empty.
+
+        Control tokens have no text, except the `kept` ones.
+        """
+        if token_id in self._kept:
+            return self.flush() + self._kept[token_id]
         self._pending.append(token_id)
         text = self._fresh()
         if not text or (text.endswith(INCOMPLETE) and len(self._pending) < MAX_PENDING):
@@ -111,6 +119,7 @@ class Answer:
         stop_ids: Tokens that end the answer.
         vocab_size: Number of logits.
         started: Start of the request (`perf_counter`).
+        markers: What the model's template writes around thoughts and calls.
     """
 
     def __init__(
@@ -123,6 +132,7 @@ class Answer:
         stop_ids: Collection[int],
         vocab_size: int,
         started: float,
+        markers: Markers = NO_MARKERS,
     ) -> None:
         self.number = number
         self.lane = lane
@@ -138,7 +148,9 @@ class Answer:
         self._limit = prompt.max_new_tokens
         self._stop_ids = stop_ids
         self._tokenizer = tokenizer
-        self._text = Detokenizer(tokenizer, prompt.ids)
+        kept = _kept_tokens(tokenizer, markers, stop_ids)
+        self._text = Detokenizer(tokenizer, prompt.ids, kept)
+        self._parts = _parts_after(lane, markers, tokenizer, prompt.ids)
         self._stops = StopTexts(lane.sampling.stop)
         self._started = started
         self._first = 0.0
@@ -160,7 +172,15 @@ class Answer:
         scored, wanted = None, self.lane.sampling.logprobs
         if wanted >= 0:
             scored = score(self._tokenizer, logits_V, token, wanted)
-        return Delta(lane=self.number, text=text, token_id=token, scored=scored)
+        text, pieces = self._split(text)
+        return Delta(lane=self.number, text=text, pieces=pieces, token_id=token, scored=scored)
+
+    def _split(self, text: str, *, ended: bool = False) -> tuple[str, tuple[Piece, ...]]:
+        """Return the text that is complete, and its parts where the template marks any."""
+        if self._parts is None:
+            return text, ()
+        pieces = self._parts.add(text) + (self._parts.flush() if ended else [])
+        return "".join(piece.text for piece in pieces), tuple(pieces)
 
     def fail(self, error: StudioError) -> None:
         """End the answer with an error."""
@@ -169,7 +189,7 @@ class Answer:
     def done(self) -> Delta:
         """Return the last delta: text held back, reason, cost, active stack."""
         text = "" if self._stops.reached else self._stops.add(self._text.flush())
-        text += self._stops.flush()
+        text, pieces = self._split(text + self._stops.flush(), ended=True)
         note = ""
         if self.reason == "length" and self._limit < self.lane.sampling.max_new_tokens:
             note = "The model's context is full: the answer ends here."
@@ -181,6 +201,7 @@ class Answer:
         return Delta(
             lane=self.number,
             text=text,
+            pieces=pieces,
             done=True,
             reason=self.reason,
             stats=self.stats(),
@@ -197,6 +218,31 @@ class Answer:
             first_token_seconds=self._first,
             seconds=time.perf_counter() - self._started,
         )
+
+
+def _kept_tokens(tokenizer: Any, markers: Markers, stop_ids: Collection[int]) -> dict[int, str]:
+    """Return the control tokens whose text belongs to an answer: markers of thoughts and calls."""
+    if not markers:
+        return {}
+    special = zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True)
+    return {
+        token: text for token, text in special if token not in stop_ids and markers.is_written(text)
+    }
+
+
+def _parts_after(
+    lane: Lane, markers: Markers, tokenizer: Any, prompt: Sequence[int]
+) -> MarkedText | None:
+    """Return the splitter of an answer, in the state that its prompt or its beginning left."""
+    if not markers:
+        return None
+    tail = prompt[-2 * CONTEXT_TOKENS :]
+    parts = MarkedText(markers, str(tokenizer.decode(tail, skip_special_tokens=False)))
+    if lane.messages[-1].role == "assistant":  # it is continued
+        parts = MarkedText(markers)
+        parts.add(lane.messages[-1].content)
+        parts.flush()
+    return parts
 
 
 def score(tokenizer: Any, logits_V: Tensor, token: int, alternatives: int) -> ScoredToken:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from studio.chat.answer import Answer
 from studio.chat.decoding import Batch, use_transposed_products
 from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason
+from studio.chat.marked import NO_MARKERS, Markers, markers_in
 from studio.chat.prompt import PromptTemplate, fit_prompt
 from studio.chat.routing_check import RoutingCheck, probe_position
 from studio.chat.sampling import pick_all
@@ -279,9 +281,16 @@ class ChatEngine:
         own_ids = own if isinstance(own, list) else [] if own is None else [own]
         stop_ids = frozenset({*template.stop_ids, *own_ids})
         answer = Answer(
-            number, lane, stack, fitted, self.loaded.tokenizer, stop_ids, vocab_size, started
-        )
+            number, lane, stack, fitted, self.loaded.tokenizer, stop_ids, vocab_size, started,
+            self._markers if template.name == "model" else NO_MARKERS,
+        )  # fmt: skip
         return answer, fitted.note
+
+    @cached_property
+    def _markers(self) -> Markers:
+        """The markers of the model's own chat template."""
+        source = getattr(self.loaded.tokenizer, "chat_template", None) or ""
+        return markers_in("\n".join(source.values()) if isinstance(source, dict) else source)
 
     def _chosen_template(self, lane: Lane) -> PromptTemplate:
         from studio.data.template.template import choose

@@ -4,7 +4,8 @@ A lane is one pane of a comparison: a base model, a stack of weighted adapters, 
 sampling settings. A request is up to `MAX_LANES` lanes that are answered together; the page, the
 command line, suites and the OpenAI route all use these records and their defaults.
 
-The stream's events: `status` (lane or null, text), `delta` (lane, text, at, tokens if requested),
+The stream's events: `status` (lane or null, text), `delta` (lane, text, at, tokens if requested,
+part if it is not plain text: `thought`, `call`, or `mark` for the template's markers around them),
 `done` (lane, reason, figures, active), `error` (lane or null, kind, text). Every lane ends with one
 `done` or `error`. `at` is when the oldest token of the text was sampled, in seconds since 1970.
 """
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from studio.chat.marked import Piece
 from studio.errors import ChatError, StudioError
 from studio.fields import Record, knob
 from studio.stack import MAX_LANES, Stack, write_lane
@@ -97,6 +99,16 @@ class Message(Record):
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str = knob("", "Plain text.", max_length=MAX_CHARACTERS)
+    reasoning_content: str = knob("", "Thought of an answer.", max_length=MAX_CHARACTERS)
+    tool_calls: tuple[dict[str, Any], ...] = knob((), "Tool calls of an answer.")
+    tool_call_id: str = knob("", "The call that a tool's result belongs to.", max_length=200)
+    name: str = knob("", "Name of the tool.", max_length=200)
+
+    def turn(self) -> dict[str, Any]:
+        """Return the message as templates read it, without what is empty."""
+        given = self.model_dump(exclude_defaults=True)
+        calls = {"tool_calls": [*self.tool_calls]} if self.tool_calls else {}
+        return {"role": self.role, "content": self.content} | given | calls
 
 
 class LaneSettings(Record):
@@ -123,6 +135,7 @@ class Lane(LaneSettings):
     """One pane. A last assistant message is continued."""
 
     messages: tuple[Message, ...] = knob((), "The conversation; it ends with the question.")
+    tools: tuple[dict[str, Any], ...] = knob((), "Tools that the model may call.")
 
     @model_validator(mode="after")
     def _require_prompt(self) -> Self:
@@ -130,9 +143,9 @@ class Lane(LaneSettings):
             raise ValueError("there is no prompt to answer: write something")
         return self
 
-    def conversation(self) -> list[dict[str, str]]:
+    def conversation(self) -> list[dict[str, Any]]:
         """Return the turns as templates read them, the lane's system prompt first."""
-        turns = [{"role": m.role, "content": m.content} for m in self.messages]
+        turns = [message.turn() for message in self.messages]
         if self.system.strip():
             turns = [turn for turn in turns if turn["role"] != "system"]
             turns.insert(0, {"role": "system", "content": self.system})
@@ -245,6 +258,7 @@ class Delta:
 
     lane: int
     text: str = ""
+    pieces: tuple[Piece, ...] = ()  # the text in parts, where the template marks any
     token_id: int | None = None
     scored: ScoredToken | None = None
     note: str = ""
@@ -273,7 +287,9 @@ def events_of(delta: Delta) -> list[Event]:
     lane, events = delta.lane, list[Event]()
     if delta.text or delta.scored:
         at = round(time.time(), 3)
-        events.append({"type": "delta", "lane": lane, "text": delta.text, "at": at})
+        for kind, text in delta.pieces or [Piece("text", delta.text)]:
+            part = {} if kind == "text" else {"part": kind}
+            events.append({"type": "delta", "lane": lane, "text": text, **part, "at": at})
         if delta.scored:
             top = [_scored(other) for other in delta.scored.top]
             events[0]["tokens"] = [_scored(delta.scored) | {"top": top}]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from studio.chat.lanes import Lane
 from studio.errors import ChatError
 
-Turn = dict[str, str]
+Turn = dict[str, Any]
 
 
 class PromptTemplate(Protocol):
@@ -28,7 +28,7 @@ class PromptTemplate(Protocol):
     def stop_ids(self) -> Collection[int]:
         """Tokens that end an answer."""
 
-    def encode_prompt(self, messages: list[Turn]) -> list[int]:
+    def encode_prompt(self, messages: list[Turn], tools: list[Any] | None = None) -> list[int]:
         """Return the tokens of the conversation and the beginning of the answer."""
 
 
@@ -62,7 +62,7 @@ def fit_prompt(
     starts = [i for i, turn in enumerate(turns) if turn["role"] == "user" or i == 0] or [0]
 
     def encoded(place: int) -> list[int]:
-        return _encode(template, tokenizer, system + turns[starts[place] :])
+        return _encode(template, tokenizer, system + turns[starts[place] :], [*lane.tools])
 
     ids = encoded(0)
     place = 0
@@ -95,14 +95,16 @@ def _split(turns: list[Turn]) -> tuple[list[Turn], list[Turn]]:
     return turns[:head], turns[head:]
 
 
-def _encode(template: PromptTemplate, tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
+def _encode(
+    template: PromptTemplate, tokenizer: Any, turns: Sequence[Turn], tools: list[Any]
+) -> list[int]:
     from jinja2 import TemplateError
 
     unfinished = ""
     if len(turns) > 1 and turns[-1]["role"] == "assistant":
         unfinished, turns = turns[-1]["content"], turns[:-1]
     try:
-        ids = list(template.encode_prompt(list(turns)))
+        ids = list(template.encode_prompt(list(turns), tools or None))
     except TemplateError as error:
         raise ChatError(
             f"The chat template {template.name} fails on this conversation ({error})."

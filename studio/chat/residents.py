@@ -162,7 +162,9 @@ class ResidentModels:
         self, name: str, known: ModelFacts, place: _Place, number: int, *, keep: Collection[Path]
     ) -> Iterator[Delta]:
         """Load a base unless it is resident and unchanged; note it first, since it takes time."""
-        signature = _signature(known.path, ("config.json", "*.safetensors", "tokenizer*.json"))
+        signature = _signature(
+            known.path, ("config.json", "*.safetensors", "tokenizer*.json", "*.jinja")
+        )
         base = self._bases.pop(known.path, None)
         if base is not None and (base.signature, base.place) == (signature, place):
             self._bases[known.path] = base  # at the end: most recently used
@@ -262,8 +264,7 @@ def _load_adapter(engine: ChatEngine, name: str, source: Path | Checkpoint) -> t
     if isinstance(source, Path):
         engine.backbone.load(name, source)
         adapter = describe(source)
-        template = str(adapter.section("data").get("template") or "auto")
-        fingerprint = adapter.base_fingerprint
+        template, fingerprint = adapter.chat_template, adapter.base_fingerprint
     else:
         tokenizer = engine.loaded.tokenizer
         run_checkpoints.attach(
@@ -271,7 +272,7 @@ def _load_adapter(engine: ChatEngine, name: str, source: Path | Checkpoint) -> t
             tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         )  # fmt: skip
         template, fingerprint = source.spec.data.chat_template, ""
-    return "auto" if template == "model" else template, fingerprint  # auto takes the model's own
+    return template, fingerprint
 
 
 def _signature(folder: Path, patterns: Sequence[str]) -> Signature:

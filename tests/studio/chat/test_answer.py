@@ -192,3 +192,22 @@ def test_numbers_that_overflowed_are_no_token():
     samplers = [Sampler(Sampling(temperature=0), [0], 2) for _ in range(3)]
 
     assert pick_all(samplers, rows) == [1, None, None]
+
+
+def test_control_tokens_that_mark_parts_are_written_and_others_are_not(byte_markers):
+    detokenizer = Detokenizer(byte_markers, kept={257: "[TOOL_CALLS]"})
+
+    text = "".join(detokenizer.add(token) for token in [*b"hi", 256, 257, *b"f{}"])
+
+    assert text + detokenizer.flush() == "hi[TOOL_CALLS]f{}"
+
+
+@pytest.fixture
+def byte_markers():
+    """A tokenizer of bytes with two control tokens, 256 and 257, that are skipped."""
+
+    class Bytes:
+        def decode(self, ids, **_):
+            return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
+
+    return Bytes()

@@ -280,7 +280,9 @@ def test_an_unfinished_answer_is_continued():
 def test_a_tokenizer_of_another_model_is_refused():
     engine = make_engine("llama")
     engine._template_for = lambda lane: type(  # a template that makes token 500
-        "Wrong", (), {"name": "wrong", "stop_ids": (), "encode_prompt": lambda self, m: [500]}
+        "Wrong",
+        (),
+        {"name": "wrong", "stop_ids": (), "encode_prompt": lambda self, m, tools: [500]},
     )()
 
     error = collect(engine.stream([make_lane("w5")]))[0]["end"].error

@@ -82,7 +82,7 @@ def test_a_template_that_fails_costs_a_sentence():
     class Broken:
         name, stop_ids = "theirs", ()
 
-        def encode_prompt(self, messages):
+        def encode_prompt(self, messages, tools=None):
             raise TemplateError("roles must alternate")
 
     with pytest.raises(ChatError) as caught:

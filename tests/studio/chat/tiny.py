@@ -33,7 +33,7 @@ class WordTemplate:
     name: str = "words"
     stop_ids: tuple[int, ...] = (96,)
 
-    def encode_prompt(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode_prompt(self, messages: list[dict[str, str]], tools: object = None) -> list[int]:
         ids = []
         for turn in messages:
             ids += [1, *(int(word[1:]) for word in turn["content"].split()), 2]

@@ -3,7 +3,7 @@
 
 import { button, copy, h, number, text } from '../core/dom.js';
 import { hueOf } from '../core/lanes.js';
-import { diff, markdown } from './text.js';
+import { code, diff, markdown } from './text.js';
 
 const PROOF = 'What was active. “Logits moved by” is the largest difference of a logit from the base alone: more than '
   + '0 proves that the adapters took part.';
@@ -15,6 +15,7 @@ export class Answer {
   /** `page`: again(lane), goOn(lane). */
   constructor(lane, page) {
     this.lane = lane;
+    this.unfolded = new Set();
     this.name = h('header', { class: 's-cell-name', hidden: true });
     this.words = h('div', { class: 's-words', 'data-testid': `answer-${lane}` });
     this.figures = h('span', { title: PROOF, 'data-testid': `figures-${lane}` });
@@ -68,8 +69,25 @@ export class Answer {
     words.dataset.view = view.reference ? 'diff' : view.confidence && answer.tokens ? 'tokens' : '';
     if (view.reference) words.replaceChildren(...difference(view.reference.text, answer.text));
     else if (view.confidence && answer.tokens) words.replaceChildren(...answer.tokens.map(token));
-    else words.replaceChildren(...markdown(answer.text));
+    else words.replaceChildren(...(answer.parts ? this.parts(answer.parts) : markdown(answer.text)));
   }
+
+  /** Thoughts folded, tool calls as blocks, text as markdown; what was unfolded stays so. */
+  parts(parts) {
+    return parts.flatMap(([part, words], place) => {
+      if (part === 'mark' || !words.trim()) return [];
+      if (part === 'call') return [code(readable(words), 'Tool call')];
+      if (part === 'text') return markdown(words);
+      const open = this.unfolded.has(place);
+      return [h('details', { class: 's-thought', open, ontoggle: (event) =>
+        this.unfolded[event.target.open ? 'add' : 'delete'](place) },
+      h('summary', {}, 'Thought'), markdown(words.trim()))];
+    });
+  }
+}
+
+function readable(call) {
+  try { return JSON.stringify(JSON.parse(call), null, 2); } catch { return call.trim(); }
 }
 
 function difference(before, after) {

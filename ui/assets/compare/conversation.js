@@ -58,7 +58,7 @@ export class Conversation {
       const { system, sampling } = this.settingsOf(lane);
       const seed = nextSeed ? (old?.seed ?? sampling.seed) + 1 : sampling.seed;
       const tail = goOn ? [{ role: 'assistant', content: old.text }] : [];
-      turn.answers[lane] = { ...(goOn ? { text: old.text, tokens: old.tokens } : blank()), seed,
+      turn.answers[lane] = { ...(goOn ? { text: old.text, parts: old.parts, tokens: old.tokens } : blank()), seed,
         place: old?.place, lane: writeLane(this.lanes[lane]) };
       return { model: this.lanes[lane].model, stack: this.lanes[lane].stack, system,
         sampling: { ...sampling, seed, logprobs: ALTERNATIVES },
@@ -168,6 +168,13 @@ export class Conversation {
   }
 }
 
+/** Keep thoughts and calls apart from the text, as [part, text] in the order written. */
+function addPart(answer, part, words) {
+  answer.parts ??= answer.text ? [['text', answer.text]] : [];
+  const last = answer.parts.at(-1);
+  if (last?.[0] === part) last[1] += words; else answer.parts.push([part, words]);
+}
+
 const blank = () => ({ text: '', tokens: [] });
 
 function take(event, turn, lanes) {
@@ -179,6 +186,7 @@ function take(event, turn, lanes) {
       answer[passing ? 'status' : 'note'] = event.text;
     }
     if (event.type === 'delta') {
+      if (event.part || answer.parts) addPart(answer, event.part ?? 'text', event.text);
       answer.text += event.text;
       answer.tokens?.push(...(event.tokens ?? []).map(({ text, logprob, top }) =>
         [text, logprob, top.map((other) => [other.text, other.logprob])]));

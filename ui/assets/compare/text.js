@@ -45,7 +45,8 @@ export function markdown(source) {
   return nodes.flatMap((node) => [node, '\n']);
 }
 
-function code(body, language) {
+/** A block of code with its language and a button that copies it. */
+export function code(body, language) {
   const take = button('Copy', () => copy(body, take), 's-tool');
   return h('figure', { class: 's-code' },
     h('figcaption', {}, h('span', {}, language || 'code'), take), h('pre', {}, body));

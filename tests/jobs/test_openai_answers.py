@@ -1,0 +1,100 @@
+"""Thoughts and tool calls in answers of the OpenAI route, whole and streamed."""
+
+import asyncio
+import json
+
+from jobs.chat_openai import chat_request, chunks, completion
+from studio.home import open_home
+
+DONE = {
+    "type": "done",
+    "lane": 0,
+    "reason": "stop",
+    "tokens": 9,
+    "prompt_tokens": 4,
+    "active": None,
+}
+CALL = '{"name": "f", "arguments": {"city": "Oslo"}}'
+EVENTS = [
+    ("mark", "<think>"), ("thought", "\nhm"), ("thought", ", yes"), ("mark", "</think>"),
+    ("text", "\n\nI look."), ("mark", "<tool_call>"), ("call", CALL[:9]), ("call", CALL[9:]),
+    ("mark", "</tool_call>"),
+]  # fmt: skip
+
+
+async def batches(events):
+    for part, text in events:
+        yield [{"type": "delta", "lane": 0, "text": text, "part": part}]
+    yield [DONE]
+
+
+def whole(events):
+    return asyncio.run(completion(batches(events), "x", {"model": "m"}))["choices"][0]
+
+
+def streamed(events):
+    async def gather():
+        return [chunk async for chunk in chunks(batches(events), "x", {"model": "m"})]
+
+    lines = [chunk.decode().removeprefix("data: ").strip() for chunk in asyncio.run(gather())]
+    return [json.loads(line)["choices"][0] for line in lines if line != "[DONE]"]
+
+
+def test_a_completion_has_thought_and_calls_beside_its_content():
+    choice = whole(EVENTS)
+
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"] == {
+        "role": "assistant", "content": "I look.", "refusal": None, "reasoning_content": "hm, yes",
+        "tool_calls": [{
+            "id": "call_x_0", "type": "function",
+            "function": {"name": "f", "arguments": '{"city": "Oslo"}'},
+        }],
+    }  # fmt: skip
+
+
+def test_a_stream_joins_to_the_same_message():
+    found = streamed(EVENTS)
+    deltas = [choice["delta"] for choice in found]
+
+    assert "".join(d.get("reasoning_content", "") for d in deltas) == "hm, yes"
+    assert "".join(d.get("content", "") for d in deltas) == "I look."
+    (call,) = (call for d in deltas for call in d.get("tool_calls", []))
+    assert call["index"] == 0 and call["function"]["name"] == "f"
+    assert found[-1]["finish_reason"] == "tool_calls"
+
+
+def test_a_call_that_only_the_end_closes_is_streamed():
+    events = [("mark", "[TOOL_CALLS]"), ("call", f"[{CALL}]")]
+
+    assert streamed(events)[-2]["delta"]["tool_calls"][0]["id"] == "call_x_0"
+
+
+def test_plain_text_is_unchanged():
+    events = [("text", " a"), ("text", "\nb ")]
+
+    assert whole(events)["message"] == {"role": "assistant", "content": " a\nb ", "refusal": None}
+    assert [choice["delta"] for choice in streamed(events)[1:-1]] == [
+        {"content": " a"}, {"content": "\nb "},
+    ]  # fmt: skip
+
+
+def test_tools_calls_and_results_of_a_request_reach_the_conversation(tmp_path):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "r", "tool_call_id": "1"},
+    ]
+    asked = {"model": "starter", "messages": messages, "tools": [tool]}
+
+    (lane,) = chat_request(asked, open_home(tmp_path / "home")).lanes
+    (without,) = chat_request(asked | {"tool_choice": "none"}, open_home(tmp_path / "home")).lanes
+
+    assert [*lane.tools] == [tool] and not without.tools
+    assert lane.conversation() == [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "r", "tool_call_id": "1"},
+    ]
