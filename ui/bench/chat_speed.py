@@ -43,7 +43,9 @@ class NumberTemplate:
     name: str = "numbers"
     stop_ids: tuple[int, ...] = ()
 
-    def encode_prompt(self, messages: list[dict[str, str]]) -> list[int]:
+    def encode_prompt(
+        self, messages: list[dict[str, Any]], tools: list[Any] | None = None
+    ) -> list[int]:
         """Return the numbers."""
         return [int(word) for word in messages[-1]["content"].split()]
 
