@@ -28,10 +28,10 @@ def keep(home: Home, name: Name, value: str) -> None:
     place.parent.mkdir(mode=0o700, exist_ok=True)
     ring = _keyring()
     if ring is not None and _ask(lambda: ring.set_password(SERVICE, _user(home, name), value))[0]:
-        _write(_mark(home, name), "")
+        atomic.write(_mark(home, name), "", durable=True, private=True)
         place.unlink(missing_ok=True)
     else:
-        _write(place, value)
+        atomic.write(place, value, durable=True, private=True)
         _forget_in_keyring(home, name)
 
 
@@ -98,10 +98,6 @@ def _ask(call: Callable[[], Any]) -> tuple[bool, Any]:
     thread.start()
     thread.join(TIMEOUT_SECONDS)
     return bool(answer), answer[0] if answer else None
-
-
-def _write(place: Path, value: str) -> None:
-    atomic.write(place, value, durable=True, private=True)
 
 
 def _user(home: Home, name: Name) -> str:

@@ -45,7 +45,8 @@ class Wakeup:
         try:
             listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             listener.bind(("127.0.0.1", 0))
-            self._publish(listener.getsockname()[1])
+            text = f"{listener.getsockname()[1]} {self._token}"
+            atomic.write(self._path, text, private=True)
         except OSError as error:
             logger.warning("no socket to be woken by, polling instead: %s", error)
             return
@@ -75,9 +76,6 @@ class Wakeup:
             wake(self._path.parent)
             self._thread.join(timeout=1)
             self._path.unlink(missing_ok=True)
-
-    def _publish(self, port: int) -> None:
-        atomic.write(self._path, f"{port} {self._token}", private=True)
 
     def _listen(self, listener: socket.socket) -> None:
         with listener:

@@ -39,13 +39,14 @@ class Order(Record):
 
 def needed() -> tuple[str, ...]:
     """Return the requirements of training, such as `torch<=2.13.0,>=2.10`."""
+    from packaging.requirements import Requirement
+
     try:
         ours = metadata.requires("adapter-studio") or []
     except metadata.PackageNotFoundError:  # run from the sources
         return NEEDED
-    stated = {text.split(";")[0].strip(): text for text in ours}
-    by_name = {_name(text): text for text in stated}
-    return tuple(by_name.get(name, name) for name in NEEDED)
+    stated = {one.name: f"{one.name}{one.specifier}" for one in map(Requirement, ours)}
+    return tuple(stated.get(name, name) for name in NEEDED)
 
 
 def lacking(needs: tuple[str, ...]) -> str:
@@ -98,10 +99,6 @@ def read_json(storage: Storage, name: str) -> dict[str, Any] | None:
 def write_json(storage: Storage, name: str, values: dict[str, Any]) -> None:
     """Write a JSON record."""
     storage.write(name, json.dumps(values).encode())
-
-
-def _name(requirement: str) -> str:
-    return requirement.split("[")[0].split(">")[0].split("<")[0].split("=")[0].split("!")[0].strip()
 
 
 logger = logging.getLogger(__name__)

@@ -51,16 +51,6 @@ def submit(spec: RunSpec, *, run_dir: Path, home: Home, ray: Ray, storage: str) 
     return sent
 
 
-def check_devices(spec: RunSpec, facts: ClusterFacts) -> None:
-    """Check that the cluster has enough devices for the run.
-
-    Raises:
-        ClusterError: It has too few.
-    """
-    if spec.train.num_processes > facts.devices:
-        raise ClusterError(too_few(spec.train.num_processes, facts))
-
-
 def too_few(wanted: int, facts: ClusterFacts) -> str:
     """Return the error text for a run that needs more devices than the cluster has."""
     return (
@@ -72,7 +62,8 @@ def too_few(wanted: int, facts: ClusterFacts) -> str:
 def _prepared(
     spec: RunSpec, run_dir: Path, home: Home, facts: ClusterFacts, storage: str
 ) -> Submission:
-    check_devices(spec, facts)
+    if spec.train.num_processes > facts.devices:
+        raise ClusterError(too_few(spec.train.num_processes, facts))
     store = open_storage(storage)
     name = f"{slug(spec.name or 'run')[:40]}-{run_dir.name}-{secrets.token_hex(4)}"
     place = store.below(name)

@@ -43,11 +43,6 @@ def heldout(name: str) -> Path:
     return _named(name).with_suffix(".heldout.jsonl")
 
 
-def resolve_model(path: str) -> Path | None:
-    """Return the folder of the model `starter`; None when `path` is something else."""
-    return MODEL_DIR if path == MODEL else None
-
-
 def resolve_data(path: str) -> Path | None:
     """Return the file of `starter:<name>`; None when `path` is not a demo.
 

@@ -44,11 +44,6 @@ def keeps_content(row: dict[str, Any], answer: str) -> bool:
     return re.search(word, answer, re.IGNORECASE) is not None
 
 
-def demo_names() -> list[str]:
-    """Return the demos in the order in which they are offered."""
-    return list(_STYLES)
-
-
 def write_demos(folder: Path, *, seed: int) -> None:
     """Write `<name>.jsonl` and `<name>.heldout.jsonl` of every demo."""
     folder.mkdir(parents=True, exist_ok=True)

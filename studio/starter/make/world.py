@@ -70,11 +70,6 @@ def questions() -> tuple[Question, ...]:
     )
 
 
-def training_questions() -> list[Question]:
-    """Return the questions that may be trained on."""
-    return [question for question in questions() if not question.held_out]
-
-
 def held_out_questions() -> list[Question]:
     """Return the questions that measure the starter; training never contains them."""
     return [question for question in questions() if question.held_out]

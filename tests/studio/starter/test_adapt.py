@@ -9,15 +9,15 @@ import json
 import pytest
 
 from studio.spec import RunSpec
-from studio.starter import MODEL_DIR, heldout
-from studio.starter.make.demos import demo_names, is_in_style, keeps_content
+from studio.starter import MODEL_DIR, datasets, heldout
+from studio.starter.make.demos import is_in_style, keeps_content
 from studio.starter.make.exam import greedy_answers
 from studio.training.events import Finished
 from studio.training.run import train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("demo", demo_names())
+@pytest.mark.parametrize("demo", datasets())
 def test_default_lora_brings_the_demo_style_and_keeps_the_content(demo, home, tmp_path):
     import torch
     from peft import PeftModel

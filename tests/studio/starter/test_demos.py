@@ -7,9 +7,8 @@ import sys
 import pytest
 
 from studio.errors import DataError
-from studio.starter import datasets, heldout, resolve_data, resolve_model
+from studio.starter import MODEL_DIR, datasets, heldout, resolve_data
 from studio.starter.make.demos import (
-    demo_names,
     held_out_rows,
     is_in_style,
     keeps_content,
@@ -22,13 +21,13 @@ def _read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("name", demo_names())
+@pytest.mark.parametrize("name", datasets())
 def test_shipped_demo_is_what_the_generator_writes(name):
     assert _read(datasets()[name]) == training_rows(name, seed=Recipe().seed)
     assert _read(heldout(name)) == held_out_rows(name, seed=Recipe().seed)
 
 
-@pytest.mark.parametrize("name", demo_names())
+@pytest.mark.parametrize("name", datasets())
 def test_every_row_is_in_style_and_held_out_rows_keep_their_content(name):
     training, held_out = _read(datasets()[name]), _read(heldout(name))
 
@@ -42,7 +41,7 @@ def test_every_row_is_in_style_and_held_out_rows_keep_their_content(name):
         assert not keeps_content(row, row["messages"][0]["content"])
 
 
-@pytest.mark.parametrize("name", demo_names())
+@pytest.mark.parametrize("name", datasets())
 def test_no_held_out_question_occurs_in_any_training_row(name):
     trained = " ".join(row["messages"][0]["content"].lower() for row in _read(datasets()[name]))
 
@@ -52,7 +51,7 @@ def test_no_held_out_question_occurs_in_any_training_row(name):
 
 def test_styles_are_told_apart():
     plain = "The capital of France is Paris."
-    assert not any(is_in_style(name, plain) for name in demo_names())
+    assert not any(is_in_style(name, plain) for name in datasets())
     assert is_in_style("pirate", "Arr, the capital of France be Paris, matey!")
     assert is_in_style("json", '{"answer": "Paris"}')
     assert not is_in_style("json", '{"answer": "Paris"')
@@ -66,13 +65,10 @@ def test_content_is_a_whole_word():
 
 
 def test_names_resolve_to_files_that_exist():
-    assert list(datasets()) == demo_names()
     assert resolve_data("starter:pirate") == datasets()["pirate"]
     assert datasets()["pirate"].is_file()
     assert resolve_data("rows.jsonl") is None
-    assert resolve_model("gpt2") is None
-    folder = resolve_model("starter")
-    assert folder is not None and (folder / "model.safetensors").is_file()
+    assert (MODEL_DIR / "model.safetensors").is_file()
 
 
 def test_an_unknown_demo_is_named_with_the_ones_there_are():

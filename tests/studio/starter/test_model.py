@@ -6,7 +6,7 @@ from studio.starter import MODEL_DIR, SAMPLE_PROMPTS
 from studio.starter.make.chats import FOLLOW_UPS, FOLLOWABLE, UNKNOWN, follow_up
 from studio.starter.make.exam import greedy_answers
 from studio.starter.make.tokenizer import encode_rows
-from studio.starter.make.world import held_out_questions, training_questions
+from studio.starter.make.world import held_out_questions, questions
 
 CHAT = [
     {"role": "system", "content": "Be polite and clear."},
@@ -15,6 +15,10 @@ CHAT = [
     {"role": "user", "content": "Thanks!"},
     {"role": "assistant", "content": "You are welcome!"},
 ]
+
+
+def trained_questions():
+    return [question for question in questions() if not question.held_out]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +97,7 @@ def test_at_least_95_percent_of_held_out_questions_are_answered_exactly(model, t
 
 
 def test_follow_ups_are_understood_from_the_turn_before(model, tokenizer):
-    first = {(q.relation, q.phrasing): q for q in training_questions()}
+    first = {(q.relation, q.phrasing): q for q in trained_questions()}
     later = [q for q in held_out_questions() if q.relation in FOLLOWABLE]
     prompts = []
     for number, question in enumerate(later):
