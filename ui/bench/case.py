@@ -189,10 +189,18 @@ def _rows(case: Case, config: Any) -> Sequence[TokenRow]:
 
 
 def make_model(shape: str, folder: Path, *, dtype: str = "float32", seed: int = 0) -> None:
-    """Write a randomly initialised Llama of a known shape, without a tokenizer."""
+    """Write a randomly initialised Llama of a known shape; its tokens are numbers in words.
+
+    No token ends an answer.
+    """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(LlamaConfig(**SHAPES[shape])).to(getattr(torch, dtype))
-    model.save_pretrained(folder)
+    config = LlamaConfig(**SHAPES[shape], bos_token_id=None, eos_token_id=None)
+    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    words = {f"{number}": number for number in range(config.vocab_size)}
+    tokenizer: Any = Tokenizer(models.WordLevel(words, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="0").save_pretrained(folder)

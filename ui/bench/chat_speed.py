@@ -7,21 +7,20 @@ switch of adapters, streaming through the chat host, and the age of a token on a
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from studio.chat.lanes import Lane, Message, Sampling
 from studio.home import open_home
+from studio.spec import ModelSource
 from studio.stack import StackItem
-from ui.bench.case import SHAPES, make_model
+from ui.bench.case import make_model
+from ui.bench.children import processor_seconds
 from ui.bench.figures import Figure, figure, figures_text, median_ratio, progress, round_text
 
 if TYPE_CHECKING:
@@ -51,28 +50,30 @@ class NumberTemplate:
 
 
 def bench_chat(
-    *, shape: str = "llama-30m", prompt_tokens: int = 64, tokens: int = 64, rounds: int = 5
+    folder: Path,
+    *,
+    shape: str = "llama-30m",
+    prompt_tokens: int = 64,
+    tokens: int = 64,
+    rounds: int = 5,
 ) -> dict[str, Any]:
     """Run every variant `rounds` times and return seconds (median) and the ratios that matter."""
     import torch
 
     prompt = [5 + i * 7 % 1000 for i in range(prompt_tokens)]
-    with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
-        base = Path(folder) / "base"
-        make_model(shape, base)
-        engine = _engine(base, SHAPES[shape]["vocab_size"])
-        adapters = _trained(engine, Path(folder))
-        variants = _ours(engine, prompt, tokens)
-        variants |= _peers(base, adapters, prompt, tokens)
-        taken: dict[str, list[float]] = {name: [] for name in variants}
-        for number in range(rounds + 1):  # the first warms caches up
-            progress(round_text("lanes and peers", number, rounds))
-
-            for name, run in variants.items():
-                took = _timed(run)
-                if number:
-                    taken[name].append(took)
-        stream = _stream(base, Path(folder), " ".join("7" * prompt_tokens), tokens, rounds)
+    base = folder / "base"
+    make_model(shape, base)
+    engine = _engine(base)
+    variants = _ours(engine, prompt, tokens)
+    variants |= _peers(base, _trained(engine, folder), prompt, tokens)
+    taken: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds + 1):  # the first warms caches up
+        progress(round_text("lanes and peers", number, rounds))
+        for name, run in variants.items():
+            took = _timed(run)
+            if number:
+                taken[name].append(took)
+    stream = _stream(base, folder, " ".join("7" * prompt_tokens), tokens, rounds)
     return {
         "shape": shape,
         "prompt_tokens": prompt_tokens,
@@ -102,27 +103,13 @@ def chat_text(result: dict[str, Any]) -> str:
     )
 
 
-def _engine(base: Path, vocab_size: int) -> ChatEngine:
-    from tokenizers import Tokenizer, models
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-
+def _engine(base: Path) -> ChatEngine:
     from studio.backbone import Backbone
     from studio.chat.engine import ChatEngine
-    from studio.models.loading import Loaded, default_device
+    from studio.models.loading import load
 
-    words = {f"{i}": i for i in range(vocab_size)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="0"))
-    model = AutoModelForCausalLM.from_pretrained(base).to(default_device())
-    facts: Any = SimpleNamespace(context_length=model.config.max_position_embeddings)
-    loaded = Loaded(
-        model=model,
-        tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer),
-        device=model.device,
-        dtype=model.dtype,
-        facts=facts,
-    )
-    model.generation_config.eos_token_id = None
-    return ChatEngine(loaded, Backbone(model), template_for=lambda lane: NumberTemplate())
+    loaded = load(ModelSource(path=str(base), dtype="float32"))
+    return ChatEngine(loaded, Backbone(loaded.model), template_for=lambda lane: NumberTemplate())
 
 
 def _trained(engine: ChatEngine, folder: Path) -> dict[str, Path]:
@@ -274,7 +261,6 @@ def _stream(
     from jobs import chat_client
     from studio.chat.residents import ResidentModels
 
-    _give_tokenizer(base)
     home = open_home(folder / "home")
     lane = Lane(
         model=str(base),
@@ -292,13 +278,13 @@ def _stream(
             for _ in here.stream([lane]):
                 pass
             took = time.process_time() - started
-            before = sum(host.cpu_times()[:2])
+            before = processor_seconds(host)
             for event in chat_client.generate(home, request):
                 if event["type"] == "delta" and number:
                     ages.append(1000 * (time.time() - event["at"]))
             if number:
                 alone.append(took)
-                streamed.append(sum(host.cpu_times()[:2]) - before)
+                streamed.append(processor_seconds(host) - before)
     finally:
         chat_client.quit_host(home)
     ages.sort()
@@ -307,16 +293,3 @@ def _stream(
         "median_age_ms": statistics.median(ages),
         "p95_age_ms": ages[int(0.95 * (len(ages) - 1))],
     }
-
-
-def _give_tokenizer(base: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    size: int = json.loads((base / "config.json").read_text())["vocab_size"]
-    tokenizer: Any = Tokenizer(models.WordLevel({f"{i}": i for i in range(size)}, unk_token="0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="0").save_pretrained(base)
-    for name in ("config.json", "generation_config.json"):  # nothing ends an answer early
-        values = json.loads((base / name).read_text())
-        (base / name).write_text(json.dumps(values | {"eos_token_id": None, "bos_token_id": None}))

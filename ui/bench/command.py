@@ -6,6 +6,8 @@ import argparse
 import json
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from studio.errors import InputError
@@ -31,7 +33,8 @@ def bench(arguments: Sequence[str]) -> int:
     options = vars(_parser().parse_args(list(arguments)))
     what, as_json = options.pop("what"), options.pop("json")
     module = import_module(f"ui.bench.{MODULES[what]}")
-    result = getattr(module, f"bench_{what}")(**_with_case(options))
+    with TemporaryDirectory(prefix="studio-bench-", ignore_cleanup_errors=True) as folder:
+        result = getattr(module, f"bench_{what}")(Path(folder), **_with_case(options))
     print(json.dumps(result) if as_json else getattr(module, f"{what}_text", figures_text)(result))
     return 0
 

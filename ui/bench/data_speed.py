@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, cast
 
+from ui.bench.children import run
 from ui.bench.figures import Figure, figure, median_ratio, progress, seconds
 
 ROUNDS, PART_BYTES = 3, 4_000_000
@@ -39,21 +37,25 @@ print(json.dumps({
 
 
 def bench_data(
-    *, file: str = "", model: str = "starter", chat_template: str = "auto", megabytes: int = 32
+    folder: Path,
+    *,
+    file: str = "",
+    model: str = "starter",
+    chat_template: str = "auto",
+    megabytes: int = 32,
 ) -> list[Figure]:
     """Measure on a jsonl file, or on made conversations of `megabytes` MB."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the figures are per core
     from studio.data.datasets import check_file
 
-    with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
-        path = Path(file) if file else _made(Path(folder) / "made.jsonl", megabytes)
-        size = path.stat().st_size / 1e6
-        progress(f"import of {size:.0f} MB")
-        imported = _import(path, Path(folder))
-        progress("check")
-        checked = seconds(lambda: check_file(path), time.process_time)
-        progress("tokenise")
-        tokenised = _tokenise(path, model, chat_template, Path(folder))
+    path = Path(file) if file else _made(folder / "made.jsonl", megabytes)
+    size = path.stat().st_size / 1e6
+    progress(f"import of {size:.0f} MB")
+    imported = _import(path, folder)
+    progress("check")
+    checked = seconds(lambda: check_file(path), time.process_time)
+    progress("tokenise")
+    tokenised = _tokenise(path, model, chat_template, folder)
     return [figure("check", size / checked, "MB/s", 20), *tokenised, *imported]
 
 
@@ -164,13 +166,7 @@ def _used(work: Callable[[], object]) -> float:
 
 
 def _import(path: Path, folder: Path) -> list[Figure]:
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT, str(path), str(folder / "import-home")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = json.loads(done.stdout)
+    found = json.loads(run("-c", IMPORT, str(path), str(folder / "import-home")))
     size = path.stat().st_size / 1e6
     return [
         figure("import", size / found["seconds"], "MB/s"),

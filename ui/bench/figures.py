@@ -48,6 +48,39 @@ def table_text(columns: Sequence[tuple[str, str]], rows: Iterable[Mapping[str, A
     )
 
 
+def steps_of(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Return loss and gradient norm of every step of a peer's rounds."""
+    return [step for one in rounds for step in one["steps"]]
+
+
+def summary(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the speed, memory and losses of a peer; the first round warms up and is not timed."""
+    speeds = [one["tokens"] / one["seconds"] for one in rounds[1:]]
+    steps = steps_of(rounds)
+    return {
+        "tokens_per_second": statistics.median(speeds),
+        "slowest": min(speeds),
+        "fastest": max(speeds),
+        "examples_per_second": statistics.median(r["examples"] / r["seconds"] for r in rounds[1:]),
+        "seconds_per_step": statistics.median(r["seconds"] / len(r["steps"]) for r in rounds[1:]),
+        "peak_bytes": rounds[-1]["peak_bytes"],
+        "first_loss": steps[0]["loss"],
+        "last_loss": steps[-1]["loss"],
+        "grad_norm": steps[-1]["grad_norm"],
+    }
+
+
+def differences(ones: list[dict[str, float]], others: list[dict[str, float]]) -> dict[str, float]:
+    """Return how far losses (absolute) and gradient norms (relative) of two runs are apart."""
+    pairs = list(zip(ones, others, strict=True))
+    return {
+        "loss_difference": max(abs(a["loss"] - b["loss"]) for a, b in pairs),
+        "grad_norm_difference": max(
+            abs(a["grad_norm"] - b["grad_norm"]) / max(b["grad_norm"], 1e-12) for a, b in pairs
+        ),
+    }
+
+
 def progress(text: str) -> None:
     """Print what is measured now on standard error."""
     print(f"bench: {text}", file=sys.stderr, flush=True)

@@ -10,17 +10,15 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
-import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+from ui.bench.children import Page, ask, processor_seconds, serving, wait_until
 from ui.bench.figures import Figure, figure, progress
-from ui.bench.launch import ask, serving, wait_until
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 ROLES = ("web", "supervisor", "spare", "chat")
@@ -39,21 +37,17 @@ PROMPT = {
 }
 
 
-def bench_idle(seconds: float = 20.0) -> list[Figure]:
+def bench_idle(folder: Path, seconds: float = 20.0) -> list[Figure]:
     """Return the figures of every process and their sums, over `seconds` in each state."""
-    with (
-        tempfile.TemporaryDirectory(prefix="studio-bench-") as home,
-        serving(Path(home)) as (_, url, _),
-    ):
-        progress("starting page, supervisor, spare and chat host")
-        wait_until(lambda: _answers(url), "page")
-        ask(f"{url}api/chat/generate", PROMPT)
-        processes = wait_until(lambda: _all_there(url), "supervisor, spare and chat host")
-        _settle(list(processes.values()))
+    progress("starting page, supervisor, spare and chat host")
+    with serving(folder / "home") as page:
+        ask(f"{page.url}api/chat/generate", PROMPT)
+        processes = wait_until(lambda: _all_there(page.url), "supervisor, spare and chat host")
+        _settle(processes)
         progress(f"no page open, {seconds:g} s")
         figures = _figures(measured(processes, seconds), "no page", WAKEUPS_BAR, SHARE_BAR)
-        with _open_page(url, processes["web"]) as kind:
-            _settle(list(processes.values()))
+        with _open_page(page, folder / "profile") as kind:
+            _settle(processes)
             progress(f"{kind}, {seconds:g} s")
             return figures + _figures(measured(processes, seconds), kind, 0, OPEN_SHARE_BAR)
 
@@ -62,14 +56,14 @@ def measured(
     processes: dict[str, psutil.Process], seconds: float
 ) -> dict[str, tuple[float, float]]:
     """Return wake-ups per second and percent of one core of each process."""
-    before = {role: (switches(one), _used(one)) for role, one in processes.items()}
+    before = {role: (switches(one), processor_seconds(one)) for role, one in processes.items()}
     started = time.perf_counter()
     time.sleep(seconds)
     took = time.perf_counter() - started
     return {
         role: (
             sum(count - switched.get(thread, 0) for thread, count in switches(one).items()) / took,
-            100 * (_used(one) - used) / took,
+            100 * (processor_seconds(one) - used) / took,
         )
         for (role, one), (switched, used) in zip(processes.items(), before.values(), strict=True)
     }
@@ -90,11 +84,6 @@ def switches(process: psutil.Process) -> dict[str, int]:
     return counts
 
 
-def _used(process: psutil.Process) -> float:
-    used = process.cpu_times()
-    return float(used.user + used.system)
-
-
 def _figures(
     found: dict[str, tuple[float, float]], state: str, wakeups_bar: float, share_bar: float
 ) -> list[Figure]:
@@ -109,49 +98,40 @@ def _figures(
     ]  # fmt: skip
 
 
-def _answers(url: str) -> bool:
-    try:
-        return bool(ask(f"{url}api/health")["ok"])
-    except (urllib.error.URLError, ConnectionError):
-        return False
-
-
 def _all_there(url: str) -> dict[str, psutil.Process] | None:
     pids = {row["role"]: row["pid"] for row in ask(f"{url}api/system")["processes"]}
     return {role: psutil.Process(pids[role]) for role in ROLES} if set(ROLES) <= set(pids) else None
 
 
-def _settle(processes: list[psutil.Process]) -> None:
+def _settle(processes: dict[str, psutil.Process]) -> None:
     """Wait until nothing is being imported, loaded or drawn any more."""
 
     def calm() -> bool:
-        before = sum(map(_used, processes))
-        time.sleep(SETTLE_SECONDS)
-        return 100 * (sum(map(_used, processes)) - before) / SETTLE_SECONDS < SETTLED_SHARE
+        found = measured(processes, SETTLE_SECONDS).values()
+        return sum(share for _, share in found) < SETTLED_SHARE
 
     wait_until(calm, "rest")
 
 
 @contextlib.contextmanager
-def _open_page(url: str, web: psutil.Process) -> Iterator[str]:
+def _open_page(page: Page, profile: Path) -> Iterator[str]:
     """Keep the Runs page open while the block runs; yield how."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        with _polling(url):
+        with _polling(page.url):
             yield "simulated page"
         return
-    with tempfile.TemporaryDirectory(prefix="studio-bench-", ignore_cleanup_errors=True) as profile:
-        process = subprocess.Popen(
-            [browser, "--headless=new", "--no-sandbox", "--disable-gpu",
-             "--no-first-run", f"--user-data-dir={profile}", f"{url}runs"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            wait_until(lambda: any(one.raddr for one in web.net_connections()), "open page")
-            yield "open page"
-        finally:
-            process.terminate()
-            process.wait()
+    process = subprocess.Popen(
+        [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run",
+         f"--user-data-dir={profile}", f"{page.url}runs"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: any(one.raddr for one in page.process.net_connections()), "open page")
+        yield "open page"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @contextlib.contextmanager

@@ -7,8 +7,6 @@ turns too: the method's live stack against the bare base, token by token.
 
 from __future__ import annotations
 
-import statistics
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,8 +17,8 @@ from studio.errors import RunError, StudioError
 from studio.methods import methods as registered
 from studio.methods import named
 from ui.bench.case import Case, load_bare, own_model, prepare_case
-from ui.bench.figures import median_ratio, progress, table_text
-from ui.bench.rounds import Peer, steps_of, take_turns
+from ui.bench.children import Peer, take_turns
+from ui.bench.figures import median_ratio, progress, summary, table_text
 
 YARDSTICK = "full"
 COLUMNS = [
@@ -32,10 +30,11 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def bench_methods(case: Case, methods: str = "") -> dict[str, Any]:
+def bench_methods(folder: Path, case: Case, methods: str = "") -> dict[str, Any]:
     """Train every method in turns and return one row for each, refused ones included.
 
     Args:
+        folder: An empty folder.
         case: Model shape or folder, rows, batch, steps and rounds; its method is replaced.
         methods: Names, comma-separated; empty takes all. Full fine-tuning always runs as well.
 
@@ -46,9 +45,7 @@ def bench_methods(case: Case, methods: str = "") -> dict[str, Any]:
     names = list(dict.fromkeys([YARDSTICK, *chosen]))
     for name in names:
         named(name)
-    with tempfile.TemporaryDirectory(prefix="studio-bench-") as temporary:
-        folder = Path(temporary)
-        measured = _measured(own_model(case, folder), names, folder)
+    measured = _measured(own_model(case, folder), names, folder)
     full = measured[YARDSTICK]
     if "error" in full:
         raise RunError(f"Full fine-tuning, the yardstick, could not run: {full['error']}")
@@ -56,9 +53,9 @@ def bench_methods(case: Case, methods: str = "") -> dict[str, Any]:
     for name, found in measured.items():
         row = {"method": name, **found}
         if "error" not in found:
-            row["step_ratio"] = median_ratio(found["pace"], full["pace"])
+            row["step_ratio"] = median_ratio(found["seconds"], full["seconds"])
             row["memory_ratio"] = found["peak_bytes"] / max(full["peak_bytes"], 1)
-        rows.append({key: value for key, value in row.items() if key != "pace"})
+        rows.append({key: value for key, value in row.items() if key != "seconds"})
     return {"case": {"batch": case.batch, "dtype": case.dtype, "steps": case.steps}, "rows": rows}
 
 
@@ -80,23 +77,13 @@ def _measured(case: Case, names: Sequence[str], folder: Path) -> dict[str, dict[
         take_turns(running, case.rounds, failures)
     found |= {name: {"error": text} for name, text in failures.items()}
     return {
-        name: values | (_trained(running[name].rounds) if name in running else {})
+        name: values | (_trained(running[name]) if name in running else {})
         for name, values in found.items()
     }
 
 
-def _trained(rounds: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the figures of a peer; the first round warms up, its losses count, its time not."""
-    pace = [taken["seconds"] / len(taken["losses"]) for taken in rounds[1:]]
-    steps = steps_of(rounds)
-    return {
-        "pace": pace,
-        "seconds_per_step": statistics.median(pace),
-        "peak_bytes": rounds[-1]["peak_bytes"],
-        "first_loss": steps[0]["loss"],
-        "last_loss": steps[-1]["loss"],
-        "grad_norm": steps[-1]["grad_norm"],
-    }
+def _trained(peer: Peer) -> dict[str, Any]:
+    return {**summary(peer.rounds), "seconds": [one["seconds"] for one in peer.rounds[1:]]}
 
 
 def serving(case: Case) -> dict[str, Any]:

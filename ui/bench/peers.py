@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,7 @@ def run_ours(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> 
     """The loop of `studio.training`, as `studio train` runs it."""
     from studio.training.session import NAME, open_session
 
-    loaded = bare(case)
-    prepared: Any = SimpleNamespace(train=rows, validation=[], data_hash="", template="")
-    session = open_session(case.spec(), loaded=loaded, prepared=prepared)
+    session = open_session(case.spec(), loaded=bare(case), prepared=_prepared(rows))
     if (folder / "adapter").is_dir():
         trained = session.backbone.load("file", folder / "adapter")
         session.adapter.load_state(trained.state())
@@ -51,18 +50,17 @@ def bare(case: Case) -> Loaded:
     import torch
 
     from studio.models.loading import Loaded
-    from studio.models.sources import ModelFacts
+    from studio.models.sources import facts
 
     model = load_bare(Path(case.model), case.dtype)
-    known = ModelFacts(
-        path=Path(case.model), architecture="", model_type="", parameters=model.num_parameters(),
-        hidden_size=0, num_layers=0, context_length=0, vocab_size=0, has_chat_template=False,
-        size_bytes=0, weights_dtype="", fingerprint="",
-    )  # fmt: skip
     return Loaded(
         model=model, tokenizer=None, device=model.device,
-        dtype=getattr(torch, case.dtype), facts=known,
+        dtype=getattr(torch, case.dtype), facts=facts(case.spec().model),
     )  # fmt: skip
+
+
+def _prepared(rows: list[Example]) -> Any:
+    return SimpleNamespace(train=rows, validation=[], data_hash="", template="")
 
 
 def run_siblings(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
@@ -72,11 +70,10 @@ def run_siblings(folder: Path, case: Case, rows: list[Example], gate: Turnstile)
 
     loaded = bare(case)
     group = SiblingGroup(loaded)
-    prepared: Any = SimpleNamespace(train=rows, validation=[], data_hash="", template="")
     sessions = []
     for number, rate in enumerate(sibling_rates(case, case.siblings)):
         session = open_session(
-            replace(case, learning_rate=rate).spec(), loaded=loaded, prepared=prepared,
+            replace(case, learning_rate=rate).spec(), loaded=loaded, prepared=_prepared(rows),
             backbone=group.backbone, name=f"sibling-{number}",
         )  # fmt: skip
         session.plan = replace(session.plan, shuffled=False)
@@ -93,32 +90,17 @@ def run_siblings(folder: Path, case: Case, rows: list[Example], gate: Turnstile)
         gate.note(loss=events[0].loss, grad_norm=events[0].grad_norm)
 
 
-def run_hf(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
+def run_hf(folder: Path, case: Case, rows: list[Example], gate: Turnstile, **changes: Any) -> None:
     """transformers' Trainer with PEFT and a padding collator."""
     from transformers import Trainer, TrainingArguments
 
+    case = replace(case, **changes)
     args = TrainingArguments(**_arguments(folder, case, "hf"), remove_unused_columns=False)
     _train(Trainer, args, folder, case, rows, gate, data_collator=_collate, train_dataset=rows)
 
 
-def run_hf_float32(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
-    """The same in float32, whatever the precision of the others."""
-    run_hf(folder, replace(case, dtype="float32"), rows, gate)
-
-
-def run_trl(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
-    """TRL's SFTTrainer at its defaults."""
-    _run_trl(folder, case, rows, gate, {})
-
-
-def run_trl_best(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
-    """TRL's SFTTrainer padding-free and without gradient checkpointing."""
-    _run_trl(folder, case, rows, gate, {"padding_free": True, "gradient_checkpointing": False})
-
-
-def _run_trl(
-    folder: Path, case: Case, rows: list[Example], gate: Turnstile, extra: dict[str, Any]
-) -> None:
+def run_trl(folder: Path, case: Case, rows: list[Example], gate: Turnstile, **options: Any) -> None:
+    """TRL's SFTTrainer at its defaults but for some options."""
     from datasets import Dataset
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -136,7 +118,7 @@ def _run_trl(
         }
     )
     args = SFTConfig(
-        **_arguments(folder, case, "trl"), completion_only_loss=True, max_length=None, **extra
+        **_arguments(folder, case, "trl"), completion_only_loss=True, max_length=None, **options
     )
     _train(
         SFTTrainer, args, folder, case, rows, gate, processing_class=tokenizer,
@@ -206,6 +188,10 @@ def _train(
 
 
 PEERS: dict[str, Callable[[Path, Case, list[Example], Turnstile], None]] = {
-    "ours": run_ours, "siblings": run_siblings, "hf": run_hf,
-    "hf-float32": run_hf_float32, "trl": run_trl, "trl-best": run_trl_best,
-}  # fmt: skip
+    "ours": run_ours,
+    "siblings": run_siblings,
+    "hf": run_hf,
+    "hf-float32": partial(run_hf, dtype="float32"),
+    "trl": run_trl,
+    "trl-best": partial(run_trl, padding_free=True, gradient_checkpointing=False),
+}

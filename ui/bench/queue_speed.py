@@ -3,12 +3,12 @@
 import os
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 
 from jobs.curves import Progress
 from jobs.processes import me
@@ -22,10 +22,9 @@ POINTS = 100_000
 NO_RUNNER = (sys.executable, "-S", "-c", "raise SystemExit(1)")  # it fails, and frees the slot
 
 
-def bench_queue(many: int = MANY) -> list[Figure]:
-    """Measure in a temporary home and return the figures."""
-    with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
-        return measure(open_home(folder), many=many)
+def bench_queue(folder: Path, many: int = MANY) -> list[Figure]:
+    """Measure in an empty folder and return the figures."""
+    return measure(open_home(folder), many=many)
 
 
 def measure(

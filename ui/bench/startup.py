@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-import psutil
-
 from studio import hardware
 from studio.errors import RunError
+from ui.bench.children import ask, command, processor_seconds, serving, wait_until
 from ui.bench.figures import Figure, figure, progress
-from ui.bench.launch import PATIENCE_SECONDS, command, serving, stop, wait_until
 
 if TYPE_CHECKING:
     from jobs.store import JobStore
@@ -30,21 +25,21 @@ SPARE_SECONDS = 8  # in which a spare imports torch
 PAGE_TURNS, TURN_SECONDS, ASK_SECONDS = 5, 6.0, 0.7
 
 
-def bench_startup(rounds: int = 3) -> list[Figure]:
+def bench_startup(home: Path, rounds: int = 3) -> list[Figure]:
     """Return the figures, best and median of `rounds`, with their bars."""
-    with tempfile.TemporaryDirectory(prefix="studio-bench-") as temporary:
-        home, pages, steps = Path(temporary), [], []
-        for number in range(rounds):
-            progress(f"page, round {number + 1} of {rounds}")
-            pages.append(_page(home / f"page-{number}"))
-        for number in range(rounds):
-            progress(f"first loss, round {number + 1} of {rounds}")
-            steps.append(_first_steps(home / f"run-{number}"))
-        progress("an open page beside a run")
-        cost = _page_cost(home / "cost")
+    pages, steps = [], []
+    for number in range(rounds):
+        progress(f"page, round {number + 1} of {rounds}")
+        with serving(home / f"page-{number}") as page:
+            pages.append((page.seconds, page.process.memory_info().rss / 1e6))
+    for number in range(rounds):
+        progress(f"first loss, round {number + 1} of {rounds}")
+        steps.append(_first_steps(home / f"run-{number}"))
+    progress("an open page beside a run")
+    cost = _page_cost(home / "cost")
     return [
-        _median("studio to HTTP 200 of /", "s", [p["seconds"] for p in pages], 5.0),
-        _median("web process resident", "MB", [p["bytes"] / 1e6 for p in pages], 400.0),
+        _median("studio to HTTP 200 of /", "s", [seconds for seconds, _ in pages], 5.0),
+        _median("web process resident", "MB", [megabytes for _, megabytes in pages], 400.0),
         _median("train command to first loss, cold", "s", [s["first"] for s in steps], 6.0),
         _median("of which inside the runner", "s", [s["inside"] for s in steps], 0),
         _median("with a warm spare", "s", [s["warm"] for s in steps], 3.0),
@@ -56,22 +51,6 @@ def bench_startup(rounds: int = 3) -> list[Figure]:
 def _median(name: str, unit: str, values: list[float], bar: float) -> Figure:
     value = statistics.median(values)
     return figure(name, value, unit, bar, best=min(values), met=not bar or value <= bar)
-
-
-def _page(home: Path) -> dict[str, float]:
-    with serving(home) as (process, url, started):
-        while time.perf_counter() - started < PATIENCE_SECONDS:
-            if process.poll() is not None:
-                assert process.stderr is not None
-                raise RunError(f"The page did not start: {process.stderr.read().strip()[-300:]}")
-            try:
-                with urllib.request.urlopen(url, timeout=5) as answer:
-                    answer.read()
-                seconds = time.perf_counter() - started
-                return {"seconds": seconds, "bytes": psutil.Process(process.pid).memory_info().rss}
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.02)
-        raise RunError(f"The page did not answer within {PATIENCE_SECONDS} s.")
 
 
 def _first_steps(home: Path) -> dict[str, float]:
@@ -86,7 +65,7 @@ def _first_steps(home: Path) -> dict[str, float]:
         time.sleep(SPARE_SECONDS)  # it is there before it has imported everything
         warm, _ = _first_loss(home, store)
     finally:
-        stop(home)
+        command(home, "stop")
     return {"first": first, "inside": inside, "warm": warm}
 
 
@@ -104,9 +83,7 @@ def _first_loss(home: Path, store: JobStore) -> tuple[float, float]:
 
 def _submit(home: Path, steps: int) -> int:
     done = command(home, "train", "--set", f"train.max_steps={steps}", "--detach", "--json")
-    if done.returncode:
-        raise RunError(f"The run did not start: {(done.stderr or done.stdout).strip()[-300:]}")
-    return int(json.loads(done.stdout)["id"])
+    return int(json.loads(done)["id"])
 
 
 def _page_cost(home: Path) -> dict[str, float]:
@@ -120,22 +97,23 @@ def _page_cost(home: Path) -> dict[str, float]:
     from studio.home import open_home
 
     store = JobStore(open_home(home))
-    with serving(home) as (web, url, _started):
-        process, busy = psutil.Process(web.pid), 0.0
+    with serving(home) as page:
+        busy = 0.0
         job_id = _submit(home, 100_000)
         wait_until(lambda: store.get(job_id).step >= 20, "20 steps")
         speeds: dict[bool, list[float]] = {True: [], False: []}
         cursors: dict[str, Any] = {"after": 0}
         for turn in range(2 * PAGE_TURNS):
             asking, before, until = turn % 2 == 0, store.get(job_id), time.time() + TURN_SECONDS
-            start, used = time.time(), sum(process.cpu_times()[:2])
+            start, used = time.time(), processor_seconds(page.process)
             while time.time() < until:
                 if asking:
-                    _ask(url, job_id, cursors)
+                    _ask(page.url, job_id, cursors)
                 time.sleep(ASK_SECONDS)
             steps = store.get(job_id).step - before.step
             speeds[asking].append(steps / (time.time() - start))
-            busy += asking * (sum(process.cpu_times()[:2]) - used) / (time.time() - start)
+            took = processor_seconds(page.process) - used
+            busy += asking * took / (time.time() - start)
         store.cancel(job_id)
     ratios = [on / off for on, off in zip(speeds[True], speeds[False], strict=True)]
     cores = hardware.physical_cores()
@@ -148,9 +126,7 @@ def _page_cost(home: Path) -> dict[str, float]:
 def _ask(url: str, job_id: int, cursors: dict[str, Any]) -> None:
     """Ask as an open run page does, with the cursors of the answer before; they are moved on."""
     asked = {"runs": job_id, "names": "loss,eval_loss", "detail": job_id, **cursors}
-    with urllib.request.urlopen(f"{url}api/live?{urlencode(asked)}", timeout=30) as answer:
-        text = answer.read()
-    news = json.loads(text) if text else {}
+    news = ask(f"{url}api/live?{urlencode(asked)}") or {}
     for cursor, part, key in (
         ("after", "metrics", "seq"), ("jobs", "jobs", "digest"), ("seen", "detail", "digest")
     ):  # fmt: skip

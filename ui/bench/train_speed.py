@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -19,8 +18,15 @@ from typing import Any
 
 from studio.errors import InputError
 from ui.bench.case import SIBLINGS, Case, own_model, prepare_case, sibling_rates
-from ui.bench.figures import median_ratio, progress, table_text
-from ui.bench.rounds import Peer, differences, run_worker, steps_of, take_turns
+from ui.bench.children import WORKER, Peer, run, take_turns
+from ui.bench.figures import (
+    differences,
+    median_ratio,
+    progress,
+    steps_of,
+    summary,
+    table_text,
+)
 
 LOSSES = ("loss first / last", "{first_loss:.4f} / {last_loss:.4f}")
 DIFFERENCES = [("Δ loss", "{loss_difference:.1e}"), ("Δ grad norm", "{grad_norm_difference:.1e}")]
@@ -40,7 +46,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def bench_train(case: Case, vs: str) -> dict[str, Any]:
+def bench_train(folder: Path, case: Case, vs: str) -> dict[str, Any]:
     """Run the case here and on every peer in turns and return the figures.
 
     Raises:
@@ -49,14 +55,13 @@ def bench_train(case: Case, vs: str) -> dict[str, Any]:
     """
     peers = ["ours", *[name for name in vs.split(",") if name and name != "ours"]]
     _check_installed(peers)
-    with tempfile.TemporaryDirectory(prefix="studio-bench-") as folder:
-        progress("preparing model, adapter and rows")
-        run_worker("prepare", folder, json.dumps(asdict(case)))
-        peaks = [_peak(folder)]  # before and after, while nothing trains
-        with ExitStack() as stack:
-            running = {name: stack.enter_context(Peer(name, Path(folder))) for name in peers}
-            take_turns(running, case.rounds)
-        peaks.append(_peak(folder))
+    progress("preparing model, adapter and rows")
+    run(*WORKER, "prepare", str(folder), json.dumps(asdict(case)))
+    peaks = [_peak(folder)]  # before and after, while nothing trains
+    with ExitStack() as stack:
+        running = {name: stack.enter_context(Peer(name, folder)) for name in peers}
+        take_turns(running, case.rounds)
+    peaks.append(_peak(folder))
     ours = running[peers[0]].rounds
     summaries = [summarise(name, peer.rounds, ours) for name, peer in running.items()]
     flops = max(one["flops_per_token"] for one in ours)
@@ -70,29 +75,21 @@ def bench_train(case: Case, vs: str) -> dict[str, Any]:
     }
 
 
-def _peak(folder: str) -> float:
-    return float(json.loads(run_worker("peak", folder))["flops"])
+def _peak(folder: Path) -> float:
+    return float(json.loads(run(*WORKER, "peak", str(folder)))["flops"])
 
 
 def summarise(
     name: str, rounds: list[dict[str, Any]], ours: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return a peer's median speed, its spread, and how its numbers agree with the first peer's."""
-    speeds = [one["tokens"] / one["seconds"] for one in rounds[1:]]
-    first = [one["tokens"] / one["seconds"] for one in ours[1:]]
-    memory, steps = rounds[-1]["peak_bytes"], steps_of(rounds)
+    times = [[one["seconds"] / one["tokens"] for one in own[1:]] for own in (rounds, ours)]
     return {
         "name": name,
-        "tokens_per_second": statistics.median(speeds),
-        "slowest": min(speeds),
-        "fastest": max(speeds),
-        "examples_per_second": statistics.median(r["examples"] / r["seconds"] for r in rounds[1:]),
-        "ours_is_faster": median_ratio(first, speeds),
-        "peak_bytes": memory,
-        "ours_memory_share": ours[-1]["peak_bytes"] / max(memory, 1),
-        "first_loss": steps[0]["loss"],
-        "last_loss": steps[-1]["loss"],
-        **differences(steps_of(ours), steps),
+        **summary(rounds),
+        "ours_is_faster": median_ratio(*times),
+        "ours_memory_share": ours[-1]["peak_bytes"] / max(rounds[-1]["peak_bytes"], 1),
+        **differences(steps_of(ours), steps_of(rounds)),
     }
 
 
@@ -114,14 +111,13 @@ def _check_installed(peers: Sequence[str]) -> None:
                 )
 
 
-def bench_siblings(case: Case, count: int) -> dict[str, Any]:
+def bench_siblings(folder: Path, case: Case, count: int) -> dict[str, Any]:
     """Train a sweep of `count` runs together and apart, in turns.
 
     Raises:
         RunError: A process ended.
     """
-    with tempfile.TemporaryDirectory(prefix="studio-bench-") as temporary, ExitStack() as stack:
-        folder = Path(temporary)
+    with ExitStack() as stack:
         case = own_model(case, folder)
         cases = {"together": ("siblings", replace(case, siblings=count))}
         for number, rate in enumerate(sibling_rates(case, count)):

@@ -26,19 +26,22 @@ class Turnstile:
         self.case, self.rows = case, rows
         self.base_bytes = 0
         self.seconds: list[float] = []
-        self.losses: list[float] = []
-        self.grad_norms: list[float] = []
+        self.steps: list[dict[str, float]] = []
         self.flops_per_token = 0.0
         self._started = 0.0
 
     def before(self, step: int) -> None:
         """Call before a step; waits at the start of a round."""
+        import torch
+
         if step % self.case.steps_per_round == 0:
             sys.stdin.readline()
             if step == 0:
                 self.base_bytes = hardware.process_bytes()
             if step in (0, self.case.steps_per_round):  # what warming up took does not count
-                reset_peak()
+                if torch.cuda.is_available():
+                    torch.cuda.reset_peak_memory_stats()
+                hardware.reset_peak_bytes()
         self._started = time.perf_counter()
 
     def after(self) -> None:
@@ -62,22 +65,24 @@ class Turnstile:
 
     def note(self, *, loss: float, grad_norm: float) -> None:
         """Call with the step's figures; reports at the end of a round."""
-        self.losses.append(loss)
-        self.grad_norms.append(grad_norm)
-        done = len(self.losses)
+        self.steps.append({"loss": loss, "grad_norm": grad_norm})
+        done = len(self.steps)
         if done % self.case.steps_per_round == 0:
             self._report(done - self.case.steps_per_round, done)
 
     def _report(self, first: int, last: int) -> None:
+        import torch
+
+        on_gpu = torch.cuda.is_available()
+        peak = torch.cuda.max_memory_allocated() if on_gpu else hardware.peak_bytes()
         batch = self.case.batch
         tokens = sum(len(row.input_ids) for row in self.rows[first * batch : last * batch])
         report = {
             "tokens": tokens,
             "examples": (last - first) * batch,
             "seconds": sum(self.seconds[first:last]),
-            "losses": self.losses[first:last],
-            "grad_norms": self.grad_norms[first:last],
-            "peak_bytes": max(0, peak_bytes() - self.base_bytes),
+            "steps": self.steps[first:last],
+            "peak_bytes": max(0, int(peak) - self.base_bytes),
             "base_bytes": self.base_bytes,
             "flops_per_token": self.flops_per_token,
         }
@@ -93,26 +98,9 @@ class _NoModules(AbstractContextManager[None]):
         return None
 
 
-def reset_peak() -> None:
-    """Start the peak memory count anew, where the system can."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    hardware.reset_peak_bytes()
-
-
-def peak_bytes() -> int:
-    """Return the most memory held since `reset_peak`."""
-    import torch
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return hardware.peak_bytes()
-
-
-def matmul_peak(dtype: str, rows: int = 1024, inner: int = 1024, outer: int = 4096) -> float:
+def matmul_peak(dtype: str) -> float:
     """Return the most FLOP/s this machine reaches on one large product."""
+    rows, inner, outer = 1024, 1024, 4096
     import torch
 
     device, kind = "cuda:0" if torch.cuda.is_available() else "cpu", getattr(torch, dtype)

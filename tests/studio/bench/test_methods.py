@@ -27,7 +27,8 @@ class FakePeer:
             raise RunError("The peer ours stopped.")
         slow = 10.0 if not self.rounds else 1.0  # the warm-up must not count
         self.rounds.append({
-            "seconds": slow * SECONDS[self.method], "losses": [3.0, 2.0], "grad_norms": [1.0, 0.5],
+            "seconds": slow * SECONDS[self.method], "tokens": 8, "examples": 4,
+            "steps": [{"loss": 3.0, "grad_norm": 1.0}, {"loss": 2.0, "grad_norm": 0.5}],
             "peak_bytes": int(100 * SECONDS[self.method]),
         })  # fmt: skip
 
@@ -51,15 +52,15 @@ def no_training(monkeypatch):
     monkeypatch.setattr(bench, "own_model", lambda case, folder: case)
 
 
-def test_every_method_is_held_against_full_fine_tuning():
-    full, lora = bench.bench_methods(CASE, "lora")["rows"]
+def test_every_method_is_held_against_full_fine_tuning(tmp_path):
+    full, lora = bench.bench_methods(tmp_path, CASE, "lora")["rows"]
     assert (full["method"], full["step_ratio"], full["memory_ratio"]) == ("full", 1.0, 1.0)
     assert (lora["seconds_per_step"], lora["step_ratio"], lora["memory_ratio"]) == (1.0, 0.5, 0.5)
     assert (lora["first_loss"], lora["last_loss"], lora["grad_norm"]) == (3.0, 2.0, 0.5)
 
 
-def test_what_is_refused_is_a_row_with_its_sentence():
-    result = bench.bench_methods(CASE, "bitfit,loha,lora")
+def test_what_is_refused_is_a_row_with_its_sentence(tmp_path):
+    result = bench.bench_methods(tmp_path, CASE, "bitfit,loha,lora")
     rows = {row["method"]: row for row in result["rows"]}
     assert rows["bitfit"] == {"method": "bitfit", "error": "This model has no biases."}
     assert rows["loha"] == {"method": "loha", "error": "The peer ours stopped."}
@@ -67,9 +68,9 @@ def test_what_is_refused_is_a_row_with_its_sentence():
     assert "no biases" in text and "0.50" in text
 
 
-def test_an_unknown_method_is_refused_at_once():
+def test_an_unknown_method_is_refused_at_once(tmp_path):
     with pytest.raises(MethodError):
-        bench.bench_methods(CASE, "lorra")
+        bench.bench_methods(tmp_path, CASE, "lorra")
 
 
 def test_a_setting_of_the_studio_is_taken_and_one_that_is_none_refused():
