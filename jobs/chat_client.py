@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import time
@@ -19,14 +18,15 @@ from typing import Any
 
 import httpx
 
-import jobs
 from jobs.locks import FileLock
 from jobs.processes import Identity
+from jobs.spawning import spawn
 from studio.errors import ChatError
 from studio.home import Home
 
 START_SECONDS = 180.0  # for a very busy machine; a process that dies is noticed
 POLL_SECONDS = 0.05
+QUIT_SECONDS = 30.0
 LEAVING_STATUS = 503  # of a host that is shutting down: the client starts another
 
 
@@ -77,16 +77,8 @@ def find_host(home: Home) -> Endpoint | None:
     return endpoint if identity.alive() else None
 
 
-def ensure_host(
-    home: Home, *, device: str = "auto", idle_seconds: float | None = None, warm: bool = True
-) -> Endpoint:
-    """Return a host that answers; start one if none runs.
-
-    Args:
-        home: Its home; there is one host per home.
-        device: Where a new host loads models.
-        idle_seconds: Idle time after which a new host shuts down.
-        warm: Import torch in a new host before the first request.
+def ensure_host(home: Home, *, idle_seconds: float | None = None) -> Endpoint:
+    """Return the home's host; start one, which shuts down after `idle_seconds`, if none runs.
 
     Raises:
         ChatError: It does not start; quotes the end of its log.
@@ -96,10 +88,8 @@ def ensure_host(
     lock = FileLock(home.state / "chat_start.lock")
     try:
         with lock.held(timeout_seconds=START_SECONDS):
-            options = ["--home", str(home.path), "--device", device]
-            if idle_seconds is not None:
-                options += ["--idle-seconds", str(idle_seconds)]
-            return _answering(home) or _started(home, options if warm else [*options, "--cold"])
+            options = [] if idle_seconds is None else ["--idle-seconds", str(idle_seconds)]
+            return _answering(home) or _started(home, options)
     finally:
         lock.close()
 
@@ -167,13 +157,13 @@ def release(home: Home) -> None:
     _call(home, "POST", "/release", seconds=60.0)
 
 
-def quit_host(home: Home, *, seconds: float = 30.0) -> bool:
+def quit_host(home: Home) -> bool:
     """Shut the host down and wait until it has ended; True if one was running."""
     endpoint = find_host(home)
     if endpoint is None:
         return False
     _call(home, "POST", "/quit")
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + QUIT_SECONDS
     while endpoint.identity.alive() and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     return True
@@ -253,23 +243,8 @@ def _started(home: Home, options: Sequence[str]) -> Endpoint:
 
 
 def _spawned(home: Home, options: Sequence[str]) -> subprocess.Popen[bytes]:
-    # A session of its own: closing the terminal or the page's server does not end it.
-    detached: dict[str, Any] = (
-        {"creationflags": 0x00000008 | 0x00000200}  # DETACHED_PROCESS, new process group
-        if sys.platform == "win32"
-        else {"start_new_session": True}
-    )
-    sources = str(Path(jobs.__file__).resolve().parents[1])
-    paths = [sources, *filter(None, [os.environ.get("PYTHONPATH")])]
-    with log_path(home).open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.chat_host", *options],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            **detached,
-        )
+    command = (sys.executable, "-P", "-m", "jobs.chat_host", "--home", str(home.path), *options)
+    process = spawn(command, log_path(home))
     _children.append(process)
     return process
 

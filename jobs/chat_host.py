@@ -25,7 +25,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jobs import chat_openai
 from jobs.chat_client import LEAVING_STATUS, state_path
-from jobs.chat_worker import ChatWorker, RunningRequest
+from jobs.chat_events import RunningRequest
+from jobs.chat_worker import ChatWorker
 from jobs.locks import FileLock
 from jobs.processes import leave, me
 from studio import atomic
@@ -129,7 +130,7 @@ async def read_json(request: Request) -> dict[str, Any]:
     """Read a JSON object of bounded size.
 
     Raises:
-        ChatError: The body is too long or not a JSON object.
+        ChatError: The request is too long or not a JSON object.
     """
     body = bytearray()
     async for piece in request.stream():
@@ -182,9 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the host until it is idle or told to quit; a second host exits at once."""
     parser = argparse.ArgumentParser(prog="python -m jobs.chat_host")
     parser.add_argument("--home", required=True)
-    parser.add_argument("--device", default="auto")
     parser.add_argument("--idle-seconds", type=float, default=IDLE_SECONDS)
-    parser.add_argument("--cold", action="store_true", help="import torch at the first request")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     home = open_home(options.home)
@@ -196,19 +195,19 @@ def main(arguments: list[str] | None = None) -> int:
         listener.bind(("127.0.0.1", 0))
         listener.listen(64)
         try:
-            asyncio.run(_serve(home, listener, options))
+            asyncio.run(_serve(home, listener, options.idle_seconds))
         finally:
             state_path(home).unlink(missing_ok=True)
             lock.close()
     return 0
 
 
-async def _serve(home: Home, listener: socket.socket, options: argparse.Namespace) -> None:
+async def _serve(home: Home, listener: socket.socket, idle_seconds: float) -> None:
     import uvicorn
 
     from jobs.http_server import Server
 
-    worker = ChatWorker(home, device=options.device)
+    worker = ChatWorker(home)
     port = listener.getsockname()[1]
     config = uvicorn.Config(
         make_app(worker, port),
@@ -218,13 +217,13 @@ async def _serve(home: Home, listener: socket.socket, options: argparse.Namespac
         timeout_graceful_shutdown=2,
     )
     server = Server(config)
-    _publish(home, worker, port)
+    state = {"identity": str(me()), "port": port, "token": worker.token}
+    atomic.write(state_path(home), json.dumps(state), private=True)
     worker.announce(port)
-    if not options.cold:
-        worker.warm_up()
+    worker.warm_up()
     watchers = [
         asyncio.create_task(worker.watch()),
-        asyncio.create_task(_leave_when_idle(worker, options.idle_seconds)),
+        asyncio.create_task(_leave_when_idle(worker, idle_seconds)),
         asyncio.create_task(_leave(server, worker)),
     ]
     worker.last_used = time.monotonic()
@@ -234,12 +233,6 @@ async def _serve(home: Home, listener: socket.socket, options: argparse.Namespac
         watcher.cancel()
     worker.stop_all()
     worker.close()
-
-
-def _publish(home: Home, worker: ChatWorker, port: int) -> None:
-    """Write port and token in one rename, readable for this user only."""
-    state = {"identity": str(me()), "port": port, "token": worker.token}
-    atomic.write(state_path(home), json.dumps(state), private=True)
 
 
 async def _leave_when_idle(worker: ChatWorker, idle_seconds: float) -> None:

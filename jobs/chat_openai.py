@@ -51,7 +51,7 @@ def model_names(home: Home) -> list[str]:
 
 
 def model_list(home: Home) -> Values:
-    """Return the body of `/v1/models`."""
+    """Return the response of `/v1/models`."""
     names = model_names(home)
     data = [{"id": n, "object": "model", "created": 0, "owned_by": "local"} for n in names]
     return {"object": "list", "data": data}
@@ -126,7 +126,7 @@ def _message(message: Any) -> Any:
 
 
 async def completion(batches: Batches, request_id: str, values: Values) -> Values:
-    """Return the body of an answer that is not streamed: a completion or an error."""
+    """Return the response of an answer that is not streamed: a completion or an error."""
     message, tokens, end = _gathered(request_id), [], None
     async for events in batches:
         for event in events:

@@ -13,20 +13,18 @@ import asyncio
 import logging
 import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from jobs.chat_client import log_path
-from jobs.siblings import device_of
+from jobs.chat_events import RunningRequest
+from jobs.claims import device_of
 from jobs.store import JobStore
 from studio.chat.lanes import (
-    ActiveStack,
     ChatRequest,
-    Event,
     NewWeights,
     error_event,
     events_of,
@@ -57,10 +55,8 @@ class Leases:
         with _without_failing("announcing the chat host"):
             self._open().announce("chat", url=url)
 
-    def device(self, asked: str) -> str:
+    def device(self) -> str:
         """Return where models may be loaded now: never on a GPU that a job has."""
-        if asked != "auto":
-            return asked
         from studio.models.loading import default_device
 
         device = default_device()
@@ -132,92 +128,15 @@ def _without_failing(action: str) -> Iterator[None]:
         logger.warning("%s failed: %s", action, error)
 
 
-class EventBuffer:
-    """Events of one request, from the models' thread to one coroutine.
-
-    Text of a lane that was not sent yet is joined: a slow reader gets fewer, longer pieces and
-    never slows the model down, and the buffer is bounded by the answers' length.
-    """
-
-    def __init__(self) -> None:
-        self._events: list[Event] = []
-        self._open: dict[int, Event] = {}  # the last delta of a lane, while nothing follows it
-        self._guard = threading.Lock()
-        self._woken = False  # the loop was woken already and has not taken the events yet
-        self._loop = asyncio.get_running_loop()
-        self._filled = asyncio.Event()
-        self.ended = asyncio.Event()
-
-    def put(self, event: Event) -> None:
-        """Add an event, from any thread."""
-        with self._guard:
-            lane = event["lane"]
-            last = self._open.get(lane)
-            if event["type"] != "delta":
-                self._open.pop(lane, None)
-                self._events.append(event)
-            elif last is None or last.get("part") != event.get("part"):
-                self._open[lane] = event
-                self._events.append(event)
-            else:
-                last["text"] += event["text"]
-                if "tokens" in event:
-                    last.setdefault("tokens", []).extend(event["tokens"])
-            woken, self._woken = self._woken, True
-        if not woken:
-            self._set(self._filled)
-
-    def end(self) -> None:
-        """Mark the end, from any thread."""
-        self._set(self.ended)
-        self._set(self._filled)
-
-    async def wait(self) -> None:
-        """Wait for events, or for the end."""
-        await self._filled.wait()
-
-    async def rest(self, seconds: float) -> None:
-        """Let text gather for this time, or until the end."""
-        try:
-            await asyncio.wait_for(self.ended.wait(), seconds)
-        except TimeoutError:
-            return
-
-    def take(self) -> list[Event]:
-        """Return the waiting events."""
-        with self._guard:
-            events, self._events = self._events, []
-            self._open.clear()
-            self._woken = False
-            if not self.ended.is_set():
-                self._filled.clear()
-        return events
-
-    def _set(self, flag: asyncio.Event) -> None:
-        with suppress(RuntimeError):  # the loop is closed: the server is shutting down
-            self._loop.call_soon_threadsafe(flag.set)
-
-
-class RunningRequest:
-    """A request that is being answered."""
-
-    def __init__(self, request: ChatRequest) -> None:
-        self.request = request
-        self.events = EventBuffer()
-        self.stop = threading.Event()
-        self.weights: dict[int, ActiveStack] = {}  # moved since it began
-
-
 class ChatWorker:
     """Models, the thread that runs them, and the requests that wait for it."""
 
-    def __init__(self, home: Home, *, device: str = "auto") -> None:
+    def __init__(self, home: Home) -> None:
         self.home = home
         self.token = secrets.token_urlsafe(32)
         self.requests: dict[str, RunningRequest] = {}
         self.leaving = asyncio.Event()
         self.last_used = time.monotonic()
-        self._device = device
         self._residents: Any = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="models")
         self._leases = Leases(home)
@@ -339,9 +258,7 @@ class ChatWorker:
             import_everything()
 
             self._residents = ResidentModels(
-                self.home,
-                device=lambda: self._leases.device(self._device),
-                hold=self._leases.take,
+                self.home, device=self._leases.device, hold=self._leases.take
             )
         return self._residents
 

@@ -36,7 +36,8 @@ def environment() -> dict[str, str]:
 
 
 def spawn(command: Sequence[str], log: Path, *, pipe: bool = False) -> subprocess.Popen[bytes]:
-    """Start a process in a session of its own, writing to a log file."""
+    """Start a process in a session of its own, which outlives this one, writing to a log file."""
+    flags = 0x00000008 | 0x00000200 if sys.platform == "win32" else 0  # detached, its own group
     with log.open("ab") as output:
         return subprocess.Popen(
             command,
@@ -46,6 +47,7 @@ def spawn(command: Sequence[str], log: Path, *, pipe: bool = False) -> subproces
             cwd=log.parent,
             env=environment(),
             start_new_session=True,
+            creationflags=flags,
         )
 
 

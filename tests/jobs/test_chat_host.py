@@ -21,8 +21,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from jobs import chat_client
 from jobs.chat_client import state_path
+from jobs.chat_events import EventBuffer
 from jobs.chat_host import batches
-from jobs.chat_worker import ChatWorker, EventBuffer
+from jobs.chat_worker import ChatWorker
 from jobs.store import JobStore
 from studio.backbone import Backbone
 from studio.chat.lanes import ChatRequest, Delta
@@ -71,7 +72,7 @@ def place(tmp_path_factory):
     home = open_home(root / "home")
     base = make_base(root / "base")
     make_adapter(base, home.adapters / "noisy")
-    chat_client.ensure_host(home, device="cpu", idle_seconds=300)
+    chat_client.ensure_host(home, idle_seconds=300)
     yield home, base
     chat_client.quit_host(home)
 
@@ -614,7 +615,7 @@ def test_a_host_has_a_session_of_its_own_and_leaves_when_told(place):
 
 
 def test_a_host_that_nobody_asks_leaves(home):
-    endpoint = chat_client.ensure_host(home, device="cpu", idle_seconds=2, warm=False)
+    endpoint = chat_client.ensure_host(home, idle_seconds=2)
 
     until(lambda: not endpoint.identity.alive())
 

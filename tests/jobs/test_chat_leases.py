@@ -60,16 +60,15 @@ def test_a_cpu_or_another_gpu_is_kept(home):
 def test_models_go_to_the_cpu_while_a_job_has_the_gpu(home, monkeypatch):
     monkeypatch.setattr("studio.models.loading.default_device", lambda: "cuda:0")
 
-    assert leases_with(home).device("auto") == "cuda:0"
-    assert leases_with(home, {"device": "cuda:0", "holder": "job"}).device("auto") == "cpu"
-    assert leases_with(home).device("cuda:0") == "cuda:0"
+    assert leases_with(home).device() == "cuda:0"
+    assert leases_with(home, {"device": "cuda:0", "holder": "job"}).device() == "cpu"
 
 
 def test_a_gpu_of_which_a_job_has_only_a_seat_is_the_jobs(home, monkeypatch):
     monkeypatch.setattr("studio.models.loading.default_device", lambda: "cuda:0")
     leases = leases_with(home, {"device": "cuda:0#2", "holder": "job"})
 
-    assert leases.device("auto") == "cpu"
+    assert leases.device() == "cpu"
     leases.take([{"device": "cuda:0", "bytes": 1}])
     assert leases.wanted()
 
