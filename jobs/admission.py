@@ -1,8 +1,8 @@
 """What is checked before a run enters the queue: that its model and data exist and can be used.
 
-Torch-free and quick: the model's configuration and headers, the first rows of the data file. A
-mistake is told to the person who makes it, not to a log an hour later. Paths become absolute here,
-because the runner lives elsewhere.
+Torch-free and quick: the model's configuration and headers, the first rows of the data file. An
+error is reported at submission instead of in a log an hour later. Paths become absolute here, since
+the runner has another working directory.
 """
 
 from pathlib import Path

@@ -19,7 +19,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, cast
 
-from jobs.database import Database, advice, copies, plain_errors
+from jobs.database import Database, advice, copies, damage, plain_errors
 from studio import atomic
 from studio.errors import DiskFull, HomeError, is_disk_full
 from studio.home import Home
@@ -70,7 +70,7 @@ def backup(home: Home, file: Path) -> dict[str, Any]:
 
 
 def copy_database(home: Home, target: Path) -> None:
-    """Copy the database as of one moment, while others write.
+    """Copy the database as of one point in time, while others write.
 
     Raises:
         HomeError: It cannot be read.
@@ -97,9 +97,9 @@ def daily(home: Home, database: Database, *, now: float) -> Path | None:
     if kept and now - kept[-1].stat().st_mtime < DAILY_SECONDS:
         return None
     with database.reading() as db:
-        answer = str(db.conn.execute("PRAGMA quick_check(1)").fetchone()[0])
-    if answer != "ok":
-        raise HomeError(f"{home.database} is damaged ({answer}). {advice(home.path)}")
+        found = damage(db.conn)
+    if found:
+        raise HomeError(f"{home.database} is damaged ({found}). {advice(home.path)}")
     folder = home.path / "backups"
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / time.strftime("studio-%Y%m%d-%H%M%S.db", time.gmtime(now))

@@ -33,14 +33,10 @@ def submit(
     name = name.strip()
     if not name:
         raise QueueError("A bake-off needs a name: its runs are called after it.")
-    picked = list(dict.fromkeys(chosen or methods()))
-    specs = []
-    for method in picked:
-        named(method)
-        changes = {"name": f"{name} {method}", "method.name": method}
-        own = spec.method.name if spec.method.name == method else None
-        values = {"name": f"{name} {method}"} if own else changes
-        specs.append(spec.with_values(values))
+    specs = [
+        spec.with_values({"name": f"{name} {method}", "method.name": named(method).name})
+        for method in dict.fromkeys(chosen or methods())
+    ]
     if any(job.sweep == name for job in store.list(search=name)):
         raise QueueError(f'There is already "{name}". Give the bake-off another name.')
     memory = [needed_bytes(one, store.home) for one in specs]
@@ -55,6 +51,11 @@ def submit(
         measuring = {"kind": "bakeoff", "sweep": name}
         last = jobs_table.insert(db, request.model_dump(mode="json"), measuring)
     return [store.get(job) for job in (*runs, last)]
+
+
+def outcome(store: JobStore, job: Job) -> dict[str, Any]:
+    """Return the name and the table of the bake-off that a job measured."""
+    return {"name": job.sweep, "rows": table(store, str(job.sweep))}
 
 
 def table(store: JobStore, name: str) -> list[dict[str, Any]]:
@@ -78,8 +79,8 @@ def table(store: JobStore, name: str) -> list[dict[str, Any]]:
 
 def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
     facts = summary(job)
-    points = store.metrics([job.id], ["memory_bytes", "tokens_per_second"], bins=2000)["data"]
-    memory = _values(points, "memory_bytes", job.id)
+    points = store.metrics([job.id], ["memory_bytes"], bins=2000)["data"]
+    memory = points.get("memory_bytes", {}).get(str(job.id), {}).get("y", [])
     return {
         "run": job.id,
         "method": job.spec["method"]["name"],
@@ -87,7 +88,7 @@ def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
         "error": job.error_text,
         "trainable_parameters": job.result.get("trainable_parameters"),
         "total_parameters": job.result.get("total_parameters"),
-        "peak_memory_bytes": max(memory) if memory else None,
+        "peak_memory_bytes": max(filter(None, memory), default=None),
         "seconds_per_step": facts["seconds"] / job.step if facts["seconds"] and job.step else None,
         "first_loss": facts["first_loss"],
         "last_loss": facts["last_loss"],
@@ -97,9 +98,3 @@ def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
         "merged_ratio": measured.get("merged_ratio"),
         "answers": measured.get("answers", []),
     }
-
-
-def _values(points: dict[str, Any], name: str, job_id: int) -> list[float]:
-    series = points.get(name, {})
-    own = series.get(job_id) or series.get(str(job_id)) or {}
-    return [value for value in own.get("y", []) if value is not None]

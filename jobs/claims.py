@@ -8,42 +8,99 @@ has the job: `Fenced` is raised, nothing is changed, and the runner exits at onc
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypedDict, Unpack, cast
 
 from jobs.curves import Progress, finite, write_measurements
 from jobs.database import Database, now
-from jobs.job import Intent, Request, State
+from jobs.job import Intent, State
 from jobs.processes import Identity
 from jobs.schema import Tables
 
 UNBOUNDED = 2**62
+PLACE = "#"
 
 
-def start_parameters(wanted: Iterable[str] | None, start_when: Iterable[str]) -> dict[str, Any]:
-    """Return the parameters of `MAY_START`."""
-    return {
+def device_of(lease: str) -> str:
+    """Return the device of a lease: `cpu` for both `cpu` and `cpu#12`, job 12's place on it."""
+    return lease.partition(PLACE)[0]
+
+
+class Conditions(TypedDict, total=False):
+    """Conditions of a claim; absent ones exclude nothing."""
+
+    more: Iterable[str]
+    """Further slots for a job on several devices; those in use are skipped."""
+    room: Mapping[str, int]
+    """Free bytes of a slot; an absent slot has room for any job."""
+    wanted: Iterable[str] | None
+    """Values of `train.device` that the slot serves; None serves all."""
+    start_when: Iterable[str]
+    """Values of `start_when` that hold now: `idle`, `night`."""
+
+
+def startable(
+    db: Tables,
+    *,
+    wanted: Iterable[str] | None = None,
+    start_when: Iterable[str] = ("idle", "night"),
+    least_bytes: int = 0,
+    most_bytes: int = UNBOUNDED,
+) -> Iterator[dict[str, Any]]:
+    """Yield the queued jobs that may start now, in the order of the queue."""
+    values = {
         "now": now(), "any": wanted is None, "wanted": json.dumps(list(wanted or ())),
-        "start_when": json.dumps(["", *start_when]),
+        "start_when": json.dumps(["", *start_when]), "least": least_bytes, "most": most_bytes,
     }  # fmt: skip
+    return cast("Iterator[dict[str, Any]]", db.query(_STARTABLE, values))
 
 
-def slot_parameters(
+def leased_devices(db: Tables) -> set[str]:
+    """Return the devices that jobs hold."""
+    rows = db.conn.execute("SELECT device FROM leases WHERE holder = 'job'").fetchall()
+    return {device_of(device) for (device,) in rows}
+
+
+def _next_job(
+    db: Tables,
     device: str,
-    more: Iterable[str],
-    room: Mapping[str, int] | None,
-    wanted: Iterable[str] | None,
-    start_when: Iterable[str],
-) -> dict[str, Any]:
-    """Return the parameters of `FREE` and `FIRST`; the arguments are those of `Claims.claim`."""
-    known = room or {}
-    slots = [[one, known.get(one, UNBOUNDED)] for one in (device, *more)]
-    return start_parameters(wanted, start_when) | {"device": device, "devices": json.dumps(slots)}
+    *,
+    more: Iterable[str] = (),
+    room: Mapping[str, int] | None = None,
+    **which: Any,
+) -> tuple[dict[str, Any], list[str]] | None:
+    """Return the job that a slot starts next, and its devices."""
+    slots, bytes_of, held = [device, *more], room or {}, leased_devices(db)
+    if device in held:
+        return None
+    for job in startable(db, most_bytes=bytes_of.get(device, UNBOUNDED), **which):
+        if device == "cpu":
+            return job, [device]
+        named = job["device_wanted"].split(",")
+        fitting = [
+            slot for slot in slots
+            if slot not in held and bytes_of.get(slot, UNBOUNDED) >= job["memory_bytes"]
+            and (len(named) == 1 or slot in named)
+        ]  # fmt: skip
+        width = len(slots) if named == ["all"] else job["width"]
+        if width <= len(fitting):
+            return job, fitting[:width]
+    return None
 
 
-MAY_START = """
-  state = 'queued'
+def start_attempt(db: Tables, job: int, device: str, *, owner: Identity, why: str) -> "Claim":
+    """Move a queued job into `starting` on a device, as a new attempt."""
+    values = {"id": job, "device": device, "owner": str(owner), "why": why, "now": now()}
+    return Claim(*db.conn.execute(_START_ATTEMPT, values).fetchall()[0])
+
+
+_STARTABLE = """
+SELECT id, position, kind, name, sweep, spec, device_wanted, width, memory_bytes, no_progress,
+  on_error
+FROM jobs
+WHERE state = 'queued'
+  AND +memory_bytes BETWEEN :least AND :most  -- + keeps to the index of positions
   AND (:any AND device_wanted <> 'ray' OR device_wanted IN (SELECT value FROM json_each(:wanted))
        OR instr(device_wanted, ',')  -- a set, of which this slot is one
           AND EXISTS (SELECT 1 FROM json_each(:wanted) AS mine
@@ -56,31 +113,28 @@ MAY_START = """
        OR NOT EXISTS (SELECT 1 FROM jobs AS run WHERE run.sweep = jobs.sweep AND run.kind = 'train'
                       AND run.state IN ('queued', 'starting', 'running', 'stopping',
                                         'interrupted')))
+ORDER BY position, id
 """
-SERVES = """(room >= memory_bytes AND (:device = 'cpu' OR NOT instr(device_wanted, ',')
-  OR instr(',' || device_wanted || ',', ',' || free.name || ',')))"""
-TAKES = "CASE device_wanted WHEN 'all' THEN json_array_length(:devices) ELSE width END"
-FREE = """
-WITH free AS (SELECT json_extract(value, '$[0]') AS name, json_extract(value, '$[1]') AS room,
-                     key AS place
-              FROM json_each(:devices)
-              WHERE json_extract(value, '$[0]')  -- `cpu#12` is a place on `cpu` (siblings.py)
-                    NOT IN (SELECT substr(device, 1, instr(device || '#', '#') - 1)
-                            FROM leases WHERE holder = 'job'))
+_START_ATTEMPT = """
+UPDATE jobs SET state = 'starting', owner = :owner, attempt = attempt + 1,
+  heartbeat = :now, started = COALESCE(started, :now), phase = 'Starting',
+  error_kind = NULL, error_text = NULL, changed_by = 'supervisor', why = :why, waits = '',
+  device = :device
+WHERE id = :id
+RETURNING id, attempt, device
 """
-FIRST = f"""
-FROM jobs WHERE {MAY_START}
-  AND :device IN (SELECT name FROM free)
-  AND memory_bytes <= (SELECT room FROM free WHERE name = :device)
-  AND (:device = 'cpu' OR {TAKES} <= (SELECT count(*) FROM free WHERE {SERVES}))
-ORDER BY position, id LIMIT 1
-"""
-
 
 NO_PROGRESS_LIMIT = 3
-TRIED_AGAIN = """
-SELECT id FROM jobs WHERE state = 'failed' AND retries_left > 0  -- only what may pass by itself
-  AND error_kind IN ('start', 'out_of_memory', 'weights_too_large', 'network')
+
+
+def retried(db: Tables) -> dict[int, int]:
+    """Return the failed jobs that are tried again, each with the number of its past retries."""
+    return dict(db.conn.execute(_RETRIED).fetchall())
+
+
+_RETRIED = """
+SELECT id, retries_done FROM jobs WHERE state = 'failed' AND retries_left > 0
+  AND error_kind IN ('start', 'out_of_memory', 'weights_too_large', 'network')  -- transient ones
 """
 
 
@@ -149,14 +203,7 @@ class Claims:
         self._database = database
 
     def claim(
-        self,
-        device: str,
-        *,
-        owner: Identity,
-        more: Iterable[str] = (),
-        room: Mapping[str, int] | None = None,
-        wanted: Iterable[str] | None = None,
-        start_when: Iterable[str] = ("idle", "night"),
+        self, device: str, *, owner: Identity, **conditions: Unpack[Conditions]
     ) -> Claim | None:
         """Take the next queued job that may start now for a free device, or None.
 
@@ -166,30 +213,20 @@ class Claims:
         Args:
             device: The slot that would run it.
             owner: The supervisor that will start the runner.
-            more: Further slots for a job on several devices; those in use are skipped.
-            room: Free bytes of a slot; an absent slot has room for any job.
-            wanted: Values of `train.device` that this slot serves; None serves all.
-            start_when: Values of `start_when` that hold now: `idle`, `night`.
+            conditions: What the slot may start now.
         """
-        values = slot_parameters(device, more, room, wanted, start_when) | {"owner": str(owner)}
         with self._database.writing() as db:
-            rows = db.conn.execute(_CLAIM, values).fetchall()
-        return Claim(*rows[0]) if rows else None
+            found = _next_job(db, device, **conditions)
+            if found is None:
+                return None
+            job, devices = found
+            return start_attempt(db, job["id"], ",".join(devices), owner=owner, why=f"on {device}")
 
-    def turn(
-        self,
-        device: str,
-        *,
-        more: Iterable[str] = (),
-        room: Mapping[str, int] | None = None,
-        wanted: Iterable[str] | None = None,
-        start_when: Iterable[str] = ("idle", "night"),
-    ) -> tuple[float, int] | None:
+    def turn(self, device: str, **conditions: Unpack[Conditions]) -> tuple[float, int] | None:
         """Return position and number of the job that `claim` would take now, or None."""
-        values = slot_parameters(device, more, room, wanted, start_when)
         with self._database.reading() as db:
-            row = db.conn.execute(_TURN, values).fetchone()
-        return (row[0], row[1]) if row else None
+            found = _next_job(db, device, **conditions)
+        return (found[0]["position"], found[0]["id"]) if found else None
 
     def waiting_for_memory(
         self,
@@ -199,10 +236,10 @@ class Claims:
         start_when: Iterable[str] = ("idle", "night"),
     ) -> tuple[int, int] | None:
         """Return number and bytes of the first job that only lacks memory to start."""
-        values = start_parameters(wanted, start_when) | {"room": room}
         with self._database.reading() as db:
-            row = db.conn.execute(_WAITING_FOR_MEMORY, values).fetchone()
-        return (row[0], row[1]) if row else None
+            jobs = startable(db, wanted=wanted, start_when=start_when, least_bytes=room + 1)
+            first = next(jobs, None)
+        return (first["id"], first["memory_bytes"]) if first else None
 
     def register(self, claim: Claim, process: Identity, *, from_step: int = 0) -> Intent | None:
         """Record the process of a claim; starting becomes running.
@@ -224,25 +261,20 @@ class Claims:
             db.conn.execute(_REGISTER_ATTEMPT, values)
         return cast("Intent | None", rows[0][0])
 
-    def intent(self, claim: Claim, *, beat: bool = False) -> Intent | None:
-        """Return the stop request, if any; with `beat`, also refresh the heartbeat.
+    def intent(self, claim: Claim) -> Intent | None:
+        """Return the stop request, if any.
 
         Raises:
             Fenced: The claim is no longer valid.
         """
-        values = {"id": claim.job, "attempt": claim.attempt, "now": now()}
-        if beat:
-            with self._database.writing(durable=False) as db:
-                rows = db.conn.execute(_BEAT, values).fetchall()
-        else:
-            with self._database.reading() as db:
-                rows = db.conn.execute(_INTENT, values).fetchall()
-        if not rows:
+        with self._database.reading() as db:
+            row = db.conn.execute(_ACTIVE_ATTEMPT, (claim.job, claim.attempt)).fetchone()
+        if row is None:
             raise Fenced
-        return cast("Intent | None", rows[0][0])
+        return cast("Intent | None", row[0])
 
     def report(self, claim: Claim, progress: Progress) -> Intent | None:
-        """Store a report; a step that is done again replaces the earlier one.
+        """Store a report and the heartbeat; a step that is done again replaces the earlier one.
 
         Returns:
             The stop request, if any.
@@ -261,17 +293,6 @@ class Claims:
                 raise Fenced
             write_measurements(db, claim.job, progress)
         return cast("Intent | None", rows[0][0])
-
-    def take_request(self, claim: Claim) -> Request | None:
-        """Return the user's next request to the run, and clear it."""
-        values = {"id": claim.job, "attempt": claim.attempt}
-        with self._database.reading() as db:
-            row = db.conn.execute(_REQUESTS, values).fetchone() or (0, 0)
-        request: Request | None = "save" if row[0] else "sample" if row[1] else None
-        if request is not None:
-            with self._database.writing(durable=False) as db:
-                db.conn.execute(_CLEAR_REQUEST[request], values)
-        return request
 
     def ask_shutdown(self, claim: Claim) -> None:
         """Request a stop because the machine shuts down; the job is queued again later."""
@@ -292,7 +313,6 @@ class Claims:
         *,
         result: dict[str, Any] | None = None,
         error: tuple[str, str] | None = None,
-        why: str = "",
     ) -> None:
         """Record how the attempt ended.
 
@@ -301,7 +321,7 @@ class Claims:
         """
         with self._database.writing() as db:
             if not leave(
-                db, claim.job, state, attempt=claim.attempt, actor="runner", why=why,
+                db, claim.job, state, attempt=claim.attempt, actor="runner",
                 result=result, error=error,
             ):  # fmt: skip
                 raise Fenced
@@ -386,23 +406,6 @@ class Claims:
             )  # fmt: skip
 
 
-_WAITING_FOR_MEMORY = f"""
-SELECT id, memory_bytes FROM jobs WHERE memory_bytes > :room AND {MAY_START}
-ORDER BY position, id LIMIT 1
-"""
-_TURN = f"{FREE} SELECT position, id {FIRST}"
-_CLAIM = f"""{FREE}
-UPDATE jobs SET state = 'starting', owner = :owner, attempt = attempt + 1,
-  heartbeat = :now, started = COALESCE(started, :now), phase = 'Starting',
-  error_kind = NULL, error_text = NULL, changed_by = 'supervisor', why = 'on ' || :device,
-  waits = '',
-  device = (SELECT group_concat(name, ',') FROM
-            (SELECT name, row_number() OVER (ORDER BY place) AS nth
-             FROM free WHERE {SERVES} ORDER BY place)
-            WHERE nth = 1 OR :device <> 'cpu' AND nth <= {TAKES})
-WHERE id = (SELECT id {FIRST})
-RETURNING id, attempt, device
-"""
 _REGISTER = """
 UPDATE jobs SET state = CASE state WHEN 'starting' THEN 'running' ELSE state END,
   pid = :pid, pid_started = :started, boot_id = :boot_id, heartbeat = :now,
@@ -412,15 +415,6 @@ RETURNING stop_requested
 """
 _REGISTER_ATTEMPT = """
 UPDATE attempts SET pid = :pid, from_step = :from_step WHERE job = :id AND attempt = :attempt
-"""
-_INTENT = """
-SELECT stop_requested FROM jobs
-WHERE id = :id AND attempt = :attempt AND state IN ('starting', 'running', 'stopping')
-"""
-_BEAT = """
-UPDATE jobs SET heartbeat = :now
-WHERE id = :id AND attempt = :attempt AND state IN ('starting', 'running', 'stopping')
-RETURNING stop_requested
 """
 _PROGRESS = """
 UPDATE jobs SET heartbeat = :now, step = COALESCE(:step, step),
@@ -439,10 +433,3 @@ UPDATE jobs SET state = 'stopping', stop_requested = 'pause', stop_requested_at 
   changed_by = 'runner', why = :why
 WHERE id = :id AND attempt = :attempt AND state = 'running'
 """
-_REQUESTS = (
-    "SELECT save_requested, sample_requested FROM jobs WHERE id = :id AND attempt = :attempt"
-)
-_CLEAR_REQUEST: dict[Request, str] = {
-    "save": "UPDATE jobs SET save_requested = 0 WHERE id = :id AND attempt = :attempt",
-    "sample": "UPDATE jobs SET sample_requested = 0 WHERE id = :id AND attempt = :attempt",
-}

@@ -1,7 +1,7 @@
 """Connections to `studio.db`: how to read, how to write, and when to refuse the file.
 
 Two write connections with two durabilities: state changes survive a power cut (`synchronous=FULL`),
-metrics may lose their last moments (`NORMAL`). Every write and checkpoint holds a lock file too:
+metrics may lose their last seconds (`NORMAL`). Every write and checkpoint holds a lock file too:
 SQLite below 3.51.3 can corrupt a WAL database when a commit resets the log while another process
 checkpoints it, and Python links whatever the system has. It costs 0.1 ms. Reads take no lock.
 
@@ -206,6 +206,12 @@ def plain_errors(path: Path) -> Iterator[None]:
         if "malformed" in text or "not a database" in text:
             raise HomeError(f"{path} is damaged ({text}). {advice(path.parent)}") from error
         raise
+
+
+def damage(connection: sqlite3.Connection) -> str:
+    """Return what a quick check finds wrong with a database; empty if nothing."""
+    answer = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+    return "" if answer == "ok" else answer
 
 
 def copies(home: Path) -> list[Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import cluster as clusters
-from jobs.database import Database
+from jobs.database import damage
 from jobs.store import JobStore
 from studio import hardware
 from studio.errors import StudioError
@@ -70,9 +70,9 @@ def _home_facts(home_path: Path | None, findings: list[dict[str, str]]) -> dict[
             f"Only {readable(usage.free)} are free in {home.path}: checkpoints may not fit."
         ))  # fmt: skip
     with closing(JobStore(home)) as store:
-        damage = _damage(store.database)
-        if damage:
-            findings.append(_problem(f"{home.database} is damaged: {damage}"))
+        with store.database.reading() as db:
+            if found := damage(db.conn):
+                findings.append(_problem(f"{home.database} is damaged: {found}"))
         supervisor = store.supervisor()
         counts = dict(store.counts())
         if supervisor is None and counts.get("queued"):
@@ -90,12 +90,6 @@ def _home_facts(home_path: Path | None, findings: list[dict[str, str]]) -> dict[
                 {key: row[key] for key in ("role", "pid", "url")} for row in store.processes()
             ],
         }
-
-
-def _damage(database: Database) -> str:
-    with database.reading() as db:
-        answer = str(db.conn.execute("PRAGMA quick_check(1)").fetchone()[0])
-    return "" if answer == "ok" else answer
 
 
 def _version(name: str) -> str | None:

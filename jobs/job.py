@@ -1,7 +1,7 @@
 """A job as one row of the queue, its states and the legal transitions between them.
 
-The database holds the same table and refuses every other pair (`schema.py`); this module is where
-people and pages read what is possible. It knows no SQL.
+The database holds the same table and refuses every other pair (`schema.py`); commands and pages
+read here what is possible.
 """
 
 import json
@@ -52,11 +52,6 @@ LEGAL: frozenset[tuple[State, State]] = frozenset(
 )
 
 
-def can_move(source: State, target: State) -> bool:
-    """Return True if a job may go from one state to another."""
-    return (source, target) in LEGAL
-
-
 def actions(state: State) -> tuple[str, ...]:
     """Return what the user can do with a job in this state, in the order of the page."""
     return {
@@ -105,7 +100,7 @@ class Job:
     retries_left: int
     notes: str
     tags_json: str
-    needs_json: str
+    needs: list[int]
     drop_checkpoints: int
     memory_bytes: int
     waits: str
@@ -127,36 +122,18 @@ class Job:
         """Return the user's tags."""
         return cast(list[str], json.loads(self.tags_json))
 
-    @cached_property
-    def needs(self) -> list[int]:
-        """Return the jobs that must have succeeded before it starts."""
-        return cast(list[int], json.loads(self.needs_json))
-
     @property
     def active(self) -> bool:
         """Return True if a process executes it."""
         return self.state in ACTIVE
 
 
-COLUMNS = """id, kind, name, state, position, device_wanted, device, pid, attempt, no_progress,
-  stop_requested, created, started, finished, heartbeat, step, total_steps, phase, error_kind,
-  error_text, parent, why, sweep, on_error, start_after, start_when, retries_left, notes, tags,
-  drop_checkpoints, memory_bytes, waits, spec, result,
-  (SELECT json_group_array(needs) FROM dependencies WHERE dependencies.job = jobs.id)
-    AS needs_json"""
+_COLUMN = {
+    "intent": "stop_requested", "tags_json": "tags", "spec_json": "spec", "result_json": "result",
+}  # fmt: skip
 
 
-def job_of(row: dict[str, Any]) -> Job:
-    """Build the record from a row of `jobs`."""
-    values = {key: row[key] for key in _SAME}
-    return Job(
-        **values,
-        intent=row["stop_requested"],
-        tags_json=row["tags"],
-        spec_json=row["spec"],
-        result_json=row["result"],
-    )
-
-
-_NAMED_ELSE = {"intent", "tags_json", "spec_json", "result_json"}
-_SAME = [key for key in Job.__dataclass_fields__ if key not in _NAMED_ELSE]
+def job_of(row: dict[str, Any], needs: list[int]) -> Job:
+    """Build the record from a row of `jobs` and the jobs that it needs."""
+    fields = Job.__dataclass_fields__.keys() - {"needs"}
+    return Job(needs=needs, **{field: row[_COLUMN.get(field, field)] for field in fields})

@@ -1,13 +1,12 @@
-"""The jobs table: names, look-up, order, submission, stop requests, the JSON summary."""
+"""The jobs table: names, look-up, submission, the JSON summary."""
 
 import json
 from collections.abc import Iterable
 from typing import Any
 
 from jobs import curves
-from jobs.claims import leave
 from jobs.database import now
-from jobs.job import ACTIVE, COLUMNS, ENDED, Job, State, job_of
+from jobs.job import Job, job_of
 from jobs.kinds import FILE_KINDS, FILES
 from jobs.schema import Tables
 from studio import devices
@@ -47,14 +46,6 @@ def free_name(db: Tables, base: str) -> str:
     return f"{base}-{number}"
 
 
-def first_free(base: str, taken: dict[str, int]) -> str:
-    """Return `base`, or the first of `base-2`, `base-3` … that is free."""
-    number = 1
-    while (name := base if number == 1 else f"{base}-{number}") in taken:
-        number += 1
-    return name
-
-
 def generated_name(values: dict[str, Any], kind: str) -> str:
     """Return `<model>-<method>-<data>` for a run, led by the kind for other jobs."""
     words = [] if kind == "train" else [kind]
@@ -83,84 +74,28 @@ def find_job(db: Tables, job_id: int | str) -> Job:
     Raises:
         QueueError: It does not exist.
     """
-    by_id = isinstance(job_id, int) or (job_id.isdecimal() and len(job_id) < LONGEST_NUMBER)
-    rows = list(db.query(_BY_ID if by_id else _BY_NAME, (int(job_id) if by_id else job_id,)))
-    if not rows:
-        label = f"number {job_id}" if by_id else f'called "{shown(str(job_id))}"'
+    if isinstance(job_id, int) or (job_id.isdecimal() and len(job_id) < LONGEST_NUMBER):
+        found = read_jobs(db, "SELECT * FROM jobs WHERE id = ?", (int(job_id),))
+        label = f"number {job_id}"
+    else:
+        found = read_jobs(db, "SELECT * FROM jobs WHERE name = ?", (job_id,))
+        label = f'called "{shown(str(job_id))}"'
+    if not found:
         raise QueueError(f"There is no job {label}. `studio runs` lists them.")
-    return job_of(rows[0])
+    return found[0]
 
 
-def list_jobs(
-    db: Tables, states: Iterable[State] | None, *, limit: int | None, offset: int, search: str
-) -> list[Job]:
-    """Return jobs, newest first; see `JobStore.list`."""
-    values = {
-        "all": states is None, "states": json.dumps(sorted(states or ())),
-        "limit": -1 if limit is None else limit, "offset": offset,
-        "pattern": "%" + escaped_like(search.strip()) + "%",
-    }  # fmt: skip
-    return [job_of(row) for row in db.query(_LIST, values)]
+def read_jobs(db: Tables, query: str, values: Any = ()) -> list[Job]:
+    """Return the jobs that a query of whole rows of `jobs` selects."""
+    rows = list(db.query(query, values))
+    needs: dict[int, list[int]] = {row["id"]: [] for row in rows}
+    for job, needed in db.conn.execute(_NEEDS, (json.dumps(list(needs)),)):
+        needs[job].append(needed)
+    return [job_of(row, needs[row["id"]]) for row in rows]
 
 
-def queued_jobs(db: Tables, *, limit: int | None) -> list[Job]:
-    """Return running and queued jobs in the order in which they run."""
-    active = [job_of(row) for row in db.query(_ACTIVE)]
-    left = -1 if limit is None else max(0, limit - len(active))
-    return [*active, *(job_of(row) for row in db.query(_WAITING, (left,)))][:limit]
-
-
-_BY_ID = f"SELECT {COLUMNS} FROM jobs WHERE id = ?"
-_BY_NAME = f"SELECT {COLUMNS} FROM jobs WHERE name = ?"
-_LIST = f"""
-SELECT {COLUMNS} FROM jobs
-WHERE (:all OR state IN (SELECT value FROM json_each(:states)))
-  AND name LIKE :pattern ESCAPE '\\'
-ORDER BY id DESC LIMIT :limit OFFSET :offset
-"""
-_ACTIVE = f"""
-SELECT {COLUMNS} FROM jobs WHERE state IN ('starting', 'running', 'stopping')
-ORDER BY position, id
-"""
-# Alone, so that the index gives the first of ten thousand without sorting them.
-_WAITING = f"SELECT {COLUMNS} FROM jobs WHERE state = 'queued' ORDER BY position, id LIMIT ?"
-
-
-def to_the_end(db: Tables, job: int) -> None:
-    """Move a job behind all others."""
-    db.conn.execute(_TO_THE_END, (job,))
-
-
-def place_before(db: Tables, job: int, other: int) -> None:
-    """Move a job right before another one; renumber all if the numbers get too close."""
-    below, above = db.conn.execute(_NEIGHBOURS, {"other": other, "job": job}).fetchone()
-    position = above - 1 if below is None else (below + above) / 2
-    if below is not None and not below < position < above:
-        db.conn.execute(_RENUMBER)
-        place_before(db, job, other)
-        return
-    db.conn.execute("UPDATE jobs SET position = ? WHERE id = ?", (position, job))
-
-
-def first_waiting(db: Tables) -> int | None:
-    """Return the job that would run next."""
-    row = db.conn.execute(_FIRST_WAITING).fetchone()
-    return row[0] if row else None
-
-
-_TO_THE_END = """
-UPDATE jobs SET position = (SELECT MAX(position) + 1 FROM jobs) WHERE id = ?
-"""
-_FIRST_WAITING = "SELECT id FROM jobs WHERE state = 'queued' ORDER BY position, id LIMIT 1"
-_NEIGHBOURS = """
-SELECT (SELECT MAX(position) FROM jobs
-        WHERE position < (SELECT position FROM jobs WHERE id = :other) AND id <> :job),
-       (SELECT position FROM jobs WHERE id = :other)
-"""
-_RENUMBER = """
-UPDATE jobs SET position = ranked.place
-FROM (SELECT id, ROW_NUMBER() OVER (ORDER BY position, id) AS place FROM jobs) AS ranked
-WHERE jobs.id = ranked.id
+_NEEDS = """
+SELECT job, needs FROM dependencies WHERE job IN (SELECT value FROM json_each(?)) ORDER BY 1, 2
 """
 
 
@@ -221,82 +156,6 @@ VALUES (:kind, :name, :spec, :device, :parent, :now, :sweep, :on_error, :retries
 RETURNING id
 """
 NEED = "INSERT OR IGNORE INTO dependencies(job, needs) VALUES (?, ?)"
-
-
-def stop(db: Tables, job_id: int | str, intent: str, ended: State, *, drop: bool = False) -> int:
-    """End a queued job, or request the stop of an active one; return its number.
-
-    Args:
-        db: A connection that writes.
-        job_id: Number or name.
-        intent: `cancel` or `pause`, for its process.
-        ended: The state it ends in.
-        drop: Delete its checkpoints once it has ended.
-
-    Raises:
-        QueueError: It is being stopped already, or its state does not allow it.
-    """
-    job = find_job(db, job_id)
-    if drop:
-        db.conn.execute("UPDATE jobs SET drop_checkpoints = 1 WHERE id = ?", (job.id,))
-    if job.state in ACTIVE:
-        if job.intent == "cancel":
-            raise QueueError(f'"{job.name}" is already being cancelled.')
-        if job.intent == intent:
-            raise QueueError(f'"{job.name}" is already being stopped.')
-        db.conn.execute(_ASK, {"id": job.id, "intent": intent, "now": now()})
-    elif (job.state, ended) in (
-        ("queued", "paused"), ("queued", "cancelled"), ("paused", "cancelled"),
-        ("interrupted", "cancelled"),
-    ):  # fmt: skip
-        leave(db, job.id, ended, actor="person", why="asked for")
-    else:
-        raise QueueError(cannot(job, intent))
-    return job.id
-
-
-def queue_again(db: Tables, job: Job, *, step: int, restart: bool) -> None:
-    """Queue a stopped job again from a step; an ended one goes behind all others.
-
-    Raises:
-        QueueError: Its state has changed since the caller read it.
-    """
-    state = find_job(db, job.id).state
-    if state != job.state:
-        raise QueueError(f'"{job.name}" has just become {state}. Nothing was changed.')
-    if restart:
-        for statement in _FORGET:
-            db.conn.execute(statement, (job.id,))
-    if job.state in ENDED:
-        to_the_end(db, job.id)
-    db.conn.execute(_FRESH_TRIES, (step, job.id))
-    why = f"goes on from step {step}" if step else "starts from the beginning"
-    leave(db, job.id, "queued", actor="person", why=why)
-
-
-def cannot(job: Job, action: str) -> str:
-    """Return why a job in its state does not allow an action, and what to do instead."""
-    text = f'"{job.name}" is {job.state} and cannot be {action.rstrip("e")}ed.'
-    text = text.replace("canceled", "cancelled")
-    if job.state == "succeeded" and action == "resume":
-        more = f"`studio extend {job.id}` trains it longer, as a new run."
-        return f"{text} {more if job.kind == 'train' else 'Start a new one instead.'}"
-    return text
-
-
-_ASK = """
-UPDATE jobs SET state = 'stopping', stop_requested = :intent, stop_requested_at = :now,
-  changed_by = 'person', why = :intent || ' asked for'
-WHERE id = :id
-"""
-_FRESH_TRIES = "UPDATE jobs SET no_progress = 0, resume_step = ? WHERE id = ?"
-_FORGET = (
-    "DELETE FROM metrics WHERE job = ?",
-    "DELETE FROM samples WHERE job = ?",
-    "DELETE FROM checkpoints WHERE job = ?",
-    """UPDATE jobs SET step = 0, total_steps = NULL, result = '{}', drop_checkpoints = 0
-       WHERE id = ?""",
-)
 
 
 def summary(job: Job) -> dict[str, Any]:

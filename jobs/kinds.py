@@ -22,10 +22,6 @@ from studio.training.events import Event
 Wanted = Callable[[], Intent | None]
 
 
-def _nothing() -> Intent | None:
-    return None
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
     """The arguments of a kind.
@@ -38,7 +34,7 @@ class Work:
     run_dir: Path
     home: Home
     control: Control
-    intent: Wanted = _nothing
+    intent: Wanted = lambda: None
     cluster: Cluster | None = None
     device: str = ""
 

@@ -1,4 +1,4 @@
-"""Decide which slot starts which job: queue order, free memory, chat that gives way.
+"""Decide which slot starts which job: queue order, free memory, chat models that free a device.
 
 Slots claim one after the other, and a job on several devices takes them from slots that have not
 claimed yet. In a fixed order it could overtake an older job that needs one of them.
@@ -14,10 +14,9 @@ import heapq
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
+from jobs.claims import device_of
 from jobs.processes import Identity, kill_session
-from jobs.siblings import device_of
 from jobs.store import JobStore
 from studio import hardware
 from studio.names import readable
@@ -159,12 +158,10 @@ class Placement:
             db.conn.executemany(_SET_WAITS, [(why, job) for job, why in sentences.items()])
 
     def _end_chat(self, slot: str) -> None:
-        holders: list[dict[str, Any]] = self._store.leases()
-        for row in holders:
+        for row in self._store.leases():
             if row["holder"] == "chat" and row["device"] == slot:
                 logger.warning("chat did not leave %s; ending process %d", slot, row["pid"])
-                chat = Identity(row["pid"], row["pid_started"], row["boot_id"])
-                kill_session(chat, hard=True)
+                kill_session(Identity.recorded(row), hard=True)
         self._asked.pop(slot, None)
 
 

@@ -1,7 +1,4 @@
-"""Plans beyond one run: sweeps, copies, schedules, dependencies, longer runs, notes.
-
-Extending a run that succeeded leaves it as it is: the longer run is its child, which starts from
-its newest and best checkpoints and its curve, with the learning-rate schedule of the longer run.
+"""Plans beyond one run: sweeps, copies, schedules, dependencies, retries, notes.
 
 Each function changes the queue in one transaction, or raises an error and changes nothing.
 """
@@ -10,23 +7,20 @@ import datetime
 import itertools
 import json
 import math
-import os
 import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from jobs import jobs_table, settings
-from jobs.claims import TRIED_AGAIN, leave
+from jobs.claims import leave, retried
 from jobs.database import now
-from jobs.job import ENDED, Job, Request
+from jobs.job import ENDED, Job
 from jobs.memory import needed_by_each, needed_bytes
-from jobs.run_files import folder_of, needed_steps
+from jobs.schema import Tables
 from jobs.store import JobStore
-from studio import atomic
 from studio.errors import QueueError
 from studio.spec import RunSpec
 
@@ -124,90 +118,6 @@ def _combination(lists: Sequence[Sequence[Any]], number: int) -> tuple[Any, ...]
 
 def _label(point: Mapping[str, Any]) -> str:
     return " ".join(f"{field.rpartition('.')[2]}={value}" for field, value in point.items())
-
-
-def extend(
-    store: JobStore, job_id: int | str, *, epochs: float = 0, steps: int = 0, name: str = ""
-) -> Job:
-    """Queue the continuation of an ended run.
-
-    Raises:
-        QueueError: It is not a training that succeeded, has no checkpoint, or nothing is added.
-    """
-    job = store.get(job_id)
-    if job.kind != "train":
-        raise QueueError(f'"{job.name}" is a {job.kind}; only training runs can be extended.')
-    if job.state != "succeeded":
-        raise QueueError(
-            f'"{job.name}" is {job.state}; only a run that succeeded can be extended. '
-            "Resume it instead."
-        )
-    spec = _longer(job, epochs=epochs, steps=steps, name=name)
-    kept = needed_steps(store.home.run(job.id))
-    if not kept:
-        raise QueueError(
-            f'"{job.name}" has no checkpoint to continue from. Start a new run with more steps '
-            f"instead: studio duplicate {job.id} --set train.max_steps=…"
-        )
-    child = store.submit(spec, parent=job.id, held=True, memory_bytes=job.memory_bytes)
-    try:
-        for step in kept:  # the newest last, with which the child can continue
-            _copy_checkpoint(folder_of(store.home.run(job.id), step), store.home.run(child.id))
-    except BaseException:
-        store.cancel(child.id)
-        store.delete(child.id)
-        raise
-    with store.database.writing() as db:
-        for statement in _CURVE:
-            db.conn.execute(statement, {"old": job.id, "new": child.id, "step": step})
-        facts = {key: job.result[key] for key in ("first_loss", "rows") if key in job.result}
-        db.conn.execute(
-            "UPDATE jobs SET step = ?, result = ? WHERE id = ?",
-            (step, json.dumps(facts), child.id),
-        )
-    return store.resume(child.id)
-
-
-def _longer(job: Job, *, epochs: float, steps: int, name: str) -> RunSpec:
-    if (epochs > 0) == (steps > 0) or epochs < 0 or steps < 0:
-        raise QueueError("Give the epochs or the steps to add, one of them and more than 0.")
-    train = job.spec["train"]
-    if steps:
-        change = {"train.max_steps": (job.total_steps or job.step) + steps}
-    elif train["max_steps"] > 0:
-        raise QueueError(
-            f'"{job.name}" counts steps, not epochs (train.max_steps is {train["max_steps"]}). '
-            "Extend it by steps."
-        )
-    else:
-        change = {"train.num_train_epochs": train["num_train_epochs"] + epochs}
-    return RunSpec.parse({**job.spec, "name": name}).with_values(change)
-
-
-def _copy_checkpoint(checkpoint: Path, run_dir: Path) -> None:
-    """Copy a checkpoint into a new run, completely or not at all."""
-    target = run_dir / "checkpoints" / checkpoint.name
-    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        shutil.copytree(checkpoint, temporary)
-        atomic.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-_CURVE = (
-    """UPDATE counters SET value = value +
-         (SELECT COUNT(*) FROM metrics WHERE job = :old AND step <= :step)
-       WHERE name = 'metrics'""",
-    """INSERT INTO metrics(job, name, step, value, flag, time, seq)
-       SELECT :new, name, step, value, flag, time,
-         (SELECT value FROM counters WHERE name = 'metrics') + 1
-           - ROW_NUMBER() OVER (ORDER BY name, step DESC)
-       FROM metrics WHERE job = :old AND step <= :step""",
-    """INSERT INTO samples(job, step, prompt, text, time)
-       SELECT :new, step, prompt, text, time FROM samples WHERE job = :old AND step <= :step""",
-)
 
 
 StartWhen = Literal["", "idle", "night"]
@@ -362,25 +272,6 @@ def for_sweep(store: JobStore, sweep: str, action: Literal["hold", "release", "c
     return len(chosen)
 
 
-def request(store: JobStore, job_id: int | str, what: Request) -> None:
-    """Let a running job write a checkpoint, or answer its sample prompts, at its next step.
-
-    Raises:
-        QueueError: It is not a running training.
-    """
-    job = store.get(job_id)
-    if job.state != "running" or job.kind != "train":
-        raise QueueError(f'"{job.name}" is {job.state}; only a running training can {what}.')
-    with store.database.writing() as db:
-        db.conn.execute(_REQUEST[what], (job.id,))
-
-
-_REQUEST: dict[Request, str] = {
-    "save": "UPDATE jobs SET save_requested = 1 WHERE id = ?",
-    "sample": "UPDATE jobs SET sample_requested = 1 WHERE id = ?",
-}
-
-
 def annotate(
     store: JobStore,
     job_id: int | str,
@@ -405,17 +296,22 @@ def settle(store: JobStore) -> None:
     settings.hold_after_error(store)
     _drop_checkpoints(store)
     with store.database.reading() as db:
-        blocked = db.conn.execute(_BLOCKED).fetchall()
-        retried = db.conn.execute(_RETRIED).fetchall()
-    if not blocked and not retried:
-        return
+        again = retried(db)
+        if not again and not _blocked(db, again):
+            return
     with store.database.writing() as db:
-        for job, why in db.conn.execute(_BLOCKED).fetchall():
+        again = retried(db)
+        for job, why in _blocked(db, again):
             leave(db, job, "paused", actor="supervisor", why=why)
-        for job, done in db.conn.execute(_RETRIED).fetchall():
+        for job, done in again.items():
             wait = BACKOFF_SECONDS * 2**done
             leave(db, job, "queued", actor="supervisor", why=f"tries again in {wait:.0f} s")
             db.conn.execute(_COUNT_RETRY, (now() + wait, job))
+
+
+def _blocked(db: Tables, again: Iterable[int]) -> list[tuple[int, str]]:
+    """Return the queued jobs that cannot start any more, each with the reason."""
+    return db.conn.execute(_BLOCKED, {"again": json.dumps(list(again))}).fetchall()
 
 
 def _drop_checkpoints(store: JobStore) -> None:
@@ -430,21 +326,20 @@ def _drop_checkpoints(store: JobStore) -> None:
 
 _WAITING = "SELECT id FROM jobs WHERE state IN ('queued', 'paused') ORDER BY position, id"
 _DROPPED = "SELECT id FROM jobs WHERE state = 'cancelled' AND drop_checkpoints = 1"
-_BLOCKED = f"""
+_BLOCKED = """
 SELECT jobs.id, 'it needs "' || other.name || '", which is ' || other.state
 FROM jobs JOIN dependencies ON dependencies.job = jobs.id
           JOIN jobs AS other ON other.id = dependencies.needs
 WHERE jobs.state = 'queued' AND other.state IN ('failed', 'cancelled')
-  AND other.id NOT IN ({TRIED_AGAIN})
+  AND other.id NOT IN (SELECT value FROM json_each(:again))
 UNION
 SELECT jobs.id, 'its sweep stops at an error, and "' || other.name || '" failed'
 FROM jobs JOIN jobs AS other ON other.sweep = jobs.sweep
 WHERE jobs.state = 'queued' AND jobs.on_error = 'stop' AND other.state = 'failed'
-  AND other.id NOT IN ({TRIED_AGAIN})
+  AND other.id NOT IN (SELECT value FROM json_each(:again))
 """
 _START = "UPDATE jobs SET start_after = ?, start_when = ? WHERE id = ?"
 _AGAIN = "UPDATE jobs SET retries_left = ?, retries_done = 0 WHERE id = ?"
-_RETRIED = f"SELECT id, retries_done FROM jobs WHERE id IN ({TRIED_AGAIN})"
 _COUNT_RETRY = """
 UPDATE jobs SET retries_left = retries_left - 1, retries_done = retries_done + 1, start_after = ?
 WHERE id = ?

@@ -11,7 +11,6 @@ from jobs.memory import needed_bytes
 from jobs.store import JobStore
 from studio.devices import CLUSTER
 from studio.errors import OutOfMemory, QueueError, WeightsTooLarge
-from studio.home import Home
 from studio.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -35,12 +34,11 @@ def submit_measure(store: JobStore, spec: RunSpec) -> Job:
     )  # fmt: skip
 
 
-def read_measured(home: Home, job_id: int) -> dict[str, Any]:
-    """Return what a preflight job found."""
+def outcome(store: JobStore, job: Job) -> dict[str, Any]:
+    """Return what a preflight job measured."""
     from studio.training.preflight import REPORT
 
-    found: dict[str, Any] = json.loads((home.run(job_id) / REPORT).read_text(encoding="utf-8"))
-    return found
+    return dict(json.loads((store.home.run(job.id) / REPORT).read_text(encoding="utf-8")))
 
 
 def offers(store: JobStore, job_id: int | str) -> list[Remedy]:

@@ -8,9 +8,11 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -31,6 +33,11 @@ class Identity:
         """Return the identity that `str` wrote."""
         pid, started, boot_id = text.split(":", 2)
         return cls(int(pid), int(started), boot_id)
+
+    @classmethod
+    def recorded(cls, row: Mapping[str, Any]) -> "Identity":
+        """Return the identity in a row of `jobs`, `leases` or `processes`."""
+        return cls(row["pid"], row["pid_started"], row["boot_id"])
 
     def alive(self) -> bool:
         """Return True if exactly this process still runs."""

@@ -14,6 +14,7 @@ from jobs.claims import Claim, Fenced
 from jobs.curves import EVAL_SERIES, STEP_SERIES, Progress
 from jobs.job import Intent, Request
 from jobs.processes import leave
+from jobs.run_requests import take_request
 from jobs.store import JobStore
 from studio.errors import DiskFull, HomeError
 from studio.training import events
@@ -122,7 +123,7 @@ class Reporter:
                     self._store.claims.ask_shutdown(self._claim)
                 self._flush()
                 if not self.interruptible and self._request is None:
-                    self._request = self._store.claims.take_request(self._claim)
+                    self._request = take_request(self._store, self._claim)
                 if self.intent and self.interruptible:
                     self._exit_now()
             except Fenced:
@@ -138,13 +139,11 @@ class Reporter:
                 progress, self._buffer = self._buffer, Progress()
                 progress.result = self._result | {"seconds": self._seconds()}
             try:
-                if progress:
+                if progress or time.monotonic() - self._reported > BEAT_SECONDS:
                     self.intent = self._store.claims.report(self._claim, progress)
                     self._reported = time.monotonic()
                 else:
-                    beat = time.monotonic() - self._reported > BEAT_SECONDS
-                    self.intent = self._store.claims.intent(self._claim, beat=beat)
-                    self._reported = time.monotonic() if beat else self._reported
+                    self.intent = self._store.claims.intent(self._claim)
             except (DiskFull, HomeError):
                 with self._guard:
                     self._buffer.prepend(progress)

@@ -69,7 +69,7 @@ class Rescue:
             # Our own claim without a child: the start itself failed.
             gone = not owner.alive() or owner == me()
             return "it was claimed but not started" if gone else None
-        process = _registered(row)
+        process = Identity.recorded(row)
         if process.alive():
             return None
         return "the machine went down" if process.boot_id != boot_id() else "its process is gone"
@@ -77,7 +77,9 @@ class Rescue:
     def _take_from_dead(self, claim: Claim, row: dict[str, Any], death: str) -> None:
         child = self._runners.children.pop(claim, None)
         if row["pid"] is not None:
-            kill_session(_registered(row), hard=True)  # its children must not continue to write
+            kill_session(
+                Identity.recorded(row), hard=True
+            )  # its children must not continue to write
         never_began = row["pid"] is None and child is not None and (child.returncode or 0) > 0
         if never_began:
             self._store.claims.could_not_start(
@@ -93,7 +95,7 @@ class Rescue:
 
     def _process(self, claim: Claim, row: dict[str, Any]) -> Identity | None:
         if row["pid"] is not None:
-            return _registered(row)
+            return Identity.recorded(row)
         child = self._runners.children.get(claim)
         return of(child.pid) if child is not None else None
 
@@ -124,10 +126,6 @@ class Rescue:
         for key in [k for k in self._asked if (k[0].job, k[0].attempt) not in living]:
             del self._asked[key]
             self._signalled.discard(key)
-
-
-def _registered(row: dict[str, Any]) -> Identity:
-    return Identity(row["pid"], row["pid_started"], row["boot_id"])
 
 
 def _described(code: int) -> str:

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from jobs import supervisor
 from jobs.backup import MANIFEST, VERSION, refuse_too_large
+from jobs.database import damage
 from jobs.schema import STATEMENTS
 from studio import atomic
 from studio.errors import HomeError
@@ -171,9 +172,8 @@ def _unpack(file: Path, target: Path, files: dict[str, Any]) -> None:
 def _adapt(database: Path, old_home: Path, new_home: Path) -> None:
     """Check a restored database, mark its processes as dead, and move its paths to this home."""
     with closing(sqlite3.connect(database, isolation_level=None)) as db:
-        answer = str(db.execute("PRAGMA quick_check(1)").fetchone()[0])
-        if answer != "ok":
-            raise sqlite3.DatabaseError(answer)
+        if found := damage(db):
+            raise sqlite3.DatabaseError(found)
         try:
             applied = [row[0] for row in db.execute("SELECT name FROM _sqlite_migrations")]
         except sqlite3.OperationalError:

@@ -19,14 +19,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from jobs import cluster, kinds
-from jobs.claims import Claim, Fenced
+from jobs.claims import Claim, Fenced, device_of
 from jobs.kinds import Work
 from jobs.locks import FileLock
 from jobs.processes import leave, me
 from jobs.reporting import Reporter, exit_fenced
 from jobs.run_files import newest_step
-from jobs.siblings import device_of
 from jobs.store import JobStore
 from studio import atomic
 from studio.accelerator import visible_devices
@@ -54,7 +55,8 @@ class Attempt:
         )
         # Siblings would end with this process, and a cluster's job must be stopped there.
         self.reporter.interruptible = alone and not cluster.is_slot(claim.device)
-        _write_spec(self.run_dir, self.job.spec)
+        spec = yaml.safe_dump(self.job.spec, sort_keys=False, allow_unicode=True)
+        atomic.write(self.run_dir / "spec.yaml", spec)
         sweep(self.run_dir)
         sweep(self.run_dir / "checkpoints")
 
@@ -127,7 +129,7 @@ class Attempt:
             self._store.claims.finish(self._claim, "failed", result=result, error=error_text)
 
     def _pause_for_room(self, fault: DiskFull) -> None:
-        for _ in range(50):  # a full disk often has room for one small row a moment later
+        for _ in range(50):  # a full disk often has room for one small row soon after
             try:
                 self._store.claims.ask_pause(self._claim, why=fault.text)
                 self._store.claims.stopped(self._claim, error=(fault.kind, fault.text))
@@ -155,13 +157,6 @@ def as_studio_error(error: Exception, *, kind: str = "train") -> StudioError:
         f"({type(error).__name__}: {first}). The log holds the details"
         + ("; if it had saved a checkpoint, resume it from there." if trains else ".")
     )
-
-
-def _write_spec(run_dir: Path, spec: dict[str, Any]) -> None:
-    import yaml
-
-    text = yaml.safe_dump(spec, sort_keys=False, allow_unicode=True)
-    atomic.write(run_dir / "spec.yaml", text)
 
 
 def _as_line(event: events.Event) -> str:

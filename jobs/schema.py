@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     Tables = Any
 
-NOW = "(julianday('now') - 2440587.5) * 86400.0"
+NOW = "(julianday('now') - 2440587.5) * 86400.0"  # stands for {NOW} in the statements
 
 STATEMENTS: dict[str, tuple[str, ...]] = {
     # Jobs, the legal transitions between their states, and their audit.
@@ -118,23 +118,23 @@ CREATE TABLE attempts (
         """CREATE TRIGGER jobs_no_delete_alive BEFORE DELETE ON jobs
        WHEN OLD.state IN ('starting', 'running', 'stopping')
        BEGIN SELECT RAISE(ABORT, 'an active job cannot be deleted'); END""",
-        f"""CREATE TRIGGER jobs_created AFTER INSERT ON jobs BEGIN
+        """CREATE TRIGGER jobs_created AFTER INSERT ON jobs BEGIN
          INSERT INTO events(job, attempt, time, src, dst, actor, why)
          VALUES (NEW.id, NEW.attempt, {NOW}, NULL, NEW.state, NEW.changed_by, NEW.why); END""",
-        f"""
+        """
 CREATE TRIGGER jobs_moved AFTER UPDATE OF state ON jobs WHEN NEW.state <> OLD.state BEGIN
          INSERT INTO events(job, attempt, time, src, dst, actor, why)
          VALUES (NEW.id, NEW.attempt, {NOW}, OLD.state, NEW.state, NEW.changed_by, NEW.why);
         END""",
-        f"""CREATE TRIGGER jobs_attempt_begins AFTER UPDATE OF state ON jobs
+        """CREATE TRIGGER jobs_attempt_begins AFTER UPDATE OF state ON jobs
         WHEN OLD.state = 'queued' AND NEW.state = 'starting' BEGIN
          INSERT INTO attempts(job, attempt, device, started)
          VALUES (NEW.id, NEW.attempt, NEW.device, {NOW}); END""",
-        f"""CREATE TRIGGER jobs_attempt_ends AFTER UPDATE OF state ON jobs
+        """CREATE TRIGGER jobs_attempt_ends AFTER UPDATE OF state ON jobs
         WHEN OLD.device IS NOT NULL AND NEW.device IS NULL BEGIN
          UPDATE attempts SET ended = {NOW}, outcome = NEW.state, why = NEW.why, pid = OLD.pid
          WHERE job = NEW.id AND attempt = NEW.attempt; END""",
-        f"""CREATE TRIGGER jobs_deleted AFTER DELETE ON jobs BEGIN
+        """CREATE TRIGGER jobs_deleted AFTER DELETE ON jobs BEGIN
          INSERT INTO events(job, attempt, time, src, dst, actor, why)
          VALUES (OLD.id, OLD.attempt, {NOW}, OLD.state, 'deleted', 'person', OLD.name); END""",
         """
@@ -260,7 +260,7 @@ CREATE TABLE processes (
   PRIMARY KEY (role, pid)
 ) STRICT, WITHOUT ROWID
 """,
-        f"""CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
+        """CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
         WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
          INSERT INTO leases(device, holder, job, since)
          VALUES (NEW.device, 'job', NEW.id, {NOW}); END""",
@@ -360,7 +360,7 @@ WHERE conversation IS NOT NULL
     "m008_widen_jobs": (
         "ALTER TABLE jobs ADD COLUMN width INTEGER NOT NULL DEFAULT 1 CHECK (width > 0)",
         "DROP TRIGGER leases_taken",
-        f"""
+        """
 CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
 WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
   INSERT INTO leases(device, holder, job, since)
@@ -375,7 +375,7 @@ WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
         "CREATE INDEX jobs_by_memory ON jobs(memory_bytes) WHERE state = 'queued'",
         "CREATE INDEX jobs_that_wait ON jobs(id) WHERE waits <> ''",
         "DROP TRIGGER leases_taken",
-        f"""
+        """
 CREATE TRIGGER leases_taken AFTER UPDATE OF state ON jobs
 WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
   INSERT INTO leases(device, holder, job, memory_bytes, since)
@@ -392,7 +392,7 @@ WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
 
 def _apply(statements: tuple[str, ...], db: Tables) -> None:
     for statement in statements:
-        db.conn.execute(statement)
+        db.conn.execute(statement.replace("{NOW}", NOW))
 
 
 @cache

@@ -6,7 +6,7 @@ One row per setting, JSON values.
 import json
 from typing import Any
 
-from jobs.claims import TRIED_AGAIN
+from jobs.claims import retried
 from jobs.store import JobStore
 from studio.errors import QueueError
 
@@ -35,7 +35,7 @@ def write(store: JobStore, name: str, value: Any) -> None:
         db.conn.execute(_WRITE, (name, json.dumps(value)))
 
 
-def hold_queue(store: JobStore, why: str = "The queue is held.") -> None:
+def hold_queue(store: JobStore) -> None:
     """Start no further jobs; running ones continue.
 
     Raises:
@@ -43,7 +43,7 @@ def hold_queue(store: JobStore, why: str = "The queue is held.") -> None:
     """
     if read(store, "held"):
         raise QueueError("The queue is already held. `studio queue --release` lets it go on.")
-    write(store, "held", why)
+    write(store, "held", "The queue is held.")
 
 
 def release_queue(store: JobStore) -> None:
@@ -75,7 +75,8 @@ def hold_after_error(store: JobStore) -> None:
     if read(store, "on_error") != "stop" or read(store, "held"):
         return
     with store.database.reading() as db:
-        row = db.conn.execute(_FAILED_SINCE, (read(store, "errors_seen"),)).fetchone()
+        values = {"seen": read(store, "errors_seen"), "again": json.dumps(list(retried(db)))}
+        row = db.conn.execute(_FAILED_SINCE, values).fetchone()
     if row:
         write(store, "held", f'"{row[0]}" failed, and the queue stops at an error.')
 
@@ -90,9 +91,9 @@ _WRITE = """
 INSERT INTO settings(name, value) VALUES (?, ?)
 ON CONFLICT(name) DO UPDATE SET value = excluded.value
 """
-_FAILED_SINCE = f"""
+_FAILED_SINCE = """
 SELECT jobs.name FROM events JOIN jobs ON jobs.id = events.job
-WHERE events.id > ? AND events.dst = 'failed' AND jobs.state = 'failed'
-  AND jobs.id NOT IN ({TRIED_AGAIN})
+WHERE events.id > :seen AND events.dst = 'failed' AND jobs.state = 'failed'
+  AND jobs.id NOT IN (SELECT value FROM json_each(:again))
 ORDER BY events.id LIMIT 1
 """

@@ -4,6 +4,7 @@ Runners and the supervisor write through `claims.py`. An invalid request raises 
 changes nothing.
 """
 
+import json
 import shutil
 from collections.abc import Iterable
 from functools import cache
@@ -11,13 +12,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jobs import curves, jobs_table, run_files
+from jobs import curves, run_files
 from jobs.claims import Claim, Claims, leave
 from jobs.curves import Curves
 from jobs.database import Database, now
-from jobs.job import Job, State
+from jobs.job import ENDED, LEGAL, Intent, Job, State
+from jobs.jobs_table import escaped_like, find_job, insert, read_jobs
 from jobs.processes import Identity, me
 from jobs.run_files import newest_step
+from jobs.schema import Tables
 from studio.cluster.orders import delete_submission, read_submission
 from studio.errors import QueueError
 from studio.home import Home
@@ -56,7 +59,6 @@ class JobStore:
         parent: int | None = None,
         needs: Iterable[int] = (),
         sweep: str | None = None,
-        on_error: str = "continue",
         retries: int = 0,
         held: bool = False,
         memory_bytes: int = 0,
@@ -69,7 +71,6 @@ class JobStore:
             parent: The job that this one continues or copies.
             needs: Jobs that must have succeeded before it starts.
             sweep: The group it belongs to.
-            on_error: `stop` holds the rest of its sweep if it fails.
             retries: Retries after a transient failure, e.g. out of memory.
             held: Do not start it before the user resumes it.
             memory_bytes: Its peak on its device; 0 if not known.
@@ -78,11 +79,11 @@ class JobStore:
             QueueError: The name is taken.
         """
         plan = {
-            "kind": kind, "parent": parent, "sweep": sweep, "on_error": on_error,
-            "retries": retries, "memory": memory_bytes,
+            "kind": kind, "parent": parent, "sweep": sweep, "retries": retries,
+            "memory": memory_bytes,
         }  # fmt: skip
         with self.database.writing() as db:
-            job_id = jobs_table.insert(db, spec, plan, needs)
+            job_id = insert(db, spec, plan, needs)
             if held:
                 leave(db, job_id, "paused", actor="person", why="held back")
         return self.get(job_id)
@@ -106,7 +107,7 @@ class JobStore:
         needed = list(memory_bytes) or [0] * len(wanted)
         with self.database.writing() as db:
             ids = [
-                jobs_table.insert(db, spec, plan | {"memory": memory})
+                insert(db, spec, plan | {"memory": memory})
                 for spec, memory in zip(wanted, needed, strict=True)
             ]
         return [self.get(job_id) for job_id in ids]
@@ -120,7 +121,7 @@ class JobStore:
             QueueError: There is none.
         """
         with self.database.reading() as db:
-            return jobs_table.find_job(db, job_id)
+            return find_job(db, job_id)
 
     def list(
         self, states: Iterable[State] | None = None, *, limit: int | None = None,
@@ -134,13 +135,20 @@ class JobStore:
             offset: Skip this number.
             search: Words that the name must contain.
         """
+        values = {
+            "all": states is None, "states": json.dumps(sorted(states or ())),
+            "limit": -1 if limit is None else limit, "offset": offset,
+            "pattern": "%" + escaped_like(search.strip()) + "%",
+        }  # fmt: skip
         with self.database.reading() as db:
-            return jobs_table.list_jobs(db, states, limit=limit, offset=offset, search=search)
+            return read_jobs(db, _LIST, values)
 
     def queue(self, *, limit: int | None = None) -> Jobs:
         """Return running and queued jobs in the order in which they run."""
         with self.database.reading() as db:
-            return jobs_table.queued_jobs(db, limit=limit)
+            active = read_jobs(db, _ACTIVE)
+            left = -1 if limit is None else max(0, limit - len(active))
+            return [*active, *read_jobs(db, _WAITING, (left,))][:limit]
 
     def counts(self) -> dict[State, int]:
         """Return the number of jobs in each state."""
@@ -187,11 +195,11 @@ class JobStore:
 
     def cancel(self, job_id: int | str, *, drop: bool = False) -> Job:
         """End a job; a running one stops at its next step. `drop` then deletes its checkpoints."""
-        return self._stop(job_id, "cancel", "cancelled", drop=drop)
+        return self._stop(job_id, "cancel", drop=drop)
 
     def pause(self, job_id: int | str) -> Job:
         """Hold a queued job, or let a running one save, stop and free its device."""
-        return self._stop(job_id, "pause", "paused")
+        return self._stop(job_id, "pause")
 
     def resume(self, job_id: int | str, *, restart: bool = False) -> Job:
         """Queue a job again, from its newest complete checkpoint or with `restart` from step 0.
@@ -201,7 +209,7 @@ class JobStore:
         """
         job = self.get(job_id)
         if job.state not in ("paused", "failed", "cancelled", "interrupted"):
-            raise QueueError(jobs_table.cannot(job, "resume"))
+            raise QueueError(cannot(job, "resume"))
         restart = restart or bool(job.drop_checkpoints)
         step = 0 if restart else newest_step(self.home.run(job.id))
         away = read_submission(self.home.run(job.id)) is not None  # it still trains on the cluster
@@ -214,13 +222,22 @@ class JobStore:
             delete_submission(self.home.run(job.id))
             shutil.rmtree(self.home.run(job.id) / "checkpoints", ignore_errors=True)
         with self.database.writing() as db:
-            jobs_table.queue_again(db, job, step=step, restart=restart)
+            state = find_job(db, job.id).state
+            if state != job.state:
+                raise QueueError(f'"{job.name}" has just become {state}. Nothing was changed.')
+            for statement in _FORGET if restart else ():
+                db.conn.execute(statement, (job.id,))
+            if job.state in ENDED:
+                db.conn.execute(_TO_THE_END, (job.id,))
+            db.conn.execute(_FRESH_TRIES, (step, job.id))
+            why = f"goes on from step {step}" if step else "starts from the beginning"
+            leave(db, job.id, "queued", actor="person", why=why)
         return self.get(job.id)
 
     def requeue(self, job_id: int, *, newest_step: int, state: State = "interrupted") -> None:
         """Queue a job again that a shutdown interrupted or a full disk paused."""
         with self.database.writing() as db:
-            if jobs_table.find_job(db, job_id).state == state:
+            if find_job(db, job_id).state == state:
                 where = f"from step {newest_step}" if newest_step else "from the beginning"
                 leave(db, job_id, "queued", actor="supervisor", why=f"goes on {where}")
 
@@ -234,30 +251,30 @@ class JobStore:
     def move(self, job_id: int | str, *, before: int | str | None = None) -> Job:
         """Move a queued job before another one, or to the end."""
         with self.database.writing() as db:
-            job = jobs_table.find_job(db, job_id)
-            other = None if before is None else jobs_table.find_job(db, before)
+            job = find_job(db, job_id)
+            other = None if before is None else find_job(db, before)
             for one in (job, other):
                 if one is not None and one.state not in ("queued", "paused"):
                     raise QueueError(
                         f'"{one.name}" is {one.state}; only waiting jobs can be ordered.'
                     )
             if other is None:
-                jobs_table.to_the_end(db, job.id)
+                db.conn.execute(_TO_THE_END, (job.id,))
             elif other.id != job.id:
-                jobs_table.place_before(db, job.id, other.id)
+                _place_before(db, job.id, other.id)
         return self.get(job.id)
 
     def run_next(self, job_id: int | str) -> Job:
         """Move a queued job before all others."""
         with self.database.reading() as db:
-            first = jobs_table.first_waiting(db)
-        return self.move(job_id, before=first)
+            first = read_jobs(db, _WAITING, (1,))
+        return self.move(job_id, before=first[0].id if first else None)
 
     def delete(self, job_id: int | str) -> None:
         """Remove a job that does not run, with its run folder."""
         job = self.get(job_id)
         with self.database.writing() as db:
-            job = jobs_table.find_job(db, job.id)
+            job = find_job(db, job.id)
             if job.active:
                 raise QueueError(f'"{job.name}" is {job.state}. Cancel it first.')
             waiting = db.conn.execute(_WAITING_FOR, (job.id,)).fetchone()
@@ -278,7 +295,7 @@ class JobStore:
         """Return the living processes of this home: supervisor, web, chat host, spare."""
         with self.database.reading() as db:
             rows = list(db.query("SELECT * FROM processes ORDER BY role, since"))
-        return [row for row in rows if _identity(row).alive()]
+        return [row for row in rows if Identity.recorded(row).alive()]
 
     def announce(self, role: str, *, url: str = "", identity: Identity | None = None) -> None:
         """Register this process, or another one, until it ends; delete rows of dead ones."""
@@ -289,7 +306,7 @@ class JobStore:
         }  # fmt: skip
         with self.database.writing(durable=False) as db:
             for row in list(db.query("SELECT role, pid, pid_started, boot_id FROM processes")):
-                if not _identity(row).alive():
+                if not Identity.recorded(row).alive():
                     db.conn.execute(_FORGET_PROCESS, row)
             db.conn.execute(_ANNOUNCE, values)
 
@@ -300,7 +317,7 @@ class JobStore:
         return [
             row
             for row in rows
-            if row["holder"] == "job" or (row["pid"] is not None and _identity(row).alive())
+            if row["holder"] == "job" or (row["pid"] is not None and Identity.recorded(row).alive())
         ]
 
     def take_chat_lease(
@@ -333,14 +350,44 @@ class JobStore:
         with self.database.reading() as db:
             return [dict(row) for row in db.query(sql, (job_id,))]
 
-    def _stop(self, job_id: int | str, intent: str, ended: State, *, drop: bool = False) -> Job:
+    def _stop(self, job_id: int | str, intent: Intent, *, drop: bool = False) -> Job:
+        """End a waiting job, or request the stop of an active one."""
+        ended: State = "cancelled" if intent == "cancel" else "paused"
         with self.database.writing() as db:
-            number = jobs_table.stop(db, job_id, intent, ended, drop=drop)
-        return self.get(number)
+            job = find_job(db, job_id)
+            if drop:
+                db.conn.execute("UPDATE jobs SET drop_checkpoints = 1 WHERE id = ?", (job.id,))
+            if job.active:
+                if job.intent == "cancel":
+                    raise QueueError(f'"{job.name}" is already being cancelled.')
+                if job.intent == intent:
+                    raise QueueError(f'"{job.name}" is already being stopped.')
+                db.conn.execute(_ASK, {"id": job.id, "intent": intent, "now": now()})
+            elif job.state not in ENDED and (job.state, ended) in LEGAL:
+                leave(db, job.id, ended, actor="person", why="asked for")
+            else:
+                raise QueueError(cannot(job, intent))
+        return self.get(job.id)
 
 
-def _identity(row: dict[str, Any]) -> Identity:
-    return Identity(row["pid"], row["pid_started"], row["boot_id"])
+def cannot(job: Job, action: str) -> str:
+    """Return why a job in its state does not allow an action, and what to do instead."""
+    text = f'"{job.name}" is {job.state} and cannot be {action.rstrip("e")}ed.'
+    text = text.replace("canceled", "cancelled")
+    if job.state == "succeeded" and action == "resume":
+        more = f"`studio extend {job.id}` trains it longer, as a new run."
+        return f"{text} {more if job.kind == 'train' else 'Start a new one instead.'}"
+    return text
+
+
+def _place_before(db: Tables, job: int, other: int) -> None:
+    """Move a job right before another one; renumber all if the numbers get too close."""
+    below, above = db.conn.execute(_NEIGHBOURS, {"other": other, "job": job}).fetchone()
+    position = above - 1 if below is None else (below + above) / 2
+    if below is not None and not below < position < above:
+        db.conn.execute(_RENUMBER)
+        return _place_before(db, job, other)
+    db.conn.execute("UPDATE jobs SET position = ? WHERE id = ?", (position, job))
 
 
 @cache
@@ -351,6 +398,42 @@ def _version() -> str:
         return "0"
 
 
+_LIST = r"""
+SELECT * FROM jobs
+WHERE (:all OR state IN (SELECT value FROM json_each(:states))) AND name LIKE :pattern ESCAPE '\'
+ORDER BY id DESC LIMIT :limit OFFSET :offset
+"""
+_ACTIVE = """
+SELECT * FROM jobs WHERE state IN ('starting', 'running', 'stopping') ORDER BY position, id
+"""
+# Alone, so that the index gives the first of ten thousand without sorting them.
+_WAITING = "SELECT * FROM jobs WHERE state = 'queued' ORDER BY position, id LIMIT ?"
+_TO_THE_END = """
+UPDATE jobs SET position = (SELECT MAX(position) + 1 FROM jobs) WHERE id = ?
+"""
+_NEIGHBOURS = """
+SELECT (SELECT MAX(position) FROM jobs
+        WHERE position < (SELECT position FROM jobs WHERE id = :other) AND id <> :job),
+       (SELECT position FROM jobs WHERE id = :other)
+"""
+_RENUMBER = """
+UPDATE jobs SET position = ranked.place
+FROM (SELECT id, ROW_NUMBER() OVER (ORDER BY position, id) AS place FROM jobs) AS ranked
+WHERE jobs.id = ranked.id
+"""
+_ASK = """
+UPDATE jobs SET state = 'stopping', stop_requested = :intent, stop_requested_at = :now,
+  changed_by = 'person', why = :intent || ' asked for'
+WHERE id = :id
+"""
+_FRESH_TRIES = "UPDATE jobs SET no_progress = 0, resume_step = ? WHERE id = ?"
+_FORGET = (
+    "DELETE FROM metrics WHERE job = ?",
+    "DELETE FROM samples WHERE job = ?",
+    "DELETE FROM checkpoints WHERE job = ?",
+    """UPDATE jobs SET step = 0, total_steps = NULL, result = '{}', drop_checkpoints = 0
+       WHERE id = ?""",
+)
 _WAITING_FOR = """
 SELECT waiting.name FROM dependencies JOIN jobs AS waiting ON waiting.id = dependencies.job
 WHERE dependencies.needs = ? AND waiting.state IN ('queued', 'paused')

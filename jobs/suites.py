@@ -41,6 +41,11 @@ def table(store: JobStore, name: int | str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def outcome(store: JobStore, job: Job) -> dict[str, Any]:
+    """Return the table of a suite as commands print it."""
+    return {key: value for key, value in table(store, job.id).items() if key != "spec"}
+
+
 def exported(store: JobStore, name: int | str, form: Form) -> str:
     """Return a suite as a file's text.
 
@@ -52,17 +57,13 @@ def exported(store: JobStore, name: int | str, form: Form) -> str:
 
 
 def _curves(store: JobStore, lanes: list[str]) -> dict[str, list[tuple[float, float]]]:
-    """The loss curves of the runs whose adapters answer."""
+    """Return the loss curves of the runs whose adapters answer."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for run, label in _runs_of(store.home, lanes).items():
         data = store.metrics([run], ["loss"], bins=200)["data"].get("loss", {})
-        own = data.get(run) or data.get(str(run)) or {}
-        curve = [
-            (float(x), float(y))
-            for x, y in zip(own.get("x", []), own.get("y", []), strict=False) if y is not None
-        ]  # fmt: skip
-        if curve:
-            curves[label] = curve
+        if own := data.get(str(run)):
+            points = zip(own["x"], own["y"], strict=True)
+            curves[label] = [(float(x), float(y)) for x, y in points if y is not None]
     return curves
 
 

@@ -29,7 +29,7 @@ from jobs.placement import Placement, in_turn
 from jobs.processes import Identity, me, of
 from jobs.rescue import Rescue
 from jobs.run_files import newest_step
-from jobs.siblings import claim_siblings
+from jobs.sibling_claims import claim_siblings
 from jobs.spawning import RUNNER, Runners, spawn
 from jobs.store import JobStore
 from jobs.wakeup import Wakeup, wake
@@ -311,13 +311,13 @@ def ensure_running(home: Home) -> int:
     raise HomeError(f"The queue's supervisor did not start. {log} says why.")
 
 
-def stop(home: Home, *, timeout_seconds: float = GRACE_SECONDS + 10) -> bool:
+def stop(home: Home) -> bool:
     """End the supervisor and return True if there was one; its jobs save and resume later."""
     found = living(home)
     if found is None:
         return False
     os.kill(found.pid, signal.SIGTERM)
-    deadline = time.monotonic() + timeout_seconds
+    deadline = time.monotonic() + GRACE_SECONDS + 10
     while found.alive() and time.monotonic() < deadline:
         time.sleep(0.05)
     return True

@@ -86,14 +86,6 @@ class Queue:
         except Fenced:
             assert not valid
 
-    def beat(self, claim: Claim) -> None:
-        try:
-            intent = self.store.claims.intent(claim, beat=True)
-            assert self._owns(claim), "a stale attempt showed a heartbeat"
-            assert intent == self.jobs[claim.job].intent
-        except Fenced:
-            assert not self._owns(claim)
-
     def finish(self, claim: Claim, state: str) -> None:
         valid = self._owns(claim) and self.jobs[claim.job].state in ("running", "stopping")
         if self._owns(claim) and not valid:
@@ -243,7 +235,7 @@ class Queue:
 def one_step(queue: Queue, dice: random.Random) -> None:
     """Do one random operation; stale claims are as likely as fresh ones."""
     names = [
-        "submit", "claim", "claim", "register", "register", "report", "report", "beat", "finish",
+        "submit", "claim", "claim", "register", "register", "report", "report", "finish",
         "obey", "obey", "shutdown", "lose", "lose", "stop", "stop", "resume", "resume", "move",
         "reopen",
     ]  # fmt: skip
@@ -266,7 +258,7 @@ def one_step(queue: Queue, dice: random.Random) -> None:
         recent = queue.claims[-6:]
         claim = dice.choice(recent if dice.random() < 0.7 else queue.claims)
         arguments: dict[str, tuple[Any, ...]] = {
-            "register": (), "beat": (), "obey": (), "shutdown": (),
+            "register": (), "obey": (), "shutdown": (),
             "report": (dice.randrange(5), dice.random()),
             "finish": (dice.choice(["succeeded", "failed"]),),
             "lose": (dice.choice([0, 0, 5, 9]),),

@@ -60,8 +60,6 @@ def test_a_stale_attempt_changes_nothing(store):
     with pytest.raises(Fenced):
         store.claims.intent(old)
     with pytest.raises(Fenced):
-        store.claims.intent(old, beat=True)
-    with pytest.raises(Fenced):
         store.claims.register(old, me())
     store.claims.ask_shutdown(old)
     assert store.claims.lost(old, why="again", newest_step=5) is None

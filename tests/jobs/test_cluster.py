@@ -9,7 +9,7 @@ from jobs.admission import admit
 from jobs.claims import Claim
 from jobs.cluster import Watch
 from jobs.processes import me
-from jobs.siblings import claim_siblings
+from jobs.sibling_claims import claim_siblings
 from jobs.store import JobStore
 from studio.cluster import Cluster
 from studio.cluster.orders import Submission

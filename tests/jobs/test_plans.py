@@ -9,6 +9,7 @@ from jobs import plans, settings, supervisor
 from jobs.claims import Claim
 from jobs.curves import Progress
 from jobs.processes import me
+from jobs.run_requests import request, take_request
 from jobs.store import JobStore
 from studio.errors import QueueError, SpecError
 from studio.home import publishing
@@ -208,11 +209,11 @@ def test_notes_and_tags_are_kept(store):
 def test_save_now_reaches_the_run_once(store):
     job = store.submit(a_spec()).id
     with pytest.raises(QueueError, match="only a running training"):
-        plans.request(store, job, "save")
+        request(store, job, "save")
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
-    plans.request(store, job, "save")
-    assert [store.claims.take_request(claim), store.claims.take_request(claim)] == ["save", None]
+    request(store, job, "save")
+    assert [take_request(store, claim), take_request(store, claim)] == ["save", None]
 
 
 def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(store, monkeypatch):

@@ -8,8 +8,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from jobs import plans, settings, webhook
-from jobs.plans import extend, parse_time
+from jobs.extend import extend
+from jobs.plans import parse_time
 from jobs.processes import me
+from jobs.run_requests import request, take_request
 from jobs.store import JobStore
 from studio.errors import QueueError
 from tests.jobs.conftest import a_spec, supervising, until
@@ -153,17 +155,17 @@ def test_sample_and_save_are_heard_one_after_the_other(store):
     job = store.submit(a_spec()).id
     claim = store.claims.claim("cpu", owner=me())
     store.claims.register(claim, me())
-    plans.request(store, job, "sample")
-    plans.request(store, job, "save")
-    assert [store.claims.take_request(claim) for _ in range(3)] == ["save", "sample", None]
+    request(store, job, "sample")
+    request(store, job, "save")
+    assert [take_request(store, claim) for _ in range(3)] == ["save", "sample", None]
 
 
 def test_save_and_sample_now_reach_the_run_and_come_back(store):
     job = store.submit(a_spec(steps=2000, save=1000)).id
     with supervising(store.home):
         until(lambda: store.get(job).step > 1)
-        plans.request(store, job, "save")
-        plans.request(store, job, "sample")
+        request(store, job, "save")
+        request(store, job, "sample")
         until(lambda: store.samples(job) and store.checkpoints(job))
         store.cancel(job)
         until(lambda: store.get(job).state == "cancelled")

@@ -7,6 +7,7 @@ import pytest
 
 from jobs import supervisor
 from jobs.processes import me
+from jobs.run_requests import take_request
 from tests.jobs.conftest import a_spec
 from tests.jobs.test_plans import run_one
 from ui.cli import main
@@ -98,7 +99,7 @@ def test_sweep_duplicate_extend_save(store, capsys):
     store.claims.register(claim, me())
     assert run(capsys, "save", str(claim.job))[1]["state"] == "running"
     assert run(capsys, "sample", str(claim.job))[0] == 0
-    assert [store.claims.take_request(claim) for _ in range(2)] == ["save", "sample"]
+    assert [take_request(store, claim) for _ in range(2)] == ["save", "sample"]
 
 
 def test_a_cancel_that_drops_and_a_webhook(store, capsys):

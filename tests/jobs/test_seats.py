@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from jobs.claims import Claim
+from jobs.claims import Claim, device_of
 from jobs.placement import Placement
 from jobs.processes import me
-from jobs.siblings import claim_siblings, device_of
+from jobs.sibling_claims import claim_siblings
 from jobs.store import JobStore
 from studio.spec import RunSpec
 from tests.jobs.conftest import a_spec, supervising, until

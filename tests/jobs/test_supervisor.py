@@ -263,7 +263,7 @@ def test_a_supervisor_stays_while_a_page_is_open(home):
 def test_the_supervisor_never_imports_torch():
     heavy = ("torch", "transformers", "accelerate", "datasets", "gradio", "pandas", "numpy")
     code = (
-        "import sys, jobs.supervisor, ui.cli.runs_commands, jobs.doctor; "
+        "import sys, jobs.supervisor, jobs.doctor; "
         f"print([name for name in {heavy!r} if name in sys.modules])"
     )
     found = subprocess.run(

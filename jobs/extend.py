@@ -1,0 +1,101 @@
+"""Extend a run: train a finished run longer, as a new run that continues from its checkpoints.
+
+The run that succeeded stays as it is. The longer one is its child: it starts from the newest and
+best checkpoints and the curve, with the learning-rate schedule of the longer run.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from jobs.job import Job
+from jobs.run_files import folder_of, needed_steps
+from jobs.store import JobStore
+from studio import atomic
+from studio.errors import QueueError
+from studio.spec import RunSpec
+
+
+def extend(
+    store: JobStore, job_id: int | str, *, epochs: float = 0, steps: int = 0, name: str = ""
+) -> Job:
+    """Queue the continuation of an ended run.
+
+    Raises:
+        QueueError: It is not a training that succeeded, has no checkpoint, or nothing is added.
+    """
+    job = store.get(job_id)
+    if job.kind != "train":
+        raise QueueError(f'"{job.name}" is a {job.kind}; only training runs can be extended.')
+    if job.state != "succeeded":
+        raise QueueError(
+            f'"{job.name}" is {job.state}; only a run that succeeded can be extended. '
+            "Resume it instead."
+        )
+    spec = _longer(job, epochs=epochs, steps=steps, name=name)
+    kept = needed_steps(store.home.run(job.id))
+    if not kept:
+        raise QueueError(
+            f'"{job.name}" has no checkpoint to continue from. Start a new run with more steps '
+            f"instead: studio duplicate {job.id} --set train.max_steps=…"
+        )
+    child = store.submit(spec, parent=job.id, held=True, memory_bytes=job.memory_bytes)
+    try:
+        for step in kept:  # the newest last, with which the child can continue
+            _copy_checkpoint(folder_of(store.home.run(job.id), step), store.home.run(child.id))
+    except BaseException:
+        store.cancel(child.id)
+        store.delete(child.id)
+        raise
+    with store.database.writing() as db:
+        for statement in _CURVE:
+            db.conn.execute(statement, {"old": job.id, "new": child.id, "step": step})
+        facts = {key: job.result[key] for key in ("first_loss", "rows") if key in job.result}
+        db.conn.execute(
+            "UPDATE jobs SET step = ?, result = ? WHERE id = ?",
+            (step, json.dumps(facts), child.id),
+        )
+    return store.resume(child.id)
+
+
+def _longer(job: Job, *, epochs: float, steps: int, name: str) -> RunSpec:
+    if (epochs > 0) == (steps > 0) or epochs < 0 or steps < 0:
+        raise QueueError("Give the epochs or the steps to add, one of them and more than 0.")
+    train = job.spec["train"]
+    if steps:
+        change = {"train.max_steps": (job.total_steps or job.step) + steps}
+    elif train["max_steps"] > 0:
+        raise QueueError(
+            f'"{job.name}" counts steps, not epochs (train.max_steps is {train["max_steps"]}). '
+            "Extend it by steps."
+        )
+    else:
+        change = {"train.num_train_epochs": train["num_train_epochs"] + epochs}
+    return RunSpec.parse({**job.spec, "name": name}).with_values(change)
+
+
+def _copy_checkpoint(checkpoint: Path, run_dir: Path) -> None:
+    """Copy a checkpoint into a new run, completely or not at all."""
+    target = run_dir / "checkpoints" / checkpoint.name
+    temporary = target.with_name(f".tmp-{target.name}-{os.getpid()}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(checkpoint, temporary)
+        atomic.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+_CURVE = (
+    """UPDATE counters SET value = value +
+         (SELECT COUNT(*) FROM metrics WHERE job = :old AND step <= :step)
+       WHERE name = 'metrics'""",
+    """INSERT INTO metrics(job, name, step, value, flag, time, seq)
+       SELECT :new, name, step, value, flag, time,
+         (SELECT value FROM counters WHERE name = 'metrics') + 1
+           - ROW_NUMBER() OVER (ORDER BY name, step DESC)
+       FROM metrics WHERE job = :old AND step <= :step""",
+    """INSERT INTO samples(job, step, prompt, text, time)
+       SELECT :new, step, prompt, text, time FROM samples WHERE job = :old AND step <= :step""",
+)
