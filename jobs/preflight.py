@@ -38,7 +38,8 @@ def outcome(store: JobStore, job: Job) -> dict[str, Any]:
     """Return what a preflight job measured."""
     from studio.training.preflight import REPORT
 
-    return dict(json.loads((store.home.run(job.id) / REPORT).read_text(encoding="utf-8")))
+    found: dict[str, Any] = json.loads((store.home.run(job.id) / REPORT).read_text("utf-8"))
+    return found | {"titles": TITLES}
 
 
 def offers(store: JobStore, job_id: int | str) -> list[Remedy]:

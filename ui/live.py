@@ -14,10 +14,10 @@ import yaml
 from fastapi import APIRouter, Query, Response
 
 from jobs import settings
+from jobs.claims import device_of
 from jobs.curves import EVAL_SERIES, STEP_SERIES
 from jobs.job import Job, actions
 from jobs.jobs_table import summary
-from jobs.siblings import device_of
 from jobs.store import JobStore
 from jobs.supervisor import shortage
 from studio.errors import QueueError, SpecError

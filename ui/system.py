@@ -14,7 +14,7 @@ import psutil
 from fastapi import APIRouter
 
 from jobs import cluster
-from jobs.siblings import device_of
+from jobs.claims import device_of
 from jobs.store import JobStore
 from studio import hardware
 from studio.home import Home

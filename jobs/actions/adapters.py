@@ -53,6 +53,7 @@ NONE: Any = ()
 request_action("merge", MergeRequest)
 request_action("mix", MixRequest)
 request_action("promote", PromoteRequest)
+request_action("gguf", GgufRequest, title="Export to GGUF")
 request_action("adapters.picture", PictureRequest, title="Measure changes")
 
 
@@ -136,12 +137,6 @@ def push(
 ) -> Request:
     """Upload an exported folder to the hub, with the token stored by the hub's own library."""
     return PushRequest(folder=folder, repo=repo, private=not public)
-
-
-@action("gguf", title="Export to GGUF", follow=True)
-def gguf(asked: GgufRequest) -> Request:
-    """Write a model, with adapters merged in, as one GGUF file."""
-    return asked
 
 
 @action("evaluate", follow=True)

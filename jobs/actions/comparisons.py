@@ -1,4 +1,4 @@
-"""Actions of Compare: suites of prompts, votes and their ranking, conversations, recipes."""
+"""Actions of chat and Compare: suites, votes and their ranking, conversations, recipes, the API."""
 
 from pathlib import Path
 from string import ascii_uppercase
@@ -7,15 +7,15 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from jobs import suites
-from jobs.actions.registry import Queued, action, field, outcome_of, submit
+from jobs.actions.registry import Reply, action, field, submit
 from jobs.conversations import Conversations, Votes
-from jobs.job import Job
 from jobs.recipes import Recipes
 from jobs.store import JobStore
 from studio.chat.lanes import LaneSettings, Sampling
 from studio.errors import ChatError
 from studio.evaluation.reports import form_of, votes_as
 from studio.evaluation.suites import SuiteRequest, parse_cases, read_cases
+from studio.home import Home
 from studio.stack import MAX_LANES, read_lane
 
 LETTERS = ascii_uppercase[:MAX_LANES]
@@ -76,13 +76,7 @@ def suite(
     found = parse_cases(cases) if cases else read_cases(Path(file))
     values = {"name": name, "cases": found, "lanes": [one.model_dump() for one in lanes]}
     job = submit(store, SuiteRequest.parse(values))
-    return Queued(jobs=(job,), value={}, then=("suite", {"show": str(job.id), "out": out}))
-
-
-@outcome_of("suite")
-def suite_table(store: JobStore, job: Job) -> dict[str, Any]:
-    """Return the table of a suite."""
-    return {k: v for k, v in suites.table(store, job.id).items() if k != "spec"}
+    return Reply(jobs=(job,), then=("suite", {"show": str(job.id), "out": out}))
 
 
 @action("leaderboard")
@@ -154,6 +148,20 @@ def conversations(
         talks.delete(delete)
         return {"deleted": delete}
     return talks.get(show) if show else talks.list(search=search)
+
+
+@action("endpoint", terminal=True)
+def endpoint(
+    home: Home,
+    hours: Annotated[float, field("Shut down after this many idle hours.", ge=0.01, le=8760)] = 0.5,
+) -> dict[str, Any]:
+    """Print the address, key and model names of the OpenAI-compatible API; start it if needed."""
+    from jobs.chat_client import ensure_host
+    from jobs.chat_openai import model_names
+
+    reached = ensure_host(home, idle_seconds=hours * 3600)
+    models = model_names(home)
+    return {"base_url": f"{reached.url}/v1", "api_key": reached.token, "models": models}
 
 
 @action("recipes")

@@ -1,13 +1,15 @@
-"""Actions on the home folder: storage rules, clean-up, backup, restore, training elsewhere."""
+"""Actions on the home folder: storage rules, clean-up, backup, restore, packed runs, stop."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Annotated, Any
 
 from jobs import cluster as clusters
-from jobs import storage
+from jobs import storage, supervisor
 from jobs.actions.queue import Assignments
 from jobs.actions.registry import action, field
-from jobs.actions.training import read_spec
+from jobs.actions.training import Data, Method, Model, SpecFile, read_spec
 from jobs.admission import admit
 from jobs.backup import backup as write_backup
 from jobs.job import Job
@@ -73,22 +75,16 @@ def restore(
 @action("pack", title="Pack a run")
 def pack(
     home: Home,
-    spec: Annotated[
-        str, field("A spec file.", positional=True, metavar="[SPEC.yaml]", of="file")
-    ] = "",
+    spec: SpecFile = "",
     out: Annotated[str, field("New folder.", of="folder")] = "packed-run",
-    model: Annotated[str, field("A folder, a hub id, or starter.", of="model")] = "",
-    data: Annotated[
-        str, field("A file, a folder, a hub id, or starter:<name>.", of="dataset")
-    ] = "",
-    method: Annotated[str, field("One of `studio methods`.")] = "",
+    model: Model = None,
+    data: Data = None,
+    method: Method = None,
     set: Assignments = (),
     with_model: Annotated[bool, field("Include a copy of the model folder.")] = False,
 ) -> dict[str, Any]:
     """Write a run as a folder that trains elsewhere, with accelerate and Slurm scripts."""
-    run = read_spec(
-        home, spec, model=model or None, data=data or None, method=method or None, assignments=set
-    )
+    run = read_spec(home, spec, model=model, data=data, method=method, assignments=set)
     folder = Path(out).expanduser()
     transfer.pack(admit(run, home), folder, home, with_model=with_model)
     return {"out": str(folder.absolute())}
@@ -134,3 +130,16 @@ def set_cluster(
         before = clusters.chosen(store)
         clusters.choose(store, address or (before.address if before else ""), storage)
     return clusters.shown(store)
+
+
+@action("stop", terminal=True)
+def stop(store: JobStore) -> dict[str, list[str]]:
+    """End the page, the queue and the chat; running jobs save and go on at the next start."""
+    ended = []
+    for row in store.processes():
+        if row["role"] in ("web", "chat") and row["pid"] != os.getpid():
+            os.kill(row["pid"], signal.SIGTERM)
+            ended.append(row["role"])
+    if supervisor.stop(store.home):
+        ended.append("supervisor")
+    return {"ended": ended}

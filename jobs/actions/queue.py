@@ -1,17 +1,17 @@
-"""Actions on the queue: order, hold, schedules, sweeps, longer runs, notes, the webhook."""
+"""Actions on the queue: order, hold, schedules, copies, longer runs, notes, the webhook."""
 
 import time
 from typing import Annotated, Any, Literal
 
 from jobs import plans, secrets, settings, supervisor, webhook
-from jobs.actions.registry import Queued, action, field
-from jobs.admission import admit
+from jobs.actions.registry import action, field
+from jobs.extend import extend as extend_run
 from jobs.job import Job
 from jobs.jobs_table import summary
+from jobs.run_requests import request
 from jobs.store import JobStore
-from studio.errors import QueueError, SpecError
+from studio.errors import QueueError
 from studio.fields import parse_assignment
-from studio.spec import RunSpec
 
 JobId = Annotated[
     int | str, field("Number or name of the job.", positional=True, metavar="ID", of="job")
@@ -96,26 +96,33 @@ def move(
     return {**summary(moved), "place": place}
 
 
-def _hold_or_release(
-    store: JobStore, job: int | str, sweep: str, change: Literal["hold", "release"]
-) -> Job | dict[str, Any]:
+def job_or_sweep(
+    store: JobStore, job: int | str, sweep: str, change: Literal["hold", "release", "cancel"],
+    **options: Any,
+) -> Job | dict[str, Any]:  # fmt: skip
+    """Hold, release or cancel a job, or the runs of a sweep.
+
+    Raises:
+        QueueError: Both are given or neither, or its state does not allow it.
+    """
     if bool(job) == bool(sweep):
         raise QueueError(f"Give the job to {change}, or a sweep with --sweep.")
     if sweep:
         return {"sweep": sweep, "changed": plans.for_sweep(store, sweep, change)}
-    return store.pause(job) if change == "hold" else store.resume(job)
+    changes = {"hold": store.pause, "release": store.resume, "cancel": store.cancel}
+    return changes[change](job, **options)
 
 
 @action("hold")
 def hold(store: JobStore, job: JobOrNone = "", sweep: SweepName = "") -> Any:
     """Hold a job or a whole sweep; a running job saves a checkpoint and frees its device."""
-    return _hold_or_release(store, job, sweep, "hold")
+    return job_or_sweep(store, job, sweep, "hold")
 
 
 @action("release", starts=True)
 def release(store: JobStore, job: JobOrNone = "", sweep: SweepName = "") -> Any:
     """Let held jobs start again."""
-    return _hold_or_release(store, job, sweep, "release")
+    return job_or_sweep(store, job, sweep, "release")
 
 
 @action("delete")
@@ -133,65 +140,7 @@ def duplicate(store: JobStore, job: JobId, set: Assignments = (), name: JobName 
     return plans.duplicate(store, job, change)
 
 
-@action("sweep", title="Queue a sweep", starts=True)
-def sweep(
-    store: JobStore,
-    name: Annotated[str, field("Name of the sweep.", positional=True, max_length=100)],
-    over: Annotated[
-        tuple[str, ...],
-        field(
-            "Values of a setting; may be repeated.",
-            title="Values to try",
-            lines=4,
-            metavar="FIELD=A,B,C",
-        ),
-    ],
-    random: Annotated[int, field("Draw N random combinations; 0 runs all.", metavar="N", ge=0)] = 0,
-    like: Annotated[
-        int | str, field("Start from the settings of this run.", metavar="ID", of="job")
-    ] = "",
-    model: Annotated[str, field("As in train.", of="model")] = "",
-    data: Annotated[str, field("As in train.", of="dataset")] = "",
-    method: Annotated[str, field("As in train.")] = "",
-    set: Assignments = (),
-    on_error: Annotated[
-        AfterError,
-        field(
-            "After a failed run: continue, or stop and hold the rest.",
-            labels={"continue": "Continue with the others", "stop": "Hold the rest"},
-        ),
-    ] = "continue",
-    retries: Retries = None,
-) -> Queued:
-    """Queue one run for each combination of some values, as a group."""
-    short = {"model.path": model, "data.path": data, "method.name": method}
-    given: dict[str, Any] = {path: value for path, value in short.items() if value}
-    given |= dict(map(parse_assignment, set))
-    base = RunSpec.parse(store.get(like).spec if like else {}).with_values({**given, "name": ""})
-    jobs = plans.submit_sweep(
-        store, admit(base, store.home), dict(map(parse_values, over)), name=name,
-        mode="random" if random else "grid", count=random, on_error=on_error,
-        retries=retries or 0,
-    )  # fmt: skip
-    return Queued(jobs=tuple(jobs), value={"sweep": name, "jobs": [summary(job) for job in jobs]})
-
-
-def parse_values(text: str) -> tuple[str, list[Any]]:
-    """Split `method.r=4,8,16` into the setting and its values; brackets keep a comma inside one.
-
-    Raises:
-        SpecError: There is no `=`, or a value is empty.
-    """
-    path, value = parse_assignment(text)
-    if isinstance(value, list):
-        return path, value
-    words = [word.strip() for word in str(text.partition("=")[2]).split(",")]
-    if not all(words):
-        raise SpecError(f'"{text}" has no values: write it as method.r=4,8,16.', field=path)
-    return path, [parse_assignment(f"value={word}")[1] for word in words]
-
-
-@action("schedule", title="Schedule a run", starts=True)
+@action("schedule", starts=True)
 def schedule(
     store: JobStore,
     job: JobId,
@@ -237,20 +186,20 @@ def extend(
     name: JobName = "",
 ) -> Job:
     """Train a finished run longer, from its newest checkpoint, as a new run."""
-    return plans.extend(store, job, epochs=epochs, steps=steps, name=name)
+    return extend_run(store, job, epochs=epochs, steps=steps, name=name)
 
 
 @action("save")
 def save(store: JobStore, job: JobId) -> Job:
     """Save a checkpoint of a running training now."""
-    plans.request(store, job, "save")
+    request(store, job, "save")
     return store.get(job)
 
 
 @action("sample")
 def sample(store: JobStore, job: JobId) -> Job:
     """Answer the sample prompts of a running training now."""
-    plans.request(store, job, "sample")
+    request(store, job, "sample")
     return store.get(job)
 
 

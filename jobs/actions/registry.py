@@ -6,18 +6,17 @@ refused if a waiting job will create the same thing, named, submitted, the super
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import create_model
 
-from jobs import jobs_table, supervisor
+from jobs import bakeoff, preflight, suites, supervisor
 from jobs.job import OPEN, Job
-from jobs.jobs_table import summary
+from jobs.jobs_table import free_name, summary
 from jobs.kinds import FILE_KINDS, request_of
 from jobs.store import JobStore
 from studio.adapters.library import name_of
@@ -37,7 +36,8 @@ class Action:
     """Something that a user can ask for.
 
     `needs` is what its function gets first; `follow` says that commands wait for its job; `here`
-    that they perform it in their own process; `starts` that the supervisor is started afterwards.
+    that they perform it in their own process; `starts` that the supervisor is started afterwards;
+    `terminal` that only the command line offers it.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Action:
     follow: bool
     here: bool
     starts: bool
+    terminal: bool
 
     @property
     def fields(self) -> list[Parameter]:
@@ -71,38 +72,33 @@ class Action:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Queued:
-    """Several jobs, or one with facts of its own: what a function with `@action` may return.
-
-    `then` is what to ask, name and values, when the last of them has succeeded.
-    """
-
-    jobs: tuple[Job, ...]
-    value: dict[str, Any]
-    then: tuple[str, dict[str, Any]] | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """The JSON value that an action answers with, and the jobs that it queued or changed.
+    """What an action answers with: a JSON value, or jobs that it queued or changed, and facts.
 
-    `facts` are those parts of the value that stay beside the outcome of a followed job.
+    The facts stay beside the outcome of a followed job; `then` is what to ask, name and values,
+    when the last of the jobs has succeeded.
     """
 
-    action: Action
-    value: Any
+    facts: Any = None
     jobs: tuple[Job, ...] = ()
-    facts: dict[str, Any] = dataclass_field(default_factory=dict)
     then: tuple[str, dict[str, Any]] | None = None
+
+    @property
+    def value(self) -> Any:
+        """The JSON value: the facts, or the summary of the last job where there are none."""
+        return self.facts if self.facts or not self.jobs else summary(self.jobs[-1])
 
 
 ACTIONS: dict[str, Action] = {}
-OUTCOMES: dict[str, Callable[[JobStore, Job], dict[str, Any]]] = {}
+OUTCOMES: dict[str, Callable[[JobStore, Job], dict[str, Any]]] = {
+    "bakeoff": bakeoff.outcome, "preflight": preflight.outcome, "suite": suites.outcome,
+}  # fmt: skip
 
 
 def action(
-    name: str, *, title: str = "", follow: bool = False, here: bool = False, starts: bool = False
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    name: str, *, title: str = "", follow: bool = False, here: bool = False, starts: bool = False,
+    terminal: bool = False,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:  # fmt: skip
     """Register a function as the action `name` (`merge`, `adapters.rename`).
 
     Args:
@@ -111,6 +107,7 @@ def action(
         follow: Commands wait for the job unless detached.
         here: Commands perform its request in their own process.
         starts: The supervisor is started afterwards.
+        terminal: Only the command line offers it.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -133,7 +130,7 @@ def action(
         text = inspect.getdoc(function) or ""
         ACTIONS[name] = Action(
             name=name, title=label, help=text, record=record, run=run, needs=needs, follow=follow,
-            here=here, starts=starts,
+            here=here, starts=starts, terminal=terminal,
         )  # fmt: skip
         return function
 
@@ -159,16 +156,6 @@ def request_action(name: str, request: type[Request], *, title: str = "") -> Non
     same.__annotations__ = {"asked": request, "return": request}
     same.__doc__ = request.__doc__
     action(name, title=title, follow=True)(same)
-
-
-def outcome_of(kind: str) -> Callable[[Callable[[JobStore, Job], dict[str, Any]]], Any]:
-    """Register a function as what finished jobs of a kind answer with."""
-
-    def register(function: Callable[[JobStore, Job], dict[str, Any]]) -> Any:
-        OUTCOMES[kind] = function
-        return function
-
-    return register
 
 
 def outcome(store: JobStore, job: Job) -> dict[str, Any]:
@@ -214,43 +201,23 @@ def ask(
     """
     wanted = find(name)
     asked = wanted.read(values)
-    if wanted.needs == "store" or store is not None:
-        assert home is not None
-        with _opened(home, store) as opened:
-            place = opened if wanted.needs == "store" else home
-            return _answer(wanted, wanted.run(place, asked), opened, watch)
-    made = wanted.run(home, asked)
-    if not isinstance(made, Request):
-        return Reply(action=wanted, value=made)
-    assert home is not None
-    if watch is not None and made.kind in FILE_KINDS:
-        return Reply(action=wanted, value=perform(home, made, watch))
-    with _opened(home, None) as opened:
-        return _answer(wanted, made, opened, watch)
+    with ExitStack() as stack:
 
+        def opened() -> JobStore:
+            assert home is not None
+            return store or stack.enter_context(closing(JobStore(home)))
 
-@contextmanager
-def _opened(home: Home, store: JobStore | None) -> Iterator[JobStore]:
-    if store is not None:
-        yield store
-        return
-    with closing(JobStore(home)) as opened:
-        yield opened
-
-
-def _answer(wanted: Action, made: Any, store: JobStore, watch: Watch | None) -> Reply:
-    if isinstance(made, Request):
-        if watch is not None and made.kind in FILE_KINDS:
-            return Reply(action=wanted, value=perform(store.home, made, watch))
-        made = submit(store, made)
-    if wanted.starts:
-        supervisor.ensure_running(store.home)
+        made = wanted.run(opened() if wanted.needs == "store" else home, asked)
+        if isinstance(made, Request):
+            if watch is not None and made.kind in FILE_KINDS:
+                assert home is not None
+                return Reply(facts=perform(home, made, watch))
+            made = submit(opened(), made)
+    if wanted.starts and home is not None:
+        supervisor.ensure_running(home)
     if isinstance(made, Job):
-        return Reply(action=wanted, value=summary(made), jobs=(made,))
-    if isinstance(made, Queued):
-        value = made.value or summary(made.jobs[-1])
-        return Reply(action=wanted, value=value, jobs=made.jobs, facts=made.value, then=made.then)
-    return Reply(action=wanted, value=made)
+        return Reply(jobs=(made,))
+    return made if isinstance(made, Reply) else Reply(facts=made)
 
 
 def submit(store: JobStore, request: Request) -> Job:
@@ -306,7 +273,8 @@ def _made_up(store: JobStore, request: Request) -> str:
     if not any(about):
         return ""
     base = cleaned(f"{request.kind.partition('_')[0]} {' + '.join(about)}")[:110]
-    return jobs_table.first_free(base, {job.name: job.id for job in store.list(search=base)})
+    with store.database.reading() as db:
+        return free_name(db, base)
 
 
 def schema(wanted: Action) -> dict[str, Any]:

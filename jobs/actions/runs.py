@@ -2,8 +2,7 @@
 
 from typing import Annotated, Any
 
-from jobs import plans
-from jobs.actions.queue import JobId, JobOrNone, SweepName
+from jobs.actions.queue import JobId, JobOrNone, SweepName, job_or_sweep
 from jobs.actions.registry import action, field
 from jobs.job import STATES, Job, State
 from jobs.jobs_table import summary
@@ -46,11 +45,7 @@ def cancel(
     sweep: SweepName = "",
 ) -> Any:
     """Cancel a run; a running one saves a checkpoint first, so that it can be resumed."""
-    if bool(job) == bool(sweep):
-        raise QueueError("Give the job to cancel, or a sweep with --sweep.")
-    if sweep:
-        return {"sweep": sweep, "changed": plans.for_sweep(store, sweep, "cancel")}
-    return store.cancel(job, drop=drop)
+    return job_or_sweep(store, job, sweep, "cancel", **({} if sweep else {"drop": drop}))
 
 
 @action("pause", starts=True)

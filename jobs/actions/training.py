@@ -1,4 +1,4 @@
-"""Actions around training: train, bake-off, preflight, refit, presets, methods."""
+"""Actions around training: train, sweep, bake-off, preflight, refit, presets, methods."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 from jobs import bakeoff as contests
 from jobs import plans, preflight, supervisor
-from jobs.actions.queue import Assignments, JobId, Retries
-from jobs.actions.registry import Queued, action, field, outcome_of
+from jobs.actions.queue import AfterError, Assignments, JobId, Retries
+from jobs.actions.registry import Reply, action, field
 from jobs.admission import admit
 from jobs.job import Job
+from jobs.jobs_table import summary
 from jobs.memory import needed_bytes
 from jobs.store import JobStore
 from studio import presets
@@ -95,6 +96,64 @@ def launch(
     return job
 
 
+@action("sweep", title="Queue a sweep", starts=True)
+def sweep(
+    store: JobStore,
+    name: Annotated[str, field("Name of the sweep.", positional=True, max_length=100)],
+    over: Annotated[
+        tuple[str, ...],
+        field(
+            "Values of a setting; may be repeated.",
+            title="Values to try",
+            lines=4,
+            metavar="FIELD=A,B,C",
+        ),
+    ],
+    random: Annotated[int, field("Draw N random combinations; 0 runs all.", metavar="N", ge=0)] = 0,
+    like: Annotated[
+        int | str, field("Start from the settings of this run.", metavar="ID", of="job")
+    ] = "",
+    model: Model = None,
+    data: Data = None,
+    method: Method = None,
+    set: Assignments = NONE,
+    on_error: Annotated[
+        AfterError,
+        field(
+            "After a failed run: continue, or stop and hold the rest.",
+            labels={"continue": "Continue with the others", "stop": "Hold the rest"},
+        ),
+    ] = "continue",
+    retries: Retries = None,
+) -> Reply:
+    """Queue one run for each combination of some values, as a group."""
+    base = read_spec(
+        store.home, base=store.get(like).spec if like else None, model=model, data=data,
+        method=method, assignments=set, name="",
+    )  # fmt: skip
+    jobs = plans.submit_sweep(
+        store, admit(base, store.home), dict(map(parse_values, over)), name=name,
+        mode="random" if random else "grid", count=random, on_error=on_error,
+        retries=retries or 0,
+    )  # fmt: skip
+    return Reply(jobs=tuple(jobs), facts={"sweep": name, "jobs": [summary(job) for job in jobs]})
+
+
+def parse_values(text: str) -> tuple[str, list[Any]]:
+    """Split `method.r=4,8,16` into the setting and its values; brackets keep a comma inside one.
+
+    Raises:
+        SpecError: There is no `=`, or a value is empty.
+    """
+    path, value = parse_assignment(text)
+    if isinstance(value, list):
+        return path, value
+    words = [word.strip() for word in str(text.partition("=")[2]).split(",")]
+    if not all(words):
+        raise SpecError(f'"{text}" has no values: write it as method.r=4,8,16.', field=path)
+    return path, [parse_assignment(f"value={word}")[1] for word in words]
+
+
 @action("bakeoff", title="Bake-off", follow=True)
 def bakeoff(
     store: JobStore,
@@ -121,15 +180,8 @@ def bakeoff(
     spec = admit(spec.model_copy(update={"name": ""}), store.home)
     jobs = contests.submit(store, spec, chosen, name=name, prompts=prompts)
     supervisor.ensure_running(store.home)
-    return Queued(
-        jobs=tuple(jobs), value={"name": name.strip(), "rows": contests.table(store, name.strip())}
-    )
-
-
-@outcome_of("bakeoff")
-def table(store: JobStore, job: Job) -> dict[str, Any]:
-    """Return the table of a bake-off."""
-    return {"name": job.sweep, "rows": contests.table(store, str(job.sweep))}
+    facts = {"name": name.strip(), "rows": contests.table(store, name.strip())}
+    return Reply(jobs=tuple(jobs), facts=facts)
 
 
 @action("preflight", follow=True)
@@ -148,8 +200,7 @@ def estimated(
     from studio.training.remedies import make_it_fit
 
     run = read_spec(
-        store.home, spec, model=model or None, data=data or None, method=method or None,
-        assignments=set,
+        store.home, spec, model=model, data=data, method=method, assignments=set,
     )  # fmt: skip
     run = admit(run, store.home)
     changes = make_it_fit(run, store.home)[0] if fit else {}
@@ -158,13 +209,7 @@ def estimated(
         return estimate(run, store.home).as_dict() | {"changes": changes}
     job = preflight.submit_measure(store, run)
     supervisor.ensure_running(store.home)
-    return Queued(jobs=(job,), value={"changes": changes})
-
-
-@outcome_of("preflight")
-def measured(store: JobStore, job: Job) -> dict[str, Any]:
-    """Return what a preflight measured."""
-    return preflight.read_measured(store.home, job.id) | {"titles": preflight.TITLES}
+    return Reply(jobs=(job,), facts={"changes": changes})
 
 
 @action("refit", title="Make it fit", starts=True)

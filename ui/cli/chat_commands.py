@@ -1,44 +1,46 @@
-"""The commands `studio chat` (an answer or a conversation in the terminal) and `studio endpoint`.
+"""The commands `studio chat` and `studio compare`: answers in the terminal.
 
-`chat` loads the model in its own process and needs no page and no chat host.
+They load models in their own process and need no page and no chat host; pages never load a model.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from studio.chat.lanes import ChatRequest, Delta, Lane, Message
-from studio.errors import ChatError
+from jobs.actions.comparisons import DEFAULTS, NONE, Lanes, MaxNewTokens
+from jobs.actions.registry import action, field
+from jobs.recipes import Recipes
+from jobs.store import JobStore
+from studio.chat.lanes import (
+    ChatRequest,
+    Delta,
+    Lane,
+    LaneSettings,
+    Message,
+    Sampling,
+    events_of,
+)
+from studio.errors import ChatError, StudioError
 from studio.home import open_home
 from studio.stack import StackItem
-from ui.cli.options import (
-    DeviceOption,
-    HomeOption,
-    JsonOption,
-    MaxNewTokensOption,
-    SeedOption,
-    SystemOption,
-    TemperatureOption,
-)
+from ui.cli.generate import HomeOption, JsonOption
 
 if TYPE_CHECKING:
     from studio.chat.residents import ResidentModels
 
 app = typer.Typer()
-EXAMPLE = """\
-from openai import OpenAI
-
-client = OpenAI(base_url="{url}", api_key="{key}")
-answer = client.chat.completions.create(
-    model="{model}", messages=[{{"role": "user", "content": "Hello"}}]
-)
-print(answer.choices[0].message.content)"""
 HELP = "/new starts over, /system TEXT sets the system prompt, /exit or Ctrl-D quits."
+
+
+def _sampling(name: str) -> Any:
+    field = Sampling.model_fields[name]
+    text = f"{field.description} Default: {field.default}."
+    return typer.Option(help=text, show_default=False)
 
 
 @app.command()
@@ -53,11 +55,11 @@ def chat(
     prompt: Annotated[
         str | None, typer.Option(help="Answer this prompt and exit.", show_default=False)
     ] = None,
-    system: SystemOption = "",
-    max_new_tokens: MaxNewTokensOption = None,
-    temperature: TemperatureOption = None,
-    seed: SeedOption = None,
-    device: DeviceOption = "auto",
+    system: Annotated[str, typer.Option(help="System prompt.", show_default=False)] = "",
+    max_new_tokens: Annotated[int | None, _sampling("max_new_tokens")] = None,
+    temperature: Annotated[float | None, _sampling("temperature")] = None,
+    seed: Annotated[int | None, _sampling("seed")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 …")] = "auto",
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -87,9 +89,9 @@ def chat(
     if prompt is None:
         return _converse(residents, lane_for, system)
     lane = lane_for(system, [Message(role="user", content=prompt)])
-    text, end = _answer(residents, lane, quiet=as_json)
-    if as_json:
-        print(json.dumps(answer_json(text, end), ensure_ascii=False))
+    deltas = list(_printed(residents, lane, quiet=as_json))
+    text = "".join(delta.text for delta in deltas)
+    print(json.dumps(answer_json(text, deltas[-1]), ensure_ascii=False) if as_json else "")
     return 0
 
 
@@ -107,21 +109,20 @@ def answer_json(text: str, end: Delta) -> dict[str, Any]:
     }
 
 
-def _answer(residents: ResidentModels, lane: Lane, *, quiet: bool) -> tuple[str, Delta]:
-    text = ""
+def _printed(residents: ResidentModels, lane: Lane, *, quiet: bool = False) -> Iterator[Delta]:
+    """Yield the parts of an answer and print each as it comes.
+
+    Raises:
+        StudioError: It cannot be answered.
+    """
     for delta in residents.stream([lane]):
-        if delta.note and not quiet:
-            print(delta.note, file=sys.stderr, flush=True)
         if delta.error is not None:
             raise delta.error
-        text += delta.text
         if not quiet:
+            if delta.note:
+                print(f"({delta.note})", file=sys.stderr, flush=True)
             print(delta.text, end="", flush=True)
-        if delta.done:
-            if not quiet:
-                print()
-            return text, delta
-    raise AssertionError("a lane always ends with a done delta")
+        yield delta
 
 
 def _converse(
@@ -145,48 +146,71 @@ def _converse(
         elif command == "/help":
             print(HELP, file=sys.stderr)
         elif line:
-            messages.append(Message(role="user", content=line))
-            messages = _turn(residents, lane_for(system, messages), messages)
+            asked = [*messages, Message(role="user", content=line)]
+            text = ""
+            try:
+                for delta in _printed(residents, lane_for(system, asked)):
+                    text += delta.text
+            except KeyboardInterrupt:
+                print(" …", end="")
+            except StudioError as error:
+                print(error.text, file=sys.stderr)
+                continue
+            print()
+            messages = [*asked, Message(role="assistant", content=text)]
 
 
-def _turn(residents: ResidentModels, lane: Lane, messages: list[Message]) -> list[Message]:
-    """Answer the last message, or drop it if that fails."""
-    text = ""
-    try:
-        for delta in residents.stream([lane]):
-            if delta.note:
-                print(f"({delta.note})", file=sys.stderr, flush=True)
-            if delta.error is not None:
-                print(delta.error.text, file=sys.stderr)
-                return messages[:-1]
-            text += delta.text
-            print(delta.text, end="", flush=True)
-    except KeyboardInterrupt:
-        print(" …", end="")
-    print()
-    return [*messages, Message(role="assistant", content=text)]
+@action("compare", terminal=True)
+def compare(
+    store: JobStore,
+    prompt: Annotated[str, field("Prompt for every lane.", max_length=2_000_000)],
+    lane: Lanes = NONE,
+    recipe: Annotated[
+        tuple[str, ...], field("Lane by the name of a recipe; repeat for several.")
+    ] = NONE,
+    system: Annotated[str, field("System prompt.")] = "",
+    max_new_tokens: MaxNewTokens = DEFAULTS.max_new_tokens,
+    temperature: Annotated[
+        float, field("0 picks the likeliest token.")
+    ] = DEFAULTS.temperature,
+    seed: Annotated[int, field("Same seed and prompt, same answer.")] = DEFAULTS.seed,
+    logprobs: Annotated[
+        int, field("Alternatives per token with log-probabilities; -1 for none.")
+    ] = DEFAULTS.logprobs,
+    device: Annotated[str, field("auto, cpu, cuda:0 …")] = "auto",
+) -> dict[str, Any]:  # fmt: skip
+    """Ask several lanes the same prompt and print their answers."""
+    from studio.chat.residents import ResidentModels
+
+    kept = Recipes(store.database)
+    lanes = [one.model_dump(include={"model", "stack"}) for one in lane]
+    lanes += [{key: kept.get(name)[key] for key in ("model", "stack")} for name in recipe]
+    lanes = lanes or [LaneSettings().model_dump(include={"model", "stack"})]
+    shared = {
+        "system": system, "messages": [{"role": "user", "content": prompt}],
+        "sampling": {
+            "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed,
+            "logprobs": logprobs,
+        },
+    }  # fmt: skip
+    request = ChatRequest.parse({"lanes": [one | shared for one in lanes]})
+    answers: list[dict[str, Any]] = [
+        {"text": "", "notes": [], "logprobs": [], "lane": one.name} for one in request.lanes
+    ]
+    for delta in ResidentModels(store.home, device=device).stream(request.lanes):
+        for event in events_of(delta):
+            _take(answers[delta.lane], event)
+    return {"lanes": answers}
 
 
-@app.command()
-def endpoint(
-    hours: Annotated[
-        float, typer.Option(min=0.01, max=8760, help="Shut down after this many idle hours.")
-    ] = 0.5,
-    home: HomeOption = None,
-    as_json: JsonOption = False,
-) -> int:
-    """Print the address, key and model names of the OpenAI-compatible API; start it if needed."""
-    from jobs import chat_client
-    from jobs.chat_openai import model_names
-
-    opened = open_home(home)
-    reached = chat_client.ensure_host(opened, idle_seconds=hours * 3600)
-    url, names = f"{reached.url}/v1", model_names(opened)
-    if as_json:
-        values = {"base_url": url, "api_key": reached.token, "models": names}
-        print(json.dumps(values, ensure_ascii=False))
-        return 0
-    print(f"Address  {url}\nKey      {reached.token}\nModels   {', '.join(names)}")
-    print("Model names: BASE, ADAPTER, or BASE+ADAPTER:WEIGHT+…; the default weight is 1.\n")
-    print(EXAMPLE.format(url=url, key=reached.token, model=names[-1]))
-    return 0
+def _take(answer: dict[str, Any], event: dict[str, Any]) -> None:
+    kind = event["type"]
+    if kind == "delta":
+        answer["text"] += event["text"]
+        answer["logprobs"] += event.get("tokens", [])
+    elif kind == "status":
+        answer["notes"].append(event["text"])
+    elif kind == "error":
+        answer["error"] = {"kind": event["kind"], "text": event["text"]}
+    else:
+        answer.update({key: event[key] for key in event if key not in ("type", "lane")})

@@ -1,7 +1,7 @@
-"""Watching one job in a terminal until it ends: a progress bar with the loss, on standard error.
+"""Follow one job in a terminal until it ends: a progress bar with the loss, on standard error.
 
-Where standard error is no terminal, a line every few seconds instead. It only reads the database,
-so ending it does nothing to the job.
+Without a terminal it prints a line every few seconds instead. It only reads the database, so ending
+it does nothing to the job.
 """
 
 import sys
@@ -16,17 +16,17 @@ LINE_SECONDS = 5.0
 
 
 def follow_to_the_end(store: JobStore, job: Job) -> Job:
-    """Show a job's progress until it waits for nobody but a person; return its last state."""
+    """Show a job's progress until it ends or waits for the user; return its last state."""
     if sys.stderr.isatty():
         return _with_bar(store, job)
-    spoken, said = 0.0, ""
+    printed_at, printed = 0.0, ""
     while True:
         job = store.get(job.id)
         if _over(job):
             return job
         line = _line(job)
-        if line != said and time.monotonic() - spoken > LINE_SECONDS:
-            spoken, said = time.monotonic(), line
+        if line != printed and time.monotonic() - printed_at > LINE_SECONDS:
+            printed_at, printed = time.monotonic(), line
             print(line, file=sys.stderr, flush=True)
         time.sleep(POLL_SECONDS)
 
@@ -53,11 +53,8 @@ def _with_bar(store: JobStore, job: Job) -> Job:
 
 
 def _over(job: Job) -> bool:
-    return not job.active and job.state != "queued" and not _comes_back(job)
-
-
-def _comes_back(job: Job) -> bool:
-    return job.state == "interrupted" and job.error_kind is None
+    queued_again = job.state == "interrupted" and job.error_kind is None
+    return not job.active and job.state != "queued" and not queued_again
 
 
 def _line(job: Job) -> str:

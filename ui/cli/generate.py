@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from inspect import Parameter as Argument
 from inspect import Signature
 from pathlib import Path
@@ -21,7 +20,7 @@ from studio.fields import Parameter
 from studio.home import Home, open_home
 from studio.training.events import Event, Working
 from ui.cli.follow import follow_to_the_end
-from ui.cli.show import CODES, SENTENCES, ending
+from ui.cli.show import CODES, SENTENCES, ending, plain
 
 SETTLE_SECONDS = 15.0
 HomeOption = Annotated[
@@ -129,13 +128,13 @@ def perform(
     home = _home(where, action)
     if action.needs != "store" and not action.follow:
         watch = _silent if as_json else _progress
-        return show(ask(home, action.name, values, watch=watch), as_json)
+        return show(action.name, ask(home, action.name, values, watch=watch).value, as_json)
     home = home or open_home(where)
     with closing(JobStore(home)) as store:
         answer = ask(home, action.name, values, store=store)
         if not (action.follow and answer.jobs):
-            return show(_settled(store, answer), as_json)
-        return _followed(store, answer, follow=follow, as_json=as_json)
+            return show(action.name, _settled(store, answer).value, as_json)
+        return _followed(store, action.name, answer, follow=follow, as_json=as_json)
 
 
 def _settled(store: JobStore, answer: Reply) -> Reply:
@@ -146,10 +145,10 @@ def _settled(store: JobStore, answer: Reply) -> Reply:
     while job.state == "stopping" and time.monotonic() < deadline:
         time.sleep(0.05)
         job = store.get(job.id)
-    return replace(answer, value=summary(job), jobs=(job,))
+    return Reply(jobs=(job,))
 
 
-def _followed(store: JobStore, answer: Reply, *, follow: bool, as_json: bool) -> int:
+def _followed(store: JobStore, name: str, answer: Reply, *, follow: bool, as_json: bool) -> int:
     job = answer.jobs[-1]
     if not follow or job.state == "paused":
         word = "Held" if job.state == "paused" else "Queued"
@@ -170,29 +169,17 @@ def _followed(store: JobStore, answer: Reply, *, follow: bool, as_json: bool) ->
     if job.state != "succeeded":
         return ending(job, as_json)
     if answer.then:
-        return show(ask(store.home, *answer.then, store=store), as_json)
-    return show(replace(answer, value=answer.facts | outcome(store, job)), as_json)
+        return show(answer.then[0], ask(store.home, *answer.then, store=store).value, as_json)
+    return show(name, (answer.facts or {}) | outcome(store, job), as_json)
 
 
-def show(answer: Reply, as_json: bool) -> int:
-    """Print an answer and return the exit code."""
-    name, value = answer.action.name, answer.value
+def show(name: str, value: Any, as_json: bool) -> int:
+    """Print what an action answered and return the exit code."""
     if as_json:
         print(json.dumps(value, ensure_ascii=name.startswith("data.")))
     else:
-        SENTENCES[name](value) if name in SENTENCES else _plain(value)
+        SENTENCES[name](value) if name in SENTENCES else plain(value)
     return CODES[name](value) if name in CODES else 0
-
-
-def _plain(value: Any) -> None:
-    for row in value if isinstance(value, list) else [value]:
-        if not isinstance(row, dict):
-            print(row)
-            continue
-        for key, one in row.items():
-            if one not in (None, "", [], {}):
-                text = one if isinstance(one, str) else json.dumps(one, ensure_ascii=False)
-                print(f"{key:14} {text}")
 
 
 def _home(where: Path | None, action: Action) -> Home | None:

@@ -1,7 +1,7 @@
-"""The door: every command, its options and its exit codes.
+"""The command line: all commands, and how they end.
 
-Bodies live with what they are about and are imported when their command runs, so that `--help` and
-errors come at once. This is the only file of `studio` that may import the queue and the pages.
+Most commands are generated from actions (`generate.py`); here are those that serve or print as they
+go. Whatever is slow to import is imported when its command runs.
 
 Exit codes: 0 done, 2 the input was wrong, 3 the job failed, 4 it was cancelled or paused, 130
 interrupted. With `--json` exactly one JSON document goes to standard output, errors included.
@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Annotated, Any
 
 import typer
 
-from studio.errors import StudioError, nearest
-from studio.home import open_home
-from ui.cli import compare_commands as _compare  # noqa: F401  registers its action
+from jobs.store import JobStore
+from studio.errors import ServeError, StudioError, nearest
+from studio.home import Home, open_home
 from ui.cli.chat_commands import app as chat_app
-from ui.cli.generate import add_commands
-from ui.cli.options import HomeOption, JobArgument, JsonOption
+from ui.cli.generate import HomeOption, JsonOption, add_commands
 from ui.cli.show import diagnosis
 from ui.cli.show_data import printable
 
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(130) from None
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read us has gone; there is nobody to tell
+        sys.stderr.close()  # the reader of the pipe has gone
         raise SystemExit(0) from None
     except Exception as error:
         if not hasattr(error, "format_message"):
@@ -89,10 +90,8 @@ def serve(
     ] = False,
 ) -> None:
     """Open the studio in the browser (the default command)."""
-    from ui.cli import runs_commands
-
     opened = open_home(home)
-    runs_commands.refuse_second_page(opened, port)
+    _refuse_second_page(opened, port)
     from ui.app import serve as serve_page
 
     def ready(address: str) -> None:
@@ -107,12 +106,19 @@ def serve(
     )
 
 
-@app.command()
-def stop(home: HomeOption = None, as_json: JsonOption = False) -> None:
-    """End the page, the queue and the chat; running jobs save and go on at the next start."""
-    from ui.cli import runs_commands
+def _refuse_second_page(home: Home, port: int) -> None:
+    """Refuse to open a page where this home's own already listens.
 
-    runs_commands.stop(open_home(home), as_json=as_json)
+    Raises:
+        ServeError: Says at which address it is.
+    """
+    with closing(JobStore(home)) as store:
+        for row in store.processes():
+            if row["role"] == "web" and port and str(row["url"]).rstrip("/").endswith(f":{port}"):
+                raise ServeError(
+                    f"The studio is already running at {row['url']}. Open that address, or end it "
+                    "with `studio stop`."
+                )
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -120,18 +126,34 @@ def stop(home: HomeOption = None, as_json: JsonOption = False) -> None:
 
 @app.command()
 def logs(
-    job: JobArgument,
+    job: Annotated[str, typer.Argument(metavar="ID", help="The job's number or name.")],
     lines: Annotated[int, typer.Option(help="How many of the last.", min=1)] = 200,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Print until it ends.")] = False,
     home: HomeOption = None,
 ) -> None:
     """Print a run's log."""
-    from ui.cli import runs_commands
-
-    runs_commands.logs(open_home(home), job, lines=lines, follow=follow)
-
-
-# -- adapters and chat -----------------------------------------------------------------------------
+    with closing(JobStore(open_home(home))) as store:
+        found = store.get(job)
+        path = store.log_path(found.id)
+        if not path.exists() and not follow:
+            print(f'"{found.name}" has no log yet: it is {found.state}.', file=sys.stderr)
+            return
+        text = store.log_tail(found.id, lines)
+        if text:
+            print(text, flush=True)
+        position = path.stat().st_size if path.exists() else 0
+        while follow:
+            ended = not store.get(found.id).active and store.get(found.id).state != "queued"
+            if path.exists():
+                with path.open("rb") as file:
+                    file.seek(position)
+                    news = file.read()
+                position += len(news)
+                sys.stdout.write(news.decode(errors="replace"))
+                sys.stdout.flush()
+            if ended:
+                return
+            time.sleep(0.2)
 
 
 @app.command()
@@ -191,7 +213,7 @@ def _unforeseen(error: Exception, as_json: bool) -> int:
     except Exception:
         pass
     first = (str(error).strip().splitlines() or [""])[0][:200]
-    text = f"Something nobody foresaw happened ({type(error).__name__}: {first}).{where}"
+    text = f"An unexpected error occurred ({type(error).__name__}: {first}).{where}"
     return _tell({"kind": "bug", "text": text}, 1, as_json)
 
 

@@ -21,6 +21,7 @@ from ui.cli.show_data import (
     dataset,
     datasets,
     duration,
+    endpoint,
     leaderboard,
     mapped,
     number,
@@ -118,20 +119,6 @@ def adapters(found: Sequence[Mapping[str, Any]]) -> None:
         loss = "" if one["last_loss"] is None else f", loss {one['last_loss']:.4f}"
         ended = f", {one['ended']} after {one['steps']} steps" if one["ended"] else ""
         print(f"{one['name']}: {one['method']} on {one['base']}{ended}{loss}")
-
-
-def passport(facts: Mapping[str, Any]) -> None:
-    """Print what is known of an adapter."""
-    for key in ("id", "name", "path", "base", "method", "tags", "ended", "parents", "passport"):
-        if value := facts[key]:
-            text = json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
-            print(f"{key:14} {', '.join(map(str, value)) if isinstance(value, list) else text}")
-
-
-def modules(found: Sequence[Mapping[str, Any]]) -> None:
-    """Print a model's linear layers."""
-    for one in found:
-        print(f"{one['key']}  {one['shape'][0]} x {one['shape'][1]}")
 
 
 # -- training --------------------------------------------------------------------------------------
@@ -275,13 +262,6 @@ def queue(answer: Answer) -> None:
         print("The queue is empty.")
 
 
-def moved(job: Mapping[str, Any]) -> None:
-    """Print the new place of a job, if it is queued."""
-    print(
-        f'"{job["name"]}" is number {job["place"]} of the queue.' if job["place"] else job["name"]
-    )
-
-
 def changed(answer: Answer) -> None:
     """Print the new state of a job, or how many runs of a sweep changed."""
     if "changed" in answer:
@@ -379,16 +359,28 @@ def restored(done: Mapping[str, Any]) -> None:
     print(f"{done['home']} is restored.{before} Open the studio to continue.")
 
 
-def unpacked(job: Mapping[str, Any]) -> None:
-    """Print the number of an unpacked run."""
-    print(f'"{job["name"]}" is here, as number {job["id"]}.')
-
-
 def lines(text: str) -> Callable[[Answer], None]:
-    """Return what prints a sentence with the answer's own values in it."""
-    return lambda answer: print(text.format(**answer))
+    """Return a printer of a sentence with values of the answer, or of each row of it."""
+
+    def show(answer: Answer) -> None:
+        for row in answer if isinstance(answer, list) else [answer]:
+            print(text.format(**row))
+
+    return show
 
 
+def plain(answer: Answer) -> None:
+    """Print the values of an answer, or of each row of it, that are not empty."""
+    for row in answer if isinstance(answer, list) else [answer]:
+        for key, value in row.items() if isinstance(row, dict) else [("", row)]:
+            if isinstance(value, list) and all(isinstance(one, str) for one in value):
+                value = ", ".join(value)
+            if value not in (None, "", [], {}):
+                text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                print(f"{key:14} {text}" if key else text)
+
+
+PASSPORT = ("id", "name", "path", "base", "method", "tags", "ended", "parents", "passport")
 SENTENCES: dict[str, Callable[[Any], None]] = {
     "train": trained,
     "bakeoff": contest,
@@ -421,8 +413,9 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "vote": lines("Turn {turn}: {verdict}."),
     "conversations": conversations,
     "recipes": recipes,
+    "endpoint": endpoint,
     "adapters": adapters,
-    "adapters.show": passport,
+    "adapters.show": lambda a: plain({key: value for key, value in a.items() if key in PASSPORT}),
     "adapters.rename": lines('Renamed to "{name}".'),
     "adapters.tag": lambda a: print(f'Tags of "{a["name"]}": {", ".join(a["tags"]) or "none"}.'),
     "adapters.delete": lines('Deleted "{name}". Restore it with `studio adapters undo`.'),
@@ -430,7 +423,9 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "adapters.trash": lambda a: print("\n".join(x["name"] for x in a) or "The trash is empty."),
     "adapters.picture": picture,
     "queue": queue,
-    "move": moved,
+    "move": lambda job: print(
+        f'"{job["name"]}" is number {job["place"]} of the queue.' if job["place"] else job["name"]
+    ),
     "hold": changed,
     "release": changed,
     "delete": lines('"{name}" is deleted.'),
@@ -451,12 +446,13 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "clean": cleaned,
     "backup": backed_up,
     "restore": restored,
-    "pack": lines("Packed into {out}. Its README.txt says how to train it and bring it back."),
-    "unpack": unpacked,
-    "cluster": lambda found: print(cluster(found)),
-    "modules": lambda a: print(
-        "\n".join(f"{m['key']}  {m['shape'][0]} x {m['shape'][1]}" for m in a)
+    "stop": lambda a: print(
+        "Ended: " + ", ".join(a["ended"]) + "." if a["ended"] else "Nothing was running."
     ),
+    "pack": lines("Packed into {out}. Its README.txt says how to train it and bring it back."),
+    "unpack": lines('"{name}" is here, as number {id}.'),
+    "cluster": lambda found: print(cluster(found)),
+    "modules": lines("{key}  {shape[0]} x {shape[1]}"),
 }
 CODES: dict[str, Callable[[Any], int]] = {
     "data.check": lambda reports: 0 if all(one["ok"] for one in reports) else 2,

@@ -11,6 +11,14 @@ from studio.home import slug
 from studio.stack import StackItem
 
 Answer = Any
+EXAMPLE = """\
+from openai import OpenAI
+
+client = OpenAI(base_url="{url}", api_key="{key}")
+answer = client.chat.completions.create(
+    model="{model}", messages=[{{"role": "user", "content": "Hello"}}]
+)
+print(answer.choices[0].message.content)"""
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -148,6 +156,14 @@ def conversations(found: Answer) -> None:
         print(f"> {turn['prompt']}")
         for letter, answer in zip(LETTERS, turn["answers"], strict=False):
             print(f"{letter}  {answer.get('text', '')}")
+
+
+def endpoint(found: Mapping[str, Any]) -> None:
+    """Print how a client of OpenAI's API reaches the chat host, with an example."""
+    url, key, names = found["base_url"], found["api_key"], found["models"]
+    print(f"Address  {url}\nKey      {key}\nModels   {', '.join(names)}")
+    print("Model names: BASE, ADAPTER, or BASE+ADAPTER:WEIGHT+…; the default weight is 1.\n")
+    print(EXAMPLE.format(url=url, key=key, model=names[-1]))
 
 
 def recipes(found: Sequence[Mapping[str, Any]]) -> None:
