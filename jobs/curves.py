@@ -213,7 +213,7 @@ def read_metrics(
     after_seq: int = 0,
     bins: int = 500,
     window: tuple[float, float] | None = None,
-    curves: Curves | None = None,
+    curves: Curves,
 ) -> dict[str, Any]:
     """Return `{"seq", "snapshot", "data": {name: {job: {"x": [...], "y": [...]}}}}`.
 
@@ -239,10 +239,9 @@ def read_metrics(
             series["y"].append(value)
         return {"seq": seq, "snapshot": False, "data": data}
     low, high = window or (0, 2**62)
-    cache = curves or Curves()
     for name in wanted:
         for job in ids:
-            series = cache.read(
+            series = curves.read(
                 db, job, name, seq=seq, low=math.floor(low), high=math.ceil(high), bins=bins
             )
             if series["x"]:

@@ -85,7 +85,6 @@ class Job:
     created: float
     started: float | None
     finished: float | None
-    heartbeat: float | None
     step: int
     total_steps: int | None
     phase: str

@@ -53,18 +53,13 @@ MOST_POINTS = 1000
 
 
 def points(
-    fields: Mapping[str, Sequence[Any]],
-    *,
-    mode: Literal["grid", "random"] = "grid",
-    count: int = 0,
-    seed: int = 0,
+    fields: Mapping[str, Sequence[Any]], *, count: int = 0, seed: int = 0
 ) -> list[dict[str, Any]]:
     """Return the assignments of each run, every one different.
 
     Args:
         fields: The values to try, by dotted field.
-        mode: `grid` takes all combinations, `random` draws `count` of them.
-        count: Number of draws for `random`.
+        count: Draw this number of combinations; 0 takes all.
         seed: Seed of the draw.
 
     Raises:
@@ -74,9 +69,7 @@ def points(
     if not fields or empty:
         raise QueueError(f"A sweep needs values to try{' for ' + empty[0] if empty else ''}.")
     total = math.prod(len(values) for values in fields.values())
-    wanted = total if mode == "grid" else count
-    if mode == "random" and count < 1:
-        raise QueueError(f"A random sweep needs a count of 1 or more, not {count}.")
+    wanted = count or total
     if min(wanted, total) > MOST_POINTS:
         raise QueueError(
             f"This sweep has {wanted:,} points; {MOST_POINTS:,} is the most. "
@@ -88,7 +81,7 @@ def points(
         if times > 1:
             raise QueueError(f"{field} has {value} twice. Give each value once.")
     names, lists = list(fields), list(fields.values())
-    if mode == "grid" or wanted >= total:
+    if wanted >= total:
         chosen = list(itertools.product(*lists))
     else:
         numbers = random.Random(seed).sample(range(total), wanted)
@@ -131,7 +124,6 @@ def submit_sweep(
     fields: Mapping[str, Sequence[Any]],
     *,
     name: str,
-    mode: Literal["grid", "random"] = "grid",
     count: int = 0,
     on_error: Literal["continue", "stop"] = "continue",
     retries: int = 0,
@@ -139,13 +131,13 @@ def submit_sweep(
     """Queue one run for each point of a sweep, as a group called `name`."""
     if not name.strip():
         raise QueueError("A sweep needs a name, which its runs begin with.")
-    chosen = points(fields, mode=mode, count=count, seed=spec.seed)
+    chosen = points(fields, count=count, seed=spec.seed)
     specs = expand(spec, chosen, name=name.strip())
     with store.database.reading() as db:
         if db.conn.execute("SELECT 1 FROM jobs WHERE sweep = ?", (name.strip(),)).fetchone():
             raise QueueError(f'There is already a sweep "{name.strip()}". Choose another name.')
     return store.submit_many(
-        specs, sweep=name.strip(), on_error=on_error, retries=allowed(retries),
+        specs, sweep=name.strip(), on_error=on_error, retries=retries,
         memory_bytes=needed_by_each(specs, store.home),
     )  # fmt: skip
 
@@ -188,12 +180,11 @@ def schedule(
     if start and start.after is not None and start.after < now():
         raise QueueError("That time is in the past. Give one in the future, or start the job now.")
     needed = [_awaited(job, store.get(other)) for other in needs or ()]
-    again = None if retries is None else allowed(retries)
     with store.database.writing() as db:
         if start:
             db.conn.execute(_START, (*start, job.id))
-        if again is not None:
-            db.conn.execute(_AGAIN, (again, job.id))
+        if retries is not None:
+            db.conn.execute(_AGAIN, (retries, job.id))
         if needs is not None:
             db.conn.execute("DELETE FROM dependencies WHERE job = ?", (job.id,))
             db.conn.executemany(jobs_table.NEED, [(job.id, other) for other in needed])
@@ -209,17 +200,6 @@ def _awaited(job: Job, other: Job) -> int:
     if other.state in ("failed", "cancelled"):
         raise QueueError(f'"{other.name}" is {other.state}, so the job would never start.')
     return other.id
-
-
-def allowed(retries: int) -> int:
-    """Return a checked number of retries.
-
-    Raises:
-        QueueError: It is negative or more than `MOST_RETRIES`.
-    """
-    if not 0 <= retries <= MOST_RETRIES:
-        raise QueueError(f"Retries must be between 0 and {MOST_RETRIES}, not {retries}.")
-    return retries
 
 
 def start_anyway(store: JobStore, job_id: int | str) -> Job:

@@ -31,7 +31,14 @@ from jobs.run_files import newest_step
 from jobs.store import JobStore
 from studio import atomic
 from studio.accelerator import visible_devices
-from studio.errors import DiskFull, OutOfMemory, ProcessLost, StudioError, is_disk_full
+from studio.errors import (
+    DiskFull,
+    OutOfMemory,
+    ProcessLost,
+    StudioError,
+    is_disk_full,
+    is_out_of_memory,
+)
 from studio.home import Home, open_home, sweep
 from studio.training import events
 
@@ -145,7 +152,7 @@ def as_studio_error(error: Exception, *, kind: str = "train") -> StudioError:
         return error
     if is_disk_full(error):
         return DiskFull("The disk is full. Free some room; the last checkpoint is intact.")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if is_out_of_memory(error):
         return OutOfMemory(
             "The device ran out of memory. Halve the batch size and double the accumulation, "
             "shorten the maximum length, or turn gradient checkpointing on."

@@ -4,7 +4,7 @@ One row per setting, JSON values.
 """
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from jobs.claims import retried
 from jobs.store import JobStore
@@ -58,14 +58,8 @@ def release_queue(store: JobStore) -> None:
     write(store, "held", None)
 
 
-def on_error(store: JobStore, policy: str) -> None:
-    """Set what happens to the queue after a failed job: `continue` or `stop`.
-
-    Raises:
-        QueueError: It is neither.
-    """
-    if policy not in ("continue", "stop"):
-        raise QueueError(f'After an error the queue can "continue" or "stop", not "{policy}".')
+def on_error(store: JobStore, policy: Literal["continue", "stop"]) -> None:
+    """Set what happens to the queue after a failed job: `continue` or `stop`."""
     write(store, "errors_seen", last_event(store))
     write(store, "on_error", policy)
 

@@ -19,7 +19,6 @@ from jobs import settings
 from jobs.job import ENDED
 from jobs.run_files import needed_steps, newest_step, step_of
 from jobs.store import JobStore
-from studio.errors import QueueError
 from studio.home import Home
 
 LEFTOVER_SECONDS = 3600.0
@@ -74,18 +73,6 @@ def usage(store: JobStore) -> dict[str, Any]:
 def rules(store: JobStore) -> dict[str, int]:
     """Return the retention rules of this home."""
     return {name: settings.read(store, name) for name in ("keep_checkpoints", "keep_days")}
-
-
-def set_rules(store: JobStore, *, keep_checkpoints: int, keep_days: int) -> None:
-    """Change the retention rules.
-
-    Raises:
-        QueueError: A number is out of bounds.
-    """
-    if not (0 <= keep_checkpoints <= 1000 and 0 <= keep_days <= 36_500):
-        raise QueueError("Keep 0 to 1000 checkpoints of a finished run, for 0 to 36500 days.")
-    settings.write(store, "keep_checkpoints", keep_checkpoints)
-    settings.write(store, "keep_days", keep_days)
 
 
 def spare(store: JobStore) -> list[Item]:

@@ -63,18 +63,12 @@ def suite(
         return table | {"spec": {"cases": table["spec"]["cases"]}}
     if not (file or cases):
         return suites.listing(store)
-    lanes = lane or (LaneSettings(),)
+    lanes = [one.model_dump() for one in lane or (LaneSettings(),)]
     if max_new_tokens != DEFAULTS.max_new_tokens:
-        lanes = tuple(
-            one.model_copy(
-                update={
-                    "sampling": one.sampling.model_copy(update={"max_new_tokens": max_new_tokens})
-                }
-            )
-            for one in lanes
-        )
+        for one in lanes:
+            one["sampling"]["max_new_tokens"] = max_new_tokens
     found = parse_cases(cases) if cases else read_cases(Path(file))
-    values = {"name": name, "cases": found, "lanes": [one.model_dump() for one in lanes]}
+    values = {"name": name, "cases": found, "lanes": lanes}
     job = submit(store, SuiteRequest.parse(values))
     return Reply(jobs=(job,), then=("suite", {"show": str(job.id), "out": out}))
 

@@ -6,7 +6,7 @@ Imports and steps become jobs when pages ask; the command line performs them in 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
@@ -127,7 +127,9 @@ def xray_rows(
     source: Source,
     model: Annotated[str, field("Model whose tokenizer is used.", of="model")] = "starter",
     row: Annotated[tuple[int, ...], field("Row number from 1; repeat for several.")] = NONE,
-    pick: Annotated[str, field("first, longest, shortest or random.")] = "first",
+    pick: Annotated[
+        Literal["first", "longest", "shortest", "random"], field("Which rows.")
+    ] = "first",
     count: Annotated[int, field("Number of rows.", ge=1, le=1000)] = 3,
     max_length: Annotated[int, field("Longest row in tokens.", ge=8)] = 1024,
     train_on: Annotated[str, field("assistant, last or all.")] = "assistant",
@@ -139,8 +141,6 @@ def xray_rows(
     from studio.data.xray import xray
     from studio.models.sources import facts
 
-    if pick not in ("first", "longest", "shortest", "random"):
-        raise DataError(f'--pick is "{pick}": use first, longest, shortest or random.')
     found = facts(ModelSource(path=model))
     data = DataSource.parse(
         {"path": source, "max_length": max_length, "train_on": train_on,
@@ -148,7 +148,7 @@ def xray_rows(
     )  # fmt: skip
     shown = xray(
         data, backend_for(found.path, home), context_length=found.context_length,
-        rows=list(row) or None, pick=pick, count=count, seed=seed, home=home,  # type: ignore[arg-type]
+        rows=list(row) or None, pick=pick, count=count, seed=seed, home=home,
     )  # fmt: skip
     return [one.model_dump(mode="json") for one in shown]
 
@@ -166,15 +166,15 @@ def export(
     home: Home,
     name: Dataset,
     target: Annotated[str, field("New file, .jsonl or .csv.", positional=True, metavar="TARGET")],
-    part: Annotated[str, field("train or validation; everything by default.")] = "",
+    part: Annotated[
+        Literal["", "train", "validation"], field("train or validation; everything by default.")
+    ] = "",
     force: Annotated[bool, field("Replace an existing file.")] = False,
 ) -> dict[str, Any]:
     """Write the rows of a dataset to a file."""
     from studio.data.curate import export_rows
     from studio.data.snapshots import open_snapshot
 
-    if part not in ("", "train", "validation"):
-        raise DataError(f'--part is "{part}": use train or validation.')
     count = export_rows(open_snapshot(home, name), Path(target), part=part, replace=force)
     return {"file": target, "rows": count}
 

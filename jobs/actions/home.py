@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from jobs import cluster as clusters
-from jobs import storage, supervisor
+from jobs import settings, storage, supervisor
 from jobs.actions.queue import Assignments
 from jobs.actions.registry import action, field
 from jobs.actions.training import Data, Method, Model, SpecFile, read_spec
@@ -31,17 +31,23 @@ def clean(
     store: JobStore,
     yes: Annotated[bool, field("Remove; without it only list.")] = False,
     keep_checkpoints: Annotated[
-        int | None, field("Rule: checkpoints to keep for each finished run.", metavar="N")
+        int | None,
+        field("Rule: checkpoints to keep for each finished run.", metavar="N", ge=0, le=1000),
     ] = None,
     keep_days: Annotated[
         int | None,
-        field("Rule: remove checkpoints of runs older than N days; 0 never.", metavar="N"),
+        field(
+            "Rule: remove checkpoints of runs older than N days; 0 never.",
+            metavar="N",
+            ge=0,
+            le=36_500,
+        ),
     ] = None,
 ) -> dict[str, Any]:
     """List, and with --yes remove, spare checkpoints and files that nothing refers to."""
-    changed = {"keep_checkpoints": keep_checkpoints, "keep_days": keep_days}
-    if changed := {key: value for key, value in changed.items() if value is not None}:
-        storage.set_rules(store, **{**storage.rules(store), **changed})
+    for name, rule in {"keep_checkpoints": keep_checkpoints, "keep_days": keep_days}.items():
+        if rule is not None:
+            settings.write(store, name, rule)
     found = storage.clean(store) if yes else storage.spare(store)
     return {**storage.report(found), "removed": yes}
 

@@ -33,7 +33,12 @@ Assignments = Annotated[
 ]
 Retries = Annotated[
     int | None,
-    field("Retry up to N times after a transient failure, e.g. out of memory.", metavar="N", ge=0),
+    field(
+        "Retry up to N times after a transient failure, e.g. out of memory.",
+        metavar="N",
+        ge=0,
+        le=plans.MOST_RETRIES,
+    ),
 ]
 AfterError = Literal["continue", "stop"]
 STARTS = {

@@ -89,7 +89,7 @@ def launch(
     """
     admitted = admit(spec, store.home)
     job = store.submit(
-        admitted, needs=[store.get(other).id for other in needs], retries=plans.allowed(retries),
+        admitted, needs=[store.get(other).id for other in needs], retries=retries,
         held=hold, memory_bytes=needed_bytes(admitted, store.home),
     )  # fmt: skip
     supervisor.ensure_running(store.home)
@@ -133,7 +133,7 @@ def sweep(
     )  # fmt: skip
     jobs = plans.submit_sweep(
         store, admit(base, store.home), dict(map(parse_values, over)), name=name,
-        mode="random" if random else "grid", count=random, on_error=on_error,
+        count=random, on_error=on_error,
         retries=retries or 0,
     )  # fmt: skip
     return Reply(jobs=tuple(jobs), facts={"sweep": name, "jobs": [summary(job) for job in jobs]})

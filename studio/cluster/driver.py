@@ -13,8 +13,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,7 +78,7 @@ def _train(storage: Storage, scratch: Path, *, leads: bool, size: int) -> None:
         ):
             pass
         return
-    with _reporter(storage) as reporter:
+    with closing(_Reporter(storage)) as reporter:
         for event in train(
             spec, run_dir=run_dir, home=open_home(folder / "home"), control=reporter.control,
             in_process_group=size > 1,
@@ -91,11 +90,11 @@ def _local_spec(order: Order, folder: Path, storage: Storage, scratch: Path, siz
     """Return the spec with this worker's device and paths."""
     from ray.train.torch import get_device
 
-    changes: dict[str, Any] = {
-        "train.device": str(get_device()), "train.num_processes": size, "train.fsdp": False,
-    }  # fmt: skip
     spec = transfer.spec_in(folder)
-    changes["train.fsdp"] = spec.train.fsdp and size > 1
+    changes: dict[str, Any] = {
+        "train.device": str(get_device()), "train.num_processes": size,
+        "train.fsdp": spec.train.fsdp and size > 1,
+    }  # fmt: skip
     if order.model:
         root, _, name = order.model.rpartition("/")
         changes["model.path"] = str(Storage(root).local_path(name, scratch))
@@ -116,7 +115,11 @@ class _Reporter:
     """Connection of the first worker: sends events and receives commands."""
 
     def __init__(self, storage: Storage) -> None:
+        again = len(storage.names(FOLDER)) > 1
         self._storage, self._writer = storage, EventWriter(storage)
+        if again:
+            text = "A worker was lost: Ray restarts the run from its last checkpoint"
+            self._writer.add(Loading(text=text).as_dict())
         self._command: Command = None
         self._number = 0
         self._closed = threading.Event()
@@ -142,10 +145,6 @@ class _Reporter:
             event = replace(event, adapter=ADAPTER)
         self._writer.add(event.as_dict())
 
-    def say(self, text: str) -> None:
-        """Send a text as the current phase."""
-        self._writer.add(Loading(text=text).as_dict())
-
     def close(self) -> None:
         """Send the remaining events."""
         self._closed.set()
@@ -167,18 +166,6 @@ class _Reporter:
                 continue
             if found and found["number"] > self._number and self._command != "stop":
                 self._number, self._command = found["number"], found["command"]
-
-
-@contextmanager
-def _reporter(storage: Storage) -> Iterator[_Reporter]:
-    again = len(storage.names(FOLDER)) > 1
-    reporter = _Reporter(storage)
-    if again:
-        reporter.say("A worker was lost: Ray restarts the run from its last checkpoint")
-    try:
-        yield reporter
-    finally:
-        reporter.close()
 
 
 MOST_FAILURES = 3

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from jobs import plans, settings, supervisor
+from jobs.actions import ask
 from jobs.claims import Claim
 from jobs.curves import Progress
 from jobs.processes import me
@@ -34,9 +35,9 @@ def test_a_grid_is_every_combination():
 
 def test_a_random_sweep_draws_different_points_from_its_seed():
     fields = {"method.r": list(range(1, 1001)), "seed": list(range(1_000_000))}
-    found = plans.points(fields, mode="random", count=50, seed=3)
+    found = plans.points(fields, count=50, seed=3)
     assert len({json.dumps(point) for point in found}) == 50
-    assert found == plans.points(fields, mode="random", count=50, seed=3)
+    assert found == plans.points(fields, count=50, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -184,8 +185,8 @@ def test_what_waits_for_a_job_that_is_tried_again_goes_on_waiting(store):
             plans.schedule(store, first, plans.Start())
     with pytest.raises(QueueError, match="resume it instead"):
         plans.schedule(store, first, retries=1)
-    with pytest.raises(QueueError, match="between 0 and 10"):
-        plans.schedule(store, waiting, retries=11)
+    with pytest.raises(SpecError, match="retries is 11: input should be less than or equal to 10"):
+        ask(store.home, "schedule", {"job": waiting, "retries": 11}, store=store)
 
 
 def test_a_sweep_and_a_queue_that_stop_do_so_although_retries_are_left(store):

@@ -64,8 +64,6 @@ def test_the_queue_stops_at_an_error_when_asked(store):
     settings.release_queue(store)
     plans.settle(store)
     assert settings.read(store, "held") is None
-    with pytest.raises(QueueError, match='"continue" or "stop"'):
-        settings.on_error(store, "explode")
 
 
 def test_dependencies_can_be_changed_while_it_waits(store):

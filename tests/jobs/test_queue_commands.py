@@ -49,7 +49,8 @@ def test_a_run_can_be_queued_with_further_tries(store, capsys):
     code, job = run(capsys, "train", "--retries", "2", "--hold")
     assert (code, job["state"], job["retries_left"]) == (0, "paused", 2)
     code, said = run(capsys, "train", "--retries", "11", "--hold")
-    assert (code, said["error"]["text"]) == (2, "Retries must be between 0 and 10, not 11.")
+    assert code == 2
+    assert said["error"]["text"] == "retries is 11: input should be less than or equal to 10."
     assert len(store.list()) == 1
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from jobs import storage
+from jobs.actions import ask
 from jobs.store import JobStore
-from studio.errors import QueueError
+from studio.errors import SpecError
 from studio.home import publishing
 from tests.jobs.conftest import a_spec
 from tests.jobs.test_plans import run_one
@@ -41,9 +42,9 @@ def test_a_finished_run_keeps_as_many_as_the_rule_says(store):
     job = ended(store, "succeeded")
     folders = [checkpoint(store, job, step) for step in (1, 2, 3)]
     assert spare(store) == [f"runs/{job}/checkpoints/step-0000000{n}" for n in (2, 1)]
-    storage.set_rules(store, keep_checkpoints=0, keep_days=0)
+    ask(store.home, "clean", {"keep_checkpoints": 0, "keep_days": 0}, store=store)
     assert len(spare(store)) == 3
-    storage.set_rules(store, keep_checkpoints=3, keep_days=7)
+    ask(store.home, "clean", {"keep_checkpoints": 3, "keep_days": 7}, store=store)
     assert spare(store) == []
     with store.database.writing() as db:
         db.conn.execute("UPDATE jobs SET finished = finished - 8 * 86400")
@@ -51,8 +52,8 @@ def test_a_finished_run_keeps_as_many_as_the_rule_says(store):
     gone = storage.clean(store)
     assert storage.report(gone)["bytes"] > 3000
     assert not any(folder.exists() for folder in folders)
-    with pytest.raises(QueueError, match="Keep 0 to 1000"):
-        storage.set_rules(store, keep_checkpoints=-1, keep_days=0)
+    with pytest.raises(SpecError, match="keep_checkpoints is -1"):
+        ask(store.home, "clean", {"keep_checkpoints": -1}, store=store)
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled", "paused", "running", "queued"])
@@ -65,7 +66,7 @@ def test_the_newest_whole_checkpoint_of_a_run_that_can_go_on_stays(store, state)
             store.cancel(job)
     elif state == "paused":
         store.pause(job)
-    storage.set_rules(store, keep_checkpoints=0, keep_days=0)
+    ask(store.home, "clean", {"keep_checkpoints": 0, "keep_days": 0}, store=store)
     old, good, torn = (
         checkpoint(store, job, 1), checkpoint(store, job, 2), checkpoint(store, job, 3, whole=False)
     )  # fmt: skip
@@ -111,7 +112,7 @@ def test_a_link_is_never_followed(store, tmp_path):
     folder.mkdir(parents=True)
     (folder / "step-00000001").symlink_to(outside)
     checkpoint(store, job, 2)
-    storage.set_rules(store, keep_checkpoints=0, keep_days=0)
+    ask(store.home, "clean", {"keep_checkpoints": 0, "keep_days": 0}, store=store)
     storage.clean(store)
     assert (outside / "file").exists()
     assert storage.size(folder) < 10_000

@@ -97,3 +97,17 @@ def test_every_field_of_a_dialog_is_an_option_of_its_command():
         assert {one["name"] for one in schema(action)["fields"]} >= {
             one.replace("__", ".") for one in shown
         }
+
+
+@pytest.mark.parametrize("name", ["compare", "endpoint", "stop"])
+def test_what_loads_models_or_ends_the_page_is_asked_in_a_terminal_only(own_home, name):
+    store = JobStore(own_home)
+    server = FastAPI()
+    server.include_router(action_routes(own_home, store))
+    server.add_exception_handler(StudioError, sentence_of)
+    client = TestClient(server)
+    assert name not in {one["name"] for one in client.get("/api/actions").json()}
+    response = client.post(f"/api/do/{name}", json={})
+    store.close()
+    assert response.status_code == 400
+    assert f"`studio {name}` in a terminal" in response.json()["error"]["text"]

@@ -45,7 +45,7 @@ SIBLINGS = "siblings.json"  # loss and gradient norm of every sibling's steps, i
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class BenchRow:
     """A row as `studio.data` would give it."""
 
     input_ids: np.ndarray
@@ -54,7 +54,7 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
+class BenchCase:
     """Settings of a case, beside its files."""
 
     model: str
@@ -93,7 +93,7 @@ class Case:
         return plain.with_values(self.settings)
 
 
-def make_rows(count: int, *, vocabulary: int, seed: int = 0) -> list[Example]:
+def make_rows(count: int, *, vocabulary: int, seed: int = 0) -> list[BenchRow]:
     """Return rows of log-normal length whose last 40 % carry loss."""
     generator = np.random.default_rng(seed)
     lengths = np.exp(generator.normal(np.log(MEDIAN), SIGMA, count))
@@ -102,11 +102,11 @@ def make_rows(count: int, *, vocabulary: int, seed: int = 0) -> list[Example]:
         ids = generator.integers(3, vocabulary, length).astype(np.int32)
         labels = ids.copy()
         labels[: length - max(1, int(ANSWER_SHARE * length))] = -100
-        rows.append(Example(ids, labels, number))
+        rows.append(BenchRow(ids, labels, number))
     return rows
 
 
-def prepare_case(case: Case, folder: Path, *, adapter: bool = True) -> Case:
+def prepare_case(case: BenchCase, folder: Path, *, adapter: bool = True) -> BenchCase:
     """Write `folder/{model, adapter, rows.json, case.json}`; return the case with its own paths.
 
     Without `adapter` every peer starts its own. `rows.json` holds the rows in the order of the
@@ -134,7 +134,7 @@ def prepare_case(case: Case, folder: Path, *, adapter: bool = True) -> Case:
     return local
 
 
-def own_model(case: Case, folder: Path) -> Case:
+def own_model(case: BenchCase, folder: Path) -> BenchCase:
     """Return the case with a model folder in place of a shape, written under `folder`."""
     if case.model not in SHAPES:
         return case
@@ -142,18 +142,18 @@ def own_model(case: Case, folder: Path) -> Case:
     return replace(case, model=str(folder / "model"))
 
 
-def sibling_rates(case: Case, count: int) -> list[float]:
+def sibling_rates(case: BenchCase, count: int) -> list[float]:
     """Return the learning rate of each sibling."""
     return [case.learning_rate * 0.5**number for number in range(count)]
 
 
-def read_case(folder: Path) -> tuple[Case, list[Example]]:
+def read_case(folder: Path) -> tuple[BenchCase, list[BenchRow]]:
     """Read what `prepare_case` wrote."""
     rows = [
-        Example(np.array(ids, np.int32), np.array(labels, np.int32), number)
+        BenchRow(np.array(ids, np.int32), np.array(labels, np.int32), number)
         for number, (ids, labels) in enumerate(json.loads((folder / "rows.json").read_text()))
     ]
-    return Case(**json.loads((folder / "case.json").read_text())), rows
+    return BenchCase(**json.loads((folder / "case.json").read_text())), rows
 
 
 def load_bare(path: Path, dtype: str) -> Any:
@@ -173,7 +173,7 @@ def load_bare(path: Path, dtype: str) -> Any:
     return model.to("cuda:0" if torch.cuda.is_available() else "cpu").eval()
 
 
-def _rows(case: Case, config: Any) -> Sequence[TokenRow]:
+def _rows(case: BenchCase, config: Any) -> Sequence[TokenRow]:
     if case.data == SYNTHETIC:
         return make_rows(SYNTHETIC_ROWS, vocabulary=config.vocab_size)
     from studio.data.prepare import prepare

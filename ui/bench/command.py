@@ -12,7 +12,7 @@ from typing import Any
 
 from studio.errors import InputError
 from studio.fields import parse_assignment
-from ui.bench.case import SHAPES, SYNTHETIC, Case
+from ui.bench.case import SHAPES, SYNTHETIC, BenchCase
 from ui.bench.figures import figures_text
 
 # The module of each bench: `bench_NAME` measures; `NAME_text` prints what is not a list of figures.
@@ -40,10 +40,10 @@ def bench(arguments: Sequence[str]) -> int:
 
 
 def _with_case(options: dict[str, Any]) -> dict[str, Any]:
-    """Gather the options of a training bench into one `Case`."""
+    """Gather the options of a training bench into one `BenchCase`."""
     if "learning_rate" not in options:
         return options
-    case = Case(
+    case = BenchCase(
         **{name: options.pop(name) for name in ("model", "dtype", "batch", "rounds")},
         steps_per_round=options.pop("steps"),
         learning_rate=options.pop("learning_rate"),

@@ -16,7 +16,7 @@ from typing import Any
 from studio.errors import RunError, StudioError
 from studio.methods import methods as registered
 from studio.methods import named
-from ui.bench.case import Case, load_bare, own_model, prepare_case
+from ui.bench.case import BenchCase, load_bare, own_model, prepare_case
 from ui.bench.children import Peer, take_turns
 from ui.bench.figures import median_ratio, progress, summary, table_text
 
@@ -30,7 +30,7 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def bench_methods(folder: Path, case: Case, methods: str = "") -> dict[str, Any]:
+def bench_methods(folder: Path, case: BenchCase, methods: str = "") -> dict[str, Any]:
     """Train every method in turns and return one row for each, refused ones included.
 
     Args:
@@ -59,7 +59,7 @@ def bench_methods(folder: Path, case: Case, methods: str = "") -> dict[str, Any]
     return {"case": {"batch": case.batch, "dtype": case.dtype, "steps": case.steps}, "rows": rows}
 
 
-def _measured(case: Case, names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
+def _measured(case: BenchCase, names: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     running: dict[str, Peer] = {}
     failures: dict[str, str] = {}
@@ -86,7 +86,7 @@ def _trained(peer: Peer) -> dict[str, Any]:
     return {**summary(peer.rounds), "seconds": [one["seconds"] for one in peer.rounds[1:]]}
 
 
-def serving(case: Case) -> dict[str, Any]:
+def serving(case: BenchCase) -> dict[str, Any]:
     """Return trainable parameters, and time per generated token live against the bare base."""
     from transformers.utils.logging import disable_progress_bar
 

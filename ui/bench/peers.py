@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from studio.data.template.template import IGNORED
-from ui.bench.case import SIBLINGS, Case, Example, load_bare, sibling_rates
+from ui.bench.case import SIBLINGS, BenchCase, BenchRow, load_bare, sibling_rates
 
 if TYPE_CHECKING:
     from studio.models.loading import Loaded
     from ui.bench.worker import Turnstile
 
 
-def run_ours(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
+def run_ours(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile) -> None:
     """The loop of `studio.training`, as `studio train` runs it."""
     from studio.training.session import NAME, open_session
 
@@ -45,7 +45,7 @@ def run_ours(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> 
         gate.note(loss=event.loss, grad_norm=event.grad_norm)
 
 
-def bare(case: Case) -> Loaded:
+def bare(case: BenchCase) -> Loaded:
     """Load the case's model as a session wants it, without a tokenizer."""
     import torch
 
@@ -59,11 +59,11 @@ def bare(case: Case) -> Loaded:
     )  # fmt: skip
 
 
-def _prepared(rows: list[Example]) -> Any:
+def _prepared(rows: list[BenchRow]) -> Any:
     return SimpleNamespace(train=rows, validation=[], data_hash="", template="")
 
 
-def run_siblings(folder: Path, case: Case, rows: list[Example], gate: Turnstile) -> None:
+def run_siblings(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile) -> None:
     """Several runs of this studio on one base, a step of each in turn."""
     from studio.training.session import open_session
     from studio.training.siblings import SiblingGroup
@@ -90,7 +90,9 @@ def run_siblings(folder: Path, case: Case, rows: list[Example], gate: Turnstile)
         gate.note(loss=events[0].loss, grad_norm=events[0].grad_norm)
 
 
-def run_hf(folder: Path, case: Case, rows: list[Example], gate: Turnstile, **changes: Any) -> None:
+def run_hf(
+    folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile, **changes: Any
+) -> None:
     """transformers' Trainer with PEFT and a padding collator."""
     from transformers import Trainer, TrainingArguments
 
@@ -99,7 +101,9 @@ def run_hf(folder: Path, case: Case, rows: list[Example], gate: Turnstile, **cha
     _train(Trainer, args, folder, case, rows, gate, data_collator=_collate, train_dataset=rows)
 
 
-def run_trl(folder: Path, case: Case, rows: list[Example], gate: Turnstile, **options: Any) -> None:
+def run_trl(
+    folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile, **options: Any
+) -> None:
     """TRL's SFTTrainer at its defaults but for some options."""
     from datasets import Dataset
     from tokenizers import Tokenizer
@@ -126,7 +130,7 @@ def run_trl(folder: Path, case: Case, rows: list[Example], gate: Turnstile, **op
     )  # fmt: skip
 
 
-def _arguments(folder: Path, case: Case, name: str) -> dict[str, Any]:
+def _arguments(folder: Path, case: BenchCase, name: str) -> dict[str, Any]:
     import torch
 
     return {
@@ -138,7 +142,7 @@ def _arguments(folder: Path, case: Case, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _collate(batch: list[Example]) -> dict[str, Any]:
+def _collate(batch: list[BenchRow]) -> dict[str, Any]:
     import torch
 
     longest = max(len(row.input_ids) for row in batch)
@@ -152,7 +156,7 @@ def _collate(batch: list[Example]) -> dict[str, Any]:
 
 
 def _train(
-    trainer_class: Any, args: Any, folder: Path, case: Case, rows: list[Example],
+    trainer_class: Any, args: Any, folder: Path, case: BenchCase, rows: list[BenchRow],
     gate: Turnstile, **options: Any,
 ) -> None:  # fmt: skip
     import torch
@@ -187,7 +191,7 @@ def _train(
     Ordered(model=model, args=args, callbacks=[Turns()], **options).train()
 
 
-PEERS: dict[str, Callable[[Path, Case, list[Example], Turnstile], None]] = {
+PEERS: dict[str, Callable[[Path, BenchCase, list[BenchRow], Turnstile], None]] = {
     "ours": run_ours,
     "siblings": run_siblings,
     "hf": run_hf,

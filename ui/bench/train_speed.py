@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.errors import InputError
-from ui.bench.case import SIBLINGS, Case, own_model, prepare_case, sibling_rates
+from ui.bench.case import SIBLINGS, BenchCase, own_model, prepare_case, sibling_rates
 from ui.bench.children import WORKER, Peer, run, take_turns
 from ui.bench.figures import (
     differences,
@@ -46,7 +46,7 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def bench_train(folder: Path, case: Case, vs: str) -> dict[str, Any]:
+def bench_train(folder: Path, case: BenchCase, vs: str) -> dict[str, Any]:
     """Run the case here and on every peer in turns and return the figures.
 
     Raises:
@@ -111,7 +111,7 @@ def _check_installed(peers: Sequence[str]) -> None:
                 )
 
 
-def bench_siblings(folder: Path, case: Case, count: int) -> dict[str, Any]:
+def bench_siblings(folder: Path, case: BenchCase, count: int) -> dict[str, Any]:
     """Train a sweep of `count` runs together and apart, in turns.
 
     Raises:

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from studio import hardware
-from ui.bench.case import Case, Example, read_case
+from ui.bench.case import BenchCase, BenchRow, read_case
 
 
 class Turnstile:
     """Starts a round when the parent asks for it, and reports it when it is over."""
 
-    def __init__(self, case: Case, rows: list[Example]) -> None:
+    def __init__(self, case: BenchCase, rows: list[BenchRow]) -> None:
         self.case, self.rows = case, rows
         self.base_bytes = 0
         self.seconds: list[float] = []
@@ -129,7 +129,7 @@ def main() -> None:
     torch.set_num_threads(hardware.threads())
     peer, folder = sys.argv[1], Path(sys.argv[2])
     if peer == "prepare":
-        prepare_case(Case(**json.loads(sys.argv[3])), folder)
+        prepare_case(BenchCase(**json.loads(sys.argv[3])), folder)
         return
     case, rows = read_case(folder)
     if peer == "peak":

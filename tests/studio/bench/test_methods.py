@@ -9,9 +9,9 @@ import pytest
 from studio.errors import MethodError, RunError, SpecError
 from ui.bench import command
 from ui.bench import method_speed as bench
-from ui.bench.case import SYNTHETIC, Case
+from ui.bench.case import SYNTHETIC, BenchCase
 
-CASE = Case(
+CASE = BenchCase(
     model="llama-tiny", data=SYNTHETIC, method="lora", dtype="float32", batch=2,
     steps_per_round=2, rounds=2, learning_rate=1e-3,
 )  # fmt: skip
@@ -41,7 +41,7 @@ class FakePeer:
 
 @pytest.fixture(autouse=True)
 def no_training(monkeypatch):
-    def serving(case: Case) -> dict[str, Any]:
+    def serving(case: BenchCase) -> dict[str, Any]:
         if case.method == "bitfit":
             raise MethodError("This model has no biases.")
         return {"trainable_parameters": 7, "generation_ratio": 1.1}
