@@ -33,9 +33,11 @@ def submit(
     name = name.strip()
     if not name:
         raise QueueError("A bake-off needs a name: its runs are called after it.")
+    picked = list(dict.fromkeys(chosen or methods()))
+    for method in picked:
+        named(method)  # refuses an unknown one
     specs = [
-        spec.with_values({"name": f"{name} {method}", "method.name": named(method).name})
-        for method in dict.fromkeys(chosen or methods())
+        spec.with_values({"name": f"{name} {method}", "method.name": method}) for method in picked
     ]
     if any(job.sweep == name for job in store.list(search=name)):
         raise QueueError(f'There is already "{name}". Give the bake-off another name.')

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.locks import FileLock, refuse_unsafe
-from jobs.schema import STATEMENTS, Tables, sqlite_library
+from jobs.schema import Tables, sqlite_library, unknown_migration
 from jobs.wakeup import wake
 from studio.errors import DiskFull, HomeError
 from studio.home import Home
@@ -157,27 +157,21 @@ class Database:
         with self._lock_file.held(timeout_seconds=BUSY_SECONDS):
             tables = self._connect("FULL")
             try:
-                _refuse_newer(tables, self.path)
+                migrations = sqlite_library()[1]
+                if newer := unknown_migration(one.name for one in migrations.applied(tables)):
+                    raise HomeError(
+                        f"{self.path} was written by a newer Adapter Studio ({newer}). Upgrade "
+                        "this one, or give another home with --home."
+                    )
                 if tables.conn.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                     raise HomeError(
                         f"{self.path} is on a file system without the locks the queue needs "
                         "(a network share?). Give a folder on a local disk with --home."
                     )
-                sqlite_library()[1].apply(tables)
+                migrations.apply(tables)
                 os.chmod(self.path, 0o600)
             finally:
                 tables.conn.close()
-
-
-def _refuse_newer(tables: Tables, path: Path) -> None:
-    known = set(STATEMENTS)
-    applied = sqlite_library()[1].applied(tables)
-    unknown = [one.name for one in applied if one.name not in known]
-    if unknown:
-        raise HomeError(
-            f"{path} was written by a newer Adapter Studio ({unknown[-1]}). "
-            "Upgrade this one, or give another home with --home."
-        )
 
 
 @contextlib.contextmanager

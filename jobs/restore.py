@@ -1,4 +1,4 @@
-"""Restore a home or its database from a backup: check all of it first, then rename it into place.
+"""Restore a home or its database from a backup: unpack and check all of it, then rename it.
 
 A file that is not a complete, unchanged backup, or has a member that would be written outside the
 home, is refused and nothing is changed. Jobs that ran when the backup was taken are queued again by
@@ -12,7 +12,6 @@ import shutil
 import sqlite3
 import tarfile
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -20,7 +19,7 @@ from typing import IO, Any
 from jobs import supervisor
 from jobs.backup import MANIFEST, VERSION, refuse_too_large
 from jobs.database import damage
-from jobs.schema import STATEMENTS
+from jobs.schema import unknown_migration
 from studio import atomic
 from studio.errors import HomeError
 from studio.home import Home, open_home
@@ -76,15 +75,10 @@ def _restore_database(home: Home, file: Path) -> dict[str, Any]:
 
 
 def _restore_home(home_path: Path, file: Path) -> dict[str, Any]:
-    manifest = _checked_manifest(file)
-    files = manifest["files"]
-    parent = home_path.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    refuse_too_large(parent, sum(entry["size"] for entry in files.values()))
-    temporary = parent / f".tmp-{home_path.name}-{os.getpid()}"
-    temporary.mkdir(mode=0o700)
+    temporary = home_path.with_name(f".tmp-{home_path.name}-{os.getpid()}")
+    temporary.mkdir(mode=0o700, parents=True)
     try:
-        _unpack(file, temporary, files)
+        manifest = _unpack(file, temporary)
         _adapt(temporary / "studio.db", Path(manifest["home"]), home_path)
         before = _moved_aside(home_path)
         try:
@@ -98,16 +92,17 @@ def _restore_home(home_path: Path, file: Path) -> dict[str, Any]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     open_home(home_path)
-    return {"home": str(home_path), "files": len(files), "before": before}
+    return {"home": str(home_path), "files": len(manifest["files"]), "before": before}
 
 
-def _checked_manifest(file: Path) -> dict[str, Any]:
-    """Read the whole file and return its manifest if every member agrees with it."""
+def _unpack(file: Path, target: Path) -> dict[str, Any]:
+    """Unpack a backup into a folder and return its manifest, which every member agrees with."""
     found: dict[str, tuple[int, str]] = {}
     manifest: Any = None
     foreign = HomeError(f"{file} is not a backup of this studio, or it was cut short.")
     try:
         with tarfile.open(file, mode="r:") as tar:
+            refuse_too_large(target, sum(member.size for member in tar))
             for member in tar:
                 source = tar.extractfile(member) if member.isreg() else None
                 if source is None or not _is_inside(member.name) or member.name in found:
@@ -116,7 +111,8 @@ def _checked_manifest(file: Path) -> dict[str, Any]:
                         "Nothing was changed."
                     )
                 if member.name != MANIFEST:
-                    found[member.name] = (member.size, _hashed(source, member.size))
+                    place = target / member.name
+                    found[member.name] = (member.size, _copied(source, place, member.size))
                 elif member.size > MOST_MANIFEST_BYTES:
                     raise foreign
                 else:
@@ -127,7 +123,10 @@ def _checked_manifest(file: Path) -> dict[str, Any]:
             raise HomeError(f"{file} was made by a newer Adapter Studio. Upgrade this one first.")
         wanted = {n: (e["size"], e["sha256"]) for n, e in manifest["files"].items()}
         str(manifest["home"])
-    except (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+    except (
+        tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError,
+        FileExistsError, NotADirectoryError,
+    ):  # fmt: skip
         raise foreign from None
     if wanted != found or "studio.db" not in found:
         wrong = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
@@ -144,29 +143,18 @@ def _is_inside(name: str) -> bool:
     return plain and not path.is_absolute() and ".." not in path.parts and len(path.parts) > 0
 
 
-def _hashed(source: IO[bytes], left: int, write: Callable[[bytes], Any] = len) -> str:
+def _copied(source: IO[bytes], place: Path, left: int) -> str:
+    """Write a new private file, on disk before this returns; return its SHA-256."""
     digest = hashlib.sha256()
-    while left and (part := source.read(min(CHUNK_BYTES, left))):
-        digest.update(part)
-        write(part)
-        left -= len(part)
+    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with open(place, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
+        while left and (part := source.read(min(CHUNK_BYTES, left))):
+            digest.update(part)
+            out.write(part)
+            left -= len(part)
+        out.flush()
+        os.fsync(out.fileno())
     return digest.hexdigest()
-
-
-def _unpack(file: Path, target: Path, files: dict[str, Any]) -> None:
-    with tarfile.open(file, mode="r:") as tar:
-        for member in tar:
-            if member.name not in files:
-                continue
-            source, place = tar.extractfile(member), target / member.name
-            assert source is not None
-            place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with open(place, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as out:
-                found = _hashed(source, files[member.name]["size"], out.write)
-                out.flush()
-                os.fsync(out.fileno())
-            if found != files[member.name]["sha256"]:
-                raise HomeError(f"{file} changed while it was read. Nothing was changed.")
 
 
 def _adapt(database: Path, old_home: Path, new_home: Path) -> None:
@@ -178,9 +166,9 @@ def _adapt(database: Path, old_home: Path, new_home: Path) -> None:
             applied = [row[0] for row in db.execute("SELECT name FROM _sqlite_migrations")]
         except sqlite3.OperationalError:
             raise HomeError("That is a database, but not one of this studio.") from None
-        if unknown := [name for name in applied if name not in STATEMENTS]:
+        if newer := unknown_migration(applied):
             raise HomeError(
-                f"The backup is of a newer Adapter Studio ({unknown[-1]}). Upgrade this one first."
+                f"The backup is of a newer Adapter Studio ({newer}). Upgrade this one first."
             )
         db.execute("PRAGMA foreign_keys = ON")
         db.execute("BEGIN IMMEDIATE")

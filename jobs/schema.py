@@ -9,6 +9,7 @@ Released statements are never edited, so that every home has the same schema; ap
 """
 
 import sys
+from collections.abc import Iterable
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -388,6 +389,11 @@ WHEN OLD.device IS NULL AND NEW.device IS NOT NULL BEGIN
     # Nothing ever read or wrote them.
     "m011_drop_unused_tables": ("DROP TABLE adapters", "DROP TABLE datasets"),
 }
+
+
+def unknown_migration(applied: Iterable[str]) -> str | None:
+    """Return the last of the applied migrations that this program does not have."""
+    return next((name for name in reversed(list(applied)) if name not in STATEMENTS), None)
 
 
 def _apply(statements: tuple[str, ...], db: Tables) -> None:

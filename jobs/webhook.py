@@ -5,13 +5,10 @@ event sent is a setting: if the supervisor dies in between, the same `event` is 
 address is a secret (`secrets.py`). Redirects are not followed.
 """
 
-import json
 import logging
 import os
 import threading
 import time
-import urllib.error
-import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -82,28 +79,20 @@ def send(url: str, message: dict[str, Any]) -> bool:
     if offline and host not in LOOPBACK:
         logger.warning("offline (HF_HUB_OFFLINE): nothing was sent to the webhook")
         return False
-    request = urllib.request.Request(
-        url, json.dumps(message).encode(), {"content-type": "application/json"}, method="POST"
-    )
-    opener = urllib.request.build_opener(_NoRedirect())
+    import httpx
+
     for attempt in range(TRIES):
         try:
-            with opener.open(request, timeout=TIMEOUT_SECONDS):
+            answer = httpx.post(url, json=message, timeout=TIMEOUT_SECONDS)
+            if answer.is_success:
                 return True
-        except urllib.error.HTTPError as error:
-            error.close()
-            reason = f"it answered {error.code}"
-        except OSError as error:
+            reason = f"it answered {answer.status_code}"
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = type(error).__name__  # its text may hold the address
         if attempt + 1 < TRIES:
             time.sleep(WAIT_SECONDS * 2**attempt)
     logger.warning("the webhook at %s did not accept the message: %s", host, reason)
     return False
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any) -> None:
-        return None
 
 
 def _parts(url: str) -> Any:

@@ -11,10 +11,7 @@ import json
 import os
 import re
 import shlex
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
-from http.client import HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -153,25 +150,27 @@ class Ray:
 
     def _request(self, method: str, path: str, *, missing: bool = False) -> tuple[int, Any]:
         """Return status and JSON of a response; with `missing`, 404 is a valid one."""
-        request = urllib.request.Request(self.address + path, method=method, headers=_token())
+        import httpx
+
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
-                return answer.status, json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            error.close()
-            if error.code == 404 and missing:
-                return 404, None
-            if error.code in (401, 403):
-                raise ClusterError(
-                    f"The cluster at {self.address} requires a token: set RAY_AUTH_TOKEN before "
-                    "starting studio."
-                ) from None
-            if error.code >= 500:
-                raise self._no_answer(f"it answered {error.code}") from None
-            raise self._not_ray() from None
-        except (OSError, HTTPException) as error:
-            raise self._no_answer(str(getattr(error, "reason", error))) from None
-        except ValueError:
+            answer = httpx.request(
+                method, self.address + path, headers=_token(), timeout=TIMEOUT_SECONDS,
+                follow_redirects=True,
+            )  # fmt: skip
+        except httpx.HTTPError as error:
+            raise self._no_answer(str(error) or type(error).__name__) from None
+        if answer.status_code == 404 and missing:
+            return 404, None
+        if answer.status_code in (401, 403):
+            raise ClusterError(
+                f"The cluster at {self.address} requires a token: set RAY_AUTH_TOKEN before "
+                "starting studio."
+            )
+        if answer.status_code >= 500:
+            raise self._no_answer(f"it answered {answer.status_code}")
+        try:
+            return answer.raise_for_status().status_code, answer.json()
+        except (httpx.HTTPStatusError, ValueError):
             raise self._not_ray() from None
 
     def _not_ray(self) -> ClusterError:

@@ -232,7 +232,7 @@ def test_a_webhook_that_does_not_answer_is_given_up_and_holds_nothing(store, mon
 
 def test_offline_nobody_outside_is_told(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("urllib.request.build_opener", lambda *_: pytest.fail("a request"))
+    monkeypatch.setattr("httpx.post", lambda *_, **__: pytest.fail("a request"))
     assert webhook.send("https://example.org/hook", {}) is False
 
 

@@ -37,7 +37,7 @@ def variables_at_torch(module: str, **chosen: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     "module",
     ["jobs.runner", "jobs.chat_host", "jobs.supervisor", "studio.training.rank",
-     "studio.adapters.verify", "ui.bench.worker", "ui.cli.chat_commands", "ui.cli.main"],
+     "studio.adapters.verify", "ui.bench.peer_worker", "ui.cli.chat_commands", "ui.cli.main"],
 )  # fmt: skip
 def test_every_process_that_computes_bounds_the_spin_before_torch_loads(module):
     seen = variables_at_torch(module)

@@ -19,9 +19,9 @@ from studio.chat.lanes import Lane, Message, Sampling
 from studio.home import open_home
 from studio.spec import ModelSource
 from studio.stack import StackItem
-from ui.bench.case import make_model
 from ui.bench.children import processor_seconds
 from ui.bench.figures import Figure, figure, figures_text, median_ratio, progress, round_text
+from ui.bench.training_case import make_model
 
 if TYPE_CHECKING:
     from studio.chat.engine import ChatEngine

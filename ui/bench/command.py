@@ -12,12 +12,12 @@ from typing import Any
 
 from studio.errors import InputError
 from studio.fields import parse_assignment
-from ui.bench.case import SHAPES, SYNTHETIC, BenchCase
 from ui.bench.figures import figures_text
+from ui.bench.training_case import SHAPES, SYNTHETIC, BenchCase
 
 # The module of each bench: `bench_NAME` measures; `NAME_text` prints what is not a list of figures.
 MODULES = {
-    "startup": "startup", "data": "data_speed", "queue": "queue_speed", "idle": "idle",
+    "startup": "startup_speed", "data": "data_speed", "queue": "queue_speed", "idle": "idle_cost",
     "chat": "chat_speed", "methods": "method_speed", "siblings": "train_speed",
     "train": "train_speed",
 }  # fmt: skip

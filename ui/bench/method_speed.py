@@ -16,9 +16,9 @@ from typing import Any
 from studio.errors import RunError, StudioError
 from studio.methods import methods as registered
 from studio.methods import named
-from ui.bench.case import BenchCase, load_bare, own_model, prepare_case
 from ui.bench.children import Peer, take_turns
 from ui.bench.figures import median_ratio, progress, summary, table_text
+from ui.bench.training_case import BenchCase, load_bare, own_model, prepare_case
 
 YARDSTICK = "full"
 COLUMNS = [

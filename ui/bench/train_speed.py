@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from studio.errors import InputError
-from ui.bench.case import SIBLINGS, BenchCase, own_model, prepare_case, sibling_rates
 from ui.bench.children import WORKER, Peer, run, take_turns
 from ui.bench.figures import (
     differences,
@@ -27,6 +26,7 @@ from ui.bench.figures import (
     summary,
     table_text,
 )
+from ui.bench.training_case import SIBLINGS, BenchCase, own_model, prepare_case, sibling_rates
 
 LOSSES = ("loss first / last", "{first_loss:.4f} / {last_loss:.4f}")
 DIFFERENCES = [("Δ loss", "{loss_difference:.1e}"), ("Δ grad norm", "{grad_norm_difference:.1e}")]

@@ -9,7 +9,7 @@ import pytest
 from studio.errors import MethodError, RunError, SpecError
 from ui.bench import command
 from ui.bench import method_speed as bench
-from ui.bench.case import SYNTHETIC, BenchCase
+from ui.bench.training_case import SYNTHETIC, BenchCase
 
 CASE = BenchCase(
     model="llama-tiny", data=SYNTHETIC, method="lora", dtype="float32", batch=2,

@@ -1,8 +1,8 @@
 """One peer in its own process: train a round at each line from the parent, then report it.
 
-`python -m ui.bench.worker PEER FOLDER` reads a line before each round and answers with one JSON
-line after it, so that several peers take turns on one machine and share its noise. All of them are
-timed around the same thing: from taking a step's rows to the updated weights.
+`python -m ui.bench.peer_worker PEER FOLDER` reads a line before each round and answers with one
+JSON line after it, so that several peers take turns on one machine and share its noise. All of them
+are timed around the same thing: from taking a step's rows to the updated weights.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from studio import hardware
-from ui.bench.case import BenchCase, BenchRow, read_case
+from ui.bench.training_case import BenchCase, BenchRow, read_case
 
 
 class Turnstile:
@@ -122,8 +122,8 @@ def main() -> None:
 
     import torch
 
-    from ui.bench import peers
-    from ui.bench.case import prepare_case
+    from ui.bench import peer_trainers
+    from ui.bench.training_case import prepare_case
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(hardware.threads())
@@ -135,7 +135,7 @@ def main() -> None:
     if peer == "peak":
         print(json.dumps({"flops": matmul_peak(case.dtype)}))
         return
-    run: Any = peers.PEERS[peer]
+    run: Any = peer_trainers.PEERS[peer]
     run(folder, case, rows, Turnstile(case, rows))
 
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from studio.data.template.template import IGNORED
-from ui.bench.case import SIBLINGS, BenchCase, BenchRow, load_bare, sibling_rates
+from ui.bench.training_case import SIBLINGS, BenchCase, BenchRow, load_bare, sibling_rates
 
 if TYPE_CHECKING:
     from studio.models.loading import Loaded
-    from ui.bench.worker import Turnstile
+    from ui.bench.peer_worker import Turnstile
 
 
 def run_ours(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile) -> None:
