@@ -188,19 +188,15 @@ class Votes:
             winner: The best lane's place among them; None for a tie.
             bad: A tie because all answers were bad.
             blind: The names were hidden.
-            conversation: The conversation of `turn`.
+            conversation: The conversation of `turn`, which counts from 0.
             turn: The turn's number.
             answers: The lanes' answers.
 
         Raises:
-            ChatError: There are too few lanes, or the winner is invalid.
+            ChatError: There are too few lanes.
         """
         if len(lanes) < MIN_LANES:
             raise ChatError("A vote needs at least two answers: add a lane.")
-        if winner is not None and not 0 <= winner < len(lanes):
-            raise ChatError(f"There is no answer {winner + 1} to vote for.")
-        if winner is not None and bad:
-            raise ChatError("Either one answer is better, or all are bad.")
         values = {
             "prompt": prompt, "lanes": json.dumps(list(lanes)), "winner": winner, "bad": int(bad),
             "blind": int(blind), "conversation": conversation, "turn": turn,

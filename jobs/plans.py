@@ -89,18 +89,6 @@ def points(
     return [dict(zip(names, values, strict=True)) for values in chosen]
 
 
-def expand(spec: RunSpec, assignments: Sequence[Mapping[str, Any]], *, name: str) -> list[RunSpec]:
-    """Return one spec per point, named after its values.
-
-    Raises:
-        SpecError: A field does not exist or a value is out of bounds; nothing is returned.
-    """
-    return [
-        spec.with_values({**point, "name": f"{name} {_label(point)}"[:120]})
-        for point in assignments
-    ]
-
-
 def _combination(lists: Sequence[Sequence[Any]], number: int) -> tuple[Any, ...]:
     picked = []
     for values in reversed(lists):
@@ -132,7 +120,10 @@ def submit_sweep(
     if not name.strip():
         raise QueueError("A sweep needs a name, which its runs begin with.")
     chosen = points(fields, count=count, seed=spec.seed)
-    specs = expand(spec, chosen, name=name.strip())
+    specs = [
+        spec.with_values({**point, "name": f"{name.strip()} {_label(point)}"[:120]})
+        for point in chosen
+    ]
     with store.database.reading() as db:
         if db.conn.execute("SELECT 1 FROM jobs WHERE sweep = ?", (name.strip(),)).fetchone():
             raise QueueError(f'There is already a sweep "{name.strip()}". Choose another name.')
@@ -202,20 +193,6 @@ def _awaited(job: Job, other: Job) -> int:
     return other.id
 
 
-def start_anyway(store: JobStore, job_id: int | str) -> Job:
-    """Start a queued job even if its estimated memory is not free.
-
-    Raises:
-        QueueError: It does not wait for memory.
-    """
-    job = store.get(job_id)
-    if job.state != "queued" or not job.waits or not job.memory_bytes:
-        raise QueueError(f'"{job.name}" does not wait for memory: it is {job.state}.')
-    with store.database.writing() as db:
-        db.conn.execute("UPDATE jobs SET memory_bytes = 0, waits = '' WHERE id = ?", (job.id,))
-    return store.get(job.id)
-
-
 def shift(store: JobStore, job_id: int | str, places: int) -> Job:
     """Move a queued job towards the front (negative places) or the end."""
     job = store.get(job_id)
@@ -250,24 +227,6 @@ def for_sweep(store: JobStore, sweep: str, action: Literal["hold", "release", "c
     for job in chosen:
         act(job)
     return len(chosen)
-
-
-def annotate(
-    store: JobStore,
-    job_id: int | str,
-    *,
-    notes: str | None = None,
-    tags: Sequence[str] | None = None,
-) -> Job:
-    """Change a job's notes or tags."""
-    job = store.get(job_id)
-    words = None if tags is None else json.dumps(sorted({tag.strip() for tag in tags} - {""}))
-    with store.database.writing() as db:
-        db.conn.execute(
-            "UPDATE jobs SET notes = COALESCE(?, notes), tags = COALESCE(?, tags) WHERE id = ?",
-            (notes, words, job.id),
-        )
-    return store.get(job.id)
 
 
 def settle(store: JobStore) -> None:

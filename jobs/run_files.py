@@ -22,7 +22,7 @@ def log_tail(path: Path, lines: int) -> str:
 
 def newest_step(run_dir: Path) -> int:
     """Return the step of the newest complete checkpoint, or 0."""
-    return next((step_of(folder) for folder in _newest_first(run_dir) if is_whole(folder)), 0)
+    return next((step_of(one) for one in checkpoint_folders(run_dir) if is_whole(one)), 0)
 
 
 def needed_steps(run_dir: Path) -> list[int]:
@@ -47,10 +47,8 @@ def step_of(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
 
 
-def _newest_first(run_dir: Path) -> list[Path]:
-    folders = [
-        folder
-        for folder in (run_dir / "checkpoints").glob("step-*")
-        if folder.name.removeprefix("step-").isdigit()
-    ]
+def checkpoint_folders(run_dir: Path) -> list[Path]:
+    """Return the folders of all checkpoints, newest first, incomplete ones included."""
+    found = (run_dir / "checkpoints").glob("step-*")
+    folders = [one for one in found if one.name[5:].isdigit() and not one.is_symlink()]
     return sorted(folders, key=step_of, reverse=True)

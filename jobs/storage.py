@@ -17,7 +17,7 @@ from typing import Any
 
 from jobs import settings
 from jobs.job import ENDED
-from jobs.run_files import needed_steps, newest_step, step_of
+from jobs.run_files import checkpoint_folders, needed_steps, newest_step, step_of
 from jobs.store import JobStore
 from studio.home import Home
 
@@ -127,8 +127,7 @@ def _spare_checkpoints(store: JobStore) -> Iterator[Item]:
     keep, days = rules(store).values()
     for job in store.list(ENDED):
         run_dir = store.home.run(job.id)
-        folders = [f for f in _folders(run_dir / "checkpoints") if _is_checkpoint(f)]
-        folders.sort(key=step_of, reverse=True)
+        folders = checkpoint_folders(run_dir)
         if job.state == "succeeded":
             old = bool(days) and time.time() - (job.finished or 0) > days * 86_400
             kept = 0 if old else keep
@@ -174,10 +173,6 @@ def _folders(place: Path) -> list[Path]:
         return [p for p in place.iterdir() if p.is_dir() and not p.is_symlink()]
     except OSError:
         return []
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    return folder.name.startswith("step-") and folder.name[5:].isdigit()
 
 
 def _aged(path: Path, seconds: float) -> bool:

@@ -28,9 +28,10 @@ from jobs.locks import FileLock
 from jobs.placement import Placement, in_turn
 from jobs.processes import Identity, me, of
 from jobs.rescue import Rescue
-from jobs.run_files import newest_step
+from jobs.run_files import checkpoint_folders, newest_step
 from jobs.sibling_claims import claim_siblings
 from jobs.spawning import RUNNER, Runners, spawn
+from jobs.storage import size
 from jobs.store import JobStore
 from jobs.wakeup import Wakeup, wake
 from jobs.webhook import Webhook
@@ -64,16 +65,10 @@ def resume_paused_by_full_disk(store: JobStore) -> None:
         if job.error_kind != "disk_full":
             continue
         run_dir = store.home.run(job.id)
-        if free_bytes(store.home.path) > NEEDED_BYTES + 2 * _newest_checkpoint_bytes(run_dir):
+        newest = sum(map(size, checkpoint_folders(run_dir)[:1]))
+        if free_bytes(store.home.path) > NEEDED_BYTES + 2 * newest:
             step = newest_step(run_dir)
             store.requeue(job.id, newest_step=step, state="paused")
-
-
-def _newest_checkpoint_bytes(run_dir: Path) -> int:
-    folders = sorted((run_dir / "checkpoints").glob("step-*"))
-    if not folders:
-        return 0
-    return sum(file.stat().st_size for file in folders[-1].rglob("*") if file.is_file())
 
 
 logger = logging.getLogger(__name__)

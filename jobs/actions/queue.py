@@ -1,5 +1,6 @@
 """Actions on the queue: order, hold, schedules, copies, longer runs, notes, the webhook."""
 
+import json
 import time
 from typing import Annotated, Any, Literal
 
@@ -173,7 +174,12 @@ def schedule(
 ) -> Job:
     """Set when a queued job may start; with no options, clear the schedule."""
     if anyway:
-        return plans.start_anyway(store, job)
+        found = store.get(job)
+        if found.state != "queued" or not found.waits or not found.memory_bytes:
+            raise QueueError(f'"{found.name}" does not wait for memory: it is {found.state}.')
+        with store.database.writing() as db:
+            db.conn.execute(_ANYWAY, (found.id,))
+        return store.get(found.id)
     start = None
     if at.strip() or when or (needs is None and retries is None):
         moment = plans.parse_time(at, now=time.time()) if at.strip() else None
@@ -230,7 +236,10 @@ def note(
         tags = tuple(one for one in (*found.tags, *tag) if one not in untag)
     if text is None and tags is None:
         return found
-    return plans.annotate(store, job, notes=text, tags=None if tags is None else list(tags))
+    words = None if tags is None else json.dumps(sorted({one.strip() for one in tags} - {""}))
+    with store.database.writing() as db:
+        db.conn.execute(_NOTE, (text, words, found.id))
+    return store.get(found.id)
 
 
 @action("webhook", title="Set the webhook")
@@ -256,3 +265,7 @@ def set_webhook(
     return {
         "webhook": webhook.shown(store.home), "kept": secrets.where(store.home, "webhook"),
     }  # fmt: skip
+
+
+_ANYWAY = "UPDATE jobs SET memory_bytes = 0, waits = '' WHERE id = ?"
+_NOTE = "UPDATE jobs SET notes = COALESCE(?, notes), tags = COALESCE(?, tags) WHERE id = ?"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from jobs import plans, supervisor
+from jobs.actions import ask
 from jobs.memory import needed_by_each, needed_bytes
 from jobs.placement import CHAT_SECONDS, END_CHAT_SECONDS, Placement
 from jobs.processes import me, of
@@ -151,7 +152,7 @@ def test_a_wide_job_takes_the_devices_that_have_room_for_it(store):
 def test_a_person_may_start_it_without_the_room(store, machine, capsys):
     large = queue(store, 16)
     with pytest.raises(QueueError, match="does not wait for memory"):
-        plans.start_anyway(store, large)
+        ask(store.home, "schedule", {"job": large, "anyway": True}, store=store)
     machine.free = CARD // 2
     assert machine.claim() is None
     command = ["schedule", str(large), "--anyway", "--home", str(store.home.path)]

@@ -202,8 +202,9 @@ def test_a_sweep_and_a_queue_that_stop_do_so_although_retries_are_left(store):
 
 def test_notes_and_tags_are_kept(store):
     job = store.submit(a_spec()).id
-    plans.annotate(store, job, notes="the good one", tags=["b", "a", "b", " "])
-    plans.annotate(store, job, tags=["a", "c"])
+    note = {"job": job, "text": "the good one", "tags": ["b", "a", "b", " "]}
+    ask(store.home, "note", note, store=store)
+    ask(store.home, "note", {"job": job, "tags": ["a", "c"]}, store=store)
     assert (store.get(job).notes, store.get(job).tags) == ("the good one", ["a", "c"])
 
 
