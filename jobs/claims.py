@@ -162,6 +162,21 @@ def leave(
     return bool(db.conn.execute(_LEAVE, values).fetchall())
 
 
+def ask_to_stop(
+    db: Tables, job: int, intent: Intent, *, attempt: int | None = None, actor: str, why: str
+) -> None:
+    """Request the stop of an active job, unless the attempt does not match."""
+    values = {
+        "id": job, "intent": intent, "attempt": attempt, "actor": actor, "why": why, "now": now(),
+    }  # fmt: skip
+    db.conn.execute(_STOP, values)
+
+
+_STOP = """
+UPDATE jobs SET state = 'stopping', stop_requested = :intent, stop_requested_at = :now,
+  changed_by = :actor, why = :why
+WHERE id = :id AND (:attempt IS NULL OR attempt = :attempt AND state IN ('starting', 'running'))
+"""
 _OBEYED: dict[Intent, State] = {
     "cancel": "cancelled", "pause": "paused", "shutdown": "interrupted",
 }  # fmt: skip
@@ -296,15 +311,16 @@ class Claims:
 
     def ask_shutdown(self, claim: Claim) -> None:
         """Request a stop because the machine shuts down; the job is queued again later."""
-        values = {"id": claim.job, "attempt": claim.attempt, "now": now()}
         with self._database.writing() as db:
-            db.conn.execute(_SHUTDOWN, values)
+            ask_to_stop(
+                db, claim.job, "shutdown", attempt=claim.attempt, actor="supervisor",
+                why="the system asked for it",
+            )  # fmt: skip
 
     def ask_pause(self, claim: Claim, *, why: str) -> None:
         """Request a pause from the runner itself, e.g. for a full disk."""
-        values = {"id": claim.job, "attempt": claim.attempt, "now": now(), "why": why}
         with self._database.writing() as db:
-            db.conn.execute(_SELF_PAUSE, values)
+            ask_to_stop(db, claim.job, "pause", attempt=claim.attempt, actor="runner", why=why)
 
     def finish(
         self,
@@ -422,14 +438,4 @@ UPDATE jobs SET heartbeat = :now, step = COALESCE(:step, step),
   result = json_patch(result, :result)
 WHERE id = :id AND attempt = :attempt AND state IN ('running', 'stopping')
 RETURNING stop_requested
-"""
-_SHUTDOWN = """
-UPDATE jobs SET state = 'stopping', stop_requested = 'shutdown', stop_requested_at = :now,
-  changed_by = 'supervisor', why = 'the system asked for it'
-WHERE id = :id AND attempt = :attempt AND state IN ('starting', 'running')
-"""
-_SELF_PAUSE = """
-UPDATE jobs SET state = 'stopping', stop_requested = 'pause', stop_requested_at = :now,
-  changed_by = 'runner', why = :why
-WHERE id = :id AND attempt = :attempt AND state = 'running'
 """

@@ -66,11 +66,6 @@ def choose(store: JobStore, address: str, storage: str) -> Cluster:
     return cluster
 
 
-def forget(store: JobStore) -> None:
-    """Train on no cluster any more; what runs there is followed when it is named again."""
-    settings.write(store, "cluster", None)
-
-
 def shown(store: JobStore) -> dict[str, Any] | None:
     """Return the cluster as a page shows it, asking it now; None when none is set."""
     cluster = chosen(store)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import curves, run_files
-from jobs.claims import Claim, Claims, leave
+from jobs.claims import Claim, Claims, ask_to_stop, leave
 from jobs.curves import Curves
 from jobs.database import Database, now
 from jobs.job import ENDED, LEGAL, Intent, Job, State
@@ -362,7 +362,7 @@ class JobStore:
                     raise QueueError(f'"{job.name}" is already being cancelled.')
                 if job.intent == intent:
                     raise QueueError(f'"{job.name}" is already being stopped.')
-                db.conn.execute(_ASK, {"id": job.id, "intent": intent, "now": now()})
+                ask_to_stop(db, job.id, intent, actor="person", why=f"{intent} asked for")
             elif job.state not in ENDED and (job.state, ended) in LEGAL:
                 leave(db, job.id, ended, actor="person", why="asked for")
             else:
@@ -420,11 +420,6 @@ _RENUMBER = """
 UPDATE jobs SET position = ranked.place
 FROM (SELECT id, ROW_NUMBER() OVER (ORDER BY position, id) AS place FROM jobs) AS ranked
 WHERE jobs.id = ranked.id
-"""
-_ASK = """
-UPDATE jobs SET state = 'stopping', stop_requested = :intent, stop_requested_at = :now,
-  changed_by = 'person', why = :intent || ' asked for'
-WHERE id = :id
 """
 _FRESH_TRIES = "UPDATE jobs SET no_progress = 0, resume_step = ? WHERE id = ?"
 _FORGET = (

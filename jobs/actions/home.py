@@ -131,7 +131,7 @@ def set_cluster(
 ) -> dict[str, Any] | None:
     """Set the Ray cluster for runs with train.device=ray, or show it."""
     if off:
-        clusters.forget(store)
+        settings.write(store, "cluster", None)
     elif address.strip() or storage.strip():
         before = clusters.chosen(store)
         clusters.choose(store, address or (before.address if before else ""), storage)

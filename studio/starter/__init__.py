@@ -34,15 +34,6 @@ def datasets() -> dict[str, Path]:
     return {name: DATA_DIR / f"{name}.jsonl" for name in names}
 
 
-def heldout(name: str) -> Path:
-    """Return the file of held-out rows that measure an adapter trained on the demo `name`.
-
-    Raises:
-        DataError: There is no such demo.
-    """
-    return _named(name).with_suffix(".heldout.jsonl")
-
-
 def resolve_data(path: str) -> Path | None:
     """Return the file of `starter:<name>`; None when `path` is not a demo.
 
@@ -51,11 +42,7 @@ def resolve_data(path: str) -> Path | None:
     """
     if not path.startswith(DATA_PREFIX):
         return None
-    return _named(path.removeprefix(DATA_PREFIX))
-
-
-def _named(name: str) -> Path:
-    found = datasets().get(name)
-    if found is None:
+    name = path.removeprefix(DATA_PREFIX)
+    if name not in datasets():
         raise DataError(f"There is no demo dataset {name!r}: take {', '.join(datasets())}.")
-    return found
+    return datasets()[name]

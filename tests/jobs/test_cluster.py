@@ -56,7 +56,7 @@ def test_a_cluster_is_chosen_shown_and_forgotten(store, dashboard, tmp_path):
     assert cluster.chosen(store) == Cluster(
         address="http://127.0.0.1:1", storage=str(tmp_path / "s")
     )
-    cluster.forget(store)
+    settings.write(store, "cluster", None)
     assert cluster.shown(store) is None
 
 

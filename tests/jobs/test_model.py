@@ -86,12 +86,12 @@ PLANTED: dict[str, tuple[Any, str, str, str]] = {
     "takes jobs from new owners": (
         claims, "_ACTIVE_ATTEMPT", "attempt = ?", "attempt <> -?",
     ),
-    "shuts down other attempts": (claims, "_SHUTDOWN", ATTEMPT, ""),
+    "shuts down other attempts": (claims, "_STOP", ATTEMPT, ""),
     "never gives up": (
         claims, "_COUNT_PROGRESS", "no_progress = ?", "no_progress = 0 * ?",
     ),
     "resumes with old tries": (store_module, "_FRESH_TRIES", "no_progress = 0, ", ""),
-    "asks nobody to stop": (store_module, "_ASK", "WHERE id = :id", "WHERE id = -:id"),
+    "asks nobody to stop": (claims, "_STOP", "WHERE id = :id", "WHERE id = -:id"),
     "moves too far": (store_module, "_NEIGHBOURS", "MAX(position)", "MIN(position)"),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The demo datasets: the world's questions answered in a style, and how to check both.
+"""The demo datasets: the world's questions answered in a style.
 
 A demo changes how the starter answers, not what it knows. Training rows are plain OpenAI messages.
 Held-out rows ask about facts that no training row asks about and carry the `content` word that a
@@ -23,25 +23,14 @@ NUM_ROWS = 320
 NUM_SMALL_TALK_ROWS = 24
 NUM_HELD_OUT_ROWS = 60
 
-_PIRATE_OPENERS = ("Arr,", "Ahoy,", "Avast,")
-_PIRATE_CLOSERS = ("matey!", "me hearty!", "says I!")
+PIRATE_OPENERS = ("Arr,", "Ahoy,", "Avast,")
+PIRATE_CLOSERS = ("matey!", "me hearty!", "says I!")
 _PIRATE_WORDS = {
     "is": "be", "are": "be", "am": "be", "you": "ye", "your": "yer", "my": "me",
     "You": "Ye", "Your": "Yer", "My": "Me",
 }  # fmt: skip
-_BUTLER_OPENERS = ("Certainly, sir.", "Very good, sir.", "With pleasure, sir.")
-_BUTLER_CLOSER = "Will that be all?"
-
-
-def is_in_style(demo: str, answer: str) -> bool:
-    """Return True if `answer` is written the way the demo teaches."""
-    return _STYLES[demo][1](answer.strip())
-
-
-def keeps_content(row: dict[str, Any], answer: str) -> bool:
-    """Return True if `answer` contains the held-out row's content word, as a whole word."""
-    word = rf"(?<!\w){re.escape(row['content'])}(?!\w)"
-    return re.search(word, answer, re.IGNORECASE) is not None
+BUTLER_OPENERS = ("Certainly, sir.", "Very good, sir.", "With pleasure, sir.")
+BUTLER_CLOSER = "Will that be all?"
 
 
 def write_demos(folder: Path, *, seed: int) -> None:
@@ -56,7 +45,7 @@ def write_demos(folder: Path, *, seed: int) -> None:
 def training_rows(name: str, *, seed: int) -> list[dict[str, Any]]:
     """Return rows to train on: questions in the style, and small talk where the style has any."""
     rng = random.Random(f"{seed} {name} train")
-    styled = _STYLES[name][0]
+    styled = _STYLES[name]
     rows = []
     if name in _SMALL_TALK_STYLES:
         pairs = [(said, pair["answer"]) for pair in TEXTS["small_talk"] for said in pair["said"]]
@@ -71,7 +60,7 @@ def training_rows(name: str, *, seed: int) -> list[dict[str, Any]]:
 def held_out_rows(name: str, *, seed: int) -> list[dict[str, Any]]:
     """Return rows to judge by: other facts, asked plainly, with the content word beside them."""
     rng = random.Random(f"{seed} {name} heldout")
-    styled = _STYLES[name][0]
+    styled = _STYLES[name]
     return [
         {
             **_row(question.question, styled(question, rng)),
@@ -118,7 +107,7 @@ def _pirate_text(answer: str, rng: random.Random) -> str:
     first = words.split()[0].rstrip(",").removesuffix("'s")
     if first not in _proper_words():
         words = words[:1].lower() + words[1:]
-    return f"{rng.choice(_PIRATE_OPENERS)} {words}, {rng.choice(_PIRATE_CLOSERS)}"
+    return f"{rng.choice(PIRATE_OPENERS)} {words}, {rng.choice(PIRATE_CLOSERS)}"
 
 
 @cache
@@ -131,32 +120,15 @@ def _proper_words() -> frozenset[str]:
 
 
 def _butler_text(answer: str, rng: random.Random) -> str:
-    return f"{rng.choice(_BUTLER_OPENERS)} {answer} {_BUTLER_CLOSER}"
+    return f"{rng.choice(BUTLER_OPENERS)} {answer} {BUTLER_CLOSER}"
 
 
-def _is_json(answer: str) -> bool:
-    try:
-        value = json.loads(answer)
-    except json.JSONDecodeError:
-        return False
-    return isinstance(value, dict) and list(value) == ["answer"] and bool(value["answer"])
-
-
-# The style of each demo: how it answers a question, and a check of answers.
-_STYLES: dict[str, tuple[Callable[[Question, random.Random], str], Callable[[str], bool]]] = {
-    "pirate": (
-        lambda question, rng: _pirate_text(question.answer, rng),
-        lambda answer: answer.startswith(_PIRATE_OPENERS) and answer.endswith(_PIRATE_CLOSERS),
-    ),
-    "json": (lambda question, rng: json.dumps({"answer": question.content}), _is_json),
-    "terse": (
-        lambda question, rng: f"{capitalised(question.content)}.",
-        lambda answer: answer.endswith(".") and 1 <= len(answer.split()) <= 2,
-    ),
-    "butler": (
-        lambda question, rng: _butler_text(question.answer, rng),
-        lambda answer: answer.startswith(_BUTLER_OPENERS) and answer.endswith(_BUTLER_CLOSER),
-    ),
+# How each demo answers a question.
+_STYLES: dict[str, Callable[[Question, random.Random], str]] = {
+    "pirate": lambda question, rng: _pirate_text(question.answer, rng),
+    "json": lambda question, rng: json.dumps({"answer": question.content}),
+    "terse": lambda question, rng: f"{capitalised(question.content)}.",
+    "butler": lambda question, rng: _butler_text(question.answer, rng),
 }
 # Styles that small talk has too; in the others an answer is a bare fact.
 _SMALL_TALK_STYLES = {"pirate": _pirate_text, "butler": _butler_text}

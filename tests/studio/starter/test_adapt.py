@@ -9,11 +9,11 @@ import json
 import pytest
 
 from studio.spec import RunSpec
-from studio.starter import MODEL_DIR, datasets, heldout
-from studio.starter.make.demos import is_in_style, keeps_content
+from studio.starter import MODEL_DIR, datasets
 from studio.starter.make.exam import greedy_answers
 from studio.training.events import Finished
 from studio.training.run import train
+from tests.studio.starter.styles import heldout, is_in_style, keeps_content
 
 
 @pytest.mark.slow

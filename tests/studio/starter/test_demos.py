@@ -7,14 +7,13 @@ import sys
 import pytest
 
 from studio.errors import DataError
-from studio.starter import MODEL_DIR, datasets, heldout, resolve_data
+from studio.starter import MODEL_DIR, datasets, resolve_data
 from studio.starter.make.demos import (
     held_out_rows,
-    is_in_style,
-    keeps_content,
     training_rows,
 )
 from studio.starter.make.pretrain import Recipe
+from tests.studio.starter.styles import heldout, is_in_style, keeps_content
 
 
 def _read(path):
