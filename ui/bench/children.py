@@ -74,7 +74,7 @@ def wait_until(there: Callable[[], Any], what: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ServedPage:
     """A page that answers: its process, its address, and the time until its first answer."""
 
     process: psutil.Process
@@ -83,7 +83,7 @@ class Page:
 
 
 @contextlib.contextmanager
-def serving(home: Path) -> Iterator[Page]:
+def serving(home: Path) -> Iterator[ServedPage]:
     """Start the studio on a home and yield its page when it answers; end everything afterwards.
 
     Raises:
@@ -110,7 +110,7 @@ def serving(home: Path) -> Iterator[Page]:
 
     try:
         wait_until(answers, "page")
-        yield Page(psutil.Process(process.pid), url, time.perf_counter() - started)
+        yield ServedPage(psutil.Process(process.pid), url, time.perf_counter() - started)
     finally:
         process.terminate()
         process.wait()

@@ -1,6 +1,6 @@
 """Measure what an idle studio costs: wake-ups and processor share of each of its processes.
 
-Page, supervisor, warm spare and a chat host that has loaded the starter run in a temporary home,
+ServedPage, supervisor, warm spare and a chat host that has loaded the starter run in a temporary home,
 first with no page open, then with one open in headless Chromium (or a simulated poll where there
 is none). A wake-up is a context switch of any thread, voluntary or not.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from ui.bench.children import Page, ask, processor_seconds, serving, wait_until
+from ui.bench.children import ServedPage, ask, processor_seconds, serving, wait_until
 from ui.bench.figures import Figure, figure, progress
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -114,7 +114,7 @@ def _settle(processes: dict[str, psutil.Process]) -> None:
 
 
 @contextlib.contextmanager
-def _open_page(page: Page, profile: Path) -> Iterator[str]:
+def _open_page(page: ServedPage, profile: Path) -> Iterator[str]:
     """Keep the Runs page open while the block runs; yield how."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
