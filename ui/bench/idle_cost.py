@@ -1,6 +1,6 @@
 """Measure what an idle studio costs: wake-ups and processor share of each of its processes.
 
-ServedPage, supervisor, warm spare and a chat host that has loaded the starter run in a temporary home,
+Page, supervisor, warm spare and a chat host that has loaded the starter run in a temporary home,
 first with no page open, then with one open in headless Chromium (or a simulated poll where there
 is none). A wake-up is a context switch of any thread, voluntary or not.
 """
