@@ -146,7 +146,7 @@ class Fields {
     }
     const part = (advanced) => fields.filter((field) => Boolean(field.advanced) === advanced)
       .map(({ name }) => this.rows.get(name));
-    this.element = h('div', { class: kind, onchange: () => this.show() }, part(false), part(true).length > 0
+    this.element = h('div', { class: kind, oninput: () => this.show() }, part(false), part(true).length > 0
       && h('details', { class: 's-same' }, h('summary', {}, 'Advanced'),
         h('div', { class: 's-dialog-parts' }, part(true))));
     this.show();
