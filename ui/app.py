@@ -1,7 +1,7 @@
 """The web process: our routes, gradio's pages behind them, the checks of `ui/security.py` in front.
 
 It never trains, loads or generates: pages write to the queue and read from it, the chat host
-answers. So it imports no torch, and it can end at any moment without losing anything.
+answers. It imports no torch, and nothing is lost when it ends.
 """
 
 import os
@@ -49,7 +49,7 @@ def build_app(
     Args:
         home: The opened home folder.
         hosts: The `Host` names that are ours.
-        token: What everybody must know; empty asks for nothing.
+        token: Required of every request; none if empty.
         port: Where it listens, so that two studios have two cookies.
         root: The path below which a reverse proxy serves it.
     """
@@ -127,7 +127,7 @@ def _mount(app: Any, pages: Any, root: str) -> None:
 
 
 def sentence_of(_: Any, error: Exception) -> Any:
-    """Answer a person's mistake with its sentence as JSON."""
+    """Answer a mistake of the user with its sentence as JSON."""
     from fastapi.responses import JSONResponse
 
     assert isinstance(error, StudioError)

@@ -94,7 +94,7 @@ class Form:
         return spec
 
     def wrong(self, values: Sequence[Any], error: SpecError) -> dict[str, str]:
-        """Return a mistake as the form tells it: with its fields' labels, and where to look.
+        """Return a mistake as the form shows it: with the labels of its fields, and its field.
 
         Args:
             values: One per component, in the order they were added.

@@ -1,10 +1,9 @@
-"""What every page gets before gradio wakes up: tokens, theme without a flash, the bar on top.
+"""The frame of every page, there before gradio starts: colours, theme, the bar on top.
 
 Gradio writes the HTML document and fills it only once its scripts run; a stored theme applied there
 would flash. This pure ASGI layer edits the document as it leaves: the colour tokens and a four-line
 script that decides light or dark come first in the head, our stylesheet and module follow, and the
-bar with the navigation stands in the body from the first paint on. It edits HTML documents only
-and knows no page beyond its name and address.
+bar with the navigation is there from the first paint on. It edits HTML documents only.
 """
 
 import re
@@ -110,7 +109,7 @@ class Frame:
 
 
 def _navigates(scope: Scope) -> bool:
-    """Whether a person opened the address, not a script."""
+    """Return True if the user opened the address, not a script."""
     return (b"sec-fetch-dest", b"document") in scope["headers"]
 
 

@@ -113,11 +113,11 @@ def job_row(job: Job) -> dict[str, Any]:
 
 
 class Listing:
-    """The list of jobs, told as differences: a tab names the state it has and gets what changed."""
+    """The list of jobs as differences: a tab names the state it has and gets what changed."""
 
     def __init__(self, home: Home, store: JobStore) -> None:
         self.home, self.store = home, store
-        self.told: OrderedDict[str, dict[int, str]] = OrderedDict()
+        self.sent: OrderedDict[str, dict[int, str]] = OrderedDict()
         self.rows: dict[int, tuple[Job, dict[str, Any], str]] = {}
 
     def since(self, digest: str) -> dict[str, Any] | None:
@@ -134,10 +134,10 @@ class Listing:
         current = _digest([now, supervised, queue])
         if current == digest:
             return None
-        before = self.told.get(digest)
-        self.told[current] = now
-        while len(self.told) > KEPT_LISTINGS:
-            self.told.popitem(last=False)
+        before = self.sent.get(digest)
+        self.sent[current] = now
+        while len(self.sent) > KEPT_LISTINGS:
+            self.sent.popitem(last=False)
         known = before or {}
         return {
             "digest": current,
@@ -149,7 +149,7 @@ class Listing:
         }
 
     def _row(self, job: Job) -> tuple[Job, dict[str, Any], str]:
-        """The row as it was last told; made anew for what has changed, and for what time moves."""
+        """Return the last row; made anew for a job that changed or is active."""
         kept = self.rows.get(job.id)
         if kept and kept[0] == job and not job.active:
             return kept
@@ -157,7 +157,7 @@ class Listing:
         return job, row, _digest(row)
 
     def _shown(self) -> list[Job]:
-        """The newest jobs and the front of the queue, however long each is."""
+        """Return the newest jobs and the front of the queue."""
         jobs = {job.id: job for job in self.store.list(limit=MOST_JOBS)}
         if len(jobs) == MOST_JOBS:
             jobs |= {job.id: job for job in self.store.queue(limit=MOST_QUEUED)}

@@ -83,7 +83,7 @@ class OriginCheck:
             await self.app(scope, receive, _with_headers(send))
 
     def refusal(self, scope: Scope) -> str:
-        """Say why this request is refused; empty when it may pass."""
+        """Return why this request is refused; empty if it may pass."""
         names = [name.lower() for name, _ in scope["headers"]]
         if any(names.count(name) > 1 for name in (b"host", b"origin", b"sec-fetch-site")):
             return "A header that may come once came twice."
@@ -187,7 +187,7 @@ class _TooLarge(Exception):
 
 
 def _announced(scope: Scope) -> int | None:
-    """The announced length, 0 where there is none, None where it is no number."""
+    """Return the announced length, 0 without one, None if it is invalid."""
     lengths = [value for name, value in scope["headers"] if name.lower() == b"content-length"]
     if not lengths:
         return 0
@@ -210,15 +210,15 @@ async def refuse(
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine reaches it."""
+    """Return True if only this machine can reach it."""
     return host in LOOPBACK
 
 
 def own_names(host: str, allowed: list[str]) -> frozenset[str]:
     """Return the `Host` names that are ours.
 
-    Numbers of this machine's own network cards are: rebinding attacks need a name. Names are only
-    ours when the person says so.
+    Addresses of this machine's network cards are: rebinding attacks need a name. Names are ours only
+    when the user allows them.
     """
     names = {*LOOPBACK, *(name.lower() for name in allowed)}
     if is_local(host):
@@ -244,7 +244,7 @@ def shown_host(host: str) -> str:
 def warning(host: str) -> str:
     """Say loudly what binding elsewhere means."""
     return (
-        f"WARNING: the studio listens on {host}: other machines can reach it. Whoever has the "
+        f"WARNING: the studio listens on {host}: other machines can reach it. All who have the "
         "address below, with its token, can train, read and delete everything in this home. The "
         "connection is not encrypted; prefer an ssh tunnel on networks that you do not own."
     )

@@ -130,7 +130,7 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
         StudioError: Not one token would be trained.
     """
     if not sources.origin_of(spec.model.path).is_local:
-        return "", False  # it is told with the model, or only known once it is downloaded
+        return "", False  # shown with the model, or known once it is downloaded
     from studio.data.trainable import first_report
 
     report = first_report(spec, home)

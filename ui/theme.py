@@ -1,4 +1,4 @@
-"""The visual language, written down once: every page, chart and gradio component reads it.
+"""Colours, spaces and sizes of every page, chart and gradio component.
 
 Calm, dense, professional. Paper and graphite neutrals with one cobalt accent; colour otherwise
 means something: a *state* or a *run*. Borders are one pixel and never doubled; there are no shadows
@@ -10,7 +10,7 @@ Type      11 px captions, 12 px secondary, 13 px text and controls, 15 px card t
           titles. Two weights: 400 and 600. System fonts only, nothing is fetched.
 Corners   6 px controls, 8 px cards, round only for dots and badges.
 States    one hue each (`STATES`); a badge is the hue as text on a 12 % tint of itself.
-Runs      ten hues (`RUNS`) told apart also by people who see few colours; a run keeps its hue on
+Runs      ten hues (`RUNS`) that remain distinct with colour blindness; a run keeps its hue on
           every page (its id modulo ten, or the next free one where two would clash).
 Lanes     take the hues of runs in order, so lane A is always the same blue.
 """

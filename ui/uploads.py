@@ -1,6 +1,6 @@
 """Uploads: receive a file in pieces, store it in the home under a safe name, delete old ones.
 
-The body of the request is the file, so it never waits in memory and no form is parsed. A file to
+The request carries the file alone, so it never waits in memory and no form is parsed. A file to
 import lies in a folder of its own until its import is done; one that was never imported is deleted
 a day later, as the server starts and at the next upload. A file that runs train on stays.
 """
@@ -31,7 +31,7 @@ async def receive(store: JobStore, pieces: AsyncIterator[bytes], name: str, *, k
 
     Args:
         store: The queue, whose home receives the file.
-        pieces: The body of the request.
+        pieces: The file.
         name: The name of the file on the user's side.
         keep: Store it for runs to train on, not for one import.
 

@@ -24,7 +24,7 @@ export class Detail {
   constructor(jobs) {
     this.jobs = jobs;
     this.view = 'log';
-    this.digest = ''; // of what the body shows
+    this.digest = ''; // of what the tab shows
     this.dot = h('i', { class: 's-dot' });
     this.title = h('h1', {});
     this.state = h('span', {});
@@ -83,7 +83,7 @@ export class Detail {
     const waits = job.state === 'queued' || job.state === 'paused';
     const names = job.needs.map((id) => this.jobs().find((one) => one.id === id)?.name ?? `run ${id}`);
     say(this.remarks, dots(
-      waits && job.start_after > Date.now() / 1000 && `starts after ${moment(job.start_after)}`,
+      waits && job.start_after > Date.now() / 1000 && `starts after ${startTime(job.start_after)}`,
       waits && { idle: 'starts when the machine is idle', night: 'starts at night' }[job.start_when],
       waits && job.retries_left > 0 && `up to ${job.retries_left} ${job.retries_left > 1 ? 'retries' : 'retry'}`,
         job.waits,
@@ -204,7 +204,7 @@ export class Detail {
   }
 }
 
-const moment = (time) => new Date(time * 1000).toLocaleString([], { dateStyle: 'medium',
+const startTime = (time) => new Date(time * 1000).toLocaleString([], { dateStyle: 'medium',
   timeStyle: 'short' });
 
 const CURVES = new Set(['train', 'arrive']);
