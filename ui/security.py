@@ -217,8 +217,8 @@ def is_local(host: str) -> bool:
 def own_names(host: str, allowed: list[str]) -> frozenset[str]:
     """Return the `Host` names that are ours.
 
-    Addresses of this machine's network cards are: rebinding attacks need a name. Names are ours only
-    when the user allows them.
+    Addresses of this machine's network cards are: rebinding attacks need a name. Names are only
+    ours when the user allows them.
     """
     names = {*LOOPBACK, *(name.lower() for name in allowed)}
     if is_local(host):
