@@ -1,7 +1,11 @@
 """What every test can lean on: tiny models made in memory, a private home, the real folder."""
 
 import os
+from contextlib import closing
 from pathlib import Path
+
+from jobs.store import JobStore
+from tests.dashboard import answering
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,6 +31,20 @@ REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 def home(tmp_path):
     """A private home folder."""
     return open_home(tmp_path / "home")
+
+
+@pytest.fixture
+def store(home):
+    """The queue of a private home."""
+    with closing(JobStore(home)) as opened:
+        yield opened
+
+
+@pytest.fixture
+def dashboard():
+    """A Ray dashboard that answers what the test wants."""
+    with answering() as here:
+        yield here
 
 
 @pytest.fixture(scope="session")

@@ -51,6 +51,34 @@ def surely(scope, name: str, question: str) -> None:
     pytest.fail(f"{question} was never there for long enough")
 
 
+def longest_answer(page, tokens: int, **settings: str) -> None:
+    """Set the length of answers, and other settings by label, on the Compare page."""
+    page.get_by_role("button", name="Settings").click()
+    for label, value in ({"Longest answer": str(tokens)} | settings).items():
+        page.get_by_label(label).fill(value)
+        page.get_by_label(label).press("Tab")
+
+
+def put_adapters(studio, methods: dict[str, tuple[str, dict]], noise: float) -> None:
+    """Write adapters of the starter, moved by noise, into the home: name, method and its fields."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from studio import starter
+    from studio.backbone import Backbone
+    from studio.methods import named
+
+    backbone = Backbone(AutoModelForCausalLM.from_pretrained(starter.MODEL_DIR))
+    for name, (method, values) in methods.items():
+        adapter = backbone.attach(name, named(method)(**values))
+        generator = torch.Generator().manual_seed(1)
+        for parameter in adapter.parameters():
+            parameter.data += torch.randn(parameter.shape, generator=generator) * noise
+        folder = studio.home / "adapters" / name
+        folder.mkdir(parents=True)
+        backbone.save(name, folder, base=starter.MODEL)
+
+
 class Watch:
     """What a page did that it should not have done."""
 

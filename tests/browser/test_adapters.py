@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
-from tests.browser.conftest import surely
+from tests.browser.conftest import longest_answer, put_adapters, surely
 from tests.served import Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -116,29 +116,11 @@ def test_target_modules_are_picked_by_layer(page):
 
 
 def test_four_families_in_one_lane_follow_their_sliders(page, studio):
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from studio import starter
-    from studio.backbone import Backbone
-    from studio.methods import named
-
-    backbone = Backbone(AutoModelForCausalLM.from_pretrained(starter.MODEL_DIR))
     families = {"low": ("lora", {}), "neck": ("bottleneck", {}), "front": ("prefix_tuning", {}),
                 "bias": ("bitfit", {"create_missing": True})}  # fmt: skip
-    for name, (method, values) in families.items():
-        adapter = backbone.attach(name, named(method)(**values))
-        generator = torch.Generator().manual_seed(1)
-        for parameter in adapter.parameters():
-            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
-        folder = studio.home / "adapters" / name
-        folder.mkdir(parents=True)
-        backbone.save(name, folder, base=starter.MODEL)
-
+    put_adapters(studio, families, noise=0.1)
     page.goto("/compare?lane=starter&lane=starter~" + "%2B".join(f"{name}:1" for name in families))
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Longest answer").fill("8")
-    page.get_by_label("Longest answer").press("Tab")
+    longest_answer(page, 8)
     page.get_by_test_id("prompt").fill("What sound does a cow make?")
     page.keyboard.press("Enter")
     stack = " + ".join(f"{name} × 1" for name in families)

@@ -13,7 +13,7 @@ from playwright.sync_api import Page, expect
 from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
-from tests.browser.conftest import surely
+from tests.browser.conftest import longest_answer, put_adapters, surely
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
 SLOW = 240_000  # a busy machine with two cores
@@ -22,22 +22,7 @@ SLOW = 240_000  # a busy machine with two cores
 @pytest.fixture(scope="module")
 def lanes(studio):
     """The address of three lanes: the base, a LoRA, the LoRA with a bottleneck."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from studio import starter
-    from studio.backbone import Backbone
-    from studio.methods import named
-
-    backbone = Backbone(AutoModelForCausalLM.from_pretrained(starter.MODEL_DIR))
-    for name, method in (("loud", "lora"), ("warm", "bottleneck")):
-        adapter = backbone.attach(name, named(method)())
-        generator = torch.Generator().manual_seed(1)
-        for parameter in adapter.parameters():
-            parameter.data += torch.randn(parameter.shape, generator=generator) * 0.12
-        folder = Path(studio.home) / "adapters" / name
-        folder.mkdir(parents=True)
-        backbone.save(name, folder, base=starter.MODEL)
+    put_adapters(studio, {"loud": ("lora", {}), "warm": ("bottleneck", {})}, noise=0.12)
     return "/compare?lane=starter&lane=starter~loud:1&lane=starter~loud:1+warm:1"
 
 
@@ -54,9 +39,7 @@ def ask(page: Page, prompt: str) -> None:
 
 def test_three_lanes_a_slider_a_blind_vote_and_a_reload(page, studio, lanes):
     page.goto(lanes)
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Longest answer").fill("8")
-    page.get_by_label("Longest answer").press("Tab")
+    longest_answer(page, 8)
 
     # All three stream, and say who they really were.
     ask(page, "What sound does a cow make?")
@@ -131,10 +114,7 @@ MOVE_AT_THE_FIRST_WORD = """(slider, weight) => {
 
 def test_a_slider_acts_on_an_answer_that_is_being_written(page, lanes):
     page.goto("/compare?lane=starter&lane=starter~loud:1")
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Longest answer").fill("400")
-    page.get_by_label("Temperature").fill("2")
-    page.get_by_label("Temperature").press("Tab")
+    longest_answer(page, 400, Temperature="2")
     slider = page.get_by_test_id("lane-1").get_by_label("Weight of loud")
     moved = page.get_by_text("Weights changed while it was written")
     for weight in ("0.95", "1", "0.95", "1"):  # again: the first may be over before it is moved
@@ -214,9 +194,7 @@ def test_a_click_on_a_loss_curve_opens_its_checkpoint_which_can_be_promoted(page
     expect(page).to_have_url(re.compile(rf"lane=starter~{run}@[24]:1"))
     lane = page.get_by_test_id("lane-1")
     expect(lane).to_contain_text(re.compile("short at step [24]"))
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Longest answer").fill("4")
-    page.get_by_label("Longest answer").press("Tab")
+    longest_answer(page, 4)
     ask(page, "What sound does a cow make?")
     expect(page.get_by_test_id("figures-1")).to_contain_text(f"{run}@", timeout=SLOW)
 
@@ -234,9 +212,7 @@ def test_a_click_on_a_loss_curve_opens_its_checkpoint_which_can_be_promoted(page
 
 def test_a_deleted_adapter_costs_its_lane_a_sentence(page, studio):
     page.goto("/compare?lane=starter&lane=starter~gone:1")
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Longest answer").fill("4")
-    page.get_by_label("Longest answer").press("Tab")
+    longest_answer(page, 4)
     ask(page, "<img src=x onerror=window.hit=1> **bold** `code`")
     expect(page.get_by_test_id("answer-1")).to_contain_text('no adapter "gone"', timeout=SLOW)
     expect(page.get_by_test_id("figures-0")).to_contain_text("base", timeout=SLOW)

@@ -10,11 +10,11 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from jobs import settings
-from jobs.processes import me
 from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
 from tests.browser.conftest import QUIET, surely
+from tests.jobs.conftest import begin
 from tests.served import served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -92,9 +92,7 @@ def one_notification(page: Page, store: JobStore) -> None:
     page.evaluate(SHOWN)
     page.get_by_role("button", name="Notify: off").click()
     expect(page.get_by_role("button", name="Notify: on")).to_be_visible()
-    claim = store.claims.claim("cpu", owner=me())
-    assert claim is not None
-    store.claims.register(claim, me())
+    claim = begin(store)
     expect(page.get_by_test_id(f"run-{claim.job}")).to_contain_text("running")
     store.claims.finish(claim, "succeeded", result={"last_loss": 0.5})
     page.wait_for_function("window.shown.length > 0", timeout=SLOW)

@@ -25,6 +25,7 @@ from jobs.store import JobStore
 from jobs.supervisor import living
 from studio.home import Home, open_home
 from studio.spec import RunSpec
+from tests.jobs.conftest import curve
 from tests.jobs.fake_runner import fake_loss
 from tests.jobs.nursery import AVAILABLE, Born, Nursery
 
@@ -142,7 +143,7 @@ def _judge(store: JobStore, ids: list[int]) -> dict[str, object]:
         events = [event["dst"] for event in store.events(job)]
         assert events.count("succeeded") == 1, (job, events)
         assert events.count("starting") == store.get(job).attempt
-        series = store.metrics([job], ["loss"])["data"]["loss"][str(job)]
+        series = curve(store, job)
         assert series["y"] == [fake_loss(number, step) for step in range(1, STEPS + 1)]
         assert not (store.home.run(job) / "OVERLAP").exists(), "two processes on one run"
         attempts = store.attempts(job)

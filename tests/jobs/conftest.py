@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from jobs.claims import Claim
 from jobs.database import Database
+from jobs.processes import me
 from jobs.spawning import environment
 from jobs.store import JobStore
 from jobs.supervisor import Supervisor, living
@@ -21,13 +23,6 @@ from studio.spec import RunSpec
 
 FAKE_RUNNER = Path(__file__).with_name("fake_runner.py")
 SLOW, FAST = "0.1", "0.005"  # FAKE_PACE of runs that must not end before a test acts, and after
-
-
-@pytest.fixture
-def store(home):
-    opened = JobStore(home)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
@@ -49,6 +44,33 @@ def a_spec(
     return RunSpec.parse(
         {"name": name, "seed": seed, "train": {"max_steps": steps, "save_steps": save, **train}}
     )
+
+
+def begin(store: JobStore, device: str = "cpu", **may: Any) -> Claim:
+    """Claim the next job and register its process: this one."""
+    claim = store.claims.claim(device, owner=me(), **may)
+    assert claim is not None
+    store.claims.register(claim, me())
+    return claim
+
+
+def run_one(store: JobStore, state: str = "succeeded", kind: str = "run", **may: Any) -> Claim:
+    """Begin the next job and end it at once, in this state and with this kind of error."""
+    claim = begin(store, **may)
+    store.claims.finish(claim, state, error=(kind, "because") if state == "failed" else None)
+    return claim
+
+
+def end(store: JobStore, job: int, state: str = "succeeded") -> None:
+    """Register a job that was claimed, and end it."""
+    claim = next(one for one in store.active_claims() if one.job == job)
+    store.claims.register(claim, me())
+    store.claims.finish(claim, state, error=("run", "because") if state == "failed" else None)
+
+
+def curve(store: JobStore, job: int, **asked: Any) -> dict[str, list[Any]]:
+    """Return the steps (`x`) and losses (`y`) of a run."""
+    return store.metrics([job], ["loss"], **asked)["data"]["loss"][str(job)]
 
 
 def until(true: Callable[[], Any], *, seconds: float = 120) -> Any:

@@ -18,13 +18,11 @@ from jobs import backup as backups
 from jobs.backup import MANIFEST, backup, daily
 from jobs.claims import Claim
 from jobs.curves import Progress
-from jobs.processes import me
 from jobs.restore import restore
 from jobs.store import JobStore
 from studio.errors import DiskFull, HomeError
 from studio.home import Home, is_whole, open_home, publishing
-from tests.jobs.conftest import a_spec, start_supervisor, supervising, until
-from tests.jobs.test_plans import run_one
+from tests.jobs.conftest import a_spec, begin, run_one, start_supervisor, supervising, until
 
 
 def filled(store: JobStore) -> Claim:
@@ -33,8 +31,7 @@ def filled(store: JobStore) -> Claim:
     run_one(store)
     store.submit(a_spec(name="under way", steps=6))
     store.submit(a_spec(name="waits", steps=2))
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
+    claim = begin(store)
     folder = store.home.run(claim.job) / "checkpoints" / "step-00000003"
     with publishing(folder) as temporary:
         (temporary / "state.json").write_text('{"step": 3}')
@@ -77,8 +74,7 @@ def test_a_home_comes_back_elsewhere_and_goes_on(store, tmp_path):
 
 def test_a_backup_under_load_is_whole_every_time(store, tmp_path):
     store.submit(a_spec())
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
+    claim = begin(store)
     log, done = store.home.run(1) / "log.txt", threading.Event()
     log.parent.mkdir(parents=True)
 
@@ -240,6 +236,10 @@ def test_a_damaged_database_comes_back_from_its_daily_copy(home):
 
 
 def test_the_database_before_keeps_what_a_kill_left_in_its_log(store, tmp_path):
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE x(y)")
+    with pytest.raises(HomeError, match="not one of this studio"):
+        restore(store.home.path, tmp_path / "other.db")
     copy = daily(store.home, store.database, now=1_800_000_000.0)
     store.submit(a_spec(name="later"))
     killed = tmp_path / "killed"
@@ -247,15 +247,6 @@ def test_the_database_before_keeps_what_a_kill_left_in_its_log(store, tmp_path):
     done = restore(killed, copy)
     with closing(sqlite3.connect(done["before"])) as kept:
         assert kept.execute("SELECT name FROM jobs").fetchall() == [("later",)]
-
-
-def test_a_foreign_database_is_not_restored(home, tmp_path):
-    other = tmp_path / "other.db"
-    connection = sqlite3.connect(other)
-    connection.execute("CREATE TABLE x(y)")
-    connection.close()
-    with pytest.raises(HomeError, match="not one of this studio"):
-        restore(home.path, other)
 
 
 def test_a_full_disk_leaves_no_half_backup(store, tmp_path, monkeypatch):

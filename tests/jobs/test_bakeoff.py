@@ -1,6 +1,5 @@
 """Bake-offs: siblings of one group, one table, and the kinds that make something of adapters."""
 
-import json
 from contextlib import closing
 
 import pytest
@@ -11,67 +10,44 @@ from studio.adapters.library import describe
 from studio.adapters.merge import read_certificate
 from studio.adapters.requests import MergeRequest, MixRequest
 from studio.errors import AdapterError, InputError, QueueError
-from studio.spec import ModelSource, RunSpec
+from studio.spec import RunSpec
 from studio.stack import StackItem
 from studio.training.run import train
-from tests.studio.tiny import tiny_folder
+from tests.studio.tiny import tiny_spec
 
 
 @pytest.fixture
-def base(tmp_path):
-    return tiny_folder(tmp_path / "base")
-
-
-@pytest.fixture
-def spec(base, tmp_path):
-    rows = [
-        {"prompt": f"say {word}", "completion": f"{word} it is"}
-        for word in ("red", "blue", "green", "black", "white", "brown") * 4
-    ]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)))
-    return RunSpec.parse(
-        {
-            "model": {"path": str(base)},
-            "data": {"path": str(data)},
-            "method": {"name": "lora", "r": 4},
-            "train": {"max_steps": 3, "per_device_train_batch_size": 4},
-        }
+def spec(tmp_path):
+    return tiny_spec(
+        tmp_path, method__r=4, train__max_steps=3, train__per_device_train_batch_size=4
     )
 
 
-def test_a_bakeoff_queues_siblings_that_differ_only_in_the_method(home, spec):
-    with closing(JobStore(home)) as store:
-        jobs = bakeoff.submit(store, spec, ["lora", "norm_tuning", "bitfit"], name="duel")
-        assert [job.kind for job in jobs] == ["train", "train", "train", "bakeoff"]
-        specs = [job.spec for job in jobs[:3]]
-        assert [s["method"]["name"] for s in specs] == ["lora", "norm_tuning", "bitfit"]
-        assert specs[0]["method"]["r"] == 4
-        for one in specs[1:]:
-            same = ("model", "data", "train", "seed")
-            assert all(one[key] == specs[0][key] for key in same)
-        with pytest.raises(QueueError, match='already "duel"'):
-            bakeoff.submit(store, spec, ["lora"], name="duel")
-        with pytest.raises(InputError, match='no method called "lorra"'):
-            bakeoff.submit(store, spec, ["lorra"], name="other")
-        assert len(store.list()) == 4
-        rows = bakeoff.table(store, "duel")
-        assert [row["state"] for row in rows] == ["queued"] * 3
+def test_a_bakeoff_queues_siblings_that_differ_only_in_the_method(store, spec):
+    jobs = bakeoff.submit(store, spec, ["lora", "norm_tuning", "bitfit"], name="duel")
+    assert [job.kind for job in jobs] == ["train", "train", "train", "bakeoff"]
+    specs = [job.spec for job in jobs[:3]]
+    assert [s["method"]["name"] for s in specs] == ["lora", "norm_tuning", "bitfit"]
+    assert specs[0]["method"]["r"] == 4
+    for key in ("model", "data", "train", "seed"):
+        assert specs[0][key] == specs[1][key] == specs[2][key]
+    with pytest.raises(InputError, match='no method called "lorra"'):
+        bakeoff.submit(store, spec, ["lorra"], name="other")
+    assert len(store.list()) == 4
 
 
 @pytest.mark.parametrize("taken", ["duel bitfit", "duel table"])
-def test_a_bakeoff_whose_second_name_is_taken_queues_nothing(home, spec, taken):
-    with closing(JobStore(home)) as store:
-        store.submit(spec.with_values({"name": taken}))
-        with pytest.raises(QueueError, match=f'already a job called "{taken}"'):
-            bakeoff.submit(store, spec, ["lora", "bitfit"], name="duel")
-        assert [job.name for job in store.list()] == [taken]
+def test_a_bakeoff_whose_second_name_is_taken_queues_nothing(store, spec, taken):
+    store.submit(spec.with_values({"name": taken}))
+    with pytest.raises(QueueError, match=f'already a job called "{taken}"'):
+        bakeoff.submit(store, spec, ["lora", "bitfit"], name="duel")
+    assert [job.name for job in store.list()] == [taken]
 
 
 def test_the_measuring_job_fills_the_table(home, spec):
     with closing(JobStore(home)) as store:
         jobs = bakeoff.submit(
-            store, spec, ["lora", "bottleneck", "full"], name="duel", prompts=["say red"]
+            store, spec, ["lora", "bottleneck", "full"], name="duel", prompts=["say a"]
         )
         for job in jobs[:3]:
             list(train(RunSpec.parse(job.spec), run_dir=home.run(job.id), home=home))
@@ -114,22 +90,8 @@ def test_merge_and_mix_are_kinds_of_jobs(home, spec):
         MixRequest(name="blend", model=spec.model, stack=stack).checked(home)
 
 
-@pytest.mark.parametrize(
-    ("text", "name", "weight"),
-    [("a", "a", 1.0), ("a:0.5", "a", 0.5), ("a:-1", "a", -1.0), ("/x/y:2", "/x/y", 2.0)],
-)
-def test_a_stack_item_reads_its_weight(text, name, weight):
-    item = StackItem.read(text)
-    assert (item.name, item.weight) == (name, weight)
-
-
-def test_requests_that_make_no_sense_are_refused(home, base):
-    with pytest.raises(AdapterError, match='"heavy" is not a weight'):
-        StackItem.read("a:heavy")
-    model = ModelSource(path=str(base))
-    with pytest.raises(InputError, match="at least one adapter"):
-        MergeRequest(model=model).checked(home)
-    with pytest.raises(AdapterError, match='no adapter "nobody"'):
-        MergeRequest(model=model, stack=(StackItem(name="nobody"),)).checked(home)
-    with pytest.raises(InputError, match="needs a name"):
-        MixRequest(model=model, stack=(StackItem(name="nobody"),)).checked(home)
+def test_a_stack_item_reads_its_weight():
+    for text, name, weight in (("a", "a", 1.0), ("a:0.5", "a", 0.5), ("a:-1", "a", -1.0),
+                               ("/x/y:2", "/x/y", 2.0)):  # fmt: skip
+        item = StackItem.read(text)
+        assert (item.name, item.weight) == (name, weight)

@@ -4,14 +4,16 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import stat
-import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -77,13 +79,23 @@ def place(tmp_path_factory):
     chat_client.quit_host(home)
 
 
+def asked(text: str, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}], **more}
+
+
 def lane(base: Path, *stack: str, prompt: str = "Hello there", **sampling) -> dict:
-    return {
-        "model": str(base),
-        "stack": [{"name": name, "weight": 1.0} for name in stack],
-        "messages": [{"role": "user", "content": prompt}],
-        "sampling": {"temperature": 0, "max_new_tokens": 12} | sampling,
-    }
+    return asked(
+        prompt, model=str(base), stack=[{"name": name, "weight": 1.0} for name in stack],
+        sampling={"temperature": 0, "max_new_tokens": 12} | sampling,
+    )  # fmt: skip
+
+
+def long_answer(home: Home, base: Path, name: str, *stack: str) -> Iterator[dict]:
+    """Begin an answer that is still being written when the test acts; return its events."""
+    one = lane(base, *stack, temperature=3.0, max_new_tokens=LONG)
+    events = chat_client.generate(home, {"id": name, "lanes": [one]})
+    next(events)
+    return events
 
 
 def ask(home: Home, *lanes: dict, request_id: str = "") -> dict[int | None, dict]:
@@ -106,6 +118,8 @@ def raw(home: Home) -> httpx.Client:
 
 def test_base_and_adapter_answer_together_and_say_who_they_are(place):
     home, base = place
+    assert stat.S_IMODE(state_path(home).stat().st_mode) == 0o600
+    pid = chat_client.status(home)["pid"]
 
     said = ask(home, lane(base), lane(base, "noisy"))
 
@@ -116,34 +130,25 @@ def test_base_and_adapter_answer_together_and_say_who_they_are(place):
     assert all(said[n]["end"]["active"]["verified"] for n in (0, 1))
     assert said[1]["end"]["tokens"] <= 12
     assert said[1]["end"]["first_token_seconds"] <= said[1]["end"]["seconds"]
-
-
-def test_asking_again_gives_the_same_answer_from_the_same_process(place):
-    home, base = place
-    pid = chat_client.status(home)["pid"]
-
     first, second = (ask(home, lane(base, temperature=1.0, seed=7))[0]["text"] for _ in range(2))
-
     assert first == second
-    assert chat_client.ensure_host(home).identity.pid == pid
+    assert chat_client.ensure_host(home).identity.pid == pid, "the same process"
 
 
-def test_the_state_file_is_only_for_its_user(place):
-    home, _ = place
-
-    assert stat.S_IMODE(state_path(home).stat().st_mode) == 0o600
-
-
-def test_the_queue_knows_the_host_and_what_it_holds(place):
+def test_the_queue_knows_what_the_host_holds_until_it_is_released(place):
     home, base = place
     ask(home, lane(base))
     with closing(JobStore(home)) as store:
         row = next(row for row in store.processes() if row["role"] == "chat")
         lease = until(store.leases)[0]
-
     assert row["pid"] == lease["pid"] == chat_client.status(home)["pid"]
     assert (lease["device"], lease["holder"]) == ("cpu", "chat")
-    assert lease["memory_bytes"] > 0
+    assert lease["memory_bytes"] > 0 and chat_client.status(home)["models"]
+
+    chat_client.release(home)
+
+    assert chat_client.status(home)["models"] == []
+    assert ask(home, lane(base))[0]["end"]["type"] == "done", "the next question loads again"
 
 
 @pytest.mark.parametrize(
@@ -163,42 +168,26 @@ def test_strangers_are_refused(place, headers, code):
         assert client.post("/release", headers=headers).status_code == code
 
 
-def test_an_adapter_that_is_gone_costs_only_its_lane(place):
+def test_a_lane_that_cannot_be_answered_costs_only_itself(place, tmp_path):
+    """An adapter that is gone, one of another base, a prompt that is too long."""
     home, base = place
-    make_adapter(base, home.adapters / "brief")
-    assert ask(home, lane(base, "brief"))[0]["end"]["type"] == "done"
-    for file in (home.adapters / "brief").iterdir():
-        file.unlink()
-    (home.adapters / "brief").rmdir()
+    brief = make_adapter(base, home.adapters / "brief", seed=1)
+    before = ask(home, lane(base, "brief"))[0]["end"]["active"]["max_logit_difference"]
+    make_adapter(base, brief, seed=2)
+    after = ask(home, lane(base, "brief"))[0]["end"]["active"]["max_logit_difference"]
+    assert before != after, "what changed on disk is loaded again"
+    shutil.rmtree(brief)
+    make_adapter(make_base(tmp_path / "other", hidden=48), tmp_path / "foreign")
 
-    said = ask(home, lane(base, "brief"), lane(base, "noisy"))
+    said = ask(
+        home, lane(base, "brief"), lane(base, str(tmp_path / "foreign")),
+        lane(base, prompt="<script>alert(1)</script>" * 400), lane(base, "noisy", prompt="<b>"),
+    )  # fmt: skip
 
-    assert said[0]["end"]["kind"] == "adapter"
-    assert '"brief"' in said[0]["end"]["text"]
-    assert said[1]["end"]["type"] == "done"
-
-
-def test_an_adapter_of_another_base_costs_only_its_lane(place, tmp_path):
-    home, base = place
-    other = make_base(tmp_path / "other", hidden=48)
-    make_adapter(other, tmp_path / "foreign")
-
-    said = ask(home, lane(base, str(tmp_path / "foreign")), lane(base))
-
-    assert said[0]["end"]["kind"] == "adapter"
-    assert "Traceback" not in said[0]["end"]["text"]
-    assert said[1]["end"]["type"] == "done"
-
-
-def test_an_adapter_that_changed_on_disk_is_loaded_again(place):
-    home, base = place
-    folder = make_adapter(base, home.adapters / "moving", seed=1)
-    before = ask(home, lane(base, "moving"))[0]["end"]["active"]["max_logit_difference"]
-
-    make_adapter(base, folder, seed=2)
-    after = ask(home, lane(base, "moving"))[0]["end"]["active"]["max_logit_difference"]
-
-    assert before != after
+    ends = [said[number]["end"] for number in range(4)]
+    assert [end.get("kind") for end in ends] == ["adapter", "adapter", "chat", None]
+    assert '"brief"' in ends[0]["text"] and "Traceback" not in ends[1]["text"]
+    assert "shorten it" in ends[2]["text"] and ends[3]["type"] == "done"
 
 
 def test_two_bases_answer_in_one_request(place, tmp_path):
@@ -213,12 +202,9 @@ def test_two_bases_answer_in_one_request(place, tmp_path):
     assert said[2]["end"]["kind"] == "model"
 
 
-def test_a_stop_ends_the_answer_where_it_is(place):
+def test_a_stop_or_a_reader_that_goes_ends_the_answer_where_it_is(place):
     home, base = place
-    events = chat_client.generate(
-        home, {"id": "long", "lanes": [lane(base, temperature=3.0, max_new_tokens=LONG)]}
-    )
-    next(events)
+    events = long_answer(home, base, "long")
 
     assert chat_client.stop(home, "long")
     last = list(events)[-1]
@@ -227,13 +213,14 @@ def test_a_stop_ends_the_answer_where_it_is(place):
     assert last["tokens"] < LONG
     assert not chat_client.stop(home, "long")
 
+    long_answer(home, base, "left").close()
+    until(lambda: chat_client.status(home)["answering"] == 0)
+    assert ask(home, lane(base))[0]["end"]["type"] == "done"
+
 
 def test_weights_move_while_an_answer_is_written(place):
     home, base = place
-    events = chat_client.generate(
-        home, {"id": "slid", "lanes": [lane(base, "noisy", temperature=2.0, max_new_tokens=LONG)]}
-    )
-    next(events)
+    events = long_answer(home, base, "slid", "noisy")
 
     weights = {"id": "slid", "lane": 0}
     assert chat_client.weigh(home, weights | {"stack": [{"name": "noisy", "weight": 0.25}]})
@@ -251,21 +238,23 @@ def test_weights_move_while_an_answer_is_written(place):
         chat_client.weigh(home, weights | {"lane": 99})
 
 
-def test_a_reader_that_goes_ends_the_answer(place):
-    home, base = place
-    events = chat_client.generate(
-        home, {"id": "left", "lanes": [lane(base, temperature=3.0, max_new_tokens=LONG)]}
-    )
-    next(events)
+def talk(home: Home, models: type, *prompts: str, let: threading.Event | None = None) -> list:
+    """Ask a host in this process, whose models are a test's, and return the events of each."""
 
-    events.close()
+    async def answers() -> list:
+        host = ChatWorker(home)
+        host._get_residents = models
+        requests = [host.submit(ChatRequest.parse({"lanes": [asked(text)]})) for text in prompts]
+        if let is not None:
+            let.set()
+        said = [[event async for events in batches(r) for event in events] for r in requests]
+        host.close()
+        return said
 
-    until(lambda: chat_client.status(home)["answering"] == 0)
-    assert ask(home, lane(base))[0]["end"]["type"] == "done"
+    return asyncio.run(answers())
 
 
-def test_a_second_request_waits_its_turn_and_is_told_so(home, monkeypatch):
-    """In this process, with models that speak only when they are let."""
+def test_a_second_request_waits_its_turn_and_is_told_so(home):
     let = threading.Event()
 
     class Models:
@@ -279,57 +268,28 @@ def test_a_second_request_waits_its_turn_and_is_told_so(home, monkeypatch):
         def release(self):
             pass
 
-    async def talk():
-        host = ChatWorker(home)
-        monkeypatch.setattr(host, "_get_residents", Models)
-        asked = [
-            host.submit(
-                ChatRequest.parse({"lanes": [{"messages": [{"role": "user", "content": c}]}]})
-            )
-            for c in ("one", "two")
-        ]
-        let.set()
-        said = [[event async for events in batches(r) for event in events] for r in asked]
-        host.close()
-        return said
-
-    first, second = asyncio.run(talk())
+    first, second = talk(home, Models, "one", "two", let=let)
 
     assert [event["text"] for event in first] == ["Starting the chat engine…", "one"]
     assert second[0]["text"] == "Another answer is being written; this one is next."
     assert second[-1]["text"] == "two"
 
 
-def test_a_fault_of_ours_is_one_sentence_and_the_host_lives_on(home, monkeypatch):
+def test_a_fault_of_ours_is_one_sentence_and_the_host_lives_on(home):
     class Broken:
         def stream(self, lanes, stopped, wanted):
             raise ZeroDivisionError("division by zero")
             yield
 
-    async def talk():
-        host = ChatWorker(home)
-        monkeypatch.setattr(host, "_get_residents", Broken)
-        values = {"lanes": [{"messages": [{"role": "user", "content": "x"}]}]}
-        said = [
-            [
-                event
-                async for events in batches(host.submit(ChatRequest.parse(values)))
-                for event in events
-            ]
-            for _ in range(2)
-        ]
-        host.close()
-        return said
-
-    for said in asyncio.run(talk()):
+    for said in talk(home, Broken, "x", "x"):
         assert said[-1]["type"] == "error"
         assert said[-1]["text"].startswith(
             "The chat engine failed (ZeroDivisionError: division by zero). Send again"
         )
 
 
-def test_text_that_nobody_fetched_is_joined():
-    async def talk():
+def test_text_that_nobody_fetched_is_joined_and_half_a_line_is_kept_back():
+    async def two_takes():
         buffer = EventBuffer()
         for text in ("a", "b"):
             buffer.put({"type": "delta", "lane": 0, "text": text})
@@ -339,7 +299,7 @@ def test_text_that_nobody_fetched_is_joined():
         buffer.put({"type": "delta", "lane": 1, "text": "C"})
         return first, buffer.take()
 
-    first, second = asyncio.run(talk())
+    first, second = asyncio.run(two_takes())
 
     assert first == [
         {"type": "delta", "lane": 0, "text": "ab"},
@@ -348,17 +308,23 @@ def test_text_that_nobody_fetched_is_joined():
     ]
     assert second == [{"type": "delta", "lane": 1, "text": "C"}]
 
+    class Response:
+        def iter_raw(self):
+            yield from (b'{"a"', b': 1}\n{"b', b'": 2}\n{"c": 3}\n', b'{"cut')
+
+    got = list(chat_client._whole_lines(Response()))
+    assert got == [b'{"a": 1}\n', b'{"b": 2}\n{"c": 3}\n']
+
 
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
         ({"lanes": []}, "lanes is []"),
         ({"lanes": [{"messages": []}]}, "Lane 1: there is no prompt to answer"),
-        ({"lanes": [{"messages": [{"role": "user", "content": "x"}], "sampling": {"top_p": 2}}]},
-         "Lane 1: sampling.top_p is 2"),
-        ({"lanes": [{"messages": [{"role": "user", "content": "x"}], "colour": 1}]}, "colour"),
+        ({"lanes": [asked("x", sampling={"top_p": 2})]}, "Lane 1: sampling.top_p is 2"),
+        ({"lanes": [asked("x", colour=1)]}, "colour"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_request_is_refused_in_one_sentence(place, request_, sentence):
     with pytest.raises(ChatError) as caught:
         list(chat_client.generate(place[0], request_))
@@ -366,34 +332,11 @@ def test_a_wrong_request_is_refused_in_one_sentence(place, request_, sentence):
     assert sentence in caught.value.text
 
 
-@pytest.mark.parametrize("body", [b"{", b"[1]", b"\xff", b"[" * 100_000])
-def test_a_body_that_is_no_request_is_refused(place, body):
+def test_a_body_that_is_no_request_is_refused(place):
     with raw(place[0]) as client:
-        answer = client.post("/generate", content=body)
-
-    assert answer.status_code == 400
-    assert answer.json()["error"]["kind"] == "chat"
-
-
-def test_ten_thousand_characters_are_refused_with_what_to_do(place):
-    home, base = place
-
-    said = ask(home, lane(base, prompt="<script>alert(1)</script>" * 400), lane(base, prompt="<b>"))
-
-    assert said[0]["end"]["kind"] == "chat"
-    assert "shorten it" in said[0]["end"]["text"]
-    assert said[1]["end"]["type"] == "done"
-
-
-def test_release_gives_the_memory_back_and_the_next_question_loads_again(place):
-    home, base = place
-    ask(home, lane(base))
-    assert chat_client.status(home)["models"]
-
-    chat_client.release(home)
-
-    assert chat_client.status(home)["models"] == []
-    assert ask(home, lane(base))[0]["end"]["type"] == "done"
+        for body in (b"{", b"[1]", b"\xff", b"[" * 100_000):
+            answer = client.post("/generate", content=body)
+            assert (answer.status_code, answer.json()["error"]["kind"]) == (400, "chat")
 
 
 def test_a_page_gets_the_same_events_as_whole_lines(place):
@@ -411,42 +354,11 @@ def test_a_page_gets_the_same_events_as_whole_lines(place):
     assert [e["type"] for e in events].count("done") == 2
 
 
-def test_half_a_line_is_kept_back():
-    class Response:
-        def iter_raw(self):
-            yield from (b'{"a"', b': 1}\n{"b', b'": 2}\n{"c": 3}\n', b'{"cut')
-
-    got = list(chat_client._whole_lines(Response()))
-
-    assert got == [b'{"a": 1}\n', b'{"b": 2}\n{"c": 3}\n']
-
-
-def test_the_client_never_loads_torch(place):
-    code = (
-        "import sys; from jobs import chat_client; from studio.home import open_home; "
-        f"print(chat_client.status(open_home({str(place[0].path)!r}))['pid'] > 0, "
-        "'torch' in sys.modules)"
-    )
-    output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
-        cwd=Path(__file__).resolve().parents[2],
-    )  # fmt: skip
-    assert output.stdout.split() == ["True", "False"]
-
-
 # -- the OpenAI-compatible side ------------------------------------------------------------------
 
 
 def completion(base: Path, **values) -> dict:
-    message = {"role": "user", "content": "Hello there"}
-    return {"model": str(base), "messages": [message], "temperature": 0, "max_tokens": 12} | values
-
-
-def test_openai_models_name_bases_and_adapters(place):
-    with raw(place[0]) as client:
-        names = {model["id"] for model in client.get("/v1/models").json()["data"]}
-
-    assert "noisy" in names
+    return asked("Hello there", model=str(base), temperature=0, max_tokens=12) | values
 
 
 def test_an_openai_completion_is_the_lanes_answer(place):
@@ -491,9 +403,11 @@ def test_an_adapters_name_alone_means_its_base(place):
     (home.adapters / "documented" / "passport.json").write_text(json.dumps(passport))
 
     with raw(home) as client:
+        names = {model["id"] for model in client.get("/v1/models").json()["data"]}
         known = client.post("/v1/chat/completions", json=completion("documented"))
         unknown = client.post("/v1/chat/completions", json=completion("noisy"))
 
+    assert {"noisy", "documented"} <= names
     assert known.json()["active"]["model"] == str(base)
     assert known.json()["active"]["stack"] == [{"name": "documented", "weight": 1.0}]
     assert unknown.json()["error"]["message"] == (
@@ -508,7 +422,7 @@ def test_an_adapters_name_alone_means_its_base(place):
         ({"presence_penalty": 1.0}, '"presence_penalty" is not supported'),
         ({"model": ""}, "model is missing"),
         ({"messages": "hi"}, "messages must be a list"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "Only text"),
+        (asked([{"type": "image_url"}]), "Only text"),
         ({"temperature": 99}, "temperature is 99"),
         ({"model": "/no/such/model"}, "There is no model folder"),
     ],
@@ -557,32 +471,13 @@ def test_a_command_says_where_clients_find_the_lanes(place, capsys):
 
 def test_a_host_that_is_killed_costs_one_sentence_and_starts_anew(place):
     home, base = place
-    events = chat_client.generate(
-        home, {"id": "doomed", "lanes": [lane(base, temperature=3.0, max_new_tokens=LONG)]}
-    )
-    next(events)
+    events = long_answer(home, base, "doomed")
     os.kill(chat_client.find_host(home).identity.pid, signal.SIGKILL)
 
     with pytest.raises(ChatError, match="ended in the middle of the answer"):
         list(events)
 
     assert ask(home, lane(base))[0]["end"]["type"] == "done"
-
-
-def test_a_host_that_is_told_to_leave_in_mid_answer_is_followed_by_another(place):
-    home, base = place
-    events = chat_client.generate(
-        home, {"id": "cut", "lanes": [lane(base, temperature=3.0, max_new_tokens=LONG)]}
-    )
-    next(events)
-    old = chat_client.find_host(home)
-    with old.client(read_seconds=20) as client:
-        client.post("/quit")
-
-    assert ask(home, lane(base))[0]["end"]["type"] == "done"
-
-    assert chat_client.find_host(home).identity != old.identity
-    until(lambda: not old.identity.alive())
 
 
 def test_a_host_that_was_ending_when_it_was_asked_is_asked_anew(home, monkeypatch):
@@ -603,8 +498,16 @@ def test_a_host_that_was_ending_when_it_was_asked_is_asked_anew(home, monkeypatc
 
 
 def test_a_host_has_a_session_of_its_own_and_leaves_when_told(place):
-    home, _ = place
+    home, base = place
+    events = long_answer(home, base, "cut")
+    old = chat_client.find_host(home)
+    with old.client(read_seconds=20) as client:
+        client.post("/quit")  # in the middle of an answer: another one follows
+    assert ask(home, lane(base))[0]["end"]["type"] == "done"
     endpoint = chat_client.ensure_host(home)
+    assert endpoint.identity != old.identity
+    until(lambda: not old.identity.alive())
+    events.close()
     assert os.getsid(endpoint.identity.pid) == endpoint.identity.pid
 
     assert chat_client.quit_host(home)

@@ -1,5 +1,7 @@
 """Training comes first: chat gives way on a GPU and shares a CPU."""
 
+import pytest
+
 from jobs.chat_worker import Leases
 from jobs.store import JobStore
 
@@ -31,52 +33,29 @@ def test_what_chat_holds_is_written_and_returned(home):
     assert store.leases() == []
 
 
-def test_a_gpu_is_given_back_when_a_job_has_it(home):
-    leases = leases_with(home, {"device": "cuda:0", "holder": "job"})
-
-    leases.take([{"device": "cuda:0", "bytes": 1}])
-
-    assert leases.wanted()
+GPU = {"device": "cuda:0", "holder": "job"}
 
 
-def test_a_gpu_is_given_back_when_it_is_asked_for(home):
-    leases = leases_with(home, {"device": "cuda:0", "holder": "chat", "wanted_back": 1})
-
-    leases.take([{"device": "cuda:0", "bytes": 1}])
-
-    assert leases.wanted()
-
-
-def test_a_cpu_or_another_gpu_is_kept(home):
-    leases = leases_with(
-        home, {"device": "cpu", "holder": "job"}, {"device": "cuda:1", "holder": "job"}
-    )
-
-    leases.take([{"device": "cpu", "bytes": 1}, {"device": "cuda:0", "bytes": 1}])
-
-    assert not leases.wanted()
+@pytest.mark.parametrize(
+    ("rows", "held", "wanted"),
+    [
+        ([GPU], "cuda:0", True),
+        ([GPU | {"device": "cuda:0#2"}], "cuda:0", True),
+        ([{"device": "cuda:0", "holder": "chat", "wanted_back": 1}], "cuda:0", True),
+        ([GPU | {"device": "cuda:1"}], "cuda:0", False),
+        ([GPU | {"device": "cpu"}], "cpu", False),
+        ([GPU | {"device": "cpu#2"}], "cpu", False),
+    ],
+)
+def test_a_gpu_goes_to_the_job_that_has_or_wants_it_and_a_cpu_is_shared(home, rows, held, wanted):
+    leases = leases_with(home, *rows)
+    leases.take([{"device": held, "bytes": 1}])
+    assert leases.wanted() is wanted
 
 
 def test_models_go_to_the_cpu_while_a_job_has_the_gpu(home, monkeypatch):
     monkeypatch.setattr("studio.models.loading.default_device", lambda: "cuda:0")
 
     assert leases_with(home).device() == "cuda:0"
-    assert leases_with(home, {"device": "cuda:0", "holder": "job"}).device() == "cpu"
-
-
-def test_a_gpu_of_which_a_job_has_only_a_seat_is_the_jobs(home, monkeypatch):
-    monkeypatch.setattr("studio.models.loading.default_device", lambda: "cuda:0")
-    leases = leases_with(home, {"device": "cuda:0#2", "holder": "job"})
-
-    assert leases.device() == "cpu"
-    leases.take([{"device": "cuda:0", "bytes": 1}])
-    assert leases.wanted()
-
-
-def test_a_cpu_of_which_a_job_has_a_seat_is_shared(home):
-    leases = leases_with(home, {"device": "cpu#2", "holder": "job"})
-
-    leases.take([{"device": "cpu", "bytes": 1}])
-
-    assert not leases.wanted()
-    assert leases._taken_by_jobs() == {"cpu"}
+    for device in ("cuda:0", "cuda:0#2"):
+        assert leases_with(home, GPU | {"device": device}).device() == "cpu"

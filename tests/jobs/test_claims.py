@@ -8,7 +8,7 @@ from jobs.claims import Claim, Fenced
 from jobs.curves import Progress
 from jobs.processes import Identity, boot_id, me
 from jobs.store import JobStore
-from tests.jobs.conftest import a_spec, run_workers
+from tests.jobs.conftest import a_spec, begin, curve, run_workers
 
 
 def test_eight_processes_claim_every_job_exactly_once(home):
@@ -43,61 +43,45 @@ def test_a_slot_takes_only_the_wishes_it_serves(store):
 
 def test_a_stale_attempt_changes_nothing(store):
     job = store.submit(a_spec()).id
-    old = store.claims.claim("cpu", owner=me())
-    store.claims.register(old, me())
+    old = begin(store)
     store.claims.lost(old, why="gone", newest_step=0)
-    new = store.claims.claim("cpu", owner=me())
-    store.claims.register(new, me())
+    new = begin(store)
     store.claims.report(new, Progress(metrics=[("loss", 1, 1.0, 0.0)], step=1))
     before = store.get(job)
+    with pytest.raises(Fenced):  # a second process cannot register the same attempt
+        store.claims.register(new, Identity(1, 1, boot_id()))
 
-    with pytest.raises(Fenced):
-        store.claims.report(old, Progress(metrics=[("loss", 1, 9.0, 0.0)], step=9))
-    with pytest.raises(Fenced):
-        store.claims.finish(old, "succeeded")
-    with pytest.raises(Fenced):
-        store.claims.stopped(old)
-    with pytest.raises(Fenced):
-        store.claims.intent(old)
-    with pytest.raises(Fenced):
-        store.claims.register(old, me())
+    for stale in (
+        lambda: store.claims.report(old, Progress(metrics=[("loss", 1, 9.0, 0.0)], step=9)),
+        lambda: store.claims.finish(old, "succeeded"), lambda: store.claims.stopped(old),
+        lambda: store.claims.intent(old),
+        lambda: store.claims.register(old, me()),
+    ):  # fmt: skip
+        with pytest.raises(Fenced):
+            stale()
     store.claims.ask_shutdown(old)
     assert store.claims.lost(old, why="again", newest_step=5) is None
 
     assert store.get(job) == before
-    assert store.metrics([job], ["loss"])["data"]["loss"][str(job)]["y"] == [1.0]
+    assert curve(store, job)["y"] == [1.0]
 
 
-def test_a_second_process_cannot_register_the_same_attempt(store):
-    store.submit(a_spec())
+def test_a_stop_is_obeyed_unless_the_end_comes_first(store):
+    early = store.submit(a_spec()).id
     claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
-    with pytest.raises(Fenced):
-        store.claims.register(claim, Identity(1, 1, boot_id()))
-
-
-def test_a_cancel_before_registration_is_obeyed(store):
-    job = store.submit(a_spec()).id
-    claim = store.claims.claim("cpu", owner=me())
-    store.cancel(job)
+    store.cancel(early)
     assert store.claims.register(claim, me()) == "cancel"
     assert store.claims.stopped(claim) == "cancelled"
 
-
-def test_finishing_before_seeing_a_stop_is_a_success(store):
-    job = store.submit(a_spec()).id
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
-    store.pause(job)
+    late = store.submit(a_spec()).id
+    claim = begin(store)
+    store.pause(late)
     store.claims.finish(claim, "succeeded")
-    assert store.get(job).state == "succeeded"
+    assert store.get(late).state == "succeeded"
 
-
-def test_a_cancelled_job_that_dies_stays_cancelled(store):
-    job = store.submit(a_spec()).id
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
-    store.cancel(job)
+    dying = store.submit(a_spec()).id
+    claim = begin(store)
+    store.cancel(dying)
     assert store.claims.lost(claim, why="killed", newest_step=3) == "cancelled"
     assert store.claims.claim("cpu", owner=me()) is None
 
@@ -106,8 +90,7 @@ def test_three_deaths_without_progress_wait_for_a_person(store):
     job = store.submit(a_spec()).id
     states = []
     for _ in range(3):
-        claim = store.claims.claim("cpu", owner=me())
-        store.claims.register(claim, me())
+        claim = begin(store)
         states.append(store.claims.lost(claim, why="killed", newest_step=0))
     assert states == ["queued", "queued", "interrupted"]
     ended = store.get(job)
@@ -119,16 +102,14 @@ def test_progress_or_a_reboot_begins_a_new_count(store):
     store.submit(a_spec())
     died = [(0, False), (0, False), (5, False), (5, False), (5, False), (5, True), (5, False)]
     for newest, blameless in died:
-        claim = store.claims.claim("cpu", owner=me())
-        store.claims.register(claim, me())
+        claim = begin(store)
         state = store.claims.lost(claim, why="x", newest_step=newest, blameless=blameless)
         assert state == "queued"
 
 
 def test_a_claimed_device_shows_as_a_lease(store):
     job = store.submit(a_spec(name="mine")).id
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
+    claim = begin(store)
     (lease,) = store.leases()
     assert (lease["device"], lease["holder"], lease["job_name"]) == ("cpu", "job", "mine")
     assert lease["pid"] == me().pid

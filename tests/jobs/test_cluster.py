@@ -6,7 +6,6 @@ import pytest
 
 from jobs import bakeoff, cluster, doctor, plans, settings
 from jobs.admission import admit
-from jobs.claims import Claim
 from jobs.cluster import Watch
 from jobs.processes import me
 from jobs.sibling_claims import claim_siblings
@@ -17,17 +16,10 @@ from studio.cluster.ray_api import Ray
 from studio.cluster.submit import submit
 from studio.errors import InputError, QueueError, SpecError
 from studio.spec import RunSpec
-from tests.dashboard import Dashboard, answering, node, nodes
+from tests.dashboard import Dashboard, node, nodes
 from tests.jobs.conftest import a_spec, until
-from ui.cli.main import main as command
 
 MOODS = ("idle", "night")
-
-
-@pytest.fixture
-def dashboard():
-    with answering() as here:
-        yield here
 
 
 def watching(store: JobStore) -> Watch:
@@ -84,7 +76,8 @@ def test_slots_are_claimed_in_the_queues_order_and_wide_jobs_take_several(
     claims = list(watch.claims(me(), MOODS))
 
     assert [claim.job for claim in claims] == [1, 3, 4]  # b waits for three, e for one
-    assert claims[0].device == "ray:0,ray:1,ray:2,ray:3"
+    assert claims[0].device == "ray:0,ray:1,ray:2,ray:3" and cluster.is_slot(claims[0].device)
+    assert not any(map(cluster.is_slot, ("cpu", "cuda:0", "files")))
     assert list(watch.claims(me(), MOODS)) == []
     here = store.claims.claim("cpu", owner=me())
     assert here is not None and here.job == 6  # a processor here is no cluster
@@ -169,14 +162,14 @@ def test_admission_says_what_the_cluster_cannot_do(home, store, dashboard, tmp_p
     assert admit(spec, home).train.num_processes == 7  # the queue keeps it
 
 
-def test_a_run_that_is_cancelled_while_nobody_follows_it_is_asked_to_stop(
+def test_what_nobody_follows_is_asked_to_stop_by_a_cancel_and_forgotten_by_a_restart(
     store, dashboard, tmp_path
 ):
-    job = store.submit(a_spec(name="left", device="ray"))
-    folder = store.home.run(job.id)
-    folder.mkdir(parents=True)
-    Submission(submission="left-1", place=str(tmp_path / "s" / "left-1")).save(folder)
-    store.cancel(job.id)
+    left, again = (store.submit(a_spec(name=name, device="ray")).id for name in ("left", "again"))
+    for job, name in ((left, "left-1"), (again, "again-1")):
+        store.home.run(job).mkdir(parents=True)
+        Submission(submission=name, place=str(tmp_path / "s" / name)).save(store.home.run(job))
+    store.cancel(left)
 
     cluster.choose(store, dashboard.address, str(tmp_path / "s"))
     watching(store)
@@ -185,43 +178,15 @@ def test_a_run_that_is_cancelled_while_nobody_follows_it_is_asked_to_stop(
     until(lambda: control.exists() and '"stop"' in control.read_text())  # it is written in place
     assert json.loads(control.read_text())["command"] == "stop"
 
-
-def test_a_restart_forgets_the_job_that_was_under_way(store, tmp_path):
-    job = store.submit(a_spec(name="again", device="ray"))
-    folder = store.home.run(job.id)
-    folder.mkdir(parents=True)
-    Submission(submission="again-1", place=str(tmp_path / "s")).save(folder)
-    store.pause(job.id)
-
-    store.resume(job.id)
-    assert (folder / "cluster.json").exists()
-    store.pause(job.id)
-    store.resume(job.id, restart=True)
-    assert not (folder / "cluster.json").exists()
-
-
-def test_the_command_chooses_shows_and_forgets(
-    home, store, dashboard, tmp_path,
-    capsys
-):  # fmt: skip
-    def cluster_command(*words: str) -> None:
-        with pytest.raises(SystemExit) as end:
-            command(["cluster", *words, "--home", str(home.path)])
-        assert end.value.code == 0
-
-    cluster_command()
-    assert capsys.readouterr().out.startswith("No cluster is set.")
-    cluster_command(dashboard.address, "--storage", str(tmp_path / "s"), "--json")
-    assert json.loads(capsys.readouterr().out)["devices"] == 6
-    cluster_command("--off", "--json")
-    assert json.loads(capsys.readouterr().out) is None
-    assert settings.read(store, "cluster") is None
+    for restart in (False, True):
+        store.pause(again)
+        store.resume(again, restart=restart)
+        assert (store.home.run(again) / "cluster.json").exists() is not restart
 
 
 def test_the_doctor_says_what_keeps_a_cluster_from_being_used(
-    home, store, dashboard, tmp_path,
-    capsys, monkeypatch
-):  # fmt: skip
+    home, store, dashboard, tmp_path, monkeypatch
+):
     storage = tmp_path / "s"
     cluster.choose(store, dashboard.address, str(storage))
     found = doctor.examine(home.path)["home"]["cluster"]
@@ -233,8 +198,3 @@ def test_the_doctor_says_what_keeps_a_cluster_from_being_used(
     monkeypatch.setattr(cluster, "find_spec", lambda _: None)
     said = " ".join(f["text"] for f in doctor.examine(home.path)["findings"])
     assert "does not answer" in said and "cannot be written" in said and "pip install" in said
-
-
-def test_a_slot_of_the_cluster_is_told_from_a_device_here():
-    assert cluster.is_slot(Claim(1, 1, "ray:0,ray:1").device)
-    assert not any(map(cluster.is_slot, ("cpu", "cuda:0", "files")))

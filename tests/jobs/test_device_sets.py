@@ -14,7 +14,7 @@ from studio import hardware
 from studio.errors import SpecError
 from studio.hardware import Device
 from studio.spec import RunSpec
-from tests.jobs.conftest import a_spec
+from tests.jobs.conftest import a_spec, end
 
 SLOTS = ["cuda:0", "cuda:1", "cuda:2", "cpu"]
 
@@ -38,12 +38,6 @@ def _submit(store: JobStore, device: str, memory: int = 0, **train: int) -> int:
     return store.submit(a_spec(device=device, **train), memory_bytes=memory).id
 
 
-def _end(store: JobStore, job: int) -> None:
-    claim = next(one for one in store.active_claims() if one.job == job)
-    store.claims.register(claim, me())
-    store.claims.finish(claim, "succeeded")
-
-
 def test_a_set_gets_exactly_its_devices_and_others_take_the_rest(store):
     pair, one = _submit(store, "cuda:2,cuda:0"), _submit(store, "auto")
 
@@ -51,7 +45,7 @@ def test_a_set_gets_exactly_its_devices_and_others_take_the_rest(store):
     assert {(row["device"], row["job"]) for row in store.leases()} == {
         ("cuda:0", pair), ("cuda:2", pair), ("cuda:1", one)
     }  # fmt: skip
-    _end(store, pair)
+    end(store, pair)
     assert [row["device"] for row in store.leases()] == ["cuda:1"]
 
 
@@ -64,29 +58,7 @@ def test_sets_that_overlap_never_hold_a_part_and_wait_for_the_rest(store):
                          (third, "cuda:0,cuda:2")):  # fmt: skip
         assert looks() == [(job, devices)]
         assert len(store.leases()) == 2
-        _end(store, job)
-
-
-def test_a_set_waits_for_its_own_devices_though_others_are_free(store):
-    looks = Looks(store)
-    busy = _submit(store, "cuda:1")
-    assert looks() == [(busy, "cuda:1")]
-    pair = _submit(store, "cuda:0,cuda:1")
-
-    assert looks() == []
-    _end(store, busy)
-    assert looks() == [(pair, "cuda:0,cuda:1")]
-
-
-def test_all_waits_for_every_gpu_and_takes_them(store):
-    looks = Looks(store)
-    busy = _submit(store, "cuda:2")
-    assert looks() == [(busy, "cuda:2")]
-    every, beside = _submit(store, "all"), _submit(store, "cpu")
-
-    assert looks() == [(beside, "cpu")]
-    _end(store, busy)
-    assert looks() == [(every, "cuda:0,cuda:1,cuda:2")]
+        end(store, job)
 
 
 def test_each_device_of_a_set_needs_the_memory(store):
@@ -98,12 +70,24 @@ def test_each_device_of_a_set_needs_the_memory(store):
     assert looks(**{"cuda:0": 9, "cuda:2": 0}) == [(pair, "cuda:0,cuda:1")]
 
 
-def test_without_a_gpu_all_is_the_processor(store):
+@pytest.mark.parametrize(
+    ("busy", "device", "devices"),
+    [("cuda:1", "cuda:0,cuda:1", "cuda:0,cuda:1"), ("cuda:2", "all", "cuda:0,cuda:1,cuda:2")],
+)
+def test_a_set_waits_for_its_own_devices_though_others_are_free(store, busy, device, devices):
+    looks = Looks(store)
+    first = _submit(store, busy)
+    assert looks() == [(first, busy)]
+    wide, beside = _submit(store, device), _submit(store, "cpu")
+
+    assert looks() == [(beside, "cpu")]
+    end(store, first)
+    assert looks() == [(wide, devices)]
+
+
+def test_all_without_a_gpu_is_the_processor_and_measuring_takes_one_device_of_a_set(store):
     every = _submit(store, "all")
     assert Looks(store, ["cpu"])() == [(every, "cpu")]
-
-
-def test_measuring_takes_one_device_of_a_set(store):
     spec = a_spec(device="cuda:1,cuda:2")
     job = store.submit({**spec.model_dump(mode="json"), "name": ""}, kind="preflight").id
     assert Looks(store)() == [(job, "cuda:1")]

@@ -13,14 +13,12 @@ from pathlib import Path
 import pytest
 
 from jobs import database, locks, supervisor
-from jobs.claims import Claim
 from jobs.curves import Progress
 from jobs.jobs_table import seconds_left
-from jobs.processes import me
 from jobs.store import JobStore
 from studio.errors import DiskFull, HomeError
 from studio.home import is_whole, open_home, publishing
-from tests.jobs.conftest import FAST, SLOW, a_spec, supervising, until
+from tests.jobs.conftest import FAST, SLOW, a_spec, begin, supervising, until
 
 
 @pytest.fixture
@@ -52,8 +50,7 @@ def test_a_really_full_disk_is_a_sentence_and_loses_nothing(small_disk):
     home = open_home(small_disk / "home")
     store = JobStore(home)
     kept = store.submit(a_spec(name="kept")).id
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
+    claim = begin(store)
     folder = home.run(kept) / "checkpoints" / "step-00000001"
     with publishing(folder) as temporary:
         (temporary / "weights").write_bytes(os.urandom(100_000))
@@ -257,10 +254,7 @@ def test_a_clock_that_jumps_does_no_harm(home, monkeypatch):
 
 def test_time_left_is_never_negative(store):
     store.submit(a_spec())
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
+    claim = begin(store)
     ahead = {"training_since": time.time() + 5000, "training_from_step": 0}
-    store.claims.report(
-        Claim(claim.job, claim.attempt, "cpu"), Progress(step=5, total_steps=9, result=ahead)
-    )
+    store.claims.report(claim, Progress(step=5, total_steps=9, result=ahead))
     assert seconds_left(store.get(claim.job)) == 0

@@ -1,6 +1,5 @@
 """The whole machinery with real training: killed in the middle, it ends as if nothing had been."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -10,25 +9,15 @@ import pytest
 from jobs import supervisor
 from jobs.store import JobStore
 from studio.home import folder_hash
-from studio.spec import RunSpec
 from tests.jobs.conftest import until
-from tests.studio.tiny import tiny_folder
+from tests.studio.tiny import tiny_spec
 
 
 @pytest.fixture
 def ingredients(tmp_path):
-    model = tiny_folder(tmp_path / "model")
-    data = tmp_path / "rows.jsonl"
-    rows = [{"prompt": f"say {a}", "completion": f"{a * 3}"} for a in "abcdefghijklmnop"]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return RunSpec.parse(
-        {
-            "model": {"path": str(model)},
-            "data": {"path": str(data)},
-            "method": {"name": "lora", "r": 2, "lora_dropout": 0.1},
-            "train": {"max_steps": 300, "save_steps": 10, "eval_steps": -1,
-                      "per_device_train_batch_size": 4},
-        }
+    return tiny_spec(
+        tmp_path, method__r=2, method__lora_dropout=0.1, train__max_steps=300,
+        train__save_steps=10, train__eval_steps=-1, train__per_device_train_batch_size=4,
     )  # fmt: skip
 
 

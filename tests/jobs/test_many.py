@@ -14,6 +14,7 @@ from jobs.processes import me
 from jobs.schema import Tables
 from jobs.store import JobStore
 from studio.home import open_home
+from tests.jobs.conftest import begin
 
 MANY = 10_000
 MOST_STEPS, PER_CALL = 500_000, 100  # about 15 ms
@@ -75,9 +76,7 @@ def test_a_question_to_a_long_queue_is_short_work(crowded, steps, question):
 
 
 def test_a_claim_from_a_long_queue_is_short_work(crowded, steps):
-    claim = crowded.claims.claim("cpu", owner=me())
-    assert claim is not None
-    crowded.claims.register(claim, me())
+    claim = begin(crowded)
     crowded.claims.finish(claim, "succeeded")
 
     assert 0 < steps() < MOST_STEPS

@@ -6,17 +6,13 @@ from contextlib import closing
 
 from jobs.claims import Claim
 from jobs.curves import Progress
-from jobs.processes import me
 from jobs.store import JobStore
-from tests.jobs.conftest import a_spec
+from tests.jobs.conftest import a_spec, begin, curve
 
 
 def running(store: JobStore) -> Claim:
     store.submit(a_spec())
-    claim = store.claims.claim("cpu", owner=me())
-    assert claim is not None
-    store.claims.register(claim, me())
-    return claim
+    return begin(store)
 
 
 def write(store: JobStore, claim: Claim, values: dict[int, float], name: str = "loss") -> None:
@@ -24,18 +20,12 @@ def write(store: JobStore, claim: Claim, values: dict[int, float], name: str = "
     store.claims.report(claim, Progress(metrics=rows, step=max(values)))
 
 
-def test_a_short_curve_comes_whole(store):
-    claim = running(store)
-    write(store, claim, {1: 3.0, 2: 2.0, 3: 1.0})
-    answer = store.metrics([claim.job], ["loss", "eval_loss"])
-    assert answer["snapshot"] is True
-    assert answer["data"] == {"loss": {str(claim.job): {"x": [1, 2, 3], "y": [3.0, 2.0, 1.0]}}}
-
-
 def test_the_cursor_brings_only_what_is_new_and_steps_done_again(store):
     claim = running(store)
     write(store, claim, {1: 3.0, 2: 2.0})
-    seq = store.metrics([claim.job], ["loss"])["seq"]
+    whole = store.metrics([claim.job], ["loss", "eval_loss"])
+    seq, key = whole["seq"], str(claim.job)
+    assert whole["snapshot"] and whole["data"] == {"loss": {key: {"x": [1, 2], "y": [3.0, 2.0]}}}
     assert store.metrics([claim.job], ["loss"], after_seq=seq)["data"] == {}
     write(store, claim, {2: 2.5, 3: 1.0})
     delta = store.metrics([claim.job], ["loss"], after_seq=seq)
@@ -52,15 +42,13 @@ def test_the_cursor_never_goes_back_when_a_job_is_deleted(store):
     store.delete(claim.job)
     other = running(store)
     write(store, other, {1: 4.0})
-    assert store.metrics([other.job], ["loss"], after_seq=seq)["data"]["loss"][str(other.job)][
-        "y"
-    ] == [4.0]
+    assert curve(store, other.job, after_seq=seq)["y"] == [4.0]
 
 
 def test_what_is_no_finite_number_is_a_gap_with_a_flag(store):
     claim = running(store)
     write(store, claim, {1: math.nan, 2: math.inf, 3: -math.inf, 4: 1.0})
-    assert store.metrics([claim.job], ["loss"])["data"]["loss"][str(claim.job)]["y"] == [
+    assert curve(store, claim.job)["y"] == [
         None, None, None, 1.0,
     ]  # fmt: skip
     with store.database.reading() as db:
@@ -73,29 +61,24 @@ def test_thinning_keeps_spikes_gaps_and_ends(store):
     values = {step: 1.0 / step for step in range(1, 5001)}
     values[2345], values[3456] = 99.0, math.nan
     write(store, claim, values)
-    series = store.metrics([claim.job], ["loss"], bins=100)["data"]["loss"][str(claim.job)]
+    series = curve(store, claim.job, bins=100)
     assert len(series["x"]) <= 2 * 100 + 2
     assert series["x"] == sorted(series["x"])
     assert series["y"][series["x"].index(2345)] == 99.0
     assert series["y"][series["x"].index(3456)] is None
     assert (series["x"][0], series["x"][-1]) == (1, 5000)
+    window = curve(store, claim.job, bins=100, window=(1000, 1050))
+    assert window["x"] == list(range(1000, 1051)), "every point inside"
 
 
 def test_a_growing_curve_keeps_its_drawn_points(store):
     claim = running(store)
     write(store, claim, {step: math.sin(step) for step in range(1, 3001)})
-    before = store.metrics([claim.job], ["loss"], bins=200)["data"]["loss"][str(claim.job)]["x"]
+    before = curve(store, claim.job, bins=200)["x"]
     write(store, claim, {step: math.sin(step) for step in range(3001, 3101)})
-    after = store.metrics([claim.job], ["loss"], bins=200)["data"]["loss"][str(claim.job)]["x"]
+    after = curve(store, claim.job, bins=200)["x"]
     kept = len(set(before) & set(after)) / len(before)
     assert kept > 0.98  # bins are anchored at step 0, so only the last one may change
-
-
-def test_a_window_shows_every_point_inside(store):
-    claim = running(store)
-    write(store, claim, {step: float(step) for step in range(1, 5001)})
-    answer = store.metrics([claim.job], ["loss"], bins=100, window=(1000, 1050))
-    assert answer["data"]["loss"][str(claim.job)]["x"] == list(range(1000, 1051))
 
 
 def test_the_cursor_uses_its_index(store):
@@ -131,8 +114,7 @@ def test_what_a_process_keeps_of_a_curve_is_never_another_answer(store):
                 claim = running(store)
             else:
                 store.resume(claim.job, restart=True)
-                claim = store.claims.claim("cpu", owner=me())
-                store.claims.register(claim, me())
+                claim = begin(store)
             step = 0
         with closing(JobStore(store.home)) as cold:
             for bins, window in ((40, None), (40, (3, max(3, step // 2)))):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,12 +13,10 @@ from jobs.memory import needed_by_each, needed_bytes
 from jobs.placement import CHAT_SECONDS, END_CHAT_SECONDS, Placement
 from jobs.processes import me, of
 from jobs.store import JobStore
-from jobs.supervisor import Supervisor
 from studio.errors import QueueError
 from studio.hardware import Device
 from studio.spec import RunSpec
-from tests.jobs.conftest import supervising, until
-from ui.cli.main import main
+from tests.jobs.conftest import end, supervising, until
 
 GB = 10**9
 CARD = 24 * GB
@@ -149,18 +148,13 @@ def test_a_wide_job_takes_the_devices_that_have_room_for_it(store):
     assert (found.job, found.device) == (job, "cuda:0,cuda:2")
 
 
-def test_a_person_may_start_it_without_the_room(store, machine, capsys):
+def test_a_person_may_start_it_without_the_room(store, machine):
     large = queue(store, 16)
     with pytest.raises(QueueError, match="does not wait for memory"):
         ask(store.home, "schedule", {"job": large, "anyway": True}, store=store)
     machine.free = CARD // 2
     assert machine.claim() is None
-    command = ["schedule", str(large), "--anyway", "--home", str(store.home.path)]
-    with pytest.raises(SystemExit) as ended:
-        main(command)
-    assert ended.value.code == 0
-    assert "is queued" in capsys.readouterr().out
-
+    ask(store.home, "schedule", {"job": large, "anyway": True}, store=store)
     assert machine.claim() == large
 
 
@@ -168,17 +162,14 @@ def test_the_estimate_at_submission_travels_with_the_job(store, home):
     spec = RunSpec(name="one")
     needed = needed_bytes(spec, home)
     assert 300_000_000 < needed < GB, "a tiny model is mostly its program"
+    for unknown in ({"model.path": "somebody/model"}, {"data.path": "somebody/rows"}):
+        assert needed_bytes(RunSpec().with_values(unknown), home) == 0
 
     job = store.submit(spec, memory_bytes=needed)
     copy = plans.duplicate(store, job.id, {})
     group = plans.submit_sweep(store, spec, {"train.learning_rate": [0.1, 0.2]}, name="group")
 
     assert {one.memory_bytes for one in (store.get(job.id), copy, *group)} == {needed}
-
-
-def test_what_cannot_be_estimated_quickly_is_not_known(home):
-    assert needed_bytes(RunSpec().with_values({"model.path": "somebody/model"}), home) == 0
-    assert needed_bytes(RunSpec().with_values({"data.path": "somebody/rows"}), home) == 0
 
 
 def test_a_large_sweep_estimates_only_some_of_its_points(home, monkeypatch):
@@ -193,36 +184,16 @@ def test_a_large_sweep_estimates_only_some_of_its_points(home, monkeypatch):
     assert len(asked) == 40 and found[:3] == [1, 2, 3] and set(found[40:]) == {40}
 
 
-@pytest.fixture
-def crowded(home, monkeypatch):
-    """A supervisor whose processor has as much memory left as the test says."""
-    free = [CARD]
-    make = supervisor.Placement
-
-    def placement(store: JobStore) -> Placement:
-        return make(store, devices=lambda: [
-            Device(name="cpu", label="", total_bytes=free[0], free_bytes=free[0])
-        ])  # fmt: skip
-
-    monkeypatch.setattr(supervisor, "Placement", placement)
+def test_a_supervisor_starts_what_fits_and_says_what_waits(store, monkeypatch):
+    here = [Device(name="cpu", label="", total_bytes=CARD, free_bytes=CARD)]
+    monkeypatch.setattr(supervisor, "Placement", partial(Placement, devices=lambda: here))
     monkeypatch.setattr("jobs.placement.READ_SECONDS", 0.0)
-    yield free
-
-
-def test_a_supervisor_starts_what_fits_and_says_what_waits(store, crowded):
     store.take_chat_lease("cpu", memory_bytes=CARD // 2)
     spec = {"name": "", "seed": 0, "train": {"max_steps": 1, "save_steps": 1}}
     large = store.submit(spec, memory_bytes=16 * GB).id
     small = store.submit(spec, memory_bytes=8 * GB).id
-    with supervising(store.home) as running:
-        assert isinstance(running, Supervisor)
+    with supervising(store.home):
         until(lambda: store.get(small).state == "succeeded")
         until(lambda: "chat holds" in store.get(large).waits)
         store.return_chat_lease()
         until(lambda: store.get(large).state == "succeeded")
-
-
-def end(store: JobStore, job: int) -> None:
-    claim = next(one for one in store.active_claims() if one.job == job)
-    store.claims.register(claim, me())
-    store.claims.finish(claim, "succeeded")

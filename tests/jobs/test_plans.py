@@ -6,58 +6,24 @@ import time
 import pytest
 
 from jobs import plans, settings, supervisor
-from jobs.actions import ask
-from jobs.claims import Claim
 from jobs.curves import Progress
 from jobs.processes import me
 from jobs.run_requests import request, take_request
-from jobs.store import JobStore
 from studio.errors import QueueError, SpecError
 from studio.home import publishing
-from tests.jobs.conftest import a_spec, supervising, until
+from tests.jobs.conftest import a_spec, begin, run_one, supervising, until
 
 
-def run_one(store: JobStore, state: str = "succeeded", kind: str = "run", **may: object) -> Claim:
-    claim = store.claims.claim("cpu", owner=me(), **may)
-    assert claim is not None
-    store.claims.register(claim, me())
-    error = (kind, "because") if state == "failed" else None
-    store.claims.finish(claim, state, error=error)
-    return claim
-
-
-def test_a_grid_is_every_combination():
+def test_a_grid_is_every_combination_and_a_random_sweep_is_drawn_from_its_seed():
     found = plans.points({"method.r": [4, 8], "seed": [0, 1, 2]})
     assert len(found) == 6
-    assert found[0] == {"method.r": 4, "seed": 0}
-    assert found[-1] == {"method.r": 8, "seed": 2}
-
-
-def test_a_random_sweep_draws_different_points_from_its_seed():
-    fields = {"method.r": list(range(1, 1001)), "seed": list(range(1_000_000))}
+    assert (found[0], found[-1]) == ({"method.r": 4, "seed": 0}, {"method.r": 8, "seed": 2})
+    fields = {"method.r": list(range(1, 1001)), "seed": list(range(10_000))}
     found = plans.points(fields, count=50, seed=3)
     assert len({json.dumps(point) for point in found}) == 50
     assert found == plans.points(fields, count=50, seed=3)
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"seed": range(1_000_000)}, "1,000,000 points"),
-        ({"seed": []}, "needs values to try for seed"),
-        ({}, "needs values"),
-    ],
-)
-def test_a_senseless_sweep_is_refused(fields, words):
-    with pytest.raises(QueueError, match=words):
-        plans.points({key: list(value) for key, value in fields.items()})
-
-
-def test_a_sweep_is_a_group_of_named_runs(store):
-    jobs = plans.submit_sweep(store, a_spec(), {"method.r": [4, 8]}, name="ranks")
-    assert [job.name for job in jobs] == ["ranks r=4", "ranks r=8"]
-    assert [job.spec["method"]["r"] for job in jobs] == [4, 8]
-    assert {job.sweep for job in jobs} == {"ranks"}
+    with pytest.raises(QueueError, match="needs values"):
+        plans.points({})
 
 
 def test_a_sweep_with_a_wrong_field_queues_nothing(store):
@@ -72,19 +38,14 @@ def test_a_sweep_with_a_wrong_field_queues_nothing(store):
     assert len(store.list()) == 2, "all of a sweep or nothing"
 
 
-def test_a_sweep_can_stop_at_an_error(store):
-    jobs = plans.submit_sweep(store, a_spec(), {"seed": [1, 2, 3]}, name="s", on_error="stop")
+@pytest.mark.parametrize("on_error", ["stop", "continue"])
+def test_a_sweep_stops_at_an_error_only_if_asked(store, on_error):
+    jobs = plans.submit_sweep(store, a_spec(), {"seed": [1, 2, 3]}, name="s", on_error=on_error)
     run_one(store, "failed")
     plans.settle(store)
-    assert [store.get(job.id).state for job in jobs] == ["failed", "paused", "paused"]
-    assert "stops at an error" in store.get(jobs[1].id).why
-
-
-def test_a_sweep_goes_on_after_an_error_by_default(store):
-    jobs = plans.submit_sweep(store, a_spec(), {"seed": [1, 2]}, name="s")
-    run_one(store, "failed")
-    plans.settle(store)
-    assert store.get(jobs[1].id).state == "queued"
+    rest = "paused" if on_error == "stop" else "queued"
+    assert [store.get(job.id).state for job in jobs] == ["failed", rest, rest]
+    assert ("stops at an error" in store.get(jobs[1].id).why) is (on_error == "stop")
 
 
 def test_a_copy_differs_only_where_asked(store):
@@ -97,6 +58,9 @@ def test_a_copy_differs_only_where_asked(store):
 
 
 def test_a_job_waits_for_what_it_needs(store):
+    with pytest.raises(QueueError, match="no job number 99"):
+        store.submit(a_spec(), needs=[99])
+    assert store.list() == [], "it was not queued"
     first = store.submit(a_spec()).id
     second = store.submit({"name": "evaluate first"}, kind="evaluate", needs=[first])
     third = store.submit(a_spec()).id
@@ -113,35 +77,19 @@ def test_a_job_waits_for_what_it_needs(store):
     assert "which is cancelled" in store.get(fifth).why
 
 
-def test_a_job_that_needs_an_unknown_one_is_not_queued(store):
-    with pytest.raises(QueueError, match="no job number 99"):
-        store.submit(a_spec(), needs=[99])
-    assert store.list() == []
-
-
 def test_a_scheduled_job_starts_when_its_time_comes(store):
-    first, second = store.submit(a_spec()).id, store.submit(a_spec()).id
+    first, second, third = (store.submit(a_spec()).id for _ in range(3))
+    with pytest.raises(QueueError, match="time is in the past"):
+        plans.schedule(store, first, plans.Start(after=1.0))
     plans.schedule(store, first, plans.Start(after=time.time() + 3600))
+    plans.schedule(store, third, plans.Start(when="night"))
     assert run_one(store).job == second
-    assert store.claims.claim("cpu", owner=me()) is None
+    assert store.claims.claim("cpu", owner=me(), start_when=["idle"]) is None
+    assert run_one(store, start_when=["night"]).job == third
     plans.schedule(store, first, plans.Start())
     assert run_one(store).job == first
-
-
-def test_a_night_job_waits_for_the_night(store):
-    job = store.submit(a_spec()).id
-    plans.schedule(store, job, plans.Start(when="night"))
-    assert store.claims.claim("cpu", owner=me(), start_when=["idle"]) is None
-    assert run_one(store, start_when=["night"]).job == job
-
-
-def test_a_schedule_in_the_past_or_of_a_finished_job_is_refused(store):
-    job = store.submit(a_spec()).id
-    with pytest.raises(QueueError, match="time is in the past"):
-        plans.schedule(store, job, plans.Start(after=1.0))
-    run_one(store)
     with pytest.raises(QueueError, match="only waiting jobs"):
-        plans.schedule(store, job, plans.Start(when="night"))
+        plans.schedule(store, first, plans.Start(when="night"))
 
 
 def test_only_transient_failures_are_tried_again_and_not_for_ever(store):
@@ -185,8 +133,6 @@ def test_what_waits_for_a_job_that_is_tried_again_goes_on_waiting(store):
             plans.schedule(store, first, plans.Start())
     with pytest.raises(QueueError, match="resume it instead"):
         plans.schedule(store, first, retries=1)
-    with pytest.raises(SpecError, match="retries is 11: input should be less than or equal to 10"):
-        ask(store.home, "schedule", {"job": waiting, "retries": 11}, store=store)
 
 
 def test_a_sweep_and_a_queue_that_stop_do_so_although_retries_are_left(store):
@@ -200,22 +146,14 @@ def test_a_sweep_and_a_queue_that_stop_do_so_although_retries_are_left(store):
     assert "the queue stops at an error" in settings.read(store, "held")
 
 
-def test_notes_and_tags_are_kept(store):
-    job = store.submit(a_spec()).id
-    note = {"job": job, "text": "the good one", "tags": ["b", "a", "b", " "]}
-    ask(store.home, "note", note, store=store)
-    ask(store.home, "note", {"job": job, "tags": ["a", "c"]}, store=store)
-    assert (store.get(job).notes, store.get(job).tags) == ("the good one", ["a", "c"])
-
-
-def test_save_now_reaches_the_run_once(store):
+def test_save_and_sample_now_reach_the_run_once_and_one_after_the_other(store):
     job = store.submit(a_spec()).id
     with pytest.raises(QueueError, match="only a running training"):
         request(store, job, "save")
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
+    claim = begin(store)
+    request(store, job, "sample")
     request(store, job, "save")
-    assert [take_request(store, claim), take_request(store, claim)] == ["save", None]
+    assert [take_request(store, claim) for _ in range(3)] == ["save", "sample", None]
 
 
 def test_nothing_starts_without_room_and_what_paused_for_it_goes_on(store, monkeypatch):

@@ -10,13 +10,11 @@ import pytest
 from jobs import plans, settings, webhook
 from jobs.extend import extend
 from jobs.plans import parse_time
-from jobs.processes import me
-from jobs.run_requests import request, take_request
+from jobs.run_requests import request
 from jobs.store import JobStore
 from studio.errors import QueueError
-from tests.jobs.conftest import a_spec, supervising, until
+from tests.jobs.conftest import a_spec, curve, run_one, supervising, until
 from tests.jobs.fake_runner import fake_loss
-from tests.jobs.test_plans import run_one
 from tests.jobs.test_storage import checkpoint
 
 
@@ -66,30 +64,6 @@ def test_the_queue_stops_at_an_error_when_asked(store):
     assert settings.read(store, "held") is None
 
 
-def test_dependencies_can_be_changed_while_it_waits(store):
-    a, b, c = (store.submit(a_spec()).id for _ in range(3))
-    assert plans.schedule(store, b, needs=[a]).needs == [a]
-    assert plans.schedule(store, b, needs=[]).needs == []
-    with pytest.raises(QueueError, match="only wait for jobs older"):
-        plans.schedule(store, b, needs=[c])
-    store.cancel(a)
-    with pytest.raises(QueueError, match="never start"):
-        plans.schedule(store, b, needs=[a])
-
-
-def test_a_sweep_is_held_released_and_cancelled_as_one(store):
-    jobs = plans.submit_sweep(store, a_spec(), {"seed": [1, 2, 3]}, name="s")
-    assert plans.for_sweep(store, "s", "hold") == 3
-    assert plans.for_sweep(store, "s", "release") == 3
-    store.cancel(jobs[0].id)
-    assert plans.for_sweep(store, "s", "cancel") == 2
-    for action, words in (("hold", "in a state to hold"), ("release", "in a state to release")):
-        with pytest.raises(QueueError, match=words):
-            plans.for_sweep(store, "s", action)
-    with pytest.raises(QueueError, match="no sweep"):
-        plans.for_sweep(store, "nobody", "hold")
-
-
 def test_a_finished_run_goes_on_where_it_ended(store):
     first = store.submit(a_spec(steps=10, save=5, seed=2)).id
     with pytest.raises(QueueError, match="Resume it instead"):
@@ -107,9 +81,10 @@ def test_a_finished_run_goes_on_where_it_ended(store):
     job = store.get(longer.id)
     assert (job.step, job.total_steps) == (15, 15)
     assert store.attempts(job.id)[0]["from_step"] == 10
-    series = store.metrics([job.id], ["loss"])["data"]["loss"][str(job.id)]
+    series = curve(store, job.id)
     assert series == {"x": list(range(1, 16)), "y": [fake_loss(2, n) for n in range(1, 16)]}
-    seqs = [r[0] for r in _sql(store, "SELECT seq FROM metrics")]
+    with store.database.reading() as db:
+        seqs = db.conn.execute("SELECT seq FROM metrics").fetchall()
     assert len(seqs) == len(set(seqs)), "a cursor of the page counts every point once"
 
 
@@ -122,14 +97,12 @@ def test_a_longer_run_gets_the_best_checkpoint_beside_the_newest(store):
     folders = (store.home.run(longer.id) / "checkpoints").iterdir()
     assert sorted(folder.name for folder in folders) == ["step-00000002", "step-00000003"]
     assert longer.step == 3
-
-
-def test_a_run_without_a_checkpoint_cannot_be_extended(store):
+    store.cancel(longer.id)
     store.submit(a_spec(name="bare"))
     run_one(store)
     with pytest.raises(QueueError, match="has no checkpoint"):
         extend(store, "bare", steps=5)
-    assert len(store.list()) == 1, "nothing was queued"
+    assert len(store.list()) == 3, "nothing was queued"
 
 
 def test_a_cancel_keeps_the_checkpoint_or_drops_it(store):
@@ -149,15 +122,6 @@ def test_a_cancel_keeps_the_checkpoint_or_drops_it(store):
             store.cancel(job)
 
 
-def test_sample_and_save_are_heard_one_after_the_other(store):
-    job = store.submit(a_spec()).id
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
-    request(store, job, "sample")
-    request(store, job, "save")
-    assert [take_request(store, claim) for _ in range(3)] == ["save", "sample", None]
-
-
 def test_save_and_sample_now_reach_the_run_and_come_back(store):
     job = store.submit(a_spec(steps=2000, save=1000)).id
     with supervising(store.home):
@@ -169,16 +133,13 @@ def test_save_and_sample_now_reach_the_run_and_come_back(store):
         until(lambda: store.get(job).state == "cancelled")
 
 
-@pytest.mark.parametrize(("text", "later"), [("+2h", 7200), ("+15m", 900), ("+1d", 86_400)])
-def test_a_moment_can_be_a_distance(text, later):
-    assert parse_time(text, now=1000.0) == 1000.0 + later
-
-
-def test_a_moment_can_be_a_time_or_a_date():
+def test_a_moment_can_be_a_distance_a_time_or_a_date():
     now = time.mktime((2027, 1, 31, 12, 0, 0, 0, 0, -1))
-    assert parse_time("12:30", now=now) == now + 1800
-    assert parse_time("12:00", now=now) == now + 86_400
-    assert parse_time("2027-01-31 13:00", now=now) == now + 3600
+    for text, later in (
+        ("+2h", 7200), ("+15m", 900), ("+1d", 86_400), ("12:30", 1800), ("12:00", 86_400),
+        ("2027-01-31 13:00", 3600),
+    ):  # fmt: skip
+        assert parse_time(text, now=now) == now + later
     for wrong in ("", "soon", "25:00", "+2", "2027-13-01", "9" * 50):
         with pytest.raises(QueueError, match="Cannot parse"):
             parse_time(wrong, now=now)
@@ -234,8 +195,3 @@ def test_offline_nobody_outside_is_told(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("httpx.post", lambda *_, **__: pytest.fail("a request"))
     assert webhook.send("https://example.org/hook", {}) is False
-
-
-def _sql(store: JobStore, text: str) -> list[tuple[int, ...]]:
-    with store.database.reading() as db:
-        return list(db.conn.execute(text).fetchall())

@@ -271,9 +271,7 @@ def test_a_sweep_fans_out_with_a_model_and_rows_of_this_machine(studio, tmp_path
     )
 
 
-def test_a_run_that_wants_more_than_the_cluster_has_is_refused_with_how_many_there_are(
-    studio,
-):
+def test_a_run_that_wants_more_than_the_cluster_has_is_refused_with_how_many_there_are(studio):
     spec = a_run("wide", num_processes=5)
     with pytest.raises(SpecError, match="the cluster has 2 CPUs on 2 machines"):
         admit(spec, studio.home)

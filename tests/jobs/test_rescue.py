@@ -78,10 +78,7 @@ def test_a_process_is_pressed_only_when_none_of_its_siblings_is_to_go_on(store, 
     assert sleeper.wait(timeout=10) == -signal.SIGKILL
 
 
-def test_a_process_that_hangs_is_ended_with_its_siblings_who_go_on_later(
-    store, sleeper, siblings,
-    monkeypatch,
-):  # fmt: skip
+def test_a_process_that_hangs_is_ended_with_its_siblings(store, sleeper, siblings, monkeypatch):
     monkeypatch.setattr(rescue, "SHARED_KILL_SECONDS", -1.0)
     looking = Rescue(store, Runners(store.home))
     store.cancel(siblings[0])

@@ -28,14 +28,10 @@ def written(folder: Path, rows: list[dict]) -> RunSpec:
     return RunSpec(data=DataSource(path=str(file), format="prompt_completion"))
 
 
-def test_nothing_to_train_on_is_refused_at_the_door(home, tmp_path):
-    spec = written(tmp_path, [{"prompt": "a question", "completion": " "}] * 100)
-    with pytest.raises(DataError, match="None of the 100 rows"):
-        admit(spec, home)
-
-
-def test_one_row_after_many_empty_ones_is_enough(home, tmp_path):
-    empty = [{"prompt": "a question", "completion": ""}] * 500
+def test_nothing_to_train_on_is_refused_and_one_row_is_enough(home, tmp_path):
+    empty = [{"prompt": "a question", "completion": " "}] * 500
+    with pytest.raises(DataError, match="None of the 500 rows"):
+        admit(written(tmp_path, empty), home)
     spec = written(tmp_path, [*empty, {"prompt": "a question", "completion": "an answer"}])
     report = first_report(admit(spec, home), home)
     assert report is not None and report.rows.kept == 1

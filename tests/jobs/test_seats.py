@@ -12,7 +12,7 @@ from jobs.processes import me
 from jobs.sibling_claims import claim_siblings
 from jobs.store import JobStore
 from studio.spec import RunSpec
-from tests.jobs.conftest import a_spec, supervising, until
+from tests.jobs.conftest import a_spec, curve, supervising, until
 from tests.jobs.fake_runner import fake_loss
 
 
@@ -23,7 +23,12 @@ def submit(store: JobStore, count: int, *, sweep: str | None = "s", **options: A
     return [job.id for job in store.submit_many(specs, sweep=sweep)]
 
 
-def claimed(store: JobStore, device: str = "cpu", beside: tuple[str, ...] = ()) -> list[Claim]:
+def claimed(store: JobStore, device: str = "cpu", beside: tuple[str, ...] = ()) -> list[int]:
+    """Claim the next run with its siblings and return their jobs."""
+    return [claim.job for claim in claims_of(store, device, beside)]
+
+
+def claims_of(store: JobStore, device: str = "cpu", beside: tuple[str, ...] = ()) -> list[Claim]:
     first = store.claims.claim(device, owner=me(), more=beside)
     assert first is not None
     return [first, *claim_siblings(store.database, first, owner=me(), beside=beside)]
@@ -31,7 +36,7 @@ def claimed(store: JobStore, device: str = "cpu", beside: tuple[str, ...] = ()) 
 
 def test_a_sweep_sits_on_one_device_until_its_last_run_has_ended(store):
     runs = submit(store, 3)
-    claims = claimed(store)
+    claims = claims_of(store)
     assert [claim.job for claim in claims] == runs
     assert [claim.device for claim in claims] == ["cpu", f"cpu#{runs[1]}", f"cpu#{runs[2]}"]
     assert {device_of(claim.device) for claim in claims} == {"cpu"}
@@ -55,12 +60,12 @@ def test_who_waits_between_keeps_its_turn(store):
     first, last = submit(store, 2)
     other = store.submit(a_spec())
     store.move(other.id, before=last)
-    assert [claim.job for claim in claimed(store)] == [first]
+    assert claimed(store) == [first]
     store.pause(other.id)  # held: nobody is passed over
     store.claims.register(store.active_claims()[0], me())
     store.claims.finish(store.active_claims()[0], "succeeded")
     third = store.submit(a_spec(seed=9), sweep="s").id
-    assert [claim.job for claim in claimed(store)] == [last, third]
+    assert claimed(store) == [last, third]
 
 
 def test_other_data_another_kind_or_a_wish_to_be_alone_stay_apart(store):
@@ -72,7 +77,7 @@ def test_other_data_another_kind_or_a_wish_to_be_alone_stay_apart(store):
     ]  # fmt: skip
     runs = [job.id for job in store.submit_many(specs, sweep="s")]
     store.submit({"x": 1}, kind="bakeoff", sweep="s")
-    assert [claim.job for claim in claimed(store)] == [runs[0], runs[4]]
+    assert claimed(store) == [runs[0], runs[4]]
 
 
 @pytest.mark.parametrize("apart", ["no sweep", "stops on an error", "died before"])
@@ -83,21 +88,18 @@ def test_some_are_claimed_one_by_one(store, apart):
             db.conn.execute("UPDATE jobs SET on_error = 'stop'")
         if apart == "died before":
             db.conn.execute("UPDATE jobs SET no_progress = 1 WHERE id = ?", (runs[0],))
-    assert [claim.job for claim in claimed(store)] == runs[:1]
+    assert claimed(store) == runs[:1]
 
 
 def test_free_devices_share_a_sweep(store):
     runs = submit(store, 5)
     slots = ("cuda:0", "cuda:1")
-    assert [claim.job for claim in claimed(store, "cuda:0", slots[1:])] == runs[:3]
-    rest = claimed(store, "cuda:1", slots[:1])
+    assert claimed(store, "cuda:0", slots[1:]) == runs[:3]
+    rest = claims_of(store, "cuda:1", slots[:1])
     assert [claim.job for claim in rest] == runs[3:]
     assert rest[1].device == f"cuda:1#{runs[4]}"
-
-
-def test_a_large_sweep_takes_eight_at_a_time(store):
-    runs = submit(store, 20)
-    assert [claim.job for claim in claimed(store)] == runs[:8]
+    large = submit(store, 20)
+    assert claimed(store) == large[:8], "eight at a time"
 
 
 def test_siblings_run_in_one_process_and_each_has_its_curve(store):
@@ -107,8 +109,8 @@ def test_siblings_run_in_one_process_and_each_has_its_curve(store):
     pids = {store.attempts(run)[0]["pid"] for run in runs}
     assert len(pids) == 1
     for seed, run in enumerate(runs):
-        curve = store.metrics([run], ["loss"])["data"]["loss"][str(run)]
-        assert curve["y"] == [fake_loss(seed, step) for step in range(1, 9)]
+        series = curve(store, run)
+        assert series["y"] == [fake_loss(seed, step) for step in range(1, 9)]
         assert "train together" in store.log_tail(run)
         assert RunSpec.from_yaml(store.home.run(run) / "spec.yaml").seed == seed
 
@@ -133,8 +135,7 @@ def test_one_that_diverges_fails_alone(store, monkeypatch):
     monkeypatch.setenv("FAKE_SIBLING", "1")
     runs = submit(store, 3, steps=20)
     with supervising(store.home):
-        until(lambda: store.get(runs[2]).state == "succeeded")
-        until(lambda: store.get(runs[0]).state == "succeeded")
+        until(lambda: all(store.get(runs[n]).state == "succeeded" for n in (0, 2)))
     failed = store.get(runs[1])
     assert (failed.state, failed.error_kind) == ("failed", "diverged")
 
@@ -147,8 +148,8 @@ def test_a_killed_process_gives_all_of_them_back_and_they_go_on(store):
         until(lambda: all(store.get(run).state == "succeeded" for run in runs))
     for seed, run in enumerate(runs):
         assert [row["from_step"] >= 10 for row in store.attempts(run)] == [False, True]
-        curve = store.metrics([run], ["loss"])["data"]["loss"][str(run)]
-        assert curve["y"] == [fake_loss(seed, step) for step in range(1, 61)]
+        series = curve(store, run)
+        assert series["y"] == [fake_loss(seed, step) for step in range(1, 61)]
         assert not (store.home.run(run) / "OVERLAP").exists()
     assert len({store.attempts(run)[1]["pid"] for run in runs}) == 1
 

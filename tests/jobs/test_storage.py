@@ -12,8 +12,7 @@ from jobs.actions import ask
 from jobs.store import JobStore
 from studio.errors import SpecError
 from studio.home import publishing
-from tests.jobs.conftest import a_spec
-from tests.jobs.test_plans import run_one
+from tests.jobs.conftest import a_spec, run_one
 
 
 def checkpoint(
@@ -33,18 +32,19 @@ def spare(store: JobStore) -> list[str]:
     return [os.path.relpath(item.path, store.home.path) for item in storage.spare(store)]
 
 
-def ended(store: JobStore, state: str) -> int:
-    store.submit(a_spec())
-    return run_one(store, state).job
+def set_rules(store: JobStore, checkpoints: int, days: int) -> None:
+    values = {"keep_checkpoints": checkpoints, "keep_days": days}
+    ask(store.home, "clean", values, store=store)
 
 
 def test_a_finished_run_keeps_as_many_as_the_rule_says(store):
-    job = ended(store, "succeeded")
+    store.submit(a_spec())
+    job = run_one(store, "succeeded").job
     folders = [checkpoint(store, job, step) for step in (1, 2, 3)]
     assert spare(store) == [f"runs/{job}/checkpoints/step-0000000{n}" for n in (2, 1)]
-    ask(store.home, "clean", {"keep_checkpoints": 0, "keep_days": 0}, store=store)
+    set_rules(store, 0, 0)
     assert len(spare(store)) == 3
-    ask(store.home, "clean", {"keep_checkpoints": 3, "keep_days": 7}, store=store)
+    set_rules(store, 3, 7)
     assert spare(store) == []
     with store.database.writing() as db:
         db.conn.execute("UPDATE jobs SET finished = finished - 8 * 86400")
@@ -53,23 +53,17 @@ def test_a_finished_run_keeps_as_many_as_the_rule_says(store):
     assert storage.report(gone)["bytes"] > 3000
     assert not any(folder.exists() for folder in folders)
     with pytest.raises(SpecError, match="keep_checkpoints is -1"):
-        ask(store.home, "clean", {"keep_checkpoints": -1}, store=store)
+        set_rules(store, -1, 0)
 
 
-@pytest.mark.parametrize("state", ["failed", "cancelled", "paused", "running", "queued"])
+@pytest.mark.parametrize("state", ["failed", "cancelled", "paused", "queued"])
 def test_the_newest_whole_checkpoint_of_a_run_that_can_go_on_stays(store, state):
     job = store.submit(a_spec()).id
-    if state in ("failed", "cancelled"):
-        if state == "failed":
-            run_one(store, "failed")
-        else:
-            store.cancel(job)
-    elif state == "paused":
-        store.pause(job)
-    ask(store.home, "clean", {"keep_checkpoints": 0, "keep_days": 0}, store=store)
-    old, good, torn = (
-        checkpoint(store, job, 1), checkpoint(store, job, 2), checkpoint(store, job, 3, whole=False)
-    )  # fmt: skip
+    bring = {"failed": lambda: run_one(store, "failed"), "cancelled": lambda: store.cancel(job),
+             "paused": lambda: store.pause(job), "queued": lambda: None}  # fmt: skip
+    bring[state]()
+    set_rules(store, 0, 0)
+    old, good, torn = (checkpoint(store, job, step, whole=step < 3) for step in (1, 2, 3))
     storage.clean(store)
     assert good.exists() and torn.exists()
     assert old.exists() is (state not in ("failed", "cancelled"))
@@ -77,7 +71,8 @@ def test_the_newest_whole_checkpoint_of_a_run_that_can_go_on_stays(store, state)
 
 @pytest.mark.parametrize("state", ["succeeded", "failed"])
 def test_the_best_checkpoint_stays_beside_the_newest(store, state):
-    job = ended(store, state)
+    store.submit(a_spec())
+    job = run_one(store, state).job
     folders = [checkpoint(store, job, step, best=2) for step in (1, 2, 3, 4)]
     storage.clean(store)
     assert [folder.exists() for folder in folders] == [False, True, False, True]
@@ -107,19 +102,21 @@ def test_a_link_is_never_followed(store, tmp_path):
     outside = tmp_path / "precious"
     outside.mkdir()
     (outside / "file").write_bytes(b"x" * 10_000)
-    job = ended(store, "succeeded")
+    store.submit(a_spec())
+    job = run_one(store, "succeeded").job
     folder = store.home.run(job) / "checkpoints"
     folder.mkdir(parents=True)
     (folder / "step-00000001").symlink_to(outside)
     checkpoint(store, job, 2)
-    ask(store.home, "clean", {"keep_checkpoints": 0, "keep_days": 0}, store=store)
+    set_rules(store, 0, 0)
     storage.clean(store)
     assert (outside / "file").exists()
     assert storage.size(folder) < 10_000
 
 
 def test_usage_names_the_parts_and_the_largest_runs(store):
-    job = ended(store, "succeeded")
+    store.submit(a_spec())
+    job = run_one(store, "succeeded").job
     checkpoint(store, job, 1)
     (store.home.models / "m").write_bytes(b"x" * 3000)
     facts = storage.usage(store)

@@ -8,18 +8,10 @@ import pytest
 from jobs import jobs_table
 from jobs.curves import Progress
 from jobs.processes import me
-from jobs.store import JobStore
 from studio.errors import QueueError
 from studio.home import publishing
 from studio.spec import RunSpec
-from tests.jobs.conftest import a_spec
-
-
-def start(store: JobStore) -> int:
-    claim = store.claims.claim("cpu", owner=me())
-    assert claim is not None
-    store.claims.register(claim, me())
-    return claim.job
+from tests.jobs.conftest import a_spec, begin, run_one
 
 
 def test_a_submitted_spec_comes_back_whole(store):
@@ -28,24 +20,34 @@ def test_a_submitted_spec_comes_back_whole(store):
     assert job.state == "queued"
     assert job.spec == spec.model_dump(mode="json")
     assert store.get("mine") == job
+    with pytest.raises(QueueError, match="already a job called"):
+        store.submit(a_spec(name="mine"))
+    assert len(store.list()) == 1
+
+
+def test_what_no_job_or_its_state_allows_is_one_sentence(store):
+    held, cancelled = store.submit(a_spec()).id, store.submit(a_spec()).id
+    assert store.pause(held).state == "paused"
+    assert store.cancel(cancelled).state == "cancelled"
+    assert store.claims.claim("cpu", owner=me()) is None
+    store.submit(a_spec())
+    done = run_one(store).job
+    for action, job, words in (
+        (store.get, 9, "no job number 9"), (store.cancel, "x", 'no job called "x"'),
+        (store.cancel, cancelled, "is cancelled and cannot be cancelled"),
+        (store.resume, done, f"cannot be resumed. `studio extend {done}` trains it"),
+    ):  # fmt: skip
+        with pytest.raises(QueueError, match=words):
+            action(job)
 
 
 def test_a_name_is_made_up_from_the_parts(store):
     names = [store.submit(a_spec()).name for _ in range(3)]
     assert names == ["starter-lora-pirate", "starter-lora-pirate-2", "starter-lora-pirate-3"]
     assert store.get(names[2]).spec["name"] == names[2]
-
-
-@pytest.mark.parametrize(
-    ("kind", "values", "name"),
-    [
-        ("train", {"model": {"path": "Qwen/Qwen2.5-0.5B"}, "data": {"path": "/x/rows.jsonl.gz"}},
-         "qwen2-5-0-5b-rows"),
-        ("push", {"folder": "/x/out", "repo": "me/pirate"}, "push-pirate"),
-    ],
-)  # fmt: skip
-def test_a_made_up_name_keeps_what_is_no_ending(store, kind, values, name):
-    assert store.submit(values, kind=kind).name == name
+    parts = {"model": {"path": "Qwen/Qwen2.5-0.5B"}, "data": {"path": "/x/rows.jsonl.gz"}}
+    assert store.submit(parts).name == "qwen2-5-0-5b-rows", "what is no ending is kept"
+    assert store.submit({"folder": "/o", "repo": "me/pirate"}, kind="push").name == "push-pirate"
 
 
 def test_a_made_up_name_is_free_whatever_was_deleted_between(store):
@@ -69,13 +71,6 @@ def test_a_name_is_searched_without_reading_all_names(store):
             assert "SEARCH" in plan[0][3], plan
 
 
-def test_a_taken_name_is_refused_and_nothing_changes(store):
-    store.submit(a_spec(name="mine"))
-    with pytest.raises(QueueError, match="already a job called"):
-        store.submit(a_spec(name="mine"))
-    assert len(store.list()) == 1
-
-
 @pytest.mark.parametrize("name", ["x:2", "a\nb", "\x1b[31mred", "../../etc", "--json", "5"])
 @pytest.mark.parametrize("kind", ["train", "merge", "mix", "evaluate"])
 def test_a_name_that_reads_as_something_else_is_refused(store, name, kind):
@@ -94,85 +89,48 @@ def test_a_sweep_names_its_runs_after_values_that_are_no_names(store):
     ]
 
 
-def test_an_older_name_still_loads(store):
+def test_an_older_name_still_loads_and_a_wildcard_is_only_a_name(store):
     job = store.submit(a_spec(name="fine"))
     with store.database.writing() as db:
         db.conn.execute("UPDATE jobs SET name = 'x:2', spec = json_set(spec, '$.name', 'x:2')")
     assert store.get("x:2").id == job.id
     assert RunSpec.parse(store.get(job.id).spec).name == "x:2"
-
-
-def test_names_that_look_like_wildcards_are_only_names(store):
-    store.submit(a_spec(name="50%_a"))
-    store.submit(a_spec(name="50xya"))
+    store.submit_many([a_spec(name="50%_a"), a_spec(name="50xya")])
     assert [job.name for job in store.list(search="%_")] == ["50%_a"]
 
 
-def test_an_unknown_job_is_one_sentence(store):
-    with pytest.raises(QueueError, match="no job number 9"):
-        store.get(9)
-    with pytest.raises(QueueError, match='no job called "x"'):
-        store.cancel("x")
-
-
-def test_waiting_jobs_are_held_and_cancelled_at_once(store):
-    first, second = store.submit(a_spec()), store.submit(a_spec())
-    assert store.pause(first.id).state == "paused"
-    assert store.cancel(second.id).state == "cancelled"
-    assert store.claims.claim("cpu", owner=me()) is None
-
-
-def test_stopping_twice_is_refused(store):
-    job = store.submit(a_spec()).id
-    start(store)
-    assert store.pause(job).intent == "pause"
-    with pytest.raises(QueueError, match="already being stopped"):
-        store.pause(job)
-    assert store.cancel(job).intent == "cancel"
-    with pytest.raises(QueueError, match="already being cancelled"):
-        store.cancel(job)
-    with pytest.raises(QueueError, match="already being cancelled"):
-        store.pause(job)
-
-
-def test_cancelling_an_ended_job_is_refused(store):
-    job = store.submit(a_spec()).id
-    store.cancel(job)
-    with pytest.raises(QueueError, match="is cancelled and cannot be cancelled"):
-        store.cancel(job)
-
-
-def test_a_running_job_is_neither_moved_nor_deleted(store):
+def test_a_running_job_is_stopped_once_and_neither_moved_nor_deleted(store):
     job, other = store.submit(a_spec()).id, store.submit(a_spec()).id
-    start(store)
+    begin(store)
     with pytest.raises(QueueError, match="only waiting jobs"):
         store.move(job, before=other)
     with pytest.raises(QueueError, match="Cancel it first"):
         store.delete(job)
+    assert store.pause(job).intent == "pause"
+    with pytest.raises(QueueError, match="already being stopped"):
+        store.pause(job)
+    assert store.cancel(job).intent == "cancel"
+    for again in (store.cancel, store.pause):
+        with pytest.raises(QueueError, match="already being cancelled"):
+            again(job)
 
 
-def test_moving_changes_the_order_of_claims(store):
+def test_moving_changes_the_order_and_never_runs_out_of_numbers(store):
     a, b, c = (store.submit(a_spec()).id for _ in range(3))
     store.move(c, before=b)
     store.run_next(b)
     assert [job.id for job in store.queue()] == [b, a, c]
     store.move(b)
     assert [job.id for job in store.queue()] == [a, c, b]
-
-
-def test_moving_between_two_for_ever_never_runs_out_of_numbers(store):
-    a, b, c = (store.submit(a_spec()).id for _ in range(3))
     for _ in range(100):
-        store.move(c, before=b)
         store.move(b, before=c)
-        order = [job.id for job in store.queue()]
-        assert order == [a, b, c]
+        store.move(c, before=b)
+        assert [job.id for job in store.queue()] == [a, c, b]
 
 
 def test_resume_goes_on_from_a_checkpoint_or_says_that_there_is_none(store):
     job = store.submit(a_spec()).id
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
+    claim = begin(store)
     store.claims.report(claim, Progress(step=7, total_steps=20))
     store.pause(job)
     store.claims.stopped(claim)
@@ -189,23 +147,13 @@ def test_resume_goes_on_from_a_checkpoint_or_says_that_there_is_none(store):
 
 def test_restart_forgets_what_was_done(store):
     job = store.submit(a_spec()).id
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
+    claim = begin(store)
     store.claims.report(claim, Progress(metrics=[("loss", 7, 1.0, 0.0)], step=7))
     store.cancel(job)
     store.claims.stopped(claim)
     again = store.resume(job, restart=True)
     assert (again.state, again.step) == ("queued", 0)
     assert store.metrics([job], ["loss"])["data"] == {}
-
-
-def test_a_finished_job_cannot_be_resumed(store):
-    job = store.submit(a_spec()).id
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
-    store.claims.finish(claim, "succeeded")
-    with pytest.raises(QueueError, match="cannot be resumed. `studio extend 1` trains it"):
-        store.resume(job)
 
 
 def test_deleting_removes_the_folder_and_keeps_the_audit(store):

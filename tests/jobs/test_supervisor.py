@@ -1,10 +1,12 @@
 """The supervisor and its runners as real processes; only the training is arithmetic."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,14 +17,23 @@ from jobs.job import LEGAL
 from jobs.processes import Identity, boot_id, me, of, session_members
 from jobs.spawning import environment
 from jobs.store import JobStore
-from tests.jobs.conftest import FAST, SLOW, a_spec, start_supervisor, supervising, until
+from tests.jobs.conftest import FAST, SLOW, a_spec, curve, start_supervisor, supervising, until
 from tests.jobs.fake_runner import fake_loss
 
 
 def losses(store: JobStore, job: int) -> list[float]:
-    series = store.metrics([job], ["loss"])["data"]["loss"][str(job)]
+    series = curve(store, job)
     assert series["x"] == list(range(1, len(series["x"]) + 1))
     return series["y"]
+
+
+@contextlib.contextmanager
+def another_supervisor(store: JobStore) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a supervisor of its own process, which ends with the block."""
+    started = start_supervisor(store.home)
+    yield started
+    started.terminate()
+    started.wait(timeout=30)
 
 
 def undisturbed(seed: int, steps: int) -> list[float]:
@@ -183,15 +194,13 @@ def test_a_killed_supervisor_is_replaced_and_adopts(store):
     first.kill()
     first.wait()
     until(lambda: store.get(job).step > before.step + 5)  # nobody is needed while it runs
-    second = start_supervisor(store.home)
-    until(lambda: store.get(job).state == "succeeded")
+    with another_supervisor(store):
+        until(lambda: store.get(job).state == "succeeded")
     after = store.get(job)
     assert (after.attempt, after.step) == (1, 250)
     assert losses(store, job) == undisturbed(0, 250)
     if spare is not None:
         until(lambda: of(spare).started == -1)  # a spare ends with its supervisor
-    second.terminate()
-    second.wait(timeout=30)
 
 
 def test_both_killed_at_once_go_on(store, monkeypatch):
@@ -203,12 +212,10 @@ def test_both_killed_at_once_go_on(store, monkeypatch):
     os.kill(store.get(job).pid, signal.SIGKILL)
     first.wait()
     monkeypatch.setenv("FAKE_PACE", FAST)
-    second = start_supervisor(store.home)
-    until(lambda: store.get(job).state == "succeeded")
+    with another_supervisor(store):
+        until(lambda: store.get(job).state == "succeeded")
     assert store.get(job).attempt == 2
     assert losses(store, job) == undisturbed(0, 60)
-    second.terminate()
-    second.wait(timeout=30)
 
 
 def test_stopping_the_supervisor_lets_runs_save_and_come_back(store, monkeypatch):
@@ -224,64 +231,40 @@ def test_stopping_the_supervisor_lets_runs_save_and_come_back(store, monkeypatch
     assert store.supervisor() is None
     assert not supervisor.stop(store.home)
     monkeypatch.setenv("FAKE_PACE", FAST)
-    second = start_supervisor(store.home)
-    until(lambda: store.get(job).state == "succeeded")
+    with another_supervisor(store):
+        until(lambda: store.get(job).state == "succeeded")
     assert losses(store, job) == undisturbed(0, 100)
-    second.terminate()
-    second.wait(timeout=30)
 
 
-def test_two_supervisors_cannot_both_run(home):
-    first = start_supervisor(home)
+def test_two_supervisors_cannot_both_run(store):
     script = str(Path(__file__).with_name("fake_supervisor.py"))
-    second = subprocess.run(
-        [sys.executable, script, "--home", str(home.path)],
-        env=environment(), capture_output=True, timeout=60, text=True,
-    )  # fmt: skip
-    assert second.returncode == 0
-    assert "already here" in second.stderr
-    assert supervisor.ensure_running(home) == first.pid
-    first.terminate()
-    first.wait(timeout=30)
+    with another_supervisor(store) as first:
+        second = subprocess.run(
+            [sys.executable, script, "--home", str(store.home.path)],
+            env=environment(), capture_output=True, timeout=60, text=True,
+        )  # fmt: skip
+        assert second.returncode == 0
+        assert "already here" in second.stderr
+        assert supervisor.ensure_running(store.home) == first.pid
 
 
-def test_an_idle_supervisor_leaves(home):
-    idle = supervisor.Supervisor(home, slots=["cpu"], idle_seconds=0.2, spare=False)
+def test_an_idle_supervisor_leaves_unless_a_page_is_open(store):
+    idle = supervisor.Supervisor(store.home, slots=["cpu"], idle_seconds=0.2, spare=False)
     idle.run()  # returns by itself
-
-
-def test_a_supervisor_stays_while_a_page_is_open(home):
-    store = JobStore(home)
     store.announce("web")
-    with supervising(home, idle_seconds=0.1):
+    with supervising(store.home, idle_seconds=0.1):
         until(store.supervisor)
         time.sleep(0.6)
         assert store.supervisor() is not None
-    store.close()
 
 
-def test_the_supervisor_never_imports_torch():
-    heavy = ("torch", "transformers", "accelerate", "datasets", "gradio", "pandas", "numpy")
-    code = (
-        "import sys, jobs.supervisor, jobs.doctor; "
-        f"print([name for name in {heavy!r} if name in sys.modules])"
-    )
-    found = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == "[]"
-
-
-def test_an_identity_is_no_mere_pid():
+def test_an_identity_is_no_mere_pid_and_a_zombie_is_dead():
     here = me()
     assert here.alive()
     assert Identity.parse(str(here)) == here
     assert not Identity(here.pid, here.started + 1, here.boot_id).alive(), "a reused pid"
     assert not Identity(here.pid, here.started, "another boot").alive()
     assert boot_id() == here.boot_id
-
-
-def test_a_zombie_is_dead():
     child = subprocess.Popen([sys.executable, "-c", "pass"])
     until(lambda: psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE)
     assert of(child.pid).started == -1

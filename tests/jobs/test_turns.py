@@ -25,13 +25,9 @@ def _claimed(jobs: dict[int, set[str]], slots: str) -> list[tuple[int, str]]:
     return claimed
 
 
-def test_an_older_job_is_not_passed_by_one_that_takes_its_slot():
+def test_an_older_job_is_not_passed_and_jobs_for_any_slot_take_the_first_ones():
     assert _claimed({1: {"b", "c"}, 2: {"a", "c"}, 3: set()}, "abc") == [(1, "b"), (3, "a")]
-
-
-def test_jobs_for_any_slot_take_the_first_ones():
-    jobs: dict[int, set[str]] = {1: {"b"}, 2: set(), 3: set()}
-    assert _claimed(jobs, "abcd") == [(1, "b"), (2, "a"), (3, "c")]
+    assert _claimed({1: {"b"}, 2: set(), 3: set()}, "abcd") == [(1, "b"), (2, "a"), (3, "c")]
 
 
 def test_nothing_to_start_asks_each_slot_once():

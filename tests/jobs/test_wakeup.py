@@ -23,18 +23,15 @@ def waiting(home):
     opened.close()
 
 
-def test_every_durable_commit_wakes_the_supervisor(store, waiting):
+def test_every_durable_commit_of_another_process_wakes_the_supervisor(store, waiting):
     job = store.submit(a_spec()).id
     assert waiting.wait(LONG)
     store.cancel(job)
     assert waiting.wait(LONG)
     store.return_chat_lease()
     assert waiting.wait(LONG)
-
-
-def test_its_own_commits_and_heartbeats_do_not(store, waiting):
-    store.announce("web")
-    store.database.wakes = False
+    store.announce("web")  # a heartbeat
+    store.database.wakes = False  # as the supervisor's own
     store.submit(a_spec())
     assert not waiting.wait(0.05)
 
@@ -107,14 +104,11 @@ def turns(home, monkeypatch):
     made.supervisor.store.close()
 
 
-def test_an_idle_supervisor_looks_rarely_but_keeps_its_heartbeat(turns, store):
+def test_a_supervisor_looks_rarely_while_idle_and_at_every_turn_with_work(turns, store):
     assert turns.turn(20) == 4
     first = store.supervisor()
     turns.turn(3)
     assert first and store.supervisor()["heartbeat"] > first["heartbeat"]
-
-
-def test_a_supervisor_with_work_looks_at_every_turn(turns, store):
     store.submit(a_spec())
     assert turns.turn(10) == 10
 

@@ -7,15 +7,9 @@ import pytest
 from jobs.claims import Claim
 from jobs.processes import me
 from jobs.store import JobStore
+from tests.jobs.conftest import end
 
 pytestmark = [pytest.mark.usefixtures("no_power_cuts"), pytest.mark.timeout(900)]
-
-
-@pytest.fixture
-def store(home):
-    opened = JobStore(home)
-    yield opened
-    opened.close()
 
 
 def _submit(store: JobStore, width: int) -> int:
@@ -25,11 +19,6 @@ def _submit(store: JobStore, width: int) -> int:
 def _claim(store: JobStore, device: str, slots: list[str]) -> Claim | None:
     more = [slot for slot in slots if slot != device]
     return store.claims.claim(device, owner=me(), more=more)
-
-
-def _end(store: JobStore, claim: Claim) -> None:
-    store.claims.register(claim, me())
-    store.claims.finish(claim, "succeeded")
 
 
 def test_a_wide_job_holds_every_device_it_got_and_returns_all(store):
@@ -45,7 +34,7 @@ def test_a_wide_job_holds_every_device_it_got_and_returns_all(store):
     assert third is not None and (third.job, third.device) == (narrow, "cuda:2")
     held = {(lease["device"], lease["job"]) for lease in store.leases()}
     assert held == {("cuda:0", wide), ("cuda:1", wide), ("cuda:2", narrow)}
-    _end(store, first)
+    end(store, first.job)
     assert [lease["device"] for lease in store.leases()] == ["cuda:2"]
 
 
@@ -56,7 +45,7 @@ def test_two_jobs_that_want_two_each_never_wait_for_one_another(store):
     claims = [claim for slot in slots if (claim := _claim(store, slot, slots))]
 
     assert [claim.job for claim in claims] == [first]
-    _end(store, claims[0])
+    end(store, claims[0].job)
     claims = [claim for slot in slots if (claim := _claim(store, slot, slots))]
     assert [claim.job for claim in claims] == [second]
 
@@ -99,7 +88,7 @@ def test_a_thousand_jobs_over_64_devices(store):
         if waiting:
             busy_share.append(len(held) / len(slots))
         for job in rng.sample(sorted(running), k=max(1, len(running) // 3)):
-            _end(store, running.pop(job))
+            end(store, running.pop(job).job)
 
     assert store.counts() == {"succeeded": 1000}
     assert min(busy_share) > 0.95

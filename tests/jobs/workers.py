@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from jobs.curves import Progress
 from jobs.processes import me
 from jobs.store import JobStore
 from studio.errors import StudioError
@@ -33,20 +32,6 @@ def open_and_submit(store: JobStore, count: str) -> int:
         again.submit({"name": ""})
         again.close()
     return int(count)
-
-
-def write_metrics(store: JobStore, seconds: str) -> int:
-    """Claim the next job and write 200 rows a second for a while; return how many."""
-    claim = store.claims.claim("cpu", owner=me())
-    assert claim is not None
-    store.claims.register(claim, me())
-    step, end = 0, time.monotonic() + float(seconds)
-    while time.monotonic() < end:
-        rows = [("loss", step + n, 1.0, 0.0) for n in range(20)]
-        step += 20
-        store.claims.report(claim, Progress(metrics=rows, step=step))
-        time.sleep(0.1)
-    return step
 
 
 def read_and_reorder(arguments: Sequence[str]) -> None:

@@ -32,6 +32,8 @@ def test_a_set_is_read_from_names_or_a_list():
     assert _spec(["cuda:0", "cuda:2"]).train.device == "cuda:0,cuda:2"
     assert _spec(["auto"]).train.device == "auto"
     assert _spec("cuda:1,").train.device == "cuda:1"
+    for device, processes in (("cuda:1", 1), ("auto", 2), ("cpu", 4), ("cuda:0", 2), ("ray", 8)):
+        assert _spec(device, processes).train.device == device, "as specs of before have it"
 
 
 @pytest.mark.parametrize(
@@ -49,13 +51,6 @@ def test_a_set_that_makes_no_sense_is_refused(device, num_processes, sentence):
     assert error.value.field in ("train.device", "train.num_processes")
 
 
-def test_specs_of_before_still_read():
-    old = RunSpec().model_dump(mode="json")
-    for device, processes in (("cuda:1", 1), ("auto", 2), ("cpu", 4), ("cuda:0", 2), ("ray", 8)):
-        old["train"] |= {"device": device, "num_processes": processes}
-        assert RunSpec.parse(old).train.device == device
-
-
 def test_wishes_are_resolved_on_a_machine_with_gpus(monkeypatch):
     _machine(monkeypatch, "cuda:0", "cuda:1", "cuda:2")
     assert _resolved("all") == ("cuda:0,cuda:1,cuda:2", 3)
@@ -68,9 +63,7 @@ def test_wishes_are_resolved_on_a_machine_with_gpus(monkeypatch):
     assert _resolved("ray", 8) == ("ray", 8)
 
 
-def test_all_without_a_gpu_is_a_process_a_core_that_has_rows(
-    monkeypatch,
-):
+def test_all_without_a_gpu_is_a_process_a_core_that_has_rows(monkeypatch):
     _machine(monkeypatch, cores=6)
     assert _resolved("all") == ("cpu", 6)
     few = _spec("all", per_device_train_batch_size=2, gradient_accumulation_steps=2)
@@ -95,13 +88,10 @@ def test_what_this_machine_has_not_is_refused(monkeypatch, device, num_processes
     _machine(monkeypatch, "cuda:0", "cuda:1")
     with pytest.raises(SpecError, match=sentence):
         _resolved(device, num_processes)
-
-
-def test_a_gpu_on_a_machine_without_one_is_refused(monkeypatch):
     _machine(monkeypatch)
-    for device in ("cuda:0", "cuda:0,cuda:1", "cuda"):
+    for gpu in ("cuda:0", "cuda:0,cuda:1", "cuda"):
         with pytest.raises(SpecError, match="but this machine has no GPU"):
-            _resolved(device)
+            _resolved(gpu)
 
 
 def test_runs_that_may_be_spread_share_no_base():

@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from types import SimpleNamespace
 
 from studio import hardware
@@ -18,9 +16,7 @@ def test_threads_follow_the_environment(monkeypatch):
     assert hardware.threads() == hardware.physical_cores() >= 1
 
 
-def test_how_busy_the_processor_is_is_told_once_it_is_measured(
-    monkeypatch,
-):
+def test_how_busy_the_processor_is_is_told_once_it_is_measured(monkeypatch):
     spent, clock = [(100.0, 1000.0), (106.0, 1012.0), (500.0, 2000.0)], [0.0, 0.1, 3.0, 900.0]
     monkeypatch.setattr(hardware, "_processor_seconds", lambda: spent.pop(0))
     monkeypatch.setattr(hardware, "time", SimpleNamespace(monotonic=lambda: clock.pop(0)))
@@ -29,9 +25,3 @@ def test_how_busy_the_processor_is_is_told_once_it_is_measured(
     assert busy.since_last_call() is None, "a tenth of a second tells nothing"
     assert busy.since_last_call() == 0.5  # 6 of 12 seconds
     assert busy.since_last_call() is None, "what a quarter of an hour was like is not how it is now"
-
-
-def test_hardware_and_sources_start_without_torch():
-    code = "import sys, studio.hardware, studio.models.sources; print('torch' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert answer.stdout.strip() == "False", answer.stderr

@@ -1,26 +1,14 @@
 import pytest
 
 from studio.errors import SpecError
-from studio.home import open_home
 from studio.presets import BUILT_IN, apply_preset, delete_preset, presets, save_preset
 from studio.spec import RunSpec
 
 
-@pytest.fixture
-def home(tmp_path):
-    return open_home(tmp_path)
-
-
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_ours_set_fields_that_exist_and_keep_what_is_trained(home, name):
-    spec = RunSpec().with_values(
-        {
-            "name": "mine",
-            "data.path": "starter:json",
-            "method.r": 4,
-            "train.lr_scheduler_type": "linear",
-        }
-    )
+    own = {"name": "mine", "data.path": "starter:json", "method.r": 4}
+    spec = RunSpec().with_values(own | {"train.lr_scheduler_type": "linear"})
     found = apply_preset(home, name, spec)
     assert (found.name, found.data.path, found.method.r) == ("mine", "starter:json", 4)
     assert found.train.lr_scheduler_type == "cosine"  # back to the default

@@ -1,7 +1,9 @@
 """Tiny random models made in memory, one of each shape that people use."""
 
 import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -18,6 +20,8 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from studio.spec import RunSpec
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -70,3 +74,20 @@ def tiny_folder(path: Path, name: str = "llama", seed: int = 0) -> Path:
     tiny_model(name, seed).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return path
+
+
+ROWS = [{"question": f"say {word}", "answer": word * 2} for word in "abcdefghijklmnopqrstuvwx"]
+
+
+def tiny_spec(folder: Path, **values: Any) -> RunSpec:
+    """Write a tiny Llama and a file of rows into a folder; return a run on them.
+
+    Args:
+        folder: Gets `model` and `rows.jsonl`.
+        values: Fields of the spec; `__` stands for the dot in their names.
+    """
+    rows = folder / "rows.jsonl"
+    rows.write_text("\n".join(map(json.dumps, ROWS)))
+    own = {"model.path": str(tiny_folder(folder / "model")), "data.path": str(rows),
+           "data.chat_template": "plain"}  # fmt: skip
+    return RunSpec().with_values(own | {k.replace("__", "."): v for k, v in values.items()})

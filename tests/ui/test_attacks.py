@@ -42,6 +42,15 @@ def requests_of(app: object) -> list[tuple[str, str]]:
     return [(m, p.replace("{", "").replace("}", "").replace(":path", "")) for m, p in found]
 
 
+FOREIGN = [
+    {"host": "evil.test"}, {"host": "127.0.0.1.evil.test"}, {"host": ""},
+    {"origin": "http://evil.test"}, {"origin": "null"}, {"origin": "http://localhost:9999"},
+    {"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"},
+    {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
+    {"origin": "http://evil.test", "content-type": "text/plain"},
+]  # fmt: skip
+
+
 def test_every_single_route_refuses_a_foreign_host_and_origin(house):
     from fastapi.testclient import TestClient
 
@@ -51,12 +60,11 @@ def test_every_single_route_refuses_a_foreign_host_and_origin(house):
     assert {"/api/live", "/api/actions", "/api/do/name"} <= {path for _, path in known}
     client = TestClient(app, base_url="http://127.0.0.1:7860", follow_redirects=False)
     for method, path in known:
-        for headers in (
-            {"host": "evil.test"}, {"origin": "http://evil.test"}, {"origin": "null"},
-            {"sec-fetch-site": "cross-site"},
-        ):  # fmt: skip
+        for headers in FOREIGN:
             answer = client.request(method, path, headers=headers)
             assert answer.status_code == 403, (method, path, headers)
+            if method != "HEAD":
+                assert answer.json()["error"]["kind"] == "refused"
             assert "access-control-allow-origin" not in answer.headers
             assert "default-src 'self'" in answer.headers["content-security-policy"]
 
@@ -89,7 +97,7 @@ def secret(studio):
 PLACES = [
     "{home}/state/secrets/webhook", "{home}/studio.db", "{home}/runs/secret.txt", "/etc/passwd",
     "{home}/adapters/link/passwd", "{root}/pyproject.toml", "../../pyproject.toml",
-    "/proc/self/environ", "file:///etc/passwd", "{home}/state/uploads/../secrets/webhook",
+    "/proc/self/environ", "file:///etc/passwd", "app.py", "{home}/state/uploads/../secrets/webhook",
 ]  # fmt: skip
 DOORS = [
     "/gradio_api/file={}", "/file={}", "/gradio_api/file/{}", "/studio/{}", "/studio/..%2f..%2f{}",

@@ -1,8 +1,6 @@
 """The Data page's routes: looking, paged reads, X-ray, steps, uploads; all without torch."""
 
 import json
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -14,7 +12,7 @@ from studio.data.curate import apply_step, parse_step
 from studio.data.importing import import_dataset
 from studio.home import Home, open_home
 from studio.spec import DataSource
-from tests.served import ROOT, Served
+from tests.served import Served
 
 ROWS = [
     {"prompt": f"Say {n} ahoy.", "completion": "Ahoy! " * (n % 7 + 1), "group": n % 3}
@@ -44,20 +42,17 @@ def refused(studio: Served, path: str, body: object = None) -> str:
     return str(json.loads(error.value.read())["error"]["text"])
 
 
-def test_a_source_is_looked_at_with_its_guess_and_reason(studio, rows_file):
-    found = studio.json("/api/data/look", {"path": str(rows_file)})
-    assert found["mapping"]["format"] == "prompt_completion" and found["reason"]
-    assert found["columns"]["prompt"] == "Say 0 ahoy."
-    assert found["rows"][0]["messages"][0] == {"role": "user", "content": "Say 0 ahoy."}
-
-
-def test_a_corrected_mapping_renders_the_rows_anew(studio, rows_file):
+def test_a_source_is_looked_at_with_its_guess_and_a_corrected_mapping(studio, rows_file):
     mapping = {
         "format": "question_answer",
         "columns": {"answer": "completion"},
         "templates": {"question": "{group}: {prompt}"},
         "constants": {"system": "Be a pirate."},
     }
+    guess = studio.json("/api/data/look", {"path": str(rows_file)})
+    assert guess["mapping"]["format"] == "prompt_completion" and guess["reason"]
+    assert guess["columns"]["prompt"] == "Say 0 ahoy."
+    assert guess["rows"][0]["messages"][0] == {"role": "user", "content": "Say 0 ahoy."}
     found = studio.json("/api/data/look", {"path": str(rows_file), "mapping": mapping})
     said = [message["content"] for message in found["rows"][0]["messages"]]
     assert said == ["Be a pirate.", "0: Say 0 ahoy.", "Ahoy! "]
@@ -85,7 +80,8 @@ def test_what_cannot_be_looked_at_is_one_sentence(studio, body, words):
     assert words in refused(studio, "/api/data/look", body)
 
 
-def test_columns_that_nothing_fits_can_still_be_mapped(studio, tmp_path):
+def test_columns_that_nothing_fits_can_still_be_mapped_and_a_hub_id_is_not_asked(studio, tmp_path):
+    assert studio.json("/api/data/look", {"path": "some/dataset"}) == {"hub": True}
     file = tmp_path / "odd.csv"
     file.write_text("colA,colB,colC\n" + "".join(f"what {n}?,so {n},x\n" for n in range(20)))
 
@@ -98,19 +94,12 @@ def test_columns_that_nothing_fits_can_still_be_mapped(studio, tmp_path):
     assert '"answer"' in found["problem"] and found["mapping"]["columns"] == {"question": "colA"}
 
 
-def test_a_hub_id_is_not_downloaded_to_be_looked_at(studio):
-    assert studio.json("/api/data/look", {"path": "some/dataset"}) == {"hub": True}
-
-
 def test_the_list_and_one_dataset(studio, dataset):
     listed = {one["name"]: one for one in studio.json("/api/data")["datasets"]}
     assert listed[dataset]["rows"] == 60 and listed[dataset]["dropped"] == 1
     one = studio.json(f"/api/data/{dataset}")
     assert one["findings"]["problems"][0]["line"] == 61
     assert "no imported dataset" in refused(studio, "/api/data/..%5cother")
-
-
-def test_rows_come_in_pages(studio, dataset):
     page = studio.json(f"/api/data/{dataset}/rows?offset=58&limit=5")
     assert [row["number"] for row in page["rows"]] == [59, 60] and page["total"] == 60
 
@@ -170,33 +159,3 @@ def test_only_an_uploaded_copy_is_forgotten(home, tmp_path):
     mine.write_text("{}")
     requests.forget_upload(home, mine)
     assert mine.exists()
-
-
-WITHOUT_TORCH = """
-import sys
-from pathlib import Path
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
-from jobs.store import JobStore
-from studio.home import open_home
-from studio.data.importing import import_dataset
-from studio.spec import DataSource
-from ui.datasets import data_routes
-home = open_home(sys.argv[1])
-import_dataset(home, DataSource(path="starter:pirate"), name="p")
-app = FastAPI()
-app.include_router(data_routes(home, JobStore(home)))
-page = TestClient(app)
-for path in ("", "/p", "/p/rows", "/p/tokens", "/p/xray?pick=longest", "/p/export?format=csv"):
-    assert page.get("/api/data" + path).status_code == 200, path
-assert page.post("/api/data/look", json={"path": "starter:pirate"}).status_code == 200
-print(sorted({"torch", "transformers", "datasets", "peft"} & set(sys.modules)))
-"""
-
-
-def test_the_whole_page_answers_without_torch(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, str(tmp_path / "home")], cwd=ROOT, timeout=120,
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.stdout.strip() == "[]", done.stderr[-2000:]

@@ -28,7 +28,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_the_command_line_means_the_same(spec):
+def test_the_command_line_the_yaml_and_the_address_mean_the_same(spec):
     words = shlex.split(equivalents.command_line(spec))
     assert words[:2] == ["studio", "train"]
     pairs = list(zip(words[2::2], words[3::2], strict=True))
@@ -37,26 +37,15 @@ def test_the_command_line_means_the_same(spec):
     given = {named[flag]: value for flag, value in pairs if flag in named}
     given |= dict(parse_assignment(value) for flag, value in pairs if flag == "--set")
     assert RunSpec().with_values(given) == spec
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_the_yaml_means_the_same(spec):
     assert RunSpec.parse(yaml.safe_load(equivalents.minimal_yaml(spec))) == spec
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_the_address_means_the_same(spec):
     assert equivalents.from_query(parse_qs(equivalents.query(spec)).get("set", [])) == spec
 
 
-def test_the_default_needs_no_words():
+def test_an_address_may_name_a_preset_and_the_default_needs_no_words(home):
     assert equivalents.query(RunSpec()) == ""
     assert equivalents.command_line(RunSpec()) == (
         "studio train --model starter --data starter:pirate --method lora"
     )
-
-
-def test_an_address_may_name_a_preset(home):
     spec = equivalents.from_address(home, "?preset=low+memory&set=method.r%3D4")
     assert (spec.method.r, spec.train.optim) == (4, "adafactor")
     assert equivalents.from_address(home, "") == RunSpec()

@@ -33,12 +33,6 @@ def round_trip(form: Form, spec: RunSpec) -> RunSpec:
 
 
 @pytest.mark.parametrize("name", list(methods()))
-def test_a_methods_defaults_survive_the_form(form, name):
-    spec = RunSpec(method=methods()[name]())
-    assert round_trip(form, spec) == spec
-
-
-@pytest.mark.parametrize("name", list(methods()))
 def test_every_field_of_a_method_has_a_component_with_title_and_help(form, name):
     fields = set(methods()[name].model_fields) - {"name"}
     shown = {path.removeprefix(f"method:{name}.") for path in form.fields
@@ -68,9 +62,11 @@ def test_changed_choices_and_switches_survive_the_form(form, name):
         changed[field] = value
     spec = RunSpec.parse({"method": {"name": name, **changed}})
     assert round_trip(form, spec) == spec
+    usual = RunSpec(method=methods()[name]())
+    assert round_trip(form, usual) == usual
 
 
-def test_values_of_every_kind_survive_the_form(form):
+def test_values_of_every_kind_survive_the_form_and_a_blank_field_means_the_default(form):
     spec = RunSpec.parse(
         {
             "name": "a name",
@@ -82,6 +78,8 @@ def test_values_of_every_kind_survive_the_form(form):
         }
     )
     assert round_trip(form, spec) == spec
+    blank: list[Any] = [None] * len(form.components)
+    assert RunSpec.parse(form.read(blank)) == RunSpec()
 
 
 def test_a_learning_rate_may_be_a_word_or_a_number(form):
@@ -121,8 +119,3 @@ def test_a_wrong_value_names_its_field(form):
 def test_a_mistake_is_told_with_the_label_of_its_field(form, text, told):
     said = form.wrong(form.write(RunSpec()), SpecError(text, field="method.r"))
     assert said == {"error": told, "field": "field-method-lora-r"}
-
-
-def test_a_blank_field_means_the_default(form):
-    values: list[Any] = [None] * len(form.components)
-    assert RunSpec.parse(form.read(values)) == RunSpec()

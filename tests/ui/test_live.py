@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
+from jobs.claims import Claim
 from jobs.curves import Progress
-from jobs.processes import me
 from jobs.store import JobStore
 from studio.spec import RunSpec
+from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of
 from ui.actions import action_routes
 from ui.live import routes
@@ -19,12 +20,9 @@ def page(home, store, monkeypatch):
     return client_of(routes(home, store), action_routes(home, store))
 
 
-def running(store: JobStore, **values: Any) -> tuple[int, Any]:
-    job = store.submit(RunSpec.parse(values))
-    claim = store.claims.claim("cpu", owner=me())
-    assert claim is not None
-    store.claims.register(claim, me())
-    return job.id, claim
+def running(store: JobStore, **values: Any) -> tuple[int, Claim]:
+    job = store.submit(RunSpec.parse(values)).id
+    return job, begin(store)
 
 
 def points(first: int, last: int) -> Progress:
@@ -34,13 +32,10 @@ def points(first: int, last: int) -> Progress:
     )  # fmt: skip
 
 
-def test_an_empty_queue_is_told_once_and_then_not_again(page):
-    first = page.get("/api/live").json()
-    assert first["jobs"]["items"] == []
-    assert page.get("/api/live", params={"jobs": first["jobs"]["digest"]}).status_code == 204
-
-
 def test_only_changed_jobs_are_told(page, store):
+    empty = page.get("/api/live").json()["jobs"]
+    assert empty["items"] == []
+    assert page.get("/api/live", params={"jobs": empty["digest"]}).status_code == 204
     one, two = (store.submit(RunSpec(name=name)).id for name in ("one", "two"))
     first = page.get("/api/live").json()["jobs"]
     assert first["whole"] and {job["id"] for job in first["items"]} == {one, two}
@@ -51,12 +46,8 @@ def test_only_changed_jobs_are_told(page, store):
     store.delete(one)
     third = page.get("/api/live", params={"jobs": second["digest"]}).json()["jobs"]
     assert third["items"] == [] and third["removed"] == [one]
-
-
-def test_an_unknown_listing_is_told_whole(page, store):
-    store.submit(RunSpec())
-    answer = page.get("/api/live", params={"jobs": "of-another-server"}).json()["jobs"]
-    assert answer["whole"] and len(answer["items"]) == 1
+    foreign = page.get("/api/live", params={"jobs": "of-another-server"}).json()["jobs"]
+    assert foreign["whole"] and len(foreign["items"]) == 1
 
 
 def test_a_curve_comes_as_a_snapshot_and_then_only_what_is_new(page, store):
@@ -118,37 +109,6 @@ def test_a_run_that_is_gone_is_a_sentence(page):
     assert "no job number 9" in detail["error"]["text"]
 
 
-def test_actions_move_the_job(page, store):
-    job = store.submit(RunSpec()).id
-    for action, state in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
-        assert page.post(f"/api/do/{action}", json={"job": job}).json()["state"] == state
-    assert page.post("/api/do/delete", json={"job": job}).json()["deleted"] == job
-    assert store.list() == []
-
-
-def test_an_impossible_action_is_a_sentence_and_changes_nothing(page, store):
-    job = store.submit(RunSpec(name="waits")).id
-    answer = page.post("/api/do/resume", json={"job": job})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["kind"] == "queue" and "waits" in answer.json()["error"]["text"]
-    assert store.get(job).state == "queued"
-
-
-def test_an_action_without_a_json_body_does_nothing(page, store):
-    job = store.submit(RunSpec()).id
-    plain = page.post("/api/do/cancel", content=b"{}",
-                      headers={"content-type": "text/plain"})  # fmt: skip
-    assert plain.status_code == 422
-    assert page.post("/api/do/explode", json={"job": job}).status_code == 400
-    assert store.get(job).state == "queued"
-
-
-def test_run_next_moves_a_job_to_the_front(page, store):
-    ids = [store.submit(RunSpec()).id for _ in range(3)]
-    page.post("/api/do/move", json={"job": ids[2], "first": True})
-    assert [job.id for job in store.queue()] == [ids[2], ids[0], ids[1]]
-
-
 def test_a_zoomed_part_comes_at_full_detail(page, store):
     job, claim = running(store)
     store.claims.report(claim, points(1, 400))
@@ -157,3 +117,22 @@ def test_a_zoomed_part_comes_at_full_detail(page, store):
     part = page.get("/api/metrics", params=asked | {"low": 101, "high": 110}).json()
     assert len(whole["x"]) < 100
     assert part["data"]["loss"][str(job)]["x"] == list(range(101, 111))
+
+
+def test_the_whole_queue_is_held_and_its_state_reaches_every_tab(page, store):
+    store.submit(RunSpec())
+    first = page.get("/api/live").json()["jobs"]
+    assert first["queue"] == {"held": None, "on_error": "continue", "short": None}
+    page.post("/api/do/queue", json={"hold": True, "on_error": "stop"})
+    news = page.get("/api/live", params={"jobs": first["digest"]}).json()["jobs"]
+    assert news["queue"]["held"] and news["items"] == []
+    page.post("/api/do/webhook", json={"url": "https://example.org/x?key=s3cret"})
+    shown = page.post("/api/do/webhook", json={}).text + page.get("/api/live").text
+    assert "s3cret" not in shown
+
+
+def test_the_front_of_a_long_queue_is_shown(page, store):
+    first = store.submit(RunSpec(name="first")).id
+    store.submit_many({"name": f"job {n}"} for n in range(600))
+    ids = {row["id"] for row in page.get("/api/live").json()["jobs"]["items"]}
+    assert first in ids and len(ids) >= 600

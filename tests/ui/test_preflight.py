@@ -1,21 +1,16 @@
 import pytest
 
 from jobs import supervisor
-from jobs.processes import me
-from jobs.store import JobStore
-from studio.home import open_home
 from studio.spec import RunSpec
+from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of
 from ui.actions import action_routes
 from ui.preflight import preflight_routes, unknown
 
 
 @pytest.fixture
-def client(tmp_path):
-    home = open_home(tmp_path)
-    store = JobStore(home)
-    yield client_of(preflight_routes(home), action_routes(home, store))
-    store.close()
+def client(home, store):
+    return client_of(preflight_routes(home), action_routes(home, store))
 
 
 def test_the_form_is_estimated_by_part(client):
@@ -33,16 +28,11 @@ def test_several_processes_are_told_apart_from_their_sum(client):
     assert absent["unknown"].startswith("train.device names cuda:70, cuda:71, but this machine has")
 
 
-def test_what_is_not_here_yet_is_said_and_not_downloaded(tmp_path):
-    home = open_home(tmp_path)
-    spec = RunSpec().with_values({"model.path": "someone/model"})
-    assert "model is downloaded" in unknown(spec, home)
-    assert "dataset is downloaded" in unknown(RunSpec().with_values({"data.path": "a/b"}), home)
+def test_what_is_not_here_yet_is_said_and_a_path_is_never_called_a_download(home):
     assert unknown(RunSpec(), home) == ""
-
-
-def test_a_path_that_is_not_there_is_never_called_a_download(tmp_path):
-    home = open_home(tmp_path)
+    for field, words in (("model.path", "model is downloaded"),
+                         ("data.path", "dataset is downloaded")):  # fmt: skip
+        assert words in unknown(RunSpec().with_values({field: "someone/thing"}), home)
     for field, words in (
         ("data.path", "no dataset at /nope/x"),
         ("model.path", "no model at /nope/x"),
@@ -71,13 +61,11 @@ def test_a_wrong_field_is_one_sentence(client):
 
 
 def test_a_run_that_ran_out_of_memory_is_queued_again_with_the_remedy_chosen(
-    client, tmp_path, monkeypatch
+    client, store, monkeypatch
 ):
     monkeypatch.setattr(supervisor, "ensure_running", lambda home: None)
-    store = JobStore(open_home(tmp_path))
     job = store.submit(RunSpec().with_values({"name": "large", "train.device": "cpu"}))
-    claim = store.claims.claim("cpu", owner=me())
-    store.claims.register(claim, me())
+    claim = begin(store)
     store.claims.finish(claim, "failed", error=("out_of_memory", "Memory ran out at step 1."))
     found = do(client, "refit", job=job.id, listing=True).json()
     assert [one["name"] for one in found][:2] == ["batch", "checkpointing"]
@@ -90,26 +78,20 @@ def test_a_run_that_ran_out_of_memory_is_queued_again_with_the_remedy_chosen(
     assert RunSpec.parse(store.get(first["id"]).spec).train.per_device_train_batch_size == 4
     wrong = do(client, "refit", job=job.id, remedy="memory")
     assert wrong.status_code == 400
-    store.close()
 
 
-def test_a_base_that_does_not_fit_is_offered_what_makes_its_weights_smaller(client, tmp_path):
-    store = JobStore(open_home(tmp_path))
+def test_a_base_that_does_not_fit_is_offered_what_makes_its_weights_smaller(client, store):
     values = {"model.dtype": "float32", "train.device": "cuda:7"}
     job = store.submit(RunSpec().with_values(values))
-    claim = store.claims.claim("cuda:7", owner=me(), wanted=["cuda:7"])
-    store.claims.register(claim, me())
+    claim = begin(store, "cuda:7", wanted=["cuda:7"])
     store.claims.finish(claim, "failed", error=("weights_too_large", "They do not fit."))
     found = do(client, "refit", job=job.id, listing=True).json()
     assert [one["name"] for one in found] == ["precision", "quantization"]
     refused = do(client, "refit", job=job.id).json()["error"]["text"]
     assert "precision (half precision)" in refused
-    store.close()
 
 
-def test_only_a_run_that_ran_out_of_memory_is_refitted(client, tmp_path):
-    store = JobStore(open_home(tmp_path))
+def test_only_a_run_that_ran_out_of_memory_is_refitted(client, store):
     job = store.submit(RunSpec())
     answer = do(client, "refit", job=job.id)
     assert "did not run out of memory" in answer.json()["error"]["text"]
-    store.close()

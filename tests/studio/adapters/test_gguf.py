@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from studio.adapters.verify import Comparison
+
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
 from studio import starter
@@ -27,8 +29,7 @@ def test_rotary_rows_are_put_into_pairs():
 def test_stories_read_back_answer_the_same(real, tmp_path, precision, largest):
     source, file = real / "models" / "stories260k", tmp_path / "x.gguf"
 
-    write(source, file, precision=precision, name="x")
-    check, differ = verify_gguf(source, file, precision)
+    check, differ = written(source, file, precision)
 
     check.require("file", "model")
     assert check.max_error <= largest
@@ -78,9 +79,7 @@ SENTENCEPIECE, BYTEWISE = "models/stories260k", "tokenizers/minimind"
 def test_every_family_reads_back_exactly(real, tmp_path, name, tokenizer):
     folder = make_family(name, tmp_path / "model", real / tokenizer)
 
-    file = tmp_path / "x.gguf"
-    write(folder, file, precision="f32", name="x")
-    check, differ = verify_gguf(folder, file, "f32")
+    check, differ = written(folder, tmp_path / "x.gguf")
 
     check.require("file", "model")
     assert check.max_error <= 1e-5
@@ -89,31 +88,29 @@ def test_every_family_reads_back_exactly(real, tmp_path, name, tokenizer):
         assert differ == ()
 
 
-def test_gemma_without_its_shifted_norms_is_caught(real, tmp_path, monkeypatch):
-    folder = make_family("Gemma2", tmp_path / "model", real / "models" / "stories260k")
-    file = tmp_path / "x.gguf"
-    monkeypatch.setattr(
-        gguf, "tensors",
-        lambda where, own=gguf.tensors: (
-            (key, tensor - 1 if "norm" in key else tensor) for key, tensor in own(where)
-        ),
-    )  # fmt: skip
+def written(folder: Path, file: Path, precision: str = "f32") -> tuple[Comparison, tuple[str, ...]]:
+    write(folder, file, precision=precision, name="x")
+    return verify_gguf(folder, file, precision)
 
-    write(folder, file, precision="f32", name="x")
-    check, _ = verify_gguf(folder, file, "f32")
 
+def test_a_file_that_answers_otherwise_or_cannot_be_read_is_caught(real, tmp_path, monkeypatch):
+    """Rotary rows in the wrong order, Gemma's norms without their shift, a size unlike the rest."""
+    stories, file = real / "models" / "stories260k", tmp_path / "x.gguf"
+    gemma = make_family("Gemma2", tmp_path / "gemma", stories)
+    with monkeypatch.context() as broken:
+        broken.setattr(gguf, "interleave", lambda tensor, heads: tensor)
+        with pytest.raises(AdapterError, match="file differs from the model"):
+            written(stories, file)[0].require("file", "model")
+    own = gguf.tensors
+    monkeypatch.setattr(gguf, "tensors", lambda where: (
+        (key, tensor - 1 if "norm" in key else tensor) for key, tensor in own(where)
+    ))  # fmt: skip
     with pytest.raises(AdapterError, match="file differs from the model"):
-        check.require("file", "model")
-
-
-def test_a_size_that_the_reader_takes_for_granted_is_a_sentence(real, tmp_path):
-    tokenizer = real / "models" / "stories260k"
-    folder = make_family("Qwen3", tmp_path / "model", tokenizer, head_dim=32)
-    file = tmp_path / "x.gguf"
-
-    write(folder, file, precision="f32", name="x")
+        written(gemma, file)[0].require("file", "model")
+    monkeypatch.undo()
+    odd = make_family("Qwen3", tmp_path / "odd", stories, head_dim=32)
     with pytest.raises(AdapterError, match="cannot read the written file back"):
-        verify_gguf(folder, file, "f32")
+        written(odd, file)
 
 
 def test_the_starter_is_exported_whole_with_its_chat_template(home):
@@ -129,17 +126,6 @@ def test_the_starter_is_exported_whole_with_its_chat_template(home):
 
     read = AutoTokenizer.from_pretrained(out, gguf_file=next(out.glob("*.gguf")).name)
     assert read.chat_template == (starter.MODEL_DIR / "chat_template.jinja").read_text()
-
-
-def test_wrong_rotary_rows_are_caught(real, tmp_path, monkeypatch):
-    source, file = real / "models" / "stories260k", tmp_path / "x.gguf"
-    monkeypatch.setattr(gguf, "interleave", lambda tensor, heads: tensor)
-
-    write(source, file, precision="f32", name="x")
-    check, _ = verify_gguf(source, file, "f32")
-
-    with pytest.raises(AdapterError, match="file differs from the model"):
-        check.require("file", "model")
 
 
 def test_what_has_no_place_in_the_format_is_refused(tmp_path, home):

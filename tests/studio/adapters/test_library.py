@@ -1,8 +1,6 @@
 """The adapter library: what lies on disk, names, tags, and a trash that gives everything back."""
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -44,11 +42,8 @@ def test_the_passport_tells_the_base_and_how_it_ended(home):
     found = describe(folder, source="run")
     assert (found.base, found.base_fingerprint, found.steps) == ("starter", "a-b", 7)
     assert (found.ended, found.last_loss, found.eval_loss) == ("completed", 1.5, None)
-
-
-def test_a_foreign_adapter_needs_no_passport(tmp_path):
-    found = describe(make_adapter(tmp_path / "theirs"))
-    assert (found.name, found.base, found.ended) == ("theirs", "some/base", "")
+    foreign = describe(make_adapter(home.adapters / "theirs"))
+    assert (foreign.name, foreign.base, foreign.ended) == ("theirs", "some/base", "")
 
 
 def test_adapters_are_found_by_path_name_and_run(home, tmp_path):
@@ -68,9 +63,6 @@ def test_an_unknown_adapter_names_the_nearest(home):
     make_adapter(home.adapters / "pirate")
     with pytest.raises(AdapterError, match='Did you mean "pirate"'):
         resolve(home, "pirat")
-
-
-def test_a_name_cannot_leave_the_home(home, tmp_path):
     with pytest.raises(AdapterError):
         resolve(home, "../../etc")
 
@@ -85,12 +77,6 @@ def test_broken_folders_are_refused_and_left_out_of_the_list(home):
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
     with pytest.raises(AdapterError, match="save_pretrained"):
         describe(pickled)
-
-
-def test_the_library_starts_without_torch():
-    code = "import sys, studio.adapters.library; print('torch' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert answer.stdout.strip() == "False", answer.stderr
 
 
 def put(folder: Path, name: str) -> Path:
@@ -122,19 +108,15 @@ def test_a_runs_adapter_stays_where_it_is_and_is_found_by_both_names(home):
     assert resolve(home, "first mate") == home.runs / "4" / "adapter"
 
 
-@pytest.mark.parametrize("new", ["", "  ", "a/b", "..\\x", "pirate:2", "~root", "x" * 121, "a\0b"])
-def test_a_name_that_cannot_be_one_is_refused(home, new):
-    put(home.adapters / "a", "a")
-    with pytest.raises(AdapterError):
-        library.rename(home, "a", new)
-    assert [one.name for one in adapters(home)] == ["a"]
-
-
-def test_a_taken_name_is_refused(home):
+@pytest.mark.parametrize(
+    "new", ["", "  ", "a/b", "..\\x", "pirate:2", "~root", "x" * 121, "a\0b", "pirate"]
+)
+def test_a_name_that_cannot_be_one_or_is_taken_is_refused(home, new):
     put(home.adapters / "a", "a")
     put(home.runs / "1" / "adapter", "Pirate")
-    with pytest.raises(AdapterError, match="already an adapter"):
-        library.rename(home, "a", "pirate")
+    with pytest.raises(AdapterError, match="already an adapter" if new == "pirate" else None):
+        library.rename(home, "a", new)
+    assert {one.name for one in adapters(home)} == {"a", "Pirate"}
 
 
 def test_tags_are_set_and_taken_away_and_survive_a_new_name(home):

@@ -98,37 +98,32 @@ def test_a_tied_head_is_untied_when_it_changes(tmp_path):
     assert not torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
 
 
-def test_a_corrupted_merge_is_caught_and_not_kept(tmp_path, monkeypatch):
+def corrupt(path: Path) -> None:
+    state = load_file(path)
+    state["model.layers.1.mlp.down_proj.weight"][3] *= 1.01
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"), [(corrupt, "differs from the live stack.*not kept"), (cut, "not kept")]
+)
+def test_a_spoiled_merge_is_caught_and_not_kept(tmp_path, monkeypatch, spoil, words):
     base = tiny_folder(tmp_path / "base")
     write = merging.write_model
 
-    def write_then_corrupt(loaded, source, tensors, folder):
+    def write_then_spoil(loaded, source, tensors, folder):
         precision = write(loaded, source, tensors, folder)
-        path = folder / "model.safetensors"
-        state = load_file(path)
-        state["model.layers.1.mlp.down_proj.weight"][3] *= 1.01
-        save_file(state, path, metadata={"format": "pt"})
+        spoil(folder / "model.safetensors")
         return precision
 
-    monkeypatch.setattr(merging, "write_model", write_then_corrupt)
-    with pytest.raises(VerificationError, match="differs from the live stack.*not kept"):
+    monkeypatch.setattr(merging, "write_model", write_then_spoil)
+    with pytest.raises(VerificationError, match=words):
         run(ModelSource(path=str(base)), saved(tmp_path, "lora"), tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "lora"]
-
-
-def test_a_truncated_merge_is_caught(tmp_path, monkeypatch):
-    base = tiny_folder(tmp_path / "base")
-    write = merging.write_model
-
-    def write_then_cut(loaded, source, tensors, folder):
-        precision = write(loaded, source, tensors, folder)
-        path = folder / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:-100])
-        return precision
-
-    monkeypatch.setattr(merging, "write_model", write_then_cut)
-    with pytest.raises(VerificationError, match="not kept"):
-        run(ModelSource(path=str(base)), saved(tmp_path, "lora"), tmp_path / "out")
 
 
 def test_what_cannot_be_merged_is_refused(tmp_path):

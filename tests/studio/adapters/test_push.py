@@ -111,24 +111,20 @@ def test_what_did_not_arrive_whole_is_said(hub, folder):
 
 
 @pytest.mark.parametrize(
-    ("status", "sentence"),
-    [(401, "no longer valid"), (403, "cannot write"), (418, "status 418")],
-)
-def test_a_refusal_is_a_sentence(hub, folder, status, sentence):
+    ("status", "kind", "sentence"),
+    [(401, InputError, "no longer valid"), (403, InputError, "cannot write"),
+     (418, InputError, "status 418"), (429, Unreached, "status 429"),
+     (503, Unreached, "status 503")],
+)  # fmt: skip
+def test_a_refusal_is_a_sentence_and_a_busy_hub_may_be_asked_again(
+    hub, folder, status, kind, sentence
+):
     hub.status = status
 
-    with pytest.raises(InputError, match=sentence) as caught:
+    with pytest.raises(kind, match=sentence) as caught:
         push.push(folder, "me/x")
 
     assert "hf_secret" not in caught.value.text
-
-
-@pytest.mark.parametrize("status", [429, 503])
-def test_a_hub_that_has_too_much_to_do_may_be_asked_again(hub, folder, status):
-    hub.status = status
-
-    with pytest.raises(Unreached, match=f"status {status}"):
-        push.push(folder, "me/x")
 
 
 def test_offline_and_without_a_token_nothing_is_tried(hub, folder, home, monkeypatch):
@@ -142,14 +138,14 @@ def test_offline_and_without_a_token_nothing_is_tried(hub, folder, home, monkeyp
     assert hub.asked == []
 
 
-@pytest.mark.parametrize("repo", ["", "x", "a/b/c", "../x", "me/ x"])
-def test_a_name_that_is_no_repository_is_refused(folder, home, repo):
-    with pytest.raises(InputError, match="Invalid repository"):
-        PushRequest.parse({"folder": str(folder), "repo": repo}).checked(home)
-
-
-def test_an_empty_folder_is_refused(tmp_path, home):
-    assert files_of(tmp_path) == {}
-    for place in (str(tmp_path), "", "/no/such/folder"):
-        with pytest.raises(InputError, match="has nothing to upload"):
-            PushRequest.parse({"folder": place, "repo": "me/x"}).checked(home)
+def test_a_name_that_is_no_repository_or_an_empty_folder_is_refused(folder, home, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert files_of(tmp_path / "empty") == {}
+    for place, repos, words in (
+        (str(folder), ("", "x", "a/b/c", "../x", "me/ x"), "Invalid repository"),
+        (str(tmp_path / "empty"), ("me/x",), "has nothing to upload"),
+        ("", ("me/x",), "has nothing to upload"), ("/no/such", ("me/x",), "has nothing to upload"),
+    ):  # fmt: skip
+        for repo in repos:
+            with pytest.raises(InputError, match=words):
+                PushRequest.parse({"folder": place, "repo": repo}).checked(home)

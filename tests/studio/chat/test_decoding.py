@@ -56,17 +56,6 @@ def test_left_padded_rows_equal_generate(kind, layer):
     assert greedy(model, PROMPTS, 20) == expected
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_the_cache_changes_nothing(kind):
-    model = make_model(kind)
-    ids = list(PROMPTS[0])
-    for _ in range(12):
-        with torch.no_grad():
-            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-
-    assert greedy(model, [PROMPTS[0]], 12) == [ids[3:]]
-
-
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
 def test_rows_that_leave_do_not_disturb_those_that_stay(kind):
     model = make_model(kind) if kind != "mistral" else sliding(kind)

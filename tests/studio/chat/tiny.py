@@ -51,31 +51,15 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def make_model(kind: str) -> Any:
     torch.manual_seed(3)
     if kind == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(
-                n_embd=32,
-                n_layer=2,
-                n_head=4,
-                vocab_size=VOCABULARY,
-                n_positions=CONTEXT,
-                bos_token_id=0,
-                eos_token_id=95,
-                initializer_range=0.3,
-            )
-        ).eval()
-    return LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            vocab_size=VOCABULARY,
-            max_position_embeddings=CONTEXT,
-            eos_token_id=95,
-            initializer_range=0.3,
-        )
-    ).eval()
+        return GPT2LMHeadModel(GPT2Config(
+            n_embd=32, n_layer=2, n_head=4, vocab_size=VOCABULARY, n_positions=CONTEXT,
+            bos_token_id=0, eos_token_id=95, initializer_range=0.3,
+        )).eval()  # fmt: skip
+    return LlamaForCausalLM(LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=VOCABULARY, max_position_embeddings=CONTEXT,
+        eos_token_id=95, initializer_range=0.3,
+    )).eval()  # fmt: skip
 
 
 def make_engine(kind: str, adapters: dict[str, str] | None = None) -> ChatEngine:

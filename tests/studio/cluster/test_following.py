@@ -36,13 +36,7 @@ def test_events_checkpoints_and_the_adapter_come_home_and_nothing_stays(far):
     assert not far.folder.exists()
     assert read_submission(far.run_dir) is None
 
-
-def test_the_passport_speaks_of_this_machine(far):
-    far.add(started())
-    far.finish(1)
-    far.ray.now = "SUCCEEDED"
-    far.follow()
-
+    # The passport speaks of this machine.
     adapter = far.run_dir / "adapter"
     assert is_whole(adapter)
     passport = json.loads((adapter / "passport.json").read_text())
@@ -66,9 +60,16 @@ def test_the_drivers_error_is_the_runs(far):
     assert read_submission(far.run_dir) is None
 
 
-def test_an_end_without_a_word_before_it_trained_is_a_failure_with_rays_words(far):
-    far.ray.now = "FAILED"
-    with pytest.raises(ClusterError, match="without an error of its own: Ray's own words"):
+@pytest.mark.parametrize(
+    ("status", "begun", "words"),
+    [("FAILED", False, "without an error of its own: Ray's own words"),
+     ("STOPPED", True, "The run was stopped on the cluster itself")],
+)  # fmt: skip
+def test_an_end_that_nothing_explains_is_a_failure_in_a_sentence(far, status, begun, words):
+    if begun:
+        far.add(started())
+    far.ray.now = status
+    with pytest.raises(ClusterError, match=words):
         far.follow()
 
 
@@ -80,13 +81,6 @@ def test_a_run_that_the_cluster_lost_goes_on_from_what_is_here(far, status):
     with pytest.raises(ProcessLost):
         far.follow()
     assert is_whole(far.run_dir / "checkpoints" / "step-00000001")
-
-
-def test_a_run_that_somebody_stopped_there_says_so(far):
-    far.add(started())
-    far.ray.now = "STOPPED"
-    with pytest.raises(ClusterError, match="The run was stopped on the cluster itself"):
-        far.follow()
 
 
 def test_silence_is_told_once_and_its_end_too(far):
@@ -182,28 +176,22 @@ def test_a_pause_is_a_wish_on_the_storage(far):
     assert far.ray.stopped == []
 
 
-def test_what_has_not_begun_is_ended_at_once(far):
-    def cancel() -> None:
-        far.intent, far.wish = "cancel", "stop"
-
-    far.add(Loading(text="Ray is placing the run"))
-    heard = far.follow({Loading: cancel})
-
-    assert far.ray.stopped == ["far-1"]
-    assert isinstance(heard[-1], Finished) and heard[-1].reason == "stopped"
-
-
-def test_what_does_not_stop_when_asked_is_ended(far, monkeypatch):
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_has_not_begun_or_does_not_stop_when_asked_is_ended(far, monkeypatch, begun):
     def cancel() -> None:
         far.intent, far.wish = "cancel", "stop"
 
     monkeypatch.setitem(follow.PATIENCE_SECONDS, "cancel", 0.1)
-    far.add(started(), step(1))
-    far.save(1)
-    far.follow({Step: cancel})
-
+    if begun:
+        far.add(started(), step(1))
+        far.save(1)
+        far.follow({Step: cancel})
+        assert is_whole(far.run_dir / "checkpoints" / "step-00000001")
+    else:
+        far.add(Loading(text="Ray is placing the run"))
+        end = far.follow({Loading: cancel})[-1]
+        assert isinstance(end, Finished) and end.reason == "stopped"
     assert far.ray.stopped == ["far-1"]
-    assert is_whole(far.run_dir / "checkpoints" / "step-00000001")
 
 
 def test_when_nobody_answers_a_stop_waits_on_the_storage(far, monkeypatch):

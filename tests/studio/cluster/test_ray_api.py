@@ -10,13 +10,7 @@ from studio.cluster.orders import MARK, lacking, needed
 from studio.cluster.ray_api import ClusterFacts, NoAnswer, Ray, checked_address, error_in
 from studio.cluster.submit import too_few
 from studio.errors import ClusterError, Diverged
-from tests.dashboard import answering, node, nodes
-
-
-@pytest.fixture
-def dashboard():
-    with answering() as here:
-        yield here
+from tests.dashboard import node, nodes
 
 
 def test_gpus_of_living_machines_are_the_devices(dashboard):
@@ -25,7 +19,9 @@ def test_gpus_of_living_machines_are_the_devices(dashboard):
     )
 
 
-def test_without_gpus_processors_are(dashboard):
+def test_without_gpus_processors_are_and_too_few_say_how_many_there_are(dashboard):
+    words = "train.num_processes is 8, but the cluster has 6 GPUs on 2"
+    assert too_few(8, Ray(dashboard.address).facts()).startswith(words)
     dashboard.answers["/nodes?view=summary"] = nodes(node(CPU=3))
     dashboard.answers["/api/cluster_status"] = {"data": {"clusterStatus": None}}
     facts = Ray(dashboard.address).facts()
@@ -40,29 +36,20 @@ def test_an_address_nobody_answers_is_a_sentence():
         Ray(address).facts()
 
 
-def test_a_failing_dashboard_may_be_asked_again(dashboard):
-    dashboard.answers["/api/version"] = 503
-    with pytest.raises(NoAnswer, match="it answered 503"):
-        Ray(dashboard.address).facts()
-
-
-@pytest.mark.parametrize("answer", [404, b"<html>hello</html>", {"version": 1}, [1]])
-def test_a_stranger_at_the_address_is_named(dashboard, answer):
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (503, NoAnswer, "it answered 503"),
+        (401, ClusterError, "set RAY_AUTH_TOKEN"),
+        *((strange, ClusterError, "is not a Ray dashboard")
+          for strange in (404, b"<html>hello</html>", {"version": 1}, [1])),
+        *(({"ray_version": old}, ClusterError, f"runs Ray {old}; this studio needs 2.51 or later")
+          for old in ("2.9.3", "1.13", "3.0.0")),
+    ],
+)  # fmt: skip
+def test_a_dashboard_that_cannot_be_used_is_a_sentence(dashboard, answer, kind, words):
     dashboard.answers["/api/version"] = answer
-    with pytest.raises(ClusterError, match="is not a Ray dashboard"):
-        Ray(dashboard.address).facts()
-
-
-@pytest.mark.parametrize("version", ["2.9.3", "1.13", "3.0.0"])
-def test_another_version_is_named(dashboard, version):
-    dashboard.answers["/api/version"] = {"ray_version": version}
-    with pytest.raises(ClusterError, match=f"runs Ray {version}; this studio needs 2.51 or later"):
-        Ray(dashboard.address).facts()
-
-
-def test_a_cluster_that_wants_a_token_is_a_sentence(dashboard):
-    dashboard.answers["/api/version"] = 401
-    with pytest.raises(ClusterError, match="set RAY_AUTH_TOKEN"):
+    with pytest.raises(kind, match=words):
         Ray(dashboard.address).facts()
 
 
@@ -75,24 +62,12 @@ def test_a_job_has_a_status_or_is_not_known(dashboard):
     assert dashboard.asked[-1] == "POST /api/jobs/one/stop"
 
 
-@pytest.mark.parametrize(
-    ("given", "made"),
-    [
-        ("10.0.0.5:8265", "http://10.0.0.5:8265"),
-        (" https://ray.example/x/ ", "https://ray.example/x"),
-    ],
-)
-def test_an_address_may_leave_out_what_is_clear(given, made):
-    assert checked_address(given) == made
-
-
-@pytest.mark.parametrize("given", ["", "ftp://x", "http://a b", "http://x'; rm -rf", "file:///etc"])
-def test_what_is_no_address_is_refused(given):
-    with pytest.raises(ClusterError, match="Invalid address"):
-        checked_address(given)
-
-
-def test_the_address_for_clients_is_told_from_the_dashboards():
+def test_an_address_may_leave_out_what_is_clear_and_what_is_none_is_refused():
+    assert checked_address("10.0.0.5:8265") == "http://10.0.0.5:8265"
+    assert checked_address(" https://ray.example/x/ ") == "https://ray.example/x"
+    for wrong in ("", "ftp://x", "http://a b", "http://x'; rm -rf", "file:///etc"):
+        with pytest.raises(ClusterError, match="Invalid address"):
+            checked_address(wrong)
     with pytest.raises(ClusterError, match=r"such as http://head:8265"):
         checked_address("ray://head:10001")
 
@@ -102,11 +77,6 @@ def test_a_drivers_last_word_is_its_error():
     found = error_in(log)
     assert isinstance(found, Diverged) and found.text == "The loss became nan."
     assert error_in("nothing of the kind") is None
-
-
-def test_too_few_devices_say_how_many_there_are():
-    facts = ClusterFacts(version="2.60.0", kind="GPU", devices=6, free=5, machines=2)
-    assert too_few(8, facts).startswith("train.num_processes is 8, but the cluster has 6 GPUs on 2")
 
 
 def test_what_is_needed_is_here_and_what_is_not_is_named():

@@ -1,6 +1,5 @@
 """A run is sent once, with all it needs, whatever happens in between."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from studio.errors import ClusterError
 from studio.home import Home, publishing
 from studio.spec import RunSpec
 from studio.training import transfer
-from tests.studio.tiny import tiny_folder
+from tests.studio.tiny import tiny_spec
 
 
 class Door:
@@ -34,11 +33,7 @@ class Door:
 
 @pytest.fixture
 def spec(tmp_path):
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("\n".join(json.dumps({"question": w, "answer": w * 2}) for w in "abcdefgh"))
-    model, data = str(tiny_folder(tmp_path / "model")), {"path": str(rows)}
-    train = {"device": "ray", "num_processes": 2}
-    return RunSpec.parse({"name": "A run", "model": {"path": model}, "data": data, "train": train})
+    return tiny_spec(tmp_path, name="A run", train__device="ray", train__num_processes=2)
 
 
 def sent_to(door: Door, spec: RunSpec, run_dir: Path, home: Home) -> Storage:

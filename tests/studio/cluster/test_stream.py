@@ -15,17 +15,22 @@ def numbers(reader: EventReader) -> list[int]:
     return [values["n"] for values in reader.read()]
 
 
-def test_a_reader_hears_what_is_new(place):
+def test_a_reader_hears_what_is_new_and_goes_on_where_it_was(place):
     reader, writer = EventReader(place), EventWriter(place)
     assert numbers(reader) == []
 
     writer.add({"n": 1})
     writer.flush()
     assert numbers(reader) == [1]
+    back = EventReader(place, number=reader.number, lines=reader.lines)
     writer.add({"n": 2})
     writer.close()
-    assert numbers(reader) == [2]
+    assert numbers(reader) == numbers(back) == [2]
     assert numbers(reader) == []
+    second = EventWriter(place)  # its successor goes on behind the first
+    second.add({"n": 3})
+    second.close()
+    assert numbers(EventReader(place)) == [1, 2, 3]
 
 
 def test_files_stay_small_and_the_reader_follows(place, monkeypatch):
@@ -40,26 +45,6 @@ def test_files_stay_small_and_the_reader_follows(place, monkeypatch):
 
     assert heard + numbers(reader) == list(range(20))
     assert len(place.names("events")) > 3
-
-
-def test_a_second_writer_goes_on_behind_the_first(place):
-    for n in (1, 2):  # the first one was killed, the second is its successor
-        writer = EventWriter(place)
-        writer.add({"n": n})
-        writer.close()
-
-    assert numbers(EventReader(place)) == [1, 2]
-
-
-def test_a_reader_that_comes_back_goes_on_where_it_was(place):
-    writer, first = EventWriter(place), EventReader(place)
-    writer.add({"n": 1})
-    writer.flush()
-    list(first.read())
-    writer.add({"n": 2})
-    writer.close()
-
-    assert numbers(EventReader(place, number=first.number, lines=first.lines)) == [2]
 
 
 def test_a_line_that_is_half_there_is_heard_when_it_is_whole(place):

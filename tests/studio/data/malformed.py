@@ -107,6 +107,8 @@ def jsonl_lines() -> list[Case]:
         _one_bad("bad escape", '{"question": "\\x41", "answer": "a"}', "json"),
         _one_bad("html", "<html><script>alert(1)</script></html>", "json"),
         _one_bad("yaml", "question: q", "json"),
+        _one_bad("number of thousands of digits", f'{{"question": "q", "answer": {"9" * 5000}}}',
+                 "json"),
         _one_bad("missing answer", '{"question": "q"}', "missing"),
         _one_bad("missing question", '{"answer": "a"}', "missing"),
         _one_bad("empty object", "{}", "missing"),

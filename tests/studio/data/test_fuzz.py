@@ -127,6 +127,8 @@ def test_what_is_imported_is_what_was_read(byte_backend, rows):
         file = Path(folder) / "rows.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         home, report = open_home(Path(folder) / "home"), check_file(file)
+        assert report.rows.read == report.rows.kept + report.rows.dropped
+        assert all(1 <= problem.line <= len(rows) for problem in report.problems)
         try:
             made = import_dataset(home, DataSource(path=str(file))).snapshot
         except DataError as error:

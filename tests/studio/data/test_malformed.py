@@ -85,18 +85,3 @@ COLUMNS = st.sampled_from(
     ["question", "answer", "messages", "conversations", "text", "label", "prompt", "completion",
      "instruction", "input", "output", "chosen", "rejected", "tools", "system", "history", "x.y"]
 )  # fmt: skip
-
-
-@FUZZ
-@given(rows=st.lists(st.dictionaries(COLUMNS, VALUES, max_size=5), min_size=1, max_size=8))
-def test_any_json_rows_are_used_or_dropped(rows, tmp_path):
-    import json
-
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-    report = check_file(path)
-
-    report.model_dump_json()
-    assert report.rows.read == report.rows.kept + report.rows.dropped
-    assert all(1 <= problem.line <= len(rows) for problem in report.problems)

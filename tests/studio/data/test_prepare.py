@@ -64,31 +64,25 @@ def test_labels_are_the_ids_or_masked_and_end_with_the_end_of_text(real):
         assert not trained[: trained.argmax()].any() and trained[trained.argmax() :].all()
 
 
-def test_a_long_row_loses_its_end_when_enough_answer_stays():
-    row = Encoded(np.arange(10, dtype=np.int32), np.array([False] * 3 + [True] * 7))
+@pytest.mark.parametrize(
+    ("prompt", "answer", "limit", "lead", "lost", "kept"),
+    [
+        (3, 7, 6, 1, "end", [0, 1, 2, 3, 4, 5]),  # 3, 4, 5 are answer: half of the limit
+        # Half of six is three answer tokens: 8, 9, 10, with 6 and 7 of the prompt and 0 in front.
+        (8, 4, 6, 1, "start", [0, 6, 7, 8, 9, 10]),
+        (98, 2, 10, 0, "start", list(range(90, 100))),  # a short answer stays whole
+    ],
+)
+def test_a_long_row_loses_its_end_or_the_beginning_of_its_prompt(
+    prompt, answer, limit, lead, lost, kept
+):
+    trained = np.array([False] * prompt + [True] * answer)
+    row = Encoded(np.arange(prompt + answer, dtype=np.int32), trained)
 
-    cut = fit(row, limit=6, num_lead_tokens=1)
+    cut = fit(row, limit=limit, num_lead_tokens=lead)
 
-    # Tokens 3, 4, 5 are answer: half of the limit.
-    assert (cut.lost, cut.ids.tolist()) == ("end", [0, 1, 2, 3, 4, 5])
-
-
-def test_a_long_prompt_loses_its_beginning_and_keeps_what_stands_in_front():
-    row = Encoded(np.arange(12, dtype=np.int32), np.array([False] * 8 + [True] * 4))
-
-    cut = fit(row, limit=6, num_lead_tokens=1)
-
-    # Half of six is three answer tokens: 8, 9, 10, with 6 and 7 of the prompt and 0 in front.
-    assert (cut.lost, cut.ids.tolist()) == ("start", [0, 6, 7, 8, 9, 10])
-    assert cut.trained.tolist() == [False, False, False, True, True, True]
-
-
-def test_a_short_answer_stays_whole_with_its_end_of_turn():
-    row = Encoded(np.arange(100, dtype=np.int32), np.array([False] * 98 + [True] * 2))
-
-    cut = fit(row, limit=10, num_lead_tokens=0)
-
-    assert cut.ids.tolist() == list(range(90, 100))
+    assert (cut.lost, cut.ids.tolist()) == (lost, kept)
+    assert cut.trained.tolist() == trained[kept].tolist()
 
 
 def test_windows_of_a_text_lose_nothing():
@@ -127,17 +121,6 @@ def test_the_split_is_seeded_and_keeps_equal_rows_on_one_side(tmp_path, byte_bac
     assert len(held) == 10
     texts = {bytes(e.input_ids) for e in first.validation}
     assert not texts & {bytes(e.input_ids) for e in first.train}
-
-
-def test_a_file_of_its_own_can_be_held_out(tmp_path, byte_backend):
-    backend = byte_backend(["</s>"], eos="</s>")
-    train = write_rows(tmp_path / "a.jsonl", pairs(20))
-    held = write_rows(tmp_path / "b.jsonl", pairs(5))
-
-    made = prepare(DataSource(path=train, validation_path=held), backend,
-                   context_length=64, seed=0)  # fmt: skip
-
-    assert (len(made.train), len(made.validation)) == (20, 5)
 
 
 def test_the_second_launch_comes_from_the_cache_and_is_equal(home, tmp_path, byte_backend):
@@ -235,23 +218,6 @@ def test_auto_takes_chatml_only_where_its_markers_are_tokens(byte_backend):
         choose(byte_backend(["</s>"]), "chatlm")
 
 
-def test_preparing_needs_no_torch(real):
-    import subprocess
-    import sys
-
-    code = (
-        "import sys; from pathlib import Path; from studio.data.prepare import prepare;"
-        "from studio.data.template.backend import backend_from_folder as b;"
-        "from studio.spec import DataSource as D;"
-        f"p = Path({str(real)!r});"
-        "prepare(D(path=str(p/'data'/'identity.json')), b(p/'models'/'stories260k'),"
-        " context_length=64, seed=0);"
-        "assert not {'torch', 'transformers'} & set(sys.modules)"
-    )
-
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
 def test_evaluation_rows_that_are_trained_on_are_counted_and_told(tmp_path, byte_backend):
     backend = byte_backend(["</s>"], eos="</s>")
     train = write_rows(tmp_path / "train.jsonl", pairs(20))
@@ -260,6 +226,7 @@ def test_evaluation_rows_that_are_trained_on_are_counted_and_told(tmp_path, byte
     made = prepare(DataSource(path=train, validation_path=held), backend,
                    context_length=64, seed=0)  # fmt: skip
 
+    assert (len(made.train), len(made.validation)) == (20, 4)
     assert made.report.overlap == 3
     assert any("3 of the 4 evaluation rows" in words for words in made.report.warnings)
 

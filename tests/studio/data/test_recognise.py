@@ -122,18 +122,6 @@ def test_alpaca_joins_the_input_and_history_comes_first():
     assert [m["content"] for m in got.messages] == ["a", "b", "Add.\n\n1 2", "3"]
 
 
-def test_preference_trains_the_chosen_answer():
-    got = made(
-        {"prompt": "p", "chosen": "good", "rejected": "bad"},
-        format="preference",
-        columns={"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"},
-    )
-
-    assert [(m["role"], m["content"]) for m in got.messages] == [
-        ("user", "p"), ("assistant", "good"),
-    ]  # fmt: skip
-
-
 def test_labels_become_answers_to_a_question_about_them():
     got = made({"text": "great", "mood": 1}, format="labelled",
                columns={"text": "text", "label": "mood"})  # fmt: skip
@@ -181,13 +169,6 @@ def test_a_template_from_a_file_is_only_filled_never_run():
     )
 
     assert isinstance(got, Problem) and got.kind == "missing"
-
-
-def test_conversational_prompt_and_completion_are_joined():
-    got = made({"prompt": CHAT[:1], "completion": CHAT[1:]}, format="prompt_completion",
-               columns={"prompt": "prompt", "completion": "completion"})  # fmt: skip
-
-    assert isinstance(got, Conversation) and [m["content"] for m in got.messages] == ["q", "a"]
 
 
 @pytest.mark.parametrize(
@@ -244,15 +225,15 @@ def test_a_part_or_column_that_is_not_there_is_named(tmp_path, format, columns, 
         corrected(DataSource(path=str(tmp_path / "a.csv")), format, changes)
 
 
-@pytest.mark.parametrize("history", [True, 3, "once", {"a": "b"}, [["q"]], ["qa"]])
-def test_a_history_that_is_none_is_told(history):
+@pytest.mark.parametrize(
+    ("history", "said"),
+    [*((wrong, True) for wrong in (True, 3, "once", {"a": "b"}, [["q"]], ["qa"])),
+     *((nothing, False) for nothing in (None, "", float("nan"), []))],
+)  # fmt: skip
+def test_a_history_that_is_none_is_told_and_an_empty_one_is_none(history, said):
     mapping = Mapping(format="alpaca", columns={"instruction": "i", "output": "o", "history": "h"})
     made = converter(mapping)(Row(7, {"i": "Add.", "o": "3", "h": history}))
-    assert isinstance(made, Problem) and made.line == 7 and "history" in made.text
-
-
-@pytest.mark.parametrize("nothing", [None, "", float("nan"), []])
-def test_an_empty_history_is_none(nothing):
-    mapping = Mapping(format="alpaca", columns={"instruction": "i", "output": "o", "history": "h"})
-    made = converter(mapping)(Row(1, {"i": "Add.", "o": "3", "h": nothing}))
-    assert isinstance(made, Conversation) and len(made.messages) == 2
+    if said:
+        assert isinstance(made, Problem) and made.line == 7 and "history" in made.text
+    else:
+        assert isinstance(made, Conversation) and len(made.messages) == 2

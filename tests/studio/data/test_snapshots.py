@@ -63,24 +63,13 @@ def test_the_same_file_twice_is_recognised_whatever_its_name(home, numbers, tmp_
 
     assert again.already and again.snapshot.meta.hash == first.meta.hash
     assert len(snapshots(home)) == 1
-
-
-def test_equal_rows_have_equal_hashes_and_another_mapping_another(home, numbers, tmp_path):
-    one = brought_in(home, numbers, name="one")
     swapped = Mapping(format="question_answer", columns={"question": "a", "answer": "q"})
-    two = import_dataset(home, DataSource(path=str(numbers)), mapping=swapped).snapshot
-
-    assert one.meta.hash != two.meta.hash
-
-
-def test_a_refused_file_leaves_nothing_behind(home, tmp_path):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"question": "q", "answer": ""}\n')
-
+    other = import_dataset(home, DataSource(path=str(numbers)), mapping=swapped).snapshot
+    assert other.meta.hash != first.meta.hash, "another mapping"
+    copy.write_text('{"question": "q", "answer": ""}\n')
     with pytest.raises(DataError):
-        import_dataset(home, DataSource(path=str(path)))
-
-    assert [f.name for f in home.datasets.iterdir()] == []
+        import_dataset(home, DataSource(path=str(copy)))
+    assert len(list(home.datasets.iterdir())) == 2, "a refused file leaves nothing behind"
 
 
 def test_pages_read_any_part_of_the_rows(home, numbers):
@@ -187,11 +176,14 @@ def test_overlap_counts_rows_that_are_in_both(home, numbers, tmp_path):
 
 def test_csv_export_neutralises_formulas(home, tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"question": "=1+1", "answer": "@x"}) + "\n")
+    large = 123456789012345678901234567890
+    path.write_text(json.dumps({"question": "=1+1", "answer": "@x", "n": large}) + "\n")
     snapshot = import_dataset(home, DataSource(path=str(path))).snapshot
 
     assert export_rows(snapshot, tmp_path / "out.csv") == 1
-    assert (tmp_path / "out.csv").read_text().splitlines() == ["question,answer", "'=1+1,'@x"]
+    assert (tmp_path / "out.csv").read_text().splitlines() == [
+        "question,answer,n", f"'=1+1,'@x,{large}"
+    ]  # fmt: skip
     export_rows(snapshot, tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.jsonl").read_text()) == json.loads(path.read_text())
     with pytest.raises(DataError, match=r"\.jsonl or \.csv"):
@@ -215,15 +207,3 @@ def test_an_imported_text_file_stays_one_text(home, tmp_path, byte_backend):
 
     assert from_file.train[0].input_ids.tolist() == imported.train[0].input_ids.tolist()
     assert check_file("a", home=home).rows.kept == 3
-
-
-def test_integers_beyond_64_bits_survive_import_and_export(home, tmp_path):
-    large = 123456789012345678901234567890
-    path = tmp_path / "large.jsonl"
-    path.write_text(json.dumps({"question": "q", "answer": "a", "n": large}) + "\n")
-
-    made = import_dataset(home, DataSource(path=str(path))).snapshot
-    export_rows(made, tmp_path / "out.jsonl")
-
-    assert next(made.rows()).values["n"] == large
-    assert json.loads((tmp_path / "out.jsonl").read_text())["n"] == large

@@ -11,10 +11,12 @@ import pytest
 
 from studio.data.prepare import prepare
 from studio.data.records import Conversation
+from studio.data.template.backend import Backend
 from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.errors import DataError
 from studio.spec import DataSource
+from tests.studio.data.conftest import Make
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}"
@@ -83,6 +85,14 @@ SHAPES = {
     "phi": (PHI, ["<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"], "<|endoftext|>", ""),
     "generation": (SMOL, IM, "<|im_end|>", ""),
 }
+
+
+def shaped(make: Make, shape: str) -> Backend:
+    """Make the byte tokenizer with the template and the special tokens of a shape."""
+    source, specials, eos, bos = SHAPES[shape]
+    return make(specials, source, eos=eos, bos=bos)
+
+
 TURNS = [
     {"role": "user", "content": "Hi"},
     {"role": "assistant", "content": "Hello!"},
@@ -115,8 +125,7 @@ MULTI_TURN["qwen"] = MULTI_TURN["generation"] = MULTI_TURN["chatml"]
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_answer_and_its_end_of_turn_are_trained(shape, byte_backend, bracketed):
-    source, specials, eos, bos = SHAPES[shape]
-    backend = byte_backend(specials, source, eos=eos, bos=bos)
+    backend = shaped(byte_backend, shape)
 
     ids, labels = choose(backend).encode(TURNS)
 
@@ -125,8 +134,7 @@ def test_every_answer_and_its_end_of_turn_are_trained(shape, byte_backend, brack
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_only_the_last_answer_is_trained_when_asked(shape, byte_backend, bracketed):
-    source, specials, eos, bos = SHAPES[shape]
-    backend = byte_backend(specials, source, eos=eos, bos=bos)
+    backend = shaped(byte_backend, shape)
 
     ids, labels = choose(backend).encode(TURNS, "last")
 
@@ -137,8 +145,7 @@ def test_only_the_last_answer_is_trained_when_asked(shape, byte_backend, bracket
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("train_on", ["assistant", "last"])
 def test_an_answer_without_weight_is_read_and_not_trained(shape, train_on, byte_backend, bracketed):
-    source, specials, eos, bos = SHAPES[shape]
-    backend = byte_backend(specials, source, eos=eos, bos=bos)
+    backend = shaped(byte_backend, shape)
 
     row = Conversation(TURNS, muted=(0,) if train_on == "assistant" else (1,))
     batch = choose(backend).encode_batch([row, Conversation(TURNS)], train_on)
@@ -152,9 +159,7 @@ def test_an_answer_without_weight_is_read_and_not_trained(shape, train_on, byte_
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_everything_is_trained_when_asked(shape, byte_backend):
-    source, specials, eos, bos = SHAPES[shape]
-
-    ids, labels = choose(byte_backend(specials, source, eos=eos, bos=bos)).encode(TURNS, "all")
+    ids, labels = choose(shaped(byte_backend, shape)).encode(TURNS, "all")
 
     assert ids == labels
 
@@ -191,8 +196,7 @@ for expected in (CUT_START, CUT_END):
 def test_a_row_that_is_too_long_keeps_its_mask(
     shape, question, answer, limit, expected, byte_backend, bracketed, tmp_path
 ):
-    source, specials, eos, bos = SHAPES[shape]
-    backend = byte_backend(specials, source, eos=eos, bos=bos)
+    backend = shaped(byte_backend, shape)
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"question": question, "answer": answer}) + "\n")
     data = DataSource(path=str(path), max_length=limit, validation_fraction=0)
@@ -208,8 +212,7 @@ def test_a_row_that_is_too_long_keeps_its_mask(
 
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s != "mistral"])
 def test_the_prompt_is_exactly_what_stands_before_the_answer(shape, byte_backend):
-    source, specials, eos, bos = SHAPES[shape]
-    template = choose(byte_backend(specials, source, eos=eos, bos=bos))
+    template = choose(shaped(byte_backend, shape))
 
     ids, labels = template.encode(TURNS, "last")
     prompt = template.encode_prompt(TURNS[:3])
@@ -245,8 +248,7 @@ WITH_SYSTEM["qwen"] = WITH_SYSTEM["generation"] = WITH_SYSTEM["chatml"]
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_system_prompt_is_masked_or_joined_to_the_question(shape, byte_backend, bracketed):
-    source, specials, eos, bos = SHAPES[shape]
-    backend = byte_backend(specials, source, eos=eos, bos=bos)
+    backend = shaped(byte_backend, shape)
 
     ids, labels = choose(backend).encode(SYSTEM)
 
@@ -299,8 +301,7 @@ WITH_CALL["generation"] = WITH_CALL["chatml"]
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tool_calls_are_trained_and_tool_results_are_not(shape, byte_backend, bracketed):
-    source, specials, eos, bos = SHAPES[shape]
-    backend = byte_backend(specials, source, eos=eos, bos=bos)
+    backend = shaped(byte_backend, shape)
 
     ids, labels = choose(backend).encode(CALLING)
 
@@ -309,8 +310,7 @@ def test_tool_calls_are_trained_and_tool_results_are_not(shape, byte_backend, br
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_special_tokens_typed_inside_data_are_text(shape, byte_backend):
-    source, specials, eos, bos = SHAPES[shape]
-    backend = byte_backend(specials, source, eos=eos, bos=bos)
+    backend, specials = shaped(byte_backend, shape), SHAPES[shape][1]
     clean = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
     typed = "".join(specials)
     dirty = [{"role": "user", "content": typed}, {"role": "assistant", "content": f"y{typed}"}]

@@ -29,25 +29,28 @@ def test_three_wins_to_one_are_the_logarithm_of_the_corrected_odds():
     assert (a.wins, a.losses, b.wins, b.losses) == (3, 1, 1, 3)
 
 
-def test_a_record_without_a_loss_is_finite_and_uncertain():
+def test_a_record_without_a_loss_is_finite_and_uncertain_and_more_votes_narrow_it():
     # 4 to 0: (4.5 / 0.5) = 9, 400 log10(9) = 381.70.
     a, b = leaderboard(votes(("a", "b", 4)))
-
     assert a.score - b.score == pytest.approx(381.70, abs=0.01)
     assert a.low < b.high
+    few, many = (leaderboard(votes(("a", "b", 3 * n), ("b", "a", 2 * n)))[0] for n in (1, 100))
+    assert (many.high - many.low) * 5 < few.high - few.low
 
 
-def test_ties_are_half_a_win_each_way():
+def test_draws_circles_bad_answers_and_lanes_that_never_met():
     a, b = leaderboard(votes(("=", "b", 5)))
-
     assert a.score == b.score == pytest.approx(1000)
     assert (a.ties, b.ties) == (5, 5)
-
-
-def test_a_circle_of_equal_wins_is_a_draw():
-    scores = [s.score for s in leaderboard(votes(("a", "b", 2), ("b", "c", 2), ("c", "a", 2)))]
-
-    assert scores == pytest.approx([1000, 1000, 1000])
+    circle = leaderboard(votes(("a", "b", 2), ("b", "c", 2), ("c", "a", 2)))
+    assert [one.score for one in circle] == pytest.approx([1000, 1000, 1000])
+    a, b = leaderboard([Match(lanes=("a", "b"), bad=True)])
+    assert (a.ties, a.bad, b.bad) == (1, 1, 1)
+    apart = leaderboard(votes(("a", "b", 1), ("c", "d", 1)))
+    assert [one.group for one in apart] == [0, 0, 1, 1]
+    assert leaderboard([]) == []
+    lanes, table = wins_of([Match(lanes=("a", "b", "c"), winner=2)])
+    assert (lanes, table) == (["a", "b", "c"], [[0, 0, 0], [0, 0, 0], [1, 1, 0]])
 
 
 def test_a_chain_adds_up():
@@ -68,33 +71,3 @@ def test_expected_wins_equal_the_wins_that_were_counted():
             for j in range(3) if j != i
         )  # fmt: skip
         assert expected == pytest.approx(sum(wins[i]) + 2 * 0.5, abs=1e-6)
-
-
-def test_more_votes_narrow_the_interval():
-    few, _ = leaderboard(votes(("a", "b", 3), ("b", "a", 2)))
-    many, _ = leaderboard(votes(("a", "b", 300), ("b", "a", 200)))
-
-    assert (many.high - many.low) * 5 < few.high - few.low
-
-
-def test_one_vote_among_three_is_two_games():
-    lanes, table = wins_of([Match(lanes=("a", "b", "c"), winner=2)])
-
-    assert lanes == ["a", "b", "c"]
-    assert table == [[0, 0, 0], [0, 0, 0], [1, 1, 0]]
-
-
-def test_lanes_that_never_met_are_of_different_groups():
-    standings = leaderboard(votes(("a", "b", 1), ("c", "d", 1)))
-
-    assert [s.group for s in standings] == [0, 0, 1, 1]
-
-
-def test_two_bad_answers_are_a_tie_that_is_counted():
-    a, b = leaderboard([Match(lanes=("a", "b"), bad=True)])
-
-    assert (a.ties, a.bad, b.bad) == (1, 1, 1)
-
-
-def test_no_votes_no_places():
-    assert leaderboard([]) == []

@@ -38,15 +38,9 @@ def test_a_page_holds_no_script_and_needs_nothing_from_outside():
         assert "<b>" not in page
 
 
-def test_jsonl_is_the_rows_themselves():
+def test_jsonl_is_the_rows_a_lane_is_named_for_people_and_another_ending_is_refused():
     assert json.loads(votes_as("jsonl", VOTES, BOARD)) == VOTES[0]
-
-
-def test_a_lane_is_named_for_people():
     assert title("/models/big~a%20b:0.5+c:1") == "big + a b × 0.5 + c"
-
-
-def test_another_ending_is_refused():
     assert form_of("x.html") == "html"
     with pytest.raises(ChatError, match="must end in"):
         form_of("x.pdf")

@@ -38,6 +38,15 @@ def refused(folder: Path, says: str, model_name: str = "llama") -> None:
     assert all(torch.equal(before[k], v) for k, v in backbone.model.state_dict().items())
 
 
+def cut(folder: Path, kept_bytes: int) -> None:
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept_bytes])
+
+
+def overwrite_config(folder: Path, text: str) -> None:
+    (folder / "adapter_config.json").write_text(text)
+
+
 def edit_config(folder: Path, **changes) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -101,15 +110,30 @@ def test_tensors_that_are_not_exactly_the_adapters_are_refused(folder, changes, 
     refused(folder, says)
 
 
-def test_an_adapter_for_another_base_is_explained(folder):
+def test_an_adapter_for_another_base_is_explained(folder, tmp_path):
     refused(folder, "do not belong to LoRA on this model", model_name="gpt2")
-
-
-def test_a_prefix_for_another_base_names_both_shapes(tmp_path):
     backbone = Backbone(tiny_model("llama"))
     backbone.attach("p", PrefixTuning(num_virtual_tokens=3))
-    backbone.save("p", tmp_path)
-    refused(tmp_path, r"shape \(3, 64\), but this model needs \(3, 128\)", model_name="gpt2")
+    (tmp_path / "prefix").mkdir()
+    backbone.save("p", tmp_path / "prefix")
+    says = r"shape \(3, 64\), but this model needs \(3, 128\)"
+    refused(tmp_path / "prefix", says, model_name="gpt2")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "argument", "says"),
+    [
+        *((cut, kept, "damaged or truncated") for kept in (0, 4, 100, 3000)),
+        *((overwrite_config, text, "not valid JSON|must hold a JSON object")
+          for text in ("", "[]", "{", '"x"', "[" * 5000, "nul")),
+        (overwrite_config, " " * 1_000_001, "too large for"),
+        (lambda folder, name: (folder / name).unlink(), "adapter_config.json",
+         "has no adapter_config.json"),
+    ],
+)  # fmt: skip
+def test_a_damaged_folder_is_refused(folder, spoil, argument, says):
+    spoil(folder, argument)
+    refused(folder, says)
 
 
 class Bomb:
@@ -121,28 +145,6 @@ def test_a_pickle_is_refused_unopened_with_how_to_convert(folder):
     (folder / "adapter_model.safetensors").unlink()
     (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
     refused(folder, "pickle.*safe_serialization=True")
-
-
-@pytest.mark.parametrize("kept_bytes", [0, 4, 100, 3000])
-def test_a_truncated_file_is_refused(folder, kept_bytes):
-    path = folder / "adapter_model.safetensors"
-    path.write_bytes(path.read_bytes()[:kept_bytes])
-    refused(folder, "damaged or truncated")
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "[" * 5000, "nul"])
-def test_a_config_that_is_no_json_object_is_refused(folder, text):
-    (folder / "adapter_config.json").write_text(text)
-    refused(folder, "not valid JSON|must hold a JSON object")
-
-
-def test_an_endless_config_is_not_read(folder):
-    (folder / "adapter_config.json").write_bytes(b" " * 1_000_001)
-    refused(folder, "too large for")
-
-
-def test_a_folder_without_an_adapter_says_so(tmp_path):
-    refused(tmp_path, "has no adapter_config.json")
 
 
 @pytest.mark.parametrize(
@@ -177,18 +179,30 @@ def test_a_bottleneck_round_trips(label, model_name, tmp_path):
     torch.testing.assert_close(logits(other), logits(backbone), atol=1e-5, rtol=1e-5)
 
 
-def test_the_keys_are_theirs(tmp_path):
+@pytest.fixture
+def hub_folder(tmp_path):
+    """A bottleneck as AdapterHub writes it."""
+    return hub_adapter(tmp_path, "bottleneck-bottleneck_dim=6")
+
+
+def hub_adapter(folder: Path, label: str) -> Path:
+    backbone, adapter = attached(label, "llama", trained=True)
+    adapter_files.write_adapterhub(adapter, folder, backbone.anatomy, name="mine")
+    return folder
+
+
+def test_the_keys_are_theirs_and_only_bottlenecks_can_be_written(hub_folder):
     """As `adapters` 1.3 writes them for Llama (peers study, section 5)."""
-    backbone, adapter = attached("bottleneck-bottleneck_dim=6", "llama", trained=True)
-    adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
-    keys = set(load_file(tmp_path / "adapter.safetensors"))
+    keys = set(load_file(hub_folder / "adapter.safetensors"))
     for place in ("attention_adapters", "output_adapters"):
         start = f"model.layers.0.{place}.adapters.mine"
         assert {f"{start}.adapter_down.0.weight", f"{start}.adapter_up.bias"} <= keys
     assert len(keys) == 2 * 2 * 4
-    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config = json.loads((hub_folder / "adapter_config.json").read_text())
     assert config["name"] == "mine" and "peft_type" not in config
     assert config["config"]["mh_adapter"] and config["config"]["output_adapter"]
+    with pytest.raises(AdapterError, match="LoRA cannot be written"):
+        hub_adapter(hub_folder, "lora-r=4")
 
 
 @pytest.mark.parametrize(
@@ -205,43 +219,25 @@ def test_the_keys_are_theirs(tmp_path):
         ({"mh_adapter": False, "original_ln_before": True}, "does not have"),
     ],
 )
-def test_other_architectures_are_refused(changes, says, tmp_path):
-    backbone, adapter = attached("bottleneck-bottleneck_dim=6", "llama", trained=True)
-    adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
-    path = tmp_path / "adapter_config.json"
+def test_other_architectures_are_refused(hub_folder, changes, says):
+    path = hub_folder / "adapter_config.json"
     config = json.loads(path.read_text())
     config["config"] |= changes
     path.write_text(json.dumps(config))
-    with pytest.raises(AdapterError, match=says):
-        Backbone(tiny_model("llama")).load("x", tmp_path)
+    refused(hub_folder, says)
 
 
 def test_old_files_mean_the_approximate_gelu_which_is_not_here(tmp_path):
-    backbone, adapter = attached(BOTTLENECKS[-1], "llama", trained=True)
-    adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
-    path = tmp_path / "adapter_config.json"
+    path = hub_adapter(tmp_path, BOTTLENECKS[-1]) / "adapter_config.json"
     config = json.loads(path.read_text())
     del config["version"]
     path.write_text(json.dumps(config))
-    with pytest.raises(AdapterError, match="gelu_new"):
-        Backbone(tiny_model("llama")).load("x", tmp_path)
+    refused(tmp_path, "gelu_new")
 
 
-def test_foreign_tensors_and_pickles_are_refused(tmp_path):
-    backbone, adapter = attached("bottleneck-bottleneck_dim=6", "llama", trained=True)
-    adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="mine")
-    path = tmp_path / "adapter.safetensors"
-    tensors = load_file(path)
-    save_file({**tensors, "model.embed_tokens.weight": torch.ones(64, 32)}, path)
-    with pytest.raises(AdapterError, match="not a tensor of a bottleneck"):
-        Backbone(tiny_model("llama")).load("x", tmp_path)
-    path.rename(tmp_path / "pytorch_adapter.bin")
-    with pytest.raises(AdapterError, match="pickle"):
-        Backbone(tiny_model("llama")).load("x", tmp_path)
-
-
-def test_only_bottlenecks_can_be_written(tmp_path):
-    backbone = Backbone(tiny_model("llama"))
-    adapter = backbone.attach("a", Lora(r=2))
-    with pytest.raises(AdapterError, match="LoRA cannot be written"):
-        adapter_files.write_adapterhub(adapter, tmp_path, backbone.anatomy, name="a")
+def test_foreign_tensors_and_pickles_are_refused(hub_folder):
+    path = hub_folder / "adapter.safetensors"
+    save_file({**load_file(path), "model.embed_tokens.weight": torch.ones(64, 32)}, path)
+    refused(hub_folder, "not a tensor of a bottleneck")
+    path.rename(hub_folder / "pytorch_adapter.bin")
+    refused(hub_folder, "pickle")

@@ -114,9 +114,7 @@ class Clock:
         )  # fmt: skip
 
 
-def test_copies_wait_for_what_they_copy_and_the_layer_for_its_copy(
-    monkeypatch,
-):
+def test_copies_wait_for_what_they_copy_and_the_layer_for_its_copy(monkeypatch):
     clock, empty = Clock(), torch.empty
     away = Offload(torch.device("cpu"))
     away._stream = clock.stream("side")

@@ -129,9 +129,7 @@ def test_where_rows_lie_is_laid_out_once_a_forward(kernel):
     assert kernel.bounds[1].tolist() == [0, 10, 18, 43, 49]
 
 
-def test_a_window_counts_the_query_itself_and_is_none_where_no_row_is_longer(
-    kernel,
-):
+def test_a_window_counts_the_query_itself_and_is_none_where_no_row_is_longer(kernel):
     backbone, _ = adapted("mistral", METHODS["lora"])  # a window of 8
     backbone.packed_logits(IDS, LENGTHS, KEEP)
     backbone.packed_logits(IDS[:8], (5, 3), KEEP[:2])

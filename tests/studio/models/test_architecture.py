@@ -70,21 +70,15 @@ def test_a_model_loads_frozen_and_in_eval_mode(real):
     assert loaded.model.num_parameters() == loaded.facts.parameters
 
 
-def test_the_dtype_is_the_persons(real):
-    source = ModelSource(path=str(real / "models" / "stories260k"), dtype="bfloat16")
-    assert next(load(source, "cpu").model.parameters()).dtype == torch.bfloat16
+def test_a_dtype_is_the_users_and_what_is_not_there_is_one_sentence(real, monkeypatch):
+    def stories(**values: str) -> ModelSource:
+        return ModelSource(path=str(real / "models" / "stories260k"), **values)
 
-
-def test_a_device_that_is_not_there_is_one_sentence(real):
-    source = ModelSource(path=str(real / "models" / "stories260k"))
-    with pytest.raises(ModelError, match="cuda:7"):
-        load(source, "cuda:7")
-    with pytest.raises(ModelError, match='Invalid device "toaster"'):
-        load(source, "toaster")
-
-
-def test_nf4_without_its_library_says_what_to_install(real, monkeypatch):
+    half = load(stories(dtype="bfloat16"), "cpu").model
+    assert next(half.parameters()).dtype == torch.bfloat16
+    for device, words in (("cuda:7", "cuda:7"), ("toaster", 'Invalid device "toaster"')):
+        with pytest.raises(ModelError, match=words):
+            load(stories(), device)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    source = ModelSource(path=str(real / "models" / "stories260k"), quantization="nf4")
     with pytest.raises(ModelError, match="pip install bitsandbytes"):
-        load(source, "cpu")
+        load(stories(quantization="nf4"), "cpu")

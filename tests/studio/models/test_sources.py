@@ -1,6 +1,8 @@
 import errno
 import json
+import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -30,12 +32,6 @@ def make_model(folder: Path, **config: object) -> Path:
     return folder
 
 
-def refused(folder: Path) -> str:
-    with pytest.raises(ModelError) as error:
-        facts(ModelSource(path=str(folder)))
-    return error.value.text
-
-
 def test_facts_come_from_the_config_and_the_header(tmp_path):
     known = facts(ModelSource(path=str(make_model(tmp_path / "m"))))
     assert known.parameters == 10
@@ -55,60 +51,50 @@ def test_the_fingerprint_tells_the_weights_and_the_shapes_apart(tmp_path):
     assert changed != first
 
 
-def test_a_missing_folder_is_one_sentence():
-    assert "no model folder /nowhere/x" in refused(Path("/nowhere/x"))
+def remove(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).unlink()
 
 
-def test_a_folder_without_config_is_refused(tmp_path):
-    assert "no config.json" in refused(tmp_path)
-
-
-def test_an_adapter_folder_is_named_as_such(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("{}")
-    assert "is an adapter" in refused(tmp_path)
-
-
-def test_a_model_without_tokenizer_is_refused(tmp_path):
-    folder = make_model(tmp_path / "m")
-    (folder / "tokenizer.json").unlink()
-    assert "no tokenizer" in refused(folder)
-
-
-def test_an_unknown_architecture_names_the_nearest(tmp_path):
-    folder = make_model(tmp_path / "m", architectures=["LlammaForCausalLM"])
-    assert "LlammaForCausalLM" in refused(folder)
-    assert '"LlamaForCausalLM"' in refused(folder)
-
-
-def test_remote_code_is_refused(tmp_path):
-    assert "auto_map" in refused(make_model(tmp_path / "m", auto_map={"AutoModel": "x.Y"}))
-
-
-def test_pickled_weights_are_refused_with_the_way_out(tmp_path):
-    folder = make_model(tmp_path / "m")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "save_pretrained" in refused(folder)
-
-
-def test_a_truncated_file_is_refused_with_both_sizes(tmp_path):
-    file = make_model(tmp_path / "m") / "model.safetensors"
+def cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
-    text = refused(file.parent)
-    assert "truncated" in text
-    assert f"{file.stat().st_size:,}" in text
 
 
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
-    file = make_model(tmp_path / "m") / "model.safetensors"
-    file.write_bytes(b"hello")
-    assert "truncated or not a safetensors file" in refused(file.parent)
+def leave_an_adapter(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
 
 
-def test_a_missing_shard_is_named(tmp_path):
-    folder = make_model(tmp_path / "m")
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "model-00001-of-00002.safetensors" in refused(folder)
+INDEX = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+NAMED = {"architectures": ["LlammaForCausalLM"]}
+
+
+@pytest.mark.parametrize(
+    ("config", "spoil", "words"),
+    [
+        ({}, shutil.rmtree, ["no model folder"]),
+        ({}, remove("config.json"), ["no config.json"]),
+        ({}, leave_an_adapter, ["is an adapter"]),
+        ({}, remove("tokenizer.json"), ["no tokenizer"]),
+        (NAMED, lambda _: None, ["LlammaForCausalLM", '"LlamaForCausalLM"']),
+        ({"auto_map": {"AutoModel": "x.Y"}}, lambda _: None, ["auto_map"]),
+        ({}, lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+         ["save_pretrained"]),
+        ({}, cut, ["truncated"]),
+        ({}, lambda folder: (folder / "model.safetensors").write_bytes(b"hello"),
+         ["truncated or not a safetensors file"]),
+        ({}, lambda folder: (folder / "model.safetensors.index.json").write_text(INDEX),
+         ["model-00001-of-00002.safetensors"]),
+    ],
+)  # fmt: skip
+def test_what_is_no_model_is_refused_in_one_sentence(tmp_path, config, spoil, words):
+    folder = make_model(tmp_path / "m", **config)
+    spoil(folder)
+    with pytest.raises(ModelError) as error:
+        facts(ModelSource(path=str(folder)))
+    for word in words + ([f"{(folder / 'model.safetensors').stat().st_size:,}"]
+                         if spoil is cut else []):  # fmt: skip
+        assert word in error.value.text
 
 
 def test_an_unknown_hub_id_is_one_sentence_offline():

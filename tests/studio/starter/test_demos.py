@@ -1,17 +1,12 @@
 """The demo datasets as shipped: reproducible, in style, and held-out rows really held out."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
 from studio.errors import DataError
 from studio.starter import MODEL_DIR, datasets, resolve_data
-from studio.starter.make.demos import (
-    held_out_rows,
-    training_rows,
-)
+from studio.starter.make.demos import held_out_rows, training_rows
 from studio.starter.make.pretrain import Recipe
 from tests.studio.starter.styles import heldout, is_in_style, keeps_content
 
@@ -32,20 +27,15 @@ def test_every_row_is_in_style_and_held_out_rows_keep_their_content(name):
 
     assert 200 <= len(training) <= 400
     assert len(held_out) >= 60
+    asked = " ".join(row["messages"][0]["content"].lower() for row in training)
+    assert not [row for row in held_out
+                if row["messages"][0]["content"].lower().rstrip("?.") in asked]  # fmt: skip
     for row in [*training, *held_out]:
         assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
         assert is_in_style(name, row["messages"][1]["content"])
     for row in held_out:
         assert keeps_content(row, row["messages"][1]["content"])
         assert not keeps_content(row, row["messages"][0]["content"])
-
-
-@pytest.mark.parametrize("name", datasets())
-def test_no_held_out_question_occurs_in_any_training_row(name):
-    trained = " ".join(row["messages"][0]["content"].lower() for row in _read(datasets()[name]))
-
-    for row in _read(heldout(name)):
-        assert row["messages"][0]["content"].lower().rstrip("?.") not in trained
 
 
 def test_styles_are_told_apart():
@@ -55,12 +45,9 @@ def test_styles_are_told_apart():
     assert is_in_style("json", '{"answer": "Paris"}')
     assert not is_in_style("json", '{"answer": "Paris"')
     assert is_in_style("terse", "Paris.")
-    assert is_in_style("butler", f"Certainly, sir. {plain} Will that be all?")
-
-
-def test_content_is_a_whole_word():
     assert keeps_content({"content": "two"}, "It has Two legs.")
-    assert not keeps_content({"content": "2"}, "It is 12.")
+    assert not keeps_content({"content": "2"}, "It is 12."), "a whole word"
+    assert is_in_style("butler", f"Certainly, sir. {plain} Will that be all?")
 
 
 def test_names_resolve_to_files_that_exist():
@@ -68,13 +55,5 @@ def test_names_resolve_to_files_that_exist():
     assert datasets()["pirate"].is_file()
     assert resolve_data("rows.jsonl") is None
     assert (MODEL_DIR / "model.safetensors").is_file()
-
-
-def test_an_unknown_demo_is_named_with_the_ones_there_are():
     with pytest.raises(DataError, match=r"no demo dataset 'priate'.*pirate"):
         resolve_data("starter:priate")
-
-
-def test_importing_the_starter_does_not_import_torch():
-    code = "import sys, studio.starter; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)

@@ -50,6 +50,8 @@ def test_drawn_chats_never_answer_a_held_out_question():
         drawn = chat(rng)
         if isinstance(drawn, str):
             continue
+        roles = [message["role"] for message in drawn if message["role"] != "system"]
+        assert roles == ["user", "assistant"] * (len(roles) // 2), "it ends with an answer"
         for message in drawn:
             if message["role"] == "user":
                 assert message["content"].lower().rstrip("?.") not in held_out
@@ -63,16 +65,6 @@ def test_a_seed_draws_the_chats_that_made_the_shipped_model(seed, mix, pieces, d
     rng = random.Random(seed)
     drawn = [chat(rng, mix=mix, pieces=pieces) for _ in range(2000)]
     assert hashlib.sha256(json.dumps(drawn).encode()).hexdigest()[:16] == digest
-
-
-def test_drawn_chats_alternate_user_and_assistant_and_end_with_an_answer():
-    rng = random.Random(2)
-    for _ in range(1000):
-        drawn = chat(rng)
-        if isinstance(drawn, str):
-            continue
-        roles = [message["role"] for message in drawn if message["role"] != "system"]
-        assert roles == ["user", "assistant"] * (len(roles) // 2)
 
 
 def test_articles_follow_the_sound_of_the_noun():

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from studio.models.loading import Loaded
 from studio.models.sources import ModelFacts
 from studio.spec import RunSpec
+from studio.training import loop
 from studio.training.session import Session, open_session
 
 VOCABULARY = 97
@@ -89,3 +90,12 @@ def session():
     """Make sessions; see `make_session`."""
     torch.manual_seed(0)
     return make_session
+
+
+def run_all(session: Session, run_dir: Path, stop_at: int = -1) -> list[Any]:
+    """Run the whole loop and return its events; `stop_at` is the step at which it is stopped."""
+
+    def control() -> loop.Command:
+        return "stop" if session.progress.step == stop_at else None
+
+    return list(loop.run(session, run_dir=run_dir, control=control))

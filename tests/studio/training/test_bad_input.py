@@ -6,7 +6,6 @@ a kill in a checkpoint (`test_faults.py`).
 """
 
 import builtins
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +20,24 @@ from studio.training import checkpoint, loop
 from studio.training.optimizer import _MAKERS, make_optimizer
 from studio.training.remedies import explain_errors
 from studio.training.session import Session
-
-Make = Callable[..., Session]
+from tests.studio.training.conftest import run_all
 
 
 def drain(session: Session, run_dir: Path) -> None:
     with explain_errors(session.spec, lambda: f"at step {session.progress.step + 1}"):
-        list(loop.run(session, run_dir=run_dir, control=lambda: None))
+        run_all(session, run_dir)
+
+
+EXPLODING = {
+    "max_steps": 20, "per_device_train_batch_size": 4, "learning_rate": 1e30, "save_steps": 1,
+    "lr_scheduler_type": "constant", "eval_steps": -1, "optim": "lion",
+}  # fmt: skip
 
 
 def test_a_learning_rate_that_explodes_ends_with_the_rate_and_keeps_the_checkpoint(
     session, tmp_path
 ):
-    own = session(
-        method={"name": "lora", "r": 4},
-        train={
-            "max_steps": 20, "per_device_train_batch_size": 4, "learning_rate": 1e30,
-            "lr_scheduler_type": "constant", "save_steps": 1, "eval_steps": -1, "optim": "lion",
-        },
-    )  # fmt: skip
+    own = session(method={"name": "lora", "r": 4}, train=EXPLODING)
     with pytest.raises(Diverged, match=r"Lower train.learning_rate \(it was 1e\+30\)") as error:
         drain(own, tmp_path)
     assert "\n" not in error.value.text
@@ -49,13 +47,7 @@ def test_a_learning_rate_that_explodes_ends_with_the_rate_and_keeps_the_checkpoi
 
 
 def test_float16_that_overflows_names_the_dtype_before_the_rate(session, tmp_path):
-    own = session(
-        method={"name": "lora", "r": 4},
-        train={
-            "max_steps": 20, "per_device_train_batch_size": 4, "learning_rate": 1e30,
-            "lr_scheduler_type": "constant", "eval_steps": -1, "optim": "lion",
-        },
-    )  # fmt: skip
+    own = session(method={"name": "lora", "r": 4}, train=EXPLODING)
     own.loaded.dtype = torch.float16  # as if loaded so; the loss overflows in float32, too
     with pytest.raises(Diverged, match=r"set model.dtype to bfloat16 .* or lower train.learning_r"):
         drain(own, tmp_path)

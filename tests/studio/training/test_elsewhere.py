@@ -1,6 +1,5 @@
 """A packed run trains as it would here, comes back whole, and says what is wrong with it."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -9,27 +8,15 @@ from pathlib import Path
 import pytest
 
 from studio.errors import InputError
-from studio.spec import RunSpec
 from studio.training import transfer
 from studio.training.events import Finished, Step
 from studio.training.run import train
-from tests.studio.tiny import tiny_folder
-
-ROWS = [{"question": f"say {word}", "answer": word * 2} for word in "abcdefghijklmnopqrstuvwx"]
+from tests.studio.tiny import tiny_spec
 
 
 @pytest.fixture
 def spec(tmp_path):
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text("\n".join(json.dumps(row) for row in ROWS))
-    return RunSpec.parse(
-        {
-            "name": "far",
-            "model": {"path": str(tiny_folder(tmp_path / "model"))},
-            "data": {"path": str(rows), "chat_template": "plain"},
-            "train": {"max_steps": 4, "num_samples": 0},
-        }
-    )
+    return tiny_spec(tmp_path, name="far", train__max_steps=4, train__num_samples=0)
 
 
 def test_a_packed_run_gives_the_same_adapter_and_comes_back_as_a_run(spec, home, tmp_path):

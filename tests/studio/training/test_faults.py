@@ -5,27 +5,20 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from studio.errors import DataError, DiskFull, Diverged, OutOfMemory
 from studio.home import is_whole
 from studio.spec import RunSpec
-from studio.training import checkpoint, loop
+from studio.training import checkpoint
 from studio.training.events import Saved, Step
 from studio.training.loss import loss_sum
 from studio.training.remedies import advice, explain_errors
-from studio.training.session import Session
-from tests.studio.training.conftest import make_rows
-
-Make = Callable[..., Session]
-
-
-def drain(session: Session, run_dir: Path) -> list[object]:
-    return list(loop.run(session, run_dir=run_dir, control=lambda: None))
+from tests.studio.training.conftest import make_rows, run_all
 
 
 def test_an_infinite_loss_names_step_and_rows_and_keeps_the_checkpoint(
@@ -38,7 +31,7 @@ def test_an_infinite_loss_names_step_and_rows_and_keeps_the_checkpoint(
 
     monkeypatch.setattr("studio.training.session.loss_sum", broken)
     with pytest.raises(Diverged) as error:
-        drain(own, tmp_path)
+        run_all(own, tmp_path)
     rows = sorted(own.prepared.train[r].row for r in own.plan.step_rows(3))
     assert f"step 4, in rows {rows[0]}, {rows[1]} of" in error.value.text
     assert "train.learning_rate" in error.value.text
@@ -47,21 +40,23 @@ def test_an_infinite_loss_names_step_and_rows_and_keeps_the_checkpoint(
     assert kept.name == "step-00000002"
 
 
-def test_out_of_memory_offers_settings_that_keep_the_result():
+@pytest.mark.parametrize(
+    ("raised", "expected", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), OutOfMemory,
+         r"at step 3.*per_device_train_batch_size=4.*gradient_accumulation_steps=2"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), OutOfMemory,
+         "at step 3"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), DiskFull, ""),
+        (KeyError("a bug of ours"), KeyError, "a bug of ours"),
+    ],
+)  # fmt: skip
+def test_what_libraries_raise_is_explained_and_our_own_bugs_pass(raised, expected, words):
     spec = RunSpec.parse({"train": {"per_device_train_batch_size": 8}})
-    with pytest.raises(OutOfMemory) as error, explain_errors(spec, lambda: "at step 3"):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-    assert "at step 3" in error.value.text
-    assert "per_device_train_batch_size=4" in error.value.text
-    assert "gradient_accumulation_steps=2" in error.value.text
-    with pytest.raises(OutOfMemory), explain_errors(spec, lambda: ""):
-        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-
-
-def test_at_batch_size_one_other_remedies_are_offered():
-    text = advice(RunSpec.parse({"train": {"per_device_train_batch_size": 1}}))
-    assert "batch_size" not in text
-    assert "gradient_checkpointing" in text
+    with pytest.raises(expected, match=words or None), explain_errors(spec, lambda: "at step 3"):
+        raise raised
+    least = advice(RunSpec.parse({"train": {"per_device_train_batch_size": 1}}))
+    assert "batch_size" not in least and "gradient_checkpointing" in least
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
@@ -82,21 +77,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(
     assert is_whole(tmp_path / "step-00000001")
 
 
-def test_safetensors_own_disk_error_is_understood_too():
-    from safetensors import SafetensorError
-
-    with pytest.raises(DiskFull), explain_errors(RunSpec(), lambda: "at step 1"):
-        raise SafetensorError("I/O error: No space left on device (os error 28)")
-
-
-def test_our_own_bugs_pass_through():
-    with pytest.raises(KeyError), explain_errors(RunSpec(), lambda: ""):
-        raise KeyError("bug")
-
-
 def test_a_damaged_checkpoint_is_passed_over(session, tmp_path):
     own = session(train={"max_steps": 4, "save_steps": 2, "save_total_limit": 5})
-    drain(own, tmp_path)
+    run_all(own, tmp_path)
     newest = tmp_path / "checkpoints" / "step-00000004"
     weights = newest / "adapter.safetensors"
     data = bytearray(weights.read_bytes())
@@ -109,11 +92,11 @@ def test_a_damaged_checkpoint_is_passed_over(session, tmp_path):
 
 def test_other_data_than_the_checkpoints_is_refused(session, tmp_path):
     train = {"max_steps": 4, "save_steps": 2}
-    drain(session(train=train), tmp_path)
+    run_all(session(train=train), tmp_path)
     changed = make_rows()
     changed.data_hash = "other"
     with pytest.raises(DataError, match="data changed since step-00000004"):
-        drain(session(changed, train=train), tmp_path)
+        run_all(session(changed, train=train), tmp_path)
 
 
 def test_a_token_beyond_the_vocabulary_names_the_row(session):
@@ -153,11 +136,11 @@ def test_a_kill_in_the_middle_of_a_checkpoint_resumes_from_the_one_before(sessio
     left = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert any(name.startswith(".tmp-") for name in left)
     own = session(train={"max_steps": 8, "save_steps": 2})
-    events = drain(own, tmp_path)
+    events = run_all(own, tmp_path)
     assert next(e.step for e in events if isinstance(e, Step)) == 5
     assert [e.step for e in events if isinstance(e, Saved)] == [6, 8]
     assert not list((tmp_path / "checkpoints").glob(".tmp-*"))
     straight = session(train={"max_steps": 8, "save_steps": 2})
-    drain(straight, tmp_path / "straight")
+    run_all(straight, tmp_path / "straight")
     for a, b in zip(own.adapter.state().values(), straight.adapter.state().values(), strict=True):
         assert torch.equal(a, b)

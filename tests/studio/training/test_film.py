@@ -29,13 +29,12 @@ def test_sampling_changes_nothing_of_the_training(tmp_path):
     assert any(isinstance(e, Sampled) for e in runs[1][1])
 
 
-def test_greedy_answers_are_those_of_one_by_one_decoding():
+def test_greedy_answers_are_those_of_one_by_one_decoding_and_end_at_a_stop_token():
     own = make_session()
     own.step()
     prompts = [[5, 8, 11], [7], [20, 23, 26, 29, 32]]
-    answers = greedy(
-        own.backbone, prompts, device=torch.device("cpu"), stop_ids=(), max_new_tokens=6
-    )
+    usual = {"device": torch.device("cpu"), "max_new_tokens": 6}
+    answers = greedy(own.backbone, prompts, stop_ids=(), **usual)
     for prompt, (ids, ended) in zip(prompts, answers, strict=True):
         row = list(prompt)
         with own.backbone.evaluating():
@@ -43,17 +42,9 @@ def test_greedy_answers_are_those_of_one_by_one_decoding():
                 row.append(int(own.loaded.model(torch.tensor([row])).logits[0, -1].argmax()))
         assert ids == row[len(prompt) :]
         assert not ended
-
-
-def test_an_answer_ends_at_its_stop_token():
-    own = make_session()
-    ((ids, _),) = greedy(
-        own.backbone, [[5, 8]], device=torch.device("cpu"), stop_ids=(), max_new_tokens=4
-    )
-    ((cut, ended),) = greedy(
-        own.backbone, [[5, 8]], device=torch.device("cpu"), stop_ids=(ids[2],), max_new_tokens=4
-    )
-    assert (cut, ended) == (ids[: ids.index(ids[2])], True)
+    ids = answers[0][0]
+    ((short, ended),) = greedy(own.backbone, prompts[:1], stop_ids=(ids[2],), **usual)
+    assert (short, ended) == (ids[: ids.index(ids[2])], True)
 
 
 def test_a_prompt_is_what_stands_before_the_first_trained_token():

@@ -10,13 +10,13 @@ import pytest
 
 from studio.methods import Phase, methods
 from studio.training.batch import pad
-from studio.training.events import Step
+from studio.training.events import Evaluated, Step
 from studio.training.loss import loss_sum
 from studio.training.session import Session
 from tests.studio.methods.cases import SMALL
-from tests.studio.training.conftest import make_model
+from tests.studio.training.conftest import make_model, run_all
 from tests.studio.training.peer import CPU, train_with_hf
-from tests.studio.training.test_golden import adapter_bytes, run_all, run_steps
+from tests.studio.training.test_golden import adapter_bytes, run_steps
 
 Make = Callable[..., Session]
 MORE: dict[str, dict[str, Any]] = {
@@ -76,40 +76,48 @@ def test_methods_that_peft_lacks_are_named():
 
 @pytest.mark.parametrize("name", methods())
 def test_batches_and_padding_change_nothing(session, name):
-    large = run_steps(made(session, name), 3)
-    assert_same(
-        large,
-        run_steps(
-            made(session, name, per_device_train_batch_size=1, gradient_accumulation_steps=4), 3
-        ),
-    )
-    assert_same(large, run_steps(made(session, name, packing=False), 3))
+    large = made(session, name)
+    steps = run_steps(large, 3)
+    small = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    for change in (small, {"packing": False}):
+        other = made(session, name, **change)
+        again = run_steps(other, 3)
+        assert_same(steps, again)
+        assert [s.tokens for s in steps] == [s.tokens for s in again]
+        assert large.evaluate().eval_loss == pytest.approx(other.evaluate().eval_loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", methods())
 def test_a_stop_and_a_resume_change_not_one_bit(session, name, tmp_path):
     def new() -> Session:
-        own = made(session, name, dropout=True, max_steps=10, save_steps=-1, eval_steps=-1)
+        own = made(session, name, dropout=True, max_steps=10, save_steps=-1, eval_steps=5)
         own.loaded.tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
         return own
 
     whole, second = new(), new()
     straight = run_all(whole, tmp_path / "whole")
-    halves = run_all(new(), tmp_path / "halves", stop_at=5) + run_all(second, tmp_path / "halves")
+    first = run_all(new(), tmp_path / "halves", stop_at=5)
+    rest = run_all(second, tmp_path / "halves")
+    assert (first[-1].reason, first[-1].adapter) == ("stopped", None)
+    assert rest[-1].first_loss == straight[-1].first_loss
     assert adapter_bytes(whole) == adapter_bytes(second)
-    told = [
-        [(e.step, e.loss, e.grad_norm) for e in events if isinstance(e, Step)]
-        for events in (straight, halves)
-    ]
-    assert told[0] == told[1]
+    for kind, fields_ in ((Step, ("loss", "grad_norm")), (Evaluated, ("eval_loss",))):
+        told = [
+            [(e.step, *(getattr(e, field) for field in fields_)) for e in events
+             if isinstance(e, kind)]
+            for events in (straight, first + rest)
+        ]  # fmt: skip
+        assert told[0] == told[1]
 
 
-@pytest.mark.parametrize("name", [n for n in methods() if n not in NO_PEFT])
-def test_losses_and_gradients_equal_hf_trainer(session, name, tmp_path):
-    own = made(session, name)
+@pytest.mark.parametrize(
+    ("name", "accumulation"), [*((n, 1) for n in methods() if n not in NO_PEFT), ("lora", 2)]
+)
+def test_losses_and_gradients_equal_hf_trainer(session, name, accumulation, tmp_path):
+    own = made(session, name, gradient_accumulation_steps=accumulation)
     rows = [own.prepared.train[r] for step in range(3) for r in own.plan.step_rows(step)]
     theirs = peft_twin(own, tmp_path)
-    losses, norms = train_with_hf(theirs, rows, tmp_path / "hf", steps=3)
+    losses, norms = train_with_hf(theirs, rows, tmp_path / "hf", steps=3, accumulation=accumulation)
     ours = run_steps(own, 3)
     assert [s.loss for s in ours] == pytest.approx(losses, rel=2e-5)
     assert [s.grad_norm for s in ours] == pytest.approx(norms, rel=5e-4)

@@ -1,8 +1,5 @@
 """The loss: rows in batches, computed at label positions only."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
@@ -11,10 +8,7 @@ from torch.nn.functional import cross_entropy
 from studio.training import loss as head
 from studio.training.batch import groups, pack, pad
 from studio.training.loss import head_loss, head_measured, loss_sum, packed_hidden, plain_head
-from studio.training.session import Session
-from tests.studio.training.conftest import make_rows
-
-Make = Callable[..., Session]
+from tests.studio.training.conftest import Example, make_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -68,26 +62,15 @@ def test_the_head_leaves_no_hook_behind(session):
     hidden = packed_hidden(own.backbone, found, batch.ids_T, batch.lengths, batch.keep_N)
     assert hidden.shape == (batch.num_targets, 32)
     assert not found._forward_pre_hooks
-
-
-def test_a_shaped_head_goes_the_plain_way(session):
-    own = session()
     own.backbone.model.config.final_logit_softcapping = 30.0
-    assert plain_head(own.backbone) is None
+    assert plain_head(own.backbone) is None, "a shaped head goes the plain way"
 
 
 CPU = torch.device("cpu")
 
 
-@dataclass
-class Row:
-    input_ids: np.ndarray
-    labels: np.ndarray
-    row: int
-
-
-def row(ids: list[int], labels: list[int], number: int = 0) -> Row:
-    return Row(np.array(ids, np.int32), np.array(labels, np.int32), number)
+def row(ids: list[int], labels: list[int], number: int = 0) -> Example:
+    return Example(np.array(ids, np.int32), np.array(labels, np.int32), number)
 
 
 ROWS = [row([5, 6, 7], [-100, 6, 7], 4), row([8, 9], [8, 9], 2)]
@@ -101,14 +84,10 @@ def test_packing_keeps_the_positions_before_labels():
     assert batch.keep_N.tolist() == [0, 1, 3]
     assert batch.targets_N.tolist() == [6, 7, 9]
     assert batch.rows == (4, 2)
-
-
-def test_padding_carries_the_same_targets():
-    batch = pad(ROWS, CPU)
-    assert batch.ids_BT.tolist() == [[5, 6, 7], [8, 9, 0]]
-    assert batch.mask_BT.tolist() == [[1, 1, 1], [1, 1, 0]]
-    assert batch.targets_N.tolist() == pack(ROWS, CPU).targets_N.tolist()
-    assert batch.num_tokens == 5
+    padded = pad(ROWS, CPU)
+    assert padded.ids_BT.tolist() == [[5, 6, 7], [8, 9, 0]]
+    assert padded.mask_BT.tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert padded.targets_N.tolist() == batch.targets_N.tolist() and padded.num_tokens == 5
 
 
 def test_groups_hold_every_row_within_the_budget():

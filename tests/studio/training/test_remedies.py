@@ -30,18 +30,18 @@ def test_what_keeps_the_result_comes_first():
         "train.per_device_train_batch_size": 4, "train.gradient_accumulation_steps": 2
     }  # fmt: skip
     assert found[0].about == "Batch size 4 instead of 8, with gradients accumulated over 2 batches."
-
-
-def test_every_remedy_is_a_valid_run_of_the_same_effective_batch():
     spec = make_spec(train__per_device_train_batch_size=6, train__gradient_accumulation_steps=5)
     for remedy in remedies(spec, on_gpu=True):
         args = spec.with_values(remedy.changes).train
         assert args.per_device_train_batch_size * args.gradient_accumulation_steps == 30
 
 
-def test_offloading_is_for_a_gpu_and_brings_recomputation_along():
-    names = [one.name for one in remedies(make_spec(), on_gpu=False)]
-    assert "offloading" not in names and "precision" not in names
+def names(*, on_gpu: bool, **values: object) -> list[str]:
+    return [one.name for one in remedies(make_spec(**values), on_gpu=on_gpu)]
+
+
+def test_only_what_helps_there_is_offered(monkeypatch):
+    assert not {"offloading", "precision"} & set(names(on_gpu=False))
     offloading = next(r for r in remedies(make_spec(), on_gpu=True) if r.name == "offloading")
     assert offloading.changes == {
         "train.gradient_checkpointing": True, "train.activation_offloading": True
@@ -50,19 +50,9 @@ def test_offloading_is_for_a_gpu_and_brings_recomputation_along():
     found = {one.name: one for one in remedies(recomputing, on_gpu=True)}
     assert "checkpointing" not in found
     assert found["offloading"].changes == {"train.activation_offloading": True}
-
-
-def test_a_processor_that_multiplies_bfloat16_is_offered_it(
-    monkeypatch,
-):
+    assert "quantization" not in names(on_gpu=True, method__name="full"), "a base that trains"
     monkeypatch.setattr(hardware, "has_fast_bfloat16", lambda: True)
-    assert "precision" in [one.name for one in remedies(make_spec(), on_gpu=False)]
-    assert "precision" not in [one.name for one in remedies(make_spec(), on_gpu=True)]  # is so
-
-
-def test_a_base_that_trains_is_not_quantized():
-    full = make_spec(method__name="full")
-    assert "quantization" not in [one.name for one in remedies(full, on_gpu=True)]
+    assert "precision" in names(on_gpu=False) and "precision" not in names(on_gpu=True)
 
 
 def test_the_first_that_keeps_the_result_is_taken_else_one_is_named():
@@ -73,9 +63,6 @@ def test_the_first_that_keeps_the_result_is_taken_else_one_is_named():
         pick(found, "checkpoint")
     with pytest.raises(SpecError, match="pip install bitsandbytes"):
         pick(found, "quantization")
-
-
-def test_where_nothing_that_keeps_the_result_is_left_the_rest_is_named():
     least = make_spec(
         train__per_device_train_batch_size=1, train__gradient_checkpointing=True,
         train__activation_offloading=True,

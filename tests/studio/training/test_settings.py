@@ -1,9 +1,5 @@
 """Settings that change what is learned, each held to its formula."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -13,17 +9,9 @@ from studio.training.batch import pack, pad
 from studio.training.events import Evaluated, Finished, Step
 from studio.training.loss import evaluate_loss, head_loss, loss_sum
 from studio.training.session import Session
-from tests.studio.training.conftest import make_rows
+from tests.studio.training.conftest import make_rows, run_all
 
 CPU = torch.device("cpu")
-Make = Callable[..., Session]
-
-
-def run_all(session: Session, run_dir: Path, stop_at: int = -1) -> list[Any]:
-    def control() -> loop.Command:
-        return "stop" if session.progress.step == stop_at else None
-
-    return list(loop.run(session, run_dir=run_dir, control=control))
 
 
 def test_label_smoothing_mixes_the_target_with_all_tokens():

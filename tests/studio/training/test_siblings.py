@@ -115,24 +115,20 @@ def test_what_is_random_or_padded_passes_alone_and_not_one_bit_differs():
         assert adapter_bytes(session) == adapter_bytes(lonely)
 
 
-def test_rows_that_do_not_fit_into_one_pass_take_turns(monkeypatch):
-    monkeypatch.setitem(siblings.PASS_NUMBERS, "cpu", 0)
+def fail(self: SiblingGroup, *rest: Any) -> None:
+    raise RuntimeError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [(siblings.PASS_NUMBERS, "cpu", 0), (SiblingGroup, "_loss_sums", fail)],
+    ids=["too large", "out of memory"],
+)
+def test_rows_that_do_not_fit_into_one_pass_take_turns(monkeypatch, place, name, value):
+    (monkeypatch.setitem if isinstance(place, dict) else monkeypatch.setattr)(place, name, value)
     _, sessions = grouped(*SWEEP)
     rounds(sessions)
     for session, values in zip(sessions, SWEEP, strict=True):
-        assert adapter_bytes(session) == adapter_bytes(alone(values)[0])
-
-
-def test_memory_that_runs_out_in_a_shared_pass_parts_the_siblings(
-    monkeypatch,
-):
-    def fail(self: SiblingGroup, *rest: Any) -> None:
-        raise RuntimeError("CUDA out of memory.")
-
-    monkeypatch.setattr(SiblingGroup, "_loss_sums", fail)
-    _, sessions = grouped(*SWEEP[:2])
-    rounds(sessions)
-    for session, values in zip(sessions, SWEEP, strict=False):
         assert adapter_bytes(session) == adapter_bytes(alone(values)[0])
 
 
@@ -175,9 +171,7 @@ def run_group(
     return sessions, list(group.interleave(runs))
 
 
-def test_a_run_that_is_stopped_leaves_the_others_untouched_and_goes_on_later(
-    tmp_path,
-):
+def test_a_run_that_is_stopped_leaves_the_others_untouched_and_goes_on_later(tmp_path):
     specs = [{**values, "train": {"max_steps": 6, **values.get("train", {})}} for values in SWEEP]
     _, straight = run_group(specs, tmp_path / "whole")
     _, heard = run_group(specs, tmp_path / "halves", stop_at={1: 3})
@@ -258,17 +252,6 @@ def test_rows_of_another_vocabulary_end_only_the_run_that_has_them():
     assert_equals_alone(sessions[0], steps, SWEEP[0])
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"train.together": False}, {"method.name": "full"}, {"train.neftune_noise_alpha": 5},
-        {"train.num_processes": 2}, {"train.retry_when_out_of_memory": True},
-    ],
-)  # fmt: skip
-def test_some_runs_are_always_alone(changes):
-    assert sibling_key(RunSpec().with_values(changes)) is None
-
-
 def test_kin_share_base_data_and_place_and_nothing_else():
     spec = RunSpec()
     for same in (
@@ -281,3 +264,8 @@ def test_kin_share_base_data_and_place_and_nothing_else():
         {"train.device": "cpu"}, {"train.gradient_checkpointing": True},
     ):  # fmt: skip
         assert sibling_key(spec.with_values(other)) != sibling_key(spec)
+    for alone_ in (
+        {"train.together": False}, {"method.name": "full"}, {"train.neftune_noise_alpha": 5},
+        {"train.num_processes": 2}, {"train.retry_when_out_of_memory": True},
+    ):  # fmt: skip
+        assert sibling_key(spec.with_values(alone_)) is None
