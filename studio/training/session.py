@@ -47,11 +47,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """Forward and backward of one step: its batches, their parts of the step's loss, the time."""
+    """Forward and backward of one step: its batches, their parts of the step's loss, the time.
+
+    `scale` is what the gradients are too large by: see `Session.gradient_scale`.
+    """
 
     batches: Sequence[PackedBatch | PaddedBatch]
     losses: Sequence[float]
     seconds: float
+    scale: int = 1
 
     @property
     def num_tokens(self) -> int:
@@ -66,18 +70,19 @@ def forward_backward(session: Session) -> Pass:
     batches = session.next_batches()
     targets = max(1, session.sum_over_ranks(sum(batch.num_targets for batch in batches)))
     smoothing, losses = session.spec.train.label_smoothing_factor, []
+    scale = session.gradient_scale(targets)
     for batch in batches:
         if session.neftune:
             session.neftune.prepare(batch)
         loss = loss_sum(session.backbone, batch, smoothing) / targets
-        session.accelerator.backward(loss)
+        session.accelerator.backward(loss * scale if scale > 1 else loss)
         losses.append(loss.detach())
     if session.spec.train.fsdp:
         # Every rank gathers each layer's shards equally often: pad with passes of no effect.
         for _ in range(session.plan.most_passes(session.accelerator.num_processes) - len(batches)):
             loss = loss_sum(session.backbone, session.batch([session.prepared.train[0]]))
             session.accelerator.backward(loss * 0.0)
-    return Pass(batches, [float(loss) for loss in losses], time.perf_counter() - started)
+    return Pass(batches, [float(loss) for loss in losses], time.perf_counter() - started, scale)
 
 
 @dataclass(slots=True)
@@ -109,7 +114,7 @@ class Session:
             Diverged: The loss or the gradient is not finite; the weights are as before the step.
         """
         passed, started = self.forward_backward(self), time.perf_counter()
-        grad_norm = self._reduce_and_clip()
+        grad_norm = self._reduce_and_clip(passed.scale)
         loss = self.sum_over_ranks(float(sum(passed.losses)))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.optimizer.zero_grad(set_to_none=True)
@@ -154,10 +159,21 @@ class Session:
             return pack(examples, self.loaded.device)
         return pad(examples, self.loaded.device)
 
-    def _reduce_and_clip(self) -> float:
+    def gradient_scale(self, targets: int) -> int:
+        """Return the factor on the loss during backward.
+
+        float16 has nothing between 0 and 6e-8, and a gradient divided by thousands of targets is
+        smaller than that. So it stays the gradient of the sum until it is in the adapter's float32
+        gradients, which are divided there.
+        """
+        return targets if self.loaded.dtype == torch.float16 else 1
+
+    def _reduce_and_clip(self, scale: int) -> float:
         """Sum gradients over ranks, clip their norm to `max_grad_norm`, return the norm."""
         if self.accelerator.num_processes > 1:
             sum_gradients(self.parameters)
+        if scale > 1:
+            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], scale)
         limit = self.spec.train.max_grad_norm or math.inf
         return float(nn.utils.clip_grad_norm_(self.parameters, limit))
 

@@ -194,6 +194,7 @@ class SiblingGroup:
             return
         batches = {one.name: [_packed(batch) for batch in one.next_batches()] for one in members}
         targets = {name: sum(batch.num_targets for batch in own) for name, own in batches.items()}
+        scales = {one.name: one.gradient_scale(max(1, targets[one.name])) for one in members}
         losses: dict[str, list[Tensor]] = {one.name: [] for one in members}
         for turn in range(max(map(len, batches.values()))):
             there = [one for one in members if turn < len(batches[one.name])]
@@ -201,11 +202,12 @@ class SiblingGroup:
             shares = [
                 loss / max(1, targets[one.name]) for one, loss in zip(there, sums, strict=True)
             ]
-            torch.stack(shares).sum().backward()
+            scaled = [share * scales[one.name] for one, share in zip(there, shares, strict=True)]
+            torch.stack(scaled).sum().backward()
             for one, share in zip(there, shares, strict=True):
                 losses[one.name].append(share.detach())
         made = {
-            name: Pass(own, [float(loss) for loss in losses[name]], 0.0)
+            name: Pass(own, [float(loss) for loss in losses[name]], 0.0, scales[name])
             for name, own in batches.items()
         }
         seconds, tokens = time.perf_counter() - started, sum(p.num_tokens for p in made.values())
