@@ -7,7 +7,7 @@ from typing import Any
 from jobs import curves
 from jobs.database import now
 from jobs.job import Job, job_of
-from jobs.kinds import FILE_KINDS, FILES
+from jobs.kinds import FILES, LIGHT_KINDS
 from jobs.schema import Tables
 from studio import devices
 from studio.errors import QueueError
@@ -134,13 +134,13 @@ def insert(
         )
     values["name"] = asked or free_name(db, generated_name(values, plan["kind"]))
     train = values.get("train") or {}
-    wanted = str(train.get("device") or "auto")
+    wanted = str(train.get("device") or values.get("device") or "auto")
     width = devices.num_devices(wanted, int(train.get("num_processes") or 1))
     if plan["kind"] == "preflight":  # one process measures for all
         wanted, width = devices.first_device(wanted), 1
     row = plan | {
         "name": values["name"], "spec": json.dumps(curves.finite(values)), "now": now(),
-        "device": FILES if plan["kind"] in FILE_KINDS else wanted, "width": width,
+        "device": FILES if plan["kind"] in LIGHT_KINDS else wanted, "width": width,
     }  # fmt: skip
     job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
     for needed in needs:

@@ -101,7 +101,11 @@ def arrive(work: Work) -> Iterator[Event]:
 
 FILES = "files"
 FILE_KINDS = frozenset({"import", "curate", "measure"})
-"""Kinds that only read and write files: they run beside training, on a slot of their own."""
+"""Kinds of datasets that only read and write files."""
+LIGHT_KINDS = FILE_KINDS | {
+    "arrive", "push", "promote", "picture", "import_adapter", "export_adapter", "gguf",
+}  # fmt: skip
+"""Kinds that need no GPU: they run beside training on a slot of their own and see the CPU alone."""
 
 KINDS: dict[str, Kind | str] = {
     "train": train,
@@ -149,4 +153,7 @@ def named(kind: str) -> Kind:
 def _perform(kind: str, work: Work) -> Iterator[Event]:
     request = request_of(kind)
     assert request is not None
-    return request.parse(work.spec).run(work.home, work.run_dir, work.control)
+    spec = work.spec
+    if spec.get("device") and work.device.startswith("cuda:"):
+        spec = spec | {"device": "cuda:0"}  # as this process counts its GPUs
+    return request.parse(spec).run(work.home, work.run_dir, work.control)

@@ -7,7 +7,17 @@ import sys
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 REUSED_BYTES, GIVE_BYTES = 8 << 20, 1 << 20
 CHUNK_NUMBERS = 8_000_000  # logits held at once; smaller chunks slow the product down
+GPU_CHUNK_SHARE, GPU_CHUNK_NUMBERS = 0.02, 256_000_000
 WIDE_NUMBERS = 500_000  # of them in float32 at once on a CPU: 2 MB fit its cache
+
+
+def chunk_numbers(device_bytes: int) -> int:
+    """Return how many logits are held at once on a GPU: 2 % of its memory, 6 bytes each.
+
+    With a vocabulary of 256,000 the CPU's chunk is 31 rows, and each chunk reads the whole head
+    twice; larger chunks read it less often.
+    """
+    return max(CHUNK_NUMBERS, min(GPU_CHUNK_NUMBERS, int(GPU_CHUNK_SHARE * device_bytes / 6)))
 
 
 def reuse_freed_memory() -> bool:

@@ -30,7 +30,7 @@ from studio.methods import Phase
 from studio.models.architecture import LAST_LAYER_FAMILIES
 from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
-from studio.training.allocator import CHUNK_NUMBERS, REUSED_BYTES, WIDE_NUMBERS
+from studio.training.allocator import REUSED_BYTES, WIDE_NUMBERS, chunk_numbers
 from studio.training.schedule import Plan, plan_run
 
 if TYPE_CHECKING:
@@ -134,14 +134,16 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
         most = np.sort(targets)[-plan.micro_batch :].sum()
         load = replace(load, tokens=int(tokens), targets=int(most))
     device = chosen_device(spec.train.device)
-    on_gpu = device.name != "cpu"
+    on_gpu = device.name.startswith("cuda")  # an Apple GPU loads float32 into the system's memory
     flops = step_flops(spec, shape, tokens=load.share_tokens, targets=load.share_targets)
     step_seconds = STEP_SECONDS * shape.layers * plan.most_passes(size)
     step_seconds += flops / speed(device, home) * slowdown(size, on_gpu=on_gpu)
     on_device, shared, beside = _shared_memory(spec, known, on_gpu=on_gpu)
     starts = START_SECONDS + (PROCESS_START_SECONDS if size > 1 else 0)
     return Estimate(
-        parts=memory(spec, shape, known, load, on_gpu=on_gpu),
+        parts=memory(
+            spec, shape, known, load, on_gpu=on_gpu, gpu_bytes=on_gpu * device.total_bytes
+        ),
         seconds=starts + plan.total_steps * step_seconds,
         total_steps=plan.total_steps,
         tokens_per_step=round(load.step_tokens),
@@ -254,9 +256,10 @@ def chosen_device(name: str) -> hardware.Device:
 
 
 def memory(
-    spec: RunSpec, shape: Shape, known: ModelFacts, load: BatchLoad, *, on_gpu: bool
-) -> dict[str, int]:
-    """Return bytes by part."""
+    spec: RunSpec, shape: Shape, known: ModelFacts, load: BatchLoad, *, on_gpu: bool,
+    gpu_bytes: int = 0,
+) -> dict[str, int]:  # fmt: skip
+    """Return bytes by part; the whole memory of a GPU sets its chunk of logits."""
     width = WIDTH[loaded_dtype(spec, on_gpu=on_gpu)]
     size, shares_base = spec.train.num_processes, spec.train.fsdp and spec.train.num_processes > 1
     trained = trained_parameters(spec, shape, known)
@@ -280,7 +283,7 @@ def memory(
     mapped = shape.hidden * load.tokens * width > REUSED_BYTES
     spread = 1.0 if on_gpu else MAPPED_FACTOR if mapped else HEAP_FACTOR
     logits = load.targets * shape.vocabulary
-    chunk = min(logits, CHUNK_NUMBERS)
+    chunk = min(logits, chunk_numbers(gpu_bytes))
     wide = 0 if width == 4 else chunk if on_gpu else min(chunk, WIDE_NUMBERS)
     held = 12 * logits if whole else width * chunk + 4 * wide  # a trained head: no chunks
     messages = MESSAGE_BYTES if size > 1 else 0

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from studio.training.allocator import CHUNK_NUMBERS, WIDE_NUMBERS
+from studio.training.allocator import CHUNK_NUMBERS, WIDE_NUMBERS, chunk_numbers
 from studio.training.batch import PackedBatch, PaddedBatch
 
 if TYPE_CHECKING:
@@ -88,20 +88,26 @@ def head_loss(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, smoothing: float = 0.0
 ) -> Tensor:
     """Return the summed loss of hidden states under a plain head."""
-    chunk = max(1, CHUNK_NUMBERS // weight_VD.shape[0])
+    chunk = max(1, _chunk_numbers(hidden_ND) // weight_VD.shape[0])
     loss: Tensor = HeadLoss.apply(hidden_ND, weight_VD, targets_N, chunk, smoothing)
     return loss
 
 
 def head_measured(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[float, int]:
     """Return the summed loss and the number of correct predictions, without gradients."""
-    chunk, total, correct = max(1, CHUNK_NUMBERS // weight_VD.shape[0]), 0.0, 0
+    chunk, total, correct = max(1, _chunk_numbers(hidden_ND) // weight_VD.shape[0]), 0.0, 0
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
         for rows_RV, target_R in _row_chunks(hidden_ND[part] @ weight_VD.T, targets_N[part]):
             total += float(cross_entropy(rows_RV.float(), target_R, reduction="sum"))
             correct += int((rows_RV.argmax(-1) == target_R).sum())
     return total, correct
+
+
+def _chunk_numbers(hidden_ND: Tensor) -> int:
+    if hidden_ND.device.type != "cuda":
+        return CHUNK_NUMBERS
+    return chunk_numbers(torch.cuda.get_device_properties(hidden_ND.device).total_memory)
 
 
 def _row_chunks(logits_CV: Tensor, targets_C: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

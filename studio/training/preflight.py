@@ -14,6 +14,7 @@ from studio.data.template.template import IGNORED
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.estimate import (
+    CUDA_RUNTIME_BYTES,
     MOST_STEPS,
     START_SECONDS,
     Estimate,
@@ -97,7 +98,7 @@ def corrected(guess: Estimate, *, peak_bytes: int, step_seconds: float) -> Estim
         share = peak_bytes / max(1, guess.process_bytes)
         parts = {name: int(value * share) for name, value in parts.items()}
     share = guess.share_tokens / max(1, guess.longest_batch_tokens)
-    share *= slowdown(guess.processes, on_gpu=guess.device != "cpu")
+    share *= slowdown(guess.processes, on_gpu=guess.device.startswith("cuda"))
     seconds = START_SECONDS + guess.total_steps * step_seconds * share
     return replace(guess, parts=parts, seconds=seconds, measured=True)
 
@@ -134,5 +135,18 @@ def measured_steps(session: Session, *, processes: int = 1) -> tuple[int, float]
         started = time.perf_counter()
         session.step()
         seconds.append(time.perf_counter() - started)
-    peak = int(torch.cuda.max_memory_allocated()) if on_gpu else hardware.peak_bytes()
+    peak = _gpu_peak_bytes(session.loaded.device) if on_gpu else hardware.peak_bytes()
     return peak, min(seconds)
+
+
+def _gpu_peak_bytes(device: Any) -> int:
+    """Return what a GPU must have free: torch's reserved memory and the context of the process.
+
+    The context is what is in use beyond torch's memory, unless other processes make that more than
+    any context is.
+    """
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    context = total - free - torch.cuda.memory_reserved(device)
+    return int(torch.cuda.max_memory_reserved(device)) + min(max(0, context), CUDA_RUNTIME_BYTES)

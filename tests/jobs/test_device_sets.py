@@ -11,6 +11,7 @@ from jobs.processes import me
 from jobs.store import JobStore
 from jobs.supervisor import Supervisor
 from studio import hardware
+from studio.accelerator import VISIBLE
 from studio.errors import SpecError
 from studio.hardware import Device
 from studio.spec import RunSpec
@@ -129,3 +130,37 @@ def test_a_device_that_is_not_there_is_refused_at_the_door(home, monkeypatch):
     assert error.value.field == "train.device"
     spec = a_spec(device="cuda:0,cuda:1", fsdp=True)
     assert admit(spec, home).train == spec.train, "the wish stays as it was written"
+
+
+def test_a_request_on_a_gpu_waits_for_that_one_and_counts_it_from_zero(store, monkeypatch):
+    job = store.submit({"adapter": "a", "data": {"path": "d"}, "device": "cuda:1"}, kind="evaluate")
+    assert store.get(job.id).device_wanted == "cuda:1"
+    seen = []
+
+    class Asked:
+        @staticmethod
+        def parse(spec):
+            seen.append(spec["device"])
+            return Asked
+
+        @staticmethod
+        def run(*_):
+            return iter(())
+
+    monkeypatch.setattr(kinds, "request_of", lambda kind: Asked)
+    for device in ("cuda:1", "cpu"):
+        work = kinds.Work(
+            spec={"device": "cuda:1"}, run_dir=None, home=None, control=lambda: None, device=device
+        )
+        list(kinds.named("evaluate")(work))
+    assert seen == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize("kind", ["push", "picture", "export_adapter", "gguf", "promote"])
+def test_what_needs_no_gpu_takes_none(store, kind, monkeypatch):
+    job = store.submit({"adapter": "a"}, kind=kind)
+    assert store.get(job.id).device_wanted == kinds.FILES
+    for name in VISIBLE:
+        monkeypatch.setenv(name, "0")
+    runner._use_device(kinds.FILES)
+    assert {os.environ[name] for name in VISIBLE} == {"-1"}

@@ -6,6 +6,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from studio.training import loss as head
+from studio.training.allocator import chunk_numbers
 from studio.training.batch import groups, pack, pad
 from studio.training.loss import head_loss, head_measured, loss_sum, packed_hidden, plain_head
 from tests.studio.training.conftest import Example, make_rows
@@ -94,3 +95,10 @@ def test_groups_hold_every_row_within_the_budget():
     rows = [row([1] * n, [1] * n, n) for n in (2, 9, 4, 3)]
     found = groups(rows, max_tokens=7)
     assert [[len(e.input_ids) for e in g] for g in found] == [[9], [4, 3], [2]]
+
+
+def test_a_gpu_takes_larger_chunks_of_logits_by_its_memory():
+    """2 % of 24 GiB at 6 bytes a logit; never less than a CPU's, never more than 256 million."""
+    assert chunk_numbers(24 << 30) == int(0.02 * (24 << 30) / 6) == 85_899_345
+    assert chunk_numbers(0) == 8_000_000
+    assert chunk_numbers(141 << 30) == 256_000_000
