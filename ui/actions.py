@@ -1,29 +1,41 @@
-"""The HTTP routes of actions: their fields for dialogs, one way to ask, what a job made."""
+"""The HTTP routes of actions, and what forms and dialogs show before one is asked for.
+
+An action is asked with `POST /api/do/NAME` and answers with its job or its value. Everything here
+reads small files; nothing is downloaded, and no tensor is opened.
+"""
 
 from typing import Any
 
 from fastapi import APIRouter
+from pydantic import BaseModel
 
 from jobs.actions import ACTIONS, ask, outcome
-from jobs.actions.registry import find, schema
+from jobs.actions.adapters import best_losses, card, trashed
+from jobs.actions.registry import schema
 from jobs.store import JobStore
-from studio.errors import QueueError
+from studio.adapters import library
+from studio.errors import InputError
 from studio.home import Home
+from ui import equivalents, sources
 from ui.live import job_row
 
 
+class FormState(BaseModel):
+    """The form of the Train page as assignments."""
+
+    set: list[str] = []
+
+
 def action_routes(home: Home, store: JobStore) -> APIRouter:
-    """Return the routes of actions."""
+    """Return the routes of actions, of the adapter library and of the Train page's estimate."""
     router = APIRouter(prefix="/api")
 
     @router.get("/actions")
     def actions() -> list[dict[str, Any]]:
-        return [schema(action) for action in ACTIONS.values() if not action.terminal]
+        return [schema(action) for action in ACTIONS.values()]
 
     @router.post("/do/{name}")
     def do(name: str, values: dict[str, Any]) -> Any:
-        if find(name).terminal:
-            raise QueueError(f'"{name}" is a command only: run `studio {name}` in a terminal.')
         answer = ask(home, name, values, store=store)
         return job_row(answer.jobs[0]) if len(answer.jobs) == 1 else answer.value
 
@@ -32,5 +44,21 @@ def action_routes(home: Home, store: JobStore) -> APIRouter:
         job = store.get(job_id)
         found = outcome(store, job) if job.state == "succeeded" else {}
         return {**job_row(job), "outcome": found}
+
+    @router.get("/adapters")
+    def adapters() -> dict[str, Any]:
+        best = best_losses(store)
+        return {
+            "adapters": [card(one, best) for one in library.adapters(home)],
+            "trash": [trashed(one) for one in library.trash(home)],
+            "models": sources.labelled_models(home),
+        }
+
+    @router.post("/estimate")
+    def estimated(form: FormState) -> dict[str, Any]:
+        try:
+            return sources.forecast(equivalents.from_query(form.set), home)
+        except InputError as error:  # a form on its way to a valid one: an answer, not a failure
+            return {"error": error.as_dict()}
 
     return router

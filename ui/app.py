@@ -64,11 +64,9 @@ def build_app(
 
     from jobs.store import JobStore
     from ui.actions import action_routes
-    from ui.adapters import adapter_routes
     from ui.compare import compare_routes
     from ui.datasets import data_routes
     from ui.live import routes
-    from ui.preflight import preflight_routes
     from ui.system import system_routes
 
     store = JobStore(home)
@@ -77,8 +75,7 @@ def build_app(
     app.add_exception_handler(RequestValidationError, _wrong_request)
     for router in (
         action_routes(home, store), routes(home, store), compare_routes(home, store),
-        system_routes(home, store), preflight_routes(home), data_routes(home, store),
-        adapter_routes(home, store),
+        system_routes(home, store), data_routes(home, store),
     ):  # fmt: skip
         app.include_router(router)
     app.mount("/studio", _assets(StaticFiles))
@@ -145,7 +142,7 @@ def _pages(home: Home, store: Any) -> Any:
     import gradio as gr
 
     from ui import train_page
-    from ui.element import bare, element
+    from ui.form import bare, element
     from ui.pages import PAGES
 
     with gr.Blocks(

@@ -28,7 +28,7 @@ from studio.errors import StudioError
 from studio.evaluation.reports import MEDIA, Form, votes_as
 from studio.home import Home
 from studio.stack import MAX_LANES
-from ui.sources import model_choices
+from ui.sources import labelled_models
 
 logger = logging.getLogger(__name__)
 ID = Field(pattern=r"^[A-Za-z0-9-]{1,64}$")
@@ -84,7 +84,7 @@ def compare_routes(home: Home, store: JobStore) -> APIRouter:
     @router.get("/choices")
     def choices() -> dict[str, Any]:
         return {
-            "models": [{"label": label, "path": path} for label, path in model_choices(home)],
+            "models": labelled_models(home),
             "adapters": stackable(home),
             "prompts": starter.SAMPLE_PROMPTS,
             "recipes": Recipes(store.database).list(),

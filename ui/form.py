@@ -6,6 +6,8 @@ are judged by `RunSpec.parse`, never by a component, so that the page and the co
 same sentence. It knows fields and components, not pages.
 """
 
+import html
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, cast
@@ -26,6 +28,24 @@ METHOD = Parameter(
     path="method.name", title="Method", help="How the model is adapted.", kind="choice", type=str,
     default=DEFAULT_METHOD, required=False, bounds={}, choices=tuple(methods()),
 )  # fmt: skip
+
+
+def bare(value: str, **options: Any) -> Any:
+    """Return an HTML block of gradio without styles and inset of its own."""
+    import gradio as gr
+
+    return gr.HTML(value, apply_default_css=False, padding=False, **options)
+
+
+def element(tag: str, values: dict[str, Any] | None = None) -> str:
+    """Return one of our custom elements; its data is one escaped attribute."""
+    data = f' data-value="{html.escape(json.dumps(values))}"' if values is not None else ""
+    return f"<{tag}{data}></{tag}>"
+
+
+def heading(words: str, level: int = 2) -> Any:
+    """Return a heading."""
+    return bare(f"<h{level}>{html.escape(words)}</h{level}>")
 
 
 def elem_id(path: str) -> str:

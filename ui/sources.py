@@ -6,14 +6,16 @@ line.
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from jobs.preflight import TITLES
 from studio import devices, hardware, starter
 from studio.data.datasets import origin_of
 from studio.data.readers import data_suffix
 from studio.data.report import LOW_SHARE
 from studio.data.snapshots import open_snapshot, snapshots
 from studio.devices import CLUSTER
-from studio.errors import DataError
+from studio.errors import DataError, SpecError
 from studio.home import Home
 from studio.methods import named
 from studio.models import sources
@@ -23,12 +25,18 @@ from ui.uploads import kept_uploads
 
 HUB_ID = "A hub id: it is downloaded once, when the run starts."
 CHECKED_BYTES = 20 * 1024**2
+ESTIMATED_BYTES = 16 * 2**20
 
 
 def model_choices(home: Home) -> list[tuple[str, str]]:
     """Return (label, value) of the starter and the models in the home."""
     found = [path for path in sources.available(home) if path != starter.MODEL]
     return [("Starter · the tiny embedded model", starter.MODEL), *((_leaf(p), p) for p in found)]
+
+
+def labelled_models(home: Home) -> list[dict[str, str]]:
+    """Return the models as pages list them."""
+    return [{"label": label, "path": path} for label, path in model_choices(home)]
 
 
 def data_choices(home: Home) -> list[tuple[str, str]]:
@@ -144,6 +152,34 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
             True,
         )
     return f"{share:.0%} of the tokens are trained", False
+
+
+def forecast(spec: RunSpec, home: Home) -> dict[str, Any]:
+    """Return the estimate of a run's memory and time, or why there is none yet (`unknown`)."""
+    from studio.training.estimate import estimate
+
+    if why := unknown(spec, home):
+        return {"unknown": why}
+    try:
+        return estimate(spec, home).as_dict() | {"titles": TITLES}
+    except SpecError as error:  # devices that are not here
+        return {"unknown": error.text}
+
+
+def unknown(spec: RunSpec, home: Home) -> str:
+    """Return why a run cannot be estimated yet; empty if it can."""
+    kind, file = origin_of(spec.data.path, home)
+    for noun, path, where in (
+        ("model", spec.model.path, sources.origin_of(spec.model.path).kind),
+        ("dataset", spec.data.path, kind),
+    ):
+        if where == "missing":
+            return f"There is no {noun} at {path}."
+        if where == "hub":
+            return f"Known once the {noun} is downloaded."
+    if kind == "file" and file.stat().st_size > ESTIMATED_BYTES:
+        return "A large dataset: press Measure to read it and take two real steps."
+    return ""
 
 
 def method_line(spec: RunSpec) -> str:

@@ -21,8 +21,7 @@ from studio.home import Home
 from studio.methods import methods
 from studio.spec import RunSpec
 from ui import equivalents, sources
-from ui.element import bare, element, heading
-from ui.form import DEFAULT_METHOD, METHOD, PARTS, Form, form_fields
+from ui.form import DEFAULT_METHOD, METHOD, PARTS, Form, bare, element, form_fields, heading
 from ui.uploads import SUFFIXES
 
 Groups = list[tuple[str, Any]]

@@ -11,13 +11,12 @@ from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of, put_adapter
 from ui.actions import action_routes
-from ui.adapters import adapter_routes
 
 
 @pytest.fixture
 def page(home, store, monkeypatch):
     monkeypatch.setattr(supervisor, "ensure_running", lambda home: None)
-    return client_of(adapter_routes(home, store), action_routes(home, store))
+    return client_of(action_routes(home, store))
 
 
 def do(page: TestClient, action: str, **values: Any) -> Any:

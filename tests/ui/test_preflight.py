@@ -5,12 +5,12 @@ from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of
 from ui.actions import action_routes
-from ui.preflight import preflight_routes, unknown
+from ui.sources import unknown
 
 
 @pytest.fixture
 def client(home, store):
-    return client_of(preflight_routes(home), action_routes(home, store))
+    return client_of(action_routes(home, store))
 
 
 def test_the_form_is_estimated_by_part(client):
