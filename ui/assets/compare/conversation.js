@@ -1,7 +1,7 @@
 // One conversation over several lanes: its turns, the requests that answer them, and saving. It calls
 // the server's routes and does not touch the document.
 
-import { api, at, send, toast } from '../core/dom.js';
+import { api, at, request, send, toast } from '../core/dom.js';
 import { writeLane } from '../core/lanes.js';
 
 const ALTERNATIVES = 4;
@@ -53,7 +53,7 @@ export class Conversation {
   /** Answer a turn's lanes: anew, or continuing a truncated answer. */
   async run(turn, lanes, { goOn = false, nextSeed = false } = {}) {
     const number = this.turns.indexOf(turn), wanted = [...lanes];
-    const request = { id: crypto.randomUUID(), lanes: wanted.map((lane) => {
+    const asked = { id: crypto.randomUUID(), lanes: wanted.map((lane) => {
       const old = turn.answers[lane];
       const { system, sampling } = this.settingsOf(lane);
       const seed = nextSeed ? (old?.seed ?? sampling.seed) + 1 : sampling.seed;
@@ -64,12 +64,12 @@ export class Conversation {
         sampling: { ...sampling, seed, logprobs: ALTERNATIVES },
         messages: [...this.before(number, lane), { role: 'user', content: turn.prompt }, ...tail] };
     }) };
-    this.asking = request.id;
+    this.asking = asked.id;
     this.answering = wanted;
     this.unsaved = number;
     try {
       await this.save(number);
-      await this.stream(request, turn, wanted);
+      await this.stream(asked, turn, wanted);
     } catch (error) {
       for (const lane of wanted) {
         const answer = turn.answers[lane];
@@ -89,13 +89,8 @@ export class Conversation {
       ? [{ role: 'user', content: prompt }, { role: 'assistant', content: answers[lane].text }] : []);
   }
 
-  async stream(request, turn, lanes) {
-    const response = await fetch(at('/api/chat/generate'), { method: 'POST',
-      headers: { 'content-type': 'application/json' }, body: JSON.stringify(request) });
-    if (!response.ok) {
-      const answer = await response.json().catch(() => ({}));
-      throw new Error(answer.error?.text || `The server answered ${response.status}.`);
-    }
+  async stream(asked, turn, lanes) {
+    const response = await request('/api/chat/generate', asked);
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = '', saved = Date.now();
     for (;;) {

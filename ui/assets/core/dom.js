@@ -116,16 +116,21 @@ export function clock(time, exact = false) {
   return time ? new Date(time * 1000).toLocaleString([], shown) : '';
 }
 
-/** GET, or POST `body`, as JSON. A refusal is thrown as an Error with the server's sentence. */
-export async function api(path, body) {
+/** GET, or POST `body` as JSON. A refusal is thrown as an Error with the server's sentence. */
+export async function request(path, body) {
   const options = body === undefined ? { cache: 'no-store' } : {
     method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body),
   };
   const response = await fetch(at(path), options);
-  if (response.status === 204) return null;
+  if (response.ok) return response;
   const answer = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(answer.error?.text || `The server answered ${response.status}.`);
-  return answer;
+  throw new Error(answer.error?.text || `The server answered ${response.status}.`);
+}
+
+/** The JSON of an answer; null where it has none. */
+export async function api(path, body) {
+  const response = await request(path, body);
+  return response.status === 204 ? null : response.json();
 }
 
 /** As `api`, but a refusal becomes a toast and null. `done` (text, or a function of the answer)
