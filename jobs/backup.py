@@ -19,7 +19,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import IO, Any, cast
 
-from jobs.database import Database, advice, copies, damage, plain_errors
+from jobs.database import Database, daily_copies, damage, plain_errors, restore_advice
 from studio import atomic
 from studio.errors import DiskFull, HomeError, is_disk_full
 from studio.home import Home
@@ -87,19 +87,19 @@ def copy_database(home: Home, target: Path) -> None:
     os.chmod(target, 0o600)
 
 
-def daily(home: Home, database: Database, *, now: float) -> Path | None:
+def copy_daily(home: Home, database: Database, *, now: float) -> Path | None:
     """Copy the database if the newest copy is a day old; keep seven copies.
 
     Raises:
         HomeError: The database is damaged; it was not copied.
     """
-    kept = copies(home.path)
+    kept = daily_copies(home.path)
     if kept and now - kept[-1].stat().st_mtime < DAILY_SECONDS:
         return None
     with database.reading() as db:
         found = damage(db.conn)
     if found:
-        raise HomeError(f"{home.database} is damaged ({found}). {advice(home.path)}")
+        raise HomeError(f"{home.database} is damaged ({found}). {restore_advice(home.path)}")
     folder = home.path / "backups"
     folder.mkdir(mode=0o700, exist_ok=True)
     target = folder / time.strftime("studio-%Y%m%d-%H%M%S.db", time.gmtime(now))
@@ -109,7 +109,7 @@ def daily(home: Home, database: Database, *, now: float) -> Path | None:
         atomic.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
-    for old in copies(home.path)[:-DAILY_KEPT]:
+    for old in daily_copies(home.path)[:-DAILY_KEPT]:
         old.unlink(missing_ok=True)
     return target
 

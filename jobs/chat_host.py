@@ -28,7 +28,7 @@ from jobs.chat_client import LEAVING_STATUS, state_path
 from jobs.chat_events import RunningRequest
 from jobs.chat_worker import ChatWorker
 from jobs.locks import FileLock
-from jobs.processes import leave, me
+from jobs.processes import exit_now, me
 from studio import atomic
 from studio.chat.lanes import ChatRequest, Event, NewWeights
 from studio.errors import ChatError, StudioError
@@ -251,4 +251,4 @@ async def _leave(server: Any, worker: ChatWorker) -> None:
 
 
 if __name__ == "__main__":
-    leave(main())
+    exit_now(main())

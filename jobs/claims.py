@@ -138,7 +138,7 @@ SELECT id, retries_done FROM jobs WHERE state = 'failed' AND retries_left > 0
 """
 
 
-def leave(
+def set_state(
     db: Tables,
     job: int,
     state: State,
@@ -336,7 +336,7 @@ class Claims:
             Fenced: The claim is no longer valid.
         """
         with self._database.writing() as db:
-            if not leave(
+            if not set_state(
                 db, claim.job, state, attempt=claim.attempt, actor="runner",
                 result=result, error=error,
             ):  # fmt: skip
@@ -359,7 +359,7 @@ class Claims:
             if row is None:
                 raise Fenced
             state = _OBEYED[row[0]]
-            leave(
+            set_state(
                 db, claim.job, state, attempt=claim.attempt, actor="runner", result=result,
                 error=error if state == "paused" else None,
             )  # fmt: skip
@@ -393,12 +393,12 @@ class Claims:
                 return None
             intent, resume_step, no_progress = row
             if intent in ("cancel", "pause"):
-                leave(db, job, _OBEYED[intent], attempt=attempt, actor="supervisor", why=why)
+                set_state(db, job, _OBEYED[intent], attempt=attempt, actor="supervisor", why=why)
                 return _OBEYED[intent]
             moved = newest_step > resume_step or blameless or intent == "shutdown"
             tries = 0 if moved else no_progress + 1
             error = ("interrupted", _GIVEN_UP.format(tries=tries, why=why))
-            leave(
+            set_state(
                 db, job, "interrupted", attempt=attempt, actor="supervisor", why=why,
                 error=error if tries >= limit else None,
             )  # fmt: skip
@@ -406,7 +406,7 @@ class Claims:
             if tries >= limit:
                 return "interrupted"
             where = f"from step {newest_step}" if newest_step else "from the beginning"
-            leave(db, job, "queued", actor="supervisor", why=f"goes on {where}")
+            set_state(db, job, "queued", actor="supervisor", why=f"goes on {where}")
             return "queued"
 
     def could_not_start(self, claim: Claim, *, text: str) -> None:
@@ -416,7 +416,7 @@ class Claims:
             if row is None:
                 return
             state: State = _OBEYED[row[0]] if row[0] in ("cancel", "pause") else "failed"
-            leave(
+            set_state(
                 db, claim.job, state, attempt=claim.attempt, actor="supervisor",
                 error=("start", text) if state == "failed" else None,
             )  # fmt: skip

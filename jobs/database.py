@@ -198,7 +198,7 @@ def plain_errors(path: Path) -> Iterator[None]:
                 "Close that program and try again."
             ) from error
         if "malformed" in text or "not a database" in text:
-            raise HomeError(f"{path} is damaged ({text}). {advice(path.parent)}") from error
+            raise HomeError(f"{path} is damaged ({text}). {restore_advice(path.parent)}") from error
         raise
 
 
@@ -208,14 +208,14 @@ def damage(connection: sqlite3.Connection) -> str:
     return "" if answer == "ok" else answer
 
 
-def copies(home: Path) -> list[Path]:
+def daily_copies(home: Path) -> list[Path]:
     """Return the daily copies of a home's database, oldest first."""
     return sorted((home / "backups").glob("studio-*.db"))
 
 
-def advice(home: Path) -> str:
+def restore_advice(home: Path) -> str:
     """Return how to restore a damaged database."""
-    kept = copies(home)
+    kept = daily_copies(home)
     if kept:
         return f"`studio restore {kept[-1]}` brings back its newest copy."
     return "There is no copy of it yet; move it away to start with an empty queue."

@@ -25,7 +25,7 @@ Turn = tuple[float, int]
 """A job's place in the queue, and its number."""
 
 
-def in_turn(slots: Iterable[str], turn: Callable[[str], Turn | None]) -> Iterator[str]:
+def in_queue_order(slots: Iterable[str], turn: Callable[[str], Turn | None]) -> Iterator[str]:
     """Yield the slot that claims next, each at most once, while one has a job to start.
 
     Args:

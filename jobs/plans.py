@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from jobs import jobs_table, settings
-from jobs.claims import leave, retried
+from jobs.claims import retried, set_state
 from jobs.database import now
 from jobs.job import ENDED, Job
 from jobs.memory import needed_by_each, needed_bytes
@@ -241,10 +241,10 @@ def settle(store: JobStore) -> None:
     with store.database.writing() as db:
         again = retried(db)
         for job, why in _blocked(db, again):
-            leave(db, job, "paused", actor="supervisor", why=why)
+            set_state(db, job, "paused", actor="supervisor", why=why)
         for job, done in again.items():
             wait = BACKOFF_SECONDS * 2**done
-            leave(db, job, "queued", actor="supervisor", why=f"tries again in {wait:.0f} s")
+            set_state(db, job, "queued", actor="supervisor", why=f"tries again in {wait:.0f} s")
             db.conn.execute(_COUNT_RETRY, (now() + wait, job))
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from jobs.claims import Claim, Fenced
 from jobs.curves import EVAL_SERIES, STEP_SERIES, Progress
 from jobs.job import Intent, Request
-from jobs.processes import leave
+from jobs.processes import exit_now
 from jobs.run_requests import take_request
 from jobs.store import JobStore
 from studio.errors import DiskFull, HomeError
@@ -152,7 +152,7 @@ class Reporter:
     def _exit_now(self) -> None:
         self._store.claims.stopped(self._claim, result={"seconds": self._seconds()})
         logger.info("stopped before the first step, on request")
-        leave(0)
+        exit_now(0)
 
     def _seconds(self) -> float:
         return round(self._seconds_before + time.monotonic() - self._began, 3)
@@ -161,7 +161,7 @@ class Reporter:
 def exit_fenced() -> None:
     """Exit because another attempt has the job."""
     logger.warning("another attempt has the job; exiting")
-    leave(EXIT_FENCED)
+    exit_now(EXIT_FENCED)
 
 
 def _start_facts(event: events.Started) -> dict[str, Any]:

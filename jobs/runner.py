@@ -25,7 +25,7 @@ from jobs import cluster, kinds
 from jobs.claims import Claim, Fenced, device_of
 from jobs.kinds import FILES, Work
 from jobs.locks import FileLock
-from jobs.processes import leave, me
+from jobs.processes import exit_now, me
 from jobs.reporting import Reporter, exit_fenced
 from jobs.run_files import newest_step
 from jobs.store import JobStore
@@ -143,7 +143,7 @@ class Attempt:
                 return
             except DiskFull:
                 time.sleep(0.1)
-        leave(errno.ENOSPC)  # the supervisor sees a dead process and rescues the job
+        exit_now(errno.ENOSPC)  # the supervisor sees a dead process and rescues the job
 
 
 def as_studio_error(error: Exception, *, kind: str = "train") -> StudioError:
@@ -245,7 +245,7 @@ def run(home: Home, claims: Sequence[Claim]) -> None:
     except Fenced:
         exit_fenced()
     store.close()
-    leave(0)
+    exit_now(0)
 
 
 def _terminate(attempts: Sequence[Attempt]) -> None:

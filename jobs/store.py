@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import curves, run_files
-from jobs.claims import Claim, Claims, ask_to_stop, leave
+from jobs.claims import Claim, Claims, ask_to_stop, set_state
 from jobs.curves import Curves
 from jobs.database import Database, now
 from jobs.job import ENDED, LEGAL, Intent, Job, State
@@ -85,7 +85,7 @@ class JobStore:
         with self.database.writing() as db:
             job_id = insert(db, spec, plan, needs)
             if held:
-                leave(db, job_id, "paused", actor="person", why="held back")
+                set_state(db, job_id, "paused", actor="person", why="held back")
         return self.get(job_id)
 
     def submit_many(
@@ -231,7 +231,7 @@ class JobStore:
                 db.conn.execute(_TO_THE_END, (job.id,))
             db.conn.execute(_FRESH_TRIES, (step, job.id))
             why = f"goes on from step {step}" if step else "starts from the beginning"
-            leave(db, job.id, "queued", actor="person", why=why)
+            set_state(db, job.id, "queued", actor="person", why=why)
         return self.get(job.id)
 
     def requeue(self, job_id: int, *, newest_step: int, state: State = "interrupted") -> None:
@@ -239,7 +239,7 @@ class JobStore:
         with self.database.writing() as db:
             if find_job(db, job_id).state == state:
                 where = f"from step {newest_step}" if newest_step else "from the beginning"
-                leave(db, job_id, "queued", actor="supervisor", why=f"goes on {where}")
+                set_state(db, job_id, "queued", actor="supervisor", why=f"goes on {where}")
 
     def active_claims(self) -> Claimed:
         """Return the active attempts."""
@@ -364,7 +364,7 @@ class JobStore:
                     raise QueueError(f'"{job.name}" is already being stopped.')
                 ask_to_stop(db, job.id, intent, actor="person", why=f"{intent} asked for")
             elif job.state not in ENDED and (job.state, ended) in LEGAL:
-                leave(db, job.id, ended, actor="person", why="asked for")
+                set_state(db, job.id, ended, actor="person", why="asked for")
             else:
                 raise QueueError(cannot(job, intent))
         return self.get(job.id)

@@ -25,7 +25,7 @@ from jobs.claims import NO_PROGRESS_LIMIT, Claim
 from jobs.cluster import Watch
 from jobs.kinds import FILES
 from jobs.locks import FileLock
-from jobs.placement import Placement, in_turn
+from jobs.placement import Placement, in_queue_order
 from jobs.processes import Identity, me, of
 from jobs.rescue import Rescue
 from jobs.run_files import checkpoint_folders, newest_step
@@ -173,7 +173,7 @@ class Supervisor:
             self._care_for_spare()
         if time.monotonic() - self._copied > BACKUP_LOOK_SECONDS:
             self._copied = time.monotonic()
-            backup.daily(self.home, self.store.database, now=time.time())
+            backup.copy_daily(self.home, self.store.database, now=time.time())
 
     def _claim(self) -> None:
         short = shortage(self.home.path)
@@ -190,7 +190,7 @@ class Supervisor:
         self.placement.look(
             self.slots, served_by=self._served_by, start_when=start_when, others=waits
         )
-        for device in in_turn(
+        for device in in_queue_order(
             [slot for slot in (FILES, *self.slots) if self.placement.may_claim(slot)],
             lambda slot: self.store.claims.turn(slot, **self._asks(slot, start_when)),
         ):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from jobs import backup as backups
-from jobs.backup import MANIFEST, backup, daily
+from jobs.backup import MANIFEST, backup, copy_daily
 from jobs.claims import Claim
 from jobs.curves import Progress
 from jobs.restore import restore
@@ -216,10 +216,11 @@ def test_a_spoiled_backup_is_refused_and_changes_nothing(store, tmp_path, spoile
 def test_a_damaged_database_comes_back_from_its_daily_copy(home):
     store = JobStore(home)
     store.submit(a_spec(name="kept"))
-    copy = daily(home, store.database, now=1_800_000_000.0)
-    assert copy is not None and daily(home, store.database, now=copy.stat().st_mtime + 60) is None
+    copy = copy_daily(home, store.database, now=1_800_000_000.0)
+    assert copy is not None
+    assert copy_daily(home, store.database, now=copy.stat().st_mtime + 60) is None
     for day in range(1, 12):
-        daily(home, store.database, now=copy.stat().st_mtime + 86_401 * day)
+        copy_daily(home, store.database, now=copy.stat().st_mtime + 86_401 * day)
     assert len(list((home.path / "backups").iterdir())) <= backups.DAILY_KEPT
     store.close()
     newest = sorted((home.path / "backups").iterdir())[-1]
@@ -240,7 +241,7 @@ def test_the_database_before_keeps_what_a_kill_left_in_its_log(store, tmp_path):
         other.execute("CREATE TABLE x(y)")
     with pytest.raises(HomeError, match="not one of this studio"):
         restore(store.home.path, tmp_path / "other.db")
-    copy = daily(store.home, store.database, now=1_800_000_000.0)
+    copy = copy_daily(store.home, store.database, now=1_800_000_000.0)
     store.submit(a_spec(name="later"))
     killed = tmp_path / "killed"
     shutil.copytree(store.home.path, killed)  # as it is while the database is open

@@ -1,6 +1,6 @@
 """Slots claim in the order of the jobs they would start; of several for one job, the first."""
 
-from jobs.placement import Turn, in_turn
+from jobs.placement import Turn, in_queue_order
 
 
 def _claimed(jobs: dict[int, set[str]], slots: str) -> list[tuple[int, str]]:
@@ -17,7 +17,7 @@ def _claimed(jobs: dict[int, set[str]], slots: str) -> list[tuple[int, str]]:
                 if slot in free and named <= free and (not named or slot in named))  # fmt: skip
         return next(((float(n), n) for n in fits), None)
 
-    for slot in in_turn(slots, turn):
+    for slot in in_queue_order(slots, turn):
         found = turn(slot)
         assert found is not None
         free -= jobs.pop(found[1]) or {slot}
@@ -32,5 +32,5 @@ def test_an_older_job_is_not_passed_and_jobs_for_any_slot_take_the_first_ones():
 
 def test_nothing_to_start_asks_each_slot_once():
     asked: list[str] = []
-    assert list(in_turn("abc", asked.append)) == []
+    assert list(in_queue_order("abc", asked.append)) == []
     assert asked == ["a", "b", "c"]

@@ -19,7 +19,6 @@ from ui.cli.show_data import (
     conversations,
     curated,
     dataset,
-    datasets,
     duration,
     endpoint,
     leaderboard,
@@ -359,12 +358,19 @@ def restored(done: Mapping[str, Any]) -> None:
     print(f"{done['home']} is restored.{before} Open the studio to continue.")
 
 
-def lines(text: str) -> Callable[[Answer], None]:
-    """Return a printer of a sentence with values of the answer, or of each row of it."""
+def lines(text: str, empty: str = "") -> Callable[[Answer], None]:
+    """Return a printer of a sentence with values of the answer, or of each row of it.
+
+    Args:
+        text: A format with the names of the values.
+        empty: Printed instead where there are no rows.
+    """
 
     def show(answer: Answer) -> None:
         for row in answer if isinstance(answer, list) else [answer]:
             print(text.format(**row))
+        if empty and not answer:
+            print(empty)
 
     return show
 
@@ -402,7 +408,10 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "data.import": dataset,
     "data.map": mapped,
     "data.xray": xray,
-    "data.list": datasets,
+    "data.list": lines(
+        "{name:32} {rows:>12,} rows  {format:18} {hash:.12}",
+        empty="No dataset is imported yet: studio data import FILE",
+    ),
     "data.export": lines("{rows:,} rows are in {file}."),
     "data.delete": lines("{deleted} is deleted."),
     "data.overlap": lines("{rows:,} rows of {other} are in {dataset} too."),
@@ -420,7 +429,7 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "adapters.tag": lambda a: print(f'Tags of "{a["name"]}": {", ".join(a["tags"]) or "none"}.'),
     "adapters.delete": lines('Deleted "{name}". Restore it with `studio adapters undo`.'),
     "adapters.undo": lines('Restored "{name}".'),
-    "adapters.trash": lambda a: print("\n".join(x["name"] for x in a) or "The trash is empty."),
+    "adapters.trash": lines("{name}", empty="The trash is empty."),
     "adapters.picture": picture,
     "queue": queue,
     "move": lambda job: print(

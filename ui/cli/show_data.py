@@ -99,14 +99,6 @@ def xray(rows: Sequence[Mapping[str, Any]]) -> None:
         print(out + marks[state][1])
 
 
-def datasets(found: Sequence[Mapping[str, Any]]) -> None:
-    """Print the imported datasets."""
-    if not found:
-        print("No dataset is imported yet: studio data import FILE")
-    for one in found:
-        print(f"{one['name']:32} {one['rows']:>12,} rows  {one['format']:18} {one['hash'][:12]}")
-
-
 # -- compare ---------------------------------------------------------------------------------------
 
 
