@@ -8,15 +8,16 @@ has the job: `Fenced` is raised, nothing is changed, and the runner exits at onc
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, Unpack, cast
+from typing import Any, Literal, cast
 
 from jobs.curves import Progress, finite, write_measurements
 from jobs.database import Database, now
 from jobs.job import Intent, State
 from jobs.processes import Identity
 from jobs.schema import Tables
+from studio.devices import CLUSTER
 
 UNBOUNDED = 2**62
 PLACE = "#"
@@ -27,17 +28,37 @@ def device_of(lease: str) -> str:
     return lease.partition(PLACE)[0]
 
 
-class Conditions(TypedDict, total=False):
-    """Conditions of a claim; absent ones exclude nothing."""
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A device that starts jobs, the devices beside it, and the requests that it serves."""
 
-    more: Iterable[str]
-    """Further slots for a job on several devices; those in use are skipped."""
-    room: Mapping[str, int]
-    """Free bytes of a slot; an absent slot has room for any job."""
-    wanted: Iterable[str] | None
-    """Values of `train.device` that the slot serves; None serves all."""
-    start_when: Iterable[str]
-    """Values of `start_when` that hold now: `idle`, `night`."""
+    device: str
+    beside: tuple[str, ...] = ()
+    """Further devices for a job on several."""
+    wanted: Collection[str] | None = None
+    """Values of `train.device` that it serves; None serves all of this machine."""
+
+    def serves(self, wanted: str) -> bool:
+        """Return True if jobs with this `train.device` start here."""
+        if self.wanted is None:
+            return wanted != CLUSTER
+        named = wanted.split(",")  # a set of devices, of which this slot may be one
+        return wanted in self.wanted or (len(named) > 1 and not set(named).isdisjoint(self.wanted))
+
+    def devices_of(
+        self, job: Mapping[str, Any], held: Collection[str], room: Mapping[str, int]
+    ) -> list[str]:
+        """Return the free devices that a job gets here; empty if it does not fit."""
+        slots, named = [self.device, *self.beside], job["device_wanted"].split(",")
+        fitting = [
+            slot for slot in slots
+            if slot not in held and room.get(slot, UNBOUNDED) >= job["memory_bytes"]
+            and (len(named) == 1 or slot in named)
+        ]  # fmt: skip
+        width = len(slots) if named == ["all"] else job["width"]
+        if self.device == "cpu":  # one device, however many processes share it
+            width = 1
+        return fitting[:width] if self.device in fitting and width <= len(fitting) else []
 
 
 def startable(
@@ -46,12 +67,11 @@ def startable(
     wanted: Iterable[str] | None = None,
     start_when: Iterable[str] = ("idle", "night"),
     least_bytes: int = 0,
-    most_bytes: int = UNBOUNDED,
 ) -> Iterator[dict[str, Any]]:
     """Yield the queued jobs that may start now, in the order of the queue."""
     values = {
         "now": now(), "any": wanted is None, "wanted": json.dumps(list(wanted or ())),
-        "start_when": json.dumps(["", *start_when]), "least": least_bytes, "most": most_bytes,
+        "start_when": json.dumps(["", *start_when]), "least": least_bytes,
     }  # fmt: skip
     return cast("Iterator[dict[str, Any]]", db.query(_STARTABLE, values))
 
@@ -60,33 +80,6 @@ def leased_devices(db: Tables) -> set[str]:
     """Return the devices that jobs hold."""
     rows = db.conn.execute("SELECT device FROM leases WHERE holder = 'job'").fetchall()
     return {device_of(device) for (device,) in rows}
-
-
-def _next_job(
-    db: Tables,
-    device: str,
-    *,
-    more: Iterable[str] = (),
-    room: Mapping[str, int] | None = None,
-    **which: Any,
-) -> tuple[dict[str, Any], list[str]] | None:
-    """Return the job that a slot starts next, and its devices."""
-    slots, bytes_of, held = [device, *more], room or {}, leased_devices(db)
-    if device in held:
-        return None
-    for job in startable(db, most_bytes=bytes_of.get(device, UNBOUNDED), **which):
-        if device == "cpu":
-            return job, [device]
-        named = job["device_wanted"].split(",")
-        fitting = [
-            slot for slot in slots
-            if slot not in held and bytes_of.get(slot, UNBOUNDED) >= job["memory_bytes"]
-            and (len(named) == 1 or slot in named)
-        ]  # fmt: skip
-        width = len(slots) if named == ["all"] else job["width"]
-        if width <= len(fitting):
-            return job, fitting[:width]
-    return None
 
 
 def start_attempt(db: Tables, job: int, device: str, *, owner: Identity, why: str) -> "Claim":
@@ -100,7 +93,7 @@ SELECT id, position, kind, name, sweep, spec, device_wanted, width, memory_bytes
   on_error
 FROM jobs
 WHERE state = 'queued'
-  AND +memory_bytes BETWEEN :least AND :most  -- + keeps to the index of positions
+  AND +memory_bytes >= :least  -- + keeps to the index of positions
   AND (:any AND device_wanted <> 'ray' OR device_wanted IN (SELECT value FROM json_each(:wanted))
        OR instr(device_wanted, ',')  -- a set, of which this slot is one
           AND EXISTS (SELECT 1 FROM json_each(:wanted) AS mine
@@ -218,30 +211,47 @@ class Claims:
         self._database = database
 
     def claim(
-        self, device: str, *, owner: Identity, **conditions: Unpack[Conditions]
+        self, device: str, *, owner: Identity, more: Iterable[str] = (),
+        wanted: Collection[str] | None = None, room: Mapping[str, int] | None = None,
+        start_when: Iterable[str] = ("idle", "night"),
+    ) -> Claim | None:  # fmt: skip
+        """Take the next queued job that a single slot may start now, or None; see `claim_next`."""
+        slot = Slot(device, tuple(more), wanted)
+        return self.claim_next([slot], owner=owner, room=room, start_when=start_when)
+
+    def claim_next(
+        self,
+        slots: Sequence[Slot],
+        *,
+        owner: Identity,
+        room: Mapping[str, int] | None = None,
+        start_when: Iterable[str] = ("idle", "night"),
     ) -> Claim | None:
-        """Take the next queued job that may start now for a free device, or None.
+        """Take the first job of the queue that may start now on a free slot, or None.
 
         Smaller jobs overtake one that needs more devices or memory than are free. A job that
-        names its devices gets exactly these, one that wants `all` every slot given here.
+        names its devices gets exactly these, one that wants `all` every device of its slot.
 
         Args:
-            device: The slot that would run it.
+            slots: Those that may start jobs; of several for one job, the first takes it.
             owner: The supervisor that will start the runner.
-            conditions: What the slot may start now.
+            room: Free bytes of a device; an absent one has room for any job.
+            start_when: Values of `start_when` that hold now: `idle`, `night`.
         """
         with self._database.writing() as db:
-            found = _next_job(db, device, **conditions)
-            if found is None:
-                return None
-            job, devices = found
-            return start_attempt(db, job["id"], ",".join(devices), owner=owner, why=f"on {device}")
-
-    def turn(self, device: str, **conditions: Unpack[Conditions]) -> tuple[float, int] | None:
-        """Return position and number of the job that `claim` would take now, or None."""
-        with self._database.reading() as db:
-            found = _next_job(db, device, **conditions)
-        return (found[0]["position"], found[0]["id"]) if found else None
+            held = leased_devices(db)
+            free = [slot for slot in slots if slot.device not in held]
+            served = [slot.wanted for slot in free]
+            wanted = None if None in served else {one for own in served for one in own or ()}
+            for job in startable(db, wanted=wanted, start_when=start_when) if free else ():
+                for slot in free:
+                    if slot.serves(job["device_wanted"]):
+                        if devices := slot.devices_of(job, held, room or {}):
+                            return start_attempt(
+                                db, job["id"], ",".join(devices), owner=owner,
+                                why=f"on {slot.device}",
+                            )  # fmt: skip
+        return None
 
     def waiting_for_memory(
         self,

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from jobs import settings
-from jobs.claims import Claim
+from jobs.claims import Claim, Slot
 from jobs.job import Job
 from jobs.processes import Identity
 from jobs.store import JobStore
@@ -171,15 +171,9 @@ class Watch:
 
     def claims(self, owner: Identity, start_when: Iterable[str]) -> Iterator[Claim]:
         """Claim jobs for free slots in the queue's order, until none waits or fits."""
-        held = {str(row["device"]) for row in self._store.leases()}
-        free = [slot for slot in self.slots() if slot not in held]
-        while free:
-            claim = self._store.claims.claim(
-                free[0], owner=owner, more=free[1:], wanted=[CLUSTER], start_when=start_when
-            )
-            if claim is None:
-                return
-            free = [slot for slot in free if slot not in claim.device.split(",")]
+        names = self.slots()
+        slots = [Slot(one, tuple(n for n in names if n != one), (CLUSTER,)) for one in names]
+        while claim := self._store.claims.claim_next(slots, owner=owner, start_when=start_when):
             yield claim
 
     def waits(self) -> dict[int, str]:

@@ -1,8 +1,4 @@
-"""Decide which slot starts which job: queue order, free memory, chat models that free a device.
-
-Slots claim one after the other, and a job on several devices takes them from slots that have not
-claimed yet. In a fixed order it could overtake an older job that needs one of them.
-
+"""Decide which slots may start jobs: free memory, and chat models that free a device.
 A job has a memory estimate; 0 is unknown and fits everywhere. On a GPU the memory that is really
 free counts, on a CPU only that of chat, since the system frees the rest. A job that needs nearly
 all of a device or more starts on an empty one. Chat is requested to leave a GPU as soon as a job
@@ -10,41 +6,15 @@ waits for it, and any device that lacks memory; a chat host that stays is killed
 its models again at the next question.
 """
 
-import heapq
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from jobs.claims import device_of
 from jobs.processes import Identity, kill_session
 from jobs.store import JobStore
 from studio import hardware
 from studio.names import readable
-
-Turn = tuple[float, int]
-"""A job's place in the queue, and its number."""
-
-
-def in_queue_order(slots: Iterable[str], turn: Callable[[str], Turn | None]) -> Iterator[str]:
-    """Yield the slot that claims next, each at most once, while one has a job to start.
-
-    Args:
-        slots: Those that may claim.
-        turn: Return the job that a slot would claim now. The caller claims before it takes the
-            next slot; free devices only get fewer, so an earlier answer is never too late.
-    """
-    waiting = [(found, n, slot) for n, slot in enumerate(slots) if (found := turn(slot))]
-    heapq.heapify(waiting)
-    while waiting:
-        _, number, slot = heapq.heappop(waiting)
-        found = turn(slot)
-        if found is None:
-            continue
-        if waiting and (found, number) > waiting[0][:2]:
-            heapq.heappush(waiting, (found, number, slot))
-        else:
-            yield slot
-
 
 logger = logging.getLogger(__name__)
 

@@ -16,16 +16,15 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from jobs import backup, plans, settings
-from jobs.claims import NO_PROGRESS_LIMIT, Claim
+from jobs.claims import NO_PROGRESS_LIMIT, Claim, Slot
 from jobs.cluster import Watch
 from jobs.kinds import FILES
 from jobs.locks import FileLock
-from jobs.placement import Placement, in_queue_order
+from jobs.placement import Placement
 from jobs.processes import Identity, me, of
 from jobs.rescue import Rescue
 from jobs.run_files import checkpoint_folders, newest_step
@@ -190,17 +189,15 @@ class Supervisor:
         self.placement.look(
             self.slots, served_by=self._served_by, start_when=start_when, others=waits
         )
-        for device in in_queue_order(
-            [slot for slot in (FILES, *self.slots) if self.placement.may_claim(slot)],
-            lambda slot: self.store.claims.turn(slot, **self._asks(slot, start_when)),
-        ):
-            claim = self.store.claims.claim(device, owner=me(), **self._asks(device, start_when))
-            if claim is not None:
-                siblings = claim_siblings(
-                    self.store.database, claim, owner=me(), beside=self._beside(device),
-                    wanted=self._served_by(device), start_when=start_when,
-                )  # fmt: skip
-                self._start(claim, siblings)
+        slots = [self._slot(d) for d in (FILES, *self.slots) if self.placement.may_claim(d)]
+        claims, room = self.store.claims, self.placement.left
+        while claim := claims.claim_next(slots, owner=me(), room=room, start_when=start_when):
+            slot = self._slot(claim.device)
+            siblings = claim_siblings(
+                self.store.database, claim, owner=me(), beside=slot.beside, wanted=slot.wanted,
+                start_when=start_when,
+            )  # fmt: skip
+            self._start(claim, siblings)
         for claim in self.cluster.claims(me(), start_when):
             self._start(claim)
 
@@ -219,16 +216,11 @@ class Supervisor:
             start_when.append("night")
         return start_when
 
-    def _beside(self, device: str) -> list[str]:
-        """Return the other slots of its kind, for a job that trains on several."""
+    def _slot(self, device: str) -> Slot:
+        """Return a slot with the others of its kind, for a job that trains on several."""
         kind = device.partition(":")[0]
-        return [s for s in self.slots if s != device and s.partition(":")[0] == kind != "cpu"]
-
-    def _asks(self, slot: str, start_when: list[str]) -> dict[str, Any]:
-        return {
-            "more": self._beside(slot), "wanted": self._served_by(slot), "start_when": start_when,
-            "room": self.placement.left,
-        }  # fmt: skip
+        beside = [s for s in self.slots if s != device and s.partition(":")[0] == kind != "cpu"]
+        return Slot(device, tuple(beside), self._served_by(device))
 
     def _served_by(self, device: str) -> list[str] | None:
         """Return the device requests that a slot serves; `auto` goes to GPUs if there are any."""

@@ -6,7 +6,7 @@ import pytest
 
 from jobs import kinds, runner
 from jobs.admission import admit
-from jobs.placement import Placement, in_queue_order
+from jobs.placement import Placement
 from jobs.processes import me
 from jobs.store import JobStore
 from jobs.supervisor import Supervisor
@@ -28,11 +28,11 @@ class Looks:
         self._store, self._slots = store, slots
 
     def __call__(self, **room: int) -> list[tuple[int, str]]:
-        self._supervisor.placement.left = room
-        ask = lambda slot: self._supervisor._asks(slot, ["idle"])  # noqa: E731
-        turns = in_queue_order(self._slots, lambda slot: self._store.claims.turn(slot, **ask(slot)))
-        claims = [self._store.claims.claim(slot, owner=me(), **ask(slot)) for slot in turns]
-        return [(claim.job, claim.device) for claim in claims if claim]
+        slots = [self._supervisor._slot(device) for device in self._slots]
+        claimed = []
+        while claim := self._store.claims.claim_next(slots, owner=me(), room=room):
+            claimed.append((claim.job, claim.device))
+        return claimed
 
 
 def _submit(store: JobStore, device: str, memory: int = 0, **train: int) -> int:
