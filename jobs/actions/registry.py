@@ -73,7 +73,7 @@ class Action:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
-    """What an action answers with: a JSON value, or jobs that it queued or changed, and facts.
+    """The answer of an action: a JSON value, or the jobs that it queued or changed, and facts.
 
     The facts stay beside the outcome of a followed job; `then` is what to ask, name and values,
     when the last of the jobs has succeeded.
