@@ -122,13 +122,15 @@ def _of_site(backbone: Backbone, adapter: Adapter, site: Site) -> list[Change]:
         gain = torch.cat([values - 1 for values in params.values()])
         return [_change(backbone, site, gain, torch.ones_like(gain))]
     if phase is Phase.KEYS_VALUES:
+        from studio.backbone.virtual_tokens import split_layers
+
         table = adapter.method.virtual_tokens(params)
-        parts = table.unflatten(1, (backbone.anatomy.num_layers, 2, -1))
+        layers = split_layers(table, backbone.anatomy)
         return [
-            Change(layer=layer, module=name, norm=_size(parts[:, layer, place]), relative=False,
-                   effective_rank=effective_rank(parts[:, layer, place]))
-            for layer in range(backbone.anatomy.num_layers)
-            for place, name in enumerate(("prefix keys", "prefix values"))
+            Change(layer=backbone.anatomy.layer_of(keys.module), module=name, norm=_size(part),
+                   relative=False, effective_rank=effective_rank(part.transpose(0, 1).flatten(1)))
+            for keys, layer in zip(backbone.anatomy.key_shapes, layers, strict=True)
+            for part, name in zip(layer, ("prefix keys", "prefix values"), strict=True)
         ]  # fmt: skip
     if phase is Phase.PROMPT:
         table = adapter.method.virtual_tokens(params)
@@ -139,7 +141,7 @@ def _of_site(backbone: Backbone, adapter: Adapter, site: Site) -> list[Change]:
 
 
 def _change(backbone: Backbone, site: Site, delta: Tensor, own: Tensor | None) -> Change:
-    inside = site.key.removeprefix(f"{backbone.anatomy.layers_key}.{site.layer}.")
+    inside = backbone.anatomy.inside_layer(site)
     return Change(
         layer=site.layer,
         module=inside or "model",

@@ -10,6 +10,10 @@ transformers' attention interface calls it. Beyond the stock functions it suppor
 - *weighted prefixes*: a weight `w` adds `log w` to the prefix's attention logits: 1 is exact, 0
   removes it.
 
+Of the keyword arguments that architectures pass, it computes sinks, position biases, soft caps,
+sliding windows and choices of keys, ignores those without effect on the result (`IGNORED`), and
+refuses any other that is not None.
+
 Shapes: `B batch, H heads, K kv_heads, T tokens, S keys, P prefix tokens, E head_dim`.
 """
 
@@ -17,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +35,15 @@ from studio.errors import MethodError
 
 NAME = "studio"
 packing: ContextVar[bool] = ContextVar("packing", default=False)
+
+IGNORED = frozenset({
+    "attention_mask", "cache", "cache_position", "dropout", "head_mask", "hidden_states",
+    "layer_past", "logits_to_keep", "num_items_in_batch", "output_attentions",
+    "output_hidden_states", "output_router_logits", "past_key_value", "past_key_values",
+    "position_embeddings", "position_ids", "return_dict", "token_type_ids", "training",
+    "use_cache", "input_ids",
+})  # fmt: skip
+"""Keyword arguments of other functions that architectures pass on: they change no attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +60,36 @@ class Prefix:
     whole: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a layer's own attention differs from the plain causal one.
+
+    Attributes:
+        scaling: Scale of the logits; `E^-½` when None.
+        softcap: Bound of the logits, as in Gemma 2.
+        window: Tokens that a query sees, itself included; all when None.
+        bias: Added to the logits, `(B or 1, H or 1, T, S)`.
+        sinks: One more logit per query without a value, `(B or 1, H, T or 1, 1)`.
+        causal: False where a query also sees later keys.
+    """
+
+    scaling: float | None = None
+    softcap: float | None = None
+    window: int | None = None
+    bias: Tensor | None = None
+    sinks: Tensor | None = None
+    causal: bool = True
+
+    def rows(self, start: int, stop: int) -> Shape:
+        """Return the part of a packed batch between two positions."""
+        bias, sinks = self.bias, self.sinks
+        if bias is not None:
+            bias = bias[..., start:stop, start:stop]
+        if sinks is not None and sinks.shape[2] > 1:
+            sinks = sinks[:, :, start:stop]
+        return replace(self, bias=bias, sinks=sinks)
+
+
 @dataclass(slots=True)
 class AttentionState:
     """State of the attention function beyond its arguments; one per backbone.
@@ -56,6 +99,7 @@ class AttentionState:
         prefix: Returns a layer's virtual tokens.
         positions: `(B, T)`, counted from the first virtual token; kept while there are any.
         capture: Collects each layer's own keys and values.
+        calls: Collects the module, keys and values of every call (`recording.py`).
         eager: Plain matrix products instead of torch's fused kernel.
         short_rows: Matrix products for short rows, where they are faster.
         kernel: The variable-length kernel, which attends all packed rows in one call.
@@ -63,13 +107,13 @@ class AttentionState:
         lean: Keep and compute no more than training needs (`checkpointing.py`).
         keep: Positions whose output is read, and `kept_lengths` their number per packed row; None
             for all positions.
-        packed: Layers that have kept packed rows apart; `rows_are_separate`: all have.
     """
 
     lengths: tuple[int, ...] | None = None
     prefix: Callable[[int], Prefix | None] | None = None
     positions: Tensor | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
+    calls: list[tuple[nn.Module, Tensor, Tensor]] | None = None
     eager: bool = False
     short_rows: bool = False
     kernel: attention_kernels.Kernel | None = None
@@ -77,8 +121,6 @@ class AttentionState:
     lean: bool = True
     keep: Tensor | None = None
     kept_lengths: tuple[int, ...] = ()
-    packed: set[int] = field(default_factory=set)
-    rows_are_separate: bool = False
 
     def pack(self, lengths: Sequence[int], device: torch.device) -> None:
         """Set the row lengths of the next packed batch."""
@@ -101,25 +143,60 @@ def studio_attention(
 
     Returns:
         The output `(B, T, H, E)`, and None in place of the attention weights.
+
+    Raises:
+        MethodError: The architecture passes an argument that is not known here.
     """
+    shape = _shape(module, query, key, kwargs, Shape(scaling, softcap, sliding_window))
     state: AttentionState | None = module.__dict__.get("studio_state")
     eager = state is not None and state.eager
-    prefix = state.prefix(module.layer_idx) if state and state.prefix else None
+    layer = module.__dict__.get("studio_layer", getattr(module, "layer_idx", 0))
+    prefix = state.prefix(layer) if state and state.prefix else None
     if state is not None and state.capture is not None:
-        state.capture[module.layer_idx] = (key, value)
+        state.capture[layer] = (key, value)
+    if state is not None and state.calls is not None:
+        state.calls.append((module, key, value))
     if state is not None and state.lengths is not None:
-        if attention_mask is None:  # a mask of the layer's own is lost in a packed batch
-            state.packed.add(module.layer_idx)
-        output = _attend_packed(state, query, key, value, prefix, sliding_window, scaling, softcap)
+        output = _attend_packed(state, query, key, value, attention_mask, prefix, shape)
     else:
-        if prefix is not None and sliding_window is not None and state is not None:
-            prefix = _within(prefix, state.positions, sliding_window)
+        window = shape.window
+        if attention_mask is None and window and key.shape[2] > window and shape.causal:
+            attention_mask = causal_mask(query.shape[2], key.shape[2], query.device, window)
+            attention_mask = attention_mask[None, None]
+        if prefix is not None and window is not None and state is not None:
+            prefix = _within(prefix, state.positions, window)
         if prefix is not None:
             key, value, attention_mask = _prepend(query, key, value, attention_mask, prefix)
-        output = attend(
-            query, key, value, attention_mask, scaling=scaling, softcap=softcap, eager=eager
-        )
+        output = attend(query, key, value, attention_mask, shape, eager=eager)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _shape(
+    module: nn.Module, query: Tensor, key: Tensor, given: dict[str, Any], shape: Shape
+) -> Shape:
+    """Return the shape of a layer's attention with its further keyword arguments.
+
+    Source: sinks as in gpt-oss, arXiv:2508.10925; chosen keys as in DeepSeek-V3.2.
+    """
+    known = {name: given.pop(name, None) for name in ("s_aux", "sinks", "position_bias", "indices")}
+    causal = given.pop("is_causal", None)
+    unknown = [name for name, value in given.items() if name not in IGNORED and value is not None]
+    unknown = [name for name in unknown if not name.startswith(("cu_seq", "max_length", "seq_idx"))]
+    if unknown:
+        raise MethodError(
+            f"{type(module).__name__} passes {unknown[0]} to its attention, which is not known "
+            "here and would change the result: this architecture is not supported."
+        )
+    bias, sinks = known["position_bias"], known["sinks"]
+    if known["s_aux"] is not None:
+        sinks = known["s_aux"].reshape(1, -1, 1, 1)
+    if known["indices"] is not None:
+        rows, queries, _ = known["indices"].shape
+        chosen = torch.zeros(rows, queries, key.shape[2], dtype=torch.bool, device=query.device)
+        chosen = chosen.scatter(-1, known["indices"].long(), True)[:, None]
+        bias = _additive(chosen, query.dtype) + (0 if bias is None else bias)
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    return replace(shape, bias=bias, sinks=sinks, causal=bool(causal))
 
 
 def attend(
@@ -127,39 +204,75 @@ def attend(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
+    shape: Shape,
     *,
-    scaling: float | None = None,
-    softcap: float | None = None,
     eager: bool = False,
     quick: bool = False,
 ) -> Tensor:
     """Scaled dot-product attention with grouped heads; no mask means causal.
 
-    `eager` uses plain matrix products, `quick` those of `attend_row` for short rows.
+    `eager` uses plain matrix products, `quick` those of `attend_row` for short rows. Virtual tokens
+    before the keys are not part of a bias.
 
     Source: logit soft-capping as in Gemma 2, arXiv:2408.00118.
     """
-    causal = mask is None and query.shape[2] > 1
-    if quick and softcap is None and mask is None and attention_kernels.short_row_fits(query, key):
-        return attention_kernels.attend_row(query, key, value, scaling)
-    if softcap is None and not eager:
+    causal = mask is None and query.shape[2] > 1 and shape.causal
+    plain = shape.softcap is None and shape.bias is None and shape.sinks is None
+    if quick and plain and mask is None and attention_kernels.short_row_fits(query, key):
+        return attention_kernels.attend_row(query, key, value, shape.scaling)
+    if not plain and causal:
+        mask = causal_mask(query.shape[2], key.shape[2], query.device)[None, None]
+        causal = False
+    if shape.bias is not None:
+        mask = _biased(mask, shape.bias, query, key)
+    if shape.sinks is not None:
+        key, value, mask = _with_sinks(query, key, value, mask, shape.sinks)
+    if shape.softcap is None and not eager:
         grouped = query.shape[1] != key.shape[1]
         if causal and query.shape[2] != key.shape[2]:
             mask, causal = causal_mask(query.shape[2], key.shape[2], query.device), False
         return scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=causal, scale=scaling, enable_gqa=grouped
-        )
+            query, key, value, attn_mask=mask, is_causal=causal, scale=shape.scaling,
+            enable_gqa=grouped,
+        )  # fmt: skip
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    logits = query @ key.transpose(2, 3) * (scaling or query.shape[-1] ** -0.5)
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
+    logits = query @ key.transpose(2, 3) * (shape.scaling or query.shape[-1] ** -0.5)
+    if shape.softcap is not None:
+        logits = torch.tanh(logits / shape.softcap) * shape.softcap
     if causal:
         mask = causal_mask(query.shape[2], key.shape[2], query.device)
     if mask is not None:
         hidden = torch.finfo(logits.dtype).min
         logits = logits.masked_fill(~mask, hidden) if mask.dtype == torch.bool else logits + mask
     return logits.float().softmax(-1).to(value.dtype) @ value
+
+
+def _biased(mask: Tensor | None, bias: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Return the mask with a bias added; keys before the bias's own have none."""
+    virtual = key.shape[2] - bias.shape[-1]
+    bias = torch.nn.functional.pad(bias.to(query.dtype), (virtual, 0))
+    if mask is None:
+        return bias
+    smallest = torch.finfo(query.dtype).min
+    if mask.dtype == torch.bool:
+        return bias.expand(*bias.shape[:2], *mask.shape[-2:]).masked_fill(~mask, smallest)
+    return (bias + mask).clamp_min(smallest)
+
+
+def _with_sinks(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return keys, values and mask with one zero key and value whose logit is the sink's."""
+    rows, heads, num_queries, _ = query.shape
+    if mask is None:
+        mask = query.new_zeros(1, 1, num_queries, key.shape[2])
+    if mask.dtype == torch.bool:
+        mask = _additive(mask, query.dtype)
+    sinks = sinks.to(query.dtype).expand(rows, heads, num_queries, 1)
+    mask = torch.cat([mask.expand(rows, heads, num_queries, -1), sinks], dim=3)
+    pad = torch.nn.functional.pad
+    return pad(key, (0, 0, 0, 1)), pad(value, (0, 0, 0, 1)), mask
 
 
 def causal_mask(
@@ -191,8 +304,8 @@ def _prepend(
         mask = _additive(mask, query.dtype)
     bias = prefix.bias.to(query.dtype).clamp(min=torch.finfo(query.dtype).min)
     bias = bias[:, None] if bias.dim() == 3 else bias[:, None, None]
-    wide = bias.expand(rows, 1, num_queries, -1)
-    mask = torch.cat([wide, mask.expand(rows, 1, -1, -1)], dim=3)
+    wide = bias.expand(rows, mask.shape[1], num_queries, -1)
+    mask = torch.cat([wide, mask.expand(rows, -1, -1, -1)], dim=3)
     keys = prefix.keys.to(key.dtype).expand(rows, -1, -1, -1)
     values = prefix.values.to(value.dtype).expand(rows, -1, -1, -1)
     return torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2), mask
@@ -209,26 +322,26 @@ def _attend_packed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    mask: Tensor | None,
     prefix: Prefix | None,
-    window: int | None,
-    scaling: float | None,
-    softcap: float | None,
+    shape: Shape,
 ) -> Tensor:
     """Attend within each row of a packed batch `(1, H, ΣT, E)`, in one call where possible."""
     assert state.lengths is not None
     if (
         state.kernel
         and state.spans
-        and attention_kernels.varlen_fits(query, key, value, softcap, prefix)
+        and mask is None
+        and attention_kernels.varlen_fits(query, key, value, shape, prefix)
     ):
         return attention_kernels.attend_rows(
             state.kernel, query, key, value, state.spans,
-            prefix=prefix, scaling=scaling, window=window,
+            prefix=prefix, scaling=shape.scaling, window=shape.window,
         )  # fmt: skip
-    if prefix is not None and window is not None:
-        prefix = _within(prefix, state.positions, window)
-    how = {"scaling": scaling, "softcap": softcap, "eager": state.eager, "quick": state.short_rows}
-    return attend_rows_in_turn(query, key, value, state.lengths, prefix, window, how)
+    if prefix is not None and shape.window is not None:
+        prefix = _within(prefix, state.positions, shape.window)
+    how = {"eager": state.eager, "quick": state.short_rows}
+    return attend_rows_in_turn(query, key, value, state.lengths, mask, prefix, shape, how)
 
 
 def attend_rows_in_turn(
@@ -236,11 +349,15 @@ def attend_rows_in_turn(
     key: Tensor,
     value: Tensor,
     lengths: tuple[int, ...],
+    mask: Tensor | None,
     prefix: Prefix | None,
-    window: int | None,
+    shape: Shape,
     how: dict[str, Any],
 ) -> Tensor:
-    """Attend within each row of a packed batch `(1, H, ΣT, E)`, row by row."""
+    """Attend within each row of a packed batch `(1, H, ΣT, E)`, row by row.
+
+    A mask of the layer's own is `(1, H or 1, ΣT, ΣT)`; a row reads its own part of it.
+    """
     outputs = []
     rows = zip(
         query.split(lengths, dim=2), key.split(lengths, dim=2), value.split(lengths, dim=2),
@@ -248,42 +365,37 @@ def attend_rows_in_turn(
     )  # fmt: skip
     start = 0
     for row, (q, k, v) in enumerate(rows):
-        mask = None
-        if window and q.shape[2] > window:
-            mask = causal_mask(q.shape[2], k.shape[2], q.device, window)[None, None]
+        stop = start + q.shape[2]
+        seen = None if mask is None else mask[..., start:stop, start:stop]
+        window = shape.window
+        if seen is None and window and q.shape[2] > window:
+            seen = causal_mask(q.shape[2], k.shape[2], q.device, window)[None, None]
         if prefix is not None:
             at = row if prefix.keys.shape[0] > 1 else 0
             bias = prefix.bias[at : at + 1]
             if bias.dim() == 3:
                 everywhere = prefix.bias[at if prefix.bias.shape[0] > 1 else 0]
-                bias = everywhere[None, start : start + q.shape[2]]
+                bias = everywhere[None, start:stop]
             own = Prefix(prefix.keys[at : at + 1], prefix.values[at : at + 1], bias)
-            k, v, mask = _prepend(q, k, v, mask, own)
-        outputs.append(attend(q, k, v, mask, **how))
-        start += q.shape[2]
+            k, v, seen = _prepend(q, k, v, seen, own)
+        plain = shape.bias is None and shape.sinks is None
+        own_shape = shape if plain else shape.rows(start, stop)
+        outputs.append(attend(q, k, v, seen, own_shape, **how))
+        start = stop
     return torch.cat(outputs, dim=2)
 
 
-def check_rows_separate(state: AttentionState, layers: Sequence[nn.Module]) -> None:
-    """Check after a packed pass that only this attention mixes the tokens of a layer.
-
-    Raises:
-        MethodError: Packed rows would leak into each other.
-    """
-    if state.rows_are_separate:
-        return
-    others = any(isinstance(part, nn.Conv1d) for layer in layers for part in layer.modules())
-    if others or len(state.packed) < len(layers):
-        raise MethodError(
-            "This model has layers with linear attention, convolutions or a mask of their own, "
-            "where packed rows would leak into each other: set train.packing=false."
-        )
-    state.rows_are_separate = True
-
-
 def studio_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """Return transformers' SDPA mask, or None for a packed batch, which needs no `T × T` mask."""
-    return None if packing.get() else sdpa_mask(*args, **kwargs)
+    """Return transformers' SDPA mask, or None for a packed batch, which needs no `T × T` mask.
+
+    Masks of another pattern than causal or sliding are always made; transformers keeps packed rows
+    apart in them by their positions.
+    """
+    if not packing.get() or kwargs.get("use_vmap"):
+        return sdpa_mask(*args, **kwargs)
+    chunk = getattr(kwargs.get("config"), "attention_chunk_size", None)
+    chunked = chunk is not None and kwargs.get("local_size") == chunk < kwargs["kv_length"]
+    return sdpa_mask(*args, **kwargs) if chunked else None
 
 
 AttentionInterface.register(NAME, studio_attention)

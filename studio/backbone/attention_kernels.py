@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from studio.backbone.attention import Prefix
+    from studio.backbone.attention import Prefix, Shape
 
 
 LONGEST = 256
@@ -174,11 +174,14 @@ def varlen_unavailable(
 
 
 def varlen_fits(
-    query: Tensor, key: Tensor, value: Tensor, softcap: float | None, prefix: Prefix | None
+    query: Tensor, key: Tensor, value: Tensor, shape: Shape, prefix: Prefix | None
 ) -> bool:
     """Return True if the varlen kernel supports these `(1, H or K, T, E)`."""
     return (
-        softcap is None
+        shape.softcap is None
+        and shape.bias is None
+        and shape.sinks is None
+        and shape.causal
         and (prefix is None or prefix.whole)
         and query.dtype in DTYPES
         and query.dtype == key.dtype == value.dtype

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from studio import hardware
-from studio.backbone import adapter_files, attention, attention_kernels
+from studio.backbone import adapter_files, attention, attention_kernels, packing
 from studio.backbone.adapter import Adapter
 from studio.backbone.checkpointing import install_lean_forwards, keep_positions, set_checkpointing
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
 from studio.backbone.hooks import Hooks, Plans
+from studio.backbone.recording import Recording, accepted, record
 from studio.backbone.sites import Anatomy, Site
 from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens
 from studio.errors import MethodError, nearest
@@ -33,7 +34,7 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.anatomy = Anatomy(model)
+        self.anatomy = Anatomy(model, self._record)
         self.adapters: dict[str, Adapter] = {}
         self._rows: list[Stack] | None = None
         self._stack: Stack = ()
@@ -42,12 +43,13 @@ class Backbone:
         self._virtual = VirtualTokens(self.anatomy, self._state, self._prompt_context)
         model.requires_grad_(False)
         model.eval()
-        model.set_attn_implementation(attention.NAME)
+        if type(model)._can_set_attn_implementation():
+            model.set_attn_implementation(attention.NAME)
         self.set_attention("auto")
         install_lean_forwards(self.anatomy, self._state)
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        for site in self.anatomy.attentions():
-            site.module.__dict__["studio_state"] = self._state
+        for module in self.anatomy.tower.modules():
+            module.__dict__["studio_state"] = self._state
 
     # -- adapters ------------------------------------------------------------------------------
 
@@ -272,27 +274,50 @@ class Backbone:
 
         Returns:
             logits_NV.
-
-        Raises:
-            MethodError: A layer of this model does not keep packed rows separate.
         """
+        if not self.anatomy.recording.separable:
+            return self._padded_logits(ids_T, lengths, keep_N)
         device = ids_T.device
         positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device, non_blocking=True)
-        token = attention.packing.set(True)
-        self._state.pack(lengths, device)
-        skips = keep_positions(self.anatomy, self._state, keep_N)
-        try:
-            output = self.model(
-                input_ids=ids_T[None],
-                position_ids=positions_T[None],
-                use_cache=False,
-                logits_to_keep=0 if skips else keep_N,
-            )
-        finally:
-            attention.packing.reset(token)
-            self._state.lengths, self._state.keep = tuple(lengths), None
-        attention.check_rows_separate(self._state, self.anatomy.layers())
-        return output.logits[0]
+        with packing.packed(self._state, lengths, device):
+            skips = keep_positions(self.anatomy, self._state, keep_N)
+            try:
+                return self._logits(
+                    keep_N, skips=skips, input_ids=ids_T[None], position_ids=positions_T[None]
+                )[0]
+            finally:
+                self._state.lengths, self._state.keep = tuple(lengths), None
+
+    def _padded_logits(self, ids_T: Tensor, lengths: Sequence[int], keep_N: Tensor) -> Tensor:
+        """Return `packed_logits` of a model whose packed rows would reach each other."""
+        self._state.lengths = None
+        rows, longest = len(lengths), max(lengths)
+        lengths_R = torch.tensor(lengths, device=ids_T.device)
+        columns_N = torch.arange(longest, device=ids_T.device)
+        mask_RN = (columns_N < lengths_R[:, None]).long()
+        ids_RN = ids_T.new_zeros(rows, longest).masked_scatter(mask_RN.bool(), ids_T)
+        kept_RN = torch.zeros_like(mask_RN, dtype=torch.bool)
+        kept_RN[mask_RN.bool().nonzero().unbind(1)] = torch.zeros_like(
+            ids_T, dtype=torch.bool
+        ).index_fill(0, keep_N, True)
+        columns = kept_RN.any(0).nonzero()[:, 0]
+        logits = self._logits(
+            columns, skips=False, input_ids=ids_RN, attention_mask=mask_RN,
+            position_ids=columns_N.expand(rows, -1),
+        )  # fmt: skip
+        return logits[kept_RN[:, columns]]
+
+    def _logits(self, keep: Tensor, *, skips: bool, **given: Tensor) -> Tensor:
+        """Return the model's logits at some positions, which it has skipped to already or not."""
+        wanted = {**given, "use_cache": False, "logits_to_keep": 0 if skips else keep}
+        taken = accepted(self.model, wanted)
+        logits: Tensor = self.model(**taken).logits
+        return logits if skips or "logits_to_keep" in taken else logits[:, keep]
+
+    def _record(self) -> Recording:
+        """Record the bare model once, with no edits and no virtual tokens."""
+        with self._hooks.applying({}), self.without_checkpointing():
+            return record(self.anatomy, self._state)
 
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

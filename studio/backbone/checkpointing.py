@@ -31,14 +31,24 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 from studio.backbone.attention import AttentionState, packing
 from studio.backbone.sites import Anatomy
+from studio.errors import MethodError
 from studio.models.architecture import LAST_LAYER_FAMILIES
 
 MIN_NUMBERS = 1024  # numbers; less is not worth a copy
 
 
 def set_checkpointing(anatomy: Anatomy, on: bool, *, offload: bool) -> None:
-    """Switch gradient checkpointing of every layer on or off, optionally with offloading."""
+    """Switch gradient checkpointing of every layer on or off, optionally with offloading.
+
+    Raises:
+        MethodError: The architecture has no checkpointing.
+    """
     model = anatomy.model
+    if on and not model.supports_gradient_checkpointing:
+        raise MethodError(
+            f"{type(model).__name__} does not support gradient checkpointing: set "
+            "train.gradient_checkpointing=false."
+        )
     switch = ("gradient", "activation")[hasattr(model, "activation_checkpointing_enable")]
     if on:
         getattr(model, f"{switch}_checkpointing_enable")({"use_reentrant": False})
@@ -49,8 +59,23 @@ def set_checkpointing(anatomy: Anatomy, on: bool, *, offload: bool) -> None:
     for layer in anatomy.layers():
         # Only the layers' own flag: dropout of the base stays off while adapters train.
         layer.training = on
+        _set(layer, _evaluating(layer))
         if offload_hooks:
             _keep_inputs(layer, offload_hooks)
+
+
+def _evaluating(layer: Any) -> Callable[..., Any]:
+    """Return a layer's forward without its own dropout, whatever its flag says."""
+    own = layer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        training, layer.training = layer.training, False
+        try:
+            return own(*args, **kwargs)
+        finally:
+            layer.training = training
+
+    return forward
 
 
 def _keep_inputs(layer: nn.Module, offload_hooks: Offload) -> None:
@@ -176,9 +201,10 @@ def install_lean_forwards(anatomy: Anatomy, state: AttentionState) -> None:
     """Replace the forwards of norms, feed-forwards and the last layer."""
     for site in anatomy.norms():
         _set(site.module, _norm(site.module, state))
-    for site in anatomy.mlps():
-        if _is_gated(site.module):
-            _set(site.module, _feed_forward(site.module, state))
+    for layer in anatomy.layers():
+        for module in layer.modules():
+            if _is_gated(module):
+                _set(module, _feed_forward(module, state))
     last = anatomy.layers()[-1]
     if _is_plain(last):
         _set(last, _last_layer(last, state))

@@ -28,7 +28,7 @@ class Hooks:
         self._state = state
         self._plans: Plans = {}
         self._handles: dict[str, list[Any]] = {}
-        self._residuals: dict[int, Tensor] = {}
+        self._residuals: dict[str, Tensor] = {}
         self._replaced: dict[str, nn.Module] = {}
 
     def apply(self, plans: Plans) -> None:
@@ -81,7 +81,7 @@ class Hooks:
             self._replace_forwards(replaced)
 
     def _install(self, site: Site) -> list[Any]:
-        key, layer, is_mlp = site.key, site.layer, site.kind == "mlp"
+        key, is_mlp = site.key, site.kind == "mlp"
 
         def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             plan = self._plans.get(key)
@@ -95,7 +95,7 @@ class Hooks:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
             x = args[0] if args else hidden
-            residual = self._residuals.pop(layer, None) if is_mlp else None
+            residual = self._residuals.pop(key, None) if is_mlp else None
             changed = plan.apply_output(x, hidden, residual, self._state.lengths)
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
@@ -107,7 +107,7 @@ class Hooks:
         if norm is not None:
 
             def remember(module: nn.Module, args: tuple[Any, ...]) -> None:
-                self._residuals[layer] = args[0]
+                self._residuals[key] = args[0]
 
             handles.append(norm.register_forward_pre_hook(remember))
         return handles

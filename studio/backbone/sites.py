@@ -5,8 +5,12 @@ A site's key is the dotted path of its module, which is also its name in PEFT's 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from inspect import signature
+from typing import TYPE_CHECKING, Literal
+from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -14,11 +18,15 @@ from transformers.pytorch_utils import Conv1D
 
 from studio.errors import MethodError, nearest
 
+if TYPE_CHECKING:
+    from studio.backbone.recording import Block, Keys, Recording
+
 Kind = Literal["linear", "norm", "attention", "mlp", "embedding", "model"]
-MLP_NAMES = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
-# The norm whose input is the residual stream that enters the MLP; Gemma has more norms than most.
-PRE_MLP_NORMS = ("pre_feedforward_layernorm", "post_attention_layernorm", "ln_2", "ffn_norm",
-                 "mlp_layernorm", "norm2")  # fmt: skip
+# Small matrices of hybrids and mixtures that steer a layer; group targets leave them out.
+HELPERS = frozenset({
+    "in_proj_a", "in_proj_b", "in_proj_ba", "in_proj_ab", "a_proj", "b_proj", "conv1d", "gate",
+    "router", "shared_expert_gate", "dt_proj", "weights_proj",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,65 +46,107 @@ class Site:
 
 
 class Anatomy:
-    """Finds the parts of a transformers decoder."""
+    """Finds the parts of a decoder of text, in its module tree and in one recorded forward pass.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    The text tower is the smallest module that holds the input embeddings and a list of layers, so
+    the vision and audio towers of a wrapper are never part of it.
+
+    Args:
+        model: The model.
+        record: Returns the recording, on first use; by default of the model as it is.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, record: Callable[[], Recording] | None = None
+    ) -> None:
         self.model = model
-        config = model.config.get_text_config()
-        self.hidden_size: int = config.hidden_size
-        self.num_layers: int = config.num_hidden_layers
-        self.num_heads: int = config.num_attention_heads
-        self.num_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.num_heads
-        self.head_dim: int = getattr(config, "head_dim", None) or (
-            self.hidden_size // self.num_heads
-        )
         self.modules: dict[str, nn.Module] = dict(model.named_modules())
-        self.layers_key = self._find_layers()
-        self._blocks = {key: self._block_of(key) for key in self.modules}
+        self.tower_key, self.layer_keys = self._find_tower()
+        self.tower: nn.Module = self.modules[self.tower_key.rstrip(".")]
+        embeddings = model.get_input_embeddings().weight
+        config = model.config.get_text_config(decoder=True)
+        self.vocab_size, width = embeddings.shape
+        self.hidden_size: int = getattr(config, "hidden_size", None) or width
+        self.num_layers = len(self.layer_keys)
+        self._layers = {key: number for number, key in enumerate(self.layer_keys)}
+        self._is_wrapper = config is not model.config
+        self._record = record
+        if record is not None:
+            KNOWN[id(model)] = self
+
+    @cached_property
+    def recording(self) -> Recording:
+        """What one short forward pass shows (`recording.py`)."""
+        if self._record is not None:
+            return self._record()
+        from studio.backbone.attention import AttentionState
+        from studio.backbone.recording import record
+
+        return record(self, AttentionState())
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def linears(self, targets: str | tuple[str, ...]) -> list[Site]:
+    def linears(self, targets: str | tuple[str, ...], *, narrowest: int = 1) -> list[Site]:
         """Return linear layers by group ("all-linear", "attention", "mlp") or by name.
 
-        A name matches a whole dotted path or its end, as in PEFT.
+        A name matches a whole dotted path or its end, as in PEFT. A group leaves out helper
+        matrices, layers that never run, and layers narrower than `narrowest`.
 
         Raises:
-            MethodError: A name matches nothing.
+            MethodError: A name or group matches nothing.
         """
-        if targets == "all-linear":
-            return [s for s in self.all_linears() if s.layer >= 0]
-        if isinstance(targets, str):
-            return [s for s in self.all_linears() if self._blocks[s.key] == targets]
-        chosen = {key for name in targets for key in self._matching(name)}
-        return [site for site in self.all_linears() if site.key in chosen]
+        if not isinstance(targets, str):
+            chosen = {key for name in targets for key in self._matching(name)}
+            return [site for site in self.all_linears() if site.key in chosen]
+        found = [
+            site
+            for site in self.inner_linears()
+            if min(site.in_features, site.out_features) >= narrowest
+            and not self._is_helper(site)
+            and self._runs(site.key)
+            and (targets == "all-linear" or self._group(site.key) == targets)
+        ]
+        if not found:
+            raise MethodError(
+                f'{type(self.model).__name__} has no linear layers of the group "{targets}"'
+                f"{f' at least {narrowest} wide' if narrowest > 1 else ''}: name them in "
+                "method.target_modules."
+            )
+        return found
+
+    def left_out(self, narrowest: int) -> list[str]:
+        """Return the names of linear layers that run, but that groups leave out at this width."""
+        used = {site.key for site in self.linears("all-linear", narrowest=narrowest)}
+        rest = [site for site in self.inner_linears() if site.key not in used]
+        return list(dict.fromkeys(s.key.rpartition(".")[2] for s in rest if self._runs(s.key)))
 
     def layers(self) -> list[nn.Module]:
         """Return the decoder layers."""
-        return list(self.modules[self.layers_key].children())
+        return [self.modules[key] for key in self.layer_keys]
 
     def all_linears(self) -> list[Site]:
-        """Return every linear layer, those outside the decoder layers included."""
+        """Return every linear layer of the text, those outside the decoder layers included."""
         return [self._linear(key) for key in self._linear_keys()]
 
+    def inner_linears(self) -> list[Site]:
+        """Return every linear layer inside the decoder layers."""
+        return [site for site in self.all_linears() if site.layer >= 0]
+
     def attentions(self) -> list[Site]:
-        """Return every layer's attention block."""
-        return [
-            Site(key, "attention", self.modules[key], layer, self.hidden_size, self.hidden_size)
-            for layer, key in enumerate(self._children("attention"))
-        ]
+        """Return the blocks that mix tokens: attention and other mixers."""
+        return [self._block(b) for b in self.recording.blocks if b.kind != "mlp"]
 
     def mlps(self) -> list[Site]:
-        """Return every layer's feed-forward block (a mixture of experts counts as one)."""
-        return [
-            Site(key, "mlp", self.modules[key], layer, self.hidden_size, self.hidden_size)
-            for layer, key in enumerate(self._children("mlp"))
-        ]
+        """Return the feed-forward blocks (a mixture of experts counts as one)."""
+        return [self._block(b) for b in self.recording.blocks if b.kind == "mlp"]
 
     def residual_norm(self, site: Site) -> nn.Module | None:
-        """Return the norm whose input is the residual stream entering this feed-forward block."""
-        children = dict(self.modules[f"{self.layers_key}.{site.layer}"].named_children())
-        return next((children[name] for name in PRE_MLP_NORMS if name in children), None)
+        """Return the norm whose input is the residual stream entering this block.
+
+        None if the block reads the stream itself, as with norms after each block.
+        """
+        norms = {block.key: block.norm for block in self.recording.blocks}
+        return self.modules[norms[site.key]] if norms.get(site.key) else None
 
     def biased(self) -> list[Site]:
         """Return every linear layer and norm that owns a bias vector."""
@@ -104,15 +154,17 @@ class Anatomy:
         return [site for site in sites if getattr(site.module, "bias", None) is not None]
 
     def norms(self) -> list[Site]:
-        """Return every LayerNorm and RMSNorm over the hidden size, the final one included."""
+        """Return every LayerNorm and RMSNorm of one input, the final one included."""
         found = []
         for key, module in self.modules.items():
             weight = getattr(module, "weight", None)
             if "norm" not in type(module).__name__.lower() or weight is None:
                 continue
+            if not self._is_text(key) or len(signature(type(module).forward).parameters) > 2:
+                continue  # a gated norm multiplies its result by a second input
             if weight.dim() == 1 and not list(module.children()):
                 size = weight.shape[0]
-                found.append(Site(key, "norm", module, self._layer_of(key), size, size))
+                found.append(Site(key, "norm", module, self.layer_of(key), size, size))
         return found
 
     def embedding(self) -> Site:
@@ -133,7 +185,7 @@ class Anatomy:
 
     def linear_names(self) -> list[str]:
         """Return the distinct last names of the linear layers inside the decoder layers."""
-        return list(dict.fromkeys(s.key.rpartition(".")[2] for s in self.linears("all-linear")))
+        return list(dict.fromkeys(s.key.rpartition(".")[2] for s in self.inner_linears()))
 
     def shorten(self, sites: list[Site]) -> list[str]:
         """Return the sites' keys as PEFT's `target_modules`: last names where these suffice."""
@@ -142,57 +194,145 @@ class Anatomy:
         matched = {k for k in self.modules if k.rpartition(".")[2] in names}
         return sorted(names) if matched == keys else sorted(keys)
 
+    def layer_of(self, key: str) -> int:
+        """Return the number of the decoder layer that holds a module; -1 outside of them."""
+        while key:
+            if key in self._layers:
+                return self._layers[key]
+            key = key.rpartition(".")[0]
+        return -1
+
+    def inside_layer(self, site: Site) -> str:
+        """Return a site's key without that of its layer."""
+        return site.key.removeprefix(f"{self.layer_keys[site.layer]}.") if site.layer >= 0 else ""
+
+    # -- keys and values -----------------------------------------------------------------------
+
+    @property
+    def num_heads(self) -> int:
+        """Number of query heads, as configured; layers may differ."""
+        return getattr(self.model.config.get_text_config(decoder=True), "num_attention_heads", 1)
+
+    @property
+    def key_width(self) -> int:
+        """Numbers of one virtual token in all layers: keys and values, layer after layer."""
+        return sum(keys.heads * (keys.key_size + keys.value_size) for keys in self.key_shapes)
+
+    @property
+    def head_sizes(self) -> set[int]:
+        """Sizes of the keys and values of a head."""
+        return {size for keys in self.recording.keys for size in (keys.key_size, keys.value_size)}
+
+    @property
+    def carries_state(self) -> bool:
+        """True if other mixers than attention carry tokens forward."""
+        return any(block.kind == "mixer" for block in self.recording.blocks)
+
+    @cached_property
+    def key_shapes(self) -> list[Keys]:
+        """Return the calls of the attention function that compute keys of their own.
+
+        Raises:
+            MethodError: There are none, or attention is not the only way tokens reach each other.
+        """
+        own = [keys for number, keys in enumerate(self.recording.keys) if keys.source == number]
+        if not own:
+            raise MethodError(
+                f"{type(self.model).__name__} has no attention that can read trained keys and "
+                "values: use LoRA."
+            )
+        if len({keys.module for keys in self.recording.keys}) < len(self.recording.keys):
+            raise MethodError(
+                f"{type(self.model).__name__} runs its layers several times in one pass, where "
+                "trained keys and values have no place: use LoRA."
+            )
+        return own
+
     # -- finding them --------------------------------------------------------------------------
 
-    def _find_layers(self) -> str:
-        for key, module in self.modules.items():
-            if isinstance(module, nn.ModuleList) and len(module) == self.num_layers:
-                return key
+    def _find_tower(self) -> tuple[str, list[str]]:
+        """Return the key of the text tower, with a dot, and the keys of its layers."""
+        embeddings = self.model.get_input_embeddings()
+        key = next((key for key, module in self.modules.items() if module is embeddings), "")
+        while key:
+            key = key.rpartition(".")[0]
+            prefix = f"{key}." if key else ""
+            if layers := self._layers_under(prefix):
+                return prefix, layers
         raise MethodError(
-            f"{type(self.model).__name__} has no list of {self.num_layers} decoder layers, so "
-            "adapters cannot be placed in it."
+            f"{type(self.model).__name__} has no list of decoder layers beside its input "
+            "embeddings, so adapters cannot be placed in it."
         )
 
-    def _layer_of(self, key: str) -> int:
-        prefix = f"{self.layers_key}."
-        if not key.startswith(prefix):
-            return -1
-        return int(key[len(prefix) :].partition(".")[0])
+    def _layers_under(self, prefix: str) -> list[str]:
+        """Return the elements of the outermost module lists that hold blocks with linears."""
+        lists: list[str] = []
+        for key, module in self.modules.items():
+            if not key.startswith(prefix) or not isinstance(module, nn.ModuleList):
+                continue
+            if any(key.startswith(f"{outer}.") for outer in lists) or not len(module):
+                continue
+            if all(_has_linear(element) for element in module):
+                lists.append(key)
+        return [key for outer in lists for key in self._elements(outer)]
 
-    def _children(self, kind: str) -> list[str]:
-        """Return the key of each layer's block of this kind."""
-        found = []
-        for layer in range(self.num_layers):
-            prefix = f"{self.layers_key}.{layer}."
-            for name, child in self.modules[f"{self.layers_key}.{layer}"].named_children():
-                if _kind_of(name, child) == kind:
-                    found.append(prefix + name)
-                    break
-            else:
-                raise MethodError(
-                    f"Layer {layer} of {type(self.model).__name__} has no {kind} block."
-                )
-        return found
+    def _elements(self, key: str) -> list[str]:
+        # Shared modules appear once in the model's modules, under their first key.
+        names = (f"{key}.{name}" for name, _ in self.modules[key].named_children())
+        return [name for name in names if name in self.modules]
 
-    def _block_of(self, key: str) -> str:
-        layer = self._layer_of(key)
-        if layer < 0:
-            return ""
-        child = key[len(f"{self.layers_key}.{layer}.") :].partition(".")[0]
-        if not child:
-            return ""
-        return _kind_of(child, self.modules[f"{self.layers_key}.{layer}.{child}"])
+    def _is_text(self, key: str) -> bool:
+        if not self._is_wrapper or key.startswith(self.tower_key):
+            return True
+        return self.modules[key] is self.model.get_output_embeddings()
+
+    def _group(self, key: str) -> str:
+        """Return the group of a linear layer: "attention" for any mixer, else "mlp"."""
+        kinds = {block.key: block.kind for block in self.recording.blocks}
+        while key:
+            if key in kinds:
+                return "mlp" if kinds[key] == "mlp" else "attention"
+            key = key.rpartition(".")[0]
+        return "mlp"
+
+    def _runs(self, key: str) -> bool:
+        """Return False for a linear layer that its own block does not call.
+
+        Layers with shared keys own projections that nothing reads, and a decoder of an
+        encoder-decoder has cross-attention. An expert that no token chose does run.
+        """
+        runs = self.recording.runs
+        if key in runs or not runs:
+            return True
+        while key := key.rpartition(".")[0]:
+            if key in runs:
+                return False
+            if isinstance(self.modules[key], nn.ModuleList):
+                return True
+        return True
+
+    def _is_helper(self, site: Site) -> bool:
+        return site.key.rpartition(".")[2] in HELPERS
 
     def _linear_keys(self) -> list[str]:
-        return [k for k, m in self.modules.items() if isinstance(m, nn.Linear | Conv1D)]
+        return [
+            key for key, module in self.modules.items()
+            if isinstance(module, nn.Linear | Conv1D) and self._is_text(key)
+        ]  # fmt: skip
 
     def _linear(self, key: str) -> Site:
         module = self.modules[key]
-        layer = self._layer_of(key)
+        layer = self.layer_of(key)
         if isinstance(module, Conv1D):
             return Site(key, "linear", module, layer, module.nx, module.nf, transposed=True)
         assert isinstance(module, nn.Linear)
         return Site(key, "linear", module, layer, module.in_features, module.out_features)
+
+    def _block(self, block: Block) -> Site:
+        kind: Kind = "mlp" if block.kind == "mlp" else "attention"
+        module = self.modules[block.key]
+        size = self.hidden_size
+        return Site(block.key, kind, module, self.layer_of(block.key), size, size)
 
     def _matching(self, name: str) -> list[str]:
         keys = [k for k in self._linear_keys() if k == name or k.endswith(f".{name}")]
@@ -204,13 +344,22 @@ class Anatomy:
         return keys
 
 
-def _kind_of(name: str, module: nn.Module) -> str:
-    label = type(module).__name__.lower()
-    if hasattr(module, "layer_idx") and ("attention" in label or "attn" in name):
-        return "attention"
-    if name in MLP_NAMES or label.endswith(("mlp", "moe", "moeblock")):
-        return "mlp"
-    return ""
+KNOWN: WeakValueDictionary[int, Anatomy] = WeakValueDictionary()
+
+
+def anatomy_of(model: nn.Module) -> Anatomy:
+    """Return the anatomy of a model's backbone, or a new one of a model without."""
+    found = KNOWN.get(id(model))
+    if found is None:
+        assert isinstance(model, PreTrainedModel)
+        return Anatomy(model)
+    return found
+
+
+def _has_linear(module: nn.Module) -> bool:
+    """Return True if a module holds linear layers and is none itself."""
+    parts = (part for part in module.modules() if part is not module)
+    return any(isinstance(part, nn.Linear | Conv1D) for part in parts)
 
 
 def dense_weight(site: Site) -> Tensor:

@@ -7,7 +7,10 @@ trains, and then acts as a prefix. So both work with packing, checkpointing, pad
 A stack's virtual tokens stand in stack order, and a prompt attends to those before it. Positions of
 the row itself start after them, as in PEFT.
 
-Shapes: `L layers, K kv_heads, P virtual tokens, E head_dim, B rows`.
+Layers may differ: each call of the attention function with keys of its own has a part; layers that
+share another's keys see its virtual tokens (`Anatomy.key_shapes`).
+
+Shapes: `K kv_heads, P virtual tokens, E head_dim, B rows`.
 """
 
 from __future__ import annotations
@@ -32,12 +35,12 @@ VIRTUAL = (Phase.KEYS_VALUES, Phase.PROMPT)
 
 @dataclass(frozen=True, slots=True)
 class VirtualKeysValues:
-    """Keys and values `(L, 2, K, P, E)` and log-weights `(P,)` of a stack's virtual tokens.
+    """Keys and values `(K, P, E)` per layer and log-weights `(P,)` of a stack's virtual tokens.
 
     `whole` means that every log-weight is 0, without a device synchronisation.
     """
 
-    keys_values: Tensor
+    keys_values: tuple[tuple[Tensor, Tensor], ...]
     bias: Tensor
     whole: bool = True
 
@@ -80,9 +83,7 @@ class VirtualTokens:
             self._state.prefix = None
             return kwargs
         keys_values, bias = rows.keys_values, rows.bias
-        self._state.prefix = lambda layer: Prefix(
-            keys_values[layer, 0], keys_values[layer, 1], bias, rows.whole
-        )
+        self._state.prefix = lambda layer: Prefix(*keys_values[layer], bias, rows.whole)
         offsets = torch.tensor([bank.length for bank in banks], device=bias.device)
         lengths = self._state.lengths
         if lengths is not None and len(banks) > 1:
@@ -106,30 +107,39 @@ class VirtualTokens:
 
     def _build(self, stack: Stack) -> VirtualKeysValues:
         """Return a stack's virtual tokens as keys and values, in stack order."""
-        a = self._anatomy
-        device = next(a.model.parameters()).device
-        shape = (a.num_layers, 2, a.num_kv_heads, 0, a.head_dim)
-        bank = VirtualKeysValues(torch.zeros(shape, device=device), torch.zeros(0, device=device))
+        device = next(self._anatomy.model.parameters()).device
+        bank = VirtualKeysValues((), torch.zeros(0, device=device))
         for name, weight in stack:
             adapter = self._adapters[name]
             if adapter.method.phase not in VIRTUAL:
                 continue
+            self._number_layers()
             tokens = adapter.method.virtual_tokens(adapter.params[""])
             if adapter.method.phase is Phase.PROMPT:
                 own = self._run(tokens, bank, stack)
             else:
-                parts = (a.num_layers, 2, a.num_kv_heads, a.head_dim)
-                own = tokens.unflatten(1, parts).permute(1, 2, 3, 0, 4)
+                own = split_layers(tokens, self._anatomy)
             weights = torch.full((tokens.shape[0],), math.log(weight), device=device)
             bank = VirtualKeysValues(
-                torch.cat([bank.keys_values.to(own.dtype), own], dim=3),
+                _joined(bank.keys_values, own),
                 torch.cat([bank.bias, weights]),
                 bank.whole and weight == 1,
             )
         return bank
 
-    def _run(self, embeddings_PD: Tensor, before: VirtualKeysValues, stack: Stack) -> Tensor:
-        """Run a prompt under its own stack and return its keys and values `(L, 2, K, P, E)`."""
+    def _number_layers(self) -> None:
+        """Give every attention module the number of the keys that it reads."""
+        calls = self._anatomy.recording.keys
+        own = [number for number, keys in enumerate(calls) if keys.source == number]
+        assert len(own) == len(self._anatomy.key_shapes)
+        for keys in calls:
+            module = self._anatomy.modules[keys.module]
+            module.__dict__["studio_layer"] = own.index(keys.source)
+
+    def _run(
+        self, embeddings_PD: Tensor, before: VirtualKeysValues, stack: Stack
+    ) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Run a prompt under its own stack and return its keys and values `(K, P, E)`."""
         state, lengths = self._state, self._state.lengths
         positions = torch.arange(len(embeddings_PD), device=embeddings_PD.device) + before.length
         state.lengths, state.positions, state.capture = None, positions[None], {}
@@ -138,7 +148,7 @@ class VirtualTokens:
         model = self._anatomy.model
         try:
             with self._prompt_context(stack):
-                model.base_model(
+                self._anatomy.tower(
                     inputs_embeds=embeddings_PD[None].to(model.dtype),
                     position_ids=positions[None],
                     use_cache=False,
@@ -147,22 +157,56 @@ class VirtualTokens:
         finally:
             packing.reset(packed)
             state.lengths, state.capture, state.prefix = lengths, None, None
-        layers = range(self._anatomy.num_layers)
-        return torch.stack([torch.stack([kv[0] for kv in captured[layer]]) for layer in layers])
+        return tuple((captured[layer][0][0], captured[layer][1][0]) for layer in sorted(captured))
+
+
+def split_layers(tokens: Tensor, anatomy: Anatomy) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Return rows of a prefix table `(P, ·)` as keys and values `(K, P, E)` of each layer."""
+    sizes = [
+        keys.heads * size for keys in anatomy.key_shapes
+        for size in (keys.key_size, keys.value_size)
+    ]  # fmt: skip
+    parts = tokens.split(sizes, dim=1)
+    layers = zip(anatomy.key_shapes, parts[::2], parts[1::2], strict=True)
+    return tuple(
+        (
+            key.unflatten(1, (shape.heads, shape.key_size)).transpose(0, 1),
+            value.unflatten(1, (shape.heads, shape.value_size)).transpose(0, 1),
+        )
+        for shape, key, value in layers
+    )
+
+
+def _joined(
+    before: tuple[tuple[Tensor, Tensor], ...], own: tuple[tuple[Tensor, Tensor], ...]
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    if not before:
+        return own
+    return tuple(
+        (torch.cat([k.to(key.dtype), key], dim=1), torch.cat([v.to(value.dtype), value], dim=1))
+        for (k, v), (key, value) in zip(before, own, strict=True)
+    )
 
 
 def stack_rows(banks: Sequence[VirtualKeysValues]) -> VirtualKeysValues | None:
-    """Return rows' virtual tokens padded to `(L, 2, B, K, P, E)` and bias `(B, P)`.
+    """Return rows' virtual tokens padded to `(B, K, P, E)` per layer and bias `(B, P)`.
 
     None if no row has virtual tokens.
     """
     longest = max(bank.length for bank in banks)
     if longest == 0:
         return None
-    dtype = next(bank.keys_values.dtype for bank in banks if bank.length)
     pad = torch.nn.functional.pad
-    keys_values = torch.stack(
-        [pad(b.keys_values.to(dtype), (0, 0, 0, longest - b.length)) for b in banks], dim=2
+    filled = next(bank for bank in banks if bank.length)
+
+    def rows_of(layer: int, part: int) -> Tensor:
+        like = filled.keys_values[layer][part]
+        empty = like[:, :0]
+        own = [bank.keys_values[layer][part] if bank.length else empty for bank in banks]
+        return torch.stack([pad(x.to(like.dtype), (0, 0, 0, longest - x.shape[1])) for x in own])
+
+    keys_values = tuple(
+        (rows_of(layer, 0), rows_of(layer, 1)) for layer in range(len(filled.keys_values))
     )
     bias = torch.stack([pad(b.bias, (0, longest - b.length), value=-math.inf) for b in banks])
     return VirtualKeysValues(keys_values, bias, all(b.whole and b.length == longest for b in banks))

@@ -51,7 +51,7 @@ class IA3(Method):
 
     def candidates(self, anatomy: Anatomy) -> list[Site]:
         """Return every linear layer inside the decoder layers."""
-        return anatomy.linears("all-linear")
+        return anatomy.inner_linears()
 
     def create(self, site: Site, init: Init) -> Params:
         """Return `l = 1`, named for the side that it scales."""

@@ -88,11 +88,13 @@ class Lora(LinearMethod):
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
-        """Return every targeted linear layer.
+        """Return every targeted linear layer; a group leaves out layers narrower than r.
 
         Raises:
-            MethodError: A name matches nothing, or r is larger than a layer.
+            MethodError: A name matches nothing, or r is larger than a layer named by hand.
         """
+        if isinstance(self.target_modules, str):
+            return anatomy.linears(self.target_modules, narrowest=self.r)
         sites = super().sites(anatomy)
         for site in sites:
             if self.r > min(site.in_features, site.out_features):

@@ -295,9 +295,9 @@ class VirtualTokenMethod(Method):
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
         """Return the fields that PEFT's prompt-learning configs share."""
-        from studio.backbone.sites import Anatomy
+        from studio.backbone.sites import anatomy_of
 
-        anatomy = Anatomy(sites[0].module)
+        anatomy = anatomy_of(sites[0].module)
         return {
             "num_virtual_tokens": self.num_virtual_tokens,
             "token_dim": anatomy.hidden_size,

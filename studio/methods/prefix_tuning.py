@@ -45,16 +45,16 @@ class PrefixTuning(VirtualTokenMethod):
     )
 
     def token_width(self, anatomy: Anatomy) -> int:
-        """Return `layers · 2 · kv_heads · head_dim`."""
-        return anatomy.num_layers * 2 * anatomy.num_kv_heads * anatomy.head_dim
+        """Return the size of keys and values in all layers that have their own."""
+        return anatomy.key_width
 
     def create(self, site: Site, init: Init) -> Params:
         """Return a small normal prefix, or with projection the table and network of the paper."""
         import torch
 
-        from studio.backbone.sites import Anatomy
+        from studio.backbone.sites import anatomy_of
 
-        width = self.token_width(Anatomy(site.module))
+        width = self.token_width(anatomy_of(site.module))
         if not self.prefix_projection:
             shape = (self.num_virtual_tokens, width)
             return {"embedding": torch.empty(shape).normal_(std=0.02, generator=init.generator)}
@@ -67,7 +67,7 @@ class PrefixTuning(VirtualTokenMethod):
         }  # fmt: skip
 
     def virtual_tokens(self, p: Params) -> Tensor:
-        """Return `(P, layers · 2 · kv_heads · head_dim)`."""
+        """Return `(P, keys and values of all layers)`."""
         from torch.nn.functional import linear
 
         if "transform.0.weight" not in p:
@@ -77,12 +77,14 @@ class PrefixTuning(VirtualTokenMethod):
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
         """Return the fields of PEFT's PrefixTuningConfig, for the computed prefix."""
-        from studio.backbone.sites import Anatomy
+        from studio.backbone.sites import anatomy_of
 
-        anatomy = Anatomy(sites[0].module)
+        anatomy = anatomy_of(sites[0].module)
+        keys = anatomy.key_shapes
         return super().to_peft(sites) | {
-            "token_dim": anatomy.num_kv_heads * anatomy.head_dim,
-            "num_attention_heads": anatomy.num_kv_heads,
+            "token_dim": keys[0].heads * keys[0].key_size,
+            "num_attention_heads": keys[0].heads,
+            "num_layers": len(keys),
             "encoder_hidden_size": anatomy.hidden_size,
             "prefix_projection": False,
         }

@@ -415,7 +415,7 @@ def open_session(
     parameters = backbone.train(name)
     if spec.train.gradient_checkpointing:
         backbone.checkpointing(True, offload=_offloads(spec, loaded))
-    backbone.set_attention(_attention(spec, loaded, backbone.anatomy.head_dim))
+    backbone.set_attention(_attention(spec, loaded, backbone))
     alpha = spec.train.neftune_noise_alpha
     plan = plan_run(spec, num_rows=len(prepared.train), hidden_size=backbone.anatomy.hidden_size)
     return Session(
@@ -449,7 +449,7 @@ def _offloads(spec: RunSpec, loaded: Loaded) -> bool:
     return offload
 
 
-def _attention(spec: RunSpec, loaded: Loaded, head_dim: int) -> str:
+def _attention(spec: RunSpec, loaded: Loaded, backbone: Backbone) -> str:
     """Return the attention kernel; one that is named must be possible on this device."""
     from studio.backbone.attention_kernels import varlen_unavailable
 
@@ -458,7 +458,9 @@ def _attention(spec: RunSpec, loaded: Loaded, head_dim: int) -> str:
         return name
     config = loaded.model.config.get_text_config()
     capped = getattr(config, "attn_logit_softcapping", None) is not None
-    why = varlen_unavailable(loaded.device, loaded.dtype, head_dim, capped=capped)
+    sizes = backbone.anatomy.head_sizes or {0}
+    whys = [varlen_unavailable(loaded.device, loaded.dtype, s, capped=capped) for s in sizes]
+    why = next(filter(None, whys), "")
     if not (why or spec.train.packing):
         why = "it attends packed rows: set train.packing=true"
     if why:

@@ -1,0 +1,372 @@
+"""Record one short forward pass to learn a model's anatomy: which modules run, and what they mix.
+
+Two rows are packed into one pass, and every block of the decoder layers is then run again with its
+first token changed. A block *mixes* tokens if later positions of the same row change, and *leaks*
+if the other row changes. Blocks that leak are isolated (`packing.py`) from the inside out. So
+families need no names: a block that mixes tokens is attention if it calls the attention function,
+else another mixer (linear attention, convolution, state space); a block that does not mix is a
+feed-forward.
+
+Shapes: `T tokens of both rows, D hidden`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from studio.backbone import packing
+from studio.backbone.attention import AttentionState
+
+if TYPE_CHECKING:
+    from studio.backbone.sites import Anatomy
+
+logger = logging.getLogger(__name__)
+
+ROWS = (10, 7)  # 17 tokens: a size that no other axis of a model has
+TOLERANCE = 1e-4  # of float32; half precision rounds to about a hundredth
+BlockKind = Literal["attention", "mixer", "mlp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A module of a decoder layer from hidden states to hidden states.
+
+    `norm` is the key of the norm whose output the block reads, if any.
+    """
+
+    key: str
+    kind: BlockKind
+    norm: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Keys and values of one call of the attention function.
+
+    `source` is the number of the call that computed them: another one where layers share keys.
+    """
+
+    module: str
+    heads: int
+    key_size: int
+    value_size: int
+    source: int
+
+
+@dataclass(slots=True)
+class Call:
+    """Arguments and result of a module in the recorded pass."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+    layer: int
+
+
+@dataclass(slots=True)
+class Recording:
+    """What a recorded forward pass has shown.
+
+    Attributes:
+        runs: Number of calls of each module that ran.
+        blocks: The blocks of the decoder layers, in order.
+        keys: Calls of the attention function, in order.
+        isolated: Modules that run packed rows as a padded batch of their own.
+        separable: False if packed rows stay apart only in a batch padded as a whole.
+        problem: Why nothing could be recorded.
+    """
+
+    runs: dict[str, int] = field(default_factory=dict)
+    blocks: list[Block] = field(default_factory=list)
+    keys: list[Keys] = field(default_factory=list)
+    isolated: list[str] = field(default_factory=list)
+    separable: bool = True
+    problem: str = ""
+
+
+def record(anatomy: Anatomy, state: AttentionState) -> Recording:
+    """Run the text tower once on two packed rows and return what was learned.
+
+    Blocks that would let packed rows leak are isolated in place.
+    """
+    found = Recording()
+    device = next(anatomy.tower.parameters()).device
+    ids = torch.arange(sum(ROWS), device=device) % max(1, anatomy.vocab_size - 3) + 1
+    keep = (state.lengths, state.prefix, state.positions, state.spans, state.lean)
+    state.prefix, state.lean = None, False
+    try:
+        with torch.no_grad(), packing.recorded(state) as attended:
+            try:
+                calls, hidden = _run(anatomy, state, ids, ROWS)
+            except Exception as error:
+                logger.info("Packed rows cannot be recorded: %s: %s", type(error).__name__, error)
+                found.separable = False
+                attended.clear()
+                calls, hidden = _run(anatomy, state, ids, None)
+            found.keys = _keys(anatomy, attended)
+            attended.clear()
+            found.runs = {key: len(each) for key, each in calls.items()}
+            blocks = Blocks(anatomy, state, calls, found)
+            found.blocks = blocks.find()
+            if found.separable:
+                found.separable = blocks.separate() and _same_alone(anatomy, state, ids, hidden)
+    except Exception as error:
+        logger.warning("Nothing recorded of %s: %s", type(anatomy.model).__name__, error)
+        found.separable, found.problem = False, f"{type(error).__name__}: {error}"
+    finally:
+        state.lengths, state.prefix, state.positions, state.spans, state.lean = keep
+    if not found.separable:
+        packing.undo(anatomy.modules[key] for key in found.isolated)
+        found.isolated = []
+    return found
+
+
+class Blocks:
+    """The blocks of the recorded layers, found and tested by running them again."""
+
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        state: AttentionState,
+        calls: dict[str, list[Call]],
+        found: Recording,
+    ) -> None:
+        self._anatomy = anatomy
+        self._state = state
+        self._calls = calls
+        self._found = found
+        self._attended = {keys.module for keys in found.keys}
+        self._mixes: dict[str, bool] = {}
+
+    def find(self) -> list[Block]:
+        """Return the outermost blocks of every layer that ran, in the order of their calls."""
+        found = [
+            block for key in self._anatomy.layer_keys if key in self._calls
+            for block in self._inside(key)
+        ]  # fmt: skip
+        order = {key: place for place, key in enumerate(self._calls)}
+        return sorted(found, key=lambda block: order[block.key])
+
+    def separate(self) -> bool:
+        """Isolate what leaks; return True if no layer leaks afterwards."""
+        return all(self._settle(key) for key in self._anatomy.layer_keys if key in self._calls)
+
+    def _inside(self, key: str) -> list[Block]:
+        found: list[Block] = []
+        for child in self._children(key):
+            if not self._is_hidden(child) or self._is_single(child):
+                found += self._inside(child)
+                continue
+            inner = self._inside(child)
+            both = {block.kind == "mlp" for block in inner} == {True, False}
+            if both and self._mixing(child):
+                found += inner
+            else:
+                found.append(Block(child, self._kind(child), self._norm_before(child)))
+        return found
+
+    def _kind(self, key: str) -> BlockKind:
+        if not self._mixing(key):
+            return "mlp"
+        inside = f"{key}."
+        uses = any(module == key or module.startswith(inside) for module in self._attended)
+        return "attention" if uses else "mixer"
+
+    def _settle(self, key: str) -> bool:
+        """Isolate as little as possible inside a module until it does not leak."""
+        if not self._leaks(key):
+            return True
+        for child in self._children(key):
+            if child in self._calls:
+                self._settle(child)
+        if not self._leaks(key):
+            return True
+        module = self._anatomy.modules[key]
+        if key in self._anatomy.layer_keys or not self._is_hidden(key):
+            return False
+        packing.isolate(module, self._state)
+        if self._leaks(key):
+            packing.undo([module])
+            return False
+        self._found.isolated.append(key)
+        return True
+
+    def _children(self, key: str) -> Iterator[str]:
+        for name, child in self._anatomy.modules[key].named_children():
+            inner = f"{key}.{name}"
+            if inner in self._calls:
+                yield inner
+            elif any(True for _ in child.children()):
+                yield from self._children(inner)
+
+    def _is_single(self, key: str) -> bool:
+        """Return True for a module without linear layers inside (a norm, a linear layer)."""
+        module = self._anatomy.modules[key]
+        return not any(part is not module and _is_linear(part) for part in module.modules())
+
+    def _is_hidden(self, key: str) -> bool:
+        """Return True if the module maps `(1, T, D)` to `(1, T, D)`."""
+        call = self._calls[key][0]
+        given, result = _first(call.args, call.kwargs), _tensor(call.output)
+        size = (1, sum(ROWS), self._anatomy.hidden_size)
+        return (
+            given is not None and result is not None
+            and tuple(given.shape) == tuple(result.shape) == size
+        )  # fmt: skip
+
+    def _norm_before(self, key: str) -> str:
+        call = self._calls[key][0]
+        given = _first(call.args, call.kwargs)
+        for other, calls in self._calls.items():
+            if (
+                any(each.output is given for each in calls)
+                and "norm" in type(self._anatomy.modules[other]).__name__.lower()
+            ):
+                return other
+        return ""
+
+    def _mixing(self, key: str) -> bool:
+        if key not in self._mixes:
+            before, after = self._again(key)
+            self._mixes[key] = _differs(before, after, slice(1, ROWS[0]))
+        return self._mixes[key]
+
+    def _leaks(self, key: str) -> bool:
+        before, after = self._again(key)
+        return _differs(before, after, slice(ROWS[0], None))
+
+    def _again(self, key: str) -> tuple[Tensor | None, Tensor | None]:
+        """Return the results of a module with its own input and with the first token changed."""
+        module, call = self._anatomy.modules[key], self._calls[key][0]
+        given = _first(call.args, call.kwargs)
+        if given is None:
+            return None, None
+        axis = _axis(given)
+        if axis is None:
+            return None, None
+        other = given.clone()
+        first = other.narrow(axis, 0, 1)
+        if given.is_floating_point():
+            first.neg_().add_(first.abs().mean().clamp_min(0.1))
+        else:
+            first.add_(1)
+        results = []
+        for value in (given, other):
+            args, kwargs = tree_map_only(
+                Tensor, lambda x, v=value: v if x is given else x, (call.args, call.kwargs)
+            )
+            results.append(_tensor(module(*args, **kwargs)))
+        return results[0], results[1]
+
+
+def _run(
+    anatomy: Anatomy, state: AttentionState, ids: Tensor, rows: tuple[int, ...] | None
+) -> tuple[dict[str, list[Call]], Tensor]:
+    """Return the calls of all modules of the tower, by key, and its hidden states."""
+    calls: dict[str, list[Call]] = {}
+
+    def keep(key: str) -> Callable[..., None]:
+        def after(
+            module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        ) -> None:
+            call = Call(args, kwargs, output, anatomy.layer_of(key))
+            calls.setdefault(key, []).append(call)
+
+        return after
+
+    with ExitStack() as stack:
+        for key, module in anatomy.modules.items():
+            if key.startswith(anatomy.tower_key):
+                handle = module.register_forward_hook(keep(key), with_kwargs=True)
+                stack.callback(handle.remove)
+        hidden = _forward(anatomy, state, ids, rows)
+    return calls, hidden
+
+
+def _forward(
+    anatomy: Anatomy, state: AttentionState, ids: Tensor, rows: tuple[int, ...] | None
+) -> Tensor:
+    """Return the tower's hidden states of packed rows, or of one row."""
+    with packing.packed(state, rows, ids.device):
+        lengths = rows or (len(ids),)
+        positions = torch.cat([torch.arange(n) for n in lengths]).to(ids.device)
+        given = {"input_ids": ids[None], "position_ids": positions[None], "use_cache": False}
+        output = anatomy.tower(**accepted(anatomy.tower, given))
+    hidden = _tensor(output)
+    assert hidden is not None
+    return hidden
+
+
+def _same_alone(anatomy: Anatomy, state: AttentionState, ids: Tensor, before: Tensor) -> bool:
+    """Return True if the rows alone have the hidden states that they have packed."""
+    packed = _forward(anatomy, state, ids, ROWS)
+    alone = [_forward(anatomy, state, part, None) for part in ids.split(ROWS)]
+    axis = _axis(packed)
+    if axis is None:
+        return False
+    return not _differs(packed, torch.cat(alone, dim=axis), slice(None), loose=True)
+
+
+def accepted(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments that a module's forward takes."""
+    known = signature(module.forward).parameters
+    if any(each.kind is Parameter.VAR_KEYWORD for each in known.values()):
+        return given
+    return {name: value for name, value in given.items() if name in known}
+
+
+def _keys(anatomy: Anatomy, attended: list[tuple[nn.Module, Tensor, Tensor]]) -> list[Keys]:
+    names = {id(module): key for key, module in anatomy.modules.items()}
+    found: list[Keys] = []
+    seen: dict[int, int] = {}
+    for module, key, value in attended:
+        source = seen.setdefault(key.data_ptr(), len(found))
+        found.append(Keys(names[id(module)], key.shape[1], key.shape[-1], value.shape[-1], source))
+    return found
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the first tensor argument with an axis of all tokens."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor) and _axis(value) is not None:
+            return value
+    return None
+
+
+def _tensor(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    if hasattr(output, "last_hidden_state"):
+        return output.last_hidden_state
+    parts = output if isinstance(output, tuple | list) else ()
+    return next((part for part in parts if isinstance(part, Tensor)), None)
+
+
+def _axis(x: Tensor) -> int | None:
+    return next((axis for axis, size in enumerate(x.shape) if size == sum(ROWS)), None)
+
+
+def _differs(
+    one: Tensor | None, other: Tensor | None, where: slice, *, loose: bool = False
+) -> bool:
+    if one is None or other is None or (axis := _axis(one)) is None or one.shape != other.shape:
+        return False
+    places = torch.arange(sum(ROWS), device=one.device)[where]
+    a, b = one.index_select(axis, places).float(), other.index_select(axis, places).float()
+    exact = one.dtype == torch.float32
+    tolerance = (TOLERANCE if exact else 1e-2) * (10 if loose else 1)
+    return float((a - b).abs().max()) > tolerance * float(one.abs().max().clamp_min(1e-6))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and (isinstance(module, nn.Linear) or weight.dim() >= 2)
