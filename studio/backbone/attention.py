@@ -98,6 +98,7 @@ class AttentionState:
         lengths: Tokens of each packed row; None for a padded batch.
         prefix: Returns a layer's virtual tokens.
         positions: `(B, T)`, counted from the first virtual token; kept while there are any.
+        row_ends: The last position of each row of a padded batch, for rotary factors.
         capture: Collects each layer's own keys and values.
         calls: Collects the module, keys and values of every call (`recording.py`).
         eager: Plain matrix products instead of torch's fused kernel.
@@ -112,6 +113,7 @@ class AttentionState:
     lengths: tuple[int, ...] | None = None
     prefix: Callable[[int], Prefix | None] | None = None
     positions: Tensor | None = None
+    row_ends: list[int] | None = None
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     calls: list[tuple[nn.Module, Tensor, Tensor]] | None = None
     eager: bool = False

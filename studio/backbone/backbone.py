@@ -23,6 +23,7 @@ from studio.backbone.checkpointing import install_lean_forwards, keep_positions,
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
 from studio.backbone.hooks import Hooks, Plans
 from studio.backbone.recording import Recording, accepted, record
+from studio.backbone.rotary import install_row_factors
 from studio.backbone.sites import Anatomy, Site
 from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens
 from studio.errors import MethodError, nearest
@@ -39,6 +40,7 @@ class Backbone:
         self._rows: list[Stack] | None = None
         self._stack: Stack = ()
         self._state = attention.AttentionState()
+        self._recording = False
         self._hooks = Hooks(self.anatomy, self._state)
         self._virtual = VirtualTokens(self.anatomy, self._state, self._prompt_context)
         model.requires_grad_(False)
@@ -47,6 +49,7 @@ class Backbone:
             model.set_attn_implementation(attention.NAME)
         self.set_attention("auto")
         install_lean_forwards(self.anatomy, self._state)
+        self._has_row_factors = install_row_factors(self.anatomy.tower, self._state)
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         for module in self.anatomy.tower.modules():
             module.__dict__["studio_state"] = self._state
@@ -135,6 +138,11 @@ class Backbone:
         self._state.eager = how == "eager"
         self._state.short_rows = how == "auto" and hardware.has_fast_bfloat16()
         self._state.kernel = attention_kernels.kernel(device) if how in ("auto", "varlen") else None
+
+    @property
+    def keeps_logits(self) -> bool:
+        """True if the model computes logits only at the positions that it is asked for."""
+        return "logits_to_keep" in accepted(self.model, {"logits_to_keep": 0})
 
     @property
     def attention_kernel(self) -> str:
@@ -316,8 +324,12 @@ class Backbone:
 
     def _record(self) -> Recording:
         """Record the bare model once, with no edits and no virtual tokens."""
-        with self._hooks.applying({}), self.without_checkpointing():
-            return record(self.anatomy, self._state)
+        self._recording = True
+        try:
+            with self._hooks.applying({}), self.without_checkpointing():
+                return record(self.anatomy, self._state)
+        finally:
+            self._recording = False
 
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -325,4 +337,19 @@ class Backbone:
         # Row lengths outlive a packed forward: checkpointing recomputes layers in the backward.
         if not attention.packing.get():
             self._state.lengths = None
+        kwargs = accepted(module, kwargs, optional=("position_ids", "logits_to_keep"))
+        if self._recording:
+            return args, kwargs
+        if not self.anatomy.recording.positions:
+            kwargs.pop("position_ids", None)
+        if self._has_row_factors:
+            self._state.row_ends = _row_ends(kwargs)
         return args, self._virtual.place(args, kwargs)
+
+
+def _row_ends(given: dict[str, Any]) -> list[int] | None:
+    """Return the last position of each row of a padded batch."""
+    mask, positions = given.get("attention_mask"), given.get("position_ids")
+    if mask is None or positions is None or mask.dim() != 2:
+        return None
+    return list((positions * mask[:, -positions.shape[-1] :]).amax(-1).tolist())

@@ -82,6 +82,8 @@ class Recording:
         keys: Calls of the attention function, in order.
         isolated: Modules that run packed rows as a padded batch of their own.
         separable: False if packed rows stay apart only in a batch padded as a whole.
+        positions: False if the model counts positions in its own way and must not be given any.
+        plain_head: True if the logits are the product of the head and nothing else.
         problem: Why nothing could be recorded.
     """
 
@@ -90,6 +92,8 @@ class Recording:
     keys: list[Keys] = field(default_factory=list)
     isolated: list[str] = field(default_factory=list)
     separable: bool = True
+    positions: bool = True
+    plain_head: bool = False
     problem: str = ""
 
 
@@ -106,19 +110,23 @@ def record(anatomy: Anatomy, state: AttentionState) -> Recording:
     try:
         with torch.no_grad(), packing.recorded(state) as attended:
             try:
-                calls, hidden = _run(anatomy, state, ids, ROWS)
+                calls = _run(anatomy, state, ids, ROWS)
             except Exception as error:
                 logger.info("Packed rows cannot be recorded: %s: %s", type(error).__name__, error)
                 found.separable = False
                 attended.clear()
-                calls, hidden = _run(anatomy, state, ids, None)
+                calls = _run(anatomy, state, ids, None)
             found.keys = _keys(anatomy, attended)
+            found.positions = _counts_from_zero(anatomy, state, ids)
+            found.plain_head = _has_plain_head(anatomy, ids)
             attended.clear()
             found.runs = {key: len(each) for key, each in calls.items()}
             blocks = Blocks(anatomy, state, calls, found)
             found.blocks = blocks.find()
             if found.separable:
-                found.separable = blocks.separate() and _same_alone(anatomy, state, ids, hidden)
+                found.separable = (
+                    found.positions and blocks.separate() and _same_alone(anatomy, state, ids)
+                )
     except Exception as error:
         logger.warning("Nothing recorded of %s: %s", type(anatomy.model).__name__, error)
         found.separable, found.problem = False, f"{type(error).__name__}: {error}"
@@ -270,8 +278,8 @@ class Blocks:
 
 def _run(
     anatomy: Anatomy, state: AttentionState, ids: Tensor, rows: tuple[int, ...] | None
-) -> tuple[dict[str, list[Call]], Tensor]:
-    """Return the calls of all modules of the tower, by key, and its hidden states."""
+) -> dict[str, list[Call]]:
+    """Return the calls of all modules of the tower, by key."""
     calls: dict[str, list[Call]] = {}
 
     def keep(key: str) -> Callable[..., None]:
@@ -288,25 +296,52 @@ def _run(
             if key.startswith(anatomy.tower_key):
                 handle = module.register_forward_hook(keep(key), with_kwargs=True)
                 stack.callback(handle.remove)
-        hidden = _forward(anatomy, state, ids, rows)
-    return calls, hidden
+        _forward(anatomy, state, ids, rows)
+    return calls
 
 
 def _forward(
-    anatomy: Anatomy, state: AttentionState, ids: Tensor, rows: tuple[int, ...] | None
+    anatomy: Anatomy,
+    state: AttentionState,
+    ids: Tensor,
+    rows: tuple[int, ...] | None,
+    *,
+    with_positions: bool = True,
 ) -> Tensor:
     """Return the tower's hidden states of packed rows, or of one row."""
     with packing.packed(state, rows, ids.device):
         lengths = rows or (len(ids),)
         positions = torch.cat([torch.arange(n) for n in lengths]).to(ids.device)
         given = {"input_ids": ids[None], "position_ids": positions[None], "use_cache": False}
+        if not with_positions:
+            del given["position_ids"]
         output = anatomy.tower(**accepted(anatomy.tower, given))
     hidden = _tensor(output)
     assert hidden is not None
     return hidden
 
 
-def _same_alone(anatomy: Anatomy, state: AttentionState, ids: Tensor, before: Tensor) -> bool:
+def _counts_from_zero(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
+    """Return True if positions from 0 are those that the model counts itself."""
+    given = _forward(anatomy, state, ids, None)
+    own = _forward(anatomy, state, ids, None, with_positions=False)
+    return not _differs(given, own, slice(None))
+
+
+def _has_plain_head(anatomy: Anatomy, ids: Tensor) -> bool:
+    """Return True if the model returns the output of its head as it is."""
+    head, seen = anatomy.model.get_output_embeddings(), []
+    if head is None:
+        return False
+    handle = head.register_forward_hook(lambda module, args, output: seen.append(output))
+    try:
+        logits = anatomy.model(input_ids=ids[None], use_cache=False).logits
+    finally:
+        handle.remove()
+    return len(seen) == 1 and logits.shape == seen[0].shape and torch.equal(logits, seen[0])
+
+
+def _same_alone(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
     """Return True if the rows alone have the hidden states that they have packed."""
     packed = _forward(anatomy, state, ids, ROWS)
     alone = [_forward(anatomy, state, part, None) for part in ids.split(ROWS)]
@@ -316,12 +351,17 @@ def _same_alone(anatomy: Anatomy, state: AttentionState, ids: Tensor, before: Te
     return not _differs(packed, torch.cat(alone, dim=axis), slice(None), loose=True)
 
 
-def accepted(module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments that a module's forward takes."""
+def accepted(
+    module: nn.Module, given: dict[str, Any], *, optional: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return the keyword arguments that a module's forward takes; only `optional` ones may go."""
     known = signature(module.forward).parameters
     if any(each.kind is Parameter.VAR_KEYWORD for each in known.values()):
-        return given
-    return {name: value for name, value in given.items() if name in known}
+        return dict(given)
+    return {
+        name: value for name, value in given.items()
+        if name in known or (optional is not None and name not in optional)
+    }  # fmt: skip
 
 
 def _keys(anatomy: Anatomy, attended: list[tuple[nn.Module, Tensor, Tensor]]) -> list[Keys]:

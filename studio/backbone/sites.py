@@ -98,14 +98,7 @@ class Anatomy:
         if not isinstance(targets, str):
             chosen = {key for name in targets for key in self._matching(name)}
             return [site for site in self.all_linears() if site.key in chosen]
-        found = [
-            site
-            for site in self.inner_linears()
-            if min(site.in_features, site.out_features) >= narrowest
-            and not self._is_helper(site)
-            and self._runs(site.key)
-            and (targets == "all-linear" or self._group(site.key) == targets)
-        ]
+        found = self.group(targets, narrowest=narrowest)
         if not found:
             raise MethodError(
                 f'{type(self.model).__name__} has no linear layers of the group "{targets}"'
@@ -114,9 +107,20 @@ class Anatomy:
             )
         return found
 
+    def group(self, name: str, *, narrowest: int = 1) -> list[Site]:
+        """Return the linear layers of a group, or none."""
+        return [
+            site
+            for site in self.inner_linears()
+            if min(site.in_features, site.out_features) >= narrowest
+            and not self._is_helper(site)
+            and self._runs(site.key)
+            and (name == "all-linear" or self._group(site.key) == name)
+        ]
+
     def left_out(self, narrowest: int) -> list[str]:
         """Return the names of linear layers that run, but that groups leave out at this width."""
-        used = {site.key for site in self.linears("all-linear", narrowest=narrowest)}
+        used = {site.key for site in self.group("all-linear", narrowest=narrowest)}
         rest = [site for site in self.inner_linears() if site.key not in used]
         return list(dict.fromkeys(s.key.rpartition(".")[2] for s in rest if self._runs(s.key)))
 

@@ -18,6 +18,10 @@ from torch.nn import Linear
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from studio.backbone.recording import accepted
+from studio.backbone.rotary import rope_types
+from studio.backbone.sites import anatomy_of
+
 SPARE = 64  # spare positions in the cache and the mask
 MIN_ROWS, MAX_ROWS = 2, 8  # where the transposed product is faster
 LARGE_WEIGHT = 2**19  # parameters, 2 MiB: more than one core's cache
@@ -113,8 +117,14 @@ def _transpose(layer: Linear) -> None:
     layer.forward = forward
 
 
+CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")
+
+
 class Batch:
-    """Rows that go through the model together.
+    """Rows that go through the model together, or one after the other where they must.
+
+    Rows share a pass if attention is all that mixes tokens: padding on the left is hidden from it,
+    but would run through convolutions and states (`Anatomy.recording`).
 
     Args:
         model: A transformers causal language model.
@@ -124,19 +134,12 @@ class Batch:
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
         assert prompts and all(prompts)
-        self._model = model
-        self._device = device
-        self._cache = preallocated_cache(model.config)
-        self._cache_argument = {cache_argument(model): self._cache}
-        self._width = max(map(len, prompts))
-        self._pads = [self._width - len(prompt) for prompt in prompts]
-        padded = [[0] * pad + list(prompt) for pad, prompt in zip(self._pads, prompts, strict=True)]
-        self._ids_BT = torch.tensor(padded, device=device)
-        self._lengths_B = torch.tensor([len(prompt) for prompt in prompts], device=device)
-        self._mask_BT = self._grown_mask() if any(self._pads) else None
+        together = len(prompts) == 1 or shares_passes(model)
+        groups = [prompts] if together else [[prompt] for prompt in prompts]
+        self._parts = [Rows(model, group, device) for group in groups]
 
     def __len__(self) -> int:
-        return len(self._pads)
+        return sum(map(len, self._parts))
 
     def prefill(self, probes: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]:
         """Read the prompts.
@@ -147,6 +150,51 @@ class Batch:
         Returns:
             The logits after each prompt `(B, V)`, and those at the probes `(B, V)` or None.
         """
+        given = None if probes is None else self._split(probes)
+        found = [
+            part.prefill(None if given is None else given[number])
+            for number, part in enumerate(self._parts)
+        ]
+        probed = [probe for _, probe in found if probe is not None]
+        return torch.cat([logits for logits, _ in found]), torch.cat(probed) if probed else None
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Append one token to every row and return the logits after it `(B, V)`."""
+        parts = zip(self._parts, self._split(tokens), strict=True)
+        return torch.cat([part.step(own) for part, own in parts])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        if len(self._parts) == 1:
+            self._parts[0].keep(rows)
+        else:
+            self._parts = [self._parts[row] for row in rows]
+
+    def _split(self, values: Sequence[int]) -> list[Sequence[int]]:
+        return [values] if len(self._parts) == 1 else [[value] for value in values]
+
+
+def shares_passes(model: Any) -> bool:
+    """Return True if rows of different lengths may share a pass, padded on the left."""
+    recording = anatomy_of(model).recording
+    return recording.separable and not recording.isolated
+
+
+class Rows:
+    """Rows padded on the left to one width, with one cache."""
+
+    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
+        self._model = model
+        self._device = device
+        self._rows = [list(prompt) for prompt in prompts]
+        self._switch = _length_of_switch(model)
+        self._start()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def prefill(self, probes: Sequence[int] | None = None) -> tuple[Tensor, Tensor | None]:
+        """Read the prompts, as `Batch.prefill`."""
         kept = [self._width - 1]
         places: list[int] = []
         if probes is not None:
@@ -163,6 +211,12 @@ class Batch:
 
     def step(self, tokens: Sequence[int]) -> Tensor:
         """Append one token to every row and return the logits after it `(B, V)`."""
+        for row, token in zip(self._rows, tokens, strict=True):
+            row.append(token)
+        crosses = any(len(row) - 1 == self._switch for row in self._rows)
+        if crosses or not (self._own_cache or self._cache_argument):
+            self._start()
+            return self._forward(self._ids_BT, 1)[:, -1]
         self._lengths_B += 1
         self._width += 1
         return self._forward(torch.tensor(tokens, device=self._device)[:, None], 1)[:, -1]
@@ -170,11 +224,27 @@ class Batch:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         index = torch.tensor(list(rows), device=self._device)
-        self._cache.batch_select_indices(index)
+        if len(rows) < len(self._rows):
+            self._cache.batch_select_indices(index)
+        self._rows = [self._rows[row] for row in rows]
         self._pads = [self._pads[row] for row in rows]
         self._lengths_B = self._lengths_B[index]
         if self._mask_BT is not None:
             self._mask_BT = self._mask_BT[index] if any(self._pads) else None
+
+    def _start(self) -> None:
+        """Begin with an empty cache before all tokens of the rows."""
+        self._own_cache: dict[str, Any] = {}
+        self._cache_argument: dict[str, Any] = {}
+        if shares_passes(self._model):
+            self._cache = preallocated_cache(self._model.config)
+            self._cache_argument = {cache_argument(self._model): self._cache}
+        self._width = max(map(len, self._rows))
+        self._pads = [self._width - len(row) for row in self._rows]
+        padded = [[0] * pad + row for pad, row in zip(self._pads, self._rows, strict=True)]
+        self._ids_BT = torch.tensor(padded, device=self._device)
+        self._lengths_B = torch.tensor([len(row) for row in self._rows], device=self._device)
+        self._mask_BT = self._grown_mask() if any(self._pads) else None
 
     def _forward(self, ids_BT: Tensor, keep: Tensor | int) -> Tensor:
         positions_BT = (
@@ -184,18 +254,46 @@ class Batch:
         ).clamp_min(0)  # fmt: skip
         if self._mask_BT is not None and self._mask_BT.shape[1] < self._width:
             self._mask_BT = self._grown_mask()
+        given = {
+            "input_ids": ids_BT,
+            "attention_mask": None if self._mask_BT is None else self._mask_BT[:, : self._width],
+            "position_ids": positions_BT,
+            "use_cache": True,
+            "logits_to_keep": keep,
+            **self._cache_argument,
+            **self._own_cache,
+        }
         with torch.no_grad():
             output = self._model(
-                input_ids=ids_BT,
-                attention_mask=None if self._mask_BT is None else self._mask_BT[:, : self._width],
-                position_ids=positions_BT,
-                use_cache=True,
-                logits_to_keep=keep,
-                **self._cache_argument,
+                **accepted(self._model, given, optional=("position_ids", "logits_to_keep"))
             )
+        if not self._cache_argument:
+            names = signature(self._model.forward).parameters
+            found = {name: output.get(name) for name in CACHES if name in names}
+            self._own_cache = {name: value for name, value in found.items() if value is not None}
         logits_BKV: Tensor = output.logits
+        if isinstance(keep, Tensor) and logits_BKV.shape[1] != len(keep):
+            return logits_BKV[:, keep]
         return logits_BKV
 
     def _grown_mask(self) -> Tensor:
         columns = torch.arange(self._width + SPARE, device=self._device)
         return (columns >= torch.tensor(self._pads, device=self._device)[:, None]).long()
+
+
+def _length_of_switch(model: Any) -> int | None:
+    """Return the length after which a model recomputes its cache with other rotary factors.
+
+    transformers does so in the classes that have their own preparation of `generate`.
+    """
+    from transformers import GenerationMixin
+
+    own = type(model).prepare_inputs_for_generation
+    if own is GenerationMixin.prepare_inputs_for_generation:
+        return None
+    kinds = {kind for module in model.modules() for kind in rope_types(module)}
+    return (
+        getattr(model.config, "original_max_position_embeddings", None)
+        if ("longrope" in kinds)
+        else None
+    )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from studio.chat.answer import Answer
-from studio.chat.decoding import Batch, use_transposed_products
+from studio.chat.decoding import Batch, shares_passes, use_transposed_products
 from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason
 from studio.chat.marked import NO_MARKERS, Markers, markers_in
 from studio.chat.prompt import PromptTemplate, fit_prompt
@@ -250,7 +250,9 @@ class ChatEngine:
     def _batched(self, answers: list[Answer]) -> list[LaneBatch]:
         stacks = [answer.stack for answer in answers]
         together = bool(answers)
-        if len(set(stacks)) > 1:
+        if len(set(stacks)) > 1 and not shares_passes(self.loaded.model):
+            together = False
+        elif len(set(stacks)) > 1:
             try:
                 self.backbone.use_rows(stacks)
             except MethodError:

@@ -40,8 +40,8 @@ class IA3(Method):
     def sites(self, anatomy: Anatomy) -> list[Site]:
         """Return keys and values (fused projections whole) and the last layer of each MLP."""
         names = {*KEYS_VALUES}
-        attention = [s for s in anatomy.linears("attention") if s.key.split(".")[-1] in names]
-        feed = [s for s in anatomy.linears("mlp") if s.key.split(".")[-1] in FEED_FORWARD]
+        attention = [s for s in anatomy.group("attention") if s.key.split(".")[-1] in names]
+        feed = [s for s in anatomy.group("mlp") if s.key.split(".")[-1] in FEED_FORWARD]
         if not attention or not feed:
             raise MethodError(
                 f"(IA)³ found no key, value and feed-forward layers in "

@@ -149,22 +149,26 @@ def _load_model(
     source: ModelSource, known: ModelFacts, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    cls = model_class(known.architecture)
     options: dict[str, Any] = {
         "dtype": dtype, "local_files_only": True, "trust_remote_code": False,
-        "use_safetensors": True, "attn_implementation": "sdpa",
+        "use_safetensors": True, "attn_implementation": attention_of(cls),
     }  # fmt: skip
     if source.quantization == "nf4":
         options |= _nf4(dtype, device)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            known.path, output_loading_info=True, **options
-        )
-    except (SafetensorError, OSError, ValueError, KeyError, ImportError) as error:
+        model, info = cls.from_pretrained(known.path, output_loading_info=True, **options)
+    except SafetensorError as error:
         raise ModelError(f"{known.path} cannot be loaded: {_first_line(error)}.") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        logger.warning("%s cannot be loaded", known.path, exc_info=error)
+        raise ModelError(
+            f"{known.path} cannot be loaded as {known.architecture}: transformers {version()} "
+            "refuses its config.json or weights. The log has its reason."
+        ) from error
     if info["missing_keys"] or info["mismatched_keys"]:
         first = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))[0]
         raise ModelError(
@@ -175,6 +179,39 @@ def _load_model(
         _keep_autograd(model, device)
         return model
     return model.to(device)
+
+
+def model_class(architecture: str) -> type[PreTrainedModel]:
+    """Return transformers' class of an architecture.
+
+    Raises:
+        ModelError: This version of transformers does not have it.
+    """
+    import transformers
+
+    try:
+        found: type[PreTrainedModel] = getattr(transformers, architecture)
+    except (AttributeError, ImportError) as error:
+        logger.warning("No class %s", architecture, exc_info=error)
+        raise ModelError(
+            f"transformers {transformers.__version__} has no usable {architecture}: install a "
+            "version that has it, or choose another model."
+        ) from error
+    return found
+
+
+def attention_of(cls: type[PreTrainedModel]) -> str:
+    """Return the attention that a class is loaded with: ours where it takes the interface."""
+    from studio.backbone.attention import NAME
+
+    return NAME if cls._can_set_attn_implementation() else "eager"
+
+
+def version() -> str:
+    """Return the version of transformers."""
+    import transformers
+
+    return str(transformers.__version__)
 
 
 def _nf4(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

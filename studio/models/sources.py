@@ -220,26 +220,30 @@ def _checked_architecture(path: Path, config: dict[str, Any]) -> str:
             "original model and set model.quantization to nf4 instead."
         )
     architectures = config.get("architectures") or []
-    known = causal_architectures()
-    by_type = known.get(str(config.get("model_type", "")))
+    known, kind = language_architectures(), str(config.get("model_type", ""))
     for name in architectures if isinstance(architectures, list) else []:
-        if not known or name in known.values():
+        if not known or any(name in names for names in known.values()):
             return str(name)
-    if by_type and not architectures:
-        return by_type
+    if known.get(kind) and not architectures:
+        return known[kind][0]
     got = ", ".join(map(str, architectures)) or config.get("model_type") or "none named"
     raise ModelError(
         f"{path} has an architecture that cannot be trained here ({got}): it must be a causal "
-        f"language model that transformers knows.{nearest(str(got), known.values())}"
+        f"language model that transformers knows."
+        f"{nearest(str(got), sorted({name for names in known.values() for name in names}))}"
     )
 
 
-@cache
-def causal_architectures() -> dict[str, str]:
-    """Return transformers' causal language models by model type.
+TABLES = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
 
-    Read from its source, since importing the table would import torch; empty when it moved, and
-    then loading decides.
+
+@cache
+def language_architectures() -> dict[str, tuple[str, ...]]:
+    """Return transformers' classes with a decoder of text, by model type.
+
+    Causal language models come first, then those that also read images or sound. Read from its
+    source, since importing the tables would import torch; empty when they moved, and then loading
+    decides.
     """
     from importlib.util import find_spec
 
@@ -251,8 +255,12 @@ def causal_architectures() -> dict[str, str]:
         text = table.read_text(encoding="utf-8")
     except OSError:
         return {}
-    block = re.search(r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = (.*?)^\)", text, re.M | re.S)
-    return dict(re.findall(r'\("([\w.-]+)", "(\w+)"\)', block[1])) if block else {}
+    found: dict[str, tuple[str, ...]] = {}
+    for name in TABLES:
+        block = re.search(rf"^MODEL_FOR_{name}_MAPPING_NAMES = (.*?)^\)", text, re.M | re.S)
+        for kind, cls in re.findall(r'\("([\w.-]+)", "(\w+)"\)', block[1] if block else ""):
+            found[kind] = (*found.get(kind, ()), cls)
+    return found
 
 
 def _number(config: dict[str, Any], *names: str, default: int = 0) -> int:

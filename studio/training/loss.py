@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from studio.backbone import Backbone
 
 
-SHAPED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-
-
 class HeadLoss(torch.autograd.Function):
     """`Σ_n −log softmax(h_n Wᵀ)[target_n]`, with the gradient of `h` computed in the forward.
 
@@ -121,10 +118,10 @@ def _row_chunks(logits_CV: Tensor, targets_C: Tensor) -> Iterator[tuple[Tensor, 
 def plain_head(backbone: Backbone) -> nn.Linear | None:
     """Return the head if it is a frozen matrix product without bias, scaling or adapter."""
     head = backbone.model.get_output_embeddings()
-    config = backbone.model.config.get_text_config()
     if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
         return None
-    if any(getattr(config, name, None) not in (None, 1, 1.0) for name in SHAPED):
+    recording = backbone.anatomy.recording
+    if not (recording.plain_head and recording.separable and backbone.keeps_logits):
         return None
     edited = {id(site.module) for a in backbone.adapters.values() for site in a.sites}
     return None if id(head) in edited else head

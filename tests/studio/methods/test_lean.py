@@ -7,7 +7,6 @@ import torch
 import transformers
 
 from studio.backbone import Backbone
-from studio.errors import MethodError
 from studio.methods.full import Full
 from studio.methods.lora import Lora
 from tests.studio.methods.cases import ADAPTERS, MODELS, fits
@@ -92,7 +91,7 @@ UNUSUAL = {
 
 
 @pytest.mark.parametrize("config", UNUSUAL.values(), ids=UNUSUAL)
-def test_unusual_layers_train_as_written_and_are_never_packed(config):
+def test_unusual_layers_train_as_written_packed_or_not(config):
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     rows_BT = torch.arange(3, 27).reshape(2, 12)
@@ -103,8 +102,8 @@ def test_unusual_layers_train_as_written_and_are_never_packed(config):
     backbone.use([("a", 1.0)])
     backbone.train("a")
     torch.testing.assert_close(model(input_ids=rows_BT, use_cache=False).logits, plain)
-    with pytest.raises(MethodError, match="set train.packing=false"):
-        backbone.packed_logits(rows_BT.flatten(), (12, 12), torch.arange(24))
+    packed = backbone.packed_logits(rows_BT.flatten(), (12, 12), torch.arange(24))
+    torch.testing.assert_close(packed, plain.flatten(0, 1), atol=1e-5, rtol=1e-4)
 
 
 def test_rows_with_adapters_of_their_own():

@@ -32,7 +32,7 @@ def test_a_row(tokens, heads, scaling):
         for a, b, c, d in wanted
     ]
     outer = torch.randn(wanted[0], generator=made, dtype=torch.float64)
-    plain = passed(lambda *x: attend(*x, None, scaling=scaling), inputs, outer)
+    plain = passed(lambda *x: attend(*x, None, Shape(scaling)), inputs, outer)
     products = passed(lambda *x: attention_kernels.attend_row(*x, scaling), inputs, outer)
     assert len(plain) == 4
     for one, other in zip(products, plain, strict=True):
