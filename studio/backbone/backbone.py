@@ -22,6 +22,7 @@ from studio.backbone.adapter import Adapter
 from studio.backbone.checkpointing import install_lean_forwards, keep_positions, set_checkpointing
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
 from studio.backbone.hooks import Hooks, Plans
+from studio.backbone.inserted import insert_packed
 from studio.backbone.recording import Recording, accepted, record
 from studio.backbone.rotary import install_row_factors
 from studio.backbone.sites import Anatomy, Site
@@ -51,6 +52,7 @@ class Backbone:
         install_lean_forwards(self.anatomy, self._state)
         self._has_row_factors = install_row_factors(self.anatomy.tower, self._state)
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        model.register_forward_hook(self._after_forward)
         for module in self.anatomy.tower.modules():
             module.__dict__["studio_state"] = self._state
 
@@ -230,6 +232,11 @@ class Backbone:
                     f'"{name}" is {method.title.lower()}: virtual tokens can be weighted from 0 '
                     f"upwards, but not negatively ({weight})."
                 )
+            if method.phase is Phase.PROMPT and weight not in (0, 1) and self.anatomy.carries_state:
+                raise MethodError(
+                    f'"{name}" is {method.title.lower()}, which passes through the states of this '
+                    f"model as tokens: its weight must be 0 or 1, not {weight}."
+                )
             if method.trains_base and (len(stack) > 1 or weight != 1):
                 raise MethodError(
                     f'"{name}" is full fine-tuning, a model of its own: it cannot be stacked with '
@@ -285,14 +292,16 @@ class Backbone:
         """
         if not self.anatomy.recording.separable:
             return self._padded_logits(ids_T, lengths, keep_N)
-        device = ids_T.device
+        device, given = ids_T.device, {"input_ids": ids_T[None]}
+        if prompts := self._virtual.prompts():
+            embed = self.model.get_input_embeddings()
+            embedded, lengths, keep_N = insert_packed(embed, prompts, ids_T, lengths, keep_N)
+            given = {"inputs_embeds": embedded}
         positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device, non_blocking=True)
         with packing.packed(self._state, lengths, device):
             skips = keep_positions(self.anatomy, self._state, keep_N)
             try:
-                return self._logits(
-                    keep_N, skips=skips, input_ids=ids_T[None], position_ids=positions_T[None]
-                )[0]
+                return self._logits(keep_N, skips=skips, position_ids=positions_T[None], **given)[0]
             finally:
                 self._state.lengths, self._state.keep = tuple(lengths), None
 
@@ -344,7 +353,13 @@ class Backbone:
             kwargs.pop("position_ids", None)
         if self._has_row_factors:
             self._state.row_ends = _row_ends(kwargs)
-        return args, self._virtual.place(args, kwargs)
+        placed = self._virtual.place(args, kwargs)
+        return () if "inputs_embeds" in placed else args, placed
+
+    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._virtual.dropped:  # the logits of prompts that stand before the rows
+            output.logits = output.logits[:, self._virtual.dropped :]
+            self._virtual.dropped = 0
 
 
 def _row_ends(given: dict[str, Any]) -> list[int] | None:

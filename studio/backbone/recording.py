@@ -13,7 +13,7 @@ Shapes: `T tokens of both rows, D hidden`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from inspect import Parameter, signature
@@ -97,11 +97,13 @@ class Recording:
     problem: str = ""
 
 
-def record(anatomy: Anatomy, state: AttentionState) -> Recording:
+def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
     """Run the text tower once on two packed rows and return what was learned.
 
-    Blocks that would let packed rows leak are isolated in place.
+    Blocks that would let packed rows leak are isolated in place. Without the state of a backbone
+    nothing is packed and nothing changed.
     """
+    alone, state = state is None, state or AttentionState()
     found = Recording()
     device = next(anatomy.tower.parameters()).device
     ids = torch.arange(sum(ROWS), device=device) % max(1, anatomy.vocab_size - 3) + 1
@@ -110,7 +112,7 @@ def record(anatomy: Anatomy, state: AttentionState) -> Recording:
     try:
         with torch.no_grad(), packing.recorded(state) as attended:
             try:
-                calls = _run(anatomy, state, ids, ROWS)
+                calls = _run(anatomy, state, ids, None if alone else ROWS)
             except Exception as error:
                 logger.info("Packed rows cannot be recorded: %s: %s", type(error).__name__, error)
                 found.separable = False
@@ -124,7 +126,7 @@ def record(anatomy: Anatomy, state: AttentionState) -> Recording:
             blocks = Blocks(anatomy, state, calls, found)
             found.blocks = blocks.find()
             if found.separable:
-                found.separable = (
+                found.separable = not alone and (
                     found.positions and blocks.separate() and _same_alone(anatomy, state, ids)
                 )
     except Exception as error:

@@ -79,10 +79,9 @@ class Anatomy:
         """What one short forward pass shows (`recording.py`)."""
         if self._record is not None:
             return self._record()
-        from studio.backbone.attention import AttentionState
         from studio.backbone.recording import record
 
-        return record(self, AttentionState())
+        return record(self)
 
     # -- parts ---------------------------------------------------------------------------------
 
@@ -229,8 +228,11 @@ class Anatomy:
 
     @property
     def carries_state(self) -> bool:
-        """True if other mixers than attention carry tokens forward."""
-        return any(block.kind == "mixer" for block in self.recording.blocks)
+        """True if keys and values are not all that a layer keeps of earlier tokens."""
+        calls = self.recording.keys
+        looped = len({keys.module for keys in calls}) < len(calls)
+        mixers = any(block.kind == "mixer" for block in self.recording.blocks)
+        return mixers or looped or not calls
 
     @cached_property
     def key_shapes(self) -> list[Keys]:

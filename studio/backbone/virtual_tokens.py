@@ -27,6 +27,7 @@ from torch import Tensor
 from studio.backbone.adapter import Adapter
 from studio.backbone.attention import AttentionState, Prefix, packing
 from studio.backbone.composition import Stack
+from studio.backbone.inserted import insert
 from studio.backbone.sites import Anatomy
 from studio.methods.method import Phase
 
@@ -70,6 +71,7 @@ class VirtualTokens:
         self._stacks: Sequence[Stack] = [()]
         self._adapters: dict[str, Adapter] = {}
         self._banks: list[VirtualKeysValues] | None = None
+        self.dropped = 0
 
     def use(self, stacks: Sequence[Stack], adapters: dict[str, Adapter]) -> None:
         """Set the active stacks: one for all rows, or one per row."""
@@ -77,6 +79,10 @@ class VirtualTokens:
 
     def place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Set the attention's prefix for this forward; return kwargs with shifted positions."""
+        self.dropped = 0
+        if (prompts := self.prompts()) and self._state.lengths is None:
+            embed = self._anatomy.model.get_input_embeddings()
+            kwargs, self.dropped = insert(embed, prompts, args, kwargs)
         banks = self._current()
         rows = stack_rows(banks)
         if rows is None:
@@ -96,6 +102,21 @@ class VirtualTokens:
         self._state.positions = positions + offsets
         return {**kwargs, "position_ids": self._state.positions}
 
+    def prompts(self) -> list[Tensor]:
+        """Return the prompts that stand before rows as tokens, one for all rows or per row."""
+        own = [
+            [
+                self._adapters[name].method.virtual_tokens(self._adapters[name].params[""])
+                for name, _ in stack
+                if self._adapters[name].method.phase is Phase.PROMPT
+            ]
+            for stack in self._stacks
+        ]
+        if not any(own) or not self._anatomy.carries_state:
+            return []
+        filled = next(parts[0] for parts in own if parts)
+        return [torch.cat(parts) if parts else filled[:0] for parts in own]
+
     def _current(self) -> list[VirtualKeysValues]:
         """Return each row's virtual tokens; cached until stacks change, unless gradients are on."""
         if self._banks is not None and not torch.is_grad_enabled():
@@ -113,6 +134,8 @@ class VirtualTokens:
             adapter = self._adapters[name]
             if adapter.method.phase not in VIRTUAL:
                 continue
+            if adapter.method.phase is Phase.PROMPT and self._anatomy.carries_state:
+                continue  # stands before the rows as tokens
             self._number_layers()
             tokens = adapter.method.virtual_tokens(adapter.params[""])
             if adapter.method.phase is Phase.PROMPT:

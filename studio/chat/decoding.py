@@ -134,9 +134,9 @@ class Batch:
 
     def __init__(self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
         assert prompts and all(prompts)
-        together = len(prompts) == 1 or shares_passes(model)
-        groups = [prompts] if together else [[prompt] for prompt in prompts]
-        self._parts = [Rows(model, group, device) for group in groups]
+        shares = shares_passes(model)
+        groups = [prompts] if shares or len(prompts) == 1 else [[prompt] for prompt in prompts]
+        self._parts = [Rows(model, group, device, shares=shares) for group in groups]
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
@@ -181,10 +181,13 @@ def shares_passes(model: Any) -> bool:
 
 
 class Rows:
-    """Rows padded on the left to one width, with one cache."""
+    """Rows padded on the left to one width, with one cache; the model's own if it is one row."""
 
-    def __init__(self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device) -> None:
+    def __init__(
+        self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device, *, shares: bool
+    ) -> None:
         self._model = model
+        self._shares = shares
         self._device = device
         self._rows = [list(prompt) for prompt in prompts]
         self._switch = _length_of_switch(model)
@@ -236,7 +239,7 @@ class Rows:
         """Begin with an empty cache before all tokens of the rows."""
         self._own_cache: dict[str, Any] = {}
         self._cache_argument: dict[str, Any] = {}
-        if shares_passes(self._model):
+        if self._shares:
             self._cache = preallocated_cache(self._model.config)
             self._cache_argument = {cache_argument(self._model): self._cache}
         self._width = max(map(len, self._rows))

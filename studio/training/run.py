@@ -17,7 +17,7 @@ from studio.training.estimate import base_model
 from studio.training.events import Event, Loading
 from studio.training.loop import Command, Control, already_finished, run
 from studio.training.remedies import explain_errors, next_remedy
-from studio.training.session import open_session, prepare_data
+from studio.training.session import Session, open_session, prepare_data
 
 __all__ = ["Command", "Control", "train"]
 
@@ -100,9 +100,19 @@ def _train(
             prepared = prepare_data(spec, loaded, home)
         yield Loading(text=f"Attaching {spec.method.title}")
         session = open_session(spec, loaded=loaded, prepared=prepared)
+        if names := left_out(session):
+            yield Loading(text=f"Not adapted (helper matrices, narrower than r): {names}")
         for event in run(session, run_dir=run_dir, control=control):
             moment = f"at step {session.progress.step + 1}"
             yield event
+
+
+def left_out(session: Session) -> str:
+    """Return the names of linear layers that a group of target modules leaves out."""
+    method = session.spec.method
+    if getattr(method, "target_modules", None) != "all-linear":
+        return ""
+    return ", ".join(session.backbone.anatomy.left_out(getattr(method, "r", 1)))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from studio import hardware
 from studio.backbone import Backbone, attention_kernels
-from studio.backbone.attention import attend
+from studio.backbone.attention import Shape, attend
 from studio.methods.lora import Lora
 from tests.studio.tiny import tiny_model
 

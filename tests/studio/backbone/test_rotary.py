@@ -1,0 +1,104 @@
+"""Rotary factors that depend on the length: every row has those that it has alone."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
+
+from studio.backbone import Backbone
+from studio.chat.decoding import Batch
+
+CPU = torch.device("cpu")
+SIZES = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+LONG = {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+TYPES = {
+    "default": {"rope_type": "default", "rope_theta": 10000.0},
+    "linear": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0},
+    "yarn": {
+        "rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0,
+        "original_max_position_embeddings": 16,
+    },
+    "llama3": {
+        "rope_type": "llama3", "factor": 4.0, "rope_theta": 10000.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 16,
+    },
+    "longrope": {
+        "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16,
+        "factor": 4.0, **LONG,
+    },
+}  # fmt: skip
+# Rows below, across and above the 16 positions at which the factors change.
+PROMPTS = [[5, 6, 7], list(range(3, 15)), list(range(20, 40))]
+
+
+def model_of(kind):
+    torch.manual_seed(0)
+    if kind == "phi3":
+        config = Phi3Config(
+            **SIZES, max_position_embeddings=64, original_max_position_embeddings=16,
+            rope_parameters=TYPES["longrope"] | {"partial_rotary_factor": 1.0},
+        )  # fmt: skip
+        return Phi3ForCausalLM(config).eval()
+    longest = 16 if kind == "dynamic" else 64
+    config = LlamaConfig(**SIZES, max_position_embeddings=longest, rope_parameters=TYPES[kind])
+    return LlamaForCausalLM(config).eval()
+
+
+def answers(model, prompts, count=12):
+    batch = Batch(model, prompts, CPU)
+    logits, _ = batch.prefill()
+    rows = [[] for _ in prompts]
+    for _ in range(count):
+        tokens = logits.argmax(-1).tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            row.append(token)
+        logits = batch.step(tokens)
+    return rows
+
+
+def generated(model, prompt, count=12):
+    output = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return output[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("kind", [*TYPES, "phi3"])
+def test_a_lane_answers_as_generate_does_alone_and_in_company(kind):
+    expected = [generated(model_of(kind), prompt) for prompt in PROMPTS]
+    model = model_of(kind)
+    Backbone(model)
+    assert [answers(model, [prompt])[0] for prompt in PROMPTS] == expected
+    assert answers(model, PROMPTS) == expected
+    assert answers(model, [PROMPTS[2], PROMPTS[0]]) == [expected[2], expected[0]]
+
+
+@pytest.mark.parametrize("kind", [*TYPES, "phi3"])
+def test_packed_and_padded_rows_have_the_logits_of_rows_alone(kind):
+    plain = model_of(kind)
+    with torch.no_grad():
+        alone = []
+        for prompt in PROMPTS:
+            fresh = model_of(kind)
+            alone.append(fresh(torch.tensor([prompt]), use_cache=False).logits[0])
+    del plain
+    backbone = Backbone(model_of(kind))
+    lengths = [len(prompt) for prompt in PROMPTS]
+    ids = torch.tensor([token for prompt in PROMPTS for token in prompt])
+    mask = torch.zeros(3, max(lengths), dtype=torch.long)
+    padded = torch.zeros_like(mask)
+    for row, prompt in enumerate(PROMPTS):
+        mask[row, : len(prompt)], padded[row, : len(prompt)] = 1, torch.tensor(prompt)
+    with torch.no_grad():
+        packed = backbone.packed_logits(ids, lengths, torch.arange(len(ids)))
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        together = backbone.model(
+            input_ids=padded, attention_mask=mask, position_ids=positions, use_cache=False
+        ).logits
+    torch.testing.assert_close(packed, torch.cat(alone), atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(together[mask.bool()], torch.cat(alone), atol=2e-4, rtol=1e-4)
