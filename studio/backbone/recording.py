@@ -111,6 +111,9 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
     state.prefix, state.lean = None, False
     try:
         with torch.no_grad(), packing.recorded(state) as attended:
+            found.positions = _counts_from_zero(anatomy, state, ids)
+            found.plain_head = _has_plain_head(anatomy, ids)
+            attended.clear()
             try:
                 calls = _run(anatomy, state, ids, None if alone else ROWS)
             except Exception as error:
@@ -119,8 +122,6 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
                 attended.clear()
                 calls = _run(anatomy, state, ids, None)
             found.keys = _keys(anatomy, attended)
-            found.positions = _counts_from_zero(anatomy, state, ids)
-            found.plain_head = _has_plain_head(anatomy, ids)
             attended.clear()
             found.runs = {key: len(each) for key, each in calls.items()}
             blocks = Blocks(anatomy, state, calls, found)
