@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -107,8 +107,8 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
     found = Recording()
     device = next(anatomy.tower.parameters()).device
     ids = torch.arange(sum(ROWS), device=device) % max(1, anatomy.vocab_size - 3) + 1
-    keep = (state.lengths, state.prefix, state.positions, state.spans, state.lean)
-    state.prefix, state.lean = None, False
+    before = replace(state)
+    state.prefix, state.lean, state.kernel, state.short_rows = None, False, None, False
     try:
         with torch.no_grad(), packing.recorded(state) as attended:
             found.positions = _counts_from_zero(anatomy, state, ids)
@@ -134,7 +134,8 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
         logger.warning("Nothing recorded of %s: %s", type(anatomy.model).__name__, error)
         found.separable, found.problem = False, f"{type(error).__name__}: {error}"
     finally:
-        state.lengths, state.prefix, state.positions, state.spans, state.lean = keep
+        for each in fields(state):
+            setattr(state, each.name, getattr(before, each.name))
     if not found.separable:
         packing.undo(anatomy.modules[key] for key in found.isolated)
         found.isolated = []

@@ -85,11 +85,11 @@ class Anatomy:
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def linears(self, targets: str | tuple[str, ...], *, narrowest: int = 1) -> list[Site]:
+    def linears(self, targets: str | tuple[str, ...]) -> list[Site]:
         """Return linear layers by group ("all-linear", "attention", "mlp") or by name.
 
         A name matches a whole dotted path or its end, as in PEFT. A group leaves out helper
-        matrices, layers that never run, and layers narrower than `narrowest`.
+        matrices and layers that never run.
 
         Raises:
             MethodError: A name or group matches nothing.
@@ -97,12 +97,11 @@ class Anatomy:
         if not isinstance(targets, str):
             chosen = {key for name in targets for key in self._matching(name)}
             return [site for site in self.all_linears() if site.key in chosen]
-        found = self.group(targets, narrowest=narrowest)
+        found = self.group(targets)
         if not found:
             raise MethodError(
-                f'{type(self.model).__name__} has no linear layers of the group "{targets}"'
-                f"{f' at least {narrowest} wide' if narrowest > 1 else ''}: name them in "
-                "method.target_modules."
+                f'{type(self.model).__name__} has no linear layers of the group "{targets}": name '
+                "others in method.target_modules."
             )
         return found
 

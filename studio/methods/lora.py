@@ -93,9 +93,10 @@ class Lora(LinearMethod):
         Raises:
             MethodError: A name matches nothing, or r is larger than a layer named by hand.
         """
-        if isinstance(self.target_modules, str):
-            return anatomy.linears(self.target_modules, narrowest=self.r)
         sites = super().sites(anatomy)
+        if isinstance(self.target_modules, str):
+            wide = [s for s in sites if min(s.in_features, s.out_features) >= self.r]
+            sites = wide or sites
         for site in sites:
             if self.r > min(site.in_features, site.out_features):
                 raise MethodError(
