@@ -161,16 +161,47 @@ class Blocks:
 
     def find(self) -> list[Block]:
         """Return the outermost blocks of every layer that ran, in the order of their calls."""
-        found = [
-            block for key in self._anatomy.layer_keys if key in self._calls
-            for block in self._inside(key)
-        ]  # fmt: skip
+        known: dict[Any, list[Block]] = {}
+        found: list[Block] = []
+        for key in self._layers():
+            form = self._form(key)
+            if form not in known:
+                known[form] = [
+                    Block(_inner(each.key, key), each.kind, _inner(each.norm, key))
+                    for each in self._inside(key)
+                ]
+            found += [
+                Block(f"{key}.{each.key}", each.kind, each.norm and f"{key}.{each.norm}")
+                for each in known[form]
+            ]
         order = {key: place for place, key in enumerate(self._calls)}
         return sorted(found, key=lambda block: order[block.key])
 
     def separate(self) -> bool:
         """Isolate what leaks; return True if no layer leaks afterwards."""
-        return all(self._settle(key) for key in self._anatomy.layer_keys if key in self._calls)
+        known: dict[Any, list[str]] = {}
+        for key in self._layers():
+            form, before = self._form(key), len(self._found.isolated)
+            if form not in known:
+                if not self._settle(key):
+                    return False
+                known[form] = [_inner(each, key) for each in self._found.isolated[before:]]
+                continue
+            for name in known[form]:
+                packing.isolate(self._anatomy.modules[f"{key}.{name}"], self._state)
+                self._found.isolated.append(f"{key}.{name}")
+        return True
+
+    def _layers(self) -> list[str]:
+        return [key for key in self._anatomy.layer_keys if key in self._calls]
+
+    def _form(self, key: str) -> Any:
+        """Return what equal layers have in common, so that each kind is tested once."""
+        modules = self._anatomy.modules[key].named_modules()
+        inside = [(name, type(module), f"{key}.{name}") for name, module in modules]
+        return tuple(
+            (name, cls, path in self._calls, path in self._attended) for name, cls, path in inside
+        )
 
     def _inside(self, key: str) -> list[Block]:
         found: list[Block] = []
@@ -278,6 +309,11 @@ class Blocks:
             )
             results.append(_tensor(module(*args, **kwargs)))
         return results[0], results[1]
+
+
+def _inner(key: str, layer: str) -> str:
+    """Return a module's key inside its layer; empty for one outside of it."""
+    return key.removeprefix(f"{layer}.") if key.startswith(f"{layer}.") else ""
 
 
 def _run(
