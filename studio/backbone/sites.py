@@ -304,7 +304,8 @@ class Anatomy:
         """Return False for a linear layer that its own block does not call.
 
         Layers with shared keys own projections that nothing reads, and a decoder of an
-        encoder-decoder has cross-attention. An expert that no token chose does run.
+        encoder-decoder has cross-attention. An expert that no token chose does run: of a list of
+        experts, several did.
         """
         runs = self.recording.runs
         if key in runs or not runs:
@@ -313,7 +314,9 @@ class Anatomy:
             if key in runs:
                 return False
             if isinstance(self.modules[key], nn.ModuleList):
-                return True
+                return (
+                    sum(f"{key}.{number}" in runs for number in range(len(self.modules[key]))) > 1
+                )
         return True
 
     def _is_helper(self, site: Site) -> bool:
