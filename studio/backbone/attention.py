@@ -159,6 +159,9 @@ def studio_attention(
     if state is not None and state.calls is not None:
         state.calls.append((module, key, value))
     if state is not None and state.lengths is not None:
+        if attention_mask is not None and attention_mask.numel() == 0:
+            shape = replace(shape, window=getattr(attention_mask, "studio_window", shape.window))
+            attention_mask = None
         output = _attend_packed(state, query, key, value, attention_mask, prefix, shape)
     else:
         window = shape.window
@@ -396,8 +399,20 @@ def studio_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     if not packing.get() or kwargs.get("use_vmap"):
         return sdpa_mask(*args, **kwargs)
     chunk = getattr(kwargs.get("config"), "attention_chunk_size", None)
-    chunked = chunk is not None and kwargs.get("local_size") == chunk < kwargs["kv_length"]
-    return sdpa_mask(*args, **kwargs) if chunked else None
+    window = kwargs.get("local_size")
+    if chunk is not None and window == chunk:
+        return sdpa_mask(*args, **kwargs) if chunk < kwargs["kv_length"] else None
+    return None if window is None else _window_mark(window)
+
+
+def _window_mark(window: int) -> Tensor:
+    """Return an empty mask that carries a sliding window to the layers of a packed batch.
+
+    Not every architecture passes its window to the attention function too.
+    """
+    mark = torch.empty(1, 1, 0, 0, dtype=torch.bool)
+    mark.studio_window = window  # type: ignore[attr-defined]
+    return mark
 
 
 AttentionInterface.register(NAME, studio_attention)
