@@ -59,32 +59,27 @@ def set_checkpointing(anatomy: Anatomy, on: bool, *, offload: bool) -> None:
     for layer in anatomy.layers():
         # Only the layers' own flag: dropout of the base stays off while adapters train.
         layer.training = on
-        _set(layer, _evaluating(layer))
-        if offload_hooks:
-            _keep_inputs(layer, offload_hooks)
+        if on and hasattr(layer, "_gradient_checkpointing_func"):
+            _checkpoint(layer, offload_hooks)
 
 
-def _evaluating(layer: Any) -> Callable[..., Any]:
-    """Return a layer's forward without its own dropout, whatever its flag says."""
-    own = layer.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        training, layer.training = layer.training, False
-        try:
-            return own(*args, **kwargs)
-        finally:
-            layer.training = training
-
-    return forward
-
-
-def _keep_inputs(layer: nn.Module, offload_hooks: Offload) -> None:
+def _checkpoint(layer: nn.Module, offload_hooks: Offload | None) -> None:
+    """Run a layer's checkpoints without its own dropout, and offload its inputs."""
     own: Any = layer._gradient_checkpointing_func
 
-    def run(*args: Any) -> Any:
+    def run(function: Callable[..., Any], *args: Any) -> Any:
+        def evaluating(*inner: Any) -> Any:
+            training, layer.training = layer.training, False
+            try:
+                return function(*inner)
+            finally:
+                layer.training = training
+
+        if offload_hooks is None:
+            return own(evaluating, *args)
         # A checkpoint has its own hooks inside, so these see only the layer's inputs.
         with saved_tensors_hooks(offload_hooks.pack, offload_hooks.unpack):
-            return own(*args)
+            return own(evaluating, *args)
 
     layer._gradient_checkpointing_func = run
 

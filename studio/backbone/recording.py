@@ -2,10 +2,10 @@
 
 Two rows are packed into one pass, and every block of the decoder layers is then run again with
 tokens changed. A block *mixes* tokens if the first one changes later positions of its row, and
-*leaks* if the first row changes the other. Blocks that leak are isolated (`packing.py`) from the inside out. So
-families need no names: a block that mixes tokens is attention if it calls the attention function,
-else another mixer (linear attention, convolution, state space); a block that does not mix is a
-feed-forward.
+*leaks* if the first row changes the other. Blocks that leak are isolated (`packing.py`) from the
+inside out. So families need no names: a block that mixes tokens is attention if it calls the
+attention function, else another mixer (linear attention, convolution, state space); a block that
+does not mix is a feed-forward.
 
 Shapes: `T tokens of both rows, D hidden`.
 """
