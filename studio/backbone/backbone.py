@@ -336,9 +336,15 @@ class Backbone:
         self._recording = True
         try:
             with self._hooks.applying({}), self.without_checkpointing():
-                return record(self.anatomy, self._state)
+                found = record(self.anatomy, self._state)
         finally:
             self._recording = False
+        if found.problem:
+            raise MethodError(
+                f"{type(self.model).__name__} cannot be used here: it does not run on a short text "
+                f"({found.problem}). The log has the reason; choose another model."
+            )
+        return found
 
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -87,7 +87,7 @@ class Recording:
         separable: False if packed rows stay apart only in a batch padded as a whole.
         positions: False if the model counts positions in its own way and must not be given any.
         plain_head: True if the logits are the product of the head and nothing else.
-        problem: Why nothing could be recorded.
+        problem: The error for which the model does not run at all; empty if it does.
     """
 
     runs: dict[str, int] = field(default_factory=dict)
@@ -134,8 +134,8 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
                     found.positions and blocks.separate() and _same_alone(anatomy, state, ids)
                 )
     except Exception as error:
-        logger.warning("Nothing recorded of %s: %s", type(anatomy.model).__name__, error)
-        found.separable, found.problem = False, f"{type(error).__name__}: {error}"
+        logger.warning("Recording of %s", type(anatomy.model).__name__, exc_info=error)
+        found.separable, found.problem = False, "" if found.runs else type(error).__name__
     finally:
         for each in fields(state):
             setattr(state, each.name, getattr(before, each.name))
@@ -240,7 +240,12 @@ class Blocks:
         if is_layer or not self._is_hidden(key):
             return False
         packing.isolate(module, self._state)
-        if self._leaks(key):
+        try:
+            leaks = self._leaks(key)
+        except Exception as error:  # its arguments cannot be divided into rows
+            logger.info("%s cannot be isolated: %s", key, error)
+            leaks = True
+        if leaks:
             packing.undo([module])
             return False
         self._found.isolated.append(key)

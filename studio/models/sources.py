@@ -221,6 +221,11 @@ def _checked_architecture(path: Path, config: dict[str, Any]) -> str:
         )
     architectures = config.get("architectures") or []
     known, kind = language_architectures(), str(config.get("model_type", ""))
+    if config.get("is_encoder_decoder") is True:
+        raise ModelError(
+            f"{path} is an encoder-decoder ({kind}), which cannot be trained here: choose a model "
+            "with a decoder only."
+        )
     for name in architectures if isinstance(architectures, list) else []:
         if not known or any(name in names for names in known.values()):
             return str(name)

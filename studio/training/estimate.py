@@ -200,16 +200,23 @@ def read_shape(known: ModelFacts) -> Shape:
     """Return a decoder's sizes from its `config.json`."""
     whole = json.loads((known.path / "config.json").read_text(encoding="utf-8"))
     config = whole.get("text_config") or whole
-    heads = int(config.get("num_attention_heads") or config.get("n_head") or 1)
-    groups = int(config.get("num_key_value_heads") or heads)
-    head = int(config.get("head_dim") or known.hidden_size // heads)
-    inner = config.get("intermediate_size") or config.get("n_inner") or 4 * known.hidden_size
+    heads = _size(config.get("num_attention_heads") or config.get("n_head"), 1)
+    groups = _size(config.get("num_key_value_heads"), heads)
+    head = _size(config.get("head_dim"), known.hidden_size // heads)
+    inner = _size(config.get("intermediate_size") or config.get("n_inner"), 4 * known.hidden_size)
     return Shape(
         layers=known.num_layers, hidden=known.hidden_size, attention=heads * head,
-        keys_values=groups * head, inner=int(inner), vocabulary=known.vocab_size,
+        keys_values=groups * head, inner=inner, vocabulary=known.vocab_size,
         gated="intermediate_size" in config and known.model_type not in ("gpt_neox", "opt", "phi"),
         tied=bool(config.get("tie_word_embeddings", True)), model_type=known.model_type,
     )  # fmt: skip
+
+
+def _size(value: Any, default: int) -> int:
+    """Return a size of a configuration; where layers differ, their mean."""
+    values = value if isinstance(value, list) else [value]
+    numbers = [each for each in values if isinstance(each, int) and each > 0]
+    return round(sum(numbers) / len(numbers)) if numbers else default
 
 
 def row_lengths(
