@@ -86,6 +86,7 @@ def shard_base(backbone: Backbone, device: torch.device) -> None:
     """
     from torch.distributed.fsdp import fully_shard
 
+    _ = backbone.anatomy.recording  # needs whole weights
     backbone.set_lean(False)  # a layer's weights exist only while the layer itself runs
     for layer in backbone.anatomy.layers():
         small = {parameter for parameter in layer.parameters() if parameter.ndim == 1}

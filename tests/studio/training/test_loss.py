@@ -5,10 +5,12 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from studio.backbone import Backbone
 from studio.training import loss as head
 from studio.training.allocator import chunk_numbers
 from studio.training.batch import groups, pack, pad
 from studio.training.loss import head_loss, head_measured, loss_sum, packed_hidden, plain_head
+from tests.studio.tiny import tiny_model
 from tests.studio.training.conftest import Example, make_rows
 
 
@@ -63,8 +65,8 @@ def test_the_head_leaves_no_hook_behind(session):
     hidden = packed_hidden(own.backbone, found, batch.ids_T, batch.lengths, batch.keep_N)
     assert hidden.shape == (batch.num_targets, 32)
     assert not found._forward_pre_hooks
-    own.backbone.model.config.final_logit_softcapping = 30.0
-    assert plain_head(own.backbone) is None, "a shaped head goes the plain way"
+    capped = Backbone(tiny_model("gemma2"))
+    assert plain_head(capped) is None, "a shaped head goes the plain way"
 
 
 CPU = torch.device("cpu")
