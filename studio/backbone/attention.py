@@ -61,7 +61,7 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class AttentionShape:
     """How a layer's own attention differs from the plain causal one.
 
     Attributes:
@@ -80,7 +80,7 @@ class Shape:
     sinks: Tensor | None = None
     causal: bool = True
 
-    def rows(self, start: int, stop: int) -> Shape:
+    def rows(self, start: int, stop: int) -> AttentionShape:
         """Return the part of a packed batch between two positions."""
         bias, sinks = self.bias, self.sinks
         if bias is not None:
@@ -149,7 +149,7 @@ def studio_attention(
     Raises:
         MethodError: The architecture passes an argument that is not known here.
     """
-    shape = _shape(module, query, key, kwargs, Shape(scaling, softcap, sliding_window))
+    shape = _shape(module, query, key, kwargs, AttentionShape(scaling, softcap, sliding_window))
     state: AttentionState | None = module.__dict__.get("studio_state")
     eager = state is not None and state.eager
     layer = module.__dict__.get("studio_layer", getattr(module, "layer_idx", 0))
@@ -177,8 +177,8 @@ def studio_attention(
 
 
 def _shape(
-    module: nn.Module, query: Tensor, key: Tensor, given: dict[str, Any], shape: Shape
-) -> Shape:
+    module: nn.Module, query: Tensor, key: Tensor, given: dict[str, Any], shape: AttentionShape
+) -> AttentionShape:
     """Return the shape of a layer's attention with its further keyword arguments.
 
     Source: sinks as in gpt-oss, arXiv:2508.10925; chosen keys as in DeepSeek-V3.2.
@@ -209,7 +209,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
-    shape: Shape,
+    shape: AttentionShape,
     *,
     eager: bool = False,
     quick: bool = False,
@@ -329,7 +329,7 @@ def _attend_packed(
     value: Tensor,
     mask: Tensor | None,
     prefix: Prefix | None,
-    shape: Shape,
+    shape: AttentionShape,
 ) -> Tensor:
     """Attend within each row of a packed batch `(1, H, ΣT, E)`, in one call where possible."""
     assert state.lengths is not None
@@ -356,7 +356,7 @@ def attend_rows_in_turn(
     lengths: tuple[int, ...],
     mask: Tensor | None,
     prefix: Prefix | None,
-    shape: Shape,
+    shape: AttentionShape,
     how: dict[str, Any],
 ) -> Tensor:
     """Attend within each row of a packed batch `(1, H, ΣT, E)`, row by row.

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from studio.backbone.attention import Prefix, Shape
+    from studio.backbone.attention import AttentionShape, Prefix
 
 
 LONGEST = 256
@@ -174,7 +174,7 @@ def varlen_unavailable(
 
 
 def varlen_fits(
-    query: Tensor, key: Tensor, value: Tensor, shape: Shape, prefix: Prefix | None
+    query: Tensor, key: Tensor, value: Tensor, shape: AttentionShape, prefix: Prefix | None
 ) -> bool:
     """Return True if the varlen kernel supports these `(1, H or K, T, E)`."""
     return (

@@ -136,7 +136,7 @@ class Batch:
         assert prompts and all(prompts)
         shares = shares_passes(model)
         groups = [prompts] if shares or len(prompts) == 1 else [[prompt] for prompt in prompts]
-        self._parts = [Rows(model, group, device, shares=shares) for group in groups]
+        self._parts = [RowGroup(model, group, device, shares=shares) for group in groups]
 
     def __len__(self) -> int:
         return sum(map(len, self._parts))
@@ -180,7 +180,7 @@ def shares_passes(model: Any) -> bool:
     return recording.separable and not recording.isolated
 
 
-class Rows:
+class RowGroup:
     """Rows padded on the left to one width, with one cache; the model's own if it is one row."""
 
     def __init__(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from studio import hardware
 from studio.backbone import Backbone, attention_kernels
-from studio.backbone.attention import Shape, attend
+from studio.backbone.attention import AttentionShape, attend
 from studio.methods.lora import Lora
 from tests.studio.tiny import tiny_model
 
@@ -32,7 +32,7 @@ def test_a_row(tokens, heads, scaling):
         for a, b, c, d in wanted
     ]
     outer = torch.randn(wanted[0], generator=made, dtype=torch.float64)
-    plain = passed(lambda *x: attend(*x, None, Shape(scaling)), inputs, outer)
+    plain = passed(lambda *x: attend(*x, None, AttentionShape(scaling)), inputs, outer)
     products = passed(lambda *x: attention_kernels.attend_row(*x, scaling), inputs, outer)
     assert len(plain) == 4
     for one, other in zip(products, plain, strict=True):

@@ -13,7 +13,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from studio.backbone import Backbone, attention_kernels
-from studio.backbone.attention import Prefix, Shape, attend_rows_in_turn
+from studio.backbone.attention import AttentionShape, Prefix, attend_rows_in_turn
 from studio.methods import Method
 from studio.methods.lora import Lora
 from studio.methods.prefix_tuning import PrefixTuning
@@ -225,7 +225,7 @@ def test_the_real_kernel_gives_what_row_after_row_gives(virtual, window):
                 run, q, k, v, spans, prefix=prefix, scaling=None, window=window
             )
         else:
-            shape = Shape(window=window)
+            shape = AttentionShape(window=window)
             out = attend_rows_in_turn(q, k, v, LENGTHS, None, prefix, shape, {"eager": False})
         leaves = [q, k, v, own] if virtual else [q, k, v]
         results.append((out, *torch.autograd.grad(out.float().square().sum(), leaves)))
