@@ -164,3 +164,17 @@ def test_what_needs_no_gpu_takes_none(store, kind, monkeypatch):
         monkeypatch.setenv(name, "0")
     runner._use_device(kinds.FILES)
     assert {os.environ[name] for name in VISIBLE} == {"-1"}
+
+
+@pytest.mark.parametrize(
+    ("wishes", "claims"),
+    [
+        # The second set wants a slot that the first takes: the third job gets what is left of it.
+        (["cuda:1,cuda:2", "cuda:0,cuda:2", "auto"], {(1, "cuda:1,cuda:2"), (3, "cuda:0")}),
+        (["cuda:1", "auto", "auto"], {(1, "cuda:1"), (2, "cuda:0"), (3, "cuda:2")}),
+    ],
+)
+def test_slots_claim_in_the_order_of_the_jobs_they_would_start(store, wishes, claims):
+    for wish in wishes:
+        _submit(store, wish)
+    assert set(Looks(store)()) == claims

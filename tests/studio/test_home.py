@@ -12,7 +12,7 @@ from studio.errors import DiskFull, HomeError
 from studio.home import MANIFEST, is_whole, open_home, publishing, slug, sweep
 
 
-def test_the_layout_is_the_contract(tmp_path):
+def test_the_layout_is_the_contract(tmp_path, monkeypatch):
     home = open_home(tmp_path / "home")
 
     assert home.database == tmp_path / "home" / "studio.db"
@@ -20,18 +20,11 @@ def test_the_layout_is_the_contract(tmp_path):
         assert (tmp_path / "home" / name).is_dir()
     assert home.run(3) == home.runs / "3"
     assert home.path.stat().st_mode & 0o077 == 0
-
-
-def test_the_environment_names_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("STUDIO_HOME", str(tmp_path / "there"))
     assert open_home().path == tmp_path / "there"
-    assert open_home(tmp_path / "here").path == tmp_path / "here"
-
-
-def test_a_file_in_its_place_is_refused(tmp_path):
-    (tmp_path / "home").write_text("")
+    (tmp_path / "file").write_text("")
     with pytest.raises(HomeError, match=r"cannot be written .* --home or STUDIO_HOME"):
-        open_home(tmp_path / "home")
+        open_home(tmp_path / "file")
 
 
 @given(st.text())

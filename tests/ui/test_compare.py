@@ -21,11 +21,7 @@ def test_lanes_can_choose_from_bases_adapters_and_recipes(client):
     assert choices["models"][0]["path"] == "starter"
     assert choices["adapters"] == choices["recipes"] == []
     assert "What is the capital of France?" in choices["prompts"]
-
-
-def test_weights_of_an_answer_that_is_over_move_nothing(client):
     moved = {"id": "gone", "lane": 0, "stack": [{"name": "p", "weight": 0.5}]}
-
     assert client.post("/api/chat/weigh", json=moved).json() == {"moved": False}
 
 

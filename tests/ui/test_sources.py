@@ -10,17 +10,11 @@ from studio.spec import DataSource, ModelSource, RunSpec
 from ui import sources
 
 
-def test_the_starter_and_its_demos_are_offered_first(home):
+def test_the_starter_and_its_demos_are_offered_first_and_what_is_missing_is_a_sentence(home):
     assert sources.model_choices(home)[0][1] == "starter"
     assert sources.data_choices(home)[0][1] == "starter:pirate"
-
-
-def test_a_missing_model_is_a_sentence():
     with pytest.raises(ModelError, match="/no/such/model"):
         sources.model_line(ModelSource(path="/no/such/model"))
-
-
-def test_a_missing_dataset_is_a_sentence(home):
     with pytest.raises(DataError, match=r"/no/such\.jsonl"):
         sources.data_line(DataSource(path="/no/such.jsonl"), home)
 

@@ -124,22 +124,16 @@ MULTI_TURN["qwen"] = MULTI_TURN["generation"] = MULTI_TURN["chatml"]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_answer_and_its_end_of_turn_are_trained(shape, byte_backend, bracketed):
+def test_every_answer_the_last_or_everything_is_trained_as_asked(shape, byte_backend, bracketed):
     backend = shaped(byte_backend, shape)
+    template, every = choose(backend), MULTI_TURN[shape]
+    first, _, rest = every.partition("[[")
+    last = first + rest.replace("]]", "", 1)
 
-    ids, labels = choose(backend).encode(TURNS)
-
-    assert bracketed(backend, ids, labels) == MULTI_TURN[shape]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_only_the_last_answer_is_trained_when_asked(shape, byte_backend, bracketed):
-    backend = shaped(byte_backend, shape)
-
-    ids, labels = choose(backend).encode(TURNS, "last")
-
-    first, _, rest = MULTI_TURN[shape].partition("[[")
-    assert bracketed(backend, ids, labels) == first + rest.replace("]]", "", 1)
+    for train_on, expected in (("assistant", every), ("last", last)):
+        assert bracketed(backend, *template.encode(TURNS, train_on)) == expected
+    ids, labels = template.encode(TURNS, "all")
+    assert ids == labels
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -155,13 +149,6 @@ def test_an_answer_without_weight_is_read_and_not_trained(shape, train_on, byte_
     expected = expected if train_on == "assistant" else expected.replace("[[", "").replace("]]", "")
     assert bracketed(backend, ids.tolist(), np.where(trained, ids, -100).tolist()) == expected
     assert batch.teaches == [train_on == "assistant", True]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_everything_is_trained_when_asked(shape, byte_backend):
-    ids, labels = choose(shaped(byte_backend, shape)).encode(TURNS, "all")
-
-    assert ids == labels
 
 
 # A question of many q, answered "yes", in 20 tokens (a byte is a token, so is a special one): the

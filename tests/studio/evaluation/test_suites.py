@@ -54,12 +54,13 @@ def test_what_is_no_suite_is_refused(text, sentence):
         parse_cases(text)
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path):
+def test_a_file_that_is_no_text_is_refused_and_a_lane_is_written_as_in_the_address(tmp_path):
     (tmp_path / "x").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ChatError, match="not UTF-8"):
-        read_cases(tmp_path / "x")
-    with pytest.raises(ChatError, match="cannot be read"):
-        read_cases(tmp_path / "none")
+    for name, words in (("x", "not UTF-8"), ("none", "cannot be read")):
+        with pytest.raises(ChatError, match=words):
+            read_cases(tmp_path / name)
+    lane = LaneSettings.model_validate({"stack": [{"name": "a b", "weight": 0.5}]})
+    assert lane.name == "starter~a%20b:0.5"
 
 
 def test_a_pattern_that_is_none_is_refused_before_anything_runs():
@@ -67,18 +68,8 @@ def test_a_pattern_that_is_none_is_refused_before_anything_runs():
         cases = [{"prompt": "a"}, {"prompt": "b", "pattern": "("}]
         SuiteRequest.parse({"lanes": [{"model": "starter"}], "cases": cases})
     assert error.value.text == '"(" is not a valid regular expression: missing ) at position 1.'
-
-
-def test_a_pattern_that_never_ends_costs_its_limit():
     verdict, why = match_pattern(r"^(?:a|aa)+$", "a" * 60 + "b", seconds=0.05)
-
-    assert verdict is None and "longer than" in why
-
-
-def test_a_lane_is_written_as_in_the_address():
-    lane = LaneSettings.model_validate({"stack": [{"name": "a b", "weight": 0.5}]})
-
-    assert lane.name == "starter~a%20b:0.5"
+    assert verdict is None and "longer than" in why, "one that never ends costs its limit"
 
 
 def fake_stream(lanes):

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 
+from studio.backbone import Backbone
 from studio.backbone.sites import Anatomy
 from studio.errors import MethodError
 from studio.methods import Method, Phase, methods
@@ -57,3 +59,19 @@ def fits(method: Method, model_name: str) -> Method:
 
 ADAPTERS = {label: m for label, m in variants() if m.phase is not Phase.WEIGHTS}
 MODELS = list(CONFIGS)
+
+
+def adapted(
+    model_name: str, method: Method, *, noise: float = 0.0, device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Backbone, list[torch.nn.Parameter]]:  # fmt: skip
+    """Return a tiny model with one active adapter in training, its parameters moved by noise."""
+    backbone = Backbone(tiny_model(model_name).to(device, dtype))
+    backbone.attach("a", method, seed=1)
+    backbone.use([("a", 1.0)])
+    parameters = backbone.train("a")
+    with torch.no_grad():
+        for i, parameter in enumerate(parameters):
+            drawn = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+            parameter += noise * drawn.to(parameter)
+    return backbone, parameters

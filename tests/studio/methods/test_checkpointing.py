@@ -18,6 +18,7 @@ from studio.methods import Method
 from studio.methods.lora import Lora
 from studio.methods.prefix_tuning import PrefixTuning
 from studio.methods.prompt_tuning import PromptTuning
+from tests.studio.methods.cases import adapted
 from tests.studio.tiny import tiny_model
 
 IDS = torch.randint(3, 64, (60,), generator=torch.Generator().manual_seed(0))
@@ -31,10 +32,7 @@ METHODS = {
 def passed(
     method: Method, model: str, *, device: str = "cpu", **how: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    backbone = Backbone(tiny_model(model).to(device))
-    backbone.attach("a", method, seed=1)
-    backbone.use([("a", 1.0)])
-    parameters = backbone.train("a")
+    backbone, parameters = adapted(model, method, device=device)
     if how:
         backbone.checkpointing(True, **how)
     torch.manual_seed(0)

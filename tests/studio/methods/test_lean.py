@@ -9,7 +9,7 @@ import transformers
 from studio.backbone import Backbone
 from studio.methods.full import Full
 from studio.methods.lora import Lora
-from tests.studio.methods.cases import ADAPTERS, MODELS, fits
+from tests.studio.methods.cases import ADAPTERS, MODELS, adapted, fits
 from tests.studio.tiny import tiny_model
 
 LENGTHS = (5, 3, 9)
@@ -57,19 +57,13 @@ def compare(backbone: Backbone, names: Sequence[str]) -> list[int]:
 
 @pytest.mark.parametrize("label", ADAPTERS)
 def test_every_method_on_llama(label):
-    backbone = Backbone(tiny_model("llama"))
-    backbone.attach("a", fits(ADAPTERS[label], "llama"))
-    backbone.use([("a", 1.0)])
-    compare(backbone, ["a"])
+    compare(adapted("llama", fits(ADAPTERS[label], "llama"))[0], ["a"])
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("method", [Lora(r=4), Full()], ids=["lora", "full"])
 def test_every_model(model, method):
-    backbone = Backbone(tiny_model(model))
-    backbone.attach("a", method)
-    backbone.use([("a", 1.0)])
-    compare(backbone, ["a"])
+    compare(adapted(model, method)[0], ["a"])
 
 
 SMALL = {
@@ -115,10 +109,7 @@ def test_rows_with_adapters_of_their_own():
 
 
 def test_less_is_kept_for_the_backward_pass():
-    backbone = Backbone(tiny_model("llama"))
-    backbone.attach("a", Lora(r=4))
-    backbone.use([("a", 1.0)])
-    plain, lean = compare(backbone, ["a"])
+    plain, lean = compare(adapted("llama", Lora(r=4))[0], ["a"])
     assert lean < 0.8 * plain
 
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from studio import hardware
-from studio.backbone import Backbone, attention_kernels
+from studio.backbone import attention_kernels
 from studio.backbone.attention import AttentionShape, attend
 from studio.methods.lora import Lora
-from tests.studio.tiny import tiny_model
+from tests.studio.methods.cases import adapted
 
 
 def passed(how: Any, inputs: list[Tensor], outer: Tensor) -> list[Tensor]:
@@ -59,10 +59,7 @@ def test_a_packed_pass_is_that_of_the_fused_kernel(model, monkeypatch):
     monkeypatch.setattr(
         attention_kernels, "attend_row", lambda *x: rows.append(x[0].shape[2]) or own(*x)
     )
-    backbone = Backbone(tiny_model(model).to(torch.bfloat16))
-    backbone.attach("a", Lora(r=4), seed=1)
-    backbone.use([("a", 1.0)])
-    parameters = backbone.train("a")
+    backbone, parameters = adapted(model, Lora(r=4), dtype=torch.bfloat16)
     found = {}
     for how in ("auto", "sdpa"):
         backbone.set_attention(how)

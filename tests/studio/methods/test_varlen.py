@@ -14,11 +14,10 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from studio.backbone import Backbone, attention_kernels
 from studio.backbone.attention import AttentionShape, Prefix, attend_rows_in_turn
-from studio.methods import Method
 from studio.methods.lora import Lora
 from studio.methods.prefix_tuning import PrefixTuning
 from studio.methods.prompt_tuning import PromptTuning
-from tests.studio.tiny import tiny_model
+from tests.studio.methods.cases import adapted
 
 LENGTHS = (5, 3, 20, 1)
 IDS = torch.randint(3, 64, (29,), generator=torch.Generator().manual_seed(0))
@@ -77,18 +76,6 @@ def kernel(monkeypatch):
     return made
 
 
-def adapted(model: str, method: Method) -> tuple[Backbone, list[torch.nn.Parameter]]:
-    backbone = Backbone(tiny_model(model))
-    backbone.attach("a", method, seed=1)
-    backbone.use([("a", 1.0)])
-    parameters = backbone.train("a")
-    with torch.no_grad():
-        for i, parameter in enumerate(parameters):
-            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
-            parameter += 0.05 * noise.to(parameter)
-    return backbone, parameters
-
-
 def passed(
     backbone: Backbone, parameters: list[torch.nn.Parameter], how: str
 ) -> tuple[Tensor, list[Tensor]]:
@@ -101,7 +88,7 @@ def passed(
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("model", ["llama", "gpt2", "qwen3", "gemma", "mistral"])
 def test_loss_and_gradients_are_those_of_row_after_row(kernel, model, method):
-    backbone, parameters = adapted(model, METHODS[method])
+    backbone, parameters = adapted(model, METHODS[method], noise=0.05)
     plain, plain_gradients = passed(backbone, parameters, "sdpa")
     assert not kernel.bounds
     loss, gradients = passed(backbone, parameters, "varlen")
@@ -112,7 +99,7 @@ def test_loss_and_gradients_are_those_of_row_after_row(kernel, model, method):
 
 
 def test_what_is_taken_is_told(kernel):
-    backbone, _ = adapted("llama", METHODS["lora"])
+    backbone, _ = adapted("llama", METHODS["lora"], noise=0.05)
     assert backbone.attention_kernel == "varlen"
     for how in ("sdpa", "eager"):
         backbone.set_attention(how)
@@ -120,7 +107,7 @@ def test_what_is_taken_is_told(kernel):
 
 
 def test_where_rows_lie_is_laid_out_once_a_forward(kernel):
-    backbone, parameters = adapted("llama", METHODS["prefix"])
+    backbone, parameters = adapted("llama", METHODS["prefix"], noise=0.05)
     passed(backbone, parameters, "auto")
     assert len(kernel.bounds) == 4
     assert kernel.bounds[0] is kernel.bounds[2]
@@ -130,14 +117,14 @@ def test_where_rows_lie_is_laid_out_once_a_forward(kernel):
 
 
 def test_a_window_counts_the_query_itself_and_is_none_where_no_row_is_longer(kernel):
-    backbone, _ = adapted("mistral", METHODS["lora"])  # a window of 8
+    backbone, _ = adapted("mistral", METHODS["lora"], noise=0.05)  # a window of 8
     backbone.packed_logits(IDS, LENGTHS, KEEP)
     backbone.packed_logits(IDS[:8], (5, 3), KEEP[:2])
     assert kernel.windows == [(7, 0), (7, 0), (-1, 0), (-1, 0)]
 
 
 def test_recomputed_layers_meet_the_same_rows(kernel):
-    backbone, parameters = adapted("mistral", METHODS["prefix"])
+    backbone, parameters = adapted("mistral", METHODS["prefix"], noise=0.05)
     _, kept = passed(backbone, parameters, "varlen")
     backbone.checkpointing(True)
     _, recomputed = passed(backbone, parameters, "varlen")
@@ -146,12 +133,12 @@ def test_recomputed_layers_meet_the_same_rows(kernel):
 
 
 def test_what_the_kernel_cannot_goes_the_plain_way(kernel):
-    capped, parameters = adapted("gemma2", METHODS["lora"])
+    capped, parameters = adapted("gemma2", METHODS["lora"], noise=0.05)
     passed(capped, parameters, "varlen")
-    weighted, _ = adapted("llama", METHODS["prefix"])
+    weighted, _ = adapted("llama", METHODS["prefix"], noise=0.05)
     weighted.use([("a", 0.5)])
     weighted.packed_logits(IDS, LENGTHS, KEEP)
-    backbone, _ = adapted("llama", METHODS["prefix"])
+    backbone, _ = adapted("llama", METHODS["prefix"], noise=0.05)
     backbone.use_rows([[("a", 1.0)], [], [("a", 1.0)], []])  # a hidden place is a bias
     backbone.packed_logits(IDS, LENGTHS, KEEP)
     assert not kernel.bounds
@@ -238,7 +225,7 @@ def test_the_real_kernel_gives_what_row_after_row_gives(virtual, window):
 @pytest.mark.parametrize("model", ["llama", "mistral"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_whole_pass_on_a_gpu_is_the_same(model, method):
-    backbone, parameters = adapted(model, METHODS[method])
+    backbone, parameters = adapted(model, METHODS[method], noise=0.05)
     backbone.model.to("cuda", torch.bfloat16)
     for parameter in parameters:
         parameter.data = parameter.data.cuda()

@@ -41,7 +41,7 @@ def make_spec(tmp_path: Path, **fields: Any) -> RunSpec:
     return RunSpec().with_values(usual | fields)
 
 
-def test_the_load_is_that_of_the_runs_own_batches():
+def test_the_load_is_that_of_the_runs_own_batches_and_processes_share_a_step():
     plan = plan_run(
         RunSpec.parse({"train": {"per_device_train_batch_size": 2, "num_train_epochs": 1}}),
         num_rows=4, hidden_size=8,
@@ -55,19 +55,16 @@ def test_the_load_is_that_of_the_runs_own_batches():
     padded = batch_load(plan, lengths, targets, packing=False)
     assert padded.tokens == 80  # two rows as wide as the widest of all
 
-
-def test_processes_take_their_share_of_each_step():
-    plan = plan_run(
+    whole = plan_run(
         RunSpec.parse({"train": {"per_device_train_batch_size": 4, "num_train_epochs": 1}}),
         num_rows=4, hidden_size=8,
     )  # fmt: skip
-    lengths, targets = np.array([10, 20, 30, 40]), np.array([1, 2, 3, 4])
-    rows = plan.step_rows(0)
-    both = batch_load(plan, lengths, targets, packing=True, processes=2)
+    rows = whole.step_rows(0)
+    both = batch_load(whole, lengths, targets, packing=True, processes=2)
     assert both.tokens == max(lengths[rows[0::2]].sum(), lengths[rows[1::2]].sum())
     assert both.share_tokens == both.tokens  # one batch each
     assert both.step_tokens == 100
-    assert batch_load(plan, lengths, targets, packing=True, processes=4).tokens == 40
+    assert batch_load(whole, lengths, targets, packing=True, processes=4).tokens == 40
 
 
 def on_two_cards(monkeypatch: pytest.MonkeyPatch, free: tuple[int, int] = (10**10, 10**10)) -> None:
