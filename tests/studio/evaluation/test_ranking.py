@@ -42,6 +42,7 @@ def test_draws_circles_bad_answers_and_lanes_that_never_met():
     a, b = leaderboard(votes(("=", "b", 5)))
     assert a.score == b.score == pytest.approx(1000)
     assert (a.ties, b.ties) == (5, 5)
+    assert wins_of(votes(("=", "b", 1)))[1] == [[0, 0.5], [0.5, 0]], "half a win each way"
     circle = leaderboard(votes(("a", "b", 2), ("b", "c", 2), ("c", "a", 2)))
     assert [one.score for one in circle] == pytest.approx([1000, 1000, 1000])
     a, b = leaderboard([Match(lanes=("a", "b"), bad=True)])
