@@ -79,3 +79,71 @@ def test_only_what_draws_is_overlaid(page, held):
     expect(page).to_have_url(re.compile(rf"run={errand}$"))
     held.cancel(errand)
     held.delete(errand)
+
+
+def drop(held, sweep: str) -> list[RunSpec]:
+    """Delete the jobs of a sweep and return the specs of its runs, oldest first."""
+    jobs = sorted((job for job in held.list() if job.sweep == sweep), key=lambda job: job.id)
+    for job in reversed(jobs):
+        held.cancel(job.id)
+        held.delete(job.id)
+    return [RunSpec.parse(job.spec) for job in jobs if job.kind == "train"]
+
+
+def test_a_sweep_is_asked_in_a_dialog(page, held):
+    page.goto(f"/runs?run={held.queue()[0].id}")
+    page.get_by_text("More", exact=True).click()
+    page.get_by_role("button", name="Sweep …").click()
+    dialog = page.get_by_role("dialog")
+    dialog.locator("[name=name]").fill("ranks")
+    dialog.locator("[name=over]").fill("method.r = 4, 8\nseed = 0, 1")
+    expect(dialog).to_contain_text("4 runs")
+    dialog.locator("[name=on_error]").select_option(label="Hold the rest")
+    dialog.get_by_role("button", name="Queue", exact=True).click()
+    expect(page.get_by_text("4 runs are queued.")).to_be_visible()
+    made = drop(held, "ranks")
+    assert [(run.method.r, run.seed) for run in made] == [(4, 0), (4, 1), (8, 0), (8, 1)]
+
+
+def test_a_bake_off_of_the_form_keeps_its_settings(page, held):
+    page.goto("/?set=train.max_steps=3&set=method.r=4")
+    page.get_by_role("button", name=re.compile("^Bake-off")).click()
+    dialog = page.get_by_role("dialog")
+    for box in dialog.get_by_role("checkbox").all():
+        box.set_checked(box.get_attribute("value") in ("lora", "ia3"))
+    dialog.locator("[name=name]").fill("duel")
+    dialog.get_by_role("button", name="Bake-off", exact=True).click()
+    expect(page.get_by_test_id("bakeoff").locator("tbody tr")).to_have_count(2)
+    made = drop(held, "duel")
+    assert [(run.method.name, run.train.max_steps) for run in made] == [("lora", 3), ("ia3", 3)]
+    assert made[0].method.r == 4
+
+
+@pytest.mark.refused("/api/do/schedule")
+def test_a_plan_is_refused_in_its_dialog_and_then_taken(page, held):
+    first, second = held.queue()[:2]
+    page.goto(f"/runs?run={second.id}")
+    page.get_by_text("More", exact=True).click()
+    page.get_by_role("button", name="When it starts …").click()
+    dialog = page.get_by_role("dialog")
+    dialog.locator("[name=at]").fill("2001-01-01 00:00")
+    dialog.get_by_role("button", name="Schedule").click()
+    expect(dialog.get_by_role("alert")).to_contain_text("That time is in the past")
+    dialog.locator("[name=at]").fill("")
+    dialog.locator("[name=when]").select_option("night")
+    dialog.locator("[name=needs]").select_option(str(first.id))
+    dialog.get_by_role("button", name="Schedule").click()
+    expect(page.get_by_test_id("detail")).to_contain_text(f"waits for {first.name}")
+    planned = held.get(second.id)
+    assert (planned.start_when, list(planned.needs)) == ("night", [first.id])
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_no_page_scrolls_sideways(page, held, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    for path in ("/", "/runs", "/compare", "/adapters", "/data", "/system"):
+        page.goto(path)
+        expect(page.locator("[data-testid], #train").first).to_be_attached()
+        page.wait_for_timeout(300)
+        wide = page.evaluate("document.scrollingElement.scrollWidth - innerWidth")
+        assert wide <= 0, f"{path} is {wide} pixels too wide at {width}"

@@ -217,12 +217,7 @@ export class Compare extends HTMLElement {
 
   async branch(turns) {
     if (!this.free()) return false;
-    try {
-      await this.conversation.branch(turns);
-    } catch (error) {
-      toast(error.message, 'error');
-      return false;
-    }
+    await this.conversation.branch(turns);
     this.show();
     toast('This is a copy; the original conversation is unchanged.');
     return true;

@@ -167,14 +167,15 @@ export function toast(message, kind = 'info') {
   if (kind !== 'error') setTimeout(() => node.remove(), 4000);
 }
 
-/** A button; while its promise is pending it is marked busy and ignores a second press. */
+/** A button; while its promise is pending it is marked busy and ignores a second press. A refusal is a toast. */
 export function button(label, onclick, kind = '', props = {}) {
   const node = h('button', { type: 'button', class: `s-button ${kind}`, ...props, onclick: async (event) => {
     if (node.ariaBusy) return;
     const done = onclick(event);
     if (!done?.then) return;
     node.ariaBusy = 'true';
-    try { await done; } finally { node.ariaBusy = null; }
+    try { await done; } catch (error) { toast(error.message, 'error'); }
+    node.ariaBusy = null;
   } }, label);
   return node;
 }

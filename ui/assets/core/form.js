@@ -1,7 +1,7 @@
 // Dialogs and forms of actions, drawn from the fields that GET /api/actions lists (`schema` in
 // jobs/actions/registry.py).
 
-import { api, button, errorLine, h, quiet, say, send, short, toast } from './dom.js';
+import { api, button, errorLine, h, quiet, say, short, toast } from './dom.js';
 import { poke } from './live.js';
 
 /** A modal form. `submit()` may return a promise; its error is shown and keeps the dialog open. Without
@@ -71,7 +71,7 @@ function control(field, choices, value) {
   if (type === 'switch') return h('input', { type: 'checkbox', class: 's-box', name, checked: Boolean(value) });
   if (type === 'list' && choices.length) {
     const size = Math.min(5, Math.max(2, choices.length));
-    return h('select', { multiple: true, size, name }, options(choices, value.map(String)));
+    return h('select', { multiple: true, size, name }, options(choices, [].concat(value).map(String)));
   }
   if (choices.length) return select(choices, value, null, { name });
   const props = { name, required, maxlength: field.max_length, autocomplete: 'off', spellcheck: 'false' };
@@ -175,13 +175,13 @@ class Fields {
 
 let actions = null;
 
-/** The form of an action, as {title, help, label, element, submit()}.
+/** The form of an action, as {title, help, element, submit()}.
  *  `fixed` are values that are sent and not shown, `only` the names of the fields shown, `choices` replace those
  *  of a field and `allow` keeps some of them, `stack` begins a stack of `known.adapters`; the rest is as for
  *  Fields. `submit(more)` sends further values. */
 export async function actionForm(name, { fixed = {}, only = null, choices = {}, allow = {}, stack = [],
   ...settings } = {}) {
-  actions ??= await send('/api/actions');
+  actions ??= await api('/api/actions');
   const { title, help, fields } = actions.find((one) => one.name === name);
   const drawn = fields.filter((one) => !(one.name in fixed) && (only?.includes(one.name) ?? true))
     .map((one) => ({ ...one, choices: (choices[one.name] ?? one.choices.map((c) => (Array.isArray(c) ? c : [c, c])))

@@ -1,8 +1,8 @@
 // The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
-import { actOn, ago, api, badge, bar, button, bytes, choose, count, errorLine, fill, h, keyed, matcher,
-  menu, query, remember, say, send, sureButton, tabs, text, toast } from '../core/dom.js';
+import { actOn, ago, api, badge, bar, button, bytes, choose, count, fill, h, keyed, matcher, menu,
+  query, remember, send, sureButton, tabs, text, toast } from '../core/dom.js';
 import { isLive, poke, share, subscribe } from '../core/live.js';
 import { Import, Mapping } from './import.js';
 import { Report } from './report.js';
@@ -206,14 +206,10 @@ export class Data extends HTMLElement {
 class Remap {
   constructor(page) {
     const { found } = page;
-    const error = errorLine();
     const panel = new Mapping(page, found.name, { save: h('div', { class: 's-actions' },
-      button('Save as a new dataset', async () => {
-        try {
-          page.openResult(await api('/api/do/data.map', { source: found.name, whole: panel.mapping, save: true }));
-        } catch (refused) { say(error, refused.message); }
-      }, 's-primary')) });
-    this.element = h('div', { class: 's-stack' }, panel.element, error);
+      button('Save as a new dataset', async () => page.openResult(await api('/api/do/data.map',
+        { source: found.name, whole: panel.mapping, save: true })), 's-primary')) });
+    this.element = panel.element;
     panel.look();
   }
 }

@@ -15,11 +15,10 @@ export class Rows {
     this.at = h('input', { type: 'number', min: 1, value: '1', 'aria-label': 'Go to row', onchange: () =>
       this.go((Number(this.at.value) || 1) - 1) });
     this.actions = h('span', { class: 's-actions' });
-    this.error = errorLine();
     this.list = h('div', { class: 's-preview', 'data-testid': 'rows' });
     const turn = (label, by, name) => button(label, () => this.go(this.offset + by), '', { 'aria-label': name });
     this.element = h('div', { class: 's-stack' }, h('div', { class: 's-xray-bar' }, turn('‹', -PAGE, 'Previous page'),
-      h('label', {}, 'Row ', this.at), turn('›', PAGE, 'Next page'), this.where, this.actions), this.error, this.list);
+      h('label', {}, 'Row ', this.at), turn('›', PAGE, 'Next page'), this.where, this.actions), this.list);
     this.go(0);
   }
 
@@ -50,10 +49,8 @@ export class Rows {
 
   async apply(keep) {
     const rows = [...this.ticked].sort((a, b) => a - b);
-    try {
-      this.page.openResult(await api('/api/do/data.drop', { name: this.page.found.name, row: rows, keep }));
-      this.actions.replaceChildren(h('span', { class: 's-quiet', role: 'status' }, 'Making the new dataset …'));
-    } catch (error) { say(this.error, error.message); }
+    this.page.openResult(await api('/api/do/data.drop', { name: this.page.found.name, row: rows, keep }));
+    this.actions.replaceChildren(h('span', { class: 's-quiet', role: 'status' }, 'Making the new dataset …'));
   }
 }
 
