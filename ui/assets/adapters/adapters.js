@@ -2,7 +2,7 @@
 // address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
 // are shown here and on the Runs page.
 
-import { actOn, ago, badge, button, bytes, changed, dots, go, h, keyed, matcher, number, query, remember,
+import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, number, query, remember,
   send, short, sureButton, text, toast } from '../core/dom.js';
 import { list } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
@@ -165,8 +165,7 @@ export class Adapters extends HTMLElement {
   }
 
   async remove(one) {
-    const gone = await send('/api/do/adapters.delete', { adapter: one.id });
-    if (!gone) return;
+    const gone = await api('/api/do/adapters.delete', { adapter: one.id });
     this.passport.hide();
     this.notice.hidden = false;
     this.notice.replaceChildren(`"${gone.name}" was deleted. `,
@@ -175,8 +174,7 @@ export class Adapters extends HTMLElement {
   }
 
   async undo(token) {
-    const back = await send('/api/do/adapters.undo', { adapter: token });
-    if (!back) return;
+    const back = await api('/api/do/adapters.undo', { adapter: token });
     this.notice.hidden = true;
     await this.refresh();
     this.open(back.id);

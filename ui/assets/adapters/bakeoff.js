@@ -1,21 +1,19 @@
 // The bake-off: the same data, budget and seed over several methods, queued as siblings, and the table
 // of their results. Started from Train (with its form) or from Adapters.
 
-import { button, bytes, compact, go, h, number, quiet, remember, send, table } from '../core/dom.js';
+import { api, button, bytes, compact, go, h, number, quiet, remember, send, table } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { isLive } from '../core/live.js';
 
 /** `set`: the assignments of the Train form; without them the dialog asks for base, data and settings. */
 export async function askBakeoff({ models, set = null }) {
-  const methods = await send('/api/do/methods', {});
-  if (!methods) return;
+  const methods = await api('/api/do/methods', {});
   const now = new Date().toISOString().slice(5, 16).replace('T', ' ').replace(':', '.');
   askAction('bakeoff', { known: { methods, models },
     fixed: set ? { set } : {}, only: [...(set ? [] : ['model', 'data', 'set']), 'methods', 'prompt', 'name'],
     values: { name: `bake-off ${now}`, set: ['train.max_steps=60'],
-      methods: methods.filter((one) => one.capabilities.stackable).map((one) => one.name).join() }, done: ({ name }) => {
-      go(`/adapters?bakeoff=${encodeURIComponent(name)}`);
-    } });
+      methods: methods.filter((one) => one.capabilities.stackable).map((one) => one.name).join() },
+    done: ({ name }) => go(`/adapters?bakeoff=${encodeURIComponent(name)}`) });
 }
 
 const times = (value) => (value == null ? '–' : `×\u202f${number(value, 3)}`);

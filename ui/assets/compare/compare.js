@@ -111,8 +111,12 @@ export class Compare extends HTMLElement {
       changed: () => this.moved(),
       weigh: () => this.conversation.weigh(i),
       redraw: () => { this.show(); this.moved(); },
-      add: (...lanes) => { this.conversation.lanes.push(...lanes.slice(0, this.choices.max_lanes - this.conversation.lanes.length));
-        this.show(); this.moved(); },
+      add: (...lanes) => {
+        const { lanes: now } = this.conversation;
+        now.push(...lanes.slice(0, this.choices.max_lanes - now.length));
+        this.show();
+        this.moved();
+      },
       refresh: async () => { this.choices = await api('/api/chat/choices'); this.show(); this.tabs.refresh(); },
       remove: this.conversation.lanes.length > 1 ? () => {
         if (this.free()) { this.conversation.dropLane(i); this.show(); this.moved(); } } : null,

@@ -1,7 +1,7 @@
 // The queue: hold or release it, policy after an error, notifications, and the dialogs that plan a run
 // (schedule, sweep, train longer, note and tags, webhook).
 
-import { button, h, send, text, toast } from '../core/dom.js';
+import { api, button, h, send, text, toast } from '../core/dom.js';
 import { askAction, list } from '../core/form.js';
 import { poke, toggleNotifications, wantsNotifications } from '../core/live.js';
 
@@ -63,8 +63,8 @@ export const planNote = (job) => askAction('note', { fixed: { job: job.id }, onl
   title: `Note on ${job.name}`, values: { text: job.notes, tags: job.tags } });
 
 async function planWebhook() {
-  const now = await send('/api/do/webhook', {});
-  if (now) askAction('webhook', { note: now.webhook && `Now ${now.webhook}.` });
+  const now = await api('/api/do/webhook', {});
+  return askAction('webhook', { note: now.webhook && `Now ${now.webhook}.` });
 }
 
 // -- sweeps ----------------------------------------------------------------------------------------

@@ -39,7 +39,8 @@ export class Machine extends HTMLElement {
     if (!this.devices.isConnected) {
       this.body.replaceChildren(column(this.devices, this.storage.element), this.facts);
     }
-    this.devices.replaceChildren(card('Devices', now.devices.map(device), now.blocked.map(blocked), now.cluster && clusterDevice(now.cluster)));
+    this.devices.replaceChildren(card('Devices', now.devices.map(device), now.blocked.map(blocked),
+      now.cluster && clusterDevice(now.cluster)));
     this.facts.replaceChildren(card('Processes', processes(now.processes)),
       card('Home', pairs([['Folder', now.home.path]])), card('Versions', pairs(now.versions)),
       clusterCard(now.cluster, () => this.refresh()));
@@ -93,17 +94,18 @@ function clusterDevice({ devices, free, kind, machines, version, holders, troubl
 
 /** The card of the cluster, whose settings are those of its action. */
 function clusterCard(cluster, refresh) {
-  const told = (found) => {
+  const described = (found) => {
     refresh();
-    return !found?.kind && !found?.trouble ? 'No cluster is used.' : found.trouble || `${found.devices} ${found.kind}s on ${found.machines} machines`;
+    if (!found?.kind && !found?.trouble) return 'No cluster is used.';
+    return found.trouble || `${found.devices} ${found.kind}s on ${found.machines} machines`;
   };
   return card('Cluster', quiet('Optional: a Ray cluster is one more device. Runs whose device is “ray” wait in this '
     + 'queue and train there; their adapters are copied back here.'),
   cluster && pairs([['Ray dashboard', cluster.address], ['Storage that all machines write', cluster.storage]]),
   h('div', { class: 's-actions' }, button(cluster ? 'Change …' : 'Use a cluster …', () => askAction('cluster', {
-    title: 'Use a Ray cluster', only: ['address', 'storage'], done: told,
+    title: 'Use a Ray cluster', only: ['address', 'storage'], done: described,
     values: { address: cluster?.address, storage: cluster?.storage } })),
-  cluster && button('Use none', () => send('/api/do/cluster', { off: true }, told))));
+  cluster && button('Use none', () => send('/api/do/cluster', { off: true }, described))));
 }
 
 // -- storage ---------------------------------------------------------------------------------------

@@ -76,8 +76,7 @@ export class Preflight extends HTMLElement {
   }
 
   async fit() {
-    const found = await send('/api/do/preflight', { set: form.set, fit: true });
-    if (!found) return;
+    const found = await api('/api/do/preflight', { set: form.set, fit: true });
     const changes = Object.entries(found.changes).map(([path, value]) => `${path}=${JSON.stringify(value)}`);
     go(`/?${new URLSearchParams([...form.set, ...changes].map((one) => ['set', one]))}`);
   }
@@ -95,7 +94,7 @@ export class Presets extends HTMLElement {
         button(preset.name, () => go(`/?${new URLSearchParams([['preset', preset.name],
           ...form.set.map((one) => ['set', one])])}`), '', { title: about(preset) }),
         preset.own && sureButton('×', 'Forget?', async () => {
-          this.show(await send('/api/do/presets.forget', { name: preset.name }) ?? found);
+          this.show(await api('/api/do/presets.forget', { name: preset.name }));
         }, 's-tool'))),
       button('Save as …', () => askAction('presets.save', { title: 'Save a preset', fixed: { set: form.set },
         done: (saved) => this.show(saved) }), 's-tool'));

@@ -189,8 +189,7 @@ function offerPicker(modelPath) {
 }
 
 async function pick(field, path) {
-  const modules = await send('/api/do/modules', { 'model.path': path, local: true });
-  if (!modules) return;
+  const modules = await api('/api/do/modules', { 'model.path': path, local: true });
   const names = [...new Set(modules.map((one) => one.name))];
   const layers = [...new Set(modules.map((one) => one.layer))];
   const at = new Map(modules.map((one) => [`${one.layer} ${one.name}`, one]));
