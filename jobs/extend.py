@@ -1,4 +1,4 @@
-"""Extend a run: train a finished run longer, as a new run that continues from its checkpoints.
+"""Extend a run: train a finished run longer, as a new run that continues from it; or copy a job.
 
 The run that succeeded stays as it is. The longer one is its child: it starts from the newest and
 best checkpoints and the curve, with the learning-rate schedule of the longer run.
@@ -7,14 +7,26 @@ best checkpoints and the curve, with the learning-rate schedule of the longer ru
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jobs.job import Job
+from jobs.memory import needed_bytes
 from jobs.run_files import folder_of, needed_steps
 from jobs.store import JobStore
 from studio import atomic
 from studio.errors import QueueError
 from studio.spec import RunSpec
+
+
+def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]) -> Job:
+    """Queue a copy of a job with some fields changed."""
+    job = store.get(job_id)
+    if job.kind != "train":
+        return store.submit({**job.spec, **assignments, "name": ""}, kind=job.kind, parent=job.id)
+    spec = RunSpec.parse({**job.spec, "name": ""}).with_values(dict(assignments))
+    return store.submit(spec, parent=job.id, memory_bytes=needed_bytes(spec, store.home))
 
 
 def extend(

@@ -270,6 +270,18 @@ class JobStore:
             first = read_jobs(db, _WAITING, (1,))
         return self.move(job_id, before=first[0].id if first else None)
 
+    def shift(self, job_id: int | str, places: int) -> Job:
+        """Move a queued job towards the front (negative places) or the end."""
+        job = self.get(job_id)
+        if job.state not in ("queued", "paused"):
+            raise QueueError(f'"{job.name}" is {job.state}; only waiting jobs can be ordered.')
+        with self.database.reading() as db:
+            waiting = [row[0] for row in db.conn.execute(_IN_ORDER).fetchall()]
+        place = waiting.index(job.id)
+        others = [other for other in waiting if other != job.id]
+        target = min(max(0, place + places), len(others))
+        return self.move(job.id, before=others[target] if target < len(others) else None)
+
     def delete(self, job_id: int | str) -> None:
         """Remove a job that does not run, with its run folder."""
         job = self.get(job_id)
@@ -408,6 +420,7 @@ SELECT * FROM jobs WHERE state IN ('starting', 'running', 'stopping') ORDER BY p
 """
 # Alone, so that the index gives the first of ten thousand without sorting them.
 _WAITING = "SELECT * FROM jobs WHERE state = 'queued' ORDER BY position, id LIMIT ?"
+_IN_ORDER = "SELECT id FROM jobs WHERE state IN ('queued', 'paused') ORDER BY position, id"
 _TO_THE_END = """
 UPDATE jobs SET position = (SELECT MAX(position) + 1 FROM jobs) WHERE id = ?
 """

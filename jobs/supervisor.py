@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from jobs import backup, plans, settings
+from jobs import backup, retries, settings
 from jobs.claims import NO_PROGRESS_LIMIT, Claim, Slot
 from jobs.cluster import Watch
 from jobs.kinds import FILES
@@ -164,7 +164,7 @@ class Supervisor:
         """Do once what is to do now."""
         self.rescue.look()
         self.rescue.requeue_interrupted()
-        plans.settle(self.store)
+        retries.follow_up(self.store)
         self.webhook.look()
         self.cluster.look()
         self._claim()

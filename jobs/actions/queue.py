@@ -4,8 +4,9 @@ import json
 import time
 from typing import Annotated, Any, Literal
 
-from jobs import plans, secrets, settings, supervisor, webhook
+from jobs import retries, schedules, secrets, settings, supervisor, sweeps, webhook
 from jobs.actions.registry import action, field
+from jobs.extend import duplicate as duplicate_job
 from jobs.extend import extend as extend_run
 from jobs.job import Job
 from jobs.jobs_table import summary
@@ -38,7 +39,7 @@ Retries = Annotated[
         "Retry up to N times after a transient failure, e.g. out of memory.",
         metavar="N",
         ge=0,
-        le=plans.MOST_RETRIES,
+        le=retries.MOST_RETRIES,
     ),
 ]
 AfterError = Literal["continue", "stop"]
@@ -93,7 +94,7 @@ def move(
     if first:
         moved = store.run_next(job)
     elif by:
-        moved = plans.shift(store, job, by)
+        moved = store.shift(job, by)
     else:
         moved = store.move(job, before=before or None)
     place = 0
@@ -114,7 +115,7 @@ def job_or_sweep(
     if bool(job) == bool(sweep):
         raise QueueError(f"Give the job to {change}, or a sweep with --sweep.")
     if sweep:
-        return {"sweep": sweep, "changed": plans.for_sweep(store, sweep, change)}
+        return {"sweep": sweep, "changed": sweeps.for_sweep(store, sweep, change)}
     changes = {"hold": store.pause, "release": store.resume, "cancel": store.cancel}
     return changes[change](job, **options)
 
@@ -143,7 +144,7 @@ def delete(store: JobStore, job: JobId) -> dict[str, Any]:
 def duplicate(store: JobStore, job: JobId, set: Assignments = (), name: JobName = "") -> Job:
     """Queue a copy of a job with some settings changed."""
     change = dict(map(parse_assignment, set)) | ({"name": name} if name else {})
-    return plans.duplicate(store, job, change)
+    return duplicate_job(store, job, change)
 
 
 @action("schedule", starts=True)
@@ -182,10 +183,10 @@ def schedule(
         return store.get(found.id)
     start = None
     if at.strip() or when or (needs is None and retries is None):
-        moment = plans.parse_time(at, now=time.time()) if at.strip() else None
-        start = plans.Start(moment, "" if when == "any" else when)
+        moment = schedules.parse_time(at, now=time.time()) if at.strip() else None
+        start = schedules.Start(moment, "" if when == "any" else when)
     others = None if needs is None else [one for one in needs if one != "none"]
-    return plans.schedule(store, job, start, needs=others, retries=retries)
+    return schedules.schedule(store, job, start, needs=others, retries=retries)
 
 
 @action("extend", title="Train longer", starts=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from jobs import bakeoff as contests
-from jobs import plans, preflight, supervisor
+from jobs import preflight, supervisor, sweeps
 from jobs.actions.queue import AfterError, Assignments, JobId, Retries
 from jobs.actions.registry import Reply, action, field
 from jobs.admission import admit
@@ -131,7 +131,7 @@ def sweep(
         store.home, base=store.get(like).spec if like else None, model=model, data=data,
         method=method, assignments=set, name="",
     )  # fmt: skip
-    jobs = plans.submit_sweep(
+    jobs = sweeps.submit_sweep(
         store, admit(base, store.home), dict(map(parse_values, over)), name=name,
         count=random, on_error=on_error,
         retries=retries or 0,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from jobs import bakeoff, cluster, doctor, plans, settings
+from jobs import bakeoff, cluster, doctor, settings, sweeps
 from jobs.admission import admit
 from jobs.cluster import Watch
 from jobs.processes import me
@@ -91,7 +91,7 @@ def test_sweeps_and_bakeoffs_go_out_as_separate_jobs_and_are_measured_at_the_end
     monkeypatch.setattr(Ray, "submit", lambda self, name, *, place: taken.append((name, place)))
     cluster.choose(store, dashboard.address, str(tmp_path / "s"))
     spec = a_spec(device="ray", num_processes=2).with_values({"name": ""})
-    sweep = plans.submit_sweep(store, spec, {"train.learning_rate": [0.1, 0.2]}, name="rates")
+    sweep = sweeps.submit_sweep(store, spec, {"train.learning_rate": [0.1, 0.2]}, name="rates")
     *runs, table = bakeoff.submit(
         store, spec.with_values({"train.num_processes": 1}), ["lora", "bitfit"], name="duel"
     )

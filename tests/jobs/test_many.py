@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import plans
+from jobs import retries
 from jobs.database import Database
 from jobs.processes import me
 from jobs.schema import Tables
@@ -60,9 +60,9 @@ ASK: dict[str, Callable[[JobStore], object]] = {
     "one by name": lambda s: s.get("run 05000"),
     "run next": lambda s: s.run_next("run 09999"),
     "move between": lambda s: s.move("run 09998", before="run 00005"),
-    "shift": lambda s: plans.shift(s, "run 05000", 3),
+    "shift": lambda s: s.shift("run 05000", 3),
     "submit without a name": lambda s: s.submit({"name": ""}),
-    "settle": plans.settle,
+    "settle": retries.follow_up,
     "what lacks memory": lambda s: s.claims.waiting_for_memory(1000),
     "a claim that fits nothing": lambda s: s.claims.claim("x", owner=me(), wanted=["x"]),
 }

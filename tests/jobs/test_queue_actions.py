@@ -7,10 +7,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from jobs import plans, settings, webhook
+from jobs import retries, settings, webhook
 from jobs.extend import extend
-from jobs.plans import parse_time
 from jobs.run_requests import request
+from jobs.schedules import parse_time
 from jobs.store import JobStore
 from studio.errors import QueueError
 from tests.jobs.conftest import a_spec, curve, run_one, supervising, until
@@ -27,11 +27,11 @@ def test_a_job_moves_by_places_and_stops_at_the_ends(store):
     for job, places, wanted in (
         (c, -1, [a, c, b]), (c, -5, [c, a, b]), (c, 1, [a, c, b]), (a, 9, [c, b, a]),
     ):  # fmt: skip
-        plans.shift(store, job, places)
+        store.shift(job, places)
         assert order(store) == wanted
     run_one(store)
     with pytest.raises(QueueError, match="only waiting jobs"):
-        plans.shift(store, c, 1)
+        store.shift(c, 1)
 
 
 def test_a_held_queue_starts_nothing_and_goes_on_when_released(store):
@@ -53,14 +53,14 @@ def test_the_queue_stops_at_an_error_when_asked(store):
     store.submit(a_spec(name="old"))
     run_one(store, "failed")
     settings.on_error(store, "stop")
-    plans.settle(store)
+    retries.follow_up(store)
     assert settings.read(store, "held") is None, "what failed before was seen"
     store.submit(a_spec(name="new"))
     run_one(store, "failed")
-    plans.settle(store)
+    retries.follow_up(store)
     assert settings.read(store, "held") == '"new" failed, and the queue stops at an error.'
     settings.release_queue(store)
-    plans.settle(store)
+    retries.follow_up(store)
     assert settings.read(store, "held") is None
 
 

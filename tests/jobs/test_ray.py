@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from jobs import cluster, plans, supervisor
+from jobs import cluster, supervisor, sweeps
 from jobs.admission import admit
 from jobs.job import Job
 from jobs.store import JobStore
@@ -257,7 +257,7 @@ def test_a_sweep_fans_out_with_a_model_and_rows_of_this_machine(studio, tmp_path
     spec = a_run("", num_processes=1).with_values(
         {"model.path": str(model), "data.path": str(rows), "data.chat_template": "plain"}
     )
-    jobs = plans.submit_sweep(studio, admit(spec, studio.home), {"method.r": [2, 4]}, name="fan")
+    jobs = sweeps.submit_sweep(studio, admit(spec, studio.home), {"method.r": [2, 4]}, name="fan")
 
     both = [reaches(studio, job, succeeded) for job in jobs]
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from jobs import plans, settings, supervisor
+from jobs import extend, retries, schedules, settings, supervisor, sweeps
 from jobs.curves import Progress
 from jobs.processes import me
 from jobs.run_requests import request, take_request
@@ -15,34 +15,34 @@ from tests.jobs.conftest import a_spec, begin, run_one, supervising, until
 
 
 def test_a_grid_is_every_combination_and_a_random_sweep_is_drawn_from_its_seed():
-    found = plans.points({"method.r": [4, 8], "seed": [0, 1, 2]})
+    found = sweeps.points({"method.r": [4, 8], "seed": [0, 1, 2]})
     assert len(found) == 6
     assert (found[0], found[-1]) == ({"method.r": 4, "seed": 0}, {"method.r": 8, "seed": 2})
     fields = {"method.r": list(range(1, 1001)), "seed": list(range(10_000))}
-    found = plans.points(fields, count=50, seed=3)
+    found = sweeps.points(fields, count=50, seed=3)
     assert len({json.dumps(point) for point in found}) == 50
-    assert found == plans.points(fields, count=50, seed=3)
+    assert found == sweeps.points(fields, count=50, seed=3)
     with pytest.raises(QueueError, match="needs values"):
-        plans.points({})
+        sweeps.points({})
 
 
 def test_a_sweep_with_a_wrong_field_queues_nothing(store):
     with pytest.raises(SpecError):
-        plans.submit_sweep(store, a_spec(), {"method.r": [4, -1]}, name="bad")
-    plans.submit_sweep(store, a_spec(), {"method.r": [4]}, name="ranks")
+        sweeps.submit_sweep(store, a_spec(), {"method.r": [4, -1]}, name="bad")
+    sweeps.submit_sweep(store, a_spec(), {"method.r": [4]}, name="ranks")
     with pytest.raises(QueueError, match="Choose another name"):
-        plans.submit_sweep(store, a_spec(), {"method.r": [4, 8]}, name="ranks")
+        sweeps.submit_sweep(store, a_spec(), {"method.r": [4, 8]}, name="ranks")
     store.submit(a_spec(name="late r=8"))
     with pytest.raises(QueueError, match="already a job"):
-        plans.submit_sweep(store, a_spec(), {"method.r": [4, 8]}, name="late")
+        sweeps.submit_sweep(store, a_spec(), {"method.r": [4, 8]}, name="late")
     assert len(store.list()) == 2, "all of a sweep or nothing"
 
 
 @pytest.mark.parametrize("on_error", ["stop", "continue"])
 def test_a_sweep_stops_at_an_error_only_if_asked(store, on_error):
-    jobs = plans.submit_sweep(store, a_spec(), {"seed": [1, 2, 3]}, name="s", on_error=on_error)
+    jobs = sweeps.submit_sweep(store, a_spec(), {"seed": [1, 2, 3]}, name="s", on_error=on_error)
     run_one(store, "failed")
-    plans.settle(store)
+    retries.follow_up(store)
     rest = "paused" if on_error == "stop" else "queued"
     assert [store.get(job.id).state for job in jobs] == ["failed", rest, rest]
     assert ("stops at an error" in store.get(jobs[1].id).why) is (on_error == "stop")
@@ -50,7 +50,7 @@ def test_a_sweep_stops_at_an_error_only_if_asked(store, on_error):
 
 def test_a_copy_differs_only_where_asked(store):
     job = store.submit(a_spec(name="first", seed=5))
-    copy = plans.duplicate(store, "first", {"method.r": 32})
+    copy = extend.duplicate(store, "first", {"method.r": 32})
     assert copy.parent == job.id
     assert copy.spec["method"]["r"] == 32
     assert copy.spec["seed"] == 5
@@ -72,7 +72,7 @@ def test_a_job_waits_for_what_it_needs(store):
     with pytest.raises(QueueError, match='"x" waits for'):
         store.cancel(fourth)
         store.delete(fourth)
-    plans.settle(store)
+    retries.follow_up(store)
     assert store.get(fifth).state == "paused"
     assert "which is cancelled" in store.get(fifth).why
 
@@ -80,32 +80,32 @@ def test_a_job_waits_for_what_it_needs(store):
 def test_a_scheduled_job_starts_when_its_time_comes(store):
     first, second, third = (store.submit(a_spec()).id for _ in range(3))
     with pytest.raises(QueueError, match="time is in the past"):
-        plans.schedule(store, first, plans.Start(after=1.0))
-    plans.schedule(store, first, plans.Start(after=time.time() + 3600))
-    plans.schedule(store, third, plans.Start(when="night"))
+        schedules.schedule(store, first, schedules.Start(after=1.0))
+    schedules.schedule(store, first, schedules.Start(after=time.time() + 3600))
+    schedules.schedule(store, third, schedules.Start(when="night"))
     assert run_one(store).job == second
     assert store.claims.claim("cpu", owner=me(), start_when=["idle"]) is None
     assert run_one(store, start_when=["night"]).job == third
-    plans.schedule(store, first, plans.Start())
+    schedules.schedule(store, first, schedules.Start())
     assert run_one(store).job == first
     with pytest.raises(QueueError, match="only waiting jobs"):
-        plans.schedule(store, first, plans.Start(when="night"))
+        schedules.schedule(store, first, schedules.Start(when="night"))
 
 
 def test_only_transient_failures_are_tried_again_and_not_for_ever(store):
     job = store.submit(a_spec(), retries=2).id
     for wait in (30, 60):
         run_one(store, "failed", "out_of_memory")
-        plans.settle(store)
+        retries.follow_up(store)
         assert store.get(job).state == "queued"
         assert store.get(job).start_after == pytest.approx(time.time() + wait, abs=14)
-        plans.schedule(store, job, plans.Start())
+        schedules.schedule(store, job, schedules.Start())
     run_one(store, "failed", "out_of_memory")
-    plans.settle(store)
+    retries.follow_up(store)
     assert store.get(job).state == "failed"
     other = store.submit(a_spec(), retries=2).id
     run_one(store, "failed", "diverged")
-    plans.settle(store)
+    retries.follow_up(store)
     assert store.get(other).state == "failed"
 
 
@@ -117,31 +117,31 @@ def test_what_waits_for_a_job_that_is_not_tried_again_is_held(store, end):
         run_one(store, "failed", "diverged")
     else:
         store.cancel(first)
-    plans.settle(store)
+    retries.follow_up(store)
     assert store.get(waiting).state == "paused"
     assert f"which is {end}" in store.get(waiting).why
 
 
 def test_what_waits_for_a_job_that_is_tried_again_goes_on_waiting(store):
-    first = plans.schedule(store, store.submit(a_spec()).id, retries=1).id
+    first = schedules.schedule(store, store.submit(a_spec()).id, retries=1).id
     waiting = store.submit({"name": "x"}, kind="evaluate", needs=[first]).id
     for state in ("queued", "paused"):
         run_one(store, "failed", "out_of_memory")
-        plans.settle(store)
+        retries.follow_up(store)
         assert store.get(waiting).state == state
         if state == "queued":
-            plans.schedule(store, first, plans.Start())
+            schedules.schedule(store, first, schedules.Start())
     with pytest.raises(QueueError, match="resume it instead"):
-        plans.schedule(store, first, retries=1)
+        schedules.schedule(store, first, retries=1)
 
 
 def test_a_sweep_and_a_queue_that_stop_do_so_although_retries_are_left(store):
     settings.on_error(store, "stop")
-    _, second = plans.submit_sweep(
+    _, second = sweeps.submit_sweep(
         store, a_spec(), {"seed": [1, 2]}, name="s", on_error="stop", retries=3
     )
     run_one(store, "failed", "diverged")
-    plans.settle(store)
+    retries.follow_up(store)
     assert store.get(second.id).state == "paused"
     assert "the queue stops at an error" in settings.read(store, "held")
 

@@ -1,0 +1,116 @@
+"""Sweeps: one run for each combination of some values, queued and changed as a group."""
+
+import itertools
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from jobs.job import Job
+from jobs.memory import needed_by_each
+from jobs.store import JobStore
+from studio.errors import QueueError
+from studio.spec import RunSpec
+
+MOST_POINTS = 1000
+
+
+def points(
+    fields: Mapping[str, Sequence[Any]], *, count: int = 0, seed: int = 0
+) -> list[dict[str, Any]]:
+    """Return the assignments of each run, every one different.
+
+    Args:
+        fields: The values to try, by dotted field.
+        count: Draw this number of combinations; 0 takes all.
+        seed: Seed of the draw.
+
+    Raises:
+        QueueError: A field has no values or one twice, or there are too many points.
+    """
+    empty = [field for field, values in fields.items() if not values]
+    if not fields or empty:
+        raise QueueError(f"A sweep needs values to try{' for ' + empty[0] if empty else ''}.")
+    total = math.prod(len(values) for values in fields.values())
+    wanted = count or total
+    if min(wanted, total) > MOST_POINTS:
+        raise QueueError(
+            f"This sweep has {wanted:,} points; {MOST_POINTS:,} is the most. "
+            "Try fewer values, or draw some at random."
+        )
+    for field, values in fields.items():
+        written = Counter(json.dumps(value, sort_keys=True, default=str) for value in values)
+        value, times = written.most_common(1)[0]
+        if times > 1:
+            raise QueueError(f"{field} has {value} twice. Give each value once.")
+    names, lists = list(fields), list(fields.values())
+    if wanted >= total:
+        chosen = list(itertools.product(*lists))
+    else:
+        numbers = random.Random(seed).sample(range(total), wanted)
+        chosen = [_combination(lists, number) for number in sorted(numbers)]
+    return [dict(zip(names, values, strict=True)) for values in chosen]
+
+
+def _combination(lists: Sequence[Sequence[Any]], number: int) -> tuple[Any, ...]:
+    picked = []
+    for values in reversed(lists):
+        number, index = divmod(number, len(values))
+        picked.append(values[index])
+    return tuple(reversed(picked))
+
+
+def _label(point: Mapping[str, Any]) -> str:
+    return " ".join(f"{field.rpartition('.')[2]}={value}" for field, value in point.items())
+
+
+def submit_sweep(
+    store: JobStore,
+    spec: RunSpec,
+    fields: Mapping[str, Sequence[Any]],
+    *,
+    name: str,
+    count: int = 0,
+    on_error: Literal["continue", "stop"] = "continue",
+    retries: int = 0,
+) -> list[Job]:
+    """Queue one run for each point of a sweep, as a group called `name`."""
+    if not name.strip():
+        raise QueueError("A sweep needs a name, which its runs begin with.")
+    chosen = points(fields, count=count, seed=spec.seed)
+    specs = [
+        spec.with_values({**point, "name": f"{name.strip()} {_label(point)}"[:120]})
+        for point in chosen
+    ]
+    with store.database.reading() as db:
+        if db.conn.execute("SELECT 1 FROM jobs WHERE sweep = ?", (name.strip(),)).fetchone():
+            raise QueueError(f'There is already a sweep "{name.strip()}". Choose another name.')
+    return store.submit_many(
+        specs, sweep=name.strip(), on_error=on_error, retries=retries,
+        memory_bytes=needed_by_each(specs, store.home),
+    )  # fmt: skip
+
+
+def for_sweep(store: JobStore, sweep: str, action: Literal["hold", "release", "cancel"]) -> int:
+    """Hold, release or cancel the runs of a sweep whose state allows it; return their number.
+
+    Raises:
+        QueueError: The sweep does not exist, or none of its runs is in such a state.
+    """
+    with store.database.reading() as db:
+        rows = db.conn.execute("SELECT id, state FROM jobs WHERE sweep = ?", (sweep,)).fetchall()
+    if not rows:
+        raise QueueError(f'There is no sweep called "{sweep}".')
+    able, act = {
+        "hold": ({"queued", "running", "starting"}, store.pause),
+        "release": ({"paused"}, store.resume),
+        "cancel": ({"queued", "running", "starting", "paused", "interrupted"}, store.cancel),
+    }[action]
+    chosen = [job for job, state in rows if state in able]
+    if not chosen:
+        raise QueueError(f'No run of "{sweep}" is in a state to {action}.')
+    for job in chosen:
+        act(job)
+    return len(chosen)
