@@ -11,10 +11,10 @@ from pydantic import BaseModel
 
 from jobs.actions import ACTIONS, ask, outcome
 from jobs.actions.adapters import best_losses, card, trashed
-from jobs.actions.registry import schema
+from jobs.actions.registry import find, schema
 from jobs.store import JobStore
 from studio.adapters import library
-from studio.errors import InputError
+from studio.errors import InputError, QueueError
 from studio.home import Home
 from ui import equivalents, sources
 from ui.live import job_row
@@ -32,10 +32,12 @@ def action_routes(home: Home, store: JobStore) -> APIRouter:
 
     @router.get("/actions")
     def actions() -> list[dict[str, Any]]:
-        return [schema(action) for action in ACTIONS.values()]
+        return [schema(action) for action in ACTIONS.values() if not action.terminal]
 
     @router.post("/do/{name}")
     def do(name: str, values: dict[str, Any]) -> Any:
+        if find(name).terminal:
+            raise QueueError(f'"{name}" is a command only: run `studio {name}` in a terminal.')
         answer = ask(home, name, values, store=store)
         return job_row(answer.jobs[0]) if len(answer.jobs) == 1 else answer.value
 

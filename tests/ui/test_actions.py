@@ -380,7 +380,7 @@ DATA: list[Row] = [
     ("data.export", MINE | {"target": "DIR/out.jsonl"}, {"rows": 20}),
     ("data.export", MINE | {"target": "DIR/out.jsonl", "part": "validation"}, "exists already"),
     ("data.export", MINE | {"target": "DIR/out.jsonl", "force": True}, {"rows": 20}),
-    ("data.export", MINE | {"target": "DIR/new.csv", "part": "odd"}, "part"),
+    ("data.export", MINE | {"target": "DIR/new.csv", "part": "odd"}, "part is 'odd'"),
     ("data.overlap", MINE | {"other": "DIR/rows.jsonl"}, {"rows": 20}),
     ("data.overlap", MINE | {"other": "nobody"}, "nobody"),
     ("data.delete", MINE, {"deleted": "my-rows"}),
@@ -390,7 +390,7 @@ DATA: list[Row] = [
      {"rows": [{"messages": [{"content": "hello there"}, {"content": "good day"}]}, ...]}),
     ("data.import", {"source": "DIR/odd.csv", "column": TWO},
      {"mapping": {"format": "prompt_completion"}, "rows": 2}),
-    ("data.xray", {"source": "starter:pirate", "pick": "odd"}, "pick"),
+    ("data.xray", {"source": "starter:pirate", "pick": "odd"}, "should be 'first', 'longest'"),
     ("data.xray", {"source": "starter:pirate", "row": [2]}, [{"row": 2}]),
 ]  # fmt: skip
 
