@@ -67,12 +67,17 @@ class DataSource(Record):
         "Template that formats conversations; auto uses the model's own, else chatml or plain.",
         title="Chat template",
         advanced=True,
-    )
+        labels={
+            "auto": "the model's own", "chatml": "ChatML", "alpaca": "Alpaca", "vicuna": "Vicuna",
+            "plain": "plain",
+        },
+    )  # fmt: skip
     train_on: Literal["assistant", "last", "all"] = knob(
         "assistant",
         "Tokens that carry loss: every answer, only the last one, or all tokens.",
         title="Train on",
         advanced=True,
+        labels={"assistant": "every answer", "last": "the last answer", "all": "everything"},
     )
     max_length: int = knob(
         1024,

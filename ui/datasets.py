@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from jobs.actions.registry import submit
+from jobs.actions.registry import shown_field, submit
 from jobs.store import JobStore
 from studio import starter
 from studio.data import measure, preview, requests, snapshots
@@ -25,7 +25,7 @@ from studio.data.snapshots import Meta, Snapshot
 from studio.data.trainable import lens
 from studio.data.xray import Pick, xray
 from studio.errors import DataError
-from studio.fields import validated
+from studio.fields import parameter, validated
 from studio.home import Home
 from studio.spec import DataSource, ModelSource
 from ui import sources
@@ -53,6 +53,10 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
             "datasets": [short(found) for found in snapshots.snapshots(home)],
             "models": sources.model_choices(home),
             "demos": list(starter.datasets()),
+            "settings": [
+                shown_field(parameter(name, DataSource.model_fields[name]))
+                for name in ("max_length", "train_on", "chat_template")
+            ],
             "formats": {name: {"needed": n, "optional": o} for name, (n, o) in PARTS.items()},
         }
 

@@ -282,11 +282,12 @@ def schema(wanted: Action) -> dict[str, Any]:
     return {
         "name": wanted.name, "title": wanted.title, "help": wanted.help,
         "kind": "job" if wanted.follow or wanted.here else "now",
-        "fields": [_shown(one) for one in wanted.fields],
+        "fields": [shown_field(one) for one in wanted.fields],
     }  # fmt: skip
 
 
-def _shown(one: Parameter) -> dict[str, Any]:
+def shown_field(one: Parameter) -> dict[str, Any]:
+    """Return a field as pages draw its control."""
     default = list(one.default) if isinstance(one.default, tuple) else one.default
     whole = "integer" if one.kind == "number" and one.type is int else one.kind
     return {

@@ -91,7 +91,7 @@ export class Data extends HTMLElement {
 
   show(found) {
     this.found = found;
-    this.lens ??= new Lens(this.models, () => this.fill());
+    this.lens ??= new Lens(this.settings, this.models, () => this.fill());
     this.tabs = tabs(Object.entries(TABS), (id) => {
       this.tab = id;
       remember({ tab: id === 'report' ? null : id });

@@ -68,29 +68,22 @@ export class XRay {
   }
 }
 
-const TRAIN_ON = [['assistant', 'every answer'], ['last', 'the last answer'], ['all', 'everything']];
-const TEMPLATES = [['auto', "the model's own"], ['chatml', 'ChatML'], ['alpaca', 'Alpaca'], ['vicuna', 'Vicuna'],
-  ['plain', 'plain']];
-
 /** The model and the settings through which a dataset is seen; the address holds them. */
 export class Lens {
-  constructor(models, onchange) {
-    this.usual = { model: 'starter', max_length: '1024', train_on: 'assistant', chat_template: 'auto' };
-    this.values = { ...this.usual };
-    for (const name in this.values) this.values[name] = query().get(name) ?? this.values[name];
-    const set = (name) => (value) => {
-      this.values[name] = value.trim() || this.usual[name];
-      remember({ [name]: this.values[name] === this.usual[name] ? null : this.values[name] });
-      onchange();
-    };
-    const field = (name, props) => h('input', { value: this.values[name], ...props,
-      onchange: (event) => set(name)(event.target.value) });
+  constructor(fields, models, onchange) {
+    const all = [{ name: 'model', title: 'Model', default: 'starter', choices: [] }, ...fields];
+    this.values = Object.fromEntries(all.map((one) => [one.name, query().get(one.name) ?? String(one.default)]));
     const list = h('datalist', { id: 'lens-models' }, models.map(([label, value]) => h('option', { value }, label)));
-    this.element = h('div', { class: 's-lens' },
-      labelled('Model', [field('model', { list: 'lens-models', 'data-testid': 'lens-model' }), list]),
-      labelled('Maximum length', field('max_length', { type: 'number', min: 8, 'data-testid': 'lens-length' })),
-      labelled('Train on', select(TRAIN_ON, this.values.train_on, set('train_on'))),
-      labelled('Chat template', select(TEMPLATES, this.values.chat_template, set('chat_template'))));
+    this.element = h('div', { class: 's-lens' }, list, all.map(({ name, title, choices, default: usual, ...bounds }) => {
+      const set = (value) => {
+        this.values[name] = value.trim() || String(usual);
+        remember({ [name]: this.values[name] === String(usual) ? null : this.values[name] });
+        onchange();
+      };
+      return labelled(title, choices.length ? select(choices, this.values[name], set)
+        : h('input', { value: this.values[name], 'data-testid': `lens-${name}`, list: name === 'model' && 'lens-models',
+          type: bounds.type === 'integer' && 'number', min: bounds.ge, onchange: (e) => set(e.target.value) }));
+    }));
   }
 
   query(more = {}) {
