@@ -70,7 +70,7 @@ def knob(
         metavar: Placeholder of the value in `--help`.
         inner: Fields of a nested record that are asked for; the first goes by this field's name.
         of: What the text names (`adapter`, `model`, `dataset`, `job`), for pickers.
-        labels: Words for the choices of a dialog, which offers no others.
+        labels: Words for the choices of a dialog.
         lines: Height of the text area in a dialog; a list then has one item per line.
         when: Values of other fields for which a dialog shows this one.
         bounds: `ge`, `gt`, `le`, `lt`, `max_length` as in pydantic.

@@ -289,10 +289,11 @@ def schema(wanted: Action) -> dict[str, Any]:
 def shown_field(one: Parameter) -> dict[str, Any]:
     """Return a field as pages draw its control."""
     default = list(one.default) if isinstance(one.default, tuple) else one.default
+    choices = [(value, one.labels.get(value, value)) for value in one.choices if value]
     whole = "integer" if one.kind == "number" and one.type is int else one.kind
     return {
         "name": one.path, "title": one.title, "help": one.help, "type": whole, "of": one.of,
-        "default": default, "choices": list(one.labels.items()) or list(one.choices),
+        "default": default, "choices": choices,
         "advanced": one.advanced, "unit": one.unit, "step": one.step, "required": one.required,
         "lines": one.lines, "when": one.when, "max_length": one.bounds.get("max_length"),
         "ge": one.bounds.get("ge", one.bounds.get("gt")),

@@ -97,6 +97,9 @@ def test_columns_that_nothing_fits_can_still_be_mapped_and_a_hub_id_is_not_asked
 def test_the_list_and_one_dataset(studio, dataset):
     listed = {one["name"]: one for one in studio.json("/api/data")["datasets"]}
     assert listed[dataset]["rows"] == 60 and listed[dataset]["dropped"] == 1
+    fields = {one["name"]: one["choices"] for one in studio.json("/api/data")["settings"]}
+    assert list(fields) == ["max_length", "train_on", "chat_template"]
+    assert fields["train_on"][0] == ["assistant", "every answer"]
     one = studio.json(f"/api/data/{dataset}")
     assert one["findings"]["problems"][0]["line"] == 61
     assert "no imported dataset" in refused(studio, "/api/data/..%5cother")

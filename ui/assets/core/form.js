@@ -184,7 +184,7 @@ export async function actionForm(name, { fixed = {}, only = null, choices = {}, 
   actions ??= await api('/api/actions');
   const { title, help, fields } = actions.find((one) => one.name === name);
   const drawn = fields.filter((one) => !(one.name in fixed) && (only?.includes(one.name) ?? true))
-    .map((one) => ({ ...one, choices: (choices[one.name] ?? one.choices.map((c) => (Array.isArray(c) ? c : [c, c])))
+    .map((one) => ({ ...one, choices: (choices[one.name] ?? one.choices)
       .filter(([value]) => allow[one.name]?.includes(value) ?? true) }));
   const adapters = settings.known?.adapters?.filter((one) => !one.is_model) ?? [];
   const nodes = drawn.some((field) => field.type === 'stack') ? { stack: stackField(adapters, stack) } : {};
