@@ -1,0 +1,490 @@
+"""Simulate `cuda:0` on a CPU-only torch: real numbers, forward and backward, held to CUDA's rules.
+
+A storage is "on the GPU" if it was made there (`device=cuda`, `.to("cuda")`) or results from an
+operation that read one. Three layers:
+
+- a function mode sees `device=`, `.to`, `.cpu`, `.cuda`, `.tolist`, `.numpy`, `pin_memory=`;
+- a dispatch mode sees every aten call, those of the backward pass too. It raises where CUDA would
+  (two devices, a generator of the wrong device), counts launches, and records where the host waits
+  (item, nonzero, a boolean index, a copy to the host);
+- `torch.cuda` is replaced, and `Tensor.device` answers `cuda:0`.
+
+It cannot see kernels (what they refuse or round), streams, memory, speed, code that asks C++ for
+the device, or libraries with kernels of their own.
+"""
+
+import contextlib
+import traceback
+from collections import Counter
+from unittest import mock
+
+import torch
+import torch.nn.utils.clip_grad as clip
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from studio import hardware
+from studio.backbone import attention_kernels
+
+GPU, CPU = torch.device("cuda:0"), torch.device("cpu")
+_getter = torch._C.TensorBase.device
+
+
+def _true(t):
+    with torch._C.DisableTorchFunction():
+        return _getter.__get__(t)
+
+
+_here: dict[int, StorageWeakRef] = {}
+aten = torch.ops.aten
+MAY_MIX = {
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+    aten.copy_.default,
+    aten._unsafe_index.Tensor,
+}
+WAITS = {
+    aten._local_scalar_dense.default: "item",
+    aten.nonzero.default: "nonzero",
+    aten.masked_select.default: "masked_select",
+    aten.equal.default: "equal",
+    aten.unique_consecutive.default: "unique",
+    aten._unique2.default: "unique",
+    aten.repeat_interleave.Tensor: "repeat_interleave",
+    aten.bincount.default: "bincount",
+}
+
+
+def on_gpu(t) -> bool:
+    if not isinstance(t, torch.Tensor) or _true(t).type != "cpu":
+        return False
+    with torch._C.DisableTorchFunction():
+        ref = _here.get(t.untyped_storage()._cdata)
+    return ref is not None and not ref.expired()
+
+
+def put(t):
+    """Say that a tensor's storage is on the GPU."""
+    if isinstance(t, torch.Tensor) and _true(t).type == "cpu":
+        with torch._C.DisableTorchFunction():
+            s = t.untyped_storage()
+        _here[s._cdata] = StorageWeakRef(s)  # keeps the address from being used again
+    return t
+
+
+def _is_cuda(d) -> bool:
+    return (
+        d is not None and torch.device(d if not isinstance(d, int) else f"cuda:{d}").type == "cuda"
+    )
+
+
+class Log:
+    """What happened since `clear`: host waits and uploads by place, launches by operation."""
+
+    quiet = False
+
+    def __init__(self):
+        self.clear()
+
+    def clear(self):
+        self.waits, self.up, self.ops, self.launches = Counter(), Counter(), Counter(), 0
+
+    def where(self):
+        """Return the last line of the studio on the stack, and the library's line that waits."""
+        passed = ("fakegpu", "_python_dispatch", "overrides.py", "_compile.py", "_contextlib",
+                  "eval_frame")  # fmt: skip
+        stack = traceback.extract_stack()
+        frames = [f for f in stack if not any(name in f.filename for name in passed)]
+        own = [f for f in frames if "/studio/" in f.filename and "site-packages" not in f.filename
+               and "/tests/" not in f.filename]  # fmt: skip
+        if not own:
+            return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+        place = f"{own[-1].filename.rpartition('/studio/')[2]}:{own[-1].lineno}"
+        if frames[-1] is not own[-1]:
+            place += f" <- {'/'.join(frames[-1].filename.split('/')[-2:])}:{frames[-1].lineno}"
+        return place
+
+    def wait(self, what):
+        if not self.quiet:
+            self.waits[f"{what} @ {self.where()}"] += 1
+
+
+log = Log()
+NO_KERNEL = {
+    "view",
+    "_unsafe_view",
+    "t",
+    "transpose",
+    "permute",
+    "expand",
+    "slice",
+    "select",
+    "split",
+    "split_with_sizes",
+    "detach",
+    "alias",
+    "unsqueeze",
+    "squeeze",
+    "as_strided",
+    "empty",
+    "empty_like",
+    "new_empty",
+    "reshape",
+    "_reshape_alias",
+    "unbind",
+    "empty_strided",
+    "new_empty_strided",
+    "chunk",
+    "diagonal",
+    "unfold",
+    "lift_fresh",
+}
+
+
+class Rules(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        leaves = tree_leaves((args, kwargs))
+        tensors = [t for t in leaves if isinstance(t, torch.Tensor)]
+        gpu = [on_gpu(t) for t in tensors]
+        some = any(gpu)
+        if some:
+            others = [t for t, g in zip(tensors, gpu, strict=True) if not g and t.dim() > 0]
+            if others and func not in MAY_MIX:
+                shapes = [tuple(t.shape) for t in others]
+                raise RuntimeError(
+                    f"fakegpu: tensors on cuda:0 and cpu {shapes} in {func} at {log.where()}"
+                )
+            for g in leaves:
+                if isinstance(g, torch.Generator) and g.device.type == "cpu":
+                    raise RuntimeError(f"fakegpu: a CPU generator in {func} at {log.where()}")
+            if func in WAITS and not (
+                func is aten.repeat_interleave.Tensor and kwargs.get("output_size") is not None
+            ):
+                log.wait(WAITS[func])
+            if func in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
+                for i in args[1]:
+                    if isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8):
+                        log.wait("boolean index")
+                    if isinstance(i, torch.Tensor) and not on_gpu(i):
+                        log.up[f"host index @ {log.where()}"] += 1
+            if func is aten.copy_.default:
+                a, b = on_gpu(args[0]), on_gpu(args[1])
+                if a and not b:
+                    log.up[f"copy_ up @ {log.where()}"] += 1
+                if b and not a:
+                    log.wait("copy_ home")
+            name = func._schema.name.split("::")[1]
+            if name.rstrip("_") not in NO_KERNEL and name not in NO_KERNEL:
+                log.launches += 1
+                log.ops[name] += 1
+        out = func(*args, **kwargs)
+        if some and func is not aten.copy_.default and func is not aten._local_scalar_dense.default:
+            for t in tree_leaves(out):
+                put(t)
+        return out
+
+
+def _moved(t, to_gpu: bool, non_blocking: bool):
+    """A tensor on the other device: never the same storage."""
+    here = on_gpu(t)
+    if here == to_gpu or _true(t).type != "cpu":
+        return t
+    with torch._C.DisableTorchFunctionSubclass(), _quiet():
+        copied = t.clone() if not t.requires_grad else _Move.apply(t, to_gpu)
+        if isinstance(t, torch.nn.Parameter) and not torch.is_grad_enabled():
+            copied = copied.detach()
+    if to_gpu:
+        put(copied)
+        log.up[f"to gpu{' async' if non_blocking else ''} @ {log.where()}"] += 1
+    else:
+        log.wait("copy home")
+    return copied
+
+
+class _Move(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, t, to_gpu):
+        ctx.to_gpu = to_gpu
+        made = t.detach().clone()
+        return put(made) if to_gpu else made
+
+    @staticmethod
+    def backward(ctx, g):
+        made = g.clone()
+        if not ctx.to_gpu:
+            put(made)
+        return made, None
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without our rules, for moving itself."""
+    with torch.utils._python_dispatch._disable_current_modes():
+        yield
+
+
+class Places(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if func is torch.Tensor.backward:  # a mode is off inside itself: the engine must see it
+            names = ("gradient", "retain_graph", "create_graph", "inputs")
+            given = dict(zip(names, args[1:], strict=False)) | kwargs
+            with self:
+                return torch.autograd.backward(
+                    args[0],
+                    given.get("gradient"),
+                    given.get("retain_graph"),
+                    given.get("create_graph", False),
+                    inputs=given.get("inputs"),
+                )
+        if func is torch.Tensor.to:
+            return self._to(func, args, kwargs)
+        if func is torch.Tensor.cpu:
+            return _moved(args[0], False, False)
+        if func is torch.Tensor.cuda:
+            return _moved(args[0], True, kwargs.get("non_blocking", False))
+        if args and isinstance(args[0], torch.Tensor) and on_gpu(args[0]):
+            if func is torch.Tensor.tolist:
+                log.wait("tolist")
+                return func(*args, **kwargs)
+            if func in (torch.Tensor.numpy, torch.Tensor.__array__):
+                raise TypeError(
+                    f"fakegpu: can't convert cuda:0 device type tensor to numpy at {log.where()}"
+                )
+            if func is torch.Tensor.record_stream:
+                return None
+            if func is torch.Tensor.is_cuda.__get__:
+                return True
+            if func is torch.Tensor.pin_memory:
+                raise RuntimeError("fakegpu: only CPU tensors can be pinned")
+        kwargs.pop("pin_memory", None)
+        device = kwargs.get("device")
+        if device is not None and not isinstance(device, torch.Tensor) and _is_cuda(device):
+            kwargs["device"] = "cpu"
+            if func in (torch.tensor, torch.as_tensor):
+                log.up[f"torch.tensor(device=) @ {log.where()}"] += 1
+            out = func(*args, **kwargs)
+            for t in tree_leaves(out):
+                put(t)
+            return out
+        if (
+            device is not None
+            and torch.device(device).type == "cpu"
+            and args
+            and isinstance(args[0], torch.Tensor)
+            and on_gpu(args[0])
+        ):
+            with _quiet():
+                return func(*args, **kwargs)  # zeros_like(x, device="cpu")
+        return func(*args, **kwargs)
+
+    def _to(self, func, args, kwargs):
+        t, rest = args[0], list(args[1:])
+        want, dtype = kwargs.pop("device", None), kwargs.pop("dtype", None)
+        other = kwargs.pop("other", None)
+        nb, copy = kwargs.pop("non_blocking", False), kwargs.pop("copy", False)
+        if rest and isinstance(rest[0], torch.Tensor):
+            other = rest.pop(0)
+        elif rest and (
+            isinstance(rest[0], (torch.device, str))
+            or (isinstance(rest[0], int) and not isinstance(rest[0], bool))
+        ):
+            want = rest.pop(0)
+            if rest and (rest[0] is None or isinstance(rest[0], torch.dtype)):
+                dtype = rest.pop(0) or dtype
+        elif rest and isinstance(rest[0], torch.dtype):
+            dtype = rest.pop(0)
+        if rest:
+            nb = rest.pop(0)
+        if rest:
+            copy = rest.pop(0)
+        if other is not None:
+            want, dtype = (GPU if on_gpu(other) else _true(other)), other.dtype
+        if want is not None:
+            d = torch.device(f"cuda:{want}" if isinstance(want, int) else want)
+            if d.type in ("cuda", "cpu") and _true(t).type == "cpu":
+                t = _moved(t, d.type == "cuda", nb)
+            else:
+                kwargs["device"] = d
+        if dtype is not None:
+            kwargs["dtype"] = dtype
+        return func(t, copy=copy, **kwargs) if kwargs or copy else t
+
+
+class Event:
+    def __init__(self, *a, **k):
+        pass
+
+    def record(self, *a):
+        pass
+
+    def synchronize(self):
+        pass
+
+    def wait(self, *a):
+        pass
+
+    def query(self):
+        return True
+
+    def elapsed_time(self, o):
+        return 1.0
+
+
+class Stream(Event):
+    def wait_stream(self, s):
+        pass
+
+    def wait_event(self, e):
+        pass
+
+    def record_event(self, e=None):
+        return Event()
+
+
+@contextlib.contextmanager
+def fake_gpu(*, capability=(8, 6), free=12 << 30, total=12 << 30):
+    """Give torch one GPU, and the studio a card of that memory; yields the log."""
+
+    class Properties:
+        name, total_memory, major, minor, multi_processor_count = "Fake RTX", total, *capability, 28
+        warp_size, gcnArchName = 32, ""
+
+    stub = dict(
+        is_available=lambda: True,
+        device_count=lambda: 1,
+        current_device=lambda: 0,
+        set_device=lambda d: None,
+        get_device_capability=lambda d=None: capability,
+        get_device_properties=lambda d=None: Properties,
+        get_device_name=lambda d=None: "Fake RTX",
+        mem_get_info=lambda d=None: (free, total),
+        max_memory_allocated=lambda d=None: 123 << 20,
+        memory_allocated=lambda d=None: 1 << 20,
+        reset_peak_memory_stats=lambda d=None: None,
+        max_memory_reserved=lambda d=None: 130 << 20,
+        empty_cache=lambda: None,
+        synchronize=lambda d=None: log.wait("synchronize"),
+        Stream=lambda *a, **k: Stream(),
+        Event=Event,
+        current_stream=lambda d=None: Stream(),
+        stream=lambda s: contextlib.nullcontext(),
+        is_bf16_supported=lambda *a: capability >= (8, 0),
+        memory_reserved=lambda d=None: 2 << 20,
+        is_current_stream_capturing=lambda: False,
+    )
+    with contextlib.ExitStack() as stack:
+        for name, value in stub.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, value, create=True))
+        stack.enter_context(
+            mock.patch.object(torch.backends.cuda, "is_flash_attention_available", lambda: True)
+        )
+        card = hardware.Device(name="cuda:0", label="Fake RTX", total_bytes=total, free_bytes=free)
+        stack.enter_context(mock.patch.object(hardware, "_gpus", lambda: [card]))
+        stack.enter_context(mock.patch.object(
+            attention_kernels, "kernel", lambda d: varlen if d.type == "cuda" else None
+        ))  # fmt: skip
+
+        def device(self):
+            return GPU if on_gpu(self) else _true(self)
+
+        stack.enter_context(
+            mock.patch.object(torch.Tensor, "device", property(device), create=True)
+        )
+        grouped = clip._group_tensors_by_device_and_dtype
+
+        def group(lists, with_indices=False):  # C++ answers the true device
+            found = {}
+            for (device, dtype), (tensors, indices) in grouped(lists, with_indices).items():
+                here = any(on_gpu(t) for many in tensors for t in many if t is not None)
+                found[GPU if here else device, dtype] = (tensors, indices)
+            return found
+
+        stack.enter_context(mock.patch.object(clip, "_group_tensors_by_device_and_dtype", group))
+        stack.enter_context(
+            mock.patch.object(torch.Tensor, "is_cuda", property(on_gpu), create=True)
+        )
+        stack.enter_context(
+            mock.patch.object(torch.Tensor, "record_stream", lambda self, s: None, create=True)
+        )
+        places = Places()
+        hooks = torch.autograd.graph.saved_tensors_hooks
+        real = hooks.__init__
+
+        def seen(hook):
+            def run(x):
+                with places:
+                    return hook(x)
+
+            return run
+
+        stack.enter_context(
+            mock.patch.object(hooks, "__init__", lambda self, p, u: real(self, seen(p), seen(u)))
+        )
+        stack.enter_context(places)
+        stack.enter_context(Rules())
+        log.clear()
+        yield log
+
+
+# -- the varlen kernel's plain twin ----------------------------------------------------------------
+
+
+def _pairs(bounds):
+    log.quiet = True
+    try:
+        return list(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+    finally:
+        log.quiet = False
+
+
+def _rows(query, key, value, bounds_q, bounds_k, scale, window, gqa):
+    outputs = []
+    for (q0, q1), (k0, k1) in zip(_pairs(bounds_q), _pairs(bounds_k), strict=True):
+        q, k, v = (t.transpose(0, 1)[None] for t in (query[q0:q1], key[k0:k1], value[k0:k1]))
+        last = torch.arange(q1 - q0)[:, None] + (k1 - k0) - (q1 - q0)
+        place = torch.arange(k1 - k0)[None]
+        mask = place <= last + window[1]
+        if window[0] >= 0:
+            mask &= place >= last - window[0]
+        attended = scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=gqa)
+        outputs.append(attended[0].transpose(0, 1))
+    return torch.cat(outputs)
+
+
+class _Varlen(torch.autograd.Function):
+    """Attention of each row alone, seen from outside as one kernel."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, *how):
+        ctx.save_for_backward(query, key, value)
+        ctx.how = how
+        with _quiet():
+            output = _rows(query, key, value, *how)
+        log.launches += 1
+        return put(output)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        with _quiet(), torch.enable_grad():
+            own = [t.detach().requires_grad_(True) for t in ctx.saved_tensors]
+            found = torch.autograd.grad(_rows(*own, *ctx.how), own, gradient)
+        log.launches += 1
+        return (*map(put, found), None, None, None, None, None)
+
+
+def varlen(
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1),
+    enable_gqa=False, **_,
+):  # fmt: skip
+    """Stand for `torch.nn.attention.varlen.varlen_attn`, with its checks."""
+    for tensor in (query, key, value, cu_seq_q, cu_seq_k):
+        assert tensor.device.type == "cuda", "varlen got a CPU tensor"
+    assert query.stride(-1) == 1 and cu_seq_q.dtype == torch.int32
+    return _Varlen.apply(query, key, value, cu_seq_q, cu_seq_k, scale, window_size, enable_gqa)

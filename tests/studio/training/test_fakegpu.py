@@ -1,0 +1,82 @@
+"""Train on a simulated `cuda:0`: no tensor on a wrong device, few host waits, the CPU's losses."""
+
+import pytest
+from accelerate.state import AcceleratorState, PartialState
+
+from studio.home import open_home
+from studio.spec import RunSpec
+from studio.training.events import Evaluated, Step
+from studio.training.run import train
+from tests.fakegpu import fake_gpu, log
+
+BASE = {
+    "model": {"path": "starter", "dtype": "bfloat16"},
+    "data": {"path": "starter:pirate"},
+    "method": {"name": "lora"},
+    "train": {
+        "max_steps": 2, "per_device_train_batch_size": 4, "num_samples": 0, "eval_steps": 2,
+        "save_steps": 2,
+    },
+}  # fmt: skip
+CASES = {
+    "packed": {},
+    "padded": {"train.packing": False},
+    "checkpointing": {"train.gradient_checkpointing": True},
+    "offloading": {"train.gradient_checkpointing": True, "train.activation_offloading": True},
+    "accumulation, NEFTune, smoothing": {
+        "train.gradient_accumulation_steps": 2, "train.neftune_noise_alpha": 5.0,
+        "train.label_smoothing_factor": 0.1,
+    },
+    "dropout": {"method.lora_dropout": 0.1},
+    "DoRA": {"method.use_dora": True},
+    "PiSSA": {"method.init_lora_weights": "pissa"},
+    "float16": {"model.dtype": "float16"},
+    "eager": {"train.attn_implementation": "eager"},
+    "bottleneck": {"method.name": "bottleneck"},
+    "bottleneck, parallel": {"method.name": "bottleneck", "method.placement": "parallel"},
+    "prefix tuning": {"method.name": "prefix_tuning"},
+    "prefix tuning, checkpointing": {
+        "method.name": "prefix_tuning", "train.gradient_checkpointing": True,
+    },
+    "prompt tuning": {"method.name": "prompt_tuning"},
+    "P-tuning": {"method.name": "p_tuning"},
+    "IA3": {"method.name": "ia3"},
+    "norm tuning": {"method.name": "norm_tuning"},
+    "LoHa": {"method.name": "loha"},
+    "LoKr": {"method.name": "lokr"},
+    "VeRA": {"method.name": "vera"},
+    "full": {"method.name": "full", "model.dtype": "float32"},
+    "Lion": {"train.optim": "lion"},
+    "Muon": {"train.optim": "muon"},
+}  # fmt: skip
+MOST_WAITS = 4  # of a step: row counts, the mask's check in transformers, the loss, the norm
+
+
+def run(folder, changes, device):
+    """Return the losses and norms of a run, and the host waits of its last step by place."""
+    AcceleratorState._reset_state(True)
+    PartialState._reset_state()
+    spec = RunSpec.parse(BASE).with_values({"train.device": device, **changes})
+    losses, waits = [], {}
+    for event in train(spec, run_dir=folder / device[:3], home=open_home(folder / "home")):
+        if isinstance(event, Step):
+            losses += [event.loss, event.grad_norm]
+            waits = dict(log.waits)
+        if isinstance(event, Evaluated):
+            losses.append(event.eval_loss)
+        log.clear()
+    return losses, waits
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_on_the_gpu_is_the_run_on_the_cpu(name, tmp_path):
+    changes = CASES[name]
+    with fake_gpu():
+        found, waits = run(tmp_path, changes, "cuda:0")
+    assert sum(waits.values()) <= MOST_WAITS, waits
+    assert not [place for place in waits if " @ backbone/" in place and "<-" not in place], waits
+    plain = {key: value for key, value in changes.items() if "offloading" not in key}
+    expected, _ = run(tmp_path, plain, "cpu")
+    assert len(found) == 5
+    close = 0.02 if BASE["model"]["dtype"] == changes.get("model.dtype", "bfloat16") else 0.005
+    assert found == pytest.approx(expected, rel=close)
