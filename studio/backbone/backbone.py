@@ -277,7 +277,10 @@ class Backbone:
 
     # -- use -----------------------------------------------------------------------------------
 
-    def packed_logits(self, ids_T: Tensor, lengths: Sequence[int], keep_N: Tensor) -> Tensor:
+    def packed_logits(
+        self, ids_T: Tensor, lengths: Sequence[int], keep_N: Tensor,
+        kept: Sequence[int] | None = None,
+    ) -> Tensor:  # fmt: skip
         """Run concatenated rows and return the logits at some positions.
 
         Each row attends only to itself and its positions start at zero.
@@ -286,6 +289,7 @@ class Backbone:
             ids_T: Token ids of all rows, one after the other; `sum(lengths)` of them.
             lengths: Tokens of each row.
             keep_N: Positions in `ids_T` whose logits are returned.
+            kept: How many of them are in each row; counted if not given, which waits for a GPU.
 
         Returns:
             logits_NV.
@@ -299,7 +303,7 @@ class Backbone:
             given = {"inputs_embeds": embedded}
         positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device, non_blocking=True)
         with packing.packed(self._state, lengths, device):
-            skips = keep_positions(self.anatomy, self._state, keep_N)
+            skips = keep_positions(self.anatomy, self._state, keep_N, kept)
             try:
                 return self._logits(keep_N, skips=skips, position_ids=positions_T[None], **given)[0]
             finally:

@@ -267,14 +267,17 @@ def _last_layer(layer: Any, state: AttentionState) -> Callable[..., Tensor]:
     return forward
 
 
-def keep_positions(anatomy: Anatomy, state: AttentionState, keep_N: Tensor) -> bool:
+def keep_positions(
+    anatomy: Anatomy, state: AttentionState, keep_N: Tensor, kept: Sequence[int] | None
+) -> bool:
     """Let the last layer of a packed forward return only these positions; False if it cannot."""
     if not (state.lean and _is_plain(anatomy.layers()[-1])):
         return False
     assert state.lengths is not None
-    bounds = torch.tensor(state.lengths, device=keep_N.device).cumsum(0)
-    counts = torch.searchsorted(keep_N, bounds).diff(prepend=bounds.new_zeros(1))
-    state.keep, state.kept_lengths = keep_N, tuple(counts.tolist())
+    if kept is None:
+        bounds = torch.tensor(state.lengths, device=keep_N.device).cumsum(0)
+        kept = torch.searchsorted(keep_N, bounds).diff(prepend=bounds.new_zeros(1)).tolist()
+    state.keep, state.kept_lengths = keep_N, tuple(kept)
     return True
 
 

@@ -40,13 +40,17 @@ class TokenRow(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Concatenated rows; `keep_N` indexes `ids_T`, `targets_N` holds the next tokens."""
+    """Concatenated rows; `keep_N` indexes `ids_T`, `targets_N` holds the next tokens.
+
+    `kept` is the number of targets of each row: known here, a wait for the GPU later.
+    """
 
     ids_T: Tensor
     lengths: tuple[int, ...]
     keep_N: Tensor
     targets_N: Tensor
     rows: tuple[int, ...]
+    kept: tuple[int, ...]
 
     @property
     def num_tokens(self) -> int:
@@ -79,7 +83,8 @@ class PaddedBatch:
 def pack(examples: Sequence[TokenRow], device: torch.device) -> PackedBatch:
     """Concatenate rows; the last position of a row has no target."""
     ids = np.concatenate([e.input_ids for e in examples]).astype(np.int64)
-    nexts = np.concatenate([_next_labels(e.labels) for e in examples])
+    next_of = [_next_labels(e.labels) for e in examples]
+    nexts = np.concatenate(next_of)
     keep = np.flatnonzero(nexts != IGNORED)
     return PackedBatch(
         ids_T=torch.from_numpy(ids).to(device),
@@ -87,6 +92,7 @@ def pack(examples: Sequence[TokenRow], device: torch.device) -> PackedBatch:
         keep_N=torch.from_numpy(keep).to(device),
         targets_N=torch.from_numpy(nexts[keep]).to(device),
         rows=tuple(e.row for e in examples),
+        kept=tuple(int(np.count_nonzero(labels != IGNORED)) for labels in next_of),
     )
 
 

@@ -127,9 +127,7 @@ def plain_head(backbone: Backbone) -> nn.Linear | None:
     return None if id(head) in edited else head
 
 
-def packed_hidden(
-    backbone: Backbone, head: nn.Linear, ids_T: Tensor, lengths: tuple[int, ...], keep_N: Tensor
-) -> Tensor:
+def packed_hidden(backbone: Backbone, head: nn.Linear, batch: PackedBatch) -> Tensor:
     """Return the head's input `(N, D)` at the positions `keep_N`."""
     seen: list[Tensor] = []
 
@@ -139,7 +137,7 @@ def packed_hidden(
 
     handle = head.register_forward_pre_hook(intercept)
     try:
-        backbone.packed_logits(ids_T, lengths, keep_N)
+        backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N, batch.kept)
     finally:
         handle.remove()
     return seen[0][0]
@@ -166,6 +164,7 @@ def loss_sums(
             keep_N=torch.cat([b.keep_N + start for b, start in zip(batches, edges, strict=False)]),
             targets_N=torch.cat([batch.targets_N for batch in batches]),
             rows=(),
+            kept=tuple(count for batch in batches for count in batch.kept),
         ),
     )
     parts = found.split([batch.num_targets for batch in batches])
@@ -182,8 +181,8 @@ def _forward(
     if isinstance(batch, PaddedBatch):
         return padded_logits(backbone, batch), None
     if (head := plain_head(backbone)) is not None:
-        return packed_hidden(backbone, head, batch.ids_T, batch.lengths, batch.keep_N), head
-    return backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N), None
+        return packed_hidden(backbone, head, batch), head
+    return backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N, batch.kept), None
 
 
 def _cross_entropy(

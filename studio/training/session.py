@@ -53,7 +53,7 @@ class Pass:
     """
 
     batches: Sequence[PackedBatch | PaddedBatch]
-    losses: Sequence[float]
+    losses: Sequence[Tensor]
     seconds: float
     scale: int = 1
 
@@ -82,7 +82,7 @@ def forward_backward(session: Session) -> Pass:
         for _ in range(session.plan.most_passes(session.accelerator.num_processes) - len(batches)):
             loss = loss_sum(session.backbone, session.batch([session.prepared.train[0]]))
             session.accelerator.backward(loss * 0.0)
-    return Pass(batches, [float(loss) for loss in losses], time.perf_counter() - started, scale)
+    return Pass(batches, losses, time.perf_counter() - started, scale)
 
 
 @dataclass(slots=True)
@@ -114,11 +114,12 @@ class Session:
             Diverged: The loss or the gradient is not finite; the weights are as before the step.
         """
         passed, started = self.forward_backward(self), time.perf_counter()
-        grad_norm = self._reduce_and_clip(passed.scale)
-        loss = self.sum_over_ranks(float(sum(passed.losses)))
+        norm = self._reduce_and_clip(passed.scale).float()
+        *losses, grad_norm = torch.stack([*passed.losses, norm]).tolist()  # the only wait of a step
+        loss = self.sum_over_ranks(float(sum(losses)))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.optimizer.zero_grad(set_to_none=True)
-            raise self._diverged(passed, grad_norm)
+            raise self._diverged(passed.batches, losses, grad_norm)
         rate = self.plan.lr(self.progress.step)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
@@ -168,18 +169,20 @@ class Session:
         """
         return targets if self.loaded.dtype == torch.float16 else 1
 
-    def _reduce_and_clip(self, scale: int) -> float:
+    def _reduce_and_clip(self, scale: int) -> Tensor:
         """Sum gradients over ranks, clip their norm to `max_grad_norm`, return the norm."""
         if self.accelerator.num_processes > 1:
             sum_gradients(self.parameters)
         if scale > 1:
             torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], scale)
         limit = self.spec.train.max_grad_norm or math.inf
-        return float(nn.utils.clip_grad_norm_(self.parameters, limit))
+        return nn.utils.clip_grad_norm_(self.parameters, limit)
 
-    def _diverged(self, passed: Pass, grad_norm: float) -> Diverged:
+    def _diverged(
+        self, batches: Sequence[PackedBatch | PaddedBatch], losses: Sequence[float],
+        grad_norm: float,
+    ) -> Diverged:  # fmt: skip
         """Return the error for a loss or gradient that is not finite, naming rows and rate."""
-        losses, batches = passed.losses, passed.batches
         bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
         rows = [row for i in bad or range(len(batches)) for row in batches[i].rows]
         what = f"loss became {losses[bad[0]]}" if bad else f"gradient became {grad_norm}"

@@ -206,10 +206,7 @@ class SiblingGroup:
             torch.stack(scaled).sum().backward()
             for one, share in zip(there, shares, strict=True):
                 losses[one.name].append(share.detach())
-        made = {
-            name: Pass(own, [float(loss) for loss in losses[name]], 0.0, scales[name])
-            for name, own in batches.items()
-        }
+        made = {name: Pass(own, losses[name], 0.0, scales[name]) for name, own in batches.items()}
         seconds, tokens = time.perf_counter() - started, sum(p.num_tokens for p in made.values())
         self._seconds |= {name: seconds * p.num_tokens / tokens for name, p in made.items()}
         self._ready |= made

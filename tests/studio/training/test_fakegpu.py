@@ -49,7 +49,8 @@ CASES = {
     "Lion": {"train.optim": "lion"},
     "Muon": {"train.optim": "muon"},
 }  # fmt: skip
-MOST_WAITS = 4  # of a step: row counts, the mask's check in transformers, the loss, the norm
+MOST_WAITS = 1  # of a step: loss and gradient norm, fetched together
+MAY_WAIT = {"padded": 2, "offloading": 4}  # a boolean index and its gradient; layers copied back
 
 
 def run(folder, changes, device):
@@ -73,8 +74,10 @@ def test_a_run_on_the_gpu_is_the_run_on_the_cpu(name, tmp_path):
     changes = CASES[name]
     with fake_gpu():
         found, waits = run(tmp_path, changes, "cuda:0")
-    assert sum(waits.values()) <= MOST_WAITS, waits
-    assert not [place for place in waits if " @ backbone/" in place and "<-" not in place], waits
+    # transformers checks the positions of each pass for packed rows, which waits once, too.
+    own = {place: count for place, count in waits.items() if "<-" not in place}
+    assert sum(own.values()) <= MOST_WAITS + MAY_WAIT.get(name, 0), own
+    assert name in MAY_WAIT or not [place for place in own if " @ backbone/" in place], own
     plain = {key: value for key, value in changes.items() if "offloading" not in key}
     expected, _ = run(tmp_path, plain, "cpu")
     assert len(found) == 5

@@ -19,7 +19,7 @@ def gradient(own: Session, scale: int | None = None) -> tuple[torch.Tensor, floa
     passed = forward_backward(own)
     norm = own._reduce_and_clip(passed.scale if scale is None else scale)
     parts = [p.grad.flatten() for p in own.parameters if p.grad is not None and p.grad.any()]
-    return torch.cat(parts), norm
+    return torch.cat(parts), float(norm)
 
 
 def test_the_gradient_in_float16_is_that_of_float32(session, monkeypatch):

@@ -62,7 +62,7 @@ def test_the_head_leaves_no_hook_behind(session):
     found = plain_head(own.backbone)
     assert found is not None
     batch = pack(make_rows(3).train or make_rows(8).train, torch.device("cpu"))
-    hidden = packed_hidden(own.backbone, found, batch.ids_T, batch.lengths, batch.keep_N)
+    hidden = packed_hidden(own.backbone, found, batch)
     assert hidden.shape == (batch.num_targets, 32)
     assert not found._forward_pre_hooks
     capped = Backbone(tiny_model("gemma2"))
