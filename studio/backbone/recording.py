@@ -373,7 +373,7 @@ def _counts_from_zero(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> b
     """Return True if positions from 0 are those that the model counts itself."""
     given = _forward(anatomy, state, ids, None)
     own = _forward(anatomy, state, ids, None, with_positions=False)
-    return not _differs(given, own, slice(None), loose=True)
+    return given.shape == own.shape and not _differs(given, own, slice(None), loose=True)
 
 
 def _has_plain_head(anatomy: Anatomy, ids: Tensor) -> bool:
