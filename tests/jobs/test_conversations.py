@@ -3,9 +3,7 @@
 import pytest
 
 from jobs.conversations import Conversations, Votes
-from jobs.recipes import Recipes
-from studio.errors import ChatError, SpecError
-from studio.stack import read_lane
+from studio.errors import ChatError
 
 LANES = [{"model": "starter", "stack": []}]
 
@@ -87,45 +85,7 @@ def test_a_vote_is_on_the_board(votes):
     assert votes.board(blind_only=True)["votes"] == 1, "open votes can be left out"
 
 
-def test_a_turn_has_one_vote_and_it_can_be_taken_back(votes):
-    votes.cast("Hi", PAIR, winner=0, conversation="c", turn=2)
-    votes.cast("Hi", PAIR, winner=None, bad=True, conversation="c", turn=2)
-
-    assert [(row["winner"], row["bad"]) for row in votes.list()] == [(None, 1)]
-    assert votes.take_back("c", 2)
-    assert votes.list() == [] and not votes.take_back("c", 2)
-
-
 def test_a_vote_on_one_answer_is_refused(votes):
     with pytest.raises(ChatError, match="at least two"):
         votes.cast("Hi", PAIR[:1], winner=0)
     assert votes.list() == []
-
-
-def test_a_recipe_is_kept_changed_and_forgotten(store):
-    recipes = Recipes(store.database)
-    recipes.save("half", "starter", [{"name": "pirate", "weight": 0.5}])
-    recipes.save("half", "starter", [{"name": "pirate", "weight": 0.25}])
-
-    assert recipes.get("half")["stack"] == [{"name": "pirate", "weight": 0.25}]
-    recipes.delete("half")
-    with pytest.raises(ChatError, match='no recipe "half"'):
-        recipes.get("half")
-
-
-@pytest.mark.parametrize(
-    ("name", "stack", "error"),
-    [
-        (" ", [{"name": "a", "weight": 1}], ChatError),
-        ("x" * 121, [{"name": "a", "weight": 1}], ChatError),
-        ("x", [], ChatError),
-        ("x", [{"name": "a", "weight": 99}], SpecError),
-    ],
-)
-def test_a_recipe_that_cannot_be_is_refused(store, name, stack, error):
-    with pytest.raises(error):
-        Recipes(store.database).save(name, "starter", stack)
-
-
-def test_a_lane_without_a_stack_is_the_base():
-    assert read_lane("starter") == {"model": "starter", "stack": []}

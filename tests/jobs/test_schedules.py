@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from jobs import extend, retries, schedules, settings, supervisor, sweeps
+from jobs import retries, schedules, settings, supervisor, sweeps
 from jobs.curves import Progress
 from jobs.processes import me
 from jobs.run_requests import request, take_request
@@ -46,15 +46,6 @@ def test_a_sweep_stops_at_an_error_only_if_asked(store, on_error):
     rest = "paused" if on_error == "stop" else "queued"
     assert [store.get(job.id).state for job in jobs] == ["failed", rest, rest]
     assert ("stops at an error" in store.get(jobs[1].id).why) is (on_error == "stop")
-
-
-def test_a_copy_differs_only_where_asked(store):
-    job = store.submit(a_spec(name="first", seed=5))
-    copy = extend.duplicate(store, "first", {"method.r": 32})
-    assert copy.parent == job.id
-    assert copy.spec["method"]["r"] == 32
-    assert copy.spec["seed"] == 5
-    assert copy.name != "first"
 
 
 def test_a_job_waits_for_what_it_needs(store):

@@ -55,19 +55,3 @@ def test_a_queued_mix_names_the_folder_of_its_adapter(page, home, store):
     folder = put_adapter(home.adapters / "a", "a")
     job = do(page, "mix", name="m", stack=[{"name": "a"}]).json()
     assert store.get(job["id"]).spec["stack"] == [{"name": str(folder), "weight": 1.0}]
-
-
-def test_a_bake_off_from_the_form_queues_siblings(page, store):
-    asked = {"name": "duel", "methods": "lora,ia3", "set": ["train.max_steps=3", "method.r=4"]}
-    assert do(page, "bakeoff", **asked).json()["name"] == "duel"
-    jobs = store.list(search="duel")[::-1]
-    assert [job.kind for job in jobs] == ["train", "train", "bakeoff"]
-    assert {job.sweep for job in jobs} == {"duel"}
-    assert jobs[0].spec["method"]["r"] == 4 and jobs[1].spec["method"]["name"] == "ia3"
-    rows = do(page, "bakeoff", show="duel").json()["rows"]
-    assert [(row["method"], row["state"]) for row in rows] == [
-        ("lora", "queued"),
-        ("ia3", "queued"),
-    ]
-    assert "already" in sentence(do(page, "bakeoff", **asked))
-    assert "no bake-off" in sentence(do(page, "bakeoff", show="x"))

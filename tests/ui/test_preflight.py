@@ -47,12 +47,6 @@ def do(client, action, **values):
     return client.post(f"/api/do/{action}", json=values)
 
 
-def test_presets_are_saved_and_forgotten(client):
-    do(client, "presets.save", name="mine", set=["train.max_steps=9"])
-    assert do(client, "presets.list").json()[-1]["values"] == {"train.max_steps": 9}
-    assert not do(client, "presets.forget", name="mine").json()[-1]["own"]
-
-
 def test_a_wrong_field_is_one_sentence(client):
     answer = client.post("/api/estimate", json={"set": ["train.max_step=5"]})
     assert answer.status_code == 200, "a form on its way to a valid one is no failure"

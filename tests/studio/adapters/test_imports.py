@@ -63,18 +63,6 @@ def test_the_right_base_is_remembered(home, peft_folder, tmp_path):
     assert found.base == str(base) and found.base_fingerprint
 
 
-def test_a_name_that_is_taken_is_refused(home, peft_folder):
-    import_adapter(home, str(peft_folder))
-    with pytest.raises(AdapterError, match="already an adapter"):
-        import_adapter(home, str(peft_folder))
-
-
-@pytest.mark.parametrize("source", ["/nowhere/at/all", "./nothing"])
-def test_a_missing_folder_says_so(home, source):
-    with pytest.raises(AdapterError, match="no adapter folder"):
-        import_adapter(home, source)
-
-
 def test_unsafe_folders_are_refused(home, peft_folder, tmp_path):
     weights = peft_folder / "adapter_model.safetensors"
     content = weights.read_bytes()

@@ -13,7 +13,6 @@ from studio.data.curate import (
     apply_step,
     export_rows,
     lineage,
-    overlap,
     parse_step,
 )
 from studio.data.datasets import check_file
@@ -162,16 +161,6 @@ def test_a_corrected_mapping_is_a_step_too(home, numbers):
     made = apply_step(home, "numbers", Remap(mapping=mapping))
 
     assert made.meta.mapping == mapping and made.meta.findings.format == "labelled"
-
-
-def test_overlap_counts_rows_that_are_in_both(home, numbers, tmp_path):
-    brought_in(home, numbers)
-    other = tmp_path / "eval.jsonl"
-    other.write_text(
-        '{"question": "what is 3?", "answer": "it is 3"}\n{"question": "x", "answer": "y"}\n'
-    )
-
-    assert overlap(home, "numbers", other) == 1
 
 
 def test_csv_export_neutralises_formulas(home, tmp_path):
