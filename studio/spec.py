@@ -79,6 +79,19 @@ class DataSource(Record):
         advanced=True,
         labels={"assistant": "every answer", "last": "the last answer", "all": "everything"},
     )
+    thoughts: Literal["template", "turns", "keep"] = knob(
+        "template",
+        "Thoughts that the chat template cuts: template leaves them out, turns trains each answer "
+        "as it was generated (one row per answer), keep writes all of them into one row.",
+        title="Cut thoughts",
+        advanced=True,
+    )
+    accept_lost: bool = knob(
+        False,
+        "Train rows of which the chat template cuts part of an answer; they are refused otherwise.",
+        title="Accept lost parts",
+        advanced=True,
+    )
     max_length: int = knob(
         1024,
         "Truncate longer rows to this length, or to the model's context length if that is shorter.",

@@ -79,6 +79,13 @@ class Mapping(Record):
         return self
 
 
+def columns_read(mapping: Mapping) -> frozenset[str]:
+    """Return the columns of a row that a mapping reads; of a dotted path also its first part."""
+    paths = [*mapping.columns.values()]
+    paths += [name for template in mapping.templates.values() for name in fields(template)]
+    return frozenset([*paths, *(path.partition(".")[0] for path in paths)])
+
+
 def getter(mapping: Mapping, part: str) -> Getter | None:
     """Return the function that fetches a part from a row; None when the part has no source."""
     if part in mapping.constants:

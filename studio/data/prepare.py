@@ -18,7 +18,7 @@ import numpy as np
 from studio.data.datasets import find
 from studio.data.origins import Origin
 from studio.data.report import TokenReport
-from studio.data.template.template import Template, choose
+from studio.data.template.template import Template, choose_for
 from studio.data.tokenizer_files import check_loaded
 from studio.data.tokens import Example, Examples, Tokens, TokenWriter, load_tokens, tokenise
 from studio.home import Home, is_whole, publishing, sweep
@@ -63,7 +63,7 @@ def prepare(
     Raises:
         DataError: No row can be used, or no token would be trained.
     """
-    origin, template = find(source, home), choose(tokenizer, source.chat_template)
+    origin, template = find(source, home), choose_for(tokenizer, source)
     check_loaded(tokenizer, home)
     limit, data_hash = row_limit(source, context_length), origin.content_hash()
     if home is None:
@@ -110,7 +110,7 @@ def prepare(
 
 def is_prepared(source: DataSource, tokenizer: Any, *, context_length: int, home: Home) -> bool:
     """Return True if the tokens are in the cache, so that `prepare` answers at once."""
-    origin, template = find(source, home), choose(tokenizer, source.chat_template)
+    origin, template = find(source, home), choose_for(tokenizer, source)
     limit = row_limit(source, context_length)
     return (
         _folder(home, origin.content_hash(), origin, source, template, limit) / "report.json"
@@ -148,7 +148,8 @@ def _folder(
 ) -> Path:
     how = [origin.container, origin.encoding, origin.plain]  # a name may say how bytes are read
     parts = [
-        "tokens-7", data_hash, how, source.format, source.chat_template, source.train_on, limit,
+        "tokens-8", data_hash, how, source.format, source.chat_template, source.train_on, limit,
+        source.thoughts, source.accept_lost,
         template.backend.fingerprint(),
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

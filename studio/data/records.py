@@ -32,6 +32,7 @@ class Conversation(NamedTuple):
     line: int = 0
     open_ended: bool = False  # a question at the end had no answer and was left out
     muted: tuple[int, ...] = ()  # which answers, counted from 0, carry no loss
+    unread: tuple[str, ...] = ()  # keys of the messages that mean nothing here
 
 
 class Document(NamedTuple):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from studio.data.mapping import Mapping
-from studio.data.records import Conversation, Document, Problem
+from studio.data.records import Conversation, Document, Problem, Row
 from studio.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
     from studio.data.origins import Origin
     from studio.data.recognise import Guess
+    from studio.data.template.template import View
     from studio.data.tokens import Tokens
 
 LOW_SHARE = 0.05
 MANY_MESSAGES = 1000
-MAX_LISTED, MAX_PROBLEMS = 1000, 100_000
+MAX_LISTED, MAX_PROBLEMS, MAX_NAMED = 1000, 100_000, 8
 
 
 class Frozen(BaseModel):
@@ -90,7 +91,10 @@ class Histogram(Frozen):
 
 
 class TokenReport(Report):
-    """A report with what the rows became on a model; `overlap` counts held-out training rows."""
+    """A report with what the rows became on a model.
+
+    `overlap` counts held-out training rows, `lost_parts` the parts that the template cuts, by kind.
+    """
 
     name: str = ""
     template: str = ""
@@ -110,6 +114,7 @@ class TokenReport(Report):
     length_histogram: Histogram = Histogram()
     open_ended: int = 0
     overlap: int = 0
+    lost_parts: dict[str, int] = {}
 
 
 @dataclass(slots=True)
@@ -125,6 +130,15 @@ class RowCounter:
     problems: list[Problem] = field(default_factory=list)
     problem_counts: Counter[str] = field(default_factory=Counter)
     hashes: array[int] = field(default_factory=lambda: array("Q"))  # equal rows have equal ones
+    unread_columns: Counter[str] = field(default_factory=Counter)
+    unread_keys: Counter[str] = field(default_factory=Counter)
+
+    def see(self, row: Row, columns: Collection[str]) -> None:
+        """Count a row of which these columns are read, and the others that say anything."""
+        if not row.values.keys() <= columns:
+            for name, value in row.values.items():
+                if name not in columns and value not in (None, "", [], {}):
+                    self.unread_columns[name] += 1
 
     def drop(self, problem: Problem) -> None:
         """Count a row that was read and cannot be used."""
@@ -140,6 +154,8 @@ class RowCounter:
             self.muted += len(row.muted)
             self.echoes += _is_echo(row)
             self.most_messages = max(self.most_messages, len(row.messages))
+            if row.unread:
+                self.unread_keys.update(row.unread)
 
     def num_repeats(self) -> int:
         """Return how many rows repeat an earlier one."""
@@ -175,6 +191,8 @@ class RowCounter:
                 f"{self.muted:,} answers are marked in the file (weight 0, or train false) and "
                 "carry no loss."
             )
+        notes += [*_unread("column", "row", self.unread_columns)]
+        notes += [*_unread("key", "message", self.unread_keys)]
         return {
             "format": guess.mapping.format,
             "reason": guess.reason,
@@ -220,6 +238,105 @@ def token_smells(tokens: Tokens, truncated: int, format: str) -> Iterator[str]:
     short = int(np.count_nonzero(trained <= 2))  # one and the end of the turn
     if short * 2 > count:
         yield f"In {short:,} of {count:,} rows at most one token is trained beside the end."
+
+
+def _unread(what: str, holder: str, counts: Counter[str]) -> Iterator[str]:
+    """Yield the sentence that names the columns or keys that are not read."""
+    if not counts:
+        return
+    shown = counts.most_common(MAX_NAMED)
+    names = [f'"{name[:40]}" of {n:,} {holder}{"s" * (n != 1)}' for name, n in shown]
+    more = f" and {len(counts) - len(shown):,} more" if len(counts) > len(shown) else ""
+    plural = "s" * (len(counts) != 1)
+    yield f"Not read: the {what}{plural} {', '.join(names)}{more}."
+
+
+@dataclass(slots=True)
+class PartCounter:
+    """Counts the parts of kept rows that the template cuts, splits off or has to be given back."""
+
+    lost: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+    changes: Counter[str] = field(default_factory=Counter)
+    split_rows: int = 0
+    split_views: int = 0
+    restored: int = 0
+
+    def see(self, view: View) -> None:
+        """Count one view of a row."""
+        kinds = [part.kind for part in view.lost]
+        self.lost.update(kinds)
+        self.rows.update({*kinds})
+        self.changes.update(view.changes if view.part == 0 else ())
+        self.split_rows += view.num_parts > 1 and view.part == 0
+        self.split_views += view.num_parts > 1
+        self.restored += view.restored
+
+    def sentences(self) -> Iterator[str]:
+        """Yield one sentence per kind of part."""
+        for kind, (many, one) in _LOST.items():
+            if count := (self.rows if kind in _BY_ROW else self.lost)[kind]:
+                yield many.format(f"{count:,}") if count != 1 else one
+        for change, text in _CHANGES.items():
+            if count := self.changes[change]:
+                yield text.format(f"{count:,} row{'s' * (count != 1)}")
+        if self.split_rows:
+            yield (
+                "The chat template cuts parts of earlier answers, usually thoughts: "
+                f"{_rows(self.split_rows)} trained turn by turn, as each answer was generated, in "
+                f"{self.split_views:,} examples (data.thoughts)."
+            )
+        if self.restored:
+            yield (
+                f"The chat template cuts the thoughts of {self.restored:,} answers; they are "
+                "written back in front of the answers (data.thoughts)."
+            )
+
+
+def _rows(count: int) -> str:
+    return "1 row is" if count == 1 else f"{count:,} rows are"
+
+
+_CHANGES = {
+    "system": "The chat template does not write every system prompt: those of {} stand in front of "
+    "the first question.",
+    "tools": "The chat template writes no tools: those of {} are listed in the system prompt.",
+    "calls": "The chat template writes no tool calls: those of {} are trained as lines of JSON.",
+    "results": "The chat template writes no tool results: those of {} are written as questions.",
+    "thoughts": "The chat template writes no thoughts: those of {} stand between <think> tags in "
+    "the answers.",
+}
+_BY_ROW = ("system", "tools")
+_LOST = {
+    "system": (
+        "The system prompt of {} rows does not appear: the chat template leaves it out.",
+        "The system prompt of 1 row does not appear: the chat template leaves it out.",
+    ),
+    "user": (
+        "The chat template leaves out {} questions.", "The chat template leaves out 1 question."
+    ),
+    "tool": (
+        "The chat template leaves out {} tool results.",
+        "The chat template leaves out 1 tool result.",
+    ),
+    "tools": (
+        "The tools of {} rows do not appear: the chat template leaves them out.",
+        "The tools of 1 row do not appear: the chat template leaves them out.",
+    ),
+    "answer": (
+        "The chat template cuts the text of {} answers.",
+        "The chat template cuts the text of 1 answer.",
+    ),
+    "thought": (
+        "The chat template cuts the thoughts of {} answers; data.thoughts=turns trains them.",
+        "The chat template cuts the thought of 1 answer; data.thoughts=turns trains it.",
+    ),
+    "call": ("The chat template cuts {} tool calls.", "The chat template cuts 1 tool call."),
+    "end": (
+        "The chat template writes no end of turn behind {} answers.",
+        "The chat template writes no end of turn behind 1 answer.",
+    ),
+}  # fmt: skip
 
 
 def histogram(lengths: NDArray[np.int64], *, num_bins: int = 24) -> Histogram:

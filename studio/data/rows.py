@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from studio.data.mapping import Mapping, as_text, getter
-from studio.data.message_parts import read_content, refuse_media
+from studio.data.message_parts import Parts, read_content, refuse_media
 from studio.data.records import Conversation, Document, Dropped, Message, Problem, Row
 
 Made = Conversation | Document
@@ -27,6 +27,11 @@ ROLES = {
     "tool_response": "tool", "ipython": "tool",
     "function_call": "call", "tool_call": "call",
 }  # fmt: skip
+THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking", "thought")
+READ_KEYS = frozenset({
+    "role", "from", "content", "value", "text", "parts", "tool_calls", "function_call", "name",
+    "tool_call_id", "weight", "loss_weight", "train", *THOUGHT_NAMES,
+})  # fmt: skip
 
 
 def converter(mapping: Mapping) -> Converter:
@@ -182,6 +187,7 @@ def _answered(mapping: Mapping) -> Callable[[Row, list[Any]], Conversation]:
 
 def _messages(mapping: Mapping) -> Callable[[Row], Made]:
     messages, tools, system = (_Part(mapping, part) for part in ("messages", "tools", "system"))
+    older = mapping.columns.get("tools") == "functions"  # OpenAI's older name, without wrappers
 
     def make(row: Row) -> Conversation:
         turns = messages.get(row.values)
@@ -190,6 +196,8 @@ def _messages(mapping: Mapping) -> Callable[[Row], Made]:
         if not isinstance(turns, list):
             raise Dropped("type", f'"{messages.name}" is not a list of messages.')
         known = _tools(tools.value_or_none(row.values))
+        if older and known:
+            known = [t if "function" in t else {"type": "function", "function": t} for t in known]
         return _conversation(
             turns, mapping, row, _system_text(system.value_or_none(row.values)), known
         )
@@ -215,6 +223,7 @@ def _conversation(
 ) -> Conversation:
     messages: list[Message] = []
     muted: list[int] = []
+    unread: list[str] = []
     last_answer, num_answers = -1, 0
     for index, turn in enumerate(turns):
         if type(turn) is not dict:
@@ -229,6 +238,8 @@ def _conversation(
             if _is_muted(turn, index):
                 muted.append(num_answers)
             num_answers += 1
+        if len(turn) > 2 and not turn.keys() <= READ_KEYS:
+            unread += [key for key in turn if key not in READ_KEYS and has_value(turn[key])]
         messages.append(message)
     if last_answer < 0:
         raise Dropped("no_answer", "No message is from the assistant: there is nothing to learn.")
@@ -236,7 +247,13 @@ def _conversation(
         messages.insert(0, {"role": "system", "content": system})
         last_answer += 1
     open_ended = last_answer + 1 < len(messages)
-    return Conversation(messages[: last_answer + 1], tools, row.line, open_ended, tuple(muted))
+    kept = messages[: last_answer + 1]
+    return Conversation(kept, tools, row.line, open_ended, tuple(muted), tuple(unread))
+
+
+def has_value(value: Any) -> bool:
+    """Return True if a value of a file says anything."""
+    return value is not None and value != "" and value != [] and value != {}
 
 
 def _is_muted(turn: dict[str, Any], index: int) -> bool:
@@ -253,36 +270,48 @@ def _is_muted(turn: dict[str, Any], index: int) -> bool:
 
 def _message(turn: dict[str, Any], role: str, index: int) -> Message:
     content = turn.get("content", turn.get("value", turn.get("text", turn.get("parts"))))
-    thought: Any = ""
-    inner: tuple[Any, ...] = ()
-    if type(content) is str:
-        text = content
-    else:
-        text, thought, inner = read_content(content, index)
+    found = Parts(content) if type(content) is str else read_content(content, index)
+    text, calls = found.text, _calls_of(turn, found)
     if text and ("\x00" in text or not text.isascii()):
         as_text(text, f"message {index + 1}")
-    calls = turn.get("tool_calls") or list(inner) or None
     if role == "call":
         role, calls = "assistant", _calls_in(text)
         text = "" if calls else text
     message: Message = {"role": role, "content": text}
     if role == "assistant":
         if calls:
-            calls = calls if isinstance(calls, list) else [calls]
             message["tool_calls"] = [_call(call, index) for call in calls]
         elif not text.strip():
             raise Dropped("empty_answer", f"Message {index + 1} is an empty answer.")
-        thought = next((turn[name] for name in _THOUGHTS if turn.get(name)), thought)
-        if isinstance(thought, str) and thought.strip():
+        if thought := found.thought or _thought(turn):
             message["reasoning_content"] = as_text(thought, "reasoning_content")
     elif role == "user" and not text.strip():
         raise Dropped("empty_prompt", f"Message {index + 1} is an empty question.")
-    if role == "tool" and isinstance(turn.get("name"), str):
-        message["name"] = turn["name"]
+    elif role == "tool":
+        for key in ("name", "tool_call_id"):
+            if isinstance(turn.get(key), str):
+                message[key] = turn[key]
     return message
 
 
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+def _thought(turn: dict[str, Any]) -> str:
+    """Return the thought of a message, under whichever name it stands."""
+    if len(turn) > 2:
+        for key in THOUGHT_NAMES:
+            thought = turn.get(key)
+            if isinstance(thought, str) and thought.strip():
+                return thought
+    return ""
+
+
+def _calls_of(turn: dict[str, Any], content: Parts) -> list[Any]:
+    """Return the tool calls of a message: today's list, the older single one, parts of content."""
+    calls = turn.get("tool_calls") or turn.get("function_call") or content.calls
+    if isinstance(calls, str):
+        calls = _calls_in(calls) or [calls]
+    if not calls:
+        return []
+    return [*calls] if isinstance(calls, list | tuple) else [calls]
 
 
 def _calls_in(text: str) -> list[Any] | None:
@@ -296,16 +325,13 @@ def _calls_in(text: str) -> list[Any] | None:
 
 
 def _call(call: Any, index: int) -> dict[str, Any]:
+    """Return a call in one shape; arguments stay text or object, as the file has them."""
     inner = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise Dropped("type", f"Message {index + 1} has a tool call without a name.")
-    arguments = inner.get("arguments", inner.get("parameters", {}))
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            pass  # templates take text as well
-    made = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
+    arguments = inner.get("arguments", inner.get("parameters", inner.get("input")))
+    function = {"name": inner["name"], "arguments": {} if arguments is None else arguments}
+    made = {"type": "function", "function": function}
     return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
 
 

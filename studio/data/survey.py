@@ -5,6 +5,7 @@ Knows no tokenizer. Checking a file and importing it make the same survey.
 
 from __future__ import annotations
 
+from studio.data.mapping import columns_read
 from studio.data.origins import Origin
 from studio.data.quality import Inspector, near_duplicates
 from studio.data.recognise import Guess
@@ -25,11 +26,13 @@ class Survey:
         self._characters = self._answer_characters = 0
         self._texts: list[str] = []
         self._plain = origin.plain and guess.mapping.format == "text"
-        self._convert = converter(guess.mapping)
+        self._convert, self._columns = converter(guess.mapping), columns_read(guess.mapping)
 
     def see(self, item: Row | Problem) -> None:
         """Take one row."""
         self.counter.read += 1
+        if isinstance(item, Row):
+            self.counter.see(item, self._columns)
         made: Conversation | Document | Problem
         if isinstance(item, Problem):
             made = item

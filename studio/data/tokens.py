@@ -19,13 +19,21 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, overload
 
 import numpy as np
 
+from studio.data.mapping import columns_read
 from studio.data.origins import Origin, guess_origin
 from studio.data.recognise import Guess
 from studio.data.records import Conversation, Document, Problem, Row, bytes_hash
-from studio.data.report import LOW_SHARE, RowCounter, TokenReport, histogram, token_smells
+from studio.data.report import (
+    LOW_SHARE,
+    PartCounter,
+    RowCounter,
+    TokenReport,
+    histogram,
+    token_smells,
+)
 from studio.data.rows import converter
 from studio.data.template.spans import runs
-from studio.data.template.template import IGNORED, Encoded, Template
+from studio.data.template.template import IGNORED, Encoded, Template, View
 from studio.errors import DataError
 from studio.spec import DataSource
 
@@ -221,16 +229,21 @@ class _Tokeniser:
 
     def __init__(self, template: Template, train_on: Any, limit: int, writer: TokenWriter) -> None:
         self.template, self.train_on, self.limit, self.writer = template, train_on, limit, writer
-        self.counter, self.lengths = RowCounter(), array("q")
+        self.counter, self.lengths, self.parts = RowCounter(), array("q"), PartCounter()
         self.truncated = self.truncated_start = self.truncated_tokens = 0
 
     def write_rows(self, items: Iterator[Row | Problem], guess: Guess) -> None:
-        convert = converter(guess.mapping)
+        convert, columns = converter(guess.mapping), columns_read(guess.mapping)
         numbers: list[int] = []
         rows: list[Conversation | Document] = []
         for item in items:
             self.counter.read += 1
-            made = convert(item) if isinstance(item, Row) else item
+            made: Conversation | Document | Problem
+            if isinstance(item, Row):
+                self.counter.see(item, columns)
+                made = convert(item)
+            else:
+                made = item
             if isinstance(made, Problem):
                 self.counter.drop(made)
                 continue
@@ -244,23 +257,33 @@ class _Tokeniser:
 
     def _write_batch(self, numbers: list[int], rows: list[Conversation | Document]) -> None:
         batch = self.template.encode_batch(rows, self.train_on)
+        views = batch.views
         lengths = np.diff(batch.starts)
         fits = np.array(batch.teaches) & (lengths <= self.limit)
         at = 0
-        for start, stop in [*runs(fits), (len(rows), len(rows))]:
+        for start, stop in [*runs(fits), (len(views), len(views))]:
             for i in range(at, start):
-                self._write_odd(numbers[i], rows[i], batch.row(i))
+                source = views[i].source
+                self._write_odd(numbers[source], rows[source], views[i], batch.row(i))
             at = stop
             if start < stop:
+                sources = [numbers[view.source] for view in views[start:stop]]
                 self.counter.hashes += self.writer.extend(
-                    batch.ids, batch.trained, batch.starts[start : stop + 1], numbers[start:stop]
+                    batch.ids, batch.trained, batch.starts[start : stop + 1], sources
                 )
                 self.lengths.extend(lengths[start:stop].tolist())
-                for row in rows[start:stop]:
-                    self.counter.keep(row)
+                for view in views[start:stop]:
+                    self._keep(rows[view.source], view)
+
+    def _keep(self, row: Conversation | Document, view: View) -> None:
+        """Count a view that is trained, and its row once."""
+        if view.part == 0:
+            self.counter.keep(row)
+        if view.lost or view.changes or view.restored or view.num_parts > 1:
+            self.parts.see(view)
 
     def _write_odd(
-        self, number: int, row: Conversation | Document, item: Encoded | Problem
+        self, number: int, row: Conversation | Document, view: View, item: Encoded | Problem
     ) -> None:
         """Write a row that is too long, or count why it cannot be used."""
         if isinstance(item, Problem):
@@ -272,7 +295,7 @@ class _Tokeniser:
         whole = len(item.ids)
         self.lengths.append(whole)
         self.counter.hashes.append(bytes_hash(item.ids.data))
-        self.counter.keep(row)
+        self._keep(row, view)
         if isinstance(row, Document):
             lead = self.template.backend.prefix
             for window in windows(item.ids[len(lead) :], limit=self.limit, lead=lead):
@@ -329,7 +352,7 @@ class _Tokeniser:
         share = num_trained / len(tokens.ids)
         is_text = guess.mapping.format == "text"
         lengths = np.asarray(self.lengths)
-        fields["warnings"] += self._warnings(share, is_text)
+        fields["warnings"] += [*self.parts.sentences(), *self._warnings(share, is_text)]
         fields["warnings"] += token_smells(tokens, self.truncated, guess.mapping.format)
         return tokens, TokenReport(
             **fields,
@@ -347,6 +370,7 @@ class _Tokeniser:
             longest=int(lengths.max()),
             length_histogram=histogram(lengths),
             open_ended=self.counter.open_ended,
+            lost_parts=dict(self.parts.lost),
         )
 
     def _warnings(self, share: float, is_text: bool) -> Iterator[str]:

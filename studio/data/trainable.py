@@ -16,7 +16,7 @@ from studio.data.datasets import find, origin_of
 from studio.data.prepare import row_limit
 from studio.data.report import TokenReport
 from studio.data.template.backend import Backend
-from studio.data.template.template import choose
+from studio.data.template.template import choose_for
 from studio.data.tokenizer_files import backend_for
 from studio.data.tokens import Tokens, TokenWriter, tokenise
 from studio.errors import DataError
@@ -79,7 +79,7 @@ def _first_rows(
     model: ModelSource, data: DataSource, home: Home | None, _state: tuple[tuple[int, ...], ...]
 ) -> tuple[Tokens, TokenReport]:
     origin, (backend, context_length) = find(data, home), lens(model, home)
-    template, limit = choose(backend, data.chat_template), row_limit(data, context_length)
+    template, limit = choose_for(backend, data), row_limit(data, context_length)
     some = list(islice(origin.rows(), FEW_ROWS))
     first = dataclasses.replace(origin, rows=lambda: iter(some))
     try:

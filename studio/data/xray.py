@@ -18,7 +18,7 @@ from studio.data.prepare import prepare, row_limit
 from studio.data.records import Conversation, Document, Problem, Row
 from studio.data.report import Frozen
 from studio.data.rows import converter
-from studio.data.template.template import Encoded, Template, choose
+from studio.data.template.template import Encoded, Template, View, choose_for
 from studio.data.tokens import Examples, fit
 from studio.errors import DataError
 from studio.home import Home
@@ -41,8 +41,23 @@ class Token(Frozen):
     special: bool = False
 
 
+class LostPart(Frozen):
+    """A part of message `message` (from 1; 0 for the tools) that the template leaves out.
+
+    It is missing before token `before` of the row.
+    """
+
+    message: int
+    kind: str
+    text: str
+    before: int
+
+
 class XRow(Frozen):
-    """One row; `row` counts from 1, `line` is where it stands in its file."""
+    """One row; `row` counts from 1, `line` is where it stands in its file.
+
+    A row that is trained turn by turn is shown once per turn: `part` of `num_parts`.
+    """
 
     row: int
     line: int
@@ -52,6 +67,9 @@ class XRow(Frozen):
     num_trained: int = 0
     num_truncated: int = 0
     problem: str = ""
+    lost: tuple[LostPart, ...] = ()
+    part: int = 1
+    num_parts: int = 1
 
 
 def xray(
@@ -80,7 +98,7 @@ def xray(
     Raises:
         DataError: The dataset cannot be used, or has no such row.
     """
-    origin, template = find(source, home), choose(tokenizer, source.chat_template)
+    origin, template = find(source, home), choose_for(tokenizer, source)
     guess = guess_origin(origin, source)
     is_text = origin.plain and guess.mapping.format == "text"
     examples = None
@@ -101,14 +119,14 @@ def xray(
         numbers = (int(examples.tokens.rows[at]) for at in places)
         wanted = list(dict.fromkeys(numbers))[:count]  # a document's windows share one row
     convert, limit = converter(guess.mapping), row_limit(source, context_length)
-    found: dict[int, XRow] = {}
+    found: dict[int, list[XRow]] = {}
     for number, item in _read_rows(origin, set(wanted)):
         row = convert(item) if isinstance(item, Row) else item
-        found[number] = _encoded_row(number, item.line, row, source, template, limit)
+        found[number] = _encoded_rows(number, item.line, row, source, template, limit)
     absent = [number for number in wanted if number not in found]
     if absent and (rows is not None or examples is not None):
         raise DataError(f"{origin.name} has no row {absent[0]:,}.")
-    return [found[number] for number in wanted if number in found]
+    return [row for number in wanted for row in found.get(number, ())]
 
 
 def _read_rows(origin: Origin, numbers: set[int]) -> Iterator[tuple[int, Row | Problem]]:
@@ -154,24 +172,47 @@ def _windows(
         yield _shown(at + 1, example.row, encoded, None, template)
 
 
-def _encoded_row(
+def _encoded_rows(
     number: int,
     line: int,
     made: Conversation | Document | Problem,
     source: DataSource,
     template: Template,
     limit: int,
-) -> XRow:
+) -> list[XRow]:
     if isinstance(made, Problem):
-        return XRow(row=number, line=line, problem=made.text)
-    encoded = template.encode_batch([made], source.train_on).row(0)
-    if isinstance(encoded, Problem):
-        return XRow(row=number, line=line, problem=encoded.text)
-    kept = None  # a long document becomes several windows, nothing is lost
-    if isinstance(made, Conversation):
-        lead = template.num_lead_tokens(encoded.ids)
-        kept = fit(encoded, limit=limit, num_lead_tokens=lead).kept
-    return _shown(number, line, encoded, kept, template)
+        return [XRow(row=number, line=line, problem=made.text)]
+    batch = template.encode_batch([made], source.train_on)
+    shown: list[XRow] = []
+    for at, view in enumerate(batch.views):
+        encoded = batch.row(at)
+        if isinstance(encoded, Problem):
+            lost = tuple(_lost(view, [], 0))
+            shown.append(XRow(row=number, line=line, problem=encoded.text, lost=lost))
+            continue
+        kept = None  # a long document becomes several windows, nothing is lost
+        if isinstance(made, Conversation):
+            lead = template.num_lead_tokens(encoded.ids)
+            kept = fit(encoded, limit=limit, num_lead_tokens=lead).kept
+        row = _shown(number, line, encoded, kept, template)
+        stops = np.flatnonzero(np.diff(encoded.trained, prepend=False).astype(int) > 0)
+        lost = tuple(_lost(view, stops.tolist(), len(encoded.ids)))
+        shown.append(
+            row.model_copy(
+                update={"lost": lost, "part": view.part + 1, "num_parts": view.num_parts}
+            )
+        )
+    return shown
+
+
+def _lost(view: View, answers: list[int], num_tokens: int) -> Iterator[LostPart]:
+    """Yield what a view lost, each part before the answer that it is missing from or precedes."""
+    messages = view.row.messages if isinstance(view.row, Conversation) else []
+    for part in view.lost:
+        before = [i for i, m in enumerate(messages[: part.message]) if m["role"] == "assistant"]
+        at = answers[len(before)] if len(before) < len(answers) else num_tokens
+        at = 0 if part.message <= 0 else at
+        yield LostPart(message=part.message + 1, kind=part.kind, text=part.text, before=at)
 
 
 def _shown(

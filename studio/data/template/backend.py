@@ -35,6 +35,7 @@ class Backend:
     controls: tuple[str, ...]
     chat_template: str | None
     prefix: tuple[int, ...]
+    tool_template: str | None = None  # for rows with tools, where it is another one
 
     @property
     def eos(self) -> str:
@@ -54,6 +55,7 @@ class Backend:
     def fingerprint(self) -> str:
         """Return a hash of everything that decides what text becomes."""
         parts = [self.core.to_str(), json.dumps(self.special), self.chat_template or ""]
+        parts += [self.tool_template] if self.tool_template else []
         return hashlib.sha256("\x00".join(parts).encode("utf-8", "replace")).hexdigest()
 
 
@@ -76,10 +78,7 @@ def backend_of(tokenizer: Any) -> Backend:
         for name, value in tokenizer.special_tokens_map.items()
         if isinstance(value, str) or hasattr(value, "content")
     }
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default") or next(iter(template.values()), None)
-    return backend_from_core(core, special, template)
+    return backend_from_core(core, special, tokenizer.chat_template)
 
 
 def backend_from_folder(folder: Path) -> Backend:
@@ -103,18 +102,35 @@ def backend_from_folder(folder: Path) -> Backend:
         for name in _SPECIAL_NAMES
         if (value := config.get(name))
     }
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default") or next(iter(named.values()), None)
+    return backend_from_core(core, special, _templates(folder, config.get("chat_template")))
+
+
+def _templates(folder: Path, configured: Any) -> dict[str, str]:
+    """Read the chat templates of a model folder by name, as transformers finds them."""
+    named: dict[str, str] = {}
+    if isinstance(configured, list):
+        named = {t["name"]: t["template"] for t in configured if {"name", "template"} <= {*t}}
+    elif isinstance(configured, str):
+        named["default"] = configured
     jinja = folder / "chat_template.jinja"
     if jinja.is_file():
-        template = jinja.read_text(encoding="utf-8")
-    return backend_from_core(core, special, template)
+        named["default"] = jinja.read_text(encoding="utf-8")
+    for file in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        named[file.stem] = file.read_text(encoding="utf-8")
+    return named
 
 
-def backend_from_core(core: Tokenizer, special: dict[str, str], template: str | None) -> Backend:
-    """Gather what templates need from a fast tokenizer and its settings."""
+def backend_from_core(
+    core: Tokenizer, special: dict[str, str], template: str | dict[str, str] | None
+) -> Backend:
+    """Gather what templates need from a fast tokenizer and its settings.
+
+    Of several templates `default` is used, and `tool_use` for rows with tools.
+    """
+    named = template if isinstance(template, dict) else {}
+    tool_use = named.get("tool_use")
+    if isinstance(template, dict):
+        template = named.get("default") or next(iter(named.values()), None)
     if core.padding is not None or core.truncation is not None:
         # Settings that an earlier call left in the shared object would reach into our rows.
         core = type(core).from_str(core.to_str())
@@ -132,7 +148,8 @@ def backend_from_core(core: Tokenizer, special: dict[str, str], template: str | 
         if not is_special:
             break
         prefix.append(token_id)
-    return Backend(core, special, controls, template or None, tuple(prefix))
+    tool_use = tool_use if tool_use != template else None
+    return Backend(core, special, controls, template or None, tuple(prefix), tool_use)
 
 
 def _json(path: Path) -> dict[str, Any]:

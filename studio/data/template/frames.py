@@ -70,7 +70,13 @@ class Frames:
             return None
         for message in messages:
             content = message["content"]
-            if len(message) != 2 or not content or content[0].isspace() or content[-1].isspace():
+            if (
+                len(message) != 2
+                or not content
+                or type(content) is not str
+                or content[0].isspace()
+                or content[-1].isspace()
+            ):
                 return None
             for text in self._sensitive:
                 if text in content:

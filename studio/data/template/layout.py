@@ -2,23 +2,26 @@
 
 Templates with `{% generation %}` blocks say so themselves. For all others each message is rendered
 between two invisible marks, which gives the exact place of every content; the answer then reaches
-from the end of the generation prompt to the token that ends the turn, both learned once from a
-probe. A second rendering without marks proves that they changed nothing; where they did (templates
-that rewrite contents), answers are located by rendering the conversation up to each of them.
+from the end of the generation prompt to what ends the turn, both learned once from a probe. A
+second rendering without marks proves that they changed nothing; where they did (templates that
+rewrite contents), answers are located by rendering the conversation up to each of them.
 
-Models without a template get one of four named ones, all made by the Jinja source `NAMED`: answers
-end with one real token of the vocabulary, so generation can stop there; `plain` writes nothing but
-the texts and line ends, which costs fewest tokens.
+What a rendering does not hold of its conversation is listed beside it (`parts`): nothing that a
+template leaves out is lost without being counted.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from studio.data.records import Message
+from studio.data.template.adapt import Change, Way, adapted, changes
 from studio.data.template.frames import Frames
+from studio.data.template.parts import Lost, find_call, lost_parts
+from studio.data.template.probe import learn_ends, learn_facts, learn_header, learn_opening
 from studio.data.template.sandbox import (
     DATA_END,
     DATA_START,
@@ -34,73 +37,26 @@ from studio.data.template.sandbox import (
 Spans = list[tuple[int, int]]
 _SPLIT = re.compile(f"([{MARKS}])")
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
-_THOUGHT = re.compile(r".*</think>\s*", re.DOTALL)
-_PROBE = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
-
-NAMED = """
-{%- if default_system and (not messages or messages[0].role != 'system') -%}
-{{ system[0] ~ default_system ~ system[1] }}
-{%- endif -%}
-{%- for message in messages -%}
-{%- if message.role == 'assistant' -%}
-{{ assistant }}{%- generation -%}{{ lead ~ message.content ~ end }}{%- endgeneration -%}
-{{ after if add_generation_prompt or not loop.last }}
-{%- else -%}
-{%- set around = {'system': system, 'user': user, 'tool': tool}[message.role] -%}
-{{ around[0] ~ message.content ~ around[1] }}
-{%- endif -%}
-{%- endfor -%}
-{{ assistant if add_generation_prompt }}
-"""
-_PLAIN = {
-    "system": ("", "\n\n"),
-    "user": ("", "\n"),
-    "tool": ("", "\n"),
-    "assistant": "",
-    "lead": "",  # written by the model before the answer
-    "after": "\n",  # between the end of a turn and the next one
-    "default_system": "",
-}
-STYLES: dict[str, dict[str, Any]] = {
-    "chatml": _PLAIN
-    | {
-        "system": ("<|im_start|>system\n", "{end}\n"),
-        "user": ("<|im_start|>user\n", "{end}\n"),
-        "tool": ("<|im_start|>tool\n", "{end}\n"),
-        "assistant": "<|im_start|>assistant\n",
-    },
-    "alpaca": _PLAIN
-    | {
-        "user": ("### Instruction:\n", "\n\n"),
-        "tool": ("### Result:\n", "\n\n"),
-        "assistant": "### Response:\n",
-        "after": "\n\n",
-        "default_system": "Below is an instruction that describes a task. "
-        "Write a response that appropriately completes the request.",
-    },
-    "vicuna": _PLAIN
-    | {
-        "system": ("", " "),
-        "user": ("USER: ", " "),
-        "tool": ("TOOL: ", " "),
-        "assistant": "ASSISTANT:",
-        "lead": " ",
-        "after": "",
-        "default_system": "A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
-    },
-    "plain": _PLAIN,
-}
+_THOUGHT = re.compile(r".*(</think>|\[/THINK\])\s*", re.DOTALL)
+_QUESTION: Message = {"role": "user", "content": "u"}
+_WAYS = [
+    Way(arguments, null, tools)
+    for tools, null, arguments in product(
+        ("given", "wrapped", "bare"), (False, True), ("given", "object", "text")
+    )
+]
 
 
 class Rendered(NamedTuple):
     """A conversation as text (BREAK marks still in it), and a character span per answer.
 
-    A span covers what the model has to write: the answer and the token that ends its turn.
+    A span covers what the model has to write: the answer and what ends its turn; it is empty where
+    the answer could not be located. `lost` are the parts that the text does not hold.
     """
 
     text: str
     spans: Spans
+    lost: Sequence[Lost] = ()
 
 
 class Layout:
@@ -123,34 +79,97 @@ class Layout:
         self, source: str, *, special: dict[str, Any], controls: tuple[str, ...], guard: Guard
     ) -> None:
         self.guard = guard
-        self._special = special
+        self._special, self._controls = special, controls
         self._template = compiled(source)
         self._frames = Frames(source)
         self._marks_answers = bool(_GENERATION.search(source))
-        self._knows_tools = "tools" in source
-        self._knows_calls = "tool_calls" in source
-        self._knows_tool_role = bool(re.search(r"""['"](tool|ipython)['"]""", source))
-        self._knows_system = self._writes_system()
-        self._cue = self._learn_cue()
-        self.end, self._appended = self._learn_end(controls)
+        # A template that is broken for every conversation is refused here, with its own words.
+        self._render([_QUESTION, {"role": "assistant", "content": "a"}], None)
+        self.facts = learn_facts(self._written, source)
+        self.ends = learn_ends(self._written, self.facts, controls, special.get("eos_token", ""))
+        self.header = learn_header(self._written, self.facts)
+        self.cue = self._learn_cue()
+        self._openings = self._call_openings()
+
+    @property
+    def end(self) -> str:
+        """The text that ends a turn, "" if there is none."""
+        return next(iter(self.ends.texts), self.ends.after_answer)
 
     def render(self, messages: list[Message], tools: list[Any] | None = None) -> Rendered:
         """Lay out a whole conversation.
 
+        Tool calls and tools are written in the way that the template reads; where one is lost, the
+        other ways are tried.
+
         Raises:
             TemplateRefused: The template raised on it.
         """
-        adapted, tools = self._adapted(messages, tools)
-        text, spans = self._located(adapted, tools)
-        if self._appended and messages[-1]["role"] == "assistant" and spans:
-            text = text[: spans[-1][1]] + self._appended
-            spans[-1] = (spans[-1][0], len(text))
-        return Rendered(text, spans)
+        try:
+            laid = self._laid(messages, tools, self.facts.way)
+        except TemplateRefused:
+            if not tools and not _has_calls(messages):
+                raise
+            laid = None
+        if laid is not None and not any(part.kind in ("call", "tools") for part in laid.lost):
+            return laid
+        for way in _WAYS:
+            try:
+                other = self._laid(messages, tools, way)
+            except TemplateRefused:
+                continue
+            if laid is None or len(other.lost) < len(laid.lost):
+                laid = other
+            if not laid.lost:
+                break
+        return laid or self._laid(messages, tools, self.facts.way)
+
+    def changes(self, messages: list[Message], tools: list[Any] | None) -> tuple[Change, ...]:
+        """Return the parts of a conversation that are said in words."""
+        return changes(messages, tools, self.facts)
 
     def prompt(self, messages: list[Message], tools: list[Any] | None = None) -> str:
         """Lay out what stands before the next answer."""
-        text = self._render(*self._adapted(messages, tools), cue=True)
-        return _SPLIT.sub("", text) if self._marks_answers else text
+        for way in (self.facts.way, *(_WAYS if tools or _has_calls(messages) else ())):
+            try:
+                return self._written(
+                    *adapted(messages, tools, self.facts, way, self.guard), cue=True
+                )
+            except TemplateRefused as refused:
+                first = refused
+        raise first
+
+    def _laid(self, messages: list[Message], tools: list[Any] | None, way: Way) -> Rendered:
+        """Lay out a conversation in one way of writing its calls, and list what it lost."""
+        made, made_tools = adapted(messages, tools, self.facts, way, self.guard)
+        text, spans = self._located(made, made_tools)
+        if spans and messages[-1]["role"] == "assistant":
+            text = self._with_end(text, spans, messages[-1])
+        lost = lost_parts(messages, tools, text, spans, ends=self.ends.asked_for, quote=self.guard)
+        return Rendered(text, spans, lost)
+
+    def _with_end(self, text: str, spans: Spans, last: Message) -> str:
+        """Append what ends the last turn, where the template writes nothing that does."""
+        calls = bool(last.get("tool_calls")) and self.facts.calls
+        end = self.ends.after_call if calls else self.ends.after_answer
+        start, stop = spans[-1]
+        if not end or start >= stop or text.endswith(self.ends.texts, start, stop):
+            return text
+        kept = text[: max(stop, len(text.rstrip()))]
+        spans[-1] = (start, len(kept) + len(end))
+        return kept + end
+
+    def _call_openings(self) -> list[str]:
+        """Return what stands before the name of an answer's first call; the longest first."""
+        opening = learn_opening(self._written, self.facts)
+        inner = [opening.find(control, 1) for control in self._controls]
+        return [opening, *(opening[at:] for at in sorted(inner) if at > 0)] if opening else []
+
+    def _written(
+        self, messages: list[Message], tools: list[Any] | None, *, cue: bool = False
+    ) -> str:
+        text = self._render(messages, tools, cue=cue)
+        return re.sub(f"[{GENERATION_START}{GENERATION_END}]", "", text)
 
     def _render(
         self, messages: list[Message], tools: list[Any] | None, *, cue: bool = False
@@ -158,50 +177,12 @@ class Layout:
         values = {"messages": messages, "tools": tools, "documents": None}
         return render(self._template, {**values, "add_generation_prompt": cue, **self._special})
 
-    def _writes_system(self) -> bool:
-        try:
-            return "s" in self._render([{"role": "system", "content": "s"}, *_PROBE], None)
-        except TemplateRefused:
-            return False
-
     def _learn_cue(self) -> str:
         try:
-            bare, cued = (self._render(_PROBE[:1], None, cue=cue) for cue in (False, True))
+            bare, cued = (self._written([_QUESTION], None, cue=cue) for cue in (False, True))
         except TemplateRefused:
             return ""
         return cued[len(bare) :] if cued.startswith(bare) else ""
-
-    def _learn_end(self, controls: tuple[str, ...]) -> tuple[str, str]:
-        """Return the token text that ends a turn, and what has to be appended for lack of one."""
-        answer = {"role": "assistant", "content": f"{DATA_START}a{DATA_END}"}
-        tail = self._render([_PROBE[0], answer], None).rpartition(DATA_END)[2]
-        found = [(tail.find(token), -len(token), token) for token in controls if token in tail]
-        eos = self._special.get("eos_token", "")
-        return (min(found)[2], "") if found else (eos, eos)
-
-    def _adapted(
-        self, messages: list[Message], tools: list[Any] | None
-    ) -> tuple[list[Message], list[Any] | None]:
-        """Return what the template can write: guarded texts, and in words what it does not know."""
-        guard = self.guard
-        if tools and not self._knows_tools:
-            messages, tools = with_tools_as_text(messages, tools), None
-        if messages and messages[0]["role"] == "system" and not self._knows_system:
-            messages = _system_into_user(messages)
-        adapted: list[Message] = []
-        for message in messages:
-            role = message["role"]
-            if role == "tool" and not self._knows_tool_role:
-                adapted.append({"role": "user", "content": guard(message["content"])})
-            elif len(message) == 2:
-                content = guard(message["content"])
-                same = content is message["content"]
-                adapted.append(message if same else {"role": role, "content": content})
-            elif "tool_calls" in message and not self._knows_calls:
-                adapted.append({"role": role, "content": guard(calls_as_text(message))})
-            else:
-                adapted.append({key: guard.deep(value) for key, value in message.items()})
-        return adapted, guard.deep(tools) if tools else None
 
     def _located(self, messages: list[Message], tools: list[Any] | None) -> tuple[str, Spans]:
         """Render a conversation and return its text with the span of each answer."""
@@ -216,21 +197,42 @@ class Layout:
                 return filled
             self._frames.trusted, key = False, None
         places = self._content_places(messages, tools, text)
-        spans: Spans | None = None
         if self._marks_answers:
-            starts = [at for mark, at in generated if mark == GENERATION_START]
-            ends = [at for mark, at in generated if mark == GENERATION_END]
-            spans = [
-                (start, end + len(self.end) * text.startswith(self.end, end))
-                for start, end in zip(starts, ends, strict=True)
-            ]
-        elif places is not None:
-            spans = self._around(text, messages, places)
+            spans = self._generated(text, messages, generated, places)
+        else:
+            spans = self._around(text, messages, places) if places is not None else None
         if spans is None:
             return text, self._by_prefixes(text, messages, tools)
         if key and places is not None:
             self._frames.learn(key, text, list(places.values()), spans)
         return text, spans
+
+    def _generated(
+        self,
+        text: str,
+        messages: list[Message],
+        marks: list[tuple[str, int]],
+        places: dict[int, tuple[int, int]] | None,
+    ) -> Spans | None:
+        """Return the `{% generation %}` block of each answer; several blocks become one span."""
+        starts = [at for mark, at in marks if mark == GENERATION_START]
+        stops = [at for mark, at in marks if mark == GENERATION_END]
+        blocks = []
+        for start, stop in zip(starts, stops, strict=True):
+            end = next((e for e in self.ends.texts if text.startswith(e, stop)), "")
+            blocks.append((start, stop + len(end)))
+        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if len(blocks) == len(answers):
+            return blocks
+        if places is None:
+            return None
+        spans: Spans = []
+        for index in answers:
+            low = max((stop for i, (_, stop) in places.items() if i < index), default=0)
+            high = min((start for i, (start, _) in places.items() if i > index), default=len(text))
+            inside = [(a, b) for a, b in blocks if low <= a and b <= high]
+            spans.append((inside[0][0], inside[-1][1]) if inside else (low, low))
+        return spans
 
     def _content_places(
         self, messages: list[Message], tools: list[Any] | None, text: str
@@ -251,7 +253,7 @@ class Layout:
     def _around(
         self, text: str, messages: list[Message], places: dict[int, tuple[int, int]]
     ) -> Spans | None:
-        """Widen each answer's content from the end of the cue to the token that ends the turn."""
+        """Widen each answer's content from the end of the cue to what ends the turn."""
         spans: Spans = []
         low = 0
         for index, message in enumerate(messages):
@@ -260,102 +262,110 @@ class Layout:
                 low = place[1] if place else low
                 continue
             high = next((start for i, (start, _) in places.items() if i > index), len(text))
-            start = self._after_cue(text, low, place[0] if place else high)
+            start = self._start(text, message, low, place[0] if place else high)
             if start is None:
                 if place is None:
                     return None
-                start = place[0]
+                lead = _thought_lead(message)
+                start = place[0] - len(lead) * text.endswith(lead, low, place[0])
             after = place[1] if place else start
-            stop = text.find(self.end, after, high) if self.end else -1
-            spans.append((start, stop + len(self.end) if stop >= 0 else after))
+            for call in message.get("tool_calls") or ():
+                found = find_call(call, text, after, high, str)
+                after = found[1] if found else after
+            is_last = index + 1 == len(messages)
+            spans.append((start, self._stop(text, after, high, message if is_last else None)))
             low = spans[-1][1]
         return spans
 
-    def _after_cue(self, text: str, low: int, high: int) -> int | None:
+    def _start(self, text: str, message: Message, low: int, high: int) -> int | None:
+        """Return where an answer begins; None where only its content can tell."""
         # The cue may go on with an empty thought that the answer fills: its first line decides.
-        line = "".join(self._cue.partition("\n")[:2])
-        for cue in (self._cue, line):
+        line = "".join(self.cue.partition("\n")[:2])
+        for cue in (self.cue, line):
             at = text.find(cue, low, high) if cue else -1
             if at >= 0:
                 return at + len(cue)
+        has_text = bool(message["content"])
+        if self.header.before and (len(message) > 2 or isinstance(message["content"], list)):
+            at = text.find(self.header.before, low, high)
+            if at >= 0:
+                return at
+        for opening in self._openings if message.get("tool_calls") and not has_text else ():
+            at = text.find(opening, low, high)
+            if at >= 0:
+                return at
         return None
 
+    def _stop(self, text: str, after: int, high: int, last: Message | None) -> int:
+        """Return where an answer ends: behind the first text that ends a turn."""
+        found = [(at, e) for e in self.ends.texts if (at := text.find(e, after, high)) >= 0]
+        if not found:
+            calls = last is not None and bool(last.get("tool_calls"))
+            if last is not None and (self.ends.after_call if calls else self.ends.after_answer):
+                return after
+            found = [(at, e) for e in self._controls if (at := text.find(e, after, high)) >= 0]
+        if not found:
+            return after
+        at, end = min(found, key=lambda one: (one[0], -len(one[1])))
+        return at + len(end)
+
     def _by_prefixes(self, text: str, messages: list[Message], tools: list[Any] | None) -> Spans:
-        """Locate answers by rendering up to and including each; what moved stays masked."""
+        """Locate answers by rendering up to and including each; one that moved has no place."""
         spans = []
         for index, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
+            spans.append((0, 0))
             try:
-                before = self._render(messages[:index], tools, cue=True)
-                through = self._render(messages[: index + 1], tools)
+                before = self._written(messages[:index], tools, cue=True)
+                through = self._written(messages[: index + 1], tools)
             except TemplateRefused:
                 continue
             if index + 1 == len(messages):
                 through = text
             if text.startswith(before) and text.startswith(through):
-                stop = text.rfind(self.end, len(before), len(through)) if self.end else -1
-                spans.append((len(before), stop + len(self.end) if stop >= 0 else len(through)))
+                stops = [
+                    at + len(end)
+                    for end in self.ends.texts
+                    if (at := text.rfind(end, len(before), len(through))) >= 0
+                ]
+                spans[-1] = (len(before), max(stops, default=len(through)))
         return spans
 
 
-class NamedLayout(Layout):
-    """One of the named layouts on one tokenizer; `end` is the text of its end-of-turn token."""
-
-    adds_prefix = True
-
-    def __init__(self, name: str, *, end: str, guard: Guard) -> None:
-        style = {
-            key: tuple(text.replace("{end}", end) for text in value)
-            if isinstance(value, tuple)
-            else value
-            for key, value in STYLES[name].items()
-        }
-        super().__init__(NAMED, special={**style, "end": end}, controls=(), guard=guard)
-        self.name, self.end, self._appended = name, end, ""
-
-
-def calls_as_text(message: Message) -> str:
-    """Return an assistant message's text with its tool calls written out as JSON lines."""
-    calls = [call["function"] for call in message.get("tool_calls") or []]
-    lines = [json.dumps(call, ensure_ascii=False) for call in calls]
-    return "\n".join([message["content"], *lines] if message["content"] else lines)
-
-
-def with_tools_as_text(messages: list[Message], tools: list[Any] | None) -> list[Message]:
-    """Write the tools into the system message, for templates that know no tools."""
-    if not tools:
-        return messages
-    text = "You can call these tools:\n"
-    text += "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-    if messages and messages[0]["role"] == "system":
-        first = messages[0] | {"content": f"{messages[0]['content']}\n\n{text}"}
-        return [first, *messages[1:]]
-    return [{"role": "system", "content": text}, *messages]
-
-
-def _system_into_user(messages: list[Message]) -> list[Message]:
-    system, *rest = messages
-    for index, message in enumerate(rest):
-        if message["role"] == "user":
-            joined = f"{system['content']}\n\n{message['content']}"
-            return [*rest[:index], message | {"content": joined}, *rest[index + 1 :]]
-    return [{"role": "user", "content": system["content"]}, *rest]
+def _has_calls(messages: list[Message]) -> bool:
+    return any("tool_calls" in message for message in messages)
 
 
 def _between_marks(message: Message) -> Message:
-    # The marks go inside the outer white space and after a thought, which templates may cut off.
+    """Return a message with marks around its text, if it has any."""
     content = message["content"]
-    if not content or not isinstance(content, str) or content.isspace():
+    if isinstance(content, list):
+        parts = [_marked(p["text"], 0) if p.get("type") == "text" else None for p in content]
+        found = [p if m is None else p | {"text": m} for p, m in zip(content, parts, strict=True)]
+        return {**message, "content": found} if any(parts) else message
+    if not content or content.isspace():
         return message
-    thought = _THOUGHT.match(content) if message["role"] == "assistant" else None
-    start = thought.end() if thought else 0
+    marked = _marked(content, len(_thought_lead(message)))
+    return {**message, "content": marked} if marked else message
+
+
+def _thought_lead(message: Message) -> str:
+    """Return the beginning of an answer's content that is a thought, with its tags."""
+    content = message["content"]
+    if message["role"] != "assistant" or not isinstance(content, str):
+        return ""
+    thought = _THOUGHT.match(content)
+    return thought[0] if thought else ""
+
+
+def _marked(content: str, start: int) -> str | None:
+    # The marks go inside the outer white space and after a thought, which templates may cut off.
     start += len(content) - start - len(content[start:].lstrip())
     stop = len(content.rstrip())
     if start >= stop:
-        return message
-    inside = f"{DATA_START}{content[start:stop]}{DATA_END}"
-    return {**message, "content": f"{content[:start]}{inside}{content[stop:]}"}
+        return None
+    return f"{content[:start]}{DATA_START}{content[start:stop]}{DATA_END}{content[stop:]}"
 
 
 def _unmarked(text: str) -> tuple[str, list[tuple[str, int]]]:

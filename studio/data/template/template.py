@@ -8,23 +8,34 @@ it covers at least one character of an answer.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from studio.data.records import Conversation, Document, Message, Problem
+from studio.data.template.adapt import Change
 from studio.data.template.backend import Backend, backend_of
-from studio.data.template.layout import STYLES, Layout, NamedLayout, Rendered
+from studio.data.template.layout import Layout, Rendered
+from studio.data.template.named import STYLES, NamedLayout
+from studio.data.template.parts import Lost
 from studio.data.template.sandbox import BREAK, Guard, TemplateRefused
 from studio.data.template.spans import trained_ranges, without_breaks
+from studio.data.template.thoughts import turns, with_thoughts
 from studio.errors import DataError, ModelError, nearest
+from studio.spec import DataSource
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TrainOn = Literal["assistant", "last", "all"]
+Thoughts = Literal["template", "turns", "keep"]
 IGNORED = -100
+PART_NAMES = {
+    "system": "system prompt", "user": "question", "tool": "tool result", "tools": "tools",
+    "answer": "text", "thought": "thought", "call": "tool call", "end": "end of turn",
+}  # fmt: skip
 
 
 class Encoded(NamedTuple):
@@ -34,11 +45,30 @@ class Encoded(NamedTuple):
     trained: NDArray[np.bool_]
 
 
-class Batch(NamedTuple):
-    """Rows encoded together; row `i` reaches from `starts[i]` to `starts[i + 1]`.
+class View(NamedTuple):
+    """A row as it is trained: all of it, or up to one of its answers.
 
-    A row that the template refuses is empty and in `problems`, by its place. `teaches[i]` is True
-    if a token of row `i` is trained; its first does not count, nothing predicts it.
+    `source` is its place among the rows given, `part` its number among the `num_parts` views of
+    that row, `lost` what its text does not hold, `restored` the number of thoughts written back
+    into it, `changes` the parts that are said in words.
+    """
+
+    source: int
+    row: Conversation | Document
+    laid: Rendered | Problem
+    lost: Sequence[Lost] = ()
+    restored: int = 0
+    part: int = 0
+    num_parts: int = 1
+    changes: tuple[Change, ...] = ()
+
+
+class Batch(NamedTuple):
+    """Views encoded together; view `i` reaches from `starts[i]` to `starts[i + 1]`.
+
+    Most rows have one view; `views` say which. A row that the template refuses is empty and in
+    `problems`, by its place. `teaches[i]` is True if a token of view `i` is trained; its first does
+    not count, nothing predicts it.
     """
 
     ids: NDArray[np.int32]
@@ -46,9 +76,10 @@ class Batch(NamedTuple):
     starts: NDArray[np.int64]
     teaches: list[bool]
     problems: dict[int, Problem]
+    views: list[View]
 
     def row(self, index: int) -> Encoded | Problem:
-        """Return one row, or why there is none."""
+        """Return one view, or why there is none."""
         if index in self.problems:
             return self.problems[index]
         start, stop = self.starts[index : index + 2]
@@ -62,12 +93,24 @@ class Template:
     ("" if there is none), `eos_ids` the token that closes a document, if there is one.
     """
 
-    def __init__(self, backend: Backend, layout: Layout, reason: str) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        layout: Layout,
+        reason: str,
+        *,
+        tool_layout: Layout | None = None,
+        thoughts: Thoughts = "template",
+        accept_lost: bool = False,
+    ) -> None:
         self.backend, self.reason, self.name, self.end = backend, reason, layout.name, layout.end
-        self._layout, self._guard = layout, layout.guard
+        self.thoughts, self.accept_lost = thoughts, accept_lost
+        self._layout, self._tool_layout = layout, tool_layout or layout
+        self._guard = layout.guard
         self._prefix = list(backend.prefix) if layout.adds_prefix else []
         self.eos_ids = backend.token_ids(backend.eos)
-        self.stop_ids = tuple(dict.fromkeys([*backend.token_ids(layout.end), *self.eos_ids]))
+        stops = [*layout.ends.stops, *self._tool_layout.ends.stops]
+        self.stop_ids = tuple(dict.fromkeys([*backend.token_ids(*stops), *self.eos_ids]))
         self._controls = frozenset(backend.token_ids(*backend.controls))
         self._bos_ids = backend.token_ids(backend.special.get("bos_token", ""))
 
@@ -92,7 +135,7 @@ class Template:
             DataError: The model's template refuses the conversation.
         """
         try:
-            text = self._layout.prompt(messages, tools)
+            text = self._layout_of(tools).prompt(messages, tools)
         except TemplateRefused as refused:
             raise DataError(f"The model's chat template refuses this: {refused}.") from None
         return self._prefix + self._ids(text).tolist()
@@ -103,12 +146,16 @@ class Template:
         train_on: TrainOn = "assistant",
         tools: list[Any] | None = None,
     ) -> tuple[list[int], list[int]]:
-        """Return ids and labels of one conversation; masked labels are -100.
+        """Return ids and labels of one conversation in one piece; masked labels are -100.
+
+        Thoughts are left as the template writes them.
 
         Raises:
             DataError: The model's template refuses the conversation.
         """
-        encoded = self.encode_batch([Conversation(messages, tools)], train_on).row(0)
+        single = copy(self)
+        single.thoughts = "template"
+        encoded = single.encode_batch([Conversation(messages, tools)], train_on).row(0)
         if isinstance(encoded, Problem):
             raise DataError(f"The conversation cannot be encoded: {encoded.text}")
         labels = np.where(encoded.trained, encoded.ids, IGNORED)
@@ -118,21 +165,21 @@ class Template:
         self, rows: Sequence[Conversation | Document], train_on: TrainOn = "assistant"
     ) -> Batch:
         """Encode many rows at once."""
-        rendered = [self.render(row) for row in rows]
-        texts = [laid.text for laid in rendered if not isinstance(laid, Problem)]
+        views = [v for at, row in enumerate(rows) for v in self._views(at, row, train_on)]
+        texts = [view.laid.text for view in views if isinstance(view.laid, Rendered)]
         encodings = iter(self.backend.core.encode_batch(texts, add_special_tokens=False))
         packed: list[bytes] = []
         stops: list[int] = [0]
         teaches: list[bool] = []
         ranges: list[tuple[int, int]] = []
         problems: dict[int, Problem] = {}
-        for row, laid in zip(rows, rendered, strict=True):
+        for view in views:
             at = stops[-1]
             found: list[tuple[int, int]] = []
-            if isinstance(laid, Problem):
-                problems[len(teaches)] = laid
+            if isinstance(view.laid, Problem):
+                problems[len(teaches)] = view.laid
             else:
-                ids, found = self._encoded(row, laid, next(encodings), train_on)
+                ids, found = self._encoded(view.row, view.laid, next(encodings), train_on)
                 packed.append(struct.pack(f"={len(ids)}i", *ids))  # the fastest way from a list
                 ranges += [(at + start, at + stop) for start, stop in found]
                 at += len(ids)
@@ -142,20 +189,94 @@ class Template:
         for start, stop in ranges:
             trained[start:stop] = True
         flat = np.frombuffer(b"".join(packed), dtype=np.int32)
-        return Batch(flat, trained, np.array(stops), teaches, problems)
+        return Batch(flat, trained, np.array(stops), teaches, problems, views)
 
     def render(self, row: Conversation | Document) -> Rendered | Problem:
         """Return a row as text with the spans that carry loss: all that training sees of it.
 
-        Every row of every run passes here, with its parts, its text and its spans together.
+        Every row of every run passes here, with its parts, its text and its spans together; `lost`
+        are the parts that the text does not hold.
         """
         if isinstance(row, Document):
             return Rendered(self._guard(row.text), [])
         try:
-            laid = self._layout.render(row.messages, row.tools)
-            return _without_muted(laid, row) if row.muted else laid
+            laid = self._layout_of(row.tools).render(row.messages, row.tools)
         except TemplateRefused as refused:
             return Problem(row.line, "template", f"The model's chat template refuses it: {refused}")
+        return _without_muted(laid, row) if row.muted else laid
+
+    def _layout_of(self, tools: list[Any] | None) -> Layout:
+        return self._tool_layout if tools else self._layout
+
+    def _views(self, at: int, row: Conversation | Document, train_on: TrainOn) -> Iterator[View]:
+        """Yield a row as it is trained; what is lost decides if it is whole, split or refused."""
+        laid = self.render(row)
+        if isinstance(laid, Problem) or not laid.lost or isinstance(row, Document):
+            yield View(at, row, laid)
+            return
+        missing = _trained_lost(row, laid, train_on)
+        if not missing or self.thoughts == "template":
+            yield self._checked(View(at, row, laid, laid.lost), train_on)
+            return
+        if self.thoughts == "turns" and any(
+            part.message + 1 < len(row.messages) for part in missing
+        ):
+            single = [*turns(row)][-1:] if train_on == "last" else [*turns(row)]
+            views = [self._single(at, one, train_on) for one in single]
+            refused = next((view for view in views if isinstance(view.laid, Problem)), None)
+            if refused:
+                yield refused._replace(row=row)
+                return
+            for number, view in enumerate(views):
+                yield view._replace(part=number, num_parts=len(views))
+            return
+        yield self._checked(self._restored(View(at, row, laid, laid.lost), train_on), train_on)
+
+    def _single(self, at: int, row: Conversation, train_on: TrainOn) -> View:
+        """Return the view of one turn: thoughts of the answers before it are not part of it."""
+        laid = self.render(row)
+        if isinstance(laid, Problem):
+            return View(at, row, laid)
+        last = len(row.messages) - 1
+        lost = [part for part in laid.lost if part.message == last or part.kind != "thought"]
+        laid = laid._replace(lost=lost)
+        return self._checked(self._restored(View(at, row, laid, lost), train_on), train_on)
+
+    def _restored(self, view: View, train_on: TrainOn) -> View:
+        """Write the thoughts back that the template cut from answers that carry loss."""
+        row, laid = view.row, view.laid
+        assert isinstance(row, Conversation) and isinstance(laid, Rendered)
+        cut = {p.message for p in _trained_lost(row, laid, train_on) if p.kind == "thought"}
+        if self.thoughts == "keep":
+            cut = {part.message for part in laid.lost if part.kind == "thought"}
+        if not cut:
+            return view
+        layout = self._layout_of(row.tools)
+        made = with_thoughts(
+            row, laid, cut, header=layout.header, cue=layout.cue, quote=self._guard
+        )
+        if row.muted:
+            made = _without_muted(made, row)
+        return view._replace(laid=made, lost=made.lost, restored=len(laid.lost) - len(made.lost))
+
+    def _checked(self, view: View, train_on: TrainOn) -> View:
+        """Refuse a view that has lost a trained part, unless the user accepts it."""
+        row, laid = view.row, view.laid
+        assert isinstance(row, Conversation) and isinstance(laid, Rendered)
+        missing = _trained_lost(row, laid, train_on)
+        if self.thoughts == "template":
+            missing = [part for part in missing if part.kind != "thought"]
+        if not missing or self.accept_lost:
+            return view
+        first = missing[0]
+        what = f"cuts the {PART_NAMES[first.kind]} of message {first.message + 1}"
+        if first.kind == "end":
+            what = f"writes nothing that ends message {first.message + 1}"
+        text = (
+            f"The model's chat template {what}. Choose another data.chat_template, change the row, "
+            "or set data.accept_lost to train what is left of it."
+        )
+        return view._replace(laid=Problem(row.line, "lost", text))
 
     def _encoded(
         self, row: Conversation | Document, laid: Rendered, encoding: Any, train_on: TrainOn
@@ -183,37 +304,63 @@ class Template:
 
 def _without_muted(laid: Rendered, row: Conversation) -> Rendered:
     """Empty the spans of the answers that carry no loss."""
-    if len(laid.spans) != sum(message["role"] == "assistant" for message in row.messages):
-        raise TemplateRefused("it leaves an answer out, so those without loss cannot be told apart")
     spans = [(a, a if i in row.muted else b) for i, (a, b) in enumerate(laid.spans)]
-    return Rendered(laid.text, spans)
+    return laid._replace(spans=spans)
 
 
-def choose(tokenizer: Any, name: str = "auto") -> Template:
+def _trained_lost(row: Conversation, laid: Rendered, train_on: TrainOn) -> list[Lost]:
+    """Return what is lost of the answers that carry loss."""
+    answers = [i for i, message in enumerate(row.messages) if message["role"] == "assistant"]
+    if train_on == "last":
+        trained = {answers[-1]} - {answers[i] for i in row.muted}
+    else:
+        trained = {index for i, index in enumerate(answers) if i not in row.muted}
+    return [part for part in laid.lost if part.message in trained]
+
+
+def choose_for(tokenizer: Any, source: DataSource) -> Template:
+    """Return the template that a dataset is trained with on a tokenizer."""
+    return choose(
+        tokenizer,
+        source.chat_template,
+        thoughts=source.thoughts,
+        accept_lost=source.accept_lost,
+    )
+
+
+def choose(
+    tokenizer: Any,
+    name: str = "auto",
+    *,
+    thoughts: Thoughts = "template",
+    accept_lost: bool = False,
+) -> Template:
     """Return the template of a tokenizer: its own if it has one, else a named one.
 
     Without one, `auto` takes ChatML where the vocabulary has its markers as tokens, else `plain`,
-    which costs no marker tokens.
+    which costs no marker tokens. A tokenizer with several templates uses `tool_use` for rows with
+    tools, as transformers does.
+
+    Args:
+        tokenizer: transformers' tokenizer, or a `Backend`.
+        name: `auto` or a named template.
+        thoughts: What is done where the template cuts thoughts.
+        accept_lost: Train rows of which the template cuts other trained parts.
 
     Raises:
         ModelError: The tokenizer has no fast form, or its own template is broken.
     """
     backend = backend_of(tokenizer)
     guard = Guard(backend.controls)
+    how: dict[str, Any] = {"thoughts": thoughts, "accept_lost": accept_lost}
     if name == "auto" and backend.chat_template:
-        try:
-            own = Layout(
-                backend.chat_template,
-                special=backend.special,
-                controls=backend.controls,
-                guard=guard,
-            )
-        except TemplateRefused as refused:
-            raise ModelError(
-                f"The model's own chat template cannot be used: {refused}. "
-                f"Choose a named one: {', '.join(STYLES)}."
-            ) from None
-        return Template(backend, own, "the model's own chat template")
+        own = _own_layout(backend, backend.chat_template, guard)
+        tool_use = backend.tool_template
+        other = _own_layout(backend, tool_use, guard) if tool_use else None
+        reason = "the model's own chat template"
+        if not own.facts.system:
+            reason += "; system prompts stand in front of the first question"
+        return Template(backend, own, reason, tool_layout=other, **how)
     has_markers = len(backend.token_ids("<|im_start|>", "<|im_end|>")) == 2
     reason = "chosen by hand"
     if name == "auto":
@@ -224,4 +371,14 @@ def choose(tokenizer: Any, name: str = "auto") -> Template:
         raise DataError(f'There is no chat template "{name}".{nearest(name, STYLES)}')
     end = "<|im_end|>" if name == "chatml" and has_markers else backend.eos
     end = end if backend.token_ids(end) else ""
-    return Template(backend, NamedLayout(name, end=end, guard=guard), reason)
+    return Template(backend, NamedLayout(name, end=end, guard=guard), reason, **how)
+
+
+def _own_layout(backend: Backend, source: str, guard: Guard) -> Layout:
+    try:
+        return Layout(source, special=backend.special, controls=backend.controls, guard=guard)
+    except TemplateRefused as refused:
+        raise ModelError(
+            f"The model's own chat template cannot be used: {refused}. "
+            f"Choose a named one: {', '.join(STYLES)}."
+        ) from None
