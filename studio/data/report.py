@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -133,7 +133,7 @@ class RowCounter:
     unread_columns: Counter[str] = field(default_factory=Counter)
     unread_keys: Counter[str] = field(default_factory=Counter)
 
-    def see(self, row: Row, columns: Collection[str]) -> None:
+    def see(self, row: Row, columns: Set[str]) -> None:
         """Count a row of which these columns are read, and the others that say anything."""
         if not row.values.keys() <= columns:
             for name, value in row.values.items():

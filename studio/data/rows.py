@@ -271,7 +271,8 @@ def _is_muted(turn: dict[str, Any], index: int) -> bool:
 def _message(turn: dict[str, Any], role: str, index: int) -> Message:
     content = turn.get("content", turn.get("value", turn.get("text", turn.get("parts"))))
     found = Parts(content) if type(content) is str else read_content(content, index)
-    text, calls = found.text, _calls_of(turn, found)
+    text = found.text
+    calls: list[Any] | None = _calls_of(turn, found)
     if text and ("\x00" in text or not text.isascii()):
         as_text(text, f"message {index + 1}")
     if role == "call":

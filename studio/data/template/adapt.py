@@ -24,15 +24,22 @@ THOUGHT_KEYS = ("reasoning_content", "thinking", "reasoning")
 _ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
 
+Arguments = Literal["given", "object", "text"]
+ToolForm = Literal["given", "wrapped", "bare"]
+_ARGUMENTS: tuple[Arguments, ...] = ("given", "object", "text")
+_TOOL_FORMS: tuple[ToolForm, ...] = ("given", "wrapped", "bare")
+
+
 class Way(NamedTuple):
     """One way of writing tool calls and tools; `given` leaves them as the row has them."""
 
-    arguments: Literal["given", "object", "text"] = "given"
+    arguments: Arguments = "given"
     null: bool = False  # the content of a call without text is null, not empty
-    tools: Literal["given", "wrapped", "bare"] = "given"
+    tools: ToolForm = "given"
 
 
 AS_GIVEN = Way()
+WAYS = [Way(a, null, t) for t in _TOOL_FORMS for null in (False, True) for a in _ARGUMENTS]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

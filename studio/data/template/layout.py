@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import product
 from typing import Any, NamedTuple
 
 from studio.data.records import Message
-from studio.data.template.adapt import Change, Way, adapted, changes
+from studio.data.template.adapt import WAYS, Change, Way, adapted, changes
 from studio.data.template.frames import Frames
 from studio.data.template.parts import Lost, find_call, lost_parts
 from studio.data.template.probe import learn_ends, learn_facts, learn_header, learn_opening
@@ -39,12 +38,6 @@ _SPLIT = re.compile(f"([{MARKS}])")
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
 _THOUGHT = re.compile(r".*(</think>|\[/THINK\])\s*", re.DOTALL)
 _QUESTION: Message = {"role": "user", "content": "u"}
-_WAYS = [
-    Way(arguments, null, tools)
-    for tools, null, arguments in product(
-        ("given", "wrapped", "bare"), (False, True), ("given", "object", "text")
-    )
-]
 
 
 class Rendered(NamedTuple):
@@ -113,7 +106,7 @@ class Layout:
             laid = None
         if laid is not None and not any(part.kind in ("call", "tools") for part in laid.lost):
             return laid
-        for way in _WAYS:
+        for way in WAYS:
             try:
                 other = self._laid(messages, tools, way)
             except TemplateRefused:
@@ -130,7 +123,7 @@ class Layout:
 
     def prompt(self, messages: list[Message], tools: list[Any] | None = None) -> str:
         """Lay out what stands before the next answer."""
-        for way in (self.facts.way, *(_WAYS if tools or _has_calls(messages) else ())):
+        for way in (self.facts.way, *(WAYS if tools or _has_calls(messages) else ())):
             try:
                 return self._written(
                     *adapted(messages, tools, self.facts, way, self.guard), cue=True

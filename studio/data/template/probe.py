@@ -33,9 +33,6 @@ TOOLS = [
     }}
 ]  # fmt: skip
 ARGUMENTS = ({KEY: VALUE, "flag": True}, f'{{"{KEY}": "{VALUE}", "flag": true}}')
-WAYS = tuple(
-    Way(arguments, null) for null, arguments in product((False, True), ("given", "object", "text"))
-)
 
 
 class Renders(Protocol):
