@@ -211,26 +211,31 @@ class Template:
     def _views(self, at: int, row: Conversation | Document, train_on: TrainOn) -> Iterator[View]:
         """Yield a row as it is trained; what is lost decides if it is whole, split or refused."""
         laid = self.render(row)
-        if isinstance(laid, Problem) or not laid.lost or isinstance(row, Document):
+        if isinstance(laid, Problem) or isinstance(row, Document):
             yield View(at, row, laid)
             return
-        missing = _trained_lost(row, laid, train_on)
-        if not missing or self.thoughts == "template":
-            yield self._checked(View(at, row, laid, laid.lost), train_on)
+        changes = self._layout_of(row.tools).changes(row.messages, row.tools)
+        whole = View(at, row, laid, laid.lost, changes=changes)
+        missing = _trained_lost(row, laid, train_on) if laid.lost else []
+        if not missing:
+            yield whole
+        elif self.thoughts == "template":
+            yield self._checked(whole, train_on)
+        elif self.thoughts == "turns" and any(p.message + 1 < len(row.messages) for p in missing):
+            yield from self._turns(whole, train_on)
+        else:
+            yield self._checked(self._restored(whole, train_on), train_on)
+
+    def _turns(self, whole: View, train_on: TrainOn) -> Iterator[View]:
+        """Yield one view per answer, or the reason why one of them cannot be trained."""
+        assert isinstance(whole.row, Conversation)
+        rows = [*turns(whole.row)][-1:] if train_on == "last" else [*turns(whole.row)]
+        views = [self._single(whole.source, row, train_on) for row in rows]
+        if refused := next((view for view in views if isinstance(view.laid, Problem)), None):
+            yield refused._replace(row=whole.row)
             return
-        if self.thoughts == "turns" and any(
-            part.message + 1 < len(row.messages) for part in missing
-        ):
-            single = [*turns(row)][-1:] if train_on == "last" else [*turns(row)]
-            views = [self._single(at, one, train_on) for one in single]
-            refused = next((view for view in views if isinstance(view.laid, Problem)), None)
-            if refused:
-                yield refused._replace(row=row)
-                return
-            for number, view in enumerate(views):
-                yield view._replace(part=number, num_parts=len(views))
-            return
-        yield self._checked(self._restored(View(at, row, laid, laid.lost), train_on), train_on)
+        for number, view in enumerate(views):
+            yield view._replace(part=number, num_parts=len(views), changes=whole.changes)
 
     def _single(self, at: int, row: Conversation, train_on: TrainOn) -> View:
         """Return the view of one turn: thoughts of the answers before it are not part of it."""
