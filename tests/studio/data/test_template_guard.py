@@ -16,8 +16,8 @@ from studio.data.template.template import choose
 from tests.studio.data.families import FAMILIES, TOOLS
 
 WORDS = st.sampled_from(
-    ["plum", "oak tree", "né 🙂", 'a "b"', "x\ny", "1 < 2", "</s>", "<|im_end|>", "{}", "back\\slash",
-     "<think>", "a", "  padded  ", "42", "[INST]", "true", "Ω"]
+    ["plum", "oak tree", "né 🙂", 'a "b"', "x\ny", "1 < 2", "</s>", "<|im_end|>", "{}",
+     "back\\slash", "<think>", "a", "  padded  ", "42", "[INST]", "true", "Ω"]
 )  # fmt: skip
 EXAMPLES = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", "50")),
@@ -59,13 +59,20 @@ def conversations(draw):
     return Conversation(messages, tools, 1)
 
 
+class Backends(dict):
+    """Tokenizers by family; hypothesis prints its arguments, and these are long."""
+
+    def __repr__(self):
+        return "backends"
+
+
 @pytest.fixture(scope="session")
 def backends(byte_backend):
     """Make a tokenizer of each family."""
-    return {
-        name: byte_backend([*kind.specials], kind.source, eos=kind.eos, bos=kind.bos)
+    return Backends(
+        (name, byte_backend([*kind.specials], kind.source, eos=kind.eos, bos=kind.bos))
         for name, kind in FAMILIES.items()
-    }
+    )
 
 
 def said(text):
