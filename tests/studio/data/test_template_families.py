@@ -116,7 +116,6 @@ def test_text_is_transformers_own_and_spans_are_the_truth_or_the_difference_is_n
     family, shape, made, bracketed
 ):
     template, peer = made(family, thoughts="turns")
-    messages, tools = SHAPES[shape]
 
     shown, words = views(template, shape, bracketed)
 
