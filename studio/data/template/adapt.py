@@ -2,7 +2,7 @@
 
 Rows name the same thing in several ways, and each template reads one of them: tool arguments as
 text or as an object, a call beside empty content or beside null, a thought inside the content or
-under a key. `Facts` say what the template reads (`probe` learns them); what it cannot write at all
+under a key. `Facts` say what the template reads (`learn` finds them); what it cannot write at all
 is said in words: tools in the system prompt, calls as JSON, the system prompt before the first
 question.
 """

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from studio.data.records import Message
 from studio.data.template.adapt import WAYS, Change, Way, adapted, changes
 from studio.data.template.frames import Frames
+from studio.data.template.learn import learn_ends, learn_facts, learn_header, learn_opening
 from studio.data.template.parts import Lost, find_call, lost_parts
-from studio.data.template.probe import learn_ends, learn_facts, learn_header, learn_opening
 from studio.data.template.sandbox import (
     DATA_END,
     DATA_START,

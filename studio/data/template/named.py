@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from studio.data.template.layout import Layout
-from studio.data.template.probe import Ends
+from studio.data.template.learn import Ends
 from studio.data.template.sandbox import Guard
 
 NAMED = """

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterator
 
 from studio.data.records import Conversation
 from studio.data.template.layout import Rendered
+from studio.data.template.learn import ThoughtFrame
 from studio.data.template.parts import Quote, find_text, split_thought, thought_of
-from studio.data.template.probe import Header
 
 
 def turns(row: Conversation) -> Iterator[Conversation]:
@@ -30,7 +30,7 @@ def with_thoughts(
     laid: Rendered,
     messages: Collection[int],
     *,
-    header: Header,
+    header: ThoughtFrame,
     cue: str,
     quote: Quote,
 ) -> Rendered:

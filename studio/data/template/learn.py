@@ -65,7 +65,7 @@ class Ends:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Header:
+class ThoughtFrame:
     """The text of a thought before an answer: `before` thought `after` answer.
 
     An answer whose thought was cut has `instead` there, or the white space that stood behind the
@@ -121,7 +121,7 @@ def learn_ends(render: Renders, facts: Facts, controls: Sequence[str], eos: str)
     )
 
 
-def learn_header(render: Renders, facts: Facts) -> Header:
+def learn_header(render: Renders, facts: Facts) -> ThoughtFrame:
     """Return what stands around a thought, from an answer that keeps it and one that loses it."""
     question = {"role": "user", "content": f"u{DATA_END}"}
     kept = lost = None
@@ -136,12 +136,12 @@ def learn_header(render: Renders, facts: Facts) -> Header:
     if kept is None:
         cut = _text(render, [question, {"role": "assistant", "content": inline("t", ANSWER)}])
         left = cut.partition(ANSWER)[0].removeprefix(plain.partition(ANSWER)[0])
-        return Header(leaves_space=left == "\n\n")
+        return ThoughtFrame(leaves_space=left == "\n\n")
     before, _, rest = kept.partition(THOUGHT)
     usual = (lost or plain.rpartition(DATA_END)[2]).partition(ANSWER)[0]
     same = _num_common(before, usual)
     after = rest.partition(ANSWER)[0]
-    return Header(before=before[same:], after=after, instead=usual[same:], learned=True)
+    return ThoughtFrame(before=before[same:], after=after, instead=usual[same:], learned=True)
 
 
 def learn_opening(render: Renders, facts: Facts) -> str:
