@@ -141,7 +141,7 @@ def find_call(
 
 
 def parsed(arguments: str) -> Any:
-    """Return arguments given as JSON text as values, or the text itself where it cannot be parsed."""
+    """Return arguments given as JSON text as values; other text comes back as it is."""
     try:
         return json.loads(arguments)
     except (ValueError, RecursionError):
