@@ -18,13 +18,19 @@ from studio.spec import RunSpec
 from studio.training import distributed
 
 
-def admit(spec: RunSpec, home: Home) -> RunSpec:
+def admit(spec: RunSpec, home: Home, *, here: bool = True) -> RunSpec:
     """Return the spec as the queue stores it.
+
+    Args:
+        spec: The run.
+        home: Where datasets are.
+        here: It runs on this machine, whose processor decides what `model.dtype: auto` becomes.
 
     Raises:
         StudioError: The model or the data cannot be used; nothing was changed.
     """
     from studio.data.trainable import first_report  # imports numpy
+    from studio.training.estimate import with_stored_precision
 
     spec = spec.with_parts(
         model={"path": _absolute(spec.model.path)},
@@ -36,7 +42,9 @@ def admit(spec: RunSpec, home: Home) -> RunSpec:
     if spec.train.device == CLUSTER:
         cluster.admit(spec, home)
     distributed.check_sharding(spec.on_this_machine())
-    sources.facts(spec.model)
+    known = sources.facts(spec.model)
+    if here and spec.train.device != CLUSTER:
+        spec = with_stored_precision(spec, known)
     first_report(spec, home)  # raises where not one token would be trained
     return spec
 

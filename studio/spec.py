@@ -29,8 +29,9 @@ class ModelSource(Record):
     revision: str = knob("", "Branch, tag or commit on the hub.", advanced=True)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
         "auto",
-        "Precision of the frozen weights; auto uses bfloat16 on a GPU and float32 on a CPU. "
-        "bfloat16 is twice as fast on CPUs with bfloat16 instructions (see `studio doctor`).",
+        "Precision of the frozen weights; auto uses bfloat16 on a GPU that has it, keeps bfloat16 "
+        "files of 50 M parameters and more on a CPU that has it (see `studio doctor`), and uses "
+        "float32 on other CPUs.",
         title="Precision",
         advanced=True,
     )

@@ -92,7 +92,7 @@ def pack(
     """Write a run as a folder that trains elsewhere, with accelerate and Slurm scripts."""
     run = read_spec(home, spec, model=model, data=data, method=method, assignments=set)
     folder = Path(out).expanduser()
-    transfer.pack(admit(run, home), folder, home, with_model=with_model)
+    transfer.pack(admit(run, home, here=False), folder, home, with_model=with_model)
     return {"out": str(folder.absolute())}
 
 

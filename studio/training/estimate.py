@@ -48,6 +48,7 @@ FLOPS_PER_CORE = 2.5e10
 GPU_FLOPS = 6e13
 SPEED = "speed.json"
 RUNTIME_BYTES = 410_000_000  # Python, torch, transformers, and a loop that has run: Linux, x86-64
+SMALL_MODEL = 50_000_000  # parameters
 CUDA_RUNTIME_BYTES = 450_000_000
 HEAP_FACTOR = 1.5  # on a CPU: fragmentation of the heap
 MAPPED_FACTOR = 1.25  # if tensors are large enough to be returned when freed
@@ -68,6 +69,7 @@ class Estimate:
         shared_bytes: Bytes of `parts` that those processes share.
         beside_bytes: Further bytes on the device, such as those of the launcher.
         share_tokens: Tokens of a process in each step, out of `tokens_per_step`.
+        dtype: Precision of the loaded weights.
     """
 
     parts: dict[str, int]
@@ -83,6 +85,7 @@ class Estimate:
     shared_bytes: int = 0
     beside_bytes: int = 0
     share_tokens: int = 0
+    dtype: str = ""
 
     @property
     def process_bytes(self) -> int:
@@ -123,6 +126,7 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     spec = spec.on_this_machine()
     size = spec.train.num_processes
     known = facts(spec.model)
+    spec = with_stored_precision(spec, known)
     shape = read_shape(known)
     measure = first_lengths if from_first_rows else row_lengths
     lengths, targets = measure(spec, known, home)
@@ -155,7 +159,27 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
         on_device=on_device,
         shared_bytes=shared,
         beside_bytes=beside,
+        dtype=loaded_dtype(spec, on_gpu=on_gpu),
     )
+
+
+def with_stored_precision(spec: RunSpec, known: ModelFacts) -> RunSpec:
+    """Return the run with `model.dtype` resolved where a CPU keeps the precision of the file.
+
+    A model stored in bfloat16 stays so on a processor that multiplies it in hardware: half the time
+    and memory of float32 at 0.4 B parameters, losses equal to 1e-3. Small models stay in float32,
+    which costs them nothing and gives the same run on every machine.
+
+    Raises:
+        SpecError: This machine does not have the run's devices.
+    """
+    settled = spec.model.dtype != "auto" or spec.method.trains_base
+    if settled or known.parameters < SMALL_MODEL or known.weights_dtype != "BF16":
+        return spec
+    on_cpu = chosen_device(spec.on_this_machine().train.device).name == "cpu"
+    if on_cpu and spec.model.quantization == "none" and hardware.has_fast_bfloat16():
+        return spec.with_parts(model={"dtype": "bfloat16"})
+    return spec
 
 
 def base_model(spec: RunSpec) -> ModelSource:

@@ -1,0 +1,75 @@
+"""`model.dtype: auto` on a processor: a bfloat16 file stays bfloat16 where that pays."""
+
+from dataclasses import replace
+
+import pytest
+
+from jobs import admission
+from studio import hardware
+from studio.models import sources
+from studio.models.sources import facts
+from studio.spec import ModelSource, RunSpec
+from studio.training.estimate import estimate, with_stored_precision
+
+STARTER = facts(ModelSource(path="starter"))
+LARGE = replace(STARTER, weights_dtype="BF16", parameters=400_000_000)
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """Set whether the processor multiplies bfloat16, and no other device."""
+
+    def with_bfloat16(yes: bool) -> None:
+        monkeypatch.setattr(hardware, "has_fast_bfloat16", lambda: yes)
+        monkeypatch.setattr(hardware, "_gpus", list)
+
+    return with_bfloat16
+
+
+@pytest.mark.parametrize(
+    ("known", "fast", "changes", "becomes"),
+    [
+        (LARGE, True, {}, "bfloat16"),
+        (LARGE, False, {}, "auto"),
+        (replace(LARGE, weights_dtype="F32"), True, {}, "auto"),
+        (replace(LARGE, parameters=49_000_000), True, {}, "auto"),
+        (LARGE, True, {"method.name": "full"}, "auto"),
+        (LARGE, True, {"model.dtype": "float32"}, "float32"),
+        (LARGE, True, {"model.quantization": "nf4"}, "auto"),
+    ],
+)
+def test_auto_keeps_the_stored_precision_where_it_pays(processor, known, fast, changes, becomes):
+    processor(fast)
+    spec = RunSpec().with_values(changes)
+    assert with_stored_precision(spec, known).model.dtype == becomes
+
+
+def test_a_gpu_decides_for_itself_when_the_run_starts(processor, monkeypatch):
+    processor(True)
+    card = hardware.Device(name="cuda:0", label="", total_bytes=1 << 34, free_bytes=1 << 34)
+    monkeypatch.setattr(hardware, "_gpus", lambda: [card])
+    assert with_stored_precision(RunSpec(), LARGE).model.dtype == "auto"
+    on_cpu = RunSpec().with_values({"train.device": "cpu"})
+    assert with_stored_precision(on_cpu, LARGE).model.dtype == "bfloat16"
+
+
+def test_what_auto_became_is_kept_at_submit_but_not_for_another_machine(
+    processor, home, monkeypatch
+):
+    processor(True)
+    assert admission.admit(RunSpec(), home).model.dtype == "auto", "the starter is small"
+    monkeypatch.setattr(sources, "facts", lambda source: LARGE)
+    assert admission.admit(RunSpec(), home).model.dtype == "bfloat16"
+    assert admission.admit(RunSpec(), home, here=False).model.dtype == "auto"
+
+
+def test_the_estimate_counts_and_names_the_precision_that_is_loaded(processor, home, monkeypatch):
+    import studio.training.estimate as module
+
+    monkeypatch.setattr(module, "facts", lambda source: LARGE)
+    processor(False)
+    wide = estimate(RunSpec(), home)
+    processor(True)
+    half = estimate(RunSpec(), home)
+    assert (wide.dtype, half.dtype) == ("float32", "bfloat16")
+    assert half.parts["weights"] * 2 == wide.parts["weights"]
