@@ -78,7 +78,8 @@ def refuse_media(values: dict[str, Any]) -> None:
         value = values.get(name)
         if not value:
             continue
-        if isinstance(value, list | dict | bytes) or _PLACES[name] in _json_text(values):
+        is_name = isinstance(value, str | int | float)
+        if not is_name or _PLACES[name] in _json_text(values):
             raise Dropped("type", f'The row comes with {what} (column "{name}"): {_ONLY_TEXT}')
 
 

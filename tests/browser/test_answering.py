@@ -131,3 +131,33 @@ def test_a_broken_stream_is_a_sentence_and_the_page_goes_on(page, host):
     host.asked("two?")
     host.answer("a", "b")
     expect(page.get_by_test_id("answer-1").last).to_have_text("b")
+
+
+def test_thoughts_are_folded_and_calls_are_blocks_also_after_a_reload(page, host):
+    host.asked("where?")
+    call = '{"name": "look", "arguments": {"place": "chest"}}'
+    parts = [("mark", "<think>"), ("thought", "Maybe here."), ("mark", "</think>"),
+             ("text", "I **look**."), ("mark", "<tool_call>"), ("call", call),
+             ("mark", "</tool_call>")]  # fmt: skip
+    events = [
+        {"type": "delta", "lane": lane, "text": text, "part": part}
+        for lane in (0, 1)
+        for part, text in parts
+    ]
+    events += [{"type": "done", "lane": lane, "reason": "stop", "tokens": 9} for lane in (0, 1)]
+    body = "".join(json.dumps(event) + "\n" for event in events)
+    host.held.pop(0).fulfill(content_type="application/x-ndjson", body=body)
+    expect(page.get_by_test_id("stop")).to_be_hidden()
+
+    for _ in range(2):
+        answer = page.get_by_test_id("answer-0")
+        thought = answer.locator("details.s-thought")
+        expect(thought.locator("summary")).to_have_text("Thought")
+        expect(thought.get_by_text("Maybe here.")).to_be_hidden()
+        thought.locator("summary").click()
+        expect(thought.get_by_text("Maybe here.")).to_be_visible()
+        expect(answer.locator("strong")).to_have_text("look")
+        expect(answer.locator(".s-code figcaption")).to_contain_text("Tool call")
+        expect(answer.locator(".s-code pre")).to_contain_text('"place": "chest"')
+        expect(answer).not_to_contain_text("<think>")
+        page.reload()
