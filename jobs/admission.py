@@ -8,7 +8,7 @@ the runner has another working directory.
 from pathlib import Path
 
 from jobs import cluster
-from studio.data.datasets import origin_of
+from studio.data.datasets import find, origin_of
 from studio.data.readers import look
 from studio.devices import CLUSTER
 from studio.errors import DataError
@@ -29,6 +29,7 @@ def admit(spec: RunSpec, home: Home, *, here: bool = True) -> RunSpec:
     Raises:
         StudioError: The model or the data cannot be used; nothing was changed.
     """
+    from studio.data.prepare import validation_source
     from studio.data.trainable import first_report  # imports numpy
     from studio.training.estimate import with_stored_precision
 
@@ -46,6 +47,9 @@ def admit(spec: RunSpec, home: Home, *, here: bool = True) -> RunSpec:
     if here and spec.train.device != CLUSTER:
         spec = with_stored_precision(spec, known)
     first_report(spec, home)  # raises where not one token would be trained
+    held = validation_source(spec.data)
+    if held and origin_of(held.path, home).kind != "hub":
+        find(held, home)  # raises where there is no such split
     return spec
 
 

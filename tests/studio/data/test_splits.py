@@ -6,10 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.admission import admit
 from studio.data.datasets import find
 from studio.data.prepare import prepare
 from studio.errors import DataError
-from studio.spec import DataSource
+from studio.home import open_home
+from studio.spec import DataSource, RunSpec
 
 CARD = """---
 configs:
@@ -141,3 +143,14 @@ def test_a_single_file_has_no_splits(tmp_path):
 
     with pytest.raises(DataError, match=r'a\.jsonl has no split "test"'):
         questions(tmp_path / "a.jsonl", split="test")
+
+
+def test_a_split_that_is_missing_is_refused_before_the_run(tmp_path):
+    home = open_home(tmp_path / "home")
+    write(tmp_path / "data/train.jsonl", "a")
+    data = {"path": str(tmp_path / "data"), "validation_split": "test"}
+
+    with pytest.raises(DataError, match='no split "test"'):
+        admit(RunSpec.parse({"data": data}), home)
+    write(tmp_path / "data/test.jsonl", "b")
+    assert admit(RunSpec.parse({"data": data}), home).data.validation_split == "test"
