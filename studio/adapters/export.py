@@ -75,6 +75,7 @@ def export_adapter(
             write_card(temporary, adapter_card(adapter, form=form))
         return out
     from studio.backbone import adapter_files
+    from studio.data.template.saved import keep_template
 
     base = model or adapter.base
     try:
@@ -85,6 +86,10 @@ def export_adapter(
         beside = None  # files are copied without the base; they are checked less
     with publishing(out) as temporary:
         rank = _write(adapter, beside, temporary, form=form, base=base)
+        if beside and adapter.chat_template != "auto":
+            keep_template(beside.tokenizer, adapter.chat_template)
+            template = beside.tokenizer.chat_template
+            (temporary / "chat_template.jinja").write_text(template, encoding="utf-8")
         if beside:
             found, moved = beside.compare(temporary)
             report = {"form": form, **asdict(found), "moved": moved, "note": ""}

@@ -96,6 +96,8 @@ def add_tokenizer(writer: Any, folder: Path, config: dict[str, Any]) -> list[str
     begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     writer.add_add_bos_token(bool(begins and tokenizer.bos_token_id is not None))
     template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default") or next(iter(template.values()), None)
     if isinstance(template, str):
         writer.add_chat_template(template)
         return []

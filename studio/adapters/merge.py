@@ -11,13 +11,13 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.adapters.card import stack_card, write_card
-from studio.adapters.library import name_of, refuse_place
+from studio.adapters.library import describe, name_of, refuse_place
 from studio.adapters.verify import (
     CERTIFICATE,
     Comparison,
@@ -61,6 +61,7 @@ def merge(
     """
     from studio.backbone import Backbone
     from studio.backbone.fold import fold
+    from studio.data.template.saved import keep_template
     from studio.models.loading import load
 
     refuse_place(out)
@@ -73,7 +74,8 @@ def merge(
     live = tuple(zip(names, (weight for _, weight in stack), strict=True))
     yield Loading(text="Computing the reference logits")
     backbone.use(live)
-    ids = prompt_ids(loaded.model, loaded.tokenizer)
+    conversation = keep_template(loaded.tokenizer, trained_template(path for path, _ in stack))
+    ids = prompt_ids(loaded.model, loaded.tokenizer, conversation)
     logits = logits_of(loaded.model, ids)
     yield Loading(text="Folding into the weights")
     folded = fold(backbone, live)
@@ -88,7 +90,8 @@ def merge(
         yield Loading(text="Writing the merged model")
         precision = write_model(loaded, source, folded.tensors, temporary)
         yield Loading(text="Reloading it in a fresh process")
-        found = _verify(temporary, left, ids, logits, fp32=precision == "float32")
+        is_fp32 = precision == "float32"
+        found = _verify(temporary, left, ids, logits, conversation=conversation, fp32=is_fp32)
         certificate = {
             **asdict(found),
             "base_precision": "nf4" if source.quantization == "nf4" else _name(loaded.dtype),
@@ -101,6 +104,12 @@ def merge(
         write_card(temporary, _card(out.name, source, stack, certificate, found))
         found.require("merged model", "live stack")
     yield Finished(adapter=str(out))
+
+
+def trained_template(folders: Iterable[Path]) -> str:
+    """Return the named template of the first adapter that was trained with one, else `auto`."""
+    names = (describe(folder).chat_template for folder in folders)
+    return next((name for name in names if name != "auto"), "auto")
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:
@@ -168,6 +177,7 @@ def _verify(
     ids: list[list[int]],
     logits: Tensor,
     *,
+    conversation: list[int],
     fp32: bool,
 ) -> Comparison:
     """Reload `folder` in a fresh process and compare."""
@@ -175,7 +185,10 @@ def _verify(
 
     with tempfile.TemporaryDirectory() as scratch:
         reference = Path(scratch) / "reference.safetensors"
-        plan = {"ids": ids, "left": [[str(path), weight] for path, weight in left], "fp32": fp32}
+        plan = {
+            "ids": ids, "left": [[str(path), weight] for path, weight in left], "fp32": fp32,
+            "conversation": conversation,
+        }  # fmt: skip
         save_file({"logits": logits.contiguous()}, reference, {"plan": json.dumps(plan)})
         done = subprocess.run(
             [sys.executable, "-m", "studio.adapters.verify", str(folder), str(reference)],

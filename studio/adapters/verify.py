@@ -87,10 +87,14 @@ def compare(
     )
 
 
-def prompt_ids(model: Any, tokenizer: Any) -> list[list[int]]:
-    """Return the token ids of the fixed prompts, cut to half of the model's context."""
+def prompt_ids(model: Any, tokenizer: Any, *rendered: list[int]) -> list[list[int]]:
+    """Return the token ids of the fixed prompts and of rendered conversations.
+
+    Each is cut to half of the model's context.
+    """
     longest = model.config.get_text_config().max_position_embeddings // 2
-    return [tokenizer(text)["input_ids"][:longest] or [0] for text in PROMPTS]
+    rows = [*(tokenizer(text)["input_ids"] for text in PROMPTS), *rendered]
+    return [row[:longest] or [0] for row in rows]
 
 
 def logits_of(model: Any, rows: Iterable[Sequence[int]]) -> Tensor:
@@ -121,11 +125,12 @@ def verify(folder: Path, reference: Path) -> Comparison:
     """Compare the model in `folder` with the stack's logits in `reference`.
 
     Raises:
-        StudioError: The folder cannot be loaded.
+        StudioError: The folder cannot be loaded, or renders a conversation to other tokens.
     """
     from safetensors import safe_open
 
     from studio.backbone import Backbone
+    from studio.data.template.saved import conversation_ids
     from studio.models.loading import load
     from studio.spec import ModelSource
 
@@ -133,7 +138,10 @@ def verify(folder: Path, reference: Path) -> Comparison:
         plan = json.loads(file.metadata()["plan"])
         logits_NV = file.get_tensor("logits")
     source = ModelSource(path=str(folder), dtype="float32" if plan["fp32"] else "auto")
-    backbone = Backbone(load(source, "cpu").model)
+    loaded = load(source, "cpu")
+    if conversation_ids(loaded.tokenizer) != plan["conversation"]:
+        raise AdapterError("its chat template renders a conversation to other tokens")
+    backbone = Backbone(loaded.model)
     stack = [(str(place), weight) for place, (_, weight) in enumerate(plan["left"])]
     for (name, _), (path, _) in zip(stack, plan["left"], strict=True):
         backbone.load(name, Path(path))

@@ -68,17 +68,22 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
+def styled(name: str, end: str) -> dict[str, Any]:
+    """Return what `NAMED` is rendered with: the texts of a style and the end of a turn."""
+    style = {
+        key: tuple(text.replace("{end}", end) for text in value)
+        if isinstance(value, tuple)
+        else value
+        for key, value in STYLES[name].items()
+    }
+    return {**style, "end": end}
+
+
 class NamedLayout(Layout):
     """One of the named layouts on one tokenizer; `end` is the text of its end-of-turn token."""
 
     adds_prefix = True
 
     def __init__(self, name: str, *, end: str, guard: Guard) -> None:
-        style = {
-            key: tuple(text.replace("{end}", end) for text in value)
-            if isinstance(value, tuple)
-            else value
-            for key, value in STYLES[name].items()
-        }
-        super().__init__(NAMED, special={**style, "end": end}, controls=(), guard=guard)
+        super().__init__(NAMED, special=styled(name, end), controls=(), guard=guard)
         self.name, self.ends = name, Ends(texts=(end,) if end else (), stops=(end,) if end else ())

@@ -1,0 +1,109 @@
+"""The template of an adapter goes with it: into merged models, exports and GGUF."""
+
+import json
+
+import pytest
+
+from studio.adapters.export import export_adapter
+from studio.adapters.merge import merge, read_certificate
+from studio.adapters.verify import VerificationError
+from studio.backbone import Backbone
+from studio.data.template.named import STYLES
+from studio.data.template.saved import CONVERSATION, conversation_ids, keep_template
+from studio.data.template.template import choose
+from studio.home import open_home
+from studio.methods.lora import Lora
+from studio.models.loading import load, tokenizer_at
+from studio.spec import ModelSource
+
+
+@pytest.fixture
+def base(real):
+    """A model without a chat template whose tokenizer puts `<s>` in front."""
+    return real / "models" / "stories260k"
+
+
+@pytest.fixture
+def adapter(base, tmp_path):
+    """Save an adapter that was trained with the alpaca template."""
+    backbone = Backbone(load(ModelSource(path=str(base)), "cpu").model)
+    for parameter in backbone.attach("a", Lora(r=4), seed=0).parameters():
+        parameter.data += 0.005
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    backbone.save("a", folder)
+    passport = {"name": "a", "data": {"template": "alpaca"}, "base": {"path": str(base)}}
+    (folder / "passport.json").write_text(json.dumps(passport))
+    return folder
+
+
+def prompt(folder, name="auto"):
+    return choose(tokenizer_at(folder), name).encode_prompt(CONVERSATION)
+
+
+@pytest.mark.parametrize(
+    "model", ["models/stories260k", "models/tarot-gpt2", "tokenizers/minimind"]
+)
+@pytest.mark.parametrize("name", [*STYLES])
+def test_a_saved_template_renders_the_tokens_of_training(real, tmp_path, model, name):
+    folder = real / model
+    tokenizer = tokenizer_at(folder)
+    named = choose(tokenizer, name)
+
+    ids = keep_template(tokenizer, name)
+    tokenizer.save_pretrained(tmp_path)
+    again = tokenizer_at(tmp_path)
+    text = again.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
+
+    assert ids == named.encode_prompt(CONVERSATION) == conversation_ids(again)
+    assert again(text, add_special_tokens=False)["input_ids"] == ids
+    answered = [*CONVERSATION, {"role": "assistant", "content": "The captain."}]
+    assert choose(again).encode(answered) == named.encode(answered)
+
+
+def test_a_merged_model_answers_with_the_template_of_its_adapter(base, adapter, tmp_path):
+    out = tmp_path / "out"
+
+    [*_] = merge(ModelSource(path=str(base)), [(adapter, 1.0)], out, device="cpu")
+
+    assert prompt(out) == prompt(base, "alpaca") != prompt(base)
+    assert read_certificate(out)["tokens_changed"] == 0
+
+
+def test_an_adapter_without_a_template_leaves_the_model_as_it_is(base, adapter, tmp_path):
+    (adapter / "passport.json").unlink()
+
+    [*_] = merge(ModelSource(path=str(base)), [(adapter, 1.0)], tmp_path / "out", device="cpu")
+
+    assert tokenizer_at(tmp_path / "out").chat_template is None
+
+
+def test_a_template_that_renders_otherwise_fails_the_merge(base, adapter, tmp_path, monkeypatch):
+    monkeypatch.setattr("studio.data.template.saved.jinja_of", lambda *_, **__: "{{ 'x' }}")
+    monkeypatch.setattr("studio.data.template.saved.conversation_ids", lambda _: [1, 2, 3])
+
+    with pytest.raises(VerificationError, match="renders a conversation to other tokens"):
+        [*_] = merge(ModelSource(path=str(base)), [(adapter, 1.0)], tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_adapter_brings_its_template(base, adapter, tmp_path):
+    home = open_home(tmp_path / "home")
+    out = export_adapter(home, str(adapter), tmp_path / "out", model=str(base))
+
+    tokenizer = tokenizer_at(base)
+    tokenizer.chat_template = (out / "chat_template.jinja").read_text()
+    assert conversation_ids(tokenizer) == prompt(base, "alpaca")
+
+
+def test_a_gguf_file_of_a_merged_model_holds_the_template(base, adapter, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    from studio.adapters.gguf import add_tokenizer
+
+    [*_] = merge(ModelSource(path=str(base)), [(adapter, 1.0)], tmp_path / "out", device="cpu")
+    writer = gguf.GGUFWriter(None, "llama")
+    notes = add_tokenizer(writer, tmp_path / "out", {"vocab_size": 512})
+
+    template = writer.kv_data[0]["tokenizer.chat_template"].value
+    assert not notes and template == tokenizer_at(tmp_path / "out").chat_template
+    assert "### Response" in template and "endgeneration" not in template
