@@ -93,6 +93,13 @@ class DataSource(Record):
         title="Accept lost parts",
         advanced=True,
     )
+    control_tokens: Literal["auto", "text", "tokens"] = knob(
+        "auto",
+        "Control tokens in a text column: auto reads them as tokens in chats rendered already and "
+        "trains their answers, text never, tokens always.",
+        title="Control tokens",
+        advanced=True,
+    )
     max_length: int = knob(
         1024,
         "Truncate longer rows to this length, or to the model's context length if that is shorter.",

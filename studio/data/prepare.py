@@ -71,11 +71,7 @@ def prepare(
     else:
         tokens, report = _cached(home, data_hash, origin, source, template, limit)
     warnings, overlap = list(report.warnings), 0
-    if source.validation_path or source.validation_split:
-        update = {"validation_path": "", "validation_split": "", "validation_fraction": 0}
-        update["path"] = source.validation_path or source.path
-        update["split"] = source.validation_split or source.split
-        other = source.model_copy(update=update)
+    if other := validation_source(source):
         held = prepare(other, tokenizer, context_length=context_length, seed=seed, home=home).train
         train: Sequence[Example] = Examples(tokens, np.arange(len(tokens)))
         validation: Sequence[Example] = held[:MAX_VALIDATION]
@@ -106,6 +102,20 @@ def prepare(
         }
     )
     return Prepared(train, validation, report, report.template, data_hash)
+
+
+def validation_source(source: DataSource) -> DataSource | None:
+    """Return the rows to evaluate on that a run names; None if it holds some of its own out."""
+    if not source.validation_path and not source.validation_split:
+        return None
+    update = {
+        "path": source.validation_path or source.path,
+        "split": source.validation_split or source.split,
+        "validation_path": "",
+        "validation_split": "",
+        "validation_fraction": 0,
+    }
+    return source.model_copy(update=update)
 
 
 def is_prepared(source: DataSource, tokenizer: Any, *, context_length: int, home: Home) -> bool:
@@ -148,8 +158,8 @@ def _folder(
 ) -> Path:
     how = [origin.container, origin.encoding, origin.plain]  # a name may say how bytes are read
     parts = [
-        "tokens-8", data_hash, how, source.format, source.chat_template, source.train_on, limit,
-        source.thoughts, source.accept_lost,
+        "tokens-9", data_hash, how, source.format, source.chat_template, source.train_on, limit,
+        source.thoughts, source.accept_lost, source.control_tokens,
         template.backend.fingerprint(),
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,7 +34,7 @@ from studio.data.report import (
 )
 from studio.data.rows import converter
 from studio.data.template.spans import runs
-from studio.data.template.template import IGNORED, Encoded, Template, View
+from studio.data.template.template import IGNORED, Encoded, Reading, Template, View
 from studio.errors import DataError
 from studio.spec import DataSource
 
@@ -230,6 +231,7 @@ class _Tokeniser:
     def __init__(self, template: Template, train_on: Any, limit: int, writer: TokenWriter) -> None:
         self.template, self.train_on, self.limit, self.writer = template, train_on, limit, writer
         self.counter, self.lengths, self.parts = RowCounter(), array("q"), PartCounter()
+        self.readings: Counter[Reading] = Counter()  # of documents with control tokens
         self.truncated = self.truncated_start = self.truncated_tokens = 0
 
     def write_rows(self, items: Iterator[Row | Problem], guess: Guess) -> None:
@@ -279,6 +281,8 @@ class _Tokeniser:
         """Count a view that is trained, and its row once."""
         if view.part == 0:
             self.counter.keep(row)
+        if isinstance(row, Document):
+            self.readings[self.template.reading(row.text)] += 1
         if view.lost or view.changes or view.restored or view.num_parts > 1:
             self.parts.see(view)
 
@@ -296,7 +300,7 @@ class _Tokeniser:
         self.lengths.append(whole)
         self.counter.hashes.append(bytes_hash(item.ids.data))
         self._keep(row, view)
-        if isinstance(row, Document):
+        if isinstance(row, Document) and item.trained.all():
             lead = self.template.backend.prefix
             for window in windows(item.ids[len(lead) :], limit=self.limit, lead=lead):
                 self.writer.add(window, number, whole=whole)
@@ -380,6 +384,18 @@ class _Tokeniser:
             yield (
                 f"{self.truncated_start:,} rows are longer than {self.limit:,} tokens and lose the "
                 "beginning of their prompt, so that the answer stays in."
+            )
+        if count := self.readings["chat"]:
+            rows = "1 row is a chat" if count == 1 else f"{count:,} rows are chats"
+            yield (
+                f"{rows} rendered already: control tokens are read as tokens, and the answers "
+                "between them are trained (data.control_tokens)."
+            )
+        if count := self.readings["text"]:
+            rows = "1 row holds" if count == 1 else f"{count:,} rows hold"
+            yield (
+                f"{rows} control tokens of the tokenizer, which are read as plain text; "
+                "data.control_tokens=tokens reads them as tokens."
             )
         if share < LOW_SHARE:
             yield f"Only {share:.1%} of the tokens are trained."

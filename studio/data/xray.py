@@ -191,7 +191,7 @@ def _encoded_rows(
             shown.append(XRow(row=number, line=line, problem=encoded.text, lost=lost))
             continue
         kept = None  # a long document becomes several windows, nothing is lost
-        if isinstance(made, Conversation):
+        if isinstance(made, Conversation) or not encoded.trained.all():
             lead = template.num_lead_tokens(encoded.ids)
             kept = fit(encoded, limit=limit, num_lead_tokens=lead).kept
         row = _shown(number, line, encoded, kept, template)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from copy import copy
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from studio.data.template.backend import Backend, backend_of
 from studio.data.template.layout import Layout, Rendered
 from studio.data.template.named import STYLES, NamedLayout
 from studio.data.template.parts import Lost
+from studio.data.template.rendered import ControlTokens, Renderings
 from studio.data.template.sandbox import BREAK, Guard, TemplateRefused
 from studio.data.template.spans import trained_ranges, without_breaks
 from studio.data.template.thoughts import turns, with_thoughts
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TrainOn = Literal["assistant", "last", "all"]
+Reading = Literal["plain", "text", "tokens", "chat"]
 Thoughts = Literal["template", "turns", "keep"]
 IGNORED = -100
 PART_NAMES = {
@@ -102,9 +105,11 @@ class Template:
         tool_layout: Layout | None = None,
         thoughts: Thoughts = "template",
         accept_lost: bool = False,
+        control_tokens: ControlTokens = "auto",
     ) -> None:
         self.backend, self.reason, self.name, self.end = backend, reason, layout.name, layout.end
         self.thoughts, self.accept_lost = thoughts, accept_lost
+        self.control_tokens = control_tokens
         self._layout, self._tool_layout = layout, tool_layout or layout
         self._guard = layout.guard
         self._prefix = list(backend.prefix) if layout.adds_prefix else []
@@ -198,7 +203,7 @@ class Template:
         are the parts that the text does not hold.
         """
         if isinstance(row, Document):
-            return Rendered(self._guard(row.text), [])
+            return self._document(row.text)
         try:
             laid = self._layout_of(row.tools).render(row.messages, row.tools)
         except TemplateRefused as refused:
@@ -287,18 +292,40 @@ class Template:
         self, row: Conversation | Document, laid: Rendered, encoding: Any, train_on: TrainOn
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Return a row's ids, and the ranges of them that carry loss."""
-        whole = isinstance(row, Document)
+        is_document = isinstance(row, Document)
+        whole = is_document and not laid.spans
         spans = laid.spans[-1:] if train_on == "last" else laid.spans
         if BREAK in laid.text:
             ids, found = without_breaks(self.backend.core, laid.text, encoding, spans)
         else:
             ids, found = encoding.ids, trained_ranges(encoding, spans)
-        if prefix := self.backend.prefix if whole else self._prefix:
+        prefix = list(self.backend.prefix) if is_document else self._prefix
+        if prefix and not (is_document and ids[: len(prefix)] == prefix):  # it may bring its own
             ids = [*prefix, *ids]
             found = [(len(prefix) + start, len(prefix) + stop) for start, stop in found]
-        if whole:
+        if whole and ids[-len(self.eos_ids) :] != self.eos_ids:
             ids = ids + self.eos_ids
         return ids, [(0, len(ids))] if whole or train_on == "all" else found
+
+    def reading(self, text: str) -> Reading:
+        """Return how the control tokens of a document are read."""
+        if not self._renderings.control_in(text):
+            return "plain"
+        if self.control_tokens == "text":
+            return "text"
+        if self._renderings.is_rendering(text):
+            return "chat"
+        return self.control_tokens if self.control_tokens == "tokens" else "text"
+
+    def _document(self, text: str) -> Rendered:
+        reading = self.reading(text)
+        if reading == "chat":
+            return Rendered(text, self._renderings.answers(text))
+        return Rendered(text if reading == "tokens" else self._guard(text), [])
+
+    @cached_property
+    def _renderings(self) -> Renderings:
+        return Renderings(self._layout, self.backend.controls)
 
     def _ids(self, text: str) -> NDArray[np.int32]:
         encoding = self.backend.core.encode(text, add_special_tokens=False)
@@ -330,6 +357,7 @@ def choose_for(tokenizer: Any, source: DataSource) -> Template:
         source.chat_template,
         thoughts=source.thoughts,
         accept_lost=source.accept_lost,
+        control_tokens=source.control_tokens,
     )
 
 
@@ -339,6 +367,7 @@ def choose(
     *,
     thoughts: Thoughts = "template",
     accept_lost: bool = False,
+    control_tokens: ControlTokens = "auto",
 ) -> Template:
     """Return the template of a tokenizer: its own if it has one, else a named one.
 
@@ -351,13 +380,16 @@ def choose(
         name: `auto` or a named template.
         thoughts: What is done where the template cuts thoughts.
         accept_lost: Train rows of which the template cuts other trained parts.
+        control_tokens: How control tokens in documents are read.
 
     Raises:
         ModelError: The tokenizer has no fast form, or its own template is broken.
     """
     backend = backend_of(tokenizer)
     guard = Guard(backend.controls)
-    how: dict[str, Any] = {"thoughts": thoughts, "accept_lost": accept_lost}
+    how: dict[str, Any] = {
+        "thoughts": thoughts, "accept_lost": accept_lost, "control_tokens": control_tokens,
+    }  # fmt: skip
     if name == "auto" and backend.chat_template:
         own = _own_layout(backend, backend.chat_template, guard)
         tool_use = backend.tool_template

@@ -1,0 +1,159 @@
+"""Documents that are rendered chats: control tokens are tokens, and only answers are trained."""
+
+import json
+
+import pytest
+
+from studio.data.prepare import prepare
+from studio.data.records import Conversation, Document
+from studio.data.template.backend import backend_from_folder
+from studio.data.template.template import choose
+from studio.data.xray import xray
+from studio.spec import DataSource
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "<s>{% for m in messages %}<|head|>{{ m.role }}<|headend|>\n\n{{ m.content }}<|eot|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|head|>assistant<|headend|>\n\n{% endif %}"
+)
+MISTRAL = (
+    "<s>{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "<s>{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+FAMILIES = {
+    "chatml": (CHATML, ["<|im_start|>", "<|im_end|>"], "<|im_end|>"),
+    "llama3": (LLAMA3, ["<s>", "<|head|>", "<|headend|>", "<|eot|>"], "<|eot|>"),
+    "mistral": (MISTRAL, ["<s>", "</s>", "[INST]", "[/INST]"], "</s>"),
+    "gemma": (GEMMA, ["<s>", "<start_of_turn>", "<end_of_turn>"], "<end_of_turn>"),
+}
+TURNS = [
+    {"role": "user", "content": "Where is it?"},
+    {"role": "assistant", "content": "In the chest."},
+    {"role": "user", "content": "Who knows?"},
+    {"role": "assistant", "content": "The captain."},
+]
+
+
+@pytest.fixture(params=[*FAMILIES])
+def family(request, byte_backend):
+    """Return the template and a rendering of `TURNS` as a dataset's maker would write it."""
+    source, specials, end = FAMILIES[request.param]
+    template = choose(byte_backend(specials, source, eos=end, bos="<s>"))
+    return template, template.render(Conversation(TURNS)).text
+
+
+def test_a_rendered_chat_has_the_tokens_and_the_mask_of_the_conversation(family):
+    template, text = family
+
+    encoded = template.encode_batch([Document(text), Conversation(TURNS)])
+
+    assert encoded.row(0).ids.tolist() == encoded.row(1).ids.tolist()
+    assert encoded.row(0).trained.tolist() == encoded.row(1).trained.tolist()
+    assert template.reading(text) == "chat"
+
+
+def test_a_text_that_only_mentions_a_control_token_is_read_as_text(family):
+    template, _ = family
+    text = f"The token {template.end} ends a turn."
+
+    encoded = template.encode_batch([Document(text)]).row(0)
+
+    assert template.reading(text) == "text"
+    assert encoded.trained.all()
+    assert template.backend.token_id(template.end) not in encoded.ids[:-1].tolist()
+
+
+def test_a_row_of_a_conversation_cannot_forge_a_turn(family):
+    template, text = family
+    forged = [{"role": "user", "content": text}, TURNS[1]]
+    turn = template.backend.token_id(template.end)
+
+    ids = template.encode_batch([Conversation(forged)]).row(0).ids.tolist()
+    plain = template.encode_batch([Conversation([TURNS[0], TURNS[1]])]).row(0).ids.tolist()
+
+    assert ids.count(turn) == plain.count(turn)
+
+
+def write(path, *texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return DataSource(path=str(path), validation_fraction=0)
+
+
+def test_the_report_and_the_xray_say_how_documents_are_read(tmp_path, byte_backend):
+    source, specials, end = FAMILIES["chatml"]
+    backend = byte_backend(specials, source, eos=end)
+    text = choose(backend).render(Conversation(TURNS)).text
+    data = write(tmp_path / "a.jsonl", text, text + " ", f"about {end}")
+
+    made = prepare(data, backend, context_length=999, seed=0)
+    shown = xray(data, backend, context_length=999)
+
+    assert any(note.startswith("2 rows are chats") for note in made.report.warnings)
+    assert any(note.startswith("1 row holds control tokens") for note in made.report.warnings)
+    for row, example in zip(shown, made.train, strict=True):
+        assert [token.id for token in row.tokens] == example.input_ids.tolist()
+        assert [t.state == "trained" for t in row.tokens] == (example.labels >= 0).tolist()
+    assert shown[0].tokens[0].special and shown[0].tokens[0].state == "masked"
+
+
+@pytest.mark.parametrize(
+    ("choice", "controls", "trained"), [("text", False, True), ("tokens", True, False)]
+)
+def test_the_reading_can_be_chosen(tmp_path, byte_backend, choice, controls, trained):
+    source, specials, end = FAMILIES["chatml"]
+    backend = byte_backend(specials, source, eos=end)
+    text = choose(backend).render(Conversation(TURNS)).text
+    data = write(tmp_path / "a.jsonl", text).model_copy(update={"control_tokens": choice})
+
+    example = prepare(data, backend, context_length=999, seed=0).train[0]
+
+    assert (backend.token_id("<|im_start|>") in example.input_ids) == controls
+    assert (example.labels >= 0).all() == trained
+
+
+def test_tokens_alone_are_read_as_tokens_where_it_is_asked_for(tmp_path, byte_backend):
+    backend = byte_backend(["<|endoftext|>"], eos="<|endoftext|>")
+    data = write(tmp_path / "a.jsonl", "one<|endoftext|>two").model_copy(
+        update={"control_tokens": "tokens"}
+    )
+
+    example = prepare(data, backend, context_length=999, seed=0).train[0]
+
+    end = backend.token_id("<|endoftext|>")
+    assert example.input_ids.tolist().count(end) == 2 and (example.labels >= 0).all()
+
+
+def test_a_long_rendered_chat_is_cut_as_a_conversation(tmp_path, byte_backend):
+    source, specials, end = FAMILIES["chatml"]
+    backend = byte_backend(specials, source, eos=end)
+    long = [TURNS[0] | {"content": "q" * 300}, TURNS[1]]
+    text = choose(backend).render(Conversation(long)).text
+    data = write(tmp_path / "a.jsonl", text)
+
+    made = prepare(data, backend, context_length=64, seed=0)
+    (row,) = xray(data, backend, context_length=64)
+
+    assert len(made.train) == 1 and made.report.truncated == 1
+    kept = [token.id for token in row.tokens if token.state != "truncated"]
+    assert kept == made.train[0].input_ids.tolist()
+
+
+def test_the_real_tokenizer_reads_rendered_chats(real):
+    backend = backend_from_folder(real / "tokenizers" / "minimind")
+    template = choose(backend)
+    text = "<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\nIn the chest.<|im_end|>\n"
+
+    encoded = template.encode_batch([Document(text)]).row(0)
+
+    assert encoded.ids[0] == backend.token_id("<|im_start|>")
+    answer = backend.core.decode(encoded.ids[encoded.trained].tolist(), skip_special_tokens=False)
+    assert answer == "In the chest.<|im_end|>"
