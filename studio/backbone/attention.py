@@ -200,7 +200,8 @@ def _shape(
         chosen = torch.zeros(rows, queries, key.shape[2], dtype=torch.bool, device=query.device)
         chosen = chosen.scatter(-1, known["indices"].long(), True)[:, None]
         bias = _additive(chosen, query.dtype) + (0 if bias is None else bias)
-    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if causal is None:  # in the text tower, no mask means causal whatever the module says
+        causal = "studio_state" in module.__dict__ or getattr(module, "is_causal", True)
     return replace(shape, bias=bias, sinks=sinks, causal=bool(causal))
 
 

@@ -294,6 +294,8 @@ class Backbone:
         Returns:
             logits_NV.
         """
+        if not self.anatomy.recording.paddable:
+            return self._logits_row_by_row(ids_T, lengths, keep_N)
         if not self.anatomy.recording.separable:
             return self._padded_logits(ids_T, lengths, keep_N)
         device, given = ids_T.device, {"input_ids": ids_T[None]}
@@ -327,6 +329,19 @@ class Backbone:
             position_ids=columns_N.expand(rows, -1),
         )  # fmt: skip
         return logits[kept_RN[:, columns]]
+
+    def _logits_row_by_row(self, ids_T: Tensor, lengths: Sequence[int], keep_N: Tensor) -> Tensor:
+        """Return `packed_logits` of a model on which even padding changes a row."""
+        self._state.lengths = None
+        stacks = self.active if self._rows is not None else [self._stack] * len(lengths)
+        found, start = [], 0
+        for stack, row in zip(stacks, ids_T.split(list(lengths)), strict=True):
+            kept = keep_N[(keep_N >= start) & (keep_N < start + len(row))] - start
+            edits = self._edits([(name, weight, Rows(None)) for name, weight in stack])
+            with self._hooks.applying(edits):
+                found.append(self._logits(kept, skips=False, input_ids=row[None])[0])
+            start += len(row)
+        return torch.cat(found)
 
     def _logits(self, keep: Tensor, *, skips: bool, **given: Tensor) -> Tensor:
         """Return the model's logits at some positions, which it has skipped to already or not."""

@@ -85,6 +85,7 @@ class Recording:
         keys: Calls of the attention function, in order.
         isolated: Modules that run packed rows as a padded batch of their own.
         separable: False if packed rows stay apart only in a batch padded as a whole.
+        paddable: False if not even padding on the right keeps rows apart.
         positions: False if the model counts positions in its own way and must not be given any.
         plain_head: True if the logits are the product of the head and nothing else.
         problem: The error for which the model does not run at all; empty if it does.
@@ -95,6 +96,7 @@ class Recording:
     keys: list[Keys] = field(default_factory=list)
     isolated: list[str] = field(default_factory=list)
     separable: bool = True
+    paddable: bool = True
     positions: bool = True
     plain_head: bool = False
     problem: str = ""
@@ -139,6 +141,8 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
     finally:
         for each in fields(state):
             setattr(state, each.name, getattr(before, each.name))
+    if not found.separable and not alone and found.runs:
+        found.paddable = _same_padded(anatomy, state, ids)
     if not found.separable:
         packing.undo(anatomy.modules[key] for key in found.isolated)
         found.isolated = []
@@ -387,6 +391,26 @@ def _has_plain_head(anatomy: Anatomy, ids: Tensor) -> bool:
     finally:
         handle.remove()
     return len(seen) == 1 and logits.shape == seen[0].shape and torch.equal(logits, seen[0])
+
+
+def _same_padded(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
+    """Return True if a row has the same hidden states with padding on its right."""
+    rows = ids[: ROWS[0]].repeat(2, 1)
+    mask = torch.ones_like(rows)
+    mask[0, ROWS[1] :] = 0
+    given = {"input_ids": rows * mask, "attention_mask": mask, "use_cache": False}
+    state.lengths = None
+    try:
+        with torch.no_grad():
+            padded = _tensor(anatomy.tower(**accepted(anatomy.tower, given)))
+            alone = _forward(anatomy, state, ids[: ROWS[1]], None, with_positions=False)
+    except Exception as error:
+        logger.info("Rows cannot be padded: %s: %s", type(error).__name__, error)
+        return False
+    if padded is None or padded.dim() != 3:
+        return False
+    difference = (padded[0, : ROWS[1]] - alone[0]).float().abs().max()
+    return float(difference) <= OTHER_SHAPE.get(alone.dtype, 1e-4) * float(alone.abs().max())
 
 
 def _same_alone(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:

@@ -320,7 +320,9 @@ class Anatomy:
         return True
 
     def _is_helper(self, site: Site) -> bool:
-        return site.key.rpartition(".")[2] in HELPERS
+        cls = type(site.module)
+        own = cls.__module__.startswith("transformers.models.") and "forward" in vars(cls)
+        return own or site.key.rpartition(".")[2] in HELPERS
 
     def _linear_keys(self) -> list[str]:
         return [
