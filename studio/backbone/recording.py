@@ -458,7 +458,8 @@ def _tensor(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "last_hidden_state"):
-        return output.last_hidden_state
+        hidden: Tensor = output.last_hidden_state
+        return hidden
     parts = output if isinstance(output, tuple | list) else ()
     return next((part for part in parts if isinstance(part, Tensor)), None)
 

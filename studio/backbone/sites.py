@@ -213,7 +213,8 @@ class Anatomy:
     @property
     def num_heads(self) -> int:
         """Number of query heads, as configured; layers may differ."""
-        return getattr(self.model.config.get_text_config(decoder=True), "num_attention_heads", 1)
+        config = self.model.config.get_text_config(decoder=True)
+        return int(getattr(config, "num_attention_heads", 1))
 
     @property
     def key_width(self) -> int:

@@ -295,8 +295,5 @@ def _length_of_switch(model: Any) -> int | None:
     if own is GenerationMixin.prepare_inputs_for_generation:
         return None
     kinds = {kind for module in model.modules() for kind in rope_types(module)}
-    return (
-        getattr(model.config, "original_max_position_embeddings", None)
-        if ("longrope" in kinds)
-        else None
-    )
+    length: int | None = getattr(model.config, "original_max_position_embeddings", None)
+    return length if "longrope" in kinds else None
