@@ -51,7 +51,8 @@ def insert(
 ) -> tuple[dict[str, Any], int]:
     """Return the arguments of a plain forward with prompts, and the number of logits to drop.
 
-    With a filled cache, which holds the prompts already, only positions move.
+    With a cache, which holds the prompts already, only positions move: rows with prompts are read
+    without one first.
 
     Raises:
         MethodError: Rows of one batch have prompts of different lengths.
@@ -84,5 +85,4 @@ def insert(
 
 
 def _is_cached(kwargs: dict[str, Any]) -> bool:
-    caches = [kwargs[name] for name in CACHES if kwargs.get(name) is not None]
-    return any(getattr(cache, "is_initialized", True) for cache in caches)
+    return any(kwargs.get(name) is not None for name in CACHES)
