@@ -412,7 +412,7 @@ def _window_mark(window: int) -> Tensor:
     Not every architecture passes its window to the attention function too.
     """
     mark = torch.empty(1, 1, 0, 0, dtype=torch.bool)
-    mark.studio_window = window  # type: ignore[attr-defined]
+    mark.studio_window = window
     return mark
 
 

@@ -183,6 +183,13 @@ def shares_passes(model: Any) -> bool:
 class RowGroup:
     """Rows padded on the left to one width, with one cache; the model's own if it is one row."""
 
+    _width: int
+    _pads: list[int]
+    _ids_BT: Tensor
+    _lengths_B: Tensor
+    _mask_BT: Tensor | None
+    _cache: DynamicCache
+
     def __init__(
         self, model: Any, prompts: Sequence[Sequence[int]], device: torch.device, *, shares: bool
     ) -> None:
