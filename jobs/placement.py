@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from jobs.claims import device_of
+from jobs.claims import Slot, device_of
 from jobs.processes import Identity, kill_session
 from jobs.store import JobStore
 from studio import hardware
@@ -45,9 +45,8 @@ class Placement:
 
     def look(
         self,
-        slots: Sequence[str],
+        slots: Sequence[Slot],
         *,
-        served_by: Callable[[str], Iterable[str] | None],
         start_when: Iterable[str],
         others: Mapping[int, str] | None = None,
     ) -> None:
@@ -55,18 +54,18 @@ class Placement:
 
         Args:
             slots: The slots of this machine.
-            served_by: Return the values of `train.device` that a slot serves.
             start_when: Values of `start_when` that hold now.
             others: What queued jobs of the cluster wait for.
         """
         leases = self._store.leases()
         chat = {str(r["device"]): int(r["memory_bytes"]) for r in leases if r["holder"] == "chat"}
         busy = {device_of(str(row["device"])) for row in leases if row["holder"] == "job"}
-        self.left = self._room([slot for slot in slots if slot not in busy], chat)
-        self._short, sentences = set(), self._absent(slots) | dict(others or {})
+        wanted = {slot.device: slot.wanted for slot in slots}
+        self.left = self._room([device for device in wanted if device not in busy], chat)
+        self._short, sentences = set(), self._absent(list(wanted)) | dict(others or {})
         for slot, room in self.left.items():
             found = self._store.claims.waiting_for_memory(
-                room, wanted=served_by(slot), start_when=start_when
+                room, wanted=wanted[slot], start_when=start_when
             )
             if found:
                 self._short.add(slot)

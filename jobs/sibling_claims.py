@@ -7,11 +7,11 @@ neighbours in the queue are grouped, so that a job between them is not overtaken
 
 import json
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from itertools import islice, takewhile
 from typing import Any
 
-from jobs.claims import PLACE, Claim, leased_devices, start_attempt, startable
+from jobs.claims import PLACE, Claim, Slot, leased_devices, start_attempt, startable
 from jobs.cluster import is_slot
 from jobs.database import Database
 from jobs.kinds import FILES
@@ -28,8 +28,7 @@ def claim_siblings(
     claim: Claim,
     *,
     owner: Identity,
-    beside: Collection[str] = (),
-    wanted: Iterable[str] | None = None,
+    slot: Slot,
     start_when: Iterable[str] = ("idle", "night"),
 ) -> list[Claim]:
     """Claim the next queued siblings of a run that was just claimed, to train in its process.
@@ -38,8 +37,7 @@ def claim_siblings(
         database: The queue's database.
         claim: The run.
         owner: The supervisor.
-        beside: Other slots; those that are free get their share of the siblings.
-        wanted: As for the claim.
+        slot: Its slot; the devices beside it that are free get their share of the siblings.
         start_when: As for the claim.
     """
     if claim.device == FILES or is_slot(claim.device) or "," in claim.device:
@@ -49,12 +47,12 @@ def claim_siblings(
         key = _sibling_key(first)
         if key is None:
             return []
-        queued = startable(db, wanted=wanted, start_when=start_when)
+        queued = startable(db, wanted=slot.wanted, start_when=start_when)
         neighbours = takewhile(
             lambda job: job["sweep"] == first["sweep"], list(islice(queued, MOST_CANDIDATES))
         )
         siblings = [job["id"] for job in neighbours if _sibling_key(job) == key]
-        free = set(beside) - leased_devices(db)
+        free = set(slot.beside) - leased_devices(db)
         share = math.ceil((1 + len(siblings)) / (1 + len(free))) - 1
         why = f'together with "{first["name"]}"'
         return [

@@ -186,15 +186,15 @@ class Supervisor:
             return
         start_when = self._start_when()
         waits = self.cluster.waits()
-        self.placement.look(
-            self.slots, served_by=self._served_by, start_when=start_when, others=waits
-        )
-        slots = [self._slot(d) for d in (FILES, *self.slots) if self.placement.may_claim(d)]
+        machine = [self._slot(device) for device in self.slots]
+        self.placement.look(machine, start_when=start_when, others=waits)
+        slots = [
+            slot for slot in (self._slot(FILES), *machine) if self.placement.may_claim(slot.device)
+        ]
         claims, room = self.store.claims, self.placement.left
         while claim := claims.claim_next(slots, owner=me(), room=room, start_when=start_when):
-            slot = self._slot(claim.device)
             siblings = claim_siblings(
-                self.store.database, claim, owner=me(), beside=slot.beside, wanted=slot.wanted,
+                self.store.database, claim, owner=me(), slot=self._slot(claim.device),
                 start_when=start_when,
             )  # fmt: skip
             self._start(claim, siblings)

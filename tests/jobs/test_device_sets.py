@@ -6,6 +6,7 @@ import pytest
 
 from jobs import kinds, runner
 from jobs.admission import admit
+from jobs.claims import Slot
 from jobs.placement import Placement
 from jobs.processes import me
 from jobs.store import JobStore
@@ -97,7 +98,7 @@ def test_all_without_a_gpu_is_the_processor_and_measuring_takes_one_device_of_a_
 def test_a_device_that_is_not_here_any_more_is_waited_for_in_words(store):
     job = _submit(store, "cuda:0,cuda:7")
     assert Looks(store)() == []
-    Placement(store, devices=list).look(SLOTS, served_by=lambda _: None, start_when=[])
+    Placement(store, devices=list).look([Slot(device) for device in SLOTS], start_when=[])
     assert store.get(job).waits == "wants cuda:7; this machine has cuda:0, cuda:1, cuda:2"
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from jobs import extend, supervisor, sweeps
 from jobs.actions import ask
+from jobs.claims import Slot
 from jobs.memory import needed_by_each, needed_bytes
 from jobs.placement import CHAT_SECONDS, END_CHAT_SECONDS, Placement
 from jobs.processes import me, of
@@ -36,7 +37,7 @@ class Machine:
     def claim(self) -> int | None:
         """What a supervisor does at one look."""
         self.now += 3
-        self.placement.look([self.name], served_by=lambda _: None, start_when=[])
+        self.placement.look([Slot(self.name)], start_when=[])
         if not self.placement.may_claim(self.name):
             return None
         claim = self.store.claims.claim(self.name, owner=me(), room=self.placement.left)

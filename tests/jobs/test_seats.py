@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.claims import Claim, device_of
+from jobs.claims import Claim, Slot, device_of
 from jobs.placement import Placement
 from jobs.processes import me
 from jobs.sibling_claims import claim_siblings
@@ -31,7 +31,7 @@ def claimed(store: JobStore, device: str = "cpu", beside: tuple[str, ...] = ()) 
 def claims_of(store: JobStore, device: str = "cpu", beside: tuple[str, ...] = ()) -> list[Claim]:
     first = store.claims.claim(device, owner=me(), more=beside)
     assert first is not None
-    return [first, *claim_siblings(store.database, first, owner=me(), beside=beside)]
+    return [first, *claim_siblings(store.database, first, owner=me(), slot=Slot(device, beside))]
 
 
 def test_a_sweep_sits_on_one_device_until_its_last_run_has_ended(store):
@@ -45,7 +45,7 @@ def test_a_sweep_sits_on_one_device_until_its_last_run_has_ended(store):
     for number, claim in enumerate(claims):
         assert store.claims.claim("cpu", owner=me()) is None
         placed = Placement(store)
-        placed.look(["cpu"], served_by=lambda slot: None, start_when=())
+        placed.look([Slot("cpu")], start_when=())
         assert not placed.left  # the slot is busy
         store.claims.register(claim, me())
         store.claims.finish(claim, "succeeded")
