@@ -55,7 +55,7 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
             "demos": list(starter.datasets()),
             "settings": [
                 shown_field(parameter(name, DataSource.model_fields[name]))
-                for name in ("max_length", "train_on", "chat_template")
+                for name in ("max_length", "train_on", "chat_template", "thoughts")
             ],
             "formats": {name: {"needed": n, "optional": o} for name, (n, o) in PARTS.items()},
         }
@@ -99,9 +99,9 @@ def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
     @router.get("/{name}/tokens")
     def tokens(
         name: str, model: Name = "starter", max_length: int = 1024, train_on: str = "assistant",
-        chat_template: str = "auto",
+        chat_template: str = "auto", thoughts: str = "template",
     ) -> dict[str, Any]:  # fmt: skip
-        found, data = _source(home, name, max_length, train_on, chat_template)
+        found, data = _source(home, name, max_length, train_on, chat_template, thoughts)
         waiting = _must_wait(home, store, found, ModelSource(path=model), data)
         if waiting:
             return waiting
@@ -110,10 +110,10 @@ def _reading(router: APIRouter, home: Home, store: JobStore) -> None:
     @router.get("/{name}/xray")
     def rays(
         name: str, model: Name = "starter", max_length: int = 1024, train_on: str = "assistant",
-        chat_template: str = "auto", pick: Pick = "first", row: int | None = None,
-        count: int = Query(1, ge=1, le=20), seed: int = 0,
+        chat_template: str = "auto", thoughts: str = "template", pick: Pick = "first",
+        row: int | None = None, count: int = Query(1, ge=1, le=20), seed: int = 0,
     ) -> dict[str, Any]:  # fmt: skip
-        found, data = _source(home, name, max_length, train_on, chat_template)
+        found, data = _source(home, name, max_length, train_on, chat_template, thoughts)
         source = ModelSource(path=model)
         if found.meta.plain or (row is None and pick != "first"):
             waiting = _must_wait(home, store, found, source, data)
@@ -192,11 +192,11 @@ def short(snapshot: Snapshot) -> dict[str, Any]:
 
 
 def _source(
-    home: Home, name: str, max_length: int, train_on: str, chat_template: str
+    home: Home, name: str, max_length: int, train_on: str, chat_template: str, thoughts: str
 ) -> tuple[Snapshot, DataSource]:
     values = {
         "path": name, "max_length": max_length, "train_on": train_on, "validation_fraction": 0.05,
-        "chat_template": chat_template,
+        "chat_template": chat_template, "thoughts": thoughts,
     }  # fmt: skip
     return snapshots.open_snapshot(home, name), validated(DataSource, values)
 

@@ -134,9 +134,12 @@ def xray_rows(
     max_length: Annotated[int, field("Longest row in tokens.", ge=8)] = 1024,
     train_on: Annotated[str, field("assistant, last or all.")] = "assistant",
     chat_template: Annotated[str, field("auto or a named template.")] = "auto",
+    thoughts: Annotated[
+        Literal["template", "turns", "keep"], field("Thoughts that the template cuts.")
+    ] = "template",
     seed: Annotated[int, field("Seed of random rows.")] = 0,
 ) -> list[dict[str, Any]]:
-    """Show rows as the trainer sees them: [[trained]], masked, and what is cut off."""
+    """Show rows as the trainer sees them: [[trained]], masked, and what is cut off or left out."""
     from studio.data.tokenizer_files import backend_for
     from studio.data.xray import xray
     from studio.models.sources import facts
@@ -144,7 +147,7 @@ def xray_rows(
     found = facts(ModelSource(path=model))
     data = DataSource.parse(
         {"path": source, "max_length": max_length, "train_on": train_on,
-         "chat_template": chat_template}
+         "chat_template": chat_template, "thoughts": thoughts}
     )  # fmt: skip
     shown = xray(
         data, backend_for(found.path, home), context_length=found.context_length,

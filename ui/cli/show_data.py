@@ -86,7 +86,12 @@ def xray(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         counts = f"{row['num_tokens']} tokens, {row['num_trained']} trained"
         cut = f"{row['num_truncated']} cut off"
-        print(f"row {row['row']} (line {row['line']}): {counts}, {cut}")
+        turn = f", turn {row['part']} of {row['num_parts']}" if row["num_parts"] > 1 else ""
+        print(f"row {row['row']} (line {row['line']}){turn}: {counts}, {cut}")
+        for part in row["lost"]:
+            where = f"message {part['message']}" if part["message"] else "the row"
+            text = printable(part["text"][:200])
+            print(f"  left out by the template: {part['kind']} of {where}: ~~{text}~~")
         if row["problem"]:
             print(f"  dropped: {printable(row['problem'])}")
             continue

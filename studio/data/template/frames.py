@@ -61,7 +61,9 @@ class Frames:
     """The frames of one template, by sequence of roles."""
 
     def __init__(self, source: str) -> None:
-        self.trusted, self._sensitive = _sensitive_texts(source)
+        self.trusted, found = _sensitive_texts(source)
+        # Thoughts at the start of an answer may be cut: their place is not that of the content.
+        self._sensitive = tuple({*found, "</think", "[/THINK]"})
         self.known: dict[tuple[str, ...], Frame] = {}
 
     def key(self, messages: list[Message]) -> tuple[str, ...] | None:

@@ -108,11 +108,12 @@ def learn_ends(render: Renders, facts: Facts, controls: Sequence[str], eos: str)
     answer = {"role": "assistant", "content": f"{DATA_START}a{DATA_END}"}
     question = {"role": "user", "content": f"{DATA_START}u{DATA_END}"}
     last = pattern.findall(_after(render, [USER, answer], DATA_END))[:1]
-    between = _after(render, [USER, answer, question, REPLY], DATA_END)
-    middle = pattern.findall(between.partition(DATA_START)[0])[:1]
+    nexts = (question, {"role": "assistant", "content": f"{DATA_START}a{DATA_END}"})
+    between = [_after(render, [USER, answer, after], DATA_END) for after in nexts]
+    middle, other = (pattern.findall(text.partition(DATA_START)[0])[:1] for text in between)
     call, written = _call_end(render, facts, pattern, last) if facts.calls else ("", True)
     own = [*last, *([] if last else middle)]
-    found = dict.fromkeys([*last, *middle, *([call] if call else [])])
+    found = dict.fromkeys([*last, *middle, *([call] if call else []), *other])
     return Ends(
         texts=tuple(found),
         stops=tuple(dict.fromkeys([*own, *([call] if call else [])])),

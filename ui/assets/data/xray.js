@@ -5,7 +5,7 @@ import { api, button, count, h, query, remember, text } from '../core/dom.js';
 import { labelled, select } from '../core/form.js';
 
 const PICKS = { first: 'First', longest: 'Longest', shortest: 'Shortest', random: 'Random' };
-const STATES = { trained: 'trained', masked: 'read, not trained', truncated: 'cut off', special: 'special' };
+const STATES = { trained: 'trained', masked: 'read, not trained', truncated: 'cut off', special: 'special', lost: 'left out by the template' };
 
 export class XRay {
   constructor(page) {
@@ -24,7 +24,7 @@ export class XRay {
         turn('‹', -1, 'Previous row'), h('label', {}, 'Row ', this.number, ` of ${count(page.found.rows)}`),
         turn('›', 1, 'Next row'),
         h('span', { class: 's-xray-legend' }, Object.entries(STATES).map(([state, words]) =>
-          h('span', {}, h('i', { class: 's-token', 'data-state': state === 'special' ? 'masked' : state,
+          h('span', {}, h('i', { class: 's-token', 'data-state': { special: 'masked', lost: 'truncated' }[state] ?? state,
             'data-special': state === 'special' }, 'Aa'), words)))),
       this.summary,
       h('div', { class: 's-xray' }, this.tokens, this.decoded));
@@ -41,7 +41,7 @@ export class XRay {
     try {
       const found = await api(`/api/data/${this.page.found.name}/xray?${this.page.lens.query({ ...what, ...seed })}`);
       if (request !== this.request) return;
-      if (!found.id) return this.show(found.rows[0]);
+      if (!found.id) return this.show(found.rows);
       this.note('The dataset is large: a queued job counts its tokens once. The list on the left shows its progress.');
       this.page.await(found, () => this.load(what), (words) => this.note(words));
     } catch (error) { if (request === this.request) this.note(error.message); }
@@ -53,20 +53,35 @@ export class XRay {
     text(this.decoded, '');
   }
 
-  show(row) {
+  /** Show a row: one view, or one per answer where each is trained with its own rendering. */
+  show(views) {
+    const [row] = views;
     this.row = this.number.value = row.row;
     remember({ row: row.row === 1 ? null : row.row });
-    if (row.problem) return this.note(`Line ${count(row.line)} is dropped: ${row.problem}`);
+    if (row.problem) {
+      this.note(`Line ${count(row.line)} is dropped: ${row.problem}`);
+      return this.tokens.replaceChildren(...row.lost.map(lost));
+    }
     const part = row.num_tokens ? Math.round((100 * row.num_trained) / row.num_tokens) : 0;
     text(this.summary, `line ${count(row.line)} · ${count(row.num_tokens)} tokens · ${count(row.num_trained)} trained `
       + `(${part}\u202f%) · ${count(row.num_truncated)} cut off`
-      + (row.tokens.length < row.num_tokens ? ` · the first ${count(row.tokens.length)} are shown` : ''));
-    this.tokens.replaceChildren(...row.tokens.map(({ id, state, special, text: words }) => h('span', { class: 's-token',
-      'data-state': state, 'data-special': special, title: `${id} · ${STATES[state]}${special ? ' · special' : ''}` },
-    words === '' ? '·' : words.replaceAll('\n', '↵\n')))); // line ends and parts of a character are tokens too
+      + (row.tokens.length < row.num_tokens ? ` · the first ${count(row.tokens.length)} are shown` : '')
+      + (views.length > 1 ? ` · turn 1 of ${row.num_parts}` : ''));
+    this.tokens.replaceChildren(...views.filter((view) => view.row === row.row).flatMap((view) => [
+      view.part > 1 && h('div', { class: 's-quiet' }, `Turn ${view.part} of ${view.num_parts}`),
+      ...view.tokens.flatMap((one, index) => [...view.lost.filter((part) => part.before === index).map(lost), token(one)]),
+      ...view.lost.filter((part) => part.before >= view.tokens.length).map(lost),
+    ]).filter(Boolean));
     return text(this.decoded, row.text);
   }
 }
+
+const token = ({ id, state, special, text: words }) => h('span', { class: 's-token',
+  'data-state': state, 'data-special': special, title: `${id} · ${STATES[state]}${special ? ' · special' : ''}` },
+words === '' ? '·' : words.replaceAll('\n', '↵\n')); // line ends and parts of a character are tokens too
+
+const lost = ({ message, kind, text: words }) => h('del', { class: 's-token', 'data-state': 'truncated',
+  title: `${STATES.lost}: ${kind}${message ? ` of message ${message}` : ''}` }, words);
 
 /** The model and the settings through which a dataset is seen; the address holds them. */
 export class Lens {
