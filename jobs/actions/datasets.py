@@ -139,7 +139,7 @@ def xray_rows(
     ] = "template",
     seed: Annotated[int, field("Seed of random rows.")] = 0,
 ) -> list[dict[str, Any]]:
-    """Show rows as the trainer sees them: [[trained]], masked, and what is cut off or left out."""
+    """Show rows as the trainer sees them: [[trained]], masked, and what is cut off."""
     from studio.data.tokenizer_files import backend_for
     from studio.data.xray import xray
     from studio.models.sources import facts

@@ -66,10 +66,11 @@ def made(byte_backend):
 def truths():
     """Return the expected texts by family and shape, one per view."""
     found = {}
-    for block in TRUTHS.read_text(encoding="utf-8").split("\n=== ")[1:]:
+    text = TRUTHS.read_text(encoding="utf-8").removesuffix("\n")
+    for block in text.split("\n=== ")[1:]:
         title, _, body = block.partition("\n")
         family, shape = title.split(" / ")
-        found[family, shape] = body.removesuffix("\n").split("\n--- next view ---\n")
+        found[family, shape] = body.split("\n--- next view ---\n")
     return found
 
 
