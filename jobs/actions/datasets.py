@@ -134,9 +134,7 @@ def xray_rows(
     max_length: Annotated[int, field("Longest row in tokens.", ge=8)] = 1024,
     train_on: Annotated[str, field("assistant, last or all.")] = "assistant",
     chat_template: Annotated[str, field("auto or a named template.")] = "auto",
-    thoughts: Annotated[
-        Literal["template", "turns", "keep"], field("Thoughts that the template cuts.")
-    ] = "template",
+    thoughts: Annotated[Literal["template", "turns", "keep"], field("Cut thoughts.")] = "template",
     seed: Annotated[int, field("Seed of random rows.")] = 0,
 ) -> list[dict[str, Any]]:
     """Show rows as the trainer sees them: [[trained]], masked, and what is cut off."""
