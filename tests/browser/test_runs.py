@@ -109,6 +109,7 @@ def test_a_bake_off_of_the_form_keeps_its_settings(page, held):
     page.goto("/?set=train.max_steps=3&set=method.r=4")
     page.get_by_role("button", name=re.compile("^Bake-off")).click()
     dialog = page.get_by_role("dialog")
+    expect(dialog.get_by_role("checkbox").first).to_be_visible()
     for box in dialog.get_by_role("checkbox").all():
         box.set_checked(box.get_attribute("value") in ("lora", "ia3"))
     dialog.locator("[name=name]").fill("duel")
@@ -121,8 +122,9 @@ def test_a_bake_off_of_the_form_keeps_its_settings(page, held):
 
 @pytest.mark.refused("/api/do/schedule")
 def test_a_plan_is_refused_in_its_dialog_and_then_taken(page, held):
-    first, second = held.queue()[:2]
+    first, second = held.get("alpha"), held.get("beta")
     page.goto(f"/runs?run={second.id}")
+    expect(page.get_by_test_id("detail")).to_contain_text(f"Run {second.id}")
     page.get_by_text("More", exact=True).click()
     page.get_by_role("button", name="When it starts …").click()
     dialog = page.get_by_role("dialog")
