@@ -21,7 +21,7 @@ def held(studio):
     settings.hold_queue(store)
     jobs = [store.submit(RunSpec(name=name)).id for name in ("alpha", "beta", "gamma")]
     yield store
-    for job in jobs:
+    for job in reversed(jobs):  # a later one may wait for an earlier one
         store.cancel(job)
         store.delete(job)
     settings.release_queue(store)
