@@ -1,40 +1,51 @@
 """The template of an adapter goes with it: into merged models, exports and GGUF."""
 
 import json
+import shutil
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from studio.adapters.export import export_adapter
-from studio.adapters.merge import merge, read_certificate
-from studio.adapters.verify import VerificationError
+from studio.adapters.merge import merge, read_certificate, trained_template
+from studio.adapters.verify import verify
 from studio.backbone import Backbone
 from studio.data.template.named import STYLES
 from studio.data.template.saved import CONVERSATION, conversation_ids, keep_template
 from studio.data.template.template import choose
+from studio.errors import AdapterError
 from studio.home import open_home
 from studio.methods.lora import Lora
 from studio.models.loading import load, tokenizer_at
 from studio.spec import ModelSource
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def base(real):
     """A model without a chat template whose tokenizer puts `<s>` in front."""
     return real / "models" / "stories260k"
 
 
-@pytest.fixture
-def adapter(base, tmp_path):
+@pytest.fixture(scope="module")
+def adapter(base, tmp_path_factory):
     """Save an adapter that was trained with the alpaca template."""
     backbone = Backbone(load(ModelSource(path=str(base)), "cpu").model)
     for parameter in backbone.attach("a", Lora(r=4), seed=0).parameters():
         parameter.data += 0.005
-    folder = tmp_path / "adapter"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("adapter")
     backbone.save("a", folder)
     passport = {"name": "a", "data": {"template": "alpaca"}, "base": {"path": str(base)}}
     (folder / "passport.json").write_text(json.dumps(passport))
     return folder
+
+
+@pytest.fixture(scope="module")
+def merged(base, adapter, tmp_path_factory):
+    """Merge that adapter into the model."""
+    out = tmp_path_factory.mktemp("merged") / "out"
+    [*_] = merge(ModelSource(path=str(base)), [(adapter, 1.0)], out, device="cpu")
+    return out
 
 
 def prompt(folder, name="auto"):
@@ -61,30 +72,30 @@ def test_a_saved_template_renders_the_tokens_of_training(real, tmp_path, model, 
     assert choose(again).encode(answered) == named.encode(answered)
 
 
-def test_a_merged_model_answers_with_the_template_of_its_adapter(base, adapter, tmp_path):
-    out = tmp_path / "out"
-
-    [*_] = merge(ModelSource(path=str(base)), [(adapter, 1.0)], out, device="cpu")
-
-    assert prompt(out) == prompt(base, "alpaca") != prompt(base)
-    assert read_certificate(out)["tokens_changed"] == 0
+def test_a_merged_model_answers_with_the_template_of_its_adapter(base, merged):
+    assert prompt(merged) == prompt(base, "alpaca") != prompt(base)
+    assert read_certificate(merged)["tokens_changed"] == 0
 
 
-def test_an_adapter_without_a_template_leaves_the_model_as_it_is(base, adapter, tmp_path):
-    (adapter / "passport.json").unlink()
+@pytest.mark.parametrize("template", ["model", "text", "", None])
+def test_an_adapter_without_a_named_template_changes_none(base, adapter, tmp_path, template):
+    folder = shutil.copytree(adapter, tmp_path / "a")
+    passport = {"name": "a", "data": {"template": template}}
+    (folder / "passport.json").write_text(json.dumps(passport))
+    tokenizer = tokenizer_at(base)
 
-    [*_] = merge(ModelSource(path=str(base)), [(adapter, 1.0)], tmp_path / "out", device="cpu")
+    keep_template(tokenizer, trained_template([folder]))
 
-    assert tokenizer_at(tmp_path / "out").chat_template is None
+    assert tokenizer.chat_template is None and trained_template([adapter]) == "alpaca"
 
 
-def test_a_template_that_renders_otherwise_fails_the_merge(base, adapter, tmp_path, monkeypatch):
-    monkeypatch.setattr("studio.data.template.saved.jinja_of", lambda *_, **__: "{{ 'x' }}")
-    monkeypatch.setattr("studio.data.template.saved.conversation_ids", lambda _: [1, 2, 3])
+def test_a_folder_that_renders_a_conversation_otherwise_is_not_verified(merged, tmp_path):
+    reference = tmp_path / "reference.safetensors"
+    plan = {"ids": [[1]], "left": [], "fp32": True, "conversation": [1, 2, 3]}
+    save_file({"logits": torch.zeros(1, 512)}, reference, {"plan": json.dumps(plan)})
 
-    with pytest.raises(VerificationError, match="renders a conversation to other tokens"):
-        [*_] = merge(ModelSource(path=str(base)), [(adapter, 1.0)], tmp_path / "out", device="cpu")
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(AdapterError, match="renders a conversation to other tokens"):
+        verify(merged, reference)
 
 
 def test_an_exported_adapter_brings_its_template(base, adapter, tmp_path):
@@ -96,14 +107,13 @@ def test_an_exported_adapter_brings_its_template(base, adapter, tmp_path):
     assert conversation_ids(tokenizer) == prompt(base, "alpaca")
 
 
-def test_a_gguf_file_of_a_merged_model_holds_the_template(base, adapter, tmp_path):
+def test_a_gguf_file_of_a_merged_model_holds_the_template(merged):
     gguf = pytest.importorskip("gguf")
     from studio.adapters.gguf import add_tokenizer
 
-    [*_] = merge(ModelSource(path=str(base)), [(adapter, 1.0)], tmp_path / "out", device="cpu")
     writer = gguf.GGUFWriter(None, "llama")
-    notes = add_tokenizer(writer, tmp_path / "out", {"vocab_size": 512})
+    notes = add_tokenizer(writer, merged, {"vocab_size": 512})
 
     template = writer.kv_data[0]["tokenizer.chat_template"].value
-    assert not notes and template == tokenizer_at(tmp_path / "out").chat_template
+    assert not notes and template == tokenizer_at(merged).chat_template
     assert "### Response" in template and "endgeneration" not in template
