@@ -21,10 +21,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from studio.backbone import expert_files, peft_variants
 from studio.backbone.sites import Anatomy, Site
 from studio.errors import AdapterError, nearest
 from studio.methods import methods
 from studio.methods.bottleneck import Bottleneck
+from studio.methods.lora import Lora
 from studio.methods.method import Method, Params
 
 if TYPE_CHECKING:
@@ -194,7 +196,7 @@ MAX_CONFIG_BYTES = 1_000_000
 NOT_MATHS = {
     "peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode",
     "peft_version", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern",
-    "auto_mapping",
+    "auto_mapping", "target_parameters",
 }  # fmt: skip
 
 
@@ -208,7 +210,10 @@ def read(folder: Path, anatomy: Anatomy) -> tuple[Method, list[Site], list[Param
     if is_adapterhub(config):
         return read_adapterhub(config, read_tensors(folder, ADAPTERHUB_WEIGHTS), anatomy)
     method = read_method(config)
-    tensors = _without_copies(read_tensors(folder, WEIGHTS), anatomy)
+    tensors = peft_variants.clean_keys(read_tensors(folder, WEIGHTS))
+    tensors = expert_files.from_file(_without_copies(tensors, anatomy), anatomy, config)
+    if isinstance(method, Lora):
+        method, tensors = peft_variants.one_scale(method, config, tensors, anatomy)
     sites, params = method.from_tensors(tensors, anatomy)
     return method, sites, params
 
@@ -246,7 +251,8 @@ def read_method(config: dict[str, Any]) -> Method:
             f"adapter_config.json has peft_type {kind[:40]!r}, which is not supported."
             f"{nearest(kind, known)}"
         )
-    fields = {key: value for key, value in config.items() if key not in NOT_MATHS}
+    left_out = NOT_MATHS | (peft_variants.FIELDS if kind == Lora.peft_type else set())
+    fields = {key: value for key, value in config.items() if key not in left_out}
     return known[kind].from_peft(fields)
 
 
@@ -269,19 +275,25 @@ def write_adapterhub(adapter: Adapter, folder: Path, anatomy: Anatomy, *, name: 
 def write(adapter: Adapter, folder: Path, anatomy: Anatomy, *, base: str) -> None:
     """Write PEFT's two files into an existing folder."""
     method = adapter.method
+    experts = [site for site in adapter.sites if site.num_experts]
     config = {
         "peft_type": method.peft_type,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "inference_mode": True,
-        "target_modules": anatomy.shorten(adapter.sites),
+        "target_modules": anatomy.shorten([s for s in adapter.sites if not s.num_experts]),
         **method.to_peft(adapter.sites),
+        **method.patterns(adapter.sites, adapter.params),
     }
+    if experts:
+        config["target_parameters"] = anatomy.shorten_experts(experts)
     if config["target_modules"] is None:
         del config["target_modules"]
     tensors = {
         key: tensor.detach().cpu().contiguous()
-        for key, tensor in method.to_tensors(adapter.sites, adapter.params).items()
+        for key, tensor in expert_files.to_file(
+            method.to_tensors(adapter.sites, adapter.params), experts
+        ).items()
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})

@@ -96,6 +96,7 @@ class AttentionState:
 
     Attributes:
         lengths: Tokens of each packed row; None for a padded batch.
+        batch: Rows and tokens per row of a padded batch.
         prefix: Returns a layer's virtual tokens.
         positions: `(B, T)`, counted from the first virtual token; kept while there are any.
         row_ends: The last position of each row of a padded batch, for rotary factors.
@@ -111,6 +112,7 @@ class AttentionState:
     """
 
     lengths: tuple[int, ...] | None = None
+    batch: tuple[int, int] = (0, 0)
     prefix: Callable[[int], Prefix | None] | None = None
     positions: Tensor | None = None
     row_ends: list[int] | None = None
@@ -123,6 +125,14 @@ class AttentionState:
     lean: bool = True
     keep: Tensor | None = None
     kept_lengths: tuple[int, ...] = ()
+
+    def token_rows(self, num_tokens: int) -> tuple[int, ...] | None:
+        """Return the tokens of each row in a flat `(tokens, features)` tensor.
+
+        None if the tensor does not hold every token of the batch.
+        """
+        rows = self.lengths or (self.batch[1],) * self.batch[0]
+        return rows if sum(rows) == num_tokens else None
 
     def pack(self, lengths: Sequence[int], device: torch.device) -> None:
         """Set the row lengths of the next packed batch."""

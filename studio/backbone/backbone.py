@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from studio import hardware
-from studio.backbone import adapter_files, attention, attention_kernels, packing
+from studio.backbone import adapter_files, attention, attention_kernels, experts, packing
 from studio.backbone.adapter import Adapter
 from studio.backbone.checkpointing import install_lean_forwards, keep_positions, set_checkpointing
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
@@ -51,6 +51,9 @@ class Backbone:
         self.set_attention("auto")
         install_lean_forwards(self.anatomy, self._state)
         self._has_row_factors = install_row_factors(self.anatomy.tower, self._state)
+        self.experts = experts.install(
+            self.anatomy.modules.items(), self._hooks.plan_of, self._state
+        )
         model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         model.register_forward_hook(self._after_forward)
         for module in self.anatomy.tower.modules():
@@ -379,7 +382,10 @@ class Backbone:
         if self._has_row_factors:
             self._state.row_ends = _row_ends(kwargs)
         placed = self._virtual.place(args, kwargs)
-        return () if "inputs_embeds" in placed else args, placed
+        args = () if "inputs_embeds" in placed else args
+        tokens = placed.get("inputs_embeds", placed.get("input_ids", args[0] if args else None))
+        self._state.batch = (0, 0) if tokens is None else (tokens.shape[0], tokens.shape[1])
+        return args, placed
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._virtual.dropped:  # the logits of prompts that stand before the rows

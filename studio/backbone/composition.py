@@ -106,6 +106,12 @@ class SitePlan:
         phases[edit.method.phase].append(edit)
 
     @property
+    def is_routed(self) -> bool:
+        """True if an edit acts on some rows only."""
+        edits = (*self.deltas, *self.gains, *self.transforms)
+        return any(edit.rows.numbers is not None for edit in edits)
+
+    @property
     def is_one_node(self) -> bool:
         """True if the site only trains low-rank products, for all rows or per row group."""
         if not self.deltas or self.gains or self.transforms:
@@ -190,7 +196,6 @@ def select_rows(x: Tensor, rows: Rows, lengths: tuple[int, ...] | None) -> Tenso
 
 
 def _row_axis(x: Tensor, lengths: tuple[int, ...] | None) -> int:
-    # A mixture of experts passes flat (tokens, features) tensors to its linears.
     return 0 if lengths is None or x.dim() == 2 else 1
 
 

@@ -59,7 +59,7 @@ def fold(backbone: Backbone, stack: Stack) -> Folded:
             if adapter.method.phase is Phase.DELTA:
                 change = adapter.method.fold(adapter.params[site.key], site, weight)
                 for name, tensor in change.items():
-                    key = f"{site.key}.{name}"
+                    key = _key(site, name)
                     tensors[key] = _current(tensors, site, name) + tensor
     for adapter, weight in chosen:
         for site in adapter.sites:
@@ -69,19 +69,24 @@ def fold(backbone: Backbone, stack: Stack) -> Folded:
     for adapter, _ in chosen:
         for site in adapter.sites:
             for name in ("weight", "bias"):
-                key = f"{site.key}.{name}"
+                key = _key(site, name)
                 if key in tensors:
                     turn = site.transposed and name == "weight"
-                    oriented[key] = (tensors[key].T if turn else tensors[key]).detach().contiguous()
+                    tensor = tensors.pop(key)
+                    oriented[key] = (tensor.mT if turn else tensor).detach().contiguous()
     return Folded(oriented, tuple(a.name for a, _ in chosen), tuple(left))
+
+
+def _key(site: Site, name: str) -> str:
+    return site.parameter_key if name == "weight" else f"{site.key}.{name}"
 
 
 def _current(tensors: dict[str, Tensor], site: Site, name: str) -> Tensor:
     """Return the tensor as folded so far: a linear's weight as `(out, in)`."""
-    key = f"{site.key}.{name}"
+    key = _key(site, name)
     if key in tensors:
         return tensors[key]
-    if name == "weight" and site.kind == "linear":
+    if name == "weight" and site.kind in ("linear", "experts"):
         return dense_weight(site).detach()
     own = getattr(site.module, name)
     assert isinstance(own, Tensor)

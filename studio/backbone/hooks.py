@@ -16,6 +16,7 @@ from studio.backbone.attention import AttentionState
 from studio.backbone.composition import SitePlan
 from studio.backbone.linear_kernels import adapter_spans, low_rank_linear
 from studio.backbone.sites import Anatomy, Site
+from studio.errors import MethodError
 
 Plans = dict[str, SitePlan]
 
@@ -37,9 +38,32 @@ class Hooks:
         for key in self._handles.keys() - plans.keys():
             for handle in self._handles.pop(key):
                 handle.remove()
-        for key in plans.keys() - self._handles.keys():
+        modules = {key for key, plan in plans.items() if plan.site.kind != "experts"}
+        for key in modules - self._handles.keys():
             self._handles[key] = self._install(plans[key].site)
-        self._replace_forwards({key for key, plan in plans.items() if plan.is_one_node})
+        self._replace_forwards({key for key in modules if plans[key].is_one_node})
+
+    def plan_of(self, key: str) -> SitePlan | None:
+        """Return the active plan of a site; experts ask for theirs (`experts.py`)."""
+        return self._plans.get(key)
+
+    def _lengths(self, x: Tensor, plan: SitePlan) -> tuple[int, ...] | None:
+        """Return the row lengths of a tensor in which rows follow each other, else None.
+
+        A mixture of experts passes flat `(tokens, features)` tensors to its linears.
+
+        Raises:
+            MethodError: Rows have adapters of their own, and the tensor mixes the rows.
+        """
+        if x.dim() > 2 or not plan.is_routed:
+            return self._state.lengths
+        found = self._state.token_rows(len(x))
+        if found is None:
+            raise MethodError(
+                f"{plan.site.key} does not see every token of a batch, so adapters of several rows "
+                "cannot share it; leave this module out of target_modules, or use one adapter."
+            )
+        return found
 
     def _replace_forwards(self, wanted: set[str]) -> None:
         """Give exactly these linear layers a forward with their trained product in one node."""
@@ -55,7 +79,8 @@ class Hooks:
         module: Any = site.module
 
         def forward(x: Tensor) -> Tensor:
-            plan, lengths = self._plans[site.key], self._state.lengths
+            plan = self._plans[site.key]
+            lengths = self._lengths(x, plan)
             weight, bias, turned = module.weight, module.bias, site.transposed
             if plan.is_one_product:
                 return low_rank_linear(
@@ -87,7 +112,7 @@ class Hooks:
             plan = self._plans.get(key)
             if plan is None or not plan.gains or not args:
                 return None
-            return (plan.apply_input(args[0], self._state.lengths), *args[1:])
+            return (plan.apply_input(args[0], self._lengths(args[0], plan)), *args[1:])
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             plan = self._plans.get(key)
@@ -96,7 +121,7 @@ class Hooks:
             hidden = output[0] if isinstance(output, tuple) else output
             x = args[0] if args else hidden
             residual = self._residuals.pop(key, None) if is_mlp else None
-            changed = plan.apply_output(x, hidden, residual, self._state.lengths)
+            changed = plan.apply_output(x, hidden, residual, self._lengths(hidden, plan))
             return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         handles: list[Any] = [

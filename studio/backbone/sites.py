@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakValueDictionary
 
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from studio.errors import MethodError, nearest
 if TYPE_CHECKING:
     from studio.backbone.recording import Block, Keys, Recording
 
-Kind = Literal["linear", "norm", "attention", "mlp", "embedding", "model"]
+Kind = Literal["linear", "experts", "norm", "attention", "mlp", "embedding", "model"]
 # Small matrices of hybrids and mixtures that steer a layer; group targets leave them out.
 HELPERS = frozenset({
     "in_proj_a", "in_proj_b", "in_proj_ba", "in_proj_ab", "a_proj", "b_proj", "conv1d", "gate",
@@ -33,7 +33,8 @@ HELPERS = frozenset({
 class Site:
     """A module that an adapter can edit, with its key and sizes.
 
-    `transposed` marks GPT-2's Conv1D, whose weight is `(in_features, out_features)`.
+    `transposed` marks GPT-2's Conv1D, whose weight is `(in_features, out_features)`. A site of
+    experts is one 3-D parameter of its module: `num_experts` matrices of these sizes.
     """
 
     key: str
@@ -43,6 +44,22 @@ class Site:
     in_features: int
     out_features: int
     transposed: bool = False
+    num_experts: int = 0
+
+    @property
+    def parameter(self) -> Any:
+        """The weight, in the form that the module stores."""
+        return getattr(self.module, self.key.rpartition(".")[2] if self.num_experts else "weight")
+
+    @property
+    def tail(self) -> str:
+        """End of the key that PEFT's lists and patterns name: `q_proj`, `experts.down_proj`."""
+        return ".".join(self.key.split(".")[-2 if self.num_experts else -1 :])
+
+    @property
+    def parameter_key(self) -> str:
+        """Path of the weight in the model's state dict."""
+        return self.key if self.num_experts else f"{self.key}.weight"
 
 
 class Anatomy:
@@ -122,6 +139,26 @@ class Anatomy:
         rest = [site for site in self.inner_linears() if site.key not in used]
         return list(dict.fromkeys(s.key.rpartition(".")[2] for s in rest if self._runs(s.key)))
 
+    def experts(self) -> list[Site]:
+        """Return the projections of every layer's routed experts."""
+        return [
+            site
+            for key, module in self.modules.items()
+            if is_experts(module) and self._is_text(key)
+            for site in _expert_sites(key, module, self.layer_of(key))
+        ]
+
+    def experts_named(self, name: str) -> list[Site]:
+        """Return the experts' projections that a name selects, as `linears` does for layers.
+
+        The name is that of the experts' module or of a projection, or the end of its path. A bare
+        `down_proj` is the linear layer where the model has one.
+        """
+        if "." not in name and any(_ends(key, name) for key in self._linear_keys()):
+            return []
+        return [site for site in self.experts()
+                if _ends(site.key, name) or _ends(site.key.rpartition(".")[0], name)]  # fmt: skip
+
     def layers(self) -> list[nn.Module]:
         """Return the decoder layers."""
         return [self.modules[key] for key in self.layer_keys]
@@ -188,6 +225,12 @@ class Anatomy:
     def linear_names(self) -> list[str]:
         """Return the distinct last names of the linear layers inside the decoder layers."""
         return list(dict.fromkeys(s.key.rpartition(".")[2] for s in self.inner_linears()))
+
+    def shorten_experts(self, sites: list[Site]) -> list[str]:
+        """Return the experts' keys as PEFT's `target_parameters`: tails where these suffice."""
+        keys, tails = {site.key for site in sites}, {site.tail for site in sites}
+        matched = {site.key for site in self.experts() if site.tail in tails}
+        return sorted(tails) if matched == keys else sorted(keys)
 
     def shorten(self, sites: list[Site]) -> list[str]:
         """Return the sites' keys as PEFT's `target_modules`: last names where these suffice."""
@@ -346,7 +389,7 @@ class Anatomy:
         return Site(block.key, kind, module, self.layer_of(block.key), size, size)
 
     def _matching(self, name: str) -> list[str]:
-        keys = [k for k in self._linear_keys() if k == name or k.endswith(f".{name}")]
+        keys = [key for key in self._linear_keys() if _ends(key, name)]
         if not keys:
             raise MethodError(
                 f'This model has no linear layer called "{name}".'
@@ -373,19 +416,44 @@ def _has_linear(module: nn.Module) -> bool:
     return any(isinstance(part, nn.Linear | Conv1D) for part in parts)
 
 
+def _ends(key: str, name: str) -> bool:
+    """Return True if a name is a whole dotted path or its end, as in PEFT."""
+    return key == name or key.endswith(f".{name}")
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Return True for a module of routed experts whose forward transformers looks up by name."""
+    return hasattr(module, "_apply_gate") and hasattr(module, "is_transposed")
+
+
+def _expert_sites(key: str, module: Any, layer: int) -> list[Site]:
+    sites = []
+    for name in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj"):
+        weight = getattr(module, name)
+        state = getattr(weight, "quant_state", None)  # 4-bit weights are flat
+        experts, *sizes = weight.shape if state is None else state.shape
+        out_features, in_features = reversed(sizes) if module.is_transposed else sizes
+        sites.append(
+            Site(f"{key}.{name}", "experts", module, layer, in_features, out_features,
+                 module.is_transposed, experts)
+        )  # fmt: skip
+    return sites
+
+
 def dense_weight(site: Site) -> Tensor:
-    """Return a linear layer's weight as float32 `(out_features, in_features)`.
+    """Return a linear layer's weight as float32 `(out_features, in_features)`; experts' stacked.
 
     4-bit weights are dequantised and Conv1D weights transposed. Sharded weights are gathered, so
     every rank must call it.
     """
-    weight = site.module.weight
+    weight = site.parameter
     if hasattr(weight, "full_tensor"):  # a DTensor, whose class is slow to import
         weight = weight.full_tensor()
     state = getattr(weight, "quant_state", None)
     if state is not None:
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(weight.data, state).float()
+        weight = dequantize_4bit(weight.data, state)
+        return (weight.mT if site.num_experts and site.transposed else weight).float()
     assert isinstance(weight, Tensor)
-    return (weight.T if site.transposed else weight).float()
+    return (weight.mT if site.transposed else weight).float()

@@ -57,12 +57,16 @@ class Lora(LinearMethod):
     target_modules: Targets = targets_field()
     lora_dropout: float = knob(
         0.0,
-        "Dropout on the adapter's input in training.",
+        "Dropout on the adapter's input in training; routed experts have none.",
         title="Dropout",
         ge=0,
         lt=1,
         advanced=True,
     )
+    expert_r: int = knob(
+        0, "Rank of each routed expert; 0 divides r by the number of experts, at least 1.",
+        title="Rank per expert", ge=0, le=1024, advanced=True,
+    )  # fmt: skip
     use_rslora: bool = knob(
         False, "Scale by alpha / √r, which is stable at large ranks.", title="rsLoRA scaling",
         advanced=True,
@@ -93,24 +97,59 @@ class Lora(LinearMethod):
         Raises:
             MethodError: A name matches nothing, or r is larger than a layer named by hand.
         """
-        sites = super().sites(anatomy)
-        if isinstance(self.target_modules, str):
-            wide = [s for s in sites if min(s.in_features, s.out_features) >= self.r]
-            sites = wide or sites
+        sites = self._targeted(anatomy)
         for site in sites:
-            if self.r > min(site.in_features, site.out_features):
+            if not site.num_experts and self.r > min(site.in_features, site.out_features):
                 raise MethodError(
                     f"r = {self.r} is larger than {site.key} ({site.out_features} × "
                     f"{site.in_features}); use at most {min(site.in_features, site.out_features)}."
                 )
         return sites
 
+    def _targeted(self, anatomy: Anatomy) -> list[Site]:
+        """Return the targeted linear layers and routed experts; DoRA has no rule for experts."""
+        targets, experts = self.target_modules, anatomy.experts()
+        if isinstance(targets, str):
+            routed = [s for s in experts if targets in ("all-linear", "mlp") and not self.use_dora]
+            linears = [] if routed else anatomy.linears(targets)
+            wide = anatomy.group(targets, narrowest=self.r)
+            return [*(wide or linears), *routed]
+        named = {name: anatomy.experts_named(name) for name in targets}
+        linear = tuple(name for name, found in named.items() if not found)
+        chosen = {site.key for found in named.values() for site in found}
+        if chosen and self.use_dora:
+            raise MethodError(
+                f"DoRA is not defined for routed experts such as {min(chosen)}: leave them out of "
+                "target_modules, or set method.use_dora=false."
+            )
+        routed = [site for site in experts if site.key in chosen]
+        return [*(anatomy.linears(linear) if linear else ()), *routed]
+
+    def candidates(self, anatomy: Anatomy) -> list[Site]:
+        """Return every linear layer and the routed experts."""
+        return [*super().candidates(anatomy), *anatomy.experts()]
+
+    def rank(self, site: Site) -> int:
+        """Return the rank of a new adapter at a site: that of one expert, for experts."""
+        if not site.num_experts:
+            return self.r
+        wanted = self.expert_r or max(1, self.r // site.num_experts)
+        return min(wanted, site.in_features, site.out_features)
+
     def create(self, site: Site, init: Init) -> Params:
-        """Return `A` by its initialisation, zero `B`, and for DoRA the row norms of `W`."""
+        """Return `A` by its initialisation, zero `B`, and for DoRA the row norms of `W`.
+
+        Experts have `A (E, r, I)` and `B (E, O, r)`.
+        """
         import torch
 
         from studio.backbone.sites import dense_weight
 
+        if site.num_experts:
+            size, rank = site.num_experts, self.rank(site)
+            a = torch.empty(size, rank, site.in_features)
+            a.uniform_(-1, 1, generator=init.generator).mul_(site.in_features**-0.5)
+            return {"lora_A": a, "lora_B": torch.zeros(size, site.out_features, rank)}
         a = torch.empty(self.r, site.in_features)
         if self.init_lora_weights == "gaussian":
             a.normal_(std=1 / self.r, generator=init.generator)
@@ -155,7 +194,7 @@ class Lora(LinearMethod):
         """Return `A` and `s B`; None for DoRA, whose delta depends on the module's output."""
         import torch
 
-        if self.use_dora:
+        if self.use_dora and not site.num_experts:
             return None
         a, b = p["lora_A"], p["lora_B"]
         if "_lora_A0" in p:
@@ -178,7 +217,7 @@ class Lora(LinearMethod):
         if "_lora_A0" in p:
             change = change - p["_lora_B0"] @ p["_lora_A0"]
         change = change * self.scaling
-        if self.use_dora:
+        if self.use_dora and not site.num_experts:
             own = dense_weight(site)
             change = self._gain(p, site)[:, None] * (own + change) - own
         return {"weight": weight * change}
@@ -186,13 +225,9 @@ class Lora(LinearMethod):
     # -- PEFT's files --------------------------------------------------------------------------
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
-        """Return the fields of PEFT's LoraConfig; PiSSA is stored as LoRA of rank 2r."""
-        doubled = 2 if self.init_lora_weights == "pissa" else 1
-        alpha_factor = math.sqrt(doubled) if self.use_rslora else doubled
+        """Return the fields of PEFT's LoraConfig that do not depend on ranks (`patterns`)."""
         return {
-            "r": self.r * doubled,
-            "lora_alpha": self.lora_alpha * alpha_factor,
-            "lora_dropout": self.lora_dropout,
+            "lora_dropout": 0.0 if any(site.num_experts for site in sites) else self.lora_dropout,
             "use_rslora": self.use_rslora,
             "use_dora": self.use_dora,
             "fan_in_fan_out": any(site.transposed for site in sites),
@@ -219,3 +254,49 @@ class Lora(LinearMethod):
         ending = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight",
                   "magnitude": "lora_magnitude_vector"}  # fmt: skip
         return super().tensor_name(site, ending.get(name, name))
+
+    def shapes(self, site: Site, tensors: Params) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a site's parameters; the rank is that of the file's `A`."""
+        stored, size = tensors.get(self.tensor_name(site, "lora_A")), site.num_experts
+        rank = self.r if stored is None else stored.shape[0] // max(1, size)
+        if size:
+            return {"lora_A": (size, rank, site.in_features),
+                    "lora_B": (size, site.out_features, rank)}  # fmt: skip
+        found = {"lora_A": (rank, site.in_features), "lora_B": (site.out_features, rank)}
+        return {**found, "magnitude": (site.out_features,)} if self.use_dora else {**found}
+
+    def to_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
+        """Return `A` and `B` of experts as one matrix each: `(E r, I)` and `(O, r E)`."""
+        if not site.num_experts:
+            return tensor
+        return tensor.flatten(0, 1) if name == "lora_A" else tensor.permute(1, 2, 0).flatten(1)
+
+    def from_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
+        """Return `A (E, r, I)` and `B (E, O, r)` of experts."""
+        size, axis = site.num_experts, 0 if name == "lora_A" else 1
+        if not size or tensor.dim() != 2 or tensor.shape[axis] % size:
+            return tensor
+        if name == "lora_A":
+            return tensor.unflatten(0, (size, -1))
+        return tensor.unflatten(1, (-1, size)).permute(2, 0, 1).contiguous()
+
+    def patterns(self, sites: list[Site], params: dict[str, Params]) -> dict[str, Any]:
+        """Return `r`, `lora_alpha` and PEFT's patterns for sites of another rank than `r`.
+
+        All sites have one scale, so `lora_alpha` follows the rank. PEFT warns of patterns that name
+        experts, so beside experts `r` is theirs and the patterns name linear layers.
+        """
+        ranks = {site.key: params[site.key]["lora_A"].shape[-2] for site in sites}
+        ranks |= {key: 2 * ranks[key] for key, p in params.items() if "_lora_A0" in p}
+        experts = [ranks[site.key] for site in sites if site.num_experts]
+        common = experts[0] if experts else max(ranks.values(), key=list(ranks.values()).count)
+        tails = {site.key: site.tail for site in sites}
+        found = {}
+        for key, rank in ranks.items():
+            alike = {ranks[other] for other, tail in tails.items() if tail == tails[key]}
+            if rank != common or len(alike) > 1:
+                found[tails[key] if len(alike) == 1 else key] = rank
+        power = 0.5 if self.use_rslora else 1
+        alphas = {key: self.scaling * rank**power for key, rank in found.items()}
+        fields = {"r": common, "lora_alpha": self.scaling * common**power}
+        return {**fields, "rank_pattern": found, "alpha_pattern": alphas} if found else fields

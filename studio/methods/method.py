@@ -195,8 +195,6 @@ class Method(Record):
         Raises:
             AdapterError: A tensor is missing, unknown, or has another shape than this model's.
         """
-        import torch
-
         left = dict(tensors)
         sites, params = [], []
         for site in self.candidates(anatomy):
@@ -204,17 +202,15 @@ class Method(Record):
             if not any(key.startswith(start) for key in left):
                 continue
             own = {}
-            for name, fresh in self.create(site, Init(torch.Generator())).items():
-                if name.startswith("_"):
-                    continue
+            for name, shape in self.shapes(site, left).items():
                 key = self.tensor_name(site, name)
                 if key not in left:
                     raise AdapterError(f"The adapter file lacks the tensor {key}.")
                 own[name] = self.from_file(name, left.pop(key).float(), site)
-                if own[name].shape != fresh.shape:
+                if own[name].shape != shape:
                     raise AdapterError(
                         f"{key} has shape {tuple(own[name].shape)}, but {site.key} of this model "
-                        f"needs {tuple(fresh.shape)}: the adapter was made for another base or r."
+                        f"needs {shape}: the adapter was made for another base or r."
                     )
             sites.append(site)
             params.append(own)
@@ -226,6 +222,17 @@ class Method(Record):
         if not sites:
             raise AdapterError("The adapter file holds no tensors.")
         return sites, params
+
+    def shapes(self, site: Site, tensors: Params) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each of a site's parameters in a file of these tensors."""
+        import torch
+
+        fresh = self.create(site, Init(torch.Generator()))
+        return {name: tuple(tensor.shape) for name, tensor in fresh.items() if name[0] != "_"}
+
+    def patterns(self, sites: list[Site], params: dict[str, Params]) -> dict[str, Any]:
+        """Return the fields of `adapter_config.json` that depend on the parameters."""
+        return {}
 
     def to_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
         """Return a parameter as PEFT stores it."""

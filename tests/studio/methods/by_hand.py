@@ -31,6 +31,9 @@ def logits(model_name: str, adapter: Adapter, ids_BT: Tensor) -> Tensor:
         if adapter.method.name in ("prompt_tuning", "p_tuning"):
             return _prompt(model, values[""], ids_BT)
         for key, p in values.items():
+            if ".experts." in key:
+                _experts(model.get_parameter(key), p, adapter.method)
+                continue
             how[adapter.method.name](model.get_submodule(key), p, adapter.method, model, key)
         return model(ids_BT).logits
 
@@ -50,6 +53,12 @@ def _lora(module: Any, p: Any, method: Any, model: Any, key: str) -> None:
         new = p["magnitude"][:, None] * new / new.pow(2).sum(1, keepdim=True).sqrt()
         delta = new - w
     _add(module, delta)
+
+
+def _experts(weight_EOI: nn.Parameter, p: Any, method: Any) -> None:
+    s = method.lora_alpha / (math.sqrt(method.r) if method.use_rslora else method.r)
+    for expert, (a, b) in enumerate(zip(p["lora_A"], p["lora_B"], strict=True)):
+        weight_EOI[expert] += s * b @ a
 
 
 def _loha(module: Any, p: Any, method: Any, model: Any, key: str) -> None:

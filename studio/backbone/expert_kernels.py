@@ -1,0 +1,213 @@
+"""Grouped matrix products of a mixture of experts, with trained low-rank deltas beside them.
+
+Each token goes to K experts. Its (token, expert) pairs are sorted by expert, so every expert's
+tokens are one span, and one call computes the products of all experts. A low-rank delta adds two
+thin grouped products per projection; `B A` of an expert is never computed.
+
+One autograd node computes `W x + b + B A x`. The first projection keeps the tokens themselves, not
+their K gathered copies, and computes no gradient of `W`.
+
+Shapes: `T tokens, K experts per token, S = T K pairs sorted by expert, E experts, I in_features,
+O out_features, R rank per expert`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+ALIGNMENT_BYTES = 16  # of the rows that torch's grouped product reads
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Groups:
+    """Pairs of token and expert, sorted by expert.
+
+    Attributes:
+        order_S: Number of each sorted pair in token order (`token K + place`).
+        inverse_S: The reverse.
+        experts_S: Expert of each sorted pair.
+        counts_E: Pairs of each expert.
+        offsets_E: End of each expert's span.
+        per_token: K.
+    """
+
+    order_S: Tensor
+    inverse_S: Tensor
+    experts_S: Tensor
+    counts_E: Tensor
+    offsets_E: Tensor
+    per_token: int
+
+    @classmethod
+    def of(cls, index_TK: Tensor, num_experts: int) -> Groups:
+        """Sort the pairs of a router's choice."""
+        experts_S, order_S = torch.sort(index_TK.reshape(-1), stable=True)
+        inverse_S = torch.empty_like(order_S)
+        inverse_S[order_S] = torch.arange(len(order_S), device=order_S.device)
+        counts_E = torch.bincount(experts_S, minlength=num_experts)
+        offsets_E = counts_E.cumsum(0).to(torch.int32)
+        return cls(order_S, inverse_S, experts_S, counts_E, offsets_E, index_TK.shape[-1])
+
+    @property
+    def tokens_S(self) -> Tensor:
+        """Token of each sorted pair."""
+        return self.order_S // self.per_token
+
+    def gather(self, x_TD: Tensor) -> Tensor:
+        """Return each sorted pair's token."""
+        return x_TD[self.tokens_S]
+
+    def combine(self, y_SD: Tensor) -> Tensor:
+        """Return the sum of each token's pairs."""
+        return y_SD[self.inverse_S].view(-1, self.per_token, y_SD.shape[-1]).sum(1)
+
+    def of_tokens(self, tokens: Tensor) -> Part:
+        """Return the pairs of some tokens, still sorted by expert."""
+        chosen_T = torch.zeros(
+            len(self.order_S) // self.per_token, dtype=torch.bool, device=tokens.device
+        )
+        chosen_T[tokens] = True
+        pairs = chosen_T[self.tokens_S].nonzero()[:, 0]
+        counts = torch.bincount(self.experts_S[pairs], minlength=len(self.counts_E))
+        return Part(pairs, counts.cumsum(0).to(torch.int32))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Some of the sorted pairs, by number, with the end of each expert's span among them."""
+
+    pairs: Tensor
+    offsets_E: Tensor
+
+
+class ExpertWeights(Protocol):
+    """Frozen matrices of all experts, in full or in 4-bit precision."""
+
+    def used(self, groups: Groups, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return `(H, I, O)` matrices and the ends of their spans, at least of experts in use."""
+
+
+def grouped_product(x_SI: Tensor, weight_EIO: Tensor, offsets_E: Tensor) -> Tensor:
+    """Return each span of `x` times its expert's matrix, `(S, O)`."""
+    if _is_native(x_SI, weight_EIO):
+        found: Tensor = torch.nn.functional.grouped_mm(x_SI, weight_EIO, offs=offsets_E)
+        return found
+    spans = _spans(offsets_E)
+    if not spans:
+        return x_SI.new_empty(0, weight_EIO.shape[-1])
+    return torch.cat([x_SI[start:stop] @ weight_EIO[e] for e, start, stop in spans])
+
+
+def grouped_outer(g_SO: Tensor, x_SI: Tensor, offsets_E: Tensor) -> Tensor:
+    """Return each span's `gᵀ x`, `(E, O, I)`; zero for an expert without tokens."""
+    if _is_native(g_SO, x_SI):
+        found: Tensor = torch.nn.functional.grouped_mm(g_SO.T, x_SI, offs=offsets_E)
+        return found
+    outer = x_SI.new_zeros(len(offsets_E), g_SO.shape[1], x_SI.shape[1])
+    for e, start, stop in _spans(offsets_E):
+        torch.mm(g_SO[start:stop].T, x_SI[start:stop], out=outer[e])
+    return outer
+
+
+def _spans(offsets_E: Tensor) -> list[tuple[int, int, int]]:
+    """Return expert, start and stop of every span that is not empty."""
+    ends = offsets_E.tolist()
+    return [(e, start, stop) for e, (start, stop) in enumerate(zip([0, *ends], ends, strict=False))
+            if start < stop]  # fmt: skip
+
+
+def _is_native(*tensors: Tensor) -> bool:
+    """Return True if torch's own grouped product takes these tensors."""
+    first = tensors[0]
+    if not hasattr(torch.nn.functional, "grouped_mm") or first.device.type not in ("cpu", "cuda"):
+        return False
+    if first.device.type == "cuda" and torch.cuda.get_device_capability(first.device) < (8, 0):
+        return False
+    unit = ALIGNMENT_BYTES // first.element_size()
+    sizes = [size for t in tensors for size in (t.shape[-2:] if t.dim() == 3 else t.shape[-1:])]
+    aligned = all(t.data_ptr() % ALIGNMENT_BYTES == 0 for t in tensors)
+    return first.shape[0] > 0 and aligned and all(size % unit == 0 for size in sizes)
+
+
+class GroupedLinear(torch.autograd.Function):
+    """`y_s = W_e x_s + b_e + B_e A_e x_s` for each pair, with `W` and `b` frozen."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, groups: Groups, weights: ExpertWeights, bias_EO: Tensor | None,
+        gathers: bool, a_ERI: Tensor | None, b_EOR: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        """Return `(S, O)`; `x` is `(T, I)` if it `gathers`, else `(S, I)`."""
+        x_SI = groups.gather(x) if gathers else x
+        matrices, offsets = weights.used(groups, x.dtype)
+        y_SO = grouped_product(x_SI, matrices, offsets)
+        if bias_EO is not None:
+            y_SO += bias_EO[groups.experts_S]
+        ctx.groups, ctx.weights, ctx.gathers, ctx.rank = groups, weights, gathers, 0
+        ctx.dtype = x.dtype
+        if a_ERI is None or b_EOR is None:
+            return y_SO
+        a, b = _padded(a_ERI.to(x.dtype), 1), _padded(b_EOR.to(x.dtype), 2)
+        h_SR = grouped_product(x_SI, a.mT, groups.offsets_E)
+        y_SO += grouped_product(h_SR, b.mT, groups.offsets_E)
+        ctx.rank, ctx.dtypes = a_ERI.shape[1], (a_ERI.dtype, b_EOR.dtype)
+        ctx.save_for_backward(x, a, b, h_SR)
+        return y_SO
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of `x`, `A` and `B`."""
+        g_SO, groups = outputs[0].contiguous(), ctx.groups
+        grad_x = grad_a = grad_b = part_SR = None
+        if ctx.rank:
+            x, a, b, h_SR = ctx.saved_tensors
+            x_SI = groups.gather(x) if ctx.gathers else x
+            part_SR = grouped_product(g_SO, b, groups.offsets_E)
+            grad_a = grouped_outer(part_SR, x_SI, groups.offsets_E)[:, : ctx.rank]
+            grad_b = grouped_outer(g_SO, h_SR, groups.offsets_E)[:, :, : ctx.rank]
+            grad_a, grad_b = grad_a.to(ctx.dtypes[0]), grad_b.to(ctx.dtypes[1])
+        if ctx.needs_input_grad[0]:
+            matrices, offsets = ctx.weights.used(groups, ctx.dtype)
+            grad_x = grouped_product(g_SO, matrices.mT, offsets)
+            if part_SR is not None:
+                grad_x += grouped_product(part_SR, a, groups.offsets_E)
+            grad_x = groups.combine(grad_x) if ctx.gathers else grad_x
+        return grad_x, None, None, None, None, grad_a, grad_b
+
+
+class GroupedDelta(torch.autograd.Function):
+    """`y_s = B_e A_e x_s` for some of the pairs: the adapter of some rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x_PI: Tensor, offsets_E: Tensor, a_ERI: Tensor, b_EOR: Tensor) -> Tensor:
+        """Return `(P, O)`."""
+        a, b = _padded(a_ERI.to(x_PI.dtype), 1), _padded(b_EOR.to(x_PI.dtype), 2)
+        h_PR = grouped_product(x_PI, a.mT, offsets_E)
+        ctx.offsets_E, ctx.rank, ctx.dtypes = offsets_E, a_ERI.shape[1], (a_ERI.dtype, b_EOR.dtype)
+        ctx.save_for_backward(x_PI, a, b, h_PR)
+        return grouped_product(h_PR, b.mT, offsets_E)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of `x`, `A` and `B`."""
+        g_PO, offsets_E = outputs[0].contiguous(), ctx.offsets_E
+        x_PI, a, b, h_PR = ctx.saved_tensors
+        part_PR = grouped_product(g_PO, b, offsets_E)
+        grad_x = grouped_product(part_PR, a, offsets_E) if ctx.needs_input_grad[0] else None
+        grad_a = grouped_outer(part_PR, x_PI, offsets_E)[:, : ctx.rank].to(ctx.dtypes[0])
+        grad_b = grouped_outer(g_PO, h_PR, offsets_E)[:, :, : ctx.rank].to(ctx.dtypes[1])
+        return grad_x, None, grad_a, grad_b
+
+
+def _padded(factor: Tensor, axis: int) -> Tensor:
+    """Return a factor whose rank is a multiple of what the grouped product needs."""
+    unit = ALIGNMENT_BYTES // factor.element_size()
+    missing = -factor.shape[axis] % unit
+    if not missing:
+        return factor.contiguous()
+    return pad(factor, (0, missing) if axis == 2 else (0, 0, 0, missing))

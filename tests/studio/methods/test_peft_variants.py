@@ -1,0 +1,99 @@
+"""PEFT files made elsewhere: equal logits, with PEFT as the oracle."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from studio.backbone import Backbone
+from tests.studio.tiny import tiny_model
+
+IDS = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(5))
+A = ["q_proj", "v_proj", "up_proj"]
+
+
+def made(folder: Path, **fields: object) -> Tensor:
+    """Save a random adapter with PEFT; return its logits."""
+    config = LoraConfig(r=4, lora_alpha=8, **{"target_modules": A, **fields})
+    theirs = get_peft_model(tiny_model("qwen2"), config).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+        expected = theirs(input_ids=IDS).logits
+    theirs.save_pretrained(folder)
+    return expected
+
+
+def ours(folder: Path) -> Tensor:
+    backbone = Backbone(tiny_model("qwen2"))
+    backbone.load("a", folder)
+    backbone.use([("a", 1.0)])
+    with torch.no_grad():
+        return backbone.model(input_ids=IDS).logits
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rank_pattern": {"q_proj": 8}, "alpha_pattern": {"q_proj": 32}},
+        {"alpha_pattern": {r".*\.self_attn\.q_proj": 32, "up_proj": 2}},
+        {"alpha_pattern": {r"^model\.layers\.\d+\.mlp\.up_proj": 32}, "use_rslora": True},
+        {"rank_pattern": {"layers.0.self_attn.q_proj": 2}, "use_dora": True},
+    ],
+)
+def test_patterns_of_rank_and_alpha_load_with_equal_logits(fields, tmp_path):
+    expected = made(tmp_path / "theirs", **fields)
+    torch.testing.assert_close(ours(tmp_path / "theirs"), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_ranks_of_their_own_survive_being_saved_and_opened_with_peft(tmp_path):
+    from peft import PeftModel
+
+    expected = made(
+        tmp_path / "theirs", rank_pattern={"layers.0.self_attn.q_proj": 2},
+        alpha_pattern={"up_proj": 32},
+    )  # fmt: skip
+    backbone = Backbone(tiny_model("qwen2"))
+    backbone.load("a", tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    backbone.save("a", tmp_path / "ours")
+    again = PeftModel.from_pretrained(tiny_model("qwen2"), tmp_path / "ours").eval()
+    with torch.no_grad():
+        found = again(input_ids=IDS).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rename",
+    [
+        lambda key: key.replace("base_model.model.", "base_model.model._orig_mod.", 1),
+        lambda key: key.replace("lora_A.weight", "lora_A.default.weight").replace(
+            "lora_B.weight", "lora_B.default.weight"
+        ),
+    ],
+    ids=["compiled", "named"],
+)
+def test_keys_as_other_trainers_save_them_load(rename, tmp_path):
+    expected = made(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    tensors = {rename(key): value for key, value in load_file(weights).items()}
+    save_file(tensors, weights, metadata={"format": "pt"})
+    torch.testing.assert_close(ours(tmp_path), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_fields_without_meaning_for_the_maths_load(tmp_path):
+    expected = made(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["auto_mapping"] = {
+        "base_model_class": "Qwen2ForCausalLM", "unsloth_fixed": True,
+        "parent_library": "transformers.models.qwen2.modeling_qwen2",
+    }  # fmt: skip
+    path.write_text(json.dumps(config))
+    torch.testing.assert_close(ours(tmp_path), expected, rtol=1e-5, atol=1e-5)
