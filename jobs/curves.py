@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 
 # The series of a run: fields of `events.Step`, and the loss on held-out rows.
-STEP_SERIES = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes")
+STEP_SERIES = (
+    "loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes", "expert_balance",
+)  # fmt: skip
 EVAL_SERIES = "eval_loss"
 MOST_CURVES, MOST_POINTS = 128, 3_000_000
 MOST_NEWS = 50_000

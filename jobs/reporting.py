@@ -98,7 +98,9 @@ class Reporter:
         elif isinstance(event, events.Step):
             new.step = event.step
             new.metrics += [
-                (name, event.step, float(getattr(event, name)), moment) for name in STEP_SERIES
+                (name, event.step, float(value), moment)
+                for name in STEP_SERIES
+                if (value := getattr(event, name)) is not None
             ]
             self._result["last_loss"] = event.loss
             if event.step == 1:

@@ -227,6 +227,11 @@ class TrainArgs(Record):
         False, "When out of memory, halve the batch size (the effective batch size stays) and "
         "resume from the last checkpoint.",
     )  # fmt: skip
+    self_test: bool = _speed(
+        True, "Check a base before its first run, once per model and version of transformers: "
+        "adapted, packed and cached logits equal the plain ones; off trains without the check.",
+        title="Self-test",
+    )  # fmt: skip
     together: bool = _speed(
         True, "Share one base model in memory with other runs of the sweep; results do not change.",
         title="Train with sibling runs",

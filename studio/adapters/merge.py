@@ -142,14 +142,16 @@ def write_model(
     import torch
 
     from studio.backbone import Anatomy
-    from studio.backbone.sites import dense_weight
+    from studio.backbone.sites import stored_weight
     from studio.models.loading import load
 
     model = loaded.model
     changed = dict(tensors)
     if source.quantization == "nf4":
-        sites = Anatomy(model).all_linears()
-        changed = {f"{site.key}.weight": dense_weight(site) for site in sites} | changed
+        anatomy = Anatomy(model)
+        sites = [*anatomy.all_linears(), *anatomy.experts()]
+        whole = {site.parameter_key: site for site in sites}
+        changed = {key: stored_weight(site) for key, site in whole.items()} | changed
         plain = source.model_copy(update={"quantization": "none"})
         model = load(plain, str(loaded.device)).model
     with torch.no_grad():

@@ -78,7 +78,8 @@ def mix(
         raise MethodError(f"density must be above 0 and at most 1, not {density}.")
     sites = {site.key: site for adapter, _ in adapters for site in adapter.sites}
     rank = sum(a.method.r for a, _ in adapters) if how == "concatenate" else r  # type: ignore[attr-defined]
-    widest = min(min(s.in_features, s.out_features) for s in sites.values())
+    linears = [site for site in sites.values() if not site.num_experts]
+    widest = min((min(s.in_features, s.out_features) for s in linears), default=rank)
     if how != "concatenate" and rank > widest:
         raise MethodError(f"r = {rank} is larger than the smallest layer; take at most {widest}.")
     generator = torch.Generator().manual_seed(seed)
@@ -88,10 +89,10 @@ def mix(
                  for a, w in adapters if key in a.params]  # fmt: skip
         exact = sum(w * delta for delta, w in parts)
         if how == "concatenate":
-            a, b = _concatenated(adapters, key, rank, site)
+            a, b = _concatenated(adapters, key)
         else:
             target = _TARGETS[how](parts, density, generator)
-            a, b = _low_rank(target, rank)
+            a, b = _low_rank(target, Lora(r=rank).rank(site))
         params.append({"lora_A": a, "lora_B": b})
         missed += float((b @ a - exact).square().sum())
         whole += float(torch.as_tensor(exact).square().sum())
@@ -135,32 +136,28 @@ def _lora(backbone: Backbone, name: str) -> Adapter:
     return adapter
 
 
-def _concatenated(
-    adapters: Sequence[tuple[Adapter, float]], key: str, rank: int, site: Any
-) -> tuple[Tensor, Tensor]:
-    """Return `A = [A_1; A_2; …]`, `B = [w_1 s_1 B_1, …]`: the exact sum; zeros where absent."""
+def _concatenated(adapters: Sequence[tuple[Adapter, float]], key: str) -> tuple[Tensor, Tensor]:
+    """Return `A = [A_1; A_2; …]`, `B = [w_1 s_1 B_1, …]`: the exact sum."""
     import torch
 
     rows, columns = [], []
     for adapter, weight in adapters:
         method: Lora = adapter.method  # type: ignore[assignment]
         p = adapter.params.get(key)
-        if p is None:
-            rows.append(torch.zeros(method.r, site.in_features))
-            columns.append(torch.zeros(site.out_features, method.r))
-        else:
+        if p is not None:
             rows.append(p["lora_A"].detach().float().cpu())
             columns.append(p["lora_B"].detach().float().cpu() * (weight * method.scaling))
-    return torch.cat(rows), torch.cat(columns, dim=1)
+    return torch.cat(rows, dim=-2), torch.cat(columns, dim=-1)
 
 
 def _low_rank(target: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the best rank-r factors of a matrix (Eckart–Young)."""
+    """Return the best rank-r factors of a matrix, or of each expert's (Eckart–Young)."""
     import torch
 
     u, s, v = torch.linalg.svd(target, full_matrices=False)
-    root = s[:rank].sqrt()
-    return (root[:, None] * v[:rank]).contiguous(), (u[:, :rank] * root).contiguous()
+    root = s[..., :rank].sqrt()
+    a, b = root[..., None] * v[..., :rank, :], u[..., :rank] * root[..., None, :]
+    return a.contiguous(), b.contiguous()
 
 
 Parts = Sequence[tuple["Tensor", float]]

@@ -170,7 +170,7 @@ def effective_rank(matrix: Tensor) -> float:
 def _own(site: Site, weight: bool) -> Tensor:
     from studio.backbone.sites import dense_weight
 
-    if weight and site.kind == "linear":
+    if weight and site.kind in ("linear", "experts"):
         return dense_weight(site)
     own = getattr(site.module, "weight" if weight else "bias", None)
     import torch

@@ -43,6 +43,12 @@ class Adapter:
         """Number of trained parameters."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    @property
+    def num_expert_parameters(self) -> int:
+        """Number of trained parameters at routed experts."""
+        experts = [site.key for site in self.sites if site.num_experts]
+        return sum(p.numel() for key in experts for p in self.params[key].values())
+
     def state(self) -> dict[str, Tensor]:
         """Return every tensor by `<site key>/<name>`, detached, for checkpoints."""
         return {

@@ -44,6 +44,47 @@ class FullWeights:
         return matrices.to(dtype), groups.offsets_E
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedWeights:
+    """All experts' matrices in 4 bit, dequantised per use."""
+
+    parameter: Any
+    transposed: bool
+
+    def used(self, groups: Groups, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the matrices of the experts in use, or of all where most are."""
+        from bitsandbytes.functional import dequantize_4bit
+
+        state = self.parameter.quant_state
+        experts, rows, columns = state.shape
+        used = groups.counts_E.nonzero()[:, 0]
+        if 2 * len(used) > experts or rows * columns % state.blocksize:
+            matrices = dequantize_4bit(self.parameter.data, state).to(dtype)
+            return matrices if self.transposed else matrices.mT, groups.offsets_E
+        packed = self.parameter.data.view(experts, -1)
+        absmax = _block_scales(state).view(experts, -1)
+        matrices = torch.stack([
+            dequantize_4bit(
+                packed[e].view(-1, 1), absmax=absmax[e], blocksize=state.blocksize,
+                quant_type=state.quant_type,
+                out=torch.empty(rows, columns, dtype=state.dtype, device=packed.device),
+            )
+            for e in used.tolist()
+        ]).to(dtype)  # fmt: skip
+        return matrices if self.transposed else matrices.mT, groups.offsets_E[used]
+
+
+def _block_scales(state: Any) -> Tensor:
+    """Return the scale of every block, which double quantisation stores in 8 bit."""
+    from bitsandbytes.functional import dequantize_blockwise
+
+    if not state.nested:
+        scales: Tensor = state.absmax
+        return scales
+    doubled: Tensor = dequantize_blockwise(state.absmax, state.state2) + state.offset
+    return doubled.float()
+
+
 class Experts:
     """One layer's experts as they run: plans of its sites, and what its router did."""
 
@@ -80,14 +121,13 @@ class Experts:
         weight = getattr(self._module, name)
         bias = getattr(self._module, f"{name}_bias") if self._module.has_bias else None
         plan = self._plan_of(f"{self.key}.{name}")
-        if isinstance(weight, Tensor) and weight.requires_grad:  # full fine-tuning
+        if weight.requires_grad:  # full fine-tuning
             matrices = weight if self._module.is_transposed else weight.mT
             x_SI = groups.gather(x) if gathers else x
             y_SO = grouped_product(x_SI, matrices, groups.offsets_E)
             return y_SO if bias is None else y_SO + bias[groups.experts_S]
-        stored = weight
-        if isinstance(weight, Tensor):
-            stored = FullWeights(weight, self._module.is_transposed)
+        kind = PackedWeights if hasattr(weight, "quant_state") else FullWeights
+        stored = kind(weight, self._module.is_transposed)
         if plan is None:
             return GroupedLinear.apply(x, groups, stored, bias, gathers, None, None)
         if len(plan.deltas) == 1 and plan.deltas[0].rows.numbers is None:
@@ -136,3 +176,15 @@ def install(
 def _forward(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     experts: Experts = module.__dict__["studio_experts"]
     return experts.forward(hidden, index, weights)
+
+
+def not_adapted(modules: Iterable[tuple[str, nn.Module]], sites: Iterable[Site]) -> list[str]:
+    """Return the classes of modules with stacked expert matrices that no site edits."""
+    edited = {id(site.module) for site in sites if site.num_experts}
+    found = [
+        type(module).__name__
+        for _, module in modules
+        if "experts" in type(module).__name__.lower() and id(module) not in edited
+        if any(parameter.dim() >= 2 for parameter in module.parameters(recurse=False))
+    ]
+    return list(dict.fromkeys(found))

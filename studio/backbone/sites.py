@@ -457,3 +457,9 @@ def dense_weight(site: Site) -> Tensor:
         return (weight.mT if site.num_experts and site.transposed else weight).float()
     assert isinstance(weight, Tensor)
     return (weight.mT if site.transposed else weight).float()
+
+
+def stored_weight(site: Site) -> Tensor:
+    """Return the weight as `dense_weight` does, but experts as the module stores them."""
+    weight = dense_weight(site)
+    return weight.mT if site.num_experts and site.transposed else weight

@@ -26,6 +26,8 @@ class Lora(LinearMethod):
     DoRA also trains the norm of each row: `y = m ⊙ (W + s B A) x / ‖W + s B A‖`.
     PiSSA starts `A`, `B` at the r largest singular directions of `W` and trains the difference:
     `y = W x + s (B A − B₀ A₀) x`, so step 0 is still the base; it is stored as LoRA of rank 2r.
+    Routed experts of a mixture have a product each, of rank `r / experts` (at least 1) at the same
+    scale; the router stays frozen. DoRA and dropout are not defined for them.
     QLoRA is this method over a base loaded in 4 bit (`model.quantization: nf4`).
 
     When to use it: first. It learns most of what full fine-tuning learns on instruction data, and

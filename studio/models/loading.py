@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.errors import ModelError, WeightsTooLarge
+from studio.models.quantization import dequantising_options, nf4_options
 from studio.models.sources import ModelFacts, facts
 from studio.spec import ModelSource
 
@@ -158,7 +159,9 @@ def _load_model(
         "use_safetensors": True, "attn_implementation": attention_of(cls),
     }  # fmt: skip
     if source.quantization == "nf4":
-        options |= _nf4(dtype, device)
+        options |= nf4_options(dtype, device)
+    if known.stored:
+        options |= dequantising_options(known.stored, source.quantization)
     try:
         model, info = cls.from_pretrained(known.path, output_loading_info=True, **options)
     except SafetensorError as error:
@@ -212,25 +215,6 @@ def version() -> str:
     import transformers
 
     return str(transformers.__version__)
-
-
-def _nf4(dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    from importlib.util import find_spec
-
-    if find_spec("bitsandbytes") is None:
-        raise ModelError(
-            "model.quantization is nf4, which needs bitsandbytes: `pip install bitsandbytes`, "
-            "or choose none."
-        )
-    from transformers import BitsAndBytesConfig
-
-    config = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    return {"quantization_config": config, "device_map": {"": str(device)}}
 
 
 def _keep_autograd(model: PreTrainedModel, device: torch.device) -> None:

@@ -23,7 +23,7 @@ from studio.errors import (
 )
 from studio.home import Home
 from studio.locations import Location, locate
-from studio.models.headers import Header, read_headers
+from studio.models.headers import Header, TensorInfo, read_headers
 from studio.spec import ModelSource
 from studio.starter import MODEL as STARTER
 from studio.starter import MODEL_DIR
@@ -33,6 +33,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
     "sentencepiece.bpe.model",
 )  # fmt: skip
+DEQUANTISED = ("mxfp4", "fp8")  # stored formats that are dequantised when loaded
 DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -41,7 +42,7 @@ class ModelFacts:
     """Facts about a model from its files.
 
     `fingerprint` is `<shape>-<content>`: the first half is equal for all models that an adapter
-    fits, the second only for the same weights.
+    fits, the second only for the same weights. `stored` is how the checkpoint is quantised.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class ModelFacts:
     size_bytes: int
     weights_dtype: str
     fingerprint: str
+    stored: str = ""
 
 
 def resolve(source: ModelSource) -> Path:
@@ -106,7 +108,7 @@ def facts(source: ModelSource) -> ModelFacts:
         path=path,
         architecture=architecture,
         model_type=str(config.get("model_type", "")),
-        parameters=sum(tensor.numel for tensor in tensors),
+        parameters=sum(_weights_of(tensor) for tensor in tensors),
         hidden_size=_number(text, "hidden_size", "n_embd", "d_model"),
         num_layers=_number(text, "num_hidden_layers", "n_layer", "num_layers"),
         context_length=_context_length(text),
@@ -115,7 +117,23 @@ def facts(source: ModelSource) -> ModelFacts:
         size_bytes=sum(header.size_bytes for header in headers),
         weights_dtype=max(set(dtypes), key=dtypes.count) if dtypes else "",
         fingerprint=_fingerprint(architecture, headers),
+        stored=stored_quantization(config),
     )  # fmt: skip
+
+
+def stored_quantization(config: dict[str, Any]) -> str:
+    """Return the method with which a checkpoint is quantised ("mxfp4", "fp8", …), or ""."""
+    quantized = config.get("quantization_config")
+    if not isinstance(quantized, dict) or not quantized:
+        return ""
+    return str(quantized.get("quant_method") or "unknown")
+
+
+def _weights_of(tensor: TensorInfo) -> int:
+    """Return the weights that a stored tensor stands for: MXFP4 has two per byte and scales."""
+    if tensor.dtype != "U8":
+        return tensor.numel
+    return 2 * tensor.numel if tensor.name.endswith("_blocks") else 0
 
 
 def available(home: Home) -> list[str]:
@@ -213,11 +231,11 @@ def _checked_architecture(path: Path, config: dict[str, Any]) -> str:
             f"{path} brings its own Python code (auto_map), which is never run: "
             "use a version of the model that transformers supports."
         )
-    quantized = config.get("quantization_config")
-    if isinstance(quantized, dict) and quantized:
+    stored = stored_quantization(config)
+    if stored and stored not in DEQUANTISED:
         raise ModelError(
-            f"{path} is already quantised ({quantized.get('quant_method', 'unknown')}): use the "
-            "original model and set model.quantization to nf4 instead."
+            f"{path} is stored in {stored}, which needs a library of its own and cannot be trained "
+            "here: use the original model, with model.quantization=nf4 for 4 bit."
         )
     architectures = config.get("architectures") or []
     known, kind = language_architectures(), str(config.get("model_type", ""))

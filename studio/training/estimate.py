@@ -31,6 +31,7 @@ from studio.models.architecture import LAST_LAYER_FAMILIES
 from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
 from studio.training.allocator import REUSED_BYTES, WIDE_NUMBERS, chunk_numbers
+from studio.training.mixture import Mixture, read_mixture, shared_inner
 from studio.training.schedule import Plan, plan_run
 
 if TYPE_CHECKING:
@@ -212,10 +213,17 @@ class Shape:
     gated: bool
     tied: bool
     model_type: str
+    mixture: Mixture | None = None
+
+    @property
+    def matrices(self) -> int:
+        """Number of weights in the matrices of all layers, routed experts included."""
+        routed = self.mixture.parameters if self.mixture else 0
+        return self.layers * self.layer_parameters + routed
 
     @property
     def layer_parameters(self) -> int:
-        """Number of weights in the matrices of one layer."""
+        """Number of weights in the matrices of one layer, routed experts excluded."""
         mlp = (3 if self.gated else 2) * self.hidden * self.inner
         return self.hidden * (2 * self.attention + 2 * self.keys_values) + mlp
 
@@ -228,7 +236,13 @@ def read_shape(known: ModelFacts) -> Shape:
     groups = _size(config.get("num_key_value_heads"), heads)
     head = _size(config.get("head_dim"), known.hidden_size // heads)
     inner = _size(config.get("intermediate_size") or config.get("n_inner"), 4 * known.hidden_size)
+    mixture = None
+    if config.get("enable_moe_block") is not False:
+        mixture = read_mixture(config, hidden=known.hidden_size, layers=known.num_layers)
+    if mixture is not None:
+        inner = shared_inner(config)
     return Shape(
+        mixture=mixture,
         layers=known.num_layers, hidden=known.hidden_size, attention=heads * head,
         keys_values=groups * head, inner=inner, vocabulary=known.vocab_size,
         gated="intermediate_size" in config and known.model_type not in ("gpt_neox", "opt", "phi"),
@@ -295,22 +309,26 @@ def memory(
     size, shares_base = spec.train.num_processes, spec.train.fsdp and spec.train.num_processes > 1
     trained = trained_parameters(spec, shape, known)
     whole = spec.method.trains_base
-    matrices = shape.layers * shape.layer_parameters
+    matrices, mixture = min(known.parameters, shape.matrices), shape.mixture
     weights = known.parameters * width
     if spec.model.quantization == "nf4":
         weights = int(matrices * 0.56) + (known.parameters - matrices) * width
     gathered = 0
+    if mixture is not None and spec.model.quantization == "nf4":
+        gathered = mixture.largest_parameter * width  # dequantised per use
     if shares_base:  # a gathered layer and its message
         weights -= matrices * width * (size - 1) // size
-        gathered = 2 * shape.layer_parameters * width
+        gathered += 2 * shape.matrices // shape.layers * width
     kept = layer_activations(spec, shape) * load.tokens * width
-    layers = shape.layers * kept
+    routed = mixture.activations(spec.method) * load.tokens * width if mixture else 0
+    layers = shape.layers * kept + (mixture.layers * routed if mixture else 0)
     if shape.model_type in LAST_LAYER_FAMILIES and shape.gated and not shares_base:
         # The last feed-forward runs at label positions only.
         layers -= 2 * shape.inner * (load.tokens - load.targets) * width
     if spec.train.gradient_checkpointing:
         inputs = min(2, shape.layers) if spec.train.activation_offloading else shape.layers
-        layers = inputs * shape.hidden * load.tokens * width + kept  # offloaded: current and next
+        # With offloading: the current layer and the next.
+        layers = inputs * shape.hidden * load.tokens * width + kept + routed
     mapped = shape.hidden * load.tokens * width > REUSED_BYTES
     spread = 1.0 if on_gpu else MAPPED_FACTOR if mapped else HEAP_FACTOR
     logits = load.targets * shape.vocabulary
@@ -365,7 +383,8 @@ def trained_parameters(spec: RunSpec, shape: Shape, known: ModelFacts) -> int:
     sides += (3 if shape.gated else 2) * (shape.hidden + shape.inner)
     rank = int(getattr(method, "r", 0) or getattr(method, "bottleneck_dim", 0) or 1)
     if method.is_low_rank:
-        return shape.layers * rank * sides
+        routed = shape.mixture.trained(method) if shape.mixture else 0
+        return shape.layers * rank * sides + routed
     if method.phase is Phase.TRANSFORM:
         return shape.layers * 2 * rank * 2 * shape.hidden
     return shape.layers * sides
@@ -375,7 +394,8 @@ def step_flops(spec: RunSpec, shape: Shape, *, tokens: float, targets: float) ->
     """Return the FLOPs of one step: forward, gradients of inputs, and of weights if they train."""
     passes = 3.0 if spec.method.trains_base else 2.0
     passes += 1.0 if spec.train.gradient_checkpointing else 0.0
-    body = 2 * shape.layers * shape.layer_parameters * tokens
+    routed = shape.mixture.active_parameters if shape.mixture else 0
+    body = 2 * (shape.layers * shape.layer_parameters + routed) * tokens
     return passes * body + 4 * shape.hidden * shape.vocabulary * targets
 
 

@@ -47,7 +47,11 @@ class Started(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step(Event):
-    """One optimizer step; `tokens` excludes padding."""
+    """One optimizer step; `tokens` excludes padding.
+
+    `expert_balance` is the evenness of the routers' choice, from 0 (one expert for all) to 1; None
+    for models without routed experts.
+    """
 
     loss: float
     learning_rate: float
@@ -56,6 +60,7 @@ class Step(Event):
     tokens_per_second: float
     epoch: float
     memory_bytes: int
+    expert_balance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -63,7 +63,8 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
             return
     if session.is_rank_0:
         yield Saving(step=session.progress.step)
-        note = session.restore_best(folder)
+        notes = (session.restore_best(folder), session.balance.warning(session.adapter))
+        note = " ".join(filter(None, notes))
         finished = _finished(
             session, reason="completed", adapter=str(_publish_adapter(session, run_dir)), note=note
         )
@@ -109,6 +110,7 @@ def _publish_adapter(session: Session, run_dir: Path) -> Path:
             "template": session.prepared.template,
         },
         "versions": versions(),
+        "self_test": session.self_test,
         "seed": spec.seed,
         "ended": "completed",
         "steps": progress.step,
@@ -140,6 +142,7 @@ def _write_report(session: Session, run_dir: Path, finished: Finished) -> None:
         "dtype": str(session.loaded.dtype).removeprefix("torch."),
         "attention": session.backbone.attention_kernel,
         "trainable_parameters": session.adapter.num_parameters,
+        "expert_parameters": session.adapter.num_expert_parameters,
         "evaluations": progress.evaluations,
         "rows": session.prepared.report.model_dump(mode="json"),
         "versions": versions(),

@@ -17,6 +17,7 @@ from studio.training.estimate import base_model
 from studio.training.events import Event, Loading
 from studio.training.loop import Command, Control, already_finished, run
 from studio.training.remedies import explain_errors, next_remedy
+from studio.training.self_test import check_base
 from studio.training.session import Session, open_session, prepare_data
 
 __all__ = ["Command", "Control", "train"]
@@ -100,6 +101,11 @@ def _train(
             prepared = prepare_data(spec, loaded, home)
         yield Loading(text=f"Attaching {spec.method.title}")
         session = open_session(spec, loaded=loaded, prepared=prepared)
+        if spec.train.self_test and spec.train.num_processes == 1:
+            yield Loading(text="Checking the model")
+            session.self_test = check_base(
+                session.backbone, loaded, home, quantization=spec.model.quantization
+            )
         if names := left_out(session):
             yield Loading(text=f"Not adapted (helper matrices, narrower than r): {names}")
         for event in run(session, run_dir=run_dir, control=control):
@@ -108,11 +114,15 @@ def _train(
 
 
 def left_out(session: Session) -> str:
-    """Return the names of linear layers that a group of target modules leaves out."""
+    """Return the names of linear layers and classes of experts that a group leaves out."""
+    from studio.backbone.experts import not_adapted
+
     method = session.spec.method
     if getattr(method, "target_modules", None) != "all-linear":
         return ""
-    return ", ".join(session.backbone.anatomy.left_out(getattr(method, "r", 1)))
+    anatomy, sites = session.backbone.anatomy, session.adapter.sites
+    names = anatomy.left_out(getattr(method, "r", 1))
+    return ", ".join([*names, *not_adapted(anatomy.modules.items(), sites)])
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from studio.training.batch import PackedBatch, PaddedBatch, TokenRow, groups, pa
 from studio.training.checkpoint import CheckpointOrigin, RunProgress
 from studio.training.distributed import shard_base, sum_gradients
 from studio.training.events import Evaluated, Started, Step
+from studio.training.expert_balance import ExpertBalance
 from studio.training.loss import evaluate_loss, loss_sum
 from studio.training.optimizer import OptimizerLike, make_optimizer, set_learning_rate
 from studio.training.schedule import Plan, plan_run
@@ -100,10 +101,15 @@ class Session:
     progress: RunProgress
     origin: CheckpointOrigin
     name: str = NAME
+    self_test: dict[str, Any] = field(default_factory=dict)
+    balance: ExpertBalance = field(init=False)
     parameters: list[nn.Parameter] = field(default_factory=list)
     forward_backward: Callable[[Session], Pass] = forward_backward
     neftune: Neftune | None = None
     timer_start: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.balance = ExpertBalance(self.backbone.experts)
 
     # -- one optimizer step --------------------------------------------------------------------
 
@@ -136,6 +142,7 @@ class Session:
             tokens_per_second=tokens / max(seconds, 1e-9),
             epoch=self.plan.epoch(self.progress.step),
             memory_bytes=self.memory_bytes(),
+            expert_balance=self.balance.of_step(),
         )
 
     def next_batches(self) -> list[PackedBatch | PaddedBatch]:

@@ -1,7 +1,9 @@
 """LoRA on routed experts: formula, PEFT's files both ways, rows, packing, merging, memory."""
 
 import copy
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -10,11 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from studio.backbone import Backbone
+from studio.adapters.mix import mix
+from studio.backbone import Anatomy, Backbone
 from studio.backbone.fold import fold
+from studio.backbone.sites import stored_weight
 from studio.errors import AdapterError, MethodError
 from studio.methods.lora import Lora
-from tests.studio.tiny import SIZES
+from studio.models import quantization
+from studio.models.loading import load
+from studio.spec import ModelSource
+from tests.studio.tiny import SIZES, tiny_tokenizer
 
 MIXTURE = {**SIZES, "moe_intermediate_size": 24, "num_experts_per_tok": 2}
 LATENT = {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
@@ -230,3 +237,67 @@ def test_experts_have_no_dora():
     assert not [site for site in adapter.sites if site.num_experts]
     with pytest.raises(MethodError, match="DoRA is not defined for routed experts"):
         backbone.attach("b", Lora(r=4, use_dora=True, target_modules=("experts",)))
+
+
+def test_experts_in_4_bit_compute_with_their_dequantised_matrices(tmp_path):
+    """The reference loads the dequantised weights; at most one parameter is whole while loading."""
+    model = tiny("qwen3_moe")
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    source = ModelSource(path=str(tmp_path / "model"), quantization="nf4", dtype="float32")
+    backbone = Backbone(load(source, "cpu").model)
+    plain = tiny("qwen3_moe")
+    own = Anatomy(backbone.model)
+    weights = {s.parameter_key: stored_weight(s) for s in (*own.all_linears(), *own.experts())}
+    drift = 0.0
+    for site in own.experts():
+        assert site.parameter.dtype == torch.uint8
+        drift = max(drift, (weights[site.key] - model.get_parameter(site.key)).abs().max().item())
+    assert 0 < drift < 0.2
+    plain.load_state_dict(weights, strict=False)
+    reference = Backbone(plain)
+    for bb in (backbone, reference):
+        generator = torch.Generator().manual_seed(1)
+        adapter = bb.attach("a", Lora(r=4, expert_r=2, target_modules=("experts",)))
+        for parameter in adapter.parameters():
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+        bb.use([("a", 1.0)])
+    close(logits(backbone), logits(reference))
+    one = IDS[:1, :1]  # few experts: each alone
+    close(logits(backbone, one), logits(reference, one))
+    for bb in (backbone, reference):
+        bb.train("a")
+        bb.model(input_ids=IDS).logits.square().mean().backward()
+    pairs = zip(
+        backbone.adapters["a"].parameters(), reference.adapters["a"].parameters(), strict=True
+    )
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_loading_experts_in_4_bit_holds_one_parameter_in_full_at_a_time(tmp_path, monkeypatch):
+    """Counts the full-precision experts that are alive whenever another one is quantised."""
+    tiny("qwen3_moe").save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    alive, most = weakref.WeakSet(), [0]
+    quantise = quantization._quantised
+
+    def watched(value: Tensor) -> Tensor:
+        alive.add(value)
+        gc.collect()
+        most[0] = max(most[0], len(alive))
+        return quantise(value)
+
+    monkeypatch.setattr(quantization, "_quantised", watched)
+    load(ModelSource(path=str(tmp_path), quantization="nf4"), "cpu")
+    assert most == [1]
+
+
+@pytest.mark.parametrize("how", ["concatenate", "svd"])
+def test_experts_of_two_adapters_mix_into_one(how):
+    backbone = adapted("qwen3_moe", None, "a", "b")
+    backbone.use([("a", 1.0), ("b", -0.5)])
+    live = logits(backbone)
+    mix(backbone, [("a", 1.0), ("b", -0.5)], "c", how=how, r=16)
+    backbone.use([("c", 1.0)])
+    close(logits(backbone), live)  # 16 / 4 experts hold both ranks of 2

@@ -1,0 +1,31 @@
+"""The balance of routers, by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from studio.training.expert_balance import ExpertBalance, evenness
+
+
+def test_evenness_is_the_entropy_as_a_part_of_its_largest_value():
+    assert evenness(torch.tensor([5, 5, 5, 5])) == pytest.approx(1)
+    assert evenness(torch.tensor([9, 0, 0, 0])) == 0
+    assert evenness(torch.tensor([4, 4, 0, 0])) == pytest.approx(0.5)  # log 2 / log 4
+
+
+def test_each_step_counts_its_own_tokens_and_unused_experts_are_named_at_the_end():
+    layer = SimpleNamespace(key="layers.0.experts", tokens_E=torch.tensor([3, 3]))
+    balance = ExpertBalance([layer])
+    layer.tokens_E += torch.tensor([2, 0])
+    assert balance.of_step() == 0
+    layer.tokens_E += torch.tensor([4, 0])
+    assert balance.of_step() == 0
+    site = SimpleNamespace(key="layers.0.experts.down_proj", num_experts=2)
+    assert "1 of 2 experts saw no token" in balance.warning(SimpleNamespace(sites=[site]))
+    layer.tokens_E += torch.tensor([0, 1])
+    assert balance.warning(SimpleNamespace(sites=[site])) == ""
+
+
+def test_a_dense_model_has_no_balance():
+    assert ExpertBalance([]).of_step() is None
