@@ -165,10 +165,10 @@ def write_model(
 
 
 def _untie(model: Any, changed: set[str]) -> None:
-    """Give a changed head a matrix of its own where it shared the embeddings'."""
-    head = model.get_output_embeddings()
-    name = next((n for n, m in model.named_modules() if m is head), "")
-    if f"{name}.weight" in changed and model.config.tie_word_embeddings:
+    """Give embeddings and head matrices of their own where one of them changed."""
+    own = (model.get_output_embeddings(), model.get_input_embeddings())
+    names = {f"{name}.weight" for name, module in model.named_modules() if module in own}
+    if names & changed and model.config.tie_word_embeddings:
         model.config.tie_word_embeddings = False
         model._tied_weights_keys = None
 

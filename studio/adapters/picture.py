@@ -114,7 +114,7 @@ def _of_site(backbone: Backbone, adapter: Adapter, site: Site) -> list[Change]:
 
     params, phase = adapter.params[site.key], adapter.method.phase
     if phase is Phase.DELTA:
-        delta = adapter.method.fold(params, site, 1.0)
+        delta = adapter.method_at(site.key).fold(params, site, 1.0)
         tensor = delta.get("weight", delta.get("bias"))
         assert tensor is not None
         return [_change(backbone, site, tensor, _own(site, weight="weight" in delta))]

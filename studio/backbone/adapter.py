@@ -13,9 +13,18 @@ from studio.methods.method import Method, Params
 class Adapter:
     """Trained parameters of one method, by site."""
 
-    def __init__(self, name: str, method: Method, sites: list[Site], params: list[Params]) -> None:
+    def __init__(
+        self,
+        name: str,
+        method: Method,
+        sites: list[Site],
+        params: list[Params],
+        beside: dict[str, Method] | None = None,
+    ) -> None:
         self.name = name
         self.method = method
+        self.beside = beside or {}
+        """Methods of sites whose parameters are not those of `method`, by key."""
         self.sites = sites
         self.training = False
         self.params: dict[str, Params] = {}
@@ -24,6 +33,10 @@ class Adapter:
             self.params[site.key] = {
                 key: _placed(tensor, site, placed) for key, tensor in own.items()
             }
+
+    def method_at(self, key: str) -> Method:
+        """Return the method whose parameters a site has."""
+        return self.beside.get(key, self.method)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return every trained tensor, in a fixed order."""

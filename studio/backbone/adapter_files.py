@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from studio.backbone import expert_files, peft_variants
+from studio.backbone import expert_files, peft_variants, saved_modules
 from studio.backbone.sites import Anatomy, Site
 from studio.errors import AdapterError, nearest
 from studio.methods import methods
@@ -200,22 +200,29 @@ NOT_MATHS = {
 }  # fmt: skip
 
 
-def read(folder: Path, anatomy: Anatomy) -> tuple[Method, list[Site], list[Params]]:
-    """Return the adapter in a folder for this model: method, sites, parameters.
+def read(
+    folder: Path, anatomy: Anatomy
+) -> tuple[Method, list[Site], list[Params], dict[str, Method]]:
+    """Return the adapter in a folder for this model: method, sites, parameters, other methods.
 
     Raises:
         AdapterError: A file is missing or invalid, or does not fit this base.
     """
     config = read_config(folder)
     if is_adapterhub(config):
-        return read_adapterhub(config, read_tensors(folder, ADAPTERHUB_WEIGHTS), anatomy)
+        return *read_adapterhub(config, read_tensors(folder, ADAPTERHUB_WEIGHTS), anatomy), {}
     method = read_method(config)
     tensors = peft_variants.clean_keys(read_tensors(folder, WEIGHTS))
-    tensors = expert_files.from_file(_without_copies(tensors, anatomy), anatomy, config)
     if isinstance(method, Lora):
-        method, tensors = peft_variants.one_scale(method, config, tensors, anatomy)
-    sites, params = method.from_tensors(tensors, anatomy)
-    return method, sites, params
+        saved_modules.check(config, tensors)
+    tensors = expert_files.from_file(_without_copies(tensors, anatomy), anatomy, config)
+    if not isinstance(method, Lora):
+        return method, *method.from_tensors(tensors, anatomy), {}
+    method, tensors = peft_variants.one_scale(method, config, tensors, anatomy)
+    tensors, places, parts = saved_modules.split(method, config, tensors, anatomy)
+    sites, params = method.from_tensors(tensors, anatomy) if tensors or not places else ([], [])
+    beside: dict[str, Method] = {site.key: saved_modules.SavedModules() for site in places}
+    return method, [*sites, *places], [*params, *parts], beside
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -251,6 +258,7 @@ def read_method(config: dict[str, Any]) -> Method:
             f"adapter_config.json has peft_type {kind[:40]!r}, which is not supported."
             f"{nearest(kind, known)}"
         )
+    # Fields that are applied to the tensors.
     left_out = NOT_MATHS | (peft_variants.FIELDS if kind == Lora.peft_type else set())
     fields = {key: value for key, value in config.items() if key not in left_out}
     return known[kind].from_peft(fields)
@@ -275,26 +283,28 @@ def write_adapterhub(adapter: Adapter, folder: Path, anatomy: Anatomy, *, name: 
 def write(adapter: Adapter, folder: Path, anatomy: Anatomy, *, base: str) -> None:
     """Write PEFT's two files into an existing folder."""
     method = adapter.method
-    experts = [site for site in adapter.sites if site.num_experts]
+    own = [site for site in adapter.sites if site.key not in adapter.beside]
+    experts = [site for site in own if site.num_experts]
     config = {
         "peft_type": method.peft_type,
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "inference_mode": True,
-        "target_modules": anatomy.shorten([s for s in adapter.sites if not s.num_experts]),
-        **method.to_peft(adapter.sites),
-        **method.patterns(adapter.sites, adapter.params),
+        "target_modules": anatomy.shorten([site for site in own if not site.num_experts]),
+        **method.to_peft(own),
+        **method.patterns(own, adapter.params),
     }
     if experts:
         config["target_parameters"] = anatomy.shorten_experts(experts)
     if config["target_modules"] is None:
         del config["target_modules"]
-    tensors = {
-        key: tensor.detach().cpu().contiguous()
-        for key, tensor in expert_files.to_file(
-            method.to_tensors(adapter.sites, adapter.params), experts
-        ).items()
-    }
+    tensors = expert_files.to_file(method.to_tensors(own, adapter.params), experts)
+    if isinstance(method, Lora):
+        beside = [site for site in adapter.sites if site.key in adapter.beside]
+        saved, fields = saved_modules.joined(method, beside, adapter.params)
+        config["target_modules"] += fields.pop("target_modules", [])
+        tensors, config = tensors | saved, config | fields
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     (folder / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
@@ -304,6 +314,7 @@ def _without_copies(tensors: Params, anatomy: Anatomy) -> Params:
     kept = {}
     for key, tensor in tensors.items():
         own_key = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        own_key = own_key.replace(".token_adapter.", ".")
         own = anatomy.parameter(own_key)
         if own is None or own.shape != tensor.shape or not own.detach().cpu().equal(tensor):
             kept[key] = tensor

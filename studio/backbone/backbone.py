@@ -80,15 +80,29 @@ class Backbone:
         init = Init(torch.Generator().manual_seed(seed), tuple(sites), tokenize)
         return self.add(name, method, sites, [method.create(site, init) for site in sites])
 
-    def add(self, name: str, method: Method, sites: list[Site], params: list[Params]) -> Adapter:
+    def add(
+        self,
+        name: str,
+        method: Method,
+        sites: list[Site],
+        params: list[Params],
+        beside: dict[str, Method] | None = None,
+    ) -> Adapter:
         """Add an adapter with known parameters.
+
+        Args:
+            name: Its name on this backbone.
+            method: Its method.
+            sites: Where it acts.
+            params: Its parameters, site by site.
+            beside: Methods of sites whose parameters are not those of `method`, by key.
 
         Raises:
             MethodError: The name is taken.
         """
         if name in self.adapters:
             raise MethodError(f'An adapter "{name}" is already loaded.')
-        self.adapters[name] = Adapter(name, method, sites, params)
+        self.adapters[name] = Adapter(name, method, sites, params, beside)
         return self.adapters[name]
 
     def load(self, name: str, folder: Path) -> Adapter:
@@ -264,7 +278,8 @@ class Backbone:
                 continue
             for site in adapter.sites:
                 params = adapter.params[site.key]
-                edit = Edit(adapter.method, params, weight, rows, name, adapter.training)
+                method = adapter.method_at(site.key)
+                edit = Edit(method, params, weight, rows, name, adapter.training)
                 plans.setdefault(site.key, SitePlan(site)).add(edit)
         return plans
 

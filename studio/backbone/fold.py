@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from studio.backbone.adapter import Adapter
 from studio.backbone.backbone import Backbone
 from studio.backbone.composition import Stack
 from studio.backbone.sites import Site, dense_weight
@@ -34,6 +35,13 @@ def foldable(method: Method, sites: list[Site]) -> bool:
     return all(has_place(method, site) for site in sites)
 
 
+def _fits(adapter: Adapter, site: Site) -> bool:
+    """Return True if a site's module can hold this adapter's change."""
+    adds_bias = "lora_bias" in adapter.params[site.key]
+    has_bias = getattr(site.module, "bias", None) is not None
+    return foldable(adapter.method_at(site.key), [site]) and (has_bias or not adds_bias)
+
+
 def has_place(method: Method, site: Site) -> bool:
     """Return True if the site's module has the parameters that the method folds into."""
     return not method.needs_bias or getattr(site.module, "bias", None) is not None
@@ -49,7 +57,7 @@ def fold(backbone: Backbone, stack: Stack) -> Folded:
     chosen, left = [], []
     for name, weight in stack:
         adapter = backbone.adapters[name]
-        if foldable(adapter.method, adapter.sites):
+        if all(_fits(adapter, site) for site in adapter.sites):
             chosen.append((adapter, weight))
         else:
             left.append(name)
@@ -57,7 +65,8 @@ def fold(backbone: Backbone, stack: Stack) -> Folded:
     for adapter, weight in chosen:
         for site in adapter.sites:
             if adapter.method.phase is Phase.DELTA:
-                change = adapter.method.fold(adapter.params[site.key], site, weight)
+                method = adapter.method_at(site.key)
+                change = method.fold(adapter.params[site.key], site, weight)
                 for name, tensor in change.items():
                     key = _key(site, name)
                     tensors[key] = _current(tensors, site, name) + tensor

@@ -120,6 +120,7 @@ class Hooks:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
             x = args[0] if args else hidden
+            x = x[..., None] if site.kind == "embedding" else x
             residual = self._residuals.pop(key, None) if is_mlp else None
             changed = plan.apply_output(x, hidden, residual, self._lengths(hidden, plan))
             return (changed, *output[1:]) if isinstance(output, tuple) else changed

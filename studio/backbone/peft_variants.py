@@ -22,7 +22,8 @@ from studio.errors import AdapterError
 from studio.methods.lora import Lora
 
 Params = dict[str, Tensor]
-FIELDS = {"rank_pattern", "alpha_pattern"}
+FIELDS = {"rank_pattern", "alpha_pattern", "modules_to_save", "trainable_token_indices",
+          "lora_bias"}  # fmt: skip
 """Fields of LoRA's config that are applied to the tensors."""
 START, ENDING = "base_model.model.", ".lora_A.weight"
 NAMED = re.compile(r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)\.default(?=\.|$)")
@@ -68,8 +69,9 @@ def one_scale(
             )
         own = _matched(alphas, module, alpha) / rank**root
         name = f"{START}{module}.lora_B.weight"
-        if own != scale and name in made:
-            made[name] = made[name].float() * (own / scale)
+        for scaled in (name, name.replace(".weight", ".bias")):
+            if own != scale and scaled in made:
+                made[scaled] = made[scaled].float() * (own / scale)
         found[stored] += 0 if size else 1
     common = found.most_common(1)[0][0] if found.total() else r
     return method.model_copy(update={"r": common, "lora_alpha": scale * common**root}), made

@@ -184,6 +184,8 @@ class Lora(LinearMethod):
         change = linear(linear(x, p["lora_A"]), p["lora_B"])
         if "_lora_A0" in p:
             change = change - linear(linear(x, p["_lora_A0"]), p["_lora_B0"])
+        if "lora_bias" in p:
+            change = change + p["lora_bias"]
         change = change * self.scaling
         if not self.use_dora:
             return change
@@ -196,7 +198,7 @@ class Lora(LinearMethod):
         """Return `A` and `s B`; None for DoRA, whose delta depends on the module's output."""
         import torch
 
-        if self.use_dora and not site.num_experts:
+        if "lora_bias" in p or (self.use_dora and not site.num_experts):
             return None
         a, b = p["lora_A"], p["lora_B"]
         if "_lora_A0" in p:
@@ -222,6 +224,8 @@ class Lora(LinearMethod):
         if self.use_dora and not site.num_experts:
             own = dense_weight(site)
             change = self._gain(p, site)[:, None] * (own + change) - own
+        if "lora_bias" in p:
+            return {"weight": weight * change, "bias": weight * self.scaling * p["lora_bias"]}
         return {"weight": weight * change}
 
     # -- PEFT's files --------------------------------------------------------------------------
@@ -253,7 +257,7 @@ class Lora(LinearMethod):
 
     def tensor_name(self, site: Site, name: str) -> str:
         """Return PEFT's key: `A` and `B` are weights of two linears there."""
-        ending = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight",
+        ending = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_bias": "lora_B.bias",
                   "magnitude": "lora_magnitude_vector"}  # fmt: skip
         return super().tensor_name(site, ending.get(name, name))
 
@@ -265,7 +269,12 @@ class Lora(LinearMethod):
             return {"lora_A": (size, rank, site.in_features),
                     "lora_B": (size, site.out_features, rank)}  # fmt: skip
         found = {"lora_A": (rank, site.in_features), "lora_B": (site.out_features, rank)}
-        return {**found, "magnitude": (site.out_features,)} if self.use_dora else {**found}
+        shapes: dict[str, tuple[int, ...]] = {**found}
+        if self.use_dora:
+            shapes["magnitude"] = (site.out_features,)
+        elif self.tensor_name(site, "lora_bias") in tensors:
+            shapes["lora_bias"] = (site.out_features,)
+        return shapes
 
     def to_file(self, name: str, tensor: Tensor, site: Site) -> Tensor:
         """Return `A` and `B` of experts as one matrix each: `(E r, I)` and `(O, r E)`."""
@@ -288,6 +297,8 @@ class Lora(LinearMethod):
         All sites have one scale, so `lora_alpha` follows the rank. PEFT warns of patterns that name
         experts, so beside experts `r` is theirs and the patterns name linear layers.
         """
+        if not sites:
+            return {"r": self.r, "lora_alpha": self.lora_alpha}
         ranks = {site.key: params[site.key]["lora_A"].shape[-2] for site in sites}
         ranks |= {key: 2 * ranks[key] for key, p in params.items() if "_lora_A0" in p}
         experts = [ranks[site.key] for site in sites if site.num_experts]
@@ -300,5 +311,7 @@ class Lora(LinearMethod):
                 found[tails[key] if len(alike) == 1 else key] = rank
         power = 0.5 if self.use_rslora else 1
         alphas = {key: self.scaling * rank**power for key, rank in found.items()}
-        fields = {"r": common, "lora_alpha": self.scaling * common**power}
+        fields: dict[str, Any] = {"r": common, "lora_alpha": self.scaling * common**power}
+        if any("lora_bias" in p for p in params.values()):
+            fields["lora_bias"] = True
         return {**fields, "rank_pattern": found, "alpha_pattern": alphas} if found else fields

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from studio.backbone import Backbone
+from studio.backbone.fold import fold
 from tests.studio.tiny import tiny_model
 
 IDS = torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(5))
@@ -18,7 +19,8 @@ A = ["q_proj", "v_proj", "up_proj"]
 
 def made(folder: Path, **fields: object) -> Tensor:
     """Save a random adapter with PEFT; return its logits."""
-    config = LoraConfig(r=4, lora_alpha=8, **{"target_modules": A, **fields})
+    fields = {"target_modules": A, "task_type": "CAUSAL_LM", **fields}
+    config = LoraConfig(r=4, lora_alpha=8, **fields)
     theirs = get_peft_model(tiny_model("qwen2"), config).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -28,6 +30,11 @@ def made(folder: Path, **fields: object) -> Tensor:
         expected = theirs(input_ids=IDS).logits
     theirs.save_pretrained(folder)
     return expected
+
+
+def base() -> Tensor:
+    with torch.no_grad():
+        return tiny_model("qwen2")(input_ids=IDS).logits
 
 
 def ours(folder: Path) -> Tensor:
@@ -50,6 +57,50 @@ def ours(folder: Path) -> Tensor:
 def test_patterns_of_rank_and_alpha_load_with_equal_logits(fields, tmp_path):
     expected = made(tmp_path / "theirs", **fields)
     torch.testing.assert_close(ours(tmp_path / "theirs"), expected, rtol=1e-5, atol=1e-5)
+
+
+BESIDE = [
+    {"lora_bias": True},
+    {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
+    {"modules_to_save": ["norm", "embed_tokens"], "target_modules": ["q_proj"]},
+    {"target_modules": ["q_proj", "embed_tokens"]},
+    {"trainable_token_indices": [5, 6, 40], "target_modules": ["q_proj"]},
+]
+
+
+@pytest.mark.parametrize("fields", BESIDE, ids=str)
+def test_what_a_file_holds_beside_the_factors_loads_and_is_written_again(fields, tmp_path):
+    from peft import PeftModel
+
+    expected = made(tmp_path / "theirs", **fields)
+    backbone = Backbone(tiny_model("qwen2"))
+    backbone.load("a", tmp_path / "theirs")
+    backbone.use([("a", 1.0)])
+    with torch.no_grad():
+        found = backbone.model(input_ids=IDS).logits
+        backbone.use_rows([[], [("a", 1.0)]])
+        rows = backbone.model(input_ids=IDS).logits
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rows[1], expected[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(rows[0], base()[0], rtol=1e-5, atol=1e-5)
+    (tmp_path / "ours").mkdir()
+    backbone.save("a", tmp_path / "ours")
+    again = PeftModel.from_pretrained(tiny_model("qwen2"), tmp_path / "ours").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(input_ids=IDS).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fields", BESIDE[1:], ids=str)
+def test_what_a_file_holds_beside_the_factors_folds_into_the_weights(fields, tmp_path):
+    expected = made(tmp_path, **fields)
+    backbone = Backbone(tiny_model("qwen2"))
+    backbone.load("a", tmp_path)
+    folded = fold(backbone, (("a", 1.0),))
+    assert folded.left == ()
+    merged = tiny_model("qwen2")
+    merged.load_state_dict(folded.tensors, strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=IDS).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_ranks_of_their_own_survive_being_saved_and_opened_with_peft(tmp_path):

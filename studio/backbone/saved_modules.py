@@ -1,0 +1,215 @@
+"""What PEFT's LoRA files hold beside `A` and `B`: whole modules, tokens, low-rank embeddings.
+
+- `modules_to_save`: full copies of linear layers, norms or the embeddings;
+- `trainable_token_indices`: rows of the embeddings (and of the head that shares them);
+- LoRA of the embeddings, `lora_embedding_A (r, V)` and `lora_embedding_B (D, r)`.
+
+Each becomes an edit of the same adapter at the module's site that adds the difference to the base,
+so it is weighted, stacked and switched like the rest.
+
+Shapes: `n chosen tokens, V vocabulary, D hidden`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
+
+from studio.backbone.sites import Anatomy, Site
+from studio.errors import AdapterError
+from studio.methods.lora import Lora
+from studio.methods.method import Method, Params, Phase
+from studio.methods.norm_tuning import NormTuning
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+START = "base_model.model."
+TOKENS = "token_adapter.trainable_tokens_delta"
+LOW_RANK = ("lora_embedding_A", "lora_embedding_B")
+
+
+class SavedModules(Method):
+    """`y = f(x; W) + f(x; ΔW)` with `ΔW = W' − W` of a module that a file stores in full.
+
+    Parameters of a site: `weight` and `bias` (differences), or `tokens` with their `_index`, or the
+    low-rank `A` and `B` of the embeddings.
+    """
+
+    title: ClassVar[str] = "Saved modules"
+    paper: ClassVar[str] = ""
+    phase: ClassVar[Phase] = Phase.DELTA
+    peft_type: ClassVar[str] = ""
+
+    name: Literal["saved_modules"] = "saved_modules"
+
+    def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
+        """Return what the difference adds to the module's output."""
+        if site.kind == "norm":
+            return NormTuning().delta(p, x, y, site, training=training)
+        if site.kind != "embedding":
+            if "tokens" in p:
+                change = y.new_zeros(y.shape, dtype=p["tokens"].dtype)
+                rows = linear(x.to(p["tokens"].dtype), p["tokens"])
+                return change.index_add(-1, p["_index"], rows)
+            change = linear(x.to(p["weight"].dtype), p["weight"])
+            return change + p["bias"] if "bias" in p else change
+        ids = x[..., 0]
+        scale = getattr(site.module, "embed_scale", 1.0)
+        if "A" in p:
+            return embedding(ids, p["A"].T) @ p["B"].T * scale
+        if "tokens" in p:
+            chosen = (x == p["_index"]).to(p["tokens"].dtype)
+            return chosen @ p["tokens"] * scale
+        return embedding(ids, p["weight"]) * scale
+
+    def fold(self, p: Params, site: Site, weight: float) -> Params:
+        """Return the differences of `weight` and `bias`."""
+        if "A" in p:
+            return {"weight": weight * (p["B"] @ p["A"]).T}
+        if "tokens" in p:
+            whole = torch.zeros(site.parameter.shape, device=p["tokens"].device)
+            return {"weight": whole.index_add(0, p["_index"], weight * p["tokens"])}
+        return {name: weight * tensor.float() for name, tensor in p.items()}
+
+
+def check(config: dict[str, Any], tensors: Params) -> None:
+    """Check that a file holds what its config announces beside `A` and `B`.
+
+    Raises:
+        AdapterError: A field is not a list of names, or its tensors are missing.
+    """
+    names = config.get("modules_to_save") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise AdapterError("adapter_config.json: modules_to_save must be a list of names.")
+    modules = {key.rpartition(".")[0].rpartition(".")[2] for key in tensors}
+    wanted = [("modules_to_save", name, name in modules) for name in names]
+    if config.get("trainable_token_indices"):
+        found = any(key.endswith(f".{TOKENS}") for key in tensors)
+        wanted.append(("trainable_token_indices", TOKENS, found))
+    if config.get("lora_bias"):
+        found = any(key.endswith(".lora_B.bias") for key in tensors)
+        wanted.append(("lora_bias", "lora_B.bias", found))
+    for field, name, there in wanted:
+        if not there:
+            raise AdapterError(
+                f"adapter_config.json has {field}, but the adapter file holds no {name}."
+            )
+
+
+def split(
+    method: Lora, config: dict[str, Any], tensors: Params, anatomy: Anatomy
+) -> tuple[Params, list[Site], list[Params]]:
+    """Return the tensors of `A` and `B` alone, and the sites and parameters of the others.
+
+    Raises:
+        AdapterError: A saved module is unknown, of another kind or of another size.
+    """
+    left, found = dict(tensors), dict[str, tuple[Site, Params]]()
+    known = {site.key: site for site in (*anatomy.all_linears(), *anatomy.norms(),
+                                         anatomy.embedding())}  # fmt: skip
+    saved = set(config.get("modules_to_save") or ())
+    for key in tensors:
+        path = key.removeprefix(START)
+        module, _, name = path.rpartition(".")
+        if key.endswith(f".{TOKENS}"):
+            site = _known(known, path.removesuffix(f".{TOKENS}"), key)
+            index = _indices(config, site)
+            for where in _sharing(anatomy, site):
+                own = where.parameter.detach().float().cpu()[index]
+                delta = _sized(left[key], own, key) - own
+                found[where.key] = (where, {"tokens": delta, "_index": index})
+            del left[key]
+        elif name in LOW_RANK and (a := left.get(f"{START}{module}.{LOW_RANK[0]}")) is not None:
+            site, b = _known(known, module, key), left.get(f"{START}{module}.{LOW_RANK[1]}")
+            rows, width = site.parameter.shape
+            if b is None or a.shape[1] != rows or b.shape != (width, len(a)):
+                raise AdapterError(f"{key} does not fit {module} of this model ({rows} × {width}).")
+            found[module] = (site, {"A": a.float(), "B": b.float() * method.scaling})
+            left = {k: v for k, v in left.items() if k.rpartition(".")[2] not in LOW_RANK}
+        elif name in ("weight", "bias") and module.rpartition(".")[2] in saved:
+            site = _known(known, module, key)
+            own = anatomy.parameter(path)
+            if own is None or site.transposed:
+                raise AdapterError(f"{key} is not a parameter of this model.")
+            base = own.detach().float().cpu()
+            delta = _sized(left.pop(key), base, key) - base
+            found.setdefault(module, (site, {}))[1][name] = delta
+    for module, (site, own) in found.items():
+        if site.kind == "norm" and "weight" not in own:
+            own["weight"] = torch.zeros(site.in_features)
+        elif site.kind == "linear" and "bias" in own and "weight" not in own:
+            own["weight"] = torch.zeros(site.out_features, site.in_features)
+        if any(key.startswith(f"{START}{module}.lora_") for key in left):
+            raise AdapterError(f"{module} has both a LoRA and a copy of its own in the file.")
+    return left, [site for site, _ in found.values()], [own for _, own in found.values()]
+
+
+def joined(
+    method: Lora, sites: Sequence[Site], params: dict[str, Params]
+) -> tuple[Params, dict[str, Any]]:
+    """Return the file's tensors of saved modules, and the fields of its config."""
+    tensors: Params = {}
+    fields: dict[str, Any] = {}
+    for site in sites:
+        p, key = params[site.key], f"{START}{site.key}"
+        if "A" in p:
+            tensors[f"{key}.{LOW_RANK[0]}"] = p["A"].detach()
+            tensors[f"{key}.{LOW_RANK[1]}"] = p["B"].detach() / method.scaling
+            fields["target_modules"] = [site.key]
+        elif "tokens" in p:
+            if site.kind != "embedding":
+                continue  # PEFT ties the head's rows to those of the embeddings
+            own = site.parameter.detach().float().cpu()[p["_index"].cpu()]
+            tensors[f"{key}.{TOKENS}"] = own + p["tokens"].detach().cpu()
+            name = site.key.rpartition(".")[2]
+            fields["trainable_token_indices"] = {name: p["_index"].tolist()}
+        else:
+            for name, delta in p.items():
+                base = getattr(site.module, name).detach().float()
+                tensors[f"{key}.{name}"] = base + delta.detach().to(base.device)
+            fields.setdefault("modules_to_save", []).append(site.key.rpartition(".")[2])
+    return tensors, fields
+
+
+def _known(known: dict[str, Site], module: str, key: str) -> Site:
+    if module not in known:
+        raise AdapterError(
+            f"The adapter file stores {key}, a module that is no linear layer, norm or embedding "
+            "of this model."
+        )
+    return known[module]
+
+
+def _sized(tensor: Tensor, own: Tensor, key: str) -> Tensor:
+    if tensor.shape != own.shape:
+        raise AdapterError(
+            f"{key} has shape {tuple(tensor.shape)}, but this model needs {tuple(own.shape)}: the "
+            "adapter was made for another base."
+        )
+    return tensor.float()
+
+
+def _indices(config: dict[str, Any], site: Site) -> Tensor:
+    """Return the token ids whose rows the file stores."""
+    chosen = config.get("trainable_token_indices")
+    if isinstance(chosen, dict):
+        chosen = chosen.get(site.key.rpartition(".")[2])
+    rows = len(site.parameter)
+    good = isinstance(chosen, list) and all(isinstance(i, int) and 0 <= i < rows for i in chosen)
+    if not good or len(set(chosen)) < len(chosen):
+        raise AdapterError(
+            "adapter_config.json: trainable_token_indices must list different token ids below "
+            f"{rows}, those of {site.key}."
+        )
+    return torch.tensor(chosen)
+
+
+def _sharing(anatomy: Anatomy, site: Site) -> list[Site]:
+    """Return the embeddings and the head that shares their matrix."""
+    head: nn.Module | None = anatomy.model.get_output_embeddings()
+    tied = head is not None and head.weight is site.module.weight
+    return [site, *(s for s in anatomy.all_linears() if tied and s.module is head)]
