@@ -174,7 +174,10 @@ def install(
 
 
 def _forward(module: nn.Module, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    experts: Experts = module.__dict__["studio_experts"]
+    experts: Experts | None = module.__dict__.get("studio_experts")
+    if experts is None:  # another model of the same configuration object
+        plain: Tensor = ALL_EXPERTS_FUNCTIONS["grouped_mm"](module, hidden, index, weights)
+        return plain
     return experts.forward(hidden, index, weights)
 
 

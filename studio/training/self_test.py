@@ -191,6 +191,7 @@ def _read(home: Home | None) -> dict[str, Any]:
 def _write(home: Home | None, results: dict[str, Any]) -> None:
     if home is None:
         return
+    home.state.mkdir(parents=True, exist_ok=True)
     temporary = (home.state / FILE).with_suffix(".tmp")
     temporary.write_text(json.dumps(results))
     temporary.replace(home.state / FILE)
