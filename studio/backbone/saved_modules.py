@@ -85,8 +85,8 @@ def check(config: dict[str, Any], tensors: Params) -> None:
     names = config.get("modules_to_save") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise AdapterError("adapter_config.json: modules_to_save must be a list of names.")
-    modules = {key.rpartition(".")[0].rpartition(".")[2] for key in tensors}
-    wanted = [("modules_to_save", name, name in modules) for name in names]
+    modules = tuple(key.rpartition(".")[0] for key in tensors)
+    wanted = [("modules_to_save", name, any(m.endswith(name) for m in modules)) for name in names]
     if config.get("trainable_token_indices"):
         found = any(key.endswith(f".{TOKENS}") for key in tensors)
         wanted.append(("trainable_token_indices", TOKENS, found))
@@ -111,7 +111,7 @@ def split(
     left, found = dict(tensors), dict[str, tuple[Site, Params]]()
     known = {site.key: site for site in (*anatomy.all_linears(), *anatomy.norms(),
                                          anatomy.embedding())}  # fmt: skip
-    saved = set(config.get("modules_to_save") or ())
+    saved = tuple(config.get("modules_to_save") or ())  # PEFT compares the ends of paths
     for key in tensors:
         path = key.removeprefix(START)
         module, _, name = path.rpartition(".")
@@ -130,7 +130,7 @@ def split(
                 raise AdapterError(f"{key} does not fit {module} of this model ({rows} × {width}).")
             found[module] = (site, {"A": a.float(), "B": b.float() * method.scaling})
             left = {k: v for k, v in left.items() if k.rpartition(".")[2] not in LOW_RANK}
-        elif name in ("weight", "bias") and module.rpartition(".")[2] in saved:
+        elif name in ("weight", "bias") and module.endswith(saved):
             site = _known(known, module, key)
             own = anatomy.parameter(path)
             if own is None or site.transposed:
@@ -171,7 +171,7 @@ def joined(
             for name, delta in p.items():
                 base = getattr(site.module, name).detach().float()
                 tensors[f"{key}.{name}"] = base + delta.detach().to(base.device)
-            fields.setdefault("modules_to_save", []).append(site.key.rpartition(".")[2])
+            fields.setdefault("modules_to_save", []).append(site.key)
     return tensors, fields
 
 

@@ -49,6 +49,7 @@ def test_a_layer_that_leaks_between_packed_rows_is_named(tmp_path, home):
     def leak(module, args, output):
         return output + torch.cat([torch.zeros_like(output[:, :1]), output[:, :-1]], 1)
 
+    assert backbone.anatomy.recording.separable  # before the layer leaks
     backbone.model.model.layers[1].mlp.register_forward_hook(leak)
     with pytest.raises(ModelError, match=r"packed and separate rows differ.*layer 1 \(Llama"):
         check_base(backbone, loaded, home, quantization="none")
