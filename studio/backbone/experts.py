@@ -53,7 +53,7 @@ class PackedWeights:
 
     def used(self, groups: Groups, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the matrices of the experts in use, or of all where most are."""
-        from bitsandbytes.functional import dequantize_4bit
+        from bitsandbytes.functional import QuantState, dequantize_4bit
 
         state = self.parameter.quant_state
         experts, rows, columns = state.shape
@@ -63,14 +63,11 @@ class PackedWeights:
             return matrices if self.transposed else matrices.mT, groups.offsets_E
         packed = self.parameter.data.view(experts, -1)
         absmax = _block_scales(state).view(experts, -1)
-        matrices = torch.stack([
-            dequantize_4bit(
-                packed[e].view(-1, 1), absmax=absmax[e], blocksize=state.blocksize,
-                quant_type=state.quant_type,
-                out=torch.empty(rows, columns, dtype=state.dtype, device=packed.device),
-            )
-            for e in used.tolist()
-        ]).to(dtype)  # fmt: skip
+        part = QuantState(
+            absmax[used].flatten(), shape=torch.Size((len(used), rows, columns)), code=state.code,
+            blocksize=state.blocksize, quant_type=state.quant_type, dtype=state.dtype,
+        )  # fmt: skip
+        matrices = dequantize_4bit(packed[used].view(-1, 1), part).to(dtype)
         return matrices if self.transposed else matrices.mT, groups.offsets_E[used]
 
 

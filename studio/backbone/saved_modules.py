@@ -178,8 +178,8 @@ def joined(
 def _known(known: dict[str, Site], module: str, key: str) -> Site:
     if module not in known:
         raise AdapterError(
-            f"The adapter file stores {key}, a module that is no linear layer, norm or embedding "
-            "of this model."
+            f"The adapter file stores {key}, which belongs to neither a linear layer nor a norm "
+            "nor the embeddings of this model."
         )
     return known[module]
 
