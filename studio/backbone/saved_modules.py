@@ -199,13 +199,14 @@ def _indices(config: dict[str, Any], site: Site) -> Tensor:
     if isinstance(chosen, dict):
         chosen = chosen.get(site.key.rpartition(".")[2])
     rows = len(site.parameter)
-    good = isinstance(chosen, list) and all(isinstance(i, int) and 0 <= i < rows for i in chosen)
-    if not good or len(set(chosen)) < len(chosen):
+    ids = chosen if isinstance(chosen, list) else [None]
+    good = all(isinstance(i, int) and 0 <= i < rows for i in ids)
+    if not good or len(set(ids)) < len(ids):
         raise AdapterError(
             "adapter_config.json: trainable_token_indices must list different token ids below "
             f"{rows}, those of {site.key}."
         )
-    return torch.tensor(chosen)
+    return torch.tensor(ids)
 
 
 def _sharing(anatomy: Anatomy, site: Site) -> list[Site]:
