@@ -1,8 +1,11 @@
 """`studio doctor`: what this machine, this home and this queue are, and what is wrong with them."""
 
+import json
+import logging
 import platform
 import shutil
 import sqlite3
+import subprocess
 import sys
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
@@ -17,16 +20,23 @@ from studio.errors import StudioError
 from studio.home import open_home
 from studio.names import readable
 
+logger = logging.getLogger(__name__)
 PACKAGES = (
     "adapter-studio", "torch", "transformers", "accelerate", "datasets", "safetensors", "gradio",
     "sqlite-utils", "pydantic", "bitsandbytes",
 )  # fmt: skip
 FIXED_SQLITE = (3, 51, 3)
 LITTLE_ROOM_BYTES = 2 << 30
+MUST_WORK = ("load", "lora", "packing", "checkpointing", "cache", "lanes", "saved", "merged")
 
 
-def examine(home_path: Path | None) -> dict[str, Any]:
-    """Return facts and findings; `ok` is false if a problem keeps the studio from working."""
+def examine(home_path: Path | None, model: str = "") -> dict[str, Any]:
+    """Return facts and findings; `ok` is false if a problem keeps the studio from working.
+
+    Args:
+        home_path: The home; the usual one by default.
+        model: Folder or hub id of a model to examine too.
+    """
     findings: list[dict[str, str]] = []
     facts: dict[str, Any] = {
         "python": sys.version.split()[0],
@@ -57,6 +67,8 @@ def examine(home_path: Path | None) -> dict[str, Any]:
         facts["home"] = _home_facts(home_path, findings)
     except StudioError as error:
         findings.append(_problem(error.text))
+    if model:
+        facts["model"] = _model_facts(model, findings)
     facts["findings"] = findings
     facts["ok"] = not any(finding["kind"] == "problem" for finding in findings)
     return facts
@@ -90,6 +102,31 @@ def _home_facts(home_path: Path | None, findings: list[dict[str, str]]) -> dict[
                 {key: row[key] for key in ("role", "pid", "url")} for row in store.processes()
             ],
         }
+
+
+def _model_facts(model: str, findings: list[dict[str, str]]) -> dict[str, Any]:
+    """Return what works on a model, measured in a process of its own, which may load torch."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "studio.evaluation.support", model],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    logger.debug("%s", done.stderr)
+    try:
+        found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        findings.append(_problem(
+            f"{model} could not be examined: its process ended with exit code {done.returncode}, "
+            "often for lack of memory."
+        ))  # fmt: skip
+        return {"path": model, "works": [], "fails": {}}
+    for name in MUST_WORK:
+        if found[name]:
+            findings.append(_problem(f"{model}, {name}: {found[name]}"))
+    return {
+        "path": model,
+        "works": [name for name, why in found.items() if not why],
+        "fails": {name: why for name, why in found.items() if why},
+    }
 
 
 def _version(name: str) -> str | None:

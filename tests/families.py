@@ -120,7 +120,7 @@ DENSE = {
     "gemma2": Family(kind="gemma2", text={"query_pre_attn_scalar": 8, "layer_types": SLIDING},
                      trap="soft-capped attention and logits"),
     "gemma3": Family(kind="gemma3_text", text={
-        "query_pre_attn_scalar": 8, "layer_types": SLIDING,
+        "query_pre_attn_scalar": 16, "layer_types": SLIDING,
     }, trap="two rotary bases"),
     "gemma3n": Family(kind="gemma3n_text", text={
         "layer_types": SLIDING, "num_kv_shared_layers": 2, "intermediate_size": [48, 40, 48, 56],
@@ -137,7 +137,7 @@ DENSE = {
     "vaultgemma": Family(kind="vaultgemma", text={
         "query_pre_attn_scalar": 8, "layer_types": SLIDING,
     }, trap="soft-capping"),
-    "smollm3": Family(kind="smollm3", text={"no_rope_layer_interval": 2, "sliding_window": None},
+    "smollm3": Family(kind="smollm3", text={"no_rope_layer_interval": 4, "sliding_window": None},
                       trap="layers without rotary embeddings"),
     "olmo2": Family(kind="olmo2", trap="norms after the sub-layers"),
     "olmo3": Family(kind="olmo3", text={"layer_types": SLIDING}, trap="sliding windows"),
@@ -169,8 +169,9 @@ DENSE = {
 }  # fmt: skip
 EXPERTS = {
     "mixtral": Family(kind="mixtral", area="experts", trap="routed experts"),
-    "qwen3-moe": Family(kind="qwen3_moe", area="experts", text={"mlp_only_layers": [0]},
-                        trap="a dense layer among mixtures"),
+    "qwen3-moe": Family(kind="qwen3_moe", area="experts", trap="routed experts in every layer"),
+    "qwen3-moe-mixed": Family(kind="qwen3_moe", area="experts", text={"mlp_only_layers": [0]},
+                              trap="a dense layer among mixtures"),
     "olmoe": Family(kind="olmoe", area="experts", trap="normed queries and keys"),
     "gpt-oss": Family(kind="gpt_oss", area="experts", text={"layer_types": SLIDING},
                       trap="sinks; transposed experts with biases; clipped SwiGLU"),
@@ -279,7 +280,7 @@ WRAPPERS = {
         "model_type": "ministral3", "sliding_window": None,
     }, trap="both towers have q_proj"),
     "gemma3-vl": Family(kind="gemma3", area="wrapper", wrapper={"mm_tokens_per_image": 4}, text={
-        "query_pre_attn_scalar": 8, "layer_types": SLIDING,
+        "query_pre_attn_scalar": 16, "layer_types": SLIDING,
     }, trap="both towers have q_proj"),
     "gemma4-vl": Family(kind="gemma4", area="wrapper", wrapper={"audio_config": None}, text={
         "layer_types": SLIDING, "num_kv_shared_layers": 2, "global_head_dim": 32,

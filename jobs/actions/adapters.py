@@ -8,7 +8,8 @@ from jobs.actions.registry import action, field, request_action
 from jobs.job import OPEN
 from jobs.store import JobStore
 from studio.adapters import library
-from studio.adapters.gguf import PRECISION_LABELS, GgufRequest
+from studio.adapters.gguf import GgufRequest
+from studio.adapters.gguf_write import PRECISION_LABELS
 from studio.adapters.library import Adapter, describe, resolve
 from studio.adapters.picture import drawn
 from studio.adapters.push import PushRequest
@@ -45,6 +46,7 @@ FORMATS = {
     "vllm": "vLLM LoRA folder: vllm serve --enable-lora",
     "adapterhub": "AdapterHub adapter: the adapters library",
     "gguf": "GGUF with an Ollama Modelfile: Ollama, llama.cpp, LM Studio",
+    "gguf-adapter": "GGUF adapter: llama.cpp --lora, Ollama ADAPTER, beside the base's GGUF file",
     "card": "Model card alone",
 }
 STARTER, OWN_BASE, DEMO = ModelSource(), ModelSource(path=""), DataSource()
@@ -88,14 +90,14 @@ def export_adapter(
         field("New folder; in the home's exports by default.", title="Folder", max_length=4000),
     ] = "",
     form: Annotated[
-        Literal["peft", "vllm", "adapterhub", "card", "gguf"],
+        Literal["peft", "vllm", "adapterhub", "card", "gguf", "gguf-adapter"],
         field(
             "File format; card writes the model card only.", title="Format", flag="--format",
             labels=FORMATS,
         ),
     ] = "peft",
     precision: Annotated[
-        Literal["f32", "f16", "bf16", "q8_0"],
+        Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q4_0"],
         field(
             "Precision of a gguf file.", advanced=True, labels=PRECISION_LABELS,
             when={"form": ("gguf",)},

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from studio.backbone import Backbone
     from studio.backbone.adapter import Adapter as Loaded
 
-Format = Literal["peft", "vllm", "adapterhub", "card"]
-FORMATS: tuple[Format, ...] = ("peft", "vllm", "adapterhub", "card")
+Format = Literal["peft", "vllm", "adapterhub", "gguf-adapter", "card"]
+FORMATS: tuple[Format, ...] = ("peft", "vllm", "adapterhub", "gguf-adapter", "card")
 TOLERANCE = 1e-4  # of the largest logit: the files hold the same float32 numbers
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -84,6 +84,9 @@ def export_adapter(
         if form != "peft" or not _is_peft(folder):
             raise
         beside = None  # files are copied without the base; they are checked less
+    if form == "gguf-adapter":
+        assert beside is not None
+        return _write_gguf_adapter(adapter, beside, out)
     with publishing(out) as temporary:
         rank = _write(adapter, beside, temporary, form=form, base=base)
         if beside and adapter.chat_template != "auto":
@@ -121,9 +124,10 @@ def refuse_form(adapter: Adapter, form: Format) -> None:
             f'"{adapter.name}" is a whole model, not an adapter: export it as GGUF, or use its '
             "folder directly."
         )
-    if form == "vllm" and not is_low_rank(adapter.method):
+    servers = {"vllm": "vLLM serves", "gguf-adapter": "A GGUF adapter holds"}
+    if form in servers and not is_low_rank(adapter.method):
         raise AdapterError(
-            f'vLLM serves LoRA only, and "{adapter.name}" is {adapter.method}: merge it into a '
+            f'{servers[form]} LoRA only, and "{adapter.name}" is {adapter.method}: merge it into a '
             "model instead."
         )
     method = methods().get(adapter.method)
@@ -158,6 +162,7 @@ class _Beside:
     backbone: Backbone
     original: Loaded
     tokenizer: Any
+    folder: Path
 
     @classmethod
     def load(cls, base: str, adapter: Adapter) -> Self:
@@ -168,7 +173,8 @@ class _Beside:
             raise AdapterError(f'The base of "{adapter.name}" is unknown: give it.')
         loaded = load(ModelSource(path=base), "cpu")
         backbone = Backbone(loaded.model)
-        return cls(backbone, backbone.load("original", adapter.path), loaded.tokenizer)
+        original = backbone.load("original", adapter.path)
+        return cls(backbone, original, loaded.tokenizer, loaded.facts.path)
 
     def compare(self, out: Path) -> tuple[Comparison, float]:
         """Compare the written files with the original; also return how far it moves logits."""
@@ -180,6 +186,28 @@ class _Beside:
             found.append(logits_of(self.backbone.model, ids))
         base, before, after = found
         return compare(after, before, tolerance=TOLERANCE), float((before - base).abs().max())
+
+
+def _write_gguf_adapter(adapter: Adapter, beside: _Beside, out: Path) -> Path:
+    """Write a GGUF adapter with a Modelfile, its report and its card."""
+    from studio.adapters.gguf_adapter import export_gguf_adapter
+    from studio.data.template.saved import keep_template
+
+    form = "gguf-adapter"
+    if adapter.chat_template != "auto":
+        keep_template(beside.tokenizer, adapter.chat_template)
+    with publishing(out) as temporary:
+        notes = export_gguf_adapter(
+            beside.original, beside.folder, temporary, name=adapter.name,
+            tokenizer=beside.tokenizer,
+        )  # fmt: skip
+        measured = "Read back: its changes of the weights equal the adapter's."
+        report = {"form": form, "max_error": 0.0, "note": measured, "notes": notes}
+        write_report(temporary, EXPORT_REPORT, report)
+        write_card(
+            temporary, adapter_card(adapter, form=form, measured=" ".join([measured, *notes]))
+        )
+    return out
 
 
 def _write(adapter: Adapter, beside: _Beside | None, out: Path, *, form: Format, base: str) -> int:

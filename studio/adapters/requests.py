@@ -235,7 +235,7 @@ class ExportRequest(Request):
     kind: ClassVar[str] = "export_adapter"
     adapter: str = knob("", "Name or folder of the adapter.", title="Adapter")
     out: str = knob("", "New folder; in the home's exports by default.", max_length=4000)
-    form: Literal["peft", "vllm", "adapterhub", "card"] = knob(
+    form: Literal["peft", "vllm", "adapterhub", "gguf-adapter", "card"] = knob(
         "peft", "Format of the files, or the model card alone.", title="Format"
     )
     model: str = knob("", "Its base, if the passport does not name it.", advanced=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from studio.backbone import expert_files, peft_variants, saved_modules
 from studio.backbone.sites import Anatomy, Site
+from studio.backbone.wrapper_keys import own_keys
 from studio.errors import AdapterError, nearest
 from studio.methods import methods
 from studio.methods.bottleneck import Bottleneck
@@ -310,9 +311,12 @@ def write(adapter: Adapter, folder: Path, anatomy: Anatomy, *, base: str) -> Non
 
 
 def _without_copies(tensors: Params, anatomy: Anatomy) -> Params:
-    """Drop copies of the base's tensors, which PEFT stores when it adapts the output head."""
+    """Return the tensors under this model's keys, without copies of the base's.
+
+    PEFT stores such copies when it adapts the output head.
+    """
     kept = {}
-    for key, tensor in tensors.items():
+    for key, tensor in own_keys(tensors, anatomy.modules).items():
         own_key = key.removeprefix("base_model.model.").replace(".base_layer.", ".")
         own_key = own_key.replace(".token_adapter.", ".")
         own = anatomy.parameter(own_key)

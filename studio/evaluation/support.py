@@ -116,7 +116,7 @@ def _checks(
     yield "merged", partial(_merge, source, loaded, backbone, scratch / "merged")
     yield "nf4", partial(_quantise, source)
     yield "gguf", partial(_gguf, loaded, scratch / "model.gguf")
-    yield "gguf_adapter", partial(_gguf_adapter, loaded, scratch)
+    yield "gguf_adapter", partial(_gguf_adapter, loaded, backbone, scratch)
 
 
 def _train(backbone: Backbone, name: str) -> None:
@@ -216,16 +216,22 @@ def _quantise(source: ModelSource) -> None:
 
 def _gguf(loaded: Loaded, file: Path) -> None:
     """Write the base as GGUF and read it back."""
-    from studio.adapters.gguf import verify_gguf, write
+    from studio.adapters.gguf import verify_gguf
+    from studio.adapters.gguf_write import write
 
     if loaded.facts.size_bytes > LARGEST_FILE_BYTES:
         raise MethodError("Not checked: the model is large. Export it to see.")
     write(loaded.facts.path, file, precision="f32", name="x")
-    verify_gguf(loaded.facts.path, file, "f32")
+    found, _ = verify_gguf(loaded.facts.path, file, "f32")
+    if found:
+        found.require("GGUF file", "model")
 
 
-def _gguf_adapter(loaded: Loaded, scratch: Path) -> None:
-    raise MethodError("GGUF adapters cannot be written yet.")
+def _gguf_adapter(loaded: Loaded, backbone: Backbone, folder: Path) -> None:
+    """Write the adapter as GGUF and compare its changes."""
+    from studio.adapters.gguf_adapter import export_gguf_adapter
+
+    export_gguf_adapter(backbone.adapters["a"], loaded.facts.path, folder, name="a")
 
 
 def main(path: str) -> None:

@@ -157,11 +157,17 @@ def logs(
 
 
 @app.command()
-def doctor(home: HomeOption = None, as_json: JsonOption = False) -> int:
+def doctor(
+    model: Annotated[
+        str, typer.Option(help="Model to examine: every method, packing, cache, merge, files.")
+    ] = "",
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> int:
     """Look at the machine, the home and the queue, and say what is wrong."""
     from jobs.doctor import examine
 
-    facts = examine(home)
+    facts = examine(home, model)
     print(json.dumps(facts, ensure_ascii=False)) if as_json else diagnosis(facts)
     return 0 if facts["ok"] else 2
 

@@ -226,6 +226,10 @@ def diagnosis(facts: Mapping[str, Any]) -> None:
             print(cluster(home["cluster"]))
         for row in home["processes"]:
             print(f"Process {row['pid']}: {row['role']} {row['url']}".rstrip())
+    if model := facts.get("model"):
+        print(f"Model {model['path']}: {', '.join(model['works']) or 'nothing'} work")
+        for name, why in model["fails"].items():
+            print(f"  {name}: {why}")
     for finding in facts["findings"]:
         print(f"{finding['kind'].capitalize()}: {finding['text']}")
     print("No problems found." if facts["ok"] else "Problems found (see above).")

@@ -11,8 +11,10 @@ from studio.adapters.verify import Comparison
 pytest.importorskip("gguf", reason="the extra gguf is not installed")
 
 from studio import starter
-from studio.adapters import gguf
-from studio.adapters.gguf import GgufRequest, interleave, verify_gguf, write
+from studio.adapters import gguf_tensors
+from studio.adapters.gguf import GgufRequest, verify_gguf
+from studio.adapters.gguf_tensors import interleave
+from studio.adapters.gguf_write import write
 from studio.adapters.verify import GGUF_REPORT, read_report
 from studio.errors import AdapterError, InputError, ModelError, SpecError
 
@@ -24,7 +26,8 @@ def test_rotary_rows_are_put_into_pairs():
 
 
 @pytest.mark.parametrize(
-    ("precision", "largest"), [("f32", 1e-5), ("f16", 0.05), ("bf16", 0.4), ("q8_0", 0.8)]
+    ("precision", "largest"),
+    [("f32", 1e-5), ("f16", 0.05), ("bf16", 0.4), ("q8_0", 0.8), ("q5_1", 4), ("q4_0", 8)],
 )
 def test_stories_read_back_answer_the_same(real, tmp_path, precision, largest):
     source, file = real / "models" / "stories260k", tmp_path / "x.gguf"
@@ -33,7 +36,7 @@ def test_stories_read_back_answer_the_same(real, tmp_path, precision, largest):
 
     check.require("file", "model")
     assert check.max_error <= largest
-    assert check.tokens_changed <= 2
+    assert check.tokens_changed <= (2 if precision not in ("q5_1", "q4_0") else 20)
     assert differ == ()
 
 
@@ -44,8 +47,8 @@ SHAPE = {
 }  # fmt: skip
 FAMILIES = {
     "Mistral": {}, "Qwen2": {"tie_word_embeddings": False}, "Qwen3": {"head_dim": 128},
-    "Gemma2": {"head_dim": 32, "sliding_window": 64},
-    "Gemma3Text": {"head_dim": 32, "sliding_window": 16},
+    "Gemma2": {"head_dim": 256, "sliding_window": 64},
+    "Gemma3Text": {"head_dim": 256, "sliding_window": 16},
 }  # fmt: skip
 
 
@@ -88,29 +91,34 @@ def test_every_family_reads_back_exactly(real, tmp_path, name, tokenizer):
         assert differ == ()
 
 
-def written(folder: Path, file: Path, precision: str = "f32") -> tuple[Comparison, tuple[str, ...]]:
+def written(
+    folder: Path, file: Path, precision: str = "f32"
+) -> tuple[Comparison | None, tuple[str, ...]]:
     write(folder, file, precision=precision, name="x")
     return verify_gguf(folder, file, precision)
 
 
-def test_a_file_that_answers_otherwise_or_cannot_be_read_is_caught(real, tmp_path, monkeypatch):
-    """Rotary rows in the wrong order, Gemma's norms without their shift, a size unlike the rest."""
+def test_a_file_that_answers_otherwise_is_caught(real, tmp_path, monkeypatch):
+    """Rotary rows in the wrong order; Gemma's norms without their shift."""
     stories, file = real / "models" / "stories260k", tmp_path / "x.gguf"
     gemma = make_family("Gemma2", tmp_path / "gemma", stories)
     with monkeypatch.context() as broken:
-        broken.setattr(gguf, "interleave", lambda tensor, heads: tensor)
+        broken.setattr(gguf_tensors, "interleave", lambda tensor, heads: tensor)
         with pytest.raises(AdapterError, match="file differs from the model"):
             written(stories, file)[0].require("file", "model")
-    own = gguf.tensors
-    monkeypatch.setattr(gguf, "tensors", lambda where: (
+    own = gguf_tensors.tensors
+    monkeypatch.setattr(gguf_tensors, "tensors", lambda where: (
         (key, tensor - 1 if "norm" in key else tensor) for key, tensor in own(where)
     ))  # fmt: skip
-    with pytest.raises(AdapterError, match="file differs from the model"):
-        written(gemma, file)[0].require("file", "model")
+    write(gemma, file, precision="f32", name="x")
     monkeypatch.undo()
-    odd = make_family("Qwen3", tmp_path / "odd", stories, head_dim=32)
-    with pytest.raises(AdapterError, match="cannot read the written file back"):
-        written(odd, file)
+    with pytest.raises(AdapterError, match=r"norm.weight of the written file differs"):
+        verify_gguf(gemma, file, "f32")
+
+
+def test_a_size_unlike_the_readers_is_checked_tensor_by_tensor(real, tmp_path):
+    odd = make_family("Qwen3", tmp_path / "odd", real / "models" / "stories260k", head_dim=32)
+    assert written(odd, tmp_path / "x.gguf") == (None, ())
 
 
 def test_the_starter_is_exported_whole_with_its_chat_template(home):
@@ -129,8 +137,9 @@ def test_the_starter_is_exported_whole_with_its_chat_template(home):
 
 
 def test_what_has_no_place_in_the_format_is_refused(tmp_path, home):
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["GPT2LMHeadModel"]}))
-    with pytest.raises(ModelError, match="GPT2LMHeadModel cannot be written"):
+    config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="GPT2LMHeadModel has no entry"):
         write(tmp_path, tmp_path / "x.gguf", precision="f32", name="x")
     with pytest.raises(SpecError, match="precision"):
         GgufRequest.parse({"precision": "q4"})

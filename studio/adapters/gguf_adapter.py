@@ -1,0 +1,112 @@
+"""Export a LoRA as a GGUF adapter: for llama.cpp's `--lora` and Ollama's `ADAPTER`.
+
+The file is applied to the base's own GGUF file, so the rows of `B` and the columns of `A` follow
+the order of that file. It is read back and its changes are compared with the adapter's own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio.adapters.gguf_families import family_of, numbers_of
+from studio.adapters.gguf_tensors import Places
+from studio.adapters.gguf_write import package, read_tensors, write_adapter
+from studio.adapters.ollama import modelfile
+from studio.errors import AdapterError, ModelError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from studio.backbone.adapter import Adapter
+
+    Array = NDArray[Any]
+    Halves = dict[str, tuple[Array, Array]]
+
+FILE = "adapter.gguf"
+TOLERANCE = 1e-5  # of the largest change
+A_KEY, B_KEY, PREFIX = ".lora_A.weight", ".lora_B.weight", "base_model.model."
+NOTE = "Use it with a GGUF file of its base: `llama-server -m BASE.gguf --lora adapter.gguf`."
+
+
+def export_gguf_adapter(
+    adapter: Adapter, base: Path, out: Path, *, name: str, tokenizer: Any = None
+) -> list[str]:
+    """Write `adapter.gguf` and a Modelfile into an existing folder; return notes for the user.
+
+    Args:
+        adapter: The loaded adapter.
+        base: The folder of its base model.
+        out: The folder.
+        name: The adapter's name.
+        tokenizer: The base's tokenizer with the template of training, if that is another.
+
+    Raises:
+        AdapterError: It is not plain LoRA, or the written file differs.
+        ModelError: The base has no entry in the GGUF export.
+    """
+    package()
+    halves, alpha = halves_of(adapter)
+    write_adapter(base, out / FILE, halves, alpha=alpha, name=name)
+    _verify(out / FILE, base, halves)
+    text, notes = modelfile(base, "BASE.gguf", adapter=FILE, tokenizer=tokenizer)
+    (out / "Modelfile").write_text(text, encoding="utf-8")
+    return [NOTE, *notes]
+
+
+def halves_of(adapter: Adapter) -> tuple[Halves, float]:
+    """Return `A` and `B` by the base tensor's key, and the alpha that scales all of them alike.
+
+    Raises:
+        AdapterError: The adapter is not plain LoRA on linear layers.
+    """
+    method = adapter.method
+    config = method.to_peft(adapter.sites)
+    why = (
+        method.title if not method.is_low_rank
+        else "DoRA" if config.get("use_dora")
+        else "LoRA of routed experts" if any(s.kind != "linear" for s in adapter.sites)
+        else ""
+    )  # fmt: skip
+    if why:
+        raise AdapterError(f"A GGUF adapter cannot hold {why}: export it merged (gguf) instead.")
+    tensors = {
+        key.removeprefix(PREFIX): tensor.detach().float().cpu().numpy()
+        for key, tensor in method.to_tensors(adapter.sites, adapter.params).items()
+    }
+    alpha = float(config["lora_alpha"])
+    halves = {}
+    for key, down in tensors.items():
+        if not key.endswith(A_KEY):
+            continue
+        path = key.removesuffix(A_KEY)
+        up = tensors[path + B_KEY]
+        # GGUF scales by alpha / r; rsLoRA's other scale goes into B.
+        scale = alpha / (down.shape[0] ** 0.5 if config.get("use_rslora") else down.shape[0])
+        halves[f"{path}.weight"] = (down, up * (scale * down.shape[0] / alpha))
+    return halves, alpha
+
+
+def _verify(file: Path, base: Path, halves: Halves) -> None:
+    """Compare the changes in the file with the adapter's own.
+
+    Raises:
+        AdapterError: They differ.
+    """
+    import numpy as np
+
+    numbers = numbers_of(base)
+    places = Places(numbers, family_of(numbers["architecture"]))
+    there, worst = read_tensors(file), 0.0
+    for key, (down, up) in halves.items():
+        change = up @ down
+        found = places.of(key, change.shape)
+        if not found:
+            raise ModelError(f"{key} is not in the base's GGUF file: export it merged instead.")
+        for place in found:
+            wanted = place.take(change)
+            a, b = (there.pop(f"{place.name}.lora_{half}") for half in "ab")
+            error = float(np.abs(b @ a - wanted).max()) / max(float(np.abs(wanted).max()), 1e-9)
+            worst = max(worst, error)
+    if worst > TOLERANCE or there:
+        raise AdapterError(f"The written GGUF adapter differs from the adapter ({worst:.2g}).")
