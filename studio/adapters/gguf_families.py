@@ -167,7 +167,7 @@ def _write_rope(writer: Writer, rope: Numbers, numbers: Numbers) -> None:
             if rope.get(name) is not None:
                 getattr(writer, f"add_rope_scaling_yarn_{name}")(float(rope[name]))
     elif kind == "longrope":
-        original = original or numbers.get("original_max_position_embeddings")
+        original = original or numbers["original_max_position_embeddings"]
         scale = numbers["max_position_embeddings"] / original
         writer.add_rope_scaling_orig_ctx_len(original)
         writer.add_rope_scaling_attn_factors(

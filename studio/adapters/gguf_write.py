@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 Precision = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q4_0"]
-PRECISION_LABELS: dict[Precision, str] = {
+PRECISION_LABELS: dict[str, str] = {
     "f16": "F16: half the size, nearly exact",
     "q8_0": "Q8_0: a quarter of the size, for most machines",
     "q5_1": "Q5_1: a fifth of the size, a little less exact",
@@ -29,7 +29,6 @@ PRECISION_LABELS: dict[Precision, str] = {
     "bf16": "BF16",
     "f32": "F32: exact",
 }
-PRECISIONS: tuple[Precision, ...] = tuple(PRECISION_LABELS)
 FILE_TYPES = {
     "f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0",
     "q5_1": "MOSTLY_Q5_1", "q4_0": "MOSTLY_Q4_0",

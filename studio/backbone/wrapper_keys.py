@@ -36,7 +36,8 @@ def _own_key(key: str, known: set[str], by_plain: Mapping[str, str]) -> str:
     if not key.startswith(PREFIX):
         return key
     rest = key.removeprefix(PREFIX)
-    path, parts = rest, []
+    path = rest
+    parts: list[str] = []
     while path:
         if path in known:
             return key

@@ -38,10 +38,9 @@ def written(tmp_path):
     return write_one
 
 
-def turned_in_pairs(x_TD, theta=10000.0):
+def turned_in_pairs(x_TD, frequencies):
     """Rotate neighbouring numbers, as llama.cpp's first rotary kind does."""
-    size = x_TD.shape[1]
-    angles = torch.arange(len(x_TD))[:, None] * theta ** (-torch.arange(0, size, 2) / size)
+    angles = torch.arange(len(x_TD))[:, None] * frequencies
     even, odd = x_TD[:, ::2], x_TD[:, 1::2]
     cos, sin = angles.cos(), angles.sin()
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(1)
@@ -54,19 +53,19 @@ def test_attention_scores_from_the_files_rows_are_the_models(written, name):
     there, model = written(name), family_model(name)
     layer = model.model.layers[0].self_attn
     x_TD = torch.randn(9, 32, generator=torch.Generator().manual_seed(0))
-    size, heads = layer.head_dim, 4
-    base = model.config.rope_parameters["rope_theta"]
+    size, heads, rotary = layer.head_dim, 4, model.model.rotary_emb
 
     def heads_of(weight, count):
         return (x_TD @ weight.T).view(9, count, size).transpose(0, 1)
 
     q, k = heads_of(layer.q_proj.weight, heads), heads_of(layer.k_proj.weight, 2)
-    cos, sin = model.model.rotary_emb(x_TD[None], torch.arange(9)[None])
+    cos, sin = (t / rotary.attention_scaling for t in rotary(x_TD[None], torch.arange(9)[None]))
     q, k = (t[0] for t in apply_rotary_pos_emb(q[None], k[None], cos, sin))
     ours_q = heads_of(there["blk.0.attn_q.weight"], heads)
     ours_k = heads_of(there["blk.0.attn_k.weight"], 2)
     for head in range(heads):
-        ours = turned_in_pairs(ours_q[head], base) @ turned_in_pairs(ours_k[head // 2], base).T
+        turned_q = turned_in_pairs(ours_q[head], rotary.inv_freq)
+        ours = turned_q @ turned_in_pairs(ours_k[head // 2], rotary.inv_freq).T
         assert torch.allclose(ours, q[head] @ k[head // 2].T, atol=1e-4)
 
 

@@ -1,7 +1,5 @@
 """Adapters made on a wrapper, on its text class, or with older names load on each other."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -39,8 +37,6 @@ def test_an_adapter_of_the_text_class_works_on_the_wrapper(tmp_path):
     saved = load_file(file)
     assert all("model.language_model.layers" in key for key in saved)  # what plain PEFT expects
     save_file({key.replace("language_model.", ""): t for key, t in saved.items()}, file)
-    config = json.loads((folder / "adapter_config.json").read_text())
-    assert all("language_model" in name for name in config["target_modules"])
 
     backbone.load("text", folder)
 
