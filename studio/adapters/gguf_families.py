@@ -22,7 +22,7 @@ ATTENTION = ("full_attention", "sliding_attention", "attention")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """How a class of transformers is written as GGUF.
+    """Rules by which a class of transformers is written as GGUF.
 
     Attributes:
         arch: GGUF's name of the architecture.

@@ -34,7 +34,7 @@ PARALLEL = re.compile(
 STREAM = re.compile(r"model\.(?P<name>altup(?:_unembed)?_projections)\.(?P<place>\d+)\.weight$")
 PARTS = {"w1": "gate", "w2": "down", "w3": "up", "gate_proj": "gate", "up_proj": "up",
          "down_proj": "down"}  # fmt: skip
-# Parameters that are no module's weight or bias: what the package looks up, and GGUF's ending.
+# Parameters beside weights and biases: what the package looks up, and GGUF's ending.
 BARE = {
     "A_log": ("A_log", ""), "D": ("D", ""), "dt_bias": ("dt_proj", ".bias"),
     "sinks": ("sinks", ".weight"), "layer_scalar": ("layer_scalar", ".weight"),
@@ -47,7 +47,7 @@ GEMMA4_SCALES = {"router.scale": "ffn_gate_inp.scale", "per_expert_scale": "ffn_
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where a tensor, or a part of it, goes.
+    """Destination of a tensor, or of a part of it.
 
     Attributes:
         name: GGUF's name.
