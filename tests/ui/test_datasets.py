@@ -98,7 +98,7 @@ def test_the_list_and_one_dataset(studio, dataset):
     listed = {one["name"]: one for one in studio.json("/api/data")["datasets"]}
     assert listed[dataset]["rows"] == 60 and listed[dataset]["dropped"] == 1
     fields = {one["name"]: one["choices"] for one in studio.json("/api/data")["settings"]}
-    assert list(fields) == ["max_length", "train_on", "chat_template"]
+    assert list(fields) == ["max_length", "train_on", "chat_template", "thoughts"]
     assert fields["train_on"][0] == ["assistant", "every answer"]
     one = studio.json(f"/api/data/{dataset}")
     assert one["findings"]["problems"][0]["line"] == 61

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from copy import copy
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -386,14 +386,13 @@ def choose(
         ModelError: The tokenizer has no fast form, or its own template is broken.
     """
     backend = backend_of(tokenizer)
-    guard = Guard(backend.controls)
     how: dict[str, Any] = {
         "thoughts": thoughts, "accept_lost": accept_lost, "control_tokens": control_tokens,
     }  # fmt: skip
     if name == "auto" and backend.chat_template:
-        own = _own_layout(backend, backend.chat_template, guard)
+        own = _own_layout(backend, backend.chat_template)
         tool_use = backend.tool_template
-        other = _own_layout(backend, tool_use, guard) if tool_use else None
+        other = _own_layout(backend, tool_use) if tool_use else None
         reason = "the model's own chat template"
         if not own.facts.system:
             reason += "; system prompts stand in front of the first question"
@@ -408,14 +407,27 @@ def choose(
         raise DataError(f'There is no chat template "{name}".{nearest(name, STYLES)}')
     end = "<|im_end|>" if name == "chatml" and has_markers else backend.eos
     end = end if backend.token_ids(end) else ""
-    return Template(backend, NamedLayout(name, end=end, guard=guard), reason, **how)
+    return Template(backend, _named(name, end, backend.controls), reason, **how)
 
 
-def _own_layout(backend: Backend, source: str, guard: Guard) -> Layout:
+def _own_layout(backend: Backend, source: str) -> Layout:
     try:
-        return Layout(source, special=backend.special, controls=backend.controls, guard=guard)
+        return _learned(source, tuple(backend.special.items()), backend.controls)
     except TemplateRefused as refused:
         raise ModelError(
             f"The model's own chat template cannot be used: {refused}. "
             f"Choose a named one: {', '.join(STYLES)}."
         ) from None
+
+
+@lru_cache(maxsize=32)
+def _learned(
+    source: str, special: tuple[tuple[str, str], ...], controls: tuple[str, ...]
+) -> Layout:
+    """Return a template's layout; what it reads is learned once in a process."""
+    return Layout(source, special=dict(special), controls=controls, guard=Guard(controls))
+
+
+@lru_cache(maxsize=32)
+def _named(name: str, end: str, controls: tuple[str, ...]) -> Layout:
+    return NamedLayout(name, end=end, guard=Guard(controls))

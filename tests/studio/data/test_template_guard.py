@@ -20,7 +20,7 @@ WORDS = st.sampled_from(
      "back\\slash", "<think>", "a", "  padded  ", "42", "[INST]", "true", "Ω"]
 )  # fmt: skip
 EXAMPLES = settings(
-    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "50")),
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "25")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
