@@ -58,15 +58,6 @@ def test_a_source_is_looked_at_with_its_guess_and_a_corrected_mapping(studio, ro
     assert said == ["Be a pirate.", "0: Say 0 ahoy.", "Ahoy! "]
 
 
-def test_an_import_that_cannot_be_read_is_refused_before_it_is_queued(studio, tmp_path):
-    odd = tmp_path / "odd.csv"
-    odd.write_text("colA,colB,n\n" + "".join(f"{n},{n * 7},{n}\n" for n in range(20)))
-    before = studio.jobs()
-    assert "colA" in refused(studio, "/api/do/data.import", {"source": str(odd)})
-    assert "no file" in refused(studio, "/api/do/data.import", {"source": "/no/file.csv"})
-    assert studio.jobs() == before
-
-
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -137,13 +128,6 @@ def test_problems_and_rows_are_downloaded(studio, dataset):
     assert json.loads(lines("problems.jsonl")[0])["line"] == 61
     assert [json.loads(line) for line in lines("export?format=jsonl")] == ROWS
     assert lines("export?format=csv")[0] == "prompt,completion,group"
-
-
-def test_a_step_is_checked_before_it_is_queued(studio, dataset):
-    asked = {"name": dataset, "column": "prompt", "operator": "like"}
-    assert "operator" in refused(studio, "/api/do/data.filter", asked)
-    assert refused(studio, "/api/do/data.dedupe", {"name": "nothing"})
-    assert refused(studio, "/api/do/data.map", {"source": dataset, "whole": {"format": "haiku"}})
 
 
 def test_an_upload_is_kept_under_a_safe_name(studio):
