@@ -90,23 +90,16 @@ def test_the_cursor_follows_what_other_runs_measure(page, store):
 
 @pytest.mark.parametrize("view", ["log", "samples", "checkpoints", "config", "history"])
 def test_every_view_of_a_run_has_content(page, store, view):
-    job, claim = running(store, name="seen")
+    job, claim = running(store, name="seen", method={"name": "lora", "r": 3})
     store.claims.report(claim, Progress(samples=[(1, "<b>hi</b>", "<script>")], step=1))
     detail = page.get("/api/live", params={"detail": job, "view": view}).json()["detail"]
     assert detail["id"] == job and detail["view"] == view and "content" in detail
-
-
-def test_the_config_of_a_run_is_given_in_all_its_forms(page, store):
-    job = store.submit(RunSpec.parse({"name": "mine", "method": {"name": "lora", "r": 3}})).id
-    detail = page.get("/api/live", params={"detail": job, "view": "config"}).json()["detail"]
-    assert "--set method.r=3" in detail["content"]["command"]
-    assert "r: 3" in detail["content"]["yaml"]
-    assert "mine" not in detail["content"]["query"]  # a duplicate needs a name of its own
-
-
-def test_a_run_that_is_gone_is_a_sentence(page):
-    detail = page.get("/api/live", params={"detail": 9, "view": "log"}).json()["detail"]
-    assert "no job number 9" in detail["error"]["text"]
+    if view == "config":  # in all its forms
+        assert "--set method.r=3" in detail["content"]["command"]
+        assert "r: 3" in detail["content"]["yaml"]
+        assert "seen" not in detail["content"]["query"], "a duplicate needs a name of its own"
+    gone = page.get("/api/live", params={"detail": 9, "view": view}).json()["detail"]
+    assert "no job number 9" in gone["error"]["text"]
 
 
 def test_a_zoomed_part_comes_at_full_detail(page, store):

@@ -57,31 +57,22 @@ def test_a_wrong_address_is_a_page_for_a_person_and_json_for_a_script(studio):
         assert words in error.value.read().decode()
 
 
-def test_the_theme_is_decided_before_anything_is_painted(studio):
+def test_a_page_is_themed_before_it_is_painted_names_nobody_and_publishes_no_function(studio):
     page = html(studio, "/")
     assert page.index("studio.theme") < page.index("<meta") < page.index("gradio_config")
-
-
-def test_no_page_names_a_social_card_or_foreign_stylesheet(studio):
-    page = html(studio, "/").split("window.gradio_config")[0]
-    assert not re.findall(r"""(?:src|href|content)=["'](?:https?:)?//[^"']+""", page)
-
-
-def test_no_function_is_published(studio):
+    own = page.split("window.gradio_config")[0]
+    assert not re.findall(r"""(?:src|href|content)=["'](?:https?:)?//[^"']+""", own)
     info = studio.json("/gradio_api/info")
     assert info["named_endpoints"] == {} and info["unnamed_endpoints"] == {}
 
 
-def test_our_assets_name_no_outside_host_and_write_no_html():
+def test_our_assets_are_few_and_small_name_no_outside_host_and_write_no_html():
     for file in assets():
         text = file.read_text(encoding="utf-8")
         assert not re.search(r"https?://(?!www\.w3\.org/)", text), file.name
         if file.suffix == ".js":
             assert "innerHTML" not in re.sub(r"//.*", "", text), file.name
             assert "insertAdjacentHTML" not in text and "eval(" not in text, file.name
-
-
-def test_our_assets_are_few_and_small():
     sizes = {file.name: len(file.read_bytes()) for file in assets()}
     assert sum(sizes.values()) < 340_000 and len(sizes) <= 42, sizes
     lines = {file.name: len(file.read_text().splitlines()) for file in assets()}
