@@ -91,7 +91,10 @@ def trained_parts(message):
         yield call["function"]["name"]
         yield arguments["city"]
         deep = arguments["v"]
-        yield deep["deep"][0] if isinstance(deep, dict) else json.dumps(deep)
+        if isinstance(deep, dict):
+            yield deep["deep"][0]
+        else:
+            yield deep if isinstance(deep, str) else json.dumps(deep)
 
 
 def split(backend, row):
