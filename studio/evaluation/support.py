@@ -110,7 +110,10 @@ def _checks(
     yield "cache", partial(equalities.require_cache, backbone, "a", partial(_decode, loaded))
     equalities.attach_random(backbone, "b", small("lora"), seed=2)
     stacks = ((("a", 1.0),), (("b", 1.0),), (), (("a", 0.5), ("b", -1.0)))
-    yield "lanes", partial(equalities.require_lanes, backbone, stacks, partial(_answer, loaded))
+    yield (
+        "lanes",
+        partial(equalities.require_lanes, backbone, stacks, partial(_answer, loaded, backbone)),
+    )
     backbone.detach("b")
     yield "saved", partial(_save, backbone, scratch / "adapter")
     yield "merged", partial(_merge, source, loaded, backbone, scratch / "merged")
@@ -145,16 +148,28 @@ def _decode(loaded: Loaded, ids: list[int], start: int) -> Tensor:
     return torch.cat(logits)
 
 
-def _answer(loaded: Loaded, prompts: list[list[int]]) -> Tensor:
-    """Return the logits after each prompt and after two more tokens, rows first."""
+def _answer(loaded: Loaded, backbone: Backbone, prompts: list[list[int]]) -> Tensor:
+    """Return the logits after each prompt and after two more tokens, rows first.
+
+    Where rows cannot share a pass, they take turns on the resident base, as in chat.
+    """
     import torch
 
-    from studio.chat.decoding import Batch
+    from studio.chat.decoding import Batch, shares_passes
 
-    batch = Batch(loaded.model, prompts, loaded.device)
-    logits = [batch.prefill()[0]]
-    logits += [batch.step([token] * len(prompts)) for token in (5, 9)]
-    return torch.stack(logits, dim=1)
+    stacks = backbone.active
+    together = shares_passes(loaded.model)
+    groups = [prompts] if together else [[prompt] for prompt in prompts]
+    batches = [Batch(loaded.model, group, loaded.device) for group in groups]
+    rows = [stacks] if together else [[stack] for stack in stacks]
+    steps: list[Tensor] = []
+    for token in (0, 5, 9):  # the first reads the prompts
+        found = []
+        for batch, own in zip(batches, rows, strict=True):
+            backbone.use_rows(own)
+            found.append(batch.step([token] * len(batch)) if token else batch.prefill()[0])
+        steps.append(torch.cat(found))
+    return torch.stack(steps, dim=1)
 
 
 def _logits(backbone: Backbone, *stack: tuple[str, float]) -> Tensor:
