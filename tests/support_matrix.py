@@ -123,7 +123,7 @@ def _types(types: dict[str, str]) -> str:
 
 
 def main(words: list[str]) -> None:
-    """Examine some or all families, and record what was found."""
+    """Examine some or all families, and all types if asked; record what was found."""
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as causal
 
@@ -131,22 +131,24 @@ def main(words: list[str]) -> None:
     transformers.logging.disable_progress_bar()
     record = read_record()
     record["versions"] = {name: version(name) for name in PACKAGES}
-    if "--types" in words:
-        words.remove("--types")
-        record["types"] = {}
-        for kind in causal:
-            print(kind, flush=True)
-            record["types"][kind] = examine_type(kind)
+    types = "--types" in words
     before = record.get("families", {})
-    chosen = words or [name for name in FAMILIES if is_known(name)]
+    chosen = [word for word in words if word != "--types"] or [*filter(is_known, FAMILIES)]
     record["families"] = {
         name: examine(name) if name in chosen else before[name] for name in FAMILIES
     }
-    RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    PAGE.write_text(page(record), encoding="utf-8")
+    _write(record)
     for name in chosen:
         found = record["families"][name]
-        print(f"{name:16} {sum(not why for why in found.values())} of {len(found)}")
+        print(f"{name:16} {sum(not why for why in found.values())} of {len(found)}", flush=True)
+    if types:
+        record["types"] = {kind: examine_type(kind) for kind in causal}
+        _write(record)
+
+
+def _write(record: dict[str, Any]) -> None:
+    RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE.write_text(page(record), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from studio.adapters.gguf_tensors import Places
 from studio.adapters.gguf_write import package, read_tensors, write_adapter
 from studio.adapters.ollama import modelfile
 from studio.errors import AdapterError, ModelError
+from studio.methods.lora import Lora
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,29 +62,28 @@ def halves_of(adapter: Adapter) -> tuple[Halves, float]:
         AdapterError: The adapter is not plain LoRA on linear layers.
     """
     method = adapter.method
-    config = method.to_peft(adapter.sites)
     why = (
-        method.title if not method.is_low_rank
-        else "DoRA" if config.get("use_dora")
+        method.title if not isinstance(method, Lora)
+        else "DoRA" if method.use_dora
         else "LoRA of routed experts" if any(s.kind != "linear" for s in adapter.sites)
+        else "LoRA with biases" if any("lora_bias" in p for p in adapter.params.values())
         else ""
     )  # fmt: skip
-    if why:
+    if why or not isinstance(method, Lora):
         raise AdapterError(f"A GGUF adapter cannot hold {why}: export it merged (gguf) instead.")
     tensors = {
         key.removeprefix(PREFIX): tensor.detach().float().cpu().numpy()
         for key, tensor in method.to_tensors(adapter.sites, adapter.params).items()
     }
-    alpha = float(config["lora_alpha"])
+    alpha = float(method.lora_alpha)
     halves = {}
     for key, down in tensors.items():
         if not key.endswith(A_KEY):
             continue
         path = key.removesuffix(A_KEY)
         up = tensors[path + B_KEY]
-        # GGUF scales by alpha / r; rsLoRA's other scale goes into B.
-        scale = alpha / (down.shape[0] ** 0.5 if config.get("use_rslora") else down.shape[0])
-        halves[f"{path}.weight"] = (down, up * (scale * down.shape[0] / alpha))
+        # GGUF scales by alpha / r; another scale, as in rsLoRA, goes into B.
+        halves[f"{path}.weight"] = (down, up * (method.scaling * down.shape[0] / alpha))
     return halves, alpha
 
 
