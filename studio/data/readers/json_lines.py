@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +12,8 @@ from studio.data.files import Opened, utf8_chunks
 from studio.data.records import Problem, Row
 
 MAX_LINE_BYTES = 64 << 20
-_MANY_DIGITS = re.compile(rb"[0-9]{19}")
+_AS_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
+_MANY_DIGITS = b"0" * 19  # as many as the largest integer of 64 bits has
 LONG = f"The line is longer than {MAX_LINE_BYTES >> 20} MiB."
 
 
@@ -90,7 +90,8 @@ def loads(data: bytes) -> Any:
         ValueError: An integer has thousands of digits.
     """
     values = orjson.loads(data)
-    return json.loads(data) if _MANY_DIGITS.search(data) else values
+    # A regular expression would take longer than parsing the line.
+    return json.loads(data) if _MANY_DIGITS in data.translate(_AS_ZEROS) else values
 
 
 def dumps(value: Any) -> bytes:
