@@ -24,7 +24,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from studio.backbone.attention import AttentionState
 from studio.backbone.composition import Edit, SitePlan
 from studio.backbone.expert_kernels import GroupedDelta, GroupedLinear, Groups, grouped_product
-from studio.backbone.sites import Site, is_experts
+from studio.backbone.sites import Site, dequantised, is_experts
 from studio.errors import MethodError
 
 NAME = "studio"
@@ -53,33 +53,13 @@ class PackedWeights:
 
     def used(self, groups: Groups, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the matrices of the experts in use, or of all where most are."""
-        from bitsandbytes.functional import QuantState, dequantize_4bit
-
         state = self.parameter.quant_state
         experts, rows, columns = state.shape
         used = groups.counts_E.nonzero()[:, 0]
-        if 2 * len(used) > experts or rows * columns % state.blocksize:
-            matrices = dequantize_4bit(self.parameter.data, state).to(dtype)
-            return matrices if self.transposed else matrices.mT, groups.offsets_E
-        packed = self.parameter.data.view(experts, -1)
-        absmax = _block_scales(state).view(experts, -1)
-        part = QuantState(
-            absmax[used].flatten(), shape=torch.Size((len(used), rows, columns)), code=state.code,
-            blocksize=state.blocksize, quant_type=state.quant_type, dtype=state.dtype,
-        )  # fmt: skip
-        matrices = dequantize_4bit(packed[used].view(-1, 1), part).to(dtype)
-        return matrices if self.transposed else matrices.mT, groups.offsets_E[used]
-
-
-def _block_scales(state: Any) -> Tensor:
-    """Return the scale of every block, which double quantisation stores in 8 bit."""
-    from bitsandbytes.functional import dequantize_blockwise
-
-    if not state.nested:
-        scales: Tensor = state.absmax
-        return scales
-    doubled: Tensor = dequantize_blockwise(state.absmax, state.state2) + state.offset
-    return doubled.float()
+        few = 2 * len(used) <= experts and rows * columns % state.blocksize == 0
+        matrices = dequantised(self.parameter, used if few else None).to(dtype)
+        offsets = groups.offsets_E[used] if few else groups.offsets_E
+        return matrices if self.transposed else matrices.mT, offsets
 
 
 class Experts:

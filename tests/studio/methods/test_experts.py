@@ -253,7 +253,7 @@ def test_experts_in_4_bit_compute_with_their_dequantised_matrices(tmp_path):
     for site in own.experts():
         assert site.parameter.dtype == torch.uint8
         drift = max(drift, (weights[site.key] - model.get_parameter(site.key)).abs().max().item())
-    assert 0 < drift < 0.3  # the largest weights are near 0.6
+    assert 0 < drift < 0.12  # a sixth of the largest weights, near 0.7
     plain.load_state_dict(weights, strict=False)
     reference = Backbone(plain)
     for bb in (backbone, reference):
