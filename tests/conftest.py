@@ -1,5 +1,6 @@
 """What every test can lean on: tiny models made in memory, a private home, the real folder."""
 
+import contextlib
 import os
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")  # never a person's
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -63,6 +65,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             alone = item.path.parent.name == "browser"
             group = "browser" if alone else str(item.path)
             item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """End processes that tests left running in their homes, and fail the session for them."""
+    if hasattr(session.config, "workerinput"):
+        return
+    base = str(session.config._tmp_path_factory.getbasetemp())
+    left = []
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or ())
+        if f"{base}{os.sep}" in command:
+            left.append(command)
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+    if left:
+        print("\nstill running after the tests:", *left, sep="\n  ")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -302,7 +302,8 @@ class Lora(LinearMethod):
         ranks = {site.key: params[site.key]["lora_A"].shape[-2] for site in sites}
         ranks |= {key: 2 * ranks[key] for key, p in params.items() if "_lora_A0" in p}
         experts = [ranks[site.key] for site in sites if site.num_experts]
-        common = experts[0] if experts else max(ranks.values(), key=list(ranks.values()).count)
+        usual = max(ranks.values(), key=list(ranks.values()).count)
+        common = experts[0] if experts else self.r if self.r in ranks.values() else usual
         tails = {site.key: site.tail for site in sites}
         found = {}
         for key, rank in ranks.items():

@@ -74,7 +74,10 @@ def test_a_run_that_ran_out_of_memory_is_queued_again_with_the_remedy_chosen(
     assert wrong.status_code == 400
 
 
-def test_a_base_that_does_not_fit_is_offered_what_makes_its_weights_smaller(client, store):
+def test_a_base_that_does_not_fit_is_offered_what_makes_its_weights_smaller(
+    client, store, monkeypatch
+):
+    monkeypatch.setattr(supervisor, "ensure_running", lambda home: None)
     values = {"model.dtype": "float32", "train.device": "cuda:7"}
     job = store.submit(RunSpec().with_values(values))
     claim = begin(store, "cuda:7", wanted=["cuda:7"])
