@@ -6,6 +6,7 @@ import pytest
 
 from jobs import bakeoff, cluster, doctor, settings, sweeps
 from jobs.admission import admit
+from jobs.claims import Slot
 from jobs.cluster import Watch
 from jobs.processes import me
 from jobs.sibling_claims import claim_siblings
@@ -103,7 +104,7 @@ def test_sweeps_and_bakeoffs_go_out_as_separate_jobs_and_are_measured_at_the_end
     assert [claim.job for claim in claims] == [job.id for job in (*sweep, *runs)]
     assert [claim.device for claim in claims] == ["ray:0,ray:1", "ray:2,ray:3", "ray:4", "ray:5"]
     for claim in claims:
-        assert claim_siblings(store.database, claim, owner=me()) == []
+        assert claim_siblings(store.database, claim, owner=me(), slot=Slot(claim.device)) == []
         submit(
             RunSpec.parse(store.get(claim.job).spec), run_dir=store.home.run(claim.job),
             home=store.home, ray=Ray(here.address), storage=here.storage,

@@ -41,7 +41,13 @@ def test_a_card_tells_what_a_person_sorts_by(page, home, store):
     assert (card["id"], card["run"], card["method_title"]) == (f"run-{job.id}", job.id, "LoRA")
     assert (card["eval_loss"], card["best_eval_loss"], card["size_bytes"]) == (1.5, 1.25, 5)
     assert card["data"] == "starter:pirate" and found["trash"] == []
-    assert card["is_low_rank"] and card["formats"] == ["peft", "vllm", "card", "gguf"]
+    assert card["is_low_rank"] and card["formats"] == [
+        "peft",
+        "vllm",
+        "gguf-adapter",
+        "card",
+        "gguf",
+    ]
     shown = do(page, "adapters.show", adapter=f"run-{job.id}").json()
     assert (shown["passport"]["seed"], shown["run"], shown["picture"]) == (7, job.id, None)
 

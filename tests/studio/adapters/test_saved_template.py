@@ -109,10 +109,10 @@ def test_an_exported_adapter_brings_its_template(base, adapter, tmp_path):
 
 def test_a_gguf_file_of_a_merged_model_holds_the_template(merged):
     gguf = pytest.importorskip("gguf")
-    from studio.adapters.gguf import add_tokenizer
+    from studio.adapters.gguf_tokenizer import add_tokenizer
 
     writer = gguf.GGUFWriter(None, "llama")
-    notes = add_tokenizer(writer, merged, {"vocab_size": 512})
+    notes = add_tokenizer(writer, merged, 512, "llama")
 
     template = writer.kv_data[0]["tokenizer.chat_template"].value
     assert not notes and template == tokenizer_at(merged).chat_template
