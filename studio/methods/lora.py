@@ -304,12 +304,13 @@ class Lora(LinearMethod):
         experts = [ranks[site.key] for site in sites if site.num_experts]
         usual = max(ranks.values(), key=list(ranks.values()).count)
         common = experts[0] if experts else self.r if self.r in ranks.values() else usual
-        tails = {site.key: site.tail for site in sites}
         found = {}
-        for key, rank in ranks.items():
-            alike = {ranks[other] for other, tail in tails.items() if tail == tails[key]}
-            if rank != common or len(alike) > 1:
-                found[tails[key] if len(alike) == 1 else key] = rank
+        for site in sites:
+            if ranks[site.key] == common:
+                continue
+            ends = {n for k, n in ranks.items() if f".{k}".endswith(f".{site.tail}")}
+            # `down_proj` names that of a shared expert, and of the experts, too: write it out then.
+            found[site.tail if len(ends) == 1 else site.key] = ranks[site.key]
         power = 0.5 if self.use_rslora else 1
         alphas = {key: self.scaling * rank**power for key, rank in found.items()}
         fields: dict[str, Any] = {"r": common, "lora_alpha": self.scaling * common**power}
