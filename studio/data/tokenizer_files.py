@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 from functools import lru_cache
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from studio import atomic
 from studio.data.template.backend import Backend, backend_from_folder, backend_of
 from studio.errors import ModelError
 
@@ -169,11 +169,9 @@ def _remember(key: str, entry: Entry, home: Home | None) -> None:
     if home is None:
         return
     file = _file(key, home)
-    temporary = file.with_name(f".tmp-{file.name}-{os.getpid()}")
     with contextlib.suppress(OSError):  # a full disk costs another question
         file.parent.mkdir(exist_ok=True, mode=0o700)
-        temporary.write_text(json.dumps(entry), encoding="utf-8")
-        os.replace(temporary, file)
+        atomic.write(file, json.dumps(entry))
 
 
 def _file(key: str, home: Home) -> Path:
@@ -188,6 +186,11 @@ def _resolved(folder: str) -> Entry:
     try:
         done = subprocess.run(command, capture_output=True, timeout=SECONDS, check=True)
         entry: Entry = json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        return {
+            "error": f"The tokenizer in {folder} was not read within {SECONDS} s: the machine is "
+            "busy. Try again when it is less so."
+        }
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         return {"error": f"The tokenizer in {folder} cannot be read ({type(error).__name__})."}
     return entry

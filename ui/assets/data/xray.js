@@ -5,7 +5,8 @@ import { api, button, count, h, query, remember, text } from '../core/dom.js';
 import { labelled, select } from '../core/form.js';
 
 const PICKS = { first: 'First', longest: 'Longest', shortest: 'Shortest', random: 'Random' };
-const STATES = { trained: 'trained', masked: 'read, not trained', truncated: 'cut off', special: 'special', lost: 'left out by the template' };
+const STATES = { trained: 'trained', masked: 'read, not trained', truncated: 'cut off', special: 'special',
+  lost: 'left out by the template' };
 
 export class XRay {
   constructor(page) {
@@ -24,7 +25,8 @@ export class XRay {
         turn('‹', -1, 'Previous row'), h('label', {}, 'Row ', this.number, ` of ${count(page.found.rows)}`),
         turn('›', 1, 'Next row'),
         h('span', { class: 's-xray-legend' }, Object.entries(STATES).map(([state, words]) =>
-          h('span', {}, h('i', { class: 's-token', 'data-state': { special: 'masked', lost: 'truncated' }[state] ?? state,
+          h('span', {}, h('i', { class: 's-token',
+            'data-state': { special: 'masked', lost: 'truncated' }[state] ?? state,
             'data-special': state === 'special' }, 'Aa'), words)))),
       this.summary,
       h('div', { class: 's-xray' }, this.tokens, this.decoded));
@@ -69,7 +71,8 @@ export class XRay {
       + (views.length > 1 ? ` · turn 1 of ${row.num_parts}` : ''));
     this.tokens.replaceChildren(...views.filter((view) => view.row === row.row).flatMap((view) => [
       view.part > 1 && h('div', { class: 's-quiet' }, `Turn ${view.part} of ${view.num_parts}`),
-      ...view.tokens.flatMap((one, index) => [...view.lost.filter((part) => part.before === index).map(lost), token(one)]),
+      ...view.tokens.flatMap((one, index) => [
+        ...view.lost.filter((part) => part.before === index).map(lost), token(one)]),
       ...view.lost.filter((part) => part.before >= view.tokens.length).map(lost),
     ]).filter(Boolean));
     return text(this.decoded, row.text);
@@ -89,7 +92,8 @@ export class Lens {
     const all = [{ name: 'model', title: 'Model', default: 'starter', choices: [] }, ...fields];
     this.values = Object.fromEntries(all.map((one) => [one.name, query().get(one.name) ?? String(one.default)]));
     const list = h('datalist', { id: 'lens-models' }, models.map(([label, value]) => h('option', { value }, label)));
-    this.element = h('div', { class: 's-lens' }, list, all.map(({ name, title, choices, default: usual, ...bounds }) => {
+    this.element = h('div', { class: 's-lens' }, list,
+      all.map(({ name, title, choices, default: usual, ...bounds }) => {
       const set = (value) => {
         this.values[name] = value.trim() || String(usual);
         remember({ [name]: this.values[name] === String(usual) ? null : this.values[name] });

@@ -2,7 +2,7 @@
 // of target modules.
 
 import { board } from '../core/chart.js';
-import { actOn, api, badge, button, errorLine, h, query, remember, say, send, snippet, sureButton,
+import { actOn, api, badge, button, errorLine, h, query, remember, say, snippet, sureButton,
   table, text, typeInto } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { compareAddress } from '../core/lanes.js';
