@@ -1,12 +1,14 @@
-"""Write files that are whole or absent, and rename what others may have open, on every system.
+"""Write files that are whole or absent, read them back, rename what others may have open.
 
 POSIX replaces an open file at once. Windows refuses while another process reads it, for a virus
 scanner too, so renames are tried again for a while; and it flushes writable handles only.
 """
 
+import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 WAIT_SECONDS = 5.0
 
@@ -37,6 +39,15 @@ def write(path: Path, content: str, *, durable: bool = False, private: bool = Fa
         temporary.unlink(missing_ok=True)
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty if the file is missing, damaged or another value."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def replace(source: Path, target: Path) -> None:
     """Rename a file or folder over its target, waiting while Windows says it is in use.
 
@@ -58,8 +69,8 @@ def replace(source: Path, target: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flush a file to the disk; `rb` would be refused on Windows."""
-    with path.open("r+b") as handle:
+    """Flush a file to the disk: Windows wants it writable, elsewhere it may be read-only."""
+    with path.open("r+b" if os.name == "nt" else "rb") as handle:
         os.fsync(handle.fileno())
 
 

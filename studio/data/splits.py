@@ -6,13 +6,13 @@ training beside rows for validation and tests; only the split that was asked for
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from fnmatch import translate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from studio import atomic
 from studio.errors import DataError
 
 TRAIN = "train"
@@ -72,26 +72,18 @@ def _count(files: list[Path]) -> str:
 
 def _saved(root: Path, files: list[Path]) -> dict[str, list[Path]]:
     """Return the splits of a folder that `save_to_disk` wrote."""
-    splits = _json(root / "dataset_dict.json").get("splits")
+    splits = atomic.read_object(root / "dataset_dict.json").get("splits")
     if isinstance(splits, list):
         return {str(name): _state_files(root / str(name), files) for name in splits}
     if (root / "state.json").is_file() and (found := _state_files(root, files)):
-        return {str(_json(root / "state.json").get("_split") or TRAIN): found}
+        return {str(atomic.read_object(root / "state.json").get("_split") or TRAIN): found}
     return {}
 
 
 def _state_files(folder: Path, files: list[Path]) -> list[Path]:
-    listed = _json(folder / "state.json").get("_data_files")
+    listed = atomic.read_object(folder / "state.json").get("_data_files")
     names = [e.get("filename") for e in listed or [] if isinstance(e, dict)]
     return [folder / name for name in names if isinstance(name, str) and folder / name in files]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _card(root: Path, files: list[Path], subset: str) -> dict[str, list[Path]]:

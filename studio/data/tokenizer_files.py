@@ -116,12 +116,13 @@ def _digest(file: str, _size: int, _changed: int, _inode: int) -> bytes:
 @lru_cache(maxsize=64)
 def _stands_as_it_is(folder: Path, _key: str) -> bool:
     """Return True if transformers is known to take this `tokenizer.json` without a change."""
-    config, model = _json(folder / "tokenizer_config.json"), _json(folder / "config.json")
+    config = atomic.read_object(folder / "tokenizer_config.json")
+    model = atomic.read_object(folder / "config.json")
     if config.get("tokenizer_class") not in _AS_IT_STANDS:
         return False
     if model.get("model_type") not in _PLAIN_TYPES or any(name in config for name in _CHANGING):
         return False
-    added = _json(folder / "tokenizer.json").get("added_tokens") or []
+    added = atomic.read_object(folder / "tokenizer.json").get("added_tokens") or []
     known = {t["content"]: bool(t.get("special")) for t in added}
     if (folder / "special_tokens_map.json").exists() or (folder / "added_tokens.json").exists():
         return False
@@ -136,14 +137,6 @@ def _token_texts(config: dict[str, Any]) -> list[str]:
         found += value.values() if isinstance(value, dict) else value
     texts = [value.get("content") if isinstance(value, dict) else value for value in found]
     return [text for text in texts if isinstance(text, str)]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 _known: dict[str, Entry] = {}

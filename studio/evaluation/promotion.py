@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from studio import atomic
 from studio.chat import run_checkpoints
 from studio.errors import AdapterError
 from studio.fields import knob
@@ -73,10 +74,7 @@ class PromoteRequest(Request):
 def _passport(
     target: Path, checkpoint: run_checkpoints.Checkpoint, fingerprint: str
 ) -> dict[str, Any]:
-    try:
-        passport = json.loads((target / "passport.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        passport = {}  # a stopped run has no adapter yet
+    passport = atomic.read_object(target / "passport.json")  # a stopped run has no adapter yet
     progress = json.loads((checkpoint.path / "state.json").read_text())["progress"]
     spec = checkpoint.spec
     fresh = {

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from studio import atomic
 from studio.backbone.equalities import TOLERANCES
 from studio.errors import MethodError, ModelError
 from studio.methods.lora import Lora
@@ -185,16 +186,11 @@ def _outputs(layers: list[nn.Module], way: Way) -> list[list[Tensor]]:
 
 
 def _read(home: Home | None) -> dict[str, Any]:
-    try:
-        return dict(json.loads((home.state / FILE).read_text())) if home is not None else {}
-    except (OSError, ValueError):
-        return {}
+    return atomic.read_object(home.state / FILE) if home is not None else {}
 
 
 def _write(home: Home | None, results: dict[str, Any]) -> None:
     if home is None:
         return
     home.state.mkdir(parents=True, exist_ok=True)
-    temporary = (home.state / FILE).with_suffix(".tmp")
-    temporary.write_text(json.dumps(results))
-    temporary.replace(home.state / FILE)
+    atomic.write(home.state / FILE, json.dumps(results))

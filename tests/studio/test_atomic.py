@@ -67,6 +67,25 @@ def test_elsewhere_a_refusal_is_one(tmp_path, windows):
         atomic.write(tmp_path / "state", "new")
 
 
+def test_a_read_only_file_is_flushed_where_that_is_allowed(tmp_path, windows):
+    file = tmp_path / "tokenizer.json"  # copied from a model that its owner protects
+    file.write_text("{}")
+    windows.name, modes = "posix", []
+    windows.fsync = lambda handle: modes.append(fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE)
+    atomic.flush(file)
+    assert modes == [os.O_RDONLY]
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]", "\xff"])
+def test_what_is_not_a_json_object_reads_as_an_empty_one(tmp_path, text):
+    file = tmp_path / "state.json"
+    if text is not None:
+        file.write_bytes(text.encode("latin-1"))
+    assert atomic.read_object(file) == {}
+    file.write_text('{"a": 1}')
+    assert atomic.read_object(file) == {"a": 1}
+
+
 def test_private_files_are_for_their_user_alone(tmp_path):
     atomic.write(tmp_path / "token", "secret", private=True)
     assert (tmp_path / "token").stat().st_mode & 0o077 == 0

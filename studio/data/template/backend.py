@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio import atomic
 from studio.errors import ModelError
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def backend_from_folder(folder: Path) -> Backend:
         core = Tokenizer.from_file(str(file))
     except Exception as error:  # the Rust side raises plain Exception
         raise ModelError(f"{file} cannot be read ({str(error)[:120]}).") from None
-    config = _json(folder / "tokenizer_config.json")
+    config = atomic.read_object(folder / "tokenizer_config.json")
     special = {
         name: value["content"] if isinstance(value, dict) else str(value)
         for name in _SPECIAL_NAMES
@@ -150,11 +151,3 @@ def backend_from_core(
         prefix.append(token_id)
     tool_use = tool_use if tool_use != template else None
     return Backend(core, special, controls, template or None, tuple(prefix), tool_use)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
 from studio.backbone import Backbone
-from studio.chat.decoding import Batch
+from tests.studio.chat.tiny import greedy, reference
 
 CPU = torch.device("cpu")
 SIZES = {
@@ -48,34 +48,14 @@ def model_of(kind):
     return LlamaForCausalLM(config).eval()
 
 
-def answers(model, prompts, count=12):
-    batch = Batch(model, prompts, CPU)
-    logits, _ = batch.prefill()
-    rows = [[] for _ in prompts]
-    for _ in range(count):
-        tokens = logits.argmax(-1).tolist()
-        for row, token in zip(rows, tokens, strict=True):
-            row.append(token)
-        logits = batch.step(tokens)
-    return rows
-
-
-def generated(model, prompt, count=12):
-    output = model.generate(
-        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    return output[0, len(prompt) :].tolist()
-
-
 @pytest.mark.parametrize("kind", [*TYPES, "phi3"])
 def test_a_lane_answers_as_generate_does_alone_and_in_company(kind):
-    expected = [generated(model_of(kind), prompt) for prompt in PROMPTS]
+    expected = [reference(model_of(kind), prompt, 12) for prompt in PROMPTS]
     model = model_of(kind)
     Backbone(model)
-    assert [answers(model, [prompt])[0] for prompt in PROMPTS] == expected
-    assert answers(model, PROMPTS) == expected
-    assert answers(model, [PROMPTS[2], PROMPTS[0]]) == [expected[2], expected[0]]
+    assert [greedy(model, [prompt], 12)[0] for prompt in PROMPTS] == expected
+    assert greedy(model, PROMPTS, 12) == expected
+    assert greedy(model, [PROMPTS[2], PROMPTS[0]], 12) == [expected[2], expected[0]]
 
 
 @pytest.mark.parametrize("kind", [*TYPES, "phi3"])

@@ -6,31 +6,10 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, Mistral
 
 from studio.backbone import Backbone
 from studio.chat.decoding import Batch, use_transposed_products
-from tests.studio.chat.tiny import VOCABULARY, make_model
+from tests.studio.chat.tiny import VOCABULARY, greedy, make_model, reference
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 6, 7], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [50]]
-
-
-def greedy(model, prompts, count):
-    batch = Batch(model, prompts, CPU)
-    logits, _ = batch.prefill()
-    rows = [[] for _ in prompts]
-    for _ in range(count):
-        tokens = logits.argmax(-1).tolist()
-        for row, token in zip(rows, tokens, strict=True):
-            row.append(token)
-        logits = batch.step(tokens)
-    return rows
-
-
-def reference(model, prompt, count):
-    """transformers' own greedy generate, alone in its batch."""
-    output = model.generate(
-        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0,
-    )  # fmt: skip
-    return output[0, len(prompt) :].tolist()
 
 
 def sliding(kind):

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from studio.backbone import Backbone
+from studio.chat.decoding import Batch
 from studio.chat.engine import ChatEngine
 from studio.chat.lanes import Delta, Lane, Message, Sampling
 from studio.methods import named
@@ -111,3 +112,24 @@ def collect(deltas: Any) -> dict[int, dict[str, Any]]:
 def engine_of(kind: str) -> ChatEngine:
     """One engine a model kind, shared by tests that only ask."""
     return make_engine(kind, {"a": "lora", "b": "lora", "c": "lora"})
+
+
+def greedy(model, prompts, count):
+    batch = Batch(model, prompts, torch.device("cpu"))
+    logits, _ = batch.prefill()
+    rows = [[] for _ in prompts]
+    for _ in range(count):
+        tokens = logits.argmax(-1).tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            row.append(token)
+        logits = batch.step(tokens)
+    return rows
+
+
+def reference(model, prompt, count):
+    """transformers' own greedy generate, alone in its batch."""
+    output = model.generate(
+        torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    return output[0, len(prompt) :].tolist()
