@@ -29,8 +29,8 @@ def admit(spec: RunSpec, home: Home, *, here: bool = True) -> RunSpec:
     Raises:
         StudioError: The model or the data cannot be used; nothing was changed.
     """
+    from studio.data.first_rows import first_report  # imports numpy
     from studio.data.prepare import validation_source
-    from studio.data.trainable import first_report  # imports numpy
     from studio.training.estimate import with_stored_precision
 
     spec = spec.with_parts(

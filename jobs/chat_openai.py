@@ -12,12 +12,12 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
+from studio.adapter_stack import StackItem
 from studio.adapters.library import adapters
+from studio.chat.answer_parser import OpenAIMessage, Piece
 from studio.chat.lanes import ChatRequest, Event
-from studio.chat.marked import OpenAIMessage, Piece
 from studio.errors import ChatError, nearest
 from studio.home import Home
-from studio.stack import StackItem
 
 REASONS = {"stop": "stop", "length": "length", "stopped": "stop"}
 IGNORED = {

@@ -107,7 +107,7 @@ def _home_facts(home_path: Path | None, findings: list[dict[str, str]]) -> dict[
 def _model_facts(model: str, findings: list[dict[str, str]]) -> dict[str, Any]:
     """Return what works on a model, measured in a process of its own, which may load torch."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "studio.evaluation.support", model],
+        [sys.executable, "-P", "-m", "studio.evaluation.model_support", model],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     logger.debug("%s", done.stderr)

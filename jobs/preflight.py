@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from jobs import extend
+from jobs import derived_runs
 from jobs.job import Job
 from jobs.memory import needed_bytes
 from jobs.store import JobStore
@@ -76,4 +76,4 @@ def fit_and_retry(store: JobStore, job_id: int | str, name: str = "") -> tuple[J
     from studio.training.remedies import pick
 
     remedy = pick(offers(store, job_id), name)
-    return extend.duplicate(store, store.get(job_id).id, remedy.changes), remedy
+    return derived_runs.duplicate(store, store.get(job_id).id, remedy.changes), remedy

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobs.database import Database, now
+from studio.adapter_stack import StackItem
 from studio.errors import ChatError, nearest
 from studio.fields import validated
-from studio.stack import StackItem
 
 NAME_LENGTH = 120
 Rows = list[dict[str, Any]]

@@ -5,12 +5,12 @@ from typing import Any
 
 from jobs.job import Job
 from jobs.store import JobStore
+from studio.adapter_stack import read_lane
 from studio.adapters.library import resolve
 from studio.errors import AdapterError, QueueError
 from studio.evaluation.reports import Form, suite_as
 from studio.evaluation.suites import SuiteRequest, read_results, summarise
 from studio.home import Home
-from studio.stack import read_lane
 
 KIND = "suite"
 

@@ -47,7 +47,7 @@ ROWS: dict[str, tuple[str, set[str]]] = {
     "the library": ("import studio.adapters.library", TORCH),
     "devices and models": ("import studio.hardware, studio.models.sources", TORCH),
     "the starter": ("import studio.starter", TORCH),
-    "data": ("import studio.data.survey, studio.data.importing, studio.data.curate, "
+    "data": ("import studio.data.check_dataset, studio.data.importing, studio.data.curate, "
              "studio.data.xray, studio.data.preview", TORCH),
     "preparing rows": (PREPARED, {"torch", "transformers"}),
     "the data page": (DATA_PAGE, TORCH),

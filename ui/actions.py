@@ -16,7 +16,7 @@ from jobs.store import JobStore
 from studio.adapters import library
 from studio.errors import InputError, QueueError
 from studio.home import Home
-from ui import equivalents, sources
+from ui import form_state, sources
 from ui.live import job_row
 
 
@@ -59,7 +59,7 @@ def action_routes(home: Home, store: JobStore) -> APIRouter:
     @router.post("/estimate")
     def estimated(form: FormState) -> dict[str, Any]:
         try:
-            return sources.forecast(equivalents.from_query(form.set), home)
+            return sources.forecast(form_state.from_query(form.set), home)
         except InputError as error:  # a form on its way to a valid one: an answer, not a failure
             return {"error": error.as_dict()}
 

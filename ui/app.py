@@ -15,8 +15,8 @@ from typing import Any
 
 from studio.errors import ServeError, StudioError
 from studio.home import Home
-from ui.below import Below, checked_root
 from ui.frame import FAVICON, Frame
+from ui.reverse_proxy import Below, checked_root
 from ui.security import (
     LOOPBACK,
     App,

@@ -18,16 +18,17 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs import suites
-from jobs.conversations import Conversations, Votes
+from jobs.conversations import Conversations
 from jobs.recipes import Recipes
 from jobs.store import JobStore
+from jobs.votes import Votes
 from studio import starter
+from studio.adapter_stack import MAX_LANES
 from studio.chat.lanes import ChatRequest, NewWeights, Sampling
 from studio.chat.run_checkpoints import stackable
 from studio.errors import StudioError
 from studio.evaluation.reports import MEDIA, Form, votes_as
 from studio.home import Home
-from studio.stack import MAX_LANES
 from ui.sources import labelled_models
 
 logger = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ from studio import starter
 from studio.data import measure, preview, requests, snapshots
 from studio.data.curate import lineage, rows_as
 from studio.data.datasets import origin_of
+from studio.data.first_rows import lens
 from studio.data.mapping import PARTS, Mapping
 from studio.data.records import Document, Problem, Row
 from studio.data.rows import converter
 from studio.data.snapshots import Meta, Snapshot
-from studio.data.trainable import lens
 from studio.data.xray import Pick, xray
 from studio.errors import DataError
 from studio.fields import parameter, validated

@@ -24,7 +24,7 @@ from studio.errors import QueueError, SpecError
 from studio.home import Home
 from studio.methods import methods, trains_base
 from studio.spec import RunSpec
-from ui import equivalents
+from ui import form_state
 
 MOST_JOBS = 500
 KEPT_LISTINGS = 64
@@ -208,8 +208,8 @@ def _config(job: Job) -> dict[str, str]:
                 "error": error.text}  # fmt: skip
     return {
         "yaml": spec.to_yaml(),
-        "command": equivalents.command_line(spec),
-        "query": equivalents.query(spec.model_copy(update={"name": ""})),
+        "command": form_state.command_line(spec),
+        "query": form_state.query(spec.model_copy(update={"name": ""})),
     }
 
 

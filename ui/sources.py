@@ -139,7 +139,7 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
     """
     if not sources.origin_of(spec.model.path).is_local:
         return "", False  # shown with the model, or known once it is downloaded
-    from studio.data.trainable import first_report
+    from studio.data.first_rows import first_report
 
     report = first_report(spec, home)
     if report is None:

@@ -20,7 +20,7 @@ from studio.fields import Parameter
 from studio.home import Home
 from studio.methods import methods
 from studio.spec import RunSpec
-from ui import equivalents, sources
+from ui import form_state, sources
 from ui.form import DEFAULT_METHOD, METHOD, PARTS, Form, bare, element, form_fields, heading
 from ui.uploads import SUFFIXES
 
@@ -197,9 +197,9 @@ def _note(words: str, style: str = "s-note") -> str:
 
 def _preview(spec: RunSpec) -> dict[str, Any]:
     return {
-        "command": equivalents.command_line(spec),
-        "yaml": equivalents.minimal_yaml(spec),
-        "query": equivalents.query(spec),
+        "command": form_state.command_line(spec),
+        "yaml": form_state.minimal_yaml(spec),
+        "query": form_state.query(spec),
     }
 
 
@@ -211,7 +211,7 @@ def _open(form: Form, groups: Groups, home: Home, address: str) -> list[Any]:
     """Fill the form from the address, so that a reload or a link finds it as it was."""
     asked, error = "set=" in address or "preset=" in address, ""
     try:
-        spec = equivalents.from_address(home, address)
+        spec = form_state.from_address(home, address)
     except InputError as wrong:
         spec, error = RunSpec(), wrong.text
     shown = dict(zip(form.components, form.write(spec), strict=True))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from jobs.actions.registry import action, field, request_action
 from jobs.job import OPEN
 from jobs.store import JobStore
+from studio.adapter_stack import Stack, StackItem
 from studio.adapters import library
 from studio.adapters.gguf import GgufRequest
 from studio.adapters.gguf_write import PRECISION_LABELS
@@ -32,7 +33,6 @@ from studio.models.architecture import linear_modules, targets
 from studio.models.sources import origin_of as locate_model
 from studio.request import Request
 from studio.spec import DataSource, ModelSource, RunSpec
-from studio.stack import Stack, StackItem
 
 AdapterName = Annotated[
     str,

@@ -8,15 +8,16 @@ from pydantic import BeforeValidator
 
 from jobs import suites
 from jobs.actions.registry import Reply, action, field, submit
-from jobs.conversations import Conversations, Votes
+from jobs.conversations import Conversations
 from jobs.recipes import Recipes
 from jobs.store import JobStore
+from jobs.votes import Votes
+from studio.adapter_stack import MAX_LANES, read_lane
 from studio.chat.lanes import LaneSettings, Sampling
 from studio.errors import ChatError
 from studio.evaluation.reports import form_of, votes_as
 from studio.evaluation.suites import SuiteRequest, parse_cases, read_cases
 from studio.home import Home
-from studio.stack import MAX_LANES, read_lane
 
 LETTERS = ascii_uppercase[:MAX_LANES]
 DEFAULTS = Sampling()

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from jobs import retries, schedules, secrets, settings, supervisor, sweeps, webhook
 from jobs.actions.registry import action, field
-from jobs.extend import duplicate as duplicate_job
-from jobs.extend import extend as extend_run
+from jobs.derived_runs import duplicate as duplicate_job
+from jobs.derived_runs import extend as extend_run
 from jobs.job import Job
 from jobs.jobs_table import summary
 from jobs.run_requests import request

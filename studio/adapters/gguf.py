@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from studio.adapter_stack import Stack
 from studio.adapters.card import stack_card, write_card
 from studio.adapters.gguf_families import numbers_of
 from studio.adapters.gguf_write import (
@@ -44,7 +45,6 @@ from studio.home import Home, publishing, slug
 from studio.names import cleaned
 from studio.request import Request
 from studio.spec import ModelSource
-from studio.stack import Stack
 from studio.training.events import Event, Finished, Loading
 
 logger = logging.getLogger(__name__)

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from studio import atomic
+from studio.adapter_stack import Stack
 from studio.errors import AdapterError, InputError, nearest
 from studio.home import Home, slug
 from studio.methods import methods, trains_base
 from studio.names import fault
-from studio.stack import Stack
 
 CONFIG, PASSPORT, LABEL = "adapter_config.json", "passport.json", "label.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter.safetensors")  # PEFT's and AdapterHub's

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+from studio.adapter_stack import Stack
 from studio.adapters.library import describe, name_of, refuse_place, resolve, resolve_stack
 from studio.adapters.verify import EXPORT_REPORT, read_report
 from studio.errors import AdapterError, InputError
@@ -13,7 +14,6 @@ from studio.fields import knob
 from studio.home import Home, slug
 from studio.request import Request
 from studio.spec import ModelSource
-from studio.stack import Stack
 from studio.training.events import Event, Finished, Loading
 
 BASE: dict[str, Any] = {"title": "Base model", "of": "model"}

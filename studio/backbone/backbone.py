@@ -22,7 +22,7 @@ from studio.backbone.adapter import Adapter
 from studio.backbone.checkpointing import install_lean_forwards, keep_positions, set_checkpointing
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
 from studio.backbone.hooks import Hooks, Plans
-from studio.backbone.inserted import insert_packed
+from studio.backbone.prompt_tokens import insert_packed
 from studio.backbone.recording import Recording, accepted, record
 from studio.backbone.rotary import install_row_factors
 from studio.backbone.sites import Anatomy, Site

@@ -27,7 +27,7 @@ from torch import Tensor
 from studio.backbone.adapter import Adapter
 from studio.backbone.attention import AttentionState, Prefix, packing
 from studio.backbone.composition import Stack
-from studio.backbone.inserted import insert
+from studio.backbone.prompt_tokens import insert
 from studio.backbone.sites import Anatomy
 from studio.methods.method import Phase
 

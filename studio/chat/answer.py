@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
+from studio.chat.answer_parser import NO_MARKERS, MarkedText, Markers, Piece
 from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason, ScoredToken, Stats
-from studio.chat.marked import NO_MARKERS, MarkedText, Markers, Piece
 from studio.chat.prompt import FittedPrompt
 from studio.chat.sampling import Sampler
 from studio.errors import StudioError

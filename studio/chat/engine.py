@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from studio.chat.answer import Answer
+from studio.chat.answer_parser import NO_MARKERS, Markers, markers_in
 from studio.chat.decoding import Batch, shares_passes, use_transposed_products
 from studio.chat.lanes import Active, ActiveStack, Delta, Lane, Reason
-from studio.chat.marked import NO_MARKERS, Markers, markers_in
 from studio.chat.prompt import PromptTemplate, fit_prompt
 from studio.chat.routing_check import RoutingCheck, probe_position
 from studio.chat.sampling import pick_all

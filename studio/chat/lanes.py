@@ -19,10 +19,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
-from studio.chat.marked import Piece
+from studio.adapter_stack import MAX_LANES, Stack, write_lane
+from studio.chat.answer_parser import Piece
 from studio.errors import ChatError, StudioError
 from studio.fields import Record, knob
-from studio.stack import MAX_LANES, Stack, write_lane
 
 MAX_CHARACTERS = 2_000_000
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from studio.data.check_dataset import Survey
 from studio.data.datasets import check_file, find
 from studio.data.mapping import Mapping, Operator, at_path
 from studio.data.quality import near_duplicates
@@ -34,7 +35,6 @@ from studio.data.snapshots import (
     open_snapshot,
     write_snapshot,
 )
-from studio.data.survey import Survey
 from studio.errors import DataError, SpecError, nearest
 from studio.fields import Record, validated
 from studio.home import Home

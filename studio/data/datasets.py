@@ -95,7 +95,7 @@ def check_file(
 
     Never raises for what is in the file: a refusal is in `error`.
     """
-    from studio.data.survey import NEAR_ROWS_IN_CHECK, Survey
+    from studio.data.check_dataset import NEAR_ROWS_IN_CHECK, Survey
 
     shown = _encodable(str(path)[:1000])
     source = DataSource(path=str(path))

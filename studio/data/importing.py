@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from studio.data.check_dataset import Survey
 from studio.data.datasets import find
 from studio.data.mapping import Mapping
 from studio.data.origins import guess_origin
 from studio.data.snapshots import Meta, Original, Snapshot, free_name, snapshots, write_snapshot
-from studio.data.survey import Survey
 from studio.home import Home
 from studio.names import called_after
 from studio.spec import DataSource

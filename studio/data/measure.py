@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from studio.data.first_rows import lens
 from studio.data.prepare import is_prepared, prepare
 from studio.data.report import Frozen, TokenReport
 from studio.data.tokens import Examples
-from studio.data.trainable import lens
 from studio.errors import DataError
 from studio.home import Home
 from studio.spec import DataSource, ModelSource, RunSpec

@@ -133,9 +133,9 @@ def decoder(backbone: Backbone, stack: tuple[tuple[str, float], ...] = ()) -> Ca
 
 def answers(loaded: Loaded, backbone: Backbone, prompts: tuple[str, ...]) -> list[str]:
     """Return the greedy answers of the active stack."""
+    from studio.adapter_stack import StackItem
     from studio.chat.engine import ChatEngine
     from studio.chat.lanes import Lane, Message, Sampling
-    from studio.stack import StackItem
 
     stack = tuple(StackItem(name=name, weight=weight) for name, weight in backbone.active[0])
     engine = ChatEngine(loaded, backbone)

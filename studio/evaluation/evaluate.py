@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from studio.adapter_stack import Stack
 from studio.evaluation.metrics import scorers
 from studio.fields import knob
 from studio.home import Home
 from studio.request import Request
 from studio.spec import DataSource, ModelSource
-from studio.stack import Stack
 from studio.training.events import Evaluated, Event, Finished, Loading, Sampled
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
+from studio.adapter_stack import MAX_LANES
 from studio.chat.lanes import Delta, Lane, LaneSettings
 from studio.errors import ChatError
 from studio.evaluation.metrics import exact_match, match_pattern, pattern_fault, rouge_l, valid_json
 from studio.fields import Record, knob
 from studio.home import Home
 from studio.request import Control, Request
-from studio.stack import MAX_LANES
 from studio.training.events import Event, Finished, Loading, Working
 
 RESULTS = "suite.jsonl"

@@ -283,7 +283,7 @@ def first_lengths(
     Raises:
         DataError: They are only known in the run.
     """
-    from studio.data.trainable import first_rows
+    from studio.data.first_rows import first_rows
 
     found = first_rows(spec, home)
     if found is None:

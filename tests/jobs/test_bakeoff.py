@@ -6,12 +6,12 @@ import pytest
 
 from jobs import bakeoff, kinds
 from jobs.store import JobStore
+from studio.adapter_stack import StackItem
 from studio.adapters.library import describe
 from studio.adapters.merge import read_certificate
 from studio.adapters.requests import MergeRequest, MixRequest
 from studio.errors import AdapterError, InputError, QueueError
 from studio.spec import RunSpec
-from studio.stack import StackItem
 from studio.training.run import train
 from tests.studio.tiny import tiny_spec
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jobs.conversations import Conversations, Votes
+from jobs.conversations import Conversations
+from jobs.votes import Votes
 from studio.errors import ChatError
 
 LANES = [{"model": "starter", "stack": []}]

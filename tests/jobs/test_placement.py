@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs import extend, supervisor, sweeps
+from jobs import derived_runs, supervisor, sweeps
 from jobs.actions import ask
 from jobs.claims import Slot
 from jobs.memory import needed_by_each, needed_bytes
@@ -168,7 +168,7 @@ def test_the_estimate_at_submission_travels_with_the_job(store, home):
         assert needed_bytes(RunSpec().with_values(unknown), home) == 0
 
     job = store.submit(spec, memory_bytes=needed)
-    copy = extend.duplicate(store, job.id, {})
+    copy = derived_runs.duplicate(store, job.id, {})
     group = sweeps.submit_sweep(store, spec, {"train.learning_rate": [0.1, 0.2]}, name="group")
 
     assert {one.memory_bytes for one in (store.get(job.id), copy, *group)} == {needed}

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from jobs import retries, settings, webhook
-from jobs.extend import extend
+from jobs.derived_runs import extend
 from jobs.run_requests import request
 from jobs.schedules import parse_time
 from jobs.store import JobStore

@@ -13,10 +13,10 @@ from jobs.admission import admit
 from jobs.memory import needed_bytes
 from jobs.runner import as_studio_error
 from studio.data.file_hashes import SMALL_BYTES, hash_files
+from studio.data.first_rows import first_report
 from studio.data.importing import import_dataset
 from studio.data.prepare import prepare
 from studio.data.template.backend import backend_from_folder
-from studio.data.trainable import first_report
 from studio.errors import DataError, Unreached
 from studio.models.sources import facts
 from studio.spec import DataSource, RunSpec

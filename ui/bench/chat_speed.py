@@ -15,10 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.adapter_stack import StackItem
 from studio.chat.lanes import Lane, Message, Sampling
 from studio.home import open_home
 from studio.spec import ModelSource
-from studio.stack import StackItem
 from ui.bench.children import processor_seconds
 from ui.bench.figures import Figure, figure, figures_text, median_ratio, progress, round_text
 from ui.bench.training_case import make_model

@@ -16,6 +16,7 @@ from jobs.actions.comparisons import DEFAULTS, NONE, Lanes, MaxNewTokens
 from jobs.actions.registry import action, field
 from jobs.recipes import Recipes
 from jobs.store import JobStore
+from studio.adapter_stack import StackItem
 from studio.chat.lanes import (
     ChatRequest,
     Delta,
@@ -27,7 +28,6 @@ from studio.chat.lanes import (
 )
 from studio.errors import ChatError, StudioError
 from studio.home import open_home
-from studio.stack import StackItem
 from ui.cli.generate import HomeOption, JsonOption
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.actions.comparisons import LETTERS
+from studio.adapter_stack import StackItem
 from studio.evaluation.reports import title
 from studio.home import slug
-from studio.stack import StackItem
 
 Answer = Any
 EXAMPLE = """\

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import xxhash
 
 from studio.data.records import Message
-from studio.data.template.parts import call_text, parsed, split_thought
+from studio.data.template.lost_parts import call_text, parsed, split_thought
 from studio.data.template.sandbox import Guard
 
 PARTS = "parts"  # a thought as a part of the content, beside its text

@@ -20,7 +20,7 @@ from studio.data.records import Message
 from studio.data.template.adapt import WAYS, Change, Way, adapted, changes
 from studio.data.template.frames import Frames
 from studio.data.template.learn import learn_ends, learn_facts, learn_header, learn_opening
-from studio.data.template.parts import Lost, find_call, lost_parts
+from studio.data.template.lost_parts import Lost, find_call, lost_parts
 from studio.data.template.sandbox import (
     DATA_END,
     DATA_START,

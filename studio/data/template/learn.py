@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from studio.data.records import Message
 from studio.data.template.adapt import PARTS, THOUGHT_KEYS, Facts, Way, inline
-from studio.data.template.parts import OPEN_CLOSE
+from studio.data.template.lost_parts import OPEN_CLOSE
 from studio.data.template.sandbox import DATA_END, DATA_START, TemplateRefused
 
 SYSTEM, TOOL, KEY, VALUE, THOUGHT, ANSWER = (

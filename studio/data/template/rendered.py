@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from studio.data.records import Message
-from studio.data.template.parts import OPEN_CLOSE
+from studio.data.template.lost_parts import OPEN_CLOSE
 from studio.data.template.sandbox import TemplateRefused
 
 ControlTokens = Literal["auto", "text", "tokens"]

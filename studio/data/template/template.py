@@ -19,8 +19,8 @@ from studio.data.records import Conversation, Document, Message, Problem
 from studio.data.template.adapt import Change
 from studio.data.template.backend import Backend, backend_of
 from studio.data.template.layout import Layout, Rendered
+from studio.data.template.lost_parts import Lost
 from studio.data.template.named import STYLES, NamedLayout
-from studio.data.template.parts import Lost
 from studio.data.template.rendered import ControlTokens, Renderings
 from studio.data.template.sandbox import BREAK, Guard, TemplateRefused
 from studio.data.template.spans import trained_ranges, without_breaks

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from studio.data.records import Conversation
 from studio.data.template.layout import Rendered
 from studio.data.template.learn import ThoughtFrame
-from studio.data.template.parts import Quote, find_text, split_thought, thought_of
+from studio.data.template.lost_parts import Quote, find_text, split_thought, thought_of
 
 
 def turns(row: Conversation) -> Iterator[Conversation]:

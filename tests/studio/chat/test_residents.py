@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from studio.adapter_stack import StackItem
 from studio.chat import residents
 from studio.chat.lanes import Lane, Sampling
 from studio.chat.residents import ResidentModels
@@ -10,7 +11,6 @@ from studio.errors import OutOfMemory
 from studio.models import loading
 from studio.models.sources import facts
 from studio.spec import ModelSource
-from studio.stack import StackItem
 
 GIB, STARTER = 1 << 30, "starter"
 

@@ -16,12 +16,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from studio.adapter_stack import StackItem
 from studio.backbone import Backbone
 from studio.chat.decoding import Batch
 from studio.chat.engine import ChatEngine
 from studio.chat.lanes import Delta, Lane, Message, Sampling
 from studio.methods import named
-from studio.stack import StackItem
 
 VOCABULARY = 97
 CONTEXT = 96

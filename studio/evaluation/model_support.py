@@ -1,8 +1,8 @@
 """Measure what works on a model: every method, the five equalities, and each way out.
 
 The checks run on the model as users load it, with small random adapters and a short random prompt.
-`python -m studio.evaluation.support MODEL` prints the findings as JSON; `studio doctor --model`
-runs it in a process of its own, and the support matrix (`docs/models.md`) is made of the same
+`python -m studio.evaluation.model_support MODEL` prints the findings as JSON; `studio doctor
+--model` runs it in a process of its own, and the support matrix (`docs/models.md`) is made of the same
 findings on tiny models.
 """
 

@@ -10,7 +10,7 @@ from studio.errors import SpecError
 from studio.fields import parse_assignment
 from studio.methods import methods
 from studio.spec import RunSpec
-from ui import equivalents
+from ui import form_state
 
 SPECS = [
     RunSpec(),
@@ -29,7 +29,7 @@ SPECS = [
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_the_command_line_the_yaml_and_the_address_mean_the_same(spec):
-    words = shlex.split(equivalents.command_line(spec))
+    words = shlex.split(form_state.command_line(spec))
     assert words[:2] == ["studio", "train"]
     pairs = list(zip(words[2::2], words[3::2], strict=True))
     named = {"--model": "model.path", "--data": "data.path", "--method": "method.name",
@@ -37,17 +37,17 @@ def test_the_command_line_the_yaml_and_the_address_mean_the_same(spec):
     given = {named[flag]: value for flag, value in pairs if flag in named}
     given |= dict(parse_assignment(value) for flag, value in pairs if flag == "--set")
     assert RunSpec().with_values(given) == spec
-    assert RunSpec.parse(yaml.safe_load(equivalents.minimal_yaml(spec))) == spec
-    assert equivalents.from_query(parse_qs(equivalents.query(spec)).get("set", [])) == spec
+    assert RunSpec.parse(yaml.safe_load(form_state.minimal_yaml(spec))) == spec
+    assert form_state.from_query(parse_qs(form_state.query(spec)).get("set", [])) == spec
 
 
 def test_an_address_may_name_a_preset_and_the_default_needs_no_words(home):
-    assert equivalents.query(RunSpec()) == ""
-    assert equivalents.command_line(RunSpec()) == (
+    assert form_state.query(RunSpec()) == ""
+    assert form_state.command_line(RunSpec()) == (
         "studio train --model starter --data starter:pirate --method lora"
     )
-    spec = equivalents.from_address(home, "?preset=low+memory&set=method.r%3D4")
+    spec = form_state.from_address(home, "?preset=low+memory&set=method.r%3D4")
     assert (spec.method.r, spec.train.optim) == (4, "adafactor")
-    assert equivalents.from_address(home, "") == RunSpec()
+    assert form_state.from_address(home, "") == RunSpec()
     with pytest.raises(SpecError, match="no preset"):
-        equivalents.from_address(home, "?preset=large")
+        form_state.from_address(home, "?preset=large")

@@ -7,7 +7,7 @@ import torch
 
 from studio.backbone import Backbone, equalities
 from studio.backbone.equalities import Unequal, attach_random
-from studio.evaluation import support
+from studio.evaluation import model_support
 from tests.families import FAMILIES, family_model
 from tests.support_matrix import PAGE, examine, is_known, page, read_record
 
@@ -34,7 +34,7 @@ def test_the_page_is_made_of_the_record():
 
 def backbone_with_lora(name):
     backbone = Backbone(family_model(name))
-    attach_random(backbone, "a", support.small("lora"))
+    attach_random(backbone, "a", model_support.small("lora"))
     return backbone
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from studio.chat.marked import MarkedText, OpenAIMessage, Piece, markers_in, read_calls
+from studio.chat.answer_parser import MarkedText, OpenAIMessage, Piece, markers_in, read_calls
 
 QWEN = "{{ '<think>' }}{{ '</think>' }}{{ '<tool_call>' }}{{ '</tool_call>' }}"
 HARMONY = "<|start|><|channel|><|message|><|end|><|call|>"
