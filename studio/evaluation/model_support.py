@@ -2,8 +2,8 @@
 
 The checks run on the model as users load it, with small random adapters and a short random prompt.
 `python -m studio.evaluation.model_support MODEL` prints the findings as JSON; `studio doctor
---model` runs it in a process of its own, and the support matrix (`docs/models.md`) is made of the same
-findings on tiny models.
+--model` runs it in a process of its own, and the support matrix (`docs/models.md`) is made of the
+same findings on tiny models.
 """
 
 from __future__ import annotations
