@@ -42,6 +42,20 @@ class Document(NamedTuple):
     line: int = 0
 
 
+class Pair(NamedTuple):
+    """Two answers to one prompt: the messages before the answers are equal on both sides."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+
+class Judged(NamedTuple):
+    """A conversation whose answer was judged as good or bad."""
+
+    conversation: Conversation
+    good: bool
+
+
 class Dropped(Exception):
     """Raised while a row is interpreted: it cannot be used, for this reason."""
 
