@@ -63,6 +63,17 @@ class DataSource(Record):
         title="Judged answers",
         advanced=True,
     )
+    pairs: Literal["best", "all"] = knob(
+        "best",
+        "Pairs made of several scored answers: the best against the worst, or each against all "
+        "that score less.",
+        title="Pairs of scored answers",
+        advanced=True,
+        labels={"best": "best against worst", "all": "all pairs"},
+    )
+    margin: float = knob(
+        0, "Least difference between the scores of a pair.", title="Margin", ge=0, advanced=True
+    )
     chat_template: Literal["auto", "chatml", "alpaca", "vicuna", "plain"] = knob(
         "auto",
         "Template that formats conversations; auto uses the model's own, else chatml or plain.",

@@ -20,8 +20,8 @@ from studio.data.curate import lineage, rows_as
 from studio.data.datasets import origin_of
 from studio.data.first_rows import lens
 from studio.data.mapping import PARTS, Mapping
-from studio.data.records import Document, Problem, Row
-from studio.data.rows import converter
+from studio.data.records import Row
+from studio.data.rows import record_converter
 from studio.data.snapshots import Meta, Snapshot
 from studio.data.xray import Pick, xray
 from studio.errors import DataError
@@ -217,17 +217,13 @@ def _must_wait(
 
 
 def _page(found: Snapshot, offset: int, limit: int) -> dict[str, Any]:
-    convert = converter(found.meta.mapping)
+    convert = record_converter(found.meta.mapping)
     shown = []
     for row in found.page(offset, limit):
-        made = convert(Row(row.line, row.values))
-        entry: dict[str, Any] = {"number": row.number, "line": row.line, "part": row.part}
-        if isinstance(made, Problem):
-            entry |= {"problem": made.text, "row": row.values}
-        elif isinstance(made, Document):
-            entry["text"] = made.text
-        else:
-            entry |= {"messages": made.messages, "tools": made.tools}
+        entry = preview.as_read(convert(Row(row.line, row.values)))
+        if "problem" in entry:
+            entry["row"] = row.values
+        entry |= {"number": row.number, "line": row.line, "part": row.part}
         shown.append(preview.shortened(entry))
     return {"rows": shown, "total": found.meta.rows, "offset": offset}
 

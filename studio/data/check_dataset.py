@@ -9,9 +9,9 @@ from studio.data.mapping import columns_read
 from studio.data.origins import Origin
 from studio.data.quality import Inspector, near_duplicates
 from studio.data.recognise import Guess
-from studio.data.records import Conversation, Document, Problem, Row, content_hash, contents
+from studio.data.records import AnyRecord, Document, Problem, Row, content_hash, contents
 from studio.data.report import Report, RowCounter
-from studio.data.rows import converter
+from studio.data.rows import record_converter
 
 NEAR_ROWS, NEAR_ROWS_IN_CHECK = 20_000, 500  # an import has the time to compare more
 NEAR_CHARS = 2000
@@ -26,23 +26,24 @@ class Survey:
         self._characters = self._answer_characters = 0
         self._texts: list[str] = []
         self._plain = origin.plain and guess.mapping.format == "text"
-        self._convert, self._columns = converter(guess.mapping), columns_read(guess.mapping)
+        self._convert, self._columns = record_converter(guess.mapping), columns_read(guess.mapping)
 
     def see(self, item: Row | Problem) -> None:
         """Take one row."""
         self.counter.read += 1
         if isinstance(item, Row):
             self.counter.see(item, self._columns)
-        made: Conversation | Document | Problem
+        found: list[AnyRecord] | Problem
         if isinstance(item, Problem):
-            made = item
+            found = item
         elif self._plain:
-            made = Document(item.values["text"], item.line)
+            found = [Document(item.values["text"], item.line)]
         else:
-            made = self._convert(item)
-        if isinstance(made, Problem):
-            self.counter.drop(made)
+            found = self._convert(item)
+        if isinstance(found, Problem):
+            self.counter.drop(found)
             return
+        made = found[0]
         self.counter.keep(made)
         text = "\n".join(contents(made))
         self._characters += len(text)

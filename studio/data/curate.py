@@ -23,8 +23,8 @@ from studio.data.mapping import Mapping, Operator, at_path
 from studio.data.quality import near_duplicates
 from studio.data.readers.json_lines import dumps
 from studio.data.recognise import Guess
-from studio.data.records import Problem, Row, content_hash, contents
-from studio.data.rows import converter
+from studio.data.records import Problem, Row, content_hash, contents, prompt_hash
+from studio.data.rows import record_converter
 from studio.data.snapshots import (
     Meta,
     PageRow,
@@ -193,9 +193,9 @@ def overlap(home: Home, name: str, other: str | Path) -> int:
 
 
 def _hashes(items: Iterator[Row | Problem], mapping: Mapping) -> set[int]:
-    convert = converter(mapping)
+    convert = record_converter(mapping)
     made = (convert(item) for item in items if isinstance(item, Row))
-    return {content_hash(row) for row in made if not isinstance(row, Problem)}
+    return {content_hash(row[0]) for row in made if not isinstance(row, Problem)}
 
 
 def _selector(parent: Snapshot, step: AnyStep) -> Selector:
@@ -257,11 +257,11 @@ def _condition(step: Filter) -> Callable[[dict[str, Any]], bool]:
 
 
 def _text_of(parent: Snapshot) -> Callable[[PageRow], str]:
-    convert = converter(parent.meta.mapping)
+    convert = record_converter(parent.meta.mapping)
 
     def text_of(row: PageRow) -> str:
         made = convert(Row(row.line, row.values))
-        return "" if isinstance(made, Problem) else "\n".join(contents(made))
+        return "" if isinstance(made, Problem) else "\n".join(contents(made[0]))
 
     return text_of
 
@@ -271,14 +271,14 @@ def _dedupe(parent: Snapshot, step: Deduplicate) -> Selector:
         text_of = _text_of(parent)
         repeats = near_duplicates(text_of(row) for row in parent.rows())
         return lambda row: None if row.number - 1 in repeats else row.part
-    convert = converter(parent.meta.mapping)
+    convert = record_converter(parent.meta.mapping)
     seen: set[int] = set()
 
     def part_of(row: PageRow) -> Part | None:
         made = convert(Row(row.line, row.values))
         if isinstance(made, Problem):
             return row.part
-        digest = content_hash(made)
+        digest = content_hash(made[0])
         is_new = digest not in seen
         seen.add(digest)
         return row.part if is_new else None
@@ -293,7 +293,7 @@ def _split(parent: Snapshot, step: Split) -> Selector:
         raise DataError(
             f"Hold out between 1 and {total - 1:,} rows (a fraction or a count), not {wanted:,}."
         )
-    convert = converter(parent.meta.mapping)
+    convert = record_converter(parent.meta.mapping)
     groups: dict[str | int, list[int]] = {}
     for row in parent.rows():
         key: str | int
@@ -304,7 +304,7 @@ def _split(parent: Snapshot, step: Split) -> Selector:
                 raise DataError(f'Row {row.number} has no column "{step.group_by}".') from None
         else:
             made = convert(Row(row.line, row.values))
-            key = row.number if isinstance(made, Problem) else content_hash(made)
+            key = row.number if isinstance(made, Problem) else prompt_hash(made[0])
         groups.setdefault(key, []).append(row.number)
     members = list(groups.values())
     chosen: set[int] = set()

@@ -16,7 +16,7 @@ from studio.fields import Record, knob
 
 RowFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer",
-    "preference", "judged", "labelled", "text",
+    "preference", "judged", "scored", "labelled", "text",
 ]  # fmt: skip
 
 PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -25,8 +25,12 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "alpaca": (("instruction", "output"), ("input", "system", "history")),
     "prompt_completion": (("prompt", "completion"), ("system",)),
     "question_answer": (("question", "answer"), ("context", "system")),
-    "preference": (("chosen",), ("rejected", "prompt", "input", "system", "tools")),
-    "judged": (("answer", "label"), ("prompt", "input", "system", "tools")),
+    "preference": (
+        ("chosen",),
+        ("rejected", "prompt", "input", "system", "tools", "chosen_score", "rejected_score"),
+    ),
+    "judged": (("answer", "label"), ("message", "prompt", "input", "system", "tools")),
+    "scored": (("answers",), ("scores", "prompt", "input", "system", "tools")),
     "labelled": (("text", "label"), ("system",)),
     "text": (("text",), ()),
 }

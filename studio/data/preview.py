@@ -12,8 +12,8 @@ from studio.data.datasets import find
 from studio.data.mapping import PARTS, Mapping, at_path, fields
 from studio.data.origins import Origin, guess_origin
 from studio.data.recognise import SAMPLE_ROWS, Guess, shown
-from studio.data.records import Document, Problem, Row
-from studio.data.rows import converter
+from studio.data.records import AnyRecord, Document, Judged, Pair, Problem, Row, num_shared
+from studio.data.rows import record_converter
 from studio.errors import DataError, nearest
 from studio.home import Home
 from studio.spec import DataSource
@@ -139,21 +139,30 @@ def preview(
     path: str, mapping: Mapping | None, *, count: int = 5, home: Home | None = None
 ) -> list[dict[str, Any]]:
     """Return the first rows as they are and, with a mapping, as what they become."""
-    convert = converter(mapping) if mapping else None
+    convert = record_converter(mapping) if mapping else None
     shown: list[dict[str, Any]] = []
     for row in _first(path, home, count):
         entry: dict[str, Any] = {"line": row.line, "row": row.values}
-        made = convert(row) if convert else None
-        if isinstance(made, Problem):
-            entry["problem"] = made.text
-        elif isinstance(made, Document):
-            entry["text"] = made.text
-        elif made:
-            entry["messages"] = made.messages
-            if made.tools:
-                entry["tools"] = made.tools
+        if convert:
+            entry |= as_read(convert(row))
         shown.append(shortened(entry))
     return shown
+
+
+def as_read(made: list[AnyRecord] | Problem) -> dict[str, Any]:
+    """Return what a row became: a problem, a text, messages, a pair's answers or a verdict."""
+    if isinstance(made, Problem):
+        return {"problem": made.text}
+    row = made[0]
+    if isinstance(row, Document):
+        return {"text": row.text}
+    if isinstance(row, Pair):
+        shared = num_shared(row)
+        answers = {"chosen": row.chosen, "rejected": row.rejected}
+        sides = {name: side.messages[shared:] for name, side in answers.items()}
+        return {"messages": row.chosen.messages[:shared], "tools": row.chosen.tools} | sides
+    talk, verdict = (row.conversation, {"good": row.good}) if isinstance(row, Judged) else (row, {})
+    return {"messages": talk.messages, "tools": talk.tools} | verdict
 
 
 def shortened(value: Any, limit: int = MAX_SHOWN) -> Any:

@@ -10,10 +10,11 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from studio.data.mapping import PARTS, Mapping, at_path
-from studio.data.records import Row
+from studio.data.pairs import ranked, split_texts, transcript
+from studio.data.records import Dropped, Row
 from studio.errors import DataError
 
 SAMPLE_ROWS = 200
@@ -38,8 +39,16 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "question": ("question", "query", "problem", "questions"),
     "answer": ("answer", *_ANSWERS, "solution"),
     "context": ("context", "passage"),
-    "chosen": ("chosen", "preferred", "accepted", "chosenmessages"),
-    "rejected": ("rejected", "dispreferred", "rejectedmessages"),
+    "chosen": (
+        "chosen", "preferred", "accepted", "chosenmessages", "chosenresponse", "chosenanswer", "yw",
+    ),
+    "rejected": (
+        "rejected", "dispreferred", "rejectedmessages", "rejectedresponse", "rejectedanswer", "yl",
+    ),
+    "chosen_score": ("scorechosen", "chosenscore", "chosenrating", "chosenreward"),
+    "rejected_score": ("scorerejected", "rejectedscore", "rejectedrating", "rejectedreward"),
+    "answers": ("answers", "responses", "completions", "candidates", "outputs", "generations"),
+    "scores": ("scores", "score", "ratings", "rewards", "ranks", "rank", "rankings"),
     "text": (
         "text", "sentence", "content", "document", "review", "utterance", "body", "query",
         "message", "comment", "tweet", "story", "markdown", "code", "description", "title",
@@ -79,7 +88,9 @@ def recognise(rows: Sequence[Row], *, wanted: str = "auto", plain: bool = False)
     columns = list(dict.fromkeys(name for row in rows for name in row.values))
     if wanted != "auto":
         return _as_wanted(wanted, columns, rows)
-    for find in (_judged, _preference, _conversation, _by_names, _labelled, _text, _two_texts):
+    for find in (
+        _judged, _preference, _scored, _conversation, _by_names, _labelled, _text, _two_texts,
+    ):  # fmt: skip
         if guess := find(columns, rows):
             return guess
     raise DataError(
@@ -170,34 +181,78 @@ def _message_keys(name: str, rows: Sequence[Row]) -> set[str]:
 def _preference(columns: list[str], rows: Sequence[Row]) -> Guess | None:
     found = _find_parts(("chosen", "rejected"), columns, {})
     if len(found) < 2:
+        found = _answer_couples(columns, rows) or _repaired(columns, rows)
+    if not found:
         return None
     shaped = [name for name in columns if _message_keys(name, rows)]
     prompts = ("prompt", "question", "instruction", "input")
     prompt = next((name for name in columns if _plain_name(name) in prompts), None)
     prompt = prompt or next((name for name in shaped if name not in found.values()), None)
+    both = f'"{found["chosen"]}" and "{found["rejected"]}" are a preference pair'
     if prompt:
         found["prompt"] = prompt
         if _plain_name(prompt) == "instruction":
             found = _find_parts(("input",), columns, found)
     elif not _message_keys(found["chosen"], rows):
+        if not _begin_alike(found, rows):
+            return None
+        both += " whose common beginning is the prompt"
+    more = ("system", "tools", "chosen_score", "rejected_score")
+    found = _find_parts(more, columns, found)
+    return _guess("preference", found, both)
+
+
+def _begin_alike(found: dict[str, str], rows: Sequence[Row]) -> bool:
+    """Return True if most pairs of texts begin with the same words, or are transcripts."""
+    pairs = [tuple(row.values.get(found[part]) for part in ("chosen", "rejected")) for row in rows]
+    texts = [(a, b) for a, b in pairs if isinstance(a, str) and isinstance(b, str)]
+    return 2 * sum(_splits(a, b) for a, b in texts) > len(pairs)
+
+
+def _splits(chosen: str, rejected: str) -> bool:
+    try:
+        return bool(transcript(chosen) or split_texts(chosen, rejected))
+    except Dropped as dropped:
+        return dropped.kind == "equal_pair"
+
+
+def _answer_couples(columns: list[str], rows: Sequence[Row]) -> dict[str, str]:
+    """Return the parts of Alpaca pairs whose output is a list: the better answer, the worse one."""
+    name = next((name for name in columns if _plain_name(name) == "output"), "")
+    values = [row.values.get(name) for row in rows]
+    if not all(
+        isinstance(value, list) and [type(text) for text in value] == [str, str] for value in values
+    ):
+        return {}
+    return {"chosen": f"{name}.0", "rejected": f"{name}.1"} if values else {}
+
+
+def _repaired(columns: list[str], rows: Sequence[Row]) -> dict[str, str]:
+    """Return the parts of Kiln's runs where most answers were repaired by hand."""
+    repaired = [row for row in rows if _inside(row, "repaired_output.output")]
+    if 2 * len(repaired) <= len(rows):
+        return {}
+    return {"chosen": "repaired_output.output", "rejected": "output.output"}
+
+
+def _inside(row: Row, path: str) -> Any:
+    try:
+        return at_path(row.values, path)
+    except KeyError:
         return None
-    found = _find_parts(("system", "tools"), columns, found)
-    reason = (
-        f'"{found["chosen"]}" and "{found["rejected"]}" are a preference pair; the chosen answer '
-        "is trained, the rejected one is not used"
-    )
-    return _guess("preference", found, reason)
 
 
 def _judged(columns: list[str], rows: Sequence[Row]) -> Guess | None:
     """Recognise answers with a verdict each, as KTO trains them."""
+    if found := _rated(rows):
+        return _guess("judged", found, f'"{found["label"]}" rates the answers')
     label = next((name for name in columns if _plain_name(name) in _VERDICTS), None)
     if label is None or "chosen" in {_plain_name(name) for name in columns}:
         return None
-    values = [row.values.get(label) for row in rows]
+    values = [str(row.values.get(label)).lower() for row in rows]
     chat = next((name for name in columns if name != label and _message_keys(name, rows)), None)
     verdicts = {"true", "false", *(("0", "1") if chat else ())}
-    if not values or not {str(value).lower() for value in values} <= verdicts:
+    if 10 * sum(value not in verdicts for value in values) > len(values) or not values:
         return None
     if chat and _plain_name(chat) != "prompt":
         found = {"answer": chat, "label": label}
@@ -211,6 +266,46 @@ def _judged(columns: list[str], rows: Sequence[Row]) -> Guess | None:
     return _guess("judged", found, reason)
 
 
+def _rated(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the parts of the rated exports of Kiln (runs) and Open WebUI (feedback)."""
+    for found in _EXPORTS:
+        whole = [row for row in rows if all(_inside(row, path) for path in found.values())]
+        if 2 * len(whole) > len(rows):
+            return {**found}
+    return {}
+
+
+def _scored(columns: list[str], rows: Sequence[Row]) -> Guess | None:
+    """Recognise several answers to a prompt with a score or a rank each."""
+    asked = next(
+        (p for part in ("instruction", "prompt", "question") if (p := _find(part, columns))), ""
+    )
+    for name in (name for name in columns if _plain_name(name) in ALIASES["answers"] and asked):
+        scores = _find("scores", [other for other in columns if other != name]) or ""
+        lists = [(row.values.get(name), row.values.get(scores)) for row in rows]
+        if 2 * sum(_is_ranked(*both, name=name, scores=scores) for both in lists) > len(rows):
+            found = {"answers": name, "prompt": asked}
+            if any(isinstance(values, list) for _, values in lists):
+                found["scores"] = scores
+            found = _find_parts(("system", "tools"), columns, found)
+            return _guess("scored", found, f'"{name}" holds several answers with scores')
+    return None
+
+
+def _is_ranked(answers: Any, values: Any, *, name: str, scores: str) -> bool:
+    try:
+        return bool(ranked(answers, values, name=name, score_name=scores))
+    except Dropped:
+        return False
+
+
+_EXPORTS = (
+    {"prompt": "input", "answer": "output.output", "label": "output.rating"},
+    {
+        "answer": "snapshot.chat.chat.history.messages", "label": "data.rating",
+        "message": "meta.message_id",
+    },
+)  # fmt: skip
 _VERDICTS = ("label", "labels", "ktotag", "desirable")
 
 

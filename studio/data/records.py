@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import xxhash
@@ -64,19 +66,60 @@ class Dropped(Exception):
         self.kind, self.text = kind, text
 
 
-def contents(row: Conversation | Document, role: str = "") -> list[str]:
-    """Return the texts of a row, or only those of one role; a document counts as an answer."""
+AnyRecord = Conversation | Document | Pair | Judged
+
+
+def contents(row: AnyRecord, role: str = "") -> list[str]:
+    """Return the texts of a row, or only those of one role; a document counts as an answer.
+
+    Of a pair these are the chosen conversation and what the rejected one has after their prompt.
+    """
     if isinstance(row, Document):
         return [row.text]
-    return [m["content"] for m in row.messages if not role or m["role"] == role]
+    return [m["content"] for m in _messages(row) if not role or m["role"] == role]
 
 
-def content_hash(row: Conversation | Document) -> int:
-    """Return a 64-bit hash of a row's roles, texts and tool calls."""
+def content_hash(row: AnyRecord) -> int:
+    """Return a 64-bit hash of a row's roles, texts and tool calls, and of its verdict."""
     if isinstance(row, Document):
         return bytes_hash(row.text.encode("utf-8", "replace"))
-    parts: list[str] = []
-    for message in row.messages:
+    verdict = str(row.good) if isinstance(row, Judged) else ""
+    return _messages_hash(_messages(row), verdict)
+
+
+def prompt_hash(row: AnyRecord) -> int:
+    """Return a hash of what is asked, the same for both sides of a pair.
+
+    Rows with the same one must stay on one side of a split; of other kinds it is the whole row.
+    """
+    if isinstance(row, Pair):
+        return _messages_hash(row.chosen.messages[: num_shared(row)])
+    if isinstance(row, Judged):
+        messages = row.conversation.messages
+        asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
+        return _messages_hash(messages[: asked[-1] + 1 if asked else 0])
+    return content_hash(row)
+
+
+def num_shared(pair: Pair) -> int:
+    """Return how many messages both sides of a pair begin with."""
+    return num_equal(pair.chosen.messages, pair.rejected.messages)
+
+
+def num_equal(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how many items two sequences begin with alike."""
+    return sum(takewhile(bool, (a == b for a, b in zip(one, other, strict=False))))
+
+
+def _messages(row: Conversation | Pair | Judged) -> list[Message]:
+    if isinstance(row, Pair):
+        return [*row.chosen.messages, *row.rejected.messages[num_shared(row) :]]
+    return (row.conversation if isinstance(row, Judged) else row).messages
+
+
+def _messages_hash(messages: list[Message], more: str = "") -> int:
+    parts = [more] if more else []
+    for message in messages:
         parts += (message["role"], message["content"])
         if "tool_calls" in message:
             parts.append(str(message["tool_calls"]))

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from studio.data.mapping import Mapping
-from studio.data.records import Conversation, Document, Problem, Row
+from studio.data.pairs import PairCounter
+from studio.data.records import AnyRecord, Conversation, Judged, Pair, Problem, Row
 from studio.errors import DataError
 
 if TYPE_CHECKING:
@@ -123,12 +124,14 @@ class RowCounter:
 
     read: int = 0
     kept: int = 0
+    last: int = 0  # number of the row that was kept last
     open_ended: int = 0
     muted: int = 0
     echoes: int = 0  # rows whose answer repeats the question
     most_messages: int = 0
     problems: list[Problem] = field(default_factory=list)
     problem_counts: Counter[str] = field(default_factory=Counter)
+    pairs: PairCounter = field(default_factory=PairCounter)
     hashes: array[int] = field(default_factory=lambda: array("Q"))  # equal rows have equal ones
     unread_columns: Counter[str] = field(default_factory=Counter)
     unread_keys: Counter[str] = field(default_factory=Counter)
@@ -146,9 +149,13 @@ class RowCounter:
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(problem)
 
-    def keep(self, row: Conversation | Document) -> None:
-        """Count a row that is used."""
-        self.kept += 1
+    def keep(self, row: AnyRecord, number: int = 0) -> None:
+        """Count what is used; several records with the number of one row are one row."""
+        self.kept += not number or number != self.last
+        self.last = number
+        if isinstance(row, Pair | Judged):
+            self.pairs.see(row)
+            row = row[0]._replace(muted=())  # answers in a prompt are muted by us, not by the file
         if isinstance(row, Conversation):
             self.open_ended += row.open_ended
             self.muted += len(row.muted)
@@ -180,10 +187,11 @@ class RowCounter:
         if self.open_ended:
             notes.append(f"{self.open_ended:,} rows end with a question; it is left out.")
         notes += self._smells()
-        if guess.mapping.format == "preference":
+        if guess.mapping.format in ("preference", "scored") and not self.pairs.pairs:
             notes.append(
                 f"{self.kept:,} rejected answers are not used: only the chosen ones are trained."
             )
+        notes += self.pairs.sentences(self.problem_counts)
         if bad := self.problem_counts["judged_bad"]:
             notes.append(f"{bad:,} answers are judged as bad and are not used.")
         if self.muted:

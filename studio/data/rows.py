@@ -1,45 +1,79 @@
-"""Turn rows of each format into conversations, and say why a row cannot be used.
+"""Turn rows of each format into conversations, documents, pairs or judged answers.
 
-A row becomes one conversation (or document), or is dropped with a sentence; nothing is repaired by
-guessing. A new format is an entry of `_MAKERS`, of `mapping.PARTS` and a rule in `recognise`.
+A row that cannot be used is dropped with a sentence; nothing is repaired by guessing. A new format
+is an entry of `_MAKERS`, of `mapping.PARTS` and a rule in `recognise`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from studio.data.mapping import Mapping, as_text, getter
-from studio.data.message_parts import Parts, read_content, refuse_media
-from studio.data.records import Conversation, Document, Dropped, Message, Problem, Row
+from studio.data.message_parts import refuse_media
+from studio.data.messages import (
+    as_messages,
+    conversation,
+    history_of,
+    is_message,
+    parsed,
+    role_of,
+    system_message,
+    system_text,
+    thread,
+    tools_of,
+)
+from studio.data.pairs import (
+    Choice,
+    best_and_worst,
+    far_enough,
+    judged,
+    pair_of,
+    ranked,
+    split_texts,
+    transcript,
+    truth,
+)
+from studio.data.records import AnyRecord, Conversation, Document, Dropped, Problem, Row
 
 Made = Conversation | Document
 Converter = Callable[[Row], Made | Problem]
-
-ROLES = {
-    "system": "system", "developer": "system",
-    "user": "user", "human": "user", "prompter": "user", "instruction": "user", "customer": "user",
-    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
-    "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "ai": "assistant",
-    "agent": "assistant",
-    "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool",
-    "tool_response": "tool", "ipython": "tool",
-    "function_call": "call", "tool_call": "call",
-}  # fmt: skip
-THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking", "thought")
-READ_KEYS = frozenset({
-    "role", "from", "content", "value", "text", "parts", "tool_calls", "function_call", "name",
-    "tool_call_id", "weight", "loss_weight", "train", *THOUGHT_NAMES,
-})  # fmt: skip
+T = TypeVar("T")
+RecordConverter = Callable[[Row], list[AnyRecord] | Problem]
 
 
 def converter(mapping: Mapping) -> Converter:
-    """Return the function that turns rows into conversations, compiled once for a file."""
-    mapping.checked()
-    make = _MAKERS[mapping.format](mapping)
+    """Return the function that turns rows into what plain training reads of them.
 
-    def convert(row: Row) -> Made | Problem:
+    That is the chosen answer of a pair, the best of scored answers, and of judged answers the good.
+    """
+    return _catching(_MAKERS[mapping.checked().format](mapping))
+
+
+def record_converter(
+    mapping: Mapping, *, pairs: Choice = "best", margin: float = 0.0
+) -> RecordConverter:
+    """Return the function that turns rows into records of their own kind, pairs and judged too.
+
+    Args:
+        mapping: Which column plays which part.
+        pairs: Of scored answers: the best against the worst, or each against all worse ones.
+        margin: The least difference of the scores of a pair.
+    """
+    mapping.checked()
+    if mapping.format == "preference" and getter(mapping, "rejected"):
+        return _catching(_pairs(mapping, margin))
+    if mapping.format == "scored":
+        return _catching(_scored_pairs(mapping, pairs, margin))
+    if mapping.format == "judged":
+        read = _verdicts(mapping)
+        return _catching(lambda row: [judged(*read(row))])
+    make = _MAKERS[mapping.format](mapping)
+    return _catching(lambda row: [make(row)])
+
+
+def _catching(make: Callable[[Row], T]) -> Callable[[Row], T | Problem]:
+    def convert(row: Row) -> T | Problem:
         try:
             refuse_media(row.values)
             return make(row)
@@ -94,9 +128,9 @@ def _pair(mapping: Mapping, ask: str, reply: str, extra: str = "") -> Callable[[
     def make(row: Row) -> Conversation:
         values = row.values
         asked, answered = question.get(values), answer.get(values)
-        if type(asked) is list and asked and _is_message(asked[0]):
-            turns = [*asked, *_as_messages(answered, answer.name)]
-            return _conversation(turns, mapping, row, system.text_or_empty(values))
+        if type(asked) is list and asked and is_message(asked[0]):
+            turns = [*asked, *as_messages(answered, answer.name)]
+            return conversation(turns, mapping, row, system.text_or_empty(values))
         text, reply = as_text(asked, question.name), as_text(answered, answer.name)
         if not reply.strip():
             raise answer.empty("empty_answer")
@@ -106,7 +140,9 @@ def _pair(mapping: Mapping, ask: str, reply: str, extra: str = "") -> Callable[[
             text = f"{first}\n\n{second}" if first.strip() else second
         if not text.strip():
             raise question.empty("empty_prompt")
-        messages = _system(system.text_or_empty(values)) + _history(history.value_or_none(values))
+        messages = system_message(system.text_or_empty(values)) + history_of(
+            history.value_or_none(values)
+        )
         messages.append({"role": "user", "content": text})
         messages.append({"role": "assistant", "content": reply})
         return Conversation(messages, None, row.line)
@@ -124,7 +160,7 @@ def _labelled(mapping: Mapping) -> Callable[[Row], Made]:
             raise text_part.empty("empty_prompt")
         if not label.strip():
             raise label_part.empty("empty_answer")
-        messages = _system(system.text_or_empty(row.values))
+        messages = system_message(system.text_or_empty(row.values))
         messages.append({"role": "user", "content": ask + text})
         messages.append({"role": "assistant", "content": label})
         return Conversation(messages, None, row.line)
@@ -134,33 +170,116 @@ def _labelled(mapping: Mapping) -> Callable[[Row], Made]:
 
 def _preference(mapping: Mapping) -> Callable[[Row], Made]:
     """Return the maker of conversations that end with the chosen answer of a pair."""
-    answer, whole = _Part(mapping, "chosen"), _answered(mapping)
-    return lambda row: whole(row, _as_messages(answer.get(row.values), answer.name))
+    sides, whole = _sides(mapping), _answered(mapping)
+    return lambda row: whole(row, as_messages(*sides(row)[0]))
 
 
-def _judged(mapping: Mapping) -> Callable[[Row], Made]:
-    """Return the maker of conversations with the answers that are judged as good."""
-    answer, label, whole = _Part(mapping, "answer"), _Part(mapping, "label"), _answered(mapping)
+def _pairs(mapping: Mapping, margin: float) -> Callable[[Row], list[AnyRecord]]:
+    sides, whole = _sides(mapping), _answered(mapping)
+    score, other = _Part(mapping, "chosen_score"), _Part(mapping, "rejected_score")
 
-    def make(row: Row) -> Conversation:
-        verdict = truth(label.get(row.values))
-        if verdict is None:
-            raise Dropped("label", f'"{label.name}" is neither true nor false.')
-        if not verdict:
-            raise Dropped("judged_bad", "The answer is judged as bad: only good ones are trained.")
-        return whole(row, _as_messages(answer.get(row.values), answer.name))
+    def make(row: Row) -> list[AnyRecord]:
+        good, bad = sides(row)
+        values = row.values
+        if margin and not far_enough(score.get(values), other.get(values), margin):
+            raise Dropped("margin", f"The scores do not differ by {margin:g} (data.margin).")
+        chosen = whole(row, as_messages(*good))
+        try:
+            rejected = whole(row, as_messages(*bad))
+        except Dropped as dropped:
+            if dropped.kind != "empty_answer":
+                raise
+            raise Dropped(
+                "empty_rejected", f'The rejected answer in "{bad[1]}" is empty.'
+            ) from None
+        return [pair_of(chosen, rejected)]
 
     return make
 
 
-def truth(value: Any) -> bool | None:
-    """Return what a judgement says of an answer; None if it is neither yes nor no."""
-    return _TRUTHS.get(str(value).strip().lower())
+def _sides(mapping: Mapping) -> Callable[[Row], list[tuple[Any, str]]]:
+    """Return the function that reads both answers of a row, each with its column's name.
+
+    Two texts without a prompt beside them are split where they begin to differ.
+    """
+    parts = [_Part(mapping, part) for part in ("chosen", "rejected")]
+    has_prompt = getter(mapping, "prompt") is not None
+
+    def read(row: Row) -> list[tuple[Any, str]]:
+        values = (parts[0].get(row.values), parts[1].value_or_none(row.values))
+        texts: list[Any] = [transcript(value) or value for value in values]
+        if not has_prompt and all(type(t) is str and t[:1] not in ("[", "{") for t in texts):
+            asked, *answers = split_texts(*texts)
+            turns = ({"role": "assistant", "content": answer} for answer in answers)
+            texts = [[{"role": "user", "content": asked}, turn] for turn in turns]
+        return [(text, part.name) for text, part in zip(texts, parts, strict=True)]
+
+    return read
 
 
-_TRUTHS = dict.fromkeys(("true", "1", "yes", "good", "desirable", "chosen"), True) | dict.fromkeys(
-    ("false", "0", "no", "bad", "undesirable", "rejected"), False
-)
+def _scored(mapping: Mapping) -> Callable[[Row], Made]:
+    """Return the maker of conversations that end with the best of several answers."""
+    answers, whole = _ranked(mapping), _answered(mapping)
+    return lambda row: whole(row, answers(row)[0].turns)
+
+
+def _scored_pairs(
+    mapping: Mapping, pairs: Choice, margin: float
+) -> Callable[[Row], list[AnyRecord]]:
+    answers, whole = _ranked(mapping), _answered(mapping)
+
+    def make(row: Row) -> list[AnyRecord]:
+        made: list[AnyRecord] = []
+        for good, bad in best_and_worst(answers(row), pairs, margin):
+            try:
+                made.append(pair_of(whole(row, good), whole(row, bad)))
+            except Dropped as dropped:
+                last = dropped
+        if not made:
+            raise last
+        return made
+
+    return make
+
+
+def _ranked(mapping: Mapping) -> Callable[[Row], list[Any]]:
+    answers, scores = _Part(mapping, "answers"), _Part(mapping, "scores")
+    return lambda row: ranked(
+        answers.get(row.values), scores.value_or_none(row.values),
+        name=answers.name, score_name=scores.name,
+    )  # fmt: skip
+
+
+def _judged(mapping: Mapping) -> Callable[[Row], Made]:
+    """Return the maker of conversations with the answers that are judged as good."""
+    read = _verdicts(mapping)
+
+    def make(row: Row) -> Conversation:
+        made, good = read(row)
+        if not good:
+            raise Dropped("judged_bad", "The answer is judged as bad: only good ones are trained.")
+        return made
+
+    return make
+
+
+def _verdicts(mapping: Mapping) -> Callable[[Row], tuple[Conversation, bool]]:
+    """Return the function that reads an answer and whether it is good."""
+    answer, label, last = (_Part(mapping, part) for part in ("answer", "label", "message"))
+    whole = _answered(mapping)
+
+    def read(row: Row) -> tuple[Conversation, bool]:
+        value = label.get(row.values)
+        verdict = truth(value)
+        if verdict is None:
+            is_empty = value is None or value == "" or value != value
+            what = "is empty: the answer is not judged" if is_empty else "is neither true nor false"
+            raise Dropped("label", f'"{label.name}" {what}.')
+        found = answer.get(row.values)
+        turns = thread(found, last.value_or_none(row.values)) or as_messages(found, answer.name)
+        return whole(row, turns), verdict
+
+    return read
 
 
 def _answered(mapping: Mapping) -> Callable[[Row, list[Any]], Conversation]:
@@ -171,16 +290,18 @@ def _answered(mapping: Mapping) -> Callable[[Row, list[Any]], Conversation]:
 
     def make(row: Row, turns: list[Any]) -> Conversation:
         asked = prompt.value_or_none(row.values)
-        if isinstance(asked, str) and asked.lstrip().startswith(("[{", "[ {")):
-            asked = _parsed(asked, prompt.name)
-        if asked and not any(_role(turn, mapping) == "user" for turn in turns):
+        if isinstance(asked, str):
+            is_json = asked.lstrip().startswith(("[{", "[ {"))
+            asked = parsed(asked, prompt.name) if is_json else transcript(asked) or asked
+        roles = (role_of(turn, mapping) for turn in turns)
+        if asked and next((role for role in roles if role != "system"), "") != "user":
             if type(asked) is not list:
                 texts = (as_text(asked, prompt.name), more.text_or_empty(row.values))
                 text = "\n\n".join(text for text in texts if text.strip())
                 asked = [{"role": "user", "content": text}]
             turns = [*asked, *turns]
-        known = _tools(tools.value_or_none(row.values))
-        return _conversation(turns, mapping, row, system.text_or_empty(row.values), known)
+        known = tools_of(tools.value_or_none(row.values))
+        return conversation(turns, mapping, row, system.text_or_empty(row.values), known)
 
     return make
 
@@ -192,14 +313,14 @@ def _messages(mapping: Mapping) -> Callable[[Row], Made]:
     def make(row: Row) -> Conversation:
         turns = messages.get(row.values)
         if isinstance(turns, str):
-            turns = _parsed(turns, messages.name)
+            turns = parsed(turns, messages.name)
         if not isinstance(turns, list):
             raise Dropped("type", f'"{messages.name}" is not a list of messages.')
-        known = _tools(tools.value_or_none(row.values))
+        known = tools_of(tools.value_or_none(row.values))
         if older and known:
             known = [t if "function" in t else {"type": "function", "function": t} for t in known]
-        return _conversation(
-            turns, mapping, row, _system_text(system.value_or_none(row.values)), known
+        return conversation(
+            turns, mapping, row, system_text(system.value_or_none(row.values)), known
         )
 
     return make
@@ -213,188 +334,7 @@ _MAKERS: dict[str, Callable[[Mapping], Callable[[Row], Made]]] = {
     "question_answer": lambda m: _pair(m, "question", "answer", "context"),
     "preference": _preference,
     "judged": _judged,
+    "scored": _scored,
     "labelled": _labelled,
     "text": _text,
 }
-
-
-def _conversation(
-    turns: list[Any], mapping: Mapping, row: Row, system: str, tools: list[Any] | None = None
-) -> Conversation:
-    messages: list[Message] = []
-    muted: list[int] = []
-    unread: list[str] = []
-    last_answer, num_answers = -1, 0
-    for index, turn in enumerate(turns):
-        if type(turn) is not dict:
-            raise Dropped("type", f"Message {index + 1} is not an object with a role.")
-        role = _role(turn, mapping)
-        if not role:
-            got = str(turn.get("role", turn.get("from", "")))[:40]
-            raise Dropped("roles", f'Message {index + 1} has the unknown role "{got}".')
-        message = _message(turn, role, index)
-        if message["role"] == "assistant":
-            last_answer = len(messages)
-            if _is_muted(turn, index):
-                muted.append(num_answers)
-            num_answers += 1
-        if len(turn) > 2 and not turn.keys() <= READ_KEYS:
-            unread += [key for key in turn if key not in READ_KEYS and has_value(turn[key])]
-        messages.append(message)
-    if last_answer < 0:
-        raise Dropped("no_answer", "No message is from the assistant: there is nothing to learn.")
-    if system.strip() and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": system})
-        last_answer += 1
-    open_ended = last_answer + 1 < len(messages)
-    kept = messages[: last_answer + 1]
-    return Conversation(kept, tools, row.line, open_ended, tuple(muted), tuple(unread))
-
-
-def has_value(value: Any) -> bool:
-    """Return True if a value of a file says anything."""
-    return value is not None and value != "" and value != [] and value != {}
-
-
-def _is_muted(turn: dict[str, Any], index: int) -> bool:
-    """Return True if an answer is marked in the file to carry no loss."""
-    for name in ("weight", "loss_weight"):
-        weight = turn.get(name)
-        if weight is not None and weight not in (0, 1):
-            shown = str(weight)[:20]
-            raise Dropped("weight", f"Message {index + 1} has the {name} {shown}: use 0 or 1.")
-        if weight == 0 and weight is not None:
-            return True
-    return turn.get("train") is False
-
-
-def _message(turn: dict[str, Any], role: str, index: int) -> Message:
-    content = turn.get("content", turn.get("value", turn.get("text", turn.get("parts"))))
-    found = Parts(content) if type(content) is str else read_content(content, index)
-    text = found.text
-    calls: list[Any] | None = _calls_of(turn, found)
-    if text and ("\x00" in text or not text.isascii()):
-        as_text(text, f"message {index + 1}")
-    if role == "call":
-        role, calls = "assistant", _calls_in(text)
-        text = "" if calls else text
-    message: Message = {"role": role, "content": text}
-    if role == "assistant":
-        if calls:
-            message["tool_calls"] = [_call(call, index) for call in calls]
-        elif not text.strip():
-            raise Dropped("empty_answer", f"Message {index + 1} is an empty answer.")
-        if thought := found.thought or _thought(turn):
-            message["reasoning_content"] = as_text(thought, "reasoning_content")
-    elif role == "user" and not text.strip():
-        raise Dropped("empty_prompt", f"Message {index + 1} is an empty question.")
-    elif role == "tool":
-        for key in ("name", "tool_call_id"):
-            if isinstance(turn.get(key), str):
-                message[key] = turn[key]
-    return message
-
-
-def _thought(turn: dict[str, Any]) -> str:
-    """Return the thought of a message, under whichever name it stands."""
-    if len(turn) > 2:
-        for key in THOUGHT_NAMES:
-            thought = turn.get(key)
-            if isinstance(thought, str) and thought.strip():
-                return thought
-    return ""
-
-
-def _calls_of(turn: dict[str, Any], content: Parts) -> list[Any]:
-    """Return the tool calls of a message: today's list, the older single one, parts of content."""
-    calls = turn.get("tool_calls") or turn.get("function_call") or content.calls
-    if isinstance(calls, str):
-        calls = _calls_in(calls) or [calls]
-    if not calls:
-        return []
-    return [*calls] if isinstance(calls, list | tuple) else [calls]
-
-
-def _calls_in(text: str) -> list[Any] | None:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    calls = found if isinstance(found, list) else [found]
-    named = all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls)
-    return calls if calls and named else None
-
-
-def _call(call: Any, index: int) -> dict[str, Any]:
-    """Return a call in one shape; arguments stay text or object, as the file has them."""
-    inner = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-        raise Dropped("type", f"Message {index + 1} has a tool call without a name.")
-    arguments = inner.get("arguments", inner.get("parameters", inner.get("input")))
-    function = {"name": inner["name"], "arguments": {} if arguments is None else arguments}
-    made = {"type": "function", "function": function}
-    return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
-
-
-def _tools(value: Any) -> list[Any] | None:
-    """Return the tools of a conversation, given as a list or as JSON text."""
-    if isinstance(value, str):
-        value = _parsed(value, "tools") if value.strip() else None
-    if not value:
-        return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        raise Dropped("type", '"tools" is not a list of objects.')
-    return value
-
-
-def _system_text(value: Any) -> str:
-    """Return a system prompt, given as text or as an object with its parts."""
-    if isinstance(value, dict):
-        return read_content(value.get("content", value.get("parts", value.get("text"))), 0).text
-    return as_text(value, "system")
-
-
-def _system(text: str) -> list[Message]:
-    return [{"role": "system", "content": text}] if text.strip() else []
-
-
-def _history(value: Any) -> list[Message]:
-    messages: list[Message] = []
-    pairs = [] if value is None or value == "" or value != value else value
-    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
-        raise Dropped("type", '"history" is not a list of question and answer pairs.')
-    for question, answer in pairs:
-        messages.append({"role": "user", "content": as_text(question, "history")})
-        messages.append({"role": "assistant", "content": as_text(answer, "history")})
-    return messages
-
-
-def _as_messages(value: Any, name: str) -> list[Any]:
-    if isinstance(value, str) and value.lstrip().startswith(("[{", "[ {")):
-        value = _parsed(value, name)
-    if isinstance(value, list) and value and _is_message(value[0]):
-        return value
-    if _is_message(value):
-        return [value]
-    text = as_text(value, name)
-    if not text.strip():
-        raise Dropped("empty_answer", f'"{name}" is empty.')
-    return [{"role": "assistant", "content": text}]
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and ("role" in value or "from" in value)
-
-
-def _role(turn: Any, mapping: Mapping) -> str:
-    name = turn.get("role", turn.get("from")) if type(turn) is dict else None
-    if type(name) is not str:
-        return ""
-    return mapping.roles.get(name) or ROLES.get(name) or ROLES.get(name.strip().lower(), "")
-
-
-def _parsed(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise Dropped("json", f'"{name}" is text that is not valid JSON.') from None

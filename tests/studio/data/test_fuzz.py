@@ -20,8 +20,8 @@ from studio.data import preview
 from studio.data.datasets import check_file
 from studio.data.importing import import_dataset
 from studio.data.mapping import PARTS, Mapping
-from studio.data.records import Conversation, Document, Problem, Row
-from studio.data.rows import converter
+from studio.data.records import Conversation, Document, Problem, Row, content_hash
+from studio.data.rows import converter, record_converter
 from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.errors import DataError, StudioError
@@ -110,6 +110,10 @@ def test_any_mapping_makes_something_of_any_row(byte_backend, mapping, rows):
     convert = converter(mapping)
     made = [convert(Row(number, row)) for number, row in enumerate(rows)]
     assert all(isinstance(one, Conversation | Document | Problem) for one in made)
+    as_records = record_converter(mapping)
+    for number, row in enumerate(rows):
+        found = as_records(Row(number, row))
+        assert isinstance(found, Problem) or all(content_hash(one) for one in found)
     usable = [one for one in made if not isinstance(one, Problem)]
     template = choose(byte_backend(["</s>"], eos="</s>"), "auto")
     encoded = template.encode_batch(usable, "assistant")

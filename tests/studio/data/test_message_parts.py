@@ -105,26 +105,6 @@ def test_a_weight_that_is_neither_0_nor_1_is_refused():
     assert made.text == "Message 2 has the loss_weight 0.5: use 0 or 1."
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"conversations": [HUMAN], "chosen": {"from": "gpt", "value": "good"},
-         "rejected": {"from": "gpt", "value": "bad"}},
-        {"messages": [USER], "chosen": GOOD, "rejected": BAD},
-        {"chosen_messages": [USER, GOOD], "rejected_messages": [USER, BAD]},
-        {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]},
-        {"prompt": json.dumps([USER]), "chosen": json.dumps([GOOD]), "rejected": "bad"},
-        {"instruction": "q", "input": "", "chosen": "good", "rejected": "bad"},
-        {"question": "q", "chosen": "good", "rejected": "bad"},
-    ],
-)  # fmt: skip
-def test_pairs_of_every_shape_give_the_chosen_answer(row):
-    format, made = converted(row)
-
-    assert format == "preference"
-    assert texts(made) == [("user", "q"), ("assistant", "good")]
-
-
 def test_the_input_of_an_alpaca_pair_is_part_of_the_question():
     row = {"instruction": "q", "input": "x", "chosen": "good", "rejected": "bad"}
 
@@ -177,19 +157,6 @@ def test_judged_answers_are_refused_unless_the_good_ones_are_chosen(tmp_path, by
 
     assert len(made.train) == 6 and made.report.problem_counts == {"judged_bad": 3}
     assert "3 answers are judged as bad and are not used." in made.report.warnings
-
-
-def test_the_real_preference_files_are_recognised(real):
-    data = real / "data"
-    reports = {name: check_file(data / name) for name in
-               ("dpo_zh_demo.json", "v1_dpo_demo.jsonl", "kto_en_demo.json")}  # fmt: skip
-
-    assert [(r.format, r.rows.read, r.rows.kept) for r in reports.values()] == [
-        ("preference", 160, 160), ("preference", 10, 10), ("judged", 160, 86)
-    ]  # fmt: skip
-    assert any(
-        "160 rejected answers are not used" in w for w in reports["dpo_zh_demo.json"].warnings
-    )
 
 
 def test_the_real_tool_calls_in_parts_are_read_whole(real):

@@ -211,7 +211,7 @@ def test_the_mapping_panel_corrects_a_guess_and_shows_rows_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("format", "columns", "templates", "said"),
     [
-        ("", {"foo": "A"}, {}, '"foo" is not a part. The parts: answer, chosen'),
+        ("", {"foo": "A"}, {}, '"foo" is not a part. The parts: answer, answers, chosen'),
         ("", {"prompt": "A"}, {}, r"--format. Known: .*question_answer \(question, answer, "),
         ("", {"messages": "A"}, {}, "fit messages and sharegpt: choose one with --format"),
         ("", {"prompt": "A", "completion": "zzz"}, {}, 'No row has a column "zzz".*"A", "B", "C"'),

@@ -259,14 +259,21 @@ function renderedRow(row) {
       h('pre', {}, JSON.stringify(row.row, null, 1))));
 }
 
-/** A row as it is read: messages, a text, or why it is dropped. */
+/** A row as it is read: messages (of a pair with both answers, of a judged answer with its verdict), a text, or why
+ *  it is dropped. */
 export function rendered(row) {
   if (row.problem) return h('p', { class: 's-error' }, `Dropped: ${row.problem}`);
   if (!row.messages && row.text === undefined) return h('pre', {}, JSON.stringify(row.row, null, 1));
   if (row.text !== undefined) return h('p', { class: 's-said' }, row.text);
-  return h('div', { class: 's-messages' }, row.messages.map((message) => h('div', { 'data-role': message.role },
-    h('span', { class: 's-role' }, message.role),
-    h('p', { class: 's-said' }, message.content ?? '',
-      message.tool_calls ? h('code', {}, JSON.stringify(message.tool_calls)) : null))),
-  row.tools?.length ? h('p', { class: 's-quiet' }, `${row.tools.length} tools may be called`) : null);
+  const sides = row.rejected ? ['chosen', 'rejected'] : [];
+  return h('div', { class: 's-stack' }, messages(row.messages),
+    sides.length ? h('div', { class: 's-sides' }, sides.map((side) =>
+      h('section', { 'data-side': side }, h('h4', {}, side), messages(row[side])))) : null,
+    row.good === undefined ? null : h('p', { class: 's-quiet' }, `Judged as ${row.good ? 'good' : 'bad'}`),
+    row.tools?.length ? h('p', { class: 's-quiet' }, `${row.tools.length} tools may be called`) : null);
 }
+
+const messages = (list) => h('div', { class: 's-messages' }, list.map((message) => h('div', { 'data-role': message.role },
+  h('span', { class: 's-role' }, message.role),
+  h('p', { class: 's-said' }, message.content ?? '',
+    message.tool_calls ? h('code', {}, JSON.stringify(message.tool_calls)) : null))));

@@ -1,0 +1,234 @@
+"""Read a list of messages, in any of the shapes in use, as a conversation.
+
+Role names, tool calls, thoughts, marks that mute an answer, and the keys that mean nothing here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from studio.data.mapping import Mapping, as_text
+from studio.data.message_parts import Parts, read_content
+from studio.data.records import Conversation, Dropped, Message, Row
+
+ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user", "instruction": "user", "customer": "user",
+    "assistant": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
+    "chatgpt": "assistant", "bing": "assistant", "bard": "assistant", "ai": "assistant",
+    "agent": "assistant",
+    "tool": "tool", "observation": "tool", "function": "tool", "function_response": "tool",
+    "tool_response": "tool", "ipython": "tool",
+    "function_call": "call", "tool_call": "call",
+}  # fmt: skip
+THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking", "thought")
+READ_KEYS = frozenset({
+    "role", "from", "content", "value", "text", "parts", "tool_calls", "function_call", "name",
+    "tool_call_id", "weight", "loss_weight", "train", *THOUGHT_NAMES,
+})  # fmt: skip
+
+
+def conversation(
+    turns: list[Any], mapping: Mapping, row: Row, system: str, tools: list[Any] | None = None
+) -> Conversation:
+    """Return the messages of a row, up to its last answer, as a conversation.
+
+    Raises:
+        Dropped: A message cannot be read, or none is an answer.
+    """
+    messages: list[Message] = []
+    muted: list[int] = []
+    unread: list[str] = []
+    last_answer, num_answers = -1, 0
+    for index, turn in enumerate(turns):
+        if type(turn) is not dict:
+            raise Dropped("type", f"Message {index + 1} is not an object with a role.")
+        role = role_of(turn, mapping)
+        if not role:
+            got = str(turn.get("role", turn.get("from", "")))[:40]
+            raise Dropped("roles", f'Message {index + 1} has the unknown role "{got}".')
+        message = _message(turn, role, index)
+        if message["role"] == "assistant":
+            last_answer = len(messages)
+            if _is_muted(turn, index):
+                muted.append(num_answers)
+            num_answers += 1
+        if len(turn) > 2 and not turn.keys() <= READ_KEYS:
+            unread += [key for key in turn if key not in READ_KEYS and has_value(turn[key])]
+        messages.append(message)
+    if last_answer < 0:
+        raise Dropped("no_answer", "No message is from the assistant: there is nothing to learn.")
+    if system.strip() and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+        last_answer += 1
+    open_ended = last_answer + 1 < len(messages)
+    kept = messages[: last_answer + 1]
+    return Conversation(kept, tools, row.line, open_ended, tuple(muted), tuple(unread))
+
+
+def has_value(value: Any) -> bool:
+    """Return True if a value of a file says anything."""
+    return value is not None and value != "" and value != [] and value != {}
+
+
+def _is_muted(turn: dict[str, Any], index: int) -> bool:
+    """Return True if an answer is marked in the file to carry no loss."""
+    for name in ("weight", "loss_weight"):
+        weight = turn.get(name)
+        if weight is not None and weight not in (0, 1):
+            shown = str(weight)[:20]
+            raise Dropped("weight", f"Message {index + 1} has the {name} {shown}: use 0 or 1.")
+        if weight == 0 and weight is not None:
+            return True
+    return turn.get("train") is False
+
+
+def _message(turn: dict[str, Any], role: str, index: int) -> Message:
+    content = turn.get("content", turn.get("value", turn.get("text", turn.get("parts"))))
+    found = Parts(content) if type(content) is str else read_content(content, index)
+    text = found.text
+    calls: list[Any] | None = _calls_of(turn, found)
+    if text and ("\x00" in text or not text.isascii()):
+        as_text(text, f"message {index + 1}")
+    if role == "call":
+        role, calls = "assistant", _calls_in(text)
+        text = "" if calls else text
+    message: Message = {"role": role, "content": text}
+    if role == "assistant":
+        if calls:
+            message["tool_calls"] = [_call(call, index) for call in calls]
+        elif not text.strip():
+            raise Dropped("empty_answer", f"Message {index + 1} is an empty answer.")
+        if thought := found.thought or _thought(turn):
+            message["reasoning_content"] = as_text(thought, "reasoning_content")
+    elif role == "user" and not text.strip():
+        raise Dropped("empty_prompt", f"Message {index + 1} is an empty question.")
+    elif role == "tool":
+        for key in ("name", "tool_call_id"):
+            if isinstance(turn.get(key), str):
+                message[key] = turn[key]
+    return message
+
+
+def _thought(turn: dict[str, Any]) -> str:
+    """Return the thought of a message, under whichever name it stands."""
+    if len(turn) > 2:
+        for key in THOUGHT_NAMES:
+            thought = turn.get(key)
+            if isinstance(thought, str) and thought.strip():
+                return thought
+    return ""
+
+
+def _calls_of(turn: dict[str, Any], content: Parts) -> list[Any]:
+    """Return the tool calls of a message: today's list, the older single one, parts of content."""
+    calls = turn.get("tool_calls") or turn.get("function_call") or content.calls
+    if isinstance(calls, str):
+        calls = _calls_in(calls) or [calls]
+    if not calls:
+        return []
+    return [*calls] if isinstance(calls, list | tuple) else [calls]
+
+
+def _calls_in(text: str) -> list[Any] | None:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    calls = found if isinstance(found, list) else [found]
+    named = all(isinstance(c, dict) and isinstance(c.get("name"), str) for c in calls)
+    return calls if calls and named else None
+
+
+def _call(call: Any, index: int) -> dict[str, Any]:
+    """Return a call in one shape; arguments stay text or object, as the file has them."""
+    inner = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        raise Dropped("type", f"Message {index + 1} has a tool call without a name.")
+    arguments = inner.get("arguments", inner.get("parameters", inner.get("input")))
+    function = {"name": inner["name"], "arguments": {} if arguments is None else arguments}
+    made = {"type": "function", "function": function}
+    return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
+
+
+def tools_of(value: Any) -> list[Any] | None:
+    """Return the tools of a conversation, given as a list or as JSON text."""
+    if isinstance(value, str):
+        value = parsed(value, "tools") if value.strip() else None
+    if not value:
+        return None
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        raise Dropped("type", '"tools" is not a list of objects.')
+    return value
+
+
+def system_text(value: Any) -> str:
+    """Return a system prompt, given as text or as an object with its parts."""
+    if isinstance(value, dict):
+        return read_content(value.get("content", value.get("parts", value.get("text"))), 0).text
+    return as_text(value, "system")
+
+
+def system_message(text: str) -> list[Message]:
+    """Return a system prompt as messages, none if it is empty."""
+    return [{"role": "system", "content": text}] if text.strip() else []
+
+
+def history_of(value: Any) -> list[Message]:
+    """Return the messages of earlier question and answer pairs."""
+    messages: list[Message] = []
+    pairs = [] if value is None or value == "" or value != value else value
+    if not isinstance(pairs, list) or not all(isinstance(p, list) and len(p) == 2 for p in pairs):
+        raise Dropped("type", '"history" is not a list of question and answer pairs.')
+    for question, answer in pairs:
+        messages.append({"role": "user", "content": as_text(question, "history")})
+        messages.append({"role": "assistant", "content": as_text(answer, "history")})
+    return messages
+
+
+def as_messages(value: Any, name: str) -> list[Any]:
+    """Return the messages of an answer: a list, one message, JSON of either, or plain text."""
+    if isinstance(value, str) and value.lstrip().startswith(("[{", "[ {")):
+        value = parsed(value, name)
+    if isinstance(value, list) and value and is_message(value[0]):
+        return value
+    if is_message(value):
+        return [value]
+    text = as_text(value, name)
+    if not text.strip():
+        raise Dropped("empty_answer", f'"{name}" is empty.')
+    return [{"role": "assistant", "content": text}]
+
+
+def thread(tree: Any, last: Any) -> list[Any]:
+    """Return the messages that lead to the message `last` in a tree of them, by their ids."""
+    turns: list[Any] = []
+    while isinstance(tree, dict) and isinstance(last, str) and len(turns) <= len(tree):
+        turn = tree.get(last)
+        if not isinstance(turn, dict) or not is_message(turn):
+            break
+        turns.insert(0, {key: turn[key] for key in READ_KEYS if key in turn})
+        last = turn.get("parentId")
+    return turns
+
+
+def is_message(value: Any) -> bool:
+    """Return True if a value is an object with a role."""
+    return isinstance(value, dict) and ("role" in value or "from" in value)
+
+
+def role_of(turn: Any, mapping: Mapping) -> str:
+    """Return our name of a message's role; "" if it is not known."""
+    name = turn.get("role", turn.get("from")) if type(turn) is dict else None
+    if type(name) is not str:
+        return ""
+    return mapping.roles.get(name) or ROLES.get(name) or ROLES.get(name.strip().lower(), "")
+
+
+def parsed(text: str, name: str) -> Any:
+    """Return the value of a column that holds JSON as text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise Dropped("json", f'"{name}" is text that is not valid JSON.') from None
