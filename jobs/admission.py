@@ -11,20 +11,21 @@ from jobs import cluster
 from studio.data.datasets import find, origin_of
 from studio.data.readers import look
 from studio.devices import CLUSTER
-from studio.errors import DataError
+from studio.errors import DataError, ModelError
 from studio.home import Home
 from studio.models import sources
 from studio.spec import RunSpec
 from studio.training import distributed
 
 
-def admit(spec: RunSpec, home: Home, *, here: bool = True) -> RunSpec:
+def admit(spec: RunSpec, home: Home, *, here: bool = True, may_wait: bool = False) -> RunSpec:
     """Return the spec as the queue stores it.
 
     Args:
         spec: The run.
         home: Where datasets are.
         here: It runs on this machine, whose processor decides what `model.dtype: auto` becomes.
+        may_wait: It may wait for the download of its model, which is checked before that.
 
     Raises:
         StudioError: The model or the data cannot be used; nothing was changed.
@@ -43,10 +44,16 @@ def admit(spec: RunSpec, home: Home, *, here: bool = True) -> RunSpec:
     if spec.train.device == CLUSTER:
         cluster.admit(spec, home)
     distributed.check_sharding(spec.on_this_machine())
-    known = sources.facts(spec.model)
-    if here and spec.train.device != CLUSTER:
-        spec = with_stored_precision(spec, known)
-    first_report(spec, home)  # raises where not one token would be trained
+    if sources.origin_of(spec.model.path).kind != "hub":
+        known = sources.facts(spec.model)
+        if here and spec.train.device != CLUSTER:
+            spec = with_stored_precision(spec, known)
+        first_report(spec, home)  # raises where not one token would be trained
+    elif not may_wait:
+        raise ModelError(
+            f'The model "{spec.model.path}" is not a folder here and not downloaded: get it on the '
+            f"Models page or with `studio models get {spec.model.path}`, then try again."
+        )
     held = validation_source(spec.data)
     if held and origin_of(held.path, home).kind != "hub":
         find(held, home)  # raises where there is no such split

@@ -7,7 +7,7 @@ from typing import Any
 from jobs import curves
 from jobs.database import now
 from jobs.job import Job, job_of
-from jobs.kinds import FILES, LIGHT_KINDS
+from jobs.kinds import LIGHT_KINDS
 from jobs.schema import Tables
 from studio import devices
 from studio.errors import QueueError
@@ -140,7 +140,7 @@ def insert(
         wanted, width = devices.first_device(wanted), 1
     row = plan | {
         "name": values["name"], "spec": json.dumps(curves.finite(values)), "now": now(),
-        "device": FILES if plan["kind"] in LIGHT_KINDS else wanted, "width": width,
+        "device": LIGHT_KINDS.get(plan["kind"], wanted), "width": width,
     }  # fmt: skip
     job_id = int(db.conn.execute(_SUBMIT, row).fetchall()[0][0])
     for needed in needs:

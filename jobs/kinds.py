@@ -99,13 +99,17 @@ def arrive(work: Work) -> Iterator[Event]:
     return take(Path(work.spec["folder"]), work.run_dir)
 
 
-FILES = "files"
+FILES, NETWORK = "files", "network"
+BESIDE = (FILES, NETWORK)
+"""Slots beside the devices, for jobs that need no GPU; they see the CPU alone."""
 FILE_KINDS = frozenset({"import", "curate", "measure"})
 """Kinds of datasets that only read and write files."""
-LIGHT_KINDS = FILE_KINDS | {
-    "arrive", "push", "promote", "picture", "import_adapter", "export_adapter", "gguf",
-}  # fmt: skip
-"""Kinds that need no GPU: they run beside training on a slot of their own and see the CPU alone."""
+LIGHT_KINDS = {"download": NETWORK} | dict.fromkeys(
+    FILE_KINDS
+    | {"arrive", "push", "promote", "picture", "import_adapter", "export_adapter", "gguf"},
+    FILES,
+)
+"""Kinds that run beside training, and their slots."""
 
 KINDS: dict[str, Kind | str] = {
     "train": train,
@@ -122,6 +126,7 @@ KINDS: dict[str, Kind | str] = {
     "bakeoff": "studio.evaluation.bakeoff:BakeoffRequest",
     "evaluate": "studio.evaluation.evaluate:EvaluateRequest",
     "suite": "studio.evaluation.suites:SuiteRequest",
+    "download": "studio.models.download:DownloadRequest",
     "import": "studio.data.requests:ImportRequest",
     "curate": "studio.data.requests:CurateRequest",
     "measure": "studio.data.requests:MeasureRequest",

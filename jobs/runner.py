@@ -23,7 +23,7 @@ import yaml
 
 from jobs import cluster, kinds
 from jobs.claims import Claim, Fenced, device_of
-from jobs.kinds import FILES, Work
+from jobs.kinds import BESIDE, Work
 from jobs.locks import FileLock
 from jobs.processes import exit_now, me
 from jobs.reporting import Reporter, exit_fenced
@@ -303,7 +303,7 @@ def _work_together(attempts: Sequence[Attempt]) -> None:
 
 def _use_device(device: str) -> None:
     # Every library then counts the job's devices from 0.
-    os.environ.update(visible_devices("cpu" if device == FILES else device))
+    os.environ.update(visible_devices("cpu" if device in BESIDE else device))
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from jobs.claims import PLACE, Claim, Slot, leased_devices, start_attempt, startable
 from jobs.cluster import is_slot
 from jobs.database import Database
-from jobs.kinds import FILES
+from jobs.kinds import BESIDE
 from jobs.processes import Identity
 from studio.errors import SpecError
 from studio.spec import RunSpec
@@ -40,7 +40,7 @@ def claim_siblings(
         slot: Its slot; the devices beside it that are free get their share of the siblings.
         start_when: As for the claim.
     """
-    if claim.device == FILES or is_slot(claim.device) or "," in claim.device:
+    if claim.device in BESIDE or is_slot(claim.device) or "," in claim.device:
         return []
     with database.writing() as db:
         (first,) = db.query(_FIRST, {"id": claim.job})

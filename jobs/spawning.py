@@ -15,7 +15,7 @@ import psutil
 
 from jobs.claims import Claim
 from jobs.cluster import is_slot
-from jobs.kinds import FILES
+from jobs.kinds import BESIDE
 from studio.home import Home
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Runners:
         away needs no torch."""
         claims = (claim, *siblings)
         text = "+".join(f"{one.job}:{one.attempt}:{one.device}" for one in claims)
-        light = claim.device == FILES or is_slot(claim.device)
+        light = claim.device in BESIDE or is_slot(claim.device)
         child = None if light else self._use_spare(text)
         if child is None:
             run_dir = self._home.run(claim.job)

@@ -22,7 +22,7 @@ import psutil
 from jobs import backup, retries, settings
 from jobs.claims import NO_PROGRESS_LIMIT, Claim, Slot
 from jobs.cluster import Watch
-from jobs.kinds import FILES
+from jobs.kinds import BESIDE
 from jobs.locks import FileLock
 from jobs.placement import Placement
 from jobs.processes import Identity, me, of
@@ -188,9 +188,8 @@ class Supervisor:
         waits = self.cluster.waits()
         machine = [self._slot(device) for device in self.slots]
         self.placement.look(machine, start_when=start_when, others=waits)
-        slots = [
-            slot for slot in (self._slot(FILES), *machine) if self.placement.may_claim(slot.device)
-        ]
+        beside = [self._slot(name) for name in BESIDE]
+        slots = [s for s in (*beside, *machine) if self.placement.may_claim(s.device)]
         claims, room = self.store.claims, self.placement.left
         while claim := claims.claim_next(slots, owner=me(), room=room, start_when=start_when):
             siblings = claim_siblings(
@@ -224,8 +223,8 @@ class Supervisor:
 
     def _served_by(self, device: str) -> list[str] | None:
         """Return the device requests that a slot serves; `auto` goes to GPUs if there are any."""
-        if device == FILES:
-            return [FILES]
+        if device in BESIDE:
+            return [device]
         if device == self.slots[0] and len(self.slots) == 1:
             return None
         if device == "cpu":

@@ -19,6 +19,7 @@ class Request(Record):
     """Frozen fields of one kind of job; the queue stores them as JSON."""
 
     kind: ClassVar[str]
+    retries: ClassVar[int] = 0  # after a transient failure
     name: str = knob("", "Name of the job.", title="Name", max_length=120)
 
     def checked(self, home: Home) -> Self:

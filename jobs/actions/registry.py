@@ -230,7 +230,7 @@ def submit(store: JobStore, request: Request) -> Job:
     refuse_collision(store, checked.target(store.home))
     values = checked.model_dump(mode="json")
     values["name"] = values["name"].strip() or _made_up(store, checked)
-    job = store.submit(values, kind=request.kind)
+    job = store.submit(values, kind=request.kind, retries=request.retries)
     supervisor.ensure_running(store.home)
     return job
 

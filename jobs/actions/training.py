@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from jobs import bakeoff as contests
 from jobs import preflight, supervisor, sweeps
+from jobs.actions.models import download_for
 from jobs.actions.queue import AfterError, Assignments, JobId, Retries
 from jobs.actions.registry import Reply, action, field
 from jobs.admission import admit
@@ -82,15 +83,18 @@ def launch(
     store: JobStore, spec: RunSpec, *, needs: Sequence[int | str] = (), retries: int = 0,
     hold: bool = False,
 ) -> Job:  # fmt: skip
-    """Check a run, queue it and start the supervisor.
+    """Check a run, queue it and start the supervisor; it waits for the download of its model.
 
     Raises:
         StudioError: The model, the data or an option cannot be used; nothing was queued.
     """
-    admitted = admit(spec, store.home)
+    admitted = admit(spec, store.home, may_wait=True)
+    before = [store.get(other).id for other in needs]
+    if download := download_for(store, admitted.model):
+        before.append(download.id)
     job = store.submit(
-        admitted, needs=[store.get(other).id for other in needs], retries=retries,
-        held=hold, memory_bytes=needed_bytes(admitted, store.home),
+        admitted, needs=before, retries=retries, held=hold,
+        memory_bytes=needed_bytes(admitted, store.home),
     )  # fmt: skip
     supervisor.ensure_running(store.home)
     return job

@@ -29,6 +29,7 @@ from ui.cli.show_data import printable
 GROUPS = {
     "presets": "Named settings: built in and your own.",
     "adapters": "List the adapters, or name, tag, delete and restore them.",
+    "models": "List the models that can be trained, or search, download and delete them.",
     "data": "Datasets: check, import, map, X-ray, split, overlap, list, export, delete.",
 }
 app = typer.Typer(

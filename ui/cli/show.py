@@ -435,6 +435,7 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "adapters.undo": lines('Restored "{name}".'),
     "adapters.trash": lines("{name}", empty="The trash is empty."),
     "adapters.picture": picture,
+    "models.get": lines("{model} is in {folder}"),
     "queue": queue,
     "move": lambda job: print(
         f'"{job["name"]}" is number {job["place"]} of the queue.' if job["place"] else job["name"]

@@ -115,7 +115,7 @@ def test_a_download_that_breaks_off_says_why(monkeypatch, fault, kind, sentence)
     def broken(*_: object, **__: object) -> str:
         raise fault
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", broken)
     with pytest.raises(kind, match=f'"org/model".*{sentence}'):
         facts(ModelSource(path="org/model"))
 

@@ -1,0 +1,90 @@
+"""Models in the hub's own cache: which are whole, how large they are, and how they are removed.
+
+Layout (the hub library's): `models--OWNER--NAME/{blobs/ETAG, refs/BRANCH, snapshots/COMMIT/FILE}`,
+where the files of a snapshot are links to blobs. Nothing here imports that library.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+from studio.errors import ModelError
+from studio.models.headers import weight_files
+from studio.models.support import is_usable
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model",
+    "sentencepiece.bpe.model",
+)  # fmt: skip
+PARTIAL = ".studio.incomplete"  # ending of a blob that has arrived in part
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def cache_folder() -> Path:
+    """Return the hub's cache: `HF_HUB_CACHE`, else `hub` in `HF_HOME` or the user's cache."""
+    root = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(root) / "hub").expanduser()
+
+
+def repository_folder(name: str) -> Path:
+    """Return the folder of a model in the cache."""
+    return cache_folder() / f"models--{name.replace('/', '--')}"
+
+
+def cached(name: str, revision: str = "") -> Path | None:
+    """Return the snapshot of a model if all of it is here, without asking the hub."""
+    folder = repository_folder(name)
+    commit = revision if _COMMIT.fullmatch(revision) else ""
+    if not commit:
+        with contextlib.suppress(OSError):
+            commit = (folder / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
+    found = [folder / "snapshots" / commit] if commit else []
+    if not commit and not revision:  # fetched by commit only: the newest
+        found = sorted((folder / "snapshots").glob("*"), key=lambda p: p.stat().st_mtime)
+    return found[-1] if found and is_whole(found[-1]) else None
+
+
+def is_whole(snapshot: Path) -> bool:
+    """Return True if configuration, tokenizer and every weight file of a model are there."""
+    if not any((snapshot / name).is_file() for name in TOKENIZER_FILES):
+        return False
+    try:
+        return (snapshot / "config.json").is_file() and bool(weight_files(snapshot))
+    except ModelError:
+        return False
+
+
+def cached_models() -> list[str]:
+    """Return the ids of the whole models in the cache that can be trained here."""
+    found = []
+    for folder in sorted(cache_folder().glob("models--*")):
+        name = folder.name.removeprefix("models--").replace("--", "/")
+        if (snapshot := cached(name)) and is_usable(snapshot):
+            found.append(name)
+    return found
+
+
+def size_on_disk(name: str) -> int:
+    """Return the bytes that a model's blobs use, what arrived in part included."""
+    with contextlib.suppress(OSError):
+        return sum(one.stat().st_size for one in (repository_folder(name) / "blobs").iterdir())
+    return 0
+
+
+def remove(name: str) -> int:
+    """Delete a model from the cache, every revision of it; return the bytes that are free again.
+
+    Raises:
+        ModelError: It is not in the cache, or cannot be deleted.
+    """
+    folder = repository_folder(name)
+    if not folder.is_dir():
+        raise ModelError(f'"{name}" is not in the hub\'s cache: `studio models` lists what is.')
+    size = size_on_disk(name)
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise ModelError(f'"{name}" cannot be deleted from {folder} ({error.strerror}).') from None
+    return size
