@@ -133,7 +133,7 @@ def _fetch_blob(found: Repository, file: RemoteFile) -> None:
 class Hashed:
     """A partial file that is continued at its end, hashed beside the writing.
 
-    Only what `http_get` asks of a file: `write`, and `seek`, `tell`, `truncate` where the server
+    Only what `http_get` asks of a file: writing, and starting again where the server
     ignores the range and sends all of it again.
     """
 
