@@ -226,6 +226,15 @@ class TrainArgs(Record):
     sample_prompts: str = _evaluation(
         "", "Prompts to answer instead of validation prompts, separated by |.", max_length=4000
     )
+    measure_forgetting: bool = _evaluation(
+        True, "Measure at the end how much the model changed on a general set that the data does "
+        "not touch: loss, KL divergence, changed answers; 3 s, or 5 % of a longer run.",
+        title="Measure forgetting",
+    )  # fmt: skip
+    general_data: str = _evaluation(
+        "", "Dataset of general texts for measuring forgetting; empty uses the embedded set.",
+        title="General set", max_length=4000,
+    )  # fmt: skip
     packing: bool = _speed(True, "Concatenate rows instead of padding them: faster, same losses.")
     gradient_checkpointing: bool = _speed(
         False, "Recompute activations in the backward pass: less memory, slower."

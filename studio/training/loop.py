@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from studio import atomic
+from studio.evaluation.forgetting import RunForgetting
 from studio.home import is_whole, publishing, sweep
 from studio.methods import Phase
 from studio.training import checkpoint
-from studio.training.events import Event, Finished, Saved, Saving
+from studio.training.events import Event, Finished, Loading, Saved, Saving
 from studio.training.samples import PromptSampler
 from studio.training.session import Session
 
@@ -35,6 +36,7 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
     if (newest := checkpoint.newest(folder)) is not None:
         session.resume(newest)
     yield session.started()
+    general = RunForgetting(session, run_dir)
     sampler = PromptSampler(session)
     if session.evaluates and session.progress.step == 0 and plan.eval_every <= plan.total_steps:
         yield from sampler.sample()
@@ -65,8 +67,13 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
         yield Saving(step=session.progress.step)
         notes = (session.restore_best(folder), session.balance.warning(session.adapter))
         note = " ".join(filter(None, notes))
+        if session.general:
+            yield Loading(step=session.progress.step, text="Measuring forgetting")
+        forgetting = general.measure()
+        adapter = str(_publish_adapter(session, run_dir, forgetting))
+        facts = {"forgetting": forgetting} if forgetting else None
         finished = _finished(
-            session, reason="completed", adapter=str(_publish_adapter(session, run_dir)), note=note
+            session, reason="completed", adapter=adapter, note=note, facts=facts
         )
         _write_report(session, run_dir, finished)
         yield finished
@@ -78,6 +85,7 @@ def _finished(
     reason: Literal["completed", "stopped"],
     adapter: str | None,
     note: str = "",
+    facts: dict[str, Any] | None = None,
 ) -> Finished:
     session.update_seconds()
     progress = session.progress
@@ -90,10 +98,13 @@ def _finished(
         eval_loss=progress.eval_loss,
         seconds=progress.seconds,
         note=note,
+        facts=facts,
     )
 
 
-def _publish_adapter(session: Session, run_dir: Path) -> Path:
+def _publish_adapter(
+    session: Session, run_dir: Path, forgetting: dict[str, Any] | None
+) -> Path:
     """Write `run_dir/adapter` in one rename: PEFT's two files and the passport.
 
     After full fine-tuning it is a model folder with its tokenizer.
@@ -117,6 +128,7 @@ def _publish_adapter(session: Session, run_dir: Path) -> Path:
         "first_loss": progress.first_loss,
         "last_loss": progress.last_loss,
         "eval_loss": progress.eval_loss,
+        "forgetting": forgetting or {},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "parents": [],
     }
@@ -161,8 +173,8 @@ def already_finished(run_dir: Path) -> Finished | None:
         return None
     if report.get("reason") != "completed" or not is_whole(adapter):
         return None
-    fields = ("step", "reason", "first_loss", "last_loss", "eval_loss", "seconds")
-    return Finished(adapter=str(adapter), **{name: report[name] for name in fields})
+    fields = ("step", "reason", "first_loss", "last_loss", "eval_loss", "seconds", "facts")
+    return Finished(adapter=str(adapter), **{name: report.get(name) for name in fields})
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from studio.errors import OutOfMemory, WeightsTooLarge
+from studio.evaluation.forgetting import general_set_of
 from studio.home import Home
 from studio.spec import RunSpec
 from studio.training.distributed import check_sharding, train_distributed
@@ -101,6 +102,7 @@ def _train(
             prepared = prepare_data(spec, loaded, home)
         yield Loading(text=f"Attaching {spec.method.title}")
         session = open_session(spec, loaded=loaded, prepared=prepared)
+        session.general = general_set_of(spec, loaded, home)
         if spec.train.self_test and spec.train.num_processes == 1:
             yield Loading(text="Checking the model")
             session.self_test = check_base(

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from studio.backbone import Adapter, Backbone
     from studio.data.prepare import Prepared
+    from studio.evaluation.forgetting import GeneralSet
     from studio.home import Home
     from studio.models.loading import Loaded
     from studio.spec import RunSpec
@@ -106,6 +107,7 @@ class Session:
     parameters: list[nn.Parameter] = field(default_factory=list)
     forward_backward: Callable[[Session], Pass] = forward_backward
     neftune: Neftune | None = None
+    general: GeneralSet | None = None
     timer_start: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:

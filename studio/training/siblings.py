@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from studio.errors import is_out_of_memory
+from studio.evaluation.forgetting import general_set_of
 from studio.methods import Phase
 from studio.training import loop
 from studio.training.batch import PackedBatch, PaddedBatch
@@ -117,6 +118,7 @@ class SiblingGroup:
             session = open_session(
                 spec, loaded=self._loaded, prepared=prepared, backbone=self.backbone, name=name
             )
+            session.general = general_set_of(spec, self._loaded, home)
         self.join(session)
         events = loop.run(session, run_dir=sibling.run_dir, control=sibling.control)
         return self._events(session, events)

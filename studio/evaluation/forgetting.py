@@ -1,0 +1,398 @@
+"""Measure forgetting: how an adapter changes its base on texts that the task does not touch.
+
+Three figures on a small general set, the embedded one (`general.jsonl`) or a dataset: the mean
+`KL(base ‖ adapted)` per token over the base's own greedy answers to neutral prompts, how many of
+these answers change, and the loss per token of base and adapted model. Base and adapted model are
+stacks of one resident base, so a batch holds every row twice. Full fine-tuning changes the base
+itself: it is observed before the first step and again at the end.
+
+The divergence is the headline: it is about what the base does, so it is meaningful for a base that
+never knew the general set, whose loss may fall.
+
+Time is bounded: the first row shows how fast the model is, and what does not fit is left out.
+
+Shapes: `S stacks, R rows, N positions of answer tokens, V vocabulary`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from studio.chat.decoding import Batch, shares_passes
+from studio.data.records import Conversation, Document, Problem
+from studio.data.template.template import IGNORED, choose
+from studio.data.tokens import Example
+from studio.spec import DataSource, RunSpec
+from studio.training.batch import pack
+from studio.training.loss import loss_sums
+from studio.training.samples import prompt_of
+
+if TYPE_CHECKING:
+    from studio.backbone import Backbone
+    from studio.home import Home
+    from studio.models.loading import Loaded
+    from studio.training.session import Session
+
+EMBEDDED, BEFORE = Path(__file__).with_name("general.jsonl"), "general-before.safetensors"
+MIN_SECONDS, TIME_FRACTION = 3.0, 0.05
+MAX_ROWS, MAX_PROMPTS, MAX_NEW_TOKENS, MAX_TOKENS = 60, 12, 16, 256
+PASS_TOKENS, PASS_LOGITS = 1024, 2**24
+Stack = tuple[tuple[str, float], ...]
+Answered = tuple[Sequence[int], Sequence[int]]  # a prompt and its answer
+
+
+class GeneralSet(NamedTuple):
+    """Rows of a general set with their domains, and what ends an answer."""
+
+    name: str
+    rows: list[Example]
+    domains: list[str]
+    prompts: list[tuple[int, ...]]
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One stack on the general set: summed loss per row, and greedy answers with stop tokens."""
+
+    losses: list[float]
+    answers: list[list[int]]
+
+
+def general_set_of(spec: RunSpec, loaded: Loaded, home: Home) -> GeneralSet | None:
+    """Return the general set of a run; None if it measures no forgetting."""
+    train = spec.train
+    if not train.measure_forgetting or train.fsdp:
+        return None
+    before = spec.method.num_tokens_before
+    return general_set(loaded, home, train.general_data, tokens_before=before)
+
+
+def general_set(
+    loaded: Loaded, home: Home | None, path: str = "", *, tokens_before: int = 0
+) -> GeneralSet:
+    """Return the embedded general set, or that of a dataset, as the base's chat template has it.
+
+    Args:
+        loaded: The base.
+        home: Where imported datasets are.
+        path: The dataset; empty for the embedded set.
+        tokens_before: Virtual tokens of the method, which the rows must leave room for.
+
+    Raises:
+        DataError: No row of the dataset can be used.
+    """
+    from studio.data.prepare import prepare
+
+    tokenizer = loaded.tokenizer
+    room = min(MAX_TOKENS, loaded.facts.context_length - tokens_before)
+    template = choose(tokenizer)
+    if path:
+        source = DataSource(path=path, validation_fraction=0)
+        found = prepare(source, tokenizer, context_length=max(1, room), seed=0, home=home).train
+        rows, domains = list(found[:MAX_ROWS]), ["rows"] * min(len(found), MAX_ROWS)
+    else:
+        rows, domains = [], []
+        texts = [json.loads(line) for line in EMBEDDED.read_text(encoding="utf-8").splitlines()]
+        encoded = template.encode_batch([_record(values) for values in texts])
+        for number, values in enumerate(texts):
+            if isinstance(one := encoded.row(number), Problem):
+                continue
+            ids = one.ids[:room]
+            labels = np.where(one.trained[:room], ids, IGNORED).astype(np.int32)
+            if (labels[1:] != IGNORED).any():
+                rows.append(Example(ids, labels, number + 1))
+                domains.append(values["domain"])
+    asked = [prompt.ids for row in rows if (prompt := prompt_of(row, tokenizer))]
+    fitting = [ids for ids in asked if len(ids) + MAX_NEW_TOKENS <= room]
+    return GeneralSet(path, rows, domains, fitting[:MAX_PROMPTS], tuple(template.stop_ids))
+
+
+def _record(values: dict[str, Any]) -> Conversation | Document:
+    if "text" in values:
+        return Document(values["text"])
+    turns = values.get("messages") or [
+        {"role": "user", "content": values["prompt"]},
+        {"role": "assistant", "content": values["completion"]},
+    ]
+    return Conversation(turns)
+
+
+def measure(
+    loaded: Loaded, backbone: Backbone, general: GeneralSet, stack: Stack, *,
+    seconds: float = math.inf,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the forgetting of a stack against the base, in about `seconds`; see `compared`."""
+    started = time.monotonic()
+    base, adapted = observe(loaded, backbone, general, [(), stack], seconds=0.7 * seconds)
+    left = max(0.0, seconds - (time.monotonic() - started))
+    asked = zip(general.prompts, base.answers, strict=False)
+    kl = kl_sums(loaded, backbone, list(asked), stack, seconds=left)
+    return compared(general, base, adapted, kl=kl, seconds=time.monotonic() - started)
+
+
+def observe(
+    loaded: Loaded, backbone: Backbone, general: GeneralSet, stacks: Sequence[Stack], *,
+    seconds: float = math.inf, like: Observed | None = None,
+) -> list[Observed]:  # fmt: skip
+    """Observe each stack on as many rows and prompts as fit into `seconds`, or as `like` has."""
+    started = time.monotonic()
+    rows = general.rows if like is None else general.rows[: len(like.losses)]
+    losses: list[list[float]] = [[] for _ in stacks]
+    rate, place = 0.0, 0  # tokens of the set per second, once a row was seen
+    while place < len(rows):
+        spent = time.monotonic() - started
+        room = rate * (seconds / 2 - spent) if place and like is None else math.inf
+        part = rows[place : place + 1]
+        while place and place + len(part) < len(rows) and _tokens(part) < PASS_TOKENS:
+            part.append(rows[place + len(part)])
+        while part and _tokens(part) > room:
+            part.pop()
+        if not part:
+            break
+        for own, found in zip(losses, row_losses(loaded, backbone, part, stacks), strict=True):
+            own += found
+        place += len(part)
+        rate = _tokens(rows[:place]) / max(1e-9, time.monotonic() - started)
+    left = seconds - (time.monotonic() - started)
+    prompts, tokens = general.prompts, 0
+    if like is None:
+        fitting = [tokens := tokens + len(ids) for ids in prompts]
+        prompts = prompts[: sum(one < max(1.0, rate * left / 3) for one in fitting)]
+    else:
+        prompts, left = prompts[: len(like.answers)], math.inf
+    limit = max(map(len, like.answers), default=0) if like else MAX_NEW_TOKENS
+    answers = greedy_rows(
+        loaded, backbone, prompts, stacks, stop_ids=general.stop_ids, limit=limit, seconds=left
+    )
+    return [Observed(own, found) for own, found in zip(losses, answers, strict=True)]
+
+
+def _tokens(rows: Sequence[Example]) -> int:
+    return sum(len(row.input_ids) for row in rows)
+
+
+def row_losses(
+    loaded: Loaded, backbone: Backbone, rows: Sequence[Example], stacks: Sequence[Stack]
+) -> list[list[float]]:
+    """Return the summed negative log-likelihood of each row under each stack, from one pass."""
+    batches = [pack([row], loaded.device) for row in rows] * len(stacks)
+    _use(backbone, stacks, len(rows))
+    with backbone.evaluating():
+        found = torch.stack(loss_sums(backbone, batches, [0.0] * len(batches))).tolist()
+    return [found[start : start + len(rows)] for start in range(0, len(found), len(rows))]
+
+
+def _use(backbone: Backbone, stacks: Sequence[Stack], rows: int) -> None:
+    if len(set(stacks)) == 1:
+        backbone.use(stacks[0])
+    else:
+        backbone.use_rows([stack for stack in stacks for _ in range(rows)])
+
+
+def greedy_rows(
+    loaded: Loaded, backbone: Backbone, prompts: Sequence[Sequence[int]], stacks: Sequence[Stack],
+    *, stop_ids: Collection[int], limit: int = MAX_NEW_TOKENS, seconds: float = math.inf,
+) -> list[list[list[int]]]:  # fmt: skip
+    """Return each stack's greedy answers, up to a stop token and with it.
+
+    When time is up all of them end at the same length, so that they remain comparable.
+    """
+    if not prompts or not limit:
+        return [[] for _ in stacks]
+    if len(stacks) > 1 and not shares_passes(backbone.model):
+        first, *others = stacks
+        how: dict[str, Any] = {"stop_ids": stop_ids}
+        own = greedy_rows(
+            loaded, backbone, prompts, [first], limit=limit, seconds=seconds / len(stacks), **how
+        )
+        limit = max(map(len, own[0]))
+        return own + [
+            greedy_rows(loaded, backbone, prompts, [one], limit=limit, **how)[0] for one in others
+        ]
+    deadline = time.monotonic() + seconds
+    found: list[list[int]] = [[] for _ in range(len(prompts) * len(stacks))]
+    _use(backbone, stacks, len(prompts))
+    with backbone.evaluating(), backbone.without_checkpointing():
+        batch = Batch(backbone.model, list(prompts) * len(stacks), loaded.device)
+        logits_BV, _ = batch.prefill()
+        for step in range(limit):
+            tokens = logits_BV.argmax(-1).tolist()
+            for ids, token in zip(found, tokens, strict=True):
+                if len(ids) == step and (not ids or ids[-1] not in stop_ids):
+                    ids.append(token)
+            over = all(ids[-1] in stop_ids for ids in found) or time.monotonic() > deadline
+            if over or step == limit - 1:
+                break
+            logits_BV = batch.step(tokens)
+    size = len(prompts)
+    return [found[start : start + size] for start in range(0, len(found), size)]
+
+
+def kl_sums(
+    loaded: Loaded, backbone: Backbone, answered: Sequence[Answered], stack: Stack, *,
+    seconds: float = math.inf,
+) -> list[float]:  # fmt: skip
+    """Return `Σ_n Σ_v p_v (log p_v − log q_v)` of each of the base's answers, `q` of the stack.
+
+    Args:
+        loaded: The base.
+        backbone: The base with the stack's adapters.
+        answered: Prompts with the base's own answers.
+        stack: What is compared with the base.
+        seconds: No further pass begins after them; at least one is made.
+    """
+    deadline, sums = time.monotonic() + seconds, list[float]()
+    while len(sums) < len(answered) and (not sums or time.monotonic() < deadline):
+        part = _fitting(loaded, answered[len(sums) :], PASS_LOGITS // 2)
+        pairs = zip(*answer_logits(loaded, backbone, part, [(), stack]), strict=True)
+        sums += torch.stack([kl_sum(*pair) for pair in pairs]).tolist()
+    return sums
+
+
+def _fitting(loaded: Loaded, answered: Sequence[Answered], numbers: int) -> Sequence[Answered]:
+    """Return the first answers whose logits have at most so many numbers; at least one."""
+    vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
+    ends = accumulate(len(answer) for _, answer in answered)
+    return answered[: max(1, sum(end * vocabulary <= numbers for end in ends))]
+
+
+def answer_logits(
+    loaded: Loaded, backbone: Backbone, answered: Sequence[Answered], stacks: Sequence[Stack]
+) -> list[list[Tensor]]:
+    """Return each stack's logits `(N, V)` where each answer's tokens are predicted."""
+    batch = pack([_example(*one) for one in answered] * len(stacks), loaded.device)
+    _use(backbone, stacks, len(answered))
+    with backbone.evaluating():
+        logits_NV = backbone.packed_logits(batch.ids_T, batch.lengths, batch.keep_N, batch.kept)
+    parts, size = logits_NV.split(list(batch.kept)), len(answered)
+    return [list(parts[start : start + size]) for start in range(0, len(parts), size)]
+
+
+def kl_sum(base_NV: Tensor, adapted_NV: Tensor) -> Tensor:
+    """Return `Σ_n KL(base_n ‖ adapted_n)` of logits, in float32."""
+    base, adapted = base_NV.float().log_softmax(-1), adapted_NV.float().log_softmax(-1)
+    return (base.exp() * (base - adapted)).sum()
+
+
+def _example(prompt: Sequence[int], answer: Sequence[int]) -> Example:
+    ids = np.array([*prompt, *answer], np.int32)
+    labels = ids.copy()
+    labels[: len(prompt)] = IGNORED
+    return Example(ids, labels, 0)
+
+
+def compared(
+    general: GeneralSet, before: Observed, after: Observed, *, kl: Sequence[float], seconds: float
+) -> dict[str, Any]:
+    """Return what a run, a passport and the tables hold of forgetting.
+
+    `forgetting` is the KL divergence per token, `rise` that of the loss (negative if the general
+    set became easier), each with a 95 % interval over answers or rows.
+    """
+    known = min(len(before.losses), len(after.losses))
+    targets = np.array([int((row.labels[1:] != IGNORED).sum()) for row in general.rows[:known]])
+    old, new = np.array(before.losses[:known]), np.array(after.losses[:known])
+    tokens, names = max(1, int(targets.sum())), np.array(general.domains[:known])
+    domains = {
+        name: [float(one[names == name].sum() / targets[names == name].sum()) for one in (old, new)]
+        for name in dict.fromkeys(general.domains[:known])
+    }
+    lengths = np.array([len(answer) for answer in before.answers[: len(kl)]])
+    forgetting, interval = _ratio(np.array(kl), lengths)
+    rise, rise_interval = _ratio(new - old, targets)
+    pairs = list(zip(before.answers, after.answers, strict=False))
+    return {
+        "forgetting": forgetting, "interval": interval,
+        "loss_before": float(old.sum() / tokens), "loss_after": float(new.sum() / tokens),
+        "rise": rise, "rise_interval": rise_interval,
+        "changed": sum(a != b for a, b in pairs), "prompts": len(pairs),
+        "rows": known, "tokens": tokens, "domains": domains, "seconds": round(seconds, 3),
+        "set": general.name or "embedded",
+    }  # fmt: skip
+
+
+def _ratio(sums: Any, counts: Any) -> tuple[float | None, list[float] | None]:
+    """Return `Σ sums / Σ counts` and its 95 % interval, by the linearised variance."""
+    size, total = len(sums), float(counts.sum())
+    if not total:
+        return None, None
+    ratio = float(sums.sum()) / total
+    spread = float(((sums - ratio * counts) ** 2).sum())
+    half = 1.96 * math.sqrt(spread * size / max(1, size - 1)) / total
+    return ratio, [ratio - half, ratio + half] if size > 1 else None
+
+
+class RunForgetting:
+    """Forgetting of a run: made before its first step, measured at its end."""
+
+    def __init__(self, session: Session, run_dir: Path) -> None:
+        self._session, self._path = session, run_dir / BEFORE
+        self._stack = ((session.name, 1.0),)
+        self._general = session.general if session.is_rank_0 else None
+        self._spent = 0.0
+        if self._general and session.spec.method.trains_base and session.progress.step == 0:
+            self._observe_base(self._general)
+
+    def measure(self) -> dict[str, Any] | None:
+        """Return the forgetting of the adapter as it is now, None where it is not measured."""
+        session, general = self._session, self._general
+        if general is None or not (general.rows or general.prompts):
+            return None
+        session.update_seconds()
+        seconds = max(MIN_SECONDS, TIME_FRACTION * session.progress.seconds)
+        if session.spec.method.trains_base:
+            found = self._against_before(general)
+        else:
+            how = (session.loaded, session.backbone, general, self._stack)
+            found = measure(*how, seconds=seconds)
+        session.activate()
+        return found
+
+    def _observe_base(self, general: GeneralSet) -> None:
+        """Observe the base before full fine-tuning changes it, and store what it answers."""
+        from safetensors.torch import save_file
+
+        session, started = self._session, time.monotonic()
+        base, backbone = session.loaded, session.backbone
+        (found,) = observe(base, backbone, general, [self._stack], seconds=0.3 * MIN_SECONDS)
+        answered = list(zip(general.prompts, found.answers, strict=False))
+        tensors: dict[str, Tensor] = {}
+        if answered:
+            part = _fitting(base, answered, PASS_LOGITS)
+            (logits,) = answer_logits(base, backbone, part, [self._stack])
+            tensors = {str(n): one.float().cpu().clone() for n, one in enumerate(logits)}
+        save_file(tensors, self._path, {"observed": json.dumps(asdict(found))})
+        session.activate()
+        self._spent = time.monotonic() - started
+
+    def _against_before(self, general: GeneralSet) -> dict[str, Any] | None:
+        from safetensors import safe_open
+
+        if not self._path.is_file():  # resumed from a checkpoint of a run that did not measure
+            return None
+        session, started = self._session, time.monotonic()
+        with safe_open(self._path, "pt") as file:
+            old = Observed(**json.loads(file.metadata()["observed"]))
+            kept = [file.get_tensor(str(n)) for n in range(len(file.keys()))]
+        base, backbone = session.loaded, session.backbone
+        (new,) = observe(base, backbone, general, [self._stack], like=old)
+        answered = list(zip(general.prompts, old.answers, strict=False))[: len(kept)]
+        kl = list[float]()
+        if answered:
+            (logits,) = answer_logits(base, backbone, answered, [self._stack])
+            pairs = zip(kept, logits, strict=True)
+            kl = [float(kl_sum(one.to(other.device), other)) for one, other in pairs]
+        taken = self._spent + time.monotonic() - started
+        return compared(general, old, new, kl=kl, seconds=taken)
