@@ -40,6 +40,7 @@ def admit(spec: RunSpec, home: Home, *, here: bool = True, may_wait: bool = Fals
             "path": _data(spec.data.path, home),
             "validation_path": _data(spec.data.validation_path, home),
         },
+        train={"general_data": _data(spec.train.general_data, home)},
     )
     if spec.train.device == CLUSTER:
         cluster.admit(spec, home)

@@ -80,12 +80,14 @@ def table(store: JobStore, name: str) -> list[dict[str, Any]]:
 
 
 def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
-    facts = summary(job)
+    facts, method = summary(job), job.spec["method"]["name"]
+    known, general = methods().get(method), job.result.get("forgetting") or {}
     points = store.metrics([job.id], ["memory_bytes"], bins=2000)["data"]
     memory = points.get("memory_bytes", {}).get(str(job.id), {}).get("y", [])
     return {
         "run": job.id,
-        "method": job.spec["method"]["name"],
+        "method": method,
+        "title": known.title if known else method,
         "state": job.state,
         "error": job.error_text,
         "trainable_parameters": job.result.get("trainable_parameters"),
@@ -95,6 +97,10 @@ def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
         "first_loss": facts["first_loss"],
         "last_loss": facts["last_loss"],
         "eval_loss": facts["eval_loss"],
+        "forgetting": facts["forgetting"],
+        "changed": general.get("changed"),
+        "neutral_prompts": general.get("prompts"),
+        "learning_rate": job.result.get("learning_rate"),
         "size_bytes": measured.get("size_bytes"),
         "live_ratio": measured.get("live_ratio"),
         "merged_ratio": measured.get("merged_ratio"),

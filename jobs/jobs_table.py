@@ -173,6 +173,7 @@ def summary(job: Job) -> dict[str, Any]:
         "first_loss": result.get("first_loss"),
         "last_loss": result.get("last_loss"),
         "eval_loss": result.get("eval_loss"),
+        "forgetting": (result.get("forgetting") or {}).get("forgetting"),
         "seconds": result.get("seconds"),
         "seconds_left": seconds_left(job),
         "adapter": result.get("adapter"),

@@ -250,7 +250,7 @@ def listed(home: Home) -> list[dict[str, Any]]:
             "source": one.source, "base": one.base, "method": one.method,
             "size_bytes": one.size_bytes, "created": one.created, "ended": one.ended,
             "steps": one.steps, "first_loss": one.first_loss, "last_loss": one.last_loss,
-            "eval_loss": one.eval_loss,
+            "eval_loss": one.eval_loss, "forgetting": one.forgetting,
         }
         for one in library.adapters(home)
     ]  # fmt: skip
@@ -292,6 +292,7 @@ def card(adapter: Adapter, best: dict[int, float]) -> dict[str, Any]:
         "size_bytes": adapter.size_bytes, "created": _seconds(adapter.created),
         "ended": adapter.ended, "steps": adapter.steps, "first_loss": adapter.first_loss,
         "last_loss": adapter.last_loss, "eval_loss": adapter.eval_loss,
+        "forgetting": adapter.forgetting,
         "best_eval_loss": best.get(run, adapter.eval_loss) if run else adapter.eval_loss,
         "parents": list(adapter.parents), "tags": list(adapter.tags),
         "is_low_rank": is_low_rank(adapter.method),

@@ -34,7 +34,11 @@ def show(store: JobStore, job: JobId) -> dict[str, Any]:
         for event in store.events(found.id)
     ]
     folder = str(store.home.run(found.id))
-    return {**summary(found), "spec": found.spec, "folder": folder, "history": history}
+    general = found.result.get("forgetting")
+    return {
+        **summary(found), "general": general, "spec": found.spec, "folder": folder,
+        "history": history,
+    }  # fmt: skip
 
 
 @action("cancel", starts=True)

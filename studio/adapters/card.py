@@ -122,6 +122,7 @@ def _training(adapter: Adapter) -> dict[str, Any]:
         "at first": adapter.first_loss, "at the end": adapter.last_loss,
         "held out": adapter.eval_loss,
     }  # fmt: skip
+    forgot = adapter.section("forgetting")
     versions = {name: version for name, version in adapter.section("versions").items() if version}
     return {
         "Data": quoted(data.get("path")),
@@ -131,6 +132,10 @@ def _training(adapter: Adapter) -> dict[str, Any]:
         "Steps": adapter.steps or "",
         "Ended": plain(adapter.ended),
         "Losses": ", ".join(f"{v:.4f} {when}" for when, v in losses.items() if v is not None),
+        "Forgetting": f"KL {adapter.forgetting:.4f} nats per token from the base, "
+        f"{forgot['changed']} of {forgot['prompts']} answers to neutral prompts changed, loss on "
+        f"general texts {forgot['loss_before']:.4f} before and {forgot['loss_after']:.4f} after"
+        if adapter.forgetting is not None else "",
         "Seed": adapter.passport.get("seed"),
         "Mixed from": ", ".join(map(quoted, adapter.parents)),
         "Base fingerprint": quoted(adapter.base_fingerprint),

@@ -77,6 +77,11 @@ class Adapter:
         return name if name in ("chatml", "alpaca", "vicuna", "plain") else "auto"
 
     @property
+    def forgetting(self) -> float | None:
+        """Return the KL divergence from the base on general prompts; None if not measured."""
+        return _number(self.section("forgetting").get("forgetting"))
+
+    @property
     def is_model(self) -> bool:
         """Return True if this is a whole model, from full fine-tuning."""
         return trains_base(self.method)

@@ -5,6 +5,7 @@ from contextlib import closing
 import pytest
 
 from jobs import bakeoff, kinds
+from jobs.processes import me
 from jobs.store import JobStore
 from studio.adapter_stack import StackItem
 from studio.adapters.library import describe
@@ -46,16 +47,25 @@ def test_a_bakeoff_whose_second_name_is_taken_queues_nothing(store, spec, taken)
 
 def test_the_measuring_job_fills_the_table(home, spec):
     with closing(JobStore(home)) as store:
+        spec = spec.with_values({"train.measure_forgetting": True})
         jobs = bakeoff.submit(
             store, spec, ["lora", "bottleneck", "full"], name="duel", prompts=["say a"]
         )
+        forgot = {}
         for job in jobs[:3]:
-            list(train(RunSpec.parse(job.spec), run_dir=home.run(job.id), home=home))
+            events = list(train(RunSpec.parse(job.spec), run_dir=home.run(job.id), home=home))
+            forgot[job.spec["method"]["name"]] = events[-1].facts["forgetting"]["forgetting"]
+            claim = store.claims.claim("cpu", owner=me())
+            store.claims.register(claim, me())
+            result = {"forgetting": events[-1].facts["forgetting"]}
+            store.claims.finish(claim, "succeeded", result=result)
         work = kinds.Work(
             spec=jobs[3].spec, run_dir=home.run(jobs[3].id), home=home, control=lambda: None
         )
         list(kinds.named("bakeoff")(work))
         rows = {row["method"]: row for row in bakeoff.table(store, "duel")}
+    assert {name: row["forgetting"] for name, row in rows.items()} == forgot
+    assert [row["title"] for row in rows.values()][1:] == ["Bottleneck adapter", "Full fine-tuning"]
     assert all(row["live_ratio"] > 0 and row["size_bytes"] > 0 for row in rows.values())
     assert rows["lora"]["merged_ratio"] > 0
     assert rows["bottleneck"]["merged_ratio"] is None

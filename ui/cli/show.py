@@ -185,20 +185,20 @@ def contest(answer: Answer) -> None:
     rows = []
     for row in answer["rows"]:
         if row["state"] != "succeeded":
-            rows.append((row["method"], row["error"] or row["state"]))
+            rows.append((row["title"], row["error"] or row["state"]))
             continue
         rows.append(
             (
-                row["method"],
+                row["title"],
                 f"{row['trainable_parameters']:,}",
                 number(row["peak_memory_bytes"], "{:.0f} MiB", 2**20),
                 number(row["seconds_per_step"], "{:.3f}"),
-                *(number(row[key], "{:.3f}") for key in ("first_loss", "last_loss", "eval_loss")),
+                *(number(row[key], "{:.3f}") for key in ("last_loss", "eval_loss", "forgetting")),
                 number(row["size_bytes"], "{:.0f} KiB", 1024),
                 *(number(row[key], "× {:.2f}") for key in ("live_ratio", "merged_ratio")),
             )
         )
-    table("Method Trainable Memory s/step First Last Eval Size Live Merged".split(), rows)
+    table("Method Trainable Memory s/step Last Eval Forgetting Size Live Merged".split(), rows)
 
 
 def methods(found: Sequence[Mapping[str, Any]]) -> None:
@@ -282,10 +282,10 @@ def runs(found: Sequence[Mapping[str, Any]]) -> None:
     for job in found:
         total = "–" if job["total_steps"] is None else job["total_steps"]
         steps = f"{job['step']} / {total}"
-        losses = number(job["last_loss"]), number(job["eval_loss"])
+        losses = (number(job[key]) for key in ("last_loss", "eval_loss", "forgetting"))
         rows.append([str(job["id"]), job["name"], job["state"], steps, *losses,
                      duration(job["seconds"])])  # fmt: skip
-    table("ID|Name|State|Steps|Loss|Eval loss|Time".split("|"), rows)
+    table("ID|Name|State|Steps|Loss|Eval loss|Forgetting|Time".split("|"), rows)
 
 
 def run(job: Mapping[str, Any]) -> None:
@@ -295,7 +295,7 @@ def run(job: Mapping[str, Any]) -> None:
         print(job["error"]["text"])
     total = "" if job["total_steps"] is None else f" of {job['total_steps']}"
     print(f"  step       {job['step']}{total}")
-    for key in ("first_loss", "last_loss", "eval_loss"):
+    for key in ("first_loss", "last_loss", "eval_loss", "forgetting"):
         print(f"  {key.replace('_', ' '):10} {number(job[key])}")
     print(f"  time       {duration(job['seconds'])}")
     print("  rows       " + ", ".join(f"{v} {k}" for k, v in job["rows"].items() if v))

@@ -51,7 +51,7 @@ export class Adapters extends HTMLElement {
     this.cards = h('ol', { class: 's-cards', 'data-testid': 'adapters' });
     this.bin = h('details', { class: 's-bin', hidden: true });
     this.passport = new Passport(this);
-    this.results = new Results(this);
+    this.results = new Results(() => this.results.hide());
     this.welcome = h('div', { class: 's-welcome', hidden: true }, h('h2', {}, 'No adapters yet'),
       h('p', {}, 'Every training run adds its adapter here. Adapters from PEFT or AdapterHub can be imported from a '
         + 'folder or a hub id.'),

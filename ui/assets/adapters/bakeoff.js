@@ -1,9 +1,10 @@
 // The bake-off: the same data, budget and seed over several methods, queued as siblings, and the table
 // of their results. Started from Train (with its form) or from Adapters.
 
-import { api, button, bytes, compact, go, h, number, quiet, remember, send, table } from '../core/dom.js';
+import { api, button, bytes, compact, go, h, number, quiet, remember, send } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { isLive } from '../core/live.js';
+import { RankedTable, scatter } from '../core/ranked.js';
 
 /** `set`: the assignments of the Train form; without them the dialog asks for base, data and settings. */
 export async function askBakeoff({ models, set = null }) {
@@ -17,25 +18,44 @@ export async function askBakeoff({ models, set = null }) {
 }
 
 const times = (value) => (value == null ? '–' : `×\u202f${number(value, 3)}`);
-const COLUMNS = ['Method', 'Trainable', 'Peak memory', 's / step', 'First', 'Last', 'Held-out', 'On disk', 'Live',
-  'Merged'];
+const figure = (title, key, show, best = 'min', hint = '') => ({ title, hint, best, value: (row) => row[key],
+  show: (row) => show(row[key]) });
+const COLUMNS = [
+  { title: 'Method', value: (row) => row.title, show: (row) => h('a', { href: `/runs?run=${row.run}` }, row.title) },
+  figure('Held-out', 'eval_loss', number, 'min', 'Loss on rows held out'),
+  figure('Forgetting', 'forgetting', (value) => number(value, 3), 'min',
+    'KL divergence from the base, per token of its own answers to neutral prompts'),
+  { ...figure('Changed', 'changed', String, 'min', 'Answers to neutral prompts that changed'),
+    show: (row) => (row.changed == null ? '–' : `${row.changed} of ${row.neutral_prompts}`) },
+  figure('Parameters', 'trainable_parameters', compact), figure('On disk', 'size_bytes', bytes),
+  figure('Peak memory', 'peak_memory_bytes', bytes, 'min', 'Of the process, which siblings share'),
+  figure('s / step', 'seconds_per_step', (value) => number(value, 3)),
+  figure('Learning rate', 'learning_rate', (value) => number(value, 3), null),
+  figure('Last loss', 'last_loss', number),
+  figure('Live', 'live_ratio', times, 'min', 'Time per generated token relative to the base alone'),
+  figure('Merged', 'merged_ratio', times, 'min', 'The same after merging; – cannot be merged'),
+];
 
-/** The result table of one bake-off; it fills as its runs end. */
+/** The result table of one bake-off; it fills as its runs end. `closed` is called by its Close button. */
 export class Results {
-  constructor() {
+  constructor(closed = null) {
+    this.closed = closed;
+    this.table = new RankedTable(COLUMNS, { order: 'Held-out', rest: (row) => row.state !== 'succeeded'
+      && h('span', { class: row.error ? 's-error' : 's-quiet' }, row.error || row.state) });
     this.element = h('section', { class: 's-results', hidden: true, 'data-testid': 'bakeoff' });
   }
 
   async show(name) {
     this.name = name;
     const found = await send('/api/do/bakeoff', { show: name });
+    if (this.name !== name) return;
     if (found) this.draw(found.rows); else this.hide();
   }
 
   hide() {
     this.name = null;
     this.element.hidden = true;
-    remember({ bakeoff: null });
+    if (this.closed) remember({ bakeoff: null });
   }
 
   /** Take the queue's jobs; fetch the table again when one of its runs changed. */
@@ -49,32 +69,20 @@ export class Results {
   }
 
   draw(rows) {
-    const best = Math.min(...rows.map((row) => row.eval_loss ?? Infinity));
-    const done = rows.filter((row) => row.state === 'succeeded').length;
+    const ended = rows.filter((row) => row.state === 'succeeded');
     const spoken = rows.filter((row) => row.answers.length);
+    const points = ended.filter((row) => row.eval_loss != null && row.forgetting != null)
+      .map((row) => ({ x: row.eval_loss, y: row.forgetting, label: row.title }));
+    this.table.draw(rows);
     this.element.hidden = false;
     this.element.replaceChildren(h('header', {}, h('h2', {}, this.name),
-      h('span', { class: 's-quiet' }, done < rows.length ? `${done} of ${rows.length} trained` : ''),
+      h('span', { class: 's-quiet' }, ended.length < rows.length ? `${ended.length} of ${rows.length} trained` : ''),
       h('span', { class: 's-actions' }, h('a', { class: 's-button',
         href: `/runs?run=${rows.map((row) => row.run).join()}` },
-        'Overlay the curves'), button('Close', () => this.hide()))),
-    table(COLUMNS, rows.map((row) => cells(row, best)), { class: 's-table s-numbers' }),
-    quiet('Live and merged: time per generated token relative to the base alone; “–” is not measured yet, or cannot '
-      + 'be merged.'),
+        'Overlay the curves'), this.closed && button('Close', () => this.closed()))),
+    this.table.element, scatter(points, { x: 'Held-out loss (learned)', y: 'KL from the base (forgot)' }),
     spoken.length ? h('details', { class: 's-bin' }, h('summary', {}, 'Sample answers'),
-      h('div', { class: 's-sampled' }, spoken.map((row) => h('article', {}, h('h3', {}, row.method),
+      h('div', { class: 's-sampled' }, spoken.map((row) => h('article', {}, h('h3', {}, row.title),
         row.answers.map((answer) => h('p', {}, answer)))))) : '');
   }
-}
-
-function cells(row, best) {
-  const name = h('a', { href: `/runs?run=${row.run}` }, row.method);
-  if (row.state !== 'succeeded') {
-    return [name, h('td', { colspan: COLUMNS.length - 1, class: row.error ? 's-error' : 's-quiet' },
-      row.error || row.state)];
-  }
-  const held = number(row.eval_loss);
-  return [name, compact(row.trainable_parameters), bytes(row.peak_memory_bytes), number(row.seconds_per_step, 3),
-    number(row.first_loss), number(row.last_loss), row.eval_loss === best ? h('b', {}, held) : held,
-    bytes(row.size_bytes), times(row.live_ratio), times(row.merged_ratio)];
 }

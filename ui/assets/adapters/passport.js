@@ -5,6 +5,7 @@ import { board } from '../core/chart.js';
 import { badge, button, bytes, count, h, number, pairs, quiet, send, snippet, sureButton, table,
   text } from '../core/dom.js';
 import { compareAdapters } from '../core/lanes.js';
+import { forgettingCard } from '../core/forgetting.js';
 import { hues, poke, subscribe } from '../core/live.js';
 import { askExport } from './actions.js';
 
@@ -40,7 +41,7 @@ export class Passport {
     const opened = this.element.hidden;
     this.element.hidden = false;
     this.element.replaceChildren(this.head(one), this.actions(one), this.tags(one), this.facts(one),
-      this.curve(one), this.picture(one), this.spec(one));
+      this.curve(one), forgettingCard(one.passport.forgetting), this.picture(one), this.spec(one));
     if (opened) this.element.focus({ preventScroll: true });
     poke();
   }

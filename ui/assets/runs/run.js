@@ -3,8 +3,10 @@
 import { actOn, ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, go, h,
   menu, number, quiet, say, send, short, sureButton, tabs, text } from '../core/dom.js';
 import { compareAddress, COMPARED } from '../core/lanes.js';
+import { forgettingCard } from '../core/forgetting.js';
 import { isLive, JobProgress, poke, stateName } from '../core/live.js';
 import { KINDS, outcome } from '../adapters/actions.js';
+import { Results } from '../adapters/bakeoff.js';
 import { planLonger, planNote, planSchedule, planSweep } from './queue.js';
 import { remedies, views } from './run_tabs.js';
 
@@ -37,7 +39,8 @@ export class Detail {
     this.figures = h('dl', { class: 's-figures' });
     this.element = h('section', { class: 's-detail', 'data-testid': 'detail' },
       h('div', { class: 's-detail-head' }, this.dot, this.title, this.state, this.actions),
-      this.meta, this.remarks, this.failure, this.progress.element, this.outcome.element, this.figures);
+      this.meta, this.remarks, this.failure, this.progress.element, this.outcome.element, this.figures,
+      this.forgot = h('div', {}));
     this.tabs = tabs(Object.entries(VIEWS), (id) => this.turn(id), { 'aria-controls': 's-panel' });
     choose(this.tabs, this.view);
     this.body = h('div', { class: 's-panel', id: 's-panel', role: 'tabpanel', tabindex: '0' });
@@ -73,9 +76,18 @@ export class Detail {
     this.progress.element.hidden = !isLive(job) && job.state !== 'paused';
     this.progress.show(job);
     this.showFailure(job);
-    this.outcome.show(job);
+    this.outcome.show(job, this.jobs());
     this.showFigures(job);
+    this.showForgotten(job);
     this.showActions(job);
+  }
+
+  async showForgotten(job) {
+    if (!changed(this.forgot, `${job.id} ${job.forgetting}`)) return;
+    this.forgot.replaceChildren();
+    if (job.forgetting == null) return;
+    const { general } = await api('/api/do/show', { job: job.id });
+    if (this.job.id === job.id) this.forgot.replaceChildren(forgettingCard(general));
   }
 
   /** What it waits for, the group it belongs to, its tags and its note. */
@@ -209,8 +221,6 @@ const startTime = (time) => new Date(time * 1000).toLocaleString([], { dateStyle
 
 const CURVES = new Set(['train', 'arrive']);
 const KIND_PAGES = {
-  bakeoff: ['The table of a bake-off', 'Adapters',
-    (job) => `/adapters?bakeoff=${encodeURIComponent(job.sweep ?? job.name)}`],
   suite: ['A prompt suite: its table and answers', 'Compare, Suites', () => '/compare?view=suites'],
   import: ['The import of a dataset', 'Data', () => '/data'],
   curate: ['A step that made a new dataset', 'Data', () => '/data'],
@@ -226,11 +236,16 @@ class JobOutcome {
   constructor() {
     this.line = quiet();
     this.result = h('div', { 'data-testid': 'outcome' });
-    this.element = h('section', { class: 's-outcome', hidden: true }, this.line, this.result);
+    this.contest = new Results();
+    this.element = h('section', { class: 's-outcome', hidden: true }, this.line, this.result, this.contest.element);
   }
 
-  show(job) {
+  show(job, jobs) {
     this.element.hidden = draws(job);
+    if (job.kind === 'bakeoff') {
+      if (this.contest.name !== job.sweep) this.contest.show(job.sweep);
+      else this.contest.take(jobs);
+    } else this.contest.hide();
     if (draws(job) || !changed(this.line, `${job.id} ${job.state}`)) return;
     const adapters = KINDS[job.kind] && [`${KINDS[job.kind]} of adapters`, 'Adapters', () => '/adapters'];
     const [what, place, address] = KIND_PAGES[job.kind] ?? adapters ?? [];

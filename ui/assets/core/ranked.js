@@ -1,0 +1,99 @@
+// A table that is sorted by a click on a heading, with the best value of each column marked; and a
+// scatter plot of two of its columns.
+
+import { h, number } from './dom.js';
+
+/** `columns`: {title, hint, value(row), show(row), best: 'min' | 'max'}; `rest(row)` fills the columns after the
+ *  first of a row that has no values. The order survives a new `draw(rows)`. */
+export class RankedTable {
+  constructor(columns, { rest = () => null, order = null } = {}) {
+    Object.assign(this, { columns, rest, order, falls: false });
+    this.element = h('div', { class: 's-scroll', tabindex: '0', role: 'group', 'aria-label': 'Table' });
+  }
+
+  draw(rows) {
+    this.rows = rows;
+    const { columns } = this, full = rows.filter((row) => !this.rest(row));
+    const shown = columns.filter((column, i) => !i || full.some((row) => column.value(row) != null));
+    const best = new Map(shown.filter((one) => one.best).map((one) => {
+      const values = full.map(one.value).filter((value) => value != null);
+      return [one, values.length > 1 ? Math[one.best](...values) : null];
+    }));
+    const key = shown.find((one) => one.title === this.order);
+    const sorted = key ? [...rows].sort((a, b) => Boolean(this.rest(a)) - Boolean(this.rest(b))
+      || (this.falls ? -1 : 1) * compare(key.value(a), key.value(b))) : rows;
+    const head = (one) => h('th', { scope: 'col', title: one.hint ?? '',
+      'aria-sort': one === key ? (this.falls ? 'descending' : 'ascending') : 'none' },
+    h('button', { type: 'button', class: 's-sort', onclick: () => this.sort(one) }, one.title,
+      one === key && h('span', { 'aria-hidden': 'true' }, this.falls ? ' ↓' : ' ↑')));
+    const cell = (row, one) => {
+      const value = one.value(row), text = one.show ? one.show(row) : value ?? '–';
+      return h('td', {}, best.get(one) != null && value === best.get(one) ? h('b', { title: 'best' }, text) : text);
+    };
+    this.element.replaceChildren(h('table', { class: 's-table s-numbers' }, h('thead', {}, h('tr', {}, shown.map(head))),
+      h('tbody', {}, sorted.map((row) => {
+        const rest = this.rest(row);
+        return h('tr', {}, rest ? [cell(row, shown[0]), h('td', { colspan: shown.length - 1 }, rest)]
+          : shown.map((one) => cell(row, one)));
+      }))));
+  }
+
+  sort(column) {
+    const again = this.order === column.title;
+    this.falls = again ? !this.falls : column.best === 'max';
+    this.order = column.title;
+    this.draw(this.rows);
+    this.element.querySelector('[aria-sort]:not([aria-sort=none]) button')?.focus();
+  }
+}
+
+function compare(a, b) {
+  if (a == null || b == null) return (a == null) - (b == null);
+  return typeof a === 'string' ? a.localeCompare(b) : a - b;
+}
+
+const svg = (tag, props, ...children) => {
+  const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
+  for (const [name, value] of Object.entries(props)) node.setAttribute(name, value);
+  node.append(...children.flat(Infinity));
+  return node;
+};
+
+/** Points `{x, y, label}` on two axes, both better when lower; nothing for fewer than two. A filled point is one
+ *  that no other beats on both. */
+export function scatter(points, { x: xTitle, y: yTitle }) {
+  if (points.length < 2) return '';
+  const [width, height, left, base] = [640, 300, 56, 256];
+  const scale = (key, from, to) => {
+    const values = points.map((one) => one[key]), low = Math.min(...values), high = Math.max(...values);
+    const at = (value) => from + (to - from) * (high > low ? (value - low) / (high - low) : 0.5);
+    return { at, ticks: high > low ? [low, (low + high) / 2, high] : [low] };
+  };
+  const across = scale('x', left + 24, width - 90), up = scale('y', base - 16, 24);
+  const beaten = (one) => points.some((other) => other.x <= one.x && other.y <= one.y
+    && (other.x < one.x || other.y < one.y));
+  const placed = [];
+  const mark = (one) => {
+    const x = across.at(one.x);
+    let y = up.at(one.y);
+    const dot = svg('circle', { cx: x, cy: y, r: 5, class: beaten(one) ? 's-beaten' : 's-best' },
+      svg('title', {}, `${one.label}: ${number(one.x)}, ${number(one.y)}`));
+    while (placed.some(([px, py]) => Math.abs(px - x) < 110 && Math.abs(py - y) < 13)) y -= 13; // names apart
+    placed.push([x, y]);
+    return [dot, svg('text', { x: x + 9, y: y + 4 }, one.label)];
+  };
+  const about = `${yTitle} against ${xTitle}: ${points.map((one) => `${one.label} ${number(one.x)}, ${number(one.y)}`)
+    .join('; ')}`;
+  return h('figure', { class: 's-scatter', 'data-testid': 'scatter' },
+    svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': about },
+      svg('path', { d: `M${left} 12V${base}H${width - 12}`, class: 's-axis' }),
+      across.ticks.map((value) => svg('text', { x: across.at(value), y: base + 16, 'text-anchor': 'middle',
+        class: 's-tick' }, number(value, 3))),
+      up.ticks.map((value) => svg('text', { x: left - 6, y: up.at(value) + 4, 'text-anchor': 'end', class: 's-tick' },
+        number(value, 3))),
+      svg('text', { x: width / 2, y: height - 8, 'text-anchor': 'middle', class: 's-tick' }, `${xTitle} →`),
+      svg('text', { x: -base / 2, y: 12, transform: 'rotate(-90)', 'text-anchor': 'middle', class: 's-tick' },
+        `${yTitle} →`),
+      [...points].sort((a, b) => b.y - a.y).map(mark)),
+    h('figcaption', { class: 's-quiet' }, 'Lower left is better. Filled: no other is better on both.'));
+}
