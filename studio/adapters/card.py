@@ -135,7 +135,8 @@ def _training(adapter: Adapter) -> dict[str, Any]:
         "Forgetting": f"KL {adapter.forgetting:.4f} nats per token from the base, "
         f"{forgot['changed']} of {forgot['prompts']} answers to neutral prompts changed, loss on "
         f"general texts {forgot['loss_before']:.4f} before and {forgot['loss_after']:.4f} after"
-        if adapter.forgetting is not None else "",
+        if adapter.forgetting is not None
+        else "",
         "Seed": adapter.passport.get("seed"),
         "Mixed from": ", ".join(map(quoted, adapter.parents)),
         "Base fingerprint": quoted(adapter.base_fingerprint),

@@ -72,9 +72,7 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
         forgetting = general.measure()
         adapter = str(_publish_adapter(session, run_dir, forgetting))
         facts = {"forgetting": forgetting} if forgetting else None
-        finished = _finished(
-            session, reason="completed", adapter=adapter, note=note, facts=facts
-        )
+        finished = _finished(session, reason="completed", adapter=adapter, note=note, facts=facts)
         _write_report(session, run_dir, finished)
         yield finished
 
@@ -102,9 +100,7 @@ def _finished(
     )
 
 
-def _publish_adapter(
-    session: Session, run_dir: Path, forgetting: dict[str, Any] | None
-) -> Path:
+def _publish_adapter(session: Session, run_dir: Path, forgetting: dict[str, Any] | None) -> Path:
     """Write `run_dir/adapter` in one rename: PEFT's two files and the passport.
 
     After full fine-tuning it is a model folder with its tokenizer.

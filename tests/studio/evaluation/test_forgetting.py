@@ -18,7 +18,10 @@ from tests.studio.methods.test_matrix import attached
 from tests.studio.tiny import tiny_folder, tiny_spec
 
 
-@pytest.fixture(params=["lora-r=4", "prefix_tuning-num_virtual_tokens=5", "bottleneck-bottleneck_dim=6"])
+LABELS = ["lora-r=4", "prefix_tuning-num_virtual_tokens=5", "bottleneck-bottleneck_dim=6"]
+
+
+@pytest.fixture(params=LABELS)
 def bench(request, tmp_path):
     """A base with a trained adapter `a`, and the embedded general set on it."""
     backbone, _ = attached(request.param, "llama", trained=True)
