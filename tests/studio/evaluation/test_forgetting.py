@@ -17,7 +17,6 @@ from studio.training.run import train
 from tests.studio.methods.test_matrix import attached
 from tests.studio.tiny import tiny_folder, tiny_spec
 
-
 LABELS = ["lora-r=4", "prefix_tuning-num_virtual_tokens=5", "bottleneck-bottleneck_dim=6"]
 
 
