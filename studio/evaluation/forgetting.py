@@ -262,7 +262,7 @@ def kl_sums(
 
 
 def _fitting(loaded: Loaded, answered: Sequence[Answered], numbers: int) -> Sequence[Answered]:
-    """Return the first answers whose logits have at most so many numbers; at least one."""
+    """Return the first answers whose logits fit into `numbers` values; at least one."""
     vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
     ends = accumulate(len(answer) for _, answer in answered)
     return answered[: max(1, sum(end * vocabulary <= numbers for end in ends))]
