@@ -25,7 +25,8 @@ def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]
     job = store.get(job_id)
     if job.kind != "train":
         return store.submit({**job.spec, **assignments, "name": ""}, kind=job.kind, parent=job.id)
-    spec = RunSpec.parse({**job.spec, "name": ""}).with_values(dict(assignments))
+    settled = job.spec if "method.name" in assignments else settled_spec(store, job)
+    spec = RunSpec.parse({**settled, "name": ""}).with_values(dict(assignments))
     return store.submit(spec, parent=job.id, memory_bytes=needed_bytes(spec, store.home))
 
 
@@ -63,12 +64,30 @@ def extend(
     with store.database.writing() as db:
         for statement in _CURVE:
             db.conn.execute(statement, {"old": job.id, "new": child.id, "step": step})
-        facts = {key: job.result[key] for key in ("first_loss", "rows") if key in job.result}
+        kept_facts = ("first_loss", "rows", "learning_rate")
+        facts = {key: job.result[key] for key in kept_facts if key in job.result}
         db.conn.execute(
             "UPDATE jobs SET step = ?, result = ? WHERE id = ?",
             (step, json.dumps(facts), child.id),
         )
     return store.resume(child.id)
+
+
+def settled_spec(store: JobStore, job: Job) -> dict[str, Any]:
+    """Return a job's spec with the learning rate that `auto` became when the run first started.
+
+    So it resumes, extends and duplicates with its own rate, whatever the rule is by then. Runs of
+    earlier versions kept it in their curve alone, whose peak it is.
+    """
+    if job.kind != "train" or job.spec["train"].get("learning_rate") != "auto":
+        return job.spec
+    rate = job.result.get("learning_rate")
+    if rate is None:
+        with store.database.reading() as db:
+            (rate,) = db.conn.execute(_PEAK, [job.id]).fetchone()
+    if rate is None:
+        return job.spec
+    return {**job.spec, "train": job.spec["train"] | {"learning_rate": rate}}
 
 
 def _longer(job: Job, *, epochs: float, steps: int, name: str) -> RunSpec:
@@ -99,6 +118,7 @@ def _copy_checkpoint(checkpoint: Path, run_dir: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+_PEAK = "SELECT max(value) FROM metrics WHERE job = ? AND name = 'learning_rate'"
 _CURVE = (
     """UPDATE counters SET value = value +
          (SELECT COUNT(*) FROM metrics WHERE job = :old AND step <= :step)

@@ -176,6 +176,7 @@ def _start_facts(event: events.Started) -> dict[str, Any]:
         "learning_rate": event.learning_rate,
         "device": event.device,
         "dtype": event.dtype,
+        "learning_rate": event.learning_rate,
         "training_since": time.time(),
         "training_from_step": event.step,
     }  # fmt: skip

@@ -23,6 +23,7 @@ import yaml
 
 from jobs import cluster, kinds
 from jobs.claims import Claim, Fenced, device_of
+from jobs.derived_runs import settled_spec
 from jobs.kinds import BESIDE, Work
 from jobs.locks import FileLock
 from jobs.processes import exit_now, me
@@ -71,7 +72,7 @@ class Attempt:
     def work(self) -> Work:
         """Return the arguments of the job's kind."""
         return Work(
-            spec=self.job.spec, run_dir=self.run_dir, home=self._store.home,
+            spec=settled_spec(self._store, self.job), run_dir=self.run_dir, home=self._store.home,
             control=self.reporter.control, intent=lambda: self.reporter.intent,
             cluster=cluster.chosen(self._store), device=self._claim.device,
         )  # fmt: skip

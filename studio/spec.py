@@ -343,6 +343,18 @@ class RunSpec(Record):
 
     model_config = Record.model_config | {"validate_default": True}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _quantized_for_the_method(cls, values: Any) -> Any:
+        """Load the base as the method needs it: QLoRA in 4 bit."""
+        if not isinstance(values, dict) or "method" not in values:
+            return values
+        wanted = getattr(_read_method(values["method"]), "quantization", "none")
+        model = values.get("model", {})
+        if wanted == "none" or not isinstance(model, dict | ModelSource):
+            return values
+        return values | {"model": {**dict(model), "quantization": wanted}}
+
     @classmethod
     def from_yaml(cls, path: Path) -> Self:
         """Read a spec file.
@@ -376,5 +388,10 @@ class RunSpec(Record):
         return self.with_parts(train=train)
 
     def with_values(self, assignments: dict[str, Any]) -> Self:
-        """Return a validated copy with dotted fields replaced, as in `--set method.r=16`."""
+        """Return a validated copy with dotted fields replaced, as in `--set method.r=16`.
+
+        A method that quantizes the base leaves it quantized for no other method.
+        """
+        if "method.name" in assignments and self.method.quantization != "none":
+            assignments = {"model.quantization": "none"} | assignments
         return type(self).parse(merge_values(self.model_dump(mode="json"), assignments))

@@ -252,7 +252,7 @@ def read_method(config: dict[str, Any]) -> Method:
                 f"adapter_config.json asks to import code from {str(library)[:80]!r} "
                 "(auto_mapping); code named by a file is never run."
             )
-    known = {method.peft_type: method for method in methods().values() if method.peft_type}
+    known = {method.peft_type: method for method in reversed(methods().values())}
     kind = str(config.get("peft_type", ""))
     if kind not in known:
         raise AdapterError(

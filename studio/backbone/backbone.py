@@ -68,8 +68,16 @@ class Backbone:
         *,
         seed: int = 0,
         tokenize: Callable[[str], list[int]] | None = None,
+        example: Sequence[int] = (),
     ) -> Adapter:
         """Create a fresh adapter; most methods start without effect.
+
+        Args:
+            name: Its name on this backbone.
+            method: Its method.
+            seed: Seed of its initialisation.
+            tokenize: The model's tokenizer, for methods that start from a text.
+            example: Token ids of the data, for those that start from a text when none is given.
 
         Raises:
             MethodError: The name is taken, or the method does not fit this model.
@@ -77,7 +85,10 @@ class Backbone:
         sites = method.sites(self.anatomy)
         if method.trains_base:
             return self.add(name, method, sites, [dict(self.model.named_parameters())])
-        init = Init(torch.Generator().manual_seed(seed), tuple(sites), tokenize)
+        init = Init(
+            torch.Generator().manual_seed(seed), tuple(sites), tokenize, example,
+            self._virtual.keys_values_of,
+        )  # fmt: skip
         return self.add(name, method, sites, [method.create(site, init) for site in sites])
 
     def add(

@@ -139,7 +139,8 @@ class VirtualTokens:
             self._number_layers()
             tokens = adapter.method.virtual_tokens(adapter.params[""])
             if adapter.method.phase is Phase.PROMPT:
-                own = self._run(tokens, bank, stack)
+                embeddings = tokens[None].to(self._anatomy.model.dtype)
+                own = self._run({"inputs_embeds": embeddings}, bank, stack)
             else:
                 own = split_layers(tokens, self._anatomy)
             weights = torch.full((tokens.shape[0],), math.log(weight), device=device)
@@ -159,23 +160,35 @@ class VirtualTokens:
             module = self._anatomy.modules[keys.module]
             module.__dict__["studio_layer"] = own.index(keys.source)
 
+    def keys_values_of(self, ids_P: Tensor) -> Tensor:
+        """Return the bare base's keys and values of a text, as a prefix table `(P, ·)`."""
+        self._number_layers()
+        device = next(self._anatomy.model.parameters()).device
+        nothing = VirtualKeysValues((), torch.zeros(0, device=device))
+        with torch.no_grad():
+            layers = self._run({"input_ids": ids_P[None].to(device)}, nothing, ())
+        parts = [part.transpose(0, 1).flatten(1) for layer in layers for part in layer]
+        return torch.cat(parts, dim=1).float().cpu()
+
     def _run(
-        self, embeddings_PD: Tensor, before: VirtualKeysValues, stack: Stack
+        self, tokens: dict[str, Tensor], before: VirtualKeysValues, stack: Stack
     ) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Run a prompt under its own stack and return its keys and values `(K, P, E)`."""
+        """Run a text or a prompt under a stack and return its keys and values `(K, P, E)`.
+
+        Args:
+            tokens: `input_ids (1, P)` or `inputs_embeds (1, P, D)`, by name.
+            before: The virtual tokens before it.
+            stack: The stack.
+        """
         state, lengths = self._state, self._state.lengths
-        positions = torch.arange(len(embeddings_PD), device=embeddings_PD.device) + before.length
+        (given,) = tokens.values()
+        positions = torch.arange(given.shape[1], device=given.device) + before.length
         state.lengths, state.positions, state.capture = None, positions[None], {}
         state.prefix = before.layer if before.length else None
         packed = packing.set(False)
-        model = self._anatomy.model
         try:
             with self._prompt_context(stack):
-                self._anatomy.tower(
-                    inputs_embeds=embeddings_PD[None].to(model.dtype),
-                    position_ids=positions[None],
-                    use_cache=False,
-                )
+                self._anatomy.tower(**tokens, position_ids=positions[None], use_cache=False)
             captured = state.capture
         finally:
             packing.reset(packed)

@@ -43,7 +43,12 @@ LARGEST_FILE_BYTES = 2 << 30  # larger bases are not written as GGUF only to be 
 
 def columns() -> tuple[str, ...]:
     """Return the names of the findings, in order."""
-    return ("load", *methods(), *EQUALITIES, *FILES)
+    return ("load", *_methods(), *EQUALITIES, *FILES)
+
+
+def _methods() -> list[str]:
+    """Return the methods with maths of their own: QLoRA is LoRA and the finding "nf4"."""
+    return [name for name, method in methods().items() if method.quantization == "none"]
 
 
 def small(name: str) -> Method:
@@ -72,7 +77,7 @@ def examine_model(source: ModelSource, scratch: Path) -> dict[str, str]:
     if found["load"]:
         return dict.fromkeys(found, found["load"])
     loaded, backbone = opened[0]
-    for name in methods():
+    for name in _methods():
         found[name] = reason(partial(_train, backbone, name))
     if found["lora"]:
         return found | dict.fromkeys((*EQUALITIES, *FILES), found["lora"])

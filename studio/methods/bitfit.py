@@ -29,7 +29,8 @@ class BitFit(Method):
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "BITFIT"
     base_learning_rate: ClassVar[float] = 2e-3
-    largest_learning_rate: ClassVar[float] = 2e-2
+    width_exponent: ClassVar[float] = 1.2
+    largest_learning_rate: ClassVar[float] = 5e-2
     peft_fields: ClassVar[tuple[str, ...]] = ("create_missing",)
     tensor_format: ClassVar[str] = "bitfit_{}"
     needs_bias: ClassVar[bool] = True

@@ -32,6 +32,9 @@ class Bottleneck(Method):
     paper: ClassVar[str] = "arXiv:1902.00751"
     phase: ClassVar[Phase] = Phase.TRANSFORM
     peft_type: ClassVar[str] = "BOTTLENECK"
+    base_learning_rate: ClassVar[float] = 6e-4
+    width_exponent: ClassVar[float] = 1.25
+    largest_learning_rate: ClassVar[float] = 3e-2
     tensor_format: ClassVar[str] = "bottleneck_{}"
     adapterhub: ClassVar[bool] = True
     peft_fields: ClassVar[tuple[str, ...]] = (

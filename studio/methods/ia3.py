@@ -30,7 +30,8 @@ class IA3(Method):
     phase: ClassVar[Phase] = Phase.GAIN
     peft_type: ClassVar[str] = "IA3"
     base_learning_rate: ClassVar[float] = 3e-3
-    largest_learning_rate: ClassVar[float] = 3e-2
+    width_exponent: ClassVar[float] = 1.72
+    largest_learning_rate: ClassVar[float] = 0.17
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "fan_in_fan_out": (True, False), "init_ia3_weights": (True, False),
     }  # fmt: skip

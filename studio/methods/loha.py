@@ -37,6 +37,8 @@ class LoHa(LinearMethod):
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "LOHA"
     base_learning_rate: ClassVar[float] = 1e-3
+    width_exponent: ClassVar[float] = 1.2
+    largest_learning_rate: ClassVar[float] = 1.8e-2
     peft_fields: ClassVar[tuple[str, ...]] = ("r", "alpha")
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "rank_dropout": (0, 0.0), "module_dropout": (0, 0.0), "init_weights": (True, False),

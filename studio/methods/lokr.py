@@ -35,7 +35,9 @@ class LoKr(LinearMethod):
     paper: ClassVar[str] = "arXiv:2309.14859"
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "LOKR"
-    base_learning_rate: ClassVar[float] = 2e-3
+    base_learning_rate: ClassVar[float] = 1e-3
+    width_exponent: ClassVar[float] = 1.2
+    largest_learning_rate: ClassVar[float] = 1.8e-2
     peft_fields: ClassVar[tuple[str, ...]] = ("r", "alpha", "decompose_both", "decompose_factor")
     peft_neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         "rank_dropout": (0, 0.0), "module_dropout": (0, 0.0),

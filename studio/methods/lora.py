@@ -28,13 +28,12 @@ class Lora(LinearMethod):
     `y = W x + s (B A − B₀ A₀) x`, so step 0 is still the base; it is stored as LoRA of rank 2r.
     Routed experts of a mixture have a product each, of rank `r / experts` (at least 1) at the same
     scale; the router stays frozen. DoRA and dropout are not defined for them.
-    QLoRA is this method over a base loaded in 4 bit (`model.quantization: nf4`).
 
     When to use it: first. It learns most of what full fine-tuning learns on instruction data, and
     merges into the weights without inference cost.
     Cost: `r (I + O)` parameters per targeted matrix; DoRA `O` more and slower steps.
     Source: arXiv:2106.09685; rsLoRA arXiv:2312.03732; DoRA arXiv:2402.09353; PiSSA
-    arXiv:2404.02948; QLoRA arXiv:2305.14314.
+    arXiv:2404.02948.
     """
 
     title: ClassVar[str] = "LoRA"

@@ -10,7 +10,7 @@ Shapes: `B batch, T tokens, I in_features, O out_features, D hidden, P virtual t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -42,11 +42,17 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """Inputs of initialisation; `shared` holds tensors that all sites of an adapter share."""
+    """Inputs of initialisation; `shared` holds tensors that all sites of an adapter share.
+
+    `example` is the start of the run's data as token ids; `keys_values` runs the base on token ids
+    `P` and returns `(P, layers · 2 · kv_heads · head_dim)`.
+    """
 
     generator: Generator
     sites: tuple[Site, ...] = ()
     tokenize: Callable[[str], list[int]] | None = None
+    example: Sequence[int] = ()
+    keys_values: Callable[[Tensor], Tensor] | None = None
     shared: Params = field(default_factory=dict)
 
 
@@ -67,10 +73,14 @@ class Method(Record):
     """True if the adapter is plain `A` and `B` of rank `r` beside linear layers, as in LoRA."""
     adapterhub: ClassVar[bool] = False
     """True if AdapterHub's file format can hold it."""
+    quantization: ClassVar[str] = "none"
+    """`model.quantization` of every run of the method."""
     base_learning_rate: ClassVar[float] = 5e-4
-    """Learning rate for a hidden size of 2000; `"auto"` scales it to the model."""
+    """Learning rate for a hidden size of 2000, as papers advise; `"auto"` scales it."""
+    width_exponent: ClassVar[float] = 0.775
+    """Growth of the rate as the hidden size falls, from the best rates of `studio bench rates`."""
     largest_learning_rate: ClassVar[float] = 5e-3
-    """Upper bound of that scaling; vectors tolerate larger rates than matrices."""
+    """Upper bound of that scaling: the best rate at hidden sizes of 64 to 192."""
     tensor_format: ClassVar[str] = "{}"
     """Key of a parameter in PEFT's file, after the site's key."""
 
@@ -290,6 +300,19 @@ class VirtualTokenMethod(Method):
     def sites(self, anatomy: Anatomy) -> list[Site]:
         """Return the whole model."""
         return [anatomy.whole()]
+
+    def start(self, text: str, vocabulary: int, init: Init) -> Tensor:
+        """Return the P token ids to start from, repeated or cut.
+
+        They are those of `text`, else of the run's data, else random ones.
+        """
+        import torch
+
+        count = self.num_virtual_tokens
+        ids = init.tokenize(text) if init.tokenize and text.strip() else list(init.example)
+        if not ids:
+            return torch.randint(vocabulary, (count,), generator=init.generator)
+        return torch.tensor(ids).repeat(-(-count // len(ids)))[:count]
 
     @property
     def num_tokens_before(self) -> int:

@@ -25,9 +25,10 @@ class NormTuning(Method):
     paper: ClassVar[str] = "arXiv:2312.11420"
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "LN_TUNING"
-    tensor_format: ClassVar[str] = "ln_tuning_layers.{}"
     base_learning_rate: ClassVar[float] = 2e-3
-    largest_learning_rate: ClassVar[float] = 2e-2
+    width_exponent: ClassVar[float] = 1.75
+    largest_learning_rate: ClassVar[float] = 0.13
+    tensor_format: ClassVar[str] = "ln_tuning_layers.{}"
 
     name: Literal["norm_tuning"] = "norm_tuning"
 

@@ -26,7 +26,7 @@ class PTuning(PromptTuning):
     title: ClassVar[str] = "P-tuning"
     paper: ClassVar[str] = "arXiv:2103.10385"
     peft_type: ClassVar[str] = "P_TUNING"
-    base_learning_rate: ClassVar[float] = 1e-3
+    base_learning_rate: ClassVar[float] = 2e-3
     largest_learning_rate: ClassVar[float] = 2e-2
 
     name: Literal["p_tuning"] = "p_tuning"  # type: ignore[assignment]

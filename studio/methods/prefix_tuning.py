@@ -30,12 +30,21 @@ class PrefixTuning(VirtualTokenMethod):
     phase: ClassVar[Phase] = Phase.KEYS_VALUES
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     base_learning_rate: ClassVar[float] = 1e-2
-    largest_learning_rate: ClassVar[float] = 5e-2
+    width_exponent: ClassVar[float] = 1.4
+    largest_learning_rate: ClassVar[float] = 0.3
     peft_ignored: ClassVar[tuple[str, ...]] = (
         *VirtualTokenMethod.peft_ignored, "prefix_projection", "init_weights",
     )  # fmt: skip
 
     name: Literal["prefix_tuning"] = "prefix_tuning"
+    prefix_init: Literal["TEXT", "RANDOM"] = knob(
+        "TEXT", "Initial keys and values: those that the base computes for a text, or small noise.",
+        title="Initialisation",
+    )  # fmt: skip
+    prefix_init_text: str = knob(
+        "", "Text to start from, truncated or repeated to P tokens; empty takes the first row.",
+        title="Initial text", advanced=True, max_length=20_000,
+    )  # fmt: skip
     prefix_projection: bool = knob(
         False, "Train the output of a small network (reparameterisation).", title="Projection",
         advanced=True,
@@ -49,13 +58,17 @@ class PrefixTuning(VirtualTokenMethod):
         return anatomy.key_width
 
     def create(self, site: Site, init: Init) -> Params:
-        """Return a small normal prefix, or with projection the table and network of the paper."""
+        """Return keys and values of a text, a small normal prefix, or with projection a network."""
         import torch
 
         from studio.backbone.sites import anatomy_of
 
         width = self.token_width(anatomy_of(site.module))
         if not self.prefix_projection:
+            if self.prefix_init == "TEXT" and init.keys_values:
+                vocabulary = site.module.get_input_embeddings().weight.shape[0]
+                ids = self.start(self.prefix_init_text, vocabulary, init)
+                return {"embedding": init.keys_values(ids)}
             shape = (self.num_virtual_tokens, width)
             return {"embedding": torch.empty(shape).normal_(std=0.02, generator=init.generator)}
         inner, table = self.encoder_hidden_size, site.in_features

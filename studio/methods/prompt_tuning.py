@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from studio.errors import MethodError
 from studio.fields import knob
 from studio.methods.method import Init, Params, Phase, VirtualTokenMethod
 
@@ -31,7 +30,8 @@ class PromptTuning(VirtualTokenMethod):
     phase: ClassVar[Phase] = Phase.PROMPT
     peft_type: ClassVar[str] = "PROMPT_TUNING"
     base_learning_rate: ClassVar[float] = 2e-2
-    largest_learning_rate: ClassVar[float] = 1e-1
+    width_exponent: ClassVar[float] = 1.08
+    largest_learning_rate: ClassVar[float] = 0.25
     peft_ignored: ClassVar[tuple[str, ...]] = (
         *VirtualTokenMethod.peft_ignored, "prompt_tuning_init", "prompt_tuning_init_text",
         "tokenizer_name_or_path", "tokenizer_kwargs", "encoder_reparameterization_type",
@@ -40,12 +40,13 @@ class PromptTuning(VirtualTokenMethod):
 
     name: Literal["prompt_tuning"] = "prompt_tuning"
     prompt_tuning_init: Literal["SAMPLE_VOCAB", "RANDOM", "TEXT"] = knob(
-        "SAMPLE_VOCAB",
-        "Initial embeddings: random tokens, noise of the same scale, or a text.",
+        "TEXT",
+        "Initial embeddings: those of a text, of random tokens, or noise of the same scale.",
         title="Initialisation",
     )
     prompt_tuning_init_text: str = knob(
-        "", "Text to start from, truncated or repeated to P tokens.", title="Initial text",
+        "", "Text to start from, truncated or repeated to P tokens; empty takes the first row.",
+        title="Initial text",
         advanced=True, max_length=20_000,
     )  # fmt: skip
 
@@ -58,16 +59,10 @@ class PromptTuning(VirtualTokenMethod):
         if self.prompt_tuning_init == "RANDOM":
             noise = torch.empty(count, table.shape[1]).normal_(generator=init.generator)
             return {"embedding": noise * table.std()}
+        text = self.prompt_tuning_init_text
         if self.prompt_tuning_init == "SAMPLE_VOCAB":
-            rows = torch.randint(table.shape[0], (count,), generator=init.generator)
-            return {"embedding": table[rows].clone()}
-        if init.tokenize is None or not self.prompt_tuning_init_text.strip():
-            raise MethodError(
-                "prompt_tuning_init is TEXT, but prompt_tuning_init_text is empty: set a text, or "
-                "use RANDOM."
-            )
-        ids = torch.tensor(init.tokenize(self.prompt_tuning_init_text))
-        return {"embedding": table[ids.repeat(-(-count // len(ids)))[:count]].clone()}
+            init, text = Init(init.generator), ""
+        return {"embedding": table[self.start(text, table.shape[0], init)].clone()}
 
     def virtual_tokens(self, p: Params) -> Tensor:
         """Return `(P, D)`."""

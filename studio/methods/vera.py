@@ -29,7 +29,8 @@ class Vera(LinearMethod):
     phase: ClassVar[Phase] = Phase.DELTA
     peft_type: ClassVar[str] = "VERA"
     base_learning_rate: ClassVar[float] = 4e-3
-    largest_learning_rate: ClassVar[float] = 3e-2
+    width_exponent: ClassVar[float] = 1.3
+    largest_learning_rate: ClassVar[float] = 8.5e-2
     tensor_format: ClassVar[str] = "vera_{}"
     peft_fields: ClassVar[tuple[str, ...]] = (
         "r", "projection_prng_key", "vera_dropout", "d_initial",

@@ -46,7 +46,7 @@ class Mixture:
         """Return the trained parameters of an adapter beside the experts."""
         targets = getattr(method, "target_modules", ())
         named = not isinstance(targets, str) and any("experts" in name for name in targets)
-        if method.name != "lora" or not (targets in ("all-linear", "mlp") or named):
+        if not method.is_low_rank or not (targets in ("all-linear", "mlp") or named):
             return 0
         if getattr(method, "use_dora", False):
             return 0  # experts are left out

@@ -131,12 +131,14 @@ def learning_rate(args: TrainArgs, method: Method, hidden_size: int) -> float:
 def lr_for(method: Method, hidden_size: int) -> float:
     """Return the method's learning rate for a model's width, up to the method's maximum.
 
-    `lr = base (2000 / D)^0.775`, fitted on Llama models of many sizes; the bound
-    covers widths below about 100, where the fit has no data.
+    `lr = base (2000 / D)^e`. LoRA's `e` of 0.775 was fitted on Llama models of many sizes; those of
+    other methods lead from the rate that papers advise at large widths to the best one measured at
+    small ones (`ui/bench/learning_rates.json`), which is also the bound.
 
-    Source: "LoRA Without Regret", Schulman and Thinking Machines Lab, 2025.
+    Source: "LoRA Without Regret", Schulman and Thinking Machines Lab, 2025; `studio bench rates`.
     """
-    scaled = method.base_learning_rate * (REFERENCE_WIDTH / max(hidden_size, 1)) ** 0.775
+    growth = (REFERENCE_WIDTH / max(hidden_size, 1)) ** method.width_exponent
+    scaled = method.base_learning_rate * growth
     return min(scaled, method.largest_learning_rate)
 
 

@@ -422,6 +422,7 @@ def open_session(
         spec.method,
         seed=spec.seed,
         tokenize=lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
+        example=prepared.train[0].input_ids.tolist(),
     )
     backbone.use([(name, 1.0)])
     parameters = backbone.train(name)

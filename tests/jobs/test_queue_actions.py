@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from jobs import retries, settings, webhook
-from jobs.derived_runs import extend
+from jobs.derived_runs import duplicate, extend, settled_spec
 from jobs.run_requests import request
 from jobs.schedules import parse_time
 from jobs.store import JobStore
@@ -86,6 +86,25 @@ def test_a_finished_run_goes_on_where_it_ended(store):
     with store.database.reading() as db:
         seqs = db.conn.execute("SELECT seq FROM metrics").fetchall()
     assert len(seqs) == len(set(seqs)), "a cursor of the page counts every point once"
+
+
+def test_a_run_keeps_the_learning_rate_that_auto_became(store):
+    new = store.submit(a_spec())
+    assert settled_spec(store, new) == new.spec, "not started: auto is still open"
+    with store.database.writing() as db:
+        db["jobs"].update(new.id, {"result": '{"learning_rate": 0.04}'})
+    assert settled_spec(store, store.get(new.id))["train"]["learning_rate"] == 0.04
+    assert duplicate(store, new.id, {}).spec["train"]["learning_rate"] == 0.04
+    other = duplicate(store, new.id, {"method.name": "full"})
+    assert other.spec["train"]["learning_rate"] == "auto"
+    old = store.submit(a_spec())  # of an earlier version, which kept the curve alone
+    with store.database.writing() as db:
+        for step, rate in enumerate((0.01, 0.02, 0.015)):
+            db["metrics"].insert(
+                {"job": old.id, "name": "learning_rate", "step": step, "value": rate, "time": 0,
+                 "seq": step}
+            )  # fmt: skip
+    assert settled_spec(store, old)["train"]["learning_rate"] == 0.02
 
 
 def test_a_longer_run_gets_the_best_checkpoint_beside_the_newest(store):

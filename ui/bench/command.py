@@ -19,7 +19,7 @@ from ui.bench.training_case import SHAPES, SYNTHETIC, BenchCase
 MODULES = {
     "startup": "startup_speed", "data": "data_speed", "queue": "queue_speed", "idle": "idle_cost",
     "chat": "chat_speed", "methods": "method_speed", "siblings": "train_speed",
-    "train": "train_speed",
+    "train": "train_speed", "rates": "learning_rates",
 }  # fmt: skip
 
 
@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     chat = command("chat", "lanes together against generate and PEFT's switching",
                    tokens=64, rounds=5)  # fmt: skip
     chat.add_argument("--shape", default="llama-30m", choices=sorted(SHAPES))
+    command("rates", "the best learning rate of every method, against auto", models="starter",
+            data="starter:pirate,starter:json", methods="", steps=60, seeds=1, out="")  # fmt: skip
     training("methods", "every method against full fine-tuning",
              model="llama-tiny", rounds=3, methods="")  # fmt: skip
     training("siblings", "a sweep on one base against each run alone",
@@ -105,6 +107,9 @@ _HELP = {
     "seconds": "length of each measurement",
     "tokens": "tokens of every answer",
     "methods": "comma-separated; all when empty",
+    "models": "model folders, comma-separated",
+    "seeds": "seeds of each case",
+    "out": "a JSON file that keeps the rows, and is continued",
     "count": "runs that train together",
     "vs": "peers: hf, hf-float32, trl, trl-best",
     "data": f"a data file, or {SYNTHETIC}",

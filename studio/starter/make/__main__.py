@@ -71,13 +71,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=Recipe().seed)
     parser.add_argument("--max-steps", type=int, default=Recipe().max_steps)
+    parser.add_argument("--hidden-size", type=int, default=Recipe().hidden_size)
+    parser.add_argument("--layers", type=int, default=Recipe().num_layers)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
     torch.set_num_threads(args.threads)
     started = time.monotonic()
-    score = make(args.out, recipe=Recipe(seed=args.seed, max_steps=args.max_steps))
+    recipe = Recipe(
+        seed=args.seed, max_steps=args.max_steps, hidden_size=args.hidden_size,
+        num_layers=args.layers, intermediate_size=8 * args.hidden_size // 3,
+        num_heads=args.hidden_size // 32,
+    )  # fmt: skip
+    score = make(args.out, recipe=recipe)
     minutes = (time.monotonic() - started) / 60
     logger.info(
         "%.1f %% of the held-out questions exact, made in %.0f minutes", 100 * score, minutes

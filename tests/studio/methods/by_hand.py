@@ -21,8 +21,8 @@ def logits(model_name: str, adapter: Adapter, ids_BT: Tensor) -> Tensor:
     """Return logits_BTV of the base with this adapter, computed by hand."""
     model = tiny_model(model_name)
     how = {
-        "lora": _lora, "loha": _loha, "lokr": _lokr, "vera": _vera, "bitfit": _bitfit,
-        "norm_tuning": _norm, "ia3": _ia3, "bottleneck": _bottleneck,
+        "lora": _lora, "qlora": _lora, "loha": _loha, "lokr": _lokr, "vera": _vera,
+        "bitfit": _bitfit, "norm_tuning": _norm, "ia3": _ia3, "bottleneck": _bottleneck,
     }  # fmt: skip
     values = {key: {n: t.detach() for n, t in p.items()} for key, p in adapter.params.items()}
     with torch.no_grad():

@@ -228,5 +228,16 @@ def test_a_prompt_from_text_starts_at_the_words_embeddings():
     adapter = backbone.attach("p", method, tokenize=lambda text: [7, 9])
     table = backbone.model.get_input_embeddings().weight
     assert torch.equal(adapter.params[""]["embedding"], table[torch.tensor([7, 9, 7, 9, 7])])
-    with pytest.raises(MethodError, match="prompt_tuning_init_text is empty"):
-        backbone.attach("q", method.model_copy(update={"prompt_tuning_init_text": ""}))
+    no_text = method.model_copy(update={"prompt_tuning_init_text": ""})
+    of_data = backbone.attach("q", no_text, tokenize=lambda text: [7, 9], example=[3, 4])
+    assert torch.equal(of_data.params[""]["embedding"], table[torch.tensor([3, 4, 3, 4, 3])])
+
+
+@pytest.mark.parametrize("model_name", ["gpt2", "llama", "qwen2"])
+def test_a_prefix_from_text_starts_as_if_the_text_stood_there(model_name):
+    backbone = Backbone(tiny_model(model_name))
+    text = torch.tensor([[5, 11, 7, 3]])
+    whole = backbone.model(torch.cat([text, IDS[:1]], dim=1)).logits[:, 4:]
+    backbone.attach("p", PrefixTuning(num_virtual_tokens=4), example=text[0].tolist())
+    backbone.use([("p", 1.0)])
+    assert torch.allclose(backbone.model(IDS[:1]).logits, whole, atol=1e-5)
