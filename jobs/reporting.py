@@ -173,7 +173,6 @@ def _start_facts(event: events.Started) -> dict[str, Any]:
         },
         "trainable_parameters": event.trainable_parameters,
         "total_parameters": event.total_parameters,
-        "learning_rate": event.learning_rate,
         "device": event.device,
         "dtype": event.dtype,
         "learning_rate": event.learning_rate,
