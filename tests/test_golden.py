@@ -346,6 +346,7 @@ RUNS = {
     },
     "prefix": {
         "data.path": "starter:butler", "method.name": "prefix_tuning", "train.eval_steps": 2,
+        "method.prefix_init": "RANDOM",
         "train.learning_rate": 0.01, "train.max_steps": 4, "train.lr_scheduler_type": "cosine",
         "train.packing": True, "train.gradient_checkpointing": True,
     },
