@@ -74,6 +74,8 @@ def refuse_media(values: dict[str, Any]) -> None:
     Raises:
         Dropped: Names the column.
     """
+    if _COLUMNS.keys().isdisjoint(values):
+        return
     for name, what in _COLUMNS.items():
         value = values.get(name)
         if not value:

@@ -153,16 +153,20 @@ class RowCounter:
         """Count what is used; several records with the number of one row are one row."""
         self.kept += not number or number != self.last
         self.last = number
+        if isinstance(row, Document):
+            return
         if isinstance(row, Pair | Judged):
             self.pairs.see(row)
             row = row[0]._replace(muted=())  # answers in a prompt are muted by us, not by the file
-        if isinstance(row, Conversation):
+        messages = row.messages
+        if len(messages) > self.most_messages:
+            self.most_messages = len(messages)
+        if len(messages) > 1 and messages[-1]["content"] == messages[-2]["content"]:
+            self.echoes += messages[-2]["role"] == "user" and messages[-1]["content"] != ""
+        if row.open_ended or row.muted or row.unread:
             self.open_ended += row.open_ended
             self.muted += len(row.muted)
-            self.echoes += _is_echo(row)
-            self.most_messages = max(self.most_messages, len(row.messages))
-            if row.unread:
-                self.unread_keys.update(row.unread)
+            self.unread_keys.update(row.unread)
 
     def num_repeats(self) -> int:
         """Return how many rows repeat an earlier one."""
@@ -223,14 +227,6 @@ class RowCounter:
             yield f"The answer repeats the question in {self.echoes:,} rows."
         if self.most_messages >= MANY_MESSAGES:
             yield f"One conversation has {self.most_messages:,} messages: is it many in one row?"
-
-
-def _is_echo(row: Conversation) -> bool:
-    """Return True if the last answer is the question before it."""
-    if len(row.messages) < 2 or row.messages[-2]["role"] != "user":
-        return False
-    asked, answered = row.messages[-2]["content"], row.messages[-1]["content"]
-    return bool(asked) and asked == answered
 
 
 def token_smells(tokens: Tokens, truncated: int, format: str) -> Iterator[str]:

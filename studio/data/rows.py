@@ -88,7 +88,8 @@ class _Part:
 
     def __init__(self, mapping: Mapping, part: str) -> None:
         self.name = mapping.columns.get(part, part)
-        self.get = getter(mapping, part) or (lambda _: None)
+        found = getter(mapping, part)
+        self.given, self.get = found is not None, found or (lambda _: None)
 
     def text(self, values: dict[str, Any]) -> str:
         return as_text(self.get(values), self.name)
@@ -102,7 +103,7 @@ class _Part:
             raise
 
     def text_or_empty(self, values: dict[str, Any]) -> str:
-        return as_text(self.value_or_none(values), self.name)
+        return as_text(self.value_or_none(values), self.name) if self.given else ""
 
     def empty(self, kind: str) -> Dropped:
         return Dropped(kind, f'"{self.name}" is empty.')
@@ -134,15 +135,14 @@ def _pair(mapping: Mapping, ask: str, reply: str, extra: str = "") -> Callable[[
         text, reply = as_text(asked, question.name), as_text(answered, answer.name)
         if not reply.strip():
             raise answer.empty("empty_answer")
-        added = more.text_or_empty(values)
-        if added.strip():
+        if more.given and (added := more.text_or_empty(values)).strip():
             first, second = (added, text) if extra_first else (text, added)
             text = f"{first}\n\n{second}" if first.strip() else second
         if not text.strip():
             raise question.empty("empty_prompt")
-        messages = system_message(system.text_or_empty(values)) + history_of(
-            history.value_or_none(values)
-        )
+        messages = system_message(system.text_or_empty(values)) if system.given else []
+        if history.given:
+            messages += history_of(history.value_or_none(values))
         messages.append({"role": "user", "content": text})
         messages.append({"role": "assistant", "content": reply})
         return Conversation(messages, None, row.line)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import xxhash
@@ -42,7 +43,7 @@ AS_GIVEN = Way()
 WAYS = [Way(a, null, t) for t in _TOOL_FORMS for null in (False, True) for a in _ARGUMENTS]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """The forms that a template reads.
 
@@ -62,12 +63,20 @@ class Facts:
     inline: bool = True
     tags: tuple[str, ...] = ()
 
+    @cached_property
+    def all_said(self) -> bool:
+        """True if the template writes every part under a name of its own."""
+        own = self.system and self.tools and self.calls and self.tool_role
+        return own and bool(self.thought_keys or not self.inline)
+
 
 Change = Literal["system", "tools", "calls", "results", "thoughts"]
 
 
 def changes(messages: list[Message], tools: list[Any] | None, facts: Facts) -> tuple[Change, ...]:
     """Return the parts that are said in words, because the template cannot write them."""
+    if facts.all_said:
+        return ()
     found: dict[Change, None] = {}
     if not facts.system and messages and messages[0]["role"] == "system":
         found["system"] = None

@@ -32,18 +32,19 @@ class Frame:
     """The text before, between and after the contents.
 
     A part is the text after a content and, for an answer, how many characters its span reaches
-    before and after the content.
+    before and after the content. `is_whole` is True if a true rendering was searched and held every
+    part: with other contents in the same places, so does the frame.
     """
 
     lead: str
     parts: list[tuple[str, tuple[int, int] | None]]
     uses: int = 0
+    is_whole: bool = False
 
-    def fill(self, messages: list[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def fill(self, contents: list[str]) -> tuple[str, list[tuple[int, int]]]:
         """Insert contents; return the text and the answers' spans."""
         pieces, spans, at = [self.lead], [], len(self.lead)
-        for message, (after, reach) in zip(messages, self.parts, strict=True):
-            content = message["content"]
+        for content, (after, reach) in zip(contents, self.parts, strict=True):
             end = at + len(content)
             if reach:
                 spans.append((at - reach[0], end + reach[1]))
@@ -63,7 +64,8 @@ class Frames:
     def __init__(self, source: str) -> None:
         self.trusted, found = _sensitive_texts(source)
         # Thoughts at the start of an answer may be cut: their place is not that of the content.
-        self._sensitive = tuple({*found, "</think", "[/THINK]"})
+        found = {*found, "</think", "[/THINK]"}
+        self._sensitive = [one for one in found if not any(o in one for o in found - {one})]
         self.known: dict[tuple[str, ...], Frame] = {}
 
     def key(self, messages: list[Message]) -> tuple[str, ...] | None:
@@ -107,7 +109,7 @@ class Frames:
         self.known[key] = Frame(lead, [(part, reach.get(i)) for i, part in enumerate(after)])
 
 
-def _sensitive_texts(source: str) -> tuple[bool, tuple[str, ...]]:
+def _sensitive_texts(source: str) -> tuple[bool, set[str]]:
     """Return whether frames may be used, and the texts that a template may search contents for."""
     tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", Generation]).parse(source)
     found: set[str] = set()
@@ -122,10 +124,10 @@ def _sensitive_texts(source: str) -> tuple[bool, tuple[str, ...]]:
                 found |= {c for text in _constants(call.args) for c in text if not c.isspace()}
     for used in tree.find_all(nodes.Filter):
         if used.name not in _HARMLESS_FILTERS:
-            return False, ()
+            return False, set()
         if used.name == "replace":
             found |= _constants(used.args)
-    return True, tuple(sorted(text for text in found if text))
+    return True, found - {""}
 
 
 def _constants(parts: list[nodes.Expr]) -> set[str]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from studio.data.records import Message
 from studio.data.template.adapt import WAYS, Change, Way, adapted, changes
-from studio.data.template.frames import Frames
+from studio.data.template.frames import Frame, Frames
 from studio.data.template.learn import learn_ends, learn_facts, learn_header, learn_opening
 from studio.data.template.lost_parts import Lost, find_call, lost_parts
 from studio.data.template.sandbox import (
@@ -104,7 +104,7 @@ class Layout:
             if not tools and not _has_calls(messages):
                 raise
             laid = None
-        if laid is not None and not any(part.kind in ("call", "tools") for part in laid.lost):
+        if laid and not (laid.lost and any(p.kind in ("call", "tools") for p in laid.lost)):
             return laid
         for way in WAYS:
             try:
@@ -134,12 +134,26 @@ class Layout:
 
     def _laid(self, messages: list[Message], tools: list[Any] | None, way: Way) -> Rendered:
         """Lay out a conversation in one way of writing its calls, and list what it lost."""
+        key = None if tools else self._frames.key(messages)
+        frame = self._frames.known.get(key) if key else None
+        is_due = frame is None or frame.is_due()
+        if frame and frame.is_whole and not is_due:
+            return Rendered(*frame.fill([self.guard(message["content"]) for message in messages]))
         made, made_tools = adapted(messages, tools, self.facts, way, self.guard)
-        text, spans = self._located(made, made_tools)
+        if frame is None and not made_tools and (key := self._frames.key(made)):
+            frame = self._frames.known.get(key)
+            is_due = frame is None or frame.is_due()
+        if frame and not is_due:
+            text, spans = frame.fill([message["content"] for message in made])
+        else:
+            text, spans = self._located(made, made_tools, key, frame)
+        ended = text
         if spans and messages[-1]["role"] == "assistant":
-            text = self._with_end(text, spans, messages[-1])
-        lost = lost_parts(messages, tools, text, spans, ends=self.ends.asked_for, quote=self.guard)
-        return Rendered(text, spans, lost)
+            ended = self._with_end(text, spans, messages[-1])
+        lost = lost_parts(messages, tools, ended, spans, ends=self.ends.asked_for, quote=self.guard)
+        if frame:
+            frame.is_whole = not lost and ended is text
+        return Rendered(ended, spans, lost)
 
     def _with_end(self, text: str, spans: Spans, last: Message) -> str:
         """Append what ends the last turn, where the template writes nothing that does."""
@@ -177,15 +191,20 @@ class Layout:
             return ""
         return cued[len(bare) :] if cued.startswith(bare) else ""
 
-    def _located(self, messages: list[Message], tools: list[Any] | None) -> tuple[str, Spans]:
-        """Render a conversation and return its text with the span of each answer."""
-        key = None if tools else self._frames.key(messages)
-        frame = self._frames.known.get(key) if key else None
-        if frame and not frame.is_due():
-            return frame.fill(messages)
+    def _located(
+        self,
+        messages: list[Message],
+        tools: list[Any] | None,
+        key: tuple[str, ...] | None,
+        frame: Frame | None,
+    ) -> tuple[str, Spans]:
+        """Render a conversation and return its text with the span of each answer.
+
+        A frame that fits is compared with the rendering, else one is learned under the key.
+        """
         text, generated = _unmarked(self._render(messages, tools))
         if frame:
-            filled = frame.fill(messages)
+            filled = frame.fill([message["content"] for message in messages])
             if filled[0] == text:
                 return filled
             self._frames.trusted, key = False, None

@@ -213,23 +213,23 @@ class Template:
     def _layout_of(self, tools: list[Any] | None) -> Layout:
         return self._tool_layout if tools else self._layout
 
-    def _views(self, at: int, row: Conversation | Document, train_on: TrainOn) -> Iterator[View]:
-        """Yield a row as it is trained; what is lost decides if it is whole, split or refused."""
+    def _views(self, at: int, row: Conversation | Document, train_on: TrainOn) -> list[View]:
+        """Return a row as it is trained; what is lost decides if it is whole, split or refused."""
         laid = self.render(row)
         if isinstance(laid, Problem) or isinstance(row, Document):
-            yield View(at, row, laid)
-            return
+            return [View(at, row, laid)]
         changes = self._layout_of(row.tools).changes(row.messages, row.tools)
+        if not laid.lost and not changes:
+            return [View(at, row, laid)]
         whole = View(at, row, laid, laid.lost, changes=changes)
-        missing = _trained_lost(row, laid, train_on) if laid.lost else []
+        missing = _trained_lost(row, laid, train_on)
         if not missing:
-            yield whole
-        elif self.thoughts == "template":
-            yield self._checked(whole, train_on)
-        elif self.thoughts == "turns" and any(p.message + 1 < len(row.messages) for p in missing):
-            yield from self._turns(whole, train_on)
-        else:
-            yield self._checked(self._restored(whole, train_on), train_on)
+            return [whole]
+        if self.thoughts == "template":
+            return [self._checked(whole, train_on)]
+        if self.thoughts == "turns" and any(p.message + 1 < len(row.messages) for p in missing):
+            return [*self._turns(whole, train_on)]
+        return [self._checked(self._restored(whole, train_on), train_on)]
 
     def _turns(self, whole: View, train_on: TrainOn) -> Iterator[View]:
         """Yield one view per answer, or the reason why one of them cannot be trained."""
