@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from studio.data.mapping import Mapping
 from studio.data.pairs import PairCounter
-from studio.data.records import AnyRecord, Conversation, Judged, Pair, Problem, Row
+from studio.data.records import AnyRecord, Document, Judged, Pair, Problem, Row
 from studio.errors import DataError
 
 if TYPE_CHECKING:

@@ -33,8 +33,9 @@ from studio.data.report import (
     token_smells,
 )
 from studio.data.rows import converter
+from studio.data.template.layout import Reading, Rendered
 from studio.data.template.spans import runs
-from studio.data.template.template import IGNORED, Encoded, Reading, Template, View
+from studio.data.template.template import IGNORED, Encoded, Template, View
 from studio.errors import DataError
 from studio.spec import DataSource
 
@@ -281,8 +282,8 @@ class _Tokeniser:
         """Count a view that is trained, and its row once."""
         if view.part == 0:
             self.counter.keep(row)
-        if isinstance(row, Document):
-            self.readings[self.template.reading(row.text)] += 1
+        if isinstance(row, Document) and isinstance(view.laid, Rendered):
+            self.readings[view.laid.reading] += 1
         if view.lost or view.changes or view.restored or view.num_parts > 1:
             self.parts.see(view)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from studio.data.records import Message
 from studio.data.template.adapt import WAYS, Change, Way, adapted, changes
@@ -33,6 +33,7 @@ from studio.data.template.sandbox import (
     render,
 )
 
+Reading = Literal["plain", "text", "tokens", "chat"]
 Spans = list[tuple[int, int]]
 _SPLIT = re.compile(f"([{MARKS}])")
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
@@ -44,12 +45,14 @@ class Rendered(NamedTuple):
     """A conversation as text (BREAK marks still in it), and a character span per answer.
 
     A span covers what the model has to write: the answer and what ends its turn; it is empty where
-    the answer could not be located. `lost` are the parts that the text does not hold.
+    the answer could not be located. `lost` are the parts that the text does not hold, `reading` is
+    how the control tokens of a document are read.
     """
 
     text: str
     spans: Spans
     lost: Sequence[Lost] = ()
+    reading: Reading = "plain"
 
 
 class Layout:

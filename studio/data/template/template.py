@@ -18,7 +18,7 @@ import numpy as np
 from studio.data.records import Conversation, Document, Message, Problem
 from studio.data.template.adapt import Change
 from studio.data.template.backend import Backend, backend_of
-from studio.data.template.layout import Layout, Rendered
+from studio.data.template.layout import Layout, Reading, Rendered
 from studio.data.template.lost_parts import Lost
 from studio.data.template.named import STYLES, NamedLayout
 from studio.data.template.rendered import ControlTokens, Renderings
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TrainOn = Literal["assistant", "last", "all"]
-Reading = Literal["plain", "text", "tokens", "chat"]
 Thoughts = Literal["template", "turns", "keep"]
 IGNORED = -100
 PART_NAMES = {
@@ -318,10 +317,10 @@ class Template:
         return self.control_tokens if self.control_tokens == "tokens" else "text"
 
     def _document(self, text: str) -> Rendered:
-        reading = self.reading(text)
-        if reading == "chat":
-            return Rendered(text, self._renderings.answers(text))
-        return Rendered(text if reading == "tokens" else self._guard(text), [])
+        guarded = self._guard(text)
+        reading = "plain" if guarded is text else self.reading(text)
+        spans = self._renderings.answers(text) if reading == "chat" else []
+        return Rendered(text if reading in ("chat", "tokens") else guarded, spans, (), reading)
 
     @cached_property
     def _renderings(self) -> Renderings:
