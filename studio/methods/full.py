@@ -26,7 +26,7 @@ class Full(Method):
     peft_type: ClassVar[str] = ""
     base_learning_rate: ClassVar[float] = 5e-5
     width_exponent: ClassVar[float] = 1.32
-    largest_learning_rate: ClassVar[float] = 3e-3
+    largest_learning_rate: ClassVar[float] = 2e-3
 
     name: Literal["full"] = "full"
 

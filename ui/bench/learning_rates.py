@@ -1,18 +1,17 @@
 """`studio bench rates`: each method's best learning rate on models and datasets, against `auto`.
 
 For each model, dataset, method and seed a walk over rates √10 apart starts at `auto` and goes
-towards the lower held-out loss until it rises. `studio/methods/learning_rates.json` holds the
-figures that the defaults rest on.
+towards the lower held-out loss until it rises. `learning_rates.json` beside this file holds
+the figures that the defaults rest on.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from studio.errors import StudioError
@@ -74,14 +73,15 @@ def measured(spec: RunSpec, folder: Path) -> dict[str, Any]:
     from studio.training.schedule import lr_for
 
     try:
-        auto = lr_for(spec.method, facts(spec.model).hidden_size)
+        width = facts(spec.model).hidden_size
+        auto = lr_for(spec.method, width)
         losses = walk(lambda place: _held_out(spec, auto * STEP**place, folder / str(place)))
     except StudioError as error:
         return {"error": error.text}
     best = min(losses, key=losses.__getitem__)
     return {
-        "auto": auto, "auto_loss": losses[0], "best": auto * STEP**best, "best_loss": losses[best],
-        "ratio": losses[0] / losses[best],
+        "hidden_size": width, "auto": auto, "auto_loss": losses[0], "best": auto * STEP**best,
+        "best_loss": losses[best], "ratio": losses[0] / losses[best],
         "tried": {f"{auto * STEP**place:.3g}": losses[place] for place in sorted(losses)},
     }  # fmt: skip
 
@@ -118,30 +118,6 @@ def _held_out(spec: RunSpec, rate: float, folder: Path) -> float:
         shutil.rmtree(folder, ignore_errors=True)
     found = getattr(events[-1], "eval_loss", None)
     return found if found is not None and math.isfinite(found) else math.inf
-
-
-def fitted(rows: Iterable[dict[str, Any]], rates: Iterable[float]) -> dict[str, float]:
-    """Return the rate of each method with the lowest mean excess over its best, from a grid."""
-    found = {}
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method and "error" not in row]
-        if own:
-            found[method] = min(rates, key=lambda rate: fmean(excess(row, rate) for row in own))
-    return found
-
-
-def excess(row: dict[str, Any], rate: float) -> float:
-    """Return the held-out loss at a rate over the best one, between the rates that were tried."""
-    points = sorted((math.log(float(tried)), loss) for tried, loss in row["tried"].items())
-    place, ends = math.log(rate), _around(points, math.log(rate))
-    (left, low), (right, high) = ends
-    share = 0.0 if left == right else (place - left) / (right - left)
-    return (low + share * (high - low)) / row["best_loss"]
-
-
-def _around(points: list[tuple[float, float]], place: float) -> Iterator[tuple[float, float]]:
-    below = max((point for point in points if point[0] <= place), default=points[0])
-    return iter((below, min((point for point in points if point[0] >= place), default=points[-1])))
 
 
 def rates_text(result: dict[str, Any]) -> str:
