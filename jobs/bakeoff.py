@@ -6,6 +6,8 @@ The table joins what the queue knows of each run with what was measured.
 
 import json
 from collections.abc import Sequence
+from itertools import groupby, product
+from statistics import fmean, stdev
 from typing import Any
 
 from jobs import jobs_table
@@ -18,14 +20,28 @@ from studio.evaluation.bakeoff import REPORT, BakeoffRequest
 from studio.methods import methods, named
 from studio.spec import RunSpec
 
+AVERAGED = ("eval_loss", "forgetting", "last_loss", "seconds_per_step", "learning_rate")
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # 97.5 %, of 1 to 8 degrees
+MOST_SEEDS = len(STUDENT_T) + 1
 PROMPTS = ("What is the capital of France?", "What sound does a cow make?", "Tell me a story.")
 
 
 def submit(
     store: JobStore, spec: RunSpec, chosen: Sequence[str], *, name: str,
-    prompts: Sequence[str] = PROMPTS,
+    prompts: Sequence[str] = PROMPTS, seeds: int = 1, best_rates: bool = False,
 ) -> list[Job]:  # fmt: skip
-    """Queue one run per method as the group `name`, and the job that measures them, or nothing.
+    """Queue one run per method and seed as the group `name`, and the job that measures them.
+
+    Nothing is queued if one of them cannot be.
+
+    Args:
+        store: The queue.
+        spec: What all runs have in common.
+        chosen: Names of methods; all when empty.
+        name: Name of the group.
+        prompts: Prompts that every adapter answers.
+        seeds: Runs of each method, from the seed of `spec` on.
+        best_rates: Find the learning rate of each run first; else each method has its default.
 
     Raises:
         QueueError: No name, no method, or a name is taken.
@@ -37,8 +53,14 @@ def submit(
     for method in picked:
         named(method)  # refuses an unknown one
     specs = [
-        spec.with_values({"name": f"{name} {method}", "method.name": method}) for method in picked
-    ]
+        spec.with_values(
+            {
+                "name": f"{name} {method}" + (f" seed {seed}" if seeds > 1 else ""),
+                "method.name": method, "seed": seed, "train.find_learning_rate": best_rates,
+            }
+        )
+        for method, seed in product(picked, range(spec.seed, spec.seed + seeds))
+    ]  # fmt: skip
     if any(job.sweep == name for job in store.list(search=name)):
         raise QueueError(f'There is already "{name}". Give the bake-off another name.')
     memory = [needed_bytes(one, store.home) for one in specs]
@@ -76,7 +98,27 @@ def table(store: JobStore, name: str) -> list[dict[str, Any]]:
             rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
             measured = {row["run"]: row for row in rows}
     runs = sorted((job for job in jobs if job.kind == "train"), key=lambda job: job.id)
-    return [_row(store, job, measured.get(job.id, {})) for job in runs]
+    rows = [_row(store, job, measured.get(job.id, {})) for job in runs]
+    return [_of_method(list(own)) for _, own in groupby(rows, lambda row: row["method"])]
+
+
+def _of_method(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one row of a method's runs: means over seeds with their 95 % intervals."""
+    left = [row for row in rows if row["state"] != "succeeded"]
+    found = {**(left or rows)[0], "runs": [row["run"] for row in rows]}
+    for key in AVERAGED:
+        values = [row[key] for row in rows if row[key] is not None]
+        found[key] = fmean(values) if values else None
+        if key in ("eval_loss", "forgetting"):
+            found[f"{key}_interval"] = half_width(values)
+    return found
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Return half of the 95 % confidence interval of a mean (Student's t); None for one value."""
+    if not 2 <= len(values) <= len(STUDENT_T) + 1:
+        return None
+    return float(STUDENT_T[len(values) - 2] * stdev(values) / len(values) ** 0.5)
 
 
 def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,8 @@ def settled_spec(store: JobStore, job: Job) -> dict[str, Any]:
     So it resumes, extends and duplicates with its own rate, whatever the rule is by then. Runs of
     earlier versions kept it in their curve alone, whose peak it is.
     """
-    if job.kind != "train" or job.spec["train"].get("learning_rate") != "auto":
+    train = job.spec["train"] if job.kind == "train" else {}
+    if train.get("learning_rate") != "auto" and not train.get("find_learning_rate"):
         return job.spec
     rate = job.result.get("learning_rate")
     if rate is None:
@@ -87,7 +88,8 @@ def settled_spec(store: JobStore, job: Job) -> dict[str, Any]:
             (rate,) = db.conn.execute(_PEAK, [job.id]).fetchone()
     if rate is None:
         return job.spec
-    return {**job.spec, "train": job.spec["train"] | {"learning_rate": rate}}
+    settled = {"learning_rate": rate, "find_learning_rate": False}
+    return {**job.spec, "train": job.spec["train"] | settled}
 
 
 def _longer(job: Job, *, epochs: float, steps: int, name: str) -> RunSpec:

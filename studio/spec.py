@@ -151,6 +151,13 @@ class TrainArgs(Record):
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = knob(
         "auto", "Peak learning rate; auto scales the method's default to the model's width."
     )
+    find_learning_rate: bool = knob(
+        False,
+        "Try four rates, √10 apart around the learning rate, for a quarter of the run each, and "
+        "train with the best by held-out loss: twice the time.",
+        title="Find the learning rate",
+        advanced="Optimizer",
+    )
     num_train_epochs: float = knob(
         3, "Passes over the training data.", title="Epochs", gt=0, le=1000, step=0.5
     )

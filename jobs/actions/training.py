@@ -173,6 +173,16 @@ def bakeoff(
     prompt: Annotated[
         tuple[str, ...], field("Prompt that every adapter answers; repeat for several.", lines=2)
     ] = NONE,
+    best_rates: Annotated[
+        bool,
+        field(
+            "Find the learning rate of each method first: fairer, twice the time.",
+            title="Each at its best learning rate",
+        ),
+    ] = False,
+    seeds: Annotated[
+        int, field("Runs of each method, for means with intervals.", ge=1, le=contests.MOST_SEEDS)
+    ] = 1,
     show: Annotated[str, field("Show the table of this bake-off.", metavar="NAME")] = "",
 ) -> Any:
     """Train several methods on the same data and budget, and compare what they cost and learn."""
@@ -182,7 +192,9 @@ def bakeoff(
     spec = read_spec(store.home, model=model, data=data, assignments=set)
     prompts = [text for text in prompt if text.strip()] or contests.PROMPTS
     spec = admit(spec.model_copy(update={"name": ""}), store.home)
-    jobs = contests.submit(store, spec, chosen, name=name, prompts=prompts)
+    jobs = contests.submit(
+        store, spec, chosen, name=name, prompts=prompts, seeds=seeds, best_rates=best_rates
+    )
     supervisor.ensure_running(store.home)
     facts = {"name": name.strip(), "rows": contests.table(store, name.strip())}
     return Reply(jobs=tuple(jobs), facts=facts)

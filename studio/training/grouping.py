@@ -21,7 +21,7 @@ def sibling_key(spec: RunSpec) -> str | None:
     """Return a key that sibling runs have in common; None for a run that must be alone.
 
     Alone are runs that train the base itself, use several processes or a cluster, add NEFTune noise
-    to the embeddings of every row, or may retry when out of memory.
+    to the embeddings of every row, find their learning rate, or may retry when out of memory.
     """
     args = spec.train
     apart = (
@@ -31,6 +31,7 @@ def sibling_key(spec: RunSpec) -> str | None:
         or args.device == CLUSTER
         or args.fsdp
         or args.neftune_noise_alpha > 0
+        or args.find_learning_rate
         or args.retry_when_out_of_memory
     )
     if apart:

@@ -82,7 +82,9 @@ def _free_memory() -> None:
 def _train(
     spec: RunSpec, *, run_dir: Path, home: Home, control: Control, in_process_group: bool
 ) -> Iterator[Event]:
+    from studio.backbone import Backbone
     from studio.models.loading import load
+    from studio.training.rate_search import find_rate
 
     moment = "before the first step"
 
@@ -100,8 +102,15 @@ def _train(
         yield Loading(text="Reading the data")
         with rank_0_first(in_process_group):
             prepared = prepare_data(spec, loaded, home)
+        backbone = Backbone(loaded.model)
+        if spec.train.find_learning_rate:
+            for found in find_rate(spec, loaded=loaded, prepared=prepared, backbone=backbone):
+                if isinstance(found, Event):
+                    yield found
+                else:
+                    spec = spec.with_parts(train={"learning_rate": found})
         yield Loading(text=f"Attaching {spec.method.title}")
-        session = open_session(spec, loaded=loaded, prepared=prepared)
+        session = open_session(spec, loaded=loaded, prepared=prepared, backbone=backbone)
         session.general = general_set_of(spec, loaded, home)
         if spec.train.self_test and spec.train.num_processes == 1:
             yield Loading(text="Checking the model")

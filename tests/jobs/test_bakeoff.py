@@ -45,6 +45,21 @@ def test_a_bakeoff_whose_second_name_is_taken_queues_nothing(store, spec, taken)
     assert [job.name for job in store.list()] == [taken]
 
 
+def test_seeds_become_means_with_intervals(store, spec):
+    jobs = bakeoff.submit(store, spec, ["lora", "ia3"], name="duel", seeds=3, best_rates=True)
+    assert [job.spec["seed"] for job in jobs[:6]] == [0, 1, 2] * 2
+    assert all(job.spec["train"]["find_learning_rate"] for job in jobs[:6])
+    for job, loss in zip(jobs[:3], (0.5, 0.6, 0.7), strict=True):
+        claim = store.claims.claim("cpu", owner=me())
+        assert claim.job == job.id
+        store.claims.register(claim, me())
+        store.claims.finish(claim, "succeeded", result={"eval_loss": loss, "learning_rate": 0.01})
+    lora, ia3 = bakeoff.table(store, "duel")
+    assert lora["eval_loss"] == pytest.approx(0.6)
+    assert lora["eval_loss_interval"] == pytest.approx(4.303 * 0.1 / 3**0.5)
+    assert (lora["runs"], lora["state"], ia3["state"]) == ([1, 2, 3], "succeeded", "queued")
+
+
 def test_the_measuring_job_fills_the_table(home, spec):
     with closing(JobStore(home)) as store:
         spec = spec.with_values({"train.measure_forgetting": True})

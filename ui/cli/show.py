@@ -193,12 +193,17 @@ def contest(answer: Answer) -> None:
                 f"{row['trainable_parameters']:,}",
                 number(row["peak_memory_bytes"], "{:.0f} MiB", 2**20),
                 number(row["seconds_per_step"], "{:.3f}"),
-                *(number(row[key], "{:.3f}") for key in ("last_loss", "eval_loss", "forgetting")),
+                number(row["learning_rate"], "{:.2g}"),
+                *(
+                    number(row[key], "{:.3f}")
+                    + (f" ± {margin:.2f}" if (margin := row.get(f"{key}_interval")) else "")
+                    for key in ("last_loss", "eval_loss", "forgetting")
+                ),
                 number(row["size_bytes"], "{:.0f} KiB", 1024),
                 *(number(row[key], "× {:.2f}") for key in ("live_ratio", "merged_ratio")),
             )
         )
-    table("Method Trainable Memory s/step Last Eval Forgetting Size Live Merged".split(), rows)
+    table("Method Trainable Memory s/step Rate Last Eval Forgetting Size Live Merged".split(), rows)
 
 
 def methods(found: Sequence[Mapping[str, Any]]) -> None:

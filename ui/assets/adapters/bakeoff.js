@@ -11,7 +11,7 @@ export async function askBakeoff({ models, set = null }) {
   const methods = await api('/api/do/methods', {});
   const now = new Date().toISOString().slice(5, 16).replace('T', ' ').replace(':', '.');
   askAction('bakeoff', { known: { methods, models },
-    fixed: set ? { set } : {}, only: [...(set ? [] : ['model', 'data', 'set']), 'methods', 'prompt', 'name'],
+    fixed: set ? { set } : {}, only: [...(set ? [] : ['model', 'data', 'set']), 'methods', 'best_rates', 'seeds', 'prompt', 'name'],
     values: { name: `bake-off ${now}`, set: ['train.max_steps=60'],
       methods: methods.filter((one) => one.capabilities.stackable).map((one) => one.name).join() },
     done: ({ name }) => go(`/adapters?bakeoff=${encodeURIComponent(name)}`) });
@@ -19,9 +19,9 @@ export async function askBakeoff({ models, set = null }) {
 
 const times = (value) => (value == null ? '–' : `×\u202f${number(value, 3)}`);
 const figure = (title, key, show, best = 'min', hint = '') => ({ title, hint, best, value: (row) => row[key],
-  show: (row) => show(row[key]) });
+  show: (row) => show(row[key]) + (row[`${key}_interval`] ? ` ±\u202f${number(row[`${key}_interval`], 2)}` : '') });
 const COLUMNS = [
-  { title: 'Method', value: (row) => row.title, show: (row) => h('a', { href: `/runs?run=${row.run}` }, row.title) },
+  { title: 'Method', value: (row) => row.title, show: (row) => h('a', { href: `/runs?run=${row.runs.join()}` }, row.title) },
   figure('Held-out', 'eval_loss', number, 'min', 'Loss on rows held out'),
   figure('Forgetting', 'forgetting', (value) => number(value, 3), 'min',
     'KL divergence from the base, per token of its own answers to neutral prompts'),
@@ -78,7 +78,7 @@ export class Results {
     this.element.replaceChildren(h('header', {}, h('h2', {}, this.name),
       h('span', { class: 's-quiet' }, ended.length < rows.length ? `${ended.length} of ${rows.length} trained` : ''),
       h('span', { class: 's-actions' }, h('a', { class: 's-button',
-        href: `/runs?run=${rows.map((row) => row.run).join()}` },
+        href: `/runs?run=${rows.flatMap((row) => row.runs).join()}` },
         'Overlay the curves'), this.closed && button('Close', () => this.closed()))),
     this.table.element, scatter(points, { x: 'Held-out loss (learned)', y: 'KL from the base (forgot)' }),
     spoken.length ? h('details', { class: 's-bin' }, h('summary', {}, 'Sample answers'),

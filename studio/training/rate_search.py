@@ -1,0 +1,76 @@
+"""Find a run's learning rate: short trials at several rates, compared by held-out loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from studio.errors import Diverged, SpecError
+from studio.spec import RunSpec
+from studio.training.events import Event, Loading
+
+if TYPE_CHECKING:
+    from studio.backbone import Backbone
+    from studio.data.prepare import Prepared
+    from studio.models.loading import Loaded
+
+FACTORS = tuple(10 ** (place / 2) for place in (-1, 0, 1, 2))
+TRIAL_SHARE = 4  # a trial takes this part of the run's steps
+FEWEST_STEPS = 5
+NAME = "trial"
+
+
+def find_rate(
+    spec: RunSpec, *, loaded: Loaded, prepared: Prepared, backbone: Backbone
+) -> Iterator[Event | float]:
+    """Train trials at four rates, √10 apart around the run's own, and yield the best one last.
+
+    Each trial is a whole schedule over a quarter of the run's steps with a fresh adapter on the
+    base, which is as before afterwards; a trial that diverges loses.
+
+    Raises:
+        SpecError: No row is held out, or the run uses several processes.
+    """
+    from studio.training.schedule import learning_rate, plan_run
+    from studio.training.session import open_session
+
+    if spec.train.may_use_several_processes:
+        raise SpecError(
+            "train.find_learning_rate needs a single process: find the rate on one device, then "
+            "set it.", field="train.find_learning_rate",
+        )  # fmt: skip
+    if not len(prepared.validation):
+        raise SpecError(
+            "train.find_learning_rate compares held-out losses, but no row is held out: set "
+            "data.validation_fraction, or the learning rate by hand.",
+            field="train.find_learning_rate",
+        )
+    width = backbone.anatomy.hidden_size
+    own = learning_rate(spec.train, spec.method, width)
+    total = plan_run(spec, num_rows=len(prepared.train), hidden_size=width).total_steps
+    steps = min(total, max(FEWEST_STEPS, total // TRIAL_SHARE))
+    weights = backbone.model.named_parameters() if spec.method.trains_base else ()
+    kept = [(weight, weight.detach().clone()) for _, weight in weights]
+    losses: dict[float, float] = {}
+    for number, rate in enumerate(own * factor for factor in FACTORS):
+        yield Loading(text=f"Learning rate {rate:.2g}: trial {number + 1} of {len(FACTORS)}")
+        changes = {"learning_rate": rate, "max_steps": steps, "neftune_noise_alpha": 0.0}
+        trial = spec.with_parts(train=changes)
+        session = open_session(
+            trial, loaded=loaded, prepared=prepared, backbone=backbone, name=NAME
+        )
+        try:
+            for _ in range(steps):
+                session.step()
+            loss = session.evaluate().eval_loss
+            losses[rate] = loss if math.isfinite(loss) else math.inf
+        except Diverged:
+            losses[rate] = math.inf
+        finally:
+            backbone.detach(NAME)
+            for weight, values in kept:
+                weight.data.copy_(values)
+    best = min(losses, key=losses.__getitem__)
+    yield Loading(text=f"Learning rate {best:.2g}, the best of {len(FACTORS)}")
+    yield best
