@@ -4,6 +4,7 @@ Imports and steps become jobs when pages ask; the command line performs them in 
 """
 
 import json
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,14 +12,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from jobs.actions.registry import action, field
+from jobs.store import JobStore
+from jobs.vote_rows import LEFT_OUT, Filter, Kind, rows_of
 from studio.data.mapping import OPERATORS, Mapping, Operator
-from studio.data.requests import CurateRequest, ImportRequest, described
+from studio.data.requests import CurateRequest, ImportRequest, described, forget_upload, uploads
 from studio.errors import DataError, SpecError
 from studio.home import Home
 from studio.request import Request
 from studio.spec import DataSource, ModelSource
 
 NONE: Any = ()
+FILES = {
+    "pairs": "Votes on Compare", "answers": "Answers of Compare", "judged": "Verdicts on Compare",
+}  # fmt: skip
 MOST_ROWS = 100_000  # of one range
 Source = Annotated[
     str, field("File, folder, hub id or demo.", positional=True, metavar="SOURCE", of="dataset")
@@ -136,6 +142,7 @@ def xray_rows(
     chat_template: Annotated[str, field("auto or a named template.")] = "auto",
     thoughts: Annotated[Literal["template", "turns", "keep"], field("Cut thoughts.")] = "template",
     seed: Annotated[int, field("Seed of random rows.")] = 0,
+    plain: Annotated[bool, field("Preferences as train.loss=sft reads them.")] = False,
 ) -> list[dict[str, Any]]:
     """Show rows as the trainer sees them: [[trained]], masked, and what is cut off."""
     from studio.data.tokenizer_files import backend_for
@@ -149,7 +156,7 @@ def xray_rows(
     )  # fmt: skip
     shown = xray(
         data, backend_for(found.path, home), context_length=found.context_length,
-        rows=list(row) or None, pick=pick, count=count, seed=seed, home=home,
+        rows=list(row) or None, pick=pick, count=count, seed=seed, home=home, plain=plain,
     )  # fmt: skip
     return [one.model_dump(mode="json") for one in shown]
 
@@ -160,6 +167,57 @@ def listed(home: Home) -> list[dict[str, Any]]:
     from studio.data.snapshots import snapshots
 
     return [described(snapshot.meta) for snapshot in snapshots(home)]
+
+
+@action("data.votes", title="Make a dataset")
+def votes_dataset(
+    store: JobStore,
+    kind: Annotated[
+        Kind,
+        field(
+            "Pairs (winner chosen, the others rejected), the best answers, or answers with a "
+            "verdict each.",
+            title="Rows",
+            labels={
+                "pairs": "pairs: chosen and rejected",
+                "answers": "answers to learn from",
+                "judged": "good and bad answers",
+            },
+        ),
+    ] = "pairs",
+    lane: Annotated[
+        str, field("Only answers of this lane are chosen.", metavar="MODEL~ADAPTER:WEIGHT")
+    ] = "",
+    search: Annotated[str, field("Part of a title, a prompt or an answer.")] = "",
+    since: Annotated[str, field("First day, as 2026-01-31.")] = "",
+    until: Annotated[str, field("Last day.")] = "",
+    blind: Annotated[bool, field("Blind votes only.", title="Blind votes only")] = False,
+    unvoted: Annotated[
+        bool,
+        field(
+            "Whole conversations, voted on or not.",
+            title="Whole conversations",
+            when={"kind": ("answers",)},
+        ),
+    ] = False,
+    name: Annotated[str, field("Name of the dataset.", max_length=120)] = "",
+) -> dict[str, Any]:
+    """Make a dataset of the votes and conversations of Compare; edited answers count as chosen."""
+    from studio.data.importing import import_dataset
+
+    wanted = Filter(
+        lane=lane, search=search, since=since, until=until, blind=blind, unvoted=unvoted
+    )
+    rows, left_out = rows_of(store.database, kind, wanted)
+    file = uploads(store.home) / secrets.token_hex(8) / f"{FILES[kind]}.jsonl"
+    file.parent.mkdir(parents=True, mode=0o700)
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    try:
+        made = import_dataset(store.home, DataSource(path=str(file)), name=name)
+    finally:
+        forget_upload(store.home, file)
+    said = {LEFT_OUT[why]: count for why, count in left_out.items()}
+    return described(made.snapshot.meta) | {"already": made.already, "left_out": said}
 
 
 @action("data.export")

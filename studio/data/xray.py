@@ -7,7 +7,7 @@ It calls the same functions as the loop: reader, converter, `Template.encode_bat
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,9 +15,9 @@ import numpy as np
 from studio.data.datasets import find
 from studio.data.origins import Origin, guess_origin
 from studio.data.prepare import prepare, row_limit
-from studio.data.records import Conversation, Document, Problem, Row
+from studio.data.records import Conversation, Document, Judged, Pair, Problem, Row, num_equal
 from studio.data.report import Frozen
-from studio.data.rows import converter
+from studio.data.rows import converter, record_converter
 from studio.data.template.template import Encoded, Template, View, choose_for
 from studio.data.tokens import Examples, fit
 from studio.errors import DataError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 State = Literal["trained", "masked", "truncated"]
 Pick = Literal["first", "longest", "shortest", "random"]
+Side = Literal["", "chosen", "rejected", "good", "bad"]
 MAX_TOKENS_SHOWN = 20_000
 
 
@@ -56,7 +57,8 @@ class LostPart(Frozen):
 class XRow(Frozen):
     """One row; `row` counts from 1, `line` is where it stands in its file.
 
-    A row that is trained turn by turn is shown once per turn: `part` of `num_parts`.
+    A row that is trained turn by turn is shown once per turn: `part` of `num_parts`. A pair is
+    shown by its sides, whose first `shared` tokens are equal.
     """
 
     row: int
@@ -70,6 +72,8 @@ class XRow(Frozen):
     lost: tuple[LostPart, ...] = ()
     part: int = 1
     num_parts: int = 1
+    side: Side = ""
+    shared: int = 0
 
 
 def xray(
@@ -82,6 +86,7 @@ def xray(
     count: int = 5,
     seed: int = 0,
     home: Home | None = None,
+    plain: bool = False,
 ) -> list[XRow]:
     """Show some rows as tokens: by number, or the first, longest, shortest or random ones.
 
@@ -94,6 +99,7 @@ def xray(
         count: Number of rows to pick.
         seed: Of the random choice.
         home: Where imported datasets live and tokens are cached.
+        plain: Show preferences as `train.loss=sft` reads them, not as pairs and judged answers.
 
     Raises:
         DataError: The dataset cannot be used, or has no such row.
@@ -104,7 +110,7 @@ def xray(
     examples = None
     if is_text or (rows is None and pick != "first"):
         no_split = {"validation_fraction": 0, "validation_path": "", "validation_split": ""}
-        whole = source.model_copy(update=no_split)
+        whole = source.model_copy(update=no_split | {"judged": "good"})
         made = prepare(whole, tokenizer, context_length=context_length, seed=seed, home=home)
         assert isinstance(made.train, Examples)
         examples = made.train
@@ -118,11 +124,13 @@ def xray(
         places = _picked(examples, pick, 50 * count if pick != "random" else count, seed)
         numbers = (int(examples.tokens.rows[at]) for at in places)
         wanted = list(dict.fromkeys(numbers))[:count]  # a document's windows share one row
-    convert, limit = converter(guess.mapping), row_limit(source, context_length)
+    limit = row_limit(source, context_length)
+    as_records = record_converter(guess.mapping, pairs=source.pairs, margin=source.margin)
+    convert: Callable[[Row], Any] = converter(guess.mapping) if plain else as_records
     found: dict[int, list[XRow]] = {}
     for number, item in _read_rows(origin, set(wanted)):
         row = convert(item) if isinstance(item, Row) else item
-        found[number] = _encoded_rows(number, item.line, row, source, template, limit)
+        found[number] = [*_sides(number, item.line, row, source, template, limit)]
     absent = [number for number in wanted if number not in found]
     if absent and (rows is not None or examples is not None):
         raise DataError(f"{origin.name} has no row {absent[0]:,}.")
@@ -170,6 +178,23 @@ def _windows(
         example = examples[at]
         encoded = Encoded(example.input_ids, example.labels >= 0)
         yield _shown(at + 1, example.row, encoded, None, template)
+
+
+def _sides(
+    number: int, line: int, made: Any, source: DataSource, template: Template, limit: int
+) -> Iterator[XRow]:
+    """Yield the views of all that a row became, a pair's sides with the tokens that they share."""
+    for record in made if isinstance(made, list) else [made]:
+        sides: list[tuple[Side, Conversation | Document | Problem]] = [("", record)]
+        if isinstance(record, Judged):
+            sides = [("good" if record.good else "bad", record.conversation)]
+        elif isinstance(record, Pair):
+            sides = [("chosen", record.chosen), ("rejected", record.rejected)]
+        shown = [_encoded_rows(number, line, one, source, template, limit) for _, one in sides]
+        ids = [[token.id for token in rows[0].tokens] for rows in shown]
+        shared = num_equal(*ids) if len(ids) > 1 else 0
+        for (side, _), rows in zip(sides, shown, strict=True):
+            yield from (row.model_copy(update={"side": side, "shared": shared}) for row in rows)
 
 
 def _encoded_rows(

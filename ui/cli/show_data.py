@@ -87,7 +87,8 @@ def xray(rows: Sequence[Mapping[str, Any]]) -> None:
         counts = f"{row['num_tokens']} tokens, {row['num_trained']} trained"
         cut = f"{row['num_truncated']} cut off"
         turn = f", turn {row['part']} of {row['num_parts']}" if row["num_parts"] > 1 else ""
-        print(f"row {row['row']} (line {row['line']}){turn}: {counts}, {cut}")
+        side = f", {row['side']}" if row["side"] else ""
+        print(f"row {row['row']} (line {row['line']}){side}{turn}: {counts}, {cut}")
         for part in row["lost"]:
             where = f"message {part['message']}" if part["message"] else "the row"
             text = printable(part["text"][:200])

@@ -10,6 +10,7 @@ from studio.data.recognise import recognise
 from studio.data.records import Judged, Pair, Problem, Row, content_hash, num_shared, prompt_hash
 from studio.data.report import RowCounter
 from studio.data.rows import converter, record_converter
+from studio.data.xray import xray
 from studio.errors import DataError
 from studio.spec import DataSource
 
@@ -203,6 +204,28 @@ def test_a_loss_of_verdicts_takes_judged_rows_and_both_sides_of_pairs(tmp_path):
     for rows in (judged, [{"messages": [Q, GOOD]}]):
         with pytest.raises(DataError, match=r"needs pairs .*train\.loss=sft"):
             given(rows)
+
+
+def test_the_xray_shows_both_sides_with_their_masks_and_the_tokens_that_they_share(
+    tmp_path, byte_backend
+):
+    rows = [{"chosen": [*FIRST, Q, GOOD], "rejected": [*FIRST, Q, {**GOOD, "content": "gone"}]}]
+    source, backend = DataSource(path=str(written(tmp_path, rows))), byte_backend(["</s>"])
+
+    chosen, rejected = xray(source, backend, context_length=99, count=1)
+    (plain,) = xray(source, backend, context_length=99, count=1, plain=True)
+
+    def trained(row):
+        return "".join(token.text for token in row.tokens if token.state == "trained")
+
+    assert (chosen.side, rejected.side) == ("chosen", "rejected")
+    assert "good" in trained(chosen) and "gone" in trained(rejected)
+    assert "b" not in trained(chosen) + trained(
+        rejected
+    )  # the earlier answer is part of the prompt
+    assert "b" in trained(plain) and plain.tokens[0] == chosen.tokens[0]
+    assert chosen.shared == rejected.shared
+    assert "".join(t.text for t in chosen.tokens[: chosen.shared]).endswith("go")
 
 
 def test_the_real_preference_files_are_read_whole(real):

@@ -12,7 +12,7 @@ const EMPTY = { stopped: '(stopped before the first token)',
   interrupted: '(interrupted before the first token: ask again)' };
 
 export class Answer {
-  /** `page`: again(lane), goOn(lane). */
+  /** `page`: again(lane), goOn(lane), correct(lane). */
   constructor(lane, page) {
     this.lane = lane;
     this.unfolded = new Set();
@@ -23,6 +23,7 @@ export class Answer {
     this.go = button('Continue', () => page.goOn(lane), 's-tool', { title: 'Continue the truncated answer' });
     this.tools = h('span', { class: 's-cell-tools' }, this.go,
       button('Again', () => page.again(lane), 's-tool', { title: 'Another answer, with the next seed' }),
+      button('Correct', () => page.correct(lane), 's-tool', { title: 'Write what it should have said' }),
       this.take = button('Copy', () => copy(this.answer?.text ?? '', this.take), 's-tool'));
     this.element = h('section', { class: 's-cell' }, this.name, this.words, this.note,
       h('footer', { class: 's-cell-foot' }, this.figures, this.tools));
@@ -110,12 +111,12 @@ function percent(share) {
 
 /** 24 tokens · 31 tok/s · first after 0.2 s · pirate × 1 · logits moved by 6.7 */
 export function figures({ reason, tokens_count: tokens, tokens_per_second: speed,
-  first_token_seconds: first, active }) {
+  first_token_seconds: first, active, original }) {
   if (!reason) return '';
   const how = { length: 'cut at the limit', stopped: 'stopped', interrupted: 'interrupted' }[reason];
   const stack = active?.stack ?? [];
   const moved = active?.max_logit_difference;
-  return [tokens != null && `${tokens} tokens`, speed && `${number(speed, 3)} tok/s`,
+  return [original != null && 'corrected', tokens != null && `${tokens} tokens`, speed && `${number(speed, 3)} tok/s`,
     first != null && `first after ${number(first, 2)} s`, how,
     active && (stack.map((part) => `${part.name} × ${part.weight}`).join(' + ') || 'base'),
     stack.length > 0 && moved != null && `logits moved by ${number(moved, 2)}`,

@@ -2,7 +2,8 @@
 // by side, streaming together from one resident base. Lanes and view are in the address, the
 // conversation in the database, so a reload restores both. Model output is shown as text only.
 
-import { api, button, h, query, remember, send, toast } from '../core/dom.js';
+import { api, button, h, query, quiet, remember, send, toast } from '../core/dom.js';
+import { dialog } from '../core/form.js';
 import { laneName, LETTERS, parseLane, writeLane } from '../core/lanes.js';
 import { Answer } from './answer.js';
 import { Composer, usualSettings } from './composer.js';
@@ -127,6 +128,7 @@ export class Compare extends HTMLElement {
     const cells = this.conversation.lanes.map((_, lane) => new Answer(lane, {
       again: (i) => this.run(turn, [i], { nextSeed: true }),
       goOn: (i) => this.run(turn, [i], { goOn: true }),
+      correct: (i) => this.correct(turn, turn.answers[i]),
     }));
     this.cells.set(turn, cells);
     const number = this.conversation.turns.indexOf(turn);
@@ -217,6 +219,21 @@ export class Compare extends HTMLElement {
       this.composer.fill(prompt);
       this.composer.focus();
     }
+  }
+
+  /** Replace an answer by what it should have been; later turns continue from it. */
+  correct(turn, answer) {
+    const words = h('textarea', { rows: 8, 'aria-label': 'Answer' });
+    words.value = answer.text;
+    dialog('Correct the answer', [quiet('The next turns continue from it, and datasets made of this conversation take '
+      + 'it as better than what the lane said.'), words], 'Save', async () => {
+      answer.original ??= answer.text;
+      answer.text = words.value.trim();
+      delete answer.parts;
+      delete answer.tokens;
+      await this.conversation.save(this.conversation.turns.indexOf(turn));
+      this.refresh(turn);
+    });
   }
 
   async branch(turns) {

@@ -5,7 +5,7 @@ import { ago, button, choose, dots, h, quiet, remember, send, short, snippet, su
 import { askAction, dialog } from '../core/form.js';
 import { clientName, laneName, writeLane } from '../core/lanes.js';
 import { Suites } from './suites.js';
-import { leaderboard } from './votes.js';
+import { leaderboard, makeDataset } from './votes.js';
 
 const TABS = [['chat', 'Chat'], ['conversations', 'Conversations'], ['leaderboard', 'Leaderboard'],
   ['suites', 'Suites'], ['recipes', 'Recipes']];
@@ -56,7 +56,9 @@ async function conversations(element, page) {
     if (found) list.replaceChildren(...(found.length ? found.map(item) : [h('li', { class: 's-quiet' },
       search.value ? `No conversation contains “${search.value}”.` : 'Conversations are saved here.')]));
   };
-  element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, 'Conversations'), search), list);
+  element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, 'Conversations'), search,
+    h('span', { class: 's-grow' }), button('Make a dataset …', () => makeDataset({ kind: 'answers', unvoted: true,
+      search: search.value }))), list);
   await refresh();
 }
 

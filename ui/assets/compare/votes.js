@@ -1,6 +1,7 @@
 // Votes on a turn (buttons and number keys; names are revealed afterwards) and the leaderboard.
 
-import { button, h, quiet, send, table, text } from '../core/dom.js';
+import { button, go, h, quiet, send, table, text } from '../core/dom.js';
+import { askAction } from '../core/form.js';
 import { laneName, LETTERS, parseLane } from '../core/lanes.js';
 
 /** Return true if the turn's lanes are anonymous: prompted blind and without a vote. */
@@ -101,17 +102,26 @@ function choice(label, key, act) {
   return node;
 }
 
+/** Ask which votes or conversations become a dataset, and open it on the Data page. */
+export const makeDataset = (values, lanes = []) => askAction('data.votes', { values,
+  choices: lanes.length ? { lane: [['', 'any lane'], ...lanes.map((lane) => [lane, laneName(parseLane(lane))])] } : {},
+  done: ({ name }) => { go(`/data?name=${name}`); } });
+
 export async function leaderboard(element) {
+  let known = [];
   const blind = h('input', { type: 'checkbox', class: 's-box', onchange: () => draw() });
   const files = exports('votes');
+  const make = button('Make a dataset …', () => makeDataset({ blind: blind.checked }, known), '', {
+    title: 'Pairs, answers or verdicts from these votes, to train on' });
   const body = h('div', { class: 's-board', 'data-testid': 'leaderboard' });
   element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, 'Leaderboard'),
-    h('label', { class: 's-check' }, blind, 'Blind votes only'), h('span', { class: 's-grow' }), files), body);
+    h('label', { class: 's-check' }, blind, 'Blind votes only'), h('span', { class: 's-grow' }), make, files), body);
   const draw = async () => {
     const found = await send('/api/do/leaderboard', { blind: blind.checked });
     if (!found) return;
     const { standings, lanes, wins, votes } = found;
-    files.hidden = !standings.length;
+    files.hidden = make.hidden = !standings.length;
+    known = lanes;
     body.replaceChildren(...(standings.length ? [scores(standings),
       quiet(`${votes} ${votes === 1 ? 'vote' : 'votes'}. Bradley-Terry scores around 1000: 400 points more means ten `
         + 'wins to one. The bar is the 95 % interval; where two bars overlap, the order may be chance.'),

@@ -6,7 +6,7 @@ import { labelled, select } from '../core/form.js';
 
 const PICKS = { first: 'First', longest: 'Longest', shortest: 'Shortest', random: 'Random' };
 const STATES = { trained: 'trained', masked: 'read, not trained', truncated: 'cut off', special: 'special',
-  lost: 'left out by the template' };
+  lost: 'left out by the template', shared: 'equal on both sides' };
 
 export class XRay {
   constructor(page) {
@@ -17,6 +17,7 @@ export class XRay {
     this.summary = h('p', { class: 's-quiet', role: 'status', 'data-testid': 'xray-summary' });
     this.tokens = h('div', { class: 's-tokens', 'data-testid': 'tokens' });
     this.decoded = h('pre', { class: 's-decoded' });
+    this.other = h('div', { class: 's-tokens', 'data-testid': 'tokens-rejected' });
     const turn = (label, by, name) => button(label, () => this.jump(this.row + by), '', { 'aria-label': name });
     this.element = h('div', { class: 's-stack' },
       h('div', { class: 's-xray-bar' },
@@ -25,11 +26,11 @@ export class XRay {
         turn('‹', -1, 'Previous row'), h('label', {}, 'Row ', this.number, ` of ${count(page.found.rows)}`),
         turn('›', 1, 'Next row'),
         h('span', { class: 's-xray-legend' }, Object.entries(STATES).map(([state, words]) =>
-          h('span', {}, h('i', { class: 's-token',
-            'data-state': { special: 'masked', lost: 'truncated' }[state] ?? state,
-            'data-special': state === 'special' }, 'Aa'), words)))),
+          (state === 'shared' && !['preference', 'scored'].includes(page.found.mapping.format) ? null : h('span', {}, h('i', { class: 's-token',
+            'data-state': { special: 'masked', lost: 'truncated', shared: 'masked' }[state] ?? state,
+            'data-special': state === 'special', 'data-shared': state === 'shared' }, 'Aa'), words))))),
       this.summary,
-      h('div', { class: 's-xray' }, this.tokens, this.decoded));
+      h('div', { class: 's-xray' }, this.tokens, this.decoded, this.other));
     this.jump(this.row);
   }
 
@@ -51,8 +52,16 @@ export class XRay {
 
   note(words) {
     text(this.summary, words);
-    this.tokens.replaceChildren();
+    this.sides([]);
     text(this.decoded, '');
+  }
+
+  /** Show the views of one side, or of both sides of a pair next to each other. */
+  sides(views, other = []) {
+    this.tokens.replaceChildren(...drawn(views));
+    this.other.replaceChildren(...drawn(other));
+    this.other.hidden = !other.length;
+    this.decoded.hidden = other.length > 0;
   }
 
   /** Show a row: one view, or one per answer where each is trained with its own rendering. */
@@ -60,27 +69,37 @@ export class XRay {
     const [row] = views;
     this.row = this.number.value = row.row;
     remember({ row: row.row === 1 ? null : row.row });
+    const mine = views.filter((view) => view.row === row.row), rejected = mine.filter(({ side }) => side === 'rejected');
     if (row.problem) {
       this.note(`Line ${count(row.line)} is dropped: ${row.problem}`);
       return this.tokens.replaceChildren(...row.lost.map(lost));
     }
-    const part = row.num_tokens ? Math.round((100 * row.num_trained) / row.num_tokens) : 0;
-    text(this.summary, `line ${count(row.line)} · ${count(row.num_tokens)} tokens · ${count(row.num_trained)} trained `
-      + `(${part}\u202f%) · ${count(row.num_truncated)} cut off`
-      + (row.tokens.length < row.num_tokens ? ` · the first ${count(row.tokens.length)} are shown` : '')
-      + (views.length > 1 ? ` · turn 1 of ${row.num_parts}` : ''));
-    this.tokens.replaceChildren(...views.filter((view) => view.row === row.row).flatMap((view) => [
-      view.part > 1 && h('div', { class: 's-quiet' }, `Turn ${view.part} of ${view.num_parts}`),
-      ...view.tokens.flatMap((one, index) => [
-        ...view.lost.filter((part) => part.before === index).map(lost), token(one)]),
-      ...view.lost.filter((part) => part.before >= view.tokens.length).map(lost),
-    ]).filter(Boolean));
+    text(this.summary, `line ${count(row.line)} · ${rejected.length ? `${count(row.shared)} tokens are equal on both sides`
+      : `${row.side && `judged as ${row.side} · `}${figures(row)}`}${row.num_parts > 1
+      ? ` · turn 1 of ${row.num_parts}` : ''}`);
+    this.sides(mine.filter(({ side }) => side !== 'rejected'), rejected);
     return text(this.decoded, row.text);
   }
 }
 
-const token = ({ id, state, special, text: words }) => h('span', { class: 's-token',
-  'data-state': state, 'data-special': special, title: `${id} · ${STATES[state]}${special ? ' · special' : ''}` },
+const figures = (row) => `${count(row.num_tokens)} tokens · ${count(row.num_trained)} trained `
+  + `(${row.num_tokens ? Math.round((100 * row.num_trained) / row.num_tokens) : 0}\u202f%) · `
+  + `${count(row.num_truncated)} cut off`
+  + (row.tokens.length < row.num_tokens ? ` · the first ${count(row.tokens.length)} are shown` : '');
+
+/** The tokens of one view after the other, a side of a pair with its figures. */
+const drawn = (views) => views.flatMap((view) => [
+  ['chosen', 'rejected'].includes(view.side) && view.part === 1
+    && h('div', { class: 's-quiet', 'data-side': view.side }, `${view.side} · ${view.problem || figures(view)}`),
+  view.part > 1 && h('div', { class: 's-quiet' }, `Turn ${view.part} of ${view.num_parts}`),
+  ...view.tokens.flatMap((one, index) => [
+    ...view.lost.filter((part) => part.before === index).map(lost), token(one, index < view.shared)]),
+  ...view.lost.filter((part) => part.before >= view.tokens.length).map(lost),
+]).filter(Boolean);
+
+const token = ({ id, state, special, text: words }, shared) => h('span', { class: 's-token',
+  'data-state': state, 'data-special': special, 'data-shared': shared,
+  title: `${id} · ${STATES[state]}${special ? ' · special' : ''}` },
 words === '' ? '·' : words.replaceAll('\n', '↵\n')); // line ends and parts of a character are tokens too
 
 const lost = ({ message, kind, text: words }) => h('del', { class: 's-token', 'data-state': 'truncated',
