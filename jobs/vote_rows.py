@@ -29,8 +29,8 @@ LEFT_OUT = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Filter:
-    """Which votes and conversations are used; empty fields take all."""
+class TurnFilter:
+    """The votes and conversations to use; empty fields take all."""
 
     lane: str = ""
     search: str = ""
@@ -49,7 +49,7 @@ class Said(NamedTuple):
     original: Row | None
 
 
-class Turn(NamedTuple):
+class VotedTurn(NamedTuple):
     """The answers of one turn and their verdict: the winner's place, "tie", "bad" or None."""
 
     conversation: str
@@ -58,7 +58,7 @@ class Turn(NamedTuple):
     is_last: bool
 
 
-def rows_of(database: Database, kind: Kind, wanted: Filter) -> tuple[list[Row], Counter[str]]:
+def rows_of(database: Database, kind: Kind, wanted: TurnFilter) -> tuple[list[Row], Counter[str]]:
     """Return the rows of a kind, and how much was left out for which reason.
 
     Raises:
@@ -85,7 +85,7 @@ def rows_of(database: Database, kind: Kind, wanted: Filter) -> tuple[list[Row], 
     )  # fmt: skip
 
 
-def _turns(database: Database, wanted: Filter) -> Iterator[Turn]:
+def _turns(database: Database, wanted: TurnFilter) -> Iterator[VotedTurn]:
     """Yield the turns that a filter lets pass: of conversations, then votes on deleted ones."""
     start, end = _time(wanted.since), _time(wanted.until, days=1)
     votes = {(vote["conversation"], vote["turn"]): vote for vote in Votes(database).list()}
@@ -98,7 +98,7 @@ def _turns(database: Database, wanted: Filter) -> Iterator[Turn]:
             if start <= time < end and not (wanted.blind and not (vote and vote["blind"])):
                 answers = [*_said(talk, number, vote)]
                 last = number + 1 == len(talk["turns"])
-                yield Turn(talk["id"], answers, _verdict(vote, turn), last)
+                yield VotedTurn(talk["id"], answers, _verdict(vote), last)
     kept = {talk["id"] for talk in talks.list(limit=-1)} if votes else set()
     for vote in votes.values():
         if vote["conversation"] in kept:
@@ -110,7 +110,7 @@ def _turns(database: Database, wanted: Filter) -> Iterator[Turn]:
                 Said(lane, asked, {"role": "assistant", "content": text}, None)
                 for lane, text in zip(vote["lanes"], vote["answers"], strict=False)
             ]
-            yield Turn("", answers, _verdict(vote, {}), True)
+            yield VotedTurn("", answers, _verdict(vote), True)
 
 
 def _said(talk: dict[str, Any], number: int, vote: Row | None) -> Iterator[Said]:
@@ -140,7 +140,7 @@ def _message(answer: Row) -> Row:
     return made | ({"reasoning_content": thought.strip()} if thought.strip() else {})
 
 
-def _verdict(vote: Row | None, turn: Row) -> int | str | None:
+def _verdict(vote: Row | None) -> int | str | None:
     if vote is None:
         return None
     if vote["winner"] is not None:
@@ -148,7 +148,7 @@ def _verdict(vote: Row | None, turn: Row) -> int | str | None:
     return "bad" if vote["bad"] else "tie"
 
 
-def _couples(turn: Turn, left_out: Counter[str]) -> Iterator[tuple[Said, Row, Row, str]]:
+def _couples(turn: VotedTurn, left_out: Counter[str]) -> Iterator[tuple[Said, Row, Row, str]]:
     """Yield better and worse answers: edited ones over what they were, winners over the others."""
     for one in turn.answers:
         if one.original:
@@ -165,7 +165,7 @@ def _couples(turn: Turn, left_out: Counter[str]) -> Iterator[tuple[Said, Row, Ro
                     left_out["history"] += 1
 
 
-def _pairs(turn: Turn, left_out: Counter[str]) -> Iterator[Row]:
+def _pairs(turn: VotedTurn, left_out: Counter[str]) -> Iterator[Row]:
     for won, chosen, rejected, other in _couples(turn, left_out):
         if not (chosen["content"] and rejected["content"]):
             left_out["empty"] += 1
@@ -178,7 +178,7 @@ def _pairs(turn: Turn, left_out: Counter[str]) -> Iterator[Row]:
             }  # fmt: skip
 
 
-def _answers(turn: Turn, unvoted: bool, left_out: Counter[str]) -> Iterator[Row]:
+def _answers(turn: VotedTurn, unvoted: bool, left_out: Counter[str]) -> Iterator[Row]:
     """Yield the best answers, earlier ones muted; without votes each conversation as it ended."""
     for place, one in enumerate(turn.answers):
         if not one.answer["content"]:
@@ -190,7 +190,7 @@ def _answers(turn: Turn, unvoted: bool, left_out: Counter[str]) -> Iterator[Row]
             yield _row(turn, one, [*muted, one.answer])
 
 
-def _judged(turn: Turn, left_out: Counter[str]) -> Iterator[Row]:
+def _judged(turn: VotedTurn, left_out: Counter[str]) -> Iterator[Row]:
     if turn.verdict == "tie":
         left_out["tie"] += 1
     for place, one in enumerate(turn.answers):
@@ -202,7 +202,7 @@ def _judged(turn: Turn, left_out: Counter[str]) -> Iterator[Row]:
                 yield _row(turn, one, [*one.before, answer]) | {"label": good}
 
 
-def _row(turn: Turn, one: Said, messages: Messages) -> Row:
+def _row(turn: VotedTurn, one: Said, messages: Messages) -> Row:
     return {"messages": messages, "lane": one.lane, "conversation": turn.conversation}
 
 

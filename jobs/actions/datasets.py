@@ -13,7 +13,7 @@ from pydantic import BeforeValidator
 
 from jobs.actions.registry import action, field
 from jobs.store import JobStore
-from jobs.vote_rows import LEFT_OUT, Filter, Kind, rows_of
+from jobs.vote_rows import LEFT_OUT, Kind, TurnFilter, rows_of
 from studio.data.mapping import OPERATORS, Mapping, Operator
 from studio.data.requests import CurateRequest, ImportRequest, described, forget_upload, uploads
 from studio.errors import DataError, SpecError
@@ -205,7 +205,7 @@ def votes_dataset(
     """Make a dataset of the votes and conversations of Compare; edited answers count as chosen."""
     from studio.data.importing import import_dataset
 
-    wanted = Filter(
+    wanted = TurnFilter(
         lane=lane, search=search, since=since, until=until, blind=blind, unvoted=unvoted
     )
     rows, left_out = rows_of(store.database, kind, wanted)

@@ -3,7 +3,7 @@
 import pytest
 
 from jobs.conversations import Conversations
-from jobs.vote_rows import Filter, rows_of
+from jobs.vote_rows import TurnFilter, rows_of
 from jobs.votes import Votes
 from studio.errors import ChatError
 
@@ -33,7 +33,7 @@ def said(messages):
 
 
 def test_the_winner_is_chosen_and_an_edited_answer_is_better_than_it_was(database):
-    rows, left_out = rows_of(database, "pairs", Filter())
+    rows, left_out = rows_of(database, "pairs", TurnFilter())
 
     got = [(said(r["prompt"]), said(r["chosen"]), said(r["rejected"])) for r in rows]
     assert got == [
@@ -45,30 +45,34 @@ def test_the_winner_is_chosen_and_an_edited_answer_is_better_than_it_was(databas
 
 def test_ties_teach_nothing_and_bad_answers_are_verdicts(database):
     Votes(database).cast("q1", (A, B), winner=None, conversation="a", turn=0, answers=["a1", "b1"])
-    rows, left_out = rows_of(database, "judged", Filter())
+    rows, left_out = rows_of(database, "judged", TurnFilter())
     assert [(said(r["messages"])[-1], r["label"]) for r in rows] == [
         ("a2", False), ("better", True), ("b2", False)
     ]  # fmt: skip
     assert left_out == {"tie": 1}
 
     Votes(database).cast("q1", (A, B), winner=None, bad=True, conversation="a", turn=0)
-    assert [r["label"] for r in rows_of(database, "judged", Filter())[0][:2]] == [False, False]
+    assert [r["label"] for r in rows_of(database, "judged", TurnFilter())[0][:2]] == [False, False]
 
 
 def test_answers_are_the_winners_after_a_muted_past_or_whole_conversations(database):
-    won = rows_of(database, "answers", Filter())[0]
+    won = rows_of(database, "answers", TurnFilter())[0]
     assert [said(row["messages"])[-1] for row in won] == ["b1", "better"]
     assert [m.get("weight") for m in won[1]["messages"]] == [None, None, 0, None, None]
 
-    whole = rows_of(database, "answers", Filter(unvoted=True, lane=B))[0]
+    whole = rows_of(database, "answers", TurnFilter(unvoted=True, lane=B))[0]
     assert [said(row["messages"]) for row in whole] == [["Be kind.", "q1", "b1", "q2", "b2"]]
 
 
 def test_a_vote_outlives_its_conversation_and_filters_leave_rows_out(database):
     Conversations(database).delete("a")
 
-    rows, _ = rows_of(database, "pairs", Filter(search="q1"))
+    rows, _ = rows_of(database, "pairs", TurnFilter(search="q1"))
     assert [(said(r["prompt"]), said(r["chosen"])) for r in rows] == [(["q1"], ["b1"])]
-    for wanted in (Filter(until="2001-01-01"), Filter(since="2999-01-01"), Filter(blind=True)):
+    for wanted in (
+        TurnFilter(until="2001-01-01"),
+        TurnFilter(since="2999-01-01"),
+        TurnFilter(blind=True),
+    ):
         with pytest.raises(ChatError, match="None of the 0 turns gives a row"):
             rows_of(database, "pairs", wanted)
