@@ -92,7 +92,7 @@ def _turns(database: Database, wanted: TurnFilter) -> Iterator[VotedTurn]:
     talks = Conversations(database)
     for listed in talks.list(search=wanted.search, limit=-1):
         talk = talks.get(listed["id"])
-        for number, turn in enumerate(talk["turns"]):
+        for number in range(len(talk["turns"])):
             vote = votes.pop((talk["id"], number), None)
             time = vote["created"] if vote else talk["updated"]
             if start <= time < end and not (wanted.blind and not (vote and vote["blind"])):
