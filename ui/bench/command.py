@@ -19,7 +19,7 @@ from ui.bench.training_case import SHAPES, SYNTHETIC, BenchCase
 MODULES = {
     "startup": "startup_speed", "data": "data_speed", "queue": "queue_speed", "idle": "idle_cost",
     "chat": "chat_speed", "methods": "method_speed", "siblings": "train_speed",
-    "train": "train_speed", "rates": "learning_rates",
+    "train": "train_speed", "rates": "learning_rates", "gpu-check": "gpu_check",
 }  # fmt: skip
 
 
@@ -34,9 +34,10 @@ def bench(arguments: Sequence[str]) -> int:
     what, as_json = options.pop("what"), options.pop("json")
     module = import_module(f"ui.bench.{MODULES[what]}")
     with TemporaryDirectory(prefix="studio-bench-", ignore_cleanup_errors=True) as folder:
-        result = getattr(module, f"bench_{what}")(Path(folder), **_with_case(options))
-    print(json.dumps(result) if as_json else getattr(module, f"{what}_text", figures_text)(result))
-    return 0
+        name = what.replace("-", "_")
+        result = getattr(module, f"bench_{name}")(Path(folder), **_with_case(options))
+    print(json.dumps(result) if as_json else getattr(module, f"{name}_text", figures_text)(result))
+    return int(isinstance(result, dict) and bool(result.get("failed")))
 
 
 def _with_case(options: dict[str, Any]) -> dict[str, Any]:
@@ -87,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     chat = command("chat", "lanes together against generate and PEFT's switching",
                    tokens=64, rounds=5)  # fmt: skip
     chat.add_argument("--shape", default="llama-30m", choices=sorted(SHAPES))
+    check = command("gpu-check", "what only a real GPU can say", seconds=300.0, out="")
+    check.add_argument("--tiny", action="store_true", help="small shapes, on the CPU")
     command("rates", "the best learning rate of every method, against auto", models="starter",
             data="starter:pirate,starter:json", methods="", steps=60, seeds=1, out="")  # fmt: skip
     training("methods", "every method against full fine-tuning",
