@@ -171,6 +171,7 @@ def studio_attention(
     if state is not None and state.lengths is not None:
         if attention_mask is not None and attention_mask.numel() == 0:
             shape = replace(shape, window=getattr(attention_mask, "studio_window", shape.window))
+            module.__dict__["studio_window"] = shape.window
             attention_mask = None
         output = _attend_packed(state, query, key, value, attention_mask, prefix, shape)
     else:
@@ -178,6 +179,8 @@ def studio_attention(
         if attention_mask is None and window and key.shape[2] > window and shape.causal:
             attention_mask = causal_mask(query.shape[2], key.shape[2], query.device, window)
             attention_mask = attention_mask[None, None]
+        # Not every architecture passes its window: the recorded packed pass has shown it.
+        window = window or module.__dict__.get("studio_window")
         if prefix is not None and window is not None and state is not None:
             prefix = _within(prefix, state.positions, window)
         if prefix is not None:

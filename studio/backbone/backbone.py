@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from studio.backbone.checkpointing import install_lean_forwards, keep_positions,
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
 from studio.backbone.hooks import Hooks, Plans
 from studio.backbone.prompt_tokens import insert_packed
-from studio.backbone.recording import Recording, accepted, record
+from studio.backbone.recording import Recording, accepted, reached, record
 from studio.backbone.rotary import install_row_factors
 from studio.backbone.sites import Anatomy, Site
 from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens
@@ -31,12 +32,15 @@ from studio.errors import MethodError, nearest
 from studio.methods.method import Init, Method, Params, Phase
 
 
+T = TypeVar("T")
+
+
 class Backbone:
     """A transformers model and the adapters on it."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
-        self.anatomy = Anatomy(model, self._record)
+        self.anatomy = Anatomy(model, self._record, lambda: self._observed(reached))
         self.adapters: dict[str, Adapter] = {}
         self._rows: list[Stack] | None = None
         self._stack: Stack = ()
@@ -172,7 +176,7 @@ class Backbone:
     @property
     def keeps_logits(self) -> bool:
         """True if the model computes logits only at the positions that it is asked for."""
-        return "logits_to_keep" in accepted(self.model, {"logits_to_keep": 0})
+        return "logits_to_keep" in signature(self.model.forward).parameters
 
     @property
     def attention_kernel(self) -> str:
@@ -329,9 +333,10 @@ class Backbone:
             return self._padded_logits(ids_T, lengths, keep_N)
         device, given = ids_T.device, {"input_ids": ids_T[None]}
         if prompts := self._virtual.prompts():
-            embed = self.model.get_input_embeddings()
-            embedded, lengths, keep_N = insert_packed(embed, prompts, ids_T, lengths, keep_N)
-            given = {"inputs_embeds": embedded}
+            self._virtual.replaced, ids, lengths, keep_N = insert_packed(
+                prompts, ids_T, lengths, keep_N
+            )
+            given = {"input_ids": ids[None]}
         positions_T = torch.cat([torch.arange(n) for n in lengths]).to(device, non_blocking=True)
         with packing.packed(self._state, lengths, device):
             skips = keep_positions(self.anatomy, self._state, keep_N, kept)
@@ -339,6 +344,7 @@ class Backbone:
                 return self._logits(keep_N, skips=skips, position_ids=positions_T[None], **given)[0]
             finally:
                 self._state.lengths, self._state.keep = tuple(lengths), None
+                self._virtual.replaced = None
 
     def _padded_logits(self, ids_T: Tensor, lengths: Sequence[int], keep_N: Tensor) -> Tensor:
         """Return `packed_logits` of a model whose packed rows would reach each other."""
@@ -374,19 +380,28 @@ class Backbone:
 
     def _logits(self, keep: Tensor, *, skips: bool, **given: Tensor) -> Tensor:
         """Return the model's logits at some positions, which it has skipped to already or not."""
-        wanted = {**given, "use_cache": False, "logits_to_keep": 0 if skips else keep}
-        taken = accepted(self.model, wanted)
-        logits: Tensor = self.model(**taken).logits
-        return logits if skips or "logits_to_keep" in taken else logits[:, keep]
+        wanted = {**given, "use_cache": False}
+        if self.keeps_logits:
+            wanted["logits_to_keep"] = 0 if skips else keep
+        logits: Tensor = self.model(**accepted(self.model, wanted)).logits
+        return logits if skips or self.keeps_logits else logits[:, keep]
 
-    def _record(self) -> Recording:
-        """Record the bare model once, with no edits and no virtual tokens."""
+    def _observed(self, observe: Callable[[Anatomy, attention.AttentionState], T]) -> T:
+        """Observe the bare model, with no edits and no virtual tokens."""
         self._recording = True
         try:
             with self._hooks.applying({}), self.without_checkpointing():
-                found = record(self.anatomy, self._state)
+                return observe(self.anatomy, self._state)
         finally:
             self._recording = False
+
+    def _record(self) -> Recording:
+        """Record one forward pass.
+
+        Raises:
+            MethodError: The model does not run on a short text.
+        """
+        found = self._observed(record)
         if found.problem:
             raise MethodError(
                 f"{type(self.model).__name__} cannot be used here: it does not run on a short text "
@@ -408,7 +423,7 @@ class Backbone:
         if self._has_row_factors:
             self._state.row_ends = _row_ends(kwargs)
         placed = self._virtual.place(args, kwargs)
-        args = () if "inputs_embeds" in placed else args
+        args = () if "input_ids" in placed else args
         tokens = placed.get("inputs_embeds", placed.get("input_ids", args[0] if args else None))
         self._state.batch = (0, 0) if tokens is None else (tokens.shape[0], tokens.shape[1])
         return args, placed

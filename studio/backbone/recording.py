@@ -149,6 +149,52 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
     return found
 
 
+def reached(anatomy: Anatomy, state: AttentionState | None = None) -> set[str]:
+    """Return the modules whose output a gradient of the hidden states reaches.
+
+    One pass with gradients of the embeddings; the backward is only walked, not computed.
+    """
+    state = state or AttentionState()
+    device = next(anatomy.tower.parameters()).device
+    ids = torch.arange(sum(ROWS), device=device) % max(1, anatomy.vocab_size - 3) + 1
+    before = replace(state)
+    state.prefix, state.lean, state.kernel, state.short_rows = None, False, None, False
+    nodes: dict[Any, set[str]] = {}
+
+    def keep(key: str) -> Callable[..., None]:
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            hidden = _tensor(output)
+            if hidden is not None and hidden.grad_fn is not None:
+                nodes.setdefault(hidden.grad_fn, set()).add(key)
+
+        return after
+
+    def begin(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output.detach().requires_grad_().clone()
+
+    with ExitStack() as stack:
+        embed = anatomy.model.get_input_embeddings()
+        stack.callback(embed.register_forward_hook(begin).remove)
+        for key, module in anatomy.modules.items():
+            if key.startswith(anatomy.tower_key):
+                stack.callback(module.register_forward_hook(keep(key)).remove)
+        try:
+            with torch.enable_grad():
+                left, seen = [_forward(anatomy, state, ids, None).grad_fn], set()
+        except Exception as error:
+            logger.info("Gradients cannot be followed: %s: %s", type(error).__name__, error)
+            return set(anatomy.modules)
+        finally:
+            for each in fields(state):
+                setattr(state, each.name, getattr(before, each.name))
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [inner for inner, _ in node.next_functions]
+    return {key for node in seen for key in nodes.get(node, ())}
+
+
 class Blocks:
     """The blocks of the recorded layers, found and tested by running them again."""
 

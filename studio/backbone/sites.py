@@ -72,10 +72,14 @@ class Anatomy:
     Args:
         model: The model.
         record: Returns the recording, on first use; by default of the model as it is.
+        reach: Returns the modules that `recording.reached` finds, on first use.
     """
 
     def __init__(
-        self, model: PreTrainedModel, record: Callable[[], Recording] | None = None
+        self,
+        model: PreTrainedModel,
+        record: Callable[[], Recording] | None = None,
+        reach: Callable[[], set[str]] | None = None,
     ) -> None:
         self.model = model
         self.modules: dict[str, nn.Module] = dict(model.named_modules())
@@ -89,6 +93,7 @@ class Anatomy:
         self._layers = {key: number for number, key in enumerate(self.layer_keys)}
         self._is_wrapper = config is not model.config
         self._record = record
+        self._reach = reach
         if record is not None:
             KNOWN[id(model)] = self
 
@@ -101,13 +106,19 @@ class Anatomy:
 
         return record(self)
 
+    @cached_property
+    def _reached(self) -> set[str]:
+        from studio.backbone.recording import reached
+
+        return self._reach() if self._reach is not None else reached(self)
+
     # -- parts ---------------------------------------------------------------------------------
 
     def linears(self, targets: str | tuple[str, ...]) -> list[Site]:
         """Return linear layers by group ("all-linear", "attention", "mlp") or by name.
 
         A name matches a whole dotted path or its end, as in PEFT. A group leaves out helper
-        matrices and layers that never run.
+        matrices and layers that never run or get no gradient.
 
         Raises:
             MethodError: A name or group matches nothing.
@@ -130,7 +141,7 @@ class Anatomy:
             for site in self.inner_linears()
             if min(site.in_features, site.out_features) >= narrowest
             and not self._is_helper(site)
-            and self._runs(site.key)
+            and self.trains(site)
             and (name == "all-linear" or self._group(site.key) == name)
         ]
 
@@ -202,6 +213,8 @@ class Anatomy:
                 continue
             if not self._is_text(key) or len(signature(type(module).forward).parameters) > 2:
                 continue  # a gated norm multiplies its result by a second input
+            if hasattr(module, "num_heads"):
+                continue  # norms each head, and weights all
             if weight.dim() == 1 and not list(module.children()):
                 size = weight.shape[0]
                 found.append(Site(key, "norm", module, self.layer_of(key), size, size))
@@ -226,6 +239,15 @@ class Anatomy:
     def linear_names(self) -> list[str]:
         """Return the distinct last names of the linear layers inside the decoder layers."""
         return list(dict.fromkeys(s.key.rpartition(".")[2] for s in self.inner_linears()))
+
+    def trains(self, site: Site) -> bool:
+        """Return True if a module runs and its output can get a gradient.
+
+        Indexers choose the tokens that attention reads: their scores have none.
+        """
+        runs = self.recording.runs
+        inside = site.key in runs and site.layer >= 0
+        return self._runs(site.key) and (not inside or site.key in self._reached)
 
     def shorten_experts(self, sites: list[Site]) -> list[str]:
         """Return the experts' keys as PEFT's `target_parameters`: tails where these suffice."""
@@ -276,7 +298,7 @@ class Anatomy:
         calls = self.recording.keys
         looped = len({keys.module for keys in calls}) < len(calls)
         mixers = any(block.kind == "mixer" for block in self.recording.blocks)
-        return mixers or looped or not calls
+        return mixers or looped or not calls or self._attends_in_chunks
 
     @cached_property
     def key_shapes(self) -> list[Keys]:
@@ -289,14 +311,24 @@ class Anatomy:
         if not own:
             raise MethodError(
                 f"{type(self.model).__name__} has no attention that can read trained keys and "
-                "values: use LoRA."
+                "values: use prompt tuning or LoRA."
             )
         if len({keys.module for keys in self.recording.keys}) < len(self.recording.keys):
             raise MethodError(
                 f"{type(self.model).__name__} runs its layers several times in one pass, where "
-                "trained keys and values have no place: use LoRA."
+                "trained keys and values have no place: use prompt tuning or LoRA."
+            )
+        if self._attends_in_chunks:
+            raise MethodError(
+                f"{type(self.model).__name__} attends in chunks, of which only the first would "
+                "read trained keys and values: use prompt tuning or LoRA."
             )
         return own
+
+    @property
+    def _attends_in_chunks(self) -> bool:
+        config = self.model.config.get_text_config(decoder=True)
+        return "chunked_attention" in (getattr(config, "layer_types", None) or ())
 
     # -- finding them --------------------------------------------------------------------------
 
@@ -356,7 +388,7 @@ class Anatomy:
         if key in runs or not runs:
             return True
         while key := key.rpartition(".")[0]:
-            if key in runs:
+            if key in runs or key in self._layers:
                 return False
             if isinstance(self.modules[key], nn.ModuleList):
                 return (
@@ -365,9 +397,7 @@ class Anatomy:
         return True
 
     def _is_helper(self, site: Site) -> bool:
-        cls = type(site.module)
-        own = cls.__module__.startswith("transformers.models.") and "forward" in vars(cls)
-        return own or site.key.rpartition(".")[2] in HELPERS
+        return not _is_plain(site.module) or site.key.rpartition(".")[2] in HELPERS
 
     def _linear_keys(self) -> list[str]:
         return [
@@ -415,6 +445,21 @@ def _has_linear(module: nn.Module) -> bool:
     """Return True if a module holds linear layers and is none itself."""
     parts = (part for part in module.modules() if part is not module)
     return any(isinstance(part, nn.Linear | Conv1D) for part in parts)
+
+
+def _is_plain(module: Any) -> bool:
+    """Return False for a linear layer with a forward of its own that computes something else."""
+    cls = type(module)
+    if not cls.__module__.startswith("transformers.models.") or "forward" not in vars(cls):
+        return True
+    with torch.no_grad():
+        x = torch.linspace(-1, 1, module.in_features).to(module.weight)[None, None]
+        try:
+            own = cls.forward(module, x)
+        except Exception:  # a router with arguments of its own
+            return False
+        plain = torch.nn.functional.linear(x, module.weight, module.bias)
+    return isinstance(own, Tensor) and own.shape == plain.shape and torch.allclose(own, plain)
 
 
 def _ends(key: str, name: str) -> bool:

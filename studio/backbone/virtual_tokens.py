@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from studio.backbone.adapter import Adapter
 from studio.backbone.attention import AttentionState, Prefix, packing
 from studio.backbone.composition import Stack
-from studio.backbone.prompt_tokens import insert
+from studio.backbone.prompt_tokens import Replaced, insert
 from studio.backbone.sites import Anatomy
 from studio.methods.method import Phase
 
@@ -72,6 +72,11 @@ class VirtualTokens:
         self._adapters: dict[str, Adapter] = {}
         self._banks: list[VirtualKeysValues] | None = None
         self.dropped = 0
+        self.replaced: Replaced | None = None
+        anatomy.model.get_input_embeddings().register_forward_hook(self._replace)
+
+    def _replace(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output if self.replaced is None else self.replaced.apply(module, args, output)
 
     def use(self, stacks: Sequence[Stack], adapters: dict[str, Adapter]) -> None:
         """Set the active stacks: one for all rows, or one per row."""
@@ -80,9 +85,10 @@ class VirtualTokens:
     def place(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Set the attention's prefix for this forward; return kwargs with shifted positions."""
         self.dropped = 0
-        if (prompts := self.prompts()) and self._state.lengths is None:
-            embed = self._anatomy.model.get_input_embeddings()
-            kwargs, self.dropped = insert(embed, prompts, args, kwargs)
+        if self._state.lengths is None:
+            self.replaced = None
+            if prompts := self.prompts():
+                self.replaced, kwargs, self.dropped = insert(prompts, args, kwargs)
         banks = self._current()
         rows = stack_rows(banks)
         if rows is None:
@@ -139,8 +145,10 @@ class VirtualTokens:
             self._number_layers()
             tokens = adapter.method.virtual_tokens(adapter.params[""])
             if adapter.method.phase is Phase.PROMPT:
-                embeddings = tokens[None].to(self._anatomy.model.dtype)
-                own = self._run({"inputs_embeds": embeddings}, bank, stack)
+                ids_P = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+                marks = torch.ones_like(ids_P, dtype=torch.bool)[None]
+                self.replaced = Replaced(marks, tokens)
+                own = self._run(ids_P, bank, stack)
             else:
                 own = split_layers(tokens, self._anatomy)
             weights = torch.full((tokens.shape[0],), math.log(weight), device=device)
@@ -166,33 +174,28 @@ class VirtualTokens:
         device = next(self._anatomy.model.parameters()).device
         nothing = VirtualKeysValues((), torch.zeros(0, device=device))
         with torch.no_grad():
-            layers = self._run({"input_ids": ids_P[None].to(device)}, nothing, ())
+            layers = self._run(ids_P.to(device), nothing, ())
         parts = [part.transpose(0, 1).flatten(1) for layer in layers for part in layer]
         return torch.cat(parts, dim=1).float().cpu()
 
     def _run(
-        self, tokens: dict[str, Tensor], before: VirtualKeysValues, stack: Stack
+        self, ids_P: Tensor, before: VirtualKeysValues, stack: Stack
     ) -> tuple[tuple[Tensor, Tensor], ...]:
-        """Run a text or a prompt under a stack and return its keys and values `(K, P, E)`.
-
-        Args:
-            tokens: `input_ids (1, P)` or `inputs_embeds (1, P, D)`, by name.
-            before: The virtual tokens before it.
-            stack: The stack.
-        """
+        """Run a text under a stack and return its keys and values `(K, P, E)`."""
         state, lengths = self._state, self._state.lengths
-        (given,) = tokens.values()
-        positions = torch.arange(given.shape[1], device=given.device) + before.length
+        positions = torch.arange(len(ids_P), device=ids_P.device) + before.length
         state.lengths, state.positions, state.capture = None, positions[None], {}
         state.prefix = before.layer if before.length else None
         packed = packing.set(False)
         try:
             with self._prompt_context(stack):
-                self._anatomy.tower(**tokens, position_ids=positions[None], use_cache=False)
+                self._anatomy.tower(
+                    input_ids=ids_P[None], position_ids=positions[None], use_cache=False
+                )
             captured = state.capture
         finally:
             packing.reset(packed)
-            state.lengths, state.capture, state.prefix = lengths, None, None
+            state.lengths, state.capture, state.prefix, self.replaced = lengths, None, None, None
         return tuple((captured[layer][0][0], captured[layer][1][0]) for layer in sorted(captured))
 
 

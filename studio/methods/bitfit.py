@@ -44,7 +44,7 @@ class BitFit(Method):
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
         """Return every module with a bias, or every linear layer with `create_missing`."""
-        found = anatomy.biased()
+        found = [site for site in anatomy.biased() if anatomy.trains(site)]
         if found:
             return found
         if self.create_missing:

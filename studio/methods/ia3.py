@@ -12,8 +12,13 @@ if TYPE_CHECKING:
 
     from studio.backbone.sites import Anatomy, Site
 
-KEYS_VALUES = ("k_proj", "v_proj", "c_attn", "qkv_proj", "query_key_value")
-FEED_FORWARD = ("down_proj", "c_proj", "fc2", "w2", "fc_out", "dense_4h_to_h")
+KEYS_VALUES = (
+    "k_proj", "v_proj", "c_attn", "qkv_proj", "query_key_value", "kv_b_proj", "self.key",
+    "self.value",
+)  # fmt: skip
+FEED_FORWARD = (
+    "down_proj", "c_proj", "fc2", "w2", "fc_out", "dense_4h_to_h", "output_linear", "output.dense",
+)  # fmt: skip
 
 
 class IA3(Method):
@@ -39,14 +44,21 @@ class IA3(Method):
     name: Literal["ia3"] = "ia3"
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
-        """Return keys and values (fused projections whole) and the last layer of each MLP."""
-        names = {*KEYS_VALUES}
-        attention = [s for s in anatomy.group("attention") if s.key.split(".")[-1] in names]
-        feed = [s for s in anatomy.group("mlp") if s.key.split(".")[-1] in FEED_FORWARD]
-        if not attention or not feed:
+        """Return keys and values (fused projections whole) and the last layer of each MLP.
+
+        Routed experts have no gain.
+
+        Raises:
+            MethodError: There are no keys and values, or no feed-forward.
+        """
+        every = anatomy.group("all-linear")
+        attention = [site for site in every if _is_named(site, KEYS_VALUES)]
+        feed = [site for site in every if _is_feed_forward(site)]
+        if not attention or not (feed or anatomy.experts()):
             raise MethodError(
-                f"(IA)³ found no key, value and feed-forward layers in "
-                f"{type(anatomy.model).__name__}, which has {', '.join(anatomy.linear_names())}."
+                "(IA)³ scales keys, values and the feed-forward, which "
+                f"{type(anatomy.model).__name__} does not have as linear layers of their own (it "
+                f"has {', '.join(anatomy.linear_names())}): use LoRA."
             )
         return sorted([*attention, *feed], key=lambda site: site.layer)
 
@@ -97,5 +109,9 @@ class IA3(Method):
 
 
 def _is_feed_forward(site: Site) -> bool:
-    parts = site.key.split(".")
-    return parts[-1] in FEED_FORWARD and "attn" not in parts[-2] and "attention" not in parts[-2]
+    inside = any("attn" in part or "attention" in part for part in site.key.split("."))
+    return _is_named(site, FEED_FORWARD) and not inside
+
+
+def _is_named(site: Site, names: tuple[str, ...]) -> bool:
+    return f".{site.key}".endswith(tuple(f".{name}" for name in names))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from studio.errors import MethodError
 from studio.methods.method import Init, Method, Params, Phase
 
 if TYPE_CHECKING:
@@ -33,7 +34,21 @@ class NormTuning(Method):
     name: Literal["norm_tuning"] = "norm_tuning"
 
     def sites(self, anatomy: Anatomy) -> list[Site]:
-        """Return every LayerNorm and RMSNorm."""
+        """Return every LayerNorm and RMSNorm.
+
+        Raises:
+            MethodError: The model's norms have no weights.
+        """
+        found = [site for site in anatomy.norms() if anatomy.trains(site)]
+        if not found:
+            raise MethodError(
+                f"{type(anatomy.model).__name__} has norms without weights, so that none can be "
+                "trained: use LoRA."
+            )
+        return found
+
+    def candidates(self, anatomy: Anatomy) -> list[Site]:
+        """Return every norm."""
         return anatomy.norms()
 
     def create(self, site: Site, init: Init) -> Params:
