@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import SkipTest
 
 import torch
 import transformers
@@ -53,7 +54,8 @@ SIZES: dict[str, Any] = {
     "n_groups": 1, "num_dense_layers": 1, "first_k_dense_replace": 1,
     "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
     "v_head_dim": 16, "o_lora_rank": 8, "o_groups": 2, "index_topk": 4, "index_head_dim": 16,
-    "index_n_heads": 2, "hidden_size_per_layer_input": 8, "laurel_rank": 4,
+    "index_n_heads": 8,  # fewer choose among equal scores
+     "hidden_size_per_layer_input": 8, "laurel_rank": 4,
     "sliding_window": 6, "sliding_window_size": 6, "attention_window": 6,
     "attention_window_size": 6, "attention_chunk_size": 8,
     "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
@@ -289,7 +291,70 @@ WRAPPERS = {
         "layer_types": _hybrid(2, "conv"), "block_auto_adjust_ff_dim": False,
     }, trap="convolutions in the text tower"),
 }  # fmt: skip
-LARGEST = 3_000_000  # parameters of a model that counts as tiny
+SMALL_TOWER = {
+    "hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+}
+# What a type needs beside `SIZES` to be built, for those without a family.
+TYPES: dict[str, dict[str, Any]] = {
+    "blt": {
+        "patching_mode": "static", "encoder_hash_byte_group_vocab": 64,
+        "encoder_hash_byte_group_size": [3], "vocab_size": VOCABULARY,
+        **{f"{part}_config": {**SMALL_TOWER, "vocab_size": VOCABULARY, "hidden_size_global": HIDDEN}
+           for part in ("patcher", "encoder", "decoder", "global")},
+    },
+    "codegen": {"rotary_dim": 8},
+    "cohere_compass_text": {"layer_types": SLIDING, "rope_parameters": {
+        kind: {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+        for kind in SLIDING
+    }},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"hidden_size": HIDDEN, "ffn_hidden_size": 16, "moe_num_experts": 4,
+                       "moe_top_k": 2},
+    },
+    "dots1": {"n_shared_experts": 1, "layer_types": SLIDING},
+    "dots3_note_text": {**LATENT, "shared_experts_intermediate_size": 16, **{
+        f"swa_{key}": value for key, value in {
+            "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16,
+            "kv_lora_rank": 16, "head_dim": 16, "qk_nope_head_dim": 8, "v_head_dim": 16,
+        }.items()
+    }},
+    "git": {"vision_config": {**SMALL_TOWER, "image_size": 16, "patch_size": 4}},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 6},
+    "gptj": {"rotary_dim": 8},
+    "helium": {"head_dim": 8},
+    "hy_v4": LATENT,
+    "longcat_flash": {"head_dim": 8, "num_key_value_heads": 4, "zero_expert_num": 2, "moe_topk": 2},
+    "phi4_multimodal": {
+        "vision_config": {**SMALL_TOWER, "image_size": 28, "crop_size": 28},
+        "audio_config": {**SMALL_TOWER, "num_blocks": 1, "ext_pw_out_channel": HIDDEN,
+                         "depthwise_separable_out_channel": HIDDEN, "nemo_conv_channels": HIDDEN},
+        "sliding_window": None,
+    },
+    "reformer": {
+        "is_decoder": True, "attn_layers": ["local", "lsh"], "axial_pos_embds": False,
+        "local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "num_buckets": 2,
+        "attention_head_size": 8, "feed_forward_size": 48, "hash_seed": 0,
+    },
+    "roc_bert": {"is_decoder": True, "shape_vocab_size": 64, "pronunciation_vocab_size": 64},
+    "xmod": {"is_decoder": True, "default_language": "en_XX"},
+    "zamba": {
+        "num_hidden_layers": 6, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4,
+        "use_mamba_kernels": False, "num_key_value_heads": 4, "n_mamba_heads": 2,
+    },
+}  # fmt: skip
+WRAPPED_TYPES: dict[str, dict[str, Any]] = {
+    "dots3_note": {
+        "vision_config": {**SMALL_TOWER, "rope_parameters": None, "mlp_layer_types": ["dense", "dense"],
+                          "adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN},
+        "audio_config": {**SMALL_TOWER, "adapter_input_size": HIDDEN, "adapter_out_dim": HIDDEN},
+    },
+    "emu3": {"vq_config": {"base_channels": 32, "hidden_size": HIDDEN}, "vocabulary_map": {f"<|visual token {n:06d}|>": n for n in range(4)} | {
+        "<|extra_200|>": 4, "<image>": 5,
+    }},
+}  # fmt: skip
+LARGEST = 5_000_000  # parameters of a model that counts as tiny
 FAMILIES: dict[str, Family] = {**DENSE, **EXPERTS, **HYBRIDS, **WRAPPERS}
 
 
@@ -315,18 +380,23 @@ def type_config(kind: str) -> PreTrainedConfig:
         ValueError: It has more parameters than a tiny model.
     """
     similar = next((f for f in FAMILIES.values() if f.kind == kind), None)
-    if similar is not None:
-        config = wrapped_config(similar) if similar.wrapper is not None else None
-        config = config or tiny_config(kind, **similar.text)
+    if similar is not None and similar.wrapper is not None:
+        config = wrapped_config(similar)
     elif "text_config" in getattr(CONFIG_MAPPING[kind], "sub_configs", {}):
-        config = wrapped_config(Family(kind=kind, wrapper={}))
+        config = wrapped_config(Family(kind=kind, wrapper=WRAPPED_TYPES.get(kind, {})))
     else:
-        config = tiny_config(kind)
+        config = tiny_config(kind, **_changes(kind))
     with torch.device("meta"):
         count = sum(p.numel() for p in model_class(kind)._from_config(config).parameters())
     if count > LARGEST:
         raise ValueError(f"{count} parameters")
     return config
+
+
+def _changes(kind: str) -> dict[str, Any]:
+    """Return the fields that a type's configuration needs beside `SIZES`."""
+    similar = (f.text for f in FAMILIES.values() if f.kind == kind and f.wrapper is None)
+    return next(similar, TYPES.get(kind, {}))
 
 
 def wrapped_config(family: Family) -> PreTrainedConfig:
@@ -335,7 +405,8 @@ def wrapped_config(family: Family) -> PreTrainedConfig:
     whole = cls()
     plain = {key: getattr(whole, key) or cls.sub_configs[key]() for key in cls.sub_configs}
     changes = dict(family.text)
-    text = tiny_config(changes.pop("model_type", plain["text_config"].model_type), **changes)
+    kind = changes.pop("model_type", plain["text_config"].model_type)
+    text = tiny_config(kind, **(changes or _changes(kind)))
     others = {}
     for key, config in plain.items():
         known = known_fields(type(config))
@@ -350,8 +421,14 @@ def wrapped_config(family: Family) -> PreTrainedConfig:
 
 
 def family_config(name: str) -> PreTrainedConfig:
-    """Return a family's tiny configuration."""
+    """Return a family's tiny configuration.
+
+    Raises:
+        SkipTest: The installed transformers does not have it.
+    """
     family = FAMILIES[name]
+    if family.kind not in CONFIG_MAPPING:
+        raise SkipTest(f"transformers {transformers.__version__} has no {family.kind}.")
     if family.wrapper is not None:
         return wrapped_config(family)
     return tiny_config(family.kind, **family.text)

@@ -32,6 +32,14 @@ TITLES = {
     "lanes": "lanes", "saved": "saved", "merged": "merged", "nf4": "NF4", "gguf": "GGUF",
     "gguf_adapter": "GGUF adapter",
 }  # fmt: skip
+# Types that write no text of their own.
+OTHERS = {
+    "gemma4_assistant": "It drafts tokens for a Gemma 4 and reads that model's keys and values.",
+    "gemma4_unified_assistant":
+        "It drafts tokens for a Gemma 4 and reads that model's keys and values.",
+    "musicgen": "It writes codes of audio, not text.",
+    "musicgen_melody": "It writes codes of audio, not text.",
+}  # fmt: skip
 HEAD = """# Models
 
 What works on each family of language models, measured: `python -m tests.support_matrix` builds one
@@ -74,6 +82,8 @@ def examine_type(kind: str) -> str:
     """Return why a causal model type does not train with LoRA on packed rows; empty if it does."""
     from studio.backbone import Backbone
 
+    if kind in OTHERS:
+        return OTHERS[kind]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

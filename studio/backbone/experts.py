@@ -82,7 +82,7 @@ class Experts:
         y_SO = self._project(first, hidden_TD, groups, gathers=True)
         y_SO = module._apply_gate(y_SO) if module.has_gate else module.act_fn(y_SO)
         y_SD = self._project("down_proj", y_SO, groups, gathers=False)
-        if module.has_post_expert_norm:
+        if getattr(module, "has_post_expert_norm", False):  # since transformers 5.20
             y_SD = module.post_expert_norm(y_SD)
         y_SD = y_SD * weights_TK.reshape(-1)[groups.order_S][:, None]
         return groups.combine(y_SD).to(hidden_TD.dtype)

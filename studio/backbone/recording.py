@@ -120,12 +120,12 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
             found.plain_head = _has_plain_head(anatomy, ids)
             attended.clear()
             try:
-                calls = _run(anatomy, state, ids, None if alone else ROWS)
+                calls = _run(anatomy, state, ids, None if alone else ROWS, found.positions)
             except Exception as error:
                 logger.info("Packed rows cannot be recorded: %s: %s", type(error).__name__, error)
                 found.separable = False
                 attended.clear()
-                calls = _run(anatomy, state, ids, None)
+                calls = _run(anatomy, state, ids, None, found.positions)
             found.keys = _keys(anatomy, attended)
             attended.clear()
             found.runs = {key: len(each) for key, each in calls.items()}
@@ -180,7 +180,9 @@ def reached(anatomy: Anatomy, state: AttentionState | None = None) -> set[str]:
                 stack.callback(module.register_forward_hook(keep(key)).remove)
         try:
             with torch.enable_grad():
-                left, seen = [_forward(anatomy, state, ids, None).grad_fn], set()
+                given = anatomy.recording.positions
+                hidden = _forward(anatomy, state, ids, None, with_positions=given)
+            left, seen = [hidden.grad_fn], set()
         except Exception as error:
             logger.info("Gradients cannot be followed: %s: %s", type(error).__name__, error)
             return set(anatomy.modules)
@@ -192,7 +194,9 @@ def reached(anatomy: Anatomy, state: AttentionState | None = None) -> set[str]:
         if node is not None and node not in seen:
             seen.add(node)
             left += [inner for inner, _ in node.next_functions]
-    return {key for node in seen for key in nodes.get(node, ())}
+    found = {key for node in seen for key in nodes.get(node, ())}
+    # Nothing inside the layers: a reversible layer hides its own graph.
+    return found if any(anatomy.layer_of(key) >= 0 for key in found) else set(anatomy.modules)
 
 
 class Blocks:
@@ -375,7 +379,11 @@ def _inner(key: str, layer: str) -> str:
 
 
 def _run(
-    anatomy: Anatomy, state: AttentionState, ids: Tensor, rows: tuple[int, ...] | None
+    anatomy: Anatomy,
+    state: AttentionState,
+    ids: Tensor,
+    rows: tuple[int, ...] | None,
+    with_positions: bool,
 ) -> dict[str, list[Call]]:
     """Return the calls of all modules of the tower, by key."""
     calls: dict[str, list[Call]] = {}
@@ -394,7 +402,7 @@ def _run(
             if key.startswith(anatomy.tower_key):
                 handle = module.register_forward_hook(keep(key), with_kwargs=True)
                 stack.callback(handle.remove)
-        _forward(anatomy, state, ids, rows)
+        _forward(anatomy, state, ids, rows, with_positions=with_positions)
     return calls
 
 
@@ -421,8 +429,12 @@ def _forward(
 
 def _counts_from_zero(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
     """Return True if positions from 0 are those that the model counts itself."""
-    given = _forward(anatomy, state, ids, None)
     own = _forward(anatomy, state, ids, None, with_positions=False)
+    try:
+        given = _forward(anatomy, state, ids, None)
+    except Exception as error:
+        logger.info("Positions cannot be given: %s: %s", type(error).__name__, error)
+        return False
     return given.shape == own.shape and not _differs(given, own, slice(None), loose=True)
 
 
@@ -440,7 +452,7 @@ def _has_plain_head(anatomy: Anatomy, ids: Tensor) -> bool:
 
 
 def _same_padded(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
-    """Return True if a row has the same hidden states with padding on its right."""
+    """Return True if a row has the same logits with padding on its right."""
     rows = ids[: ROWS[0]].repeat(2, 1)
     mask = torch.ones_like(rows)
     mask[0, ROWS[1] :] = 0
@@ -448,12 +460,10 @@ def _same_padded(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
     state.lengths = None
     try:
         with torch.no_grad():
-            padded = _tensor(anatomy.tower(**accepted(anatomy.tower, given)))
-            alone = _forward(anatomy, state, ids[: ROWS[1]], None, with_positions=False)
+            padded = anatomy.model(**accepted(anatomy.model, given)).logits
+            alone = anatomy.model(input_ids=ids[None, : ROWS[1]], use_cache=False).logits
     except Exception as error:
         logger.info("Rows cannot be padded: %s: %s", type(error).__name__, error)
-        return False
-    if padded is None or padded.dim() != 3:
         return False
     difference = (padded[0, : ROWS[1]] - alone[0]).float().abs().max()
     return float(difference) <= OTHER_SHAPE.get(alone.dtype, 1e-4) * float(alone.abs().max())
