@@ -102,6 +102,11 @@ def _registered() -> Any:
         def get_quantize_ops(self) -> Any:
             return QuantizeExperts(self)
 
+        @staticmethod
+        def get_modules_to_not_convert(*args: Any, **kwargs: Any) -> list[str]:
+            found: list[str] = Bnb4BitHfQuantizer.get_modules_to_not_convert(*args, **kwargs)
+            return [*found, "dt_proj"]  # Mamba multiplies by its weight directly
+
     @register_quantization_config(NAME)
     class Config(BitsAndBytesConfig):
         """bitsandbytes' configuration under the quantizer's own name."""
