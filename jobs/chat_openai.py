@@ -22,13 +22,14 @@ from studio.home import Home
 REASONS = {"stop": "stop", "length": "length", "stopped": "stop"}
 IGNORED = {
     "model", "messages", "tools", "stream", "stream_options", "user", "metadata", "store", "n",
+    "reasoning_effort",
 }  # fmt: skip
 SAMPLING = {
-    **{name: name for name in ("temperature", "top_p", "seed", "stop", "top_k")},
-    "repetition_penalty": "repetition_penalty",
+    **{name: name for name in ("temperature", "top_p", "seed", "stop", "top_k",
+                               "repetition_penalty", "chat_template_kwargs")},
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
-}
+}  # fmt: skip
 NEUTRAL: dict[str, Any] = {
     "presence_penalty": 0,
     "frequency_penalty": 0,
@@ -80,6 +81,9 @@ def chat_request(values: Values, home: Home) -> ChatRequest:
             raise ChatError(f'"{key}" is not supported here.{nearest(key, known)}')
     if values.get("n") not in (None, 1):
         raise ChatError("n must be 1: send several requests with different seeds.")
+    if effort := values.get("reasoning_effort"):
+        own = values.get("chat_template_kwargs") or {}
+        sampling["chat_template_kwargs"] = {**own, "reasoning_effort": effort}
     if isinstance(sampling.get("stop"), str):
         sampling["stop"] = [sampling["stop"]]
     messages = values.get("messages")

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, model_validator
 
 from studio import devices
 from studio.data.mapping import RowFormat
+from studio.data.template.settings import ChatTemplateKwargs
 from studio.errors import SpecError
 from studio.fields import Record, knob, merge_values, read_yaml, validated
 from studio.methods import Method, named
@@ -84,6 +85,13 @@ class DataSource(Record):
             "plain": "plain",
         },
     )  # fmt: skip
+    chat_template_kwargs: ChatTemplateKwargs = knob(
+        "",
+        "Settings that the model's own template reads, such as enable_thinking=false or "
+        "reasoning_effort=high.",
+        title="Template settings",
+        advanced=True,
+    )
     train_on: Literal["assistant", "last", "all"] = knob(
         "assistant",
         "Tokens that carry loss: every answer, only the last one, or all tokens.",

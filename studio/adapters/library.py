@@ -82,6 +82,11 @@ class Adapter:
         return _number(self.section("forgetting").get("forgetting"))
 
     @property
+    def chat_template_kwargs(self) -> str:
+        """Return the settings of the chat template that it was trained with."""
+        return str(_part(self.section("spec"), "data").get("chat_template_kwargs") or "")
+
+    @property
     def is_model(self) -> bool:
         """Return True if this is a whole model, from full fine-tuning."""
         return trains_base(self.method)

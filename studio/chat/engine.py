@@ -297,4 +297,5 @@ class ChatEngine:
     def _chosen_template(self, lane: Lane) -> PromptTemplate:
         from studio.data.template.template import choose
 
-        return choose(self.loaded.tokenizer, lane.template)
+        settings = lane.sampling.chat_template_kwargs
+        return choose(self.loaded.tokenizer, lane.template, chat_template_kwargs=settings)

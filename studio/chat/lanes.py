@@ -21,6 +21,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from studio.adapter_stack import MAX_LANES, Stack, write_lane
 from studio.chat.answer_parser import Piece
+from studio.data.template.settings import ChatTemplateKwargs
 from studio.errors import ChatError, StudioError
 from studio.fields import Record, knob
 
@@ -33,7 +34,7 @@ Event = dict[str, Any]
 
 
 class Sampling(Record):
-    """Sampling settings with the names and meanings of transformers' generate."""
+    """Settings of an answer, with the names and meanings of transformers' generate."""
 
     max_new_tokens: int = knob(
         256,
@@ -74,6 +75,12 @@ class Sampling(Record):
     )
     seed: int = knob(
         0, "The same seed and prompt give the same answer.", title="Seed", ge=0, le=2**63 - 1
+    )
+    chat_template_kwargs: ChatTemplateKwargs = knob(
+        "",
+        "Settings that the model's own chat template reads, such as enable_thinking=false or "
+        "reasoning_effort=high; those that the adapter was trained with if empty.",
+        title="Template settings",
     )
     stop: tuple[str, ...] = knob((), "Texts that end the answer.", title="Stop at", advanced=True)
     logprobs: int = knob(

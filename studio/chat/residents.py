@@ -43,6 +43,7 @@ class _Adapter:
     path: Path
     signature: Signature
     template: str
+    template_settings: str
     fingerprint: str
 
 
@@ -192,7 +193,10 @@ class ResidentModels:
         def template_for(lane: Lane) -> PromptTemplate:
             from studio.data.template.template import choose
 
-            return choose(loaded.tokenizer, _template_name(base, lane))
+            settings = _template_settings(base, lane)
+            return choose(
+                loaded.tokenizer, _template_name(base, lane), chat_template_kwargs=settings
+            )
 
         base.engine = ChatEngine(loaded, Backbone(loaded.model), template_for=template_for)
 
@@ -223,8 +227,9 @@ class ResidentModels:
             if known is None or (known.path, known.signature) != (path, signature):
                 if name in backbone.adapters:
                     backbone.detach(name)
-                template, fingerprint = _load_adapter(base.engine, name, checkpoint or path)
-                known = _Adapter(path, signature, template, fingerprint)
+                known = _Adapter(
+                    path, signature, *_load_adapter(base.engine, name, checkpoint or path)
+                )
             base.adapters[name] = known
             if known.fingerprint and known.fingerprint != base.facts.fingerprint:
                 note = OTHER_BASE.format(adapter=name, model=lane.model)
@@ -246,6 +251,12 @@ def _template_name(base: _Base, lane: Lane) -> str:
     return next((name for name in trained if name != "auto"), "auto")
 
 
+def _template_settings(base: _Base, lane: Lane) -> str:
+    """Return the settings of the lane's template, else those its first adapter had."""
+    trained = [base.adapters[part.name].template_settings for part in lane.stack]
+    return next(filter(None, [lane.sampling.chat_template_kwargs, *trained]), "")
+
+
 def import_everything() -> None:
     """Import what the first answer needs: it takes seconds, while the user still types."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache  # noqa: F401
@@ -256,23 +267,27 @@ def import_everything() -> None:
     from studio.models.loading import load  # noqa: F401
 
 
-def _load_adapter(engine: ChatEngine, name: str, source: Path | Checkpoint) -> tuple[str, str]:
-    """Load an adapter or a checkpoint; return its chat template and its base's fingerprint."""
+def _load_adapter(
+    engine: ChatEngine, name: str, source: Path | Checkpoint
+) -> tuple[str, str, str]:
+    """Load an adapter or a checkpoint.
+
+    Returns:
+        Its chat template, the settings of the template, and its base's fingerprint.
+    """
     from studio.adapters.library import describe
     from studio.chat import run_checkpoints
 
     if isinstance(source, Path):
         engine.backbone.load(name, source)
         adapter = describe(source)
-        template, fingerprint = adapter.chat_template, adapter.base_fingerprint
-    else:
-        tokenizer = engine.loaded.tokenizer
-        run_checkpoints.attach(
-            engine.backbone, source, name=name,
-            tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-        )  # fmt: skip
-        template, fingerprint = source.spec.data.chat_template, ""
-    return template, fingerprint
+        return adapter.chat_template, adapter.chat_template_kwargs, adapter.base_fingerprint
+    tokenizer = engine.loaded.tokenizer
+    run_checkpoints.attach(
+        engine.backbone, source, name=name,
+        tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+    )  # fmt: skip
+    return source.spec.data.chat_template, source.spec.data.chat_template_kwargs, ""
 
 
 def _signature(folder: Path, patterns: Sequence[str]) -> Signature:

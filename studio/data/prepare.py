@@ -158,8 +158,8 @@ def _folder(
 ) -> Path:
     how = [origin.container, origin.encoding, origin.plain]  # a name may say how bytes are read
     parts = [
-        "tokens-9", data_hash, how, source.format, source.chat_template, source.train_on, limit,
-        source.thoughts, source.accept_lost, source.control_tokens,
+        "tokens-10", data_hash, how, source.format, source.chat_template, source.train_on, limit,
+        source.thoughts, source.accept_lost, source.control_tokens, source.chat_template_kwargs,
         template.backend.fingerprint(),
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

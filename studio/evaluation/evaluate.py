@@ -118,10 +118,10 @@ class EvaluateRequest(Request):
     def _answers(
         self, loaded: Loaded, backbone: Backbone, rows: Sequence[TokenRow]
     ) -> Iterator[dict[str, str]]:
-        from studio.data.template.template import choose
+        from studio.data.template.template import choose_for
         from studio.training.samples import greedy, prompt_of
 
-        template = choose(loaded.tokenizer, self.data.chat_template)
+        template = choose_for(loaded.tokenizer, self.data)
         asked = [(row, p) for row in rows if (p := prompt_of(row, loaded.tokenizer))]
         asked.sort(key=lambda pair: len(pair[1].ids))
         for start in range(0, len(asked), BATCH_PROMPTS):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from studio.chat.decoding import Batch
-from studio.data.template.template import IGNORED, choose
+from studio.data.template.template import IGNORED, choose_for
 from studio.training.events import Sampled
 from studio.training.session import Session
 
@@ -78,7 +78,7 @@ class PromptSampler:
         tokenizer = session.loaded.tokenizer
         if not args.num_samples or tokenizer is None:
             return []
-        template = choose(tokenizer, session.spec.data.chat_template)
+        template = choose_for(tokenizer, session.spec.data)
         self.stop_ids = template.stop_ids
         own = [part.strip() for part in args.sample_prompts.split("|") if part.strip()]
         if own:

@@ -59,6 +59,9 @@ def chat(
     max_new_tokens: Annotated[int | None, _sampling("max_new_tokens")] = None,
     temperature: Annotated[float | None, _sampling("temperature")] = None,
     seed: Annotated[int | None, _sampling("seed")] = None,
+    chat_template_kwargs: Annotated[
+        str, typer.Option(metavar="NAME=VALUE", help="Settings of the model's chat template.")
+    ] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda:0 …")] = "auto",
     home: HomeOption = None,
     as_json: JsonOption = False,
@@ -75,7 +78,10 @@ def chat(
     opened = open_home(home)
     stack = [StackItem.read(text) for text in adapter or []]
     base = describe(resolve(opened, stack[0].name)).base if stack and not model else ""
-    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+    sampling = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed,
+        "chat_template_kwargs": chat_template_kwargs,
+    }  # fmt: skip
     settings = {
         "model": model or base or "starter", "sampling": sampling,
         "stack": [item.model_dump() for item in stack],
@@ -177,6 +183,9 @@ def compare(
     logprobs: Annotated[
         int, field("Alternatives per token with log-probabilities; -1 for none.")
     ] = DEFAULTS.logprobs,
+    chat_template_kwargs: Annotated[
+        str, field("Settings of the models' chat templates, such as enable_thinking=false.")
+    ] = "",
     device: Annotated[str, field("auto, cpu, cuda:0 …")] = "auto",
 ) -> dict[str, Any]:  # fmt: skip
     """Ask several lanes the same prompt and print their answers."""
@@ -190,7 +199,7 @@ def compare(
         "system": system, "messages": [{"role": "user", "content": prompt}],
         "sampling": {
             "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed,
-            "logprobs": logprobs,
+            "logprobs": logprobs, "chat_template_kwargs": chat_template_kwargs,
         },
     }  # fmt: skip
     request = ChatRequest.parse({"lanes": [one | shared for one in lanes]})

@@ -60,7 +60,7 @@ class Layout:
 
     Args:
         source: The template in Jinja.
-        special: The tokenizer's special tokens by name, for the template.
+        special: The tokenizer's special tokens and other settings by name, for the template.
         controls: The texts of all control tokens; one of them ends a turn.
         guard: Breaks control tokens in the conversation's own text.
 

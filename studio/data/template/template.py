@@ -7,6 +7,7 @@ it covers at least one character of an answer.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from copy import copy
@@ -23,6 +24,7 @@ from studio.data.template.lost_parts import Lost
 from studio.data.template.named import STYLES, NamedLayout
 from studio.data.template.rendered import ControlTokens, Renderings
 from studio.data.template.sandbox import BREAK, Guard, TemplateRefused
+from studio.data.template.settings import read
 from studio.data.template.spans import trained_ranges, without_breaks
 from studio.data.template.thoughts import turns, with_thoughts
 from studio.errors import DataError, ModelError, nearest
@@ -354,6 +356,7 @@ def choose_for(tokenizer: Any, source: DataSource) -> Template:
     return choose(
         tokenizer,
         source.chat_template,
+        chat_template_kwargs=source.chat_template_kwargs,
         thoughts=source.thoughts,
         accept_lost=source.accept_lost,
         control_tokens=source.control_tokens,
@@ -364,6 +367,7 @@ def choose(
     tokenizer: Any,
     name: str = "auto",
     *,
+    chat_template_kwargs: str = "",
     thoughts: Thoughts = "template",
     accept_lost: bool = False,
     control_tokens: ControlTokens = "auto",
@@ -377,21 +381,32 @@ def choose(
     Args:
         tokenizer: transformers' tokenizer, or a `Backend`.
         name: `auto` or a named template.
+        chat_template_kwargs: Settings of the tokenizer's own template (`settings.py`).
         thoughts: What is done where the template cuts thoughts.
         accept_lost: Train rows of which the template cuts other trained parts.
         control_tokens: How control tokens in documents are read.
 
     Raises:
         ModelError: The tokenizer has no fast form, or its own template is broken.
+        DataError: The template does not read a setting.
     """
     backend = backend_of(tokenizer)
+    own_template = (backend.chat_template or "") if name == "auto" else ""
+    settings = read(chat_template_kwargs)
+    sources = own_template + (backend.tool_template or "")
+    for setting in settings:
+        if not own_template or not re.search(rf"\b{setting}\b", sources):
+            raise DataError(
+                f'The chat template does not read "{setting}": remove it from '
+                "chat_template_kwargs, or choose a model whose own template does."
+            )
     how: dict[str, Any] = {
         "thoughts": thoughts, "accept_lost": accept_lost, "control_tokens": control_tokens,
     }  # fmt: skip
-    if name == "auto" and backend.chat_template:
-        own = _own_layout(backend, backend.chat_template)
+    if own_template:
+        own = _own_layout(backend, own_template, settings)
         tool_use = backend.tool_template
-        other = _own_layout(backend, tool_use) if tool_use else None
+        other = _own_layout(backend, tool_use, settings) if tool_use else None
         reason = "the model's own chat template"
         if not own.facts.system:
             reason += "; system prompts stand in front of the first question"
@@ -409,9 +424,10 @@ def choose(
     return Template(backend, _named(name, end, backend.controls), reason, **how)
 
 
-def _own_layout(backend: Backend, source: str) -> Layout:
+def _own_layout(backend: Backend, source: str, settings: dict[str, Any]) -> Layout:
+    known = {**settings, **backend.special}
     try:
-        return _learned(source, tuple(backend.special.items()), backend.controls)
+        return _learned(source, tuple(known.items()), backend.controls)
     except TemplateRefused as refused:
         raise ModelError(
             f"The model's own chat template cannot be used: {refused}. "
@@ -421,7 +437,7 @@ def _own_layout(backend: Backend, source: str) -> Layout:
 
 @lru_cache(maxsize=32)
 def _learned(
-    source: str, special: tuple[tuple[str, str], ...], controls: tuple[str, ...]
+    source: str, special: tuple[tuple[str, Any], ...], controls: tuple[str, ...]
 ) -> Layout:
     """Return a template's layout; what it reads is learned once in a process."""
     return Layout(source, special=dict(special), controls=controls, guard=Guard(controls))

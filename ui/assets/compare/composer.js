@@ -4,7 +4,8 @@
 import { button, h } from '../core/dom.js';
 
 const KEY = 'studio.sampling';
-const SHOWN = ['max_new_tokens', 'temperature', 'top_p', 'top_k', 'repetition_penalty', 'seed'];
+const SHOWN = ['max_new_tokens', 'temperature', 'top_p', 'top_k', 'repetition_penalty', 'seed',
+  'chat_template_kwargs'];
 
 /** The shared settings to begin with: those used last, else the defaults of the record (`schema`). */
 export function usualSettings(schema) {
@@ -33,11 +34,12 @@ export class Composer {
       'aria-controls': 's-sampling' });
     this.system = h('textarea', { rows: 2, placeholder: 'None', onchange: () => this.take() });
     this.fields = SHOWN.filter((name) => schema[name]).map((name) => {
-      const { title, description, minimum, maximum, step, default: usual } = schema[name];
+      const { type, title, description, minimum, maximum, step, default: usual } = schema[name];
       const max = Math.min(maximum ?? Infinity, Number.MAX_SAFE_INTEGER);
       const bounds = { min: minimum ?? step, max, step: step ?? 1 };
       return { name, usual, title, note: description,
-        input: h('input', { type: 'number', ...bounds, onchange: () => this.take() }) };
+        input: h('input', { ...(type === 'string' ? { type: 'text' } : { type: 'number', ...bounds }),
+          onchange: () => this.take() }) };
     });
     this.whose = h('select', { 'aria-label': 'Whose settings', onchange: (event) => {
       this.choose(event.target.value === '' ? null : Number(event.target.value));
@@ -66,6 +68,10 @@ export class Composer {
   take() {
     const sampling = {};
     for (const { name, usual, input } of this.fields) {
+      if (input.type === 'text') {
+        sampling[name] = input.value.trim();
+        continue;
+      }
       const value = input.valueAsNumber;
       const low = Number(input.min), high = Number(input.max);
       sampling[name] = Number.isFinite(value) ? Math.min(high, Math.max(low, value)) : usual;
