@@ -179,13 +179,16 @@ class ResidentModels:
         base = _Base(name, known, signature, place)
         if self._hold is not None:
             self._hold([*self.describe(), _description(base)])
-        self._load(base)
+        if problem := self._load(base):
+            yield Delta(lane=number, note=problem)
         self._bases[known.path] = base
 
-    def _load(self, base: _Base) -> None:
+    def _load(self, base: _Base) -> str:
+        """Load a base; return what its self-test found wrong."""
         from studio.backbone import Backbone
         from studio.chat.engine import ChatEngine
         from studio.models.loading import load
+        from studio.training.self_test import check_base
 
         source = ModelSource.parse({"path": base.name, "quantization": base.place.quantization})
         loaded = load(source, device=base.place.device)
@@ -198,7 +201,13 @@ class ResidentModels:
                 loaded.tokenizer, _template_name(base, lane), chat_template_kwargs=settings
             )
 
-        base.engine = ChatEngine(loaded, Backbone(loaded.model), template_for=template_for)
+        backbone = Backbone(loaded.model)
+        base.engine = ChatEngine(loaded, backbone, template_for=template_for)
+        try:
+            check_base(backbone, loaded, self._home, quantization=base.place.quantization)
+        except StudioError as error:
+            return error.text
+        return ""
 
     def _make_room(self, known: ModelFacts, place: _Place, keep: Collection[Path]) -> None:
         need = place.num_bytes

@@ -112,11 +112,12 @@ def _train(
         yield Loading(text=f"Attaching {spec.method.title}")
         session = open_session(spec, loaded=loaded, prepared=prepared, backbone=backbone)
         session.general = general_set_of(spec, loaded, home)
-        if spec.train.self_test and spec.train.num_processes == 1:
+        if spec.train.self_test and not spec.train.fsdp:  # a part of a model runs alone
             yield Loading(text="Checking the model")
-            session.self_test = check_base(
-                session.backbone, loaded, home, quantization=spec.model.quantization
-            )
+            with rank_0_first(in_process_group):
+                session.self_test = check_base(
+                    session.backbone, loaded, home, quantization=base_model(spec).quantization
+                )
         if names := left_out(session):
             yield Loading(text=f"Not adapted (helper matrices, narrower than r): {names}")
         for event in run(session, run_dir=run_dir, control=control):

@@ -119,6 +119,10 @@ class SiblingGroup:
                 spec, loaded=self._loaded, prepared=prepared, backbone=self.backbone, name=name
             )
             session.general = general_set_of(spec, self._loaded, home)
+            if spec.train.self_test:
+                session.self_test = check_base(
+                    self.backbone, self._loaded, home, quantization=base_model(spec).quantization
+                )
         self.join(session)
         events = loop.run(session, run_dir=sibling.run_dir, control=sibling.control)
         return self._events(session, events)
