@@ -36,6 +36,7 @@ from studio.training.events import Event, Loading, Started, Step
 from studio.training.loop import Control
 from studio.training.loss import loss_sums
 from studio.training.remedies import explain_errors
+from studio.training.self_test import check_base
 from studio.training.session import Pass, Session, forward_backward, open_session, prepare_data
 
 if TYPE_CHECKING:
