@@ -292,8 +292,11 @@ WRAPPERS = {
     }, trap="convolutions in the text tower"),
 }  # fmt: skip
 SMALL_TOWER = {
-    "hidden_size": HIDDEN, "intermediate_size": 48, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    "hidden_size": HIDDEN,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
 }
 # What a type needs beside `SIZES` to be built, for those without a family.
 TYPES: dict[str, dict[str, Any]] = {

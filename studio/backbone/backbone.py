@@ -31,7 +31,6 @@ from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens
 from studio.errors import MethodError, nearest
 from studio.methods.method import Init, Method, Params, Phase
 
-
 T = TypeVar("T")
 
 

@@ -276,9 +276,7 @@ def import_everything() -> None:
     from studio.models.loading import load  # noqa: F401
 
 
-def _load_adapter(
-    engine: ChatEngine, name: str, source: Path | Checkpoint
-) -> tuple[str, str, str]:
+def _load_adapter(engine: ChatEngine, name: str, source: Path | Checkpoint) -> tuple[str, str, str]:
     """Load an adapter or a checkpoint.
 
     Returns:

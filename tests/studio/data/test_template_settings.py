@@ -47,8 +47,10 @@ def test_training_and_chat_render_with_the_setting(byte_backend):
     plain = choose(backend).encode_prompt(QUESTION)
     off = choose(backend, chat_template_kwargs="enable_thinking=false")
     asked = off.encode_prompt(QUESTION)
-    assert len(asked) > len(plain) == len(
-        choose(backend, chat_template_kwargs="enable_thinking=true").encode_prompt(QUESTION)
+    assert (
+        len(asked)
+        > len(plain)
+        == len(choose(backend, chat_template_kwargs="enable_thinking=true").encode_prompt(QUESTION))
     )
     trained = choose_for(backend, DataSource(chat_template_kwargs="enable_thinking=false"))
     ids, labels = trained.encode([*QUESTION, {"role": "assistant", "content": "ok"}])
