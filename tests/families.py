@@ -349,13 +349,16 @@ TYPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 WRAPPED_TYPES: dict[str, dict[str, Any]] = {
     "dots3_note": {
-        "vision_config": {**SMALL_TOWER, "rope_parameters": None, "mlp_layer_types": ["dense", "dense"],
-                          "adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN},
+        "vision_config": {**SMALL_TOWER, "rope_parameters": None,
+                          "mlp_layer_types": ["dense", "dense"], "adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN},
         "audio_config": {**SMALL_TOWER, "adapter_input_size": HIDDEN, "adapter_out_dim": HIDDEN},
     },
-    "emu3": {"vq_config": {"base_channels": 32, "hidden_size": HIDDEN}, "vocabulary_map": {f"<|visual token {n:06d}|>": n for n in range(4)} | {
-        "<|extra_200|>": 4, "<image>": 5,
-    }},
+    "emu3": {
+        "vq_config": {"base_channels": 32, "hidden_size": HIDDEN},
+        "vocabulary_map": {
+            **{f"<|visual token {n:06d}|>": n for n in range(4)}, "<|extra_200|>": 4, "<image>": 5,
+        },
+    },
 }  # fmt: skip
 LARGEST = 5_000_000  # parameters of a model that counts as tiny
 FAMILIES: dict[str, Family] = {**DENSE, **EXPERTS, **HYBRIDS, **WRAPPERS}

@@ -22,7 +22,7 @@ QUESTION = [{"role": "user", "content": "hi"}]
 
 
 @pytest.mark.parametrize(("given", "expected"), [
-    ("enable_thinking=false, reasoning_effort=high", "enable_thinking=false, reasoning_effort=high"),
+    ("enable_thinking=false,reasoning_effort=high", "enable_thinking=false, reasoning_effort=high"),
     ("  budget=3   enable_thinking=True ", "budget=3, enable_thinking=true"),
     ('{"enable_thinking": false, "t": 0.5}', "enable_thinking=false, t=0.5"),
     ({"reasoning_effort": "low"}, "reasoning_effort=low"),
