@@ -350,7 +350,8 @@ TYPES: dict[str, dict[str, Any]] = {
 WRAPPED_TYPES: dict[str, dict[str, Any]] = {
     "dots3_note": {
         "vision_config": {**SMALL_TOWER, "rope_parameters": None,
-                          "mlp_layer_types": ["dense", "dense"], "adapter_in_dim": HIDDEN, "adapter_out_dim": HIDDEN},
+                          "mlp_layer_types": ["dense", "dense"], "adapter_in_dim": HIDDEN,
+                          "adapter_out_dim": HIDDEN},
         "audio_config": {**SMALL_TOWER, "adapter_input_size": HIDDEN, "adapter_out_dim": HIDDEN},
     },
     "emu3": {
