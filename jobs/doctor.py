@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import platform
 import shutil
 import sqlite3
@@ -15,7 +16,7 @@ from typing import Any
 from jobs import cluster as clusters
 from jobs.database import damage
 from jobs.store import JobStore
-from studio import hardware
+from studio import hardware, openmp
 from studio.errors import StudioError
 from studio.home import open_home
 from studio.names import readable
@@ -27,6 +28,7 @@ PACKAGES = (
 )  # fmt: skip
 FIXED_SQLITE = (3, 51, 3)
 LITTLE_ROOM_BYTES = 2 << 30
+BUSY_CORES = 0.5
 MUST_WORK = ("load", "lora", "packing", "checkpointing", "cache", "lanes", "saved", "merged")
 
 
@@ -48,8 +50,17 @@ def examine(home_path: Path | None, model: str = "") -> dict[str, Any]:
              "free_bytes": d.free_bytes}
             for d in hardware.devices()
         ],
+        "allocator": os.environ.get("LD_PRELOAD") or openmp.preload().get("LD_PRELOAD", ""),
         "home": None,
     }  # fmt: skip
+    busy = hardware.busy_cores()
+    if busy >= BUSY_CORES:
+        findings.append(_note(
+            f"Other programs keep {busy:.1f} of {hardware.physical_cores()} cores busy: runs and "
+            "chat on the processor take longer."
+        ))  # fmt: skip
+    if sentence := openmp.missing_preload():
+        findings.append(_note(sentence))
     for name in ("torch", "transformers", "gradio"):
         if facts["packages"][name] is None:
             findings.append(_problem(f"{name} is not installed. Install adapter-studio again."))

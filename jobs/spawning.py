@@ -16,6 +16,7 @@ import psutil
 from jobs.claims import Claim
 from jobs.cluster import is_slot
 from jobs.kinds import BESIDE
+from studio import openmp
 from studio.home import Home
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
+        **openmp.preload(),
     }
 
 

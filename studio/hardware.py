@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from studio import accelerator
+from studio import accelerator, openmp
 
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
@@ -44,7 +44,7 @@ def physical_cores() -> int:
     """Return the number of physical cores that this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    return max(1, min(cores, allowed or cores, _cgroup_cores() or cores))
+    return max(1, min(cores, allowed or cores, openmp.cgroup_cores() or cores))
 
 
 def threads() -> int:
@@ -142,15 +142,40 @@ def _cpu() -> Device:
     memory = psutil.virtual_memory()
     return Device(
         name="cpu",
-        label=f"{_cpu_name()}, {physical_cores()} cores{', bfloat16' * has_fast_bfloat16()}",
+        label=f"{cpu_name()}, {physical_cores()} cores{', bfloat16' * has_fast_bfloat16()}",
         total_bytes=int(memory.total),
         free_bytes=int(memory.available),
         utilization=_utilization.since_last_call(),
     )
 
 
+def busy_cores(seconds: float = 0.5) -> float:
+    """Return how many cores other processes than this one used during some seconds."""
+    meter = OtherWork()
+    time.sleep(seconds)
+    return meter.cores()
+
+
+class OtherWork:
+    """Processor time of other processes since the last question."""
+
+    def __init__(self) -> None:
+        self._before = self._read()
+
+    def cores(self) -> float:
+        """Return the number of cores that other processes kept busy since the last call."""
+        (busy, own, at), before = self._read(), self._before
+        self._before = busy, own, at
+        return max(0.0, (busy - before[0]) - (own - before[1])) / max(at - before[2], 1e-9)
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        return _processor_seconds()[0], time.process_time(), time.monotonic()
+
+
 @cache
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Return the processor's name as the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -181,11 +206,3 @@ def _gpus() -> list[Device]:
         for card in accelerator.cards()
         if card.name
     ]
-
-
-def _cgroup_cores() -> int | None:
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return None if quota == "max" else max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return None

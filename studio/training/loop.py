@@ -22,6 +22,7 @@ from studio.training import checkpoint
 from studio.training.events import Event, Finished, Loading, Saved, Saving
 from studio.training.samples import PromptSampler
 from studio.training.session import Session
+from studio.training.threads import threads_of
 
 PASSPORT, REPORT = "passport.json", "report.json"
 LIBRARIES = ("adapter-studio", "torch", "transformers", "accelerate", "safetensors")
@@ -38,10 +39,14 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
     yield session.started()
     general = RunForgetting(session, run_dir)
     sampler = PromptSampler(session)
+    threads = threads_of(session.loaded.device, session.accelerator.num_processes)
     if session.evaluates and session.progress.step == 0 and plan.eval_every <= plan.total_steps:
         yield from sampler.sample()
     while session.progress.step < plan.total_steps and not session.stopped_early:
-        yield session.step()
+        event = session.step()
+        yield event
+        if threads and (text := threads.after_step(event.tokens_per_second)):
+            yield Loading(step=event.step, text=text)
         step = session.progress.step
         last, command = step == plan.total_steps, session.from_rank_0(control())
         due = step % plan.eval_every == 0 or (last and plan.eval_every <= plan.total_steps)

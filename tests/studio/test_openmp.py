@@ -68,9 +68,43 @@ def test_a_setting_of_the_user_wins(chosen, expected):
     [*((text, False) for text in ("0", "-2", "many", "2,none", "1.5", " ")),
      *((text, True) for text in ("1", "3", "4,2"))],
 )  # fmt: skip
-def test_an_invalid_number_of_threads_is_ignored_with_a_sentence(threads, valid, caplog):
+def test_an_invalid_number_of_threads_is_ignored_with_a_sentence(
+    threads, valid, caplog, monkeypatch
+):
+    monkeypatch.setattr(openmp, "usable_cores", lambda: 4)
     variables = {"OMP_NUM_THREADS": threads}
     openmp.configure(variables)
     assert variables.get("OMP_NUM_THREADS") == (threads if valid else None)
     said = f"OMP_NUM_THREADS={threads} is ignored: it must be a positive integer."
     assert not caplog.text if valid else said in caplog.text
+
+
+def test_more_threads_than_cores_become_the_cores_with_a_sentence(monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(openmp, "usable_cores", lambda: 2)
+    variables = {"OMP_NUM_THREADS": "64"}
+    openmp.configure(variables)
+    assert variables["OMP_NUM_THREADS"] == "2"
+    assert "OMP_NUM_THREADS=64 is more than the cores" in caplog.text
+    for text, cores in {
+        "50000 100000": 1,
+        "250000 100000": 2,
+        "max 100000": None,
+        "": None,
+    }.items():
+        (tmp_path / "cpu.max").write_text(text)
+        assert openmp.cgroup_cores(tmp_path / "cpu.max") == cores
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD is Linux's")
+def test_an_installed_allocator_is_preloaded_and_the_users_own_wins(tmp_path):
+    folders = [str(tmp_path / "*-linux-gnu"), str(tmp_path / "lib")]
+    assert openmp.preload({}, folders) == {}
+    for name in ("x-linux-gnu/libjemalloc.so.2", "lib/libtcmalloc_minimal.so.4"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    found = {"LD_PRELOAD": str(tmp_path / "lib/libtcmalloc_minimal.so.4")}
+    assert openmp.preload({}, folders) == found
+    assert openmp.preload({"LD_PRELOAD": ""}, folders) == {}
+    assert not openmp.missing_preload(found)
+    gone = {"LD_PRELOAD": f"{tmp_path}/gone.so:libfound-by-name.so"}
+    assert f"{tmp_path}/gone.so, which does not exist" in openmp.missing_preload(gone)

@@ -224,6 +224,8 @@ def diagnosis(facts: Mapping[str, Any]) -> None:
     for device in facts["devices"]:
         free, total = readable(device["free_bytes"]), readable(device["total_bytes"])
         print(f"{device['name']}: {device['label']}, {free} of {total} free")
+    if facts["allocator"]:
+        print(f"Memory allocator of runs: {facts['allocator']}")
     if home := facts["home"]:
         print(f"Home {home['path']}, {readable(home['free_bytes'])} free")
         print("Runs: " + (", ".join(f"{n} {s}" for s, n in home["jobs"].items()) or "none"))
