@@ -122,6 +122,21 @@ def processor_seconds(process: psutil.Process) -> float:
     return float(sum(process.cpu_times()[:2]))
 
 
+BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    sum(range(99999))\n"
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Keep some cores busy with a process each, which ends with this one."""
+    running = [subprocess.Popen([sys.executable, "-S", "-c", BUSY]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
 class Peer:
     """One worker process and the reports of its rounds; a context manager that ends it."""
 
@@ -172,16 +187,19 @@ def take_turns(peers: dict[str, Peer], rounds: int, failures: dict[str, str] | N
     Raises:
         RunError: A peer's process ended.
     """
+    took: dict[str, float] = {}
     for number in range(rounds + 1):
-        for name, peer in list(peers.items()):
-            progress(round_text(name, number, rounds))
+        for place, (name, peer) in enumerate(list(peers.items())):
+            left = (rounds - number) * sum(took.values()) + sum(list(took.values())[place:])
+            progress(round_text(name, number, rounds, left if number else 0.0))
             try:
                 peer.take_turn()
+                took[name] = peer.rounds[-1]["seconds"]
             except RunError as error:
                 if failures is None:
                     raise
                 failures[name] = error.text
-                del peers[name]
+                _ = peers.pop(name), took.pop(name, None)
 
 
 def _environment(home: Path | None) -> dict[str, str]:

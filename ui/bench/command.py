@@ -96,8 +96,8 @@ def _parser() -> argparse.ArgumentParser:
              model="llama-tiny", rounds=3, methods="")  # fmt: skip
     training("siblings", "a sweep on one base against each run alone",
              model="llama-30m", rounds=5, count=4, data=SYNTHETIC, method="lora")  # fmt: skip
-    training("train", "real tokens per second against peers",
-             model="llama-30m", rounds=3, vs="hf", data=SYNTHETIC, method="lora")  # fmt: skip
+    training("train", "real tokens per second against peers", model="llama-30m", rounds=3,
+             vs="hf", busy=0, data=SYNTHETIC, method="lora")  # fmt: skip
     return parser
 
 
@@ -114,6 +114,7 @@ _HELP = {
     "seeds": "seeds of each case",
     "out": "a JSON file that keeps the rows, and is continued",
     "count": "runs that train together",
+    "busy": "processes that keep a core busy each while the peers train",
     "vs": "peers: hf, hf-float32, trl, trl-best",
     "data": f"a data file, or {SYNTHETIC}",
 }

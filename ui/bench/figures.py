@@ -86,9 +86,10 @@ def progress(text: str) -> None:
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
-def round_text(name: str, number: int, rounds: int) -> str:
+def round_text(name: str, number: int, rounds: int, seconds_left: float = 0.0) -> str:
     """Return where a measurement is; round 0 warms up."""
-    return f"{name}, " + (f"round {number} of {rounds}" if number else "warming up")
+    text = f"{name}, " + (f"round {number} of {rounds}" if number else "warming up")
+    return f"{text}, about {seconds_left:.0f} s left" if seconds_left else text
 
 
 def seconds(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:

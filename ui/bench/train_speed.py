@@ -16,7 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from studio import hardware
 from studio.errors import InputError
+from ui.bench import children
 from ui.bench.children import WORKER, Peer, run, take_turns
 from ui.bench.figures import (
     differences,
@@ -46,8 +48,14 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def bench_train(folder: Path, case: BenchCase, vs: str) -> dict[str, Any]:
+def bench_train(folder: Path, case: BenchCase, vs: str, busy: int = 0) -> dict[str, Any]:
     """Run the case here and on every peer in turns and return the figures.
+
+    Args:
+        folder: For the case's files.
+        case: What is trained.
+        vs: Names of peers.
+        busy: Processes that compute beside the peers.
 
     Raises:
         InputError: A peer's library is not installed.
@@ -57,8 +65,9 @@ def bench_train(folder: Path, case: BenchCase, vs: str) -> dict[str, Any]:
     _check_installed(peers)
     progress("preparing model, adapter and rows")
     run(*WORKER, "prepare", str(folder), json.dumps(asdict(case)))
+    progress("the largest product's speed")
     peaks = [_peak(folder)]  # before and after, while nothing trains
-    with ExitStack() as stack:
+    with ExitStack() as stack, children.busy(busy):
         running = {name: stack.enter_context(Peer(name, folder)) for name in peers}
         take_turns(running, case.rounds)
     peaks.append(_peak(folder))
@@ -68,6 +77,9 @@ def bench_train(folder: Path, case: BenchCase, vs: str) -> dict[str, Any]:
     return {
         "case": asdict(case),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
+        "busy": busy,
+        "processor": hardware.cpu_name(),
+        "features": sorted(hardware.cpu_features()),
         "matmul_peak": max(peaks),
         "flops_per_token": flops,
         "share_of_peak": flops * summaries[0]["tokens_per_second"] / max(peaks),
@@ -95,8 +107,15 @@ def summarise(
 
 def train_text(result: dict[str, Any]) -> str:
     """Return the figures of the peers side by side."""
-    return table_text(COLUMNS, result["peers"]) + SHARE_OF_PEAK.format(
-        **result, giga=result["matmul_peak"] / 1e9, mega=result["flops_per_token"] / 1e6
+    machine = "\n{processor} ({features}), {threads} threads, {busy} busy processes beside".format(
+        **{**result, "features": ", ".join(result["features"]), "threads": hardware.threads()}
+    )
+    return (
+        table_text(COLUMNS, result["peers"])
+        + machine
+        + SHARE_OF_PEAK.format(
+            **result, giga=result["matmul_peak"] / 1e9, mega=result["flops_per_token"] / 1e6
+        )
     )
 
 

@@ -32,6 +32,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 1024, "tie_word_embeddings": True,
     },
+    "qwen2-400m": {
+        "model_type": "qwen2", "vocab_size": 32_000, "hidden_size": 896, "intermediate_size": 4864,
+        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    },
+    "llama-1b": {
+        "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192,
+        "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+        "head_dim": 64, "max_position_embeddings": 8192, "tie_word_embeddings": True,
+    },
     "llama-8b": {
         "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336,
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -189,17 +199,18 @@ def _rows(case: BenchCase, config: Any) -> Sequence[TokenRow]:
 
 
 def make_model(shape: str, folder: Path, *, dtype: str = "float32", seed: int = 0) -> None:
-    """Write a randomly initialised Llama of a known shape; its tokens are numbers in words.
+    """Write a randomly initialised model of a known shape; its tokens are numbers in words.
 
     No token ends an answer.
     """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
     torch.manual_seed(seed)
-    config = LlamaConfig(**SHAPES[shape], bos_token_id=None, eos_token_id=None)
-    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    sizes = {"model_type": "llama", **SHAPES[shape]}
+    config = AutoConfig.for_model(**sizes, bos_token_id=None, eos_token_id=None)
+    AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).save_pretrained(folder)
     words = {f"{number}": number for number in range(config.vocab_size)}
     tokenizer: Any = Tokenizer(models.WordLevel(words, unk_token="0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
