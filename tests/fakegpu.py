@@ -378,6 +378,9 @@ def fake_gpu(*, capability=(8, 6), free=12 << 30, total=12 << 30):
         is_bf16_supported=lambda *a: capability >= (8, 0),
         memory_reserved=lambda d=None: 2 << 20,
         is_current_stream_capturing=lambda: False,
+        get_rng_state=lambda d=None: torch.zeros(16, dtype=torch.uint8),
+        set_rng_state=lambda state, d=None: None,
+        manual_seed_all=lambda seed: None,
     )
     with contextlib.ExitStack() as stack:
         for name, value in stub.items():

@@ -19,6 +19,7 @@ Shapes: `B batch, H heads, K kv_heads, T tokens, S keys, P prefix tokens, E head
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -80,6 +81,11 @@ class AttentionShape:
     sinks: Tensor | None = None
     causal: bool = True
 
+    @property
+    def is_plain(self) -> bool:
+        """True if nothing changes the logits."""
+        return self.softcap is None and self.bias is None and self.sinks is None
+
     def rows(self, start: int, stop: int) -> AttentionShape:
         """Return the part of a packed batch between two positions."""
         bias, sinks = self.bias, self.sinks
@@ -103,10 +109,10 @@ class AttentionState:
         capture: Collects each layer's own keys and values.
         calls: Collects the module, keys and values of every call (`recording.py`).
         eager: Plain matrix products instead of torch's fused kernel.
-        short_rows: Matrix products for short rows, where they are faster.
+        products: Matrix products in bfloat16 on a CPU, where they are faster.
         kernel: The variable-length kernel, which attends all packed rows in one call.
         spans: Where the packed rows lie, for `kernel`.
-        lean: Keep and compute no more than training needs (`checkpointing.py`).
+        lean: Keep and compute no more than training needs (`fused_layers.py`).
         keep: Positions whose output is read, and `kept_lengths` their number per packed row; None
             for all positions.
     """
@@ -119,7 +125,7 @@ class AttentionState:
     capture: dict[int, tuple[Tensor, Tensor]] | None = None
     calls: list[tuple[nn.Module, Tensor, Tensor]] | None = None
     eager: bool = False
-    short_rows: bool = False
+    products: bool = False
     kernel: attention_kernels.Kernel | None = None
     spans: attention_kernels.Spans | None = None
     lean: bool = True
@@ -226,20 +232,15 @@ def attend(
     shape: AttentionShape,
     *,
     eager: bool = False,
-    quick: bool = False,
 ) -> Tensor:
     """Scaled dot-product attention with grouped heads; no mask means causal.
 
-    `eager` uses plain matrix products, `quick` those of `attend_row` for short rows. Virtual tokens
-    before the keys are not part of a bias.
+    `eager` uses plain matrix products. Virtual tokens before the keys are not part of a bias.
 
     Source: logit soft-capping as in Gemma 2, arXiv:2408.00118.
     """
     causal = mask is None and query.shape[2] > 1 and shape.causal
-    plain = shape.softcap is None and shape.bias is None and shape.sinks is None
-    if quick and plain and mask is None and attention_kernels.short_row_fits(query, key):
-        return attention_kernels.attend_row(query, key, value, shape.scaling)
-    if not plain and causal:
+    if not shape.is_plain and causal:
         mask = causal_mask(query.shape[2], key.shape[2], query.device)[None, None]
         causal = False
     if shape.bias is not None:
@@ -357,9 +358,18 @@ def _attend_packed(
             state.kernel, query, key, value, state.spans,
             prefix=prefix, scaling=shape.scaling, window=shape.window,
         )  # fmt: skip
+    if (
+        state.products
+        and mask is None
+        and prefix is None
+        and shape.is_plain
+        and max(state.lengths) <= (shape.window or math.inf)
+        and attention_kernels.products_fit(query, key)
+    ):
+        return attention_kernels.attend_by_products(query, key, value, state.lengths, shape.scaling)
     if prefix is not None and shape.window is not None:
         prefix = _within(prefix, state.positions, shape.window)
-    how = {"eager": state.eager, "quick": state.short_rows}
+    how = {"eager": state.eager}
     return attend_rows_in_turn(query, key, value, state.lengths, mask, prefix, shape, how)
 
 

@@ -1,23 +1,23 @@
-"""Attention kernels for packed rows: matrix products for short rows on a CPU, flash on a GPU.
+"""Attention kernels for packed rows: matrix products in bfloat16 on a CPU, flash on a GPU.
 
-*Short rows* in bfloat16 on a CPU are matrix products in one autograd node. torch's fused CPU kernel
-works through bfloat16 in blocks, and its backward takes 3.9 times as long at a median of 60 tokens.
-Heads that share keys and values are folded into one product, rows are padded to a multiple of 32
-tokens so that the products have few shapes (oneDNN compiles a kernel per shape), and attention
-weights are kept for the backward, so longer rows use the fused kernel.
+*Products*: torch's fused CPU kernel works through bfloat16 in blocks, and its backward takes 3.9
+times as long at a median of 60 tokens. Here all rows are one autograd node of plain products. It
+keeps queries, keys and values alone and recomputes the weights, a block of queries at a time; heads
+that share keys and values are folded into one product, and tokens are padded to a multiple of 32,
+so that the products have few shapes (oneDNN compiles a kernel per shape).
 
 *Variable length*: all rows in one call of torch's flash kernel, which needs a GPU and half
 precision, and supports neither soft caps nor biases. It aligns a row's last query with its last
 key, so virtual tokens that every query sees need no mask: they precede the row's keys, and count in
 a sliding window as in `attention.attend_rows_in_turn`.
 
-Shapes: `H heads, K kv_heads, G = H / K, T tokens, P = T padded (short rows) or virtual tokens
+Shapes: `H heads, K kv_heads, G = H / K, T tokens, P = tokens padded (products) or virtual tokens
 (varlen), S keys, R rows, E head_dim`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from inspect import signature
@@ -31,84 +31,139 @@ if TYPE_CHECKING:
     from studio.backbone.attention import AttentionShape, Prefix
 
 
-LONGEST = 256
 MULTIPLE = 32
+BLOCK_WEIGHTS = 500_000  # attention weights of a block of queries: 1 MB fits a second-level cache
 
 
-def short_row_fits(query: Tensor, key: Tensor) -> bool:
-    """Return True for a short causal row in bfloat16 on a CPU."""
+def products_fit(query: Tensor, key: Tensor) -> bool:
+    """Return True for packed rows in bfloat16 on a CPU."""
     return (
         query.dtype == torch.bfloat16
         and query.device.type == "cpu"
-        and query.shape[2] == key.shape[2] <= LONGEST
+        and query.shape[2] == key.shape[2]
     )
 
 
-def attend_row(query: Tensor, key: Tensor, value: Tensor, scaling: float | None = None) -> Tensor:
-    """Return causal attention of one row.
+def attend_by_products(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scaling: float | None = None
+) -> Tensor:
+    """Return causal attention within each row.
 
     Args:
         query: `(1, H, T, E)`.
         key: `(1, K, T, E)`.
         value: `(1, K, T, E)`.
+        lengths: Tokens of each row; their sum is T.
         scaling: Scale of the logits; `1 / √E` when None.
 
     Returns:
         `(1, H, T, E)`.
     """
-    result: Tensor = ShortRow.apply(query, key, value, scaling or query.shape[-1] ** -0.5)
+    scaling = scaling or query.shape[-1] ** -0.5
+    result: Tensor = Products.apply(query, key, value, tuple(lengths), scaling)
     return result
 
 
-class ShortRow(torch.autograd.Function):
-    """`softmax(s Q Kᵀ + causal) V`, with the weights kept for the backward."""
+class Products(torch.autograd.Function):
+    """`softmax(s Q Kᵀ + causal) V` of every row, with the weights recomputed in the backward."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scaling: float
+    ) -> Tensor:
         """Return `(1, H, T, E)`."""
-        groups = key.shape[1]
-        query_KGPE, key_KPE, value_KPE = (_folded(x, groups) for x in (query, key, value))
-        logits = torch.bmm(query_KGPE, key_KPE.transpose(1, 2)).mul_(scaling)
-        padded = key_KPE.shape[1]
-        logits.view(groups, -1, padded, padded).masked_fill_(_later(padded), -torch.inf)
-        weights = logits.softmax(-1)
-        ctx.save_for_backward(query_KGPE, key_KPE, value_KPE, weights)
-        ctx.scaling, ctx.tokens = scaling, query.shape[2]
-        return _unfolded(torch.bmm(weights, value_KPE), padded, query.shape[2])
+        ctx.save_for_backward(query, key, value)
+        ctx.lengths, ctx.scaling = lengths, scaling
+        output = _like(query, query.shape[2])
+        for row, blocks in _rows(lengths, query, key):
+            keys, values = _folded(key[:, :, row]), _folded(value[:, :, row])
+            for tokens, seen in blocks:
+                part = query[:, :, row][:, :, tokens]
+                weights = _weights(_folded(part, len(keys)), keys[:, :seen], tokens, scaling)
+                _unfold(torch.bmm(weights, values[:, :seen]), output[:, :, row][:, :, tokens])
+        return output
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key and value."""
-        query_KGPE, key_KPE, value_KPE, weights = ctx.saved_tensors
-        outer = _folded(outputs[0], key_KPE.shape[0])
-        of_weights = torch.bmm(outer, value_KPE.transpose(1, 2))
-        of_logits = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-        of_logits.mul_(ctx.scaling)
-        gradients = (
-            torch.bmm(of_logits, key_KPE),
-            torch.bmm(of_logits.transpose(1, 2), query_KGPE),
-            torch.bmm(weights.transpose(1, 2), outer),
-        )
-        return *(_unfolded(x, key_KPE.shape[1], ctx.tokens) for x in gradients), None
+        query, key, value = ctx.saved_tensors
+        total = query.shape[2]
+        of_query, of_key, of_value = (_like(x, total) for x in (query, key, value))
+        for row, blocks in _rows(ctx.lengths, query, key):
+            keys, values = _folded(key[:, :, row]), _folded(value[:, :, row])
+            sums = [torch.zeros_like(keys, dtype=torch.float32) for _ in blocks[1:] and "KV"]
+            for tokens, seen in blocks:
+                queries, outer = (
+                    _folded(x[:, :, row][:, :, tokens], len(keys)) for x in (query, outputs[0])
+                )
+                weights = _weights(queries, keys[:, :seen], tokens, ctx.scaling)
+                of_weights = torch.bmm(outer, values[:, :seen].transpose(1, 2))
+                logits = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+                logits.mul_(ctx.scaling)
+                _unfold(torch.bmm(logits, keys[:, :seen]), of_query[:, :, row][:, :, tokens])
+                found = [
+                    torch.bmm(logits.transpose(1, 2), queries),
+                    torch.bmm(weights.transpose(1, 2), outer),
+                ]
+                for sum_KPE, part in zip(sums, found, strict=False):
+                    sum_KPE[:, :seen] += part
+            for sum_KPE, gradient in zip(sums or found, (of_key, of_value), strict=True):
+                _unfold(sum_KPE, gradient[:, :, row])
+        return of_query, of_key, of_value, None, None
 
 
-def _folded(x: Tensor, groups: int) -> Tensor:
-    """Return `(1, H, T, E)` as `(K, G P, E)`, padded with zeros."""
+def _like(x: Tensor, tokens: int) -> Tensor:
+    """Return an empty `(1, H, T, E)` that lies as projections read it: tokens before heads."""
+    return x.new_empty(1, tokens, x.shape[1], x.shape[3]).transpose(1, 2)
+
+
+def _rows(
+    lengths: Sequence[int], query: Tensor, key: Tensor
+) -> Iterator[tuple[slice, list[tuple[slice, int]]]]:
+    """Yield each row's tokens; blocks of its queries, each with the number of keys it may see."""
+    start, folds = 0, query.shape[1] // key.shape[1]
+    for length in lengths:
+        most = max(MULTIPLE, BLOCK_WEIGHTS // (folds * _padded(length)) // MULTIPLE * MULTIPLE)
+        blocks = [
+            (slice(first, min(first + most, length)), _padded(min(first + most, length)))
+            for first in range(0, length, most)
+        ]
+        yield slice(start, start + length), blocks
+        start += length
+
+
+def _weights(queries: Tensor, keys: Tensor, tokens: slice, scaling: float) -> Tensor:
+    """Return the weights `(K, G P, S)` of a block of queries on the keys up to its end."""
+    logits = torch.bmm(queries, keys.transpose(1, 2)).mul_(scaling)
+    padded, seen = _padded(tokens.stop - tokens.start), keys.shape[1]
+    later = _later(padded, seen, tokens.start)
+    logits.view(len(keys), -1, padded, seen).masked_fill_(later, -torch.inf)
+    return logits.softmax(-1)
+
+
+def _padded(tokens: int) -> int:
+    return -(-tokens // MULTIPLE) * MULTIPLE
+
+
+def _folded(x: Tensor, groups: int = 0) -> Tensor:
+    """Return `(1, H, T, E)` as `(K, G P, E)` of K groups, padded with zeros; by default K = H."""
     _, heads, tokens, width = x.shape
-    padded = -(-tokens // MULTIPLE) * MULTIPLE
-    wide = x.new_zeros(heads, padded, width)
+    wide = x.new_empty(heads, _padded(tokens), width)
     wide[:, :tokens] = x[0]
-    return wide.view(groups, -1, width)
+    wide[:, tokens:] = 0
+    return wide.view(groups or heads, -1, width)
 
 
-def _unfolded(x: Tensor, padded: int, tokens: int) -> Tensor:
-    return x.view(1, -1, padded, x.shape[-1])[:, :, :tokens]
+def _unfold(x: Tensor, into: Tensor) -> None:
+    """Write `(K, G P, E)` to `(1, H, T, E)`."""
+    _, heads, tokens, width = into.shape
+    into.copy_(x.view(1, heads, -1, width)[:, :, :tokens])
 
 
-@lru_cache(maxsize=LONGEST // MULTIPLE)
-def _later(padded: int) -> Tensor:
-    """Return `(P, P)`, True where a key comes after the query."""
-    return torch.ones(padded, padded, dtype=torch.bool).triu_(1)
+@lru_cache(maxsize=64)
+def _later(padded: int, seen: int, first: int) -> Tensor:
+    """Return `(P, S)`, True where a key comes after the query; queries begin at `first`."""
+    return torch.ones(padded, seen, dtype=torch.bool).triu_(first + 1)
 
 
 Kernel = Callable[..., Tensor]

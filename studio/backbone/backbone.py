@@ -20,8 +20,9 @@ from transformers import PreTrainedModel
 from studio import hardware
 from studio.backbone import adapter_files, attention, attention_kernels, experts, packing
 from studio.backbone.adapter import Adapter
-from studio.backbone.checkpointing import install_lean_forwards, keep_positions, set_checkpointing
+from studio.backbone.checkpointing import set_checkpointing
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
+from studio.backbone.fused_layers import install_lean_forwards, keep_positions
 from studio.backbone.hooks import Hooks, Plans
 from studio.backbone.prompt_tokens import insert_packed
 from studio.backbone.recording import Recording, accepted, reached, record
@@ -52,7 +53,7 @@ class Backbone:
         if type(model)._can_set_attn_implementation():
             model.set_attn_implementation(attention.NAME)
         self.set_attention("auto")
-        install_lean_forwards(self.anatomy, self._state)
+        install_lean_forwards(self.anatomy, self._state, self._hooks)
         self._has_row_factors = install_row_factors(self.anatomy.tower, self._state)
         self.experts = experts.install(
             self.anatomy.modules.items(), self._hooks.plan_of, self._state
@@ -169,7 +170,7 @@ class Backbone:
         """Select the attention kernel: "varlen", "sdpa", "eager", or "auto" for the fastest."""
         device = next(self.model.parameters()).device
         self._state.eager = how == "eager"
-        self._state.short_rows = how == "auto" and hardware.has_fast_bfloat16()
+        self._state.products = how == "auto" and hardware.has_fast_bfloat16()
         self._state.kernel = attention_kernels.kernel(device) if how in ("auto", "varlen") else None
 
     @property
@@ -183,7 +184,7 @@ class Backbone:
         return "varlen" if self._state.kernel else "eager" if self._state.eager else "sdpa"
 
     def set_lean(self, on: bool) -> None:
-        """Keep and compute only what training needs (`checkpointing.py`), or switch it off."""
+        """Keep and compute only what training needs (`fused_layers.py`), or switch it off."""
         self._state.lean = on
 
     def checkpointing(self, on: bool, *, offload: bool = False) -> None:

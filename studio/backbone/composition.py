@@ -18,12 +18,13 @@ has `B = 1`, and its rows are ranges of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from studio.backbone.linear_kernels import draw_seed, recomputed
 from studio.backbone.sites import Site
 from studio.methods.method import Method, Params, Phase
 
@@ -78,11 +79,11 @@ class Edit:
     training: bool
 
     def factors(self, site: Site) -> list[Tensor]:
-        """Return `A` and `B` of a low-rank edit, with the weight in `B`."""
-        found = self.method.factors(self.params, site)
+        """Return `A` and `B` of a low-rank edit, with the weight in `B`, and DoRA's norms."""
+        found = self.method.low_rank(self.params, site)
         assert found is not None
-        a_RI, b_OR = found
-        return [a_RI, b_OR if self.weight == 1 else b_OR * self.weight]
+        a_RI, b_OR, *norms = found
+        return [a_RI, b_OR if self.weight == 1 else b_OR * self.weight, *norms]
 
 
 @dataclass(slots=True)
@@ -120,8 +121,8 @@ class SitePlan:
             return False
         return all(
             edit.training
-            and not edit.method.drops_inputs
-            and edit.method.factors(edit.params, self.site) is not None
+            and edit.method.low_rank(edit.params, self.site) is not None
+            and (not edit.method.scales_rows or (self.is_one_product and edit.weight == 1))
             for edit in self.deltas
         )
 
@@ -158,9 +159,7 @@ class SitePlan:
                 select_rows(x, edit.rows, lengths),
                 select_rows(base, edit.rows, lengths),
             )
-            change = edit.method.delta(
-                edit.params, x_rows, base_rows, self.site, training=edit.training
-            )
+            change = self._change(edit, edit.method.delta, x=x_rows, y=base_rows)
             y = _add_rows(y, change, edit, lengths)
         for edit in self.gains:
             gain = edit.method.gain_out(edit.params, self.site)
@@ -168,15 +167,27 @@ class SitePlan:
                 y = _scale_rows(y, gain, edit, lengths)
         for edit in self.transforms:
             stream = x if residual is None else residual
-            change = edit.method.transform(
-                edit.params,
-                select_rows(stream, edit.rows, lengths),
-                select_rows(y, edit.rows, lengths),
-                self.site,
-                training=edit.training,
-            )
+            change = self._change(
+                edit, edit.method.transform, x=select_rows(stream, edit.rows, lengths),
+                h=select_rows(y, edit.rows, lengths),
+            )  # fmt: skip
             y = _add_rows(y, change, edit, lengths)
         return y
+
+    def _change(self, edit: Edit, rule: Callable[..., Tensor], **given: Tensor) -> Tensor:
+        """Return the change of an edit, in training as a node that keeps what the rule reads."""
+        method, site, training = edit.method, self.site, edit.training
+        if not (training and torch.is_grad_enabled()):
+            return rule(edit.params, *given.values(), site, training=training)
+        names, unread, keys = method.reads, dict.fromkeys(given), list(edit.params)
+
+        def function(*tensors: Tensor) -> Tensor:
+            read = unread | dict(zip(names, tensors, strict=False))
+            own = dict(zip(keys, tensors[len(names) :], strict=True))
+            return rule(own, *read.values(), site, training=True)
+
+        inputs = [*(given[name] for name in names), *edit.params.values()]
+        return recomputed(function, *inputs, seed=draw_seed() if method.input_dropout else 0)
 
     def _fuse(self, x: Tensor, lengths: tuple[int, ...] | None) -> FusedDeltas | None:
         """Return the deltas as one product, if rows differ and nothing trains."""

@@ -5,8 +5,9 @@ A hook exists only where a plan has edits, so other sites cost nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,11 +15,20 @@ from transformers.pytorch_utils import Conv1D
 
 from studio.backbone.attention import AttentionState
 from studio.backbone.composition import SitePlan
-from studio.backbone.linear_kernels import adapter_spans, low_rank_linear
+from studio.backbone.linear_kernels import Delta, Linears, Span, draw_seed, project
 from studio.backbone.sites import Anatomy, Site
 from studio.errors import MethodError
 
 Plans = dict[str, SitePlan]
+SHARED_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Linear layers that read one input, so that their trained products may be one."""
+
+
+def is_plain_linear(module: Any) -> bool:
+    """Return True for a linear layer that computes `W x + b`, its weight in 4 bit or not."""
+    return type(module) in (nn.Linear, Conv1D) or (
+        isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state")
+    )
 
 
 class Hooks:
@@ -30,7 +40,9 @@ class Hooks:
         self._plans: Plans = {}
         self._handles: dict[str, list[Any]] = {}
         self._residuals: dict[str, Tensor] = {}
-        self._replaced: dict[str, nn.Module] = {}
+        self._replaced: dict[str, Site] = {}
+        self._ready: dict[str, tuple[Tensor, Tensor]] = {}  # input and output, computed together
+        self._apart: set[str] = set()
 
     def apply(self, plans: Plans) -> None:
         """Apply these plans from now on."""
@@ -66,32 +78,65 @@ class Hooks:
         return found
 
     def _replace_forwards(self, wanted: set[str]) -> None:
-        """Give exactly these linear layers a forward with their trained product in one node."""
+        """Give exactly these linear layers a forward with their trained products in one node."""
         for key in self._replaced.keys() - wanted:
-            del self._replaced.pop(key).forward  # uncovers the class's own
+            del self._replaced.pop(key).module.forward  # uncovers the class's own
         for key in wanted - self._replaced.keys():
             site = self._plans[key].site
-            if type(site.module) in (nn.Linear, Conv1D) and "forward" not in vars(site.module):
+            if is_plain_linear(site.module) and "forward" not in vars(site.module):
                 site.module.forward = self._one_node(site)
-                self._replaced[key] = site.module
+                self._replaced[key] = site
 
     def _one_node(self, site: Site) -> Callable[[Tensor], Tensor]:
         module: Any = site.module
+        parent, _, name = site.key.rpartition(".")
+        names = next((names for names in SHARED_INPUT if name in names), (name,))
 
         def forward(x: Tensor) -> Tensor:
-            plan = self._plans[site.key]
-            lengths = self._lengths(x, plan)
-            weight, bias, turned = module.weight, module.bias, site.transposed
-            if plan.is_one_product:
-                return low_rank_linear(
-                    x, weight, bias, *plan.deltas[0].factors(site), transposed=turned
-                )
-            if (found := adapter_spans(plan.deltas, site, lengths)) is not None:
-                spans, factors = found
-                return low_rank_linear(x, weight, bias, *factors, spans=spans, transposed=turned)
-            return plan.apply_output(x, type(module).forward(module, x), None, lengths)
+            computed_for, y = self._ready.pop(site.key, (None, x))
+            if computed_for is x:
+                return y
+            if self._ready:  # computed and not read: these do not share their inputs
+                self._apart.add(parent)
+                self._ready.clear()
+            keys = [site.key] if parent in self._apart else [f"{parent}.{own}" for own in names]
+            sites = [self._replaced[key] for key in keys if key in self._replaced]
+            linears = self.linears(sites, x) or self.linears(sites := [site], x)
+            if linears is None:
+                plan = self._plans[site.key]
+                base = type(module).forward(module, x)
+                return plan.apply_output(x, base, None, self._lengths(x, plan))
+            self._ready = {
+                one.key: (x, y) for one, y in zip(sites, project(x, linears), strict=True)
+            }
+            return self._ready.pop(site.key)[1]
 
         return forward
+
+    def linears(self, sites: Sequence[Site], x: Tensor) -> Linears | None:
+        """Return linear layers of one input with their low-rank edits; None if they have others."""
+        deltas = []
+        for number, site in enumerate(sites):
+            plan, module = self._plans.get(site.key), site.module
+            if plan is None and is_plain_linear(module):
+                hooked = module._forward_hooks or module._forward_pre_hooks
+                if hooked or "forward" in vars(module) or module.weight.requires_grad:
+                    return None
+                continue
+            if plan is None or site.key not in self._replaced:
+                return None
+            spans: list[Span | None] = [(0, x.numel() // x.shape[-1])]
+            if not plan.is_one_product:
+                lengths = self._lengths(x, plan)
+                spans = [edit.rows.span(lengths) if lengths else None for edit in plan.deltas]
+            for edit, span in zip(plan.deltas, spans, strict=True):
+                if span is None:  # not packed, or its rows do not follow each other
+                    return None
+                factors, dropout = partial(edit.factors, site), edit.method.input_dropout
+                seed = draw_seed() if dropout else 0
+                gain = edit.method.scales_rows
+                deltas.append(Delta(factors, span, number, gain, dropout, seed))
+        return Linears(sites, deltas)
 
     @contextmanager
     def applying(self, plans: Plans) -> Iterator[None]:

@@ -1,109 +1,337 @@
-"""Autograd node for a frozen linear layer with trained low-rank deltas: one adapter or several.
+"""Autograd nodes of frozen linear layers with trained low-rank deltas, and of gated feed-forwards.
 
 As separate operations, `W x + B A x` saves its input twice in low precision, passes three times
 over an output-sized tensor to scale and add, and lets autograd add two input gradients. One node
 keeps `x` and `A x`, accumulates inside the matrix products, and computes no gradient of `W`.
 
+- Linears that read one input (queries, keys and values; gate and up) share a node: their `A` are
+  one product, and their gradients of `x` accumulate in place.
+- `W` may be stored in 4 bit: it is dequantised for each product and never kept.
+- Dropout keeps a seed, not a mask. DoRA scales the rows of the output by `m / ‖W + B A‖`.
+- Rows of sibling adapters follow each other in a packed batch, so each adapter's tokens are one
+  span: one product with `W` for all tokens, then each span's own `B A x` is added in place.
+- A gated feed-forward `down(act(gate x) ⊙ up x)` keeps `gate x` and `up x` and recomputes the
+  rest, in blocks of rows that stay in the processor's cache.
+
 Adapter parameters stay float32; the products run in the input's precision, as under autocast.
 
-Rows of sibling adapters follow each other in a packed batch, so each adapter's tokens are one span:
-one product with `W` for all tokens, then each span's own `B A x` is added in place.
-
-Shapes: `T tokens (all leading dimensions), I in_features, O out_features, R rank`.
+Shapes: `T tokens (all leading dimensions), I in_features, O out_features, R rank, F inner`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from studio.backbone.composition import Edit
-    from studio.backbone.sites import Site
+from studio.backbone.sites import Site, dequantised
 
 Span = tuple[int, int]
+BLOCK_NUMBERS = 65_536  # of a row block: five such tensors in 16 bit fit a second-level cache
 
 
-class LowRankLinear(torch.autograd.Function):
-    """`y = x Wᵀ + b`, and `y_g += (x_g A_gᵀ) B_gᵀ` on each span `g`, with `W` and `b` frozen."""
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A low-rank product beside one of several linears.
+
+    Attributes:
+        factors: Returns `A (R, I)`, `B (O, R)` with the scale in it, and `m (O,)` of DoRA.
+        span: Its tokens.
+        linear: Number of the linear.
+        gain: True for DoRA, which is its linear's only delta.
+        dropout: Probability that an input is zeroed.
+        seed: Of the dropout's mask.
+    """
+
+    factors: Callable[[], Sequence[Tensor]]
+    span: Span
+    linear: int = 0
+    gain: bool = False
+    dropout: float = 0.0
+    seed: int = 0
+
+    def dropped(self, x_TI: Tensor) -> Tensor:
+        """Return the span of `x`, zeroed by the mask and not yet rescaled."""
+        part = x_TI[slice(*self.span)]
+        return part * self.mask(part) if self.dropout else part
+
+    def mask(self, part: Tensor) -> Tensor:
+        """Return zeros and ones, the same each time."""
+        with seeded(self.seed, part.device):
+            return torch.empty_like(part).bernoulli_(1 - self.dropout)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw random numbers from a seed and leave the generators as they were; 0 changes nothing."""
+    if not seed:
+        yield
+        return
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def draw_seed() -> int:
+    """Return a seed that follows from torch's own generator."""
+    return int(torch.randint(1, 2**62, ()))
+
+
+@dataclass(slots=True)
+class Linears:
+    """Frozen linear layers that read one input, with the deltas beside them."""
+
+    sites: Sequence[Site]
+    deltas: Sequence[Delta] = ()
+    weights: list[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.weights = [site.module.weight for site in self.sites]
+        self.deltas = sorted(self.deltas, key=lambda one: (one.seed, one.span))
+
+    def factors(self) -> list[Tensor]:
+        """Return the factors of every delta, as the nodes take them."""
+        return [tensor for one in self.deltas for tensor in one.factors()]
+
+    def forward(self, x_TI: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Return each linear's `(T, O)`, and what the backward needs beside `x`."""
+        ys, kept, gained = [], [], {one.linear for one in self.deltas if one.gain}
+        for number in range(len(self.sites)):
+            weight_IO, bias = self._weight(number, x_TI.dtype).T, self._bias(number)
+            plain = bias is None or number in gained
+            ys.append(x_TI @ weight_IO if plain else torch.addmm(bias, x_TI, weight_IO))
+        for deltas, a_RI, factors in self._bundles(x_TI.dtype):
+            h_TR = deltas[0].dropped(x_TI) @ a_RI.T
+            kept.append(h_TR.div_(1 - deltas[0].dropout) if deltas[0].dropout else h_TR)
+            for one, own, part in _each(deltas, factors, h_TR):
+                y_TO, bias = ys[one.linear], self._bias(one.linear)
+                y_TO[slice(*one.span)].addmm_(part, own[1].T)
+                if one.gain:
+                    norm_O = row_norms(self._weight(one.linear, x_TI.dtype), *own[:2])
+                    gain_O = (own[2] / norm_O).to(y_TO.dtype)
+                    ys[one.linear] = y_TO.mul_(gain_O) if bias is None else y_TO * gain_O + bias
+                    kept += [norm_O, y_TO]  # with the gain in it, if there is no bias
+        return ys, kept
+
+    def backward(
+        self, outer: Sequence[Tensor], kept: Sequence[Tensor], reaches_x: bool,
+        x_of: Callable[[Tensor | None], Tensor],
+    ) -> tuple[Tensor | None, list[Tensor]]:  # fmt: skip
+        """Return the gradient of `x`, if it is needed, and those of the factors.
+
+        Args:
+            outer: Gradients of the outputs.
+            kept: Tensors that `forward` returned.
+            reaches_x: Whether the gradient of `x` is needed.
+            x_of: Returns `x`; it is given the gradient of `x` and may overwrite it.
+        """
+        grads, left, dtype = list(outer), iter(kept), outer[0].dtype
+        bundles, lows, found = list(self._bundles(dtype)), [], []
+        for deltas, _, factors in bundles:
+            ends = []
+            for one, own, part in _each(deltas, factors, next(left)):
+                gains = []
+                if one.gain:
+                    norm_O, y_TO = next(left), next(left)
+                    gain_O = own[2] / norm_O
+                    grad_O = (grads[one.linear] * y_TO).sum(0, dtype=torch.float32)
+                    grad_O = grad_O / gain_O if self._bias(one.linear) is None else grad_O
+                    grads[one.linear] = grads[one.linear] * gain_O.to(dtype)
+                    gains = [grad_O / norm_O]
+                grad_TO = grads[one.linear][slice(*one.span)]
+                ends.append(grad_TO @ own[1])
+                found.append([grad_TO.T @ part, *gains])
+            low_TR = ends[0] if len(ends) == 1 else torch.cat(ends, 1)
+            lows.append(low_TR.div_(1 - deltas[0].dropout) if deltas[0].dropout else low_TR)
+        grad_x: Tensor | None = None
+        for number, grad_TO in enumerate(grads if reaches_x else ()):
+            weight_OI = self._weight(number, dtype)
+            grad_x = grad_TO @ weight_OI if grad_x is None else grad_x.addmm_(grad_TO, weight_OI)
+        for (deltas, a_RI, _), low_TR in zip(bundles, lows, strict=True):
+            if grad_x is not None:
+                part_TI = grad_x[slice(*deltas[0].span)]
+                if deltas[0].dropout:
+                    part_TI.addcmul_(deltas[0].mask(part_TI), low_TR @ a_RI)
+                else:
+                    part_TI.addmm_(low_TR, a_RI)
+        x_TI, firsts = x_of(grad_x) if bundles else None, []
+        for (deltas, _, factors), low_TR in zip(bundles, lows, strict=True):
+            of_a = low_TR.T @ deltas[0].dropped(x_TI)
+            firsts += of_a.split([len(own[0]) for own in factors])
+        grads = [grad for own in zip(firsts, found, strict=True) for grad in (own[0], *own[1])]
+        return grad_x, [g.to(f.dtype) for g, f in zip(grads, self.factors(), strict=True)]
+
+    def _weight(self, number: int, dtype: torch.dtype) -> Tensor:
+        """Return a weight as `(O, I)` in the input's precision."""
+        weight = self.weights[number]
+        if getattr(weight, "quant_state", None) is not None:
+            weight = dequantised(weight).to(dtype)
+        return weight.T if self.sites[number].transposed else weight
+
+    def _bias(self, number: int) -> Tensor | None:
+        bias: Tensor | None = self.sites[number].module.bias
+        return bias
+
+    def _bundles(
+        self, dtype: torch.dtype
+    ) -> Iterator[tuple[list[Delta], Tensor, list[list[Tensor]]]]:
+        """Yield the deltas that read the same tokens, their `A` as one, and their factors."""
+        for _, same in groupby(self.deltas, key=lambda one: (one.seed, one.span)):
+            deltas, owns = list(same), []
+            for a_RI, b_OR, *gain in (one.factors() for one in deltas):
+                owns.append([a_RI.to(dtype), b_OR.to(dtype), *gain])
+            yield deltas, owns[0][0] if len(owns) == 1 else torch.cat([a[0] for a in owns]), owns
+
+
+def _each(deltas: list[Delta], factors: list[list[Tensor]], h_TR: Tensor) -> Any:
+    """Return each delta with its factors and its part of `A x`."""
+    return zip(deltas, factors, h_TR.split([len(own[0]) for own in factors], 1), strict=True)
+
+
+def row_norms(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor) -> Tensor:
+    """Return `‖W + B A‖` per row in float32, without computing `B A`."""
+    a_RI, b_OR, cross_OR = a_RI.float(), b_OR.float(), (weight_OI @ a_RI.T.to(weight_OI.dtype))
+    squares_O = torch.linalg.vector_norm(weight_OI, dim=1, dtype=torch.float32).square()
+    squares_O += ((2 * cross_OR.float() + b_OR @ (a_RI @ a_RI.T)) * b_OR).sum(1)
+    return squares_O.clamp_min_(0).sqrt_()
+
+
+class LinearsNode(torch.autograd.Function):
+    """`y_n = x W_nᵀ + b_n`, and `y_n += (x_g A_gᵀ) B_gᵀ` on the span of each delta `g` of it."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x_TI: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool,
-        spans: tuple[Span, ...], *factors: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """Return `(T, O)`; `transposed` marks GPT-2's `(I, O)` weights."""
-        own = [factor.to(x_TI.dtype) for factor in factors]
-        weight_IO = weight if transposed else weight.T
-        y_TO = x_TI @ weight_IO if bias is None else torch.addmm(bias, x_TI, weight_IO)
-        inner = []
-        for (start, stop), a_RI, b_OR in zip(spans, own[::2], own[1::2], strict=True):
-            h_TR = x_TI[start:stop] @ a_RI.T
-            y_TO[start:stop].addmm_(h_TR, b_OR.T)
-            inner.append(h_TR)
-        ctx.save_for_backward(x_TI, weight, *own, *inner)
-        ctx.transposed, ctx.spans = transposed, spans
-        ctx.dtypes = [factor.dtype for factor in factors]
-        return y_TO
+    def forward(ctx: Any, linears: Linears, x_TI: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
+        """Return each linear's `(T, O)`."""
+        ys, kept = linears.forward(x_TI)
+        ctx.linears = linears
+        ctx.save_for_backward(x_TI if linears.deltas else None, *kept)
+        return tuple(ys)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of `x` and of every factor."""
-        x_TI, weight, *saved = ctx.saved_tensors
-        own, inner = saved[: len(ctx.dtypes)], saved[len(ctx.dtypes) :]
-        grad_TO = outputs[0]
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad_TO @ (weight.T if ctx.transposed else weight)
-        grads: list[Tensor] = []
-        for number, (start, stop) in enumerate(ctx.spans):
-            a_RI, b_OR, h_TR = own[2 * number], own[2 * number + 1], inner[number]
-            part_TO = grad_TO[start:stop]
-            part_TR = part_TO @ b_OR
-            if grad_x is not None:
-                grad_x[start:stop].addmm_(part_TR, a_RI)
-            grads += [part_TR.T @ x_TI[start:stop], part_TO.T @ h_TR]
-        typed = [grad.to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)]
-        return grad_x, None, None, None, None, *typed
+        x_TI, *kept = ctx.saved_tensors
+        grad_x, grads = ctx.linears.backward(
+            outputs, kept, ctx.needs_input_grad[1], lambda grad_x: x_TI
+        )
+        return None, grad_x, *grads
 
 
-def low_rank_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, *factors: Tensor,
-    spans: tuple[Span, ...] | None = None, transposed: bool = False,
-) -> Tensor:  # fmt: skip
-    """Return `x Wᵀ + b` plus `(x Aᵀ) Bᵀ` of each adapter, for any leading dimensions of `x`.
+def project(x: Tensor, linears: Linears) -> list[Tensor]:
+    """Return the outputs of linears with their deltas, for any leading dimensions of `x`."""
+    ys = LinearsNode.apply(linears, x.reshape(-1, x.shape[-1]), *linears.factors())
+    return [y_TO.view(*x.shape[:-1], y_TO.shape[-1]) for y_TO in ys]
 
-    Args:
-        x: `(…, I)`.
-        weight: The frozen `(O, I)` weight, or `(I, O)` when `transposed`.
-        bias: The frozen bias or None.
-        factors: `A₁ (R, I), B₁ (O, R), A₂, B₂, …`, with the scale in `B`.
-        spans: Tokens of each adapter; by default all tokens for the only one.
-        transposed: Whether the weight is GPT-2's Conv1D.
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    spans = spans or ((0, len(flat)),)
-    y_TO: Tensor = LowRankLinear.apply(flat, weight, bias, transposed, spans, *factors)
+
+class Recomputed(torch.autograd.Function):
+    """A function of tensors that keeps only its inputs for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], seed: int, *inputs: Tensor) -> Tensor:
+        """Return `function(*inputs)`; 0 is no seed."""
+        ctx.function, ctx.seed = function, seed
+        ctx.save_for_backward(*inputs)
+        with seeded(seed, inputs[0].device):
+            return function(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Compute the function again, for its gradients."""
+        needed = ctx.needs_input_grad[2:]
+        inputs = [
+            tensor.detach().requires_grad_(need)
+            for tensor, need in zip(ctx.saved_tensors, needed, strict=True)
+        ]
+        with torch.enable_grad(), seeded(ctx.seed, inputs[0].device):
+            result = ctx.function(*inputs)
+        wanted = [tensor for tensor in inputs if tensor.requires_grad]
+        found = iter(torch.autograd.grad(result, wanted, outputs[0], allow_unused=True))
+        return None, None, *(next(found) if need else None for need in needed)
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor, seed: int = 0) -> Tensor:
+    """Return `function(*inputs)`, recomputed in the backward pass with the same random numbers."""
+    result: Tensor = Recomputed.apply(function, seed, *inputs)
+    return result
+
+
+def row_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same rows of every tensor, few enough for a processor's cache; all on a GPU."""
+    rows, width = len(tensors[0]), max(tensor.shape[1] for tensor in tensors)
+    if tensors[0].device.type == "cpu":
+        rows = max(1, BLOCK_NUMBERS * torch.get_num_threads() // width)
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+
+class GatedNode(torch.autograd.Function):
+    """`down(act(gate x) ⊙ up x)`, which keeps `gate x` and `up x`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, act: nn.Module, into: Linears, down: Linears, x_TI: Tensor, *factors: Tensor
+    ) -> Tensor:
+        """Return `(T, O)`; `into` are gate and up."""
+        (gate_TF, up_TF), kept_into = into.forward(x_TI)
+        inner_TF = torch.empty_like(gate_TF)
+        for gate, up, inner in row_blocks(gate_TF, up_TF, inner_TF):
+            torch.mul(act(gate), up, out=inner)
+        (y_TO,), kept_down = down.forward(inner_TF)
+        ctx.parts, ctx.split = (act, into, down), len(kept_into)
+        ctx.save_for_backward(x_TI if into.deltas else None, gate_TF, up_TF, *kept_into, *kept_down)
+        return y_TO
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of `x` and of the factors of gate, up and down."""
+        act, into, down = ctx.parts
+        x_TI, gate_TF, up_TF, *kept = ctx.saved_tensors
+        reaches_inner = ctx.needs_input_grad[3] or bool(into.deltas)
+        of_gate = torch.empty_like(gate_TF) if reaches_inner else gate_TF
+
+        def recompute(of_inner: Tensor | None) -> Tensor:
+            """Return the product; replace its gradient by that of `up x`, and fill `of_gate`."""
+            inner_TF = torch.empty_like(gate_TF)
+            outer = inner_TF if of_inner is None else of_inner
+            for gate, up, inner, du, dg in row_blocks(gate_TF, up_TF, inner_TF, outer, of_gate):
+                active = act(gate)
+                if of_inner is not None:
+                    _activation_gradient(act, du * up, gate, out=dg)
+                    du.mul_(active)
+                torch.mul(active, up, out=inner)
+            return inner_TF
+
+        split = ctx.split
+        of_inner, of_down = down.backward(outputs, kept[split:], reaches_inner, recompute)
+        if of_inner is None:
+            return None, None, None, None, *of_down
+        if not down.deltas:
+            recompute(of_inner)
+        grad_x, of_into = into.backward(
+            [of_gate, of_inner], kept[:split], ctx.needs_input_grad[3], lambda grad_x: x_TI
+        )
+        return None, None, None, grad_x, *of_into, *of_down
+
+
+def gated(x: Tensor, act: nn.Module, into: Linears, down: Linears) -> Tensor:
+    """Return `down(act(gate x) ⊙ up x)`, for any leading dimensions of `x`."""
+    flat, factors = x.reshape(-1, x.shape[-1]), (*into.factors(), *down.factors())
+    y_TO: Tensor = GatedNode.apply(act, into, down, flat, *factors)
     return y_TO.view(*x.shape[:-1], y_TO.shape[-1])
 
 
-def adapter_spans(
-    edits: Sequence[Edit], site: Site, lengths: tuple[int, ...] | None
-) -> tuple[tuple[Span, ...], list[Tensor]] | None:
-    """Return each edit's span of tokens in a packed batch, and the factors of all edits.
+def _is_silu(act: nn.Module) -> bool:
+    return type(act).__name__ in ("SiLU", "SiLUActivation")
 
-    None if the batch is not packed or an adapter's rows do not follow each other.
-    """
-    if lengths is None:
-        return None
-    spans, factors = [], []
-    for edit in edits:
-        span = edit.rows.span(lengths)
-        if span is None:
-            return None
-        spans.append(span)
-        factors += edit.factors(site)
-    return tuple(spans), factors
+
+def _activation_gradient(act: nn.Module, outer: Tensor, x: Tensor, out: Tensor) -> None:
+    if _is_silu(act):
+        torch.ops.aten.silu_backward.grad_input(outer, x, grad_input=out)
+        return
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        out.copy_(torch.autograd.grad(act(x), x, outer)[0])

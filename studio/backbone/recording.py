@@ -113,7 +113,7 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
     device = next(anatomy.tower.parameters()).device
     ids = torch.arange(sum(ROWS), device=device) % max(1, anatomy.vocab_size - 3) + 1
     before = replace(state)
-    state.prefix, state.lean, state.kernel, state.short_rows = None, False, None, False
+    state.prefix, state.lean, state.kernel, state.products = None, False, None, False
     try:
         with torch.no_grad(), packing.recorded(state) as attended:
             found.positions = _counts_from_zero(anatomy, state, ids)

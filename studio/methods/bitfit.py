@@ -42,6 +42,11 @@ class BitFit(Method):
         title="Create missing biases",
     )
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
     def sites(self, anatomy: Anatomy) -> list[Site]:
         """Return every module with a bias, or every linear layer with `create_missing`."""
         found = [site for site in anatomy.biased() if anatomy.trains(site)]

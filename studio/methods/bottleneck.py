@@ -72,6 +72,11 @@ class Bottleneck(Method):
         advanced=True,
     )
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The output, the residual stream, or both."""
+        return {"houlsby": ("h",), "pfeiffer": ("x", "h"), "parallel": ("x",)}[self.placement]
+
     def sites(self, anatomy: Anatomy) -> list[Site]:
         """Return the attention blocks (Houlsby only) and the MLPs.
 
@@ -110,7 +115,8 @@ class Bottleneck(Method):
         from torch.nn.functional import dropout, linear
 
         u = {"houlsby": lambda: h, "pfeiffer": lambda: x + h, "parallel": lambda: x}
-        inner = u[self.placement]().to(p["down.weight"].dtype)
+        inner = u[self.placement]()
+        p = {name: tensor.to(inner.dtype) for name, tensor in p.items()}
         if training and self.adapter_dropout:
             inner = dropout(inner, self.adapter_dropout)
         inner = self._activate(linear(inner, p["down.weight"], p["down.bias"]))

@@ -71,7 +71,7 @@ class LoHa(LinearMethod):
         """Return `ΔW x`."""
         from torch.nn.functional import linear
 
-        return linear(x.to(p["hada_w1_a"].dtype), self._matrix(p))
+        return linear(x, self._matrix(p).to(x.dtype))
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:
         """Return `w ΔW`."""

@@ -79,8 +79,8 @@ class LoKr(LinearMethod):
 
     def delta(self, p: Params, x: Tensor, y: Tensor, site: Site, *, training: bool) -> Tensor:
         """Return `(s C ⊗ D) x`, computed as `s C X Dᵀ`."""
-        first, second = self._pair(p)
-        grid = x.to(second.dtype).unflatten(-1, (first.shape[1], second.shape[1]))
+        first, second = (factor.to(x.dtype) for factor in self._pair(p))
+        grid = x.unflatten(-1, (first.shape[1], second.shape[1]))
         return (first @ (grid @ second.T)).flatten(-2)
 
     def fold(self, p: Params, site: Site, weight: float) -> Params:

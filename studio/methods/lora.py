@@ -92,6 +92,16 @@ class Lora(LinearMethod):
         """Scale `s` of `B A x`."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """`x`, and the output for DoRA."""
+        return ("x", "y") if self.use_dora else ("x",)
+
+    @property
+    def scales_rows(self) -> bool:
+        """True for DoRA."""
+        return self.use_dora
+
     def sites(self, anatomy: Anatomy) -> list[Site]:
         """Return every targeted linear layer; a group leaves out layers narrower than r.
 
@@ -195,15 +205,21 @@ class Lora(LinearMethod):
 
     def factors(self, p: Params, site: Site) -> tuple[Tensor, Tensor] | None:
         """Return `A` and `s B`; None for DoRA, whose delta depends on the module's output."""
+        found = self.low_rank(p, site)
+        return None if found is None or len(found) > 2 else (found[0], found[1])
+
+    def low_rank(self, p: Params, site: Site) -> tuple[Tensor, ...] | None:
+        """Return `A` and `s B`, and the norms of DoRA."""
         import torch
 
-        if "lora_bias" in p or (self.use_dora and not site.num_experts):
+        if "lora_bias" in p:
             return None
         a, b = p["lora_A"], p["lora_B"]
         if "_lora_A0" in p:
             a = torch.cat([a, p["_lora_A0"]])
             b = torch.cat([b, -p["_lora_B0"]], dim=1)
-        return a, b * self.scaling
+        norms = (p["magnitude"],) if self.use_dora and not site.num_experts else ()
+        return a, b * self.scaling, *norms
 
     def _gain(self, p: Params, site: Site) -> Tensor:
         """Return `m / ‖W + s B A‖` per row, with the norm detached as in the paper."""

@@ -115,15 +115,34 @@ class Method(Record):
         """Phase DELTA: return `A (r, I)` and `B (O, r)` if the delta is `B A x`, else None."""
         return None
 
+    def low_rank(self, p: Params, site: Site) -> tuple[Tensor, ...] | None:
+        """Phase DELTA: return `factors`, and `m (O,)` if `W + B A` has rows of that norm (DoRA)."""
+        return self.factors(p, site)
+
     @property
     def trains_base(self) -> bool:
         """True if the method trains the base itself: its result is a model, not an adapter."""
         return self.phase is Phase.WEIGHTS
 
     @property
-    def drops_inputs(self) -> bool:
-        """True if dropout acts on the input of the delta in training."""
-        return any(value for name, value in self if name.endswith("dropout"))
+    def reads(self) -> tuple[str, ...]:
+        """Names of the inputs of `delta` and `transform` that their gradients need."""
+        return ("x",)
+
+    @property
+    def has_factors(self) -> bool:
+        """True if `low_rank` returns factors."""
+        return type(self).factors is not Method.factors
+
+    @property
+    def scales_rows(self) -> bool:
+        """True if `low_rank` has the norms of rows."""
+        return False
+
+    @property
+    def input_dropout(self) -> float:
+        """Probability that an input of the edit is zeroed in training."""
+        return max((float(value) for name, value in self if name.endswith("dropout")), default=0.0)
 
     def gain_in(self, p: Params, site: Site) -> Tensor | None:
         """Phase GAIN: return the factor on the module's input, or None."""

@@ -84,12 +84,15 @@ class Vera(LinearMethod):
         inner = linear(x, p["__A"][:, : site.in_features]) * p["lambda_d"]
         return linear(inner, p["__B"][: site.out_features]) * p["lambda_b"]
 
+    def factors(self, p: Params, site: Site) -> tuple[Tensor, Tensor]:
+        """Return `d ⊙ A` and `b ⊙ B`."""
+        a, b = p["__A"][:, : site.in_features], p["__B"][: site.out_features]
+        return p["lambda_d"][:, None] * a, p["lambda_b"][:, None] * b
+
     def fold(self, p: Params, site: Site, weight: float) -> Params:
         """Return `w (b ⊙ B) (d ⊙ A)`."""
-        left = p["lambda_b"][:, None] * p["__B"][: site.out_features]
-        return {
-            "weight": weight * left @ (p["lambda_d"][:, None] * p["__A"][:, : site.in_features])
-        }
+        a, b = self.factors(p, site)
+        return {"weight": weight * b @ a}
 
     def to_peft(self, sites: list[Site]) -> dict[str, Any]:
         """Return the fields of PEFT's VeraConfig, with the projections in the file."""

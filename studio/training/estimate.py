@@ -319,16 +319,7 @@ def memory(
     if shares_base:  # a gathered layer and its message
         weights -= matrices * width * (size - 1) // size
         gathered += 2 * shape.matrices // shape.layers * width
-    kept = layer_activations(spec, shape) * load.tokens * width
-    routed = mixture.activations(spec.method) * load.tokens * width if mixture else 0
-    layers = shape.layers * kept + (mixture.layers * routed if mixture else 0)
-    if shape.model_type in LAST_LAYER_FAMILIES and shape.gated and not shares_base:
-        # The last feed-forward runs at label positions only.
-        layers -= 2 * shape.inner * (load.tokens - load.targets) * width
-    if spec.train.gradient_checkpointing:
-        inputs = min(2, shape.layers) if spec.train.activation_offloading else shape.layers
-        # With offloading: the current layer and the next.
-        layers = inputs * shape.hidden * load.tokens * width + kept + routed
+    layers = kept_activations(spec, shape, load, products=not on_gpu and by_products(spec)) * width
     mapped = shape.hidden * load.tokens * width > REUSED_BYTES
     spread = 1.0 if on_gpu else MAPPED_FACTOR if mapped else HEAP_FACTOR
     logits = load.targets * shape.vocabulary
@@ -353,21 +344,73 @@ def memory(
     return parts
 
 
-def layer_activations(spec: RunSpec, shape: Shape) -> int:
-    """Return the numbers that autograd keeps per token and layer.
+def by_products(spec: RunSpec) -> bool:
+    """Return True if a CPU attends packed rows by products (`backbone/attention_kernels.py`)."""
+    packed = spec.train.packing and spec.train.attn_implementation == "auto"
+    half = loaded_dtype(spec, on_gpu=False) == "bfloat16" and hardware.has_fast_bfloat16()
+    return packed and half and not spec.method.num_tokens_before
 
-    The norms' inputs (2 D), queries, keys, values and the attention's output; of the feed-forward
-    the inputs of its activation. Methods beside linear layers keep these layers' inputs as well;
-    that of the down projection is recomputed from the gate (`backbone/checkpointing.py`).
+
+def kept_activations(spec: RunSpec, shape: Shape, load: BatchLoad, *, products: bool) -> int:
+    """Return the numbers that autograd keeps of all layers between forward and backward.
+
+    Args:
+        spec: The run.
+        shape: The model's sizes.
+        load: The largest batch.
+        products: Whether attention keeps no output of its own.
     """
-    attention = 2 * shape.attention + 2 * shape.keys_values
-    inner = (2 if shape.gated else 5) * shape.inner
+    method, mixture = spec.method, shape.mixture
+    virtual = method.num_tokens_before * spec.train.per_device_train_batch_size
+    tokens = load.tokens + (virtual if method.phase is Phase.PROMPT else 0)
+    attention, feed_forward = layer_activations(spec, shape)
+    attention -= shape.attention * products
+    routed = mixture.activations(method) if mixture else 0
+    layer = (attention + feed_forward) * tokens
+    if spec.train.gradient_checkpointing:  # with offloading: the inputs of this layer and the next
+        inputs = min(2, shape.layers) if spec.train.activation_offloading else shape.layers
+        return inputs * shape.hidden * tokens + layer + routed * tokens
+    layers = shape.layers * layer + (mixture.layers * routed * tokens if mixture else 0)
+    if virtual:  # keys, values and mask of each row and layer
+        length = load.tokens // spec.train.per_device_train_batch_size + method.num_tokens_before
+        layers += shape.layers * (2 * shape.keys_values * virtual + tokens * length)
+    targets = getattr(method, "target_modules", "")
+    if method.phase is Phase.TRANSFORM or targets == "mlp":  # nothing is kept below the first site
+        plain = 2 * (shape.attention + shape.keys_values) - shape.attention * products
+        plain += shape.hidden * (targets == "mlp" or "x" not in method.reads)
+        plain += 2 * shape.inner * (method.phase is Phase.TRANSFORM and "x" in method.reads)
+        layers -= plain * tokens
+    if shape.model_type in LAST_LAYER_FAMILIES and shape.gated and not spec.train.fsdp:
+        layers -= feed_forward * (load.tokens - load.targets)  # only at label positions
+    return layers
+
+
+def layer_activations(spec: RunSpec, shape: Shape) -> tuple[int, int]:
+    """Return the numbers that autograd keeps per token, of a layer's attention and feed-forward.
+
+    The norms' inputs, queries, keys, values and the attention's output, the inputs of the
+    activation. Methods beside linear layers keep these layers' inputs and the low-rank products;
+    the down projection's is recomputed from the gate (`backbone/fused_layers.py`).
+    """
+    method, hidden = spec.method, shape.hidden
     lean = shape.gated and not spec.train.fsdp  # a sharded base computes as it was written
-    inner += 0 if lean or not shape.gated else shape.inner
-    inputs = 2 * shape.hidden + shape.attention + (0 if lean else shape.inner)
-    beside = spec.method.phase in (Phase.DELTA, Phase.WEIGHTS, Phase.GAIN)
-    rank = 7 * int(getattr(spec.method, "r", 0))
-    return 2 * shape.hidden + attention + inner + (inputs + rank if beside else 0)
+    attention = hidden + 2 * shape.attention + 2 * shape.keys_values
+    feed_forward = hidden + (2 if lean else 3 if shape.gated else 5) * shape.inner
+    targets = getattr(method, "target_modules", "all-linear" if method.trains_base else "")
+    rank = int(getattr(method, "r", 0)) if method.has_factors else 0
+    rank *= 2 if getattr(method, "init_lora_weights", "") == "pissa" else 1
+    if isinstance(targets, tuple) or targets in ("all-linear", "attention"):
+        attention += hidden + shape.attention + 4 * rank
+        attention += method.scales_rows * (hidden + shape.attention + 2 * shape.keys_values)
+    if isinstance(targets, tuple) or targets in ("all-linear", "mlp"):
+        feed_forward += hidden + 3 * rank + (0 if lean else shape.inner)
+        feed_forward += method.scales_rows * hidden
+    if method.phase is Phase.GAIN:
+        attention += 2 * shape.keys_values
+    if method.phase is Phase.TRANSFORM and "h" in method.reads:
+        attention += hidden if len(method.reads) == 1 else 0
+        feed_forward += hidden
+    return attention, feed_forward
 
 
 def trained_parameters(spec: RunSpec, shape: Shape, known: ModelFacts) -> int:

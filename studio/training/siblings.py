@@ -236,7 +236,7 @@ class SiblingGroup:
 
     def _may_share(self, session: Session) -> bool:
         """Return True if the run's rows may share a pass: packed, and nothing in it is random."""
-        random = session.spec.method.drops_inputs
+        random = bool(session.spec.method.input_dropout)
         return session.spec.train.packing and not random and not self._ran_out_of_memory
 
     def _loss_sums(

@@ -1,8 +1,24 @@
+"""The nodes of linear layers: outputs and gradients are those of the separate operations."""
+
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
 
-from studio.backbone.linear_kernels import low_rank_linear
+from studio.backbone.linear_kernels import Delta, Linears, project, row_norms
+from studio.backbone.sites import Site
+
+
+def low_rank_linear(x, weight, bias, *factors, transposed=False, **fields):
+    """Return `x` through one linear with one delta."""
+    module = Conv1D(1, 1) if transposed else nn.Linear(1, 1)
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    module.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    site = Site("it", "linear", module, 0, 1, 1, transposed)
+    span = (0, x.numel() // x.shape[-1])
+    delta = Delta(lambda: factors, span, gain=len(factors) > 2, **fields)
+    return project(x, Linears([site], [delta]))[0]
 
 
 def plain(
@@ -49,6 +65,57 @@ def test_gradients_equal_finite_differences():
     assert torch.autograd.gradcheck(
         lambda x, a, b: low_rank_linear(x, weight, None, a, b), (x, a, b)
     )
+    dropout = {"dropout": 0.5, "seed": 7}
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: low_rank_linear(x, weight, None, a, b, **dropout), (x, a, b)
+    )
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_dora_equals_its_formula(biased):
+    x, weight, bias, a, b = make(torch.float32, transposed=False, biased=biased)
+    magnitude = torch.rand(7).add_(0.5).requires_grad_()
+    torch.testing.assert_close(row_norms(weight, a, b), (weight + b @ a).norm(dim=1))
+    found = []
+    for one_node in (True, False):
+        if one_node:
+            y = low_rank_linear(x, weight, bias, a, b, magnitude)
+        else:
+            norms = (weight + b @ a).norm(dim=1).detach()
+            y = linear(x, (magnitude / norms)[:, None] * (weight + b @ a), bias)
+        leaves = [x, a, b, magnitude]
+        found.append([y, *torch.autograd.grad(y.pow(2).sum(), leaves)])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_linears_of_one_input_equal_each_of_them_alone():
+    torch.manual_seed(0)
+    sites = [
+        Site(f"{n}", "linear", nn.Linear(6, width).requires_grad_(False), 0, 6, width)
+        for n, width in enumerate((5, 3, 4))
+    ]
+    spans, found = [(0, 4), (4, 9)], []
+    leaves = [
+        (torch.randn(2, 6, requires_grad=True), torch.randn(s.out_features, 2, requires_grad=True))
+        for s in sites
+        for _ in spans
+    ]
+    x = torch.linspace(-1, 1, 54).reshape(9, 6).requires_grad_()
+    for together in (True, False):
+        deltas = [
+            Delta(lambda own=leaves[2 * n + s]: own, span, n if together else 0)
+            for n in range(3)
+            for s, span in enumerate(spans)
+        ]
+        groups = [(sites, deltas)] if together else [
+            ([sites[n]], deltas[2 * n : 2 * n + 2]) for n in range(3)
+        ]  # fmt: skip
+        ys = [y for own, beside in groups for y in project(x, Linears(own, beside))]
+        loss = sum(y.pow(2).sum() for y in ys)
+        found.append([*ys, *torch.autograd.grad(loss, [x, *(f for pair in leaves for f in pair)])])
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected)
 
 
 def test_low_precision_keeps_the_parameters_gradients_in_float32():

@@ -1,4 +1,4 @@
-"""Short rows as plain products give what torch's fused kernel gives."""
+"""Rows as plain products give what torch's fused kernel gives."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from studio import hardware
 from studio.backbone import attention_kernels
-from studio.backbone.attention import AttentionShape, attend
+from studio.backbone.attention import AttentionShape, attend_rows_in_turn
 from studio.methods.lora import Lora
 from tests.studio.methods.cases import adapted
 
@@ -20,11 +20,12 @@ def passed(how: Any, inputs: list[Tensor], outer: Tensor) -> list[Tensor]:
     return [result.detach(), *(tensor.grad for tensor in own if tensor.grad is not None)]
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 31, 32, 33, 100, 256])
+@pytest.mark.parametrize("lengths", [(1,), (2, 31, 32), (33, 100), (256, 5), (300, 1)], ids=str)
 @pytest.mark.parametrize("heads", [(2, 2), (6, 2), (4, 1)], ids=str)
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_a_row(tokens, heads, scaling):
-    made = torch.Generator().manual_seed(tokens)
+def test_rows_of_any_length(lengths, heads, scaling, monkeypatch):
+    monkeypatch.setattr(attention_kernels, "BLOCK_WEIGHTS", 40_000)  # long rows: several blocks
+    made, tokens = torch.Generator().manual_seed(sum(lengths)), sum(lengths)
     wanted = [(1, heads[0], tokens, 8), *[(1, heads[1], tokens, 8)] * 2]
     # As the layers give it: tokens before heads, seen the other way.
     inputs = [
@@ -32,32 +33,33 @@ def test_a_row(tokens, heads, scaling):
         for a, b, c, d in wanted
     ]
     outer = torch.randn(wanted[0], generator=made, dtype=torch.float64)
-    plain = passed(lambda *x: attend(*x, None, AttentionShape(scaling)), inputs, outer)
-    products = passed(lambda *x: attention_kernels.attend_row(*x, scaling), inputs, outer)
+    shape = AttentionShape(scaling)
+    plain = passed(
+        lambda *x: attend_rows_in_turn(*x, lengths, None, None, shape, {}), inputs, outer
+    )
+    products = passed(
+        lambda *x: attention_kernels.attend_by_products(*x, lengths, scaling), inputs, outer
+    )
     assert len(plain) == 4
     for one, other in zip(products, plain, strict=True):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_only_short_rows_of_bfloat16_on_a_cpu():
-    row = torch.zeros(1, 2, attention_kernels.LONGEST, 8, dtype=torch.bfloat16)
-    longer = torch.zeros(1, 2, attention_kernels.LONGEST + 1, 8, dtype=torch.bfloat16)
-    assert attention_kernels.short_row_fits(row, row)
-    assert not attention_kernels.short_row_fits(row.float(), row.float())
-    assert not attention_kernels.short_row_fits(row.to("meta"), row.to("meta"))
-    assert not attention_kernels.short_row_fits(longer, longer)
-    assert not attention_kernels.short_row_fits(
-        row, longer
-    )  # the keys of a prefix before the row's own
+def test_only_rows_of_bfloat16_on_a_cpu():
+    row = torch.zeros(1, 2, 9, 8, dtype=torch.bfloat16)
+    assert attention_kernels.products_fit(row, row)
+    assert not attention_kernels.products_fit(row.float(), row.float())
+    assert not attention_kernels.products_fit(row.to("meta"), row.to("meta"))
+    assert not attention_kernels.products_fit(row, row.repeat(1, 1, 2, 1))  # a prefix's keys
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2", "qwen3"])
 def test_a_packed_pass_is_that_of_the_fused_kernel(model, monkeypatch):
     monkeypatch.setattr(hardware, "has_fast_bfloat16", lambda: True)
     rows: list[int] = []
-    own = attention_kernels.attend_row
+    own = attention_kernels.attend_by_products
     monkeypatch.setattr(
-        attention_kernels, "attend_row", lambda *x: rows.append(x[0].shape[2]) or own(*x)
+        attention_kernels, "attend_by_products", lambda *x: rows.extend(x[3]) or own(*x)
     )
     backbone, parameters = adapted(model, Lora(r=4), dtype=torch.bfloat16)
     found = {}

@@ -1,0 +1,183 @@
+"""Forwards of frozen layers that keep and compute only what training needs.
+
+They give the same numbers with fewer kept tensors, where gradients are on, layers are not
+recomputed, and the part's own weights are frozen:
+
+- a *norm* keeps only its input; an RMSNorm is computed in blocks of rows, others are recomputed;
+- a *gated feed-forward* keeps `gate x` and `up x`, and recomputes the activation and the product,
+  which the down projection would keep as its input;
+- the *last layer* computes its feed-forward only at positions that predict a trained token.
+
+Shapes: `T packed tokens, N positions that predict a trained token, D hidden`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+from studio.backbone.attention import AttentionState, packing
+from studio.backbone.hooks import Hooks
+from studio.backbone.linear_kernels import gated, recomputed, row_blocks
+from studio.backbone.sites import Anatomy
+from studio.models.architecture import LAST_LAYER_FAMILIES
+
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+
+class RmsNormNode(torch.autograd.Function):
+    """`w ⊙ x / √(mean x² + ε)` with a frozen `w`, in float32 inside."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
+        """Return `(T, D)`."""
+        y_TD, inverse_T1 = torch.empty_like(x_TD), x_TD.new_empty(len(x_TD), 1, dtype=torch.float32)
+        for rows, y, inverse in row_blocks(x_TD, y_TD, inverse_T1):
+            wide = rows.float()
+            torch.rsqrt(wide.pow(2).mean(-1, keepdim=True).add_(epsilon), out=inverse)
+            torch.mul(weight_D, (wide * inverse).to(y.dtype), out=y)
+        ctx.save_for_backward(x_TD, inverse_T1)
+        ctx.weight = weight_D
+        return y_TD
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of `x`."""
+        x_TD, inverse_T1 = ctx.saved_tensors
+        grad_TD = torch.empty_like(x_TD)
+        for rows, inverse, outer, grad in row_blocks(x_TD, inverse_T1, outputs[0], grad_TD):
+            normed, wide = rows.float() * inverse, (outer * ctx.weight).float()
+            share = (wide * normed).mean(-1, keepdim=True)
+            grad.copy_(wide.sub_(normed.mul_(share)).mul_(inverse))
+        return grad_TD, None, None
+
+
+def install_lean_forwards(anatomy: Anatomy, state: AttentionState, hooks: Hooks) -> None:
+    """Replace the forwards of norms, feed-forwards and the last layer."""
+    for site in anatomy.norms():
+        _set(site.module, _norm(site.module, state))
+    sites = {id(site.module): site for site in anatomy.all_linears()}
+    for layer in anatomy.layers():
+        for module in layer.modules():
+            if _is_gated(module):
+                parts = [sites.get(id(getattr(module, name))) for name in PROJECTIONS]
+                if None not in parts:
+                    _set(module, _feed_forward(module, state, hooks, parts))
+    last = anatomy.layers()[-1]
+    if _is_plain(last):
+        _set(last, _last_layer(last, state))
+
+
+def _set(module: nn.Module, forward: Callable[..., Any]) -> None:
+    if "forward" not in vars(module):
+        module.forward = forward
+
+
+def _norm(module: Any, state: AttentionState) -> Callable[..., Tensor]:
+    own, is_rms = module.forward, _code(type(module)) == _code(LlamaRMSNorm)
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or not (state.lean and torch.is_grad_enabled()) or _trains(module):
+            result: Tensor = own(x, *args, **kwargs)
+            return result
+        if is_rms and x.dtype == module.weight.dtype:
+            flat_TD = x.reshape(-1, x.shape[-1])
+            y_TD: Tensor = RmsNormNode.apply(flat_TD, module.weight, module.variance_epsilon)
+            return y_TD.view(x.shape)
+        return recomputed(own, x)
+
+    return forward
+
+
+def _feed_forward(
+    module: Any, state: AttentionState, hooks: Hooks, parts: Sequence[Any]
+) -> Callable[[Tensor], Tensor]:
+    own = module.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if not (state.lean and torch.is_grad_enabled()):
+            return own(x)
+        into, out = hooks.linears(parts[:2], x), hooks.linears(parts[2:], x)
+        if into is not None and out is not None:
+            return gated(x, module.act_fn, into, out)
+        return edited(x)
+
+    def product(of_gate: Tensor, of_up: Tensor) -> Tensor:
+        result: Tensor = module.act_fn(of_gate) * of_up
+        return result
+
+    def edited(x: Tensor) -> Tensor:
+        """Call each projection with its edits; their saved product is recomputed."""
+        both = module.gate_proj(x), module.up_proj(x)
+        inner = recomputed(product, *both)
+        kept, where, numbers = [each.detach() for each in both], inner.data_ptr(), inner.numel()
+
+        def pack(tensor: Tensor) -> Tensor | torch.Size:
+            same = tensor.data_ptr() == where and tensor.numel() == numbers
+            return tensor.shape if same else tensor
+
+        def unpack(saved: Tensor | torch.Size) -> Tensor:
+            return saved if isinstance(saved, Tensor) else product(*kept).view(saved)
+
+        with saved_tensors_hooks(pack, unpack):
+            result: Tensor = module.down_proj(inner)
+            return result
+
+    return forward
+
+
+def _last_layer(layer: Any, state: AttentionState) -> Callable[..., Tensor]:
+    own = layer.forward
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if state.keep is None or args or not packing.get():
+            return own(hidden_states, *args, **kwargs)
+        attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+        hidden = hidden_states[:, state.keep] + attended[:, state.keep]
+        state.lengths = state.kept_lengths
+        return hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+
+    return forward
+
+
+def keep_positions(
+    anatomy: Anatomy, state: AttentionState, keep_N: Tensor, kept: Sequence[int] | None
+) -> bool:
+    """Let the last layer of a packed forward return only these positions; False if it cannot."""
+    if not (state.lean and _is_plain(anatomy.layers()[-1])):
+        return False
+    assert state.lengths is not None
+    if kept is None:
+        bounds = torch.tensor(state.lengths, device=keep_N.device).cumsum(0)
+        kept = torch.searchsorted(keep_N, bounds).diff(prepend=bounds.new_zeros(1)).tolist()
+    state.keep, state.kept_lengths = keep_N, tuple(kept)
+    return True
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return type(layer).__name__.removesuffix("DecoderLayer").lower() in LAST_LAYER_FAMILIES
+
+
+def _is_gated(module: nn.Module) -> bool:
+    """Return True if its code computes `down(act(gate x) · up x)` and nothing else.
+
+    Names do not suffice: Gemma 3n drops activations in between, Falcon H1 scales them.
+    """
+    if {name for name, _ in module.named_children()} != {*PROJECTIONS, "act_fn"}:
+        return False
+    return not list(module.act_fn.parameters()) and _code(type(module)) == _code(LlamaMLP)
+
+
+def _code(cls: type[nn.Module]) -> tuple[bytes, tuple[str, ...]]:
+    code = inspect.unwrap(cls.forward).__code__
+    return code.co_code, code.co_names
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
