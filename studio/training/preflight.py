@@ -13,6 +13,7 @@ from studio import devices, hardware
 from studio.data.template.template import IGNORED
 from studio.home import Home
 from studio.spec import RunSpec
+from studio.training.activations import read_shape
 from studio.training.estimate import (
     CUDA_RUNTIME_BYTES,
     MOST_STEPS,
@@ -20,7 +21,6 @@ from studio.training.estimate import (
     Estimate,
     base_model,
     estimate,
-    read_shape,
     save_speed,
     slowdown,
     step_flops,

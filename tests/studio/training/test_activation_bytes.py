@@ -15,8 +15,9 @@ from studio.backbone import Backbone
 from studio.models.loading import load
 from studio.models.sources import facts
 from studio.spec import ModelSource, RunSpec
+from studio.training.activations import kept_activations, read_shape
 from studio.training.batch import pack
-from studio.training.estimate import BatchLoad, by_products, kept_activations, read_shape
+from studio.training.estimate import BatchLoad, by_products
 from studio.training.loss import loss_sum
 from tests.studio.tiny import tiny_tokenizer
 from ui.bench.training_case import make_rows

@@ -13,9 +13,9 @@ from studio.hardware import Device
 from studio.models.sources import facts
 from studio.spec import RunSpec
 from studio.training import run
+from studio.training.activations import Shape
 from studio.training.estimate import (
     BatchLoad,
-    Shape,
     base_model,
     batch_load,
     estimate,
