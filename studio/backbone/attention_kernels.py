@@ -78,8 +78,8 @@ class Products(torch.autograd.Function):
         for row, blocks in _rows(lengths, query, key):
             keys, values = _folded(key[:, :, row]), _folded(value[:, :, row])
             for tokens, seen in blocks:
-                part = query[:, :, row][:, :, tokens]
-                weights = _weights(_folded(part, len(keys)), keys[:, :seen], tokens, scaling)
+                queries = _folded(query[:, :, row][:, :, tokens], len(keys)).mul_(scaling)
+                weights = _weights(queries, keys[:, :seen], tokens)
                 _unfold(torch.bmm(weights, values[:, :seen]), output[:, :, row][:, :, tokens])
         return output
 
@@ -96,11 +96,11 @@ class Products(torch.autograd.Function):
                 queries, outer = (
                     _folded(x[:, :, row][:, :, tokens], len(keys)) for x in (query, outputs[0])
                 )
-                weights = _weights(queries, keys[:, :seen], tokens, ctx.scaling)
+                weights = _weights(queries.mul_(ctx.scaling), keys[:, :seen], tokens)
                 of_weights = torch.bmm(outer, values[:, :seen].transpose(1, 2))
                 logits = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
-                logits.mul_(ctx.scaling)
-                _unfold(torch.bmm(logits, keys[:, :seen]), of_query[:, :, row][:, :, tokens])
+                of_queries = torch.bmm(logits, keys[:, :seen]).mul_(ctx.scaling)
+                _unfold(of_queries, of_query[:, :, row][:, :, tokens])
                 found = [
                     torch.bmm(logits.transpose(1, 2), queries),
                     torch.bmm(weights.transpose(1, 2), outer),
@@ -132,9 +132,9 @@ def _rows(
         start += length
 
 
-def _weights(queries: Tensor, keys: Tensor, tokens: slice, scaling: float) -> Tensor:
-    """Return the weights `(K, G P, S)` of a block of queries on the keys up to its end."""
-    logits = torch.bmm(queries, keys.transpose(1, 2)).mul_(scaling)
+def _weights(queries: Tensor, keys: Tensor, tokens: slice) -> Tensor:
+    """Return the weights `(K, G P, S)` of a block of scaled queries on the keys up to its end."""
+    logits = torch.bmm(queries, keys.transpose(1, 2))
     padded, seen = _padded(tokens.stop - tokens.start), keys.shape[1]
     later = _later(padded, seen, tokens.start)
     logits.view(len(keys), -1, padded, seen).masked_fill_(later, -torch.inf)

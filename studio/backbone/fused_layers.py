@@ -6,20 +6,23 @@ recomputed, and the part's own weights are frozen:
 - a *norm* keeps only its input; an RMSNorm is computed in blocks of rows, others are recomputed;
 - a *gated feed-forward* keeps `gate x` and `up x`, and recomputes the activation and the product,
   which the down projection would keep as its input;
+- *rotary positions* are one node of queries or keys, which keeps none of them;
 - the *last layer* computes its feed-forward only at positions that predict a trained token.
 
-Shapes: `T packed tokens, N positions that predict a trained token, D hidden`.
+Shapes: `T packed tokens, N positions that predict a trained token, D hidden, H heads, E head_dim`.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from transformers.models.llama import modeling_llama
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from studio.backbone.attention import AttentionState, packing
@@ -28,6 +31,7 @@ from studio.backbone.linear_kernels import gated, recomputed, row_blocks
 from studio.backbone.sites import Anatomy
 from studio.models.architecture import LAST_LAYER_FAMILIES
 
+ROTARY = "apply_rotary_pos_emb"
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -58,6 +62,60 @@ class RmsNormNode(torch.autograd.Function):
         return grad_TD, None, None
 
 
+class RotaryNode(torch.autograd.Function):
+    """`x cos + rotate_half(x) sin` of queries or keys `(1, H, T, E)`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
+        """Return `(1, H, T, E)`."""
+        ctx.save_for_backward(cos_TE, sin_TE)
+        return _rotated(x, cos_TE, sin_TE, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None]:
+        """Rotate the gradient back."""
+        cos_TE, sin_TE = ctx.saved_tensors
+        turned = sin_TE.roll(sin_TE.shape[-1] // 2, -1)
+        return _rotated(outputs[0], cos_TE, turned, -1), None, None
+
+
+def _rotated(x: Tensor, cos_TE: Tensor, sin_TE: Tensor, sign: int) -> Tensor:
+    result = x.new_empty(x.shape[2], x.shape[1], x.shape[3])
+    half = x.shape[3] // 2
+    for rows, cos, sin, y in row_blocks(x[0].transpose(0, 1), cos_TE, sin_TE, result):
+        cos, sin = cos[:, None], sin[:, None]
+        torch.mul(rows, cos, out=y)
+        y[..., :half].addcmul_(rows[..., half:], sin[..., :half], value=-sign)
+        y[..., half:].addcmul_(rows[..., :half], sin[..., half:], value=sign)
+    return result.transpose(0, 1)[None]
+
+
+def _rotating(module: Any, state: AttentionState) -> Callable[..., Any] | None:
+    """Return an attention's own forward with rotary positions as one node; None for others."""
+    own = inspect.unwrap(type(module).forward)
+    plain = own.__globals__.get(ROTARY)
+    known = inspect.unwrap(getattr(modeling_llama, ROTARY)).__code__
+    if plain is None or ROTARY not in own.__code__.co_names:
+        return None
+    code = inspect.unwrap(plain).__code__
+    if (code.co_code, code.co_names) != (known.co_code, known.co_names):
+        return None
+
+    def rotate(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1
+    ) -> tuple[Tensor, Tensor]:
+        packed = q.shape[0] == k.shape[0] == cos.shape[0] == 1 and q.dtype == k.dtype == cos.dtype
+        if unsqueeze_dim != 1 or not (packed and state.lean and torch.is_grad_enabled()):
+            rotated: tuple[Tensor, Tensor] = plain(q, k, cos, sin, unsqueeze_dim)
+            return rotated
+        return RotaryNode.apply(q, cos[0], sin[0]), RotaryNode.apply(k, cos[0], sin[0])
+
+    names = {**own.__globals__, ROTARY: rotate}
+    forward = FunctionType(own.__code__, names, "forward", own.__defaults__, own.__closure__)
+    forward.__kwdefaults__ = own.__kwdefaults__
+    return MethodType(forward, module)
+
+
 def install_lean_forwards(anatomy: Anatomy, state: AttentionState, hooks: Hooks) -> None:
     """Replace the forwards of norms, feed-forwards and the last layer."""
     for site in anatomy.norms():
@@ -69,6 +127,8 @@ def install_lean_forwards(anatomy: Anatomy, state: AttentionState, hooks: Hooks)
                 parts = [sites.get(id(getattr(module, name))) for name in PROJECTIONS]
                 if None not in parts:
                     _set(module, _feed_forward(module, state, hooks, parts))
+            if (rotating := _rotating(module, state)) is not None:
+                _set(module, rotating)
     last = anatomy.layers()[-1]
     if _is_plain(last):
         _set(last, _last_layer(last, state))

@@ -262,8 +262,9 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor, seed: int = 0) 
 
 def row_blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield the same rows of every tensor, few enough for a processor's cache; all on a GPU."""
-    rows, width = len(tensors[0]), max(tensor.shape[1] for tensor in tensors)
-    if tensors[0].device.type == "cpu":
+    rows = len(tensors[0])
+    if rows and tensors[0].device.type == "cpu":
+        width = max(tensor.numel() for tensor in tensors) // rows
         rows = max(1, BLOCK_NUMBERS * torch.get_num_threads() // width)
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 

@@ -6,18 +6,19 @@ import sys
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 REUSED_BYTES, GIVE_BYTES = 8 << 20, 1 << 20
-CHUNK_NUMBERS = 8_000_000  # logits held at once; smaller chunks slow the product down
+CHUNK_NUMBERS, CHUNK_ROWS = 8_000_000, 128  # logits held at once: at least these, of whole rows
 GPU_CHUNK_SHARE, GPU_CHUNK_NUMBERS = 0.02, 256_000_000
 WIDE_NUMBERS = 500_000  # of them in float32 at once on a CPU: 2 MB fit its cache
 
 
-def chunk_numbers(device_bytes: int) -> int:
-    """Return how many logits are held at once on a GPU: 2 % of its memory, 6 bytes each.
+def chunk_numbers(device_bytes: int, vocabulary: int) -> int:
+    """Return how many logits are held at once; on a GPU up to 2 % of its memory, 6 bytes each.
 
-    With a vocabulary of 256,000 the CPU's chunk is 31 rows, and each chunk reads the whole head
-    twice; larger chunks read it less often.
+    Each chunk reads the whole head twice. So a chunk has at least 128 rows: with a vocabulary of
+    256,000 and 16 bit, 64 MB of logits and two reads of a 1 GB head, about as long as the products.
     """
-    return max(CHUNK_NUMBERS, min(GPU_CHUNK_NUMBERS, int(GPU_CHUNK_SHARE * device_bytes / 6)))
+    least = max(CHUNK_NUMBERS, CHUNK_ROWS * vocabulary)
+    return max(least, min(GPU_CHUNK_NUMBERS, int(GPU_CHUNK_SHARE * device_bytes / 6)))
 
 
 def reuse_freed_memory() -> bool:

@@ -263,7 +263,7 @@ def memory(
     mapped = shape.hidden * load.tokens * width > REUSED_BYTES
     spread = 1.0 if on_gpu else MAPPED_FACTOR if mapped else HEAP_FACTOR
     logits = load.targets * shape.vocabulary
-    chunk = min(logits, chunk_numbers(gpu_bytes))
+    chunk = min(logits, chunk_numbers(gpu_bytes, shape.vocabulary))
     wide = 0 if width == 4 else chunk if on_gpu else min(chunk, WIDE_NUMBERS)
     held = 12 * logits if whole else width * chunk + 4 * wide  # a trained head: no chunks
     messages = MESSAGE_BYTES if size > 1 else 0

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from studio.training.allocator import CHUNK_NUMBERS, WIDE_NUMBERS, chunk_numbers
+from studio.training.allocator import WIDE_NUMBERS, chunk_numbers
 from studio.training.batch import PackedBatch, PaddedBatch
 
 if TYPE_CHECKING:
@@ -85,14 +85,14 @@ def head_loss(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, smoothing: float = 0.0
 ) -> Tensor:
     """Return the summed loss of hidden states under a plain head."""
-    chunk = max(1, _chunk_numbers(hidden_ND) // weight_VD.shape[0])
+    chunk = _chunk_rows(weight_VD)
     loss: Tensor = HeadLoss.apply(hidden_ND, weight_VD, targets_N, chunk, smoothing)
     return loss
 
 
 def head_measured(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[float, int]:
     """Return the summed loss and the number of correct predictions, without gradients."""
-    chunk, total, correct = max(1, _chunk_numbers(hidden_ND) // weight_VD.shape[0]), 0.0, 0
+    chunk, total, correct = _chunk_rows(weight_VD), 0.0, 0
     for start in range(0, hidden_ND.shape[0], chunk):
         part = slice(start, start + chunk)
         for rows_RV, target_R in _row_chunks(hidden_ND[part] @ weight_VD.T, targets_N[part]):
@@ -101,10 +101,12 @@ def head_measured(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tu
     return total, correct
 
 
-def _chunk_numbers(hidden_ND: Tensor) -> int:
-    if hidden_ND.device.type != "cuda":
-        return CHUNK_NUMBERS
-    return chunk_numbers(torch.cuda.get_device_properties(hidden_ND.device).total_memory)
+def _chunk_rows(weight_VD: Tensor) -> int:
+    """Return the rows whose logits are held at once."""
+    device, vocabulary, memory = weight_VD.device, weight_VD.shape[0], 0
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    return chunk_numbers(memory, vocabulary) // vocabulary
 
 
 def _row_chunks(logits_CV: Tensor, targets_C: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

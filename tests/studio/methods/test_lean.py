@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import pytest
 import torch
 import transformers
+from transformers.models.llama import modeling_llama
 
-from studio.backbone import Backbone
+from studio.backbone import Backbone, fused_layers
 from studio.methods.full import Full
 from studio.methods.lora import Lora
 from tests.studio.methods.cases import ADAPTERS, MODELS, adapted, fits
@@ -119,3 +120,18 @@ def test_nothing_changes_where_gradients_are_off():
         lean = backbone.packed_logits(IDS, LENGTHS, KEEP)
         backbone.set_lean(False)
         torch.testing.assert_close(lean, backbone.packed_logits(IDS, LENGTHS, KEEP))
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen2", "qwen3", "gemma", "gemma2", "mistral"])
+def test_rotary_positions_are_one_node(model, monkeypatch):
+    calls = []
+    own = fused_layers.RotaryNode.apply
+    monkeypatch.setattr(fused_layers.RotaryNode, "apply", lambda *x: calls.append(x) or own(*x))
+    backbone = adapted(model, Lora(r=4))[0]
+    backbone.packed_logits(IDS, LENGTHS, KEEP)
+    assert len(calls) == 2 * backbone.anatomy.num_layers
+    x, cos, sin = torch.randn(1, 3, 9, 8), torch.randn(9, 8), torch.randn(9, 8)
+    plain, _ = modeling_llama.apply_rotary_pos_emb(x, x, cos[None], sin[None])
+    torch.testing.assert_close(own(x, cos, sin), plain)
+    x, cos, sin = (each.double().requires_grad_(each is x) for each in (x, cos, sin))
+    assert torch.autograd.gradcheck(lambda x: own(x, cos, sin), [x])

@@ -20,7 +20,7 @@ from tests.studio.training.conftest import Example, make_rows
 def test_the_chunked_loss_and_gradient_equal_the_plain_ones(
     chunk, wide, smoothing, dtype, monkeypatch
 ):
-    monkeypatch.setattr(head, "CHUNK_NUMBERS", chunk)
+    monkeypatch.setattr(head, "chunk_numbers", lambda memory, vocabulary: max(chunk, vocabulary))
     monkeypatch.setattr(head, "WIDE_NUMBERS", wide)
     torch.manual_seed(0)
     hidden = torch.randn(13, 8).to(dtype).requires_grad_()
@@ -101,6 +101,7 @@ def test_groups_hold_every_row_within_the_budget():
 
 def test_a_gpu_takes_larger_chunks_of_logits_by_its_memory():
     """2 % of 24 GiB at 6 bytes a logit; never less than a CPU's, never more than 256 million."""
-    assert chunk_numbers(24 << 30) == int(0.02 * (24 << 30) / 6) == 85_899_345
-    assert chunk_numbers(0) == 8_000_000
-    assert chunk_numbers(141 << 30) == 256_000_000
+    assert chunk_numbers(24 << 30, 32_000) == int(0.02 * (24 << 30) / 6) == 85_899_345
+    assert chunk_numbers(0, 32_000) == 8_000_000
+    assert chunk_numbers(0, 256_000) == 128 * 256_000
+    assert chunk_numbers(141 << 30, 32_000) == 256_000_000
