@@ -158,7 +158,7 @@ def reached(anatomy: Anatomy, state: AttentionState | None = None) -> set[str]:
     device = next(anatomy.tower.parameters()).device
     ids = torch.arange(sum(ROWS), device=device) % max(1, anatomy.vocab_size - 3) + 1
     before = replace(state)
-    state.prefix, state.lean, state.kernel, state.short_rows = None, False, None, False
+    state.prefix, state.lean, state.kernel, state.products = None, False, None, False
     nodes: dict[Any, set[str]] = {}
 
     def keep(key: str) -> Callable[..., None]:
