@@ -8,6 +8,7 @@ for, and the nearest known key.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,6 +54,7 @@ def knob(
     labels: Mapping[str, str] | None = None,
     lines: int = 0,
     when: Mapping[str, Sequence[str]] | None = None,
+    words: Mapping[str, Any] | None = None,
     **bounds: Any,
 ) -> Any:
     """Declare a field with everything that the form and the docs show.
@@ -72,13 +74,15 @@ def knob(
         of: What the text names (`adapter`, `model`, `dataset`, `job`), for pickers.
         labels: Words for the choices of a dialog.
         lines: Height of the text area in a dialog; a list then has one item per line.
-        when: Values of other fields for which a dialog shows this one.
+        when: Values of other fields for which a form shows this one.
+        words: Values that forms show as a word, such as `{"never": -1}`; "auto" is an empty field.
         bounds: `ge`, `gt`, `le`, `lt`, `max_length` as in pydantic.
     """
     extra: dict[str, Any] = {
         "unit": unit, "advanced": advanced, "step": step, "several": several, "flag": flag,
         "positional": positional, "metavar": metavar, "inner": tuple(inner), "of": of,
         "labels": dict(labels or {}), "lines": lines, "when": dict(when or {}),
+        "words": dict(words or {}),
     }  # fmt: skip
     if isinstance(default, list | dict):
         return Field(
@@ -119,6 +123,7 @@ class Parameter:
     labels: dict[str, str] = field(default_factory=dict)
     lines: int = 0
     when: dict[str, Any] = field(default_factory=dict)
+    words: dict[str, Any] = field(default_factory=dict)
 
 
 def parameters(record: type[BaseModel], prefix: str = "") -> list[Parameter]:
@@ -178,6 +183,7 @@ def parameter(path: str, info: FieldInfo) -> Parameter:
         labels=extra.get("labels") or {},
         lines=extra.get("lines") or 0,
         when=extra.get("when") or {},
+        words=extra.get("words") or {},
     )
 
 
@@ -276,8 +282,9 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def _as_number(value: Any) -> Any:
-    # YAML 1.1 reads 1e-4 as text.
+    # YAML 1.1 reads 1e-4 as text; 0,001 is a number where a comma is the decimal sign.
     if isinstance(value, str):
+        value = re.sub(r"^(-?0),(\d+)$", r"\1.\2", value)
         try:
             return float(value) if value.lower() not in {"nan", "inf", "-inf"} else value
         except ValueError:

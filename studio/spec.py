@@ -27,7 +27,9 @@ class ModelSource(Record):
     """Base model: source, precision and quantization."""
 
     path: str = knob("starter", "A model folder, a hub id, or the embedded starter.", title="Model")
-    revision: str = knob("", "Branch, tag or commit on the hub.", advanced=True)
+    revision: str = knob(
+        "", "Branch, tag or commit on the hub.", advanced=True, when={"model": ["hub"]}
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
         "auto",
         "Precision of the frozen weights; auto uses bfloat16 on a GPU that has it, keeps bfloat16 "
@@ -50,11 +52,13 @@ class DataSource(Record):
         "starter:pirate", "A file, a folder, a hub id, or a demo dataset.", title="Dataset"
     )
     subset: str = knob(
-        "", "Configuration of a hub dataset or of a folder with a dataset card.", advanced=True
-    )
+        "", "Configuration of a hub dataset or of a folder with a dataset card.", advanced=True,
+        when={"data": ["hub", "folder"]},
+    )  # fmt: skip
     split: str = knob(
-        "train", "Split to train on, of a hub dataset or of a folder with splits.", advanced=True
-    )
+        "train", "Split to train on, of a hub dataset or of a folder with splits.", advanced=True,
+        when={"data": ["hub", "folder"]},
+    )  # fmt: skip
     format: Literal["auto", RowFormat] = knob(
         "auto", "Row format; auto detects it from the columns.", advanced=True
     )
@@ -175,6 +179,7 @@ class TrainArgs(Record):
         title="Steps",
         ge=-1,
         le=10_000_000,
+        words={"auto": -1},
     )
     per_device_train_batch_size: int = knob(
         8, "Rows per forward and backward pass.", title="Batch size", unit="rows", ge=1, le=4096
@@ -190,8 +195,9 @@ class TrainArgs(Record):
         "cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay"
     ] = _optimizer("cosine", "Learning-rate decay after warmup.", title="Learning-rate schedule")
     warmup_steps: int = _optimizer(
-        -1, "Steps of linear warmup; -1 uses 5 % of the run.", ge=-1, le=1_000_000
-    )
+        -1, "Steps of linear warmup; -1 uses 5 % of the run.", ge=-1, le=1_000_000,
+        words={"auto": -1},
+    )  # fmt: skip
     optim: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "muon"] = (
         _optimizer(
             "adamw",
@@ -201,7 +207,7 @@ class TrainArgs(Record):
     )
     loraplus_lr_ratio: float = _optimizer(
         1.0, "LoRA+: learning rate of B relative to A; 1 is plain LoRA.", gt=0, le=1000,
-        title="LoRA+ ratio",
+        title="LoRA+ ratio", when={"method.name": ["lora"]},
     )  # fmt: skip
     weight_decay: float = _optimizer(0.0, "Weight decay coefficient.", ge=0, le=10)
     max_grad_norm: float = _optimizer(
@@ -209,6 +215,7 @@ class TrainArgs(Record):
         "Clip the gradient norm to this value; 0 disables clipping.",
         title="Gradient clipping",
         ge=0,
+        words={"off": 0},
     )
     label_smoothing_factor: float = _optimizer(
         0.0, "Fraction of each target spread evenly over the vocabulary.", ge=0, lt=1,
@@ -216,14 +223,16 @@ class TrainArgs(Record):
     )  # fmt: skip
     neftune_noise_alpha: float = _optimizer(
         0.0, "NEFTune: noise added to the embeddings in training; 5 is usual, 0 disables it.",
-        title="NEFTune noise", ge=0, le=1000,
+        title="NEFTune noise", ge=0, le=1000, words={"off": 0},
     )  # fmt: skip
     eval_steps: int = _evaluation(
-        0, "Steps between evaluations; 0 evaluates about ten times per run, -1 never.", ge=-1
-    )
+        0, "Steps between evaluations; 0 evaluates about ten times per run, -1 never.", ge=-1,
+        words={"auto": 0, "never": -1},
+    )  # fmt: skip
     save_steps: int = _evaluation(
-        0, "Steps between checkpoints; 0 saves about five times per run, -1 only on stop.", ge=-1
-    )
+        0, "Steps between checkpoints; 0 saves about five times per run, -1 only on stop.", ge=-1,
+        words={"auto": 0, "only on stop": -1},
+    )  # fmt: skip
     save_total_limit: int = _evaluation(
         2, "Maximum number of checkpoints to keep.", title="Checkpoints to keep", ge=1, le=1000
     )
@@ -234,10 +243,12 @@ class TrainArgs(Record):
     early_stopping_patience: int = _evaluation(
         0, "Stop after this many evaluations without a lower validation loss, and publish the best "
         "checkpoint; 0 disables early stopping.", title="Early stopping", ge=0, le=1000,
+        words={"off": 0},
     )  # fmt: skip
     num_samples: int = _evaluation(
-        3, "Validation prompts to answer at every evaluation; 0 disables sampling.", ge=0, le=8
-    )
+        3, "Validation prompts to answer at every evaluation; 0 disables sampling.", ge=0, le=8,
+        words={"none": 0},
+    )  # fmt: skip
     sample_prompts: str = _evaluation(
         "", "Prompts to answer instead of validation prompts, separated by |.", max_length=4000
     )
@@ -257,6 +268,7 @@ class TrainArgs(Record):
     activation_offloading: bool = _speed(
         False, "With gradient checkpointing on a GPU: keep the layers' inputs in main memory; "
         "results do not change.",
+        when={"train.gradient_checkpointing": ["true"], "device": ["gpu"]},
     )  # fmt: skip
     retry_when_out_of_memory: bool = _speed(
         False, "When out of memory, halve the batch size (the effective batch size stays) and "
@@ -286,8 +298,18 @@ class TrainArgs(Record):
     )  # fmt: skip
     fsdp: bool = _devices(
         False, "Shard the frozen weights over the processes (FSDP): for a base model too large for "
-        "one device.", title="Shard the base",
+        "one device.", title="Shard the base", when={"device": ["several"]},
     )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _steps_are_given_or_derived(self) -> Self:
+        if self.max_steps == 0:
+            raise SpecError(
+                "train.max_steps is 0, which trains nothing: give the number of steps, or leave it "
+                "out (-1) to derive it from the epochs.",
+                field="train.max_steps",
+            )
+        return self
 
     @model_validator(mode="after")
     def _offloading_needs_checkpointing(self) -> Self:

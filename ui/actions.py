@@ -7,27 +7,20 @@ reads small files; nothing is downloaded, and no tensor is opened.
 from typing import Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 
 from jobs.actions import ACTIONS, ask, outcome
 from jobs.actions.adapters import best_losses, card, trashed
 from jobs.actions.registry import find, schema
 from jobs.store import JobStore
 from studio.adapters import library
-from studio.errors import InputError, QueueError
+from studio.errors import QueueError
 from studio.home import Home
-from ui import form_state, sources
+from ui import sources
 from ui.live import job_row
 
 
-class FormState(BaseModel):
-    """The form of the Train page as assignments."""
-
-    set: list[str] = []
-
-
 def action_routes(home: Home, store: JobStore) -> APIRouter:
-    """Return the routes of actions, of the adapter library and of the Train page's estimate."""
+    """Return the routes of actions and of the adapter library."""
     router = APIRouter(prefix="/api")
 
     @router.get("/actions")
@@ -55,12 +48,5 @@ def action_routes(home: Home, store: JobStore) -> APIRouter:
             "trash": [trashed(one) for one in library.trash(home)],
             "models": sources.labelled_models(home),
         }
-
-    @router.post("/estimate")
-    def estimated(form: FormState) -> dict[str, Any]:
-        try:
-            return sources.forecast(form_state.from_query(form.set), home)
-        except InputError as error:  # a form on its way to a valid one: an answer, not a failure
-            return {"error": error.as_dict()}
 
     return router

@@ -30,6 +30,7 @@ from ui.security import (
     warning,
 )
 from ui.wake import import_gradio
+from ui.wording import with_titles
 
 ASSETS = Path(__file__).parent / "assets"
 MAX_UPLOAD_BYTES = 2 * 1024**3
@@ -68,6 +69,7 @@ def build_app(
     from ui.datasets import data_routes
     from ui.live import routes
     from ui.system import system_routes
+    from ui.train_page import train_routes
 
     store = JobStore(home)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Adapter Studio")
@@ -75,7 +77,7 @@ def build_app(
     app.add_exception_handler(RequestValidationError, _wrong_request)
     for router in (
         action_routes(home, store), routes(home, store), compare_routes(home, store),
-        system_routes(home, store), data_routes(home, store),
+        system_routes(home, store), data_routes(home, store), train_routes(home),
     ):  # fmt: skip
         app.include_router(router)
     app.mount("/studio", _assets(StaticFiles))
@@ -90,7 +92,7 @@ def build_app(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so
-        _mount(app, _pages(home, store), root)
+        _mount(app, _pages(), root)
     inner: App = SizeLimit(Frame(app, root), larger=LARGER)
     asked = TokenCheck(inner, token=token, port=port) if token else inner
     guarded = OriginCheck(asked, hosts=hosts)
@@ -128,7 +130,8 @@ def sentence_of(_: Any, error: Exception) -> Any:
     from fastapi.responses import JSONResponse
 
     assert isinstance(error, StudioError)
-    return JSONResponse({"error": error.as_dict()}, status_code=400)
+    shown = {"text": with_titles(error.text), "field": getattr(error, "field", "")}
+    return JSONResponse({"error": error.as_dict() | shown}, status_code=400)
 
 
 def _wrong_request(_: Any, error: Exception) -> Any:
@@ -138,12 +141,13 @@ def _wrong_request(_: Any, error: Exception) -> Any:
     return JSONResponse({"error": {"kind": "request", "text": text}}, status_code=422)
 
 
-def _pages(home: Home, store: Any) -> Any:
+def _pages() -> Any:
     import gradio as gr
 
-    from ui import train_page
-    from ui.form import bare, element
     from ui.pages import PAGES
+
+    def draw(name: str) -> None:
+        gr.HTML(f"<studio-{name}></studio-{name}>", apply_default_css=False, padding=False)
 
     with gr.Blocks(
         analytics_enabled=False,
@@ -151,10 +155,10 @@ def _pages(home: Home, store: Any) -> Any:
         fill_width=True,
         delete_cache=(3600, 86_400),
     ) as pages:
-        train_page.build(pages, home, store)
+        draw(PAGES[0].name)
     for page in PAGES[1:]:
         with pages.route(page.title, page.name, show_in_navbar=False):
-            bare(element(f"studio-{page.name}"))
+            draw(page.name)
     return pages
 
 

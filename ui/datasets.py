@@ -61,8 +61,8 @@ def data_routes(home: Home, store: JobStore) -> APIRouter:
         }
 
     @router.post("/upload")
-    async def upload(request: Request, name: Name, keep: bool = False) -> dict[str, str]:
-        return {"path": await receive(store, request.stream(), name, keep=keep)}
+    async def upload(request: Request, name: Name) -> dict[str, str]:
+        return {"path": await receive(store, request.stream(), name)}
 
     @router.post("/look")
     def look(wanted: SourcePreview) -> dict[str, Any]:

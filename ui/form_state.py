@@ -66,9 +66,14 @@ def minimal_yaml(spec: RunSpec) -> str:
     return yaml.safe_dump(nested, sort_keys=False, allow_unicode=True)
 
 
+def assignments(spec: RunSpec) -> list[str]:
+    """Return what differs from the defaults, as `method.r=32`."""
+    return [f"{path}={_written(value)}" for path, value in differences(spec).items()]
+
+
 def query(spec: RunSpec) -> str:
     """Return the address query that opens the form as it is: `set=method.r%3D32&…`."""
-    return urlencode([("set", f"{p}={_written(v)}") for p, v in differences(spec).items()])
+    return urlencode([("set", one) for one in assignments(spec)])
 
 
 def from_query(assignments: Iterable[str]) -> RunSpec:

@@ -1,7 +1,7 @@
 """The table of pages: title, address, and the custom element that draws each one.
 
 A page is one element of `assets/<page>/<page>.js`, which registers it, styled by
-`assets/<page>/<page>.css`. Only Train is laid out in gradio (`train_page.py`).
+`assets/<page>/<page>.css`.
 """
 
 from dataclasses import dataclass

@@ -4,6 +4,8 @@ One line each, read from files without torch; a mistake becomes the same sentenc
 line.
 """
 
+import contextlib
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,17 +17,20 @@ from studio.data.readers import data_suffix
 from studio.data.report import LOW_SHARE
 from studio.data.snapshots import open_snapshot, snapshots
 from studio.devices import CLUSTER
-from studio.errors import DataError, SpecError
+from studio.errors import DataError, SpecError, StudioError
 from studio.home import Home
-from studio.methods import named
+from studio.methods import methods
 from studio.models import sources
 from studio.names import readable
 from studio.spec import DataSource, ModelSource, RunSpec
 from ui.uploads import kept_uploads
+from ui.wording import with_titles
 
 HUB_ID = "A hub id: it is downloaded once, when the run starts."
 CHECKED_BYTES = 20 * 1024**2
 ESTIMATED_BYTES = 16 * 2**20
+MOST_RATES = 30  # times the usual learning rate before it is remarked on
+SHOWN_ROWS, SHOWN_TOKENS = 3, 240
 
 
 def model_choices(home: Home) -> list[tuple[str, str]]:
@@ -59,15 +64,6 @@ def device_choices() -> list[tuple[str, str]]:
         ("auto · a free one", devices.AUTO), (every, devices.ALL), *here,
         ("ray · the cluster of the System page", CLUSTER),
     ]  # fmt: skip
-
-
-def picked_devices(chosen: list[str]) -> list[str]:
-    """Return what stays of the devices picked, the newest last: GPUs together, all else alone."""
-    if not chosen:
-        return [devices.AUTO]
-    if not devices.GPU.fullmatch(chosen[-1]):
-        return chosen[-1:]
-    return [name for name in chosen if devices.GPU.fullmatch(name)]
 
 
 def model_line(source: ModelSource) -> str:
@@ -154,16 +150,124 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
     return f"{share:.0%} of the tokens are trained", False
 
 
+def warnings(spec: RunSpec, home: Home) -> Iterator[str]:
+    """Yield what is rarely meant of settings that are valid."""
+    from studio.training.schedule import lr_for
+
+    words, too_little = trained_line(spec, home)
+    if too_little:
+        yield words
+    rate = spec.train.learning_rate
+    if rate != "auto" and sources.origin_of(spec.model.path).is_local:
+        usual = lr_for(spec.method, sources.facts(spec.model).hidden_size)
+        if rate > MOST_RATES * usual:
+            shown = f"{rate:g}".replace("e+0", "e")
+            yield (
+                f"The learning rate {shown} is {rate / usual:,.0f} times the usual {usual:.2g} for "
+                f"{spec.method.title} on this model: the loss will most likely diverge."
+            )
+
+
+def model_traits(source: ModelSource) -> list[str]:
+    """Return what decides which fields a model uses: "experts" for a mixture."""
+    from studio.training.estimate import read_shape
+
+    if not sources.origin_of(source.path).is_local:
+        return []
+    with contextlib.suppress(StudioError):
+        return ["experts"] if read_shape(sources.facts(source)).mixture else []
+    return []
+
+
+def method_sizes(spec: RunSpec) -> dict[str, dict[str, int]]:
+    """Return the trained parameters and the bytes of each method's result on the run's model."""
+    from studio.training.estimate import read_shape, trained_parameters
+
+    if not sources.origin_of(spec.model.path).is_local:
+        return {}
+    try:
+        known = sources.facts(spec.model)
+    except StudioError:
+        return {}
+    shape, found = read_shape(known), {}
+    for name, method in methods().items():
+        own = spec.method if name == spec.method.name else method()
+        count = trained_parameters(spec.model_copy(update={"method": own}), shape, known)
+        if own.needs_bias and not getattr(own, "create_missing", False):
+            count = sources.num_biases(known.path)
+        found[name] = {"parameters": count, "bytes": 4 * count}
+    return found
+
+
+def data_note(spec: RunSpec, home: Home) -> str:
+    """Say what the dataset is and which share of its tokens is trained.
+
+    Raises:
+        StudioError: It cannot be used, or not one token would be trained.
+    """
+    line, (words, too_little) = data_line(spec.data, home), trained_line(spec, home)
+    return line if too_little or not words else f"{line} · {words}"
+
+
 def forecast(spec: RunSpec, home: Home) -> dict[str, Any]:
-    """Return the estimate of a run's memory and time, or why there is none yet (`unknown`)."""
+    """Return a run's memory, time and automatic values, or why they are not known (`unknown`)."""
     from studio.training.estimate import estimate
 
     if why := unknown(spec, home):
         return {"unknown": why}
     try:
-        return estimate(spec, home).as_dict() | {"titles": TITLES}
+        return estimate(spec, home).as_dict() | {"titles": TITLES} | _plan(spec, home)
     except SpecError as error:  # devices that are not here
-        return {"unknown": error.text}
+        return {"unknown": with_titles(error.text)}
+
+
+def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:
+    """Return what automatic fields become, and how many rows are cut."""
+    from studio.data.prepare import prepare
+    from studio.data.tokenizer_files import backend_for
+    from studio.training.schedule import plan_run
+
+    known = sources.facts(spec.model)
+    made = prepare(
+        spec.data, backend_for(known.path, home), seed=spec.seed, home=home,
+        context_length=max(1, known.context_length - spec.method.num_tokens_before),
+    )  # fmt: skip
+    plan = plan_run(spec, num_rows=len(made.train), hidden_size=known.hidden_size)
+    report = made.report
+    return {
+        "rows": len(made.train), "held_out": len(made.validation),
+        "cut": {
+            "rows": report.truncated, "of": report.examples, "limit": report.limit,
+            "start": report.truncated_start, "longest": report.longest,
+            "context": known.context_length,
+        },
+        "auto": {
+            "train.max_steps": f"{plan.total_steps:,} steps".replace(",", "\u202f"),
+            "train.learning_rate": f"{plan.learning_rate:.2g}",
+            "train.warmup_steps": f"{plan.warmup_steps} steps",
+            "train.eval_steps": f"every {plan.eval_every} steps",
+            "train.save_steps": f"every {plan.save_every} steps",
+            "data.format": report.format.replace("_", " "),
+            "data.chat_template": report.template,
+        },
+    }  # fmt: skip
+
+
+def first_rays(spec: RunSpec, home: Home) -> dict[str, Any]:
+    """Return the first rows of a run as the trainer sees them; see `studio.data.xray`."""
+    from studio.data.first_rows import lens
+    from studio.data.xray import xray
+
+    if why := unknown(spec, home):
+        return {"unknown": why}
+    seen = lens(spec.model, home)
+    limit = max(1, seen.context_length - spec.method.num_tokens_before)
+    shown = xray(spec.data, seen.backend, context_length=limit, count=SHOWN_ROWS, home=home)
+    return {"rows": [_shortened(row.model_dump(mode="json")) for row in shown[:SHOWN_ROWS]]}
+
+
+def _shortened(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"tokens": row["tokens"][:SHOWN_TOKENS], "text": ""}
 
 
 def unknown(spec: RunSpec, home: Home) -> str:
@@ -180,11 +284,6 @@ def unknown(spec: RunSpec, home: Home) -> str:
     if kind == "file" and file.stat().st_size > ESTIMATED_BYTES:
         return "A large dataset: press Measure to read it and take two real steps."
     return ""
-
-
-def method_line(spec: RunSpec) -> str:
-    """Return the first sentences of the method's own manual."""
-    return named(spec.method.name).manual()
 
 
 def _leaf(path: str) -> str:

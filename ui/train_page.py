@@ -1,248 +1,175 @@
-"""Train: one page, one button. Everything is chosen already; everything can be changed.
+"""The Train page's JSON routes: its fields, and what the form means as it stands.
 
-The form is generated from the spec; the launch panel on the right shows the run it started, live.
-Launching only writes a row into the queue: nothing here trains.
+The page sends the fields that differ from their defaults, as they were typed. They are judged by
+`RunSpec.parse`, as on the command line, so that both say the same sentence.
 """
 
-import html
-import itertools
 import re
-import time
-from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
-import gradio as gr
+from fastapi import APIRouter
+from pydantic import BaseModel
 
-from jobs.actions.training import launch
-from jobs.store import JobStore
-from studio.errors import InputError, SpecError, StudioError
-from studio.fields import Parameter
+from jobs.actions.registry import shown_field
+from studio import hardware, presets
+from studio.data.datasets import origin_of
+from studio.devices import CPU
+from studio.errors import InputError, StudioError
+from studio.fields import Parameter, parameter, parse_assignment
 from studio.home import Home
 from studio.methods import methods
-from studio.spec import RunSpec
+from studio.models import sources as models
+from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
 from ui import form_state, sources
-from ui.form import DEFAULT_METHOD, METHOD, PARTS, Form, bare, element, form_fields, heading
-from ui.uploads import SUFFIXES
+from ui.wording import with_titles
 
-Groups = list[tuple[str, Any]]
-# Each field's change asks at once and answers may cross: the page keeps that of the highest turn.
-NEXT_TURN = "(...values) => [...values.slice(0, -1), window.sTurn = (window.sTurn ?? 0) + 1]"
-PRIVATE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-
-
-def build(page: gr.Blocks, home: Home, store: JobStore) -> None:
-    """Lay out the page inside the open blocks."""
-    form = Form()
-    with gr.Row(elem_classes="s-train", equal_height=False):
-        with gr.Column(elem_classes="s-form", min_width=320):
-            bare("<studio-presets></studio-presets>", elem_id="presets")
-            uploaded, upload, notes, groups = _fields(form, home)
-        with gr.Column(elem_classes="s-side", min_width=320):
-            launch = gr.Button("Train", variant="primary", elem_id="train")
-            bare("<studio-preflight></studio-preflight>", elem_id="preflight")
-            panel = bare("<studio-launch></studio-launch>", elem_id="launch")
-            preview = bare(_notes(_preview(RunSpec()) | {"query": None}), elem_id="preview")
-    inputs = list(form.components.values())
-    outputs = [preview, *notes]
-
-    def look(*values: Any) -> list[str]:
-        *own, turn = values
-        return _look(form, home, own, turn)
-
-    def open_page(address: str) -> list[Any]:
-        return _open(form, groups, home, address)
-
-    def start(*values: Any) -> str:
-        return _start(form, home, store, values)
-
-    turn = gr.Number(0, visible=False)
-    gr.on(
-        [component.change for component in inputs],
-        look,
-        [*inputs, turn],
-        outputs,
-        js=NEXT_TURN,
-        trigger_mode="always_last",
-        **PRIVATE,
-    )
-    method = form.components["method.name"]
-    method.change(
-        lambda chosen: _shown_groups(groups, chosen),
-        method,
-        [group for _, group in groups],
-        **PRIVATE,
-    )
-    uploaded.change(
-        lambda path: gr.update(choices=sources.data_choices(home), value=path),
-        uploaded,
-        form.components["data.path"],
-        **PRIVATE,
-    )
-    launch.click(start, inputs, panel, **PRIVATE)
-    address = gr.Textbox(visible=False)
-    page.load(
-        open_page,
-        address,
-        [upload, *inputs, *outputs, *(group for _, group in groups)],
-        js="() => location.search",
-        **PRIVATE,
-    )
+PARTS: dict[str, type[BaseModel]] = {
+    "": RunSpec, "model": ModelSource, "data": DataSource, "train": TrainArgs,
+}  # fmt: skip
+Values = dict[str, Any]
 
 
-def _fields(form: Form, home: Home) -> tuple[Any, Any, list[Any], Groups]:
-    parts = {name: form_fields(cls, f"{name}.") for name, cls in PARTS.items()}
-    with gr.Column(elem_classes="s-card"):
-        heading("What to train")
-        with gr.Row(elem_classes="s-pair"):
-            form.add(parts["model"][0], sources.model_choices(home))
-            form.add(parts["data"][0], sources.data_choices(home))
-        with gr.Row(elem_classes="s-pair"):
-            model_note = bare("", elem_id="model-note")
-            data_note = bare("", elem_id="data-note")
-        upload = bare(element("studio-upload"), elem_id="upload")
-        uploaded = gr.Textbox(visible="hidden", elem_id="uploaded", show_label=False)
-    with gr.Column(elem_classes="s-card"):
-        heading("Method")
-        groups = _methods(form)
-        method_note = bare("", elem_id="method-note")
-    with gr.Column(elem_classes="s-card"):
-        heading("Training")
-        with gr.Row(elem_classes="s-fields"):
-            for field in [*parts["train"], *form_fields(RunSpec, "")]:
-                if not field.advanced:
-                    form.add(field)
-    with gr.Accordion("Advanced", open=False, elem_classes="s-card s-advanced", elem_id="advanced"):
-        for name, method in methods().items():
-            more = [one for one in form_fields(method, f"method:{name}.") if one.advanced]
-            if more:
-                with gr.Column(
-                    visible=name == DEFAULT_METHOD, elem_classes="s-method-more"
-                ) as group:
-                    _under(form, method.title, more)
-                groups.append((name, group))
-        for name, title in (("train", "Training"), ("data", "Data"), ("model", "Model")):
-            more = [one for one in parts[name] if one.advanced]
-            for words, some in itertools.groupby(more, key=lambda one: one.heading or title):
-                _under(form, words, some)
-    return uploaded, upload, [model_note, data_note, method_note], groups
+class Asked(BaseModel):
+    """The form as it stands, or the address that it is opened from; a preset is laid over both."""
+
+    values: Values = {}
+    address: str = ""
+    preset: str = ""
 
 
-def _under(form: Form, title: str, some: Iterable[Parameter]) -> None:
-    heading(title, 3)
-    with gr.Row(elem_classes="s-fields"):
-        for field in some:
-            if field.path == "train.device":
-                box = form.add(field, sources.device_choices())
-                box.input(sources.picked_devices, box, box, **PRIVATE)
-            else:
-                form.add(field)
+class FormState(BaseModel):
+    """The form as assignments."""
+
+    set: list[str] = []
 
 
-def _methods(form: Form) -> Groups:
-    groups: Groups = []
-    with gr.Row(elem_classes="s-fields"):
-        form.add(METHOD, [(method.title, name) for name, method in methods().items()])
-        for name, method in methods().items():
-            with gr.Row(visible=name == DEFAULT_METHOD, elem_classes="s-method") as group:
-                for field in form_fields(method, f"method:{name}."):
-                    if not field.advanced:
-                        form.add(field)
-            groups.append((name, group))
-    return groups
+def train_routes(home: Home) -> APIRouter:
+    """Return the routes of the Train page."""
+    router = APIRouter(prefix="/api")
 
+    @router.get("/train")
+    def form() -> dict[str, Any]:
+        return {
+            "fields": [
+                shown(one) for part, record in PARTS.items() for one in form_fields(record, part)
+            ],
+            "methods": [
+                {
+                    "name": name, "title": method.title, "phase": method.phase.value,
+                    "manual": method.manual(),
+                    "fields": [shown(one) for one in form_fields(method, "method")],
+                }
+                for name, method in methods().items()
+            ],
+            "choices": {
+                path: [(value, label) for label, value in found]
+                for path, found in (
+                    ("model.path", sources.model_choices(home)),
+                    ("data.path", sources.data_choices(home)),
+                    ("train.device", sources.device_choices()),
+                )
+            },
+        }  # fmt: skip
 
-def _look(form: Form, home: Home, values: Any, turn: int) -> list[str]:
-    """Judge the form as it is: what it means, and a line on model, data and method."""
-    try:
-        spec = RunSpec.parse(form.read(values))
-    except SpecError as error:
-        return [_notes(form.wrong(values, error) | {"turn": turn})] + [gr.skip()] * 3
-    return [_notes(_preview(spec) | {"turn": turn}), *_lines(spec, home)]
-
-
-def _lines(spec: RunSpec, home: Home) -> list[str]:
-    lines = []
-    says: tuple[Callable[[], str], ...] = (
-        lambda: _note(sources.model_line(spec.model)),
-        lambda: _data_notes(spec, home),
-    )
-    for say in says:
+    @router.post("/train")
+    def judge(asked: Asked) -> dict[str, Any]:
         try:
-            lines.append(say())
+            spec = form_state.from_address(home, asked.address)
+            if asked.values:
+                spec = RunSpec().with_values(typed(asked.values))
+            if asked.preset:
+                spec = presets.apply_preset(home, asked.preset, spec)
+        except InputError as error:  # a form on its way to a valid one: an answer, not a failure
+            text, field = with_titles(error.text), getattr(error, "field", "")
+            return {"error": {"text": text, "field": field}}
+        return judged(spec, home)
+
+    @router.post("/estimate")
+    def estimated(form: FormState) -> dict[str, Any]:
+        try:
+            return sources.forecast(form_state.from_query(form.set), home)
+        except InputError as error:
+            return {"error": error.as_dict()}
+
+    @router.post("/train/xray")
+    def rays(form: FormState) -> dict[str, Any]:
+        try:
+            return sources.first_rays(form_state.from_query(form.set), home)
         except StudioError as error:
-            lines.append(_note(error.text, "s-note s-wrong"))
-    lines.append(_manual(sources.method_line(spec)))
-    return lines
+            return {"unknown": with_titles(error.text)}
+
+    return router
 
 
-def _manual(words: str) -> str:
-    """Show a manual, first when to use the method; a line ends only where a sentence does."""
-    flowing = re.sub(r"(?<![.:\n])\n(?!\n)", " ", words)
-    parts = sorted(flowing.split("\n\n"), key=lambda part: not part.startswith("When to use it"))
-    shown = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape("\n\n".join(parts)))
-    return f'<details class="s-manual"><summary>How it works</summary><pre>{shown}</pre></details>'
+def form_fields(record: type[BaseModel], part: str) -> list[Parameter]:
+    """Return the fields of a record in its order, without nested records and what is no setting."""
+    hidden = {"method", "version", *(["name"] if part == "method" else [])}
+    return [
+        parameter(f"{part}.{name}" if part else name, info)
+        for name, info in record.model_fields.items()
+        if name not in hidden
+        and not (isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel))
+    ]
 
 
-def _data_notes(spec: RunSpec, home: Home) -> str:
-    line = sources.data_line(spec.data, home)
-    words, too_little = sources.trained_line(spec, home)
-    if too_little:
-        return _note(line) + _note(words, "s-note s-warning")
-    return _note(f"{line} · {words}" if words else line)
+def shown(one: Parameter) -> dict[str, Any]:
+    """Return a field as the page draws it; values that are words there are not in its help."""
+    for value in one.words.values():
+        one_clause = rf"[;,] {value} [^;,.]*"
+        one = replace(one, help=re.sub(one_clause, "", one.help))
+    return shown_field(one)
 
 
-def _note(words: str, style: str = "s-note") -> str:
-    return f'<p class="{style}">{html.escape(words)}</p>'
-
-
-def _preview(spec: RunSpec) -> dict[str, Any]:
-    return {
-        "command": form_state.command_line(spec),
-        "yaml": form_state.minimal_yaml(spec),
-        "query": form_state.query(spec),
+def typed(values: Values) -> Values:
+    """Return the values of fields from the typed texts; an empty one means the default."""
+    method = methods().get(str(values.get("method.name")), methods()["lora"])
+    known = {
+        one.path: one
+        for part, record in (*PARTS.items(), ("method", method))
+        for one in form_fields(record, part)
     }
+    read: Values = {}
+    for path, value in values.items():
+        text = value.strip() if isinstance(value, str) else value
+        if text in ("", None):
+            continue
+        field = known.get(path)
+        if isinstance(text, str) and field is not None:
+            if text in field.words:
+                text = field.words[text]
+            elif field.kind == "number" or (field.kind == "text" and field.default == "auto"):
+                text = parse_assignment(f"value={text}")[1]
+            elif field.kind == "open_choice" and text not in field.choices:
+                text = [part.strip() for part in text.split(",") if part.strip()]
+        read[path] = text
+    return read
 
 
-def _notes(values: dict[str, Any]) -> str:
-    return element("studio-notes", values)
-
-
-def _open(form: Form, groups: Groups, home: Home, address: str) -> list[Any]:
-    """Fill the form from the address, so that a reload or a link finds it as it was."""
-    asked, error = "set=" in address or "preset=" in address, ""
-    try:
-        spec = form_state.from_address(home, address)
-    except InputError as wrong:
-        spec, error = RunSpec(), wrong.text
-    shown = dict(zip(form.components, form.write(spec), strict=True))
-    updates: list[Any] = [value if asked else gr.skip() for value in shown.values()]
-    order = list(shown)
-    for path, choices in (
-        ("model.path", sources.model_choices(home)),
-        ("data.path", sources.data_choices(home)),
+def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
+    """Return what the form means: its differences, and a line on model and data each."""
+    changed = form_state.differences(spec)
+    lines: dict[str, Any] = {"warnings": []}
+    for name, line in (
+        ("model", lambda: sources.model_line(spec.model)),
+        ("data", lambda: sources.data_note(spec, home)),
+        ("warnings", lambda: list(sources.warnings(spec, home))),
     ):
-        value = {"value": shown[path]} if asked else {}
-        updates[order.index(path)] = gr.update(choices=choices, **value)
-    notes = _preview(spec) | ({"error": error} if error else {})
-    upload = element("studio-upload", {"accept": ",".join(SUFFIXES)})
-    groups_shown = _shown_groups(groups, spec.method.name)
-    return [upload, *updates, _notes(notes), *_lines(spec, home), *groups_shown]
-
-
-def _shown_groups(groups: Groups, method: str) -> list[Any]:
-    return [gr.update(visible=name == method) for name, _ in groups]
-
-
-def _start(form: Form, home: Home, store: JobStore, values: Any) -> str:
-    try:
-        job = launch(store, RunSpec.parse(form.read(values)))
-    except SpecError as error:
-        return _refused(**form.wrong(values, error))
-    except StudioError as error:
-        return _refused(error.text)
-    return element("studio-launch", {"job": job.id})
-
-
-def _refused(error: str, field: str = "") -> str:
-    # The time makes the same mistake twice two different values, so that it is shown again.
-    return element("studio-launch", {"error": error, "field": field, "at": time.time()})
+        try:
+            lines[name] = line()
+        except StudioError as error:
+            if name != "warnings":
+                lines[name], lines[f"{name}_wrong"] = with_titles(error.text), True
+    device = spec.train.device
+    gpu = device.startswith("cuda") or (device in ("auto", "all") and len(hardware.devices()) > 1)
+    kinds = [models.origin_of(spec.model.path).kind, *sources.model_traits(spec.model)]
+    return {
+        "values": changed, "set": form_state.assignments(spec),
+        "command": form_state.command_line(spec), "yaml": form_state.minimal_yaml(spec),
+        "sizes": sources.method_sizes(spec),
+        "facts": {
+            "device": ["gpu" if gpu else CPU, *["several"] * spec.train.may_use_several_processes],
+            "model": kinds, "data": [origin_of(spec.data.path, home).kind],
+        },
+        **lines,
+    }  # fmt: skip

@@ -1,8 +1,8 @@
 """Uploads: receive a file in pieces, store it in the home under a safe name, delete old ones.
 
-The request carries the file alone, so it never waits in memory and no form is parsed. A file to
-import lies in a folder of its own until its import is done; one that was never imported is deleted
-a day later, as the server starts and at the next upload. A file that runs train on stays.
+The request carries the file alone, so it never waits in memory and no form is parsed. A file lies
+in a folder of its own until its import is done; one that was never imported is deleted a day later,
+as the server starts and at the next upload.
 """
 
 import contextlib
@@ -14,37 +14,28 @@ from pathlib import Path
 
 from jobs.job import OPEN
 from jobs.store import JobStore
-from studio import atomic
-from studio.data.files import COMPRESSED
-from studio.data.readers import ENDINGS, data_suffix
+from studio.data.readers import data_suffix
 from studio.data.requests import uploads
 from studio.errors import DataError
 from studio.home import Home, slug
 
 MAX_UPLOAD_BYTES = 64 * 1024**3
 STALE_SECONDS = 86_400.0
-SUFFIXES = (*ENDINGS, *COMPRESSED)
 
 
-async def receive(store: JobStore, pieces: AsyncIterator[bytes], name: str, *, keep: bool) -> str:
+async def receive(store: JobStore, pieces: AsyncIterator[bytes], name: str) -> str:
     """Write an upload under a safe form of its name and return its path.
 
     Args:
         store: The queue, whose home receives the file.
         pieces: The file.
         name: The name of the file on the user's side.
-        keep: Store it for runs to train on, not for one import.
 
     Raises:
-        DataError: It is too large, or to be kept and not named like a data file.
+        DataError: It is too large.
     """
     sweep(store)
     leaf = name.replace("\\", "/").split("/")[-1]
-    if keep and not data_suffix(leaf):
-        raise DataError(
-            f'"{leaf}" is not a data file: its name must end in {", ".join(ENDINGS)}, '
-            "and .gz or .zst after it if it is compressed."
-        )
     suffix = data_suffix(leaf) or Path(leaf).suffix
     stem, suffix = leaf[: len(leaf) - len(suffix)], _safe(suffix)
     target = uploads(store.home) / secrets.token_hex(8) / f"{slug(stem, fallback='data')}{suffix}"
@@ -57,14 +48,14 @@ async def receive(store: JobStore, pieces: AsyncIterator[bytes], name: str, *, k
                 if size > MAX_UPLOAD_BYTES:
                     raise DataError("The upload is larger than 64 GiB; import it by its path.")
                 handle.write(piece)
-        return str(_kept(store.home, target, suffix) if keep else target)
+        return str(target)
     except BaseException:
         shutil.rmtree(target.parent, ignore_errors=True)
         raise
 
 
 def kept_uploads(home: Home) -> Path:
-    """Return the folder of the uploaded files that runs train on."""
+    """Return the folder of uploads that older versions kept for runs to train on."""
     return home.datasets / "uploads"
 
 
@@ -78,21 +69,6 @@ def sweep(store: JobStore) -> None:
         with contextlib.suppress(OSError):  # its import has just removed it
             if old not in needed and time.time() - old.lstat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(old, ignore_errors=True)
-
-
-def _kept(home: Home, file: Path, suffix: str) -> Path:
-    folder, stem = kept_uploads(home), file.name.removesuffix(suffix)
-    folder.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        target = folder / f"{stem}{'' if number == 1 else f'-{number}'}{suffix}"
-        with contextlib.suppress(FileExistsError):
-            target.touch(exist_ok=False)
-            break
-        number += 1
-    atomic.replace(file, target)
-    file.parent.rmdir()
-    return target
 
 
 def _safe(suffix: str) -> str:

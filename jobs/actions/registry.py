@@ -295,7 +295,8 @@ def shown_field(one: Parameter) -> dict[str, Any]:
         "name": one.path, "title": one.title, "help": one.help, "type": whole, "of": one.of,
         "default": default, "choices": choices,
         "advanced": one.advanced, "unit": one.unit, "step": one.step, "required": one.required,
-        "lines": one.lines, "when": one.when, "max_length": one.bounds.get("max_length"),
+        "lines": one.lines, "when": one.when, "words": one.words, "heading": one.heading,
+        "max_length": one.bounds.get("max_length"),
         "ge": one.bounds.get("ge", one.bounds.get("gt")),
         "le": one.bounds.get("le", one.bounds.get("lt")),
     }  # fmt: skip

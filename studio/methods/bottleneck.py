@@ -48,7 +48,7 @@ class Bottleneck(Method):
     )
     bottleneck_dim: int = knob(
         0, "Inner size r; 0 divides the hidden size by the reduction factor.", ge=0, le=16384,
-        title="Bottleneck size",
+        title="Bottleneck size", words={"auto": 0},
     )  # fmt: skip
     reduction_factor: float = knob(
         16, "Hidden size divided by this gives r.", ge=1, title="Reduction factor"

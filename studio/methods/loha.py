@@ -51,6 +51,10 @@ class LoHa(LinearMethod):
     alpha: float = knob(16, "Scale of the update: alpha / r.", title="Alpha", gt=0)
     target_modules: Targets = targets_field()
 
+    def num_trained(self, inputs: int, outputs: int) -> int:
+        """Return `2 r (I + O)`."""
+        return 2 * self.r * (inputs + outputs)
+
     def create(self, site: Site, init: Init) -> Params:
         """Return Kaiming-uniform factors, the last one zero, as in PEFT."""
         import torch

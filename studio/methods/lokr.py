@@ -53,8 +53,16 @@ class LoKr(LinearMethod):
     )
     decompose_factor: int = knob(
         -1, "Size of the smaller factor; -1 uses the divisor nearest the square root.", ge=-1,
-        le=4096, title="Factor", advanced=True,
+        le=4096, words={"auto": -1}, title="Factor", advanced=True,
     )  # fmt: skip
+
+    def num_trained(self, inputs: int, outputs: int) -> int:
+        """Return the sizes of both factors, each whole or of rank r."""
+        m, n = factors(inputs, self.decompose_factor)
+        small, large = factors(outputs, self.decompose_factor)
+        split = self.decompose_both and self.r < max(small, m) / 2
+        first = self.r * (small + m) if split else small * m
+        return first + (self.r * (large + n) if self.r < max(large, n) / 2 else large * n)
 
     def create(self, site: Site, init: Init) -> Params:
         """Return zeros for `C` (or its first factor), Kaiming-uniform for the rest, as in PEFT."""

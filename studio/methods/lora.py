@@ -29,8 +29,8 @@ class Lora(LinearMethod):
     Routed experts of a mixture have a product each, of rank `r / experts` (at least 1) at the same
     scale; the router stays frozen. DoRA and dropout are not defined for them.
 
-    When to use it: first. It learns most of what full fine-tuning learns on instruction data, and
-    merges into the weights without inference cost.
+    When to use it: as the first choice. It learns most of what full fine-tuning learns on
+    instruction data, and merges into the weights without inference cost.
     Cost: `r (I + O)` parameters per targeted matrix; DoRA `O` more and slower steps.
     Source: arXiv:2106.09685; rsLoRA arXiv:2312.03732; DoRA arXiv:2402.09353; PiSSA
     arXiv:2404.02948.
@@ -66,7 +66,8 @@ class Lora(LinearMethod):
     )
     expert_r: int = knob(
         0, "Rank of each routed expert; 0 divides r by the number of experts, at least 1.",
-        title="Rank per expert", ge=0, le=1024, advanced=True,
+        title="Rank per expert", ge=0, le=1024, advanced=True, words={"auto": 0},
+        when={"model": ["experts"]},
     )  # fmt: skip
     use_rslora: bool = knob(
         False, "Scale by alpha / √r, which is stable at large ranks.", title="rsLoRA scaling",

@@ -286,6 +286,10 @@ class LinearMethod(Method):
         """Return every linear layer of the model, the output head included."""
         return anatomy.all_linears()
 
+    def num_trained(self, inputs: int, outputs: int) -> int:
+        """Return how many numbers are trained beside a layer of I inputs and O outputs."""
+        return int(getattr(self, "r", 1)) * (inputs + outputs)
+
 
 def targets_field() -> Any:
     """Declare the field `target_modules`."""

@@ -57,6 +57,10 @@ class Vera(LinearMethod):
         advanced=True,
     )  # fmt: skip
 
+    def num_trained(self, inputs: int, outputs: int) -> int:
+        """Return `r + O`."""
+        return self.r + outputs
+
     def create(self, site: Site, init: Init) -> Params:
         """Return constant `d`, zero `b` and the shared random projections."""
         import torch

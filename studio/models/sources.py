@@ -128,6 +128,13 @@ def _weights_of(tensor: TensorInfo) -> int:
     return 2 * tensor.numel if tensor.name.endswith("_blocks") else 0
 
 
+def num_biases(path: Path) -> int:
+    """Return how many numbers the biases of a model's linear layers have."""
+    tensors = [tensor for header in read_headers(path) for tensor in header.tensors]
+    norms = re.compile(r"norm|\bln_")
+    return sum(t.numel for t in tensors if t.name.endswith(".bias") and not norms.search(t.name))
+
+
 def available(home: Home) -> list[str]:
     """Return the models that need no download: starter, the home's models, the hub's cache."""
     own = [str(p) for p in sorted(home.models.iterdir()) if is_usable(p)]

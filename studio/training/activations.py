@@ -41,10 +41,17 @@ class Shape:
         return self.layers * self.layer_parameters + routed
 
     @property
+    def linears(self) -> list[tuple[int, int]]:
+        """Inputs and outputs of the linear layers of one layer, routed experts excluded."""
+        hidden, inner = self.hidden, self.inner
+        beside = [(hidden, self.attention), (hidden, self.keys_values), (hidden, self.keys_values)]
+        up = [(hidden, inner)] * (2 if self.gated else 1)
+        return [*beside, (self.attention, hidden), *up, (inner, hidden)]
+
+    @property
     def layer_parameters(self) -> int:
         """Number of weights in the matrices of one layer, routed experts excluded."""
-        mlp = (3 if self.gated else 2) * self.hidden * self.inner
-        return self.hidden * (2 * self.attention + 2 * self.keys_values) + mlp
+        return sum(inputs * outputs for inputs, outputs in self.linears)
 
 
 def read_shape(known: ModelFacts) -> Shape:

@@ -25,6 +25,9 @@ from studio.devices import CLUSTER
 from studio.errors import DataError, StudioError
 from studio.home import Home
 from studio.methods import Phase
+from studio.methods.bottleneck import Bottleneck
+from studio.methods.method import LinearMethod
+from studio.methods.norm_tuning import NormTuning
 from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
 from studio.training.activations import Shape, kept_activations, read_shape
@@ -300,15 +303,17 @@ def trained_parameters(spec: RunSpec, shape: Shape, known: ModelFacts) -> int:
         return method.num_tokens_before * shape.hidden
     if method.phase is Phase.KEYS_VALUES:
         return method.num_tokens_before * shape.layers * 2 * shape.keys_values
-    sides = 2 * (shape.hidden + shape.attention) + 2 * (shape.hidden + shape.keys_values)
-    sides += (3 if shape.gated else 2) * (shape.hidden + shape.inner)
-    rank = int(getattr(method, "r", 0) or getattr(method, "bottleneck_dim", 0) or 1)
-    if method.is_low_rank:
-        routed = shape.mixture.trained(method) if shape.mixture else 0
-        return shape.layers * rank * sides + routed
-    if method.phase is Phase.TRANSFORM:
-        return shape.layers * 2 * rank * 2 * shape.hidden
-    return shape.layers * sides
+    if isinstance(method, LinearMethod):
+        routed = shape.mixture.trained(method) if shape.mixture and method.is_low_rank else 0
+        return shape.layers * sum(method.num_trained(i, o) for i, o in shape.linears) + routed
+    if isinstance(method, Bottleneck):
+        r, sites = method.size(shape.hidden), 1 + (method.placement == "houlsby")
+        return shape.layers * sites * (2 * r * shape.hidden + r + shape.hidden)
+    if method.phase is Phase.GAIN:
+        return shape.layers * (2 * shape.keys_values + shape.inner)
+    if isinstance(method, NormTuning):
+        return (2 * shape.layers + 1) * shape.hidden
+    return shape.layers * sum(outputs for _, outputs in shape.linears)
 
 
 def step_flops(spec: RunSpec, shape: Shape, *, tokens: float, targets: float) -> float:

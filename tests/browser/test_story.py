@@ -6,8 +6,6 @@ import re
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from ui.form import elem_id
-
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 STEPS = 12
 SLOW = 240_000  # a busy machine with two cores
@@ -15,7 +13,7 @@ SLOW = 240_000  # a busy machine with two cores
 
 def field(page: Page, path: str) -> Locator:
     """The input of a field of the spec."""
-    return page.locator(f"#{elem_id(path)} input")
+    return page.locator(f"#field-{path.replace('.', '-')}-input")
 
 
 def points(page: Page, metric: str = "loss") -> int:
@@ -34,14 +32,15 @@ def wait_for_points(page: Page, at_least: int) -> None:
 def test_a_fine_tune_from_click_to_chat(page, studio):
     # Open: everything is chosen already.
     page.goto("/")
-    expect(field(page, "model.path")).to_have_value(re.compile("Starter"))
-    expect(field(page, "data.path")).to_have_value(re.compile("pirate"))
+    expect(field(page, "model.path")).to_have_value("starter")
+    expect(field(page, "data.path")).to_have_value("starter:pirate")
     expect(page.locator("#data-note")).to_contain_text("rows")
     expect(page.get_by_text("The loss appears here")).to_be_visible()
 
     # A few settings; the command line and the address follow.
     field(page, "train.max_steps").fill(str(STEPS))
     field(page, "name").fill("first mate")
+    page.get_by_text("The same as a command or a file").click()
     command = page.locator(".s-snippet pre").first
     expect(command).to_contain_text(f"--set train.max_steps={STEPS}")
     expect(command).to_contain_text("--name 'first mate'")
@@ -101,7 +100,7 @@ def test_a_mistake_is_a_sentence_beside_the_button(page, studio):
     page.goto("/?set=model.path=/no/such/model")
     expect(page.locator("#model-note")).to_contain_text("/no/such/model")
     page.get_by_role("button", name="Train", exact=True).click()
-    expect(page.get_by_test_id("launch-error")).to_contain_text("/no/such/model")
+    expect(page.get_by_test_id("form-error")).to_contain_text("/no/such/model")
     field(page, "train.per_device_train_batch_size").fill("0")
     page.get_by_role("button", name="Train", exact=True).click()
     expect(page.locator("#field-train-per_device_train_batch_size")).to_have_class(
@@ -110,28 +109,32 @@ def test_a_mistake_is_a_sentence_beside_the_button(page, studio):
     assert all(job["model"] != "/no/such/model" for job in studio.jobs())
 
 
-@pytest.mark.refused("/api/data/upload")
+@pytest.mark.refused("/api/data/look")
 def test_an_upload_on_the_train_page_is_chosen_or_refused(page):
     rows = b"".join(b'{"prompt": "a", "completion": "b"}\n' for _ in range(3))
     page.goto("/")
-    expect(field(page, "data.path")).to_have_value(re.compile("pirate"))
-    upload = page.get_by_test_id("train-file")
-    upload.set_input_files({"name": "m.pkl", "mimeType": "text/plain", "buffer": b"x"})
-    expect(page.locator("#upload [role=status]")).to_contain_text('"m.pkl" is not a data file')
+    expect(field(page, "data.path")).to_have_value("starter:pirate")
+    upload, said = page.get_by_test_id("train-file"), page.locator("#upload [role=status]")
+    for name, content, words in (("m.xlsx", b"PK\x03\x04..", "Excel"), ("empty.csv", b"", "empty")):
+        upload.set_input_files({"name": name, "mimeType": "text/plain", "buffer": content})
+        expect(said).to_contain_text(words)
     upload.set_input_files(
         {"name": "my rows.ndjson.gz", "mimeType": "text/plain", "buffer": gzip.compress(rows)}
     )
-    expect(field(page, "data.path")).to_have_value("my-rows.ndjson.gz")
+    expect(field(page, "data.path")).to_have_value("my-rows")
     expect(page.locator("#data-note")).to_contain_text("3 rows")
-    expect(page.locator("#upload [role=status]")).to_be_empty()
+    expect(said).to_be_empty()
+    page.get_by_role("link", name="Data", exact=True).click()
+    expect(page.get_by_test_id("datasets").get_by_role("listitem")).to_have_count(1)
+    expect(page.get_by_test_id("datasets")).to_contain_text("my-rows")
 
 
 def test_an_address_with_a_mistake_is_a_sentence_and_no_error_of_the_browser(page):
-    with page.expect_response("**/api/estimate") as answer:
+    with page.expect_response(re.compile("/api/train$")) as answer:
         page.goto("/?set=train.max_step=5")
     assert answer.value.status == 200
     expect(page.get_by_role("alert").filter(has_text="max_steps")).to_be_visible()
-    expect(page.locator("studio-preflight")).to_be_hidden()
+    expect(page.get_by_test_id("preflight")).to_be_hidden()
 
 
 def test_the_theme_is_chosen_once_and_stays(page):

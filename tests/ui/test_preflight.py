@@ -6,11 +6,12 @@ from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of
 from ui.actions import action_routes
 from ui.sources import unknown
+from ui.train_page import train_routes
 
 
 @pytest.fixture
 def client(home, store):
-    return client_of(action_routes(home, store))
+    return client_of(action_routes(home, store), train_routes(home))
 
 
 def test_the_form_is_estimated_by_part(client):
@@ -25,7 +26,7 @@ def test_several_processes_are_told_apart_from_their_sum(client):
     assert (found["processes"], found["on_device"], found["efficiency"]) == (2, 2, 0.9)
     assert sum(found["parts"].values()) == found["process_bytes"] < found["total_bytes"]
     absent = client.post("/api/estimate", json={"set": ["train.device=cuda:70,cuda:71"]}).json()
-    assert absent["unknown"].startswith("train.device names cuda:70, cuda:71, but this machine has")
+    assert absent["unknown"].startswith("“Device” names cuda:70, cuda:71, but this machine has")
 
 
 def test_what_is_not_here_yet_is_said_and_a_path_is_never_called_a_download(home):

@@ -11,19 +11,18 @@ import pytest
 
 from jobs.store import JobStore
 from studio.data.requests import ImportRequest, uploads
-from studio.errors import DataError
 from studio.home import Home
 from studio.spec import DataSource
 from ui import sources
-from ui.uploads import STALE_SECONDS, SUFFIXES, kept_uploads, receive, sweep
+from ui.uploads import STALE_SECONDS, receive, sweep
 
 
-def sent(store: JobStore, name: str, *, keep: bool = True) -> Path:
+def sent(store: JobStore, name: str) -> Path:
     async def pieces() -> AsyncIterator[bytes]:
         yield b'{"text": '
         yield b'"x"}\n'
 
-    return Path(asyncio.run(receive(store, pieces(), name, keep=keep)))
+    return Path(asyncio.run(receive(store, pieces(), name)))
 
 
 @pytest.mark.parametrize(
@@ -34,32 +33,14 @@ def sent(store: JobStore, name: str, *, keep: bool = True) -> Path:
         ("..%2f My Räw data!.JSONL", "2f-my-raw-data.jsonl"), ("../../x.csv", "x.csv"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize("keep", [True, False])
-def test_train_and_data_accept_the_same_files_under_a_safe_name(store, name, stored, keep):
-    file = sent(store, name, keep=keep)
-    assert file.name == stored
+def test_a_file_lies_under_a_safe_name_in_a_folder_of_its_own_and_is_no_dataset_yet(
+    store, name, stored
+):
+    file, other = sent(store, name), sent(store, name)
+    assert file.name == other.name == stored and file != other
     assert json.loads(file.read_text()) == {"text": "x"}
-    folder = kept_uploads(store.home) if keep else uploads(store.home)
-    assert (file.parent if keep else file.parent.parent) == folder
-    offered = [path for _, path in sources.data_choices(store.home)]
-    assert (str(file) in offered) is keep, "what is kept is offered by the form"
-
-
-def test_an_upload_never_replaces_another(store):
-    first, second = sent(store, "rows.csv.gz"), sent(store, "rows.csv.gz")
-    assert (first.name, second.name) == ("rows.csv.gz", "rows-2.csv.gz")
-    assert not list(uploads(store.home).iterdir())
-
-
-@pytest.mark.parametrize("name", ["model.pkl", "rows", "run.sh", "page.html", "x.gz", ""])
-def test_a_kept_upload_that_is_not_a_data_file_is_refused(store, name):
-    with pytest.raises(DataError, match="is not a data file: its name must end in"):
-        sent(store, name)
-    assert not list(store.home.datasets.rglob("*.*"))
-
-
-def test_the_button_offers_every_suffix_that_is_accepted():
-    assert {".jsonl", ".ndjson", ".pq", ".gz"} < set(SUFFIXES)
+    assert file.parent.parent == uploads(store.home)
+    assert str(file) not in [path for _, path in sources.data_choices(store.home)]
 
 
 def upload(home: Home, name: str, age: float) -> Path:

@@ -7,8 +7,8 @@ import { isLive } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
 
 /** `set`: the assignments of the Train form; without them the dialog asks for base, data and settings. */
-export async function askBakeoff({ models, set = null }) {
-  const methods = await api('/api/do/methods', {});
+export async function askBakeoff({ models, set = null, impossible = [] }) {
+  const all = await api('/api/do/methods', {}), methods = all.filter((one) => !impossible.includes(one.name));
   const now = new Date().toISOString().slice(5, 16).replace('T', ' ').replace(':', '.');
   askAction('bakeoff', { known: { methods, models },
     fixed: set ? { set } : {}, only: [...(set ? [] : ['model', 'data', 'set']), 'methods', 'best_rates', 'seeds', 'prompt', 'name'],

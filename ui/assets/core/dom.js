@@ -124,7 +124,7 @@ export async function request(path, body) {
   const response = await fetch(at(path), options);
   if (response.ok) return response;
   const answer = await response.json().catch(() => ({}));
-  throw new Error(answer.error?.text || `The server answered ${response.status}.`);
+  throw Object.assign(new Error(answer.error?.text || `The server answered ${response.status}.`), answer.error);
 }
 
 /** The JSON of an answer; null where it has none. */
@@ -301,12 +301,4 @@ export function remember(changes) {
 /** The last part of a path. */
 export function short(path) {
   return path.replace(/\/+$/, '').split('/').pop() || path;
-}
-
-/** Type into a field of gradio, which only reacts to the events of a user's typing. */
-export function typeInto(input, value) {
-  input.focus();
-  Object.getOwnPropertyDescriptor(Object.getPrototypeOf(input), 'value').set.call(input, value);
-  input.dispatchEvent(new Event('input', { bubbles: true }));
-  input.blur();
 }

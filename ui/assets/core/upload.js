@@ -2,12 +2,18 @@
 
 import { at, bytes } from './dom.js';
 
-/** Send a file and return its path in the home.
- *  `keep` stores it to train on; `onProgress` is called with words and a share from 0 to 1. */
-export function sendFile(file, { keep = false, onProgress }) {
+/** Send a file and return its path in the home; `onProgress` is called with words and a share from 0 to 1.
+ *  Leaving the page in the meantime is asked about. */
+export function sendFile(file, { onProgress }) {
+  const stay = (event) => event.preventDefault();
+  addEventListener('beforeunload', stay);
+  return transfer(file, onProgress).finally(() => removeEventListener('beforeunload', stay));
+}
+
+function transfer(file, onProgress) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest(); // fetch does not report how much is sent
-    request.open('POST', at(`/api/data/upload?keep=${keep}&name=${encodeURIComponent(file.name.slice(-120))}`));
+    request.open('POST', at(`/api/data/upload?name=${encodeURIComponent(file.name.slice(-120))}`));
     request.upload.onprogress = (event) => onProgress(
       `Uploading ${file.name}: ${bytes(event.loaded)} of ${bytes(file.size)}`,
       event.loaded / Math.max(1, file.size));

@@ -88,7 +88,7 @@ const figures = (row) => `${count(row.num_tokens)} tokens · ${count(row.num_tra
   + (row.tokens.length < row.num_tokens ? ` · the first ${count(row.tokens.length)} are shown` : '');
 
 /** The tokens of one view after the other, a side of a pair with its figures. */
-const drawn = (views) => views.flatMap((view) => [
+export const drawn = (views) => views.flatMap((view) => [
   ['chosen', 'rejected'].includes(view.side) && view.part === 1
     && h('div', { class: 's-quiet', 'data-side': view.side }, `${view.side} · ${view.problem || figures(view)}`),
   view.part > 1 && h('div', { class: 's-quiet' }, `Turn ${view.part} of ${view.num_parts}`),

@@ -1,47 +1,53 @@
 // Train: the memory and time estimate of the form, measuring it with two real steps, fitting it to the
-// device, and presets. The form announces its assignments in the event "studio-form".
+// device, and presets.
 
-import { api, button, bytes, count, duration, go, h, number, query, quiet, send, sureButton } from '../core/dom.js';
+import { api, button, bytes, count, duration, h, number, quiet, send, sureButton } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 
 const HUES = { runtime: 9, weights: 0, adapter: 1, gradients: 6, optimizer: 7, activations: 2, logits: 5,
   workspace: 4 };
-const form = { set: [] };
-document.addEventListener('studio-form', (event) => { form.set = event.detail; });
 const later = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
-export class Preflight extends HTMLElement {
-  connectedCallback() {
-    form.set = query().getAll('set');
+export class Preflight {
+  constructor(page) {
+    this.page = page;
     this.turn = 0;
-    this.listen = () => { clearTimeout(this.timer); this.timer = setTimeout(() => this.look(), 350); };
-    document.addEventListener('studio-form', this.listen);
-    this.listen();
+    this.element = h('section', { class: 's-card s-preflight', 'data-testid': 'preflight' });
   }
 
-  disconnectedCallback() { document.removeEventListener('studio-form', this.listen); }
+  /** Look at the form as it was judged; null while it has an error. */
+  take(form) {
+    clearTimeout(this.timer);
+    this.turn++;
+    if (!form) return this.show(null);
+    this.set = form.set;
+    this.timer = setTimeout(() => this.look(), 200);
+    return undefined;
+  }
 
   async look() {
     const turn = ++this.turn;
-    const found = await api('/api/estimate', { set: form.set }).catch(() => null);
+    const found = await api('/api/estimate', { set: this.set }).catch(() => null);
     if (turn === this.turn) this.show(found);
   }
 
   /** Hidden while the form has an error, which is shown beside its field. */
   show(found) {
-    this.hidden = !found || Boolean(found.error);
-    if (this.hidden) return;
+    this.element.hidden = !found || Boolean(found.error);
+    if (this.element.hidden) return;
+    this.time = duration(found.seconds);
+    if (!found.measured) this.page.know(found);
     const measure = button('Measure', () => this.measure(), 's-tool',
       { title: 'Take two real steps on the longest batch' });
     if (found.unknown) {
-      this.replaceChildren(h('header', {}, h('h2', {}, 'Memory and time'), measure),
+      this.element.replaceChildren(h('header', {}, h('h2', {}, 'Memory and time'), measure),
         quiet(found.unknown));
       return;
     }
     const whole = Math.max(found.total_bytes, found.device_bytes);
     const parts = Object.entries(found.parts).filter(([, size]) => size > 0);
     const colour = (part) => `background: var(--s-run-${HUES[part] ?? 9})`;
-    this.replaceChildren(...[
+    this.element.replaceChildren(...[
       h('header', {}, h('h2', {}, 'Memory and time'), measure,
         !found.fits && button('Make it fit', () => this.fit(), 's-primary')),
       h('p', { class: 's-forecast' }, h('b', {}, bytes(found.total_bytes)), ` ${free(found)}`, h('span', {}, ' · '),
@@ -60,12 +66,12 @@ export class Preflight extends HTMLElement {
   }
 
   async measure() {
-    const started = await send('/api/do/preflight', { set: form.set, measure: true });
+    const started = await send('/api/do/preflight', { set: this.set, measure: true });
     if (!started) return;
     const turn = ++this.turn;
     const words = h('p', { class: 's-quiet', role: 'status' }, 'Measuring …');
-    this.append(words);
-    while (turn === this.turn && this.isConnected) {
+    this.element.append(words);
+    while (turn === this.turn && this.element.isConnected) {
       await later(700);
       const found = await send(`/api/outcome/${started.id}`);
       if (!found || turn !== this.turn) return;
@@ -76,28 +82,29 @@ export class Preflight extends HTMLElement {
   }
 
   async fit() {
-    const found = await api('/api/do/preflight', { set: form.set, fit: true });
+    const found = await api('/api/do/preflight', { set: this.set, fit: true });
     const changes = Object.entries(found.changes).map(([path, value]) => `${path}=${JSON.stringify(value)}`);
-    go(`/?${new URLSearchParams([...form.set, ...changes].map((one) => ['set', one]))}`);
+    this.page.open({ address: new URLSearchParams([...this.set, ...changes].map((one) => ['set', one])).toString() });
   }
 }
 
-export class Presets extends HTMLElement {
-  async connectedCallback() {
-    const found = await send('/api/do/presets.list', {});
-    if (found) this.show(found);
+export class Presets {
+  constructor(page) {
+    this.page = page;
+    this.element = h('div', { class: 's-presets' });
+    send('/api/do/presets.list', {}).then((found) => found && this.show(found));
   }
 
   show(found) {
-    this.replaceChildren(h('span', { class: 's-quiet' }, 'Presets'), ...found.map((preset) =>
-      h('span', { class: 's-preset' },
-        button(preset.name, () => go(`/?${new URLSearchParams([['preset', preset.name],
-          ...form.set.map((one) => ['set', one])])}`), '', { title: about(preset) }),
-        preset.own && sureButton('×', 'Forget?', async () => {
-          this.show(await api('/api/do/presets.forget', { name: preset.name }));
-        }, 's-tool'))),
-      button('Save as …', () => askAction('presets.save', { title: 'Save a preset', fixed: { set: form.set },
-        done: (saved) => this.show(saved) }), 's-tool'));
+    const { page } = this;
+    this.element.replaceChildren(h('span', { class: 's-quiet' }, 'Presets'), ...found.map((preset) =>
+      h('span', { class: 's-preset' }, button(preset.name, () => page.open({ values: page.values(),
+        preset: preset.name }), '', { title: about(preset) }),
+      preset.own && sureButton('×', 'Forget?', async () => {
+        this.show(await api('/api/do/presets.forget', { name: preset.name }));
+      }, 's-tool'))),
+    button('Save as …', () => askAction('presets.save', { title: 'Save a preset', fixed: { set: page.found?.set ?? [] },
+      done: (saved) => this.show(saved) }), 's-tool'));
   }
 }
 

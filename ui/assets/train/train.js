@@ -1,248 +1,237 @@
-// Train, right side: the launched run with its live loss, the form as command and YAML, and the picker
-// of target modules.
+// The Train page: the form, drawn from the fields of a run, and beside it what it means: what pressing Train
+// does, memory and time, the first rows as tokens, the launched run, and the same as a command or a file.
 
-import { board } from '../core/chart.js';
-import { actOn, api, badge, button, errorLine, h, query, remember, say, snippet, sureButton,
-  table, text, typeInto } from '../core/dom.js';
-import { dialog } from '../core/form.js';
-import { compareAddress } from '../core/lanes.js';
-import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/live.js';
-import { sendFile } from '../core/upload.js';
+import { api, button, errorLine, h, matcher, quiet, query, remember, say, send, short, snippet, text } from
+  '../core/dom.js';
 import { planSweep } from '../runs/queue.js';
+import { Launch } from './launch.js';
+import { Methods } from './methods.js';
 import { Preflight, Presets } from './preflight.js';
+import { FirstRows } from './first_rows.js';
+import { idOf, modelsAt, Setting } from './settings.js';
+import { Upload } from './upload.js';
 
-/** An element whose `data-value` the server rewrites: gradio then removes the children, so everything is
- *  rendered again once it is done. */
-class ServerElement extends HTMLElement {
-  static observedAttributes = ['data-value'];
+const PARTS = { model: 'Model', data: 'Data', train: 'Training' };
+const partOf = (path) => (path.includes('.') ? path.split('.')[0] : 'train');
 
-  connectedCallback() {
-    if (!this.children.length) this.render(this.value());
-  }
-
-  attributeChangedCallback() {
-    if (this.isConnected) queueMicrotask(() => this.render(this.value()));
-  }
-
-  value() {
-    return JSON.parse(this.dataset.value || '{}');
-  }
-}
-
-class Launch extends ServerElement {
-  render({ job, error, field }) {
-    this.leave?.();
-    this.run = job ?? this.run ?? (Number(query().get('run')) || null);
-    this.shown = null;
-    if (job) remember({ run: job });
-    mark(field);
-    this.build(error);
-    this.leave = subscribe({
-      element: this,
-      runs: () => (this.run ? [this.run] : []),
-      names: () => ['loss', 'eval_loss'],
-      onJobs: (jobs) => this.take(jobs),
-      onMetrics: (series) => this.board.update(series),
+export class Train extends HTMLElement {
+  async connectedCallback() {
+    if (this.built) return;
+    this.built = true;
+    this.turn = 0;
+    const form = await send('/api/train');
+    if (!form) return;
+    this.build(form);
+    await this.open({ address: location.search });
+    document.addEventListener('keydown', (event) => {
+      if (event.key === 'Enter' && (event.ctrlKey || event.metaKey) && this.isConnected
+        && !document.querySelector('dialog[open]')) this.start();
     });
-    poke();
   }
 
-  build(error) {
-    this.board = board(['loss', 'eval_loss']);
-    this.board.group.smoothing = Number(localStorage.getItem('studio.smoothing') ?? 0.6);
-    this.error = errorLine({ 'data-testid': 'launch-error' });
-    say(this.error, error);
-    this.line = h('p', { class: 's-launched', role: 'status', 'data-testid': 'launched' });
-    this.progress = new JobProgress();
-    this.actions = h('div', { class: 's-actions' });
-    this.show = h('div', { class: 's-live', hidden: true }, this.line, this.progress.element,
-      this.board.charts.map((chart) => chart.element), this.actions);
-    this.before = h('div', { class: 's-before' }, sketch(),
-      h('p', {}, 'The loss appears here within seconds of pressing Train.'));
-    this.replaceChildren(this.error, this.show, this.before);
+  build({ fields, methods, choices }) {
+    const make = (field) => new Setting(field, choices[field.name]);
+    this.settings = new Map(fields.map((field) => [field.name, make(field)]));
+    this.ofMethod = new Map(methods.map((one) => [one.name, one.fields.map(make)]));
+    this.titles = new Map(methods.map((one) => [one.name, one.title]));
+    this.method = 'lora';
+    this.methods = new Methods(methods, (card) => this.choose(card));
+    this.upload = new Upload((name) => this.use('data.path', name, name));
+    this.preflight = new Preflight(this);
+    this.presets = new Presets(this);
+    this.rows = new FirstRows(this);
+    this.launch = new Launch();
+    this.error = errorLine({ 'data-testid': 'form-error' });
+    this.warnings = h('div', { class: 's-warnings', role: 'status' });
+    this.says = h('p', { class: 's-says', 'data-testid': 'says' });
+    this.same = h('div', {});
+    this.notes = Object.fromEntries(['model', 'data'].map((name) => [name, h('p', { class: 's-note', id: `${name}-note` })]));
+    modelsAt(() => this.settings.get('model.path').value());
+    this.append(h('main', { class: 's-train' },
+      h('h1', { class: 's-hidden' }, 'Train an adapter'),
+      h('div', { class: 's-form', oninput: () => this.changed(), onchange: () => this.changed() }, this.presets.element,
+        h('section', { class: 's-card' }, h('header', { class: 's-row-between' }, h('h2', {}, 'What to train'),
+          this.upload.element), h('div', { class: 's-pair' }, ['model', 'data'].map((name) => h('div', {},
+          this.settings.get(`${name}.path`).element, this.notes[name])))),
+        h('section', { class: 's-card' }, h('h2', {}, 'Method'), this.methods.element,
+          this.mainOfMethod = h('div', { class: 's-fields' })),
+        h('section', { class: 's-card' }, h('h2', {}, 'Training'), h('div', { class: 's-fields' },
+          this.plain().map(({ element }) => element))),
+        this.advanced()),
+      h('div', { class: 's-side' }, h('section', { class: 's-card s-go' },
+        this.go = button('Train', () => this.start(), 's-primary', { id: 'train', title: 'Ctrl Enter' }), this.says,
+        this.warnings, this.error), this.preflight.element, this.rows.element, this.launch.element, this.same)));
+    this.showMethod();
   }
 
-  take(jobs) {
-    // Before the first launch in this tab, show what is going on anyway.
-    if (!this.run) {
-      this.run = jobs.find((job) => job.kind === 'train' && isLive(job) && job.state !== 'queued')?.id
-        ?? null;
-      if (this.run) poke();
+  plain() { return [...this.settings.values()].filter(({ field }) => !field.advanced && !/\.path$/.test(field.name)); }
+
+  advanced() {
+    const more = [...this.settings.values()].filter(({ field }) => field.advanced);
+    const groups = Map.groupBy(more, ({ field }) => field.heading || PARTS[partOf(field.name)]);
+    this.search = h('input', { type: 'search', placeholder: 'Search settings', 'aria-label': 'Search settings' });
+    this.onlyChanged = h('input', { type: 'checkbox', class: 's-box' });
+    this.moreOfMethod = h('div', { class: 's-fields' });
+    this.none = quiet('No setting is like this.');
+    const group = (title, body) => h('div', { class: 's-group' }, h('h3', {}, title), body);
+    const sift = (event) => { event.stopPropagation(); this.sift(); };
+    this.groups = [group('', this.moreOfMethod), ...[...groups].map(([title, some]) => group(title,
+      h('div', { class: 's-fields' }, some.map(({ element }) => element))))];
+    return h('details', { class: 's-card s-advanced', id: 'advanced' }, h('summary', {}, h('h2', {}, 'Advanced'),
+      this.count = h('span', { class: 's-quiet' })), h('div', { class: 's-sift', oninput: sift, onchange: sift },
+      this.search, h('label', { class: 's-check' }, this.onlyChanged, 'Only changed')), this.groups, this.none);
+  }
+
+  /** The settings of the form as it stands: those of the run and of the chosen method. */
+  all() { return [...this.settings.values(), ...this.ofMethod.get(this.method)]; }
+
+  values() {
+    const touched = this.all().filter((one) => one.isTouched).map((one) => [one.field.name, one.value()]);
+    return { 'method.name': this.method, ...Object.fromEntries(touched) };
+  }
+
+  choose({ method, quantization = 'none' }) {
+    this.method = method;
+    const four = this.settings.get('model.quantization');
+    if (quantization === 'nf4' || method === 'lora') four.fill(quantization);
+    this.showMethod();
+    this.changed();
+  }
+
+  showMethod() {
+    const own = this.ofMethod.get(this.method), drawn = (advanced) => own.filter(({ field }) =>
+      field.advanced === advanced).map(({ element }) => element);
+    this.mainOfMethod.replaceChildren(...drawn(false));
+    this.moreOfMethod.replaceChildren(...drawn(true));
+    text(this.groups[0].firstChild, this.titles.get(this.method));
+    this.methods.show(this.method, this.settings.get('model.quantization').value());
+  }
+
+  /** Show only the settings that apply, and of the advanced ones those that are searched for. */
+  sift() {
+    const found = matcher(this.search.value), facts = this.found?.facts ?? {};
+    const value = (name) => String((this.settings.get(name) ?? this.settings.get(`train.${name}`)
+      ?? this.settings.get(`data.${name}`))?.value() ?? this.method);
+    for (const { field, element } of this.all()) {
+      const changed = element.hasAttribute('data-changed');
+      const applies = changed || Object.entries(field.when).every(([other, wanted]) =>
+        (facts[other] ?? [value(other)]).some((one) => wanted.includes(one)));
+      element.hidden = !applies || (field.advanced && !((!this.onlyChanged.checked || changed)
+        && found(field.title, field.help, field.name)));
     }
-    const job = jobs.find((one) => one.id === this.run);
-    this.show.hidden = !job;
-    this.before.hidden = Boolean(job);
-    if (!job) return;
-    this.board.group.set({ hues: hues([job.id]), names: new Map([[job.id, job.name]]) });
-    const ahead = jobs.filter((one) => one.id !== job.id && isLive(one)
-      && (one.state !== 'queued' || one.id < job.id)).length;
-    this.progress.show(job);
-    const shown = [stateName(job), ahead, job.error?.text, job.intent, job.adapter].join(' ');
-    if (this.shown !== shown) this.showState(job, ahead);
-    this.shown = shown;
+    for (const group of this.groups) group.hidden = ![...group.lastChild.children].some((one) => !one.hidden);
+    this.none.hidden = this.groups.some((one) => !one.hidden);
+    const many = this.all().filter(({ field, element }) => field.advanced && element.hasAttribute('data-changed')).length;
+    text(this.count, many ? `${many} changed` : '');
   }
 
-  /** Its state and what can be done with it. */
-  showState(job, ahead) {
-    const more = job.state === 'queued' && ahead ? ` after ${ahead} other run${ahead > 1 ? 's' : ''}` : '';
-    this.line.replaceChildren(badge(stateName(job)), h('a', { href: `/runs?run=${job.id}` }, job.name), more,
-      job.error ? h('span', { class: 's-error' }, job.error.text) : '');
-    const can = new Set(job.actions);
-    const act = (action) => actOn(job.id, action).then(poke);
-    this.actions.replaceChildren(...[
-      job.adapter && h('a', { class: 's-button s-primary', href: compareAddress(job) },
-        'Compare with the base'),
-      can.has('resume') && button('Resume', () => act('resume'), 's-primary'),
-      can.has('pause') && button('Pause', () => act('pause')),
-      can.has('cancel') && job.intent !== 'cancel'
-        && sureButton('Cancel', 'Really cancel?', () => act('cancel')),
-      h('a', { class: 's-button', href: `/runs?run=${job.id}` }, 'Open in Runs'),
-    ].filter(Boolean));
-  }
-}
-
-/** A button that uploads a data file and chooses it as the dataset. It waits for the server's first answer, whose
- *  list of datasets would not have the new file yet. */
-class Upload extends ServerElement {
-  render({ accept }) {
-    if (!accept) return;
-    this.line = h('span', { role: 'status' });
-    this.file = h('input', { type: 'file', hidden: true, accept, 'data-testid': 'train-file',
-      onchange: () => this.send(this.file.files[0]) });
-    this.replaceChildren(this.line, this.file, button('Upload a data file …', () => this.file.click(), 's-link'));
+  changed() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.judge(), 120);
   }
 
-  async send(file) {
-    if (!file) return;
-    this.file.value = '';
-    this.line.className = 's-quiet';
-    try {
-      const path = await sendFile(file, { keep: true, onProgress: (words) => text(this.line, words) });
-      text(this.line, '');
-      typeInto(document.querySelector('#uploaded :is(input, textarea)'), path);
-    } catch (error) {
-      this.line.className = 's-error';
-      text(this.line, error.message);
+  /** Ask what the form means. The newest answer counts; null where it is not the newest. */
+  async judge(asked = { values: this.values() }) {
+    clearTimeout(this.timer);
+    const turn = ++this.turn;
+    const found = await api('/api/train', asked).catch((error) => ({ error: { text: error.message } }));
+    if (turn !== this.turn) return null;
+    this.take(found);
+    return found;
+  }
+
+  /** Fill the form: from an address, or with a preset laid over it. */
+  async open(asked) {
+    const found = await this.judge(asked);
+    if (!found) return;
+    const { values = {} } = found;
+    this.method = values['method.name'] ?? (found.error ? this.method : 'lora');
+    for (const setting of this.all()) {
+      if (!found.error || asked.address !== undefined) setting.fill(values[setting.field.name]);
     }
+    this.showMethod();
+    this.take(found);
   }
-}
 
-/** The form as command line and YAML; it also writes the form's state into the address. */
-class Notes extends ServerElement {
-  render(values) {
-    // Reads of the form overlap and an older one may arrive last: the newest counts.
-    if ((values.turn ?? 0) < (Notes.newest?.turn ?? 0)) values = Notes.newest;
-    else if (values.turn) Notes.newest = values;
-    const { command, yaml, query: state, error, field } = values;
-    mark(field);
-    if (error) return this.replaceChildren(h('p', { class: 's-error', role: 'alert' }, error));
-    // The document's first state is empty: the address decides what the form shows.
-    if (state !== null) {
-      const set = new URLSearchParams(state).getAll('set');
-      remember({ set, preset: null });
-      document.dispatchEvent(new CustomEvent('studio-form', { detail: set }));
+  take(found) {
+    const { error } = found;
+    say(this.error, error?.text);
+    this.mark(error?.field);
+    this.preflight.take(error ? null : found);
+    if (error) { text(this.says, ''); this.warnings.replaceChildren(); return this.rows.take(null); }
+    this.found = found;
+    remember({ set: found.set, preset: null });
+    for (const name of ['model', 'data']) {
+      text(this.notes[name], found[name]);
+      this.notes[name].classList.toggle('s-wrong', Boolean(found[`${name}_wrong`]));
     }
-    for (const wait of [0, 400, 1500]) setTimeout(offer, wait); // another method's fields come later
-    return this.replaceChildren(h('details', { class: 's-same', open: localStorage.getItem('studio.same') !== '0',
+    for (const one of this.all()) one.mark(one.field.name in found.values || one.isTouched, undefined);
+    this.warnings.replaceChildren(...found.warnings.map((words) => h('p', { class: 's-warning' }, words)));
+    this.methods.show(this.method, found.values['model.quantization']);
+    this.methods.size(found.sizes);
+    this.sift();
+    this.rows.take(found);
+    return this.showSame(found);
+  }
+
+  mark(field) {
+    for (const one of this.all()) one.wrong(one.field.name === field);
+    const node = field && document.getElementById(idOf(field));
+    if (node?.closest('details')) node.closest('details').open = true;
+  }
+
+  /** What the estimate knows: automatic values, and what pressing Train does. */
+  know(estimate) {
+    for (const one of this.all()) one.mark(one.element.hasAttribute('data-changed'), estimate.auto?.[one.field.name] ?? '');
+    text(this.says, this.sentence(estimate));
+    this.rows.cut(estimate.cut);
+  }
+
+  sentence({ rows, total_steps: steps, device, unknown }) {
+    const { values = {} } = this.found ?? {}, four = values['model.quantization'] === 'nf4';
+    const title = this.method === 'lora' && four ? 'QLoRA' : this.titles.get(this.method);
+    const own = (name) => this.all().find((one) => one.field.name === name)?.value();
+    const what = `${title}${own('method.r') ? ` of rank ${own('method.r')}` : ''}`;
+    const data = short(own('data.path')).replace('starter:', '');
+    if (unknown) return `Queues ${what} on ${short(own('model.path'))} with ${data}.`;
+    const often = values['train.max_steps'] ? '' : ` (${own('train.num_train_epochs')} epochs)`;
+    return `Trains ${what} on ${short(own('model.path'))} with ${rows} rows of ${data}: ${steps} steps${often} on ${
+      device.replaceAll(',', ', ')}, about ${this.preflight.time}.`;
+  }
+
+  showSame({ command, yaml, set }) {
+    const open = this.same.firstChild?.open ?? localStorage.getItem('studio.same') === '1';
+    this.same.replaceChildren(h('details', { class: 's-same', open,
       ontoggle: (e) => localStorage.setItem('studio.same', e.target.open ? '1' : '0') },
-      h('summary', {}, 'The same as a command or a file'),
-      snippet('Command line', command), snippet('spec.yaml', yaml)),
-    button('Sweep: several values of some fields …', () => planSweep(null, query().getAll('set')),
-      's-tool'),
-    button('Bake-off: these settings with several methods …', () => import('../adapters/bakeoff.js').then(
-      ({ askBakeoff }) => askBakeoff({ set: query().getAll('set') })), 's-tool'));
+    h('summary', {}, 'The same as a command or a file'), snippet('Command line', command), snippet('spec.yaml', yaml)),
+    h('div', { class: 's-actions' },
+      button('Sweep: several values of some fields …', () => planSweep(null, set), 's-tool'),
+      button('Bake-off: these settings with several methods …', () => import('../adapters/bakeoff.js').then(
+        ({ askBakeoff }) => askBakeoff({ set, impossible: this.impossible() })), 's-tool'),
+      button('Start over', () => { this.launch.forget(); this.open({ address: '' }); }, 's-tool')));
+  }
+
+  impossible() { return Object.keys(this.found.sizes).filter((name) => !this.found.sizes[name].parameters); }
+
+  use(path, value, label) {
+    this.settings.get(path).offer(value, label);
+    this.settings.get(path).fill(value);
+    this.changed();
+  }
+
+  async start() {
+    let found = null;
+    while (!found) found = await this.judge(); // a newer answer came between
+    if (found.error) return;
+    const twin = this.launch.twin(found.set);
+    if (twin && !window.confirm(`“${twin.name}” with these very settings is ${twin.state}. Train them once more?`)) return;
+    try {
+      this.launch.follow(await api('/api/do/train', { set: found.set }), found.set);
+    } catch (error) {
+      say(this.error, error.message);
+      this.mark(error.field);
+    }
   }
 }
 
-/** The picker of target modules, where the page shows such a field. */
-function offer() {
-  offerPicker(() => query().getAll('set').find((one) => one.startsWith('model.path='))
-    ?.slice('model.path='.length) ?? 'starter');
-}
-
-/** Mark the field that an error is about. */
-function mark(field) {
-  for (const node of document.querySelectorAll('.s-wrong-field')) node.classList.remove('s-wrong-field');
-  if (field) document.getElementById(field)?.classList.add('s-wrong-field');
-}
-
-/** A faint falling curve, shown before the first launch. */
-function sketch() {
-  const svg = (tag, props, ...children) => {
-    const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
-    for (const [name, value] of Object.entries(props)) node.setAttribute(name, value);
-    node.append(...children);
-    return node;
-  };
-  return svg('svg', { viewBox: '0 0 240 90', 'aria-hidden': 'true' }, svg('path', { class: 's-axis',
-    d: 'M10 5V80H232' }),
-    svg('path', { class: 's-curve', d: 'M12 12C30 40 42 52 74 60S140 70 230 73' }));
-}
-
-/** Put a "Choose …" button on every field of target modules that is on the page. */
-function offerPicker(modelPath) {
-  for (const field of document.querySelectorAll('[id^=field-method-][id$=-target_modules]')) {
-    if (field.querySelector('.s-pick')) continue;
-    field.append(button('Choose …', () => pick(field, modelPath()), 's-tool s-pick',
-      { title: "Choose among the model's own modules, layer by layer" }));
-  }
-}
-
-async function pick(field, path) {
-  const modules = await api('/api/do/modules', { 'model.path': path, local: true });
-  const names = [...new Set(modules.map((one) => one.name))];
-  const layers = [...new Set(modules.map((one) => one.layer))];
-  const at = new Map(modules.map((one) => [`${one.layer} ${one.name}`, one]));
-  const input = field.querySelector('input');
-  const chosen = new Set(modules.filter((one) => targets(input.value, one)).map((one) => one.key));
-  const count = h('p', { class: 's-quiet', role: 'status' });
-  const boxes = new Map();
-  const show = () => {
-    for (const [key, box] of boxes) box.checked = chosen.has(key);
-    text(count, `${chosen.size} of ${modules.length} linear layers`);
-  };
-  const flip = (some) => {
-    const keys = some.filter(Boolean).map((one) => one.key);
-    const all = keys.every((key) => chosen.has(key));
-    for (const key of keys) chosen[all ? 'delete' : 'add'](key);
-    show();
-  };
-  const cell = (one) => {
-    if (!one) return h('td', {});
-    const box = h('input', { type: 'checkbox', class: 's-box', 'aria-label': one.key,
-      title: `${one.key} (${one.shape.join(' × ')})`,
-      onchange: () => { chosen[box.checked ? 'add' : 'delete'](one.key); show(); } });
-    boxes.set(one.key, box);
-    return h('td', {}, box);
-  };
-  const of = (layer, name) => at.get(`${layer} ${name}`);
-  const boxesOf = table(['Layer', ...layers.map((layer) => button(String(layer), () =>
-    flip(names.map((name) => of(layer, name))), 's-tool', { title: 'All modules of this layer' }))],
-  names.map((name) => [h('th', { scope: 'row' }, button(name, () => flip(layers.map((layer) => of(layer, name))),
-    's-tool', { title: 'In every layer' })), ...layers.map((layer) => cell(of(layer, name)))]), { class: '' });
-  const node = dialog('Target modules', [h('div', { class: 's-actions' },
-    button('All', () => flip([...at.values()].filter((one) => !chosen.has(one.key))), 's-tool'),
-    button('Attention', () => flip(modules.filter((one) => /att/.test(one.name))), 's-tool'),
-    button('MLP', () => flip(modules.filter((one) => !/att/.test(one.name))), 's-tool'), count),
-  h('div', { class: 's-targets', 'data-testid': 'targets' }, boxesOf)], 'Use these', async () => {
-    if (!chosen.size) throw new Error('Choose at least one linear layer.');
-    const { targets: found } = await api('/api/do/modules', { 'model.path': path, chosen: [...chosen] });
-    // Nothing behind an open dialog can take the focus.
-    node.addEventListener('close', () => typeInto(input, found.join(', ')));
-  });
-  node.classList.add('s-wide-dialog');
-  show();
-}
-
-/** Return true if the field's text names this module: a group, a whole path or its end. */
-function targets(value, { key, name }) {
-  const words = value.split(',').map((word) => word.trim()).filter(Boolean);
-  return words.some((word) => word === 'all-linear' || key === word || key.endsWith(`.${word}`)
-    || (word === 'attention' && /att/.test(name)) || (word === 'mlp' && !/att/.test(name)));
-}
-
-customElements.define('studio-launch', Launch);
-customElements.define('studio-notes', Notes);
-customElements.define('studio-preflight', Preflight);
-customElements.define('studio-presets', Presets);
-customElements.define('studio-upload', Upload);
+customElements.define('studio-train', Train);

@@ -1,0 +1,50 @@
+// The X-ray beside the form: the first rows as the trainer sees them, and what the context cuts.
+
+import { api, button, count, h, quiet, text } from '../core/dom.js';
+import { drawn } from '../data/xray.js';
+
+export class FirstRows {
+  constructor(page) {
+    this.page = page;
+    this.turn = 0;
+    this.warning = h('div', { role: 'status', 'data-testid': 'cut' });
+    this.words = quiet('');
+    this.list = h('div', { class: 's-first-rows', 'data-testid': 'first-rows' });
+    this.element = h('section', { class: 's-card', hidden: true }, h('header', { class: 's-row-between' },
+      h('h2', {}, 'The first rows'), h('span', { class: 's-xray-legend' }, [['trained', 'trained'],
+        ['masked', 'read'], ['truncated', 'cut']].map(([state, words]) => h('span', {},
+        h('i', { class: 's-token', 'data-state': state }, 'Aa'), words)))), this.warning, this.words, this.list);
+  }
+
+  async take(found) {
+    const turn = ++this.turn;
+    this.element.hidden = !found;
+    if (!found) return;
+    const { rows = [], unknown = '' } = await api('/api/train/xray', { set: found.set }).catch((error) =>
+      ({ unknown: error.message }));
+    if (turn !== this.turn) return;
+    text(this.words, unknown);
+    this.words.hidden = !unknown;
+    this.list.replaceChildren(...rows.map((row) => h('div', {}, h('p', { class: 's-quiet' }, row.problem
+      ? `Row ${row.row} is dropped: ${row.problem}` : `Row ${row.row}: ${count(row.num_tokens)} tokens, ${
+        count(row.num_trained)} trained${row.num_truncated ? `, ${count(row.num_truncated)} cut` : ''}`),
+    h('div', { class: 's-tokens', tabindex: '0', role: 'group', 'aria-label': `Row ${row.row} as tokens` },
+      drawn([row]), row.tokens.length < row.num_tokens && '…'))));
+  }
+
+  /** Say which share of all rows is cut, and what helps. */
+  cut(found) {
+    if (!found?.rows) return this.warning.replaceChildren();
+    const ends = found.rows - found.start, share = Math.max(1, Math.round((100 * found.rows) / found.of));
+    const most = Math.min(found.longest, found.context);
+    return this.warning.replaceChildren(h('p', { class: 's-warning' },
+      `${share} % of the rows (${count(found.rows)} of ${count(found.of)}) are cut at ${count(found.limit)} tokens: ${
+        [ends && `${count(ends)} lose the end of their answer`, found.start
+          && `${count(found.start)} the beginning of their question`].filter(Boolean).join(', ')}. `,
+      most > found.limit ? button(`Train up to ${count(most)} tokens`, () => {
+        this.page.settings.get('data.max_length').fill(most);
+        this.page.changed();
+      }, 's-tool') : `The longest has ${count(found.longest)}, and this model reads ${count(found.context)}: take a model `
+        + 'with a longer context, or split the rows.'));
+  }
+}

@@ -1,0 +1,84 @@
+// The launched run on the Train page: its state, its live loss, and what can be done with it.
+
+import { board } from '../core/chart.js';
+import { actOn, badge, button, h, query, remember, sureButton } from '../core/dom.js';
+import { compareAddress } from '../core/lanes.js';
+import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/live.js';
+
+export class Launch {
+  constructor() {
+    this.board = board(['loss', 'eval_loss']);
+    this.board.group.smoothing = Number(localStorage.getItem('studio.smoothing') ?? 0.6);
+    this.line = h('p', { class: 's-launched', role: 'status', 'data-testid': 'launched' });
+    this.progress = new JobProgress();
+    this.actions = h('div', { class: 's-actions' });
+    this.show = h('section', { class: 's-live', hidden: true }, this.line, this.progress.element,
+      this.board.charts.map((chart) => chart.element), this.actions);
+    this.before = h('p', { class: 's-before' }, 'The loss appears here within seconds of pressing Train.');
+    this.element = h('div', { id: 'launch' }, this.show, this.before);
+    this.run = Number(query().get('run')) || null;
+    this.jobs = [];
+    subscribe({
+      element: this.element,
+      runs: () => (this.run ? [this.run] : []),
+      names: () => ['loss', 'eval_loss'],
+      onJobs: (jobs) => this.take(jobs),
+      onMetrics: (series) => this.board.update(series),
+    });
+  }
+
+  follow(job, set) {
+    this.run = job.id;
+    sessionStorage.setItem('studio.launched', JSON.stringify([job.id, set.join()]));
+    remember({ run: job.id });
+    this.take([job, ...this.jobs.filter((one) => one.id !== job.id)]);
+    poke();
+    this.element.scrollIntoView({ block: 'nearest', behavior: 'smooth' });
+  }
+
+  /** The run launched last, while it is going, if it has these very settings. */
+  twin(set) {
+    const [id, launched] = JSON.parse(sessionStorage.getItem('studio.launched') ?? '[]');
+    return launched === set.join() ? this.jobs.find((job) => job.id === id && isLive(job)) : undefined;
+  }
+
+  forget() {
+    this.run = null;
+    remember({ run: null });
+    this.take(this.jobs);
+  }
+
+  take(jobs) {
+    this.jobs = jobs;
+    // Before the first launch in this tab, show what is going on anyway.
+    this.run ??= jobs.find((job) => job.kind === 'train' && isLive(job) && job.state !== 'queued')?.id ?? null;
+    const job = jobs.find((one) => one.id === this.run);
+    this.show.hidden = !job;
+    this.before.hidden = Boolean(job);
+    if (!job) return;
+    this.board.group.set({ hues: hues([job.id]), names: new Map([[job.id, job.name]]) });
+    const ahead = jobs.filter((one) => one.id !== job.id && isLive(one)
+      && (one.state !== 'queued' || one.id < job.id)).length;
+    this.progress.show(job);
+    const shown = [job.id, stateName(job), ahead, job.error?.text, job.intent, job.adapter].join(' ');
+    if (this.shown !== shown) this.showState(job, ahead);
+    this.shown = shown;
+  }
+
+  showState(job, ahead) {
+    const more = job.state === 'queued' && ahead ? ` after ${ahead} other run${ahead > 1 ? 's' : ''}` : '';
+    this.line.replaceChildren(badge(stateName(job)), h('a', { href: `/runs?run=${job.id}` }, job.name), more,
+      job.error ? h('span', { class: 's-error' }, job.error.text) : '');
+    const can = new Set(job.actions);
+    const act = (action) => actOn(job.id, action).then(poke);
+    this.actions.replaceChildren(...[
+      job.adapter && h('a', { class: 's-button s-primary', href: compareAddress(job) },
+        'Compare with the base'),
+      can.has('resume') && button('Resume', () => act('resume'), 's-primary'),
+      can.has('pause') && button('Pause', () => act('pause')),
+      can.has('cancel') && job.intent !== 'cancel'
+        && sureButton('Cancel', 'Really cancel?', () => act('cancel')),
+      h('a', { class: 's-button', href: `/runs?run=${job.id}` }, 'Open in Runs'),
+    ].filter(Boolean));
+  }
+}

@@ -1,0 +1,119 @@
+// Methods as cards: a picture (input, frozen block, what is trained), what it is for, and its size on the
+// chosen model. QLoRA is a card of its own: LoRA over a base in 4 bit.
+
+import { bytes, compact, h, text } from '../core/dom.js';
+
+const FIRST = 4; // cards that are always there
+
+/** Pictures: shapes as [tag, attributes], trained ones in colour. `block` is the frozen block, `in` the tokens. */
+const TOKENS = [9, 19, 29].map((y) => ['rect', { x: 4, y: y - 3, width: 6, height: 6 }]);
+const WIRES = [['path', { d: 'M12 19H26M50 19H68', class: 'wire' }]];
+const BLOCK = ['rect', { x: 26, y: 10, width: 24, height: 19, rx: 2, class: 'frozen' }];
+const wedge = (y, more = {}) => [['path', { d: `M27 ${y}L36 ${y + 3}V${y + 5}L27 ${y + 8}ZM49 ${y}L40 ${y + 3}V${y + 5}`
+  + `L49 ${y + 8}Z`, class: 'trained', ...more }], ['path', { d: `M36 ${y + 4}H40`, class: 'trained wire' }]];
+const square = (x, y, size) => ['rect', { x, y, width: size, height: size, rx: 1, class: 'trained' }];
+const LOW_RANK = [...wedge(0)];
+const PICTURES = {
+  delta: LOW_RANK, lora: LOW_RANK,
+  qlora: [...LOW_RANK, ...[29, 34, 39, 44].map((x) => ['path', { d: `M${x} 12V27`, class: 'wire' }])],
+  loha: [...wedge(0), ...wedge(30)],
+  lokr: [square(29, 2, 4), ['path', { d: 'M35 2L39 6M39 2L35 6', class: 'trained wire' }], square(41, 0, 8)],
+  vera: [...wedge(0, { class: 'frozen' }), ['path', { d: 'M38 0V8M51 0V8', class: 'trained bar' }]],
+  bitfit: [['path', { d: 'M29 26H47', class: 'trained bar' }]],
+  norm_tuning: [['path', { d: 'M22 12V26', class: 'trained bar' }]],
+  gain: [['circle', { cx: 58, cy: 19, r: 5, class: 'trained' }], ['path', { d: 'M56 17L60 21M60 17L56 21', class: 'on' }]],
+  transform: [['path', { d: 'M53 12L58 17V21L53 26ZM65 12L60 17V21L65 26Z', class: 'trained' }]],
+  keys_values: [square(28, 12, 4), square(28, 17.5, 4), square(28, 23, 4)],
+  prompt: [square(13, 6, 6), square(13, 16, 6), square(13, 26, 6)],
+  p_tuning: [square(13, 6, 6), square(13, 16, 6), square(13, 26, 6),
+    ['path', { d: 'M16 35V38H8', class: 'trained wire' }], ['circle', { cx: 6, cy: 38, r: 2.5, class: 'trained' }]],
+  weights: [['rect', { x: 26, y: 10, width: 24, height: 19, rx: 2, class: 'trained' }]],
+};
+
+/** The picture of a method; one that is not drawn here has that of its phase. */
+export function picture(name, phase) {
+  const draw = ([tag, props]) => {
+    const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
+    for (const [key, value] of Object.entries(props)) node.setAttribute(key, value);
+    return node;
+  };
+  const svg = draw(['svg', { viewBox: '0 0 72 42', class: 's-picture', 'aria-hidden': 'true' }]);
+  svg.append(...[...WIRES, ...TOKENS, BLOCK, ...PICTURES[name] ?? PICTURES[phase] ?? []].map(draw));
+  return svg;
+}
+
+/** What a method is for, from its manual. */
+export function purpose(manual) {
+  const [, words = ''] = manual.match(/When to use it: ([^]*?)(?:\nCost:|\n\n|$)/) ?? [];
+  const flowing = words.replace(/\s+/g, ' ').trim();
+  return flowing.charAt(0).toUpperCase() + flowing.slice(1);
+}
+
+export class Methods {
+  /** `choose` is called with a card: {id, method, quantization}. */
+  constructor(methods, choose) {
+    this.methods = methods;
+    this.cards = methods.flatMap(({ name, title, phase, manual }) => [
+      { id: name, method: name, title, phase, use: purpose(manual) },
+      ...name === 'lora' ? [{ id: 'qlora', method: name, title: 'QLoRA', phase, quantization: 'nf4',
+        use: 'Large models on little memory: LoRA over a base in 4 bit, a quarter of its memory, slower steps.' }] : [],
+    ]);
+    // The ones that most people want come first: a full fine-tune is what the others are measured against.
+    const rank = (card) => ['lora', 'qlora', 'full', 'ia3'].indexOf(card.id) + 1 || 99;
+    this.cards.sort((a, b) => rank(a) - rank(b));
+    this.sizes = new Map();
+    this.nodes = new Map(this.cards.map((card) => [card.id, this.card(card, choose)]));
+    this.more = h('button', { type: 'button', class: 's-tool', onclick: () => this.unfold(!this.unfolded) });
+    this.manual = h('details', { class: 's-manual' }, h('summary', {}, 'How it works'), h('div', {}));
+    this.element = h('div', { class: 's-stack' }, h('div', { class: 's-methods', role: 'radiogroup',
+      'aria-label': 'Method' }, [...this.nodes.values()].map(({ label }) => label)),
+    h('div', { class: 's-row-between' }, this.manual, this.more));
+    this.unfold(false);
+  }
+
+  card(card, choose) {
+    const size = h('span', { class: 's-size' });
+    const input = h('input', { type: 'radio', name: 'method', value: card.id, onchange: () => choose(card) });
+    const label = h('label', { class: 's-method', title: card.use }, input, picture(card.id, card.phase),
+      h('b', {}, card.title), size, h('span', { class: 's-use' }, card.use));
+    return { label, input, size };
+  }
+
+  unfold(on) {
+    this.unfolded = on;
+    this.cards.forEach(({ id }, at) => {
+      const { label, input } = this.nodes.get(id);
+      label.hidden = !on && at >= FIRST && !input.checked;
+    });
+    text(this.more, on ? 'Fewer methods' : `All ${this.cards.length} methods`);
+  }
+
+  show(method, quantization) {
+    const id = method === 'lora' && quantization === 'nf4' ? 'qlora' : method;
+    const { input } = this.nodes.get(id);
+    if (!input.checked || this.shown !== id) {
+      input.checked = true;
+      this.unfold(this.unfolded);
+      this.manual.lastChild.replaceChildren(...manual(this.methods.find((one) => one.name === method).manual));
+    }
+    this.shown = id;
+  }
+
+  /** Show how many parameters each trains on the model, and the size of its file. */
+  size(sizes) {
+    for (const { id, method } of this.cards) {
+      const known = sizes[method], { label, input, size } = this.nodes.get(id);
+      text(size, !known ? '' : known.parameters ? `${compact(known.parameters)} · ${bytes(known.bytes)}`
+        : 'not for this model: it has no biases');
+      input.disabled = known?.parameters === 0 && !input.checked;
+      label.classList.toggle('s-off', input.disabled);
+    }
+  }
+}
+
+/** A manual, first when to use the method; a line ends only where a sentence does. */
+function manual(words) {
+  const parts = words.replace(/(?<![.:\n])\n(?!\n)/g, ' ').split('\n\n');
+  parts.sort((a, b) => b.startsWith('When to use it') - a.startsWith('When to use it'));
+  return parts.map((part) => h('p', {}, part.split('`').map((piece, at) => (at % 2 ? h('code', {}, piece) : piece))));
+}

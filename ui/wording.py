@@ -1,0 +1,39 @@
+"""The words of pages: sentences name fields by their titles instead of their paths."""
+
+import re
+from functools import cache
+from typing import Any
+
+from studio.fields import parameter
+from studio.methods import methods
+from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
+
+_PATH = re.compile(
+    r"""(?<![\w./"'`-])(?P<part>model|data|train|method)\.(?P<name>\w+)(?![\w"'`/]|\.\w)(?:=(?=\w))?"""
+)
+
+
+def with_titles(text: str) -> str:
+    """Return a sentence about fields as pages say it: “Steps” for `train.max_steps`."""
+
+    def named(found: re.Match[str]) -> str:
+        title = _titles().get(f"{found['part']}.{found['name']}")
+        if title is None:
+            return found[0]
+        return f"“{title}”{' = ' if found[0].endswith('=') else ''}"
+
+    return _PATH.sub(named, text)
+
+
+@cache
+def _titles() -> dict[str, str]:
+    records: list[tuple[str, Any]] = [("method", one) for one in reversed(methods().values())]
+    records += [("model", ModelSource), ("data", DataSource), ("train", TrainArgs)]
+    found = {"method.name": "Method"}
+    for part, record in records:
+        for name, info in record.model_fields.items():
+            if name != "name":
+                title = parameter(f"{part}.{name}", info).title
+                found[f"{part}.{name}"] = title.split(" (")[0]
+    assert RunSpec.model_fields.keys() >= {"model", "data", "train", "method"}
+    return found
