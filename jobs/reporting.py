@@ -95,6 +95,11 @@ class Reporter:
             self.interruptible = False
             new.phase, new.step, new.total_steps = "Training", event.step, event.total_steps
             self._result |= _start_facts(event)
+            if event.rows_truncated:
+                logger.warning(
+                    "%d of %d rows are longer than the context and are cut",
+                    event.rows_truncated, event.rows_kept,
+                )  # fmt: skip
         elif isinstance(event, events.Step):
             new.step = event.step
             new.metrics += [
@@ -170,6 +175,7 @@ def _start_facts(event: events.Started) -> dict[str, Any]:
     return {
         "rows": {
             "read": event.rows_read, "kept": event.rows_kept, "dropped": event.rows_dropped,
+            "truncated": event.rows_truncated,
         },
         "trainable_parameters": event.trainable_parameters,
         "total_parameters": event.total_parameters,

@@ -4,6 +4,7 @@ It never trains, loads or generates: pages write to the queue and read from it, 
 answers. It imports no torch, and nothing is lost when it ends.
 """
 
+import json
 import os
 import socket
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 
 from studio.errors import ServeError, StudioError
 from studio.home import Home
-from ui.frame import FAVICON, Frame
+from ui.frame import FAVICON, MANIFEST, Frame
 from ui.reverse_proxy import Below, checked_root
 from ui.security import (
     LOOPBACK,
@@ -77,7 +78,7 @@ def build_app(
     app.add_exception_handler(RequestValidationError, _wrong_request)
     for router in (
         action_routes(home, store), routes(home, store), compare_routes(home, store),
-        system_routes(home, store), data_routes(home, store), train_routes(home),
+        system_routes(home, store), data_routes(home, store), train_routes(home, store),
     ):  # fmt: skip
         app.include_router(router)
     app.mount("/studio", _assets(StaticFiles))
@@ -89,6 +90,10 @@ def build_app(
     @app.get("/favicon.ico", include_in_schema=False)
     def icon() -> Response:
         return Response(FAVICON, media_type="image/svg+xml")
+
+    @app.get("/manifest.webmanifest", include_in_schema=False)
+    def manifest() -> Response:  # what makes the page installable as an app
+        return Response(json.dumps(MANIFEST), media_type="application/manifest+json")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so

@@ -41,6 +41,12 @@ MARK = (
 FAVICON = MARK.replace("var(--s-accent-fill)", "#3350cf").replace(
     "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '
 )
+MANIFEST = {
+    "name": "Adapter Studio", "short_name": "Adapter Studio", "start_url": "./", "scope": "./",
+    "description": "Fine-tune language models on this machine.", "display": "standalone",
+    "background_color": "#f6f6f3", "theme_color": "#3350cf",
+    "icons": [{"src": "favicon.ico", "sizes": "any", "type": "image/svg+xml", "purpose": "any"}],
+}  # fmt: skip
 SUN = (
     '<svg viewBox="0 0 16 16" width="16" height="16" aria-hidden="true" fill="none" '
     'stroke="currentColor" stroke-width="1.4" stroke-linecap="round">'
@@ -50,14 +56,17 @@ SUN = (
 
 
 LOST = (
-    '<!doctype html><html lang="en"><head></head><body><main class="s-welcome"><h2>There is no '
-    "such page</h2><p>The address has a typing error, or comes from another version.</p>"
+    '<!doctype html><html lang="en"><head></head><body><main class="s-welcome"><h1>There is no '
+    "such page</h1><p>The address has a typing error, or comes from another version.</p>"
     '<a class="s-button s-primary" href="/">Go to the first page</a></main></body></html>'
 )
 SHEETS = ("core/base", "core/chart", "core/form", *(f"{page.name}/{page.name}" for page in PAGES))
 HEAD = (
     f"<style>{tokens_css()}</style><script>{BOOT}</script>"
     '<link rel="icon" href="/favicon.ico" type="image/svg+xml">'
+    '<link rel="manifest" href="/manifest.webmanifest" crossorigin="use-credentials">'
+    '<meta name="theme-color" content="#ffffff" media="(prefers-color-scheme: light)">'
+    '<meta name="theme-color" content="#1a1b19" media="(prefers-color-scheme: dark)">'
     + "".join(f'<link rel="stylesheet" href="/studio/{name}.css">' for name in SHEETS)
     + '<script type="module" src="/studio/main.js"></script>'
 )
@@ -122,7 +131,7 @@ def document(html: str, path: str, root: str = "") -> str:
         root: The path below which a reverse proxy serves it.
     """
     html = re.sub(r'\s*<meta\s+(?:property="og:|name="twitter:)[^>]*>', "", html)
-    html = re.sub(r'\s*<link rel="manifest"[^>]*>', "", html)
+    html = re.sub(r'\s*<link rel="manifest"[^>]*>', "", html)  # gradio's; ours is in HEAD
     html = html.replace('control_page_title="true"', 'control_page_title="false"', 1)
     page = page_at(path)
     head = f"<title>{f'{page.title} · ' if page else ''}Adapter Studio</title>{HEAD}"
@@ -146,13 +155,13 @@ def bar(path: str) -> str:
         for page in PAGES
     )
     return (
-        '<a class="s-skip" href="#studio-main">Skip to the page</a>'
+        '<a class="s-skip" href="#">Skip to the page</a>'
         f'<header class="s-bar"><a class="s-brand" href="/">{MARK}<span>Adapter Studio</span></a>'
         f'<nav aria-label="Pages">{links}</nav>'
         '<a class="s-pulse" href="/runs" data-testid="pulse" aria-live="polite"></a>'
         f'<button class="s-icon" id="s-theme" type="button" title="Light or dark" '
         f'aria-label="Switch between light and dark">{SUN}</button></header>'
-        f'{_gpu_notice()}<div id="studio-main" tabindex="-1"></div>'
+        f"{_gpu_notice()}"
     )
 
 

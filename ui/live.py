@@ -92,6 +92,7 @@ def job_row(job: Job) -> dict[str, Any]:
     return {
         **summary(job),
         "kind": job.kind,
+        "truncated": (job.result.get("rows") or {}).get("truncated"),
         "model": (spec.get("model") or {}).get("path", ""),
         "data": (spec.get("data") or {}).get("path", ""),
         "method": known.title if known else method.get("name", ""),

@@ -10,7 +10,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from jobs.job import Job
 from jobs.preflight import TITLES
+from jobs.store import JobStore
 from studio import devices, hardware, starter
 from studio.data.datasets import origin_of
 from studio.data.readers import data_suffix
@@ -31,6 +33,7 @@ CHECKED_BYTES = 20 * 1024**2
 ESTIMATED_BYTES = 16 * 2**20
 MOST_RATES = 30  # times the usual learning rate before it is remarked on
 SHOWN_ROWS, SHOWN_TOKENS = 3, 240
+RECENT_RUNS = 100
 
 
 def model_choices(home: Home) -> list[tuple[str, str]]:
@@ -209,16 +212,41 @@ def data_note(spec: RunSpec, home: Home) -> str:
     return line if too_little or not words else f"{line} · {words}"
 
 
-def forecast(spec: RunSpec, home: Home) -> dict[str, Any]:
-    """Return a run's memory, time and automatic values, or why they are not known (`unknown`)."""
+def forecast(spec: RunSpec, home: Home, store: JobStore) -> dict[str, Any]:
+    """Return a run's memory, time and automatic values, or why they are not known (`unknown`).
+
+    The time is corrected by the last run of this method on this model (`like`), if there is one.
+    """
     from studio.training.estimate import estimate
 
     if why := unknown(spec, home):
         return {"unknown": why}
     try:
-        return estimate(spec, home).as_dict() | {"titles": TITLES} | _plan(spec, home)
+        found = estimate(spec, home).as_dict() | {"titles": TITLES} | _plan(spec, home)
+        run, factor = _pace(spec, home, store)
+        return found | {"seconds": found["seconds"] * factor, "like": run and run.name}
     except SpecError as error:  # devices that are not here
         return {"unknown": with_titles(error.text)}
+
+
+def _pace(spec: RunSpec, home: Home, store: JobStore) -> tuple[Job | None, float]:
+    """Return the last run of this method on this model, and its time relative to its estimate."""
+    from studio.training.estimate import estimate
+
+    def about(given: dict[str, Any]) -> tuple[Any, ...]:
+        path, train = given["model"]["path"], given["train"]
+        here = path if sources.origin_of(path).kind == "embedded" else str(Path(path).absolute())
+        return here, given["method"]["name"], train["device"], train["num_processes"]
+
+    asked = about(spec.model_dump(mode="json"))
+    for job in store.list(["succeeded"], limit=RECENT_RUNS):
+        seconds = job.result.get("seconds")
+        if job.kind != "train" or not seconds or job.attempt != 1 or about(job.spec) != asked:
+            continue
+        with contextlib.suppress(StudioError):
+            ratio = seconds / estimate(RunSpec.parse(job.spec), home).seconds
+            return job, min(20.0, max(0.05, ratio))
+    return None, 1.0
 
 
 def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:

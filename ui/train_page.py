@@ -12,6 +12,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from jobs.actions.registry import shown_field
+from jobs.store import JobStore
 from studio import hardware, presets
 from studio.data.datasets import origin_of
 from studio.devices import CPU
@@ -44,7 +45,7 @@ class FormState(BaseModel):
     set: list[str] = []
 
 
-def train_routes(home: Home) -> APIRouter:
+def train_routes(home: Home, store: JobStore) -> APIRouter:
     """Return the routes of the Train page."""
     router = APIRouter(prefix="/api")
 
@@ -88,7 +89,7 @@ def train_routes(home: Home) -> APIRouter:
     @router.post("/estimate")
     def estimated(form: FormState) -> dict[str, Any]:
         try:
-            return sources.forecast(form_state.from_query(form.set), home)
+            return sources.forecast(form_state.from_query(form.set), home, store)
         except InputError as error:
             return {"error": error.as_dict()}
 

@@ -28,7 +28,7 @@ from studio.evaluation.evaluate import EvaluateRequest
 from studio.evaluation.promotion import PromoteRequest
 from studio.fields import merge_values, parse_assignment
 from studio.home import Home
-from studio.methods import is_low_rank, methods
+from studio.methods import capabilities, is_low_rank, methods
 from studio.models.architecture import linear_modules, targets
 from studio.models.sources import origin_of as locate_model
 from studio.request import Request
@@ -296,6 +296,7 @@ def card(adapter: Adapter, best: dict[int, float]) -> dict[str, Any]:
         "best_eval_loss": best.get(run, adapter.eval_loss) if run else adapter.eval_loss,
         "parents": list(adapter.parents), "tags": list(adapter.tags),
         "is_low_rank": is_low_rank(adapter.method),
+        "mergeable": known is not None and capabilities(adapter.method)["mergeable"],
         "formats": [*suitable_formats(adapter), "gguf"],
     }  # fmt: skip
 

@@ -43,6 +43,7 @@ class Started(Event):
     rows_read: int
     rows_kept: int
     rows_dropped: int
+    rows_truncated: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -336,6 +336,7 @@ class Session:
             rows_read=report.rows.read,
             rows_kept=report.rows.kept,
             rows_dropped=report.rows.dropped,
+            rows_truncated=report.truncated,
         )
 
 

@@ -11,7 +11,7 @@ from ui.train_page import train_routes
 
 @pytest.fixture
 def client(home, store):
-    return client_of(action_routes(home, store), train_routes(home))
+    return client_of(action_routes(home, store), train_routes(home, store))
 
 
 def test_the_form_is_estimated_by_part(client):

@@ -16,8 +16,8 @@ from ui.wording import with_titles
 
 
 @pytest.fixture
-def client(home):
-    return client_of(train_routes(home))
+def client(home, store):
+    return client_of(train_routes(home, store))
 
 
 def judge(client, **asked):

@@ -1,7 +1,7 @@
 // Entry point of every page: the theme switch, the queue indicator in the header, and the module of
 // the page in the address. It registers the element that gradio puts into the document.
 
-import { ROOT, dots, h, text } from './core/dom.js';
+import { ROOT, dots, h, leftAt, stay, text } from './core/dom.js';
 import { isLive, subscribe } from './core/live.js';
 
 document.addEventListener('click', (event) => {
@@ -30,6 +30,22 @@ function queueIndicator(node) {
     },
     onLink(ok) { if (away === ok) { away = !ok; show(); } },
   });
+}
+
+document.querySelector('.s-skip')?.addEventListener('click', (event) => {
+  event.preventDefault();
+  const main = document.querySelector('main');
+  main.tabIndex = -1;
+  main.focus();
+});
+
+// Nothing is lost by leaving a page: the navigation leads to where it was left.
+stay();
+document.querySelector('.s-bar nav')?.addEventListener('pointerdown', restore, true);
+document.querySelector('.s-bar nav')?.addEventListener('keydown', restore, true);
+function restore({ target }) {
+  const link = target.closest('a');
+  if (link) link.search = leftAt(link.pathname);
 }
 
 const indicator = document.querySelector('.s-pulse');

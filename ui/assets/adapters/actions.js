@@ -8,17 +8,29 @@ import { askAction } from '../core/form.js';
 const stacked = (page, adapters) => ({ known: page, stack: adapters,
   values: { 'model.path': adapters.find((one) => one.base)?.base ?? page.models[0]?.path } });
 
-export const askMerge = (page, adapters) => askAction('merge', stacked(page, adapters));
+/** Return why adapters cannot be merged together; empty if they can. */
+export function unmergeable(adapters) {
+  const never = adapters.find((one) => !one.mergeable);
+  if (never) return `${never.method_title} cannot be merged into the weights.`;
+  return new Set(adapters.map((one) => one.base)).size > 1 ? 'These adapters are of different bases.' : '';
+}
+
+/** Those that can join others in one stack. */
+const joining = (page, [first]) => ({ models: page.models,
+  adapters: page.adapters.filter((one) => one.mergeable && (!first || one.base === first.base)) });
+
+export const askMerge = (page, adapters) => askAction('merge', { ...stacked(page, adapters),
+  known: joining(page, adapters) });
 
 export const askMix = (page, adapters) => askAction('mix', { ...stacked(page, adapters),
-  known: { models: page.models, adapters: page.adapters.filter((one) => one.is_low_rank) } });
+  known: { models: page.models, adapters: joining(page, adapters).adapters.filter((one) => one.is_low_rank) } });
 
 export const askImport = (page) => askAction('import', { known: page });
 
 /** Export one adapter in any format, or several as one GGUF. */
 export function askExport(page, adapters) {
   const [one] = adapters;
-  if (adapters.length > 1) return askAction('gguf', stacked(page, adapters));
+  if (adapters.length > 1) return askAction('gguf', { ...stacked(page, adapters), known: joining(page, adapters) });
   return askAction('export', { known: page, fixed: { name: one.path }, title: `Export “${one.name}”`,
     allow: { form: one.formats }, values: { form: one.formats[0] } });
 }

@@ -7,7 +7,7 @@ import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, mat
 import { list } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';
-import { askExport, askImport, askMerge, askMix, KINDS, outcome } from './actions.js';
+import { askExport, askImport, askMerge, askMix, KINDS, outcome, unmergeable } from './actions.js';
 import { askBakeoff, Results } from './bakeoff.js';
 import { ENDED, ending, Passport } from './passport.js';
 
@@ -56,7 +56,7 @@ export class Adapters extends HTMLElement {
       h('p', {}, 'Every training run adds its adapter here. Adapters from PEFT or AdapterHub can be imported from a '
         + 'folder or a hub id.'),
       h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter'));
-    this.append(h('div', { class: 's-library' },
+    this.append(h('h1', { class: 's-hidden' }, 'Adapters'), h('div', { class: 's-library' },
       h('div', { class: 's-library-bar' }, this.search, this.order, this.count,
         h('span', { class: 's-actions' }, this.together, this.merge, this.mix, this.give,
           button('Import …', () => askImport(this)),
@@ -91,9 +91,11 @@ export class Adapters extends HTMLElement {
     const picked = this.selection();
     const small = picked.filter((one) => !one.is_model);
     this.give.disabled = !picked.length || (picked.length > 1 && small.length < picked.length);
-    this.merge.disabled = this.mix.disabled = !small.length || small.length < picked.length;
+    const why = small.length < picked.length ? 'A fully fine-tuned model is not an adapter.' : unmergeable(small);
+    this.merge.disabled = !small.length || Boolean(why);
+    this.mix.disabled = this.merge.disabled || !small.every((one) => one.is_low_rank);
     this.together.disabled = !picked.length || picked.length > 3;
-    text(this.count, picked.length ? `${picked.length} selected`
+    text(this.count, picked.length ? dots(`${picked.length} selected`, why)
       : this.adapters.length ? 'Select adapters to compare, merge or mix them.' : '');
   }
 

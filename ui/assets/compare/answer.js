@@ -30,7 +30,7 @@ export class Answer {
   }
 
   /** `view`: confidence, reference (an answer or null), hidden (its place when blind), name, named (show it),
-   *  last, busy. */
+   *  last, busy, stands (the lane as it is now). */
   show(answer, view) {
     this.answer = answer;
     const { element, words } = this;
@@ -53,7 +53,9 @@ export class Answer {
     const remark = [answer.text && answer.error, answer.note].filter(Boolean).join(' ');
     this.note.hidden = !remark;
     text(this.note, remark);
-    text(this.figures, view.hidden ? '' : figures(answer));
+    const old = !view.hidden && view.last && isOld(answer, view.stands);
+    element.toggleAttribute('data-old', old);
+    text(this.figures, view.hidden ? '' : `${old ? 'other weights than now: ask again · ' : ''}${figures(answer)}`);
   }
 
   fill(answer, view, waiting) {
@@ -107,6 +109,12 @@ function token([piece, logprob, others]) {
 
 function percent(share) {
   return share >= 0.9995 ? '100%' : share < 0.0005 ? '<0.1%' : `${(share * 100).toFixed(1)}%`;
+}
+
+/** Return true if an answer was made with other adapters or weights than its lane has now. */
+export function isOld({ reason, active }, lane) {
+  const key = (stack) => (stack ?? []).filter((part) => part.weight).map((part) => `${part.name} ${part.weight}`).join();
+  return Boolean(reason && active && lane) && key(active.stack) !== key(lane.stack);
 }
 
 /** 24 tokens · 31 tok/s · first after 0.2 s · pirate × 1 · logits moved by 6.7 */

@@ -66,7 +66,7 @@ export class Compare extends HTMLElement {
       h('div', { class: 's-compare-bar' }, this.tabs.tabs, h('span', { class: 's-grow' }), this.newChat,
         this.confidence, this.reference, this.blind, this.serve),
       this.heads, this.scroll, this.tabs.element, this.composer.element);
-    this.append(this.root);
+    this.append(h('h1', { class: 's-hidden' }, 'Compare'), this.root);
     addEventListener('keydown', (event) => { this.key(event); this.votes.key(event); });
   }
 
@@ -109,7 +109,7 @@ export class Compare extends HTMLElement {
   head(lane, i) {
     return new LaneHead(lane, i, {
       choices: this.choices, letter: LETTERS[i], full: this.conversation.lanes.length >= this.choices.max_lanes,
-      changed: () => this.moved(),
+      changed: () => { this.moved(); this.refreshLast(); },
       weigh: () => this.conversation.weigh(i),
       redraw: () => { this.show(); this.moved(); },
       add: (...lanes) => {
@@ -151,9 +151,14 @@ export class Compare extends HTMLElement {
       reference: reference !== null && reference !== lane && !blind
         ? turn.answers[reference] ?? null : null,
       hidden: blind, place: turn.answers[lane]?.place, named: this.conversation.blind,
-        name: laneName(this.conversation.lanes[lane]),
+        name: laneName(this.conversation.lanes[lane]), stands: this.conversation.lanes[lane],
     }));
     this.votes.refresh(turn);
+  }
+
+  refreshLast() {
+    const turn = this.conversation.turns.at(-1);
+    if (turn) this.refresh(turn);
   }
 
   grew(turn) {

@@ -1,7 +1,7 @@
 // The other tabs of Compare: past conversations, leaderboard, suites, recipes. The open one is in the
 // address.
 
-import { ago, button, choose, dots, h, quiet, remember, send, short, snippet, sureButton, tabs } from '../core/dom.js';
+import { ago, button, choose, dots, h, query, quiet, remember, send, short, snippet, sureButton, tabs } from '../core/dom.js';
 import { askAction, dialog } from '../core/form.js';
 import { clientName, laneName, writeLane } from '../core/lanes.js';
 import { Suites } from './suites.js';
@@ -14,7 +14,9 @@ export class Tabs {
   constructor(page) {
     this.page = page;
     this.suites = new Suites(page);
-    this.tabs = tabs(TABS, (tab) => this.open(tab), { class: 's-tool' });
+    this.tabs = tabs(TABS, (tab) => { remember({ view: tab === 'chat' ? null : tab }, true); this.open(tab); },
+      { class: 's-tool' });
+    addEventListener('popstate', () => this.open(query().get('view') ?? 'chat'));
     this.element = h('section', { class: 's-compare-tab', hidden: true, 'data-testid': 'compare-tab' });
   }
 

@@ -59,10 +59,11 @@ export class Votes {
     bar?.element.scrollIntoView({ block: 'nearest' });
   }
 
-  /** Number keys vote on the last turn, outside text fields. */
+  /** Number keys vote on the last turn, outside text fields and in a prompt that is still empty. */
   key(event) {
     const turn = this.page.conversation.turns.at(-1);
-    const typing = event.target.closest?.('input, textarea, select');
+    const field = event.target.closest?.('input, textarea, select');
+    const typing = field && (field !== this.page.composer.prompt || field.value);
     if (!turn || typing || event.ctrlKey || event.metaKey || event.altKey || !/^\d$/.test(event.key)) return;
     const bar = this.bars.get(turn);
     const wanted = bar && !bar.element.hidden && bar.element.isConnected

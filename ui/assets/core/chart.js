@@ -142,13 +142,14 @@ export class Chart {
       (node, line) => {
         const i = cursor === null ? line.y.length - 1 : nearest(line.x, cursor);
         const name = this.group.names.get(line.run) ?? `run ${line.run}`;
-        node.title = name;
+        const own = line.raw ?? line.y; // the legend never shows a smoothed value
+        node.title = line.raw ? `${name}; the bold line is smoothed: ${this.options.format(line.y[i])}` : name;
         node.firstChild.style.background = `var(--s-run-${this.group.hues.get(line.run)})`;
         text(node.children[1], this.options.names && lines.length > 1 ? name : '');
-        text(node.lastChild, this.options.format(line.y[i]));
+        text(node.lastChild, this.options.format(own[i]));
       });
     const values = lines.map((line) => `${this.group.names.get(line.run) ?? line.run}: `
-      + `${this.options.format(line.y.at(-1))} at step ${count(line.x.at(-1))}`).join('; ');
+      + `${this.options.format((line.raw ?? line.y).at(-1))} at step ${count(line.x.at(-1))}`).join('; ');
     this.canvas.setAttribute('aria-label', `${this.options.title}. ${values || 'No values yet'}`);
   }
 

@@ -287,15 +287,26 @@ export async function copy(value, node) {
 
 export const query = () => new URL(location.href).searchParams;
 
-/** Write parameters into the address without a new history entry. */
-export function remember(changes) {
+const LEFT = 'studio.left';
+
+/** The address at which a page of this tab was left. */
+export const leftAt = (path) => { try { return sessionStorage.getItem(LEFT + path) ?? ''; } catch { return ''; } };
+
+/** Note where this page stands, so that the navigation leads back to it. */
+export function stay() {
+  try { sessionStorage.setItem(LEFT + location.pathname, location.search); } catch { /* private window */ }
+}
+
+/** Write parameters into the address; with `step`, as a step that Back undoes. */
+export function remember(changes, step = false) {
   const url = new URL(location.href);
   for (const [name, value] of Object.entries(changes)) {
     url.searchParams.delete(name);
     for (const one of [].concat(value ?? [])) url.searchParams.append(name, one);
   }
   url.search = url.search.replace(/%(2C|3A|7E|2F|3D|40)/gi, (code) => decodeURIComponent(code));
-  if (url.href !== location.href) history.replaceState(history.state, '', url);
+  if (url.href !== location.href) history[step ? 'pushState' : 'replaceState'](history.state, '', url);
+  stay();
 }
 
 /** The last part of a path. */

@@ -22,6 +22,7 @@ export class Data extends HTMLElement {
     this.waiting = new Map(); // job id -> what to do with its outcome
     this.build();
     this.refresh().then(() => this.open(this.name));
+    addEventListener('popstate', () => this.open(query().get('name'), query().get('tab') ?? 'report'));
     subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
   }
 
@@ -31,7 +32,7 @@ export class Data extends HTMLElement {
     this.rows = h('ol', { class: 's-rows', 'data-testid': 'datasets' });
     this.jobs = h('ol', { class: 's-rows s-data-jobs' });
     this.none = h('p', { class: 's-quiet' }, 'No dataset is imported yet.');
-    this.main = h('main', { class: 's-main' });
+    this.main = h('div', { class: 's-main' });
     this.append(h('div', { class: 's-runs s-data' },
       h('aside', { class: 's-list' },
         h('div', { class: 's-list-head' },
@@ -73,7 +74,7 @@ export class Data extends HTMLElement {
   async open(name, tab = this.tab) {
     const other = name !== this.name;
     Object.assign(this, { name, tab });
-    remember({ name, tab: name && tab !== 'report' ? tab : null, ...(other ? { row: null } : {}) });
+    remember({ name, tab: name && tab !== 'report' ? tab : null, ...(other ? { row: null } : {}) }, other);
     this.list();
     if (!this.datasets.some((one) => one.name === name)) {
       const gone = name && h('p', { class: 's-error', role: 'alert' },

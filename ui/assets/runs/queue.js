@@ -1,7 +1,7 @@
 // The queue: hold or release it, policy after an error, notifications, and the dialogs that plan a run
 // (schedule, sweep, train longer, note and tags, webhook).
 
-import { api, button, h, send, text, toast } from '../core/dom.js';
+import { api, button, go, h, send, text, toast } from '../core/dom.js';
 import { askAction, list } from '../core/form.js';
 import { poke, toggleNotifications, wantsNotifications } from '../core/live.js';
 
@@ -81,7 +81,10 @@ export const combinations = (lines) => lines.reduce((n, line) =>
 export async function planSweep(job, set = []) {
   const node = await askAction('sweep', { fixed: job ? { like: job.id } : { set },
     only: ['name', 'over', 'random', 'on_error'], title: job ? `Queue a sweep from ${job.name}`
-      : 'Queue a sweep from this form', done: ({ jobs }) => `${jobs.length} runs are queued.` });
+      : 'Queue a sweep from this form', done: ({ jobs }) => {
+      go(`/runs?run=${jobs.map(({ id }) => id).slice(0, 10).join()}`);
+      return `${jobs.length} runs are queued.`;
+    } });
   const [lines, draw] = ['over', 'random'].map((name) => node.querySelector(`[name=${name}]`));
   lines.placeholder = 'method.r = 4, 8, 16\nseed = 0, 1';
   const total = h('small', { class: 's-quiet' }, 'One line per field: field = value, value, …');

@@ -1,7 +1,7 @@
 // One run: progress, figures, actions, and tabs with what it wrote.
 
 import { actOn, ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, go, h,
-  menu, number, quiet, say, send, short, sureButton, tabs, text } from '../core/dom.js';
+  menu, number, quiet, say, send, short, sureButton, table, tabs, text } from '../core/dom.js';
 import { compareAddress, COMPARED } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { isLive, JobProgress, poke, stateName } from '../core/live.js';
@@ -23,8 +23,9 @@ const FAILURES = {
 const FULL = new Set(['out_of_memory', 'weights_too_large']);
 
 export class Detail {
-  constructor(jobs) {
-    this.jobs = jobs;
+  /** `jobs()` are all jobs; `overlay` is called with the ids of a group. */
+  constructor(jobs, overlay) {
+    Object.assign(this, { jobs, overlay });
     this.view = 'log';
     this.digest = ''; // of what the tab shows
     this.dot = h('i', { class: 's-dot' });
@@ -37,10 +38,11 @@ export class Detail {
     this.failure = h('div', { class: 's-failure', role: 'alert', hidden: true });
     this.outcome = new JobOutcome();
     this.figures = h('dl', { class: 's-figures' });
+    this.group_ = h('details', { class: 's-same', hidden: true, open: true, 'data-testid': 'group' });
     this.element = h('section', { class: 's-detail', 'data-testid': 'detail' },
       h('div', { class: 's-detail-head' }, this.dot, this.title, this.state, this.actions),
       this.meta, this.remarks, this.failure, this.progress.element, this.outcome.element, this.figures,
-      this.forgot = h('div', {}));
+      this.forgot = h('div', {}), this.group_);
     this.tabs = tabs(Object.entries(VIEWS), (id) => this.turn(id), { 'aria-controls': 's-panel' });
     choose(this.tabs, this.view);
     this.body = h('div', { class: 's-panel', id: 's-panel', role: 'tabpanel', tabindex: '0' });
@@ -79,6 +81,7 @@ export class Detail {
     this.outcome.show(job, this.jobs());
     this.showFigures(job);
     this.showForgotten(job);
+    this.showGroup(job);
     this.showActions(job);
   }
 
@@ -88,6 +91,21 @@ export class Detail {
     if (job.forgetting == null) return;
     const { general } = await api('/api/do/show', { job: job.id });
     if (this.job.id === job.id) this.forgot.replaceChildren(forgettingCard(general));
+  }
+
+  /** The runs of its sweep or bake-off, best first. */
+  showGroup(job) {
+    const runs = job.sweep ? this.jobs().filter((one) => one.sweep === job.sweep && draws(one)) : [];
+    this.group_.hidden = runs.length < 2;
+    if (!changed(this.group_, runs.map((one) => [one.id, one.state, one.eval_loss, one.last_loss, one.id === job.id])
+      .join())) return;
+    const rank = (one) => one.eval_loss ?? one.last_loss ?? Infinity;
+    runs.sort((a, b) => rank(a) - rank(b) || a.id - b.id);
+    this.group_.replaceChildren(h('summary', {}, `${runs.length} runs of “${job.sweep}”`),
+      table(['Run', 'Method', 'State', 'Held-out loss', 'Loss', 'Time'], runs.map((one) => [one.id === job.id
+        ? h('b', {}, one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name), one.method, badge(stateName(one)),
+      number(one.eval_loss), number(one.last_loss), duration(one.seconds)])),
+      h('div', { class: 's-actions' }, button('Overlay their curves', () => this.overlay(runs.map(({ id }) => id)))));
   }
 
   /** What it waits for, the group it belongs to, its tags and its note. */
@@ -100,7 +118,7 @@ export class Detail {
       waits && job.retries_left > 0 && `up to ${job.retries_left} ${job.retries_left > 1 ? 'retries' : 'retry'}`,
         job.waits,
       waits && names.length && `waits for ${names.join(', ')}`,
-      job.sweep && `in the sweep ${job.sweep}`, job.parent && `from run ${job.parent}`,
+      job.sweep && `in the group ${job.sweep}`, job.parent && `from run ${job.parent}`,
       job.tags.map((tag) => `#${tag}`), job.notes));
   }
 
@@ -124,7 +142,8 @@ export class Detail {
       ['Steps', count(job.step), job.total_steps ? `of ${count(job.total_steps)}` : ''],
       ['Time', duration(job.seconds ?? (job.started && isLive(job)
         ? Date.now() / 1000 - job.started : null)), ''],
-      ['Rows', count(rows.kept), rows.dropped ? `${count(rows.dropped)} dropped` : ''],
+      ['Rows', count(rows.kept), dots(rows.dropped && `${count(rows.dropped)} dropped`,
+        job.truncated && `${count(job.truncated)} cut at the context`)],
       ['Trainable', compact(job.trainable_parameters), job.total_parameters
         ? `${number((100 * job.trainable_parameters) / job.total_parameters, 2)}\u202f%` : ''],
     ];
@@ -140,7 +159,8 @@ export class Detail {
   }
 
   showActions(job) {
-    if (!changed(this.actions, [job.id, job.state, job.intent, job.adapter, job.sweep, job.waits].join())) return;
+    if (!changed(this.actions, [job.id, job.state, job.intent, job.adapter, job.sweep, job.waits,
+      this.jobs().some((one) => one.sweep && one.sweep === job.sweep && isLive(one))].join())) return;
     const can = new Set(job.actions), more = this.menu(job, can);
     more.open = Boolean(this.actions.querySelector('.s-menu')?.open); // a change must not close it
     this.actions.replaceChildren(...[
@@ -160,7 +180,8 @@ export class Detail {
 
   menu(job, can) {
     const trains = job.kind === 'train', now = () => this.job;
-    const waits = job.state === 'queued' || job.state === 'paused';
+    const waits = job.state === 'queued' || job.state === 'paused', open = (one) => isLive(one) || one.state === 'paused';
+    const going = job.sweep && this.jobs().some((one) => one.sweep === job.sweep && open(one));
     return menu('More',
       waits && button('When it starts …', () => planSchedule(now(), this.jobs())),
       job.state === 'queued' && job.waits && job.memory_bytes && button('Start without enough memory',
@@ -172,9 +193,9 @@ export class Detail {
       trains && job.state === 'running' && button('Sample now', () => this.act('sample',
         'The prompts are answered after this step.')),
       button('Note and tags …', () => planNote(now())),
-      job.sweep && button('Hold the sweep', () => this.group('hold')),
-      job.sweep && button('Release the sweep', () => this.group('release')),
-      job.sweep && sureButton('Cancel the sweep', 'Cancel all of it?', () => this.group('cancel')),
+      going && button('Hold the group', () => this.group('hold')),
+      going && button('Release the group', () => this.group('release')),
+      going && sureButton('Cancel the group', 'Cancel all of it?', () => this.group('cancel')),
       can.has('resume') && job.step > 0
         && sureButton('Restart from step 0', 'Discard its steps?', () => this.act('restart')),
       can.has('cancel') && job.intent !== 'cancel' && sureButton('Cancel, drop checkpoints',

@@ -21,9 +21,8 @@ export class Runs extends HTMLElement {
     this.built = true;
     this.jobs = [];
     this.filter = Object.hasOwn(FILTERS, query().get('show')) ? query().get('show') : 'all';
-    const asked = (query().get('run') ?? '').split(',').map(Number).filter(Boolean);
-    this.focus = asked[0] ?? null;
-    this.overlaid = new Set(asked);
+    this.asked();
+    addEventListener('popstate', () => { this.asked(); if (this.jobs.length) this.show(); poke(); });
     this.build();
     subscribe({
       element: this,
@@ -36,10 +35,24 @@ export class Runs extends HTMLElement {
     });
   }
 
+  /** Take the selection from the address. */
+  asked() {
+    const asked = (query().get('run') ?? '').split(',').map(Number).filter(Boolean);
+    this.focus = asked[0] ?? null;
+    this.overlaid = new Set(asked);
+  }
+
+  /** Overlay the curves of a group. */
+  overlay(ids) {
+    this.overlaid = new Set([this.focus, ...ids].filter(Boolean).slice(0, MOST_OVERLAID));
+    this.moved(true);
+    this.show();
+  }
+
   build() {
     this.board = board(METRICS.map((metric) => metric.name), (point) =>
       openCheckpoint(this.jobs.find((job) => job.id === point.run), point.step));
-    this.detail = new Detail(() => this.jobs);
+    this.detail = new Detail(() => this.jobs, (ids) => this.overlay(ids));
     this.search = h('input', { type: 'search', placeholder: 'Search runs', 'aria-label':
       'Search runs', oninput: () => this.list() });
     this.tabs = h('div', { class: 's-segments', role: 'group', 'aria-label': 'Which runs' },
@@ -54,16 +67,16 @@ export class Runs extends HTMLElement {
       'aria-label': 'Smoothing', oninput: (e) => this.smooth(+e.target.value) });
     this.smoothed = h('output', {}, '0');
     slider.value = localStorage.getItem('studio.smoothing') ?? 0.6;
-    this.overlay = h('span', { class: 's-quiet' });
+    this.overlays = h('span', { class: 's-quiet' });
     const [loss, ...small] = this.board.charts.map((chart) => chart.element);
     loss.classList.add('s-large');
-    this.curves = [h('div', { class: 's-chart-bar' }, this.overlay,
+    this.curves = [h('div', { class: 's-chart-bar' }, this.overlays,
       h('label', { class: 's-smooth' }, 'Smoothing', slider, this.smoothed)),
     h('section', { class: 's-charts', 'aria-label': 'Curves' }, loss, small)];
-    this.main = h('main', { class: 's-main', hidden: true }, this.detail.element, this.curves,
+    this.main = h('div', { class: 's-main', hidden: true }, this.detail.element, this.curves,
       this.detail.panels);
     this.welcome = h('div', { class: 's-welcome', hidden: true },
-      h('h2', {}, 'No runs yet'),
+      h('h1', {}, 'No runs yet'),
       h('p', {}, 'A run trains one adapter. The Train page has defaults for model, dataset and method: press Train, '
         + 'and the curves appear here.'),
       h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter'));
@@ -132,7 +145,7 @@ export class Runs extends HTMLElement {
     const drawn = this.jobs.some((one) => draws(one) && (one.id === this.focus || this.overlaid.has(one.id)));
     for (const part of this.curves) part.hidden = !drawn;
     const others = this.chosen().length - 1;
-    text(this.overlay, others > 0 ? `with ${others} other run${others > 1 ? 's' : ''} overlaid`
+    text(this.overlays, others > 0 ? `with ${others} other run${others > 1 ? 's' : ''} overlaid`
       : 'Tick runs to overlay their curves; click a loss curve to chat with its nearest checkpoint.');
     const job = this.jobs.find((one) => one.id === this.focus);
     if (job) this.detail.show(job, this.board.group.hues.get(job.id));
@@ -144,8 +157,8 @@ export class Runs extends HTMLElement {
     }
   }
 
-  moved() {
-    remember({ run: this.focus ? this.chosen().join() : null });
+  moved(step = false) {
+    remember({ run: this.focus ? this.chosen().join() : null }, step);
     poke();
   }
 
@@ -154,7 +167,7 @@ export class Runs extends HTMLElement {
     this.overlaid.add(id);
     this.focus = id;
     this.prune();
-    this.moved();
+    this.moved(true);
     this.show();
   }
 

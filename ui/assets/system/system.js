@@ -13,7 +13,7 @@ export class Machine extends HTMLElement {
     this.devices = column();
     this.facts = column();
     this.body = h('div', { class: 's-system', 'data-testid': 'system' });
-    this.append(this.body);
+    this.append(h('h1', { class: 's-hidden' }, 'System'), this.body);
     this.wake = () => { if (!document.hidden) this.refresh(); };
     document.addEventListener('visibilitychange', this.wake);
     this.refresh();

@@ -1,7 +1,7 @@
 // The launched run on the Train page: its state, its live loss, and what can be done with it.
 
 import { board } from '../core/chart.js';
-import { actOn, badge, button, h, query, remember, sureButton } from '../core/dom.js';
+import { actOn, badge, button, duration, h, query, quiet, remember, sureButton, text } from '../core/dom.js';
 import { compareAddress } from '../core/lanes.js';
 import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/live.js';
 
@@ -13,6 +13,7 @@ export class Launch {
     this.progress = new JobProgress();
     this.actions = h('div', { class: 's-actions' });
     this.show = h('section', { class: 's-live', hidden: true }, this.line, this.progress.element,
+      this.pace = quiet(),
       this.board.charts.map((chart) => chart.element), this.actions);
     this.before = h('p', { class: 's-before' }, 'The loss appears here within seconds of pressing Train.');
     this.element = h('div', { id: 'launch' }, this.show, this.before);
@@ -27,9 +28,10 @@ export class Launch {
     });
   }
 
-  follow(job, set) {
+  /** `promised`: the estimate of its seconds. */
+  follow(job, set, promised) {
     this.run = job.id;
-    sessionStorage.setItem('studio.launched', JSON.stringify([job.id, set.join()]));
+    sessionStorage.setItem('studio.launched', JSON.stringify([job.id, set.join(), promised]));
     remember({ run: job.id });
     this.take([job, ...this.jobs.filter((one) => one.id !== job.id)]);
     poke();
@@ -60,6 +62,10 @@ export class Launch {
     const ahead = jobs.filter((one) => one.id !== job.id && isLive(one)
       && (one.state !== 'queued' || one.id < job.id)).length;
     this.progress.show(job);
+    const [id, , promised] = JSON.parse(sessionStorage.getItem('studio.launched') ?? '[]');
+    const whole = job.seconds_left == null ? job.seconds : Date.now() / 1000 - job.started + job.seconds_left;
+    text(this.pace, id === job.id && promised && whole ? `Estimated ${duration(promised)}; ${
+      isLive(job) ? 'at the pace of its steps' : 'it took'} ${duration(whole)}.` : '');
     const shown = [job.id, stateName(job), ahead, job.error?.text, job.intent, job.adapter].join(' ');
     if (this.shown !== shown) this.showState(job, ahead);
     this.shown = shown;

@@ -47,7 +47,7 @@ export class Train extends HTMLElement {
     this.same = h('div', {});
     this.notes = Object.fromEntries(['model', 'data'].map((name) => [name, h('p', { class: 's-note', id: `${name}-note` })]));
     modelsAt(() => this.settings.get('model.path').value());
-    this.append(h('main', { class: 's-train' },
+    this.append(h('div', { class: 's-train' },
       h('h1', { class: 's-hidden' }, 'Train an adapter'),
       h('div', { class: 's-form', oninput: () => this.changed(), onchange: () => this.changed() }, this.presets.element,
         h('section', { class: 's-card' }, h('header', { class: 's-row-between' }, h('h2', {}, 'What to train'),
@@ -226,7 +226,7 @@ export class Train extends HTMLElement {
     const twin = this.launch.twin(found.set);
     if (twin && !window.confirm(`“${twin.name}” with these very settings is ${twin.state}. Train them once more?`)) return;
     try {
-      this.launch.follow(await api('/api/do/train', { set: found.set }), found.set);
+      this.launch.follow(await api('/api/do/train', { set: found.set }), found.set, this.preflight.seconds);
     } catch (error) {
       say(this.error, error.message);
       this.mark(error.field);

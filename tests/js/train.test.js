@@ -1,0 +1,49 @@
+import './dom_stub.js';
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+const { pickedDevices, written } = await import('../../ui/assets/train/settings.js');
+const { picture, purpose } = await import('../../ui/assets/train/methods.js');
+const { isOld } = await import('../../ui/assets/compare/answer.js');
+const { unmergeable } = await import('../../ui/assets/adapters/actions.js');
+
+const field = (usual, words = {}) => ({ default: usual, words });
+
+test('codes are words, and an automatic value is an empty field', () => {
+  const steps = field(0, { auto: 0, never: -1 });
+  assert.deepEqual([0, -1, 12].map((value) => written(steps, value)), ['', 'never', '12']);
+  assert.equal(written(field('auto')), '');
+  assert.equal(written(field(1, { off: 0 }), 0), 'off');
+  assert.equal(written(field('x'), ['q_proj', 'v_proj']), 'q_proj, v_proj');
+  assert.equal(written(field(16)), '16');
+});
+
+test('GPUs are picked together, everything else alone', () => {
+  assert.deepEqual(pickedDevices([]), ['auto']);
+  assert.deepEqual(pickedDevices(['auto', 'cuda:1']), ['cuda:1']);
+  assert.deepEqual(pickedDevices(['cuda:1', 'cuda:0']), ['cuda:1', 'cuda:0']);
+  assert.deepEqual(pickedDevices(['cuda:1', 'cpu']), ['cpu']);
+});
+
+test('a method says what it is for, and one without a picture of its own has that of its phase', () => {
+  const manual = '`y = W x`.\n\nWhen to use it: for a very\nsmall adapter.\nCost: one number.';
+  assert.equal(purpose(manual), 'For a very small adapter.');
+  assert.equal(purpose('No manual.'), '');
+  document.createElementNS = (_, tag) => document.createElement(tag);
+  assert.equal(picture('new one', 'weights').outline, picture('full', 'weights').outline);
+});
+
+test('an answer is old once its lane has other weights', () => {
+  const answer = { reason: 'stop', active: { stack: [{ name: 'a', weight: 1 }] } };
+  const lane = (weight) => ({ stack: [{ name: 'a', weight }] });
+  assert.deepEqual([1, 0.5, 0].map((weight) => isOld(answer, lane(weight))), [false, true, true]);
+  assert.equal(isOld({ reason: 'stop', active: { stack: [] } }, lane(0)), false);
+  assert.equal(isOld({ active: answer.active }, lane(0.5)), false, 'it is still being written');
+});
+
+test('only adapters of one base that can merge are merged', () => {
+  const one = { mergeable: true, base: 'a', method_title: 'LoRA' };
+  assert.equal(unmergeable([one, { ...one }]), '');
+  assert.match(unmergeable([one, { ...one, base: 'b' }]), /different bases/);
+  assert.match(unmergeable([one, { ...one, mergeable: false, method_title: 'Prefix tuning' }]), /^Prefix tuning cannot/);
+});
