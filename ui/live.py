@@ -25,6 +25,7 @@ from studio.home import Home
 from studio.methods import methods, trains_base
 from studio.spec import RunSpec
 from ui import form_state
+from ui.wording import with_titles
 
 MOST_JOBS = 500
 KEPT_LISTINGS = 64
@@ -89,8 +90,11 @@ def job_row(job: Job) -> dict[str, Any]:
     spec = job.spec
     method = dict(spec.get("method") or {})
     known = methods().get(str(method.get("name")))
+    shown = summary(job)
+    if shown["error"]:
+        shown["error"] |= {"text": with_titles(shown["error"]["text"] or "")}
     return {
-        **summary(job),
+        **shown,
         "kind": job.kind,
         "truncated": (job.result.get("rows") or {}).get("truncated"),
         "model": (spec.get("model") or {}).get("path", ""),
@@ -104,7 +108,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "finished": job.finished,
         "attempt": job.attempt,
         "ended": job.result.get("ended") or job.result.get("reason"),
-        "note": job.result.get("note"),
+        "note": job.result.get("note") and with_titles(job.result["note"]),
         "trainable_parameters": job.result.get("trainable_parameters"),
         "total_parameters": job.result.get("total_parameters"),
         "intent": job.intent,

@@ -6,7 +6,7 @@ from typing import Any
 
 from studio.fields import parameter
 from studio.methods import methods
-from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
+from studio.spec import DataSource, ModelSource, TrainArgs
 
 _PATH = re.compile(
     r"""(?<![\w./"'`-])(?P<part>model|data|train|method)\.(?P<name>\w+)(?![\w"'`/]|\.\w)(?:=(?=\w))?"""
@@ -29,11 +29,9 @@ def with_titles(text: str) -> str:
 def _titles() -> dict[str, str]:
     records: list[tuple[str, Any]] = [("method", one) for one in reversed(methods().values())]
     records += [("model", ModelSource), ("data", DataSource), ("train", TrainArgs)]
-    found = {"method.name": "Method"}
-    for part, record in records:
-        for name, info in record.model_fields.items():
-            if name != "name":
-                title = parameter(f"{part}.{name}", info).title
-                found[f"{part}.{name}"] = title.split(" (")[0]
-    assert RunSpec.model_fields.keys() >= {"model", "data", "train", "method"}
-    return found
+    found = {
+        f"{part}.{name}": parameter(f"{part}.{name}", info).title.split(" (")[0]
+        for part, record in records
+        for name, info in record.model_fields.items()
+    }
+    return found | {"method.name": "Method"}

@@ -16,10 +16,10 @@ from jobs.memory import needed_bytes
 from jobs.store import JobStore
 from studio import presets
 from studio.errors import SpecError
-from studio.fields import merge_values, parse_assignment, read_yaml
+from studio.fields import Record, merge_values, parameter, parse_assignment, read_yaml
 from studio.home import Home
 from studio.methods import capabilities, methods
-from studio.spec import RunSpec
+from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
 
 NONE: Any = ()
 SpecFile = Annotated[str, field("Spec file.", positional=True, metavar="[SPEC.yaml]")]
@@ -143,13 +143,30 @@ def sweep(
     return Reply(jobs=tuple(jobs), facts={"sweep": name, "jobs": [summary(job) for job in jobs]})
 
 
+def titled_fields() -> dict[str, str]:
+    """Return the paths of a run's settings by their titles in lower case, as pages write them."""
+    found: dict[str, str] = {}
+    records: list[tuple[str, type[Record]]] = [
+        *(("method", one) for one in reversed(methods().values())), ("model", ModelSource),
+        ("data", DataSource), ("train", TrainArgs), ("", RunSpec),
+    ]  # fmt: skip
+    for part, record in records:
+        for name, info in record.model_fields.items():
+            path = f"{part}.{name}" if part else name
+            found[parameter(path, info).title.split(" (")[0].casefold()] = path
+    return found | {"method": "method.name"}
+
+
 def parse_values(text: str) -> tuple[str, list[Any]]:
-    """Split `method.r=4,8,16` into the setting and its values; brackets keep a comma inside one.
+    """Split `method.r=4,8,16` or `Rank=4,8,16` into the setting and its values.
+
+    Brackets keep a comma inside a value.
 
     Raises:
         SpecError: There is no `=`, or a value is empty.
     """
     path, value = parse_assignment(text)
+    path = titled_fields().get(path.casefold(), path)
     if isinstance(value, list):
         return path, value
     words = [word.strip() for word in str(text.partition("=")[2]).split(",")]

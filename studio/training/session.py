@@ -206,8 +206,8 @@ class Session:
         return Diverged(
             f"The {what} at step {self.progress.step + 1}, in row{'s' if len(rows) > 1 else ''} "
             f"{', '.join(map(str, sorted(rows)[:16]))} of {self.spec.data.path}. {advice}"
-            f"train.learning_rate (it was {rate:.2g}) or check these rows; the last checkpoint "
-            "is intact."
+            f"train.learning_rate ({self.plan.learning_rate:g}, {rate:.2g} at this step) or check "
+            "these rows; the last checkpoint is intact."
         )
 
     # -- ranks ---------------------------------------------------------------------------------

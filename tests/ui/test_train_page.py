@@ -5,11 +5,13 @@ import math
 
 import pytest
 
+from jobs.actions.training import parse_values
 from studio.data.importing import import_dataset
 from studio.errors import SpecError
 from studio.fields import parse_assignment
 from studio.methods import methods
 from studio.spec import DataSource, RunSpec
+from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of
 from ui.train_page import PARTS, form_fields, train_routes, typed
 from ui.wording import with_titles
@@ -139,3 +141,23 @@ def test_the_first_rows_and_what_the_context_cuts_follow_the_form(client, home, 
     assert found["auto"]["train.max_steps"] == f"{steps} steps"
     missing = client.post("/api/train/xray", json={"set": ["data.path=/no/rows.csv"]}).json()
     assert "no dataset at /no/rows.csv" in missing["unknown"]
+
+
+def test_a_sweep_may_name_settings_as_the_page_does():
+    assert parse_values("Learning rate = 1e-3, 0.01") == ("train.learning_rate", [1e-3, 0.01])
+    assert parse_values("Rank=4,8") == ("method.r", [4, 8])
+    assert parse_values("seed=0,1") == ("seed", [0, 1])
+
+
+def test_the_time_is_corrected_by_the_last_run_of_this_method_on_this_model(client, store):
+    def seconds(**values):
+        found = client.post("/api/estimate", json={"set": ["train.max_steps=20"]}).json()
+        return found["seconds"], found["like"]
+
+    before, like = seconds()
+    assert like is None
+    store.submit(RunSpec().with_values({"name": "slow", "train.max_steps": 20}))
+    claim = begin(store)
+    store.claims.finish(claim, "succeeded", result={"seconds": 3 * before})
+    after, like = seconds()
+    assert like == "slow" and after == pytest.approx(3 * before, rel=0.05)

@@ -1,6 +1,7 @@
 """What commands about datasets and Compare print."""
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from studio.evaluation.reports import title
 from studio.home import slug
 
 Answer = Any
+NAME_WIDTH = 20  # to which a column may be cut
 EXAMPLE = """\
 from openai import OpenAI
 
@@ -188,12 +190,35 @@ def duration(seconds: float | None) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; names are shown as text, never as markup."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    """Print a table as wide as the terminal; whole where the output goes to a file or a program."""
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
+    for line in fitted(head, [[printable(cell) for cell in row] for row in rows], width):
+        print(line)
 
-    made = Table(*head, box=None)
-    for row in rows:
-        made.add_row(*map(Text, row))
-    Console(highlight=False).print(made)
+
+def fitted(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Return the lines of a table, of which none is longer than `width` and no word is broken.
+
+    The longest text is cut first, then the last columns are left out, which is said. A row with
+    fewer cells than the head has its last one to the end of the line.
+    """
+    whole = [row for row in rows if len(row) == len(head)]
+    sizes = [max(map(len, column)) for column in zip(head, *whole, strict=True)]
+    while sum(sizes) + 2 * (len(sizes) - 1) > width and max(sizes) > NAME_WIDTH:
+        sizes[sizes.index(max(sizes))] -= 1
+    while sum(sizes) + 2 * (len(sizes) - 1) > width and len(sizes) > 2:
+        sizes.pop()
+
+    def line(cells: Sequence[str]) -> str:
+        short = [_cut(cell, size).ljust(size) for cell, size in zip(cells, sizes, strict=False)]
+        if len(cells) < len(head):
+            short[-1] = _cut(cells[-1], width - sum(len(cell) + 2 for cell in short[:-1]))
+        return "  ".join(short).rstrip()
+
+    left = ", ".join(head[len(sizes) :])
+    note = [_cut(f"Left out: {left} (widen the terminal, or use --json).", width)] if left else []
+    return [line(head), *map(line, rows), *note]
+
+
+def _cut(text: str, size: int) -> str:
+    return text if len(text) <= size else f"{text[: max(1, size - 1)]}…"

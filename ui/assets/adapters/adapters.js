@@ -20,7 +20,7 @@ export class Adapters extends HTMLElement {
   connectedCallback() {
     if (this.built) return;
     this.built = true;
-    Object.assign(this, { adapters: [], trash: [], models: [], ended: new Set() });
+    Object.assign(this, { adapters: [], trash: [], models: [], ended: new Set(), away: new Set(JSON.parse(sessionStorage.getItem('studio.away') ?? '[]')) });
     this.chosen = query().get('adapter');
     this.contest = query().get('bakeoff');
     this.picked = new Set();
@@ -199,13 +199,18 @@ export class Adapters extends HTMLElement {
     const news = ended.some((key) => !this.ended.has(key));
     this.ended = new Set(ended);
     // A picture that is done is in its passport and needs no line here.
-    const recent = (job) => isLive(job) || (Date.now() / 1000 - (job.finished ?? 0) < 900
+    const recent = (job) => isLive(job) || (!this.away.has(job.id) && Date.now() / 1000 - (job.finished ?? 0) < 900
       && !(job.kind === 'picture' && job.state === 'succeeded'));
     keyed(this.jobs, ours.filter(recent).slice(0, 6), (job) => job.id, (job) => h('li',
       { 'data-testid': `job-${job.id}` }), (node, job) => this.job(node, job));
     this.results.take(jobs);
     if (news && this.known) this.refresh().then(() => this.chosen && this.passport.show(this.chosen));
     this.known = true;
+  }
+
+  putAway(id, node) {
+    sessionStorage.setItem('studio.away', JSON.stringify([...this.away.add(id)]));
+    node.remove();
   }
 
   job(node, job) {
@@ -216,7 +221,8 @@ export class Adapters extends HTMLElement {
       h('a', { href: `/runs?run=${job.id}` }, job.name),
       h('span', { class: 's-quiet' }, isLive(job) ? job.phase || (job.state === 'queued'
         ? 'queued' : '') : ''),
-      isLive(job) ? sureButton('Cancel', 'Really cancel?', () => actOn(job.id, 'cancel'), 's-tool') : '',
+      isLive(job) ? sureButton('Cancel', 'Really cancel?', () => actOn(job.id, 'cancel'), 's-tool')
+        : button('×', () => this.putAway(job.id, node), 's-tool', { 'aria-label': `Put ${job.name} away` }),
       result);
     if (!isLive(job)) outcome(job, result);
   }

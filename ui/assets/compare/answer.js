@@ -2,11 +2,11 @@
 // and which adapters were active.
 
 import { button, copy, h, number, text } from '../core/dom.js';
-import { hueOf } from '../core/lanes.js';
+import { called, hueOf } from '../core/lanes.js';
 import { code, diff, markdown } from './text.js';
 
-const PROOF = 'What was active. “Logits moved by” is the largest difference of a logit from the base alone: more than '
-  + '0 proves that the adapters took part.';
+const PROOF = 'What was active. “Changed logits by” is the largest difference of a logit from the base alone: more '
+  + 'than 0 proves that the adapters took part.';
 
 const EMPTY = { stopped: '(stopped before the first token)',
   interrupted: '(interrupted before the first token: ask again)' };
@@ -117,7 +117,7 @@ export function isOld({ reason, active }, lane) {
   return Boolean(reason && active && lane) && key(active.stack) !== key(lane.stack);
 }
 
-/** 24 tokens · 31 tok/s · first after 0.2 s · pirate × 1 · logits moved by 6.7 */
+/** 24 tokens · 31 tok/s · first after 0.2 s · pirate × 1 · changed logits by up to 6.7 */
 export function figures({ reason, tokens_count: tokens, tokens_per_second: speed,
   first_token_seconds: first, active, original }) {
   if (!reason) return '';
@@ -126,7 +126,7 @@ export function figures({ reason, tokens_count: tokens, tokens_per_second: speed
   const moved = active?.max_logit_difference;
   return [original != null && 'corrected', tokens != null && `${tokens} tokens`, speed && `${number(speed, 3)} tok/s`,
     first != null && `first after ${number(first, 2)} s`, how,
-    active && (stack.map((part) => `${part.name} × ${part.weight}`).join(' + ') || 'base'),
-    stack.length > 0 && moved != null && `logits moved by ${number(moved, 2)}`,
+    active && (stack.map((part) => `${called(part.name)} × ${part.weight}`).join(' + ') || 'base'),
+    stack.length > 0 && moved != null && `changed logits by up to ${number(moved, 2)}`,
   ].filter(Boolean).join(' · ');
 }

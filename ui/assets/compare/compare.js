@@ -151,7 +151,8 @@ export class Compare extends HTMLElement {
       reference: reference !== null && reference !== lane && !blind
         ? turn.answers[reference] ?? null : null,
       hidden: blind, place: turn.answers[lane]?.place, named: this.conversation.blind,
-        name: laneName(this.conversation.lanes[lane]), stands: this.conversation.lanes[lane],
+        name: laneName({ ...this.conversation.lanes[lane], stack: turn.answers[lane]?.active?.stack
+          ?? this.conversation.lanes[lane].stack }), stands: this.conversation.lanes[lane],
     }));
     this.votes.refresh(turn);
   }

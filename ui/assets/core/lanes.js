@@ -2,6 +2,8 @@
 
 import { count, go, h, send, short, sureButton, toast } from './dom.js';
 
+const NAME = /^(\d+)@(\d+)$/;
+
 export const LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ';
 
 /** The colour of a lane or run; the theme has ten. */
@@ -27,10 +29,13 @@ export function writeLane({ model, stack }) {
   return parts.length ? `${model}~${parts.join('+')}` : model;
 }
 
+/** An adapter's name as pages say it; a checkpoint (`7@100`) is a step of its run. */
+export const called = (name) => name.replace(NAME, 'run $1 at step $2').split('/').pop();
+
 /** starter + pirate × 0.5 */
 export function laneName({ model, stack }) {
   return [short(model), ...stack.map(({ name, weight }) =>
-    weight === 1 ? short(name) : `${short(name)} × ${weight}`)].join(' + ');
+    weight === 1 ? called(name) : `${called(name)} × ${weight}`)].join(' + ');
 }
 
 /** What an OpenAI client calls a lane: starter+pirate:0.5+terse */
@@ -54,8 +59,6 @@ export function compareAdapters(adapters) {
   return compareLink(lane(base), ...adapters.map((one) =>
     (one.is_model ? lane(one.path) : lane(one.base || base, one.name))));
 }
-
-const NAME = /^\d+@\d+$/;
 
 /** Return true if a name is a checkpoint (`7@100`: run 7 at step 100), not an adapter. */
 export const isCheckpoint = (name) => NAME.test(name);

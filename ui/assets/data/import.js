@@ -200,7 +200,7 @@ export class Mapping {
     const used = Object.values(this.mapping.columns);
     const names = [...new Set([...used, ...Object.keys(this.columns ?? {})])].slice(0, MOST_COLUMNS);
     const hidden = Object.keys(this.columns ?? {}).length - names.length;
-    const parts = [['', 'not used'], ...needed.map((part) => [part, `${part} *`]), ...optional];
+    const parts = [['', 'not used'], ...needed.map((part) => [part, `${part} (needed)`]), ...optional];
     const chosen = (column) => Object.keys(this.mapping.columns).find((part) => this.mapping.columns[part] === column);
     const choose = (column) => (part) => this.change((mapping) => {
       for (const old in mapping.columns) if (mapping.columns[old] === column) delete mapping.columns[old];

@@ -69,11 +69,10 @@ async function planWebhook() {
 
 // -- sweeps ----------------------------------------------------------------------------------------
 
-const SWEPT = ['method.r', 'method.lora_alpha', 'method.lora_dropout', 'method.name', 'train.learning_rate',
-  'train.num_train_epochs', 'train.max_steps', 'train.warmup_steps', 'train.per_device_train_batch_size',
-  'train.weight_decay', 'data.path', 'data.max_length', 'model.path', 'seed'];
+const SWEPT = ['Learning rate', 'Rank', 'Alpha', 'Dropout', 'Method', 'Epochs', 'Steps', 'Warmup steps', 'Batch size',
+  'Weight decay', 'Dataset', 'Maximum length', 'Model', 'Seed'];
 
-/** The number of runs that the lines of a sweep make, as in `method.r = 4, 8`. */
+/** The number of runs that the lines of a sweep make, as in `Rank = 4, 8`. */
 export const combinations = (lines) => lines.reduce((n, line) =>
   n * list(line.slice(line.indexOf('=') + 1)).length, lines.length ? 1 : 0);
 
@@ -86,8 +85,8 @@ export async function planSweep(job, set = []) {
       return `${jobs.length} runs are queued.`;
     } });
   const [lines, draw] = ['over', 'random'].map((name) => node.querySelector(`[name=${name}]`));
-  lines.placeholder = 'method.r = 4, 8, 16\nseed = 0, 1';
-  const total = h('small', { class: 's-quiet' }, 'One line per field: field = value, value, …');
+  lines.placeholder = 'Rank = 4, 8, 16\nSeed = 0, 1';
+  const total = h('small', { class: 's-quiet' }, 'One line per setting: setting = value, value, …');
   lines.after(total, h('div', { class: 's-chips' }, SWEPT.map((field) => button(field, () => {
     lines.value = `${lines.value.trimEnd()}\n${field} = `.trimStart();
     lines.focus();

@@ -11,8 +11,9 @@ import { QueueBar } from './queue.js';
 import { Detail, draws } from './run.js';
 
 const waits = (job) => job.state === 'queued' || job.state === 'paused';
-const FILTERS = { all: () => true, live: (job) => isLive(job) || job.state === 'paused',
-  ended: (job) => !isLive(job) && job.state !== 'paused' };
+const open = (job) => isLive(job) || job.state === 'paused';
+const FILTERS = { all: draws, live: open, ended: (job) => draws(job) && !open(job),
+  other: (job) => !draws(job) };
 const MOST_OVERLAID = 10;
 
 export class Runs extends HTMLElement {
@@ -186,7 +187,7 @@ export class Runs extends HTMLElement {
       job.sweep, ...job.tags, job.notes));
     for (const tab of this.tabs.children) {
       const { filter } = tab.dataset;
-      text(tab, `${{ all: 'All', live: 'Queue', ended: 'Ended' }[filter]} `
+      text(tab, `${{ all: 'Runs', live: 'Queue', ended: 'Ended', other: 'Others' }[filter]} `
         + matches.filter(FILTERS[filter]).length);
     }
     const shown = matches.filter(FILTERS[this.filter]);
