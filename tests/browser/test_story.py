@@ -96,6 +96,7 @@ def test_a_fine_tune_from_click_to_chat(page, studio):
     expect(page.get_by_test_id("system")).to_contain_text(str(studio.home))
 
 
+@pytest.mark.refused("/api/do/train")
 def test_a_mistake_is_a_sentence_beside_the_button(page, studio):
     page.goto("/?set=model.path=/no/such/model")
     expect(page.locator("#model-note")).to_contain_text("/no/such/model")
