@@ -38,7 +38,9 @@ def test_a_learning_rate_that_explodes_ends_with_the_rate_and_keeps_the_checkpoi
     session, tmp_path
 ):
     own = session(method={"name": "lora", "r": 4}, train=EXPLODING)
-    with pytest.raises(Diverged, match=r"Lower train.learning_rate \(1e\+30, 1e\+30 at this step\)") as error:
+    with pytest.raises(
+        Diverged, match=r"Lower train.learning_rate \(1e\+30, 1e\+30 at this step\)"
+    ) as error:
         drain(own, tmp_path)
     assert "\n" not in error.value.text
     kept = checkpoint.newest(tmp_path / "checkpoints")
