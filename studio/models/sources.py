@@ -5,6 +5,7 @@ model without torch and without its weights. Pickled weights and remote code are
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
