@@ -4,7 +4,6 @@ It never trains, loads or generates: pages write to the queue and read from it, 
 answers. It imports no torch, and nothing is lost when it ends.
 """
 
-import json
 import os
 import socket
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 
 from studio.errors import ServeError, StudioError
 from studio.home import Home
-from ui.frame import FAVICON, MANIFEST, Frame
+from ui.frame import FAVICON, Frame
 from ui.reverse_proxy import Below, checked_root
 from ui.security import (
     LOOPBACK,
@@ -90,10 +89,6 @@ def build_app(
     @app.get("/favicon.ico", include_in_schema=False)
     def icon() -> Response:
         return Response(FAVICON, media_type="image/svg+xml")
-
-    @app.get("/manifest.webmanifest", include_in_schema=False)
-    def manifest() -> Response:  # what makes the page installable as an app
-        return Response(json.dumps(MANIFEST), media_type="application/manifest+json")
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns that it does without node, which is meant so

@@ -41,12 +41,6 @@ MARK = (
 FAVICON = MARK.replace("var(--s-accent-fill)", "#3350cf").replace(
     "<svg ", '<svg xmlns="http://www.w3.org/2000/svg" '
 )
-MANIFEST = {
-    "name": "Adapter Studio", "short_name": "Adapter Studio", "start_url": "./", "scope": "./",
-    "description": "Fine-tune language models on this machine.", "display": "standalone",
-    "background_color": "#f6f6f3", "theme_color": "#3350cf",
-    "icons": [{"src": "favicon.ico", "sizes": "any", "type": "image/svg+xml", "purpose": "any"}],
-}  # fmt: skip
 SUN = (
     '<svg viewBox="0 0 16 16" width="16" height="16" aria-hidden="true" fill="none" '
     'stroke="currentColor" stroke-width="1.4" stroke-linecap="round">'
@@ -64,7 +58,7 @@ SHEETS = ("core/base", "core/chart", "core/form", *(f"{page.name}/{page.name}" f
 HEAD = (
     f"<style>{tokens_css()}</style><script>{BOOT}</script>"
     '<link rel="icon" href="/favicon.ico" type="image/svg+xml">'
-    '<link rel="manifest" href="/manifest.webmanifest" crossorigin="use-credentials">'
+    '<link rel="manifest" href="/studio/manifest.json" crossorigin="use-credentials">'
     '<meta name="theme-color" content="#ffffff" media="(prefers-color-scheme: light)">'
     '<meta name="theme-color" content="#1a1b19" media="(prefers-color-scheme: dark)">'
     + "".join(f'<link rel="stylesheet" href="/studio/{name}.css">' for name in SHEETS)

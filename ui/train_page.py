@@ -5,8 +5,9 @@ The page sends the fields that differ from their defaults, as they were typed. T
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel
@@ -16,7 +17,7 @@ from jobs.store import JobStore
 from studio import hardware, presets
 from studio.data.datasets import origin_of
 from studio.devices import CPU
-from studio.errors import InputError, StudioError
+from studio.errors import StudioError
 from studio.fields import Parameter, parameter, parse_assignment
 from studio.home import Home
 from studio.methods import methods
@@ -32,79 +33,70 @@ Values = dict[str, Any]
 
 
 class Asked(BaseModel):
-    """The form as it stands, or the address that it is opened from; a preset is laid over both."""
+    """What a part of the page asks with.
+
+    `values` are the fields as typed and `address` what the form is opened from, a preset is laid
+    over both; `set` is the form as assignments.
+    """
 
     values: Values = {}
     address: str = ""
     preset: str = ""
-
-
-class FormState(BaseModel):
-    """The form as assignments."""
-
     set: list[str] = []
 
 
 def train_routes(home: Home, store: JobStore) -> APIRouter:
-    """Return the routes of the Train page."""
-    router = APIRouter(prefix="/api")
+    """Return the route of the Train page, with an answer for each part of it."""
+    router = APIRouter(prefix="/api/train")
+    parts: dict[str, Callable[[Asked], dict[str, Any]]] = {
+        "form": lambda _: drawn(home),
+        "judge": lambda asked: judged(_asked(asked, home), home),
+        "estimate": lambda asked: sources.forecast(form_state.from_query(asked.set), home, store),
+        "rows": lambda asked: sources.first_rays(form_state.from_query(asked.set), home),
+    }
 
-    @router.get("/train")
-    def form() -> dict[str, Any]:
-        return {
-            "fields": [
-                shown(one) for part, record in PARTS.items() for one in form_fields(record, part)
-            ],
-            "methods": [
-                {
-                    "name": name, "title": method.title, "phase": method.phase.value,
-                    "manual": method.manual(),
-                    "fields": [shown(one) for one in form_fields(method, "method")],
-                }
-                for name, method in methods().items()
-            ],
-            "choices": {
-                path: [(value, label) for label, value in found]
-                for path, found in (
-                    ("model.path", sources.model_choices(home)),
-                    ("data.path", sources.data_choices(home)),
-                    ("train.device", sources.device_choices()),
-                )
-            },
-        }  # fmt: skip
-
-    @router.post("/train")
-    def judge(asked: Asked) -> dict[str, Any]:
+    @router.post("/{part}")
+    def answer(part: Literal["form", "judge", "estimate", "rows"], asked: Asked) -> dict[str, Any]:
         try:
-            spec = form_state.from_address(home, asked.address)
-            if asked.values:
-                spec = RunSpec().with_values(typed(asked.values))
-            if asked.preset:
-                spec = presets.apply_preset(home, asked.preset, spec)
-        except InputError as error:  # a form on its way to a valid one: an answer, not a failure
+            return parts[part](asked)
+        except StudioError as error:  # a form on its way to a valid one: an answer, not a failure
             text, field = with_titles(error.text), getattr(error, "field", "")
             return {"error": {"text": text, "field": field}}
-        return judged(spec, home)
-
-    @router.post("/estimate")
-    def estimated(form: FormState) -> dict[str, Any]:
-        try:
-            return sources.forecast(form_state.from_query(form.set), home, store)
-        except InputError as error:
-            return {"error": error.as_dict()}
-
-    @router.post("/train/xray")
-    def rays(form: FormState) -> dict[str, Any]:
-        try:
-            return sources.first_rays(form_state.from_query(form.set), home)
-        except StudioError as error:
-            return {"unknown": with_titles(error.text)}
 
     return router
 
 
+def drawn(home: Home) -> dict[str, Any]:
+    """Return what the form is drawn from: fields, methods and what to choose from."""
+    choices = (
+        ("model.path", sources.model_choices(home)), ("data.path", sources.data_choices(home)),
+        ("train.device", sources.device_choices()),
+    )  # fmt: skip
+    return {
+        "fields": [
+            shown(one) for part, record in PARTS.items() for one in form_fields(record, part)
+        ],
+        "methods": [
+            {
+                "name": name, "title": method.title, "phase": method.phase.value,
+                "manual": method.manual(),
+                "fields": [shown(one) for one in form_fields(method, "method")],
+            }
+            for name, method in methods().items()
+        ],
+        "choices": {path: [(value, label) for label, value in found] for path, found in choices},
+    }  # fmt: skip
+
+
+def _asked(asked: Asked, home: Home) -> RunSpec:
+    spec = form_state.from_address(home, asked.address)
+    if asked.values:
+        spec = RunSpec().with_values(typed(asked.values))
+    return presets.apply_preset(home, asked.preset, spec) if asked.preset else spec
+
+
 def form_fields(record: type[BaseModel], part: str) -> list[Parameter]:
-    """Return the fields of a record in its order, without nested records and what is no setting."""
+    """Return the fields of a record in its order, without nested records."""
     hidden = {"method", "version", *(["name"] if part == "method" else [])}
     return [
         parameter(f"{part}.{name}" if part else name, info)

@@ -131,7 +131,7 @@ def test_an_upload_on_the_train_page_is_chosen_or_refused(page):
 
 
 def test_an_address_with_a_mistake_is_a_sentence_and_no_error_of_the_browser(page):
-    with page.expect_response(re.compile("/api/train$")) as answer:
+    with page.expect_response("**/api/train/judge") as answer:
         page.goto("/?set=train.max_step=5")
     assert answer.value.status == 200
     expect(page.get_by_role("alert").filter(has_text="max_steps")).to_be_visible()

@@ -15,17 +15,19 @@ def client(home, store):
 
 
 def test_the_form_is_estimated_by_part(client):
-    found = client.post("/api/estimate", json={"set": ["train.max_steps=5"]}).json()
+    found = client.post("/api/train/estimate", json={"set": ["train.max_steps=5"]}).json()
     assert found["total_steps"] == 5
     assert sum(found["parts"].values()) == found["total_bytes"]
     assert set(found["parts"]) == set(found["titles"])
 
 
 def test_several_processes_are_told_apart_from_their_sum(client):
-    found = client.post("/api/estimate", json={"set": ["train.num_processes=2"]}).json()
+    found = client.post("/api/train/estimate", json={"set": ["train.num_processes=2"]}).json()
     assert (found["processes"], found["on_device"], found["efficiency"]) == (2, 2, 0.9)
     assert sum(found["parts"].values()) == found["process_bytes"] < found["total_bytes"]
-    absent = client.post("/api/estimate", json={"set": ["train.device=cuda:70,cuda:71"]}).json()
+    absent = client.post(
+        "/api/train/estimate", json={"set": ["train.device=cuda:70,cuda:71"]}
+    ).json()
     assert absent["unknown"].startswith("“Device” names cuda:70, cuda:71, but this machine has")
 
 
@@ -49,7 +51,7 @@ def do(client, action, **values):
 
 
 def test_a_wrong_field_is_one_sentence(client):
-    answer = client.post("/api/estimate", json={"set": ["train.max_step=5"]})
+    answer = client.post("/api/train/estimate", json={"set": ["train.max_step=5"]})
     assert answer.status_code == 200, "a form on its way to a valid one is no failure"
     assert "max_steps" in answer.json()["error"]["text"]
     assert do(client, "preflight", set=["train.max_step=5"], fit=True).status_code == 400

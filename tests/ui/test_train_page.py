@@ -23,7 +23,7 @@ def client(home, store):
 
 
 def judge(client, **asked):
-    return client.post("/api/train", json=asked).json()
+    return client.post("/api/train/judge", json=asked).json()
 
 
 def spec_of(values) -> RunSpec:
@@ -32,7 +32,11 @@ def spec_of(values) -> RunSpec:
 
 @pytest.mark.parametrize("name", list(methods()))
 def test_every_field_of_a_method_is_drawn_with_its_help_and_survives_the_form(client, name):
-    (method,) = [one for one in client.get("/api/train").json()["methods"] if one["name"] == name]
+    (method,) = [
+        one
+        for one in client.post("/api/train/form", json={}).json()["methods"]
+        if one["name"] == name
+    ]
     shown = {one["name"].removeprefix("method."): one for one in method["fields"]}
     assert shown.keys() == set(methods()[name].model_fields) - {"name"}
     assert all(one["help"] for one in shown.values())
@@ -130,16 +134,16 @@ def test_the_first_rows_and_what_the_context_cuts_follow_the_form(client, home, 
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     name = import_dataset(home, DataSource(path=str(file)), name="some").snapshot.meta.name
     asked = {"set": [f"data.path={name}", "data.max_length=32"]}
-    shown = client.post("/api/train/xray", json=asked).json()["rows"]
+    shown = client.post("/api/train/rows", json=asked).json()["rows"]
     assert [row["row"] for row in shown] == [1, 2, 3]
     assert {token["state"] for token in shown[0]["tokens"]} == {"trained", "masked"}
-    found = client.post("/api/estimate", json=asked).json()
+    found = client.post("/api/train/estimate", json=asked).json()
     assert found["cut"] | {"longest": 0, "context": 0} == {
         "rows": 6, "of": 9, "limit": 32, "start": 0, "longest": 0, "context": 0,
     }  # fmt: skip
     steps = math.ceil(found["rows"] * 3 / min(8, found["rows"]))
     assert found["auto"]["train.max_steps"] == f"{steps} steps"
-    missing = client.post("/api/train/xray", json={"set": ["data.path=/no/rows.csv"]}).json()
+    missing = client.post("/api/train/rows", json={"set": ["data.path=/no/rows.csv"]}).json()
     assert "no dataset at /no/rows.csv" in missing["unknown"]
 
 
@@ -151,7 +155,7 @@ def test_a_sweep_may_name_settings_as_the_page_does():
 
 def test_the_time_is_corrected_by_the_last_run_of_this_method_on_this_model(client, store):
     def seconds(**values):
-        found = client.post("/api/estimate", json={"set": ["train.max_steps=20"]}).json()
+        found = client.post("/api/train/estimate", json={"set": ["train.max_steps=20"]}).json()
         return found["seconds"], found["like"]
 
     before, like = seconds()

@@ -20,8 +20,8 @@ export class FirstRows {
     const turn = ++this.turn;
     this.element.hidden = !found;
     if (!found) return;
-    const { rows = [], unknown = '' } = await api('/api/train/xray', { set: found.set }).catch((error) =>
-      ({ unknown: error.message }));
+    const { rows = [], error, unknown = error?.text ?? '' } = await api('/api/train/rows', { set: found.set })
+      .catch((failed) => ({ error: { text: failed.message } }));
     if (turn !== this.turn) return;
     text(this.words, unknown);
     this.words.hidden = !unknown;

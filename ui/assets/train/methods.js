@@ -58,7 +58,7 @@ export class Methods {
       ...name === 'lora' ? [{ id: 'qlora', method: name, title: 'QLoRA', phase, quantization: 'nf4',
         use: 'Large models on little memory: LoRA over a base in 4 bit, a quarter of its memory, slower steps.' }] : [],
     ]);
-    // The ones that most people want come first: a full fine-tune is what the others are measured against.
+    // The usual ones first: a full fine-tune is what the others are measured against.
     const rank = (card) => ['lora', 'qlora', 'full', 'ia3'].indexOf(card.id) + 1 || 99;
     this.cards.sort((a, b) => rank(a) - rank(b));
     this.sizes = new Map();

@@ -27,7 +27,7 @@ export class Preflight {
 
   async look() {
     const turn = ++this.turn;
-    const found = await api('/api/estimate', { set: this.set }).catch(() => null);
+    const found = await api('/api/train/estimate', { set: this.set }).catch(() => null);
     if (turn === this.turn) this.show(found);
   }
 

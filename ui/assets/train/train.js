@@ -19,7 +19,7 @@ export class Train extends HTMLElement {
     if (this.built) return;
     this.built = true;
     this.turn = 0;
-    const form = await send('/api/train');
+    const form = await send('/api/train/form', {});
     if (!form) return;
     this.build(form);
     await this.open({ address: location.search });
@@ -134,7 +134,7 @@ export class Train extends HTMLElement {
   async judge(asked = { values: this.values() }) {
     clearTimeout(this.timer);
     const turn = ++this.turn;
-    const found = await api('/api/train', asked).catch((error) => ({ error: { text: error.message } }));
+    const found = await api('/api/train/judge', asked).catch((error) => ({ error: { text: error.message } }));
     if (turn !== this.turn) return null;
     this.take(found);
     return found;
