@@ -207,7 +207,7 @@ class TrainArgs(Record):
     )
     loraplus_lr_ratio: float = _optimizer(
         1.0, "LoRA+: learning rate of B relative to A; 1 is plain LoRA.", gt=0, le=1000,
-        title="LoRA+ ratio", when={"method.name": ["lora"]},
+        title="LoRA+ ratio", when={"method.name": ["lora", "qlora"]},
     )  # fmt: skip
     weight_decay: float = _optimizer(0.0, "Weight decay coefficient.", ge=0, le=10)
     max_grad_norm: float = _optimizer(

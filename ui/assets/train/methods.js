@@ -1,5 +1,5 @@
 // Methods as cards: a picture (input, frozen block, what is trained), what it is for, and its size on the
-// chosen model. QLoRA is a card of its own: LoRA over a base in 4 bit.
+// chosen model.
 
 import { bytes, compact, h, text } from '../core/dom.js';
 
@@ -50,19 +50,13 @@ export function purpose(manual) {
 }
 
 export class Methods {
-  /** `choose` is called with a card: {id, method, quantization}. */
+  /** `choose` is called with the name of a method. */
   constructor(methods, choose) {
-    this.methods = methods;
-    this.cards = methods.flatMap(({ name, title, phase, manual }) => [
-      { id: name, method: name, title, phase, use: purpose(manual) },
-      ...name === 'lora' ? [{ id: 'qlora', method: name, title: 'QLoRA', phase, quantization: 'nf4',
-        use: 'Large models on little memory: LoRA over a base in 4 bit, a quarter of its memory, slower steps.' }] : [],
-    ]);
+    this.methods = [...methods];
     // The usual ones first: a full fine-tune is what the others are measured against.
-    const rank = (card) => ['lora', 'qlora', 'full', 'ia3'].indexOf(card.id) + 1 || 99;
-    this.cards.sort((a, b) => rank(a) - rank(b));
-    this.sizes = new Map();
-    this.nodes = new Map(this.cards.map((card) => [card.id, this.card(card, choose)]));
+    const rank = ({ name }) => ['lora', 'qlora', 'full', 'ia3'].indexOf(name) + 1 || 99;
+    this.methods.sort((a, b) => rank(a) - rank(b));
+    this.nodes = new Map(this.methods.map((one) => [one.name, this.card(one, choose)]));
     this.more = h('button', { type: 'button', class: 's-tool', onclick: () => this.unfold(!this.unfolded) });
     this.manual = h('details', { class: 's-manual' }, h('summary', {}, 'How it works'), h('div', {}));
     this.element = h('div', { class: 's-stack' }, h('div', { class: 's-methods', role: 'radiogroup',
@@ -71,38 +65,35 @@ export class Methods {
     this.unfold(false);
   }
 
-  card(card, choose) {
-    const size = h('span', { class: 's-size' });
-    const input = h('input', { type: 'radio', name: 'method', value: card.id, onchange: () => choose(card) });
-    const label = h('label', { class: 's-method', title: card.use }, input, picture(card.id, card.phase),
-      h('b', {}, card.title), size, h('span', { class: 's-use' }, card.use));
+  card({ name, title, phase, manual }, choose) {
+    const size = h('span', { class: 's-size' }), use = purpose(manual);
+    const input = h('input', { type: 'radio', name: 'method', value: name, onchange: () => choose(name) });
+    const label = h('label', { class: 's-method', title: use }, input, picture(name, phase), h('b', {}, title), size,
+      h('span', { class: 's-use' }, use));
     return { label, input, size };
   }
 
   unfold(on) {
     this.unfolded = on;
-    this.cards.forEach(({ id }, at) => {
-      const { label, input } = this.nodes.get(id);
+    [...this.nodes.values()].forEach(({ label, input }, at) => {
       label.hidden = !on && at >= FIRST && !input.checked;
     });
-    text(this.more, on ? 'Fewer methods' : `All ${this.cards.length} methods`);
+    text(this.more, on ? 'Fewer methods' : `All ${this.nodes.size} methods`);
   }
 
-  show(method, quantization) {
-    const id = method === 'lora' && quantization === 'nf4' ? 'qlora' : method;
-    const { input } = this.nodes.get(id);
-    if (!input.checked || this.shown !== id) {
-      input.checked = true;
-      this.unfold(this.unfolded);
-      this.manual.lastChild.replaceChildren(...manual(this.methods.find((one) => one.name === method).manual));
-    }
-    this.shown = id;
+  show(method) {
+    const { input } = this.nodes.get(method);
+    if (input.checked && this.shown === method) return;
+    input.checked = true;
+    this.shown = method;
+    this.unfold(this.unfolded);
+    this.manual.lastChild.replaceChildren(...manual(this.methods.find((one) => one.name === method).manual));
   }
 
   /** Show how many parameters each trains on the model, and the size of its file. */
   size(sizes) {
-    for (const { id, method } of this.cards) {
-      const known = sizes[method], { label, input, size } = this.nodes.get(id);
+    for (const [name, { label, input, size }] of this.nodes) {
+      const known = sizes[name];
       text(size, !known ? '' : known.parameters ? `${compact(known.parameters)} · ${bytes(known.bytes)}`
         : 'not for this model: it has no biases');
       input.disabled = known?.parameters === 0 && !input.checked;

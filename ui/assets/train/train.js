@@ -35,7 +35,7 @@ export class Train extends HTMLElement {
     this.ofMethod = new Map(methods.map((one) => [one.name, one.fields.map(make)]));
     this.titles = new Map(methods.map((one) => [one.name, one.title]));
     this.method = 'lora';
-    this.methods = new Methods(methods, (card) => this.choose(card));
+    this.methods = new Methods(methods, (name) => this.choose(name));
     this.upload = new Upload((name) => this.use('data.path', name, name));
     this.preflight = new Preflight(this);
     this.presets = new Presets(this);
@@ -90,10 +90,8 @@ export class Train extends HTMLElement {
     return { 'method.name': this.method, ...Object.fromEntries(touched) };
   }
 
-  choose({ method, quantization = 'none' }) {
+  choose(method) {
     this.method = method;
-    const four = this.settings.get('model.quantization');
-    if (quantization === 'nf4' || method === 'lora') four.fill(quantization);
     this.showMethod();
     this.changed();
   }
@@ -104,7 +102,7 @@ export class Train extends HTMLElement {
     this.mainOfMethod.replaceChildren(...drawn(false));
     this.moreOfMethod.replaceChildren(...drawn(true));
     text(this.groups[0].firstChild, this.titles.get(this.method));
-    this.methods.show(this.method, this.settings.get('model.quantization').value());
+    this.methods.show(this.method);
   }
 
   /** Show only the settings that apply, and of the advanced ones those that are searched for. */
@@ -167,7 +165,7 @@ export class Train extends HTMLElement {
     }
     for (const one of this.all()) one.mark(one.field.name in found.values || one.isTouched, undefined);
     this.warnings.replaceChildren(...found.warnings.map((words) => h('p', { class: 's-warning' }, words)));
-    this.methods.show(this.method, found.values['model.quantization']);
+    this.methods.show(this.method);
     this.methods.size(found.sizes);
     this.sift();
     this.rows.take(found);
@@ -188,8 +186,7 @@ export class Train extends HTMLElement {
   }
 
   sentence({ rows, total_steps: steps, device, unknown }) {
-    const { values = {} } = this.found ?? {}, four = values['model.quantization'] === 'nf4';
-    const title = this.method === 'lora' && four ? 'QLoRA' : this.titles.get(this.method);
+    const { values = {} } = this.found ?? {}, title = this.titles.get(this.method);
     const own = (name) => this.all().find((one) => one.field.name === name)?.value();
     const what = `${title}${own('method.r') ? ` of rank ${own('method.r')}` : ''}`;
     const data = short(own('data.path')).replace('starter:', '');
