@@ -33,7 +33,7 @@ Values = dict[str, Any]
 
 
 class Asked(BaseModel):
-    """What a part of the page asks with.
+    """The question of a part of the page.
 
     `values` are the fields as typed and `address` what the form is opened from, a preset is laid
     over both; `set` is the form as assignments.
