@@ -77,55 +77,16 @@ RUNS: list[tuple[str, str]] = [
 
 GRADIO = {
     "var(--s-bg)": "body_background_fill",
-    "var(--s-text)": (
-        "body_text_color block_title_text_color checkbox_label_text_color "
-        "button_secondary_text_color accordion_text_color"
-    ),
-    "var(--s-muted)": "body_text_color_subdued block_label_text_color block_info_text_color",
-    "var(--s-size-text)": (
-        "body_text_size input_text_size checkbox_label_text_size button_large_text_size"
-    ),
-    "var(--s-surface)": (
-        "background_fill_primary input_background_fill input_background_fill_focus "
-        "checkbox_background_color button_secondary_background_fill"
-    ),
-    "var(--s-raised)": "background_fill_secondary",
+    "var(--s-text)": "body_text_color",
+    "var(--s-muted)": "body_text_color_subdued",
+    "var(--s-size-text)": "body_text_size",
+    "var(--s-surface)": "background_fill_primary",
     "var(--s-line)": "border_color_primary block_border_color",
-    "var(--s-accent)": (
-        "border_color_accent color_accent input_border_color_focus checkbox_border_color_focus"
-    ),
-    "var(--s-hover)": "color_accent_soft button_secondary_background_fill_hover",
+    "var(--s-accent)": "border_color_accent color_accent",
     "var(--s-space-2)": "layout_gap",
-    "transparent": (
-        "block_background_fill block_label_background_fill panel_background_fill "
-        "checkbox_label_background_fill checkbox_label_background_fill_selected "
-        "checkbox_label_background_fill_hover"
-    ),
-    "0px": (
-        "block_border_width block_padding form_gap_width panel_border_width "
-        "checkbox_label_border_width checkbox_label_padding"
-    ),
-    "none": "block_shadow input_shadow",
-    "var(--s-size-small)": "block_title_text_size",
-    "600": "block_title_text_weight",
-    "var(--s-size-caption)": "block_info_text_size",
-    "var(--s-line-strong)": (
-        "input_border_color input_border_color_hover checkbox_border_color "
-        "button_secondary_border_color"
-    ),
-    "1px": "input_border_width button_border_width",
-    "6px 8px": "input_padding",
-    "var(--s-radius-control)": "input_radius button_large_radius",
-    "0 0 0 1px var(--s-accent)": "input_shadow_focus",
-    "var(--s-faint)": "input_placeholder_color",
-    "var(--s-accent-fill)": (
-        "checkbox_background_color_selected checkbox_border_color_selected "
-        "button_primary_background_fill button_primary_border_color"
-    ),
-    "8px 16px": "button_large_padding",
-    "var(--s-accent-fill-hover)": "button_primary_background_fill_hover",
-    "var(--s-on-accent)": "button_primary_text_color",
-    "background-color .12s": "button_transition",
+    "transparent": "block_background_fill",
+    "0px": "block_border_width block_padding",
+    "none": "block_shadow",
 }
 """Values of gradio's theme, each with the variables that take it."""
 

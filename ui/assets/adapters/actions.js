@@ -1,8 +1,9 @@
 // Dialogs that merge, mix, import, export and push adapters, each of which queues a job; and what such
 // a job made: the certificate of a merge, the error of a mix, the check of an export.
 
-import { api, button, copy, h, number, pairs, quiet, short } from '../core/dom.js';
+import { api, button, bytes, copy, count, duration, h, number, pairs, quiet, short } from '../core/dom.js';
 import { askAction } from '../core/form.js';
+import { heatmap } from './heatmap.js';
 
 /** What every dialog on a stack of adapters begins with. */
 const stacked = (page, adapters) => ({ known: page, stack: adapters,
@@ -41,15 +42,29 @@ export const KINDS = { merge: 'Merge', mix: 'Mix', import_adapter: 'Import', exp
   gguf: 'GGUF', push: 'Push', picture: 'Picture', bakeoff: 'Bake-off', promote: 'Promote' };
 const OUTCOMES = {
   merge: certificate, mix: (found) => (found.how ? [mixed(found)] : []), gguf: exported, export_adapter: exported,
+  picture: ({ changes }) => (changes?.length ? [heatmap(changes)] : []),
   push: ({ address }) => [h('p', {}, 'Uploaded and verified: ', h('b', {}, address ?? ''))],
 };
 
 /** Fill `node` with the outcome of an ended job. */
 export async function outcome(job, node) {
   if (job.error) return node.replaceChildren(h('p', { class: 's-error' }, job.error.text));
-  const draw = job.state === 'succeeded' && OUTCOMES[job.kind];
+  const draw = job.state === 'succeeded' && (OUTCOMES[job.kind] ?? facts);
   const found = draw && await api(`/api/outcome/${job.id}`).catch(() => null);
   return node.replaceChildren(...(found ? draw(found.outcome) : []));
+}
+
+/** Plain figures of any other outcome: its numbers and texts with their units. */
+export function facts(found) {
+  const shown = (name, value) => (/bytes$/.test(name) ? bytes(value) : /seconds$/.test(name) ? duration(value)
+    : Number.isInteger(value) ? count(value) : typeof value === 'number' ? number(value)
+      : value === true ? 'yes' : value);
+  const rows = Object.entries(found).filter(([name, value]) => ['number', 'string', 'boolean'].includes(typeof value)
+    && value !== '' && value !== false && !['id', 'hash', 'kind', 'state', 'notes'].includes(name))
+    .map(([name, value]) => [name.charAt(0).toUpperCase() + name.slice(1).replaceAll('_', ' '), shown(name, value)]);
+  const { rows: counts, warnings = [] } = found.report ?? {};
+  return [pairs([...rows, counts?.dropped > 0 && ['Dropped', `${count(counts.dropped)} of ${count(counts.read)}`]]),
+    ...warnings.map((words) => quiet(words))];
 }
 
 const written = (folder, ...links) => h('p', {}, h('span', { class: 's-path' }, folder), ' ', links,

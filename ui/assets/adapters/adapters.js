@@ -20,7 +20,8 @@ export class Adapters extends HTMLElement {
   connectedCallback() {
     if (this.built) return;
     this.built = true;
-    Object.assign(this, { adapters: [], trash: [], models: [], ended: new Set(), away: new Set(JSON.parse(sessionStorage.getItem('studio.away') ?? '[]')) });
+    Object.assign(this, { adapters: [], trash: [], models: [], ended: new Set(),
+      away: new Set(JSON.parse(sessionStorage.getItem('studio.away') ?? '[]')) });
     this.chosen = query().get('adapter');
     this.contest = query().get('bakeoff');
     this.picked = new Set();

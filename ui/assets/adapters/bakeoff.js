@@ -1,14 +1,15 @@
 // The bake-off: the same data, budget and seed over several methods, queued as siblings, and the table
 // of their results. Started from Train (with its form) or from Adapters.
 
-import { api, button, bytes, compact, go, h, number, quiet, remember, send } from '../core/dom.js';
+import { api, button, bytes, compact, go, h, number, remember, send } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { isLive } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
 
 /** `set`: the assignments of the Train form; without them the dialog asks for base, data and settings. */
 export async function askBakeoff({ models, set = null, impossible = [] }) {
-  const all = await api('/api/do/methods', {}), methods = all.filter((one) => !impossible.includes(one.name));
+  const all = await api('/api/do/methods', {});
+  const methods = all.filter((one) => !impossible.includes(one.name));
   const now = new Date().toISOString().slice(5, 16).replace('T', ' ').replace(':', '.');
   askAction('bakeoff', { known: { methods, models },
     fixed: set ? { set } : {}, only: [...(set ? [] : ['model', 'data', 'set']), 'methods', 'best_rates', 'seeds', 'prompt', 'name'],

@@ -2,12 +2,13 @@
 // module. Name and tags are edited here.
 
 import { board } from '../core/chart.js';
-import { badge, button, bytes, count, h, number, pairs, quiet, send, snippet, sureButton, table,
+import { badge, button, bytes, count, h, number, pairs, quiet, send, snippet, sureButton,
   text } from '../core/dom.js';
 import { compareAdapters } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { hues, poke, subscribe } from '../core/live.js';
 import { askExport } from './actions.js';
+import { heatmap } from './heatmap.js';
 
 export class Passport {
   constructor(page) {
@@ -124,39 +125,3 @@ export class Passport {
 /** How an adapter's training ended, and the job state of the same colour. */
 export const ending = (one) => (one.ended === 'completed' ? 'succeeded' : one.ended);
 export const ENDED = { completed: 'succeeded', stopped: 'stopped', imported: 'starting', mixed: 'stopped' };
-
-/** `changes`: [{layer, module, norm, relative, effective_rank}]. */
-function heatmap(changes) {
-  const layers = [...new Set(changes.map((one) => one.layer))].sort((a, b) => a - b);
-  const modules = [...new Set(changes.map((one) => one.module))];
-  const cells = new Map(changes.map((one) => [`${one.layer} ${one.module}`, one]));
-  const most = Math.max(...changes.map((one) => one.norm), 1e-12);
-  const relative = changes.some((one) => one.relative);
-  const percent = (one) => (one.relative ? `${number(100 * one.norm, 3)}\u202f%` : number(one.norm, 3));
-  const cell = (layer, module) => {
-    const one = cells.get(`${layer} ${module}`);
-    if (!one) return h('td', { class: 's-heat-none' });
-    const share = Math.sqrt(one.norm / most); // small changes stay visible
-    const rank = one.effective_rank;
-    return h('td', { class: share > 0.55 ? 's-heat s-heat-dark' : 's-heat',
-      style: `--share:${(100 * share).toFixed(1)}%`,
-      title: `${place(one)}: ${one.relative ? 'changed by' : 'size'} ${percent(one)}`
-        + (rank == null ? '' : `, effective rank ${number(rank, 3)}`) },
-    h('span', {}, rank == null ? '' : number(rank, 2)),
-    h('span', { class: 's-heat-words' }, `${percent(one)}`));
-  };
-  const strongest = changes.reduce((a, b) => (b.norm > a.norm ? b : a), changes[0]);
-  return h('figure', { class: 's-heatmap' },
-    h('div', { class: 's-heat-scroll' }, table(['Layer', ...modules.map((module) => h('th', { scope: 'col',
-      title: module },
-      h('span', {}, module.split('.').slice(-2).join('.'))))], layers.map((layer) => [
-      h('th', { scope: 'row' }, layer < 0 ? 'outside' : String(layer)), ...modules.map((module) => cell(layer,
-        module))]),
-    { class: '', 'aria-label': 'What the adapter changed' })),
-    h('figcaption', { class: 's-quiet' }, relative
-      ? `Colour: size of the change against the weight it changes, up to ${percent(strongest)} (${
-        place(strongest)}). Number: effective rank of the change.`
-      : `Colour: root mean square of its own numbers, up to ${percent(strongest)}. Number: effective rank.`));
-}
-
-const place = (one) => (one.layer < 0 ? one.module : `layer ${one.layer}, ${one.module}`);

@@ -1,7 +1,8 @@
 // The other tabs of Compare: past conversations, leaderboard, suites, recipes. The open one is in the
 // address.
 
-import { ago, button, choose, dots, h, query, quiet, remember, send, short, snippet, sureButton, tabs } from '../core/dom.js';
+import { ago, button, choose, dots, h, query, quiet, remember, send, short, snippet, sureButton, tabs } from
+  '../core/dom.js';
 import { askAction, dialog } from '../core/form.js';
 import { clientName, laneName, writeLane } from '../core/lanes.js';
 import { Suites } from './suites.js';

@@ -180,7 +180,8 @@ export class Detail {
 
   menu(job, can) {
     const trains = job.kind === 'train', now = () => this.job;
-    const waits = job.state === 'queued' || job.state === 'paused', open = (one) => isLive(one) || one.state === 'paused';
+    const waits = job.state === 'queued' || job.state === 'paused';
+    const open = (one) => isLive(one) || one.state === 'paused';
     const going = job.sweep && this.jobs().some((one) => one.sweep === job.sweep && open(one));
     return menu('More',
       waits && button('When it starts …', () => planSchedule(now(), this.jobs())),
@@ -273,6 +274,6 @@ class JobOutcome {
     this.line.replaceChildren(...(what ? [`${what}. See `, h('a', { href: address(job) }, place), '. '] : []),
       job.seconds && !isLive(job) ? `It took ${duration(job.seconds)}.` : '');
     this.result.replaceChildren();
-    if (job.kind in KINDS && !isLive(job) && !job.error) outcome(job, this.result);
+    if (job.kind !== 'bakeoff' && !isLive(job) && !job.error) outcome(job, this.result);
   }
 }

@@ -44,7 +44,7 @@ export class FirstRows {
       most > found.limit ? button(`Train up to ${count(most)} tokens`, () => {
         this.page.settings.get('data.max_length').fill(most);
         this.page.changed();
-      }, 's-tool') : `The longest has ${count(found.longest)}, and this model reads ${count(found.context)}: take a model `
-        + 'with a longer context, or split the rows.'));
+      }, 's-tool') : `The longest has ${count(found.longest)}, and this model reads ${count(found.context)}: take a `
+        + 'model with a longer context, or split the rows.'));
   }
 }

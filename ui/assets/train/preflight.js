@@ -53,7 +53,8 @@ export class Preflight {
         !found.fits && button('Make it fit', () => this.fit(), 's-primary')),
       h('p', { class: 's-forecast' }, h('b', {}, bytes(found.total_bytes)), ` ${free(found)}`, h('span', {}, ' · '),
         h('b', {}, duration(found.seconds)), ` for ${count(found.total_steps)} steps`,
-        h('span', { class: 's-quiet' }, `${found.measured ? ' · measured' : found.like ? ` · at the pace of ${found.like}` : ' · estimated'}, base in ${found.dtype}`)),
+        h('span', { class: 's-quiet' }, `${found.measured
+          ? ' · measured' : found.like ? ` · at the pace of ${found.like}` : ' · estimated'}, base in ${found.dtype}`)),
       found.processes > 1 && quiet(`Below: one process of ${found.processes}, ${bytes(found.process_bytes)}. `
         + `The time assumes that ${found.processes} are ${(found.efficiency * found.processes).toFixed(1)} times `
         + 'as fast as one.'),

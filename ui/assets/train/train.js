@@ -1,7 +1,7 @@
 // The Train page: the form, drawn from the fields of a run, and beside it what it means: what pressing Train
 // does, memory and time, the first rows as tokens, the launched run, and the same as a command or a file.
 
-import { api, button, errorLine, h, matcher, quiet, query, remember, say, send, short, snippet, text } from
+import { api, button, errorLine, h, matcher, quiet, remember, say, send, short, snippet, text } from
   '../core/dom.js';
 import { planSweep } from '../runs/queue.js';
 import { Launch } from './launch.js';
@@ -45,7 +45,8 @@ export class Train extends HTMLElement {
     this.warnings = h('div', { class: 's-warnings', role: 'status' });
     this.says = h('p', { class: 's-says', 'data-testid': 'says' });
     this.same = h('div', {});
-    this.notes = Object.fromEntries(['model', 'data'].map((name) => [name, h('p', { class: 's-note', id: `${name}-note` })]));
+    this.notes = Object.fromEntries(['model', 'data'].map((name) => [name, h('p', { class: 's-note',
+      id: `${name}-note` })]));
     modelsAt(() => this.settings.get('model.path').value());
     this.append(h('div', { class: 's-train' },
       h('h1', { class: 's-hidden' }, 'Train an adapter'),
@@ -119,7 +120,8 @@ export class Train extends HTMLElement {
     }
     for (const group of this.groups) group.hidden = ![...group.lastChild.children].some((one) => !one.hidden);
     this.none.hidden = this.groups.some((one) => !one.hidden);
-    const many = this.all().filter(({ field, element }) => field.advanced && element.hasAttribute('data-changed')).length;
+    const many = this.all().filter(({ field, element }) =>
+      field.advanced && element.hasAttribute('data-changed')).length;
     text(this.count, many ? `${many} changed` : '');
   }
 
@@ -180,7 +182,9 @@ export class Train extends HTMLElement {
 
   /** What the estimate knows: automatic values, and what pressing Train does. */
   know(estimate) {
-    for (const one of this.all()) one.mark(one.element.hasAttribute('data-changed'), estimate.auto?.[one.field.name] ?? '');
+    for (const one of this.all()) {
+      one.mark(one.element.hasAttribute('data-changed'), estimate.auto?.[one.field.name] ?? '');
+    }
     text(this.says, this.sentence(estimate));
     this.rows.cut(estimate.cut);
   }
@@ -221,7 +225,8 @@ export class Train extends HTMLElement {
     while (!found) found = await this.judge(); // a newer answer came between
     if (found.error) return;
     const twin = this.launch.twin(found.set);
-    if (twin && !window.confirm(`“${twin.name}” with these very settings is ${twin.state}. Train them once more?`)) return;
+    const asked = () => `“${twin.name}” with these very settings is ${twin.state}. Train them once more?`;
+    if (twin && !window.confirm(asked())) return;
     try {
       this.launch.follow(await api('/api/do/train', { set: found.set }), found.set, this.preflight.seconds);
     } catch (error) {
