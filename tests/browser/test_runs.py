@@ -62,7 +62,7 @@ def test_a_reload_shows_the_same_list(page, held):
     page.reload()
     expect(queue).to_have_attribute("aria-pressed", "true")
     expect(page.get_by_test_id("hold-queue")).to_be_visible()
-    page.get_by_role("button", name=re.compile("^All")).click()
+    page.get_by_role("button", name=re.compile("^Runs")).click()
     expect(page).not_to_have_url(re.compile("show="))
 
 
@@ -72,11 +72,13 @@ def test_only_what_draws_is_overlaid(page, held):
     errand = held.submit(request, kind="import").id
     page.goto(f"/runs?run={first},{second},{errand}")
     expect(page.get_by_test_id(f"overlay-{second}")).to_be_checked()
-    expect(page.get_by_test_id(f"overlay-{errand}")).to_be_hidden()
     expect(page.get_by_text("with 1 other run overlaid")).to_be_visible()
+    expect(page.get_by_test_id(f"run-{errand}")).to_have_count(0)  # it stands among the others
+    page.get_by_role("button", name=re.compile("^Others 1")).click()
+    expect(page.get_by_test_id(f"overlay-{errand}")).to_be_hidden()
     page.get_by_test_id(f"run-{errand}").click()
     expect(page.get_by_test_id("detail")).to_contain_text("The import of a dataset")
-    expect(page).to_have_url(re.compile(rf"run={errand}$"))
+    expect(page).to_have_url(re.compile(rf"run={errand}\b"))
     held.cancel(errand)
     held.delete(errand)
 
@@ -96,11 +98,12 @@ def test_a_sweep_is_asked_in_a_dialog(page, held):
     page.get_by_role("button", name="Sweep …").click()
     dialog = page.get_by_role("dialog")
     dialog.locator("[name=name]").fill("ranks")
-    dialog.locator("[name=over]").fill("method.r = 4, 8\nseed = 0, 1")
+    dialog.locator("[name=over]").fill("Rank = 4, 8\nseed = 0, 1")
     expect(dialog).to_contain_text("4 runs")
     dialog.locator("[name=on_error]").select_option(label="Hold the rest")
     dialog.get_by_role("button", name="Queue", exact=True).click()
-    expect(page.get_by_text("4 runs are queued.")).to_be_visible()
+    expect(page).to_have_url(re.compile(r"run=\d+,\d+,\d+,\d+"))
+    expect(page.get_by_test_id("group")).to_contain_text("4 runs of “ranks”")
     made = drop(held, "ranks")
     assert [(run.method.r, run.seed) for run in made] == [(4, 0), (4, 1), (8, 0), (8, 1)]
 

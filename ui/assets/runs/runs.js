@@ -96,12 +96,16 @@ export class Runs extends HTMLElement {
   }
 
   choose(filter) {
-    this.filter = filter;
     remember({ show: filter === 'all' ? null : filter });
+    this.mark(filter);
+    this.list();
+  }
+
+  mark(filter) {
+    this.filter = filter;
     for (const tab of this.tabs.children) {
       tab.setAttribute('aria-pressed', String(tab.dataset.filter === filter));
     }
-    this.list();
   }
 
   chosen() {
@@ -121,6 +125,9 @@ export class Runs extends HTMLElement {
       this.overlaid = new Set([...this.overlaid, this.focus].filter(Boolean));
       this.moved();
     }
+    const focused = jobs.find((job) => job.id === this.focus);
+    if (focused && !this.placed && !FILTERS[this.filter](focused)) this.mark(draws(focused) ? 'all' : 'other');
+    this.placed ||= Boolean(focused);
     this.welcome.hidden = jobs.length > 0;
     this.main.hidden = !jobs.length;
     this.querySelector('.s-runs').hidden = !jobs.length;
