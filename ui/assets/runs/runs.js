@@ -120,7 +120,7 @@ export class Runs extends HTMLElement {
     if (!known.has(this.focus)) {
       if (this.focus && jobs.length) toast(`Run ${this.focus} is not in the list.`);
       const next = jobs.find((job) => this.overlaid.has(job.id))
-        ?? jobs.find((job) => isLive(job) && job.state !== 'queued') ?? jobs[0];
+        ?? jobs.find((job) => isLive(job) && job.state !== 'queued') ?? jobs.find(draws) ?? jobs[0];
       this.focus = next?.id ?? null;
       this.overlaid = new Set([...this.overlaid, this.focus].filter(Boolean));
       this.moved();
