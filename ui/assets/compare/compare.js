@@ -5,7 +5,7 @@
 import { api, button, h, query, quiet, remember, send, toast } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { laneName, LETTERS, parseLane, writeLane } from '../core/lanes.js';
-import { Answer } from './answer.js';
+import { Answer, answeredBy } from './answer.js';
 import { Composer, usualSettings } from './composer.js';
 import { Conversation } from './conversation.js';
 import { LaneHead } from './lane.js';
@@ -151,8 +151,8 @@ export class Compare extends HTMLElement {
       reference: reference !== null && reference !== lane && !blind
         ? turn.answers[reference] ?? null : null,
       hidden: blind, place: turn.answers[lane]?.place, named: this.conversation.blind,
-        name: laneName({ ...this.conversation.lanes[lane], stack: turn.answers[lane]?.active?.stack
-          ?? this.conversation.lanes[lane].stack }), stands: this.conversation.lanes[lane],
+        name: laneName(answeredBy(turn.answers[lane], this.conversation.lanes[lane])),
+      stands: this.conversation.lanes[lane],
     }));
     this.votes.refresh(turn);
   }
