@@ -21,6 +21,7 @@ from studio.fields import Record, knob, merge_values, read_yaml, validated
 from studio.methods import Method, named
 
 VERSION: Literal[1] = 1
+Rows = Literal["answers", "pairs", "judged"]
 
 
 class ModelSource(Record):
@@ -155,14 +156,26 @@ _optimizer = partial(knob, advanced="Optimizer")  # the headings of the form's A
 _evaluation = partial(knob, advanced="Evaluation and checkpoints")
 _speed = partial(knob, advanced="Speed and memory")
 _devices = partial(knob, advanced="Devices")
+_preference = partial(knob, advanced="Preferences")
+_start = partial(knob, advanced="Start")
 
 
 class TrainArgs(Record):
     """Training settings; names and meanings are those of transformers' TrainingArguments."""
 
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = knob(
-        "auto", "Peak learning rate; auto scales the method's default to the model's width."
+        "auto",
+        "Peak learning rate; auto scales the method's default to the model's width and to "
+        "the loss.",
     )
+    loss: Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo"] = knob(
+        "sft", "Learn from answers (sft), from pairs of a chosen and a rejected answer (dpo, ipo, "
+        "orpo, simpo, cpo), or from answers judged as good or bad (kto).", labels={
+            "sft": "SFT: answers", "dpo": "DPO: pairs", "ipo": "IPO: pairs",
+            "kto": "KTO: judged answers", "orpo": "ORPO: pairs, no reference",
+            "simpo": "SimPO: pairs, no reference", "cpo": "CPO: pairs, no reference",
+        },
+    )  # fmt: skip
     find_learning_rate: bool = knob(
         False,
         "Try four rates, √10 apart around the learning rate, for a quarter of the run each, and "
@@ -182,7 +195,12 @@ class TrainArgs(Record):
         words={"auto": -1},
     )
     per_device_train_batch_size: int = knob(
-        8, "Rows per forward and backward pass.", title="Batch size", unit="rows", ge=1, le=4096
+        8,
+        "Rows (or pairs) per forward and backward pass.",
+        title="Batch size",
+        unit="rows",
+        ge=1,
+        le=4096,
     )
     gradient_accumulation_steps: int = _optimizer(
         1,
@@ -225,6 +243,43 @@ class TrainArgs(Record):
         0.0, "NEFTune: noise added to the embeddings in training; 5 is usual, 0 disables it.",
         title="NEFTune noise", ge=0, le=1000, words={"off": 0},
     )  # fmt: skip
+    beta: float = _preference(
+        0.1, "Weight of the preference: for dpo, ipo and kto a larger one stays closer to the "
+        "reference; for orpo the weight of the odds ratio; for simpo 2 to 2.5 is usual.",
+        gt=0, le=100, when={"loss": ("dpo", "ipo", "kto", "orpo", "simpo", "cpo")},
+    )  # fmt: skip
+    label_smoothing: float = _preference(
+        0.0, "Probability that a pair is labelled the wrong way round.", title="Wrong labels",
+        ge=0, lt=0.5, when={"loss": ("dpo", "simpo", "cpo")},
+    )  # fmt: skip
+    rpo_alpha: float = _preference(
+        0.0, "Weight of the SFT loss of the chosen answers added to dpo (RPO); 1 keeps their "
+        "probability from falling.", title="RPO alpha", ge=0, le=100, when={"loss": ("dpo",)},
+    )  # fmt: skip
+    simpo_gamma: float = _preference(
+        0.5, "Margin by which the chosen answer's reward should exceed the rejected one's.",
+        title="SimPO gamma", ge=0, le=100, when={"loss": ("simpo",)},
+    )  # fmt: skip
+    cpo_alpha: float = _preference(
+        1.0, "Weight of the SFT loss of the chosen answers.", title="CPO alpha", ge=0, le=100,
+        when={"loss": ("cpo",)},
+    )  # fmt: skip
+    desirable_weight: float = _preference(
+        1.0, "Weight of answers judged as good.", ge=0, le=100, when={"loss": ("kto",)}
+    )
+    undesirable_weight: float = _preference(
+        1.0, "Weight of answers judged as bad.", ge=0, le=100, when={"loss": ("kto",)}
+    )
+    init_adapter: str = _start(
+        "", "Adapter of the library, run or folder to start from, of the same base; empty starts "
+        "with a fresh one.", title="Start from adapter",
+    )  # fmt: skip
+    init_mode: Literal["continue", "stack"] = _start(
+        "continue", "Train that adapter further, with its own rank and modules, or keep it frozen "
+        "below a fresh one.", title="Start by", labels={
+            "continue": "training it further", "stack": "stacking a fresh one on it"
+        },
+    )  # fmt: skip
     eval_steps: int = _evaluation(
         0, "Steps between evaluations; 0 evaluates about ten times per run, -1 never.", ge=-1,
         words={"auto": 0, "never": -1},
@@ -237,8 +292,8 @@ class TrainArgs(Record):
         2, "Maximum number of checkpoints to keep.", title="Checkpoints to keep", ge=1, le=1000
     )
     load_best_model_at_end: bool = _evaluation(
-        False, "Publish the checkpoint with the lowest validation loss as the adapter.",
-        title="Best checkpoint",
+        False, "Publish the checkpoint with the lowest validation loss as the adapter (after "
+        "learning from preferences, with the highest reward accuracy).", title="Best checkpoint",
     )  # fmt: skip
     early_stopping_patience: int = _evaluation(
         0, "Stop after this many evaluations without a lower validation loss, and publish the best "
@@ -325,6 +380,11 @@ class TrainArgs(Record):
     def _devices_agree(self) -> Self:
         devices.check_num_processes(self.device, self.num_processes)
         return self
+
+    @property
+    def rows(self) -> Rows:
+        """What the loss learns from."""
+        return "answers" if self.loss == "sft" else "judged" if self.loss == "kto" else "pairs"
 
     @property
     def rows_per_step(self) -> int:

@@ -72,6 +72,7 @@ class PaddedBatch:
     keep_BT: Tensor
     targets_N: Tensor
     rows: tuple[int, ...]
+    kept: tuple[int, ...]
     num_tokens: int
 
     @property
@@ -113,21 +114,27 @@ def pad(examples: Sequence[TokenRow], device: torch.device, *, pad_id: int = 0) 
         keep_BT=torch.from_numpy(keep).to(device),
         targets_N=torch.from_numpy(nexts[keep]).to(device),
         rows=tuple(e.row for e in examples),
+        kept=tuple(keep.sum(1).tolist()),
         num_tokens=int(mask.sum()),
     )
 
 
 def groups(examples: Sequence[TokenRow], *, max_tokens: int) -> list[list[TokenRow]]:
     """Group rows, longest first, into batches of at most `max_tokens` (one row may exceed it)."""
-    found: list[list[TokenRow]] = []
+    lengths = [len(example.input_ids) for example in examples]
+    return [[examples[i] for i in group] for group in grouped(lengths, max_tokens=max_tokens)]
+
+
+def grouped(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+    """Return the places of rows, longest first, in groups of at most `max_tokens`."""
+    found: list[list[int]] = []
     room = 0
-    for example in sorted(examples, key=lambda e: -len(e.input_ids)):
-        length = len(example.input_ids)
-        if not found or length > room:
+    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not found or lengths[place] > room:
             found.append([])
             room = max_tokens
-        found[-1].append(example)
-        room -= length
+        found[-1].append(place)
+        room -= lengths[place]
     return found
 
 

@@ -1,6 +1,7 @@
 """The loss: a sum over trained tokens, divided once by all trained tokens of the step.
 
 Dividing by the step's count, not each batch's own, makes four small batches equal one large one.
+Losses of preferences (`preference.py`) take the sum of each row instead of the sum of all.
 
 The loss is computed at label positions only, and without holding all their logits: the head's
 product, the softmax and the gradient are computed chunk by chunk in the forward pass. The logits of
@@ -29,9 +30,11 @@ from studio.training.batch import PackedBatch, PaddedBatch
 if TYPE_CHECKING:
     from studio.backbone import Backbone
 
+Stack = Sequence[tuple[str, float]]
+
 
 class HeadLoss(torch.autograd.Function):
-    """`Σ_n −log softmax(h_n Wᵀ)[target_n]`, with the gradient of `h` computed in the forward.
+    """`−log softmax(h_n Wᵀ)[target_n]`, with the gradient of `h_n` computed in the forward.
 
     With label smoothing `ε` the target is `1 − ε` for the right token plus `ε / V` for every token.
     """
@@ -41,28 +44,28 @@ class HeadLoss(torch.autograd.Function):
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int,
         smoothing: float,
     ) -> Tensor:  # fmt: skip
-        """Return the summed loss in float32."""
-        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        """Return the loss of each position `(N,)` in float32."""
+        losses_N = torch.empty(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
         gradient_ND = torch.empty_like(hidden_ND)
         for start in range(0, hidden_ND.shape[0], chunk):
             part = slice(start, start + chunk)
             logits_CV = hidden_ND[part] @ weight_VD.T
-            total += _loss_and_gradient(logits_CV, targets_N[part], smoothing)
+            losses_N[part] = _loss_and_gradient(logits_CV, targets_N[part], smoothing)
             if ctx.needs_input_grad[0]:
                 gradient_ND[part] = logits_CV @ weight_VD
         ctx.save_for_backward(gradient_ND)
-        return total
+        return losses_N
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Scale the gradient that the forward computed."""
+        """Weight the gradient of each position that the forward computed."""
         (gradient_ND,) = ctx.saved_tensors
-        return gradient_ND * outputs[0].to(gradient_ND.dtype), None, None, None, None
+        return gradient_ND * outputs[0].to(gradient_ND.dtype)[:, None], None, None, None, None
 
 
 def _loss_and_gradient(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -> Tensor:
-    """Return the summed loss in float32; replace the logits by their gradient in place."""
-    total = torch.zeros((), dtype=torch.float32, device=logits_CV.device)
+    """Return the losses `(C,)` in float32; replace the logits by their gradient in place."""
+    losses = []
     for rows_RV, target_R in _row_chunks(logits_CV, targets_C):
         wide_RV, target_R1 = rows_RV.float(), target_R[:, None]
         wanted_R = wide_RV.gather(1, target_R1)[:, 0]
@@ -71,23 +74,23 @@ def _loss_and_gradient(logits_CV: Tensor, targets_C: Tensor, smoothing: float) -
         largest_R1 = wide_RV.amax(1, keepdim=True)
         wide_RV.sub_(largest_R1).exp_()
         sums_R1 = wide_RV.sum(1, keepdim=True)
-        total += (sums_R1.log() + largest_R1)[:, 0].sum() - wanted_R.sum()
+        losses.append((sums_R1.log() + largest_R1)[:, 0] - wanted_R)
         wide_RV.div_(sums_R1)
         if smoothing:
             wide_RV.sub_(smoothing / wide_RV.shape[1])
         wide_RV.scatter_add_(1, target_R1, torch.full_like(sums_R1, smoothing - 1))
         if wide_RV is not rows_RV:
             rows_RV.copy_(wide_RV)
-    return total
+    return torch.cat(losses)
 
 
 def head_loss(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, smoothing: float = 0.0
 ) -> Tensor:
-    """Return the summed loss of hidden states under a plain head."""
+    """Return the losses `(N,)` of hidden states under a plain head."""
     chunk = _chunk_rows(weight_VD)
-    loss: Tensor = HeadLoss.apply(hidden_ND, weight_VD, targets_N, chunk, smoothing)
-    return loss
+    losses_N: Tensor = HeadLoss.apply(hidden_ND, weight_VD, targets_N, chunk, smoothing)
+    return losses_N
 
 
 def head_measured(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> tuple[float, int]:
@@ -150,7 +153,32 @@ def loss_sum(
 ) -> Tensor:
     """Return the summed negative log-likelihood of the batch's trained tokens, in float32."""
     found, head = _forward(backbone, batch)
-    return _cross_entropy(found, head, batch.targets_N, smoothing)
+    return _cross_entropy(found, head, batch.targets_N, smoothing).sum()
+
+
+def row_losses(backbone: Backbone, batch: PackedBatch | PaddedBatch) -> Tensor:
+    """Return each row's summed negative log-likelihood of its trained tokens, in float32."""
+    found, head = _forward(backbone, batch)
+    losses_N = _cross_entropy(found, head, batch.targets_N, 0.0)
+    return torch.stack([losses.sum() for losses in losses_N.split(list(batch.kept))])
+
+
+def token_kl(
+    backbone: Backbone, batch: PackedBatch | PaddedBatch, stack: Stack, reference: Stack
+) -> float:
+    """Return the summed `KL(π ‖ π_ref)` over the vocabulary at the label positions."""
+    found = []
+    for one in (stack, reference):
+        backbone.use(one)
+        hidden, head = _forward(backbone, batch)
+        found.append(hidden)
+    rows = max(1, WIDE_NUMBERS // (found[0].shape[1] if head is None else head.weight.shape[0]))
+    total = 0.0
+    for parts in zip(*(one.split(rows) for one in found), strict=True):
+        logits = parts if head is None else [part @ head.weight.T for part in parts]
+        p_CV, q_CV = (one.float().log_softmax(-1) for one in logits)
+        total += float((p_CV.exp() * (p_CV - q_CV)).sum())
+    return total
 
 
 def loss_sums(
@@ -171,7 +199,7 @@ def loss_sums(
     )
     parts = found.split([batch.num_targets for batch in batches])
     return [
-        _cross_entropy(part, head, batch.targets_N, smoothing)
+        _cross_entropy(part, head, batch.targets_N, smoothing).sum()
         for part, batch, smoothing in zip(parts, batches, smoothings, strict=True)
     ]
 
@@ -192,7 +220,7 @@ def _cross_entropy(
 ) -> Tensor:
     if head is not None:
         return head_loss(found, head.weight, targets_N, smoothing)
-    return cross_entropy(found.float(), targets_N, reduction="sum", label_smoothing=smoothing)
+    return cross_entropy(found.float(), targets_N, reduction="none", label_smoothing=smoothing)
 
 
 def padded_logits(backbone: Backbone, batch: PaddedBatch) -> Tensor:

@@ -1,0 +1,90 @@
+"""Losses that learn from preferences: one file each, formula and paper, on log-probabilities alone.
+
+`training/preference.py` computes the log-probabilities and sums the losses of a step. The numbers
+are those of TRL's trainers (`tests/studio/training/test_objectives.py` compares them).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from studio.errors import MethodError, SpecError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from studio.spec import RunSpec, TrainArgs
+
+
+class LogProbs(NamedTuple):
+    """Answers `(U,)`: summed log-probability, that of the reference (0 without), trained tokens.
+
+    `kl` is the distance from the reference that kto compares with.
+    """
+
+    policy: Tensor
+    reference: Tensor
+    tokens: Tensor
+    kl: Tensor | float = 0.0
+
+    @property
+    def ratio(self) -> Tensor:
+        """`h = log π(y|x) − log π_ref(y|x)`."""
+        return self.policy - self.reference
+
+    @property
+    def mean(self) -> Tensor:
+        """Log-probability per token."""
+        return self.policy / self.tokens.clamp(min=1)
+
+
+class Scored(NamedTuple):
+    """Losses, and the rewards of the chosen (good) and of the rejected (bad) answers."""
+
+    losses: Tensor
+    chosen: Tensor
+    rejected: Tensor
+
+
+class Objective(Protocol):
+    """A module of this package."""
+
+    NEEDS_REFERENCE: bool
+    LEARNING_RATE: float
+    """Fraction of the method's learning rate for SFT."""
+
+    def sft_weight(self, args: TrainArgs) -> float:
+        """Return the weight of the chosen answers' loss per token that is added."""
+
+    def score(self, chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+        """Return losses and rewards; the answers of a pair are at the same place on both sides."""
+
+
+def objective(name: str) -> Objective:
+    """Return the objective that `train.loss` names."""
+    module: Objective = import_module(f"{__name__}.{name}")
+    return module
+
+
+def check(spec: RunSpec) -> None:
+    """Check that the method and the devices allow the run's loss.
+
+    Raises:
+        MethodError: The loss needs a reference, and the method changes the base itself.
+        SpecError: The base is sharded.
+    """
+    args = spec.train
+    if args.loss == "sft":
+        return
+    if spec.method.trains_base and objective(args.loss).NEEDS_REFERENCE:
+        raise MethodError(
+            f"train.loss={args.loss} compares the model with its reference, the base without the "
+            "adapter; full fine-tuning changes the base and would need a second copy of it in "
+            "memory. Use an adapter method, or a loss without a reference: orpo, simpo or cpo."
+        )
+    if args.fsdp:
+        raise SpecError(
+            f"train.fsdp does not support train.loss={args.loss}: set train.fsdp=false, or "
+            "model.quantization=nf4 to save memory.", field="train.fsdp",
+        )  # fmt: skip

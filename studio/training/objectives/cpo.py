@@ -1,0 +1,31 @@
+"""CPO: DPO with a uniform reference, and SFT on the chosen answers to keep the model in place.
+
+`L = −log σ(β (log π(y_c|x) − log π(y_r|x))) + α L_SFT`, `α` being `cpo_alpha`. Source:
+arXiv:2401.08417. With `label_smoothing` `ε` the first part is `1 − ε` of that and `ε` of the loss
+of the pair the other way round.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from studio.training.objectives import LogProbs, Scored
+
+if TYPE_CHECKING:
+    from studio.spec import TrainArgs
+
+NEEDS_REFERENCE, LEARNING_RATE = False, 0.1
+
+
+def sft_weight(args: TrainArgs) -> float:
+    """Return `cpo_alpha`."""
+    return args.cpo_alpha
+
+
+def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+    """Return losses and rewards `β log π(y|x)` of pairs."""
+    from torch.nn.functional import logsigmoid
+
+    wrong, margin = args.label_smoothing, args.beta * (chosen.policy - rejected.policy)
+    losses = -(1 - wrong) * logsigmoid(margin) - wrong * logsigmoid(-margin)
+    return Scored(losses, args.beta * chosen.policy.detach(), args.beta * rejected.policy.detach())

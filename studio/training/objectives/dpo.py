@@ -1,0 +1,34 @@
+"""DPO: the chosen answer gains on the reference more than the rejected one does.
+
+`L = −log σ(β (h_c − h_r))` with `h = log π(y|x) − log π_ref(y|x)`. Source: arXiv:2305.18290.
+
+With a probability `ε` of a wrong label (`label_smoothing`; robust DPO, arXiv:2403.00409) it is
+`(−(1 − ε) log σ(β Δ) + ε log σ(−β Δ)) / (1 − 2 ε)`, `Δ = h_c − h_r`. `rpo_alpha` adds the SFT loss
+of the chosen answers (arXiv:2404.19733).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from studio.training.objectives import LogProbs, Scored
+
+if TYPE_CHECKING:
+    from studio.spec import TrainArgs
+
+NEEDS_REFERENCE, LEARNING_RATE = True, 0.1
+
+
+def sft_weight(args: TrainArgs) -> float:
+    """Return `rpo_alpha`."""
+    return args.rpo_alpha
+
+
+def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+    """Return losses and rewards `β h` of pairs."""
+    from torch.nn.functional import logsigmoid
+
+    wrong, margin = args.label_smoothing, args.beta * (chosen.ratio - rejected.ratio)
+    losses = -(1 - wrong) * logsigmoid(margin) + wrong * logsigmoid(-margin)
+    rewards = args.beta * chosen.ratio.detach(), args.beta * rejected.ratio.detach()
+    return Scored(losses / (1 - 2 * wrong), *rewards)

@@ -1,0 +1,29 @@
+"""IPO: a fixed margin instead of an ever larger one, so that clear pairs do not overfit.
+
+`L = (h_c / n_c − h_r / n_r − 1 / (2 β))²` with `h = log π(y|x) − log π_ref(y|x)` and `n` the tokens
+of the answer, as its authors computed it. Source: arXiv:2310.12036, eq. 17.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from studio.training.objectives import LogProbs, Scored
+
+if TYPE_CHECKING:
+    from studio.spec import TrainArgs
+
+NEEDS_REFERENCE, LEARNING_RATE = True, 0.1
+
+
+def sft_weight(args: TrainArgs) -> float:
+    """Return 0."""
+    return 0.0
+
+
+def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+    """Return losses and rewards `β h` of pairs."""
+    margin = chosen.ratio / chosen.tokens.clamp(min=1)
+    margin = margin - rejected.ratio / rejected.tokens.clamp(min=1)
+    rewards = args.beta * chosen.ratio.detach(), args.beta * rejected.ratio.detach()
+    return Scored((margin - 1 / (2 * args.beta)) ** 2, *rewards)

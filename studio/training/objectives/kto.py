@@ -1,0 +1,33 @@
+"""KTO: answers judged as good or bad, without pairs.
+
+`L = λ_good (1 − σ(β (h − z)))` for good and `λ_bad (1 − σ(β (z − h)))` for bad answers, with
+`h = log π(y|x) − log π_ref(y|x)` and `z = max(0, mean h)` over answers to other prompts: how far
+the model has moved from the reference at all, without a gradient. Source: arXiv:2402.01306, eq. 7.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from studio.training.objectives import LogProbs, Scored
+
+if TYPE_CHECKING:
+    from studio.spec import TrainArgs
+
+NEEDS_REFERENCE, LEARNING_RATE = True, 0.1
+
+
+def sft_weight(args: TrainArgs) -> float:
+    """Return 0."""
+    return 0.0
+
+
+def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+    """Return losses and rewards `β h` of good and of bad answers, one after the other."""
+    import torch
+
+    good = torch.sigmoid(args.beta * (chosen.ratio - chosen.kl))
+    bad = torch.sigmoid(args.beta * (rejected.kl - rejected.ratio))
+    losses = [args.desirable_weight * (1 - good), args.undesirable_weight * (1 - bad)]
+    rewards = args.beta * chosen.ratio.detach(), args.beta * rejected.ratio.detach()
+    return Scored(torch.cat(losses), *rewards)

@@ -1,0 +1,31 @@
+"""SimPO: the log-probability per token is the reward, with a margin, and no reference.
+
+`L = −log σ(β (log π(y_c|x) / n_c − log π(y_r|x) / n_r) − γ)`. Source: arXiv:2405.14734. With
+`label_smoothing` `ε` it is `1 − ε` of that and `ε` of the loss of the pair the other way round.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from studio.training.objectives import LogProbs, Scored
+
+if TYPE_CHECKING:
+    from studio.spec import TrainArgs
+
+NEEDS_REFERENCE, LEARNING_RATE = False, 0.1
+
+
+def sft_weight(args: TrainArgs) -> float:
+    """Return 0."""
+    return 0.0
+
+
+def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+    """Return losses and rewards `β log π(y|x) / n` of pairs."""
+    from torch.nn.functional import logsigmoid
+
+    wrong = args.label_smoothing
+    margin = args.beta * (chosen.mean - rejected.mean) - args.simpo_gamma
+    losses = -(1 - wrong) * logsigmoid(margin) - wrong * logsigmoid(-margin)
+    return Scored(losses, args.beta * chosen.mean.detach(), args.beta * rejected.mean.detach())
