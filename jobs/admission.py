@@ -15,7 +15,7 @@ from studio.errors import DataError, ModelError
 from studio.home import Home
 from studio.models import sources
 from studio.spec import RunSpec
-from studio.training import distributed
+from studio.training import distributed, objectives, start
 
 
 def admit(spec: RunSpec, home: Home, *, here: bool = True, may_wait: bool = False) -> RunSpec:
@@ -45,10 +45,12 @@ def admit(spec: RunSpec, home: Home, *, here: bool = True, may_wait: bool = Fals
     if spec.train.device == CLUSTER:
         cluster.admit(spec, home)
     distributed.check_sharding(spec.on_this_machine())
+    objectives.check(spec)
     if sources.origin_of(spec.model.path).kind != "hub":
         known = sources.facts(spec.model)
         if here and spec.train.device != CLUSTER:
             spec = with_stored_precision(spec, known)
+        spec = start.resolved(spec, home, known)
         first_report(spec, home)  # raises where not one token would be trained
     elif not may_wait:
         raise ModelError(

@@ -23,11 +23,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-# The series of a run: fields of `events.Step`, and the loss on held-out rows.
+# The series of a run: fields of `events.Step`, and those of `events.Evaluated` by their names.
 STEP_SERIES = (
     "loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes", "expert_balance",
+    "rewards_chosen", "rewards_rejected", "rewards_margins", "rewards_accuracies", "logps_chosen",
+    "logps_rejected",
 )  # fmt: skip
-EVAL_SERIES = "eval_loss"
+EVAL_SERIES = {
+    "eval_loss": "eval_loss", "eval_rewards_accuracies": "rewards_accuracies",
+    "eval_rewards_margins": "rewards_margins", "eval_kl": "kl",
+}  # fmt: skip
 MOST_CURVES, MOST_POINTS = 128, 3_000_000
 MOST_NEWS = 50_000
 Series = dict[str, list[float | None]]

@@ -111,10 +111,14 @@ class Reporter:
             if event.step == 1:
                 self._result["first_loss"] = event.loss
         elif isinstance(event, events.Evaluated):
-            new.metrics.append((EVAL_SERIES, event.step, event.eval_loss, moment))
-            self._result["eval_loss"] = event.eval_loss
+            values = {name: getattr(event, own) for name, own in EVAL_SERIES.items()}
+            values = {name: value for name, value in values.items() if value is not None}
+            new.metrics += [(name, event.step, value, moment) for name, value in values.items()]
+            self._result |= values
             if event.token_accuracy is not None:
                 self._result["token_accuracy"] = event.token_accuracy
+        elif isinstance(event, events.Noted):
+            self._result["note"] = event.text
         elif isinstance(event, events.Sampled):
             new.samples.append((event.step, event.prompt, event.text))
         elif isinstance(event, events.Saved):

@@ -109,6 +109,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "attempt": job.attempt,
         "ended": job.result.get("ended") or job.result.get("reason"),
         "note": job.result.get("note") and with_titles(job.result["note"]),
+        "reward_accuracy": job.result.get("eval_rewards_accuracies"),
         "trainable_parameters": job.result.get("trainable_parameters"),
         "total_parameters": job.result.get("total_parameters"),
         "intent": job.intent,
@@ -178,7 +179,7 @@ def _metrics(
     window: tuple[int, int] | None = None,
 ) -> dict[str, Any] | None:
     ids = [int(part) for part in runs.split(",") if part.isdigit()][:20]
-    wanted = [name for name in names.split(",") if name in (*STEP_SERIES, EVAL_SERIES)]
+    wanted = [name for name in names.split(",") if name in (*STEP_SERIES, *EVAL_SERIES)]
     if not ids or not wanted:
         return None
     return store.metrics(ids, wanted, after_seq=after, bins=bins, window=window)

@@ -22,7 +22,7 @@ from studio.data.tokens import Tokens, TokenWriter, tokenise
 from studio.errors import DataError
 from studio.home import Home
 from studio.models.sources import facts
-from studio.spec import DataSource, ModelSource, RunSpec
+from studio.spec import DataSource, ModelSource, Rows, RunSpec
 
 FEW_ROWS, MANY_ROWS = 64, 20_000
 
@@ -66,7 +66,7 @@ def first_rows(spec: RunSpec, home: Home | None) -> tuple[Tokens, TokenReport] |
     if not (model / "tokenizer.json").is_file():
         return None
     state = tuple(_state(file) for file in (*sorted(model.glob("*.j*")), *files))
-    return _first_rows(spec.model, spec.data, home, state)
+    return _first_rows(spec.model, spec.data, home, spec.train.rows, state)
 
 
 def _state(file: Path) -> tuple[int, ...]:
@@ -76,16 +76,17 @@ def _state(file: Path) -> tuple[int, ...]:
 
 @lru_cache(maxsize=32)
 def _first_rows(
-    model: ModelSource, data: DataSource, home: Home | None, _state: tuple[tuple[int, ...], ...]
-) -> tuple[Tokens, TokenReport]:
+    model: ModelSource, data: DataSource, home: Home | None, rows: Rows,
+    _state: tuple[tuple[int, ...], ...],
+) -> tuple[Tokens, TokenReport]:  # fmt: skip
     origin, (backend, context_length) = find(data, home), lens(model, home)
     template, limit = choose_for(backend, data), row_limit(data, context_length)
     some = list(islice(origin.rows(), FEW_ROWS))
     first = dataclasses.replace(origin, rows=lambda: iter(some))
     try:
-        return tokenise(first, data, template, limit, TokenWriter())
+        return tokenise(first, data, template, limit, TokenWriter(), rows)
     except DataError:
         if len(some) < FEW_ROWS:
             raise
     more = dataclasses.replace(origin, rows=lambda: islice(origin.rows(), MANY_ROWS))
-    return tokenise(more, data, template, limit, TokenWriter())
+    return tokenise(more, data, template, limit, TokenWriter(), rows)

@@ -22,7 +22,7 @@ from studio.data.template.template import Template, choose_for
 from studio.data.tokenizer_files import check_loaded
 from studio.data.tokens import Example, Examples, Tokens, TokenWriter, load_tokens, tokenise
 from studio.home import Home, is_whole, publishing, sweep
-from studio.spec import DataSource
+from studio.spec import DataSource, Rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,6 +41,8 @@ class Prepared:
     report: TokenReport
     template: str
     data_hash: str
+    rows_per_example: int = 1
+    """2 for pairs: the chosen answer's row, then the rejected one's."""
 
 
 def prepare(
@@ -50,6 +52,7 @@ def prepare(
     context_length: int,
     seed: int,
     home: Home | None = None,
+    rows: Rows = "answers",
 ) -> Prepared:
     """Read, recognise, template, tokenise, cut and split a dataset.
 
@@ -59,6 +62,7 @@ def prepare(
         context_length: What the model takes, less the virtual tokens of the method.
         seed: Decides the held-out rows.
         home: Where imported datasets live and tokens are cached by content hash.
+        rows: What the loss learns from: answers, pairs or judged answers.
 
     Raises:
         DataError: No row can be used, or no token would be trained.
@@ -67,12 +71,14 @@ def prepare(
     check_loaded(tokenizer, home)
     limit, data_hash = row_limit(source, context_length), origin.content_hash()
     if home is None:
-        tokens, report = tokenise(origin, source, template, limit, TokenWriter())
+        tokens, report = tokenise(origin, source, template, limit, TokenWriter(), rows)
     else:
-        tokens, report = _cached(home, data_hash, origin, source, template, limit)
-    warnings, overlap = list(report.warnings), 0
+        tokens, report = _cached(home, data_hash, origin, source, template, limit, rows)
+    warnings, overlap, width = list(report.warnings), 0, 2 if rows == "pairs" else 1
     if other := validation_source(source):
-        held = prepare(other, tokenizer, context_length=context_length, seed=seed, home=home).train
+        held = prepare(
+            other, tokenizer, context_length=context_length, seed=seed, home=home, rows=rows
+        ).train
         train: Sequence[Example] = Examples(tokens, np.arange(len(tokens)))
         validation: Sequence[Example] = held[:MAX_VALIDATION]
         assert isinstance(validation, Examples)
@@ -95,13 +101,13 @@ def prepare(
     report = report.model_copy(
         update={
             "context_length": context_length,
-            "train_examples": len(train),
-            "validation_examples": len(validation),
+            "train_examples": len(train) // width,
+            "validation_examples": len(validation) // width,
             "overlap": overlap,
             "warnings": warnings,
         }
     )
-    return Prepared(train, validation, report, report.template, data_hash)
+    return Prepared(train, validation, report, report.template, data_hash, width)
 
 
 def validation_source(source: DataSource) -> DataSource | None:
@@ -138,6 +144,8 @@ def held_out(tokens: Tokens, fraction: float, seed: int) -> NDArray[np.bool_]:
     if not fraction or count < MIN_ROWS_TO_SPLIT:
         return np.zeros(count, bool)
     wanted = min(MAX_VALIDATION, max(1, round(fraction * count)))
+    if len(tokens.good):
+        wanted = max(wanted, 4)  # of few pairs, two
     _, first, group, sizes = np.unique(
         tokens.hashes, return_index=True, return_inverse=True, return_counts=True
     )
@@ -154,29 +162,31 @@ def held_out(tokens: Tokens, fraction: float, seed: int) -> NDArray[np.bool_]:
 
 
 def _folder(
-    home: Home, data_hash: str, origin: Origin, source: DataSource, template: Template, limit: int
-) -> Path:
+    home: Home, data_hash: str, origin: Origin, source: DataSource, template: Template, limit: int,
+    rows: Rows = "answers",
+) -> Path:  # fmt: skip
     how = [origin.container, origin.encoding, origin.plain]  # a name may say how bytes are read
     parts = [
-        "tokens-10", data_hash, how, source.format, source.chat_template, source.train_on, limit,
+        "tokens-11", data_hash, how, source.format, source.chat_template, source.train_on, limit,
         source.thoughts, source.accept_lost, source.control_tokens, source.chat_template_kwargs,
-        template.backend.fingerprint(),
+        rows, source.pairs, source.margin, template.backend.fingerprint(),
     ]  # fmt: skip
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     return home.datasets / ".tokens" / key
 
 
 def _cached(
-    home: Home, data_hash: str, origin: Origin, source: DataSource, template: Template, limit: int
-) -> tuple[Tokens, TokenReport]:
+    home: Home, data_hash: str, origin: Origin, source: DataSource, template: Template, limit: int,
+    rows: Rows,
+) -> tuple[Tokens, TokenReport]:  # fmt: skip
     """Return the tokens and report from the cache, making them where they are not there whole."""
-    folder = _folder(home, data_hash, origin, source, template, limit)
+    folder = _folder(home, data_hash, origin, source, template, limit, rows)
     root = folder.parent
     root.mkdir(exist_ok=True, mode=0o700)
     if not is_whole(folder):
         sweep(root)
         with publishing(folder) as temporary:
-            _, report = tokenise(origin, source, template, limit, TokenWriter(temporary))
+            _, report = tokenise(origin, source, template, limit, TokenWriter(temporary), rows)
             (temporary / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
         folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
         for old in sorted(folders, key=lambda f: f.stat().st_mtime)[:-CACHED_DATASETS]:

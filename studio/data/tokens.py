@@ -14,7 +14,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, overload
 
@@ -22,8 +22,19 @@ import numpy as np
 
 from studio.data.mapping import columns_read
 from studio.data.origins import Origin, guess_origin
+from studio.data.preferences import preferences
 from studio.data.recognise import Guess
-from studio.data.records import Conversation, Document, Problem, Row, bytes_hash
+from studio.data.records import (
+    Conversation,
+    Document,
+    Judged,
+    Pair,
+    Problem,
+    Row,
+    bytes_hash,
+    content_hash,
+    prompt_hash,
+)
 from studio.data.report import (
     LOW_SHARE,
     PartCounter,
@@ -37,7 +48,7 @@ from studio.data.template.layout import Reading, Rendered
 from studio.data.template.spans import runs
 from studio.data.template.template import IGNORED, Encoded, Template, View
 from studio.errors import DataError
-from studio.spec import DataSource
+from studio.spec import DataSource, Rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,11 +59,15 @@ PIECE_CHARS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row for the loop; `row` is its number in the source, counted from 1."""
+    """One row for the loop; `row` is its number in the source, counted from 1.
+
+    `good` is the verdict on a judged answer, and True for the chosen answer of a pair.
+    """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     row: int
+    good: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +78,9 @@ class Tokens:
     trained: NDArray[np.bool_]
     starts: NDArray[np.int64]
     rows: NDArray[np.int64]
-    hashes: NDArray[np.uint64]  # equal rows have equal ones
+    hashes: NDArray[np.uint64]  # equal rows have equal ones; of preferences, equal prompts
     whole: NDArray[np.int64]  # how long each row was before it was cut
+    good: NDArray[np.bool_]  # of preferences: chosen and good answers
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,7 +110,8 @@ class Examples(Sequence[Example]):
         start, stop = int(self.tokens.starts[at]), int(self.tokens.starts[at + 1])
         ids = np.array(self.tokens.ids[start:stop])
         labels = np.where(self.tokens.trained[start:stop], ids, np.int32(IGNORED))
-        return Example(ids, labels.astype(np.int32), int(self.tokens.rows[at]))
+        good = bool(self.tokens.good[at]) if len(self.tokens.good) else True
+        return Example(ids, labels.astype(np.int32), int(self.tokens.rows[at]), good)
 
 
 class TokenWriter:
@@ -105,12 +122,18 @@ class TokenWriter:
         self._ids: BinaryIO = (folder / "ids.i32").open("wb") if folder else io.BytesIO()
         self._trained: BinaryIO = (folder / "trained.u8").open("wb") if folder else io.BytesIO()
         self._starts, self._rows, self._whole = array("q", [0]), array("q"), array("q")
-        self._hashes = array("Q")
+        self._hashes, self._good = array("Q"), array("B")
 
     def add(self, row: Encoded, number: int, *, whole: int = 0) -> None:
         """Append a row that was `whole` tokens long before it was cut."""
         self.extend(row.ids, row.trained, np.array([0, len(row.ids)]), [number])
         self._whole[-1] = whole or len(row.ids)
+
+    def add_answer(self, row: Cut, number: int, *, good: bool, prompt: int, whole: int) -> None:
+        """Append an answer of a pair, or a judged one, with the hash of its prompt."""
+        self.add(Encoded(row.ids, row.trained), number, whole=whole)
+        self._hashes[-1] = prompt
+        self._good.append(good)
 
     def extend(
         self,
@@ -136,7 +159,7 @@ class TokenWriter:
         if self.folder:
             self._ids.close()
             self._trained.close()
-            for name in ("starts.i64", "rows.i64", "hashes.u64", "whole.i64"):
+            for name in ("starts.i64", "rows.i64", "hashes.u64", "whole.i64", "good.u8"):
                 with (self.folder / name).open("wb") as file:
                     getattr(self, f"_{name.partition('.')[0]}").tofile(file)
             return load_tokens(self.folder)
@@ -148,6 +171,7 @@ class TokenWriter:
             np.asarray(self._rows),
             np.asarray(self._hashes),
             np.asarray(self._whole),
+            np.asarray(self._good).astype(np.bool_),
         )
 
 
@@ -160,6 +184,7 @@ def load_tokens(folder: Path) -> Tokens:
         np.fromfile(folder / "rows.i64", dtype=np.int64),
         np.fromfile(folder / "hashes.u64", dtype=np.uint64),
         np.fromfile(folder / "whole.i64", dtype=np.int64),
+        np.fromfile(folder / "good.u8", dtype=np.bool_),
     )
 
 
@@ -194,6 +219,23 @@ def fit(row: Encoded, *, limit: int, num_lead_tokens: int) -> Cut:
     return Cut(row.ids[kept], row.trained[kept], "start", kept)
 
 
+def fit_alike(rows: Sequence[Encoded], *, limit: int, num_lead_tokens: int) -> list[Cut]:
+    """Cut rows with one prompt as `fit` does, and where one loses tokens of it, all do."""
+    cuts = [fit(row, limit=limit, num_lead_tokens=num_lead_tokens) for row in rows]
+    starts = [
+        int(c.kept[num_lead_tokens]) for c in cuts if c.lost == "start" and c.kept is not None
+    ]
+    if not starts:
+        return cuts
+    first = min(max(starts), *(int(row.trained.argmax()) for row in rows))
+    made = []
+    for row in rows:
+        places = np.arange(len(row.ids))
+        kept = places[(places < num_lead_tokens) | (places >= first)][:limit]
+        made.append(Cut(row.ids[kept], row.trained[kept], "start", kept))
+    return made
+
+
 def windows(ids: NDArray[np.int32], *, limit: int, lead: Sequence[int]) -> Iterator[Encoded]:
     """Cut a text (without its lead) into windows that each begin with the lead."""
     body = max(1, limit - len(lead))
@@ -204,21 +246,28 @@ def windows(ids: NDArray[np.int32], *, limit: int, lead: Sequence[int]) -> Itera
 
 
 def tokenise(
-    origin: Origin, source: DataSource, template: Template, limit: int, writer: TokenWriter
-) -> tuple[Tokens, TokenReport]:
+    origin: Origin, source: DataSource, template: Template, limit: int, writer: TokenWriter,
+    rows: Rows = "answers",
+) -> tuple[Tokens, TokenReport]:  # fmt: skip
     """Write every usable row of an origin as tokens, cut to `limit`, and report.
+
+    Of pairs, two rows each: the chosen answer, then the rejected one.
 
     Raises:
         DataError: No row can be used, or no token would be trained.
     """
     guess = guess_origin(origin, source)
+    work = _Tokeniser(template, source.train_on, limit, writer)
+    if rows != "answers":
+        found = preferences(origin, source, work.counter, verdicts=rows == "judged")
+        work.write_preferences(found)
+        return work.finish(origin, guess)
     if guess.mapping.format == "judged" and source.judged == "refuse":
         raise DataError(
             f"{origin.name} holds answers judged as good or bad, and bad answers must not be "
             "trained. Set data.judged=good to train the good ones only, or data.format if the "
             "column means something else."
         )
-    work = _Tokeniser(template, source.train_on, limit, writer)
     if origin.plain and guess.mapping.format == "text":
         work.write_text(origin.rows())
     else:
@@ -312,6 +361,42 @@ class _Tokeniser:
         self.truncated_start += cut.lost == "start"
         self.truncated_tokens += whole - len(cut.ids)
         self.writer.add(Encoded(cut.ids, cut.trained), number, whole=whole)
+
+    def write_preferences(self, items: Iterator[tuple[int, Pair | Judged]]) -> None:
+        """Write pairs as two adjacent rows each, and judged answers as one."""
+        while batch := [*islice(items, BATCH_ROWS)]:
+            sides = [[*one] if isinstance(one, Pair) else [one.conversation] for _, one in batch]
+            encoded = self.template.encode_batch([*chain(*sides)], self.train_on)
+            last = {view.source: i for i, view in enumerate(encoded.views)}  # with the last answer
+            at = 0
+            for (number, record), answers in zip(batch, sides, strict=True):
+                places = [last[at + i] for i in range(len(answers))]
+                self._write_record(number, record, [encoded.row(place) for place in places])
+                at += len(answers)
+
+    def _write_record(
+        self, number: int, record: Pair | Judged, answers: Sequence[Encoded | Problem]
+    ) -> None:
+        whole = [one for one in answers if isinstance(one, Encoded)]
+        for problem in (one for one in answers if isinstance(one, Problem)):
+            return self.counter.drop(problem)
+        lead = self.template.num_lead_tokens(whole[0].ids)
+        cuts = fit_alike(whole, limit=self.limit, num_lead_tokens=lead)
+        line = record[0].line
+        if not all(cut.trained[1:].any() for cut in cuts):
+            text = f"No token of an answer is left within {self.limit:,} tokens."
+            return self.counter.drop(Problem(line, "no_answer", text))
+        self.counter.keep(record, number)
+        self.counter.hashes.append(content_hash(record))
+        prompt = prompt_hash(record)
+        for place, (one, cut) in enumerate(zip(whole, cuts, strict=True)):
+            good = record.good if isinstance(record, Judged) else place == 0
+            self.lengths.append(len(one.ids))
+            self.truncated += cut.lost != "nothing"
+            self.truncated_start += cut.lost == "start"
+            self.truncated_tokens += len(one.ids) - len(cut.ids)
+            self.writer.add_answer(cut, number, good=good, prompt=prompt, whole=len(one.ids))
+        return None
 
     def write_text(self, items: Iterator[Row | Problem]) -> None:
         """Write a text file as one long text: lines joined, tokens cut into windows."""

@@ -339,7 +339,7 @@ class RunForgetting:
 
     def __init__(self, session: Session, run_dir: Path) -> None:
         self._session, self._path = session, run_dir / BEFORE
-        self._stack = ((session.name, 1.0),)
+        self._stack = session.stack
         self._general = session.general if session.is_rank_0 else None
         self._spent = 0.0
         if self._general and session.spec.method.trains_base and session.progress.step == 0:

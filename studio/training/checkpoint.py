@@ -18,6 +18,7 @@ from studio.errors import DataError, ModelError
 from studio.home import is_whole, publishing, sweep
 from studio.training import optimizer as optimizers
 from studio.training.optimizer import OptimizerLike
+from studio.training.rewards import Watch
 
 if TYPE_CHECKING:
     from studio.backbone import Adapter
@@ -39,6 +40,8 @@ class RunProgress:
     best_loss: float | None = None
     best_step: int | None = None
     waited: int = 0
+    best_accuracy: float | None = None
+    watch: Watch = field(default_factory=Watch)
 
     def record_step(self, loss: float, tokens: int) -> None:
         """Count a finished optimizer step."""
@@ -48,12 +51,17 @@ class RunProgress:
         if self.first_loss is None:
             self.first_loss = loss
 
-    def record_evaluation(self, eval_loss: float) -> None:
-        """Record a validation loss; `waited` counts the evaluations since the lowest."""
+    def record_evaluation(self, eval_loss: float, accuracy: float | None = None) -> None:
+        """Record a validation loss; `waited` counts the evaluations since the best.
+
+        The best has the highest reward accuracy, if there is one, then the lowest loss.
+        """
         self.eval_loss = eval_loss
         self.evaluations.append((self.step, eval_loss))
-        if self.best_loss is None or eval_loss < self.best_loss:
+        best = -(self.best_accuracy or 0.0), self.best_loss
+        if best[1] is None or (-(accuracy or 0.0), eval_loss) < best:
             self.best_loss, self.best_step, self.waited = eval_loss, self.step, 0
+            self.best_accuracy = accuracy
         else:
             self.waited += 1
 
@@ -141,6 +149,7 @@ def load(
     tensors = load_file(path / "optimizer.safetensors")
     optimizers.restore(optimizer, tensors, state["optimizer"])
     values = state["progress"]
+    values["watch"] = Watch(**values.get("watch", {}))
     values["evaluations"] = [(int(step), float(loss)) for step, loss in values["evaluations"]]
     return RunProgress(**values)
 

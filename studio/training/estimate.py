@@ -32,6 +32,7 @@ from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
 from studio.training.activations import Shape, kept_activations, read_shape
 from studio.training.allocator import REUSED_BYTES, WIDE_NUMBERS, chunk_numbers
+from studio.training.objectives import objective
 from studio.training.schedule import Plan, plan_run
 
 if TYPE_CHECKING:
@@ -131,25 +132,27 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     shape = read_shape(known)
     measure = first_lengths if from_first_rows else row_lengths
     lengths, targets = measure(spec, known, home)
-    plan = plan_run(spec, num_rows=len(lengths), hidden_size=shape.hidden)
+    plan = plan_run(spec, num_rows=len(lengths), hidden_size=shape.hidden)  # pairs: two columns
     load = batch_load(plan, lengths, targets, packing=spec.train.packing, processes=size)
     if from_first_rows:
-        longest = np.sort(lengths)[-plan.micro_batch :]
-        tokens = longest.sum() if spec.train.packing else longest[-1] * plan.micro_batch
-        most = np.sort(targets)[-plan.micro_batch :].sum()
+        longest = np.sort(lengths.sum(1))[-plan.micro_batch :]
+        padded = lengths.max() * plan.micro_batch * lengths.shape[1]
+        tokens = longest.sum() if spec.train.packing else padded
+        most = np.sort(targets.sum(1))[-plan.micro_batch :].sum()
         load = replace(load, tokens=int(tokens), targets=int(most))
     device = chosen_device(spec.train.device)
     on_gpu = device.name.startswith("cuda")  # an Apple GPU loads float32 into the system's memory
     flops = step_flops(spec, shape, tokens=load.share_tokens, targets=load.share_targets)
     step_seconds = STEP_SECONDS * shape.layers * plan.most_passes(size)
     step_seconds += flops / speed(device, home) * slowdown(size, on_gpu=on_gpu)
+    before = reference_steps(spec, plan) * step_seconds
     on_device, shared, beside = _shared_memory(spec, known, on_gpu=on_gpu)
     starts = START_SECONDS + (PROCESS_START_SECONDS if size > 1 else 0)
     return Estimate(
         parts=memory(
             spec, shape, known, load, on_gpu=on_gpu, gpu_bytes=on_gpu * device.total_bytes
         ),
-        seconds=starts + plan.total_steps * step_seconds,
+        seconds=starts + before + plan.total_steps * step_seconds,
         total_steps=plan.total_steps,
         tokens_per_step=round(load.step_tokens),
         share_tokens=round(load.share_tokens),
@@ -162,6 +165,16 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
         beside_bytes=beside,
         dtype=loaded_dtype(spec, on_gpu=on_gpu),
     )
+
+
+def reference_steps(spec: RunSpec, plan: Plan) -> float:
+    """Return how many steps the pass over the rows for the reference's log-probabilities takes.
+
+    It is a forward pass, half of a step, once over the rows that the run uses.
+    """
+    if spec.train.loss == "sft" or not objective(spec.train.loss).NEEDS_REFERENCE:
+        return 0.0
+    return 0.5 * min(plan.total_steps, plan.num_rows / plan.rows_per_step)
 
 
 def with_stored_precision(spec: RunSpec, known: ModelFacts) -> RunSpec:
@@ -203,7 +216,10 @@ def loaded_dtype(spec: RunSpec, *, on_gpu: bool) -> str:
 def row_lengths(
     spec: RunSpec, known: ModelFacts, home: Home | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens and the trained tokens of every training row, in order."""
+    """Return the tokens and the trained tokens of every training row, in order.
+
+    Shape `(U, 1)`, or `(U, 2)` for pairs.
+    """
     from studio.data.prepare import prepare
     from studio.data.tokenizer_files import backend_for
     from studio.data.tokens import Examples
@@ -211,17 +227,19 @@ def row_lengths(
     made = prepare(
         spec.data, backend_for(known.path, home), seed=spec.seed, home=home,
         context_length=max(1, known.context_length - spec.method.num_tokens_before),
+        rows=spec.train.rows,
     )  # fmt: skip
     assert isinstance(made.train, Examples)
     tokens, order = made.train.tokens, made.train.order
     trained = np.add.reduceat(tokens.trained.astype(np.int64), tokens.starts[:-1])
-    return tokens.lengths()[order], trained[order]
+    width = made.rows_per_example
+    return tokens.lengths()[order].reshape(-1, width), trained[order].reshape(-1, width)
 
 
 def first_lengths(
     spec: RunSpec, known: ModelFacts, home: Home | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the tokens and the trained tokens of the first rows.
+    """Return the tokens and the trained tokens of the first rows, as `row_lengths` does.
 
     Raises:
         DataError: They are only known in the run.
@@ -233,7 +251,8 @@ def first_lengths(
         raise DataError(f"The rows of {spec.data.path} are only known in the run.")
     tokens, _ = found
     trained = np.add.reduceat(tokens.trained.astype(np.int64), tokens.starts[:-1])
-    return tokens.lengths(), trained
+    width = 2 if spec.train.rows == "pairs" else 1
+    return tokens.lengths().reshape(-1, width), trained.reshape(-1, width)
 
 
 def chosen_device(name: str) -> hardware.Device:
@@ -320,6 +339,7 @@ def step_flops(spec: RunSpec, shape: Shape, *, tokens: float, targets: float) ->
     """Return the FLOPs of one step: forward, gradients of inputs, and of weights if they train."""
     passes = 3.0 if spec.method.trains_base else 2.0
     passes += 1.0 if spec.train.gradient_checkpointing else 0.0
+    passes += 1.0 if spec.train.loss == "kto" else 0.0  # answers to other prompts
     routed = shape.mixture.active_parameters if shape.mixture else 0
     body = 2 * (shape.layers * shape.layer_parameters + routed) * tokens
     return passes * body + 4 * shape.hidden * shape.vocabulary * targets
@@ -355,7 +375,7 @@ def batch_load(
             own = np.zeros(2, dtype=np.int64)
             for rows in plan.micro_batches(step, process=process, processes=processes):
                 taken = size[rows]
-                tokens = taken.sum() if packing else taken.max() * len(rows)
+                tokens = taken.sum() if packing else taken.max() * taken.size
                 batch = np.array([tokens, loss[rows].sum()])
                 most, own = np.maximum(most, batch), own + batch
             largest, total = np.maximum(largest, own), total + own

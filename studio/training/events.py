@@ -51,7 +51,8 @@ class Step(Event):
     """One optimizer step; `tokens` excludes padding.
 
     `expert_balance` is the evenness of the routers' choice, from 0 (one expert for all) to 1; None
-    for models without routed experts.
+    for models without routed experts. The last six are means of a run that learns from preferences
+    (`rewards.py`).
     """
 
     loss: float
@@ -62,14 +63,33 @@ class Step(Event):
     epoch: float
     memory_bytes: int
     expert_balance: float | None = None
+    rewards_chosen: float | None = None
+    rewards_rejected: float | None = None
+    rewards_margins: float | None = None
+    rewards_accuracies: float | None = None
+    logps_chosen: float | None = None
+    logps_rejected: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated(Event):
-    """Loss per token and token accuracy on the validation rows."""
+    """Loss and token accuracy on the validation rows; of preferences, their rewards.
+
+    `kl` is the distance from the reference per token of the chosen answers.
+    """
 
     eval_loss: float
     token_accuracy: float | None = None
+    rewards_accuracies: float | None = None
+    rewards_margins: float | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Noted(Event):
+    """A sentence for the user on what the curves show."""
+
+    text: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from studio.evaluation.forgetting import RunForgetting
 from studio.home import is_whole, publishing, sweep
 from studio.methods import Phase
 from studio.training import checkpoint
-from studio.training.events import Event, Finished, Loading, Saved, Saving
+from studio.training.events import Event, Finished, Loading, Noted, Saved, Saving
 from studio.training.samples import PromptSampler
 from studio.training.session import Session
 from studio.training.threads import threads_of
@@ -34,6 +34,8 @@ Control = Callable[[], Command]
 def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]:
     """Train to the end of the plan, or until `control` returns "stop"."""
     plan, folder = session.plan, run_dir / "checkpoints"
+    if session.preference:
+        yield from session.preference.prepare_reference(run_dir)
     if (newest := checkpoint.newest(folder)) is not None:
         session.resume(newest)
     yield session.started()
@@ -42,12 +44,16 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
     threads = threads_of(session.loaded.device, session.accelerator.num_processes)
     if session.evaluates and session.progress.step == 0 and plan.eval_every <= plan.total_steps:
         yield from sampler.sample()
+    noted = ""
     while session.progress.step < plan.total_steps and not session.stopped_early:
         event = session.step()
         yield event
         if threads and (text := threads.after_step(event.tokens_per_second)):
             yield Loading(step=event.step, text=text)
         step = session.progress.step
+        if (sentence := session.notice()) and sentence != noted:
+            noted = sentence
+            yield Noted(step=step, text=sentence)
         last, command = step == plan.total_steps, session.from_rank_0(control())
         due = step % plan.eval_every == 0 or (last and plan.eval_every <= plan.total_steps)
         if due and session.evaluates:
@@ -70,7 +76,9 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
             return
     if session.is_rank_0:
         yield Saving(step=session.progress.step)
-        notes = (session.restore_best(folder), session.balance.warning(session.adapter))
+        notes = (
+            session.restore_best(folder), session.balance.warning(session.adapter), session.notice()
+        )  # fmt: skip
         note = " ".join(filter(None, notes))
         if session.general:
             yield Loading(step=session.progress.step, text="Measuring forgetting")
@@ -131,7 +139,7 @@ def _publish_adapter(session: Session, run_dir: Path, forgetting: dict[str, Any]
         "eval_loss": progress.eval_loss,
         "forgetting": forgetting or {},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "parents": [],
+        **session.start.passport(),
     }
     with publishing(target) as temporary:
         session.backbone.save(session.name, temporary, base=str(spec.model.path))

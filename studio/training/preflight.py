@@ -65,7 +65,7 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
         prepared = prepare_data(alone, loaded, home)
         session = open_session(alone, loaded=loaded, prepared=prepared)
         yield Loading(text="Two steps on the longest batch")
-        peak, seconds = measured_steps(session, processes=guessed.processes)
+        peak, seconds = measured_steps(session, run_dir, processes=guessed.processes)
     found = corrected(whole, peak_bytes=peak, step_seconds=seconds)
     found = replace(
         guessed, seconds=found.seconds, measured=True,
@@ -103,13 +103,18 @@ def corrected(guess: Estimate, *, peak_bytes: int, step_seconds: float) -> Estim
     return replace(guess, parts=parts, seconds=seconds, measured=True)
 
 
-def measured_steps(session: Session, *, processes: int = 1) -> tuple[int, float]:
+def measured_steps(session: Session, run_dir: Path, *, processes: int = 1) -> tuple[int, float]:
     """Take two steps on the longest micro-batch of a process; return peak bytes and seconds."""
     import torch
 
+    from studio.training.preference import Preference
+
     steps, plan = min(session.plan.total_steps, MOST_STEPS), session.plan
     rows_used = {row for step in range(steps) for row in plan.step_rows(step)}
-    lengths = {row: len(session.prepared.train[row].input_ids) for row in rows_used}
+    train, width = session.prepared.train, session.prepared.rows_per_example
+    lengths = {
+        row: sum(len(train[width * row + i].input_ids) for i in range(width)) for row in rows_used
+    }
     longest = max(
         (
             batch
@@ -123,8 +128,12 @@ def measured_steps(session: Session, *, processes: int = 1) -> tuple[int, float]
         session.plan, num_rows=len(longest), rows_per_step=len(longest), micro_batch=len(longest),
         shuffled=False, total_steps=STEPS,
     )  # fmt: skip
-    rows = [session.prepared.train[row] for row in longest]
-    session.prepared = replace(session.prepared, train=rows)
+    rows = [train[width * row + i] for row in longest for i in range(width)]
+    session.prepared = replace(session.prepared, train=rows, validation=[])
+    if session.preference:
+        session.preference = Preference(session)
+        for _ in session.preference.prepare_reference(run_dir):
+            pass
     on_gpu = session.loaded.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()

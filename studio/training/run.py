@@ -13,6 +13,7 @@ from studio.errors import OutOfMemory, WeightsTooLarge
 from studio.evaluation.forgetting import general_set_of
 from studio.home import Home
 from studio.spec import RunSpec
+from studio.training import objectives
 from studio.training.distributed import check_sharding, train_distributed
 from studio.training.estimate import base_model
 from studio.training.events import Event, Loading
@@ -97,6 +98,7 @@ def _train(
             yield from train_distributed(spec, run_dir=run_dir, home=home, control=control)
             return
         check_sharding(spec)
+        objectives.check(spec)
         yield Loading(text="Loading the model")
         loaded = load(base_model(spec), spec.train.device, on_host=spec.train.fsdp)
         yield Loading(text="Reading the data")

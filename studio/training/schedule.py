@@ -15,6 +15,7 @@ import numpy as np
 from studio.errors import DataError
 from studio.methods import Method
 from studio.spec import RunSpec, TrainArgs
+from studio.training.objectives import objective
 
 REFERENCE_WIDTH = 2000
 MOST_EVAL_ROWS = 1_000_000
@@ -122,9 +123,13 @@ def epoch_order(num_rows: int, *, seed: int, epoch: int) -> np.ndarray:
 
 
 def learning_rate(args: TrainArgs, method: Method, hidden_size: int) -> float:
-    """Return the peak learning rate: the user's, or the method's default scaled to the model."""
+    """Return the peak learning rate: the user's, or the method's default scaled to the model.
+
+    Losses of preferences take a fraction of it, since small changes of probabilities suffice.
+    """
     if args.learning_rate == "auto":
-        return lr_for(method, hidden_size) * (LION_SHARE if args.optim == "lion" else 1.0)
+        share = 1.0 if args.loss == "sft" else objective(args.loss).LEARNING_RATE
+        return lr_for(method, hidden_size) * share * (LION_SHARE if args.optim == "lion" else 1.0)
     return float(args.learning_rate)
 
 

@@ -29,8 +29,12 @@ from studio.training.distributed import shard_base, sum_gradients
 from studio.training.events import Evaluated, Started, Step
 from studio.training.expert_balance import ExpertBalance
 from studio.training.loss import evaluate_loss, loss_sum
+from studio.training.neftune import Neftune
 from studio.training.optimizer import OptimizerLike, make_optimizer, set_learning_rate
+from studio.training.preference import Preference
+from studio.training.rewards import Rewards
 from studio.training.schedule import Plan, plan_run
+from studio.training.start import Start, attach, num_tokens_before
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,13 +55,15 @@ T = TypeVar("T")
 class Pass:
     """Forward and backward of one step: its batches, their parts of the step's loss, the time.
 
-    `scale` is what the gradients are too large by: see `Session.gradient_scale`.
+    `scale` is what the gradients are too large by: see `Session.gradient_scale`. `sums` are those
+    of `rewards.Rewards`, if the run learns from preferences.
     """
 
     batches: Sequence[PackedBatch | PaddedBatch]
     losses: Sequence[Tensor]
     seconds: float
     scale: int = 1
+    sums: Sequence[Tensor] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -69,14 +75,20 @@ def forward_backward(session: Session) -> Pass:
     """Run forward and backward over the next step's micro-batches; gradients accumulate."""
     started, number = time.perf_counter(), session.progress.step
     torch.manual_seed(session.plan.step_seed(number))
-    batches = session.next_batches()
-    targets = max(1, session.sum_over_ranks(sum(batch.num_targets for batch in batches)))
-    smoothing, losses = session.spec.train.label_smoothing_factor, []
-    scale = session.gradient_scale(targets)
-    for batch in batches:
+    places, batches = session.next_rows(), session.next_batches()
+    preference, smoothing = session.preference, session.spec.train.label_smoothing_factor
+    if preference is None:
+        targets = max(1, session.sum_over_ranks(sum(batch.num_targets for batch in batches)))
+    else:
+        targets = preference.begin_step(places, batches)
+    losses, scale = [], session.gradient_scale(targets)
+    for rows, batch in zip(places, batches, strict=True):
         if session.neftune:
             session.neftune.prepare(batch)
-        loss = loss_sum(session.backbone, batch, smoothing) / targets
+        if preference is None:
+            loss = loss_sum(session.backbone, batch, smoothing) / targets
+        else:
+            loss = preference.loss(rows, batch)
         session.accelerator.backward(loss * scale if scale > 1 else loss)
         losses.append(loss.detach())
     if session.spec.train.fsdp:
@@ -84,7 +96,8 @@ def forward_backward(session: Session) -> Pass:
         for _ in range(session.plan.most_passes(session.accelerator.num_processes) - len(batches)):
             loss = loss_sum(session.backbone, session.batch([session.prepared.train[0]]))
             session.accelerator.backward(loss * 0.0)
-    return Pass(batches, losses, time.perf_counter() - started, scale)
+    sums = preference.sums() if preference else ()
+    return Pass(batches, losses, time.perf_counter() - started, scale, sums)
 
 
 @dataclass(slots=True)
@@ -108,6 +121,8 @@ class Session:
     forward_backward: Callable[[Session], Pass] = forward_backward
     neftune: Neftune | None = None
     general: GeneralSet | None = None
+    preference: Preference | None = None
+    start: Start = field(default_factory=Start)
     timer_start: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -123,7 +138,9 @@ class Session:
         """
         passed, started = self.forward_backward(self), time.perf_counter()
         norm = self._reduce_and_clip(passed.scale).float()
-        *losses, grad_norm = torch.stack([*passed.losses, norm]).tolist()  # the only wait of a step
+        found = torch.stack([norm, *passed.losses, *passed.sums]).tolist()  # a step's only wait
+        grad_norm, count = found[0], len(passed.losses)
+        losses, sums = found[1 : 1 + count], found[1 + count :]
         loss = self.sum_over_ranks(float(sum(losses)))
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.optimizer.zero_grad(set_to_none=True)
@@ -135,6 +152,8 @@ class Session:
         tokens = self.sum_over_ranks(passed.num_tokens)
         seconds = passed.seconds + time.perf_counter() - started
         self.progress.record_step(loss, tokens)
+        rewards = Rewards.of(self.sum_over_ranks(sums))
+        self.progress.watch.see(rewards, self.spec.train.beta)
         return Step(
             step=self.progress.step,
             loss=loss,
@@ -145,16 +164,22 @@ class Session:
             epoch=self.plan.epoch(self.progress.step),
             memory_bytes=self.memory_bytes(),
             expert_balance=self.balance.of_step(),
+            **rewards.as_dict(),
         )
 
-    def next_batches(self) -> list[PackedBatch | PaddedBatch]:
-        """Return this rank's micro-batches of the next step."""
+    def next_rows(self) -> list[list[int]]:
+        """Return the rows of this rank's micro-batches of the next step; pairs stay together."""
+        width = self.prepared.rows_per_example
         micro_batches = self.plan.micro_batches(
             self.progress.step,
             process=self.accelerator.process_index,
             processes=self.accelerator.num_processes,
         )
-        return [self.batch([self.prepared.train[row] for row in rows]) for rows in micro_batches]
+        return [[width * one + i for one in ones for i in range(width)] for ones in micro_batches]
+
+    def next_batches(self) -> list[PackedBatch | PaddedBatch]:
+        """Return this rank's micro-batches of the next step."""
+        return [self.batch([self.prepared.train[i] for i in rows]) for rows in self.next_rows()]
 
     def batch(self, examples: Sequence[TokenRow]) -> PackedBatch | PaddedBatch:
         """Return rows as tensors, packed or padded as the spec says."""
@@ -231,22 +256,38 @@ class Session:
         return broadcast_object_list([value])[0]
 
     def sum_over_ranks(self, value: Any) -> Any:
-        """Return the sum of a number over all ranks."""
-        if self.accelerator.num_processes == 1:
+        """Return the sum of a number, or of each number of a list, over all ranks."""
+        if self.accelerator.num_processes == 1 or value == []:
             return value
         tensor = torch.tensor(value, device=self.loaded.device, dtype=torch.float64)
-        return type(value)(self.accelerator.reduce(tensor, "sum").item())
+        summed = self.accelerator.reduce(tensor, "sum").tolist()
+        if not isinstance(value, list):
+            return type(value)(summed)
+        return [type(old)(new) for old, new in zip(value, summed, strict=True)]
 
     # -- evaluation ----------------------------------------------------------------------------
 
     def activate(self) -> None:
-        """Apply this run's adapter alone to every row."""
-        if self.backbone.active_for_all != ((self.name, 1.0),):
-            self.backbone.use([(self.name, 1.0)])
+        """Apply this run's adapter, on the one it started from, to every row."""
+        if self.backbone.active_for_all != self.stack:
+            self.backbone.use(self.stack)
+
+    @property
+    def stack(self) -> tuple[tuple[str, float], ...]:
+        """What is active while the run trains."""
+        return (*self.start.frozen, (self.name, 1.0))
 
     def evaluate(self) -> Evaluated:
-        """Return the loss per token on the validation rows."""
+        """Return the loss on the validation rows: per token, or of pairs and judged answers."""
         self.activate()
+        if self.preference:
+            loss, rewards, kl = self.preference.evaluate()
+            self.progress.record_evaluation(loss, rewards.rewards_accuracies)
+            return Evaluated(
+                step=self.progress.step, eval_loss=loss, kl=kl,
+                rewards_accuracies=rewards.rewards_accuracies,
+                rewards_margins=rewards.rewards_margins,
+            )  # fmt: skip
         rows = list(self.prepared.validation[: self.plan.eval_rows])
         batches: Iterable[PackedBatch | PaddedBatch] = (
             self.batch(group) for group in groups(rows, max_tokens=EVAL_TOKENS)
@@ -259,7 +300,7 @@ class Session:
 
     @property
     def keeps_best(self) -> bool:
-        """True if the checkpoint with the lowest validation loss becomes the adapter."""
+        """True if the checkpoint of the best evaluation becomes the adapter."""
         args = self.spec.train
         return args.load_best_model_at_end or args.early_stopping_patience > 0
 
@@ -280,14 +321,24 @@ class Session:
         if not self.keeps_best or best is None or best == progress.step:
             return ""
         # Not `stopped_early`, which communicates: the other ranks have left.
+        best_of = "the lowest validation loss"
+        if self.preference and progress.best_accuracy is not None:
+            best_of = "the highest reward accuracy on held-out rows"
         early = f"Stopped early at step {progress.step}. " if self._out_of_patience else ""
         if not checkpoint.load_adapter(folder, best, self.adapter):
             return (
-                f"{early}The checkpoint of step {best}, which had the lowest validation loss, is "
-                f"missing or damaged: the adapter is that of step {progress.step}."
+                f"{early}The checkpoint of step {best}, which had {best_of}, is missing "
+                f"or damaged: the adapter is that of step {progress.step}."
             )
         progress.eval_loss = progress.best_loss
-        return f"{early}The adapter is that of step {best}, which had the lowest validation loss."
+        return f"{early}The adapter is that of step {best}, which had {best_of}."
+
+    def notice(self) -> str:
+        """Return a sentence on a known failure of learning from preferences; empty for none."""
+        if self.preference is None:
+            return ""
+        has_reference = self.preference.objective.NEEDS_REFERENCE
+        return self.progress.watch.sentence(self.plan.total_steps, has_reference=has_reference)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -340,36 +391,6 @@ class Session:
         )
 
 
-class Neftune:
-    """Hook that adds NEFTune noise to the embeddings while its adapter trains.
-
-    The noise of a token is uniform in `±α / √(L D)` with `L` the length of its own row, so packing
-    and the other rows of a batch do not change it. Source: arXiv:2310.05914.
-    """
-
-    def __init__(self, backbone: Backbone, adapter: Adapter, alpha: float) -> None:
-        self._adapter, self._alpha = adapter, alpha
-        self._lengths: Tensor | None = None
-        backbone.model.get_input_embeddings().register_forward_hook(self._add)
-
-    def prepare(self, batch: PackedBatch | PaddedBatch) -> None:
-        """Set the row lengths of the batch that the next forward pass computes."""
-        if isinstance(batch, PackedBatch):
-            lengths = torch.tensor(batch.lengths)
-            self._lengths = lengths.repeat_interleave(lengths)[None]
-        else:
-            self._lengths = batch.mask_BT.sum(1, keepdim=True).expand_as(batch.ids_BT)
-
-    def _add(self, module: nn.Module, args: tuple[Any, ...], embedded_BTD: Tensor) -> Tensor | None:
-        lengths_BT = self._lengths
-        if lengths_BT is None or not self._adapter.training:
-            return None
-        if embedded_BTD.shape[:2] != lengths_BT.shape:
-            return None  # virtual tokens of a prompt
-        size = self._alpha / (lengths_BT.to(embedded_BTD) * embedded_BTD.shape[2]).sqrt()
-        return embedded_BTD + torch.empty_like(embedded_BTD).uniform_(-1, 1) * size[..., None]
-
-
 # -- opening -----------------------------------------------------------------------------------
 
 
@@ -377,14 +398,11 @@ def prepare_data(spec: RunSpec, loaded: Loaded, home: Home) -> Prepared:
     """Return the run's tokenised rows, cut to the context that the method leaves."""
     from studio.data.prepare import prepare
 
-    context_length = loaded.facts.context_length - spec.method.num_tokens_before
+    context_length = loaded.facts.context_length - num_tokens_before(spec)
     return prepare(
-        spec.data,
-        loaded.tokenizer,
-        context_length=max(1, context_length),
-        seed=spec.seed,
-        home=home,
-    )
+        spec.data, loaded.tokenizer, context_length=max(1, context_length), seed=spec.seed,
+        home=home, rows=spec.train.rows,
+    )  # fmt: skip
 
 
 def open_session(
@@ -418,21 +436,15 @@ def open_session(
     backbone = backbone or NewBackbone(loaded.model)
     if spec.train.fsdp:
         shard_base(backbone, loaded.device)
-    adapter = backbone.attach(
-        name,
-        spec.method,
-        seed=spec.seed,
-        tokenize=lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
-        example=prepared.train[0].input_ids.tolist(),
-    )
-    backbone.use([(name, 1.0)])
+    adapter, start = attach(spec, backbone, loaded, name, prepared.train[0].input_ids.tolist())
     parameters = backbone.train(name)
     if spec.train.gradient_checkpointing:
         backbone.checkpointing(True, offload=_offloads(spec, loaded))
     backbone.set_attention(_attention(spec, loaded, backbone))
     alpha = spec.train.neftune_noise_alpha
-    plan = plan_run(spec, num_rows=len(prepared.train), hidden_size=backbone.anatomy.hidden_size)
-    return Session(
+    num_rows = len(prepared.train) // prepared.rows_per_example
+    plan = plan_run(spec, num_rows=num_rows, hidden_size=backbone.anatomy.hidden_size)
+    session = Session(
         spec=spec,
         plan=plan,
         loaded=loaded,
@@ -450,7 +462,12 @@ def open_session(
         name=name,
         parameters=parameters,
         neftune=Neftune(backbone, adapter, alpha) if alpha else None,
+        start=start,
     )
+    session.activate()
+    if spec.train.loss != "sft":
+        session.preference = Preference(session)
+    return session
 
 
 def _offloads(spec: RunSpec, loaded: Loaded) -> bool:

@@ -139,7 +139,8 @@ class SiblingGroup:
         self._sessions.remove(session)
         self._ready.pop(session.name, None)
         self._seconds.pop(session.name, None)
-        self.backbone.detach(session.name)
+        for name in {session.name, *(name for name, _ in session.start.reference)}:
+            self.backbone.detach(name)
 
     def interleave(self, runs: dict[int, Iterator[Event]]) -> Iterator[SiblingEvent]:
         """Advance every run by one step in turn until all are over.
@@ -236,17 +237,15 @@ class SiblingGroup:
 
     def _may_share(self, session: Session) -> bool:
         """Return True if the run's rows may share a pass: packed, and nothing in it is random."""
-        random = bool(session.spec.method.input_dropout)
-        return session.spec.train.packing and not random and not self._ran_out_of_memory
+        random, args = bool(session.spec.method.input_dropout), session.spec.train
+        return args.packing and args.loss == "sft" and not random and not self._ran_out_of_memory
 
     def _loss_sums(
         self, members: Sequence[Session], batches: Sequence[PackedBatch]
     ) -> list[Tensor]:
         """Return each run's summed loss over its own batch, from one pass over all."""
         stacks = [
-            ((one.name, 1.0),)
-            for one, batch in zip(members, batches, strict=True)
-            for _ in batch.lengths
+            one.stack for one, batch in zip(members, batches, strict=True) for _ in batch.lengths
         ]
         if self.backbone.active_for_all is not None or self.backbone.active != stacks:
             self.backbone.use_rows(stacks)
@@ -257,8 +256,7 @@ class SiblingGroup:
 def _tokens(session: Session) -> int:
     """Return the tokens of the largest micro-batch of the session's next step."""
     rows = session.prepared.train
-    batches = session.plan.micro_batches(session.progress.step)
-    return max(sum(len(rows[row].input_ids) for row in batch) for batch in batches)
+    return max(sum(len(rows[row].input_ids) for row in batch) for batch in session.next_rows())
 
 
 def _is_virtual(session: Session) -> bool:

@@ -34,6 +34,7 @@ class Rows:
     validation: list[Example]
     template: str = "none"
     data_hash: str = "abc"
+    rows_per_example: int = 1
     report: Any = field(
         default_factory=lambda: SimpleNamespace(
             rows=SimpleNamespace(read=24, kept=24, dropped=0), model_dump=lambda mode: {"read": 24}

@@ -59,7 +59,8 @@ export class Chart {
       { 'aria-pressed': 'false', title: 'Show the values as a table' });
     this.resetButton = button('reset zoom', () => this.group.set({ zoom: null }), 's-tool',
       { hidden: true });
-    return h('figure', { class: 's-chart', 'data-metric': this.options.name, 'data-draws': '0' },
+    return h('figure', { class: 's-chart', 'data-metric': this.options.name, 'data-draws': '0',
+      hidden: Boolean(this.options.optional) },
       h('figcaption', {}, h('strong', {}, title), unit && h('span', { class: 's-unit' }, unit),
         this.legend, h('span', { class: 's-tools' }, this.resetButton, this.logButton,
           this.tableButton)),
@@ -258,6 +259,13 @@ export const METRICS = [
   { name: 'learning_rate', title: 'Learning rate', smooth: false },
   { name: 'grad_norm', title: 'Gradient norm' },
   { name: 'tokens_per_second', title: 'Tokens per second', format: compact },
+  ...[
+    ['eval_rewards_accuracies', 'Held-out reward accuracy'], ['rewards_accuracies', 'Reward accuracy'],
+    ['rewards_margins', 'Reward margin'], ['rewards_chosen', 'Reward, chosen'],
+    ['rewards_rejected', 'Reward, rejected'], ['logps_chosen', 'Log-probability, chosen'],
+    ['logps_rejected', 'Log-probability, rejected'], ['eval_kl', 'KL to the reference, per token'],
+  ].map(([name, title]) => ({ name, title, optional: true,
+    ...(name.startsWith('eval_') && { smooth: false, dots: true }) })),
 ];
 
 const LOSSES = ['loss', 'eval_loss'];
@@ -270,7 +278,10 @@ export function board(names, pick = null) {
   const charts = METRICS.filter((m) => names.includes(m.name)).map((m) => new Chart(group,
     pick && LOSSES.includes(m.name) ? { ...m, pick, hint: HINT } : m));
   const update = (series) => {
-    for (const chart of charts) chart.lines = series.get(chart.options.name) ?? new Map();
+    for (const chart of charts) {
+      chart.lines = series.get(chart.options.name) ?? new Map();
+      if (chart.options.optional) chart.element.hidden = !chart.lines.size;
+    }
     group.redraw();
   };
   group.onZoom = (zoom) => refine(group, charts, zoom);

@@ -1,0 +1,94 @@
+"""What learning from preferences shows: rewards of a step, and a sentence on a failure that shows.
+
+Two failures are common. The log-probability of the chosen answers falls together with that of the
+rejected ones, which the loss allows as long as the gap grows. And the reward accuracy reaches 1
+after a few steps: the pairs differ by something easy, such as their length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+SMOOTHING = 0.9
+LEAST_STEPS, FALLING_SHARE, EARLY_SHARE = 10, 0.2, 0.2  # of the run's steps
+FALL = 1.0  # nats an answer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rewards:
+    """Means over the answers of a step or an evaluation, named as in TRL; None where none is."""
+
+    rewards_chosen: float | None = None
+    rewards_rejected: float | None = None
+    rewards_margins: float | None = None
+    rewards_accuracies: float | None = None
+    logps_chosen: float | None = None
+    logps_rejected: float | None = None
+
+    @classmethod
+    def of(cls, sums: Sequence[float]) -> Rewards:
+        """Return the means of `preference.Preference.sums`; empty sums give an empty record."""
+        if not sums:
+            return cls()
+        chosen, rejected, good, bad, logp_good, logp_bad, right, compared = sums
+        means = [
+            total / count if count else None
+            for total, count in ((chosen, good), (rejected, bad), (logp_good, good),
+                                 (logp_bad, bad), (right, compared))
+        ]  # fmt: skip
+        margin = None if means[0] is None or means[1] is None else means[0] - means[1]
+        return cls(
+            rewards_chosen=means[0], rewards_rejected=means[1], rewards_margins=margin,
+            rewards_accuracies=means[4], logps_chosen=means[2], logps_rejected=means[3],
+        )  # fmt: skip
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values by name."""
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Watch:
+    """What happened since the start of a run, kept in its checkpoints."""
+
+    steps: int = 0
+    change: float = 0.0
+    """Of the chosen answers' log-probability against the reference."""
+    falling: int = 0
+    """Steps in a row with the change below `-FALL`."""
+    perfect: int = 0
+    """Steps in a row with the accuracy 1."""
+    perfect_at: int = 0
+    """Where the first `LEAST_STEPS` of them began."""
+
+    def see(self, rewards: Rewards, beta: float) -> None:
+        """Take the rewards of a step, `beta` times a change against the reference."""
+        if rewards.rewards_chosen is None:
+            return
+        self.steps += 1
+        new = max(1 - SMOOTHING, 1 / self.steps)
+        self.change += new * (rewards.rewards_chosen / beta - self.change)
+        if rewards.rewards_accuracies is not None:
+            self.perfect = self.perfect + 1 if rewards.rewards_accuracies == 1 else 0
+        self.falling = self.falling + 1 if self.change < -FALL else 0
+        if self.perfect == LEAST_STEPS and not self.perfect_at:
+            self.perfect_at = self.steps - LEAST_STEPS + 1
+
+    def sentence(self, total_steps: int, *, has_reference: bool) -> str:
+        """Return what shows, for the user; empty if nothing does."""
+        found = []
+        if has_reference and self.falling >= max(LEAST_STEPS, FALLING_SHARE * total_steps):
+            found.append(
+                "The log-probability of the chosen answers is below the reference's since step "
+                f"{self.steps - self.falling + 1}: the model unlearns both answers. Set "
+                "train.rpo_alpha=1 with dpo, or lower train.learning_rate."
+            )
+        if self.perfect_at and self.perfect_at <= max(LEAST_STEPS, EARLY_SHARE * total_steps):
+            found.append(
+                f"The reward accuracy reached 1 at step {self.perfect_at} of {total_steps}: "
+                "something simple, such as the length, separates these pairs. Use fewer steps, or "
+                "pairs that are harder to distinguish."
+            )
+        return " ".join(found)

@@ -1,0 +1,140 @@
+"""Attach what a run trains: a fresh adapter, one of the library trained further, or one on top.
+
+`train.init_adapter` names the adapter to start from, `train.init_mode` what becomes of it. Trained
+further, the run's adapter begins with its weights and replaces it. Stacked on, it stays frozen
+below a fresh one, and both are needed to answer. For losses with a reference, the adapter as it was
+is the reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio.adapters import library
+from studio.atomic import read_object
+from studio.errors import AdapterError, MethodError
+from studio.methods import Method, methods, named
+from studio.models.sources import ModelFacts
+
+if TYPE_CHECKING:
+    from studio.backbone import Adapter, Backbone
+    from studio.home import Home
+    from studio.models.loading import Loaded
+    from studio.spec import RunSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """What lies below the trained adapter, what it is compared with, and where it came from."""
+
+    frozen: tuple[tuple[str, float], ...] = ()
+    reference: tuple[tuple[str, float], ...] = ()
+    parent: library.Adapter | None = None
+
+    def passport(self) -> dict[str, Any]:
+        """Return the passport's part on the line of descent, the oldest adapter first."""
+        if self.parent is None:
+            return {"parents": []}
+        parent = self.parent
+        own = {
+            "name": parent.name, "path": str(parent.path), "method": parent.method,
+            "data": parent.section("data").get("path", ""), "frozen": bool(self.frozen),
+        }  # fmt: skip
+        return {"parents": [parent.name], "lineage": [*parent.passport.get("lineage", []), own]}
+
+
+def resolved(spec: RunSpec, home: Home, known: ModelFacts) -> RunSpec:
+    """Return the spec with the folder of the adapter to start from, and its method if it goes on.
+
+    Raises:
+        AdapterError: There is no such adapter, or it was made for another base.
+        MethodError: The run trains another method.
+    """
+    if not spec.train.init_adapter:
+        return spec
+    parent = library.describe(library.resolve(home, spec.train.init_adapter))
+    spec = spec.with_parts(train={"init_adapter": str(parent.path)})
+    _check(spec, parent, known)
+    if spec.train.init_mode == "stack":
+        return spec
+    own = method_of(parent)
+    if own.name != spec.method.name:
+        raise MethodError(
+            f'"{parent.name}" is {own.title}, which train.init_mode=continue trains further: set '
+            f"method.name={own.name}, or train.init_mode=stack for a fresh adapter on top."
+        )
+    return spec.model_copy(update={"method": own})
+
+
+def method_of(adapter: library.Adapter) -> Method:
+    """Return an adapter's method with its settings.
+
+    Raises:
+        AdapterError: It cannot be read.
+    """
+    settings = adapter.section("spec").get("method")
+    if isinstance(settings, dict):
+        found: Method = named(str(settings.get("name"))).parse(settings)
+        return found
+    kind = methods().get(adapter.method)
+    if kind is None:
+        raise AdapterError(f'"{adapter.name}" was made by the unknown method {adapter.method}.')
+    return kind.from_peft(read_object(adapter.path / library.CONFIG))
+
+
+def num_tokens_before(spec: RunSpec) -> int:
+    """Return the virtual tokens before each row, those of a frozen adapter below included."""
+    below = 0
+    if spec.train.init_adapter and spec.train.init_mode == "stack":
+        below = method_of(library.describe(Path(spec.train.init_adapter))).num_tokens_before
+    return below + spec.method.num_tokens_before
+
+
+def attach(
+    spec: RunSpec, backbone: Backbone, loaded: Loaded, name: str, example: list[int]
+) -> tuple[Adapter, Start]:
+    """Attach what the run trains to a base; `example` is the first row's tokens.
+
+    Raises:
+        AdapterError: The adapter to start from is missing, damaged or of another base.
+        MethodError: The method does not fit this model.
+    """
+    args = spec.train
+    start, below = Start(), f"{name}-start"
+    if args.init_adapter:
+        parent = library.describe(Path(args.init_adapter))
+        _check(spec, parent, loaded.facts)
+        keeps = args.init_mode == "stack"
+        if keeps or args.loss != "sft":
+            backbone.load(below, parent.path)
+        under = ((below, 1.0),) if below in backbone.adapters else ()
+        start = Start(frozen=under if keeps else (), reference=under, parent=parent)
+        if not keeps:
+            return backbone.load(name, parent.path), start
+    tokenizer = loaded.tokenizer
+    adapter = backbone.attach(
+        name, spec.method, seed=spec.seed,
+        tokenize=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        example=example,
+    )  # fmt: skip
+    return adapter, start
+
+
+def _check(spec: RunSpec, parent: library.Adapter, known: ModelFacts) -> None:
+    if parent.is_model:
+        raise AdapterError(
+            f'"{parent.name}" is a whole model, from full fine-tuning: choose {parent.path} as '
+            "model.path instead of train.init_adapter."
+        )
+    if spec.method.trains_base:
+        raise MethodError(
+            "Full fine-tuning trains the base and cannot start from an adapter: merge "
+            f'"{parent.name}" into the base first (studio merge), or use an adapter method.'
+        )
+    if parent.base_fingerprint and parent.base_fingerprint != known.fingerprint:
+        raise AdapterError(
+            f'"{parent.name}" was made for {parent.base or "another base"}, not for '
+            f"{spec.model.path}: choose that base, or another train.init_adapter."
+        )
