@@ -383,7 +383,7 @@ class TrainArgs(Record):
 
     @property
     def rows(self) -> Rows:
-        """What the loss learns from."""
+        """Kind of rows that the loss learns from."""
         return "answers" if self.loss == "sft" else "judged" if self.loss == "kto" else "pairs"
 
     @property

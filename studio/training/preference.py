@@ -31,7 +31,7 @@ from studio.home import is_whole, publishing
 from studio.training.batch import PackedBatch, PaddedBatch, TokenRow, grouped
 from studio.training.events import Loading
 from studio.training.loss import row_losses, token_kl
-from studio.training.objectives import LogProbs, Scored, objective
+from studio.training.objectives import LogProbs, PairLosses, objective
 from studio.training.rewards import Rewards
 from studio.training.start import num_tokens_before
 
@@ -55,7 +55,7 @@ class MixedRow:
 
 
 class Totals(NamedTuple):
-    """What a step's losses are divided by, and KTO's `z`."""
+    """Divisors of a step's losses, and KTO's `z`."""
 
     units: int
     chosen_tokens: int
@@ -316,7 +316,7 @@ def _answer_start(row: TokenRow) -> int:
     return int(before[-1]) + 1 if len(before) else 0
 
 
-def _sums(scored: Scored, chosen_U: Tensor, rejected_U: Tensor, *, paired: bool) -> Tensor:
+def _sums(scored: PairLosses, chosen_U: Tensor, rejected_U: Tensor, *, paired: bool) -> Tensor:
     """Return the numbers of `Rewards.of`; judged answers are compared each good with each bad."""
     good, bad = scored.chosen, scored.rejected
     right = good > bad if paired else good[:, None] > bad[None]

@@ -1,4 +1,4 @@
-"""What learning from preferences shows: rewards of a step, and a sentence on a failure that shows.
+"""Rewards of a run that learns from preferences, and a sentence where a known failure shows.
 
 Two failures are common. The log-probability of the chosen answers falls together with that of the
 rejected ones, which the loss allows as long as the gap grows. And the reward accuracy reaches 1
@@ -50,8 +50,8 @@ class Rewards:
 
 
 @dataclass(slots=True)
-class Watch:
-    """What happened since the start of a run, kept in its checkpoints."""
+class RewardWatch:
+    """Changes since the start of a run, kept in its checkpoints."""
 
     steps: int = 0
     change: float = 0.0
@@ -61,7 +61,7 @@ class Watch:
     perfect: int = 0
     """Steps in a row with the accuracy 1."""
     perfect_at: int = 0
-    """Where the first `LEAST_STEPS` of them began."""
+    """Step at which the first `LEAST_STEPS` of them began."""
 
     def see(self, rewards: Rewards, beta: float) -> None:
         """Take the rewards of a step, `beta` times a change against the reference."""

@@ -34,7 +34,7 @@ from studio.training.optimizer import OptimizerLike, make_optimizer, set_learnin
 from studio.training.preference import Preference
 from studio.training.rewards import Rewards
 from studio.training.schedule import Plan, plan_run
-from studio.training.start import Start, attach, num_tokens_before
+from studio.training.start import StartingPoint, attach, num_tokens_before
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -122,7 +122,7 @@ class Session:
     neftune: Neftune | None = None
     general: GeneralSet | None = None
     preference: Preference | None = None
-    start: Start = field(default_factory=Start)
+    start: StartingPoint = field(default_factory=StartingPoint)
     timer_start: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -274,7 +274,7 @@ class Session:
 
     @property
     def stack(self) -> tuple[tuple[str, float], ...]:
-        """What is active while the run trains."""
+        """Adapters that are active while the run trains."""
         return (*self.start.frozen, (self.name, 1.0))
 
     def evaluate(self) -> Evaluated:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
-    """What lies below the trained adapter, what it is compared with, and where it came from."""
+class StartingPoint:
+    """Adapters below the trained one and in its reference, and the one that the run began with."""
 
     frozen: tuple[tuple[str, float], ...] = ()
     reference: tuple[tuple[str, float], ...] = ()
@@ -94,7 +94,7 @@ def num_tokens_before(spec: RunSpec) -> int:
 
 def attach(
     spec: RunSpec, backbone: Backbone, loaded: Loaded, name: str, example: list[int]
-) -> tuple[Adapter, Start]:
+) -> tuple[Adapter, StartingPoint]:
     """Attach what the run trains to a base; `example` is the first row's tokens.
 
     Raises:
@@ -102,7 +102,7 @@ def attach(
         MethodError: The method does not fit this model.
     """
     args = spec.train
-    start, below = Start(), f"{name}-start"
+    start, below = StartingPoint(), f"{name}-start"
     if args.init_adapter:
         parent = library.describe(Path(args.init_adapter))
         _check(spec, parent, loaded.facts)
@@ -110,7 +110,7 @@ def attach(
         if keeps or args.loss != "sft":
             backbone.load(below, parent.path)
         under = ((below, 1.0),) if below in backbone.adapters else ()
-        start = Start(frozen=under if keeps else (), reference=under, parent=parent)
+        start = StartingPoint(frozen=under if keeps else (), reference=under, parent=parent)
         if not keeps:
             return backbone.load(name, parent.path), start
     tokenizer = loaded.tokenizer

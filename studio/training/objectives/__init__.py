@@ -39,7 +39,7 @@ class LogProbs(NamedTuple):
         return self.policy / self.tokens.clamp(min=1)
 
 
-class Scored(NamedTuple):
+class PairLosses(NamedTuple):
     """Losses, and the rewards of the chosen (good) and of the rejected (bad) answers."""
 
     losses: Tensor
@@ -57,7 +57,7 @@ class Objective(Protocol):
     def sft_weight(self, args: TrainArgs) -> float:
         """Return the weight of the chosen answers' loss per token that is added."""
 
-    def score(self, chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+    def score(self, chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
         """Return losses and rewards; the answers of a pair are at the same place on both sides."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from studio.training.objectives import LogProbs, Scored
+from studio.training.objectives import LogProbs, PairLosses
 
 if TYPE_CHECKING:
     from studio.spec import TrainArgs
@@ -22,10 +22,12 @@ def sft_weight(args: TrainArgs) -> float:
     return args.cpo_alpha
 
 
-def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β log π(y|x)` of pairs."""
     from torch.nn.functional import logsigmoid
 
     wrong, margin = args.label_smoothing, args.beta * (chosen.policy - rejected.policy)
     losses = -(1 - wrong) * logsigmoid(margin) - wrong * logsigmoid(-margin)
-    return Scored(losses, args.beta * chosen.policy.detach(), args.beta * rejected.policy.detach())
+    return PairLosses(
+        losses, args.beta * chosen.policy.detach(), args.beta * rejected.policy.detach()
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from studio.training.objectives import LogProbs, Scored
+from studio.training.objectives import LogProbs, PairLosses
 
 if TYPE_CHECKING:
     from studio.spec import TrainArgs
@@ -24,11 +24,11 @@ def sft_weight(args: TrainArgs) -> float:
     return args.rpo_alpha
 
 
-def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β h` of pairs."""
     from torch.nn.functional import logsigmoid
 
     wrong, margin = args.label_smoothing, args.beta * (chosen.ratio - rejected.ratio)
     losses = -(1 - wrong) * logsigmoid(margin) + wrong * logsigmoid(-margin)
     rewards = args.beta * chosen.ratio.detach(), args.beta * rejected.ratio.detach()
-    return Scored(losses / (1 - 2 * wrong), *rewards)
+    return PairLosses(losses / (1 - 2 * wrong), *rewards)

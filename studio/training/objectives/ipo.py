@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from studio.training.objectives import LogProbs, Scored
+from studio.training.objectives import LogProbs, PairLosses
 
 if TYPE_CHECKING:
     from studio.spec import TrainArgs
@@ -21,9 +21,9 @@ def sft_weight(args: TrainArgs) -> float:
     return 0.0
 
 
-def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β h` of pairs."""
     margin = chosen.ratio / chosen.tokens.clamp(min=1)
     margin = margin - rejected.ratio / rejected.tokens.clamp(min=1)
     rewards = args.beta * chosen.ratio.detach(), args.beta * rejected.ratio.detach()
-    return Scored((margin - 1 / (2 * args.beta)) ** 2, *rewards)
+    return PairLosses((margin - 1 / (2 * args.beta)) ** 2, *rewards)

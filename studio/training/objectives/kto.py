@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from studio.training.objectives import LogProbs, Scored
+from studio.training.objectives import LogProbs, PairLosses
 
 if TYPE_CHECKING:
     from studio.spec import TrainArgs
@@ -22,7 +22,7 @@ def sft_weight(args: TrainArgs) -> float:
     return 0.0
 
 
-def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β h` of good and of bad answers, one after the other."""
     import torch
 
@@ -30,4 +30,4 @@ def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
     bad = torch.sigmoid(args.beta * (rejected.kl - rejected.ratio))
     losses = [args.desirable_weight * (1 - good), args.undesirable_weight * (1 - bad)]
     rewards = args.beta * chosen.ratio.detach(), args.beta * rejected.ratio.detach()
-    return Scored(torch.cat(losses), *rewards)
+    return PairLosses(torch.cat(losses), *rewards)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from studio.training.objectives import LogProbs, Scored
+from studio.training.objectives import LogProbs, PairLosses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,13 +24,13 @@ def sft_weight(args: TrainArgs) -> float:
     return 1.0
 
 
-def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β log p` of pairs."""
     from torch.nn.functional import logsigmoid
 
     odds = _log_odds(chosen.mean) - _log_odds(rejected.mean)
     rewards = args.beta * chosen.mean.detach(), args.beta * rejected.mean.detach()
-    return Scored(-args.beta * logsigmoid(odds), *rewards)
+    return PairLosses(-args.beta * logsigmoid(odds), *rewards)
 
 
 def _log_odds(log_p: Tensor) -> Tensor:

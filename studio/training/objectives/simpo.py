@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from studio.training.objectives import LogProbs, Scored
+from studio.training.objectives import LogProbs, PairLosses
 
 if TYPE_CHECKING:
     from studio.spec import TrainArgs
@@ -21,11 +21,11 @@ def sft_weight(args: TrainArgs) -> float:
     return 0.0
 
 
-def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> Scored:
+def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β log π(y|x) / n` of pairs."""
     from torch.nn.functional import logsigmoid
 
     wrong = args.label_smoothing
     margin = args.beta * (chosen.mean - rejected.mean) - args.simpo_gamma
     losses = -(1 - wrong) * logsigmoid(margin) - wrong * logsigmoid(-margin)
-    return Scored(losses, args.beta * chosen.mean.detach(), args.beta * rejected.mean.detach())
+    return PairLosses(losses, args.beta * chosen.mean.detach(), args.beta * rejected.mean.detach())

@@ -16,7 +16,7 @@ from studio.spec import RunSpec
 from studio.training import objectives, preference
 from studio.training.batch import pack
 from studio.training.events import Evaluated, Noted, Step
-from studio.training.rewards import Rewards, Watch
+from studio.training.rewards import Rewards, RewardWatch
 from studio.training.run import train
 from studio.training.session import Session
 from tests.studio.tiny import tiny_spec
@@ -161,7 +161,7 @@ def test_learning_raises_the_accuracy_of_held_out_pairs_and_moves_away_from_the_
 
 
 def test_a_known_failure_is_said_once_it_lasts():
-    falling, sound = Watch(), Watch()
+    falling, sound = RewardWatch(), RewardWatch()
     for step in range(40):
         falling.see(Rewards(rewards_chosen=-0.05 * step, rewards_accuracies=0.7), 0.1)
         sound.see(Rewards(rewards_chosen=0.05 * step, rewards_accuracies=0.7), 0.1)
