@@ -149,8 +149,8 @@ def bar(path: str) -> str:
         for page in PAGES
     )
     return (
-        '<a class="s-skip" href="#">Skip to the page</a>'
-        f'<header class="s-bar"><a class="s-brand" href="/">{MARK}<span>Adapter Studio</span></a>'
+        '<header class="s-bar"><a class="s-skip" href="#">Skip to the page</a>'
+        f'<a class="s-brand" href="/">{MARK}<span>Adapter Studio</span></a>'
         f'<nav aria-label="Pages">{links}</nav>'
         '<a class="s-pulse" href="/runs" data-testid="pulse" aria-live="polite"></a>'
         f'<button class="s-icon" id="s-theme" type="button" title="Light or dark" '
