@@ -173,7 +173,7 @@ def warnings(spec: RunSpec, home: Home) -> Iterator[str]:
 
 def model_traits(source: ModelSource) -> list[str]:
     """Return what decides which fields a model uses: "experts" for a mixture."""
-    from studio.training.estimate import read_shape
+    from studio.training.activations import read_shape
 
     if not sources.origin_of(source.path).is_local:
         return []
@@ -184,7 +184,8 @@ def model_traits(source: ModelSource) -> list[str]:
 
 def method_sizes(spec: RunSpec) -> dict[str, dict[str, int]]:
     """Return the trained parameters and the bytes of each method's result on the run's model."""
-    from studio.training.estimate import read_shape, trained_parameters
+    from studio.training.activations import read_shape
+    from studio.training.estimate import trained_parameters
 
     if not sources.origin_of(spec.model.path).is_local:
         return {}
