@@ -64,12 +64,16 @@ class Votes:
             for row in rows
         ]
 
-    def board(self, *, blind_only: bool = False) -> dict[str, Any]:
-        """Return the leaderboard and its table of wins."""
-        matches = [
+    def matches(self, *, blind_only: bool = False) -> Sequence[Match]:
+        """Return the votes as ranking reads them."""
+        return [
             Match(lanes=tuple(row["lanes"]), winner=row["winner"], bad=bool(row["bad"]))
             for row in self.list() if row["blind"] or not blind_only
         ]  # fmt: skip
+
+    def board(self, *, blind_only: bool = False) -> dict[str, Any]:
+        """Return the leaderboard and its table of wins."""
+        matches = self.matches(blind_only=blind_only)
         lanes, wins = wins_of(matches)
         return {
             "votes": len(matches),

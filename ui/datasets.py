@@ -196,7 +196,7 @@ def _source(
 ) -> tuple[Snapshot, DataSource]:
     values = {
         "path": name, "max_length": max_length, "train_on": train_on, "validation_fraction": 0.05,
-        "chat_template": chat_template, "thoughts": thoughts,
+        "chat_template": chat_template, "thoughts": thoughts, "judged": "good",
     }  # fmt: skip
     return snapshots.open_snapshot(home, name), validated(DataSource, values)
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from jobs.actions.registry import action, field, request_action
 from jobs.job import OPEN
 from jobs.store import JobStore
-from studio.adapter_stack import Stack, StackItem
+from jobs.votes import Votes
+from studio.adapter_stack import Stack, StackItem, write_lane
 from studio.adapters import library
 from studio.adapters.gguf import GgufRequest
 from studio.adapters.gguf_write import PRECISION_LABELS
@@ -26,6 +27,7 @@ from studio.adapters.requests import (
 from studio.errors import AdapterError, ModelError
 from studio.evaluation.evaluate import EvaluateRequest
 from studio.evaluation.promotion import PromoteRequest
+from studio.evaluation.ranking import win_rate
 from studio.fields import merge_values, parse_assignment
 from studio.home import Home
 from studio.methods import capabilities, is_low_rank, methods
@@ -238,7 +240,12 @@ def show(store: JobStore, adapter: AdapterName) -> dict[str, Any]:
     """Show an adapter's passport."""
     found = library.find(store.home, adapter)
     facts = card(found, best_losses(store))
-    return facts | {"passport": found.passport, "picture": drawn(found.path)}
+    lanes = lanes_of(found)
+    rate = win_rate(Votes(store.database).matches(blind_only=True), *reversed(lanes))
+    return facts | {
+        "passport": found.passport, "picture": drawn(found.path),
+        "blind_test": {"lanes": lanes, **rate},
+    }  # fmt: skip
 
 
 @action("adapters")
@@ -299,6 +306,18 @@ def card(adapter: Adapter, best: dict[int, float]) -> dict[str, Any]:
         "mergeable": known is not None and capabilities(adapter.method)["mergeable"],
         "formats": [*suitable_formats(adapter), "gguf"],
     }  # fmt: skip
+
+
+def lanes_of(adapter: Adapter) -> list[str]:
+    """Return the lanes of what an adapter was trained from, and of the adapter itself."""
+    model = adapter.base or "starter"
+    if adapter.is_model:
+        return [model, str(adapter.path)]
+    line = adapter.passport.get("lineage") or []
+    frozen = [str(one["name"]) for one in line if one.get("frozen")]
+    before = [*frozen, *(str(one["name"]) for one in line[-1:] if not one.get("frozen"))]
+    stacks = (before, [*frozen, adapter.name])
+    return [write_lane(model, [StackItem(name=name) for name in stack]) for stack in stacks]
 
 
 def trashed(one: library.DeletedAdapter) -> dict[str, Any]:

@@ -189,8 +189,8 @@ def votes_dataset(
         str, field("Only answers of this lane are chosen.", metavar="MODEL~ADAPTER:WEIGHT")
     ] = "",
     search: Annotated[str, field("Part of a title, a prompt or an answer.")] = "",
-    since: Annotated[str, field("First day, as 2026-01-31.")] = "",
-    until: Annotated[str, field("Last day.")] = "",
+    since: Annotated[str, field("First day, as 2026-01-31.", advanced=True)] = "",
+    until: Annotated[str, field("Last day.", advanced=True)] = "",
     blind: Annotated[bool, field("Blind votes only.", title="Blind votes only")] = False,
     unvoted: Annotated[
         bool,
@@ -202,7 +202,7 @@ def votes_dataset(
     ] = False,
     name: Annotated[str, field("Name of the dataset.", max_length=120)] = "",
 ) -> dict[str, Any]:
-    """Make a dataset of the votes and conversations of Compare; edited answers count as chosen."""
+    """Make a dataset of votes and conversations of Compare; corrected answers count as chosen."""
     from studio.data.importing import import_dataset
 
     wanted = TurnFilter(

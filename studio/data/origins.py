@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_FILES = 10_000
-_METADATA = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json"}
+_METADATA = {
+    "dataset_dict.json", "dataset_info.json", "dataset_infos.json", "project.kiln", "task.kiln",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

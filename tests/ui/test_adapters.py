@@ -7,6 +7,7 @@ from fastapi.testclient import TestClient
 
 from jobs import supervisor
 from jobs.curves import Progress
+from jobs.votes import Votes
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin
 from tests.ui.conftest import client_of, put_adapter
@@ -50,6 +51,19 @@ def test_a_card_tells_what_a_person_sorts_by(page, home, store):
     ]
     shown = do(page, "adapters.show", adapter=f"run-{job.id}").json()
     assert (shown["passport"]["seed"], shown["run"], shown["picture"]) == (7, job.id, None)
+    assert shown["blind_test"]["lanes"] == ["starter", "starter~pirate:1"]
+
+
+def test_votes_against_the_parent_are_the_win_rate_of_the_passport(page, home, store):
+    line = [{"name": "below", "frozen": True}, {"name": "first", "frozen": False}]
+    put_adapter(home.adapters / "second", "second", lineage=line)
+    lanes = ("starter~below:1+first:1", "starter~below:1+second:1")
+    for winner, blind in ((1, True), (1, True), (None, True), (0, True), (0, False)):
+        Votes(store.database).cast("q", lanes, winner=winner, blind=blind)
+
+    test = do(page, "adapters.show", adapter="second").json()["blind_test"]
+
+    assert (test["lanes"], test["votes"], test["rate"]) == ([*lanes], 4, 0.625)
 
 
 @pytest.mark.parametrize("path", ["../..", "run-../1", "other-1", "library-A", "/etc"])

@@ -397,7 +397,9 @@ def plain(answer: Answer) -> None:
                 print(f"{key:14} {text}" if key else text)
 
 
-PASSPORT = ("id", "name", "path", "base", "method", "tags", "ended", "parents", "passport")
+PASSPORT = (
+    "id", "name", "path", "base", "method", "tags", "ended", "parents", "passport", "blind_test",
+)  # fmt: skip
 SENTENCES: dict[str, Callable[[Any], None]] = {
     "train": trained,
     "bakeoff": contest,

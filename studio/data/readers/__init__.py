@@ -52,7 +52,7 @@ def _arrow_notes(opened: Opened) -> Iterator[str]:
 
 FORMATS = {
     "jsonl": FileFormat(read_jsonl, (".jsonl", ".ndjson")),
-    "json": FileFormat(read_json, (".json",)),
+    "json": FileFormat(read_json, (".json", ".kiln")),
     "csv": FileFormat(read_delimited, (".csv",), notes=header_notes),
     "tsv": FileFormat(read_delimited, (".tsv", ".tab"), notes=header_notes),
     "parquet": FileFormat(read_parquet, (".parquet", ".pq"), magic=(b"PAR1",), notes=_arrow_notes),

@@ -122,6 +122,20 @@ def test_judged_answers_of_every_shape_keep_their_verdict(row, path, bad):
     assert prompt_hash(made) == prompt_hash(worse) and content_hash(made) != content_hash(worse)
 
 
+def test_a_folder_of_rated_runs_is_read_whole(tmp_path):
+    for number, stars in enumerate((5, 2, None)):
+        rating = {"type": "five_star", "value": stars} if stars else None
+        run = {"input": f"q{number}", "output": {"output": "a", "rating": rating}, "tags": []}
+        (tmp_path / f"{number}").mkdir()
+        (tmp_path / f"{number}" / "task_run.kiln").write_text(json.dumps(run, indent=1))
+    (tmp_path / "task.kiln").write_text(json.dumps({"name": "t", "instruction": "i"}))
+
+    report = check_file(tmp_path)
+
+    assert (report.format, report.rows.read, report.rows.kept) == ("judged", 3, 2)
+    assert report.problems[0].text == '"output.rating" is empty: the answer is not judged.'
+
+
 def test_answers_in_the_shared_prompt_carry_no_loss():
     _, (pair,) = records({"chosen": [*FIRST, Q, GOOD], "rejected": [*FIRST, Q, BAD]})
     _, (one,) = records({"messages": [*FIRST, Q, GOOD], "label": False})

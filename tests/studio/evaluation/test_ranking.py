@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from studio.evaluation.ranking import Match, fit, leaderboard, wins_of
+from studio.evaluation.ranking import Match, fit, leaderboard, win_rate, wins_of
 
 
 def votes(*results: tuple[str, str, int]) -> list[Match]:
@@ -27,6 +27,18 @@ def test_three_wins_to_one_are_the_logarithm_of_the_corrected_odds():
     # on Elo's scale 1.96 * 0.488 * 173.72 = 166.2.
     assert a.high - a.score == pytest.approx(166.2, abs=0.1)
     assert (a.wins, a.losses, b.wins, b.losses) == (3, 1, 1, 3)
+
+
+def test_a_win_rate_has_the_interval_of_wilson():
+    # 8 of 10: z² = 3.8415, centre (0.8 + 0.19207) / 1.38415 = 0.7167, half 0.2266 (Wilson 1927).
+    rate = win_rate(votes(("a", "b", 7), ("=", "b", 2), ("b", "a", 1), ("c", "a", 5)), "a", "b")
+
+    assert (rate["votes"], rate["rate"]) == (10, pytest.approx(0.8))
+    assert (rate["low"], rate["high"]) == (
+        pytest.approx(0.490, abs=1e-3),
+        pytest.approx(0.943, abs=1e-3),
+    )
+    assert win_rate([], "a", "b") == {"votes": 0, "rate": None, "low": 0.0, "high": 1.0}
 
 
 def test_a_record_without_a_loss_is_finite_and_uncertain_and_more_votes_narrow_it():

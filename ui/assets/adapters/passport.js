@@ -4,7 +4,7 @@
 import { board } from '../core/chart.js';
 import { badge, button, bytes, count, h, number, pairs, quiet, send, snippet, sureButton,
   text } from '../core/dom.js';
-import { compareAdapters } from '../core/lanes.js';
+import { blindTest, compareAdapters, laneName, parseLane } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { hues, poke, subscribe } from '../core/live.js';
 import { askExport } from './actions.js';
@@ -61,6 +61,8 @@ export class Passport {
   actions(one) {
     return h('div', { class: 's-actions' },
       h('a', { class: 's-button s-primary', href: compareAdapters([one]) }, 'Compare with the base'),
+      h('a', { class: 's-button', href: blindTest(one),
+        title: 'Against what it was trained from, without names; your votes give the win rate' }, 'Blind test'),
       one.run && h('a', { class: 's-button', href: `/runs?run=${one.run}` }, 'Its run'),
       button('Export …', () => askExport(this.page, [one])),
       sureButton('Delete', 'Really delete?', () => this.page.remove(one)));
@@ -87,7 +89,7 @@ export class Passport {
       ['Losses', one.last_loss == null ? '' : `${number(one.first_loss)} first, ${number(one.last_loss)} last`
         + (one.eval_loss == null ? '' : `, ${number(one.eval_loss)} held out`)
         + (one.best_eval_loss == null ? '' : `, best ${number(one.best_eval_loss)}`)],
-      ['Seed', seed], ['Libraries', libraries.join(', ')],
+      ['Blind test', won(one.blind_test)], ['Seed', seed], ['Libraries', libraries.join(', ')],
       ['Mixed from', one.parents.join(', ')],
       ['Mix', mix.how && `${mix.how}, ${number(100 * mix.error, 2)}\u202f% from the weighted sum`],
       ['Imported from', imported],
@@ -121,6 +123,10 @@ export class Passport {
       spec?.method ? snippet('spec.json', JSON.stringify(spec, null, 1)) : quiet('This adapter has none.'));
   }
 }
+
+const percent = (share) => `${Math.round(100 * share)}\u202f%`;
+const won = ({ votes, rate, low, high, lanes }) => votes && `won ${percent(rate)} (${percent(low)} to ${percent(high)}) `
+  + `of ${count(votes)} blind vote${votes > 1 ? 's' : ''} against ${laneName(parseLane(lanes[0]))}`;
 
 /** How an adapter's training ended, and the job state of the same colour. */
 export const ending = (one) => (one.ended === 'completed' ? 'succeeded' : one.ended);

@@ -26,6 +26,7 @@ export class Compare extends HTMLElement {
     this.build();
     await this.conversation.open(query().getAll('lane').slice(0, this.choices.max_lanes).map(parseLane));
     if (!this.conversation.lanes.length) this.conversation.lanes = this.usualLanes();
+    if (query().has('blind') && !this.conversation.turns.length) this.conversation.blind = true;
     this.root.hidden = false;
     this.show();
     this.tabs.open(query().get('view') ?? 'chat');

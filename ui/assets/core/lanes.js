@@ -48,6 +48,10 @@ const lane = (model, name) => ({ model, stack: name ? [{ name, weight: 1 }] : []
 const compareLink = (...lanes) => `/compare?${lanes.map((one) =>
   `lane=${encodeURIComponent(writeLane(one))}`).join('&')}`;
 
+/** The address of a blind test of an adapter against what it was trained from. */
+export const blindTest = ({ blind_test: { lanes } }) =>
+  `/compare?${lanes.map((one) => `lane=${encodeURIComponent(one)}`).join('&')}&blind=on`;
+
 /** Base and result of a job side by side. */
 export const COMPARED = new Set(['train', 'mix', 'merge']);
 export const compareAddress = ({ kind, model, adapter, name }) =>

@@ -2,7 +2,7 @@
 
 import { actOn, ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, go, h,
   menu, number, quiet, say, send, short, sureButton, table, tabs, text } from '../core/dom.js';
-import { compareAddress, COMPARED } from '../core/lanes.js';
+import { blindTest, compareAddress, COMPARED } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { isLive, JobProgress, poke, stateName } from '../core/live.js';
 import { KINDS, outcome } from '../adapters/actions.js';
@@ -167,6 +167,10 @@ export class Detail {
     this.actions.replaceChildren(...[
       job.adapter && COMPARED.has(job.kind)
         && h('a', { class: 's-button s-primary', href: compareAddress(job) }, 'Compare'),
+      job.adapter && job.kind === 'train' && button('Blind test', async () => {
+        const found = await send('/api/do/adapters.show', { adapter: `run-${job.id}` });
+        if (found) go(blindTest(found));
+      }, '', { title: 'Against what it was trained from, without names; your votes give the win rate' }),
       can.has('resume') && button('Resume', () => this.act('resume'),
         FULL.has(job.error?.kind) ? '' : 's-primary'), // the failure card has a better way
       job.state === 'queued' && button('Run next', () => this.act('first')),
