@@ -142,7 +142,7 @@ def write_model(
     import torch
 
     from studio.backbone import Anatomy
-    from studio.backbone.sites import stored_weight
+    from studio.backbone.weights import stored_weight
     from studio.models.loading import load
 
     model = loaded.model

@@ -168,7 +168,7 @@ def effective_rank(matrix: Tensor) -> float:
 
 
 def _own(site: Site, weight: bool) -> Tensor:
-    from studio.backbone.sites import dense_weight
+    from studio.backbone.weights import dense_weight
 
     if weight and site.kind in ("linear", "experts"):
         return dense_weight(site)

@@ -23,9 +23,10 @@ from studio.backbone.adapter import Adapter
 from studio.backbone.checkpointing import set_checkpointing
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
 from studio.backbone.fused_layers import install_lean_forwards, keep_positions
+from studio.backbone.gradients import reached
 from studio.backbone.hooks import Hooks, Plans
 from studio.backbone.prompt_tokens import insert_packed
-from studio.backbone.recording import Recording, accepted, reached, record
+from studio.backbone.recording import Recording, accepted, record
 from studio.backbone.rotary import install_row_factors
 from studio.backbone.sites import Anatomy, Site
 from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens

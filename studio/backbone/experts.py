@@ -24,7 +24,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from studio.backbone.attention import AttentionState
 from studio.backbone.composition import Edit, SitePlan
 from studio.backbone.expert_kernels import GroupedDelta, GroupedLinear, Groups, grouped_product
-from studio.backbone.sites import Site, dequantised, is_experts
+from studio.backbone.sites import Site, is_experts
+from studio.backbone.weights import dequantised
 from studio.errors import MethodError
 
 NAME = "studio"

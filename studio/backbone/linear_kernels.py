@@ -29,7 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from studio.backbone.sites import Site, dequantised
+from studio.backbone.sites import Site
+from studio.backbone.weights import dequantised
 
 Span = tuple[int, int]
 BLOCK_NUMBERS = 65_536  # of a row block: five such tensors in 16 bit fit a second-level cache

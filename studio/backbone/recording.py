@@ -110,8 +110,7 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
     """
     alone, state = state is None, state or AttentionState()
     found = Recording()
-    device = next(anatomy.tower.parameters()).device
-    ids = torch.arange(sum(ROWS), device=device) % max(1, anatomy.vocab_size - 3) + 1
+    ids = sample_ids(anatomy)
     before = replace(state)
     state.prefix, state.lean, state.kernel, state.products = None, False, None, False
     try:
@@ -149,54 +148,10 @@ def record(anatomy: Anatomy, state: AttentionState | None = None) -> Recording:
     return found
 
 
-def reached(anatomy: Anatomy, state: AttentionState | None = None) -> set[str]:
-    """Return the modules whose output a gradient of the hidden states reaches.
-
-    One pass with gradients of the embeddings; the backward is only walked, not computed.
-    """
-    state = state or AttentionState()
+def sample_ids(anatomy: Anatomy) -> Tensor:
+    """Return token ids `(T,)` of the recorded rows."""
     device = next(anatomy.tower.parameters()).device
-    ids = torch.arange(sum(ROWS), device=device) % max(1, anatomy.vocab_size - 3) + 1
-    before = replace(state)
-    state.prefix, state.lean, state.kernel, state.products = None, False, None, False
-    nodes: dict[Any, set[str]] = {}
-
-    def keep(key: str) -> Callable[..., None]:
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            hidden = _tensor(output)
-            if hidden is not None and hidden.grad_fn is not None:
-                nodes.setdefault(hidden.grad_fn, set()).add(key)
-
-        return after
-
-    def begin(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output.detach().requires_grad_().clone()
-
-    with ExitStack() as stack:
-        embed = anatomy.model.get_input_embeddings()
-        stack.callback(embed.register_forward_hook(begin).remove)
-        for key, module in anatomy.modules.items():
-            if key.startswith(anatomy.tower_key):
-                stack.callback(module.register_forward_hook(keep(key)).remove)
-        try:
-            with torch.enable_grad():
-                given = anatomy.recording.positions
-                hidden = _forward(anatomy, state, ids, None, with_positions=given)
-            left, seen = [hidden.grad_fn], set()
-        except Exception as error:
-            logger.info("Gradients cannot be followed: %s: %s", type(error).__name__, error)
-            return set(anatomy.modules)
-        finally:
-            for each in fields(state):
-                setattr(state, each.name, getattr(before, each.name))
-    while left:
-        node = left.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            left += [inner for inner, _ in node.next_functions]
-    found = {key for node in seen for key in nodes.get(node, ())}
-    # Nothing inside the layers: a reversible layer hides its own graph.
-    return found if any(anatomy.layer_of(key) >= 0 for key in found) else set(anatomy.modules)
+    return torch.arange(sum(ROWS), device=device) % max(1, anatomy.vocab_size - 3) + 1
 
 
 class Blocks:
@@ -321,7 +276,7 @@ class Blocks:
     def _is_hidden(self, key: str) -> bool:
         """Return True if the module maps `(1, T, D)` to `(1, T, D)`."""
         call = self._calls[key][0]
-        given, result = _first(call.args, call.kwargs), _tensor(call.output)
+        given, result = _first(call.args, call.kwargs), first_tensor(call.output)
         size = (1, sum(ROWS), self._anatomy.hidden_size)
         return (
             given is not None and result is not None
@@ -369,7 +324,7 @@ class Blocks:
             args, kwargs = tree_map_only(
                 Tensor, lambda x, v=value: v if x is given else x, (call.args, call.kwargs)
             )
-            results.append(_tensor(module(*args, **kwargs)))
+            results.append(first_tensor(module(*args, **kwargs)))
         return results[0], results[1]
 
 
@@ -402,11 +357,11 @@ def _run(
             if key.startswith(anatomy.tower_key):
                 handle = module.register_forward_hook(keep(key), with_kwargs=True)
                 stack.callback(handle.remove)
-        _forward(anatomy, state, ids, rows, with_positions=with_positions)
+        forward(anatomy, state, ids, rows, with_positions=with_positions)
     return calls
 
 
-def _forward(
+def forward(
     anatomy: Anatomy,
     state: AttentionState,
     ids: Tensor,
@@ -422,16 +377,16 @@ def _forward(
         if not with_positions:
             del given["position_ids"]
         output = anatomy.tower(**accepted(anatomy.tower, given))
-    hidden = _tensor(output)
+    hidden = first_tensor(output)
     assert hidden is not None
     return hidden
 
 
 def _counts_from_zero(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
     """Return True if positions from 0 are those that the model counts itself."""
-    own = _forward(anatomy, state, ids, None, with_positions=False)
+    own = forward(anatomy, state, ids, None, with_positions=False)
     try:
-        given = _forward(anatomy, state, ids, None)
+        given = forward(anatomy, state, ids, None)
     except Exception as error:
         logger.info("Positions cannot be given: %s: %s", type(error).__name__, error)
         return False
@@ -471,8 +426,8 @@ def _same_padded(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
 
 def _same_alone(anatomy: Anatomy, state: AttentionState, ids: Tensor) -> bool:
     """Return True if the rows alone have the hidden states that they have packed."""
-    packed = _forward(anatomy, state, ids, ROWS)
-    alone = [_forward(anatomy, state, part, None) for part in ids.split(ROWS)]
+    packed = forward(anatomy, state, ids, ROWS)
+    alone = [forward(anatomy, state, part, None) for part in ids.split(ROWS)]
     axis = _axis(packed)
     if axis is None:
         return False
@@ -510,7 +465,8 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     return None
 
 
-def _tensor(output: Any) -> Tensor | None:
+def first_tensor(output: Any) -> Tensor | None:
+    """Return the hidden states of a module's output."""
     if isinstance(output, Tensor):
         return output
     if hasattr(output, "last_hidden_state"):

@@ -6,6 +6,7 @@ import torch
 from studio.backbone import Backbone
 from studio.errors import MethodError
 from studio.methods.lora import Lora
+from studio.methods.norm_tuning import NormTuning
 from studio.methods.prefix_tuning import PrefixTuning
 from tests.families import family_model
 
@@ -96,3 +97,29 @@ def test_a_prefix_sits_in_the_layers_that_have_keys_of_their_own(family):
         base = backbone.packed_logits(IDS, LENGTHS, ALL)
     torch.testing.assert_close(packed, torch.cat(alone), atol=1e-3, rtol=1e-3)
     assert (packed - base).abs().max() > 1e-3
+
+
+def test_what_gets_no_gradient_is_left_out():
+    anatomy = Backbone(family_model("qwen4")).anatomy
+    used = {site.key for site in Lora(r=4).sites(anatomy)}
+    assert any(key.endswith("self_attn.q_proj") for key in used)
+    assert any("indexer" in site.key for site in anatomy.inner_linears())
+    assert not any("indexer" in key for key in used)
+    normed = NormTuning().sites(Backbone(family_model("bart")).anatomy)
+    assert normed and not any("encoder_attn" in site.key for site in normed)
+
+
+def test_a_linear_layer_with_a_forward_of_its_own_is_one_if_it_computes_the_same():
+    anatomy = Backbone(family_model("falcon")).anatomy
+    assert {site.tail for site in anatomy.group("all-linear")} == {
+        "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["xlstm", "llama4"])  # xLSTM swallows logits_to_keep
+def test_some_positions_have_the_logits_that_they_have_among_all(family):
+    backbone = Backbone(family_model(family))
+    some = torch.tensor([2, 5, len(IDS) - 1])
+    with torch.no_grad():
+        every = backbone.packed_logits(IDS, LENGTHS, ALL)
+        torch.testing.assert_close(backbone.packed_logits(IDS, LENGTHS, some), every[some])

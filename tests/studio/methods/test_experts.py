@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from studio.adapters.mix import mix
 from studio.backbone import Anatomy, Backbone
 from studio.backbone.fold import fold
-from studio.backbone.sites import stored_weight
+from studio.backbone.weights import stored_weight
 from studio.errors import AdapterError, MethodError
 from studio.methods.lora import Lora
 from studio.models import quantization

@@ -6,7 +6,7 @@ from torch.nn.functional import cross_entropy
 
 from studio.backbone import Backbone
 from studio.backbone.fold import fold
-from studio.backbone.sites import dense_weight
+from studio.backbone.weights import dense_weight
 from studio.methods.lora import Lora
 from studio.models.loading import load
 from studio.spec import ModelSource

@@ -1,0 +1,60 @@
+"""Read a site's weight in full, whatever form the module stores it in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from studio.backbone.sites import Site
+
+
+def dense_weight(site: Site) -> Tensor:
+    """Return a linear layer's weight as float32 `(out_features, in_features)`; experts' stacked.
+
+    4-bit weights are dequantised and Conv1D weights transposed. Sharded weights are gathered, so
+    every rank must call it.
+    """
+    weight = site.parameter
+    if hasattr(weight, "full_tensor"):  # a DTensor, whose class is slow to import
+        weight = weight.full_tensor()
+    state = getattr(weight, "quant_state", None)
+    if state is not None:
+        weight = dequantised(weight)
+        return (weight.mT if site.num_experts and site.transposed else weight).float()
+    assert isinstance(weight, Tensor)
+    return (weight.mT if site.transposed else weight).float()
+
+
+def dequantised(weight: Any, experts: Tensor | None = None) -> Tensor:
+    """Return a 4-bit weight in full, or some experts of a 3-D one.
+
+    Experts are dequantised as rows of one block each: bitsandbytes' CPU kernel is wrong for rows
+    that are not whole blocks.
+    """
+    from bitsandbytes.functional import QuantState, dequantize_4bit, dequantize_blockwise
+
+    state = weight.quant_state
+    size = state.blocksize
+    if len(state.shape) < 3 or state.shape.numel() % size:
+        whole: Tensor = dequantize_4bit(weight.data, state)
+        return whole
+    absmax, packed, number = state.absmax, weight.data, state.shape[0]
+    if state.nested:
+        absmax = (dequantize_blockwise(absmax, state.state2) + state.offset).float()
+    if experts is not None:
+        absmax = absmax.view(number, -1)[experts].flatten()
+        packed, number = packed.view(number, -1)[experts], len(experts)
+    blocks = QuantState(
+        absmax, shape=torch.Size((len(absmax), size)), code=state.code, blocksize=size,
+        quant_type=state.quant_type, dtype=state.dtype,
+    )  # fmt: skip
+    found: Tensor = dequantize_4bit(packed.reshape(-1, 1), blocks)
+    return found.view(number, *state.shape[1:])
+
+
+def stored_weight(site: Site) -> Tensor:
+    """Return the weight as `dense_weight` does, but experts as the module stores them."""
+    weight = dense_weight(site)
+    return weight.mT if site.num_experts and site.transposed else weight
