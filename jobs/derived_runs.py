@@ -1,4 +1,4 @@
-"""Extend a run: train a finished run longer, as a new run that continues from it; or copy a job.
+"""Runs made from others: longer ones, next stages, copies.
 
 The run that succeeded stays as it is. The longer one is its child: it starts from the newest and
 best checkpoints and the curve, with the learning-rate schedule of the longer run.
@@ -11,13 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.admission import admit
 from jobs.job import Job
 from jobs.memory import needed_bytes
 from jobs.run_files import folder_of, needed_steps
 from jobs.store import JobStore
 from studio import atomic
 from studio.errors import QueueError
-from studio.spec import RunSpec
+from studio.spec import DataSource, RunSpec
+
+OF_ONE_DATASET = (
+    "subset", "split", "format", "judged", "validation_path", "validation_split"
+)  # fmt: skip
 
 
 def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]) -> Job:
@@ -90,6 +95,35 @@ def settled_spec(store: JobStore, job: Job) -> dict[str, Any]:
         return job.spec
     settled = {"learning_rate": rate, "find_learning_rate": False}
     return {**job.spec, "train": job.spec["train"] | settled}
+
+
+def then(
+    store: JobStore, job_id: int | str, data: str, *, loss: str, mode: str,
+    assignments: Mapping[str, Any], name: str = "",
+) -> Job:  # fmt: skip
+    """Queue the next stage of a run: it starts from the run's adapter after the run has succeeded.
+
+    It has the run's settings, with other data, another loss and an automatic learning rate.
+
+    Raises:
+        StudioError: It is no training of an adapter, will not succeed, or the data cannot be used.
+    """
+    job = store.get(job_id)
+    if job.kind != "train" or job.state in ("failed", "cancelled"):
+        what = f"is {job.state}" if job.kind == "train" else f"is a {job.kind}"
+        raise QueueError(
+            f'"{job.name}" {what}: a next stage starts from the adapter of a training run that '
+            "is waiting, running or succeeded."
+        )
+    fresh = {f"data.{field}": DataSource.model_fields[field].default for field in OF_ONE_DATASET}
+    spec = RunSpec.parse({**job.spec, "name": name}).with_values({
+        **fresh, "data.path": data, "train.loss": loss, "train.learning_rate": "auto",
+        "train.init_adapter": str(store.home.run(job.id) / "adapter"), "train.init_mode": mode,
+        **assignments,
+    })  # fmt: skip
+    spec = admit(spec, store.home)
+    memory = needed_bytes(spec, store.home)
+    return store.submit(spec, parent=job.id, needs=[job.id], memory_bytes=memory)
 
 
 def _longer(job: Job, *, epochs: float, steps: int, name: str) -> RunSpec:

@@ -22,6 +22,12 @@ from studio.methods import Method, named
 
 VERSION: Literal[1] = 1
 Rows = Literal["answers", "pairs", "judged"]
+LOSSES = {
+    "sft": "SFT: answers", "dpo": "DPO: pairs", "ipo": "IPO: pairs", "kto": "KTO: judged answers",
+    "orpo": "ORPO: pairs, no reference", "simpo": "SimPO: pairs, no reference",
+    "cpo": "CPO: pairs, no reference",
+}  # fmt: skip
+"""Values of `train.loss` and what they learn from."""
 
 
 class ModelSource(Record):
@@ -170,11 +176,7 @@ class TrainArgs(Record):
     )
     loss: Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo"] = knob(
         "sft", "Learn from answers (sft), from pairs of a chosen and a rejected answer (dpo, ipo, "
-        "orpo, simpo, cpo), or from answers judged as good or bad (kto).", labels={
-            "sft": "SFT: answers", "dpo": "DPO: pairs", "ipo": "IPO: pairs",
-            "kto": "KTO: judged answers", "orpo": "ORPO: pairs, no reference",
-            "simpo": "SimPO: pairs, no reference", "cpo": "CPO: pairs, no reference",
-        },
+        "orpo, simpo, cpo), or from answers judged as good or bad (kto).", labels=LOSSES,
     )  # fmt: skip
     find_learning_rate: bool = knob(
         False,

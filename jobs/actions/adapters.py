@@ -335,6 +335,7 @@ def _refuse_needed(store: JobStore, adapter: Adapter) -> None:
     for job in store.list(OPEN):
         stack = job.spec.get("stack") or []
         parts = {str(item.get("name")) for item in stack} | {str(job.spec.get("adapter") or "")}
+        parts.add(str((job.spec.get("train") or {}).get("init_adapter")))
         if str(adapter.path) in parts:
             raise AdapterError(
                 f'"{job.name}" is {job.state} and needs "{adapter.name}": wait for it or cancel it '

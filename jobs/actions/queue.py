@@ -8,12 +8,14 @@ from jobs import retries, schedules, secrets, settings, supervisor, sweeps, webh
 from jobs.actions.registry import action, field
 from jobs.derived_runs import duplicate as duplicate_job
 from jobs.derived_runs import extend as extend_run
+from jobs.derived_runs import then
 from jobs.job import Job
 from jobs.jobs_table import summary
 from jobs.run_requests import request
 from jobs.store import JobStore
 from studio.errors import QueueError
 from studio.fields import parse_assignment
+from studio.spec import LOSSES
 
 JobId = Annotated[
     int | str, field("Number or name of the job.", positional=True, metavar="ID", of="job")
@@ -199,6 +201,27 @@ def extend(
 ) -> Job:
     """Train a finished run longer, from its newest checkpoint, as a new run."""
     return extend_run(store, job, epochs=epochs, steps=steps, name=name)
+
+
+@action("then", title="Then …", starts=True)
+def next_stage(
+    store: JobStore,
+    job: JobId,
+    data: Annotated[str, field("File, folder, hub id, or starter:<name>.", of="dataset")],
+    loss: Annotated[
+        Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo"],
+        field("Loss of the next stage.", labels=LOSSES),
+    ] = "dpo",
+    mode: Annotated[
+        Literal["continue", "stack"],
+        field("Train the run's adapter further, or stack a fresh one on it.", title="Start by"),
+    ] = "continue",
+    set: Assignments = (),
+    name: JobName = "",
+) -> Job:
+    """Queue a next stage that starts from a run's adapter after the run has succeeded."""
+    change = dict(map(parse_assignment, set))
+    return then(store, job, data, loss=loss, mode=mode, assignments=change, name=name)
 
 
 @action("save")

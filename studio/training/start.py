@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from studio.adapters import library
 from studio.atomic import read_object
-from studio.errors import AdapterError, MethodError
+from studio.devices import CLUSTER
+from studio.errors import AdapterError, MethodError, SpecError
 from studio.methods import Method, methods, named
 from studio.models.sources import ModelFacts
 
@@ -52,8 +53,13 @@ def resolved(spec: RunSpec, home: Home, known: ModelFacts) -> RunSpec:
         AdapterError: There is no such adapter, or it was made for another base.
         MethodError: The run trains another method.
     """
-    if not spec.train.init_adapter:
+    if not spec.train.init_adapter or _is_to_come(Path(spec.train.init_adapter), home):
         return spec
+    if spec.train.device == CLUSTER:
+        raise SpecError(
+            "train.init_adapter is on this machine, and the run on the cluster: train it here, or "
+            "merge that adapter into a base first (studio merge).", field="train.init_adapter",
+        )  # fmt: skip
     parent = library.describe(library.resolve(home, spec.train.init_adapter))
     spec = spec.with_parts(train={"init_adapter": str(parent.path)})
     _check(spec, parent, known)
@@ -66,6 +72,11 @@ def resolved(spec: RunSpec, home: Home, known: ModelFacts) -> RunSpec:
             f"method.name={own.name}, or train.init_mode=stack for a fresh adapter on top."
         )
     return spec.model_copy(update={"method": own})
+
+
+def _is_to_come(folder: Path, home: Home) -> bool:
+    """Return True for the adapter of a run that has not ended; it is checked when this one runs."""
+    return folder.name == "adapter" and folder.parent.parent == home.runs and not folder.exists()
 
 
 def method_of(adapter: library.Adapter) -> Method:

@@ -269,6 +269,12 @@ RUNNING: list[Row] = [
     ("cancel", {"job": "ended"}, "cannot be cancelled"),
     ("resume", {"job": "ended"}, "`studio extend 1` trains it"),
     ("extend", {"job": "ended", "steps": 5}, "has no checkpoint"),
+    (
+        "then",
+        {"job": "runs", "data": "starter:terse", "loss": "sft", "name": "next"},
+        {"state": "queued", "parent": 2, "needs": [2]},
+    ),
+    ("then", {"job": "runs", "data": "starter:terse"}, "needs pairs of chosen and rejected"),
     ("schedule", {"job": "ended", "when": "night"}, "only waiting jobs"),
 ]
 

@@ -455,6 +455,7 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "duplicate": lines('Queued "{name}" as number {id}.'),
     "sweep": lambda a: print(f'Queued {len(a["jobs"])} runs as the sweep "{a["sweep"]}".'),
     "schedule": changed,
+    "then": lines('Queued "{name}" as number {id}, after run {parent}.'),
     "extend": lines('Queued "{name}" as number {id}, from step {step}.'),
     "save": lines('"{name}" saves a checkpoint at its next step.'),
     "sample": lines('"{name}" answers its sample prompts at its next step.'),

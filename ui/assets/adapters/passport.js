@@ -90,7 +90,7 @@ export class Passport {
         + (one.eval_loss == null ? '' : `, ${number(one.eval_loss)} held out`)
         + (one.best_eval_loss == null ? '' : `, best ${number(one.best_eval_loss)}`)],
       ['Blind test', won(one.blind_test)], ['Seed', seed], ['Libraries', libraries.join(', ')],
-      ['Mixed from', one.parents.join(', ')],
+      ['Made from', one.parents.join(', ')],
       ['Mix', mix.how && `${mix.how}, ${number(100 * mix.error, 2)}\u202f% from the weighted sum`],
       ['Imported from', imported],
       ['Made', one.created ? new Date(one.created * 1000).toLocaleString() : ''],

@@ -59,6 +59,9 @@ const LONGER = ({ name, step }) => `${name} is queued, from step ${step}.`;
 
 export const planLonger = (job) => askAction('extend', { fixed: { job: job.id }, done: LONGER, values: { epochs: 1 } });
 
+export const planNext = (job) => askAction('then', { fixed: { job: job.id },
+  done: ({ name }) => `${name} is queued; it starts when ${job.name} has succeeded.` });
+
 export const planNote = (job) => askAction('note', { fixed: { job: job.id }, only: ['text', 'tags'],
   title: `Note on ${job.name}`, values: { text: job.notes, tags: job.tags } });
 

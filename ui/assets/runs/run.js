@@ -7,7 +7,7 @@ import { forgettingCard } from '../core/forgetting.js';
 import { isLive, JobProgress, poke, stateName } from '../core/live.js';
 import { KINDS, outcome } from '../adapters/actions.js';
 import { Results } from '../adapters/bakeoff.js';
-import { planLonger, planNote, planSchedule, planSweep } from './queue.js';
+import { planLonger, planNext, planNote, planSchedule, planSweep } from './queue.js';
 import { remedies, views } from './run_tabs.js';
 
 const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config', history: 'History' };
@@ -193,6 +193,8 @@ export class Detail {
       job.state === 'queued' && job.waits && job.memory_bytes && button('Start without enough memory',
         () => this.act('anyway'), '', { title: 'It may run out of memory' }),
       trains && button('Sweep …', () => planSweep(now())),
+      trains && !job.trains_base && (waits || isLive(job) || job.state === 'succeeded')
+        && button('Then …', () => planNext(now()), '', { title: 'A next stage, from its adapter' }),
       trains && job.state === 'succeeded' && button('Train longer …', () => planLonger(now())),
       trains && job.state === 'running' && button('Save now', () => this.act('save',
         'A checkpoint is saved after this step.')),

@@ -1,0 +1,95 @@
+"""Runs that start from an adapter of the library: trained further, or a fresh one stacked on it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from studio.adapters import library
+from studio.errors import AdapterError, MethodError
+from studio.models.sources import facts
+from studio.spec import RunSpec
+from studio.training import start
+from studio.training.events import Step
+from studio.training.run import train
+from tests.studio.tiny import tiny_folder, tiny_spec
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny model, rows and pairs, and an adapter trained on the rows in a home of its own."""
+    from studio.home import open_home
+
+    folder = tmp_path_factory.mktemp("stages")
+    home = open_home(folder / "home")
+    spec = tiny_spec(folder, train__device="cpu", train__num_samples=0, train__max_steps=4,
+                     train__self_test=False, train__measure_forgetting=False, name="first",
+                     method__r=4)  # fmt: skip
+    pairs = [{"prompt": f"say {w}", "chosen": f"{w}{w}", "rejected": f"no {w}"}
+             for w in "abcdefghijklmnopqrst"]  # fmt: skip
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    list(train(spec, run_dir=home.run(1), home=home))
+    then = spec.with_values({
+        "data.path": str(folder / "pairs.jsonl"), "train.loss": "dpo", "name": "second",
+        "train.init_adapter": str(home.run(1) / "adapter"), "method.r": 2,
+    })  # fmt: skip
+    return then, home
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter" / "adapter_model.safetensors")
+
+
+def trained(spec: RunSpec, home: Any, number: int, **values: Any) -> list[Step]:
+    spec = start.resolved(spec.with_values(values), home, facts(spec.model))
+    events = list(train(spec, run_dir=home.run(number), home=home))
+    return [event for event in events if isinstance(event, Step)]
+
+
+def test_a_run_trains_an_adapter_further(world):
+    spec, home = world
+    steps = trained(spec, home, 2, **{"train.init_mode": "continue"})
+    assert steps[0].loss == pytest.approx(0.6931, abs=1e-3), "the reference is the adapter before"
+    before, after = weights(home.run(1)), weights(home.run(2))
+    assert before.keys() == after.keys()
+    assert all(before[name].shape == after[name].shape for name in before), "its rank, not r=2"
+    moved = max(float((before[name] - after[name]).abs().max()) for name in before)
+    assert 0 < moved < 0.1
+    second = library.describe(home.run(2) / "adapter")
+    assert second.parents == ("first",)
+    third = trained(spec, home, 3, **{"train.init_adapter": str(home.run(2) / "adapter")})
+    assert len(third) == 4
+    lineage = library.describe(home.run(3) / "adapter").passport["lineage"]
+    assert [one["name"] for one in lineage] == ["first", "second"]
+
+
+def test_a_fresh_adapter_is_stacked_on_a_frozen_one(world):
+    spec, home = world
+    kept = weights(home.run(1))
+    steps = trained(spec, home, 4, **{"train.init_mode": "stack", "method.name": "ia3"})
+    assert steps[0].loss == pytest.approx(0.6931, abs=1e-3)
+    assert steps[-1].rewards_accuracies is not None
+    assert all(torch.equal(kept[name], one) for name, one in weights(home.run(1)).items())
+    found = library.describe(home.run(4) / "adapter")
+    assert (found.method, found.passport["lineage"][0]["frozen"]) == ("ia3", True)
+
+
+def test_what_a_run_cannot_start_from_is_one_sentence(world, tmp_path):
+    spec, home = world
+    known = facts(spec.model)
+    with pytest.raises(MethodError, match="LoRA, which train.init_mode=continue trains further"):
+        start.resolved(spec.with_values({"method.name": "ia3"}), home, known)
+    with pytest.raises(MethodError, match="cannot start from an adapter"):
+        start.resolved(spec.with_values({"method.name": "full"}), home, known)
+    other = spec.with_values({"model.path": str(tiny_folder(tmp_path / "other", "qwen3"))})
+    with pytest.raises(AdapterError, match="was made for"):
+        start.resolved(other, home, facts(other.model))
+    with pytest.raises(AdapterError, match='no adapter "nothing"'):
+        start.resolved(spec.with_values({"train.init_adapter": "nothing"}), home, known)
+    to_come = spec.with_values({"train.init_adapter": str(home.run(99) / "adapter")})
+    assert start.resolved(to_come, home, known) == to_come, "checked when the run starts"
+    with pytest.raises(AdapterError, match="no adapter"):
+        list(train(to_come, run_dir=tmp_path / "run", home=home))
