@@ -30,7 +30,7 @@ from jobs.processes import exit_now, me
 from jobs.reporting import Reporter, exit_fenced
 from jobs.run_files import newest_step
 from jobs.store import JobStore
-from studio import atomic
+from studio import atomic, offline
 from studio.accelerator import visible_devices
 from studio.errors import (
     DiskFull,
@@ -233,6 +233,7 @@ def run(home: Home, claims: Sequence[Claim]) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     _log_to(run_dir / "log.txt")
     _use_device(device_of(first.device))
+    offline.apply(home)
     store = JobStore(home)
     try:
         with contextlib.ExitStack() as locks:

@@ -307,13 +307,15 @@ def environment(hub: Hub, cache: Path) -> dict[str, str]:
 
 def use(monkeypatch: Any, hub: Hub, cache: Path) -> None:
     """Let the library in this process use the hub; it read its variables when it was imported."""
-    from huggingface_hub import constants, file_download
+    from huggingface_hub import constants, file_download, hf_api
     from huggingface_hub.utils import _http
 
     for name, value in environment(hub, cache).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("studio.offline._GIVEN", "0")
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)
     monkeypatch.setattr(
         constants,
         "HUGGINGFACE_CO_URL_TEMPLATE",

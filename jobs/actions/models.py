@@ -1,13 +1,161 @@
 """Actions on base models: list what can be trained, search the hub, download, delete."""
 
-from jobs.actions.registry import request_action, submit
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from jobs.actions.registry import action, field, request_action, submit
 from jobs.job import OPEN, Job
 from jobs.store import JobStore
-from studio.models.download import DownloadRequest
+from studio import hardware, offline
+from studio.adapters import library
+from studio.errors import InputError, ModelError
+from studio.home import Home
+from studio.models import hub_cache, inventory, repositories
+from studio.models.download import DownloadRequest, arrived_bytes, free_bytes
 from studio.models.sources import origin_of
 from studio.spec import ModelSource
 
+NONE: Any = ()
+HubId = Annotated[
+    str,
+    field(
+        "Hub id, or the address of the model's page.", positional=True, metavar="MODEL",
+        max_length=300,
+    ),
+]  # fmt: skip
+Device = Annotated[str, field("Device of the estimates; the first one by default.")]
+
 request_action("models.get", DownloadRequest, title="Download a model")
+
+
+@action("models")
+def listed(
+    store: JobStore,
+    fits: Annotated[bool, field("Estimate what fits on this machine.")] = False,
+    device: Device = "",
+) -> dict[str, Any]:
+    """List the models that can be trained: on this disk, and a list of the hub's to begin with."""
+    chosen = _device(device)
+    home, used, made = store.home, _last_used(store), _adapters(store.home)
+    rows = []
+    for model in inventory.models(home):
+        row = asdict(model) | {"last_used": used.get(model.path), "adapters": []}
+        names = {model.path, model.folder} - {""}
+        row["adapters"] = [name for base in names for name in made.get(base, ())]
+        row["fits"] = fit_of(model, chosen) if fits else None
+        del row["config"]
+        rows.append(row)
+    folders = [{"path": one, "trouble": inventory.trouble(Path(one))}
+               for one in inventory.registered(home)]  # fmt: skip
+    return {
+        "models": rows, "folders": folders,
+        "device": {"name": chosen.name, "label": chosen.label, "bytes": chosen.total_bytes},
+        "devices": [one.name for one in hardware.devices()],
+        "cache": str(hub_cache.cache_folder()), "free_bytes": free_bytes(),
+        "offline": offline.is_offline(home),
+    }  # fmt: skip
+
+
+@action("models.search")
+def search(
+    home: Home,
+    words: Annotated[
+        str, field("Words of the name, or an id.", positional=True, metavar="WORDS")
+    ] = "",
+    sort: Annotated[
+        Literal["downloads", "likes", "last_modified", "trending_score"], field("Order.")
+    ] = "downloads",
+    limit: Annotated[int, field("Results to look at.", ge=1, le=200)] = 30,
+    all: Annotated[bool, field("Show models that cannot be trained here, too.")] = False,
+    device: Device = "",
+) -> list[dict[str, Any]]:
+    """Search the hub for models that can be trained here."""
+    chosen = _device(device)
+    if "://" in words:
+        words, _ = repositories.read_name(words)
+    elif ":" in words or words.lower().startswith("ollama"):
+        repositories.read_name(words)  # raises for names of other programs
+    found = repositories.search(words, sort=sort, limit=limit)
+    return [_remote(one, chosen) for one in found if all or not one.why_not]
+
+
+@action("models.show")
+def show(home: Home, model: HubId, device: Device = "") -> dict[str, Any]:
+    """Show all of a hub model before its download: files, bytes, licence, commit, what fits."""
+    name, revision = repositories.read_name(model)
+    found = repositories.look_up(name, revision)
+    return _remote(found, _device(device)) | {
+        "files": [{"name": file.name, "bytes": file.size} for file in found.files],
+        "bytes": found.size_bytes, "arrived_bytes": arrived_bytes(found),
+        "free_bytes": free_bytes(), "folder": str(hub_cache.repository_folder(found.id)),
+        "asked": name, "page": f"{repositories.endpoint()}/{found.id}",
+    }  # fmt: skip
+
+
+@action("models.remove", title="Delete a model")
+def remove(
+    store: JobStore,
+    model: HubId,
+    yes: Annotated[bool, field("Delete; without it only say what would happen.")] = False,
+) -> dict[str, Any]:
+    """Delete a downloaded model from the hub's cache; adapters on it lose their base."""
+    name, _ = repositories.read_name(model)
+    size = hub_cache.size_on_disk(name)
+    if not hub_cache.repository_folder(name).is_dir():
+        hub_cache.remove(name)  # raises
+    for job in store.list(OPEN):
+        about = job.spec.get("model")
+        path = about.get("path") if isinstance(about, dict) else about
+        if path == name:
+            raise ModelError(
+                f'"{job.name}" is {job.state} and needs {name}: wait for it or cancel it first.'
+            )
+    if yes:
+        size = hub_cache.remove(name)
+    adapters = _adapters(store.home).get(name, [])
+    return {"model": name, "bytes": size, "adapters": adapters, "removed": yes}
+
+
+@action("models.folders", title="Folders with models")
+def folders(
+    home: Home,
+    add: Annotated[str, field("Folder to search for models.", of="folder", max_length=4000)] = "",
+    forget: Annotated[str, field("Registered folder to leave out again.", max_length=4000)] = "",
+) -> list[dict[str, Any]]:
+    """List the folders that are searched for models, add one or leave one out."""
+    if add:
+        inventory.register(home, Path(add))
+    if forget:
+        inventory.forget(home, forget)
+    return [{"path": one, "trouble": inventory.trouble(Path(one))}
+            for one in inventory.registered(home)]  # fmt: skip
+
+
+@action("models.token", title="Token of the hub")
+def token(
+    home: Home,
+    token: Annotated[
+        str, field("Token with read access; `hf auth login` asks for it unseen.", max_length=200)
+    ] = "",
+    off: Annotated[bool, field("Forget the stored token.")] = False,
+) -> dict[str, Any]:
+    """Store the hub's token where the hub's library keeps it, or say whose it is."""
+    return repositories.use_token(token.strip(), forget=off)
+
+
+@action("offline")
+def go_offline(
+    home: Home,
+    on: Annotated[bool, field("Ask the hub for nothing.")] = False,
+    off: Annotated[bool, field("Use the hub again.")] = False,
+) -> dict[str, Any]:
+    """Show or switch if this studio may use the hub."""
+    if on and off:
+        raise InputError("Go offline or online, not both.")
+    if on or off:
+        offline.switch(home, on)
+    return {"offline": offline.is_offline(home)}
 
 
 def download_for(store: JobStore, model: ModelSource) -> Job | None:
@@ -25,3 +173,66 @@ def download_for(store: JobStore, model: ModelSource) -> Job | None:
             if (other.model, other.revision) == (request.model, request.revision):
                 return job
     return submit(store, request)
+
+
+def fit_of(model: inventory.Model, device: hardware.Device) -> dict[str, Any] | None:
+    """Return what fits of a model on a device; None where its size is not known."""
+    from studio.training.fit import fits, has_sizes
+
+    if model.why_not or not model.parameters:
+        return None
+    found = fits(
+        model.config, model.parameters, device, weights_dtype=model.weights_dtype or "BF16"
+    )
+    ways = {way: [one._asdict() for one in row] for way, row in found.items()}
+    return {"ways": ways, "exact": has_sizes(model.config)}
+
+
+def _remote(found: repositories.Repository, device: hardware.Device) -> dict[str, Any]:
+    row = inventory.Model(
+        path=found.id, name=found.id, kind="hub", parameters=found.parameters, config=found.config,
+        why_not=found.why_not,
+    )  # fmt: skip
+    return {
+        "id": found.id, "revision": found.revision, "parameters": found.parameters,
+        "license": found.license, "gated": found.gated, "downloads": found.downloads,
+        "likes": found.likes, "updated": found.updated, "why_not": found.why_not,
+        "context": _context(found.config), "fits": fit_of(row, device),
+        "here": hub_cache.cached(found.id) is not None,
+    }  # fmt: skip
+
+
+def _context(config: dict[str, Any]) -> int:
+    text = config.get("text_config")
+    value = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    return value if isinstance(value, int) else 0
+
+
+def _device(name: str) -> hardware.Device:
+    here = hardware.devices()
+    for one in here:
+        if one.name == name:
+            return one
+    if name:
+        known = ", ".join(one.name for one in here)
+        raise ModelError(f'There is no device "{name}" on this machine. Known: {known}.')
+    return here[0]
+
+
+def _last_used(store: JobStore) -> dict[str, float]:
+    with store.database.reading() as db:
+        return dict(db.conn.execute(_LAST_USED).fetchall())
+
+
+def _adapters(home: Home) -> dict[str, list[str]]:
+    """Return the names of the adapters by the path of their base."""
+    found: dict[str, list[str]] = {}
+    for one in library.adapters(home):
+        found.setdefault(one.base, []).append(one.name)
+    return found
+
+
+_LAST_USED = """
+SELECT json_extract(spec, '$.model.path') AS model, MAX(COALESCE(finished, started, created))
+FROM jobs WHERE kind = 'train' AND model IS NOT NULL GROUP BY model
+"""

@@ -19,6 +19,7 @@ from jobs.job import OPEN, Job
 from jobs.jobs_table import free_name, summary
 from jobs.kinds import FILE_KINDS, request_of
 from jobs.store import JobStore
+from studio import offline
 from studio.adapters.library import name_of
 from studio.errors import QueueError, nearest
 from studio.fields import Parameter, Record, knob, merge_values, parameters
@@ -201,6 +202,8 @@ def ask(
     """
     wanted = find(name)
     asked = wanted.read(values)
+    if home is not None:
+        offline.apply(home)
     with ExitStack() as stack:
 
         def opened() -> JobStore:

@@ -146,7 +146,7 @@ def search(
         )  # fmt: skip
         return [_repository(info, info.config or {}, listed=True) for info in found]
     except Exception as error:  # as above
-        raise refused(words, error) from None
+        raise refused("", error) from None
 
 
 def _whole_config(info: Any) -> dict[str, Any]:
@@ -222,7 +222,13 @@ def _why_not(info: Any, config: dict[str, Any], *, listed: bool) -> str:
 
 
 def refused(name: str, error: Exception, revision: str = "") -> StudioError:
-    """Return a failure of the hub's library as an error with one sentence for the user."""
+    """Return a failure of the hub's library as an error with one sentence for the user.
+
+    Args:
+        name: The model that was asked for; empty where it was none.
+        error: What the library raised.
+        revision: The branch, tag or commit that was asked for.
+    """
     from huggingface_hub import errors, get_token
 
     label = f'The model "{name}"'
@@ -272,6 +278,8 @@ def refused(name: str, error: Exception, revision: str = "") -> StudioError:
             f"The hub has a fault of its own (status {status}): try again later; what has arrived "
             "is kept."
         )
+    if not name and is_transient(error):
+        return Unreached(f"The hub cannot be reached ({_offline()}): check the connection.")
     if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
         return Unreached(
             f"{label} is not a folder here, is not downloaded, and the hub cannot be reached "
@@ -283,6 +291,39 @@ def refused(name: str, error: Exception, revision: str = "") -> StudioError:
             f"{label} could not be downloaded ({fault}): what has arrived is kept, try again."
         )
     return ModelError(f"{label} could not be downloaded ({fault}).")
+
+
+def use_token(token: str, *, forget: bool = False) -> dict[str, Any]:
+    """Store a token with the hub's library after asking whose it is, or remove it.
+
+    Returns:
+        `account`, the name of its owner (empty where there is none), and `page`, where tokens are
+        made. The token itself is never returned.
+
+    Raises:
+        ModelError: The hub does not know the token.
+        Unreached: The hub does not answer.
+    """
+    from huggingface_hub import HfApi, get_token, login, logout
+
+    page = f"{endpoint()}/settings/tokens"
+    try:
+        if forget:
+            logout()
+        elif token:
+            login(token=token, add_to_git_credential=False)
+        known = get_token()
+        account = HfApi().whoami(token=known)["name"] if known else ""
+    except Exception as error:  # the library raises dozens of kinds
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        cause = getattr(getattr(error.__cause__, "response", None), "status_code", 0)
+        if 401 in (status, cause) or isinstance(error, ValueError):
+            raise ModelError(
+                f"The hub does not know this token: copy it whole from {page}, where it begins "
+                "with hf_."
+            ) from None
+        raise refused("", error) from None
+    return {"account": account, "page": page}
 
 
 def _offline() -> str:

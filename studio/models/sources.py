@@ -6,6 +6,7 @@ model without torch and without its weights. Pickled weights and remote code are
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,30 +95,47 @@ def facts(source: ModelSource) -> ModelFacts:
     """
     path = resolve(source)
     config = read_config(path)
-    architecture = checked_architecture(path, config)
+    checked_architecture(path, config)
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise ModelError(
             f"{path} has no tokenizer: copy tokenizer.json and tokenizer_config.json "
             "from the original model into it."
         )
     headers = read_headers(path)
-    inner = config.get("text_config")
-    text = inner if isinstance(inner, dict) else config
     tensors = [tensor for header in headers for tensor in header.tensors]
     dtypes = [tensor.dtype for tensor in tensors]
+    return facts_of_config(
+        config, path, parameters=sum(_weights_of(tensor) for tensor in tensors),
+        weights_dtype=max(set(dtypes), key=dtypes.count) if dtypes else "",
+        headers=headers,
+    )  # fmt: skip
+
+
+def facts_of_config(
+    config: dict[str, Any], path: Path, *, parameters: int, weights_dtype: str = "BF16",
+    headers: Sequence[Header] = (),
+) -> ModelFacts:  # fmt: skip
+    """Return the facts in a configuration, with those of the weights as far as known.
+
+    Raises:
+        ModelError: The model cannot be trained here.
+    """
+    architecture = checked_architecture(path, config)
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, dict) else config
     return ModelFacts(
         path=path,
         architecture=architecture,
         model_type=str(config.get("model_type", "")),
-        parameters=sum(_weights_of(tensor) for tensor in tensors),
+        parameters=parameters,
         hidden_size=_number(text, "hidden_size", "n_embd", "d_model"),
         num_layers=_number(text, "num_hidden_layers", "n_layer", "num_layers"),
         context_length=_context_length(text),
         vocab_size=_number(text, "vocab_size"),
         has_chat_template=_has_chat_template(path),
         size_bytes=sum(header.size_bytes for header in headers),
-        weights_dtype=max(set(dtypes), key=dtypes.count) if dtypes else "",
-        fingerprint=_fingerprint(architecture, headers),
+        weights_dtype=weights_dtype,
+        fingerprint=_fingerprint(architecture, headers) if headers else "",
         stored=stored_quantization(config),
     )  # fmt: skip
 
@@ -176,7 +194,7 @@ def _has_chat_template(path: Path) -> bool:
         return False
 
 
-def _fingerprint(architecture: str, headers: list[Header]) -> str:
+def _fingerprint(architecture: str, headers: Sequence[Header]) -> str:
     import hashlib
 
     shape, content = hashlib.sha256(architecture.encode()), hashlib.sha256()

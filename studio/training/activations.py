@@ -56,7 +56,11 @@ class Shape:
 
 def read_shape(known: ModelFacts) -> Shape:
     """Return a decoder's sizes from its `config.json`."""
-    whole = json.loads((known.path / "config.json").read_text(encoding="utf-8"))
+    return shape_of(json.loads((known.path / "config.json").read_text(encoding="utf-8")), known)
+
+
+def shape_of(whole: dict[str, Any], known: ModelFacts) -> Shape:
+    """Return a decoder's sizes from a configuration."""
     config = whole.get("text_config") or whole
     heads = _size(config.get("num_attention_heads") or config.get("n_head"), 1)
     groups = _size(config.get("num_key_value_heads"), heads)

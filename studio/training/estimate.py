@@ -187,13 +187,18 @@ def with_stored_precision(spec: RunSpec, known: ModelFacts) -> RunSpec:
     Raises:
         SpecError: This machine does not have the run's devices.
     """
-    settled = spec.model.dtype != "auto" or spec.method.trains_base
-    if settled or known.parameters < SMALL_MODEL or known.weights_dtype != "BF16":
+    if not keeps_bfloat16(spec, known):
         return spec
     on_cpu = chosen_device(spec.on_this_machine().train.device).name == "cpu"
-    if on_cpu and spec.model.quantization == "none" and hardware.has_fast_bfloat16():
-        return spec.with_parts(model={"dtype": "bfloat16"})
-    return spec
+    return spec.with_parts(model={"dtype": "bfloat16"}) if on_cpu else spec
+
+
+def keeps_bfloat16(spec: RunSpec, known: ModelFacts) -> bool:
+    """Return True if a run on this CPU keeps the precision of a bfloat16 file."""
+    settled = spec.model.dtype != "auto" or spec.method.trains_base
+    if settled or known.parameters < SMALL_MODEL or known.weights_dtype != "BF16":
+        return False
+    return spec.model.quantization == "none" and hardware.has_fast_bfloat16()
 
 
 def base_model(spec: RunSpec) -> ModelSource:

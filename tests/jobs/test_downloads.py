@@ -8,11 +8,16 @@ import pytest
 
 from jobs import supervisor
 from jobs.actions import ask
-from studio.errors import ModelError
+from jobs.spawning import environment
+from studio.errors import ModelError, Unreached
 from studio.models.hub_cache import cached, repository_folder
+from studio.models.sources import resolve
+from studio.spec import ModelSource
 from studio.starter import MODEL_DIR
 from tests import hub as hubs
 from tests.jobs.conftest import until
+from tests.ui.conftest import put_adapter
+from ui.cli.main import main
 
 NAME = "org/small"
 
@@ -58,3 +63,62 @@ def test_a_run_waits_for_the_download_of_its_model(home, store, hub, monkeypatch
     with pytest.raises(ModelError, match="neither a folder here nor a model on the hub"):
         ask(home, "train", {"model": "org/smal"}, store=store)
     assert not list(Path(os.environ["HF_HUB_CACHE"]).glob("models--org--small/snapshots/*"))
+
+
+def test_a_model_is_found_shown_and_deleted(home, store, hub, monkeypatch, capsys):
+    monkeypatch.setattr("jobs.supervisor.ensure_running", lambda _: 0)
+    hub.repos["org/odd"] = hubs.Repo({"config.json": b'{"model_type": "odd"}'})
+
+    def value(name, **values):
+        return ask(home, name, values, store=store).value
+
+    (found,) = value("models.search", words="org")
+    assert (found["id"], found["license"], found["here"]) == (NAME, "apache-2.0", False)
+    assert len(value("models.search", words=f"{hub.url}/org/odd", all=True)) == 1
+    shown = value("models.show", model=NAME)
+    assert shown["fits"]["exact"] and shown["fits"]["ways"]["lora"][0]["state"] == "fits"
+    assert shown["bytes"] == sum(one["bytes"] for one in shown["files"]) < shown["free_bytes"]
+    assert shown["revision"] == hub.repos[NAME].sha and shown["arrived_bytes"] == 0
+    assert str(repository_folder(NAME)) == shown["folder"] and shown["page"] == f"{hub.url}/{NAME}"
+    assert not any("/storage/" in path for _, path, _ in hub.asked)
+    resolve(ModelSource(path=NAME))
+    put_adapter(home.adapters / "sea", "sea", base={"path": NAME})
+    waits = ask(home, "train", {"model": NAME}, store=store).jobs[0]
+    with pytest.raises(ModelError, match=f"and needs {NAME}"):
+        value("models.remove", model=NAME, yes=True)
+    store.cancel(waits.id)
+    assert value("models.remove", model=NAME)["adapters"] == ["sea"] and cached(NAME)
+    row = next(one for one in value("models", fits=True)["models"] if one["path"] == NAME)
+    assert row["kind"] == "hub" and row["adapters"] == ["sea"] and row["last_used"]
+    assert value("models.remove", model=NAME, yes=True)["removed"] and not cached(NAME)
+    for words in (["models", "--fits"], ["models", "search", "org"], ["models", "show", NAME]):
+        with pytest.raises(SystemExit):
+            main([*words, "--home", str(home.path)])
+        out = capsys.readouterr().out
+        assert "small" in out or "starter" in out
+        assert max(map(len, out.splitlines())) < 100 and "…" not in out
+
+
+def test_a_token_is_kept_by_the_library_and_never_shown(home, store, hub):
+    wrong, right = "hf_" + "x" * 34, hubs.TOKEN
+    with pytest.raises(ModelError, match="does not know this token") as error:
+        ask(home, "models.token", {"token": wrong}, store=store)
+    assert wrong not in error.value.text
+    assert ask(home, "models.token", {}, store=store).value["account"] == ""
+    kept = ask(home, "models.token", {"token": right}, store=store).value
+    assert kept["account"] == "me" and right not in str(kept)
+    hub.repos[NAME].gated = "manual"
+    assert resolve(ModelSource(path=NAME)) == cached(NAME)
+    assert ask(home, "models.token", {"off": True}, store=store).value["account"] == ""
+    said = [file.read_text(errors="replace") for file in home.path.rglob("*") if file.is_file()]
+    assert not any(right in text or wrong in text for text in said)
+
+
+def test_offline_nothing_is_asked(home, store, hub):
+    assert ask(home, "offline", {"on": True}, store=store).value == {"offline": True}
+    hub.asked.clear()
+    with pytest.raises(Unreached, match="this studio is offline"):
+        ask(home, "models.show", {"model": NAME}, store=store)
+    assert hub.asked == [] and environment()["HF_HUB_OFFLINE"] == "1"
+    assert ask(home, "offline", {"off": True}, store=store).value == {"offline": False}
+    assert ask(home, "models.show", {"model": NAME}, store=store).value["id"] == NAME

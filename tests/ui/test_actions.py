@@ -381,6 +381,7 @@ COMPARE: list[Row] = [
 def rows_and_a_folder(studio: Studio) -> None:
     lines = [json.dumps({"question": f"q{i}", "answer": f"a{i}"}) for i in range(20)]
     (studio.folder / "rows.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n")
+    (studio.folder / "shelf").mkdir()
     (studio.folder / "odd.csv").write_text("A,B,C\nhello there,good day,one\nbye,farewell,two\n")
     old = studio.home.run(77)  # a folder that no run has
     old.mkdir()
@@ -444,6 +445,19 @@ HOME: list[Row] = [
     ("cluster", {"address": "127.0.0.1:1"}, "needs a storage"),
     ("cluster", {"off": True}, None),
     ("methods", {}, ...),
+    ("models.folders", {"add": "/nowhere"}, "There is no folder /nowhere"),
+    ("models.folders", {"add": "DIR/shelf"}, [{"path": "DIR/shelf", "trouble": ""}]),
+    ("models", {}, {"folders": [{"path": "DIR/shelf"}], "models": ..., "offline": True}),
+    ("models", {"fits": True, "device": "cuda:9"}, 'no device "cuda:9"'),
+    ("models.folders", {"forget": "DIR/shelf"}, []),
+    ("models.search", {"words": "small"}, "this studio is offline"),
+    ("models.search", {"words": "x", "limit": 0}, "limit"),
+    ("models.search", {"words": "llama3.2:1b"}, "Ollama"),
+    ("models.show", {"model": "org/name"}, "this studio is offline"),
+    ("models.remove", {"model": "org/name"}, "not in the hub's cache"),
+    ("models.token", {"token": "x"}, "offline"),
+    ("offline", {"on": True, "off": True}, "not both"),
+    ("offline", {}, {"offline": True}),
     ("modules", {"model": {"path": "starter"}}, ...),
 ]
 

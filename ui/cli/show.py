@@ -13,6 +13,7 @@ from jobs.jobs_table import summary
 from jobs.preflight import TITLES
 from studio.errors import InputError
 from studio.names import readable
+from ui.cli import show_models
 from ui.cli.show_data import (
     checked,
     compared,
@@ -444,7 +445,14 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "adapters.undo": lines('Restored "{name}".'),
     "adapters.trash": lines("{name}", empty="The trash is empty."),
     "adapters.picture": picture,
+    "models": show_models.models,
+    "models.search": show_models.found,
+    "models.show": show_models.one,
     "models.get": lines("{model} is in {folder}"),
+    "models.remove": show_models.removed,
+    "models.folders": lines("{path}  {trouble}", empty="No folder is registered."),
+    "models.token": show_models.token,
+    "offline": lambda a: print("The hub is " + ("not used." if a["offline"] else "used.")),
     "queue": queue,
     "move": lambda job: print(
         f'"{job["name"]}" is number {job["place"]} of the queue.' if job["place"] else job["name"]
