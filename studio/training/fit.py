@@ -95,8 +95,8 @@ def _fits(way: str, shape: Shape, known: ModelFacts, device: hardware.Device) ->
 @cache
 def _specs(way: str, device: str, dtype: str) -> tuple[RunSpec, RunSpec]:
     """Return a run without and with gradient checkpointing."""
-    method = {"name": "full"} if way == "full" else {"name": "lora", "r": 16}
-    model = {"quantization": "nf4" if way == "qlora" else "none", "dtype": dtype}
+    method = {"name": way} if way == "full" else {"name": way, "r": 16}
+    model = {"dtype": dtype}
     plain, lean = (
         RunSpec.parse(
             {"method": method, "model": model,
