@@ -10,7 +10,7 @@ from pathlib import Path
 from studio.home import Home
 
 VARIABLE = "HF_HUB_OFFLINE"
-_GIVEN = os.environ.get(VARIABLE, "")  # by whoever started the studio
+_GIVEN = os.environ.get(VARIABLE, "")  # when the studio was started
 
 
 def is_offline(home: Home) -> bool:
