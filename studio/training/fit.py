@@ -1,6 +1,6 @@
 """Estimate what fits on a device: full, LoRA and QLoRA training, from a configuration alone.
 
-One row of that length a step, all of its tokens trained: the least that such a run needs.
+One row a step of so many tokens, all of them trained: the least that a run of that length needs.
 Without a configuration the sizes of a usual decoder with as many parameters are taken.
 """
 
@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 from studio import hardware
 from studio.models.sources import ModelFacts, facts_of_config
 from studio.spec import RunSpec
-from studio.training.estimate import BatchLoad, Shape, keeps_bfloat16, memory, shape_of
+from studio.training.activations import Shape, shape_of
+from studio.training.estimate import BatchLoad, keeps_bfloat16, memory
 
 LENGTHS = (512, 2048, 8192)
 WAYS = ("full", "lora", "qlora")

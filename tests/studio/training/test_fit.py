@@ -14,7 +14,7 @@ from studio.models.support import read_config
 from studio.spec import ModelSource
 from studio.starter import MODEL_DIR
 from studio.training import fit
-from studio.training.estimate import shape_of
+from studio.training.activations import shape_of
 
 GIB = 2**30
 
