@@ -1,5 +1,6 @@
 """Actions on base models: list what can be trained, search the hub, download, delete."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -105,9 +106,8 @@ def remove(
     if not hub_cache.repository_folder(name).is_dir():
         hub_cache.remove(name)  # raises
     for job in store.list(OPEN):
-        about = job.spec.get("model")
-        path = about.get("path") if isinstance(about, dict) else about
-        if path == name:
+        about = job.spec.get("model") or {"path": job.spec.get("repo")}
+        if about.get("path") == name:
             raise ModelError(
                 f'"{job.name}" is {job.state} and needs {name}: wait for it or cancel it first.'
             )
@@ -150,12 +150,14 @@ def go_offline(
     on: Annotated[bool, field("Ask the hub for nothing.")] = False,
     off: Annotated[bool, field("Use the hub again.")] = False,
 ) -> dict[str, Any]:
-    """Show or switch if this studio may use the hub."""
+    """Show if this studio uses the hub, or switch it."""
     if on and off:
         raise InputError("Go offline or online, not both.")
     if on or off:
         offline.switch(home, on)
-    return {"offline": offline.is_offline(home)}
+    address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    cache = str(hub_cache.cache_folder())
+    return {"offline": offline.is_offline(home), "endpoint": address, "cache": cache}
 
 
 def download_for(store: JobStore, model: ModelSource) -> Job | None:
@@ -166,11 +168,11 @@ def download_for(store: JobStore, model: ModelSource) -> Job | None:
     """
     if origin_of(model.path).kind != "hub":
         return None
-    request = DownloadRequest(model=model.path, revision=model.revision)
+    request = DownloadRequest(repo=model.path, revision=model.revision)
     for job in store.list(OPEN):
         if job.kind == request.kind:
             other = DownloadRequest.parse(job.spec)
-            if (other.model, other.revision) == (request.model, request.revision):
+            if (other.repo, other.revision) == (request.repo, request.revision):
                 return job
     return submit(store, request)
 

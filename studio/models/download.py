@@ -233,7 +233,7 @@ class DownloadRequest(Request):
 
     kind: ClassVar[str] = "download"
     retries: ClassVar[int] = 4
-    model: str = knob(
+    repo: str = knob(
         "", "Hub id, or the address of the model's page.", positional=True, metavar="MODEL",
         max_length=300,
     )  # fmt: skip
@@ -246,21 +246,21 @@ class DownloadRequest(Request):
         Raises:
             StudioError: The hub does not have it, or it cannot be trained here.
         """
-        name, revision = read_name(self.model)
+        name, revision = read_name(self.repo)
         revision = self.revision or revision
         found = look_up(name, self.commit or revision)
         check(found)
-        pinned = {"model": found.id, "revision": revision, "commit": found.revision}
+        pinned = {"repo": found.id, "revision": revision, "commit": found.revision}
         return self.model_copy(update=pinned)
 
     def target(self, home: Home) -> Path:
         """Return the model's folder in the hub's cache."""
-        return repository_folder(self.model)
+        return repository_folder(self.repo)
 
     def perform(self, home: Home, run_dir: Path, control: Any) -> Iterator[Event]:
         """Fetch the files, and say how many bytes are here."""
-        yield Loading(text=f"Asking the hub for {self.model}")
-        found = replace(look_up(self.model, self.commit), branch=self.revision or "main")
+        yield Loading(text=f"Asking the hub for {self.repo}")
+        found = replace(look_up(self.repo, self.commit), branch=self.revision or "main")
         begun, at_first = time.monotonic(), arrived_bytes(found)
         outcome: list[Path | BaseException] = []
         worker = threading.Thread(target=_into(outcome, lambda: fetch(found)), daemon=True)

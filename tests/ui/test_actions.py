@@ -491,8 +491,8 @@ REFUSED: list[Row] = [
     ("restore", {"file": "/nowhere.tar"}, "/nowhere"),
     ("pack", {"spec": "/nowhere.yaml"}, "no spec file"),
     ("unpack", {"folder": "/nowhere"}, "/nowhere"),
-    ("models.get", {"model": "org/name"}, "this studio is offline"),
-    ("models.get", {"model": "llama3.2:1b"}, "Ollama"),
+    ("models.get", {"repo": "org/name"}, "this studio is offline"),
+    ("models.get", {"repo": "llama3.2:1b"}, "Ollama"),
 ]
 STORIES: dict[str, tuple[Callable[[Studio], None], list[Row]]] = {
     "order": (three_jobs, ORDER),

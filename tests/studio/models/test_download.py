@@ -190,7 +190,7 @@ def test_a_full_disk_is_said_before_and_while_it_fills(hub, monkeypatch):
     with pytest.raises(DiskFull, match="what has arrived is kept"):
         fetch(found)
     with pytest.raises(ModelError, match="free some room"):  # a job fails and may be resumed
-        list(DownloadRequest(model=NAME, commit=found.revision).run(None, None, lambda: None))
+        list(DownloadRequest(repo=NAME, commit=found.revision).run(None, None, lambda: None))
     assert arrived_bytes(found) > 1 << 19
 
 
@@ -204,8 +204,8 @@ def test_offline_only_what_is_here_is_used(hub, monkeypatch):
 
 def test_a_job_says_how_far_it_is_and_pins_the_commit(hub, monkeypatch):
     monkeypatch.setattr(download, "LOOK_SECONDS", 0.01)
-    request = DownloadRequest(model=f"{hub.url}/{NAME}/tree/main").checked(None)
-    assert (request.model, request.revision, request.commit) == (NAME, "main", hub.repos[NAME].sha)
+    request = DownloadRequest(repo=f"{hub.url}/{NAME}/tree/main").checked(None)
+    assert (request.repo, request.revision, request.commit) == (NAME, "main", hub.repos[NAME].sha)
     *others, last = request.run(None, None, lambda: None)
     assert isinstance(last, Finished) and last.facts["folder"] == str(cached(NAME))
     steps = [one for one in others if isinstance(one, Working)]

@@ -4,12 +4,14 @@
 import { api, badge, bar, button, bytes, count, duration, fill, h, pairs, quiet, send, sureButton,
   table } from '../core/dom.js';
 import { askAction } from '../core/form.js';
+import { hubCard } from '../models/models.js';
 
 const REFRESH = 3000;
 
 export class Machine extends HTMLElement {
   connectedCallback() {
     this.storage = new Storage(); // built once: a refresh must not clear its list
+    this.hub = hubCard(card);
     this.devices = column();
     this.facts = column();
     this.body = h('div', { class: 's-system', 'data-testid': 'system' });
@@ -37,7 +39,7 @@ export class Machine extends HTMLElement {
 
   show(now) {
     if (!this.devices.isConnected) {
-      this.body.replaceChildren(column(this.devices, this.storage.element), this.facts);
+      this.body.replaceChildren(column(this.devices, this.storage.element, this.hub), this.facts);
     }
     this.devices.replaceChildren(card('Devices', now.devices.map(device), now.blocked.map(blocked),
       now.cluster && clusterDevice(now.cluster)));

@@ -1,0 +1,255 @@
+// The Models page: every model that can be trained here, what fits on this machine, and the hub's search.
+// A download is a queued job, confirmed with all of its facts before. The address holds the search.
+
+import { actOn, ago, api, badge, button, bytes, changed, compact, count, dots, h, keyed, matcher, pairs, query, quiet,
+  remember, send, sureButton, text, toast } from '../core/dom.js';
+import { askAction, dialog, labelled, select } from '../core/form.js';
+import { isLive, poke, share, subscribe } from '../core/live.js';
+
+const WAYS = { full: 'Full', lora: 'LoRA', qlora: 'QLoRA' };
+const WORDS = { fits: 'fits', tight: 'is tight', no: 'does not fit', short: 'is beyond the model’s context' };
+const ORIGINS = { starter: 'embedded', made: 'in this home', folder: 'folder', hub: 'downloaded', curated: 'on the hub' };
+const SORTS = [['downloads', 'Most downloaded'], ['likes', 'Most liked'], ['trending_score', 'Trending'],
+  ['last_modified', 'Newest']];
+
+const length = (tokens) => (tokens < 1024 ? String(tokens) : `${tokens / 1024}k`);
+
+export class Models extends HTMLElement {
+  connectedCallback() {
+    if (this.built) return;
+    this.built = true;
+    Object.assign(this, { models: [], found: null, ended: new Set() });
+    this.build();
+    this.refresh().then(() => query().get('hub') && this.searchHub());
+    subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
+  }
+
+  build() {
+    this.search = h('input', { type: 'search', placeholder: 'Search models, or paste an id or the address of a page',
+      'aria-label': 'Search models', value: query().get('q') ?? '',
+      oninput: () => { remember({ q: this.search.value || null, hub: null }); this.found = null; this.list(); },
+      onkeydown: (event) => { if (event.key === 'Enter') this.searchHub(); } });
+    this.sort = select(SORTS, 'downloads', () => this.found && this.searchHub(), { 'aria-label': 'Order of the hub' });
+    this.device = h('select', { 'aria-label': 'Device', hidden: true, onchange: () => this.refresh() });
+    this.notice = h('p', { class: 's-notice', role: 'status', hidden: true });
+    this.jobs = h('ol', { class: 's-activity', 'aria-label': 'Downloads', 'data-testid': 'downloads' });
+    this.body = h('div', { class: 's-model-groups', 'data-testid': 'models' });
+    this.legend = h('p', { class: 's-quiet s-model-legend' });
+    this.append(h('div', { class: 's-library' },
+      h('div', { class: 's-library-bar' }, this.search, this.sort,
+        button('Search the hub', () => this.searchHub()), this.device,
+        h('span', { class: 's-actions' }, button('Folders …', () => this.askFolders()),
+          button('Token …', () => this.askToken()))),
+      this.notice, this.jobs, this.body, this.legend));
+  }
+
+  async refresh() {
+    const found = await send('/api/do/models', { fits: true, device: this.device.value || '' });
+    if (!found) return;
+    Object.assign(this, found, { device: this.device, machine: found.device });
+    this.device.hidden = found.devices.length < 2;
+    if (!this.device.length) this.device.append(...found.devices.map((name) => h('option', { value: name }, name)));
+    this.notice.hidden = !found.offline;
+    this.notice.replaceChildren('This studio is offline: the hub is not asked for anything. ',
+      button('Go online', () => this.goOnline()));
+    this.list();
+  }
+
+  async goOnline() {
+    if (await send('/api/do/offline', { off: true })) await this.refresh();
+  }
+
+  // -- the lists -------------------------------------------------------------------------------------
+
+  list() {
+    const matches = matcher(this.search.value);
+    const rows = this.models.filter((one) => matches(one.name, one.path, one.what, one.license, one.why_not));
+    const here = rows.filter((one) => one.kind !== 'curated'), others = rows.filter((one) => one.kind === 'curated');
+    const groups = [['On this machine', here.map((one) => this.local(one))],
+      ['To begin with, from the hub', others.map((one) => this.remote({ ...one, id: one.path }))]];
+    if (this.found) groups.unshift(['Found on the hub', this.found.map((one) => this.remote(one))]);
+    const gone = this.folders?.filter((one) => one.trouble).map((one) => h('p', { class: 's-error' }, one.trouble));
+    this.body.replaceChildren(...(gone ?? []), ...groups.filter(([, inside]) => inside.length).map(([title, inside]) =>
+      h('section', { class: 's-panel-card s-model-group' }, h('header', {}, h('h2', {}, title),
+        ...Object.values(WAYS).map((way) => h('span', { class: 's-model-head' }, way))),
+      h('ol', {}, inside))));
+    if (!rows.length && !this.found) {
+      this.body.append(h('div', { class: 's-welcome' }, h('p', {}, 'No model here has this name.'),
+        button('Search the hub', () => this.searchHub(), 's-primary')));
+    }
+    if (this.found && !this.found.length) {
+      this.body.prepend(quiet('No model of the hub with these words can be trained here.'));
+    }
+    text(this.legend, this.machine ? `Rows of ${[512, 2048, 8192].map(length).join(', ')} tokens on ${
+      this.machine.name} (${bytes(this.machine.bytes)}). Solid fits, outlined is tight or needs gradient checkpointing; `
+      + '≈ is guessed from the number of parameters.' : '');
+  }
+
+  row(one, title, meta, actions) {
+    return h('li', { class: 's-model', 'data-testid': `model-${one.path ?? one.id}` },
+      h('div', { class: 's-model-name' }, h('b', { title: one.folder || one.id }, title),
+        h('span', { class: 's-quiet' }, meta), one.what && h('span', { class: 's-quiet' }, one.what)),
+      one.why_not ? h('p', { class: 's-quiet s-model-why' }, one.why_not)
+        : Object.keys(WAYS).map((way) => this.fit(one, way)),
+      h('div', { class: 's-actions' }, actions));
+  }
+
+  /** Three lengths as tinted marks, or the memory that the shortest needs. */
+  fit(one, way) {
+    const fits = one.fits?.ways[way];
+    if (!fits) return h('span', { class: 's-fit s-quiet', 'data-way': WAYS[way] }, '–');
+    const about = one.fits.exact ? '' : '≈\u202f';
+    if (fits.every(({ state }) => state === 'no' || state === 'short')) {
+      return h('span', { class: 's-fit s-quiet', 'data-way': WAYS[way] }, `needs ${about}${bytes(fits[0].bytes)}`);
+    }
+    return h('span', { class: 's-fit', 'data-way': WAYS[way] }, fits.map((each) => h('i', { 'data-state': each.state,
+      title: `${WAYS[way]} on rows of ${count(each.tokens)} tokens ${WORDS[each.state]}${each.bytes
+        ? `: ${about}${bytes(each.bytes)} of ${bytes(this.machine.bytes)}` : ''}` }, length(each.tokens))));
+  }
+
+  local(one) {
+    const meta = dots(ORIGINS[one.kind], one.parameters && `${compact(one.parameters)} parameters`, bytes(one.bytes),
+      one.context && `context ${count(one.context)}`, one.license, one.last_used && `used ${ago(one.last_used)}`,
+      one.adapters.length && `${one.adapters.length} adapter${one.adapters.length > 1 ? 's' : ''}`);
+    return this.row(one, one.name, meta, [
+      !one.why_not && h('a', { class: 's-button', href: `/?set=model.path=${encodeURIComponent(one.path)}` }, 'Train'),
+      one.kind === 'hub' && button('Delete …', () => this.askDelete(one))]);
+  }
+
+  remote(one) {
+    const meta = dots(one.parameters && `${compact(one.parameters)} parameters`,
+      one.active && `${compact(one.active)} active`, one.bytes && bytes(one.bytes),
+      one.context && `context ${count(one.context)}`, one.license, one.gated && 'gated',
+      one.downloads && `${compact(one.downloads)} downloads`);
+    return this.row(one, one.id, meta, [one.here ? badge('succeeded', 'downloaded')
+      : !one.why_not && button('Download …', () => this.askDownload(one.id))]);
+  }
+
+  // -- the hub ---------------------------------------------------------------------------------------
+
+  async searchHub() {
+    const words = this.search.value.trim();
+    remember({ q: words || null, hub: '1' });
+    if (words.includes('://')) return this.askDownload(words);
+    const found = await send('/api/do/models.search', { words, sort: this.sort.value });
+    if (!found) return null;
+    this.found = found;
+    return this.list();
+  }
+
+  async askDownload(id) {
+    let one;
+    try { one = await api('/api/do/models.show', { model: id }); } catch (error) {
+      toast(error.message, 'error');
+      return;
+    }
+    const left = one.bytes - one.arrived_bytes;
+    const steps = one.gated && h('ol', { class: 's-steps' }, h('li', {}, 'Accept its licence on ',
+      h('a', { href: one.page, target: '_blank', rel: 'noreferrer' }, 'its page'), '.'),
+    h('li', {}, 'Enter a token with read access: “Token …” on this page.'));
+    const body = [one.asked !== one.id && quiet(`${one.asked} was renamed to ${one.id}.`),
+      one.why_not && h('p', { class: 's-error' }, one.why_not),
+      steps && h('div', {}, h('h3', {}, 'Gated: its owner asks for two steps first'), steps),
+      pairs([['To download', `${bytes(left)} in ${one.files.length} files`],
+        one.arrived_bytes && ['Here already', bytes(one.arrived_bytes)],
+        ['Free on this disk', bytes(one.free_bytes)], ['Licence', one.license || 'not stated'],
+        one.parameters && ['Parameters', compact(one.parameters)], one.context && ['Context', `${count(one.context)} tokens`],
+        ['Commit', h('code', {}, one.revision.slice(0, 12))], ['Goes to', h('span', { class: 's-path' }, one.folder)]]),
+      one.fits && h('div', { class: 's-model-fits' }, Object.keys(WAYS).map((way) =>
+        h('div', {}, h('span', { class: 's-quiet' }, WAYS[way]), this.fit(one, way)))),
+      h('details', { class: 's-spec' }, h('summary', {}, 'Files'), pairs(one.files.map((file) =>
+        [file.name, bytes(file.bytes)]))),
+      quiet('Only configuration, tokenizer and safetensors weights are fetched, into the hub’s own cache. It can be '
+        + 'paused, and goes on where it was.')];
+    dialog(one.id, h('div', { class: 's-dialog-parts' }, body.filter(Boolean)), 'Download', one.why_not ? null
+      : async () => { await api('/api/do/models.get', { repo: one.id, commit: one.revision }); });
+  }
+
+  async askDelete(one) {
+    const what = await send('/api/do/models.remove', { model: one.path });
+    if (!what) return;
+    dialog(`Delete ${one.name}`, [h('p', {}, `This frees ${bytes(what.bytes)}. It can be downloaded again.`),
+      what.adapters.length > 0 && h('p', { class: 's-error' }, `${what.adapters.join(', ')}: without their base, these `
+        + 'adapters cannot be used until it is downloaded again.')].filter(Boolean), 'Delete', async () => {
+      await api('/api/do/models.remove', { model: one.path, yes: true });
+      toast(`${one.name} is deleted.`);
+      await this.refresh();
+    });
+  }
+
+  async askToken() {
+    const known = await send('/api/do/models.token', {});
+    if (!known) return;
+    const input = h('input', { type: 'password', autocomplete: 'off', placeholder: 'hf_…' });
+    const node = dialog('Token of the hub', [quiet(known.account ? `The stored token is of ${known.account}.`
+      : 'No token is stored. Gated and private models need one with read access.'),
+    h('a', { href: known.page, target: '_blank', rel: 'noreferrer' }, 'Make one on the hub'),
+    labelled('Token', input, 'Kept where the hub’s own library keeps it; never shown again.'),
+    known.account && button('Forget it', async () => {
+      await api('/api/do/models.token', { off: true });
+      toast('The token is forgotten.');
+      node.close();
+    })].filter(Boolean), 'Store', async () => {
+      const kept = await api('/api/do/models.token', { token: input.value });
+      toast(`Stored: the token of ${kept.account}.`);
+    });
+  }
+
+  askFolders() {
+    const list = this.folders.map((one) => h('div', { class: 's-folder' }, h('span', { class: 's-path' }, one.path),
+      sureButton('Leave out', 'Sure?', async () => {
+        await api('/api/do/models.folders', { forget: one.path });
+        document.querySelector('.s-dialog')?.close();
+        this.refresh();
+      }, 's-tool')));
+    const path = h('input', { placeholder: '/path/to/models', spellcheck: 'false' });
+    dialog('Folders with models', [...list, labelled('Add a folder', path,
+      'Searched three levels deep each time; nothing in it is changed.')], 'Add', async () => {
+      await api('/api/do/models.folders', { add: path.value });
+      await this.refresh();
+    });
+  }
+
+  // -- downloads -------------------------------------------------------------------------------------
+
+  take(jobs) {
+    const ours = jobs.filter((job) => job.kind === 'download');
+    const ended = ours.filter((job) => !isLive(job)).map((job) => `${job.id} ${job.state}`);
+    if (this.known && ended.some((key) => !this.ended.has(key))) this.refresh();
+    this.ended = new Set(ended);
+    this.known = true;
+    const recent = ours.filter((job) => isLive(job) || job.state === 'paused'
+      || (job.state === 'failed' && Date.now() / 1000 - (job.finished ?? 0) < 3600));
+    keyed(this.jobs, recent.slice(0, 8), (job) => job.id, (job) => h('li', { 'data-testid': `job-${job.id}` }),
+      (node, job) => this.job(node, job));
+  }
+
+  job(node, job) {
+    if (!changed(node, `${job.state} ${job.phase} ${job.error?.text}`)) return;
+    const track = h('span', { class: 's-bar-track s-wide', role: 'progressbar', 'aria-label': job.name,
+      'aria-valuemin': 0, 'aria-valuemax': 100, 'aria-valuenow': Math.round(100 * share(job)) }, h('span', {
+      style: `width:${100 * share(job)}%` }));
+    const acts = { pause: 'Pause', resume: 'Resume', hold: 'Hold' };
+    node.replaceChildren(badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)),
+      h('span', { class: 's-quiet' }, job.state === 'queued' ? 'waits for the download before it' : job.phase),
+      h('span', { class: 's-actions' }, job.actions.filter((name) => acts[name]).map((name) =>
+        button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
+      isLive(job) || job.state === 'paused' ? sureButton('Cancel', 'Really cancel?',
+        () => actOn(job.id, 'cancel').then(poke), 's-tool') : ''),
+      h('div', {}, job.error?.text ? h('p', { class: 's-error' }, job.error.text) : track));
+  }
+}
+
+/** The hub's card of the System page: the offline switch. */
+export function hubCard(card) {
+  const body = h('div', { class: 's-stack' });
+  const show = (found) => body.replaceChildren(pairs([['Address', found.endpoint], ['Cache', h('span', { class: 's-path' },
+    found.cache)], ['State', found.offline ? 'offline: nothing is asked' : 'used when something is asked of it']]),
+  h('div', { class: 's-actions' }, button(found.offline ? 'Go online' : 'Go offline', async () => {
+    show(await api('/api/do/offline', found.offline ? { off: true } : { on: true }));
+  })));
+  send('/api/do/offline', {}).then((found) => found && show(found));
+  return card('Model hub', body);
+}
+
+if (!customElements.get('studio-models')) customElements.define('studio-models', Models);
