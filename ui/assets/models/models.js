@@ -252,4 +252,4 @@ export function hubCard(card) {
   return card('Model hub', body);
 }
 
-if (!customElements.get('studio-models')) customElements.define('studio-models', Models);
+customElements.define('studio-models', Models);
