@@ -91,6 +91,7 @@ def _backend(folder: Path, entry: Entry) -> Backend:
         backend_tokenizer=Tokenizer.from_str(entry["core"]),
         special_tokens_map=entry["special"],
         chat_template=entry["chat_template"],
+        name_or_path=str(folder),
     )
     return backend_of(like_transformers)
 

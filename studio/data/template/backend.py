@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ class Backend:
     chat_template: str | None
     prefix: tuple[int, ...]
     tool_template: str | None = None  # for rows with tools, where it is another one
+    name: str = ""  # the model's, for messages
 
     @property
     def eos(self) -> str:
@@ -79,7 +80,8 @@ def backend_of(tokenizer: Any) -> Backend:
         for name, value in tokenizer.special_tokens_map.items()
         if isinstance(value, str) or hasattr(value, "content")
     }
-    return backend_from_core(core, special, tokenizer.chat_template)
+    name = model_name(getattr(tokenizer, "name_or_path", ""))
+    return replace(backend_from_core(core, special, tokenizer.chat_template), name=name)
 
 
 def backend_from_folder(folder: Path) -> Backend:
@@ -103,7 +105,14 @@ def backend_from_folder(folder: Path) -> Backend:
         for name in _SPECIAL_NAMES
         if (value := config.get(name))
     }
-    return backend_from_core(core, special, _templates(folder, config.get("chat_template")))
+    made = backend_from_core(core, special, _templates(folder, config.get("chat_template")))
+    return replace(made, name=model_name(str(folder)))
+
+
+def model_name(path: str) -> str:
+    """Return a model's name from its folder, also in the hub library's cache."""
+    cached = re.search(r"models--([^/]+)", path)
+    return cached[1].replace("--", "/") if cached else Path(path).name
 
 
 def _templates(folder: Path, configured: Any) -> dict[str, str]:

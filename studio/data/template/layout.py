@@ -19,7 +19,13 @@ from typing import Any, Literal, NamedTuple
 from studio.data.records import Message
 from studio.data.template.adapt import WAYS, Change, Way, adapted, changes
 from studio.data.template.frames import Frame, Frames
-from studio.data.template.learn import learn_ends, learn_facts, learn_header, learn_opening
+from studio.data.template.learn import (
+    ANSWER,
+    learn_ends,
+    learn_facts,
+    learn_header,
+    learn_opening,
+)
 from studio.data.template.lost_parts import Lost, find_call, lost_parts
 from studio.data.template.sandbox import (
     DATA_END,
@@ -79,6 +85,11 @@ class Layout:
         self._template = compiled(source)
         self._frames = Frames(source)
         self._marks_answers = bool(_GENERATION.search(source))
+        # Templates of models that take images read a content as a list of parts only.
+        self._as_parts = False
+        if not self._reads_answers():
+            self._as_parts = True
+            self._as_parts = self._reads_answers()
         # A template that is broken for every conversation is refused here, with its own words.
         self._render([_QUESTION, {"role": "assistant", "content": "a"}], None)
         self.facts = learn_facts(self._written, source)
@@ -184,8 +195,18 @@ class Layout:
     def _render(
         self, messages: list[Message], tools: list[Any] | None, *, cue: bool = False
     ) -> str:
+        if self._as_parts:
+            messages = [as_parts(message) for message in messages]
         values = {"messages": messages, "tools": tools, "documents": None}
         return render(self._template, {**values, "add_generation_prompt": cue, **self._special})
+
+    def _reads_answers(self) -> bool:
+        try:
+            return ANSWER in self._render(
+                [_QUESTION, {"role": "assistant", "content": ANSWER}], None
+            )
+        except TemplateRefused:
+            return False
 
     def _learn_cue(self) -> str:
         try:
@@ -346,6 +367,14 @@ class Layout:
                 ]
                 spans[-1] = (len(before), max(stops, default=len(through)))
         return spans
+
+
+def as_parts(message: Message) -> Message:
+    """Return a message whose content is a list of parts."""
+    content = message["content"]
+    if not isinstance(content, str):
+        return message
+    return message | {"content": [{"type": "text", "text": content}]}
 
 
 def _has_calls(messages: list[Message]) -> bool:

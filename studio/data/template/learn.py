@@ -104,19 +104,21 @@ def learn_ends(render: Renders, facts: Facts, controls: Sequence[str], eos: str)
     """Return what ends a turn, from answers and calls at the end and in the middle."""
     if not controls:
         return Ends(after_answer=eos, after_call=eos)
-    pattern = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))))
+    one = "|".join(map(re.escape, sorted(controls, key=len, reverse=True)))
+    # A marker right before the end of the sequence ends the turn together with it.
+    end = re.compile(f"(?:{one})*?{re.escape(eos)}|{one}" if eos else one)
     answer = {"role": "assistant", "content": f"{DATA_START}a{DATA_END}"}
     question = {"role": "user", "content": f"{DATA_START}u{DATA_END}"}
-    last = pattern.findall(_after(render, [USER, answer], DATA_END))[:1]
+    last = end.findall(_after(render, [USER, answer], DATA_END))[:1]
     nexts = (question, {"role": "assistant", "content": f"{DATA_START}a{DATA_END}"})
     between = [_after(render, [USER, answer, after], DATA_END) for after in nexts]
-    middle, other = (pattern.findall(text.partition(DATA_START)[0])[:1] for text in between)
-    call, written = _call_end(render, facts, pattern, last) if facts.calls else ("", True)
-    own = [*last, *([] if last else middle)]
+    middle, other = (end.findall(text.partition(DATA_START)[0])[:1] for text in between)
+    call, written = _call_end(render, facts, re.compile(one), last) if facts.calls else ("", True)
+    own = [*last, *(middle if not last or last[0] not in controls else [])]
     found = dict.fromkeys([*last, *middle, *([call] if call else []), *other])
     return Ends(
         texts=tuple(found),
-        stops=tuple(dict.fromkeys([*own, *([call] if call else [])])),
+        stops=tuple(dict.fromkeys(o if o in controls else eos for o in [*own, call] if o)),
         after_answer="" if last else eos or "".join(middle),
         after_call="" if written else call or eos,
     )

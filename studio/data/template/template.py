@@ -143,7 +143,7 @@ class Template:
         try:
             text = self._layout_of(tools).prompt(messages, tools)
         except TemplateRefused as refused:
-            raise DataError(f"The model's chat template refuses this: {refused}.") from None
+            raise DataError(f"{self._who()} refuses this: {refused}.") from None
         return self._prefix + self._ids(text).tolist()
 
     def encode(
@@ -208,8 +208,16 @@ class Template:
         try:
             laid = self._layout_of(row.tools).render(row.messages, row.tools)
         except TemplateRefused as refused:
-            return Problem(row.line, "template", f"The model's chat template refuses it: {refused}")
+            text = f"{self._who()} refuses it: {str(refused).rstrip('.!')}. {_ways_out(row)}."
+            return Problem(row.line, "template", text)
         return _without_muted(laid, row) if row.muted else laid
+
+    def _who(self) -> str:
+        """Return the chat template with the name of its model, to begin a sentence."""
+        if self.name != "model":
+            return f"The chat template {self.name}"
+        of = self.backend.name
+        return f"The chat template of {of}" if of else "The model's chat template"
 
     def _layout_of(self, tools: list[Any] | None) -> Layout:
         return self._tool_layout if tools else self._layout
@@ -284,8 +292,7 @@ class Template:
         if first.kind == "end":
             what = f"writes nothing that ends message {first.message + 1}"
         text = (
-            f"The model's chat template {what}. Choose another data.chat_template, change the row, "
-            "or set data.accept_lost to train what is left of it."
+            f"{self._who()} {what}. {_ways_out(row)}; data.accept_lost trains what is left of it."
         )
         return view._replace(laid=Problem(row.line, "lost", text))
 
@@ -333,6 +340,13 @@ class Template:
         if BREAK in text:
             return np.array(without_breaks(self.backend.core, text, encoding, [])[0], np.int32)
         return np.array(encoding.ids, dtype=np.int32)
+
+
+def _ways_out(row: Conversation) -> str:
+    """Return what can be done about a row that a template does not write."""
+    several = any(len(message.get("tool_calls", ())) > 1 for message in row.messages)
+    change = "give each tool call a message of its own" if several else "change the row"
+    return f"Choose another data.chat_template, or {change}"
 
 
 def _without_muted(laid: Rendered, row: Conversation) -> Rendered:

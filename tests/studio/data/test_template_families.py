@@ -108,7 +108,11 @@ def cell_of(changes):
 
 def refusal(row):
     cut = re.search(r"cuts the (\w[\w ]*) of message", row.text)
-    return f"the template cuts a {cut[1]}" if cut else row.text.partition(": ")[2].rstrip(".")
+    return (
+        f"the template cuts a {cut[1]}"
+        if cut
+        else row.text.partition(": ")[2].partition(". Choose")[0]
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -4,6 +4,7 @@ The cases are those of public reports; templates and rows are written here.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from studio.data.mapping import Mapping
 from studio.data.prepare import prepare
 from studio.data.records import Conversation, Problem, Row
 from studio.data.rows import converter
+from studio.data.template.backend import model_name
 from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.spec import DataSource
@@ -104,12 +106,57 @@ def test_a_call_is_trained_where_the_template_wants_null_content_and_arguments_a
 def test_a_call_beside_a_text_is_refused_where_the_template_writes_one_of_them(shown):
     turns = [user("Oslo?"), calls("Oslo") | {"content": "Let me look."}]
 
-    (text,) = shown("DeepSeek V3/R1", turns)
     (left,) = shown("DeepSeek V3/R1", turns, accept_lost=True)
 
-    assert text.startswith("The model's chat template cuts the tool call of message 2.")
-    assert "data.chat_template" in text and "data.accept_lost" in text
     assert left.endswith("[[Let me look.<｜end▁of▁sentence｜>]]")
+
+
+@pytest.mark.parametrize(
+    ("family", "message", "sentence"),
+    [
+        (
+            "DeepSeek V3/R1",
+            calls("Oslo") | {"content": "Let me look."},
+            "cuts the tool call of message 2. Choose another data.chat_template, or change the "
+            "row; data.accept_lost trains what is left of it.",
+        ),
+        (
+            "gpt-oss",
+            calls("Oslo", "Rome"),
+            "cuts the tool call of message 2. Choose another data.chat_template, or give each tool "
+            "call a message of its own; data.accept_lost trains what is left of it.",
+        ),
+        (
+            "Llama 3.x",
+            calls("Oslo", "Rome"),
+            "refuses it: This model only supports single tool-calls at once. Choose another "
+            "data.chat_template, or give each tool call a message of its own.",
+        ),
+    ],
+)
+def test_a_refusal_names_model_part_row_and_ways_out(family, message, sentence, byte_backend):
+    kind = FAMILIES[family]
+    backend = byte_backend([*kind.specials], kind.source, eos=kind.eos, bos=kind.bos)
+    row = Conversation([user("Oslo?"), message, result("snow"), answer("It snows.")], TOOLS, 7)
+
+    refused = choose(replace(backend, name="acme/small")).encode_batch([row]).row(0)
+
+    assert refused[::2] == (7, f"The chat template of acme/small {sentence}")
+    alone = [calls("Oslo"), result("snow"), calls("Rome"), result("sun"), answer("It snows.")]
+    batch = choose(backend).encode_batch([Conversation([user("Oslo, Rome?"), *alone], TOOLS)])
+    assert not batch.problems and not batch.views[0].lost
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/models/small", "small"),
+        ("/cache/hub/models--acme--small/snapshots/0af1/", "acme/small"),
+        ("", ""),
+    ],
+)
+def test_a_model_is_named_after_its_folder(path, name):
+    assert model_name(path) == name
 
 
 def test_calls_are_trained_with_the_role_marker_that_ends_them(shown):
