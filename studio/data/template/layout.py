@@ -95,7 +95,7 @@ class Layout:
         self.facts = learn_facts(self._written, source)
         self.ends = learn_ends(self._written, self.facts, controls, special.get("eos_token", ""))
         self.header = learn_header(self._written, self.facts)
-        self.cue = self._learn_cue()
+        self.cue, self._lead = self._learn_cue()
         self._openings = self._call_openings()
 
     @property
@@ -208,12 +208,16 @@ class Layout:
         except TemplateRefused:
             return False
 
-    def _learn_cue(self) -> str:
+    def _learn_cue(self) -> tuple[str, str]:
+        """Return the generation prompt, or without one what the model writes before an answer."""
         try:
             bare, cued = (self._written([_QUESTION], None, cue=cue) for cue in (False, True))
+            whole = self._written([_QUESTION, {"role": "assistant", "content": ANSWER}], None)
         except TemplateRefused:
-            return ""
-        return cued[len(bare) :] if cued.startswith(bare) else ""
+            return "", ""
+        cue = cued[len(bare) :] if cued.startswith(bare) else ""
+        follows = whole.startswith(cued) and not cue
+        return cue, whole[len(cued) : whole.find(ANSWER)] if follows else ""
 
     def _located(
         self,
@@ -302,8 +306,11 @@ class Layout:
             if start is None:
                 if place is None:
                     return None
-                lead = _thought_lead(message)
-                start = place[0] - len(lead) * text.endswith(lead, low, place[0])
+                start = place[0]
+                for lead in (_thought_lead(message), self._lead):
+                    start -= len(lead) * text.endswith(lead, low, start)
+                if self._lead.isspace():  # of which the content may bring more
+                    start = low + len(text[low:start].rstrip())
             after = place[1] if place else start
             for call in message.get("tool_calls") or ():
                 found = find_call(call, text, after, high, str)

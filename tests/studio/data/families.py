@@ -65,15 +65,17 @@ QWEN3 = (
 )
 # As Qwen 3, with calls in XML, and a generation prompt that opens the thought.
 QWEN35 = (
-    QWEN3.replace(
+    QWEN3.replace("ns.last and (loop.last or thought)", "ns.last")
+    .replace(
         CALLS_JSON,
         "{% for c in m.tool_calls %}{% set f = c.function or c %}"
-        "{% if (loop.first and content) or not loop.first %}{{ '\n\n' }}{% endif %}"
+        "{% if not loop.first %}{{ '\n' }}{% elif content %}{{ '\n\n' }}{% endif %}"
         "{{ '<tool_call>\n<function=' ~ f.name ~ '>\n' }}{% for k, v in f.arguments | items %}"
         "{{ '<parameter=' ~ k ~ '>\n' }}"
         "{{ v | tojson if v is mapping or v is not string else v }}{{ '\n</parameter>\n' }}"
         "{% endfor %}{{ '</function>\n</tool_call>' }}{% endfor %}",
-    ).removesuffix("{{ '<|im_start|>assistant\n' }}{% endif %}")
+    )
+    .removesuffix("{{ '<|im_start|>assistant\n' }}{% endif %}")
     + "{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
 )
 LLAMA3 = (

@@ -1,8 +1,7 @@
 """The yardstick: each family's template with each shape of conversation.
 
-The text must be transformers' own rendering and the trained spans those of `truths.txt`, which was
-read and corrected by hand; or the cell of the table in docs/templates.md names what is different.
-Trained parts stand in double square brackets.
+The text must be transformers' own rendering, or the cell of the table in docs/templates.md names
+what is different; what is trained must be what `spoken` says, which was written by hand.
 """
 
 import re
@@ -13,10 +12,9 @@ import pytest
 
 from studio.data.records import Conversation, Problem
 from studio.data.template.template import choose
-from studio.errors import DataError
-from tests.studio.data.families import FAMILIES, PROMPTS, SHAPES
+from tests.studio.data.families import FAMILIES, PROMPTS, SHAPES, answer
+from tests.studio.data.spoken import SPOKEN
 
-TRUTHS = Path(__file__).with_name("truths.txt")
 DOCS = Path(__file__).parents[3] / "docs" / "templates.md"
 WORDS = {
     "system": "system prompt before the first question",
@@ -25,7 +23,6 @@ WORDS = {
     "results": "results as questions",
     "thoughts": "thoughts between tags",
 }
-BRACKETS = r"\[\[(.*?)\]\](?=<|\n|$|\[INST\]|\[TOOL_RESULTS\])"
 APPENDED = ("<|endoftext|>", "<|observation|>", "<｜tool▁outputs▁begin｜>")
 
 
@@ -63,76 +60,62 @@ def made(byte_backend):
     return make
 
 
-def truths():
-    """Return the expected texts by family and shape, one per view."""
-    found = {}
-    text = TRUTHS.read_text(encoding="utf-8").removesuffix("\n")
-    for block in text.split("\n=== ")[1:]:
-        title, _, body = block.partition("\n")
-        family, shape = title.split(" / ")
-        found[family, shape] = body.split("\n--- next view ---\n")
-    return found
-
-
-def views(template, shape, bracketed):
-    """Return the bracketed views of a shape, or the prompt, and the cell of the table."""
+def views(template, shape):
+    """Return the text of each view of a shape with what is trained of it, and the table's cell."""
     messages, tools = SHAPES[shape]
-    batch = template.encode_batch([Conversation(messages, tools)])
     if shape in PROMPTS:
-        try:
-            ids = template.encode_prompt(messages, tools)
-        except DataError as error:
-            return [error.text], "refused"
-        changes = template.encode_batch([Conversation(messages, tools)]).views[0].changes
-        return [bracketed(template.backend, ids, [-100] * len(ids))], cell_of(changes)
+        messages = [*messages, answer("Done.")]
+    batch = template.encode_batch([Conversation(messages, tools)])
     shown = []
     for number, view in enumerate(batch.views):
         row = batch.row(number)
         if isinstance(row, Problem):
-            return [row.text], "refused: " + refusal(row)
-        labels = np.where(row.trained, row.ids, -100).tolist()
-        shown.append(bracketed(template.backend, row.ids.tolist(), labels))
+            return [], "refused: " + refusal(row)
+        edges = np.flatnonzero(np.diff(row.trained, prepend=False, append=False)).reshape(-1, 2)
+        spoken = [decoded(template, row.ids[start:stop]) for start, stop in edges]
+        shown.append((decoded(template, row.ids), spoken))
         assert not view.lost
-    changes = [*batch.views[0].changes]
-    words = cell_of(changes)
-    if len(shown) > 1:
-        words = f"{words}, turn by turn" if words else "turn by turn"
-    if any(view.restored for view in batch.views):
-        words = f"{words}, thoughts written back"
-    return shown, words
+    words = [WORDS[change] for change in batch.views[0].changes]
+    words += ["turn by turn"] * (len(shown) > 1)
+    words += ["thoughts written back"] * any(view.restored for view in batch.views)
+    return shown, ", ".join(words)
 
 
-def cell_of(changes):
-    return ", ".join(WORDS[change] for change in changes)
+def decoded(template, ids):
+    return template.backend.core.decode(list(ids), skip_special_tokens=False)
 
 
 def refusal(row):
     cut = re.search(r"cuts the (\w[\w ]*) of message", row.text)
-    return (
-        f"the template cuts a {cut[1]}"
-        if cut
-        else row.text.partition(": ")[2].partition(". Choose")[0]
-    )
+    raised = row.text.partition(": ")[2].partition(". Choose")[0]
+    return f"the template cuts a {cut[1]}" if cut else raised
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_text_is_transformers_own_and_spans_are_the_truth_or_the_difference_is_named(
-    family, shape, made, bracketed
+def test_text_is_transformers_own_and_what_is_spoken_is_trained_or_the_difference_is_named(
+    family, shape, made
 ):
     template, peer = made(family, thoughts="turns")
 
-    shown, words = views(template, shape, bracketed)
+    shown, words = views(template, shape)
 
     assert cells()[family, shape] == (words or "exact")
     if words.startswith("refused"):
         return
-    assert shown == truths()[family, shape]
+    theirs = [""] * len(shown)
     if words in ("", "turn by turn"):
         theirs = rendered_by_transformers(peer, family, shape, num_views=len(shown))
-        for one, text in zip(shown, theirs, strict=True):
-            whole = one if shape in PROMPTS else re.sub(BRACKETS, r"\1", one, flags=re.DOTALL)
-            assert any(text + end == whole for end in ("", *APPENDED))
+    if shape in PROMPTS:
+        prompt = decoded(template, template.encode_prompt(*SHAPES[shape]))
+        # Of what the prompt ends with, the training text may lack the thought that it opens.
+        assert shown[0][0].startswith(prompt.removesuffix("<think>\n")) and prompt.endswith(
+            theirs[0]
+        )
+        return
+    assert [spoken for _, spoken in shown] == SPOKEN[family].of(shape)
+    for (text, _), wanted in zip(shown, theirs, strict=True):
+        assert not wanted or any(wanted + end == text for end in ("", *APPENDED))
 
 
 def rendered_by_transformers(peer, family, shape, *, num_views):

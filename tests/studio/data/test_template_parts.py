@@ -65,7 +65,7 @@ def test_a_system_prompt_that_waits_for_the_last_question_stands_before_the_firs
     turns = [SYSTEM, user("Map?"), answer("Chest."), user("Key?"), answer("Neck.")]
 
     assert shown("Mistral v0.2", turns) == [
-        "<s>[INST] Speak plainly.\n\nMap?[/INST] [[Chest.</s>]][INST] Key?[/INST] [[Neck.</s>]]"
+        "<s>[INST] Speak plainly.\n\nMap?[/INST][[ Chest.</s>]][INST] Key?[/INST][[ Neck.</s>]]"
     ]
 
 
@@ -222,7 +222,7 @@ def test_ids_of_calls_have_the_nine_letters_that_the_template_demands(given, sho
 
     identity = text.partition('"id": "')[2].partition('"')[0]
     assert len(identity) == 9 and identity.isalnum()
-    assert f'"call_id": "{identity}"}}[/TOOL_RESULTS] [[It snows.</s>]]' in text
+    assert f'"call_id": "{identity}"}}[/TOOL_RESULTS][[ It snows.</s>]]' in text
     assert given != "abcDEF123" or identity == given
 
 

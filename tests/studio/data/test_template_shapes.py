@@ -114,7 +114,7 @@ MULTI_TURN = {
         "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n[[Hello!<end_of_turn>]]\n"
         "<start_of_turn>user\n2+2?<end_of_turn>\n<start_of_turn>model\n[[4<end_of_turn>]]\n"
     ),
-    "mistral": "<s>[INST] Hi [/INST] [[Hello!</s>]][INST] 2+2? [/INST] [[4</s>]]",
+    "mistral": "<s>[INST] Hi [/INST][[ Hello!</s>]][INST] 2+2? [/INST][[ 4</s>]]",
     "phi": (
         "<|user|>\nHi<|end|>\n<|assistant|>\n[[Hello!<|end|>]]\n"
         "<|user|>\n2+2?<|end|>\n<|assistant|>\n[[4<|end|>]]\n<|endoftext|>"
@@ -158,7 +158,7 @@ CUT_START = {
     "[[yes<|eot_id|>]]",
     "chatml": "qqq<|im_end|>\n<|im_start|>assistant\n[[yes<|im_end|>]]",
     "gemma": "<bos>qqqqqq<end_of_turn>\n<start_of_turn>model\n[[yes<end_of_turn>]]",
-    "mistral": "<s>qqqqqq [/INST] [[yes</s>]]",
+    "mistral": "<s>qqqqqq [/INST][[ yes</s>]]",
     "phi": "qqqqqqqqqqqq<|end|>\n<|assistant|>\n[[yes<|end|>]]",
 }
 # A short question and an answer of many a, in 60 tokens: the answer loses its end.
@@ -167,7 +167,7 @@ CUT_END = {
     f"<|start_header_id|>assistant<|end_header_id|>\n\n[[{'a' * 36}]]",
     "chatml": f"<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n[[{'a' * 40}]]",
     "gemma": f"<bos><start_of_turn>user\nq<end_of_turn>\n<start_of_turn>model\n[[{'a' * 43}]]",
-    "mistral": f"<s>[INST] q [/INST] [[{'a' * 42}]]",
+    "mistral": f"<s>[INST] q [/INST][[ {'a' * 42}]]",
     "phi": f"<|user|>\nq<|end|>\n<|assistant|>\n[[{'a' * 53}]]",
 }
 for expected in (CUT_START, CUT_END):
@@ -197,7 +197,7 @@ def test_a_row_that_is_too_long_keeps_its_mask(
     assert [token.state == "trained" for token in kept] == (row.labels >= 0).tolist()
 
 
-@pytest.mark.parametrize("shape", [s for s in SHAPES if s != "mistral"])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_the_prompt_is_exactly_what_stands_before_the_answer(shape, byte_backend):
     template = choose(shaped(byte_backend, shape))
 
@@ -224,7 +224,7 @@ WITH_SYSTEM = {
         "<bos><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n"
         "<start_of_turn>model\n[[Hello!<end_of_turn>]]\n"
     ),
-    "mistral": "<s>[INST] Be brief.\n\nHi [/INST] [[Hello!</s>]]",
+    "mistral": "<s>[INST] Be brief.\n\nHi [/INST][[ Hello!</s>]]",
     "phi": (
         "<|system|>\nBe brief.<|end|>\n<|user|>\nHi<|end|>\n"
         "<|assistant|>\n[[Hello!<|end|>]]\n<|endoftext|>"
@@ -275,8 +275,8 @@ WITH_CALL = {
         "<start_of_turn>user\n4<end_of_turn>\n<start_of_turn>model\n[[It is 4.<end_of_turn>]]\n"
     ),
     "mistral": (
-        '<s>[INST] 2+2? [/INST] [[{"name": "add", "arguments": {"a": 2}}</s>]]'
-        "[INST] 4 [/INST] [[It is 4.</s>]]"
+        '<s>[INST] 2+2? [/INST][[ {"name": "add", "arguments": {"a": 2}}</s>]]'
+        "[INST] 4 [/INST][[ It is 4.</s>]]"
     ),
     "phi": (
         '<|user|>\n2+2?<|end|>\n<|assistant|>\n[[{"name": "add", "arguments": {"a": 2}}<|end|>]]\n'
@@ -310,7 +310,7 @@ def test_special_tokens_typed_inside_data_are_text(shape, byte_backend):
     text = backend.core.decode(ids, skip_special_tokens=False)
     assert text.count(typed) == 2
     answer = backend.core.decode([t for t in labels if t >= 0], skip_special_tokens=False)
-    assert answer.startswith(f"y{typed}") and "\ufdd4" not in text
+    assert answer.lstrip().startswith(f"y{typed}") and "\ufdd4" not in text
 
 
 def test_an_earlier_thought_is_cut_by_the_template_and_the_last_one_is_trained(
