@@ -84,7 +84,7 @@ def _learned(layout: _Layout) -> tuple[str, str]:
     if min(asked, answered) < 0 or len(laid.spans) != 2:
         return "", ""
     end = laid.text[answered + len(_ANSWER) : laid.spans[0][1]].strip()
-    between = laid.text[asked + len(_QUESTION) : answered]
+    between = laid.text[asked + len(_QUESTION) : laid.spans[0][0]]
     # Users' turns end as answers do in most templates; what is left opens the answer.
     opening = between.lstrip().removeprefix(end).lstrip() if end else ""
     for thought in OPEN_CLOSE:  # an empty one before the answer is the answer's
