@@ -45,5 +45,6 @@ test('only adapters of one base that can merge are merged', () => {
   const one = { mergeable: true, base: 'a', method_title: 'LoRA' };
   assert.equal(unmergeable([one, { ...one }]), '');
   assert.match(unmergeable([one, { ...one, base: 'b' }]), /different bases/);
-  assert.match(unmergeable([one, { ...one, mergeable: false, method_title: 'Prefix tuning' }]), /^Prefix tuning cannot/);
+  const prefix = { ...one, mergeable: false, method_title: 'Prefix tuning' };
+  assert.match(unmergeable([one, prefix]), /^Prefix tuning cannot/);
 });

@@ -12,7 +12,8 @@ export async function askBakeoff({ models, set = null, impossible = [] }) {
   const methods = all.filter((one) => !impossible.includes(one.name));
   const now = new Date().toISOString().slice(5, 16).replace('T', ' ').replace(':', '.');
   askAction('bakeoff', { known: { methods, models },
-    fixed: set ? { set } : {}, only: [...(set ? [] : ['model', 'data', 'set']), 'methods', 'best_rates', 'seeds', 'prompt', 'name'],
+    fixed: set ? { set } : {},
+    only: [...(set ? [] : ['model', 'data', 'set']), 'methods', 'best_rates', 'seeds', 'prompt', 'name'],
     values: { name: `bake-off ${now}`, set: ['train.max_steps=60'],
       methods: methods.filter((one) => one.capabilities.stackable).map((one) => one.name).join() },
     done: ({ name }) => go(`/adapters?bakeoff=${encodeURIComponent(name)}`) });
@@ -22,7 +23,8 @@ const times = (value) => (value == null ? '–' : `×\u202f${number(value, 3)}`)
 const figure = (title, key, show, best = 'min', hint = '') => ({ title, hint, best, value: (row) => row[key],
   show: (row) => show(row[key]) + (row[`${key}_interval`] ? ` ±\u202f${number(row[`${key}_interval`], 2)}` : '') });
 const COLUMNS = [
-  { title: 'Method', value: (row) => row.title, show: (row) => h('a', { href: `/runs?run=${row.runs.join()}` }, row.title) },
+  { title: 'Method', value: (row) => row.title,
+    show: (row) => h('a', { href: `/runs?run=${row.runs.join()}` }, row.title) },
   figure('Held-out', 'eval_loss', number, 'min', 'Loss on rows held out'),
   figure('Forgetting', 'forgetting', (value) => number(value, 3), 'min',
     'KL divergence from the base, per token of its own answers to neutral prompts'),

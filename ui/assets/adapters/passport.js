@@ -125,7 +125,8 @@ export class Passport {
 }
 
 const percent = (share) => `${Math.round(100 * share)}\u202f%`;
-const won = ({ votes, rate, low, high, lanes }) => votes && `won ${percent(rate)} (${percent(low)} to ${percent(high)}) `
+const won = ({ votes, rate, low, high, lanes }) => votes
+  && `won ${percent(rate)} (${percent(low)} to ${percent(high)}) `
   + `of ${count(votes)} blind vote${votes > 1 ? 's' : ''} against ${laneName(parseLane(lanes[0]))}`;
 
 /** How an adapter's training ended, and the job state of the same colour. */

@@ -70,7 +70,7 @@ export function number(value, digits = 4) {
 export function compact(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return '–';
   const size = Math.abs(value);
-  for (const [limit, unit] of [[1e12, 'T'], [1e9, 'G'], [1e6, 'M'], [1e3, 'k']]) {
+  for (const [limit, unit] of [[1e12, 'T'], [1e9, 'B'], [1e6, 'M'], [1e3, 'k']]) {
     if (size >= limit) return (value / limit).toPrecision(3) + THIN + unit;
   }
   return size >= 100 ? value.toFixed(0) : String(+value.toPrecision(3));

@@ -30,7 +30,8 @@ export class RankedTable {
       const value = one.value(row), text = one.show ? one.show(row) : value ?? '–';
       return h('td', {}, best.get(one) != null && value === best.get(one) ? h('b', { title: 'best' }, text) : text);
     };
-    this.element.replaceChildren(h('table', { class: 's-table s-numbers' }, h('thead', {}, h('tr', {}, shown.map(head))),
+    this.element.replaceChildren(h('table', { class: 's-table s-numbers' },
+      h('thead', {}, h('tr', {}, shown.map(head))),
       h('tbody', {}, sorted.map((row) => {
         const rest = this.rest(row);
         return h('tr', {}, rest ? [cell(row, shown[0]), h('td', { colspan: shown.length - 1 }, rest)]

@@ -273,7 +273,8 @@ export function rendered(row) {
     row.tools?.length ? h('p', { class: 's-quiet' }, `${row.tools.length} tools may be called`) : null);
 }
 
-const messages = (list) => h('div', { class: 's-messages' }, list.map((message) => h('div', { 'data-role': message.role },
+const messages = (list) => h('div', { class: 's-messages' }, list.map((message) => h('div',
+  { 'data-role': message.role },
   h('span', { class: 's-role' }, message.role),
   h('p', { class: 's-said' }, message.content ?? '',
     message.tool_calls ? h('code', {}, JSON.stringify(message.tool_calls)) : null))));
