@@ -29,7 +29,7 @@ from jobs.chat_events import RunningRequest
 from jobs.chat_worker import ChatWorker
 from jobs.locks import FileLock
 from jobs.processes import exit_now, me
-from studio import atomic
+from studio import atomic, offline
 from studio.chat.lanes import ChatRequest, Event, NewWeights
 from studio.errors import ChatError, StudioError
 from studio.home import Home, open_home
@@ -187,6 +187,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     home = open_home(options.home)
+    offline.apply(home)
     lock = FileLock(home.state / "chat_host.lock")
     if not lock.acquire(timeout_seconds=0.2):
         logger.info("another chat host is running")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from studio import offline
 from studio.errors import ServeError, StudioError
 from studio.home import Home
 from ui.frame import FAVICON, Frame
@@ -72,6 +73,7 @@ def build_app(
     from ui.train_page import train_routes
 
     store = JobStore(home)
+    offline.apply(home)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, title="Adapter Studio")
     app.add_exception_handler(StudioError, sentence_of)
     app.add_exception_handler(RequestValidationError, _wrong_request)

@@ -1,0 +1,85 @@
+"""The Models page in a browser: a hub model is found, confirmed, downloaded, trained, deleted."""
+
+import shutil
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from studio.starter import MODEL_DIR
+from tests import hub as hubs
+from tests.served import served
+
+NAME = "org/small-chat"
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with hubs.running() as running:
+        running.repos[NAME] = hubs.repo_of(MODEL_DIR)
+        running.repos["org/small-gated"] = hubs.repo_of(MODEL_DIR, gated="manual")
+        yield running
+
+
+@pytest.fixture(scope="module")
+def studio(chromium, tmp_path_factory, hub):
+    """A running studio that uses the test hub, with one model of its own."""
+    folder = tmp_path_factory.mktemp("models")
+    shutil.copytree(MODEL_DIR, folder / "home" / "models" / "mine")
+    with served(folder / "home", **hubs.environment(hub, folder / "cache")) as running:
+        yield running
+
+
+def row(page, name: str):
+    return page.get_by_test_id(f"model-{name}")
+
+
+def test_a_model_is_searched_confirmed_downloaded_used_and_deleted(page, studio, hub):
+    from playwright.sync_api import expect
+
+    page.goto("/models")
+    expect(row(page, "starter")).to_contain_text("2.36")
+    expect(row(page, "Qwen/Qwen3.5-0.8B")).to_contain_text("apache-2.0")
+    page.get_by_label("Search models").fill("small")
+    page.get_by_role("button", name="Search the hub").first.click()
+    row(page, NAME).get_by_role("button", name="Download …").click()
+    confirm = page.get_by_role("dialog")
+    for words in (
+        "4.69",
+        "in 6 files",
+        "apache-2.0",
+        hub.repos[NAME].sha[:12],
+        "models--org--small",
+    ):
+        expect(confirm).to_contain_text(words)
+    assert not any("/storage/" in path for _, path, _ in hub.asked)
+    confirm.get_by_role("button", name="Download").click()
+
+    here = row(page, NAME).filter(has=page.get_by_role("link", name="Train"))
+    expect(here).to_contain_text("downloaded", timeout=90_000)
+    target = here.get_by_role("link", name="Train").get_attribute("href")
+    assert parse_qs(urlsplit(target).query)["set"] == [f"model.path={NAME}"]
+
+    here.get_by_role("button", name="Delete …").click()
+    expect(page.get_by_role("dialog")).to_contain_text("This frees 4.69")
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(here).to_have_count(0)
+
+
+def test_a_gated_model_shows_its_steps_and_offline_is_said(page, studio, hub):
+    from playwright.sync_api import expect
+
+    page.goto("/models?q=org/small-gated&hub=1")
+    row(page, "org/small-gated").get_by_role("button", name="Download …").click()
+    expect(page.get_by_role("dialog").get_by_role("link", name="its page")).to_have_attribute(
+        "href", f"{hub.url}/org/small-gated"
+    )
+    page.keyboard.press("Escape")
+    page.goto("/system")
+    page.get_by_role("button", name="Go offline").click()
+    expect(page.get_by_role("button", name="Go online")).to_be_visible()
+    page.goto("/models")
+    expect(page.get_by_text("This studio is offline")).to_be_visible()
+    page.get_by_role("button", name="Go online").click()
+    expect(page.get_by_text("This studio is offline")).to_be_hidden()
+    page.set_viewport_size({"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
