@@ -3,12 +3,12 @@
 
 import { actOn, ago, api, badge, button, bytes, changed, compact, count, dots, h, keyed, matcher, pairs, query, quiet,
   remember, send, sureButton, text, toast } from '../core/dom.js';
-import { askAction, dialog, labelled, select } from '../core/form.js';
+import { dialog, labelled, select } from '../core/form.js';
 import { isLive, poke, share, subscribe } from '../core/live.js';
 
 const WAYS = { full: 'Full', lora: 'LoRA', qlora: 'QLoRA' };
 const WORDS = { fits: 'fits', tight: 'is tight', no: 'does not fit', short: 'is beyond the model’s context' };
-const ORIGINS = { starter: 'embedded', made: 'in this home', folder: 'folder', hub: 'downloaded', curated: 'on the hub' };
+const ORIGINS = { starter: 'embedded', made: 'in this home', folder: 'folder', hub: 'downloaded' };
 const SORTS = [['downloads', 'Most downloaded'], ['likes', 'Most liked'], ['trending_score', 'Trending'],
   ['last_modified', 'Newest']];
 
@@ -81,8 +81,8 @@ export class Models extends HTMLElement {
       this.body.prepend(quiet('No model of the hub with these words can be trained here.'));
     }
     text(this.legend, this.machine ? `Rows of ${[512, 2048, 8192].map(length).join(', ')} tokens on ${
-      this.machine.name} (${bytes(this.machine.bytes)}). Solid fits, outlined is tight or needs gradient checkpointing; `
-      + '≈ is guessed from the number of parameters.' : '');
+      this.machine.name} (${bytes(this.machine.bytes)}). Solid fits, outlined is tight or needs gradient `
+      + 'checkpointing; ≈ is guessed from the number of parameters.' : '');
   }
 
   row(one, title, meta, actions) {
@@ -153,7 +153,8 @@ export class Models extends HTMLElement {
       pairs([['To download', `${bytes(left)} in ${one.files.length} files`],
         one.arrived_bytes && ['Here already', bytes(one.arrived_bytes)],
         ['Free on this disk', bytes(one.free_bytes)], ['Licence', one.license || 'not stated'],
-        one.parameters && ['Parameters', compact(one.parameters)], one.context && ['Context', `${count(one.context)} tokens`],
+        one.parameters && ['Parameters', compact(one.parameters)],
+        one.context && ['Context', `${count(one.context)} tokens`],
         ['Commit', h('code', {}, one.revision.slice(0, 12))], ['Goes to', h('span', { class: 's-path' }, one.folder)]]),
       one.fits && h('div', { class: 's-model-fits' }, Object.keys(WAYS).map((way) =>
         h('div', {}, h('span', { class: 's-quiet' }, WAYS[way]), this.fit(one, way)))),
@@ -243,8 +244,8 @@ export class Models extends HTMLElement {
 /** The hub's card of the System page: the offline switch. */
 export function hubCard(card) {
   const body = h('div', { class: 's-stack' });
-  const show = (found) => body.replaceChildren(pairs([['Address', found.endpoint], ['Cache', h('span', { class: 's-path' },
-    found.cache)], ['State', found.offline ? 'offline: nothing is asked' : 'used when something is asked of it']]),
+  const show = (found) => body.replaceChildren(pairs([['Address', found.endpoint],
+    ['Cache', h('span', { class: 's-path' }, found.cache)], ['State', found.offline ? 'offline: nothing is asked' : 'used when something is asked of it']]),
   h('div', { class: 's-actions' }, button(found.offline ? 'Go online' : 'Go offline', async () => {
     show(await api('/api/do/offline', found.offline ? { off: true } : { on: true }));
   })));
