@@ -291,7 +291,10 @@ def first_rays(spec: RunSpec, home: Home) -> dict[str, Any]:
         return {"unknown": why}
     seen = lens(spec.model, home)
     limit = max(1, seen.context_length - spec.method.num_tokens_before)
-    shown = xray(spec.data, seen.backend, context_length=limit, count=SHOWN_ROWS, home=home)
+    shown = xray(
+        spec.data, seen.backend, context_length=limit, count=SHOWN_ROWS, home=home,
+        plain=spec.train.rows == "answers",
+    )  # fmt: skip
     return {"rows": [_shortened(row.model_dump(mode="json")) for row in shown[:SHOWN_ROWS]]}
 
 

@@ -19,7 +19,7 @@ from studio.data.records import Conversation, Document, Judged, Pair, Problem, R
 from studio.data.report import Frozen
 from studio.data.rows import converter, record_converter
 from studio.data.template.template import Encoded, Template, View, choose_for
-from studio.data.tokens import Examples, fit
+from studio.data.tokens import Examples, fit, fit_alike
 from studio.errors import DataError
 from studio.home import Home
 from studio.spec import DataSource
@@ -185,16 +185,30 @@ def _sides(
 ) -> Iterator[XRow]:
     """Yield the views of all that a row became, a pair's sides with the tokens that they share."""
     for record in made if isinstance(made, list) else [made]:
-        sides: list[tuple[Side, Conversation | Document | Problem]] = [("", record)]
+        if not isinstance(record, Pair | Judged):
+            yield from _encoded_rows(number, line, record, source, template, limit)
+            continue
+        names: tuple[Side, ...] = ("chosen", "rejected")
+        answers = [record[0]]
         if isinstance(record, Judged):
-            sides = [("good" if record.good else "bad", record.conversation)]
-        elif isinstance(record, Pair):
-            sides = [("chosen", record.chosen), ("rejected", record.rejected)]
-        shown = [_encoded_rows(number, line, one, source, template, limit) for _, one in sides]
-        ids = [[token.id for token in rows[0].tokens] for rows in shown]
-        shared = num_equal(*ids) if len(ids) > 1 else 0
-        for (side, _), rows in zip(sides, shown, strict=True):
-            yield from (row.model_copy(update={"side": side, "shared": shared}) for row in rows)
+            names = ("good" if record.good else "bad",)
+        else:
+            answers.append(record.rejected)
+        batch = template.encode_batch(answers, source.train_on)
+        last = {view.source: at for at, view in enumerate(batch.views)}  # with the last answer
+        whole = [batch.row(last[at]) for at in range(len(names))]
+        encoded = [one for one in whole if isinstance(one, Encoded)]
+        for problem in (one for one in whole if isinstance(one, Problem)):
+            yield XRow(row=number, line=line, problem=problem.text)
+            break
+        else:
+            lead = template.num_lead_tokens(encoded[0].ids)
+            cuts = fit_alike(encoded, limit=limit, num_lead_tokens=lead)
+            shared = num_equal(*(one.ids.tolist() for one in encoded)) if len(names) > 1 else 0
+            for at, (side, one, cut) in enumerate(zip(names, encoded, cuts, strict=True)):
+                row = _shown(number, line, one, cut.kept, template)
+                lost = _lost_of(batch.views[last[at]], one)
+                yield row.model_copy(update={"side": side, "shared": shared, "lost": lost})
 
 
 def _encoded_rows(
@@ -220,14 +234,18 @@ def _encoded_rows(
             lead = template.num_lead_tokens(encoded.ids)
             kept = fit(encoded, limit=limit, num_lead_tokens=lead).kept
         row = _shown(number, line, encoded, kept, template)
-        stops = np.flatnonzero(np.diff(encoded.trained, prepend=False).astype(int) > 0)
-        lost = tuple(_lost(view, stops.tolist(), len(encoded.ids)))
+        lost = _lost_of(view, encoded)
         shown.append(
             row.model_copy(
                 update={"lost": lost, "part": view.part + 1, "num_parts": view.num_parts}
             )
         )
     return shown
+
+
+def _lost_of(view: View, encoded: Encoded) -> tuple[LostPart, ...]:
+    stops = np.flatnonzero(np.diff(encoded.trained, prepend=False).astype(int) > 0)
+    return tuple(_lost(view, stops.tolist(), len(encoded.ids)))
 
 
 def _lost(view: View, answers: list[int], num_tokens: int) -> Iterator[LostPart]:

@@ -55,3 +55,11 @@ def test_votes_become_a_dataset_and_a_blind_test_a_win_rate(page, studio):
     # The votes are the adapter's win rate against what it was trained from: 2 wins and a tie.
     page.goto("/adapters?adapter=library-loud")
     expect(page.get_by_test_id("passport")).to_contain_text("won 83", timeout=SLOW)
+
+    # Trained on them, the run is one click away from a blind test against the base.
+    asked = {"data": "liked", "name": "polite", "set": ["train.loss=dpo", "train.max_steps=2"]}
+    number = studio.json("/api/do/train", asked)["id"]
+    page.goto(f"/runs?run={number}")
+    page.get_by_role("button", name="Blind test").click(timeout=SLOW)
+    expect(page).to_have_url(re.compile(r"lane=starter&lane=starter~polite:1"))
+    expect(page.get_by_text("Blind: 2 lanes answer in random order")).to_be_visible()

@@ -6,6 +6,7 @@ import pytest
 
 from studio.data.datasets import check_file, find
 from studio.data.preferences import preferences
+from studio.data.prepare import prepare
 from studio.data.recognise import recognise
 from studio.data.records import Judged, Pair, Problem, Row, content_hash, num_shared, prompt_hash
 from studio.data.report import RowCounter
@@ -240,6 +241,21 @@ def test_the_xray_shows_both_sides_with_their_masks_and_the_tokens_that_they_sha
     assert "b" in trained(plain) and plain.tokens[0] == chosen.tokens[0]
     assert chosen.shared == rejected.shared
     assert "".join(t.text for t in chosen.tokens[: chosen.shared]).endswith("go")
+
+
+def test_the_xray_of_pairs_has_the_tokens_and_labels_that_are_trained(tmp_path, byte_backend):
+    rows = [{"prompt": "q" * n, "chosen": "good", "rejected": "b" * n} for n in (3, 30, 60)]
+    source = DataSource(path=str(written(tmp_path, rows)), max_length=48, validation_fraction=0)
+    backend = byte_backend(["</s>"], eos="</s>")
+
+    trained = prepare(source, backend, context_length=99, seed=0, rows="pairs").train
+    shown = xray(source, backend, context_length=99, rows=[1, 2, 3])
+
+    assert len(trained) == len(shown) == 6
+    for example, row in zip(trained, shown, strict=True):
+        kept = [token for token in row.tokens if token.state != "truncated"]
+        assert [token.id for token in kept] == example.input_ids.tolist()
+        assert [token.state == "trained" for token in kept] == (example.labels >= 0).tolist()
 
 
 def test_the_real_preference_files_are_read_whole(real):
