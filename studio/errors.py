@@ -18,6 +18,7 @@ StudioError                what failed, the value, what to do next
     ├── DeviceLost         a GPU failed or disappeared during the run
     ├── ProcessLost        a process of a distributed run was killed
     ├── ClusterError       the Ray cluster, its machines or its storage
+    ├── GateFailed         a figure missed the bound that was set for it
     └── Diverged           NaN or infinite loss
 """
 
@@ -153,6 +154,12 @@ class ClusterError(RunError):
     """The Ray cluster cannot run the job: its packages, version, devices or storage."""
 
     kind = "cluster"
+
+
+class GateFailed(RunError):
+    """A measured figure missed the bound that was set for it."""
+
+    kind = "gate"
 
 
 class Diverged(RunError):

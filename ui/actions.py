@@ -37,7 +37,7 @@ def action_routes(home: Home, store: JobStore) -> APIRouter:
     @router.get("/outcome/{job_id}")
     def made(job_id: int) -> dict[str, Any]:
         job = store.get(job_id)
-        found = outcome(store, job) if job.state == "succeeded" else {}
+        found = outcome(store, job) if job.state == "succeeded" or job.error_kind == "gate" else {}
         return {**job_row(job), "outcome": found}
 
     @router.get("/adapters")

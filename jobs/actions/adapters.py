@@ -4,6 +4,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from jobs import results as results_table
 from jobs.actions.registry import action, field, request_action
 from jobs.job import OPEN
 from jobs.store import JobStore
@@ -163,11 +164,38 @@ def evaluate(
         tuple[str, ...], field("Score of answers: exact_match, rouge_l, regex, json.")
     ] = NONE,
     pattern: Annotated[str, field("Regular expression of the score regex.", max_length=2000)] = "",
+    classify: Annotated[
+        bool,
+        field(
+            "Score the data's labels by likelihood: accuracy, macro F1, calibration.",
+            title="Classify",
+        ),
+    ] = False,
+    forgetting: Annotated[
+        bool, field("Compare with the base on general texts.", title="Forgetting")
+    ] = False,
+    min: Annotated[
+        tuple[str, ...],
+        field(
+            "Fail if a figure is below this, as in accuracy=0.8.",
+            metavar="FIGURE=NUMBER",
+            advanced=True,
+        ),
+    ] = NONE,
+    max: Annotated[
+        tuple[str, ...],
+        field(
+            "Fail if a figure is above this, as in forgetting=0.05.",
+            metavar="FIGURE=NUMBER",
+            advanced=True,
+        ),
+    ] = NONE,
     name: Annotated[str, field("Name of the evaluation.", max_length=120)] = "",
 ) -> Request:
-    """Measure a stack on a dataset: loss, perplexity, token accuracy, scores of its answers."""
+    """Measure a stack on a dataset: loss, token accuracy, scores, labels, forgetting."""
     values: dict[str, Any] = {
-        "name": name, "stack": stack, "scores": score, "pattern": pattern,
+        "name": name, "stack": stack, "scores": score, "pattern": pattern, "classify": classify,
+        "forgetting": forgetting, "min": min, "max": max,
         "model": model.model_dump(), "data": data.model_dump(),
     }  # fmt: skip
     values = merge_values(values, dict(map(parse_assignment, set)))
@@ -261,6 +289,18 @@ def listed(home: Home) -> list[dict[str, Any]]:
         }
         for one in library.adapters(home)
     ]  # fmt: skip
+
+
+@action("results")
+def results(
+    store: JobStore,
+    form: Annotated[
+        Literal["json", "csv", "markdown"], field("Write the table as text.", flag="--format")
+    ] = "json",
+) -> dict[str, Any]:
+    """List adapters and bases with every figure measured: losses, forgetting, scores, votes."""
+    found = results_table.table(store)
+    return found if form == "json" else {"text": results_table.written(found, form)}
 
 
 @action("modules")

@@ -231,10 +231,21 @@ class RowGroup:
         self._width += 1
         return self._forward(torch.tensor(tokens, device=self._device)[:, None], 1)[:, -1]
 
+    def extend(self, tails: Sequence[Sequence[int]]) -> Tensor:
+        """Append several tokens to every row and return the logits after each `(B, T, V)`.
+
+        Shorter ones are padded on the right, so that the group cannot go on afterwards.
+        """
+        longest = max(map(len, tails))
+        padded = [[*tail, *[0] * (longest - len(tail))] for tail in tails]
+        self._lengths_B = self._lengths_B + longest
+        self._width += longest
+        return self._forward(torch.tensor(padded, device=self._device), 0)
+
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only."""
+        """Go on with these rows only; a row may be named several times."""
         index = torch.tensor(list(rows), device=self._device)
-        if len(rows) < len(self._rows):
+        if list(rows) != list(range(len(self._rows))):
             self._cache.batch_select_indices(index)
         self._rows = [self._rows[row] for row in rows]
         self._pads = [self._pads[row] for row in rows]

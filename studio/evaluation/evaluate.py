@@ -1,4 +1,4 @@
-"""Evaluate a stack on a dataset: loss, perplexity, token accuracy, and scores of its answers.
+"""Evaluate a stack on a dataset: loss, perplexity, token accuracy, scores, labels, forgetting.
 
 Rows are prepared and measured by training's own functions, so the loss is comparable with a run's.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from studio.adapter_stack import Stack
-from studio.evaluation.metrics import scorers
+from studio.evaluation.gate import CLASSIFIED, FORGOTTEN, bounds, check
+from studio.evaluation.metrics import SCORES, scorers
 from studio.fields import knob
 from studio.home import Home
 from studio.request import Request
@@ -46,6 +47,13 @@ class EvaluateRequest(Request):
     )
     pattern: str = knob("", "Regular expression of the score regex.", max_length=2000)
     max_new_tokens: int = knob(128, "Maximum length of a scored answer.", ge=1, le=4096)
+    classify: bool = knob(
+        False, "Score the data's labels by likelihood: accuracy, macro F1, calibration."
+    )
+    forgetting: bool = knob(False, "Compare with the base on general texts.")
+    general_data: str = knob("", "Dataset of general texts; empty uses the embedded set.")
+    min: tuple[str, ...] = knob((), "Fail below this, as in accuracy=0.8.")
+    max: tuple[str, ...] = knob((), "Fail above this, as in forgetting=0.05.")
     seed: int = knob(0, "Seed of the run whose held-out rows are used.", ge=0, le=2**31 - 1)
     device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
 
@@ -60,12 +68,19 @@ class EvaluateRequest(Request):
 
         facts(self.model)
         scorers(self.scores, self.pattern)
-        return self.model_copy(update={"stack": resolve_stack(home, self.stack)})
+        gated = {*bounds(self.min), *bounds(self.max)}
+        return self.model_copy(
+            update={
+                "stack": resolve_stack(home, self.stack),
+                "classify": self.classify or bool(gated & {*CLASSIFIED}),
+                "forgetting": self.forgetting or bool(gated & {*FORGOTTEN}),
+                "scores": (*self.scores, *sorted(gated & {*SCORES} - {*self.scores})),
+            }
+        )
 
     def perform(self, home: Home, run_dir: Path, *_: Any) -> Iterator[Event]:
         """Measure, and write `evaluation.json` into the run's folder."""
         from studio.backbone import Backbone
-        from studio.data.prepare import prepare
         from studio.models.loading import load
 
         yield Loading(text="Loading the base")
@@ -75,6 +90,18 @@ class EvaluateRequest(Request):
         for place, item in enumerate(() if self._is_model() else self.stack):
             backbone.load(f"adapter-{place}", Path(item.name))
             stack.append((f"adapter-{place}", item.weight))
+        report = yield from self.measured(home, loaded, backbone, tuple(stack))
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1))
+        check(report, self.min, self.max, "The evaluation")
+        yield Finished(eval_loss=report["eval_loss"])
+
+    def measured(
+        self, home: Home, loaded: Loaded, backbone: Backbone, stack: tuple[tuple[str, float], ...]
+    ) -> Generator[Event, None, dict[str, Any]]:
+        """Measure a stack that is loaded, and return the report."""
+        from studio.data.prepare import prepare
+
         backbone.use(stack)
         before = sum(a.method.num_tokens_before for a in backbone.adapters.values())
         yield Loading(text="Reading the data")
@@ -89,15 +116,38 @@ class EvaluateRequest(Request):
         yield Loading(text=f"Measuring {len(chosen)} rows")
         report = {"rows": len(chosen), **losses(loaded, backbone, chosen)}
         yield Evaluated(eval_loss=report["eval_loss"], token_accuracy=report["token_accuracy"])
+        if self.classify:
+            from studio.evaluation.labels import classification, score, task_of
+
+            every = [*prepared.train, *(prepared.validation if held else ())]
+            task = task_of(chosen, every, loaded.tokenizer)
+            yield Loading(text=f"Scoring {len(task.labels)} labels of {len(task.prompts)} rows")
+            report |= classification(task, score(loaded, backbone, task))
+        if self.forgetting:
+            yield Loading(text="Measuring forgetting")
+            general = self._forgetting(home, loaded, backbone, stack, before)
+            report |= {key: general.get(key) for key in FORGOTTEN} | {"general": general}
+            backbone.use(stack)
         if self.scores:
             yield Loading(text=f"Answering {len(chosen)} prompts")
             answers = list(self._answers(loaded, backbone, chosen))
             report |= self._scored(answers)
             for answer in answers[:MAX_SAMPLES]:
                 yield Sampled(prompt=answer["prompt"], text=answer["answer"])
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1))
-        yield Finished(eval_loss=report["eval_loss"])
+        return report
+
+    def _forgetting(
+        self, home: Home, loaded: Loaded, backbone: Backbone, stack: tuple[tuple[str, float], ...],
+        before: int,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Return the forgetting of the stack, or what the run of a whole model stored."""
+        from studio.adapters.library import describe
+        from studio.evaluation.forgetting import general_set, measure
+
+        if self._is_model():
+            return describe(Path(self.stack[0].name)).section("forgetting")
+        general = general_set(loaded, home, self.general_data, tokens_before=before)
+        return measure(loaded, backbone, general, stack)
 
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the report."""

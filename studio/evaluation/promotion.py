@@ -15,9 +15,12 @@ from typing import Any, ClassVar, Self
 from studio import atomic
 from studio.chat import run_checkpoints
 from studio.errors import AdapterError
+from studio.evaluation.evaluate import EvaluateRequest
+from studio.evaluation.gate import check
 from studio.fields import knob
 from studio.home import Home, publishing
 from studio.request import Request
+from studio.spec import RunSpec
 from studio.training.events import Event, Finished, Loading
 
 BEFORE = "adapter-before"
@@ -30,6 +33,14 @@ class PromoteRequest(Request):
     checkpoint: str = knob(
         "", "Such as 7@100.", max_length=40, positional=True, metavar="RUN@STEP", of="checkpoint"
     )
+    min: tuple[str, ...] = knob(
+        (), "Promote only if a figure of the run's held-out rows is at least this, as in "
+        "token_accuracy=0.8.", title="Promote only above", metavar="FIGURE=NUMBER",
+    )  # fmt: skip
+    max: tuple[str, ...] = knob(
+        (), "Promote only if a figure is at most this, as in forgetting=0.5.",
+        title="Promote only below", metavar="FIGURE=NUMBER",
+    )  # fmt: skip
     name: str = knob("", "Name of the job.", title="Name", max_length=120, flag="-")
 
     def checked(self, home: Home) -> Self:
@@ -41,6 +52,7 @@ class PromoteRequest(Request):
         found = run_checkpoints.find(home, self.checkpoint)
         if found.spec.method.trains_base:
             raise AdapterError(f"Run {found.run} trained the whole model: it has no adapter.")
+        self._measurement(found.spec).checked(home)
         name = self.name.strip() or f"promote {found.name}"
         return self.model_copy(update={"name": name})
 
@@ -57,6 +69,11 @@ class PromoteRequest(Request):
             backbone, checkpoint, name="adapter",
             tokenize=lambda text: loaded.tokenizer(text, add_special_tokens=False)["input_ids"],
         )  # fmt: skip
+        if self.min or self.max:
+            request = self._measurement(checkpoint.spec).checked(home)
+            stack = (("adapter", 1.0),)
+            report = yield from request.measured(home, loaded, backbone, stack)
+            check(report, self.min, self.max, f"Checkpoint {checkpoint.name}")
         yield Loading(text="Writing the adapter")
         target = home.run(checkpoint.run) / "adapter"
         passport = _passport(target, checkpoint, loaded.facts.fingerprint)
@@ -69,6 +86,13 @@ class PromoteRequest(Request):
             (temporary / "passport.json").write_text(text, encoding="utf-8")
         Backbone(loaded.model).load("again", target)  # as strict as any later use
         yield Finished(adapter=str(target))
+
+    def _measurement(self, spec: RunSpec) -> EvaluateRequest:
+        """Return the evaluation of the run's held-out rows that the gate needs."""
+        return EvaluateRequest(
+            model=spec.model, data=spec.data, rows="held_out", seed=spec.seed, min=self.min,
+            max=self.max, general_data=spec.train.general_data,
+        )  # fmt: skip
 
 
 def _passport(

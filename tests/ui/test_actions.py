@@ -458,6 +458,8 @@ HOME: list[Row] = [
     ("models.token", {"token": "x"}, "offline"),
     ("offline", {"on": True, "off": True}, "not both"),
     ("offline", {}, {"offline": True}),
+    ("results", {}, {"columns": [], "rows": []}),
+    ("results", {"form": "markdown"}, {"text": ...}),
     ("modules", {"model": {"path": "starter"}}, ...),
 ]
 

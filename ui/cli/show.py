@@ -97,6 +97,14 @@ def evaluated(report: Mapping[str, Any]) -> None:
     print(f"loss            {report['eval_loss']:.4f}")
     print(f"perplexity      {report['perplexity']:.4g}")
     print(f"token accuracy  {report['token_accuracy']:.1%} of {report['tokens']} tokens")
+    if "accuracy" in report:
+        low, high = report["accuracy_interval"]
+        print(f"accuracy        {report['accuracy']:.1%} ({low:.1%} to {high:.1%})")
+        print(f"macro F1        {report['macro_f1']:.4f}")
+        print(f"calibration     {report['ece']:.4f} expected error")
+    if report.get("forgetting") is not None:
+        changed, prompts = report["changed"], report["general"]["prompts"]
+        print(f"forgetting      {report['forgetting']:.4f} KL, {changed} of {prompts} changed")
     for name, value in report.get("scores", {}).items():
         print(f"{name:15} {value:.1%}")
 
@@ -119,6 +127,19 @@ def adapters(found: Sequence[Mapping[str, Any]]) -> None:
         loss = "" if one["last_loss"] is None else f", loss {one['last_loss']:.4f}"
         ended = f", {one['ended']} after {one['steps']} steps" if one["ended"] else ""
         print(f"{one['name']}: {one['method_title']} on {one['base']}{ended}{loss}")
+
+
+def results(answer: Answer) -> None:
+    """Print the results table, or its text in another format."""
+    if "text" in answer:
+        print(answer["text"], end="")
+        return
+    columns = answer["columns"]
+    rows = [
+        [row["name"], row["method"], *(number(row.get(one["key"])) for one in columns)]
+        for row in answer["rows"]
+    ]
+    table(["Adapter", "Method", *(one["title"] for one in columns)], rows)
 
 
 # -- training --------------------------------------------------------------------------------------
@@ -418,6 +439,7 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "push": lines("Uploaded to {address}"),
     "promote": lines("The adapter of the run is now {adapter}"),
     "evaluate": evaluated,
+    "results": results,
     "data.check": checked,
     "data.import": dataset,
     "data.map": mapped,

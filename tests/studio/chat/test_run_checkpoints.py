@@ -11,7 +11,7 @@ from studio import starter
 from studio.adapters.library import describe
 from studio.backbone import Backbone
 from studio.chat import run_checkpoints
-from studio.errors import AdapterError, SpecError
+from studio.errors import AdapterError, GateFailed, SpecError
 from studio.evaluation.promotion import BEFORE, PromoteRequest
 from studio.home import is_whole, publishing
 from studio.methods import named
@@ -86,7 +86,13 @@ def test_a_promoted_checkpoint_is_the_runs_adapter_and_the_old_one_stays(home, r
     with publishing(old) as folder:
         backbone.save("y", folder)
 
-    finished = list(PromoteRequest(checkpoint="7@4").checked(home).perform(home))[-1]
+    gate = {"min": ("token_accuracy=0",), "max": ("eval_loss=0",)}
+    with pytest.raises(GateFailed, match=r"Checkpoint 7@4 failed its gate: eval_loss is .*above 0"):
+        list(PromoteRequest(checkpoint="7@4", **gate).checked(home).perform(home))
+    assert not (home.run(7) / BEFORE).exists()
+    gate["max"] = ("forgetting=1000",)
+    request = PromoteRequest(checkpoint="7@4", **gate)
+    finished = list(request.checked(home).perform(home))[-1]
 
     assert finished.adapter == str(old) and is_whole(old)
     found = describe(old, source="run")

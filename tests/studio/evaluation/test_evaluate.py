@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from studio.errors import AdapterError
+from studio.errors import AdapterError, GateFailed, SpecError
 from studio.evaluation.evaluate import REPORT, EvaluateRequest
 from studio.home import open_home
 from studio.training.events import Evaluated, Finished, Sampled
@@ -58,3 +58,25 @@ def test_answers_are_scored_against_what_the_row_wants(tmp_path):
 def test_an_unknown_adapter_is_one_sentence(tmp_path):
     with pytest.raises(AdapterError, match="nobody"):
         evaluated(tmp_path, stack=[{"name": "nobody"}])
+
+
+LABELLED = [{"text": f"say {w}", "label": "good" if w in "abc" else "bad"} for w in "abcdefgh"]
+
+
+def test_labels_are_scored_and_a_gate_decides(tmp_path):
+    file = tmp_path / "labels.jsonl"
+    file.write_text("\n".join(map(json.dumps, LABELLED)))
+    where = {"data": {"path": str(file)}, "stack": [{"name": saved_adapter(tmp_path)}]}
+    events, report = evaluated(tmp_path, **where, min=["accuracy=0"], max=["forgetting=1000"])
+    assert report["classified"] == 8 and set(report["labels"]) == {"good", "bad"}
+    assert sum(count for *_, count in report["confusions"]) == 8
+    assert report["forgetting"] > 0 and report["general"]["prompts"] > 2
+    assert isinstance(events[-1], Finished)
+    words = r"accuracy is [\d.e-]+, below 1\.1; forgetting is [\d.]+, above 0"
+    with pytest.raises(GateFailed, match=words):
+        evaluated(tmp_path, **where, min=["accuracy=1.1"], max=["forgetting=0"])
+    kept = json.loads((tmp_path / "run" / REPORT).read_text())
+    assert kept["accuracy"] == report["accuracy"]  # what was measured stays
+    for bad, words in (("acuracy=1", 'Unknown figure "acuracy".*accuracy'), ("ece=x", "ece=0.8")):
+        with pytest.raises(SpecError, match=words):
+            evaluated(tmp_path, **where, min=[bad])

@@ -1,7 +1,8 @@
 // Dialogs that merge, mix, import, export and push adapters, each of which queues a job; and what such
 // a job made: the certificate of a merge, the error of a mix, the check of an export.
 
-import { api, button, bytes, copy, count, duration, h, number, pairs, quiet, short } from '../core/dom.js';
+import { api, button, bytes, copy, count, duration, h, number, pairs, quiet, short, table } from '../core/dom.js';
+import { forgettingCard } from '../core/forgetting.js';
 import { askAction } from '../core/form.js';
 import { heatmap } from './heatmap.js';
 
@@ -26,6 +27,10 @@ export const askMerge = (page, adapters) => askAction('merge', { ...stacked(page
 export const askMix = (page, adapters) => askAction('mix', { ...stacked(page, adapters),
   known: { models: page.models, adapters: joining(page, adapters).adapters.filter((one) => one.is_low_rank) } });
 
+/** Measure adapters on a dataset; without any the base. */
+export const askEvaluate = (page, adapters) => askAction('evaluate', { ...stacked(page, adapters),
+  only: ['stack', 'model', 'data', 'score', 'pattern', 'classify', 'forgetting', 'min', 'max', 'set', 'name'] });
+
 export const askImport = (page) => askAction('import', { known: page });
 
 /** Export one adapter in any format, or several as one GGUF. */
@@ -39,19 +44,53 @@ export function askExport(page, adapters) {
 // -- outcomes --------------------------------------------------------------------------------------
 
 export const KINDS = { merge: 'Merge', mix: 'Mix', import_adapter: 'Import', export_adapter: 'Export',
-  gguf: 'GGUF', push: 'Push', picture: 'Picture', bakeoff: 'Bake-off', promote: 'Promote' };
+  gguf: 'GGUF', push: 'Push', picture: 'Picture', bakeoff: 'Bake-off', promote: 'Promote',
+  evaluate: 'Evaluation' };
 const OUTCOMES = {
   merge: certificate, mix: (found) => (found.how ? [mixed(found)] : []), gguf: exported, export_adapter: exported,
-  picture: ({ changes }) => (changes?.length ? [heatmap(changes)] : []),
+  picture: ({ changes }) => (changes?.length ? [heatmap(changes)] : []), evaluate: evaluated,
   push: ({ address }) => [h('p', {}, 'Uploaded and verified: ', h('b', {}, address ?? ''))],
 };
 
 /** Fill `node` with the outcome of an ended job. */
 export async function outcome(job, node) {
-  if (job.error) return node.replaceChildren(h('p', { class: 's-error' }, job.error.text));
-  const draw = job.state === 'succeeded' && (OUTCOMES[job.kind] ?? facts);
+  const wrong = job.error ? [h('p', { class: 's-error' }, job.error.text)] : [];
+  const draw = (job.state === 'succeeded' || job.error?.kind === 'gate') && (OUTCOMES[job.kind] ?? facts);
   const found = draw && await api(`/api/outcome/${job.id}`).catch(() => null);
-  return node.replaceChildren(...(found ? draw(found.outcome) : []));
+  return node.replaceChildren(...wrong, ...(found ? draw(found.outcome) : []));
+}
+
+const percent = (value) => `${number(100 * value, 3)}\u202f%`;
+
+/** The figures of an evaluation, and which labels were taken for which. */
+function evaluated(found) {
+  const scores = Object.entries(found.scores ?? {}).map(([name, value]) => [name.replace('_', ' '), percent(value)]);
+  const figures = pairs([['Rows', count(found.rows)], ['Loss', number(found.eval_loss)],
+    ['Perplexity', number(found.perplexity)], ['Token accuracy', percent(found.token_accuracy)],
+    found.accuracy != null && ['Accuracy', `${percent(found.accuracy)} (95\u202f%: ${
+      found.accuracy_interval.map(percent).join(' to ')}), ${count(found.labels.length)} labels`],
+    found.accuracy != null && ['Macro F1', number(found.macro_f1, 3)],
+    found.accuracy != null && ['Calibration error', number(found.ece, 3)], ...scores]);
+  return [figures, found.general ? forgettingCard(found.general) : '', found.confusions ? confusions(found) : ''];
+}
+
+const MOST_LABELS = 12, MOST_CONFUSIONS = 20;
+
+/** The whole table for few labels, else the most frequent confusions. */
+function confusions({ labels, confusions: all }) {
+  const counts = new Map(all.map(([wanted, given, times]) => [`${wanted}\n${given}`, times]));
+  if (labels.length > MOST_LABELS) {
+    const wrong = all.filter(([wanted, given]) => wanted !== given).slice(0, MOST_CONFUSIONS);
+    return h('div', { 'data-testid': 'confusions' }, table(['Right label', 'Taken for', 'Rows'], wrong,
+      { class: 's-table s-confusions' }));
+  }
+  const most = Math.max(...counts.values());
+  return h('div', { class: 's-scroll s-heatmap', 'data-testid': 'confusions' }, table(['Right ↓ taken for →', ...labels],
+    labels.map((wanted) => [h('th', { scope: 'row' }, wanted), ...labels.map((given) => {
+      const times = counts.get(`${wanted}\n${given}`) ?? 0;
+      return h('td', { class: times / most > 0.55 ? 's-heat s-heat-dark' : 's-heat',
+        style: `--share:${100 * times / most}%` }, count(times));
+    })]), { class: '' }));
 }
 
 /** Plain figures of any other outcome: its numbers and texts with their units. */

@@ -123,7 +123,7 @@ export class Detail {
   }
 
   showFailure(job) {
-    this.failure.hidden = !job.error;
+    this.failure.hidden = !job.error || job.error.kind === 'gate'; // beside its figures
     if (!job.error) return;
     const [title, advice] = FAILURES[job.error.kind] ?? ['This run failed', ''];
     if (!changed(this.failure, `${job.id} ${job.error.text}`)) return;
@@ -281,6 +281,7 @@ class JobOutcome {
     this.line.replaceChildren(...(what ? [`${what}. See `, h('a', { href: address(job) }, place), '. '] : []),
       job.seconds && !isLive(job) ? `It took ${duration(job.seconds)}.` : '');
     this.result.replaceChildren();
-    if (job.kind !== 'bakeoff' && !isLive(job) && !job.error) outcome(job, this.result);
+    const shown = job.kind !== 'bakeoff' && (!job.error || job.error.kind === 'gate');
+    if (shown && !isLive(job)) outcome(job, this.result);
   }
 }

@@ -1,0 +1,130 @@
+"""The results table: a row per adapter and base, a column per figure that was measured of it.
+
+Figures come from where they are: passports (held-out loss, forgetting), evaluations and suites of
+the queue, votes. A newer evaluation of the same data replaces an older one.
+"""
+
+import csv
+import io
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs import suites
+from jobs.store import JobStore
+from jobs.votes import Votes
+from studio import atomic
+from studio.adapter_stack import read_lane
+from studio.adapters import library
+from studio.errors import AdapterError
+from studio.evaluation.evaluate import REPORT
+from studio.methods import methods
+
+Form = Literal["json", "csv", "markdown"]
+FIXED = {
+    "eval_loss": ("Held-out loss", "min"), "forgetting": ("Forgetting", "min"),
+    "win_rate": ("Win rate", "max"), "size_bytes": ("Bytes", "min"),
+}  # fmt: skip
+MEASURED = {
+    "accuracy": ("accuracy", "max"), "macro_f1": ("macro F1", "max"), "eval_loss": ("loss", "min"),
+    "token_accuracy": ("token accuracy", "max"), "exact_match": ("exact match", "max"),
+    "rouge_l": ("ROUGE-L", "max"), "pattern": ("pattern", "max"), "json": ("JSON", "max"),
+    "regex": ("regex", "max"),
+}  # fmt: skip
+Rows = dict[str, dict[str, Any]]
+
+
+def table(store: JobStore) -> dict[str, Any]:
+    """Return the columns, as key, title, best and job, and the rows with a value by key."""
+    rows: Rows = {}
+    for one in library.adapters(store.home):
+        known = methods().get(one.method)
+        rows[str(one.path)] = {
+            "name": one.name, "id": one.id, "method": known.title if known else one.method,
+            "base": one.base, "eval_loss": one.eval_loss, "forgetting": one.forgetting,
+            "size_bytes": one.size_bytes,
+        }  # fmt: skip
+    columns = {key: {"title": title, "best": best} for key, (title, best) in FIXED.items()}
+    for job in reversed(store.list()):
+        if job.kind == "evaluate" and (
+            report := atomic.read_object(store.home.run(job.id) / REPORT)
+        ):
+            stack = [str(item["name"]) for item in job.spec.get("stack") or ()]
+            if len(stack) < 2:  # one adapter, or the base
+                row = _row(store, rows, job.spec["model"]["path"], *stack)
+                figures = {**report, **report.get("scores", {})}
+                _put(columns, row, Path(job.spec["data"]["path"]).name, figures, job.id)
+                row["forgetting"] = figures.get("forgetting") or row.get("forgetting")
+        elif job.kind == suites.KIND:
+            found = suites.table(store, job.id)
+            for lane, means in zip(found["lanes"], found["means"], strict=True):
+                if (place := _of_lane(lane)) is not None:
+                    _put(columns, _row(store, rows, *place), job.name, means, job.id)
+    board = Votes(store.database).board()
+    for one in board["standings"]:
+        games = one["wins"] + one["losses"] + one["ties"]
+        if games and (place := _of_lane(one["lane"])) is not None:
+            row = _row(store, rows, *place)
+            row["win_rate"] = (one["wins"] + one["ties"] / 2) / games
+    used = [key for key in columns if any(row.get(key) is not None for row in rows.values())]
+    return {"columns": [{"key": key, **columns[key]} for key in used], "rows": list(rows.values())}
+
+
+def _put(
+    columns: dict[str, Any], row: dict[str, Any], about: str, figures: Mapping[str, Any], job: int
+) -> None:
+    for key, (title, best) in MEASURED.items():
+        if figures.get(key) is not None:
+            name = f"{about} {key}"
+            columns[name] = {"title": f"{about}: {title}", "best": best, "job": job}
+            row[name] = figures[key]
+            row.setdefault("jobs", {})[name] = job
+
+
+def _of_lane(lane: str) -> tuple[str, ...] | None:
+    """Return a lane's model and adapter; None for a stack of several."""
+    read = read_lane(lane)
+    parts = [part["name"] for part in read["stack"]]
+    return (read["model"], *parts) if len(parts) < 2 else None
+
+
+def _row(store: JobStore, rows: Rows, model: str, adapter: str = "") -> dict[str, Any]:
+    """Return the row of an adapter, or of the base; made where there is none."""
+    key = adapter or f"base {model}"
+    with suppress(AdapterError):
+        key = str(library.resolve(store.home, adapter)) if adapter else key
+    fresh = {"name": Path(adapter or model).name, "id": "", "method": "", "base": model}
+    return rows.setdefault(key, fresh if adapter else fresh | {"method": "Base"})
+
+
+def written(found: dict[str, Any], form: Form) -> str:
+    """Return the table as CSV or as Markdown, in which the best of a column is bold."""
+    from studio.data.curate import harmless
+
+    heads = ["Name", "Method", "Base", *(column["title"] for column in found["columns"])]
+    text = io.StringIO(newline="")
+    write = csv.writer(text).writerow
+    if form == "csv":
+        write(map(harmless, heads))
+    else:
+        marks = ["---"] * 3 + ["---:"] * len(found["columns"])
+        text.write("\n".join("| " + " | ".join(line) + " |" for line in (heads, marks)) + "\n")
+    best = {
+        column["key"]: (min if column["best"] == "min" else max)(
+            row[column["key"]] for row in found["rows"] if row.get(column["key"]) is not None
+        )
+        for column in found["columns"]
+    }
+    for row in found["rows"]:
+        words = [str(row[key] or "") for key in ("name", "method", "base")]
+        values = {key: row.get(key) for key in best}
+        if form == "csv":
+            write([*map(harmless, words), *("" if v is None else v for v in values.values())])
+            continue
+        cells = [word.replace("|", "\\|").replace("\n", " ") for word in words]
+        for key, value in values.items():
+            shown = "–" if value is None else f"{value:.4g}" if isinstance(value, float) else value
+            cells.append(f"**{shown}**" if value is not None and value == best[key] else str(shown))
+        text.write("| " + " | ".join(cells) + " |\n")
+    return text.getvalue()

@@ -1,0 +1,50 @@
+"""Gates: bounds on what was measured, such as `accuracy=0.8`; a job whose gate fails has failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from studio.errors import GateFailed, SpecError, nearest
+from studio.evaluation.metrics import SCORES
+
+CLASSIFIED = ("accuracy", "macro_f1", "ece")
+FORGOTTEN = ("forgetting", "rise", "changed")
+FIGURES = ("eval_loss", "perplexity", "token_accuracy", *CLASSIFIED, *FORGOTTEN, *SCORES)
+
+
+def bounds(texts: Sequence[str]) -> dict[str, float]:
+    """Return the bounds of a gate by figure.
+
+    Raises:
+        SpecError: A text is not FIGURE=NUMBER, or the figure is unknown.
+    """
+    found: dict[str, float] = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if name not in FIGURES:
+            raise SpecError(f'Unknown figure "{name}" in a gate.{nearest(name, FIGURES)}')
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise SpecError(f'"{text}" is not a bound: write it as {name}=0.8.') from None
+    return found
+
+
+def check(report: Mapping[str, Any], least: Sequence[str], most: Sequence[str], what: str) -> None:
+    """Check a report against bounds.
+
+    Raises:
+        GateFailed: Names every figure that misses its bound.
+    """
+    figures = {**report, **report.get("scores", {})}
+    bad = []
+    for limits, word, sign in ((bounds(least), "below", -1), (bounds(most), "above", 1)):
+        for name, limit in limits.items():
+            value = figures.get(name)
+            if value is None:
+                bad.append(f"{name} was not measured")
+            elif not sign * (value - limit) <= 0:  # NaN fails
+                bad.append(f"{name} is {value:.4g}, {word} {limit:g}")
+    if bad:
+        raise GateFailed(f"{what} failed its gate: {'; '.join(bad)}.")
