@@ -389,7 +389,7 @@ def test_the_json_of_runs(trained):
     shown["json"]["spec"] = keys_only(shown["json"]["spec"])
     failed = trained("train", "--name", "fails", "--method", "bitfit")
     found = {"train --follow": FOLLOWED, "runs": listed, "show": shown, "failed": failed}
-    losses = {"first_loss", "last_loss", "eval_loss"}
+    losses = {"first_loss", "last_loss", "eval_loss", "forgetting", "general"}
     check_contract("runs", found, varying=VARYING | losses | {"text"})
 
 
