@@ -61,7 +61,7 @@ export async function outcome(job, node) {
 
 const percent = (value) => `${number(100 * value, 3)}\u202f%`;
 
-/** The figures of an evaluation, and which labels were taken for which. */
+/** The figures of an evaluation, and which labels were taken for which; closed among other jobs. */
 function evaluated(found) {
   const scores = Object.entries(found.scores ?? {}).map(([name, value]) => [name.replace('_', ' '), percent(value)]);
   const figures = pairs([['Rows', count(found.rows)], ['Loss', number(found.eval_loss)],
@@ -70,7 +70,10 @@ function evaluated(found) {
       found.accuracy_interval.map(percent).join(' to ')}), ${count(found.labels.length)} labels`],
     found.accuracy != null && ['Macro F1', number(found.macro_f1, 3)],
     found.accuracy != null && ['Calibration error', number(found.ece, 3)], ...scores]);
-  return [figures, found.general ? forgettingCard(found.general) : '', found.confusions ? confusions(found) : ''];
+  const head = found.accuracy == null ? `Loss ${number(found.eval_loss)}` : `Accuracy ${percent(found.accuracy)}`;
+  return [h('details', { class: 's-evaluation', open: location.pathname.endsWith('/runs') },
+    h('summary', {}, head), figures, found.general ? forgettingCard(found.general) : '',
+    found.confusions ? confusions(found) : '')];
 }
 
 const MOST_LABELS = 12, MOST_CONFUSIONS = 20;
