@@ -245,7 +245,8 @@ export class Models extends HTMLElement {
 export function hubCard(card) {
   const body = h('div', { class: 's-stack' });
   const show = (found) => body.replaceChildren(pairs([['Address', found.endpoint],
-    ['Cache', h('span', { class: 's-path' }, found.cache)], ['State', found.offline ? 'offline: nothing is asked' : 'used when something is asked of it']]),
+    ['Cache', h('span', { class: 's-path' }, found.cache)],
+    ['State', found.offline ? 'offline: nothing is asked' : 'used when something is asked of it']]),
   h('div', { class: 's-actions' }, button(found.offline ? 'Go online' : 'Go offline', async () => {
     show(await api('/api/do/offline', found.offline ? { off: true } : { on: true }));
   })));
