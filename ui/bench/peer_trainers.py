@@ -60,7 +60,7 @@ def bare(case: BenchCase) -> Loaded:
 
 
 def _prepared(rows: list[BenchRow]) -> Any:
-    return SimpleNamespace(train=rows, validation=[], data_hash="", template="")
+    return SimpleNamespace(train=rows, validation=[], data_hash="", template="", rows_per_example=1)
 
 
 def run_siblings(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile) -> None:

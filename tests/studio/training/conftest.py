@@ -37,7 +37,9 @@ class Rows:
     rows_per_example: int = 1
     report: Any = field(
         default_factory=lambda: SimpleNamespace(
-            rows=SimpleNamespace(read=24, kept=24, dropped=0), model_dump=lambda mode: {"read": 24}
+            rows=SimpleNamespace(read=24, kept=24, dropped=0),
+            truncated=0,
+            model_dump=lambda mode: {"read": 24},
         )
     )
 
