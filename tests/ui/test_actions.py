@@ -129,7 +129,9 @@ def holds(wanted: Any, got: Any) -> bool:
 
 
 VOLATILE = {"start_after", "time", "created", "deleted", "saved", "updated", "token", "seconds",
-            "position", "seconds_left", "free_bytes", "bytes", "parts", "file"}  # fmt: skip
+            "position", "seconds_left", "free_bytes", "bytes", "parts", "file",
+            "field"}  # fmt: skip
+"""Clocks, sizes, and where a page shows an error."""
 
 
 def stable(value: Any, like: Any) -> Any:
