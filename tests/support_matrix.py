@@ -32,11 +32,14 @@ TITLES = {
     "lanes": "lanes", "saved": "saved", "merged": "merged", "nf4": "NF4", "gguf": "GGUF",
     "gguf_adapter": "GGUF adapter",
 }  # fmt: skip
-# Types that write no text of their own.
+# Types that are no decoder of text by themselves, or do not run by themselves.
 OTHERS = {
+    "blt": "It joins bytes to patches between three towers, where no adapter has a place.",
     "gemma4_assistant": "It drafts tokens for a Gemma 4 and reads that model's keys and values.",
     "gemma4_unified_assistant":
         "It drafts tokens for a Gemma 4 and reads that model's keys and values.",
+    "gemma3n": "Its vision tower needs the package timm: `pip install timm`.",
+    "llama4": "Its own forward fails on a text without images: use the text tower (llama4_text).",
     "musicgen": "It writes codes of audio, not text.",
     "musicgen_melody": "It writes codes of audio, not text.",
 }  # fmt: skip

@@ -297,6 +297,8 @@ def write(adapter: Adapter, folder: Path, anatomy: Anatomy, *, base: str) -> Non
     }
     if experts:
         config["target_parameters"] = anatomy.shorten_experts(experts)
+    if isinstance(method, Lora) and not method.use_dora:
+        expert_files.keep_linears(config, own, anatomy)
     if config["target_modules"] is None:
         del config["target_modules"]
     tensors = expert_files.to_file(method.to_tensors(own, adapter.params), experts)

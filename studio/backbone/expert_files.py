@@ -45,6 +45,29 @@ def to_file(tensors: Params, sites: list[Site]) -> Params:
     return renamed
 
 
+def keep_linears(config: dict[str, Any], sites: list[Site], anatomy: Anatomy) -> None:
+    """Name linear layers beside experts by their weight, where PEFT takes them for experts.
+
+    On a model with routed experts PEFT reads the target `gate_proj` as the experts of a file from
+    transformers 4, a shared expert's or a dense layer's too. A target parameter is left as it is.
+    """
+    if not anatomy.experts():
+        return
+    kept = [s for s in sites if not s.num_experts and s.key.rpartition(".")[2] in OLD_NAMES]
+    if not kept:
+        return
+    others = [site for site in sites if not site.num_experts and site not in kept]
+    config["target_modules"] = anatomy.shorten(others)
+    named = [f"{site.key}.weight" for site in kept]
+    config["target_parameters"] = [*config.get("target_parameters", ()), *named]
+    for field in ("rank_pattern", "alpha_pattern"):
+        if patterns := config.get(field):
+            config[field] = {
+                f"{name}.weight" if name.rpartition(".")[2] in OLD_NAMES else name: value
+                for name, value in patterns.items()
+            }
+
+
 def from_file(tensors: Params, anatomy: Anatomy, config: dict[str, Any]) -> Params:
     """Rename the tensors of experts from PEFT's wrappers, or join those of each expert.
 

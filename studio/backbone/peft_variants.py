@@ -85,7 +85,8 @@ def _patterns(config: dict[str, Any], field: str) -> list[tuple[re.Pattern[str],
     values = config.get(field) or {}
     if not isinstance(values, dict) or not all(_is_number(value) for value in values.values()):
         raise AdapterError(f"adapter_config.json: {field} must map names to positive numbers.")
-    return [(_pattern(name, field), value) for name, value in values.items()]
+    # A linear layer among the `target_parameters` goes by its weight.
+    return [(_pattern(k.removesuffix(".weight"), field), value) for k, value in values.items()]
 
 
 def _pattern(name: str, field: str) -> re.Pattern[str]:

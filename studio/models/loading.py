@@ -6,6 +6,7 @@ Dtype and device are decided here. A model's own code is never run and pickles a
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,6 +169,11 @@ def _load_model(
         raise ModelError(f"{known.path} cannot be loaded: {_first_line(error)}.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         logger.warning("%s cannot be loaded", known.path, exc_info=error)
+        missing = re.search(r"requires the (\w+) library", str(error))
+        if isinstance(error, ImportError) and missing:
+            raise ModelError(
+                f"{known.architecture} needs the package {missing[1]}: `pip install {missing[1]}`."
+            ) from error
         raise ModelError(
             f"{known.path} cannot be loaded as {known.architecture}: transformers {version()} "
             "refuses its config.json or weights. The log has its reason."

@@ -260,6 +260,7 @@ export const METRICS = [
   { name: 'grad_norm', title: 'Gradient norm' },
   { name: 'tokens_per_second', title: 'Tokens per second', format: compact },
   ...[
+    ['expert_balance', 'Evenness of the routers'],
     ['eval_rewards_accuracies', 'Held-out reward accuracy'], ['rewards_accuracies', 'Reward accuracy'],
     ['rewards_margins', 'Reward margin'], ['rewards_chosen', 'Reward, chosen'],
     ['rewards_rejected', 'Reward, rejected'], ['logps_chosen', 'Log-probability, chosen'],
