@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import conversion_mapping
 
 from studio.backbone.sites import Anatomy, Site
 from studio.errors import AdapterError
@@ -48,10 +49,13 @@ def to_file(tensors: Params, sites: list[Site]) -> Params:
 def keep_linears(config: dict[str, Any], sites: list[Site], anatomy: Anatomy) -> None:
     """Name linear layers beside experts by their weight, where PEFT takes them for experts.
 
-    On a model with routed experts PEFT reads the target `gate_proj` as the experts of a file from
-    transformers 4, a shared expert's or a dense layer's too. A target parameter is left as it is.
+    On DeepSeek-V3, GLM-4-MoE and others PEFT reads the target `gate_proj` as the experts of a file
+    from transformers 4, a shared expert's or a dense layer's too. It leaves target parameters as
+    they are, and warns of their patterns though it applies them.
     """
-    if not anatomy.experts():
+    known = getattr(conversion_mapping, "_MODEL_TO_CONVERSION_PATTERN", {})
+    config_kind = anatomy.model.config.model_type
+    if not anatomy.experts() or known.get(config_kind) not in ("mixtral", "qwen2_moe"):
         return
     kept = [s for s in sites if not s.num_experts and s.key.rpartition(".")[2] in OLD_NAMES]
     if not kept:
