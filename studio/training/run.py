@@ -122,6 +122,11 @@ def _train(
                 )
         if names := left_out(session):
             yield Loading(text=f"Not adapted (helper matrices, narrower than r): {names}")
+        if getattr(loaded.model.config, "is_decoder", True) is False:
+            yield Loading(
+                text="The model reads in both directions (is_decoder is false in its config.json); "
+                "here it is trained to write from left to right"
+            )
         for event in run(session, run_dir=run_dir, control=control):
             moment = f"at step {session.progress.step + 1}"
             yield event
