@@ -135,12 +135,16 @@ VOLATILE = {"start_after", "time", "created", "deleted", "saved", "updated", "to
 
 
 def stable(value: Any, like: Any) -> Any:
-    """Return an answer without clocks and sizes, and of a job without what only pages are shown."""
+    """Return an answer without clocks and sizes, and of a job without what only pages are shown.
+
+    Pages are told the field of a mistake too.
+    """
     if isinstance(value, list) and isinstance(like, list) and len(value) == len(like):
         return [stable(one, other) for one, other in zip(value, like, strict=True)]
     if not isinstance(value, dict) or not isinstance(like, dict):
         return value
     names = (set(value) & set(like) if "retries_left" in value else set(value)) - VOLATILE
+    names -= {"field"} if {"kind", "text"} <= names else set()
     return {name: stable(value[name], like.get(name)) for name in sorted(names)}
 
 
