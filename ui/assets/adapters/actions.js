@@ -87,12 +87,14 @@ function confusions({ labels, confusions: all }) {
       { class: 's-table s-confusions' }));
   }
   const most = Math.max(...counts.values());
-  return h('div', { class: 's-scroll s-heatmap', 'data-testid': 'confusions' }, table(['Right ↓ taken for →', ...labels],
-    labels.map((wanted) => [h('th', { scope: 'row' }, wanted), ...labels.map((given) => {
-      const times = counts.get(`${wanted}\n${given}`) ?? 0;
-      return h('td', { class: times / most > 0.55 ? 's-heat s-heat-dark' : 's-heat',
-        style: `--share:${100 * times / most}%` }, count(times));
-    })]), { class: '' }));
+  const cells = (wanted) => labels.map((given) => {
+    const times = counts.get(`${wanted}\n${given}`) ?? 0;
+    return h('td', { class: times / most > 0.55 ? 's-heat s-heat-dark' : 's-heat',
+      style: `--share:${100 * times / most}%` }, count(times));
+  });
+  return h('div', { class: 's-scroll s-heatmap', 'data-testid': 'confusions' },
+    table(['Right ↓ taken for →', ...labels],
+      labels.map((wanted) => [h('th', { scope: 'row' }, wanted), ...cells(wanted)]), { class: '' }));
 }
 
 /** Plain figures of any other outcome: its numbers and texts with their units. */
