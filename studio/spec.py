@@ -175,8 +175,8 @@ class TrainArgs(Record):
         "the loss.",
     )
     loss: Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo"] = knob(
-        "sft", "Learn from answers (sft), from pairs of a chosen and a rejected answer (dpo, ipo, "
-        "orpo, simpo, cpo), or from answers judged as good or bad (kto).", labels=LOSSES,
+        "sft", "Learn from answers, from pairs of a chosen and a rejected one, or from judged ones.",
+        labels=LOSSES,
     )  # fmt: skip
     find_learning_rate: bool = knob(
         False,

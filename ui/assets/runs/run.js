@@ -139,7 +139,7 @@ export class Detail {
     const figures = [
       ['Loss', number(job.last_loss), job.first_loss == null ? '' : `from ${number(job.first_loss)}`],
       ['Held-out loss', number(job.eval_loss), job.reward_accuracy == null ? ''
-        : `${number(100 * job.reward_accuracy, 0)}\u202f% of pairs right`],
+        : `${number(100 * job.reward_accuracy, 0)}\u202f% right`],
       ['Steps', count(job.step), job.total_steps ? `of ${count(job.total_steps)}` : ''],
       ['Time', duration(job.seconds ?? (job.started && isLive(job)
         ? Date.now() / 1000 - job.started : null)), ''],
