@@ -175,7 +175,7 @@ class TrainArgs(Record):
         "the loss.",
     )
     loss: Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo"] = knob(
-        "sft", "Learn from answers, from pairs of a chosen and a rejected one, or from judged ones.",
+        "sft", "Learn from answers, from pairs of a better and a worse one, or from judged ones.",
         labels=LOSSES,
     )  # fmt: skip
     find_learning_rate: bool = knob(
