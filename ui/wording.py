@@ -17,9 +17,9 @@ def with_titles(text: str) -> str:
     """Return a sentence about fields as pages say it: “Steps” for `train.max_steps`."""
 
     def named(found: re.Match[str]) -> str:
-        title = _titles().get(f"{found['part']}.{found['name']}")
-        if title is None:
-            return found[0]
+        title, before = _titles().get(f"{found['part']}.{found['name']}"), text[: found.start()]
+        if title is None or before.count("`") % 2 or before.endswith("--set "):
+            return found[0]  # no field, or part of a command
         return f"“{title}”{' = ' if found[0].endswith('=') else ''}"
 
     return _PATH.sub(named, text)

@@ -29,6 +29,7 @@ from tests.jobs.conftest import a_spec, begin, run_one
 from tests.ui.conftest import client_of, put_adapter
 from ui.actions import action_routes
 from ui.cli.main import app, main
+from ui.wording import with_titles
 
 WAYS = ("command", "http", "dialog")
 Row = tuple[str, dict[str, Any], Any]
@@ -137,14 +138,15 @@ VOLATILE = {"start_after", "time", "created", "deleted", "saved", "updated", "to
 def stable(value: Any, like: Any) -> Any:
     """Return an answer without clocks and sizes, and of a job without what only pages are shown.
 
-    Pages are told the field of a mistake too.
+    Of a mistake, pages get the field too, and fields by their titles in its sentence.
     """
     if isinstance(value, list) and isinstance(like, list) and len(value) == len(like):
         return [stable(one, other) for one, other in zip(value, like, strict=True)]
     if not isinstance(value, dict) or not isinstance(like, dict):
         return value
     names = (set(value) & set(like) if "retries_left" in value else set(value)) - VOLATILE
-    names -= {"field"} if {"kind", "text"} <= names else set()
+    if {"kind", "text"} <= names:
+        return {"kind": value["kind"], "text": with_titles(value["text"])}
     return {name: stable(value[name], like.get(name)) for name in sorted(names)}
 
 

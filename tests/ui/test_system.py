@@ -11,7 +11,7 @@ from tests.jobs.conftest import begin, until
 from tests.ui.conftest import client_of
 from ui import frame
 from ui.actions import action_routes
-from ui.sources import device_choices, picked_devices
+from ui.sources import device_choices
 from ui.system import system_routes
 
 
@@ -59,20 +59,6 @@ def test_a_gpu_that_torch_cannot_use_is_shown_with_the_command_that_mends_it(pag
 def test_the_form_offers_the_cluster_among_the_devices():
     values = [value for _, value in device_choices()]
     assert values[:2] == ["auto", "all"] and "cpu" in values and values[-1] == "ray"
-
-
-@pytest.mark.parametrize(
-    ("chosen", "stays"),
-    [
-        (["auto", "cuda:1"], ["cuda:1"]),
-        (["cuda:1", "cuda:0"], ["cuda:1", "cuda:0"]),
-        (["cuda:1", "cuda:0", "cpu"], ["cpu"]),
-        (["all", "cuda:0"], ["cuda:0"]),
-        ([], ["auto"]),
-    ],
-)
-def test_gpus_are_picked_together_and_all_else_alone(chosen, stays):
-    assert picked_devices(chosen) == stays
 
 
 def test_who_holds_a_device_is_named_with_state_time_and_memory(page, store):

@@ -65,4 +65,4 @@ def test_the_queue_of_our_pages_is_slow_and_unused(tmp_path, monkeypatch):
     app.build_app(open_home(tmp_path / "home"))
     (pages,) = mounted
     assert [getattr(pages._queue, name) for name in QUEUE_INTERVALS] == [QUEUE_SECONDS] * 2
-    assert pages.fns and not any(fn.queue for fn in pages.fns.values())
+    assert not any(fn.queue for fn in pages.fns.values())
