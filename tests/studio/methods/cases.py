@@ -2,12 +2,9 @@
 
 from collections.abc import Iterator
 
-import pytest
 import torch
 
 from studio.backbone import Backbone
-from studio.backbone.sites import Anatomy
-from studio.errors import MethodError
 from studio.methods import Method, Phase, methods
 from tests.studio.tiny import CONFIGS, tiny_model
 
@@ -43,15 +40,8 @@ def variants() -> Iterator[tuple[str, Method]]:
             yield label, cls(**fields)
 
 
-REFUSED = {("ia3", "mixtral")}  # its feed-forward weights are stacked experts, no linear layers
-
-
 def fits(method: Method, model_name: str) -> Method:
-    """The method as this model takes it; skips where the model is refused, as it must be."""
-    if (method.name, model_name) in REFUSED:
-        with pytest.raises(MethodError, match="feed-forward"):
-            method.sites(Anatomy(tiny_model(model_name)))
-        pytest.skip(f"{method.title} refuses {model_name}, by name")
+    """Return the method as this model takes it."""
     if method.name == "bitfit" and model_name not in ("gpt2", "qwen2"):
         return method.model_copy(update={"create_missing": True})
     return method

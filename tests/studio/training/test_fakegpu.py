@@ -38,7 +38,7 @@ CASES = {
     "prefix tuning, checkpointing": {
         "method.name": "prefix_tuning", "train.gradient_checkpointing": True,
     },
-    "prompt tuning": {"method.name": "prompt_tuning"},
+    "prompt tuning": {"method.name": "prompt_tuning", "train.learning_rate": 0.1},
     "P-tuning": {"method.name": "p_tuning"},
     "IA3": {"method.name": "ia3"},
     "norm tuning": {"method.name": "norm_tuning"},
