@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studio.errors import Diverged, SpecError
@@ -22,12 +23,13 @@ NAME = "trial"
 
 
 def find_rate(
-    spec: RunSpec, *, loaded: Loaded, prepared: Prepared, backbone: Backbone
+    spec: RunSpec, *, run_dir: Path, loaded: Loaded, prepared: Prepared, backbone: Backbone
 ) -> Iterator[Event | float]:
     """Train trials at four rates, √10 apart around the run's own, and yield the best one last.
 
     Each trial is a whole schedule over a quarter of the run's steps with a fresh adapter on the
-    base, which is as before afterwards; a trial that diverges loses.
+    base, or the one that the run starts from; both are as before afterwards. A trial that diverges
+    loses. The reference of a loss is kept in `run_dir`, like that of the run.
 
     Raises:
         SpecError: No row is held out, or the run uses several processes.
@@ -48,7 +50,8 @@ def find_rate(
         )
     width = backbone.anatomy.hidden_size
     own = learning_rate(spec.train, spec.method, width)
-    total = plan_run(spec, num_rows=len(prepared.train), hidden_size=width).total_steps
+    num_rows = len(prepared.train) // prepared.rows_per_example
+    total = plan_run(spec, num_rows=num_rows, hidden_size=width).total_steps
     steps = min(total, max(FEWEST_STEPS, total // TRIAL_SHARE))
     weights = backbone.model.named_parameters() if spec.method.trains_base else ()
     kept = [(weight, weight.detach().clone()) for _, weight in weights]
@@ -61,6 +64,8 @@ def find_rate(
             trial, loaded=loaded, prepared=prepared, backbone=backbone, name=NAME
         )
         try:
+            if session.preference:
+                yield from session.preference.prepare_reference(run_dir)
             for _ in range(steps):
                 session.step()
             loss = session.evaluate().eval_loss
@@ -68,7 +73,8 @@ def find_rate(
         except Diverged:
             losses[rate] = math.inf
         finally:
-            backbone.detach(NAME)
+            for name in {NAME, *(name for name, _ in session.start.reference)}:
+                backbone.detach(name)
             for weight, values in kept:
                 weight.data.copy_(values)
     best = min(losses, key=losses.__getitem__)

@@ -106,7 +106,9 @@ def _train(
             prepared = prepare_data(spec, loaded, home)
         backbone = Backbone(loaded.model)
         if spec.train.find_learning_rate:
-            for found in find_rate(spec, loaded=loaded, prepared=prepared, backbone=backbone):
+            for found in find_rate(
+                spec, run_dir=run_dir, loaded=loaded, prepared=prepared, backbone=backbone
+            ):
                 if isinstance(found, Event):
                     yield found
                 else:
