@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from studio.data.prepare import row_limit
 from studio.data.template.template import IGNORED
 from studio.home import is_whole, publishing
 from studio.training.batch import PackedBatch, PaddedBatch, TokenRow, grouped
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from studio.backbone import Backbone
     from studio.training.session import Session
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS, NEAREST = 4096, 16
 REPORT_SECONDS = 2.0
 FOLDER, FILE = "reference", "log_probs.safetensors"
 TRAIN, HELD = "train", "validation"
@@ -74,6 +75,8 @@ class Preference:
         }  # fmt: skip
         self.reference: dict[str, Tensor] = {}
         """Log-probabilities by set and row; `kl` sets are those of `mixed` rows."""
+        room = session.loaded.facts.context_length - num_tokens_before(session.spec)
+        self._limit = row_limit(session.spec.data, room)
         self._totals = Totals(1, 1)
         self._sums: list[Tensor] = []
 
@@ -105,7 +108,11 @@ class Preference:
 
     def sums(self) -> Sequence[Tensor]:
         """Return this rank's sums of the step, as `rewards.Rewards.of` takes them."""
-        return torch.stack(self._sums or [torch.zeros(8)]).sum(0).unbind()
+        return (
+            torch.stack(self._sums or [torch.zeros(8, device=self.session.loaded.device)])
+            .sum(0)
+            .unbind()
+        )
 
     def _loss(
         self, which: str, rows: Sequence[int], policy_R: Tensor, kept: Sequence[int], totals: Totals
@@ -150,12 +157,18 @@ class Preference:
     # -- KTO's distance ------------------------------------------------------------------------
 
     def mixed(self, which: str, row: int) -> MixedRow:
-        """Return the prompt of a row with the answer of the row before it in its set."""
-        session, rows = self.session, self.rows[which]
-        here, other = rows[row], rows[row - 1]
-        start, after = _answer_start(here), _answer_start(other)
-        room = session.loaded.facts.context_length - num_tokens_before(session.spec)
-        limit = min(session.spec.data.max_length, room)
+        """Return the prompt of a row with the answer of the last row before it with another prompt.
+
+        So that both answers of a pair, or several to one prompt, stand apart; `NEAREST` are tried.
+        """
+        rows, limit = self.rows[which], self._limit
+        here = rows[row]
+        start = _answer_start(here)
+        for back in range(1, min(NEAREST, len(rows)) + 1):
+            other = rows[row - back]
+            after = _answer_start(other)
+            if not np.array_equal(here.input_ids[:start], other.input_ids[:after]):
+                break
         ids = np.concatenate([here.input_ids[:start], other.input_ids[after:]])
         masked = np.full(start, IGNORED, np.int32)
         labels = np.concatenate([masked, other.labels[after:]]).astype(np.int32)

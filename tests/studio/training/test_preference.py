@@ -139,6 +139,17 @@ def test_a_stop_and_a_resume_change_not_one_bit(loss, tmp_path, monkeypatch):
         assert told[0] == told[1]
 
 
+def test_kto_compares_with_answers_to_other_prompts():
+    rows = pairs(judged=True)
+    for row in rows.train:
+        row.labels[2:] = row.input_ids[2:]
+    own = make_session(rows, train={"loss": "kto"})
+    for place, row in enumerate(rows.train):
+        answer = own.preference.mixed("train", place).input_ids[2:].tolist()
+        assert answer in [other.input_ids[2:].tolist() for other in rows.train
+                          if other.row != row.row]  # fmt: skip
+
+
 def test_another_base_or_row_makes_another_reference(tmp_path):
     first = prepared(made("dpo"), tmp_path)
     other = made("dpo")
