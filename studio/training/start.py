@@ -65,13 +65,7 @@ def resolved(spec: RunSpec, home: Home, known: ModelFacts) -> RunSpec:
     _check(spec, parent, known)
     if spec.train.init_mode == "stack":
         return spec
-    own = method_of(parent)
-    if own.name != spec.method.name:
-        raise MethodError(
-            f'"{parent.name}" is {own.title}, which train.init_mode=continue trains further: set '
-            f"method.name={own.name}, or train.init_mode=stack for a fresh adapter on top."
-        )
-    return spec.model_copy(update={"method": own})
+    return spec.model_copy(update={"method": method_of(parent)})
 
 
 def _is_to_come(folder: Path, home: Home) -> bool:
@@ -148,4 +142,9 @@ def _check(spec: RunSpec, parent: library.Adapter, known: ModelFacts) -> None:
         raise AdapterError(
             f'"{parent.name}" was made for {parent.base or "another base"}, not for '
             f"{spec.model.path}: choose that base, or another train.init_adapter."
+        )
+    if spec.train.init_mode == "continue" and (own := method_of(parent)).name != spec.method.name:
+        raise MethodError(
+            f'"{parent.name}" is {own.title}, which train.init_mode=continue trains further: set '
+            f"method.name={own.name}, or train.init_mode=stack for a fresh adapter on top."
         )

@@ -12,9 +12,10 @@ from studio.adapters import library
 from studio.errors import AdapterError, MethodError
 from studio.models.sources import facts
 from studio.spec import RunSpec
-from studio.training import start
-from studio.training.events import Step
+from studio.training import rate_search, start
+from studio.training.events import Started, Step
 from studio.training.run import train
+from studio.training.session import Session
 from tests.studio.tiny import tiny_folder, tiny_spec
 
 
@@ -77,6 +78,34 @@ def test_a_fresh_adapter_is_stacked_on_a_frozen_one(world):
     assert (found.method, found.passport["lineage"][0]["frozen"]) == ("ia3", True)
 
 
+@pytest.mark.parametrize(
+    ("loss", "mode", "first"), [("dpo", "continue", 0.6931), ("kto", "stack", 0.5)]
+)
+def test_trials_of_a_rate_have_the_reference_and_leave_no_trace(
+    world, loss, mode, first, tmp_path, monkeypatch
+):
+    spec, home = world
+    spec = spec.with_values({"train.loss": loss, "train.init_mode": mode, "method.r": 4,
+                             "data.validation_fraction": 0.2})  # fmt: skip
+    begun, own = [], Session.step
+
+    def step(session: Session) -> Step:
+        event = own(session)
+        if session.name == rate_search.NAME and event.step == 1:
+            begun.append(event.loss)
+        return event
+
+    monkeypatch.setattr(Session, "step", step)
+    searching = spec.with_parts(train={"find_learning_rate": True})
+    searched = list(train(searching, run_dir=tmp_path / "a", home=home))
+    assert begun == pytest.approx([first] * len(rate_search.FACTORS), abs=1e-3)
+    (rate,) = (event.learning_rate for event in searched if isinstance(event, Started))
+    alone = spec.with_parts(train={"learning_rate": rate})
+    given = list(train(alone, run_dir=tmp_path / "b", home=home))
+    losses = [[e.loss for e in events if isinstance(e, Step)] for events in (searched, given)]
+    assert losses[0] == losses[1]
+
+
 def test_what_a_run_cannot_start_from_is_one_sentence(world, tmp_path):
     spec, home = world
     known = facts(spec.model)
@@ -93,3 +122,5 @@ def test_what_a_run_cannot_start_from_is_one_sentence(world, tmp_path):
     assert start.resolved(to_come, home, known) == to_come, "checked when the run starts"
     with pytest.raises(AdapterError, match="no adapter"):
         list(train(to_come, run_dir=tmp_path / "run", home=home))
+    with pytest.raises(MethodError, match="trains further"):  # a bake-off checks one of its runs
+        list(train(spec.with_values({"method.name": "ia3"}), run_dir=tmp_path / "b", home=home))
