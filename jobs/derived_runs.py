@@ -24,13 +24,16 @@ OF_ONE_DATASET = (
     "subset", "split", "format", "judged", "validation_path", "validation_split"
 )  # fmt: skip
 
+AUTO_RATE = {"method.name", "model.path", "train.loss", "train.optim"}
+"""Fields that an automatic learning rate follows."""
+
 
 def duplicate(store: JobStore, job_id: int | str, assignments: Mapping[str, Any]) -> Job:
     """Queue a copy of a job with some fields changed."""
     job = store.get(job_id)
     if job.kind != "train":
         return store.submit({**job.spec, **assignments, "name": ""}, kind=job.kind, parent=job.id)
-    settled = job.spec if "method.name" in assignments else settled_spec(store, job)
+    settled = job.spec if AUTO_RATE & assignments.keys() else settled_spec(store, job)
     spec = RunSpec.parse({**settled, "name": ""}).with_values(dict(assignments))
     return store.submit(spec, parent=job.id, memory_bytes=needed_bytes(spec, store.home))
 

@@ -95,8 +95,8 @@ def test_a_run_keeps_the_learning_rate_that_auto_became(store):
         db["jobs"].update(new.id, {"result": '{"learning_rate": 0.04}'})
     assert settled_spec(store, store.get(new.id))["train"]["learning_rate"] == 0.04
     assert duplicate(store, new.id, {}).spec["train"]["learning_rate"] == 0.04
-    other = duplicate(store, new.id, {"method.name": "full"})
-    assert other.spec["train"]["learning_rate"] == "auto"
+    for change in ({"method.name": "full"}, {"train.loss": "dpo"}, {"train.optim": "lion"}):
+        assert duplicate(store, new.id, change).spec["train"]["learning_rate"] == "auto"
     old = store.submit(a_spec())  # of an earlier version, which kept the curve alone
     with store.database.writing() as db:
         for step, rate in enumerate((0.01, 0.02, 0.015)):
