@@ -19,6 +19,7 @@ from studio.errors import QueueError
 from studio.evaluation.bakeoff import REPORT, BakeoffRequest
 from studio.methods import methods, named
 from studio.spec import RunSpec
+from studio.training import objectives
 
 AVERAGED = ("eval_loss", "forgetting", "last_loss", "seconds_per_step", "learning_rate")
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # 97.5 %, of 1 to 8 degrees
@@ -37,7 +38,7 @@ def submit(
     Args:
         store: The queue.
         spec: What all runs have in common.
-        chosen: Names of methods; all when empty.
+        chosen: Names of methods; all that fit the loss when empty.
         name: Name of the group.
         prompts: Prompts that every adapter answers.
         seeds: Runs of each method, from the seed of `spec` on.
@@ -45,11 +46,14 @@ def submit(
 
     Raises:
         QueueError: No name, no method, or a name is taken.
+        MethodError: The loss needs a reference, and one of the methods has none.
     """
     name = name.strip()
     if not name:
         raise QueueError("A bake-off needs a name: its runs are called after it.")
-    picked = list(dict.fromkeys(chosen or methods()))
+    fitting = [name for name, kind in methods().items()
+               if not (objectives.needs_reference(spec) and kind().trains_base)]  # fmt: skip
+    picked = list(dict.fromkeys(chosen or fitting))
     for method in picked:
         named(method)  # refuses an unknown one
     specs = [
@@ -61,6 +65,8 @@ def submit(
         )
         for method, seed in product(picked, range(spec.seed, spec.seed + seeds))
     ]  # fmt: skip
+    for one in specs:
+        objectives.check(one)
     if any(job.sweep == name for job in store.list(search=name)):
         raise QueueError(f'There is already "{name}". Give the bake-off another name.')
     memory = [needed_bytes(one, store.home) for one in specs]

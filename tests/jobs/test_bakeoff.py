@@ -11,7 +11,7 @@ from studio.adapter_stack import StackItem
 from studio.adapters.library import describe
 from studio.adapters.merge import read_certificate
 from studio.adapters.requests import MergeRequest, MixRequest
-from studio.errors import AdapterError, InputError, QueueError
+from studio.errors import AdapterError, InputError, MethodError, QueueError
 from studio.spec import RunSpec
 from studio.training.run import train
 from tests.studio.tiny import tiny_spec
@@ -34,7 +34,12 @@ def test_a_bakeoff_queues_siblings_that_differ_only_in_the_method(store, spec):
         assert specs[0][key] == specs[1][key] == specs[2][key]
     with pytest.raises(InputError, match='no method called "lorra"'):
         bakeoff.submit(store, spec, ["lorra"], name="other")
+    dpo = spec.with_values({"train.loss": "dpo"})
+    with pytest.raises(MethodError, match="full fine-tuning"):
+        bakeoff.submit(store, dpo, ["lora", "full"], name="other")
     assert len(store.list()) == 4
+    every = [job.spec["method"]["name"] for job in bakeoff.submit(store, dpo, [], name="all")[:-1]]
+    assert "lora" in every and "full" not in every
 
 
 @pytest.mark.parametrize("taken", ["duel bitfit", "duel table"])

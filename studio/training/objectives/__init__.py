@@ -67,6 +67,11 @@ def objective(name: str) -> Objective:
     return module
 
 
+def needs_reference(spec: RunSpec) -> bool:
+    """Return True if the run's loss compares the model with a reference."""
+    return spec.train.loss != "sft" and objective(spec.train.loss).NEEDS_REFERENCE
+
+
 def check(spec: RunSpec) -> None:
     """Check that the method and the devices allow the run's loss.
 
@@ -77,7 +82,7 @@ def check(spec: RunSpec) -> None:
     args = spec.train
     if args.loss == "sft":
         return
-    if spec.method.trains_base and objective(args.loss).NEEDS_REFERENCE:
+    if spec.method.trains_base and needs_reference(spec):
         raise MethodError(
             f"train.loss={args.loss} compares the model with its reference, the base without the "
             "adapter; full fine-tuning changes the base and would need a second copy of it in "
