@@ -108,11 +108,8 @@ class Preference:
 
     def sums(self) -> Sequence[Tensor]:
         """Return this rank's sums of the step, as `rewards.Rewards.of` takes them."""
-        return (
-            torch.stack(self._sums or [torch.zeros(8, device=self.session.loaded.device)])
-            .sum(0)
-            .unbind()
-        )
+        none = torch.zeros(8, device=self.session.loaded.device)
+        return torch.stack(self._sums or [none]).sum(0).unbind()
 
     def _loss(
         self, which: str, rows: Sequence[int], policy_R: Tensor, kept: Sequence[int], totals: Totals
