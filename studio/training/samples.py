@@ -17,6 +17,7 @@ from studio.chat.decoding import Batch
 from studio.data.template.template import IGNORED, choose_for
 from studio.training.events import Sampled
 from studio.training.session import Session
+from studio.training.start import num_tokens_before
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +87,7 @@ class PromptSampler:
         else:
             rows = session.prepared.validation[: 4 * args.num_samples]
             found = [p for row in rows if (p := prompt_of(row, tokenizer))]
-        room = session.loaded.facts.context_length - session.spec.method.num_tokens_before
+        room = session.loaded.facts.context_length - num_tokens_before(session.spec)
         unique = {p.text: p for p in found if len(p.ids) + MAX_NEW_TOKENS <= room}
         return list(unique.values())[: args.num_samples]
 

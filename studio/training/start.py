@@ -2,8 +2,8 @@
 
 `train.init_adapter` names the adapter to start from, `train.init_mode` what becomes of it. Trained
 further, the run's adapter begins with its weights and replaces it. Stacked on, it stays frozen
-below a fresh one, and both are needed to answer. For losses with a reference, the adapter as it was
-is the reference.
+below a fresh one, and both are needed to answer; so what is below the adapter to start from is
+loaded as well. For losses with a reference, the adapter as it was is the reference.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class StartingPoint:
     frozen: tuple[tuple[str, float], ...] = ()
     reference: tuple[tuple[str, float], ...] = ()
     parent: library.Adapter | None = None
+    stacked: bool = False
 
     def passport(self) -> dict[str, Any]:
         """Return the passport's part on the line of descent, the oldest adapter first."""
@@ -41,7 +42,7 @@ class StartingPoint:
         parent = self.parent
         own = {
             "name": parent.name, "path": str(parent.path), "method": parent.method,
-            "data": parent.section("data").get("path", ""), "frozen": bool(self.frozen),
+            "data": parent.section("data").get("path", ""), "frozen": self.stacked,
         }  # fmt: skip
         return {"parents": [parent.name], "lineage": [*parent.passport.get("lineage", []), own]}
 
@@ -90,11 +91,18 @@ def method_of(adapter: library.Adapter) -> Method:
 
 
 def num_tokens_before(spec: RunSpec) -> int:
-    """Return the virtual tokens before each row, those of a frozen adapter below included."""
-    below = 0
-    if spec.train.init_adapter and spec.train.init_mode == "stack":
-        below = method_of(library.describe(Path(spec.train.init_adapter))).num_tokens_before
-    return below + spec.method.num_tokens_before
+    """Return the virtual tokens before each row, those of frozen adapters below included."""
+    below: list[library.Adapter] = []
+    if spec.train.init_adapter:
+        parent = library.describe(Path(spec.train.init_adapter))
+        below = [*_frozen_below(parent), *([parent] if spec.train.init_mode == "stack" else [])]
+    return spec.method.num_tokens_before + sum(method_of(one).num_tokens_before for one in below)
+
+
+def _frozen_below(adapter: library.Adapter) -> list[library.Adapter]:
+    """Return the adapters that an adapter was trained on top of, the lowest first."""
+    line = adapter.passport.get("lineage") or []
+    return [library.describe(Path(one["path"])) for one in line if one.get("frozen")]
 
 
 def attach(
@@ -112,10 +120,14 @@ def attach(
         parent = library.describe(Path(args.init_adapter))
         _check(spec, parent, loaded.facts)
         keeps = args.init_mode == "stack"
-        if keeps or args.loss != "sft":
-            backbone.load(below, parent.path)
-        under = ((below, 1.0),) if below in backbone.adapters else ()
-        start = StartingPoint(frozen=under if keeps else (), reference=under, parent=parent)
+        older = {f"{below}-{i}": one.path for i, one in enumerate(_frozen_below(parent))}
+        wanted = older | ({below: parent.path} if keeps or args.loss != "sft" else {})
+        for one, folder in wanted.items():
+            backbone.load(one, folder)
+        start = StartingPoint(
+            frozen=tuple((one, 1.0) for one in (wanted if keeps else older)),
+            reference=tuple((one, 1.0) for one in wanted), parent=parent, stacked=keeps,
+        )  # fmt: skip
         if not keeps:
             return backbone.load(name, parent.path), start
     tokenizer = loaded.tokenizer
@@ -143,6 +155,7 @@ def _check(spec: RunSpec, parent: library.Adapter, known: ModelFacts) -> None:
             f'"{parent.name}" was made for {parent.base or "another base"}, not for '
             f"{spec.model.path}: choose that base, or another train.init_adapter."
         )
+    _frozen_below(parent)  # raises where one is missing
     if spec.train.init_mode == "continue" and (own := method_of(parent)).name != spec.method.name:
         raise MethodError(
             f'"{parent.name}" is {own.title}, which train.init_mode=continue trains further: set '

@@ -9,13 +9,17 @@ import torch
 from safetensors.torch import load_file
 
 from studio.adapters import library
+from studio.backbone import Backbone
 from studio.errors import AdapterError, MethodError
+from studio.models.loading import load
 from studio.models.sources import facts
 from studio.spec import RunSpec
 from studio.training import rate_search, start
+from studio.training.estimate import base_model
 from studio.training.events import Started, Step
+from studio.training.loss import row_losses
 from studio.training.run import train
-from studio.training.session import Session
+from studio.training.session import Session, open_session, prepare_data
 from tests.studio.tiny import tiny_folder, tiny_spec
 
 
@@ -76,6 +80,31 @@ def test_a_fresh_adapter_is_stacked_on_a_frozen_one(world):
     assert all(torch.equal(kept[name], one) for name, one in weights(home.run(1)).items())
     found = library.describe(home.run(4) / "adapter")
     assert (found.method, found.passport["lineage"][0]["frozen"]) == ("ia3", True)
+
+
+@pytest.mark.parametrize("mode", ["continue", "stack"])
+def test_what_is_below_the_adapter_to_start_from_acts_too(world, mode, tmp_path):
+    spec, home = world
+    above = {"train.init_mode": "stack", "method.name": "ia3"}
+    trained(spec, home, 7, **above)  # on top of run 1
+    spec = spec.with_values({**above, "train.init_mode": mode,
+                             "train.init_adapter": str(home.run(7) / "adapter")})  # fmt: skip
+    loaded, bare = (load(base_model(spec), "cpu") for _ in range(2))
+    session = open_session(spec, loaded=loaded, prepared=prepare_data(spec, loaded, home))
+    assert session.preference is not None
+    list(session.preference.prepare_reference(tmp_path))
+    rows = [session.prepared.train[row] for some in session.next_rows() for row in some]
+    whole = Backbone(bare.model)
+    for number in (1, 7):
+        whole.load(str(number), home.run(number) / "adapter")
+    whole.use([("1", 1.0), ("7", 1.0)])
+    with whole.evaluating():
+        chosen = -row_losses(whole, session.batch(rows))[::2]
+    first = session.step()
+    assert first.loss == pytest.approx(0.6931, abs=1e-3)
+    assert first.logps_chosen == pytest.approx(float(chosen.mean()), rel=1e-5)
+    line = session.start.passport()["lineage"]
+    assert [one["frozen"] for one in line] == [True, mode == "stack"]
 
 
 @pytest.mark.parametrize(
