@@ -10,12 +10,13 @@ from pathlib import Path
 from studio.home import Home
 
 VARIABLE = "HF_HUB_OFFLINE"
-_GIVEN = os.environ.get(VARIABLE, "")  # when the studio was started
+_SWITCHED = "STUDIO_OFFLINE_BY_SWITCH"  # a parent set the variable, no person: it may be undone
+_GIVEN = "" if os.environ.get(_SWITCHED) else os.environ.get(VARIABLE, "")
 
 
 def is_offline(home: Home) -> bool:
     """Return True if the switch is on, or the environment of the studio says so."""
-    return _place(home).exists() or _GIVEN.upper() in ("1", "TRUE", "YES", "ON")
+    return _place(home).exists() or _is_given()
 
 
 def switch(home: Home, on: bool) -> None:
@@ -30,13 +31,18 @@ def switch(home: Home, on: bool) -> None:
 def apply(home: Home) -> None:
     """Let the hub's library in this process obey the switch."""
     on = is_offline(home)
+    os.environ.pop(_SWITCHED, None)
     if on:
-        os.environ[VARIABLE] = "1"
+        os.environ |= {VARIABLE: "1"} | ({} if _is_given() else {_SWITCHED: "1"})
     elif os.environ.get(VARIABLE):
         os.environ[VARIABLE] = "0"
     for module in ("huggingface_hub.constants", "datasets.config"):
         if module in sys.modules:
             setattr(sys.modules[module], VARIABLE, on)
+
+
+def _is_given() -> bool:
+    return _GIVEN.upper() in ("1", "TRUE", "YES", "ON")
 
 
 def _place(home: Home) -> Path:

@@ -113,6 +113,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
         self.asked: list[tuple[str, str, int]] = []
+        self.trusted: list[str] = []  # the paths that the token was sent to
         self.sent = 0
         self.takes_ranges = True
         self.lock = threading.Lock()
@@ -168,6 +169,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.fault and self.fault.status:
             return self.send(self.fault.status, b"{}", self.fault.headers)
         if bearer := self.headers.get("Authorization", ""):
+            hub.trusted.append(path)
             if bearer != f"Bearer {TOKEN}":
                 return self.deny("token")
         if path == "/api/whoami-v2":

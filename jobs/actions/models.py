@@ -136,7 +136,7 @@ def folders(
 def token(
     home: Home,
     token: Annotated[
-        str, field("Token with read access; `hf auth login` asks for it unseen.", max_length=200)
+        str, field("Token with read access; - asks for it unseen, or reads a pipe.", of="secret")
     ] = "",
     off: Annotated[bool, field("Forget the stored token.")] = False,
 ) -> dict[str, Any]:

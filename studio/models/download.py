@@ -19,11 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from studio import atomic
+from studio import atomic, offline
 from studio.errors import DiskFull, ModelError, Unreached
 from studio.fields import knob
 from studio.home import Home
-from studio.models.hub_cache import PARTIAL, repository_folder
+from studio.models.hub_cache import PARTIAL, ref_file, repository_folder
 from studio.models.repositories import RemoteFile, Repository, headers, look_up, read_name, refused
 from studio.names import readable
 from studio.request import Request
@@ -215,7 +215,7 @@ def _link(found: Repository) -> Path:
     except Exception as error:  # as above
         raise refused(found.id, error, found.branch) from None
     if found.branch != found.revision:
-        ref = repository_folder(found.id) / "refs" / found.branch
+        ref = ref_file(found.id, found.branch)
         ref.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(ref, found.revision)
     return Path(made)
@@ -248,6 +248,7 @@ class DownloadRequest(Request):
         """
         name, revision = read_name(self.repo)
         revision = self.revision or revision
+        ref_file(name, revision or "main")  # raises
         found = look_up(name, self.commit or revision)
         check(found)
         pinned = {"repo": found.id, "revision": revision, "commit": found.revision}
@@ -267,6 +268,10 @@ class DownloadRequest(Request):
         worker.start()
         while worker.is_alive():
             worker.join(LOOK_SECONDS)
+            if worker.is_alive() and offline.is_offline(home):
+                raise Unreached(
+                    f"{found.id} waits: this studio is offline. What has arrived is kept."
+                )
             yield _progress(found, arrived_bytes(found), at_first, time.monotonic() - begun)
         if isinstance(
             outcome[0], DiskFull

@@ -33,13 +33,24 @@ def repository_folder(name: str) -> Path:
     return cache_folder() / f"models--{name.replace('/', '--')}"
 
 
+def ref_file(name: str, branch: str) -> Path:
+    """Return the file that notes the commit of a branch or tag.
+
+    Raises:
+        ModelError: The name leads out of the model's folder.
+    """
+    if not branch or re.search(r"[\\\0:]", branch) or {"", ".", ".."} & set(branch.split("/")):
+        raise ModelError(f'"{branch[:80]}" is not a revision: give a branch, tag or commit.')
+    return repository_folder(name) / "refs" / branch
+
+
 def cached(name: str, revision: str = "") -> Path | None:
     """Return the snapshot of a model if all of it is here, without asking the hub."""
     folder = repository_folder(name)
     commit = revision if _COMMIT.fullmatch(revision) else ""
     if not commit:
-        with contextlib.suppress(OSError):
-            commit = (folder / "refs" / (revision or "main")).read_text(encoding="utf-8").strip()
+        with contextlib.suppress(OSError, ValueError, ModelError):
+            commit = ref_file(name, revision or "main").read_text(encoding="utf-8").strip()
     found = [folder / "snapshots" / commit] if commit else []
     if not commit and not revision:  # fetched by commit only: the newest
         found = sorted((folder / "snapshots").glob("*"), key=lambda p: p.stat().st_mtime)

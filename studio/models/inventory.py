@@ -109,7 +109,7 @@ def register(home: Home, folder: Path) -> list[str]:
     Raises:
         ModelError: It does not exist, or cannot be read.
     """
-    folder = folder.expanduser().absolute()
+    folder = Path(os.path.expanduser(folder)).absolute()  # leaves `~nobody` as it is
     if why := trouble(folder):
         raise ModelError(why)
     _write(home, list(dict.fromkeys([*registered(home), str(folder)])))
@@ -123,7 +123,7 @@ def forget(home: Home, folder: str) -> list[str]:
         ModelError: It is not registered.
     """
     known = registered(home)
-    wanted = folder if folder in known else str(Path(folder).expanduser().absolute())
+    wanted = folder if folder in known else str(Path(os.path.expanduser(folder)).absolute())
     if wanted not in known:
         raise ModelError(
             f"{folder} is not registered: `studio models folders` lists those that are."
@@ -134,7 +134,7 @@ def forget(home: Home, folder: str) -> list[str]:
 
 def trouble(folder: Path) -> str:
     """Return in a sentence why a folder cannot be searched; empty if it can."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return f"There is no folder {folder}: it was moved or deleted, or its disk is not mounted."
     if not os.access(folder, os.R_OK | os.X_OK):
         return f"{folder} cannot be read by this user: change its permissions."
@@ -170,7 +170,7 @@ def _folders(root: Path) -> Iterator[Path]:
         if depth < MOST_DEPTH:
             waiting += [
                 (Path(one.path), depth + 1) for one in inside
-                if not one.name.startswith(".") and one.is_dir()
+                if not one.name.startswith(".") and os.path.isdir(one.path)
             ]  # fmt: skip
 
 

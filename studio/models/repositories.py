@@ -178,7 +178,8 @@ def _repository(
     total = info.safetensors.total if info.safetensors else 0
     return Repository(
         id=info.id, revision=info.sha or "", branch=branch, config=config,
-        files=_wanted(info.siblings or ()), parameters=int(total or 0), license=license,
+        files=() if listed else _wanted(info.siblings or ()),
+        parameters=int(total or 0), license=license,
         gated=bool(info.gated), downloads=info.downloads or 0, likes=info.likes or 0,
         updated=info.last_modified.isoformat() if info.last_modified else "",
         why_not=_why_not(info, config, listed=listed),
@@ -191,9 +192,14 @@ def _wanted(siblings: Any) -> tuple[RemoteFile, ...]:
 
     found = []
     for one in siblings:
-        if "/" not in one.rfilename and any(fnmatch(one.rfilename, p) for p in WANTED):
-            etag = one.lfs.sha256 if one.lfs else one.blob_id
-            found.append(RemoteFile(one.rfilename, one.size or 0, etag or "", bool(one.lfs)))
+        if not {*"/\\"} & {*one.rfilename} and any(fnmatch(one.rfilename, p) for p in WANTED):
+            etag = str((one.lfs.sha256 if one.lfs else one.blob_id) or "")
+            if not re.fullmatch(r"[0-9a-f]{64}" if one.lfs else r"[0-9a-f]{40}", etag):
+                raise ModelError(
+                    f"The hub names no hash of {one.rfilename}, so its download could not be "
+                    "checked: use another mirror."
+                )
+            found.append(RemoteFile(one.rfilename, one.size or 0, etag, bool(one.lfs)))
     return tuple(found)
 
 
@@ -251,12 +257,12 @@ def refused(name: str, error: Exception, revision: str = "") -> StudioError:
         return ModelError(
             f"{label} is gated: 1. accept its licence on {page}, 2. make a token with read access "
             f"on {endpoint()}/settings/tokens, 3. enter it on the Models page or with "
-            "`studio models token`."
+            "`studio models token --token -`."
         )
     if status == 401 and "Invalid credentials" in said:
         return ModelError(
             "The hub refuses the stored token, which is wrong or was revoked: enter a new one on "
-            "the Models page or with `studio models token`."
+            "the Models page or with `studio models token --token -`."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return ModelError(f'{label} has no revision "{revision}".')
@@ -307,6 +313,11 @@ def use_token(token: str, *, forget: bool = False) -> dict[str, Any]:
     from huggingface_hub import HfApi, get_token, login, logout
 
     page = f"{endpoint()}/settings/tokens"
+    unknown = ModelError(
+        f"The hub does not know this token: copy it whole from {page}, where it begins with hf_."
+    )
+    if token and not re.fullmatch(r"[\w.-]{1,200}", token, re.ASCII):
+        raise unknown  # without a word of what was pasted
     try:
         if forget:
             logout()
@@ -318,10 +329,7 @@ def use_token(token: str, *, forget: bool = False) -> dict[str, Any]:
         status = getattr(getattr(error, "response", None), "status_code", 0)
         cause = getattr(getattr(error.__cause__, "response", None), "status_code", 0)
         if 401 in (status, cause) or isinstance(error, ValueError):
-            raise ModelError(
-                f"The hub does not know this token: copy it whole from {page}, where it begins "
-                "with hf_."
-            ) from None
+            raise unknown from None
         raise refused("", error) from None
     return {"account": account, "page": page}
 

@@ -1,5 +1,7 @@
 """Downloads as jobs: a kill costs nothing that had arrived, and runs wait for their model."""
 
+import importlib
+import io
 import os
 import signal
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from jobs import supervisor
 from jobs.actions import ask
 from jobs.spawning import environment
+from studio import offline
 from studio.errors import ModelError, Unreached
 from studio.models.hub_cache import cached, repository_folder
 from studio.models.sources import resolve
@@ -91,34 +94,49 @@ def test_a_model_is_found_shown_and_deleted(home, store, hub, monkeypatch, capsy
     row = next(one for one in value("models", fits=True)["models"] if one["path"] == NAME)
     assert row["kind"] == "hub" and row["adapters"] == ["sea"] and row["last_used"]
     assert value("models.remove", model=NAME, yes=True)["removed"] and not cached(NAME)
+    hub.repos[NAME].license = "\x1b[2Jmine"
     for words in (["models", "--fits"], ["models", "search", "org"], ["models", "show", NAME]):
         with pytest.raises(SystemExit):
             main([*words, "--home", str(home.path)])
         out = capsys.readouterr().out
         assert "small" in out or "starter" in out
-        assert max(map(len, out.splitlines())) < 100 and "…" not in out
+        assert max(map(len, out.splitlines())) < 100 and "…" not in out and "\x1b" not in out
 
 
-def test_a_token_is_kept_by_the_library_and_never_shown(home, store, hub):
+def test_a_token_is_kept_by_the_library_and_never_shown(home, store, hub, monkeypatch, capsys):
     wrong, right = "hf_" + "x" * 34, hubs.TOKEN
     with pytest.raises(ModelError, match="does not know this token") as error:
         ask(home, "models.token", {"token": wrong}, store=store)
     assert wrong not in error.value.text
+    for pasted in (wrong * 9, f"{right}\n{right}"):
+        with pytest.raises(ModelError, match="does not know this token") as error:
+            ask(home, "models.token", {"token": pasted}, store=store)
+        assert "hf_r" not in error.value.text and "xxx" not in error.value.text
     assert ask(home, "models.token", {}, store=store).value["account"] == ""
     kept = ask(home, "models.token", {"token": right}, store=store).value
     assert kept["account"] == "me" and right not in str(kept)
     hub.repos[NAME].gated = "manual"
     assert resolve(ModelSource(path=NAME)) == cached(NAME)
     assert ask(home, "models.token", {"off": True}, store=store).value["account"] == ""
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{right}\n"))
+    with pytest.raises(SystemExit) as end:
+        main(["models", "token", "--token", "-", "--home", str(home.path)])
+    assert end.value.code == 0 and "The stored token is of me." in capsys.readouterr().out
     said = [file.read_text(errors="replace") for file in home.path.rglob("*") if file.is_file()]
     assert not any(right in text or wrong in text for text in said)
 
 
-def test_offline_nothing_is_asked(home, store, hub):
+def test_offline_nothing_is_asked(home, store, hub, monkeypatch):
     assert ask(home, "offline", {"on": True}, store=store).value["offline"] is True
     hub.asked.clear()
     with pytest.raises(Unreached, match="this studio is offline"):
         ask(home, "models.show", {"model": NAME}, store=store)
     assert hub.asked == [] and environment()["HF_HUB_OFFLINE"] == "1"
+    with monkeypatch.context() as child:  # started while offline
+        child.setattr(os, "environ", environment())
+        importlib.reload(offline)
+        assert offline.is_offline(home)
+        (home.state / "offline").unlink()
+        assert not offline.is_offline(home)
     assert ask(home, "offline", {"off": True}, store=store).value["offline"] is False
     assert ask(home, "models.show", {"model": NAME}, store=store).value["id"] == NAME

@@ -1,6 +1,7 @@
 """Commands generated from actions: options from the fields, one way to ask, follow and print."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -67,7 +68,9 @@ def command(action: Action, *, only_alone: bool = False) -> Callable[..., int]:
         }
         for name, value in values.items():
             if of.get(name) in ("file", "folder") and value:
-                values[name] = str(Path(value).expanduser().absolute())
+                values[name] = str(Path(os.path.expanduser(value)).absolute())
+            if of.get(name) == "secret" and value == "-":
+                values[name] = _unseen(name)
         return perform(action, values, home, follow=follow, as_json=as_json)
 
     shared = {"home": (HomeOption, None), "as_json": (JsonOption, False)}
@@ -190,6 +193,15 @@ def _home(where: Path | None, action: Action) -> Home | None:
         if action.needs == "any home":
             return None
         raise
+
+
+def _unseen(name: str) -> str:
+    """Ask for a secret without showing it, or read it from a pipe."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().strip()
+    from getpass import getpass
+
+    return getpass(f"{name.capitalize()}: ").strip()
 
 
 def _silent(event: Event) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from studio.names import readable
+from ui.cli.show_data import printable
 
 WAYS = ("full", "lora", "qlora")
 
@@ -41,7 +42,7 @@ def _lines(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(len(row[at]) for row in [heads, *rows]) for at in range(len(heads) - 1)]
     for row in [heads, *rows]:
         cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=False)]
-        print("  ".join([*cells, row[-1]]))
+        print(printable("  ".join([*cells, row[-1]])))
 
 
 def _footnote(device: str) -> None:
@@ -80,7 +81,7 @@ def models(answer: Mapping[str, Any]) -> None:
 def _refused(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         if row["why_not"]:
-            print(f"Not for training: {row['why_not']}")
+            print(printable(f"Not for training: {row['why_not']}"))
 
 
 def found(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -110,8 +111,8 @@ def one(row: Mapping[str, Any]) -> None:
         **dict(zip(WAYS, _ways(row), strict=True)),
     }.items():  # fmt: skip
         if value:
-            print(f"{name:11} {value}")
-    print(row["why_not"] or f"Download it with `studio models get {row['id']}`.")
+            print(printable(f"{name:11} {value}"))
+    print(printable(row["why_not"]) or f"Download it with `studio models get {row['id']}`.")
 
 
 def removed(answer: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from studio import offline
 from studio.errors import DiskFull, ModelError, Unreached
 from studio.models import download
 from studio.models.download import DownloadRequest, arrived_bytes, fetch, free_bytes, missing
@@ -174,7 +175,7 @@ def test_a_range_that_is_ignored_or_a_partial_file_of_other_bytes_does_no_harm(h
     )
 
 
-def test_a_full_disk_is_said_before_and_while_it_fills(hub, monkeypatch):
+def test_a_full_disk_is_said_before_and_while_it_fills(hub, home, monkeypatch):
     found = look_up(NAME)
     with pytest.raises(DiskFull, match="needs .* are free"):
         download.check(replace(found, files=(replace(found.files[0], size=free_bytes() + 1),)))
@@ -190,7 +191,7 @@ def test_a_full_disk_is_said_before_and_while_it_fills(hub, monkeypatch):
     with pytest.raises(DiskFull, match="what has arrived is kept"):
         fetch(found)
     with pytest.raises(ModelError, match="free some room"):  # a job fails and may be resumed
-        list(DownloadRequest(repo=NAME, commit=found.revision).run(None, None, lambda: None))
+        list(DownloadRequest(repo=NAME, commit=found.revision).run(home, None, lambda: None))
     assert arrived_bytes(found) > 1 << 19
 
 
@@ -202,11 +203,46 @@ def test_offline_only_what_is_here_is_used(hub, monkeypatch):
         resolve(ModelSource(path="org/other"))
 
 
-def test_a_job_says_how_far_it_is_and_pins_the_commit(hub, monkeypatch):
+def test_what_the_hub_or_a_user_names_stays_in_the_models_folder(hub, tmp_path, monkeypatch):
+    outside = tmp_path / "outside"
+    for revision in ("../../../outside", str(outside), "a/../../b", "a\\..\\b", "a//b"):
+        with pytest.raises(ModelError, match="is not a revision"):
+            DownloadRequest(repo=NAME, revision=revision, commit=hub.repos[NAME].sha).checked(None)
+        with pytest.raises(ModelError, match="is not a revision"):
+            fetch(replace(look_up(NAME), branch=revision))
+        assert cached(NAME, revision) is None and not outside.exists()
+    assert cached(NAME)  # by its commit alone
+    for etag in ("../../../../outside", "", "A" * 64):
+        monkeypatch.setattr(hubs.Repo, "etag", lambda *_, etag=etag: etag)
+        with pytest.raises(ModelError, match="names no hash"):
+            look_up(NAME)
+
+
+def test_the_token_goes_to_the_hub_and_not_to_its_storage(hub):
+    use_token(hubs.TOKEN)(hub)
+    hub.repos[NAME].accepted = True
+    fetch(look_up(NAME))
+    assert ("GET", weights(hub), 0) in hub.asked
+    assert hub.trusted and not [path for path in hub.trusted if "/storage/" in path]
+
+
+def test_going_offline_stops_a_download_and_keeps_what_arrived(hub, home, monkeypatch):
+    monkeypatch.setattr(download, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(offline, "_GIVEN", "")
+    hub.fail("GET /storage/", stall_after=1 << 20, times=1)
+    job = DownloadRequest(repo=NAME, commit=hub.repos[NAME].sha).run(home, home.path, lambda: None)
+    while not isinstance(next(job), Working):
+        pass
+    (home.state / "offline").touch()
+    with pytest.raises(Unreached, match="this studio is offline"):
+        list(job)
+
+
+def test_a_job_says_how_far_it_is_and_pins_the_commit(hub, home, monkeypatch):
     monkeypatch.setattr(download, "LOOK_SECONDS", 0.01)
     request = DownloadRequest(repo=f"{hub.url}/{NAME}/tree/main").checked(None)
     assert (request.repo, request.revision, request.commit) == (NAME, "main", hub.repos[NAME].sha)
-    *others, last = request.run(None, None, lambda: None)
+    *others, last = request.run(home, None, lambda: None)
     assert isinstance(last, Finished) and last.facts["folder"] == str(cached(NAME))
     steps = [one for one in others if isinstance(one, Working)]
     assert "4.69 MiB of" in steps[-1].text and steps[-1].step <= steps[-1].total_steps

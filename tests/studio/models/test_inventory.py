@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -66,8 +67,9 @@ def test_facts_are_read_once_until_a_file_changes(home, tmp_path, monkeypatch):
 
 def test_folders_that_vanish_or_cannot_be_read_are_said(home, tmp_path):
     shelf = tmp_path / "shelf"
-    with pytest.raises(ModelError, match="There is no folder"):
-        inventory.register(home, shelf)
+    for gone in (shelf, Path("~nobody-of-this-name/x")):
+        with pytest.raises(ModelError, match="There is no folder"):
+            inventory.register(home, gone)
     put(shelf / "one")
     inventory.register(home, shelf)
     assert inventory.register(home, shelf) == [str(shelf)]
@@ -84,5 +86,6 @@ def test_a_shelf_of_many_folders_ends(home, tmp_path):
     for number in range(60):
         (tmp_path / "shelf" / f"{number}").mkdir(parents=True)
         (tmp_path / "shelf" / f"{number}" / "up").symlink_to(tmp_path / "shelf")
+    (tmp_path / "shelf" / "itself").symlink_to(tmp_path / "shelf" / "itself")
     inventory.register(home, tmp_path / "shelf")
     assert list(local(home)) == ["starter"]
