@@ -22,7 +22,8 @@ from studio.devices import CLUSTER
 from studio.errors import DataError, SpecError, StudioError
 from studio.home import Home
 from studio.methods import methods
-from studio.models import sources
+from studio.models import inventory, sources
+from studio.models.hub_cache import size_on_disk
 from studio.names import readable
 from studio.spec import DataSource, ModelSource, RunSpec
 from ui.uploads import kept_uploads
@@ -76,7 +77,7 @@ def model_line(source: ModelSource) -> str:
         ModelError: It cannot be used; says why.
     """
     if sources.origin_of(source.path).kind == "hub":
-        return HUB_ID
+        return _to_download(source)
     facts = sources.facts(source)
     parts = [
         facts.architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel"),
@@ -86,6 +87,18 @@ def model_line(source: ModelSource) -> str:
         "own chat template" if facts.has_chat_template else "no chat template",
     ]
     return " · ".join(parts)
+
+
+def _to_download(source: ModelSource) -> str:
+    """Say what is known of a model that is not here, without asking the hub."""
+    parts = []
+    for one in (one for one in inventory.curated() if one.path == source.path):
+        left = max(0, one.bytes - size_on_disk(one.path))
+        parts += [f"{_compact(one.parameters)} parameters", f"{_bytes(left)} to download"]
+        parts += ["gated"] * one.gated
+    return " · ".join(
+        [*parts, "Not here yet: a run waits for its download. The Models page shows it before."]
+    )
 
 
 def data_line(source: DataSource, home: Home) -> str:

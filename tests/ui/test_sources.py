@@ -6,6 +6,9 @@ import pytest
 
 from studio.data.importing import import_dataset
 from studio.errors import DataError, ModelError
+from studio.models import inventory
+from studio.models.hub_cache import repository_folder
+from studio.names import readable
 from studio.spec import DataSource, ModelSource, RunSpec
 from ui import sources
 
@@ -17,6 +20,18 @@ def test_the_starter_and_its_demos_are_offered_first_and_what_is_missing_is_a_se
         sources.model_line(ModelSource(path="/no/such/model"))
     with pytest.raises(DataError, match=r"/no/such\.jsonl"):
         sources.data_line(DataSource(path="/no/such.jsonl"), home)
+
+
+def test_a_model_that_is_not_here_is_described_without_asking_the_hub(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    known = next(one for one in inventory.curated() if one.bytes)
+    blobs = repository_folder(known.path) / "blobs"
+    blobs.mkdir(parents=True)
+    line = sources.model_line(ModelSource(path=known.path))
+    assert readable(known.bytes).replace(" ", "\u202f") + " to download" in line
+    (blobs / "x").write_bytes(bytes(64 << 20))
+    assert sources.model_line(ModelSource(path=known.path)) != line
+    assert sources.model_line(ModelSource(path="org/other")).startswith("Not here yet")
 
 
 def test_rows_are_counted_before_launch(tmp_path, home):
