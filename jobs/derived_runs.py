@@ -119,7 +119,13 @@ def then(
             "is waiting, running or succeeded."
         )
     fresh = {f"data.{field}": DataSource.model_fields[field].default for field in OF_ONE_DATASET}
-    spec = RunSpec.parse({**job.spec, "name": name}).with_values({
+    spec = RunSpec.parse({**job.spec, "name": name})
+    if spec.method.trains_base:
+        raise QueueError(
+            f'"{job.name}" trains the whole model and leaves no adapter to start from: when it has '
+            f"succeeded, start a run with model.path={store.home.run(job.id) / 'adapter'}."
+        )
+    spec = spec.with_values({
         **fresh, "data.path": data, "train.loss": loss, "train.learning_rate": "auto",
         "train.init_adapter": str(store.home.run(job.id) / "adapter"), "train.init_mode": mode,
         **assignments,

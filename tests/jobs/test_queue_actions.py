@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from jobs import retries, settings, webhook
-from jobs.derived_runs import duplicate, extend, settled_spec
+from jobs.derived_runs import duplicate, extend, settled_spec, then
 from jobs.run_requests import request
 from jobs.schedules import parse_time
 from jobs.store import JobStore
@@ -105,6 +105,12 @@ def test_a_run_keeps_the_learning_rate_that_auto_became(store):
                  "seq": step}
             )  # fmt: skip
     assert settled_spec(store, old)["train"]["learning_rate"] == 0.02
+
+
+def test_a_run_without_an_adapter_has_no_next_stage(store):
+    whole = store.submit(a_spec().with_values({"method.name": "full"}))
+    with pytest.raises(QueueError, match="leaves no adapter to start from"):
+        then(store, whole.id, "starter:pirate", loss="sft", mode="continue", assignments={})
 
 
 def test_a_longer_run_gets_the_best_checkpoint_beside_the_newest(store):
