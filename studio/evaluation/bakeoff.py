@@ -67,6 +67,7 @@ def measure(
     from studio.backbone import Backbone
     from studio.backbone.fold import fold
     from studio.models.loading import load
+    from studio.training.start import frozen_below
 
     found = describe(folder)
     row: dict[str, Any] = {"method": found.method, "size_bytes": found.size_bytes}
@@ -78,9 +79,11 @@ def measure(
             "merged_ratio": None,
             "answers": answers(whole, own, prompts),
         }
-    backbone.load("candidate", folder)
+    below = {f"below-{i}": one.path for i, one in enumerate(frozen_below(found))}
+    stack = tuple((name, 1.0) for name in (*below, "candidate"))
+    for name, path in (below | {"candidate": folder}).items():
+        backbone.load(name, path)
     try:
-        stack = (("candidate", 1.0),)
         row["live_ratio"] = ratio(decoder(backbone), decoder(backbone, stack))
         backbone.use(stack)
         row["answers"] = answers(loaded, backbone, prompts)
@@ -92,7 +95,8 @@ def measure(
             merged.load_state_dict(folded.tensors, strict=False)
             row["merged_ratio"] = ratio(decoder(backbone), decoder(Backbone(merged)))
     finally:
-        backbone.detach("candidate")
+        for name, _ in stack:
+            backbone.detach(name)
     return row
 
 

@@ -37,6 +37,7 @@ from studio.spec import DataSource, RunSpec
 from studio.training.batch import pack
 from studio.training.loss import loss_sums
 from studio.training.samples import prompt_of
+from studio.training.start import num_tokens_before
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
@@ -75,7 +76,7 @@ def general_set_of(spec: RunSpec, loaded: Loaded, home: Home) -> GeneralSet | No
     train = spec.train
     if not train.measure_forgetting or train.fsdp:
         return None
-    before = spec.method.num_tokens_before
+    before = num_tokens_before(spec)
     return general_set(loaded, home, train.general_data, tokens_before=before)
 
 

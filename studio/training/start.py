@@ -95,11 +95,11 @@ def num_tokens_before(spec: RunSpec) -> int:
     below: list[library.Adapter] = []
     if spec.train.init_adapter:
         parent = library.describe(Path(spec.train.init_adapter))
-        below = [*_frozen_below(parent), *([parent] if spec.train.init_mode == "stack" else [])]
+        below = [*frozen_below(parent), *([parent] if spec.train.init_mode == "stack" else [])]
     return spec.method.num_tokens_before + sum(method_of(one).num_tokens_before for one in below)
 
 
-def _frozen_below(adapter: library.Adapter) -> list[library.Adapter]:
+def frozen_below(adapter: library.Adapter) -> list[library.Adapter]:
     """Return the adapters that an adapter was trained on top of, the lowest first."""
     line = adapter.passport.get("lineage") or []
     return [library.describe(Path(one["path"])) for one in line if one.get("frozen")]
@@ -120,7 +120,7 @@ def attach(
         parent = library.describe(Path(args.init_adapter))
         _check(spec, parent, loaded.facts)
         keeps = args.init_mode == "stack"
-        older = {f"{below}-{i}": one.path for i, one in enumerate(_frozen_below(parent))}
+        older = {f"{below}-{i}": one.path for i, one in enumerate(frozen_below(parent))}
         wanted = older | ({below: parent.path} if keeps or args.loss != "sft" else {})
         for one, folder in wanted.items():
             backbone.load(one, folder)
@@ -155,7 +155,7 @@ def _check(spec: RunSpec, parent: library.Adapter, known: ModelFacts) -> None:
             f'"{parent.name}" was made for {parent.base or "another base"}, not for '
             f"{spec.model.path}: choose that base, or another train.init_adapter."
         )
-    _frozen_below(parent)  # raises where one is missing
+    frozen_below(parent)  # raises where one is missing
     if spec.train.init_mode == "continue" and (own := method_of(parent)).name != spec.method.name:
         raise MethodError(
             f'"{parent.name}" is {own.title}, which train.init_mode=continue trains further: set '

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from studio.adapters import library
 from studio.backbone import Backbone
 from studio.errors import AdapterError, MethodError
+from studio.evaluation import bakeoff
 from studio.models.loading import load
 from studio.models.sources import facts
 from studio.spec import RunSpec
@@ -83,7 +84,7 @@ def test_a_fresh_adapter_is_stacked_on_a_frozen_one(world):
 
 
 @pytest.mark.parametrize("mode", ["continue", "stack"])
-def test_what_is_below_the_adapter_to_start_from_acts_too(world, mode, tmp_path):
+def test_what_is_below_the_adapter_to_start_from_acts_too(world, mode, tmp_path, monkeypatch):
     spec, home = world
     above = {"train.init_mode": "stack", "method.name": "ia3"}
     trained(spec, home, 7, **above)  # on top of run 1
@@ -105,6 +106,10 @@ def test_what_is_below_the_adapter_to_start_from_acts_too(world, mode, tmp_path)
     assert first.logps_chosen == pytest.approx(float(chosen.mean()), rel=1e-5)
     line = session.start.passport()["lineage"]
     assert [one["frozen"] for one in line] == [True, mode == "stack"]
+    monkeypatch.setattr(bakeoff, "answers", lambda loaded, backbone, prompts: backbone.active)
+    whole = Backbone(load(base_model(spec), "cpu").model)
+    measured = bakeoff.measure(loaded, whole, home.run(7) / "adapter", ())
+    assert measured["answers"] == [(("below-0", 1.0), ("candidate", 1.0))] and not whole.adapters
 
 
 @pytest.mark.parametrize(
