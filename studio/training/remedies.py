@@ -32,7 +32,7 @@ from studio.home import Home
 from studio.methods import capabilities
 from studio.names import readable
 from studio.spec import RunSpec
-from studio.training import distributed
+from studio.training import distributed, objectives
 from studio.training.estimate import Estimate, estimate
 
 Changes = dict[str, Any]
@@ -155,6 +155,7 @@ def _can_shard(spec: RunSpec) -> bool:
     shared = spec.on_this_machine().with_parts(train={"fsdp": True})
     try:
         distributed.check_sharding(shared)
+        objectives.check(shared)
     except InputError:
         return False
     return True

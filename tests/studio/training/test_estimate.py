@@ -119,7 +119,8 @@ def test_sharing_the_base_is_offered_where_there_are_several_cards(tmp_path, hom
     pair = make_spec(tmp_path, **{"train.device": "cuda:0,cuda:1"}, **small)
     assert next_remedy(pair) == {"train.fsdp": True}
     assert next_remedy(pair.with_values({"train.fsdp": True})) is None
-    assert next_remedy(pair.with_values({"model.quantization": "nf4"})) is None
+    for change in ({"model.quantization": "nf4"}, {"train.loss": "orpo"}):
+        assert next_remedy(pair.with_values(change)) is None
     assert next_remedy(pair.with_values({"method.name": "full"})) is None
     assert next_remedy(pair.with_values({"train.device": "cuda:0"})) is None
 
