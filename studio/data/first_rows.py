@@ -88,5 +88,7 @@ def _first_rows(
     except DataError:
         if len(some) < FEW_ROWS:
             raise
-    more = dataclasses.replace(origin, rows=lambda: islice(origin.rows(), MANY_ROWS))
+    more = dataclasses.replace(
+        origin, rows=lambda: islice(origin.rows(), MANY_ROWS), at_most=MANY_ROWS
+    )
     return tokenise(more, data, template, limit, TokenWriter(), rows)

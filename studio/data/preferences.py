@@ -66,7 +66,7 @@ def preferences(
                 records = [Judged(record.chosen, True), Judged(record.rejected, False)]
             seen.update(one.good for one in records if isinstance(one, Judged))
             yield from ((counter.read, one) for one in records)
-    if len(seen) == 1:
+    if len(seen) == 1 and counter.read != origin.at_most:
         raise DataError(
             f"Every answer of {origin.name} is judged as {'good' if True in seen else 'bad'}: "
             "this loss needs good and bad ones. Add the others, or choose another loss."

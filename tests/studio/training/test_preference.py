@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from studio.errors import MethodError, SpecError
+from studio.data import first_rows
+from studio.errors import DataError, MethodError, SpecError
 from studio.methods import methods
 from studio.spec import RunSpec
 from studio.training import objectives, preference
@@ -207,6 +208,21 @@ def world(tmp_path_factory):
     file = folder / "pairs.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
     return spec.with_values({"data.path": str(file), "data.validation_fraction": 0.2})
+
+
+def test_sorted_verdicts_are_refused_only_where_all_are_known(world, home, tmp_path, monkeypatch):
+    monkeypatch.setattr(first_rows, "MANY_ROWS", 100)
+    for name, num_good, num_bad in (("long", 150, 9), ("short", 80, 0)):
+        rows = [{"prompt": f"say {i}", "completion": f"{i}!", "label": i < num_good}
+                for i in range(num_good + num_bad)]  # fmt: skip
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("\n".join(map(json.dumps, rows)))
+        spec = world.with_values({"data.path": str(file), "train.loss": "kto"})
+        if num_bad:
+            assert first_rows.first_report(spec, home).rows.kept == 100
+        else:
+            with pytest.raises(DataError, match="judged as good"):
+                first_rows.first_report(spec, home)
 
 
 def test_two_processes_give_what_one_gives(world, home, tmp_path):
