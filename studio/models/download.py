@@ -23,7 +23,7 @@ from studio import atomic, offline
 from studio.errors import DiskFull, ModelError, Unreached
 from studio.fields import knob
 from studio.home import Home
-from studio.models.hub_cache import PARTIAL, ref_file, repository_folder
+from studio.models.hub_cache import PARTIAL, linking_mark, ref_file, repository_folder
 from studio.models.repositories import RemoteFile, Repository, headers, look_up, read_name, refused
 from studio.names import readable
 from studio.request import Request
@@ -207,7 +207,10 @@ def _link(found: Repository) -> Path:
     """Let the library link the blobs into a snapshot, then note what the branch stands for."""
     from huggingface_hub import snapshot_download
 
+    mark, ref = linking_mark(found.id, found.revision), ref_file(found.id, found.branch)
     try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
         made = snapshot_download(
             found.id, revision=found.revision, allow_patterns=[file.name for file in found.files],
             tqdm_class=_silent(),
@@ -215,9 +218,9 @@ def _link(found: Repository) -> Path:
     except Exception as error:  # as above
         raise refused(found.id, error, found.branch) from None
     if found.branch != found.revision:
-        ref = ref_file(found.id, found.branch)
         ref.parent.mkdir(parents=True, exist_ok=True)
         atomic.write(ref, found.revision)
+    mark.unlink(missing_ok=True)
     return Path(made)
 
 

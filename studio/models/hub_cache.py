@@ -44,6 +44,11 @@ def ref_file(name: str, branch: str) -> Path:
     return repository_folder(name) / "refs" / branch
 
 
+def linking_mark(name: str, commit: str) -> Path:
+    """Return the file that is there while a snapshot's links are made, and after a kill then."""
+    return cache_folder() / ".locks" / repository_folder(name).name / f"{commit}.linking"
+
+
 def cached(name: str, revision: str = "") -> Path | None:
     """Return the snapshot of a model if all of it is here, without asking the hub."""
     folder = repository_folder(name)
@@ -54,7 +59,9 @@ def cached(name: str, revision: str = "") -> Path | None:
     found = [folder / "snapshots" / commit] if commit else []
     if not commit and not revision:  # fetched by commit only: the newest
         found = sorted((folder / "snapshots").glob("*"), key=lambda p: p.stat().st_mtime)
-    return found[-1] if found and is_whole(found[-1]) else None
+    if not found or linking_mark(name, found[-1].name).exists():
+        return None
+    return found[-1] if is_whole(found[-1]) else None
 
 
 def is_whole(snapshot: Path) -> bool:
@@ -96,6 +103,9 @@ def remove(name: str) -> int:
     size = size_on_disk(name)
     try:
         shutil.rmtree(folder)
+        for mark in linking_mark(name, "x").parent.glob("*.linking"):
+            mark.unlink(missing_ok=True)
     except OSError as error:
-        raise ModelError(f'"{name}" cannot be deleted from {folder} ({error.strerror}).') from None
+        why = error.strerror or "it is a link"
+        raise ModelError(f'"{name}" cannot be deleted from {folder} ({why}).') from None
     return size

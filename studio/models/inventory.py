@@ -109,7 +109,7 @@ def register(home: Home, folder: Path) -> list[str]:
     Raises:
         ModelError: It does not exist, or cannot be read.
     """
-    folder = Path(os.path.expanduser(folder)).absolute()  # leaves `~nobody` as it is
+    folder = Path(os.path.expanduser(folder)).absolute()  # leaves `~unknown` as it is
     if why := trouble(folder):
         raise ModelError(why)
     _write(home, list(dict.fromkeys([*registered(home), str(folder)])))

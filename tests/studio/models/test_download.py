@@ -20,6 +20,7 @@ from studio.training.events import Finished, Working
 from tests import hub as hubs
 
 NAME = "org/small"
+SMALL = {"chat_template.jinja", "tokenizer_config.json"}  # a model seems whole without them
 
 
 @pytest.fixture
@@ -211,11 +212,28 @@ def test_what_the_hub_or_a_user_names_stays_in_the_models_folder(hub, tmp_path, 
         with pytest.raises(ModelError, match="is not a revision"):
             fetch(replace(look_up(NAME), branch=revision))
         assert cached(NAME, revision) is None and not outside.exists()
-    assert cached(NAME)  # by its commit alone
     for etag in ("../../../../outside", "", "A" * 64):
         monkeypatch.setattr(hubs.Repo, "etag", lambda *_, etag=etag: etag)
         with pytest.raises(ModelError, match="names no hash"):
             look_up(NAME)
+
+
+def test_a_snapshot_that_was_linked_in_part_is_not_used(hub, monkeypatch):
+    import huggingface_hub
+
+    def killed(name, *, allow_patterns, **more):
+        few = [one for one in allow_patterns if one not in SMALL]
+        whole(name, allow_patterns=few, **more)
+        raise KeyboardInterrupt
+
+    whole = huggingface_hub.snapshot_download
+    with monkeypatch.context() as during:
+        during.setattr(huggingface_hub, "snapshot_download", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(look_up(NAME))
+    assert cached(NAME) is None and origin_of(NAME).kind == "hub"
+    assert all((resolve(ModelSource(path=NAME)) / one).is_file() for one in SMALL)
+    assert cached(NAME)
 
 
 def test_the_token_goes_to_the_hub_and_not_to_its_storage(hub):
