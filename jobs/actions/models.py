@@ -106,8 +106,8 @@ def remove(
     if not hub_cache.repository_folder(name).is_dir():
         hub_cache.remove(name)  # raises
     for job in store.list(OPEN):
-        about = job.spec.get("model") or {"path": job.spec.get("repo")}
-        if about.get("path") == name:
+        about = job.spec.get("model") or job.spec.get("repo")
+        if (about["path"] if isinstance(about, dict) else about) == name:
             raise ModelError(
                 f'"{job.name}" is {job.state} and needs {name}: wait for it or cancel it first.'
             )

@@ -67,12 +67,12 @@ def token() -> str:
 
     if constants.is_offline_mode():
         raise InputError(
-            "The hub cannot be reached: this studio is offline (HF_HUB_OFFLINE is set). Unset it "
-            "and restart the studio to upload."
+            "The hub cannot be reached: this studio is offline. `studio offline --off` or the "
+            "System page lets it use the hub again, unless HF_HUB_OFFLINE is set outside."
         )
     if found := get_token():
         return found
-    raise InputError("The hub has no token: run `hf auth login` in a terminal, or set HF_TOKEN.")
+    raise InputError("The hub has no token: enter one with `studio models token --token -`.")
 
 
 def files_of(folder: Path) -> dict[str, int]:

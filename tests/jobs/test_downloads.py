@@ -12,6 +12,7 @@ from jobs import supervisor
 from jobs.actions import ask
 from jobs.spawning import environment
 from studio import offline
+from studio.adapters.requests import ExportRequest
 from studio.errors import ModelError, Unreached
 from studio.models.hub_cache import cached, repository_folder
 from studio.models.sources import resolve
@@ -86,10 +87,14 @@ def test_a_model_is_found_shown_and_deleted(home, store, hub, monkeypatch, capsy
     assert not any("/storage/" in path for _, path, _ in hub.asked)
     resolve(ModelSource(path=NAME))
     put_adapter(home.adapters / "sea", "sea", base={"path": NAME})
-    waits = ask(home, "train", {"model": NAME}, store=store).jobs[0]
-    with pytest.raises(ModelError, match=f"and needs {NAME}"):
-        value("models.remove", model=NAME, yes=True)
-    store.cancel(waits.id)
+    export = ExportRequest(name="e", adapter="sea", model=NAME).model_dump(mode="json")
+    for waits in (
+        ask(home, "train", {"model": NAME}, store=store).jobs[0],
+        store.submit(export, kind="export_adapter"),
+    ):
+        with pytest.raises(ModelError, match=f"and needs {NAME}"):
+            value("models.remove", model=NAME, yes=True)
+        store.cancel(waits.id)
     assert value("models.remove", model=NAME)["adapters"] == ["sea"] and cached(NAME)
     row = next(one for one in value("models", fits=True)["models"] if one["path"] == NAME)
     assert row["kind"] == "hub" and row["adapters"] == ["sea"] and row["last_used"]
