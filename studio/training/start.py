@@ -54,13 +54,15 @@ def resolved(spec: RunSpec, home: Home, known: ModelFacts) -> RunSpec:
         AdapterError: There is no such adapter, or it was made for another base.
         MethodError: The run trains another method.
     """
-    if not spec.train.init_adapter or _is_to_come(Path(spec.train.init_adapter), home):
+    if not spec.train.init_adapter:
         return spec
     if spec.train.device == CLUSTER:
         raise SpecError(
             "train.init_adapter is on this machine, and the run on the cluster: train it here, or "
             "merge that adapter into a base first (studio merge).", field="train.init_adapter",
         )  # fmt: skip
+    if _is_to_come(Path(spec.train.init_adapter), home):
+        return spec
     parent = library.describe(library.resolve(home, spec.train.init_adapter))
     spec = spec.with_parts(train={"init_adapter": str(parent.path)})
     _check(spec, parent, known)

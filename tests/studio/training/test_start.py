@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from studio.adapters import library
 from studio.backbone import Backbone
-from studio.errors import AdapterError, MethodError
+from studio.devices import CLUSTER
+from studio.errors import AdapterError, MethodError, SpecError
 from studio.evaluation import bakeoff
 from studio.models.loading import load
 from studio.models.sources import facts
@@ -154,6 +155,8 @@ def test_what_a_run_cannot_start_from_is_one_sentence(world, tmp_path):
         start.resolved(spec.with_values({"train.init_adapter": "nothing"}), home, known)
     to_come = spec.with_values({"train.init_adapter": str(home.run(99) / "adapter")})
     assert start.resolved(to_come, home, known) == to_come, "checked when the run starts"
+    with pytest.raises(SpecError, match="and the run on the cluster"):
+        start.resolved(to_come.with_values({"train.device": CLUSTER}), home, known)
     with pytest.raises(AdapterError, match="no adapter"):
         list(train(to_come, run_dir=tmp_path / "run", home=home))
     with pytest.raises(MethodError, match="trains further"):  # a bake-off checks one of its runs
