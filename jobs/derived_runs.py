@@ -125,11 +125,16 @@ def then(
             f'"{job.name}" trains the whole model and leaves no adapter to start from: when it has '
             f"succeeded, start a run with model.path={store.home.run(job.id) / 'adapter'}."
         )
-    spec = spec.with_values({
+    own, spec = spec.method, spec.with_values({
         **fresh, "data.path": data, "train.loss": loss, "train.learning_rate": "auto",
         "train.init_adapter": str(store.home.run(job.id) / "adapter"), "train.init_mode": mode,
         **assignments,
     })  # fmt: skip
+    if spec.train.init_mode == "continue" and spec.method != own:
+        raise QueueError(
+            f'The adapter of "{job.name}" keeps its method when it is trained further: change '
+            "nothing of method, or stack a fresh adapter on it (stack)."
+        )
     spec = admit(spec, store.home)
     memory = needed_bytes(spec, store.home)
     return store.submit(spec, parent=job.id, needs=[job.id], memory_bytes=memory)

@@ -107,7 +107,11 @@ def test_a_run_keeps_the_learning_rate_that_auto_became(store):
     assert settled_spec(store, old)["train"]["learning_rate"] == 0.02
 
 
-def test_a_run_without_an_adapter_has_no_next_stage(store):
+def test_a_next_stage_trains_an_adapter_that_there_will_be(store):
+    first = store.submit(a_spec())
+    with pytest.raises(QueueError, match="keeps its method"):
+        then(store, first.id, "starter:pirate", loss="sft", mode="continue",
+             assignments={"method.r": 3})  # fmt: skip
     whole = store.submit(a_spec().with_values({"method.name": "full"}))
     with pytest.raises(QueueError, match="leaves no adapter to start from"):
         then(store, whole.id, "starter:pirate", loss="sft", mode="continue", assignments={})
