@@ -163,12 +163,14 @@ def go_offline(
 def download_for(store: JobStore, model: ModelSource) -> Job | None:
     """Return the job that downloads a run's model, queued if there is none; None if it is here.
 
+    Its `repo` is the model's name in the cache, where the hub has renamed it.
+
     Raises:
         StudioError: The hub does not have it, or it cannot be trained here.
     """
     if origin_of(model.path).kind != "hub":
         return None
-    request = DownloadRequest(repo=model.path, revision=model.revision)
+    request = DownloadRequest(repo=model.path, revision=model.revision).checked(store.home)
     for job in store.list(OPEN):
         if job.kind == request.kind:
             other = DownloadRequest.parse(job.spec)

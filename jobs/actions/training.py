@@ -92,6 +92,7 @@ def launch(
     before = [store.get(other).id for other in needs]
     if download := download_for(store, admitted.model):
         before.append(download.id)
+        admitted = admitted.with_parts(model={"path": download.spec["repo"]})
     job = store.submit(
         admitted, needs=before, retries=retries, held=hold,
         memory_bytes=needed_bytes(admitted, store.home),

@@ -56,7 +56,9 @@ def test_a_download_that_is_killed_goes_on_where_it_was(home, store, hub):
 def test_a_run_waits_for_the_download_of_its_model(home, store, hub, monkeypatch):
     monkeypatch.setattr("jobs.supervisor.ensure_running", lambda _: 0)
     first = ask(home, "train", {"model": NAME, "data": "starter:pirate"}, store=store).jobs[0]
-    second = ask(home, "train", {"model": NAME, "set": ["seed=1"]}, store=store).jobs[0]
+    hub.repos["org/old"] = hubs.Repo({}, moved_to=NAME)
+    second = ask(home, "train", {"model": "org/old", "set": ["seed=1"]}, store=store).jobs[0]
+    assert second.spec["model"]["path"] == NAME  # as it is called in the cache
     (download,) = [job for job in store.list() if job.kind == "download"]
     assert first.needs == second.needs == [download.id] and download.device_wanted == "network"
     assert "model.safetensors" not in str(
