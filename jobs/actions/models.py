@@ -1,6 +1,5 @@
 """Actions on base models: list what can be trained, search the hub, download, delete."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -155,7 +154,7 @@ def go_offline(
         raise InputError("Go offline or online, not both.")
     if on or off:
         offline.switch(home, on)
-    address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    address = repositories.endpoint()
     cache = str(hub_cache.cache_folder())
     return {"offline": offline.is_offline(home), "endpoint": address, "cache": cache}
 

@@ -94,10 +94,10 @@ def read_name(text: str) -> tuple[str, str]:
 
 
 def endpoint() -> str:
-    """Return the address of the hub or its mirror."""
+    """Return the address of the hub or its mirror, for sentences: without a password in it."""
     from huggingface_hub import constants
 
-    return str(constants.ENDPOINT)
+    return re.sub(r"(?<=//)[^/@]*@", "", str(constants.ENDPOINT))
 
 
 def headers() -> dict[str, str]:

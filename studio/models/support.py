@@ -60,14 +60,15 @@ def checked_architecture(path: Path | str, config: dict[str, Any]) -> str:
             f"{path} is stored in {stored}, which needs a library of its own and cannot be trained "
             "here: use the original model, with model.quantization=nf4 for 4 bit."
         )
-    architectures = config.get("architectures") or []
+    named = config.get("architectures") or []
+    architectures = named if isinstance(named, list) else [named]
     known, kind = language_architectures(), str(config.get("model_type", ""))
     if config.get("is_encoder_decoder") is True:
         raise ModelError(
             f"{path} is an encoder-decoder ({kind}), which cannot be trained here: choose a model "
             "with a decoder only."
         )
-    for name in architectures if isinstance(architectures, list) else []:
+    for name in architectures:
         if not known or any(name in names for names in known.values()):
             return str(name)
     if known.get(kind) and not architectures:

@@ -61,7 +61,8 @@ def read_shape(known: ModelFacts) -> Shape:
 
 def shape_of(whole: dict[str, Any], known: ModelFacts) -> Shape:
     """Return a decoder's sizes from a configuration."""
-    config = whole.get("text_config") or whole
+    text = whole.get("text_config")
+    config = text if isinstance(text, dict) and text else whole
     heads = _size(config.get("num_attention_heads") or config.get("n_head"), 1)
     groups = _size(config.get("num_key_value_heads"), heads)
     head = _size(config.get("head_dim"), known.hidden_size // heads)

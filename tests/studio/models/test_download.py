@@ -12,7 +12,7 @@ from studio.errors import DiskFull, ModelError, Unreached
 from studio.models import download
 from studio.models.download import DownloadRequest, arrived_bytes, fetch, free_bytes, missing
 from studio.models.hub_cache import PARTIAL, cached, cached_models, remove, repository_folder
-from studio.models.repositories import look_up, read_name, search
+from studio.models.repositories import endpoint, look_up, read_name, search
 from studio.models.sources import facts, origin_of, resolve
 from studio.spec import ModelSource
 from studio.starter import MODEL_DIR
@@ -111,6 +111,7 @@ FAILURES = {
     "pickles": (pickled, ModelError, "only pickled weights"),
     "code": (configure(auto_map={"AutoModel": "x.Y"}), ModelError, "its own Python code"),
     "no family": (configure(architectures=["Odd"], model_type="odd"), ModelError, r"\(Odd\)"),
+    "no list": (configure(architectures=7, model_type="odd"), ModelError, r"\(7\)"),
     "quantised": (configure(quantization_config={"quant_method": "awq"}), ModelError, "awq"),
     "no tokenizer": (lambda hub: [hub.repos[NAME].files.pop(name) for name in list(
         hub.repos[NAME].files) if "token" in name], ModelError, "has no tokenizer"),
@@ -134,9 +135,12 @@ def test_a_failure_of_the_hub_ends_in_a_sentence_and_nothing_is_half_used(hub, f
     assert not list((repository_folder(NAME)).glob("snapshots/*/*"))
 
 
-def test_a_revision_that_is_gone_and_a_repository_that_was_renamed(hub):
+def test_a_revision_that_is_gone_and_a_repository_that_was_renamed(hub, monkeypatch):
     with pytest.raises(ModelError, match='has no revision "v9"'):
         resolve(ModelSource(path=NAME, revision="v9"))
+    with monkeypatch.context() as mirror:
+        mirror.setattr("huggingface_hub.constants.ENDPOINT", "https://me:secret@mirror/hub")
+        assert endpoint() == "https://mirror/hub"  # as sentences and pages show it
     hub.repos["org/old"] = hubs.Repo({}, moved_to=NAME)
     assert look_up("org/old").id == NAME
     assert facts(ModelSource(path="org/old")).parameters == facts(ModelSource()).parameters

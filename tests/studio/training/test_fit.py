@@ -95,3 +95,5 @@ def test_a_local_model_is_as_its_files_say():
     assert [one.state for one in found["lora"]] == ["fits", "short", "short"]
     with pytest.raises(ModelError, match="Odd"):
         fit.fits({"architectures": ["Odd"], "hidden_size": 8}, 10, device(16))
+    for strange in ({"text_config": "x"}, {"text_config": [1]}, {"rope_scaling": 7}):
+        assert fit.fits(config | strange, known.parameters, device(16))["lora"]
