@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from studio import atomic
+from studio.adapters import library
 from studio.chat import run_checkpoints
 from studio.errors import AdapterError
 from studio.evaluation.evaluate import EvaluateRequest
@@ -22,6 +23,7 @@ from studio.home import Home, publishing
 from studio.request import Request
 from studio.spec import RunSpec
 from studio.training.events import Event, Finished, Loading
+from studio.training.start import StartingPoint, below_run
 
 BEFORE = "adapter-before"
 
@@ -71,7 +73,10 @@ class PromoteRequest(Request):
         )  # fmt: skip
         if self.min or self.max:
             request = self._measurement(checkpoint.spec).checked(home)
-            stack = (("adapter", 1.0),)
+            below = {f"below-{i}": one.path for i, one in enumerate(below_run(checkpoint.spec))}
+            for name, folder in below.items():
+                backbone.load(name, folder)
+            stack = tuple((name, 1.0) for name in (*below, "adapter"))
             report = yield from request.measured(home, loaded, backbone, stack)
             check(report, self.min, self.max, f"Checkpoint {checkpoint.name}")
         yield Loading(text="Writing the adapter")
@@ -98,7 +103,11 @@ class PromoteRequest(Request):
 def _passport(
     target: Path, checkpoint: run_checkpoints.Checkpoint, fingerprint: str
 ) -> dict[str, Any]:
-    passport = atomic.read_object(target / "passport.json")  # a stopped run has no adapter yet
+    passport = atomic.read_object(target / "passport.json")
+    start = checkpoint.spec.train
+    if not passport and start.init_adapter:  # a stopped run has no adapter yet
+        parent = library.describe(Path(start.init_adapter))
+        passport = StartingPoint(parent=parent, stacked=start.init_mode == "stack").passport()
     progress = json.loads((checkpoint.path / "state.json").read_text())["progress"]
     spec = checkpoint.spec
     fresh = {

@@ -94,11 +94,16 @@ def method_of(adapter: library.Adapter) -> Method:
 
 def num_tokens_before(spec: RunSpec) -> int:
     """Return the virtual tokens before each row, those of frozen adapters below included."""
-    below: list[library.Adapter] = []
-    if spec.train.init_adapter:
-        parent = library.describe(Path(spec.train.init_adapter))
-        below = [*frozen_below(parent), *([parent] if spec.train.init_mode == "stack" else [])]
-    return spec.method.num_tokens_before + sum(method_of(one).num_tokens_before for one in below)
+    below = (method_of(one).num_tokens_before for one in below_run(spec))
+    return spec.method.num_tokens_before + sum(below)
+
+
+def below_run(spec: RunSpec) -> list[library.Adapter]:
+    """Return the adapters that are frozen below the one that a run trains, the lowest first."""
+    if not spec.train.init_adapter:
+        return []
+    parent = library.describe(Path(spec.train.init_adapter))
+    return [*frozen_below(parent), *([parent] if spec.train.init_mode == "stack" else [])]
 
 
 def frozen_below(adapter: library.Adapter) -> list[library.Adapter]:

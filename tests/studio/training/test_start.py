@@ -12,7 +12,9 @@ from studio.adapters import library
 from studio.backbone import Backbone
 from studio.devices import CLUSTER
 from studio.errors import AdapterError, MethodError, SpecError
-from studio.evaluation import bakeoff
+from studio.evaluation import bakeoff, promotion
+from studio.evaluation.evaluate import EvaluateRequest
+from studio.evaluation.promotion import PromoteRequest
 from studio.models.loading import load
 from studio.models.sources import facts
 from studio.spec import RunSpec
@@ -111,6 +113,26 @@ def test_what_is_below_the_adapter_to_start_from_acts_too(world, mode, tmp_path,
     whole = Backbone(load(base_model(spec), "cpu").model)
     measured = bakeoff.measure(loaded, whole, home.run(7) / "adapter", ())
     assert measured["answers"] == [(("below-0", 1.0), ("candidate", 1.0))] and not whole.adapters
+
+
+def test_a_promoted_checkpoint_of_a_stopped_run_knows_what_is_below(world, monkeypatch):
+    spec, home = world
+    spec = spec.with_values({"train.init_mode": "stack", "train.save_steps": 2})
+    list(train(spec, run_dir=home.run(8), home=home, control=lambda: "stop"))
+    (home.run(8) / "spec.yaml").write_text(json.dumps(spec.model_dump(mode="json")))
+    stacks = []
+
+    def measured(self: Any, home: Any, loaded: Any, backbone: Backbone, stack: Any) -> Any:
+        stacks.append((stack, sorted(backbone.adapters)))
+        yield from ()
+        return {"token_accuracy": 1.0}
+
+    monkeypatch.setattr(EvaluateRequest, "measured", measured)
+    monkeypatch.setattr(promotion, "check", lambda *_: None)
+    list(PromoteRequest(checkpoint="8@1", min=("token_accuracy=0.1",)).perform(home))
+    (line,) = library.describe(home.run(8) / "adapter").passport["lineage"]
+    assert (line["name"], line["frozen"]) == ("first", True)
+    assert stacks == [((("below-0", 1.0), ("adapter", 1.0)), ["adapter", "below-0"])]
 
 
 @pytest.mark.parametrize(
