@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from jobs import secrets, settings
 from jobs.store import JobStore
+from studio import offline
 from studio.errors import QueueError, StudioError
 from studio.home import Home
 
@@ -64,6 +65,7 @@ class Webhook:
             self._thread.start()
 
     def _send(self, url: str, ends: list[dict[str, Any]]) -> None:
+        offline.apply(self._store.home)  # it may have been switched since the supervisor's start
         try:
             for end in ends:
                 send(url, end)
@@ -75,8 +77,8 @@ class Webhook:
 def send(url: str, message: dict[str, Any]) -> bool:
     """POST one message; return False if it was not accepted or this machine is offline."""
     host = _parts(url).hostname or ""
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    if offline and host not in LOOPBACK:
+    silent = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    if silent and host not in LOOPBACK:
         logger.warning("offline (HF_HUB_OFFLINE): nothing was sent to the webhook")
         return False
     import httpx

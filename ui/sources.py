@@ -96,9 +96,7 @@ def _to_download(source: ModelSource) -> str:
         left = max(0, one.bytes - size_on_disk(one.path))
         parts += [f"{_compact(one.parameters)} parameters", f"{_bytes(left)} to download"]
         parts += ["gated"] * one.gated
-    return " · ".join(
-        [*parts, "Not here yet: a run waits for its download. The Models page shows it before."]
-    )
+    return " · ".join([*parts, "Not here yet: a run waits for its download."])
 
 
 def data_line(source: DataSource, home: Home) -> str:

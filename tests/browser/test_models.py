@@ -36,6 +36,9 @@ def row(page, name: str):
 def test_a_model_is_searched_confirmed_downloaded_used_and_deleted(page, studio, hub):
     from playwright.sync_api import expect
 
+    page.goto(f"/?set=model.path={NAME}")
+    page.get_by_role("link", name="Look at it on the Models page").click()
+    expect(row(page, NAME)).to_contain_text("apache-2.0")
     page.goto("/models")
     expect(row(page, "starter")).to_contain_text("2.36")
     expect(row(page, "Qwen/Qwen3.5-0.8B")).to_contain_text("apache-2.0")

@@ -12,6 +12,7 @@ from jobs.derived_runs import duplicate, extend, settled_spec, then
 from jobs.run_requests import request
 from jobs.schedules import parse_time
 from jobs.store import JobStore
+from studio import offline
 from studio.errors import QueueError
 from tests.jobs.conftest import a_spec, curve, run_one, supervising, until
 from tests.jobs.fake_runner import fake_loss
@@ -220,7 +221,12 @@ def test_a_webhook_that_does_not_answer_is_given_up_and_holds_nothing(store, mon
             webhook.choose(store, wrong)
 
 
-def test_offline_nobody_outside_is_told(monkeypatch):
+def test_offline_nobody_outside_is_told(store, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("httpx.post", lambda *_, **__: pytest.fail("a request"))
     assert webhook.send("https://example.org/hook", {}) is False
+    for name in ("HF_HUB_OFFLINE", offline._SWITCHED):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(offline, "_GIVEN", "")
+    (store.home.state / "offline").touch()  # while the supervisor runs
+    webhook.Webhook(store)._send("https://example.org/hook", [{"event": 1}])

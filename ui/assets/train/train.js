@@ -165,6 +165,10 @@ export class Train extends HTMLElement {
       text(this.notes[name], found[name]);
       this.notes[name].classList.toggle('s-wrong', Boolean(found[`${name}_wrong`]));
     }
+    if (found.facts.model.includes('hub') && !found.model_wrong) {
+      const address = `/models?q=${encodeURIComponent(found.values['model.path'])}&hub=1`;
+      this.notes.model.append(' ', h('a', { href: address }, 'Look at it on the Models page'));
+    }
     for (const one of this.all()) one.mark(one.field.name in found.values || one.isTouched, undefined);
     this.warnings.replaceChildren(...found.warnings.map((words) => h('p', { class: 's-warning' }, words)));
     this.methods.show(this.method);
