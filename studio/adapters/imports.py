@@ -44,7 +44,7 @@ def import_adapter(
         check_fit(folder, model)
     with publishing(target) as temporary:
         for file in (folder / CONFIG, weights):
-            shutil.copyfile(file, temporary / file.name, follow_symlinks=False)
+            shutil.copyfile(file, temporary / file.name)  # links of the hub's cache as files
         passport = _foreign_passport(folder, target.name, source)
         if model is not None:
             passport["base"] = {"path": model.path, "fingerprint": facts(model).fingerprint}
@@ -121,7 +121,7 @@ def _checked_files(folder: Path) -> Path:
         adapter_files.read_method(config)
     name = adapter_files.ADAPTERHUB_WEIGHTS if theirs else adapter_files.WEIGHTS
     adapter_files.read_tensors(folder, name)
-    return (folder / name).resolve()
+    return folder / name
 
 
 def _foreign_passport(folder: Path, name: str, source: str) -> dict[str, object]:

@@ -14,6 +14,7 @@ from studio.errors import AdapterError
 from studio.methods.bottleneck import Bottleneck
 from studio.methods.lora import Lora
 from studio.spec import ModelSource
+from tests import hub as hubs
 from tests.studio.tiny import tiny_folder, tiny_model
 
 
@@ -44,6 +45,16 @@ def test_peft_and_adapterhub_folders_are_told_apart_by_content(home, peft_folder
     backbone = Backbone(tiny_model("llama"))
     for name in ("from-peft", "their-bottleneck"):
         backbone.load(name, resolve(home, name))
+
+
+def test_an_adapter_of_the_hub_is_copied_whole(home, peft_folder, tmp_path, monkeypatch):
+    with hubs.running() as hub:
+        hub.repos["org/sea"] = hubs.repo_of(peft_folder)
+        hubs.use(monkeypatch, hub, tmp_path / "cache")
+        one = import_adapter(home, "org/sea")
+    assert (one.name, one.method) == ("sea", "lora")
+    assert not any(file.is_symlink() for file in one.path.iterdir())
+    Backbone(tiny_model("llama")).load("sea", resolve(home, "sea"))
 
 
 def test_a_mismatch_with_the_chosen_base_is_explained_and_nothing_is_kept(
