@@ -1,7 +1,7 @@
 """Push an exported folder to a model hub, and check that it arrived.
 
-The token is the one stored by the hub's own library (`hf auth login`, or HF_TOKEN); it is never
-stored, shown or logged here. Offline, or without a token, nothing is tried.
+The token is the one stored by the hub's own library (`studio models token`, or HF_TOKEN); it is
+never stored, shown or logged here. Offline, or without a token, nothing is tried.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
 
 def _refused(repo: str, status: int) -> str:
     why = {
-        401: "the token is no longer valid: run `hf auth login` again",
+        401: "the token is no longer valid: `studio models token --token -` takes another",
         403: f"the token cannot write to {repo}: create one with write access",
         404: f"this token cannot write to the owner {repo.partition('/')[0]}",
         413: "a file is too large",

@@ -126,7 +126,7 @@ def _meaning(source: DataSource, error: Exception) -> InputError:
     if "script" in text.lower():
         return DataError(f"{known} wants to run code, which is refused.")
     if "Gated" in name or "401" in text or "403" in text:
-        return DataError(f"{known} needs permission: log in with `hf auth login`.")
+        return DataError(f"{known} needs permission: `studio models token --token -`.")
     if "reach" in text or "offline" in text:
         return _unreached(source.path)
     return DataError(f'There is no file, folder or hub dataset "{source.path}" ({name}: {text}).')
