@@ -107,7 +107,7 @@ def test_an_adapter_is_exported_checked_and_not_pushed_offline(page, studio):
 def test_target_modules_are_picked_by_layer(page):
     page.goto("/")
     expect(page.locator("#data-note")).to_contain_text("rows", timeout=SLOW)
-    field = page.locator("#field-method-lora-target_modules")
+    field = page.locator("#field-method-target_modules")
     field.get_by_role("button", name="Choose …").click()
     page.get_by_role("button", name="All", exact=True).click()
     page.get_by_role("button", name="self_attn.q_proj").click()
