@@ -109,7 +109,7 @@ def then(
     It has the run's settings, with other data, another loss and an automatic learning rate.
 
     Raises:
-        StudioError: It is no training of an adapter, will not succeed, or the data cannot be used.
+        StudioError: It does not train an adapter, will not succeed, or the data cannot be used.
     """
     job = store.get(job_id)
     if job.kind != "train" or job.state in ("failed", "cancelled"):

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from studio.backbone.attention import AttentionState
 from studio.backbone.composition import SitePlan
-from studio.backbone.linear_kernels import Delta, Linears, Span, draw_seed, project
+from studio.backbone.linear_kernels import LowRankDelta, Linears, Span, draw_seed, project
 from studio.backbone.sites import Anatomy, Site
 from studio.errors import MethodError
 
@@ -135,7 +135,7 @@ class Hooks:
                 factors, dropout = partial(edit.factors, site), edit.method.input_dropout
                 seed = draw_seed() if dropout else 0
                 gain = edit.method.scales_rows
-                deltas.append(Delta(factors, span, number, gain, dropout, seed))
+                deltas.append(LowRankDelta(factors, span, number, gain, dropout, seed))
         return Linears(sites, deltas)
 
     @contextmanager

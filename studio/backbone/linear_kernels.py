@@ -37,7 +37,7 @@ BLOCK_NUMBERS = 131_072  # of a row block: its tensors in 16 bit fit a second-le
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
+class LowRankDelta:
     """A low-rank product beside one of several linears.
 
     Attributes:
@@ -88,7 +88,7 @@ class Linears:
     """Frozen linear layers that read one input, with the deltas beside them."""
 
     sites: Sequence[Site]
-    deltas: Sequence[Delta] = ()
+    deltas: Sequence[LowRankDelta] = ()
     weights: list[Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -180,7 +180,7 @@ class Linears:
 
     def _bundles(
         self, dtype: torch.dtype
-    ) -> Iterator[tuple[list[Delta], Tensor, list[list[Tensor]]]]:
+    ) -> Iterator[tuple[list[LowRankDelta], Tensor, list[list[Tensor]]]]:
         """Yield the deltas that read the same tokens, their `A` as one, and their factors."""
         for _, same in groupby(self.deltas, key=lambda one: (one.seed, one.span)):
             deltas, owns = list(same), []
@@ -189,7 +189,7 @@ class Linears:
             yield deltas, owns[0][0] if len(owns) == 1 else torch.cat([a[0] for a in owns]), owns
 
 
-def _each(deltas: list[Delta], factors: list[list[Tensor]], h_TR: Tensor) -> Any:
+def _each(deltas: list[LowRankDelta], factors: list[list[Tensor]], h_TR: Tensor) -> Any:
     """Return each delta with its factors and its part of `A x`."""
     return zip(deltas, factors, h_TR.split([len(own[0]) for own in factors], 1), strict=True)
 
@@ -234,7 +234,7 @@ class Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, function: Callable[..., Tensor], seed: int, *inputs: Tensor) -> Tensor:
-        """Return `function(*inputs)`; 0 is no seed."""
+        """Return `function(*inputs)`; 0 means none."""
         ctx.function, ctx.seed = function, seed
         ctx.save_for_backward(*inputs)
         with seeded(seed, inputs[0].device):

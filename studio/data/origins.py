@@ -44,7 +44,7 @@ class Origin:
     guess: Guess | None = None  # a mapping that was settled at the import
     held_out: Callable[[], NDArray[np.bool_] | None] = lambda: None  # a split that is stored
     pick: Callable[[list[int]], Iterator[tuple[int, Row]]] | None = None  # rows by number, at once
-    at_most: int = 0  # `rows` ends after so many, whatever follows; 0 if it does not
+    at_most: int = 0  # `rows` ends after this number, whatever follows; 0 if it does not
 
 
 def from_files(

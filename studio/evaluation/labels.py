@@ -43,7 +43,7 @@ def task_of(rows: Sequence[TokenRow], every: Sequence[TokenRow], tokenizer: Any)
     """Return the task of some rows; the labels are the answers of `every` row.
 
     Raises:
-        DataError: The answers are no labels, or some cannot be told apart.
+        DataError: The answers are not labels, or some cannot be told apart.
     """
     known = sorted({tuple(_parts(row)[1]) for row in every} - {()})
     if not 2 <= len(known) <= MAX_LABELS or (len(known) == len(every) and len(every) > 2):

@@ -1,6 +1,6 @@
 """Estimate what fits on a device: full, LoRA and QLoRA training, from a configuration alone.
 
-One row a step of so many tokens, all of them trained: the least that a run of that length needs.
+One row a step of that length, all of it trained: the least that such a run needs.
 Without a configuration the sizes of a usual decoder with as many parameters are taken.
 """
 

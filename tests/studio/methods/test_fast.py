@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from studio.backbone.linear_kernels import Delta, Linears, project, row_norms
+from studio.backbone.linear_kernels import LowRankDelta, Linears, project, row_norms
 from studio.backbone.sites import Site
 
 
@@ -17,7 +17,7 @@ def low_rank_linear(x, weight, bias, *factors, transposed=False, **fields):
     module.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     site = Site("it", "linear", module, 0, 1, 1, transposed)
     span = (0, x.numel() // x.shape[-1])
-    delta = Delta(lambda: factors, span, gain=len(factors) > 2, **fields)
+    delta = LowRankDelta(lambda: factors, span, gain=len(factors) > 2, **fields)
     return project(x, Linears([site], [delta]))[0]
 
 
@@ -104,7 +104,7 @@ def test_linears_of_one_input_equal_each_of_them_alone():
     x = torch.linspace(-1, 1, 54).reshape(9, 6).requires_grad_()
     for together in (True, False):
         deltas = [
-            Delta(lambda own=leaves[2 * n + s]: own, span, n if together else 0)
+            LowRankDelta(lambda own=leaves[2 * n + s]: own, span, n if together else 0)
             for n in range(3)
             for s, span in enumerate(spans)
         ]
