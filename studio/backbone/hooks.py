@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from studio.backbone.attention import AttentionState
 from studio.backbone.composition import SitePlan
-from studio.backbone.linear_kernels import LowRankDelta, Linears, Span, draw_seed, project
+from studio.backbone.linear_kernels import Linears, LowRankDelta, Span, draw_seed, project
 from studio.backbone.sites import Anatomy, Site
 from studio.errors import MethodError
 

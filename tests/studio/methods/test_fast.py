@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
-from studio.backbone.linear_kernels import LowRankDelta, Linears, project, row_norms
+from studio.backbone.linear_kernels import Linears, LowRankDelta, project, row_norms
 from studio.backbone.sites import Site
 
 
