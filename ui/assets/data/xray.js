@@ -26,9 +26,10 @@ export class XRay {
         turn('‹', -1, 'Previous row'), h('label', {}, 'Row ', this.number, ` of ${count(page.found.rows)}`),
         turn('›', 1, 'Next row'),
         h('span', { class: 's-xray-legend' }, Object.entries(STATES).map(([state, words]) =>
-          (state === 'shared' && !['preference', 'scored'].includes(page.found.mapping.format) ? null : h('span', {}, h('i', { class: 's-token',
-            'data-state': { special: 'masked', lost: 'truncated', shared: 'masked' }[state] ?? state,
-            'data-special': state === 'special', 'data-shared': state === 'shared' }, 'Aa'), words))))),
+          (state === 'shared' && !['preference', 'scored'].includes(page.found.mapping.format) ? null
+            : h('span', {}, h('i', { class: 's-token',
+              'data-state': { special: 'masked', lost: 'truncated', shared: 'masked' }[state] ?? state,
+              'data-special': state === 'special', 'data-shared': state === 'shared' }, 'Aa'), words))))),
       this.summary,
       h('div', { class: 's-xray' }, this.tokens, this.decoded, this.other));
     this.jump(this.row);
@@ -69,12 +70,14 @@ export class XRay {
     const [row] = views;
     this.row = this.number.value = row.row;
     remember({ row: row.row === 1 ? null : row.row });
-    const mine = views.filter((view) => view.row === row.row), rejected = mine.filter(({ side }) => side === 'rejected');
+    const mine = views.filter((view) => view.row === row.row);
+    const rejected = mine.filter(({ side }) => side === 'rejected');
     if (row.problem) {
       this.note(`Line ${count(row.line)} is dropped: ${row.problem}`);
       return this.tokens.replaceChildren(...row.lost.map(lost));
     }
-    text(this.summary, `line ${count(row.line)} · ${rejected.length ? `${count(row.shared)} tokens are equal on both sides`
+    text(this.summary, `line ${count(row.line)} · ${rejected.length
+      ? `${count(row.shared)} tokens are equal on both sides`
       : `${row.side && `judged as ${row.side} · `}${figures(row)}`}${row.num_parts > 1
       ? ` · turn 1 of ${row.num_parts}` : ''}`);
     this.sides(mine.filter(({ side }) => side !== 'rejected'), rejected);

@@ -26,7 +26,8 @@ export class FirstRows {
     text(this.words, unknown);
     this.words.hidden = !unknown;
     this.list.replaceChildren(...rows.map((row) => h('div', {}, h('p', { class: 's-quiet' }, row.problem
-      ? `Row ${row.row} is dropped: ${row.problem}` : `Row ${row.row}${row.side && `, ${row.side}`}: ${count(row.num_tokens)} tokens, ${
+      ? `Row ${row.row} is dropped: ${row.problem}`
+      : `Row ${row.row}${row.side && `, ${row.side}`}: ${count(row.num_tokens)} tokens, ${
         count(row.num_trained)} trained${row.num_truncated ? `, ${count(row.num_truncated)} cut` : ''}`),
     h('div', { class: 's-tokens', tabindex: '0', role: 'group', 'aria-label': `Row ${row.row} as tokens` },
       drawn([row]), row.tokens.length < row.num_tokens && '…'))));
