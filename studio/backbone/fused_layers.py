@@ -97,7 +97,11 @@ def _rotating(module: Any, state: AttentionState) -> Callable[..., Any] | None:
     known = inspect.unwrap(getattr(modeling_llama, ROTARY)).__code__
     if plain is None or ROTARY not in own.__code__.co_names:
         return None
+    half = modeling_llama.rotate_half.__code__
+    plain_half = getattr(inspect.unwrap(plain).__globals__.get("rotate_half"), "__code__", None)
     code = inspect.unwrap(plain).__code__
+    if plain_half is None or plain_half.co_code != half.co_code:
+        return None  # NanoChat turns the other way
     if (code.co_code, code.co_names) != (known.co_code, known.co_names):
         return None
 

@@ -1,7 +1,7 @@
 """Losses that learn from preferences: one file each, formula and paper, on log-probabilities alone.
 
 `training/preference.py` computes the log-probabilities and sums the losses of a step. The numbers
-are those of TRL's trainers (`tests/studio/training/test_objectives.py` compares them).
+are those of TRL's trainers.
 """
 
 from __future__ import annotations

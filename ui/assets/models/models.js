@@ -35,7 +35,7 @@ export class Models extends HTMLElement {
     this.jobs = h('ol', { class: 's-activity', 'aria-label': 'Downloads', 'data-testid': 'downloads' });
     this.body = h('div', { class: 's-model-groups', 'data-testid': 'models' });
     this.legend = h('p', { class: 's-quiet s-model-legend' });
-    this.append(h('div', { class: 's-library' },
+    this.append(h('h1', { class: 's-hidden' }, 'Models'), h('div', { class: 's-library' },
       h('div', { class: 's-library-bar' }, this.search, this.sort,
         button('Search the hub', () => this.searchHub()), this.device,
         h('span', { class: 's-actions' }, button('Folders …', () => this.askFolders()),
