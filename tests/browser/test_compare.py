@@ -196,7 +196,7 @@ def test_a_click_on_a_loss_curve_opens_its_checkpoint_which_can_be_promoted(page
     expect(lane).to_contain_text(re.compile("short at step [24]"))
     longest_answer(page, 4)
     ask(page, "What sound does a cow make?")
-    expect(page.get_by_test_id("figures-1")).to_contain_text(f"{run}@", timeout=SLOW)
+    expect(page.get_by_test_id("figures-1")).to_contain_text(f"run {run} at step", timeout=SLOW)
 
     surely(lane, "Promote", "Make it the adapter?")
     passport = studio.home / "runs" / str(run) / "adapter" / "passport.json"
