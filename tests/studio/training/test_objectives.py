@@ -114,6 +114,7 @@ def trainer_of(name: str, folder: Path) -> Any:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_rewards_and_gradients_equal_those_of_trl(name, tmp_path):
+    pytest.importorskip("trl", reason='the oracle is in the extra "test"')
     own, loss, rewards = ours(name, tmp_path)
     own.backbone.save(own.name, tmp_path)
     trainer = trainer_of(name, tmp_path / "trl")
