@@ -13,7 +13,7 @@ from studio.errors import InputError, ModelError
 from studio.home import Home
 from studio.models import hub_cache, inventory, repositories
 from studio.models.download import DownloadRequest, arrived_bytes, free_bytes
-from studio.models.sources import origin_of
+from studio.models.sources import origin_of, text_part
 from studio.spec import ModelSource
 
 NONE: Any = ()
@@ -46,10 +46,8 @@ def listed(
         row["fits"] = fit_of(model, chosen) if fits else None
         del row["config"]
         rows.append(row)
-    folders = [{"path": one, "trouble": inventory.trouble(Path(one))}
-               for one in inventory.registered(home)]  # fmt: skip
     return {
-        "models": rows, "folders": folders,
+        "models": rows, "folders": _folders(home),
         "device": {"name": chosen.name, "label": chosen.label, "bytes": chosen.total_bytes},
         "devices": [one.name for one in hardware.devices()],
         "cache": str(hub_cache.cache_folder()), "free_bytes": free_bytes(),
@@ -127,6 +125,10 @@ def folders(
         inventory.register(home, Path(add))
     if forget:
         inventory.forget(home, forget)
+    return _folders(home)
+
+
+def _folders(home: Home) -> list[dict[str, Any]]:
     return [{"path": one, "trouble": inventory.trouble(Path(one))}
             for one in inventory.registered(home)]  # fmt: skip
 
@@ -206,8 +208,7 @@ def _remote(found: repositories.Repository, device: hardware.Device) -> dict[str
 
 
 def _context(config: dict[str, Any]) -> int:
-    text = config.get("text_config")
-    value = (text if isinstance(text, dict) else config).get("max_position_embeddings")
+    value = text_part(config).get("max_position_embeddings")
     return value if isinstance(value, int) else 0
 
 

@@ -121,8 +121,7 @@ def facts_of_config(
         ModelError: The model cannot be trained here.
     """
     architecture = checked_architecture(path, config)
-    inner = config.get("text_config")
-    text = inner if isinstance(inner, dict) else config
+    text = text_part(config)
     return ModelFacts(
         path=path,
         architecture=architecture,
@@ -158,6 +157,12 @@ def available(home: Home) -> list[str]:
     """Return the models that need no download: starter, the home's models, the hub's cache."""
     own = [str(p) for p in sorted(home.models.iterdir()) if is_usable(p)]
     return [STARTER, *own, *cached_models()]
+
+
+def text_part(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration's part on the text decoder: wrappers keep it in `text_config`."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) and inner else config
 
 
 def _number(config: dict[str, Any], *names: str, default: int = 0) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from studio.methods import Phase
 from studio.models.architecture import LAST_LAYER_FAMILIES
-from studio.models.sources import ModelFacts
+from studio.models.sources import ModelFacts, text_part
 from studio.spec import RunSpec
 from studio.training.mixture import Mixture, read_mixture, shared_inner
 
@@ -61,8 +61,7 @@ def read_shape(known: ModelFacts) -> Shape:
 
 def shape_of(whole: dict[str, Any], known: ModelFacts) -> Shape:
     """Return a decoder's sizes from a configuration."""
-    text = whole.get("text_config")
-    config = text if isinstance(text, dict) and text else whole
+    config = text_part(whole)
     heads = _size(config.get("num_attention_heads") or config.get("n_head"), 1)
     groups = _size(config.get("num_key_value_heads"), heads)
     head = _size(config.get("head_dim"), known.hidden_size // heads)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from studio import hardware
-from studio.models.sources import ModelFacts, facts_of_config
+from studio.models.sources import ModelFacts, facts_of_config, text_part
 from studio.spec import RunSpec
 from studio.training.activations import Shape, shape_of
 from studio.training.estimate import BatchLoad, keeps_bfloat16, memory
@@ -53,8 +53,7 @@ def fits(
 
 def has_sizes(config: dict[str, Any]) -> bool:
     """Return True if a configuration holds the sizes of its layers."""
-    text = config.get("text_config")
-    text = text if isinstance(text, dict) else config
+    text = text_part(config)
     return any(name in text for name in ("hidden_size", "n_embd", "d_model"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,8 @@ NAME = "trial"
 
 def find_rate(
     spec: RunSpec, *, run_dir: Path, loaded: Loaded, prepared: Prepared, backbone: Backbone
-) -> Iterator[Event | float]:
-    """Train trials at four rates, √10 apart around the run's own, and yield the best one last.
+) -> Generator[Event, None, float]:
+    """Train trials at four rates, √10 apart around the run's own, and return the best one.
 
     Each trial is a whole schedule over a quarter of the run's steps with a fresh adapter on the
     base, or the one that the run starts from; both are as before afterwards. A trial that diverges
@@ -79,4 +79,4 @@ def find_rate(
                 weight.data.copy_(values)
     best = min(losses, key=losses.__getitem__)
     yield Loading(text=f"Learning rate {best:.2g}, the best of {len(FACTORS)}")
-    yield best
+    return best

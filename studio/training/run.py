@@ -106,13 +106,10 @@ def _train(
             prepared = prepare_data(spec, loaded, home)
         backbone = Backbone(loaded.model)
         if spec.train.find_learning_rate:
-            for found in find_rate(
+            rate = yield from find_rate(
                 spec, run_dir=run_dir, loaded=loaded, prepared=prepared, backbone=backbone
-            ):
-                if isinstance(found, Event):
-                    yield found
-                else:
-                    spec = spec.with_parts(train={"learning_rate": found})
+            )
+            spec = spec.with_parts(train={"learning_rate": rate})
         yield Loading(text=f"Attaching {spec.method.title}")
         session = open_session(spec, loaded=loaded, prepared=prepared, backbone=backbone)
         session.general = general_set_of(spec, loaded, home)
