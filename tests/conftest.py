@@ -49,6 +49,18 @@ def dashboard():
         yield here
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub with the starter as `org/small`; the library in this process uses it."""
+    from studio.starter import MODEL_DIR
+    from tests import hub as hubs
+
+    with hubs.running() as running:
+        running.repos[hubs.NAME] = hubs.repo_of(MODEL_DIR)
+        hubs.use(monkeypatch, running, tmp_path / "cache")
+        yield running
+
+
 @pytest.fixture(scope="session")
 def real():
     """Real models and data that nobody here made; kept beside the repository."""

@@ -87,6 +87,9 @@ class Repo:
         }  # fmt: skip
 
 
+NAME = "org/small"
+
+
 def repo_of(folder: Path, **more: Any) -> Repo:
     """Return a repository with the files of a model folder."""
     return Repo({one.name: one.read_bytes() for one in folder.iterdir() if one.is_file()}, **more)

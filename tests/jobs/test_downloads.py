@@ -17,21 +17,11 @@ from studio.errors import ModelError, Unreached
 from studio.models.hub_cache import cached, repository_folder
 from studio.models.sources import resolve
 from studio.spec import ModelSource
-from studio.starter import MODEL_DIR
 from tests import hub as hubs
+from tests.hub import NAME
 from tests.jobs.conftest import until
 from tests.ui.conftest import put_adapter
 from ui.cli.main import main
-
-NAME = "org/small"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with hubs.running() as running:
-        running.repos[NAME] = hubs.repo_of(MODEL_DIR)
-        hubs.use(monkeypatch, running, tmp_path / "cache")
-        yield running
 
 
 def test_a_download_that_is_killed_goes_on_where_it_was(home, store, hub):

@@ -18,18 +18,9 @@ from studio.spec import ModelSource
 from studio.starter import MODEL_DIR
 from studio.training.events import Finished, Working
 from tests import hub as hubs
+from tests.hub import NAME
 
-NAME = "org/small"
 SMALL = {"chat_template.jinja", "tokenizer_config.json"}  # a model seems whole without them
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A hub with the starter as `org/small`; the library in this process uses it."""
-    with hubs.running() as running:
-        running.repos[NAME] = hubs.repo_of(MODEL_DIR)
-        hubs.use(monkeypatch, running, tmp_path / "cache")
-        yield running
 
 
 def weights(hub):
