@@ -134,7 +134,7 @@ def publishing(target: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what an interrupted `publishing` left in `folder`; restore a folder it had retired.
+    """Remove what an interrupted `publishing` or `atomic.write` left; restore what was retired.
 
     What another living process writes just now stays.
     """
@@ -146,7 +146,10 @@ def sweep(folder: Path) -> None:
             atomic.replace(left, target)
     for left in folder.glob(".tmp-*-*"):
         if not _in_other_hands(left):
-            shutil.rmtree(left, ignore_errors=True)
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
 
 def _in_other_hands(temporary: Path) -> bool:

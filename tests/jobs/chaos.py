@@ -150,7 +150,6 @@ def _judge(store: JobStore, ids: list[int]) -> dict[str, object]:
         resumed += sum(1 for one in attempts if one["from_step"] > 0)
         redone += len(attempts) - 1
     left = [*store.home.runs.rglob(".tmp-*"), *store.home.runs.rglob(".old-*")]
-    left = [path for path in left if path.name != ".tmp-spec.yaml"]
     assert left == [], left
     with store.database.reading() as db:
         assert db.conn.execute("PRAGMA integrity_check").fetchone()[0] == "ok"

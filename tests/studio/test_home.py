@@ -64,6 +64,7 @@ def test_a_failed_write_leaves_the_old_folder_and_nothing_else(tmp_path):
 def test_an_interrupted_exchange_is_put_right(tmp_path):
     (tmp_path / ".old-thing-99999999").mkdir()  # retired, but its successor never came
     (tmp_path / ".tmp-other-99999999").mkdir()  # half written by a process that is gone
+    (tmp_path / ".tmp-spec.yaml-99999999").write_text("half")
     mine = tmp_path / f".tmp-third-{os.getppid()}"  # another living process writes it
     mine.mkdir()
 
