@@ -33,6 +33,7 @@ from studio.chat.decoding import Batch, shares_passes
 from studio.data.records import Conversation, Document, Problem
 from studio.data.template.template import IGNORED, choose
 from studio.data.tokens import Example
+from studio.evaluation.ranking import NORMAL_95
 from studio.spec import DataSource, RunSpec
 from studio.training.batch import pack
 from studio.training.loss import loss_sums
@@ -331,7 +332,7 @@ def _ratio(sums: Any, counts: Any) -> tuple[float | None, list[float] | None]:
         return None, None
     ratio = float(sums.sum()) / total
     spread = float(((sums - ratio * counts) ** 2).sum())
-    half = 1.96 * math.sqrt(spread * size / max(1, size - 1)) / total
+    half = NORMAL_95 * math.sqrt(spread * size / max(1, size - 1)) / total
     return ratio, [ratio - half, ratio + half] if size > 1 else None
 
 

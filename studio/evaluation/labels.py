@@ -21,6 +21,7 @@ from studio.data.template.template import IGNORED
 from studio.data.tokens import Example
 from studio.errors import DataError
 from studio.evaluation.forgetting import row_losses
+from studio.evaluation.ranking import wilson
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
@@ -161,10 +162,9 @@ def classification(task: Task, scores: Tensor) -> dict[str, Any]:
         for a, b in sorted(np.argwhere(counts).tolist(), key=lambda at: -counts[at[0], at[1]])
     ]
     accuracy = float(right.mean())
-    half = 1.96 * (accuracy * (1 - accuracy) / rows) ** 0.5
     return {
         "classified": rows, "accuracy": accuracy,
-        "accuracy_interval": [max(0.0, accuracy - half), min(1.0, accuracy + half)],
+        "accuracy_interval": list(wilson(accuracy, rows)),
         "macro_f1": float(f1.mean()), "ece": sum(gaps) / rows, "labels": task.labels,
         "confusions": confusions,
     }  # fmt: skip

@@ -111,20 +111,25 @@ def fit(wins: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
 def win_rate(matches: Sequence[Match], lane: str, other: str) -> dict[str, Any]:
     """Return the share of votes that a lane won against another one, with its 95 % interval.
 
-    The interval is Wilson's (1927); a tie is half a win, and a vote that a third lane won does not
-    count.
+    A tie is half a win, and a vote that a third lane won does not count.
     """
     met = [m for m in matches if lane in m.lanes and other in m.lanes]
     winners = [None if m.winner is None else m.lanes[m.winner] for m in met]
     won, lost, ties = (winners.count(who) for who in (lane, other, None))
-    count, square = won + lost + ties, NORMAL_95**2
+    count = won + lost + ties
     if not count:
         return {"votes": 0, "rate": None, "low": 0.0, "high": 1.0}
     rate = (won + ties / 2) / count
+    low, high = wilson(rate, count)
+    return {"votes": count, "rate": rate, "low": low, "high": high}
+
+
+def wilson(rate: float, count: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval (1927) of a share that was seen in `count` trials."""
+    square = NORMAL_95**2
     middle = rate + square / (2 * count)
     spread = NORMAL_95 * math.sqrt(rate * (1 - rate) / count + square / (4 * count**2))
-    low, high = ((middle + way * spread) / (1 + square / count) for way in (-1, 1))
-    return {"votes": count, "rate": rate, "low": low, "high": high}
+    return (middle - spread) / (1 + square / count), (middle + spread) / (1 + square / count)
 
 
 def _games(match: Match) -> list[tuple[int, int]]:

@@ -23,8 +23,8 @@ from studio.errors import ServeError, StudioError, nearest
 from studio.home import Home, open_home
 from ui.cli.chat_commands import app as chat_app
 from ui.cli.generate import HomeOption, JsonOption, add_commands
-from ui.cli.show import diagnosis
 from ui.cli.show_data import printable
+from ui.cli.show_home import diagnosis
 
 GROUPS = {
     "presets": "Named settings: built in and your own.",

@@ -12,8 +12,7 @@ from jobs.job import Job
 from jobs.jobs_table import summary
 from jobs.preflight import TITLES
 from studio.errors import InputError
-from studio.names import readable
-from ui.cli import show_models
+from ui.cli import show_adapters, show_home, show_models
 from ui.cli.show_data import (
     checked,
     compared,
@@ -59,87 +58,6 @@ def ending(job: Job, as_json: bool) -> int:
     else:
         print(job.error_text or f'"{job.name}" is {job.state}.', file=sys.stderr)
     return exit_code(job)
-
-
-# -- adapters --------------------------------------------------------------------------------------
-
-
-def merged(answer: Answer) -> None:
-    """Print where a merged model is and its certificate."""
-    found = answer["certificate"]
-    print(f"Merged into {answer['out']}")
-    print(
-        f"Certificate: max logit error {found['max_error']:.2g} (allowed "
-        f"{found['tolerance']:.2g}), {found['tokens_changed']} of "
-        f"{found['tokens_compared']} tokens changed, base {found['base_precision']}."
-    )
-    if found["left"]:
-        print("Not merged, still adapters: " + ", ".join(found["left"]))
-
-
-def exported(answer: Answer) -> None:
-    """Print where an export is and how exact it is."""
-    print(f"Exported to {answer['out']}")
-    check = answer["check"] or {}
-    if check.get("max_error") is None:
-        return
-    changed = ""
-    if "tokens_changed" in check:
-        changed = f", {check['tokens_changed']} of {check['tokens_compared']} tokens changed"
-    print(f"Read back: max logit error {check['max_error']:.2g}{changed}.")
-    for note in check.get("notes") or ():
-        print(note)
-
-
-def evaluated(report: Mapping[str, Any]) -> None:
-    """Print an evaluation."""
-    print(f"rows            {report['rows']}")
-    print(f"loss            {report['eval_loss']:.4f}")
-    print(f"perplexity      {report['perplexity']:.4g}")
-    print(f"token accuracy  {report['token_accuracy']:.1%} of {report['tokens']} tokens")
-    if "accuracy" in report:
-        low, high = report["accuracy_interval"]
-        print(f"accuracy        {report['accuracy']:.1%} ({low:.1%} to {high:.1%})")
-        print(f"macro F1        {report['macro_f1']:.4f}")
-        print(f"calibration     {report['ece']:.4f} expected error")
-    if report.get("forgetting") is not None:
-        changed, prompts = report["changed"], report["general"]["prompts"]
-        print(f"forgetting      {report['forgetting']:.4f} KL, {changed} of {prompts} changed")
-    for name, value in report.get("scores", {}).items():
-        print(f"{name:15} {value:.1%}")
-
-
-def picture(answer: Answer) -> None:
-    """Print what an adapter changed, one line a module."""
-    for change in answer["changes"]:
-        size = f"{change['norm']:.2%}" if change["relative"] else f"{change['norm']:.3g}"
-        rank = change["effective_rank"]
-        words = "" if rank is None else f"  rank {rank:.1f}"
-        layer = "outside" if change["layer"] < 0 else f"layer {change['layer']}"
-        print(f"{layer:>8}  {change['module']:<28} {size:>9}{words}")
-
-
-def adapters(found: Sequence[Mapping[str, Any]]) -> None:
-    """Print the library."""
-    if not found:
-        print("No adapters yet. `studio train --data starter:pirate` makes the first.")
-    for one in found:
-        loss = "" if one["last_loss"] is None else f", loss {one['last_loss']:.4f}"
-        ended = f", {one['ended']} after {one['steps']} steps" if one["ended"] else ""
-        print(f"{one['name']}: {one['method_title']} on {one['base']}{ended}{loss}")
-
-
-def results(answer: Answer) -> None:
-    """Print the results table, or its text in another format."""
-    if "text" in answer:
-        print(answer["text"], end="")
-        return
-    columns = answer["columns"]
-    rows = [
-        [row["name"], row["method"], *(number(row.get(one["key"])) for one in columns)]
-        for row in answer["rows"]
-    ]
-    table(["Adapter", "Method", *(one["title"] for one in columns)], rows)
 
 
 # -- training --------------------------------------------------------------------------------------
@@ -239,31 +157,6 @@ def methods(found: Sequence[Mapping[str, Any]]) -> None:
             print(f"{'':{width}}  {able}")
 
 
-def diagnosis(facts: Mapping[str, Any]) -> None:
-    """Print what `studio doctor` found."""
-    print(f"Python {facts['python']} on {facts['system']}, SQLite {facts['sqlite']}")
-    print(", ".join(f"{name} {v}" for name, v in facts["packages"].items() if v))
-    for device in facts["devices"]:
-        free, total = readable(device["free_bytes"]), readable(device["total_bytes"])
-        print(f"{device['name']}: {device['label']}, {free} of {total} free")
-    if facts["allocator"]:
-        print(f"Memory allocator of runs: {facts['allocator']}")
-    if home := facts["home"]:
-        print(f"Home {home['path']}, {readable(home['free_bytes'])} free")
-        print("Runs: " + (", ".join(f"{n} {s}" for s, n in home["jobs"].items()) or "none"))
-        if home["cluster"] and not home["cluster"]["trouble"]:
-            print(cluster(home["cluster"]))
-        for row in home["processes"]:
-            print(f"Process {row['pid']}: {row['role']} {row['url']}".rstrip())
-    if model := facts.get("model"):
-        print(f"Model {model['path']}: {', '.join(model['works']) or 'nothing'} work")
-        for name, why in model["fails"].items():
-            print(f"  {name}: {why}")
-    for finding in facts["findings"]:
-        print(f"{finding['kind'].capitalize()}: {finding['text']}")
-    print("No problems found." if facts["ok"] else "Problems found (see above).")
-
-
 # -- the queue -------------------------------------------------------------------------------------
 
 
@@ -340,57 +233,6 @@ def note(job: Mapping[str, Any]) -> None:
     print("\n".join([f"{job['name']}: {', '.join(job['tags'])}", job["notes"]]).strip())
 
 
-def webhook(answer: Answer) -> None:
-    """Print where job notifications go."""
-    places = {"keyring": "in the system's keyring", "file": "in a file that only you can read"}
-    if not answer["kept"]:
-        print("No webhook is set.")
-        return
-    print(
-        f"Job notifications go to {answer['webhook']}; the address is stored "
-        f"{places[answer['kept']]}."
-    )
-
-
-# -- the home --------------------------------------------------------------------------------------
-
-
-def storage(facts: Mapping[str, Any]) -> None:
-    """Print what uses space, and what the rules allow to remove."""
-    for part in facts["parts"]:
-        print(f"{readable(part['bytes']):>12}  {part['name']}")
-    print(f"{readable(facts['free_bytes']):>12}  free on this disk")
-    for one in facts["runs"]:
-        print(f"{readable(one['bytes']):>12}  run {one['name']} ({one['state']})")
-    print(f"`studio clean` would free {readable(facts['spare']['bytes'])}.")
-
-
-def cleaned(found: Mapping[str, Any]) -> None:
-    """Print what was or would be removed."""
-    for item in found["items"]:
-        print(f"{readable(item['bytes']):>12}  {item['what']}: {item['why']}")
-    if found["removed"]:
-        print(f"Freed {readable(found['bytes'])}.")
-    elif found["items"]:
-        print(f"`studio clean --yes` frees {readable(found['bytes'])}.")
-    else:
-        print("There is nothing to clean up.")
-
-
-def backed_up(done: Mapping[str, Any]) -> None:
-    """Print what a backup holds."""
-    print(
-        f"{done['file']} holds {done['files']} files, {readable(done['bytes'])}. "
-        "Secrets and running processes are not included."
-    )
-
-
-def restored(done: Mapping[str, Any]) -> None:
-    """Print where a backup was restored."""
-    before = f" The previous home is now {done['before']}." if done["before"] else ""
-    print(f"{done['home']} is restored.{before} Open the studio to continue.")
-
-
 def lines(text: str, empty: str = "") -> Callable[[Answer], None]:
     """Return a printer of a sentence with values of the answer, or of each row of it.
 
@@ -431,15 +273,15 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "presets.save": presets,
     "presets.forget": presets,
     "methods": methods,
-    "merge": merged,
+    "merge": show_adapters.merged,
     "mix": lines("Mixed into {adapter} ({how}, error {error:.2g})"),
     "import": lines('Imported {method} adapter "{name}" to {path}'),
-    "export": exported,
-    "gguf": exported,
+    "export": show_adapters.exported,
+    "gguf": show_adapters.exported,
     "push": lines("Uploaded to {address}"),
     "promote": lines("The adapter of the run is now {adapter}"),
-    "evaluate": evaluated,
-    "results": results,
+    "evaluate": show_adapters.evaluated,
+    "results": show_adapters.results,
     "data.check": checked,
     "data.import": dataset,
     "data.map": mapped,
@@ -459,14 +301,14 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "conversations": conversations,
     "recipes": recipes,
     "endpoint": endpoint,
-    "adapters": adapters,
+    "adapters": show_adapters.adapters,
     "adapters.show": lambda a: plain({key: value for key, value in a.items() if key in PASSPORT}),
     "adapters.rename": lines('Renamed to "{name}".'),
     "adapters.tag": lambda a: print(f'Tags of "{a["name"]}": {", ".join(a["tags"]) or "none"}.'),
     "adapters.delete": lines('Deleted "{name}". Restore it with `studio adapters undo`.'),
     "adapters.undo": lines('Restored "{name}".'),
     "adapters.trash": lines("{name}", empty="The trash is empty."),
-    "adapters.picture": picture,
+    "adapters.picture": show_adapters.picture,
     "models": show_models.models,
     "models.search": show_models.found,
     "models.show": show_models.one,
@@ -490,16 +332,16 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "save": lines('"{name}" saves a checkpoint at its next step.'),
     "sample": lines('"{name}" answers its sample prompts at its next step.'),
     "note": note,
-    "webhook": webhook,
+    "webhook": show_home.webhook,
     "runs": runs,
     "show": run,
     "cancel": changed,
     "pause": changed,
     "resume": changed,
-    "storage": storage,
-    "clean": cleaned,
-    "backup": backed_up,
-    "restore": restored,
+    "storage": show_home.storage,
+    "clean": show_home.cleaned,
+    "backup": show_home.backed_up,
+    "restore": show_home.restored,
     "stop": lambda a: print(
         "Ended: " + ", ".join(a["ended"]) + "." if a["ended"] else "Nothing was running."
     ),
