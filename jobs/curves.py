@@ -33,6 +33,8 @@ EVAL_SERIES = {
     "eval_loss": "eval_loss", "eval_rewards_accuracies": "rewards_accuracies",
     "eval_rewards_margins": "rewards_margins", "eval_kl": "kl",
 }  # fmt: skip
+FORGETTING = "forgetting"
+SERIES = (*STEP_SERIES, *EVAL_SERIES, FORGETTING)
 MOST_CURVES, MOST_POINTS = 128, 3_000_000
 MOST_NEWS = 50_000
 Series = dict[str, list[float | None]]

@@ -11,7 +11,7 @@ import time
 from typing import Any, Literal
 
 from jobs.claims import Claim, Fenced
-from jobs.curves import EVAL_SERIES, STEP_SERIES, Progress
+from jobs.curves import EVAL_SERIES, FORGETTING, STEP_SERIES, Progress
 from jobs.job import Intent, Request
 from jobs.processes import exit_now
 from jobs.run_requests import take_request
@@ -117,6 +117,8 @@ class Reporter:
             self._result |= values
             if event.token_accuracy is not None:
                 self._result["token_accuracy"] = event.token_accuracy
+        elif isinstance(event, events.Forgotten):
+            new.metrics.append((FORGETTING, event.step, event.forgetting, moment))
         elif isinstance(event, events.Noted):
             self._result["note"] = event.text
         elif isinstance(event, events.Sampled):

@@ -314,6 +314,10 @@ class TrainArgs(Record):
         "not touch: loss, KL divergence, changed answers; 3 s, or 5 % of a longer run.",
         title="Measure forgetting",
     )  # fmt: skip
+    forgetting_curve: bool = _evaluation(
+        False, "Measure it at every evaluation too, as a curve over the steps: up to 3 s each.",
+        when={"train.measure_forgetting": ["true"]},
+    )  # fmt: skip
     general_data: str = _evaluation(
         "", "Dataset of general texts for measuring forgetting; empty uses the embedded set.",
         title="General set", max_length=4000,

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Query, Response
 
 from jobs import settings
 from jobs.claims import device_of
-from jobs.curves import EVAL_SERIES, STEP_SERIES
+from jobs.curves import SERIES
 from jobs.job import Job, actions
 from jobs.jobs_table import summary
 from jobs.store import JobStore
@@ -179,7 +179,7 @@ def _metrics(
     window: tuple[int, int] | None = None,
 ) -> dict[str, Any] | None:
     ids = [int(part) for part in runs.split(",") if part.isdigit()][:20]
-    wanted = [name for name in names.split(",") if name in (*STEP_SERIES, *EVAL_SERIES)]
+    wanted = [name for name in names.split(",") if name in SERIES]
     if not ids or not wanted:
         return None
     return store.metrics(ids, wanted, after_seq=after, bins=bins, window=window)

@@ -4,7 +4,8 @@ Three figures on a small general set, the embedded one (`general.jsonl`) or a da
 `KL(base ‖ adapted)` per token over the base's own greedy answers to neutral prompts, how many of
 these answers change, and the loss per token of base and adapted model. Base and adapted model are
 stacks of one resident base, so a batch holds every row twice. Full fine-tuning changes the base
-itself: it is observed before the first step and again at the end.
+itself: it is observed before the first step and again at the end. A curve compares every point with
+one observation of the base, so that all points rest on the same rows and prompts.
 
 The divergence is the headline: it is about what the base does, so it is meaningful for a base that
 never knew the general set, whose loss may fall.
@@ -19,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -36,6 +37,7 @@ from studio.data.tokens import Example
 from studio.evaluation.ranking import NORMAL_95
 from studio.spec import DataSource, RunSpec
 from studio.training.batch import pack
+from studio.training.events import Forgotten
 from studio.training.loss import loss_sums
 from studio.training.samples import prompt_of
 from studio.training.start import num_tokens_before
@@ -133,11 +135,17 @@ def _record(values: dict[str, Any]) -> Conversation | Document:
 
 def measure(
     loaded: Loaded, backbone: Backbone, general: GeneralSet, stack: Stack, *,
-    seconds: float = math.inf,
+    seconds: float = math.inf, base: Observed | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the forgetting of a stack against the base, in about `seconds`; see `compared`."""
+    """Return the forgetting of a stack against the base; see `compared`.
+
+    It takes about `seconds`, or what `base`, an earlier observation of the base, needs.
+    """
     started = time.monotonic()
-    base, adapted = observe(loaded, backbone, general, [(), stack], seconds=0.7 * seconds)
+    if base is None:
+        base, adapted = observe(loaded, backbone, general, [(), stack], seconds=0.7 * seconds)
+    else:
+        (adapted,) = observe(loaded, backbone, general, [stack], like=base)
     left = max(0.0, seconds - (time.monotonic() - started))
     asked = zip(general.prompts, base.answers, strict=False)
     kl = kl_sums(loaded, backbone, list(asked), stack, seconds=left)
@@ -337,28 +345,45 @@ def _ratio(sums: Any, counts: Any) -> tuple[float | None, list[float] | None]:
 
 
 class RunForgetting:
-    """Forgetting of a run: made before its first step, measured at its end."""
+    """Forgetting of a run: measured at its end and, for a curve, at every evaluation."""
 
     def __init__(self, session: Session, run_dir: Path) -> None:
         self._session, self._path = session, run_dir / BEFORE
         self._stack = session.stack
         self._general = session.general if session.is_rank_0 else None
         self._spent = 0.0
+        self._base: Observed | None = None  # that of a curve
+        self._last: tuple[int, dict[str, Any] | None] = (-1, None)
         if self._general and session.spec.method.trains_base and session.progress.step == 0:
             self._observe_base(self._general)
+
+    def point(self) -> Iterator[Forgotten]:
+        """Yield the forgetting now, where the run asks for a curve."""
+        session, general = self._session, self._general
+        if general is None or not session.spec.train.forgetting_curve:
+            return
+        if self._base is None and not session.spec.method.trains_base:
+            how = (session.loaded, session.backbone, general, [()])
+            (self._base,) = observe(*how, seconds=0.4 * MIN_SECONDS)
+        step, found = session.progress.step, self.measure()
+        self._last = (step, found)
+        if found and found["forgetting"] is not None:
+            yield Forgotten(step=step, forgetting=found["forgetting"])
 
     def measure(self) -> dict[str, Any] | None:
         """Return the forgetting of the adapter as it is now, None where it is not measured."""
         session, general = self._session, self._general
         if general is None or not (general.rows or general.prompts):
             return None
+        if self._last[0] == session.progress.step and not session.keeps_best:
+            return self._last[1]
         session.update_seconds()
         seconds = max(MIN_SECONDS, TIME_FRACTION * session.progress.seconds)
         if session.spec.method.trains_base:
             found = self._against_before(general)
         else:
             how = (session.loaded, session.backbone, general, self._stack)
-            found = measure(*how, seconds=seconds)
+            found = measure(*how, seconds=seconds, base=self._base)
         session.activate()
         return found
 

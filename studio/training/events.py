@@ -86,6 +86,13 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Forgotten(Event):
+    """A point of the forgetting curve: KL divergence from the base, per token of its answers."""
+
+    forgetting: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Noted(Event):
     """A sentence for the user on what the curves show."""
 

@@ -44,6 +44,7 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
     threads = threads_of(session.loaded.device, session.accelerator.num_processes)
     if session.evaluates and session.progress.step == 0 and plan.eval_every <= plan.total_steps:
         yield from sampler.sample()
+        yield from general.point()
     noted = ""
     while session.progress.step < plan.total_steps and not session.stopped_early:
         event = session.step()
@@ -60,6 +61,7 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
             if session.prepared.validation:
                 yield session.evaluate()
             yield from sampler.sample(full_length=last)
+            yield from general.point()
         elif command == "sample":
             yield from sampler.sample(full_length=True)
         if not session.is_rank_0:

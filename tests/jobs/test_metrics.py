@@ -6,7 +6,9 @@ from contextlib import closing
 
 from jobs.claims import Claim
 from jobs.curves import Progress
+from jobs.reporting import Reporter
 from jobs.store import JobStore
+from studio.training.events import Forgotten
 from tests.jobs.conftest import a_spec, begin, curve
 
 
@@ -32,6 +34,17 @@ def test_the_cursor_brings_only_what_is_new_and_steps_done_again(store):
     assert delta["snapshot"] is False
     assert delta["data"]["loss"][str(claim.job)] == {"x": [2, 3], "y": [2.5, 1.0]}
     assert store.metrics([claim.job], ["loss"], after_seq=delta["seq"])["data"] == {}
+
+
+def test_points_of_the_forgetting_curve_become_a_series(store):
+    claim = running(store)
+    reporter = Reporter(store, claim)
+    reporter.start()
+    for step, value in ((0, 0.0), (5, 0.25)):
+        reporter.record(Forgotten(step=step, forgetting=value))
+    reporter.close()
+    found = store.metrics([claim.job], ["forgetting"])["data"]["forgetting"][str(claim.job)]
+    assert found == {"x": [0, 5], "y": [0.0, 0.25]}
 
 
 def test_the_cursor_never_goes_back_when_a_job_is_deleted(store):

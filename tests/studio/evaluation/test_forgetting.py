@@ -13,6 +13,7 @@ from studio.evaluation.forgetting import general_set, greedy_rows, measure
 from studio.home import open_home
 from studio.models.loading import load
 from studio.spec import ModelSource
+from studio.training.events import Forgotten
 from studio.training.run import train
 from tests.studio.methods.test_matrix import attached
 from tests.studio.tiny import tiny_folder, tiny_spec
@@ -120,6 +121,23 @@ def test_a_run_stores_what_it_forgot(tmp_path, method):
                 p, q = (log_softmax(m.model(ids).logits[0, at], -1) for m in (loaded, trained))
             total += float((p.exp() * (p - q)).sum())
         assert found["forgetting"] == pytest.approx(total / sum(map(len, old)), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_curve_has_a_point_where_samples_are_taken_and_ends_in_the_runs_figure(tmp_path, method):
+    spec = tiny_spec(tmp_path, method__name=method, train__max_steps=4, train__learning_rate=0.05)
+    asked = {"train.measure_forgetting": True, "train.forgetting_curve": True}
+    spec = spec.with_values({"train.eval_steps": 2, **asked})
+    *found, finished = train(spec, run_dir=tmp_path / "run", home=open_home(tmp_path / "home"))
+    points = [(one.step, one.forgetting) for one in found if isinstance(one, Forgotten)]
+    assert [step for step, _ in points] == [0, 2, 4]
+    assert abs(points[0][1]) < 1e-6 < points[1][1]  # before the first step it is the base
+    assert points[-1][1] == finished.facts["forgetting"]["forgetting"]
+    # The figure of the same adapter on the whole set, measured without a curve.
+    plain = spec.with_values({"train.forgetting_curve": False})
+    *found, other = train(plain, run_dir=tmp_path / "plain", home=open_home(tmp_path / "home"))
+    assert not any(isinstance(one, Forgotten) for one in found)
+    assert other.facts["forgetting"]["forgetting"] == pytest.approx(points[-1][1], rel=1e-5)
 
 
 def test_an_own_general_set_replaces_the_embedded_one(tmp_path):

@@ -256,6 +256,7 @@ export const METRICS = [
   { name: 'loss', title: 'Training loss', names: true, empty: 'The first step draws the first point' },
   { name: 'eval_loss', title: 'Held-out loss', smooth: false, dots: true,
     empty: 'Drawn at the first evaluation' },
+  { name: 'forgetting', title: 'Forgetting (KL from the base)', optional: true, smooth: false, dots: true },
   { name: 'learning_rate', title: 'Learning rate', smooth: false },
   { name: 'grad_norm', title: 'Gradient norm' },
   { name: 'tokens_per_second', title: 'Tokens per second', format: compact },

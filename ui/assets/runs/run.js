@@ -97,14 +97,14 @@ export class Detail {
   showGroup(job) {
     const runs = job.sweep ? this.jobs().filter((one) => one.sweep === job.sweep && draws(one)) : [];
     this.group_.hidden = runs.length < 2;
-    if (!changed(this.group_, runs.map((one) => [one.id, one.state, one.eval_loss, one.last_loss, one.id === job.id])
-      .join())) return;
+    if (!changed(this.group_, runs.map((one) => [one.id, one.state, one.eval_loss, one.last_loss, one.forgetting,
+      one.id === job.id]).join())) return;
     const rank = (one) => one.eval_loss ?? one.last_loss ?? Infinity;
     runs.sort((a, b) => rank(a) - rank(b) || a.id - b.id);
     this.group_.replaceChildren(h('summary', {}, `${runs.length} runs of “${job.sweep}”`),
-      table(['Run', 'Method', 'State', 'Held-out loss', 'Loss', 'Time'], runs.map((one) => [one.id === job.id
+      table(['Run', 'Method', 'State', 'Held-out loss', 'Forgetting', 'Loss', 'Time'], runs.map((one) => [one.id === job.id
         ? h('b', {}, one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name), one.method, badge(stateName(one)),
-      number(one.eval_loss), number(one.last_loss), duration(one.seconds)])),
+      number(one.eval_loss), number(one.forgetting, 3), number(one.last_loss), duration(one.seconds)])),
       h('div', { class: 's-actions' }, button('Overlay their curves', () => this.overlay(runs.map(({ id }) => id)))));
   }
 

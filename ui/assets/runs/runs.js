@@ -284,7 +284,8 @@ export class Runs extends HTMLElement {
     if (changed(state, shown)) state.replaceChildren(badge(shown));
     text(what, dots(job.sweep && `⊞ ${job.sweep}`, job.tags.map((tag) => `#${tag}`), job.method, short(job.model),
       short(job.data)));
-    text(loss, isLive(job) ? (last ? `loss ${last}` : job.phase) : dots(last, job.seconds ? duration(job.seconds)
+    text(loss, isLive(job) ? (last ? `loss ${last}` : job.phase) : dots(last,
+      job.forgetting != null && `forgot ${number(job.forgetting, 2)}`, job.seconds ? duration(job.seconds)
       : ago(job.finished ?? job.started ?? job.created)));
     track.hidden = !isLive(job) || job.state === 'queued';
     fill(track, share(job));
