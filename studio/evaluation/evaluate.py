@@ -43,9 +43,11 @@ class EvaluateRequest(Request):
     )
     max_rows: int = knob(0, "Maximum number of rows; 0 uses all.", ge=0)
     scores: tuple[str, ...] = knob(
-        (), "Scores of generated answers: exact_match, rouge_l, regex, json.", title="Scores"
-    )
+        (), "Scores of generated answers: exact_match, rouge_l, contains, number, regex, json, "
+        "json_schema.", title="Scores",
+    )  # fmt: skip
     pattern: str = knob("", "Regular expression of the score regex.", max_length=2000)
+    json_schema: str = knob("", "JSON schema of the score json_schema.", max_length=20_000)
     max_new_tokens: int = knob(128, "Maximum length of a scored answer.", ge=1, le=4096)
     classify: bool = knob(
         False, "Score the data's labels by likelihood: accuracy, macro F1, calibration."
@@ -67,7 +69,7 @@ class EvaluateRequest(Request):
         from studio.models.sources import facts
 
         facts(self.model)
-        scorers(self.scores, self.pattern)
+        scorers(self.scores, self.pattern, self.json_schema)
         gated = {*bounds(self.min), *bounds(self.max)}
         return self.model_copy(
             update={
@@ -189,7 +191,7 @@ class EvaluateRequest(Request):
                 }
 
     def _scored(self, answers: Sequence[dict[str, str]]) -> dict[str, Any]:
-        score = scorers(self.scores, self.pattern)
+        score = scorers(self.scores, self.pattern, self.json_schema)
         means = {
             name: sum(of(a["answer"], a["wanted"]) for a in answers) / max(1, len(answers))
             for name, of in score.items()

@@ -1,40 +1,95 @@
-"""Scores of one answer against the expected one: exact match, ROUGE-L, a pattern, valid JSON.
+"""Scores of one answer, from 0 to 1: most compare it with the expected one (the reference).
 
-Words are runs of letters and digits without case; everything else separates them.
+Exact match, ROUGE-L, contains, equal numbers; a pattern, valid JSON and a JSON schema need no
+reference. Words are runs of letters and digits without case; everything else separates them.
 """
 
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal
+from decimal import Decimal
+from functools import partial
+from typing import Any, Literal
 
-from studio.errors import SpecError
+from studio.errors import SpecError, nearest
 
-Score = Literal["exact_match", "rouge_l", "regex", "json"]
-SCORES: tuple[Score, ...] = ("exact_match", "rouge_l", "regex", "json")
-PATTERN_SECONDS = 1.0
+Score = Literal[
+    "exact_match", "rouge_l", "contains", "number", "regex", "json", "json_schema"
+]  # fmt: skip
+SCORES: tuple[Score, ...] = (
+    "exact_match", "rouge_l", "contains", "number", "regex", "json", "json_schema",
+)  # fmt: skip
+COMPARING = ("exact_match", "rouge_l", "contains", "number")  # these need a reference
+ALIASES = {"pattern": "regex"}
+PATTERN_SECONDS, MOST_WEIGHT = 1.0, 1000.0
+Scorer = Callable[[str, str], float]
 
 
-def scorers(chosen: Sequence[str], pattern: str = "") -> dict[str, Callable[[str, str], float]]:
+def scorers(
+    chosen: Sequence[str], pattern: str = "", schema: str = "", *, prefix: str = "",
+    source: str = "scores",
+) -> dict[str, Scorer]:  # fmt: skip
     """Return the chosen scores, each a function of (answer, expected) from 0 to 1.
 
+    Args:
+        chosen: Names; `pattern` is another name of `regex`.
+        pattern: Regular expression of the score regex.
+        schema: JSON schema of the score json_schema.
+        prefix: Begins the names of the fields of both, in errors.
+        source: Field that holds the names, in errors.
+
     Raises:
-        SpecError: A score is unknown, or the pattern is missing or invalid.
+        SpecError: A score is unknown, or its pattern or schema is missing or invalid.
     """
-    if unknown := [name for name in chosen if name not in SCORES]:
-        raise SpecError(f'Unknown score "{unknown[0]}". Known: {", ".join(SCORES)}.')
-    if "regex" in chosen:
-        if not pattern:
-            raise SpecError("The score regex needs a pattern (--pattern).", field="pattern")
-        if why := pattern_fault(pattern):
-            raise SpecError(f"{why}.", field="pattern")
-    known: dict[str, Callable[[str, str], float]] = {
-        "exact_match": exact_match,
-        "rouge_l": rouge_l,
-        "json": valid_json,
-        "regex": lambda answer, _: match_pattern(pattern, answer)[0] or 0.0,
-    }
-    return {name: known[name] for name in chosen}
+    known: dict[str, Scorer] = {
+        "exact_match": exact_match, "rouge_l": rouge_l, "contains": contains,
+        "number": equal_number, "json": valid_json,
+    }  # fmt: skip
+    needed = {"regex": (pattern, "pattern", pattern_fault),
+              "json_schema": (schema, "json_schema", schema_fault)}  # fmt: skip
+    for name in chosen:
+        own = ALIASES.get(name, name)
+        if own not in SCORES:
+            raise SpecError(f'Unknown score "{name}".{nearest(name, SCORES)}', field=source)
+        if own in needed:
+            given, where, fault = needed[own]
+            missing = f"The score {name} needs a {where.replace('_', ' ')}: set {prefix}{where}"
+            if why := fault(given) if given.strip() else missing:
+                raise SpecError(f"{why}.", field=f"{prefix}{where}")
+        if own == "regex":
+            known[own] = lambda answer, _: match_pattern(pattern, answer)[0] or 0.0
+        elif own == "json_schema":
+            known[own] = partial(fits_schema, validator(schema))
+    return {name: known[ALIASES.get(name, name)] for name in chosen}
+
+
+def weights_in(text: str, source: str) -> dict[str, float]:
+    """Return the scores and weights of a text such as `number:1, pattern:0.2`.
+
+    Raises:
+        SpecError: It names no score, one twice, or a weight is not a number other than 0.
+    """
+    found: dict[str, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, weight = (piece.strip() for piece in part.partition(":"))
+        try:
+            value = float(weight or 1)
+        except ValueError:
+            value = 0.0
+        if not value or abs(value) > MOST_WEIGHT or value != value:
+            raise SpecError(
+                f'{source} gives {name} the weight "{weight}": use a number other than 0.',
+                field=source,
+            )
+        if ALIASES.get(name, name) in {ALIASES.get(one, one) for one in found}:
+            raise SpecError(f"{source} names {name} twice: give it one weight.", field=source)
+        found[name] = value
+    if not found:
+        raise SpecError(
+            f"{source} names no score: set it to scores with weights, such as number:1, "
+            f"pattern:0.2. Known: {', '.join(SCORES)}.", field=source,
+        )  # fmt: skip
+    return found
 
 
 def pattern_fault(pattern: str) -> str:
@@ -85,12 +140,81 @@ def rouge_l(answer: str, expected: str) -> float:
 
 def valid_json(answer: str, expected: str) -> float:
     """Return 1 if the answer is a JSON object or array, alone or in one code fence."""
+    try:
+        return float(isinstance(_read_json(answer), dict | list))
+    except (ValueError, RecursionError):
+        return 0.0
+
+
+def contains(answer: str, expected: str) -> float:
+    """Return 1 if the expected words stand in the answer in one piece, in either case."""
+    given, wanted = _words(answer), _words(expected)
+    starts = range(len(given) - len(wanted) + 1)
+    return float(bool(wanted) and any(given[i : i + len(wanted)] == wanted for i in starts))
+
+
+def equal_number(answer: str, expected: str) -> float:
+    """Return 1 if the last number of the answer equals the last one of the expected answer."""
+    wanted = last_number(expected)
+    return float(wanted is not None and last_number(answer) == wanted)
+
+
+def last_number(text: str) -> Decimal | None:
+    """Return the last number of a text; commas separate thousands, a point the decimals."""
+    found = _NUMBER.findall(text.replace("\u2212", "-"))
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3}(?!\d))?"
+)
+
+
+def schema_fault(schema: str) -> str:
+    """Return why a text is not a JSON schema; empty if it is one."""
+    from jsonschema.exceptions import SchemaError
+
+    try:
+        validator(schema)
+    except ValueError:
+        return "The JSON schema is not valid JSON"
+    except SchemaError as error:
+        where = "/".join(map(str, error.absolute_path))
+        return "The JSON schema is invalid" + (f' at "{where}"' if where else "")
+    return ""
+
+
+def validator(schema: str) -> Any:
+    """Return the validator of a JSON schema: no network, and its patterns have a time limit."""
+    from jsonschema import Draft202012Validator, ValidationError
+    from jsonschema.validators import extend, validator_for
+    from referencing import Registry
+
+    def pattern(_: Any, wanted: str, value: Any, __: Any) -> Any:
+        if isinstance(value, str) and not match_pattern(wanted, value)[0]:
+            yield ValidationError("pattern")
+
+    read = json.loads(schema)
+    kind = validator_for(read, default=Draft202012Validator)
+    kind.check_schema(read)
+    registry: Registry[Any] = Registry()
+    return extend(kind, {"pattern": pattern})(read, registry=registry)
+
+
+def fits_schema(checker: Any, answer: str, expected: str) -> float:
+    """Return 1 if the answer is JSON that the schema allows, alone or in one code fence."""
+    from referencing.exceptions import Unresolvable
+
+    try:
+        return float(checker.is_valid(_read_json(answer)))
+    except (ValueError, RecursionError, Unresolvable):
+        return 0.0
+
+
+def _read_json(answer: str) -> Any:
     text = answer.strip()
     fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, re.DOTALL)
-    try:
-        return float(isinstance(json.loads(fenced[1] if fenced else text), dict | list))
-    except ValueError:
-        return 0.0
+    return json.loads(fenced[1] if fenced else text)
 
 
 def _words(text: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Prompt suites: answer the same prompts with several lanes as a job, and score the answers.
 
-A case is a prompt, with an expected answer or a regular expression that a good answer matches where
-there is one. Answers are written as they come, so a suite that was stopped or killed resumes. A
-pattern has a time limit: catastrophic backtracking costs a second, not the job.
+A case is a prompt, with an expected answer, or a regular expression or a JSON schema that a good
+answer matches, where there is one. Answers are written as they come, so a suite that was stopped or
+killed resumes. A pattern has a time limit: catastrophic backtracking costs a second, not the job.
 """
 
 from __future__ import annotations
@@ -18,7 +18,19 @@ from pydantic import model_validator
 from studio.adapter_stack import MAX_LANES
 from studio.chat.lanes import Delta, Lane, LaneSettings
 from studio.errors import ChatError
-from studio.evaluation.metrics import exact_match, match_pattern, pattern_fault, rouge_l, valid_json
+from studio.evaluation.metrics import (
+    contains,
+    equal_number,
+    exact_match,
+    fits_schema,
+    last_number,
+    match_pattern,
+    pattern_fault,
+    rouge_l,
+    schema_fault,
+    valid_json,
+    validator,
+)
 from studio.fields import Record, knob
 from studio.home import Home
 from studio.request import Control, Request
@@ -26,7 +38,7 @@ from studio.training.events import Event, Finished, Loading, Working
 
 RESULTS = "suite.jsonl"
 MAX_CASES = 2000
-SCORES = ("exact_match", "rouge_l", "pattern", "json")
+SCORES = ("exact_match", "rouge_l", "contains", "number", "pattern", "json", "json_schema")
 MEASURES = ("tokens", "tokens_per_second", "first_token_seconds", "seconds")
 
 
@@ -39,9 +51,13 @@ class Case(Record):
         None, "A regular expression that a good answer matches.", max_length=2000
     )
 
+    json_schema: str | None = knob(
+        None, "A JSON schema that a good answer fits.", max_length=20_000
+    )
+
     @model_validator(mode="after")
     def _check_pattern(self) -> Self:
-        if why := pattern_fault(self.pattern or ""):
+        if why := pattern_fault(self.pattern or "") or schema_fault(self.json_schema or "true"):
             raise ValueError(why)
         return self
 
@@ -120,6 +136,11 @@ def _answer(case: Case, text: str, end: Delta) -> dict[str, Any]:
         if case.expected is not None:
             scores["exact_match"] = exact_match(text, case.expected)
             scores["rouge_l"] = rouge_l(text, case.expected)
+            scores["contains"] = contains(text, case.expected)
+            if last_number(case.expected) is not None:
+                scores["number"] = equal_number(text, case.expected)
+        if case.json_schema is not None:
+            scores["json_schema"] = fits_schema(validator(case.json_schema), text, "")
         if case.pattern is not None:
             scores["pattern"], error = match_pattern(case.pattern, text)
     figures = {name: round(float(getattr(end.stats, name)), 4) for name in MEASURES}
@@ -143,8 +164,8 @@ def read_results(run_dir: Path) -> list[dict[str, Any]]:
 def summarise(lanes: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the mean of every score and measure by lane, and the wins of each lane over others.
 
-    A lane wins a case when its pattern or exact match is better, or, where these are equal, its
-    ROUGE-L. Cases without an expectation count for no lane.
+    A lane wins a case when its pattern, schema or exact match is better, or, where these are equal,
+    its ROUGE-L. Cases without an expectation count for no lane.
     """
     table = []
     for place, lane in enumerate(lanes):
@@ -152,13 +173,14 @@ def summarise(lanes: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str,
         errors = sum(a["error"] is not None for a in answers)
         means: dict[str, Any] = {"lane": lane, "errors": errors}
         for name in (*SCORES, *MEASURES):
-            known = [a[name] for a in answers if a[name] is not None and a["reason"] != "error"]
+            known = [a[name] for a in answers
+                     if a.get(name) is not None and a["reason"] != "error"]  # fmt: skip
             means[name] = round(mean(known), 4) if known else None
         table.append(means)
     wins = [[0.0] * len(lanes) for _ in lanes]
     for row in rows:
         qualities = [_quality(answer) for answer in row["answers"]]
-        if row["expected"] is None and row["pattern"] is None:
+        if all(row.get(name) is None for name in ("expected", "pattern", "json_schema")):
             continue
         for a, mine in enumerate(qualities):
             for b, other in enumerate(qualities):
@@ -168,8 +190,8 @@ def summarise(lanes: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str,
 
 
 def _quality(answer: dict[str, Any]) -> tuple[float, float]:
-    first = answer["pattern"] if answer["pattern"] is not None else answer["exact_match"]
-    return (first or 0.0, answer["rouge_l"] or 0.0)
+    known = (answer.get(name) for name in ("pattern", "json_schema", "exact_match"))
+    return next((one for one in known if one is not None), 0.0), answer["rouge_l"] or 0.0
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -179,7 +201,8 @@ def parse_cases(text: str) -> list[dict[str, Any]]:
     """Parse cases: one prompt or one JSON object per line.
 
     `prompt => answer` gives the expected answer, `prompt =~ pattern` a regular expression. A JSON
-    object has `prompt` with `expected` or `pattern`, or `messages` whose last turn is expected.
+    object has `prompt` with `expected`, `pattern` or `json_schema`, or `messages` whose last turn
+    is expected.
 
     Raises:
         ChatError: A line is invalid; gives its number.
@@ -223,6 +246,8 @@ def _parse_case(line: str, number: int) -> dict[str, Any]:
             prompt = next(turn["content"] for turn in reversed(turns) if turn["role"] == "user")
             return {"prompt": prompt, "expected": expected}
         case = {key: values.get(key) for key in ("prompt", "expected", "pattern")}
+        if schema := values.get("json_schema"):
+            case["json_schema"] = schema if isinstance(schema, str) else json.dumps(schema)
         case["expected"] = case["expected"] or values.get("completion")
         if not isinstance(case["prompt"], str):
             raise TypeError

@@ -29,6 +29,10 @@ from studio.evaluation.suites import (
             {"prompt": "a", "expected": "b", "pattern": None},
         ),
         (
+            '{"prompt": "a", "json_schema": {"type": "array"}}',
+            {"prompt": "a", "expected": None, "pattern": None, "json_schema": '{"type": "array"}'},
+        ),
+        (
             '{"messages": [{"role": "user", "content": "a"}, '
             '{"role": "assistant", "content": "b"}]}',
             {"prompt": "a", "expected": "b"},
@@ -86,7 +90,8 @@ def test_answers_are_scored_and_kept_and_a_stopped_suite_goes_on(tmp_path, home,
     request = SuiteRequest.parse({
         "lanes": [{}, {"stack": [{"name": "x"}]}],
         "cases": [{"prompt": "a", "expected": "Paris"}, {"prompt": "b", "pattern": "^L"},
-                  {"prompt": "c"}],
+                  {"prompt": "c", "json_schema": "{\"type\": \"object\"}"},
+                  {"prompt": "d", "expected": "it is 3"}],
     })  # fmt: skip
     wishes = iter([None, "stop"])
 
@@ -97,13 +102,15 @@ def test_answers_are_scored_and_kept_and_a_stopped_suite_goes_on(tmp_path, home,
     assert list(request.perform(home, tmp_path))[-1].reason == "completed"
 
     rows = read_results(tmp_path)
-    assert [row["case"] for row in rows] == [0, 1, 2]
+    assert [row["case"] for row in rows] == [0, 1, 2, 3]
     assert [answer["exact_match"] for answer in rows[0]["answers"]] == [0.0, 1.0]
     assert [answer["pattern"] for answer in rows[1]["answers"]] == [1.0, 0.0]
+    assert rows[0]["answers"][1]["contains"] == 1.0 and rows[0]["answers"][1]["number"] is None
     assert rows[2]["answers"][0]["exact_match"] is None
+    assert rows[2]["answers"][0]["json_schema"] == 0.0 == rows[3]["answers"][0]["number"]
     summary = summarise([lane.name for lane in request.lanes], rows)
-    # Each lane is better on one case; the case without an expectation counts for nobody.
-    assert summary["wins"] == [[0, 1], [1, 0]]
-    assert summary["means"][1]["exact_match"] == 1.0
+    # Each lane is better on one case, and equal on two: half a win each.
+    assert summary["wins"] == [[0, 2], [2, 0]]
+    assert summary["means"][1]["exact_match"] == 0.5
     assert summary["means"][0]["tokens"] == 2
     json.dumps(summary)

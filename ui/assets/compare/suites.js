@@ -10,8 +10,11 @@ const percent = (value) => (value == null ? '–' : `${(value * 100).toFixed(0)}
 // key, title, format, whether more is better, hint
 const COLUMNS = [['exact_match', 'Exact', percent, true, 'Answers equal to the expected one'],
   ['rouge_l', 'ROUGE-L', percent, true, 'Words in common with the expected answer, in its order'],
+  ['contains', 'Contains', percent, true, 'Answers that contain the words of the expected one'],
+  ['number', 'Number', percent, true, 'Answers whose last number is that of the expected one'],
   ['pattern', 'Pattern', percent, true, 'Answers that the regular expression matches'],
-  ['json', 'JSON', percent, true, 'Answers that are valid JSON'], ['tokens', 'Tokens', (v) => number(v, 3), false],
+  ['json', 'JSON', percent, true, 'Answers that are valid JSON'],
+  ['json_schema', 'Schema', percent, true, 'Answers that fit the JSON schema'], ['tokens', 'Tokens', (v) => number(v, 3), false],
   ['tokens_per_second', 'tok/s', (v) => number(v, 3), true],
   ['first_token_seconds', 'First token', (v) => (v == null ? '–' : `${number(v, 2)} s`), false],
   ['errors', 'Errors', count, false]];
@@ -37,7 +40,7 @@ export class Suites {
       button('From a file …', () => file.click()), file, h('span', { class: 's-grow' }),
       button('Run over all lanes', () => this.run(), 's-primary', { 'data-testid': 'run-suite' })),
     quiet('One prompt per line. “prompt => answer” gives the expected answer, “prompt =~ pattern” a regular '
-      + 'expression; or one JSON object per line. Lanes: ' + lanes)),
+      + 'expression; or one JSON object per line, with prompt and expected, pattern or json_schema. Lanes: ' + lanes)),
     this.list, this.results);
     await this.refresh();
   }
@@ -76,9 +79,14 @@ export class Suites {
   }
 }
 
+/** Return a case as it is typed. */
+function line({ prompt, expected, pattern, json_schema: schema }) {
+  if (schema) return JSON.stringify({ prompt, expected, json_schema: schema });
+  return pattern ? `${prompt} =~ ${pattern}` : expected ? `${prompt} => ${expected}` : prompt;
+}
+
 function results(suite, reuse) {
-  const cases = suite.spec.cases.map(({ prompt, expected, pattern }) => pattern ? `${prompt} =~ ${pattern}`
-    : expected ? `${prompt} => ${expected}` : prompt).join('\n');
+  const cases = suite.spec.cases.map(line).join('\n');
   const head = h('div', { class: 's-tab-head' }, h('h3', {}, `${suite.name}: ${suite.cases} of ${suite.total} prompts`),
     button('Use these prompts again', () => reuse(cases), 's-tool'), h('span', { class: 's-grow' }),
     exports(`suite-${suite.id}`));
@@ -88,16 +96,16 @@ function results(suite, reuse) {
   const means = table(['Lane', ...shown.map(([, title, , , hint]) => h('th', { title: hint }, title))],
     suite.means.map((one, i) => [names[i], ...shown.map(([key, , format, more]) =>
       h('td', { class: `s-figure ${more && best(suite.means, key, one) ? 's-best' : ''}` }, format(one[key])))]));
-  const scored = suite.spec.cases.some((one) => one.expected || one.pattern);
+  const scored = suite.spec.cases.some((one) => one.expected || one.pattern || one.json_schema);
   const answers = table(['', 'Prompt', 'Expected', ...names], suite.rows.map((row) => [row.case + 1, row.prompt,
-    row.expected ?? row.pattern ?? '', ...row.answers.map(answer)]), { class: 's-table s-answers-table' });
+    row.expected ?? row.pattern ?? row.json_schema ?? '', ...row.answers.map(answer)]), { class: 's-table s-answers-table' });
   return [head, means, ...(scored ? [h('h3', {}, 'Wins of the row against the column'), heat(suite.lanes,
     suite.wins)] : []),
     h('div', { class: 's-scroll-x' }, answers)];
 }
 
-function answer({ pattern, exact_match: exact, error, text }) {
-  const good = pattern ?? exact;
+function answer({ pattern, json_schema: schema, exact_match: exact, error, text }) {
+  const good = pattern ?? schema ?? exact;
   return h('td', { 'data-good': good == null ? null : String(good), class: error ? 's-error' : '' }, error ?? text);
 }
 
