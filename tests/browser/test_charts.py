@@ -1,6 +1,7 @@
 """The charts on a run that grows while one looks: zoom and hover stay, the table tells the same."""
 
 import time
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, Route, expect
@@ -226,3 +227,30 @@ def test_a_search_keeps_the_choice_and_a_full_memory_offers_its_ways_out(page, r
 def test_an_empty_studio_tells_the_next_step(page):
     page.goto("/runs")
     expect(page.get_by_role("link", name="Train the first adapter")).to_be_visible()
+
+
+def test_a_chart_is_saved_as_picture_drawing_and_table(page, run):
+    run.grow(1, 40)
+    page.goto(f"/runs?run={run.job.id}")
+    page.get_by_role("button", name="Switch between light and dark").click()
+    expect(loss(page)).to_have_attribute("data-points", "40")
+
+    def saved(kind: str) -> bytes:
+        loss(page).locator(".s-take summary").click()
+        with page.expect_download() as found:
+            loss(page).get_by_role("button", name=kind).click()
+        assert found.value.suggested_filename == f"training-loss.{kind.lower()}"
+        return Path(found.value.path()).read_bytes()
+
+    assert saved("PNG").startswith(b"\x89PNG")
+    drawing = saved("SVG").decode()
+    light = page.evaluate("document.documentElement.classList.contains('dark')")
+    assert "var(" not in drawing and "class=" not in drawing
+    assert 'fill="#ffffff"' in drawing and "by hand" in drawing, light
+    lines = saved("CSV").decode().split("\r\n")
+    assert lines[:2] == ["Step,by hand", "1,100"] and lines[40] == "40,2.5"
+    loss(page).locator(".s-take summary").click()
+    loss(page).get_by_role("button", name="Copy as Markdown").click()
+    expect(loss(page).get_by_role("button", name="Copied")).to_be_visible()
+    table = page.evaluate("navigator.clipboard.readText()")
+    assert table.startswith("| Step | by hand |\n| ---: | ---: |\n| 1 | 100 |")

@@ -5,6 +5,7 @@ import { api, button, bytes, compact, go, h, number, remember, send } from '../c
 import { askAction } from '../core/form.js';
 import { isLive } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
+import { takeTable } from '../core/take_away.js';
 
 /** `set`: the assignments of the Train form; without them the dialog asks for base, data and settings. */
 export async function askBakeoff({ models, set = null, impossible = [] }) {
@@ -82,7 +83,7 @@ export class Results {
       h('span', { class: 's-quiet' }, ended.length < rows.length ? `${ended.length} of ${rows.length} trained` : ''),
       h('span', { class: 's-actions' }, h('a', { class: 's-button',
         href: `/runs?run=${rows.flatMap((row) => row.runs).join()}` },
-        'Overlay the curves'), this.closed && button('Close', () => this.closed()))),
+        'Overlay the curves'), takeTable(`Bake-off ${this.name}`, this.table.element), this.closed && button('Close', () => this.closed()))),
     this.table.element, scatter(points, { x: 'Held-out loss (learned)', y: 'KL from the base (forgot)' }),
     spoken.length ? h('details', { class: 's-bin' }, h('summary', {}, 'Sample answers'),
       h('div', { class: 's-sampled' }, spoken.map((row) => h('article', {}, h('h3', {}, row.title),

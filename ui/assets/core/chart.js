@@ -4,6 +4,8 @@
 
 import { extent, nearest, Painter, smooth } from './chart_canvas.js';
 import { api, button, compact, count, h, keyed, number, table, text } from './dom.js';
+import { SvgPen } from './svg_pen.js';
+import { colour, takeAway } from './take_away.js';
 
 const NEAR = 24; // a click as close to a curve, in pixels, means its point
 
@@ -62,8 +64,8 @@ export class Chart {
     return h('figure', { class: 's-chart', 'data-metric': this.options.name, 'data-draws': '0',
       hidden: Boolean(this.options.optional) },
       h('figcaption', {}, h('strong', {}, title), unit && h('span', { class: 's-unit' }, unit),
-        this.legend, h('span', { class: 's-tools' }, this.resetButton, this.logButton,
-          this.tableButton)),
+        this.legend, h('span', { class: 's-tools' }, this.resetButton, this.logButton, this.tableButton,
+          takeAway(title, { drawing: () => this.drawing(), rows: () => this.rows() }))),
       this.plot, this.table);
   }
 
@@ -127,7 +129,9 @@ export class Chart {
     this.empty.hidden = Boolean(range);
     this.scale = null;
     if (range) {
-      this.scale = new Painter(this, pen, width, height).paint(lines, [from, to], range);
+      const painter = new Painter(this, pen, width, height);
+      this.scale = painter.paint(lines, [from, to], range);
+      painter.drawCursor(lines);
     }
     this.fillLegend(lines);
     this.resetButton.hidden = !this.group.zoom;
@@ -142,7 +146,7 @@ export class Chart {
       () => h('li', {}, h('i', {}), h('span', { class: 's-name' }), h('b', {})),
       (node, line) => {
         const i = cursor === null ? line.y.length - 1 : nearest(line.x, cursor);
-        const name = this.group.names.get(line.run) ?? `run ${line.run}`;
+        const name = this.name(line);
         const own = line.raw ?? line.y; // the legend never shows a smoothed value
         node.title = line.raw ? `${name}; the bold line is smoothed: ${this.options.format(line.y[i])}` : name;
         node.firstChild.style.background = `var(--s-run-${this.group.hues.get(line.run)})`;
@@ -157,9 +161,35 @@ export class Chart {
   fillTable(lines) {
     const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => b - a).slice(0, 500);
     const values = lines.map((line) => new Map(line.x.map((x, i) => [x, (line.raw ?? line.y)[i]])));
-    const name = (line) => this.group.names.get(line.run) ?? `run ${line.run}`;
-    this.table.replaceChildren(table(['Step', ...lines.map(name)], steps.map((step) => [count(step),
+    this.table.replaceChildren(table(['Step', ...lines.map((line) => this.name(line))], steps.map((step) => [count(step),
       ...values.map((v) => (v.has(step) ? this.options.format(v.get(step)) : ''))]), { class: '' }));
+  }
+
+  name(line) { return this.group.names.get(line.run) ?? `run ${line.run}`; }
+
+  /** What is on screen, without the cursor, as a drawing of its own. */
+  drawing(width = 960, height = 400) {
+    const lines = this.shown(), [from, to] = lines.length ? this.domain() : [0, 1];
+    const range = extent(lines, from, to, this.log);
+    if (!range) return null;
+    const pen = new SvgPen();
+    new Painter(this, pen, width, height).paint(lines, [from, to], range);
+    return { markup: pen.markup, width, height, unit: this.options.unit, legend: lines.map((line) => ({
+      colour: colour(`run-${this.group.hues.get(line.run)}`), name: this.name(line) })) };
+  }
+
+  /** Every value, by step, a column for each run; thinned curves are fetched again. */
+  async rows() {
+    let lines = this.shown().map((line) => ({ ...line, y: line.raw ?? line.y }));
+    if (lines.some((line) => line.x.length > WHOLE)) {
+      const { data } = await api(`/api/metrics?${new URLSearchParams({ runs: lines.map((line) => line.run).join(),
+        names: this.options.name, bins: 5000 })}`);
+      lines = lines.map((line) => ({ run: line.run, ...data[this.options.name][line.run] }));
+    }
+    const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+    const values = lines.map((line) => new Map(line.x.map((x, i) => [x, line.y[i]])));
+    return [['Step', ...lines.map((line) => this.name(line))],
+      ...steps.map((step) => [step, ...values.map((one) => one.get(step) ?? null)])];
   }
 
   toggleLog() {

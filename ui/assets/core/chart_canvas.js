@@ -98,12 +98,11 @@ export class Painter {
     Object.assign(this, { chart, pen, width, height });
   }
 
-  /** Draw everything and return the scale that was used. */
+  /** Draw axes and lines, and return the scale that was used. */
   paint(lines, [from, to], range) {
     this.scale = this.makeScale(from, to, range);
     this.drawAxes();
     this.drawLines(lines);
-    this.drawCursor(lines);
     return this.scale;
   }
 

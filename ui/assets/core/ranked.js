@@ -2,6 +2,7 @@
 // scatter plot of two of its columns.
 
 import { h, number } from './dom.js';
+import { resolved, svg, takeAway } from './take_away.js';
 
 /** `columns`: {title, hint, value(row), show(row), best: 'min' | 'max'}; `rest(row)` fills the columns after the
  *  first of a row that has no values. The order survives a new `draw(rows)`. */
@@ -53,13 +54,6 @@ function compare(a, b) {
   return typeof a === 'string' ? a.localeCompare(b) : a - b;
 }
 
-const svg = (tag, props, ...children) => {
-  const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
-  for (const [name, value] of Object.entries(props)) node.setAttribute(name, value);
-  node.append(...children.flat(Infinity));
-  return node;
-};
-
 /** Points `{x, y, label}` on two axes, both better when lower; nothing for fewer than two. A filled point is one
  *  that no other beats on both. */
 export function scatter(points, { x: xTitle, y: yTitle }) {
@@ -85,16 +79,18 @@ export function scatter(points, { x: xTitle, y: yTitle }) {
   };
   const about = `${yTitle} against ${xTitle}: ${points.map((one) => `${one.label} ${number(one.x)}, ${number(one.y)}`)
     .join('; ')}`;
-  return h('figure', { class: 's-scatter', 'data-testid': 'scatter' },
-    svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': about },
-      svg('path', { d: `M${left} 12V${base}H${width - 12}`, class: 's-axis' }),
-      across.ticks.map((value) => svg('text', { x: across.at(value), y: base + 16, 'text-anchor': 'middle',
-        class: 's-tick' }, number(value, 3))),
-      up.ticks.map((value) => svg('text', { x: left - 6, y: up.at(value) + 4, 'text-anchor': 'end', class: 's-tick' },
-        number(value, 3))),
-      svg('text', { x: width / 2, y: height - 8, 'text-anchor': 'middle', class: 's-tick' }, `${xTitle} →`),
-      svg('text', { x: -base / 2, y: 12, transform: 'rotate(-90)', 'text-anchor': 'middle', class: 's-tick' },
-        `${yTitle} →`),
-      [...points].sort((a, b) => b.y - a.y).map(mark)),
-    h('figcaption', { class: 's-quiet' }, 'Lower left is better. Filled: no other is better on both.'));
+  const drawn = svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': about },
+    svg('path', { d: `M${left} 12V${base}H${width - 12}`, class: 's-axis' }),
+    across.ticks.map((value) => svg('text', { x: across.at(value), y: base + 16, 'text-anchor': 'middle',
+      class: 's-tick' }, number(value, 3))),
+    up.ticks.map((value) => svg('text', { x: left - 6, y: up.at(value) + 4, 'text-anchor': 'end', class: 's-tick' },
+      number(value, 3))),
+    svg('text', { x: width / 2, y: height - 8, 'text-anchor': 'middle', class: 's-tick' }, `${xTitle} →`),
+    svg('text', { x: -base / 2, y: 12, transform: 'rotate(-90)', 'text-anchor': 'middle', class: 's-tick' },
+      `${yTitle} →`),
+    [...points].sort((a, b) => b.y - a.y).map(mark));
+  return h('figure', { class: 's-scatter', 'data-testid': 'scatter' }, drawn,
+    h('figcaption', { class: 's-quiet s-row-between' }, 'Lower left is better. Filled: no other is better on both.',
+      takeAway(`${yTitle} against ${xTitle}`, { drawing: () => ({ markup: resolved(drawn), width, height }),
+        rows: () => [['Name', xTitle, yTitle], ...points.map((one) => [one.label, one.x, one.y])] })));
 }

@@ -1,7 +1,9 @@
 // The report of a dataset: import findings, and its statistics on the selected model.
 
 import { api, compact, count, duration, h, pairs, quiet, table, text } from '../core/dom.js';
+import { ticks } from '../core/chart_canvas.js';
 import { labelled, select } from '../core/form.js';
+import { resolved, svg, takeAway } from '../core/take_away.js';
 
 const MOST_CHARACTERS = 64 * 1024 ** 2; // more is compared in a terminal
 const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}\u202f%`;
@@ -105,15 +107,25 @@ const shares = (parts) => Object.entries(parts).sort((a, b) => b[1] - a[1]).slic
 const figures = (rows) => h('dl', { class: 's-figures s-small-figures' }, rows.map(([name, value, title, bad]) =>
   h('div', { title, class: bad ? 's-bad' : '' }, h('dt', {}, name), h('dd', {}, h('b', {}, value)))));
 
-/** A histogram of row lengths; bars beyond the limit are the part that is cut. */
+/** A histogram of row lengths; the part of a bar beyond the limit is cut. */
 function bars({ length_histogram: { edges, counts }, limit }) {
-  const most = Math.max(...counts, 1);
-  return h('div', { class: 's-bars', role: 'img', 'aria-label': 'Rows by token length', 'data-testid': 'lengths' },
-    h('div', {}, counts.map((n, at) => {
-      const bar = h('i', { title: `${count(edges[at])} to ${count(edges[at + 1] - 1)} tokens: ${count(n)} rows`,
-        class: edges[at] >= limit ? 's-beyond' : edges[at + 1] > limit + 1 ? 's-across' : '' });
-      bar.style.height = `${n ? Math.max(3, (100 * n) / most) : 0}%`;
-      return bar;
-    })),
-    h('p', {}, h('span', {}, '0'), h('span', {}, count(edges[edges.length - 1] - 1))));
+  const [width, height, left, base] = [640, 190, 46, 164], most = Math.max(...counts, 1), last = edges.at(-1);
+  const x = (tokens) => left + ((width - left - 8) * tokens) / last, y = (rows) => base - ((base - 10) * rows) / most;
+  const bar = (from, to, rows, name) => svg('path', { class: name,
+    d: `M${x(from) + 0.5} ${base}V${Math.min(y(rows), base - 1.5)}H${Math.max(x(to) - 0.5, x(from) + 1)}V${base}z` });
+  const drawn = svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': 'Rows by token length' },
+    ticks(0, most, 4, true).map((rows) => [svg('path', { d: `M${left} ${y(rows)}H${width - 8}`, class: 's-grid' }),
+      svg('text', { x: left - 6, y: y(rows) + 4, 'text-anchor': 'end', class: 's-tick' }, compact(rows))]),
+    counts.map((rows, at) => {
+      const [from, to] = [edges[at], edges[at + 1]], cut = Math.min(Math.max(limit, from), to);
+      return rows ? svg('g', {}, svg('title', {}, `${count(from)} to ${count(to - 1)} tokens: ${count(rows)} rows`),
+        cut > from ? bar(from, cut, rows, 's-within') : [], cut < to ? bar(cut, to, rows, 's-beyond') : []) : [];
+    }),
+    svg('path', { d: `M${left} ${base}H${width - 8}`, class: 's-axis' }),
+    ticks(0, last, 6, true).map((tokens) => svg('text', { x: x(tokens), y: base + 16, 'text-anchor': 'middle',
+      class: 's-tick' }, count(tokens))));
+  return h('figure', { class: 's-bars', 'data-testid': 'lengths' }, drawn, h('figcaption', { class: 's-row-between' },
+    'Tokens per row', takeAway('Rows by token length', { drawing: () => ({ markup: resolved(drawn), width, height }),
+      rows: () => [['From tokens', 'To tokens', 'Rows'], ...counts.map((rows, at) => [edges[at], edges[at + 1] - 1,
+        rows])] })));
 }

@@ -1,0 +1,47 @@
+import './dom_stub.js';
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+const { csv, framed, markdown, SvgPen } = await import('../../ui/assets/core/svg_pen.js');
+
+test('a pen writes the paths and texts that a canvas would show', () => {
+  const pen = new SvgPen();
+  pen.strokeStyle = '#3350cf';
+  pen.beginPath();
+  pen.moveTo(1, 2);
+  pen.lineTo(3.456, 4);
+  pen.stroke();
+  pen.textAlign = 'right';
+  pen.fillText('a < b', 5, 6);
+  assert.match(pen.markup, /<path d="M1 2L3.46 4" fill="none" stroke="#3350cf"/);
+  assert.match(pen.markup, /<text x="5" y="6" fill="#000" text-anchor="end">a &#60; b<\/text>/);
+});
+
+test('what is clipped is closed again', () => {
+  const pen = new SvgPen();
+  pen.save();
+  pen.beginPath();
+  pen.rect(0, 0, 10, 10);
+  pen.clip();
+  pen.restore();
+  assert.equal(pen.markup.split('<g').length, pen.markup.split('</g>').length);
+});
+
+test('a file names its size, and a legend that is wide takes a second line', () => {
+  const colours = { ground: '#fff', text: '#111', muted: '#555' };
+  const legend = Array.from({ length: 6 }, (_, i) => ({ colour: '#3350cf', name: `a long name of run ${i}` }));
+  const one = framed('', { width: 400, height: 100, title: 'Loss & more', colours });
+  const six = framed('', { width: 400, height: 100, title: 'Loss', legend, colours });
+  assert.match(one, /<title>Loss &#38; more<\/title>/);
+  assert.match(one, /xmlns="http:\/\/www.w3.org\/2000\/svg" width="400" height="136"/);
+  assert.ok(six.includes('y="56"'), 'second line of the legend');
+});
+
+test('no text of a CSV is a formula, and commas and quotes stay inside a cell', () => {
+  assert.equal(csv([['Step', '=1+1', 'a, "b"'], [-2, null, NaN]]), 'Step,\'=1+1,"a, ""b"""\r\n-2,,\r\n');
+});
+
+test('a Markdown table aligns numbers and keeps bars inside their cell', () => {
+  assert.equal(markdown([['Run', 'Loss'], ['a|b', '0.25'], ['c', '–']]),
+    '| Run | Loss |\n| --- | ---: |\n| a\\|b | 0.25 |\n| c | – |\n');
+});
