@@ -161,7 +161,8 @@ export class Chart {
   fillTable(lines) {
     const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => b - a).slice(0, 500);
     const values = lines.map((line) => new Map(line.x.map((x, i) => [x, (line.raw ?? line.y)[i]])));
-    this.table.replaceChildren(table(['Step', ...lines.map((line) => this.name(line))], steps.map((step) => [count(step),
+    this.table.replaceChildren(table(['Step', ...lines.map((line) => this.name(line))],
+      steps.map((step) => [count(step),
       ...values.map((v) => (v.has(step) ? this.options.format(v.get(step)) : ''))]), { class: '' }));
   }
 

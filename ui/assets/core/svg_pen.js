@@ -102,7 +102,7 @@ function csvCell(value) {
 
 /** A Markdown table; the first row is the heading. */
 export function markdown([head, ...rows]) {
-  const cell = (value) => String(value ?? '').trim().replace(/\s+/g, ' ').replaceAll('\\', '\\\\').replaceAll('|', '\\|');
+  const cell = (value) => String(value ?? '').trim().replace(/\s+/g, ' ').replace(/[\\|]/g, '\\$&');
   const line = (cells) => `| ${cells.map(cell).join(' | ')} |`;
   const right = (i) => rows.length && rows.every((row) => /^[–\d−±×.,\s\u202f-]*$/.test(String(row[i] ?? '')));
   return [line(head), `|${head.map((_, i) => (right(i) ? ' ---: ' : ' --- ')).join('|')}|`, ...rows.map(line), '']

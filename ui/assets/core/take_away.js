@@ -44,9 +44,10 @@ export const cells = (table) => [...table.querySelectorAll('tr')].map((row) => [
   .flatMap((cell) => [cell.textContent.replace(/ [↑↓]$/, ''), ...Array(cell.colSpan - 1).fill('')]));
 
 function own(node, label) {
-  node.classList.add('s-take');
-  node.firstChild.className = 's-tool';
-  node.firstChild.setAttribute('aria-label', label);
+  const [summary] = node.children;
+  node.className += ' s-take';
+  summary.className = 's-tool';
+  summary.setAttribute('aria-label', label);
   return node;
 }
 
