@@ -14,7 +14,8 @@ const COLUMNS = [['exact_match', 'Exact', percent, true, 'Answers equal to the e
   ['number', 'Number', percent, true, 'Answers whose last number is that of the expected one'],
   ['pattern', 'Pattern', percent, true, 'Answers that the regular expression matches'],
   ['json', 'JSON', percent, true, 'Answers that are valid JSON'],
-  ['json_schema', 'Schema', percent, true, 'Answers that fit the JSON schema'], ['tokens', 'Tokens', (v) => number(v, 3), false],
+  ['json_schema', 'Schema', percent, true, 'Answers that fit the JSON schema'],
+  ['tokens', 'Tokens', (v) => number(v, 3), false],
   ['tokens_per_second', 'tok/s', (v) => number(v, 3), true],
   ['first_token_seconds', 'First token', (v) => (v == null ? '–' : `${number(v, 2)} s`), false],
   ['errors', 'Errors', count, false]];
@@ -98,7 +99,8 @@ function results(suite, reuse) {
       h('td', { class: `s-figure ${more && best(suite.means, key, one) ? 's-best' : ''}` }, format(one[key])))]));
   const scored = suite.spec.cases.some((one) => one.expected || one.pattern || one.json_schema);
   const answers = table(['', 'Prompt', 'Expected', ...names], suite.rows.map((row) => [row.case + 1, row.prompt,
-    row.expected ?? row.pattern ?? row.json_schema ?? '', ...row.answers.map(answer)]), { class: 's-table s-answers-table' });
+    row.expected ?? row.pattern ?? row.json_schema ?? '', ...row.answers.map(answer)]),
+  { class: 's-table s-answers-table' });
   return [head, means, ...(scored ? [h('h3', {}, 'Wins of the row against the column'), heat(suite.lanes,
     suite.wins)] : []),
     h('div', { class: 's-scroll-x' }, answers)];

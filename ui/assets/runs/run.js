@@ -102,7 +102,8 @@ export class Detail {
     const rank = (one) => one.eval_loss ?? one.last_loss ?? Infinity;
     runs.sort((a, b) => rank(a) - rank(b) || a.id - b.id);
     this.group_.replaceChildren(h('summary', {}, `${runs.length} runs of “${job.sweep}”`),
-      table(['Run', 'Method', 'State', 'Held-out loss', 'Forgetting', 'Loss', 'Time'], runs.map((one) => [one.id === job.id
+      table(['Run', 'Method', 'State', 'Held-out loss', 'Forgetting', 'Loss', 'Time'],
+        runs.map((one) => [one.id === job.id
         ? h('b', {}, one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name), one.method, badge(stateName(one)),
       number(one.eval_loss), number(one.forgetting, 3), number(one.last_loss), duration(one.seconds)])),
       h('div', { class: 's-actions' }, button('Overlay their curves', () => this.overlay(runs.map(({ id }) => id)))));
