@@ -197,7 +197,7 @@ class RowGroup:
         self._shares = shares
         self._device = device
         self._rows = [list(prompt) for prompt in prompts]
-        self._switch = _length_of_switch(model)
+        self._switch = length_of_switch(model)
         self._start()
 
     def __len__(self) -> int:
@@ -231,19 +231,24 @@ class RowGroup:
         self._width += 1
         return self._forward(torch.tensor(tokens, device=self._device)[:, None], 1)[:, -1]
 
-    def extend(self, tails: Sequence[Sequence[int]]) -> Tensor:
-        """Append several tokens to every row and return the logits after each `(B, T, V)`.
+    def peek(self, tails: Sequence[Sequence[int]]) -> Tensor:
+        """Return the logits after some further tokens `(B, T, V)`; the rows stay as they are.
 
-        Shorter ones are padded on the right, so that the group cannot go on afterwards.
+        Args:
+            tails: Tokens of each row, of one length.
         """
-        longest = max(map(len, tails))
-        padded = [[*tail, *[0] * (longest - len(tail))] for tail in tails]
-        self._lengths_B = self._lengths_B + longest
-        self._width += longest
-        return self._forward(torch.tensor(padded, device=self._device), 0)
+        layers = self._cache.layers
+        before = self._width, self._lengths_B, [dict(vars(layer)) for layer in layers]
+        self._width, self._lengths_B = self._width + len(tails[0]), self._lengths_B + len(tails[0])
+        logits_BTV = self._forward(torch.tensor(tails, device=self._device), 0)
+        self._width, self._lengths_B, states = before
+        for layer, state in zip(layers, states, strict=True):
+            grown = {"_buffers": layer._buffers} if isinstance(layer, PreallocatedLayer) else {}
+            vars(layer).update(state | grown)
+        return logits_BTV
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only; a row may be named several times."""
+        """Go on with these rows only."""
         index = torch.tensor(list(rows), device=self._device)
         if list(rows) != list(range(len(self._rows))):
             self._cache.batch_select_indices(index)
@@ -302,7 +307,7 @@ class RowGroup:
         return (columns >= torch.tensor(self._pads, device=self._device)[:, None]).long()
 
 
-def _length_of_switch(model: Any) -> int | None:
+def length_of_switch(model: Any) -> int | None:
     """Return the length after which a model recomputes its cache with other rotary factors.
 
     transformers does so in the classes that have their own preparation of `generate`.

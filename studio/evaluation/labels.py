@@ -4,7 +4,7 @@ The labels are the answers of a dataset, with the tokens that end an answer, so 
 begins like another is not preferred for being shorter. A prompt is read once; all labels continue
 from its keys and values. Softmax over the labels gives probabilities.
 
-Shapes: `R rows, L labels, B rows of a pass, T tokens of the longest label, V vocabulary`.
+Shapes: `R rows, L labels`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from studio.chat.decoding import RowGroup, shares_passes
 from studio.data.template.template import IGNORED
-from studio.data.tokens import Example
 from studio.errors import DataError
-from studio.evaluation.forgetting import row_losses
+from studio.evaluation import likelihood
+from studio.evaluation.likelihood import Asked
 from studio.evaluation.ranking import wilson
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from studio.models.loading import Loaded
     from studio.training.batch import TokenRow
 
-MAX_LABELS, PASS_LOGITS, ECE_BINS = 500, 2**25, 15
+MAX_LABELS, ECE_BINS = 500, 15
 
 
 class Task(NamedTuple):
@@ -87,57 +86,13 @@ def _parts(row: TokenRow) -> tuple[list[int], list[int]]:
 
 
 def score(loaded: Loaded, backbone: Backbone, task: Task) -> Tensor:
-    """Return the log-likelihood of every label after every prompt under the active stack `(R, L)`.
-
-    Prompts of about equal length share a pass; models whose rows cannot share one read each prompt
-    with each label in full.
-    """
+    """Return the log-likelihood `(R, L)` of labels after prompts under the active stack."""
     found = torch.zeros(len(task.prompts), len(task.labels))
-    order = sorted(range(len(task.prompts)), key=lambda row: len(task.prompts[row]))
-    if not shares_passes(backbone.model):
-        (stack,) = backbone.active
-        for row in order:
-            rows = [_example(task.prompts[row], ids) for ids in task.label_ids]
-            found[row] = -torch.tensor(row_losses(loaded, backbone, rows, [stack])[0])
-        return found
-    vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
-    longest = max(len(ids) for ids in task.label_ids)
-    size = max(1, PASS_LOGITS // (vocabulary * longest * len(task.labels)))
-    with backbone.evaluating(), backbone.without_checkpointing():
-        for start in range(0, len(order), size):
-            part = order[start : start + size]
-            prompts = [task.prompts[row] for row in part]
-            found[part] = _continued(loaded, backbone, prompts, task.label_ids)
+    (stack,) = backbone.active
+    asked = [Asked(prompt, task.label_ids) for prompt in task.prompts]
+    for row, (scores,) in likelihood.score(loaded, backbone, asked, [stack]):
+        found[row] = torch.tensor([total for total, _ in scores])
     return found
-
-
-def _example(prompt: Sequence[int], ids: Sequence[int]) -> Example:
-    labels = np.array([*[IGNORED] * len(prompt), *ids], np.int32)
-    return Example(np.array([*prompt, *ids], np.int32), labels, 0)
-
-
-def _continued(
-    loaded: Loaded, backbone: Backbone, prompts: list[list[int]], label_ids: list[list[int]]
-) -> Tensor:
-    """Return `(B, L)`: read the prompts once, then all labels from their keys and values."""
-    rows, labels = len(prompts), len(label_ids)
-    group = RowGroup(backbone.model, prompts, loaded.device, shares=True)
-    logits_BV, _ = group.prefill()
-    firsts = torch.tensor([ids[0] for ids in label_ids], device=loaded.device)
-    total_BL = logits_BV.float().log_softmax(-1)[:, firsts]
-    longer = [place for place, ids in enumerate(label_ids) if len(ids) > 1]
-    if longer:
-        group.keep([row for row in range(rows) for _ in longer])
-        logits = group.extend([label_ids[place][:-1] for place in longer] * rows)
-        width = logits.shape[1]
-        targets = [[*label_ids[place][1:], *[-1] * (width + 1 - len(label_ids[place]))]
-                   for place in longer]  # fmt: skip
-        wanted_T = torch.tensor(targets, device=loaded.device).repeat(rows, 1)
-        own = logits.float().log_softmax(-1).gather(-1, wanted_T.clamp_min(0)[..., None])[..., 0]
-        rest = own.masked_fill(wanted_T < 0, 0).sum(-1).reshape(rows, len(longer))
-        total_BL = total_BL.index_add(1, torch.tensor(longer, device=loaded.device), rest)
-    assert total_BL.shape == (rows, labels)
-    return total_BL.cpu()
 
 
 def classification(task: Task, scores: Tensor) -> dict[str, Any]:
