@@ -126,6 +126,7 @@ KINDS: dict[str, Kind | str] = {
     "bakeoff": "studio.evaluation.bakeoff:BakeoffRequest",
     "evaluate": "studio.evaluation.evaluate:EvaluateRequest",
     "suite": "studio.evaluation.suites:SuiteRequest",
+    "judge": "studio.evaluation.judge:JudgeRequest",
     "download": "studio.models.download:DownloadRequest",
     "import": "studio.data.requests:ImportRequest",
     "curate": "studio.data.requests:CurateRequest",

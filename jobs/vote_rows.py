@@ -7,7 +7,7 @@ them; after turns that the lanes answered differently they do not, and are count
 
 import datetime
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -58,14 +58,22 @@ class VotedTurn(NamedTuple):
     is_last: bool
 
 
-def rows_of(database: Database, kind: Kind, wanted: TurnFilter) -> tuple[list[Row], Counter[str]]:
+def rows_of(
+    database: Database, kind: Kind, wanted: TurnFilter, turns: Sequence[VotedTurn] | None = None
+) -> tuple[list[Row], Counter[str]]:
     """Return the rows of a kind, and how much was left out for which reason.
+
+    Args:
+        database: Votes and conversations.
+        kind: Which rows.
+        wanted: Which votes and conversations; of given turns only the lane counts.
+        turns: Turns to use instead, such as a judge's verdicts.
 
     Raises:
         ChatError: A date or a lane is not one, or there is not one row.
     """
     left_out: Counter[str] = Counter()
-    turns = [*_turns(database, wanted)]
+    turns = [*_turns(database, wanted)] if turns is None else turns
     lane = _plain_lane(wanted.lane) if wanted.lane else ""
     rows = []
     for turn in turns:

@@ -18,6 +18,7 @@ StudioError                what failed, the value, what to do next
     ├── DeviceLost         a GPU failed or disappeared during the run
     ├── ProcessLost        a process of a distributed run was killed
     ├── ClusterError       the Ray cluster, its machines or its storage
+    ├── JudgeFailed        a judge that cannot be reached or gives no verdict
     ├── GateFailed         a figure missed the bound that was set for it
     └── Diverged           NaN or infinite loss
 """
@@ -154,6 +155,12 @@ class ClusterError(RunError):
     """The Ray cluster cannot run the job: its packages, version, devices or storage."""
 
     kind = "cluster"
+
+
+class JudgeFailed(RunError):
+    """A judge cannot be reached, or does not answer in the form asked."""
+
+    kind = "judge"
 
 
 class GateFailed(RunError):

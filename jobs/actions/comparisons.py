@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
-from jobs import suites
+from jobs import judgements, suites
 from jobs.actions.registry import Reply, action, field, submit
 from jobs.conversations import Conversations
 from jobs.recipes import Recipes
@@ -15,6 +15,7 @@ from jobs.votes import Votes
 from studio.adapter_stack import MAX_LANES, read_lane
 from studio.chat.lanes import LaneSettings, Sampling
 from studio.errors import ChatError
+from studio.evaluation.judge import MAX_VOTES, RUBRIC
 from studio.evaluation.reports import form_of, votes_as
 from studio.evaluation.suites import SuiteRequest, parse_cases, read_cases
 from studio.home import Home
@@ -72,6 +73,83 @@ def suite(
     values = {"name": name, "cases": found, "lanes": lanes}
     job = submit(store, SuiteRequest.parse(values))
     return Reply(jobs=(job,), then=("suite", {"show": str(job.id), "out": out}))
+
+
+@action("judge", title="Judge a suite", follow=True)
+def judge(
+    store: JobStore,
+    suite: Annotated[
+        int | str,
+        field("Suite whose answers are judged.", positional=True, metavar="[SUITE]", of="suite"),
+    ] = "",
+    lane: Annotated[str, field("Judging lane.", title="Judging lane", **LANE)] = "starter",
+    address: Annotated[
+        str,
+        field(
+            "OpenAI-compatible judge instead of a lane, as http://127.0.0.1:8000/v1; its key is "
+            "read from STUDIO_JUDGE_KEY.",
+            title="Address",
+            max_length=2000,
+        ),
+    ] = "",
+    model: Annotated[
+        str, field("Name of the model at the address; its first by default.", max_length=300)
+    ] = "",
+    allow_remote: Annotated[
+        bool,
+        field(
+            "The address may be another machine: prompts and answers are sent there.",
+            title="Send prompts and answers to another machine",
+        ),
+    ] = False,
+    rubric: Annotated[
+        str, field("Points to judge by, one a line.", lines=4, max_length=4000)
+    ] = RUBRIC,
+    votes: Annotated[
+        int,
+        field(
+            "Your newest votes that it judges first, to know if it agrees with you.",
+            title="Votes to compare with",
+            ge=0,
+            le=MAX_VOTES,
+        ),
+    ] = 20,
+    min_agreement: Annotated[
+        float,
+        field(
+            "Least share of your votes it must agree with to count as evidence.",
+            title="Least agreement",
+            ge=0.5,
+            le=1,
+            step=0.05,
+        ),
+    ] = 0.7,
+    max_new_tokens: Annotated[
+        int, field("Longest answer of the judge in tokens.", ge=8, le=4096, advanced=True)
+    ] = 200,
+    seconds: Annotated[
+        float,
+        field("Longest wait for one answer of an address.", unit="s", gt=0, le=3600, advanced=True),
+    ] = 60.0,
+    name: Annotated[str, field("Name of the judgement.", max_length=120)] = "",
+    show: Annotated[str, field("Show this judgement again.", metavar="ID", of="judge")] = "",
+) -> Any:
+    """Let a model judge a suite's answers in pairs, both orders; list the judgements without one.
+
+    Its verdicts stay apart from your votes; they count only if it agrees with you often enough.
+    """
+    if show:
+        return judgements.table(store, show)
+    if not suite:
+        return judgements.listing(store)
+    asked = judgements.request(
+        store, suite, votes=votes, name=name, address=address, model=model,
+        allow_remote=allow_remote, rubric=rubric, min_agreement=min_agreement,
+        max_new_tokens=max_new_tokens, seconds=seconds,
+        lane=read_lane(lane),
+    )  # fmt: skip
+    job = submit(store, asked)
+    return Reply(jobs=(job,), then=("judge", {"show": str(job.id)}))
 
 
 @action("leaderboard")

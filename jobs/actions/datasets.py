@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
+from jobs import judgements
 from jobs.actions.registry import action, field
 from jobs.store import JobStore
 from jobs.vote_rows import LEFT_OUT, Kind, TurnFilter, rows_of
@@ -200,16 +201,33 @@ def votes_dataset(
             when={"kind": ("answers",)},
         ),
     ] = False,
+    source: Annotated[
+        str,
+        field(
+            "Verdicts of this judgement instead of your votes.",
+            title="Judgement",
+            metavar="ID",
+            of="judge",
+            advanced=True,
+        ),
+    ] = "",
     name: Annotated[str, field("Name of the dataset.", max_length=120)] = "",
 ) -> dict[str, Any]:
     """Make a dataset of votes and conversations of Compare; corrected answers count as chosen."""
     from studio.data.importing import import_dataset
 
+    if source and (search or since or until or blind or unvoted):
+        raise DataError(
+            "Search, days, blind and whole conversations choose among your own votes: leave them "
+            "out for the verdicts of a judgement."
+        )
     wanted = TurnFilter(
         lane=lane, search=search, since=since, until=until, blind=blind, unvoted=unvoted
     )
-    rows, left_out = rows_of(store.database, kind, wanted)
-    file = uploads(store.home) / secrets.token_hex(8) / f"{FILES[kind]}.jsonl"
+    turns = judgements.turns(store, source) if source else None
+    rows, left_out = rows_of(store.database, kind, wanted, turns)
+    title = "Verdicts of a judge" if source else FILES[kind]
+    file = uploads(store.home) / secrets.token_hex(8) / f"{title}.jsonl"
     file.parent.mkdir(parents=True, mode=0o700)
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     try:

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import create_model
 
-from jobs import bakeoff, preflight, suites, supervisor
+from jobs import bakeoff, judgements, preflight, suites, supervisor
 from jobs.job import OPEN, Job
 from jobs.jobs_table import free_name, summary
 from jobs.kinds import FILE_KINDS, request_of
@@ -93,6 +93,7 @@ class Reply:
 ACTIONS: dict[str, Action] = {}
 OUTCOMES: dict[str, Callable[[JobStore, Job], dict[str, Any]]] = {
     "bakeoff": bakeoff.outcome, "preflight": preflight.outcome, "suite": suites.outcome,
+    "judge": judgements.outcome,
 }  # fmt: skip
 
 

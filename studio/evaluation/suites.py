@@ -78,16 +78,8 @@ class SuiteRequest(Request):
         Raises:
             StudioError: A model or an adapter does not exist.
         """
-        from studio.adapters.library import resolve
-        from studio.chat.run_checkpoints import find_if_named
-        from studio.models.sources import facts
-        from studio.spec import ModelSource
-
         for lane in self.lanes:
-            facts(ModelSource(path=lane.model))
-            for part in lane.stack:
-                if find_if_named(home, part.name) is None:
-                    resolve(home, part.name)
+            check_lane(home, lane)
         return self
 
     def perform(
@@ -147,18 +139,35 @@ def _answer(case: Case, text: str, end: Delta) -> dict[str, Any]:
     return {"text": text, "reason": end.reason, "error": error, **scores, **figures}
 
 
+def check_lane(home: Home, lane: LaneSettings) -> None:
+    """Check that a lane's model and adapters are there.
+
+    Raises:
+        StudioError: One of them is not.
+    """
+    from studio.adapters.library import resolve
+    from studio.chat.run_checkpoints import find_if_named
+    from studio.models.sources import facts
+    from studio.spec import ModelSource
+
+    facts(ModelSource(path=lane.model))
+    for part in lane.stack:
+        if find_if_named(home, part.name) is None:
+            resolve(home, part.name)
+
+
 def read_results(run_dir: Path) -> list[dict[str, Any]]:
     """Return the complete rows."""
-    rows = []
+    return lines_of(run_dir / RESULTS)
+
+
+def lines_of(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file that is written line by line, without one that is cut off."""
     try:
-        lines = (run_dir / RESULTS).read_text(encoding="utf-8").splitlines(keepends=True)
+        text = file.read_bytes().decode()
     except OSError:
         return []
-    for line in lines:
-        if not line.endswith("\n"):
-            break
-        rows.append(json.loads(line))
-    return rows
+    return [json.loads(line) for line in text.split("\n")[:-1]]  # an answer may hold U+2028
 
 
 def summarise(lanes: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

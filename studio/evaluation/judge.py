@@ -1,0 +1,299 @@
+"""A model as judge: compare the answers of a suite's lanes in pairs, and say how far to trust it.
+
+Every pair is judged twice, with its answers in both orders, since judges favour a place
+(arXiv:2306.05685). A lane wins a pair if both orders agree on it; else it is a tie. Reported beside
+the wins are the share of verdicts for the answer shown first, the share of pairs in which both
+orders agree, and how often the judge agrees with the user's own votes, which are judged first.
+Below a stated agreement its verdicts count as no evidence.
+
+Verdicts are written as they come, so a judge that fails leaves what was judged and the job resumes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import combinations
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from studio import offline
+from studio.chat.lanes import Delta, Lane, LaneSettings, Sampling
+from studio.errors import ChatError, JudgeFailed
+from studio.evaluation.judge_server import JudgeServer, checked_address
+from studio.evaluation.ranking import Match, leaderboard, wilson, wins_of
+from studio.evaluation.suites import lines_of, read_results
+from studio.fields import Record, knob
+from studio.home import Home
+from studio.request import Control, Request
+from studio.training.events import Event, Finished, Loading, Working
+
+VERDICTS = "judge.jsonl"
+MIN_VOTES, MAX_VOTES = 10, 200
+PATIENCE = 8  # answers without a verdict at the start, after which the judge is given up
+MAX_REASON = 2000
+TIE = "tie"
+RUBRIC = """It answers what was asked, and is right.
+It is clear and complete, and no longer than it needs to be.
+Its tone and form are those that were asked for."""
+QUESTION = """Compare two answers to the same prompt. Judge by these points:
+{rubric}
+
+### Prompt
+{prompt}
+{reference}
+### Answer A
+{first}
+
+### Answer B
+{second}
+
+### Your task
+Which answer is better? Give the reason in one sentence. Then end with one line that is exactly
+"Verdict: A", "Verdict: B" or "Verdict: tie"."""
+FOUND = re.compile(
+    r"verdict\W*(?:(?:a\s+)?(tie)|(?:answer\s+)?([AB]))\b(?!\s+(?:or|and)\b|/)", re.IGNORECASE
+)
+Ask = Callable[[Sequence[str]], list[str]]
+
+
+class Pair(Record):
+    """Two answers to a prompt, and the user's vote where there is one."""
+
+    prompt: str
+    answers: tuple[str, str]
+    lanes: tuple[str, str] = ("", "")
+    expected: str = ""
+    case: int = -1
+    vote: int | str = knob("", "Place of the better answer, tie, or nothing without a vote.")
+
+
+class JudgeRequest(Request):
+    """Judge every pair of a suite's answers with a lane, or with a model behind an address."""
+
+    kind: ClassVar[str] = "judge"
+    suite: int = knob(0, "Number of the suite.", ge=0)
+    lanes: tuple[str, ...] = knob((), "Names of its lanes.")
+    lane: LaneSettings = LaneSettings()
+    address: str = knob("", "Address of an OpenAI-compatible judge; empty uses the lane.")
+    model: str = knob("", "Name of the model there; by default its first.", max_length=300)
+    allow_remote: bool = knob(False, "Send prompts and answers to another machine.")
+    rubric: str = knob(RUBRIC, "Points to judge by.", max_length=4000)
+    votes: tuple[Pair, ...] = knob((), "Votes of the user.", max_length=MAX_VOTES)
+    min_agreement: float = knob(0.7, "Least agreement with the votes.", ge=0.5, le=1)
+    max_new_tokens: int = knob(200, "Longest answer of the judge, in tokens.", ge=8, le=4096)
+    seconds: float = knob(60.0, "Longest wait for one answer.", gt=0, le=3600)
+    device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it.
+
+        Raises:
+            StudioError: The suite has nothing to compare, or the judge cannot be asked.
+        """
+        pairs = self.pairs(home)
+        if not pairs:
+            raise ChatError(
+                f"Suite {self.suite} has no two answers to compare: run it over two or more lanes."
+            )
+        if self.address:
+            self._place(home)
+        else:
+            from studio.evaluation.suites import check_lane
+
+            check_lane(home, self.lane)
+        return self
+
+    def pairs(self, home: Home) -> list[Pair]:
+        """Return the votes, then every pair of answers of the suite."""
+        found = list(self.votes)
+        for row in read_results(home.run(self.suite)):
+            answered = zip(self.lanes, row["answers"], strict=True)
+            usable = [(lane, answer["text"]) for lane, answer in answered if not answer["error"]]
+            found += [
+                Pair(
+                    prompt=row["prompt"], answers=(one, other), lanes=(a, b), case=row["case"],
+                    expected=row["expected"] or "",
+                )
+                for (a, one), (b, other) in combinations(usable, 2)
+            ]  # fmt: skip
+        return found if len(found) > len(self.votes) else []
+
+    def perform(
+        self, home: Home, run_dir: Path, control: Control = lambda: None
+    ) -> Iterator[Event]:
+        """Judge pair by pair and append each to `judge.jsonl`."""
+        pairs = self.pairs(home)
+        run_dir.mkdir(parents=True, exist_ok=True)
+        rows = read_verdicts(run_dir)[: len(pairs)]
+        yield Loading(text="Reaching the judge")
+        with (
+            closing(self._judge(home)) as judge,
+            (run_dir / VERDICTS).open("w", encoding="utf-8") as file,
+        ):
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            for number in range(len(rows), len(pairs)):
+                text = f"Pair {number + 1} of {len(pairs)}"
+                yield Working(step=number, total_steps=len(pairs), text=text)
+                if control() == "stop":
+                    yield Finished(step=number, reason="stopped")
+                    return
+                rows.append(judged(pairs[number], self.rubric, judge.ask))
+                file.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
+                file.flush()
+                _require_form(rows)
+        yield Finished(step=len(pairs))
+
+    def _place(self, home: Home) -> str:
+        away = offline.is_offline(home)
+        return checked_address(self.address, allow_remote=self.allow_remote, offline=away)
+
+    def _judge(self, home: Home) -> JudgeServer | _LaneJudge:
+        if not self.address:
+            return _LaneJudge(self, home)
+        return JudgeServer(
+            self._place(home), self.model, seconds=self.seconds, max_new_tokens=self.max_new_tokens
+        )
+
+
+class _LaneJudge:
+    """A lane of this studio as judge: both orders in one batch."""
+
+    def __init__(self, request: JudgeRequest, home: Home) -> None:
+        from studio.chat.residents import ResidentModels
+
+        sampling = Sampling(temperature=0, max_new_tokens=request.max_new_tokens)
+        self._lane = request.lane.model_copy(update={"sampling": sampling})
+        self._residents = ResidentModels(home, device=request.device)
+
+    def close(self) -> None:
+        """Free the model."""
+        self._residents.release()
+
+    def ask(self, prompts: Sequence[str]) -> list[str]:
+        """Return the greedy answers, without thoughts."""
+        lanes: list[Lane] = [self._lane.with_prompt(prompt) for prompt in prompts]
+        texts = [""] * len(lanes)
+        for delta in self._residents.stream(lanes):
+            if delta.error:
+                raise JudgeFailed(f"The judging lane cannot answer: {delta.error.text}")
+            texts[delta.lane] += _said(delta)
+        return texts
+
+
+def _said(delta: Delta) -> str:
+    if not delta.pieces:
+        return delta.text
+    return "".join(piece.text for piece in delta.pieces if piece.kind == "text")
+
+
+def judged(pair: Pair, rubric: str, ask: Ask) -> dict[str, Any]:
+    """Return a pair with its verdict: the place of the winner, `tie`, or None if unreadable.
+
+    `shown` are the two verdicts by the place in which an answer was shown (0 is first). Equal
+    answers are a tie without asking.
+    """
+    row: dict[str, Any] = pair.model_dump(mode="json") | {"shown": [], "reasons": []}
+    one, other = (text.strip() for text in pair.answers)
+    if one == other:
+        return row | {"winner": TIE}
+    reference = f"\n### A right answer\n{pair.expected}\n" if pair.expected else ""
+    how = {"rubric": _listed(rubric), "prompt": pair.prompt, "reference": reference}
+    texts = ask(
+        [
+            QUESTION.format(first=one, second=other, **how),
+            QUESTION.format(first=other, second=one, **how),
+        ]
+    )
+    first, swapped = map(verdict_in, texts)
+    winners = [first, swapped if swapped in (TIE, None) else 1 - int(swapped)]
+    agree = winners[0] == winners[1]
+    winner = None if None in winners else winners[0] if agree else TIE
+    reasons = [text.strip()[-MAX_REASON:] for text in texts]
+    return row | {"winner": winner, "agree": agree, "shown": [first, swapped], "reasons": reasons}
+
+
+def verdict_in(text: str) -> int | str | None:
+    """Return the verdict of a judge's answer: 0 for A, 1 for B, `tie`, or None."""
+    found = [match.groups() for match in FOUND.finditer(text)]
+    if not found:
+        return None
+    tie, letter = found[-1]
+    return TIE if tie else "AB".index(letter.upper())
+
+
+def _listed(rubric: str) -> str:
+    return "\n".join(f"- {line.strip()}" for line in rubric.splitlines() if line.strip())
+
+
+def _require_form(rows: Sequence[dict[str, Any]]) -> None:
+    """Refuse a judge that began with answers of which none holds a verdict.
+
+    Raises:
+        JudgeFailed: Quotes the last answer.
+    """
+    asked = [verdict for row in rows for verdict in row["shown"]]
+    if len(asked) >= PATIENCE and not any(verdict is not None for verdict in asked):
+        last = next(row["reasons"][-1] for row in reversed(rows) if row["reasons"])
+        raise JudgeFailed(
+            f'None of the judge\'s first {len(asked)} answers ends with "Verdict: A", "B" or "tie" '
+            f"(the last: {json.dumps(last[:120], ensure_ascii=False)}). Use a model that follows "
+            "instructions, or allow longer answers (--max-new-tokens)."
+        )
+
+
+def read_verdicts(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the complete rows."""
+    return lines_of(run_dir / VERDICTS)
+
+
+def summarise(rows: Sequence[dict[str, Any]], *, min_agreement: float) -> dict[str, Any]:
+    """Return wins and standings of the lanes, and how far the judge can be trusted.
+
+    `first` is the share of verdicts for the answer shown first, ties left out: half for a judge
+    without position bias. Each share has its 95 % interval.
+    """
+    votes = [row for row in rows if row["vote"] != ""]
+    cases = [row for row in rows if row["vote"] == ""]
+    shown = [place for row in rows for place in row["shown"]]
+    asked = [row for row in rows if row["shown"] and None not in row["shown"]]
+    decided = [place for place in shown if place in (0, 1)]
+    matches = [
+        Match(lanes=tuple(row["lanes"]), winner=None if row["winner"] == TIE else row["winner"])
+        for row in cases if row["winner"] is not None
+    ]  # fmt: skip
+    lanes, wins = wins_of(matches)
+    agreed = sum(row["winner"] == row["vote"] for row in votes)
+    why = _no_evidence(agreed, len(votes), min_agreement)
+    return {
+        "lanes": lanes, "wins": wins, "pairs": len(cases),
+        "standings": [one.as_dict() for one in leaderboard(matches)],
+        "ties": sum(row["winner"] == TIE for row in cases),
+        "unreadable": _share(shown.count(None), len(shown)),
+        "first": _share(decided.count(0), len(decided)),
+        "self_agreement": _share(sum(row["agree"] for row in asked), len(asked)),
+        "agreement": _share(agreed, len(votes)),
+        "min_agreement": min_agreement, "evidence": not why, "why": why,
+    }  # fmt: skip
+
+
+def _share(count: int, of: int) -> dict[str, Any]:
+    low, high = wilson(count / of, of) if of else (0.0, 1.0)
+    return {"count": count, "of": of, "rate": count / of if of else None, "low": low, "high": high}
+
+
+def _no_evidence(agreed: int, votes: int, least: float) -> str:
+    """Return why the verdicts are no evidence; empty if they are."""
+    if votes < MIN_VOTES:
+        return (
+            f"Not evidence yet: it was compared with {votes} of your votes, and {MIN_VOTES} are "
+            "needed. Vote on Compare, then judge again."
+        )
+    if agreed < least * votes:
+        return (
+            f"Not evidence: it agrees with you in {agreed} of {votes} votes, and {least:.0%} are "
+            "needed. Change the rubric, or take another judge."
+        )
+    return ""
