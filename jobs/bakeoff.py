@@ -1,7 +1,7 @@
 """The bake-off: the same data, budget and seed over several methods, and one table at the end.
 
 Each method is an ordinary run of one group; one more job measures their adapters beside each other.
-The table joins what the queue knows of each run with what was measured.
+The table joins what the queue knows of each run with what was measured of each method alone.
 """
 
 import json
@@ -21,7 +21,7 @@ from studio.methods import methods, named
 from studio.spec import RunSpec
 from studio.training import objectives
 
-AVERAGED = ("eval_loss", "forgetting", "last_loss", "seconds_per_step", "learning_rate")
+AVERAGED = ("eval_loss", "forgetting", "last_loss", "learning_rate")
 STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306)  # 97.5 %, of 1 to 8 degrees
 MOST_SEEDS = len(STUDENT_T) + 1
 PROMPTS = ("What is the capital of France?", "What sound does a cow make?", "Tell me a story.")
@@ -105,7 +105,21 @@ def table(store: JobStore, name: str) -> list[dict[str, Any]]:
             measured = {row["run"]: row for row in rows}
     runs = sorted((job for job in jobs if job.kind == "train"), key=lambda job: job.id)
     rows = [_row(store, job, measured.get(job.id, {})) for job in runs]
-    return [_of_method(list(own)) for _, own in groupby(rows, lambda row: row["method"])]
+    found = [_of_method(list(own)) for _, own in groupby(rows, lambda row: row["method"])]
+    return _with_times(found)
+
+
+def _with_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add the seconds to the lowest held-out loss that every method reached, each alone."""
+    curves = [row.pop("curve") for row in rows]
+    reached = [min(curve.values()) for curve in curves if curve]
+    target = max(reached, default=None)
+    for row, curve in zip(rows, curves, strict=True):
+        steps = [step for step, loss in curve.items() if target is not None and loss <= target]
+        pace = row["seconds_per_step"]
+        row["target_loss"] = target
+        row["seconds_to_loss"] = min(steps) * pace if steps and pace else None
+    return rows
 
 
 def _of_method(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -130,8 +144,10 @@ def half_width(values: Sequence[float]) -> float | None:
 def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
     facts, method = summary(job), job.spec["method"]["name"]
     known, general = methods().get(method), job.result.get("forgetting") or {}
-    points = store.metrics([job.id], ["memory_bytes"], bins=2000)["data"]
-    memory = points.get("memory_bytes", {}).get(str(job.id), {}).get("y", [])
+    points = (
+        store.metrics([job.id], ["eval_loss"])["data"].get("eval_loss", {}).get(str(job.id), {})
+    )
+    evaluated = zip(points.get("x", ()), points.get("y", ()), strict=True)
     return {
         "run": job.id,
         "method": method,
@@ -140,8 +156,9 @@ def _row(store: JobStore, job: Job, measured: dict[str, Any]) -> dict[str, Any]:
         "error": job.error_text,
         "trainable_parameters": job.result.get("trainable_parameters"),
         "total_parameters": job.result.get("total_parameters"),
-        "peak_memory_bytes": max(filter(None, memory), default=None),
-        "seconds_per_step": facts["seconds"] / job.step if facts["seconds"] and job.step else None,
+        "memory_bytes": measured.get("memory_bytes"),
+        "seconds_per_step": measured.get("seconds_per_step"),
+        "curve": {step: loss for step, loss in evaluated if loss is not None},
         "first_loss": facts["first_loss"],
         "last_loss": facts["last_loss"],
         "eval_loss": facts["eval_loss"],

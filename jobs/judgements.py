@@ -12,11 +12,12 @@ from jobs.job import Job
 from jobs.store import JobStore
 from jobs.vote_rows import Said, VotedTurn
 from jobs.votes import Votes
+from studio.chat.lanes import LaneSettings
 from studio.errors import QueueError
 from studio.evaluation.judge import TIE, JudgeRequest, read_verdicts, summarise
 
 KIND = "judge"
-SHOWN = ("suite", "lane", "address", "model", "rubric")
+SHOWN = ("suite", "address", "model", "rubric")
 
 
 def request(store: JobStore, suite: int | str, *, votes: int, **settings: Any) -> JudgeRequest:
@@ -74,7 +75,9 @@ def table(store: JobStore, name: int | str) -> dict[str, Any]:
     return {
         "id": job.id, "name": job.name, "state": job.state, "created": job.created,
         "step": len(rows), "total_steps": job.total_steps, "error": job.error_text,
-        **{key: job.spec[key] for key in SHOWN}, **summarise(rows, min_agreement=least),
+        **{key: job.spec[key] for key in SHOWN},
+        "judge": LaneSettings.model_validate(job.spec["lane"]).name,
+        **summarise(rows, min_agreement=least),
         "rows": rows,
     }  # fmt: skip
 

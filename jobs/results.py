@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs import suites
+from jobs import judgements, suites
 from jobs.store import JobStore
 from jobs.votes import Votes
 from studio import atomic
@@ -30,7 +30,7 @@ MEASURED = {
     "accuracy": ("accuracy", "max"), "macro_f1": ("macro F1", "max"), "eval_loss": ("loss", "min"),
     "token_accuracy": ("token accuracy", "max"), "exact_match": ("exact match", "max"),
     "rouge_l": ("ROUGE-L", "max"), "pattern": ("pattern", "max"), "json": ("JSON", "max"),
-    "regex": ("regex", "max"),
+    "regex": ("regex", "max"), "judged": ("judged", "max"),
 }  # fmt: skip
 Rows = dict[str, dict[str, Any]]
 
@@ -61,14 +61,24 @@ def table(store: JobStore) -> dict[str, Any]:
             for lane, means in zip(found["lanes"], found["means"], strict=True):
                 if (place := _of_lane(lane)) is not None:
                     _put(columns, _row(store, rows, *place), job.name, means, job.id)
+        elif (
+            job.kind == judgements.KIND and (judged := judgements.table(store, job.id))["evidence"]
+        ):
+            for one in judged["standings"]:
+                if (place := _of_lane(one["lane"])) is not None:
+                    rate = {"judged": _win_rate(one)}
+                    _put(columns, _row(store, rows, *place), job.name, rate, job.id)
     board = Votes(store.database).board()
     for one in board["standings"]:
-        games = one["wins"] + one["losses"] + one["ties"]
-        if games and (place := _of_lane(one["lane"])) is not None:
-            row = _row(store, rows, *place)
-            row["win_rate"] = (one["wins"] + one["ties"] / 2) / games
+        if (place := _of_lane(one["lane"])) is not None:
+            _row(store, rows, *place)["win_rate"] = _win_rate(one)
     used = [key for key in columns if any(row.get(key) is not None for row in rows.values())]
     return {"columns": [{"key": key, **columns[key]} for key in used], "rows": list(rows.values())}
+
+
+def _win_rate(one: Mapping[str, Any]) -> float:
+    won, games = one["wins"] + one["ties"] / 2, one["wins"] + one["losses"] + one["ties"]
+    return float(won / games)
 
 
 def _put(

@@ -1,8 +1,9 @@
-"""Compare methods in a bake-off: answers, size and serving cost of the trained adapters.
+"""Compare methods in a bake-off: answers, size, and the cost of training and serving each alone.
 
-Training cost and losses are in the queue. This measures each adapter on one resident base: its
-answers to the same prompts, and its time per generated token, live and merged, relative to the bare
-base. Both sides of a ratio are measured alternately in one process, since machines are noisy.
+Losses are in the queue. This measures each adapter on one resident base: its answers to the same
+prompts, and its time per generated token, live and merged, relative to the bare base. Both sides of
+a ratio are measured alternately in one process, since machines are noisy. Then each method takes a
+few training steps by itself (`step_costs.py`).
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from studio.fields import knob
+from studio.errors import SpecError
+from studio.evaluation.step_costs import step_costs
+from studio.fields import knob, read_yaml
 from studio.home import Home
 from studio.request import Request
-from studio.spec import ModelSource
+from studio.spec import ModelSource, RunSpec
 from studio.training.events import Event, Finished, Loading
 
 if TYPE_CHECKING:
@@ -54,9 +57,27 @@ class BakeoffRequest(Request):
             yield Loading(text=f"Measuring run {number}")
             rows.append({"run": number, **measure(loaded, backbone, folder, self.prompts)})
         run_dir.mkdir(parents=True, exist_ok=True)
+        yield Loading(text="Measuring training steps of each method alone")
+        specs = _first_of_each_method(home, self.runs)
+        costs = step_costs(specs, self.model, loaded, backbone, home, run_dir)
+        for row in rows:
+            row |= costs.get(row["run"], {})
         text = json.dumps({"model": self.model.path, "rows": rows}, ensure_ascii=False, indent=1)
         (run_dir / REPORT).write_text(text, encoding="utf-8")
         yield Finished()
+
+
+def _first_of_each_method(home: Home, runs: Sequence[int]) -> dict[int, RunSpec]:
+    """Return the specs of runs as they started, one run of each method."""
+    found: dict[int, RunSpec] = {}
+    for number in runs:
+        try:
+            spec = RunSpec.parse(read_yaml(home.run(number) / "spec.yaml"))
+        except SpecError:
+            continue  # it never started
+        if all(spec.method != other.method for other in found.values()):
+            found[number] = spec
+    return found
 
 
 def measure(

@@ -1,8 +1,10 @@
 """Tune memory of a training process: glibc's allocator, oneDNN's kernel cache, logit chunks."""
 
 import ctypes
+import gc
 import os
 import sys
+from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 REUSED_BYTES, GIVE_BYTES = 8 << 20, 1 << 20
@@ -55,6 +57,14 @@ def give_back_freed_memory() -> bool:
         True if the allocator accepted it.
     """
     return _tune({M_MMAP_THRESHOLD: GIVE_BYTES, M_TRIM_THRESHOLD: GIVE_BYTES, M_TOP_PAD: 0})
+
+
+def trim() -> None:
+    """Return all freed memory to the system now, where glibc can."""
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _tune(wanted: dict[int, int]) -> bool:

@@ -1,18 +1,26 @@
 """Bake-offs: siblings of one group, one table, and the kinds that make something of adapters."""
 
+import json
 from contextlib import closing
 
 import pytest
+import torch
 
 from jobs import bakeoff, kinds
+from jobs.curves import Progress
 from jobs.processes import me
 from jobs.store import JobStore
 from studio.adapter_stack import StackItem
 from studio.adapters.library import describe
 from studio.adapters.merge import read_certificate
 from studio.adapters.requests import MergeRequest, MixRequest
+from studio.backbone import Backbone
 from studio.errors import AdapterError, InputError, MethodError, QueueError
+from studio.evaluation.bakeoff import REPORT
+from studio.evaluation.step_costs import step_costs
+from studio.models.loading import load
 from studio.spec import RunSpec
+from studio.training.estimate import base_model
 from studio.training.run import train
 from tests.studio.tiny import tiny_spec
 
@@ -73,6 +81,8 @@ def test_the_measuring_job_fills_the_table(home, spec):
         )
         forgot = {}
         for job in jobs[:3]:
+            home.run(job.id).mkdir()
+            (home.run(job.id) / "spec.yaml").write_text(RunSpec.parse(job.spec).to_yaml())
             events = list(train(RunSpec.parse(job.spec), run_dir=home.run(job.id), home=home))
             forgot[job.spec["method"]["name"]] = events[-1].facts["forgetting"]["forgetting"]
             claim = store.claims.claim("cpu", owner=me())
@@ -91,6 +101,42 @@ def test_the_measuring_job_fills_the_table(home, spec):
     assert rows["bottleneck"]["merged_ratio"] is None
     assert rows["full"]["size_bytes"] > rows["lora"]["size_bytes"]
     assert all(len(row["answers"]) == 1 for row in rows.values())
+    assert all(row["seconds_per_step"] > 0 for row in rows.values())
+    assert all(row["memory_bytes"] >= 0 for row in rows.values())
+
+
+def test_steps_are_measured_alone_and_leave_the_base_as_it_was(tmp_path, home, spec):
+    loaded = load(base_model(spec), "cpu")
+    backbone = Backbone(loaded.model)
+    before = {name: weight.clone() for name, weight in loaded.model.state_dict().items()}
+    methods = ("lora", "full", "prefix_tuning", "bitfit")  # BitFit: a Llama has no biases
+    specs = {n: spec.with_values({"method.name": name}) for n, name in enumerate(methods, 1)}
+    found = step_costs(specs, base_model(spec), loaded, backbone, home, tmp_path)
+    assert set(found) == {1, 2, 3}
+    assert all(one["seconds_per_step"] > 0 <= one["memory_bytes"] for one in found.values())
+    assert not backbone.adapters
+    for name, weight in loaded.model.state_dict().items():
+        assert torch.equal(weight, before[name])
+        assert not weight.requires_grad
+
+
+def test_the_time_to_an_equal_loss_is_what_each_needs_alone(store, spec):
+    jobs = bakeoff.submit(store, spec, ["lora", "ia3"], name="duel")
+    curves = ({10: 0.9, 20: 0.7, 30: 0.8}, {10: 1.5, 20: 1.0, 30: 0.9})
+    for curve in curves:
+        claim = store.claims.claim("cpu", owner=me())
+        store.claims.register(claim, me())
+        points = [("eval_loss", step, loss, 0.0) for step, loss in curve.items()]
+        store.claims.report(claim, Progress(metrics=points, step=30))
+        store.claims.finish(claim, "succeeded")
+    paces = {jobs[0].id: 0.5, jobs[1].id: 0.25}
+    report = {"rows": [{"run": run, "seconds_per_step": pace} for run, pace in paces.items()]}
+    store.home.run(jobs[2].id).mkdir()
+    (store.home.run(jobs[2].id) / REPORT).write_text(json.dumps(report))
+    rows = bakeoff.table(store, "duel")
+    # 0.9 is what both reached: LoRA after 10 steps of 0.5 s, IA3 after 30 of 0.25 s.
+    assert [row["target_loss"] for row in rows] == [0.9, 0.9]
+    assert [row["seconds_to_loss"] for row in rows] == [5.0, 7.5]
 
 
 def test_merge_and_mix_are_kinds_of_jobs(home, spec):

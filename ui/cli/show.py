@@ -21,6 +21,7 @@ from ui.cli.show_data import (
     dataset,
     duration,
     endpoint,
+    judge,
     leaderboard,
     mapped,
     number,
@@ -131,7 +132,7 @@ def contest(answer: Answer) -> None:
             (
                 row["title"],
                 f"{row['trainable_parameters']:,}",
-                number(row["peak_memory_bytes"], "{:.0f} MiB", 2**20),
+                number(row["memory_bytes"], "{:.0f} MiB", 2**20),
                 number(row["seconds_per_step"], "{:.3f}"),
                 number(row["learning_rate"], "{:.2g}"),
                 *(
@@ -296,6 +297,7 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     **dict.fromkeys(("data.split", "data.filter", "data.dedupe", "data.drop"), curated),
     "compare": compared,
     "suite": suite,
+    "judge": judge,
     "leaderboard": leaderboard,
     "vote": lines("Turn {turn}: {verdict}."),
     "conversations": conversations,

@@ -134,6 +134,27 @@ def suite(found: Answer) -> None:
     table(["Lane", *(key.replace("_", " ") for key in keys)], rows)
 
 
+def judge(found: Answer) -> None:
+    """Print how far a judge can be trusted and what it found, or the list of judgements."""
+    if isinstance(found, list):
+        for row in found:
+            trust = "evidence" if row["evidence"] else row["why"].partition(":")[0].lower()
+            print(f"{row['id']:>4}  {row['name']}  {row['state']}  {row['pairs']} pairs  {trust}")
+        return
+    shares = (("agreement", "with your votes"), ("self_agreement", "of both orders"),
+              ("first", "for the first"), ("unreadable", "without a verdict"))  # fmt: skip
+    for key, words in shares:
+        one = found[key]
+        rate = "" if one["rate"] is None else f"  {one['rate']:.0%}"
+        interval = f"  ({one['low']:.0%} to {one['high']:.0%})" if one["of"] else ""
+        print(f"{words:18} {one['count']} of {one['of']}{rate}{interval}")
+    print(f"{found['pairs']} pairs, {found['ties']} ties.")
+    for one in found["standings"]:
+        print(f"{one['wins']:>4} won {one['losses']:>4} lost  {title(one['lane'])}")
+    if found["why"]:
+        print(found["why"])
+
+
 def leaderboard(board: Mapping[str, Any]) -> None:
     """Print the ranking."""
     if not board["standings"]:

@@ -4,6 +4,7 @@
 import { api, button, bytes, copy, count, duration, h, number, pairs, quiet, short, table } from '../core/dom.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { askAction } from '../core/form.js';
+import { reasons, trust } from '../core/judgement.js';
 import { heatmap } from './heatmap.js';
 
 /** What every dialog on a stack of adapters begins with. */
@@ -48,6 +49,7 @@ export const KINDS = { merge: 'Merge', mix: 'Mix', import_adapter: 'Import', exp
 const OUTCOMES = {
   merge: certificate, mix: (found) => (found.how ? [mixed(found)] : []), gguf: exported, export_adapter: exported,
   picture: ({ changes }) => (changes?.length ? [heatmap(changes)] : []), evaluate: evaluated,
+  judge: (found) => [trust(found), reasons(found)],
   push: ({ address }) => [h('p', {}, 'Uploaded and verified: ', h('b', {}, address ?? ''))],
 };
 

@@ -1,7 +1,7 @@
 // The bake-off: the same data, budget and seed over several methods, queued as siblings, and the table
 // of their results. Started from Train (with its form) or from Adapters.
 
-import { api, button, bytes, compact, go, h, number, remember, send } from '../core/dom.js';
+import { api, button, bytes, compact, duration, go, h, number, remember, send } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { isLive } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
@@ -32,8 +32,11 @@ const COLUMNS = [
   { ...figure('Changed', 'changed', String, 'min', 'Answers to neutral prompts that changed'),
     show: (row) => (row.changed == null ? '–' : `${row.changed} of ${row.neutral_prompts}`) },
   figure('Parameters', 'trainable_parameters', compact), figure('On disk', 'size_bytes', bytes),
-  figure('Peak memory', 'peak_memory_bytes', bytes, 'min', 'Of the process, which siblings share'),
-  figure('s / step', 'seconds_per_step', (value) => number(value, 3)),
+  figure('Memory', 'memory_bytes', bytes, 'min', 'Training memory above the base, measured alone'),
+  figure('s / step', 'seconds_per_step', (value) => number(value, 3), 'min', 'Of a few steps, measured alone'),
+  { ...figure('To equal loss', 'seconds_to_loss', duration, 'min', 'Time to the lowest held-out loss that every '
+    + 'method reached'), show: (row) => (row.seconds_to_loss == null ? '–' : h('span', { title:
+    `to ${number(row.target_loss)}` }, duration(row.seconds_to_loss))) },
   figure('Learning rate', 'learning_rate', (value) => number(value, 3), null),
   figure('Last loss', 'last_loss', number),
   figure('Live', 'live_ratio', times, 'min', 'Time per generated token relative to the base alone'),

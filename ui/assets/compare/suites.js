@@ -1,6 +1,8 @@
 // Prompt suites: the same prompts sent to every lane as a queued job, and the table of scores.
 
-import { ago, badge, button, count, h, number, quiet, send, table } from '../core/dom.js';
+import { ago, badge, button, changed, count, h, number, quiet, send, table } from '../core/dom.js';
+import { askAction } from '../core/form.js';
+import { reasons, trust, verdictsDataset } from '../core/judgement.js';
 import { laneName, parseLane } from '../core/lanes.js';
 import { isLive } from '../core/live.js';
 import { exports, heat } from './votes.js';
@@ -73,8 +75,13 @@ export class Suites {
     h('td', { class: 's-error' }, one.error ?? '')];
     this.list.replaceChildren(table(null, found.map(row)));
     if (!suite) return;
-    this.results.replaceChildren(...results(suite, (cases) => { this.cases.value = cases; }));
-    if (isLive(suite) && this.results.isConnected && !this.results.closest('[hidden]')) {
+    const judged = suite.lanes.length > 1 ? await send('/api/do/judge', {}) ?? [] : [];
+    const judgements = judged.filter((one) => one.suite === suite.id);
+    const shown = JSON.stringify([suite, judgements]); // what is open stays open
+    if (changed(this.results, shown)) this.results.replaceChildren(...results(suite, (cases) => {
+      this.cases.value = cases;
+    }), ...this.judging(suite, judgements));
+    if ([suite, ...judgements].some(isLive) && this.results.isConnected && !this.results.closest('[hidden]')) {
       this.timer = setTimeout(() => this.refresh(), 1500);
     }
   }
@@ -84,6 +91,29 @@ export class Suites {
 function line({ prompt, expected, pattern, json_schema: schema }) {
   if (schema) return JSON.stringify({ prompt, expected, json_schema: schema });
   return pattern ? `${prompt} =~ ${pattern}` : expected ? `${prompt} => ${expected}` : prompt;
+
+  /** The judgements of a suite, and the way to another. */
+  judging(suite, judgements) {
+    if (suite.lanes.length < 2 || !suite.rows.length) return [];
+    const { models } = this.page.choices;
+    const lanes = new Map([...models.map(({ path, label }) => [path, label]),
+      ...suite.lanes.map((lane) => [lane, laneName(parseLane(lane))])]);
+    const ask = () => askAction('judge', { fixed: { suite: suite.id }, choices: { lane: [...lanes] },
+      only: ['lane', 'address', 'model', 'allow_remote', 'rubric', 'votes', 'min_agreement', 'max_new_tokens', 'seconds',
+        'name'], done: () => { this.refresh(); } });
+    return [h('div', { class: 's-tab-head' }, h('h3', {}, 'Judged by a model'), h('span', { class: 's-grow' }),
+      button('Judge …', ask, '', { title: 'A model compares the answers in pairs', 'data-testid': 'ask-judge' })),
+    ...judgements.map(judgement)];
+  }
+}
+
+function judgement(found) {
+  const state = isLive(found) ? `${found.step} of ${count(found.total_steps)} pairs` : ago(found.created);
+  return h('section', { class: 's-judgement', 'data-testid': 'judgement' },
+    h('div', { class: 's-tab-head' }, h('h4', {}, found.name), badge(found.state), h('span', { class: 's-quiet' },
+      state), h('span', { class: 's-grow' }), found.evidence && verdictsDataset(found)),
+    found.error ? h('p', { class: 's-error' }, found.error) : '',
+    ...(found.step ? [trust(found), found.lanes.length ? heat(found.lanes, found.wins) : '', reasons(found)] : []));
 }
 
 function results(suite, reuse) {

@@ -252,6 +252,7 @@ const startTime = (time) => new Date(time * 1000).toLocaleString([], { dateStyle
 const CURVES = new Set(['train', 'arrive']);
 const KIND_PAGES = {
   suite: ['A prompt suite: its table and answers', 'Compare, Suites', () => '/compare?view=suites'],
+  judge: ['A model that judged the answers of a suite', 'Compare, Suites', () => '/compare?view=suites'],
   import: ['The import of a dataset', 'Data', () => '/data'],
   curate: ['A step that made a new dataset', 'Data', () => '/data'],
   measure: ['Token counts of a dataset', 'Data', () => '/data'],

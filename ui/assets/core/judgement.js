@@ -1,0 +1,44 @@
+// How far a judge can be trusted: its agreement with the user, with itself, and its position bias.
+
+import { button, count, go, h, number, pairs, quiet, send, table } from './dom.js';
+import { askAction } from './form.js';
+
+const percent = (value) => `${number(100 * value, 2)}\u202f%`;
+
+/** A share as `17 of 20 (95 %: 64 % to 95 %)`. */
+export const share = ({ count: some, of, low, high }) => (of ? `${count(some)} of ${count(of)} (95\u202f%: ${
+  percent(low)} to ${percent(high)})` : '–');
+
+/** `found`: a judgement as the action `judge` shows it. */
+export function trust(found) {
+  const { agreement, evidence, first, self_agreement: self, unreadable, why } = found;
+  return h('div', { class: 's-trust', 'data-testid': 'trust' },
+    h('p', { class: evidence ? '' : 's-warning' }, evidence
+      ? `It agrees with you in ${count(agreement.count)} of ${count(agreement.of)} votes.` : why),
+    pairs([['Agreement with your votes', share(agreement)],
+      ['Agreement of both orders', share(self)],
+      ['For the answer shown first', `${share(first)}; half is unbiased`],
+      unreadable.count > 0 && ['Answers without a verdict', share(unreadable)],
+      ['Pairs', `${count(found.pairs)}, ${count(found.ties)} of them ties`],
+      ['Judge', found.address || found.judge]]));
+}
+
+const WORDS = { 0: 'A', 1: 'B', tie: 'tie', null: 'no verdict' };
+
+/** The pairs with the judge's reasons, fetched when opened. */
+export function reasons({ id }) {
+  const body = h('div', { class: 's-scroll-x' });
+  return h('details', { class: 's-reasons', ontoggle: async (event) => {
+    if (!event.target.open || body.firstChild) return;
+    const found = await send('/api/do/judge', { show: String(id) });
+    if (!found) return;
+    body.append(table(['Prompt', 'Answer A', 'Answer B', 'Your vote', 'Verdict', 'Reasons'], found.rows.map((row) =>
+      [row.prompt, ...row.answers, WORDS[row.vote] ?? '', WORDS[row.winner],
+        row.reasons.length ? row.reasons.join('\n\n') : quiet('Equal answers, not asked')])));
+  } }, h('summary', {}, 'Verdicts and reasons'), body);
+}
+
+/** Ask for a dataset of a judge's verdicts; only one that counts as evidence has them. */
+export const verdictsDataset = ({ id }) => button('Make a dataset …', () => askAction('data.votes', {
+  fixed: { source: String(id) }, only: ['kind', 'name'], note: 'Pairs, answers or verdicts of this judge, to train on. '
+    + 'Your own votes are not among them.', done: ({ name }) => { go(`/data?name=${name}`); } }), 's-tool');
