@@ -85,12 +85,6 @@ export class Suites {
       this.timer = setTimeout(() => this.refresh(), 1500);
     }
   }
-}
-
-/** Return a case as it is typed. */
-function line({ prompt, expected, pattern, json_schema: schema }) {
-  if (schema) return JSON.stringify({ prompt, expected, json_schema: schema });
-  return pattern ? `${prompt} =~ ${pattern}` : expected ? `${prompt} => ${expected}` : prompt;
 
   /** The judgements of a suite, and the way to another. */
   judging(suite, judgements) {
@@ -99,12 +93,18 @@ function line({ prompt, expected, pattern, json_schema: schema }) {
     const lanes = new Map([...models.map(({ path, label }) => [path, label]),
       ...suite.lanes.map((lane) => [lane, laneName(parseLane(lane))])]);
     const ask = () => askAction('judge', { fixed: { suite: suite.id }, choices: { lane: [...lanes] },
-      only: ['lane', 'address', 'model', 'allow_remote', 'rubric', 'votes', 'min_agreement', 'max_new_tokens', 'seconds',
-        'name'], done: () => { this.refresh(); } });
+      only: ['lane', 'address', 'model', 'allow_remote', 'rubric', 'votes', 'min_agreement', 'max_new_tokens',
+        'seconds', 'name'], done: () => { this.refresh(); } });
     return [h('div', { class: 's-tab-head' }, h('h3', {}, 'Judged by a model'), h('span', { class: 's-grow' }),
       button('Judge …', ask, '', { title: 'A model compares the answers in pairs', 'data-testid': 'ask-judge' })),
     ...judgements.map(judgement)];
   }
+}
+
+/** Return a case as it is typed. */
+function line({ prompt, expected, pattern, json_schema: schema }) {
+  if (schema) return JSON.stringify({ prompt, expected, json_schema: schema });
+  return pattern ? `${prompt} =~ ${pattern}` : expected ? `${prompt} => ${expected}` : prompt;
 }
 
 function judgement(found) {
