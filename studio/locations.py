@@ -38,3 +38,11 @@ def locate(path: str, *, file_endings: Collection[str] = ()) -> Location:
         return Location("file", place)
     is_id = _HUB_ID.fullmatch(path) and place.suffix.lower() not in file_endings
     return Location("hub" if is_id else "missing", place)
+
+
+def tilde(text: str) -> str:
+    """Return a text in which the user's own folder is `~`, for what leaves the machine."""
+    own = Path.home()
+    for path in {str(own), own.as_posix()} - {"/", "."}:
+        text = re.sub(re.escape(path) + r"(?![\w-])", "~", text)
+    return text

@@ -24,6 +24,7 @@ from studio.errors import QueueError, SpecError
 from studio.home import Home
 from studio.methods import methods, trains_base
 from studio.spec import RunSpec
+from studio.spec_text import command_line
 from ui import form_state
 from ui.wording import with_titles
 
@@ -214,7 +215,7 @@ def _config(job: Job) -> dict[str, str]:
                 "error": error.text}  # fmt: skip
     return {
         "yaml": spec.to_yaml(),
-        "command": form_state.command_line(spec),
+        "command": command_line(spec),
         "query": form_state.query(spec.model_copy(update={"name": ""})),
     }
 

@@ -23,6 +23,7 @@ from studio.home import Home
 from studio.methods import methods
 from studio.models import sources as models
 from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
+from studio.spec_text import command_line, differences
 from ui import form_state, sources
 from ui.wording import with_titles
 
@@ -141,7 +142,7 @@ def typed(values: Values) -> Values:
 
 def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
     """Return what the form means: its differences, and a line on model and data each."""
-    changed = form_state.differences(spec)
+    changed = differences(spec)
     lines: dict[str, Any] = {"warnings": []}
     for name, line in (
         ("model", lambda: sources.model_line(spec.model)),
@@ -158,7 +159,7 @@ def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
     kinds = [models.origin_of(spec.model.path).kind, *sources.model_traits(spec.model)]
     return {
         "values": changed, "set": form_state.assignments(spec),
-        "command": form_state.command_line(spec), "yaml": form_state.minimal_yaml(spec),
+        "command": command_line(spec), "yaml": form_state.minimal_yaml(spec),
         "sizes": sources.method_sizes(spec),
         "facts": {
             "device": ["gpu" if gpu else CPU, *["several"] * spec.train.may_use_several_processes],

@@ -1,11 +1,13 @@
 """Actions on runs: list, show, cancel, pause, resume."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from jobs.actions.queue import JobId, JobOrNone, SweepName, job_or_sweep
 from jobs.actions.registry import action, field
 from jobs.job import STATES, Job, State
 from jobs.jobs_table import summary
+from jobs.run_report import report
 from jobs.store import JobStore
 from studio.errors import QueueError, nearest
 
@@ -66,3 +68,37 @@ def resume(
 ) -> Job:
     """Queue a stopped run again, from its newest checkpoint."""
     return store.resume(job, restart=restart)
+
+
+@action("report", title="Save a report")
+def report_page(
+    store: JobStore,
+    jobs: Annotated[
+        tuple[str, ...],
+        field("Run, several runs, bake-off, suite or merge.", positional=True, metavar="[ID]..."),
+    ] = (),
+    conversation: Annotated[str, field("A conversation of Compare.", metavar="ID")] = "",
+    out: Annotated[str, field("New .html file; printed without.", of="file")] = "",
+) -> dict[str, Any]:
+    """Write runs, a bake-off or a conversation as one HTML file that needs nothing else."""
+    name, html = report(store, jobs, conversation)
+    if not out:
+        return {"name": name, "html": html}
+    return {"out": write_report(out, html)}
+
+
+def write_report(out: str, text: str) -> str:
+    """Write a text to a file that does not exist and return its path.
+
+    Raises:
+        QueueError: It exists or cannot be written.
+    """
+    target = Path(out).expanduser().absolute()
+    try:
+        with target.open("x", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except FileExistsError:
+        raise QueueError(f"{target} exists already. Choose another name.") from None
+    except OSError as error:
+        raise QueueError(f"{target} cannot be written ({error.strerror}).") from None
+    return str(target)

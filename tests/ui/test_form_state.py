@@ -10,6 +10,7 @@ from studio.errors import SpecError
 from studio.fields import parse_assignment
 from studio.methods import methods
 from studio.spec import RunSpec
+from studio.spec_text import command_line
 from ui import form_state
 
 SPECS = [
@@ -29,7 +30,7 @@ SPECS = [
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_the_command_line_the_yaml_and_the_address_mean_the_same(spec):
-    words = shlex.split(form_state.command_line(spec))
+    words = shlex.split(command_line(spec))
     assert words[:2] == ["studio", "train"]
     pairs = list(zip(words[2::2], words[3::2], strict=True))
     named = {"--model": "model.path", "--data": "data.path", "--method": "method.name",
@@ -43,7 +44,7 @@ def test_the_command_line_the_yaml_and_the_address_mean_the_same(spec):
 
 def test_an_address_may_name_a_preset_and_the_default_needs_no_words(home):
     assert form_state.query(RunSpec()) == ""
-    assert form_state.command_line(RunSpec()) == (
+    assert command_line(RunSpec()) == (
         "studio train --model starter --data starter:pirate --method lora"
     )
     spec = form_state.from_address(home, "?preset=low+memory&set=method.r%3D4")

@@ -265,6 +265,13 @@ def plain(answer: Answer) -> None:
 PASSPORT = (
     "id", "name", "path", "base", "method", "tags", "ended", "parents", "passport", "blind_test",
 )  # fmt: skip
+
+
+def reported(answer: Answer) -> None:
+    """Print a report, or where it was written."""
+    print(answer.get("html") or f"Written to {answer['out']}")
+
+
 SENTENCES: dict[str, Callable[[Any], None]] = {
     "train": trained,
     "bakeoff": contest,
@@ -283,6 +290,7 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "promote": lines("The adapter of the run is now {adapter}"),
     "evaluate": show_adapters.evaluated,
     "results": show_adapters.results,
+    "report": reported,
     "data.check": checked,
     "data.import": dataset,
     "data.map": mapped,

@@ -5,6 +5,7 @@
 import { api, button, h, query, quiet, remember, send, toast } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { laneName, LETTERS, parseLane, writeLane } from '../core/lanes.js';
+import { saveReport } from '../core/take_away.js';
 import { Answer, answeredBy } from './answer.js';
 import { Composer, usualSettings } from './composer.js';
 import { Conversation } from './conversation.js';
@@ -59,13 +60,15 @@ export class Compare extends HTMLElement {
       onchange: ({ target: { value } }) => this.setView({ reference: value === '' ? null : Number(value) }) });
     this.blind = button('Blind', () => this.toggleBlind(), 's-tool', { 'data-testid': 'blind',
       title: 'Shuffle the lanes and hide their names until you vote' });
+    this.report = button('Save a report', () => saveReport({ conversation: this.conversation.id }), 's-tool',
+      { hidden: true, title: 'The conversation with its votes, as one HTML file' });
     this.newChat = button('New chat', () => this.restart(), 's-tool', { title: 'Key n' });
     this.serve = button('Use elsewhere', () => showEndpoint(this.conversation.lanes), 's-tool',
       { title: 'These lanes in other programs, over an OpenAI-compatible address' });
     this.tabs = new Tabs(this);
     this.root = h('div', { class: 's-compare', hidden: true }, // until the lanes are known
       h('div', { class: 's-compare-bar' }, this.tabs.tabs, h('span', { class: 's-grow' }), this.newChat,
-        this.confidence, this.reference, this.blind, this.serve),
+        this.report, this.confidence, this.reference, this.blind, this.serve),
       this.heads, this.scroll, this.tabs.element, this.composer.element);
     this.append(h('h1', { class: 's-hidden' }, 'Compare'), this.root);
     addEventListener('keydown', (event) => { this.key(event); this.votes.key(event); });
@@ -92,7 +95,7 @@ export class Compare extends HTMLElement {
     this.composer.more(lanes.length < this.choices.max_lanes && !blind);
     this.composer.ready(turns.length > 0);
     this.composer.choose(this.composer.lane < lanes.length ? this.composer.lane : null);
-    this.newChat.hidden = !turns.length;
+    this.newChat.hidden = this.report.hidden = !turns.length;
     this.confidence.setAttribute('aria-pressed', String(this.view.confidence));
     this.blind.setAttribute('aria-pressed', String(blind));
     this.blind.hidden = this.reference.hidden = lanes.length < 2;
@@ -206,7 +209,7 @@ export class Compare extends HTMLElement {
     this.toEnd();
     try { await answered; } finally { this.composer.busy(false); }
     this.composer.ready(true);
-    this.newChat.hidden = false;
+    this.newChat.hidden = this.report.hidden = false;
     const turn = this.conversation.turns.at(-1);
     const near = this.near();
     this.refresh(turn);

@@ -1,7 +1,7 @@
 // Take a chart or a table away: a small menu with PNG, SVG, CSV and Markdown. An exported drawing is
 // whole in itself and has the colours of the light scheme, which paper and documents have.
 
-import { copy, h, menu, toast } from './dom.js';
+import { api, copy, h, menu, toast } from './dom.js';
 import { csv, framed, markdown } from './svg_pen.js';
 
 const SHARP = 2; // pixels of a PNG per unit of its drawing
@@ -56,6 +56,12 @@ function item(label, act) {
   return h('button', { type: 'button', class: 's-button', onclick: async () => {
     try { await act(words); } catch (error) { toast(error.message, 'error'); }
   } }, words);
+}
+
+/** Save jobs or a conversation as one HTML file. */
+export async function saveReport(values) {
+  const { name, html } = await api('/api/do/report', values);
+  save(new Blob([html], { type: 'text/html' }), name);
 }
 
 function save(blob, name) {

@@ -5,6 +5,7 @@ import { actOn, ago, api, badge, button, changed, choose, clock, compact, count,
 import { blindTest, compareAddress, COMPARED } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { isLive, JobProgress, poke, stateName } from '../core/live.js';
+import { saveReport } from '../core/take_away.js';
 import { KINDS, outcome } from '../adapters/actions.js';
 import { Results } from '../adapters/bakeoff.js';
 import { planLonger, planNext, planNote, planSchedule, planSweep } from './queue.js';
@@ -106,7 +107,8 @@ export class Detail {
         runs.map((one) => [one.id === job.id
         ? h('b', {}, one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name), one.method, badge(stateName(one)),
       number(one.eval_loss), number(one.forgetting, 3), number(one.last_loss), duration(one.seconds)])),
-      h('div', { class: 's-actions' }, button('Overlay their curves', () => this.overlay(runs.map(({ id }) => id)))));
+      h('div', { class: 's-actions' }, button('Overlay their curves', () => this.overlay(runs.map(({ id }) => id))),
+        button('Save a report', () => saveReport({ jobs: runs.map(({ id }) => String(id)) }))));
   }
 
   /** What it waits for, the group it belongs to, its tags and its note. */
@@ -201,6 +203,8 @@ export class Detail {
         'A checkpoint is saved after this step.')),
       trains && job.state === 'running' && button('Sample now', () => this.act('sample',
         'The prompts are answered after this step.')),
+      REPORTED.has(now().kind) && button('Save a report', () => saveReport({ jobs: [String(now().id)] }), '',
+        { title: 'One HTML file with curves, settings, samples, rows, votes' }),
       button('Note and tags …', () => planNote(now())),
       going && button('Hold the group', () => this.group('hold')),
       going && button('Release the group', () => this.group('release')),
@@ -250,6 +254,7 @@ const startTime = (time) => new Date(time * 1000).toLocaleString([], { dateStyle
   timeStyle: 'short' });
 
 const CURVES = new Set(['train', 'arrive']);
+const REPORTED = new Set([...CURVES, 'bakeoff', 'suite', 'merge']);
 const KIND_PAGES = {
   suite: ['A prompt suite: its table and answers', 'Compare, Suites', () => '/compare?view=suites'],
   judge: ['A model that judged the answers of a suite', 'Compare, Suites', () => '/compare?view=suites'],

@@ -3,10 +3,11 @@
 // &show=live lists the queue.
 
 import { board, METRICS } from '../core/chart.js';
-import { actOn, ago, badge, bar, changed, dots, duration, fill, h, keyed, matcher, number, query,
+import { actOn, ago, badge, bar, button, changed, dots, duration, fill, h, keyed, matcher, number, query,
   remember, say, short, text, toast } from '../core/dom.js';
 import { openCheckpoint } from '../core/lanes.js';
 import { hues, isLive, poke, share, stateName, subscribe } from '../core/live.js';
+import { saveReport } from '../core/take_away.js';
 import { QueueBar } from './queue.js';
 import { Detail, draws } from './run.js';
 
@@ -71,7 +72,10 @@ export class Runs extends HTMLElement {
     this.overlays = h('span', { class: 's-quiet' });
     const [loss, ...small] = this.board.charts.map((chart) => chart.element);
     loss.classList.add('s-large');
-    this.curves = [h('div', { class: 's-chart-bar' }, this.overlays,
+    this.together = button('Save a report', () => saveReport({ jobs: this.chosen().filter((id) =>
+      draws(this.jobs.find((job) => job.id === id))).map(String) }), 's-tool', { hidden: true, title:
+      'The selected runs beside each other, as one HTML file' });
+    this.curves = [h('div', { class: 's-chart-bar' }, this.overlays, this.together,
       h('label', { class: 's-smooth' }, 'Smoothing', slider, this.smoothed)),
     h('section', { class: 's-charts', 'aria-label': 'Curves' }, loss, small)];
     this.main = h('div', { class: 's-main', hidden: true }, this.detail.element, this.curves,
@@ -153,6 +157,7 @@ export class Runs extends HTMLElement {
     const drawn = this.jobs.some((one) => draws(one) && (one.id === this.focus || this.overlaid.has(one.id)));
     for (const part of this.curves) part.hidden = !drawn;
     const others = this.chosen().length - 1;
+    this.together.hidden = !others;
     text(this.overlays, others > 0 ? `with ${others} other run${others > 1 ? 's' : ''} overlaid`
       : 'Tick runs to overlay their curves; click a loss curve to chat with its nearest checkpoint.');
     const job = this.jobs.find((one) => one.id === this.focus);
