@@ -42,8 +42,8 @@ def table(store: JobStore) -> dict[str, Any]:
         known = methods().get(one.method)
         rows[str(one.path)] = {
             "name": one.name, "id": one.id, "method": known.title if known else one.method,
-            "base": one.base, "eval_loss": one.eval_loss, "forgetting": one.forgetting,
-            "size_bytes": one.size_bytes,
+            "base": one.base, "data": one.data_path, "eval_loss": one.eval_loss,
+            "forgetting": one.forgetting, "size_bytes": one.size_bytes,
         }  # fmt: skip
     columns = {key: {"title": title, "best": best} for key, (title, best) in FIXED.items()}
     for job in reversed(store.list()):
@@ -104,8 +104,8 @@ def _row(store: JobStore, rows: Rows, model: str, adapter: str = "") -> dict[str
     key = adapter or f"base {model}"
     with suppress(AdapterError):
         key = str(library.resolve(store.home, adapter)) if adapter else key
-    fresh = {"name": Path(adapter or model).name, "id": "", "method": "", "base": model}
-    return rows.setdefault(key, fresh if adapter else fresh | {"method": "Base"})
+    fresh = {"name": Path(adapter or model).name, "id": "", "base": model, "data": ""}
+    return rows.setdefault(key, fresh | {"method": "" if adapter else "Base"})
 
 
 def written(found: dict[str, Any], form: Form) -> str:

@@ -168,6 +168,7 @@ def as_studio_error(error: Exception, *, kind: str = "train") -> StudioError:
 
 
 def _as_line(event: events.Event) -> str:
+    """Return an event in words; its tables are in the report and on the page."""
     values = event.as_dict()
     kind, step = values.pop("event"), values.pop("step")
     if kind == "loading":
@@ -177,7 +178,7 @@ def _as_line(event: events.Event) -> str:
         if isinstance(value, float)
         else f"{key} {json.dumps(value, ensure_ascii=False)}"
         for key, value in values.items()
-        if value not in (None, "")
+        if value not in (None, "") and not isinstance(value, (dict, list))
     ]
     return f"step {step} {kind}: " + ", ".join(parts)
 

@@ -149,7 +149,8 @@ def _pages() -> Any:
     from ui.pages import PAGES
 
     def draw(name: str) -> None:
-        gr.HTML(f"<studio-{name}></studio-{name}>", apply_default_css=False, padding=False)
+        element = f"<studio-{name} class=s-page></studio-{name}>"
+        gr.HTML(element, apply_default_css=False, padding=False)
 
     with gr.Blocks(
         analytics_enabled=False,

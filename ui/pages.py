@@ -29,6 +29,7 @@ PAGES = (
     Page("Runs"),
     Page("Compare"),
     Page("Adapters"),
+    Page("Results"),
     Page("Models"),
     Page("Data"),
     Page("System"),

@@ -329,13 +329,11 @@ def card(adapter: Adapter, best: dict[int, float]) -> dict[str, Any]:
     from studio.adapters.export import suitable_formats
 
     known = methods().get(adapter.method)
-    spec = adapter.section("spec")
-    data = adapter.section("data") or spec.get("data") or {}
     run = int(adapter.path.parent.name) if adapter.source == "run" else None
     return {
         "id": adapter.id, "name": adapter.name, "path": str(adapter.path), "run": run,
         "method": adapter.method, "method_title": known.title if known else adapter.method,
-        "base": adapter.base, "data": data.get("path", ""), "is_model": adapter.is_model,
+        "base": adapter.base, "data": adapter.data_path, "is_model": adapter.is_model,
         "size_bytes": adapter.size_bytes, "created": _seconds(adapter.created),
         "ended": adapter.ended, "steps": adapter.steps, "first_loss": adapter.first_loss,
         "last_loss": adapter.last_loss, "eval_loss": adapter.eval_loss,

@@ -71,6 +71,12 @@ class Adapter:
         return _part(self.passport, name)
 
     @property
+    def data_path(self) -> str:
+        """Return the dataset it was trained on, as the run named it; empty if unknown."""
+        data = self.section("data") or _part(self.section("spec"), "data")
+        return str(data.get("path", ""))
+
+    @property
     def chat_template(self) -> str:
         """Return the named template it was trained with; `auto` for the model's own or none."""
         name = self.section("data").get("template")

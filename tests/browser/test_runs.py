@@ -9,6 +9,7 @@ from jobs import settings
 from jobs.store import JobStore
 from studio.home import open_home
 from studio.spec import RunSpec
+from ui.pages import PAGES
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 FOCUS = "document.activeElement.dataset.testid"
@@ -146,7 +147,7 @@ def test_a_plan_is_refused_in_its_dialog_and_then_taken(page, held):
 @pytest.mark.parametrize("width", [360, 768])
 def test_no_page_scrolls_sideways(page, held, width):
     page.set_viewport_size({"width": width, "height": 800})
-    for path in ("/", "/runs", "/compare", "/adapters", "/data", "/system"):
+    for path in (one.address for one in PAGES):
         page.goto(path)
         expect(page.locator("[data-testid], #train").first).to_be_attached()
         page.wait_for_timeout(300)

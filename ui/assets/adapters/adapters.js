@@ -10,7 +10,6 @@ import { isLive, subscribe } from '../core/live.js';
 import { askEvaluate, askExport, askImport, askMerge, askMix, KINDS, outcome, unmergeable } from './actions.js';
 import { askBakeoff, Results } from './bakeoff.js';
 import { ENDED, ending, Passport } from './passport.js';
-import { ResultsTable } from './results.js';
 
 const ORDERS = { 'Newest first': (a, b) => (b.created ?? 0) - (a.created ?? 0),
   'By name': (a, b) => a.name.localeCompare(b.name),
@@ -34,7 +33,6 @@ export class Adapters extends HTMLElement {
         this.close();
       }
       if (this.contest) this.results.show(this.contest);
-      if (query().get('view') === 'results') this.turn();
     });
     subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
   }
@@ -54,7 +52,6 @@ export class Adapters extends HTMLElement {
     this.cards = h('ol', { class: 's-cards', 'data-testid': 'adapters' });
     this.bin = h('details', { class: 's-bin', hidden: true });
     this.passport = new Passport(this);
-    this.figures = new ResultsTable();
     this.results = new Results(() => this.results.hide());
     this.welcome = h('div', { class: 's-welcome', hidden: true }, h('h2', {}, 'No adapters yet'),
       h('p', {}, 'Every training run adds its adapter here. Adapters from PEFT or AdapterHub can be imported from a '
@@ -63,28 +60,16 @@ export class Adapters extends HTMLElement {
     this.append(h('h1', { class: 's-hidden' }, 'Adapters'), h('div', { class: 's-library' },
       h('div', { class: 's-library-bar' }, this.search, this.order, this.count,
         h('span', { class: 's-actions' }, this.together, this.merge, this.mix, this.give,
-          this.tabled = button('Results', () => this.turn(), '', { 'aria-pressed': 'false',
-            title: 'A table of everything that was measured' }),
           button('Evaluate …', () => askEvaluate(this, this.selection())),
           button('Import …', () => askImport(this)),
           button('Bake-off …', () => askBakeoff({ models: this.models })))),
-      this.notice, this.jobs, this.results.element, this.figures.element, this.cards, this.welcome, this.bin),
+      this.notice, this.jobs, this.results.element, this.cards, this.welcome, this.bin),
     this.passport.element);
   }
 
   async refresh() {
     Object.assign(this, await send('/api/adapters'));
     this.list();
-  }
-
-  /** Show the results table in place of the cards, or the cards again. */
-  async turn() {
-    const on = this.figures.element.hidden;
-    this.tabled.setAttribute('aria-pressed', String(on));
-    remember({ view: on ? 'results' : null });
-    this.cards.hidden = on;
-    this.figures.element.hidden = !on;
-    if (on) await this.figures.show();
   }
 
   selection() {
@@ -221,7 +206,6 @@ export class Adapters extends HTMLElement {
     keyed(this.jobs, ours.filter(recent).slice(0, 6), (job) => job.id, (job) => h('li',
       { 'data-testid': `job-${job.id}` }), (node, job) => this.job(node, job));
     this.results.take(jobs);
-    if (news && !this.figures.element.hidden) this.figures.show();
     if (news && this.known) this.refresh().then(() => this.chosen && this.passport.show(this.chosen));
     this.known = true;
   }

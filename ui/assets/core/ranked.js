@@ -4,11 +4,13 @@
 import { h, number } from './dom.js';
 import { resolved, svg, takeAway } from './take_away.js';
 
-/** `columns`: {title, hint, value(row), show(row), best: 'min' | 'max'}; `rest(row)` fills the columns after the
- *  first of a row that has no values. The order survives a new `draw(rows)`. */
+/** `columns`: {title, hint, value(row), show(row), best: 'min' | 'max', words: true for text}; `rest(row)` fills
+ *  the columns after the first of a row that has no values; rows for which `first(row)` holds stay on top. The
+ *  order survives a new `draw(rows)`. */
 export class RankedTable {
-  constructor(columns, { rest = () => null, order = null } = {}) {
-    Object.assign(this, { columns, rest, order, falls: false });
+  constructor(columns, { rest = () => null, first = () => false, order = null, falls = false,
+    onSort = () => {} } = {}) {
+    Object.assign(this, { columns, rest, first, order, falls, onSort });
     this.element = h('div', { class: 's-scroll', tabindex: '0', role: 'group', 'aria-label': 'Table' });
   }
 
@@ -21,15 +23,17 @@ export class RankedTable {
       return [one, values.length > 1 ? Math[one.best](...values) : null];
     }));
     const key = shown.find((one) => one.title === this.order);
-    const sorted = key ? [...rows].sort((a, b) => Boolean(this.rest(a)) - Boolean(this.rest(b))
-      || (this.falls ? -1 : 1) * compare(key.value(a), key.value(b))) : rows;
-    const head = (one) => h('th', { scope: 'col', title: one.hint ?? '',
+    const sorted = [...rows].sort((a, b) => Boolean(this.rest(a)) - Boolean(this.rest(b))
+      || Boolean(this.first(b)) - Boolean(this.first(a))
+      || (key ? (this.falls ? -1 : 1) * compare(key.value(a), key.value(b)) : 0));
+    const head = (one) => h('th', { scope: 'col', title: one.hint ?? '', class: one.words && 's-plain',
       'aria-sort': one === key ? (this.falls ? 'descending' : 'ascending') : 'none' },
     h('button', { type: 'button', class: 's-sort', onclick: () => this.sort(one) }, one.title,
       one === key && h('span', { 'aria-hidden': 'true' }, this.falls ? ' ↓' : ' ↑')));
     const cell = (row, one) => {
       const value = one.value(row), text = one.show ? one.show(row) : value ?? '–';
-      return h('td', {}, best.get(one) != null && value === best.get(one) ? h('b', { title: 'best' }, text) : text);
+      const first = best.get(one) != null && value === best.get(one);
+      return h('td', { class: one.words && 's-plain' }, first ? h('b', { title: 'best' }, text) : text);
     };
     this.element.replaceChildren(h('table', { class: 's-table s-numbers' },
       h('thead', {}, h('tr', {}, shown.map(head))),
@@ -44,6 +48,7 @@ export class RankedTable {
     const again = this.order === column.title;
     this.falls = again ? !this.falls : column.best === 'max';
     this.order = column.title;
+    this.onSort(this.order);
     this.draw(this.rows);
     this.element.querySelector('[aria-sort]:not([aria-sort=none]) button')?.focus();
   }
@@ -69,13 +74,14 @@ export function scatter(points, { x: xTitle, y: yTitle }) {
     && (other.x < one.x || other.y < one.y));
   const placed = [];
   const mark = (one) => {
-    const x = across.at(one.x);
+    const x = across.at(one.x), before = x > width * 0.7; // the name would leave the picture
     let y = up.at(one.y);
     const dot = svg('circle', { cx: x, cy: y, r: 5, class: beaten(one) ? 's-beaten' : 's-best' },
       svg('title', {}, `${one.label}: ${number(one.x)}, ${number(one.y)}`));
     while (placed.some(([px, py]) => Math.abs(px - x) < 110 && Math.abs(py - y) < 13)) y -= 13; // names apart
     placed.push([x, y]);
-    return [dot, svg('text', { x: x + 9, y: y + 4 }, one.label)];
+    const side = before ? { x: x - 9, 'text-anchor': 'end' } : { x: x + 9 };
+    return [dot, svg('text', { ...side, y: y + 4 }, one.label)];
   };
   const about = `${yTitle} against ${xTitle}: ${points.map((one) => `${one.label} ${number(one.x)}, ${number(one.y)}`)
     .join('; ')}`;

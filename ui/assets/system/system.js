@@ -77,7 +77,7 @@ const heldBy = (name, holders) => table(['Held by', 'State', 'Since', 'Memory'],
 { 'data-testid': `holders-${name}` });
 
 const processes = (rows) => table(['Process', 'State', 'PID', 'Since', 'CPU', 'Memory'], rows.map((row) => [
-  h('td', {}, row.role, h('br', {}), h('span', { class: 's-quiet' }, row.what)),
+  h('td', { title: row.what }, row.role, h('div', { class: 's-quiet s-what' }, row.what)),
   badge(row.pid ? 'succeeded' : 'queued', row.pid ? 'running' : 'not running'), row.pid ? String(row.pid) : '–',
   duration(row.seconds), row.cpu == null ? '–' : `${count(row.cpu)}\u202f%`, row.pid ? bytes(row.bytes) : '–']));
 

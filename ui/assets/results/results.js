@@ -1,0 +1,135 @@
+// The Results page: a row per adapter and base, a column per figure that was measured of it. The address holds
+// the dataset, the order, pinned rows and hidden columns. A number opens the job that measured it.
+
+import { askEvaluate } from '../adapters/actions.js';
+import { button, bytes, errorLine, h, matcher, number, query, quiet, remember, send } from '../core/dom.js';
+import { subscribe } from '../core/live.js';
+import { RankedTable, scatter } from '../core/ranked.js';
+
+const SHOWN = { size_bytes: bytes, win_rate: (value) => `${number(100 * value, 3)}\u202f%` };
+const LEARNED = 'eval_loss', FORGOT = 'forgetting';
+
+class ResultsPage extends HTMLElement {
+  connectedCallback() {
+    if (this.body) return;
+    Object.assign(this, { data: query().get('data') ?? '', pins: new Set(query().getAll('pin')),
+      off: new Set(query().getAll('hide')), ended: null });
+    this.search = h('input', { type: 'search', placeholder: 'Search adapters and methods',
+      'aria-label': 'Search results', oninput: () => this.draw() });
+    this.datasets = h('select', { 'aria-label': 'Trained on',
+      onchange: () => { this.data = this.datasets.value; this.keep(); } });
+    this.columns = h('details', { class: 's-columns-choice' });
+    this.error = errorLine();
+    this.body = h('div', { class: 's-stack' });
+    this.append(h('h1', { class: 's-hidden' }, 'Results'), h('div', { class: 's-library', 'data-testid': 'results' },
+      h('div', { class: 's-library-bar' }, this.search, this.datasets, this.columns, h('span', { class: 's-actions' },
+        button('Evaluate …', () => this.evaluate()),
+        h('a', { class: 's-button', href: '/compare?view=suites' }, 'Suites'),
+        h('a', { class: 's-button', href: '/compare?view=leaderboard' }, 'Leaderboard'),
+        ['csv', 'markdown'].map((form) => button(form === 'csv' ? 'CSV' : 'Markdown', () => save(form))))),
+      this.error, this.body));
+    subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
+    this.refresh();
+  }
+
+  /** Look again when a job that measures something has ended. */
+  take(jobs) {
+    const ended = jobs.filter((job) => job.state === 'succeeded').map((job) => job.id).join();
+    if (this.ended !== null && ended !== this.ended) this.refresh();
+    this.ended = ended;
+  }
+
+  async refresh() {
+    this.found = await send('/api/do/results', {}) ?? this.found;
+    if (this.found) this.draw();
+  }
+
+  keep() {
+    remember({ data: this.data || null, pin: [...this.pins], hide: [...this.off] });
+    this.draw();
+  }
+
+  draw() {
+    const { columns, rows } = this.found;
+    const sets = [...new Set(rows.map((row) => row.data).filter(Boolean))].sort();
+    if (!sets.includes(this.data)) this.data = '';
+    this.datasets.replaceChildren(...['', ...sets].map((one) => h('option', { value: one, selected: one === this.data },
+      one ? `Trained on ${one}` : 'All datasets')));
+    this.columns.hidden = !columns.length;
+    this.columns.replaceChildren(h('summary', { class: 's-button' }, 'Columns'), h('div', {}, columns.map((one) =>
+      h('label', {}, h('input', { type: 'checkbox', class: 's-box', checked: !this.off.has(one.key),
+        onchange: (event) => this.flip(this.off, one.key, !event.target.checked) }), one.title))));
+    if (!rows.length) {
+      this.body.replaceChildren(h('div', { class: 's-welcome' }, h('h2', {}, 'Nothing is measured yet'),
+        h('p', {}, 'Every training run adds a row: what it learned, what it forgot, its size. Evaluations, suites and '
+          + 'votes add columns.'),
+        h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter')));
+      return;
+    }
+    const matches = matcher(this.search.value);
+    const shown = rows.filter((row) => (!this.data || !row.data || row.data === this.data)
+      && matches(row.name, row.method, row.base, row.data));
+    const mixed = new Set(shown.map((row) => row.data).filter(Boolean)).size > 1;
+    this.table = new RankedTable([...this.own(mixed), ...columns.filter((one) => !this.off.has(one.key))
+      .map((one) => figure(one, mixed))], {
+      order: this.table?.order ?? query().get('order') ?? 'Held-out loss', falls: this.table?.falls,
+      first: (row) => this.pins.has(name(row)), onSort: (order) => remember({ order }),
+    });
+    this.table.draw(shown);
+    const points = shown.filter((row) => row[LEARNED] != null && row[FORGOT] != null)
+      .map((row) => ({ x: row[LEARNED], y: row[FORGOT], label: row.name }));
+    this.body.replaceChildren(h('section', { class: 's-card s-figures-table' }, this.table.element,
+      quiet('The best of each column is bold. ', mixed && 'Held-out losses of different datasets cannot be compared: '
+        + 'choose one above. ', 'A number opens the job that measured it.')),
+    mixed || points.length < 2 ? '' : h('section', { class: 's-card s-figures-table' },
+      h('h2', {}, 'Learned × forgot'), scatter(points, { x: 'Held-out loss', y: 'Forgetting (KL)' })));
+  }
+
+  /** The columns that name a row. */
+  own(mixed) {
+    return [
+      { title: 'Adapter', value: (row) => row.name, show: (row) => {
+        const pinned = this.pins.has(name(row));
+        return h('span', { class: 's-pinned' }, button(pinned ? '★' : '☆',
+          () => this.flip(this.pins, name(row), !pinned), 's-tool',
+          { 'aria-label': `Pin ${row.name}`, 'aria-pressed': String(pinned), title: 'Keep at the top' }),
+        row.id ? h('a', { href: `/adapters?adapter=${encodeURIComponent(row.id)}` }, row.name) : row.name);
+      } },
+      { title: 'Method', words: true, value: (row) => row.method },
+      ...(mixed ? [{ title: 'Trained on', words: true, value: (row) => row.data || null }] : []),
+    ];
+  }
+
+  flip(set, key, on) {
+    set[on ? 'add' : 'delete'](key);
+    this.keep();
+  }
+
+  async evaluate() {
+    const library = await send('/api/adapters');
+    if (!library) return;
+    const page = { ...library, refresh: () => this.refresh() };
+    askEvaluate(page, library.adapters.filter((one) => this.pins.has(one.id)));
+  }
+}
+
+const name = (row) => row.id || row.base;
+
+/** A column of figures. A loss on different held-out rows has no best. */
+function figure({ key, title, best, job }, mixed) {
+  return { title, best: mixed && key === LEARNED ? null : best, value: (row) => row[key], show: (row) => {
+    const words = row[key] == null ? '–' : (SHOWN[key] ?? number)(row[key]);
+    return job && row[key] != null ? h('a', { href: `/runs?run=${row.jobs[key]}` }, words) : words;
+  } };
+}
+
+/** Download the table as a file. */
+async function save(form) {
+  const found = await send('/api/do/results', { form });
+  if (!found) return;
+  const url = URL.createObjectURL(new Blob([found.text], { type: 'text/plain' }));
+  h('a', { href: url, download: `results.${form === 'csv' ? 'csv' : 'md'}` }).click();
+  URL.revokeObjectURL(url);
+}
+
+customElements.define('studio-results', ResultsPage);
