@@ -45,10 +45,12 @@ class ModelSource(Record):
         title="Precision",
         advanced=True,
     )
-    quantization: Literal["none", "nf4"] = knob(
+    quantization: Literal["none", "int8", "nf4"] = knob(
         "none",
-        "Load the frozen weights in 4 bit (QLoRA): a quarter of the memory, slower steps.",
+        "Load the frozen weights in 8 bit (half the memory, nearly exact) or in 4 bit (nf4, QLoRA: "
+        "a quarter of the memory); slower steps.",
         advanced=True,
+        labels={"none": "none", "int8": "8 bit", "nf4": "4 bit (nf4)"},
     )
 
 

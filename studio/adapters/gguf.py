@@ -197,7 +197,7 @@ def verify_gguf(
 def _alike(read: Any, model: Any) -> bool:
     """Return False if the reader made a model of another shape, or with numbers of its own."""
     configs = [each.config.get_text_config() for each in (read, model)]
-    for key in ("query_pre_attn_scalar", "layer_types"):
+    for key in ("query_pre_attn_scalar", "layer_types", "head_dim", "norm_topk_prob"):
         one, other = (getattr(config, key, None) for config in configs)
         if one is not None and other is not None and one != other:
             return False

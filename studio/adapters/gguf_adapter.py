@@ -58,32 +58,40 @@ def export_gguf_adapter(
 def halves_of(adapter: Adapter) -> tuple[Halves, float]:
     """Return `A` and `B` by the base tensor's key, and the alpha that scales all of them alike.
 
+    `B A` has the shape in which the base stores the tensor; experts are stacked.
+
     Raises:
-        AdapterError: The adapter is not plain LoRA on linear layers.
+        AdapterError: The adapter is not plain LoRA on linear layers and routed experts.
     """
     method = adapter.method
     why = (
         method.title if not isinstance(method, Lora)
         else "DoRA" if method.use_dora
-        else "LoRA of routed experts" if any(s.kind != "linear" for s in adapter.sites)
+        else "LoRA of embeddings" if {s.kind for s in adapter.sites} - {"linear", "experts"}
         else "LoRA with biases" if any("lora_bias" in p for p in adapter.params.values())
         else ""
     )  # fmt: skip
     if why or not isinstance(method, Lora):
         raise AdapterError(f"A GGUF adapter cannot hold {why}: export it merged (gguf) instead.")
+    experts = [site for site in adapter.sites if site.num_experts]
+    linears = [site for site in adapter.sites if not site.num_experts]
     tensors = {
         key.removeprefix(PREFIX): tensor.detach().float().cpu().numpy()
-        for key, tensor in method.to_tensors(adapter.sites, adapter.params).items()
+        for key, tensor in method.to_tensors(linears, adapter.params).items()
     }
+    keys = [key.removesuffix(A_KEY) for key in tensors if key.endswith(A_KEY)]
+    halves = {f"{key}.weight": (tensors[key + A_KEY], tensors[key + B_KEY]) for key in keys}
+    for site in experts:
+        down, up = (
+            adapter.params[site.key][name].detach().float().cpu().numpy()
+            for name in ("lora_A", "lora_B")
+        )
+        turned = up.swapaxes(-1, -2), down.swapaxes(-1, -2)
+        halves[site.key] = turned if site.transposed else (down, up)
     alpha = float(method.lora_alpha)
-    halves = {}
-    for key, down in tensors.items():
-        if not key.endswith(A_KEY):
-            continue
-        path = key.removesuffix(A_KEY)
-        up = tensors[path + B_KEY]
-        # GGUF scales by alpha / r; another scale, as in rsLoRA, goes into B.
-        halves[f"{path}.weight"] = (down, up * (method.scaling * down.shape[0] / alpha))
+    # GGUF scales by alpha / r; another scale, as in rsLoRA, goes into B.
+    for key, (down, up) in halves.items():
+        halves[key] = (down, up * (method.scaling * down.shape[-2] / alpha))
     return halves, alpha
 
 

@@ -197,6 +197,8 @@ def _ordered(place: Place, down: Array, up: Array) -> tuple[Array, Array]:
 
     if place.values is not None:
         raise ModelError(f"GGUF adapters cannot change {place.name}: merge the adapter instead.")
+    if place.turned:
+        down, up = up.swapaxes(-1, -2), down.swapaxes(-1, -2)
     if place.rows is not None:
         up = up.take(place.rows, axis=-2)
     if place.columns is not None:

@@ -50,7 +50,7 @@ def merge(
     """Merge adapters into a new model folder; yields what is being done, then `Finished`.
 
     Args:
-        source: The base. A base in nf4 is dequantised and merged into 16 or 32 bit.
+        source: The base. A base in nf4 or int8 is dequantised and merged into 16 or 32 bit.
         stack: Adapter folders with weights, in order.
         out: The new folder; it appears only when its certificate holds.
         device: Where to compute.
@@ -91,10 +91,11 @@ def merge(
         precision = write_model(loaded, source, folded.tensors, temporary)
         yield Loading(text="Reloading it in a fresh process")
         is_fp32 = precision == "float32"
+        plain = source.quantization == "none"
         found = _verify(temporary, left, ids, logits, conversation=conversation, fp32=is_fp32)
         certificate = {
             **asdict(found),
-            "base_precision": "nf4" if source.quantization == "nf4" else _name(loaded.dtype),
+            "base_precision": _name(loaded.dtype) if plain else source.quantization,
             "merged_precision": precision,
             "base_fingerprint": loaded.facts.fingerprint,
             "merged": [name_of(parts[name][0]) for name in folded.merged],
@@ -147,7 +148,7 @@ def write_model(
 
     model = loaded.model
     changed = dict(tensors)
-    if source.quantization == "nf4":
+    if source.quantization != "none":
         anatomy = Anatomy(model)
         sites = [*anatomy.all_linears(), *anatomy.experts()]
         whole = {site.parameter_key: site for site in sites}

@@ -65,19 +65,16 @@ class Comparison:
             )
 
 
-def compare(
-    ours_NV: Tensor, theirs_NV: Tensor, *, tolerance: float, relative: bool = True
-) -> Comparison:
+def compare(ours_NV: Tensor, theirs_NV: Tensor, *, tolerance: float) -> Comparison:
     """Compare logits.
 
     Args:
         ours_NV: Of the written files.
         theirs_NV: Of what they were made from.
-        tolerance: The largest error allowed.
-        relative: Multiply the tolerance by the largest logit (at least 1).
+        tolerance: The largest error allowed, relative to the largest logit (at least 1).
     """
     gap_NV = (ours_NV.float() - theirs_NV.float()).abs()
-    scale = max(1.0, float(theirs_NV.float().abs().max())) if relative else 1.0
+    scale = max(1.0, float(theirs_NV.float().abs().max()))
     return Comparison(
         max_error=float(gap_NV.max()),
         mean_error=float(gap_NV.mean()),
@@ -146,10 +143,9 @@ def verify(folder: Path, reference: Path) -> Comparison:
     for (name, _), (path, _) in zip(stack, plan["left"], strict=True):
         backbone.load(name, Path(path))
     backbone.use(stack)
-    exact = plan["fp32"]
     return compare(
         logits_of(backbone.model, plan["ids"]), logits_NV,
-        tolerance=1e-4 if exact else 0.02, relative=not exact,
+        tolerance=1e-4 if plan["fp32"] else 0.02,
     )  # fmt: skip
 
 

@@ -1,11 +1,11 @@
-"""Read a site's weight in full, whatever form the module stores it in."""
+"""Read a weight in full, whatever form its module stores it in."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from studio.backbone.sites import Site
 
@@ -28,16 +28,23 @@ def dense_weight(site: Site) -> Tensor:
 
 
 def dequantised(weight: Any, experts: Tensor | None = None) -> Tensor:
-    """Return a 4-bit weight in full, or some experts of a 3-D one.
+    """Return a 4-bit or 8-bit weight in full, or some experts of a 3-D one.
 
-    Experts are dequantised as rows of one block each: bitsandbytes' CPU kernel is wrong for rows
-    that are not whole blocks.
+    Experts in 4 bit, and matrices on a CPU, are dequantised as rows of one block each:
+    bitsandbytes' CPU kernel is wrong for rows that are not whole blocks.
     """
     from bitsandbytes.functional import QuantState, dequantize_4bit, dequantize_blockwise
 
     state = weight.quant_state
     size = state.blocksize
-    if len(state.shape) < 3 or state.shape.numel() % size:
+    if state.quant_type is None:
+        packed, absmax = weight.data, state.absmax
+        if experts is not None:
+            packed, absmax = packed[experts], absmax.view(len(packed), -1)[experts].flatten()
+        found: Tensor = dequantize_blockwise(packed, absmax=absmax, code=state.code, blocksize=size)
+        return found.to(state.dtype)
+    in_rows = len(state.shape) > 2 or (not is_whole(weight) and weight.device.type == "cpu")
+    if not in_rows or state.shape.numel() % size:
         whole: Tensor = dequantize_4bit(weight.data, state)
         return whole
     absmax, packed, number = state.absmax, weight.data, state.shape[0]
@@ -50,11 +57,39 @@ def dequantised(weight: Any, experts: Tensor | None = None) -> Tensor:
         absmax, shape=torch.Size((len(absmax), size)), code=state.code, blocksize=size,
         quant_type=state.quant_type, dtype=state.dtype,
     )  # fmt: skip
-    found: Tensor = dequantize_4bit(packed.reshape(-1, 1), blocks)
+    found = dequantize_4bit(packed.reshape(-1, 1), blocks)
     return found.view(number, *state.shape[1:])
+
+
+def is_whole(weight: Any) -> bool:
+    """Return True if the rows of a quantised matrix are whole blocks."""
+    state = weight.quant_state
+    return bool(state.shape[-1] % state.blocksize == 0)
 
 
 def stored_weight(site: Site) -> Tensor:
     """Return the weight as `dense_weight` does, but experts as the module stores them."""
     weight = dense_weight(site)
     return weight.mT if site.num_experts and site.transposed else weight
+
+
+class QuantisedLinear(nn.Linear):
+    """A frozen linear layer whose weight is dequantised per use, by the function above."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `W x + b`."""
+        product: Tensor = _Product.apply(x, self.weight)
+        return product if self.bias is None else product + self.bias.to(product.dtype)
+
+
+class _Product(torch.autograd.Function):
+    """`W x`, which keeps the weight quantised for the backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Any) -> Tensor:
+        ctx.weight = weight
+        return torch.nn.functional.linear(x, dequantised(weight).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return outputs[0] @ dequantised(ctx.weight).to(outputs[0].dtype), None

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from studio.chat.lanes import ActiveStack, Delta, Lane
 from studio.errors import AdapterError, OutOfMemory, StudioError
 from studio.home import Home
+from studio.models.quantization import QUANTISED_BYTES
 from studio.models.sources import ModelFacts, facts
 from studio.names import readable
 from studio.spec import ModelSource
@@ -34,7 +35,6 @@ NEEDS_MEMORY = (
     "jobs, or choose a smaller model."
 )
 
-NF4_BYTES = 0.56  # per parameter: 4 bits and their scales
 Signature = tuple[tuple[str, int, int], ...]
 
 
@@ -142,9 +142,10 @@ class ResidentModels:
         device = torch_device(self._device())
         dtype = str(dtype_for("auto", device)).removeprefix("torch.")
         trained = {self._quantization(part.name) for lane in lanes for part in lane.stack}
-        quantization = "nf4" if device.type == "cuda" and trained == {"nf4"} else "none"
+        alike = device.type == "cuda" and len(trained) == 1
+        quantization = trained.pop() if alike else "none"
         width = 4 if dtype == "float32" else 2
-        per_parameter = NF4_BYTES if quantization == "nf4" else width
+        per_parameter = QUANTISED_BYTES.get(quantization, width)
         return _Place(str(device), dtype, quantization, int(known.parameters * per_parameter))
 
     def _quantization(self, adapter: str) -> str:
@@ -173,7 +174,7 @@ class ResidentModels:
         if base is not None:
             del base
             _return_memory()
-        how = ", nf4" if place.quantization == "nf4" else ""
+        how = "" if place.quantization == "none" else f", {place.quantization}"
         yield Delta(lane=number, note=f"Loading {name} ({readable(place.num_bytes)}{how})…")
         self._make_room(known, place, keep)
         base = _Base(name, known, signature, place)

@@ -220,7 +220,8 @@ def _merge(source: ModelSource, loaded: Loaded, backbone: Backbone, folder: Path
     folder.mkdir()
     write_model(loaded, source, folded.tensors, folder)
     again = load(ModelSource(path=str(folder)), str(loaded.device))
-    require_equal(_logits(Backbone(again.model)), live, "Logits of the merged model")
+    # Looped layers repeat the rounding of the sum: 1.2e-4 was seen.
+    require_equal(_logits(Backbone(again.model)), live, "Logits of the merged model", slack=3)
 
 
 def _quantise(source: ModelSource) -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from studio.models.headers import read_headers
 from studio.models.sources import resolve
+from studio.models.stored import whole_weights
+from studio.models.support import read_config, stored_quantization
 from studio.spec import ModelSource
 
 LAST_LAYER_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -36,9 +38,10 @@ def linear_modules(source: ModelSource) -> list[LinearModule]:
     Raises:
         ModelError: The model cannot be found or read.
     """
-    found = []
-    for header in read_headers(resolve(source)):
-        for tensor in header.tensors:
+    found, folder = [], resolve(source)
+    quantization = stored_quantization(read_config(folder))
+    for header in read_headers(folder):
+        for tensor in whole_weights(header.tensors, quantization):
             path, _, last = tensor.name.rpartition(".")
             match = _IN_LAYER.match(path)
             if last == "weight" and len(tensor.shape) == 2 and match:

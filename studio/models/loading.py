@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.errors import ModelError, WeightsTooLarge
-from studio.models.quantization import dequantising_options, nf4_options
+from studio.models.quantization import quantising_options
 from studio.models.sources import ModelFacts, facts
+from studio.models.stored import open_stored
 from studio.spec import ModelSource
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def load(source: ModelSource, device: str = "auto", *, on_host: bool = False) ->
     except torch.OutOfMemoryError:
         raise WeightsTooLarge(
             f"The weights of {known.path.name} do not fit on {target}: use a smaller model, "
-            "bfloat16, or nf4."
+            "bfloat16, int8, or nf4."
         ) from None
     model.requires_grad_(False)
     model.eval()
@@ -151,6 +152,7 @@ def _load_model(
     source: ModelSource, known: ModelFacts, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
     from safetensors import SafetensorError
+    from transformers import GenerationConfig
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -159,12 +161,14 @@ def _load_model(
         "dtype": dtype, "local_files_only": True, "trust_remote_code": False,
         "use_safetensors": True, "attn_implementation": attention_of(cls),
     }  # fmt: skip
-    if source.quantization == "nf4":
-        options |= nf4_options(dtype, device)
-    if known.stored:
-        options |= dequantising_options(known.stored, source.quantization)
+    if source.quantization != "none":
+        options |= quantising_options(source.quantization, dtype, device)
+    place: Path | None = known.path
     try:
-        model, info = cls.from_pretrained(known.path, output_loading_info=True, **options)
+        if known.stored:  # the loader gets dequantised tensors in place of the files
+            place, options["config"] = None, plain_config(known.path)
+            options["state_dict"] = open_stored(known.path, known.stored)
+        model, info = cls.from_pretrained(place, output_loading_info=True, **options)
     except SafetensorError as error:
         raise ModelError(f"{known.path} cannot be loaded: {_first_line(error)}.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
@@ -178,16 +182,29 @@ def _load_model(
             f"{known.path} cannot be loaded as {known.architecture}: transformers {version()} "
             "refuses its config.json or weights. The log has its reason."
         ) from error
+    if known.stored and (known.path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(known.path)
     if info["missing_keys"] or info["mismatched_keys"]:
         first = sorted(map(str, info["missing_keys"] or info["mismatched_keys"]))[0]
         raise ModelError(
             f"The weights in {known.path} do not fit its config.json: {first} is missing or has "
             "another shape."
         )
-    if source.quantization == "nf4":
-        _keep_autograd(model, device)
+    if source.quantization != "none":
+        _compute_quantised(model, device)
         return model
     return model.to(device)
+
+
+def plain_config(path: Path) -> PreTrainedConfig:
+    """Return a model's configuration without how its checkpoint is quantised."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    for part in (config, config.get_text_config(decoder=True)):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
+    return config
 
 
 def model_class(architecture: str) -> type[PreTrainedModel]:
@@ -223,18 +240,25 @@ def version() -> str:
     return str(transformers.__version__)
 
 
-def _keep_autograd(model: PreTrainedModel, device: torch.device) -> None:
-    """Keep bitsandbytes 0.50 from repacking weights at the first eval forward on AVX512-BF16 CPUs.
+def _compute_quantised(model: PreTrainedModel, device: torch.device) -> None:
+    """Give linear layers a forward of ours where bitsandbytes has none that is right.
 
-    The repacked kernel has no autograd, so later training steps silently get wrong gradients.
+    It has none for 8 bit blockwise, and on CPUs a wrong one for rows that are not whole blocks.
+    There bitsandbytes 0.50 also repacks 4-bit weights at the first eval forward (AVX512-BF16); the
+    repacked kernel has no autograd, so later training steps silently get wrong gradients.
     """
-    if device.type != "cpu":
-        return
     import bitsandbytes
 
+    from studio.backbone.weights import QuantisedLinear, is_whole
+
     for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
+        if not isinstance(module, bitsandbytes.nn.Linear4bit):
+            continue
+        in_4_bit = isinstance(module.weight, bitsandbytes.nn.Params4bit)
+        if device.type == "cpu":
             module.support_avx512bf16_for_cpu = False
+        if not in_4_bit or (device.type == "cpu" and not is_whole(module.weight)):
+            module.__class__ = QuantisedLinear
 
 
 def _first_line(error: BaseException) -> str:

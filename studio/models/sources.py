@@ -7,7 +7,7 @@ model without torch and without its weights. Pickled weights and remote code are
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from studio.errors import ModelError
 from studio.home import Home
 from studio.locations import Location, locate
 from studio.models.download import fetch
-from studio.models.headers import Header, TensorInfo, read_headers
+from studio.models.headers import Header, read_headers
 from studio.models.hub_cache import TOKENIZER_FILES, cached, cached_models
 from studio.models.repositories import look_up
+from studio.models.stored import whole_weights
 from studio.models.support import (
     checked_architecture,
     is_usable,
@@ -36,7 +37,7 @@ class ModelFacts:
     """Facts about a model from its files.
 
     `fingerprint` is `<shape>-<content>`: the first half is equal for all models that an adapter
-    fits, the second only for the same weights. `stored` is how the checkpoint is quantised.
+    fits, the second only for the same weights. `stored` is the checkpoint's `quantization_config`.
     """
 
     path: Path
@@ -51,7 +52,7 @@ class ModelFacts:
     size_bytes: int
     weights_dtype: str
     fingerprint: str
-    stored: str = ""
+    stored: dict[str, Any] = field(default_factory=dict)
 
 
 def resolve(source: ModelSource) -> Path:
@@ -105,7 +106,8 @@ def facts(source: ModelSource) -> ModelFacts:
     tensors = [tensor for header in headers for tensor in header.tensors]
     dtypes = [tensor.dtype for tensor in tensors]
     return facts_of_config(
-        config, path, parameters=sum(_weights_of(tensor) for tensor in tensors),
+        config, path,
+        parameters=sum(t.numel for t in whole_weights(tensors, stored_quantization(config))),
         weights_dtype=max(set(dtypes), key=dtypes.count) if dtypes else "",
         headers=headers,
     )  # fmt: skip
@@ -137,13 +139,6 @@ def facts_of_config(
         fingerprint=_fingerprint(architecture, headers) if headers else "",
         stored=stored_quantization(config),
     )  # fmt: skip
-
-
-def _weights_of(tensor: TensorInfo) -> int:
-    """Return the weights that a stored tensor stands for: MXFP4 has two per byte and scales."""
-    if tensor.dtype != "U8":
-        return tensor.numel
-    return 2 * tensor.numel if tensor.name.endswith("_blocks") else 0
 
 
 def num_biases(path: Path) -> int:

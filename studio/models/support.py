@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from studio.errors import ModelError, nearest
+from studio.models.stored import why_unreadable
 
-DEQUANTISED = ("mxfp4", "fp8")  # stored formats that are dequantised when loaded
 TABLES = ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "MULTIMODAL_LM")
 
 
@@ -54,11 +54,11 @@ def checked_architecture(path: Path | str, config: dict[str, Any]) -> str:
             f"{path} brings its own Python code (auto_map), which is never run: "
             "use a version of the model that transformers supports."
         )
-    stored = stored_quantization(config)
-    if stored and stored not in DEQUANTISED:
+    quantization = stored_quantization(config)
+    if quantization and (why := why_unreadable(quantization)):
         raise ModelError(
-            f"{path} is stored in {stored}, which needs a library of its own and cannot be trained "
-            "here: use the original model, with model.quantization=nf4 for 4 bit."
+            f"{path} is stored in {why}, which cannot be read here: use the original model, with "
+            "model.quantization=nf4 for 4 bit."
         )
     named = config.get("architectures") or []
     architectures = named if isinstance(named, list) else [named]
@@ -81,12 +81,13 @@ def checked_architecture(path: Path | str, config: dict[str, Any]) -> str:
     )
 
 
-def stored_quantization(config: dict[str, Any]) -> str:
-    """Return the method with which a checkpoint is quantised ("mxfp4", "fp8", …), or ""."""
-    quantized = config.get("quantization_config")
-    if not isinstance(quantized, dict) or not quantized:
-        return ""
-    return str(quantized.get("quant_method") or "unknown")
+def stored_quantization(config: dict[str, Any]) -> dict[str, Any]:
+    """Return how a checkpoint is quantised (`quantization_config`); empty if it is not."""
+    for part in (config, config.get("text_config")):
+        quantized = part.get("quantization_config") if isinstance(part, dict) else None
+        if isinstance(quantized, dict) and quantized:
+            return quantized
+    return {}
 
 
 @cache

@@ -28,6 +28,7 @@ from studio.methods import Phase
 from studio.methods.bottleneck import Bottleneck
 from studio.methods.method import LinearMethod
 from studio.methods.norm_tuning import NormTuning
+from studio.models.quantization import QUANTISED_BYTES
 from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
 from studio.training.activations import Shape, kept_activations, read_shape
@@ -278,10 +279,11 @@ def memory(
     whole = spec.method.trains_base
     matrices, mixture = min(known.parameters, shape.matrices), shape.mixture
     weights = known.parameters * width
-    if spec.model.quantization == "nf4":
-        weights = int(matrices * 0.56) + (known.parameters - matrices) * width
+    stored = QUANTISED_BYTES.get(spec.model.quantization)
+    if stored:
+        weights = int(matrices * stored) + (known.parameters - matrices) * width
     gathered = 0
-    if mixture is not None and spec.model.quantization == "nf4":
+    if mixture is not None and stored:
         gathered = mixture.largest_parameter * width  # dequantised per use
     if shares_base:  # a gathered layer and its message
         weights -= matrices * width * (size - 1) // size

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig
 
 from studio.backbone import Backbone
 from studio.backbone.fold import fold
@@ -10,17 +11,19 @@ from studio.backbone.weights import dense_weight
 from studio.methods.lora import Lora
 from studio.models.loading import load
 from studio.spec import ModelSource
-from tests.studio.tiny import tiny_folder
+from tests.studio import tiny
 
 pytest.importorskip("bitsandbytes", reason="QLoRA needs bitsandbytes")
 IDS = torch.arange(3, 47)
 KEEP = torch.arange(43)
 
 
-@pytest.fixture
-def pair(tmp_path):
+@pytest.fixture(params=[32, 64], ids=["rows cut blocks", "rows of whole blocks"])
+def pair(tmp_path, request, monkeypatch):
     """The NF4 base, and a plain model holding its dequantised weights."""
-    folder = tiny_folder(tmp_path / "base")
+    size = {"hidden_size": request.param, "intermediate_size": {32: 48, 64: 128}[request.param]}
+    monkeypatch.setitem(tiny.CONFIGS, "llama", LlamaConfig(**tiny.SIZES | size))
+    folder = tiny.tiny_folder(tmp_path / "base")
     quantised = Backbone(load(ModelSource(path=str(folder), quantization="nf4"), "cpu").model)
     plain = Backbone(load(ModelSource(path=str(folder)), "cpu").model)
     with torch.no_grad():
@@ -30,7 +33,8 @@ def pair(tmp_path):
     import bitsandbytes
 
     guarded = [m for m in quantised.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
-    assert guarded and not any(m.support_avx512bf16_for_cpu for m in guarded)
+    assert bool(guarded) == (request.param == 64)
+    assert not any(m.support_avx512bf16_for_cpu for m in guarded)
     assert any(hasattr(s.module.weight, "quant_state") for s in quantised.anatomy.all_linears())
     return quantised, plain
 
@@ -74,6 +78,17 @@ def test_train_evaluate_train_merge_equals_the_dequantised_reference(pair):
     torch.testing.assert_close(logits[0], logits[1], atol=2e-3, rtol=1e-3)
     for key, tensor in merged[1].items():
         torch.testing.assert_close(merged[0][key], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_a_weight_in_4_bit_is_near_its_own(pair, tmp_path):
+    quantised, _ = pair
+    own = Backbone(load(ModelSource(path=str(tmp_path / "base")), "cpu").model)
+    for ours, theirs in zip(
+        quantised.anatomy.all_linears(), own.anatomy.all_linears(), strict=True
+    ):
+        weight = dense_weight(theirs)
+        # Half of the widest step, between 0.70 and 1 of a block's largest number.
+        assert (dense_weight(ours) - weight).abs().max() < 0.17 * weight.abs().max()
 
 
 def test_the_trained_adapter_is_an_ordinary_lora(pair, tmp_path):
