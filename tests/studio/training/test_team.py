@@ -1,5 +1,6 @@
 """Several processes give what one gives: same losses, stop, resume by any number, honest deaths."""
 
+import json
 import queue
 from collections.abc import Iterator
 
@@ -7,10 +8,11 @@ import psutil
 import pytest
 
 from studio.errors import DiskFull, InputError, ProcessLost, RunError
+from studio.home import open_home
 from studio.spec import RunSpec
 from studio.training.distributed import _Ranks
 from studio.training.events import Evaluated, Event, Finished, Step
-from studio.training.loop import Command
+from studio.training.loop import PASSPORT, Command
 from studio.training.run import train
 from tests.studio.tiny import tiny_spec
 
@@ -42,7 +44,8 @@ def _is_member(process: psutil.Process) -> bool:
 
 
 def test_two_processes_stopped_and_resumed_by_one_equal_one(ingredients, home, tmp_path):
-    alone = list(train(_spec(ingredients, "lora", 1), run_dir=tmp_path / "one", home=home))
+    other = open_home(tmp_path / "other")
+    alone = list(train(_spec(ingredients, "lora", 1), run_dir=tmp_path / "one", home=other))
     seen = 0
 
     def stop_at_three() -> Command:
@@ -63,7 +66,10 @@ def test_two_processes_stopped_and_resumed_by_one_equal_one(ingredients, home, t
     assert [loss for _, loss in together] == pytest.approx(
         [loss for _, loss in _losses(alone)], rel=1e-4
     )
-    assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").is_file()
+    one, two = (tmp_path / name / "adapter" for name in ("one", "two"))
+    assert (two / "adapter_model.safetensors").is_file()
+    passports = [json.loads((folder / PASSPORT).read_text()) for folder in (one, two)]
+    assert passports[1]["self_test"] == passports[0]["self_test"] != {}, "measured by two together"
     assert not _members()
 
 
