@@ -207,7 +207,8 @@ def select_rows(x: Tensor, rows: Rows, lengths: tuple[int, ...] | None) -> Tenso
 
 
 def _row_axis(x: Tensor, lengths: tuple[int, ...] | None) -> int:
-    return 0 if lengths is None or x.dim() == 2 else 1
+    """Return the axis of rows or, packed, of tokens: latent attention has them behind its heads."""
+    return 0 if lengths is None else x.shape.index(sum(lengths))
 
 
 def _add_rows(y: Tensor, change: Tensor, edit: Edit, lengths: tuple[int, ...] | None) -> Tensor:

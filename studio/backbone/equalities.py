@@ -134,21 +134,26 @@ def require_lanes(
     stacks: Sequence[Sequence[tuple[str, float]]],
     answer: Callable[[list[list[int]]], Tensor],
 ) -> None:
-    """Check that rows with a stack of their own answer together as each alone.
+    """Check that rows with a stack of their own answer together, and packed, as each alone.
 
     Args:
         backbone: The model.
         stacks: One stack per row.
-        answer: Returns the logits of a batch of prompts, rows first.
+        answer: Returns the logits of a batch of prompts, rows first, the first after each prompt.
     """
-    rows = [row.tolist() for row in prompt_rows(backbone, (7, 12, 3, 9)[: len(stacks)])]
+    lengths = (7, 12, 3, 9)[: len(stacks)]
+    prompts = prompt_rows(backbone, lengths)
+    rows = [row.tolist() for row in prompts]
     with backbone.evaluating():
         backbone.use_rows(stacks)
+        ends_B = torch.tensor(lengths, device=prompts[0].device).cumsum(0) - 1
+        packed_BV = backbone.packed_logits(torch.cat(prompts), lengths, ends_B)
         together = answer(rows)
         for row, stack in enumerate(stacks):
             backbone.use_rows([stack])
             alone = answer([rows[row]])
             require_equal(together[row], alone[0], "Logits of a lane in company and alone")
+            require_equal(packed_BV[row], alone[0, 0], "Logits of a lane packed and alone")
     backbone.use([])
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,53 +64,56 @@ def whole_weights(
     """Yield the weights that stored tensors stand for, with their names and shapes in full."""
     per_integer = 32 // _bits(quantization)
     for tensor in tensors:
-        stem, _, last = tensor.name.rpartition(".")
-        if tensor.name.endswith("_blocks"):
-            experts, outputs, groups, size = tensor.shape
-            shape = (experts, 2 * groups * size, outputs)
-            yield replace(tensor, name=tensor.name.removesuffix("_blocks"), shape=shape)
-        elif last == "qweight":
-            inputs, outputs = tensor.shape
-            shape = (
-                (outputs * per_integer, inputs) if quantization.get("quant_method") == "awq"
-                else (outputs, inputs * per_integer)
-            )  # fmt: skip
-            yield replace(tensor, name=f"{stem}.weight", shape=shape)
-        elif tensor.dtype == "U8" and last == "weight":
-            yield replace(tensor, shape=(2 * math.prod(tensor.shape),))
-        elif not tensor.name.endswith(COMPANIONS):
-            yield tensor
+        name, shape = tensor.name, tensor.shape
+        if name.endswith("_blocks"):
+            experts, outputs, groups, size = shape
+            name, shape = name.removesuffix("_blocks"), (experts, 2 * groups * size, outputs)
+        elif name.endswith(".qweight"):
+            name, (first, last) = f"{name.removesuffix('.qweight')}.weight", shape
+            by_row = quantization.get("quant_method") == "awq"
+            shape = (last * per_integer, first) if by_row else (last, first * per_integer)
+        elif tensor.dtype == "U8" and name.endswith(".weight"):
+            shape = (2 * math.prod(shape),)
+        elif name.endswith(COMPANIONS):
+            continue
+        yield replace(tensor, name=name, shape=shape)
 
 
 def open_stored(folder: Path, quantization: dict[str, Any]) -> dict[str, Stored]:
     """Return every weight of a folder by its name in the model."""
     from safetensors import safe_open
 
-    files = {}
+    files: dict[str, Any] = {}
     for file in weight_files(folder):
         opened = safe_open(file, framework="pt")
         files |= dict.fromkeys(opened.keys(), opened)
 
     def get(key: str) -> Tensor:
-        return files[key].get_tensor(key)
+        found: Tensor = files[key].get_tensor(key)
+        return found
+
+    def mxfp4(key: str) -> Tensor:
+        return _mxfp4(get(f"{key}_blocks"), get(f"{key}_scales"))
+
+    def integers(path: str) -> Tensor:
+        names = ("qweight", "qzeros", "scales", "g_idx")
+        parts = {name: get(f"{path}.{name}") for name in names if f"{path}.{name}" in files}
+        read = _awq if quantization.get("quant_method") == "awq" else _gptq
+        return read(parts, quantization)
+
+    def plain(key: str) -> Tensor:
+        return _plain(key, files, get, quantization)
 
     found = {}
     for key in files:
-        stem = key.rpartition(".")[0]
+        path = key.rpartition(".")[0]
         if key.endswith("_blocks"):
             name = key.removesuffix("_blocks")
-            found[name] = Stored(lambda n=name: _mxfp4(get(f"{n}_blocks"), get(f"{n}_scales")))
+            found[name] = Stored(partial(mxfp4, name))
         elif key.endswith(".qweight"):
-            integers = _awq if quantization.get("quant_method") == "awq" else _gptq
-            parts = {p: f"{stem}.{p}" for p in ("qweight", "qzeros", "scales", "g_idx")}
-            own = {part: name for part, name in parts.items() if name in files}
-            found[f"{stem}.weight"] = Stored(
-                lambda own=own, read=integers: read(
-                    {part: get(name) for part, name in own.items()}, quantization
-                )
-            )
+            found[f"{path}.weight"] = Stored(partial(integers, path))
         elif not key.endswith(COMPANIONS):
-            found[key] = Stored(lambda key=key: _plain(key, files, get, quantization))
+            found[key] = Stored(partial(plain, key))
     return found
 
 

@@ -82,7 +82,7 @@ def logits(backbone: Backbone, ids: Tensor = IDS) -> Tensor:
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=2e-5)
+    torch.testing.assert_close(ours, theirs, rtol=2e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("targets", [TARGETS, "all-linear"], ids=str)
@@ -288,15 +288,15 @@ def test_loading_experts_in_4_bit_holds_one_parameter_in_full_at_a_time(tmp_path
     tiny("qwen3_moe").save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     alive, most = weakref.WeakSet(), [0]
-    quantise = quantization._quantised
+    quantise = quantization.quantised
 
-    def watched(value: Tensor) -> Tensor:
+    def watched(value: Tensor, bits: int) -> Tensor:
         alive.add(value)
         gc.collect()
         most[0] = max(most[0], len(alive))
-        return quantise(value)
+        return quantise(value, bits)
 
-    monkeypatch.setattr(quantization, "_quantised", watched)
+    monkeypatch.setattr(quantization, "quantised", watched)
     load(ModelSource(path=str(tmp_path), quantization="nf4"), "cpu")
     assert most == [1]
 

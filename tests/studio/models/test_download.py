@@ -103,7 +103,7 @@ FAILURES = {
     "code": (configure(auto_map={"AutoModel": "x.Y"}), ModelError, "its own Python code"),
     "no family": (configure(architectures=["Odd"], model_type="odd"), ModelError, r"\(Odd\)"),
     "no list": (configure(architectures=7, model_type="odd"), ModelError, r"\(7\)"),
-    "quantised": (configure(quantization_config={"quant_method": "awq"}), ModelError, "awq"),
+    "quantised": (configure(quantization_config={"quant_method": "aqlm"}), ModelError, "aqlm"),
     "no tokenizer": (lambda hub: [hub.repos[NAME].files.pop(name) for name in list(
         hub.repos[NAME].files) if "token" in name], ModelError, "has no tokenizer"),
 }  # fmt: skip
