@@ -34,7 +34,8 @@ EVAL_SERIES = {
     "eval_rewards_margins": "rewards_margins", "eval_kl": "kl",
 }  # fmt: skip
 FORGETTING = "forgetting"
-SERIES = (*STEP_SERIES, *EVAL_SERIES, FORGETTING)
+ANSWER_TOKENS = "answer_tokens"  # of `events.Sampled`
+SERIES = (*STEP_SERIES, *EVAL_SERIES, FORGETTING, ANSWER_TOKENS)
 MOST_CURVES, MOST_POINTS = 128, 3_000_000
 MOST_NEWS = 50_000
 Series = dict[str, list[float | None]]

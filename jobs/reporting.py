@@ -11,7 +11,7 @@ import time
 from typing import Any, Literal
 
 from jobs.claims import Claim, Fenced
-from jobs.curves import EVAL_SERIES, FORGETTING, STEP_SERIES, Progress
+from jobs.curves import ANSWER_TOKENS, EVAL_SERIES, FORGETTING, STEP_SERIES, Progress
 from jobs.job import Intent, Request
 from jobs.processes import exit_now
 from jobs.run_requests import take_request
@@ -123,6 +123,8 @@ class Reporter:
             self._result["note"] = event.text
         elif isinstance(event, events.Sampled):
             new.samples.append((event.step, event.prompt, event.text))
+            if event.answer_tokens is not None:
+                new.metrics.append((ANSWER_TOKENS, event.step, event.answer_tokens, moment))
         elif isinstance(event, events.Saved):
             new.checkpoints.append((event.step, event.path, event.eval_loss))
         elif isinstance(event, events.Finished):

@@ -105,7 +105,8 @@ def _turns(database: Database, wanted: TurnFilter) -> Iterator[VotedTurn]:
             time = vote["created"] if vote else talk["updated"]
             if start <= time < end and not (wanted.blind and not (vote and vote["blind"])):
                 answers = [*_said(talk, number, vote)]
-                last = number + 1 == len(talk["turns"])
+                alone = any(one.get("alone") for one in talk["turns"][number]["answers"])
+                last = alone or number + 1 == len(talk["turns"])
                 yield VotedTurn(talk["id"], answers, _verdict(vote), last)
     kept = {talk["id"] for talk in talks.list(limit=-1)} if votes else set()
     for vote in votes.values():
@@ -127,7 +128,7 @@ def _said(talk: dict[str, Any], number: int, vote: Row | None) -> Iterator[Said]
         own = talk["lanes"][lane] if lane < len(talk["lanes"]) else {}
         settings = own.get("own") or talk["settings"].get("shared") or {}
         before: Messages = [{"role": "system", "content": settings.get("system") or ""}]
-        for turn in turns[:number]:
+        for turn in () if answer.get("alone") else turns[:number]:
             earlier = turn["answers"][lane] if lane < len(turn["answers"]) else {}
             if earlier and earlier.get("text"):
                 before += [{"role": "user", "content": turn["prompt"]}, _message(earlier)]

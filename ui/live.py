@@ -8,6 +8,7 @@ is new since the cursors it was given, and with 204 if there is nothing new.
 import hashlib
 import json
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -98,6 +99,7 @@ def job_row(job: Job) -> dict[str, Any]:
         **shown,
         "kind": job.kind,
         "truncated": (job.result.get("rows") or {}).get("truncated"),
+        "stage_of": stage_of(job),
         "model": (spec.get("model") or {}).get("path", ""),
         "data": (spec.get("data") or {}).get("path", ""),
         "method": known.title if known else method.get("name", ""),
@@ -117,6 +119,13 @@ def job_row(job: Job) -> dict[str, Any]:
         "actions": actions(job.state),
         "trains_base": trains_base(str(method.get("name"))),
     }
+
+
+def stage_of(job: Job) -> int | None:
+    """Return the run whose adapter a run starts from, if it is one of this home."""
+    start = Path((job.spec.get("train") or {}).get("init_adapter") or "")
+    number = start.parent.name
+    return int(number) if start.name == "adapter" and number.isdigit() else None
 
 
 class Listing:

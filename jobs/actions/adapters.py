@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from jobs import results as results_table
 from jobs.actions.registry import action, field, request_action
-from jobs.job import OPEN
+from jobs.adapter_users import refuse_needed
 from jobs.store import JobStore
 from jobs.votes import Votes
 from studio.adapter_stack import Stack, StackItem, write_lane
@@ -25,7 +25,7 @@ from studio.adapters.requests import (
     MixRequest,
     PictureRequest,
 )
-from studio.errors import AdapterError, ModelError
+from studio.errors import ModelError
 from studio.evaluation.evaluate import EvaluateRequest
 from studio.evaluation.promotion import PromoteRequest
 from studio.evaluation.ranking import win_rate
@@ -220,7 +220,9 @@ def rename(
     name: Annotated[str, field("New name.", positional=True, metavar="NAME", max_length=1000)],
 ) -> dict[str, Any]:
     """Rename an adapter."""
-    _refuse_needed(store, library.find(store.home, adapter))
+    found = library.find(store.home, adapter)
+    if found.source == "library":  # its folder moves
+        refuse_needed(store, found.path, found.name)
     return card(library.rename(store.home, adapter, name), best_losses(store))
 
 
@@ -240,7 +242,8 @@ def tag(
 @action("adapters.delete")
 def delete(store: JobStore, adapter: AdapterName) -> dict[str, Any]:
     """Move an adapter to the trash, where it stays for 30 days."""
-    _refuse_needed(store, library.find(store.home, adapter))
+    found = library.find(store.home, adapter)
+    refuse_needed(store, found.path, found.name)
     gone = library.delete(store.home, adapter)
     return {"deleted": gone.name, "name": gone.name, "token": gone.token}
 
@@ -351,10 +354,8 @@ def lanes_of(adapter: Adapter) -> list[str]:
     model = adapter.base or "starter"
     if adapter.is_model:
         return [model, str(adapter.path)]
-    line = adapter.passport.get("lineage") or []
-    frozen = [str(one["name"]) for one in line if one.get("frozen")]
-    before = [*frozen, *(str(one["name"]) for one in line[-1:] if not one.get("frozen"))]
-    stacks = (before, [*frozen, adapter.name])
+    parent = [str(one["name"]) for one in (adapter.passport.get("lineage") or [])[-1:]]
+    stacks = (parent, [adapter.name])  # chat completes them by what is below
     return [write_lane(model, [StackItem(name=name) for name in stack]) for stack in stacks]
 
 
@@ -367,18 +368,6 @@ def best_losses(store: JobStore) -> dict[int, float]:
     """Return the lowest held-out loss of every run that was evaluated."""
     with store.database.reading() as db:
         return {int(job): float(loss) for job, loss in db.conn.execute(_BEST).fetchall()}
-
-
-def _refuse_needed(store: JobStore, adapter: Adapter) -> None:
-    for job in store.list(OPEN):
-        stack = job.spec.get("stack") or []
-        parts = {str(item.get("name")) for item in stack} | {str(job.spec.get("adapter") or "")}
-        parts.add(str((job.spec.get("train") or {}).get("init_adapter")))
-        if str(adapter.path) in parts:
-            raise AdapterError(
-                f'"{job.name}" is {job.state} and needs "{adapter.name}": wait for it or cancel it '
-                "first."
-            )
 
 
 def _seconds(moment: str) -> float | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from jobs import retries, schedules, secrets, settings, supervisor, sweeps, webhook
 from jobs.actions.registry import action, field
+from jobs.adapter_users import refuse_needed
 from jobs.derived_runs import duplicate as duplicate_job
 from jobs.derived_runs import extend as extend_run
 from jobs.derived_runs import then
@@ -138,6 +139,7 @@ def release(store: JobStore, job: JobOrNone = "", sweep: SweepName = "") -> Any:
 def delete(store: JobStore, job: JobId) -> dict[str, Any]:
     """Delete a job that is not running, with its folder."""
     found = store.get(job)
+    refuse_needed(store, store.home.run(found.id) / "adapter", found.name)
     store.delete(found.id)
     return {"deleted": found.id, "name": found.name}
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Self
 
 from studio.adapter_stack import Stack
 from studio.adapters.card import stack_card, write_card
+from studio.adapters.descent import resolve_stack
 from studio.adapters.gguf_families import numbers_of
 from studio.adapters.gguf_write import (
     PRECISION_LABELS,
@@ -27,7 +28,7 @@ from studio.adapters.gguf_write import (
     verify_tensors,
     write,
 )
-from studio.adapters.library import name_of, refuse_place, resolve_stack
+from studio.adapters.library import name_of, refuse_place
 from studio.adapters.ollama import modelfile
 from studio.adapters.requests import BASE, STACK
 from studio.adapters.verify import (

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from studio import atomic
-from studio.adapter_stack import Stack
 from studio.errors import AdapterError, InputError, nearest
 from studio.home import Home, slug
 from studio.methods import methods, trains_base
@@ -189,15 +188,6 @@ def resolve(home: Home, name_or_dir: str) -> Path:
         f'There is no adapter "{name_or_dir}".{nearest(name_or_dir, [a.name for a in known])}'
         + ("" if known else " None has been trained or imported yet.")
     )
-
-
-def resolve_stack(home: Home, stack: Stack) -> Stack:
-    """Return a stack with its adapters' folders as names.
-
-    Raises:
-        AdapterError: An adapter does not exist.
-    """
-    return tuple(item.model_copy(update={"name": str(resolve(home, item.name))}) for item in stack)
 
 
 def _is_model(folder: Path) -> bool:

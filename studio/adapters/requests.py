@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from studio.adapter_stack import Stack
-from studio.adapters.library import describe, name_of, refuse_place, resolve, resolve_stack
+from studio.adapters.descent import resolve_stack
+from studio.adapters.library import describe, name_of, refuse_place, resolve
 from studio.adapters.verify import EXPORT_REPORT, read_report
 from studio.errors import AdapterError, InputError
 from studio.fields import knob

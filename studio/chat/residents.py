@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.adapter_stack import Stack
 from studio.chat.lanes import ActiveStack, Delta, Lane
 from studio.errors import AdapterError, OutOfMemory, StudioError
 from studio.home import Home
@@ -96,9 +97,11 @@ class ResidentModels:
         """Load what is missing and answer every lane; different bases alternate token by token."""
         models: dict[str, ModelFacts] = {}
         numbers: dict[Path, list[int]] = {}
-        for number, lane in enumerate(lanes):
+        asked, lanes = lanes, list(lanes)
+        for number, lane in enumerate(asked):
             try:
                 models[lane.model] = models.get(lane.model) or facts(ModelSource(path=lane.model))
+                lanes[number] = lane.model_copy(update={"stack": self._completed(lane.stack)})
             except StudioError as error:
                 yield _failed(number, error)
                 continue
@@ -122,7 +125,7 @@ class ResidentModels:
                     yield _failed(number, error)
             self._drop_unused(base, lanes)
             if able:
-                streams.append(_renumbered(base.engine, lanes, able, stopped, wanted))
+                streams.append(_renumbered(base.engine, lanes, asked, able, stopped, wanted))
         yield from _alternating(streams)
 
     def release(self) -> None:
@@ -224,6 +227,24 @@ class ResidentModels:
 
     # -- adapters ------------------------------------------------------------------------------
 
+    def _completed(self, stack: Stack) -> Stack:
+        """Return a lane's stack with what its adapters were trained on top of."""
+        from studio.adapters import descent
+        from studio.adapters.library import Adapter, describe, resolve
+        from studio.chat import run_checkpoints
+
+        def needs(name: str) -> descent.Needs:
+            if checkpoint := run_checkpoints.find_if_named(self._home, name):
+                return descent.Needs(checkpoint.path, descent.below_run(checkpoint.spec))
+            folder = resolve(self._home, name)
+            return descent.Needs(folder, descent.frozen_below(describe(folder)))
+
+        def name(one: Adapter) -> str:
+            is_own = resolve(self._home, one.name) == one.path
+            return one.name if is_own else str(one.path)
+
+        return descent.completed(stack, needs, name)
+
     def _with_adapters(self, base: _Base, number: int, lane: Lane) -> Iterator[Delta]:
         from studio.adapters.library import resolve
         from studio.chat import run_checkpoints
@@ -314,15 +335,27 @@ def _failed(number: int, error: StudioError) -> Delta:
 
 
 def _renumbered(
-    engine: ChatEngine, lanes: Sequence[Lane], numbers: Sequence[int], stopped: Stopped | None,
-    wanted: WeightChanges | None,
+    engine: ChatEngine, lanes: Sequence[Lane], asked: Sequence[Lane], numbers: Sequence[int],
+    stopped: Stopped | None, wanted: WeightChanges | None,
 ) -> Iterator[Delta]:  # fmt: skip
     def own() -> dict[int, ActiveStack]:
-        asked = wanted() if wanted is not None else {}
-        return {place: asked[number] for place, number in enumerate(numbers) if number in asked}
+        moved = wanted() if wanted is not None else {}
+        return {
+            place: _completed_again(lanes[number], asked[number], moved[number])
+            for place, number in enumerate(numbers) if number in moved
+        }  # fmt: skip
 
     for delta in engine.stream([lanes[n] for n in numbers], stopped=stopped, wanted=own):
         yield replace(delta, lane=numbers[delta.lane])
+
+
+def _completed_again(lane: Lane, asked: Lane, moved: ActiveStack) -> ActiveStack:
+    """Return new weights of a lane's own adapters with what was added to its stack below them."""
+    added = {part.name for part in lane.stack} - {part.name for part in asked.stack}
+    if len(moved) != len(asked.stack):
+        return moved  # other adapters: the engine refuses it
+    own = iter(moved)
+    return tuple((p.name, p.weight) if p.name in added else next(own) for p in lane.stack)
 
 
 def _alternating(streams: list[Iterator[Delta]]) -> Iterator[Delta]:

@@ -84,11 +84,11 @@ def measure(
     loaded: Loaded, backbone: Backbone, folder: Path, prompts: tuple[str, ...]
 ) -> dict[str, Any]:
     """Return size, latency ratios to the bare base, and answers of one adapter."""
+    from studio.adapters.descent import frozen_below
     from studio.adapters.library import describe
     from studio.backbone import Backbone
     from studio.backbone.fold import fold
     from studio.models.loading import load
-    from studio.training.start import frozen_below
 
     found = describe(folder)
     row: dict[str, Any] = {"method": found.method, "size_bytes": found.size_bytes}

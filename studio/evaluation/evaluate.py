@@ -65,7 +65,7 @@ class EvaluateRequest(Request):
         Raises:
             StudioError: An adapter, the model or a score does not exist.
         """
-        from studio.adapters.library import resolve_stack
+        from studio.adapters.descent import resolve_stack
         from studio.models.sources import facts
 
         facts(self.model)

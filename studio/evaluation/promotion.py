@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 
 from studio import atomic
 from studio.adapters import library
+from studio.adapters.descent import below_run
 from studio.chat import run_checkpoints
 from studio.errors import AdapterError
 from studio.evaluation.evaluate import EvaluateRequest
@@ -23,7 +24,7 @@ from studio.home import Home, publishing
 from studio.request import Request
 from studio.spec import RunSpec
 from studio.training.events import Event, Finished, Loading
-from studio.training.start import StartingPoint, below_run
+from studio.training.start import StartingPoint
 
 BEFORE = "adapter-before"
 
@@ -107,7 +108,7 @@ def _passport(
     start = checkpoint.spec.train
     if not passport and start.init_adapter:  # a stopped run has no adapter yet
         parent = library.describe(Path(start.init_adapter))
-        passport = StartingPoint(parent=parent, stacked=start.init_mode == "stack").passport()
+        passport = StartingPoint(parent=parent, stacked=start.init_mode == "stack").passport(target)
     progress = json.loads((checkpoint.path / "state.json").read_text())["progress"]
     spec = checkpoint.spec
     fresh = {

@@ -101,10 +101,14 @@ class Noted(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampled(Event):
-    """A fixed prompt answered with the current adapter."""
+    """A fixed prompt answered with the current adapter.
+
+    `answer_tokens` is the mean length of a step's answers, on the last of them.
+    """
 
     prompt: str
     text: str
+    answer_tokens: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -141,7 +141,7 @@ def _publish_adapter(session: Session, run_dir: Path, forgetting: dict[str, Any]
         "eval_loss": progress.eval_loss,
         "forgetting": forgetting or {},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        **session.start.passport(),
+        **session.start.passport(target),
     }
     with publishing(target) as temporary:
         session.backbone.save(session.name, temporary, base=str(spec.model.path))

@@ -19,6 +19,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from studio.backbone import Backbone
     from studio.training.session import Session
 
-BATCH_TOKENS, NEAREST = 4096, 16
+BATCH_TOKENS, NEAREST, LENGTHS = 4096, 16, 1024
 REPORT_SECONDS = 2.0
 FOLDER, FILE = "reference", "log_probs.safetensors"
 TRAIN, HELD = "train", "validation"
@@ -132,6 +133,14 @@ class Preference:
         if weight := self.objective.sft_weight(self.args):
             loss = loss - weight * chosen.policy.sum() / totals.chosen_tokens
         return loss, _sums(scored, chosen.policy, rejected.policy, paired=self.paired)
+
+    @cached_property
+    def longer_chosen(self) -> float:
+        """Share of the first pairs whose chosen answer is the longer one; 0.5 without pairs."""
+        rows = self.rows[TRAIN][:LENGTHS] if self.paired else ()
+        lengths = [int((row.labels != IGNORED).sum()) for row in rows]
+        signs = np.sign(np.subtract(lengths[::2], lengths[1::2]))
+        return float((signs.mean() + 1) / 2) if len(signs) else 0.5
 
     @property
     def _width(self) -> int:

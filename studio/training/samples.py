@@ -68,10 +68,15 @@ class PromptSampler:
             max_new_tokens=MAX_NEW_TOKENS,
             seconds=math.inf if session.spec.train.fsdp else seconds,  # ranks must stop together
         )
-        for prompt, (ids, ended) in zip(self.prompts, answers, strict=True):
+        mean = sum(len(ids) for ids, _ in answers) / len(answers)
+        session.progress.watch.see_answers(mean)
+        for number, (ids, ended) in enumerate(answers, start=1):
             text = session.loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            more = "" if ended else " …"
-            yield Sampled(step=session.progress.step, prompt=prompt.text, text=text + more)
+            yield Sampled(
+                step=session.progress.step, prompt=self.prompts[number - 1].text,
+                text=text if ended else f"{text} …",
+                answer_tokens=mean if number == len(answers) else None,
+            )  # fmt: skip
         self._last = time.monotonic()
 
     def _choose(self) -> list[SamplePrompt]:

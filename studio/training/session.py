@@ -283,6 +283,7 @@ class Session:
         if self.preference:
             loss, rewards, kl = self.preference.evaluate()
             self.progress.record_evaluation(loss, rewards.rewards_accuracies)
+            self.progress.watch.held_accuracy = rewards.rewards_accuracies
             return Evaluated(
                 step=self.progress.step, eval_loss=loss, kl=kl,
                 rewards_accuracies=rewards.rewards_accuracies,
@@ -338,7 +339,10 @@ class Session:
         if self.preference is None:
             return ""
         has_reference = self.preference.objective.NEEDS_REFERENCE
-        return self.progress.watch.sentence(self.plan.total_steps, has_reference=has_reference)
+        return self.progress.watch.sentence(
+            self.plan.total_steps, has_reference=has_reference,
+            longer_chosen=self.preference.longer_chosen,
+        )  # fmt: skip
 
     # -- state ---------------------------------------------------------------------------------
 

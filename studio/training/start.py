@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from studio.adapters import library
+from studio.adapters.descent import below_run, frozen_below, lineage
 from studio.atomic import read_object
 from studio.devices import CLUSTER
 from studio.errors import AdapterError, MethodError, SpecError
@@ -35,16 +36,12 @@ class StartingPoint:
     parent: library.Adapter | None = None
     stacked: bool = False
 
-    def passport(self) -> dict[str, Any]:
-        """Return the passport's part on the line of descent, the oldest adapter first."""
+    def passport(self, folder: Path) -> dict[str, Any]:
+        """Return the line of descent as the passport of an adapter published in a folder has it."""
         if self.parent is None:
             return {"parents": []}
-        parent = self.parent
-        own = {
-            "name": parent.name, "path": str(parent.path), "method": parent.method,
-            "data": parent.section("data").get("path", ""), "frozen": self.stacked,
-        }  # fmt: skip
-        return {"parents": [parent.name], "lineage": [*parent.passport.get("lineage", []), own]}
+        line = lineage(self.parent, stacked=self.stacked, folder=folder)
+        return {"parents": [self.parent.name], "lineage": line}
 
 
 def resolved(spec: RunSpec, home: Home, known: ModelFacts) -> RunSpec:
@@ -96,20 +93,6 @@ def num_tokens_before(spec: RunSpec) -> int:
     """Return the virtual tokens before each row, those of frozen adapters below included."""
     below = (method_of(one).num_tokens_before for one in below_run(spec))
     return spec.method.num_tokens_before + sum(below)
-
-
-def below_run(spec: RunSpec) -> list[library.Adapter]:
-    """Return the adapters that are frozen below the one that a run trains, the lowest first."""
-    if not spec.train.init_adapter:
-        return []
-    parent = library.describe(Path(spec.train.init_adapter))
-    return [*frozen_below(parent), *([parent] if spec.train.init_mode == "stack" else [])]
-
-
-def frozen_below(adapter: library.Adapter) -> list[library.Adapter]:
-    """Return the adapters that an adapter was trained on top of, the lowest first."""
-    line = adapter.passport.get("lineage") or []
-    return [library.describe(Path(one["path"])) for one in line if one.get("frozen")]
 
 
 def attach(

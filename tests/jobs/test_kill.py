@@ -1,5 +1,6 @@
 """The whole machinery with real training: killed in the middle, it ends as if nothing had been."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -7,10 +8,16 @@ from pathlib import Path
 import pytest
 
 from jobs import supervisor
+from jobs.admission import admit
+from jobs.derived_runs import then
 from jobs.store import JobStore
+from studio.adapters.descent import frozen_below
+from studio.adapters.library import describe
 from studio.home import folder_hash
 from tests.jobs.conftest import until
 from tests.studio.tiny import tiny_spec
+
+STAGE_STEPS = 150
 
 
 @pytest.fixture
@@ -55,4 +62,60 @@ def test_a_run_killed_twice_ends_with_the_same_adapter(home, ingredients):
     assert all(folder_hash(folder) for folder in folders)
     left = [p.name for p in home.runs.rglob(".tmp-*")] + [p.name for p in home.runs.rglob(".old-*")]
     assert left == []
+    store.close()
+
+
+@pytest.mark.timeout(900)
+def test_a_chain_of_three_stages_killed_in_each_ends_with_the_same_adapters(home, tmp_path):
+    """Raw text, then answers, then pairs on top: every stage is killed once and goes on."""
+    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa".split()
+    text, pairs = tmp_path / "book.txt", tmp_path / "pairs.jsonl"
+    text.write_text("\n".join(f"The word {a} comes before {b}." for a in words for b in words))
+    rows = [{"prompt": f"say {a}", "chosen": f"{a} {a}", "rejected": f"no {a}"} for a in words]
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    spec = tiny_spec(
+        tmp_path, method__r=2, method__lora_dropout=0.1, train__max_steps=STAGE_STEPS,
+        train__save_steps=10, train__eval_steps=-1, train__per_device_train_batch_size=4,
+    )  # fmt: skip
+    answers = spec.data.path
+    store = JobStore(home)
+
+    def chain(name: str) -> list[int]:
+        first = spec.with_values({"name": f"{name} 1", "data.path": str(text)})
+        jobs = [store.submit(admit(first, home)).id]
+        steps = ((answers, "sft", "continue"), (str(pairs), "dpo", "stack"))
+        for number, (data, loss, mode) in enumerate(steps, start=2):
+            jobs.append(then(store, jobs[-1], data, loss=loss, mode=mode, assignments={},
+                             name=f"{name} {number}").id)  # fmt: skip
+        return jobs
+
+    def pid_within(number: int) -> int | None:
+        job = store.get(number)
+        return job.pid if (job.attempt, job.state) == (1, "running") and job.step >= 15 else None
+
+    calm, rough = chain("calm"), chain("rough")
+    supervisor.ensure_running(home)
+    try:
+        for number in rough:
+            os.kill(until(lambda n=number: pid_within(n), seconds=240), signal.SIGKILL)
+        until(lambda: store.get(rough[-1]).state == "succeeded", seconds=240)
+    finally:
+        supervisor.stop(home)
+
+    assert [store.get(number).state for number in calm] == ["succeeded"] * 3
+    for one, other in zip(calm, rough, strict=True):
+        assert [a["outcome"] for a in store.attempts(other)] == ["interrupted", "succeeded"]
+        assert store.attempts(other)[1]["from_step"] >= 10, (
+            "from its checkpoint, not from the start"
+        )
+        curves = store.metrics([one, other], ["loss"])["data"]["loss"]
+        assert len(curves[str(one)]["x"]) == STAGE_STEPS and curves[str(one)] == curves[str(other)]
+        weights = [(home.run(number) / "adapter" / "adapter_model.safetensors").read_bytes()
+                   for number in (one, other)]  # fmt: skip
+        assert weights[0] == weights[1]
+    last = describe(home.run(rough[-1]) / "adapter")
+    assert [(one["name"], one["frozen"]) for one in last.passport["lineage"]] == [
+        ("rough 1", False), ("rough 2", True)
+    ]  # fmt: skip
+    assert [one.name for one in frozen_below(last)] == ["rough 2"]
     store.close()

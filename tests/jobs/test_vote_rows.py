@@ -43,6 +43,17 @@ def test_the_winner_is_chosen_and_an_edited_answer_is_better_than_it_was(databas
     assert left_out == {"history": 1}  # A won the second turn, which B saw after another answer
 
 
+def test_a_prompt_that_was_answered_alone_has_no_history(database):
+    answers = [{"text": t, "lane": lane, "alone": True} for t, lane in (("a2", A), ("b2", B))]
+    Conversations(database).save_turn("a", 1, prompt="q2", answers=answers)
+    rows, left_out = rows_of(database, "pairs", TurnFilter())
+    assert said(rows[1]["prompt"]) == ["Be kind.", "q2"] and not left_out
+    talks = rows_of(database, "answers", TurnFilter(unvoted=True))[0]
+    assert [said(row["messages"]) for row in talks] == [
+        ["Be kind.", "q2", "a2"], ["Be kind.", "q2", "b2"]
+    ]  # fmt: skip
+
+
 def test_ties_teach_nothing_and_bad_answers_are_verdicts(database):
     Votes(database).cast("q1", (A, B), winner=None, conversation="a", turn=0, answers=["a1", "b1"])
     rows, left_out = rows_of(database, "judged", TurnFilter())

@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { append, hues, progress, stateName } = await import('../../ui/assets/core/live.js');
+const { append, hues, progress, stages, stateName } = await import('../../ui/assets/core/live.js');
 
 test('new points replace the steps that a resumed run repeats', () => {
   const runs = new Map();
@@ -20,4 +20,12 @@ test('progress and state in words', () => {
   assert.equal(progress({ step: 5 }), '5 steps');
   assert.equal(progress({ step: 0 }), '');
   assert.equal(stateName({ state: 'succeeded', ended: 'stopped' }), 'stopped');
+});
+
+test('the stages of a chain are what led to a run and what follows it', () => {
+  const jobs = [[1, null], [2, 1], [3, 2], [4, null], [5, 2], [6, 99]].map(([id, before]) => ({ id, stage_of: before }));
+  const chain = (id) => stages(jobs[id - 1], jobs).map((one) => one.id);
+  assert.deepEqual(chain(3), [1, 2, 3]);
+  assert.deepEqual(chain(1), [1, 2, 3, 5]);
+  assert.deepEqual([chain(4), chain(6)], [[4], [6]]);
 });

@@ -1,6 +1,7 @@
 """Runs that start from an adapter of the library: trained further, or a fresh one stacked on it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from studio.adapters import library
+from studio.adapter_stack import StackItem
+from studio.adapters import descent, library
 from studio.backbone import Backbone
+from studio.chat.lanes import Lane, Message, Sampling
+from studio.chat.residents import ResidentModels
 from studio.devices import CLUSTER
 from studio.errors import AdapterError, MethodError, SpecError
 from studio.evaluation import bakeoff, promotion
 from studio.evaluation.evaluate import EvaluateRequest
 from studio.evaluation.promotion import PromoteRequest
+from studio.home import Home
 from studio.models.loading import load
 from studio.models.sources import facts
 from studio.spec import RunSpec
@@ -107,12 +112,50 @@ def test_what_is_below_the_adapter_to_start_from_acts_too(world, mode, tmp_path,
     first = session.step()
     assert first.loss == pytest.approx(0.6931, abs=1e-3)
     assert first.logps_chosen == pytest.approx(float(chosen.mean()), rel=1e-5)
-    line = session.start.passport()["lineage"]
+    line = session.start.passport(home.run(6) / "adapter")["lineage"]
     assert [one["frozen"] for one in line] == [True, mode == "stack"]
     monkeypatch.setattr(bakeoff, "answers", lambda loaded, backbone, prompts: backbone.active)
     whole = Backbone(load(base_model(spec), "cpu").model)
     measured = bakeoff.measure(loaded, whole, home.run(7) / "adapter", ())
     assert measured["answers"] == [(("below-0", 1.0), ("candidate", 1.0))] and not whole.adapters
+
+
+def test_a_stacked_adapter_answers_with_what_is_below_it_wherever_the_home_is(world, tmp_path):
+    spec, home = world
+    trained(spec, home, 9, **{"train.init_mode": "stack", "method.name": "ia3",
+                              "train.save_steps": 2, "name": "top"})  # fmt: skip
+    (home.run(9) / "spec.yaml").write_text(json.dumps(
+        spec.with_values({"train.init_mode": "stack", "method.name": "ia3"}).model_dump(mode="json")
+    ))  # fmt: skip
+    models = ResidentModels(home, device="cpu")
+
+    def answered_by(*names: str, weights: Any = None) -> list[tuple[str, float]]:
+        lane = Lane(model=spec.model.path, stack=tuple(StackItem(name=name) for name in names),
+                    messages=(Message(role="user", content="say a"),),
+                    sampling=Sampling(max_new_tokens=3))  # fmt: skip
+        wanted = weights and (lambda: {0: weights})
+        last = [*models.stream([lane], wanted=wanted)][-1]
+        assert last.active is not None, last.error
+        return [(name, weight) for name, weight in last.active.stack]
+
+    assert answered_by("top") == [("first", 1.0), ("top", 1.0)]
+    assert answered_by("9@4") == [("first", 1.0), ("9@4", 1.0)]
+    assert answered_by("first", "top") == [("first", 1.0), ("top", 1.0)], "not twice"
+    assert answered_by("top", weights=(("top", 0.5),)) == [("first", 1.0), ("top", 0.5)]
+    merged = descent.resolve_stack(home, (StackItem(name="top", weight=2.0),))
+    assert [(Path(one.name), one.weight) for one in merged] == [
+        (home.run(1) / "adapter", 1.0), (home.run(9) / "adapter", 2.0)
+    ]  # fmt: skip
+
+    moved = Home(tmp_path / "moved")
+    shutil.copytree(home.path, moved.path)
+    (below,) = descent.frozen_below(library.describe(moved.run(9) / "adapter"))
+    assert below.path == moved.run(1) / "adapter"
+    names = [one.path.parent.name for one in descent.built_on(moved, below.path)]
+    assert "9" in names
+    shutil.rmtree(below.path)
+    with pytest.raises(AdapterError, match='trained on top of "first", which is missing'):
+        descent.frozen_below(library.describe(moved.run(9) / "adapter"))
 
 
 def test_a_promoted_checkpoint_of_a_stopped_run_knows_what_is_below(world, monkeypatch):

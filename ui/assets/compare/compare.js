@@ -27,7 +27,9 @@ export class Compare extends HTMLElement {
     this.build();
     await this.conversation.open(query().getAll('lane').slice(0, this.choices.max_lanes).map(parseLane));
     if (!this.conversation.lanes.length) this.conversation.lanes = this.usualLanes();
-    if (query().has('blind') && !this.conversation.turns.length) this.conversation.blind = true;
+    if (query().has('blind') && !this.conversation.turns.length) {
+      Object.assign(this.conversation, { blind: true, alone: true });
+    }
     this.root.hidden = false;
     this.show();
     this.tabs.open(query().get('view') ?? 'chat');
@@ -62,13 +64,18 @@ export class Compare extends HTMLElement {
       title: 'Shuffle the lanes and hide their names until you vote' });
     this.report = button('Save a report', () => saveReport({ conversation: this.conversation.id }), 's-tool',
       { hidden: true, title: 'The conversation with its votes, as one HTML file' });
+    this.alone = button('Each alone', () => {
+      this.conversation.alone = !this.conversation.alone;
+      this.show();
+      this.moved();
+    }, 's-tool', { title: 'Answer each prompt without the turns before it, as votes for a dataset need' });
     this.newChat = button('New chat', () => this.restart(), 's-tool', { title: 'Key n' });
     this.serve = button('Use elsewhere', () => showEndpoint(this.conversation.lanes), 's-tool',
       { title: 'These lanes in other programs, over an OpenAI-compatible address' });
     this.tabs = new Tabs(this);
     this.root = h('div', { class: 's-compare', hidden: true }, // until the lanes are known
       h('div', { class: 's-compare-bar' }, this.tabs.tabs, h('span', { class: 's-grow' }), this.newChat,
-        this.report, this.confidence, this.reference, this.blind, this.serve),
+        this.report, this.confidence, this.reference, this.blind, this.alone, this.serve),
       this.heads, this.scroll, this.tabs.element, this.composer.element);
     this.append(h('h1', { class: 's-hidden' }, 'Compare'), this.root);
     addEventListener('keydown', (event) => { this.key(event); this.votes.key(event); });
@@ -85,12 +92,13 @@ export class Compare extends HTMLElement {
 
   /** Draw everything: after lanes, turns or the view changed. */
   show() {
-    const { lanes, turns, blind } = this.conversation;
+    const { lanes, turns, blind, alone } = this.conversation;
     this.style.setProperty('--lanes', lanes.length);
     if (!(this.view.reference >= 0 && this.view.reference < lanes.length)) this.view.reference = null;
     this.heads.toggleAttribute('data-blind', blind);
     this.heads.replaceChildren(...(blind ? [h('p', { class: 's-quiet' },
-      `Blind: ${lanes.length} lanes answer in random order, without names. Vote to reveal the names.`)]
+      `Blind: ${lanes.length} lanes answer in random order, without names. Vote to reveal the names.${alone
+        ? ' Each prompt is answered on its own.' : ''}`)]
       : lanes.map((lane, i) => this.head(lane, i))));
     this.composer.more(lanes.length < this.choices.max_lanes && !blind);
     this.composer.ready(turns.length > 0);
@@ -98,7 +106,8 @@ export class Compare extends HTMLElement {
     this.newChat.hidden = this.report.hidden = !turns.length;
     this.confidence.setAttribute('aria-pressed', String(this.view.confidence));
     this.blind.setAttribute('aria-pressed', String(blind));
-    this.blind.hidden = this.reference.hidden = lanes.length < 2;
+    this.alone.setAttribute('aria-pressed', String(alone));
+    this.blind.hidden = this.alone.hidden = this.reference.hidden = lanes.length < 2;
     this.reference.replaceChildren(h('option', { value: '' }, 'No differences'),
       ...lanes.map((_, i) => h('option', { value: i }, `Differ from ${LETTERS[i]}`)));
     this.reference.value = this.view.reference ?? '';

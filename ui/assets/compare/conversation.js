@@ -11,7 +11,7 @@ const KEEPALIVE_BYTES = 60000; // browsers send at most 64 KB while a page close
 export class Conversation {
   /** `changed(turn)` is called whenever an answer grew. */
   constructor(id, settings, changed) {
-    Object.assign(this, { id, changed, lanes: [], turns: [], settings, blind: false });
+    Object.assign(this, { id, changed, lanes: [], turns: [], settings, blind: false, alone: false });
     addEventListener('pagehide', () => { this.leaving = true; this.saveNow(); });
   }
 
@@ -25,6 +25,7 @@ export class Conversation {
       lanes.find((old) => writeLane(old) === writeLane(lane)) ?? lane) : lanes;
     this.settings = { ...this.settings, ...settings.shared };
     this.blind = settings.blind ?? false;
+    this.alone = settings.alone ?? false;
     this.turns = turns;
     this.saved = true;
     for (const turn of this.turns) {
@@ -59,7 +60,7 @@ export class Conversation {
       const seed = nextSeed ? (old?.seed ?? sampling.seed) + 1 : sampling.seed;
       const tail = goOn ? [{ role: 'assistant', content: old.text }] : [];
       turn.answers[lane] = { ...(goOn ? { text: old.text, parts: old.parts, tokens: old.tokens } : blank()), seed,
-        place: old?.place, lane: writeLane(this.lanes[lane]) };
+        place: old?.place, lane: writeLane(this.lanes[lane]), alone: this.alone };
       return { model: this.lanes[lane].model, stack: this.lanes[lane].stack, system,
         sampling: { ...sampling, seed, logprobs: ALTERNATIVES },
         messages: [...this.before(number, lane), { role: 'user', content: turn.prompt }, ...tail] };
@@ -84,8 +85,9 @@ export class Conversation {
     if (!this.asking) this.unsaved = null;
   }
 
+  /** What a lane is shown before a turn: nothing where each prompt stands alone. */
   before(number, lane) {
-    return this.turns.slice(0, number).flatMap(({ prompt, answers }) => answers[lane]?.text
+    return this.alone ? [] : this.turns.slice(0, number).flatMap(({ prompt, answers }) => answers[lane]?.text
       ? [{ role: 'user', content: prompt }, { role: 'assistant', content: answers[lane].text }] : []);
   }
 
@@ -122,7 +124,8 @@ export class Conversation {
   }
 
   meta() {
-    return { id: this.id, lanes: this.lanes, settings: { shared: this.settings, blind: this.blind },
+    return { id: this.id, lanes: this.lanes, settings: { shared: this.settings, blind: this.blind,
+      alone: this.alone },
       parent: this.parent ?? null };
   }
 

@@ -297,8 +297,9 @@ export const METRICS = [
     ['rewards_margins', 'Reward margin'], ['rewards_chosen', 'Reward, chosen'],
     ['rewards_rejected', 'Reward, rejected'], ['logps_chosen', 'Log-probability, chosen'],
     ['logps_rejected', 'Log-probability, rejected'], ['eval_kl', 'KL to the reference, per token'],
+    ['answer_tokens', 'Length of sampled answers, in tokens'],
   ].map(([name, title]) => ({ name, title, optional: true,
-    ...(name.startsWith('eval_') && { smooth: false, dots: true }) })),
+    ...(/^(eval|answer)_/.test(name) && { smooth: false, dots: true }) })),
 ];
 
 const LOSSES = ['loss', 'eval_loss'];

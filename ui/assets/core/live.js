@@ -211,3 +211,16 @@ function notify(before, job) {
   });
   shown.onclick = () => { window.focus(); go(`/runs?run=${job.id}`); };
 }
+
+/** The chain of stages that a run belongs to, the first stage first; of several next stages, all. */
+export function stages(job, jobs) {
+  const found = new Set([job]);
+  for (let one = job; one?.stage_of; found.add(one)) {
+    one = jobs.find(({ id }) => id === one.stage_of);
+    if (!one || found.has(one)) break;
+  }
+  for (const one of [...jobs].sort((a, b) => a.id - b.id)) {
+    if ([...found].some(({ id }) => id >= job.id && id === one.stage_of)) found.add(one);
+  }
+  return [...found].sort((a, b) => a.id - b.id);
+}

@@ -118,7 +118,7 @@ export class Data extends HTMLElement {
       h('div', { class: 's-detail-head' }, h('h1', {}, found.name), badge('queued', found.format.replace('_', ' ')),
         h('div', { class: 's-actions' },
           h('a', { class: 's-button s-primary', 'data-testid': 'train-on-this',
-            href: `/?set=data.path=${encodeURIComponent(found.name)}` }, 'Train on this'),
+            href: `/?set=data.path=${encodeURIComponent(found.name)}${LOSS[found.format] ?? ''}` }, 'Train on this'),
           exports,
           sureButton('Delete', 'Really delete?', () => this.remove(found.name)))),
       h('p', { class: 's-meta' }, 'from ', found.original.name,
@@ -214,6 +214,9 @@ class Remap {
     panel.look();
   }
 }
+
+/** The loss that learns from all that rows of a format say. */
+const LOSS = { preference: '&set=train.loss=dpo', scored: '&set=train.loss=dpo', judged: '&set=train.loss=kto' };
 
 const NAMES = { filter: 'Filtered', dedupe: 'Deduplicated', split: 'Split', drop: 'Rows dropped', remap: 'Remapped' };
 

@@ -4,7 +4,7 @@ import { actOn, ago, api, badge, button, changed, choose, clock, compact, count,
   menu, number, quiet, say, send, short, sureButton, table, tabs, text } from '../core/dom.js';
 import { blindTest, compareAddress, COMPARED } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
-import { isLive, JobProgress, poke, stateName } from '../core/live.js';
+import { isLive, JobProgress, poke, stages, stateName } from '../core/live.js';
 import { saveReport } from '../core/take_away.js';
 import { KINDS, outcome } from '../adapters/actions.js';
 import { Results } from '../adapters/bakeoff.js';
@@ -94,19 +94,22 @@ export class Detail {
     if (this.job.id === job.id) this.forgot.replaceChildren(forgettingCard(general));
   }
 
-  /** The runs of its sweep or bake-off, best first. */
+  /** The runs of its sweep or bake-off, best first; else the stages that led to it and follow it. */
   showGroup(job) {
-    const runs = job.sweep ? this.jobs().filter((one) => one.sweep === job.sweep && draws(one)) : [];
+    const runs = job.sweep ? this.jobs().filter((one) => one.sweep === job.sweep && draws(one))
+      : stages(job, this.jobs());
     this.group_.hidden = runs.length < 2;
     if (!changed(this.group_, runs.map((one) => [one.id, one.state, one.eval_loss, one.last_loss, one.forgetting,
       one.id === job.id]).join())) return;
     const rank = (one) => one.eval_loss ?? one.last_loss ?? Infinity;
-    runs.sort((a, b) => rank(a) - rank(b) || a.id - b.id);
-    this.group_.replaceChildren(h('summary', {}, `${runs.length} runs of “${job.sweep}”`),
-      table(['Run', 'Method', 'State', 'Held-out loss', 'Forgetting', 'Loss', 'Time'],
-        runs.map((one) => [one.id === job.id
-        ? h('b', {}, one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name), one.method, badge(stateName(one)),
-      number(one.eval_loss), number(one.forgetting, 3), number(one.last_loss), duration(one.seconds)])),
+    const [title, heading] = job.sweep ? [`${runs.length} runs of “${job.sweep}”`, 'Method']
+      : [`${runs.length} stages, each from the adapter of the one before`, 'Dataset'];
+    if (job.sweep) runs.sort((a, b) => rank(a) - rank(b) || a.id - b.id);
+    this.group_.replaceChildren(h('summary', {}, title),
+      table(['Run', heading, 'State', 'Held-out loss', 'Forgetting', 'Loss', 'Time'], runs.map((one) => [
+        one.id === job.id ? h('b', {}, one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name),
+        job.sweep ? one.method : short(one.data), badge(stateName(one)), number(one.eval_loss),
+        number(one.forgetting, 3), number(one.last_loss), duration(one.seconds)])),
       h('div', { class: 's-actions' }, button('Overlay their curves', () => this.overlay(runs.map(({ id }) => id))),
         button('Save a report', () => saveReport({ jobs: runs.map(({ id }) => String(id)) }))));
   }
