@@ -106,7 +106,16 @@ FILE_KINDS = frozenset({"import", "curate", "measure"})
 """Kinds of datasets that only read and write files."""
 LIGHT_KINDS = {"download": NETWORK} | dict.fromkeys(
     FILE_KINDS
-    | {"arrive", "push", "promote", "picture", "import_adapter", "export_adapter", "gguf"},
+    | {
+        "arrive",
+        "push",
+        "promote",
+        "picture",
+        "import_adapter",
+        "export_adapter",
+        "gguf",
+        "extend_model",
+    },
     FILES,
 )
 """Kinds that run beside training, and their slots."""
@@ -128,6 +137,7 @@ KINDS: dict[str, Kind | str] = {
     "suite": "studio.evaluation.suites:SuiteRequest",
     "judge": "studio.evaluation.judge:JudgeRequest",
     "download": "studio.models.download:DownloadRequest",
+    "extend_model": "studio.models.new_tokens:ExtendRequest",
     "import": "studio.data.requests:ImportRequest",
     "curate": "studio.data.requests:CurateRequest",
     "measure": "studio.data.requests:MeasureRequest",

@@ -231,6 +231,11 @@ class TrainArgs(Record):
         1.0, "LoRA+: learning rate of B relative to A; 1 is plain LoRA.", gt=0, le=1000,
         title="LoRA+ ratio", when={"method.name": ["lora", "qlora"]},
     )  # fmt: skip
+    embedding_lr_ratio: float = _optimizer(
+        0.0, "Learning rate of embeddings and of other modules trained in full, relative to the "
+        "others; auto is 1 for single tokens and 0.1 for whole modules.", ge=0, le=1000,
+        title="Embedding ratio", words={"auto": 0}, when={"method.name": ["lora", "qlora"]},
+    )  # fmt: skip
     weight_decay: float = _optimizer(0.0, "Weight decay coefficient.", ge=0, le=10)
     max_grad_norm: float = _optimizer(
         1.0,

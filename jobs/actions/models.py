@@ -13,6 +13,7 @@ from studio.errors import InputError, ModelError
 from studio.home import Home
 from studio.models import hub_cache, inventory, repositories
 from studio.models.download import DownloadRequest, arrived_bytes, free_bytes
+from studio.models.new_tokens import ExtendRequest
 from studio.models.sources import origin_of, text_part
 from studio.spec import ModelSource
 
@@ -27,6 +28,7 @@ HubId = Annotated[
 Device = Annotated[str, field("Device of the estimates; the first one by default.")]
 
 request_action("models.get", DownloadRequest, title="Download a model")
+request_action("models.extend", ExtendRequest, title="Add tokens to a model")
 
 
 @action("models")

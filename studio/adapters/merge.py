@@ -159,17 +159,19 @@ def write_model(
         state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         for name, tensor in changed.items():
             state[name] = tensor.to(state[name].dtype)
-    _untie(model, set(tensors))
+    _untie(model, tensors)
     model.save_pretrained(folder, state_dict=state)
     loaded.tokenizer.save_pretrained(folder)
     return _name(model.dtype)
 
 
-def _untie(model: Any, changed: set[str]) -> None:
-    """Give embeddings and head matrices of their own where one of them changed."""
+def _untie(model: Any, changed: dict[str, Tensor]) -> None:
+    """Give embeddings and head matrices of their own where they changed differently."""
     own = (model.get_output_embeddings(), model.get_input_embeddings())
-    names = {f"{name}.weight" for name, module in model.named_modules() if module in own}
-    if names & changed and model.config.tie_word_embeddings:
+    names = [f"{name}.weight" for name, module in model.named_modules() if module in own]
+    found = [changed[name] for name in names if name in changed]
+    alike = len(found) == len(names) and all(one.equal(found[0]) for one in found)
+    if found and not alike and model.config.tie_word_embeddings:
         model.config.tie_word_embeddings = False
         model._tied_weights_keys = None
 

@@ -43,13 +43,17 @@ class Adapter:
         return [parameter for _, parameter in self.named_parameters()]
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """Return every trained tensor with its name `<site key>/<name>`, in a fixed order."""
-        return [
-            (f"{key}/{name}", tensor)
-            for key, own in self.params.items()
-            for name, tensor in own.items()
+        """Return every trained tensor with its name `<site key>/<name>`, in a fixed order.
+
+        One that several sites share is returned once.
+        """
+        found = {
+            id(tensor): (f"{key}/{name}", tensor)
+            for key, own in reversed(self.params.items())
+            for name, tensor in reversed(own.items())
             if isinstance(tensor, nn.Parameter) and not name.startswith("_")
-        ]
+        }
+        return list(reversed(found.values()))
 
     @property
     def num_parameters(self) -> int:

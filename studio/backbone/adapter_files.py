@@ -304,7 +304,7 @@ def write(adapter: Adapter, folder: Path, anatomy: Anatomy, *, base: str) -> Non
     tensors = expert_files.to_file(method.to_tensors(own, adapter.params), experts)
     if isinstance(method, Lora):
         beside = [site for site in adapter.sites if site.key in adapter.beside]
-        saved, fields = saved_modules.joined(method, beside, adapter.params)
+        saved, fields = saved_modules.joined(method, beside, adapter.params, anatomy)
         config["target_modules"] += fields.pop("target_modules", [])
         tensors, config = tensors | saved, config | fields
     tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}

@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from studio import hardware
-from studio.backbone import adapter_files, attention, attention_kernels, experts, packing
+from studio.backbone import (
+    adapter_files,
+    attention,
+    attention_kernels,
+    experts,
+    packing,
+    saved_modules,
+)
 from studio.backbone.adapter import Adapter
 from studio.backbone.checkpointing import set_checkpointing
 from studio.backbone.composition import Edit, Rows, SitePlan, Stack, group_rows
@@ -31,6 +38,7 @@ from studio.backbone.rotary import install_row_factors
 from studio.backbone.sites import Anatomy, Site
 from studio.backbone.virtual_tokens import VIRTUAL, VirtualTokens
 from studio.errors import MethodError, nearest
+from studio.methods.lora import Lora
 from studio.methods.method import Init, Method, Params, Phase
 
 T = TypeVar("T")
@@ -94,7 +102,12 @@ class Backbone:
             torch.Generator().manual_seed(seed), tuple(sites), tokenize, example,
             self._virtual.keys_values_of,
         )  # fmt: skip
-        return self.add(name, method, sites, [method.create(site, init) for site in sites])
+        params = [method.create(site, init) for site in sites]
+        whole, zeros = [], []
+        if isinstance(method, Lora):
+            whole, zeros = saved_modules.fresh(method, self.anatomy, sites)
+        beside: dict[str, Method] = {site.key: saved_modules.SavedModules() for site in whole}
+        return self.add(name, method, [*sites, *whole], [*params, *zeros], beside)
 
     def add(
         self,

@@ -1,17 +1,19 @@
-"""What PEFT's LoRA files hold beside `A` and `B`: whole modules, tokens, low-rank embeddings.
+"""What a LoRA trains beside `A` and `B`: whole modules, single tokens, low-rank embeddings.
 
 - `modules_to_save`: full copies of linear layers, norms or the embeddings;
 - `trainable_token_indices`: rows of the embeddings (and of the head that shares them);
 - LoRA of the embeddings, `lora_embedding_A (r, V)` and `lora_embedding_B (D, r)`.
 
 Each becomes an edit of the same adapter at the module's site that adds the difference to the base,
-so it is weighted, stacked and switched like the rest.
+so it is weighted, stacked and switched like the rest. `fresh` makes those that a run trains; where
+head and embeddings share their matrix, they share the difference.
 
 Shapes: `n chosen tokens, V vocabulary, D hidden`.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -19,10 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
 from studio.backbone.sites import Anatomy, Site
-from studio.errors import AdapterError
+from studio.errors import AdapterError, MethodError, nearest
 from studio.methods.lora import Lora
 from studio.methods.method import Method, Params, Phase
 from studio.methods.norm_tuning import NormTuning
+from studio.models.new_tokens import new_token_ids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,8 +55,8 @@ class SavedModules(Method):
             return NormTuning().delta(p, x, y, site, training=training)
         if site.kind != "embedding":
             if "tokens" in p:
-                change = y.new_zeros(y.shape, dtype=p["tokens"].dtype)
                 rows = linear(x.to(p["tokens"].dtype), p["tokens"])
+                change = rows.new_zeros(*rows.shape[:-1], site.out_features)
                 return change.index_add(-1, p["_index"], rows)
             change = linear(x.to(p["weight"].dtype), p["weight"])
             return change + p["bias"] if "bias" in p else change
@@ -74,6 +77,60 @@ class SavedModules(Method):
             whole = torch.zeros(site.parameter.shape, device=p["tokens"].device)
             return {"weight": whole.index_add(0, p["_index"], weight * p["tokens"])}
         return {name: weight * tensor.float() for name, tensor in p.items()}
+
+
+def fresh(method: Lora, anatomy: Anatomy, taken: Sequence[Site]) -> tuple[list[Site], list[Params]]:
+    """Return the sites and zero differences of what a method trains beside the sites `taken`.
+
+    Raises:
+        MethodError: A module or token does not exist, or is trained already.
+    """
+    found: dict[str, tuple[Site, Params]] = {}
+    embedding_, names = anatomy.embedding(), method.modules_to_save
+    shared = _sharing(anatomy, embedding_)
+    both = [*shared, *(s for s in _heads(anatomy) if s.key != shared[-1].key)]
+    for site in both if names == "embeddings" else _named(anatomy, names):
+        if site.transposed:
+            raise MethodError(f"{site.key} is stored transposed and cannot be trained in full.")
+        first = next((p for s, p in found.values() if s.parameter is site.parameter), {})
+        found[site.key] = (site, first or {
+            name: torch.zeros(own.shape)
+            for name in ("weight", "bias")
+            if isinstance(own := getattr(site.module, name, None), nn.Parameter)
+        })  # fmt: skip
+    ids = trained_tokens(method, anatomy)
+    if ids and embedding_.key not in found:
+        index = torch.tensor(ids)
+        deltas = {id(site.parameter): torch.zeros(len(ids), anatomy.hidden_size) for site in both}
+        for site in both:
+            if site.key not in found:
+                found[site.key] = (site, {"tokens": deltas[id(site.parameter)], "_index": index})
+    if twice := {site.key for site in taken} & found.keys():
+        raise MethodError(
+            f"{min(twice)} is trained by method.target_modules already: leave it out there, or in "
+            "method.modules_to_save."
+        )
+    return [site for site, _ in found.values()], [own for _, own in found.values()]
+
+
+def trained_tokens(method: Lora, anatomy: Anatomy) -> list[int]:
+    """Return the ids of the tokens whose embeddings a method trains.
+
+    Raises:
+        MethodError: The model has no such token.
+    """
+    chosen = method.trainable_token_indices
+    if chosen == "none":
+        return []
+    if chosen == "new":
+        return new_token_ids(Path(anatomy.model.name_or_path))
+    rows = len(anatomy.embedding().parameter)
+    if wrong := [token for token in chosen if not 0 <= token < rows]:
+        raise MethodError(
+            f"method.trainable_token_indices has {wrong[0]}, but the model's tokens are 0 to "
+            f"{rows - 1}."
+        )
+    return list(dict.fromkeys(chosen))
 
 
 def check(config: dict[str, Any], tensors: Params) -> None:
@@ -149,7 +206,7 @@ def split(
 
 
 def joined(
-    method: Lora, sites: Sequence[Site], params: dict[str, Params]
+    method: Lora, sites: Sequence[Site], params: dict[str, Params], anatomy: Anatomy
 ) -> tuple[Params, dict[str, Any]]:
     """Return the file's tensors of saved modules, and the fields of its config."""
     tensors: Params = {}
@@ -161,12 +218,12 @@ def joined(
             tensors[f"{key}.{LOW_RANK[1]}"] = p["B"].detach() / method.scaling
             fields["target_modules"] = [site.key]
         elif "tokens" in p:
-            if site.kind != "embedding":
+            if site.kind != "embedding" and site.parameter is anatomy.embedding().parameter:
                 continue  # PEFT ties the head's rows to those of the embeddings
             own = site.parameter.detach().float().cpu()[p["_index"].cpu()]
             tensors[f"{key}.{TOKENS}"] = own + p["tokens"].detach().cpu()
             name = site.key.rpartition(".")[2]
-            fields["trainable_token_indices"] = {name: p["_index"].tolist()}
+            fields.setdefault("trainable_token_indices", {})[name] = p["_index"].tolist()
         else:
             for name, delta in p.items():
                 base = getattr(site.module, name).detach().float()
@@ -207,6 +264,27 @@ def _indices(config: dict[str, Any], site: Site) -> Tensor:
             f"{rows}, those of {site.key}."
         )
     return torch.tensor(ids)
+
+
+def _heads(anatomy: Anatomy) -> list[Site]:
+    """Return the output head, if it is a linear layer."""
+    head = anatomy.model.get_output_embeddings()
+    return [site for site in anatomy.all_linears() if site.module is head]
+
+
+def _named(anatomy: Anatomy, names: Any) -> list[Site]:
+    """Return the sites whose keys end with one of these names, as PEFT compares them."""
+    if names == "none":
+        return []
+    known = (*anatomy.all_linears(), *anatomy.norms(), anatomy.embedding())
+    for name in names:
+        if not any(f".{site.key}".endswith(f".{name}") for site in known):
+            raise MethodError(
+                f"method.modules_to_save has {name}, which is neither a linear layer nor a norm "
+                f"nor the embeddings of this model.{nearest(name, {s.tail for s in known})}"
+            )
+    ends = tuple(f".{name}" for name in names)
+    return [site for site in known if f".{site.key}".endswith(ends)]
 
 
 def _sharing(anatomy: Anatomy, site: Site) -> list[Site]:

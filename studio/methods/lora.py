@@ -77,6 +77,14 @@ class Lora(LinearMethod):
         False, "Train the norm of each weight row too (DoRA): often better at low rank, slower.",
         title="DoRA", advanced=True,
     )  # fmt: skip
+    modules_to_save: Literal["none", "embeddings"] | tuple[str, ...] = knob(
+        "none", "Modules to train in full beside the low-rank products: embeddings (those of the "
+        "input and the output head), or module names.", title="Train in full", advanced=True,
+    )  # fmt: skip
+    trainable_token_indices: Literal["new", "none"] | tuple[int, ...] = knob(
+        "new", "Tokens whose embeddings are trained: new means those that were added to the base "
+        "(`studio models extend`), or token ids.", title="Trained tokens", advanced=True,
+    )  # fmt: skip
     init_lora_weights: Literal["default", "gaussian", "pissa"] = knob(
         "default", "Initial A: Kaiming-uniform, normal, or the largest singular directions of W.",
         title="Initialisation", advanced=True,

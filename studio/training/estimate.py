@@ -331,7 +331,8 @@ def trained_parameters(spec: RunSpec, shape: Shape, known: ModelFacts) -> int:
         return method.num_tokens_before * shape.layers * 2 * shape.keys_values
     if isinstance(method, LinearMethod):
         routed = shape.mixture.trained(method) if shape.mixture and method.is_low_rank else 0
-        return shape.layers * sum(method.num_trained(i, o) for i, o in shape.linears) + routed
+        inner = shape.layers * sum(method.num_trained(i, o) for i, o in shape.linears) + routed
+        return inner + _embeddings_in_full(method, shape)
     if isinstance(method, Bottleneck):
         r, sites = method.size(shape.hidden), 1 + (method.placement == "houlsby")
         return shape.layers * sites * (2 * r * shape.hidden + r + shape.hidden)
@@ -340,6 +341,15 @@ def trained_parameters(spec: RunSpec, shape: Shape, known: ModelFacts) -> int:
     if isinstance(method, NormTuning):
         return (2 * shape.layers + 1) * shape.hidden
     return shape.layers * sum(outputs for _, outputs in shape.linears)
+
+
+def _embeddings_in_full(method: LinearMethod, shape: Shape) -> int:
+    """Return the parameters of embeddings and head that a LoRA trains in full."""
+    names = getattr(method, "modules_to_save", "none")
+    tables = 1 if shape.tied else 2
+    if names != "embeddings":
+        tables = sum("emb" in name or "head" in name for name in names) if names != "none" else 0
+    return tables * shape.vocabulary * shape.hidden
 
 
 def step_flops(spec: RunSpec, shape: Shape, *, tokens: float, targets: float) -> float:

@@ -5,7 +5,7 @@ Checkpoints hold no pickle, so the state is split here and restored exactly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -19,25 +19,35 @@ Named = Sequence[tuple[str, nn.Parameter]]
 Groups = list[dict[str, Any]]
 OptimizerLike: TypeAlias = "Optimizer | CombinedOptimizer"
 LION_BETAS = (0.9, 0.99)
+TOKENS_SHARE, MODULES_SHARE = 1.0, 0.1  # of the rate of a low-rank product
 
 
-def make_optimizer(named: Named, args: TrainArgs) -> OptimizerLike:
+def make_optimizer(named: Named, args: TrainArgs, in_full: Collection[str] = ()) -> OptimizerLike:
     """Return the optimizer of the spec; weight decay skips vectors (biases, gains).
 
-    `set_learning_rate` sets the rate before every step; with LoRA+ that of `B` is a multiple.
+    `set_learning_rate` sets the rate before every step; with LoRA+ that of `B` is a multiple, and
+    so is that of the modules `in_full` (keys of sites).
 
     Raises:
         SpecError: It needs a library or a device that is missing.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in named:
-        fast = args.loraplus_lr_ratio if name.rpartition("/")[2] == "lora_B" else 1.0
+        fast = _scale(name, args, in_full)
         groups.setdefault((parameter.dim() > 1, fast), []).append(parameter)
     made: Groups = [
         {"params": members, "weight_decay": args.weight_decay if decayed else 0.0, "scale": scale}
         for (decayed, scale), members in groups.items()
     ]
     return _MAKERS[args.optim](made, named[0][1].device)
+
+
+def _scale(name: str, args: TrainArgs, in_full: Collection[str]) -> float:
+    """Return the multiple of the learning rate that a parameter `<site key>/<name>` takes."""
+    key, _, name = name.rpartition("/")
+    if key in in_full:
+        return args.embedding_lr_ratio or (TOKENS_SHARE if name == "tokens" else MODULES_SHARE)
+    return args.loraplus_lr_ratio if name == "lora_B" else 1.0
 
 
 def set_learning_rate(optimizer: OptimizerLike, rate: float) -> None:

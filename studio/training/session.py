@@ -455,7 +455,7 @@ def open_session(
         backbone=backbone,
         adapter=adapter,
         prepared=prepared,
-        optimizer=make_optimizer(adapter.named_parameters(), spec.train),
+        optimizer=make_optimizer(adapter.named_parameters(), spec.train, adapter.beside.keys()),
         accelerator=Accelerator(cpu=loaded.device.type == "cpu"),
         progress=RunProgress(),
         origin=CheckpointOrigin(
