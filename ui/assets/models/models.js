@@ -3,9 +3,10 @@
 
 import { actOn, ago, api, badge, button, bytes, changed, compact, count, dots, h, keyed, matcher, pairs, query, quiet,
   remember, send, sureButton, text, toast } from '../core/dom.js';
-import { dialog, labelled, select } from '../core/form.js';
+import { askAction, dialog, labelled, select } from '../core/form.js';
 import { isLive, poke, share, subscribe } from '../core/live.js';
 
+const JOBS = new Set(['download', 'extend_model']);
 const WAYS = { full: 'Full', lora: 'LoRA', qlora: 'QLoRA' };
 const WORDS = { fits: 'fits', tight: 'is tight', no: 'does not fit', short: 'is beyond the model’s context' };
 const ORIGINS = { starter: 'embedded', made: 'in this home', folder: 'folder', hub: 'downloaded' };
@@ -113,6 +114,9 @@ export class Models extends HTMLElement {
       one.adapters.length && `${one.adapters.length} adapter${one.adapters.length > 1 ? 's' : ''}`);
     return this.row(one, one.name, meta, [
       !one.why_not && h('a', { class: 's-button', href: `/?set=model.path=${encodeURIComponent(one.path)}` }, 'Train'),
+      !one.why_not && button('Add tokens …', () => askAction('models.extend', { fixed: { 'model.path': one.path },
+        title: `Add tokens to ${one.name}`, values: { name: `${one.name} extended` } }), 's-tool',
+      { title: 'As a new model; runs on it train their embeddings' }),
       one.kind === 'hub' && button('Delete …', () => this.askDelete(one))]);
   }
 
@@ -214,7 +218,7 @@ export class Models extends HTMLElement {
   // -- downloads -------------------------------------------------------------------------------------
 
   take(jobs) {
-    const ours = jobs.filter((job) => job.kind === 'download');
+    const ours = jobs.filter((job) => JOBS.has(job.kind));
     const ended = ours.filter((job) => !isLive(job)).map((job) => `${job.id} ${job.state}`);
     if (this.known && ended.some((key) => !this.ended.has(key))) this.refresh();
     this.ended = new Set(ended);
@@ -232,7 +236,7 @@ export class Models extends HTMLElement {
       style: `width:${100 * share(job)}%` }));
     const acts = { pause: 'Pause', resume: 'Resume', hold: 'Hold' };
     node.replaceChildren(badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)),
-      h('span', { class: 's-quiet' }, job.state === 'queued' ? 'waits for the download before it' : job.phase),
+      h('span', { class: 's-quiet' }, job.state === 'queued' ? 'waits for what is before it' : job.phase),
       h('span', { class: 's-actions' }, job.actions.filter((name) => acts[name]).map((name) =>
         button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
       isLive(job) || job.state === 'paused' ? sureButton('Cancel', 'Really cancel?',
