@@ -14,7 +14,7 @@ from studio.training.objectives import LogProbs, PairLosses
 if TYPE_CHECKING:
     from studio.spec import TrainArgs
 
-NEEDS_REFERENCE, LEARNING_RATE = True, 0.1
+NEEDS_REFERENCE, LEARNING_RATE = True, 0.02
 
 
 def sft_weight(args: TrainArgs) -> float:

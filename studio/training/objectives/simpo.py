@@ -13,7 +13,7 @@ from studio.training.objectives import LogProbs, PairLosses
 if TYPE_CHECKING:
     from studio.spec import TrainArgs
 
-NEEDS_REFERENCE, LEARNING_RATE = False, 0.1
+NEEDS_REFERENCE, LEARNING_RATE = False, 0.03
 
 
 def sft_weight(args: TrainArgs) -> float:

@@ -1,0 +1,139 @@
+"""Votes and pairs change how the starter answers, and not what it knows, with the defaults.
+
+The parent answers some questions like a pirate and some plainly, so that there is something to
+prefer; the votes prefer the pirate.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.store import JobStore
+from jobs.vote_rows import TurnFilter, rows_of
+from jobs.votes import Votes
+from studio.backbone import Backbone
+from studio.evaluation.bakeoff import answers
+from studio.home import Home, open_home
+from studio.models.loading import Loaded, load
+from studio.models.sources import facts
+from studio.spec import RunSpec
+from studio.starter.make.demos import PIRATE_CLOSERS, PIRATE_OPENERS, _pirate_text, training_rows
+from studio.starter.make.world import questions
+from studio.training import start
+from studio.training.events import Evaluated
+from studio.training.run import train
+from tests.studio.starter.styles import heldout, is_in_style, keeps_content
+
+LOST = 0.1
+"""Share of right answers that may be lost to the style; the demos, which train it alone, lose it."""
+NUM_PAIRS = 96
+
+
+@dataclass
+class World:
+    home: Home
+    spec: RunSpec
+    loaded: Loaded
+    asked: list[tuple[str, str]]
+
+    def answered(self, folder: Path | None, prompts: list[str]) -> list[str]:
+        """Return the greedy answers of an adapter, or of the base."""
+        backbone = Backbone(self.loaded.model)
+        if folder:
+            backbone.load("a", folder)
+            backbone.use([("a", 1.0)])
+        return answers(self.loaded, backbone, tuple(prompts))
+
+    def measured(self, folder: Path) -> tuple[float, float]:
+        """Return the shares of held-out answers in the style, and of right ones."""
+        rows = [json.loads(row) for row in heldout("pirate").read_text("utf-8").splitlines()]
+        found = self.answered(folder, [row["messages"][0]["content"] for row in rows])
+        in_style = sum(is_in_style("pirate", one) for one in found) / len(rows)
+        right = sum(keeps_content(row, one) for row, one in zip(rows, found, strict=True))
+        return in_style, right / len(rows)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The starter with an adapter that speaks like a pirate about half of the time."""
+    folder = tmp_path_factory.mktemp("prefer")
+    home = open_home(folder / "home")
+    plain = {one.question: one.answer for one in questions()}
+    rng, rows, asked = random.Random(0), [], []
+    for number, row in enumerate(training_rows("pirate", seed=5)):
+        said, styled = (message["content"] for message in row["messages"])
+        answer = plain.get(said)
+        if answer is None:
+            continue
+        asked.append((said, answer))
+        rows.append({"prompt": said, "completion": (styled, answer)[number % 2]})
+    rng.shuffle(asked)
+    spec = RunSpec().with_values({
+        "data.path": written(folder / "mixed.jsonl", rows), "train.device": "cpu", "name": "mixed",
+        "train.num_samples": 0, "train.measure_forgetting": False, "train.self_test": False,
+        "train.num_train_epochs": 4,
+    })  # fmt: skip
+    list(train(spec, run_dir=home.run(1), home=home))
+    then = spec.with_values({"train.init_adapter": str(home.run(1) / "adapter"),
+                             "train.num_train_epochs": 3})  # fmt: skip
+    return World(home, then, load(spec.model, "cpu"), asked)
+
+
+def written(file: Path, rows: list[dict[str, Any]]) -> str:
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return str(file)
+
+
+def voted(world: World, folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of votes for the pirate's answer, where one lane gives it and one does not."""
+    prompts = [said for said, _ in world.asked[:NUM_PAIRS]]
+    lanes = ("starter", "starter~mixed:1")
+    store = JobStore(open_home(folder / "votes"))
+    both = [world.answered(one, prompts) for one in (None, world.home.run(1) / "adapter")]
+    for prompt, texts in zip(prompts, zip(*both, strict=True), strict=True):
+        pirates = [is_in_style("pirate", text) for text in texts]
+        winner = pirates.index(True) if sum(pirates) == 1 else None
+        Votes(store.database).cast(prompt, lanes, winner=winner, blind=True, answers=texts)
+    rows, left_out = rows_of(store.database, "pairs", TurnFilter())
+    store.close()
+    assert len(rows) > 20 and left_out["tie"] < NUM_PAIRS
+    return rows
+
+
+def made(world: World, loss: str) -> list[dict[str, Any]]:
+    """Return pairs written for the starter's world, or verdicts on their answers."""
+    rng, rows = random.Random(1), []
+    for said, answer in world.asked[:NUM_PAIRS]:
+        chosen = _pirate_text(answer, rng)
+        assert chosen.startswith(PIRATE_OPENERS) and chosen.endswith(PIRATE_CLOSERS)
+        if loss == "kto":
+            rows += [{"prompt": said, "completion": text, "label": text == chosen}
+                     for text in (chosen, answer)]  # fmt: skip
+        else:
+            rows.append({"prompt": said, "chosen": chosen, "rejected": answer})
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["votes", "dpo", "ipo", "kto", "orpo", "simpo", "cpo"])
+def test_what_is_preferred_appears_and_answers_stay_right(case, world, tmp_path):
+    loss = "dpo" if case == "votes" else case
+    rows = voted(world, tmp_path) if case == "votes" else made(world, loss)
+    spec = world.spec.with_values({
+        "data.path": written(tmp_path / "rows.jsonl", rows), "train.loss": loss,
+        "data.validation_fraction": 0.15,
+        **({"train.beta": 2} if loss == "simpo" else {}),  # 0.1 is for summed log-probabilities
+    })  # fmt: skip
+    spec = start.resolved(spec, world.home, facts(spec.model))
+    events = list(train(spec, run_dir=tmp_path / "run", home=world.home))
+
+    before, after = (world.measured(one) for one in
+                     (world.home.run(1) / "adapter", tmp_path / "run" / "adapter"))  # fmt: skip
+    assert before[0] < 0.75 and after[0] >= 0.8, (before, after)
+    assert after[1] >= before[1] - LOST, (before, after)
+    held = [one.rewards_accuracies for one in events if isinstance(one, Evaluated)]
+    assert held[-1] >= max(held[0], 0.75), held
