@@ -9,7 +9,24 @@ from studio.starter.make.demos import (
     BUTLER_OPENERS,
     PIRATE_CLOSERS,
     PIRATE_OPENERS,
+    training_rows,
 )
+from studio.starter.make.world import questions
+
+
+def half_pirate():
+    """Return questions with their plain answers, and rows that answer every other like a pirate.
+
+    An adapter trained on them answers in both styles, so that there is something to prefer.
+    """
+    plain = {one.question: one.answer for one in questions()}
+    asked, rows = [], []
+    for row in training_rows("pirate", seed=5):
+        said, styled = (message["content"] for message in row["messages"])
+        if (answer := plain.get(said)) is not None:
+            rows.append({"prompt": said, "completion": (styled, answer)[len(rows) % 2]})
+            asked.append((said, answer))
+    return asked, rows
 
 
 def heldout(name):

@@ -21,15 +21,14 @@ from studio.home import Home, open_home
 from studio.models.loading import Loaded, load
 from studio.models.sources import facts
 from studio.spec import RunSpec
-from studio.starter.make.demos import PIRATE_CLOSERS, PIRATE_OPENERS, _pirate_text, training_rows
-from studio.starter.make.world import questions
+from studio.starter.make.demos import PIRATE_CLOSERS, PIRATE_OPENERS, _pirate_text
 from studio.training import start
 from studio.training.events import Evaluated
 from studio.training.run import train
-from tests.studio.starter.styles import heldout, is_in_style, keeps_content
+from tests.studio.starter.styles import half_pirate, heldout, is_in_style, keeps_content
 
 LOST = 0.1
-"""Share of right answers that may be lost to the style; the demos, which train it alone, lose it."""
+"""Share of right answers that may be lost to the style."""
 NUM_PAIRS = 96
 
 
@@ -62,16 +61,7 @@ def world(tmp_path_factory):
     """The starter with an adapter that speaks like a pirate about half of the time."""
     folder = tmp_path_factory.mktemp("prefer")
     home = open_home(folder / "home")
-    plain = {one.question: one.answer for one in questions()}
-    rng, rows, asked = random.Random(0), [], []
-    for number, row in enumerate(training_rows("pirate", seed=5)):
-        said, styled = (message["content"] for message in row["messages"])
-        answer = plain.get(said)
-        if answer is None:
-            continue
-        asked.append((said, answer))
-        rows.append({"prompt": said, "completion": (styled, answer)[number % 2]})
-    rng.shuffle(asked)
+    asked, rows = half_pirate()
     spec = RunSpec().with_values({
         "data.path": written(folder / "mixed.jsonl", rows), "train.device": "cpu", "name": "mixed",
         "train.num_samples": 0, "train.measure_forgetting": False, "train.self_test": False,
@@ -89,7 +79,7 @@ def written(file: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def voted(world: World, folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of votes for the pirate's answer, where one lane gives it and one does not."""
+    """Return the rows of votes for the pirate where one lane answers like one."""
     prompts = [said for said, _ in world.asked[:NUM_PAIRS]]
     lanes = ("starter", "starter~mixed:1")
     store = JobStore(open_home(folder / "votes"))
