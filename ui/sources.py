@@ -14,6 +14,7 @@ from jobs.job import Job
 from jobs.preflight import TITLES
 from jobs.store import JobStore
 from studio import devices, hardware, starter
+from studio.adapters import library
 from studio.data.datasets import origin_of
 from studio.data.readers import data_suffix
 from studio.data.report import LOW_SHARE
@@ -56,6 +57,12 @@ def data_choices(home: Home) -> list[tuple[str, str]]:
         *((f"Dataset · {found.meta.name}", found.meta.name) for found in snapshots(home)),
         *((path.name, str(path)) for path in own),
     ]
+
+
+def adapter_choices(home: Home) -> list[tuple[str, str]]:
+    """Return (label, value) of the adapters that a run can start from, newest first."""
+    found = [one.name for one in library.adapters(home) if not one.is_model]
+    return [(name, name) for name in dict.fromkeys(found)]
 
 
 def device_choices() -> list[tuple[str, str]]:

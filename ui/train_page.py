@@ -72,6 +72,7 @@ def drawn(home: Home) -> dict[str, Any]:
     choices = (
         ("model.path", sources.model_choices(home)), ("data.path", sources.data_choices(home)),
         ("train.device", sources.device_choices()),
+        ("train.init_adapter", sources.adapter_choices(home)),
     )  # fmt: skip
     return {
         "fields": [

@@ -43,8 +43,8 @@ class ExtendRequest(Request):
         inner=("path",),
     )  # fmt: skip
     token: tuple[str, ...] = knob(
-        (), "Token to add; TOKEN=TEXT starts at the mean of the text's tokens, TOKEN at that "
-        "of all. Repeat for several.", title="Tokens", lines=4, metavar="TOKEN[=TEXT]",
+        (), "Tokens to add, one each; TOKEN=TEXT starts at the mean of the text's tokens, TOKEN at "
+        "that of all tokens.", title="Tokens", lines=4, metavar="TOKEN[=TEXT]",
     )  # fmt: skip
     name: str = knob("", "Name of the new model.", title="Name", max_length=120)
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from studio.backbone import Backbone
     from studio.training.session import Session
 
-BATCH_TOKENS, NEAREST, LENGTHS = 4096, 16, 1024
+BATCH_TOKENS, NEAREST, LENGTHS, LEAST_PAIRS = 4096, 16, 1024, 20
 REPORT_SECONDS = 2.0
 FOLDER, FILE = "reference", "log_probs.safetensors"
 TRAIN, HELD = "train", "validation"
@@ -136,11 +136,11 @@ class Preference:
 
     @cached_property
     def longer_chosen(self) -> float:
-        """Share of the first pairs whose chosen answer is the longer one; 0.5 without pairs."""
+        """Share of the first pairs whose chosen answer is the longer one; 0.5 of a few pairs."""
         rows = self.rows[TRAIN][:LENGTHS] if self.paired else ()
         lengths = [int((row.labels != IGNORED).sum()) for row in rows]
         signs = np.sign(np.subtract(lengths[::2], lengths[1::2]))
-        return float((signs.mean() + 1) / 2) if len(signs) else 0.5
+        return float((signs.mean() + 1) / 2) if len(signs) >= LEAST_PAIRS else 0.5
 
     @property
     def _width(self) -> int:

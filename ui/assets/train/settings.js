@@ -49,11 +49,12 @@ export class Setting {
     this.labels = new Map(choices);
     if (field.type === 'several' && choices.filter(([name]) => GPU.test(name)).length > 1) return this.ticks(choices);
     if (field.name.endsWith('.path') && choices.length) return this.picker(choices, named);
-    if (choices.length && field.type !== 'open_choice') return this.input = select(choices, '', null, named);
+    const closed = !['open_choice', 'text'].includes(field.type);
+    if (choices.length && closed) return this.input = select(choices, '', null, named);
     const number = ['number', 'integer'].includes(field.type) || field.words.auto !== undefined;
     this.input = h('input', { type: 'text', inputmode: number && 'decimal', maxlength: field.max_length,
       placeholder: auto(field) === undefined ? false : 'auto', ...named });
-    if (field.type !== 'open_choice') return this.input;
+    if (closed || !choices.length) return this.input;
     const node = h('datalist', { id: `${named.id}-list` }, choices.map(([value]) => h('option', { value })));
     this.input.setAttribute('list', node.id);
     return h('div', { class: 's-picker' }, this.input, node, field.name.endsWith('target_modules') && button('Choose …',
