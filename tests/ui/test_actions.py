@@ -474,8 +474,11 @@ HOME: list[Row] = [
     ("models.remove", {"model": "org/name"}, "not in the hub's cache"),
     ("models.token", {"token": "x"}, "offline"),
     ("models.extend", {"model": {"path": "starter"}}, "Name 1 to"),
-    ("models.extend", {"model": {"path": "starter"}, "token": ["<a>", "<b>=two words"],
-                       "name": "wide"}, {"name": "wide", "state": "queued"}),
+    (
+        "models.extend",
+        {"model": {"path": "starter"}, "token": ["<a>", "<b>=two words"], "name": "wide"},
+        {"name": "wide", "state": "queued"},
+    ),
     ("offline", {"on": True, "off": True}, "not both"),
     ("offline", {}, {"offline": True}),
     ("results", {}, {"columns": [], "rows": []}),
