@@ -23,7 +23,7 @@ test('progress and state in words', () => {
 });
 
 test('the stages of a chain are what led to a run and what follows it', () => {
-  const jobs = [[1, null], [2, 1], [3, 2], [4, null], [5, 2], [6, 99]].map(([id, before]) => ({ id, stage_of: before }));
+  const jobs = [null, 1, 2, null, 2, 99].map((before, i) => ({ id: i + 1, stage_of: before }));
   const chain = (id) => stages(jobs[id - 1], jobs).map((one) => one.id);
   assert.deepEqual(chain(3), [1, 2, 3]);
   assert.deepEqual(chain(1), [1, 2, 3, 5]);
