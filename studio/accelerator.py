@@ -31,7 +31,7 @@ VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"
 
 # Runs in the child; prints one JSON document. Every question may fail on its own.
 QUESTION = """
-import json, sys, warnings
+import json, sys, time, warnings
 notes = []
 warnings.showwarning = lambda text, *_, **__: notes.append(str(text))
 import torch
@@ -46,7 +46,19 @@ def card(of, index):
     found = of.get_device_properties(index)
     major, minor = getattr(found, "major", 0), getattr(found, "minor", 0)
     return {"index": index, "label": found.name, "capability": [major, minor],
-            "total_bytes": found.total_memory}
+            "total_bytes": found.total_memory,
+            "flops": ask(lambda: flops(of, index, major), 0.0)}
+def flops(of, index, major, size=4096, times=8):
+    kind = torch.bfloat16 if major >= 8 else torch.float16
+    place = torch.device(of.__name__.rpartition(".")[2], index)
+    one = torch.ones(size, size, dtype=kind, device=place)
+    for count in (2, times):  # the first products choose a kernel
+        of.synchronize(place)
+        started = time.perf_counter()
+        for _ in range(count):
+            one @ one
+        of.synchronize(place)
+    return 2 * size**3 * times / (time.perf_counter() - started)
 answer = {"version": torch.__version__, "cuda": torch.version.cuda or "",
           "hip": torch.version.hip or "", "backend": "", "cards": []}
 xpu, mps = getattr(torch, "xpu", None), torch.backends.mps
@@ -75,6 +87,7 @@ class Card:
         name: Its torch device, such as `cuda:0`; empty while torch does not see it.
         total_bytes: Its memory; 0 if the driver does not say (unified memory).
         free_bytes: Free memory; equals the total where only torch was asked.
+        flops: FLOP/s of a large product in half precision, as measured; 0 if it was not.
         why: Why torch cannot use it, with what to do; empty if it can.
         command: The command that mends it, if there is one.
     """
@@ -85,6 +98,7 @@ class Card:
     free_bytes: int
     utilization: float | None = None
     capability: tuple[int, int] = (0, 0)
+    flops: float = 0.0
     why: str = ""
     command: str = ""
 
@@ -112,6 +126,7 @@ def cards() -> list[Card]:
             free_bytes=int((match and match["free_bytes"]) or found["total_bytes"]),
             utilization=match["utilization"] if match else None,
             capability=(int(found["capability"][0]), int(found["capability"][1])),
+            flops=float(found.get("flops", 0)),
             why=why,
             command=OLDER_CARDS if why and answer["backend"] == "cuda" else "",
         )

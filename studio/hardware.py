@@ -21,13 +21,14 @@ FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Device:
-    """A CPU or GPU; `name` is its torch device."""
+    """A CPU or GPU; `name` is its torch device, `flops` what one large product reaches on a GPU."""
 
     name: str
     label: str
     total_bytes: int
     free_bytes: int
     utilization: float | None = None
+    flops: float = 0.0
 
 
 def devices() -> list[Device]:
@@ -202,6 +203,7 @@ def _gpus() -> list[Device]:
             total_bytes=card.total_bytes or int(memory.total),
             free_bytes=card.free_bytes if card.total_bytes else int(memory.available),
             utilization=card.utilization,
+            flops=card.flops,
         )
         for card in accelerator.cards()
         if card.name

@@ -249,6 +249,10 @@ def attend(
         key, value, mask = _with_sinks(query, key, value, mask, shape.sinks)
     if shape.softcap is None and not eager:
         grouped = query.shape[1] != key.shape[1]
+        if grouped and not attention_kernels.takes_groups(query, mask):
+            heads = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(heads, 1), value.repeat_interleave(heads, 1)
+            grouped = False
         if causal and query.shape[2] != key.shape[2]:
             mask, causal = causal_mask(query.shape[2], key.shape[2], query.device), False
         return scaled_dot_product_attention(

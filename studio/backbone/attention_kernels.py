@@ -196,6 +196,17 @@ class Spans:
         return self._wider[count]
 
 
+def takes_groups(query: Tensor, mask: Tensor | None) -> bool:
+    """Return True if `scaled_dot_product_attention` has a fast kernel for grouped heads here.
+
+    On a GPU only FlashAttention-2 has one; others would compute all logits at once.
+    """
+    if query.device.type != "cuda":
+        return True
+    fast = mask is None and query.dtype in DTYPES and _head_fits(query.shape[-1])
+    return fast and torch.cuda.get_device_capability(query.device) >= OLDEST_GPU
+
+
 def kernel(device: torch.device) -> Kernel | None:
     """Return the varlen kernel if this torch and device have it, else None."""
     if device.type != "cuda" or not torch.backends.cuda.is_flash_attention_available():

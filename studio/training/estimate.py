@@ -48,7 +48,8 @@ LAUNCHER_BYTES = 165_000_000  # of the process that started the ranks
 MOST_STEPS = 4000
 FILE_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 FLOPS_PER_CORE = 2.5e10
-GPU_FLOPS = 6e13
+PRODUCT_SHARE = 0.5  # of a large product's speed that a step reaches on a GPU: a guess
+GPU_FLOPS = 6e13  # where no product was measured
 SPEED = "speed.json"
 RUNTIME_BYTES = 410_000_000  # Python, torch, transformers, and a loop that has run: Linux, x86-64
 SMALL_MODEL = 50_000_000  # parameters
@@ -435,13 +436,15 @@ def slowdown(processes: int, *, on_gpu: bool) -> float:
 
 
 def speed(device: hardware.Device, home: Home | None) -> float:
-    """Return FLOP/s as measured by the last preflight here, else a guess for the kind of device."""
+    """Return FLOP/s as measured by the last preflight here, else guessed from the device."""
     if home is not None:
         try:
             return float(json.loads((home.state / SPEED).read_text())[device.name])
         except (OSError, ValueError, KeyError, TypeError):
             pass
-    return GPU_FLOPS if device.name != "cpu" else FLOPS_PER_CORE * hardware.threads()
+    if device.name == "cpu":
+        return FLOPS_PER_CORE * hardware.threads()
+    return device.flops * PRODUCT_SHARE or GPU_FLOPS
 
 
 def save_speed(home: Home, device: str, flops_per_second: float) -> None:

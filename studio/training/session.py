@@ -436,6 +436,8 @@ def open_session(
 
     torch.set_num_threads(hardware.threads())  # CPU ranks have a part of the threads each
     keep_few_kernels()
+    if loaded.device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if spec.train.tf32 else "ieee"
     _ = give_back_freed_memory() if spec.train.fsdp else reuse_freed_memory()
     backbone = backbone or NewBackbone(loaded.model)
     if spec.train.fsdp:

@@ -1,10 +1,14 @@
 import json
 import os
 import stat
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 
 from studio import accelerator, hardware
+from studio.training import estimate
 
 H100 = "0, GPU-aa11, 580.65, NVIDIA H100, 81559, 80000, 3"
 V100 = "1, GPU-bb22, 580.65, Tesla V100, 16160, 16000, 0"
@@ -163,3 +167,17 @@ def test_processes_see_their_devices_alone():
     assert hip["HIP_VISIBLE_DEVICES"] == "2"
     assert set(accelerator.visible_devices("cpu", {}).values()) == {"-1"}
     assert accelerator.visible_devices("mps", {}) == {}
+
+
+def test_the_speed_of_a_card_is_measured_and_guides_the_estimate(machine, home):
+    small = accelerator.QUESTION + "\nprint(flops(torch.cpu, 0, 8, size=64))"
+    child = subprocess.run(
+        [sys.executable, "-c", small], capture_output=True, text=True, check=True
+    )
+    assert float(child.stdout.rpartition("}")[2]) > 1e6
+    fast = card(0, "NVIDIA H100", (9, 0), 80) | {"flops": 7e14}
+    machine([H100], CUDA_13 | {"cards": [fast]})
+    device = hardware.devices()[0]
+    assert device.flops == 7e14
+    assert estimate.speed(device, home) == 7e14 * estimate.PRODUCT_SHARE
+    assert estimate.speed(replace(device, flops=0.0), home) == estimate.GPU_FLOPS

@@ -1,8 +1,11 @@
 """Train on a simulated `cuda:0`: no tensor on a wrong device, few host waits, the CPU's losses."""
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, PartialState
+from torch.nn.functional import scaled_dot_product_attention
 
+from studio.backbone import attention
 from studio.home import open_home
 from studio.spec import RunSpec
 from studio.training.events import Evaluated, Step
@@ -83,3 +86,41 @@ def test_a_run_on_the_gpu_is_the_run_on_the_cpu(name, tmp_path):
     assert len(found) == 5
     close = 0.02 if BASE["model"]["dtype"] == changes.get("model.dtype", "bfloat16") else 0.005
     assert found == pytest.approx(expected, rel=close)
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_float32_products_round_to_tf32_by_choice(chosen, tmp_path):
+    before = torch.backends.cuda.matmul.fp32_precision
+    changes = {"method.name": "full", "model.dtype": "float32", "train.tf32": chosen}
+    with fake_gpu():
+        run(tmp_path, changes, "cuda:0")
+    assert torch.backends.cuda.matmul.fp32_precision == ("tf32" if chosen else "ieee")
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "masked", "repeated"),
+    [
+        ((8, 0), torch.bfloat16, False, False), ((8, 0), torch.bfloat16, True, True),
+        ((8, 0), torch.float32, False, True), ((7, 5), torch.float16, False, True),
+    ],
+)  # fmt: skip
+def test_grouped_heads_are_repeated_where_no_fast_kernel_takes_them(
+    capability, dtype, masked, repeated, monkeypatch
+):
+    query, key = torch.randn(1, 4, 6, 8, dtype=dtype), torch.randn(1, 2, 6, 8, dtype=dtype)
+    mask = torch.ones(6, 6, dtype=torch.bool).tril() if masked else None
+    wanted = attention.attend(query, key, key, mask, attention.AttentionShape())
+    heads = []
+
+    def seen(query, key, value, **how):
+        heads.append(key.shape[1])
+        return scaled_dot_product_attention(query, key, value, **how)
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", seen)
+    with fake_gpu(capability=capability):
+        query, key = query.to("cuda:0"), key.to("cuda:0")
+        mask = mask if mask is None else mask.to("cuda:0")
+        found = attention.attend(query, key, key, mask, attention.AttentionShape()).cpu()
+    assert heads == [4 if repeated else 2]
+    assert torch.allclose(found.float(), wanted.float(), atol=1e-2)
