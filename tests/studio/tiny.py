@@ -47,7 +47,10 @@ CONFIGS = {
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
     """Return a random float32 model of this shape whose weights are large enough to matter."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[name]), dtype=torch.float32)
+    how = "eager" if name == "gemma2" else None  # older transformers drop its soft-capping else
+    model = AutoModelForCausalLM.from_config(
+        copy.deepcopy(CONFIGS[name]), dtype=torch.float32, attn_implementation=how
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn_like(parameter)
