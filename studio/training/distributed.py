@@ -59,7 +59,7 @@ def check_sharding(spec: RunSpec) -> None:
         )
     if spec.model.quantization != "none":
         raise SpecError(
-            "train.fsdp cannot shard a 4-bit base: set model.quantization=none, or "
+            "train.fsdp cannot shard a base in 4 or 8 bit: set model.quantization=none, or "
             "train.fsdp=false.",
             field="train.fsdp",
         )

@@ -39,7 +39,7 @@ class Mixture:
 
     @property
     def largest_parameter(self) -> int:
-        """Numbers of the largest 3-D parameter, which a 4-bit base dequantises at once."""
+        """Numbers of the largest 3-D parameter, which a quantised base dequantises at once."""
         return 2 * self.experts * self.hidden * self.inner
 
     def trained(self, method: Method) -> int:

@@ -73,13 +73,18 @@ def needs_reference(spec: RunSpec) -> bool:
 
 
 def check(spec: RunSpec) -> None:
-    """Check that the method and the devices allow the run's loss.
+    """Check that the base and the devices allow the run's method and loss.
 
     Raises:
-        MethodError: The loss needs a reference, and the method changes the base itself.
+        MethodError: The method changes the base itself, which is quantised or the loss's reference.
         SpecError: The base is sharded.
     """
     args = spec.train
+    if spec.method.trains_base and spec.model.quantization != "none":
+        raise MethodError(
+            f"{spec.method.title} trains the weights of the base, which cannot be trained in "
+            f"{spec.model.quantization}: set model.quantization=none, or use LoRA."
+        )
     if args.loss == "sft":
         return
     if spec.method.trains_base and needs_reference(spec):

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from studio.data.prepare import prepare
-from studio.errors import DeviceLost, Diverged, SpecError
+from studio.errors import DeviceLost, Diverged, MethodError, SpecError
 from studio.models.loading import load_tokenizer
-from studio.spec import DataSource, ModelSource, TrainArgs
-from studio.training import checkpoint, loop
+from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
+from studio.training import checkpoint, loop, objectives
 from studio.training.optimizer import _MAKERS, make_optimizer
 from studio.training.remedies import explain_errors
 from studio.training.session import Session
@@ -121,3 +121,10 @@ def test_offloading_says_what_it_needs(session):
         session(train={"activation_offloading": True})
     with pytest.raises(SpecError, match="from a GPU to main memory, and this run is on cpu"):
         session(train={"activation_offloading": True, "gradient_checkpointing": True})
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_weights_that_are_quantised_are_not_trained_themselves(quantization):
+    spec = RunSpec.parse({"method": "full", "model": {"quantization": quantization}})
+    with pytest.raises(MethodError, match=f"cannot be trained in {quantization}: set"):
+        objectives.check(spec)

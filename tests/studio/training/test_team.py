@@ -182,7 +182,7 @@ def _evaluations(events: list[Event]) -> list[float]:
     ("values", "sentence"),
     [
         ({"train.num_processes": 1}, "set train.num_processes to two or more"),
-        ({"model.quantization": "nf4"}, "cannot shard a 4-bit base"),
+        ({"model.quantization": "nf4"}, "cannot shard a base in 4 or 8 bit"),
         ({"method": "full"}, "set train.fsdp=false"),
         ({"method": "prompt_tuning"}, "set train.fsdp=false"),
         (
