@@ -347,8 +347,11 @@ def _ratio(sums: Any, counts: Any) -> tuple[float | None, list[float] | None]:
 class RunForgetting:
     """Forgetting of a run: measured at its end and, for a curve, at every evaluation."""
 
-    def __init__(self, session: Session, run_dir: Path) -> None:
-        self._session, self._path = session, run_dir / BEFORE
+    def __init__(
+        self, session: Session, run_dir: Path, *, seconds: float = MIN_SECONDS
+    ) -> None:  # fmt: skip
+        """Observe the base if the run changes it; measuring takes at least `seconds` each time."""
+        self._session, self._path, self._seconds = session, run_dir / BEFORE, seconds
         self._stack = session.stack
         self._general = session.general if session.is_rank_0 else None
         self._spent = 0.0
@@ -364,7 +367,7 @@ class RunForgetting:
             return
         if self._base is None and not session.spec.method.trains_base:
             how = (session.loaded, session.backbone, general, [()])
-            (self._base,) = observe(*how, seconds=0.4 * MIN_SECONDS)
+            (self._base,) = observe(*how, seconds=0.4 * self._seconds)
         step, found = session.progress.step, self.measure()
         self._last = (step, found)
         if found and found["forgetting"] is not None:
@@ -378,7 +381,7 @@ class RunForgetting:
         if self._last[0] == session.progress.step and not session.keeps_best:
             return self._last[1]
         session.update_seconds()
-        seconds = max(MIN_SECONDS, TIME_FRACTION * session.progress.seconds)
+        seconds = max(self._seconds, TIME_FRACTION * session.progress.seconds)
         if session.spec.method.trains_base:
             found = self._against_before(general)
         else:
@@ -393,7 +396,7 @@ class RunForgetting:
 
         session, started = self._session, time.monotonic()
         base, backbone = session.loaded, session.backbone
-        (found,) = observe(base, backbone, general, [self._stack], seconds=0.3 * MIN_SECONDS)
+        (found,) = observe(base, backbone, general, [self._stack], seconds=0.3 * self._seconds)
         answered = list(zip(general.prompts, found.answers, strict=False))
         tensors: dict[str, Tensor] = {}
         if answered:

@@ -20,6 +20,7 @@ MODULES = {
     "startup": "startup_speed", "data": "data_speed", "queue": "queue_speed", "idle": "idle_cost",
     "chat": "chat_speed", "methods": "method_speed", "siblings": "train_speed",
     "train": "train_speed", "rates": "learning_rates", "gpu-check": "gpu_check",
+    "forgetting": "learned_forgot",
 }  # fmt: skip
 
 
@@ -92,6 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--tiny", action="store_true", help="small shapes, on the CPU")
     command("rates", "the best learning rate of every method, against auto", models="starter",
             data="starter:pirate,starter:json", methods="", steps=60, seeds=1, out="")  # fmt: skip
+    command("forgetting", "what every method learns and forgets, each at its best rate",
+            model="starter", data="starter:pirate,starter:json,starter:terse,starter:butler",
+            methods="", steps=60, seeds=3, out="", docs="")  # fmt: skip
     training("methods", "every method against full fine-tuning",
              model="llama-tiny", rounds=3, methods="")  # fmt: skip
     training("siblings", "a sweep on one base against each run alone",
@@ -113,6 +117,7 @@ _HELP = {
     "models": "model folders, comma-separated",
     "seeds": "seeds of each case",
     "out": "a JSON file that keeps the rows, and is continued",
+    "docs": "a Markdown page whose tables are written",
     "count": "runs that train together",
     "busy": "processes that keep a core busy each while the peers train",
     "vs": "peers: hf, hf-float32, trl, trl-best",

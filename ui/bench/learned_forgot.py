@@ -1,0 +1,265 @@
+"""`studio bench forgetting`: what every method learns and forgets, each at its best learning rate.
+
+For each dataset and method the best rate is found with the first seed (`learning_rates.walk`), then
+the other seeds train at that rate. Held-out loss and forgetting of each run are kept with it. The
+written page holds means over seeds with 95 % intervals, and says which methods change their order
+between the two.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from itertools import combinations, product
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from jobs.bakeoff import half_width
+from studio.errors import RunError, StudioError
+from studio.methods import methods as registered
+from studio.methods import named
+from studio.spec import RunSpec
+from ui.bench.figures import progress, table_text
+from ui.bench.learning_rates import STEP, walk
+
+if TYPE_CHECKING:
+    from studio.backbone import Backbone
+    from studio.data.prepare import Prepared
+    from studio.home import Home
+    from studio.models.loading import Loaded
+
+Row = dict[str, Any]
+BEGIN, END = "<!-- methods compared -->", "<!-- end methods compared -->"
+HEAD = "| method | learning rate | seeds | learned: held-out loss | forgot: KL per token |"
+OBSERVED_SECONDS = 1e6  # the general set as a whole, whatever it takes
+COLUMNS = [
+    ("dataset", "{data}"), ("method", "{method}"), ("seeds", "{seeds}"), ("rate", "{rate:.2g}"),
+    ("held-out", "{eval_loss:.3f}"), ("±", "{eval_loss_interval:.3f}"),
+    ("forgetting", "{forgetting:.4f}"), ("±", "{forgetting_interval:.4f}"),
+]  # fmt: skip
+
+
+def bench_forgetting(
+    folder: Path, *, model: str, data: str, methods: str, steps: int, seeds: int, out: str,
+    docs: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Return one row for each dataset and method.
+
+    Args:
+        folder: An empty folder.
+        model: Model folder or hub id.
+        data: Datasets, comma-separated.
+        methods: Names, comma-separated; empty takes all that train a model of this precision.
+        steps: Optimizer steps of each run.
+        seeds: Runs of each method, the one that finds the rate included.
+        out: A JSON file that keeps the runs as they end, and is continued.
+        docs: A Markdown page whose table is written anew.
+    """
+    chosen = [word for word in methods.split(",") if word]
+    chosen = chosen or [name for name in registered() if name != "qlora"]  # LoRA on a CPU
+    kept = Path(out) if out else folder / "runs.json"
+    runs: list[Row] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else []
+    bench = _Bench(folder, model, steps, runs, kept)
+    for dataset, method in product(data.split(","), chosen):
+        named(method)  # refuses an unknown one
+        bench.measure(dataset, method, seeds)
+    rows = averaged(runs)
+    if docs:
+        write_page(Path(docs), rows, model=model, steps=steps)
+    return {"rows": rows, "runs": runs}
+
+
+class _Bench:
+    """Runs on bases that stay in memory, and what is known of them already."""
+
+    def __init__(self, folder: Path, model: str, steps: int, runs: list[Row], kept: Path) -> None:
+        from studio.home import open_home
+
+        self._folder, self._model, self._steps = folder, model, steps
+        self._runs, self._kept = runs, kept
+        self._home: Home = open_home(folder / "home")
+        self._base: tuple[Loaded, Backbone] | None = None
+        self._prepared: dict[tuple[str, int], Prepared] = {}
+
+    def measure(self, dataset: str, method: str, seeds: int) -> None:
+        """Find the best rate with the first seed, then train the other seeds at it."""
+        from studio.models.sources import facts
+        from studio.training.schedule import lr_for
+
+        key = {"data": dataset, "method": method}
+        if any(key.items() <= run.items() and "error" in run for run in self._runs):
+            return
+        try:
+            auto = lr_for(named(method)(), facts(self._spec(dataset, method, 0).model).hidden_size)
+            found = walk(lambda place: self._run(dataset, method, 0, auto * STEP**place))
+            best = min(found, key=found.__getitem__)
+            for seed in range(1, seeds):
+                self._run(dataset, method, seed, auto * STEP**best)
+        except RunError:
+            raise
+        except StudioError as error:  # such as BitFit on a model without biases
+            self._keep({**key, "error": error.text})
+
+    def _spec(self, dataset: str, method: str, seed: int) -> RunSpec:
+        return RunSpec().with_values(
+            {
+                "model.path": self._model, "data.path": dataset, "method.name": method,
+                "seed": seed, "train.max_steps": self._steps, "data.max_length": 256,
+            }
+        )  # fmt: skip
+
+    def _run(self, dataset: str, method: str, seed: int, rate: float) -> float:
+        """Train once, unless it is known, and return the held-out loss."""
+        key = {"data": dataset, "method": method, "seed": seed, "steps": self._steps,
+               "rate": float(f"{rate:.6g}")}  # fmt: skip
+        known = (run for run in self._runs if key.items() <= run.items())
+        if (run := next(known, None)) is None:
+            progress(" · ".join(map(str, key.values())))
+            spec = self._spec(dataset, method, seed).with_values({"train.learning_rate": rate})
+            run = self._keep({**key, **self._trained(spec)})
+        return math.inf if run["eval_loss"] is None else float(run["eval_loss"])
+
+    def _keep(self, run: Row) -> Row:
+        self._runs.append(run)
+        text = json.dumps(self._runs, indent=0, ensure_ascii=False)
+        self._kept.write_text(text + "\n", encoding="utf-8")
+        return run
+
+    def _loaded(self, spec: RunSpec) -> tuple[Loaded, Backbone]:
+        """Return the base, which stays in memory; a fresh one for a method that changes it."""
+        from studio.backbone import Backbone
+        from studio.models.loading import load
+        from studio.training.estimate import base_model
+
+        if self._base is None or spec.method.trains_base:
+            loaded = load(base_model(spec), "cpu")
+            made = loaded, Backbone(loaded.model)
+            self._base = self._base if spec.method.trains_base else made
+            return made
+        return self._base
+
+    def _trained(self, spec: RunSpec) -> Row:
+        """Return held-out loss and forgetting of a run; None where it diverged."""
+        from studio.errors import Diverged
+        from studio.evaluation.forgetting import RunForgetting, general_set_of
+        from studio.training.session import open_session, prepare_data
+
+        loaded, backbone = self._loaded(spec)
+        place = (spec.data.path, spec.seed)
+        if place not in self._prepared:
+            self._prepared[place] = prepare_data(spec, loaded, self._home)
+        session = open_session(
+            spec, loaded=loaded, prepared=self._prepared[place], backbone=backbone
+        )
+        session.general = general_set_of(spec, loaded, self._home)
+        forgot = RunForgetting(session, self._folder, seconds=OBSERVED_SECONDS)
+        try:
+            for _ in range(self._steps):
+                session.step()
+            loss = session.evaluate().eval_loss
+            found = forgot.measure()
+            return {"eval_loss": loss, "forgetting": found and found["forgetting"]}
+        except Diverged:
+            return {"eval_loss": None, "forgetting": None}
+        finally:
+            backbone.eval()
+            backbone.detach(session.name)
+
+
+def averaged(runs: Sequence[Row]) -> list[Row]:
+    """Return means over the seeds of each method at its best rate, with 95 % intervals."""
+    rows = []
+    for data, method in dict.fromkeys((run["data"], run["method"]) for run in runs):
+        own = [run for run in runs if (run["data"], run["method"]) == (data, method)]
+        row: Row = {"data": data, "method": named(method).title}
+        if failed := [run for run in own if "error" in run]:
+            rows.append(row | {"error": failed[0]["error"]})
+            continue
+        tried = [run for run in own if run["seed"] == 0 and run["eval_loss"] is not None]
+        rate = min(tried, key=lambda run: run["eval_loss"])["rate"]
+        best = [run for run in own if run["rate"] == rate and run["eval_loss"] is not None]
+        row |= {"rate": rate, "seeds": len(best)}
+        for key in ("eval_loss", "forgetting"):
+            values = [run[key] for run in best]
+            row |= {key: fmean(values), f"{key}_interval": half_width(values) or 0.0}
+        rows.append(row)
+    return rows
+
+
+def swaps(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return the pairs of methods of which one learned more and the other forgot less.
+
+    Only pairs whose 95 % intervals are apart on both axes count.
+    """
+    found = []
+    for one, other in combinations([row for row in rows if "error" not in row], 2):
+        learned, forgot = (_ahead(one, other, key) for key in ("eval_loss", "forgetting"))
+        if learned and forgot and learned != forgot:
+            pair = (one, other) if learned < 0 else (other, one)
+            found.append((pair[0]["method"], pair[1]["method"]))
+    return found
+
+
+def _ahead(one: Row, other: Row, key: str) -> int:
+    """Return -1 if the first is lower, 1 if the second is, 0 if their intervals overlap."""
+    apart = abs(one[key] - other[key]) > one[f"{key}_interval"] + other[f"{key}_interval"]
+    return 0 if not apart else -1 if one[key] < other[key] else 1
+
+
+def write_page(page: Path, rows: Sequence[Row], *, model: str, steps: int) -> None:
+    """Write the tables between the page's marks, keeping its other text."""
+    old = page.read_text(encoding="utf-8") if page.is_file() else f"{BEGIN}\n{END}\n"
+    head, _, rest = old.partition(BEGIN)
+    text = page_text(rows, model=model, steps=steps)
+    page.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def page_text(rows: Sequence[Row], *, model: str, steps: int) -> str:
+    """Return one table for each dataset, the lowest held-out loss first, and who changes order."""
+    parts = [f"Model `{model}`, {steps} steps, each method at its best learning rate."]
+    for data in dict.fromkeys(row["data"] for row in rows):
+        own = [row for row in rows if row["data"] == data]
+        able = sorted((r for r in own if "error" not in r), key=lambda row: row["eval_loss"])
+        lines = [HEAD, "|---|---:|---:|---:|---:|"]
+        best = {key: min((row[key] for row in able), default=None)
+                for key in ("eval_loss", "forgetting")}  # fmt: skip
+        for row in able:
+            cells = [_cell(row, key, mark=row[key] == best[key]) for key in best]
+            lines.append(
+                f"| {row['method']} | {row['rate']:.2g} | {row['seeds']} | {' | '.join(cells)} |"
+            )
+        lines += [
+            f"| {row['method']} | – | – | {row['error']} | – |" for row in own if "error" in row
+        ]
+        parts += [f"### {data}", "\n".join(lines), swap_text(swaps(able))]
+    return "\n\n".join(parts)
+
+
+def _cell(row: Row, key: str, *, mark: bool) -> str:
+    digits = 3 if key == "eval_loss" else 4
+    text = f"{row[key]:.{digits}f}"
+    interval = row[f"{key}_interval"]
+    return (f"**{text}**" if mark else text) + (f" ± {interval:.{digits}f}" if interval else "")
+
+
+def swap_text(pairs: Sequence[tuple[str, str]]) -> str:
+    """Return the sentence on pairs of methods that change their order between the axes."""
+    if not pairs:
+        return "No pair of methods changes its order between the two beyond its intervals."
+    names = "; ".join(f"{more} before {less}" for more, less in pairs)
+    many = (
+        f"{len(pairs)} pairs of methods change their"
+        if len(pairs) > 1
+        else ("One pair of methods changes its")
+    )
+    return (
+        f"{many} order beyond the intervals (the first of each learned more, the second forgot "
+        f"less): {names}."
+    )
+
+
+def forgetting_text(result: dict[str, Any]) -> str:
+    """Return the rows side by side."""
+    return table_text(COLUMNS, result["rows"])
