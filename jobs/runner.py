@@ -322,6 +322,7 @@ def _log_to(path: Path) -> None:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, force=True, format=LOG_FORMAT, datefmt=LOG_DATES
     )
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request
 
 
 def _log_beside(path: Path, claim: Claim) -> logging.Logger:

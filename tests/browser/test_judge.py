@@ -42,6 +42,7 @@ def suite(studio):
     return job
 
 
+@pytest.mark.refused("/api/do/judge")
 def test_a_judge_is_asked_trusted_and_opened(page, studio, suite):
     with judging("good") as (address, _):
         page.goto("/compare?lane=starter&lane=starter~loud:1&view=suites")

@@ -109,7 +109,7 @@ function line({ prompt, expected, pattern, json_schema: schema }) {
 
 function judgement(found) {
   const state = isLive(found) ? `${found.step} of ${count(found.total_steps)} pairs` : ago(found.created);
-  return h('section', { class: 's-judgement', 'data-testid': 'judgement' },
+  return h('section', { class: 's-card s-judgement', 'data-testid': 'judgement' },
     h('div', { class: 's-tab-head' }, h('h4', {}, found.name), badge(found.state), h('span', { class: 's-quiet' },
       state), h('span', { class: 's-grow' }), found.evidence && verdictsDataset(found)),
     found.error ? h('p', { class: 's-error' }, found.error) : '',

@@ -28,13 +28,14 @@ const WORDS = { 0: 'A', 1: 'B', tie: 'tie', null: 'no verdict' };
 /** The pairs with the judge's reasons, fetched when opened. */
 export function reasons({ id }) {
   const body = h('div', { class: 's-scroll-x' });
-  return h('details', { class: 's-reasons', ontoggle: async (event) => {
+  return h('details', { ontoggle: async (event) => {
     if (!event.target.open || body.firstChild) return;
     const found = await send('/api/do/judge', { show: String(id) });
     if (!found) return;
     body.append(table(['Prompt', 'Answer A', 'Answer B', 'Your vote', 'Verdict', 'Reasons'], found.rows.map((row) =>
       [row.prompt, ...row.answers, WORDS[row.vote] ?? '', WORDS[row.winner],
-        row.reasons.length ? row.reasons.join('\n\n') : quiet('Equal answers, not asked')])));
+        row.reasons.length ? row.reasons.join('\n\n') : quiet('Equal answers, not asked')]),
+    { class: 's-table s-reasons' }));
   } }, h('summary', {}, 'Verdicts and reasons'), body);
 }
 
