@@ -2,7 +2,7 @@ import './dom_stub.js';
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
-const { csv, framed, markdown, SvgPen } = await import('../../ui/assets/core/svg_pen.js');
+const { csv, drawnTable, framed, markdown, SvgPen } = await import('../../ui/assets/core/svg_pen.js');
 
 test('a pen writes the paths and texts that a canvas would show', () => {
   const pen = new SvgPen();
@@ -44,4 +44,15 @@ test('no text of a CSV is a formula, and commas and quotes stay inside a cell', 
 test('a Markdown table aligns numbers and keeps bars inside their cell', () => {
   assert.equal(markdown([['Run', 'Loss'], ['a|b', '0.25'], ['c', '–']]),
     '| Run | Loss |\n| --- | ---: |\n| a\\|b | 0.25 |\n| c | – |\n');
+});
+
+test('a drawn table has its numbers at the right, its best in bold and long names cut', () => {
+  const rows = [['Run', 'Loss'], ['a<b', '0.25'], ['x'.repeat(60), '–']];
+  const { markup, width, height } = drawnTable(rows, { text: '#111', muted: '#555' }, (row, column) => row === 1
+    && column === 1);
+  assert.equal(height, 66);
+  assert.ok(width > 300 && width < 400);
+  assert.match(markup, /text-anchor="end" font-weight="600">0.25</);
+  assert.match(markup, /text-anchor="start">a&#60;b</);
+  assert.match(markup, />x{45}…</);
 });

@@ -66,6 +66,26 @@ export class SvgPen {
   restore() { this.parts.push('</g>'.repeat(this.open.pop())); }
 }
 
+const ROW = 22, GAP = 18, LONGEST = 46;
+
+/** A drawing of a table, headings first: {markup, width, height}. Numbers stand at the right, `bold(row, column)` in
+ *  bold. */
+export function drawnTable(rows, { text, muted }, bold = () => false) {
+  const short = (words) => (words.length > LONGEST ? `${words.slice(0, LONGEST - 1)}…` : words);
+  const shown = rows.map((row) => row.map((one) => short(String(one ?? '').trim())));
+  const widths = shown[0].map((_, i) => Math.max(...shown.map((row) => wide(row[i] ?? ''))) + GAP);
+  const right = widths.map((_, i) => i > 0 && shown.slice(1).every((row) => /^(–|[×−-]?\s?\d.*)$/.test(row[i] ?? '–')));
+  const starts = widths.map((_, i) => EDGE + widths.slice(0, i).reduce((sum, one) => sum + one, 0));
+  const width = Math.ceil(EDGE + widths.reduce((sum, one) => sum + one, 0)), height = ROW * shown.length;
+  const cell = (words, n, i) => tag('text', { x: at(right[i] ? starts[i] + widths[i] - GAP : starts[i]),
+    y: ROW * n + 15, fill: n ? text : muted, 'text-anchor': right[i] ? 'end' : 'start',
+    ...(!n || bold(n, i) ? { 'font-weight': 600 } : {}) }, escaped(words));
+  const lines = shown.slice(1).map((_, n) => tag('path', { d: `M${EDGE} ${ROW * (n + 1)}H${width - EDGE}`,
+    stroke: muted, 'stroke-opacity': 0.4 }));
+  return { markup: [...lines, ...shown.flatMap((row, n) => row.map((one, i) => cell(one, n, i)))].join(''), width,
+    height };
+}
+
 const FONT = 'Arial, "Liberation Sans", "Segoe UI", sans-serif';
 const LINE = 18, EDGE = 12;
 

@@ -2,7 +2,7 @@
 // whole in itself and has the colours of the light scheme, which paper and documents have.
 
 import { api, copy, h, menu, toast } from './dom.js';
-import { csv, framed, markdown } from './svg_pen.js';
+import { csv, drawnTable, framed, markdown } from './svg_pen.js';
 
 const SHARP = 2; // pixels of a PNG per unit of its drawing
 
@@ -22,8 +22,7 @@ export function takeAway(title, { drawing, rows }) {
   const svg = () => inLight(() => {
     const made = drawing();
     if (!made) throw new Error(`${title}: no values yet.`);
-    return framed(made.markup, { title, ...made,
-      colours: { ground: colour('surface'), text: colour('text'), muted: colour('muted') } });
+    return framed(made.markup, { title, ...made, colours: colours() });
   });
   return own(menu('save', item('PNG', async () => save(await png(svg()), `${file}.png`)),
     item('SVG', async () => save(new Blob([svg()], { type: 'image/svg+xml' }), `${file}.svg`)),
@@ -31,11 +30,25 @@ export function takeAway(title, { drawing, rows }) {
     item('Copy as Markdown', async (node) => copy(markdown(await rows()), node))), `Save ${title}`);
 }
 
+const colours = () => ({ ground: colour('surface'), text: colour('text'), muted: colour('muted') });
+
+/** Save a table of the document as PNG, the best values in bold. */
+export async function saveTable(title, element) {
+  const table = element.querySelector('table') ?? element;
+  const best = [...table.rows].map((row) => [...row.cells].map((cell) => Boolean(cell.querySelector('b'))));
+  const made = inLight(() => {
+    const drawn = drawnTable(cells(table), colours(), (row, column) => best[row]?.[column]);
+    return framed(drawn.markup, { title, ...drawn, colours: colours() });
+  });
+  save(await png(made), `${title.toLowerCase().replace(/[^a-z0-9]+/g, '-')}.png`);
+}
+
 /** The menu of a table in the document. */
 export function takeTable(title, element) {
   const rows = () => cells(element.querySelector('table') ?? element);
   const file = title.toLowerCase().replace(/[^a-z0-9]+/g, '-');
-  return own(menu('save', item('CSV', async () => save(new Blob([csv(rows())], { type: 'text/csv' }), `${file}.csv`)),
+  return own(menu('save', item('PNG', () => saveTable(title, element)),
+    item('CSV', async () => save(new Blob([csv(rows())], { type: 'text/csv' }), `${file}.csv`)),
     item('Copy as Markdown', async (node) => copy(markdown(rows()), node))), `Save ${title}`);
 }
 

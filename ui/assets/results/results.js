@@ -5,6 +5,7 @@ import { askEvaluate } from '../adapters/actions.js';
 import { button, bytes, errorLine, h, matcher, number, query, quiet, remember, send } from '../core/dom.js';
 import { subscribe } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
+import { saveTable } from '../core/take_away.js';
 
 const SHOWN = { size_bytes: bytes, win_rate: (value) => `${number(100 * value, 3)}\u202f%` };
 const LEARNED = 'eval_loss', FORGOT = 'forgetting';
@@ -26,7 +27,8 @@ class ResultsPage extends HTMLElement {
         button('Evaluate …', () => this.evaluate()),
         h('a', { class: 's-button', href: '/compare?view=suites' }, 'Suites'),
         h('a', { class: 's-button', href: '/compare?view=leaderboard' }, 'Leaderboard'),
-        ['csv', 'markdown'].map((form) => button(form === 'csv' ? 'CSV' : 'Markdown', () => save(form))))),
+        ['csv', 'markdown'].map((form) => button(form === 'csv' ? 'CSV' : 'Markdown', () => save(form))),
+        button('PNG', () => this.table && saveTable('Results', this.table.element)))),
       this.error, this.body));
     subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
     this.refresh();
