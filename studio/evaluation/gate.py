@@ -14,7 +14,7 @@ FIGURES = ("eval_loss", "perplexity", "token_accuracy", *CLASSIFIED, *FORGOTTEN,
 
 
 def bounds(texts: Sequence[str]) -> dict[str, float]:
-    """Return the bounds of a gate by figure.
+    """Return the bounds of a gate by figure; those of standard tasks are `task:metric`.
 
     Raises:
         SpecError: A text is not FIGURE=NUMBER, or the figure is unknown.
@@ -22,7 +22,7 @@ def bounds(texts: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for text in texts:
         name, _, value = (part.strip() for part in text.partition("="))
-        if name not in FIGURES:
+        if name not in FIGURES and ":" not in name:
             raise SpecError(f'Unknown figure "{name}" in a gate.{nearest(name, FIGURES)}')
         try:
             found[name] = float(value)

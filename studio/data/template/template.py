@@ -140,11 +140,18 @@ class Template:
         Raises:
             DataError: The model's template refuses the conversation.
         """
+        return self._prefix + self._ids(self.prompt_text(messages, tools)).tolist()
+
+    def prompt_text(self, messages: list[Message], tools: list[Any] | None = None) -> str:
+        """Return the text that stands before the next answer.
+
+        Raises:
+            DataError: The model's template refuses the conversation.
+        """
         try:
-            text = self._layout_of(tools).prompt(messages, tools)
+            return self._layout_of(tools).prompt(messages, tools)
         except TemplateRefused as refused:
             raise DataError(f"{self._who()} refuses this: {refused}.") from None
-        return self._prefix + self._ids(text).tolist()
 
     def encode(
         self,

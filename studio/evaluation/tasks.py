@@ -1,0 +1,144 @@
+"""Measure stacks on standard tasks with lm-eval: base and several adapters in one pass.
+
+A stack is one lane; with `each`, the base and every adapter of the stack are lanes of their own.
+What was answered is kept in the run's folder, so a stopped or killed job goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from studio.adapter_stack import MAX_LANES, Stack, write_lane
+from studio.errors import AdapterError
+from studio.evaluation import task_files
+from studio.evaluation.evaluate import REPORT
+from studio.evaluation.gate import bounds, check
+from studio.fields import knob
+from studio.home import Home
+from studio.request import Control, Request
+from studio.spec import ModelSource
+from studio.training.events import Event, Finished, Loading, Working
+
+if TYPE_CHECKING:
+    from studio.evaluation.likelihood import Stack as Weighted
+
+ANSWERS = "answers.jsonl"
+OTHER = "{name} is a model of its own (full fine-tuning): measure it alone, as the model."
+
+
+class TasksRequest(Request):
+    """Measure a stack, or the base and each adapter, on standard tasks."""
+
+    kind: ClassVar[str] = "tasks"
+    model: ModelSource = ModelSource()
+    stack: Stack = ()
+    each: bool = knob(False, "Measure the base and each adapter alone, in one pass.")
+    tasks: tuple[str, ...] = knob((), "Task names, files, or folders of files.", min_length=1)
+    limit: int = knob(0, "Documents of each task; 0 uses all.", ge=0)
+    num_fewshot: int = knob(-1, "Examples in each prompt; -1 uses the task's own.", ge=-1, le=64)
+    chat: bool = knob(False, "Write prompts with the base's chat template.")
+    seed: int = knob(1234, "Seed of the choice of examples.", ge=0, le=2**31 - 1)
+    min: tuple[str, ...] = knob((), "Fail below this, as in arc_easy:acc=0.5.")
+    max: tuple[str, ...] = knob((), "Fail above this, as in wikitext:word_perplexity=30.")
+    device: str = knob("auto", "auto, cpu, cuda:0 …", advanced=True)
+
+    def checked(self, home: Home) -> Self:
+        """Return the request as the queue stores it, with adapters and files found.
+
+        Raises:
+            StudioError: An adapter, the model or a task does not exist, or lm-eval is missing.
+        """
+        from studio.adapters.library import describe, resolve_stack
+        from studio.models.sources import facts
+
+        facts(self.model)
+        bounds((*self.min, *self.max))
+        stack, model = resolve_stack(home, self.stack), self.model
+        whole = [item for item in stack if describe(Path(item.name)).is_model]
+        if whole and (self.each or len(stack) > 1):
+            raise AdapterError(OTHER.format(name=Path(whole[0].name).name))
+        if whole:
+            model, stack = model.model_copy(update={"path": whole[0].name}), ()
+        if self.each and len(stack) >= MAX_LANES:
+            raise AdapterError(f"One pass measures the base and up to {MAX_LANES - 1} adapters.")
+        tasks = task_files.resolve(self.tasks)
+        return self.model_copy(update={"stack": stack, "model": model, "tasks": tasks})
+
+    @property
+    def lanes(self) -> list[str]:
+        """The lanes by name, as in a page's address."""
+        path = self.model.path
+        if not self.each:
+            return [write_lane(path, self.stack)]
+        return [path, *(write_lane(path, [item]) for item in self.stack)]
+
+    def perform(
+        self, home: Home, run_dir: Path, control: Control = lambda: None
+    ) -> Iterator[Event]:
+        """Answer task by task, and write `evaluation.json` after each."""
+        yield Loading(text="Loading lm-eval")
+        from studio.backbone import Backbone
+        from studio.evaluation import lm_eval_model, lm_eval_tasks
+        from studio.models.loading import load
+
+        loaded_tasks = []
+        for task in self.tasks:
+            yield Loading(text=_reading(task))
+            how = {"num_fewshot": self.num_fewshot, "seed": self.seed}
+            loaded_tasks.append(lm_eval_tasks.load(task, **how))
+        yield Loading(text="Loading the base")
+        loaded = load(self.model, self.device)
+        backbone = Backbone(loaded.model)
+        names = [f"adapter-{place}" for place in range(len(self.stack))]
+        for name, item in zip(names, self.stack, strict=True):
+            backbone.load(name, Path(item.name))
+        whole: Weighted = tuple((n, i.weight) for n, i in zip(names, self.stack, strict=True))
+        stacks = [(), *((one,) for one in whole)] if self.each else [whole]
+        run_dir.mkdir(parents=True, exist_ok=True)
+        answers = lm_eval_model.Answers(run_dir / ANSWERS)
+        model = lm_eval_model.LaneModel(loaded, backbone, stacks, answers)
+        asked = [
+            lm_eval_tasks.requests_of(one, model, limit=self.limit, chat=self.chat)
+            for one in loaded_tasks
+        ]
+        total = sum(len(own) for kinds in asked for own in kinds.values())
+        report: dict[str, Any] = {"lanes": self.lanes, "tasks": [], "examples": []}
+        before = 0
+        for name, found, kinds in zip(self.tasks, loaded_tasks, asked, strict=True):
+            for kind, requests in kinds.items():
+                for done in model.answer(kind, requests):
+                    text = f"{Path(name).stem}: request {done:,} of {len(requests):,}"
+                    yield Working(step=before + done, total_steps=total, text=text)
+                    if control() == "stop":
+                        yield Finished(step=before + done, reason="stopped")
+                        return
+                before += len(requests)
+            how = {"limit": self.limit, "chat": self.chat}
+            measured = list(lm_eval_tasks.measure(found, model, len(stacks), **how))
+            report["tasks"] += lm_eval_tasks.figures(found, measured)
+            report["examples"] += lm_eval_tasks.examples(found, measured)
+            text = json.dumps(report, ensure_ascii=False, indent=1)
+            (run_dir / REPORT).write_text(text, encoding="utf-8")
+        self._check(report)
+        yield Finished(step=total, facts={"tasks": report["tasks"], "lanes": report["lanes"]})
+
+    def _check(self, report: dict[str, Any]) -> None:
+        """Check every lane but the base beside others against the bounds."""
+        for place, lane in enumerate(report["lanes"]):
+            if place or len(report["lanes"]) == 1:
+                own = {f"{r['task']}:{r['metric']}": r["values"][place] for r in report["tasks"]}
+                check(own, self.min, self.max, lane)
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the report."""
+        report: dict[str, Any] = json.loads((run_dir / REPORT).read_text(encoding="utf-8"))
+        return {"id": int(run_dir.name), **report}
+
+
+def _reading(task: str) -> str:
+    if Path(task).is_absolute():
+        return f"Reading {Path(task).name}"
+    return f"Reading the documents of {task}; what is not here is downloaded from the hub"
