@@ -134,6 +134,7 @@ KINDS: dict[str, Kind | str] = {
     "promote": "studio.evaluation.promotion:PromoteRequest",
     "bakeoff": "studio.evaluation.bakeoff:BakeoffRequest",
     "evaluate": "studio.evaluation.evaluate:EvaluateRequest",
+    "tasks": "studio.evaluation.tasks:TasksRequest",
     "suite": "studio.evaluation.suites:SuiteRequest",
     "judge": "studio.evaluation.judge:JudgeRequest",
     "download": "studio.models.download:DownloadRequest",

@@ -56,6 +56,8 @@ def table(store: JobStore) -> dict[str, Any]:
                 figures = {**report, **report.get("scores", {})}
                 _put(columns, row, Path(job.spec["data"]["path"]).name, figures, job.id)
                 row["forgetting"] = figures.get("forgetting") or row.get("forgetting")
+        elif job.kind == "tasks":
+            _put_tasks(store, rows, columns, job.id)
         elif job.kind == suites.KIND:
             found = suites.table(store, job.id)
             for lane, means in zip(found["lanes"], found["means"], strict=True):
@@ -82,14 +84,27 @@ def _win_rate(one: Mapping[str, Any]) -> float:
 
 
 def _put(
-    columns: dict[str, Any], row: dict[str, Any], about: str, figures: Mapping[str, Any], job: int
-) -> None:
-    for key, (title, best) in MEASURED.items():
+    columns: dict[str, Any], row: dict[str, Any], about: str, figures: Mapping[str, Any], job: int,
+    measured: Mapping[str, tuple[str, str]] = MEASURED,
+) -> None:  # fmt: skip
+    for key, (title, best) in measured.items():
         if figures.get(key) is not None:
             name = f"{about} {key}"
             columns[name] = {"title": f"{about}: {title}", "best": best, "job": job}
             row[name] = figures[key]
             row.setdefault("jobs", {})[name] = job
+
+
+def _put_tasks(store: JobStore, rows: Rows, columns: dict[str, Any], job: int) -> None:
+    """Put what a job measured on standard tasks into the rows of its lanes."""
+    report = atomic.read_object(store.home.run(job) / REPORT) or {}
+    for number, lane in enumerate(report.get("lanes", ())):
+        if (place := _of_lane(lane)) is not None:
+            row = _row(store, rows, *place)
+            for one in report["tasks"]:
+                known = {one["metric"]: (one["metric"], one["best"] or "max")}
+                figures = {one["metric"]: one["values"][number]}
+                _put(columns, row, one["task"], figures, job, known)
 
 
 def _of_lane(lane: str) -> tuple[str, ...] | None:

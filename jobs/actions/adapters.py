@@ -29,6 +29,7 @@ from studio.errors import ModelError
 from studio.evaluation.evaluate import EvaluateRequest
 from studio.evaluation.promotion import PromoteRequest
 from studio.evaluation.ranking import win_rate
+from studio.evaluation.tasks import TasksRequest
 from studio.fields import merge_values, parse_assignment
 from studio.home import Home
 from studio.methods import capabilities, is_low_rank, methods
@@ -156,6 +157,27 @@ def evaluate(
     data: Annotated[
         DataSource, field("File, folder, hub id, or starter:<name>.", of="dataset")
     ] = DEMO,
+    tasks: Annotated[
+        tuple[str, ...],
+        field(
+            "Standard tasks instead of data: names known to lm-eval, whose rows are downloaded "
+            "from the hub, or own task files (YAML).",
+            title="Standard tasks",
+            metavar="TASK[,TASK]|FILE|DIR",
+        ),
+    ] = NONE,
+    each: Annotated[
+        bool,
+        field("Tasks: measure the base and each adapter alone, in one pass.", title="Each alone"),
+    ] = False,
+    limit: Annotated[int, field("Tasks: documents of each; 0 uses all.", ge=0, advanced=True)] = 0,
+    num_fewshot: Annotated[
+        int,
+        field("Tasks: examples in each prompt; -1 uses the task's own.", ge=-1, advanced=True),
+    ] = -1,
+    chat: Annotated[
+        bool, field("Tasks: write prompts with the base's chat template.", advanced=True)
+    ] = False,
     set: Annotated[
         tuple[str, ...],
         field("Further fields, as in max_rows=100.", metavar="FIELD=VALUE", advanced=True),
@@ -177,7 +199,7 @@ def evaluate(
     min: Annotated[
         tuple[str, ...],
         field(
-            "Fail if a figure is below this, as in accuracy=0.8.",
+            "Fail if a figure is below this, as in accuracy=0.8 or arc_easy:acc=0.5.",
             metavar="FIGURE=NUMBER",
             advanced=True,
         ),
@@ -192,18 +214,25 @@ def evaluate(
     ] = NONE,
     name: Annotated[str, field("Name of the evaluation.", max_length=120)] = "",
 ) -> Request:
-    """Measure a stack on a dataset: loss, token accuracy, scores, labels, forgetting."""
+    """Measure a stack on a dataset (loss, scores, labels, forgetting) or on standard tasks."""
+    own: dict[str, Any] = {
+        "scores": score, "pattern": pattern, "classify": classify, "forgetting": forgetting,
+        "data": data.model_dump(),
+    }  # fmt: skip
+    if tasks:
+        own = {"tasks": tasks, "each": each, "limit": limit, "num_fewshot": num_fewshot,
+               "chat": chat}  # fmt: skip
     values: dict[str, Any] = {
-        "name": name, "stack": stack, "scores": score, "pattern": pattern, "classify": classify,
-        "forgetting": forgetting, "min": min, "max": max,
-        "model": model.model_dump(), "data": data.model_dump(),
+        "name": name, "stack": stack, "min": min, "max": max, "model": model.model_dump(), **own,
     }  # fmt: skip
     values = merge_values(values, dict(map(parse_assignment, set)))
-    if isinstance(values["scores"], str):
-        values["scores"] = [values["scores"]]
     if not values["model"]["path"]:
         base = describe(resolve(home, stack[0].name)).base if stack else ""
         values["model"]["path"] = base or RunSpec().model.path
+    if tasks:
+        return TasksRequest.parse(values)
+    if isinstance(values["scores"], str):
+        values["scores"] = [values["scores"]]
     place = Path(values["data"]["path"]).expanduser()
     if place.exists():
         values["data"]["path"] = str(place.absolute())

@@ -105,7 +105,9 @@ class TasksRequest(Request):
             for one in loaded_tasks
         ]
         total = sum(len(own) for kinds in asked for own in kinds.values())
-        report: dict[str, Any] = {"lanes": self.lanes, "tasks": [], "examples": []}
+        report: dict[str, Any] = {
+            "lanes": self.lanes, "names": self._names(), "tasks": [], "examples": [],
+        }  # fmt: skip
         before = 0
         for name, found, kinds in zip(self.tasks, loaded_tasks, asked, strict=True):
             for kind, requests in kinds.items():
@@ -123,12 +125,23 @@ class TasksRequest(Request):
             text = json.dumps(report, ensure_ascii=False, indent=1)
             (run_dir / REPORT).write_text(text, encoding="utf-8")
         self._check(report)
-        yield Finished(step=total, facts={"tasks": report["tasks"], "lanes": report["lanes"]})
+        yield Finished(step=total, facts={key: report[key] for key in ("lanes", "names", "tasks")})
+
+    def _names(self) -> list[str]:
+        """Return the lanes' names as users read them."""
+        from studio.adapters.library import describe
+
+        base = Path(self.model.path).name
+        shown = [
+            str(item.model_copy(update={"name": describe(Path(item.name)).name}))
+            for item in self.stack
+        ]
+        return [base, *shown] if self.each else [" + ".join(shown) or base]
 
     def _check(self, report: dict[str, Any]) -> None:
         """Check every lane but the base beside others against the bounds."""
-        for place, lane in enumerate(report["lanes"]):
-            if place or len(report["lanes"]) == 1:
+        for place, lane in enumerate(report["names"]):
+            if place or len(report["names"]) == 1:
                 own = {f"{r['task']}:{r['metric']}": r["values"][place] for r in report["tasks"]}
                 check(own, self.min, self.max, lane)
 

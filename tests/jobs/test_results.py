@@ -48,8 +48,20 @@ def test_every_figure_stands_in_the_row_of_its_adapter(store, home):
     for winner in (0, 0, None, 1):
         Votes(store.database).cast("hi", lanes, winner=winner)
 
+    prose = {"task": "prose", "metric": "word_perplexity", "best": "min", "values": [9.0, 8.0]}
+    tasks = [{"task": "quiz", "metric": "acc", "best": "max", "values": [0.25, 0.5]}, prose]
+    measured = store.submit({"name": "", "tasks": ["quiz"]}, kind="tasks").id
+    home.run(measured).mkdir()
+    report = {"lanes": ["base", "base~one:1"], "tasks": tasks}
+    (home.run(measured) / REPORT).write_text(json.dumps(report))
+
     found = results.table(store)
 
+    acc = {row["name"]: row.get("quiz acc") for row in found["rows"]}
+    assert acc == {"one": 0.5, "o|ther": None, "base": 0.25}
+    columns = {column["key"]: column for column in found["columns"]}
+    assert columns["prose word_perplexity"]["best"] == "min"
+    assert columns["quiz acc"]["title"] == "quiz: acc" and columns["quiz acc"]["job"] == measured
     rows = {row["name"]: row for row in found["rows"]}
     assert set(rows) == {"one", "o|ther", "base"}
     figures = ("eval_loss", "forgetting", "win_rate", "bank.csv accuracy", "quiz exact_match")

@@ -495,6 +495,7 @@ REFUSED: list[Row] = [
     ("push", {"folder": "/nowhere", "repo": "a/b"}, "/nowhere"),
     ("gguf", {"stack": ["nothing"], "out": "DIR/a.gguf"}, "nothing"),
     ("evaluate", {"stack": ["nothing"]}, "nothing"),
+    ("evaluate", {"tasks": ["x"], "num_fewshot": -2}, "num_fewshot"),
     ("import", {"source": "/nowhere"}, "no adapter folder"),
     ("export", {"name": "nothing"}, "nothing"),
     ("adapters.undo", {"adapter": "nothing"}, "nothing"),

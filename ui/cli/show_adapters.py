@@ -37,6 +37,9 @@ def exported(answer: Answer) -> None:
 
 def evaluated(report: Mapping[str, Any]) -> None:
     """Print an evaluation."""
+    if "tasks" in report:
+        tasks(report)
+        return
     print(f"rows            {report['rows']}")
     print(f"loss            {report['eval_loss']:.4f}")
     print(f"perplexity      {report['perplexity']:.4g}")
@@ -51,6 +54,24 @@ def evaluated(report: Mapping[str, Any]) -> None:
         print(f"forgetting      {report['forgetting']:.4f} KL, {changed} of {prompts} changed")
     for name, value in report.get("scores", {}).items():
         print(f"{name:15} {value:.1%}")
+
+
+def tasks(report: Mapping[str, Any]) -> None:
+    """Print what lm-eval measured, a column per lane."""
+
+    def cell(row: Mapping[str, Any], place: int) -> str:
+        error, gap = row["errors"][place], row["differences"][place]
+        words = number(row["values"][place]) + ("" if error is None else f" ± {number(error)}")
+        return words if gap is None else f"{words} ({gap[0]:+.3g}, {gap[1]:+.3g} to {gap[2]:+.3g})"
+
+    places = range(len(report["names"]))
+    table(
+        ["Task", "Figure", "Documents", *report["names"]],
+        [[row["task"], row["metric"], str(row["documents"]), *(cell(row, n) for n in places)]
+         for row in report["tasks"]],
+    )  # fmt: skip
+    if len(places) > 1:
+        print(f"In brackets: the difference from {report['names'][0]}, with its 95 % interval.")
 
 
 def picture(answer: Answer) -> None:

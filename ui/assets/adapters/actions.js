@@ -45,10 +45,11 @@ export function askExport(page, adapters) {
 
 export const KINDS = { merge: 'Merge', mix: 'Mix', import_adapter: 'Import', export_adapter: 'Export',
   gguf: 'GGUF', push: 'Push', picture: 'Picture', bakeoff: 'Bake-off', promote: 'Promote',
-  evaluate: 'Evaluation' };
+  evaluate: 'Evaluation', tasks: 'Standard tasks' };
 const OUTCOMES = {
   merge: certificate, mix: (found) => (found.how ? [mixed(found)] : []), gguf: exported, export_adapter: exported,
   picture: ({ changes }) => (changes?.length ? [heatmap(changes)] : []), evaluate: evaluated,
+  tasks: measuredTasks,
   judge: (found) => [trust(found), reasons(found)],
   push: ({ address }) => [h('p', {}, 'Uploaded and verified: ', h('b', {}, address ?? ''))],
 };
@@ -76,6 +77,27 @@ function evaluated(found) {
   return [h('details', { class: 's-evaluation', open: location.pathname.endsWith('/runs') },
     h('summary', {}, head), figures, found.general ? forgettingCard(found.general) : '',
     found.confusions ? confusions(found) : '')];
+}
+
+/** What lm-eval measured: a column per lane, and the first documents with the lanes' answers. */
+function measuredTasks({ names, tasks, examples }) {
+  const cell = ({ values, errors, differences }, place) => {
+    const [gap, low, high] = (differences[place] ?? []).map((one) => number(one, 3));
+    return h('td', { class: 's-number' }, number(values[place]),
+      errors[place] == null ? '' : quiet(`± ${number(errors[place], 2)}`),
+      gap == null ? '' : quiet(`${gap} (${low} to ${high})`));
+  };
+  const rows = tasks.map((one) => [one.task, one.metric, count(one.documents),
+    ...names.map((_, place) => cell(one, place))]);
+  const [first] = tasks;
+  const head = `${first.task}: ${first.metric} ${first.values.map((one) => number(one)).join(', ')}`;
+  return [h('details', { class: 's-evaluation', open: location.pathname.endsWith('/runs') }, h('summary', {}, head),
+    h('div', { class: 's-scroll' }, table(['Task', 'Figure', 'Documents', ...names], rows)),
+    quiet(`Second line: standard error.${names.length > 1
+      ? ` Third: difference from ${names[0]} over the same documents, with its 95\u202f% interval.` : ''}`),
+    examples.length ? h('details', {}, h('summary', {}, 'First documents and answers'), h('div', { class: 's-scroll' },
+      table(['Task', 'End of the prompt', 'Wanted', ...names], examples.map((one) => [one.task, one.prompt.slice(-160),
+        one.wanted, ...one.answers])))) : '')];
 }
 
 const MOST_LABELS = 12, MOST_CONFUSIONS = 20;
