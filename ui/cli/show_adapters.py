@@ -91,7 +91,7 @@ def adapters(found: Sequence[Mapping[str, Any]]) -> None:
     for one in found:
         loss = "" if one["last_loss"] is None else f", loss {one['last_loss']:.4f}"
         ended = f", {one['ended']} after {one['steps']} steps" if one["ended"] else ""
-        print(f"{one['name']}: {one['method_title']} on {one['base']}{ended}{loss}")
+        print(f"{one['name']}: {one['method']} on {one['base']}{ended}{loss}")
 
 
 def results(answer: Answer) -> None:
