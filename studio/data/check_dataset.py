@@ -9,7 +9,7 @@ from studio.data.mapping import columns_read
 from studio.data.origins import Origin
 from studio.data.quality import Inspector, near_duplicates
 from studio.data.recognise import Guess
-from studio.data.records import AnyRecord, Document, Problem, Row, content_hash, contents
+from studio.data.records import AnyRecord, Document, Problem, Row, content_hash, messages_of
 from studio.data.report import Report, RowCounter
 from studio.data.rows import record_converter
 
@@ -30,29 +30,34 @@ class Survey:
 
     def see(self, item: Row | Problem) -> None:
         """Take one row."""
-        self.counter.read += 1
-        if isinstance(item, Row):
-            self.counter.see(item, self._columns)
+        counter = self.counter
+        counter.read += 1
         found: list[AnyRecord] | Problem
         if isinstance(item, Problem):
             found = item
         elif self._plain:
             found = [Document(item.values["text"], item.line)]
         else:
+            if not item.values.keys() <= self._columns:
+                counter.see(item, self._columns)
             found = self._convert(item)
         if isinstance(found, Problem):
-            self.counter.drop(found)
+            counter.drop(found)
             return
         made = found[0]
-        self.counter.keep(made)
-        text = "\n".join(contents(made))
+        counter.keep(made)
+        texts = []
+        for message in messages_of(made):
+            texts.append(message["content"])
+            if message["role"] == "assistant":
+                self._answer_characters += len(message["content"])
+        text = "\n".join(texts)
         self._characters += len(text)
-        self._answer_characters += sum(map(len, contents(made, "assistant")))
         self._inspector.look(text, item.line)
         if self._plain:
             return
-        self.counter.hashes.append(content_hash(made))
-        if self.counter.kept <= self._near_rows:
+        counter.hashes.append(content_hash(made))
+        if counter.kept <= self._near_rows:
             self._texts.append(text[:NEAR_CHARS])
 
     def report(self) -> Report:

@@ -23,7 +23,7 @@ from studio.data.mapping import Mapping, Operator, at_path
 from studio.data.quality import near_duplicates
 from studio.data.readers.json_lines import dumps
 from studio.data.recognise import Guess
-from studio.data.records import Problem, Row, content_hash, contents, prompt_hash
+from studio.data.records import Problem, Row, content_hash, messages_of, prompt_hash
 from studio.data.rows import record_converter
 from studio.data.snapshots import (
     Meta,
@@ -261,7 +261,8 @@ def _text_of(parent: Snapshot) -> Callable[[PageRow], str]:
 
     def text_of(row: PageRow) -> str:
         made = convert(Row(row.line, row.values))
-        return "" if isinstance(made, Problem) else "\n".join(contents(made[0]))
+        messages = [] if isinstance(made, Problem) else messages_of(made[0])
+        return "\n".join([message["content"] for message in messages])
 
     return text_of
 

@@ -128,6 +128,8 @@ def at_path(values: dict[str, Any], path: str) -> Any:
 
 def _column(path: str) -> Getter:
     def get(values: dict[str, Any]) -> Any:
+        if path in values:
+            return values[path]
         try:
             return at_path(values, path)
         except KeyError:

@@ -84,8 +84,8 @@ _SECRETS = re.compile(
     r"|xox[abprs]-[A-Za-z0-9-]{10,}|AIza[0-9A-Za-z_-]{35}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
 )
-_SECRET_HINTS = ("sk-", "AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "hf_", "xox", "AIza", "eyJ",
-                 "PRIVATE KEY")  # fmt: skip
+_SECRET_HINTS = ("sk-", "AKIA", "AIza", "xox", "eyJ", "PRIVATE KEY")
+_UNDERSCORED = ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "hf_")
 _HTML = re.compile(r"</?(?:script|div|span|p|br|a|img|table|td|tr|html|body|iframe|style)\b", re.I)
 _CONTROL = bytes(c for c in range(32) if c not in (9, 10, 13)) + b"\x7f"
 _DAMAGE = re.compile("\ufffd|Ã[\x80-\xbf©¨¤¶¼±]|â€[™œ\x9d“”¦]|Â[\xa0-\xbf]")
@@ -134,7 +134,7 @@ class Inspector:
         self._seen += 1
         if "<" in text and _HTML.search(text):
             self._note("html", line)
-        for hint in _SECRET_HINTS:
+        for hint in _SECRET_HINTS + _UNDERSCORED if "_" in text else _SECRET_HINTS:
             if hint in text and _SECRETS.search(text):
                 self._note("secret", line)
                 break

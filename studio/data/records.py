@@ -69,22 +69,29 @@ class Dropped(Exception):
 AnyRecord = Conversation | Document | Pair | Judged
 
 
-def contents(row: AnyRecord, role: str = "") -> list[str]:
-    """Return the texts of a row, or only those of one role; a document counts as an answer.
+def messages_of(row: AnyRecord) -> list[Message]:
+    """Return the messages of a row; a document counts as one answer.
 
     Of a pair these are the chosen conversation and what the rejected one has after their prompt.
     """
+    if type(row) is Conversation:
+        return row.messages
     if isinstance(row, Document):
-        return [row.text]
-    return [m["content"] for m in _messages(row) if not role or m["role"] == role]
+        return [{"role": "assistant", "content": row.text}]
+    if isinstance(row, Pair):
+        return [*row.chosen.messages, *row.rejected.messages[num_shared(row) :]]
+    assert isinstance(row, Judged)
+    return row.conversation.messages
 
 
 def content_hash(row: AnyRecord) -> int:
-    """Return a 64-bit hash of a row's roles, texts and tool calls, and of its verdict."""
+    """Return a 64-bit hash of a row's roles, texts, thoughts, calls, tools and verdict."""
+    if isinstance(row, Conversation):
+        return _messages_hash(row.messages, str(row.tools or ""))
     if isinstance(row, Document):
         return bytes_hash(row.text.encode("utf-8", "replace"))
     verdict = str(row.good) if isinstance(row, Judged) else ""
-    return _messages_hash(_messages(row), verdict)
+    return _messages_hash(messages_of(row), f"{verdict}{row[0].tools or ''}")
 
 
 def prompt_hash(row: AnyRecord) -> int:
@@ -111,18 +118,12 @@ def num_equal(one: Sequence[Any], other: Sequence[Any]) -> int:
     return sum(takewhile(bool, (a == b for a, b in zip(one, other, strict=False))))
 
 
-def _messages(row: Conversation | Pair | Judged) -> list[Message]:
-    if isinstance(row, Pair):
-        return [*row.chosen.messages, *row.rejected.messages[num_shared(row) :]]
-    return (row.conversation if isinstance(row, Judged) else row).messages
-
-
 def _messages_hash(messages: list[Message], more: str = "") -> int:
     parts = [more] if more else []
     for message in messages:
         parts += (message["role"], message["content"])
-        if "tool_calls" in message:
-            parts.append(str(message["tool_calls"]))
+        if len(message) > 2:
+            parts += [message.get("reasoning_content", ""), str(message.get("tool_calls", ""))]
     return bytes_hash("\x00".join(parts).encode("utf-8", "replace"))
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from studio.data.mapping import Mapping
 from studio.data.pairs import PairCounter
-from studio.data.records import AnyRecord, Document, Judged, Pair, Problem, Row
+from studio.data.records import AnyRecord, Conversation, Document, Problem, Row
 from studio.errors import DataError
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ class RowCounter:
         self.last = number
         if isinstance(row, Document):
             return
-        if isinstance(row, Pair | Judged):
+        if not isinstance(row, Conversation):
             self.pairs.see(row)
             row = row[0]._replace(muted=())  # answers in a prompt are muted by us, not by the file
         messages = row.messages
@@ -303,7 +303,7 @@ def _rows(count: int) -> str:
 
 _CHANGES = {
     "system": "The chat template does not write every system prompt: those of {} stand in front of "
-    "the first question.",
+    "a question.",
     "tools": "The chat template writes no tools: those of {} are listed in the system prompt.",
     "calls": "The chat template writes no tool calls: those of {} are trained as lines of JSON.",
     "results": "The chat template writes no tool results: those of {} are written as questions.",

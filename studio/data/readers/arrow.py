@@ -80,7 +80,11 @@ def whole_columns(path: Path) -> tuple[str, ...]:
 def without_nulls(value: Any) -> Any:
     """Return a nested value without the keys that are null."""
     if type(value) is dict:
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+        return {
+            key: without_nulls(inner) if type(inner) in (dict, list) else inner
+            for key, inner in value.items()
+            if inner is not None
+        }
     if type(value) is list:
         return [without_nulls(item) for item in value]
     return value
@@ -94,6 +98,18 @@ def has_structs(arrow_type: Any) -> bool:
         return True
     inner = [arrow_type.field(i).type for i in range(arrow_type.num_fields)]
     return any(has_structs(each) for each in inner)
+
+
+def _has_null_fields(column: Any) -> bool:
+    """Return True if a field of a struct inside an Arrow column may be null."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(column.type):
+        fields = [column.field(i) for i in range(column.type.num_fields)]
+        return any(field.null_count or _has_null_fields(field) for field in fields)
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return _has_null_fields(column.values)
+    return bool(pa.types.is_nested(column.type))
 
 
 def _rows(opened: Opened, schema: Any, batches: Iterator[Any]) -> Iterator[Row]:
@@ -113,11 +129,13 @@ def _rows(opened: Opened, schema: Any, batches: Iterator[Any]) -> Iterator[Row]:
             if batch is None:
                 return
             unpacked = _bounded(opened, batch, unpacked)
-            rows = batch.rename_columns(columns).to_pylist()
+            batch = batch.rename_columns(columns)
+            with_nulls = [name for name in nested if _has_null_fields(batch.column(name))]
+            rows = batch.to_pylist()
         except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
             raise _damaged(opened, row, error) from None
         for values in rows:
-            for name in nested:
+            for name in with_nulls:
                 values[name] = without_nulls(values[name])
             for name in whole:
                 values[name] = _whole(values[name])

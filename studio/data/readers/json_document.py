@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from studio.data.files import Opened, utf8_chunks
-from studio.data.readers.json_lines import first_repeat, name_of
+from studio.data.readers.json_lines import MAX_DEPTH, TOO_DEEP, first_repeat, name_of
 from studio.data.records import Problem, Row
 from studio.errors import DataError
 
@@ -96,6 +96,9 @@ class _Repeated(dict[str, Any]):
     key: str = ""
 
 
+_NESTED = (dict, list, _Repeated)
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) == len(pairs):
@@ -108,13 +111,29 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _row(line: int, value: Any, what: str) -> Row | Problem:
     if not isinstance(value, dict):
         return Problem(line, "not_object", f"{what} is {name_of(value)}, not an object.")
-    found: list[Any] = [value]
-    for child in value.values():
-        found += child if type(child) is list else [child]
-    for item in found:
-        if type(item) is _Repeated:
-            return Problem(line, "duplicate_key", f'The key "{item.key}" stands twice.')
+    try:
+        key = _repeated_key(value)
+    except RecursionError:
+        return Problem(line, "json", TOO_DEEP)
+    if key:
+        return Problem(line, "duplicate_key", f'The key "{key}" stands twice in one object.')
     return Row(line, value)
+
+
+def _repeated_key(value: Any, depth: int = 0) -> str:
+    """Return a key that stands twice in an object of a nested value; "" if there is none.
+
+    Raises:
+        RecursionError: It is nested more than `MAX_DEPTH` deep.
+    """
+    if depth > MAX_DEPTH:
+        raise RecursionError
+    if type(value) is _Repeated:
+        return value.key
+    for item in value.values() if type(value) is dict else value:
+        if type(item) in _NESTED and (key := _repeated_key(item, depth + 1)):
+            return key
+    return ""
 
 
 def _no_constant(name: str) -> Any:

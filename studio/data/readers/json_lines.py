@@ -12,9 +12,10 @@ from studio.data.files import Opened, utf8_chunks
 from studio.data.records import Problem, Row
 
 MAX_LINE_BYTES = 64 << 20
-_AS_ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
-_MANY_DIGITS = b"0" * 19  # as many as the largest integer of 64 bits has
+MAX_DEPTH = 200
+_LARGE = 2.0**63  # orjson reads integers beyond 64 bits as floats
 LONG = f"The line is longer than {MAX_LINE_BYTES >> 20} MiB."
+TOO_DEEP = f"It is nested too deeply: at most {MAX_DEPTH} levels are read."
 
 
 class Line(NamedTuple):
@@ -39,9 +40,10 @@ def lines(chunks: Iterator[bytes]) -> Iterator[Line]:
         number += 1
         yield Line(number, b"" if skipping else _bare(rest + pieces[0]), skipping)
         skipping = False
+        windows = b"\r\n" in chunk
         for piece in pieces[1:-1]:
             number += 1
-            yield Line(number, _bare(piece))
+            yield Line(number, _bare(piece) if windows else piece)
         rest = pieces[-1]
     if rest or skipping:
         yield Line(number + 1, _bare(rest), skipping)
@@ -66,7 +68,7 @@ def read_jsonl(opened: Opened) -> Iterator[Row | Problem]:
             yield Problem(number, "too_long", LONG)
             continue
         try:
-            values = loads(data)
+            values, num_keys = _parsed(data)
         except orjson.JSONDecodeError as error:
             if data.strip():
                 yield Problem(number, *why_not_json(data, error))
@@ -74,9 +76,12 @@ def read_jsonl(opened: Opened) -> Iterator[Row | Problem]:
         except ValueError:
             yield Problem(number, "json", "A number has too many digits.")
             continue
+        except RecursionError:
+            yield Problem(number, "json", TOO_DEEP)
+            continue
         if type(values) is not dict:
             yield Problem(number, "not_object", f"The line is {name_of(values)}, not an object.")
-        elif data.count(b'":') > len(values) and (key := duplicate_key(data, values)):
+        elif data.count(b'":') > num_keys and (key := _duplicate_key(data)):
             yield Problem(number, "duplicate_key", f'The key "{key}" stands twice in one object.')
         else:
             yield Row(number, values)
@@ -88,12 +93,48 @@ def loads(data: bytes) -> Any:
     Raises:
         orjson.JSONDecodeError: It is not JSON.
         ValueError: An integer has thousands of digits.
+        RecursionError: It is nested too deeply.
     """
+    return _parsed(data)[0]
+
+
+def _parsed(data: bytes) -> tuple[Any, int]:
+    """Return the value of a line, and how many keys its objects have."""
     values = orjson.loads(data)
-    if type(values) is dict and {*map(type, values.values())} == {str}:
-        return values
-    # A regular expression would take longer than parsing the line.
-    return json.loads(data) if _MANY_DIGITS in data.translate(_AS_ZEROS) else values
+    if type(values) is dict:
+        for value in values.values():
+            if type(value) is not str:
+                break
+        else:
+            return values, len(values)
+    floats: list[float] = []
+    num_keys = count_keys(values, floats)
+    if any(abs(number) >= _LARGE for number in floats):
+        values = json.loads(data)
+    return values, num_keys
+
+
+def count_keys(value: Any, floats: list[float], depth: int = 0) -> int:
+    """Return how many keys the objects of a nested value have; its floats are added to a list.
+
+    Raises:
+        RecursionError: It is nested more than `MAX_DEPTH` deep.
+    """
+    if depth > MAX_DEPTH:
+        raise RecursionError
+    is_object = type(value) is dict
+    if not is_object and type(value) is not list:
+        return 0
+    items = value.values() if is_object else value
+    kinds = {*map(type, items)}
+    count = len(value) if is_object else 0
+    if float in kinds:
+        floats += [item for item in items if type(item) is float]
+    if dict in kinds or list in kinds:
+        for item in items:
+            if type(item) is dict or type(item) is list:
+                count += count_keys(item, floats, depth + 1)
+    return count
 
 
 def dumps(value: Any) -> bytes:
@@ -117,7 +158,7 @@ def why_not_json(data: bytes, error: orjson.JSONDecodeError) -> tuple[str, str]:
     if "\x00" in text:
         return "control", "The line holds NUL bytes."
     if "recursion" in error.msg.lower():
-        return "json", "The line is nested too deeply."
+        return "json", TOO_DEEP
     near = text[max(0, error.pos - 1) : error.pos + 9].lstrip()
     if near.lstrip("-:, [").startswith(("NaN", "Infinity", "nan", "inf")):
         return "json", "NaN and Infinity are not JSON: write null or a number."
@@ -127,10 +168,8 @@ def why_not_json(data: bytes, error: orjson.JSONDecodeError) -> tuple[str, str]:
     return "json", f"Not valid JSON at column {error.colno}: {message}."
 
 
-def duplicate_key(data: bytes, values: dict[str, Any]) -> str | None:
+def _duplicate_key(data: bytes) -> str | None:
     """Return a key that stands twice in one object of the line, which orjson lets pass."""
-    if data.count(b'":') <= _num_keys(values, 0):
-        return None
     found: list[str] = []
 
     def check(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -152,16 +191,6 @@ def first_repeat(pairs: list[tuple[str, Any]]) -> str:
             return key[:60] or '""'
         seen.add(key)
     return ""
-
-
-def _num_keys(value: Any, depth: int) -> int:
-    if depth > 8:
-        return 0
-    if type(value) is dict:
-        return len(value) + sum(
-            _num_keys(v, depth + 1) for v in value.values() if type(v) in (dict, list)
-        )
-    return sum(_num_keys(v, depth + 1) for v in value if type(v) in (dict, list))
 
 
 def name_of(value: Any) -> str:

@@ -84,6 +84,9 @@ def jsonl_lines() -> list[Case]:
         _one_bad("NaN", '{"question": "q", "answer": NaN}', "json"),
         _one_bad("Infinity", '{"question": "q", "answer": -Infinity}', "json"),
         _one_bad("deep nesting", deep, "json"),
+        _one_bad("deep object with a long number",
+                 '{"question": "q", "answer": "a", "m": ' + '{"x": ' * 900 + "9" * 30 + "}" * 901,
+                 "json"),
         _one_bad("array line", '["q", "a"]', "not_object"),
         _one_bad("string line", '"q"', "not_object"),
         _one_bad("number line", "17", "not_object"),
@@ -267,6 +270,12 @@ def documents() -> list[Case]:
              problems=((2, "not_object"), (4, "not_object"))),
         Case("json duplicate key", "a.json", f'[{GOOD},\n{{"question": "q", "question": "r", '
              '"answer": "a"}]', read=2, kept=1, problems=((2, "duplicate_key"),)),
+        Case("json duplicate key deep inside", "a.json",
+             f'[{GOOD},\n{{"question": "q", "answer": "a", "m": [{{"x": {{"y": 1, "y": 2}}}}]}}]',
+             read=2, kept=1, problems=((2, "duplicate_key"),)),
+        Case("json element of 300 levels", "a.json",
+             f'[{GOOD},\n{{"question": "q", "answer": "a", "m": ' + "[" * 300 + "]" * 300 + "}]",
+             read=2, kept=1, problems=((2, "json"),)),
         Case("json deep nesting", "a.json", deep, refused="nested too deeply"),
         Case("json deep object", "a.json", '{"a":' * 5000 + "1" + "}" * 5000, refused=""),
         Case("json lone surrogate", "a.json", f'[{GOOD},\n{{"question": "\\ud800", "answer": '
