@@ -22,10 +22,12 @@ _MEDIA = {
     "video": "a video", "video_url": "a video", "file": "a file", "document": "a file",
 }  # fmt: skip
 _VALUES = ("text", "value", "content")
+_NAMED = {*_VALUES, *_TEXTS, *_THOUGHTS, *_CALLS}
 _COLUMNS = {
     "image": "an image", "images": "images", "audio": "audio", "audios": "audio",
     "video": "a video", "videos": "videos",
 }  # fmt: skip
+MEDIA_COLUMNS = frozenset(_COLUMNS)
 _PLACES = {"image": "<image>", "images": "<image>", "audio": "<audio>", "audios": "<audio>",
            "video": "<video>", "videos": "<video>"}  # fmt: skip
 
@@ -45,8 +47,10 @@ def read_content(content: Any, index: int) -> Parts:
         Dropped: It holds something that is not text.
     """
     if isinstance(content, dict):
+        if isinstance(content.get("parts"), list):
+            return read_content(content["parts"], index)
         known = content.get("type") in _MEDIA or content.get("type") in _TEXTS | _THOUGHTS
-        return read_content([content], index) if known else Parts(_json_text(content))
+        return read_content([content], index) if known else Parts(json_text(content))
     if not isinstance(content, list):
         return Parts("" if content is None else as_text(content, f"message {index + 1}"))
     texts: list[str] = []
@@ -65,6 +69,15 @@ def read_content(content: Any, index: int) -> Parts:
     return Parts("".join(texts), "\n\n".join(thoughts), tuple(calls))
 
 
+def are_parts(content: list[Any]) -> bool:
+    """Return True if all items of a list are parts of a content, not values of a tool's result."""
+    kinds = {*_TEXTS, *_THOUGHTS, *_MEDIA}
+    return all(
+        isinstance(part, dict) and (part.get("type") in kinds or part.keys() == {"text"})
+        for part in content
+    )
+
+
 def refuse_media(values: dict[str, Any]) -> None:
     """Refuse a row that comes with images, audio or video in a column of its own.
 
@@ -74,14 +87,12 @@ def refuse_media(values: dict[str, Any]) -> None:
     Raises:
         Dropped: Names the column.
     """
-    if _COLUMNS.keys().isdisjoint(values):
-        return
     for name, what in _COLUMNS.items():
         value = values.get(name)
         if not value:
             continue
         is_name = isinstance(value, str | int | float)
-        if not is_name or _PLACES[name] in _json_text(values):
+        if not is_name or _PLACES[name] in json_text(values):
             raise Dropped("type", f'The row comes with {what} (column "{name}"): {_ONLY_TEXT}')
 
 
@@ -93,14 +104,16 @@ def _kind_and_value(part: Any, index: int) -> tuple[str, Any]:
     where = f"Message {index + 1}"
     if not isinstance(part, dict):
         raise Dropped("type", f"{where} holds a part that is not an object with a type.")
-    kind = str(part.get("type") or next((key for key in part if key in _VALUES), ""))
-    if media := _MEDIA.get(kind) or next((_MEDIA[k] for k in part if k in _MEDIA), None):
+    given = [key for key, value in part.items() if value is not None]
+    kind = str(part.get("type") or next((key for key in given if key in _NAMED), ""))
+    if media := _MEDIA.get(kind) or next((_MEDIA[key] for key in given if key in _MEDIA), None):
         raise Dropped("type", f"{where} holds {media}: {_ONLY_TEXT}")
     if kind in _CALLS:
-        inner = next((part[k] for k in (kind, *_VALUES) if part.get(k) is not None), part)
+        inner = next((part[k] for k in (kind, *_VALUES) if k in given), part)
         return "call", inner
     name = "thought" if kind in _THOUGHTS else "text" if kind in {*_TEXTS, *_VALUES} else ""
-    found = next((part[k] for k in (kind, *_VALUES, *_THOUGHTS) if k in part), None)
+    names = [key for key in (kind, *_VALUES, *_THOUGHTS) if key in part]
+    found = next((part[key] for key in names if key in given), "" if names else None)
     if isinstance(found, list):  # Mistral's thoughts are lists of texts again
         found = read_content(found, index).text
     if not name or not isinstance(found, str):
@@ -126,5 +139,6 @@ def _calls(value: Any, index: int) -> list[Any]:
     ]
 
 
-def _json_text(value: Any) -> str:
+def json_text(value: Any) -> str:
+    """Return a value as JSON in one line."""
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -9,8 +9,9 @@ import json
 from typing import Any
 
 from studio.data.mapping import Mapping, as_text
-from studio.data.message_parts import Parts, read_content
+from studio.data.message_parts import Parts, are_parts, json_text, read_content
 from studio.data.records import Conversation, Dropped, Message, Row
+from studio.data.template.lost_parts import split_thought
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -23,10 +24,18 @@ ROLES = {
     "function_call": "call", "tool_call": "call",
 }  # fmt: skip
 THOUGHT_NAMES = ("reasoning_content", "reasoning", "thinking", "thought")
-READ_KEYS = frozenset({
-    "role", "from", "content", "value", "text", "parts", "tool_calls", "function_call", "name",
-    "tool_call_id", "weight", "loss_weight", "train", *THOUGHT_NAMES,
-})  # fmt: skip
+_CONTENT_NAMES = ("content", "value", "text", "parts")
+_MARKS = ("weight", "loss_weight", "train")
+_SPEAKERS = ("user", "assistant", "system")
+_KEYS_OF = {
+    "assistant": ("tool_calls", "function_call", *_MARKS, *THOUGHT_NAMES),
+    "tool": ("name", "tool_call_id"),
+}
+READ_KEYS = frozenset(
+    ("role", "from", *_CONTENT_NAMES, *(key for keys in _KEYS_OF.values() for key in keys))
+)
+_ARGUMENTS = ("arguments", "parameters", "input", "args")
+_CALL_KEYS = frozenset(("name", "id", "call_id", "type", "index", "function", *_ARGUMENTS))
 
 
 def conversation(
@@ -51,17 +60,19 @@ def conversation(
         message = _message(turn, role, index)
         if message["role"] == "assistant":
             last_answer = len(messages)
-            if _is_muted(turn, index):
+            if len(turn) > 2 and _is_muted(turn, index):
                 muted.append(num_answers)
             num_answers += 1
-        if len(turn) > 2 and not turn.keys() <= READ_KEYS:
-            unread += [key for key in turn if key not in READ_KEYS and has_value(turn[key])]
+        if len(turn) > 2 or len(message) > 2:
+            unread += _unread(turn, message)
         messages.append(message)
     if last_answer < 0:
         raise Dropped("no_answer", "No message is from the assistant: there is nothing to learn.")
     if system.strip() and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
         last_answer += 1
+    elif system.strip() and system.strip() != messages[0]["content"].strip():
+        unread.append("system")
     open_ended = last_answer + 1 < len(messages)
     kept = messages[: last_answer + 1]
     return Conversation(kept, tools, row.line, open_ended, tuple(muted), tuple(unread))
@@ -70,6 +81,20 @@ def conversation(
 def has_value(value: Any) -> bool:
     """Return True if a value of a file says anything."""
     return value is not None and value != "" and value != [] and value != {}
+
+
+def _unread(turn: dict[str, Any], message: Message) -> list[str]:
+    """Return the keys of a message that say something that is not read."""
+    known = ("role", "from", *_KEYS_OF.get(message["role"], ()))
+    read = next((key for key in _CONTENT_NAMES if turn.get(key) is not None), "")
+    extra = [key for key in turn if key not in known and key != read and has_value(turn[key])]
+    unread = [k for k in extra if turn[k] != turn.get(read) and (turn[k] or k not in _MARKS)]
+    if thought := message.get("reasoning_content"):
+        found = {key: _thought_text(turn.get(key)) for key in THOUGHT_NAMES}
+        unread += [key for key, text in found.items() if text and text != thought]
+    for call in message.get("tool_calls", ()):
+        unread += call.pop("unread", ())
+    return unread
 
 
 def _is_muted(turn: dict[str, Any], index: int) -> bool:
@@ -85,50 +110,78 @@ def _is_muted(turn: dict[str, Any], index: int) -> bool:
 
 
 def _message(turn: dict[str, Any], role: str, index: int) -> Message:
-    content = turn.get("content", turn.get("value", turn.get("text", turn.get("parts"))))
+    content = turn.get("content")
+    if content is None:
+        content = next((turn[k] for k in _CONTENT_NAMES if turn.get(k) is not None), None)
+    if len(turn) == 2 and type(content) is str and role in _SPEAKERS and _is_plain(content):
+        return {"role": role, "content": content}
+    if role == "tool" and isinstance(content, list) and not are_parts(content):
+        content = json_text(content)
     found = Parts(content) if type(content) is str else read_content(content, index)
     text = found.text
-    calls: list[Any] | None = _calls_of(turn, found)
+    calls = _calls_of(turn, found, index)
     if text and ("\x00" in text or not text.isascii()):
         as_text(text, f"message {index + 1}")
     if role == "call":
-        role, calls = "assistant", _calls_in(text)
+        role, calls = "assistant", [_call(call, index) for call in _calls_in(text) or ()]
         text = "" if calls else text
     message: Message = {"role": role, "content": text}
     if role == "assistant":
         if calls:
-            message["tool_calls"] = [_call(call, index) for call in calls]
+            message["tool_calls"] = calls
         elif not text.strip():
             raise Dropped("empty_answer", f"Message {index + 1} is an empty answer.")
         if thought := found.thought or _thought(turn):
             message["reasoning_content"] = as_text(thought, "reasoning_content")
+            split = split_thought(text)
+            if split and split.text == thought.strip() and (split.rest.strip() or calls):
+                message["content"] = split.rest  # it stands in the content, too
     elif role == "user" and not text.strip():
         raise Dropped("empty_prompt", f"Message {index + 1} is an empty question.")
     elif role == "tool":
         for key in ("name", "tool_call_id"):
-            if isinstance(turn.get(key), str):
-                message[key] = turn[key]
+            if isinstance(turn.get(key), str | int):
+                message[key] = str(turn[key])
     return message
+
+
+def _is_plain(text: str) -> bool:
+    """Return True if a text needs no check: most texts, found at little cost."""
+    return text.isascii() and "\x00" not in text and not text.isspace() and text != ""
 
 
 def _thought(turn: dict[str, Any]) -> str:
     """Return the thought of a message, under whichever name it stands."""
     if len(turn) > 2:
         for key in THOUGHT_NAMES:
-            thought = turn.get(key)
-            if isinstance(thought, str) and thought.strip():
+            if thought := _thought_text(turn.get(key)):
                 return thought
     return ""
 
 
-def _calls_of(turn: dict[str, Any], content: Parts) -> list[Any]:
-    """Return the tool calls of a message: today's list, the older single one, parts of content."""
-    calls = turn.get("tool_calls") or turn.get("function_call") or content.calls
-    if isinstance(calls, str):
-        calls = _calls_in(calls) or [calls]
-    if not calls:
-        return []
-    return [*calls] if isinstance(calls, list | tuple) else [calls]
+def _thought_text(value: Any) -> str:
+    """Return a thought given as text or as parts; "" if it is blank."""
+    if type(value) is not str:
+        parts = read_content(value, 0) if value else Parts("")
+        value = parts.thought or parts.text
+    return value if value.strip() else ""
+
+
+def _calls_of(turn: dict[str, Any], content: Parts, index: int) -> list[dict[str, Any]]:
+    """Return the tool calls of a message: today's list, the older single one, parts of content.
+
+    A message may name the same calls in two of these ways.
+    """
+    made: list[dict[str, Any]] = []
+    for given in (turn.get("tool_calls"), turn.get("function_call"), content.calls):
+        if not given:
+            continue
+        calls = (_calls_in(given) or [given]) if isinstance(given, str) else given
+        calls = calls if isinstance(calls, list | tuple) else [calls]
+        known = [call["function"] for call in made]
+        found = [_call(call, index) for call in calls]
+        made += [call for call in found if call["function"] not in known]
+    return made
 
 
 def _calls_in(text: str) -> list[Any] | None:
@@ -146,10 +199,12 @@ def _call(call: Any, index: int) -> dict[str, Any]:
     inner = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise Dropped("type", f"Message {index + 1} has a tool call without a name.")
-    arguments = inner.get("arguments", inner.get("parameters", inner.get("input")))
-    function = {"name": inner["name"], "arguments": {} if arguments is None else arguments}
-    made = {"type": "function", "function": function}
-    return {"id": call["id"], **made} if isinstance(call.get("id"), str) else made
+    arguments = next((inner[key] for key in _ARGUMENTS if inner.get(key) is not None), {})
+    made = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
+    if unread := [key for key in inner if key not in _CALL_KEYS and has_value(inner[key])]:
+        made["unread"] = unread
+    identity = call.get("id", call.get("call_id"))
+    return {"id": str(identity), **made} if isinstance(identity, str | int) else made
 
 
 def tools_of(value: Any) -> list[Any] | None:
@@ -158,6 +213,8 @@ def tools_of(value: Any) -> list[Any] | None:
         value = parsed(value, "tools") if value.strip() else None
     if not value:
         return None
+    if isinstance(value, list):
+        value = [parsed(tool, "tools") if isinstance(tool, str) else tool for tool in value]
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise Dropped("type", '"tools" is not a list of objects.')
     return value
@@ -223,7 +280,10 @@ def role_of(turn: Any, mapping: Mapping) -> str:
     name = turn.get("role", turn.get("from")) if type(turn) is dict else None
     if type(name) is not str:
         return ""
-    return mapping.roles.get(name) or ROLES.get(name) or ROLES.get(name.strip().lower(), "")
+    known = ROLES.get(name)
+    if known and not mapping.roles:
+        return known
+    return mapping.roles.get(name) or known or ROLES.get(name.strip().lower(), "")
 
 
 def parsed(text: str, name: str) -> Any:

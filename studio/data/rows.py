@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from studio.data.mapping import Mapping, as_text, getter
-from studio.data.message_parts import refuse_media
+from studio.data.message_parts import MEDIA_COLUMNS, refuse_media
 from studio.data.messages import (
     as_messages,
     conversation,
@@ -75,7 +75,8 @@ def record_converter(
 def _catching(make: Callable[[Row], T]) -> Callable[[Row], T | Problem]:
     def convert(row: Row) -> T | Problem:
         try:
-            refuse_media(row.values)
+            if not MEDIA_COLUMNS.isdisjoint(row.values):
+                refuse_media(row.values)
             return make(row)
         except Dropped as dropped:
             return Problem(row.line, dropped.kind, dropped.text)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import xxhash
 
@@ -49,10 +49,12 @@ class Facts:
 
     `thought_keys` are the names under which it reads thoughts, in the order of choice; `inline` is
     True if it keeps those inside the content, `tags` are the closing tags that it looks for.
+    `later_system` is True if it writes system prompts where they stand, also behind other messages.
     `id_length` is the length that it demands of the ids of calls; 0 accepts any.
     """
 
     system: bool = True
+    later_system: bool = True
     tools: bool = True
     calls: bool = True
     tool_role: bool = True
@@ -66,7 +68,7 @@ class Facts:
     @cached_property
     def all_said(self) -> bool:
         """True if the template writes every part under a name of its own."""
-        own = self.system and self.tools and self.calls and self.tool_role
+        own = self.system and self.later_system and self.tools and self.calls and self.tool_role
         return own and bool(self.thought_keys or not self.inline)
 
 
@@ -77,21 +79,21 @@ def changes(messages: list[Message], tools: list[Any] | None, facts: Facts) -> t
     """Return the parts that are said in words, because the template cannot write them."""
     if facts.all_said:
         return ()
-    found: dict[Change, None] = {}
-    if not facts.system and messages and messages[0]["role"] == "system":
-        found["system"] = None
+    found: set[Change] = set()
     if tools and not facts.tools:
-        found["tools"] = None
-    for message in messages:
+        found.add("tools")
+    for index, message in enumerate(messages):
         role = message["role"]
-        if role == "tool" and not facts.tool_role:
-            found["results"] = None
+        if role == "system" and not (facts.later_system if index else facts.system):
+            found.add("system")
+        elif role == "tool" and not facts.tool_role:
+            found.add("results")
         elif role == "assistant" and len(message) > 2:
             if "tool_calls" in message and not facts.calls:
-                found["calls"] = None
+                found.add("calls")
             if "reasoning_content" in message and not facts.thought_keys and facts.inline:
-                found["thoughts"] = None
-    return tuple(found)
+                found.add("thoughts")
+    return tuple(change for change in get_args(Change) if change in found) if found else ()
 
 
 def adapted(
@@ -100,8 +102,10 @@ def adapted(
     """Return messages and tools as the template reads them, with control tokens broken."""
     if tools and not facts.tools:
         messages, tools = with_tools_as_text(messages, tools), None
-    if not facts.system and messages and messages[0]["role"] == "system":
-        messages = system_into_user(messages)
+    if not (facts.system and facts.later_system):
+        messages = systems_into_questions(messages, facts)
+    if not facts.tool_role:
+        messages = results_as_questions(messages)
     if facts.call_ids and any("tool_calls" in message for message in messages):
         messages = with_ids(messages, facts.id_length)
     found = [_adapted(message, facts, way, guard) for message in messages]
@@ -110,8 +114,6 @@ def adapted(
 
 def _adapted(message: Message, facts: Facts, way: Way, guard: Guard) -> Message:
     role, content = message["role"], message["content"]
-    if role == "tool" and not facts.tool_role:
-        return {"role": "user", "content": guard(content)}
     if role == "assistant":
         if len(message) > 2 or "</think" in content or "[/THINK]" in content:
             message = _with_thought(_with_calls(message, facts, way), facts)
@@ -199,14 +201,53 @@ def with_tools_as_text(messages: list[Message], tools: list[Any] | None) -> list
     return [{"role": "system", "content": text}, *messages]
 
 
-def system_into_user(messages: list[Message]) -> list[Message]:
-    """Write the system prompt in front of the first question."""
-    system, *rest = messages
-    for index, message in enumerate(rest):
-        if message["role"] == "user":
-            joined = f"{system['content']}\n\n{message['content']}"
-            return [*rest[:index], message | {"content": joined}, *rest[index + 1 :]]
-    return [{"role": "user", "content": system["content"]}, *rest]
+def systems_into_questions(messages: list[Message], facts: Facts) -> list[Message]:
+    """Write the system prompts that the template does not carry in front of the next question.
+
+    One with an answer behind it stands behind the question before.
+    """
+    made: list[Message] = []
+    waiting: Message | None = None
+    for index, message in enumerate(messages):
+        role = message["role"]
+        if role == "system" and not (facts.later_system if index else facts.system):
+            message = {"role": "user", "content": message["content"]}
+            waiting = _joined(waiting, message) if waiting else message
+            continue
+        if waiting and role == "user":
+            message, waiting = _joined(waiting, message), None
+        elif waiting and role == "assistant":
+            made, waiting = _with_question(made, waiting), None
+        made.append(message)
+    return _with_question(made, waiting) if waiting else made
+
+
+def results_as_questions(messages: list[Message]) -> list[Message]:
+    """Write the results of tools as questions; several in a row, and a question beside, as one."""
+    made: list[Message] = []
+    after_result = False
+    for message in messages:
+        is_result = message["role"] == "tool"
+        if is_result:
+            made = _with_question(made, {"role": "user", "content": message["content"]})
+        elif after_result and message["role"] == "user":
+            made = _with_question(made, message)
+        else:
+            made.append(message)
+        after_result = is_result
+    return made
+
+
+def _with_question(messages: list[Message], question: Message) -> list[Message]:
+    """Return messages with a question at the end, which the last one takes in if it is one."""
+    if not messages or messages[-1]["role"] != "user":
+        return [*messages, question]
+    return [*messages[:-1], _joined(messages[-1], question)]
+
+
+def _joined(first: Message, second: Message) -> Message:
+    texts = [text for text in (first["content"], second["content"]) if text.strip()]
+    return first | {"content": "\n\n".join(texts)}
 
 
 def with_ids(messages: list[Message], length: int) -> list[Message]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from typing import Any, Protocol
 
 from studio.data.records import Message
@@ -87,6 +87,7 @@ def learn_facts(render: Renders, source: str) -> Facts:
     keys, reads_inline = _thought_forms(render)
     return Facts(
         system=_writes(render, SYSTEM, [{"role": "system", "content": SYSTEM}]),
+        later_system=_writes_later(render),
         tools=_writes(render, TOOL, [], TOOLS),
         calls=way is not None,
         tool_role=tool_role,
@@ -110,16 +111,17 @@ def learn_ends(render: Renders, facts: Facts, controls: Sequence[str], eos: str)
     answer = {"role": "assistant", "content": f"{DATA_START}a{DATA_END}"}
     question = {"role": "user", "content": f"{DATA_START}u{DATA_END}"}
     last = end.findall(_after(render, [USER, answer], DATA_END))[:1]
-    nexts = (question, {"role": "assistant", "content": f"{DATA_START}a{DATA_END}"})
+    nexts = [question | {"role": role} for role in ("user", "assistant", "system")]
     between = [_after(render, [USER, answer, after], DATA_END) for after in nexts]
-    middle, other = (end.findall(text.partition(DATA_START)[0])[:1] for text in between)
+    middle, *others = (end.findall(text.partition(DATA_START)[0])[:1] for text in between)
     call, written = _call_end(render, facts, re.compile(one), last) if facts.calls else ("", True)
     own = [*last, *(middle if not last or last[0] not in controls else [])]
-    found = dict.fromkeys([*last, *middle, *([call] if call else []), *other])
+    found = dict.fromkeys([*last, *middle, *([call] if call else []), *chain(*others)])
     return Ends(
         texts=tuple(found),
         stops=tuple(dict.fromkeys(o if o in controls else eos for o in [*own, call] if o)),
-        after_answer="" if last else eos or "".join(middle),
+        # Where an answer stands does not change its end: the model cannot know what follows.
+        after_answer="" if last else "".join(middle) or eos,
         after_call="" if written else call or eos,
     )
 
@@ -202,6 +204,20 @@ def _writes(
     turns = [*before, USER, REPLY, USER, REPLY]
     first = len(before) + 1
     return all(mark in _text(render, turns[: first + n], tools, cue=n % 2 == 0) for n in range(4))
+
+
+def _writes_later(render: Renders) -> bool:
+    """Return True if system prompts stand behind the message before them, whichever that is."""
+    system: Message = {"role": "system", "content": SYSTEM}
+    for before in (
+        [{"role": "system", "content": KEY}],
+        [USER | {"content": KEY}],
+        [USER, REPLY | {"content": KEY}],
+    ):
+        text = _text(render, [*before, system, USER, REPLY])
+        if not 0 <= text.find(KEY) < text.find(SYSTEM):
+            return False
+    return True
 
 
 def _way(render: Renders, identity: str) -> Way | None:

@@ -109,10 +109,11 @@ def lost_parts(
 
 def find_text(needle: str, text: str, low: int, high: int, quote: Quote) -> tuple[int, int] | None:
     """Return where a text stands between two places, in any quoting that templates use."""
-    at = text.find(needle, low, high)
+    guarded = quote(needle)  # as it stands, the template may have written it: an end of turn
+    at = text.find(guarded, low, high)
     if at >= 0:
-        return at, at + len(needle)
-    for form in _forms(needle, quote):
+        return at, at + len(guarded)
+    for form in _forms(needle, guarded):
         at = text.find(form, low, high)
         if at >= 0:
             return at, at + len(form)
@@ -228,11 +229,8 @@ def _find_leaf(leaf: Any, text: str, low: int, high: int, quote: Quote) -> tuple
     return None
 
 
-def _forms(needle: str, quote: Quote) -> Iterator[str]:
+def _forms(needle: str, guarded: str) -> Iterator[str]:
     """Yield the other ways in which templates write a text."""
-    guarded = quote(needle)
-    if guarded is not needle:
-        yield guarded
     if needle.isascii() and '"' not in needle and "\\" not in needle and needle.isprintable():
         return  # JSON writes it as it is
     for ascii_only in (False, True):

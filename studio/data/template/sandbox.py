@@ -9,6 +9,7 @@ taken out of the tokens again. The template's own special tokens stay whole.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from datetime import datetime
 from typing import Any
@@ -18,6 +19,8 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+logger = logging.getLogger(__name__)
 
 # Unicode noncharacters: never in text that is meant for exchange; `Guard` removes them.
 DATA_START, DATA_END, GENERATION_START, GENERATION_END, BREAK = map(chr, range(0xFDD0, 0xFDD5))
@@ -106,7 +109,8 @@ def render(template: jinja2.Template, values: dict[str, Any]) -> str:
     except TemplateRefused:
         raise
     except Exception as error:  # any failure of a foreign program counts as its refusal
-        raise TemplateRefused(_short(error)) from None
+        logger.info("A chat template failed: %s", _short(error))
+        raise TemplateRefused("a part has another form than it reads") from None
 
 
 def _to_json(

@@ -20,7 +20,7 @@ from studio.data.records import Conversation, Document, Message, Problem
 from studio.data.template.adapt import Change
 from studio.data.template.backend import Backend, backend_of
 from studio.data.template.layout import Layout, Reading, Rendered
-from studio.data.template.lost_parts import Lost
+from studio.data.template.lost_parts import Lost, parsed
 from studio.data.template.named import STYLES, NamedLayout
 from studio.data.template.rendered import ControlTokens, Renderings
 from studio.data.template.sandbox import BREAK, Guard, TemplateRefused
@@ -217,6 +217,9 @@ class Template:
         except TemplateRefused as refused:
             text = f"{self._who()} refuses it: {str(refused).rstrip('.!')}. {_ways_out(row)}."
             return Problem(row.line, "template", text)
+        except RecursionError:
+            text = "Its tools or the arguments of a call are nested too deeply."
+            return Problem(row.line, "json", text)
         return _without_muted(laid, row) if row.muted else laid
 
     def _who(self) -> str:
@@ -353,6 +356,13 @@ def _ways_out(row: Conversation) -> str:
     """Return what can be done about a row that a template does not write."""
     several = any(len(message.get("tool_calls", ())) > 1 for message in row.messages)
     change = "give each tool call a message of its own" if several else "change the row"
+    for index, message in enumerate(row.messages):
+        for call in message.get("tool_calls", ()):
+            arguments = call["function"]["arguments"]
+            if arguments and not isinstance(
+                parsed(arguments) if isinstance(arguments, str) else arguments, dict
+            ):
+                change = f"make the arguments of message {index + 1} a JSON object"
     return f"Choose another data.chat_template, or {change}"
 
 
@@ -430,7 +440,7 @@ def choose(
         other = _own_layout(backend, tool_use, settings) if tool_use else None
         reason = "the model's own chat template"
         if not own.facts.system:
-            reason += "; system prompts stand in front of the first question"
+            reason += "; system prompts stand in front of a question"
         return Template(backend, own, reason, tool_layout=other, **how)
     has_markers = len(backend.token_ids("<|im_start|>", "<|im_end|>")) == 2
     reason = "chosen by hand"

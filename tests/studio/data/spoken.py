@@ -142,8 +142,8 @@ SPOKEN = {
         "<｜end▁of▁sentence｜>", thought="{}\n</think>\n\n{}", calls=_deepseek, turns=True
     ),
     "GLM-4.5": Spoken(
-        "<|endoftext|>", "\n<think></think>\n{}", thought="\n<think>{}</think>\n{}", calls=_glm,
-        calling="\n<think></think>{}<|observation|>", middle="<|user|>", turns=True,
+        "<|user|>", "\n<think></think>\n{}", thought="\n<think>{}</think>\n{}", calls=_glm,
+        calling="\n<think></think>{}<|observation|>", turns=True,
     ),
     "gpt-oss": Spoken(
         "<|return|>",

@@ -10,7 +10,7 @@ from studio.data.message_parts import Parts, read_content
 from studio.data.origins import from_files, guess_origin
 from studio.data.prepare import prepare
 from studio.data.recognise import recognise
-from studio.data.records import Conversation, Dropped, Problem, Row
+from studio.data.records import Conversation, Dropped, Problem, Row, content_hash
 from studio.data.rows import converter
 from studio.errors import DataError
 from studio.spec import DataSource
@@ -44,6 +44,10 @@ def texts(row):
         (None, Parts("")),
         ([{"type": "reasoning", "value": "t"}, {"type": "text", "value": "a"}], Parts("a", "t")),
         ([{"type": "thinking", "thinking": "t"}, {"type": "text", "text": "a"}], Parts("a", "t")),
+        ([{"thinking": "t"}, {"text": "a"}], Parts("a", "t")),
+        ([{"type": "text", "text": "a", "image_url": None, "thinking": None}], Parts("a")),
+        ([{"type": "text", "text": None}, {"type": "text", "text": "a"}], Parts("a")),
+        ({"content_type": "text", "parts": ["a", "b"]}, Parts("ab")),
         ([{"type": "thinking", "thinking": [{"type": "text", "text": "t"}]}], Parts("", "t")),
         ([{"type": "tool_call", "value": '{"name": "f", "arguments": {"x": 1}}'}],
          Parts("", "", ({"name": "f", "arguments": {"x": 1}},))),
@@ -177,3 +181,114 @@ def test_the_real_file_of_images_says_what_it_cannot_train(real):
 
     assert not report.ok
     assert 'comes with images (column "images"): only text is trained' in report.error.text
+
+
+def said(*messages, **row):
+    format, made = converted({"messages": [USER, *messages], **row})
+    assert isinstance(made, Conversation), (format, made)
+    return made
+
+
+def functions(*messages):
+    return [call["function"] for call in said(*messages).messages[1]["tool_calls"]]
+
+
+WEATHER = {"name": "weather", "arguments": {"city": "Oslo"}}
+
+
+@pytest.mark.parametrize(
+    "calling",
+    [
+        {"tool_calls": [{"name": "weather", "args": {"city": "Oslo"}, "type": "tool_call"}]},
+        {"tool_calls": [{"function": {"name": "weather", "parameters": {"city": "Oslo"}}}]},
+        {"tool_calls": [{"name": "weather", "arguments": None, "input": {"city": "Oslo"}}]},
+        {"tool_calls": [{"function": WEATHER}], "function_call": WEATHER},
+        {"content": [{"type": "tool_use", "name": "weather", "input": {"city": "Oslo"}}],
+         "tool_calls": [{"id": "c", "function": WEATHER}]},
+    ],
+)  # fmt: skip
+def test_calls_are_read_under_every_name_in_use_and_once(calling):
+    assert functions({"role": "assistant", **calling}) == [WEATHER]
+
+
+def test_calls_under_two_names_and_equal_ones_side_by_side_are_kept():
+    other = {"name": "tide", "arguments": {}}
+
+    assert functions(
+        {"role": "assistant", "tool_calls": [{"function": WEATHER}] * 2, "function_call": other}
+    ) == [WEATHER, WEATHER, other]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"temperature": 3}], '[{"temperature": 3}]'),
+        (["snow", "sun"], '["snow", "sun"]'),
+        ({"temperature": 3}, '{"temperature": 3}'),
+        ([{"type": "text", "text": "snow"}], "snow"),
+        (7, "7"),
+    ],
+)
+def test_the_result_of_a_tool_is_text_or_json(content, text):
+    call = {"id": 3, "function": WEATHER}
+    made = said(
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": content, "tool_call_id": 3}, GOOD,
+    )  # fmt: skip
+
+    assert made.messages[1]["tool_calls"][0]["id"] == made.messages[2]["tool_call_id"] == "3"
+    assert made.messages[2]["content"] == text
+
+
+@pytest.mark.parametrize(
+    ("message", "row", "names"),
+    [
+        ({"content": "a", "text": "b"}, {}, ["text"]),
+        ({"content": "a", "text": "a", "name": "Ann"}, {}, ["name"]),
+        ({"content": "a", "reasoning": "t", "thinking": "t"}, {}, []),
+        ({"content": "a", "reasoning": "t", "thinking": "u"}, {}, ["thinking"]),
+        ({"tool_calls": [{"function": {**WEATHER, "when": "now"}}]}, {}, ["when"]),
+        ({"content": "a"}, {"system": "Be kind."}, ["system"]),
+    ],
+)
+def test_what_a_message_says_beside_what_is_read_is_named(message, row, names):
+    turns = [{"role": "system", "content": "Be brief."}, USER, {"role": "assistant", **message}]
+
+    made = converted({"messages": turns, **row})[1]
+
+    assert list(made.unread) == names
+    assert not any("unread" in call for m in made.messages for call in m.get("tool_calls", ()))
+
+
+def test_questions_that_ask_to_be_trained_are_named():
+    question = {**USER, "weight": 1, "reasoning_content": "why"}
+
+    made = converted({"messages": [question, {**USER, "weight": 0}, GOOD]})[1]
+
+    assert made.unread == ("weight", "reasoning_content")
+
+
+@pytest.mark.parametrize("thought", ["t", ["t"], [{"type": "text", "text": "t"}]])
+def test_a_thought_is_text_or_parts(thought):
+    made = said({"role": "assistant", "content": "a", "reasoning": thought})
+
+    assert made.messages[1]["reasoning_content"] == "t"
+
+
+def test_a_thought_that_stands_in_the_content_too_is_trained_once():
+    made = said({"role": "assistant", "content": "<think>\nt\n</think>\n\na", "reasoning": "t"})
+
+    assert made.messages[1] == {"role": "assistant", "content": "a", "reasoning_content": "t"}
+
+
+def test_tools_may_be_texts_of_json():
+    tool = {"type": "function", "function": {"name": "weather"}}
+
+    assert said(GOOD, tools=[json.dumps(tool)]).tools == [tool]
+
+
+def test_rows_that_differ_in_a_thought_or_in_tools_are_no_duplicates():
+    tool = {"type": "function", "function": {"name": "weather"}}
+    rows = [said(GOOD), said({**GOOD, "reasoning": "t"}), said(GOOD, tools=[tool])]
+
+    assert len({content_hash(row) for row in rows}) == 3

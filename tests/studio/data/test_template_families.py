@@ -23,7 +23,7 @@ WORDS = {
     "results": "results as questions",
     "thoughts": "thoughts between tags",
 }
-APPENDED = ("<|endoftext|>", "<|observation|>", "<｜tool▁outputs▁begin｜>")
+APPENDED = ("<|user|>", "<|observation|>", "<｜tool▁outputs▁begin｜>")
 
 
 def _thinking(message):
