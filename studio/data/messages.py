@@ -199,7 +199,8 @@ def _call(call: Any, index: int) -> dict[str, Any]:
     inner = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
         raise Dropped("type", f"Message {index + 1} has a tool call without a name.")
-    arguments = next((inner[key] for key in _ARGUMENTS if inner.get(key) is not None), {})
+    given = (inner[key] for key in _ARGUMENTS if inner.get(key) is not None)
+    arguments: Any = next(given, {})
     made = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
     if unread := [key for key in inner if key not in _CALL_KEYS and has_value(inner[key])]:
         made["unread"] = unread

@@ -278,9 +278,10 @@ class PartCounter:
 
     def sentences(self) -> Iterator[str]:
         """Yield one sentence per kind of part."""
-        for kind, (many, one) in _LOST.items():
+        for kind, text in _LOST.items():
             if count := (self.rows if kind in _BY_ROW else self.lost)[kind]:
-                yield many.format(f"{count:,}") if count != 1 else one
+                s, them = ("s", "them") if count != 1 else ("", "it")
+                yield text.format(n=f"{count:,}", s=s, them=them)
         for change, text in _CHANGES.items():
             if count := self.changes[change]:
                 yield text.format(f"{count:,} row{'s' * (count != 1)}")
@@ -312,35 +313,16 @@ _CHANGES = {
 }
 _BY_ROW = ("system", "tools")
 _LOST = {
-    "system": (
-        "The system prompt of {} rows does not appear: the chat template leaves it out.",
-        "The system prompt of 1 row does not appear: the chat template leaves it out.",
-    ),
-    "user": (
-        "The chat template leaves out {} questions.", "The chat template leaves out 1 question."
-    ),
-    "tool": (
-        "The chat template leaves out {} tool results.",
-        "The chat template leaves out 1 tool result.",
-    ),
-    "tools": (
-        "The tools of {} rows do not appear: the chat template leaves them out.",
-        "The tools of 1 row do not appear: the chat template leaves them out.",
-    ),
-    "answer": (
-        "The chat template cuts the text of {} answers.",
-        "The chat template cuts the text of 1 answer.",
-    ),
-    "thought": (
-        "The chat template cuts the thoughts of {} answers; data.thoughts=turns trains them.",
-        "The chat template cuts the thought of 1 answer; data.thoughts=turns trains it.",
-    ),
-    "call": ("The chat template cuts {} tool calls.", "The chat template cuts 1 tool call."),
-    "end": (
-        "The chat template writes no end of turn behind {} answers.",
-        "The chat template writes no end of turn behind 1 answer.",
-    ),
-}  # fmt: skip
+    "system": "The system prompt of {n} row{s} does not appear: the chat template leaves it out.",
+    "user": "The chat template leaves out {n} question{s}.",
+    "tool": "The chat template leaves out {n} tool result{s}.",
+    "tools": "The tools of {n} row{s} do not appear: the chat template leaves them out.",
+    "answer": "The chat template cuts the text of {n} answer{s}.",
+    "thought": "The chat template cuts the thought{s} of {n} answer{s}; data.thoughts=turns trains "
+    "{them}.",
+    "call": "The chat template cuts {n} tool call{s}.",
+    "end": "The chat template writes no end of turn behind {n} answer{s}.",
+}
 
 
 def histogram(lengths: NDArray[np.int64], *, num_bins: int = 24) -> Histogram:

@@ -483,6 +483,12 @@ class _Tokeniser:
                 f"{rows} control tokens of the tokenizer, which are read as plain text; "
                 "data.control_tokens=tokens reads them as tokens."
             )
+        if count := self.readings["foreign"]:
+            rows = "1 row holds" if count == 1 else f"{count:,} rows hold"
+            yield (
+                f"{rows} turns of a chat in another model's control tokens, which this tokenizer "
+                "reads as plain text: give the rows as messages, to train the answers only."
+            )
         if share < LOW_SHARE:
             yield f"Only {share:.1%} of the tokens are trained."
         if not self.template.end and not is_text:

@@ -39,7 +39,7 @@ from studio.data.template.sandbox import (
     render,
 )
 
-Reading = Literal["plain", "text", "tokens", "chat"]
+Reading = Literal["plain", "foreign", "text", "tokens", "chat"]
 Spans = list[tuple[int, int]]
 _SPLIT = re.compile(f"([{MARKS}])")
 _GENERATION = re.compile(r"\{%-?\s*generation\b")
@@ -52,13 +52,14 @@ class Rendered(NamedTuple):
 
     A span covers what the model has to write: the answer and what ends its turn; it is empty where
     the answer could not be located. `lost` are the parts that the text does not hold, `reading` is
-    how the control tokens of a document are read.
+    how the control tokens of a document are read, `changes` the parts that are said in words.
     """
 
     text: str
     spans: Spans
     lost: Sequence[Lost] = ()
     reading: Reading = "plain"
+    changes: tuple[Change, ...] = ()
 
 
 class Layout:
@@ -131,10 +132,6 @@ class Layout:
                 break
         return laid or self._laid(messages, tools, self.facts.way)
 
-    def changes(self, messages: list[Message], tools: list[Any] | None) -> tuple[Change, ...]:
-        """Return the parts of a conversation that are said in words."""
-        return changes(messages, tools, self.facts)
-
     def prompt(self, messages: list[Message], tools: list[Any] | None = None) -> str:
         """Lay out what stands before the next answer."""
         for way in (self.facts.way, *(WAYS if tools or _has_calls(messages) else ())):
@@ -152,6 +149,7 @@ class Layout:
         frame = self._frames.known.get(key) if key else None
         is_due = frame is None or frame.is_due()
         if frame and frame.is_whole and not is_due:
+            # Frames have the roles of what is written: where those are given, nothing changes.
             return Rendered(*frame.fill([self.guard(message["content"]) for message in messages]))
         made, made_tools = adapted(messages, tools, self.facts, way, self.guard)
         if frame is None and not made_tools and (key := self._frames.key(made)):
@@ -167,7 +165,8 @@ class Layout:
         lost = lost_parts(messages, tools, ended, spans, ends=self.ends.asked_for, quote=self.guard)
         if frame:
             frame.is_whole = not lost and ended is text
-        return Rendered(ended, spans, lost)
+        said = changes(messages, tools, self.facts)
+        return Rendered(ended, spans, lost, changes=said)
 
     def _with_end(self, text: str, spans: Spans, last: Message) -> str:
         """Append what ends the last turn, where the template writes nothing that does."""

@@ -14,6 +14,10 @@ from studio.data.template.lost_parts import OPEN_CLOSE
 from studio.data.template.sandbox import TemplateRefused
 
 ControlTokens = Literal["auto", "text", "tokens"]
+_FOREIGN = (
+    "<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "[INST]", "<|user|>", "<｜User｜>",
+    "<|start_of_role|>", "<|START_OF_TURN_TOKEN|>", "<|start|>",
+)  # fmt: skip
 _QUESTION, _ANSWER = "Quest8f31", "Reply7c52"
 
 
@@ -63,9 +67,10 @@ class Renderings:
         at = text.find(self.opening.rstrip())
         return at >= 0 and text.find(self.end, at + len(self.opening.rstrip())) >= 0
 
-    def control_in(self, text: str) -> str:
-        """Return a control token that stands in a document; "" if there is none."""
-        return next((control for control in self._controls if control in text), "")
+
+def has_foreign_turns(text: str) -> bool:
+    """Return True if a document holds what begins a turn in the chats of well-known models."""
+    return any(start in text for start in _FOREIGN)
 
 
 def _learned(layout: _Layout) -> tuple[str, str]:

@@ -22,7 +22,7 @@ from studio.data.template.backend import Backend, backend_of
 from studio.data.template.layout import Layout, Reading, Rendered
 from studio.data.template.lost_parts import Lost, parsed
 from studio.data.template.named import STYLES, NamedLayout
-from studio.data.template.rendered import ControlTokens, Renderings
+from studio.data.template.rendered import ControlTokens, Renderings, has_foreign_turns
 from studio.data.template.sandbox import BREAK, Guard, TemplateRefused
 from studio.data.template.settings import read
 from studio.data.template.spans import trained_ranges, without_breaks
@@ -237,10 +237,9 @@ class Template:
         laid = self.render(row)
         if isinstance(laid, Problem) or isinstance(row, Document):
             return [View(at, row, laid)]
-        changes = self._layout_of(row.tools).changes(row.messages, row.tools)
-        if not laid.lost and not changes:
+        if not laid.lost and not laid.changes:
             return [View(at, row, laid)]
-        whole = View(at, row, laid, laid.lost, changes=changes)
+        whole = View(at, row, laid, laid.lost, changes=laid.changes)
         missing = _trained_lost(row, laid, train_on)
         if not missing:
             return [whole]
@@ -326,9 +325,7 @@ class Template:
         return ids, [(0, len(ids))] if whole or train_on == "all" else found
 
     def reading(self, text: str) -> Reading:
-        """Return how the control tokens of a document are read."""
-        if not self._renderings.control_in(text):
-            return "plain"
+        """Return how a document is read that holds control tokens."""
         if self.control_tokens == "text":
             return "text"
         if self._renderings.is_rendering(text):
@@ -337,7 +334,8 @@ class Template:
 
     def _document(self, text: str) -> Rendered:
         guarded = self._guard(text)
-        reading = "plain" if guarded is text else self.reading(text)
+        unbroken: Reading = "foreign" if has_foreign_turns(text) else "plain"
+        reading = unbroken if guarded is text else self.reading(text)
         spans = self._renderings.answers(text) if reading == "chat" else []
         return Rendered(text if reading in ("chat", "tokens") else guarded, spans, (), reading)
 

@@ -157,3 +157,13 @@ def test_the_real_tokenizer_reads_rendered_chats(real):
     assert encoded.ids[0] == backend.token_id("<|im_start|>")
     answer = backend.core.decode(encoded.ids[encoded.trained].tolist(), skip_special_tokens=False)
     assert answer == "In the chest.<|im_end|>"
+
+
+def test_chats_in_the_tokens_of_another_model_are_named(tmp_path, byte_backend):
+    backend = byte_backend(["</s>"], eos="</s>")
+    chat = "<|im_start|>user\nWhere?<|im_end|>\n<|im_start|>assistant\nThere.<|im_end|>\n"
+    data = write(tmp_path / "a.jsonl", chat, "a < b")
+
+    warnings = prepare(data, backend, context_length=999, seed=0).report.warnings
+
+    assert any(w.startswith("1 row holds turns of a chat in another model's") for w in warnings)
