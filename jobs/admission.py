@@ -15,7 +15,7 @@ from studio.errors import DataError, ModelError
 from studio.home import Home
 from studio.models import sources
 from studio.spec import RunSpec
-from studio.training import distributed, objectives, start
+from studio.training import distributed, objectives, start, trackers
 
 
 def admit(spec: RunSpec, home: Home, *, here: bool = True, may_wait: bool = False) -> RunSpec:
@@ -46,6 +46,7 @@ def admit(spec: RunSpec, home: Home, *, here: bool = True, may_wait: bool = Fals
         cluster.admit(spec, home)
     distributed.check_sharding(spec.on_this_machine())
     objectives.check(spec)
+    trackers.check(spec.train.report_to)
     if sources.origin_of(spec.model.path).kind != "hub":
         known = sources.facts(spec.model)
         if here and spec.train.device != CLUSTER:

@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from jobs import cluster, kinds
+from jobs import cluster, kinds, tracking
 from jobs.claims import Claim, Fenced, device_of
 from jobs.derived_runs import settled_spec
 from jobs.kinds import BESIDE, Work
@@ -61,6 +61,8 @@ class Attempt:
         self.reporter = Reporter(
             store, claim, seconds_before=float(self.job.result.get("seconds", 0))
         )
+        newest = newest_step(self.run_dir)
+        self.trackers = tracking.live(store.home, self.job, log, first_step=newest)
         # Siblings would end with this process, and a cluster's job must be stopped there.
         self.reporter.interruptible = alone and not cluster.is_slot(claim.device)
         spec = yaml.safe_dump(self.job.spec, sort_keys=False, allow_unicode=True)
@@ -78,8 +80,9 @@ class Attempt:
         )  # fmt: skip
 
     def record(self, event: events.Event) -> None:
-        """Report and log an event."""
+        """Report, track and log an event."""
         self.reporter.record(event)
+        self.trackers.record(event.step, tracking.values_of(event))
         if isinstance(event, events.Finished):
             self._finished = event
         if isinstance(event, events.Saving):
@@ -101,13 +104,15 @@ class Attempt:
         except Exception as error:
             self.fail(error)
             return
-        if self._finished is not None and self._finished.reason == "completed":
+        done = self._finished is not None and self._finished.reason == "completed"
+        if done:
             self._store.claims.finish(self._claim, "succeeded", result=result)
         elif self.reporter.full is not None:
             self._pause_for_room(self.reporter.full)
         else:
             state = self._store.claims.stopped(self._claim, result=result)
             self._log.info("stopped on request: %s", state)
+        self.trackers.close("succeeded" if done else "stopped")
 
     def fail(self, error: Exception) -> None:
         """Record that the job failed, and why.
@@ -135,6 +140,7 @@ class Attempt:
         else:
             error_text = (fault.kind, fault.text)
             self._store.claims.finish(self._claim, "failed", result=result, error=error_text)
+        self.trackers.close("failed")
 
     def _pause_for_room(self, fault: DiskFull) -> None:
         for _ in range(50):  # a full disk often has room for one small row soon after

@@ -19,6 +19,7 @@ from studio.data.template.settings import ChatTemplateKwargs
 from studio.errors import SpecError
 from studio.fields import Record, knob, merge_values, read_yaml, validated
 from studio.methods import Method, named
+from studio.training.trackers import parse_trackers
 
 VERSION: Literal[1] = 1
 Rows = Literal["answers", "pairs", "judged"]
@@ -328,6 +329,10 @@ class TrainArgs(Record):
     general_data: str = _evaluation(
         "", "Dataset of general texts for measuring forgetting; empty uses the embedded set.",
         title="General set", max_length=4000,
+    )  # fmt: skip
+    report_to: Annotated[str, BeforeValidator(parse_trackers)] = _evaluation(
+        "none", "Trackers that get the curves too, between commas: tensorboard, trackio, wandb, "
+        "mlflow; each an extra of its own.", title="Trackers", max_length=100,
     )  # fmt: skip
     packing: bool = _speed(True, "Concatenate rows instead of padding them: faster, same losses.")
     gradient_checkpointing: bool = _speed(

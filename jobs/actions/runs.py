@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any
 
+from jobs import tracking
 from jobs.actions.queue import JobId, JobOrNone, SweepName, job_or_sweep
 from jobs.actions.registry import action, field
 from jobs.job import STATES, Job, State
@@ -10,6 +11,7 @@ from jobs.jobs_table import summary
 from jobs.run_report import report
 from jobs.store import JobStore
 from studio.errors import QueueError, nearest
+from studio.training.trackers import parse_trackers
 
 
 @action("runs")
@@ -68,6 +70,21 @@ def resume(
 ) -> Job:
     """Queue a stopped run again, from its newest checkpoint."""
     return store.resume(job, restart=restart)
+
+
+@action("runs.export", title="Export to trackers")
+def export_runs(
+    store: JobStore,
+    jobs: Annotated[tuple[str, ...], field("Runs.", positional=True, metavar="ID...")],
+    to: Annotated[
+        str, field("Trackers between commas: tensorboard, trackio, wandb, mlflow.")
+    ] = "tensorboard",
+) -> dict[str, Any]:
+    """Write the curves of runs to trackers, by their own libraries."""
+    report_to = parse_trackers(to)
+    if report_to == "none" or not jobs:
+        raise QueueError("Name at least one run and one tracker.")
+    return tracking.export(store, [store.get(one) for one in jobs], report_to)
 
 
 @action("report", title="Save a report")

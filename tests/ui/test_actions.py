@@ -358,6 +358,8 @@ COMPARE: list[Row] = [
     ("vote", {"conversation": "abc", "turn": 1, "verdict": "bad"}, {"verdict": "bad"}),
     ("leaderboard", {}, {"standings": [{"bad": 1}, {"bad": 1}], "votes": 1}),
     ("leaderboard", {"out": "DIR/board.html"}, {"votes": 1}),
+    ("runs.export", {"jobs": ["9"]}, "no job number 9"),
+    ("runs.export", {"jobs": ["9"], "to": "tensorbord"}, 'Did you mean "tensorboard"'),
     ("report", {"conversation": "abc"}, {"name": "conversation-abc.html", "html": ...}),
     ("report", {"conversation": "abc", "out": "DIR/talk.html"}, {"out": "DIR/talk.html"}),
     ("report", {"conversation": "abc", "out": "DIR/talk.html"}, "exists already"),

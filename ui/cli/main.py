@@ -28,6 +28,7 @@ from ui.cli.show_home import diagnosis
 
 GROUPS = {
     "presets": "Named settings: built in and your own.",
+    "runs": "List the runs, or export their curves to trackers.",
     "adapters": "List the adapters, or name, tag, delete and restore them.",
     "models": "List the models that can be trained, or search, download and delete them.",
     "data": "Datasets: check, import, map, X-ray, split, overlap, list, export, delete.",

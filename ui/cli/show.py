@@ -267,6 +267,14 @@ PASSPORT = (
 )  # fmt: skip
 
 
+def exported_runs(answer: Answer) -> None:
+    """Print what trackers got."""
+    for name, count in answer["values"].items():
+        print(f'{count:,} values of "{name}" written to {answer["report_to"]}')
+    for folder in answer["folders"]:
+        print(f"tensorboard --logdir {shlex.quote(folder)}")
+
+
 def reported(answer: Answer) -> None:
     """Print a report, or where it was written."""
     print(answer.get("html") or f"Written to {answer['out']}")
@@ -291,6 +299,7 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "evaluate": show_adapters.evaluated,
     "results": show_adapters.results,
     "report": reported,
+    "runs.export": exported_runs,
     "data.check": checked,
     "data.import": dataset,
     "data.map": mapped,
