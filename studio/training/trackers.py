@@ -231,7 +231,7 @@ class Wandb:
 
 
 def mlflow_address(home: Path) -> str:
-    """Return where MLflow keeps runs; the small client can only write files, which it must allow."""
+    """Return where MLflow keeps runs; the small client can only write files."""
     if where := os.environ.get("MLFLOW_TRACKING_URI"):
         return where
     if importlib.util.find_spec("alembic") is not None:
@@ -241,7 +241,7 @@ def mlflow_address(home: Path) -> str:
 
 
 class MLflow:
-    """The server of `MLFLOW_TRACKING_URI`, else a database in the home, or files without alembic."""
+    """The server of `MLFLOW_TRACKING_URI`, else a database or files in the home."""
 
     def __init__(self, run: TrackedRun) -> None:
         from mlflow import MlflowClient
