@@ -26,7 +26,6 @@ RATIO_FREE_BYTES = 8 << 20
 COMPRESSED = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _FOREIGN: list[tuple[int, bytes, str]] = [
-    (0, b"PK\x03\x04", "a zip archive (or an Excel or Word file)"),
     (0, b"PK\x05\x06", "an empty zip archive"),
     (0, b"Rar!", "a rar archive"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
@@ -49,7 +48,6 @@ _FOREIGN: list[tuple[int, bytes, str]] = [
     (0, b"ID3", "an audio file"),
     (0, b"RIFF", "a media file"),
     (0, b"GGUF", "a GGUF model"),
-    (0, b"\xd0\xcf\x11\xe0", "an old Office file"),
     *((0, b"\x80" + bytes([p]), "a pickle, which would run code when opened") for p in range(2, 6)),
 ]
 

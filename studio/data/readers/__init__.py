@@ -25,6 +25,13 @@ from studio.data.readers.arrow import read_arrow, read_parquet, whole_columns
 from studio.data.readers.delimited import header_notes, read_delimited
 from studio.data.readers.json_document import read_json
 from studio.data.readers.json_lines import read_jsonl, read_plain
+from studio.data.readers.workbook import (
+    OLE,
+    ZIP,
+    read_workbook,
+    workbook_kind,
+    workbook_notes,
+)
 from studio.data.records import Problem, Row
 from studio.errors import DataError
 
@@ -62,6 +69,7 @@ FORMATS = {
         magic=(b"ARROW1", b"\xff\xff\xff\xff"),
         notes=_arrow_notes,
     ),
+    "xlsx": FileFormat(read_workbook, (".xlsx", ".xlsm"), magic=(ZIP,), notes=workbook_notes),
     "txt": FileFormat(read_plain, (".txt", ".text"), plain=True),
     "md": FileFormat(read_plain, (".md", ".markdown"), plain=True),
 }
@@ -98,6 +106,11 @@ def look(path: Path) -> Opened:
     compression, sample = read_sample(path)
     if kind := foreign_kind(sample):
         raise DataError(f"{path.name} is {kind}, not a data file. {_ADVICE}")
+    is_office = sample.startswith((ZIP, OLE))
+    if is_office and compression != "none":
+        raise DataError(f"{path.name} is a packed zip archive or workbook: unpack it first.")
+    if is_office and (kind := workbook_kind(path, sample)):
+        raise DataError(f"{path.name} is {kind}. Known: {KNOWN}.")
     found = _SUFFIX.search(path.name)
     named = ENDINGS[found[1].lower()] if found else None
     for name, format in FORMATS.items():

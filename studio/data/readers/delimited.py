@@ -102,6 +102,11 @@ def header_notes(opened: Opened) -> Iterator[str]:
         names = _names(opened, feed, _guess_delimiter(opened, feed))
     except DataError:
         return  # reading the rows raises it again
+    yield from name_notes(opened, names)
+
+
+def name_notes(opened: Opened, names: list[str]) -> Iterator[str]:
+    """Yield a note for names of columns that are empty, and one for those that repeat."""
     made = unique_names(names)
     unnamed = [new for old, new in zip(names, made, strict=True) if not old]
     again = [new for old, new in zip(names, made, strict=True) if old and old != new]

@@ -28,7 +28,7 @@ export class Import {
       } },
       h('p', {}, 'Drop a file here, or ', h('button', { type: 'button', class: 's-link',
         onclick: () => this.file.click() }, 'choose one'), '.'),
-      quiet('jsonl, json, csv, tsv, parquet, txt, md, and gzip or zstd of these'));
+      quiet('jsonl, json, csv, tsv, Excel (xlsx), parquet, txt, md, and gzip or zstd of these'));
     this.element = h('section', { class: 's-card s-stack' }, h('h1', {}, 'Import a dataset'), drop, this.file,
       h('div', { class: 's-import-path' }, this.path,
         button('Preview', () => { this.look(); }, '', { 'data-testid': 'look' })),

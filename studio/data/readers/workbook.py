@@ -1,0 +1,270 @@
+"""Read Excel workbooks (.xlsx, .xlsm) through openpyxl: the first sheet with rows, as a table.
+
+The first row that is not empty names the columns. Formulas are read by the values that were saved
+with them and never computed. A workbook is a zip of XML files: its size unpacked is bounded, and a
+file that declares XML entities is refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, time, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from studio.data.files import Opened
+from studio.data.readers.delimited import MAX_COLUMNS, name_notes, unique_names
+from studio.data.records import Problem, Row
+from studio.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+ZIP, OLE = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
+MAX_UNPACKED_BYTES, MAX_RATIO = 1 << 30, 200
+RATIO_FREE_BYTES = 16 << 20
+CHUNK_BYTES, OVERLAP = 1 << 20, 200
+_FORMULA = re.compile(rb"<(?:\w+:)?f[ >/]")
+_MERGED = re.compile(rb'<(?:\w+:)?mergeCell [^>]*?ref="([A-Z]+(\d+):[A-Z]+(\d+))"')
+_KINDS = {
+    "xl/workbook.bin": "a binary Excel workbook (.xlsb): save it as .xlsx or .csv",
+    "word/document.xml": "a Word document: save its table as .xlsx or .csv",
+    "ppt/presentation.xml": "a PowerPoint file",
+    "content.xml": "an OpenDocument file: save the sheet as .xlsx or .csv",
+}
+
+
+class _Sheet(NamedTuple):
+    """The sheet that is read, and what its XML says beside the cells."""
+
+    name: str
+    others: tuple[str, ...]
+    has_formulas: bool
+    merged: tuple[tuple[str, int, int], ...]  # range, its first and last row
+
+
+def workbook_kind(path: Path, sample: bytes) -> str:
+    """Return "" for a workbook that can be read, else what the zip or Office file is, in words."""
+    if sample.startswith(OLE):
+        if _wide("EncryptedPackage") in sample or path.suffix.lower() in (".xlsx", ".xlsm"):
+            return "protected with a password: remove the password in Excel and save it again"
+        if _wide("Workbook") in sample or path.suffix.lower() == ".xls":
+            return "an Excel workbook of before 2007 (.xls): save it as .xlsx or .csv"
+        return "an old Office file: save its table as .xlsx or .csv"
+    try:
+        with zipfile.ZipFile(path) as file:
+            names = set(file.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return "a damaged zip archive or Excel workbook: save it again"
+    if "xl/workbook.xml" in names:
+        return ""
+    known = (kind for part, kind in _KINDS.items() if part in names)
+    return next(known, "a zip archive: unpack it")
+
+
+def read_workbook(opened: Opened) -> Iterator[Row | Problem]:
+    """Yield the rows and problems of a workbook; `Row.line` is the row's number in the sheet.
+
+    Raises:
+        DataError: It is damaged, has no rows, or its header cannot be used.
+    """
+    sheet = _look(opened)
+    with _workbook(opened) as book:
+        rows = _cells(book, sheet.name)
+        header_row, names = _header(opened, sheet, rows)
+        header = unique_names(names)
+        if not sheet.has_formulas:
+            yield from (_row(line, cells, cells, header) for line, cells in rows if _filled(cells))
+            return
+        with _workbook(opened, formulas=True) as other:
+            written = (one for one in _cells(other, sheet.name) if one[0] > header_row)
+            for (line, cells), (_, formulas) in zip(rows, written, strict=False):
+                if _filled(formulas):
+                    yield _row(line, cells, formulas, header)
+
+
+def workbook_notes(opened: Opened) -> Iterator[str]:
+    """Yield what a user should know of the sheet that is read."""
+    try:
+        sheet = _look(opened)
+        with _workbook(opened) as book:
+            header_row, names = _header(opened, sheet, _cells(book, sheet.name))
+    except DataError:
+        return  # reading the rows raises it again
+    if sheet.others:
+        more = ", ".join(f'"{name[:40]}"' for name in sheet.others[:5])
+        yield (
+            f'The sheet "{sheet.name[:40]}" of {opened.path.name} is read, {more} '
+            f"{'is' if len(sheet.others) == 1 else 'are'} not: move the one to train on to the "
+            "front, or save it as a file of its own."
+        )
+    if below := [name for name, first, _ in sheet.merged if first > header_row]:
+        yield (
+            f"{len(below):,} merged ranges of {opened.path.name} (such as {below[0]}) have a value "
+            "in their first cell only."
+        )
+    yield from name_notes(opened, names)
+
+
+def _filled(cells: list[Any]) -> bool:
+    """Return True if a cell of a row has a value."""
+    return any(cell.value not in (None, "") for cell in cells)
+
+
+def _row(line: int, cells: list[Any], formulas: list[Any], header: list[str]) -> Row | Problem:
+    for cell, formula in zip(cells, formulas, strict=False):
+        place = getattr(cell, "coordinate", "")
+        if cell.value is None and formula.data_type == "f":
+            return Problem(
+                line, "formula", f"Cell {place} holds a formula without a saved value: open the "
+                "workbook in Excel or LibreOffice and save it."
+            )  # fmt: skip
+        if cell.data_type == "e":
+            return Problem(line, "formula", f"Cell {place} holds the error {cell.value}.")
+    values = [_plain(cell.value) for cell in cells]
+    if len(values) > len(header) and any(value is not None for value in values[len(header) :]):
+        return Problem(line, "fields", f"Values beyond the {len(header)} columns of the header.")
+    values += [None] * (len(header) - len(values))
+    return Row(line, dict(zip(header, values, strict=False)))
+
+
+def _plain(value: Any) -> Any:
+    """Return a cell's value as JSON holds it."""
+    if isinstance(value, str):
+        if "_x" in value:
+            from openpyxl.utils.escape import unescape
+
+            value = unescape(value)
+        return value.replace("\r\n", "\n").replace("\r", "\n")
+    if isinstance(value, datetime):
+        return str(value.date()) if value.time() == time() else value.isoformat(sep=" ")
+    return str(value) if isinstance(value, date | time | timedelta) else value
+
+
+def _header(
+    opened: Opened, sheet: _Sheet, rows: Iterator[tuple[int, list[Any]]]
+) -> tuple[int, list[str]]:
+    """Return the row of the header and its names, of the first row that is not empty."""
+    line, cells = next(((line, cells) for line, cells in rows if _filled(cells)), (0, []))
+    if not cells:
+        raise DataError(f"{opened.path.name} is empty: no sheet holds a value.")
+    if across := [name for name, first, last in sheet.merged if first <= line <= last]:
+        raise DataError(
+            f"Row {line} of {opened.path.name} has merged cells ({across[0]}), and it must name "
+            "each column in a cell of its own: unmerge them, or delete the title above the header."
+        )
+    names = ["" if cell.value is None else str(_plain(cell.value)).strip() for cell in cells]
+    while names and not names[-1]:
+        names.pop()
+    if len(names) > MAX_COLUMNS:
+        raise DataError(
+            f"{opened.path.name} has {len(names):,} columns; at most {MAX_COLUMNS:,} are read. "
+            "Keep the ones to train on."
+        )
+    return line, names
+
+
+def _cells(book: Any, name: str) -> Iterator[tuple[int, list[Any]]]:
+    sheet = book[name]
+    sheet.reset_dimensions()  # a written size may be wrong
+    for line, row in enumerate(sheet.iter_rows(), 1):
+        yield line, list(row)
+
+
+def _look(opened: Opened) -> _Sheet:
+    status = opened.path.stat()
+    return _looked(opened, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=32)
+def _looked(opened: Opened, _size: int, _changed: int) -> _Sheet:
+    _check_parts(opened)
+    with _workbook(opened) as book:
+        sheets = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
+        filled = [s for s in sheets if any(_filled(cells) for _, cells in _cells(book, s.title))]
+        if not filled:
+            raise DataError(f"{opened.path.name} is empty: no sheet holds a value.")
+        first, part = filled[0], filled[0]._worksheet_path
+    has_formulas, merged = _scan(opened.path, part)
+    return _Sheet(first.title, tuple(s.title for s in filled[1:]), has_formulas, merged)
+
+
+def _check_parts(opened: Opened) -> None:
+    """Check the files of the zip before any is read as XML.
+
+    Raises:
+        DataError: They are too large, encrypted, or declare entities.
+    """
+    try:
+        with zipfile.ZipFile(opened.path) as file:
+            parts = file.infolist()
+            unpacked = sum(part.file_size for part in parts)
+            most = min(MAX_UNPACKED_BYTES, max(RATIO_FREE_BYTES, MAX_RATIO * opened.size_bytes))
+            if unpacked > most:
+                raise DataError(
+                    f"{opened.path.name} unpacks to {unpacked / 2**20:,.0f} MiB, more than a "
+                    "workbook of its size: save the sheet as .csv."
+                )
+            for part in parts:
+                if part.filename.endswith((".xml", ".rels")):
+                    with file.open(part) as handle:
+                        if b"<!DOCTYPE" in handle.read(4096):
+                            raise DataError(f"{opened.path.name} declares XML entities: refused.")
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, NotImplementedError) as error:
+        raise _damaged(opened, error) from None
+
+
+def _scan(path: Path, part: str) -> tuple[bool, tuple[tuple[str, int, int], ...]]:
+    """Return whether a sheet's XML holds formulas, and its merged ranges with their rows."""
+    has_formulas, merged, before = False, dict[str, tuple[str, int, int]](), b""
+    with zipfile.ZipFile(path) as file, file.open(part.lstrip("/")) as handle:
+        while chunk := handle.read(CHUNK_BYTES):
+            text = before + chunk
+            has_formulas = has_formulas or bool(_FORMULA.search(text))
+            for found in _MERGED.finditer(text):
+                name = found[1].decode()
+                merged[name] = (name, int(found[2]), int(found[3]))
+            before = text[-OVERLAP:]
+    return has_formulas, tuple(merged.values())
+
+
+@contextmanager
+def _workbook(opened: Opened, *, formulas: bool = False) -> Iterator[Any]:
+    """Open a workbook for reading row by row; whatever it lacks is a sentence."""
+    try:
+        from openpyxl import load_workbook
+    except ImportError:
+        raise DataError(
+            f"{opened.path.name} is an Excel workbook, and openpyxl is not installed: "
+            "pip install openpyxl, or save the sheet as .csv."
+        ) from None
+    book = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of styles and validations, which are not read
+            book = load_workbook(opened.path, read_only=True, data_only=not formulas)
+            yield book
+    except DataError:
+        raise
+    except Exception as error:  # whatever openpyxl raises for a part that is missing or damaged
+        raise _damaged(opened, error) from None
+    finally:
+        if book is not None:
+            book.close()
+
+
+def _damaged(opened: Opened, error: Exception) -> DataError:
+    logger.info("%s: %r", opened.path, error)
+    return DataError(
+        f"{opened.path.name} is a damaged Excel workbook: open it in Excel or LibreOffice, save it "
+        "again, or save the sheet as .csv."
+    )
+
+
+def _wide(text: str) -> bytes:
+    return text.encode("utf-16-le")
