@@ -33,6 +33,7 @@ EVAL_SERIES = {
     "eval_loss": "eval_loss", "eval_rewards_accuracies": "rewards_accuracies",
     "eval_rewards_margins": "rewards_margins", "eval_kl": "kl",
 }  # fmt: skip
+ANSWER_SERIES = ("answer_length", "answers_overrun", "answers_copied")  # of `events.Answered`
 FORGETTING = "forgetting"
 ANSWER_TOKENS = "answer_tokens"  # of `events.Sampled`
 SERIES = (*STEP_SERIES, *EVAL_SERIES, FORGETTING, ANSWER_TOKENS)

@@ -11,7 +11,14 @@ import time
 from typing import Any, Literal
 
 from jobs.claims import Claim, Fenced
-from jobs.curves import ANSWER_TOKENS, EVAL_SERIES, FORGETTING, STEP_SERIES, Progress
+from jobs.curves import (
+    ANSWER_SERIES,
+    ANSWER_TOKENS,
+    EVAL_SERIES,
+    FORGETTING,
+    STEP_SERIES,
+    Progress,
+)
 from jobs.job import Intent, Request
 from jobs.processes import exit_now
 from jobs.run_requests import take_request
@@ -119,12 +126,17 @@ class Reporter:
                 self._result["token_accuracy"] = event.token_accuracy
         elif isinstance(event, events.Forgotten):
             new.metrics.append((FORGETTING, event.step, event.forgetting, moment))
-        elif isinstance(event, events.Noted):
-            self._result["note"] = event.text
         elif isinstance(event, events.Sampled):
             new.samples.append((event.step, event.prompt, event.text))
             if event.answer_tokens is not None:
                 new.metrics.append((ANSWER_TOKENS, event.step, event.answer_tokens, moment))
+        elif isinstance(event, events.Answered):
+            new.metrics += [
+                (name, event.step, value, moment)
+                for name in ANSWER_SERIES
+                if (value := getattr(event, name)) is not None
+            ]
+            self._result["rows_ended"] = event.rows_ended
         elif isinstance(event, events.Saved):
             new.checkpoints.append((event.step, event.path, event.eval_loss))
         elif isinstance(event, events.Finished):
@@ -190,6 +202,7 @@ def _start_facts(event: events.Started) -> dict[str, Any]:
         "device": event.device,
         "dtype": event.dtype,
         "learning_rate": event.learning_rate,
+        "longer_chosen": event.longer_chosen,
         "training_since": time.time(),
         "training_from_step": event.step,
     }  # fmt: skip

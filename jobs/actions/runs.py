@@ -8,6 +8,7 @@ from jobs.actions.queue import JobId, JobOrNone, SweepName, job_or_sweep
 from jobs.actions.registry import action, field
 from jobs.job import STATES, Job, State
 from jobs.jobs_table import summary
+from jobs.readings import reading
 from jobs.run_report import report
 from jobs.store import JobStore
 from studio.errors import QueueError, nearest
@@ -41,7 +42,7 @@ def show(store: JobStore, job: JobId) -> dict[str, Any]:
     general = found.result.get("forgetting")
     return {
         **summary(found), "general": general, "spec": found.spec, "folder": folder,
-        "history": history,
+        "reading": reading(store, found), "history": history,
     }  # fmt: skip
 
 

@@ -18,7 +18,6 @@ from studio.errors import DataError, ModelError
 from studio.home import is_whole, publishing, sweep
 from studio.training import optimizer as optimizers
 from studio.training.optimizer import OptimizerLike
-from studio.training.rewards import RewardWatch
 
 if TYPE_CHECKING:
     from studio.backbone import Adapter
@@ -41,7 +40,6 @@ class RunProgress:
     best_step: int | None = None
     waited: int = 0
     best_accuracy: float | None = None
-    watch: RewardWatch = field(default_factory=RewardWatch)
 
     def record_step(self, loss: float, tokens: int) -> None:
         """Count a finished optimizer step."""
@@ -149,7 +147,7 @@ def load(
     tensors = load_file(path / "optimizer.safetensors")
     optimizers.restore(optimizer, tensors, state["optimizer"])
     values = state["progress"]
-    values["watch"] = RewardWatch(**values.get("watch", {}))
+    values.pop("watch", None)  # of earlier versions
     values["evaluations"] = [(int(step), float(loss)) for step, loss in values["evaluations"]]
     return RunProgress(**values)
 

@@ -32,7 +32,10 @@ class Working(Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Started(Event):
-    """Everything is loaded; the next event is the first step (or the first after `step`)."""
+    """Everything is loaded; the next event is the first step (or the first after `step`).
+
+    `longer_chosen` is the fraction of the pairs whose chosen answer is the longer one.
+    """
 
     total_steps: int
     trainable_parameters: int
@@ -44,6 +47,7 @@ class Started(Event):
     rows_kept: int
     rows_dropped: int
     rows_truncated: int = 0
+    longer_chosen: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,13 +97,6 @@ class Forgotten(Event):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Noted(Event):
-    """A sentence for the user on what the curves show."""
-
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Sampled(Event):
     """A fixed prompt answered with the current adapter.
 
@@ -109,6 +106,22 @@ class Sampled(Event):
     prompt: str
     text: str
     answer_tokens: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered(Event):
+    """The sample answers beside the rows' own answers to the same prompts; None if not comparable.
+
+    `answer_length` is their length relative to the rows', both up to the samples' maximum;
+    `answers_overrun` and `answers_copied` are the fractions that run on past twice the row's own
+    answer, and that repeat the prompt where the row's does not. `rows_ended` is the fraction of the
+    rows whose own answer trains an end of turn.
+    """
+
+    answer_length: float | None = None
+    answers_overrun: float | None = None
+    answers_copied: float | None = None
+    rows_ended: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

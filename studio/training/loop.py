@@ -19,7 +19,7 @@ from studio.evaluation.forgetting import RunForgetting
 from studio.home import is_whole, publishing, sweep
 from studio.methods import Phase
 from studio.training import checkpoint
-from studio.training.events import Event, Finished, Loading, Noted, Saved, Saving
+from studio.training.events import Event, Finished, Loading, Saved, Saving
 from studio.training.samples import PromptSampler
 from studio.training.session import Session
 from studio.training.threads import threads_of
@@ -45,16 +45,12 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
     if session.evaluates and session.progress.step == 0 and plan.eval_every <= plan.total_steps:
         yield from sampler.sample()
         yield from general.point()
-    noted = ""
     while session.progress.step < plan.total_steps and not session.stopped_early:
         event = session.step()
         yield event
         if threads and (text := threads.after_step(event.tokens_per_second)):
             yield Loading(step=event.step, text=text)
         step = session.progress.step
-        if (sentence := session.notice()) and sentence != noted:
-            noted = sentence
-            yield Noted(step=step, text=sentence)
         last, command = step == plan.total_steps, session.from_rank_0(control())
         due = step % plan.eval_every == 0 or (last and plan.eval_every <= plan.total_steps)
         if due and session.evaluates:
@@ -78,9 +74,7 @@ def run(session: Session, *, run_dir: Path, control: Control) -> Iterator[Event]
             return
     if session.is_rank_0:
         yield Saving(step=session.progress.step)
-        notes = (
-            session.restore_best(folder), session.balance.warning(session.adapter), session.notice()
-        )  # fmt: skip
+        notes = session.restore_best(folder), session.balance.warning(session.adapter)
         note = " ".join(filter(None, notes))
         if session.general:
             yield Loading(step=session.progress.step, text="Measuring forgetting")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from studio.chat.decoding import Batch
 from studio.data.template.template import IGNORED, choose_for
-from studio.training.events import Sampled
+from studio.training.events import Answered, Sampled
 from studio.training.session import Session
 from studio.training.start import num_tokens_before
 
@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS, MAX_PROMPT_TOKENS = 48, 512
 MIN_SECONDS, FULL_LENGTH_SECONDS = 1.0, 15.0
 TIME_FRACTION = 0.1
+LEAST_COPY = 8  # tokens in a row
 
 
 @dataclass(frozen=True, slots=True)
 class SamplePrompt:
-    """A prompt as token ids and as text."""
+    """A prompt as token ids and as text, and the row's own answer without its end of turn."""
 
     ids: tuple[int, ...]
     text: str
+    own: tuple[int, ...] = ()
+    own_ended: bool = False
 
 
 class PromptSampler:
@@ -47,7 +50,7 @@ class PromptSampler:
         self.stop_ids: tuple[int, ...] = ()
         self.prompts = self._choose()
 
-    def sample(self, *, full_length: bool = False) -> Iterator[Sampled]:
+    def sample(self, *, full_length: bool = False) -> Iterator[Sampled | Answered]:
         """Answer every prompt with the current adapter.
 
         Args:
@@ -69,7 +72,6 @@ class PromptSampler:
             seconds=math.inf if session.spec.train.fsdp else seconds,  # ranks must stop together
         )
         mean = sum(len(ids) for ids, _ in answers) / len(answers)
-        session.progress.watch.see_answers(mean)
         for number, (ids, ended) in enumerate(answers, start=1):
             text = session.loaded.tokenizer.decode(ids, skip_special_tokens=True).strip()
             yield Sampled(
@@ -77,6 +79,8 @@ class PromptSampler:
                 text=text if ended else f"{text} …",
                 answer_tokens=mean if number == len(answers) else None,
             )  # fmt: skip
+        if all(prompt.own for prompt in self.prompts):
+            yield compared(session.progress.step, self.prompts, answers)
         self._last = time.monotonic()
 
     def _choose(self) -> list[SamplePrompt]:
@@ -91,22 +95,74 @@ class PromptSampler:
             found = user_prompts(own[: args.num_samples], template)
         else:
             rows = session.prepared.validation[: 4 * args.num_samples]
-            found = [p for row in rows if (p := prompt_of(row, tokenizer))]
+            stops = template.stop_ids
+            found = [p for row in rows if (p := prompt_of(row, tokenizer, stops))]
         room = session.loaded.facts.context_length - num_tokens_before(session.spec)
-        unique = {p.text: p for p in found if len(p.ids) + MAX_NEW_TOKENS <= room}
+        unique: dict[str, SamplePrompt] = {}  # of a pair, the chosen answer comes first
+        for prompt in found:
+            if len(prompt.ids) + MAX_NEW_TOKENS <= room:
+                unique.setdefault(prompt.text, prompt)
         return list(unique.values())[: args.num_samples]
 
 
-def prompt_of(row: TokenRow, tokenizer: Any) -> SamplePrompt | None:
+def prompt_of(row: TokenRow, tokenizer: Any, stop_ids: Collection[int] = ()) -> SamplePrompt | None:
     """Return the tokens before a row's first trained one; for plain text its first third."""
     trained = (row.labels != IGNORED).nonzero()[0]
     first = int(trained[0]) if len(trained) else 0
-    if first < 2:
+    is_text = first < 2
+    if is_text:
         first = len(row.input_ids) // 3
     if not 0 < first <= MAX_PROMPT_TOKENS:
         return None
     ids = tuple(int(token) for token in row.input_ids[:first])
-    return SamplePrompt(ids, tokenizer.decode(ids, skip_special_tokens=True).strip())
+    text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+    if is_text or not getattr(row, "good", True):
+        return SamplePrompt(ids, text)
+    own, ended = _own_answer(row.labels[first:].tolist(), stop_ids)
+    return SamplePrompt(ids, text, own, ended)
+
+
+def _own_answer(labels: list[int], stop_ids: Collection[int]) -> tuple[tuple[int, ...], bool]:
+    """Return the first answer of a row up to its end of turn, and whether that is trained."""
+    for place, token in enumerate(labels):
+        if token == IGNORED or token in stop_ids:
+            return tuple(labels[:place]), token != IGNORED
+    return tuple(labels), False
+
+
+def compared(
+    step: int, prompts: Sequence[SamplePrompt], answers: Sequence[tuple[list[int], bool]]
+) -> Answered:
+    """Return how the answers differ from the rows' own: in length, in their end, as copies."""
+    lengths, own_lengths, overrun, copied = [], [], 0, 0
+    for prompt, (ids, ended) in zip(prompts, answers, strict=True):
+        own = len(prompt.own)
+        overrun += not ended and prompt.own_ended and len(ids) >= max(2 * own, own + LEAST_COPY)
+        copied += copies(ids, prompt.ids) and not copies(prompt.own, prompt.ids)
+        lengths.append(len(ids))
+        own_lengths.append(min(own, MAX_NEW_TOKENS))
+    cut = any(  # by the time, so that the length is not known
+        not ended and len(ids) < min(own, MAX_NEW_TOKENS)
+        for (ids, ended), own in zip(answers, own_lengths, strict=True)
+    )
+    return Answered(
+        step=step,
+        answer_length=None if cut else sum(lengths) / sum(own_lengths),
+        answers_overrun=overrun / len(prompts),
+        answers_copied=copied / len(prompts),
+        rows_ended=sum(prompt.own_ended for prompt in prompts) / len(prompts),
+    )
+
+
+def copies(answer: Sequence[int], prompt: Sequence[int]) -> bool:
+    """Return True if half of an answer or more are runs of `LEAST_COPY` tokens of its prompt."""
+    size = LEAST_COPY
+    known = {tuple(prompt[i : i + size]) for i in range(len(prompt) - size + 1)}
+    covered: set[int] = set()
+    for i in range(len(answer) - size + 1):
+        if tuple(answer[i : i + size]) in known:
+            covered.update(range(i, i + size))
+    return bool(answer) and 2 * len(covered) >= len(answer)
 
 
 def user_prompts(questions: Sequence[str], template: Any) -> list[SamplePrompt]:

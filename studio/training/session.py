@@ -153,7 +153,6 @@ class Session:
         seconds = passed.seconds + time.perf_counter() - started
         self.progress.record_step(loss, tokens)
         rewards = Rewards.of(self.sum_over_ranks(sums))
-        self.progress.watch.see(rewards, self.spec.train.beta)
         return Step(
             step=self.progress.step,
             loss=loss,
@@ -283,7 +282,6 @@ class Session:
         if self.preference:
             loss, rewards, kl = self.preference.evaluate()
             self.progress.record_evaluation(loss, rewards.rewards_accuracies)
-            self.progress.watch.held_accuracy = rewards.rewards_accuracies
             return Evaluated(
                 step=self.progress.step, eval_loss=loss, kl=kl,
                 rewards_accuracies=rewards.rewards_accuracies,
@@ -334,16 +332,6 @@ class Session:
         progress.eval_loss = progress.best_loss
         return f"{early}The adapter is that of step {best}, which had {best_of}."
 
-    def notice(self) -> str:
-        """Return a sentence on a known failure of learning from preferences; empty for none."""
-        if self.preference is None:
-            return ""
-        has_reference = self.preference.objective.NEEDS_REFERENCE
-        return self.progress.watch.sentence(
-            self.plan.total_steps, has_reference=has_reference,
-            longer_chosen=self.preference.longer_chosen,
-        )  # fmt: skip
-
     # -- state ---------------------------------------------------------------------------------
 
     def save(self, folder: Path) -> Path:
@@ -392,6 +380,7 @@ class Session:
             rows_kept=report.rows.kept,
             rows_dropped=report.rows.dropped,
             rows_truncated=report.truncated,
+            longer_chosen=self.preference.longer_chosen if self.preference else None,
         )
 
 

@@ -83,11 +83,14 @@ export async function openCheckpoint(job, step) {
   }
   const near = steps.reduce((a, b) => (Math.abs(b - step) < Math.abs(a - step) ? b : a));
   toast(`Opening ${job.name} at step ${count(near)} …`);
-  go(compareLink(lane(job.model), lane(job.model, `${job.id}@${near}`)));
+  go(compareCheckpoint(job, near));
 }
 
-export const checkpointActions = (model, name) => h('span', { class: 's-actions' },
-  h('a', { href: compareLink(lane(model), lane(model, name)) }, 'Compare'), promoteButton(name));
+/** The address of Compare with the base and a checkpoint of a run. */
+export const compareCheckpoint = ({ id, model }, step) => compareLink(lane(model), lane(model, `${id}@${step}`));
+
+export const checkpointActions = (job, step) => h('span', { class: 's-actions' },
+  h('a', { href: compareCheckpoint(job, step) }, 'Compare'), promoteButton(`${job.id}@${step}`));
 
 export function promoteButton(name) {
   const node = sureButton('Promote', 'Make it the adapter?', () => send('/api/do/promote', { checkpoint: name },

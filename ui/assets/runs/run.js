@@ -9,6 +9,7 @@ import { saveReport } from '../core/take_away.js';
 import { KINDS, outcome } from '../adapters/actions.js';
 import { Results } from '../adapters/bakeoff.js';
 import { planLonger, planNext, planNote, planSchedule, planSweep } from './queue.js';
+import { readAt, Reading } from './reading.js';
 import { remedies, views } from './run_tabs.js';
 
 const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config', history: 'History' };
@@ -39,11 +40,12 @@ export class Detail {
     this.failure = h('div', { class: 's-failure', role: 'alert', hidden: true });
     this.outcome = new JobOutcome();
     this.figures = h('dl', { class: 's-figures' });
+    this.reading = new Reading();
     this.group_ = h('details', { class: 's-same', hidden: true, open: true, 'data-testid': 'group' });
     this.element = h('section', { class: 's-detail', 'data-testid': 'detail' },
       h('div', { class: 's-detail-head' }, this.dot, this.title, this.state, this.actions),
       this.meta, this.remarks, this.failure, this.progress.element, this.outcome.element, this.figures,
-      this.forgot = h('div', {}), this.group_);
+      this.reading.element, this.forgot = h('div', {}), this.group_);
     this.tabs = tabs(Object.entries(VIEWS), (id) => this.turn(id), { 'aria-controls': 's-panel' });
     choose(this.tabs, this.view);
     this.body = h('div', { class: 's-panel', id: 's-panel', role: 'tabpanel', tabindex: '0' });
@@ -81,17 +83,21 @@ export class Detail {
     this.showFailure(job);
     this.outcome.show(job, this.jobs());
     this.showFigures(job);
-    this.showForgotten(job);
+    this.showRead(job);
     this.showGroup(job);
     this.showActions(job);
   }
 
-  async showForgotten(job) {
-    if (!changed(this.forgot, `${job.id} ${job.forgetting}`)) return;
-    this.forgot.replaceChildren();
-    if (job.forgetting == null) return;
-    const { general } = await api('/api/do/show', { job: job.id });
-    if (this.job.id === job.id) this.forgot.replaceChildren(forgettingCard(general));
+  /** What the curves say, and what was forgotten. */
+  async showRead(job) {
+    if (!changed(this.forgot, readAt(job))) return;
+    if (this.read !== job.id) { this.reading.show(job, []); this.forgot.replaceChildren(); }
+    this.read = job.id;
+    if (!draws(job) && job.forgetting == null) return;
+    const { general, reading } = await api('/api/do/show', { job: job.id });
+    if (this.job.id !== job.id) return;
+    this.reading.show(job, reading);
+    this.forgot.replaceChildren(...(general ? [forgettingCard(general)] : []));
   }
 
   /** The runs of its sweep or bake-off, best first; else the stages that led to it and follow it. */

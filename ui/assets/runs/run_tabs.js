@@ -26,7 +26,7 @@ export const views = {
     if (!rows.length) return quiet('No checkpoint yet. One is saved regularly, and whenever you pause.');
     return table(['Step', 'Held-out loss', 'Saved', '', 'Folder'], [...rows].reverse().map((row) => [
       count(row.step), number(row.eval_loss), ago(row.time),
-      !job.trains_base && checkpointActions(job.model, `${job.id}@${row.step}`),
+      !job.trains_base && checkpointActions(job, row.step),
       h('td', { class: 's-path' }, row.path)]));
   },
 

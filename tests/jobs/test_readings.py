@@ -1,0 +1,42 @@
+"""Findings come from the database, and their commands are those of the command line."""
+
+from jobs.claims import Claim
+from jobs.curves import Progress
+from jobs.readings import command, reading
+from jobs.store import JobStore
+from tests.jobs.conftest import a_spec, begin
+
+
+def risen(store: JobStore) -> Claim:
+    """A finished run whose held-out loss rises since step 40."""
+    store.submit(a_spec())
+    claim = begin(store)
+    losses = [("loss", step, 3.0 - 0.02 * step, 0.0) for step in range(1, 101)]
+    held = [("eval_loss", step, 1 + abs(step - 40) / 50, 0.0) for step in range(10, 101, 10)]
+    store.claims.report(claim, Progress(metrics=losses + held, step=100, total_steps=100))
+    return claim
+
+
+def test_a_run_is_read_with_its_checkpoints(store, tmp_path):
+    claim = risen(store)
+    (before,) = reading(store, store.get(claim.job))
+    assert before["remedy"]["values"] == {"train.load_best_model_at_end": True}
+    store.claims.report(claim, Progress(checkpoints=[(46, str(tmp_path), 1.1)]))
+    store.claims.finish(claim, "succeeded")
+    (found,) = reading(store, store.get(claim.job))
+    assert found["rule"] == "memorises" and found["remedy"]["values"] == {"step": 46}
+    job = {"id": 7, "spec": {"model": {"path": "starter"}}}
+    assert command(job, found["remedy"]) == (
+        "studio compare --lane starter --lane starter~7@46:1 --prompt …"
+    )
+    assert command(job, before["remedy"]) == (
+        "studio duplicate 7 --set train.load_best_model_at_end=true"
+    )
+    longer = {"action": "extend", "values": {"epochs": 2}}
+    assert command(job, longer) == "studio extend 7 --epochs 2"
+
+
+def test_other_jobs_and_new_runs_have_no_reading(store):
+    new = store.get(store.submit(a_spec()).id)
+    other = store.submit({"data": {"path": "starter:terse"}}, kind="import")
+    assert reading(store, new) == reading(store, other) == []

@@ -1,0 +1,40 @@
+// What the curves of a run say, under its figures: each finding with the one button that mends it.
+
+import { actOn, button, changed, h, quiet } from '../core/dom.js';
+import { compareCheckpoint } from '../core/lanes.js';
+import { isLive, poke } from '../core/live.js';
+
+const READ_PARTS = 10; // times that a running run is read
+
+/** The state of a run after which it is read again. */
+export const readAt = ({ id, state, step, total_steps: total, eval_loss: held, forgetting }) =>
+  [id, state, total && isLive({ state }) ? Math.floor((READ_PARTS * step) / total) : '', held, forgetting].join();
+
+/** The arguments of the action that a remedy asks for. */
+export const asked = ({ action, values }) => (action === 'duplicate'
+  ? { set: Object.entries(values).map(([name, value]) => `${name}=${value}`) } : values);
+
+/** The list of findings; empty where nothing is to be said. */
+export class Reading {
+  constructor() {
+    this.element = h('ul', { class: 's-reading', 'aria-label': 'What the curves say', 'data-testid': 'reading' });
+    this.show(null, []);
+  }
+
+  show(job, findings) {
+    this.element.hidden = !findings.length;
+    if (changed(this.element, JSON.stringify([job?.id, findings]))) {
+      this.element.replaceChildren(...findings.map((one) => item(job, one)));
+    }
+  }
+}
+
+function item(job, { rule, title, text, remedy }) {
+  return h('li', { 'data-rule': rule }, h('div', {}, h('strong', {}, title), quiet(text)),
+    remedy.action === 'compare'
+      ? h('a', { class: 's-button', href: compareCheckpoint(job, remedy.values.step) }, remedy.title)
+      : button(remedy.title, async () => {
+        await actOn(job.id, remedy.action, asked(remedy), (made) => `Queued as “${made.name}”.`);
+        poke();
+      }));
+}
