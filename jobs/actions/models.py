@@ -1,6 +1,6 @@
 """Actions on base models: list what can be trained, search the hub, download, delete."""
 
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,6 +27,8 @@ HubId = Annotated[
 ]  # fmt: skip
 Device = Annotated[str, field("Device of the estimates; the first one by default.")]
 
+SHOWN = [one.name for one in fields(inventory.Model) if one.name != "config"]
+
 request_action("models.get", DownloadRequest, title="Download a model")
 request_action("models.extend", ExtendRequest, title="Add tokens to a model")
 
@@ -38,15 +40,14 @@ def listed(
     device: Device = "",
 ) -> dict[str, Any]:
     """List the models that can be trained: on this disk, and a list of the hub's to begin with."""
-    chosen = _device(device)
+    chosen = device_named(device)
     home, used, made = store.home, _last_used(store), _adapters(store.home)
     rows = []
     for model in inventory.models(home):
-        row = asdict(model) | {"last_used": used.get(model.path), "adapters": []}
+        row = {name: getattr(model, name) for name in SHOWN}
         names = {model.path, model.folder} - {""}
         row["adapters"] = [name for base in names for name in made.get(base, ())]
-        row["fits"] = fit_of(model, chosen) if fits else None
-        del row["config"]
+        row |= {"last_used": used.get(model.path), "fits": fit_of(model, chosen) if fits else None}
         rows.append(row)
     return {
         "models": rows, "folders": _folders(home),
@@ -71,7 +72,7 @@ def search(
     device: Device = "",
 ) -> list[dict[str, Any]]:
     """Search the hub for models that can be trained here."""
-    chosen = _device(device)
+    chosen = device_named(device)
     if "://" in words:
         words, _ = repositories.read_name(words)
     elif ":" in words or words.lower().startswith("ollama"):
@@ -85,7 +86,7 @@ def show(home: Home, model: HubId, device: Device = "") -> dict[str, Any]:
     """Show all of a hub model before its download: files, bytes, licence, commit, what fits."""
     name, revision = repositories.read_name(model)
     found = repositories.look_up(name, revision)
-    return _remote(found, _device(device)) | {
+    return _remote(found, device_named(device)) | {
         "files": [{"name": file.name, "bytes": file.size} for file in found.files],
         "bytes": found.size_bytes, "arrived_bytes": arrived_bytes(found),
         "free_bytes": free_bytes(), "folder": str(hub_cache.repository_folder(found.id)),
@@ -214,7 +215,12 @@ def _context(config: dict[str, Any]) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _device(name: str) -> hardware.Device:
+def device_named(name: str) -> hardware.Device:
+    """Return a device of this machine; without a name the first.
+
+    Raises:
+        ModelError: There is none of that name.
+    """
     here = hardware.devices()
     for one in here:
         if one.name == name:

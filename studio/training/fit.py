@@ -6,7 +6,8 @@ Without a configuration the sizes of a usual decoder with as many parameters are
 
 from __future__ import annotations
 
-from functools import cache
+import json
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -43,6 +44,17 @@ def fits(
     Raises:
         ModelError: The configuration is of a model that cannot be trained here.
     """
+    at = device.name, device.total_bytes
+    return _remembered(json.dumps(config, sort_keys=True), parameters, weights_dtype, *at)
+
+
+@lru_cache(maxsize=2048)
+def _remembered(
+    text: str, parameters: int, weights_dtype: str, name: str, total_bytes: int
+) -> dict[str, list[Fit]]:
+    """Return the fits of a configuration; a page asks for those of all its models each time."""
+    device = hardware.Device(name=name, label="", total_bytes=total_bytes, free_bytes=total_bytes)
+    config = json.loads(text)
     config = config if has_sizes(config) else usual_config(parameters) | config
     known = facts_of_config(
         config, Path("model"), parameters=parameters, weights_dtype=weights_dtype

@@ -13,6 +13,10 @@ const ORIGINS = { starter: 'embedded', made: 'in this home', folder: 'folder', h
 const SORTS = [['downloads', 'Most downloaded'], ['likes', 'Most liked'], ['trending_score', 'Trending'],
   ['last_modified', 'Newest']];
 
+const ask = (device) => send('/api/do/models', { fits: true, device });
+/** The first answer, asked for while gradio still starts. */
+let first = document.querySelector('.s-bar a[aria-current][href$="/models"]') ? ask('') : null;
+
 const length = (tokens) => (tokens < 1024 ? String(tokens) : `${tokens / 1024}k`);
 
 export class Models extends HTMLElement {
@@ -45,7 +49,8 @@ export class Models extends HTMLElement {
   }
 
   async refresh() {
-    const found = await send('/api/do/models', { fits: true, device: this.device.value || '' });
+    const found = await (first ?? ask(this.device.value || ''));
+    first = null;
     if (!found) return;
     Object.assign(this, found, { device: this.device, machine: found.device });
     this.device.hidden = found.devices.length < 2;
