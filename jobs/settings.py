@@ -15,6 +15,7 @@ DEFAULTS: dict[str, Any] = {
     "on_error": "continue",  # or "stop": a failed run holds the queue
     "errors_seen": 0,  # the last event that was checked for failures
     "ends_told": 0,  # the last event that was sent to the webhook
+    "welcomed": False,  # the first start was seen
     "cluster": None,  # or {"address", "storage"} of a Ray cluster
     "keep_checkpoints": 1,  # of an ended run; 0 keeps none
     "keep_days": 0,  # after which checkpoints of ended runs are removed; 0 keeps them

@@ -153,6 +153,7 @@ def bar(path: str) -> str:
         f'<a class="s-brand" href="/">{MARK}<span>Adapter Studio</span></a>'
         f'<nav aria-label="Pages">{links}</nav>'
         '<a class="s-pulse" href="/runs" data-testid="pulse" aria-live="polite"></a>'
+        '<button class="s-icon" id="s-help" type="button" title="Help" aria-label="Help">?</button>'
         f'<button class="s-icon" id="s-theme" type="button" title="Light or dark" '
         f'aria-label="Switch between light and dark">{SUN}</button></header>'
         f"{_gpu_notice()}"

@@ -32,6 +32,9 @@ function queueIndicator(node) {
   });
 }
 
+document.querySelector('#s-help')?.addEventListener('click', () =>
+  import('./train/welcome.js').then(({ openHelp }) => openHelp()));
+
 document.querySelector('.s-skip')?.addEventListener('click', (event) => {
   event.preventDefault();
   const main = document.querySelector('main');

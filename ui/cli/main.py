@@ -31,6 +31,7 @@ GROUPS = {
     "runs": "List the runs, or export their curves to trackers.",
     "adapters": "List the adapters, or name, tag, delete and restore them.",
     "models": "List the models that can be trained, or search, download and delete them.",
+    "guide": "Lead from what you want to data, a model and settings; make a file to fill in.",
     "data": "Datasets: check, import, map, X-ray, split, overlap, list, export, delete.",
 }
 app = typer.Typer(

@@ -11,6 +11,7 @@ from jobs.cluster import sentence as cluster
 from jobs.job import Job
 from jobs.jobs_table import summary
 from jobs.preflight import TITLES
+from jobs.readings import command
 from studio.errors import InputError
 from ui.cli import show_adapters, show_home, show_models
 from ui.cli.show_data import (
@@ -224,6 +225,8 @@ def run(job: Mapping[str, Any]) -> None:
     print("  rows       " + ", ".join(f"{v} {k}" for k, v in job["rows"].items() if v))
     print(f"  adapter    {job['adapter'] or '–'}")
     print(f"  folder     {job['folder']}")
+    for one in job["reading"]:
+        print(f"  {one['title']}: {one['text']}\n    {command(job, one['remedy'])}")
     for event in job["history"]:
         moment = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["time"]))
         print(f"  {moment}  {event['state']:12} {event['why']}")
@@ -335,6 +338,9 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "models.remove": show_models.removed,
     "models.folders": lines("{path}  {trouble}", empty="No folder is registered."),
     "models.token": show_models.token,
+    "welcome": show_home.welcome,
+    "guide": show_home.guide,
+    "guide.template": show_home.template,
     "offline": lambda a: print("The hub is " + ("not used." if a["offline"] else "used.")),
     "queue": queue,
     "move": lambda job: print(

@@ -1,5 +1,6 @@
 """What commands about the home print: the doctor, storage, backups, the webhook."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,3 +79,39 @@ def restored(done: Mapping[str, Any]) -> None:
     """Print where a backup was restored."""
     before = f" The previous home is now {done['before']}." if done["before"] else ""
     print(f"{done['home']} is restored.{before} Open the studio to continue.")
+
+
+def welcome(answer: Mapping[str, Any]) -> None:
+    """Print the machine in one line, findings, and three ways to begin."""
+    device = answer["device"]
+    free, total = readable(device["free_bytes"]), readable(device["total_bytes"])
+    disk = f", {readable(answer['disk_bytes'])} disk free" if answer["disk_bytes"] else ""
+    print(f"{device['name']}: {device['label']}, {free} of {total} memory free{disk}")
+    for finding in answer["findings"]:
+        print(f"{finding['kind'].capitalize()}: {finding['text']}")
+    print("Try it:         studio train --data starter:pirate")
+    print("With my data:   studio guide --goal voice --data FILE")
+    print("With my model:  studio models --fits")
+
+
+def guide(answer: Mapping[str, Any]) -> None:
+    """Print what data a goal needs, the settings with their reasons, and the command."""
+    chosen = answer["goal"]
+    least, usual, most = chosen["rows"]
+    print(chosen["needs"])
+    print(f"Rows: {least:,} at least, usually {usual:,}; more than {most:,} rarely help.")
+    print(f"Columns: {', '.join(chosen['columns'])}. A file to fill in: studio guide template "
+          f"--goal {chosen['name']} --out rows.xlsx")  # fmt: skip
+    if answer["data"]["text"]:
+        print(f"Data: {answer['data']['text']}")
+    for one in answer["models"]:
+        words = "" if one["here"] else ", to download"
+        print(f"Model: {one['name']}{words}{' (suggested)' if one['suggested'] else ''}")
+    for one in answer["settings"]:
+        print(f"{one['title']}: {one['shown']}. {one['reason']}")
+    print("studio train " + " ".join(f"--set {shlex.quote(one)}" for one in answer["set"]))
+
+
+def template(answer: Mapping[str, Any]) -> None:
+    """Print where a template file is."""
+    print(answer.get("file") or f"Give --out FILE to write {answer['name']}.")

@@ -6,10 +6,12 @@ import { api, button, errorLine, h, matcher, quiet, remember, say, send, short, 
 import { planSweep } from '../runs/queue.js';
 import { Launch } from './launch.js';
 import { Methods } from './methods.js';
+import { openGuide } from './guide.js';
 import { Preflight, Presets } from './preflight.js';
 import { FirstRows } from './first_rows.js';
 import { idOf, modelsAt, Setting } from './settings.js';
 import { Upload } from './upload.js';
+import { Welcome } from './welcome.js';
 
 const PARTS = { model: 'Model', data: 'Data', train: 'Training' };
 const partOf = (path) => (path.includes('.') ? path.split('.')[0] : 'train');
@@ -41,6 +43,7 @@ export class Train extends HTMLElement {
     this.presets = new Presets(this);
     this.rows = new FirstRows(this);
     this.launch = new Launch();
+    this.welcome = new Welcome(this);
     this.error = errorLine({ 'data-testid': 'form-error' });
     this.warnings = h('div', { class: 's-warnings', role: 'status' });
     this.says = h('p', { class: 's-says', 'data-testid': 'says' });
@@ -50,7 +53,8 @@ export class Train extends HTMLElement {
     modelsAt(() => this.settings.get('model.path').value());
     this.append(h('div', { class: 's-train' },
       h('h1', { class: 's-hidden' }, 'Train an adapter'),
-      h('div', { class: 's-form', oninput: () => this.changed(), onchange: () => this.changed() }, this.presets.element,
+      h('div', { class: 's-form', oninput: () => this.changed(), onchange: () => this.changed() },
+        this.welcome.element, this.presets.element,
         h('section', { class: 's-card' }, h('header', { class: 's-row-between' }, h('h2', {}, 'What to train'),
           this.upload.element), h('div', { class: 's-pair' }, ['model', 'data'].map((name) => h('div', {},
           this.settings.get(`${name}.path`).element, this.notes[name])))),
@@ -213,6 +217,7 @@ export class Train extends HTMLElement {
       button('Sweep: several values of some fields …', () => planSweep(null, set), 's-tool'),
       button('Bake-off: these settings with several methods …', () => import('../adapters/bakeoff.js').then(
         ({ askBakeoff }) => askBakeoff({ set, impossible: this.impossible() })), 's-tool'),
+      button('Guided start …', openGuide, 's-tool'),
       button('Start over', () => { this.launch.forget(); this.open({ address: '' }); }, 's-tool')));
   }
 
@@ -231,6 +236,7 @@ export class Train extends HTMLElement {
     const twin = this.launch.twin(found.set);
     const asked = () => `“${twin.name}” with these very settings is ${twin.state}. Train them once more?`;
     if (twin && !window.confirm(asked())) return;
+    this.welcome.hide();
     try {
       this.launch.follow(await api('/api/do/train', { set: found.set }), found.set, this.preflight.seconds);
     } catch (error) {

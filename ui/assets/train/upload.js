@@ -6,13 +6,13 @@ import { sendFile } from '../core/upload.js';
 const later = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
 export class Upload {
-  /** `use` is called with the name of the imported dataset. */
-  constructor(use) {
+  /** `use` is called with the name of the imported dataset; `place` tells two of a page apart. */
+  constructor(use, place = 'train') {
     this.use = use;
     this.line = h('span', { role: 'status' });
-    this.file = h('input', { type: 'file', hidden: true, 'data-testid': 'train-file', 'aria-label': 'Data file',
+    this.file = h('input', { type: 'file', hidden: true, 'data-testid': `${place}-file`, 'aria-label': 'Data file',
       onchange: (event) => { event.stopPropagation(); this.send(this.file.files[0]); } });
-    this.element = h('div', { id: 'upload' }, this.line, this.file,
+    this.element = h('div', { id: place === 'train' ? 'upload' : `${place}-upload`, class: 's-upload' }, this.line, this.file,
       button('Upload a data file …', () => this.file.click(), 's-link'));
   }
 

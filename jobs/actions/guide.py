@@ -1,0 +1,170 @@
+"""Actions of the first hour: the first start, and the guided start from a goal to settings."""
+
+import base64
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from jobs import doctor, settings
+from jobs.actions.models import device_named, fit_of
+from jobs.actions.registry import action, field
+from jobs.store import JobStore
+from studio import goals, hardware, offline
+from studio.data.datasets import check_file, origin_of
+from studio.data.snapshots import open_snapshot
+from studio.errors import DataError, StudioError
+from studio.fields import parameter
+from studio.home import Home
+from studio.methods import methods
+from studio.models import inventory
+from studio.spec import DataSource, TrainArgs
+
+GoalName = Annotated[
+    Literal["voice", "answers", "classify", "prefer", "texts"],
+    field("What you want.", labels={one.name: one.title for one in goals.GOALS}),
+]
+CHECKED_BYTES = 20 << 20
+CPU_PARAMETERS = 1_500_000_000  # the largest that is suggested without a GPU
+TOY_PARAMETERS = 50_000_000
+SUGGESTED = 4
+
+
+@action("welcome", title="First start")
+def welcome(
+    store: JobStore,
+    done: Annotated[bool, field("Do not show the first start again.")] = False,
+) -> dict[str, Any]:
+    """Show device, memory and free disk, what the doctor found, and where to begin."""
+    if done:
+        settings.write(store, "welcomed", True)
+    first = not settings.read(store, "welcomed") and not store.list(limit=1)
+    facts = doctor.examine(store.home.path)
+    best = hardware.devices()[0]
+    return {
+        "first": first, "ok": facts["ok"], "findings": facts["findings"],
+        "device": {"name": best.name, "label": best.label, "total_bytes": best.total_bytes,
+                   "free_bytes": best.free_bytes},
+        "disk_bytes": facts["home"] and facts["home"]["free_bytes"],
+    }  # fmt: skip
+
+
+@action("guide", title="Guided start")
+def guide(
+    store: JobStore,
+    goal: GoalName = "voice",
+    data: Annotated[str, field("File, folder, hub id, or starter:<name>.", of="dataset")] = "",
+    model: Annotated[str, field("Folder, hub id, or starter.", of="model")] = "",
+    device: Annotated[str, field("Device of the estimates; the first one by default.")] = "",
+) -> dict[str, Any]:
+    """Lead from a goal to data, a model that fits and settings with their reasons."""
+    chosen, machine = goals.goal(goal), device_named(device)
+    models = _models(store.home, chosen, machine)
+    rows, checked = _checked(store.home, chosen, data)
+    path = model or next((one["path"] for one in models if one["suggested"]), "starter")
+    method = next((one["method"] for one in models if one["path"] == path), "lora")
+    found = goals.settings(chosen, rows, method)
+    given = {"model.path": path} | ({"data.path": data} if data else {})
+    return {
+        "goals": [{"name": o.name, "title": o.title, "about": o.about} for o in goals.GOALS],
+        "goal": {"name": goal, "needs": chosen.needs, "rows": chosen.rows,
+                 "columns": list(chosen.examples[0]), "examples": chosen.examples},
+        "data": checked, "models": models, "model": path,
+        "settings": [
+            {"field": name, "value": value, "reason": reason} | _words(name, value, method)
+            for name, (value, reason) in found.items()
+        ],
+        "set": [f"{name}={value}" for name, value in given.items()]
+        + [f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+           for name, (value, _) in found.items()],
+    }  # fmt: skip
+
+
+@action("guide.template", title="Template file")
+def template(
+    home: Home,
+    goal: GoalName = "voice",
+    format: Annotated[goals.TemplateFormat, field("Format of the file.")] = "xlsx",
+    out: Annotated[str, field("File to write.", of="file", max_length=4000)] = "",
+) -> dict[str, Any]:
+    """Make a data file to fill in, with the columns of a goal and example rows."""
+    content = goals.template(goals.goal(goal), format)
+    name = f"{goal}.{format}"
+    if not out:
+        return {"name": name, "base64": base64.b64encode(content).decode()}
+    path = Path(out).expanduser().absolute()
+    if path.exists():
+        raise DataError(f"{path} exists already: give another name.")
+    if not path.parent.is_dir():
+        raise DataError(f"There is no folder {path.parent} to write {path.name} into.")
+    path.write_bytes(content)
+    return {"name": name, "file": str(path)}
+
+
+def _words(path: str, value: Any, method: str) -> dict[str, str]:
+    """Return title and value of a setting as the form shows them."""
+    if path == "method.name":
+        return {"title": "Method", "shown": methods()[str(value)].title}
+    part, _, name = path.partition(".")
+    record = {"data": DataSource, "train": TrainArgs, "method": methods()[method]}[part]
+    one = parameter(path, record.model_fields[name])
+    shown = dict(one.labels).get(str(value), "on" if value is True else str(value))
+    return {"title": one.title, "shown": shown}
+
+
+def _checked(home: Home, chosen: goals.Goal, data: str) -> tuple[int, dict[str, Any]]:
+    """Return the number of rows of a dataset, and whether it leads to the goal."""
+    if not data:
+        return 0, {"ok": None, "text": ""}
+    try:
+        kind, path = origin_of(data, home)
+        if kind == "dataset":
+            meta = open_snapshot(home, data).meta
+            rows, found = meta.rows, meta.mapping.format
+        elif kind in ("file", "embedded") and path.stat().st_size <= CHECKED_BYTES:
+            report = check_file(path)
+            if report.error:
+                raise DataError(report.error.text)
+            rows, found = report.rows.kept, report.format
+        elif kind == "missing":
+            raise DataError(f"There is no dataset {path}. Give a file, a folder, or a hub id.")
+        else:
+            return 0, {"ok": None, "text": "Its rows are looked at when the run starts."}
+    except StudioError as error:
+        return 0, {"ok": False, "text": error.text}
+    ok, text = goals.verdict(chosen, rows, found)
+    return rows, {"ok": ok, "text": text, "rows": rows, "format": found}
+
+
+def _models(home: Home, chosen: goals.Goal, machine: hardware.Device) -> list[dict[str, Any]]:
+    """Return the models for a goal that fit, those on this disk first, one of them suggested."""
+    found = []
+    for model in inventory.models(home):
+        here = model.kind != "curated"
+        if model.kind == "curated" and offline.is_offline(home):
+            continue
+        if model.why_not or (chosen.chats and not model.has_chat_template):
+            continue
+        method = _way(model, machine)
+        if method is None:
+            continue
+        found.append({
+            "path": model.path, "name": model.name, "what": model.what, "here": here,
+            "method": method, "parameters": model.parameters, "bytes": model.bytes,
+            "gated": model.gated, "suggested": False,
+        })  # fmt: skip
+    largest = CPU_PARAMETERS if machine.name == "cpu" else 10**12
+    usable = [one for one in found if TOY_PARAMETERS < one["parameters"] <= largest]
+    usable.sort(key=lambda one: (not one["here"], one["method"] != "lora", -one["parameters"]))
+    if usable:
+        usable[0]["suggested"] = True
+    local = [one for one in found if one["here"] and one not in usable]
+    here = [one for one in usable if one["here"]]
+    return here + [one for one in usable if not one["here"]][:SUGGESTED] + local
+
+
+def _way(model: inventory.Model, machine: hardware.Device) -> str | None:
+    """Return the method that fits at the shortest of the usual lengths; None if none does."""
+    fits = fit_of(model, machine)
+    if fits is None:
+        return None
+    ways = ("lora", "qlora") if machine.name.startswith("cuda") else ("lora",)
+    return next((way for way in ways if fits["ways"][way][0]["state"] in ("fits", "tight")), None)

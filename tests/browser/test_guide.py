@@ -1,0 +1,102 @@
+"""The first hour: welcome, guided start with a spreadsheet, help, and what the curves say."""
+
+import io
+import json
+from contextlib import closing
+
+import pytest
+from openpyxl import Workbook, load_workbook
+from playwright.sync_api import expect
+
+from jobs.store import JobStore
+from studio.home import open_home
+from studio.spec import RunSpec
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+
+
+def sheet(rows: list[list[str]]) -> bytes:
+    book, stream = Workbook(), io.BytesIO()
+    for row in rows:
+        book.active.append(row)
+    book.save(stream)
+    return stream.getvalue()
+
+
+def fields_of(page) -> dict[str, str]:
+    names = ("data-path", "train-num_train_epochs", "method-r")
+    return {name: page.locator(f"#field-{name}-input").input_value() for name in names}
+
+
+def test_from_what_one_wants_to_a_filled_form(page, studio):
+    page.goto("/")
+    welcome = page.get_by_test_id("welcome")
+    expect(welcome.get_by_test_id("machine")).to_contain_text("memory free")
+    welcome.get_by_role("button", name="With my data").click()
+    dialog = page.get_by_role("dialog", name="Guided start")
+    expect(dialog.get_by_role("radio", name="A voice or a format")).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    expect(dialog).to_contain_text("A text and its label")
+    with page.expect_download() as template:
+        dialog.get_by_role("button", name="Excel", exact=True).click()
+    first = next(load_workbook(template.value.path()).active.iter_rows(values_only=True))
+    assert first == ("text", "label")
+
+    # Its own spreadsheet, first one that does not fit the goal.
+    upload, checked = page.get_by_test_id("guide-file"), page.get_by_test_id("guide-checked")
+    pairs = [["question", "answer"]] + [[f"What is {i}?", f"It is {i}."] for i in range(30)]
+    for name, rows in (("pairs", pairs), ("letters", [["text", "label"]] + [
+        [f"Letter {i} says {i % 3}", ("praise", "request", "complaint")[i % 3]] for i in range(150)
+    ])):  # fmt: skip
+        upload.set_input_files({"name": f"{name}.xlsx", "mimeType": XLSX, "buffer": sheet(rows)})
+        expect(page.get_by_test_id("guide-data")).to_have_value(name)
+        expect(checked).to_contain_text("rows" if name == "letters" else "needs text and label")
+    expect(checked).to_have_text("150 rows of labelled: enough, usual are 1,000.")
+    page.get_by_test_id("guide-model").select_option("starter")
+    expect(page.get_by_test_id("guide-settings")).to_contain_text("150 rows are few")
+    expect(page.get_by_test_id("guide-plan")).to_contain_text("steps on cpu")
+    dialog.get_by_role("button", name="Fill the form").click()
+    expect(dialog).to_be_hidden()
+    expect(page.locator("#field-data-path-input")).to_have_value("letters")
+    assert fields_of(page) == {
+        "data-path": "letters", "train-num_train_epochs": "6", "method-r": "8",
+    }  # fmt: skip
+    expect(page.get_by_test_id("says")).to_contain_text("of letters")
+
+    # Shown once; Help has it again.
+    page.goto("/runs")
+    page.goto("/")
+    expect(page.locator("#data-note")).to_contain_text("rows")
+    expect(page.get_by_test_id("welcome")).to_be_hidden()
+    page.get_by_role("button", name="Help").click()
+    page.get_by_role("button", name="With my data").click()
+    expect(page.get_by_role("dialog", name="Guided start")).to_be_visible()
+
+
+def test_what_the_curves_say_has_a_button_that_mends_it(page, studio):
+    with closing(JobStore(open_home(studio.home))) as store:
+        job = store.submit(RunSpec(name="memory")).id
+        store.pause(job)
+        with store.database.writing() as db:
+            points = [(job, "loss", s, 3 - 0.02 * s, s) for s in range(1, 101)]
+            points += [(job, "eval_loss", s, 1 + abs(s - 40) / 50, s) for s in range(10, 101, 10)]
+            db.conn.executemany(_POINT, points)
+            result = json.dumps({"learning_rate": 0.001, "last_loss": 1.0})
+            db.conn.execute(_STATE, (result, job))
+    page.goto(f"/runs?run={job}")
+    reading = page.get_by_test_id("reading")
+    expect(reading).to_contain_text("lowest at step 40")
+    reading.get_by_role("button", name="Train again and keep the best checkpoint").click()
+    expect(page.get_by_text("Queued as “")).to_be_visible()
+    with closing(JobStore(open_home(studio.home))) as store:
+        made = store.list(limit=1)[0]
+        assert made.parent == job and made.spec["train"]["load_best_model_at_end"]
+        store.cancel(made.id)
+
+
+_POINT = "INSERT INTO metrics(job, name, step, value, time, seq) VALUES (?, ?, ?, ?, 0, ?)"
+_STATE = (
+    "UPDATE jobs SET state = 'succeeded', step = 100, total_steps = 100, result = ? WHERE id = ?"
+)

@@ -1,0 +1,34 @@
+import './dom_stub.js';
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+const { asked, readAt } = await import('../../ui/assets/runs/reading.js');
+
+test('a remedy becomes the arguments of its action', () => {
+  assert.deepEqual(asked({ action: 'duplicate', values: { 'train.learning_rate': 0.001, 'data.max_length': 64 } }),
+    { set: ['train.learning_rate=0.001', 'data.max_length=64'] });
+  assert.deepEqual(asked({ action: 'extend', values: { epochs: 2 } }), { epochs: 2 });
+});
+
+test('a running run is read ten times, an ended one once', () => {
+  const at = (step, state = 'running') => readAt({ id: 1, state, step, total_steps: 100 });
+  assert.equal(new Set([...Array(100).keys()].map((step) => at(step))).size, 10);
+  assert.equal(at(10, 'succeeded'), at(20, 'succeeded'));
+});
+
+const { modelWords, planWords } = await import('../../ui/assets/train/guide.js');
+const { findingParts } = await import('../../ui/assets/train/welcome.js');
+
+test('a model and a plan in words', () => {
+  assert.equal(modelWords({ name: 'Starter', here: true }), 'Starter');
+  assert.equal(modelWords({ name: 'o/m', parameters: 1.2e9, gated: true, suggested: true }),
+    'o/m · 1.20\u202fB parameters · to download · gated · suggested');
+  assert.equal(planWords({ unknown: 'Known once the model is downloaded.' }), 'Known once the model is downloaded.');
+  assert.match(planWords({ seconds: 90, total_steps: 114, device: 'cpu', total_bytes: 2 ** 30 }), /1:30.min for 114 steps/);
+});
+
+test('a finding is a sentence and a command', () => {
+  assert.deepEqual(findingParts('The GPU is not used. Run: pip install torch'),
+    { sentence: 'The GPU is not used.', command: 'pip install torch' });
+  assert.equal(findingParts('A note.').command, '');
+});

@@ -1,0 +1,71 @@
+// The first start: what this machine has, what the doctor found, and three ways to begin. It stands above the
+// form until one is taken; Help in the bar shows the same.
+
+import { bytes, button, dots, go, h, quiet, send } from '../core/dom.js';
+import { dialog } from '../core/form.js';
+import { openGuide } from './guide.js';
+
+const KEYS = [['Ctrl Enter', 'Train'], ['Alt ↑ ↓ Home', 'Move a waiting run'], ['Tab', 'From the top: skip to the page']];
+
+/** A finding as sentence and command. */
+export function findingParts(words) {
+  const [sentence, command] = words.split(' Run: ');
+  return { sentence, command: command ?? '' };
+}
+
+/** The machine in one line, and the doctor's findings. */
+function machine({ device, disk_bytes: disk, findings }) {
+  return [h('p', { 'data-testid': 'machine' }, dots(`${device.label} (${device.name})`,
+    `${bytes(device.free_bytes)} of ${bytes(device.total_bytes)} memory free`, disk && `${bytes(disk)} disk free`)),
+  findings.length > 0 && h('ul', { class: 's-findings' }, findings.map(({ kind, text }) => {
+    const { sentence, command } = findingParts(text);
+    return h('li', { 'data-kind': kind }, sentence, command && h('code', {}, command));
+  }))];
+}
+
+const doors = (train, taken) => h('div', { class: 's-doors' }, [
+  ['Try it in ten seconds', 'The embedded starter learns to talk like a pirate.', train],
+  ['With my data', 'From what you want to settings, with a reason for each.', openGuide],
+  ['With my model', 'Choose or download one that fits on this machine.', () => go('/models')],
+].map(([title, words, act]) => {
+  const node = button('', () => { taken(); return act(); }, 's-door');
+  node.append(h('b', {}, title), h('span', { class: 's-quiet' }, words));
+  return node;
+}));
+
+export class Welcome {
+  constructor(page) {
+    this.page = page;
+    this.element = h('section', { class: 's-card s-first', hidden: true, 'data-testid': 'welcome' });
+    this.look();
+  }
+
+  async look() {
+    const found = await send('/api/do/welcome', {});
+    if (!found?.first) return;
+    this.element.append(h('header', { class: 's-row-between' }, h('h2', {}, 'Welcome'),
+      button('Close', () => this.done(), 's-tool')), ...machine(found).filter(Boolean),
+    doors(() => this.page.start(), () => this.done()));
+    this.element.hidden = false;
+  }
+
+  done() {
+    this.hide();
+    return send('/api/do/welcome', { done: true });
+  }
+
+  hide() { this.element.hidden = true; }
+}
+
+/** The dialog behind the question mark of the bar. */
+export async function openHelp() {
+  const found = await send('/api/do/welcome', {});
+  if (!found) return;
+  let node = null;
+  const start = () => { const page = document.querySelector('studio-train'); return page ? page.start() : go('/'); };
+  node = dialog('Help', h('div', { class: 's-first' }, machine(found), doors(start, () => node.close()),
+    h('h3', {}, 'Keys'), h('dl', { class: 's-pairs' }, KEYS.map(([keys, words]) => h('div', {}, h('dt', {},
+      h('kbd', {}, keys)), h('dd', {}, words)))),
+    quiet('In a terminal: ', h('code', {}, 'studio --help'), ' lists the commands, ', h('code', {}, 'studio doctor'),
+      ' examines this machine.')), 'Close');
+}
