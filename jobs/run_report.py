@@ -14,6 +14,7 @@ from jobs import bakeoff, suites
 from jobs.conversations import Conversations
 from jobs.job import Job
 from jobs.jobs_table import summary
+from jobs.readings import reading
 from jobs.store import JobStore
 from jobs.votes import Votes
 from studio.adapter_stack import read_lane
@@ -76,13 +77,18 @@ def of_run(store: JobStore, job: Job) -> str:
              _day(job.started), f"on {job.device}" if job.device else ""]  # fmt: skip
     sections = [
         Section(heading="The error", note=job.error_text) if job.error_text else None,
-        *([_figures(job), *_curves(store, [job]), _forgetting(job), _samples(store, [job])]
-          if job.kind in TRAINS else []),
+        *([_figures(job), *_curves(store, [job]), _reading(store, job), _forgetting(job),
+           _samples(store, [job])] if job.kind in TRAINS else []),
         _xray(store.home, [job]), _votes(store, [job]), *_certificates(store, job),
         _settings([job]), _repeat(job), Section(heading="Notes", note=job.notes) if job.notes
         else None,
     ]  # fmt: skip
     return _page(job.name, " · ".join(filter(None, words)), sections)
+
+
+def _reading(store: JobStore, job: Job) -> Section | None:
+    rows = [(one["title"], one["text"], one["remedy"]["title"]) for one in reading(store, job)]
+    return table("What the curves say", ("Sign", "Evidence", "Remedy"), rows) if rows else None
 
 
 def of_runs(store: JobStore, jobs: Sequence[Job]) -> str:
