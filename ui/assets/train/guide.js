@@ -32,7 +32,7 @@ class Guide {
     this.needs = h('p', {});
     this.example = h('div', { class: 's-guide-example' });
     this.files = h('p', { class: 's-actions' }, h('span', { class: 's-quiet' }, 'A file to fill in:'),
-      FORMATS.map(([format, title]) => button(title, () => this.download(format), 's-tool', { 'data-format': format })));
+      FORMATS.map(([format, title]) => button(title, () => this.download(format), 's-tool')));
     this.data = select([NONE, ...datasets], '', () => this.ask(), { 'data-testid': 'guide-data' });
     this.upload = new Upload((name) => this.use(name), 'guide');
     this.checked = h('p', { role: 'status', 'data-testid': 'guide-checked' });
@@ -75,8 +75,8 @@ class Guide {
     this.example.replaceChildren(table(goal.columns, goal.examples.slice(0, 2).map((row) => Object.values(row))));
     text(this.checked, data.text);
     this.checked.className = data.ok === false ? 's-error' : 's-quiet';
-    const known = models.some(({ path }) => path === model) ? models : [...models, { path: model, name: model, here: true }];
-    this.model.replaceChildren(...known.map((one) => h('option', { value: one.path, selected: one.path === model,
+    const own = models.some(({ path }) => path === model) ? [] : [{ path: model, name: model, here: true }];
+    this.model.replaceChildren(...[...models, ...own].map((one) => h('option', { value: one.path, selected: one.path === model,
       title: one.what ?? '' }, modelWords(one))));
     this.settings.replaceChildren(table(['Setting', 'Value', 'Why'], settings.map(({ title, shown, reason }) =>
       [title, shown, reason])), quiet('All other settings keep their defaults.'));

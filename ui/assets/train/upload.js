@@ -10,9 +10,10 @@ export class Upload {
   constructor(use, place = 'train') {
     this.use = use;
     this.line = h('span', { role: 'status' });
-    this.file = h('input', { type: 'file', hidden: true, 'data-testid': `${place}-file`, 'aria-label': 'Data file',
-      onchange: (event) => { event.stopPropagation(); this.send(this.file.files[0]); } });
-    this.element = h('div', { id: place === 'train' ? 'upload' : `${place}-upload`, class: 's-upload' }, this.line, this.file,
+    this.file = h('input', { type: 'file', hidden: true, 'data-testid': `${place}-file`,
+      'aria-label': 'Data file', onchange: (event) => { event.stopPropagation(); this.send(this.file.files[0]); } });
+    const id = place === 'train' ? 'upload' : `${place}-upload`;
+    this.element = h('div', { id, class: 's-upload' }, this.line, this.file,
       button('Upload a data file …', () => this.file.click(), 's-link'));
   }
 

@@ -5,7 +5,8 @@ import { bytes, button, dots, go, h, quiet, send } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { openGuide } from './guide.js';
 
-const KEYS = [['Ctrl Enter', 'Train'], ['Alt ↑ ↓ Home', 'Move a waiting run'], ['Tab', 'From the top: skip to the page']];
+const KEYS = [['Ctrl Enter', 'Train'], ['Alt ↑ ↓ Home', 'Move a waiting run'],
+  ['Tab', 'From the top: skip to the page']];
 
 /** A finding as sentence and command. */
 export function findingParts(words) {
