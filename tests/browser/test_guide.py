@@ -41,7 +41,9 @@ def test_from_what_one_wants_to_a_filled_form(page, studio):
     expect(dialog).to_contain_text("A text and its label")
     with page.expect_download() as template:
         dialog.get_by_role("button", name="Excel", exact=True).click()
-    first = next(load_workbook(template.value.path()).active.iter_rows(values_only=True))
+    file = io.BytesIO(template.value.path().read_bytes())
+    first = next(load_workbook(file).active.iter_rows(values_only=True))
+    assert template.value.suggested_filename == "classify.xlsx"
     assert first == ("text", "label")
 
     # Its own spreadsheet, first one that does not fit the goal.
@@ -77,14 +79,13 @@ def test_from_what_one_wants_to_a_filled_form(page, studio):
 
 def test_what_the_curves_say_has_a_button_that_mends_it(page, studio):
     with closing(JobStore(open_home(studio.home))) as store:
-        job = store.submit(RunSpec(name="memory")).id
-        store.pause(job)
+        job = store.submit(RunSpec(name="memory"), held=True).id
         with store.database.writing() as db:
             points = [(job, "loss", s, 3 - 0.02 * s, s) for s in range(1, 101)]
             points += [(job, "eval_loss", s, 1 + abs(s - 40) / 50, s) for s in range(10, 101, 10)]
             db.conn.executemany(_POINT, points)
             result = json.dumps({"learning_rate": 0.001, "last_loss": 1.0})
-            db.conn.execute(_STATE, (result, job))
+            db.conn.execute(_STEPS, (result, job))
     page.goto(f"/runs?run={job}")
     reading = page.get_by_test_id("reading")
     expect(reading).to_contain_text("lowest at step 40")
@@ -97,6 +98,6 @@ def test_what_the_curves_say_has_a_button_that_mends_it(page, studio):
 
 
 _POINT = "INSERT INTO metrics(job, name, step, value, time, seq) VALUES (?, ?, ?, ?, 0, ?)"
-_STATE = (
+_STEPS = (
     "UPDATE jobs SET state = 'succeeded', step = 100, total_steps = 100, result = ? WHERE id = ?"
 )

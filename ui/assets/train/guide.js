@@ -76,8 +76,8 @@ class Guide {
     text(this.checked, data.text);
     this.checked.className = data.ok === false ? 's-error' : 's-quiet';
     const own = models.some(({ path }) => path === model) ? [] : [{ path: model, name: model, here: true }];
-    this.model.replaceChildren(...[...models, ...own].map((one) => h('option', { value: one.path, selected: one.path === model,
-      title: one.what ?? '' }, modelWords(one))));
+    this.model.replaceChildren(...[...models, ...own].map((one) => h('option', { value: one.path,
+      selected: one.path === model, title: one.what ?? '' }, modelWords(one))));
     this.settings.replaceChildren(table(['Setting', 'Value', 'Why'], settings.map(({ title, shown, reason }) =>
       [title, shown, reason])), quiet('All other settings keep their defaults.'));
   }
