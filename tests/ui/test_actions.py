@@ -130,7 +130,8 @@ def holds(wanted: Any, got: Any) -> bool:
 
 
 VOLATILE = {"start_after", "time", "created", "deleted", "saved", "updated", "token", "seconds",
-            "position", "seconds_left", "free_bytes", "disk_bytes", "bytes", "parts", "file", "findings",
+            "position", "seconds_left", "free_bytes", "disk_bytes", "bytes", "parts", "file",
+            "findings",
             "field"}  # fmt: skip
 """Clocks, sizes, and where a page shows an error."""
 
