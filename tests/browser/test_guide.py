@@ -98,6 +98,4 @@ def test_what_the_curves_say_has_a_button_that_mends_it(page, studio):
 
 
 _POINT = "INSERT INTO metrics(job, name, step, value, time, seq) VALUES (?, ?, ?, ?, 0, ?)"
-_STEPS = (
-    "UPDATE jobs SET state = 'succeeded', step = 100, total_steps = 100, result = ? WHERE id = ?"
-)
+_STEPS = "UPDATE jobs SET step = 100, total_steps = 100, result = ? WHERE id = ?"
