@@ -153,7 +153,9 @@ def _models(home: Home, chosen: goals.Goal, machine: hardware.Device) -> list[di
         })  # fmt: skip
     largest = CPU_PARAMETERS if machine.name == "cpu" else 10**12
     usable = [one for one in found if TOY_PARAMETERS < one["parameters"] <= largest]
-    usable.sort(key=lambda one: (not one["here"], one["method"] != "lora", -one["parameters"]))
+    usable.sort(key=lambda one: (
+        not one["here"], one["gated"], one["method"] != "lora", -one["parameters"]
+    ))  # fmt: skip
     if usable:
         usable[0]["suggested"] = True
     local = [one for one in found if one["here"] and one not in usable]
