@@ -24,7 +24,8 @@ test('a model and a plan in words', () => {
   assert.equal(modelWords({ name: 'o/m', parameters: 1.2e9, gated: true, suggested: true }),
     'o/m · 1.20\u202fB parameters · to download · gated · suggested');
   assert.equal(planWords({ unknown: 'Known once the model is downloaded.' }), 'Known once the model is downloaded.');
-  assert.match(planWords({ seconds: 90, total_steps: 114, device: 'cpu', total_bytes: 2 ** 30 }), /1:30.min for 114 steps/);
+  const known = { seconds: 90, total_steps: 114, device: 'cpu', total_bytes: 2 ** 30 };
+  assert.match(planWords(known), /1:30.min for 114 steps/);
 });
 
 test('a finding is a sentence and a command', () => {
