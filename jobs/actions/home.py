@@ -12,6 +12,7 @@ from jobs.actions.registry import action, field
 from jobs.actions.training import Data, Method, Model, SpecFile, read_spec
 from jobs.admission import admit
 from jobs.backup import backup as write_backup
+from jobs.diagnostics import diagnostics
 from jobs.job import Job
 from jobs.restore import restore as restore_backup
 from jobs.store import JobStore
@@ -24,6 +25,12 @@ from studio.training import transfer
 def show_storage(store: JobStore) -> dict[str, Any]:
     """Show what uses space in the home, and what the rules allow to remove."""
     return {**storage.usage(store), "spare": storage.report(storage.spare(store))}
+
+
+@action("diagnostics")
+def show_diagnostics(home: Home | None) -> dict[str, Any]:
+    """Print versions, devices, findings, the last error and its log, without secrets and paths."""
+    return {"diagnostics": diagnostics(home)}
 
 
 @action("clean", title="Clean up")

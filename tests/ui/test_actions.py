@@ -131,8 +131,7 @@ def holds(wanted: Any, got: Any) -> bool:
 
 VOLATILE = {"start_after", "time", "created", "deleted", "saved", "updated", "token", "seconds",
             "position", "seconds_left", "free_bytes", "disk_bytes", "bytes", "parts", "file",
-            "findings",
-            "field"}  # fmt: skip
+            "findings", "field", "diagnostics"}  # fmt: skip
 """Clocks, sizes, and where a page shows an error."""
 
 
@@ -446,6 +445,7 @@ DATA: list[Row] = [
 
 HOME: list[Row] = [
     ("storage", {}, {"rules": {"keep_checkpoints": 1, "keep_days": 0}, "parts": ...}),
+    ("diagnostics", {}, {"diagnostics": ...}),
     ("clean", {}, {"bytes": 500, "removed": False}),
     ("clean", {"keep_checkpoints": 2, "keep_days": 9}, {"bytes": 500}),
     ("clean", {"keep_checkpoints": -1}, "keep_checkpoints is -1"),

@@ -302,6 +302,7 @@ SENTENCES: dict[str, Callable[[Any], None]] = {
     "evaluate": show_adapters.evaluated,
     "results": show_adapters.results,
     "report": reported,
+    "diagnostics": lambda answer: print(answer["diagnostics"], end=""),
     "runs.export": exported_runs,
     "data.check": checked,
     "data.import": dataset,

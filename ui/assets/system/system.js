@@ -1,7 +1,7 @@
 // The System page: devices and who holds them, processes, the Ray cluster, and storage (usage, retention
 // rules, clean-up with a preview, backup).
 
-import { api, badge, bar, button, bytes, count, duration, fill, h, pairs, quiet, send, sureButton,
+import { api, badge, bar, button, bytes, copy, count, duration, fill, h, pairs, quiet, send, sureButton,
   table } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { hubCard } from '../models/models.js';
@@ -37,6 +37,15 @@ export class Machine extends HTMLElement {
     if (!document.hidden && this.isConnected) this.timer = setTimeout(() => this.refresh(), REFRESH);
   }
 
+  /** Versions, and the text to paste into a report of a problem; the button survives a refresh. */
+  versions(found) {
+    this.diagnostics ??= button('Copy diagnostics', async (event) => {
+      const node = event.currentTarget;
+      copy((await api('/api/do/diagnostics', {})).diagnostics, node);
+    }, '', { title: 'Versions, devices, findings, the last error and the end of its log; no secrets, no own paths' });
+    return card('Versions', pairs(found), h('div', { class: 's-actions' }, this.diagnostics));
+  }
+
   show(now) {
     if (!this.devices.isConnected) {
       this.body.replaceChildren(column(this.devices, this.storage.element, this.hub), this.facts);
@@ -44,7 +53,7 @@ export class Machine extends HTMLElement {
     this.devices.replaceChildren(card('Devices', now.devices.map(device), now.blocked.map(blocked),
       now.cluster && clusterDevice(now.cluster)));
     this.facts.replaceChildren(card('Processes', processes(now.processes)),
-      card('Home', pairs([['Folder', now.home.path]])), card('Versions', pairs(now.versions)),
+      card('Home', pairs([['Folder', now.home.path]])), this.versions(now.versions),
       clusterCard(now.cluster, () => this.refresh()));
   }
 }

@@ -1,0 +1,45 @@
+"""Diagnostics hold what a report of a problem needs, without secrets and paths of the user."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from jobs.diagnostics import diagnostics
+from jobs.store import JobStore
+from studio.home import open_home
+from studio.redaction import redacted
+from tests.jobs.conftest import a_spec, begin
+
+
+def test_the_last_error_and_its_log_are_in_without_secrets_and_paths(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "jane")
+    monkeypatch.setenv("WANDB_API_KEY", "s3cr3t-value")
+    home = open_home(tmp_path / "jane" / "studio")
+    with closing(JobStore(home)) as store:
+        store.submit(a_spec())
+        claim = begin(store)
+        data = tmp_path / "jane" / "rows.jsonl"
+        store.claims.finish(claim, "failed", error=("data", f"No row of {data} can be used."))
+        log = home.run(claim.job) / "log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"GET https://jane:hunter2@hub with s3cr3t-value in {home.path}/runs\n")
+    text = diagnostics(home)
+    assert "No row of ~/rows.jsonl can be used." in text
+    assert "GET https://…@hub with … in HOME/runs" in text
+    assert "Python" in text and "torch" in text and "cpu: " in text
+    for private in (str(tmp_path), "hunter2", "s3cr3t"):
+        assert private not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("token hf_abcdefghijklmno", "token hf_…"),
+        ("Authorization: Bearer abcdef.ghijkl", "Authorization: Bearer …"),
+        ("http://hub/x?token=abc&rows=3", "http://hub/x?token=…&rows=3"),
+        ("an ordinary line with a basic idea", "an ordinary line with a basic idea"),
+    ],
+)
+def test_secrets_are_known_by_their_shape(text, kept):
+    assert redacted(text) == kept
