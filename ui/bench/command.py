@@ -51,6 +51,7 @@ def _with_case(options: dict[str, Any]) -> dict[str, Any]:
         learning_rate=options.pop("learning_rate"),
         data=options.pop("data", SYNTHETIC),
         method=options.pop("method", "lora"),
+        loss=options.pop("loss", "sft"),
         settings=dict(map(parse_assignment, options.pop("set"))),
     )
     case.spec()  # refuses an unknown setting before anything is measured
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     training("siblings", "a sweep on one base against each run alone",
              model="llama-30m", rounds=5, count=4, data=SYNTHETIC, method="lora")  # fmt: skip
     training("train", "real tokens per second against peers", model="llama-30m", rounds=3,
-             vs="hf", busy=0, data=SYNTHETIC, method="lora")  # fmt: skip
+             vs="hf", busy=0, data=SYNTHETIC, method="lora", loss="sft")  # fmt: skip
     return parser
 
 
@@ -120,6 +121,7 @@ _HELP = {
     "docs": "a Markdown page whose tables are written",
     "count": "runs that train together",
     "busy": "processes that keep a core busy each while the peers train",
+    "loss": "sft, or dpo on synthetic pairs (batch counts pairs)",
     "vs": "peers: hf, hf-float32, trl, trl-best",
     "data": f"a data file, or {SYNTHETIC}",
 }

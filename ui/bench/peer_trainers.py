@@ -29,7 +29,8 @@ def run_ours(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstil
     """The loop of `studio.training`, as `studio train` runs it."""
     from studio.training.session import NAME, open_session
 
-    session = open_session(case.spec(), loaded=bare(case), prepared=_prepared(rows))
+    prepared = _prepared(rows, case.width)
+    session = open_session(case.spec(), loaded=bare(case), prepared=prepared)
     if (folder / "adapter").is_dir():
         trained = session.backbone.load("file", folder / "adapter")
         session.adapter.load_state(trained.state())
@@ -37,6 +38,8 @@ def run_ours(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstil
         session.backbone.use([(NAME, 1.0)])
         session.backbone.train(NAME)
     session.plan = replace(session.plan, shuffled=False)
+    if session.preference:
+        list(session.preference.prepare_reference(folder))
     for step in range(case.steps):
         gate.before(step)
         with gate.counting(step):
@@ -59,8 +62,10 @@ def bare(case: BenchCase) -> Loaded:
     )  # fmt: skip
 
 
-def _prepared(rows: list[BenchRow]) -> Any:
-    return SimpleNamespace(train=rows, validation=[], data_hash="", template="", rows_per_example=1)
+def _prepared(rows: list[BenchRow], width: int = 1) -> Any:
+    return SimpleNamespace(
+        train=rows, validation=[], data_hash="", template="", rows_per_example=width
+    )
 
 
 def run_siblings(folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile) -> None:
@@ -104,17 +109,13 @@ def run_hf(
 def run_trl(
     folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile, **options: Any
 ) -> None:
-    """TRL's SFTTrainer at its defaults but for some options."""
+    """TRL's SFTTrainer or DPOTrainer at its defaults but for some options."""
     from datasets import Dataset
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from transformers import PreTrainedTokenizerFast
     from trl import SFTConfig, SFTTrainer
 
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>")),
-        pad_token="<pad>", eos_token="</s>",
-    )  # fmt: skip
+    if case.loss != "sft":
+        _run_trl_dpo(folder, case, rows, gate, options)
+        return
     dataset = Dataset.from_dict(
         {
             "input_ids": [row.input_ids.tolist() for row in rows],
@@ -125,8 +126,51 @@ def run_trl(
         **_arguments(folder, case, "trl"), completion_only_loss=True, max_length=None, **options
     )
     _train(
-        SFTTrainer, args, folder, case, rows, gate, processing_class=tokenizer,
+        SFTTrainer, args, folder, case, rows, gate, processing_class=_tokenizer(),
         train_dataset=dataset,
+    )  # fmt: skip
+
+
+def _run_trl_dpo(
+    folder: Path, case: BenchCase, rows: list[BenchRow], gate: Turnstile, options: dict[str, Any]
+) -> None:
+    """DPOTrainer with the reference computed before the first step, as ours is."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    class Tokenised(DPOTrainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+    def parts(row: BenchRow) -> tuple[list[int], list[int]]:
+        start = int((row.labels != IGNORED).argmax())
+        return row.input_ids[:start].tolist(), row.input_ids[start:].tolist()
+
+    pairs = [(parts(a), parts(b)) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    dataset = Dataset.from_dict({
+        "prompt_ids": [prompt for (prompt, _), _ in pairs],
+        "chosen_ids": [chosen for (_, chosen), _ in pairs],
+        "rejected_ids": [rejected for _, (_, rejected) in pairs],
+    })  # fmt: skip
+    own = {name: value for name, value in options.items() if name != "padding_free"}  # SFT's alone
+    args = DPOConfig(
+        **_arguments(folder, case, "trl"), max_length=None, precompute_ref_log_probs=True,
+        beta=case.spec().train.beta, **own,
+    )  # fmt: skip
+    _train(
+        Tokenised, args, folder, case, rows, gate, processing_class=_tokenizer(),
+        train_dataset=dataset,
+    )  # fmt: skip
+
+
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>")),
+        pad_token="<pad>", eos_token="</s>",
     )  # fmt: skip
 
 
@@ -181,7 +225,7 @@ def _train(
 
     class Ordered(trainer_class):
         def _get_train_sampler(self, *args: Any) -> Any:
-            return torch.utils.data.SequentialSampler(rows)
+            return torch.utils.data.SequentialSampler(rows[:: case.width])
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)

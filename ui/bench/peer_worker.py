@@ -60,7 +60,7 @@ class Turnstile:
         counter.mod_tracker = _NoModules()
         with counter:
             yield
-        tokens = sum(len(row.input_ids) for row in self.rows[: self.case.batch])
+        tokens = self._tokens(0, 1)
         self.flops_per_token = counter.get_total_flops() / tokens
 
     def note(self, *, loss: float, grad_norm: float) -> None:
@@ -70,16 +70,18 @@ class Turnstile:
         if done % self.case.steps_per_round == 0:
             self._report(done - self.case.steps_per_round, done)
 
+    def _tokens(self, first: int, last: int) -> int:
+        size = self.case.batch * self.case.width
+        return sum(len(row.input_ids) for row in self.rows[first * size : last * size])
+
     def _report(self, first: int, last: int) -> None:
         import torch
 
         on_gpu = torch.cuda.is_available()
         peak = torch.cuda.max_memory_allocated() if on_gpu else hardware.peak_bytes()
-        batch = self.case.batch
-        tokens = sum(len(row.input_ids) for row in self.rows[first * batch : last * batch])
         report = {
-            "tokens": tokens,
-            "examples": (last - first) * batch,
+            "tokens": self._tokens(first, last),
+            "examples": (last - first) * self.case.batch,
             "seconds": sum(self.seconds[first:last]),
             "steps": self.steps[first:last],
             "peak_bytes": max(0, int(peak) - self.base_bytes),

@@ -63,6 +63,8 @@ def bench_train(folder: Path, case: BenchCase, vs: str, busy: int = 0) -> dict[s
     """
     peers = ["ours", *[name for name in vs.split(",") if name and name != "ours"]]
     _check_installed(peers)
+    if unable := [name for name in peers if case.loss != "sft" and name.startswith("hf")]:
+        raise InputError(f"The peer {unable[0]} has no {case.loss}: compare with --vs trl.")
     progress("preparing model, adapter and rows")
     run(*WORKER, "prepare", str(folder), json.dumps(asdict(case)))
     progress("the largest product's speed")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from studio.data.template.template import IGNORED
+from studio.errors import InputError
 from studio.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -76,8 +78,14 @@ class BenchCase:
     rounds: int
     learning_rate: float
     siblings: int = 1
+    loss: str = "sft"
     settings: dict[str, Any] = field(default_factory=dict)
     """Settings of this studio alone, such as `{"train.attn_implementation": "sdpa"}`."""
+
+    @property
+    def width(self) -> int:
+        """Rows of an example: two of a pair, chosen and rejected."""
+        return 1 if self.loss == "sft" else 2
 
     @property
     def steps(self) -> int:
@@ -91,6 +99,7 @@ class BenchCase:
                 "model": {"path": self.model, "dtype": self.dtype},
                 "method": {"name": self.method},
                 "train": {
+                    "loss": self.loss,
                     "max_steps": self.steps,
                     "per_device_train_batch_size": self.batch,
                     "learning_rate": self.learning_rate,
@@ -111,8 +120,21 @@ def make_rows(count: int, *, vocabulary: int, seed: int = 0) -> list[BenchRow]:
     for number, length in enumerate(np.clip(lengths, SHORTEST, LONGEST).astype(int)):
         ids = generator.integers(3, vocabulary, length).astype(np.int32)
         labels = ids.copy()
-        labels[: length - max(1, int(ANSWER_SHARE * length))] = -100
+        labels[: length - max(1, int(ANSWER_SHARE * length))] = IGNORED
         rows.append(BenchRow(ids, labels, number))
+    return rows
+
+
+def make_pairs(count: int, *, vocabulary: int, seed: int = 0) -> list[BenchRow]:
+    """Return pairs as two adjacent rows: one prompt, answers of log-normal lengths of their own."""
+    rows = make_rows(2 * count, vocabulary=vocabulary, seed=seed)
+    for chosen, other in zip(rows[::2], rows[1::2], strict=True):
+        prompt = chosen.input_ids[chosen.labels == IGNORED]
+        answer = other.input_ids[other.labels != IGNORED]
+        rows[other.row] = BenchRow(
+            np.concatenate([prompt, answer]),
+            np.concatenate([np.full_like(prompt, IGNORED), answer]), other.row,
+        )  # fmt: skip
     return rows
 
 
@@ -136,7 +158,7 @@ def prepare_case(case: BenchCase, folder: Path, *, adapter: bool = True) -> Benc
         backbone.attach("bench", local.spec().method, seed=0)
         (folder / "adapter").mkdir()
         backbone.save("bench", folder / "adapter", base=str(path))
-    count = case.steps * case.batch
+    count = case.steps * case.batch * case.width
     ordered = [rows[i % len(rows)] for i in range(count)]
     values = [[row.input_ids.tolist(), row.labels.tolist()] for row in ordered]
     (folder / "rows.json").write_text(json.dumps(values))
@@ -185,7 +207,10 @@ def load_bare(path: Path, dtype: str) -> Any:
 
 def _rows(case: BenchCase, config: Any) -> Sequence[TokenRow]:
     if case.data == SYNTHETIC:
-        return make_rows(SYNTHETIC_ROWS, vocabulary=config.vocab_size)
+        make = make_rows if case.loss == "sft" else make_pairs
+        return make(SYNTHETIC_ROWS, vocabulary=config.vocab_size)
+    if case.loss != "sft":
+        raise InputError(f"--loss {case.loss} is measured on --data {SYNTHETIC} alone.")
     from studio.data.prepare import prepare
     from studio.models.loading import load_tokenizer
 
