@@ -223,8 +223,8 @@ class RowCounter:
         """Yield what is rarely meant."""
         if self.read == 1:
             yield "The dataset has one row only."
-        if self.echoes:
-            yield f"The answer repeats the question in {self.echoes:,} rows."
+        if count := self.echoes:
+            yield f"The answer repeats the question in {count:,} row{'s' * (count != 1)}."
         if self.most_messages >= MANY_MESSAGES:
             yield f"One conversation has {self.most_messages:,} messages: is it many in one row?"
 

@@ -276,7 +276,7 @@ class Layout:
     def _content_places(
         self, messages: list[Message], tools: list[Any] | None, text: str
     ) -> dict[int, tuple[int, int]] | None:
-        """Return where each message's content stands; None if marks change the text."""
+        """Return where each content that is written stands; None if marks change the text."""
         marked = [_between_marks(message) for message in messages]
         indices = [i for i, message in enumerate(marked) if message is not messages[i]]
         try:
@@ -284,10 +284,20 @@ class Layout:
         except TemplateRefused:
             return None
         found = [(mark, at) for mark, at in found if mark in (DATA_START, DATA_END)]
-        in_order = [mark for mark, _ in found] == [DATA_START, DATA_END] * len(indices)
+        in_order = [mark for mark, _ in found] == [DATA_START, DATA_END] * (len(found) // 2)
         if plain != text or not in_order:
             return None
-        return {index: (found[2 * i][1], found[2 * i + 1][1]) for i, index in enumerate(indices)}
+        edges = [at for _, at in found]
+        places = [*zip(edges[::2], edges[1::2], strict=True)]
+        if len(places) < len(indices):  # some are left out: those that are there tell which
+            left = iter(indices)
+            indices = [
+                next((i for i in left if text[slice(*place)] == _inside(marked[i])), -1)
+                for place in places
+            ]
+        if len(places) != len(indices) or -1 in indices:
+            return None
+        return dict(zip(indices, places, strict=True))
 
     def _around(
         self, text: str, messages: list[Message], places: dict[int, tuple[int, int]]
@@ -416,6 +426,13 @@ def _marked(content: str, start: int) -> str | None:
     if start >= stop:
         return None
     return f"{content[:start]}{DATA_START}{content[start:stop]}{DATA_END}{content[stop:]}"
+
+
+def _inside(message: Message) -> str:
+    """Return the text between the marks of a message."""
+    content = message["content"]
+    texts = content if isinstance(content, str) else "".join(p.get("text", "") for p in content)
+    return str(texts.partition(DATA_START)[2].partition(DATA_END)[0])
 
 
 def _unmarked(text: str) -> tuple[str, list[tuple[str, int]]]:

@@ -231,9 +231,10 @@ def _find_leaf(leaf: Any, text: str, low: int, high: int, quote: Quote) -> tuple
 
 def _forms(needle: str, guarded: str) -> Iterator[str]:
     """Yield the other ways in which templates write a text."""
-    if needle.isascii() and '"' not in needle and "\\" not in needle and needle.isprintable():
-        return  # JSON writes it as it is
+    if needle.isascii() and needle.isprintable() and not any(c in needle for c in "\"'\\"):
+        return  # JSON and Python write it as it is
     for ascii_only in (False, True):
         once = json.dumps(guarded, ensure_ascii=ascii_only)[1:-1]
         yield once
         yield json.dumps(once, ensure_ascii=ascii_only)[1:-1]  # arguments as text inside JSON
+        yield once.replace('\\"', '"').replace("'", "\\'")  # between single quotes

@@ -27,7 +27,7 @@ def warnings_of(path, backend, **options):
     ("rows", "words"),
     [
         ([pair("q", "a")], "The dataset has one row only."),
-        ([pair("same", "same"), pair("q", "a")], "The answer repeats the question in 1 rows."),
+        ([pair("same", "same"), pair("q", "a")], "The answer repeats the question in 1 row."),
         ([{"messages": [{"role": role, "content": "x"} for _ in range(600)
                         for role in ("user", "assistant")]}, {"messages": []}],
          "One conversation has 1,200 messages"),

@@ -14,6 +14,7 @@ from studio.data.prepare import prepare
 from studio.data.records import Conversation, Problem, Row
 from studio.data.rows import converter
 from studio.data.template.backend import model_name
+from studio.data.template.lost_parts import find_text
 from studio.data.template.template import choose
 from studio.data.xray import xray
 from studio.spec import DataSource
@@ -386,3 +387,43 @@ def test_the_xray_shows_every_turn_that_is_trained(byte_backend, tmp_path):
         assert [t.state == "trained" for t in row.tokens] == (example.labels >= 0).tolist()
     assert any("1 row is trained turn by turn" in text for text in made.report.warnings)
     assert (made.report.rows.kept, made.report.examples) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "a \"b\" 'c' \\ d\né",
+        r"""a \"b\" 'c' \\ d\né""",
+        r"""a \"b\" 'c' \\ d\n\u00e9""",
+        r"""a \\\"b\\\" 'c' \\\\ d\\né""",
+        r"""a "b" \'c\' \\ d\né""",
+    ],
+)
+def test_a_text_is_found_in_every_quoting_of_templates(written):
+    text = f"x{written}y"
+
+    assert find_text("a \"b\" 'c' \\ d\né", text, 0, len(text), str) == (1, 1 + len(written))
+
+
+def test_where_a_text_before_a_call_is_cut_later_the_answers_behind_it_are_found(byte_backend):
+    source = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if not m.tool_calls or loop.last %}{{ m.content }}{% endif %}"
+        "{% for c in m.tool_calls %}{{ c.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    backend = byte_backend([*IM], source, eos="<|im_end|>")
+    row = Conversation(
+        [user("Oslo?"), calls("Oslo") | {"content": "I look."}, result("snow"), answer("Snow.")]
+    )
+
+    (refused,) = choose(backend).encode_batch([row]).problems.values()
+    batch = choose(backend, thoughts="turns").encode_batch([row])
+
+    assert "cuts the text of message 2" in refused.text
+    said = [backend.core.decode(r.ids[r.trained].tolist(), skip_special_tokens=False)
+            for r in map(batch.row, range(2))]  # fmt: skip
+    assert said == [
+        'I look.{"name": "weather", "arguments": {"city": "Oslo", "days": 2}}<|im_end|>',
+        "Snow.<|im_end|>",
+    ]
