@@ -57,6 +57,12 @@ gradients. *Cached*: prefill and single tokens equal one pass. *Lanes*: four row
 their own answer together as each alone. *Saved* and *merged*: written, loaded again, equal.
 *NF4*: trains over a 4-bit base. *GGUF*: written and read back. A number is a reason below the
 table.
+
+Checkpoints may be stored in 16 or 32 bit, or in MXFP4, FP8, GPTQ and AWQ (2, 4 or 8 bit), or 4 and
+8 bit of bitsandbytes: those are dequantised while they are loaded, one tensor at a time, without a
+library of their own, and `model.quantization` (nf4 or int8) quantises them again. Other formats are
+refused by name. LoRA leaves the routed experts of Llama 4, which computes all of them on every
+token, and of DBRX as they are, and the run says so.
 """
 
 

@@ -11,7 +11,7 @@ Shapes: `O out_features, I in_features, G groups of inputs, P numbers per stored
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,8 @@ STATE = (
     ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map",
     ".quant_state.bitsandbytes__nf4", ".quant_state.bitsandbytes__fp4",
 )  # fmt: skip
-COMPANIONS = (
-    "_blocks", "_scales", ".scales", ".qzeros", ".g_idx", ".SCB", ".weight_format", *STATE,
-    ".activation_scale", ".input_scale", ".k_scale", ".v_scale", *SCALES,
-)  # fmt: skip
+BESIDE = (*SCALES, ".SCB", ".weight_format", ".activation_scale", ".input_scale")
+PACKED = ("_scales", ".scales", ".qzeros", ".g_idx", *STATE)
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)  # place of each column among eight in an integer
 
@@ -62,8 +60,12 @@ def whole_weights(
     tensors: Iterable[TensorInfo], quantization: dict[str, Any]
 ) -> Iterator[TensorInfo]:
     """Yield the weights that stored tensors stand for, with their names and shapes in full."""
-    per_integer = 32 // _bits(quantization)
-    for tensor in tensors:
+    if not quantization:
+        yield from tensors
+        return
+    listed = list(tensors)
+    names, per_integer = {tensor.name for tensor in listed}, 32 // _bits(quantization)
+    for tensor in listed:
         name, shape = tensor.name, tensor.shape
         if name.endswith("_blocks"):
             experts, outputs, groups, size = shape
@@ -74,7 +76,7 @@ def whole_weights(
             shape = (last * per_integer, first) if by_row else (last, first * per_integer)
         elif tensor.dtype == "U8" and name.endswith(".weight"):
             shape = (2 * math.prod(shape),)
-        elif name.endswith(COMPANIONS):
+        elif _is_companion(name, names):
             continue
         yield replace(tensor, name=name, shape=shape)
 
@@ -112,9 +114,19 @@ def open_stored(folder: Path, quantization: dict[str, Any]) -> dict[str, Stored]
             found[name] = Stored(partial(mxfp4, name))
         elif key.endswith(".qweight"):
             found[f"{path}.weight"] = Stored(partial(integers, path))
-        elif not key.endswith(COMPANIONS):
+        elif not _is_companion(key, files):
             found[key] = Stored(partial(plain, key))
     return found
+
+
+def _is_companion(name: str, names: Container[str]) -> bool:
+    """Return True for scales and other numbers that belong to another tensor's weights.
+
+    Some models have parameters of their own with such a name.
+    """
+    bases = [name.removesuffix(end) for end in BESIDE if name.endswith(end)]
+    beside = any(base in names or f"{base}.weight" in names for base in bases)
+    return beside or name.endswith(PACKED)
 
 
 def _plain(

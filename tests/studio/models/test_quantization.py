@@ -18,6 +18,7 @@ from studio.errors import ModelError
 from studio.methods.lora import Lora
 from studio.models import stored
 from studio.models.architecture import linear_modules
+from studio.models.headers import read_headers
 from studio.models.loading import load
 from studio.models.sources import facts
 from studio.spec import ModelSource
@@ -221,3 +222,18 @@ def test_a_format_that_cannot_be_read_is_named(tmp_path, config, named):
     rewritten(folder, load_file(folder / "model.safetensors"), config)
     with pytest.raises(ModelError, match=rf"stored in {named}, .*use the original model"):
         facts(ModelSource(path=str(folder)))
+
+
+def test_parameters_of_a_model_that_are_called_scales_are_no_companions(tmp_path):
+    folder = tiny_folder(tmp_path)
+    key = "model.layers.0.mlp.up_proj.weight"
+    own = {"model.router.scale": torch.ones(2), "model.per_expert_scale": torch.ones(2)}
+    tensors = load_file(folder / "model.safetensors") | own
+    beside = {f"{key}_scale_inv": torch.ones(1, 1), key.replace("weight", "input_scale"): own}
+    tensors |= {name: torch.ones(1, 1) for name in beside}
+    method = {"quant_method": "fp8"}
+    rewritten(folder, tensors, method)
+    found = stored.open_stored(folder, method)
+    assert set(found) == tensors.keys() - beside.keys()
+    (header,) = read_headers(folder)
+    assert {t.name for t in stored.whole_weights(header.tensors, method)} == set(found)

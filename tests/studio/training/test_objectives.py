@@ -131,7 +131,9 @@ def test_loss_rewards_and_gradients_equal_those_of_trl(name, tmp_path):
         if theirs == "logps/chosen" and name in ("orpo", "simpo"):
             continue  # theirs is per token
         if theirs in noted["train"]:
-            assert rewards[mine] == pytest.approx(noted["train"][theirs][-1], rel=1e-4), theirs
+            # Differences of sums near 50, which float32 rounds by 4e-6.
+            wanted = pytest.approx(noted["train"][theirs][-1], rel=1e-4, abs=2e-6)
+            assert rewards[mine] == wanted, theirs
     theirs = {n.split("layers.")[1]: p.grad for n, p in trainer.model.named_parameters()
               if p.grad is not None}  # fmt: skip
     assert len(theirs) == len(own.parameters) == 8
