@@ -51,7 +51,8 @@ class TasksRequest(Request):
         Raises:
             StudioError: An adapter, the model or a task does not exist, or lm-eval is missing.
         """
-        from studio.adapters.library import describe, resolve_stack
+        from studio.adapters.descent import resolve_stack
+        from studio.adapters.library import describe
         from studio.models.sources import facts
 
         facts(self.model)
