@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 MAX_GEN_TOKS = 256  # where a task names none, as in the hf backend
-PASS_ROWS = {"cpu": 32, "cuda": 256}
+PASS_ROWS = {"cpu": 128, "cuda": 512}
 IGNORED = ("do_sample", "until", "max_gen_toks", "max_length", "num_beams", "use_cache")
 Args = tuple[Any, ...]
 Found = Iterator[tuple[str, list[Any]]]  # a request's key, and what each lane answered

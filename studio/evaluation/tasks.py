@@ -88,8 +88,9 @@ class TasksRequest(Request):
         loaded_tasks = []
         for task in self.tasks:
             yield Loading(text=_reading(task))
-            how = {"num_fewshot": self.num_fewshot, "seed": self.seed}
-            loaded_tasks.append(lm_eval_tasks.load(task, **how))
+            loaded_tasks.append(
+                lm_eval_tasks.load(task, num_fewshot=self.num_fewshot, seed=self.seed)
+            )
         yield Loading(text="Loading the base")
         loaded = load(self.model, self.device)
         backbone = Backbone(loaded.model)
@@ -119,8 +120,9 @@ class TasksRequest(Request):
                         yield Finished(step=before + done, reason="stopped")
                         return
                 before += len(requests)
-            how = {"limit": self.limit, "chat": self.chat}
-            measured = list(lm_eval_tasks.measure(found, model, len(stacks), **how))
+            measured = list(
+                lm_eval_tasks.measure(found, model, len(stacks), limit=self.limit, chat=self.chat)
+            )
             report["tasks"] += lm_eval_tasks.figures(found, measured)
             report["examples"] += lm_eval_tasks.examples(found, measured)
             text = json.dumps(report, ensure_ascii=False, indent=1)
