@@ -14,7 +14,7 @@ export function forgettingCard(found) {
     ['General loss', `${number(found.loss_before, 3)} → ${number(found.loss_after, 3)}`, range(found.rise_interval)],
   ];
   return h('section', { class: 's-forgetting', 'data-testid': 'forgetting' },
-    h('h3', {}, 'What it forgot'),
+    h('h2', {}, 'What it forgot'),
     h('dl', {}, figures.map(([name, value, note]) => h('div', {}, h('dt', { class: 's-quiet' }, name),
       h('dd', {}, h('b', {}, value), ' ', h('span', { class: 's-quiet' }, note))))),
     h('details', {}, h('summary', {}, 'By domain'),
