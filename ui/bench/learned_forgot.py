@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from jobs.bakeoff import half_width
-from studio.errors import RunError, StudioError
+from studio.errors import MethodError
 from studio.methods import methods as registered
 from studio.methods import named
 from studio.spec import RunSpec
@@ -97,16 +97,17 @@ class _Bench:
             best = min(found, key=found.__getitem__)
             for seed in range(1, seeds):
                 self._run(dataset, method, seed, auto * STEP**best)
-        except RunError:
-            raise
-        except StudioError as error:  # such as BitFit on a model without biases
+        except MethodError as error:  # one that this model cannot take
             self._keep({**key, "error": error.text})
 
     def _spec(self, dataset: str, method: str, seed: int) -> RunSpec:
+        # BitFit adds the biases that a model like Llama does not have.
+        fields = named(method).model_fields
+        biases = {"method.create_missing": True} if "create_missing" in fields else {}
         return RunSpec().with_values(
             {
                 "model.path": self._model, "data.path": dataset, "method.name": method,
-                "seed": seed, "train.max_steps": self._steps, "data.max_length": 256,
+                "seed": seed, "train.max_steps": self._steps, "data.max_length": 256, **biases,
             }
         )  # fmt: skip
 
@@ -217,10 +218,17 @@ def write_page(page: Path, rows: Sequence[Row], *, model: str, steps: int) -> No
 
 
 def page_text(rows: Sequence[Row], *, model: str, steps: int) -> str:
-    """Return one table for each dataset, the lowest held-out loss first, and who changes order."""
+    """Return one table for each dataset, the lowest held-out loss first, and who changes order.
+
+    A dataset on which some methods are missing, because the bench was stopped, is only named.
+    """
     parts = [f"Model `{model}`, {steps} steps, each method at its best learning rate."]
-    for data in dict.fromkeys(row["data"] for row in rows):
-        own = [row for row in rows if row["data"] == data]
+    sets = {data: [r for r in rows if r["data"] == data] for data in (r["data"] for r in rows)}
+    most = max(map(len, sets.values()), default=0)
+    for data, own in sets.items():
+        if len(own) < most:
+            parts.append(f"Of `{data}` {len(own)} of {most} methods are measured so far.")
+            continue
         able = sorted((r for r in own if "error" not in r), key=lambda row: row["eval_loss"])
         lines = [HEAD, "|---|---:|---:|---:|---:|"]
         best = {key: min((row[key] for row in able), default=None)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from studio.errors import MethodError
 from tests.studio.tiny import tiny_spec
 from ui.bench import learned_forgot
 from ui.bench.learned_forgot import (
@@ -60,7 +61,10 @@ def test_the_page_keeps_its_own_text_and_marks_the_best(tmp_path):
     assert "| LoRA | 0.1 | 2 | **0.500** | 0.2000 |" in text
     assert "| IA³ | 0.1 | 2 | 0.900 | **0.1000** |" in text
     assert "| BitFit | – | – | It has no biases. | – |" in text
-    assert "LoRA before IA³" in page_text(rows, model="starter", steps=9)
+    rows += averaged(runs("lora", (0.5, 0.2), data="other"))
+    text = page_text(rows, model="starter", steps=9)
+    assert "LoRA before IA³" in text
+    assert "Of `other` 1 of 3 methods are measured so far." in text and "### other" not in text
 
 
 def test_runs_are_trained_kept_and_not_repeated(tmp_path, monkeypatch):
@@ -71,12 +75,18 @@ def test_runs_are_trained_kept_and_not_repeated(tmp_path, monkeypatch):
         "seeds": 2, "out": str(tmp_path / "runs.json"), "docs": str(tmp_path / "page.md"),
     }  # fmt: skip
     first = bench_forgetting(tmp_path / "one", **asked)
-    lora, full, bitfit = first["rows"]
-    assert lora["forgetting"] > 0 < full["forgetting"]
-    assert (lora["seeds"], full["seeds"]) == (2, 2)
-    assert "bias" in bitfit["error"]
-    assert len(first["runs"]) == 2 * 3 + 1
+    assert [row["seeds"] for row in first["rows"]] == [2, 2, 2]
+    assert all(row["forgetting"] > 0 for row in first["rows"])
+    assert len(first["runs"]) == 3 * 3
     monkeypatch.setattr(learned_forgot._Bench, "_trained", lambda *_: pytest.fail("trained again"))
     again = bench_forgetting(tmp_path / "two", **asked)
     assert [row["method"] for row in again["rows"]] == ["LoRA", "Full fine-tuning", "BitFit"]
     assert json.loads((tmp_path / "runs.json").read_text())[0] == first["runs"][0]
+
+    def refuse(*_):
+        raise MethodError("It has no norms.")
+
+    monkeypatch.setattr(learned_forgot._Bench, "_trained", refuse)
+    *_, row = bench_forgetting(tmp_path / "three", **asked | {"methods": "norm_tuning"})["rows"]
+    assert row["error"] == "It has no norms."
+    assert "| Norm tuning | – | – | It has no norms. | – |" in (tmp_path / "page.md").read_text()

@@ -29,7 +29,8 @@ export const askMix = (page, adapters) => askAction('mix', { ...stacked(page, ad
   known: { models: page.models, adapters: joining(page, adapters).adapters.filter((one) => one.is_low_rank) } });
 
 /** Measure adapters on a dataset; without any the base. */
-export const askEvaluate = (page, adapters) => askAction('evaluate', stacked(page, adapters));
+export const askEvaluate = (page, adapters) => askAction('evaluate', { ...stacked(page, adapters),
+  bare: true });
 
 export const askImport = (page) => askAction('import', { known: page });
 

@@ -101,9 +101,9 @@ function read(node, { type, title, lines, default: usual }) {
 export const list = (words, between = ',') => words.split(between).map((one) => one.trim()).filter(Boolean);
 
 /** An ordered stack of adapters with weights, as a field that begins with `adapters`. */
-function stackField(known, adapters) {
+function stackField(known, adapters, bare) {
   const part = ({ name, path }) => ({ name, path, weight: 1 });
-  const stack = (adapters.length ? adapters : known.slice(0, 1)).map(part);
+  const stack = (adapters.length || bare ? adapters : known.slice(0, 1)).map(part);
   const rows = h('div', { class: 's-stack-rows' });
   const add = button('+ Adapter', () => {
     const next = known.find((one) => !stack.some(({ path }) => path === one.path));
@@ -177,17 +177,18 @@ let actions = null;
 
 /** The form of an action, as {title, help, element, submit()}.
  *  `fixed` are values that are sent and not shown, `only` the names of the fields shown, `choices` replace those
- *  of a field and `allow` keeps some of them, `stack` begins a stack of `known.adapters`; the rest is as for
+ *  of a field and `allow` keeps some of them, `stack` begins a stack of `known.adapters`, which may be empty if
+ *  `bare`; the rest is as for
  *  Fields. `submit(more)` sends further values. */
 export async function actionForm(name, { fixed = {}, only = null, choices = {}, allow = {}, stack = [],
-  ...settings } = {}) {
+  bare = false, ...settings } = {}) {
   actions ??= await api('/api/actions');
   const { title, help, fields } = actions.find((one) => one.name === name);
   const drawn = fields.filter((one) => !(one.name in fixed) && (only?.includes(one.name) ?? true))
     .map((one) => ({ ...one, choices: (choices[one.name] ?? one.choices)
       .filter(([value]) => allow[one.name]?.includes(value) ?? true) }));
   const adapters = settings.known?.adapters?.filter((one) => !one.is_model) ?? [];
-  const nodes = drawn.some((field) => field.type === 'stack') ? { stack: stackField(adapters, stack) } : {};
+  const nodes = drawn.some((field) => field.type === 'stack') ? { stack: stackField(adapters, stack, bare) } : {};
   const form = new Fields(drawn, { nodes, ...settings });
   return { title, help, element: form.element,
     submit: (more = {}) => api(`/api/do/${name}`, { ...fixed, ...form.value(), ...more }) };
