@@ -3,7 +3,7 @@
 For each dataset and method the best rate is found with the first seed (`learning_rates.walk`), then
 the other seeds train at that rate. Held-out loss and forgetting of each run are kept with it. The
 written page holds means over seeds with 95 % intervals, and says which methods change their order
-between the two.
+between the two. `learned_forgot.json` beside this file holds the runs of `docs/methods-compared.md`.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ class _Bench:
 
     def _keep(self, run: Row) -> Row:
         self._runs.append(run)
-        text = json.dumps(self._runs, indent=0, ensure_ascii=False)
-        self._kept.write_text(text + "\n", encoding="utf-8")
+        lines = ",\n".join(json.dumps(run, ensure_ascii=False) for run in self._runs)
+        self._kept.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
         return run
 
     def _loaded(self, spec: RunSpec) -> tuple[Loaded, Backbone]:

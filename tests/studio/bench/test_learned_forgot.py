@@ -1,10 +1,12 @@
 """The table of what methods learn and forget: rates, means, and the pairs that change order."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from studio.errors import MethodError
+from tests.served import ROOT
 from tests.studio.tiny import tiny_spec
 from ui.bench import learned_forgot
 from ui.bench.learned_forgot import (
@@ -90,3 +92,10 @@ def test_runs_are_trained_kept_and_not_repeated(tmp_path, monkeypatch):
     *_, row = bench_forgetting(tmp_path / "three", **asked | {"methods": "norm_tuning"})["rows"]
     assert row["error"] == "It has no norms."
     assert "| Norm tuning | – | – | It has no norms. | – |" in (tmp_path / "page.md").read_text()
+
+
+def test_the_page_in_the_docs_is_made_of_the_runs_beside_the_bench():
+    runs_kept = Path(learned_forgot.__file__).with_suffix(".json")
+    rows = averaged(json.loads(runs_kept.read_text(encoding="utf-8")))
+    text = (ROOT / "docs/methods-compared.md").read_text(encoding="utf-8")
+    assert page_text(rows, model="starter", steps=60) in text
