@@ -3,7 +3,7 @@
 For each dataset and method the best rate is found with the first seed (`learning_rates.walk`), then
 the other seeds train at that rate. Held-out loss and forgetting of each run are kept with it. The
 written page holds means over seeds with 95 % intervals, and says which methods change their order
-between the two. `learned_forgot.json` beside this file holds the runs of `docs/methods-compared.md`.
+between the two. `learned_forgot.json` beside this file has the runs of `docs/methods-compared.md`.
 """
 
 from __future__ import annotations
