@@ -19,7 +19,7 @@ from torch import Tensor
 from studio.data.template.template import IGNORED
 from studio.errors import DataError
 from studio.evaluation import likelihood
-from studio.evaluation.likelihood import Asked
+from studio.evaluation.likelihood import Continuations
 from studio.evaluation.ranking import wilson
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def score(loaded: Loaded, backbone: Backbone, task: Task) -> Tensor:
     """Return the log-likelihood `(R, L)` of labels after prompts under the active stack."""
     found = torch.zeros(len(task.prompts), len(task.labels))
     (stack,) = backbone.active
-    asked = [Asked(prompt, task.label_ids) for prompt in task.prompts]
+    asked = [Continuations(prompt, task.label_ids) for prompt in task.prompts]
     for row, (scores,) in likelihood.score(loaded, backbone, asked, [stack]):
         found[row] = torch.tensor([total for total, _ in scores])
     return found

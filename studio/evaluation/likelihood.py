@@ -33,7 +33,7 @@ Stack = tuple[tuple[str, float], ...]
 Scores = list[tuple[float, bool]]  # of a context's continuations: the sum, and if it is greedy
 
 
-class Asked(NamedTuple):
+class Continuations(NamedTuple):
     """A context, not empty, and its continuations, none of them empty."""
 
     context: Sequence[int]
@@ -41,7 +41,7 @@ class Asked(NamedTuple):
 
 
 def score(
-    loaded: Loaded, backbone: Backbone, asked: Sequence[Asked], stacks: Sequence[Stack]
+    loaded: Loaded, backbone: Backbone, asked: Sequence[Continuations], stacks: Sequence[Stack]
 ) -> Iterator[tuple[int, list[Scores]]]:
     """Yield the place of each context with its scores under each stack, pass by pass."""
     turns = [list(stacks)] if routable(backbone, stacks) else [[stack] for stack in stacks]
@@ -77,7 +77,7 @@ def use(backbone: Backbone, stacks: Sequence[Stack], rows: int) -> None:
 
 
 def _passes(
-    loaded: Loaded, asked: Sequence[Asked], places: Sequence[int], stacks: int
+    loaded: Loaded, asked: Sequence[Continuations], places: Sequence[int], stacks: int
 ) -> Iterator[list[int]]:
     """Yield the places of contexts that share a pass: of about the same length, longest first."""
     device = "cuda" if loaded.device.type == "cuda" else "cpu"
@@ -103,7 +103,7 @@ def _passes(
 
 
 def _continued(
-    loaded: Loaded, backbone: Backbone, asked: Sequence[Asked], stacks: Sequence[Stack]
+    loaded: Loaded, backbone: Backbone, asked: Sequence[Continuations], stacks: Sequence[Stack]
 ) -> list[list[Scores]]:
     """Read the contexts once, then one continuation of each per step, the longest first."""
     use(backbone, stacks, len(asked))
@@ -146,7 +146,7 @@ def _rest(group: RowGroup, ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor
 
 
 def _whole(
-    loaded: Loaded, backbone: Backbone, asked: Sequence[Asked], stacks: Sequence[Stack]
+    loaded: Loaded, backbone: Backbone, asked: Sequence[Continuations], stacks: Sequence[Stack]
 ) -> list[list[Scores]]:
     """Read every context with each of its continuations as a packed row."""
     rows = [(one.context, ids) for one in asked for ids in one.continuations]

@@ -28,7 +28,7 @@ from studio.chat.lanes import Sampling
 from studio.chat.sampling import Sampler, pick_all
 from studio.data.template.template import choose
 from studio.errors import ChatError, DataError
-from studio.evaluation.likelihood import Asked, Stack, routable, score, use
+from studio.evaluation.likelihood import Continuations, Stack, routable, score, use
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
@@ -182,7 +182,7 @@ class LaneModel(TemplateLM):
             else:
                 yield key, [(0.0, True)] * len(self._stacks)
         places = list(by_context.items())
-        asked = [Asked(context, [ids for _, ids in own]) for context, own in places]
+        asked = [Continuations(context, [ids for _, ids in own]) for context, own in places]
         for place, lanes in score(self._loaded, self._backbone, asked, self._stacks):
             for number, (key, _) in enumerate(places[place][1]):
                 yield key, [scores[number] for scores in lanes]
@@ -201,13 +201,14 @@ class LaneModel(TemplateLM):
         return whole[: len(whole) - size], whole[len(whole) - size :]
 
     def _loglikelihood_rolling(self, missing: Mapping[str, Args]) -> Found:
-        pieces: list[tuple[str, Asked]] = []
+        pieces: list[tuple[str, Continuations]] = []
         for key, (text,) in missing.items():
             windows = get_rolling_token_windows(
                 self.tok_encode(text), self.prefix_token_id, self.max_length, context_len=1
             )
             pieces += [
-                (key, Asked(before, [ids])) for before, ids in map(make_disjoint_window, windows)
+                (key, Continuations(before, [ids]))
+                for before, ids in map(make_disjoint_window, windows)
             ]
         left = Counter(key for key, _ in pieces)
         sums = {key: [0.0] * len(self._stacks) for key in missing}

@@ -7,6 +7,7 @@ What was answered is kept in the run's folder, so a stopped or killed job goes o
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -25,7 +26,7 @@ from studio.training.events import Event, Finished, Loading, Working
 if TYPE_CHECKING:
     from studio.evaluation.likelihood import Stack as Weighted
 
-ANSWERS = "answers.jsonl"
+ANSWERS, EVENT_SECONDS = "answers.jsonl", 0.5
 OTHER = "{name} is a model of its own (full fine-tuning): measure it alone, as the model."
 
 
@@ -110,12 +111,14 @@ class TasksRequest(Request):
         report: dict[str, Any] = {
             "lanes": self.lanes, "names": self._names(), "tasks": [], "examples": [],
         }  # fmt: skip
-        before = 0
+        before, due = 0, 0.0
         for name, found, kinds in zip(self.tasks, loaded_tasks, asked, strict=True):
             for kind, requests in kinds.items():
                 for done in model.answer(kind, requests):
-                    text = f"{Path(name).stem}: request {done:,} of {len(requests):,}"
-                    yield Working(step=before + done, total_steps=total, text=text)
+                    if done == len(requests) or time.monotonic() > due:
+                        due = time.monotonic() + EVENT_SECONDS
+                        text = f"{Path(name).stem}: request {done:,} of {len(requests):,}"
+                        yield Working(step=before + done, total_steps=total, text=text)
                     if control() == "stop":
                         yield Finished(step=before + done, reason="stopped")
                         return

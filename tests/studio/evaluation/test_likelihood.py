@@ -5,17 +5,17 @@ import torch
 
 from studio.backbone import Backbone
 from studio.evaluation import likelihood
-from studio.evaluation.likelihood import Asked, score
+from studio.evaluation.likelihood import Continuations, score
 from studio.models.loading import load
 from studio.spec import ModelSource
 from tests.studio.methods.cases import ADAPTERS, fits
 from tests.studio.tiny import tiny_folder, tiny_model
 
 ASKED = [
-    Asked([5, 6, 7, 8], [[20], [21, 22, 1], [21, 23, 24, 25, 1]]),
-    Asked([9], [[30, 31, 32]]),
-    Asked([4, 4, 11, 12, 13, 14, 15, 16, 17, 18], [[33], [34, 35]]),
-    Asked([9, 3], [[40, 41]]),
+    Continuations([5, 6, 7, 8], [[20], [21, 22, 1], [21, 23, 24, 25, 1]]),
+    Continuations([9], [[30, 31, 32]]),
+    Continuations([4, 4, 11, 12, 13, 14, 15, 16, 17, 18], [[33], [34, 35]]),
+    Continuations([9, 3], [[40, 41]]),
 ]
 LABELS = {
     "a": "lora-r=4",
@@ -72,5 +72,7 @@ def test_a_greedy_continuation_is_known_as_one(resident):
         with torch.no_grad():
             ids.append(int(backbone.model(torch.tensor([context + ids])).logits[0, -1].argmax()))
     other = [*ids[:-1], (ids[-1] + 1) % 64]
-    found = dict(score(loaded, backbone, [Asked(context, [ids, other, ids[:1]])], [STACKS[2]]))
+    found = dict(
+        score(loaded, backbone, [Continuations(context, [ids, other, ids[:1]])], [STACKS[2]])
+    )
     assert [greedy for _, greedy in found[0][0]] == [True, False, True]
