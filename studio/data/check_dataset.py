@@ -38,8 +38,7 @@ class Survey:
         elif self._plain:
             found = [Document(item.values["text"], item.line)]
         else:
-            if not item.values.keys() <= self._columns:
-                counter.see(item, self._columns)
+            counter.see(item, self._columns)
             found = self._convert(item)
         if isinstance(found, Problem):
             counter.drop(found)

@@ -289,7 +289,7 @@ class Layout:
             return None
         edges = [at for _, at in found]
         places = [*zip(edges[::2], edges[1::2], strict=True)]
-        if len(places) < len(indices):  # some are left out: those that are there tell which
+        if len(places) < len(indices):  # some are left out: the texts of the others show which
             left = iter(indices)
             indices = [
                 next((i for i in left if text[slice(*place)] == _inside(marked[i])), -1)
