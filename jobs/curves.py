@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 STEP_SERIES = (
     "loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes", "expert_balance",
     "rewards_chosen", "rewards_rejected", "rewards_margins", "rewards_accuracies", "logps_chosen",
-    "logps_rejected",
+    "logps_rejected", "reward", "reward_std", "frac_reward_zero_std", "completion_length", "kl",
 )  # fmt: skip
 EVAL_SERIES = {
     "eval_loss": "eval_loss", "eval_rewards_accuracies": "rewards_accuracies",
-    "eval_rewards_margins": "rewards_margins", "eval_kl": "kl",
+    "eval_rewards_margins": "rewards_margins", "eval_kl": "kl", "eval_reward": "reward",
 }  # fmt: skip
 ANSWER_SERIES = ("answer_length", "answers_overrun", "answers_copied")  # of `events.Answered`
 FORGETTING = "forgetting"

@@ -17,16 +17,17 @@ from studio import devices
 from studio.data.mapping import RowFormat
 from studio.data.template.settings import ChatTemplateKwargs
 from studio.errors import SpecError
+from studio.evaluation.metrics import needs_reference, weights_in
 from studio.fields import Record, knob, merge_values, read_yaml, validated
 from studio.methods import Method, named
 from studio.training.trackers import parse_trackers
 
 VERSION: Literal[1] = 1
-Rows = Literal["answers", "pairs", "judged"]
+Rows = Literal["answers", "pairs", "judged", "prompts", "referenced"]
 LOSSES = {
     "sft": "SFT: answers", "dpo": "DPO: pairs", "ipo": "IPO: pairs", "kto": "KTO: judged answers",
     "orpo": "ORPO: pairs, no reference", "simpo": "SimPO: pairs, no reference",
-    "cpo": "CPO: pairs, no reference",
+    "cpo": "CPO: pairs, no reference", "grpo": "GRPO: rewards of its own answers",
 }  # fmt: skip
 """Values of `train.loss` and what they learn from."""
 
@@ -42,17 +43,14 @@ class ModelSource(Record):
         "auto",
         "Precision of the frozen weights; auto uses bfloat16 on a GPU that has it, keeps bfloat16 "
         "files of 50 M parameters and more on a CPU that has it (see `studio doctor`), and uses "
-        "float32 on other CPUs.",
-        title="Precision",
-        advanced=True,
-    )
+        "float32 on other CPUs.", title="Precision", advanced=True,
+    )  # fmt: skip
     quantization: Literal["none", "int8", "nf4"] = knob(
         "none",
         "Load the frozen weights in 8 bit (half the memory, nearly exact) or in 4 bit (nf4, QLoRA: "
-        "a quarter of the memory); slower steps.",
-        advanced=True,
+        "a quarter of the memory); slower steps.", advanced=True,
         labels={"none": "none", "int8": "8 bit", "nf4": "4 bit (nf4)"},
-    )
+    )  # fmt: skip
 
 
 class DataSource(Record):
@@ -75,90 +73,66 @@ class DataSource(Record):
     judged: Literal["refuse", "good"] = knob(
         "refuse",
         "Files of answers judged as good or bad (KTO): refuse, or train the good answers only.",
-        title="Judged answers",
-        advanced=True,
-    )
+        title="Judged answers", advanced=True,
+    )  # fmt: skip
     pairs: Literal["best", "all"] = knob(
         "best",
         "Pairs made of several scored answers: the best against the worst, or each against all "
-        "that score less.",
-        title="Pairs of scored answers",
-        advanced=True,
+        "that score less.", title="Pairs of scored answers", advanced=True,
         labels={"best": "best against worst", "all": "all pairs"},
-    )
+    )  # fmt: skip
     margin: float = knob(
         0, "Least difference between the scores of a pair.", title="Margin", ge=0, advanced=True
     )
     chat_template: Literal["auto", "chatml", "alpaca", "vicuna", "plain"] = knob(
         "auto",
         "Template that formats conversations; auto uses the model's own, else chatml or plain.",
-        title="Chat template",
-        advanced=True,
-        labels={
+        title="Chat template", advanced=True, labels={
             "auto": "the model's own", "chatml": "ChatML", "alpaca": "Alpaca", "vicuna": "Vicuna",
             "plain": "plain",
         },
     )  # fmt: skip
     chat_template_kwargs: ChatTemplateKwargs = knob(
-        "",
-        "Settings that the model's own template reads, such as enable_thinking=false or "
-        "reasoning_effort=high.",
-        title="Template settings",
-        advanced=True,
-    )
+        "", "Settings that the model's own template reads, such as enable_thinking=false or "
+        "reasoning_effort=high.", title="Template settings", advanced=True,
+    )  # fmt: skip
     train_on: Literal["assistant", "last", "all"] = knob(
-        "assistant",
-        "Tokens that carry loss: every answer, only the last one, or all tokens.",
-        title="Train on",
-        advanced=True,
+        "assistant", "Tokens that carry loss: every answer, only the last one, or all tokens.",
+        title="Train on", advanced=True,
         labels={"assistant": "every answer", "last": "the last answer", "all": "everything"},
-    )
+    )  # fmt: skip
     thoughts: Literal["template", "turns", "keep"] = knob(
         "template",
         "Thoughts that the chat template cuts: template leaves them out, turns trains each answer "
         "as it was generated (one row per answer), keep writes all of them into one row.",
-        title="Cut thoughts",
-        advanced=True,
-    )
+        title="Cut thoughts", advanced=True,
+    )  # fmt: skip
     accept_lost: bool = knob(
         False,
         "Train rows of which the chat template cuts part of an answer; they are refused otherwise.",
-        title="Accept lost parts",
-        advanced=True,
-    )
+        title="Accept lost parts", advanced=True,
+    )  # fmt: skip
     control_tokens: Literal["auto", "text", "tokens"] = knob(
         "auto",
         "Control tokens in a text column: auto reads them as tokens in chats rendered already and "
-        "trains their answers, text never, tokens always.",
-        title="Control tokens",
-        advanced=True,
-    )
+        "trains their answers, text never, tokens always.", title="Control tokens", advanced=True,
+    )  # fmt: skip
     max_length: int = knob(
         1024,
         "Truncate longer rows to this length, or to the model's context length if that is shorter.",
-        title="Maximum length",
-        unit="tokens",
-        ge=8,
-        le=1_048_576,
-        advanced=True,
-    )
+        title="Maximum length", unit="tokens", ge=8, le=1_048_576, advanced=True,
+    )  # fmt: skip
     validation_fraction: float = knob(
-        0.05,
-        "Fraction of rows held out for the validation loss (at most 256 rows).",
-        title="Validation fraction",
-        ge=0,
-        lt=1,
-        advanced=True,
-    )
+        0.05, "Fraction of rows held out for the validation loss (at most 256 rows).",
+        title="Validation fraction", ge=0, lt=1, advanced=True,
+    )  # fmt: skip
     validation_path: str = knob(
         "", "Validation file to use instead of held-out rows.", advanced=True
     )
     validation_split: str = knob(
-        "",
-        "Split to evaluate on instead of held-out rows: of the validation file, else of the "
-        "dataset.",
-        advanced=True,
-    )
+        "", "Split to evaluate on instead of held-out rows: of the validation file, else of the "
+        "dataset.", advanced=True,
+    )  # fmt: skip
 
 
 _optimizer = partial(knob, advanced="Optimizer")  # the headings of the form's Advanced section
@@ -166,6 +140,7 @@ _evaluation = partial(knob, advanced="Evaluation and checkpoints")
 _speed = partial(knob, advanced="Speed and memory")
 _devices = partial(knob, advanced="Devices")
 _preference = partial(knob, advanced="Preferences")
+_grpo = partial(knob, advanced="Rewards", when={"loss": ("grpo",)})
 _start = partial(knob, advanced="Start")
 
 
@@ -173,47 +148,39 @@ class TrainArgs(Record):
     """Training settings; names and meanings are those of transformers' TrainingArguments."""
 
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = knob(
-        "auto",
-        "Peak learning rate; auto scales the method's default to the model's width and to "
+        "auto", "Peak learning rate; auto scales the method's default to the model's width and to "
         "the loss.",
-    )
-    loss: Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo"] = knob(
-        "sft", "Learn from answers, from pairs of a better and a worse one, or from judged ones.",
-        labels=LOSSES,
+    )  # fmt: skip
+    loss: Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo", "grpo"] = knob(
+        "sft", "Learn from answers, from pairs of a better and a worse one, from judged ones, or "
+        "from the model's own answers and their scores.", labels=LOSSES,
+    )  # fmt: skip
+    rewards: str = knob(
+        "", "Scores of an answer with their weights, such as number:1, pattern:0.2. Compared with "
+        "the row's own answer: exact_match, rouge_l, contains, number; without one: pattern, json, "
+        "json_schema.", title="Rewards", max_length=1000, when={"loss": ("grpo",)},
     )  # fmt: skip
     find_learning_rate: bool = knob(
         False,
         "Try four rates, √10 apart around the learning rate, for a quarter of the run each, and "
-        "train with the best by held-out loss: twice the time.",
-        title="Find the learning rate",
+        "train with the best by held-out loss: twice the time.", title="Find the learning rate",
         advanced="Optimizer",
-    )
+    )  # fmt: skip
     num_train_epochs: float = knob(
         3, "Passes over the training data.", title="Epochs", gt=0, le=1000, step=0.5
     )
     max_steps: int = knob(
-        -1,
-        "Number of optimizer steps; -1 derives it from the epochs.",
-        title="Steps",
-        ge=-1,
-        le=10_000_000,
-        words={"auto": -1},
-    )
+        -1, "Number of optimizer steps; -1 derives it from the epochs.", title="Steps", ge=-1,
+        le=10_000_000, words={"auto": -1},
+    )  # fmt: skip
     per_device_train_batch_size: int = knob(
-        8,
-        "Rows (or pairs) per forward and backward pass.",
-        title="Batch size",
-        unit="rows",
-        ge=1,
-        le=4096,
-    )
+        8, "Rows (or pairs; with grpo, prompts with their answers) per forward and backward pass.",
+        title="Batch size", unit="rows", ge=1, le=4096,
+    )  # fmt: skip
     gradient_accumulation_steps: int = _optimizer(
-        1,
-        "Batches to accumulate gradients over before each optimizer step.",
-        title="Gradient accumulation",
-        ge=1,
-        le=4096,
-    )
+        1, "Batches to accumulate gradients over before each optimizer step.",
+        title="Gradient accumulation", ge=1, le=4096,
+    )  # fmt: skip
     lr_scheduler_type: Literal[
         "cosine", "linear", "constant", "constant_with_warmup", "warmup_stable_decay"
     ] = _optimizer("cosine", "Learning-rate decay after warmup.", title="Learning-rate schedule")
@@ -239,12 +206,9 @@ class TrainArgs(Record):
     )  # fmt: skip
     weight_decay: float = _optimizer(0.0, "Weight decay coefficient.", ge=0, le=10)
     max_grad_norm: float = _optimizer(
-        1.0,
-        "Clip the gradient norm to this value; 0 disables clipping.",
-        title="Gradient clipping",
-        ge=0,
-        words={"off": 0},
-    )
+        1.0, "Clip the gradient norm to this value; 0 disables clipping.",
+        title="Gradient clipping", ge=0, words={"off": 0},
+    )  # fmt: skip
     label_smoothing_factor: float = _optimizer(
         0.0, "Fraction of each target spread evenly over the vocabulary.", ge=0, lt=1,
         title="Label smoothing",
@@ -253,10 +217,11 @@ class TrainArgs(Record):
         0.0, "NEFTune: noise added to the embeddings in training; 5 is usual, 0 disables it.",
         title="NEFTune noise", ge=0, le=1000, words={"off": 0},
     )  # fmt: skip
-    beta: float = _preference(
-        0.1, "Weight of the preference: for dpo, ipo and kto a larger one stays closer to the "
-        "reference; for orpo the weight of the odds ratio; for simpo 2 to 2.5 is usual.",
-        gt=0, le=100, when={"loss": ("dpo", "ipo", "kto", "orpo", "simpo", "cpo")},
+    beta: Annotated[float, Field(ge=0, le=100)] | Literal["auto"] = _preference(
+        "auto", "Weight of the preference: for dpo, ipo and kto a larger one stays closer to the "
+        "reference; for orpo the weight of the odds ratio; for simpo 2 to 2.5 is usual; for grpo "
+        "the weight of the distance from the base, 0 for none. auto is 0.1, for grpo 0.04.",
+        when={"loss": ("dpo", "ipo", "kto", "orpo", "simpo", "cpo", "grpo")},
     )  # fmt: skip
     label_smoothing: float = _preference(
         0.0, "Probability that a pair is labelled the wrong way round.", title="Wrong labels",
@@ -280,6 +245,37 @@ class TrainArgs(Record):
     undesirable_weight: float = _preference(
         1.0, "Weight of answers judged as bad.", ge=0, le=100, when={"loss": ("kto",)}
     )
+    reward_pattern: str = _grpo(
+        "", "Regular expression of the score pattern.", title="Pattern", max_length=2000
+    )
+    reward_json_schema: str = _grpo(
+        "", "JSON schema of the score json_schema.", title="JSON schema", max_length=20_000
+    )
+    num_generations: int = _grpo(
+        8, "Answers to each prompt; they are compared with each other.", title="Answers per prompt",
+        ge=1, le=1024,
+    )  # fmt: skip
+    max_completion_length: int = _grpo(
+        256, "Maximum length of an answer.", title="Longest answer", unit="tokens", ge=1,
+        le=1_048_576,
+    )  # fmt: skip
+    temperature: float = _grpo(
+        1.0, "Temperature of the answers; a model that is too sure of itself needs more than 1 to "
+        "try anything else.", gt=0, le=10,
+    )  # fmt: skip
+    scale_rewards: Literal["group", "batch", "none"] = _grpo(
+        "group", "Divide advantages by the standard deviation of the rewards of their group, of "
+        "the whole step, or not at all.",
+        labels={"group": "of the group", "batch": "of the step", "none": "not at all"},
+    )  # fmt: skip
+    num_iterations: int = _grpo(
+        1, "Optimizer updates with the same answers; more use each answer better, and epsilon "
+        "bounds how far they move.", title="Updates per step", ge=1, le=64,
+    )  # fmt: skip
+    epsilon: float = _grpo(
+        0.2, "Clip the ratio of a token's new and old probability to 1 ± epsilon; without effect "
+        "in the first update of a step.", gt=0, lt=1,
+    )  # fmt: skip
     init_adapter: str = _start(
         "", "Adapter of the library, run or folder to start from, of the same base; empty starts "
         "with a fresh one.", title="Start from adapter",
@@ -383,9 +379,8 @@ class TrainArgs(Record):
         if self.max_steps == 0:
             raise SpecError(
                 "train.max_steps is 0, which trains nothing: give the number of steps, or leave it "
-                "out (-1) to derive it from the epochs.",
-                field="train.max_steps",
-            )
+                "out (-1) to derive it from the epochs.", field="train.max_steps",
+            )  # fmt: skip
         return self
 
     @model_validator(mode="after")
@@ -393,9 +388,8 @@ class TrainArgs(Record):
         if self.activation_offloading and not self.gradient_checkpointing:
             raise SpecError(
                 "train.activation_offloading requires gradient checkpointing: set "
-                "train.gradient_checkpointing=true as well.",
-                field="train.activation_offloading",
-            )
+                "train.gradient_checkpointing=true as well.", field="train.activation_offloading",
+            )  # fmt: skip
         return self
 
     @model_validator(mode="after")
@@ -406,7 +400,17 @@ class TrainArgs(Record):
     @property
     def rows(self) -> Rows:
         """Kind of rows that the loss learns from."""
+        if self.loss == "grpo":
+            scores = weights_in(self.rewards, "train.rewards")
+            return "referenced" if needs_reference(scores) else "prompts"
         return "answers" if self.loss == "sft" else "judged" if self.loss == "kto" else "pairs"
+
+    @property
+    def own_beta(self) -> float:
+        """`beta`, with what auto stands for."""
+        if self.beta == "auto":
+            return 0.04 if self.loss == "grpo" else 0.1
+        return self.beta
 
     @property
     def rows_per_step(self) -> int:
@@ -452,12 +456,9 @@ class RunSpec(Record):
     method: Annotated[SerializeAsAny[Method], BeforeValidator(_read_method)] = knob("lora", "")
     train: TrainArgs = TrainArgs()
     seed: int = knob(
-        0,
-        "Random seed; runs with equal settings and seed are equal.",
-        ge=0,
-        le=2**31 - 1,
+        0, "Random seed; runs with equal settings and seed are equal.", ge=0, le=2**31 - 1,
         advanced=True,
-    )
+    )  # fmt: skip
     version: Literal[1] = VERSION
 
     model_config = Record.model_config | {"validate_default": True}

@@ -113,6 +113,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "ended": job.result.get("ended") or job.result.get("reason"),
         "note": job.result.get("note") and with_titles(job.result["note"]),
         "reward_accuracy": job.result.get("eval_rewards_accuracies"),
+        "reward": job.result.get("eval_reward"),
         "trainable_parameters": job.result.get("trainable_parameters"),
         "total_parameters": job.result.get("total_parameters"),
         "intent": job.intent,

@@ -161,6 +161,8 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
     report = first_report(spec, home)
     if report is None:
         return "", False
+    if spec.train.loss == "grpo":
+        return "the model answers the prompts itself", False
     share = report.trained_token_share
     if share < LOW_SHARE:
         return (
@@ -255,7 +257,8 @@ def _pace(spec: RunSpec, home: Home, store: JobStore) -> tuple[Job | None, float
     def about(given: dict[str, Any]) -> tuple[Any, ...]:
         path, train = given["model"]["path"], given["train"]
         here = path if sources.origin_of(path).kind == "embedded" else str(Path(path).absolute())
-        return here, given["method"]["name"], train["device"], train["num_processes"]
+        how = train.get("loss", "sft"), train["device"], train["num_processes"]
+        return here, given["method"]["name"], *how
 
     asked = about(spec.model_dump(mode="json"))
     for job in store.list(["succeeded"], limit=RECENT_RUNS):
@@ -278,11 +281,13 @@ def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:
     made = prepare(
         spec.data, backend_for(known.path, home), seed=spec.seed, home=home,
         context_length=max(1, known.context_length - spec.method.num_tokens_before),
+        rows=spec.train.rows,
     )  # fmt: skip
-    plan = plan_run(spec, num_rows=len(made.train), hidden_size=known.hidden_size)
     report = made.report
+    rows, held_out = report.train_examples, report.validation_examples
+    plan = plan_run(spec, num_rows=rows, hidden_size=known.hidden_size)
     return {
-        "rows": len(made.train), "held_out": len(made.validation),
+        "rows": rows, "held_out": held_out,
         "cut": {
             "rows": report.truncated, "of": report.examples, "limit": report.limit,
             "start": report.truncated_start, "longest": report.longest,
@@ -291,6 +296,7 @@ def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:
         "auto": {
             "train.max_steps": f"{plan.total_steps:,} steps".replace(",", "\u202f"),
             "train.learning_rate": f"{plan.learning_rate:.2g}",
+            "train.beta": f"{spec.train.own_beta:g}",
             "train.warmup_steps": f"{plan.warmup_steps} steps",
             "train.eval_steps": f"every {plan.eval_every} steps",
             "train.save_steps": f"every {plan.save_every} steps",
@@ -311,7 +317,7 @@ def first_rays(spec: RunSpec, home: Home) -> dict[str, Any]:
     limit = max(1, seen.context_length - spec.method.num_tokens_before)
     shown = xray(
         spec.data, seen.backend, context_length=limit, count=SHOWN_ROWS, home=home,
-        plain=spec.train.rows == "answers",
+        plain=spec.train.rows not in ("pairs", "judged"), prompts=spec.train.loss == "grpo",
     )  # fmt: skip
     return {"rows": [_shortened(row.model_dump(mode="json")) for row in shown[:SHOWN_ROWS]]}
 

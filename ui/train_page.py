@@ -24,6 +24,7 @@ from studio.methods import methods
 from studio.models import sources as models
 from studio.spec import DataSource, ModelSource, RunSpec, TrainArgs
 from studio.spec_text import command_line, differences
+from studio.training import objectives
 from ui import form_state, sources
 from ui.wording import with_titles
 
@@ -142,7 +143,12 @@ def typed(values: Values) -> Values:
 
 
 def judged(spec: RunSpec, home: Home) -> dict[str, Any]:
-    """Return what the form means: its differences, and a line on model and data each."""
+    """Return what the form means: its differences, and a line on model and data each.
+
+    Raises:
+        StudioError: A setting of the loss is missing, or the method does not allow the loss.
+    """
+    objectives.check(spec)
     changed = differences(spec)
     lines: dict[str, Any] = {"warnings": []}
     for name, line in (

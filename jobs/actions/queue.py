@@ -211,7 +211,7 @@ def next_stage(
     job: JobId,
     data: Annotated[str, field("File, folder, hub id, or starter:<name>.", of="dataset")],
     loss: Annotated[
-        Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo"],
+        Literal["sft", "dpo", "ipo", "kto", "orpo", "simpo", "cpo", "grpo"],
         field("Loss of the next stage.", labels=LOSSES),
     ] = "dpo",
     mode: Annotated[

@@ -39,9 +39,18 @@ _CALL_KEYS = frozenset(("name", "id", "call_id", "type", "index", "function", *_
 
 
 def conversation(
-    turns: list[Any], mapping: Mapping, row: Row, system: str, tools: list[Any] | None = None
-) -> Conversation:
+    turns: list[Any], mapping: Mapping, row: Row, system: str, tools: list[Any] | None = None, *,
+    may_ask: bool = False,
+) -> Conversation:  # fmt: skip
     """Return the messages of a row, up to its last answer, as a conversation.
+
+    Args:
+        turns: The messages.
+        mapping: Names the roles.
+        row: The row they are from.
+        system: A system prompt in front of them.
+        tools: The tools they may call.
+        may_ask: Keep a question at the end.
 
     Raises:
         Dropped: A message cannot be read, or none is an answer.
@@ -66,6 +75,8 @@ def conversation(
         if len(turn) > 2 or len(message) > 2:
             unread += _unread(turn, message)
         messages.append(message)
+    if may_ask:
+        last_answer = len(messages) - 1
     if last_answer < 0:
         raise Dropped("no_answer", "No message is from the assistant: there is nothing to learn.")
     if system.strip() and messages[0]["role"] != "system":

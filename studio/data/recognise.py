@@ -37,7 +37,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "input", "source", "user", "query", "human", "request", "inputs"),
     "completion": ("completion", "chosen", *_ANSWERS, "gpt", "bot", "targets", "summary"),
     "question": ("question", "query", "problem", "questions"),
-    "answer": ("answer", *_ANSWERS, "solution"),
+    "answer": ("answer", *_ANSWERS, "solution", "groundtruth"),
     "context": ("context", "passage"),
     "chosen": (
         "chosen", "preferred", "accepted", "chosenmessages", "chosenresponse", "chosenanswer", "yw",
@@ -144,6 +144,9 @@ def _conversation(columns: list[str], rows: Sequence[Row]) -> Guess | None:
         columns_of = {"prompt": "prompt", "completion": "completion"}
         reason = '"prompt" and "completion" hold lists of messages'
         return _guess("prompt_completion", columns_of, reason)
+    if plain == {"prompt"} and (answer := _find("answer", columns, shaped)):
+        reason = f'"{shaped[0]}" holds lists of messages and "{answer}" the answer'
+        return _guess("prompt_completion", {"prompt": shaped[0], "completion": answer}, reason)
     named = _find("messages", columns)
     name = named if named in shaped else shaped[0]
     is_sharegpt = "from" in _message_keys(name, rows)

@@ -7,6 +7,7 @@ is an entry of `_MAKERS`, of `mapping.PARTS` and a rule in `recognise`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from studio.data.mapping import Mapping, as_text, getter
@@ -48,6 +49,30 @@ def converter(mapping: Mapping) -> Converter:
     That is the chosen answer of a pair, the best of scored answers, and of judged answers the good.
     """
     return _catching(_MAKERS[mapping.checked().format](mapping))
+
+
+def prompt_converter(mapping: Mapping) -> Converter:
+    """Return the function that turns rows into conversations that may end with a question.
+
+    An answer at the end is a reference that other answers are compared with. A text is a question.
+    """
+    format = mapping.checked().format
+    if format in ("messages", "sharegpt"):
+        return _catching(_messages(mapping, may_ask=True))
+    if format in _PAIRED:
+        return _catching(_pair(mapping, *_PAIRED[format], may_ask=True))
+    if format == "text":
+        part = _Part(mapping, "text")
+        asked = partial(_question, part)
+        return _catching(asked)
+    return converter(mapping)
+
+
+def _question(part: _Part, row: Row) -> Conversation:
+    text = part.text(row.values)
+    if not text.strip():
+        raise part.empty("empty_prompt")
+    return Conversation([{"role": "user", "content": text}], None, row.line)
 
 
 def record_converter(
@@ -122,19 +147,25 @@ def _text(mapping: Mapping) -> Callable[[Row], Made]:
     return make
 
 
-def _pair(mapping: Mapping, ask: str, reply: str, extra: str = "") -> Callable[[Row], Made]:
+def _pair(
+    mapping: Mapping, ask: str, reply: str, extra: str = "", *, may_ask: bool = False
+) -> Callable[[Row], Made]:
     question, answer, system = (_Part(mapping, part) for part in (ask, reply, "system"))
     more, history = _Part(mapping, extra), _Part(mapping, "history")
     extra_first = extra == "context"
 
     def make(row: Row) -> Conversation:
         values = row.values
-        asked, answered = question.get(values), answer.get(values)
+        asked = question.get(values)
+        answered = answer.value_or_none(values) if may_ask else answer.get(values)
         if type(asked) is list and asked and is_message(asked[0]):
-            turns = [*asked, *as_messages(answered, answer.name)]
-            return conversation(turns, mapping, row, system.text_or_empty(values))
+            turns = [*asked]
+            if answered or not may_ask:
+                turns += as_messages(answered, answer.name)
+            before = system.text_or_empty(values)
+            return conversation(turns, mapping, row, before, may_ask=may_ask)
         text, reply = as_text(asked, question.name), as_text(answered, answer.name)
-        if not reply.strip():
+        if not reply.strip() and not may_ask:
             raise answer.empty("empty_answer")
         if more.given and (added := more.text_or_empty(values)).strip():
             first, second = (added, text) if extra_first else (text, added)
@@ -145,7 +176,8 @@ def _pair(mapping: Mapping, ask: str, reply: str, extra: str = "") -> Callable[[
         if history.given:
             messages += history_of(history.value_or_none(values))
         messages.append({"role": "user", "content": text})
-        messages.append({"role": "assistant", "content": reply})
+        if reply.strip():
+            messages.append({"role": "assistant", "content": reply})
         return Conversation(messages, None, row.line)
 
     return make
@@ -307,7 +339,7 @@ def _answered(mapping: Mapping) -> Callable[[Row, list[Any]], Conversation]:
     return make
 
 
-def _messages(mapping: Mapping) -> Callable[[Row], Made]:
+def _messages(mapping: Mapping, *, may_ask: bool = False) -> Callable[[Row], Made]:
     messages, tools, system = (_Part(mapping, part) for part in ("messages", "tools", "system"))
     older = mapping.columns.get("tools") == "functions"  # OpenAI's older name, without wrappers
 
@@ -320,19 +352,25 @@ def _messages(mapping: Mapping) -> Callable[[Row], Made]:
         known = tools_of(tools.value_or_none(row.values))
         if older and known:
             known = [t if "function" in t else {"type": "function", "function": t} for t in known]
-        return conversation(
-            turns, mapping, row, system_text(system.value_or_none(row.values)), known
-        )
+        before = system_text(system.value_or_none(row.values))
+        return conversation(turns, mapping, row, before, known, may_ask=may_ask)
 
     return make
+
+
+_PAIRED = {
+    "alpaca": ("instruction", "output", "input"),
+    "prompt_completion": ("prompt", "completion"),
+    "question_answer": ("question", "answer", "context"),
+}
 
 
 _MAKERS: dict[str, Callable[[Mapping], Callable[[Row], Made]]] = {
     "messages": _messages,
     "sharegpt": _messages,
-    "alpaca": lambda m: _pair(m, "instruction", "output", "input"),
-    "prompt_completion": lambda m: _pair(m, "prompt", "completion"),
-    "question_answer": lambda m: _pair(m, "question", "answer", "context"),
+    "alpaca": lambda m: _pair(m, *_PAIRED["alpaca"]),
+    "prompt_completion": lambda m: _pair(m, *_PAIRED["prompt_completion"]),
+    "question_answer": lambda m: _pair(m, *_PAIRED["question_answer"]),
     "preference": _preference,
     "judged": _judged,
     "scored": _scored,

@@ -1,10 +1,7 @@
 """Tokenise rows: convert, encode, cut to the context, write flat token arrays with trained masks.
 
 Many gigabytes of tokens cost no more memory than the pages that are touched.
-
-A row that is too long loses its end. Where that would leave less answer than half the limit (or
-than the whole answer, if that is shorter), it loses the beginning of its prompt instead; what the
-tokenizer puts in front (`<s>`) stays. Plain text is cut into windows, nothing is lost.
+Rows that are too long are cut as `cutting.py` says.
 """
 
 from __future__ import annotations
@@ -16,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
 import numpy as np
 
+from studio.data.cutting import Cut, fit, fit_alike, windows
 from studio.data.mapping import columns_read
 from studio.data.origins import Origin, guess_origin
 from studio.data.preferences import preferences
@@ -43,7 +41,7 @@ from studio.data.report import (
     histogram,
     token_smells,
 )
-from studio.data.rows import converter
+from studio.data.rows import Converter, Made, converter, prompt_converter
 from studio.data.template.layout import Reading, Rendered
 from studio.data.template.spans import runs
 from studio.data.template.template import IGNORED, Encoded, Template, View
@@ -192,72 +190,23 @@ def _mapped(path: Path, dtype: type) -> NDArray:  # type: ignore[type-arg]
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
-class Cut(NamedTuple):
-    """A row within the limit; `kept` are its places in the whole row, None for all."""
-
-    ids: NDArray[np.int32]
-    trained: NDArray[np.bool_]
-    lost: Literal["nothing", "end", "start"]
-    kept: NDArray[np.int64] | None
-
-
-def fit(row: Encoded, *, limit: int, num_lead_tokens: int) -> Cut:
-    """Cut one conversation to `limit` tokens by the rule at the top of this file."""
-    if len(row.ids) <= limit:
-        return Cut(row.ids, row.trained, "nothing", None)
-    summed = np.concatenate([[0], np.cumsum(row.trained)])
-    enough = min(int(summed[-1]), limit // 2)
-    if summed[limit] >= enough:
-        return Cut(row.ids[:limit], row.trained[:limit], "end", np.arange(limit))
-    lead = min(num_lead_tokens, limit - 1)
-    body = limit - lead
-    inside = summed[body:] - summed[: len(summed) - body]
-    inside[:lead] = -1  # the lead is kept anyway
-    found = np.flatnonzero(inside >= enough)
-    start = int(found[0]) if len(found) else int(np.argmax(inside))
-    kept = np.concatenate([np.arange(lead), np.arange(start, start + body)])
-    return Cut(row.ids[kept], row.trained[kept], "start", kept)
-
-
-def fit_alike(rows: Sequence[Encoded], *, limit: int, num_lead_tokens: int) -> list[Cut]:
-    """Cut rows with one prompt as `fit` does, and where one loses tokens of it, all do."""
-    cuts = [fit(row, limit=limit, num_lead_tokens=num_lead_tokens) for row in rows]
-    starts = [
-        int(c.kept[num_lead_tokens]) for c in cuts if c.lost == "start" and c.kept is not None
-    ]
-    if not starts:
-        return cuts
-    first = min(max(starts), *(int(row.trained.argmax()) for row in rows))
-    made = []
-    for row in rows:
-        places = np.arange(len(row.ids))
-        kept = places[(places < num_lead_tokens) | (places >= first)][:limit]
-        made.append(Cut(row.ids[kept], row.trained[kept], "start", kept))
-    return made
-
-
-def windows(ids: NDArray[np.int32], *, limit: int, lead: Sequence[int]) -> Iterator[Encoded]:
-    """Cut a text (without its lead) into windows that each begin with the lead."""
-    body = max(1, limit - len(lead))
-    for start in range(0, len(ids), body):
-        piece = np.concatenate([lead, ids[start : start + body]]).astype(np.int32)
-        if len(piece) >= 2:  # one token alone predicts nothing
-            yield Encoded(piece, np.ones(len(piece), bool))
-
-
 def tokenise(
     origin: Origin, source: DataSource, template: Template, limit: int, writer: TokenWriter,
     rows: Rows = "answers",
 ) -> tuple[Tokens, TokenReport]:  # fmt: skip
     """Write every usable row of an origin as tokens, cut to `limit`, and report.
 
-    Of pairs, two rows each: the chosen answer, then the rejected one.
+    Of pairs, two rows each: the chosen answer, then the rejected one. A row that is a prompt keeps
+    its answer, if it has one, as the tokens that would be trained; only the prompt has a limit.
 
     Raises:
         DataError: No row can be used, or no token would be trained.
     """
     guess = guess_origin(origin, source)
     work = _Tokeniser(template, source.train_on, limit, writer)
+    if rows in ("prompts", "referenced"):
+        work.write_prompts(origin.rows(), guess, referenced=rows == "referenced")
+        return work.finish(origin, guess._replace(sure=True), trains=False)
     if rows != "answers":
         found = preferences(origin, source, work.counter, verdicts=rows == "judged")
         work.write_preferences(found)
@@ -284,13 +233,14 @@ class _Tokeniser:
         self.readings: Counter[Reading] = Counter()  # of documents with control tokens
         self.truncated = self.truncated_start = self.truncated_tokens = 0
 
-    def write_rows(self, items: Iterator[Row | Problem], guess: Guess) -> None:
-        convert, columns = converter(guess.mapping), columns_read(guess.mapping)
-        numbers: list[int] = []
-        rows: list[Conversation | Document] = []
+    def _converted(
+        self, items: Iterator[Row | Problem], guess: Guess, convert: Converter
+    ) -> Iterator[Made]:
+        """Yield what rows became; `counter.read` is the number of the newest."""
+        columns = columns_read(guess.mapping)
         for item in items:
             self.counter.read += 1
-            made: Conversation | Document | Problem
+            made: Made | Problem
             if isinstance(item, Row):
                 self.counter.see(item, columns)
                 made = convert(item)
@@ -298,7 +248,42 @@ class _Tokeniser:
                 made = item
             if isinstance(made, Problem):
                 self.counter.drop(made)
+            else:
+                yield made
+
+    def write_prompts(
+        self, items: Iterator[Row | Problem], guess: Guess, *, referenced: bool
+    ) -> None:
+        """Write prompts, each followed by its reference; `referenced` drops those without one."""
+        for made in self._converted(items, guess, prompt_converter(guess.mapping)):
+            assert isinstance(made, Conversation)
+            messages, answer = made.messages, ""
+            if messages[-1]["role"] == "assistant":
+                messages, answer = messages[:-1], messages[-1]["content"].strip()
+            try:
+                ids = self.template.encode_prompt(messages, made.tools)
+            except DataError as error:
+                self.counter.drop(Problem(made.line, "template", error.text))
                 continue
+            if referenced and not answer:
+                text = "The row has no answer, and a score of train.rewards compares with it."
+                self.counter.drop(Problem(made.line, "no_reference", text))
+            elif len(ids) >= self.limit:
+                text = f"The prompt has {len(ids):,} tokens, and {self.limit:,} is the limit."
+                self.counter.drop(Problem(made.line, "too_long", text))
+            else:
+                reference = self.template.encode_text(answer)
+                trained = np.arange(len(ids) + len(reference)) >= len(ids)
+                whole = np.concatenate([ids, reference]).astype(np.int32)
+                self.writer.add(Encoded(whole, trained), self.counter.read)
+                self.counter.keep(made)
+                self.counter.hashes.append(content_hash(made))
+                self.lengths.append(len(ids))
+
+    def write_rows(self, items: Iterator[Row | Problem], guess: Guess) -> None:
+        numbers: list[int] = []
+        rows: list[Conversation | Document] = []
+        for made in self._converted(items, guess, converter(guess.mapping)):
             numbers.append(self.counter.read)
             rows.append(made)
             if len(rows) >= BATCH_ROWS:
@@ -433,17 +418,20 @@ class _Tokeniser:
         if lines:
             yield "\n".join(lines), self.counter.read
 
-    def finish(self, origin: Origin, guess: Guess) -> tuple[Tokens, TokenReport]:
+    def finish(
+        self, origin: Origin, guess: Guess, *, trains: bool = True
+    ) -> tuple[Tokens, TokenReport]:
         tokens, template = self.writer.finish(), self.template
         fields = self.counter.fields(origin, guess)
         num_trained = int(np.count_nonzero(tokens.trained))
-        if num_trained == 0:
+        if num_trained == 0 and trains:
             raise DataError(f"Not one token of {origin.name} would be trained.")
         share = num_trained / len(tokens.ids)
-        is_text = guess.mapping.format == "text"
+        is_text = guess.mapping.format == "text" and trains
         lengths = np.asarray(self.lengths)
-        fields["warnings"] += [*self.parts.sentences(), *self._warnings(share, is_text)]
-        fields["warnings"] += token_smells(tokens, self.truncated, guess.mapping.format)
+        if trains:
+            fields["warnings"] += [*self.parts.sentences(), *self._warnings(share, is_text)]
+            fields["warnings"] += token_smells(tokens, self.truncated, guess.mapping.format)
         return tokens, TokenReport(
             **fields,
             name=origin.name,

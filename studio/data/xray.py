@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from studio.data.cutting import fit, fit_alike
 from studio.data.datasets import find
 from studio.data.origins import Origin, guess_origin
 from studio.data.prepare import prepare, row_limit
 from studio.data.records import Conversation, Document, Judged, Pair, Problem, Row, num_equal
 from studio.data.report import Frozen
-from studio.data.rows import converter, record_converter
+from studio.data.rows import converter, prompt_converter, record_converter
 from studio.data.template.template import Encoded, Template, View, choose_for
-from studio.data.tokens import Examples, fit, fit_alike
+from studio.data.tokens import Examples
 from studio.errors import DataError
 from studio.home import Home
 from studio.spec import DataSource
@@ -87,6 +88,7 @@ def xray(
     seed: int = 0,
     home: Home | None = None,
     plain: bool = False,
+    prompts: bool = False,
 ) -> list[XRow]:
     """Show some rows as tokens: by number, or the first, longest, shortest or random ones.
 
@@ -99,6 +101,7 @@ def xray(
         count: Number of rows to pick.
         seed: Of the random choice.
         home: Where imported datasets live and tokens are cached.
+        prompts: Show rows that end with a question too, as GRPO reads them.
         plain: Show preferences as `train.loss=sft` reads them, not as pairs and judged answers.
 
     Raises:
@@ -127,6 +130,8 @@ def xray(
     limit = row_limit(source, context_length)
     as_records = record_converter(guess.mapping, pairs=source.pairs, margin=source.margin)
     convert: Callable[[Row], Any] = converter(guess.mapping) if plain else as_records
+    if prompts:
+        convert = prompt_converter(guess.mapping)
     found: dict[int, list[XRow]] = {}
     for number, item in _read_rows(origin, set(wanted)):
         row = convert(item) if isinstance(item, Row) else item

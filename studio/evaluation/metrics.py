@@ -6,7 +6,7 @@ reference. Words are runs of letters and digits without case; everything else se
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from functools import partial
 from typing import Any, Literal
@@ -87,9 +87,14 @@ def weights_in(text: str, source: str) -> dict[str, float]:
     if not found:
         raise SpecError(
             f"{source} names no score: set it to scores with weights, such as number:1, "
-            f"pattern:0.2. Known: {', '.join(SCORES)}.", field=source,
+            f"pattern:0.2. Known: {', '.join(SCORES).replace('regex', 'pattern')}.", field=source,
         )  # fmt: skip
     return found
+
+
+def needs_reference(scores: Iterable[str]) -> bool:
+    """Return True if one of the scores compares the answer with an expected one."""
+    return any(name in COMPARING for name in scores)
 
 
 def pattern_fault(pattern: str) -> str:

@@ -49,17 +49,19 @@ class RunProgress:
         if self.first_loss is None:
             self.first_loss = loss
 
-    def record_evaluation(self, eval_loss: float, accuracy: float | None = None) -> None:
-        """Record a validation loss; `waited` counts the evaluations since the best.
+    def record_evaluation(self, eval_loss: float | None, score: float | None = None) -> None:
+        """Record a validation loss, or only a score; `waited` counts evaluations since the best.
 
-        The best has the highest reward accuracy, if there is one, then the lowest loss.
+        The best has the highest score (reward accuracy, reward), if there is one, then the lowest
+        loss.
         """
         self.eval_loss = eval_loss
-        self.evaluations.append((self.step, eval_loss))
-        best = -(self.best_accuracy or 0.0), self.best_loss
-        if best[1] is None or (-(accuracy or 0.0), eval_loss) < best:
+        if eval_loss is not None:
+            self.evaluations.append((self.step, eval_loss))
+        best = -(self.best_accuracy or 0.0), self.best_loss or 0.0
+        if self.best_step is None or (-(score or 0.0), eval_loss or 0.0) < best:
             self.best_loss, self.best_step, self.waited = eval_loss, self.step, 0
-            self.best_accuracy = accuracy
+            self.best_accuracy = score
         else:
             self.waited += 1
 

@@ -33,7 +33,8 @@ from studio.models.sources import ModelFacts, facts
 from studio.spec import RunSpec
 from studio.training.activations import Shape, kept_activations, read_shape
 from studio.training.allocator import REUSED_BYTES, WIDE_NUMBERS, chunk_numbers
-from studio.training.objectives import objective
+from studio.training.objectives import needs_reference
+from studio.training.objectives.grpo import CACHE_TOKENS
 from studio.training.schedule import Plan, plan_run
 
 if TYPE_CHECKING:
@@ -134,6 +135,9 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     shape = read_shape(known)
     measure = first_lengths if from_first_rows else row_lengths
     lengths, targets = measure(spec, known, home)
+    longer = 0  # tokens that answers may have beyond what is expected of them
+    if spec.train.loss == "grpo":
+        lengths, targets, longer = answer_lengths(spec, known, lengths, targets)
     plan = plan_run(spec, num_rows=len(lengths), hidden_size=shape.hidden)  # pairs: two columns
     load = batch_load(plan, lengths, targets, packing=spec.train.packing, processes=size)
     if from_first_rows:
@@ -142,11 +146,17 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
         tokens = longest.sum() if spec.train.packing else padded
         most = np.sort(targets.sum(1))[-plan.micro_batch :].sum()
         load = replace(load, tokens=int(tokens), targets=int(most))
+    longer *= plan.micro_batch
+    load = replace(load, tokens=load.tokens + longer, targets=load.targets + longer)
     device = chosen_device(spec.train.device)
     on_gpu = device.name.startswith("cuda")  # an Apple GPU loads float32 into the system's memory
     flops = step_flops(spec, shape, tokens=load.share_tokens, targets=load.share_targets)
     step_seconds = STEP_SECONDS * shape.layers * plan.most_passes(size)
     step_seconds += flops / speed(device, home) * slowdown(size, on_gpu=on_gpu)
+    if spec.train.loss == "grpo":  # token after token
+        answers = plan.rows_per_step / size * spec.train.num_generations
+        batches = math.ceil(load.share_tokens / CACHE_TOKENS)
+        step_seconds += STEP_SECONDS * shape.layers * batches * load.share_targets / answers
     before = reference_steps(spec, plan) * step_seconds
     on_device, shared, beside = _shared_memory(spec, known, on_gpu=on_gpu)
     starts = START_SECONDS + (PROCESS_START_SECONDS if size > 1 else 0)
@@ -169,12 +179,29 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     )
 
 
+def answer_lengths(
+    spec: RunSpec, known: ModelFacts, lengths: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the tokens of each prompt with its answers (GRPO), and how many more they may have.
+
+    Answers are expected to be as long as the rows' own, or half of the maximum where these have
+    none.
+    """
+    args = spec.train
+    most = min(args.max_completion_length, known.context_length)
+    own = targets[targets > 0]
+    usual = min(most, math.ceil(own.mean()) + 1 if len(own) else math.ceil(most / 2))
+    answers = np.full_like(targets, args.num_generations * usual)
+    prompts = args.num_generations * (lengths - targets)
+    return prompts + answers, answers, args.num_generations * (most - usual)
+
+
 def reference_steps(spec: RunSpec, plan: Plan) -> float:
     """Return how many steps the pass over the rows for the reference's log-probabilities takes.
 
     It is a forward pass, half of a step, once over the rows that the run uses.
     """
-    if spec.train.loss == "sft" or not objective(spec.train.loss).NEEDS_REFERENCE:
+    if spec.train.loss == "grpo" or not needs_reference(spec):  # grpo's is part of each step
         return 0.0
     return 0.5 * min(plan.total_steps, plan.num_rows / plan.rows_per_step)
 
@@ -308,6 +335,11 @@ def memory(
         "workspace": int(spread * 3 * max(shape.inner, shape.hidden) * load.tokens * width)
         + gathered,
     }
+    if spec.train.loss == "grpo":  # before the step: the cache of the answers
+        at_once = min(CACHE_TOKENS, load.tokens * spec.train.gradient_accumulation_steps)
+        cache = 2 * shape.layers * shape.keys_values * at_once * width
+        step = parts["activations"] + parts["logits"] + parts["workspace"]
+        parts["workspace"] += max(0, cache - step)
     if shares_base and not on_gpu:  # the base is loaded whole, then sharded
         loading = known.parameters * width + parts["runtime"]
         parts["workspace"] += max(0, loading - sum(parts.values()))
@@ -358,6 +390,8 @@ def step_flops(spec: RunSpec, shape: Shape, *, tokens: float, targets: float) ->
     passes = 3.0 if spec.method.trains_base else 2.0
     passes += 1.0 if spec.train.gradient_checkpointing else 0.0
     passes += 1.0 if spec.train.loss == "kto" else 0.0  # answers to other prompts
+    if spec.train.loss == "grpo":  # several updates, the reference, and writing the answers
+        passes = passes * spec.train.num_iterations + needs_reference(spec) + 1.0
     routed = shape.mixture.active_parameters if shape.mixture else 0
     body = 2 * (shape.layers * shape.layer_parameters + routed) * tokens
     return passes * body + 4 * shape.hidden * shape.vocabulary * targets

@@ -55,8 +55,10 @@ class Step(Event):
     """One optimizer step; `tokens` excludes padding.
 
     `expert_balance` is the evenness of the routers' choice, from 0 (one expert for all) to 1; None
-    for models without routed experts. The last six are means of a run that learns from preferences
-    (`rewards.py`).
+    for models without routed experts. Then come the means of a run that learns from preferences
+    (`rewards.py`), and those of one that learns from rewards of its own answers (`rollouts.py`), by
+    TRL's names: mean reward, its standard deviation within a group, share of groups without any,
+    tokens of an answer, KL to the reference per token.
     """
 
     loss: float
@@ -73,16 +75,23 @@ class Step(Event):
     rewards_accuracies: float | None = None
     logps_chosen: float | None = None
     logps_rejected: float | None = None
+    reward: float | None = None
+    reward_std: float | None = None
+    frac_reward_zero_std: float | None = None
+    completion_length: float | None = None
+    kl: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluated(Event):
     """Loss and token accuracy on the validation rows; of preferences, their rewards.
 
-    `kl` is the distance from the reference per token of the chosen answers.
+    `kl` is the distance from the reference per token of the chosen answers. A run that learns from
+    rewards has only the mean reward of its greedy answers.
     """
 
-    eval_loss: float
+    eval_loss: float | None = None
+    reward: float | None = None
     token_accuracy: float | None = None
     rewards_accuracies: float | None = None
     rewards_margins: float | None = None

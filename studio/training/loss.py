@@ -163,6 +163,14 @@ def row_losses(backbone: Backbone, batch: PackedBatch | PaddedBatch) -> Tensor:
     return torch.stack([losses.sum() for losses in losses_N.split(list(batch.kept))])
 
 
+def token_losses(
+    backbone: Backbone, batch: PackedBatch | PaddedBatch, temperature: float = 1.0
+) -> Tensor:
+    """Return each trained token's negative log-likelihood `(N,)` at a temperature, in float32."""
+    found, head = _forward(backbone, batch)
+    return _cross_entropy(found / temperature, head, batch.targets_N, 0.0)
+
+
 def token_kl(
     backbone: Backbone, batch: PackedBatch | PaddedBatch, stack: Stack, reference: Stack
 ) -> float:

@@ -67,6 +67,8 @@ class Totals(NamedTuple):
 class Preference:
     """The loss of a run that learns from preferences, and its reference."""
 
+    updates = 1
+
     def __init__(self, session: Session) -> None:
         self.session, self.args = session, session.spec.train
         self.objective = objective(self.args.loss)
@@ -108,9 +110,13 @@ class Preference:
         return loss
 
     def sums(self) -> Sequence[Tensor]:
-        """Return this rank's sums of the step, as `rewards.Rewards.of` takes them."""
+        """Return this rank's sums of the step, as `report` takes them."""
         none = torch.zeros(8, device=self.session.loaded.device)
         return torch.stack(self._sums or [none]).sum(0).unbind()
+
+    def report(self, sums: Sequence[float]) -> dict[str, float | None]:
+        """Return the step's means by the names of `events.Step`."""
+        return Rewards.of(sums).as_dict()
 
     def _loss(
         self, which: str, rows: Sequence[int], policy_R: Tensor, kept: Sequence[int], totals: Totals

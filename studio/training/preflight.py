@@ -66,18 +66,23 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
         session = open_session(alone, loaded=loaded, prepared=prepared)
         yield Loading(text="Two steps on the longest batch")
         peak, seconds = measured_steps(session, run_dir, processes=guessed.processes)
-    found = corrected(whole, peak_bytes=peak, step_seconds=seconds)
+    batches = None
+    if spec.train.loss == "grpo":  # answers may become longer than those measured
+        peak = max(peak, whole.process_bytes)
+        batches = max(1.0, spec.train.gradient_accumulation_steps / guessed.processes)
+    found = corrected(whole, peak_bytes=peak, step_seconds=seconds, batches=batches)
     found = replace(
         guessed, seconds=found.seconds, measured=True,
         parts={name: max(0, size + guessed.parts[name] - whole.parts[name])
                for name, size in found.parts.items()},
     )  # fmt: skip
-    rows: Any = session.prepared.train
-    flops = step_flops(
-        spec, read_shape(loaded.facts), tokens=guessed.longest_batch_tokens,
-        targets=sum(int((row.labels != IGNORED).sum()) for row in rows),
-    )  # fmt: skip
-    save_speed(home, guessed.device.partition(",")[0], flops / max(seconds, 1e-9))
+    if spec.train.loss != "grpo":  # its steps are of another kind
+        rows: Any = session.prepared.train
+        flops = step_flops(
+            spec, read_shape(loaded.facts), tokens=guessed.longest_batch_tokens,
+            targets=sum(int((row.labels != IGNORED).sum()) for row in rows),
+        )  # fmt: skip
+        save_speed(home, guessed.device.partition(",")[0], flops / max(seconds, 1e-9))
     run_dir.mkdir(parents=True, exist_ok=True)
     report = {"guessed_bytes": guessed.total_bytes, **found.as_dict()}
     (run_dir / REPORT).write_text(json.dumps(report, indent=1))
@@ -88,8 +93,13 @@ def preflight(spec: RunSpec, *, run_dir: Path, home: Home, device: str = "") -> 
     )  # fmt: skip
 
 
-def corrected(guess: Estimate, *, peak_bytes: int, step_seconds: float) -> Estimate:
-    """Return the estimate with measured memory and time; `runtime` takes the difference."""
+def corrected(
+    guess: Estimate, *, peak_bytes: int, step_seconds: float, batches: float | None = None
+) -> Estimate:
+    """Return the estimate with measured memory and time; `runtime` takes the difference.
+
+    A step takes `batches` times the measured one; by default by the tokens of both.
+    """
     parts = dict(guess.parts)
     rest = peak_bytes - sum(v for k, v in parts.items() if k != "runtime")
     if rest >= 0:
@@ -98,6 +108,7 @@ def corrected(guess: Estimate, *, peak_bytes: int, step_seconds: float) -> Estim
         share = peak_bytes / max(1, guess.process_bytes)
         parts = {name: int(value * share) for name, value in parts.items()}
     share = guess.share_tokens / max(1, guess.longest_batch_tokens)
+    share = share if batches is None else batches
     share *= slowdown(guess.processes, on_gpu=guess.device.startswith("cuda"))
     seconds = START_SECONDS + guess.total_steps * step_seconds * share
     return replace(guess, parts=parts, seconds=seconds, measured=True)
@@ -106,8 +117,6 @@ def corrected(guess: Estimate, *, peak_bytes: int, step_seconds: float) -> Estim
 def measured_steps(session: Session, run_dir: Path, *, processes: int = 1) -> tuple[int, float]:
     """Take two steps on the longest micro-batch of a process; return peak bytes and seconds."""
     import torch
-
-    from studio.training.preference import Preference
 
     steps, plan = min(session.plan.total_steps, MOST_STEPS), session.plan
     rows_used = {row for step in range(steps) for row in plan.step_rows(step)}
@@ -131,7 +140,7 @@ def measured_steps(session: Session, run_dir: Path, *, processes: int = 1) -> tu
     rows = [train[width * row + i] for row in longest for i in range(width)]
     session.prepared = replace(session.prepared, train=rows, validation=[])
     if session.preference:
-        session.preference = Preference(session)
+        session.preference = type(session.preference)(session)
         for _ in session.preference.prepare_reference(run_dir):
             pass
     on_gpu = session.loaded.device.type == "cuda"

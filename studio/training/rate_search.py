@@ -68,7 +68,8 @@ def find_rate(
                 yield from session.preference.prepare_reference(run_dir)
             for _ in range(steps):
                 session.step()
-            loss = session.evaluate().eval_loss
+            found = session.evaluate()
+            loss = -(found.reward or 0.0) if found.eval_loss is None else found.eval_loss
             losses[rate] = loss if math.isfinite(loss) else math.inf
         except Diverged:
             losses[rate] = math.inf

@@ -15,6 +15,7 @@ from itertools import pairwise
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
+from studio.evaluation.metrics import weights_in
 from studio.spec import RunSpec
 from studio.training.objectives import needs_reference
 
@@ -45,8 +46,12 @@ ONE_SIDED, UNLEARNT = 0.95, 0.75
 LONGER, LEAST_TOKENS = 2.0, 8
 """Preferences: growth of the sampled answers, as a factor and in tokens."""
 SMOOTHING = 0.9
+HOTTER, LEARNED = 1.5, 0.9
+"""Rewards: factor on the temperature, and the share of the best reward that is enough."""
 
-STEP_CURVES = ("loss", "grad_norm", "rewards_chosen", "rewards_accuracies")
+STEP_CURVES = (
+    "loss", "grad_norm", "rewards_chosen", "rewards_accuracies", "reward", "frac_reward_zero_std",
+)  # fmt: skip
 EVAL_CURVES = (
     "eval_loss", "eval_rewards_accuracies", "answer_length", "answers_overrun", "answers_copied",
     "answer_tokens",
@@ -128,6 +133,7 @@ def read(run: RunCurves) -> list[Finding]:
         if found := diverges(run):
             return [found]
         rules = RUNNING_RULES + (ENDED_RULES if run.ended else ())
+        rules = (no_signal,) if run.spec.train.loss == "grpo" else rules
         return [found for rule in rules if (found := rule(run))]
     return []
 
@@ -141,7 +147,7 @@ def diverges(run: RunCurves) -> Finding | None:
     if run.diverged:
         text = f"Loss or gradient became infinite at a learning rate of {run.rate:.2g}."
         return Finding(rule="diverges", title=title, text=text, remedy=lower)
-    if len(run.parts) < 3:
+    if len(run.parts) < 3 or run.spec.train.loss == "grpo":  # its loss says nothing
         return None
     (step, best, error), (_, last, last_error) = min(run.parts, key=lambda p: p[1]), run.parts[-1]
     noise = CLEAR * math.hypot(error, last_error)
@@ -352,7 +358,7 @@ def unlearns(run: RunCurves) -> Finding | None:
         return None
     change, since = 0.0, None
     for count, (step, reward) in enumerate(points, 1):
-        change += max(1 - SMOOTHING, 1 / count) * (reward / args.beta - change)
+        change += max(1 - SMOOTHING, 1 / count) * (reward / args.own_beta - change)
         since = (since or step) if change < -FALL else None
     lasts = points[-1][0] - since + 1 if since else 0
     if since is None or lasts < max(LEAST_PAIRS, LASTING * run.total_steps):
@@ -416,6 +422,26 @@ def grows(run: RunCurves) -> Finding | None:
         text=f"Sampled answers grew from {first:.0f} to {last:.0f} tokens. If that is not wanted, "
         "compare the lengths of chosen and rejected answers in the dataset's report.",
         remedy=_again({"train.learning_rate": _round(run.rate / 3)}, "at a third of the rate"),
+    )  # fmt: skip
+
+
+# -- rewards ---------------------------------------------------------------------------------------
+
+
+def no_signal(run: RunCurves) -> Finding | None:
+    """Find groups of answers without different rewards, before the reward is high."""
+    silent = [value for _, value in run.points("frac_reward_zero_std")][-LEAST_STEPS:]
+    args, rewards = run.spec.train, [value for _, value in run.points("reward")]
+    best = sum(w for w in weights_in(args.rewards, "train.rewards").values() if w > 0)
+    if len(silent) < LEAST_STEPS or min(silent) < 1 or rewards[-1] >= LEARNED * best:
+        return None
+    hotter = _round(min(10.0, HOTTER * args.temperature))
+    return Finding(
+        rule="no_signal", title="The rewards give no direction",
+        text=f"For the last {LEAST_STEPS} steps, all answers to a prompt had the same reward. A "
+        "score that gives part of the reward (such as rouge_l or contains), more answers per "
+        "prompt or a higher temperature make a difference.",
+        remedy=_again({"train.temperature": hotter}, f"at a temperature of {hotter:g}"),
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """Sample answers of the model while it trains: the same prompts at every evaluation.
 
-Decoding is greedy, so it consumes no random numbers of the training. Samples take about a tenth of
+Samples are greedy, so they consume no random numbers of the training. They take about a tenth of
 the training time at most: beyond it an answer is cut short and ends with an ellipsis. The last
-samples, and those that the user requests, get more time.
+samples, and those that the user requests, get more time. GRPO (`rollouts.py`) decodes its answers
+here too.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from studio.chat.decoding import Batch
+from studio.chat.decoding import Batch, shares_passes
+from studio.chat.lanes import Sampling
+from studio.chat.sampling import Sampler, pick_all
 from studio.data.template.template import IGNORED, choose_for
 from studio.training.events import Answered, Sampled
-from studio.training.session import Session
 from studio.training.start import num_tokens_before
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from studio.backbone import Backbone
     from studio.training.batch import TokenRow
+    from studio.training.session import Session
 
 MAX_NEW_TOKENS, MAX_PROMPT_TOKENS = 48, 512
 MIN_SECONDS, FULL_LENGTH_SECONDS = 1.0, 15.0
@@ -108,7 +111,7 @@ class PromptSampler:
 def prompt_of(row: TokenRow, tokenizer: Any, stop_ids: Collection[int] = ()) -> SamplePrompt | None:
     """Return the tokens before a row's first trained one; for plain text its first third."""
     trained = (row.labels != IGNORED).nonzero()[0]
-    first = int(trained[0]) if len(trained) else 0
+    first = int(trained[0]) if len(trained) else len(row.input_ids)
     is_text = first < 2
     if is_text:
         first = len(row.input_ids) // 3
@@ -183,24 +186,75 @@ def greedy(
     seconds: float = float("inf"),
 ) -> list[tuple[list[int], bool]]:
     """Return each prompt's greedy continuation, and whether it reached a stop token."""
+    found = continuations(
+        backbone, prompts, [[Sampling()]] * len(prompts), device=device, stop_ids=stop_ids,
+        limits=[max_new_tokens] * len(prompts), seconds=seconds,
+    )  # fmt: skip
+    return [(one.ids, one.stop is not None) for one in found]
+
+
+@dataclass(slots=True)
+class Continuation:
+    """Tokens after a prompt, and the stop token after them if there was one."""
+
+    ids: list[int]
+    stop: int | None = None
+
+
+def continuations(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    samplings: Sequence[Sequence[Sampling]],
+    *,
+    device: torch.device,
+    stop_ids: Collection[int],
+    limits: Sequence[int],
+    seconds: float = float("inf"),
+) -> list[Continuation]:
+    """Continue each prompt once for each of its samplings, in their order, all in one batch.
+
+    The tokens are those of the chat engine with the same stack and seeds. A prompt is read once for
+    all its answers, where rows may share a pass.
+
+    Args:
+        backbone: Its active adapters answer.
+        prompts: Token ids.
+        samplings: How each prompt is continued.
+        device: Where the model is.
+        stop_ids: Tokens that end an answer.
+        limits: Most tokens of an answer, by prompt.
+        seconds: Answers are cut short after this time.
+    """
     deadline = time.monotonic() + seconds
-    found: list[list[int]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
-    going = list(range(len(prompts)))
+    order = [number for number, own in enumerate(samplings) for _ in own]
+    found = [Continuation([]) for _ in order]
+    going = list(range(len(order)))
     with backbone.evaluating(), backbone.without_checkpointing():
-        batch = Batch(backbone.model, prompts, device)
+        shared = shares_passes(backbone.model) and len(order) > len(prompts)
+        batch = Batch(backbone.model, prompts if shared else [prompts[n] for n in order], device)
         logits_BV, _ = batch.prefill()
-        for _ in range(max_new_tokens):
-            tokens = logits_BV.argmax(-1).tolist()
-            kept = [i for i, token in enumerate(tokens) if token not in stop_ids]
-            for i, row in enumerate(going):
-                ended[row] = i not in kept
-            for i in kept:
-                found[going[i]].append(tokens[i])
+        if shared:
+            batch.keep(order)
+            logits_BV = logits_BV[order]
+        every = (one for own in samplings for one in own)
+        samplers = [
+            Sampler(one, prompts[number], logits_BV.shape[-1])
+            for number, one in zip(order, every, strict=True)
+        ]
+        while True:
+            tokens = pick_all([samplers[row] for row in going], logits_BV)
+            kept = []
+            for place, (row, token) in enumerate(zip(going, tokens, strict=True)):
+                own = found[row]
+                if token is None or token in stop_ids:  # None: the logits overflow
+                    own.stop = token
+                    continue
+                own.ids.append(token)
+                if len(own.ids) < limits[order[row]]:
+                    kept.append(place)
             if not kept or time.monotonic() > deadline:
-                break
+                return found
             if len(kept) < len(going):
                 batch.keep(kept)
-                going = [going[i] for i in kept]
-            logits_BV = batch.step([found[row][-1] for row in going])
-    return list(zip(found, ended, strict=True))
+                going = [going[place] for place in kept]
+            logits_BV = batch.step([found[row].ids[-1] for row in going])

@@ -32,7 +32,7 @@ from studio.training.loss import evaluate_loss, loss_sum
 from studio.training.neftune import Neftune
 from studio.training.optimizer import OptimizerLike, make_optimizer, set_learning_rate
 from studio.training.preference import Preference
-from studio.training.rewards import Rewards
+from studio.training.rollouts import Rollouts
 from studio.training.schedule import Plan, plan_run
 from studio.training.start import StartingPoint, attach, num_tokens_before
 
@@ -56,7 +56,7 @@ class Pass:
     """Forward and backward of one step: its batches, their parts of the step's loss, the time.
 
     `scale` is what the gradients are too large by: see `Session.gradient_scale`. `sums` are those
-    of `rewards.Rewards`, if the run learns from preferences.
+    of `report` of the session's `preference`.
     """
 
     batches: Sequence[PackedBatch | PaddedBatch]
@@ -121,7 +121,7 @@ class Session:
     forward_backward: Callable[[Session], Pass] = forward_backward
     neftune: Neftune | None = None
     general: GeneralSet | None = None
-    preference: Preference | None = None
+    preference: Preference | Rollouts | None = None
     start: StartingPoint = field(default_factory=StartingPoint)
     timer_start: float = field(default_factory=time.monotonic)
 
@@ -136,23 +136,24 @@ class Session:
         Raises:
             Diverged: The loss or the gradient is not finite; the weights are as before the step.
         """
-        passed, started = self.forward_backward(self), time.perf_counter()
-        norm = self._reduce_and_clip(passed.scale).float()
-        found = torch.stack([norm, *passed.losses, *passed.sums]).tolist()  # a step's only wait
-        grad_norm, count = found[0], len(passed.losses)
-        losses, sums = found[1 : 1 + count], found[1 + count :]
-        loss = self.sum_over_ranks(float(sum(losses)))
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise self._diverged(passed.batches, losses, grad_norm)
-        rate = self.plan.lr(self.progress.step)
+        rate, seconds, tokens = self.plan.lr(self.progress.step), 0.0, 0
         set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        tokens = self.sum_over_ranks(passed.num_tokens)
-        seconds = passed.seconds + time.perf_counter() - started
+        for _ in range(self.preference.updates if self.preference else 1):
+            passed, started = self.forward_backward(self), time.perf_counter()
+            norm = self._reduce_and_clip(passed.scale).float()
+            found = torch.stack([norm, *passed.losses, *passed.sums]).tolist()  # the only wait
+            grad_norm, count = found[0], len(passed.losses)
+            losses, sums = found[1 : 1 + count], found[1 + count :]
+            loss = self.sum_over_ranks(float(sum(losses)))
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                self.optimizer.zero_grad(set_to_none=True)
+                raise self._diverged(passed.batches, losses, grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            tokens += self.sum_over_ranks(passed.num_tokens)
+            seconds += passed.seconds + time.perf_counter() - started
         self.progress.record_step(loss, tokens)
-        rewards = Rewards.of(self.sum_over_ranks(sums))
+        sums = self.sum_over_ranks(sums)
         return Step(
             step=self.progress.step,
             loss=loss,
@@ -163,7 +164,7 @@ class Session:
             epoch=self.plan.epoch(self.progress.step),
             memory_bytes=self.memory_bytes(),
             expert_balance=self.balance.of_step(),
-            **rewards.as_dict(),
+            **(self.preference.report(sums) if self.preference else {}),
         )
 
     def next_rows(self) -> list[list[int]]:
@@ -178,6 +179,8 @@ class Session:
 
     def next_batches(self) -> list[PackedBatch | PaddedBatch]:
         """Return this rank's micro-batches of the next step."""
+        if isinstance(self.preference, Rollouts):
+            return self.preference.batches(self.next_rows())
         return [self.batch([self.prepared.train[i] for i in rows]) for rows in self.next_rows()]
 
     def batch(self, examples: Sequence[TokenRow]) -> PackedBatch | PaddedBatch:
@@ -277,8 +280,12 @@ class Session:
         return (*self.start.frozen, (self.name, 1.0))
 
     def evaluate(self) -> Evaluated:
-        """Return the loss on the validation rows: per token, or of pairs and judged answers."""
+        """Return the loss on the validation rows, per token or of preferences, or the reward."""
         self.activate()
+        if isinstance(self.preference, Rollouts):
+            reward = self.preference.evaluate()
+            self.progress.record_evaluation(None, reward)
+            return Evaluated(step=self.progress.step, reward=reward)
         if self.preference:
             loss, rewards, kl = self.preference.evaluate()
             self.progress.record_evaluation(loss, rewards.rewards_accuracies)
@@ -322,7 +329,8 @@ class Session:
         # Not `stopped_early`, which communicates: the other ranks have left.
         best_of = "the lowest validation loss"
         if self.preference and progress.best_accuracy is not None:
-            best_of = "the highest reward accuracy on held-out rows"
+            what = "reward" if isinstance(self.preference, Rollouts) else "reward accuracy"
+            best_of = f"the highest {what} on held-out rows"
         early = f"Stopped early at step {progress.step}. " if self._out_of_patience else ""
         if not checkpoint.load_adapter(folder, best, self.adapter):
             return (
@@ -461,7 +469,7 @@ def open_session(
     )
     session.activate()
     if spec.train.loss != "sft":
-        session.preference = Preference(session)
+        session.preference = (Rollouts if spec.train.loss == "grpo" else Preference)(session)
     return session
 
 

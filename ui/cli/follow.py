@@ -67,8 +67,10 @@ def _line(job: Job) -> str:
 
 def _facts(job: Job) -> str:
     loss = job.result.get("last_loss")
-    left = seconds_left(job)
+    left, reward = seconds_left(job), job.result.get("eval_reward")
     parts = [] if loss is None else [f"loss {loss:.4f}"]
+    if reward is not None:
+        parts.append(f"held-out reward {reward:.3f}")
     if left is not None:
         parts.append(f"{int(left // 60)}:{int(left % 60):02} left")
     return "  ".join(parts)

@@ -1,7 +1,7 @@
-"""Losses that learn from preferences: one file each, formula and paper, on log-probabilities alone.
+"""Losses that learn from preferences or rewards: one file each, formula and paper.
 
-`training/preference.py` computes the log-probabilities and sums the losses of a step. The numbers
-are those of TRL's trainers.
+They see log-probabilities alone; `training/preference.py` computes these and sums the losses of a
+step, `training/rollouts.py` for GRPO. The numbers are those of TRL's trainers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from studio.errors import MethodError, SpecError
+from studio.evaluation.metrics import Scorer, scorers, weights_in
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +70,24 @@ def objective(name: str) -> Objective:
 
 def needs_reference(spec: RunSpec) -> bool:
     """Return True if the run's loss compares the model with a reference."""
-    return spec.train.loss != "sft" and objective(spec.train.loss).NEEDS_REFERENCE
+    loss = spec.train.loss
+    if loss == "grpo":
+        return spec.train.own_beta > 0
+    return loss != "sft" and objective(loss).NEEDS_REFERENCE
+
+
+def reward_scores(args: TrainArgs) -> list[tuple[float, Scorer]]:
+    """Return the weight and the function of each score of `train.rewards`.
+
+    Raises:
+        SpecError: There is none, or one is invalid.
+    """
+    weights = weights_in(args.rewards, "train.rewards")
+    found = scorers(
+        list(weights), args.reward_pattern, args.reward_json_schema, prefix="train.reward_",
+        source="train.rewards",
+    )  # fmt: skip
+    return [(weight, found[name]) for name, weight in weights.items()]
 
 
 def check(spec: RunSpec) -> None:
@@ -77,7 +95,7 @@ def check(spec: RunSpec) -> None:
 
     Raises:
         MethodError: The method changes the base itself, which is quantised or the loss's reference.
-        SpecError: The base is sharded.
+        SpecError: The base is sharded, or a setting of the loss is invalid.
     """
     args = spec.train
     if spec.method.trains_base and spec.model.quantization != "none":
@@ -87,12 +105,25 @@ def check(spec: RunSpec) -> None:
         )
     if args.loss == "sft":
         return
+    if args.loss == "grpo":
+        reward_scores(args)
+        if args.num_generations < 2:
+            raise SpecError(
+                "train.num_generations=1 leaves nothing to compare an answer with: use at least 2, "
+                "8 are usual.", field="train.num_generations",
+            )  # fmt: skip
+    elif args.beta == 0:
+        raise SpecError(
+            f"train.beta=0 switches {args.loss} off: use a value above 0.", field="train.beta"
+        )
     if spec.method.trains_base and needs_reference(spec):
         raise MethodError(
             f"train.loss={args.loss} compares the model with its reference, the base without the "
             "adapter; full fine-tuning changes the base and would need a second copy of it in "
-            "memory. Use an adapter method, or a loss without a reference: orpo, simpo or cpo."
-        )
+            "memory. Use an adapter method, or "
+            + ("train.beta=0." if args.loss == "grpo"
+               else "a loss without a reference: orpo, simpo or cpo.")
+        )  # fmt: skip
     if args.fsdp:
         raise SpecError(
             f"train.fsdp does not support train.loss={args.loss}: set train.fsdp=false, or "

@@ -26,8 +26,8 @@ def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β log π(y|x)` of pairs."""
     from torch.nn.functional import logsigmoid
 
-    wrong, margin = args.label_smoothing, args.beta * (chosen.policy - rejected.policy)
+    wrong, margin = args.label_smoothing, args.own_beta * (chosen.policy - rejected.policy)
     losses = -(1 - wrong) * logsigmoid(margin) - wrong * logsigmoid(-margin)
     return PairLosses(
-        losses, args.beta * chosen.policy.detach(), args.beta * rejected.policy.detach()
+        losses, args.own_beta * chosen.policy.detach(), args.own_beta * rejected.policy.detach()
     )

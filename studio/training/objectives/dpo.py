@@ -28,7 +28,7 @@ def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β h` of pairs."""
     from torch.nn.functional import logsigmoid
 
-    wrong, margin = args.label_smoothing, args.beta * (chosen.ratio - rejected.ratio)
+    wrong, margin = args.label_smoothing, args.own_beta * (chosen.ratio - rejected.ratio)
     losses = -(1 - wrong) * logsigmoid(margin) + wrong * logsigmoid(-margin)
-    rewards = args.beta * chosen.ratio.detach(), args.beta * rejected.ratio.detach()
+    rewards = args.own_beta * chosen.ratio.detach(), args.own_beta * rejected.ratio.detach()
     return PairLosses(losses / (1 - 2 * wrong), *rewards)

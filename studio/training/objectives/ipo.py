@@ -25,5 +25,5 @@ def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β h` of pairs."""
     margin = chosen.ratio / chosen.tokens.clamp(min=1)
     margin = margin - rejected.ratio / rejected.tokens.clamp(min=1)
-    rewards = args.beta * chosen.ratio.detach(), args.beta * rejected.ratio.detach()
-    return PairLosses((margin - 1 / (2 * args.beta)) ** 2, *rewards)
+    rewards = args.own_beta * chosen.ratio.detach(), args.own_beta * rejected.ratio.detach()
+    return PairLosses((margin - 1 / (2 * args.own_beta)) ** 2, *rewards)

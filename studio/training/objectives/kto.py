@@ -26,8 +26,8 @@ def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     """Return losses and rewards `β h` of good and of bad answers, one after the other."""
     import torch
 
-    good = torch.sigmoid(args.beta * (chosen.ratio - chosen.kl))
-    bad = torch.sigmoid(args.beta * (rejected.kl - rejected.ratio))
+    good = torch.sigmoid(args.own_beta * (chosen.ratio - chosen.kl))
+    bad = torch.sigmoid(args.own_beta * (rejected.kl - rejected.ratio))
     losses = [args.desirable_weight * (1 - good), args.undesirable_weight * (1 - bad)]
-    rewards = args.beta * chosen.ratio.detach(), args.beta * rejected.ratio.detach()
+    rewards = args.own_beta * chosen.ratio.detach(), args.own_beta * rejected.ratio.detach()
     return PairLosses(torch.cat(losses), *rewards)

@@ -29,8 +29,8 @@ def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     from torch.nn.functional import logsigmoid
 
     odds = _log_odds(chosen.mean) - _log_odds(rejected.mean)
-    rewards = args.beta * chosen.mean.detach(), args.beta * rejected.mean.detach()
-    return PairLosses(-args.beta * logsigmoid(odds), *rewards)
+    rewards = args.own_beta * chosen.mean.detach(), args.own_beta * rejected.mean.detach()
+    return PairLosses(-args.own_beta * logsigmoid(odds), *rewards)
 
 
 def _log_odds(log_p: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ def score(chosen: LogProbs, rejected: LogProbs, args: TrainArgs) -> PairLosses:
     from torch.nn.functional import logsigmoid
 
     wrong = args.label_smoothing
-    margin = args.beta * (chosen.mean - rejected.mean) - args.simpo_gamma
+    margin = args.own_beta * (chosen.mean - rejected.mean) - args.simpo_gamma
     losses = -(1 - wrong) * logsigmoid(margin) - wrong * logsigmoid(-margin)
-    return PairLosses(losses, args.beta * chosen.mean.detach(), args.beta * rejected.mean.detach())
+    rewards = args.own_beta * chosen.mean.detach(), args.own_beta * rejected.mean.detach()
+    return PairLosses(losses, *rewards)

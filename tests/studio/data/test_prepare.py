@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from studio.data.cutting import fit, windows
 from studio.data.prepare import prepare
 from studio.data.report import RowCounts
 from studio.data.template.backend import backend_from_folder
 from studio.data.template.template import Encoded, choose
-from studio.data.tokens import fit, windows
 from studio.errors import DataError
 from studio.spec import DataSource
 

@@ -287,20 +287,30 @@ export const METRICS = [
   { name: 'loss', title: 'Training loss', names: true, empty: 'The first step draws the first point' },
   { name: 'eval_loss', title: 'Held-out loss', smooth: false, dots: true,
     empty: 'Drawn at the first evaluation' },
+  ...optional([
+    ['reward', 'Reward, mean'], ['eval_reward', 'Held-out reward'], ['reward_std', 'Reward, deviation in a group'],
+    ['frac_reward_zero_std', 'Groups without a signal'], ['completion_length', 'Answer length, tokens'],
+    ['kl', 'KL to the base, per token'],
+  ]),
   { name: 'forgetting', title: 'Forgetting (KL from the base)', optional: true, smooth: false, dots: true },
   { name: 'learning_rate', title: 'Learning rate', smooth: false },
   { name: 'grad_norm', title: 'Gradient norm' },
   { name: 'tokens_per_second', title: 'Tokens per second', format: compact },
-  ...[
+  ...optional([
     ['expert_balance', 'Evenness of the routers'],
     ['eval_rewards_accuracies', 'Held-out reward accuracy'], ['rewards_accuracies', 'Reward accuracy'],
     ['rewards_margins', 'Reward margin'], ['rewards_chosen', 'Reward, chosen'],
     ['rewards_rejected', 'Reward, rejected'], ['logps_chosen', 'Log-probability, chosen'],
     ['logps_rejected', 'Log-probability, rejected'], ['eval_kl', 'KL to the reference, per token'],
     ['answer_tokens', 'Length of sampled answers, in tokens'],
-  ].map(([name, title]) => ({ name, title, optional: true,
-    ...(/^(eval|answer)_/.test(name) && { smooth: false, dots: true }) })),
+  ]),
 ];
+
+/** Charts that are shown only where a run has the curve. */
+function optional(some) {
+  return some.map(([name, title]) => ({ name, title, optional: true,
+    ...(name.startsWith('eval_') && { smooth: false, dots: true }) }));
+}
 
 const LOSSES = ['loss', 'eval_loss'];
 const HINT = 'A click opens the nearest checkpoint in Compare';
@@ -314,7 +324,8 @@ export function board(names, pick = null) {
   const update = (series) => {
     for (const chart of charts) {
       chart.lines = series.get(chart.options.name) ?? new Map();
-      if (chart.options.optional) chart.element.hidden = !chart.lines.size;
+      const rewarded = chart.options.name === 'eval_loss' && series.has('reward'); // it has none
+      if (chart.options.optional || rewarded) chart.element.hidden = !chart.lines.size;
     }
     group.redraw();
   };

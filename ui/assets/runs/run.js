@@ -150,8 +150,8 @@ export class Detail {
     const rows = job.rows ?? {};
     const figures = [
       ['Loss', number(job.last_loss), job.first_loss == null ? '' : `from ${number(job.first_loss)}`],
-      ['Held-out loss', number(job.eval_loss), job.reward_accuracy == null ? ''
-        : `${number(100 * job.reward_accuracy, 0)}\u202f% right`],
+      job.reward != null ? ['Held-out reward', number(job.reward), ''] : ['Held-out loss', number(job.eval_loss),
+        job.reward_accuracy == null ? '' : `${number(100 * job.reward_accuracy, 0)}\u202f% right`],
       ['Steps', count(job.step), job.total_steps ? `of ${count(job.total_steps)}` : ''],
       ['Time', duration(job.seconds ?? (job.started && isLive(job)
         ? Date.now() / 1000 - job.started : null)), ''],
@@ -164,8 +164,9 @@ export class Detail {
       this.figures.replaceChildren(...figures.map(([name]) =>
         h('div', {}, h('dt', {}, name), h('dd', {}, h('b', {}), h('span', {})))));
     }
-    figures.forEach(([, value, note], i) => {
-      const [main, aside] = this.figures.children[i].lastChild.children;
+    figures.forEach(([name, value, note], i) => {
+      const [title, { children: [main, aside] }] = this.figures.children[i].children;
+      text(title, name);
       text(main, value);
       text(aside, note);
     });

@@ -9,9 +9,10 @@ export class FirstRows {
     this.turn = 0;
     this.warning = h('div', { role: 'status', 'data-testid': 'cut' });
     this.words = quiet('');
+    this.marked = h('span', {}, 'trained');
     this.list = h('div', { class: 's-first-rows', 'data-testid': 'first-rows' });
     this.element = h('section', { class: 's-card', hidden: true }, h('header', { class: 's-row-between' },
-      h('h2', {}, 'The first rows'), h('span', { class: 's-xray-legend' }, [['trained', 'trained'],
+      h('h2', {}, 'The first rows'), h('span', { class: 's-xray-legend' }, [['trained', this.marked],
         ['masked', 'read'], ['truncated', 'cut']].map(([state, words]) => h('span', {},
         h('i', { class: 's-token', 'data-state': state }, 'Aa'), words)))), this.warning, this.words, this.list);
   }
@@ -23,12 +24,14 @@ export class FirstRows {
     const { rows = [], error, unknown = error?.text ?? '' } = await api('/api/train/rows', { set: found.set })
       .catch((failed) => ({ error: { text: failed.message } }));
     if (turn !== this.turn) return;
+    const what = found.values['train.loss'] === 'grpo' ? 'to compare with' : 'trained';
+    text(this.marked, what);
     text(this.words, unknown);
     this.words.hidden = !unknown;
     this.list.replaceChildren(...rows.map((row) => h('div', {}, h('p', { class: 's-quiet' }, row.problem
       ? `Row ${row.row} is dropped: ${row.problem}`
       : `Row ${row.row}${row.side && `, ${row.side}`}: ${count(row.num_tokens)} tokens, ${
-        count(row.num_trained)} trained${row.num_truncated ? `, ${count(row.num_truncated)} cut` : ''}`),
+        count(row.num_trained)} ${what}${row.num_truncated ? `, ${count(row.num_truncated)} cut` : ''}`),
     h('div', { class: 's-tokens', tabindex: '0', role: 'group', 'aria-label': `Row ${row.row} as tokens` },
       drawn([row]), row.tokens.length < row.num_tokens && '…'))));
   }

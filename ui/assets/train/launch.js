@@ -5,9 +5,11 @@ import { actOn, badge, button, duration, h, query, quiet, remember, sureButton, 
 import { compareAddress } from '../core/lanes.js';
 import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/live.js';
 
+const SHOWN = ['loss', 'eval_loss', 'reward', 'eval_reward'];
+
 export class Launch {
   constructor() {
-    this.board = board(['loss', 'eval_loss']);
+    this.board = board(SHOWN);
     this.board.group.smoothing = Number(localStorage.getItem('studio.smoothing') ?? 0.6);
     this.line = h('p', { class: 's-launched', role: 'status', 'data-testid': 'launched' });
     this.progress = new JobProgress();
@@ -22,7 +24,7 @@ export class Launch {
     subscribe({
       element: this.element,
       runs: () => (this.run ? [this.run] : []),
-      names: () => ['loss', 'eval_loss'],
+      names: () => SHOWN,
       onJobs: (jobs) => this.take(jobs),
       onMetrics: (series) => this.board.update(series),
     });

@@ -162,7 +162,12 @@ export class Train extends HTMLElement {
     say(this.error, error?.text);
     this.mark(error?.field);
     this.preflight.take(error ? null : found);
-    if (error) { text(this.says, ''); this.warnings.replaceChildren(); return this.rows.take(null); }
+    if (error) {
+      text(this.says, '');
+      this.warnings.replaceChildren();
+      this.sift(); // the field that is wrong may be one that the loss just chosen brings
+      return this.rows.take(null);
+    }
     this.found = found;
     remember({ set: found.set, preset: null });
     for (const name of ['model', 'data']) {
