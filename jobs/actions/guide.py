@@ -12,7 +12,7 @@ from studio import goals, hardware, offline
 from studio.data.datasets import check_file, origin_of
 from studio.data.snapshots import open_snapshot
 from studio.errors import DataError, StudioError
-from studio.fields import parameter
+from studio.fields import Record, parameter
 from studio.home import Home
 from studio.methods import methods
 from studio.models import inventory
@@ -104,7 +104,10 @@ def _words(path: str, value: Any, method: str) -> dict[str, str]:
     if path == "method.name":
         return {"title": "Method", "shown": methods()[str(value)].title}
     part, _, name = path.partition(".")
-    record = {"data": DataSource, "train": TrainArgs, "method": methods()[method]}[part]
+    records: dict[str, type[Record]] = {
+        "data": DataSource, "train": TrainArgs, "method": methods()[method]
+    }  # fmt: skip
+    record = records[part]
     one = parameter(path, record.model_fields[name])
     shown = dict(one.labels).get(str(value), "on" if value is True else str(value))
     return {"title": one.title, "shown": shown}
@@ -118,12 +121,12 @@ def _checked(home: Home, chosen: goals.Goal, data: str) -> tuple[int, dict[str, 
         kind, path = origin_of(data, home)
         if kind == "dataset":
             meta = open_snapshot(home, data).meta
-            rows, found = meta.rows, meta.mapping.format
+            rows, found = meta.rows, str(meta.mapping.format)
         elif kind in ("file", "embedded") and path.stat().st_size <= CHECKED_BYTES:
             report = check_file(path)
             if report.error:
                 raise DataError(report.error.text)
-            rows, found = report.rows.kept, report.format
+            rows, found = report.rows.kept, str(report.format)
         elif kind == "missing":
             raise DataError(f"There is no dataset {path}. Give a file, a folder, or a hub id.")
         else:
@@ -136,7 +139,7 @@ def _checked(home: Home, chosen: goals.Goal, data: str) -> tuple[int, dict[str, 
 
 def _models(home: Home, chosen: goals.Goal, machine: hardware.Device) -> list[dict[str, Any]]:
     """Return the models for a goal that fit, those on this disk first, one of them suggested."""
-    found = []
+    found: list[dict[str, Any]] = []
     for model in inventory.models(home):
         here = model.kind != "curated"
         if model.kind == "curated" and offline.is_offline(home):

@@ -61,7 +61,7 @@ Points = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Remedy:
+class Correction:
     """A button: the action it asks for, with its values beside the run."""
 
     title: str
@@ -76,7 +76,7 @@ class Finding:
     rule: str
     title: str
     text: str
-    remedy: Remedy
+    remedy: Correction
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -179,7 +179,7 @@ def memorises(run: RunCurves) -> Finding | None:
     near = min(run.checkpoints, key=lambda step: abs(step - best_step), default=None)
     interval = held[1][0] - held[0][0]
     if near is not None and abs(near - best_step) <= interval:
-        remedy = Remedy(title=f"Compare step {near}", action="compare", values={"step": near})
+        remedy = Correction(title=f"Compare step {near}", action="compare", values={"step": near})
     else:
         remedy = _again({"train.load_best_model_at_end": True}, "and keep the best checkpoint")
     return Finding(
@@ -207,7 +207,7 @@ def unfinished(run: RunCurves) -> Finding | None:
     unit, added = name.rpartition("_")[2], max(1, round(more))
     if run.checkpoints:
         title = f"Train {added} {unit if added > 1 else unit[:-1]} more"
-        remedy = Remedy(title=title, action="extend", values={unit: added})
+        remedy = Correction(title=title, action="extend", values={unit: added})
     else:
         remedy = _again({name: own + added}, f"for {own + added:g} {unit}")
     return Finding(
@@ -234,7 +234,7 @@ def learned_nothing(run: RunCurves) -> Finding | None:
     )  # fmt: skip
 
 
-def _why_nothing(run: RunCurves) -> tuple[str, Remedy]:
+def _why_nothing(run: RunCurves) -> tuple[str, Correction]:
     """Return the likeliest cause and its remedy: targets, mask or rate."""
     spec, method = run.spec, run.spec.method
     gradients = [value for _, value in run.points("grad_norm")]
@@ -291,10 +291,12 @@ def never_ends(run: RunCurves) -> Finding | None:
         else:
             remedy = _again({"data.chat_template": "chatml"}, "with the ChatML template")
     elif run.spec.train.max_steps > 0:
-        remedy = Remedy(title="Train longer", action="extend", values={"steps": run.total_steps})
+        remedy = Correction(
+            title="Train longer", action="extend", values={"steps": run.total_steps}
+        )
     else:
         epochs = max(1, round(run.spec.train.num_train_epochs))
-        remedy = Remedy(title="Train longer", action="extend", values={"epochs": epochs})
+        remedy = Correction(title="Train longer", action="extend", values={"epochs": epochs})
     return Finding(rule="never_ends", title="Answers do not end", text=text + ".", remedy=remedy)
 
 
@@ -451,9 +453,9 @@ ENDED_RULES: tuple[Rule, ...] = (
 )  # fmt: skip
 
 
-def _again(values: dict[str, Any], how: str = "at a quarter of the rate") -> Remedy:
+def _again(values: dict[str, Any], how: str = "at a quarter of the rate") -> Correction:
     """Return the remedy that trains the run again with some settings changed."""
-    return Remedy(title=f"Train again {how}", action="duplicate", values=values)
+    return Correction(title=f"Train again {how}", action="duplicate", values=values)
 
 
 def _round(value: float) -> float:
