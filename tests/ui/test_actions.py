@@ -484,7 +484,7 @@ HOME: list[Row] = [
     ),
     ("offline", {"on": True, "off": True}, "not both"),
     ("offline", {}, {"offline": True}),
-    ("welcome", {}, {"first": True, "device": {"name": "cpu"}}),
+    ("welcome", {}, {"device": {"name": "cpu"}}),
     ("welcome", {"done": True}, {"first": False}),
     ("guide", {"goal": "music"}, "goal"),
     (
