@@ -162,8 +162,8 @@ def _models(home: Home, chosen: goals.Goal, machine: hardware.Device) -> list[di
     if usable:
         usable[0]["suggested"] = True
     local = [one for one in found if one["here"] and one not in usable]
-    here = [one for one in usable if one["here"]]
-    return here + [one for one in usable if not one["here"]][:SUGGESTED] + local
+    ready = [one for one in usable if one["here"]]
+    return ready + [one for one in usable if not one["here"]][:SUGGESTED] + local
 
 
 def _way(model: inventory.Model, machine: hardware.Device) -> str | None:
