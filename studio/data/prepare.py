@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 CACHED_DATASETS = 16
 MAX_VALIDATION = 256
 MIN_ROWS_TO_SPLIT = 10
+_making = threading.Lock()  # a page asks for the same tokens several times at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +185,14 @@ def _cached(
     folder = _folder(home, data_hash, origin, source, template, limit, rows)
     root = folder.parent
     root.mkdir(exist_ok=True, mode=0o700)
-    if not is_whole(folder):
-        sweep(root)
-        with publishing(folder) as temporary:
-            _, report = tokenise(origin, source, template, limit, TokenWriter(temporary), rows)
-            (temporary / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
-        folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
-        for old in sorted(folders, key=lambda f: f.stat().st_mtime)[:-CACHED_DATASETS]:
-            shutil.rmtree(old, ignore_errors=True)
-    text = (folder / "report.json").read_text(encoding="utf-8")
-    return load_tokens(folder), TokenReport.model_validate_json(text)
+    with _making:
+        if not is_whole(folder):
+            sweep(root)
+            with publishing(folder) as temporary:
+                _, report = tokenise(origin, source, template, limit, TokenWriter(temporary), rows)
+                (temporary / "report.json").write_text(report.model_dump_json(), encoding="utf-8")
+            folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
+            for old in sorted(folders, key=lambda f: f.stat().st_mtime)[:-CACHED_DATASETS]:
+                shutil.rmtree(old, ignore_errors=True)
+        text = (folder / "report.json").read_text(encoding="utf-8")
+        return load_tokens(folder), TokenReport.model_validate_json(text)

@@ -241,3 +241,17 @@ def test_what_a_dataset_is_on_a_model_says_how_long_it_takes(tmp_path, home):
 
     assert 0 < rows[0].seconds < rows[1].seconds
     assert rows[1].steps > rows[0].steps
+
+
+def test_threads_that_ask_at_once_get_the_same_tokens(home, tmp_path):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from studio import starter
+    from studio.data.tokenizer_files import backend_for
+
+    file, backend = tmp_path / "a.jsonl", backend_for(starter.MODEL_DIR, home)
+    file.write_text('{"prompt": "a", "completion": "b"}\n' * 400)
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(prepare, DataSource(path=str(file)), backend, context_length=64,
+                             seed=0, home=home) for _ in range(8)]  # fmt: skip
+        assert {one.result().data_hash for one in asked} == {asked[0].result().data_hash}
