@@ -103,7 +103,8 @@ class Backbone:
             self._virtual.keys_values_of,
         )  # fmt: skip
         params = [method.create(site, init) for site in sites]
-        whole, zeros = [], []
+        whole: list[Site] = []
+        zeros: list[Params] = []
         if isinstance(method, Lora):
             whole, zeros = saved_modules.fresh(method, self.anatomy, sites)
         beside: dict[str, Method] = {site.key: saved_modules.SavedModules() for site in whole}
