@@ -54,7 +54,7 @@ export function takeTable(title, element) {
 
 /** The texts of a table's rows. */
 export const cells = (table) => [...table.querySelectorAll('tr')].map((row) => [...row.children]
-  .flatMap((cell) => [cell.textContent.replace(/ [↑↓]$/, ''), ...Array(cell.colSpan - 1).fill('')]));
+  .flatMap((cell) => [cell.textContent.replace(/^[☆★]| [↑↓]$/g, ''), ...Array(cell.colSpan - 1).fill('')]));
 
 function own(node, label) {
   const [summary] = node.children;
