@@ -47,6 +47,8 @@ class Rollout:
 class Rollouts:
     """The loss of a run that learns from rewards of its own answers."""
 
+    longer_chosen: float | None = None  # it has no pairs
+
     def __init__(self, session: Session) -> None:
         self.session, self.args = session, session.spec.train
         self.scores = reward_scores(self.args)
