@@ -102,7 +102,7 @@ def arrive(work: Work) -> Iterator[Event]:
 FILES, NETWORK = "files", "network"
 BESIDE = (FILES, NETWORK)
 """Slots beside the devices, for jobs that need no GPU; they see the CPU alone."""
-FILE_KINDS = frozenset({"import", "curate", "measure"})
+FILE_KINDS = frozenset({"import", "curate", "mix_data", "measure"})
 """Kinds of datasets that only read and write files."""
 LIGHT_KINDS = {"download": NETWORK} | dict.fromkeys(
     FILE_KINDS
@@ -141,6 +141,7 @@ KINDS: dict[str, Kind | str] = {
     "extend_model": "studio.models.new_tokens:ExtendRequest",
     "import": "studio.data.requests:ImportRequest",
     "curate": "studio.data.requests:CurateRequest",
+    "mix_data": "studio.data.requests:MixRequest",
     "measure": "studio.data.requests:MeasureRequest",
 }
 

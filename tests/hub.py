@@ -114,6 +114,7 @@ class Hub:
     def __init__(self, server: ThreadingHTTPServer) -> None:
         self.server = server
         self.repos: dict[str, Repo] = {}
+        self.datasets: dict[str, dict[str, Any]] = {}  # what `/api/datasets/…` answers
         self.faults: list[Fault] = []
         self.asked: list[tuple[str, str, int]] = []
         self.trusted: list[str] = []  # the paths that the token was sent to
@@ -178,6 +179,12 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             found = {"type": "user", "name": "me", "auth": {"type": "access_token"}}
             return self.json(found) if bearer else self.deny("token")
+        if path == "/api/datasets":
+            words = (query.get("search") or [""])[0].lower()
+            return self.json([one for name, one in hub.datasets.items() if words in name.lower()])
+        if match := re.fullmatch(r"/api/datasets/(.+)", path):
+            found = hub.datasets.get(match[1])
+            return self.json(found) if found else self.deny("missing")
         if path == "/api/models":
             return self.search(hub, query)
         if match := re.fullmatch(r"/storage/(.+)/(\w+)", path):

@@ -16,7 +16,14 @@ from jobs.actions.registry import action, field
 from jobs.store import JobStore
 from jobs.vote_rows import LEFT_OUT, Kind, TurnFilter, rows_of
 from studio.data.mapping import OPERATORS, Mapping, Operator
-from studio.data.requests import CurateRequest, ImportRequest, described, forget_upload, uploads
+from studio.data.requests import (
+    CurateRequest,
+    ImportRequest,
+    MixRequest,
+    described,
+    forget_upload,
+    uploads,
+)
 from studio.errors import DataError, SpecError
 from studio.home import Home
 from studio.request import Request
@@ -87,6 +94,18 @@ def import_dataset(
     constant: Constant = NONE,
     role: Role = NONE,
     uploaded: Annotated[bool, field("Delete the file after the import.", flag="-")] = False,
+    rows: Annotated[
+        int,
+        field(
+            "Take only N rows; the first ones of the hub are streamed.",
+            metavar="N",
+            ge=0,
+            title="Rows to take",
+            advanced=True,
+        ),
+    ] = 0,
+    pick: Annotated[Literal["first", "random"], field("Which rows.", advanced=True)] = "first",
+    seed: Annotated[int, field("Seed of random rows.", advanced=True)] = 0,
 ) -> Request:
     """Keep a dataset as an immutable snapshot with hash, mapping and report."""
     data = DataSource(path=source.strip(), subset=subset, split=split)
@@ -100,7 +119,55 @@ def import_dataset(
         if chosen:
             raise DataError("Give a mapping file or --format and --column, not both.")
         chosen = corrected(data, format, changes, home)
-    return ImportRequest(data=data, dataset=name, mapping=chosen, uploaded=uploaded)
+    return ImportRequest(
+        data=data, dataset=name, mapping=chosen, uploaded=uploaded, num_rows=rows, pick=pick,
+        seed=seed,
+    )  # fmt: skip
+
+
+@action("data.mix", title="Mix datasets", here=True)
+def mix_datasets(
+    home: Home,
+    sources: Annotated[
+        tuple[str, ...],
+        field(
+            "Datasets with their weights, as in a:2,b:1.", positional=True, metavar="NAME:WEIGHT..."
+        ),
+    ],
+    name: Annotated[str, field("Name of the mix.", max_length=120)] = "",
+    rows: Annotated[
+        int, field("Rows in all; by default as many as keep the shares.", metavar="N", ge=0)
+    ] = 0,
+    seed: Annotated[int, field("Seed of the draw and of the order.", advanced=True)] = 0,
+) -> Request:
+    """Mix datasets by weight into a new snapshot; each keeps its own mapping."""
+    return MixRequest(sources=sources, dataset=name, num_rows=rows, seed=seed)
+
+
+@action("data.search")
+def search_datasets(
+    home: Home,
+    words: Annotated[str, field("Words of the name.", positional=True, metavar="WORDS")] = "",
+    sort: Annotated[
+        Literal["downloads", "likes", "last_modified", "trending_score"], field("Order.")
+    ] = "downloads",
+    limit: Annotated[int, field("Results.", ge=1, le=200)] = 30,
+) -> list[dict[str, Any]]:
+    """Search the hub for datasets."""
+    from studio.data import hub_search
+
+    return hub_search.search(words, sort=sort, limit=limit)
+
+
+@action("data.show")
+def show_dataset(
+    home: Home,
+    dataset: Annotated[str, field("Hub id.", positional=True, metavar="OWNER/NAME")],
+) -> dict[str, Any]:
+    """Show a hub dataset before its download: configurations, splits, rows, bytes, licence."""
+    from studio.data import hub_search
+
+    return hub_search.look_up(dataset.strip())
 
 
 @action("data.map", title="Map columns", here=True)

@@ -34,8 +34,8 @@ def origin_of(path: str, home: Home | None = None) -> Location:
     return locate(path, file_endings={*ENDINGS, *COMPRESSED})
 
 
-def find(source: DataSource, home: Home | None = None) -> Origin:
-    """Find a dataset.
+def find(source: DataSource, home: Home | None = None, *, first: int = 0) -> Origin:
+    """Find a dataset; of the hub, stream only its first rows where `first` is above 0.
 
     Raises:
         DataError: There is nothing of that name, or it cannot be reached.
@@ -59,7 +59,7 @@ def find(source: DataSource, home: Home | None = None) -> Origin:
     if kind == "hub":
         from studio.data.hub import from_hub
 
-        return from_hub(source)
+        return from_hub(source, first=first)
     if kind == "missing":
         raise DataError(
             f"There is no file or folder {path}: check the path, or use a demo such as "

@@ -46,8 +46,12 @@ def is_reached(path: str) -> bool:
     return True
 
 
-def from_hub(source: DataSource) -> Origin:
+def from_hub(source: DataSource, *, first: int = 0) -> Origin:
     """Load one split of a hub dataset (from the local cache when offline).
+
+    Args:
+        source: The id, configuration and split.
+        first: Stream this many rows and download no more; 0 loads the split whole.
 
     Raises:
         DataError: It is not there, needs a subset, or wants to run code.
@@ -59,12 +63,16 @@ def from_hub(source: DataSource) -> Origin:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     huggingface_hub.logging.set_verbosity_error()
-    offline = contextlib.nullcontext() if is_reached(source.path) else _offline()
+    reached = is_reached(source.path)
+    first = first if reached else 0  # what is downloaded is whole
     try:
-        with offline:
+        with contextlib.nullcontext() if reached else _offline():
             loaded = datasets.load_dataset(
-                source.path, source.subset or None, split=source.split or "train"
-            )
+                source.path, source.subset or None, split=source.split or "train",
+                streaming=bool(first),
+            )  # fmt: skip
+            if first:
+                loaded = datasets.Dataset.from_list(list(loaded.take(first)))
     except Exception as error:  # the library raises dozens of kinds, some of them undocumented
         raise _meaning(source, error) from None
 
@@ -111,6 +119,11 @@ def _unreached(path: str) -> Unreached:
         f'There is no file or folder "{path}", and the hub cannot be reached to look for a dataset '
         "of that name: check the spelling or the connection."
     )
+
+
+def refused(path: str, error: Exception) -> InputError:
+    """Return a failure of the hub as a sentence."""
+    return _meaning(DataSource(path=path or "the hub"), error)
 
 
 def _meaning(source: DataSource, error: Exception) -> InputError:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from studio.data.check_dataset import Survey
 from studio.data.datasets import find
 from studio.data.mapping import Mapping
+from studio.data.mixing import Pick, part_of
 from studio.data.origins import guess_origin
 from studio.data.snapshots import Meta, Original, Snapshot, free_name, snapshots, write_snapshot
 from studio.home import Home
@@ -28,6 +29,9 @@ def import_dataset(
     *,
     name: str = "",
     mapping: Mapping | None = None,
+    num_rows: int = 0,
+    pick: Pick = "first",
+    seed: int = 0,
     progress: Callable[[float, str], None] | None = None,
 ) -> Imported:
     """Read a whole source and store it as a snapshot.
@@ -37,6 +41,9 @@ def import_dataset(
         source: A file, folder, hub id or demo; `format` may fix what the rows are.
         name: The dataset's name; the source's name when empty.
         mapping: Which column plays which part; guessed when absent.
+        num_rows: Take only this many rows; 0 takes all. The first rows of the hub are streamed.
+        pick: The first rows, or drawn by `seed`.
+        seed: Of the draw.
         progress: Called with a share between 0 and 1 and a few words, now and then.
 
     Raises:
@@ -44,7 +51,8 @@ def import_dataset(
         DiskFull: Nothing is left behind.
     """
     report_progress = progress or (lambda _share, _words: None)
-    origin = find(source, home)
+    origin = find(source, home, first=num_rows if pick == "first" else 0)
+    origin = part_of(origin, num_rows, pick, seed) if num_rows else origin
     guess = guess_origin(origin, source, mapping)
     report_progress(0.0, "hashing")
     content = origin.content_hash()
@@ -65,6 +73,7 @@ def import_dataset(
             container=origin.container,
             encoding=origin.encoding,
         ),
+        step={"kind": "part", "pick": pick, "rows": num_rows, "seed": seed} if num_rows else None,
     )
     made = write_snapshot(
         home,

@@ -31,7 +31,7 @@ def guess(path: str, home: Home | None = None, *, format: str = "auto") -> Guess
         DataError: It cannot be read, or nothing fits.
     """
     source = DataSource(path=path, format=format)
-    return guess_origin(find(source, home), source)
+    return guess_origin(find(source, home, first=SAMPLE_ROWS), source)
 
 
 def columns(path: str, home: Home | None = None, *, count: int = 50) -> dict[str, str]:
@@ -57,7 +57,7 @@ def corrected(
     known = {part for name in PARTS for part in _parts(name)}
     if unknown := sorted(named - known):
         raise DataError(f'"{unknown[0]}" is not a part. The parts: {", ".join(sorted(known))}.')
-    origin = find(source, home)
+    origin = find(source, home, first=SAMPLE_ROWS)
     try:
         wanted = source.model_copy(update={"format": format or "auto"})
         base = guess_origin(origin, wanted).mapping
@@ -180,7 +180,8 @@ def shortened(value: Any, limit: int = MAX_SHOWN) -> Any:
 
 
 def _first(path: str, home: Home | None, count: int) -> list[Row]:
-    items = islice(find(DataSource(path=path), home).rows(), MAX_ROWS_READ)
+    first = max(count, SAMPLE_ROWS)
+    items = islice(find(DataSource(path=path), home, first=first).rows(), MAX_ROWS_READ)
     return list(islice((item for item in items if isinstance(item, Row)), count))
 
 

@@ -10,9 +10,10 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from studio.data.mapping import Mapping
+from studio.errors import DataError
 from studio.fields import knob
 from studio.home import Home
 from studio.request import Request
@@ -31,6 +32,9 @@ class ImportRequest(Request):
     dataset: str = knob("", "What to call it; the source's name when empty.", max_length=120)
     mapping: Mapping | None = None
     uploaded: bool = knob(False, "Delete the file after the import.")
+    num_rows: int = knob(0, "Take only this many rows.", ge=0)
+    pick: Literal["first", "random"] = "first"
+    seed: int = 0
 
     def checked(self, home: Home) -> Self:
         """Refuse an import whose first rows show that it cannot be read.
@@ -52,8 +56,9 @@ class ImportRequest(Request):
             from studio.data.importing import import_dataset
 
             made = import_dataset(
-                home, self.data, name=self.dataset, mapping=self.mapping, progress=told
-            )
+                home, self.data, name=self.dataset, mapping=self.mapping, num_rows=self.num_rows,
+                pick=self.pick, seed=self.seed, progress=told,
+            )  # fmt: skip
             if self.uploaded:
                 forget_upload(home, Path(self.data.path))
             return {"already": made.already, **_facts(made.snapshot.meta)}
@@ -63,6 +68,48 @@ class ImportRequest(Request):
     def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
         """Return the dataset with its report; `asked` is the name that was asked for."""
         return _outcome(home, result) | {"asked": self.dataset}
+
+
+class MixRequest(Request):
+    """Mix several datasets into a new snapshot."""
+
+    kind: ClassVar[str] = "mix_data"
+    sources: tuple[str, ...] = ()
+    dataset: str = knob("", "Name of the new dataset.", max_length=120)
+    num_rows: int = knob(0, "Rows in all.", ge=0)
+    seed: int = 0
+
+    def checked(self, home: Home) -> Self:
+        """Refuse sources that do not exist.
+
+        Raises:
+            DataError: One is missing, or a weight is wrong.
+        """
+        from studio.data.datasets import origin_of
+        from studio.data.mixing import read_sources
+
+        for one in read_sources(self.sources):
+            if origin_of(one.name, home).kind == "missing":
+                raise DataError(f'There is no dataset, file or folder "{one.name}" to mix.')
+        return self
+
+    def perform(self, home: Home, *_: Any) -> Iterator[Event]:
+        """Read the sources, draw rows, publish the mix."""
+
+        def work(told: Told) -> dict[str, Any]:
+            from studio.data.mixing import mix, read_sources
+
+            made = mix(
+                home, read_sources(self.sources), name=self.dataset, num_rows=self.num_rows,
+                seed=self.seed,
+            )  # fmt: skip
+            return _facts(made.meta)
+
+        return _told("Reading the sources", work)
+
+    def outcome(self, home: Home, run_dir: Path, result: dict[str, Any]) -> dict[str, Any]:
+        """Return the new dataset with its counts by source."""
+        return _outcome(home, result)
 
 
 class CurateRequest(Request):

@@ -16,6 +16,7 @@ from studio.data.cutting import fit, fit_alike
 from studio.data.datasets import find
 from studio.data.origins import Origin, guess_origin
 from studio.data.prepare import prepare, row_limit
+from studio.data.recognise import SAMPLE_ROWS
 from studio.data.records import Conversation, Document, Judged, Pair, Problem, Row, num_equal
 from studio.data.report import Frozen
 from studio.data.rows import converter, prompt_converter, record_converter
@@ -107,7 +108,8 @@ def xray(
     Raises:
         DataError: The dataset cannot be used, or has no such row.
     """
-    origin, template = find(source, home), choose_for(tokenizer, source)
+    first = max([*(rows or ()), count, SAMPLE_ROWS]) if rows or pick == "first" else 0
+    origin, template = find(source, home, first=first), choose_for(tokenizer, source)
     guess = guess_origin(origin, source)
     is_text = origin.plain and guess.mapping.format == "text"
     examples = None

@@ -214,11 +214,12 @@ class Wandb:
     def __init__(self, run: TrackedRun) -> None:
         import wandb
 
-        offline = {"mode": "offline"} if os.environ.get("HF_HUB_OFFLINE") == "1" else {}
+        quiet = wandb.Settings(console="off", silent=True)
+        mode: Any = "offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else None
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT), name=run.name, id=run.key,
             resume="allow", config=dict(run.config), dir=str(run.folder), reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True), **offline,
+            settings=quiet, mode=mode,
         )  # fmt: skip
 
     def log(self, step: int, values: Values, moment: float) -> None:

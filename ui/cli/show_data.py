@@ -10,6 +10,7 @@ from jobs.actions.comparisons import LETTERS
 from studio.adapter_stack import StackItem
 from studio.evaluation.reports import title
 from studio.home import slug
+from studio.names import readable
 
 Answer = Any
 NAME_WIDTH = 20  # to which a column may be cut
@@ -61,6 +62,33 @@ def dataset(found: Mapping[str, Any]) -> None:
         print(f"  {printable(warning)}")
     if found["already"] and asked and slug(asked) != found["name"]:
         print(f'  It keeps its name: it was not called "{printable(asked[:60])}".')
+
+
+def mixed(found: Mapping[str, Any]) -> None:
+    """Print a mix with its counts by source."""
+    dataset(found)
+    for one in found["step"]["sources"]:
+        print(f"  {one['rows']:>9,} of {one['of']:,} rows from {printable(one['name'])}")
+
+
+def hub_datasets(found: Sequence[Mapping[str, Any]]) -> None:
+    """Print datasets that the hub has."""
+    rows = [(one["id"], f"{one['downloads']:,}", one["license"] or "–",
+             "gated" if one["gated"] else "") for one in found]  # fmt: skip
+    table(["Dataset", "Downloads", "Licence", ""], rows) if rows else print("Nothing was found.")
+
+
+def hub_dataset(found: Mapping[str, Any]) -> None:
+    """Print what a dataset of the hub holds."""
+    print(f"{found['id']}: {found['files']} files, {readable(found['bytes'])}, "
+          f"licence {found['license'] or 'unknown'}{', gated' * found['gated']}")  # fmt: skip
+    rows = [
+        (one["subset"], one["split"], "–" if one["rows"] is None else f"{one['rows']:,}",
+         "–" if one["bytes"] is None else readable(one["bytes"])) for one in found["parts"]
+    ]  # fmt: skip
+    if rows:
+        table(["Configuration", "Split", "Rows", "Size"], rows)
+    print(f"studio data map {found['id']} shows its first rows; studio data import takes it.")
 
 
 def curated(found: Mapping[str, Any]) -> None:

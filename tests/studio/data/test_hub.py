@@ -6,9 +6,11 @@ import datasets
 import huggingface_hub
 import pytest
 
+from studio.data import hub_search, preview
 from studio.data.hub import from_hub, is_reached
 from studio.errors import DataError, Unreached
 from studio.spec import DataSource
+from tests import hub
 
 
 def test_without_a_network_one_sentence_comes_at_once(monkeypatch, tmp_path, caplog):
@@ -51,3 +53,52 @@ def test_without_a_network_what_was_downloaded_is_read_offline(monkeypatch, tmp_
 def test_an_id_that_the_hub_does_not_have_is_told(monkeypatch):
     with pytest.raises(DataError, match=r'"a\.\.b" is not a file or folder here'):
         is_reached("a..b")
+
+
+def test_first_rows_are_streamed_and_nothing_more_is_loaded(monkeypatch):
+    taken = []
+
+    def load(*_, streaming, **__):
+        assert streaming
+
+        def rows():
+            for number in range(10**6):
+                taken.append(number)
+                yield {"question": f"q{number}", "answer": "a"}
+
+        return datasets.IterableDataset.from_generator(rows)
+
+    monkeypatch.setattr("studio.data.hub.is_reached", lambda _: True)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    shown = preview.preview("org/rows", None, count=3)
+    assert [one["row"]["question"] for one in shown] == ["q0", "q1", "q2"]
+    assert preview.guess("org/rows").mapping.format == "question_answer"
+    assert max(taken) < 1000
+
+
+def test_search_and_facts_before_the_download(monkeypatch, tmp_path):
+    splits = [{"name": "train", "num_examples": 7473, "num_bytes": 3963202}]
+    card = {"license": "mit", "dataset_info": {"config_name": "main", "splits": splits},
+            "configs": [{"config_name": "main", "data_files": "x"},
+                        {"config_name": "more", "data_files": [{"split": "test"}]}]}  # fmt: skip
+    info = {"id": "org/rows", "_id": "1", "sha": "a" * 40, "downloads": 5, "likes": 1,
+            "private": False, "gated": False, "disabled": False, "tags": [], "cardData": card,
+            "siblings": [{"rfilename": "main.parquet", "size": 900}, {"rfilename": "README.md"}],
+            "lastModified": "2026-09-01T00:00:00.000Z"}  # fmt: skip
+    with hub.running() as server:
+        hub.use(monkeypatch, server, tmp_path)
+        server.datasets["org/rows"] = info
+        (found,) = hub_search.search("ROWS")
+        assert (found["id"], found["license"]) == ("org/rows", "mit")
+        assert hub_search.search("nothing like it") == []
+        facts = hub_search.look_up("org/rows")
+        assert facts["files"] == 1 and facts["bytes"] == 900
+        assert facts["parts"] == [
+            {"subset": "main", "split": "train", "rows": 7473, "bytes": 3963202},
+            {"subset": "more", "split": "test", "rows": None, "bytes": None},
+        ]
+        with pytest.raises(DataError, match="org/none"):
+            hub_search.look_up("org/none")
+        server.fail("/api/datasets", status=503)
+        with pytest.raises(Unreached, match="cannot be reached"):
+            hub_search.search("rows")

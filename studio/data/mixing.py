@@ -1,0 +1,154 @@
+"""Take a part of a dataset, and mix several into one snapshot with counts by source.
+
+A source keeps its own mapping: its rows are converted to one common form before they are mixed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+from studio.data.check_dataset import Survey
+from studio.data.datasets import find
+from studio.data.origins import Origin, guess_origin
+from studio.data.records import AnyRecord, Document, Judged, Pair, Problem, Row, num_shared
+from studio.data.rows import record_converter
+from studio.data.snapshots import Meta, Original, Snapshot, free_name, write_snapshot
+from studio.errors import DataError
+from studio.home import Home
+from studio.spec import DataSource
+
+Pick = Literal["first", "random"]
+MOST_SOURCES = 32
+
+
+class Source(NamedTuple):
+    """One dataset of a mix and its share, relative to the others."""
+
+    name: str
+    weight: float
+
+
+def part_of(origin: Origin, num_rows: int, pick: Pick, seed: int) -> Origin:
+    """Return the first rows of an origin, or as many drawn by seed, in their order."""
+
+    def rows() -> Iterator[Row | Problem]:
+        kept = (item for item in origin.rows() if isinstance(item, Row))
+        if pick == "first":
+            yield from islice(kept, num_rows)
+            return
+        drawn, chance = list(islice(kept, num_rows)), random.Random(seed)
+        for seen, row in enumerate(kept, num_rows + 1):  # each row has the same chance
+            if (at := chance.randrange(seen)) < num_rows:
+                drawn[at] = row
+        yield from sorted(drawn, key=lambda row: row.line)
+
+    def content_hash() -> str:
+        words = f"{origin.content_hash()} {pick} {num_rows} {seed if pick == 'random' else ''}"
+        return hashlib.sha256(words.encode()).hexdigest()
+
+    return dataclasses.replace(origin, rows=rows, content_hash=content_hash, pick=None)
+
+
+def read_sources(texts: Sequence[str]) -> list[Source]:
+    """Read `NAME` or `NAME:WEIGHT`, also between commas.
+
+    Raises:
+        DataError: A weight is not above zero, or there are too few or too many sources.
+    """
+    found = []
+    for text in (part.strip() for one in texts for part in one.split(",")):
+        name, colon, last = text.rpartition(":")
+        if not colon or not last.replace(".", "", 1).isdigit():
+            name, last = text, "1"  # starter:pirate, C:\rows.csv
+        if not name or float(last) <= 0:
+            raise DataError(f'"{text}" is not a source of a mix: write NAME:WEIGHT, as in a:2,b:1.')
+        found.append(Source(name, float(last)))
+    if not 2 <= len(found) <= MOST_SOURCES:
+        raise DataError(f"A mix has 2 to {MOST_SOURCES} datasets; {len(found)} given.")
+    return found
+
+
+def mix(
+    home: Home, sources: Sequence[Source], *, name: str = "", num_rows: int = 0, seed: int = 0
+) -> Snapshot:
+    """Draw rows of each source by its share and publish them, shuffled, as one snapshot.
+
+    Args:
+        home: Where to.
+        sources: The datasets and their weights.
+        name: The snapshot's name.
+        num_rows: Rows in all; 0 takes as many as give every share without repeating a row.
+        seed: Of the draw and the order.
+
+    Raises:
+        DataError: A source cannot be read, has too few rows, or is of another kind than the rest.
+    """
+    read = {one.name: [*_records(home, one.name)] for one in sources}
+    kinds = {one.name: read[one.name][0][0] for one in sources}
+    if len(set(kinds.values())) > 1:
+        words = ", ".join(f"{source}: {kind}" for source, kind in kinds.items())
+        raise DataError(f"A mix needs rows of one kind; these differ ({words}).")
+    total = sum(one.weight for one in sources)
+    most = min(len(read[one.name]) * total / one.weight for one in sources)
+    wanted = num_rows or int(most + 1e-9)
+    chance, drawn, counts = random.Random(seed), list[dict[str, Any]](), list[dict[str, Any]]()
+    for one in sources:
+        count, rows = round(wanted * one.weight / total), [row for _, row in read[one.name]]
+        if count > len(rows):
+            raise DataError(
+                f'"{one.name}" has {len(rows):,} usable rows, and {wanted:,} rows in all need '
+                f"{count:,} of it: at most {int(most):,} rows keep these shares."
+            )
+        drawn += [row | {"source": one.name} for row in chance.sample(rows, count)]
+        counts.append({"name": one.name, "weight": one.weight, "rows": count, "of": len(rows)})
+    chance.shuffle(drawn)
+    title = name or " + ".join(one.name.rpartition(":")[2] for one in sources)
+    items = [Row(number, row) for number, row in enumerate(drawn, 1)]
+    content = hashlib.sha256(repr((seed, counts)).encode()).hexdigest()
+    origin = Origin(title, (), False, lambda: iter(items), lambda: content)
+    guess = guess_origin(origin, DataSource())
+    meta = Meta(
+        name=free_name(home, title), plain=False, mapping=guess.mapping, reason="made by mixing",
+        original=Original(name=title, sha256=content, size_bytes=0),
+        step={"kind": "mix", "seed": seed, "sources": counts},
+    )  # fmt: skip
+    return write_snapshot(
+        home, meta, ((item, "train") for item in items), survey=Survey(origin, guess)
+    )
+
+
+def _records(home: Home, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the usable rows of a source in the common form, with their kind."""
+    source = DataSource(path=name)
+    origin = find(source, home)
+    convert, found = record_converter(guess_origin(origin, source).mapping), False
+    for item in origin.rows():
+        made = convert(item) if isinstance(item, Row) else item
+        for record in made if isinstance(made, list) else ():
+            found = True
+            yield _plain(record)
+    if not found:
+        raise DataError(f'"{name}" has no row that can be used.')
+
+
+def _plain(record: AnyRecord) -> tuple[str, dict[str, Any]]:
+    if isinstance(record, Document):
+        return "text", {"text": record.text}
+    if isinstance(record, Pair):
+        shared = num_shared(record)
+        chosen, rejected = record.chosen.messages, record.rejected.messages
+        return "pair", {"prompt": chosen[:shared], "chosen": chosen[shared:],
+                        "rejected": rejected[shared:]}  # fmt: skip
+    talk = record.conversation if isinstance(record, Judged) else record
+    answers = [i for i, message in enumerate(talk.messages) if message["role"] == "assistant"]
+    muted = {answers[at] for at in talk.muted}
+    messages = [m | ({"weight": 0} if i in muted else {}) for i, m in enumerate(talk.messages)]
+    row: dict[str, Any] = {"messages": messages} | ({"tools": talk.tools} if talk.tools else {})
+    if isinstance(record, Judged):
+        return "judged", row | {"label": record.good}
+    return "messages", row
