@@ -122,8 +122,14 @@ def _unreached(path: str) -> Unreached:
 
 
 def refused(path: str, error: Exception) -> InputError:
-    """Return a failure of the hub as a sentence."""
-    return _meaning(DataSource(path=path or "the hub"), error)
+    """Return a failure of a search or look-up on the hub as a sentence."""
+    found = _meaning(DataSource(path=path or "the hub"), error)
+    if isinstance(found, Unreached):
+        return Unreached(
+            "The hub cannot be reached: check the connection, or `studio offline --off` where this "
+            "studio is offline."
+        )
+    return found
 
 
 def _meaning(source: DataSource, error: Exception) -> InputError:

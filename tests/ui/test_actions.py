@@ -433,7 +433,7 @@ DATA: list[Row] = [
     ("data.mix", {"sources": ["some", "/no/such.jsonl"]}, "/no/such.jsonl"),
     ("data.delete", {"name": "some"}, {"deleted": "some"}),
     ("data.delete", {"name": "both"}, {"deleted": "both"}),
-    ("data.search", {"words": "rows"}, "offline"),
+    ("data.search", {"words": "rows"}, "hub cannot be reached"),
     ("data.show", {"dataset": "org/rows"}, "cannot be reached"),
     ("data.export", MINE | {"target": "DIR/out.jsonl"}, {"rows": 20}),
     ("data.export", MINE | {"target": "DIR/out.jsonl", "part": "validation"}, "exists already"),

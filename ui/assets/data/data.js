@@ -9,7 +9,7 @@ import { Report } from './report.js';
 import { Change, Rows } from './rows.js';
 import { Lens, XRay } from './xray.js';
 
-const KINDS = new Set(['import', 'curate', 'measure']);
+const KINDS = new Set(['import', 'curate', 'mix_data', 'measure']);
 const TABS = { report: 'Report', xray: 'X-ray', rows: 'Rows', mapping: 'Mapping', change: 'Change' };
 
 export class Data extends HTMLElement {
