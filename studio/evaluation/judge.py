@@ -59,7 +59,7 @@ FOUND = re.compile(
 Ask = Callable[[Sequence[str]], list[str]]
 
 
-class Pair(Record):
+class JudgedPair(Record):
     """Two answers to a prompt, and the user's vote where there is one."""
 
     prompt: str
@@ -81,7 +81,7 @@ class JudgeRequest(Request):
     model: str = knob("", "Name of the model there; by default its first.", max_length=300)
     allow_remote: bool = knob(False, "Send prompts and answers to another machine.")
     rubric: str = knob(RUBRIC, "Points to judge by.", max_length=4000)
-    votes: tuple[Pair, ...] = knob((), "Votes of the user.", max_length=MAX_VOTES)
+    votes: tuple[JudgedPair, ...] = knob((), "Votes of the user.", max_length=MAX_VOTES)
     min_agreement: float = knob(0.7, "Least agreement with the votes.", ge=0.5, le=1)
     max_new_tokens: int = knob(200, "Longest answer of the judge, in tokens.", ge=8, le=4096)
     seconds: float = knob(60.0, "Longest wait for one answer.", gt=0, le=3600)
@@ -106,14 +106,14 @@ class JudgeRequest(Request):
             check_lane(home, self.lane)
         return self
 
-    def pairs(self, home: Home) -> list[Pair]:
+    def pairs(self, home: Home) -> list[JudgedPair]:
         """Return the votes, then every pair of answers of the suite."""
         found = list(self.votes)
         for row in read_results(home.run(self.suite)):
             answered = zip(self.lanes, row["answers"], strict=True)
             usable = [(lane, answer["text"]) for lane, answer in answered if not answer["error"]]
             found += [
-                Pair(
+                JudgedPair(
                     prompt=row["prompt"], answers=(one, other), lanes=(a, b), case=row["case"],
                     expected=row["expected"] or "",
                 )
@@ -189,7 +189,7 @@ def _said(delta: Delta) -> str:
     return "".join(piece.text for piece in delta.pieces if piece.kind == "text")
 
 
-def judged(pair: Pair, rubric: str, ask: Ask) -> dict[str, Any]:
+def judged(pair: JudgedPair, rubric: str, ask: Ask) -> dict[str, Any]:
     """Return a pair with its verdict: the place of the winner, `tie`, or None if unreadable.
 
     `shown` are the two verdicts by the place in which an answer was shown (0 is first). Equal

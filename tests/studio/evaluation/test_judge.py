@@ -11,8 +11,8 @@ from studio.chat.lanes import Delta
 from studio.errors import ChatError, JudgeFailed, SpecError
 from studio.evaluation import judge_server
 from studio.evaluation.judge import (
+    JudgedPair,
     JudgeRequest,
-    Pair,
     judged,
     read_verdicts,
     summarise,
@@ -211,5 +211,5 @@ def test_a_suite_without_two_answers_is_refused(home):
 
 
 def test_equal_answers_are_a_tie_that_nobody_is_asked_about():
-    pair = Pair(prompt="q", answers=("same ", " same"), lanes=LANES[:2])
+    pair = JudgedPair(prompt="q", answers=("same ", " same"), lanes=LANES[:2])
     assert judged(pair, "", lambda _: pytest.fail("asked"))["winner"] == "tie"
