@@ -281,7 +281,7 @@ def never_ends(run: RunCurves) -> Finding | None:
     last = [value for _, value in run.points("answers_overrun")][-2:]
     if not last or min(last) < MOST_SAMPLES:
         return None
-    data = run.spec.data
+    data, args, method = run.spec.data, run.spec.train, run.spec.method
     text = f"{last[-1]:.0%} of the sample answers are twice as long as the rows' own and go on"
     if run.rows_ended is not None and run.rows_ended < 0.5:
         text += ": these rows train no end of turn"
@@ -295,7 +295,7 @@ def never_ends(run: RunCurves) -> Finding | None:
             title="Train longer", action="extend", values={"steps": run.total_steps}
         )
     else:
-        epochs = max(1, round(run.spec.train.num_train_epochs))
+        epochs = max(1, round(args.num_train_epochs))
         remedy = Correction(title="Train longer", action="extend", values={"epochs": epochs})
     return Finding(rule="never_ends", title="Answers do not end", text=text + ".", remedy=remedy)
 
