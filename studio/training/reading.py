@@ -290,7 +290,10 @@ def never_ends(run: RunCurves) -> Finding | None:
             remedy = _again({"data.max_length": 2 * data.max_length}, "with twice the length")
         else:
             remedy = _again({"data.chat_template": "chatml"}, "with the ChatML template")
-    elif run.spec.train.max_steps > 0:
+    elif args.learning_rate != "auto" and run.rate > method.largest_learning_rate:
+        text += f": the learning rate of {run.rate:.2g} is high for {method.title}"
+        remedy = _again({"train.learning_rate": "auto"}, "at the automatic rate")
+    elif args.max_steps > 0:
         remedy = Correction(
             title="Train longer", action="extend", values={"steps": run.total_steps}
         )
