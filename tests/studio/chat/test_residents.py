@@ -74,6 +74,7 @@ def test_a_base_of_adapters_trained_in_4_bits_is_loaded_in_4_bits_on_a_gpu(home,
     gpu["free"] = 6 * GIB
     models = ResidentModels(home, device="cuda:0")
     monkeypatch.setattr(models, "_with_adapters", lambda *_: iter(()))
+    monkeypatch.setattr(models, "_completed", lambda stack: stack)  # there is no adapter "q"
     monkeypatch.setattr(models, "_quantization", lambda name: "nf4" if name == "q" else "none")
     monkeypatch.setattr(residents, "_renumbered", lambda *_: iter(()))
     notes = [delta.note for delta in ask(models, "q")]
