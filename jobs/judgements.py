@@ -91,7 +91,7 @@ def turns(store: JobStore, name: int | str) -> list[VotedTurn]:
     """Return a judge's verdicts as turns of which rows of a dataset are made.
 
     Raises:
-        QueueError: There is no such judgement, or its verdicts are no evidence.
+        QueueError: There is no such judgement, or its verdicts do not count.
     """
     found = table(store, name)
     if not found["evidence"]:

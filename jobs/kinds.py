@@ -141,7 +141,7 @@ KINDS: dict[str, Kind | str] = {
     "extend_model": "studio.models.new_tokens:ExtendRequest",
     "import": "studio.data.requests:ImportRequest",
     "curate": "studio.data.requests:CurateRequest",
-    "mix_data": "studio.data.requests:MixRequest",
+    "mix_data": "studio.data.requests:MixtureRequest",
     "measure": "studio.data.requests:MeasureRequest",
 }
 

@@ -107,7 +107,7 @@ GOALS = (
             "prompt chosen rejected",
             ("Explain rain to a child.", "Clouds are full of tiny drops. When they grow heavy, "
              "they fall.", "Precipitation results from the condensation of vapour."),
-            ("Is this mushroom edible?", "I cannot tell from a description: ask an expert before "
+            ("Is this mushroom edible?", "I cannot say from a description: ask an expert before "
              "you eat it.", "Yes, it looks fine."),
             ("Write a short toast.", "To old friends and new beginnings!", "Toast."),
         ),
@@ -126,7 +126,7 @@ GOALS = (
             "text",
             ("The lighthouse had not been lit for years. Still, on the first night of winter, "
              "Mara saw it blink.",),
-            ("Nobody in the village spoke of the mill. They spoke of the river, which was safe.",),
+            ("The village never spoke of the mill. It spoke of the river, which was safe.",),
             ("On Mondays the harbour smelled of tar. She liked it, and never said so.",),
         ),
         settings={

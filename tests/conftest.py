@@ -29,6 +29,13 @@ settings.load_profile("steady")
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 
 
+def pytest_collection_modifyitems(items):
+    """Skip what takes minutes, unless it is asked for."""
+    for item in items:
+        if item.get_closest_marker("long") and not os.environ.get("STUDIO_LONG"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: STUDIO_LONG=1 runs it"))
+
+
 @pytest.fixture
 def home(tmp_path):
     """A private home folder."""

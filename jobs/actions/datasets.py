@@ -19,7 +19,7 @@ from studio.data.mapping import OPERATORS, Mapping, Operator
 from studio.data.requests import (
     CurateRequest,
     ImportRequest,
-    MixRequest,
+    MixtureRequest,
     described,
     forget_upload,
     uploads,
@@ -141,7 +141,7 @@ def mix_datasets(
     seed: Annotated[int, field("Seed of the draw and of the order.", advanced=True)] = 0,
 ) -> Request:
     """Mix datasets by weight into a new snapshot; each keeps its own mapping."""
-    return MixRequest(sources=sources, dataset=name, num_rows=rows, seed=seed)
+    return MixtureRequest(sources=sources, dataset=name, num_rows=rows, seed=seed)
 
 
 @action("data.search")

@@ -70,7 +70,7 @@ class ImportRequest(Request):
         return _outcome(home, result) | {"asked": self.dataset}
 
 
-class MixRequest(Request):
+class MixtureRequest(Request):
     """Mix several datasets into a new snapshot."""
 
     kind: ClassVar[str] = "mix_data"

@@ -285,7 +285,7 @@ def _share(count: int, of: int) -> dict[str, Any]:
 
 
 def _no_evidence(agreed: int, votes: int, least: float) -> str:
-    """Return why the verdicts are no evidence; empty if they are."""
+    """Return why the verdicts do not count as evidence; empty if they do."""
     if votes < MIN_VOTES:
         return (
             f"Not evidence yet: it was compared with {votes} of your votes, and {MIN_VOTES} are "

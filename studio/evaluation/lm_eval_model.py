@@ -43,7 +43,7 @@ Found = Iterator[tuple[str, list[Any]]]  # a request's key, and what each lane a
 
 
 class Answers:
-    """What the lanes answered, by request; written as it comes."""
+    """The answers of all lanes, by request; written as they come."""
 
     def __init__(self, path: Path) -> None:
         lines = path.read_text(encoding="utf-8").splitlines(True) if path.is_file() else []

@@ -101,7 +101,7 @@ def read_yaml(file: Path, *, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return the plain values of a YAML file, those of included files first.
 
     Raises:
-        DataError: It cannot be read, is no mapping, or names code.
+        DataError: It cannot be read, is not a mapping, or names code.
     """
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))

@@ -138,7 +138,7 @@ def _run_trl_dpo(
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    class Tokenised(DPOTrainer):  # type: ignore[misc]
+    class Tokenised(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
             return dataset
 

@@ -117,7 +117,10 @@ def made(world: World, loss: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["votes", "dpo", "ipo", "kto", "orpo", "simpo", "cpo"])
+@pytest.mark.parametrize(
+    "case", ["dpo", *(pytest.param(one, marks=pytest.mark.long) for one in
+                      ("votes", "ipo", "kto", "orpo", "simpo", "cpo"))],
+)  # fmt: skip
 def test_what_is_preferred_appears_and_answers_stay_right(case, world, tmp_path):
     loss = "dpo" if case == "votes" else case
     rows = voted(world, tmp_path) if case == "votes" else made(world, loss)

@@ -389,7 +389,7 @@ def test_estimate_and_preflight_know_the_answers(world, home, tmp_path):
     assert report["measured"] and report["seconds"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_starter_learns_a_format_from_reward_alone(home, tmp_path):
     """It answers in sentences and has to learn the bare word, of which it never sees an example.
 
