@@ -29,13 +29,6 @@ settings.load_profile("steady")
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
 
 
-def pytest_collection_modifyitems(items):
-    """Skip what takes minutes, unless it is asked for."""
-    for item in items:
-        if item.get_closest_marker("long") and not os.environ.get("STUDIO_LONG"):
-            item.add_marker(pytest.mark.skip(reason="takes minutes: STUDIO_LONG=1 runs it"))
-
-
 @pytest.fixture
 def home(tmp_path):
     """A private home folder."""
@@ -78,7 +71,10 @@ def real():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Among several workers a file stays with one, for its fixtures; so do all browser tests."""
+    """Keep a file, and all browser tests, with one worker; skip what takes minutes, unless asked."""
+    for item in items:
+        if item.get_closest_marker("long") and not os.environ.get("STUDIO_LONG"):
+            item.add_marker(pytest.mark.skip(reason="takes minutes: STUDIO_LONG=1 runs it"))
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             alone = item.path.parent.name == "browser"
