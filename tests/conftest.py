@@ -71,7 +71,7 @@ def real():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep a file, and all browser tests, with one worker; skip what takes minutes, unless asked."""
+    """Keep a file, or all browser tests, with one worker; skip what takes minutes, unless asked."""
     for item in items:
         if item.get_closest_marker("long") and not os.environ.get("STUDIO_LONG"):
             item.add_marker(pytest.mark.skip(reason="takes minutes: STUDIO_LONG=1 runs it"))
