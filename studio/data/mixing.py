@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import random
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from studio.data.check_dataset import Survey
@@ -34,17 +33,28 @@ class Source(NamedTuple):
 
 
 def part_of(origin: Origin, num_rows: int, pick: Pick, seed: int) -> Origin:
-    """Return the first rows of an origin, or as many drawn by seed, in their order."""
+    """Return the first rows of an origin, or as many drawn by seed, in their order.
+
+    The problems on the way are kept, so that they are counted.
+    """
 
     def rows() -> Iterator[Row | Problem]:
-        kept = (item for item in origin.rows() if isinstance(item, Row))
-        if pick == "first":
-            yield from islice(kept, num_rows)
-            return
-        drawn, chance = list(islice(kept, num_rows)), random.Random(seed)
-        for seen, row in enumerate(kept, num_rows + 1):  # each row has the same chance
-            if (at := chance.randrange(seen)) < num_rows:
-                drawn[at] = row
+        drawn, seen, chance = list[Row](), 0, random.Random(seed)
+        for item in origin.rows():
+            if pick == "first":
+                yield item
+                seen += isinstance(item, Row)
+                if seen == num_rows:
+                    return
+                continue
+            if isinstance(item, Problem):
+                yield item
+                continue
+            seen += 1
+            if seen <= num_rows:
+                drawn.append(item)
+            elif (at := chance.randrange(seen)) < num_rows:  # each row has the same chance
+                drawn[at] = item
         yield from sorted(drawn, key=lambda row: row.line)
 
     def content_hash() -> str:
@@ -88,29 +98,34 @@ def mix(
     Raises:
         DataError: A source cannot be read, has too few rows, or is of another kind than the rest.
     """
-    read = {one.name: [*_records(home, one.name)] for one in sources}
-    kinds = {one.name: read[one.name][0][0] for one in sources}
+    read = {one.name: _usable(home, one.name) for one in sources}
+    kinds = {one.name: read[one.name].kind for one in sources}
     if len(set(kinds.values())) > 1:
         words = ", ".join(f"{source}: {kind}" for source, kind in kinds.items())
         raise DataError(f"A mix needs rows of one kind; these differ ({words}).")
     total = sum(one.weight for one in sources)
-    most = min(len(read[one.name]) * total / one.weight for one in sources)
+    most = min(len(read[one.name].rows) * total / one.weight for one in sources)
     wanted = num_rows or int(most + 1e-9)
     chance, drawn, counts = random.Random(seed), list[dict[str, Any]](), list[dict[str, Any]]()
     for one in sources:
-        count, rows = round(wanted * one.weight / total), [row for _, row in read[one.name]]
+        count, (_, rows, dropped) = round(wanted * one.weight / total), read[one.name]
         if count > len(rows):
             raise DataError(
                 f'"{one.name}" has {len(rows):,} usable rows, and {wanted:,} rows in all need '
                 f"{count:,} of it: at most {int(most):,} rows keep these shares."
             )
         drawn += [row | {"source": one.name} for row in chance.sample(rows, count)]
-        counts.append({"name": one.name, "weight": one.weight, "rows": count, "of": len(rows)})
+        counts.append({"name": one.name, "weight": one.weight, "rows": count, "of": len(rows),
+                       "dropped": dropped})  # fmt: skip
     chance.shuffle(drawn)
     title = name or " + ".join(one.name.rpartition(":")[2] for one in sources)
     items = [Row(number, row) for number, row in enumerate(drawn, 1)]
     content = hashlib.sha256(repr((seed, counts)).encode()).hexdigest()
-    origin = Origin(title, (), False, lambda: iter(items), lambda: content)
+    notes = tuple(
+        f'{one["dropped"]:,} rows of "{one["name"]}" cannot be used and are left out.'
+        for one in counts if one["dropped"]
+    )  # fmt: skip
+    origin = Origin(title, (), False, lambda: iter(items), lambda: content, notes)
     guess = guess_origin(origin, DataSource())
     meta = Meta(
         name=free_name(home, title), plain=False, mapping=guess.mapping, reason="made by mixing",
@@ -122,18 +137,30 @@ def mix(
     )
 
 
-def _records(home: Home, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the usable rows of a source in the common form, with their kind."""
+class _Usable(NamedTuple):
+    """The usable rows of a source in the common form, and how many could not be used."""
+
+    kind: str
+    rows: list[dict[str, Any]]
+    dropped: int
+
+
+def _usable(home: Home, name: str) -> _Usable:
     source = DataSource(path=name)
     origin = find(source, home)
-    convert, found = record_converter(guess_origin(origin, source).mapping), False
+    convert, kind = record_converter(guess_origin(origin, source).mapping), ""
+    rows, dropped = list[dict[str, Any]](), 0
     for item in origin.rows():
         made = convert(item) if isinstance(item, Row) else item
-        for record in made if isinstance(made, list) else ():
-            found = True
-            yield _plain(record)
-    if not found:
+        if isinstance(made, Problem):
+            dropped += 1
+            continue
+        for record in made:
+            kind, row = _plain(record)
+            rows.append(row)
+    if not rows:
         raise DataError(f'"{name}" has no row that can be used.')
+    return _Usable(kind, rows, dropped)
 
 
 def _plain(record: AnyRecord) -> tuple[str, dict[str, Any]]:

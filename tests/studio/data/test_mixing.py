@@ -49,6 +49,27 @@ def test_a_part_is_the_first_rows_or_drawn_by_seed_in_their_order(home, tmp_path
     assert import_dataset(home, source, name="all").snapshot.meta.rows == 100
 
 
+@pytest.mark.parametrize(("pick", "read"), [("first", 19), ("random", 25)])
+def test_a_part_counts_the_rows_that_cannot_be_read(home, tmp_path, pick, read):
+    good = [json.dumps({"question": f"q {i}?", "answer": f"yes {i}"}) for i in range(15)]
+    file = tmp_path / "half.jsonl"
+    file.write_text("".join(f"{line}\n{{broken\n" for line in good))
+    made = import_dataset(home, DataSource(path=str(file)), num_rows=10, pick=pick).snapshot.meta
+    counts = made.findings.rows
+    assert (counts.read, counts.kept, counts.dropped) == (read, 10, read - 10)
+    assert any("rows are dropped" in warning for warning in made.findings.warnings)
+
+
+def test_a_mix_counts_the_rows_of_each_source_that_cannot_be_used(home, tmp_path):
+    empty = [{"question": f"e {i}?", "answer": ""} for i in range(4)]
+    good = [{"question": f"g {i}?", "answer": f"yes {i}"} for i in range(6)]
+    a, b = rows(tmp_path, "a", good + empty), questions(tmp_path, "b", 6)
+    meta = mix(home, [Source(a, 1), Source(b, 1)]).meta
+    assert [(one["of"], one["dropped"]) for one in meta.step["sources"]] == [(6, 4), (6, 0)]
+    (warning,) = [one for one in meta.findings.warnings if "left out" in one]
+    assert warning.startswith("4 rows of ") and "a.jsonl" in warning
+
+
 def test_a_mix_keeps_shares_and_own_mappings_and_repeats_no_row(home, tmp_path):
     messages = [{"messages": [{"role": "user", "content": f"m{i}"},
                               {"role": "assistant", "content": f"a{i}"}]}
