@@ -66,9 +66,11 @@ class ExtendRequest(Request):
     def perform(self, home: Home, *_: Any) -> Iterator[Event]:
         """Load the base, add the tokens, write the folder."""
         from studio.models.loading import load
+        from studio.models.sources import facts, file_dtype
 
         yield Loading(text="Loading the base")
-        loaded = load(self.model, "cpu")
+        dtype = file_dtype(facts(self.model)) if self.model.dtype == "auto" else self.model.dtype
+        loaded = load(self.model.model_copy(update={"dtype": dtype}), "cpu")
         added = extend(loaded, read_tokens(self.token))
         yield Loading(text="Writing the model")
         out = home.models / slug(self.name)
@@ -76,8 +78,8 @@ class ExtendRequest(Request):
             loaded.model.save_pretrained(temporary)
             loaded.tokenizer.save_pretrained(temporary)
             before = new_tokens(loaded.facts.path)
-            facts = {"base": self.model.path, "tokens": [*before, *added]}
-            atomic.write(temporary / FILE, json.dumps(facts, ensure_ascii=False, indent=1))
+            record = {"base": self.model.path, "tokens": [*before, *added]}
+            atomic.write(temporary / FILE, json.dumps(record, ensure_ascii=False, indent=1))
         yield Finished(adapter=str(out))
 
     def target(self, home: Home) -> Path | None:

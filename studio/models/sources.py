@@ -29,6 +29,7 @@ from studio.spec import ModelSource
 from studio.starter import MODEL as STARTER
 from studio.starter import MODEL_DIR
 
+FILE_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 MAX_FACTOR = 1024  # of YaRN; no model is extended further
 
 
@@ -139,6 +140,11 @@ def facts_of_config(
         fingerprint=_fingerprint(architecture, headers) if headers else "",
         stored=stored_quantization(config),
     )  # fmt: skip
+
+
+def file_dtype(known: ModelFacts) -> str:
+    """Return the precision that a model is stored in; bfloat16 if it is quantised."""
+    return "bfloat16" if known.stored else FILE_TYPES.get(known.weights_dtype, "float32")
 
 
 def num_biases(path: Path) -> int:

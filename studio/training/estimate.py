@@ -29,7 +29,7 @@ from studio.methods.bottleneck import Bottleneck
 from studio.methods.method import LinearMethod
 from studio.methods.norm_tuning import NormTuning
 from studio.models.quantization import QUANTISED_BYTES
-from studio.models.sources import ModelFacts, facts
+from studio.models.sources import FILE_TYPES, ModelFacts, facts
 from studio.spec import RunSpec
 from studio.training.activations import Shape, kept_activations, read_shape
 from studio.training.allocator import REUSED_BYTES, WIDE_NUMBERS, chunk_numbers
@@ -47,7 +47,6 @@ MESSAGE_BYTES = 256_000_000  # communication buffers of a GPU: a guess
 LIBRARIES_BYTES = 110_000_000  # of a CPU process: library pages, shared by all processes
 LAUNCHER_BYTES = 165_000_000  # of the process that started the ranks
 MOST_STEPS = 4000
-FILE_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 FLOPS_PER_CORE = 2.5e10
 PRODUCT_SHARE = 0.5  # of a large product's speed that a step reaches on a GPU: a guess
 GPU_FLOPS = 6e13  # where no product was measured

@@ -17,6 +17,7 @@ from studio.errors import MethodError, ModelError
 from studio.home import Home
 from studio.methods.lora import Lora
 from studio.models.new_tokens import ExtendRequest, new_token_ids, read_tokens
+from studio.models.sources import facts
 from studio.spec import ModelSource, RunSpec
 from studio.training.run import train
 from tests.studio.tiny import SIZES, tiny_folder, tiny_tokenizer
@@ -142,6 +143,18 @@ def test_new_tokens_start_at_the_mean_or_at_their_description(extended):
         weight = getattr(new, table)().weight
         torch.testing.assert_close(weight[64], weight[:64].mean(0))
         torch.testing.assert_close(weight[65], weight[[3, 4, 5]].mean(0), msg="a, b, c")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_new_tokens_leave_the_precision_of_the_file_as_it_is(home, tmp_path, dtype):
+    model(tied=True).to(dtype).save_pretrained(tmp_path / "base")
+    tiny_tokenizer().save_pretrained(tmp_path / "base")
+    source = ModelSource(path=str(tmp_path / "base"))
+    *_, last = ExtendRequest(model=source, token=("<call>",)).checked(home).perform(home)
+    old, new = facts(source), facts(ModelSource(path=str(last.adapter)))
+    assert new.weights_dtype == old.weights_dtype != "F32"
+    config = json.loads((new.path / "config.json").read_text())
+    assert config["dtype"] == str(dtype).removeprefix("torch.")
 
 
 def test_a_run_trains_new_tokens_which_chat_merge_and_peft_know(extended, tmp_path):
