@@ -92,6 +92,11 @@ def fresh(method: Lora, anatomy: Anatomy, taken: Sequence[Site]) -> tuple[list[S
     for site in both if names == "embeddings" else _named(anatomy, names):
         if site.transposed:
             raise MethodError(f"{site.key} is stored transposed and cannot be trained in full.")
+        if _is_quantised(site):
+            raise MethodError(
+                f"{site.key} is quantised and cannot be trained in full: set "
+                "model.quantization=none, or leave it out of method.modules_to_save."
+            )
         first = next((p for s, p in found.values() if s.parameter is site.parameter), {})
         found[site.key] = (site, first or {
             name: torch.zeros(own.shape)
@@ -163,7 +168,7 @@ def split(
     """Return the tensors of `A` and `B` alone, and the sites and parameters of the others.
 
     Raises:
-        AdapterError: A saved module is unknown, of another kind or of another size.
+        AdapterError: A saved module is unknown, quantised, of another kind or of another size.
     """
     left, found = dict(tensors), dict[str, tuple[Site, Params]]()
     known = {site.key: site for site in (*anatomy.all_linears(), *anatomy.norms(),
@@ -225,6 +230,7 @@ def joined(
             name = site.key.rpartition(".")[2]
             fields.setdefault("trainable_token_indices", {})[name] = p["_index"].tolist()
         else:
+            assert not _is_quantised(site)
             for name, delta in p.items():
                 base = getattr(site.module, name).detach().float()
                 tensors[f"{key}.{name}"] = base + delta.detach().to(base.device)
@@ -238,7 +244,16 @@ def _known(known: dict[str, Site], module: str, key: str) -> Site:
             f"The adapter file stores {key}, which belongs to neither a linear layer nor a norm "
             "nor the embeddings of this model."
         )
+    if _is_quantised(known[module]):
+        raise AdapterError(
+            f"The adapter file stores {key} in full, but {module} of this model is quantised: set "
+            "model.quantization=none."
+        )
     return known[module]
+
+
+def _is_quantised(site: Site) -> bool:
+    return hasattr(site.parameter, "quant_state")
 
 
 def _sized(tensor: Tensor, own: Tensor, key: str) -> Tensor:

@@ -13,9 +13,10 @@ from studio.adapters.merge import merge
 from studio.backbone import Backbone
 from studio.chat.lanes import Lane, Message, Sampling
 from studio.chat.residents import ResidentModels
-from studio.errors import MethodError, ModelError
+from studio.errors import AdapterError, MethodError, ModelError
 from studio.home import Home
 from studio.methods.lora import Lora
+from studio.models.loading import load
 from studio.models.new_tokens import ExtendRequest, new_token_ids, read_tokens
 from studio.models.sources import facts
 from studio.spec import ModelSource, RunSpec
@@ -109,6 +110,27 @@ def test_what_was_trained_is_read_by_peft_and_here_with_equal_logits(way, tied, 
 def test_what_cannot_be_trained_in_full_is_one_sentence(fields, words):
     with pytest.raises(MethodError, match=words):
         attached(False, fields)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_quantised_layer_is_neither_trained_in_full_nor_replaced(quantization, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    folder, own = tiny_folder(tmp_path / "base"), tmp_path / "adapter"
+    own.mkdir()
+    plain = Backbone(load(ModelSource(path=str(folder)), "cpu").model)
+    base = ModelSource(path=str(folder), quantization=quantization)
+    quantised = Backbone(load(base, "cpu").model)
+    method = Lora(r=2, target_modules=("q_proj",), modules_to_save=("up_proj", "norm"))
+    with pytest.raises(MethodError, match=r"up_proj is quantised .* model.quantization=none, or"):
+        quantised.attach("a", method)
+    plain.attach("a", method)
+    plain.save("a", own)
+    with pytest.raises(AdapterError, match=r"up_proj of this model is quantised: set"):
+        quantised.load("a", own)
+    norms = method.model_copy(update={"modules_to_save": ("norm", "lm_head")})
+    quantised.attach("b", norms)
+    quantised.save("b", own)
+    quantised.load("c", own)
 
 
 @pytest.fixture(scope="module", params=["llama", "tied"])
