@@ -31,8 +31,11 @@ WORSE, LEAST_WORSE, LEAST_AFTER = 0.05, 0.02, 2
 """Memorises: rise of the held-out loss above its minimum, and evaluations since."""
 STILL, OF_ALL, LATE = 0.03, 0.05, 0.8
 """Not finished: fall of the held-out loss after this part of the run, relative and of all falls."""
-FLAT, LEAST_LOSS, NO_GRADIENT = 0.02, 0.05, 1e-7
-"""Learned nothing: relative change of the loss, the loss above which it counts, a zero gradient."""
+FLAT, HELD_FLAT, LEAST_LOSS, NO_GRADIENT = 0.05, 0.02, 0.05, 1e-7
+"""Learned nothing: largest relative change of the training loss, noise included, and of the
+held-out loss; the loss above which it counts; a zero gradient."""
+FIRST_STEPS = 3
+"""Steps at the start that show a fall which ends within the first tenth."""
 BOUNCE, FEW_ROWS = 0.1, 4
 """Noise: median step of the held-out loss relative to it, and the rows of a small batch."""
 EARLY, MOST_SAMPLES = 0.25, 2 / 3
@@ -120,7 +123,7 @@ class RunCurves:
         found = []
         for end in range(len(points), size - 1, -size):
             values = [value for _, value in points[end - size : end]]
-            found.append((points[end - 1][0], fmean(values), pstdev(values) / math.sqrt(size)))
+            found.append((points[end - 1][0], *_level(values)))
         return found[::-1]
 
 
@@ -218,13 +221,19 @@ def unfinished(run: RunCurves) -> Finding | None:
 
 
 def learned_nothing(run: RunCurves) -> Finding | None:
-    """Find a loss that ends where it began."""
+    """Find a loss that ends where it began, with too little noise to hide a change.
+
+    The first evaluation may follow a fast fall, so the first steps must be as level as the tenths.
+    """
     if len(run.parts) < 3:
         return None
     (_, first, first_error), (_, last, last_error) = run.parts[0], run.parts[-1]
     held = [value for _, value in run.points("eval_loss")]
-    moved = abs(first - last) >= max(FLAT * first, 2 * math.hypot(first_error, last_error))
-    held_moved = bool(held) and abs(held[0] - held[-1]) >= FLAT * held[0]
+    moved = any(
+        abs(level - last) + 2 * math.hypot(error, last_error) >= FLAT * first
+        for level, error in ((first, first_error), _level(run.losses[:FIRST_STEPS]))
+    )
+    held_moved = bool(held) and abs(held[0] - held[-1]) >= HELD_FLAT * held[0]
     if first < LEAST_LOSS or moved or held_moved:
         return None
     why, remedy = _why_nothing(run)
@@ -459,6 +468,11 @@ ENDED_RULES: tuple[Rule, ...] = (
 def _again(values: dict[str, Any], how: str = "at a quarter of the rate") -> Correction:
     """Return the remedy that trains the run again with some settings changed."""
     return Correction(title=f"Train again {how}", action="duplicate", values=values)
+
+
+def _level(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of some values and its standard error."""
+    return fmean(values), pstdev(values) / math.sqrt(len(values))
 
 
 def _round(value: float) -> float:

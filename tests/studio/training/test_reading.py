@@ -152,6 +152,27 @@ def test_each_sign_is_found_with_the_change_that_mends_it(rule, sick, words, act
         RunSpec().with_values(sick.get("spec", {})).with_values(values)
 
 
+FALLS = {  # slowly; within the first steps
+    "slow": lambda rng, n: rng.uniform(0.2, 0.4) * np.arange(n) / n + rng.normal(
+        0, rng.uniform(0.3, 0.8), n),
+    "fast": lambda rng, n: rng.uniform(0.2, 0.4) * (1 - np.exp(-np.arange(n) / rng.uniform(
+        0.5, 4))) + rng.normal(0, rng.uniform(0, 0.1), n),
+    "none": lambda rng, n: rng.normal(0, 0.03, n),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fall", "least", "most"), [
+    ("slow", 0, 3), ("fast", 0, 3), ("none", 195, 200)])  # fmt: skip
+def test_noise_is_not_taken_for_a_loss_that_stays(fall, least, most):
+    found = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        losses = 2 - FALLS[fall](rng, int(rng.integers(40, 201)))
+        rules = [one.rule for one in read(run(losses.tolist(), eval_loss=[]))]
+        found += "learned_nothing" in rules
+    assert least <= found <= most
+
+
 def test_rules_on_the_end_wait_for_it():
     assert read(run(eval_loss=STILL, answers_overrun=late(1.0), facts={"ended": False})) == []
 
