@@ -27,13 +27,13 @@ def reading(store: JobStore, job: Job) -> list[dict[str, Any]]:
         for name in (*STEP_CURVES, *EVAL_CURVES):
             query = _STEPS if name in STEP_CURVES else _EVALUATIONS
             found[name] = db.conn.execute(query, values | {"name": name}).fetchall()
-    rows = job.result.get("rows") or {}
+    rows, share = job.result.get("rows") or {}, job.result.get("longer_chosen")
     run = RunCurves(
         spec=spec, curves=found, total_steps=job.total_steps or job.step,
         rate=job.result.get("learning_rate") or spec.method.base_learning_rate,
         ended=job.state == "succeeded", diverged=job.error_kind == "diverged",
         rows_ended=job.result.get("rows_ended"), rows_truncated=rows.get("truncated") or 0,
-        longer_chosen=job.result.get("longer_chosen") or 0.5,
+        longer_chosen=0.5 if share is None else share,
         checkpoints=() if spec.method.trains_base
         else tuple(row["step"] for row in store.checkpoints(job.id)),
     )  # fmt: skip

@@ -36,6 +36,17 @@ def test_a_run_is_read_with_its_checkpoints(store, tmp_path):
     assert command(job, longer) == "studio extend 7 --epochs 2"
 
 
+def test_pairs_whose_chosen_answer_is_always_the_shorter_one_are_named(store):
+    store.submit(a_spec(loss="dpo"))
+    claim = begin(store)
+    points = [("loss", 0.5), ("rewards_accuracies", 1.0)]
+    metrics = [(name, step, value, 0.0) for name, value in points for step in range(1, 101)]
+    store.claims.report(claim, Progress(metrics=metrics, step=100, total_steps=100))
+    store.claims.finish(claim, "succeeded", result={"longer_chosen": 0.0})
+    texts = [one["text"] for one in reading(store, store.get(claim.job))]
+    assert any("the shorter one in 100% of the pairs" in text for text in texts)
+
+
 def test_other_jobs_and_new_runs_have_no_reading(store):
     new = store.get(store.submit(a_spec()).id)
     other = store.submit({"data": {"path": "starter:terse"}}, kind="import")
