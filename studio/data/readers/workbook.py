@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date, datetime, time, timedelta
+from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ RATIO_FREE_BYTES = 16 << 20
 CHUNK_BYTES, OVERLAP = 1 << 20, 200
 _FORMULA = re.compile(rb"<(?:\w+:)?f[ >/]")
 _MERGED = re.compile(rb'<(?:\w+:)?mergeCell [^>]*?ref="([A-Z]+(\d+):[A-Z]+(\d+))"')
+_ZEROS, _PERCENT = re.compile("00+"), re.compile(r"0(?:\.(0+))?%(?:;|$)")
 _KINDS = {
     "xl/workbook.bin": "a binary Excel workbook (.xlsb): save it as .xlsx or .csv",
     "word/document.xml": "a Word document: save its table as .xlsx or .csv",
@@ -84,7 +86,7 @@ def read_workbook(opened: Opened) -> Iterator[Row | Problem]:
         with _workbook(opened, formulas=True) as other:
             written = (one for one in _cells(other, sheet.name) if one[0] > header_row)
             for (line, cells), (_, formulas) in zip(rows, written, strict=False):
-                if _filled(formulas):
+                if _filled(cells) or any(map(_is_unsaved, cells, formulas)):
                     yield _row(line, cells, formulas, header)
 
 
@@ -116,25 +118,33 @@ def _filled(cells: list[Any]) -> bool:
     return any(cell.value not in (None, "") for cell in cells)
 
 
+def _is_unsaved(cell: Any, formula: Any) -> bool:
+    """Return True for a formula without a saved value; an empty text is one, of the type "str"."""
+    return bool(cell.value is None and formula.data_type == "f" and cell.data_type != "str")
+
+
 def _row(line: int, cells: list[Any], formulas: list[Any], header: list[str]) -> Row | Problem:
     for cell, formula in zip(cells, formulas, strict=False):
         place = getattr(cell, "coordinate", "")
-        if cell.value is None and formula.data_type == "f":
+        if _is_unsaved(cell, formula):
             return Problem(
                 line, "formula", f"Cell {place} holds a formula without a saved value: open the "
                 "workbook in Excel or LibreOffice and save it."
             )  # fmt: skip
         if cell.data_type == "e":
             return Problem(line, "formula", f"Cell {place} holds the error {cell.value}.")
-    values = [_plain(cell.value) for cell in cells]
+    values = [_plain(cell) for cell in cells]
     if len(values) > len(header) and any(value is not None for value in values[len(header) :]):
         return Problem(line, "fields", f"Values beyond the {len(header)} columns of the header.")
     values += [None] * (len(header) - len(values))
     return Row(line, dict(zip(header, values, strict=False)))
 
 
-def _plain(value: Any) -> Any:
-    """Return a cell's value as JSON holds it."""
+def _plain(cell: Any) -> Any:
+    """Return a cell's value as JSON holds it; leading zeros and percentages as Excel shows them."""
+    value = cell.value
+    if type(value) in (int, float):
+        return _shown(value, cell.number_format)
     if isinstance(value, str):
         if "_x" in value:
             from openpyxl.utils.escape import unescape
@@ -144,6 +154,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return str(value.date()) if value.time() == time() else value.isoformat(sep=" ")
     return str(value) if isinstance(value, date | time | timedelta) else value
+
+
+def _shown(value: float, number_format: str) -> Any:
+    """Return a number, or its text if the format is `00000` or a percentage such as `0.0%`."""
+    if type(value) is int and (zeros := _ZEROS.fullmatch(number_format)):
+        return "-" * (value < 0) + str(abs(value)).zfill(len(zeros[0]))
+    if percent := _PERCENT.match(number_format):
+        exact = Decimal(str(value)) * 100  # Excel rounds halves away from zero
+        return f"{exact.quantize(Decimal(10) ** -len(percent[1] or ''), ROUND_HALF_UP):f}%"
+    return value
 
 
 def _header(
@@ -158,7 +178,7 @@ def _header(
             f"Row {line} of {opened.path.name} has merged cells ({across[0]}), and it must name "
             "each column in a cell of its own: unmerge them, or delete the title above the header."
         )
-    names = ["" if cell.value is None else str(_plain(cell.value)).strip() for cell in cells]
+    names = ["" if cell.value is None else str(_plain(cell)).strip() for cell in cells]
     while names and not names[-1]:
         names.pop()
     if len(names) > MAX_COLUMNS:

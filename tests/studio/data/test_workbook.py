@@ -84,6 +84,38 @@ def test_formulas_are_read_by_their_saved_values(tmp_path):
     assert items(path)[0].values["answer"] == 7
 
 
+def test_a_formula_whose_saved_value_is_the_empty_text_keeps_its_row(tmp_path):
+    made = [HEADER, ["a", '=IF(1,"","x")'], ['=IF(1,"","y")', None], ["d", "=1+1"]]
+    path = book(tmp_path / "a.xlsx", made)
+    empty = "<v></v>" if "<v></v>" in _part(path) else "<v />"
+    for cell, kind in (("B2", "str"), ("A3", "str")):
+        edited(path, SHEET, f'<c r="{cell}">', f'<c r="{cell}" t="{kind}">')
+    row, unsaved = items(path)
+    assert empty in _part(path) and row.values == {"question": "a", "answer": None}
+    assert (unsaved.line, unsaved.kind) == (4, "formula") and "Cell B4" in unsaved.text
+
+
+@pytest.mark.parametrize(
+    ("value", "number_format", "shown"),
+    [
+        (123, "00000", "00123"), (-123, "00000", "-00123"), (1234567, "00000", "1234567"),
+        (123, "General", 123), (7, "0", 7), (1.5, "0.00", 1.5), (2.5, "00", 2.5),
+        (0.5, "0%", "50%"), (0.125, "0%", "13%"), (-0.125, "0.0%", "-12.5%"), (1, "0%", "100%"),
+        (0.071, "0.00%;[Red]-0.00%", "7.10%"),
+    ],
+)  # fmt: skip
+def test_leading_zeros_and_percentages_are_read_as_excel_shows_them(
+    value, number_format, shown, tmp_path
+):
+    made = Workbook()
+    for row in (HEADER, ["a", value]):
+        made.active.append(row)
+    made.active["B2"].number_format = number_format
+    made.save(tmp_path / "a.xlsx")
+    (row,) = items(tmp_path / "a.xlsx")
+    assert row.values["answer"] == shown and type(row.values["answer"]) is type(shown)
+
+
 def _part(path: Path) -> str:
     with zipfile.ZipFile(path) as file:
         return file.read(SHEET).decode()
