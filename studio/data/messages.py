@@ -11,6 +11,7 @@ from typing import Any
 from studio.data.mapping import Mapping, as_text
 from studio.data.message_parts import Parts, are_parts, json_text, read_content
 from studio.data.records import Conversation, Dropped, Message, Row
+from studio.data.template.lost_parts import parsed as parsed_arguments
 from studio.data.template.lost_parts import split_thought
 
 ROLES = {
@@ -189,10 +190,19 @@ def _calls_of(turn: dict[str, Any], content: Parts, index: int) -> list[dict[str
             continue
         calls = (_calls_in(given) or [given]) if isinstance(given, str) else given
         calls = calls if isinstance(calls, list | tuple) else [calls]
-        known = [call["function"] for call in made]
+        known = [_said(call) for call in made]
         found = [_call(call, index) for call in calls]
-        made += [call for call in found if call["function"] not in known]
+        made += [call for call in found if _said(call) not in known]
     return made
+
+
+def _said(call: dict[str, Any]) -> tuple[str, Any]:
+    """Return a call's name and its arguments as values, equal however they are written."""
+    function = call["function"]
+    arguments = function["arguments"]
+    if isinstance(arguments, str):
+        arguments = parsed_arguments(arguments) if arguments.strip() else {}
+    return function["name"], arguments
 
 
 def _calls_in(text: str) -> list[Any] | None:

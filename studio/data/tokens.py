@@ -260,6 +260,10 @@ class _Tokeniser:
             messages, answer = made.messages, ""
             if messages[-1]["role"] == "assistant":
                 messages, answer = messages[:-1], messages[-1]["content"].strip()
+            if all(message["role"] in ("system", "assistant") for message in messages):
+                text = "The row has no question: no message of a user or a tool is to be answered."
+                self.counter.drop(Problem(made.line, "empty_prompt", text))
+                continue
             try:
                 ids = self.template.encode_prompt(messages, made.tools)
             except DataError as error:

@@ -194,6 +194,7 @@ def functions(*messages):
 
 
 WEATHER = {"name": "weather", "arguments": {"city": "Oslo"}}
+TEXT = WEATHER | {"arguments": '{"city":"Oslo"}'}
 
 
 @pytest.mark.parametrize(
@@ -203,12 +204,20 @@ WEATHER = {"name": "weather", "arguments": {"city": "Oslo"}}
         {"tool_calls": [{"function": {"name": "weather", "parameters": {"city": "Oslo"}}}]},
         {"tool_calls": [{"name": "weather", "arguments": None, "input": {"city": "Oslo"}}]},
         {"tool_calls": [{"function": WEATHER}], "function_call": WEATHER},
+        {"tool_calls": [{"function": WEATHER}], "function_call": TEXT},
         {"content": [{"type": "tool_use", "name": "weather", "input": {"city": "Oslo"}}],
          "tool_calls": [{"id": "c", "function": WEATHER}]},
     ],
 )  # fmt: skip
 def test_calls_are_read_under_every_name_in_use_and_once(calling):
     assert functions({"role": "assistant", **calling}) == [WEATHER]
+
+
+def test_arguments_as_json_text_and_as_an_object_are_one_call():
+    part = {"type": "tool_use", "name": "weather", "input": {"city": "Oslo"}}
+    for other in ({"function_call": WEATHER}, {"content": [part]}):
+        turn = {"role": "assistant", "tool_calls": [{"function": TEXT}], **other}
+        assert functions(turn) == [TEXT]
 
 
 def test_calls_under_two_names_and_equal_ones_side_by_side_are_kept():

@@ -347,6 +347,15 @@ def test_rows_are_prompts_with_a_reference_where_there_is_one(tmp_path):
     assert not [one for one in made.report.warnings if "trained" in one]
 
 
+def test_a_row_without_a_question_is_no_prompt(tmp_path):
+    answer, rule = {"role": "assistant", "content": "aa"}, {"role": "system", "content": "be kind"}
+    asked = {"role": "user", "content": "say a"}
+    rows = [{"messages": turns} for turns in (
+        [answer], [rule], [rule, answer], [asked], [rule, asked, answer])]  # fmt: skip
+    made = prompts_of(tmp_path / "a.jsonl", rows, "prompts")
+    assert (len(made.train), made.report.problem_counts) == (2, {"empty_prompt": 3})
+
+
 # -- whole runs ----------------------------------------------------------------------------------
 
 
