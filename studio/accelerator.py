@@ -8,6 +8,7 @@ imports torch itself.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -27,6 +28,7 @@ from studio import atomic
 ASK_SECONDS = 120.0  # the first import of torch after an installation reads gigabytes
 INSTALL = 'uv pip install --torch-backend=auto --reinstall-package torch "torch>=2.10,<=2.13.0"'
 ORDER = "CUDA_DEVICE_ORDER"
+BUSY = 0.1  # utilization above which a measured speed is not kept
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 # Runs in the child; prints one JSON document. Every question may fail on its own.
@@ -108,7 +110,8 @@ def cards() -> list[Card]:
     listed = _listed()
     if not listed and not _other_signs():
         return []
-    answer = _answer(_fingerprint(listed))
+    busy = any((one["utilization"] or 0) > BUSY for one in listed)
+    answer = _answer(_fingerprint(listed), keep=not busy)
     if answer["backend"] == "mps":
         return []  # its memory is the system's: see `hardware`
     usable: list[Card] = []
@@ -234,16 +237,20 @@ def _torch_version() -> str:
 
 
 def _fingerprint(listed: Sequence[Mapping[str, Any]]) -> str:
-    """Return what the answer depends on: torch, drivers, cards, variables, kernel modules."""
+    """Return what the answer depends on: question, torch, drivers, cards, variables, modules."""
     variables = [f"{name}={os.environ[name]}" for name in (*VISIBLE, ORDER) if name in os.environ]
     cards = [f"{one['uuid']} {one['driver']}" for one in listed]
-    signs = [str(Path("/dev/kfd").exists()), sys.executable, _torch_version()]
+    question = hashlib.sha256(QUESTION.encode()).hexdigest()[:12]
+    signs = [question, str(Path("/dev/kfd").exists()), sys.executable, _torch_version()]
     return " | ".join([*signs, *cards, *variables])
 
 
 @cache
-def _answer(fingerprint: str) -> dict[str, Any]:
-    """Return torch's answer, kept in the user's cache folder for equal circumstances."""
+def _answer(fingerprint: str, *, keep: bool = True) -> dict[str, Any]:
+    """Return torch's answer, kept in the user's cache folder for equal circumstances.
+
+    One in which a card that can be used has no speed is asked for again at the next start.
+    """
     file = user_cache_path("adapter-studio") / "accelerator.json"
     try:
         kept = json.loads(file.read_text(encoding="utf-8"))
@@ -252,7 +259,8 @@ def _answer(fingerprint: str) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not asked yet, or half written
     answer = _ask()
-    if answer["version"]:
+    usable = [one for one in answer["cards"] if one and not _no_kernels(one, answer)]
+    if keep and answer["version"] and all(one.get("flops") for one in usable):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             atomic.write(file, json.dumps({"fingerprint": fingerprint, "answer": answer}))

@@ -19,10 +19,12 @@ CUDA_13 = {
 }  # fmt: skip
 
 
-def card(index: int, label: str, capability: tuple[int, int], gibibytes: int) -> dict:
+def card(
+    index: int, label: str, capability: tuple[int, int], gibibytes: int, flops: float = 1e14
+) -> dict:
     return {
         "index": index, "label": label, "capability": capability,
-        "total_bytes": gibibytes << 30,
+        "total_bytes": gibibytes << 30, "flops": flops,
     }  # fmt: skip
 
 
@@ -145,6 +147,24 @@ def test_torch_is_asked_once_for_equal_circumstances(machine, tmp_path, monkeypa
     machine([H100.replace("580.65", "590.10")], {})  # a new driver
     accelerator._answer.cache_clear()
     assert accelerator.cards()[0].name == "", "the answer for the old driver does not count"
+
+
+@pytest.mark.parametrize(
+    ("line", "flops", "kept"),
+    [(H100, 7e14, True), (H100, 0.0, False), (H100[:-1] + "11", 7e14, False)],
+    ids=["measured", "not measured", "measured on a busy card"],
+)
+def test_only_a_speed_that_was_measured_on_idle_cards_is_kept(machine, tmp_path, line, flops, kept):
+    machine([line], CUDA_13 | {"cards": [card(0, "H100", (9, 0), 79, flops)]})
+    assert accelerator.cards()[0].flops == flops
+    assert (tmp_path / "cache" / "accelerator.json").exists() is kept
+
+
+def test_another_question_is_asked_even_if_an_older_one_was_answered(machine):
+    for flops in (1e14, 2e14):
+        machine([H100], CUDA_13 | {"cards": [card(0, "H100", (9, 0), 79, flops)]})
+        accelerator._answer.cache_clear()
+        assert accelerator.cards()[0].flops == flops
 
 
 def test_a_torch_that_cannot_start_is_not_remembered(machine, tmp_path, monkeypatch):
