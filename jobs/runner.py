@@ -62,7 +62,7 @@ class Attempt:
             store, claim, seconds_before=float(self.job.result.get("seconds", 0))
         )
         newest = newest_step(self.run_dir)
-        self.trackers = tracking.live(store.home, self.job, log, first_step=newest)
+        self.trackers = tracking.live(store, self.job, log, first_step=newest)
         # Siblings would end with this process, and a cluster's job must be stopped there.
         self.reporter.interruptible = alone and not cluster.is_slot(claim.device)
         spec = yaml.safe_dump(self.job.spec, sort_keys=False, allow_unicode=True)

@@ -4,6 +4,7 @@ One row per setting, JSON values.
 """
 
 import json
+import secrets
 from typing import Any, Literal
 
 from jobs.claims import retried
@@ -11,6 +12,7 @@ from jobs.store import JobStore
 from studio.errors import QueueError
 
 DEFAULTS: dict[str, Any] = {
+    "home_id": None,  # random, made when first needed
     "held": None,  # a sentence while nothing may start
     "on_error": "continue",  # or "stop": a failed run holds the queue
     "errors_seen": 0,  # the last event that was checked for failures
@@ -34,6 +36,15 @@ def write(store: JobStore, name: str, value: Any) -> None:
     assert name in DEFAULTS, name
     with store.database.writing() as db:
         db.conn.execute(_WRITE, (name, json.dumps(value)))
+
+
+def home_id(store: JobStore) -> str:
+    """Return the random id that tells the runs of this home from those of another."""
+    if (found := read(store, "home_id")) is None:
+        with store.database.writing() as db:  # another process may be first
+            db.conn.execute(_WRITE_FIRST, ("home_id", json.dumps(secrets.token_hex(4))))
+        found = read(store, "home_id")
+    return str(found)
 
 
 def hold_queue(store: JobStore) -> None:
@@ -86,6 +97,7 @@ _WRITE = """
 INSERT INTO settings(name, value) VALUES (?, ?)
 ON CONFLICT(name) DO UPDATE SET value = excluded.value
 """
+_WRITE_FIRST = "INSERT INTO settings(name, value) VALUES (?, ?) ON CONFLICT(name) DO NOTHING"
 _FAILED_SINCE = """
 SELECT jobs.name FROM events JOIN jobs ON jobs.id = events.job
 WHERE events.id > :seen AND events.dst = 'failed' AND jobs.state = 'failed'

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
+from jobs import settings
 from jobs.curves import EVAL_SERIES, STEP_SERIES
 from jobs.job import Job
 from jobs.store import JobStore
 from studio.errors import QueueError, StudioError
-from studio.home import Home, slug
+from studio.home import slug
 from studio.redaction import redacted
 from studio.spec import RunSpec
 from studio.spec_text import differences
@@ -23,10 +24,10 @@ from studio.training.trackers import LiveTrackers, TrackedRun
 FILES = "trackers"  # folder in a run's folder
 
 
-def live(home: Home, job: Job, log: logging.Logger, *, first_step: int = 0) -> LiveTrackers:
+def live(store: JobStore, job: Job, log: logging.Logger, *, first_step: int = 0) -> LiveTrackers:
     """Open the trackers that a run reports to; of other jobs none."""
     names = trackers.names_in((job.spec.get("train") or {}).get("report_to", "none"))
-    return LiveTrackers(names, tracked(home, job, first_step) if names else None, log)
+    return LiveTrackers(names, tracked(store, job, first_step) if names else None, log)
 
 
 def values_of(event: events.Event) -> dict[str, float]:
@@ -40,7 +41,7 @@ def values_of(event: events.Event) -> dict[str, float]:
     return {name: float(v) for name, v in found.items() if v is not None and math.isfinite(v)}
 
 
-def tracked(home: Home, job: Job, first_step: int = 0) -> TrackedRun:
+def tracked(store: JobStore, job: Job, first_step: int = 0, *, fresh: bool = False) -> TrackedRun:
     """Return a run as trackers show it; settings are what differs from the defaults."""
     config: dict[str, Any] = {}
     if job.kind == "train":
@@ -51,13 +52,16 @@ def tracked(home: Home, job: Job, first_step: int = 0) -> TrackedRun:
             for name, value in {**own, **differences(spec)}.items() if name != "name"
         }  # fmt: skip
     return TrackedRun(
-        key=f"{slug(job.name)}-{job.id}", name=job.name, folder=home.run(job.id) / FILES,
-        config=config, first_step=first_step,
+        key=f"{slug(job.name)}-{settings.home_id(store)}-{job.id}{'-exported' * fresh}",
+        name=job.name, folder=store.home.run(job.id) / FILES, config=config,
+        first_step=first_step, fresh=fresh,
     )  # fmt: skip
 
 
 def export(store: JobStore, jobs: Sequence[Job], report_to: str) -> dict[str, Any]:
     """Write the whole curves of runs to trackers, and return the number of values of each.
+
+    Each time makes a new run there, so that no point is there twice.
 
     Raises:
         StudioError: A library is missing, a run has no curve, or a tracker refuses.
@@ -71,7 +75,7 @@ def export(store: JobStore, jobs: Sequence[Job], report_to: str) -> dict[str, An
         for job in jobs:
             try:
                 with contextlib.redirect_stdout(sys.stderr):  # libraries greet on it
-                    tracker = trackers.opened(name, tracked(store.home, job))
+                    tracker = trackers.opened(name, tracked(store, job, fresh=True))
                     for step, values, moment in found[job.id]:
                         tracker.log(step, values, moment)
                     tracker.close("failed" if job.state == "failed" else "succeeded")
@@ -85,7 +89,7 @@ def export(store: JobStore, jobs: Sequence[Job], report_to: str) -> dict[str, An
                 ) from None
     values = {job.name: sum(len(v) for _, v, _ in found[job.id]) for job in jobs}
     return {"report_to": report_to, "values": values, "folders": [
-        str(store.home.run(job.id) / FILES / "tensorboard") for job in jobs
+        str(store.home.run(job.id) / FILES / trackers.EXPORTED) for job in jobs
     ] if "tensorboard" in report_to else []}  # fmt: skip
 
 

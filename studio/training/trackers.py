@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +28,7 @@ LIBRARIES = {
     "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow-skinny",
 }  # fmt: skip
 """The package of each tracker; its module has the tracker's name."""
+EXPORTED = "exported"  # folder of TensorBoard's files of an export, beside those of a live run
 PROJECT = "adapter-studio"
 CLOSE_SECONDS = 20.0
 Values = Mapping[str, float]
@@ -34,13 +36,17 @@ Values = Mapping[str, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrackedRun:
-    """Facts of a run that trackers show; `key` stays the same when it is resumed."""
+    """Facts of a run that trackers show; `key` stays the same when it is resumed.
+
+    One that is `fresh` is always a new run in the tracker.
+    """
 
     key: str
     name: str
     folder: Path  # where files of its trackers lie
     config: Mapping[str, Any]
     first_step: int = 0
+    fresh: bool = False
 
 
 class Tracker(Protocol):
@@ -167,7 +173,10 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = Event, Summary
-        self._writer = EventFileWriter(str(run.folder / "tensorboard"))
+        folder = run.folder / (EXPORTED if run.fresh else "tensorboard")
+        if run.fresh:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._writer = EventFileWriter(str(folder))
         if run.first_step:  # what an earlier attempt wrote after its checkpoint is void
             start = SessionLog(status=SessionLog.START)
             self._writer.add_event(
@@ -195,8 +204,8 @@ class Trackio:
         import trackio
 
         self._run = trackio.init(
-            PROJECT, name=run.key, config=dict(run.config), resume="allow", embed=False,
-            auto_log_gpu=False, auto_log_cpu=False,
+            PROJECT, name=run.key, config=dict(run.config), embed=False,
+            resume="never" if run.fresh else "allow", auto_log_gpu=False, auto_log_cpu=False,
         )  # fmt: skip
 
     def log(self, step: int, values: Values, moment: float) -> None:
@@ -217,9 +226,9 @@ class Wandb:
         quiet = wandb.Settings(console="off", silent=True)
         mode: Any = "offline" if os.environ.get("HF_HUB_OFFLINE") == "1" else None
         self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT), name=run.name, id=run.key,
-            resume="allow", config=dict(run.config), dir=str(run.folder), reinit="create_new",
-            settings=quiet, mode=mode,
+            project=os.environ.get("WANDB_PROJECT", PROJECT), name=run.name,
+            id=None if run.fresh else run.key, resume="allow", config=dict(run.config),
+            dir=str(run.folder), reinit="create_new", settings=quiet, mode=mode,
         )  # fmt: skip
 
     def log(self, step: int, values: Values, moment: float) -> None:
@@ -254,7 +263,7 @@ class MLflow:
         found = self._client.get_experiment_by_name(project)
         experiment = found.experiment_id if found else self._client.create_experiment(project)
         same = self._client.search_runs([experiment], f"tags.studio_key = '{run.key}'")
-        if same:
+        if same and not run.fresh:
             self._id = same[0].info.run_id
             self._client.set_terminated(self._id, "RUNNING")
             return

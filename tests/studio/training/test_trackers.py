@@ -73,22 +73,25 @@ def test_trackio_keeps_the_run_in_its_own_database(run, tmp_path):
 
     place = tmp_path / "trackio"  # read from the environment at import: a process of its own
     script = (
-        "import json,sys\nfrom pathlib import Path\n"
+        "import json,sys\nfrom dataclasses import replace\nfrom pathlib import Path\n"
         "from tests.studio.training.test_trackers import write\n"
         "from studio.training.trackers import TrackedRun\n"
         "run = TrackedRun(key='mine-7', name='mine', folder=Path(sys.argv[1]), config={'r': 8})\n"
         "write('trackio', run)\n"
+        "fresh = replace(run, key='mine-7-exported', fresh=True)\n"
+        "write('trackio', fresh), write('trackio', fresh)\n"
         "from trackio.sqlite_storage import SQLiteStorage\n"
-        "rows = SQLiteStorage.get_logs('adapter-studio', 'mine-7')\n"
-        "print('\\n' + json.dumps([[r['step'], r['loss']] for r in rows]))\n"
+        "for name in ('mine-7', 'mine-7-exported'):\n"
+        "    rows = SQLiteStorage.get_logs('adapter-studio', name)\n"
+        "    print('\\n' + json.dumps([[r['step'], r['loss']] for r in rows]))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(run.folder)], capture_output=True, text=True,
         timeout=120, env=os.environ | {"TRACKIO_DIR": str(place), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("[[")]
-    assert json.loads(line) == [[1, 6.0], [2, 3.0], [3, 2.0]]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[[")]
+    assert lines == 2 * [[[1, 6.0], [2, 3.0], [3, 2.0]]], "exported twice, and no step is twice"
 
 
 class Log(logging.Handler):
