@@ -47,7 +47,7 @@ def admit(spec: RunSpec, home: Home, *, here: bool = True, may_wait: bool = Fals
     distributed.check_sharding(spec.on_this_machine())
     objectives.check(spec)
     trackers.check(spec.train.report_to)
-    if sources.origin_of(spec.model.path).kind != "hub":
+    if sources.origin_of(spec.model.path, spec.model.revision).kind != "hub":
         known = sources.facts(spec.model)
         if here and spec.train.device != CLUSTER:
             spec = with_stored_precision(spec, known)

@@ -22,7 +22,7 @@ def needed_bytes(spec: RunSpec, home: Home) -> int:
     """Return the peak of a run on its device in bytes, from its first rows; 0 if not known."""
     from studio.training.estimate import estimate
 
-    if not sources.origin_of(spec.model.path).is_local:
+    if not sources.origin_of(spec.model.path, spec.model.revision).is_local:
         return 0
     try:
         return estimate(spec, home, from_first_rows=True).total_bytes

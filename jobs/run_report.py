@@ -24,7 +24,6 @@ from studio.errors import AdapterError, QueueError, StudioError
 from studio.evaluation.report_page import Section, chart, page, table, text_of
 from studio.evaluation.reports import title, verdict
 from studio.home import Home
-from studio.locations import tilde
 from studio.methods import methods
 from studio.names import readable
 from studio.spec import RunSpec
@@ -105,7 +104,7 @@ def of_bakeoff(store: JobStore, name: str) -> str:
     columns = {
         "title": "Method", "eval_loss": "Held-out loss", "forgetting": "KL from the base",
         "last_loss": "Last loss", "trainable_parameters": "Trainable", "size_bytes": "On disk",
-        "peak_memory_bytes": "Peak memory", "seconds_per_step": "Seconds per step",
+        "memory_bytes": "Memory above the base", "seconds_per_step": "Seconds per step",
         "learning_rate": "Learning rate", "live_ratio": "Live, ×", "merged_ratio": "Merged, ×",
     }  # fmt: skip
     ranked = sorted(rows, key=lambda row: (row["eval_loss"] is None, row["eval_loss"] or 0))
@@ -180,7 +179,7 @@ def _beside(store: JobStore, jobs: Sequence[Job], *, figures: bool = True) -> li
 
 def _page(name: str, words: str, sections: Iterable[Section | None]) -> str:
     made = f"{words} · Adapter Studio, {_day(time.time())}"
-    return tilde(page(name, made, list(sections)))
+    return page(name, made, list(sections))
 
 
 def _day(moment: float | None) -> str:
@@ -257,8 +256,7 @@ def _samples(store: JobStore, jobs: Sequence[Job]) -> Section | None:
 
 def _xray(home: Home, jobs: Sequence[Job]) -> Section | None:
     """Return the first rows of each dataset as the trainer saw them."""
-    from studio.data.first_rows import lens
-    from studio.data.xray import xray
+    from studio.data.first_rows import first_xrays
 
     shown: dict[str, list[dict[str, Any]]] = {}
     for job in jobs:
@@ -266,16 +264,12 @@ def _xray(home: Home, jobs: Sequence[Job]) -> Section | None:
             spec = RunSpec.parse(job.spec)
             if spec.data.path in shown:
                 continue
-            seen = lens(spec.model, home)
-            limit = max(1, seen.context_length - spec.method.num_tokens_before)
-            rows = xray(spec.data, seen.backend, context_length=limit, count=NUM_ROWS, home=home,
-                        plain=spec.train.rows == "answers")[:NUM_ROWS]  # fmt: skip
             shown[spec.data.path] = [
                 {"title": f"Row {row.row}" + (f", {row.side}" if row.side else ""),
                  "note": row.problem or f"{row.num_tokens} tokens, {row.num_trained} trained, "
                  f"{row.num_truncated} cut",
                  "tokens": [(one.text, one.state) for one in row.tokens[:NUM_TOKENS]]}
-                for row in rows
+                for row in first_xrays(spec, home, NUM_ROWS)
             ]  # fmt: skip
     tokens = [one for rows in shown.values() for one in rows]
     words = "Coloured tokens are trained, grey ones masked, struck ones cut at the context."

@@ -1,6 +1,7 @@
 """Suites as jobs of the queue: ask for one, read its table, write it to a file."""
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from jobs.job import Job
@@ -68,7 +69,7 @@ def _curves(store: JobStore, lanes: list[str]) -> dict[str, list[tuple[float, fl
 
 
 def _runs_of(home: Home, lanes: list[str]) -> dict[int, str]:
-    """Return the runs that trained the lanes' adapters, as number: name."""
+    """Return the runs that trained the lanes' adapters, as number: name; no path is a name."""
     found: dict[int, str] = {}
     for name in [part["name"] for lane in lanes for part in read_lane(lane)["stack"]]:
         run, at, _ = name.partition("@")
@@ -78,7 +79,8 @@ def _runs_of(home: Home, lanes: list[str]) -> dict[int, str]:
         with suppress(AdapterError):
             folder = resolve(home, name).parent
             if folder.parent == home.runs and folder.name.isdigit():
-                found[int(folder.name)] = name
+                own = Path(name).name == name
+                found[int(folder.name)] = name if own else f"run {folder.name}"
     return found
 
 

@@ -83,7 +83,7 @@ def model_line(source: ModelSource) -> str:
     Raises:
         ModelError: It cannot be used; says why.
     """
-    if sources.origin_of(source.path).kind == "hub":
+    if sources.origin_of(source.path, source.revision).kind == "hub":
         return _to_download(source)
     facts = sources.facts(source)
     parts = [
@@ -154,7 +154,7 @@ def trained_line(spec: RunSpec, home: Home) -> tuple[str, bool]:
     Raises:
         StudioError: Not one token would be trained.
     """
-    if not sources.origin_of(spec.model.path).is_local:
+    if not sources.origin_of(spec.model.path, spec.model.revision).is_local:
         return "", False  # shown with the model, or known once it is downloaded
     from studio.data.first_rows import first_report
 
@@ -181,7 +181,7 @@ def warnings(spec: RunSpec, home: Home) -> Iterator[str]:
     if too_little:
         yield words
     rate = spec.train.learning_rate
-    if rate != "auto" and sources.origin_of(spec.model.path).is_local:
+    if rate != "auto" and sources.origin_of(spec.model.path, spec.model.revision).is_local:
         usual = lr_for(spec.method, sources.facts(spec.model).hidden_size)
         if rate > MOST_RATES * usual:
             shown = f"{rate:g}".replace("e+0", "e")
@@ -195,7 +195,7 @@ def model_traits(source: ModelSource) -> list[str]:
     """Return what decides which fields a model uses: "experts" for a mixture."""
     from studio.training.activations import read_shape
 
-    if not sources.origin_of(source.path).is_local:
+    if not sources.origin_of(source.path, source.revision).is_local:
         return []
     with contextlib.suppress(StudioError):
         return ["experts"] if read_shape(sources.facts(source)).mixture else []
@@ -207,7 +207,7 @@ def method_sizes(spec: RunSpec) -> dict[str, dict[str, int]]:
     from studio.training.activations import read_shape
     from studio.training.estimate import trained_parameters
 
-    if not sources.origin_of(spec.model.path).is_local:
+    if not sources.origin_of(spec.model.path, spec.model.revision).is_local:
         return {}
     try:
         known = sources.facts(spec.model)
@@ -307,19 +307,13 @@ def _plan(spec: RunSpec, home: Home) -> dict[str, Any]:
 
 
 def first_rays(spec: RunSpec, home: Home) -> dict[str, Any]:
-    """Return the first rows of a run as the trainer sees them; see `studio.data.xray`."""
-    from studio.data.first_rows import lens
-    from studio.data.xray import xray
+    """Return the first rows of a run as the trainer sees them, or why they are not known."""
+    from studio.data.first_rows import first_xrays
 
     if why := unknown(spec, home):
         return {"unknown": why}
-    seen = lens(spec.model, home)
-    limit = max(1, seen.context_length - spec.method.num_tokens_before)
-    shown = xray(
-        spec.data, seen.backend, context_length=limit, count=SHOWN_ROWS, home=home,
-        plain=spec.train.rows not in ("pairs", "judged"), prompts=spec.train.loss == "grpo",
-    )  # fmt: skip
-    return {"rows": [_shortened(row.model_dump(mode="json")) for row in shown[:SHOWN_ROWS]]}
+    shown = first_xrays(spec, home, SHOWN_ROWS)
+    return {"rows": [_shortened(row.model_dump(mode="json")) for row in shown]}
 
 
 def _shortened(row: dict[str, Any]) -> dict[str, Any]:
@@ -328,15 +322,11 @@ def _shortened(row: dict[str, Any]) -> dict[str, Any]:
 
 def unknown(spec: RunSpec, home: Home) -> str:
     """Return why a run cannot be estimated yet; empty if it can."""
+    from studio.data.first_rows import absent
+
+    if why := absent(spec, home):
+        return why
     kind, file = origin_of(spec.data.path, home)
-    for noun, path, where in (
-        ("model", spec.model.path, sources.origin_of(spec.model.path).kind),
-        ("dataset", spec.data.path, kind),
-    ):
-        if where == "missing":
-            return f"There is no {noun} at {path}."
-        if where == "hub":
-            return f"Known once the {noun} is downloaded."
     if kind == "file" and file.stat().st_size > ESTIMATED_BYTES:
         return "A large dataset: press Measure to read it and take two real steps."
     return ""

@@ -172,7 +172,7 @@ def download_for(store: JobStore, model: ModelSource) -> Job | None:
     Raises:
         StudioError: The hub does not have it, or it cannot be trained here.
     """
-    if origin_of(model.path).kind != "hub":
+    if origin_of(model.path, model.revision).kind != "hub":
         return None
     request = DownloadRequest(repo=model.path, revision=model.revision).checked(store.home)
     for job in store.list(OPEN):

@@ -19,9 +19,10 @@ from studio.data.template.backend import Backend
 from studio.data.template.template import choose_for
 from studio.data.tokenizer_files import backend_for
 from studio.data.tokens import Tokens, TokenWriter, tokenise
+from studio.data.xray import XRow, xray
 from studio.errors import DataError
 from studio.home import Home
-from studio.models.sources import facts
+from studio.models import sources
 from studio.spec import DataSource, ModelSource, Rows, RunSpec
 
 FEW_ROWS, MANY_ROWS = 64, 20_000
@@ -40,8 +41,38 @@ def lens(model: ModelSource, home: Home | None) -> Lens:
     Raises:
         ModelError: It cannot be used.
     """
-    found = facts(model)
+    found = sources.facts(model)
     return Lens(backend_for(found.path, home), found.context_length)
+
+
+def absent(spec: RunSpec, home: Home | None) -> str:
+    """Return why a run's model or dataset cannot be read without a download; empty if it can."""
+    model = sources.origin_of(spec.model.path, spec.model.revision).kind
+    for noun, path, kind in (
+        ("model", spec.model.path, model),
+        ("dataset", spec.data.path, origin_of(spec.data.path, home).kind),
+    ):
+        if kind == "missing":
+            return f"There is no {noun} at {path}."
+        if kind == "hub":
+            return f"Known once the {noun} is downloaded."
+    return ""
+
+
+def first_xrays(spec: RunSpec, home: Home | None, count: int) -> list[XRow]:
+    """Return the first rows of a run as its trainer sees them; see `xray`.
+
+    Raises:
+        StudioError: The model or dataset is not on this machine, or cannot be used.
+    """
+    if why := absent(spec, home):
+        raise DataError(why)
+    seen = lens(spec.model, home)
+    limit = max(1, seen.context_length - spec.method.num_tokens_before)
+    return xray(
+        spec.data, seen.backend, context_length=limit, count=count, home=home,
+        plain=spec.train.rows not in ("pairs", "judged"), prompts=spec.train.loss == "grpo",
+    )[:count]  # fmt: skip
 
 
 def first_report(spec: RunSpec, home: Home | None) -> TokenReport | None:
@@ -62,7 +93,7 @@ def first_rows(spec: RunSpec, home: Home | None) -> tuple[Tokens, TokenReport] |
     if origin_of(spec.data.path, home).kind == "hub":
         return None
     files = find(spec.data, home).files
-    model = facts(spec.model).path
+    model = sources.facts(spec.model).path
     if not (model / "tokenizer.json").is_file():
         return None
     state = tuple(_state(file) for file in (*sorted(model.glob("*.j*")), *files))

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from studio.locations import tilde
+
 COLOURS = (
     "#3350cf", "#d06a12", "#0d8a78", "#b5318b", "#768a0b", "#2389bd", "#c4392f", "#7a4fc0",
     "#8a5a34", "#5f6b76",
@@ -96,9 +98,9 @@ def ticks(low: float, high: float, wanted: int, *, whole: bool = False) -> list[
 
 
 def page(title: str, summary: str, sections: Sequence[Section | None]) -> str:
-    """Return the whole page as HTML."""
+    """Return the whole page as HTML, with `~` for the user's own folder."""
     shown = [one for one in sections if one is not None]
-    return str(_template().render(title=title, summary=summary, sections=shown))
+    return tilde(str(_template().render(title=title, summary=summary, sections=shown)))
 
 
 @cache

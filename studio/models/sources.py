@@ -62,10 +62,9 @@ def resolve(source: ModelSource) -> Path:
     Raises:
         ModelError: There is no such folder or hub id, or it cannot be reached.
     """
-    kind, place = origin_of(source.path)
-    if locate(source.path).kind == "hub" and source.path != STARTER:
-        found = cached(source.path, source.revision)
-        return found or fetch(look_up(source.path, source.revision))
+    kind, place = origin_of(source.path, source.revision)
+    if kind == "hub":
+        return fetch(look_up(source.path, source.revision))
     if kind == "file":
         raise ModelError(f"{place} is a file: give the model's folder, the one with config.json.")
     if kind == "missing":
@@ -76,7 +75,7 @@ def resolve(source: ModelSource) -> Path:
     return place.absolute()
 
 
-def origin_of(path: str) -> Location:
+def origin_of(path: str, revision: str = "") -> Location:
     """Return what the path of a model stands for: the starter, a folder, or a hub id.
 
     A hub id whose model is downloaded stands for its folder in the hub's cache.
@@ -84,7 +83,7 @@ def origin_of(path: str) -> Location:
     if path == STARTER:
         return Location("embedded", MODEL_DIR)
     found = locate(path)
-    here = cached(path) if found.kind == "hub" else None
+    here = cached(path, revision) if found.kind == "hub" else None
     return Location("folder", here) if here else found
 
 

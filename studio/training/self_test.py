@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from studio import atomic
 from studio.backbone.equalities import TOLERANCES
+from studio.chat.decoding import cache_argument
 from studio.errors import MethodError, ModelError
 from studio.methods.lora import Lora
 
@@ -100,7 +101,7 @@ def _ways(backbone: Backbone) -> dict[str, tuple[Way, Way, str]]:
         return backbone.packed_logits(ids_T, LENGTHS, keep)
 
     def cached() -> Tensor:
-        start = len(ids_T) - STEPS
+        start, name = len(ids_T) - STEPS, cache_argument(backbone.model)
         given: dict[str, Any] = {"use_cache": True}
         parts = []
         for ids, places in zip(
@@ -108,9 +109,9 @@ def _ways(backbone: Backbone) -> dict[str, tuple[Way, Way, str]]:
             strict=True,
         ):  # fmt: skip
             output = backbone.model(input_ids=ids[None], position_ids=places[None], **given)
-            if getattr(output, "past_key_values", None) is None:
+            if (cache := output.get(name)) is None:
                 raise MethodError("This model has no cache of keys and values.")
-            given["past_key_values"] = output.past_key_values
+            given[name] = cache
             parts.append(output.logits[0])
         return torch.cat(parts)
 

@@ -1,15 +1,22 @@
 """Reports are whole in themselves: one file, every text escaped, nothing loaded, no own folder."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from jobs import bakeoff
 from jobs.conversations import Conversations
 from jobs.curves import Progress
 from jobs.run_report import report
 from jobs.store import JobStore
 from jobs.votes import Votes
+from studio.adapter_stack import StackItem, write_lane
+from studio.data.first_rows import first_xrays
 from studio.errors import QueueError
+from studio.evaluation.bakeoff import REPORT
+from studio.evaluation.reports import votes_as
+from studio.evaluation.suites import RESULTS
 from studio.home import open_home, publishing
 from studio.spec import RunSpec
 from tests.jobs.conftest import begin
@@ -101,6 +108,49 @@ def test_a_conversation_shows_answers_verdicts_and_settings(store):
     assert "<strong>won</strong>" in html and "0.5" in html
 
 
+def test_a_bakeoff_shows_what_was_measured_of_each_method(store):
+    runs = bakeoff.submit(store, RunSpec(), ["lora", "bitfit"], name="duel", prompts=["Who?"])
+    for loss in (1.5, 1.25):
+        store.claims.finish(begin(store), "succeeded", result={"eval_loss": loss})
+    folder = store.home.run(runs[2].id)
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = {"memory_bytes": 3 * 2**20, "size_bytes": 2048, "seconds_per_step": 0.25,
+                "live_ratio": 1.5, "merged_ratio": 1.0, "answers": [EVIL]}  # fmt: skip
+    rows = [{"run": run.id, **measured} for run in runs[:2]]
+    (folder / REPORT).write_text(json.dumps({"rows": rows}))
+    name, html = report(store, ["duel table"])
+    alone(html)
+    assert name == "duel table.html"
+    assert html.index("<td>BitFit") < html.index("<td>LoRA"), "the lower held-out loss first"
+    assert html.count("<td>3.00 MiB</td>") == 2 and "Memory above the base" in html
+    assert "&lt;script&gt;hit()&lt;/script&gt;" in html
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model.path": "org/model"}, {"data.path": "org/rows"},
+                {"model.path": "/nope/model"}, {"data.path": "/nope/rows.jsonl"}],
+)  # fmt: skip
+def test_a_report_downloads_nothing(store, monkeypatch, changes):
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a report may not ask the hub")
+
+    monkeypatch.setattr("studio.models.sources.look_up", refuse)
+    monkeypatch.setattr("studio.data.hub.from_hub", refuse)
+    name = f"away {len(store.list())}"
+    store.submit(a_run(name, "starter:pirate", 1).with_values(changes))
+    assert "The dataset or model is not here any more." in report(store, [name])[1]
+
+
+def test_rows_of_a_run_with_rewards_end_with_their_questions(store, tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"prompt": "What is two and two?", "answer": "4"}\n' * 3)
+    spec = a_run("rewarded", str(file), 1).with_values(
+        {"train.loss": "grpo", "train.rewards": "json"}
+    )
+    rows = first_xrays(spec, store.home, 2)
+    assert len(rows) == 2 and not any(row.problem for row in rows)
+
+
 def test_the_own_folder_is_a_tilde(store, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: Path("/home/jane"))
     store.submit(a_run("away", "/home/jane/secret/rows.jsonl", 1))
@@ -108,6 +158,30 @@ def test_the_own_folder_is_a_tilde(store, monkeypatch):
     _, html = report(store, ["away", "near"])
     assert "~/secret/rows.jsonl" in html and "/home/jane/" not in html
     assert "/home/janet/rows.jsonl" in html
+
+
+def test_no_kind_of_report_holds_a_path_of_the_own_folder(store, monkeypatch, tmp_path):
+    monkeypatch.setattr(Path, "home", lambda: store.home.path.parent)
+    adapter = store.home.run(1) / "adapter"
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    lane = {"model": "starter", "stack": [{"name": str(adapter)}]}
+    job = store.submit({"name": "quiz", "lanes": [lane], "cases": [{"prompt": "q"}]}, kind="suite")
+    store.home.run(job.id).mkdir()
+    answer = {"text": f"see {adapter}", "error": None, "reason": "stop", "exact_match": None,
+              "rouge_l": None}  # fmt: skip
+    row = {"case": 0, "prompt": "q", "expected": None, "pattern": None, "answers": [answer]}
+    (store.home.run(job.id) / RESULTS).write_text(json.dumps(row) + "\n")
+    Conversations(store.database).save("paths", lanes=[lane], settings={}, title=str(adapter))
+    kept = Votes(store.database)
+    kept.cast("Who?", ["starter", write_lane("starter", [StackItem(name=str(adapter))])],
+              winner=1, answers=["a", str(adapter)])  # fmt: skip
+    made = [report(store, [name])[1] for name in ("one", "quiz")]
+    made += [report(store, ["one", "two"])[1], report(store, [], "paths")[1]]
+    made.append(votes_as("html", kept.list(), kept.board()))
+    for html in made:
+        alone(html)
+        assert str(store.home.path.parent) not in html
+    assert "<polyline" in made[1] and "run 1" in made[1], "the legend of the lane's curve"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 const { extent, label, logTicks, nearest, smooth, ticks } = await import('../../ui/assets/core/chart_canvas.js');
-const { Chart, Group } = await import('../../ui/assets/core/chart.js');
+const { board, Chart, Group } = await import('../../ui/assets/core/chart.js');
 
 test('ticks are round values inside the range, at least two', () => {
   assert.deepEqual(ticks(0, 10, 5), [0, 2, 4, 6, 8, 10]);
@@ -60,4 +60,17 @@ test('a click on a curve selects its point by the event it was given', () => {
   chart.canvas.listeners.pointerup(at);
   assert.equal(picked.length, 1);
   assert.deepEqual([picked[0].run, picked[0].step], [7, 10]);
+});
+
+test('the held-out loss is hidden for a run of rewards only, and shown again for the next run', () => {
+  const { charts: [loss, reward], update } = board(['reward', 'eval_loss']);
+  const [held, rewards] = loss.options.name === 'eval_loss' ? [loss, reward] : [reward, loss];
+  const line = new Map([[1, { x: [0], y: [1] }]]);
+  const hidden = () => [held.element.hidden, rewards.element.hidden];
+  update(new Map([['reward', line]]));
+  assert.deepEqual(hidden(), [true, false]);
+  update(new Map());
+  assert.deepEqual(hidden(), [false, true]);
+  update(new Map([['eval_loss', line]]));
+  assert.deepEqual(hidden(), [false, true]);
 });

@@ -325,7 +325,7 @@ export function board(names, pick = null) {
     for (const chart of charts) {
       chart.lines = series.get(chart.options.name) ?? new Map();
       const rewarded = chart.options.name === 'eval_loss' && series.has('reward'); // it has none
-      if (chart.options.optional || rewarded) chart.element.hidden = !chart.lines.size;
+      chart.element.hidden = Boolean(chart.options.optional || rewarded) && !chart.lines.size;
     }
     group.redraw();
   };
