@@ -150,12 +150,8 @@ def estimate(spec: RunSpec, home: Home | None, *, from_first_rows: bool = False)
     device = chosen_device(spec.train.device)
     on_gpu = device.name.startswith("cuda")  # an Apple GPU loads float32 into the system's memory
     flops = step_flops(spec, shape, tokens=load.share_tokens, targets=load.share_targets)
-    step_seconds = STEP_SECONDS * shape.layers * plan.most_passes(size)
+    step_seconds = STEP_SECONDS * shape.layers * layer_calls(spec, plan, load)
     step_seconds += flops / speed(device, home) * slowdown(size, on_gpu=on_gpu)
-    if spec.train.loss == "grpo":  # token after token
-        answers = plan.rows_per_step / size * spec.train.num_generations
-        batches = math.ceil(load.share_tokens / CACHE_TOKENS)
-        step_seconds += STEP_SECONDS * shape.layers * batches * load.share_targets / answers
     before = reference_steps(spec, plan) * step_seconds
     on_device, shared, beside = _shared_memory(spec, known, on_gpu=on_gpu)
     starts = START_SECONDS + (PROCESS_START_SECONDS if size > 1 else 0)
@@ -193,6 +189,27 @@ def answer_lengths(
     answers = np.full_like(targets, args.num_generations * usual)
     prompts = args.num_generations * (lengths - targets)
     return prompts + answers, answers, args.num_generations * (most - usual)
+
+
+def layer_calls(spec: RunSpec, plan: Plan, load: BatchLoad) -> float:
+    """Return how often a rank passes a batch through each layer per step."""
+    args, size = spec.train, spec.train.num_processes
+    calls = float(plan.most_passes(size))
+    if args.loss != "grpo":
+        return calls
+    answers = plan.rows_per_step / size * args.num_generations
+    batches = math.ceil(load.share_tokens / CACHE_TOKENS)  # that are written, token after token
+    tokens = longest_answer(load.share_targets / answers, answers / batches)
+    written = batches * min(args.max_completion_length, tokens)
+    return calls * (args.num_iterations + needs_reference(spec) / 2) + written
+
+
+def longest_answer(mean: float, count: float) -> float:
+    """Return the expected length of the longest of some answers, which a batch waits for.
+
+    Lengths are taken as geometric: the longest of `n` is `ln n + 0.58` times the mean.
+    """
+    return mean * max(1.0, math.log(count) + 0.58)
 
 
 def reference_steps(spec: RunSpec, plan: Plan) -> float:
@@ -389,11 +406,14 @@ def step_flops(spec: RunSpec, shape: Shape, *, tokens: float, targets: float) ->
     passes = 3.0 if spec.method.trains_base else 2.0
     passes += 1.0 if spec.train.gradient_checkpointing else 0.0
     passes += 1.0 if spec.train.loss == "kto" else 0.0  # answers to other prompts
+    heads = 1.0  # forward and gradient
     if spec.train.loss == "grpo":  # several updates, the reference, and writing the answers
-        passes = passes * spec.train.num_iterations + needs_reference(spec) + 1.0
+        forwards = needs_reference(spec) + 1.0
+        passes = passes * spec.train.num_iterations + forwards
+        heads = spec.train.num_iterations + forwards / 2
     routed = shape.mixture.active_parameters if shape.mixture else 0
     body = 2 * (shape.layers * shape.layer_parameters + routed) * tokens
-    return passes * body + 4 * shape.hidden * shape.vocabulary * targets
+    return passes * body + heads * 4 * shape.hidden * shape.vocabulary * targets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

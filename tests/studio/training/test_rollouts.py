@@ -1,6 +1,7 @@
 """GRPO: losses and gradients are TRL's, answers the chat engine's, and rewards rise."""
 
 import json
+import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +21,11 @@ from studio.data.template.template import IGNORED, choose_for
 from studio.errors import DataError, MethodError, SpecError
 from studio.methods import methods
 from studio.models.loading import Loaded
+from studio.models.sources import facts
 from studio.spec import DataSource, RunSpec
 from studio.training import objectives
-from studio.training.estimate import estimate
+from studio.training.activations import read_shape
+from studio.training.estimate import STEP_SECONDS, estimate, longest_answer, step_flops
 from studio.training.events import Evaluated, Finished, Step
 from studio.training.objectives import grpo
 from studio.training.preflight import preflight
@@ -396,6 +399,21 @@ def test_estimate_and_preflight_know_the_answers(world, home, tmp_path):
     assert isinstance(told[-1], Finished) and "s a step" in told[-1].note
     report = json.loads((tmp_path / "preflight.json").read_text())
     assert report["measured"] and report["seconds"] > 0
+
+
+def test_the_time_counts_each_update_the_reference_and_the_longest_answer(world, home):
+    spec = world.with_values({"train.num_iterations": 2, "train.beta": 0.1})
+    shape = read_shape(facts(spec.model))
+    body, head = 2 * shape.layers * shape.layer_parameters, 2 * shape.hidden * shape.vocabulary
+    # two updates forward and backward, the reference and the answers forward
+    assert step_flops(spec, shape, tokens=50, targets=10) == 6 * (body * 50 + head * 10)
+    assert longest_answer(8, 128) == pytest.approx(8 * (7 * math.log(2) + 0.58))
+    assert longest_answer(8, 1) == 8
+    times = [estimate(spec.with_values({"train.num_iterations": n}), home).seconds
+             for n in (1, 2, 3)]  # fmt: skip
+    update = spec.train.max_steps * STEP_SECONDS * shape.layers
+    assert times[2] - times[1] == pytest.approx(times[1] - times[0])
+    assert times[1] - times[0] > update, "one more pass through the layers"
 
 
 @pytest.mark.long
