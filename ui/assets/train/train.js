@@ -131,6 +131,7 @@ export class Train extends HTMLElement {
 
   changed() {
     clearTimeout(this.timer);
+    if (this.opening) return; // what was typed meanwhile is kept, and judged after that
     this.timer = setTimeout(() => this.judge(), 120);
   }
 
@@ -146,15 +147,25 @@ export class Train extends HTMLElement {
 
   /** Fill the form: from an address, or with a preset laid over it. */
   async open(asked) {
+    const before = new Map([...this.settings.values(), ...[...this.ofMethod.values()].flat()].map(
+      (setting) => [setting, setting.value()]));
+    const { method } = this;
+    this.opening = asked;
     const found = await this.judge(asked);
+    if (this.opening === asked) this.opening = null;
     if (!found) return;
     const { values = {} } = found;
-    this.method = values['method.name'] ?? (found.error ? this.method : 'lora');
+    if (this.method === method) this.method = values['method.name'] ?? (found.error ? method : 'lora');
+    const typed = (setting) => setting.value() !== before.get(setting);
+    const kept = this.all().filter(typed);
     for (const setting of this.all()) {
-      if (!found.error || asked.address !== undefined) setting.fill(values[setting.field.name]);
+      if (!kept.includes(setting) && (!found.error || asked.address !== undefined)) {
+        setting.fill(values[setting.field.name]);
+      }
     }
     this.showMethod();
     this.take(found);
+    if (kept.length || this.method !== values['method.name']) this.changed();
   }
 
   take(found) {
