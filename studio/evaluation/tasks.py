@@ -1,6 +1,7 @@
 """Measure stacks on standard tasks with lm-eval: base and several adapters in one pass.
 
-A stack is one lane; with `each`, the base and every adapter of the stack are lanes of their own.
+A stack is one lane; with `each`, the base and every adapter of the stack, on top of what it was
+trained on, are lanes of their own.
 What was answered is kept in the run's folder, so a stopped or killed job goes on from there.
 """
 
@@ -59,6 +60,8 @@ class TasksRequest(Request):
         facts(self.model)
         bounds((*self.min, *self.max))
         stack, model = resolve_stack(home, self.stack), self.model
+        if self.each:  # what an adapter was trained on top of is found again for its own lane
+            stack = tuple(resolve_stack(home, (item,))[-1] for item in self.stack)
         whole = [item for item in stack if describe(Path(item.name)).is_model]
         if whole and (self.each or len(stack) > 1):
             raise AdapterError(OTHER.format(name=Path(whole[0].name).name))
@@ -69,19 +72,20 @@ class TasksRequest(Request):
         tasks = task_files.resolve(self.tasks)
         return self.model_copy(update={"stack": stack, "model": model, "tasks": tasks})
 
-    @property
-    def lanes(self) -> list[str]:
-        """The lanes by name, as in a page's address."""
-        path = self.model.path
+    def stacks(self, home: Home) -> list[Stack]:
+        """Return the stack of each lane."""
+        from studio.adapters.descent import resolve_stack
+
         if not self.each:
-            return [write_lane(path, self.stack)]
-        return [path, *(write_lane(path, [item]) for item in self.stack)]
+            return [self.stack]
+        return [(), *(resolve_stack(home, (item,)) for item in self.stack)]
 
     def perform(
         self, home: Home, run_dir: Path, control: Control = lambda: None
     ) -> Iterator[Event]:
         """Answer task by task, and write `evaluation.json` after each."""
         yield Loading(text="Loading lm-eval")
+        lanes = self.stacks(home)
         from studio.backbone import Backbone
         from studio.evaluation import lm_eval_model, lm_eval_tasks
         from studio.models.loading import load
@@ -95,11 +99,11 @@ class TasksRequest(Request):
         yield Loading(text="Loading the base")
         loaded = load(self.model, self.device)
         backbone = Backbone(loaded.model)
-        names = [f"adapter-{place}" for place in range(len(self.stack))]
-        for name, item in zip(names, self.stack, strict=True):
-            backbone.load(name, Path(item.name))
-        whole: Weighted = tuple((n, i.weight) for n, i in zip(names, self.stack, strict=True))
-        stacks = [(), *((one,) for one in whole)] if self.each else [whole]
+        folders = dict.fromkeys(item.name for lane in lanes for item in lane)
+        names = {folder: f"adapter-{place}" for place, folder in enumerate(folders)}
+        for folder, name in names.items():
+            backbone.load(name, Path(folder))
+        stacks: list[Weighted] = [tuple((names[i.name], i.weight) for i in lane) for lane in lanes]
         run_dir.mkdir(parents=True, exist_ok=True)
         answers = lm_eval_model.Answers(run_dir / ANSWERS)
         model = lm_eval_model.LaneModel(loaded, backbone, stacks, answers)
@@ -109,7 +113,8 @@ class TasksRequest(Request):
         ]
         total = sum(len(own) for kinds in asked for own in kinds.values())
         report: dict[str, Any] = {
-            "lanes": self.lanes, "names": self._names(), "tasks": [], "examples": [],
+            "lanes": [write_lane(self.model.path, lane) for lane in lanes],
+            "names": [self._name(lane) for lane in lanes], "tasks": [], "examples": [],
         }  # fmt: skip
         before, due = 0, 0.0
         for name, found, kinds in zip(self.tasks, loaded_tasks, asked, strict=True):
@@ -133,16 +138,12 @@ class TasksRequest(Request):
         self._check(report)
         yield Finished(step=total, facts={key: report[key] for key in ("lanes", "names", "tasks")})
 
-    def _names(self) -> list[str]:
-        """Return the lanes' names as users read them."""
+    def _name(self, lane: Stack) -> str:
+        """Return a lane's name as users read it."""
         from studio.adapters.library import describe
 
-        base = Path(self.model.path).name
-        shown = [
-            str(item.model_copy(update={"name": describe(Path(item.name)).name}))
-            for item in self.stack
-        ]
-        return [base, *shown] if self.each else [" + ".join(shown) or base]
+        named = [item.model_copy(update={"name": describe(Path(item.name)).name}) for item in lane]
+        return " + ".join(map(str, named)) or Path(self.model.path).name
 
     def _check(self, report: dict[str, Any]) -> None:
         """Check every lane but the base beside others against the bounds."""

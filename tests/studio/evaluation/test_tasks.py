@@ -1,6 +1,7 @@
 """Standard tasks: equal to lm-eval's own hf backend, resumed, paired, refused in one sentence."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -152,6 +153,32 @@ def test_base_and_adapters_are_measured_in_one_pass_and_a_stopped_job_goes_on(
     with pytest.raises(GateFailed, match=r"lora.* x:y was not measured; prose:word_perplexity is"):
         list(gated.perform(home, run))
     assert json.loads((run / REPORT).read_text()) == report
+
+
+def test_an_adapter_alone_is_measured_on_top_of_what_it_was_trained_on(made, tmp_path):
+    home, place = open_home(tmp_path / "home"), made[0]
+    shutil.copytree(place / "prefix", tmp_path / "second")
+    line = [{"name": "first", "path": str(place / "lora"), "frozen": True}]
+    (tmp_path / "second" / "passport.json").write_text(
+        json.dumps({"name": "second", "lineage": line})
+    )
+    quiz = {"tasks": [str(place / "tasks" / "quiz.yaml")], "limit": 4}
+    both = [f"{tmp_path / 'second'}:0.5", str(place / "lora")]
+    each = request(made, home, stack=both, **quiz)
+    assert [item.weight for item in each.stack] == [0.5, 1]
+    whole = request(made, home, stack=both[:1], each=False, **quiz)
+    reports = []
+    for number, asked in enumerate((each, whole)):
+        list(asked.perform(home, tmp_path / str(number)))
+        reports.append(json.loads((tmp_path / str(number) / REPORT).read_text()))
+    assert reports[0]["names"] == ["starter", "lora + second × 0.5", "lora"]
+    assert reports[0]["lanes"][1:2] == reports[1]["lanes"]
+    kept = [
+        [json.loads(line)[1] for line in (tmp_path / name / ANSWERS).read_text().splitlines()]
+        for name in "01"
+    ]
+    for (_, top, below), (alone,) in zip(*kept, strict=True):
+        assert top[0] == pytest.approx(alone[0], abs=1e-4) != below[0]
 
 
 def test_a_paired_interval_is_that_by_hand():
