@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from studio.errors import SpecError
+from studio import atomic
+from studio.errors import SpecError, is_out_of_memory
 from studio.evaluation.step_costs import step_costs
 from studio.fields import knob, read_yaml
 from studio.home import Home
@@ -27,6 +29,8 @@ from studio.training.events import Event, Finished, Loading
 if TYPE_CHECKING:
     from studio.backbone import Backbone
     from studio.models.loading import Loaded
+
+logger = logging.getLogger(__name__)
 
 REPORT = "bakeoff.json"
 ROUNDS = 5
@@ -46,6 +50,7 @@ class BakeoffRequest(Request):
         from studio.backbone import Backbone
         from studio.models.loading import load
 
+        run_dir.mkdir(parents=True, exist_ok=True)
         yield Loading(text="Loading the base")
         loaded = load(self.model, "auto")
         backbone = Backbone(loaded.model)
@@ -55,16 +60,24 @@ class BakeoffRequest(Request):
             if not folder.is_dir():
                 continue
             yield Loading(text=f"Measuring run {number}")
-            rows.append({"run": number, **measure(loaded, backbone, folder, self.prompts)})
-        run_dir.mkdir(parents=True, exist_ok=True)
+            try:
+                rows.append({"run": number, **measure(loaded, backbone, folder, self.prompts)})
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                logger.warning("run %s cannot be measured: out of memory", number)
+        self._write(rows, run_dir)
         yield Loading(text="Measuring training steps of each method alone")
         specs = _first_of_each_method(home, self.runs)
         costs = step_costs(specs, self.model, loaded, backbone, home, run_dir)
         for row in rows:
             row |= costs.get(row["run"], {})
-        text = json.dumps({"model": self.model.path, "rows": rows}, ensure_ascii=False, indent=1)
-        (run_dir / REPORT).write_text(text, encoding="utf-8")
+        self._write(rows, run_dir)
         yield Finished()
+
+    def _write(self, rows: list[dict[str, Any]], run_dir: Path) -> None:
+        text = json.dumps({"model": self.model.path, "rows": rows}, ensure_ascii=False, indent=1)
+        atomic.write(run_dir / REPORT, text)
 
 
 def _first_of_each_method(home: Home, runs: Sequence[int]) -> dict[int, RunSpec]:
@@ -102,9 +115,10 @@ def measure(
         }
     below = {f"below-{i}": one.path for i, one in enumerate(frozen_below(found))}
     stack = tuple((name, 1.0) for name in (*below, "candidate"))
-    for name, path in (below | {"candidate": folder}).items():
-        backbone.load(name, path)
+    others = set(backbone.adapters)
     try:
+        for name, path in (below | {"candidate": folder}).items():
+            backbone.load(name, path)
         row["live_ratio"] = ratio(decoder(backbone), decoder(backbone, stack))
         backbone.use(stack)
         row["answers"] = answers(loaded, backbone, prompts)
@@ -116,7 +130,7 @@ def measure(
             merged.load_state_dict(folded.tensors, strict=False)
             row["merged_ratio"] = ratio(decoder(backbone), decoder(Backbone(merged)))
     finally:
-        for name, _ in stack:
+        for name in set(backbone.adapters) - others:
             backbone.detach(name)
     return row
 

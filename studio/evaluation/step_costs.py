@@ -15,7 +15,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from studio import hardware
-from studio.errors import StudioError
+from studio.errors import StudioError, is_out_of_memory
 from studio.training.allocator import trim
 from studio.training.estimate import base_model
 
@@ -55,11 +55,21 @@ def step_costs(
         own = base_model(specs[numbers[0]])
         base, layers = loaded, backbone
         if own != source:
-            base = load(own, str(loaded.device))
+            try:
+                base = load(own, str(loaded.device))
+            except Exception as error:
+                if not _is_unmeasurable(error):
+                    raise
+                continue
             layers = NewBackbone(base.model)
         alone = {number: _alone(specs[number], base) for number in numbers}
         found |= _in_turn(alone, base, layers, home, run_dir)
     return found
+
+
+def _is_unmeasurable(error: Exception) -> bool:
+    """Return True if a method does not fit here, in form or in memory; its own run says why."""
+    return isinstance(error, StudioError) or is_out_of_memory(error)
 
 
 def _alone(spec: RunSpec, loaded: Loaded) -> RunSpec:
@@ -82,8 +92,10 @@ def _in_turn(
                 if number not in rows:
                     rows[number] = prepare_data(specs[number], loaded, home)
                 peak, taken = _steps(specs[number], loaded, backbone, rows[number], run_dir)
-            except StudioError:
-                del seconds[number]  # its own run says why
+            except Exception as error:
+                if not _is_unmeasurable(error):
+                    raise
+                del seconds[number]
                 continue
             seconds[number] += taken
             memory[number] = min(peak, memory.get(number, peak))
@@ -100,10 +112,10 @@ def _steps(
     from studio.training.session import open_session
 
     weights = backbone.model.named_parameters() if spec.method.trains_base else ()
-    kept = [(weight, weight.detach().clone()) for _, weight in weights]
-    before = _reset_peak(loaded)
-    session = open_session(spec, loaded=loaded, prepared=prepared, backbone=backbone, name=NAME)
+    kept = [(weight, weight.detach().to("cpu", copy=True)) for _, weight in weights]
+    before, others = _reset_peak(loaded), set(backbone.adapters)
     try:
+        session = open_session(spec, loaded=loaded, prepared=prepared, backbone=backbone, name=NAME)
         if session.preference:
             for _ in session.preference.prepare_reference(run_dir):
                 pass
@@ -115,9 +127,10 @@ def _steps(
         return max(0, _peak(loaded) - before), taken[1:]
     finally:
         backbone.eval()
-        for name in {NAME, *(name for name, _ in session.start.reference)}:
+        for name in set(backbone.adapters) - others:
             backbone.detach(name)
         for weight, values in kept:
+            weight.grad = None
             weight.data.copy_(values)
 
 

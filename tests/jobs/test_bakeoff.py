@@ -16,7 +16,7 @@ from studio.adapters.merge import read_certificate
 from studio.adapters.requests import MergeRequest, MixRequest
 from studio.backbone import Backbone
 from studio.errors import AdapterError, InputError, MethodError, QueueError
-from studio.evaluation.bakeoff import REPORT
+from studio.evaluation.bakeoff import REPORT, BakeoffRequest
 from studio.evaluation.step_costs import step_costs
 from studio.models.loading import load
 from studio.spec import RunSpec
@@ -118,6 +118,39 @@ def test_steps_are_measured_alone_and_leave_the_base_as_it_was(tmp_path, home, s
     for name, weight in loaded.model.state_dict().items():
         assert torch.equal(weight, before[name])
         assert not weight.requires_grad
+
+
+def test_a_method_out_of_memory_leaves_the_others(tmp_path, home, spec, monkeypatch):
+    from studio.training import session
+
+    opened = session.open_session
+
+    def open_session(spec, **how):
+        own = opened(spec, **how)
+        if spec.method.name == "full":
+            next(how["loaded"].model.parameters()).data.zero_()
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return own
+
+    monkeypatch.setattr(session, "open_session", open_session)
+    loaded = load(base_model(spec), "cpu")
+    backbone = Backbone(loaded.model)
+    weight = next(loaded.model.parameters())
+    before = weight.clone()
+    specs = {n: spec.with_values({"method.name": name}) for n, name in enumerate(("full", "lora"))}
+    assert set(step_costs(specs, base_model(spec), loaded, backbone, home, tmp_path)) == {1}
+    assert not backbone.adapters and torch.equal(weight, before)
+
+
+def test_the_table_is_written_before_steps_are_measured(tmp_path, home, spec, monkeypatch):
+    folder = home.run(1)
+    list(train(spec, run_dir=folder, home=home))
+    monkeypatch.setattr("studio.evaluation.bakeoff.step_costs", lambda *_: 1 / 0)
+    asked = BakeoffRequest(name="x", model=spec.model, runs=(1,))
+    with pytest.raises(ZeroDivisionError):
+        list(asked.perform(home, tmp_path / "table"))
+    (row,) = json.loads((tmp_path / "table" / REPORT).read_text())["rows"]
+    assert row["method"] == "lora" and row["live_ratio"] > 0
 
 
 def test_the_time_to_an_equal_loss_is_what_each_needs_alone(store, spec):
