@@ -6,19 +6,22 @@ the queue, votes. A newer evaluation of the same data replaces an older one.
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from jobs import judgements, suites
+from jobs.job import Job
 from jobs.store import JobStore
 from jobs.votes import Votes
 from studio import atomic
 from studio.adapter_stack import read_lane
 from studio.adapters import library
+from studio.adapters.descent import frozen_below
 from studio.errors import AdapterError
 from studio.evaluation.evaluate import REPORT
+from studio.home import Home
 from studio.methods import methods
 
 Form = Literal["json", "csv", "markdown"]
@@ -50,32 +53,35 @@ def table(store: JobStore) -> dict[str, Any]:
         if job.kind == "evaluate" and (
             report := atomic.read_object(store.home.run(job.id) / REPORT)
         ):
-            stack = [str(item["name"]) for item in job.spec.get("stack") or ()]
-            if len(stack) < 2:  # one adapter, or the base
-                row = _row(store, rows, job.spec["model"]["path"], *stack)
+            model, stack = job.spec["model"]["path"], job.spec.get("stack") or ()
+            if (place := _place(store.home, model, stack)) is not None:
+                row = _row(store, rows, *place)
                 figures = {**report, **report.get("scores", {})}
                 _put(columns, row, Path(job.spec["data"]["path"]).name, figures, job.id)
                 row["forgetting"] = figures.get("forgetting") or row.get("forgetting")
         elif job.kind == "tasks":
-            _put_tasks(store, rows, columns, job.id)
+            _put_tasks(store, rows, columns, job)
         elif job.kind == suites.KIND:
             found = suites.table(store, job.id)
             for lane, means in zip(found["lanes"], found["means"], strict=True):
-                if (place := _of_lane(lane)) is not None:
+                if (place := _of_lane(store.home, lane)) is not None:
                     _put(columns, _row(store, rows, *place), job.name, means, job.id)
         elif (
             job.kind == judgements.KIND and (judged := judgements.table(store, job.id))["evidence"]
         ):
             for one in judged["standings"]:
-                if (place := _of_lane(one["lane"])) is not None:
+                if (place := _of_lane(store.home, one["lane"])) is not None:
                     rate = {"judged": _win_rate(one)}
                     _put(columns, _row(store, rows, *place), job.name, rate, job.id)
     board = Votes(store.database).board()
     for one in board["standings"]:
-        if (place := _of_lane(one["lane"])) is not None:
+        if (place := _of_lane(store.home, one["lane"])) is not None:
             _row(store, rows, *place)["win_rate"] = _win_rate(one)
     used = [key for key in columns if any(row.get(key) is not None for row in rows.values())]
-    return {"columns": [{"key": key, **columns[key]} for key in used], "rows": list(rows.values())}
+    return {
+        "columns": [{"key": key, **columns[key]} for key in used],
+        "rows": [{"key": key, **row} for key, row in rows.items()],
+    }
 
 
 def _win_rate(one: Mapping[str, Any]) -> float:
@@ -85,7 +91,7 @@ def _win_rate(one: Mapping[str, Any]) -> float:
 
 def _put(
     columns: dict[str, Any], row: dict[str, Any], about: str, figures: Mapping[str, Any], job: int,
-    measured: Mapping[str, tuple[str, str]] = MEASURED,
+    measured: Mapping[str, tuple[str, str | None]] = MEASURED,
 ) -> None:  # fmt: skip
     for key, (title, best) in measured.items():
         if figures.get(key) is not None:
@@ -95,27 +101,52 @@ def _put(
             row.setdefault("jobs", {})[name] = job
 
 
-def _put_tasks(store: JobStore, rows: Rows, columns: dict[str, Any], job: int) -> None:
-    """Put what a job measured on standard tasks into the rows of its lanes."""
-    report = atomic.read_object(store.home.run(job) / REPORT) or {}
+def _put_tasks(store: JobStore, rows: Rows, columns: dict[str, Any], job: Job) -> None:
+    """Put what a job measured on standard tasks into the rows of its lanes.
+
+    Figures of other prompts or documents than the task's own have columns of their own.
+    """
+    report, spec = atomic.read_object(store.home.run(job.id) / REPORT), job.spec
+    shots, limit = spec.get("num_fewshot", -1), spec.get("limit")
+    ways = (shots >= 0 and f"{shots}-shot", limit and f"first {limit}", spec.get("chat") and "chat")
+    how = ", ".join(way for way in ways if way)
     for number, lane in enumerate(report.get("lanes", ())):
-        if (place := _of_lane(lane)) is not None:
+        if (place := _of_lane(store.home, lane)) is not None:
             row = _row(store, rows, *place)
             for one in report["tasks"]:
-                known = {one["metric"]: (one["metric"], one["best"] or "max")}
+                known = {one["metric"]: (one["metric"], one["best"] or None)}
                 figures = {one["metric"]: one["values"][number]}
-                _put(columns, row, one["task"], figures, job, known)
+                about = f"{one['task']} ({how})" if how else one["task"]
+                _put(columns, row, about, figures, job.id, known)
 
 
-def _of_lane(lane: str) -> tuple[str, ...] | None:
-    """Return a lane's model and adapter; None for a stack of several."""
+def _of_lane(home: Home, lane: str) -> tuple[str, ...] | None:
     read = read_lane(lane)
-    parts = [part["name"] for part in read["stack"]]
-    return (read["model"], *parts) if len(parts) < 2 else None
+    return _place(home, read["model"], read["stack"])
+
+
+def _place(home: Home, model: str, stack: Sequence[Mapping[str, Any]]) -> tuple[str, ...] | None:
+    """Return a lane's model and adapter; None for a stack of several.
+
+    A stack that is an adapter and what it was trained on top of counts as that adapter.
+    """
+    if len(stack) < 2:
+        return (model, *(str(item["name"]) for item in stack))
+    with suppress(AdapterError):  # one of them is gone
+        folders = [library.resolve(home, str(item["name"])) for item in stack]
+        for top in folders:
+            below = {one.path for one in frozen_below(library.describe(top))}
+            rest = {folder: item for folder, item in zip(folders, stack, strict=True)
+                    if folder != top}  # fmt: skip
+            if below == rest.keys() and all(item["weight"] == 1 for item in rest.values()):
+                return model, str(top)
+    return None
 
 
 def _row(store: JobStore, rows: Rows, model: str, adapter: str = "") -> dict[str, Any]:
     """Return the row of an adapter, or of the base; made where there is none."""
+    if not adapter and model in rows:  # full fine-tuning: an adapter that is a model
+        return rows[model]
     key = adapter or f"base {model}"
     with suppress(AdapterError):
         key = str(library.resolve(store.home, adapter)) if adapter else key
@@ -139,17 +170,18 @@ def written(found: dict[str, Any], form: Form) -> str:
         column["key"]: (min if column["best"] == "min" else max)(
             row[column["key"]] for row in found["rows"] if row.get(column["key"]) is not None
         )
-        for column in found["columns"]
-    }
+        for column in found["columns"] if column["best"]
+    }  # fmt: skip
     for row in found["rows"]:
         words = [str(row[key] or "") for key in ("name", "method", "base")]
-        values = {key: row.get(key) for key in best}
+        values = {column["key"]: row.get(column["key"]) for column in found["columns"]}
         if form == "csv":
             write([*map(harmless, words), *("" if v is None else v for v in values.values())])
             continue
         cells = [word.replace("|", "\\|").replace("\n", " ") for word in words]
         for key, value in values.items():
             shown = "–" if value is None else f"{value:.4g}" if isinstance(value, float) else value
-            cells.append(f"**{shown}**" if value is not None and value == best[key] else str(shown))
+            is_best = value is not None and value == best.get(key)
+            cells.append(f"**{shown}**" if is_best else str(shown))
         text.write("| " + " | ".join(cells) + " |\n")
     return text.getvalue()

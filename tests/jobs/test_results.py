@@ -5,6 +5,7 @@ import json
 
 from jobs import results
 from jobs.votes import Votes
+from studio.adapter_stack import StackItem, write_lane
 from studio.evaluation.evaluate import REPORT
 from studio.evaluation.suites import RESULTS
 from tests.studio.methods.test_matrix import attached
@@ -18,6 +19,45 @@ def adapter(home, name, eval_loss, forgetting):
     passport = {"name": name, "eval_loss": eval_loss, "forgetting": {"forgetting": forgetting}}
     (folder / "passport.json").write_text(json.dumps(passport))
     return str(folder)
+
+
+def measured(store, lanes, *tasks, **spec):
+    job = store.submit({"name": "", "tasks": ["quiz"], **spec}, kind="tasks").id
+    store.home.run(job).mkdir()
+    (store.home.run(job) / REPORT).write_text(json.dumps({"lanes": lanes, "tasks": tasks}))
+    return job
+
+
+def quiz(*values, metric="acc", best="max"):
+    return {"task": "quiz", "metric": metric, "best": best, "values": values}
+
+
+def test_a_lane_finds_its_row_and_other_prompts_have_columns_of_their_own(store, home):
+    low, top, whole = (adapter(home, name, None, None) for name in ("low", "top", "whole"))
+    line = [{"name": "low", "path": low, "frozen": True}]
+    (home.adapters / "top" / "passport.json").write_text(
+        json.dumps({"name": "top", "lineage": line})
+    )
+    stack = [StackItem(name=low), StackItem(name=top)]
+    lanes = [whole, write_lane("base", stack), write_lane("base", stack[::-1])]
+    measured(store, lanes, quiz(0.25, 0.5, 0.5), quiz(1, 2, 2, metric="odd", best=""))
+    half = stack[0].model_copy(update={"weight": 0.5})
+    other = [write_lane("base", [half, stack[1]]), "base"]
+    measured(store, other, quiz(0.75, 0.125), num_fewshot=5, limit=100, chat=True)
+
+    found = results.table(store)
+
+    rows = {row["key"]: row for row in found["rows"]}
+    assert {key: row.get("quiz acc") for key, row in rows.items()} == {
+        low: None, top: 0.5, whole: 0.25, "base base": None,
+    }  # fmt: skip
+    apart = "quiz (5-shot, first 100, chat)"
+    assert rows["base base"][f"{apart} acc"] == 0.125
+    columns = {column["key"]: column for column in found["columns"]}
+    assert columns[f"{apart} acc"]["title"] == f"{apart}: acc"
+    assert columns["quiz odd"]["best"] is None
+    lines = results.written(found, "markdown").splitlines()
+    assert any(" **0.5** | 2 |" in line for line in lines)  # no best where it is unknown
 
 
 def evaluated(store, stack, **report):
@@ -49,11 +89,8 @@ def test_every_figure_stands_in_the_row_of_its_adapter(store, home):
         Votes(store.database).cast("hi", lanes, winner=winner)
 
     prose = {"task": "prose", "metric": "word_perplexity", "best": "min", "values": [9.0, 8.0]}
-    tasks = [{"task": "quiz", "metric": "acc", "best": "max", "values": [0.25, 0.5]}, prose]
-    measured = store.submit({"name": "", "tasks": ["quiz"]}, kind="tasks").id
-    home.run(measured).mkdir()
-    report = {"lanes": ["base", "base~one:1"], "tasks": tasks}
-    (home.run(measured) / REPORT).write_text(json.dumps(report))
+    tasks = [quiz(0.25, 0.5), prose]
+    job = measured(store, ["base", "base~one:1"], *tasks)
 
     found = results.table(store)
 
@@ -61,7 +98,7 @@ def test_every_figure_stands_in_the_row_of_its_adapter(store, home):
     assert acc == {"one": 0.5, "o|ther": None, "base": 0.25}
     columns = {column["key"]: column for column in found["columns"]}
     assert columns["prose word_perplexity"]["best"] == "min"
-    assert columns["quiz acc"]["title"] == "quiz: acc" and columns["quiz acc"]["job"] == measured
+    assert columns["quiz acc"]["title"] == "quiz: acc" and columns["quiz acc"]["job"] == job
     rows = {row["name"]: row for row in found["rows"]}
     assert set(rows) == {"one", "o|ther", "base"}
     figures = ("eval_loss", "forgetting", "win_rate", "bank.csv accuracy", "quiz exact_match")

@@ -75,7 +75,7 @@ class ResultsPage extends HTMLElement {
     this.table = new RankedTable([...this.own(mixed), ...columns.filter((one) => !this.off.has(one.key))
       .map((one) => figure(one, mixed))], {
       order: this.table?.order ?? query().get('order') ?? 'Held-out loss', falls: this.table?.falls,
-      first: (row) => this.pins.has(name(row)), onSort: (order) => remember({ order }),
+      first: (row) => this.pins.has(row.key), onSort: (order) => remember({ order }),
     });
     this.table.draw(shown);
     const points = shown.filter((row) => row[LEARNED] != null && row[FORGOT] != null)
@@ -91,9 +91,9 @@ class ResultsPage extends HTMLElement {
   own(mixed) {
     return [
       { title: 'Adapter', value: (row) => row.name, show: (row) => {
-        const pinned = this.pins.has(name(row));
+        const pinned = this.pins.has(row.key);
         return h('span', { class: 's-pinned' }, button(pinned ? '★' : '☆',
-          () => this.flip(this.pins, name(row), !pinned), 's-tool',
+          () => this.flip(this.pins, row.key, !pinned), 's-tool',
           { 'aria-label': `Pin ${row.name}`, 'aria-pressed': String(pinned), title: 'Keep at the top' }),
         row.id ? h('a', { href: `/adapters?adapter=${encodeURIComponent(row.id)}` }, row.name) : row.name);
       } },
@@ -111,11 +111,10 @@ class ResultsPage extends HTMLElement {
     const library = await send('/api/adapters');
     if (!library) return;
     const page = { ...library, refresh: () => this.refresh() };
-    askEvaluate(page, library.adapters.filter((one) => this.pins.has(one.id)));
+    const pinned = new Set((this.found?.rows ?? []).filter((row) => this.pins.has(row.key)).map((row) => row.id));
+    askEvaluate(page, library.adapters.filter((one) => pinned.has(one.id)));
   }
 }
-
-const name = (row) => row.id || row.base;
 
 /** A column of figures. A loss on different held-out rows has no best. */
 function figure({ key, title, best, job }, mixed) {
