@@ -4,16 +4,17 @@ A judge first sees the user's own votes, so that its agreement with them is know
 become rows of a dataset only when asked, and only if it agrees often enough.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 from jobs import suites
+from jobs.conversations import Conversations
+from jobs.database import Database
 from jobs.job import Job
 from jobs.store import JobStore
 from jobs.vote_rows import Said, VotedTurn
 from jobs.votes import Votes
 from studio.chat.lanes import LaneSettings
-from studio.errors import QueueError
+from studio.errors import ChatError, QueueError
 from studio.evaluation.judge import TIE, JudgeRequest, read_verdicts, summarise
 
 KIND = "judge"
@@ -27,31 +28,48 @@ def request(store: JobStore, suite: int | str, *, votes: int, **settings: Any) -
         StudioError: There is no such suite, or a setting is invalid.
     """
     found = suites.table(store, suite)
-    ballots = list(_ballots(Votes(store.database)))[-votes:] if votes else []
+    recent = _ballots(store.database)[-votes:] if votes else []
+    ballots = [pair for own in recent for pair in own]
     values = {"suite": found["id"], "lanes": found["lanes"], "votes": ballots, **settings}
     values["name"] = values.get("name") or f"judge of {found['name']}"[:100]
     return JudgeRequest.parse(values)
 
 
-def _ballots(votes: Votes) -> Iterator[dict[str, Any]]:
-    """Yield the votes as pairs: the winner against each other answer; ties of two.
+def _ballots(database: Database) -> list[list[dict[str, Any]]]:
+    """Return the pairs of each vote: the winner against each other answer; ties of two.
 
-    Votes on later turns are left out: the judge would not see what was said before.
+    Votes on later turns are left out unless each prompt stood alone: the judge would not see what
+    was said before.
     """
-    for vote in votes.list():
+    talks, found = Conversations(database), []
+    for vote in Votes(database).list():
         answers, winner = vote["answers"], vote["winner"]
-        if vote["turn"] or len(answers) != len(vote["lanes"]) or not all(answers):
+        count = len(answers)
+        if count != len(vote["lanes"]) or not all(answers) or not _stands_alone(talks, vote):
             continue
-        how = {"prompt": vote["prompt"]}
-        if winner is None and len(answers) == 2:
-            yield {**how, "answers": answers, "lanes": vote["lanes"], "vote": TIE}
+        how = {"prompt": vote["prompt"], "vote_id": vote["id"]}
+        if winner is None and count == 2:
+            found.append([{**how, "answers": answers, "lanes": vote["lanes"], "vote": TIE}])
         elif winner is not None:
-            for other in set(range(len(answers))) - {winner}:
-                places = sorted((winner, other))
-                yield {
-                    **how, "answers": [answers[p] for p in places],
-                    "lanes": [vote["lanes"][p] for p in places], "vote": places.index(winner),
-                }  # fmt: skip
+            couples = [sorted((winner, other)) for other in range(count) if other != winner]
+            found.append([
+                {**how, "answers": [answers[p] for p in places],
+                 "lanes": [vote["lanes"][p] for p in places], "vote": places.index(winner)}
+                for places in couples
+            ])  # fmt: skip
+    return found
+
+
+def _stands_alone(talks: Conversations, vote: dict[str, Any]) -> bool:
+    """Return True if the lanes answered without the turns before, as far as these are saved."""
+    if not vote["turn"]:
+        return True
+    try:
+        turns = talks.get(vote["conversation"])["turns"]
+    except ChatError:
+        return False
+    answers = turns[vote["turn"]]["answers"] if vote["turn"] < len(turns) else []
+    return bool(answers) and all((one or {}).get("alone") for one in answers)
 
 
 def listing(store: JobStore) -> list[dict[str, Any]]:

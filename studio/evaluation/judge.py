@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from studio import offline
+from studio.adapter_stack import MAX_LANES
 from studio.chat.lanes import Delta, Lane, LaneSettings, Sampling
 from studio.errors import ChatError, JudgeFailed
 from studio.evaluation.judge_server import JudgeServer, checked_address
 from studio.evaluation.ranking import Match, leaderboard, wilson, wins_of
-from studio.evaluation.suites import lines_of, read_results
+from studio.evaluation.suites import lines_of, read_results, write_lines
 from studio.fields import Record, knob
 from studio.home import Home
 from studio.request import Control, Request
@@ -68,6 +69,7 @@ class JudgedPair(Record):
     expected: str = ""
     case: int = -1
     vote: int | str = knob("", "Place of the better answer, tie, or nothing without a vote.")
+    vote_id: int = knob(-1, "Number of that vote, which may have several pairs.")
 
 
 class JudgeRequest(Request):
@@ -81,7 +83,9 @@ class JudgeRequest(Request):
     model: str = knob("", "Name of the model there; by default its first.", max_length=300)
     allow_remote: bool = knob(False, "Send prompts and answers to another machine.")
     rubric: str = knob(RUBRIC, "Points to judge by.", max_length=4000)
-    votes: tuple[JudgedPair, ...] = knob((), "Votes of the user.", max_length=MAX_VOTES)
+    votes: tuple[JudgedPair, ...] = knob(
+        (), "Votes of the user, in pairs.", max_length=MAX_VOTES * (MAX_LANES - 1)
+    )
     min_agreement: float = knob(0.7, "Least agreement with the votes.", ge=0.5, le=1)
     max_new_tokens: int = knob(200, "Longest answer of the judge, in tokens.", ge=8, le=4096)
     seconds: float = knob(60.0, "Longest wait for one answer.", gt=0, le=3600)
@@ -93,11 +97,7 @@ class JudgeRequest(Request):
         Raises:
             StudioError: The suite has nothing to compare, or the judge cannot be asked.
         """
-        pairs = self.pairs(home)
-        if not pairs:
-            raise ChatError(
-                f"Suite {self.suite} has no two answers to compare: run it over two or more lanes."
-            )
+        self.pairs(home)
         if self.address:
             self._place(home)
         else:
@@ -107,7 +107,11 @@ class JudgeRequest(Request):
         return self
 
     def pairs(self, home: Home) -> list[JudgedPair]:
-        """Return the votes, then every pair of answers of the suite."""
+        """Return the votes, then every pair of answers of the suite.
+
+        Raises:
+            ChatError: The suite has no two answers, or was deleted.
+        """
         found = list(self.votes)
         for row in read_results(home.run(self.suite)):
             answered = zip(self.lanes, row["answers"], strict=True)
@@ -119,7 +123,12 @@ class JudgeRequest(Request):
                 )
                 for (a, one), (b, other) in combinations(usable, 2)
             ]  # fmt: skip
-        return found if len(found) > len(self.votes) else []
+        if len(found) == len(self.votes):
+            raise ChatError(
+                f"Suite {self.suite} has no two answers to compare: run a suite over two or more "
+                "lanes, and keep it until it is judged."
+            )
+        return found
 
     def perform(
         self, home: Home, run_dir: Path, control: Control = lambda: None
@@ -131,9 +140,8 @@ class JudgeRequest(Request):
         yield Loading(text="Reaching the judge")
         with (
             closing(self._judge(home)) as judge,
-            (run_dir / VERDICTS).open("w", encoding="utf-8") as file,
+            write_lines(run_dir / VERDICTS, rows).open("a", encoding="utf-8") as file,
         ):
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             for number in range(len(rows), len(pairs)):
                 text = f"Pair {number + 1} of {len(pairs)}"
                 yield Working(step=number, total_steps=len(pairs), text=text)
@@ -252,39 +260,53 @@ def read_verdicts(run_dir: Path) -> list[dict[str, Any]]:
 def summarise(rows: Sequence[dict[str, Any]], *, min_agreement: float) -> dict[str, Any]:
     """Return wins and standings of the lanes, and how far the judge can be trusted.
 
-    `first` is the share of verdicts for the answer shown first, ties left out: half for a judge
-    without position bias. Each share has its 95 % interval.
+    `first` is how often the answer shown first was chosen, ties left out: half for a judge without
+    position bias. The two verdicts of a pair depend on each other, as do the pairs of a vote, so
+    these are the units of the shares: of one, the mean of its verdicts or of its asked pairs. Each
+    share has its 95 % interval.
     """
-    votes = [row for row in rows if row["vote"] != ""]
+    votes = _votes(rows)
     cases = [row for row in rows if row["vote"] == ""]
     shown = [place for row in rows for place in row["shown"]]
     asked = [row for row in rows if row["shown"] and None not in row["shown"]]
-    decided = [place for place in shown if place in (0, 1)]
+    decided = [own for row in rows if (own := [p == 0 for p in row["shown"] if p in (0, 1)])]
     matches = [
         Match(lanes=tuple(row["lanes"]), winner=None if row["winner"] == TIE else row["winner"])
         for row in cases if row["winner"] is not None
     ]  # fmt: skip
     lanes, wins = wins_of(matches)
-    agreed = sum(row["winner"] == row["vote"] for row in votes)
+    agreed = sum(sum(own) / len(own) for own in votes)
     why = _no_evidence(agreed, len(votes), min_agreement)
     return {
         "lanes": lanes, "wins": wins, "pairs": len(cases),
         "standings": [one.as_dict() for one in leaderboard(matches)],
         "ties": sum(row["winner"] == TIE for row in cases),
         "unreadable": _share(shown.count(None), len(shown)),
-        "first": _share(decided.count(0), len(decided)),
+        "first": _share(sum(sum(own) / len(own) for own in decided), len(decided)),
         "self_agreement": _share(sum(row["agree"] for row in asked), len(asked)),
         "agreement": _share(agreed, len(votes)),
         "min_agreement": min_agreement, "evidence": not why, "why": why,
     }  # fmt: skip
 
 
-def _share(count: int, of: int) -> dict[str, Any]:
+def _votes(rows: Sequence[dict[str, Any]]) -> list[list[bool]]:
+    """Return for each vote if the judge agrees, pair by pair; it was not asked of equal answers."""
+    found: dict[Any, list[bool]] = {}
+    for place, row in enumerate(rows):
+        if row["vote"] != "" and row["shown"]:
+            number = row.get("vote_id", -1)
+            own = found.setdefault((number, place if number < 0 else -1), [])
+            own.append(row["winner"] == row["vote"])
+    return list(found.values())
+
+
+def _share(count: float, of: int) -> dict[str, Any]:
     low, high = wilson(count / of, of) if of else (0.0, 1.0)
-    return {"count": count, "of": of, "rate": count / of if of else None, "low": low, "high": high}
+    rate = count / of if of else None
+    return {"count": round(count, 1), "of": of, "rate": rate, "low": low, "high": high}
 
 
-def _no_evidence(agreed: int, votes: int, least: float) -> str:
+def _no_evidence(agreed: float, votes: int, least: float) -> str:
     """Return why the verdicts do not count as evidence; empty if they do."""
     if votes < MIN_VOTES:
         return (
@@ -293,7 +315,7 @@ def _no_evidence(agreed: int, votes: int, least: float) -> str:
         )
     if agreed < least * votes:
         return (
-            f"Not evidence: it agrees with you in {agreed} of {votes} votes, and {least:.0%} are "
-            "needed. Change the rubric, or take another judge."
+            f"Not evidence: it agrees with you in {agreed:.4g} of {votes} votes, and {least:.0%} "
+            "are needed. Change the rubric, or take another judge."
         )
     return ""

@@ -29,6 +29,7 @@ from studio.chat.sampling import Sampler, pick_all
 from studio.data.template.template import choose
 from studio.errors import ChatError, DataError
 from studio.evaluation.likelihood import Continuations, Stack, routable, score, use
+from studio.evaluation.suites import lines_of, write_lines
 
 if TYPE_CHECKING:
     from studio.backbone import Backbone
@@ -46,11 +47,8 @@ class Answers:
     """The answers of all lanes, by request; written as they come."""
 
     def __init__(self, path: Path) -> None:
-        lines = path.read_text(encoding="utf-8").splitlines(True) if path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        self.known: dict[str, list[Any]] = dict(json.loads(line) for line in whole)
-        self._path = path
-        path.write_text("".join(whole), encoding="utf-8")
+        self.known: dict[str, list[Any]] = dict(lines_of(path))
+        self._path = write_lines(path, self.known.items())
 
     def add(self, key: str, lanes: list[Any]) -> None:
         """Keep what the lanes answered."""
@@ -243,13 +241,18 @@ class LaneModel(TemplateLM):
             for start in range(0, len(own), size):
                 part = own[start : start + size]
                 prompts = [ids[-room:] for _, ids in part]
-                texts = [one for turn in turns for one in self._texts(prompts, how, limit, turn)]
+                # Not of the place in the pass: a prompt's samples must differ, also after a resume.
+                seeds = [int(sha256(key.encode()).hexdigest()[:8], 16) >> 1 for key, _ in part]
+                texts = [
+                    one for turn in turns for one in self._texts(prompts, seeds, how, limit, turn)
+                ]
                 for number, (key, _) in enumerate(part):
                     yield key, texts[number :: len(part)]
 
     def _texts(
-        self, prompts: Sequence[list[int]], how: dict[str, Any], limit: int, stacks: Sequence[Stack]
-    ) -> list[str]:
+        self, prompts: Sequence[list[int]], seeds: Sequence[int], how: dict[str, Any], limit: int,
+        stacks: Sequence[Stack],
+    ) -> list[str]:  # fmt: skip
         """Return the text after each prompt, stack by stack."""
         rows, lanes = list(prompts) * len(stacks), [one for one in stacks for _ in prompts]
         eos = self.tokenizer.decode(self.eot_token_id)
@@ -260,7 +263,7 @@ class LaneModel(TemplateLM):
         size = self._loaded.model.get_input_embeddings().weight.shape[0]
         settings = _sampling(how)
         samplers = [
-            Sampler(settings.model_copy(update={"seed": row % len(prompts)}), ids, size)
+            Sampler(settings.model_copy(update={"seed": seeds[row % len(prompts)]}), ids, size)
             for row, ids in enumerate(rows)
         ]
         found: list[list[int]] = [[] for _ in rows]

@@ -8,13 +8,14 @@ killed resumes. A pattern has a time limit: catastrophic backtracking costs a se
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, ClassVar, Self
 
 from pydantic import model_validator
 
+from studio import atomic
 from studio.adapter_stack import MAX_LANES
 from studio.chat.lanes import Delta, Lane, LaneSettings
 from studio.errors import ChatError
@@ -93,8 +94,7 @@ class SuiteRequest(Request):
         residents = ResidentModels(home, device=self.device)
         run_dir.mkdir(parents=True, exist_ok=True)
         rows = read_results(run_dir)
-        with (run_dir / RESULTS).open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with write_lines(run_dir / RESULTS, rows).open("a", encoding="utf-8") as file:
             for number in range(len(rows), total):
                 text = f"Prompt {number + 1} of {total}"
                 yield Working(step=number, total_steps=total, text=text)
@@ -161,13 +161,19 @@ def read_results(run_dir: Path) -> list[dict[str, Any]]:
     return lines_of(run_dir / RESULTS)
 
 
-def lines_of(file: Path) -> list[dict[str, Any]]:
+def lines_of(file: Path) -> list[Any]:
     """Return the rows of a file that is written line by line, without one that is cut off."""
     try:
         text = file.read_bytes().decode()
     except OSError:
         return []
     return [json.loads(line) for line in text.split("\n")[:-1]]  # an answer may hold U+2028
+
+
+def write_lines(file: Path, rows: Iterable[Any]) -> Path:
+    """Write rows that `lines_of` reads, atomically; return the file, to append more."""
+    atomic.write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return file
 
 
 def summarise(lanes: Sequence[str], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

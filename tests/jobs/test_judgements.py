@@ -5,6 +5,7 @@ import json
 import pytest
 
 from jobs import judgements, results
+from jobs.conversations import Conversations
 from jobs.vote_rows import TurnFilter, rows_of
 from jobs.votes import Votes
 from studio.errors import QueueError
@@ -50,13 +51,23 @@ def test_votes_become_pairs_to_judge(store, suite):
     vote(store, None, bad=True)
     vote(store, 2, texts=("a", "b", "c"), lanes=(*NAMES, "other"))
     vote(store, None, texts=("a", "b", "c"), lanes=(*NAMES, "other"))  # a tie of three
-    vote(store, 0, conversation="x", turn=1)  # a later turn
+    talks = Conversations(store.database)
+    for name in ("told", "alone"):
+        talks.save(name, lanes=[], settings={})
+        for turn in (0, 1):
+            answers = [{"text": "a", "alone": name == "alone"}] * 2
+            talks.save_turn(name, turn, prompt="hi", answers=answers)
+        vote(store, 0, texts=("x", name), conversation=name, turn=1)  # a later turn
+    vote(store, 0, conversation="gone", turn=1)
     vote(store, 0, texts=())  # its answers were not kept
     asked = judgements.request(store, suite, votes=20)
     assert [(one.answers, one.vote) for one in asked.votes] == [
         (("score 1", "score 2"), 1), (("score 1", "score 2"), "tie"),
-        (("a", "c"), 1), (("b", "c"), 1),
+        (("a", "c"), 1), (("b", "c"), 1), (("x", "alone"), 0),
     ]  # fmt: skip
+    assert [one.vote_id for one in asked.votes] == [1, 2, 3, 3, 6]
+    two = judgements.request(store, suite, votes=2).votes
+    assert [one.vote_id for one in two] == [3, 3, 6]  # whole votes
     assert (asked.lanes, asked.name) == (NAMES, "judge of quiz")
     assert len(judgements.request(store, suite, votes=1).votes) == 1
     assert judgements.request(store, suite, votes=0).votes == ()

@@ -175,7 +175,7 @@ def judge(found: Answer) -> None:
         one = found[key]
         rate = "" if one["rate"] is None else f"  {one['rate']:.0%}"
         interval = f"  ({one['low']:.0%} to {one['high']:.0%})" if one["of"] else ""
-        print(f"{words:18} {one['count']} of {one['of']}{rate}{interval}")
+        print(f"{words:18} {one['count']:g} of {one['of']}{rate}{interval}")
     print(f"{found['pairs']} pairs, {found['ties']} ties.")
     for one in found["standings"]:
         print(f"{one['wins']:>4} won {one['losses']:>4} lost  {title(one['lane'])}")

@@ -11,6 +11,7 @@ from studio.chat.lanes import Delta
 from studio.errors import ChatError, JudgeFailed, SpecError
 from studio.evaluation import judge_server
 from studio.evaluation.judge import (
+    VERDICTS,
     JudgedPair,
     JudgeRequest,
     judged,
@@ -86,7 +87,7 @@ def test_a_good_judge_is_asked_in_both_orders_and_ranks_the_lanes(home, tmp_path
     assert found["wins"] == [[0, 0.5, 1], [3.5, 0, 2.5], [3, 1.5, 0]]
     assert (found["pairs"], found["ties"]) == (12, 2)
     assert found["first"] | {"low": 0, "high": 0} == {
-        "count": 20, "of": 40, "rate": 0.5, "low": 0, "high": 0,
+        "count": 10, "of": 20, "rate": 0.5, "low": 0, "high": 0,
     }  # fmt: skip
     assert (found["self_agreement"]["count"], found["self_agreement"]["of"]) == (20, 20)
     assert (found["agreement"]["count"], found["agreement"]["of"]) == (9, 10)
@@ -106,6 +107,7 @@ def test_a_judge_that_takes_the_first_is_seen_and_refused_as_evidence(home, tmp_
     with judging("first") as (address, _):
         _, found = run(request(address, votes=votes([1] * 12)), home, tmp_path)
     assert (found["first"]["rate"], found["self_agreement"]["rate"]) == (1.0, 0.0)
+    assert found["first"]["of"] == 14  # pairs: the two verdicts of one depend on each other
     assert (found["ties"], found["wins"]) == (2, [[0, 1], [1, 0]])
     assert not found["evidence"]
     assert found["why"].startswith("Not evidence: it agrees with you in 0 of 12 votes, and 70%")
@@ -147,6 +149,42 @@ def test_what_was_judged_stays_and_the_job_resumes(home, tmp_path):
     assert [row["winner"] for row in read_verdicts(tmp_path)] == [1, 0, 0]
     with pytest.raises(JudgeFailed, match="the connection failed"):
         run(request(address, model="m"), home, tmp_path / "gone")
+
+
+def test_verdicts_outlive_a_judge_that_does_not_load_and_a_deleted_suite(
+    home, tmp_path, monkeypatch
+):
+    suite(home, [(1, 2), (2, 1)])
+    with judging("good") as (address, _):
+        asked = request(address, model="m")
+        run(asked, home, tmp_path)
+        kept = (tmp_path / VERDICTS).read_text()
+        (tmp_path / VERDICTS).write_text(kept + '{"half a li')  # a killed process
+        monkeypatch.setattr(JudgeRequest, "_judge", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            list(asked.perform(home, tmp_path))
+        assert len(read_verdicts(tmp_path)) == 2
+        monkeypatch.undo()
+        list(asked.perform(home, tmp_path))
+        assert (tmp_path / VERDICTS).read_text() == kept
+        (home.run(7) / RESULTS).unlink()
+        with pytest.raises(ChatError, match="no two answers to compare: .* keep it until"):
+            list(asked.perform(home, tmp_path))
+    assert (tmp_path / VERDICTS).read_text() == kept
+
+
+def test_a_vote_counts_once_and_only_where_the_judge_was_asked():
+    def row(number, winner, shown=(0, 1)):
+        asked = {"shown": list(shown), "winner": winner, "agree": True}
+        return asked | {"lanes": LANES[:2], "vote": 0, "vote_id": number}
+
+    # Vote 1 over three lanes: half agreed. Vote 2: agreed. Vote 3: equal answers, never asked.
+    rows = [row(1, 0), row(1, 1), row(2, 0), row(3, "tie", ()) | {"vote": "tie"}]
+    found = summarise(rows, min_agreement=0.7)
+    assert (found["agreement"]["count"], found["agreement"]["of"]) == (1.5, 2)
+    assert "compared with 2 of your votes" in found["why"]
+    old = [{key: value for key, value in one.items() if key != "vote_id"} for one in rows]
+    assert summarise(old, min_agreement=0.7)["agreement"]["of"] == 3  # before votes had numbers
 
 
 def test_a_lane_of_this_studio_judges_in_one_batch_without_its_thoughts(

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,6 +180,20 @@ def test_an_adapter_alone_is_measured_on_top_of_what_it_was_trained_on(made, tmp
     ]
     for (_, top, below), (alone,) in zip(*kept, strict=True):
         assert top[0] == pytest.approx(alone[0], abs=1e-4) != below[0]
+
+
+def test_samples_of_one_prompt_differ_whatever_pass_they_are_in(made, tmp_path, monkeypatch):
+    from studio.evaluation import lm_eval_model
+
+    _, _, loaded, backbone = made
+    how = {"do_sample": True, "temperature": 2.0, "max_gen_toks": 8, "until": ["\n"]}
+    asked = [SimpleNamespace(args=("Once upon a time there was", how))] * 4
+    found = []
+    for name, rows in (("one", 1), ("all", 128)):
+        monkeypatch.setitem(lm_eval_model.PASS_ROWS, "cpu", rows)
+        answers = lm_eval_model.Answers(tmp_path / name)
+        found.append(lm_eval_model.LaneModel(loaded, backbone, [()], answers).generate_until(asked))
+    assert len(set(found[0])) > 1 and found[0] == found[1]
 
 
 def test_a_paired_interval_is_that_by_hand():

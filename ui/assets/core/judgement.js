@@ -5,8 +5,11 @@ import { askAction } from './form.js';
 
 const percent = (value) => `${number(100 * value, 2)}\u202f%`;
 
+/** Half counts are of votes or pairs that went both ways. */
+const some = (value) => (Number.isInteger(value) ? count(value) : String(value));
+
 /** A share as `17 of 20 (95 %: 64 % to 95 %)`. */
-export const share = ({ count: some, of, low, high }) => (of ? `${count(some)} of ${count(of)} (95\u202f%: ${
+export const share = ({ count: own, of, low, high }) => (of ? `${some(own)} of ${count(of)} (95\u202f%: ${
   percent(low)} to ${percent(high)})` : '–');
 
 /** `found`: a judgement as the action `judge` shows it. */
@@ -14,7 +17,7 @@ export function trust(found) {
   const { agreement, evidence, first, self_agreement: self, unreadable, why } = found;
   return h('div', { class: 's-trust', 'data-testid': 'trust' },
     h('p', { class: evidence ? '' : 's-warning' }, evidence
-      ? `It agrees with you in ${count(agreement.count)} of ${count(agreement.of)} votes.` : why),
+      ? `It agrees with you in ${some(agreement.count)} of ${count(agreement.of)} votes.` : why),
     pairs([['Agreement with your votes', share(agreement)],
       ['Agreement of both orders', share(self)],
       ['For the answer shown first', `${share(first)}; half is unbiased`],
