@@ -91,6 +91,7 @@ def test_siblings_of_a_base_that_fails_end_before_their_first_step(tmp_path, hom
     assert isinstance(ends[1], Finished), "the switch in Advanced trains anyway"
 
 
+@pytest.mark.filterwarnings("error:`past_key_values` is deprecated")
 def test_chat_answers_and_says_what_the_self_test_found(tmp_path, home, monkeypatch):
     base = str(tiny_folder(tmp_path / "base"))
     lane = Lane(model=base, messages=[{"role": "user", "content": "hello"}],
