@@ -39,7 +39,7 @@ def write(store: JobStore, name: str, value: Any) -> None:
 
 
 def home_id(store: JobStore) -> str:
-    """Return the random id that tells the runs of this home from those of another."""
+    """Return the random id that sets the runs of this home apart from those of another."""
     if (found := read(store, "home_id")) is None:
         with store.database.writing() as db:  # another process may be first
             db.conn.execute(_WRITE_FIRST, ("home_id", json.dumps(secrets.token_hex(4))))

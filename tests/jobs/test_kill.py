@@ -65,6 +65,7 @@ def test_a_run_killed_twice_ends_with_the_same_adapter(home, ingredients):
     store.close()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_chain_of_three_stages_killed_in_each_ends_with_the_same_adapters(home, tmp_path):
     """Raw text, then answers, then pairs on top: every stage is killed once and goes on."""

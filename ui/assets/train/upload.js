@@ -6,7 +6,7 @@ import { sendFile } from '../core/upload.js';
 const later = (ms) => new Promise((done) => { setTimeout(done, ms); });
 
 export class Upload {
-  /** `use` is called with the name of the imported dataset; `place` tells two of a page apart. */
+  /** `use` is called with the name of the imported dataset; `place` sets two of a page apart. */
   constructor(use, place = 'train') {
     this.use = use;
     this.line = h('span', { role: 'status' });
