@@ -57,7 +57,7 @@ def test_a_card_tells_what_a_person_sorts_by(page, home, store):
 def test_votes_against_the_parent_are_the_win_rate_of_the_passport(page, home, store):
     line = [{"name": "below", "frozen": True}, {"name": "first", "frozen": False}]
     put_adapter(home.adapters / "second", "second", lineage=line)
-    lanes = ("starter~below:1+first:1", "starter~below:1+second:1")
+    lanes = ("starter~first:1", "starter~second:1")  # chat adds what lies below them
     for winner, blind in ((1, True), (1, True), (None, True), (0, True), (0, False)):
         Votes(store.database).cast("q", lanes, winner=winner, blind=blind)
 

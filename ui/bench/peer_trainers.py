@@ -155,7 +155,7 @@ def _run_trl_dpo(
     own = {name: value for name, value in options.items() if name != "padding_free"}  # SFT's alone
     args = DPOConfig(
         **_arguments(folder, case, "trl"), max_length=None, precompute_ref_log_probs=True,
-        beta=case.spec().train.beta, **own,
+        beta=case.spec().train.own_beta, **own,
     )  # fmt: skip
     _train(
         Tokenised, args, folder, case, rows, gate, processing_class=_tokenizer(),
