@@ -5,7 +5,7 @@ is gone, such as a deleted dataset, is left out with a word.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from jobs.jobs_table import summary
 from jobs.readings import reading
 from jobs.store import JobStore
 from jobs.votes import Votes
-from studio.adapter_stack import read_lane
+from studio.adapter_stack import StackItem, read_lane, write_lane
 from studio.adapters import library
 from studio.adapters.merge import read_certificate
 from studio.errors import AdapterError, QueueError, StudioError
@@ -144,7 +144,10 @@ def of_conversation(store: JobStore, conversation: str) -> str:
     votes = [v for v in Votes(store.database).list() if v["conversation"] == conversation]
     keys = {key: None for lane in found["lanes"] for key in lane.get("sampling") or {}}
     rows = [
-        [_lane_title(lane), *((lane.get("sampling") or {}).get(key) for key in keys)]
+        [
+            title(write_lane(lane["model"], [StackItem(**item) for item in lane["stack"]])),
+            *((lane.get("sampling") or {}).get(key) for key in keys),
+        ]
         for lane in found["lanes"]
     ]
     shared = [(str(key), text_of(value)) for key, value in found["settings"].items()
@@ -156,14 +159,6 @@ def of_conversation(store: JobStore, conversation: str) -> str:
         ]) if votes else None,
         table("Lanes", ("Lane", *keys), rows, pairs=shared),
     ])  # fmt: skip
-
-
-def _lane_title(lane: Mapping[str, Any]) -> str:
-    parts = [str(lane.get("model", "")).rpartition("/")[2]]
-    for one in lane.get("stack") or ():
-        name, weight = str(one.get("name", "")), one.get("weight", 1)
-        parts.append(Path(name).name + ("" if weight == 1 else f" × {weight}"))
-    return " + ".join(parts)
 
 
 def _beside(store: JobStore, jobs: Sequence[Job], *, figures: bool = True) -> list[Section | None]:

@@ -38,6 +38,11 @@ def write(store: JobStore, name: str, value: Any) -> None:
         db.conn.execute(_WRITE, (name, json.dumps(value)))
 
 
+def is_first_start(store: JobStore) -> bool:
+    """Return True until the first start was put away or a job was asked for."""
+    return not read(store, "welcomed") and not store.list(limit=1)
+
+
 def home_id(store: JobStore) -> str:
     """Return the random id that sets the runs of this home apart from those of another."""
     if (found := read(store, "home_id")) is None:

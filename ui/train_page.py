@@ -12,6 +12,7 @@ from typing import Any, Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from jobs import settings
 from jobs.actions.registry import shown_field
 from jobs.store import JobStore
 from studio import hardware, presets
@@ -51,7 +52,7 @@ def train_routes(home: Home, store: JobStore) -> APIRouter:
     """Return the route of the Train page, with an answer for each part of it."""
     router = APIRouter(prefix="/api/train")
     parts: dict[str, Callable[[Asked], dict[str, Any]]] = {
-        "form": lambda _: drawn(home),
+        "form": lambda _: drawn(home) | {"first": settings.is_first_start(store)},
         "judge": lambda asked: judged(_asked(asked, home), home),
         "estimate": lambda asked: sources.forecast(form_state.from_query(asked.set), home, store),
         "rows": lambda asked: sources.first_rays(form_state.from_query(asked.set), home),
@@ -61,9 +62,8 @@ def train_routes(home: Home, store: JobStore) -> APIRouter:
     def answer(part: Literal["form", "judge", "estimate", "rows"], asked: Asked) -> dict[str, Any]:
         try:
             return parts[part](asked)
-        except StudioError as error:  # a form on its way to a valid one: an answer, not a failure
-            text, field = with_titles(error.text), getattr(error, "field", "")
-            return {"error": {"text": text, "field": field}}
+        except StudioError as why:  # a form on its way to a valid one: an answer, not a failure
+            return {"error": {"text": with_titles(why.text), "field": getattr(why, "field", "")}}
 
     return router
 

@@ -36,11 +36,10 @@ def welcome(
     """Show device, memory and free disk, what the doctor found, and where to begin."""
     if done:
         settings.write(store, "welcomed", True)
-    first = not settings.read(store, "welcomed") and not store.list(limit=1)
     facts = doctor.examine(store.home.path)
     best = hardware.devices()[0]
     return {
-        "first": first, "ok": facts["ok"], "findings": facts["findings"],
+        "first": settings.is_first_start(store), "ok": facts["ok"], "findings": facts["findings"],
         "device": {"name": best.name, "label": best.label, "total_bytes": best.total_bytes,
                    "free_bytes": best.free_bytes},
         "disk_bytes": facts["home"] and facts["home"]["free_bytes"],

@@ -8,6 +8,8 @@ const SHARP = 2; // pixels of a PNG per unit of its drawing
 
 export const colour = (name) => getComputedStyle(document.body).getPropertyValue(`--s-${name}`).trim();
 
+const fileName = (title) => title.toLowerCase().replace(/[^a-z0-9]+/g, '-');
+
 /** Call `draw` while the document is light; nothing is painted in between. */
 export function inLight(draw) {
   const dark = [document.documentElement, document.body].filter((node) => node.classList.contains('dark'));
@@ -18,7 +20,7 @@ export function inLight(draw) {
 /** The menu of a chart. `drawing()`: {markup, width, height, title, unit, legend}, or null without
  *  values; `rows()`: the table behind it, headings first, or a promise of it. */
 export function takeAway(title, { drawing, rows }) {
-  const file = title.toLowerCase().replace(/[^a-z0-9]+/g, '-');
+  const file = fileName(title);
   const svg = () => inLight(() => {
     const made = drawing();
     if (!made) throw new Error(`${title}: no values yet.`);
@@ -40,13 +42,13 @@ export async function saveTable(title, element) {
     const drawn = drawnTable(cells(table), colours(), (row, column) => best[row]?.[column]);
     return framed(drawn.markup, { title, ...drawn, colours: colours() });
   });
-  save(await png(made), `${title.toLowerCase().replace(/[^a-z0-9]+/g, '-')}.png`);
+  save(await png(made), `${fileName(title)}.png`);
 }
 
 /** The menu of a table in the document. */
 export function takeTable(title, element) {
   const rows = () => cells(element.querySelector('table') ?? element);
-  const file = title.toLowerCase().replace(/[^a-z0-9]+/g, '-');
+  const file = fileName(title);
   return own(menu('save', item('PNG', () => saveTable(title, element)),
     item('CSV', async () => save(new Blob([csv(rows())], { type: 'text/csv' }), `${file}.csv`)),
     item('Copy as Markdown', async (node) => copy(markdown(rows()), node))), `Save ${title}`);
@@ -77,7 +79,8 @@ export async function saveReport(values) {
   save(new Blob([html], { type: 'text/html' }), name);
 }
 
-function save(blob, name) {
+/** Download a blob as a file. */
+export function save(blob, name) {
   const url = URL.createObjectURL(blob);
   h('a', { href: url, download: name }).click();
   const open = document.activeElement?.closest('.s-take');

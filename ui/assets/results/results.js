@@ -2,10 +2,10 @@
 // the dataset, the order, pinned rows and hidden columns. A number opens the job that measured it.
 
 import { askEvaluate } from '../adapters/actions.js';
-import { button, bytes, errorLine, h, matcher, number, query, quiet, remember, send } from '../core/dom.js';
+import { button, bytes, h, matcher, number, query, quiet, remember, send } from '../core/dom.js';
 import { subscribe } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
-import { saveTable } from '../core/take_away.js';
+import { save, saveTable } from '../core/take_away.js';
 
 const SHOWN = { size_bytes: bytes, win_rate: (value) => `${number(100 * value, 3)}\u202f%` };
 const LEARNED = 'eval_loss', FORGOT = 'forgetting';
@@ -20,16 +20,15 @@ class ResultsPage extends HTMLElement {
     this.datasets = h('select', { 'aria-label': 'Trained on',
       onchange: () => { this.data = this.datasets.value; this.keep(); } });
     this.columns = h('details', { class: 's-columns-choice' });
-    this.error = errorLine();
     this.body = h('div', { class: 's-stack' });
     this.append(h('h1', { class: 's-hidden' }, 'Results'), h('div', { class: 's-library', 'data-testid': 'results' },
       h('div', { class: 's-library-bar' }, this.search, this.datasets, this.columns, h('span', { class: 's-actions' },
         button('Evaluate …', () => this.evaluate()),
         h('a', { class: 's-button', href: '/compare?view=suites' }, 'Suites'),
         h('a', { class: 's-button', href: '/compare?view=leaderboard' }, 'Leaderboard'),
-        ['csv', 'markdown'].map((form) => button(form === 'csv' ? 'CSV' : 'Markdown', () => save(form))),
+        ['csv', 'markdown'].map((form) => button(form === 'csv' ? 'CSV' : 'Markdown', () => saveAs(form))),
         button('PNG', () => this.table && saveTable('Results', this.table.element)))),
-      this.error, this.body));
+      this.body));
     subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
     this.refresh();
   }
@@ -124,13 +123,10 @@ function figure({ key, title, best, job }, mixed) {
   } };
 }
 
-/** Download the table as a file. */
-async function save(form) {
+/** Download the whole table as a file. */
+async function saveAs(form) {
   const found = await send('/api/do/results', { form });
-  if (!found) return;
-  const url = URL.createObjectURL(new Blob([found.text], { type: 'text/plain' }));
-  h('a', { href: url, download: `results.${form === 'csv' ? 'csv' : 'md'}` }).click();
-  URL.revokeObjectURL(url);
+  if (found) save(new Blob([found.text], { type: 'text/plain' }), `results.${form === 'csv' ? 'csv' : 'md'}`);
 }
 
 customElements.define('studio-results', ResultsPage);

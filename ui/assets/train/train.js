@@ -31,7 +31,7 @@ export class Train extends HTMLElement {
     });
   }
 
-  build({ fields, methods, choices }) {
+  build({ fields, methods, choices, first }) {
     const make = (field) => new Setting(field, choices[field.name]);
     this.settings = new Map(fields.map((field) => [field.name, make(field)]));
     this.ofMethod = new Map(methods.map((one) => [one.name, one.fields.map(make)]));
@@ -44,6 +44,7 @@ export class Train extends HTMLElement {
     this.rows = new FirstRows(this);
     this.launch = new Launch();
     this.welcome = new Welcome(this);
+    if (first) this.welcome.open();
     this.error = errorLine({ 'data-testid': 'form-error' });
     this.warnings = h('div', { class: 's-warnings', role: 'status' });
     this.says = h('p', { class: 's-says', 'data-testid': 'says' });

@@ -38,10 +38,9 @@ export class Welcome {
   constructor(page) {
     this.page = page;
     this.element = h('section', { class: 's-card s-first', hidden: true, 'data-testid': 'welcome' });
-    this.look();
   }
 
-  async look() {
+  async open() {
     const found = await send('/api/do/welcome', {});
     if (!found?.first) return;
     this.element.append(h('header', { class: 's-row-between' }, h('h2', {}, 'Welcome'),
