@@ -1,7 +1,7 @@
 // Entry point of every page: the theme switch, the queue indicator in the header, and the module of
 // the page in the address. It registers the element that gradio puts into the document.
 
-import { ROOT, dots, h, leftAt, stay, text } from './core/dom.js';
+import { ROOT, dots, h, leftAt, stay, t, text } from './core/dom.js';
 import { isLive, subscribe } from './core/live.js';
 
 document.addEventListener('click', (event) => {
@@ -15,7 +15,7 @@ function queueIndicator(node) {
   node.append(dot, words);
   let away = false, summary = '';
   const show = () => {
-    text(words, away ? 'The server is not responding …' : summary);
+    text(words, away ? t`The server is not responding …` : summary);
     node.dataset.state = away ? 'failed' : node.dataset.calm;
   };
   subscribe({
@@ -23,8 +23,8 @@ function queueIndicator(node) {
     onJobs(jobs) {
       const running = jobs.filter((job) => isLive(job) && job.state !== 'queued');
       const queued = jobs.filter((job) => job.state === 'queued');
-      summary = dots(running.length && `${running.length} running`, queued.length && `${queued.length} queued`)
-        || 'Idle';
+      summary = dots(running.length && t`${running.length} running`, queued.length && t`${queued.length} queued`)
+        || t`Idle`;
       node.dataset.calm = running.length ? 'running' : 'queued';
       show();
     },

@@ -1,7 +1,7 @@
 // Dialogs that merge, mix, import, export and push adapters, each of which queues a job; and what such
 // a job made: the certificate of a merge, the error of a mix, the check of an export.
 
-import { api, button, bytes, copy, count, duration, h, number, pairs, quiet, short, table } from '../core/dom.js';
+import { api, button, bytes, copy, count, duration, h, number, pairs, quiet, short, t, table } from '../core/dom.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { askAction } from '../core/form.js';
 import { reasons, trust } from '../core/judgement.js';
@@ -14,8 +14,8 @@ const stacked = (page, adapters) => ({ known: page, stack: adapters,
 /** Return why adapters cannot be merged together; empty if they can. */
 export function unmergeable(adapters) {
   const never = adapters.find((one) => !one.mergeable);
-  if (never) return `${never.method_title} cannot be merged into the weights.`;
-  return new Set(adapters.map((one) => one.base)).size > 1 ? 'These adapters are of different bases.' : '';
+  if (never) return t`${never.method_title} cannot be merged into the weights.`;
+  return new Set(adapters.map((one) => one.base)).size > 1 ? t`These adapters are of different bases.` : '';
 }
 
 /** Those that can join others in one stack. */
@@ -38,21 +38,21 @@ export const askImport = (page) => askAction('import', { known: page });
 export function askExport(page, adapters) {
   const [one] = adapters;
   if (adapters.length > 1) return askAction('gguf', { ...stacked(page, adapters), known: joining(page, adapters) });
-  return askAction('export', { known: page, fixed: { name: one.path }, title: `Export “${one.name}”`,
+  return askAction('export', { known: page, fixed: { name: one.path }, title: t`Export “${one.name}”`,
     allow: { form: one.formats }, values: { form: one.formats[0] } });
 }
 
 // -- outcomes --------------------------------------------------------------------------------------
 
-export const KINDS = { merge: 'Merge', mix: 'Mix', import_adapter: 'Import', export_adapter: 'Export',
-  gguf: 'GGUF', push: 'Push', picture: 'Picture', bakeoff: 'Bake-off', promote: 'Promote',
-  evaluate: 'Evaluation', tasks: 'Standard tasks' };
+export const KINDS = { merge: t`Merge`, mix: t`Mix`, import_adapter: t`Import`, export_adapter: t`Export`,
+  gguf: 'GGUF', push: t`Push`, picture: t`Picture`, bakeoff: t`Bake-off`, promote: t`Promote`,
+  evaluate: t`Evaluation`, tasks: t`Standard tasks` };
 const OUTCOMES = {
   merge: certificate, mix: (found) => (found.how ? [mixed(found)] : []), gguf: exported, export_adapter: exported,
   picture: ({ changes }) => (changes?.length ? [heatmap(changes)] : []), evaluate: evaluated,
   tasks: measuredTasks,
   judge: (found) => [trust(found), reasons(found)],
-  push: ({ address }) => [h('p', {}, 'Uploaded and verified: ', h('b', {}, address ?? ''))],
+  push: ({ address }) => [h('p', {}, t`Uploaded and verified: `, h('b', {}, address ?? ''))],
 };
 
 /** Fill `node` with the outcome of an ended job. */
@@ -68,13 +68,13 @@ const percent = (value) => `${number(100 * value, 3)}\u202f%`;
 /** The figures of an evaluation, and which labels were taken for which; closed among other jobs. */
 function evaluated(found) {
   const scores = Object.entries(found.scores ?? {}).map(([name, value]) => [name.replace('_', ' '), percent(value)]);
-  const figures = pairs([['Rows', count(found.rows)], ['Loss', number(found.eval_loss)],
-    ['Perplexity', number(found.perplexity)], ['Token accuracy', percent(found.token_accuracy)],
-    found.accuracy != null && ['Accuracy', `${percent(found.accuracy)} (95\u202f%: ${
+  const figures = pairs([[t`Rows`, count(found.rows)], [t`Loss`, number(found.eval_loss)],
+    [t`Perplexity`, number(found.perplexity)], [t`Token accuracy`, percent(found.token_accuracy)],
+    found.accuracy != null && [t`Accuracy`, t`${percent(found.accuracy)} (95\u202f%: ${
       found.accuracy_interval.map(percent).join(' to ')}), ${count(found.labels.length)} labels`],
-    found.accuracy != null && ['Macro F1', number(found.macro_f1, 3)],
-    found.accuracy != null && ['Calibration error', number(found.ece, 3)], ...scores]);
-  const head = found.accuracy == null ? `Loss ${number(found.eval_loss)}` : `Accuracy ${percent(found.accuracy)}`;
+    found.accuracy != null && [t`Macro F1`, number(found.macro_f1, 3)],
+    found.accuracy != null && [t`Calibration error`, number(found.ece, 3)], ...scores]);
+  const head = found.accuracy == null ? t`Loss ${number(found.eval_loss)}` : t`Accuracy ${percent(found.accuracy)}`;
   return [h('details', { class: 's-evaluation', open: location.pathname.endsWith('/runs') },
     h('summary', {}, head), figures, found.general ? forgettingCard(found.general) : '',
     found.confusions ? confusions(found) : '')];
@@ -86,19 +86,19 @@ function measuredTasks({ names, tasks, examples }) {
     const [gap, low, high] = (differences[place] ?? []).map((one) => number(one, 3));
     return h('td', { class: 's-number' }, number(values[place]),
       errors[place] == null ? '' : quiet(`± ${number(errors[place], 2)}`),
-      gap == null ? '' : quiet(`${gap} (${low} to ${high})`));
+      gap == null ? '' : quiet(t`${gap} (${low} to ${high})`));
   };
   const rows = tasks.map((one) => [one.task, one.metric, count(one.documents),
     ...names.map((_, place) => cell(one, place))]);
   const [first] = tasks;
   const head = `${first.task}: ${first.metric} ${first.values.map((one) => number(one)).join(', ')}`;
   return [h('details', { class: 's-evaluation', open: location.pathname.endsWith('/runs') }, h('summary', {}, head),
-    h('div', { class: 's-scroll' }, table(['Task', 'Figure', 'Documents', ...names], rows)),
-    quiet(`Second line: standard error.${names.length > 1
-      ? ` Third: difference from ${names[0]} over the same documents, with its 95\u202f% interval.` : ''}`),
-    examples.length ? h('details', {}, h('summary', {}, 'First documents and answers'), h('div', { class: 's-scroll' },
-      table(['Task', 'End of the prompt', 'Wanted', ...names], examples.map((one) => [one.task, one.prompt.slice(-160),
-        one.wanted, ...one.answers])))) : '')];
+    h('div', { class: 's-scroll' }, table([t`Task`, t`Figure`, t`Documents`, ...names], rows)),
+    quiet(t`Second line: standard error.${names.length > 1
+      ? t` Third: difference from ${names[0]} over the same documents, with its 95\u202f% interval.` : ''}`),
+    examples.length ? h('details', {}, h('summary', {}, t`First documents and answers`), h('div', { class: 's-scroll' },
+      table([t`Task`, t`End of the prompt`, t`Wanted`, ...names], examples.map((one) => [one.task,
+        one.prompt.slice(-160), one.wanted, ...one.answers])))) : '')];
 }
 
 const MOST_LABELS = 12, MOST_CONFUSIONS = 20;
@@ -108,7 +108,7 @@ function confusions({ labels, confusions: all }) {
   const counts = new Map(all.map(([wanted, given, times]) => [`${wanted}\n${given}`, times]));
   if (labels.length > MOST_LABELS) {
     const wrong = all.filter(([wanted, given]) => wanted !== given).slice(0, MOST_CONFUSIONS);
-    return h('div', { 'data-testid': 'confusions' }, table(['Right label', 'Taken for', 'Rows'], wrong,
+    return h('div', { 'data-testid': 'confusions' }, table([t`Right label`, t`Taken for`, t`Rows`], wrong,
       { class: 's-table s-confusions' }));
   }
   const most = Math.max(...counts.values());
@@ -118,7 +118,7 @@ function confusions({ labels, confusions: all }) {
       style: `--share:${100 * times / most}%` }, count(times));
   });
   return h('div', { class: 's-scroll s-heatmap', 'data-testid': 'confusions' },
-    table(['Right ↓ taken for →', ...labels],
+    table([t`Right ↓ taken for →`, ...labels],
       labels.map((wanted) => [h('th', { scope: 'row' }, wanted), ...cells(wanted)]), { class: '' }));
 }
 
@@ -131,43 +131,43 @@ export function facts(found) {
     && value !== '' && value !== false && !['id', 'hash', 'kind', 'state', 'notes'].includes(name))
     .map(([name, value]) => [name.charAt(0).toUpperCase() + name.slice(1).replaceAll('_', ' '), shown(name, value)]);
   const { rows: counts, warnings = [] } = found.report ?? {};
-  return [pairs([...rows, counts?.dropped > 0 && ['Dropped', `${count(counts.dropped)} of ${count(counts.read)}`]]),
+  return [pairs([...rows, counts?.dropped > 0 && [t`Dropped`, t`${count(counts.dropped)} of ${count(counts.read)}`]]),
     ...warnings.map((words) => quiet(words))];
 }
 
 const written = (folder, ...links) => h('p', {}, h('span', { class: 's-path' }, folder), ' ', links,
-  button('Push to the hub …', () => askAction('push', { fixed: { folder } }), 's-tool'));
+  button(t`Push to the hub …`, () => askAction('push', { fixed: { folder } }), 's-tool'));
 
 /** What an export wrote, and how it compared when it was read back. */
 function exported({ check, out }) {
   const compared = check?.max_error != null;
-  const words = [compared && `Read back: largest logit error ${number(check.max_error, 2)} (allowed ${
+  const words = [compared && t`Read back: largest logit error ${number(check.max_error, 2)} (allowed ${
     number(check.tolerance, 2)}), ${check.tokens_changed} of ${check.tokens_compared} tokens changed.`,
   check?.note, ...(check?.notes ?? [])].filter(Boolean).join(' ');
-  const path = button('Copy path', () => copy(out, path), 's-tool');
+  const path = button(t`Copy path`, () => copy(out, path), 's-tool');
   return [words ? h('p', { 'data-testid': 'export-check' }, words) : '', written(out, path)];
 }
 
 function mixed({ how, error, adapter }) {
   const exact = how === 'concatenate';
-  return h('p', {}, `"${short(adapter)}" is ${exact ? 'exactly the weighted sum' : how.toUpperCase()}, `,
+  return h('p', {}, t`"${short(adapter)}" is ${exact ? t`exactly the weighted sum` : how.toUpperCase()}, `,
     h('b', {}, `${number(100 * error, 2)}\u202f%`),
-    exact ? ' away from it by rounding.' : ' away from the weighted sum (truncation included).');
+    exact ? t` away from it by rounding.` : t` away from the weighted sum (truncation included).`);
 }
 
 /** The certificate: the written files were loaded by a fresh process and answered like the stack. */
 function certificate({ certificate: found, out }) {
-  if (!found || found.max_error === undefined) return [quiet(`Merged into ${out}; its certificate is missing.`)];
-  const error = `${number(found.max_error, 2)} (allowed ${number(found.tolerance, 2)})`;
+  if (!found || found.max_error === undefined) return [quiet(t`Merged into ${out}; its certificate is missing.`)];
+  const error = t`${number(found.max_error, 2)} (allowed ${number(found.tolerance, 2)})`;
   return [h('details', { class: 's-certificate', 'data-testid': 'certificate' },
-    h('summary', {}, `Certificate: reloaded, it answers like the stack; largest logit error ${error}`),
+    h('summary', {}, t`Certificate: reloaded, it answers like the stack; largest logit error ${error}`),
     pairs([
-      ['Largest logit error', error], ['Mean logit error', number(found.mean_error, 2)],
-      ['Tokens changed', `${found.tokens_changed} of ${found.tokens_compared}`],
-      ['Precision', `${found.base_precision} base, ${found.merged_precision} result`],
-      ['Merged', found.merged.join(', ')],
-      found.left.length && ['Stays an adapter', found.left.map(short).join(', ')],
-      ['Files', found.files?.slice(0, 16)],
+      [t`Largest logit error`, error], [t`Mean logit error`, number(found.mean_error, 2)],
+      [t`Tokens changed`, t`${found.tokens_changed} of ${found.tokens_compared}`],
+      [t`Precision`, t`${found.base_precision} base, ${found.merged_precision} result`],
+      [t`Merged`, found.merged.join(', ')],
+      found.left.length && [t`Stays an adapter`, found.left.map(short).join(', ')],
+      [t`Files`, found.files?.slice(0, 16)],
     ])),
-  written(out, h('a', { href: `/compare?lane=${encodeURIComponent(out)}` }, 'Chat with it'), ' ')];
+  written(out, h('a', { href: `/compare?lane=${encodeURIComponent(out)}` }, t`Chat with it`), ' ')];
 }

@@ -2,8 +2,8 @@
 // address holds the selection (?adapter=run-3). Long work is a queued job; its progress and outcome
 // are shown here and on the Runs page.
 
-import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, number, query, remember,
-  send, short, sureButton, text, toast } from '../core/dom.js';
+import { actOn, ago, api, badge, button, bytes, changed, dots, go, h, keyed, matcher, number, query, remember, send,
+  short, sureButton, t, text, toast } from '../core/dom.js';
 import { list } from '../core/form.js';
 import { compareAdapters } from '../core/lanes.js';
 import { isLive, subscribe } from '../core/live.js';
@@ -29,7 +29,7 @@ export class Adapters extends HTMLElement {
     this.refresh().then(() => {
       if (this.adapters.some((one) => one.id === this.chosen)) this.open(this.chosen);
       else if (this.chosen) {
-        toast(`There is no adapter “${this.chosen}”: it was renamed or deleted.`, 'error');
+        toast(t`There is no adapter “${this.chosen}”: it was renamed or deleted.`, 'error');
         this.close();
       }
       if (this.contest) this.results.show(this.contest);
@@ -38,31 +38,31 @@ export class Adapters extends HTMLElement {
   }
 
   build() {
-    this.search = h('input', { type: 'search', placeholder: 'Search adapters, tags, bases',
-      'aria-label': 'Search adapters', oninput: () => this.list() });
-    this.order = h('select', { 'aria-label': 'Order', onchange: () => this.list() },
+    this.search = h('input', { type: 'search', placeholder: t`Search adapters, tags, bases`,
+      'aria-label': t`Search adapters`, oninput: () => this.list() });
+    this.order = h('select', { 'aria-label': t`Order`, onchange: () => this.list() },
       Object.keys(ORDERS).map((name) => h('option', { value: name }, name)));
-    this.merge = button('Merge …', () => askMerge(this, this.selection()));
-    this.mix = button('Mix …', () => askMix(this, this.selection()));
-    this.give = button('Export …', () => askExport(this, this.selection()));
-    this.together = button('Compare', () => { go(compareAdapters(this.selection())); });
+    this.merge = button(t`Merge …`, () => askMerge(this, this.selection()));
+    this.mix = button(t`Mix …`, () => askMix(this, this.selection()));
+    this.give = button(t`Export …`, () => askExport(this, this.selection()));
+    this.together = button(t`Compare`, () => { go(compareAdapters(this.selection())); });
     this.count = h('span', { class: 's-quiet' });
     this.notice = h('p', { class: 's-notice', role: 'status', hidden: true });
-    this.jobs = h('ol', { class: 's-activity', 'aria-label': 'Jobs', 'data-testid': 'activity' });
+    this.jobs = h('ol', { class: 's-activity', 'aria-label': t`Jobs`, 'data-testid': 'activity' });
     this.cards = h('ol', { class: 's-cards', 'data-testid': 'adapters' });
     this.bin = h('details', { class: 's-bin', hidden: true });
     this.passport = new Passport(this);
     this.results = new Results(() => this.results.hide());
-    this.welcome = h('div', { class: 's-welcome', hidden: true }, h('h2', {}, 'No adapters yet'),
-      h('p', {}, 'Every training run adds its adapter here. Adapters from PEFT or AdapterHub can be imported from a '
-        + 'folder or a hub id.'),
-      h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter'));
-    this.append(h('h1', { class: 's-hidden' }, 'Adapters'), h('div', { class: 's-library' },
+    this.welcome = h('div', { class: 's-welcome', hidden: true }, h('h2', {}, t`No adapters yet`),
+      h('p', {}, t`Every training run adds its adapter here. Adapters from PEFT or AdapterHub can be imported from a
+        folder or a hub id.`),
+      h('a', { class: 's-button s-primary', href: '/' }, t`Train the first adapter`));
+    this.append(h('h1', { class: 's-hidden' }, t`Adapters`), h('div', { class: 's-library' },
       h('div', { class: 's-library-bar' }, this.search, this.order, this.count,
         h('span', { class: 's-actions' }, this.together, this.merge, this.mix, this.give,
-          button('Evaluate …', () => askEvaluate(this, this.selection())),
-          button('Import …', () => askImport(this)),
-          button('Bake-off …', () => askBakeoff({ models: this.models })))),
+          button(t`Evaluate …`, () => askEvaluate(this, this.selection())),
+          button(t`Import …`, () => askImport(this)),
+          button(t`Bake-off …`, () => askBakeoff({ models: this.models })))),
       this.notice, this.jobs, this.results.element, this.cards, this.welcome, this.bin),
     this.passport.element);
   }
@@ -93,16 +93,16 @@ export class Adapters extends HTMLElement {
     const picked = this.selection();
     const small = picked.filter((one) => !one.is_model);
     this.give.disabled = !picked.length || (picked.length > 1 && small.length < picked.length);
-    const why = small.length < picked.length ? 'A fully fine-tuned model is not an adapter.' : unmergeable(small);
+    const why = small.length < picked.length ? t`A fully fine-tuned model is not an adapter.` : unmergeable(small);
     this.merge.disabled = !small.length || Boolean(why);
     this.mix.disabled = this.merge.disabled || !small.every((one) => one.is_low_rank);
     this.together.disabled = !picked.length || picked.length > 3;
-    text(this.count, picked.length ? dots(`${picked.length} selected`, why)
-      : this.adapters.length ? 'Select adapters to compare, merge or mix them.' : '');
+    text(this.count, picked.length ? dots(t`${picked.length} selected`, why)
+      : this.adapters.length ? t`Select adapters to compare, merge or mix them.` : '');
   }
 
   card(one) {
-    const box = h('input', { type: 'checkbox', class: 's-box', 'aria-label': `Choose ${one.name}`,
+    const box = h('input', { type: 'checkbox', class: 's-box', 'aria-label': t`Choose ${one.name}`,
       onchange: (event) => { this.picked[event.target.checked ? 'add' : 'delete'](one.id); this.chose(); } });
     return h('li', { class: 's-adapter', 'data-testid': `adapter-${one.id}` }, h('header', {}, box,
       h('button', { type: 'button', class: 's-adapter-name', onclick: () => this.open(one.id) }),
@@ -117,18 +117,18 @@ export class Adapters extends HTMLElement {
     const [head, what, figures, foot] = node.children;
     text(head.children[1], one.name);
     head.lastChild.replaceChildren(badge(ENDED[one.ended] ?? 'queued', ending(one) || 'unknown'));
-    text(what, dots(one.method_title, short(one.base) || 'unknown base', short(one.data),
-      one.parents.length && `from ${one.parents.join(', ')}`));
-    figures.replaceChildren(...[['Final loss', number(one.last_loss)],
-      ['Held-out', number(one.eval_loss)], ['Best held-out', number(one.best_eval_loss)],
-      ['Size', bytes(one.size_bytes)]].map(([name, value]) =>
+    text(what, dots(one.method_title, short(one.base) || t`unknown base`, short(one.data),
+      one.parents.length && t`from ${one.parents.join(', ')}`));
+    figures.replaceChildren(...[[t`Final loss`, number(one.last_loss)],
+      [t`Held-out`, number(one.eval_loss)], [t`Best held-out`, number(one.best_eval_loss)],
+      [t`Size`, bytes(one.size_bytes)]].map(([name, value]) =>
       h('div', {}, h('dt', {}, name), h('dd', {}, value))));
     foot.firstChild.replaceChildren(h('span', { class: 's-quiet' }, ago(one.created)),
-      ...one.tags.map((tag) => h('button', { type: 'button', class: 's-tag', title: 'Show only these',
+      ...one.tags.map((tag) => h('button', { type: 'button', class: 's-tag', title: t`Show only these`,
         onclick: () => { this.search.value = tag; this.list(); } }, tag)));
     foot.lastChild.replaceChildren(
-      h('a', { class: 's-button', href: compareAdapters([one]) }, 'Compare'),
-      button('Passport', () => this.open(one.id)));
+      h('a', { class: 's-button', href: compareAdapters([one]) }, t`Compare`),
+      button(t`Passport`, () => this.open(one.id)));
   }
 
   async open(id) {
@@ -172,8 +172,8 @@ export class Adapters extends HTMLElement {
     const gone = await api('/api/do/adapters.delete', { adapter: one.id });
     this.passport.hide();
     this.notice.hidden = false;
-    this.notice.replaceChildren(`"${gone.name}" was deleted. `,
-      button('Undo', () => this.undo(gone.token), '', { 'data-testid': 'undo' }));
+    this.notice.replaceChildren(t`"${gone.name}" was deleted. `,
+      button(t`Undo`, () => this.undo(gone.token), '', { 'data-testid': 'undo' }));
     await this.refresh();
   }
 
@@ -187,10 +187,10 @@ export class Adapters extends HTMLElement {
   showTrash() {
     this.bin.hidden = !this.trash.length;
     if (!changed(this.bin, JSON.stringify(this.trash))) return;
-    this.bin.replaceChildren(h('summary', {}, `Deleted (${this.trash.length}), kept for 30 days`),
+    this.bin.replaceChildren(h('summary', {}, t`Deleted (${this.trash.length}), kept for 30 days`),
       h('ol', {}, this.trash.map((one) => h('li', {}, h('span', {}, one.name),
         h('span', { class: 's-quiet' }, ago(one.deleted)),
-        button('Restore', () => this.undo(one.token))))));
+        button(t`Restore`, () => this.undo(one.token))))));
   }
 
   // -- jobs ----------------------------------------------------------------------------------------
@@ -223,8 +223,8 @@ export class Adapters extends HTMLElement {
       h('a', { href: `/runs?run=${job.id}` }, job.name),
       h('span', { class: 's-quiet' }, isLive(job) ? job.phase || (job.state === 'queued'
         ? 'queued' : '') : ''),
-      isLive(job) ? sureButton('Cancel', 'Really cancel?', () => actOn(job.id, 'cancel'), 's-tool')
-        : button('×', () => this.putAway(job.id, node), 's-tool', { 'aria-label': `Put ${job.name} away` }),
+      isLive(job) ? sureButton(t`Cancel`, t`Really cancel?`, () => actOn(job.id, 'cancel'), 's-tool')
+        : button('×', () => this.putAway(job.id, node), 's-tool', { 'aria-label': t`Put ${job.name} away` }),
       result);
     if (!isLive(job)) outcome(job, result);
   }

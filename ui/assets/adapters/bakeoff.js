@@ -1,7 +1,7 @@
 // The bake-off: the same data, budget and seed over several methods, queued as siblings, and the table
 // of their results. Started from Train (with its form) or from Adapters.
 
-import { api, button, bytes, compact, duration, go, h, number, remember, send } from '../core/dom.js';
+import { api, button, bytes, compact, duration, go, h, number, remember, send, t } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { isLive } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
@@ -24,30 +24,30 @@ const times = (value) => (value == null ? '–' : `×\u202f${number(value, 3)}`)
 const figure = (title, key, show, best = 'min', hint = '') => ({ title, hint, best, value: (row) => row[key],
   show: (row) => show(row[key]) + (row[`${key}_interval`] ? ` ±\u202f${number(row[`${key}_interval`], 2)}` : '') });
 const COLUMNS = [
-  { title: 'Method', value: (row) => row.title,
+  { title: t`Method`, value: (row) => row.title,
     show: (row) => h('a', { href: `/runs?run=${row.runs.join()}` }, row.title) },
-  figure('Held-out', 'eval_loss', number, 'min', 'Loss on rows held out'),
-  figure('Forgetting', 'forgetting', (value) => number(value, 3), 'min',
-    'KL divergence from the base, per token of its own answers to neutral prompts'),
-  { ...figure('Changed', 'changed', String, 'min', 'Answers to neutral prompts that changed'),
-    show: (row) => (row.changed == null ? '–' : `${row.changed} of ${row.neutral_prompts}`) },
-  figure('Parameters', 'trainable_parameters', compact), figure('On disk', 'size_bytes', bytes),
-  figure('Memory', 'memory_bytes', bytes, 'min', 'Training memory above the base, measured alone'),
-  figure('s / step', 'seconds_per_step', (value) => number(value, 3), 'min', 'Of a few steps, measured alone'),
-  { ...figure('To equal loss', 'seconds_to_loss', duration, 'min', 'Time to the lowest held-out loss that every '
-    + 'method reached'), show: (row) => (row.seconds_to_loss == null ? '–' : h('span', { title:
-    `to ${number(row.target_loss)}` }, duration(row.seconds_to_loss))) },
-  figure('Learning rate', 'learning_rate', (value) => number(value, 3), null),
-  figure('Last loss', 'last_loss', number),
-  figure('Live', 'live_ratio', times, 'min', 'Time per generated token relative to the base alone'),
-  figure('Merged', 'merged_ratio', times, 'min', 'The same after merging; – cannot be merged'),
+  figure(t`Held-out`, 'eval_loss', number, 'min', t`Loss on rows held out`),
+  figure(t`Forgetting`, 'forgetting', (value) => number(value, 3), 'min',
+    t`KL divergence from the base, per token of its own answers to neutral prompts`),
+  { ...figure(t`Changed`, 'changed', String, 'min', t`Answers to neutral prompts that changed`),
+    show: (row) => (row.changed == null ? '–' : t`${row.changed} of ${row.neutral_prompts}`) },
+  figure(t`Parameters`, 'trainable_parameters', compact), figure(t`On disk`, 'size_bytes', bytes),
+  figure(t`Memory`, 'memory_bytes', bytes, 'min', t`Training memory above the base, measured alone`),
+  figure(t`s / step`, 'seconds_per_step', (value) => number(value, 3), 'min', t`Of a few steps, measured alone`),
+  { ...figure(t`To equal loss`, 'seconds_to_loss', duration, 'min', t`Time to the lowest held-out loss that every
+    method reached`), show: (row) => (row.seconds_to_loss == null ? '–' : h('span', { title:
+    t`to ${number(row.target_loss)}` }, duration(row.seconds_to_loss))) },
+  figure(t`Learning rate`, 'learning_rate', (value) => number(value, 3), null),
+  figure(t`Last loss`, 'last_loss', number),
+  figure(t`Live`, 'live_ratio', times, 'min', t`Time per generated token relative to the base alone`),
+  figure(t`Merged`, 'merged_ratio', times, 'min', t`The same after merging; – cannot be merged`),
 ];
 
 /** The result table of one bake-off; it fills as its runs end. `closed` is called by its Close button. */
 export class Results {
   constructor(closed = null) {
     this.closed = closed;
-    this.table = new RankedTable(COLUMNS, { order: 'Held-out', rest: (row) => row.state !== 'succeeded'
+    this.table = new RankedTable(COLUMNS, { order: t`Held-out`, rest: (row) => row.state !== 'succeeded'
       && h('span', { class: row.error ? 's-error' : 's-quiet' }, row.error || row.state) });
     this.element = h('section', { class: 's-results', hidden: true, 'data-testid': 'bakeoff' });
   }
@@ -83,13 +83,13 @@ export class Results {
     this.table.draw(rows);
     this.element.hidden = false;
     this.element.replaceChildren(h('header', {}, h('h2', {}, this.name),
-      h('span', { class: 's-quiet' }, ended.length < rows.length ? `${ended.length} of ${rows.length} trained` : ''),
+      h('span', { class: 's-quiet' }, ended.length < rows.length ? t`${ended.length} of ${rows.length} trained` : ''),
       h('span', { class: 's-actions' }, h('a', { class: 's-button',
         href: `/runs?run=${rows.flatMap((row) => row.runs).join()}` },
-        'Overlay the curves'), takeTable(`Bake-off ${this.name}`, this.table.element),
-      this.closed && button('Close', () => this.closed()))),
-    this.table.element, scatter(points, { x: 'Held-out loss (learned)', y: 'KL from the base (forgot)' }),
-    spoken.length ? h('details', { class: 's-bin' }, h('summary', {}, 'Sample answers'),
+        t`Overlay the curves`), takeTable(t`Bake-off ${this.name}`, this.table.element),
+      this.closed && button(t`Close`, () => this.closed()))),
+    this.table.element, scatter(points, { x: t`Held-out loss (learned)`, y: t`KL from the base (forgot)` }),
+    spoken.length ? h('details', { class: 's-bin' }, h('summary', {}, t`Sample answers`),
       h('div', { class: 's-sampled' }, spoken.map((row) => h('article', {}, h('h3', {}, row.title),
         row.answers.map((answer) => h('p', {}, answer)))))) : '');
   }

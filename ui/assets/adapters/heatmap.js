@@ -1,6 +1,6 @@
 // What an adapter changed: a heat map of its change per layer and module.
 
-import { h, number, table } from '../core/dom.js';
+import { h, number, t, table } from '../core/dom.js';
 
 /** `changes`: [{layer, module, norm, relative, effective_rank}]. */
 export function heatmap(changes) {
@@ -17,23 +17,23 @@ export function heatmap(changes) {
     const rank = one.effective_rank;
     return h('td', { class: share > 0.55 ? 's-heat s-heat-dark' : 's-heat',
       style: `--share:${(100 * share).toFixed(1)}%`,
-      title: `${place(one)}: ${one.relative ? 'changed by' : 'size'} ${percent(one)}`
-        + (rank == null ? '' : `, effective rank ${number(rank, 3)}`) },
+      title: `${place(one)}: ${one.relative ? t`changed by` : 'size'} ${percent(one)}`
+        + (rank == null ? '' : t`, effective rank ${number(rank, 3)}`) },
     h('span', {}, rank == null ? '' : number(rank, 2)),
     h('span', { class: 's-heat-words' }, `${percent(one)}`));
   };
   const strongest = changes.reduce((a, b) => (b.norm > a.norm ? b : a), changes[0]);
   return h('figure', { class: 's-heatmap' },
-    h('div', { class: 's-heat-scroll' }, table(['Layer', ...modules.map((module) => h('th', { scope: 'col',
+    h('div', { class: 's-heat-scroll' }, table([t`Layer`, ...modules.map((module) => h('th', { scope: 'col',
       title: module },
       h('span', {}, module.split('.').slice(-2).join('.'))))], layers.map((layer) => [
       h('th', { scope: 'row' }, layer < 0 ? 'outside' : String(layer)), ...modules.map((module) => cell(layer,
         module))]),
-    { class: '', 'aria-label': 'What the adapter changed' })),
+    { class: '', 'aria-label': t`What the adapter changed` })),
     h('figcaption', { class: 's-quiet' }, relative
-      ? `Colour: size of the change against the weight it changes, up to ${percent(strongest)} (${
+      ? t`Colour: size of the change against the weight it changes, up to ${percent(strongest)} (${
         place(strongest)}). Number: effective rank of the change.`
-      : `Colour: root mean square of its own numbers, up to ${percent(strongest)}. Number: effective rank.`));
+      : t`Colour: root mean square of its own numbers, up to ${percent(strongest)}. Number: effective rank.`));
 }
 
-const place = (one) => (one.layer < 0 ? one.module : `layer ${one.layer}, ${one.module}`);
+const place = (one) => (one.layer < 0 ? one.module : t`layer ${one.layer}, ${one.module}`);

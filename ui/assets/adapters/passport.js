@@ -2,8 +2,8 @@
 // module. Name and tags are edited here.
 
 import { board } from '../core/chart.js';
-import { badge, button, bytes, count, h, number, pairs, quiet, send, snippet, sureButton,
-  text } from '../core/dom.js';
+import { badge, button, bytes, count, dots, h, number, pairs, quiet, send, snippet, sureButton, t, text,
+  word } from '../core/dom.js';
 import { blindTest, compareAdapters, laneName, parseLane } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { hues, poke, subscribe } from '../core/live.js';
@@ -13,7 +13,7 @@ import { heatmap } from './heatmap.js';
 export class Passport {
   constructor(page) {
     this.page = page;
-    this.element = h('aside', { class: 's-drawer', hidden: true, tabindex: '-1', 'aria-label': 'Passport',
+    this.element = h('aside', { class: 's-drawer', hidden: true, tabindex: '-1', 'aria-label': t`Passport`,
       'data-testid': 'passport', onkeydown: (event) => { if (event.key === 'Escape') this.hide(); } });
     subscribe({
       element: page,
@@ -48,32 +48,32 @@ export class Passport {
   }
 
   head(one) {
-    const name = h('input', { type: 'text', 'aria-label': 'Name', 'data-testid': 'name', onkeydown: (event) => {
+    const name = h('input', { type: 'text', 'aria-label': t`Name`, 'data-testid': 'name', onkeydown: (event) => {
       if (event.key === 'Enter') name.blur();
       if (event.key === 'Escape') { name.value = one.name; event.stopPropagation(); name.blur(); }
     }, onchange: async () => { // a refused name is not shown as if it were the adapter's
       if (name.value.trim() !== one.name && !await this.page.rename(one, name.value)) name.value = one.name;
     } });
     name.value = one.name;
-    return h('header', {}, name, button('×', () => this.hide(), 's-tool', { 'aria-label': 'Close' }));
+    return h('header', {}, name, button('×', () => this.hide(), 's-tool', { 'aria-label': t`Close` }));
   }
 
   actions(one) {
     return h('div', { class: 's-actions' },
-      h('a', { class: 's-button s-primary', href: compareAdapters([one]) }, 'Compare with the base'),
+      h('a', { class: 's-button s-primary', href: compareAdapters([one]) }, t`Compare with the base`),
       h('a', { class: 's-button', href: blindTest(one),
-        title: 'Against what it was trained from, without names; your votes give the win rate' }, 'Blind test'),
-      one.run && h('a', { class: 's-button', href: `/runs?run=${one.run}` }, 'Its run'),
-      button('Export …', () => askExport(this.page, [one])),
-      sureButton('Delete', 'Really delete?', () => this.page.remove(one)));
+        title: t`Against what it was trained from, without names; your votes give the win rate` }, t`Blind test`),
+      one.run && h('a', { class: 's-button', href: `/runs?run=${one.run}` }, t`Its run`),
+      button(t`Export …`, () => askExport(this.page, [one])),
+      sureButton(t`Delete`, t`Really delete?`, () => this.page.remove(one)));
   }
 
   tags(one) {
-    const field = h('input', { type: 'text', placeholder: 'good, for the demo', 'data-testid': 'tags',
+    const field = h('input', { type: 'text', placeholder: t`good, for the demo`, 'data-testid': 'tags',
       onkeydown: (event) => { if (event.key === 'Enter') field.blur(); },
       onchange: () => this.page.tag(one, field.value) });
     field.value = one.tags.join(', ');
-    return h('label', { class: 's-labelled' }, h('span', {}, 'Tags, separated by commas'), field);
+    return h('label', { class: 's-labelled' }, h('span', {}, t`Tags, separated by commas`), field);
   }
 
   facts(one) {
@@ -82,22 +82,22 @@ export class Passport {
     const libraries = Object.entries(versions).filter(([, version]) => version)
       .map(([name, version]) => `${name} ${version}`);
     const rows = [
-      ['Method', one.method_title], ['Base', one.base || 'unknown'],
-      ['Base fingerprint', base.fingerprint], ['Dataset', one.data], ['Data hash', data.hash],
-      ['Chat template', data.template],
-      ['Steps', one.steps ? count(one.steps) : ''],
-      ['Losses', one.last_loss == null ? '' : `${number(one.first_loss)} first, ${number(one.last_loss)} last`
-        + (one.eval_loss == null ? '' : `, ${number(one.eval_loss)} held out`)
-        + (one.best_eval_loss == null ? '' : `, best ${number(one.best_eval_loss)}`)],
-      ['Blind test', won(one.blind_test)], ['Seed', seed], ['Libraries', libraries.join(', ')],
-      ['Made from', one.parents.join(', ')],
-      ['Mix', mix.how && `${mix.how}, ${number(100 * mix.error, 2)}\u202f% from the weighted sum`],
-      ['Imported from', imported],
-      ['Made', one.created ? new Date(one.created * 1000).toLocaleString() : ''],
-      ['Size', bytes(one.size_bytes)], ['Folder', one.path],
+      [t`Method`, one.method_title], [t`Base`, one.base || 'unknown'],
+      [t`Base fingerprint`, base.fingerprint], [t`Dataset`, one.data], [t`Data hash`, data.hash],
+      [t`Chat template`, data.template],
+      [t`Steps`, one.steps ? count(one.steps) : ''],
+      [t`Losses`, one.last_loss == null ? '' : dots(
+        t`${number(one.first_loss)} first, ${number(one.last_loss)} last`, one.eval_loss != null
+        && t`${number(one.eval_loss)} held out`, one.best_eval_loss != null && t`best ${number(one.best_eval_loss)}`)],
+      [t`Blind test`, won(one.blind_test)], [t`Seed`, seed], [t`Libraries`, libraries.join(', ')],
+      [t`Made from`, one.parents.join(', ')],
+      [t`Mix`, mix.how && t`${mix.how}, ${number(100 * mix.error, 2)}\u202f% from the weighted sum`],
+      [t`Imported from`, imported],
+      [t`Made`, one.created ? new Date(one.created * 1000).toLocaleString() : ''],
+      [t`Size`, bytes(one.size_bytes)], [t`Folder`, one.path],
     ].filter(([, value]) => value !== '' && value !== null && value !== undefined && value !== 0);
-    return h('section', {}, h('h3', {}, 'Passport ', badge(ENDED[one.ended] ?? 'queued', ending(one) || 'no passport')),
-      pairs(rows));
+    return h('section', {}, h('h3', {}, t`Passport`, ' ', badge(ENDED[one.ended] ?? 'queued',
+      word(ending(one)) || t`no passport`)), pairs(rows));
   }
 
   curve(one) {
@@ -108,26 +108,26 @@ export class Passport {
   }
 
   picture(one) {
-    const note = quiet('A queued job that loads the base once, on the CPU.');
+    const note = quiet(t`A queued job that loads the base once, on the CPU.`);
     const measure = async () => {
       const job = await send('/api/do/adapters.picture', { adapter: one.path });
-      if (job) text(note, 'Measuring: the map appears here when it is done.');
+      if (job) text(note, t`Measuring: the map appears here when it is done.`);
       poke();
     };
-    return h('section', { 'data-testid': 'picture' }, h('h3', {}, 'What it changed'),
-      one.picture ? heatmap(one.picture.changes) : h('div', {}, note, button('Measure', measure)));
+    return h('section', { 'data-testid': 'picture' }, h('h3', {}, t`What it changed`),
+      one.picture ? heatmap(one.picture.changes) : h('div', {}, note, button(t`Measure`, measure)));
   }
 
   spec({ passport: { spec } }) {
-    return h('details', { class: 's-spec' }, h('summary', {}, 'Frozen spec'),
-      spec?.method ? snippet('spec.json', JSON.stringify(spec, null, 1)) : quiet('This adapter has none.'));
+    return h('details', { class: 's-spec' }, h('summary', {}, t`Frozen spec`),
+      spec?.method ? snippet('spec.json', JSON.stringify(spec, null, 1)) : quiet(t`This adapter has none.`));
   }
 }
 
 const percent = (share) => `${Math.round(100 * share)}\u202f%`;
 const won = ({ votes, rate, low, high, lanes }) => votes
-  && `won ${percent(rate)} (${percent(low)} to ${percent(high)}) `
-  + `of ${count(votes)} blind vote${votes > 1 ? 's' : ''} against ${laneName(parseLane(lanes[0]))}`;
+  && t`won ${percent(rate)} (${percent(low)} to ${percent(high)})
+    of ${count(votes)} blind vote${votes > 1 ? 's' : ''} against ${laneName(parseLane(lanes[0]))}`;
 
 /** How an adapter's training ended, and the job state of the same colour. */
 export const ending = (one) => (one.ended === 'completed' ? 'succeeded' : one.ended);

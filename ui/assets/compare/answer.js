@@ -1,15 +1,15 @@
 // One answer of one lane: its text while it streams, token confidence, differences from another lane,
 // and which adapters were active.
 
-import { button, copy, h, number, text } from '../core/dom.js';
+import { button, copy, h, number, t, text } from '../core/dom.js';
 import { called, hueOf } from '../core/lanes.js';
 import { code, diff, markdown } from './text.js';
 
-const PROOF = 'What was active. “Changed logits by” is the largest difference of a logit from the base alone: more '
-  + 'than 0 proves that the adapters took part.';
+const PROOF = t`What was active. “Changed logits by” is the largest difference of a logit from the base alone: more
+  than 0 proves that the adapters took part.`;
 
-const EMPTY = { stopped: '(stopped before the first token)',
-  interrupted: '(interrupted before the first token: ask again)' };
+const EMPTY = { stopped: t`(stopped before the first token)`,
+  interrupted: t`(interrupted before the first token: ask again)` };
 
 export class Answer {
   /** `page`: again(lane), goOn(lane), correct(lane). */
@@ -20,11 +20,11 @@ export class Answer {
     this.words = h('div', { class: 's-words', 'data-testid': `answer-${lane}` });
     this.figures = h('span', { title: PROOF, 'data-testid': `figures-${lane}` });
     this.note = h('p', { class: 's-cell-note', hidden: true });
-    this.go = button('Continue', () => page.goOn(lane), 's-tool', { title: 'Continue the truncated answer' });
+    this.go = button(t`Continue`, () => page.goOn(lane), 's-tool', { title: t`Continue the truncated answer` });
     this.tools = h('span', { class: 's-cell-tools' }, this.go,
-      button('Again', () => page.again(lane), 's-tool', { title: 'Another answer, with the next seed' }),
-      button('Correct', () => page.correct(lane), 's-tool', { title: 'Write what it should have said' }),
-      this.take = button('Copy', () => copy(this.answer?.text ?? '', this.take), 's-tool'));
+      button(t`Again`, () => page.again(lane), 's-tool', { title: t`Another answer, with the next seed` }),
+      button(t`Correct`, () => page.correct(lane), 's-tool', { title: t`Write what it should have said` }),
+      this.take = button(t`Copy`, () => copy(this.answer?.text ?? '', this.take), 's-tool'));
     this.element = h('section', { class: 's-cell' }, this.name, this.words, this.note,
       h('footer', { class: 's-cell-foot' }, this.figures, this.tools));
   }
@@ -37,7 +37,7 @@ export class Answer {
     element.style.cssText = view.hidden ? '--hue:var(--s-line-strong);--ink:var(--s-muted)'
       : `--hue:${hueOf(this.lane)}`;
     element.style.order = view.place ?? this.lane;
-    element.setAttribute('aria-label', view.hidden ? `Answer ${view.place + 1}` : `Lane ${view.letter}`);
+    element.setAttribute('aria-label', view.hidden ? t`Answer ${view.place + 1}` : t`Lane ${view.letter}`);
     element.toggleAttribute('data-empty', !answer);
     element.dataset.verdict = view.hidden ? '' : answer?.verdict ?? '';
     this.name.hidden = view.place == null && !view.named;
@@ -55,13 +55,13 @@ export class Answer {
     text(this.note, remark);
     const old = !view.hidden && view.last && isOld(answer, view.stands);
     element.toggleAttribute('data-old', old);
-    text(this.figures, view.hidden ? '' : `${old ? 'other weights than now: ask again · ' : ''}${figures(answer)}`);
+    text(this.figures, view.hidden ? '' : `${old ? t`other weights than now: ask again · ` : ''}${figures(answer)}`);
   }
 
   fill(answer, view, waiting) {
     const { words } = this;
     if (waiting || (!answer.text && answer.reason)) {
-      text(words, waiting ? answer.status ?? '' : answer.error ?? EMPTY[answer.reason] ?? '(an empty answer)');
+      text(words, waiting ? answer.status ?? '' : answer.error ?? EMPTY[answer.reason] ?? t`(an empty answer)`);
       this.shown = null;
       return;
     }
@@ -79,12 +79,12 @@ export class Answer {
   parts(parts) {
     return parts.flatMap(([part, words], place) => {
       if (part === 'mark' || !words.trim()) return [];
-      if (part === 'call') return [code(readable(words), 'Tool call')];
+      if (part === 'call') return [code(readable(words), t`Tool call`)];
       if (part === 'text') return markdown(words);
       const open = this.unfolded.has(place);
       return [h('details', { class: 's-thought', open, ontoggle: (event) =>
         this.unfolded[event.target.open ? 'add' : 'delete'](place) },
-      h('summary', {}, 'Thought'), markdown(words.trim()))];
+      h('summary', {}, t`Thought`), markdown(words.trim()))];
     });
   }
 }
@@ -102,7 +102,7 @@ function difference(before, after) {
 function token([piece, logprob, others]) {
   const share = Math.exp(logprob);
   const line = ([words, value]) => `${percent(Math.exp(value)).padStart(6)}  ${JSON.stringify(words)}`;
-  const title = [`${percent(share)} sure (logprob ${logprob.toFixed(2)})`, ...others.map(line)].join('\n');
+  const title = [t`${percent(share)} sure (logprob ${logprob.toFixed(2)})`, ...others.map(line)].join('\n');
   return h('span', { class: 's-sure', title, tabindex: '0', style: `--doubt:${(1 - share).toFixed(3)}` },
     piece);
 }
@@ -126,12 +126,12 @@ export const answeredBy = (answer, lane) => (answer && isOld(answer, lane)
 export function figures({ reason, tokens_count: tokens, tokens_per_second: speed,
   first_token_seconds: first, active, original }) {
   if (!reason) return '';
-  const how = { length: 'cut at the limit', stopped: 'stopped', interrupted: 'interrupted' }[reason];
+  const how = { length: t`cut at the limit`, stopped: 'stopped', interrupted: 'interrupted' }[reason];
   const stack = active?.stack ?? [];
   const moved = active?.max_logit_difference;
-  return [original != null && 'corrected', tokens != null && `${tokens} tokens`, speed && `${number(speed, 3)} tok/s`,
-    first != null && `first after ${number(first, 2)} s`, how,
+  return [original != null && 'corrected', tokens != null && t`${tokens} tokens`, speed && t`${number(speed, 3)} tok/s`,
+    first != null && t`first after ${number(first, 2)} s`, how,
     active && (stack.map((part) => `${called(part.name)} × ${part.weight}`).join(' + ') || 'base'),
-    stack.length > 0 && moved != null && `changed logits by up to ${number(moved, 2)}`,
+    stack.length > 0 && moved != null && t`changed logits by up to ${number(moved, 2)}`,
   ].filter(Boolean).join(' · ');
 }

@@ -2,7 +2,7 @@
 // by side, streaming together from one resident base. Lanes and view are in the address, the
 // conversation in the database, so a reload restores both. Model output is shown as text only.
 
-import { api, button, h, query, quiet, remember, send, toast } from '../core/dom.js';
+import { api, button, h, query, quiet, remember, send, t, toast } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { laneName, LETTERS, parseLane, writeLane } from '../core/lanes.js';
 import { saveReport } from '../core/take_away.js';
@@ -56,28 +56,28 @@ export class Compare extends HTMLElement {
       settings: (lane, own) => this.conversation.settingsOf(lane, own),
       changed: () => this.moved(),
     });
-    this.confidence = button('Confidence', () => this.setView({ confidence: !this.view.confidence }), 's-tool',
-      { title: 'Tint each token by the uncertainty of the model; hover shows the alternatives' });
-    this.reference = h('select', { 'aria-label': 'Differences', title: 'Mark what differs, word by word',
+    this.confidence = button(t`Confidence`, () => this.setView({ confidence: !this.view.confidence }), 's-tool',
+      { title: t`Tint each token by the uncertainty of the model; hover shows the alternatives` });
+    this.reference = h('select', { 'aria-label': t`Differences`, title: t`Mark what differs, word by word`,
       onchange: ({ target: { value } }) => this.setView({ reference: value === '' ? null : Number(value) }) });
-    this.blind = button('Blind', () => this.toggleBlind(), 's-tool', { 'data-testid': 'blind',
-      title: 'Shuffle the lanes and hide their names until you vote' });
-    this.report = button('Save a report', () => saveReport({ conversation: this.conversation.id }), 's-tool',
-      { hidden: true, title: 'The conversation with its votes, as one HTML file' });
-    this.alone = button('Each alone', () => {
+    this.blind = button(t`Blind`, () => this.toggleBlind(), 's-tool', { 'data-testid': 'blind',
+      title: t`Shuffle the lanes and hide their names until you vote` });
+    this.report = button(t`Save a report`, () => saveReport({ conversation: this.conversation.id }), 's-tool',
+      { hidden: true, title: t`The conversation with its votes, as one HTML file` });
+    this.alone = button(t`Each alone`, () => {
       this.conversation.alone = !this.conversation.alone;
       this.show();
       this.moved();
-    }, 's-tool', { title: 'Answer each prompt without the turns before it, as votes for a dataset need' });
-    this.newChat = button('New chat', () => this.restart(), 's-tool', { title: 'Key n' });
-    this.serve = button('Use elsewhere', () => showEndpoint(this.conversation.lanes), 's-tool',
-      { title: 'These lanes in other programs, over an OpenAI-compatible address' });
+    }, 's-tool', { title: t`Answer each prompt without the turns before it, as votes for a dataset need` });
+    this.newChat = button(t`New chat`, () => this.restart(), 's-tool', { title: t`Key n` });
+    this.serve = button(t`Use elsewhere`, () => showEndpoint(this.conversation.lanes), 's-tool',
+      { title: t`These lanes in other programs, over an OpenAI-compatible address` });
     this.tabs = new Tabs(this);
     this.root = h('div', { class: 's-compare', hidden: true }, // until the lanes are known
       h('div', { class: 's-compare-bar' }, this.tabs.tabs, h('span', { class: 's-grow' }), this.newChat,
         this.report, this.confidence, this.reference, this.blind, this.alone, this.serve),
       this.heads, this.scroll, this.tabs.element, this.composer.element);
-    this.append(h('h1', { class: 's-hidden' }, 'Compare'), this.root);
+    this.append(h('h1', { class: 's-hidden' }, t`Compare`), this.root);
     addEventListener('keydown', (event) => { this.key(event); this.votes.key(event); });
   }
 
@@ -97,8 +97,8 @@ export class Compare extends HTMLElement {
     if (!(this.view.reference >= 0 && this.view.reference < lanes.length)) this.view.reference = null;
     this.heads.toggleAttribute('data-blind', blind);
     this.heads.replaceChildren(...(blind ? [h('p', { class: 's-quiet' },
-      `Blind: ${lanes.length} lanes answer in random order, without names. Vote to reveal the names.${alone
-        ? ' Each prompt is answered on its own.' : ''}`)]
+      t`Blind: ${lanes.length} lanes answer in random order, without names. Vote to reveal the names.${alone
+        ? t` Each prompt is answered on its own.` : ''}`)]
       : lanes.map((lane, i) => this.head(lane, i))));
     this.composer.more(lanes.length < this.choices.max_lanes && !blind);
     this.composer.ready(turns.length > 0);
@@ -108,8 +108,8 @@ export class Compare extends HTMLElement {
     this.blind.setAttribute('aria-pressed', String(blind));
     this.alone.setAttribute('aria-pressed', String(alone));
     this.blind.hidden = this.alone.hidden = this.reference.hidden = lanes.length < 2;
-    this.reference.replaceChildren(h('option', { value: '' }, 'No differences'),
-      ...lanes.map((_, i) => h('option', { value: i }, `Differ from ${LETTERS[i]}`)));
+    this.reference.replaceChildren(h('option', { value: '' }, t`No differences`),
+      ...lanes.map((_, i) => h('option', { value: i }, t`Differ from ${LETTERS[i]}`)));
     this.reference.value = this.view.reference ?? '';
     this.cells.clear();
     this.scroll.replaceChildren(...(turns.length ? turns.map((turn) => this.row(turn))
@@ -146,9 +146,9 @@ export class Compare extends HTMLElement {
     this.cells.set(turn, cells);
     const number = this.conversation.turns.indexOf(turn);
     const tools = h('span', { class: 's-turn-tools' },
-      button('Edit', () => this.edit(number), 's-tool', { title: 'Send another prompt here' }),
-      button('Branch', () => this.branch(number + 1), 's-tool',
-        { title: 'Go on from here in a copy of this conversation' }));
+      button(t`Edit`, () => this.edit(number), 's-tool', { title: t`Send another prompt here` }),
+      button(t`Branch`, () => this.branch(number + 1), 's-tool',
+        { title: t`Go on from here in a copy of this conversation` }));
     const element = h('article', { class: 's-turn' },
       h('div', { class: 's-turn-head' }, h('p', { class: 's-prompt' }, turn.prompt), tools),
       h('div', { class: 's-answers' }, cells.map((cell) => cell.element)), this.votes.bar(turn));
@@ -189,7 +189,7 @@ export class Compare extends HTMLElement {
 
   /** Return true if lanes and turns may change: not while an answer is being generated. */
   free() {
-    if (this.conversation.asking) toast('Stop the answer first.');
+    if (this.conversation.asking) toast(t`Stop the answer first.`);
     return !this.conversation.asking;
   }
 
@@ -242,10 +242,10 @@ export class Compare extends HTMLElement {
 
   /** Replace an answer by what it should have been; later turns continue from it. */
   correct(turn, answer) {
-    const words = h('textarea', { rows: 8, 'aria-label': 'Answer' });
+    const words = h('textarea', { rows: 8, 'aria-label': t`Answer` });
     words.value = answer.text;
-    dialog('Correct the answer', [quiet('The next turns continue from it, and datasets made of this conversation take '
-      + 'it as better than what the lane said.'), words], 'Save', async () => {
+    dialog(t`Correct the answer`, [quiet(t`The next turns continue from it, and datasets made of this conversation take
+      it as better than what the lane said.`), words], t`Save`, async () => {
       answer.original ??= answer.text;
       answer.text = words.value.trim();
       delete answer.parts;
@@ -259,7 +259,7 @@ export class Compare extends HTMLElement {
     if (!this.free()) return false;
     await this.conversation.branch(turns);
     this.show();
-    toast('This is a copy; the original conversation is unchanged.');
+    toast(t`This is a copy; the original conversation is unchanged.`);
     return true;
   }
 

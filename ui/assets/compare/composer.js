@@ -1,7 +1,7 @@
 // The composer: one prompt for all lanes, and sampling settings shared by all or set per lane. Enter
 // sends, Shift+Enter breaks the line, Escape stops.
 
-import { button, h } from '../core/dom.js';
+import { button, h, t } from '../core/dom.js';
 
 const KEY = 'studio.sampling';
 const SHOWN = ['max_new_tokens', 'temperature', 'top_p', 'top_k', 'repetition_penalty', 'seed',
@@ -22,17 +22,17 @@ export class Composer {
   constructor(schema, page) {
     this.page = page;
     this.lane = null;
-    this.prompt = h('textarea', { rows: 1, placeholder: 'Ask all lanes …', 'aria-label': 'Prompt',
+    this.prompt = h('textarea', { rows: 1, placeholder: t`Ask all lanes …`, 'aria-label': t`Prompt`,
       'data-testid': 'prompt', oninput: () => this.grow(), onkeydown: (event) => this.key(event) });
-    this.send = button('Send', () => this.submit(), 's-primary', { 'data-testid': 'send' });
-    this.stop = button('Stop', page.stop, 's-danger', { hidden: true, 'data-testid': 'stop',
-      title: 'Stop every lane (Escape)' });
-    this.again = button('Ask again', page.again, '', { hidden: true,
-      title: 'Answer the last prompt again, with the current weights and settings (key r)' });
-    this.add = button('+ Lane', page.add, '', { title: 'Add a lane', 'data-testid': 'add-lane' });
-    this.gear = button('Settings', () => this.toggle(), '', { 'aria-expanded': 'false',
+    this.send = button(t`Send`, () => this.submit(), 's-primary', { 'data-testid': 'send' });
+    this.stop = button(t`Stop`, page.stop, 's-danger', { hidden: true, 'data-testid': 'stop',
+      title: t`Stop every lane (Escape)` });
+    this.again = button(t`Ask again`, page.again, '', { hidden: true,
+      title: t`Answer the last prompt again, with the current weights and settings (key r)` });
+    this.add = button(t`+ Lane`, page.add, '', { title: t`Add a lane`, 'data-testid': 'add-lane' });
+    this.gear = button(t`Settings`, () => this.toggle(), '', { 'aria-expanded': 'false',
       'aria-controls': 's-sampling' });
-    this.system = h('textarea', { rows: 2, placeholder: 'None', onchange: () => this.take() });
+    this.system = h('textarea', { rows: 2, placeholder: t`None`, onchange: () => this.take() });
     this.fields = SHOWN.filter((name) => schema[name]).map((name) => {
       const { type, title, description, minimum, maximum, step, default: usual } = schema[name];
       const max = Math.min(maximum ?? Infinity, Number.MAX_SAFE_INTEGER);
@@ -41,12 +41,12 @@ export class Composer {
         input: h('input', { ...(type === 'string' ? { type: 'text' } : { type: 'number', ...bounds }),
           onchange: () => this.take() }) };
     });
-    this.whose = h('select', { 'aria-label': 'Whose settings', onchange: (event) => {
+    this.whose = h('select', { 'aria-label': t`Whose settings`, onchange: (event) => {
       this.choose(event.target.value === '' ? null : Number(event.target.value));
     } });
     this.panel = h('div', { class: 's-sampling', hidden: true, id: 's-sampling' },
-      h('label', {}, h('span', {}, 'Settings of'), this.whose),
-      h('label', {}, h('span', {}, 'System prompt'), this.system),
+      h('label', {}, h('span', {}, t`Settings of`), this.whose),
+      h('label', {}, h('span', {}, t`System prompt`), this.system),
       this.fields.map(({ title, note, input }) => h('label', { title: note },
         h('span', {}, title), input)));
     this.element = h('div', { class: 's-composer' }, this.panel,
@@ -60,8 +60,8 @@ export class Composer {
     const { system, sampling } = this.page.settings(lane);
     this.system.value = system;
     for (const { name, usual, input } of this.fields) input.value = sampling[name] ?? usual;
-    this.whose.replaceChildren(h('option', { value: '' }, 'all lanes'),
-      ...this.page.letters().map((letter, i) => h('option', { value: i }, `lane ${letter} only`)));
+    this.whose.replaceChildren(h('option', { value: '' }, t`all lanes`),
+      ...this.page.letters().map((letter, i) => h('option', { value: i }, t`lane ${letter} only`)));
     this.whose.value = lane ?? '';
   }
 

@@ -1,7 +1,7 @@
 // One conversation over several lanes: its turns, the requests that answer them, and saving. It calls
 // the server's routes and does not touch the document.
 
-import { api, at, request, send, toast } from '../core/dom.js';
+import { api, at, request, send, t, toast } from '../core/dom.js';
 import { writeLane } from '../core/lanes.js';
 
 const ALTERNATIVES = 4;
@@ -138,7 +138,7 @@ export class Conversation {
       if (turn) await api('/api/chat/turns', { conversation: this.id, number, prompt: turn.prompt,
         answers: turn.answers.map((a) => a ?? {}), last: number === this.turns.length - 1 });
     } catch (error) {
-      if (!this.warned && !this.leaving) toast(`Not saved: ${error.message}`, 'error');
+      if (!this.warned && !this.leaving) toast(t`Not saved: ${error.message}`, 'error');
       this.warned = true;
     }
   }
@@ -161,7 +161,7 @@ export class Conversation {
     const copied = this.turns.slice(0, turns).map(({ prompt, answers }) =>
       structuredClone({ prompt, answers }));
     const { parent } = await api('/api/chat/branch', { id: this.id, new: id, turns });
-    if (this.asking) throw new Error('A prompt was sent before the copy was made; the copy is under Conversations.');
+    if (this.asking) throw new Error(t`A prompt was sent before the copy was made; the copy is under Conversations.`);
     Object.assign(this, { id, parent, turns: copied });
   }
 }

@@ -1,6 +1,6 @@
 // The head of a lane: its model, its adapters and their weights, edited in place.
 
-import { button, h, menu, short, text } from '../core/dom.js';
+import { button, h, menu, short, t, text } from '../core/dom.js';
 import { select } from '../core/form.js';
 import { hueOf, isCheckpoint, promoteButton } from '../core/lanes.js';
 import { KEPT, keepMix } from './tabs.js';
@@ -14,14 +14,14 @@ export class LaneHead {
     const models = page.choices.models.map((model) => [model.path, model.label]);
     if (!models.some(([path]) => path === lane.model)) models.push([lane.model, short(lane.model)]);
     this.element = h('section', { class: 's-lane', style: `--hue:${hueOf(index)}`,
-      'aria-label': `Lane ${page.letter}`, 'data-testid': `lane-${index}` },
+      'aria-label': t`Lane ${page.letter}`, 'data-testid': `lane-${index}` },
     h('div', { class: 's-lane-top' }, h('b', { class: 's-letter' }, page.letter),
-      choice('Model', models, lane.model, (path) => {
+      choice(t`Model`, models, lane.model, (path) => {
         lane.model = path;
         lane.stack = [];
         page.redraw();
       }),
-      page.remove && button('×', page.remove, 's-tool', { 'aria-label': 'Remove this lane' })),
+      page.remove && button('×', page.remove, 's-tool', { 'aria-label': t`Remove this lane` })),
     lane.stack.map((part, i) => this.part(part, i)), this.more());
   }
 
@@ -35,14 +35,14 @@ export class LaneHead {
     if (!names.some(([name]) => name === part.name)) names.push([part.name, part.name]);
     const shown = h('output', {}, part.weight.toFixed(2));
     const slider = h('input', { type: 'range', min: -1, max: 2, step: 0.05, 'aria-label':
-      `Weight of ${part.name}`, title: 'Weight: 0 is the base, 1 as trained; double click resets',
+      t`Weight of ${part.name}`, title: t`Weight: 0 is the base, 1 as trained; double click resets`,
     oninput: (event) => this.weigh(part, Number(event.target.value), shown),
     ondblclick: () => { slider.value = 1; this.weigh(part, 1, shown); } });
     slider.value = part.weight;
     return h('div', { class: 's-part' },
-      choice('Adapter', names, part.name, (name) => { part.name = name; this.page.redraw(); }),
+      choice(t`Adapter`, names, part.name, (name) => { part.name = name; this.page.redraw(); }),
       slider, shown, button('×', () => { this.lane.stack.splice(index, 1); this.page.redraw(); },
-        's-tool', { 'aria-label': `Remove ${part.name}` }));
+        's-tool', { 'aria-label': t`Remove ${part.name}` }));
   }
 
   weigh(part, weight, shown) {
@@ -57,18 +57,18 @@ export class LaneHead {
   more() {
     const { lane, page } = this, used = new Set(lane.stack.map((part) => part.name));
     const next = this.fitting().find((adapter) => !used.has(adapter.name));
-    const words = [!lane.stack.length && 'Base, no adapter', lane.own && 'own settings']
+    const words = [!lane.stack.length && t`Base, no adapter`, lane.own && t`own settings`]
       .filter(Boolean).join(' · ');
     return [h('div', { class: 's-lane-more' }, words && h('span', { class: 's-quiet' }, words),
-      lane.own && button('Share settings', () => { delete lane.own; page.redraw(); }, 's-tool',
-        { title: 'Use the settings of all lanes again' }),
+      lane.own && button(t`Share settings`, () => { delete lane.own; page.redraw(); }, 's-tool',
+        { title: t`Use the settings of all lanes again` }),
       h('span', { class: 's-grow' }), this.recipes(),
       lane.stack.length === 1 && isCheckpoint(lane.stack[0].name) && promoteButton(lane.stack[0].name),
-      lane.stack.length > 1 && !page.full && button('Audition', () => page.add(...this.audition()),
-        's-tool', { title: 'Add a lane for each adapter of this mix alone' }),
-      lane.stack.length > 0 && menu('Keep mix', ...Object.entries(KEPT).map(([kind, words]) =>
+      lane.stack.length > 1 && !page.full && button(t`Audition`, () => page.add(...this.audition()),
+        's-tool', { title: t`Add a lane for each adapter of this mix alone` }),
+      lane.stack.length > 0 && menu(t`Keep mix`, ...Object.entries(KEPT).map(([kind, words]) =>
         button(words, () => keepMix(kind, lane, page.refresh)))),
-      next && button('+ Adapter', () => {
+      next && button(t`+ Adapter`, () => {
         lane.stack.push({ name: next.name, weight: 1 });
         page.redraw();
       }, 's-tool'))];
@@ -81,8 +81,8 @@ export class LaneHead {
   recipes() {
     const own = (this.page.choices.recipes ?? []).filter((one) => one.model === this.lane.model);
     if (!own.length) return null;
-    const options = [['', 'Recipes …'], ...own.map((one) => [one.name, one.name])];
-    return choice('Recipes', options, '', (name) => {
+    const options = [['', t`Recipes …`], ...own.map((one) => [one.name, one.name])];
+    return choice(t`Recipes`, options, '', (name) => {
       this.lane.stack = structuredClone(own.find((one) => one.name === name).stack);
       this.page.redraw();
     });

@@ -1,6 +1,6 @@
 // Prompt suites: the same prompts sent to every lane as a queued job, and the table of scores.
 
-import { ago, badge, button, changed, count, h, number, quiet, send, table } from '../core/dom.js';
+import { ago, badge, button, changed, count, h, number, quiet, send, t, table } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { reasons, trust, verdictsDataset } from '../core/judgement.js';
 import { laneName, parseLane } from '../core/lanes.js';
@@ -10,25 +10,25 @@ import { exports, heat } from './votes.js';
 const EXAMPLE = 'What is the capital of France? => Paris\nWhat sound does a cow make? =~ (?i)moo\nTell me a story.';
 const percent = (value) => (value == null ? '–' : `${(value * 100).toFixed(0)} %`);
 // key, title, format, whether more is better, hint
-const COLUMNS = [['exact_match', 'Exact', percent, true, 'Answers equal to the expected one'],
-  ['rouge_l', 'ROUGE-L', percent, true, 'Words in common with the expected answer, in its order'],
-  ['contains', 'Contains', percent, true, 'Answers that contain the words of the expected one'],
-  ['number', 'Number', percent, true, 'Answers whose last number is that of the expected one'],
-  ['pattern', 'Pattern', percent, true, 'Answers that the regular expression matches'],
-  ['json', 'JSON', percent, true, 'Answers that are valid JSON'],
-  ['json_schema', 'Schema', percent, true, 'Answers that fit the JSON schema'],
-  ['tokens', 'Tokens', (v) => number(v, 3), false],
+const COLUMNS = [['exact_match', t`Exact`, percent, true, t`Answers equal to the expected one`],
+  ['rouge_l', 'ROUGE-L', percent, true, t`Words in common with the expected answer, in its order`],
+  ['contains', t`Contains`, percent, true, t`Answers that contain the words of the expected one`],
+  ['number', t`Number`, percent, true, t`Answers whose last number is that of the expected one`],
+  ['pattern', t`Pattern`, percent, true, t`Answers that the regular expression matches`],
+  ['json', 'JSON', percent, true, t`Answers that are valid JSON`],
+  ['json_schema', t`Schema`, percent, true, t`Answers that fit the JSON schema`],
+  ['tokens', t`Tokens`, (v) => number(v, 3), false],
   ['tokens_per_second', 'tok/s', (v) => number(v, 3), true],
-  ['first_token_seconds', 'First token', (v) => (v == null ? '–' : `${number(v, 2)} s`), false],
-  ['errors', 'Errors', count, false]];
+  ['first_token_seconds', t`First token`, (v) => (v == null ? '–' : `${number(v, 2)} s`), false],
+  ['errors', t`Errors`, count, false]];
 
 export class Suites {
   constructor(page) { this.page = page; }
 
   async show(element) {
-    this.cases = h('textarea', { rows: 6, 'aria-label': 'Prompts of the suite', placeholder: EXAMPLE,
+    this.cases = h('textarea', { rows: 6, 'aria-label': t`Prompts of the suite`, placeholder: EXAMPLE,
       'data-testid': 'suite-cases' });
-    this.name = h('input', { 'aria-label': 'Name of the suite', placeholder: 'Name (optional)', maxLength: 120 });
+    this.name = h('input', { 'aria-label': t`Name of the suite`, placeholder: t`Name (optional)`, maxLength: 120 });
     const file = h('input', { type: 'file', accept: '.txt,.jsonl', hidden: true, onchange: async () => {
       const [picked] = file.files;
       if (picked) { this.cases.value = await picked.text(); this.name.value ||= picked.name.replace(/\.\w+$/, ''); }
@@ -36,14 +36,14 @@ export class Suites {
     this.list = h('div', { class: 's-suites' });
     this.results = h('div', { class: 's-board', 'data-testid': 'suite' });
     const lanes = this.page.conversation.lanes.map(laneName).join('  ·  ');
-    element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, 'Prompt suites'), h('span',
+    element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, t`Prompt suites`), h('span',
       { class: 's-quiet' },
-      'The same prompts to every lane, as a queued job; answers are scored against the expected ones.')),
+      t`The same prompts to every lane, as a queued job; answers are scored against the expected ones.`)),
     h('div', { class: 's-suite-form' }, this.cases, h('div', { class: 's-tab-head' }, this.name,
-      button('From a file …', () => file.click()), file, h('span', { class: 's-grow' }),
-      button('Run over all lanes', () => this.run(), 's-primary', { 'data-testid': 'run-suite' })),
-    quiet('One prompt per line. “prompt => answer” gives the expected answer, “prompt =~ pattern” a regular '
-      + 'expression; or one JSON object per line, with prompt and expected, pattern or json_schema. Lanes: ' + lanes)),
+      button(t`From a file …`, () => file.click()), file, h('span', { class: 's-grow' }),
+      button(t`Run over all lanes`, () => this.run(), 's-primary', { 'data-testid': 'run-suite' })),
+    quiet(t`One prompt per line. “prompt => answer” gives the expected answer, “prompt =~ pattern” a regular
+      expression; or one JSON object per line, with prompt and expected, pattern or json_schema. Lanes: ${lanes}`)),
     this.list, this.results);
     await this.refresh();
   }
@@ -70,8 +70,8 @@ export class Suites {
       this.open = one.id;
       this.refresh();
     }, 's-tool')), badge(one.state), h('td', { class: 's-quiet' }, isLive(one)
-      ? `${one.step} of ${one.total_steps} prompts`
-      : `${one.total_steps} prompts · ${one.lanes.length} lanes · ${ago(one.created)}`),
+      ? t`${one.step} of ${one.total_steps} prompts`
+      : t`${one.total_steps} prompts · ${one.lanes.length} lanes · ${ago(one.created)}`),
     h('td', { class: 's-error' }, one.error ?? '')];
     this.list.replaceChildren(table(null, found.map(row)));
     if (!suite) return;
@@ -95,8 +95,8 @@ export class Suites {
     const ask = () => askAction('judge', { fixed: { suite: suite.id }, choices: { lane: [...lanes] },
       only: ['lane', 'address', 'model', 'allow_remote', 'rubric', 'votes', 'min_agreement', 'max_new_tokens',
         'seconds', 'name'], done: () => { this.refresh(); } });
-    return [h('div', { class: 's-tab-head' }, h('h3', {}, 'Judged by a model'), h('span', { class: 's-grow' }),
-      button('Judge …', ask, '', { title: 'A model compares the answers in pairs', 'data-testid': 'ask-judge' })),
+    return [h('div', { class: 's-tab-head' }, h('h3', {}, t`Judged by a model`), h('span', { class: 's-grow' }),
+      button(t`Judge …`, ask, '', { title: t`A model compares the answers in pairs`, 'data-testid': 'ask-judge' })),
     ...judgements.map(judgement)];
   }
 }
@@ -108,7 +108,7 @@ function line({ prompt, expected, pattern, json_schema: schema }) {
 }
 
 function judgement(found) {
-  const state = isLive(found) ? `${found.step} of ${count(found.total_steps)} pairs` : ago(found.created);
+  const state = isLive(found) ? t`${found.step} of ${count(found.total_steps)} pairs` : ago(found.created);
   return h('section', { class: 's-card s-judgement', 'data-testid': 'judgement' },
     h('div', { class: 's-tab-head' }, h('h4', {}, found.name), badge(found.state), h('span', { class: 's-quiet' },
       state), h('span', { class: 's-grow' }), found.evidence && verdictsDataset(found)),
@@ -118,20 +118,21 @@ function judgement(found) {
 
 function results(suite, reuse) {
   const cases = suite.spec.cases.map(line).join('\n');
-  const head = h('div', { class: 's-tab-head' }, h('h3', {}, `${suite.name}: ${suite.cases} of ${suite.total} prompts`),
-    button('Use these prompts again', () => reuse(cases), 's-tool'), h('span', { class: 's-grow' }),
+  const head = h('div', { class: 's-tab-head' }, h('h3', {},
+    t`${suite.name}: ${suite.cases} of ${suite.total} prompts`),
+    button(t`Use these prompts again`, () => reuse(cases), 's-tool'), h('span', { class: 's-grow' }),
     exports(`suite-${suite.id}`));
-  if (!suite.rows.length) return [head, quiet(suite.error ?? 'No answer yet.')];
+  if (!suite.rows.length) return [head, quiet(suite.error ?? t`No answer yet.`)];
   const shown = COLUMNS.filter(([key]) => suite.means.some((one) => one[key] != null));
   const names = suite.lanes.map((lane) => laneName(parseLane(lane)));
-  const means = table(['Lane', ...shown.map(([, title, , , hint]) => h('th', { title: hint }, title))],
+  const means = table([t`Lane`, ...shown.map(([, title, , , hint]) => h('th', { title: hint }, title))],
     suite.means.map((one, i) => [names[i], ...shown.map(([key, , format, more]) =>
       h('td', { class: `s-figure ${more && best(suite.means, key, one) ? 's-best' : ''}` }, format(one[key])))]));
   const scored = suite.spec.cases.some((one) => one.expected || one.pattern || one.json_schema);
-  const answers = table(['', 'Prompt', 'Expected', ...names], suite.rows.map((row) => [row.case + 1, row.prompt,
+  const answers = table(['', t`Prompt`, t`Expected`, ...names], suite.rows.map((row) => [row.case + 1, row.prompt,
     row.expected ?? row.pattern ?? row.json_schema ?? '', ...row.answers.map(answer)]),
   { class: 's-table s-answers-table' });
-  return [head, means, ...(scored ? [h('h3', {}, 'Wins of the row against the column'), heat(suite.lanes,
+  return [head, means, ...(scored ? [h('h3', {}, t`Wins of the row against the column`), heat(suite.lanes,
     suite.wins)] : []),
     h('div', { class: 's-scroll-x' }, answers)];
 }

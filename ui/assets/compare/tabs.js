@@ -1,15 +1,15 @@
 // The other tabs of Compare: past conversations, leaderboard, suites, recipes. The open one is in the
 // address.
 
-import { ago, button, choose, dots, h, query, quiet, remember, send, short, snippet, sureButton, tabs } from
+import { ago, button, choose, dots, h, query, quiet, remember, send, short, snippet, sureButton, t, tabs } from
   '../core/dom.js';
 import { askAction, dialog } from '../core/form.js';
 import { clientName, laneName, writeLane } from '../core/lanes.js';
 import { Suites } from './suites.js';
 import { leaderboard, makeDataset } from './votes.js';
 
-const TABS = [['chat', 'Chat'], ['conversations', 'Conversations'], ['leaderboard', 'Leaderboard'],
-  ['suites', 'Suites'], ['recipes', 'Recipes']];
+const TABS = [['chat', t`Chat`], ['conversations', t`Conversations`], ['leaderboard', t`Leaderboard`],
+  ['suites', t`Suites`], ['recipes', t`Recipes`]];
 
 export class Tabs {
   constructor(page) {
@@ -44,23 +44,23 @@ export class Tabs {
 async function conversations(element, page) {
   let timer = 0;
   const list = h('ul', { class: 's-talks', 'data-testid': 'conversations' });
-  const search = h('input', { type: 'search', placeholder: 'Search prompts and answers …',
-    'aria-label': 'Search conversations', oninput: () => { clearTimeout(timer); timer = setTimeout(refresh, 200); } });
+  const search = h('input', { type: 'search', placeholder: t`Search prompts and answers …`,
+    'aria-label': t`Search conversations`, oninput: () => { clearTimeout(timer); timer = setTimeout(refresh, 200); } });
   const item = ({ id, title, lanes, turns, updated, parent }) => h('li', {}, h('a', { href: `/compare?chat=${id}` },
-    h('b', {}, title || '(no title)'), h('span', { class: 's-quiet' }, lanes.map(laneName).join('  ·  '))),
+    h('b', {}, title || t`(no title)`), h('span', { class: 's-quiet' }, lanes.map(laneName).join('  ·  '))),
   h('span', { class: 's-quiet' }, dots(`${turns} ${turns === 1 ? 'turn' : 'turns'}`,
-    ago(updated), parent && 'a branch')),
-  sureButton('Delete', 'Really delete?', async () => {
+    ago(updated), parent && t`a branch`)),
+  sureButton(t`Delete`, t`Really delete?`, async () => {
     if (id === page.conversation.id && !page.free()) return;
     if (await send('/api/do/conversations', { delete: id })) await refresh();
   }, 's-tool'));
   const refresh = async () => {
     const found = (await send('/api/do/conversations', { search: search.value }))?.filter((one) => one.turns);
     if (found) list.replaceChildren(...(found.length ? found.map(item) : [h('li', { class: 's-quiet' },
-      search.value ? `No conversation contains “${search.value}”.` : 'Conversations are saved here.')]));
+      search.value ? t`No conversation contains “${search.value}”.` : t`Conversations are saved here.`)]));
   };
-  element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, 'Conversations'), search,
-    h('span', { class: 's-grow' }), button('Make a dataset …', () => makeDataset({ kind: 'answers', unvoted: true,
+  element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, t`Conversations`), search,
+    h('span', { class: 's-grow' }), button(t`Make a dataset …`, () => makeDataset({ kind: 'answers', unvoted: true,
       search: search.value }))), list);
   await refresh();
 }
@@ -72,10 +72,10 @@ async function recipes(element, page) {
     const found = page.choices.recipes;
     list.replaceChildren(...(found.length ? found.map((one) => recipe(one, page, refresh)) : [h('li',
       { class: 's-quiet' },
-      'None yet. Adjust the sliders of a lane, then press “Keep mix”.')]));
+      t`None yet. Adjust the sliders of a lane, then press “Keep mix”.`)]));
   };
-  element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, 'Recipes')),
-    quiet('A recipe is a base with weighted adapters, saved with “Keep mix” in a lane.'), list);
+  element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, t`Recipes`)),
+    quiet(t`A recipe is a base with weighted adapters, saved with “Keep mix” in a lane.`), list);
   await refresh();
 }
 
@@ -85,45 +85,45 @@ function recipe({ name, model, stack, created }, page, refresh) {
     h('span', { class: 's-quiet s-recipe-parts' }, short(model), stack.map((part) =>
       h('span', {}, h('b', {}, short(part.name)), ` × ${part.weight}`)))),
   h('span', { class: 's-grow' }), h('span', { class: 's-quiet' }, ago(created)),
-  button('Into a lane', () => page.take({ model, stack }), '', { title: 'Add a lane with this mix to the chat' }),
+  button(t`Into a lane`, () => page.take({ model, stack }), '', { title: t`Add a lane with this mix to the chat` }),
   button(KEPT.mix, () => make('mix')), button(KEPT.merge, () => make('merge')),
-  sureButton('Delete', 'Really delete?', () => send('/api/do/recipes', { delete: name },
-    `“${name}” is deleted.`).then(refresh), 's-tool'));
+  sureButton(t`Delete`, t`Really delete?`, () => send('/api/do/recipes', { delete: name },
+    t`“${name}” is deleted.`).then(refresh), 's-tool'));
 }
 
-export const KEPT = { recipes: 'Save a recipe …', mix: 'Make an adapter …', merge: 'Merge into a model …' };
+export const KEPT = { recipes: t`Save a recipe …`, mix: t`Make an adapter …`, merge: t`Merge into a model …` };
 
 /** Ask for a name and save a mix as a recipe, or queue the adapter or the model that it makes. */
 export function keepMix(kind, { model, stack, name }, done) {
   const usual = name ?? stack.map((part) => `${short(part.name)} ${part.weight}`).join(' ');
   if (kind === 'recipes') {
-    return askAction(kind, { title: 'Save a recipe', only: ['save'], fixed: { lane: writeLane({ model, stack }) },
-      note: 'Every lane on this base can use it.', values: { save: usual }, done: () => { done(); } });
+    return askAction(kind, { title: t`Save a recipe`, only: ['save'], fixed: { lane: writeLane({ model, stack }) },
+      note: t`Every lane on this base can use it.`, values: { save: usual }, done: () => { done(); } });
   }
   return askAction(kind, { fixed: { 'model.path': model, stack }, values: { name: usual }, done: (made) => {
     done();
-    return `Queued as “${made.name}”; Runs shows its progress.`;
+    return t`Queued as “${made.name}”; Runs shows its progress.`;
   } });
 }
 
 /** How other programs on this machine reach the lanes of the page over the OpenAI-compatible address.
  *  Its key is shown by a command of this user only, never by a page. */
 export function showEndpoint(lanes) {
-  dialog('Use these lanes elsewhere',
-    [quiet('Editors, scripts and other chat programs on this machine can use any lane '
-    + 'over an OpenAI-compatible address. This command prints the address and its key:'),
-  snippet('In a terminal', 'studio endpoint'),
-  snippet('Names of these lanes, as “model”', lanes.map(clientName).join('\n'))]);
+  dialog(t`Use these lanes elsewhere`,
+    [quiet(t`Editors, scripts and other chat programs on this machine can use any lane
+    over an OpenAI-compatible address. This command prints the address and its key:`),
+  snippet(t`In a terminal`, 'studio endpoint'),
+  snippet(t`Names of these lanes, as “model”`, lanes.map(clientName).join('\n'))]);
 }
 
 /** Shown before the first turn: prompts to begin with. */
 export function welcome(page) {
   const tuned = page.conversation.lanes.some((lane) => lane.stack.length);
   return h('div', { class: 's-welcome' },
-    h('h2', {}, 'One prompt, answered by every lane'),
-    h('p', {}, tuned ? 'Same prompt, same seed, side by side: the difference is what the adapter changed.'
-      : 'This lane is the base alone. Train an adapter, or add a lane, to see a difference.'),
+    h('h2', {}, t`One prompt, answered by every lane`),
+    h('p', {}, tuned ? t`Same prompt, same seed, side by side: the difference is what the adapter changed.`
+      : t`This lane is the base alone. Train an adapter, or add a lane, to see a difference.`),
     h('div', { class: 's-prompts' }, page.choices.prompts.slice(0, 6).map((prompt) =>
       button(prompt, () => page.send(prompt), 's-chip'))),
-    tuned ? '' : h('a', { class: 's-button', href: '/' }, 'Train an adapter'));
+    tuned ? '' : h('a', { class: 's-button', href: '/' }, t`Train an adapter`));
 }

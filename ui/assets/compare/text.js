@@ -1,7 +1,7 @@
 // Markdown of a model as document nodes, and the word diff of two answers. Links stay text and HTML
 // stays characters, so an answer can show anything and do nothing.
 
-import { button, copy, h } from '../core/dom.js';
+import { button, copy, h, t } from '../core/dom.js';
 
 const FENCE = /^\s*(`{3,}|~{3,})\s*([\w+-]*)\s*$/;
 const ITEM = /^\s*(?:[-*+]|\d{1,3}[.)])\s+(.*)$/;
@@ -47,7 +47,7 @@ export function markdown(source) {
 
 /** A block of code with its language and a button that copies it. */
 export function code(body, language) {
-  const take = button('Copy', () => copy(body, take), 's-tool');
+  const take = button(t`Copy`, () => copy(body, take), 's-tool');
   return h('figure', { class: 's-code' },
     h('figcaption', {}, h('span', {}, language || 'code'), take), h('pre', {}, body));
 }

@@ -1,6 +1,6 @@
 // Votes on a turn (buttons and number keys; names are revealed afterwards) and the leaderboard.
 
-import { button, go, h, quiet, send, table, text } from '../core/dom.js';
+import { button, go, h, quiet, send, t, table, text } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { laneName, LETTERS, parseLane } from '../core/lanes.js';
 
@@ -33,13 +33,13 @@ export class Votes {
     if (bar.element.hidden || bar.key === key) return;
     bar.key = key;
     const won = verdicts.indexOf('won');
-    text(bar.words, !voted ? 'Which is better?' : won >= 0 ? `You chose ${this.label(turn, won)}.`
-      : verdicts.includes('bad') ? 'You rejected all of them.' : 'You called it a tie.');
-    bar.choices.replaceChildren(...(voted ? [button('Vote again', () => this.takeBack(turn), 's-tool')]
+    text(bar.words, !voted ? t`Which is better?` : won >= 0 ? t`You chose ${this.label(turn, won)}.`
+      : verdicts.includes('bad') ? t`You rejected all of them.` : t`You called it a tie.`);
+    bar.choices.replaceChildren(...(voted ? [button(t`Vote again`, () => this.takeBack(turn), 's-tool')]
       : [...this.order(turn).map((lane, i) => choice(this.label(turn, lane), i < 8 ? i + 1 : null,
         () => this.cast(turn, lane))),
-      choice('Tie', 0, () => this.cast(turn, null)),
-      choice(turn.answers.length > 2 ? 'All bad' : 'Both bad', 9, () => this.cast(turn, null, true))]));
+      choice(t`Tie`, 0, () => this.cast(turn, null)),
+      choice(turn.answers.length > 2 ? t`All bad` : t`Both bad`, 9, () => this.cast(turn, null, true))]));
   }
 
   /** The lanes as they stand on the page. */
@@ -98,25 +98,25 @@ export class Votes {
 function choice(label, key, act) {
   if (key === null) return button(label, act);
   const node = button(label, act, '', { 'data-key': key, 'aria-keyshortcuts': key,
-    title: `The key ${key} does the same` });
+    title: t`The key ${key} does the same` });
   node.append(h('kbd', { 'aria-hidden': 'true' }, String(key)));
   return node;
 }
 
 /** Ask which votes or conversations become a dataset, and open it on the Data page. */
 export const makeDataset = (values, lanes = []) => askAction('data.votes', { values,
-  choices: lanes.length ? { lane: [['', 'any lane'], ...lanes.map((lane) => [lane, laneName(parseLane(lane))])] } : {},
+  choices: lanes.length ? { lane: [['', t`any lane`], ...lanes.map((lane) => [lane, laneName(parseLane(lane))])] } : {},
   done: ({ name }) => { go(`/data?name=${name}`); } });
 
 export async function leaderboard(element) {
   let known = [];
   const blind = h('input', { type: 'checkbox', class: 's-box', onchange: () => draw() });
   const files = exports('votes');
-  const make = button('Make a dataset …', () => makeDataset({ blind: blind.checked }, known), '', {
-    title: 'Pairs, answers or verdicts from these votes, to train on' });
+  const make = button(t`Make a dataset …`, () => makeDataset({ blind: blind.checked }, known), '', {
+    title: t`Pairs, answers or verdicts from these votes, to train on` });
   const body = h('div', { class: 's-board', 'data-testid': 'leaderboard' });
-  element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, 'Leaderboard'),
-    h('label', { class: 's-check' }, blind, 'Blind votes only'), h('span', { class: 's-grow' }), make, files), body);
+  element.replaceChildren(h('div', { class: 's-tab-head' }, h('h2', {}, t`Leaderboard`),
+    h('label', { class: 's-check' }, blind, t`Blind votes only`), h('span', { class: 's-grow' }), make, files), body);
   const draw = async () => {
     const found = await send('/api/do/leaderboard', { blind: blind.checked });
     if (!found) return;
@@ -124,10 +124,10 @@ export async function leaderboard(element) {
     files.hidden = make.hidden = !standings.length;
     known = lanes;
     body.replaceChildren(...(standings.length ? [scores(standings),
-      quiet(`${votes} ${votes === 1 ? 'vote' : 'votes'}. Bradley-Terry scores around 1000: 400 points more means ten `
-        + 'wins to one. The bar is the 95 % interval; where two bars overlap, the order may be chance.'),
-      h('h3', {}, 'Wins of the row against the column (a tie is half)'), heat(lanes, wins)]
-      : [quiet('No votes yet. Prompt two or more lanes, then choose the better answer.')]));
+      quiet(t`${votes} ${votes === 1 ? 'vote' : 'votes'}. Bradley-Terry scores around 1000: 400 points more means ten
+        wins to one. The bar is the 95 % interval; where two bars overlap, the order may be chance.`),
+      h('h3', {}, t`Wins of the row against the column (a tie is half)`), heat(lanes, wins)]
+      : [quiet(t`No votes yet. Prompt two or more lanes, then choose the better answer.`)]));
   };
   await draw();
 }
@@ -137,14 +137,14 @@ function scores(standings) {
   const at = (value) => `${((value - low) / (high - low || 1) * 100).toFixed(2)}%`;
   const groups = new Set(standings.map((s) => s.group)).size > 1;
   const figure = (value) => h('td', { class: 's-figure' }, value);
-  return table(['', 'Lane', 'Score', '95 % interval', '', h('th', { class: 's-after-interval' }, 'Won'), 'Lost', 'Tied',
-    'Bad', ...(groups ? ['Group'] : [])], standings.map((s, i) => [i + 1,
+  return table(['', t`Lane`, t`Score`, t`95 % interval`, '', h('th', { class: 's-after-interval' }, t`Won`), t`Lost`,
+    t`Tied`, t`Bad`, ...(groups ? [t`Group`] : [])], standings.map((s, i) => [i + 1,
     h('td', { title: s.lane }, laneName(parseLane(s.lane))), figure(s.score.toFixed(0)),
     figure(`${s.low.toFixed(0)} – ${s.high.toFixed(0)}`),
     h('td', { class: 's-interval' }, h('i', { style: `left:${at(s.low)};right:calc(100% - ${at(s.high)})` }),
       h('b', { style: `left:${at(s.score)}` })),
     ...[s.wins, s.losses, s.ties, s.bad].map(figure),
-    ...(groups ? [h('td', { title: 'Lanes of different groups never met: their scores cannot be compared' },
+    ...(groups ? [h('td', { title: t`Lanes of different groups never met: their scores cannot be compared` },
       s.group + 1)]
       : [])]));
 }
@@ -156,11 +156,11 @@ export function heat(lanes, wins) {
     const games = won + wins[j][i];
     if (i === j || !games) return h('td', { class: 's-quiet' }, '–');
     return h('td', { style: `--share:${(won / games).toFixed(3)}`,
-      title: `${names[i]} won ${won} of ${games} against ${names[j]}` }, won % 1 ? won.toFixed(1) : String(won));
+      title: t`${names[i]} won ${won} of ${games} against ${names[j]}` }, won % 1 ? won.toFixed(1) : String(won));
   };
   return h('div', { class: 's-scroll-x' }, table(['', ...names], wins.map((row, i) =>
     [h('th', {}, names[i]), ...row.map((won, j) => cell(won, i, j))]), { class: 's-heat' }));
 }
 
-export const exports = (what) => h('span', { class: 's-quiet' }, 'Export ', ['csv', 'jsonl', 'html'].flatMap((form) =>
+export const exports = (what) => h('span', { class: 's-quiet' }, t`Export `, ['csv', 'jsonl', 'html'].flatMap((form) =>
   [h('a', { href: `/api/chat/export/${what}.${form}`, download: '' }, form.toUpperCase()), ' ']));

@@ -3,7 +3,7 @@
 // frame, so nothing flickers, and zoom and hover survive while a run goes on.
 
 import { extent, nearest, Painter, smooth } from './chart_canvas.js';
-import { api, button, compact, count, h, keyed, number, table, text } from './dom.js';
+import { api, button, compact, count, h, keyed, number, t, table, text } from './dom.js';
 import { SvgPen } from './svg_pen.js';
 import { colour, takeAway } from './take_away.js';
 
@@ -51,15 +51,15 @@ export class Chart {
   build() {
     const { title, unit } = this.options;
     this.canvas = h('canvas', { tabindex: '0', role: 'img', 'aria-label': title });
-    this.empty = h('p', { class: 's-chart-empty' }, this.options.empty ?? 'No values yet');
+    this.empty = h('p', { class: 's-chart-empty' }, this.options.empty ?? t`No values yet`);
     this.plot = h('div', { class: 's-plot' }, this.canvas, this.empty);
     this.legend = h('ul', { class: 's-legend' });
     this.table = h('div', { class: 's-chart-table', hidden: true, tabindex: '0' });
     this.logButton = button('log', () => this.toggleLog(), 's-tool',
-      { 'aria-pressed': String(this.log), title: 'Logarithmic axis' });
+      { 'aria-pressed': String(this.log), title: t`Logarithmic axis` });
     this.tableButton = button('table', () => this.toggleTable(), 's-tool',
-      { 'aria-pressed': 'false', title: 'Show the values as a table' });
-    this.resetButton = button('reset zoom', () => this.group.set({ zoom: null }), 's-tool',
+      { 'aria-pressed': 'false', title: t`Show the values as a table` });
+    this.resetButton = button(t`reset zoom`, () => this.group.set({ zoom: null }), 's-tool',
       { hidden: true });
     return h('figure', { class: 's-chart', 'data-metric': this.options.name, 'data-draws': '0',
       hidden: Boolean(this.options.optional) },
@@ -148,25 +148,25 @@ export class Chart {
         const i = cursor === null ? line.y.length - 1 : nearest(line.x, cursor);
         const name = this.name(line);
         const own = line.raw ?? line.y; // the legend never shows a smoothed value
-        node.title = line.raw ? `${name}; the bold line is smoothed: ${this.options.format(line.y[i])}` : name;
+        node.title = line.raw ? t`${name}; the bold line is smoothed: ${this.options.format(line.y[i])}` : name;
         node.firstChild.style.background = `var(--s-run-${this.group.hues.get(line.run)})`;
         text(node.children[1], this.options.names && lines.length > 1 ? name : '');
         text(node.lastChild, this.options.format(own[i]));
       });
-    const values = lines.map((line) => `${this.group.names.get(line.run) ?? line.run}: `
-      + `${this.options.format((line.raw ?? line.y).at(-1))} at step ${count(line.x.at(-1))}`).join('; ');
-    this.canvas.setAttribute('aria-label', `${this.options.title}. ${values || 'No values yet'}`);
+    const values = lines.map((line) => t`${this.group.names.get(line.run) ?? line.run}:
+      ${this.options.format((line.raw ?? line.y).at(-1))} at step ${count(line.x.at(-1))}`).join('; ');
+    this.canvas.setAttribute('aria-label', `${this.options.title}. ${values || t`No values yet`}`);
   }
 
   fillTable(lines) {
     const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => b - a).slice(0, 500);
     const values = lines.map((line) => new Map(line.x.map((x, i) => [x, (line.raw ?? line.y)[i]])));
-    this.table.replaceChildren(table(['Step', ...lines.map((line) => this.name(line))],
+    this.table.replaceChildren(table([t`Step`, ...lines.map((line) => this.name(line))],
       steps.map((step) => [count(step),
       ...values.map((v) => (v.has(step) ? this.options.format(v.get(step)) : ''))]), { class: '' }));
   }
 
-  name(line) { return this.group.names.get(line.run) ?? `run ${line.run}`; }
+  name(line) { return this.group.names.get(line.run) ?? t`run ${line.run}`; }
 
   /** What is on screen, without the cursor, as a drawing of its own. */
   drawing(width = 960, height = 400) {
@@ -189,7 +189,7 @@ export class Chart {
     }
     const steps = [...new Set(lines.flatMap((line) => line.x))].sort((a, b) => a - b);
     const values = lines.map((line) => new Map(line.x.map((x, i) => [x, line.y[i]])));
-    return [['Step', ...lines.map((line) => this.name(line))],
+    return [[t`Step`, ...lines.map((line) => this.name(line))],
       ...steps.map((step) => [step, ...values.map((one) => one.get(step) ?? null)])];
   }
 
@@ -284,25 +284,25 @@ export class Chart {
 }
 
 export const METRICS = [
-  { name: 'loss', title: 'Training loss', names: true, empty: 'The first step draws the first point' },
-  { name: 'eval_loss', title: 'Held-out loss', smooth: false, dots: true,
-    empty: 'Drawn at the first evaluation' },
+  { name: 'loss', title: t`Training loss`, names: true, empty: t`The first step draws the first point` },
+  { name: 'eval_loss', title: t`Held-out loss`, smooth: false, dots: true,
+    empty: t`Drawn at the first evaluation` },
   ...optional([
-    ['reward', 'Reward, mean'], ['eval_reward', 'Held-out reward'], ['reward_std', 'Reward, deviation in a group'],
-    ['frac_reward_zero_std', 'Groups without a signal'], ['completion_length', 'Answer length, tokens'],
-    ['kl', 'KL to the base, per token'],
+    ['reward', t`Reward, mean`], ['eval_reward', t`Held-out reward`], ['reward_std', t`Reward, deviation in a group`],
+    ['frac_reward_zero_std', t`Groups without a signal`], ['completion_length', t`Answer length, tokens`],
+    ['kl', t`KL to the base, per token`],
   ]),
-  { name: 'forgetting', title: 'Forgetting (KL from the base)', optional: true, smooth: false, dots: true },
-  { name: 'learning_rate', title: 'Learning rate', smooth: false },
-  { name: 'grad_norm', title: 'Gradient norm' },
-  { name: 'tokens_per_second', title: 'Tokens per second', format: compact },
+  { name: 'forgetting', title: t`Forgetting (KL from the base)`, optional: true, smooth: false, dots: true },
+  { name: 'learning_rate', title: t`Learning rate`, smooth: false },
+  { name: 'grad_norm', title: t`Gradient norm` },
+  { name: 'tokens_per_second', title: t`Tokens per second`, format: compact },
   ...optional([
-    ['expert_balance', 'Evenness of the routers'],
-    ['eval_rewards_accuracies', 'Held-out reward accuracy'], ['rewards_accuracies', 'Reward accuracy'],
-    ['rewards_margins', 'Reward margin'], ['rewards_chosen', 'Reward, chosen'],
-    ['rewards_rejected', 'Reward, rejected'], ['logps_chosen', 'Log-probability, chosen'],
-    ['logps_rejected', 'Log-probability, rejected'], ['eval_kl', 'KL to the reference, per token'],
-    ['answer_tokens', 'Length of sampled answers, in tokens'],
+    ['expert_balance', t`Evenness of the routers`],
+    ['eval_rewards_accuracies', t`Held-out reward accuracy`], ['rewards_accuracies', t`Reward accuracy`],
+    ['rewards_margins', t`Reward margin`], ['rewards_chosen', t`Reward, chosen`],
+    ['rewards_rejected', t`Reward, rejected`], ['logps_chosen', t`Log-probability, chosen`],
+    ['logps_rejected', t`Log-probability, rejected`], ['eval_kl', t`KL to the reference, per token`],
+    ['answer_tokens', t`Length of sampled answers, in tokens`],
   ]),
 ];
 
@@ -313,7 +313,7 @@ function optional(some) {
 }
 
 const LOSSES = ['loss', 'eval_loss'];
-const HINT = 'A click opens the nearest checkpoint in Compare';
+const HINT = t`A click opens the nearest checkpoint in Compare`;
 
 /** Charts for these metrics in one group; `update(series)` feeds them all. A click on a point of a
  *  loss curve calls `pick({run, step})`, where one is given. */

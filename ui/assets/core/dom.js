@@ -1,6 +1,16 @@
 // Elements without innerHTML, keyed lists, numbers with units, JSON requests, toasts. Text written by
 // a user or a model reaches the document only as text nodes.
 
+// Texts of the language that the page was asked for in; English has none, it is the key.
+const WORDS = globalThis.studioWords ?? {};
+
+/** A word of a closed set, such as a state. */
+export const word = (key) => WORDS[key] || key;
+
+/** A text in the user's language: t`${n} rows` is looked up as "{0} rows". A line end is one space. */
+export const t = (parts, ...values) => word(parts.reduce((all, part, i) => `${all}{${i - 1}}${part}`)
+  .replace(/\n\s+/g, ' ')).replace(/\{(\d)\}/g, (_, i) => values[i]);
+
 /** Path of the studio below a reverse proxy; empty without one. */
 export const ROOT = document.documentElement.dataset.root ?? '';
 
@@ -103,9 +113,9 @@ export function duration(seconds) {
 export function ago(time) {
   if (!time) return '';
   const seconds = Date.now() / 1000 - time;
-  if (seconds < 45) return 'just now';
-  if (seconds < 3600) return `${Math.max(1, Math.round(seconds / 60))} min ago`;
-  if (seconds < 86400) return `${Math.round(seconds / 3600)} h ago`;
+  if (seconds < 45) return t`just now`;
+  if (seconds < 3600) return t`${Math.max(1, Math.round(seconds / 60))} min ago`;
+  if (seconds < 86400) return t`${Math.round(seconds / 3600)} h ago`;
   return new Date(time * 1000).toLocaleDateString(undefined, { day: 'numeric', month: 'short' });
 }
 
@@ -124,7 +134,7 @@ export async function request(path, body) {
   const response = await fetch(at(path), options);
   if (response.ok) return response;
   const answer = await response.json().catch(() => ({}));
-  throw Object.assign(new Error(answer.error?.text || `The server answered ${response.status}.`), answer.error);
+  throw Object.assign(new Error(answer.error?.text || t`The server answered ${response.status}.`), answer.error);
 }
 
 /** The JSON of an answer; null where it has none. */
@@ -159,7 +169,7 @@ export function actOn(job, name, values = {}, done = undefined) {
 export function toast(message, kind = 'info') {
   const node = h('div', { class: `s-toast s-${kind}`, role: kind === 'error' ? 'alert' : 'status' },
     h('span', {}, message),
-    h('button', { type: 'button', 'aria-label': 'Close', onclick: () => node.remove() }, '×'));
+    h('button', { type: 'button', 'aria-label': t`Close`, onclick: () => node.remove() }, '×'));
   let stack = document.querySelector('.s-toasts');
   if (!stack) document.body.append(stack = h('div', { class: 's-toasts' }));
   for (const old of stack.children) if (old.firstChild.textContent === message) old.remove();
@@ -198,7 +208,7 @@ export const quiet = (...content) => h('p', { class: 's-quiet' }, content);
 
 /** Code with a title and a button that copies it. */
 export const snippet = (title, code) => h('div', { class: 's-snippet' },
-  h('header', {}, title, button('Copy', (e) => copy(code, e.currentTarget), 's-tool')), h('pre', {}, code));
+  h('header', {}, title, button(t`Copy`, (e) => copy(code, e.currentTarget), 's-tool')), h('pre', {}, code));
 
 /** An error line, hidden until `say` gives it words. */
 export const errorLine = (props = {}) => h('p', { class: 's-error', role: 'alert', hidden: true, ...props });
@@ -268,7 +278,7 @@ export function matcher(search) {
 }
 
 export function badge(state, note = '') {
-  return h('span', { class: 's-badge', 'data-state': state }, note || state);
+  return h('span', { class: 's-badge', 'data-state': state }, note || word(state));
 }
 
 export async function copy(value, node) {
@@ -281,7 +291,7 @@ export async function copy(value, node) {
     area.remove();
   }
   const before = node.textContent;
-  node.textContent = 'Copied';
+  node.textContent = t`Copied`;
   setTimeout(() => { node.textContent = before; }, 1200);
 }
 

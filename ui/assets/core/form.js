@@ -1,7 +1,7 @@
 // Dialogs and forms of actions, drawn from the fields that GET /api/actions lists (`schema` in
 // jobs/actions/registry.py).
 
-import { api, button, errorLine, h, quiet, say, short, toast } from './dom.js';
+import { api, button, errorLine, h, quiet, say, short, t, toast } from './dom.js';
 import { poke } from './live.js';
 
 /** A modal form. `submit()` may return a promise; its error is shown and keeps the dialog open. Without
@@ -21,7 +21,7 @@ export function dialog(title, body, label, submit) {
       } catch (error) { say(wrong, error.message); }
       go.disabled = false;
     } }, h('h2', {}, title), body, wrong, h('div', { class: 's-actions s-dialog-end' },
-      button('Close', () => node.close()), submit && go)));
+      button(t`Close`, () => node.close()), submit && go)));
   // Beside the page's element: gradio's container has resets that would reach it.
   (document.querySelector('studio-adapters') ?? document.body).append(node);
   node.showModal();
@@ -60,7 +60,7 @@ function ticks(field, choices, value) {
       h('label', { class: 's-check' }, box, label)))),
   value() {
     const chosen = boxes.map(([box]) => box).filter((box) => box.checked);
-    if (!chosen.length) throw new Error(`${field.title}: choose at least one.`);
+    if (!chosen.length) throw new Error(t`${field.title}: choose at least one.`);
     return chosen.map((box) => box.value).join();
   } };
 }
@@ -93,7 +93,7 @@ function read(node, { type, title, lines, default: usual }) {
   if (type === 'list') return list(node.value, lines ? '\n' : ',');
   if (node.type !== 'number') return node.value.trim();
   if (node.value === '' && usual !== undefined) return usual;
-  if (!Number.isFinite(node.valueAsNumber)) throw new Error(`${title} must be a number.`);
+  if (!Number.isFinite(node.valueAsNumber)) throw new Error(t`${title} must be a number.`);
   return node.valueAsNumber;
 }
 
@@ -105,7 +105,7 @@ function stackField(known, adapters, bare) {
   const part = ({ name, path }) => ({ name, path, weight: 1 });
   const stack = (adapters.length || bare ? adapters : known.slice(0, 1)).map(part);
   const rows = h('div', { class: 's-stack-rows' });
-  const add = button('+ Adapter', () => {
+  const add = button(t`+ Adapter`, () => {
     const next = known.find((one) => !stack.some(({ path }) => path === one.path));
     if (next) stack.push(part(next));
     show();
@@ -114,20 +114,20 @@ function stackField(known, adapters, bare) {
     const names = known.map(({ path, name }) => [path, name]);
     if (!names.some(([path]) => path === one.path)) names.push([one.path, one.name]);
     return h('div', { class: 's-stack-row' },
-      select(names, one.path, (path) => { one.path = path; }, { 'aria-label': `Adapter ${place + 1}` }),
+      select(names, one.path, (path) => { one.path = path; }, { 'aria-label': t`Adapter ${place + 1}` }),
       h('input', { type: 'number', min: -10, max: 10, step: 0.05, value: String(one.weight), 'aria-label':
-        `Weight ${place + 1}`, oninput: (event) => { one.weight = event.target.valueAsNumber; } }),
+        t`Weight ${place + 1}`, oninput: (event) => { one.weight = event.target.valueAsNumber; } }),
       button('×', () => { stack.splice(place, 1); show(); }, 's-tool',
-        { 'aria-label': `Remove adapter ${place + 1}` }));
+        { 'aria-label': t`Remove adapter ${place + 1}` }));
   };
   function show() {
     rows.replaceChildren(...stack.map(row));
     add.hidden = stack.length >= known.length;
   }
   show();
-  return { element: h('div', { class: 's-stack-edit' }, h('h3', {}, 'Stack, with weights'), rows, add),
+  return { element: h('div', { class: 's-stack-edit' }, h('h3', {}, t`Stack, with weights`), rows, add),
     value: () => stack.map(({ path, weight }) => {
-      if (!Number.isFinite(weight)) throw new Error('Every adapter needs a weight between −10 and 10.');
+      if (!Number.isFinite(weight)) throw new Error(t`Every adapter needs a weight between −10 and 10.`);
       return { name: path, weight };
     }) };
 }
@@ -147,7 +147,7 @@ class Fields {
     const part = (advanced) => fields.filter((field) => Boolean(field.advanced) === advanced)
       .map(({ name }) => this.rows.get(name));
     this.element = h('div', { class: kind, oninput: () => this.show() }, part(false), part(true).length > 0
-      && h('details', { class: 's-same' }, h('summary', {}, 'Advanced'),
+      && h('details', { class: 's-same' }, h('summary', {}, t`Advanced`),
         h('div', { class: 's-dialog-parts' }, part(true))));
     this.show();
   }

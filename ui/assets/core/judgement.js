@@ -1,6 +1,6 @@
 // How far a judge can be trusted: its agreement with the user, with itself, and its position bias.
 
-import { button, count, go, h, number, pairs, quiet, send, table } from './dom.js';
+import { button, count, go, h, number, pairs, quiet, send, t, table } from './dom.js';
 import { askAction } from './form.js';
 
 const percent = (value) => `${number(100 * value, 2)}\u202f%`;
@@ -9,7 +9,7 @@ const percent = (value) => `${number(100 * value, 2)}\u202f%`;
 const some = (value) => (Number.isInteger(value) ? count(value) : String(value));
 
 /** A share as `17 of 20 (95 %: 64 % to 95 %)`. */
-export const share = ({ count: own, of, low, high }) => (of ? `${some(own)} of ${count(of)} (95\u202f%: ${
+export const share = ({ count: own, of, low, high }) => (of ? t`${some(own)} of ${count(of)} (95\u202f%: ${
   percent(low)} to ${percent(high)})` : '–');
 
 /** `found`: a judgement as the action `judge` shows it. */
@@ -17,16 +17,16 @@ export function trust(found) {
   const { agreement, evidence, first, self_agreement: self, unreadable, why } = found;
   return h('div', { class: 's-trust', 'data-testid': 'trust' },
     h('p', { class: evidence ? '' : 's-warning' }, evidence
-      ? `It agrees with you in ${some(agreement.count)} of ${count(agreement.of)} votes.` : why),
-    pairs([['Agreement with your votes', share(agreement)],
-      ['Agreement of both orders', share(self)],
-      ['For the answer shown first', `${share(first)}; half is unbiased`],
-      unreadable.count > 0 && ['Answers without a verdict', share(unreadable)],
-      ['Pairs', `${count(found.pairs)}, ${count(found.ties)} of them ties`],
-      ['Judge', found.address || found.judge]]));
+      ? t`It agrees with you in ${some(agreement.count)} of ${count(agreement.of)} votes.` : why),
+    pairs([[t`Agreement with your votes`, share(agreement)],
+      [t`Agreement of both orders`, share(self)],
+      [t`For the answer shown first`, t`${share(first)}; half is unbiased`],
+      unreadable.count > 0 && [t`Answers without a verdict`, share(unreadable)],
+      [t`Pairs`, t`${count(found.pairs)}, ${count(found.ties)} of them ties`],
+      [t`Judge`, found.address || found.judge]]));
 }
 
-const WORDS = { 0: 'A', 1: 'B', tie: 'tie', null: 'no verdict' };
+const WORDS = { 0: 'A', 1: 'B', tie: 'tie', null: t`no verdict` };
 
 /** The pairs with the judge's reasons, fetched when opened. */
 export function reasons({ id }) {
@@ -35,14 +35,14 @@ export function reasons({ id }) {
     if (!event.target.open || body.firstChild) return;
     const found = await send('/api/do/judge', { show: String(id) });
     if (!found) return;
-    body.append(table(['Prompt', 'Answer A', 'Answer B', 'Your vote', 'Verdict', 'Reasons'], found.rows.map((row) =>
-      [row.prompt, ...row.answers, WORDS[row.vote] ?? '', WORDS[row.winner],
-        row.reasons.length ? row.reasons.join('\n\n') : quiet('Equal answers, not asked')]),
+    body.append(table([t`Prompt`, t`Answer A`, t`Answer B`, t`Your vote`, t`Verdict`, t`Reasons`],
+      found.rows.map((row) => [row.prompt, ...row.answers, WORDS[row.vote] ?? '', WORDS[row.winner],
+        row.reasons.length ? row.reasons.join('\n\n') : quiet(t`Equal answers, not asked`)]),
     { class: 's-table s-reasons' }));
-  } }, h('summary', {}, 'Verdicts and reasons'), body);
+  } }, h('summary', {}, t`Verdicts and reasons`), body);
 }
 
 /** Ask for a dataset of a judge's verdicts; only one that counts as evidence has them. */
-export const verdictsDataset = ({ id }) => button('Make a dataset …', () => askAction('data.votes', {
-  fixed: { source: String(id) }, only: ['kind', 'name'], note: 'Pairs, answers or verdicts of this judge, to train on. '
-    + 'Your own votes are not among them.', done: ({ name }) => { go(`/data?name=${name}`); } }), 's-tool');
+export const verdictsDataset = ({ id }) => button(t`Make a dataset …`, () => askAction('data.votes', {
+  fixed: { source: String(id) }, only: ['kind', 'name'], note: t`Pairs, answers or verdicts of this judge, to train on.
+    Your own votes are not among them.`, done: ({ name }) => { go(`/data?name=${name}`); } }), 's-tool');

@@ -1,6 +1,6 @@
 // Lanes of Compare as text (MODEL~NAME:WEIGHT+NAME:WEIGHT), links to them, and checkpoints as lanes.
 
-import { count, go, h, send, short, sureButton, toast } from './dom.js';
+import { count, go, h, send, short, sureButton, t, toast } from './dom.js';
 
 const NAME = /^(\d+)@(\d+)$/;
 
@@ -30,7 +30,7 @@ export function writeLane({ model, stack }) {
 }
 
 /** An adapter's name as pages say it; a checkpoint (`7@100`) is a step of its run. */
-export const called = (name) => name.replace(NAME, 'run $1 at step $2').split('/').pop();
+export const called = (name) => name.replace(NAME, t`run $1 at step $2`).split('/').pop();
 
 /** starter + pirate × 0.5 */
 export function laneName({ model, stack }) {
@@ -71,18 +71,18 @@ export const isCheckpoint = (name) => NAME.test(name);
 export async function openCheckpoint(job, step) {
   if (!job || job.kind !== 'train') return;
   if (job.trains_base) {
-    toast('This run trained the whole model: its checkpoints are models, not lanes.', 'error');
+    toast(t`This run trained the whole model: its checkpoints are models, not lanes.`, 'error');
     return;
   }
   const found = await send(`/api/live?detail=${job.id}&view=checkpoints`);
   if (!found) return;
   const steps = found.detail.content?.map((row) => row.step) ?? [];
   if (!steps.length) {
-    toast(`${job.name} has no checkpoint yet: “Save now” under More saves one.`, 'error');
+    toast(t`${job.name} has no checkpoint yet: “Save now” under More saves one.`, 'error');
     return;
   }
   const near = steps.reduce((a, b) => (Math.abs(b - step) < Math.abs(a - step) ? b : a));
-  toast(`Opening ${job.name} at step ${count(near)} …`);
+  toast(t`Opening ${job.name} at step ${count(near)} …`);
   go(compareCheckpoint(job, near));
 }
 
@@ -90,11 +90,11 @@ export async function openCheckpoint(job, step) {
 export const compareCheckpoint = ({ id, model }, step) => compareLink(lane(model), lane(model, `${id}@${step}`));
 
 export const checkpointActions = (job, step) => h('span', { class: 's-actions' },
-  h('a', { href: compareCheckpoint(job, step) }, 'Compare'), promoteButton(`${job.id}@${step}`));
+  h('a', { href: compareCheckpoint(job, step) }, t`Compare`), promoteButton(`${job.id}@${step}`));
 
 export function promoteButton(name) {
-  const node = sureButton('Promote', 'Make it the adapter?', () => send('/api/do/promote', { checkpoint: name },
-    (made) => `Queued as “${made.name}”. The current adapter stays beside it.`), 's-tool');
-  node.title = "Make this checkpoint the run's adapter";
+  const node = sureButton(t`Promote`, t`Make it the adapter?`, () => send('/api/do/promote', { checkpoint: name },
+    (made) => t`Queued as “${made.name}”. The current adapter stays beside it.`), 's-tool');
+  node.title = t`Make this checkpoint the run's adapter`;
   return node;
 }

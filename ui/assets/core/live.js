@@ -1,7 +1,7 @@
 // One polling loop per tab feeds charts, tables and logs. It sends a cursor and receives only what is
 // new (204 when nothing is), pauses while the tab is hidden and backs off while the server is down.
 
-import { api, bar, count, duration, fill, go, h, number, text } from './dom.js';
+import { api, bar, count, duration, fill, go, h, number, t, text } from './dom.js';
 
 const LIVE = new Set(['queued', 'starting', 'running', 'stopping']);
 const FAST = 700, SLOW = 2500, HIDDEN = 5000, MOST_POINTS = 4000;
@@ -145,15 +145,15 @@ export function hues(runs) {
 
 /** 120 / 400 steps · 30 % */
 export function progress(job) {
-  if (!job.total_steps) return job.step ? `${count(job.step)} steps` : '';
+  if (!job.total_steps) return job.step ? t`${count(job.step)} steps` : '';
   const percent = Math.floor((100 * job.step) / job.total_steps);
-  return `${count(job.step)} / ${count(job.total_steps)} steps · ${percent}\u202f%`;
+  return t`${count(job.step)} / ${count(job.total_steps)} steps · ${percent}\u202f%`;
 }
 
 /** The progress of one job: a bar, its steps or phase, and the time left. */
 export class JobProgress {
   constructor() {
-    this.track = bar('s-wide', { role: 'progressbar', 'aria-label': 'Progress', 'aria-valuemin': 0,
+    this.track = bar('s-wide', { role: 'progressbar', 'aria-label': t`Progress`, 'aria-valuemin': 0,
       'aria-valuemax': 100 });
     this.going = h('span', { 'data-testid': 'progress' });
     this.left = h('span', {});
@@ -163,13 +163,13 @@ export class JobProgress {
 
   show(job) {
     fill(this.track, share(job), job.state === 'starting' || (job.state === 'running' && !job.step));
-    const waiting = { queued: 'Waiting in the queue', starting: 'Starting', stopping: job.intent === 'cancel'
-      ? 'Stopping after this step' : 'Saving, then pausing' }[job.state];
+    const waiting = { queued: t`Waiting in the queue`, starting: t`Starting`, stopping: job.intent === 'cancel'
+      ? t`Stopping after this step` : t`Saving, then pausing` }[job.state];
     const usual = job.step && (job.kind !== 'train' || job.phase === 'Training');
     text(this.going, [progress(job), waiting ?? (usual ? '' : job.phase)].filter(Boolean).join(' · '));
     const ended = !isLive(job) && job.last_loss != null;
-    text(this.left, job.state === 'running' && job.seconds_left != null ? `${duration(job.seconds_left)} left`
-      : ended ? `loss ${number(job.first_loss)} → ${number(job.last_loss)}` : '');
+    text(this.left, job.state === 'running' && job.seconds_left != null ? t`${duration(job.seconds_left)} left`
+      : ended ? t`loss ${number(job.first_loss)} → ${number(job.last_loss)}` : '');
   }
 }
 
@@ -181,8 +181,8 @@ export function stateName(job) {
 }
 
 const KEY = 'studio.notify';
-const ENDS = { succeeded: 'is trained', failed: 'failed', cancelled: 'was cancelled',
-  paused: 'is paused', interrupted: 'was interrupted' };
+const ENDS = { succeeded: t`is trained`, failed: 'failed', cancelled: t`was cancelled`,
+  paused: t`is paused`, interrupted: t`was interrupted` };
 
 export const wantsNotifications = () => {
   try { return localStorage.getItem(KEY) === 'on' && Notification.permission === 'granted'; } catch {
@@ -193,9 +193,9 @@ export const wantsNotifications = () => {
 /** Switch desktop notifications; returns a sentence when the browser does not allow them. */
 export async function toggleNotifications() {
   if (wantsNotifications()) { localStorage.setItem(KEY, 'off'); return ''; }
-  if (typeof Notification === 'undefined') return 'This browser has no notifications.';
+  if (typeof Notification === 'undefined') return t`This browser has no notifications.`;
   if (await Notification.requestPermission() !== 'granted') {
-    return 'The browser does not allow notifications from this page; its site settings do.';
+    return t`The browser does not allow notifications from this page; its site settings do.`;
   }
   localStorage.setItem(KEY, 'on');
   return '';
@@ -206,7 +206,7 @@ function notify(before, job) {
   const worked = before && ['starting', 'running', 'stopping'].includes(before.state);
   if (!worked || !ENDS[job.state] || !wantsNotifications()) return;
   const shown = new Notification(`${job.name} ${ENDS[job.state]}`, {
-    body: job.error?.text ?? (job.last_loss == null ? '' : `loss ${job.last_loss.toPrecision(4)}`),
+    body: job.error?.text ?? (job.last_loss == null ? '' : t`loss ${job.last_loss.toPrecision(4)}`),
     tag: `studio-${job.id}-${job.attempt}-${job.state}`,
   });
   shown.onclick = () => { window.focus(); go(`/runs?run=${job.id}`); };

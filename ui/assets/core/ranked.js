@@ -1,7 +1,7 @@
 // A table that is sorted by a click on a heading, with the best value of each column marked; and a
 // scatter plot of two of its columns.
 
-import { h, number } from './dom.js';
+import { h, number, t } from './dom.js';
 import { resolved, svg, takeAway } from './take_away.js';
 
 /** `columns`: {title, hint, value(row), show(row), best: 'min' | 'max', words: true for text}; `rest(row)` fills
@@ -11,7 +11,7 @@ export class RankedTable {
   constructor(columns, { rest = () => null, first = () => false, order = null, falls = false,
     onSort = () => {} } = {}) {
     Object.assign(this, { columns, rest, first, order, falls, onSort });
-    this.element = h('div', { class: 's-scroll', tabindex: '0', role: 'group', 'aria-label': 'Table' });
+    this.element = h('div', { class: 's-scroll', tabindex: '0', role: 'group', 'aria-label': t`Table` });
   }
 
   draw(rows) {
@@ -83,7 +83,7 @@ export function scatter(points, { x: xTitle, y: yTitle }) {
     const side = before ? { x: x - 9, 'text-anchor': 'end' } : { x: x + 9 };
     return [dot, svg('text', { ...side, y: y + 4 }, one.label)];
   };
-  const about = `${yTitle} against ${xTitle}: ${points.map((one) => `${one.label} ${number(one.x)}, ${number(one.y)}`)
+  const about = t`${yTitle} against ${xTitle}: ${points.map((one) => `${one.label} ${number(one.x)}, ${number(one.y)}`)
     .join('; ')}`;
   const drawn = svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': about },
     svg('path', { d: `M${left} 12V${base}H${width - 12}`, class: 's-axis' }),
@@ -96,7 +96,7 @@ export function scatter(points, { x: xTitle, y: yTitle }) {
       `${yTitle} →`),
     [...points].sort((a, b) => b.y - a.y).map(mark));
   return h('figure', { class: 's-scatter', 'data-testid': 'scatter' }, drawn,
-    h('figcaption', { class: 's-quiet s-row-between' }, 'Lower left is better. Filled: no other is better on both.',
-      takeAway(`${yTitle} against ${xTitle}`, { drawing: () => ({ markup: resolved(drawn), width, height }),
-        rows: () => [['Name', xTitle, yTitle], ...points.map((one) => [one.label, one.x, one.y])] })));
+    h('figcaption', { class: 's-quiet s-row-between' }, t`Lower left is better. Filled: no other is better on both.`,
+      takeAway(t`${yTitle} against ${xTitle}`, { drawing: () => ({ markup: resolved(drawn), width, height }),
+        rows: () => [[t`Name`, xTitle, yTitle], ...points.map((one) => [one.label, one.x, one.y])] })));
 }

@@ -1,7 +1,7 @@
 // Take a chart or a table away: a small menu with PNG, SVG, CSV and Markdown. An exported drawing is
 // whole in itself and has the colours of the light scheme, which paper and documents have.
 
-import { api, copy, h, menu, toast } from './dom.js';
+import { api, copy, h, menu, t, toast } from './dom.js';
 import { csv, drawnTable, framed, markdown } from './svg_pen.js';
 
 const SHARP = 2; // pixels of a PNG per unit of its drawing
@@ -23,13 +23,13 @@ export function takeAway(title, { drawing, rows }) {
   const file = fileName(title);
   const svg = () => inLight(() => {
     const made = drawing();
-    if (!made) throw new Error(`${title}: no values yet.`);
+    if (!made) throw new Error(t`${title}: no values yet.`);
     return framed(made.markup, { title, ...made, colours: colours() });
   });
   return own(menu('save', item('PNG', async () => save(await png(svg()), `${file}.png`)),
     item('SVG', async () => save(new Blob([svg()], { type: 'image/svg+xml' }), `${file}.svg`)),
     item('CSV', async () => save(new Blob([csv(await rows())], { type: 'text/csv' }), `${file}.csv`)),
-    item('Copy as Markdown', async (node) => copy(markdown(await rows()), node))), `Save ${title}`);
+    item(t`Copy as Markdown`, async (node) => copy(markdown(await rows()), node))), t`Save ${title}`);
 }
 
 const colours = () => ({ ground: colour('surface'), text: colour('text'), muted: colour('muted') });
@@ -51,7 +51,7 @@ export function takeTable(title, element) {
   const file = fileName(title);
   return own(menu('save', item('PNG', () => saveTable(title, element)),
     item('CSV', async () => save(new Blob([csv(rows())], { type: 'text/csv' }), `${file}.csv`)),
-    item('Copy as Markdown', async (node) => copy(markdown(rows()), node))), `Save ${title}`);
+    item(t`Copy as Markdown`, async (node) => copy(markdown(rows()), node))), t`Save ${title}`);
 }
 
 /** The texts of a table's rows. */

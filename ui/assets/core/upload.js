@@ -1,6 +1,6 @@
 // Send a data file with progress.
 
-import { at, bytes } from './dom.js';
+import { at, bytes, t } from './dom.js';
 
 /** Send a file and return its path in the home; `onProgress` is called with words and a share from 0 to 1.
  *  Leaving the page in the meantime is asked about. */
@@ -15,13 +15,13 @@ function transfer(file, onProgress) {
     const request = new XMLHttpRequest(); // fetch does not report how much is sent
     request.open('POST', at(`/api/data/upload?name=${encodeURIComponent(file.name.slice(-120))}`));
     request.upload.onprogress = (event) => onProgress(
-      `Uploading ${file.name}: ${bytes(event.loaded)} of ${bytes(file.size)}`,
+      t`Uploading ${file.name}: ${bytes(event.loaded)} of ${bytes(file.size)}`,
       event.loaded / Math.max(1, file.size));
-    request.onerror = () => reject(new Error('The upload failed. Is the server still running?'));
+    request.onerror = () => reject(new Error(t`The upload failed. Is the server still running?`));
     request.onload = () => {
       const answer = JSON.parse(request.responseText || '{}');
       if (request.status === 200) resolve(answer.path);
-      else reject(new Error(answer.error?.text ?? `The server answered ${request.status}.`));
+      else reject(new Error(answer.error?.text ?? t`The server answered ${request.status}.`));
     };
     request.send(file);
   });

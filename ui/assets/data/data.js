@@ -1,8 +1,8 @@
 // The Data page: datasets on the left, the selected one (or the import) on the right. Long work is a
 // queued job; this tab follows the ones it submitted. The address holds the selection.
 
-import { actOn, ago, api, badge, bar, button, bytes, choose, count, fill, h, keyed, matcher, menu,
-  query, remember, send, sureButton, tabs, text, toast } from '../core/dom.js';
+import { actOn, ago, api, badge, bar, button, bytes, choose, count, fill, h, keyed, matcher, menu, query, remember,
+  send, sureButton, t, tabs, text, toast } from '../core/dom.js';
 import { isLive, poke, share, subscribe } from '../core/live.js';
 import { Import, Mapping } from './import.js';
 import { Report } from './report.js';
@@ -10,7 +10,7 @@ import { Change, Rows } from './rows.js';
 import { Lens, XRay } from './xray.js';
 
 const KINDS = new Set(['import', 'curate', 'mix_data', 'measure']);
-const TABS = { report: 'Report', xray: 'X-ray', rows: 'Rows', mapping: 'Mapping', change: 'Change' };
+const TABS = { report: t`Report`, xray: t`X-ray`, rows: t`Rows`, mapping: t`Mapping`, change: t`Change` };
 
 export class Data extends HTMLElement {
   connectedCallback() {
@@ -27,16 +27,16 @@ export class Data extends HTMLElement {
   }
 
   build() {
-    this.search = h('input', { type: 'search', placeholder: 'Search datasets',
-      'aria-label': 'Search datasets', oninput: () => this.list() });
+    this.search = h('input', { type: 'search', placeholder: t`Search datasets`,
+      'aria-label': t`Search datasets`, oninput: () => this.list() });
     this.rows = h('ol', { class: 's-rows', 'data-testid': 'datasets' });
     this.jobs = h('ol', { class: 's-rows s-data-jobs' });
-    this.none = h('p', { class: 's-quiet' }, 'No dataset is imported yet.');
+    this.none = h('p', { class: 's-quiet' }, t`No dataset is imported yet.`);
     this.main = h('div', { class: 's-main' });
     this.append(h('div', { class: 's-runs s-data' },
       h('aside', { class: 's-list' },
         h('div', { class: 's-list-head' },
-          button('Import a dataset', async () => {
+          button(t`Import a dataset`, async () => {
             await this.open(null);
             this.main.querySelector('input[type=text], input:not([type])')?.focus();
           }, 's-primary'), this.search),
@@ -65,8 +65,8 @@ export class Data extends HTMLElement {
       'data-testid': `dataset-${one.name}`, onclick: () => this.open(one.name) },
       h('span', { class: 's-row-name' }, one.name),
       h('span', { class: 's-row-state s-quiet' }, ago(Date.parse(one.created) / 1000)),
-      h('span', { class: 's-row-what' }, [`${count(one.rows)} rows`, one.format.replace('_', ' '),
-        one.parent ? `${one.step.kind} of ${one.parent}` : one.original.name].join(' · ')),
+      h('span', { class: 's-row-what' }, [t`${count(one.rows)} rows`, one.format.replace('_', ' '),
+        one.parent ? t`${one.step.kind} of ${one.parent}` : one.original.name].join(' · ')),
       h('span', { class: 's-row-loss' }, bytes(one.bytes))));
   }
 
@@ -78,7 +78,7 @@ export class Data extends HTMLElement {
     this.list();
     if (!this.datasets.some((one) => one.name === name)) {
       const gone = name && h('p', { class: 's-error', role: 'alert' },
-        `There is no dataset “${name}”: it was renamed or deleted.`);
+        t`There is no dataset “${name}”: it was renamed or deleted.`);
       this.main.replaceChildren(...[gone, new Import(this).element].filter(Boolean));
       return;
     }
@@ -112,24 +112,24 @@ export class Data extends HTMLElement {
 
   head(found) {
     const parts = found.validation_rows ? ['', 'train', 'validation'] : [''];
-    const exports = menu('Export', ['jsonl', 'csv'].flatMap((form) => parts.map((part) => h('a', { download: '',
-      href: `/api/data/${found.name}/export?format=${form}&part=${part}` }, `${part || 'all'} rows as ${form}`))));
+    const exports = menu(t`Export`, ['jsonl', 'csv'].flatMap((form) => parts.map((part) => h('a', { download: '',
+      href: `/api/data/${found.name}/export?format=${form}&part=${part}` }, t`${part || 'all'} rows as ${form}`))));
     return h('section', { class: 's-detail' },
       h('div', { class: 's-detail-head' }, h('h1', {}, found.name), badge('queued', found.format.replace('_', ' ')),
         h('div', { class: 's-actions' },
           h('a', { class: 's-button s-primary', 'data-testid': 'train-on-this',
-            href: `/?set=data.path=${encodeURIComponent(found.name)}${LOSS[found.format] ?? ''}` }, 'Train on this'),
+            href: `/?set=data.path=${encodeURIComponent(found.name)}${LOSS[found.format] ?? ''}` }, t`Train on this`),
           exports,
-          sureButton('Delete', 'Really delete?', () => this.remove(found.name)))),
-      h('p', { class: 's-meta' }, 'from ', found.original.name,
+          sureButton(t`Delete`, t`Really delete?`, () => this.remove(found.name)))),
+      h('p', { class: 's-meta' }, t`from `, found.original.name,
         [found.original.container, found.original.encoding].filter(Boolean).map((word) => ` · ${word}`),
-        ` · read as ${found.format.replace('_', ' ')}: ${found.reason}`),
+        t` · read as ${found.format.replace('_', ' ')}: ${found.reason}`),
       this.family(found),
       h('dl', { class: 's-figures' }, [
-        ['Rows', count(found.rows)], ['Dropped at import', count(found.findings.rows.dropped)],
-        ['Held out', count(found.validation_rows)], ['Size', bytes(found.bytes)],
-        ['Imported', ago(Date.parse(found.created) / 1000), new Date(found.created).toLocaleString()],
-        ['Hash', found.hash.slice(0, 12), found.hash],
+        [t`Rows`, count(found.rows)], [t`Dropped at import`, count(found.findings.rows.dropped)],
+        [t`Held out`, count(found.validation_rows)], [t`Size`, bytes(found.bytes)],
+        [t`Imported`, ago(Date.parse(found.created) / 1000), new Date(found.created).toLocaleString()],
+        [t`Hash`, found.hash.slice(0, 12), found.hash],
       ].map(([name, value, title]) => h('div', { title }, h('dt', {}, name), h('dd', {}, h('b', {}, value))))));
   }
 
@@ -141,13 +141,13 @@ export class Data extends HTMLElement {
     } }, name);
     const here = this.datasets.some((one) => one.name === found.parent);
     return h('p', { class: 's-meta', 'data-testid': 'family' },
-      found.parent && [`${step(found.step)} of `, here ? link(found.parent) : `${found.parent} (deleted)`],
-      found.parent && found.children.length > 0 && ' · ', found.children.length > 0 && 'led to ',
+      found.parent && [t`${step(found.step)} of `, here ? link(found.parent) : `${found.parent} (deleted)`],
+      found.parent && found.children.length > 0 && ' · ', found.children.length > 0 && t`led to `,
       found.children.flatMap((name, at) => [at ? ', ' : '', link(name)]));
   }
 
   async remove(name) {
-    if (!await send('/api/do/data.delete', { name }, `${name} is deleted.`)) return;
+    if (!await send('/api/do/data.delete', { name }, t`${name} is deleted.`)) return;
     await this.refresh();
     this.open(this.datasets[0]?.name ?? null, 'report');
   }
@@ -155,7 +155,7 @@ export class Data extends HTMLElement {
   /** Open the dataset that a queued job makes. */
   openResult(job, failed) {
     this.await(job, async ({ name, already, parent }) => {
-      if (already && !parent) toast(`This file was imported before, as ${name}.`);
+      if (already && !parent) toast(t`This file was imported before, as ${name}.`);
       await this.refresh();
       this.open(name, 'report');
     }, failed);
@@ -174,7 +174,7 @@ export class Data extends HTMLElement {
       const [name, state, what, , track] = node.firstChild.children;
       text(name, job.name);
       text(state, job.state);
-      text(what, job.state === 'queued' ? 'Waiting in the queue' : job.phase || 'Starting');
+      text(what, job.state === 'queued' ? t`Waiting in the queue` : job.phase || t`Starting`);
       fill(track, share(job), !job.step);
     });
     for (const job of ours) {
@@ -191,7 +191,7 @@ export class Data extends HTMLElement {
   async ended(job, then, failed) {
     const done = await send(`/api/outcome/${job.id}`);
     if (done?.state === 'succeeded') return then(done.outcome);
-    const words = job.error?.text ?? `"${job.name}" was ${job.state}.`;
+    const words = job.error?.text ?? t`"${job.name}" was ${job.state}.`;
     return failed ? failed(words) : toast(words, 'error');
   }
 
@@ -199,7 +199,7 @@ export class Data extends HTMLElement {
     return h('li', {}, h('div', { class: 's-row-open', 'data-testid': `job-${job.id}` },
       h('span', { class: 's-row-name' }), h('span', { class: 's-row-state s-quiet' }),
       h('span', { class: 's-row-what' }),
-      sureButton('Cancel', 'Sure?', () => actOn(job.id, 'cancel').then(poke), 's-tool'), bar('')));
+      sureButton(t`Cancel`, t`Sure?`, () => actOn(job.id, 'cancel').then(poke), 's-tool'), bar('')));
   }
 }
 
@@ -208,7 +208,7 @@ class Remap {
   constructor(page) {
     const { found } = page;
     const panel = new Mapping(page, found.name, { save: h('div', { class: 's-actions' },
-      button('Save as a new dataset', async () => page.openResult(await api('/api/do/data.map',
+      button(t`Save as a new dataset`, async () => page.openResult(await api('/api/do/data.map',
         { source: found.name, whole: panel.mapping, save: true })), 's-primary')) });
     this.element = panel.element;
     panel.look();
@@ -218,7 +218,8 @@ class Remap {
 /** The loss that learns from all that rows of a format say. */
 const LOSS = { preference: '&set=train.loss=dpo', scored: '&set=train.loss=dpo', judged: '&set=train.loss=kto' };
 
-const NAMES = { filter: 'Filtered', dedupe: 'Deduplicated', split: 'Split', drop: 'Rows dropped', remap: 'Remapped' };
+const NAMES = { filter: t`Filtered`, dedupe: t`Deduplicated`, split: t`Split`, drop: t`Rows dropped`,
+  remap: t`Remapped` };
 
 /** A step in words: "Split (20 rows, seed 0)". */
 function step(values) {
@@ -226,8 +227,8 @@ function step(values) {
     name !== 'kind' && name !== 'mapping' && value !== '' && value !== 0 && value !== false
     && !(name === 'operator' && !values.column))
     .map(([name, value]) => `${name.replaceAll('_', ' ')} ${Array.isArray(value)
-      ? value.length > 5 ? `${value.length} numbers` : value.join(', ') : value === true ? '' : value}`.trim());
-  return `${NAMES[values.kind]}${parts.length ? ` (${parts.join(', ')})` : ''}, made`;
+      ? value.length > 5 ? t`${value.length} numbers` : value.join(', ') : value === true ? '' : value}`.trim());
+  return t`${NAMES[values.kind]}${parts.length ? ` (${parts.join(', ')})` : ''}, made`;
 }
 
 customElements.define('studio-data', Data);

@@ -1,7 +1,7 @@
 // Importing a dataset (file, upload, folder or hub id) and the mapping panel: row format, which column
 // is which part, and the first rows rendered with that mapping.
 
-import { api, bar, button, errorLine, fill, h, quiet, say, table, text } from '../core/dom.js';
+import { api, bar, button, errorLine, fill, h, quiet, say, t, table, text } from '../core/dom.js';
 import { actionForm, labelled, list, select } from '../core/form.js';
 import { sendFile } from '../core/upload.js';
 
@@ -9,8 +9,8 @@ export class Import {
   constructor(page) {
     this.page = page;
     this.uploaded = false;
-    this.path = h('input', { placeholder: '/path/to/file or folder, owner/dataset, starter:pirate',
-      'data-testid': 'import-path', 'aria-label': 'Path, folder or hub id', spellcheck: 'false',
+    this.path = h('input', { placeholder: t`/path/to/file or folder, owner/dataset, starter:pirate`,
+      'data-testid': 'import-path', 'aria-label': t`Path, folder or hub id`, spellcheck: 'false',
       onkeydown: (event) => { if (event.key === 'Enter') this.look(); },
       oninput: () => { this.uploaded = false; } });
     this.file = h('input', { type: 'file', hidden: true, 'data-testid': 'import-file',
@@ -26,13 +26,13 @@ export class Import {
         delete drop.dataset.over;
         if (event.dataTransfer.files[0]) this.upload(event.dataTransfer.files[0]);
       } },
-      h('p', {}, 'Drop a file here, or ', h('button', { type: 'button', class: 's-link',
-        onclick: () => this.file.click() }, 'choose one'), '.'),
-      quiet('jsonl, json, csv, tsv, Excel (xlsx), parquet, txt, md, and gzip or zstd of these'));
-    this.element = h('section', { class: 's-card s-stack' }, h('h1', {}, 'Import a dataset'), drop, this.file,
+      h('p', {}, t`Drop a file here, or `, h('button', { type: 'button', class: 's-link',
+        onclick: () => this.file.click() }, t`choose one`), '.'),
+      quiet(t`jsonl, json, csv, tsv, Excel (xlsx), parquet, txt, md, and gzip or zstd of these`));
+    this.element = h('section', { class: 's-card s-stack' }, h('h1', {}, t`Import a dataset`), drop, this.file,
       h('div', { class: 's-import-path' }, this.path,
-        button('Preview', () => { this.look(); }, '', { 'data-testid': 'look' })),
-      quiet('Embedded demos: ', page.demos?.flatMap((name, at) => [at ? ', ' : '',
+        button(t`Preview`, () => { this.look(); }, '', { 'data-testid': 'look' })),
+      quiet(t`Embedded demos: `, page.demos?.flatMap((name, at) => [at ? ', ' : '',
         h('button', { type: 'button', class: 's-link', onclick: () => {
           this.path.value = `starter:${name}`;
           this.uploaded = false;
@@ -67,8 +67,8 @@ export class Import {
   async look(shown = this.path.value.trim()) {
     const path = this.path.value.trim();
     this.looked.replaceChildren();
-    if (!path) return this.fail('Enter a file, a folder or a hub id first.');
-    this.progress(`Reading ${shown} …`);
+    if (!path) return this.fail(t`Enter a file, a folder or a hub id first.`);
+    this.progress(t`Reading ${shown} …`);
     let found;
     try {
       found = await api('/api/data/look', { path });
@@ -83,33 +83,33 @@ export class Import {
       only: found.hub ? ['name', 'subset', 'split'] : ['name'] });
     let panel = null;
     const failed = (words) => { this.fail(words); go.disabled = false; };
-    const go = button('Import', async () => {
+    const go = button(t`Import`, async () => {
       if (await panel?.refused()) return;
       go.disabled = true;
       try {
         const job = await form.submit({ source: path, uploaded: this.uploaded,
           mapping: panel?.changed ? panel.mapping : null });
-        this.progress('The import is queued; the list on the left shows its progress.');
+        this.progress(t`The import is queued; the list on the left shows its progress.`);
         this.page.openResult(job, failed);
       } catch (error) { failed(error.message); }
     }, 's-primary', { 'data-testid': 'import-go' });
     const top = h('div', { class: 's-lens' }, form.element, go);
     if (found.hub) {
-      this.looked.replaceChildren(quiet(`${path} is a hub id: the import downloads it. Its mapping can be corrected `
-        + 'afterwards.'), top);
+      this.looked.replaceChildren(quiet(t`${path} is a hub id: the import downloads it. Its mapping can be corrected
+        afterwards.`), top);
       return;
     }
     panel = new Mapping(this.page, path, { found, onchange: () => this.fail('') });
     const before = found.same_name[0];
-    this.looked.replaceChildren(top, before ? quiet(`A file of this name was imported before, as ${before}; the same `
-      + 'content is recognised.') : '', panel.element);
+    this.looked.replaceChildren(top, before ? quiet(t`A file of this name was imported before, as ${before}; the same
+      content is recognised.`) : '', panel.element);
   }
 }
 
 const MOST_COLUMNS = 60;
 // kind, title, example
-const PAIRS = [['templates', 'Combine columns', 'prompt = {title}: {body}'], ['constants', 'The same in every row',
-  'prompt = Summarize this.'], ['roles', 'Role names of the file', 'human = user']];
+const PAIRS = [['templates', t`Combine columns`, 'prompt = {title}: {body}'], ['constants', t`The same in every row`,
+  'prompt = Summarize this.'], ['roles', t`Role names of the file`, 'human = user']];
 
 /** Lines of `name = text` as an object; a line end in a text is written as \\n. */
 export const readPairs = (words) => Object.fromEntries(list(words, '\n').map((line) => {
@@ -128,7 +128,7 @@ export class Mapping {
     this.preview = h('div', { class: 's-preview', 'data-testid': 'preview' });
     this.element = h('div', { class: 's-mapping' },
       h('div', { class: 's-stack' }, this.why, this.controls, this.error, save),
-      h('div', { class: 's-stack' }, h('h3', {}, 'The first rows'), this.preview));
+      h('div', { class: 's-stack' }, h('h3', {}, t`The first rows`), this.preview));
     if (found) this.take(found, true);
   }
 
@@ -160,8 +160,10 @@ export class Mapping {
     say(this.error, found.problem);
     this.mapping = found.mapping;
     this.columns = found.columns;
-    text(this.why, found.problem ? 'Choose the part of each column:' : found.reason === 'by hand' ? 'Corrected by hand.'
-      : `${found.sure ? 'Recognised' : 'Guessed'} as ${found.mapping.format.replace('_', ' ')}: ${found.reason}.`);
+    const format = found.mapping.format.replace('_', ' ');
+    text(this.why, found.problem ? t`Choose the part of each column:`
+      : found.reason === 'by hand' ? t`Corrected by hand.`
+        : found.sure ? t`Recognised as ${format}: ${found.reason}.` : t`Guessed as ${format}: ${found.reason}.`);
     this.why.classList.toggle('s-warning', !found.sure);
     if (redraw) this.draw();
     this.preview.replaceChildren(...found.rows.map(renderedRow));
@@ -180,9 +182,9 @@ export class Mapping {
     const format = select(Object.keys(this.page.formats).map((name) => [name, name.replace('_', ' ')]), mapping.format,
       (name) => { this.changed = true; this.look(name); }, { 'data-testid': 'format' });
     const others = this.page.datasets.filter((one) => one.name !== this.path).map((one) => one.name);
-    const reuse = others.length > 0 && labelled('Same as in', select([['', '–'], ...others], '',
+    const reuse = others.length > 0 && labelled(t`Same as in`, select([['', '–'], ...others], '',
       (name) => this.reuse(name)));
-    this.controls.replaceChildren(h('div', { class: 's-lens' }, labelled('The rows are', format), reuse),
+    this.controls.replaceChildren(h('div', { class: 's-lens' }, labelled(t`The rows are`, format), reuse),
       this.columnTable(), [...needed, ...optional].includes('system') ? this.systemPrompt() : '', this.pairs());
   }
 
@@ -200,7 +202,7 @@ export class Mapping {
     const used = Object.values(this.mapping.columns);
     const names = [...new Set([...used, ...Object.keys(this.columns ?? {})])].slice(0, MOST_COLUMNS);
     const hidden = Object.keys(this.columns ?? {}).length - names.length;
-    const parts = [['', 'not used'], ...needed.map((part) => [part, `${part} (needed)`]), ...optional];
+    const parts = [['', t`not used`], ...needed.map((part) => [part, `${part} (needed)`]), ...optional];
     const chosen = (column) => Object.keys(this.mapping.columns).find((part) => this.mapping.columns[part] === column);
     const choose = (column) => (part) => this.change((mapping) => {
       for (const old in mapping.columns) if (mapping.columns[old] === column) delete mapping.columns[old];
@@ -210,11 +212,10 @@ export class Mapping {
       delete mapping.constants[part];
       queueMicrotask(() => this.draw());
     });
-    const drawn = table(['Column', 'Example', 'Its part'], names.map((column) => [h('td', { class: 's-path' }, column),
-      h('span', { class: 's-example' }, this.columns?.[column] ?? ''), select(parts, chosen(column) ?? '',
-        choose(column),
-        { 'data-testid': `part-${column}`, 'aria-label': `Part of ${column}` })]), { class: 's-table s-columns' });
-    if (hidden > 0) drawn.append(h('caption', {}, `and ${hidden} more columns`));
+    const drawn = table([t`Column`, t`Example`, t`Its part`], names.map((column) => [
+      h('td', { class: 's-path' }, column), h('span', { class: 's-example' }, this.columns?.[column] ?? ''),
+      select(parts, chosen(column) ?? '', choose(column), { 'data-testid': `part-${column}`, 'aria-label': t`Part of ${column}` })]), { class: 's-table s-columns' });
+    if (hidden > 0) drawn.append(h('caption', {}, t`and ${hidden} more columns`));
     return drawn;
   }
 
@@ -228,7 +229,7 @@ export class Mapping {
         } else delete mapping.constants.system;
       }) });
     input.value = this.mapping.constants.system ?? '';
-    return labelled('System prompt for every row', input);
+    return labelled(t`System prompt for every row`, input);
   }
 
   /** Parts that are combined from columns or fixed, and roles that the file names otherwise: one pair a line. */
@@ -247,30 +248,30 @@ export class Mapping {
       return [node.value, labelled(title, node)];
     };
     const areas = PAIRS.slice(0, ['messages', 'sharegpt'].includes(this.mapping.format) ? 3 : 2).map(area);
-    return h('details', { class: 's-same', open: areas.some(([used]) => used) }, h('summary', {}, 'More parts'),
+    return h('details', { class: 's-same', open: areas.some(([used]) => used) }, h('summary', {}, t`More parts`),
       h('div', { class: 's-stack' }, areas.map(([, node]) => node)));
   }
 }
 
 function renderedRow(row) {
   const raw = !row.messages && row.text === undefined && !row.problem;
-  return h('article', { class: 's-rendered' }, h('header', {}, `line ${row.line}`), rendered(row),
-    raw ? null : h('details', { class: 's-same' }, h('summary', {}, 'As it is in the file'),
+  return h('article', { class: 's-rendered' }, h('header', {}, t`line ${row.line}`), rendered(row),
+    raw ? null : h('details', { class: 's-same' }, h('summary', {}, t`As it is in the file`),
       h('pre', {}, JSON.stringify(row.row, null, 1))));
 }
 
 /** A row as it is read: messages (of a pair with both answers, of a judged answer with its verdict), a text, or why
  *  it is dropped. */
 export function rendered(row) {
-  if (row.problem) return h('p', { class: 's-error' }, `Dropped: ${row.problem}`);
+  if (row.problem) return h('p', { class: 's-error' }, t`Dropped: ${row.problem}`);
   if (!row.messages && row.text === undefined) return h('pre', {}, JSON.stringify(row.row, null, 1));
   if (row.text !== undefined) return h('p', { class: 's-said' }, row.text);
   const sides = row.rejected ? ['chosen', 'rejected'] : [];
   return h('div', { class: 's-stack' }, messages(row.messages),
     sides.length ? h('div', { class: 's-sides' }, sides.map((side) =>
       h('section', { 'data-side': side }, h('h4', {}, side), messages(row[side])))) : null,
-    row.good === undefined ? null : h('p', { class: 's-quiet' }, `Judged as ${row.good ? 'good' : 'bad'}`),
-    row.tools?.length ? h('p', { class: 's-quiet' }, `${row.tools.length} tools may be called`) : null);
+    row.good === undefined ? null : h('p', { class: 's-quiet' }, t`Judged as ${row.good ? 'good' : 'bad'}`),
+    row.tools?.length ? h('p', { class: 's-quiet' }, t`${row.tools.length} tools may be called`) : null);
 }
 
 const messages = (list) => h('div', { class: 's-messages' }, list.map((message) => h('div',

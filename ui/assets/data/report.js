@@ -1,6 +1,6 @@
 // The report of a dataset: import findings, and its statistics on the selected model.
 
-import { api, compact, count, duration, h, pairs, quiet, table, text } from '../core/dom.js';
+import { api, compact, count, duration, h, pairs, quiet, t, table, text } from '../core/dom.js';
 import { ticks } from '../core/chart_canvas.js';
 import { labelled, select } from '../core/form.js';
 import { resolved, svg, takeAway } from '../core/take_away.js';
@@ -12,9 +12,9 @@ export class Report {
   constructor(page) {
     this.page = page;
     this.found = page.found;
-    this.tokens = h('div', { class: 's-stack' }, quiet('Counting tokens …'));
+    this.tokens = h('div', { class: 's-stack' }, quiet(t`Counting tokens …`));
     this.element = h('div', { class: 's-report', 'data-testid': 'report' },
-      h('div', { class: 's-stack' }, h('h2', {}, 'On this model'), this.tokens),
+      h('div', { class: 's-stack' }, h('h2', {}, t`On this model`), this.tokens),
       h('div', { class: 's-stack' }, this.rows(), this.contents()));
     this.measure();
   }
@@ -26,7 +26,7 @@ export class Report {
       const made = await api(`/api/data/${name}/tokens?${this.page.lens.query()}`);
       if (!made.id) return this.show(made);
       this.tokens.replaceChildren(h('p', { class: 's-quiet', role: 'status' },
-        'The dataset is large: a queued job counts its tokens once. The list on the left shows its progress.'));
+        t`The dataset is large: a queued job counts its tokens once. The list on the left shows its progress.`));
       this.page.await(made, () => this.measure(), failed);
     } catch (error) { failed(error.message); }
     return undefined;
@@ -37,32 +37,33 @@ export class Report {
     const cut = report.truncated;
     this.tokens.replaceChildren(
       figures([
-        ['Tokens', compact(report.tokens), count(report.tokens)],
-        ['Carry loss', percent(report.trained_token_share), `${count(report.trained_tokens)} tokens are trained`, low],
-        ['Cut rows', count(cut), `longer than ${count(report.limit)} tokens`, cut > 0],
-        ['Longest row', `${count(report.longest)}`, 'tokens'],
-        ['Steps', count(steps), `${epochs} epochs of ${count(report.train_examples)} rows, ${rowsPerStep} a step`],
-        ['Packing saves', percent(padding, 0), 'of what padded batches would compute; packed rows need no padding'],
+        [t`Tokens`, compact(report.tokens), count(report.tokens)],
+        [t`Carry loss`, percent(report.trained_token_share),
+          t`${count(report.trained_tokens)} tokens are trained`, low],
+        [t`Cut rows`, count(cut), t`longer than ${count(report.limit)} tokens`, cut > 0],
+        [t`Longest row`, `${count(report.longest)}`, 'tokens'],
+        [t`Steps`, count(steps), t`${epochs} epochs of ${count(report.train_examples)} rows, ${rowsPerStep} a step`],
+        [t`Packing saves`, percent(padding, 0), t`of what padded batches would compute; packed rows need no padding`],
       ]),
-      h('div', {}, h('h3', {}, 'Length of the rows, in tokens'), bars(report)),
-      pairs([['A LoRA run takes about', duration(seconds)], ['Chat template',
+      h('div', {}, h('h3', {}, t`Length of the rows, in tokens`), bars(report)),
+      pairs([[t`A LoRA run takes about`, duration(seconds)], [t`Chat template`,
         `${report.template}: ${report.template_reason}`],
-        ['Context of the model', `${count(report.context_length)} tokens; rows are cut at ${count(report.limit)}`],
-        ['Held out', `${count(report.validation_examples)} rows`],
-        ['Tokens cut off', count(report.truncated_tokens)]]),
+        [t`Context of the model`, t`${count(report.context_length)} tokens; rows are cut at ${count(report.limit)}`],
+        [t`Held out`, t`${count(report.validation_examples)} rows`],
+        [t`Tokens cut off`, count(report.truncated_tokens)]]),
       ...report.warnings.map((words) => h('p', { class: 's-warning' }, words)));
   }
 
   rows() {
     const { rows, problem_counts: counts, problems } = this.found.findings;
     const total = Object.values(counts).reduce((sum, n) => sum + n, 0);
-    return h('div', { class: 's-stack' }, h('h2', {}, 'Rows'),
-      figures([['Read', count(rows.read)], ['Kept', count(rows.kept)],
-        ['Dropped', count(rows.dropped), 'each with a reason', rows.dropped > 0]]),
-      total > 0 && [table(['Line', 'Reason'], problems.slice(0, 12).map((one) => [count(one.line), one.text]),
+    return h('div', { class: 's-stack' }, h('h2', {}, t`Rows`),
+      figures([[t`Read`, count(rows.read)], [t`Kept`, count(rows.kept)],
+        [t`Dropped`, count(rows.dropped), t`each with a reason`, rows.dropped > 0]]),
+      total > 0 && [table([t`Line`, t`Reason`], problems.slice(0, 12).map((one) => [count(one.line), one.text]),
         { 'data-testid': 'dropped' }),
-      quiet(total > 12 ? `${count(total)} in all. ` : '',
-        h('a', { href: `/api/data/${this.found.name}/problems.jsonl`, download: '' }, 'Download the list'))]);
+      quiet(total > 12 ? t`${count(total)} in all. ` : '',
+        h('a', { href: `/api/data/${this.found.name}/problems.jsonl`, download: '' }, t`Download the list`))]);
   }
 
   /** The number of rows that another dataset has too, for example one used for evaluation. */
@@ -71,33 +72,33 @@ export class Report {
     if (!others.length) return null;
     const answer = h('span', { class: 's-quiet', role: 'status', 'data-testid': 'overlap' });
     const ask = async (other) => {
-      text(answer, other ? 'Comparing …' : '');
+      text(answer, other ? t`Comparing …` : '');
       if (!other) return;
       try {
         const { rows } = await api('/api/do/data.overlap', { name: this.found.name, other, most: MOST_CHARACTERS });
-        text(answer, rows ? `${count(rows)} rows are in both, word for word` : 'no row is in both');
+        text(answer, rows ? t`${count(rows)} rows are in both, word for word` : t`no row is in both`);
       } catch (error) { text(answer, error.message); }
     };
-    return h('div', { class: 's-lens' }, labelled('Overlap with', select([['', '–'], ...others], '', ask,
+    return h('div', { class: 's-lens' }, labelled(t`Overlap with`, select([['', '–'], ...others], '', ask,
       { 'data-testid': 'overlap-with' })), answer);
   }
 
   contents() {
     const found = this.found.findings;
     const near = found.near_duplicates;
-    return h('div', { class: 's-stack' }, h('h2', {}, 'Contents'),
+    return h('div', { class: 's-stack' }, h('h2', {}, t`Contents`),
       pairs([
-        ['Exact duplicates', count(found.duplicates)],
-        near !== null && ['Near duplicates', `${count(near)}${found.near_compared < found.rows.kept
-          ? ` in the first ${count(found.near_compared)} rows` : ''}`],
-        ['Empty answers', count(found.empty_answers)],
-        ['Characters', `${compact(found.characters)}, ${percent(found.answer_share, 0)} in answers`],
-        ['Scripts', shares(found.scripts)], ['Languages', shares(found.languages)],
+        [t`Exact duplicates`, count(found.duplicates)],
+        near !== null && [t`Near duplicates`, `${count(near)}${found.near_compared < found.rows.kept
+          ? t` in the first ${count(found.near_compared)} rows` : ''}`],
+        [t`Empty answers`, count(found.empty_answers)],
+        [t`Characters`, t`${compact(found.characters)}, ${percent(found.answer_share, 0)} in answers`],
+        [t`Scripts`, shares(found.scripts)], [t`Languages`, shares(found.languages)],
       ]), this.overlap(),
-      found.suspicious.length ? [h('h3', {}, 'Check these rows'), table(null, found.suspicious.map((one) => [one.text,
+      found.suspicious.length ? [h('h3', {}, t`Check these rows`), table(null, found.suspicious.map((one) => [one.text,
         count(one.rows), h('td', { class: 's-path' },
-          `line${one.rows > 1 ? 's' : ''} ${one.lines.slice(0, 6).join(', ')}${
-          one.rows > 6 ? ' …' : ''}`)]))] : quiet('No damaged, hidden or secret-looking text was found.'));
+          t`line${one.rows > 1 ? 's' : ''} ${one.lines.slice(0, 6).join(', ')}${
+          one.rows > 6 ? ' …' : ''}`)]))] : quiet(t`No damaged, hidden or secret-looking text was found.`));
   }
 }
 
@@ -113,19 +114,19 @@ function bars({ length_histogram: { edges, counts }, limit }) {
   const x = (tokens) => left + ((width - left - 8) * tokens) / last, y = (rows) => base - ((base - 10) * rows) / most;
   const bar = (from, to, rows, name) => svg('path', { class: name,
     d: `M${x(from) + 0.5} ${base}V${Math.min(y(rows), base - 1.5)}H${Math.max(x(to) - 0.5, x(from) + 1)}V${base}z` });
-  const drawn = svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': 'Rows by token length' },
+  const drawn = svg('svg', { viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': t`Rows by token length` },
     ticks(0, most, 4, true).map((rows) => [svg('path', { d: `M${left} ${y(rows)}H${width - 8}`, class: 's-grid' }),
       svg('text', { x: left - 6, y: y(rows) + 4, 'text-anchor': 'end', class: 's-tick' }, compact(rows))]),
     counts.map((rows, at) => {
       const [from, to] = [edges[at], edges[at + 1]], cut = Math.min(Math.max(limit, from), to);
-      return rows ? svg('g', {}, svg('title', {}, `${count(from)} to ${count(to - 1)} tokens: ${count(rows)} rows`),
+      return rows ? svg('g', {}, svg('title', {}, t`${count(from)} to ${count(to - 1)} tokens: ${count(rows)} rows`),
         cut > from ? bar(from, cut, rows, 's-within') : [], cut < to ? bar(cut, to, rows, 's-beyond') : []) : [];
     }),
     svg('path', { d: `M${left} ${base}H${width - 8}`, class: 's-axis' }),
     ticks(0, last, 6, true).map((tokens) => svg('text', { x: x(tokens), y: base + 16, 'text-anchor': 'middle',
       class: 's-tick' }, count(tokens))));
   return h('figure', { class: 's-bars', 'data-testid': 'lengths' }, drawn, h('figcaption', { class: 's-row-between' },
-    'Tokens per row', takeAway('Rows by token length', { drawing: () => ({ markup: resolved(drawn), width, height }),
-      rows: () => [['From tokens', 'To tokens', 'Rows'], ...counts.map((rows, at) => [edges[at], edges[at + 1] - 1,
+    t`Tokens per row`, takeAway(t`Rows by token length`, { drawing: () => ({ markup: resolved(drawn), width, height }),
+      rows: () => [[t`From tokens`, t`To tokens`, t`Rows`], ...counts.map((rows, at) => [edges[at], edges[at + 1] - 1,
         rows])] })));
 }

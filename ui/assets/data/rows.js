@@ -1,6 +1,6 @@
 // Rows page by page, with ticks to drop or keep; and the steps that make a new dataset of this one.
 
-import { api, button, count, errorLine, h, quiet, say, send, text } from '../core/dom.js';
+import { api, button, count, errorLine, h, quiet, say, send, t, text } from '../core/dom.js';
 import { actionForm } from '../core/form.js';
 import { rendered } from './import.js';
 
@@ -12,13 +12,13 @@ export class Rows {
     this.ticked = new Set();
     this.offset = 0;
     this.where = h('span', { class: 's-quiet' });
-    this.at = h('input', { type: 'number', min: 1, value: '1', 'aria-label': 'Go to row', onchange: () =>
+    this.at = h('input', { type: 'number', min: 1, value: '1', 'aria-label': t`Go to row`, onchange: () =>
       this.go((Number(this.at.value) || 1) - 1) });
     this.actions = h('span', { class: 's-actions' });
     this.list = h('div', { class: 's-preview', 'data-testid': 'rows' });
     const turn = (label, by, name) => button(label, () => this.go(this.offset + by), '', { 'aria-label': name });
-    this.element = h('div', { class: 's-stack' }, h('div', { class: 's-xray-bar' }, turn('‹', -PAGE, 'Previous page'),
-      h('label', {}, 'Row ', this.at), turn('›', PAGE, 'Next page'), this.where, this.actions), this.list);
+    this.element = h('div', { class: 's-stack' }, h('div', { class: 's-xray-bar' }, turn('‹', -PAGE, t`Previous page`),
+      h('label', {}, t`Row `, this.at), turn('›', PAGE, t`Next page`), this.where, this.actions), this.list);
     this.go(0);
   }
 
@@ -28,29 +28,29 @@ export class Rows {
     const found = await send(`/api/data/${name}/rows?offset=${this.offset}&limit=${PAGE}`);
     if (!found) return;
     this.at.value = this.offset + 1;
-    text(this.where, `to ${count(this.offset + found.rows.length)} of ${count(found.total)}`);
+    text(this.where, t`to ${count(this.offset + found.rows.length)} of ${count(found.total)}`);
     this.list.replaceChildren(...found.rows.map((row) => this.row(row)));
   }
 
   row(row) {
     const { number, line, part } = row;
     return h('article', { class: 's-rendered' }, h('header', {}, h('label', {}, h('input', { type: 'checkbox',
-      class: 's-box', checked: this.ticked.has(number), 'aria-label': `Row ${number}`,
+      class: 's-box', checked: this.ticked.has(number), 'aria-label': t`Row ${number}`,
       onchange: (event) => this.tick(number, event.target.checked) }),
-    ` row ${count(number)} · line ${count(line)}${part === 'validation' ? ' · held out' : ''}`)), rendered(row));
+    t` row ${count(number)} · line ${count(line)}${part === 'validation' ? t` · held out` : ''}`)), rendered(row));
   }
 
   tick(number, on) {
     this.ticked[on ? 'add' : 'delete'](number);
-    const words = `${this.ticked.size} selected row${this.ticked.size > 1 ? 's' : ''}`;
-    this.actions.replaceChildren(...(this.ticked.size ? [button(`Drop ${words}`, () => this.apply(false)),
-      button(`Keep only ${words}`, () => this.apply(true))] : []));
+    const words = t`${this.ticked.size} selected row${this.ticked.size > 1 ? 's' : ''}`;
+    this.actions.replaceChildren(...(this.ticked.size ? [button(t`Drop ${words}`, () => this.apply(false)),
+      button(t`Keep only ${words}`, () => this.apply(true))] : []));
   }
 
   async apply(keep) {
     const rows = [...this.ticked].sort((a, b) => a - b);
     this.page.openResult(await api('/api/do/data.drop', { name: this.page.found.name, row: rows, keep }));
-    this.actions.replaceChildren(h('span', { class: 's-quiet', role: 'status' }, 'Making the new dataset …'));
+    this.actions.replaceChildren(h('span', { class: 's-quiet', role: 'status' }, t`Making the new dataset …`));
   }
 }
 
@@ -64,8 +64,8 @@ export class Change {
     this.status = h('p', { class: 's-quiet', role: 'status' });
     this.cards = h('div', { class: 's-changes' });
     this.element = h('div', { class: 's-stack' },
-      quiet('Each step makes a new dataset and leaves this one unchanged, so this one is the undo. The command line '
-        + 'has the same steps: ', h('code', {}, 'studio data'), '.'), this.status, this.error, this.cards);
+      quiet(t`Each step makes a new dataset and leaves this one unchanged, so this one is the undo. The command line
+        has the same steps: `, h('code', {}, 'studio data'), '.'), this.status, this.error, this.cards);
     this.draw();
   }
 
@@ -79,7 +79,7 @@ export class Change {
       say(this.error, '');
       try {
         this.page.openResult(await form.submit(), (words) => { text(this.status, ''); say(this.error, words); });
-        text(this.status, 'The step is queued; the new dataset opens when it is made.');
+        text(this.status, t`The step is queued; the new dataset opens when it is made.`);
       } catch (error) { say(this.error, error.message); }
     } }, h('h3', {}, form.title), quiet(form.help), form.element,
     h('button', { type: 'submit', class: 's-button', 'data-testid': `change-${STEPS[i]}` }, form.title))));

@@ -1,18 +1,18 @@
 // The X-ray: rows exactly as the trainer sees them, token by token; and the bar that selects the model
 // through which report and X-ray see a dataset.
 
-import { api, button, count, h, query, remember, text } from '../core/dom.js';
+import { api, button, count, dots, h, query, remember, t, text } from '../core/dom.js';
 import { labelled, select } from '../core/form.js';
 
-const PICKS = { first: 'First', longest: 'Longest', shortest: 'Shortest', random: 'Random' };
-const STATES = { trained: 'trained', masked: 'read, not trained', truncated: 'cut off', special: 'special',
-  lost: 'left out by the template', shared: 'equal on both sides' };
+const PICKS = { first: t`First`, longest: t`Longest`, shortest: t`Shortest`, random: t`Random` };
+const STATES = { trained: 'trained', masked: t`read, not trained`, truncated: t`cut off`, special: 'special',
+  lost: t`left out by the template`, shared: t`equal on both sides` };
 
 export class XRay {
   constructor(page) {
     this.page = page;
     this.row = Number(query().get('row')) || 1;
-    this.number = h('input', { type: 'number', min: 1, value: String(this.row), 'aria-label': 'Row number',
+    this.number = h('input', { type: 'number', min: 1, value: String(this.row), 'aria-label': t`Row number`,
       'data-testid': 'xray-row', onchange: () => this.jump(Number(this.number.value) || 1) });
     this.summary = h('p', { class: 's-quiet', role: 'status', 'data-testid': 'xray-summary' });
     this.tokens = h('div', { class: 's-tokens', 'data-testid': 'tokens' });
@@ -23,8 +23,8 @@ export class XRay {
       h('div', { class: 's-xray-bar' },
         h('div', { class: 's-segments' }, Object.entries(PICKS).map(([pick, label]) =>
           h('button', { type: 'button', 'data-testid': `pick-${pick}`, onclick: () => this.load({ pick }) }, label))),
-        turn('‹', -1, 'Previous row'), h('label', {}, 'Row ', this.number, ` of ${count(page.found.rows)}`),
-        turn('›', 1, 'Next row'),
+        turn('‹', -1, t`Previous row`), h('label', {}, t`Row `, this.number, t` of ${count(page.found.rows)}`),
+        turn('›', 1, t`Next row`),
         h('span', { class: 's-xray-legend' }, Object.entries(STATES).map(([state, words]) =>
           (state === 'shared' && !['preference', 'scored'].includes(page.found.mapping.format) ? null
             : h('span', {}, h('i', { class: 's-token',
@@ -46,7 +46,7 @@ export class XRay {
       const found = await api(`/api/data/${this.page.found.name}/xray?${this.page.lens.query({ ...what, ...seed })}`);
       if (request !== this.request) return;
       if (!found.id) return this.show(found.rows);
-      this.note('The dataset is large: a queued job counts its tokens once. The list on the left shows its progress.');
+      this.note(t`The dataset is large: a queued job counts its tokens once. The list on the left shows its progress.`);
       this.page.await(found, () => this.load(what), (words) => this.note(words));
     } catch (error) { if (request === this.request) this.note(error.message); }
   }
@@ -73,28 +73,28 @@ export class XRay {
     const mine = views.filter((view) => view.row === row.row);
     const rejected = mine.filter(({ side }) => side === 'rejected');
     if (row.problem) {
-      this.note(`Line ${count(row.line)} is dropped: ${row.problem}`);
+      this.note(t`Line ${count(row.line)} is dropped: ${row.problem}`);
       return this.tokens.replaceChildren(...row.lost.map(lost));
     }
-    text(this.summary, `line ${count(row.line)} · ${rejected.length
-      ? `${count(row.shared)} tokens are equal on both sides`
-      : `${row.side && `judged as ${row.side} · `}${figures(row)}`}${row.num_parts > 1
-      ? ` · turn 1 of ${row.num_parts}` : ''}`);
+    text(this.summary, t`line ${count(row.line)} · ${rejected.length
+      ? t`${count(row.shared)} tokens are equal on both sides`
+      : `${row.side && t`judged as ${row.side} · `}${figures(row)}`}${row.num_parts > 1
+      ? t` · turn 1 of ${row.num_parts}` : ''}`);
     this.sides(mine.filter(({ side }) => side !== 'rejected'), rejected);
     return text(this.decoded, row.text);
   }
 }
 
-const figures = (row) => `${count(row.num_tokens)} tokens · ${count(row.num_trained)} trained `
-  + `(${row.num_tokens ? Math.round((100 * row.num_trained) / row.num_tokens) : 0}\u202f%) · `
-  + `${count(row.num_truncated)} cut off`
-  + (row.tokens.length < row.num_tokens ? ` · the first ${count(row.tokens.length)} are shown` : '');
+const figures = (row) => dots(t`${count(row.num_tokens)} tokens`, t`${count(row.num_trained)} trained
+  (${row.num_tokens ? Math.round((100 * row.num_trained) / row.num_tokens) : 0}\u202f%)`,
+t`${count(row.num_truncated)} cut off`, row.tokens.length < row.num_tokens
+  && t`the first ${count(row.tokens.length)} are shown`);
 
 /** The tokens of one view after the other, a side of a pair with its figures. */
 export const drawn = (views) => views.flatMap((view) => [
   ['chosen', 'rejected'].includes(view.side) && view.part === 1
     && h('div', { class: 's-quiet', 'data-side': view.side }, `${view.side} · ${view.problem || figures(view)}`),
-  view.part > 1 && h('div', { class: 's-quiet' }, `Turn ${view.part} of ${view.num_parts}`),
+  view.part > 1 && h('div', { class: 's-quiet' }, t`Turn ${view.part} of ${view.num_parts}`),
   ...view.tokens.flatMap((one, index) => [
     ...view.lost.filter((part) => part.before === index).map(lost), token(one, index < view.shared)]),
   ...view.lost.filter((part) => part.before >= view.tokens.length).map(lost),
@@ -102,16 +102,16 @@ export const drawn = (views) => views.flatMap((view) => [
 
 const token = ({ id, state, special, text: words }, shared) => h('span', { class: 's-token',
   'data-state': state, 'data-special': special, 'data-shared': shared,
-  title: `${id} · ${STATES[state]}${special ? ' · special' : ''}` },
+  title: `${id} · ${STATES[state]}${special ? t` · special` : ''}` },
 words === '' ? '·' : words.replaceAll('\n', '↵\n')); // line ends and parts of a character are tokens too
 
 const lost = ({ message, kind, text: words }) => h('del', { class: 's-token', 'data-state': 'truncated',
-  title: `${STATES.lost}: ${kind}${message ? ` of message ${message}` : ''}` }, words);
+  title: `${STATES.lost}: ${kind}${message ? t` of message ${message}` : ''}` }, words);
 
 /** The model and the settings through which a dataset is seen; the address holds them. */
 export class Lens {
   constructor(fields, models, onchange) {
-    const all = [{ name: 'model', title: 'Model', default: 'starter', choices: [] }, ...fields];
+    const all = [{ name: 'model', title: t`Model`, default: 'starter', choices: [] }, ...fields];
     this.values = Object.fromEntries(all.map((one) => [one.name, query().get(one.name) ?? String(one.default)]));
     const list = h('datalist', { id: 'lens-models' }, models.map(([label, value]) => h('option', { value }, label)));
     this.element = h('div', { class: 's-lens' }, list,

@@ -2,16 +2,16 @@
 // A download is a queued job, confirmed with all of its facts before. The address holds the search.
 
 import { actOn, ago, api, badge, button, bytes, changed, compact, count, dots, h, keyed, matcher, pairs, query, quiet,
-  remember, send, sureButton, text, toast } from '../core/dom.js';
+  remember, send, sureButton, t, text, toast } from '../core/dom.js';
 import { askAction, dialog, labelled, select } from '../core/form.js';
 import { isLive, poke, share, subscribe } from '../core/live.js';
 
 const JOBS = new Set(['download', 'extend_model']);
-const WAYS = { full: 'Full', lora: 'LoRA', qlora: 'QLoRA' };
-const WORDS = { fits: 'fits', tight: 'is tight', no: 'does not fit', short: 'is beyond the model’s context' };
-const ORIGINS = { starter: 'embedded', made: 'in this home', folder: 'folder', hub: 'downloaded' };
-const SORTS = [['downloads', 'Most downloaded'], ['likes', 'Most liked'], ['trending_score', 'Trending'],
-  ['last_modified', 'Newest']];
+const WAYS = { full: t`Full`, lora: t`LoRA`, qlora: 'QLoRA' };
+const WORDS = { fits: 'fits', tight: t`is tight`, no: t`does not fit`, short: t`is beyond the model’s context` };
+const ORIGINS = { starter: 'embedded', made: t`in this home`, folder: 'folder', hub: 'downloaded' };
+const SORTS = [['downloads', t`Most downloaded`], ['likes', t`Most liked`], ['trending_score', t`Trending`],
+  ['last_modified', t`Newest`]];
 
 const ask = (device) => send('/api/do/models', { fits: true, device });
 /** The first answer, asked for while gradio still starts. */
@@ -30,21 +30,21 @@ export class Models extends HTMLElement {
   }
 
   build() {
-    this.search = h('input', { type: 'search', placeholder: 'Search models, or paste an id or the address of a page',
-      'aria-label': 'Search models', value: query().get('q') ?? '',
+    this.search = h('input', { type: 'search', placeholder: t`Search models, or paste an id or the address of a page`,
+      'aria-label': t`Search models`, value: query().get('q') ?? '',
       oninput: () => { remember({ q: this.search.value || null, hub: null }); this.found = null; this.list(); },
       onkeydown: (event) => { if (event.key === 'Enter') this.searchHub(); } });
-    this.sort = select(SORTS, 'downloads', () => this.found && this.searchHub(), { 'aria-label': 'Order of the hub' });
-    this.device = h('select', { 'aria-label': 'Device', hidden: true, onchange: () => this.refresh() });
+    this.sort = select(SORTS, 'downloads', () => this.found && this.searchHub(), { 'aria-label': t`Order of the hub` });
+    this.device = h('select', { 'aria-label': t`Device`, hidden: true, onchange: () => this.refresh() });
     this.notice = h('p', { class: 's-notice', role: 'status', hidden: true });
-    this.jobs = h('ol', { class: 's-activity', 'aria-label': 'Downloads', 'data-testid': 'downloads' });
+    this.jobs = h('ol', { class: 's-activity', 'aria-label': t`Downloads`, 'data-testid': 'downloads' });
     this.body = h('div', { class: 's-model-groups', 'data-testid': 'models' });
     this.legend = h('p', { class: 's-quiet s-model-legend' });
-    this.append(h('h1', { class: 's-hidden' }, 'Models'), h('div', { class: 's-library' },
+    this.append(h('h1', { class: 's-hidden' }, t`Models`), h('div', { class: 's-library' },
       h('div', { class: 's-library-bar' }, this.search, this.sort,
-        button('Search the hub', () => this.searchHub()), this.device,
-        h('span', { class: 's-actions' }, button('Folders …', () => this.askFolders()),
-          button('Token …', () => this.askToken()))),
+        button(t`Search the hub`, () => this.searchHub()), this.device,
+        h('span', { class: 's-actions' }, button(t`Folders …`, () => this.askFolders()),
+          button(t`Token …`, () => this.askToken()))),
       this.notice, this.jobs, this.body, this.legend));
   }
 
@@ -56,8 +56,8 @@ export class Models extends HTMLElement {
     this.device.hidden = found.devices.length < 2;
     if (!this.device.length) this.device.append(...found.devices.map((name) => h('option', { value: name }, name)));
     this.notice.hidden = !found.offline;
-    this.notice.replaceChildren('This studio is offline: the hub is not asked for anything. ',
-      button('Go online', () => this.goOnline()));
+    this.notice.replaceChildren(t`This studio is offline: the hub is not asked for anything. `,
+      button(t`Go online`, () => this.goOnline()));
     this.list();
   }
 
@@ -71,24 +71,24 @@ export class Models extends HTMLElement {
     const matches = matcher(this.search.value);
     const rows = this.models.filter((one) => matches(one.name, one.path, one.what, one.license, one.why_not));
     const here = rows.filter((one) => one.kind !== 'curated'), others = rows.filter((one) => one.kind === 'curated');
-    const groups = [['On this machine', here.map((one) => this.local(one))],
-      ['To begin with, from the hub', others.map((one) => this.remote({ ...one, id: one.path }))]];
-    if (this.found) groups.unshift(['Found on the hub', this.found.map((one) => this.remote(one))]);
+    const groups = [[t`On this machine`, here.map((one) => this.local(one))],
+      [t`To begin with, from the hub`, others.map((one) => this.remote({ ...one, id: one.path }))]];
+    if (this.found) groups.unshift([t`Found on the hub`, this.found.map((one) => this.remote(one))]);
     const gone = this.folders?.filter((one) => one.trouble).map((one) => h('p', { class: 's-error' }, one.trouble));
     this.body.replaceChildren(...(gone ?? []), ...groups.filter(([, inside]) => inside.length).map(([title, inside]) =>
       h('section', { class: 's-panel-card s-model-group' }, h('header', {}, h('h2', {}, title),
         ...Object.values(WAYS).map((way) => h('span', { class: 's-model-head' }, way))),
       h('ol', {}, inside))));
     if (!rows.length && !this.found) {
-      this.body.append(h('div', { class: 's-welcome' }, h('p', {}, 'No model here has this name.'),
-        button('Search the hub', () => this.searchHub(), 's-primary')));
+      this.body.append(h('div', { class: 's-welcome' }, h('p', {}, t`No model here has this name.`),
+        button(t`Search the hub`, () => this.searchHub(), 's-primary')));
     }
     if (this.found && !this.found.length) {
-      this.body.prepend(quiet('No model of the hub with these words can be trained here.'));
+      this.body.prepend(quiet(t`No model of the hub with these words can be trained here.`));
     }
-    text(this.legend, this.machine ? `Rows of ${[512, 2048, 8192].map(length).join(', ')} tokens on ${
-      this.machine.name} (${bytes(this.machine.bytes)}). Solid fits, outlined is tight or needs gradient `
-      + 'checkpointing; ≈ is guessed from the number of parameters.' : '');
+    text(this.legend, this.machine ? t`Rows of ${[512, 2048, 8192].map(length).join(', ')} tokens on ${
+      this.machine.name} (${bytes(this.machine.bytes)}). Solid fits, outlined is tight or needs gradient
+      checkpointing; ≈ is guessed from the number of parameters.` : '');
   }
 
   row(one, title, meta, actions) {
@@ -106,32 +106,32 @@ export class Models extends HTMLElement {
     if (!fits) return h('span', { class: 's-fit s-quiet', 'data-way': WAYS[way] }, '–');
     const about = one.fits.exact ? '' : '≈\u202f';
     if (fits.every(({ state }) => state === 'no' || state === 'short')) {
-      return h('span', { class: 's-fit s-quiet', 'data-way': WAYS[way] }, `needs ${about}${bytes(fits[0].bytes)}`);
+      return h('span', { class: 's-fit s-quiet', 'data-way': WAYS[way] }, t`needs ${about}${bytes(fits[0].bytes)}`);
     }
     return h('span', { class: 's-fit', 'data-way': WAYS[way] }, fits.map((each) => h('i', { 'data-state': each.state,
-      title: `${WAYS[way]} on rows of ${count(each.tokens)} tokens ${WORDS[each.state]}${each.bytes
-        ? `: ${about}${bytes(each.bytes)} of ${bytes(this.machine.bytes)}` : ''}` }, length(each.tokens))));
+      title: t`${WAYS[way]} on rows of ${count(each.tokens)} tokens ${WORDS[each.state]}${each.bytes
+        ? t`: ${about}${bytes(each.bytes)} of ${bytes(this.machine.bytes)}` : ''}` }, length(each.tokens))));
   }
 
   local(one) {
-    const meta = dots(ORIGINS[one.kind], one.parameters && `${compact(one.parameters)} parameters`, bytes(one.bytes),
-      one.context && `context ${count(one.context)}`, one.license, one.last_used && `used ${ago(one.last_used)}`,
-      one.adapters.length && `${one.adapters.length} adapter${one.adapters.length > 1 ? 's' : ''}`);
+    const meta = dots(ORIGINS[one.kind], one.parameters && t`${compact(one.parameters)} parameters`, bytes(one.bytes),
+      one.context && t`context ${count(one.context)}`, one.license, one.last_used && t`used ${ago(one.last_used)}`,
+      one.adapters.length && t`${one.adapters.length} adapter${one.adapters.length > 1 ? 's' : ''}`);
     return this.row(one, one.name, meta, [
-      !one.why_not && h('a', { class: 's-button', href: `/?set=model.path=${encodeURIComponent(one.path)}` }, 'Train'),
-      !one.why_not && button('Add tokens …', () => askAction('models.extend', { fixed: { 'model.path': one.path },
-        title: `Add tokens to ${one.name}`, values: { name: `${one.name} extended` } }), 's-tool',
-      { title: 'As a new model; runs on it train their embeddings' }),
-      one.kind === 'hub' && button('Delete …', () => this.askDelete(one))]);
+      !one.why_not && h('a', { class: 's-button', href: `/?set=model.path=${encodeURIComponent(one.path)}` }, t`Train`),
+      !one.why_not && button(t`Add tokens …`, () => askAction('models.extend', { fixed: { 'model.path': one.path },
+        title: t`Add tokens to ${one.name}`, values: { name: `${one.name} extended` } }), 's-tool',
+      { title: t`As a new model; runs on it train their embeddings` }),
+      one.kind === 'hub' && button(t`Delete …`, () => this.askDelete(one))]);
   }
 
   remote(one) {
-    const meta = dots(one.parameters && `${compact(one.parameters)} parameters`,
-      one.active && `${compact(one.active)} active`, one.bytes && bytes(one.bytes),
-      one.context && `context ${count(one.context)}`, one.license, one.gated && 'gated',
-      one.downloads && `${compact(one.downloads)} downloads`);
+    const meta = dots(one.parameters && t`${compact(one.parameters)} parameters`,
+      one.active && t`${compact(one.active)} active`, one.bytes && bytes(one.bytes),
+      one.context && t`context ${count(one.context)}`, one.license, one.gated && 'gated',
+      one.downloads && t`${compact(one.downloads)} downloads`);
     return this.row(one, one.id, meta, [one.here ? badge('succeeded', 'downloaded')
-      : !one.why_not && button('Download …', () => this.askDownload(one.id))]);
+      : !one.why_not && button(t`Download …`, () => this.askDownload(one.id))]);
   }
 
   // -- the hub ---------------------------------------------------------------------------------------
@@ -153,36 +153,37 @@ export class Models extends HTMLElement {
       return;
     }
     const left = one.bytes - one.arrived_bytes;
-    const steps = one.gated && h('ol', { class: 's-steps' }, h('li', {}, 'Accept its licence on ',
-      h('a', { href: one.page, target: '_blank', rel: 'noreferrer' }, 'its page'), '.'),
-    h('li', {}, 'Enter a token with read access: “Token …” on this page.'));
-    const body = [one.asked !== one.id && quiet(`${one.asked} was renamed to ${one.id}.`),
+    const steps = one.gated && h('ol', { class: 's-steps' }, h('li', {}, t`Accept its licence on `,
+      h('a', { href: one.page, target: '_blank', rel: 'noreferrer' }, t`its page`), '.'),
+    h('li', {}, t`Enter a token with read access: “Token …” on this page.`));
+    const body = [one.asked !== one.id && quiet(t`${one.asked} was renamed to ${one.id}.`),
       one.why_not && h('p', { class: 's-error' }, one.why_not),
-      steps && h('div', {}, h('h3', {}, 'Gated: its owner asks for two steps first'), steps),
-      pairs([['To download', `${bytes(left)} in ${one.files.length} files`],
-        one.arrived_bytes && ['Here already', bytes(one.arrived_bytes)],
-        ['Free on this disk', bytes(one.free_bytes)], ['Licence', one.license || 'not stated'],
-        one.parameters && ['Parameters', compact(one.parameters)],
-        one.context && ['Context', `${count(one.context)} tokens`],
-        ['Commit', h('code', {}, one.revision.slice(0, 12))], ['Goes to', h('span', { class: 's-path' }, one.folder)]]),
+      steps && h('div', {}, h('h3', {}, t`Gated: its owner asks for two steps first`), steps),
+      pairs([[t`To download`, t`${bytes(left)} in ${one.files.length} files`],
+        one.arrived_bytes && [t`Here already`, bytes(one.arrived_bytes)],
+        [t`Free on this disk`, bytes(one.free_bytes)], [t`Licence`, one.license || t`not stated`],
+        one.parameters && [t`Parameters`, compact(one.parameters)],
+        one.context && [t`Context`, t`${count(one.context)} tokens`],
+        [t`Commit`, h('code', {}, one.revision.slice(0, 12))],
+        [t`Goes to`, h('span', { class: 's-path' }, one.folder)]]),
       one.fits && h('div', { class: 's-model-fits' }, Object.keys(WAYS).map((way) =>
         h('div', {}, h('span', { class: 's-quiet' }, WAYS[way]), this.fit(one, way)))),
-      h('details', { class: 's-spec' }, h('summary', {}, 'Files'), pairs(one.files.map((file) =>
+      h('details', { class: 's-spec' }, h('summary', {}, t`Files`), pairs(one.files.map((file) =>
         [file.name, bytes(file.bytes)]))),
-      quiet('Only configuration, tokenizer and safetensors weights are fetched, into the hub’s own cache. It can be '
-        + 'paused, and goes on where it was.')];
-    dialog(one.id, h('div', { class: 's-dialog-parts' }, body.filter(Boolean)), 'Download', one.why_not ? null
+      quiet(t`Only configuration, tokenizer and safetensors weights are fetched, into the hub’s own cache. It can be
+        paused, and goes on where it was.`)];
+    dialog(one.id, h('div', { class: 's-dialog-parts' }, body.filter(Boolean)), t`Download`, one.why_not ? null
       : async () => { await api('/api/do/models.get', { repo: one.id, commit: one.revision }); });
   }
 
   async askDelete(one) {
     const what = await send('/api/do/models.remove', { model: one.path });
     if (!what) return;
-    dialog(`Delete ${one.name}`, [h('p', {}, `This frees ${bytes(what.bytes)}. It can be downloaded again.`),
-      what.adapters.length > 0 && h('p', { class: 's-error' }, `${what.adapters.join(', ')}: without their base, these `
-        + 'adapters cannot be used until it is downloaded again.')].filter(Boolean), 'Delete', async () => {
+    dialog(t`Delete ${one.name}`, [h('p', {}, t`This frees ${bytes(what.bytes)}. It can be downloaded again.`),
+      what.adapters.length > 0 && h('p', { class: 's-error' }, t`${what.adapters.join(', ')}: without their base, these
+        adapters cannot be used until it is downloaded again.`)].filter(Boolean), t`Delete`, async () => {
       await api('/api/do/models.remove', { model: one.path, yes: true });
-      toast(`${one.name} is deleted.`);
+      toast(t`${one.name} is deleted.`);
       await this.refresh();
     });
   }
@@ -191,30 +192,30 @@ export class Models extends HTMLElement {
     const known = await send('/api/do/models.token', {});
     if (!known) return;
     const input = h('input', { type: 'password', autocomplete: 'off', placeholder: 'hf_…' });
-    const node = dialog('Token of the hub', [quiet(known.account ? `The stored token is of ${known.account}.`
-      : 'No token is stored. Gated and private models need one with read access.'),
-    h('a', { href: known.page, target: '_blank', rel: 'noreferrer' }, 'Make one on the hub'),
-    labelled('Token', input, 'Kept where the hub’s own library keeps it; never shown again.'),
-    known.account && button('Forget it', async () => {
+    const node = dialog(t`Token of the hub`, [quiet(known.account ? t`The stored token is of ${known.account}.`
+      : t`No token is stored. Gated and private models need one with read access.`),
+    h('a', { href: known.page, target: '_blank', rel: 'noreferrer' }, t`Make one on the hub`),
+    labelled(t`Token`, input, t`Kept where the hub’s own library keeps it; never shown again.`),
+    known.account && button(t`Forget it`, async () => {
       await api('/api/do/models.token', { off: true });
-      toast('The token is forgotten.');
+      toast(t`The token is forgotten.`);
       node.close();
-    })].filter(Boolean), 'Store', async () => {
+    })].filter(Boolean), t`Store`, async () => {
       const kept = await api('/api/do/models.token', { token: input.value });
-      toast(`Stored: the token of ${kept.account}.`);
+      toast(t`Stored: the token of ${kept.account}.`);
     });
   }
 
   askFolders() {
     const list = this.folders.map((one) => h('div', { class: 's-folder' }, h('span', { class: 's-path' }, one.path),
-      sureButton('Leave out', 'Sure?', async () => {
+      sureButton(t`Leave out`, t`Sure?`, async () => {
         await api('/api/do/models.folders', { forget: one.path });
         document.querySelector('.s-dialog')?.close();
         this.refresh();
       }, 's-tool')));
     const path = h('input', { placeholder: '/path/to/models', spellcheck: 'false' });
-    dialog('Folders with models', [...list, labelled('Add a folder', path,
-      'Searched three levels deep each time; nothing in it is changed.')], 'Add', async () => {
+    dialog(t`Folders with models`, [...list, labelled(t`Add a folder`, path,
+      t`Searched three levels deep each time; nothing in it is changed.`)], t`Add`, async () => {
       await api('/api/do/models.folders', { add: path.value });
       await this.refresh();
     });
@@ -239,12 +240,12 @@ export class Models extends HTMLElement {
     const track = h('span', { class: 's-bar-track s-wide', role: 'progressbar', 'aria-label': job.name,
       'aria-valuemin': 0, 'aria-valuemax': 100, 'aria-valuenow': Math.round(100 * share(job)) }, h('span', {
       style: `width:${100 * share(job)}%` }));
-    const acts = { pause: 'Pause', resume: 'Resume', hold: 'Hold' };
+    const acts = { pause: t`Pause`, resume: t`Resume`, hold: t`Hold` };
     node.replaceChildren(badge(job.state), h('a', { href: `/runs?run=${job.id}` }, h('b', {}, job.name)),
-      h('span', { class: 's-quiet' }, job.state === 'queued' ? 'waits for what is before it' : job.phase),
+      h('span', { class: 's-quiet' }, job.state === 'queued' ? t`waits for what is before it` : job.phase),
       h('span', { class: 's-actions' }, job.actions.filter((name) => acts[name]).map((name) =>
         button(acts[name], () => actOn(job.id, name).then(poke), 's-tool')),
-      isLive(job) || job.state === 'paused' ? sureButton('Cancel', 'Really cancel?',
+      isLive(job) || job.state === 'paused' ? sureButton(t`Cancel`, t`Really cancel?`,
         () => actOn(job.id, 'cancel').then(poke), 's-tool') : ''),
       h('div', {}, job.error?.text ? h('p', { class: 's-error' }, job.error.text) : track));
   }
@@ -253,14 +254,14 @@ export class Models extends HTMLElement {
 /** The hub's card of the System page: the offline switch. */
 export function hubCard(card) {
   const body = h('div', { class: 's-stack' });
-  const show = (found) => body.replaceChildren(pairs([['Address', found.endpoint],
-    ['Cache', h('span', { class: 's-path' }, found.cache)],
-    ['State', found.offline ? 'offline: nothing is asked' : 'used when something is asked of it']]),
-  h('div', { class: 's-actions' }, button(found.offline ? 'Go online' : 'Go offline', async () => {
+  const show = (found) => body.replaceChildren(pairs([[t`Address`, found.endpoint],
+    [t`Cache`, h('span', { class: 's-path' }, found.cache)],
+    [t`State`, found.offline ? t`offline: nothing is asked` : t`used when something is asked of it`]]),
+  h('div', { class: 's-actions' }, button(found.offline ? t`Go online` : t`Go offline`, async () => {
     show(await api('/api/do/offline', found.offline ? { off: true } : { on: true }));
   })));
   send('/api/do/offline', {}).then((found) => found && show(found));
-  return card('Model hub', body);
+  return card(t`Model hub`, body);
 }
 
 customElements.define('studio-models', Models);

@@ -2,7 +2,7 @@
 // the dataset, the order, pinned rows and hidden columns. A number opens the job that measured it.
 
 import { askEvaluate } from '../adapters/actions.js';
-import { button, bytes, h, matcher, number, query, quiet, remember, send } from '../core/dom.js';
+import { button, bytes, h, matcher, number, query, quiet, remember, send, t } from '../core/dom.js';
 import { subscribe } from '../core/live.js';
 import { RankedTable, scatter } from '../core/ranked.js';
 import { save, saveTable } from '../core/take_away.js';
@@ -15,19 +15,19 @@ class ResultsPage extends HTMLElement {
     if (this.body) return;
     Object.assign(this, { data: query().get('data') ?? '', pins: new Set(query().getAll('pin')),
       off: new Set(query().getAll('hide')), ended: null });
-    this.search = h('input', { type: 'search', placeholder: 'Search adapters and methods',
-      'aria-label': 'Search results', oninput: () => this.draw() });
-    this.datasets = h('select', { 'aria-label': 'Trained on',
+    this.search = h('input', { type: 'search', placeholder: t`Search adapters and methods`,
+      'aria-label': t`Search results`, oninput: () => this.draw() });
+    this.datasets = h('select', { 'aria-label': t`Trained on`,
       onchange: () => { this.data = this.datasets.value; this.keep(); } });
     this.columns = h('details', { class: 's-columns-choice' });
     this.body = h('div', { class: 's-stack' });
-    this.append(h('h1', { class: 's-hidden' }, 'Results'), h('div', { class: 's-library', 'data-testid': 'results' },
+    this.append(h('h1', { class: 's-hidden' }, t`Results`), h('div', { class: 's-library', 'data-testid': 'results' },
       h('div', { class: 's-library-bar' }, this.search, this.datasets, this.columns, h('span', { class: 's-actions' },
-        button('Evaluate …', () => this.evaluate()),
-        h('a', { class: 's-button', href: '/compare?view=suites' }, 'Suites'),
-        h('a', { class: 's-button', href: '/compare?view=leaderboard' }, 'Leaderboard'),
+        button(t`Evaluate …`, () => this.evaluate()),
+        h('a', { class: 's-button', href: '/compare?view=suites' }, t`Suites`),
+        h('a', { class: 's-button', href: '/compare?view=leaderboard' }, t`Leaderboard`),
         ['csv', 'markdown'].map((form) => button(form === 'csv' ? 'CSV' : 'Markdown', () => saveAs(form))),
-        button('PNG', () => this.table && saveTable('Results', this.table.element)))),
+        button('PNG', () => this.table && saveTable(t`Results`, this.table.element)))),
       this.body));
     subscribe({ element: this, onJobs: (jobs) => this.take(jobs) });
     this.refresh();
@@ -55,16 +55,16 @@ class ResultsPage extends HTMLElement {
     const sets = [...new Set(rows.map((row) => row.data).filter(Boolean))].sort();
     if (!sets.includes(this.data)) this.data = '';
     this.datasets.replaceChildren(...['', ...sets].map((one) => h('option', { value: one, selected: one === this.data },
-      one ? `Trained on ${one}` : 'All datasets')));
+      one ? t`Trained on ${one}` : t`All datasets`)));
     this.columns.hidden = !columns.length;
-    this.columns.replaceChildren(h('summary', { class: 's-button' }, 'Columns'), h('div', {}, columns.map((one) =>
+    this.columns.replaceChildren(h('summary', { class: 's-button' }, t`Columns`), h('div', {}, columns.map((one) =>
       h('label', {}, h('input', { type: 'checkbox', class: 's-box', checked: !this.off.has(one.key),
         onchange: (event) => this.flip(this.off, one.key, !event.target.checked) }), one.title))));
     if (!rows.length) {
-      this.body.replaceChildren(h('div', { class: 's-welcome' }, h('h2', {}, 'Nothing is measured yet'),
-        h('p', {}, 'Every training run adds a row: what it learned, what it forgot, its size. Evaluations, suites and '
-          + 'votes add columns.'),
-        h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter')));
+      this.body.replaceChildren(h('div', { class: 's-welcome' }, h('h2', {}, t`Nothing is measured yet`),
+        h('p', {}, t`Every training run adds a row: what it learned, what it forgot, its size. Evaluations, suites and
+          votes add columns.`),
+        h('a', { class: 's-button s-primary', href: '/' }, t`Train the first adapter`)));
       return;
     }
     const matches = matcher(this.search.value);
@@ -73,31 +73,31 @@ class ResultsPage extends HTMLElement {
     const mixed = new Set(shown.map((row) => row.data).filter(Boolean)).size > 1;
     this.table = new RankedTable([...this.own(mixed), ...columns.filter((one) => !this.off.has(one.key))
       .map((one) => figure(one, mixed))], {
-      order: this.table?.order ?? query().get('order') ?? 'Held-out loss', falls: this.table?.falls,
+      order: this.table?.order ?? query().get('order') ?? t`Held-out loss`, falls: this.table?.falls,
       first: (row) => this.pins.has(row.key), onSort: (order) => remember({ order }),
     });
     this.table.draw(shown);
     const points = shown.filter((row) => row[LEARNED] != null && row[FORGOT] != null)
       .map((row) => ({ x: row[LEARNED], y: row[FORGOT], label: row.name }));
     this.body.replaceChildren(h('section', { class: 's-card s-figures-table' }, this.table.element,
-      quiet('The best of each column is bold. ', mixed && 'Held-out losses of different datasets cannot be compared: '
-        + 'choose one above. ', 'A number opens the job that measured it.')),
+      quiet(t`The best of each column is bold. `, mixed && t`Held-out losses of different datasets cannot be compared:
+        choose one above. `, t`A number opens the job that measured it.`)),
     mixed || points.length < 2 ? '' : h('section', { class: 's-card s-figures-table' },
-      h('h2', {}, 'Learned × forgot'), scatter(points, { x: 'Held-out loss', y: 'Forgetting (KL)' })));
+      h('h2', {}, t`Learned × forgot`), scatter(points, { x: t`Held-out loss`, y: t`Forgetting (KL)` })));
   }
 
   /** The columns that name a row. */
   own(mixed) {
     return [
-      { title: 'Adapter', value: (row) => row.name, show: (row) => {
+      { title: t`Adapter`, value: (row) => row.name, show: (row) => {
         const pinned = this.pins.has(row.key);
         return h('span', { class: 's-pinned' }, button(pinned ? '★' : '☆',
           () => this.flip(this.pins, row.key, !pinned), 's-tool',
-          { 'aria-label': `Pin ${row.name}`, 'aria-pressed': String(pinned), title: 'Keep at the top' }),
+          { 'aria-label': t`Pin ${row.name}`, 'aria-pressed': String(pinned), title: t`Keep at the top` }),
         row.id ? h('a', { href: `/adapters?adapter=${encodeURIComponent(row.id)}` }, row.name) : row.name);
       } },
-      { title: 'Method', words: true, value: (row) => row.method },
-      ...(mixed ? [{ title: 'Trained on', words: true, value: (row) => row.data || null }] : []),
+      { title: t`Method`, words: true, value: (row) => row.method },
+      ...(mixed ? [{ title: t`Trained on`, words: true, value: (row) => row.data || null }] : []),
     ];
   }
 

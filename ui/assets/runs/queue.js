@@ -1,27 +1,27 @@
 // The queue: hold or release it, policy after an error, notifications, and the dialogs that plan a run
 // (schedule, sweep, train longer, note and tags, webhook).
 
-import { api, button, go, h, send, text, toast } from '../core/dom.js';
+import { api, button, go, h, send, t, text, toast } from '../core/dom.js';
 import { askAction, list } from '../core/form.js';
 import { poke, toggleNotifications, wantsNotifications } from '../core/live.js';
 
 export class QueueBar {
   constructor() {
-    this.holding = button('Hold all', () => this.change({ [this.queue?.held ? 'release' : 'hold']: true }),
+    this.holding = button(t`Hold all`, () => this.change({ [this.queue?.held ? 'release' : 'hold']: true }),
       's-tool', { 'data-testid': 'hold-queue' });
-    this.onError = h('select', { 'aria-label': 'After an error', onchange: (e) =>
-      this.change({ on_error: e.target.value }) }, h('option', { value: 'continue' }, 'Errors: continue'),
-    h('option', { value: 'stop' }, 'Errors: stop'));
+    this.onError = h('select', { 'aria-label': t`After an error`, onchange: (e) =>
+      this.change({ on_error: e.target.value }) }, h('option', { value: 'continue' }, t`Errors: continue`),
+    h('option', { value: 'stop' }, t`Errors: stop`));
     this.notifying = button('', async () => {
       const refused = await toggleNotifications();
       if (refused) toast(refused, 'error');
       this.show(this.queue, true, !this.keys.hidden);
-    }, 's-tool', { title: 'A desktop notification when a run ends' });
+    }, 's-tool', { title: t`A desktop notification when a run ends` });
     this.keys = h('p', { class: 's-keys', 'data-testid': 'queue-keys' },
-      h('kbd', {}, 'Alt ↑'), ' ', h('kbd', {}, 'Alt ↓'), ' move a run, ', h('kbd', {}, 'Alt Home'),
-      ' puts it first.');
+      h('kbd', {}, 'Alt ↑'), ' ', h('kbd', {}, 'Alt ↓'), t` move a run, `, h('kbd', {}, 'Alt Home'),
+      t` puts it first.`);
     this.element = h('div', { class: 's-queue-bar', hidden: true }, this.holding, this.onError, this.notifying,
-      button('Webhook', planWebhook, 's-tool'), this.keys);
+      button(t`Webhook`, planWebhook, 's-tool'), this.keys);
   }
 
   /** `shown`: the list is the queue; `many`: there is an order to change. */
@@ -29,8 +29,8 @@ export class QueueBar {
     this.queue = queue;
     this.element.hidden = !shown;
     this.keys.hidden = !many;
-    text(this.holding, queue?.held ? 'Release all' : 'Hold all');
-    text(this.notifying, wantsNotifications() ? 'Notify: on' : 'Notify: off');
+    text(this.holding, queue?.held ? t`Release all` : t`Hold all`);
+    text(this.notifying, wantsNotifications() ? t`Notify: on` : t`Notify: off`);
     if (document.activeElement !== this.onError) this.onError.value = queue?.on_error ?? 'continue';
   }
 
@@ -55,25 +55,25 @@ const local = (time) => {
   return date.toISOString().slice(0, 16).replace('T', ' ');
 };
 
-const LONGER = ({ name, step }) => `${name} is queued, from step ${step}.`;
+const LONGER = ({ name, step }) => t`${name} is queued, from step ${step}.`;
 
 export const planLonger = (job) => askAction('extend', { fixed: { job: job.id }, done: LONGER, values: { epochs: 1 } });
 
 export const planNext = (job) => askAction('then', { fixed: { job: job.id },
-  done: ({ name }) => `${name} is queued; it starts when ${job.name} has succeeded.` });
+  done: ({ name }) => t`${name} is queued; it starts when ${job.name} has succeeded.` });
 
 export const planNote = (job) => askAction('note', { fixed: { job: job.id }, only: ['text', 'tags'],
-  title: `Note on ${job.name}`, values: { text: job.notes, tags: job.tags } });
+  title: t`Note on ${job.name}`, values: { text: job.notes, tags: job.tags } });
 
 async function planWebhook() {
   const now = await api('/api/do/webhook', {});
-  return askAction('webhook', { note: now.webhook && `Now ${now.webhook}.` });
+  return askAction('webhook', { note: now.webhook && t`Now ${now.webhook}.` });
 }
 
 // -- sweeps ----------------------------------------------------------------------------------------
 
-const SWEPT = ['Learning rate', 'Rank', 'Alpha', 'Dropout', 'Method', 'Epochs', 'Steps', 'Warmup steps', 'Batch size',
-  'Weight decay', 'Dataset', 'Maximum length', 'Model', 'Seed'];
+const SWEPT = [t`Learning rate`, t`Rank`, t`Alpha`, t`Dropout`, t`Method`, t`Epochs`, t`Steps`, t`Warmup steps`,
+  t`Batch size`, t`Weight decay`, t`Dataset`, t`Maximum length`, t`Model`, t`Seed`];
 
 /** The number of runs that the lines of a sweep make, as in `Rank = 4, 8`. */
 export const combinations = (lines) => lines.reduce((n, line) =>
@@ -82,20 +82,20 @@ export const combinations = (lines) => lines.reduce((n, line) =>
 /** A sweep from a run, or from the form: its address assignments in `set`. */
 export async function planSweep(job, set = []) {
   const node = await askAction('sweep', { fixed: job ? { like: job.id } : { set },
-    only: ['name', 'over', 'random', 'on_error'], title: job ? `Queue a sweep from ${job.name}`
-      : 'Queue a sweep from this form', done: ({ jobs }) => {
+    only: ['name', 'over', 'random', 'on_error'], title: job ? t`Queue a sweep from ${job.name}`
+      : t`Queue a sweep from this form`, done: ({ jobs }) => {
       go(`/runs?run=${jobs.map(({ id }) => id).slice(0, 10).join()}`);
-      return `${jobs.length} runs are queued.`;
+      return t`${jobs.length} runs are queued.`;
     } });
   const [lines, draw] = ['over', 'random'].map((name) => node.querySelector(`[name=${name}]`));
   lines.placeholder = 'Rank = 4, 8, 16\nSeed = 0, 1';
-  const total = h('small', { class: 's-quiet' }, 'One line per setting: setting = value, value, …');
+  const total = h('small', { class: 's-quiet' }, t`One line per setting: setting = value, value, …`);
   lines.after(total, h('div', { class: 's-chips' }, SWEPT.map((field) => button(field, () => {
     lines.value = `${lines.value.trimEnd()}\n${field} = `.trimStart();
     lines.focus();
   }, 's-tool'))));
   node.addEventListener('input', () => {
     const all = combinations(list(lines.value, '\n')), some = Math.min(all, Number(draw.value) || all);
-    text(total, all ? `${some} run${some > 1 ? 's' : ''}` : 'No values yet');
+    text(total, all ? t`${some} run${some > 1 ? 's' : ''}` : t`No values yet`);
   });
 }

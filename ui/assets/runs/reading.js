@@ -1,6 +1,6 @@
 // What the curves of a run say, under its figures: each finding with the one button that mends it.
 
-import { actOn, button, changed, h, quiet } from '../core/dom.js';
+import { actOn, button, changed, h, quiet, t } from '../core/dom.js';
 import { compareCheckpoint } from '../core/lanes.js';
 import { isLive, poke } from '../core/live.js';
 
@@ -17,7 +17,7 @@ export const asked = ({ action, values }) => (action === 'duplicate'
 /** The list of findings; empty where nothing is to be said. */
 export class Reading {
   constructor() {
-    this.element = h('ul', { class: 's-reading', 'aria-label': 'What the curves say', 'data-testid': 'reading' });
+    this.element = h('ul', { class: 's-reading', 'aria-label': t`What the curves say`, 'data-testid': 'reading' });
     this.show(null, []);
   }
 
@@ -34,7 +34,7 @@ function item(job, { rule, title, text, remedy }) {
     remedy.action === 'compare'
       ? h('a', { class: 's-button', href: compareCheckpoint(job, remedy.values.step) }, remedy.title)
       : button(remedy.title, async () => {
-        await actOn(job.id, remedy.action, asked(remedy), (made) => `Queued as “${made.name}”.`);
+        await actOn(job.id, remedy.action, asked(remedy), (made) => t`Queued as “${made.name}”.`);
         poke();
       }));
 }

@@ -1,7 +1,7 @@
 // One run: progress, figures, actions, and tabs with what it wrote.
 
-import { actOn, ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, go, h,
-  menu, number, quiet, say, send, short, sureButton, table, tabs, text } from '../core/dom.js';
+import { actOn, ago, api, badge, button, changed, choose, clock, compact, count, dots, duration, go, h, menu, number,
+  quiet, say, send, short, sureButton, t, table, tabs, text } from '../core/dom.js';
 import { blindTest, compareAddress, COMPARED } from '../core/lanes.js';
 import { forgettingCard } from '../core/forgetting.js';
 import { isLive, JobProgress, poke, stages, stateName } from '../core/live.js';
@@ -12,14 +12,14 @@ import { planLonger, planNext, planNote, planSchedule, planSweep } from './queue
 import { readAt, Reading } from './reading.js';
 import { remedies, views } from './run_tabs.js';
 
-const VIEWS = { log: 'Log', samples: 'Samples', checkpoints: 'Checkpoints', config: 'Config', history: 'History' };
+const VIEWS = { log: t`Log`, samples: t`Samples`, checkpoints: t`Checkpoints`, config: t`Config`, history: t`History` };
 const FAILURES = {
-  out_of_memory: ['Out of memory', ''],
-  weights_too_large: ['The base does not fit', ''],
-  device_lost: ['The device failed', ''],
-  disk_full: ['The disk is full', 'Free some space, then resume: what was saved is intact.'],
-  cluster: ['The cluster could not train it', 'After repair, resume: what was saved is here.'],
-  diverged: ['The loss diverged', 'Lower the learning rate or the gradient norm limit, then train again.'],
+  out_of_memory: [t`Out of memory`, ''],
+  weights_too_large: [t`The base does not fit`, ''],
+  device_lost: [t`The device failed`, ''],
+  disk_full: [t`The disk is full`, t`Free some space, then resume: what was saved is intact.`],
+  cluster: [t`The cluster could not train it`, t`After repair, resume: what was saved is here.`],
+  diverged: [t`The loss diverged`, t`Lower the learning rate or the gradient norm limit, then train again.`],
 };
 
 const FULL = new Set(['out_of_memory', 'weights_too_large']);
@@ -73,10 +73,10 @@ export class Detail {
     text(this.title, job.name);
     const state = stateName(job);
     if (changed(this.state, state)) this.state.replaceChildren(badge(state));
-    text(this.meta, dots(`Run ${job.id}`, job.method, short(job.model), short(job.data),
-      job.started && job.state !== 'queued' ? `started ${clock(job.started)} (${ago(job.started)})`
-        : `queued ${ago(job.created)}`,
-      job.device && `on ${job.device}`, job.attempt > 1 && `attempt ${job.attempt}`, job.note));
+    text(this.meta, dots(t`Run ${job.id}`, job.method, short(job.model), short(job.data),
+      job.started && job.state !== 'queued' ? t`started ${clock(job.started)} (${ago(job.started)})`
+        : t`queued ${ago(job.created)}`,
+      job.device && t`on ${job.device}`, job.attempt > 1 && t`attempt ${job.attempt}`, job.note));
     this.showRemarks(job);
     this.progress.element.hidden = !isLive(job) && job.state !== 'paused';
     this.progress.show(job);
@@ -108,36 +108,36 @@ export class Detail {
     if (!changed(this.group_, runs.map((one) => [one.id, one.state, one.eval_loss, one.last_loss, one.forgetting,
       one.id === job.id]).join())) return;
     const rank = (one) => one.eval_loss ?? one.last_loss ?? Infinity;
-    const [title, heading] = job.sweep ? [`${runs.length} runs of “${job.sweep}”`, 'Method']
-      : [`${runs.length} stages, each from the adapter of the one before`, 'Dataset'];
+    const [title, heading] = job.sweep ? [t`${runs.length} runs of “${job.sweep}”`, t`Method`]
+      : [t`${runs.length} stages, each from the adapter of the one before`, t`Dataset`];
     if (job.sweep) runs.sort((a, b) => rank(a) - rank(b) || a.id - b.id);
     this.group_.replaceChildren(h('summary', {}, title),
-      table(['Run', heading, 'State', 'Held-out loss', 'Forgetting', 'Loss', 'Time'], runs.map((one) => [
+      table([t`Run`, heading, t`State`, t`Held-out loss`, t`Forgetting`, t`Loss`, t`Time`], runs.map((one) => [
         one.id === job.id ? h('b', {}, one.name) : h('a', { href: `/runs?run=${one.id}` }, one.name),
         job.sweep ? one.method : short(one.data), badge(stateName(one)), number(one.eval_loss),
         number(one.forgetting, 3), number(one.last_loss), duration(one.seconds)])),
-      h('div', { class: 's-actions' }, button('Overlay their curves', () => this.overlay(runs.map(({ id }) => id))),
-        button('Save a report', () => saveReport({ jobs: runs.map(({ id }) => String(id)) }))));
+      h('div', { class: 's-actions' }, button(t`Overlay their curves`, () => this.overlay(runs.map(({ id }) => id))),
+        button(t`Save a report`, () => saveReport({ jobs: runs.map(({ id }) => String(id)) }))));
   }
 
   /** What it waits for, the group it belongs to, its tags and its note. */
   showRemarks(job) {
     const waits = job.state === 'queued' || job.state === 'paused';
-    const names = job.needs.map((id) => this.jobs().find((one) => one.id === id)?.name ?? `run ${id}`);
+    const names = job.needs.map((id) => this.jobs().find((one) => one.id === id)?.name ?? t`run ${id}`);
     say(this.remarks, dots(
-      waits && job.start_after > Date.now() / 1000 && `starts after ${startTime(job.start_after)}`,
-      waits && { idle: 'starts when the machine is idle', night: 'starts at night' }[job.start_when],
-      waits && job.retries_left > 0 && `up to ${job.retries_left} ${job.retries_left > 1 ? 'retries' : 'retry'}`,
+      waits && job.start_after > Date.now() / 1000 && t`starts after ${startTime(job.start_after)}`,
+      waits && { idle: t`starts when the machine is idle`, night: t`starts at night` }[job.start_when],
+      waits && job.retries_left > 0 && t`up to ${job.retries_left} ${job.retries_left > 1 ? 'retries' : 'retry'}`,
         job.waits,
-      waits && names.length && `waits for ${names.join(', ')}`,
-      job.sweep && `in the group ${job.sweep}`, job.parent && `from run ${job.parent}`,
+      waits && names.length && t`waits for ${names.join(', ')}`,
+      job.sweep && t`in the group ${job.sweep}`, job.parent && t`from run ${job.parent}`,
       job.tags.map((tag) => `#${tag}`), job.notes));
   }
 
   showFailure(job) {
     this.failure.hidden = !job.error || job.error.kind === 'gate'; // beside its figures
     if (!job.error) return;
-    const [title, advice] = FAILURES[job.error.kind] ?? ['This run failed', ''];
+    const [title, advice] = FAILURES[job.error.kind] ?? [t`This run failed`, ''];
     if (!changed(this.failure, `${job.id} ${job.error.text}`)) return;
     const fits = FULL.has(job.error.kind) && job.kind === 'train';
     const words = fits ? job.error.text.replace(/ Try .*/s, '') : job.error.text; // the buttons offer it
@@ -149,15 +149,15 @@ export class Detail {
     this.figures.hidden = !draws(job) && job.eval_loss == null;
     const rows = job.rows ?? {};
     const figures = [
-      ['Loss', number(job.last_loss), job.first_loss == null ? '' : `from ${number(job.first_loss)}`],
-      job.reward != null ? ['Held-out reward', number(job.reward), ''] : ['Held-out loss', number(job.eval_loss),
-        job.reward_accuracy == null ? '' : `${number(100 * job.reward_accuracy, 0)}\u202f% right`],
-      ['Steps', count(job.step), job.total_steps ? `of ${count(job.total_steps)}` : ''],
-      ['Time', duration(job.seconds ?? (job.started && isLive(job)
+      [t`Loss`, number(job.last_loss), job.first_loss == null ? '' : t`from ${number(job.first_loss)}`],
+      job.reward != null ? [t`Held-out reward`, number(job.reward), ''] : [t`Held-out loss`, number(job.eval_loss),
+        job.reward_accuracy == null ? '' : t`${number(100 * job.reward_accuracy, 0)}\u202f% right`],
+      [t`Steps`, count(job.step), job.total_steps ? t`of ${count(job.total_steps)}` : ''],
+      [t`Time`, duration(job.seconds ?? (job.started && isLive(job)
         ? Date.now() / 1000 - job.started : null)), ''],
-      ['Rows', count(rows.kept), dots(rows.dropped && `${count(rows.dropped)} dropped`,
-        job.truncated && `${count(job.truncated)} cut at the context`)],
-      ['Trainable', compact(job.trainable_parameters), job.total_parameters
+      [t`Rows`, count(rows.kept), dots(rows.dropped && t`${count(rows.dropped)} dropped`,
+        job.truncated && t`${count(job.truncated)} cut at the context`)],
+      [t`Trainable`, compact(job.trainable_parameters), job.total_parameters
         ? `${number((100 * job.trainable_parameters) / job.total_parameters, 2)}\u202f%` : ''],
     ];
     if (this.figures.children.length !== figures.length) {
@@ -179,19 +179,19 @@ export class Detail {
     more.open = Boolean(this.actions.querySelector('.s-menu')?.open); // a change must not close it
     this.actions.replaceChildren(...[
       job.adapter && COMPARED.has(job.kind)
-        && h('a', { class: 's-button s-primary', href: compareAddress(job) }, 'Compare'),
-      job.adapter && job.kind === 'train' && button('Blind test', async () => {
+        && h('a', { class: 's-button s-primary', href: compareAddress(job) }, t`Compare`),
+      job.adapter && job.kind === 'train' && button(t`Blind test`, async () => {
         const found = await send('/api/do/adapters.show', { adapter: `run-${job.id}` });
         if (found) go(blindTest(found));
-      }, '', { title: 'Against what it was trained from, without names; your votes give the win rate' }),
-      can.has('resume') && button('Resume', () => this.act('resume'),
+      }, '', { title: t`Against what it was trained from, without names; your votes give the win rate` }),
+      can.has('resume') && button(t`Resume`, () => this.act('resume'),
         FULL.has(job.error?.kind) ? '' : 's-primary'), // the failure card has a better way
-      job.state === 'queued' && button('Run next', () => this.act('first')),
-      (can.has('pause') || can.has('hold')) && button(job.state === 'queued' ? 'Hold' : 'Pause',
+      job.state === 'queued' && button(t`Run next`, () => this.act('first')),
+      (can.has('pause') || can.has('hold')) && button(job.state === 'queued' ? t`Hold` : t`Pause`,
         () => this.act('pause')),
-      draws(job) && button('Duplicate', () => this.duplicate(), '', { title: 'Open these settings in Train' }),
+      draws(job) && button(t`Duplicate`, () => this.duplicate(), '', { title: t`Open these settings in Train` }),
       can.has('cancel') && !(job.intent === 'cancel')
-        && sureButton('Cancel', 'Really cancel?', () => this.act('cancel')),
+        && sureButton(t`Cancel`, t`Really cancel?`, () => this.act('cancel')),
       more,
     ].filter(Boolean));
   }
@@ -201,34 +201,34 @@ export class Detail {
     const waits = job.state === 'queued' || job.state === 'paused';
     const open = (one) => isLive(one) || one.state === 'paused';
     const going = job.sweep && this.jobs().some((one) => one.sweep === job.sweep && open(one));
-    return menu('More',
-      waits && button('When it starts …', () => planSchedule(now(), this.jobs())),
-      job.state === 'queued' && job.waits && job.memory_bytes && button('Start without enough memory',
-        () => this.act('anyway'), '', { title: 'It may run out of memory' }),
-      trains && button('Sweep …', () => planSweep(now())),
+    return menu(t`More`,
+      waits && button(t`When it starts …`, () => planSchedule(now(), this.jobs())),
+      job.state === 'queued' && job.waits && job.memory_bytes && button(t`Start without enough memory`,
+        () => this.act('anyway'), '', { title: t`It may run out of memory` }),
+      trains && button(t`Sweep …`, () => planSweep(now())),
       trains && !job.trains_base && (waits || isLive(job) || job.state === 'succeeded')
-        && button('Then …', () => planNext(now()), '', { title: 'A next stage, from its adapter' }),
-      trains && job.state === 'succeeded' && button('Train longer …', () => planLonger(now())),
-      trains && job.state === 'running' && button('Save now', () => this.act('save',
-        'A checkpoint is saved after this step.')),
-      trains && job.state === 'running' && button('Sample now', () => this.act('sample',
-        'The prompts are answered after this step.')),
-      REPORTED.has(now().kind) && button('Save a report', () => saveReport({ jobs: [String(now().id)] }), '',
-        { title: 'One HTML file with curves, settings, samples, rows, votes' }),
-      button('Note and tags …', () => planNote(now())),
-      going && button('Hold the group', () => this.group('hold')),
-      going && button('Release the group', () => this.group('release')),
-      going && sureButton('Cancel the group', 'Cancel all of it?', () => this.group('cancel')),
+        && button(t`Then …`, () => planNext(now()), '', { title: t`A next stage, from its adapter` }),
+      trains && job.state === 'succeeded' && button(t`Train longer …`, () => planLonger(now())),
+      trains && job.state === 'running' && button(t`Save now`, () => this.act('save',
+        t`A checkpoint is saved after this step.`)),
+      trains && job.state === 'running' && button(t`Sample now`, () => this.act('sample',
+        t`The prompts are answered after this step.`)),
+      REPORTED.has(now().kind) && button(t`Save a report`, () => saveReport({ jobs: [String(now().id)] }), '',
+        { title: t`One HTML file with curves, settings, samples, rows, votes` }),
+      button(t`Note and tags …`, () => planNote(now())),
+      going && button(t`Hold the group`, () => this.group('hold')),
+      going && button(t`Release the group`, () => this.group('release')),
+      going && sureButton(t`Cancel the group`, t`Cancel all of it?`, () => this.group('cancel')),
       can.has('resume') && job.step > 0
-        && sureButton('Restart from step 0', 'Discard its steps?', () => this.act('restart')),
-      can.has('cancel') && job.intent !== 'cancel' && sureButton('Cancel, drop checkpoints',
-        'Drop them for good?', () => this.act('drop')),
-      can.has('delete') && sureButton('Delete', 'Delete for good?', () => this.act('delete')));
+        && sureButton(t`Restart from step 0`, t`Discard its steps?`, () => this.act('restart')),
+      can.has('cancel') && job.intent !== 'cancel' && sureButton(t`Cancel, drop checkpoints`,
+        t`Drop them for good?`, () => this.act('drop')),
+      can.has('delete') && sureButton(t`Delete`, t`Delete for good?`, () => this.act('delete')));
   }
 
   async group(action) {
     await send(`/api/do/${action}`, { sweep: this.job.sweep },
-      ({ changed }) => `${changed} run${changed === 1 ? '' : 's'} changed.`);
+      ({ changed }) => t`${changed} run${changed === 1 ? '' : 's'} changed.`);
     poke();
   }
 
@@ -266,12 +266,12 @@ const startTime = (time) => new Date(time * 1000).toLocaleString([], { dateStyle
 const CURVES = new Set(['train', 'arrive']);
 const REPORTED = new Set([...CURVES, 'bakeoff', 'suite', 'merge']);
 const KIND_PAGES = {
-  suite: ['A prompt suite: its table and answers', 'Compare, Suites', () => '/compare?view=suites'],
-  judge: ['A model that judged the answers of a suite', 'Compare, Suites', () => '/compare?view=suites'],
-  import: ['The import of a dataset', 'Data', () => '/data'],
-  curate: ['A step that made a new dataset', 'Data', () => '/data'],
-  measure: ['Token counts of a dataset', 'Data', () => '/data'],
-  preflight: ['The measurement of what a run takes', 'Train', () => '/'],
+  suite: [t`A prompt suite: its table and answers`, t`Compare, Suites`, () => '/compare?view=suites'],
+  judge: [t`A model that judged the answers of a suite`, t`Compare, Suites`, () => '/compare?view=suites'],
+  import: [t`The import of a dataset`, t`Data`, () => '/data'],
+  curate: [t`A step that made a new dataset`, t`Data`, () => '/data'],
+  measure: [t`Token counts of a dataset`, t`Data`, () => '/data'],
+  preflight: [t`The measurement of what a run takes`, t`Train`, () => '/'],
 };
 
 /** Return true if this job writes losses. */
@@ -293,10 +293,10 @@ class JobOutcome {
       else this.contest.take(jobs);
     } else this.contest.hide();
     if (draws(job) || !changed(this.line, `${job.id} ${job.state}`)) return;
-    const adapters = KINDS[job.kind] && [`${KINDS[job.kind]} of adapters`, 'Adapters', () => '/adapters'];
+    const adapters = KINDS[job.kind] && [t`${KINDS[job.kind]} of adapters`, t`Adapters`, () => '/adapters'];
     const [what, place, address] = KIND_PAGES[job.kind] ?? adapters ?? [];
-    this.line.replaceChildren(...(what ? [`${what}. See `, h('a', { href: address(job) }, place), '. '] : []),
-      job.seconds && !isLive(job) ? `It took ${duration(job.seconds)}.` : '');
+    this.line.replaceChildren(...(what ? [t`${what}. See `, h('a', { href: address(job) }, place), '. '] : []),
+      job.seconds && !isLive(job) ? t`It took ${duration(job.seconds)}.` : '');
     this.result.replaceChildren();
     const shown = job.kind !== 'bakeoff' && (!job.error || job.error.kind === 'gate');
     if (shown && !isLive(job)) outcome(job, this.result);

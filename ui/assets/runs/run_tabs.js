@@ -1,39 +1,39 @@
 // The tabs of a run (log, samples, checkpoints, config, history) and, after running out of memory, the
 // changes that make it fit. Everything a run wrote is shown as text.
 
-import { ago, api, badge, button, clock, count, h, number, quiet, send, snippet, table, text } from '../core/dom.js';
+import { ago, api, badge, button, clock, count, h, number, quiet, send, snippet, t, table, text } from '../core/dom.js';
 import { checkpointActions } from '../core/lanes.js';
 import { poke } from '../core/live.js';
 
 /** By the view's name: `(content, job) => node or nodes`. */
 export const views = {
-  log: (lines) => (lines ? h('pre', {}, lines) : quiet('The log is empty until the run starts.')),
+  log: (lines) => (lines ? h('pre', {}, lines) : quiet(t`The log is empty until the run starts.`)),
 
   samples(rows) {
     if (!rows.length) return quiet(
-      'Answers to fixed prompts appear here, before the first step and at each evaluation.');
+      t`Answers to fixed prompts appear here, before the first step and at each evaluation.`);
     return [...Map.groupBy(rows, (row) => row.prompt)].map(([prompt, shots]) => h('section', { class: 's-film' },
       h('h3', {}, prompt),
       h('ol', { tabindex: '0', 'aria-label': prompt }, shots.map((shot, i) => {
         const same = i > 0 && shot.text === shots[i - 1].text;
         return h('li', { class: 's-sample', 'data-same': same },
-          h('header', {}, shot.step ? `Step ${count(shot.step)}` : 'Before training', same && ' · the same'),
+          h('header', {}, shot.step ? t`Step ${count(shot.step)}` : t`Before training`, same && t` · the same`),
           h('p', {}, shot.text || '–'));
       }))));
   },
 
   checkpoints(rows, job) {
-    if (!rows.length) return quiet('No checkpoint yet. One is saved regularly, and whenever you pause.');
-    return table(['Step', 'Held-out loss', 'Saved', '', 'Folder'], [...rows].reverse().map((row) => [
+    if (!rows.length) return quiet(t`No checkpoint yet. One is saved regularly, and whenever you pause.`);
+    return table([t`Step`, t`Held-out loss`, t`Saved`, '', t`Folder`], [...rows].reverse().map((row) => [
       count(row.step), number(row.eval_loss), ago(row.time),
       !job.trains_base && checkpointActions(job, row.step),
       h('td', { class: 's-path' }, row.path)]));
   },
 
   config: ({ yaml, command, error }) => [error && h('p', { class: 's-warning' }, error),
-    command && snippet('Command line', command), snippet('spec.yaml', yaml)].filter(Boolean),
+    command && snippet(t`Command line`, command), snippet('spec.yaml', yaml)].filter(Boolean),
 
-  history: ({ events }) => table(['Time', 'State', 'By', 'Why'], [...events].reverse().map((row) =>
+  history: ({ events }) => table([t`Time`, t`State`, t`By`, t`Why`], [...events].reverse().map((row) =>
     [clock(row.time, true), badge(row.dst), row.actor, row.why])),
 };
 
@@ -41,10 +41,10 @@ export const views = {
  *  change; the failed run stays as it is. */
 export function remedies(job) {
   const intro = quiet();
-  const list = h('ul', { class: 's-remedies', 'aria-label': 'Ways to make it fit' });
+  const list = h('ul', { class: 's-remedies', 'aria-label': t`Ways to make it fit` });
   api('/api/do/refit', { job, listing: true }).then((found) => {
-    text(intro, found.length ? 'Train it again with one of these changes:'
-      : 'No setting makes it small enough: choose a smaller model, or a device with more memory.');
+    text(intro, found.length ? t`Train it again with one of these changes:`
+      : t`No setting makes it small enough: choose a smaller model, or a device with more memory.`);
     list.replaceChildren(...found.map((one, i) => remedy(job, one, i === 0 && one.same_result)));
   }, (error) => text(intro, error.message));
   return [intro, list];
@@ -52,10 +52,10 @@ export function remedies(job) {
 
 function remedy(job, { name, title, about, lacks, same_result: same }, best) {
   const status = h('span', { 'data-same': String(same), role: 'status' },
-    lacks || (same ? 'Same result.' : 'The result changes.'));
+    lacks || (same ? t`Same result.` : t`The result changes.`));
   const again = async () => {
-    const queued = await send('/api/do/refit', { job, remedy: name }, ({ id }) => `Queued again as run ${id}.`);
-    if (queued) text(status, `Queued as run ${queued.id}.`);
+    const queued = await send('/api/do/refit', { job, remedy: name }, ({ id }) => t`Queued again as run ${id}.`);
+    if (queued) text(status, t`Queued as run ${queued.id}.`);
     poke();
   };
   return h('li', {}, button(title, again, best ? 's-primary' : '',

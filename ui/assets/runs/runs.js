@@ -3,8 +3,8 @@
 // &show=live lists the queue.
 
 import { board, METRICS } from '../core/chart.js';
-import { actOn, ago, badge, bar, button, changed, dots, duration, fill, h, keyed, matcher, number, query,
-  remember, say, short, text, toast } from '../core/dom.js';
+import { actOn, ago, badge, bar, button, changed, dots, duration, fill, h, keyed, matcher, number, query, remember,
+  say, short, t, text, toast } from '../core/dom.js';
 import { openCheckpoint } from '../core/lanes.js';
 import { hues, isLive, poke, share, stateName, subscribe } from '../core/live.js';
 import { saveReport } from '../core/take_away.js';
@@ -55,36 +55,36 @@ export class Runs extends HTMLElement {
     this.board = board(METRICS.map((metric) => metric.name), (point) =>
       openCheckpoint(this.jobs.find((job) => job.id === point.run), point.step));
     this.detail = new Detail(() => this.jobs, (ids) => this.overlay(ids));
-    this.search = h('input', { type: 'search', placeholder: 'Search runs', 'aria-label':
-      'Search runs', oninput: () => this.list() });
-    this.tabs = h('div', { class: 's-segments', role: 'group', 'aria-label': 'Which runs' },
+    this.search = h('input', { type: 'search', placeholder: t`Search runs`, 'aria-label':
+      t`Search runs`, oninput: () => this.list() });
+    this.tabs = h('div', { class: 's-segments', role: 'group', 'aria-label': t`Which runs` },
       Object.keys(FILTERS).map((name) => h('button', { type: 'button', 'data-filter': name,
         'aria-pressed': String(name === this.filter), onclick: () => this.choose(name) })));
     this.rows = h('ol', { class: 's-rows', 'data-testid': 'runs' });
-    this.nothing = h('p', { class: 's-quiet', hidden: true }, 'No run matches.');
+    this.nothing = h('p', { class: 's-quiet', hidden: true }, t`No run matches.`);
     this.warning = h('p', { class: 's-warning', role: 'status', hidden: true,
       'data-testid': 'queue-notice' });
     this.bar = new QueueBar();
     const slider = h('input', { type: 'range', min: 0, max: 0.98, step: 0.01, value: 0.0,
-      'aria-label': 'Smoothing', oninput: (e) => this.smooth(+e.target.value) });
+      'aria-label': t`Smoothing`, oninput: (e) => this.smooth(+e.target.value) });
     this.smoothed = h('output', {}, '0');
     slider.value = localStorage.getItem('studio.smoothing') ?? 0.6;
     this.overlays = h('span', { class: 's-quiet' });
     const [loss, ...small] = this.board.charts.map((chart) => chart.element);
     loss.classList.add('s-large');
-    this.together = button('Save a report', () => saveReport({ jobs: this.chosen().filter((id) =>
+    this.together = button(t`Save a report`, () => saveReport({ jobs: this.chosen().filter((id) =>
       draws(this.jobs.find((job) => job.id === id))).map(String) }), 's-tool', { hidden: true, title:
-      'The selected runs beside each other, as one HTML file' });
+      t`The selected runs beside each other, as one HTML file` });
     this.curves = [h('div', { class: 's-chart-bar' }, this.overlays, this.together,
-      h('label', { class: 's-smooth' }, 'Smoothing', slider, this.smoothed)),
-    h('section', { class: 's-charts', 'aria-label': 'Curves' }, loss, small)];
+      h('label', { class: 's-smooth' }, t`Smoothing`, slider, this.smoothed)),
+    h('section', { class: 's-charts', 'aria-label': t`Curves` }, loss, small)];
     this.main = h('div', { class: 's-main', hidden: true }, this.detail.element, this.curves,
       this.detail.panels);
     this.welcome = h('div', { class: 's-welcome', hidden: true },
-      h('h1', {}, 'No runs yet'),
-      h('p', {}, 'A run trains one adapter. The Train page has defaults for model, dataset and method: press Train, '
-        + 'and the curves appear here.'),
-      h('a', { class: 's-button s-primary', href: '/' }, 'Train the first adapter'));
+      h('h1', {}, t`No runs yet`),
+      h('p', {}, t`A run trains one adapter. The Train page has defaults for model, dataset and method: press Train,
+        and the curves appear here.`),
+      h('a', { class: 's-button s-primary', href: '/' }, t`Train the first adapter`));
     this.append(h('div', { class: 's-runs' },
       h('aside', { class: 's-list' },
         h('div', { class: 's-list-head' }, this.search, this.tabs, this.bar.element), this.warning,
@@ -122,7 +122,7 @@ export class Runs extends HTMLElement {
     const known = new Set(jobs.map((job) => job.id));
     this.prune();
     if (!known.has(this.focus)) {
-      if (this.focus && jobs.length) toast(`Run ${this.focus} is not in the list.`);
+      if (this.focus && jobs.length) toast(t`Run ${this.focus} is not in the list.`);
       const next = jobs.find((job) => this.overlaid.has(job.id))
         ?? jobs.find((job) => isLive(job) && job.state !== 'queued') ?? jobs.find(draws) ?? jobs[0];
       this.focus = next?.id ?? null;
@@ -136,7 +136,7 @@ export class Runs extends HTMLElement {
     this.main.hidden = !jobs.length;
     this.querySelector('.s-runs').hidden = !jobs.length;
     const idle = !supervised && jobs.some(isLive)
-      && 'The supervisor is not running, so nothing starts. Run `studio` again to start it.';
+      && t`The supervisor is not running, so nothing starts. Run \`studio\` again to start it.`;
     say(this.warning, queue?.short || queue?.held || idle);
     this.show();
   }
@@ -158,8 +158,8 @@ export class Runs extends HTMLElement {
     for (const part of this.curves) part.hidden = !drawn;
     const others = this.chosen().length - 1;
     this.together.hidden = !others;
-    text(this.overlays, others > 0 ? `with ${others} other run${others > 1 ? 's' : ''} overlaid`
-      : 'Tick runs to overlay their curves; click a loss curve to chat with its nearest checkpoint.');
+    text(this.overlays, others > 0 ? t`with ${others} other run${others > 1 ? 's' : ''} overlaid`
+      : t`Tick runs to overlay their curves; click a loss curve to chat with its nearest checkpoint.`);
     const job = this.jobs.find((one) => one.id === this.focus);
     if (job) this.detail.show(job, this.board.group.hues.get(job.id));
     this.list();
@@ -199,7 +199,7 @@ export class Runs extends HTMLElement {
       job.sweep, ...job.tags, job.notes));
     for (const tab of this.tabs.children) {
       const { filter } = tab.dataset;
-      text(tab, `${{ all: 'Runs', live: 'Queue', ended: 'Ended', other: 'Others' }[filter]} `
+      text(tab, `${{ all: t`Runs`, live: t`Queue`, ended: t`Ended`, other: t`Others` }[filter]} `
         + matches.filter(FILTERS[filter]).length);
     }
     const shown = matches.filter(FILTERS[this.filter]);
@@ -214,7 +214,7 @@ export class Runs extends HTMLElement {
 
   row(job) {
     const box = h('input', { type: 'checkbox', onchange: (e) => this.toggle(job.id, e.target.checked),
-      'aria-label': `Overlay ${job.name}`, 'data-testid': `overlay-${job.id}` });
+      'aria-label': t`Overlay ${job.name}`, 'data-testid': `overlay-${job.id}` });
     const open = h('button', { type: 'button', class: 's-row-open', 'data-testid': `run-${job.id}`,
       onclick: () => this.open(job.id) },
       h('span', { class: 's-row-name' }), h('span', { class: 's-row-state' }),
@@ -277,7 +277,7 @@ export class Runs extends HTMLElement {
     const hue = this.board.group.hues.get(job.id);
     node.draggable = this.filter === 'live' && waits(job);
     open.ariaKeyShortcuts = node.draggable ? 'Alt+ArrowUp Alt+ArrowDown Alt+Home' : null;
-    node.title = node.draggable ? 'Drag, or press Alt and an arrow, to change the order' : '';
+    node.title = node.draggable ? t`Drag, or press Alt and an arrow, to change the order` : '';
     box.style.visibility = draws(job) ? '' : 'hidden';
     box.checked = this.overlaid.has(job.id);
     node.style.setProperty('--hue', hue === undefined ? 'var(--s-line-strong)'
@@ -289,8 +289,8 @@ export class Runs extends HTMLElement {
     if (changed(state, shown)) state.replaceChildren(badge(shown));
     text(what, dots(job.sweep && `⊞ ${job.sweep}`, job.tags.map((tag) => `#${tag}`), job.method, short(job.model),
       short(job.data)));
-    text(loss, isLive(job) ? (last ? `loss ${last}` : job.phase) : dots(last,
-      job.forgetting != null && `forgot ${number(job.forgetting, 2)}`, job.seconds ? duration(job.seconds)
+    text(loss, isLive(job) ? (last ? t`loss ${last}` : job.phase) : dots(last,
+      job.forgetting != null && t`forgot ${number(job.forgetting, 2)}`, job.seconds ? duration(job.seconds)
       : ago(job.finished ?? job.started ?? job.created)));
     track.hidden = !isLive(job) || job.state === 'queued';
     fill(track, share(job));

@@ -1,7 +1,7 @@
 // The System page: devices and who holds them, processes, the Ray cluster, and storage (usage, retention
 // rules, clean-up with a preview, backup).
 
-import { api, badge, bar, button, bytes, copy, count, duration, fill, h, pairs, quiet, send, sureButton,
+import { api, badge, bar, button, bytes, copy, count, duration, fill, h, pairs, quiet, send, sureButton, t,
   table } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 import { hubCard } from '../models/models.js';
@@ -15,7 +15,7 @@ export class Machine extends HTMLElement {
     this.devices = column();
     this.facts = column();
     this.body = h('div', { class: 's-system', 'data-testid': 'system' });
-    this.append(h('h1', { class: 's-hidden' }, 'System'), this.body);
+    this.append(h('h1', { class: 's-hidden' }, t`System`), this.body);
     this.wake = () => { if (!document.hidden) this.refresh(); };
     document.addEventListener('visibilitychange', this.wake);
     this.refresh();
@@ -39,21 +39,21 @@ export class Machine extends HTMLElement {
 
   /** Versions, and the text to paste into a report of a problem; the button survives a refresh. */
   versions(found) {
-    this.diagnostics ??= button('Copy diagnostics', async (event) => {
+    this.diagnostics ??= button(t`Copy diagnostics`, async (event) => {
       const node = event.currentTarget;
       copy((await api('/api/do/diagnostics', {})).diagnostics, node);
-    }, '', { title: 'Versions, devices, findings, the last error and the end of its log; no secrets, no own paths' });
-    return card('Versions', pairs(found), h('div', { class: 's-actions' }, this.diagnostics));
+    }, '', { title: t`Versions, devices, findings, the last error and the end of its log; no secrets, no own paths` });
+    return card(t`Versions`, pairs(found), h('div', { class: 's-actions' }, this.diagnostics));
   }
 
   show(now) {
     if (!this.devices.isConnected) {
       this.body.replaceChildren(column(this.devices, this.storage.element, this.hub), this.facts);
     }
-    this.devices.replaceChildren(card('Devices', now.devices.map(device), now.blocked.map(blocked),
+    this.devices.replaceChildren(card(t`Devices`, now.devices.map(device), now.blocked.map(blocked),
       now.cluster && clusterDevice(now.cluster)));
-    this.facts.replaceChildren(card('Processes', processes(now.processes)),
-      card('Home', pairs([['Folder', now.home.path]])), this.versions(now.versions),
+    this.facts.replaceChildren(card(t`Processes`, processes(now.processes)),
+      card(t`Home`, pairs([[t`Folder`, now.home.path]])), this.versions(now.versions),
       clusterCard(now.cluster, () => this.refresh()));
   }
 }
@@ -68,26 +68,26 @@ function deviceRow(label, name, used, share, status, props = {}) {
 
 function device({ label, name, total_bytes: total, free_bytes: free, utilization, holders }) {
   const used = total - free;
-  const status = [utilization != null && `${count(100 * utilization)}\u202f% busy`, !holders.length && 'free'];
-  const row = deviceRow(label, name, `${bytes(used)} of ${bytes(total)} used`, used / total,
+  const status = [utilization != null && t`${count(100 * utilization)}\u202f% busy`, !holders.length && 'free'];
+  const row = deviceRow(label, name, t`${bytes(used)} of ${bytes(total)} used`, used / total,
     h('span', { class: 's-quiet' }, status.filter(Boolean).join(' · ')));
   if (holders.length) row.append(heldBy(name, holders));
   return row;
 }
 
 /** A GPU that torch cannot use, why, and the command that mends it. */
-const blocked = ({ label, why, command }) => deviceRow(label, '', 'not used', 0,
+const blocked = ({ label, why, command }) => deviceRow(label, '', t`not used`, 0,
   h('span', { class: 's-error' }, why, command && h('code', {}, ` ${command}`)));
 
 /** Who holds a device: a run with its estimated memory, chat with what it keeps resident. */
-const heldBy = (name, holders) => table(['Held by', 'State', 'Since', 'Memory'], holders.map((one) => [
-  one.job ? h('a', { href: `/runs?run=${one.job}` }, one.name) : 'Compare', one.job ? badge(one.state) : one.state,
-  duration(one.seconds), one.bytes ? `${one.job ? 'about ' : ''}${bytes(one.bytes)}` : '–']),
+const heldBy = (name, holders) => table([t`Held by`, t`State`, t`Since`, t`Memory`], holders.map((one) => [
+  one.job ? h('a', { href: `/runs?run=${one.job}` }, one.name) : t`Compare`, one.job ? badge(one.state) : one.state,
+  duration(one.seconds), one.bytes ? `${one.job ? t`about ` : ''}${bytes(one.bytes)}` : '–']),
 { 'data-testid': `holders-${name}` });
 
-const processes = (rows) => table(['Process', 'State', 'PID', 'Since', 'CPU', 'Memory'], rows.map((row) => [
+const processes = (rows) => table([t`Process`, t`State`, 'PID', t`Since`, 'CPU', t`Memory`], rows.map((row) => [
   h('td', { title: row.what }, row.role, h('div', { class: 's-quiet s-what' }, row.what)),
-  badge(row.pid ? 'succeeded' : 'queued', row.pid ? 'running' : 'not running'), row.pid ? String(row.pid) : '–',
+  badge(row.pid ? 'succeeded' : 'queued', row.pid ? 'running' : t`not running`), row.pid ? String(row.pid) : '–',
   duration(row.seconds), row.cpu == null ? '–' : `${count(row.cpu)}\u202f%`, row.pid ? bytes(row.bytes) : '–']));
 
 // -- cluster ---------------------------------------------------------------------------------------
@@ -95,10 +95,10 @@ const processes = (rows) => table(['Process', 'State', 'PID', 'Since', 'CPU', 'M
 /** The cluster among the devices: how many of its devices are free, or why that is unknown. */
 function clusterDevice({ devices, free, kind, machines, version, holders, trouble }) {
   const known = devices != null;
-  const facts = known ? [`${machines} machines, Ray ${version}`, holders.length ? `held by ${holders.join(' and ')}`
+  const facts = known ? [t`${machines} machines, Ray ${version}`, holders.length ? t`held by ${holders.join(' and ')}`
     : 'free']
-    .join(' · ') : 'connecting …';
-  return deviceRow('Ray cluster', 'ray', known ? `${free} of ${devices} ${kind}s free` : '',
+    .join(' · ') : t`connecting …`;
+  return deviceRow(t`Ray cluster`, 'ray', known ? t`${free} of ${devices} ${kind}s free` : '',
     known ? (devices - free) / Math.max(1, devices) : 0,
     h('span', { class: trouble ? 's-error' : 's-quiet' }, trouble || facts), { 'data-testid': 'cluster-device' });
 }
@@ -107,16 +107,16 @@ function clusterDevice({ devices, free, kind, machines, version, holders, troubl
 function clusterCard(cluster, refresh) {
   const described = (found) => {
     refresh();
-    if (!found?.kind && !found?.trouble) return 'No cluster is used.';
-    return found.trouble || `${found.devices} ${found.kind}s on ${found.machines} machines`;
+    if (!found?.kind && !found?.trouble) return t`No cluster is used.`;
+    return found.trouble || t`${found.devices} ${found.kind}s on ${found.machines} machines`;
   };
-  return card('Cluster', quiet('Optional: a Ray cluster is one more device. Runs whose device is “ray” wait in this '
-    + 'queue and train there; their adapters are copied back here.'),
-  cluster && pairs([['Ray dashboard', cluster.address], ['Storage that all machines write', cluster.storage]]),
-  h('div', { class: 's-actions' }, button(cluster ? 'Change …' : 'Use a cluster …', () => askAction('cluster', {
-    title: 'Use a Ray cluster', only: ['address', 'storage'], done: described,
+  return card(t`Cluster`, quiet(t`Optional: a Ray cluster is one more device. Runs whose device is “ray” wait in this
+    queue and train there; their adapters are copied back here.`),
+  cluster && pairs([[t`Ray dashboard`, cluster.address], [t`Storage that all machines write`, cluster.storage]]),
+  h('div', { class: 's-actions' }, button(cluster ? t`Change …` : t`Use a cluster …`, () => askAction('cluster', {
+    title: t`Use a Ray cluster`, only: ['address', 'storage'], done: described,
     values: { address: cluster?.address, storage: cluster?.storage } })),
-  cluster && button('Use none', () => send('/api/do/cluster', { off: true }, described))));
+  cluster && button(t`Use none`, () => send('/api/do/cluster', { off: true }, described))));
 }
 
 // -- storage ---------------------------------------------------------------------------------------
@@ -127,14 +127,14 @@ class Storage {
     this.runs = h('div', {});
     this.items = h('div', { class: 's-found', 'data-testid': 'spare' });
     this.rules = h('div', {});
-    this.element = card('Storage', this.parts, this.runs, this.rules, h('div', { class: 's-actions' },
-      button('What can be removed?', () => this.clean(false)),
-      button('Rules …', () => askAction('clean', { title: 'Set what to keep', only: ['keep_checkpoints', 'keep_days'],
-        note: 'What the new rules would remove is listed first.', values: this.kept,
+    this.element = card(t`Storage`, this.parts, this.runs, this.rules, h('div', { class: 's-actions' },
+      button(t`What can be removed?`, () => this.clean(false)),
+      button(t`Rules …`, () => askAction('clean', { title: t`Set what to keep`, only: ['keep_checkpoints', 'keep_days'],
+        note: t`What the new rules would remove is listed first.`, values: this.kept,
         done: (found) => { this.list(found); this.refresh(); } })),
-      button('Back up …', () => askAction('backup', { done: ({ file, files, bytes: size }) =>
-        `${file} holds ${files} files, ${bytes(size)}.` }))), this.items,
-    quiet('Runs and pages may stay open during a backup. Restore with: studio restore FILE.'));
+      button(t`Back up …`, () => askAction('backup', { done: ({ file, files, bytes: size }) =>
+        t`${file} holds ${files} files, ${bytes(size)}.` }))), this.items,
+    quiet(t`Runs and pages may stay open during a backup. Restore with: studio restore FILE.`));
     this.element.dataset.testid = 'storage';
     this.refresh();
   }
@@ -146,13 +146,13 @@ class Storage {
 
   show({ parts, runs, free_bytes: free, rules }) {
     this.kept = rules;
-    this.rules.replaceChildren(pairs([['Checkpoints kept of a finished run', rules.keep_checkpoints],
-      ['Days until they go', rules.keep_days || 'no limit']]));
+    this.rules.replaceChildren(pairs([[t`Checkpoints kept of a finished run`, rules.keep_checkpoints],
+      [t`Days until they go`, rules.keep_days || t`no limit`]]));
     const most = Math.max(1, ...parts.map((part) => part.bytes));
     const row = (name, track, size) => h('div', {}, h('span', {}, name), track, h('span', {}, bytes(size)));
     this.parts.replaceChildren(...parts.map((part) => row(part.name, fill(bar(''), part.bytes / most), part.bytes)),
-      row('Free on this disk', h('span', {}), free));
-    this.runs.replaceChildren(runs.length ? h('details', {}, h('summary', {}, 'Largest runs'), table(null,
+      row(t`Free on this disk`, h('span', {}), free));
+    this.runs.replaceChildren(runs.length ? h('details', {}, h('summary', {}, t`Largest runs`), table(null,
       runs.map((run) => [run.id ? h('a', { href: `/runs?run=${run.id}` }, run.name) : run.name, run.state,
         bytes(run.bytes)]))) : '');
   }
@@ -164,13 +164,13 @@ class Storage {
   }
 
   list({ items, bytes: sum, removed }) {
-    if (removed) return this.items.replaceChildren(h('p', {}, `${bytes(sum)} are free again.`));
-    if (!items.length) return this.items.replaceChildren(quiet('Nothing: everything here is needed.'));
+    if (removed) return this.items.replaceChildren(h('p', {}, t`${bytes(sum)} are free again.`));
+    if (!items.length) return this.items.replaceChildren(quiet(t`Nothing: everything here is needed.`));
     const more = items.length - 50;
     return this.items.replaceChildren(table(null, items.slice(0, 50).map((item) =>
       [h('td', { title: item.path }, item.what), item.why, bytes(item.bytes)])),
-    more > 0 ? quiet(`and ${more} more`) : '',
-    sureButton(`Remove all of it, ${bytes(sum)}`, 'Remove for good?', () => this.clean(true)));
+    more > 0 ? quiet(t`and ${more} more`) : '',
+    sureButton(t`Remove all of it, ${bytes(sum)}`, t`Remove for good?`, () => this.clean(true)));
   }
 }
 

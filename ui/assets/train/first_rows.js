@@ -1,6 +1,6 @@
 // The X-ray beside the form: the first rows as the trainer sees them, and what the context cuts.
 
-import { api, button, count, h, quiet, text } from '../core/dom.js';
+import { api, button, count, h, quiet, t, text } from '../core/dom.js';
 import { drawn } from '../data/xray.js';
 
 export class FirstRows {
@@ -12,7 +12,7 @@ export class FirstRows {
     this.marked = h('span', {}, 'trained');
     this.list = h('div', { class: 's-first-rows', 'data-testid': 'first-rows' });
     this.element = h('section', { class: 's-card', hidden: true }, h('header', { class: 's-row-between' },
-      h('h2', {}, 'The first rows'), h('span', { class: 's-xray-legend' }, [['trained', this.marked],
+      h('h2', {}, t`The first rows`), h('span', { class: 's-xray-legend' }, [['trained', this.marked],
         ['masked', 'read'], ['truncated', 'cut']].map(([state, words]) => h('span', {},
         h('i', { class: 's-token', 'data-state': state }, 'Aa'), words)))), this.warning, this.words, this.list);
   }
@@ -24,15 +24,15 @@ export class FirstRows {
     const { rows = [], error, unknown = error?.text ?? '' } = await api('/api/train/rows', { set: found.set })
       .catch((failed) => ({ error: { text: failed.message } }));
     if (turn !== this.turn) return;
-    const what = found.values['train.loss'] === 'grpo' ? 'to compare with' : 'trained';
+    const what = found.values['train.loss'] === 'grpo' ? t`to compare with` : 'trained';
     text(this.marked, what);
     text(this.words, unknown);
     this.words.hidden = !unknown;
     this.list.replaceChildren(...rows.map((row) => h('div', {}, h('p', { class: 's-quiet' }, row.problem
-      ? `Row ${row.row} is dropped: ${row.problem}`
-      : `Row ${row.row}${row.side && `, ${row.side}`}: ${count(row.num_tokens)} tokens, ${
-        count(row.num_trained)} ${what}${row.num_truncated ? `, ${count(row.num_truncated)} cut` : ''}`),
-    h('div', { class: 's-tokens', tabindex: '0', role: 'group', 'aria-label': `Row ${row.row} as tokens` },
+      ? t`Row ${row.row} is dropped: ${row.problem}`
+      : t`Row ${row.row}${row.side && `, ${row.side}`}: ${count(row.num_tokens)} tokens, ${
+        count(row.num_trained)} ${what}${row.num_truncated ? t`, ${count(row.num_truncated)} cut` : ''}`),
+    h('div', { class: 's-tokens', tabindex: '0', role: 'group', 'aria-label': t`Row ${row.row} as tokens` },
       drawn([row]), row.tokens.length < row.num_tokens && '…'))));
   }
 
@@ -42,13 +42,13 @@ export class FirstRows {
     const ends = found.rows - found.start, share = Math.max(1, Math.round((100 * found.rows) / found.of));
     const most = Math.min(found.longest, found.context);
     return this.warning.replaceChildren(h('p', { class: 's-warning' },
-      `${share} % of the rows (${count(found.rows)} of ${count(found.of)}) are cut at ${count(found.limit)} tokens: ${
-        [ends && `${count(ends)} lose the end of their answer`, found.start
-          && `${count(found.start)} the beginning of their question`].filter(Boolean).join(', ')}. `,
-      most > found.limit ? button(`Train up to ${count(most)} tokens`, () => {
+      t`${share} % of the rows (${count(found.rows)} of ${count(found.of)}) are cut at ${count(found.limit)} tokens: ${
+        [ends && t`${count(ends)} lose the end of their answer`, found.start
+          && t`${count(found.start)} the beginning of their question`].filter(Boolean).join(', ')}. `,
+      most > found.limit ? button(t`Train up to ${count(most)} tokens`, () => {
         this.page.settings.get('data.max_length').fill(most);
         this.page.changed();
-      }, 's-tool') : `The longest has ${count(found.longest)}, and this model reads ${count(found.context)}: take a `
-        + 'model with a longer context, or split the rows.'));
+      }, 's-tool') : t`The longest has ${count(found.longest)}, and this model reads ${count(found.context)}: take a
+        model with a longer context, or split the rows.`));
   }
 }

@@ -1,12 +1,12 @@
 // The guided start: from what a user wants to data, a model that fits and settings with their reasons. It
 // fills the ordinary form of the Train page, where all of it can be changed.
 
-import { api, bytes, button, compact, count, dots, duration, go, h, quiet, send, table, text } from '../core/dom.js';
+import { api, button, bytes, compact, count, dots, duration, go, h, quiet, send, t, table, text } from '../core/dom.js';
 import { dialog, labelled, select } from '../core/form.js';
 import { Upload } from './upload.js';
 
 const FORMATS = [['xlsx', 'Excel'], ['csv', 'CSV'], ['jsonl', 'JSON lines']];
-const NONE = ['', 'Choose a dataset, or upload a file'];
+const NONE = ['', t`Choose a dataset, or upload a file`];
 
 /** Open the guided start; on other pages than Train it leads there. */
 export async function openGuide() {
@@ -16,22 +16,22 @@ export async function openGuide() {
 
 /** A model as the list writes it. */
 export const modelWords = (one) => `${one.name}${one.here ? '' : ` · ${dots(
-  one.parameters && `${compact(one.parameters)} parameters`, 'to download', one.gated && 'gated')}`}${
-  one.suggested ? ' · suggested' : ''}`;
+  one.parameters && t`${compact(one.parameters)} parameters`, t`to download`, one.gated && 'gated')}`}${
+  one.suggested ? t` · suggested` : ''}`;
 
 /** Minutes and steps of an estimate in words, or why they are not known. */
 export function planWords({ unknown, error, seconds, total_steps: steps, device, total_bytes: size }) {
   if (unknown || error) return unknown ?? error.text;
-  return `About ${duration(seconds)} for ${count(steps)} steps on ${device}, with ${bytes(size)} of memory.`;
+  return t`About ${duration(seconds)} for ${count(steps)} steps on ${device}, with ${bytes(size)} of memory.`;
 }
 
 class Guide {
   constructor(datasets) {
     this.turn = 0;
-    this.goals = h('fieldset', { class: 's-goals' }, h('legend', {}, 'What do you want?'));
+    this.goals = h('fieldset', { class: 's-goals' }, h('legend', {}, t`What do you want?`));
     this.needs = h('p', {});
     this.example = h('div', { class: 's-guide-example' });
-    this.files = h('p', { class: 's-actions' }, h('span', { class: 's-quiet' }, 'A file to fill in:'),
+    this.files = h('p', { class: 's-actions' }, h('span', { class: 's-quiet' }, t`A file to fill in:`),
       FORMATS.map(([format, title]) => button(title, () => this.download(format), 's-tool')));
     this.data = select([NONE, ...datasets], '', () => this.ask(), { 'data-testid': 'guide-data' });
     this.upload = new Upload((name) => this.use(name), 'guide');
@@ -44,11 +44,11 @@ class Guide {
   async open() {
     await this.ask();
     const part = (title, ...inside) => h('section', {}, h('h3', {}, title), inside);
-    this.node = dialog('Guided start', h('div', { class: 's-guide' }, this.goals,
-      part('Data', this.needs, this.example, this.files, labelled('Dataset', this.data), this.upload.element,
+    this.node = dialog(t`Guided start`, h('div', { class: 's-guide' }, this.goals,
+      part(t`Data`, this.needs, this.example, this.files, labelled(t`Dataset`, this.data), this.upload.element,
         this.checked),
-      part('Model', labelled('A model that fits on this machine', this.model)),
-      part('Settings', this.settings), part('Plan', this.plan)), 'Fill the form', () => this.fill());
+      part(t`Model`, labelled(t`A model that fits on this machine`, this.model)),
+      part(t`Settings`, this.settings), part(t`Plan`, this.plan)), t`Fill the form`, () => this.fill());
     this.node.classList.add('s-wide-dialog');
     this.goals.querySelector(':checked').focus();
   }
@@ -60,7 +60,7 @@ class Guide {
     this.found = found;
     this.show(found);
     const plan = this.data.value ? await api('/api/train/estimate', { set: found.set })
-      : { unknown: 'Choose the data to see how long it takes.' };
+      : { unknown: t`Choose the data to see how long it takes.` };
     if (turn === this.turn) text(this.plan, planWords(plan));
   }
 
@@ -71,15 +71,15 @@ class Guide {
       h('span', {}, h('b', {}, one.title), h('span', { class: 's-quiet' }, one.about)))));
     }
     const [least, usual, most] = goal.rows.map(count);
-    text(this.needs, `${goal.needs} Usual are ${usual} rows; ${least} are the least, more than ${most} rarely help.`);
+    text(this.needs, t`${goal.needs} Usual are ${usual} rows; ${least} are the least, more than ${most} rarely help.`);
     this.example.replaceChildren(table(goal.columns, goal.examples.slice(0, 2).map((row) => Object.values(row))));
     text(this.checked, data.text);
     this.checked.className = data.ok === false ? 's-error' : 's-quiet';
     const own = models.some(({ path }) => path === model) ? [] : [{ path: model, name: model, here: true }];
     this.model.replaceChildren(...[...models, ...own].map((one) => h('option', { value: one.path,
       selected: one.path === model, title: one.what ?? '' }, modelWords(one))));
-    this.settings.replaceChildren(table(['Setting', 'Value', 'Why'], settings.map(({ title, shown, reason }) =>
-      [title, shown, reason])), quiet('All other settings keep their defaults.'));
+    this.settings.replaceChildren(table([t`Setting`, t`Value`, t`Why`], settings.map(({ title, shown, reason }) =>
+      [title, shown, reason])), quiet(t`All other settings keep their defaults.`));
   }
 
   use(name) {
@@ -97,7 +97,7 @@ class Guide {
 
   async fill() {
     const { set, data } = this.found, page = document.querySelector('studio-train');
-    if (data.ok === false) throw new Error('Choose data that fit the goal first, or another goal.');
+    if (data.ok === false) throw new Error(t`Choose data that fit the goal first, or another goal.`);
     const query = new URLSearchParams(set.map((one) => ['set', one])).toString();
     send('/api/do/welcome', { done: true });
     if (!page) return go(`/?${query}`);

@@ -1,7 +1,7 @@
 // The launched run on the Train page: its state, its live loss, and what can be done with it.
 
 import { board } from '../core/chart.js';
-import { actOn, badge, button, duration, h, query, quiet, remember, sureButton, text } from '../core/dom.js';
+import { actOn, badge, button, duration, h, query, quiet, remember, sureButton, t, text } from '../core/dom.js';
 import { compareAddress } from '../core/lanes.js';
 import { hues, isLive, JobProgress, poke, stateName, subscribe } from '../core/live.js';
 
@@ -17,7 +17,7 @@ export class Launch {
     this.show = h('section', { class: 's-live', hidden: true }, this.line, this.progress.element,
       this.pace = quiet(),
       this.board.charts.map((chart) => chart.element), this.actions);
-    this.before = h('p', { class: 's-before' }, 'The loss appears here within seconds of pressing Train.');
+    this.before = h('p', { class: 's-before' }, t`The loss appears here within seconds of pressing Train.`);
     this.element = h('div', { id: 'launch' }, this.show, this.before);
     this.run = Number(query().get('run')) || null;
     this.jobs = [];
@@ -66,27 +66,27 @@ export class Launch {
     this.progress.show(job);
     const [id, , promised] = JSON.parse(sessionStorage.getItem('studio.launched') ?? '[]');
     const whole = job.seconds_left == null ? job.seconds : Date.now() / 1000 - job.started + job.seconds_left;
-    text(this.pace, id === job.id && promised && whole ? `Estimated ${duration(promised)}; ${
-      isLive(job) ? 'at the pace of its steps' : 'it took'} ${duration(whole)}.` : '');
+    text(this.pace, id === job.id && promised && whole ? t`Estimated ${duration(promised)}; ${
+      isLive(job) ? t`at the pace of its steps` : t`it took`} ${duration(whole)}.` : '');
     const shown = [job.id, stateName(job), ahead, job.error?.text, job.intent, job.adapter].join(' ');
     if (this.shown !== shown) this.showState(job, ahead);
     this.shown = shown;
   }
 
   showState(job, ahead) {
-    const more = job.state === 'queued' && ahead ? ` after ${ahead} other run${ahead > 1 ? 's' : ''}` : '';
+    const more = job.state === 'queued' && ahead ? t` after ${ahead} other run${ahead > 1 ? 's' : ''}` : '';
     this.line.replaceChildren(badge(stateName(job)), h('a', { href: `/runs?run=${job.id}` }, job.name), more,
       job.error ? h('span', { class: 's-error' }, job.error.text) : '');
     const can = new Set(job.actions);
     const act = (action) => actOn(job.id, action).then(poke);
     this.actions.replaceChildren(...[
       job.adapter && h('a', { class: 's-button s-primary', href: compareAddress(job) },
-        'Compare with the base'),
-      can.has('resume') && button('Resume', () => act('resume'), 's-primary'),
-      can.has('pause') && button('Pause', () => act('pause')),
+        t`Compare with the base`),
+      can.has('resume') && button(t`Resume`, () => act('resume'), 's-primary'),
+      can.has('pause') && button(t`Pause`, () => act('pause')),
       can.has('cancel') && job.intent !== 'cancel'
-        && sureButton('Cancel', 'Really cancel?', () => act('cancel')),
-      h('a', { class: 's-button', href: `/runs?run=${job.id}` }, 'Open in Runs'),
+        && sureButton(t`Cancel`, t`Really cancel?`, () => act('cancel')),
+      h('a', { class: 's-button', href: `/runs?run=${job.id}` }, t`Open in Runs`),
     ].filter(Boolean));
   }
 }

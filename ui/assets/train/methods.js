@@ -1,7 +1,7 @@
 // Methods as cards: a picture (input, frozen block, what is trained), what it is for, and its size on the
 // chosen model.
 
-import { bytes, compact, h, text } from '../core/dom.js';
+import { bytes, compact, h, t, text } from '../core/dom.js';
 
 const FIRST = 4; // cards that are always there
 
@@ -59,9 +59,9 @@ export class Methods {
     this.methods.sort((a, b) => rank(a) - rank(b));
     this.nodes = new Map(this.methods.map((one) => [one.name, this.card(one, choose)]));
     this.more = h('button', { type: 'button', class: 's-tool', onclick: () => this.unfold(!this.unfolded) });
-    this.manual = h('details', { class: 's-manual' }, h('summary', {}, 'How it works'), h('div', {}));
+    this.manual = h('details', { class: 's-manual' }, h('summary', {}, t`How it works`), h('div', {}));
     this.element = h('div', { class: 's-stack' }, h('div', { class: 's-methods', role: 'radiogroup',
-      'aria-label': 'Method' }, [...this.nodes.values()].map(({ label }) => label)),
+      'aria-label': t`Method` }, [...this.nodes.values()].map(({ label }) => label)),
     h('div', { class: 's-row-between' }, this.manual, this.more));
     this.unfold(false);
   }
@@ -79,7 +79,7 @@ export class Methods {
     [...this.nodes.values()].forEach(({ label, input }, at) => {
       label.hidden = !on && at >= FIRST && !input.checked;
     });
-    text(this.more, on ? 'Fewer methods' : `All ${this.nodes.size} methods`);
+    text(this.more, on ? t`Fewer methods` : t`All ${this.nodes.size} methods`);
   }
 
   show(method) {
@@ -96,7 +96,7 @@ export class Methods {
     for (const [name, { label, input, size }] of this.nodes) {
       const known = sizes[name];
       text(size, !known ? '' : known.parameters ? `${compact(known.parameters)} · ${bytes(known.bytes)}`
-        : 'not for this model: it has no biases');
+        : t`not for this model: it has no biases`);
       input.disabled = known?.parameters === 0 && !input.checked;
       label.classList.toggle('s-off', input.disabled);
     }

@@ -1,7 +1,7 @@
 // Train: the memory and time estimate of the form, measuring it with two real steps, fitting it to the
 // device, and presets.
 
-import { api, button, bytes, count, duration, h, number, quiet, send, sureButton } from '../core/dom.js';
+import { api, button, bytes, count, duration, h, number, quiet, send, sureButton, t } from '../core/dom.js';
 import { askAction } from '../core/form.js';
 
 const HUES = { runtime: 9, weights: 0, adapter: 1, gradients: 6, optimizer: 7, activations: 2, logits: 5,
@@ -38,10 +38,10 @@ export class Preflight {
     this.seconds = found.seconds;
     this.time = duration(found.seconds);
     if (!found.measured) this.page.know(found);
-    const measure = button('Measure', () => this.measure(), 's-tool',
-      { title: 'Take two real steps on the longest batch' });
+    const measure = button(t`Measure`, () => this.measure(), 's-tool',
+      { title: t`Take two real steps on the longest batch` });
     if (found.unknown) {
-      this.element.replaceChildren(h('header', {}, h('h2', {}, 'Memory and time'), measure),
+      this.element.replaceChildren(h('header', {}, h('h2', {}, t`Memory and time`), measure),
         quiet(found.unknown));
       return;
     }
@@ -49,18 +49,18 @@ export class Preflight {
     const parts = Object.entries(found.parts).filter(([, size]) => size > 0);
     const colour = (part) => `background: var(--s-run-${HUES[part] ?? 9})`;
     this.element.replaceChildren(...[
-      h('header', {}, h('h2', {}, 'Memory and time'), measure,
-        !found.fits && button('Make it fit', () => this.fit(), 's-primary')),
+      h('header', {}, h('h2', {}, t`Memory and time`), measure,
+        !found.fits && button(t`Make it fit`, () => this.fit(), 's-primary')),
       h('p', { class: 's-forecast' }, h('b', {}, bytes(found.total_bytes)), ` ${free(found)}`, h('span', {}, ' · '),
-        h('b', {}, duration(found.seconds)), ` for ${count(found.total_steps)} steps`,
-        h('span', { class: 's-quiet' }, `${found.measured
-          ? ' · measured' : found.like ? ` · at the pace of ${found.like}` : ' · estimated'}, base in ${found.dtype}`)),
-      found.processes > 1 && quiet(`Below: one process of ${found.processes}, ${bytes(found.process_bytes)}. `
-        + `The time assumes that ${found.processes} are ${(found.efficiency * found.processes).toFixed(1)} times `
-        + 'as fast as one.'),
+        h('b', {}, duration(found.seconds)), t` for ${count(found.total_steps)} steps`,
+        h('span', { class: 's-quiet' }, ' · ', found.measured ? t`measured, base in ${found.dtype}` : found.like
+          ? t`at the pace of ${found.like}, base in ${found.dtype}` : t`estimated, base in ${found.dtype}`)),
+      found.processes > 1 && quiet(t`Below: one process of ${found.processes}, ${bytes(found.process_bytes)}.
+        The time assumes that ${found.processes} are ${(found.efficiency * found.processes).toFixed(1)} times
+        as fast as one.`),
       !found.fits && h('p', { class: 's-error', role: 'alert' },
-        'This does not fit. “Make it fit” keeps the result: smaller batches, accumulated to the same size.'),
-      h('div', { class: 's-parts', role: 'img', 'aria-label': 'Memory by part' }, parts.map(([part, size]) =>
+        t`This does not fit. “Make it fit” keeps the result: smaller batches, accumulated to the same size.`),
+      h('div', { class: 's-parts', role: 'img', 'aria-label': t`Memory by part` }, parts.map(([part, size]) =>
         h('i', { style: `${colour(part)}; width: ${(100 * size) / whole}%`,
           title: `${found.titles[part]}: ${bytes(size)}` }))),
       h('ul', { class: 's-legend' }, parts.map(([part, size]) => h('li', {}, h('i', { style: colour(part) }),
@@ -71,14 +71,14 @@ export class Preflight {
     const started = await send('/api/do/preflight', { set: this.set, measure: true });
     if (!started) return;
     const turn = ++this.turn;
-    const words = h('p', { class: 's-quiet', role: 'status' }, 'Measuring …');
+    const words = h('p', { class: 's-quiet', role: 'status' }, t`Measuring …`);
     this.element.append(words);
     while (turn === this.turn && this.element.isConnected) {
       await later(700);
       const found = await send(`/api/outcome/${started.id}`);
       if (!found || turn !== this.turn) return;
       if (found.outcome.parts) { this.show(found.outcome); return; }
-      words.textContent = found.error?.text || `Measuring: ${found.phase || found.state}`;
+      words.textContent = found.error?.text || t`Measuring: ${found.phase || found.state}`;
       if (['failed', 'cancelled', 'paused'].includes(found.state)) return;
     }
   }
@@ -99,22 +99,22 @@ export class Presets {
 
   show(found) {
     const { page } = this;
-    this.element.replaceChildren(h('span', { class: 's-quiet' }, 'Presets'), ...found.map((preset) =>
+    this.element.replaceChildren(h('span', { class: 's-quiet' }, t`Presets`), ...found.map((preset) =>
       h('span', { class: 's-preset' }, button(preset.name, () => page.open({ values: page.values(),
         preset: preset.name }), '', { title: about(preset) }),
-      preset.own && sureButton('×', 'Forget?', async () => {
+      preset.own && sureButton('×', t`Forget?`, async () => {
         this.show(await api('/api/do/presets.forget', { name: preset.name }));
       }, 's-tool'))),
-    button('Save as …', () => askAction('presets.save', { title: 'Save a preset', fixed: { set: page.found?.set ?? [] },
-      done: (saved) => this.show(saved) }), 's-tool'));
+    button(t`Save as …`, () => askAction('presets.save', { title: t`Save a preset`,
+      fixed: { set: page.found?.set ?? [] }, done: (saved) => this.show(saved) }), 's-tool'));
   }
 }
 
 function free(found) {
   const names = found.device.replaceAll(',', ', ');
-  if (found.processes === 1) return `of ${bytes(found.device_bytes)} free on ${names}`;
-  if (found.on_device > 1) return `for ${found.processes} processes, of ${bytes(found.device_bytes)} free on ${names}`;
-  return `on each device, of ${bytes(found.device_bytes)} free on ${names}`;
+  if (found.processes === 1) return t`of ${bytes(found.device_bytes)} free on ${names}`;
+  if (found.on_device > 1) return t`for ${found.processes} processes, of ${bytes(found.device_bytes)} free on ${names}`;
+  return t`on each device, of ${bytes(found.device_bytes)} free on ${names}`;
 }
 
 const about = (preset) => [preset.about, ...Object.entries(preset.values).map(([field, value]) =>

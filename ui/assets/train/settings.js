@@ -1,7 +1,7 @@
 // Fields of the Train form: a control each, whether it differs from its default, the way back, and the
 // picker of target modules.
 
-import { api, button, h, short, table, text } from '../core/dom.js';
+import { api, button, h, short, t, table, text } from '../core/dom.js';
 import { dialog, list, select } from '../core/form.js';
 
 const OTHER = '\u0000';
@@ -40,7 +40,7 @@ export class Setting {
     this.fill();
     this.usual = this.value();
     const usual = written(field) || 'auto';
-    this.back.title = `Back to ${isSwitch ? (field.default ? 'on' : 'off') : this.labels?.get(usual) ?? usual}`;
+    this.back.title = t`Back to ${isSwitch ? (field.default ? 'on' : 'off') : this.labels?.get(usual) ?? usual}`;
     this.back.ariaLabel = `${field.title}: ${this.back.title}`;
   }
 
@@ -57,15 +57,16 @@ export class Setting {
     if (closed || !choices.length) return this.input;
     const node = h('datalist', { id: `${named.id}-list` }, choices.map(([value]) => h('option', { value })));
     this.input.setAttribute('list', node.id);
-    return h('div', { class: 's-picker' }, this.input, node, field.name.endsWith('target_modules') && button('Choose …',
-      () => pickTargets(this), 's-tool', { title: "Choose among the model's own modules, layer by layer" }));
+    return h('div', { class: 's-picker' }, this.input, node, field.name.endsWith('target_modules') && button(
+      t`Choose …`, () => pickTargets(this), 's-tool',
+      { title: t`Choose among the model's own modules, layer by layer` }));
   }
 
   /** A list, with a path that is not in it as its last choice. */
   picker(choices, named) {
     const other = h('input', { type: 'text', hidden: true, spellcheck: 'false', autocomplete: 'off',
-      'aria-label': `${this.field.title}: path or hub id`, placeholder: '/path, or owner/name on the hub' });
-    this.input = select([...choices, [OTHER, 'A path or a hub id …']], '', (value) => {
+      'aria-label': t`${this.field.title}: path or hub id`, placeholder: t`/path, or owner/name on the hub` });
+    this.input = select([...choices, [OTHER, t`A path or a hub id …`]], '', (value) => {
       other.hidden = value !== OTHER;
       if (!other.hidden) other.focus();
     }, named);
@@ -146,7 +147,7 @@ async function pickTargets(setting) {
   const boxes = new Map();
   const show = () => {
     for (const [key, box] of boxes) box.checked = chosen.has(key);
-    text(words, `${chosen.size} of ${modules.length} linear layers`);
+    text(words, t`${chosen.size} of ${modules.length} linear layers`);
   };
   const flip = (some) => {
     const keys = some.filter(Boolean).map((one) => one.key);
@@ -163,16 +164,16 @@ async function pickTargets(setting) {
     return h('td', {}, box);
   };
   const of = (layer, name) => at.get(`${layer} ${name}`);
-  const boxesOf = table(['Layer', ...layers.map((layer) => button(String(layer), () =>
-    flip(names.map((name) => of(layer, name))), 's-tool', { title: 'All modules of this layer' }))],
+  const boxesOf = table([t`Layer`, ...layers.map((layer) => button(String(layer), () =>
+    flip(names.map((name) => of(layer, name))), 's-tool', { title: t`All modules of this layer` }))],
   names.map((name) => [h('th', { scope: 'row' }, button(name, () => flip(layers.map((layer) => of(layer, name))),
-    's-tool', { title: 'In every layer' })), ...layers.map((layer) => cell(of(layer, name)))]), { class: '' });
-  const node = dialog('Target modules', [h('div', { class: 's-actions' },
-    button('All', () => flip([...at.values()].filter((one) => !chosen.has(one.key))), 's-tool'),
-    button('Attention', () => flip(modules.filter((one) => /att/.test(one.name))), 's-tool'),
+    's-tool', { title: t`In every layer` })), ...layers.map((layer) => cell(of(layer, name)))]), { class: '' });
+  const node = dialog(t`Target modules`, [h('div', { class: 's-actions' },
+    button(t`All`, () => flip([...at.values()].filter((one) => !chosen.has(one.key))), 's-tool'),
+    button(t`Attention`, () => flip(modules.filter((one) => /att/.test(one.name))), 's-tool'),
     button('MLP', () => flip(modules.filter((one) => !/att/.test(one.name))), 's-tool'), words),
-  h('div', { class: 's-targets', 'data-testid': 'targets' }, boxesOf)], 'Use these', async () => {
-    if (!chosen.size) throw new Error('Choose at least one linear layer.');
+  h('div', { class: 's-targets', 'data-testid': 'targets' }, boxesOf)], t`Use these`, async () => {
+    if (!chosen.size) throw new Error(t`Choose at least one linear layer.`);
     const { targets: found } = await api('/api/do/modules', { 'model.path': path, chosen: [...chosen] });
     setting.input.value = found.join(', ');
     setting.element.dispatchEvent(new Event('input', { bubbles: true }));

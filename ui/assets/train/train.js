@@ -1,7 +1,7 @@
 // The Train page: the form, drawn from the fields of a run, and beside it what it means: what pressing Train
 // does, memory and time, the first rows as tokens, the launched run, and the same as a command or a file.
 
-import { api, button, errorLine, h, matcher, quiet, remember, say, send, short, snippet, text } from
+import { api, button, errorLine, h, matcher, quiet, remember, say, send, short, snippet, t, text } from
   '../core/dom.js';
 import { planSweep } from '../runs/queue.js';
 import { Launch } from './launch.js';
@@ -13,7 +13,7 @@ import { idOf, modelsAt, Setting } from './settings.js';
 import { Upload } from './upload.js';
 import { Welcome } from './welcome.js';
 
-const PARTS = { model: 'Model', data: 'Data', train: 'Training' };
+const PARTS = { model: t`Model`, data: t`Data`, train: t`Training` };
 const partOf = (path) => (path.includes('.') ? path.split('.')[0] : 'train');
 
 export class Train extends HTMLElement {
@@ -53,19 +53,19 @@ export class Train extends HTMLElement {
       id: `${name}-note` })]));
     modelsAt(() => this.settings.get('model.path').value());
     this.append(h('div', { class: 's-train' },
-      h('h1', { class: 's-hidden' }, 'Train an adapter'),
+      h('h1', { class: 's-hidden' }, t`Train an adapter`),
       h('div', { class: 's-form', oninput: () => this.changed(), onchange: () => this.changed() },
         this.welcome.element, this.presets.element,
-        h('section', { class: 's-card' }, h('header', { class: 's-row-between' }, h('h2', {}, 'What to train'),
+        h('section', { class: 's-card' }, h('header', { class: 's-row-between' }, h('h2', {}, t`What to train`),
           this.upload.element), h('div', { class: 's-pair' }, ['model', 'data'].map((name) => h('div', {},
           this.settings.get(`${name}.path`).element, this.notes[name])))),
-        h('section', { class: 's-card' }, h('h2', {}, 'Method'), this.methods.element,
+        h('section', { class: 's-card' }, h('h2', {}, t`Method`), this.methods.element,
           this.mainOfMethod = h('div', { class: 's-fields' })),
-        h('section', { class: 's-card' }, h('h2', {}, 'Training'), h('div', { class: 's-fields' },
+        h('section', { class: 's-card' }, h('h2', {}, t`Training`), h('div', { class: 's-fields' },
           this.plain().map(({ element }) => element))),
         this.advanced()),
       h('div', { class: 's-side' }, h('section', { class: 's-card s-go' },
-        this.go = button('Train', () => this.start(), 's-primary', { id: 'train', title: 'Ctrl Enter' }), this.says,
+        this.go = button(t`Train`, () => this.start(), 's-primary', { id: 'train', title: 'Ctrl Enter' }), this.says,
         this.warnings, this.error), this.preflight.element, this.rows.element, this.launch.element, this.same)));
     this.showMethod();
   }
@@ -75,17 +75,17 @@ export class Train extends HTMLElement {
   advanced() {
     const more = [...this.settings.values()].filter(({ field }) => field.advanced);
     const groups = Map.groupBy(more, ({ field }) => field.heading || PARTS[partOf(field.name)]);
-    this.search = h('input', { type: 'search', placeholder: 'Search settings', 'aria-label': 'Search settings' });
+    this.search = h('input', { type: 'search', placeholder: t`Search settings`, 'aria-label': t`Search settings` });
     this.onlyChanged = h('input', { type: 'checkbox', class: 's-box' });
     this.moreOfMethod = h('div', { class: 's-fields' });
-    this.none = quiet('No setting is like this.');
+    this.none = quiet(t`No setting is like this.`);
     const group = (title, body) => h('div', { class: 's-group' }, h('h3', {}, title), body);
     const sift = (event) => { event.stopPropagation(); this.sift(); };
     this.groups = [group('', this.moreOfMethod), ...[...groups].map(([title, some]) => group(title,
       h('div', { class: 's-fields' }, some.map(({ element }) => element))))];
-    return h('details', { class: 's-card s-advanced', id: 'advanced' }, h('summary', {}, h('h2', {}, 'Advanced'),
+    return h('details', { class: 's-card s-advanced', id: 'advanced' }, h('summary', {}, h('h2', {}, t`Advanced`),
       this.count = h('span', { class: 's-quiet' })), h('div', { class: 's-sift', oninput: sift, onchange: sift },
-      this.search, h('label', { class: 's-check' }, this.onlyChanged, 'Only changed')), this.groups, this.none);
+      this.search, h('label', { class: 's-check' }, this.onlyChanged, t`Only changed`)), this.groups, this.none);
   }
 
   /** The settings of the form as it stands: those of the run and of the chosen method. */
@@ -127,7 +127,7 @@ export class Train extends HTMLElement {
     this.none.hidden = this.groups.some((one) => !one.hidden);
     const many = this.all().filter(({ field, element }) =>
       field.advanced && element.hasAttribute('data-changed')).length;
-    text(this.count, many ? `${many} changed` : '');
+    text(this.count, many ? t`${many} changed` : '');
   }
 
   changed() {
@@ -188,7 +188,7 @@ export class Train extends HTMLElement {
     }
     if (found.facts.model.includes('hub') && !found.model_wrong) {
       const address = `/models?q=${encodeURIComponent(found.values['model.path'])}&hub=1`;
-      this.notes.model.append(' ', h('a', { href: address }, 'Look at it on the Models page'));
+      this.notes.model.append(' ', h('a', { href: address }, t`Look at it on the Models page`));
     }
     for (const one of this.all()) one.mark(one.field.name in found.values || one.isTouched, undefined);
     this.warnings.replaceChildren(...found.warnings.map((words) => h('p', { class: 's-warning' }, words)));
@@ -217,11 +217,11 @@ export class Train extends HTMLElement {
   sentence({ rows, total_steps: steps, device, unknown }) {
     const { values = {} } = this.found ?? {}, title = this.titles.get(this.method);
     const own = (name) => this.all().find((one) => one.field.name === name)?.value();
-    const what = `${title}${own('method.r') ? ` of rank ${own('method.r')}` : ''}`;
+    const what = `${title}${own('method.r') ? t` of rank ${own('method.r')}` : ''}`;
     const data = short(own('data.path')).replace('starter:', '');
-    if (unknown) return `Queues ${what} on ${short(own('model.path'))} with ${data}.`;
-    const often = values['train.max_steps'] ? '' : ` (${own('train.num_train_epochs')} epochs)`;
-    return `Trains ${what} on ${short(own('model.path'))} with ${rows} rows of ${data}: ${steps} steps${often} on ${
+    if (unknown) return t`Queues ${what} on ${short(own('model.path'))} with ${data}.`;
+    const often = values['train.max_steps'] ? '' : t` (${own('train.num_train_epochs')} epochs)`;
+    return t`Trains ${what} on ${short(own('model.path'))} with ${rows} rows of ${data}: ${steps} steps${often} on ${
       device.replaceAll(',', ', ')}, about ${this.preflight.time}.`;
   }
 
@@ -229,13 +229,14 @@ export class Train extends HTMLElement {
     const open = this.same.firstChild?.open ?? localStorage.getItem('studio.same') === '1';
     this.same.replaceChildren(h('details', { class: 's-same', open,
       ontoggle: (e) => localStorage.setItem('studio.same', e.target.open ? '1' : '0') },
-    h('summary', {}, 'The same as a command or a file'), snippet('Command line', command), snippet('spec.yaml', yaml)),
+    h('summary', {}, t`The same as a command or a file`), snippet(t`Command line`, command),
+    snippet('spec.yaml', yaml)),
     h('div', { class: 's-actions' },
-      button('Sweep: several values of some fields …', () => planSweep(null, set), 's-tool'),
-      button('Bake-off: these settings with several methods …', () => import('../adapters/bakeoff.js').then(
+      button(t`Sweep: several values of some fields …`, () => planSweep(null, set), 's-tool'),
+      button(t`Bake-off: these settings with several methods …`, () => import('../adapters/bakeoff.js').then(
         ({ askBakeoff }) => askBakeoff({ set, impossible: this.impossible() })), 's-tool'),
-      button('Guided start …', openGuide, 's-tool'),
-      button('Start over', () => { this.launch.forget(); this.open({ address: '' }); }, 's-tool')));
+      button(t`Guided start …`, openGuide, 's-tool'),
+      button(t`Start over`, () => { this.launch.forget(); this.open({ address: '' }); }, 's-tool')));
   }
 
   impossible() { return Object.keys(this.found.sizes).filter((name) => !this.found.sizes[name].parameters); }
@@ -251,7 +252,7 @@ export class Train extends HTMLElement {
     while (!found) found = await this.judge(); // a newer answer came between
     if (found.error) return;
     const twin = this.launch.twin(found.set);
-    const asked = () => `“${twin.name}” with these very settings is ${twin.state}. Train them once more?`;
+    const asked = () => t`“${twin.name}” with these very settings is ${twin.state}. Train them once more?`;
     if (twin && !window.confirm(asked())) return;
     this.welcome.hide();
     try {

@@ -1,6 +1,6 @@
 // Upload a data file on the Train page: it is imported as on the Data page, and chosen.
 
-import { api, button, h, send, text } from '../core/dom.js';
+import { api, button, h, send, t, text } from '../core/dom.js';
 import { sendFile } from '../core/upload.js';
 
 const later = (ms) => new Promise((done) => { setTimeout(done, ms); });
@@ -11,10 +11,10 @@ export class Upload {
     this.use = use;
     this.line = h('span', { role: 'status' });
     this.file = h('input', { type: 'file', hidden: true, 'data-testid': `${place}-file`,
-      'aria-label': 'Data file', onchange: (event) => { event.stopPropagation(); this.send(this.file.files[0]); } });
+      'aria-label': t`Data file`, onchange: (event) => { event.stopPropagation(); this.send(this.file.files[0]); } });
     const id = place === 'train' ? 'upload' : `${place}-upload`;
     this.element = h('div', { id, class: 's-upload' }, this.line, this.file,
-      button('Upload a data file …', () => this.file.click(), 's-link'));
+      button(t`Upload a data file …`, () => this.file.click(), 's-link'));
   }
 
   say(words, kind = 's-quiet') {
@@ -27,17 +27,17 @@ export class Upload {
     this.file.value = '';
     try {
       const path = await sendFile(file, { onProgress: (words) => this.say(words) });
-      this.say(`Reading ${file.name} …`);
+      this.say(t`Reading ${file.name} …`);
       const { problem } = await api('/api/data/look', { path });
-      if (problem) throw new Error(`${problem} Import it on the Data page, where its columns can be chosen.`);
+      if (problem) throw new Error(t`${problem} Import it on the Data page, where its columns can be chosen.`);
       const job = await api('/api/do/data.import', { source: path, uploaded: true });
-      this.say('Importing …');
+      this.say(t`Importing …`);
       let found = job;
       while (!['succeeded', 'failed', 'cancelled'].includes(found.state)) {
         await later(300);
         found = await send(`/api/outcome/${job.id}`) ?? found;
       }
-      if (found.state !== 'succeeded') throw new Error(found.error?.text ?? `The import was ${found.state}.`);
+      if (found.state !== 'succeeded') throw new Error(found.error?.text ?? t`The import was ${found.state}.`);
       this.say('');
       this.use(found.outcome.name ?? found.outcome.dataset);
     } catch (error) { this.say(error.message, 's-error'); }

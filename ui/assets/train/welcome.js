@@ -1,12 +1,12 @@
 // The first start: what this machine has, what the doctor found, and three ways to begin. It stands above the
 // form until one is taken; Help in the bar shows the same.
 
-import { bytes, button, dots, go, h, quiet, send } from '../core/dom.js';
+import { button, bytes, dots, go, h, quiet, send, t } from '../core/dom.js';
 import { dialog } from '../core/form.js';
 import { openGuide } from './guide.js';
 
-const KEYS = [['Ctrl Enter', 'Train'], ['Alt ↑ ↓ Home', 'Move a waiting run'],
-  ['Tab', 'From the top: skip to the page']];
+const KEYS = [['Ctrl Enter', t`Train`], ['Alt ↑ ↓ Home', t`Move a waiting run`],
+  ['Tab', t`From the top: skip to the page`]];
 
 /** A finding as sentence and command. */
 export function findingParts(words) {
@@ -17,7 +17,7 @@ export function findingParts(words) {
 /** The machine in one line, and the doctor's findings. */
 function machine({ device, disk_bytes: disk, findings }) {
   return [h('p', { 'data-testid': 'machine' }, dots(`${device.label} (${device.name})`,
-    `${bytes(device.free_bytes)} of ${bytes(device.total_bytes)} memory free`, disk && `${bytes(disk)} disk free`)),
+    t`${bytes(device.free_bytes)} of ${bytes(device.total_bytes)} memory free`, disk && t`${bytes(disk)} disk free`)),
   findings.length > 0 && h('ul', { class: 's-findings' }, findings.map(({ kind, text }) => {
     const { sentence, command } = findingParts(text);
     return h('li', { 'data-kind': kind }, sentence, command && h('code', {}, command));
@@ -25,9 +25,9 @@ function machine({ device, disk_bytes: disk, findings }) {
 }
 
 const doors = (train, taken) => h('div', { class: 's-doors' }, [
-  ['Try it in ten seconds', 'The embedded starter learns to talk like a pirate.', train],
-  ['With my data', 'From what you want to settings, with a reason for each.', openGuide],
-  ['With my model', 'Choose or download one that fits on this machine.', () => go('/models')],
+  [t`Try it in ten seconds`, t`The embedded starter learns to talk like a pirate.`, train],
+  [t`With my data`, t`From what you want to settings, with a reason for each.`, openGuide],
+  [t`With my model`, t`Choose or download one that fits on this machine.`, () => go('/models')],
 ].map(([title, words, act]) => {
   const node = button('', () => { taken(); return act(); }, 's-door');
   node.append(h('b', {}, title), h('span', { class: 's-quiet' }, words));
@@ -43,8 +43,8 @@ export class Welcome {
   async open() {
     const found = await send('/api/do/welcome', {});
     if (!found?.first) return;
-    this.element.append(h('header', { class: 's-row-between' }, h('h2', {}, 'Welcome'),
-      button('Close', () => this.done(), 's-tool')), ...machine(found).filter(Boolean),
+    this.element.append(h('header', { class: 's-row-between' }, h('h2', {}, t`Welcome`),
+      button(t`Close`, () => this.done(), 's-tool')), ...machine(found).filter(Boolean),
     doors(() => this.page.start(), () => this.done()));
     this.element.hidden = false;
   }
@@ -63,9 +63,9 @@ export async function openHelp() {
   if (!found) return;
   let node = null;
   const start = () => { const page = document.querySelector('studio-train'); return page ? page.start() : go('/'); };
-  node = dialog('Help', h('div', { class: 's-first' }, machine(found), doors(start, () => node.close()),
-    h('h3', {}, 'Keys'), h('dl', { class: 's-pairs' }, KEYS.map(([keys, words]) => h('div', {}, h('dt', {},
+  node = dialog(t`Help`, h('div', { class: 's-first' }, machine(found), doors(start, () => node.close()),
+    h('h3', {}, t`Keys`), h('dl', { class: 's-pairs' }, KEYS.map(([keys, words]) => h('div', {}, h('dt', {},
       h('kbd', {}, keys)), h('dd', {}, words)))),
-    quiet('In a terminal: ', h('code', {}, 'studio --help'), ' lists the commands, ', h('code', {}, 'studio doctor'),
-      ' examines this machine.')), 'Close');
+    quiet(t`In a terminal: `, h('code', {}, 'studio --help'), t` lists the commands, `, h('code', {}, 'studio doctor'),
+      t` examines this machine.`)), t`Close`);
 }
